@@ -1,0 +1,74 @@
+//! What operators and probes ask.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+
+use super::{Answer, Shared, json};
+use crate::api::outcome::{Failure, Outcome};
+use crate::refusal::Unavailable;
+
+/// Most reasons that `/readyz` lists.
+const REASONS_MAX: usize = 20;
+
+/// The process lives.
+pub(super) async fn healthz() -> Response {
+    #[derive(Serialize)]
+    struct Health {
+        status: &'static str,
+    }
+    json(StatusCode::OK, &Health { status: "ok" })
+}
+
+/// Every shard serves.
+pub(super) async fn readyz(State(api): State<Shared>) -> Answer {
+    let readiness = api.scheduler.readiness();
+    if readiness.ready {
+        return Ok(json(StatusCode::OK, &readiness));
+    }
+    let mut failure = Failure::from(Unavailable::Loading);
+    let mut reasons = readiness.reasons;
+    let more = reasons.len().saturating_sub(REASONS_MAX);
+    reasons.truncate(REASONS_MAX);
+    if more > 0 {
+        reasons.push(format!("and {more} more"));
+    }
+    if !reasons.is_empty() {
+        failure.message = reasons.join("; ").into();
+    }
+    Err(failure)
+}
+
+/// The scrape.
+pub(super) async fn metrics(State(api): State<Shared>) -> Response {
+    api.scheduler.observe();
+    let exporter = api.exporter.clone();
+    // Rendering thousands of series takes milliseconds, which no claim should wait for.
+    match tokio::task::spawn_blocking(move || exporter.render()).await {
+        Ok(text) => {
+            let plain = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            ([(header::CONTENT_TYPE, plain)], text).into_response()
+        }
+        Err(_) => Failure::from(Unavailable::Stopping).into_response(),
+    }
+}
+
+/// Every shard of every pool.
+pub(super) async fn debug_shards(State(api): State<Shared>) -> Response {
+    json(StatusCode::OK, &api.scheduler.debug_shards().await)
+}
+
+/// Nothing is served under this path.
+pub(super) async fn no_route(request: Request) -> Failure {
+    let path = request.uri().path();
+    if path.starts_with("/v1/") && path.ends_with('/') {
+        return Failure::invalid("path", "must not end in a slash: names are 1..=255 bytes");
+    }
+    Failure::new(Outcome::ROUTE, "no such route")
+}
+
+/// The path is served, but not with this method.
+pub(super) async fn no_method() -> Failure {
+    Failure::new(Outcome::METHOD, "this route does not take this method; see the Allow header")
+}

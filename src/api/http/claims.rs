@@ -1,0 +1,91 @@
+//! Claims.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+
+use super::json::{
+    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson,
+    TENANT_DEFAULT,
+};
+use super::read::{Params, Segments, body, item, merge, object};
+use super::{Answer, Shared, created, done, json};
+use crate::api::outcome::{Failure, Outcome};
+use crate::limits;
+use crate::model::{ClaimFilter, ClaimId, check_name};
+
+/// Namespace and key, as the path has them.
+type KeyPath = Segments<(String, String)>;
+
+/// Takes a worker, or finds that the key has one.
+pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let bytes = body(&api, sent).await?;
+    let request = object::<ClaimBody<'_>>(&bytes)?.request()?;
+    let taken = api.scheduler.claim(request).await?;
+    Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
+}
+
+/// Many claims; a bad one harms no other.
+pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let bytes = body(&api, sent).await?;
+    let batch: ClaimsBatch<'_> = object(&bytes)?;
+    if matches!(batch.mode, BatchMode::AllOrNothing) {
+        return Err(Failure::invalid("mode", "all_or_nothing is not built in this version; known: independent"));
+    }
+    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request());
+    let outcomes = merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?;
+    Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
+}
+
+/// Who holds the key.
+pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: KeyPath) -> Answer {
+    let tenant = Params::read(&uri, &["tenant"])?.take("tenant");
+    let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(TENANT_DEFAULT), &path.0.1)?;
+    let claim = api.scheduler.get_claim(&id).await?;
+    Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
+}
+
+/// `{key}:confirm` and `{key}:release`. A key holds no colon, so the last one begins the verb.
+pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let Segments((namespace, segment)) = path;
+    let (key, verb) = match segment.rsplit_once(':') {
+        Some((key, verb @ ("confirm" | "release"))) => (key, verb),
+        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :release")),
+    };
+    let bytes = body(&api, sent).await?;
+    let HolderBody { fence, tenant } = object(&bytes)?;
+    if fence > limits::FENCE_MAX {
+        return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
+    }
+    let id = ClaimId::new(&namespace, tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0), key)?;
+    if verb == "release" {
+        api.scheduler.release(&id, fence).await?;
+        return Ok(done());
+    }
+    let claim = api.scheduler.confirm(&id, fence).await?;
+    Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
+}
+
+/// Page by page.
+pub(super) async fn list(State(api): State<Shared>, uri: Uri) -> Answer {
+    let mut params = Params::read(&uri, &["namespace", "pool", "worker", "tenant", "page_token", "limit"])?;
+    let (token, limit) = (params.take("page_token"), params.limit()?);
+    let mut name = |field: &'static str| match params.take(field) {
+        Some(value) => check_name(field, &value).map(|()| Some(value)),
+        None => Ok(None),
+    };
+    let filter = ClaimFilter {
+        namespace: name("namespace")?,
+        pool: name("pool")?,
+        worker: name("worker")?,
+        tenant: name("tenant")?,
+    };
+    if filter.pool.is_some() && filter.namespace.is_none() {
+        return Err(Failure::invalid("namespace", "is required with pool"));
+    }
+    let page = api.scheduler.list_claims(&filter, token.as_deref(), limit).await?;
+    Ok(json(StatusCode::OK, &PageJson::<ClaimJson<'_>>::from(&page)))
+}

@@ -1,0 +1,93 @@
+//! What stands around every request: a deadline, a net for panics, and the count of answers.
+
+use std::panic::AssertUnwindSafe;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use futures::FutureExt as _;
+use tokio::time::timeout;
+
+use super::Shared;
+use crate::api::outcome::{Failure, Outcome};
+use crate::metrics::{Route, metrics};
+use crate::refusal::Refusal;
+
+/// Runs one request.
+pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    let route = route_of(&request);
+    // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
+    let answer = AssertUnwindSafe(timeout(api.request_timeout, next.run(request))).catch_unwind().await;
+    let response = match answer {
+        Ok(Ok(response)) => response,
+        Ok(Err(_elapsed)) => Failure::from(Refusal::DeadlineExceeded).into_response(),
+        Err(_panic) => {
+            tracing::error!(route = route.word(), "a handler panicked");
+            Failure::new(Outcome::PANIC, "a defect of the service; the process goes on").into_response()
+        }
+    };
+    metrics().http_requests(route, response.status().as_u16()).increment(1);
+    response
+}
+
+fn route_of(request: &Request) -> Route {
+    let Some(matched) = request.extensions().get::<MatchedPath>() else { return Route::Unmatched };
+    match Route::ALL.iter().find(|route| route.word() == matched.as_str()) {
+        // One template to the router, three to people.
+        Some(Route::Claim) if request.uri().path().ends_with(":release") => Route::Release,
+        Some(Route::Claim) if request.uri().path().ends_with(":confirm") => Route::Confirm,
+        Some(route) => *route,
+        None => Route::Unmatched,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use axum::body::Body;
+    use axum::routing::get;
+    use axum::{Router, middleware};
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::api::http::Api;
+    use crate::metrics::install;
+    use crate::scheduler::{Scheduler, Settings};
+    use crate::store::memory::MemoryStore;
+
+    async fn panics() -> Response {
+        panic!("a test's own")
+    }
+
+    async fn hangs() -> Response {
+        std::future::pending().await
+    }
+
+    #[tokio::test]
+    async fn a_panic_and_a_hang_are_answered_and_counted() {
+        let exporter = install().unwrap();
+        let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
+        let api = Arc::new(Api::new(scheduler, exporter.clone(), 1024, Duration::from_millis(10)));
+        let router = Router::new()
+            .route(Route::DebugShards.word(), get(panics))
+            .route(Route::Readyz.word(), get(hangs))
+            .layer(middleware::from_fn_with_state(Arc::clone(&api), guard))
+            .with_state(api);
+        let table = [
+            (Route::DebugShards, 500, r#"{"error":{"code":"INTERNAL","reason":"panic","message":"#),
+            (Route::Readyz, 504, r#"{"error":{"code":"DEADLINE_EXCEEDED","message":"#),
+        ];
+        for (route, status, words) in table {
+            let request = Request::get(route.word()).body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert!(body.starts_with(words.as_bytes()), "{body:?}");
+            let counted = format!(r#"http_requests_total{{route="{}",status="{status}"}} 1"#, route.word());
+            assert!(exporter.render().contains(&counted), "{counted}");
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The shapes on the wire. What comes in refuses unknown fields; what goes out borrows from the model.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::read::{Items, nested};
+use crate::api::outcome::Failure;
+use crate::model::{
+    Ack, Capacity, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Labels, Millis, Page, PoolName, PoolSpec,
+    PoolStatus, Registered, Schedulability, Seq, ShardStatus, Taken, WorkerId, WorkerSpec, WorkerView, affinity_hash,
+    check_name, present,
+};
+
+/// Tenant of a request that names none.
+pub(super) const TENANT_DEFAULT: &str = "default";
+
+/// A string that borrows from the body unless it holds an escape.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
+
+/// A request for one worker.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClaimBody<'a> {
+    #[serde(borrow)]
+    namespace: Text<'a>,
+    // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
+    #[serde(borrow, default, deserialize_with = "present")]
+    key: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    tenant: Option<Text<'a>>,
+    #[serde(borrow)]
+    pool: Text<'a>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    affinity: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    reserve_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    ack: Option<Ack>,
+}
+
+impl ClaimBody<'_> {
+    /// Checks every name.
+    pub(super) fn request(&self) -> Result<ClaimRequest, Failure> {
+        let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
+        let mut made = [0; uuid::fmt::Hyphenated::LENGTH];
+        let key = match &self.key {
+            Some(text) => &*text.0,
+            None => Uuid::now_v7().hyphenated().encode_lower(&mut made),
+        };
+        let affinity = match &self.affinity {
+            Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
+            None => key,
+        };
+        Ok(ClaimRequest {
+            id: ClaimId::new(&self.namespace.0, tenant, key)?,
+            pool: PoolName::new(&self.namespace.0, &self.pool.0)?,
+            affinity: affinity_hash(affinity),
+            reserve_ms: self.reserve_ms,
+            ack: self.ack,
+        })
+    }
+}
+
+/// How a batch of claims is carried out.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BatchMode {
+    /// Each item for itself.
+    Independent,
+    /// All items or none. Not built yet.
+    AllOrNothing,
+}
+
+/// Many claims.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClaimsBatch<'a> {
+    pub(super) mode: BatchMode,
+    #[serde(borrow)]
+    pub(super) items: Items<'a>,
+}
+
+/// The body of `:confirm` and `:release`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HolderBody<'a> {
+    pub(super) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) tenant: Option<Text<'a>>,
+}
+
+/// A registration; the id is in the path.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WorkerBody {
+    #[serde(deserialize_with = "nested")]
+    capacity: Capacity,
+    labels: Labels,
+    #[serde(deserialize_with = "present")]
+    node: Option<String>,
+    incarnation: u64,
+}
+
+impl WorkerBody {
+    /// Checks every field.
+    pub(super) fn spec(self, id: &str) -> Result<WorkerSpec, Failure> {
+        let Self { capacity, labels, node, incarnation } = self;
+        let spec = WorkerSpec { id: WorkerId::new(id)?, capacity, labels, node: node.map(Into::into), incarnation };
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+/// A registration in a batch.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkerItem<'a> {
+    #[serde(borrow)]
+    id: Text<'a>,
+    #[serde(default, deserialize_with = "nested")]
+    capacity: Capacity,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default, deserialize_with = "present")]
+    node: Option<String>,
+    #[serde(default)]
+    incarnation: u64,
+}
+
+impl WorkerItem<'_> {
+    /// Checks every field.
+    pub(super) fn spec(self) -> Result<WorkerSpec, Failure> {
+        let Self { id, capacity, labels, node, incarnation } = self;
+        WorkerBody { capacity, labels, node, incarnation }.spec(&id.0)
+    }
+}
+
+/// Many registrations.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkersBatch<'a> {
+    #[serde(borrow)]
+    pub(super) workers: Items<'a>,
+}
+
+/// `{}`.
+#[derive(Serialize)]
+pub(super) struct Empty {}
+
+/// A claim.
+#[derive(Serialize)]
+pub(super) struct ClaimJson<'a> {
+    key: &'a str,
+    tenant: &'a str,
+    fence: Fence,
+    namespace: &'a str,
+    pool: &'a str,
+    worker: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    state: ClaimState,
+    resources: &'a Capacity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<Millis>,
+}
+
+impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
+    fn from(claim: &'a ClaimView) -> Self {
+        let worker = &claim.worker.spec;
+        Self {
+            key: claim.id.key(),
+            tenant: claim.id.tenant(),
+            fence: claim.fence,
+            namespace: claim.id.namespace(),
+            pool: claim.pool.pool(),
+            worker: worker.id.as_str(),
+            node: worker.node.as_deref(),
+            state: claim.state,
+            // A claim of an exclusive pool takes the whole worker.
+            resources: &worker.capacity,
+            expires_at_ms: claim.expires_at_ms,
+        }
+    }
+}
+
+/// `{"claim":{...}}`.
+#[derive(Serialize)]
+pub(super) struct ClaimAnswer<'a> {
+    claim: ClaimJson<'a>,
+}
+
+impl<'a> From<&'a ClaimView> for ClaimAnswer<'a> {
+    fn from(claim: &'a ClaimView) -> Self {
+        Self { claim: claim.into() }
+    }
+}
+
+/// A worker.
+#[derive(Serialize)]
+pub(super) struct WorkerJson<'a> {
+    id: &'a str,
+    capacity: &'a Capacity,
+    labels: &'a Labels,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    incarnation: u64,
+    state: &'static str,
+    schedulability: Schedulability,
+    version: Seq,
+    shard: u16,
+    claims: Vec<ClaimJson<'a>>,
+}
+
+impl<'a> From<&'a WorkerView> for WorkerJson<'a> {
+    fn from(worker: &'a WorkerView) -> Self {
+        let spec = &worker.card.spec;
+        Self {
+            id: spec.id.as_str(),
+            capacity: &spec.capacity,
+            labels: &spec.labels,
+            node: spec.node.as_deref(),
+            incarnation: spec.incarnation,
+            state: if worker.busy { "busy" } else { "idle" },
+            schedulability: worker.schedulability,
+            version: worker.version,
+            shard: worker.shard,
+            claims: worker.claims.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// `{"worker":{...}}`.
+#[derive(Serialize)]
+pub(super) struct WorkerAnswer<'a> {
+    worker: WorkerJson<'a>,
+}
+
+impl<'a> From<&'a WorkerView> for WorkerAnswer<'a> {
+    fn from(worker: &'a WorkerView) -> Self {
+        Self { worker: worker.into() }
+    }
+}
+
+#[derive(Serialize)]
+struct WorkerCounts {
+    total: u64,
+    idle: u64,
+    busy: u64,
+}
+
+#[derive(Serialize)]
+struct ClaimCounts {
+    reserved: u64,
+    active: u64,
+}
+
+#[derive(Serialize)]
+struct GpuCounts {
+    total: u64,
+    free: u64,
+}
+
+/// A pool with its figures.
+#[derive(Serialize)]
+pub(super) struct PoolJson<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    spec: &'a PoolSpec,
+    workers: WorkerCounts,
+    claims: ClaimCounts,
+    capacity: &'a Capacity,
+    free: &'a Capacity,
+    gpus: BTreeMap<&'a str, GpuCounts>,
+    /// Not in listings: a page of them could be hundreds of megabytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards: Option<&'a [ShardStatus]>,
+}
+
+impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
+    fn from(pool: &'a PoolStatus) -> Self {
+        let sum = |figure: fn(&ShardStatus) -> u64| pool.shards.iter().map(figure).sum::<u64>();
+        let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
+        Self {
+            namespace: pool.name.namespace(),
+            name: pool.name.pool(),
+            spec: &pool.spec,
+            workers: WorkerCounts { total: sum(|shard| shard.workers), idle: sum(|shard| shard.idle), busy },
+            // One claim a busy worker. Shards are read one after another, so the difference is kept above zero.
+            claims: ClaimCounts { reserved, active: busy.saturating_sub(reserved) },
+            capacity: &pool.capacity,
+            free: &pool.free,
+            gpus: pool.gpus.iter().map(|(model, &(total, free))| (model.as_str(), GpuCounts { total, free })).collect(),
+            shards: None,
+        }
+    }
+}
+
+/// `{"pool":{...}}`.
+#[derive(Serialize)]
+pub(super) struct PoolAnswer<'a> {
+    pool: PoolJson<'a>,
+}
+
+impl<'a> From<&'a PoolStatus> for PoolAnswer<'a> {
+    fn from(pool: &'a PoolStatus) -> Self {
+        Self { pool: PoolJson { shards: Some(&pool.shards), ..pool.into() } }
+    }
+}
+
+/// `{"items":[...], "next_page_token"?}`.
+#[derive(Serialize)]
+pub(super) struct PageJson<'a, J> {
+    items: Vec<J>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<&'a str>,
+}
+
+impl<'a, T, J: From<&'a T>> From<&'a Page<T>> for PageJson<'a, J> {
+    fn from(page: &'a Page<T>) -> Self {
+        Self { items: page.items.iter().map(Into::into).collect(), next_page_token: page.next.as_deref() }
+    }
+}
+
+/// `{"items":[...]}`: one outcome an item, in order.
+#[derive(Serialize)]
+pub(super) struct Outcomes<J> {
+    pub(super) items: Vec<J>,
+}
+
+/// `{"claim","created"}` or `{"error"}`.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum ClaimOutcome<'a> {
+    Done { claim: ClaimJson<'a>, created: bool },
+    Failed(&'a Failure),
+}
+
+impl<'a> From<&'a Result<Taken, Failure>> for ClaimOutcome<'a> {
+    fn from(outcome: &'a Result<Taken, Failure>) -> Self {
+        match outcome {
+            Ok(taken) => Self::Done { claim: (&taken.claim).into(), created: taken.created },
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}
+
+/// `{"worker","created"}` or `{"error"}`.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum WorkerOutcome<'a> {
+    Done { worker: WorkerJson<'a>, created: bool },
+    Failed(&'a Failure),
+}
+
+impl<'a> From<&'a Result<Registered, Failure>> for WorkerOutcome<'a> {
+    fn from(outcome: &'a Result<Registered, Failure>) -> Self {
+        match outcome {
+            Ok(registered) => Self::Done { worker: (&registered.worker).into(), created: registered.created },
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Accepts connections, a bounded number of them, HTTP/1.1 and HTTP/2 on one port.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tower::Service as _;
+
+use crate::metrics::metrics;
+
+/// How long a request's head may take, and a connection may idle between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest request head, and the most that is read ahead on one connection, in bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// How often an idle HTTP/2 peer is asked whether it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Most requests in flight on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 1024;
+/// Pause after the system refused to accept, which is mostly a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `stop` resolves; then accepts no more and waits at most `grace` for the requests in flight.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    max_connections: usize,
+    grace: Duration,
+    stop: impl Future<Output = ()>,
+) {
+    let connections = Arc::new(Semaphore::new(max_connections));
+    let http = Arc::new(protocol());
+    let graceful = GracefulShutdown::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        match accepted {
+            Ok((stream, _)) => match Arc::clone(&connections).try_acquire_owned() {
+                Ok(permit) => {
+                    let (http, router) = (Arc::clone(&http), router.clone());
+                    tokio::spawn(connection(stream, http, router, graceful.watcher(), permit));
+                }
+                // Closed by the drop: a queue of connections would only make the wait longer.
+                Err(_) => metrics().http_connections_refused.increment(1),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // A peer that went away in the queue costs nothing; anything else needs time to pass.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    if timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still in flight at the deadline of the shutdown");
+    }
+}
+
+fn protocol() -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_concurrent_streams(STREAMS_MAX);
+    http
+}
+
+async fn connection(
+    stream: TcpStream,
+    http: Arc<auto::Builder<TokioExecutor>>,
+    router: Router,
+    watcher: Watcher,
+    _permit: OwnedSemaphorePermit,
+) {
+    // A small answer would otherwise wait for the peer's acknowledgement of the one before.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection was gone before it was served");
+        return;
+    }
+    metrics().http_connections.increment(1.0);
+    let asked = Arc::new(AtomicBool::new(false));
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
+        router.clone().call(request)
+    });
+    let serving = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
+    // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
+    let silence = async {
+        sleep(HEAD_TIMEOUT).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        ended = serving => if let Err(error) = ended { tracing::debug!(%error, "a connection ended early") },
+        () = silence => {}
+    }
+    metrics().http_connections.decrement(1.0);
+}

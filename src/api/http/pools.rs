@@ -1,0 +1,47 @@
+//! Pools.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+
+use super::json::{PageJson, PoolAnswer, PoolJson};
+use super::read::{Params, Segments, body, object};
+use super::{Answer, Shared, created, done, json};
+use crate::model::{PoolName, PoolSpec};
+
+/// Namespace and pool, as the path has them.
+pub(super) type PoolPath = Segments<(String, String)>;
+
+/// Creates or replaces.
+pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    let spec: PoolSpec = object(&body(&api, sent).await?)?;
+    spec.check()?;
+    let (new, status) = api.scheduler.put_pool(name, spec).await?;
+    Ok(json(created(new), &PoolAnswer::from(&status)))
+}
+
+/// Spec, counts and figures by shard.
+pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
+    Params::read(&uri, &[])?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    let status = api.scheduler.get_pool(&name).await?;
+    Ok(json(StatusCode::OK, &PoolAnswer::from(&status)))
+}
+
+/// Deletes a pool without workers, or with `force=true` any pool.
+pub(super) async fn delete(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
+    let force = Params::read(&uri, &["force"])?.flag("force")?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    api.scheduler.delete_pool(&name, force).await?;
+    Ok(done())
+}
+
+/// Page by page.
+pub(super) async fn list(State(api): State<Shared>, uri: Uri) -> Answer {
+    let mut params = Params::read(&uri, &["page_token", "limit"])?;
+    let (token, limit) = (params.take("page_token"), params.limit()?);
+    let page = api.scheduler.list_pools(token.as_deref(), limit).await?;
+    Ok(json(StatusCode::OK, &PageJson::<PoolJson<'_>>::from(&page)))
+}

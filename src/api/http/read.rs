@@ -1,0 +1,217 @@
+//! From bytes to checked values: body, JSON, query and path, each refusal naming its field.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::Uri;
+use axum::http::request::Parts;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body as _;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use tokio::sync::SemaphorePermit;
+
+use super::Api;
+use super::mend::{mend, short};
+use crate::api::outcome::{Failure, Outcome};
+use crate::limits;
+use crate::refusal::{Refusal, Unavailable};
+
+/// Largest body that is read without asking for room, in bytes: that of any call but a batch.
+const BODY_SMALL_BYTES: u64 = 16 << 10;
+/// Most that larger bodies may take together, in KiB. Past it they are refused (`overloaded`).
+pub(super) const BODIES_KIB_MAX: usize = 256 << 10;
+
+/// A body that was read, and its place among the large ones.
+pub(super) struct Sent<'a> {
+    bytes: Bytes,
+    _room: Option<SemaphorePermit<'a>>,
+}
+
+impl std::ops::Deref for Sent<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads a body.
+pub(super) async fn body(api: &Api, body: Body) -> Result<Sent<'_>, Failure> {
+    let max = api.max_body_bytes;
+    let too_large = || Failure::new(Outcome::BODY_TOO_LARGE, format!("the body is larger than {max} bytes"));
+    // What announces its length is refused unread.
+    let announced = body.size_hint();
+    if announced.lower() > max as u64 {
+        return Err(too_large());
+    }
+    let most = announced.upper().unwrap_or(max as u64);
+    let room = if most <= BODY_SMALL_BYTES {
+        None
+    } else {
+        let kib = u32::try_from(most.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        Some(api.bodies.try_acquire_many(kib).map_err(|_| Unavailable::Overloaded)?)
+    };
+    match Limited::new(body, max).collect().await {
+        Ok(read) => Ok(Sent { bytes: read.to_bytes(), _room: room }),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(Failure::invalid("body", format!("could not be read: {error}"))),
+    }
+}
+
+/// Parses one JSON object, whatever the content type says (`curl -d` says form). Nothing at all means `{}`.
+pub(super) fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
+    let start = body.iter().position(|b| !b.is_ascii_whitespace());
+    match start.map(|at| body[at]) {
+        None => serde_json::from_slice(b"{}").map_err(|_| mend::<T>(b"{}")),
+        Some(b'{') => serde_json::from_slice(body).map_err(|_| mend::<T>(body)),
+        // A derived struct would take `["a", "b"]` as its fields in order.
+        Some(_) => match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+            Ok(_) => Err(Failure::invalid("body", "must be a JSON object")),
+            Err(_) => Err(mend::<serde::de::IgnoredAny>(body)),
+        },
+    }
+}
+
+/// Parses one item of a batch. Its own failures have the field relative to the item.
+pub(super) fn item<'a, T: Deserialize<'a>>(item: &'a RawValue) -> Result<T, Failure> {
+    object(item.get().as_bytes()).map_err(|mut failure| {
+        if failure.field.as_deref() == Some("body") {
+            failure.field = Some("".into());
+        }
+        failure
+    })
+}
+
+/// Sends the good items of a batch on and puts every outcome in its place.
+pub(super) async fn merge<R, T>(
+    items: &str,
+    read: impl Iterator<Item = Result<R, Failure>>,
+    send: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, Refusal>>, Refusal>,
+) -> Result<Vec<Result<T, Failure>>, Failure> {
+    let mut good = Vec::new();
+    // `None` marks the place of a good one.
+    let places: Vec<Option<Failure>> = read.map(|read| read.map(|request| good.push(request)).err()).collect();
+    let mut answers = if good.is_empty() { Vec::new() } else { send(good).await? }.into_iter();
+    let mut fill = |(index, bad): (usize, Option<Failure>)| match bad {
+        Some(failure) => Err(failure.in_item(items, index)),
+        None => {
+            let answer = answers.next().expect("one answer for each request that was sent");
+            answer.map_err(|refusal| Failure::from(refusal).in_item(items, index))
+        }
+    };
+    Ok(places.into_iter().enumerate().map(&mut fill).collect())
+}
+
+/// The items of a batch, unparsed, so that a bad one harms no other.
+pub(super) struct Items<'a>(pub(super) Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded;
+        impl<'de> Visitor<'de> for Bounded {
+            type Value = Vec<&'de RawValue>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    // Checked while reading: a body of 8 MiB holds four million empty items.
+                    if items.len() == limits::BATCH_ITEMS_MAX {
+                        let message = format!("at most {} items", limits::BATCH_ITEMS_MAX);
+                        return Err(serde::de::Error::custom(message));
+                    }
+                    items.push(item);
+                }
+                Ok(items)
+            }
+        }
+        deserializer.deserialize_seq(Bounded).map(Self)
+    }
+}
+
+/// For a nested struct that must be an object: a derived one would also take an array of its fields in order.
+pub(super) fn nested<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(Object(PhantomData))
+}
+
+/// The segments of a path, percent-decoded.
+pub(super) struct Segments<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(segments)) => Ok(Self(segments)),
+            Err(_) => Err(Failure::invalid("path", "must be UTF-8 when percent-decoded")),
+        }
+    }
+}
+
+/// The query, as pairs that a handler takes by name.
+pub(super) struct Params(Vec<(String, String)>);
+
+impl Params {
+    /// Reads the query; a parameter that is not in `known` or comes twice is refused.
+    pub(super) fn read(uri: &Uri, known: &[&str]) -> Result<Self, Failure> {
+        let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) else {
+            return Err(Failure::invalid("query", "must be name=value pairs"));
+        };
+        for (i, (name, _)) in pairs.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                let known =
+                    if known.is_empty() { "none is known".to_owned() } else { format!("known: {}", known.join(", ")) };
+                return Err(Failure::invalid(short(name), format!("unknown query parameter; {known}")));
+            }
+            if pairs[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Failure::invalid(name.clone(), "is given twice"));
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    /// Takes one parameter.
+    pub(super) fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    /// Takes `limit`: items on a page.
+    pub(super) fn limit(&mut self) -> Result<usize, Failure> {
+        let Some(text) = self.take("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
+        match text.parse() {
+            Ok(limit) if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
+            _ => Err(Failure::invalid("limit", format!("must be a whole number, 1..={}", limits::PAGE_ITEMS_MAX))),
+        }
+    }
+
+    /// Takes a yes or no.
+    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Failure> {
+        match self.take(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(Failure::invalid(name, "must be true or false")),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Workers.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+
+use super::json::{Outcomes, PageJson, WorkerAnswer, WorkerBody, WorkerItem, WorkerJson, WorkerOutcome, WorkersBatch};
+use super::pools::PoolPath;
+use super::read::{Params, Segments, body, item, merge, object};
+use super::{Answer, Shared, created, done, json};
+use crate::model::{PoolName, WorkerId};
+
+/// Namespace, pool and worker, as the path has them.
+type WorkerPath = Segments<(String, String, String)>;
+
+/// Registers one.
+pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: WorkerPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let Segments((namespace, pool, id)) = path;
+    let pool = PoolName::new(&namespace, &pool)?;
+    let spec = object::<WorkerBody>(&body(&api, sent).await?)?.spec(&id)?;
+    let registered = api.scheduler.register(&pool, spec).await?;
+    Ok(json(created(registered.created), &WorkerAnswer::from(&registered.worker)))
+}
+
+/// Registers many; a bad one harms no other.
+pub(super) async fn put_batch(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let pool = PoolName::new(&path.0.0, &path.0.1)?;
+    let bytes = body(&api, sent).await?;
+    let batch: WorkersBatch<'_> = object(&bytes)?;
+    let read = batch.workers.0.iter().map(|raw| item::<WorkerItem<'_>>(raw)?.spec());
+    let outcomes = merge("workers", read, async |specs| api.scheduler.register_batch(&pool, specs).await).await?;
+    Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(WorkerOutcome::from).collect() }))
+}
+
+/// One, with what it holds.
+pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: WorkerPath) -> Answer {
+    Params::read(&uri, &[])?;
+    let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
+    let worker = api.scheduler.get_worker(&pool, &id).await?;
+    Ok(json(StatusCode::OK, &WorkerAnswer::from(&worker)))
+}
+
+/// Ends one and what it holds.
+pub(super) async fn delete(State(api): State<Shared>, uri: Uri, path: WorkerPath) -> Answer {
+    Params::read(&uri, &[])?;
+    let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
+    api.scheduler.delete_worker(&pool, &id).await?;
+    Ok(done())
+}
+
+/// Page by page.
+pub(super) async fn list(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
+    let mut params = Params::read(&uri, &["page_token", "limit"])?;
+    let (token, limit) = (params.take("page_token"), params.limit()?);
+    let pool = PoolName::new(&path.0.0, &path.0.1)?;
+    let page = api.scheduler.list_workers(&pool, token.as_deref(), limit).await?;
+    Ok(json(StatusCode::OK, &PageJson::<WorkerJson<'_>>::from(&page)))
+}

@@ -1,0 +1,188 @@
+//! The one table of outcomes: [`Refusal`] to code word, HTTP status and reason; and the error that edges send.
+
+use std::borrow::Cow;
+
+use serde::{Serialize, Serializer};
+
+use crate::refusal::{Refusal, Unavailable};
+
+/// The words for errors, on every edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Code {
+    /// The request is wrong, whatever the state of the service.
+    InvalidArgument,
+    /// The named thing does not exist.
+    NotFound,
+    /// The caller is not, or no longer, the holder.
+    Aborted,
+    /// What is there does not allow it.
+    FailedPrecondition,
+    /// No room.
+    ResourceExhausted,
+    /// Cannot be answered now; retry.
+    Unavailable,
+    /// No answer in time; the outcome is unknown.
+    DeadlineExceeded,
+    /// A defect of the service.
+    Internal,
+}
+
+/// How one outcome is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// The word.
+    pub code: Code,
+    /// HTTP status.
+    pub status: u16,
+    /// The finer word, where callers can act on it.
+    pub reason: Option<&'static str>,
+}
+
+impl Outcome {
+    /// No such route.
+    pub const ROUTE: Self = Self { code: Code::NotFound, status: 404, reason: Some("route") };
+    /// The route exists, the method does not.
+    pub const METHOD: Self = Self { code: Code::InvalidArgument, status: 405, reason: Some("method") };
+    /// The body is larger than the service takes.
+    pub const BODY_TOO_LARGE: Self = Self { code: Code::InvalidArgument, status: 413, reason: Some("body_too_large") };
+    /// A handler panicked.
+    pub const PANIC: Self = Self { code: Code::Internal, status: 500, reason: Some("panic") };
+
+    /// The table.
+    #[must_use]
+    pub const fn of(refusal: &Refusal) -> Self {
+        let (code, status, reason) = match refusal {
+            Refusal::Invalid { .. } => (Code::InvalidArgument, 400, None),
+            Refusal::NotFound(_) => (Code::NotFound, 404, None),
+            Refusal::Fence => (Code::Aborted, 409, Some("fence")),
+            Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
+            Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),
+            Refusal::Unavailable(why) => (Code::Unavailable, 503, Some(why.reason())),
+            Refusal::DeadlineExceeded => (Code::DeadlineExceeded, 504, None),
+        };
+        Self { code, status, reason }
+    }
+}
+
+/// An answer that is not success. Serialises as `{"error":{"code","reason"?,"field"?,"message"}}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What it is called.
+    pub outcome: Outcome,
+    /// Path of the offending field, if one is to blame.
+    pub field: Option<Cow<'static, str>>,
+    /// For people.
+    pub message: Cow<'static, str>,
+}
+
+impl Failure {
+    /// A failure that names no field.
+    pub fn new(outcome: Outcome, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { outcome, field: None, message: message.into() }
+    }
+
+    /// A wrong field.
+    pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
+        Refusal::invalid(field, message).into()
+    }
+
+    /// The same, said of one item of a batch: the field is under `items[index]`.
+    #[must_use]
+    pub fn in_item(mut self, items: &str, index: usize) -> Self {
+        if let Some(field) = &self.field {
+            let dot = if field.is_empty() { "" } else { "." };
+            self.field = Some(format!("{items}[{index}]{dot}{field}").into());
+        }
+        self
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let outcome = Outcome::of(&refusal);
+        match refusal {
+            Refusal::Invalid { field, message } => Self { outcome, field: Some(field), message },
+            Refusal::State(message) => Self { outcome, field: None, message },
+            other => Self { outcome, field: None, message: other.to_string().into() },
+        }
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(why: Unavailable) -> Self {
+        Refusal::Unavailable(why).into()
+    }
+}
+
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            error: Body<'a>,
+        }
+        #[derive(Serialize)]
+        struct Body<'a> {
+            code: Code,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'static str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            field: Option<&'a str>,
+            message: &'a str,
+        }
+        let Outcome { code, reason, .. } = self.outcome;
+        Envelope { error: Body { code, reason, field: self.field.as_deref(), message: &self.message } }
+            .serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refusal::{Exhausted, What};
+
+    #[test]
+    fn every_refusal_has_its_words() {
+        let said = |refusal: Refusal| {
+            let status = Outcome::of(&refusal).status;
+            format!("{status} {}", serde_json::to_string(&Failure::from(refusal)).unwrap())
+        };
+        let table = [
+            (
+                Refusal::invalid("key", "must be 1..=255 bytes, got 0"),
+                r#"400 {"error":{"code":"INVALID_ARGUMENT","field":"key","message":"must be 1..=255 bytes, got 0"}}"#,
+            ),
+            (Refusal::NotFound(What::Claim), r#"404 {"error":{"code":"NOT_FOUND","message":"claim not found"}}"#),
+            (
+                Refusal::Fence,
+                r#"409 {"error":{"code":"ABORTED","reason":"fence","message":"the fence is not the holder's"}}"#,
+            ),
+            (
+                Refusal::State("it has workers".into()),
+                r#"409 {"error":{"code":"FAILED_PRECONDITION","reason":"state","message":"it has workers"}}"#,
+            ),
+            (
+                Refusal::Exhausted(Exhausted::Pool),
+                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"pool_exhausted","message":"no worker of the pool is free"}}"#,
+            ),
+            (
+                Refusal::Unavailable(Unavailable::Overloaded),
+                r#"503 {"error":{"code":"UNAVAILABLE","reason":"overloaded","message":"a queue is full; retry later"}}"#,
+            ),
+            (
+                Refusal::DeadlineExceeded,
+                r#"504 {"error":{"code":"DEADLINE_EXCEEDED","message":"no answer within the deadline; the outcome is unknown, retry with the same key"}}"#,
+            ),
+        ];
+        for (refusal, words) in table {
+            assert_eq!(said(refusal), words);
+        }
+    }
+
+    #[test]
+    fn an_item_is_named_by_its_index() {
+        let field = |f: Failure| f.in_item("items", 3).field.unwrap();
+        assert_eq!(field(Failure::invalid("pool", "is required")), "items[3].pool");
+        assert_eq!(field(Failure::invalid("", "must be an object")), "items[3]");
+    }
+}

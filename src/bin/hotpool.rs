@@ -1,0 +1,125 @@
+//! The service. Arguments, then configuration, then [`Service::build`], then [`Service::run`].
+//! Exit codes: 0 ok, 1 it could not start, 64 wrong usage or configuration.
+#![warn(missing_docs)]
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use hotpool::config::{Config, LogFormat, Overrides, StoreUrl};
+use hotpool::service::Service;
+use hotpool::{shutdown, telemetry};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Wrong usage or configuration, as in `sysexits.h`.
+const EXIT_USAGE: u8 = 64;
+/// How long what still runs may delay the end.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Assigns work to warm workers.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(Serve),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Configuration file (TOML). Without it no file is looked for.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address and port to listen on, as in 127.0.0.1:7070; port 0 takes any free one.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// Keep records in this directory: short for --store redb:DIR.
+    #[arg(long, value_name = "DIR", conflicts_with = "store")]
+    data_dir: Option<PathBuf>,
+    /// Where records go: redb:DIR or memory:
+    #[arg(long, value_name = "URL")]
+    store: Option<StoreUrl>,
+    /// Serve an address that other machines can reach, though nobody is asked who they are.
+    #[arg(long)]
+    insecure: bool,
+    /// How log lines are written: text or json.
+    #[arg(long, value_name = "FORMAT")]
+    log: Option<LogFormat>,
+}
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(Cli { command: Command::Serve(arguments) }) => serve(arguments),
+        Err(error) => {
+            // Nothing can be done about a closed stream.
+            let _ = error.print();
+            match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EXIT_USAGE),
+            }
+        }
+    }
+}
+
+fn serve(arguments: Serve) -> ExitCode {
+    let Serve { config, listen, data_dir, store, insecure, log } = arguments;
+    let flags = Overrides { listen, store: data_dir.map(StoreUrl::Redb).or(store), insecure, log };
+    // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
+    let lossy = |text: OsString| text.to_string_lossy().into_owned();
+    let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
+    let config = match Config::load(config.as_deref(), environment, flags) {
+        Ok(config) => config,
+        Err(error) => return fail(EXIT_USAGE, &error),
+    };
+    if let Err(error) = telemetry::start(config.log.format) {
+        return fail(EXIT_USAGE, &error);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &error),
+    };
+    let ended = runtime.block_on(run(config));
+    runtime.shutdown_timeout(LINGER);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &error),
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = shutdown::requested()?;
+    let store = config.store.url.clone();
+    let service = Service::build(config).await?;
+    Ok(service.run(|address| welcome(address, &store), stop).await?)
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("hotpool: {error}");
+    ExitCode::from(code)
+}
+
+/// Says where the service is and how to try it.
+fn welcome(address: SocketAddr, store: &StoreUrl) {
+    let text = format!(
+        "hotpool is ready on http://{address} (store: {store})\n\
+         try:\n  \
+         curl -X PUT http://{address}/v1/pools/demo/warm -d '{{}}'\n  \
+         curl -X PUT http://{address}/v1/pools/demo/warm/workers/w1 -d '{{\"capacity\":{{\"cpu_milli\":1000}}}}'\n  \
+         curl -X POST http://{address}/v1/claims -d '{{\"namespace\":\"demo\",\"pool\":\"warm\",\"key\":\"job-1\"}}'\n"
+    );
+    // Whoever started it may have closed the stream; the service goes on.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
+}

@@ -1,0 +1,276 @@
+//! Configuration: defaults, then a TOML file (only if one is named), then `HOTPOOL__SECTION__KEY` from the
+//! environment, then flags. Everything is checked, and every problem told at once, before a port is bound.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use config::{Environment, File, FileFormat};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::scheduler;
+
+/// Prefix of the variables that are read.
+const ENV_PREFIX: &str = "HOTPOOL__";
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The HTTP server.
+    pub server: Server,
+    /// The store.
+    pub store: Store,
+    /// Logging.
+    pub log: Log,
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Address and port. Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Most connections at a time; more are closed at once.
+    pub max_connections: usize,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// From a request's head to its answer, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// Whether an address that is not loopback may be served, though nobody is asked who they are.
+    pub insecure: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            max_connections: 16_384,
+            max_body_bytes: 8 << 20,
+            request_timeout_ms: 10_000,
+            insecure: false,
+        }
+    }
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Where records go.
+    pub url: StoreUrl,
+    /// How long a durable answer waits for the store, in milliseconds.
+    pub wait_ms: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { url: StoreUrl::default(), wait_ms: scheduler::Settings::default().store_wait_ms }
+    }
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// Where records go.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum StoreUrl {
+    /// `redb:DIR`: embedded, in a directory.
+    Redb(PathBuf),
+    /// `memory:`: nothing is kept.
+    Memory,
+}
+
+impl Default for StoreUrl {
+    fn default() -> Self {
+        Self::Redb("./hotpool-data".into())
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("redb", "")) => Err("redb: needs a directory, as in redb:./hotpool-data".to_owned()),
+            Some(("redb", dir)) => Ok(Self::Redb(dir.into())),
+            Some(("memory", "")) => Ok(Self::Memory),
+            Some(("redis" | "rediss" | "redis+cluster" | "redis+sentinel", _)) => {
+                Err("redis is not built in this version; known: redb:DIR, memory:".to_owned())
+            }
+            _ => Err("must be redb:DIR or memory:".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<String> for StoreUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redb(dir) => write!(f, "redb:{}", dir.display()),
+            Self::Memory => f.write_str("memory:"),
+        }
+    }
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be text or json".to_owned()),
+        }
+    }
+}
+
+/// What flags say; it goes over everything else.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--store`, or `--data-dir` as `redb:DIR`.
+    pub store: Option<StoreUrl>,
+    /// `--insecure`.
+    pub insecure: bool,
+    /// `--log`.
+    pub log: Option<LogFormat>,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {error}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is not TOML, or the variables cannot be read.
+    #[error("{0}")]
+    Parse(#[from] config::ConfigError),
+    /// Every problem, one a line.
+    #[error("{}", .0.join("\n"))]
+    Problems(Vec<String>),
+}
+
+impl Config {
+    /// Puts the parts together and checks the result.
+    ///
+    /// # Errors
+    /// Every problem that can be seen at once.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Overrides,
+    ) -> Result<Self, ConfigError> {
+        let mut sources = config::Config::builder();
+        if let Some(path) = file {
+            let text =
+                std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+            sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
+        }
+        let ours: HashMap<_, _> = environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+        let variables = Environment::with_prefix("HOTPOOL").prefix_separator("__").separator("__");
+        sources = sources.add_source(variables.try_parsing(true).source(Some(ours)));
+        let (mut config, mut problems) = parse(sources.build()?.try_deserialize()?);
+        config.overlay(flags);
+        problems.extend(config.problems());
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Problems(problems)) }
+    }
+
+    fn overlay(&mut self, flags: Overrides) {
+        let Overrides { listen, store, insecure, log } = flags;
+        self.server.listen = listen.unwrap_or(self.server.listen);
+        self.server.insecure |= insecure;
+        self.log.format = log.unwrap_or(self.log.format);
+        if let Some(url) = store {
+            self.store.url = url;
+        }
+    }
+
+    /// What is wrong with values that parsed.
+    fn problems(&self) -> Vec<String> {
+        let Self { server, store, .. } = self;
+        let mut problems = Vec::new();
+        let mut range = |key: &str, value: u64, min: u64, max: u64| {
+            if !(min..=max).contains(&value) {
+                problems.push(format!("{key}: must be {min}..={max}, got {value}"));
+            }
+        };
+        range("server.max_connections", server.max_connections as u64, 1, 1_000_000);
+        range("server.max_body_bytes", server.max_body_bytes as u64, 1 << 10, 64 << 20);
+        range("server.request_timeout_ms", server.request_timeout_ms, 10, 600_000);
+        range("store.wait_ms", store.wait_ms, 1, 600_000);
+        if store.wait_ms > server.request_timeout_ms {
+            let message = "store.wait_ms: must not be above server.request_timeout_ms, or no answer could tell of it";
+            problems.push(message.to_owned());
+        }
+        if !server.listen.ip().is_loopback() && !server.insecure {
+            problems.push(format!(
+                "server.listen: {} can be reached from other machines, and this version asks nobody who they are; \
+                 say --insecure (server.insecure = true) if that is meant",
+                server.listen
+            ));
+        }
+        problems
+    }
+}
+
+/// Reads the tree; what cannot be read is told and taken out, until the rest can.
+fn parse(mut tree: Value) -> (Config, Vec<String>) {
+    let mut problems = Vec::new();
+    loop {
+        match serde_path_to_error::deserialize::<_, Config>(&tree) {
+            Ok(config) => return (config, problems),
+            Err(error) => {
+                let steps: Vec<String> = error.path().iter().map(ToString::to_string).collect();
+                problems.push(format!("{}: {}", error.path(), error.inner()));
+                if !remove(&mut tree, &steps) {
+                    return (Config::default(), problems);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the value at this path out of the tree; false if there is none.
+fn remove(tree: &mut Value, path: &[String]) -> bool {
+    let Some((last, before)) = path.split_last() else { return false };
+    let inner = before.iter().try_fold(tree, |tree, step| tree.get_mut(step));
+    inner.and_then(Value::as_object_mut).is_some_and(|table| table.remove(last).is_some())
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+use super::*;
+
+fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(path)
+}
+
+fn load(file: Option<&str>, environment: &[(&str, &str)], flags: Overrides) -> Result<Config, String> {
+    let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    let file = file.map(here);
+    Config::load(file.as_deref(), environment, flags).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_annotated_file_says_the_defaults() {
+    assert_eq!(load(Some("hotpool.toml"), &[], Overrides::default()).unwrap(), Config::default());
+    // It also names every key, so that none goes undocumented.
+    let text = std::fs::read_to_string(here("hotpool.toml")).unwrap();
+    for key in
+        ["listen", "max_connections", "max_body_bytes", "request_timeout_ms", "insecure", "url", "wait_ms", "format"]
+    {
+        assert!(text.contains(&format!("\n{key} = ")), "{key}");
+    }
+}
+
+#[test]
+fn every_invalid_file_is_refused_with_its_words() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(here("invalid")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let error = Config::load(Some(&path), [], Overrides::default()).expect_err(&path.display().to_string());
+        // `#! words` in a fixture must come in the message.
+        let words: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#! ")).collect();
+        assert!(!words.is_empty(), "{} says no words", path.display());
+        for words in words {
+            assert!(error.to_string().contains(words), "{}: {words:?} is not in {error}", path.display());
+        }
+        seen += 1;
+    }
+    assert!(seen >= 5);
+}
+
+#[test]
+fn variables_go_over_the_file_and_flags_over_both() {
+    let environment = [
+        ("HOTPOOL__STORE__URL", "memory:"),
+        ("HOTPOOL__SERVER__MAX_CONNECTIONS", "7"),
+        ("HOTPOOL_OTHER", "x"),
+        ("PATH", "y"),
+    ];
+    let config = load(Some("hotpool.toml"), &environment, Overrides::default()).unwrap();
+    assert_eq!(config.store.url, StoreUrl::Memory);
+    assert_eq!(config.server.max_connections, 7);
+    let flags =
+        Overrides { store: Some(StoreUrl::Redb("d".into())), log: Some(LogFormat::Json), ..Overrides::default() };
+    let config = load(Some("hotpool.toml"), &environment, flags).unwrap();
+    assert_eq!(config.store.url, StoreUrl::Redb("d".into()));
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let environment = [
+        ("HOTPOOL__SERVER__LISTEN", "nowhere"),
+        ("HOTPOOL__SERVER__LISTENN", "127.0.0.1:1"),
+        ("HOTPOOL__SERVER__MAX_CONNECTIONS", "0"),
+        ("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1.5"),
+        ("HOTPOOL__STORE__URL", "redis://127.0.0.1"),
+        ("HOTPOOL__STORE__WAIT_MS", "20000"),
+        ("HOTPOOL__LGO__FORMAT", "json"),
+    ];
+    let error = load(None, &environment, Overrides::default()).unwrap_err();
+    for words in [
+        "server.listen: ",
+        "server.listenn: unknown field",
+        "server.max_connections: must be 1..=1000000, got 0",
+        "server.request_timeout_ms: invalid type",
+        "store.url: redis is not built in this version",
+        "store.wait_ms: must not be above server.request_timeout_ms",
+        "lgo: unknown field",
+    ] {
+        assert!(error.contains(words), "{words:?} is not in\n{error}");
+    }
+    assert_eq!(error.lines().count(), environment.len());
+}
+
+#[test]
+fn other_machines_are_served_only_when_said() {
+    let listen = |text: &str, insecure| {
+        load(None, &[], Overrides { listen: Some(text.parse().unwrap()), insecure, ..Overrides::default() })
+    };
+    assert!(listen("0.0.0.0:7070", false).unwrap_err().contains("--insecure"));
+    assert!(listen("192.0.2.1:7070", false).is_err());
+    assert!(listen("[::1]:7070", false).is_ok());
+    assert!(listen("0.0.0.0:7070", true).is_ok());
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    assert!(load(Some("nowhere.toml"), &[], Overrides::default()).unwrap_err().contains("nowhere.toml"));
+}
+
+#[test]
+fn store_urls() {
+    for good in ["redb:./hotpool-data", "redb:/var/lib/hotpool", "memory:"] {
+        assert_eq!(good.parse::<StoreUrl>().unwrap().to_string(), good);
+    }
+    for bad in ["", "redb:", "memory:x", "redis://h", "file:/x", "hotpool-data"] {
+        assert!(bad.parse::<StoreUrl>().is_err(), "{bad}");
+    }
+}

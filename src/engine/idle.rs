@@ -1,0 +1,175 @@
+//! Which worker is taken next.
+//!
+//! The idle queue is an intrusive list through the workers (`lifo`, `fifo`) or a vector of ordinals (`random`), so
+//! that a worker also leaves its middle in O(1). Beside it stand the warm buckets: a table of lists of idle workers
+//! by the affinity of their last claim, so that "an idle worker that last ran the same" is found without a scan. A
+//! bucket may hold several affinities; each worker remembers its own, and a look gives up after [`WARM_LOOKS`]:
+//! affinity is a preference and must not cost more than it saves.
+//!
+//! Example: policy `lifo`, idle from oldest to newest `a(x) b(y) c(x)`. A claim with affinity `y` takes `b`, though
+//! `c` is newer; one with affinity `z` takes `c`; one with `x` takes `c`, the most recent of its bucket.
+
+use super::NIL;
+use super::workers::Worker;
+use crate::model::{Fence, Policy};
+
+/// Entries of a warm bucket that are looked at before the policy decides.
+const WARM_LOOKS: usize = 8;
+const BUCKETS_MIN: usize = 64;
+
+/// The idle workers of a shard.
+#[derive(Debug)]
+pub struct Idle {
+    policy: Policy,
+    len: usize,
+    /// Newest and oldest of the list.
+    head: u32,
+    tail: u32,
+    /// With policy `random`: all of them, in no order.
+    any: Vec<u32>,
+    /// Most recent idle worker by affinity; a power of two.
+    warm: Vec<u32>,
+}
+
+impl Idle {
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, len: 0, head: NIL, tail: NIL, any: Vec::new(), warm: vec![NIL; BUCKETS_MIN] }
+    }
+
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A worker became idle. Keep the buckets as many as the workers with [`Self::grow`].
+    pub fn push(&mut self, workers: &mut [Worker], at: u32) {
+        debug_assert!(!workers[at as usize].idle, "Q1: a worker is idle at most once");
+        self.len += 1;
+        workers[at as usize].idle = true;
+        if self.policy == Policy::Random {
+            workers[at as usize].idle_prev = self.any.len() as u32;
+            self.any.push(at);
+        } else {
+            workers[at as usize].idle_prev = NIL;
+            workers[at as usize].idle_next = self.head;
+            match self.head {
+                NIL => self.tail = at,
+                head => workers[head as usize].idle_prev = at,
+            }
+            self.head = at;
+        }
+        self.warm_push(workers, at);
+    }
+
+    /// The worker that a claim with this affinity takes: looks only, takes nothing.
+    pub fn pick(&self, workers: &[Worker], affinity: u64, fence: Fence) -> Option<u32> {
+        if self.len == 0 {
+            return None;
+        }
+        if let Some(at) = self.warmest(workers, affinity) {
+            return Some(at);
+        }
+        Some(match self.policy {
+            Policy::Lifo => self.head,
+            Policy::Fifo => self.tail,
+            Policy::Random => self.any[(scatter(fence) % self.any.len() as u64) as usize],
+        })
+    }
+
+    /// A worker is idle no more.
+    pub fn remove(&mut self, workers: &mut [Worker], at: u32) {
+        let worker = &mut workers[at as usize];
+        debug_assert!(worker.idle, "only an idle worker leaves the queue");
+        worker.idle = false;
+        self.len -= 1;
+        let (prev, next) = (worker.idle_prev, worker.idle_next);
+        if self.policy == Policy::Random {
+            self.any.swap_remove(prev as usize);
+            if let Some(&moved) = self.any.get(prev as usize) {
+                workers[moved as usize].idle_prev = prev;
+            }
+        } else {
+            match prev {
+                NIL => self.head = next,
+                prev => workers[prev as usize].idle_next = next,
+            }
+            match next {
+                NIL => self.tail = prev,
+                next => workers[next as usize].idle_prev = prev,
+            }
+        }
+        self.warm_remove(workers, at);
+    }
+
+    /// Keeps as many buckets as there are workers, so that a bucket is short. Called when workers are added.
+    pub fn grow(&mut self, workers: &mut [Worker]) {
+        if workers.len() <= self.warm.len() {
+            return;
+        }
+        self.warm = vec![NIL; workers.len().next_power_of_two()];
+        for at in self.oldest_first(workers) {
+            self.warm_push(workers, at);
+        }
+    }
+
+    /// All idle workers, oldest first (in no order with policy `random`).
+    pub fn oldest_first(&self, workers: &[Worker]) -> Vec<u32> {
+        if self.policy == Policy::Random {
+            return self.any.clone();
+        }
+        let next = |&at: &u32| Some(workers[at as usize].idle_prev).filter(|&at| at != NIL);
+        std::iter::successors(Some(self.tail).filter(|&at| at != NIL), next).collect()
+    }
+
+    /// Head of the bucket of this affinity, whatever it is.
+    pub fn peek(&self, affinity: u64) -> u32 {
+        self.warm[self.bucket(affinity)]
+    }
+
+    fn bucket(&self, affinity: u64) -> usize {
+        affinity as usize & (self.warm.len() - 1)
+    }
+
+    fn warmest(&self, workers: &[Worker], affinity: u64) -> Option<u32> {
+        let next = |&at: &u32| Some(workers[at as usize].warm_next).filter(|&at| at != NIL);
+        std::iter::successors(Some(self.warm[self.bucket(affinity)]).filter(|&at| at != NIL), next)
+            .take(WARM_LOOKS)
+            .find(|&at| workers[at as usize].affinity == affinity)
+    }
+
+    fn warm_push(&mut self, workers: &mut [Worker], at: u32) {
+        let affinity = workers[at as usize].affinity;
+        if affinity == 0 {
+            return;
+        }
+        let bucket = self.bucket(affinity);
+        let next = std::mem::replace(&mut self.warm[bucket], at);
+        workers[at as usize].warm_prev = NIL;
+        workers[at as usize].warm_next = next;
+        if next != NIL {
+            workers[next as usize].warm_prev = at;
+        }
+    }
+
+    fn warm_remove(&mut self, workers: &mut [Worker], at: u32) {
+        let worker = &workers[at as usize];
+        if worker.affinity == 0 {
+            return;
+        }
+        let (prev, next, bucket) = (worker.warm_prev, worker.warm_next, self.bucket(worker.affinity));
+        match prev {
+            NIL => self.warm[bucket] = next,
+            prev => workers[prev as usize].warm_next = next,
+        }
+        if next != NIL {
+            workers[next as usize].warm_prev = prev;
+        }
+    }
+}
+
+/// Spreads a fence over 64 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
+const fn scatter(fence: Fence) -> u64 {
+    let mut x = fence.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

@@ -1,0 +1,79 @@
+//! How much there is and how much of it is held, by distinct capacity vector.
+//!
+//! A fleet has few distinct vectors, so a line per vector with two counts is the whole sum: a claim changes one
+//! counter instead of adding four numbers, and every total is derived when somebody asks.
+
+use std::collections::BTreeMap;
+
+use crate::model::Capacity;
+
+/// Workers with one capacity vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerLine {
+    /// What each of them has.
+    pub capacity: Capacity,
+    /// How many there are.
+    pub workers: u32,
+    /// How many of them are held.
+    pub held: u32,
+}
+
+/// The ledger of a shard.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    lines: Vec<LedgerLine>,
+    by_capacity: BTreeMap<Capacity, u32>,
+    unused: Vec<u32>,
+}
+
+impl Ledger {
+    /// Enters a worker and returns its line.
+    pub fn enter(&mut self, capacity: &Capacity) -> u32 {
+        let at = self.by_capacity.get(capacity).copied().unwrap_or_else(|| self.open(capacity));
+        self.lines[at as usize].workers += 1;
+        at
+    }
+
+    fn open(&mut self, capacity: &Capacity) -> u32 {
+        let line = LedgerLine { capacity: capacity.clone(), workers: 0, held: 0 };
+        let at = self.unused.pop().unwrap_or(self.lines.len() as u32);
+        match self.lines.get_mut(at as usize) {
+            Some(unused) => *unused = line,
+            None => self.lines.push(line),
+        }
+        self.by_capacity.insert(capacity.clone(), at);
+        at
+    }
+
+    /// Takes a worker out that is not held.
+    pub fn leave(&mut self, at: u32) {
+        let line = &mut self.lines[at as usize];
+        debug_assert!(line.workers > line.held, "only a free worker leaves the ledger");
+        line.workers -= 1;
+        if line.workers == 0 {
+            self.by_capacity.remove(&line.capacity);
+            self.unused.push(at);
+        }
+    }
+
+    pub fn hold(&mut self, line: u32) {
+        let line = &mut self.lines[line as usize];
+        debug_assert!(line.held < line.workers, "L1: more held than there is");
+        line.held += 1;
+    }
+
+    pub fn free(&mut self, line: u32) {
+        let line = &mut self.lines[line as usize];
+        debug_assert!(line.held > 0, "L1: freed what was not held");
+        line.held -= 1;
+    }
+
+    /// The lines in use.
+    pub fn lines(&self) -> impl Iterator<Item = &LedgerLine> {
+        self.lines.iter().filter(|line| line.workers > 0)
+    }
+
+    pub fn line(&self, at: u32) -> &LedgerLine {
+        &self.lines[at as usize]
+    }
+}

@@ -1,0 +1,42 @@
+//! The engine decides. One [`Shard`] is the only writer of its workers: their idle queue, their ledger, their
+//! claims. `Shard::on(event, now_ms, &mut effects)` changes the state and says what must be done about it; whoever
+//! owns the shard does it, in order, and nowhere else.
+//!
+//! Purity contract: no clock, no I/O, no randomness, no locks, no task. Time is a number that is handed in
+//! (monotonic milliseconds), a fence is handed in, and "random" is a hash of that fence. So the same engine runs in
+//! the service, in tests against an oracle, and in somebody else's program, and a run can be repeated exactly. The
+//! lints below hold it to that (`.clippy.toml` says what is banned and why).
+//!
+//! | file | question it answers |
+//! |---|---|
+//! | [`event`] | what can happen to a shard |
+//! | [`effect`] | what must be done about it |
+//! | `shard` | what each event does |
+//! | `workers` | which workers are there, and in which state |
+//! | `claims` | which claims are held |
+//! | `idle` | which worker is taken next; which is warm for an affinity |
+//! | `timers` | which deadline has passed |
+//! | `ledger` | how much there is and how much of it is held |
+//! | `replay` | how rows become a shard again |
+//! | `invariants` | what must be true between two events |
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod claims;
+pub mod effect;
+pub mod event;
+mod idle;
+mod invariants;
+mod ledger;
+mod replay;
+mod shard;
+mod timers;
+mod workers;
+
+pub use effect::{Answer, Effect, End, Grant, WorkerLook};
+pub use event::{Event, Place};
+pub use ledger::LedgerLine;
+pub use replay::Replay;
+pub use shard::{Counters, Shard};
+
+/// No worker, no claim, end of a list.
+pub(crate) const NIL: u32 = u32::MAX;

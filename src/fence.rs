@@ -1,0 +1,101 @@
+//! Fences: numbers that grow with every grant, also across restarts and clock steps.
+//!
+//! A fence is `max(last + 1, unix time in us)`, where `last` is one atomic of the process, and never passes a ceiling
+//! that the store's ownership record holds already. After a restart `last` starts from the ceiling, so fences grow
+//! even if the record tail was lost and the clock was set back. Time counts only while it is well below the ceiling:
+//! a clock that leaps ahead neither passes it nor uses up what lies below it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+use crate::limits;
+use crate::model::Fence;
+
+/// How far ahead of the last fence a ceiling is set: ten minutes of microseconds.
+pub const CEILING_AHEAD: u64 = 600_000_000;
+/// A ceiling that is nearer than this wants to be raised.
+const CEILING_NEAR: u64 = CEILING_AHEAD / 2;
+
+/// Time closer to the ceiling than this does not count.
+const TIME_MARGIN: u64 = CEILING_NEAR / 2;
+
+/// Draws fences.
+#[derive(Debug)]
+pub struct Fences {
+    last: CachePadded<AtomicU64>,
+    ceiling: CachePadded<AtomicU64>,
+}
+
+impl Fences {
+    /// No fence can be drawn until [`Fences::start`].
+    #[must_use]
+    pub const fn closed() -> Self {
+        Self { last: CachePadded::new(AtomicU64::new(0)), ceiling: CachePadded::new(AtomicU64::new(0)) }
+    }
+
+    /// Starts above `floor`, the ceiling of whoever owned the store before.
+    pub fn start(&self, floor: Fence) {
+        self.last.fetch_max(floor, Ordering::Relaxed);
+    }
+
+    /// The store holds this ceiling now.
+    pub fn set_ceiling(&self, ceiling: Fence) {
+        self.ceiling.fetch_max(ceiling, Ordering::Release);
+    }
+
+    /// The ceiling that the store should be told next, if the present one is near.
+    #[must_use]
+    pub fn wanted_ceiling(&self, unix_us: u64) -> Option<Fence> {
+        let last = self.last.load(Ordering::Relaxed);
+        let front = last.max(unix_us.min(last + CEILING_AHEAD));
+        let front = if last == 0 { unix_us } else { front };
+        (self.ceiling.load(Ordering::Relaxed) < front + CEILING_NEAR)
+            .then_some((front + CEILING_AHEAD).min(limits::FENCE_MAX))
+    }
+
+    /// Draws `n` consecutive fences and returns the first; none if the ceiling is in the way.
+    ///
+    /// Draw after the request left the ring: whoever held the key before drew earlier, so the new fence is higher.
+    #[must_use]
+    pub fn draw(&self, n: u64, unix_us: u64) -> Option<Fence> {
+        let ceiling = self.ceiling.load(Ordering::Acquire);
+        let mut first = 0;
+        self.last
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                let by_time = if unix_us < ceiling.saturating_sub(TIME_MARGIN) { unix_us } else { 0 };
+                first = (last + 1).max(by_time);
+                (first + n - 1 <= ceiling).then_some(first + n - 1)
+            })
+            .ok()
+            .map(|_| first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s13_fences_grow_over_a_restart_with_the_clock_set_back() {
+        let before = Fences::closed();
+        before.set_ceiling(before.wanted_ceiling(5_000_000).expect("no ceiling yet"));
+        let last = before.draw(3, 5_000_000).expect("below the ceiling") + 2;
+        // The tail is lost, the clock an hour back: only the stored ceiling is left.
+        let after = Fences::closed();
+        after.start(before.ceiling.load(Ordering::Relaxed));
+        after.set_ceiling(after.wanted_ceiling(1_000).expect("the old ceiling is the new floor"));
+        assert!(after.draw(1, 1_000).expect("below the ceiling") > last);
+    }
+
+    #[test]
+    fn s09_a_clock_that_leaps_ahead_stays_under_the_ceiling() {
+        let fences = Fences::closed();
+        assert_eq!(fences.draw(1, 10), None, "closed");
+        fences.set_ceiling(TIME_MARGIN + 1_000);
+        assert_eq!(fences.draw(1, 10), Some(10));
+        assert_eq!(fences.draw(1, u64::MAX), Some(11), "a leap does not count");
+        assert_eq!(fences.draw(TIME_MARGIN + 989, 10), Some(12));
+        assert_eq!(fences.draw(1, 10), None, "the ceiling is in the way");
+    }
+}

@@ -1,0 +1,62 @@
+//! Folds rows to the last state of each: what waits for the store is bounded by the fleet, not by how long the store
+//! is away. Pure.
+
+use hashbrown::HashMap;
+
+use crate::row::{Frames, RowKind};
+
+/// Keeps the last frame of every row, in the order of those last frames.
+///
+/// # Panics
+/// If `frames` are not whole frames: they were written by this process a moment ago.
+pub fn fold(frames: &mut Vec<u8>) {
+    let mut last: HashMap<(RowKind, &str), (usize, usize)> = HashMap::new();
+    let mut walk = Frames::new(frames);
+    let mut start = 0;
+    while let Some(frame) = walk.next() {
+        let frame = frame.expect("frames of this process are whole");
+        let end = frames.len() - walk.rest().len();
+        last.insert((frame.kind, frame.id), (start, end));
+        start = end;
+    }
+    let mut kept: Vec<(usize, usize)> = last.into_values().collect();
+    kept.sort_unstable();
+    let mut folded = Vec::with_capacity(kept.iter().map(|(start, end)| end - start).sum());
+    for (start, end) in kept {
+        folded.extend_from_slice(&frames[start..end]);
+    }
+    *frames = folded;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::{PoolRow, put_deletion, put_pool};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn keeps_the_last_state_of_each_row(ops in proptest::collection::vec((0..6u64, 0..3u32), 0..60)) {
+            let mut frames = Vec::new();
+            let mut oracle: BTreeMap<String, Option<u32>> = BTreeMap::new();
+            for (uid, what) in ops {
+                if what == 0 {
+                    put_deletion(&mut frames, RowKind::Pool, &uid.to_string());
+                    oracle.insert(uid.to_string(), None);
+                } else {
+                    put_pool(&mut frames, &PoolRow { uid, hash_version: what, ..PoolRow::default() });
+                    oracle.insert(uid.to_string(), Some(what));
+                }
+            }
+            fold(&mut frames);
+            let mut seen = BTreeMap::new();
+            for frame in Frames::new(&frames) {
+                let frame = frame.expect("whole");
+                let state = frame.body.map(|body| prost::Message::decode(&body[1..]).map(|row: PoolRow| row.hash_version).expect("a pool"));
+                prop_assert!(seen.insert(frame.id.to_owned(), state).is_none(), "a row twice");
+            }
+            prop_assert_eq!(seen, oracle);
+        }
+    }
+}

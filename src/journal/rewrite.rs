@@ -1,0 +1,206 @@
+//! Writes a shard anew as a whole: because the store lost part of it (a gap), or to let the store free space.
+//!
+//! The source dumps its rows piece by piece, each a numbered chunk of a new generation; rows that change meanwhile
+//! are kept beside ([`Rewrite::again`]) and go last, with the flip. The last state of a row among chunks and flip is
+//! its present one: whatever changed after its dump was handed over later and is in `again`. When the store has the
+//! old generation (no gap), steps go on to it meanwhile, so durable answers do not wait for the rewrite.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use super::writer::Flight;
+use super::{Outbox, Waiting, coalesce};
+use crate::model::Seq;
+use crate::store::{ShardKey, Step, StepKind};
+
+/// About how much one chunk holds.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Pause before a source that cannot answer is asked again.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(50);
+
+type Dump = BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>>;
+
+struct Rewrite {
+    outbox: Arc<Outbox>,
+    generation: u64,
+    /// Chunks that the store has.
+    chunks: u32,
+    dump: Option<Dump>,
+    /// Where the next dump starts; none: all is dumped.
+    cursor: Option<u32>,
+    /// Dumped, not sent.
+    piece: Option<Vec<u8>>,
+    /// Rows that were handed over since the rewrite began.
+    again: Vec<u8>,
+    fold_at: usize,
+    /// The store takes no steps of this shard until the flip; rows taken so far lead to this.
+    gap: Option<Seq>,
+    in_flight: bool,
+}
+
+impl Rewrite {
+    fn new(outbox: Arc<Outbox>, generation: u64, lost: Option<(Bytes, Seq)>) -> Self {
+        let (again, gap) = lost.map_or((Vec::new(), None), |(rows, to)| (rows.into(), Some(to)));
+        Self {
+            outbox,
+            generation,
+            chunks: 0,
+            dump: None,
+            cursor: Some(0),
+            piece: None,
+            again,
+            fold_at: CHUNK_BYTES,
+            gap,
+            in_flight: false,
+        }
+    }
+
+    fn note(&mut self, rows: &[u8]) {
+        self.again.extend_from_slice(rows);
+        if self.again.len() > self.fold_at {
+            coalesce::fold(&mut self.again);
+            self.fold_at = (2 * self.again.len()).max(CHUNK_BYTES);
+        }
+    }
+
+    fn step(&mut self) -> Option<(Step, usize)> {
+        let shard = self.outbox.key;
+        if let Some(rows) = self.piece.take() {
+            let kind = StepKind::Chunk { generation: self.generation, number: self.chunks, rows: rows.into() };
+            return Some((Step { shard, from: 0, to: 0, kind }, 0));
+        }
+        if self.cursor.is_some() || self.dump.is_some() {
+            return None;
+        }
+        let waiting = self.outbox.take();
+        let to = waiting.to.max(self.gap.unwrap_or(0));
+        let mut rows = std::mem::take(&mut self.again);
+        rows.extend_from_slice(&waiting.rows);
+        let kind = StepKind::Flip { generation: self.generation, chunks: self.chunks, rows: rows.into() };
+        Some((Step { shard, from: waiting.from, to, kind }, waiting.count))
+    }
+}
+
+/// The rewrite in progress and those that wait for it. One at a time: it shares the store with everybody's answers.
+#[derive(Default)]
+pub(super) struct Rewrites {
+    active: Option<Rewrite>,
+    queue: VecDeque<Rewrite>,
+}
+
+impl Rewrites {
+    pub fn idle(&self) -> bool {
+        self.active.is_none()
+    }
+
+    /// Begins, or queues up. `lost`: rows that the store refused with a gap, and where they lead.
+    pub fn begin(&mut self, outbox: Arc<Outbox>, generation: u64, lost: Option<(Bytes, Seq)>) {
+        if let (Some(known), Some((rows, to))) = (self.of(outbox.key), &lost) {
+            // A gap under a rewrite that was meant to free space: from now on it mends the gap.
+            known.note(rows);
+            known.gap = Some(*to);
+            return;
+        }
+        self.queue.push_back(Rewrite::new(outbox, generation, lost));
+        self.promote();
+    }
+
+    /// Rows of a shard were taken. Keeps a copy if it is being rewritten; returns them if a step may carry them.
+    pub fn note(&mut self, outbox: &Outbox, waiting: Waiting) -> Option<Waiting> {
+        let Some(rewrite) = self.of(outbox.key) else { return Some(waiting) };
+        rewrite.note(&waiting.rows);
+        match &mut rewrite.gap {
+            None => Some(waiting),
+            Some(to) => {
+                *to = waiting.to;
+                None
+            }
+        }
+    }
+
+    /// Whether [`Self::next_flight`] has something.
+    pub fn ready(&self) -> bool {
+        self.active.as_ref().is_some_and(|rewrite| {
+            !rewrite.in_flight && (rewrite.piece.is_some() || (rewrite.cursor.is_none() && rewrite.dump.is_none()))
+        })
+    }
+
+    /// The next chunk, or the flip.
+    pub fn next_flight(&mut self) -> Option<Flight> {
+        let rewrite = self.active.as_mut().filter(|rewrite| !rewrite.in_flight)?;
+        let (step, rows) = rewrite.step()?;
+        rewrite.in_flight = true;
+        Some(Flight { outbox: Arc::clone(&rewrite.outbox), step, rows })
+    }
+
+    /// Waits for the next piece; for ever if there is none to wait for.
+    pub async fn dumped(&mut self) {
+        let Some(rewrite) = self.active.as_mut().filter(|rewrite| !rewrite.in_flight && rewrite.piece.is_none()) else {
+            return std::future::pending().await;
+        };
+        let Some(cursor) = rewrite.cursor else { return std::future::pending().await };
+        let outbox = &rewrite.outbox;
+        let dump = rewrite.dump.get_or_insert_with(|| {
+            let source = outbox.source.get().and_then(std::sync::Weak::upgrade);
+            source.map_or_else(|| Box::pin(async { None }) as Dump, |source| source.dump(cursor, CHUNK_BYTES))
+        });
+        let dumped = dump.await;
+        rewrite.dump = None;
+        match dumped {
+            Some((rows, cursor)) => {
+                rewrite.cursor = cursor;
+                rewrite.piece = Some(rows);
+            }
+            // The source is restarting: it needs what a gap still keeps from the store, so that is tried again.
+            None if rewrite.gap.is_some() => tokio::time::sleep(RETRY).await,
+            None => self.finish(),
+        }
+    }
+
+    pub fn chunk_done(&mut self, good: bool, generation: u64) {
+        let Some(rewrite) = &mut self.active else { return };
+        rewrite.in_flight = false;
+        if good {
+            rewrite.chunks += 1;
+        } else {
+            (rewrite.generation, rewrite.chunks, rewrite.cursor) = (generation, 0, Some(0));
+        }
+    }
+
+    /// The flip was refused: once more from the start.
+    pub fn restart(&mut self, rows: Bytes, to: Seq, generation: u64) {
+        let Some(rewrite) = &mut self.active else { return };
+        let mut again: Vec<u8> = rows.into();
+        again.extend_from_slice(&rewrite.again);
+        rewrite.again = again;
+        (rewrite.generation, rewrite.chunks, rewrite.cursor) = (generation, 0, Some(0));
+        (rewrite.gap, rewrite.in_flight) = (Some(to), false);
+    }
+
+    pub fn finish(&mut self) {
+        self.active = None;
+        self.promote();
+    }
+
+    /// The shard is being dropped.
+    pub fn forget(&mut self, key: ShardKey) {
+        self.queue.retain(|rewrite| rewrite.outbox.key != key);
+        if self.active.as_ref().is_some_and(|rewrite| rewrite.outbox.key == key) {
+            self.finish();
+        }
+    }
+
+    fn promote(&mut self) {
+        if self.active.is_none() {
+            self.active = self.queue.pop_front();
+        }
+    }
+
+    fn of(&mut self, key: ShardKey) -> Option<&mut Rewrite> {
+        self.active.iter_mut().chain(&mut self.queue).find(|rewrite| rewrite.outbox.key == key)
+    }
+}

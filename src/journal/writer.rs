@@ -1,0 +1,224 @@
+//! Brings rows to the store: gathers, applies, tells.
+//!
+//! One round takes what every shard has handed over and applies it in one call, so many answers share one commit.
+//! The next round starts as soon as the last one is back. Before it does, the writer steps aside while more rows
+//! keep coming: those whose answers the last commit released ask again at once, and a commit that leaves without
+//! them would make them wait for two.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::rewrite::Rewrites;
+use super::{Journal, Outbox, Waiting};
+use crate::metrics::{StepResult, metrics};
+use crate::model::Seq;
+use crate::store::{Step, StepKind, StepOutcome, StoreError};
+
+/// Longest that the writer steps aside for more rows.
+const GATHER_NS_MAX: u64 = 400_000;
+/// Looks in a row that must find nothing new before the writer goes.
+const QUIET_LOOKS: u32 = 2;
+/// First and longest pause after a failed apply.
+const RETRY_MS: u64 = 20;
+const RETRY_MS_MAX: u64 = 2_000;
+
+/// A step on its way.
+pub(super) struct Flight {
+    pub outbox: Arc<Outbox>,
+    pub step: Step,
+    pub rows: usize,
+}
+
+impl Flight {
+    fn rows(outbox: Arc<Outbox>, waiting: Waiting) -> Self {
+        let step =
+            Step { shard: outbox.key, from: waiting.from, to: waiting.to, kind: StepKind::Rows(waiting.rows.into()) };
+        Self { outbox, step, rows: waiting.count }
+    }
+
+    fn drop_shard(outbox: Arc<Outbox>) -> Self {
+        let waiting = outbox.take();
+        let to = waiting.to + 1;
+        let step = Step { shard: outbox.key, from: waiting.from, to, kind: StepKind::Drop };
+        Self { outbox, step, rows: 0 }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.step.kind {
+            StepKind::Rows(rows) | StepKind::Chunk { rows, .. } | StepKind::Flip { rows, .. } => rows.len(),
+            StepKind::Drop => 0,
+        }
+    }
+}
+
+impl Journal {
+    /// Writes for ever, or until the store belongs to somebody else.
+    pub async fn run(self: Arc<Self>) {
+        let mut rewrites = Rewrites::default();
+        while !self.fenced() {
+            let flights = self.gather(&mut rewrites).await;
+            if flights.is_empty() {
+                continue;
+            }
+            let Some(outcomes) = self.apply(&flights).await else { break };
+            self.conclude(flights, &outcomes, &mut rewrites);
+        }
+        tracing::error!(store = self.store.kind(), "another process owns the store: no answer leaves any more");
+        self.progress.notify_waiters();
+    }
+
+    async fn gather(&self, rewrites: &mut Rewrites) -> Vec<Flight> {
+        if self.dirty.is_empty() && self.drops.is_empty() && !rewrites.ready() {
+            tokio::select! {
+                () = self.work.notified() => {}
+                () = rewrites.dumped() => {}
+            }
+        }
+        self.step_aside().await;
+        // While rows keep coming nobody waits above: look at the rewrite once a round.
+        tokio::select! {
+            biased;
+            () = rewrites.dumped() => {}
+            () = std::future::ready(()) => {}
+        }
+        let mut flights = Vec::new();
+        while let Some(outbox) = self.drops.pop() {
+            rewrites.forget(outbox.key);
+            flights.push(Flight::drop_shard(outbox));
+        }
+        let rewriting = rewrites.next_flight();
+        for _ in 0..self.dirty.len() {
+            let Some(outbox) = self.dirty.pop() else { break };
+            if rewriting.as_ref().is_some_and(|flight| flight.outbox.key == outbox.key) {
+                // One step of a shard at a time: its rows go with the next round.
+                self.dirty.push(outbox);
+                continue;
+            }
+            outbox.queued.store(false, Ordering::Release);
+            let waiting = outbox.take();
+            if waiting.to > waiting.from && !flights.iter().any(|flight: &Flight| flight.outbox.key == outbox.key) {
+                if let Some(waiting) = rewrites.note(&outbox, waiting) {
+                    flights.push(Flight::rows(outbox, waiting));
+                }
+            }
+        }
+        flights.extend(rewriting);
+        flights
+    }
+
+    /// Lets others run while they hand over more.
+    async fn step_aside(&self) {
+        let start = self.clock.mono_ns();
+        let (mut seen, mut quiet) = (self.hands.load(Ordering::Relaxed), 0);
+        while quiet < QUIET_LOOKS && self.clock.mono_ns().saturating_sub(start) < GATHER_NS_MAX {
+            tokio::task::yield_now().await;
+            let hands = self.hands.load(Ordering::Relaxed);
+            quiet = if hands == seen { quiet + 1 } else { 0 };
+            seen = hands;
+        }
+    }
+
+    /// Applies until the store answers. None: it is not ours any more.
+    async fn apply(&self, flights: &[Flight]) -> Option<Vec<StepOutcome>> {
+        let mut pause_ms = RETRY_MS;
+        loop {
+            let start = self.clock.mono_ns();
+            let answer = self.store.apply(flights.iter().map(|flight| flight.step.clone()).collect()).await;
+            let seconds = Duration::from_nanos(self.clock.mono_ns().saturating_sub(start)).as_secs_f64();
+            metrics().step_seconds.record(seconds);
+            match answer {
+                Ok(outcomes) => {
+                    self.set_trouble(None);
+                    return (!outcomes.contains(&StepOutcome::Fenced)).then_some(outcomes).or_else(|| {
+                        metrics().steps(StepResult::Fenced).increment(1);
+                        self.fenced.store(true, Ordering::Release);
+                        None
+                    });
+                }
+                Err(error) => {
+                    metrics().steps(StepResult::Error).increment(flights.len() as u64);
+                    let text = match &error {
+                        StoreError::Away(text) | StoreError::Unusable(text) => text.clone(),
+                    };
+                    tracing::warn!(store = self.store.kind(), %error, retry_ms = pause_ms, "the store took nothing");
+                    self.set_trouble(Some(text));
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                    pause_ms = (pause_ms * 2).min(RETRY_MS_MAX);
+                }
+            }
+        }
+    }
+
+    fn conclude(&self, flights: Vec<Flight>, outcomes: &[StepOutcome], rewrites: &mut Rewrites) {
+        debug_assert_eq!(flights.len(), outcomes.len(), "one outcome a step");
+        let mut moved = Vec::with_capacity(flights.len());
+        for (flight, &outcome) in flights.into_iter().zip(outcomes) {
+            metrics().steps(result(outcome)).increment(1);
+            metrics().step_rows.record(flight.rows as f64);
+            metrics().step_bytes.record(flight.bytes() as f64);
+            if let Some((outbox, applied)) = self.settle(flight, outcome, rewrites) {
+                outbox.advance(applied);
+                moved.push(outbox);
+            }
+        }
+        // All shards move on before any of them is told: an answer may wait for the records of several.
+        self.progress.notify_waiters();
+        for outbox in moved {
+            outbox.tell_source();
+        }
+        if rewrites.idle()
+            && let Some(outbox) = self.store.wants_rewrite().and_then(|key| self.outbox(key))
+        {
+            rewrites.begin(outbox, self.fresh_generation(), None);
+        }
+    }
+
+    fn settle(&self, flight: Flight, outcome: StepOutcome, rewrites: &mut Rewrites) -> Option<(Arc<Outbox>, Seq)> {
+        let Flight { outbox, step, .. } = flight;
+        let good = matches!(outcome, StepOutcome::Ok | StepOutcome::Duplicate);
+        match step.kind {
+            StepKind::Rows(_) if good => Some((outbox, step.to)),
+            StepKind::Drop if good => {
+                self.outboxes.remove(&step.shard);
+                Some((outbox, step.to))
+            }
+            StepKind::Rows(rows) => {
+                tracing::warn!(shard = ?step.shard, from = step.from, to = step.to, "gap: the shard is rewritten");
+                rewrites.begin(outbox, self.fresh_generation(), Some((rows, step.to)));
+                None
+            }
+            StepKind::Drop => None,
+            StepKind::Chunk { .. } => {
+                rewrites.chunk_done(good, self.fresh_generation());
+                None
+            }
+            StepKind::Flip { .. } if good => {
+                metrics().store_rewrites.increment(1);
+                rewrites.finish();
+                Some((outbox, step.to))
+            }
+            StepKind::Flip { rows, .. } => {
+                rewrites.restart(rows, step.to, self.fresh_generation());
+                None
+            }
+        }
+    }
+
+    fn fresh_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn set_trouble(&self, text: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = text;
+    }
+}
+
+const fn result(outcome: StepOutcome) -> StepResult {
+    match outcome {
+        StepOutcome::Ok => StepResult::Ok,
+        StepOutcome::Duplicate => StepResult::Duplicate,
+        StepOutcome::Gap => StepResult::Gap,
+        StepOutcome::Fenced => StepResult::Fenced,
+    }
+}

@@ -1,0 +1,366 @@
+//! Who holds a key: the one thing that crosses shards and pools.
+//!
+//! An entry goes `vacant -> pending(ticket) -> held -> gone -> vacant`. Who turns it pending gets the ticket and tries
+//! shards; requests that come meanwhile join. The shard that grants turns it held, in the same actor step as its
+//! ledger; whatever ends the claim turns it gone, again in that step. *Gone* is claimable at once, but remembers
+//! which shards' records the store still lacks about the key ([`Unstored`]): a durable answer about the key waits
+//! for all of them, whoever gives it, and a successor carries the list on. So a crash can never bring an older
+//! holder back after somebody was told durably that it is gone.
+//!
+//! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
+use smallvec::SmallVec;
+
+use crate::engine::Place;
+use crate::limits;
+use crate::model::{ClaimId, Fence, Seq};
+use crate::shard::ClaimItem;
+
+/// A shard in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardRef {
+    /// Number of the pool in this process; never used again.
+    pub pool: u32,
+    /// Index of the shard in it.
+    pub shard: u16,
+}
+
+/// Where a key is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// The shard.
+    pub shard: ShardRef,
+    /// The place in it.
+    pub place: Place,
+}
+
+/// A record about a key that the store does not have yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unstored {
+    /// Whose record.
+    pub shard: ShardRef,
+    /// The store has it when it has this.
+    pub seq: Seq,
+}
+
+/// The records that a durable answer about a key waits for, besides that of its own shard. Mostly none.
+pub type Unstoreds = SmallVec<[Unstored; 1]>;
+
+/// The right to decide for a pending key.
+pub type Ticket = u64;
+
+#[derive(Debug)]
+enum Entry {
+    Pending {
+        ticket: Ticket,
+        joiners: Option<Box<VecDeque<Box<ClaimItem>>>>,
+        unstored: Unstoreds,
+    },
+    Held {
+        hold: Hold,
+        unstored: Unstoreds,
+    },
+    Gone {
+        unstored: Unstoreds,
+    },
+    /// Named by a row of a shard that does not serve.
+    Unreadable {
+        fence: Fence,
+    },
+}
+
+/// What a claim finds.
+#[derive(Debug)]
+pub enum Begun {
+    /// The ticket is in the item: find it a worker.
+    Ours(Box<ClaimItem>),
+    /// It waits with the ticket's holder.
+    Joined,
+    /// Ask there.
+    Held(Box<ClaimItem>, Hold),
+    /// Too many wait for this key already.
+    Crowded(Box<ClaimItem>),
+    /// Its shard does not serve.
+    Unreadable(Box<ClaimItem>),
+}
+
+/// What any other request finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nobody holds it, and the store knows.
+    Vacant,
+    /// Nobody holds it (or nobody yet), but the store still lacks these.
+    Gone(Unstoreds),
+    /// Ask there.
+    Held(Hold),
+    /// Its shard does not serve.
+    Unreadable,
+}
+
+/// The map's hasher: an identity brings its hash along.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Prehashed(u64);
+
+impl Hasher for Prehashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("a ClaimId hashes as one u64")
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// The key directory.
+#[derive(Debug, Default)]
+pub struct Keys {
+    map: DashMap<ClaimId, Entry, BuildHasherDefault<Prehashed>>,
+    tickets: AtomicU64,
+}
+
+impl Keys {
+    /// A claim for `item.id`.
+    pub fn begin(&self, mut item: Box<ClaimItem>) -> Begun {
+        // Relaxed: a ticket only has to differ from the others.
+        let fresh = || self.tickets.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.map.entry(item.id.clone()) {
+            Slot::Vacant(slot) => {
+                item.ticket = fresh();
+                slot.insert(Entry::Pending { ticket: item.ticket, joiners: None, unstored: Unstoreds::new() });
+                Begun::Ours(item)
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                Entry::Held { hold, .. } => Begun::Held(item, *hold),
+                Entry::Unreadable { .. } => Begun::Unreadable(item),
+                Entry::Gone { unstored } => {
+                    item.ticket = fresh();
+                    let unstored = std::mem::take(unstored);
+                    slot.insert(Entry::Pending { ticket: item.ticket, joiners: None, unstored });
+                    Begun::Ours(item)
+                }
+                Entry::Pending { joiners, .. } => {
+                    let joiners = joiners.get_or_insert_default();
+                    if joiners.len() >= limits::JOINERS_MAX {
+                        joiners.retain(|joiner| !joiner.reply.is_closed());
+                    }
+                    if joiners.len() >= limits::JOINERS_MAX {
+                        return Begun::Crowded(item);
+                    }
+                    joiners.push_back(item);
+                    Begun::Joined
+                }
+            },
+        }
+    }
+
+    /// The holder of `ticket` granted: the key is held. Returns those who joined, and what a durable answer waits for.
+    ///
+    /// # Panics
+    /// If the ticket is not that of the entry: only its holder can take it away, so this cannot happen.
+    pub fn hold(&self, id: &ClaimId, ticket: Ticket, hold: Hold) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
+        let mut entry = self.map.get_mut(id).expect("K1: a key with a ticket is in the directory");
+        let Entry::Pending { ticket: ours, joiners, unstored } = &mut *entry else {
+            unreachable!("K1: a key with a ticket is pending")
+        };
+        assert_eq!(*ours, ticket, "K1: one ticket a key");
+        let (joiners, unstored) = (joiners.take(), std::mem::take(unstored));
+        *entry = Entry::Held { hold, unstored: unstored.clone() };
+        (joiners.map(|joiners| *joiners).unwrap_or_default(), unstored)
+    }
+
+    /// The holder of `ticket` gives up. The oldest who joined and still listens gets a fresh ticket and is returned.
+    pub fn vacate(&self, id: &ClaimId, ticket: Ticket) -> Option<Box<ClaimItem>> {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
+        let Entry::Pending { ticket: ours, joiners, unstored } = slot.get_mut() else { return None };
+        if *ours != ticket {
+            return None;
+        }
+        let next = joiners.as_mut().and_then(|joiners| {
+            while joiners.front().is_some_and(|joiner| joiner.reply.is_closed()) {
+                joiners.pop_front();
+            }
+            joiners.pop_front()
+        });
+        match next {
+            Some(mut next) => {
+                next.ticket = self.tickets.fetch_add(1, Ordering::Relaxed) + 1;
+                *ours = next.ticket;
+                Some(next)
+            }
+            None if unstored.is_empty() => {
+                slot.remove();
+                None
+            }
+            None => {
+                let unstored = std::mem::take(unstored);
+                slot.insert(Entry::Gone { unstored });
+                None
+            }
+        }
+    }
+
+    /// The claim with this fence is over. `record`: the store lacks that yet. Returns what a durable answer waits for.
+    pub fn end(&self, id: &ClaimId, fence: Fence, record: Option<Unstored>) -> Unstoreds {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return Unstoreds::new() };
+        let Entry::Held { hold, unstored } = slot.get_mut() else { return Unstoreds::new() };
+        if hold.place.fence != fence {
+            return Unstoreds::new();
+        }
+        let earlier = unstored.clone();
+        if let Some(record) = record {
+            // One record a shard is enough: a later one covers the earlier.
+            unstored.retain(|known| known.shard != record.shard);
+            unstored.push(record);
+        }
+        if unstored.is_empty() {
+            slot.remove();
+        } else {
+            let unstored = std::mem::take(unstored);
+            slot.insert(Entry::Gone { unstored });
+        }
+        earlier
+    }
+
+    /// The store has all of `shard` up to `seq`: nothing about this key waits for that any more.
+    pub fn settle(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
+        let (Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) =
+            slot.get_mut()
+        else {
+            return;
+        };
+        unstored.retain(|known| known.shard != shard || known.seq > seq);
+        if matches!(slot.get(), Entry::Gone { unstored } if unstored.is_empty()) {
+            slot.remove();
+        }
+    }
+
+    /// Who holds the key.
+    #[must_use]
+    pub fn find(&self, id: &ClaimId) -> Found {
+        match self.map.get(id).as_deref() {
+            None => Found::Vacant,
+            Some(Entry::Held { hold, .. }) => Found::Held(*hold),
+            Some(Entry::Unreadable { .. }) => Found::Unreadable,
+            Some(Entry::Pending { unstored, .. } | Entry::Gone { unstored }) if unstored.is_empty() => Found::Vacant,
+            Some(Entry::Pending { unstored, .. } | Entry::Gone { unstored }) => Found::Gone(unstored.clone()),
+        }
+    }
+
+    /// What a durable answer about the key waits for, besides its own shard's record.
+    #[must_use]
+    pub fn unstored(&self, id: &ClaimId) -> Unstoreds {
+        match self.map.get(id).as_deref() {
+            Some(Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) => {
+                unstored.clone()
+            }
+            _ => Unstoreds::new(),
+        }
+    }
+
+    /// A row names the key as held. Of two such the higher fence stays; the loser, which may be this very one, is
+    /// returned and must yield. A key that somebody is about to claim stays theirs.
+    pub fn recover(&self, id: ClaimId, hold: Hold) -> Option<Hold> {
+        match self.map.entry(id) {
+            Slot::Vacant(slot) => {
+                slot.insert(Entry::Held { hold, unstored: Unstoreds::new() });
+                None
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                Entry::Pending { .. } => Some(hold),
+                Entry::Held { hold: other, .. } if other.place.fence >= hold.place.fence => Some(hold),
+                Entry::Held { hold: other, .. } => Some(std::mem::replace(other, hold)),
+                Entry::Unreadable { fence } if *fence > hold.place.fence => Some(hold),
+                Entry::Unreadable { .. } => {
+                    slot.insert(Entry::Held { hold, unstored: Unstoreds::new() });
+                    None
+                }
+                Entry::Gone { unstored } => {
+                    let unstored = std::mem::take(unstored);
+                    slot.insert(Entry::Held { hold, unstored });
+                    None
+                }
+            },
+        }
+    }
+
+    /// A row of a shard that does not serve names the key: nobody may claim it, unless a higher fence holds it.
+    /// Returns a hold with a lower fence, which must yield.
+    pub fn recover_unreadable(&self, id: ClaimId, fence: Fence) -> Option<Hold> {
+        match self.map.entry(id) {
+            Slot::Vacant(slot) => {
+                slot.insert(Entry::Unreadable { fence });
+                None
+            }
+            Slot::Occupied(mut slot) => match slot.get() {
+                Entry::Held { hold, .. } if hold.place.fence < fence => {
+                    let loser = *hold;
+                    slot.insert(Entry::Unreadable { fence });
+                    Some(loser)
+                }
+                _ => None,
+            },
+        }
+    }
+
+    /// Forgets all that the shards of a deleted pool held, and their records. Costs a walk over the directory.
+    pub fn forget_pool(&self, pool: u32) {
+        self.rebind(|shard| shard.pool == pool, &mut HashMap::new());
+    }
+
+    /// The shard was restarted from the store, which has all that it decided and kept: what it still holds is
+    /// `held`, under new ordinals; what else stood here was undone with it. Returns by way of `held` what is left:
+    /// claims whose keys are not held here as the shard's, for [`Self::recover`]. A key that stays held is never free
+    /// in between. Costs a walk over the directory.
+    pub fn rebind(&self, restarted: impl Fn(ShardRef) -> bool, held: &mut HashMap<ClaimId, Place>) {
+        self.map.retain(|id, entry| {
+            let (Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) = entry
+            else {
+                return true;
+            };
+            unstored.retain(|known| !restarted(known.shard));
+            match entry {
+                Entry::Held { hold, unstored } if restarted(hold.shard) => {
+                    if held.get(id).is_some_and(|place| place.fence == hold.place.fence) {
+                        hold.place = held.remove(id).unwrap_or(hold.place);
+                        return true;
+                    }
+                    let unstored = std::mem::take(unstored);
+                    let keep = !unstored.is_empty();
+                    *entry = Entry::Gone { unstored };
+                    keep
+                }
+                Entry::Gone { unstored } => !unstored.is_empty(),
+                _ => true,
+            }
+        });
+    }
+
+    /// Entries, of whatever kind.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Keys that somebody is about to claim. Costs a walk; for tests and `/debug/shards`.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.map.iter().filter(|entry| matches!(entry.value(), Entry::Pending { .. })).count()
+    }
+}

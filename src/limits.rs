@@ -1,0 +1,46 @@
+//! Every bound that is not configuration. Relations between them are asserted here.
+
+/// Longest name (namespace, pool, tenant, key, worker id, node), in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest label value, in bytes.
+pub const LABEL_VALUE_BYTES_MAX: usize = 255;
+/// Most labels on one worker or pool.
+pub const LABELS_MAX: usize = 64;
+/// Most shards of a pool.
+pub const SHARDS_MAX: u16 = 1024;
+/// Shards of a pool that does not say.
+pub const SHARDS_DEFAULT: u16 = 16;
+/// Most pools of one service.
+pub const POOLS_MAX: usize = 4096;
+/// Most workers of one shard: ordinals are `u32`, and one is the nil.
+pub const SHARD_WORKERS_MAX: u32 = 16_000_000;
+/// Most items of `claims:batch` and `workers:batch`.
+pub const BATCH_ITEMS_MAX: usize = 10_000;
+/// Most items on one page of a listing.
+pub const PAGE_ITEMS_MAX: usize = 1_000;
+/// Items on a page when the caller does not say.
+pub const PAGE_ITEMS_DEFAULT: usize = 100;
+/// Largest amount of any one resource: below 2^53, so that JSON readers keep it exact.
+pub const AMOUNT_MAX: u64 = (1 << 53) - 1;
+/// Most GPUs on one worker.
+pub const GPUS_MAX: u32 = 64;
+/// Largest fence, for the same reason.
+pub const FENCE_MAX: u64 = (1 << 53) - 1;
+/// Longest `reserve_ms` and `releasing_ms` a pool may set: one day.
+pub const RESERVE_MS_MAX: u64 = 86_400_000;
+/// Commands that wait in one shard's ring; past it the shard refuses (`overloaded`).
+pub const RING_SLOTS: usize = 4096;
+/// Commands that an actor takes from its ring before it lets others run.
+pub const DRAIN_MAX: usize = 1024;
+/// Requests that may wait behind one pending key.
+pub const JOINERS_MAX: usize = 256;
+/// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).
+pub const GONE_MAX: usize = 262_144;
+/// Deleted workers that one shard remembers, so that a late register does not resurrect them.
+pub const TOMBSTONES_MAX: usize = 4096;
+/// How long a deleted worker is remembered, in milliseconds.
+pub const TOMBSTONE_MS: u64 = 60_000;
+
+const _: () = assert!(DRAIN_MAX <= RING_SLOTS);
+const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
+const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

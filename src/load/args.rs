@@ -1,0 +1,325 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::TypedValueParser as _;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
+use crate::model::Ack;
+
+/// Most workers of one run.
+const WORKERS_MAX: i64 = 10_000_000;
+/// Most clients of one run.
+const CLIENTS_MAX: i64 = 10_000;
+/// Requests that an open loop lets wait, unless told otherwise.
+const OPEN_IN_FLIGHT: usize = 100_000;
+
+/// Loads Hotpool, and checks it while doing so.
+///
+/// Exit code: 0 ok; 2 the service gave one worker to two holders, let a fence go back or lost capacity; 64 the
+/// command line is wrong; 1 anything else went wrong: no claim was granted, requests were left unanswered, the
+/// service could not be reached, or the run was interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "hotpool-load", version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The kinds of load.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Claims and releases, as fast as the answers come or at a given rate
+    Bench(BenchArgs),
+    /// Replays a trace of function invocations at the times it says
+    Replay(ReplayArgs),
+}
+
+impl Command {
+    /// What both kinds have in common.
+    #[must_use]
+    pub const fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Bench(bench) => &bench.common,
+            Self::Replay(replay) => &replay.common,
+        }
+    }
+
+    /// Workers to register.
+    #[must_use]
+    pub const fn workers(&self) -> u32 {
+        match self {
+            Self::Bench(bench) => bench.workers,
+            Self::Replay(replay) => replay.workers,
+        }
+    }
+
+    /// True if several requests may be outstanding on one connection.
+    #[must_use]
+    pub fn multiplexed(&self) -> bool {
+        match self {
+            Self::Bench(bench) => bench.rate.is_some() || bench.in_flight() > bench.common.clients,
+            Self::Replay(_) => true,
+        }
+    }
+
+    /// Checks what depends on more than one option.
+    ///
+    /// # Errors
+    /// What is wrong, for the user.
+    pub fn check(&self) -> Result<(), String> {
+        let common = self.common();
+        if !common.shards.is_power_of_two() || common.shards > SHARDS_MAX {
+            return Err(format!("--shards must be a power of two, 1..={SHARDS_MAX}"));
+        }
+        if common.store.is_some() && common.target != TargetUrl::Inproc {
+            return Err("--store is for --target inproc: a service has its own".into());
+        }
+        match self {
+            Self::Bench(bench) if bench.rate.is_none() && bench.in_flight() < common.clients => {
+                Err("--in-flight must be at least --clients: every client keeps one request outstanding".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, ClapArgs, Serialize)]
+pub struct CommonArgs {
+    /// What to load: a scheduler in this process, or a service
+    #[arg(long, default_value = "inproc", value_name = "inproc|http://HOST:PORT")]
+    pub target: TargetUrl,
+    /// Store of the scheduler in this process [default: memory:]
+    #[arg(long, value_name = "memory:|redb:DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreUrl>,
+    /// Shards of the pool: a power of two
+    #[arg(long, default_value_t = 16)]
+    pub shards: u16,
+    /// Clients: tasks in this process, kept-open connections to a service
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX).map(to_usize))]
+    pub clients: usize,
+    /// When the service answers
+    #[arg(long, value_enum, default_value = "durable")]
+    pub ack: AckArg,
+    /// Writes the report to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub report_json: Option<PathBuf>,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, ClapArgs, Serialize)]
+pub struct BenchArgs {
+    /// Options of every command.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+    /// Workers to register
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
+    pub workers: u32,
+    /// Requests outstanding over all clients [default: one a client; with --rate at most 100000, and what is due
+    /// beyond that is an error]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000).map(to_usize))]
+    in_flight: Option<usize>,
+    /// Claims in one request
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=BATCH_ITEMS_MAX as i64).map(to_usize))]
+    pub batch: usize,
+    /// Claims per second over all clients, sent on time whatever the answers do [default: each client sends when
+    /// its answer is there]
+    #[arg(long, value_parser = positive)]
+    pub rate: Option<f64>,
+    /// How long to send, in seconds
+    #[arg(long, default_value_t = 10.0, value_parser = positive)]
+    pub duration_s: f64,
+}
+
+impl BenchArgs {
+    /// Requests outstanding: kept so without a rate, at most so with one.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.unwrap_or(if self.rate.is_some() { OPEN_IN_FLIGHT } else { self.common.clients })
+    }
+}
+
+/// Options of `replay`.
+#[derive(Debug, Clone, ClapArgs, Serialize)]
+pub struct ReplayArgs {
+    /// Options of every command.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonArgs,
+    /// The trace: CSV `t_us,func,dur_ms,mem_mb`, plain or gzip
+    #[arg(long, value_name = "FILE")]
+    pub trace: PathBuf,
+    /// How many times faster than it happened
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    pub speed: f64,
+    /// Ends after so many seconds of this run [default: with the trace]
+    #[arg(long, value_parser = positive)]
+    pub duration_s: Option<f64>,
+    /// Workers to register
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
+    pub workers: u32,
+    /// Invocations that may be under way; what is due beyond that is an error
+    #[arg(long, default_value_t = OPEN_IN_FLIGHT)]
+    pub in_flight: usize,
+}
+
+fn to_usize(n: u32) -> usize {
+    n as usize
+}
+
+/// A number above zero that is also a duration's worth of seconds.
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "must be a number".to_owned())?;
+    let usable = number > 0.0 && Duration::try_from_secs_f64(number).is_ok();
+    usable.then_some(number).ok_or_else(|| "must be above 0".to_owned())
+}
+
+/// What is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetUrl {
+    /// A scheduler in this process.
+    Inproc,
+    /// A service at `HOST:PORT`.
+    Http(String),
+}
+
+impl FromStr for TargetUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "inproc" {
+            return Ok(Self::Inproc);
+        }
+        let wrong = || "must be inproc or http://HOST:PORT".to_owned();
+        let authority = text.strip_prefix("http://").ok_or_else(wrong)?;
+        let authority: hyper::http::uri::Authority =
+            authority.strip_suffix('/').unwrap_or(authority).parse().map_err(|_| wrong())?;
+        authority.port_u16().ok_or_else(wrong)?;
+        Ok(Self::Http(authority.to_string()))
+    }
+}
+
+impl std::fmt::Display for TargetUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inproc => f.write_str("inproc"),
+            Self::Http(authority) => write!(f, "http://{authority}"),
+        }
+    }
+}
+
+impl Serialize for TargetUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Where the scheduler in this process keeps its records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// Nowhere.
+    Memory,
+    /// In this directory.
+    Redb(PathBuf),
+}
+
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("memory", "")) => Ok(Self::Memory),
+            Some(("redb", dir)) if !dir.is_empty() => Ok(Self::Redb(dir.into())),
+            _ => Err("must be memory: or redb:DIR".to_owned()),
+        }
+    }
+}
+
+impl Serialize for StoreUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Memory => serializer.serialize_str("memory:"),
+            Self::Redb(dir) => serializer.collect_str(&format_args!("redb:{}", dir.display())),
+        }
+    }
+}
+
+/// [`Ack`] as the command line spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AckArg {
+    /// At once
+    Memory,
+    /// After the store has it
+    Durable,
+}
+
+impl From<AckArg> for Ack {
+    fn from(ack: AckArg) -> Self {
+        match ack {
+            AckArg::Memory => Self::Memory,
+            AckArg::Durable => Self::Durable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let words = std::iter::once("hotpool-load").chain(line.split_whitespace());
+        let args = Args::try_parse_from(words).map_err(|error| error.to_string())?;
+        args.command.check().map(|()| args.command)
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_follow_the_kind_of_loop() {
+        let Ok(Command::Bench(closed)) = parse("bench --clients 8") else { panic!() };
+        assert_eq!((closed.in_flight(), closed.common.target.clone()), (8, TargetUrl::Inproc));
+        let Ok(Command::Bench(open)) = parse("bench --clients 8 --rate 1e5") else { panic!() };
+        assert_eq!(open.in_flight(), OPEN_IN_FLIGHT);
+        assert!(!Command::Bench(closed).multiplexed() && Command::Bench(open).multiplexed());
+        let Ok(Command::Replay(replay)) = parse("replay --trace x --target http://[::1]:80") else { panic!() };
+        assert_eq!((replay.workers, replay.common.shards), (2_000, 16));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused() {
+        for line in [
+            "",
+            "bench --shards 3",
+            "bench --shards 2048",
+            "bench --clients 0",
+            "bench --clients 64 --in-flight 8",
+            "bench --batch 10001",
+            "bench --rate 0",
+            "bench --rate nan",
+            "bench --duration-s -1",
+            "bench --ack maybe",
+            "bench --target https://x:1",
+            "bench --target http://x",
+            "bench --target http://x:1/path",
+            "bench --target http://x:1 --store memory:",
+            "bench --store redb:",
+            "bench --store redis://x",
+            "replay",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

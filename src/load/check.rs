@@ -1,0 +1,211 @@
+//! Checks the service while it is loaded: does any worker have two holders at once, do fences grow?
+//!
+//! A worker is *held* from the moment the answer that grants it has been received until the request that releases
+//! it is about to be sent. Both ends lie inside the span in which the service thinks so too, so a correct service
+//! never shows two holders here, however late the answers are; and whatever overlap is seen did happen.
+//!
+//! One atomic word a worker carries all of it: the fence of the last grant, and a bit that says it is held. A grant
+//! swaps its own word in and looks at what was there; a release clears the bit only if the word is still its own.
+//!
+//! Caveat: of three holders at once, the third goes unseen if the second is released first. Every overlap is still
+//! counted at least once, by its second holder.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::limits::FENCE_MAX;
+
+/// Set while the worker is held. Fences lie below it.
+const HELD: u64 = 1 << 63;
+const _: () = assert!(FENCE_MAX < HELD);
+
+/// Ordinal of a worker that this run did not register.
+pub const UNKNOWN_WORKER: u32 = u32::MAX;
+
+/// The id of worker `ordinal`; [`worker_ordinal`] reads it back.
+#[must_use]
+pub fn worker_id(ordinal: u32) -> String {
+    format!("w{ordinal:07}")
+}
+
+/// The ordinal in a worker's id, or [`UNKNOWN_WORKER`].
+#[must_use]
+pub fn worker_ordinal(id: &str) -> u32 {
+    id.strip_prefix('w').and_then(|digits| digits.parse().ok()).unwrap_or(UNKNOWN_WORKER)
+}
+
+/// What was found to be wrong, in grants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Faults {
+    /// Grants of a worker that somebody held.
+    pub double_claims: u64,
+    /// Grants whose fence is not above the worker's last one.
+    pub old_fences: u64,
+    /// Grants of a worker that was never registered.
+    pub unknown_workers: u64,
+}
+
+/// Who holds which worker, as the clients see it. Shared by all of them; lock-free.
+#[derive(Debug)]
+pub struct Check {
+    /// Per worker: last fence, and [`HELD`].
+    slots: Vec<AtomicU64>,
+    /// Per worker: the function of its last claim plus one; 0 before the first.
+    functions: Vec<AtomicU32>,
+    double_claims: AtomicU64,
+    old_fences: AtomicU64,
+    unknown_workers: AtomicU64,
+}
+
+impl Check {
+    /// For workers `0..workers`, all of them free.
+    #[must_use]
+    pub fn new(workers: u32) -> Self {
+        Self {
+            slots: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            functions: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            double_claims: AtomicU64::new(0),
+            old_fences: AtomicU64::new(0),
+            unknown_workers: AtomicU64::new(0),
+        }
+    }
+
+    /// A grant of `worker` has been received.
+    pub fn granted(&self, worker: u32, fence: u64) {
+        let Some(slot) = self.slots.get(worker as usize) else {
+            self.unknown_workers.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let before = slot.swap(fence | HELD, Ordering::AcqRel);
+        if before & HELD != 0 {
+            self.double_claims.fetch_add(1, Ordering::Relaxed);
+        }
+        if fence <= before & !HELD || fence > FENCE_MAX {
+            self.old_fences.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The release of that grant is about to be sent.
+    pub fn releasing(&self, worker: u32, fence: u64) {
+        if let Some(slot) = self.slots.get(worker as usize) {
+            // Failing means that another grant stands there: it was counted when it came.
+            let _ = slot.compare_exchange(fence | HELD, fence, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the worker runs `function` now; true if its last claim was of the same function.
+    pub fn meets(&self, worker: u32, function: u32) -> bool {
+        let word = function.wrapping_add(1);
+        self.functions.get(worker as usize).is_some_and(|last| last.swap(word, Ordering::Relaxed) == word)
+    }
+
+    /// What was wrong so far.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        Faults {
+            double_claims: self.double_claims.load(Ordering::Relaxed),
+            old_fences: self.old_fences.load(Ordering::Relaxed),
+            unknown_workers: self.unknown_workers.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_round_trip() {
+        for ordinal in [0, 1, 9_999_999, 12_345_678] {
+            assert_eq!(worker_ordinal(&worker_id(ordinal)), ordinal);
+        }
+        for foreign in ["", "w", "x0000001", "w-1", "w99999999999"] {
+            assert_eq!(worker_ordinal(foreign), UNKNOWN_WORKER, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn one_holder_after_another_is_fine() {
+        let check = Check::new(2);
+        for fence in 1..10 {
+            check.granted(1, fence);
+            check.releasing(1, fence);
+        }
+        assert_eq!(check.faults(), Faults::default());
+    }
+
+    #[test]
+    fn two_holders_are_one_double_claim() {
+        let check = Check::new(1);
+        check.granted(0, 5);
+        check.granted(0, 6);
+        check.releasing(0, 5); // the older holder must not free the younger one's slot
+        check.granted(0, 7);
+        assert_eq!(check.faults(), Faults { double_claims: 2, ..Faults::default() });
+    }
+
+    #[test]
+    fn a_fence_that_does_not_grow_is_seen_even_when_the_worker_was_free() {
+        let check = Check::new(1);
+        for fence in [5, 5, 4, FENCE_MAX + 1] {
+            check.granted(0, fence);
+            check.releasing(0, fence);
+        }
+        assert_eq!(check.faults(), Faults { old_fences: 3, ..Faults::default() });
+    }
+
+    #[test]
+    fn a_worker_that_nobody_registered_is_seen() {
+        let check = Check::new(1);
+        check.granted(1, 1);
+        check.releasing(1, 1);
+        check.granted(UNKNOWN_WORKER, 2);
+        assert_eq!(check.faults(), Faults { unknown_workers: 2, ..Faults::default() });
+    }
+
+    #[test]
+    fn warm_is_the_same_function_twice_in_a_row() {
+        let check = Check::new(1);
+        let met: Vec<bool> = [0, 0, 1, 0, 0].into_iter().map(|function| check.meets(0, function)).collect();
+        assert_eq!(met, [false, true, false, false, true]);
+    }
+
+    /// Threads hand workers over through a queue that is correct, and through one that is not.
+    #[test]
+    fn holds_under_concurrency() {
+        const ROUNDS: u64 = 50_000;
+        let run = |broken: bool| {
+            let check = Check::new(4);
+            let idle = crossbeam::queue::ArrayQueue::new(8);
+            (0..4).for_each(|worker| idle.push(worker).unwrap());
+            if broken {
+                idle.push(0).unwrap(); // the same worker is on offer twice
+            }
+            let fences = AtomicU64::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        for _ in 0..ROUNDS {
+                            let Some(worker) = idle.pop() else {
+                                std::thread::yield_now();
+                                continue;
+                            };
+                            // In the broken queue two threads may take their fences in one order and say so in the other.
+                            let fence = fences.fetch_add(1, Ordering::Relaxed) + 1;
+                            check.granted(worker, fence);
+                            if fence.is_multiple_of(64) {
+                                std::thread::yield_now(); // let somebody else in while the worker is held
+                            }
+                            check.releasing(worker, fence);
+                            idle.push(worker).unwrap();
+                        }
+                    });
+                }
+            });
+            check.faults()
+        };
+        assert_eq!(run(false), Faults::default());
+        assert!(run(true).double_claims > 0);
+    }
+}

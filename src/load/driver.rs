@@ -1,0 +1,164 @@
+//! Sends the load. Closed loop: every lane sends when its last answer is there. Open loop: a schedule says when.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::client::Client;
+use super::pace::{Stop, pace};
+
+/// How often the driver looks whether all is done, and shows how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long answers may be outstanding after the last request was due.
+const DRAIN_MAX: Duration = Duration::from_secs(40);
+
+/// Lanes and requests under way. Each holds a [`Flying`] while it is.
+#[derive(Debug, Default)]
+pub struct Flight {
+    under_way: AtomicUsize,
+    panicked: AtomicUsize,
+}
+
+/// One of the requests under way.
+pub struct Flying(Arc<Flight>);
+
+impl Flight {
+    /// One more.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Flying {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        Flying(Arc::clone(self))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Flying {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.panicked.fetch_add(1, Ordering::Relaxed);
+        }
+        self.0.under_way.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The clients, and what they have in common.
+pub struct Driver {
+    /// All of them; requests go round.
+    pub clients: Vec<Arc<Client>>,
+    /// Raised by a signal.
+    pub stop: Arc<Stop>,
+    flight: Arc<Flight>,
+}
+
+impl Driver {
+    /// With nothing under way.
+    #[must_use]
+    pub fn new(clients: Vec<Arc<Client>>, stop: Arc<Stop>) -> Self {
+        Self { clients, stop, flight: Arc::default() }
+    }
+
+    /// Keeps `in_flight` requests of `batch` claims outstanding for `duration` from `start`, spread over the clients.
+    ///
+    /// # Errors
+    /// Requests are left without an answer, or a lane panicked.
+    pub async fn closed(&self, start: Instant, duration: Duration, in_flight: usize, batch: usize) -> Result<()> {
+        let end = start + duration;
+        for lane in 0..in_flight {
+            let client = Arc::clone(&self.clients[lane % self.clients.len()]);
+            let stop = Arc::clone(&self.stop);
+            let flying = self.flight.enter();
+            tokio::spawn(async move {
+                let mut text = String::new();
+                let mut now = Instant::now();
+                while now < end && !stop.asked() {
+                    now = client.round(now, batch, &mut text).await;
+                }
+                drop(flying);
+            });
+        }
+        self.wait(start, duration, || false).await
+    }
+
+    /// Starts `call` for each item of the schedule when it is due, for as long as fewer than `in_flight_max` are
+    /// under way; what is due beyond that is counted as `claims` errors. Returns how late calls were started, in
+    /// nanoseconds. `duration` is that of the schedule.
+    ///
+    /// # Errors
+    /// As [`Self::closed`].
+    pub async fn open<T, F>(
+        &self,
+        start: Instant,
+        duration: Duration,
+        schedule: impl Iterator<Item = (Duration, T)> + Send + 'static,
+        (in_flight_max, claims): (usize, u64),
+        mut call: impl FnMut(Arc<Client>, Instant, T) -> F + Send + 'static,
+    ) -> Result<Histogram<u64>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let clients = self.clients.clone();
+        let (stop, flight) = (Arc::clone(&self.stop), Arc::clone(&self.flight));
+        let dropped = format!("not sent: {in_flight_max} requests were under way already");
+        let pacer = tokio::task::spawn_blocking(move || {
+            let mut next = clients.iter().cycle();
+            pace(start, schedule, &stop, |due, item| {
+                let Some(client) = next.next() else { return };
+                if flight.under_way() >= in_flight_max {
+                    client.stats().error(&dropped, claims);
+                    return;
+                }
+                let flying = flight.enter();
+                let call = call(Arc::clone(client), due, item);
+                tokio::spawn(async move {
+                    call.await;
+                    drop(flying);
+                });
+            })
+        });
+        self.wait(start, duration, || !pacer.is_finished()).await?;
+        pacer.await.context("the pace was lost")
+    }
+
+    /// Waits until nothing is under way and shows, on a terminal, how far it is.
+    async fn wait(&self, start: Instant, duration: Duration, sending: impl Fn() -> bool) -> Result<()> {
+        let bar = ProgressBar::new(millis(duration)); // hides itself unless stderr is a terminal
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}").context("progress bar")?;
+        bar.set_style(style);
+        let mut stopped: Option<Instant> = None;
+        while sending() || self.flight.under_way() > 0 {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = Instant::now();
+            if self.stop.asked() && stopped.is_none() {
+                stopped = Some(now);
+            }
+            let end = stopped.map_or(start + duration, |at| at.min(start + duration));
+            if now > end + DRAIN_MAX {
+                let left = self.flight.under_way();
+                bail!("{left} requests were not answered within {} s of the last one", DRAIN_MAX.as_secs());
+            }
+            bar.set_position(millis(now - start).min(millis(duration)));
+            if !bar.is_hidden() {
+                let claims: u64 = self.clients.iter().map(|client| client.stats().claims_ok).sum();
+                bar.set_message(format!("{claims} claims, {} under way", self.flight.under_way()));
+            }
+        }
+        bar.finish_and_clear();
+        match self.flight.panicked.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            panics => bail!("{panics} requests panicked"),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

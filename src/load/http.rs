@@ -1,0 +1,181 @@
+//! The service over HTTP: one kept-open connection a client, opened anew when it breaks.
+//!
+//! HTTP/1.1 where a client has one request outstanding, HTTP/2 (prior knowledge) where it has several. Raw hyper
+//! connections, because a pool of connections would decide by itself how many there are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::{http1, http2};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use super::stats::Failure;
+use super::wire::failed;
+
+/// Longest wait for a connection or an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Connections beside those of the clients, and files, of this process.
+const FILES_SPARE: u64 = 16_384;
+
+/// Where the service is, and the paths that this run uses.
+#[derive(Debug)]
+pub struct Origin {
+    authority: String,
+    pool: String,
+    /// `/v1/claims`, asked all the time.
+    claims: Place,
+    claims_batch: Place,
+}
+
+/// A path in the two forms in which it is sent.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: Uri,
+    absolute: Uri,
+}
+
+impl Origin {
+    /// For the service at `authority` (`HOST:PORT`) and the pool `load/{pool}`.
+    ///
+    /// # Errors
+    /// The authority is not part of an address.
+    pub fn new(authority: &str, pool: &str) -> Result<Self> {
+        // Thousands of connections are more than the usual 1,024 open files; if it fails, connecting will say so.
+        let _ = rlimit::increase_nofile_limit(FILES_SPARE);
+        let place = |path: &str| -> Result<Place> {
+            Ok(Place { path: path.parse()?, absolute: format!("http://{authority}{path}").parse()? })
+        };
+        Ok(Self {
+            authority: authority.to_owned(),
+            pool: pool.to_owned(),
+            claims: place("/v1/claims")?,
+            claims_batch: place("/v1/claims:batch")?,
+        })
+    }
+
+    /// The part of the pool's name after `load/`.
+    pub(super) fn pool(&self) -> &str {
+        &self.pool
+    }
+
+    pub(super) const fn claims(&self) -> &Place {
+        &self.claims
+    }
+
+    pub(super) const fn claims_batch(&self) -> &Place {
+        &self.claims_batch
+    }
+
+    /// A path of the service.
+    pub(super) fn place(&self, path: &str) -> Result<Place, Failure> {
+        let parse = |text: &str| text.parse().map_err(|error| failed(format!("bad address {text}: {error}"), false));
+        Ok(Place { path: parse(path)?, absolute: parse(&format!("http://{}{path}", self.authority))? })
+    }
+}
+
+enum Sender {
+    One(http1::SendRequest<Full<Bytes>>),
+    Many(http2::SendRequest<Full<Bytes>>),
+}
+
+/// One client's connection.
+pub struct HttpLink {
+    origin: Arc<Origin>,
+    multiplexed: bool,
+    sender: Mutex<Option<Sender>>,
+}
+
+impl HttpLink {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens there, or what listens does not speak HTTP.
+    pub async fn open(origin: Arc<Origin>, multiplexed: bool) -> Result<Self> {
+        let link = Self { origin, multiplexed, sender: Mutex::new(None) };
+        let sender = link.connect().await.with_context(|| format!("cannot connect to {}", link.origin.authority))?;
+        *link.sender.lock().await = Some(sender);
+        Ok(link)
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    async fn connect(&self) -> Result<Sender> {
+        let connect = async {
+            let stream = TcpStream::connect(&self.origin.authority).await?;
+            stream.set_nodelay(true)?;
+            let io = TokioIo::new(stream);
+            if self.multiplexed {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+                tokio::spawn(connection); // how it ends is seen by whoever sends next
+                anyhow::Ok(Sender::Many(sender))
+            } else {
+                let (sender, connection) = http1::handshake(io).await?;
+                tokio::spawn(connection);
+                Ok(Sender::One(sender))
+            }
+        };
+        tokio::time::timeout(ANSWER_MAX, connect).await.map_err(|_| anyhow!("no answer"))?
+    }
+
+    /// Sends one request and reads the whole answer. A broken connection fails this request and is replaced by the next.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        place: &Place,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let exchange = async {
+            let mut slot = self.sender.lock().await;
+            let closed = match &*slot {
+                Some(Sender::One(sender)) => sender.is_closed(),
+                Some(Sender::Many(sender)) => sender.is_closed(),
+                None => true,
+            };
+            if closed {
+                *slot = Some(self.connect().await.map_err(|error| failed(format!("cannot connect: {error}"), false))?);
+            }
+            let request = Request::builder().method(method).header(CONTENT_TYPE, "application/json");
+            let broken = |error: hyper::Error| failed(format!("connection: {error}"), true);
+            let bad = |error: hyper::http::Error| failed(format!("bad request: {error}"), false);
+            match slot.take() {
+                Some(Sender::Many(sender)) => {
+                    let mut mine = sender.clone();
+                    *slot = Some(Sender::Many(sender));
+                    drop(slot);
+                    let request = request.uri(place.absolute.clone()).body(Full::new(body)).map_err(bad)?;
+                    mine.ready().await.map_err(broken)?;
+                    read(mine.send_request(request).await.map_err(broken)?).await
+                }
+                // Not in its slot while it is used: if this future is dropped halfway, the connection goes with it.
+                Some(Sender::One(mut sender)) => {
+                    let request = request.header(HOST, &self.origin.authority).uri(place.path.clone());
+                    let request = request.body(Full::new(body)).map_err(bad)?;
+                    sender.ready().await.map_err(broken)?;
+                    let answer = read(sender.send_request(request).await.map_err(broken)?).await?;
+                    *slot = Some(Sender::One(sender));
+                    Ok(answer)
+                }
+                None => Err(failed("no connection".into(), false)),
+            }
+        };
+        match tokio::time::timeout(ANSWER_MAX, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(failed(format!("no answer within {} s", ANSWER_MAX.as_secs()), true)),
+        }
+    }
+}
+
+async fn read(answer: hyper::Response<hyper::body::Incoming>) -> Result<(StatusCode, Bytes), Failure> {
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(|error| failed(format!("connection: {error}"), true))?;
+    Ok((status, body.to_bytes()))
+}

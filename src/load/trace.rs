@@ -1,0 +1,154 @@
+//! Reads a trace of function invocations: CSV `t_us,func,dur_ms,mem_mb`, plain or gzip.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read as _};
+use std::path::Path;
+
+use flate2::bufread::MultiGzDecoder;
+
+/// First line of every trace.
+const HEADER: &str = "t_us,func,dur_ms,mem_mb";
+/// First bytes of every gzip file.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// Most invocations of one trace.
+const INVOCATIONS_MAX: usize = 50_000_000;
+
+/// One invocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Invocation {
+    /// When it arrives, in microseconds from the start of the trace; never before the one above it.
+    pub t_us: u64,
+    /// Which function is called.
+    pub function: u32,
+    /// How long it runs, in milliseconds.
+    pub dur_ms: u32,
+}
+
+/// Why a trace cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The file cannot be read.
+    #[error("cannot read the trace: {0}")]
+    Io(#[from] std::io::Error),
+    /// A line is not what the format says.
+    #[error("line {line} of the trace: {problem}")]
+    Line {
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+/// Reads the trace at `path`; whether it is gzip is told by its first bytes, not by its name.
+///
+/// # Errors
+/// `Io`, or `Line` with the first line that is wrong.
+pub fn read(path: &Path) -> Result<Vec<Invocation>, TraceError> {
+    let mut magic = Vec::new();
+    File::open(path)?.take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
+    let file = BufReader::new(File::open(path)?);
+    if magic == GZIP_MAGIC { parse(BufReader::new(MultiGzDecoder::new(file))) } else { parse(file) }
+}
+
+/// Parses the text of a trace.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
+    let mut trace: Vec<Invocation> = Vec::new();
+    for (line, text) in (1..).zip(text.lines()) {
+        let text = text?;
+        let text = text.trim_end();
+        let wrong = |problem| TraceError::Line { line, problem };
+        if line == 1 {
+            if text != HEADER {
+                return Err(wrong("must be the header t_us,func,dur_ms,mem_mb"));
+            }
+            continue;
+        }
+        if text.is_empty() {
+            continue;
+        }
+        let invocation = parse_line(text).ok_or(wrong("must be four whole numbers"))?;
+        if trace.last().is_some_and(|last| last.t_us > invocation.t_us) {
+            return Err(wrong("times must not go back"));
+        }
+        if trace.len() == INVOCATIONS_MAX {
+            return Err(wrong("too many invocations"));
+        }
+        trace.push(invocation);
+    }
+    if trace.is_empty() {
+        return Err(TraceError::Line { line: 1, problem: "the trace is empty" });
+    }
+    Ok(trace)
+}
+
+fn parse_line(text: &str) -> Option<Invocation> {
+    let mut fields = text.split(',');
+    let t_us = fields.next()?.parse().ok()?;
+    let function = fields.next()?.parse().ok()?;
+    let dur_ms = fields.next()?.parse().ok()?;
+    let _mem_mb: u64 = fields.next()?.parse().ok()?;
+    fields.next().is_none().then_some(Invocation { t_us, function, dur_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    const TEXT: &str = "t_us,func,dur_ms,mem_mb\n0,3,18,26\n0,4,1,162\n1500,3,400,135\n";
+    const PARSED: [Invocation; 3] = [
+        Invocation { t_us: 0, function: 3, dur_ms: 18 },
+        Invocation { t_us: 0, function: 4, dur_ms: 1 },
+        Invocation { t_us: 1500, function: 3, dur_ms: 400 },
+    ];
+
+    #[test]
+    fn plain_and_gzip_read_the_same_whatever_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let plain = dir.path().join("plain.csv.gz");
+        std::fs::write(&plain, TEXT).unwrap();
+        let packed = dir.path().join("packed.csv");
+        let mut encoder = flate2::write::GzEncoder::new(File::create(&packed).unwrap(), flate2::Compression::fast());
+        encoder.write_all(TEXT.as_bytes()).unwrap();
+        encoder.finish().unwrap();
+        assert_eq!(read(&plain).unwrap(), PARSED);
+        assert_eq!(read(&packed).unwrap(), PARSED);
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        let cases = [
+            ("", "line 1 of the trace: the trace is empty"),
+            ("t_us,func,dur_ms,mem_mb\n", "line 1 of the trace: the trace is empty"),
+            ("t,func,dur_ms,mem_mb\n0,1,2,3\n", "line 1 of the trace: must be the header t_us,func,dur_ms,mem_mb"),
+            ("t_us,func,dur_ms,mem_mb\n0,1,2\n", "line 2 of the trace: must be four whole numbers"),
+            ("t_us,func,dur_ms,mem_mb\n0,1,2,3,4\n", "line 2 of the trace: must be four whole numbers"),
+            ("t_us,func,dur_ms,mem_mb\n0,1,2,3\n\n-1,1,2,3\n", "line 4 of the trace: must be four whole numbers"),
+            ("t_us,func,dur_ms,mem_mb\n5,1,2,3\n4,1,2,3\n", "line 3 of the trace: times must not go back"),
+        ];
+        for (text, message) in cases {
+            assert_eq!(parse(text.as_bytes()).unwrap_err().to_string(), message, "{text:?}");
+        }
+        assert!(matches!(read(&PathBuf::from("/no/such/trace")), Err(TraceError::Io(_))));
+    }
+
+    #[test]
+    fn the_azure_trace_is_what_its_readme_says() {
+        let dir = std::env::var_os("HOTPOOL_TRACES").map_or_else(|| PathBuf::from("../shared/traces"), PathBuf::from);
+        let path = dir.join("azure/azure500_30min_exp.csv.gz");
+        if !path.exists() {
+            eprintln!("skipped: {} is absent", path.display());
+            return;
+        }
+        let trace = read(&path).unwrap();
+        assert_eq!(trace.len(), 171_558);
+        let second_before = |n: usize| trace[..n].partition_point(|other| other.t_us + 1_000_000 <= trace[n].t_us);
+        assert_eq!((0..trace.len()).map(|n| n - second_before(n) + 1).max(), Some(386));
+    }
+}

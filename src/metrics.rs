@@ -1,0 +1,510 @@
+//! Every metric of the process. The table [`ALL`] is the help text that Prometheus and `docs/METRICS.md` show.
+//!
+//! Handles are made once (per pool, and once for the process) and kept: a handle costs 14 ns, a macro 100.
+//! They belong to the recorder that is installed when they are made, so [`install`] comes before the first
+//! pool; without any recorder they do nothing, which is what a program that embeds the library gets.
+
+use std::collections::HashSet;
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+
+use metrics::{Counter, Gauge, Histogram, KeyName, Label, Recorder as _};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::limits;
+use crate::model::{PoolName, Taken};
+use crate::refusal::{Refusal, Unavailable};
+
+/// What a metric is, and the upper bounds of a histogram's buckets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// A present value.
+    Gauge,
+    /// A distribution.
+    Histogram(&'static [f64]),
+}
+
+/// One metric of the process.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Definition {
+    /// Name as scraped.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its labels, by name.
+    pub labels: &'static [&'static str],
+    /// Help text.
+    pub help: &'static str,
+}
+
+/// 1 us to 10 s, three a decade.
+const SECONDS: &[f64] = &[
+    1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0,
+    5.0, 10.0,
+];
+/// Powers of two up to the most shards of a pool.
+const PROBES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// Powers of four up to a million.
+const ROWS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
+/// Powers of four from 64 bytes up to 256 MiB.
+const BYTES: &[f64] = &[
+    64.0,
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+    268_435_456.0,
+];
+
+macro_rules! definitions {
+    ($($constant:ident = $name:literal, $kind:expr, [$($label:literal),*], $help:literal;)*) => {
+        $(const $constant: &str = $name;)*
+        /// Every metric, in the order of the documentation.
+        pub const ALL: &[Definition] =
+            &[$(Definition { name: $name, kind: $kind, labels: &[$($label),*], help: $help }),*];
+    };
+}
+
+definitions! {
+    CLAIMS = "hotpool_claims_total", Kind::Counter, ["pool", "outcome"], "Claims asked for, by what became of them.";
+    CLAIM_SECONDS = "hotpool_claim_seconds", Kind::Histogram(SECONDS), ["pool"],
+        "Time from a claim's arrival at the scheduler to its answer.";
+    RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
+        "Time that requests wait in a shard's ring.";
+    RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Claims that their holder released.";
+    WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"], "Workers by occupancy.";
+    RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
+    RING_REFUSALS = "hotpool_ring_refusals_total", Kind::Counter, ["pool"],
+        "Requests refused because a shard's ring was full.";
+    CLAIM_PROBES = "hotpool_claim_probes", Kind::Histogram(PROBES), ["pool"], "Shards asked per claim.";
+    TOUCHES = "hotpool_worker_touches_total", Kind::Counter, ["pool"], "Changes made to workers' ledgers.";
+    STEP_ROWS = "hotpool_step_rows", Kind::Histogram(ROWS), [], "Rows in one step that was sent to the store.";
+    STEP_BYTES = "hotpool_step_bytes", Kind::Histogram(BYTES), [], "Bytes in one step that was sent to the store.";
+    STEP_SECONDS = "hotpool_step_seconds", Kind::Histogram(SECONDS), [],
+        "Time from sending steps to the store to its answer.";
+    STEPS = "hotpool_steps_total", Kind::Counter, ["outcome"], "Steps sent to the store, by its answer.";
+    STORE_LAG = "hotpool_store_lag_seconds", Kind::Gauge, ["pool"],
+        "Age of the oldest change that the store does not have: what a crash loses of memory-acknowledged claims.";
+    SWEEPS = "hotpool_sweeps_total", Kind::Counter, ["pool"], "Reservations that ended unconfirmed at their deadline.";
+    GIVE_BACKS = "hotpool_give_backs_total", Kind::Counter, ["pool"],
+        "Claims given back because their durable answer could not leave in time.";
+    RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
+    LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
+        "Difference between the ledgers and a recount. Must stay 0.";
+    SHARD_RESTARTS = "hotpool_shard_restarts_total", Kind::Counter, ["pool"], "Shards restarted after a panic.";
+    SHARDS = "hotpool_shards", Kind::Gauge, ["state"], "Shards by state. Ready means that all are serving.";
+    REWRITES = "hotpool_store_rewrites_total", Kind::Counter, [], "Shards written anew as a whole to the store.";
+    HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
+    HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open HTTP connections.";
+    HTTP_REFUSED = "hotpool_http_connections_refused_total", Kind::Counter, [],
+        "HTTP connections closed at once because too many were open.";
+}
+
+/// Declares a label whose values are an enum.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant),* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word on the wire.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+    };
+}
+
+label! {
+    /// What became of a claim.
+    ClaimOutcome {
+        /// A new claim.
+        Created = "created",
+        /// The key held it already.
+        Existing = "existing",
+        /// No worker was free.
+        PoolExhausted = "pool_exhausted",
+        /// A queue was full.
+        Overloaded = "overloaded",
+        /// A shard was not serving.
+        Loading = "loading",
+        /// The store did not take the record in time.
+        Store = "store",
+        /// Another process owns the store.
+        Fenced = "fenced",
+        /// What is there did not allow it.
+        Conflict = "conflict",
+        /// The request was wrong.
+        Invalid = "invalid",
+        /// No such pool.
+        NotFound = "not_found",
+        /// No answer in time.
+        Deadline = "deadline",
+    }
+}
+
+impl ClaimOutcome {
+    /// The outcome that an answer is counted under.
+    #[must_use]
+    pub const fn of(answer: &Result<Taken, Refusal>) -> Self {
+        match answer {
+            Ok(Taken { created: true, .. }) => Self::Created,
+            Ok(_) => Self::Existing,
+            Err(Refusal::Invalid { .. }) => Self::Invalid,
+            Err(Refusal::NotFound(_)) => Self::NotFound,
+            Err(Refusal::Fence | Refusal::State(_)) => Self::Conflict,
+            Err(Refusal::Exhausted(_)) => Self::PoolExhausted,
+            Err(Refusal::Unavailable(Unavailable::Overloaded)) => Self::Overloaded,
+            Err(Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping)) => Self::Loading,
+            Err(Refusal::Unavailable(Unavailable::Store)) => Self::Store,
+            Err(Refusal::Unavailable(Unavailable::Fenced)) => Self::Fenced,
+            Err(Refusal::DeadlineExceeded) => Self::Deadline,
+        }
+    }
+}
+
+label! {
+    /// The store's answer to one step.
+    StepResult {
+        /// Applied.
+        Ok = "ok",
+        /// It had it already.
+        Duplicate = "duplicate",
+        /// It lacks what the step builds on.
+        Gap = "gap",
+        /// Another process owns it.
+        Fenced = "fenced",
+        /// It failed; the step is sent again.
+        Error = "error",
+    }
+}
+
+label! {
+    /// Whether a shard answers.
+    ShardState {
+        /// Being recovered or restarted.
+        Loading = "loading",
+        /// Answers.
+        Serving = "serving",
+        /// Its records could not be used.
+        Refused = "refused",
+        /// Stopped.
+        Stopped = "stopped",
+    }
+}
+
+label! {
+    /// The matched route of an HTTP request.
+    Route {
+        /// All pools.
+        Pools = "/v1/pools",
+        /// One pool.
+        Pool = "/v1/pools/{ns}/{pool}",
+        /// The workers of a pool.
+        Workers = "/v1/pools/{ns}/{pool}/workers",
+        /// Many registrations.
+        WorkersBatch = "/v1/pools/{ns}/{pool}/workers:batch",
+        /// One worker.
+        Worker = "/v1/pools/{ns}/{pool}/workers/{id}",
+        /// Claim, and the list of claims.
+        Claims = "/v1/claims",
+        /// Many claims.
+        ClaimsBatch = "/v1/claims:batch",
+        /// One claim.
+        Claim = "/v1/claims/{ns}/{key}",
+        /// Confirm.
+        Confirm = "/v1/claims/{ns}/{key}:confirm",
+        /// Release.
+        Release = "/v1/claims/{ns}/{key}:release",
+        /// Whether the process lives.
+        Healthz = "/healthz",
+        /// Whether every shard serves.
+        Readyz = "/readyz",
+        /// The scrape.
+        Metrics = "/metrics",
+        /// Figures of every shard.
+        DebugShards = "/debug/shards",
+        /// None of the above.
+        Unmatched = "unmatched",
+    }
+}
+
+/// Handles of one pool's metrics. Make one per pool, not per shard.
+#[derive(Clone)]
+pub struct PoolMetrics {
+    claims: Vec<Counter>,
+    /// `hotpool_claim_seconds`.
+    pub claim_seconds: Histogram,
+    /// `hotpool_ring_wait_seconds`.
+    pub ring_wait_seconds: Histogram,
+    /// `hotpool_releases_total`.
+    pub releases: Counter,
+    /// `hotpool_workers{state="idle"}`.
+    pub workers_idle: Gauge,
+    /// `hotpool_workers{state="busy"}`.
+    pub workers_busy: Gauge,
+    /// `hotpool_ring_depth`.
+    pub ring_depth: Gauge,
+    /// `hotpool_ring_refusals_total`.
+    pub ring_refusals: Counter,
+    /// `hotpool_claim_probes`.
+    pub claim_probes: Histogram,
+    /// `hotpool_worker_touches_total`.
+    pub worker_touches: Counter,
+    /// `hotpool_store_lag_seconds`.
+    pub store_lag_seconds: Gauge,
+    /// `hotpool_sweeps_total`.
+    pub sweeps: Counter,
+    /// `hotpool_give_backs_total`.
+    pub give_backs: Counter,
+    /// `hotpool_ledger_drift`.
+    pub ledger_drift: Gauge,
+    /// `hotpool_shard_restarts_total`.
+    pub shard_restarts: Counter,
+}
+
+impl PoolMetrics {
+    /// The handles of this pool. A pool of the same name that existed before counts on.
+    ///
+    /// Series stay until the process ends, so only the first [`limits::POOLS_MAX`] names of a process get their
+    /// own; what comes later counts under `pool="other"` and shows no gauges.
+    #[must_use]
+    pub fn new(pool: &PoolName) -> Self {
+        let named = has_own_series(pool);
+        let pool = if named { pool.to_string() } else { "other".to_owned() };
+        let label = || vec![Label::new("pool", pool.clone())];
+        let counter = |name| metrics::counter!(name, label());
+        let histogram = |name| metrics::histogram!(name, label());
+        let gauge = |name, mut labels: Vec<Label>| {
+            labels.extend(label());
+            if named { metrics::gauge!(name, labels) } else { Gauge::noop() }
+        };
+        let claims = |outcome: &ClaimOutcome| {
+            metrics::counter!(CLAIMS, vec![Label::new("pool", pool.clone()), Label::new("outcome", outcome.word())])
+        };
+        Self {
+            claims: ClaimOutcome::ALL.iter().map(claims).collect(),
+            claim_seconds: histogram(CLAIM_SECONDS),
+            ring_wait_seconds: histogram(RING_WAIT),
+            releases: counter(RELEASES),
+            workers_idle: gauge(WORKERS, vec![Label::new("state", "idle")]),
+            workers_busy: gauge(WORKERS, vec![Label::new("state", "busy")]),
+            ring_depth: gauge(RING_DEPTH, vec![]),
+            ring_refusals: counter(RING_REFUSALS),
+            claim_probes: histogram(CLAIM_PROBES),
+            worker_touches: counter(TOUCHES),
+            store_lag_seconds: gauge(STORE_LAG, vec![]),
+            sweeps: counter(SWEEPS),
+            give_backs: counter(GIVE_BACKS),
+            ledger_drift: gauge(LEDGER_DRIFT, vec![]),
+            shard_restarts: counter(SHARD_RESTARTS),
+        }
+    }
+
+    /// Counter of claims with this outcome.
+    pub fn claims(&self, outcome: ClaimOutcome) -> &Counter {
+        &self.claims[outcome as usize]
+    }
+
+    /// Sets every gauge to 0: the pool was deleted.
+    pub fn zero_gauges(&self) {
+        for gauge in
+            [&self.workers_idle, &self.workers_busy, &self.ring_depth, &self.store_lag_seconds, &self.ledger_drift]
+        {
+            gauge.set(0.0);
+        }
+    }
+}
+
+/// Whether the pool is among the first names of this process, and so has series of its own.
+fn has_own_series(pool: &PoolName) -> bool {
+    static NAMES: LazyLock<Mutex<HashSet<PoolName>>> = LazyLock::new(Mutex::default);
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.contains(pool) || (names.len() < limits::POOLS_MAX && names.insert(pool.clone()))
+}
+
+/// Handles of the metrics that belong to no pool.
+pub struct ProcessMetrics {
+    /// `hotpool_step_rows`.
+    pub step_rows: Histogram,
+    /// `hotpool_step_bytes`.
+    pub step_bytes: Histogram,
+    /// `hotpool_step_seconds`.
+    pub step_seconds: Histogram,
+    steps: Vec<Counter>,
+    /// `hotpool_recovery_seconds`.
+    pub recovery_seconds: Gauge,
+    shards: Vec<Gauge>,
+    /// `hotpool_store_rewrites_total`.
+    pub store_rewrites: Counter,
+    http_requests: Vec<OnceLock<Counter>>,
+    /// `hotpool_http_connections`.
+    pub http_connections: Gauge,
+    /// `hotpool_http_connections_refused_total`.
+    pub http_connections_refused: Counter,
+}
+
+/// Every status that the HTTP edge answers with; any other is counted as `other`.
+const STATUSES: &[u16] = &[200, 201, 400, 404, 405, 409, 413, 429, 500, 503, 504];
+
+impl ProcessMetrics {
+    fn new() -> Self {
+        let http_requests = Route::ALL.len() * (STATUSES.len() + 1);
+        Self {
+            step_rows: metrics::histogram!(STEP_ROWS),
+            step_bytes: metrics::histogram!(STEP_BYTES),
+            step_seconds: metrics::histogram!(STEP_SECONDS),
+            steps: StepResult::ALL.iter().map(|result| metrics::counter!(STEPS, "outcome" => result.word())).collect(),
+            recovery_seconds: metrics::gauge!(RECOVERY),
+            shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
+            store_rewrites: metrics::counter!(REWRITES),
+            http_requests: std::iter::repeat_with(OnceLock::new).take(http_requests).collect(),
+            http_connections: metrics::gauge!(HTTP_CONNECTIONS),
+            http_connections_refused: metrics::counter!(HTTP_REFUSED),
+        }
+    }
+
+    /// Counter of steps with this answer.
+    pub fn steps(&self, result: StepResult) -> &Counter {
+        &self.steps[result as usize]
+    }
+
+    /// Gauge of shards in this state.
+    pub fn shards(&self, state: ShardState) -> &Gauge {
+        &self.shards[state as usize]
+    }
+
+    /// Counter of HTTP requests on this route that were answered with this status.
+    pub fn http_requests(&self, route: Route, status: u16) -> &Counter {
+        let column = STATUSES.iter().position(|&known| known == status).unwrap_or(STATUSES.len());
+        // Made at first use, so that only what has happened is scraped.
+        self.http_requests[route as usize * (STATUSES.len() + 1) + column].get_or_init(|| {
+            let status = STATUSES.get(column).map_or_else(|| "other".to_owned(), u16::to_string);
+            metrics::counter!(HTTP_REQUESTS, "route" => route.word(), "status" => status)
+        })
+    }
+}
+
+/// The handles that belong to no pool.
+pub fn metrics() -> &'static ProcessMetrics {
+    static PROCESS: LazyLock<ProcessMetrics> = LazyLock::new(ProcessMetrics::new);
+    &PROCESS
+}
+
+/// The process has no exporter.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// A bucket list is wrong.
+    #[error("metrics: {0}")]
+    Build(#[from] BuildError),
+    /// The program has installed another recorder.
+    #[error("metrics: another recorder is installed in this process")]
+    Taken,
+}
+
+/// Renders what is scraped, and keeps the memory of histograms bounded. Cheap to clone.
+#[derive(Clone)]
+pub struct Exporter(PrometheusHandle);
+
+impl Exporter {
+    /// Every metric in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Folds raw histogram samples into their buckets; call it every few seconds, or they pile up.
+    pub fn upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
+/// Installs the exporter of this process, or returns the one that is installed. Call it before the first
+/// pool is made, and [`Exporter::upkeep`] from then on.
+///
+/// # Errors
+/// [`InstallError::Taken`] if the program has a recorder of its own.
+pub fn install() -> Result<Exporter, InstallError> {
+    static INSTALLED: Mutex<Option<Exporter>> = Mutex::new(None);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(exporter) = &*installed {
+        return Ok(exporter.clone());
+    }
+    let mut builder = PrometheusBuilder::new();
+    for metric in ALL {
+        if let Kind::Histogram(buckets) = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)?;
+        }
+    }
+    let recorder = builder.build_recorder();
+    for Definition { name, kind, help, .. } in ALL {
+        let name = KeyName::from_const_str(name);
+        match kind {
+            Kind::Counter => recorder.describe_counter(name, None, (*help).into()),
+            Kind::Gauge => recorder.describe_gauge(name, None, (*help).into()),
+            Kind::Histogram(_) => recorder.describe_histogram(name, None, (*help).into()),
+        }
+    }
+    let exporter = Exporter(recorder.handle());
+    metrics::set_global_recorder(recorder).map_err(|_| InstallError::Taken)?;
+    Ok(installed.insert(exporter).clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_scraped_under_its_name_and_help() {
+        let exporter = install().unwrap();
+        let again = install().unwrap();
+        let pool = PoolMetrics::new(&PoolName::new("ns", "scraped").unwrap());
+        pool.claims(ClaimOutcome::Created).increment(3);
+        pool.claim_seconds.record(3e-6);
+        pool.claim_probes.record(2.0);
+        pool.workers_busy.set(7.0);
+        metrics().steps(StepResult::Gap).increment(1);
+        metrics().http_requests(Route::Release, 200).increment(2);
+        metrics().http_requests(Route::Release, 418).increment(1);
+        let text = again.render();
+        for line in [
+            r#"hotpool_claims_total{pool="ns/scraped",outcome="created"} 3"#,
+            r#"hotpool_claims_total{pool="ns/scraped",outcome="deadline"} 0"#,
+            r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.000002"} 0"#,
+            r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.000005"} 1"#,
+            r#"hotpool_claim_probes_bucket{pool="ns/scraped",le="1024"} 1"#,
+            r#"hotpool_workers{state="busy",pool="ns/scraped"} 7"#,
+            r#"hotpool_steps_total{outcome="gap"} 1"#,
+            r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="200"} 2"#,
+            r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="other"} 1"#,
+            "# HELP hotpool_claims_total Claims asked for, by what became of them.",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        pool.zero_gauges();
+        assert!(exporter.render().contains(r#"hotpool_workers{state="busy",pool="ns/scraped"} 0"#));
+    }
+
+    #[test]
+    fn names_are_unique_and_buckets_grow() {
+        for (i, metric) in ALL.iter().enumerate() {
+            assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+            if let Kind::Histogram(buckets) = metric.kind {
+                assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]), "{}", metric.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The pools of this process: by name, and by the number that a claim on its way carries.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::keys::{ShardRef, Unstored};
+use crate::metrics::{PoolMetrics, ShardState};
+use crate::model::{PoolName, PoolSpec};
+use crate::router::Board;
+use crate::shard::ShardPort;
+
+/// A pool as it runs.
+pub struct Pool {
+    /// Number in this process; never used again.
+    pub number: u32,
+    /// Part of its keys in the store; never used again.
+    pub uid: u64,
+    /// Its name.
+    pub name: PoolName,
+    /// Its specification as of the last PUT.
+    pub spec: ArcSwap<PoolSpec>,
+    /// Its shards.
+    pub ports: Box<[Arc<ShardPort>]>,
+    /// What they publish.
+    pub board: Board,
+    /// Its metrics.
+    pub metrics: PoolMetrics,
+    /// It is being deleted: nothing new comes in.
+    pub closing: AtomicBool,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("name", &self.name).field("uid", &self.uid).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Whether some shard does not answer, so that "full" cannot be said.
+    #[must_use]
+    pub fn has_silent_shard(&self) -> bool {
+        self.ports.iter().any(|port| port.state() != ShardState::Serving)
+    }
+
+    /// Whether it is being deleted.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}
+
+/// All pools at one moment.
+#[derive(Debug, Default)]
+pub struct PoolMap {
+    by_name: HashMap<PoolName, Arc<Pool>>,
+    by_number: Vec<Option<Arc<Pool>>>,
+}
+
+impl PoolMap {
+    /// The pool of that name.
+    #[must_use]
+    pub fn get(&self, name: &PoolName) -> Option<&Arc<Pool>> {
+        self.by_name.get(name)
+    }
+
+    /// The pool with that number.
+    #[must_use]
+    pub fn at(&self, number: u32) -> Option<&Arc<Pool>> {
+        self.by_number.get(number as usize)?.as_ref()
+    }
+
+    /// All, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.by_name.values()
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// The port of a shard.
+    #[must_use]
+    pub fn port(&self, shard: ShardRef) -> Option<&Arc<ShardPort>> {
+        self.at(shard.pool)?.ports.get(shard.shard as usize)
+    }
+
+    /// Whether the store has the record. Those of a deleted pool are gone with it.
+    #[must_use]
+    pub fn is_stored(&self, record: &Unstored) -> bool {
+        self.port(record.shard).is_none_or(|port| port.outbox.applied() >= record.seq)
+    }
+}
+
+/// The pools, read without a lock by every request, changed rarely.
+#[derive(Debug, Default)]
+pub struct Pools {
+    map: ArcSwap<PoolMap>,
+    change: Mutex<()>,
+}
+
+impl Pools {
+    /// All pools now.
+    pub fn load(&self) -> Guard<Arc<PoolMap>> {
+        self.map.load()
+    }
+
+    /// Reserves a number for a new pool.
+    pub fn next_number(&self) -> u32 {
+        self.update(|map| {
+            map.by_number.push(None);
+            (map.by_number.len() - 1) as u32
+        })
+    }
+
+    /// Adds a pool whose number was reserved.
+    pub fn insert(&self, pool: &Arc<Pool>) {
+        self.update(|map| {
+            map.by_name.insert(pool.name.clone(), Arc::clone(pool));
+            map.by_number[pool.number as usize] = Some(Arc::clone(pool));
+        });
+    }
+
+    /// Takes a pool out.
+    pub fn remove(&self, pool: &Pool) {
+        self.update(|map| {
+            map.by_name.remove(&pool.name);
+            map.by_number[pool.number as usize] = None;
+        });
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut PoolMap) -> T) -> T {
+        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.map.load();
+        let mut map = PoolMap { by_name: old.by_name.clone(), by_number: old.by_number.clone() };
+        let result = change(&mut map);
+        self.map.store(Arc::new(map));
+        result
+    }
+}

@@ -1,0 +1,279 @@
+//! Rows become shards again, before any ring opens: at start, and after a panic.
+//!
+//! At start: take the store over under a fresh epoch, raise the ceiling of fences, read the catalogue, read all
+//! shards in one pass, replay and check each, rebuild the key directory, open. A shard that cannot be read or
+//! violates an invariant is refused by name; the others serve. A key that two shards hold (freed here but not
+//! stored, claimed there and stored) stays with the higher fence and is given back by the other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt as _;
+use ractor::ActorCell;
+
+use crate::catalogue::Catalogue;
+use crate::dispatch::Dispatch;
+use crate::engine::{Place, Replay, Shard};
+use crate::journal::Outbox;
+use crate::keys::{Hold, ShardRef};
+use crate::metrics::{PoolMetrics, ShardState};
+use crate::model::{ClaimId, HASH_VERSION, PoolName, PoolSpec};
+use crate::pools::Pool;
+use crate::router::Board;
+use crate::row::{self, Frames, PoolRow, RowKind};
+use crate::shard::{self, ShardPort};
+use crate::store::{ShardKey, StoreError};
+
+/// Shards that are started at the same time.
+const STARTS: usize = 64;
+
+/// A pool with handles that refuse until their shards are started.
+#[must_use]
+pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
+    let number = dispatch.pools.next_number();
+    let metrics = PoolMetrics::new(&name);
+    let ports = (0..spec.shards)
+        .map(|shard| {
+            let outbox = Outbox::new(&dispatch.journal, ShardKey { pool: uid, shard }, 0);
+            ShardPort::new(ShardRef { pool: number, shard }, outbox, metrics.clone(), dispatch)
+        })
+        .collect();
+    let board = Board::new(spec.shards);
+    Arc::new(Pool {
+        number,
+        uid,
+        name,
+        spec: arc_swap::ArcSwap::from_pointee(spec),
+        ports,
+        board,
+        metrics,
+        closing: false.into(),
+    })
+}
+
+/// Raises the ceiling of fences in the store if it is near.
+///
+/// # Errors
+/// Those of the store.
+pub async fn raise_fence_ceiling(dispatch: &Dispatch) -> Result<(), StoreError> {
+    if let Some(ceiling) = dispatch.fences.wanted_ceiling(dispatch.clock.unix_us()) {
+        dispatch.journal.store().raise_fence_ceiling(ceiling).await?;
+        dispatch.fences.set_ceiling(ceiling);
+    }
+    Ok(())
+}
+
+/// Everything from the store. Returns the catalogue; pools that were being deleted are listed beside it.
+///
+/// # Errors
+/// The store cannot be taken over or read at all, or the catalogue is damaged.
+pub async fn recover(
+    dispatch: &Arc<Dispatch>,
+    supervisor: &ActorCell,
+) -> Result<(Arc<Catalogue>, Vec<Arc<Pool>>), StoreError> {
+    let store = Arc::clone(dispatch.journal.store());
+    let ownership = store.take_over(uuid::Uuid::now_v7()).await?;
+    dispatch.fences.start(ownership.fence_ceiling);
+    raise_fence_ceiling(dispatch).await?;
+    let (at, rows) = read_catalogue(dispatch).await?;
+    let mut pools = Vec::new();
+    let mut deleting = Vec::new();
+    for row in rows.values() {
+        let (name, spec) = describe(row).map_err(StoreError::Unusable)?;
+        let pool = make_pool(dispatch, row.uid, name, spec);
+        dispatch.pools.insert(&pool);
+        if row.deleting {
+            deleting.push(pool);
+        } else {
+            pools.push(pool);
+        }
+    }
+    let catalogue = Catalogue::new(&dispatch.journal, at, rows);
+    let shards = pools.iter().flat_map(|pool| pool.ports.iter().map(|port| (Arc::clone(pool), Arc::clone(port))));
+    let mut found = load(dispatch, shards.collect()).await?;
+    reconcile(dispatch, &mut found);
+    futures::stream::iter(found)
+        .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))
+        .await;
+    Ok((catalogue, deleting))
+}
+
+/// A shard that panicked, from its journal's tail over the store. Until it serves its port refuses.
+pub async fn revive(dispatch: Arc<Dispatch>, pool: Arc<Pool>, port: Arc<ShardPort>, supervisor: ActorCell) {
+    // The tail: what was handed over before the panic is as good as stored, it only has to arrive.
+    if !port.outbox.stored(port.outbox.handed()).await {
+        return;
+    }
+    let mut found = loop {
+        match load(&dispatch, vec![(Arc::clone(&pool), Arc::clone(&port))]).await {
+            Ok(found) => break found,
+            Err(error) => {
+                tracing::warn!(pool = %pool.name, shard = port.shard.shard, %error, "cannot reload the shard yet");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        }
+    };
+    reconcile(&dispatch, &mut found);
+    for found in found {
+        open(Arc::clone(&dispatch), found, supervisor.clone()).await;
+    }
+}
+
+/// Starts the empty shards of a new pool.
+pub async fn open_new(dispatch: &Arc<Dispatch>, pool: &Arc<Pool>, supervisor: &ActorCell) {
+    let policy = pool.spec.load().policy;
+    for port in &pool.ports {
+        let shard = Ok(Shard::new(policy, dispatch.clock.engine_ms()));
+        let found = FoundShard { pool: Arc::clone(pool), port: Arc::clone(port), shard, yields: Vec::new() };
+        open(Arc::clone(dispatch), found, supervisor.clone()).await;
+    }
+}
+
+struct FoundShard {
+    pool: Arc<Pool>,
+    port: Arc<ShardPort>,
+    /// Or why it must not serve, and what could be read of it.
+    shard: Result<Shard, (String, Box<Shard>)>,
+    /// Claims whose keys are held elsewhere.
+    yields: Vec<Place>,
+}
+
+fn describe(row: &PoolRow) -> Result<(PoolName, PoolSpec), String> {
+    let name = PoolName::parse(&row.name).map_err(|e| format!("the catalogue names a pool {:?}: {e}", row.name))?;
+    if row.hash_version != HASH_VERSION {
+        return Err(format!(
+            "pool {name} uses version {} of the worker hash, this build {HASH_VERSION}",
+            row.hash_version
+        ));
+    }
+    let spec = serde_json::from_str(&row.spec_json).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
+    PoolSpec::check(&spec).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
+    Ok((name, spec))
+}
+
+async fn read_catalogue(dispatch: &Dispatch) -> Result<(u64, BTreeMap<u64, PoolRow>), StoreError> {
+    let read: Arc<Mutex<(BTreeMap<u64, PoolRow>, Option<String>)>> = Arc::default();
+    let into = Arc::clone(&read);
+    let sink = move |_: ShardKey, frames: &[u8]| {
+        let mut read = into.lock().unwrap_or_else(PoisonError::into_inner);
+        for frame in Frames::new(frames) {
+            if let Err(wrong) = take_pool(&mut read.0, frame) {
+                read.1.get_or_insert(wrong);
+            }
+        }
+    };
+    let loaded = dispatch.journal.store().load(vec![ShardKey::CATALOGUE], Box::new(sink)).await?;
+    let (rows, wrong) = std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner));
+    let at = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
+    match (at, wrong) {
+        (Ok(at), None) => Ok((at, rows)),
+        (Err(wrong), _) | (_, Some(wrong)) => Err(StoreError::Unusable(format!("the catalogue is damaged: {wrong}"))),
+    }
+}
+
+fn take_pool(rows: &mut BTreeMap<u64, PoolRow>, frame: Result<row::RowFrame<'_>, row::RowError>) -> Result<(), String> {
+    let frame = frame.map_err(|e| e.to_string())?;
+    let uid: u64 = frame.id.parse().map_err(|_| format!("a pool's row has the id {:?}", frame.id))?;
+    match (frame.kind, frame.body) {
+        (RowKind::Pool, Some(body)) => {
+            rows.insert(uid, row::pool(frame.id, body).map_err(|e| e.to_string())?);
+        }
+        (RowKind::Pool, None) => {
+            rows.remove(&uid);
+        }
+        (RowKind::Worker, _) => return Err(format!("a worker's row {:?} among the pools", frame.id)),
+    }
+    Ok(())
+}
+
+async fn load(
+    dispatch: &Arc<Dispatch>,
+    shards: Vec<(Arc<Pool>, Arc<ShardPort>)>,
+) -> Result<Vec<FoundShard>, StoreError> {
+    let now_ms = dispatch.clock.engine_ms();
+    let replays: HashMap<ShardKey, Replay> = shards
+        .iter()
+        .map(|(pool, port)| (port.outbox.key(), Replay::new(pool.spec.load().policy, pool.name.namespace(), now_ms)))
+        .collect();
+    let replays = Arc::new(Mutex::new(replays));
+    let into = Arc::clone(&replays);
+    let sink = move |key: ShardKey, frames: &[u8]| {
+        if let Some(replay) = into.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&key) {
+            replay.rows(frames);
+        }
+    };
+    let keys = shards.iter().map(|(_, port)| port.outbox.key()).collect();
+    let loaded = dispatch.journal.store().load(keys, Box::new(sink)).await?;
+    let mut loaded: HashMap<ShardKey, Result<u64, String>> =
+        loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
+    let mut replays = std::mem::take(&mut *replays.lock().unwrap_or_else(PoisonError::into_inner));
+    let found = shards.into_iter().map(|(pool, port)| {
+        let key = port.outbox.key();
+        let at = loaded.remove(&key).unwrap_or(Ok(0));
+        let replay = replays.remove(&key).unwrap_or_else(|| Replay::new(pool.spec.load().policy, "", now_ms));
+        let seq = *at.as_ref().unwrap_or(&u64::MAX);
+        let shard = match (at, replay.finish(seq, now_ms)) {
+            (Ok(at), Ok(shard)) => {
+                port.outbox.restart(at);
+                Ok(shard)
+            }
+            (Err(wrong), Ok(shard)) => Err((wrong, Box::new(shard))),
+            (Err(wrong), Err((_, shard))) | (Ok(_), Err((wrong, shard))) => Err((wrong, shard)),
+        };
+        FoundShard { pool, port, shard, yields: Vec::new() }
+    });
+    Ok(found.collect())
+}
+
+/// Enters what the shards hold into the directory; of two holders of a key the lower fence yields.
+fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
+    let mut losers: Vec<Hold> = Vec::new();
+    for found in &*found {
+        let own = found.port.shard;
+        match &found.shard {
+            Ok(shard) => {
+                let mut held: HashMap<ClaimId, Place> = shard::held_keys(shard).collect();
+                if found.port.restarts() > 0 {
+                    dispatch.keys.rebind(|shard| shard == own, &mut held);
+                }
+                let enter = |(id, place)| dispatch.keys.recover(id, Hold { shard: own, place });
+                losers.extend(held.into_iter().filter_map(enter));
+            }
+            Err((_, readable)) => {
+                if found.port.restarts() > 0 {
+                    dispatch.keys.rebind(|shard| shard == own, &mut HashMap::new());
+                }
+                let enter = |(id, place): (ClaimId, Place)| dispatch.keys.recover_unreadable(id, place.fence);
+                losers.extend(shard::held_keys(readable).filter_map(enter));
+            }
+        }
+    }
+    for loser in losers {
+        // A loser among shards that serve already (a revival) keeps its claim: it is not in `found`, and cannot be,
+        // because a serving shard's entry has the higher fence or is pending.
+        if let Some(found) = found.iter_mut().find(|found| found.port.shard == loser.shard) {
+            found.yields.push(loser.place);
+        }
+    }
+}
+
+async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell) {
+    let FoundShard { pool, port, shard, yields } = found;
+    match shard {
+        Ok(mut shard) => {
+            shard::yield_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
+            if let Err(error) =
+                shard::start(Arc::clone(&dispatch), Arc::clone(&pool), Arc::clone(&port), shard, supervisor).await
+            {
+                port.set_state(ShardState::Refused, Some(format!("its actor did not start: {error}")));
+                port.refuse_all();
+            }
+        }
+        Err((wrong, _)) => {
+            let reason = format!("shard {} of {} does not serve: {wrong}", port.shard.shard, pool.name);
+            tracing::error!("{reason}");
+            port.set_state(ShardState::Refused, Some(reason));
+            port.refuse_all();
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Why a request was not carried out. A refusal is a normal outcome: it has a reason, a metric and,
+//! where the caller can mend it, the field and the limit. The edges translate it in one table
+//! ([`crate::api::outcome`]).
+
+use std::borrow::Cow;
+
+/// An outcome that is not success.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The request itself is wrong; `field` names where.
+    #[error("{message}")]
+    Invalid {
+        /// Path of the offending field, e.g. `key` or `items[3].pool`.
+        field: Cow<'static, str>,
+        /// What is wrong and what the limit is.
+        message: Cow<'static, str>,
+    },
+    /// The named thing does not exist.
+    #[error("{0} not found")]
+    NotFound(What),
+    /// The fence is not the holder's: the caller is not, or no longer, the holder.
+    #[error("the fence is not the holder's")]
+    Fence,
+    /// What is there does not allow this.
+    #[error("{0}")]
+    State(Cow<'static, str>),
+    /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
+    #[error("{0}")]
+    Exhausted(Exhausted),
+    /// Cannot be answered now; nothing was changed by this request.
+    #[error("{0}")]
+    Unavailable(Unavailable),
+    /// The answer did not come in time; the outcome is unknown, a retry with the same key finds it.
+    #[error("no answer within the deadline; the outcome is unknown, retry with the same key")]
+    DeadlineExceeded,
+}
+
+/// What was not found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// No pool of that name.
+    Pool,
+    /// No worker of that id in the pool.
+    Worker,
+    /// No claim under that key.
+    Claim,
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "pool",
+            Self::Worker => "worker",
+            Self::Claim => "claim",
+        })
+    }
+}
+
+/// Which capacity is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// No worker of the pool is free.
+    Pool,
+}
+
+impl Exhausted {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Pool => "pool_exhausted",
+        }
+    }
+}
+
+impl std::fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pool => f.write_str("no worker of the pool is free"),
+        }
+    }
+}
+
+/// Why nothing can be said at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// A queue is full, or the store lags too far behind: slow down and retry.
+    Overloaded,
+    /// A shard that must be asked is still loading, restarting, or refused to serve.
+    Loading,
+    /// The store did not take the record in time.
+    Store,
+    /// Another process owns the store now.
+    Fenced,
+    /// The service is shutting down.
+    Stopping,
+}
+
+impl Unavailable {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Overloaded => "overloaded",
+            Self::Loading | Self::Stopping => "loading",
+            Self::Store => "store",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+impl std::fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Overloaded => "a queue is full; retry later",
+            Self::Loading => "a shard that must be asked is not serving yet",
+            Self::Store => "the store did not take the record in time",
+            Self::Fenced => "another process owns the store",
+            Self::Stopping => "the service is shutting down",
+        })
+    }
+}
+
+impl Refusal {
+    /// A wrong request.
+    pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::Invalid { field: field.into(), message: message.into() }
+    }
+}

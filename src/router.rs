@@ -1,0 +1,181 @@
+//! Where to try next, and when "no" is final.
+//!
+//! Each shard publishes a bound: whether it has idle workers (a bit) and how many are idle and held (two numbers).
+//! The bound is never below the truth that anyone can know of: it is raised before any effect of a release is seen,
+//! and lowered only by the shard itself. So a shard may be skipped only while its bit is clear, and a claim is
+//! refused only when every shard has said no or had a clear bit at some moment of the call. If a worker stays free
+//! through the whole call, its shard's bit is set all the time, so the claim gets there (invariant `N1`).
+//!
+//! First comes the shard where the claim's affinity was last seen, then, of two shards picked at random that have
+//! idle workers, the one with fewer held (two choices keep the fullest bin at `log log n`: Mitzenmacher, 2001).
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+use crate::shard::Visited;
+
+/// Entries of a pool's memory of affinities: 256 KiB, made at the first grant.
+const HINTS: usize = 1 << 16;
+
+#[derive(Debug, Default)]
+struct Load {
+    idle: AtomicU32,
+    held: AtomicU32,
+}
+
+/// What a pool's shards publish.
+#[derive(Debug)]
+pub struct Board {
+    /// One bit a shard: it has idle workers.
+    idle: Box<[CachePadded<AtomicU64>]>,
+    loads: Box<[CachePadded<Load>]>,
+    /// `tag << 16 | shard + 1` by affinity hash.
+    hints: OnceLock<Box<[AtomicU32]>>,
+}
+
+impl Board {
+    /// Of `shards` shards, all empty.
+    #[must_use]
+    pub fn new(shards: u16) -> Self {
+        let words = usize::from(shards).div_ceil(64);
+        Self {
+            idle: std::iter::repeat_with(CachePadded::default).take(words).collect(),
+            loads: std::iter::repeat_with(CachePadded::default).take(shards.into()).collect(),
+            hints: OnceLock::new(),
+        }
+    }
+
+    /// Shard `shard` says what it has. Called by that shard alone, before its answers leave.
+    pub fn publish(&self, shard: u16, idle: usize, held: usize) {
+        let load = &self.loads[shard as usize];
+        load.held.store(held as u32, Ordering::Relaxed);
+        let before = load.idle.swap(idle as u32, Ordering::Relaxed);
+        if (before == 0) != (idle == 0) {
+            let (word, bit) = (&self.idle[shard as usize / 64], 1 << (shard % 64));
+            if idle == 0 {
+                word.fetch_and(!bit, Ordering::AcqRel);
+            } else {
+                word.fetch_or(bit, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Idle workers that `shard` published.
+    #[must_use]
+    pub fn idle(&self, shard: u16) -> u32 {
+        self.loads[shard as usize].idle.load(Ordering::Relaxed)
+    }
+
+    /// Held claims that `shard` published.
+    #[must_use]
+    pub fn held(&self, shard: u16) -> u32 {
+        self.loads[shard as usize].held.load(Ordering::Relaxed)
+    }
+
+    /// The affinity was last seen on `shard`.
+    pub fn remember(&self, affinity: u64, shard: u16) {
+        let hints = self.hints.get_or_init(|| std::iter::repeat_with(AtomicU32::default).take(HINTS).collect());
+        hints[affinity as usize % HINTS].store(tag(affinity) | (u32::from(shard) + 1), Ordering::Relaxed);
+    }
+
+    /// The shard to ask next; none: every shard that could have an idle worker was asked.
+    #[must_use]
+    pub fn pick(&self, visited: &Visited, affinity: u64, salt: u64) -> Option<u16> {
+        let open = |word: usize| self.idle[word].load(Ordering::Acquire) & !visited.word(word);
+        if let Some(shard) = self.last_seen(affinity)
+            && open(shard as usize / 64) & (1 << (shard % 64)) != 0
+        {
+            return Some(shard);
+        }
+        let count: u32 = (0..self.idle.len()).map(|word| open(word).count_ones()).sum();
+        if count == 0 {
+            return None;
+        }
+        // Bits may clear between the two looks; then the pick falls short and takes the last there is, or none.
+        let nth = |mut n: u32| {
+            let mut last = None;
+            for word in 0..self.idle.len() {
+                let bits = open(word);
+                let ones = bits.count_ones();
+                if n < ones {
+                    return Some((word * 64) as u16 + nth_bit(bits, n));
+                }
+                n -= ones;
+                if bits != 0 {
+                    last = Some((word * 64) as u16 + (63 - bits.leading_zeros()) as u16);
+                }
+            }
+            last
+        };
+        // Lemire's multiply-shift maps a hash to 0..count.
+        let spread = |hash: u64| ((u128::from(hash) * u128::from(count)) >> 64) as u32;
+        let (one, two) = (nth(spread(salt))?, nth(spread(salt.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)))?);
+        let held = |shard: u16| self.loads[shard as usize].held.load(Ordering::Relaxed);
+        Some(if held(two) < held(one) { two } else { one })
+    }
+
+    fn last_seen(&self, affinity: u64) -> Option<u16> {
+        let hint = self.hints.get()?[affinity as usize % HINTS].load(Ordering::Relaxed);
+        let shard = (hint & 0xffff).checked_sub(1)?;
+        (tag(affinity) == hint & 0xffff_0000 && (shard as usize) < self.loads.len()).then_some(shard as u16)
+    }
+}
+
+/// Bits of the affinity that the index does not use.
+const fn tag(affinity: u64) -> u32 {
+    (affinity >> 32) as u32 & 0xffff_0000
+}
+
+/// Position of the `n`-th set bit, from 0; there are more than `n`.
+const fn nth_bit(mut bits: u64, n: u32) -> u16 {
+    let mut skip = n;
+    while skip > 0 {
+        bits &= bits - 1;
+        skip -= 1;
+    }
+    bits.trailing_zeros() as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Asking until there is nothing left reaches every shard with idle workers, once, and no other.
+        #[test]
+        fn n1_every_shard_with_idle_workers_is_asked_once(
+            shards in (0..=10u32).prop_map(|log| 1u16 << log),
+            seed: u64,
+            affinity: u64,
+            remembered: u16,
+        ) {
+            let board = Board::new(shards);
+            let mut expected = Vec::new();
+            let mut state = seed;
+            for shard in 0..shards {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let idle = (state >> 61) as usize;
+                board.publish(shard, idle, (state >> 40) as usize % 100);
+                if idle > 0 {
+                    expected.push(shard);
+                }
+            }
+            board.remember(affinity, remembered % shards);
+            let (mut visited, mut asked) = (Visited::default(), Vec::new());
+            while let Some(shard) = board.pick(&visited, affinity, seed ^ asked.len() as u64) {
+                prop_assert!(!asked.contains(&shard));
+                visited.insert(shard);
+                asked.push(shard);
+            }
+            if expected.contains(&(remembered % shards)) {
+                prop_assert_eq!(asked[0], remembered % shards, "affinity goes first");
+            }
+            prop_assert_eq!(visited.len() as usize, expected.len());
+            asked.sort_unstable();
+            prop_assert_eq!(asked, expected);
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Claims: take, look, confirm, release.
+
+use std::time::Duration;
+
+use super::{Scheduler, wait};
+use crate::keys::{Found, Hold, ShardRef, Unstoreds};
+use crate::metrics::ClaimOutcome;
+use crate::model::{Ack, ClaimId, ClaimRequest, ClaimView, Fence, PoolName, Taken};
+use crate::pools::{Pool, PoolMap};
+use crate::refusal::{Refusal, Unavailable, What};
+use crate::shard::{Batch, ClaimAnswer, ClaimItem, Command, KeyItem, Payload, Reply, Visited};
+
+impl Scheduler {
+    /// Takes a worker for a key, or finds what the key holds already.
+    ///
+    /// # Errors
+    /// Any [`Refusal`]; nothing is left behind by a refused claim.
+    pub async fn claim(&self, request: ClaimRequest) -> Result<Taken, Refusal> {
+        self.open()?;
+        let started_ns = self.dispatch().clock.mono_ns();
+        let (reply, answer) = Reply::one();
+        let (id, pool) = (request.id.clone(), request.pool.clone());
+        let item = self.item(request, started_ns, reply)?;
+        self.dispatch().submit(item);
+        let taken = wait(answer).await.and_then(|payload| taken(&id, &pool, payload));
+        self.count_claims(&pool, started_ns, std::slice::from_ref(&taken));
+        taken
+    }
+
+    /// Many claims in one call: each its own outcome, in order. Each shard is visited once, unless it had less room
+    /// than it said.
+    pub async fn claim_batch(&self, requests: Vec<ClaimRequest>) -> Vec<Result<Taken, Refusal>> {
+        if let Err(refusal) = self.open() {
+            return requests.iter().map(|_| Err(refusal.clone())).collect();
+        }
+        let started_ns = self.dispatch().clock.mono_ns();
+        let (batch, answers) = Batch::new(requests.len());
+        let mut names = Vec::with_capacity(requests.len());
+        let mut items = Vec::with_capacity(requests.len());
+        for (place, request) in (0..).zip(requests) {
+            names.push((request.id.clone(), request.pool.clone()));
+            let reply = Reply::part(std::sync::Arc::clone(&batch), place);
+            // A refused item drops its reply; the outcome that counts is put there by `item`.
+            items.extend(self.item(request, started_ns, reply).ok());
+        }
+        drop(batch);
+        if names.is_empty() {
+            return Vec::new();
+        }
+        self.dispatch().submit_all(items);
+        let outcomes = answers.await.unwrap_or_default();
+        let taken: Vec<_> = names
+            .iter()
+            .zip(outcomes)
+            .map(|((id, pool), outcome)| outcome.and_then(|payload| taken(id, pool, payload)))
+            .collect();
+        let mut from = 0;
+        while let Some((_, pool)) = names.get(from) {
+            let len = names[from..].iter().take_while(|(_, next)| next == pool).count();
+            self.count_claims(pool, started_ns, &taken[from..from + len]);
+            from += len;
+        }
+        taken
+    }
+
+    /// What the key holds.
+    ///
+    /// # Errors
+    /// `NotFound`, as durable as the claim's end was to be.
+    pub async fn get_claim(&self, id: &ClaimId) -> Result<ClaimView, Refusal> {
+        self.on_held(id, None, Command::Look).await?.and_then(|(view, _)| view)
+    }
+
+    /// The holder has started: the claim is active.
+    ///
+    /// # Errors
+    /// `NotFound`; `Fence` if it is not the holder's.
+    pub async fn confirm(&self, id: &ClaimId, fence: Fence) -> Result<ClaimView, Refusal> {
+        self.on_held(id, Some(fence), Command::Confirm).await?.and_then(|(view, _)| view)
+    }
+
+    /// The holder is done. Ok also if the claim is gone already.
+    ///
+    /// # Errors
+    /// `Fence` if somebody else holds the key now.
+    pub async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), Refusal> {
+        match self.on_held(id, Some(fence), Command::Release).await? {
+            Err(Refusal::NotFound(_)) => Ok(()),
+            Err(refusal) => Err(refusal),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Many releases in one call: each its own outcome, in order. Each shard is visited once.
+    pub async fn release_batch(&self, claims: Vec<(ClaimId, Fence)>) -> Vec<Result<(), Refusal>> {
+        if let Err(refusal) = self.open() {
+            return claims.iter().map(|_| Err(refusal.clone())).collect();
+        }
+        if claims.is_empty() {
+            return Vec::new();
+        }
+        let started_ns = self.dispatch().clock.mono_ns();
+        let (batch, answers) = Batch::new(claims.len());
+        let mut groups: Vec<(ShardRef, KeyItem)> = Vec::with_capacity(claims.len());
+        let mut gone = Vec::new();
+        for (place, (id, fence)) in (0..).zip(claims) {
+            let reply = Reply::part(std::sync::Arc::clone(&batch), place);
+            match self.dispatch().keys.find(&id) {
+                Found::Held(hold) if hold.place.fence == fence => {
+                    groups.push((hold.shard, KeyItem { id, place: hold.place, started_ns, reply }));
+                }
+                Found::Held(_) => drop(reply.send(Err(Refusal::Fence))),
+                Found::Vacant => drop(reply.send(Ok(Payload::Done))),
+                Found::Gone(unstored) => gone.push((unstored, reply)),
+                Found::Unreadable => drop(reply.send(Err(Refusal::Unavailable(Unavailable::Loading)))),
+            }
+        }
+        drop(batch);
+        groups.sort_by_key(|(shard, _)| *shard);
+        while let Some(&(shard, _)) = groups.last() {
+            let from = groups.partition_point(|(other, _)| *other < shard);
+            let items: Vec<KeyItem> = groups.drain(from..).map(|(_, item)| item).collect();
+            if let Some(port) = self.dispatch().pools.load().port(shard) {
+                port.ask(Command::Releases(items));
+            }
+        }
+        for (unstored, reply) in gone {
+            let outcome = self.records_stored(&unstored).await.map(|()| Payload::Done);
+            reply.send(outcome);
+        }
+        let outcomes = answers.await.unwrap_or_default();
+        outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
+    }
+
+    /// Asks the shard that holds the key. Outer error: it could not be asked. Inner: what it said; `NotFound` is as
+    /// durable as the end of the claim.
+    async fn on_held(
+        &self,
+        id: &ClaimId,
+        fence: Option<Fence>,
+        ask: fn(KeyItem) -> Command,
+    ) -> Result<Result<(Result<ClaimView, Refusal>, Hold), Refusal>, Refusal> {
+        self.open()?;
+        let started_ns = self.dispatch().clock.mono_ns();
+        let hold = match self.dispatch().keys.find(id) {
+            Found::Held(hold) => hold,
+            Found::Unreadable => return Err(Refusal::Unavailable(Unavailable::Loading)),
+            Found::Vacant => return Ok(Err(Refusal::NotFound(What::Claim))),
+            Found::Gone(unstored) => {
+                self.records_stored(&unstored).await?;
+                return Ok(Err(Refusal::NotFound(What::Claim)));
+            }
+        };
+        if fence.is_some_and(|fence| fence != hold.place.fence) {
+            return Ok(Err(Refusal::Fence));
+        }
+        let (reply, answer) = Reply::one();
+        let pool = {
+            let pools = self.dispatch().pools.load();
+            let pool = pools.at(hold.shard.pool).ok_or(Refusal::Unavailable(Unavailable::Loading))?;
+            let item = KeyItem { id: id.clone(), place: hold.place, started_ns, reply };
+            pool.ports[hold.shard.shard as usize].ask(ask(item));
+            pool.name.clone()
+        };
+        Ok(match wait(answer).await {
+            Ok(Payload::Claim(answer)) => Ok((Ok(view(id, &pool, answer)), hold)),
+            Ok(_) => Ok((Err(Refusal::NotFound(What::Claim)), hold)),
+            Err(refusal) => Err(refusal),
+        })
+    }
+
+    /// Waits until the store has what it lacks about a key whose pools answer durably.
+    async fn records_stored(&self, unstored: &Unstoreds) -> Result<(), Refusal> {
+        let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
+        let all = async {
+            for record in unstored {
+                let port = {
+                    let pools = self.dispatch().pools.load();
+                    let durable = |pool: &std::sync::Arc<Pool>| pool.spec.load().ack == Ack::Durable;
+                    pools.at(record.shard.pool).filter(|pool| durable(pool)).and(pools.port(record.shard)).cloned()
+                };
+                if let Some(port) = port
+                    && !port.outbox.stored(record.seq).await
+                {
+                    return Err(Refusal::Unavailable(Unavailable::Fenced));
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(limit, all).await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Store)))
+    }
+
+    /// Checks a request against its pool and makes it a claim on its way. A refusal has been sent to `reply` as well.
+    fn item(&self, request: ClaimRequest, started_ns: u64, reply: Reply) -> Result<Box<ClaimItem>, Refusal> {
+        let pools = self.dispatch().pools.load();
+        match check(&pools, &request) {
+            Err(refusal) => {
+                reply.send(Err(refusal.clone()));
+                Err(refusal)
+            }
+            Ok(Checked { pool, reserve_ms, durable }) => Ok(Box::new(ClaimItem {
+                // Key and time spread claims over shards without a generator of random numbers.
+                salt: (request.id.hash64() ^ started_ns).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                id: request.id,
+                pool,
+                ticket: 0,
+                affinity: request.affinity,
+                reserve_ms,
+                durable,
+                visited: Visited::default(),
+                unasked: None,
+                started_ns,
+                reply,
+            })),
+        }
+    }
+
+    fn count_claims(&self, pool: &PoolName, started_ns: u64, taken: &[Result<Taken, Refusal>]) {
+        let pools = self.dispatch().pools.load();
+        let Some(pool) = pools.get(pool) else { return };
+        let took = Duration::from_nanos(self.dispatch().clock.mono_ns().saturating_sub(started_ns));
+        pool.metrics.claim_seconds.record_many(took.as_secs_f64(), taken.len());
+        let created = taken.iter().filter(|taken| matches!(taken, Ok(Taken { created: true, .. }))).count();
+        if created > 0 {
+            pool.metrics.claims(ClaimOutcome::Created).increment(created as u64);
+        }
+        for other in taken.iter().filter(|taken| !matches!(taken, Ok(Taken { created: true, .. }))) {
+            pool.metrics.claims(ClaimOutcome::of(other)).increment(1);
+        }
+    }
+}
+
+struct Checked {
+    pool: u32,
+    reserve_ms: u64,
+    durable: bool,
+}
+
+fn check(pools: &PoolMap, request: &ClaimRequest) -> Result<Checked, Refusal> {
+    let pool = pools.get(&request.pool).filter(|pool| !pool.is_closing()).ok_or(Refusal::NotFound(What::Pool))?;
+    let spec = pool.spec.load();
+    if request.pool.namespace() != request.id.namespace() {
+        return Err(Refusal::invalid("pool", "must be in the claim's namespace"));
+    }
+    let reserve_ms = request.reserve_ms.unwrap_or(spec.reserve_ms);
+    if reserve_ms > spec.reserve_ms {
+        return Err(Refusal::invalid("reserve_ms", format!("must be at most the pool's {}", spec.reserve_ms)));
+    }
+    let ack = request.ack.unwrap_or(spec.ack);
+    if ack < spec.ack {
+        return Err(Refusal::invalid("ack", "may ask for more than the pool promises (durable), not for less"));
+    }
+    Ok(Checked { pool: pool.number, reserve_ms, durable: ack == Ack::Durable })
+}
+
+fn taken(id: &ClaimId, pool: &PoolName, payload: Payload) -> Result<Taken, Refusal> {
+    match payload {
+        Payload::Claim(answer) => {
+            let created = answer.created;
+            Ok(Taken { claim: view(id, pool, answer), created })
+        }
+        _ => unreachable!("a claim is answered with a claim"),
+    }
+}
+
+/// A claim as the service shows it.
+pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimView {
+    ClaimView {
+        id: id.clone(),
+        fence: answer.grant.place.fence,
+        pool: pool.clone(),
+        worker: answer.grant.worker,
+        state: answer.grant.state,
+        expires_at_ms: answer.expires_at_ms,
+    }
+}

@@ -1,0 +1,149 @@
+//! Pages: all rows once, while others come and go. A page starts at a cursor of places (shard, ordinal), not of
+//! counts, and a worker keeps its place while it lives, so what stays is seen exactly once.
+
+use std::sync::Arc;
+
+use super::claims::view;
+use super::workers::worker_view;
+use super::{Scheduler, wait};
+use crate::limits;
+use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};
+use crate::pools::Pool;
+use crate::refusal::Refusal;
+use crate::shard::{ClaimSieve, Command, Payload, Reply};
+
+/// Shards asked for one page of claims; past it the page is short and goes on with the next.
+const ASKS_MAX: usize = 256;
+
+impl Scheduler {
+    /// Pools by name, from the one after `token` on.
+    ///
+    /// # Errors
+    /// `loading`.
+    pub async fn list_pools(&self, token: Option<&str>, limit: usize) -> Result<Page<PoolStatus>, Refusal> {
+        self.open()?;
+        let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
+        let pools = self.sorted_pools(|name| token.is_none_or(|token| name > token));
+        let more = pools.len() > limit;
+        let mut items = Vec::with_capacity(pools.len().min(limit));
+        for pool in pools.iter().take(limit) {
+            items.push(self.status(pool).await);
+        }
+        let next = items.last().filter(|_| more).map(|last: &PoolStatus| last.name.to_string());
+        Ok(Page { items, next })
+    }
+
+    /// Workers of a pool, from `token` on.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a token that no page gave.
+    pub async fn list_workers(
+        &self,
+        pool: &PoolName,
+        token: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<WorkerView>, Refusal> {
+        self.open()?;
+        let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
+        let pool = self.pool(pool)?;
+        let (mut shard, mut from) = token.map_or(Ok((0, 0)), cursor)?;
+        let mut items = Vec::new();
+        while (shard as usize) < pool.ports.len() && items.len() < limit {
+            let (reply, answer) = Reply::one();
+            pool.ports[shard as usize].ask(Command::ListWorkers(from, limit - items.len(), reply));
+            let Payload::Workers(rows) = wait(answer).await? else { unreachable!("workers are asked for") };
+            let full = items.len() + rows.len() == limit;
+            from = rows.last().map_or(from, |(at, _)| at + 1);
+            items.extend(rows.into_iter().map(|(_, look)| worker_view(&pool, shard, look)));
+            if !full {
+                (shard, from) = (shard + 1, 0);
+            }
+        }
+        let next = ((shard as usize) < pool.ports.len()).then(|| format!("{shard}-{from}"));
+        Ok(Page { items, next })
+    }
+
+    /// Held claims that pass the filter, from `token` on.
+    ///
+    /// # Errors
+    /// `Invalid` for a filter that names a pool without a namespace, or a token that no page gave; the reason of a
+    /// shard that does not serve.
+    pub async fn list_claims(
+        &self,
+        filter: &ClaimFilter,
+        token: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<ClaimView>, Refusal> {
+        self.open()?;
+        let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
+        if filter.pool.is_some() && filter.namespace.is_none() {
+            return Err(Refusal::invalid("namespace", "must be given with pool"));
+        }
+        let worker = filter.worker.as_deref().map(WorkerId::new).transpose()?;
+        let sieve = ClaimSieve { worker, tenant: filter.tenant.clone() };
+        let (start, (mut shard, mut from)) = token.map_or(Ok(("", (0, 0))), |token| {
+            let (pool, rest) = token.split_once(':').ok_or_else(bad_token)?;
+            cursor(rest).map(|cursor| (pool, cursor))
+        })?;
+        let pools = self.sorted_pools(|name| name >= start && wanted(filter, name));
+        let mut items = Vec::new();
+        let mut asks = 0;
+        for pool in &pools {
+            if pool.name.as_str() != start {
+                (shard, from) = (0, 0);
+            }
+            while (shard as usize) < pool.ports.len() {
+                let elsewhere = sieve.worker.as_ref().is_some_and(|id| id.shard(pool.ports.len() as u16) != shard);
+                if !elsewhere {
+                    if items.len() == limit || asks == ASKS_MAX {
+                        return Ok(Page { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
+                    }
+                    asks += 1;
+                    let (reply, answer) = Reply::one();
+                    let want = limit - items.len();
+                    pool.ports[shard as usize].ask(Command::ListClaims(from, want, sieve.clone(), reply));
+                    let Payload::Claims(rows, more) = wait(answer).await? else { unreachable!("claims are asked for") };
+                    from = rows.last().map_or(from, |(at, _, _)| at + 1);
+                    items.extend(rows.into_iter().map(|(_, id, answer)| view(&id, &pool.name, answer)));
+                    if more {
+                        return Ok(Page { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
+                    }
+                }
+                (shard, from) = (shard + 1, 0);
+            }
+        }
+        Ok(Page { items, next: None })
+    }
+
+    /// The figures of every shard.
+    pub async fn debug_shards(&self) -> serde_json::Value {
+        let mut pools = serde_json::Map::new();
+        for pool in self.sorted_pools(|_| true) {
+            let status = self.status(&pool).await;
+            pools.insert(pool.name.to_string(), serde_json::json!(status.shards));
+        }
+        serde_json::json!({ "keys": self.dispatch().keys.len(), "pools": pools })
+    }
+
+    fn sorted_pools(&self, keep: impl Fn(&str) -> bool) -> Vec<Arc<Pool>> {
+        let pools = self.dispatch().pools.load();
+        let mut kept: Vec<Arc<Pool>> = pools.iter().filter(|pool| keep(pool.name.as_str())).cloned().collect();
+        kept.sort_by(|a, b| a.name.cmp(&b.name));
+        kept
+    }
+}
+
+fn wanted(filter: &ClaimFilter, name: &str) -> bool {
+    let (namespace, pool) = name.split_once('/').unwrap_or_default();
+    filter.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+        && filter.pool.as_deref().is_none_or(|wanted| wanted == pool)
+}
+
+fn cursor(token: &str) -> Result<(u16, u32), Refusal> {
+    let (shard, from) = token.split_once('-').ok_or_else(bad_token)?;
+    Ok((shard.parse().map_err(|_| bad_token())?, from.parse().map_err(|_| bad_token())?))
+}
+
+fn bad_token() -> Refusal {
+    Refusal::invalid("page_token", "must be a next_page_token of this listing")
+}

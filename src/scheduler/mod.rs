@@ -1,0 +1,294 @@
+//! The facade that every edge calls, and that a program which embeds the library calls too.
+//!
+//! A call is checked here, finds its key or its shard, and waits for the shard's answer. What it began goes on
+//! without it: dropping the future of a call leaves nothing pending, and a claim that nobody is told of is given back.
+
+mod claims;
+mod listing;
+mod pools;
+mod workers;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ractor::{Actor as _, ActorCell};
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::catalogue::Catalogue;
+use crate::clock::{Clock, TICK_MS};
+use crate::dispatch::Dispatch;
+pub use crate::dispatch::Settings;
+use crate::fence::Fences;
+use crate::journal::{Journal, Outbox};
+use crate::keys::Keys;
+use crate::metrics::{ShardState, metrics};
+use crate::pools::{Pool, Pools};
+use crate::recovery;
+use crate::refusal::{Refusal, Unavailable};
+use crate::shard::Supervisor;
+use crate::store::{SharedStore, StoreError};
+
+/// How often the ceiling of fences is looked at.
+const CEILING_EVERY: Duration = Duration::from_secs(1);
+
+/// The scheduler. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Scheduler {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dispatch: Arc<Dispatch>,
+    started: AtomicBool,
+    catalogue: OnceLock<Arc<Catalogue>>,
+    supervisor: OnceLock<ActorCell>,
+    /// Changes of pools go one at a time.
+    changing: tokio::sync::Mutex<()>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler").field("dispatch", &self.shared.dispatch).finish_non_exhaustive()
+    }
+}
+
+/// Whether every shard serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// Every shard serves and the store takes records.
+    pub ready: bool,
+    /// Why not, if not; at most a handful.
+    pub reasons: Vec<String>,
+}
+
+impl Scheduler {
+    /// Over a store, on the system's clock. Answers `loading` until [`Scheduler::start`] is through.
+    #[must_use]
+    pub fn new(store: SharedStore, settings: Settings) -> Self {
+        Self::with_clock(store, settings, Clock::system())
+    }
+
+    /// The same, on the caller's clock.
+    #[must_use]
+    pub fn with_clock(store: SharedStore, settings: Settings, clock: Clock) -> Self {
+        let dispatch = Dispatch {
+            keys: Keys::default(),
+            pools: Pools::default(),
+            journal: Journal::new(store, clock.clone()),
+            clock,
+            fences: Fences::closed(),
+            settings,
+            stopping: AtomicBool::new(false),
+        };
+        Self {
+            shared: Arc::new(Shared {
+                dispatch: Arc::new(dispatch),
+                started: AtomicBool::new(false),
+                catalogue: OnceLock::new(),
+                supervisor: OnceLock::new(),
+                changing: tokio::sync::Mutex::new(()),
+                tasks: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Takes the store over, recovers, opens the rings. Starts the journal's writer, the ticker and the keeper of the
+    /// fences' ceiling on the present tokio runtime. Call it once; after an error it may be called again.
+    ///
+    /// # Errors
+    /// The store cannot be taken over or read.
+    pub async fn start(&self) -> Result<(), StoreError> {
+        let dispatch = &self.shared.dispatch;
+        let begun = dispatch.clock.mono_ns();
+        let supervisor = self.supervisor().await?;
+        let (catalogue, deleting) = recovery::recover(dispatch, &supervisor).await?;
+        let _ = self.shared.catalogue.set(catalogue);
+        self.spawn(Arc::clone(&dispatch.journal).run());
+        self.spawn(Self::tick(Arc::clone(dispatch)));
+        self.spawn(Self::keep_ceiling(Arc::clone(dispatch)));
+        for pool in deleting {
+            let scheduler = self.clone();
+            self.spawn(async move { scheduler.finish_deletion(&pool).await });
+        }
+        let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - begun).as_secs_f64();
+        metrics().recovery_seconds.set(seconds);
+        self.shared.started.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn supervisor(&self) -> Result<ActorCell, StoreError> {
+        if let Some(supervisor) = self.shared.supervisor.get() {
+            return Ok(supervisor.clone());
+        }
+        let dispatch = Arc::downgrade(&self.shared.dispatch);
+        let revive = move |pool, port, supervisor| -> futures::future::BoxFuture<'static, ()> {
+            match dispatch.upgrade() {
+                Some(dispatch) => Box::pin(recovery::revive(dispatch, pool, port, supervisor)),
+                None => Box::pin(async {}),
+            }
+        };
+        let supervisor = Supervisor::new(&self.shared.dispatch, Box::new(revive));
+        let (actor, _) = Supervisor::spawn(None, supervisor, ())
+            .await
+            .map_err(|error| StoreError::Unusable(format!("the supervisor did not start: {error}")))?;
+        Ok(self.shared.supervisor.get_or_init(|| actor.get_cell()).clone())
+    }
+
+    /// Lets what is in flight finish, brings everything to the store, ends all shards. New requests are refused. True
+    /// if the store has everything.
+    pub async fn stop(&self) -> bool {
+        let dispatch = &self.shared.dispatch;
+        dispatch.stopping.store(true, Ordering::Release);
+        let pools: Vec<Arc<Pool>> = dispatch.pools.load().iter().cloned().collect();
+        let ports = || pools.iter().flat_map(|pool| pool.ports.iter());
+        for port in ports() {
+            // An answer from the shard says that it decided what was before it.
+            let (reply, answer) = crate::shard::Reply::one();
+            if port.push(crate::shard::Command::Report(reply)).is_ok() {
+                let _ = answer.await;
+            }
+        }
+        let outboxes: Vec<Arc<Outbox>> = ports()
+            .map(|port| Arc::clone(&port.outbox))
+            .chain(self.shared.catalogue.get().map(|catalogue| Arc::clone(catalogue.outbox())))
+            .collect();
+        let flushed = dispatch.journal.flushed(outboxes).await;
+        for port in ports() {
+            // Once more, so that answers whose record has just been stored leave before the actor does.
+            let (reply, answer) = crate::shard::Reply::one();
+            if port.push(crate::shard::Command::Report(reply)).is_ok() {
+                let _ = answer.await;
+            }
+            port.stop().await;
+        }
+        if let Some(supervisor) = self.shared.supervisor.get() {
+            supervisor.stop(None);
+        }
+        for task in self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+        flushed
+    }
+
+    /// Whether every shard serves and the store takes records.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        const REASONS_MAX: usize = 16;
+        let dispatch = &self.shared.dispatch;
+        let mut reasons = Vec::new();
+        if dispatch.is_stopping() {
+            reasons.push("the service is shutting down".to_owned());
+        } else if !self.shared.started.load(Ordering::Acquire) {
+            reasons.push("recovering from the store".to_owned());
+        }
+        if dispatch.journal.fenced() {
+            reasons.push("another process owns the store".to_owned());
+        }
+        if let Some(trouble) = dispatch.journal.trouble() {
+            reasons.push(format!("the store takes no records: {trouble}"));
+        }
+        for pool in dispatch.pools.load().iter() {
+            for port in pool.ports.iter().filter(|port| port.state() != ShardState::Serving) {
+                if reasons.len() < REASONS_MAX {
+                    let default = || format!("shard {} of {} is {}", port.shard.shard, pool.name, port.state().word());
+                    reasons.push(port.reason().unwrap_or_else(default));
+                }
+            }
+        }
+        Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// Brings the gauges that mirror something up to date; called before a scrape.
+    pub fn observe(&self) {
+        let pools: Vec<Arc<Pool>> = self.shared.dispatch.pools.load().iter().cloned().collect();
+        let mut by_state = [0_u32; ShardState::ALL.len()];
+        for pool in &pools {
+            let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
+            for port in &pool.ports {
+                by_state[port.state() as usize] += 1;
+                depth += port.depth();
+                lag_ms = lag_ms.max(port.outbox.lag_ms());
+                idle += pool.board.idle(port.shard.shard);
+                busy += pool.board.held(port.shard.shard);
+                drift += port.drift();
+            }
+            pool.metrics.workers_idle.set(f64::from(idle));
+            pool.metrics.workers_busy.set(f64::from(busy));
+            pool.metrics.ring_depth.set(depth as f64);
+            pool.metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
+            pool.metrics.ledger_drift.set(drift as f64);
+        }
+        for (state, count) in ShardState::ALL.iter().zip(by_state) {
+            metrics().shards(*state).set(f64::from(count));
+        }
+    }
+
+    /// Panics one shard: fault injection for tests. No edge calls it.
+    #[doc(hidden)]
+    pub fn inject_panic(&self, pool: &crate::model::PoolName, shard: u16) {
+        if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
+            let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic);
+        }
+    }
+
+    /// The directory, for tests that look for leftovers.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.shared.dispatch.keys
+    }
+
+    fn dispatch(&self) -> &Arc<Dispatch> {
+        &self.shared.dispatch
+    }
+
+    /// Refuses while there is nothing to ask yet, or no more.
+    fn open(&self) -> Result<(), Refusal> {
+        if self.dispatch().is_stopping() {
+            return Err(Refusal::Unavailable(Unavailable::Stopping));
+        }
+        if !self.shared.started.load(Ordering::Acquire) {
+            return Err(Refusal::Unavailable(Unavailable::Loading));
+        }
+        if self.dispatch().journal.fenced() {
+            return Err(Refusal::Unavailable(Unavailable::Fenced));
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task));
+    }
+
+    async fn tick(dispatch: Arc<Dispatch>) {
+        let mut every = tokio::time::interval(Duration::from_millis(TICK_MS));
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            let now_ms = dispatch.clock.tick();
+            for pool in dispatch.pools.load().iter() {
+                for port in &pool.ports {
+                    port.tick(now_ms);
+                }
+            }
+        }
+    }
+
+    async fn keep_ceiling(dispatch: Arc<Dispatch>) {
+        let mut every = tokio::time::interval(CEILING_EVERY);
+        loop {
+            every.tick().await;
+            if let Err(error) = recovery::raise_fence_ceiling(&dispatch).await {
+                tracing::warn!(%error, "cannot raise the ceiling of fences");
+            }
+        }
+    }
+}
+
+/// The answer of one call; if its shard could not keep it, the outcome is unknown.
+async fn wait(answer: tokio::sync::oneshot::Receiver<crate::shard::Outcome>) -> crate::shard::Outcome {
+    answer.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+}

@@ -1,0 +1,223 @@
+//! Pools: put, look, delete.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use super::{Scheduler, wait};
+use crate::catalogue::{self, Catalogue};
+use crate::limits;
+use crate::metrics::ShardState;
+use crate::model::{Capacity, PoolName, PoolSpec, PoolStatus, Seq, ShardStatus};
+use crate::pools::Pool;
+use crate::recovery;
+use crate::refusal::{Refusal, Unavailable};
+use crate::shard::{Command, Payload, Reply, ShardReport};
+
+impl Scheduler {
+    /// Creates a pool (true), or replaces the specification of one that is there. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change.
+    pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), Refusal> {
+        self.open()?;
+        spec.check()?;
+        let _one_at_a_time = self.shared.changing.lock().await;
+        let known = self.dispatch().pools.load().get(&name).cloned();
+        let (created, pool) = match known {
+            Some(pool) if pool.is_closing() => {
+                return Err(Refusal::State("the pool is being deleted; try again when it is gone".into()));
+            }
+            Some(pool) => {
+                self.replace_pool(&pool, spec).await?;
+                (false, pool)
+            }
+            None => (true, self.create_pool(name, spec).await?),
+        };
+        Ok((created, self.status(&pool).await))
+    }
+
+    async fn create_pool(&self, name: PoolName, spec: PoolSpec) -> Result<Arc<Pool>, Refusal> {
+        if self.dispatch().pools.load().len() >= limits::POOLS_MAX {
+            return Err(Refusal::State(format!("at most {} pools", limits::POOLS_MAX).into()));
+        }
+        let catalogue = self.catalogue()?;
+        // A uid that a failed attempt left in the catalogue is taken up again; a fresh one is a fence, so never used
+        // before.
+        let uid = match catalogue.find(&name) {
+            Some(row) => row.uid,
+            None => self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?,
+        };
+        let put = catalogue.put(catalogue::row(uid, &name, &spec, false));
+        self.stored(catalogue, put).await?;
+        let pool = recovery::make_pool(self.dispatch(), uid, name, spec);
+        if let Some(supervisor) = self.shared.supervisor.get() {
+            recovery::open_new(self.dispatch(), &pool, supervisor).await;
+        }
+        self.dispatch().pools.insert(&pool);
+        Ok(pool)
+    }
+
+    async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
+        let old = pool.spec.load_full();
+        if (old.shards, old.mode) != (spec.shards, spec.mode) {
+            let text = format!(
+                "shards and mode of a pool never change: it has {} shards, got {}; make a new pool and move its \
+                 workers",
+                old.shards, spec.shards
+            );
+            return Err(Refusal::State(text.into()));
+        }
+        if *old == spec {
+            return Ok(());
+        }
+        let catalogue = self.catalogue()?;
+        let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &spec, false));
+        self.stored(catalogue, put).await?;
+        if old.policy != spec.policy {
+            for port in &pool.ports {
+                port.ask(Command::SetPolicy(spec.policy));
+            }
+        }
+        pool.spec.store(Arc::new(spec));
+        Ok(())
+    }
+
+    /// A pool: specification, counts, figures by shard.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn get_pool(&self, name: &PoolName) -> Result<PoolStatus, Refusal> {
+        self.open()?;
+        let pool = self.pool(name)?;
+        Ok(self.status(&pool).await)
+    }
+
+    /// Deletes a pool. Without `force` it must have no workers; with it, they end. Durable when it returns.
+    ///
+    /// # Errors
+    /// `NotFound`; `State` if it has workers.
+    pub async fn delete_pool(&self, name: &PoolName, force: bool) -> Result<(), Refusal> {
+        self.open()?;
+        let _one_at_a_time = self.shared.changing.lock().await;
+        let pool = self.pool(name)?;
+        let catalogue = self.catalogue()?;
+        // From here on nothing new comes in, so the count below stands.
+        pool.closing.store(true, Ordering::Release);
+        let status = self.status(&pool).await;
+        let workers: u64 = status.shards.iter().map(|shard| shard.workers).sum();
+        if workers > 0 && !force {
+            pool.closing.store(false, Ordering::Release);
+            let text = format!("the pool has {workers} workers; delete them first, or say force=true to end them");
+            return Err(Refusal::State(text.into()));
+        }
+        let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &pool.spec.load(), true));
+        if let Err(refusal) = self.stored(catalogue, put).await {
+            // The mark may be in the store or not: this process goes on with the pool, a restart may finish this.
+            catalogue.put(catalogue::row(pool.uid, &pool.name, &pool.spec.load(), false));
+            pool.closing.store(false, Ordering::Release);
+            return Err(refusal);
+        }
+        self.finish_deletion(&pool).await;
+        Ok(())
+    }
+
+    /// Ends the shards of a pool whose deletion is in the store, then removes its row, last.
+    pub(super) async fn finish_deletion(&self, pool: &Arc<Pool>) {
+        pool.closing.store(true, Ordering::Release);
+        join_all(pool.ports.iter().map(|port| async move {
+            let (reply, answer) = Reply::one();
+            port.ask(Command::Close(reply));
+            let _ = answer.await;
+            port.stop().await;
+            let dropped = port.outbox.handed() + 1;
+            self.dispatch().journal.drop_shard(&port.outbox);
+            port.outbox.stored(dropped).await;
+        }))
+        .await;
+        self.dispatch().pools.remove(pool);
+        self.dispatch().keys.forget_pool(pool.number);
+        pool.metrics.zero_gauges();
+        if let Ok(catalogue) = self.catalogue() {
+            let removed = catalogue.remove(pool.uid);
+            catalogue.stored(removed).await;
+        }
+    }
+
+    fn catalogue(&self) -> Result<&Arc<Catalogue>, Refusal> {
+        self.shared.catalogue.get().ok_or(Refusal::Unavailable(Unavailable::Loading))
+    }
+
+    async fn stored(&self, catalogue: &Catalogue, seq: Seq) -> Result<(), Refusal> {
+        let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
+        match tokio::time::timeout(limit, catalogue.stored(seq)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refusal::Unavailable(Unavailable::Fenced)),
+            Err(_) => Err(Refusal::Unavailable(Unavailable::Store)),
+        }
+    }
+
+    /// What every shard says of itself; of those that do not answer, what their handles know.
+    pub(super) async fn status(&self, pool: &Arc<Pool>) -> PoolStatus {
+        let reports = join_all(pool.ports.iter().map(|port| async move {
+            let (reply, answer) = Reply::one();
+            port.ask(Command::Report(reply));
+            match wait(answer).await {
+                Ok(Payload::Report(report)) => *report,
+                _ => silent(port),
+            }
+        }))
+        .await;
+        let mut status = PoolStatus {
+            name: pool.name.clone(),
+            spec: (**pool.spec.load()).clone(),
+            capacity: Capacity::default(),
+            free: Capacity::default(),
+            gpus: BTreeMap::new(),
+            shards: Vec::with_capacity(reports.len()),
+        };
+        for report in reports {
+            add_ledger(&mut status, &report);
+            status.shards.push(report.status);
+        }
+        status
+    }
+}
+
+fn silent(port: &crate::shard::ShardPort) -> ShardReport {
+    let state = match port.state() {
+        // It did not answer in spite of that: its ring is full, or it panicked just now.
+        ShardState::Serving => ShardState::Loading,
+        other => other,
+    };
+    let status = ShardStatus {
+        shard: port.shard.shard,
+        state: state.word().into(),
+        reason: port.reason(),
+        applied_seq: port.outbox.applied(),
+        lag_ms: port.outbox.lag_ms(),
+        ring_depth: port.depth() as u64,
+        restarts: port.restarts(),
+        ..ShardStatus::default()
+    };
+    ShardReport { status, ledger: Vec::new(), drift: 0 }
+}
+
+fn add_ledger(status: &mut PoolStatus, report: &ShardReport) {
+    for line in &report.ledger {
+        for (sum, workers) in [(&mut status.capacity, line.workers), (&mut status.free, line.workers - line.held)] {
+            let workers = u64::from(workers);
+            sum.cpu_milli = sum.cpu_milli.saturating_add(line.capacity.cpu_milli.saturating_mul(workers));
+            sum.memory_bytes = sum.memory_bytes.saturating_add(line.capacity.memory_bytes.saturating_mul(workers));
+            sum.slots = sum.slots.saturating_add(line.capacity.slots.saturating_mul(workers));
+        }
+        if let Some(gpu) = &line.capacity.gpu {
+            let cards = status.gpus.entry(gpu.model.to_string()).or_default();
+            cards.0 += u64::from(gpu.count) * u64::from(line.workers);
+            cards.1 += u64::from(gpu.count) * u64::from(line.workers - line.held);
+        }
+    }
+}

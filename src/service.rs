@@ -1,0 +1,151 @@
+//! The service, wired in flow order: limits, port, store, scheduler, edge; and its end in the reverse order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::api::http::{Api, listener, router};
+use crate::config::{Config, StoreUrl};
+use crate::metrics::{self, Exporter, InstallError};
+use crate::scheduler::{Scheduler, Settings};
+use crate::store::memory::MemoryStore;
+use crate::store::redb::RedbStore;
+use crate::store::{SharedStore, StoreError};
+
+/// How long the requests in flight may take to end once the service stops.
+const GRACE: Duration = Duration::from_secs(4);
+/// How long the scheduler may take to flush after that. Together below the 10 s that supervisors wait.
+const FLUSH: Duration = Duration::from_secs(4);
+/// How often histograms are folded into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// File descriptors beside those of the connections: the store, the runtime, the standard streams.
+const FILES_BESIDE: u64 = 128;
+
+const _: () = assert!(GRACE.as_secs() + FLUSH.as_secs() < 10);
+
+/// The service could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port is taken, or the address is not ours.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error("cannot use the store {url}: {error}")]
+    Store {
+        /// Which.
+        url: StoreUrl,
+        /// Why.
+        error: StoreError,
+    },
+    /// Metrics cannot be set up.
+    #[error("{0}")]
+    Metrics(#[from] InstallError),
+}
+
+/// A service that holds its port and its store, and has not begun.
+pub struct Service {
+    listener: TcpListener,
+    address: SocketAddr,
+    scheduler: Scheduler,
+    exporter: Exporter,
+    config: Config,
+}
+
+impl Service {
+    /// Binds the port, then opens the store.
+    ///
+    /// # Errors
+    /// Either cannot be had.
+    pub async fn build(config: Config) -> Result<Self, StartError> {
+        raise_file_limit(config.server.max_connections as u64);
+        let exporter = metrics::install()?;
+        let address = config.server.listen;
+        let listen = |error| StartError::Listen { address, error };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let url = config.store.url.clone();
+        let store = open(url.clone()).await.map_err(|error| StartError::Store { url, error })?;
+        let settings = Settings { store_wait_ms: config.store.wait_ms };
+        Ok(Self { listener, address, scheduler: Scheduler::new(store, settings), exporter, config })
+    }
+
+    /// Serves until `stop` resolves. While the store is recovered every call is answered 503 `loading`; then
+    /// `ready` is called with the address.
+    ///
+    /// # Errors
+    /// The store cannot be recovered.
+    pub async fn run(self, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<(), StartError> {
+        let Self { listener, address, scheduler, exporter, config } = self;
+        let (stopping, mut stopped) = watch::channel(());
+        let request_timeout = Duration::from_millis(config.server.request_timeout_ms);
+        let api = Api::new(scheduler.clone(), exporter.clone(), config.server.max_body_bytes, request_timeout);
+        let edge =
+            tokio::spawn(listener::serve(listener, router(api), config.server.max_connections, GRACE, async move {
+                // Either outcome means the end: a word, or nobody left to say it.
+                let _ = stopped.changed().await;
+            }));
+        let upkeep = keep_up(exporter);
+
+        let mut stop = std::pin::pin!(stop);
+        let started = tokio::select! {
+            started = scheduler.start() => started.map(|()| true),
+            () = &mut stop => Ok(false),
+        };
+        if matches!(started, Ok(true)) {
+            ready(address);
+            stop.await;
+        }
+
+        drop(stopping);
+        if let Err(error) = edge.await {
+            tracing::error!(%error, "the HTTP edge ended badly");
+        }
+        if timeout(FLUSH, scheduler.stop()).await.is_err() {
+            tracing::warn!("the store did not take everything before the deadline of the shutdown");
+        }
+        upkeep.abort();
+        started.map(|_| ()).map_err(|error| StartError::Store { url: config.store.url, error })
+    }
+}
+
+/// Opens the store; on a thread of its own, as it reads and locks files.
+async fn open(url: StoreUrl) -> Result<SharedStore, StoreError> {
+    let opened = tokio::task::spawn_blocking(move || match url {
+        StoreUrl::Memory => Ok(Arc::new(MemoryStore) as SharedStore),
+        StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
+    });
+    opened.await.unwrap_or_else(|error| Err(StoreError::Unusable(format!("opening it failed: {error}"))))
+}
+
+fn keep_up(exporter: Exporter) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut ticks = interval(UPKEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            exporter.upkeep();
+        }
+    })
+}
+
+/// Each connection takes a file descriptor, and the usual limit is 1,024.
+fn raise_file_limit(connections: u64) {
+    let wanted = connections + FILES_BESIDE;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(limit) if limit < wanted => {
+            tracing::warn!(limit, wanted, "the limit of open files is below what server.max_connections needs");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}

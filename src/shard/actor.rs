@@ -1,0 +1,616 @@
+//! The actor: the only place where effects become deeds.
+//!
+//! One run: answers that waited for the store and may leave now; what is in the ring, decided one by one; deadlines,
+//! if the ring is empty; then the changed rows go to the journal, the bounds to the router, and only then the new
+//! answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
+//! are one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::command::{ClaimItem, ClaimSieve, Command, KeyItem};
+use super::handle::ShardPort;
+use super::reply::{ClaimAnswer, Outcome, Payload, Reply, ShardReport};
+use crate::dispatch::Dispatch;
+use crate::engine::{Answer, Counters, Effect, Event, Grant, Place, Shard};
+use crate::keys::{Hold, Unstored, Unstoreds};
+use crate::limits;
+use crate::model::{Ack, ClaimId, Fence, Millis, Seq, ShardStatus};
+use crate::pools::Pool;
+use crate::refusal::{Refusal, Unavailable, What};
+
+/// How often the ledger is compared with the claims.
+const RECOUNT_MS: Millis = 1_000;
+
+/// The one message: look at your ring.
+#[derive(Debug)]
+pub(crate) struct Wake;
+
+/// What an actor starts from.
+pub(crate) struct Spawn {
+    pub dispatch: Arc<Dispatch>,
+    pub pool: Arc<Pool>,
+    pub port: Arc<ShardPort>,
+    pub shard: Shard,
+}
+
+/// Runs one shard.
+pub(crate) struct ShardActor;
+
+impl Actor for ShardActor {
+    type Msg = Wake;
+    type State = Running;
+    type Arguments = Spawn;
+
+    async fn pre_start(&self, _me: ActorRef<Wake>, spawn: Spawn) -> Result<Running, ActorProcessingErr> {
+        Ok(Running::new(spawn))
+    }
+
+    async fn post_start(&self, me: ActorRef<Wake>, running: &mut Running) -> Result<(), ActorProcessingErr> {
+        running.publish();
+        running.port.serve(me);
+        Ok(())
+    }
+
+    async fn handle(&self, me: ActorRef<Wake>, _wake: Wake, running: &mut Running) -> Result<(), ActorProcessingErr> {
+        running.run();
+        if !running.port.sleeps() {
+            // More came meanwhile: behind whoever else wants this thread.
+            let _ = me.send_message(Wake);
+        }
+        Ok(())
+    }
+}
+
+/// Who waits for an answer of the engine.
+enum To {
+    Claim(Box<ClaimItem>),
+    Key(KeyItem),
+    Reply(Reply),
+    Nobody,
+}
+
+/// An answer on its way out.
+struct Outgoing {
+    reply: Reply,
+    outcome: Outcome,
+    /// Leaves when the store has this...
+    seq: Seq,
+    /// ...and these.
+    unstored: Unstoreds,
+    /// The claim that it grants: given back if it cannot leave.
+    made: Option<Place>,
+    /// Engine time after which it cannot leave as it is.
+    until_ms: Millis,
+}
+
+pub(crate) struct Running {
+    dispatch: Arc<Dispatch>,
+    pool: Arc<Pool>,
+    port: Arc<ShardPort>,
+    shard: Shard,
+    now_ms: Millis,
+    keeps_rows: bool,
+    /// Fences drawn for the claims at hand.
+    fences: std::ops::Range<Fence>,
+    taken: Vec<Command>,
+    /// Commands that arose from others, in this run.
+    extra: VecDeque<Command>,
+    effects: Vec<Effect<To>>,
+    /// Claims that found no room here.
+    refused: Vec<Box<ClaimItem>>,
+    /// Answers decided in this run.
+    outgoing: Vec<Outgoing>,
+    /// Answers that wait for the store, by sequence number.
+    waiting: VecDeque<Outgoing>,
+    /// Of them those whose own record is stored and that wait for another shard's.
+    blocked: Vec<Outgoing>,
+    /// Keys that were freed here, whose record the store may lack.
+    gone: VecDeque<(Seq, ClaimId)>,
+    counted: Counters,
+    recounted_ms: Millis,
+}
+
+impl Running {
+    fn new(spawn: Spawn) -> Self {
+        let Spawn { dispatch, pool, port, shard } = spawn;
+        Self {
+            keeps_rows: port.outbox.wants_rows(),
+            counted: shard.counters(),
+            dispatch,
+            pool,
+            port,
+            shard,
+            now_ms: 0,
+            fences: 0..0,
+            taken: Vec::with_capacity(limits::DRAIN_MAX),
+            extra: VecDeque::new(),
+            effects: Vec::new(),
+            refused: Vec::new(),
+            outgoing: Vec::new(),
+            waiting: VecDeque::new(),
+            blocked: Vec::new(),
+            gone: VecDeque::new(),
+            recounted_ms: 0,
+        }
+    }
+
+    fn run(&mut self) {
+        self.now_ms = self.dispatch.clock.engine_ms();
+        self.release_answers();
+        let mut taken = std::mem::take(&mut self.taken);
+        taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
+        if !taken.is_empty() {
+            self.prepare(&taken);
+            for command in taken.drain(..) {
+                self.command(command);
+                while let Some(command) = self.extra.pop_front() {
+                    self.command(command);
+                }
+            }
+            self.port.clear_hand();
+        }
+        self.taken = taken;
+        if self.port.depth() == 0 && self.shard.next_tick_ms().is_some_and(|due| due <= self.now_ms) {
+            self.on(Event::Tick);
+        }
+        self.conclude();
+    }
+
+    /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
+    fn prepare(&mut self, taken: &[Command]) {
+        let claims: u64 = taken.iter().map(Command::fences).sum();
+        self.fences = match claims {
+            0 => 0..0,
+            n => self.dispatch.draw_fences(n).map_or(0..0, |first| first..first + n),
+        };
+        if taken.len() > 1 {
+            let affinities = taken.iter().flat_map(Command::items).map(|item| item.affinity);
+            self.shard.look_ahead(taken.iter().flat_map(Command::places), affinities);
+        }
+        let started = taken.iter().find_map(started_ns);
+        if let Some(started) = started {
+            let waited = self.dispatch.clock.mono_ns().saturating_sub(started);
+            self.pool.metrics.ring_wait_seconds.record(Duration::from_nanos(waited).as_secs_f64());
+        }
+        if claims > 0 {
+            self.port.take_in_hand(taken.iter().flat_map(Command::items));
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Claim(item) => self.claim(item),
+            Command::Claims(items) => items.into_iter().for_each(|item| self.claim(item)),
+            Command::Repeat(item, place) => {
+                let satisfies = item.pool == self.pool.number;
+                self.on(Event::Repeat { place, satisfies, to: To::Claim(item) });
+            }
+            Command::Release(item) => self.release(item),
+            Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
+            Command::Confirm(item) => self.on(Event::Confirm { place: item.place, to: To::Key(item) }),
+            Command::Look(item) => self.on(Event::Look { place: item.place, to: To::Key(item) }),
+            Command::Register(workers) => {
+                for (spec, reply) in workers {
+                    self.on(Event::Register { spec, to: To::Reply(reply) });
+                }
+            }
+            Command::Delete(id, reply) => self.on(Event::Delete { id, to: To::Reply(reply) }),
+            Command::Worker(id, reply) => {
+                let look = self.shard.find_worker(&id);
+                self.shard.mark_told(look.iter().flat_map(|look| &look.claims).map(|(_, grant)| grant.place));
+                let outcome = look
+                    .map(|look| Payload::Worker { created: false, look: Box::new(look) })
+                    .ok_or(Refusal::NotFound(What::Worker));
+                self.answer(reply, outcome, Unstoreds::new(), None);
+            }
+            Command::ListWorkers(from, limit, reply) => {
+                let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
+                let told: Vec<Place> =
+                    rows.iter().flat_map(|(_, look)| &look.claims).map(|(_, grant)| grant.place).collect();
+                self.shard.mark_told(told.into_iter());
+                self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
+            }
+            Command::ListClaims(from, limit, sieve, reply) => {
+                let outcome = self.list_claims(from, limit, &sieve);
+                self.answer(reply, Ok(outcome), Unstoreds::new(), None);
+            }
+            Command::Report(reply) => {
+                let report = self.report();
+                reply.send(Ok(Payload::Report(Box::new(report))));
+            }
+            Command::Dump(from, bytes, to) => {
+                let mut rows = Vec::with_capacity(bytes + bytes / 8);
+                let next = self.shard.dump_rows(from, bytes, &mut rows);
+                // What the dump shows must be handed over before the dump arrives: a flip carries only what was.
+                self.hand_over();
+                let _ = to.send((rows, next));
+            }
+            Command::SetPolicy(policy) => self.shard.set_policy(policy),
+            Command::Close(reply) => self.close(reply),
+            Command::Panic => panic!("injected fault"),
+        }
+    }
+
+    fn claim(&mut self, item: Box<ClaimItem>) {
+        if item.reply.is_closed() {
+            return self.dispatch.give_up(item, Refusal::DeadlineExceeded);
+        }
+        if let Some(why) = self.overload(&item) {
+            return self.dispatch.give_up(item, Refusal::Unavailable(why));
+        }
+        let fence = match self.fences.next() {
+            Some(fence) => fence,
+            None => match self.dispatch.draw_fences(1) {
+                Ok(fence) => fence,
+                Err(why) => return self.dispatch.give_up(item, Refusal::Unavailable(why)),
+            },
+        };
+        let (id, affinity, reserve_ms) = (item.id.clone(), item.affinity, item.reserve_ms);
+        self.on(Event::Claim { id, fence, affinity, reserve_ms, to: To::Claim(item) });
+    }
+
+    /// Why this shard takes no claim at present: the store is too far behind.
+    fn overload(&self, item: &ClaimItem) -> Option<Unavailable> {
+        if !self.keeps_rows {
+            return None;
+        }
+        if self.gone.len() >= limits::GONE_MAX {
+            return Some(Unavailable::Store);
+        }
+        let lags = !item.durable && self.port.outbox.lag_ms() > self.pool.spec.load().lag_max_ms;
+        lags.then_some(Unavailable::Overloaded)
+    }
+
+    fn release(&mut self, item: KeyItem) {
+        self.pool.metrics.releases.increment(1);
+        self.on(Event::Release { place: item.place, to: To::Key(item) });
+    }
+
+    fn on(&mut self, event: Event<To>) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.shard.on(event, self.now_ms, &mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Reply { to, answer } => self.reply(to, answer),
+                Effect::Ended { id, fence, .. } => self.ended(id, fence),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn ended(&mut self, id: ClaimId, fence: Fence) {
+        let record = self.keeps_rows.then(|| Unstored { shard: self.port.shard, seq: self.shard.seq() });
+        self.dispatch.keys.end(&id, fence, record);
+        if let Some(record) = record {
+            self.gone.push_back((record.seq, id));
+        }
+    }
+
+    fn reply(&mut self, to: To, answer: Answer) {
+        match to {
+            To::Claim(item) => self.reply_claim(item, answer),
+            To::Key(item) => self.reply_key(item, answer),
+            To::Reply(reply) => {
+                let outcome = match answer {
+                    Answer::Registered { created, worker } => Ok(Payload::Worker { created, look: worker }),
+                    Answer::Deleted => Ok(Payload::Done),
+                    answer => Err(refusal(&answer)),
+                };
+                self.answer(reply, outcome, Unstoreds::new(), None);
+            }
+            To::Nobody => {}
+        }
+    }
+
+    fn reply_claim(&mut self, item: Box<ClaimItem>, answer: Answer) {
+        match answer {
+            Answer::Granted(grant) => {
+                let hold = Hold { shard: self.port.shard, place: grant.place };
+                let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
+                self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
+                self.pool.board.remember(item.affinity, self.port.shard.shard);
+                self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
+                let made = Some(grant.place);
+                self.answer_claim(*item, grant, true, unstored, made);
+            }
+            Answer::NoRoom => self.refused.push(item),
+            Answer::Held(grant) => {
+                let unstored = self.unstored(&item.id);
+                self.answer_claim(*item, grant, false, unstored, None);
+            }
+            Answer::Gone | Answer::GivenBack => self.dispatch.submit(item),
+            answer => {
+                let unstored = self.unstored(&item.id);
+                self.answer(item.reply, Err(refusal(&answer)), unstored, None);
+            }
+        }
+    }
+
+    fn answer_claim(&mut self, item: ClaimItem, grant: Grant, created: bool, unstored: Unstoreds, made: Option<Place>) {
+        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, expires_at_ms: None }));
+        let durable = item.durable && self.keeps_rows;
+        self.send_or_wait(item.reply, outcome, durable, unstored, made);
+    }
+
+    fn reply_key(&mut self, item: KeyItem, answer: Answer) {
+        let unstored = self.unstored(&item.id);
+        let outcome = match answer {
+            Answer::Held(grant) => Ok(Payload::Claim(ClaimAnswer { grant, created: false, expires_at_ms: None })),
+            Answer::Released => Ok(Payload::Done),
+            _ => Err(Refusal::NotFound(What::Claim)),
+        };
+        self.answer(item.reply, outcome, unstored, None);
+    }
+
+    fn unstored(&self, id: &ClaimId) -> Unstoreds {
+        if self.keeps_rows { self.dispatch.keys.unstored(id) } else { Unstoreds::new() }
+    }
+
+    /// An answer as durable as the pool.
+    fn answer(&mut self, reply: Reply, outcome: Outcome, unstored: Unstoreds, made: Option<Place>) {
+        let durable = self.keeps_rows && self.pool.spec.load().ack == Ack::Durable;
+        self.send_or_wait(reply, outcome, durable, unstored, made);
+    }
+
+    fn send_or_wait(
+        &mut self,
+        reply: Reply,
+        outcome: Outcome,
+        durable: bool,
+        unstored: Unstoreds,
+        made: Option<Place>,
+    ) {
+        let seq = if durable { self.shard.seq() } else { 0 };
+        let unstored = if durable { unstored } else { Unstoreds::new() };
+        let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
+        self.outgoing.push(Outgoing { reply, outcome, seq, unstored, made, until_ms });
+    }
+
+    /// The end of a run: rows, bounds, answers, in this order.
+    fn conclude(&mut self) {
+        self.hand_over();
+        self.publish();
+        if !self.refused.is_empty() {
+            self.dispatch.route_all(std::mem::take(&mut self.refused));
+        }
+        let outgoing = std::mem::take(&mut self.outgoing);
+        for answer in outgoing {
+            if self.may_leave(&answer) {
+                self.leave(answer);
+            } else {
+                self.waiting.push_back(answer);
+            }
+        }
+        self.expire_answers();
+        if self.keeps_rows {
+            self.settle_gone();
+        }
+        // What could not leave was given back: those rows go too. No answer comes of them.
+        if self.hand_over() {
+            self.publish();
+        }
+        self.count();
+        let answers = self.waiting.front().map(|answer| answer.until_ms);
+        let blocked = (!self.blocked.is_empty()).then_some(self.now_ms + 1);
+        self.port.set_next_tick([self.shard.next_tick_ms(), answers, blocked].into_iter().flatten().min());
+    }
+
+    fn hand_over(&mut self) -> bool {
+        let shard = &mut self.shard;
+        if !shard.has_rows() {
+            return false;
+        }
+        if self.keeps_rows {
+            self.port.outbox.hand(shard.seq(), |rows| shard.take_rows(rows));
+        } else {
+            shard.drop_rows();
+        }
+        true
+    }
+
+    fn publish(&self) {
+        self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.held());
+    }
+
+    fn may_leave(&self, answer: &Outgoing) -> bool {
+        answer.seq == 0 || (self.port.outbox.applied() >= answer.seq && self.is_stored(&answer.unstored))
+    }
+
+    fn is_stored(&self, unstored: &Unstoreds) -> bool {
+        unstored.is_empty() || {
+            let pools = self.dispatch.pools.load();
+            unstored.iter().all(|record| pools.is_stored(record))
+        }
+    }
+
+    /// Lets answers go whose records the store has.
+    fn release_answers(&mut self) {
+        let applied = self.port.outbox.applied();
+        while self.waiting.front().is_some_and(|answer| answer.seq <= applied) {
+            let Some(answer) = self.waiting.pop_front() else { break };
+            if self.is_stored(&answer.unstored) {
+                self.leave(answer);
+            } else {
+                self.blocked.push(answer);
+            }
+        }
+        if !self.blocked.is_empty() {
+            for answer in std::mem::take(&mut self.blocked) {
+                if self.is_stored(&answer.unstored) {
+                    self.leave(answer);
+                } else {
+                    self.blocked.push(answer);
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, answer: Outgoing) {
+        let Outgoing { reply, mut outcome, made, seq, .. } = answer;
+        if seq > 0 && self.dispatch.journal.fenced() {
+            reply.send(Err(Refusal::Unavailable(Unavailable::Fenced)));
+            return;
+        }
+        if let Ok(Payload::Claim(answer)) = &mut outcome {
+            self.date(answer);
+        }
+        let arrived = reply.send(outcome);
+        if let (false, Some(place)) = (arrived, made) {
+            self.on(Event::GiveBack { place });
+        }
+    }
+
+    /// A reservation's time runs from now, when the answer leaves.
+    fn date(&mut self, answer: &mut ClaimAnswer) {
+        let place = answer.grant.place;
+        if answer.grant.reserve_ms == 0 || answer.grant.state == crate::model::ClaimState::Active {
+            return;
+        }
+        self.on(Event::Departed { place });
+        let deadline = self.shard.grant(place).and_then(|grant| grant.deadline_ms);
+        answer.grant.deadline_ms = deadline;
+        answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_ms() + at.saturating_sub(self.now_ms));
+    }
+
+    /// Ends the wait of answers that the store kept too long.
+    fn expire_answers(&mut self) {
+        let late = |answer: &Outgoing, now_ms: Millis| answer.until_ms <= now_ms;
+        while self.waiting.front().is_some_and(|answer| late(answer, self.now_ms)) {
+            let Some(answer) = self.waiting.pop_front() else { break };
+            self.expire(answer);
+        }
+        let now_ms = self.now_ms;
+        for answer in self.blocked.extract_if(.., |answer| late(answer, now_ms)).collect::<Vec<_>>() {
+            self.expire(answer);
+        }
+    }
+
+    fn expire(&mut self, answer: Outgoing) {
+        let fenced = self.dispatch.journal.fenced();
+        let why = if fenced { Unavailable::Fenced } else { Unavailable::Store };
+        answer.reply.send(Err(Refusal::Unavailable(why)));
+        if let Some(place) = answer.made {
+            self.on(Event::GiveBack { place });
+            // Somebody else was told of it, so it stays: from now on its reservation runs.
+            self.on(Event::Departed { place });
+        }
+    }
+
+    fn settle_gone(&mut self) {
+        let applied = self.port.outbox.applied();
+        while let Some((seq, id)) = self.gone.pop_front_if(|(seq, _)| *seq <= applied) {
+            self.dispatch.keys.settle(&id, self.port.shard, seq);
+        }
+    }
+
+    fn count(&mut self) {
+        let now = self.shard.counters();
+        let metrics = &self.pool.metrics;
+        metrics.worker_touches.increment(now.touches - self.counted.touches);
+        metrics.sweeps.increment(now.swept - self.counted.swept);
+        metrics.give_backs.increment(now.given_back - self.counted.given_back);
+        self.counted = now;
+        // A recount costs a look at every ledger line: now and then is enough to be noticed.
+        if self.now_ms >= self.recounted_ms + RECOUNT_MS {
+            self.recounted_ms = self.now_ms;
+            self.port.set_drift(self.shard.ledger_drift());
+        }
+    }
+
+    fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
+        let passes = |id: &ClaimId, grant: &Grant| {
+            sieve.worker.as_ref().is_none_or(|worker| grant.worker.spec.id == *worker)
+                && sieve.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant)
+        };
+        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| passes(id, grant));
+        let mut rows = Vec::new();
+        for (at, id, grant) in claims.by_ref().take(limit) {
+            rows.push((at, id, ClaimAnswer { grant, created: false, expires_at_ms: None }));
+        }
+        let more = claims.next().is_some();
+        drop(claims);
+        self.shard.mark_told(rows.iter().map(|(_, _, answer)| answer.grant.place));
+        for (_, _, answer) in &mut rows {
+            let unix_ms = self.dispatch.clock.unix_ms();
+            answer.expires_at_ms = answer.grant.deadline_ms.map(|at| unix_ms + at.saturating_sub(self.now_ms));
+        }
+        Payload::Claims(rows, more)
+    }
+
+    fn report(&self) -> ShardReport {
+        let outbox = &self.port.outbox;
+        ShardReport {
+            status: ShardStatus {
+                shard: self.port.shard.shard,
+                state: self.port.state().word().into(),
+                reason: self.port.reason(),
+                workers: self.shard.workers() as u64,
+                idle: self.shard.idle() as u64,
+                busy: self.shard.held() as u64,
+                reserved: self.shard.reserved() as u64,
+                seq: self.shard.seq(),
+                applied_seq: outbox.applied(),
+                lag_ms: outbox.lag_ms(),
+                ring_depth: self.port.depth() as u64,
+                answers_waiting: (self.waiting.len() + self.blocked.len()) as u64,
+                restarts: self.port.restarts(),
+            },
+            ledger: self.shard.ledger().cloned().collect(),
+            drift: self.shard.ledger_drift(),
+        }
+    }
+
+    /// Ends every claim and worker. The rows need not go one by one: the store is told to forget the shard.
+    fn close(&mut self, reply: Reply) {
+        let workers: Vec<_> = self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card).collect();
+        for card in workers {
+            self.on(Event::Delete { id: card.spec.id.clone(), to: To::Nobody });
+        }
+        self.hand_over();
+        reply.send(Ok(Payload::Done));
+    }
+}
+
+fn refusal(answer: &Answer) -> Refusal {
+    match answer {
+        Answer::ActiveElsewhere => {
+            Refusal::State("the key holds an active claim in another pool; release it first".into())
+        }
+        Answer::UnknownWorker => Refusal::NotFound(What::Worker),
+        Answer::StaleIncarnation { known, deleted: false } => {
+            Refusal::State(format!("incarnation must be at least {known}: a newer life of the worker is known").into())
+        }
+        Answer::StaleIncarnation { known, deleted: true } => {
+            let seconds = limits::TOMBSTONE_MS / 1000;
+            let text = format!(
+                "the worker was deleted under incarnation {known} less than {seconds} s ago: a late registration must \
+                 not bring it back; register it with a higher incarnation, or wait"
+            );
+            Refusal::State(text.into())
+        }
+        Answer::ShardFull => Refusal::Unavailable(Unavailable::Overloaded),
+        _ => Refusal::NotFound(What::Claim),
+    }
+}
+
+/// When the oldest request among these came in, if it says so.
+fn started_ns(command: &Command) -> Option<u64> {
+    command.items().next().map(|item| item.started_ns).or_else(|| command.keys().first().map(|item| item.started_ns))
+}
+
+/// For recovery: what the directory must know of a shard that is about to serve.
+pub(crate) fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Place)> {
+    shard.list_claims(0).map(|(_, id, grant)| (id, grant.place))
+}
+
+/// Ends claims whose keys are held elsewhere, before the shard serves.
+pub(crate) fn yield_claims(shard: &mut Shard, places: impl Iterator<Item = Place>, now_ms: Millis) {
+    let mut effects: Vec<Effect<()>> = Vec::new();
+    for place in places {
+        shard.on(Event::Yield { place }, now_ms, &mut effects);
+    }
+}

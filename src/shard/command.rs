@@ -1,0 +1,176 @@
+//! What can be asked of a shard.
+
+use tokio::sync::oneshot;
+
+use super::reply::Reply;
+use crate::engine::Place;
+use crate::keys::Ticket;
+use crate::limits;
+use crate::model::{ClaimId, Millis, Policy, WorkerId, WorkerSpec};
+use crate::refusal::Unavailable;
+
+/// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
+/// its caller still listens; so a caller that hangs up leaves nothing pending.
+#[derive(Debug)]
+pub struct ClaimItem {
+    /// Whose.
+    pub id: ClaimId,
+    /// Number, in this process, of the pool that it wants.
+    pub pool: u32,
+    /// The right to decide for its key, once [`crate::keys::Keys::begin`] gave it.
+    pub ticket: Ticket,
+    /// Hash of its affinity word.
+    pub affinity: u64,
+    /// How long it may stay unconfirmed.
+    pub reserve_ms: Millis,
+    /// Its answer leaves after the store has it.
+    pub durable: bool,
+    /// Breaks ties between shards.
+    pub salt: u64,
+    /// Shards asked so far.
+    pub visited: Visited,
+    /// A shard that might have had room could not be asked: the answer cannot be "full".
+    pub unasked: Option<Unavailable>,
+    /// When it came in.
+    pub started_ns: u64,
+    /// Where the answer goes.
+    pub reply: Reply,
+}
+
+/// A set of shards. Most claims need only the first; the rest is allocated when that one said no.
+#[derive(Debug, Default)]
+pub struct Visited {
+    first: Option<u16>,
+    more: Option<Box<[u64; Self::WORDS]>>,
+}
+
+impl Visited {
+    const WORDS: usize = limits::SHARDS_MAX as usize / 64;
+
+    /// Adds a shard.
+    pub fn insert(&mut self, shard: u16) {
+        if self.first.is_none() {
+            self.first = Some(shard);
+        } else if self.first != Some(shard) {
+            self.more.get_or_insert_default()[shard as usize / 64] |= 1 << (shard % 64);
+        }
+    }
+
+    /// The shards `64 * word ..` in it, as bits.
+    #[must_use]
+    pub fn word(&self, word: usize) -> u64 {
+        let first = self.first.filter(|&shard| shard as usize / 64 == word).map_or(0, |shard| 1 << (shard % 64));
+        first | self.more.as_ref().map_or(0, |more| more[word])
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        u32::from(self.first.is_some())
+            + self.more.as_ref().map_or(0, |more| more.iter().map(|word| word.count_ones()).sum())
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+}
+
+/// Something about a key that is held.
+#[derive(Debug)]
+pub struct KeyItem {
+    /// Whose.
+    pub id: ClaimId,
+    /// Where it is held.
+    pub place: Place,
+    /// When it came in.
+    pub started_ns: u64,
+    /// Where the answer goes.
+    pub reply: Reply,
+}
+
+/// A request to one shard.
+#[derive(Debug)]
+pub enum Command {
+    /// Find it a worker.
+    Claim(Box<ClaimItem>),
+    /// The same for many: one place in the ring, one wake.
+    Claims(Vec<Box<ClaimItem>>),
+    /// Its key is held here already.
+    Repeat(Box<ClaimItem>, Place),
+    /// The holder is done.
+    Release(KeyItem),
+    /// The same for many.
+    Releases(Vec<KeyItem>),
+    /// The holder has started.
+    Confirm(KeyItem),
+    /// What is held?
+    Look(KeyItem),
+    /// Workers are there.
+    Register(Vec<(WorkerSpec, Reply)>),
+    /// A worker is gone.
+    Delete(WorkerId, Reply),
+    /// What about this worker?
+    Worker(WorkerId, Reply),
+    /// Workers from an ordinal on.
+    ListWorkers(u32, usize, Reply),
+    /// Claims on workers from an ordinal on that pass the filter.
+    ListClaims(u32, usize, ClaimSieve, Reply),
+    /// The shard's figures.
+    Report(Reply),
+    /// Rows for a rewrite: from a cursor on, about so many bytes.
+    Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
+    /// The pool's policy changed.
+    SetPolicy(Policy),
+    /// End everything: the pool is being deleted.
+    Close(Reply),
+    /// Panics: fault injection for tests of the supervisor. No edge can send it.
+    Panic,
+}
+
+/// Which claims a listing wants.
+#[derive(Debug, Clone, Default)]
+pub struct ClaimSieve {
+    /// Only on this worker.
+    pub worker: Option<WorkerId>,
+    /// Only of this tenant.
+    pub tenant: Option<String>,
+}
+
+impl Command {
+    /// The claims in it that want a worker.
+    pub fn items(&self) -> impl Iterator<Item = &ClaimItem> + Clone {
+        let items = match self {
+            Self::Claim(item) => std::slice::from_ref(item),
+            Self::Claims(items) => items.as_slice(),
+            _ => &[],
+        };
+        items.iter().map(AsRef::as_ref)
+    }
+
+    /// The requests in it about keys that are held.
+    #[must_use]
+    pub fn keys(&self) -> &[KeyItem] {
+        match self {
+            Self::Release(item) | Self::Confirm(item) | Self::Look(item) => std::slice::from_ref(item),
+            Self::Releases(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// The places that it is about.
+    pub fn places(&self) -> impl Iterator<Item = Place> + Clone {
+        self.keys().iter().map(|item| item.place)
+    }
+
+    /// How many fences it may need.
+    #[must_use]
+    pub const fn fences(&self) -> u64 {
+        match self {
+            Self::Claim(_) => 1,
+            Self::Claims(items) => items.len() as u64,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Shards as actors: `shard/` executes what the engine decides.
+//!
+//! Requests come through a bounded ring ([`ring`]); the actor is woken once, takes what is there, decides it all,
+//! hands the changed rows to the journal, and only then lets answers leave. The handle ([`ShardPort`]) is the only
+//! way in.
+
+mod actor;
+mod command;
+mod handle;
+mod reply;
+pub mod ring;
+mod supervisor;
+
+pub use command::{ClaimItem, ClaimSieve, Command, KeyItem, Visited};
+pub use handle::{ShardPort, Why};
+pub use reply::{Batch, ClaimAnswer, Outcome, Payload, Reply, ShardReport};
+pub use supervisor::{Revive, Supervisor};
+
+pub(crate) use actor::{held_keys, yield_claims};
+pub(crate) use supervisor::start;

@@ -1,0 +1,156 @@
+//! Where an answer goes: to one caller, or into one place of a batch that answers when all of its places are filled.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::engine::{Grant, LedgerLine, WorkerLook};
+use crate::model::{ClaimId, Millis, ShardStatus};
+use crate::refusal::Refusal;
+
+/// What a shard says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Payload {
+    /// A held claim.
+    Claim(ClaimAnswer),
+    /// Done; there is nothing to add.
+    Done,
+    /// A worker.
+    Worker {
+        /// False if it was known.
+        created: bool,
+        /// As it stands.
+        look: Box<WorkerLook>,
+    },
+    /// Workers with their ordinals.
+    Workers(Vec<(u32, WorkerLook)>),
+    /// Claims with the ordinals of their workers, and whether there may be more.
+    Claims(Vec<(u32, ClaimId, ClaimAnswer)>, bool),
+    /// The shard's figures.
+    Report(Box<ShardReport>),
+}
+
+/// A shard's figures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShardReport {
+    /// Counts and positions.
+    pub status: ShardStatus,
+    /// Sums by capacity vector.
+    pub ledger: Vec<LedgerLine>,
+    /// Must be 0.
+    pub drift: u64,
+}
+
+/// A held claim as it is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimAnswer {
+    /// What the engine said.
+    pub grant: Grant,
+    /// It was made by this request.
+    pub created: bool,
+    /// Unix time of its end if nothing is heard; set when the answer leaves.
+    pub expires_at_ms: Option<Millis>,
+}
+
+/// An answer.
+pub type Outcome = Result<Payload, Refusal>;
+
+/// Answers that leave together.
+#[derive(Debug)]
+pub struct Batch(Mutex<Places>);
+
+#[derive(Debug)]
+struct Places {
+    outcomes: Vec<Option<Outcome>>,
+    open: usize,
+    to: Option<oneshot::Sender<Vec<Outcome>>>,
+}
+
+impl Batch {
+    /// Of `len` places.
+    #[must_use]
+    pub fn new(len: usize) -> (Arc<Self>, oneshot::Receiver<Vec<Outcome>>) {
+        let (to, answers) = oneshot::channel();
+        let mut outcomes = Vec::new();
+        outcomes.resize_with(len, || None);
+        (Arc::new(Self(Mutex::new(Places { outcomes, open: len, to: Some(to) }))), answers)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).to.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// False: nobody listens any more.
+    fn fill(&self, place: u32, outcome: Outcome) -> bool {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Places { outcomes, open, to } = &mut *places;
+        if outcomes[place as usize].replace(outcome).is_none() {
+            *open -= 1;
+        }
+        if *open > 0 {
+            return to.as_ref().is_some_and(|to| !to.is_closed());
+        }
+        to.take().is_some_and(|to| to.send(outcomes.drain(..).flatten().collect()).is_ok())
+    }
+}
+
+#[derive(Debug)]
+enum Address {
+    One(oneshot::Sender<Outcome>),
+    Part(Arc<Batch>, u32),
+    Nobody,
+}
+
+/// Sends one answer. Dropped without one (its shard panicked), it says that the outcome is unknown.
+#[derive(Debug)]
+pub struct Reply(Address);
+
+impl Reply {
+    /// To one caller.
+    #[must_use]
+    pub fn one() -> (Self, oneshot::Receiver<Outcome>) {
+        let (to, answer) = oneshot::channel();
+        (Self(Address::One(to)), answer)
+    }
+
+    /// Into a place of a batch.
+    #[must_use]
+    pub const fn part(batch: Arc<Batch>, place: u32) -> Self {
+        Self(Address::Part(batch, place))
+    }
+
+    /// To nobody: what is asked for is done for its own sake.
+    #[must_use]
+    pub const fn nobody() -> Self {
+        Self(Address::Nobody)
+    }
+
+    /// The caller is gone: an answer would reach nobody.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match &self.0 {
+            Address::One(to) => to.is_closed(),
+            Address::Part(batch, _) => batch.is_closed(),
+            Address::Nobody => false,
+        }
+    }
+
+    /// Sends. False: the caller is gone.
+    pub fn send(mut self, outcome: Outcome) -> bool {
+        match std::mem::replace(&mut self.0, Address::Nobody) {
+            Address::One(to) => to.send(outcome).is_ok(),
+            Address::Part(batch, place) => batch.fill(place, outcome),
+            Address::Nobody => true,
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.0, Address::Nobody) {
+            Address::One(to) => drop(to.send(Err(Refusal::DeadlineExceeded))),
+            Address::Part(batch, place) => drop(batch.fill(place, Err(Refusal::DeadlineExceeded))),
+            Address::Nobody => {}
+        }
+    }
+}

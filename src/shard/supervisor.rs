@@ -1,0 +1,95 @@
+//! Starts shards, and starts them again when they panic.
+
+use std::sync::{Arc, Weak};
+
+use futures::future::BoxFuture;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use super::actor::{ShardActor, Spawn};
+use super::handle::ShardPort;
+use crate::dispatch::Dispatch;
+use crate::engine::Shard;
+use crate::metrics::ShardState;
+use crate::pools::Pool;
+
+/// Restarts of one shard within [`WINDOW_MS`] after which it is left alone: something in it is broken for good.
+const RESTARTS_MAX: usize = 5;
+const WINDOW_MS: u64 = 60_000;
+
+/// Rebuilds a shard that panicked and starts it anew.
+pub type Revive = Box<dyn Fn(Arc<Pool>, Arc<ShardPort>, ActorCell) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The supervisor of all shards of one scheduler.
+pub struct Supervisor {
+    dispatch: Weak<Dispatch>,
+    revive: Revive,
+}
+
+impl Supervisor {
+    /// Rebuilds with `revive` what panics.
+    #[must_use]
+    pub fn new(dispatch: &Arc<Dispatch>, revive: Revive) -> Self {
+        Self { dispatch: Arc::downgrade(dispatch), revive }
+    }
+
+    fn find(&self, actor: &ActorCell) -> Option<(Arc<Pool>, Arc<ShardPort>)> {
+        let pools = Arc::clone(&self.dispatch.upgrade()?.pools.load());
+        pools.iter().find_map(|pool| {
+            let port = pool.ports.iter().find(|port| port.is_run_by(actor.get_id()))?;
+            Some((Arc::clone(pool), Arc::clone(port)))
+        })
+    }
+}
+
+impl Actor for Supervisor {
+    type Msg = ();
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _me: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<()>,
+        event: SupervisionEvent,
+        _state: &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        let SupervisionEvent::ActorFailed(actor, error) = event else { return Ok(()) };
+        let (Some((pool, port)), Some(dispatch)) = (self.find(&actor), self.dispatch.upgrade()) else { return Ok(()) };
+        let now_ms = dispatch.clock.engine_ms();
+        let reason = format!("shard {} of {} panicked: {error}", port.shard.shard, pool.name);
+        tracing::error!("{reason}");
+        port.set_state(ShardState::Loading, Some(reason.clone()));
+        // Nobody decides for these keys any more.
+        for (id, ticket) in port.empty_hand() {
+            if let Some(next) = dispatch.keys.vacate(&id, ticket) {
+                dispatch.route(next);
+            }
+        }
+        if port.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
+            port.set_state(ShardState::Refused, Some(format!("{reason}; it did so {RESTARTS_MAX} times in a minute")));
+            port.refuse_all();
+            return Ok(());
+        }
+        // The store may take its time; other shards may need help meanwhile.
+        tokio::spawn((self.revive)(pool, port, me.get_cell()));
+        Ok(())
+    }
+}
+
+/// Starts a shard under `supervisor`. It serves when this returns.
+///
+/// # Errors
+/// Those of the actor runtime.
+pub(crate) async fn start(
+    dispatch: Arc<Dispatch>,
+    pool: Arc<Pool>,
+    port: Arc<ShardPort>,
+    shard: Shard,
+    supervisor: ActorCell,
+) -> Result<(), ractor::SpawnErr> {
+    let spawn = Spawn { dispatch, pool, port, shard };
+    ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await.map(drop)
+}

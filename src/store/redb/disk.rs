@@ -1,0 +1,294 @@
+//! The directory and the file: lock, creation, tables, the scan at opening, and what an error means.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use redb::{
+    Builder, Database, Error, ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    TableDefinition,
+};
+use uuid::Uuid;
+
+use super::super::{ShardKey, StoreError};
+use super::heads::{Base, Heads, Mark};
+use super::record::{self, Kind, Record, Records, u64_at};
+use crate::model::Fence;
+
+/// Version of the tables and of a record's header, stored in the file. Another one is refused.
+pub(super) const FORMAT: u128 = 1;
+/// redb's cache: enough for the pages that commits touch again and again; the log and the chunks are read once.
+const CACHE_BYTES: usize = 64 << 20;
+const FILE: &str = "hotpool.redb";
+/// Under this name the file is made, so that a crash meanwhile leaves no half of it.
+const FILE_NEW: &str = "hotpool.redb.new";
+const LOCK: &str = "lock";
+
+/// `format`, `owner`, `epoch`, `fence_ceiling`.
+pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
+/// Position -> the records of one commit. Positions have no holes.
+pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+/// Pool, shard, epoch, generation, number -> one record.
+pub(super) const CHUNKS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("chunks");
+/// Pool, shard -> one record.
+pub(super) const BASES: TableDefinition<'_, (u64, u16), &[u8]> = TableDefinition::new("bases");
+/// Key of [`CHUNKS`].
+pub(super) type ChunkKey = (u64, u16, u64, u64, u32);
+
+/// The ownership record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub(super) owner: Uuid,
+    pub(super) epoch: u64,
+    pub(super) fence_ceiling: Fence,
+}
+
+/// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
+pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+    let refused = |what: &str, error: &io::Error| io_error(&format!("{what} {}", dir.display()), error);
+    std::fs::create_dir_all(dir).map_err(|error| refused("cannot create the data directory", &error))?;
+    if !dir.join(FILE).exists() {
+        let entries = std::fs::read_dir(dir).map_err(|error| refused("cannot read the data directory", &error))?;
+        for entry in entries {
+            let name = entry.map_err(|error| refused("cannot read the data directory", &error))?.file_name();
+            if name != LOCK && name != FILE_NEW {
+                let dir = dir.display();
+                let name = name.display();
+                return Err(StoreError::Unusable(format!("{dir} holds {name} and no {FILE}: not a data directory")));
+            }
+        }
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join(LOCK))
+        .map_err(|error| refused("cannot write the lock file in", &error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let read = file.read_to_string(&mut pid);
+            let by = if read.is_ok() && !pid.is_empty() { format!(" (pid {pid})") } else { String::new() };
+            return Err(StoreError::Unusable(format!("{} is in use by another process{by}", dir.display())));
+        }
+        Err(TryLockError::Error(error)) => return Err(refused("cannot lock the data directory", &error)),
+    }
+    let pid = std::process::id().to_string();
+    file.set_len(0)
+        .and_then(|()| file.write_all(pid.as_bytes()))
+        .map_err(|error| refused("cannot write the lock file in", &error))?;
+    Ok(file)
+}
+
+/// Opens the file (the caller has the lock) and reads what is in it; makes an empty one if there is none.
+pub(super) fn open(dir: &Path) -> Result<(Database, Meta, Heads), StoreError> {
+    // redb trusts what its checksums do not cover, or covered last time: a damaged file can make it panic.
+    catch_unwind(AssertUnwindSafe(|| {
+        if !dir.join(FILE).exists() {
+            create(dir)?;
+        }
+        let failed = |error| store_error(dir, error);
+        let db = Builder::new().set_cache_size(CACHE_BYTES).open(dir.join(FILE)).map_err(|e| failed(e.into()))?;
+        let read = db.begin_read().map_err(|e| failed(e.into()))?;
+        let meta = meta(dir, &read)?;
+        let heads = scan(&read).map_err(failed)?;
+        Ok((db, meta, heads))
+    }))
+    .unwrap_or_else(|_| Err(damaged(dir, "reading it failed with a panic")))
+}
+
+/// Makes the file under another name, empty but for the meta table, and renames it once it is durable.
+fn create(dir: &Path) -> Result<(), StoreError> {
+    let path = dir.join(FILE_NEW);
+    let made = || -> Result<(), Error> {
+        if path.exists() {
+            std::fs::remove_file(&path)?;
+        }
+        let db = Database::create(&path)?;
+        let write = db.begin_write()?;
+        {
+            let mut meta = write.open_table(META)?;
+            for (key, value) in [("format", FORMAT), ("owner", 0), ("epoch", 0), ("fence_ceiling", 0)] {
+                meta.insert(key, value)?;
+            }
+            write.open_table(LOG)?;
+            write.open_table(CHUNKS)?;
+            write.open_table(BASES)?;
+        }
+        write.commit()?;
+        db.close()?;
+        std::fs::rename(&path, dir.join(FILE))?;
+        File::open(dir)?.sync_all()?;
+        // The directory may be new too; its own name lasts only once its parent is synced.
+        if let Some(parent) = dir.canonicalize()?.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    };
+    made().map_err(|error| store_error(dir, error))
+}
+
+fn meta(dir: &Path, read: &ReadTransaction) -> Result<Meta, StoreError> {
+    let foreign = || StoreError::Unusable(format!("{} was not written by hotpool", dir.join(FILE).display()));
+    let table = match read.open_table(META) {
+        Ok(table) => table,
+        Err(redb::TableError::Storage(error)) => return Err(store_error(dir, error.into())),
+        Err(_) => return Err(foreign()),
+    };
+    let get = |key| -> Result<u128, StoreError> {
+        let value = table.get(key).map_err(|error| store_error(dir, error.into()))?;
+        value.map(|value| value.value()).ok_or_else(foreign)
+    };
+    let number = |key| get(key).and_then(|value| u64::try_from(value).map_err(|_| damaged(dir, key)));
+    let format = get("format")?;
+    if format != FORMAT {
+        let message = format!("{} has format {format}, this program reads {FORMAT}", dir.join(FILE).display());
+        return Err(StoreError::Unusable(message));
+    }
+    Ok(Meta { owner: Uuid::from_u128(get("owner")?), epoch: number("epoch")?, fence_ceiling: number("fence_ceiling")? })
+}
+
+/// Finds where every shard stands: the bases, then the headers of the log in order, then which chunks are left over.
+fn scan(read: &ReadTransaction) -> Result<Heads, Error> {
+    let mut heads = Heads::default();
+    for entry in read.open_table(BASES)?.iter()? {
+        let (key, value) = entry?;
+        let (pool, shard) = key.value();
+        let shard = ShardKey { pool, shard };
+        match read_base(shard, value.value()) {
+            Ok(base) => {
+                heads.end.position = heads.end.position.max(base.position);
+                heads.base(shard, base);
+            }
+            Err(flaw) => heads.damaged(shard, format!("damaged base: {flaw}")),
+        }
+    }
+    scan_log(read, &mut heads)?;
+    find_litter(read, &mut heads)?;
+    Ok(heads)
+}
+
+fn scan_log(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
+    let log = read.open_table(LOG)?;
+    let (mut mark, mut first, mut due) = (Mark::default(), None, None);
+    for entry in log.iter()? {
+        let (key, value) = entry?;
+        mark.position = key.value();
+        if due.is_some_and(|due| due != mark.position) {
+            heads.unreadable.insert(mark.position - 1, "the entry is missing".into());
+        }
+        due = Some(mark.position + 1);
+        for record in Records::of(value.value()) {
+            match record {
+                Ok(record) => replay(heads, &record, mark),
+                Err(flaw) => {
+                    heads.unreadable.insert(mark.position, flaw);
+                    // What follows may have been removed as obsolete; this entry never is.
+                    due = None;
+                }
+            }
+        }
+        if due.is_some() {
+            first.get_or_insert(mark.position);
+        }
+        mark.offset += value.value().len() as u64;
+    }
+    // Never below a base's position, also when the log is empty: a step there would not count.
+    let next = if log.is_empty()? { 0 } else { mark.position + 1 };
+    heads.end = Mark { position: heads.end.position.max(next), offset: mark.offset };
+    heads.first = first.unwrap_or(heads.end.position);
+    Ok(())
+}
+
+fn replay(heads: &mut Heads, record: &Record<'_>, mark: Mark) {
+    let base = heads.get(record.shard).and_then(|head| head.base);
+    if base.is_some_and(|base| mark.position < base.position) {
+        return;
+    }
+    if record.is_drop() {
+        heads.forget(record.shard);
+    } else {
+        heads.rows(record.shard, record.epoch, record.to, mark);
+    }
+}
+
+/// One look per generation, not per chunk: looking at a chunk reads it.
+fn find_litter(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
+    let chunks = read.open_table(CHUNKS)?;
+    let mut from: ChunkKey = (0, 0, 0, 0, 0);
+    while let Some(entry) = chunks.range(from..)?.next() {
+        let (pool, shard, epoch, generation, _) = entry?.0.value();
+        let shard = ShardKey { pool, shard };
+        // No rewrite is under way when the file has just been opened, so only the base keeps chunks.
+        if !heads.kept(shard, 0).contains(&(epoch, generation)) {
+            heads.litter.insert(shard);
+        }
+        from = (pool, shard.shard, epoch, generation.saturating_add(1), 0);
+        if generation == u64::MAX {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the bases hold of a shard.
+pub(super) fn base_record(shard: ShardKey, base: &Base) -> Vec<u8> {
+    let mut body = Vec::with_capacity(20);
+    body.extend_from_slice(&base.position.to_le_bytes());
+    body.extend_from_slice(&base.bytes.to_le_bytes());
+    body.extend_from_slice(&base.parts.to_le_bytes());
+    let mut out = Vec::new();
+    record::write(&mut out, Kind::Base, shard, base.epoch, [base.generation, base.at], &body);
+    out
+}
+
+fn read_base(shard: ShardKey, blob: &[u8]) -> Result<Base, String> {
+    let record = Record::only(blob, Kind::Base)?;
+    let body = record.body(Kind::Base)?;
+    if record.shard != shard || body.len() != 20 {
+        return Err(format!("it is that of shard {} of pool {}", record.shard.shard, record.shard.pool));
+    }
+    Ok(Base {
+        epoch: record.epoch,
+        generation: record.from,
+        at: record.to,
+        position: u64_at(body, 0),
+        bytes: u64_at(body, 8),
+        parts: u32::from_le_bytes([body[16], body[17], body[18], body[19]]),
+    })
+}
+
+fn damaged(dir: &Path, what: &str) -> StoreError {
+    StoreError::Unusable(format!("{} is damaged: {what}", dir.join(FILE).display()))
+}
+
+/// What an error of redb means to the caller.
+pub(super) fn store_error(dir: &Path, error: Error) -> StoreError {
+    let path = dir.join(FILE);
+    match error {
+        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            StoreError::Unusable(format!("{} is not a hotpool store: {error}", path.display()))
+        }
+        Error::Io(error) => io_error(&format!("cannot use {}", path.display()), &error),
+        Error::Corrupted(what) => damaged(dir, &what),
+        // Only after an error that was answered itself; the file is opened again.
+        Error::PreviousIo | Error::DatabaseClosed => StoreError::Away(format!("{}: {error}", path.display())),
+        error => StoreError::Unusable(format!("{}: {error}", path.display())),
+    }
+}
+
+/// A full disk or a quota may be mended while we run. Any other failure of the device may not: after a failed fsync
+/// the kernel calls pages clean that never reached the disk, so reading them back proves nothing.
+fn io_error(doing: &str, error: &io::Error) -> StoreError {
+    use io::ErrorKind::{FileTooLarge, Interrupted, OutOfMemory, QuotaExceeded, StorageFull, WouldBlock};
+    let message = format!("{doing}: {error}");
+    match error.kind() {
+        FileTooLarge | Interrupted | OutOfMemory | QuotaExceeded | StorageFull | WouldBlock => {
+            StoreError::Away(message)
+        }
+        _ => StoreError::Unusable(message),
+    }
+}

@@ -1,0 +1,110 @@
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::server::{Server, with_pool};
+
+#[test]
+fn idle_connections_do_not_stop_others() {
+    const IDLE: usize = 10_000;
+    let wanted = IDLE as u64 + 500;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(limit) if limit >= wanted => {}
+        other => {
+            eprintln!(
+                "SKIPPED idle_connections_do_not_stop_others: {wanted} open files are not allowed here: {other:?}"
+            );
+            return;
+        }
+    }
+    let (_dir, server, mut client) = with_pool(1);
+    let idle: Vec<_> = (0..IDLE).map(|_| server.client()).collect();
+    for i in 0..50 {
+        let key = format!("k{i}");
+        let taken = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": key})).expect(201);
+        let body = json!({"fence": taken["claim"]["fence"]});
+        client.post(&format!("/v1/claims/ns/{key}:release"), &body).expect(200);
+    }
+    // A newcomer is served too, and the idle ones are still there and can wake up.
+    server.client().get("/healthz").expect(200);
+    let scrape = client.get("/metrics");
+    let open = scrape.text().lines().find_map(|line| line.strip_prefix("hotpool_http_connections ")).unwrap();
+    assert!(open.parse::<usize>().unwrap() > IDLE, "{open}");
+    for mut sleeper in idle.into_iter().step_by(1_000) {
+        sleeper.get("/healthz").expect(200);
+    }
+}
+
+#[test]
+fn a_connection_too_many_is_closed_and_counted() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "3")]);
+    let mut held: Vec<_> = (0..3).map(|_| server.client()).collect();
+    for client in &mut held {
+        client.get("/healthz").expect(200);
+    }
+    for _ in 0..2 {
+        assert!(server.client().is_closed());
+    }
+    let scrape = held[0].get("/metrics");
+    assert!(scrape.text().contains("hotpool_http_connections_refused_total 2"), "{}", scrape.text());
+    // A place that is given back can be taken.
+    held.pop();
+    loop {
+        let mut client = server.client();
+        if client.send(b"GET /healthz HTTP/1.1\r\nhost: it\r\n\r\n").is_ok()
+            && let Ok(answer) = client.receive()
+        {
+            answer.expect(200);
+            break;
+        }
+    }
+}
+
+#[test]
+fn half_a_request_holds_nobody_else() {
+    let (_dir, server, mut good) = with_pool(1);
+    let halves: [&[u8]; 5] = [
+        b"",
+        b"P",
+        b"PRI * HTTP/2.0\r\n",
+        b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-le",
+        b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-length: 60\r\n\r\n{\"namespace\":\"ns\",",
+    ];
+    let mut waiting = Vec::new();
+    for half in halves {
+        let mut client = server.client();
+        client.send(half).unwrap();
+        waiting.push(client);
+    }
+    let taken = good.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
+    // The client of the half body goes away: it claimed nothing.
+    drop(waiting.pop());
+    let claims = good.get("/v1/claims").expect(200);
+    assert_eq!(claims["items"], json!([taken["claim"]]));
+    // The half head goes on where it stopped.
+    let mut slow = waiting.pop().unwrap();
+    let body = r#"{"namespace":"ns","pool":"warm","key":"a"}"#;
+    slow.send(format!("ngth: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+    slow.receive().unwrap().expect(200);
+}
+
+#[test]
+fn a_body_that_never_comes_is_504() {
+    let dir = TempDir::new().unwrap();
+    let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let server = Server::start_with(dir.path(), &[], &waits);
+    let mut client = server.client();
+    client.send(b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-length: 60\r\n\r\n{").unwrap();
+    client.receive().unwrap().expect_error(504, "DEADLINE_EXCEEDED", None, None);
+    server.client().get("/healthz").expect(200);
+}
+
+#[test]
+fn requests_can_be_pipelined() {
+    let (_dir, server, _good) = with_pool(1);
+    let mut client = server.client();
+    client.send("GET /healthz HTTP/1.1\r\nhost: it\r\n\r\n".repeat(100).as_bytes()).unwrap();
+    for _ in 0..100 {
+        client.receive().unwrap().expect(200);
+    }
+}

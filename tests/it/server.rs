@@ -1,0 +1,118 @@
+//! Starts and ends the binary.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::client::Client;
+
+/// A running service. Killed when it goes out of scope.
+pub struct Server {
+    pub address: SocketAddr,
+    /// What it printed when it was ready.
+    pub welcome: Vec<String>,
+    child: Child,
+}
+
+/// The command, with a data directory and a log file beside it.
+pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));
+    command.arg("serve").args(arguments).envs(environment.iter().copied());
+    if !arguments.contains(&"--store") {
+        command.arg("--data-dir").arg(dir.join("data"));
+    }
+    if !arguments.contains(&"--listen") {
+        command.args(["--listen", "127.0.0.1:0"]);
+    }
+    let log = File::create(dir.join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+}
+
+impl Server {
+    pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[], &[])
+    }
+
+    /// Starts the service and waits until it is ready.
+    pub fn start_with(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = command(dir, arguments, environment).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut welcome = Vec::new();
+        // The ready line, `try:`, and three commands.
+        for line in out.by_ref().take(5) {
+            welcome.push(line.unwrap());
+        }
+        let Some(address) = welcome.first().and_then(|line| address_in(line)) else {
+            let status = child.wait().unwrap();
+            panic!("the service is not ready ({status}): {}", std::fs::read_to_string(dir.join("log")).unwrap());
+        };
+        Self { address, welcome, child }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address).unwrap()
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        signal("TERM", self.child.id());
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// Stops it as an operator would.
+    pub fn stop(self) -> ExitStatus {
+        self.terminate();
+        self.wait()
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn address_in(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("http://")?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+fn signal(name: &str, process: u32) {
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status().unwrap();
+    assert!(sent.success());
+}
+
+/// A service on a fresh directory, and a client.
+pub fn fresh() -> (TempDir, Server, Client) {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.client();
+    (dir, server, client)
+}
+
+/// A service with the pool `ns/warm` of `workers` workers `w0`, `w1`, ...
+pub fn with_pool(workers: usize) -> (TempDir, Server, Client) {
+    let (dir, server, mut client) = fresh();
+    client.put("/v1/pools/ns/warm", &json!({"shards": 4})).expect(201);
+    let all: Vec<_> = (0..workers).map(|i| json!({"id": format!("w{i}")})).collect();
+    let answer = client.post("/v1/pools/ns/warm/workers:batch", &json!({"workers": all})).expect(200);
+    assert!(answer["items"].as_array().unwrap().iter().all(|item| item["created"] == true), "{answer}");
+    (dir, server, client)
+}

@@ -1,0 +1,121 @@
+//! Runs the real `hotpool-load` against a scheduler in its own process and reads its report.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn load(args: &[&str], report: Option<&Path>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool-load"));
+    command.args(args);
+    if let Some(report) = report {
+        command.arg("--report-json").arg(report);
+    }
+    command.output().expect("the binary runs")
+}
+
+/// Runs it, wants exit code 0, and returns the report.
+fn report(args: &[&str]) -> Value {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("report.json");
+    let output = load(args, Some(&file));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {text}\n{}", String::from_utf8_lossy(&output.stdout));
+    serde_json::from_slice(&std::fs::read(&file).expect("a report")).expect("JSON")
+}
+
+#[track_caller]
+fn assert_clean(report: &Value) {
+    for field in ["errors", "double_claims", "old_fences", "unknown_workers", "leaked"] {
+        assert_eq!(report[field], 0, "{field} in {report:#}");
+    }
+    assert!(report["claims_ok"].as_u64() > Some(0), "{report:#}");
+    assert_eq!(report["claims_ok"], report["releases_ok"]);
+    let latency = |name: &str| report["latency_us"][name].as_f64().expect("a number");
+    assert!(0.0 < latency("p50") && latency("p50") <= latency("p90") && latency("p90") <= latency("p99"));
+    assert!(latency("p99") <= latency("p999") && latency("p999") <= latency("max"));
+}
+
+#[test]
+fn closed_loop_one_by_one() {
+    let report = report(&["bench", "--target", "inproc", "--duration-s", "1", "--workers", "100", "--clients", "8"]);
+    assert_clean(&report);
+    assert_eq!((&report["pacing_us"], &report["warm_ratio"]), (&Value::Null, &Value::Null));
+    assert_eq!(report["parameters"]["workers"], 100);
+    assert!(report["throughput_per_s"].as_f64() > Some(1_000.0), "{report:#}");
+}
+
+#[test]
+fn closed_loop_in_batches_with_several_in_flight() {
+    let report = report(&[
+        "bench",
+        "--duration-s",
+        "1",
+        "--workers",
+        "10000",
+        "--clients",
+        "2",
+        "--in-flight",
+        "5",
+        "--batch",
+        "64",
+        "--shards",
+        "4",
+        "--ack",
+        "memory",
+        "--store",
+        "memory:",
+    ]);
+    assert_clean(&report);
+    assert_eq!(report["claims_ok"].as_u64().map(|n| n % 64), Some(0), "whole batches, as there is room for all");
+}
+
+#[test]
+fn a_pool_that_is_too_small_refuses_and_is_not_wrong() {
+    let report = report(&["bench", "--duration-s", "0.5", "--workers", "3", "--clients", "16", "--batch", "2"]);
+    assert_clean(&report);
+    assert!(report["claims_refused"].as_u64() > Some(0), "{report:#}");
+}
+
+#[test]
+fn open_loop_sends_what_the_rate_says() {
+    let report = report(&["bench", "--duration-s", "1", "--rate", "5000", "--workers", "1000"]);
+    assert_clean(&report);
+    assert_eq!(report["claims_ok"], 5_000);
+    assert!(report["pacing_us"]["p50"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn replay_finds_warm_workers() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let trace = dir.path().join("trace.csv");
+    // One function at a time: from its second call on it should meet the worker that it had.
+    let rows: String = (0..100).map(|n| format!("{},{},2,128\n", n * 10_000, n % 4)).collect();
+    std::fs::write(&trace, format!("t_us,func,dur_ms,mem_mb\n{rows}")).expect("a trace");
+    let trace = trace.to_str().expect("a path in UTF-8");
+    let report = report(&["replay", "--trace", trace, "--speed", "2", "--workers", "64", "--ack", "memory"]);
+    assert_clean(&report);
+    assert_eq!(report["claims_ok"], 100);
+    let warm = report["warm_ratio"].as_f64().expect("a ratio");
+    assert!((0.0..=0.96).contains(&warm), "the first call of each of four functions is cold: {warm}");
+}
+
+#[test]
+fn exit_codes_tell_usage_from_failure() {
+    let code = |args: &[&str]| load(args, None).status.code();
+    assert_eq!(code(&["--help"]), Some(0));
+    assert_eq!(code(&["--version"]), Some(0));
+    for usage in [
+        &["bench", "--shards", "3"][..],
+        &["bench", "--no-such-flag"],
+        &["bench", "--target", "ftp://x"],
+        &["replay"],
+        &["nothing"],
+        &[],
+    ] {
+        assert_eq!(code(usage), Some(64), "{usage:?}");
+    }
+    // Port 9 (discard) is not served here; nothing listens on it.
+    assert_eq!(code(&["bench", "--target", "http://127.0.0.1:9", "--duration-s", "1"]), Some(1));
+    assert_eq!(code(&["replay", "--trace", "/no/such/trace"]), Some(1));
+}
