@@ -143,8 +143,6 @@ fn median(mut runs: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    const ROUNDS: usize = 9;
-    const PAIRS: usize = 300_000;
     println!("{:<34} {:>10} {:>14}", "case", "ns/pair", "allocs/pair");
     println!("{:<34} {:>10.1} {:>14}", "raw pop, mark, push", raw(1_000, 5_000_000), 0);
     let sizes = [("1 k workers, 64 held", 1_000, 64), ("1 M workers, 64 held", 1_000_000, 64)];

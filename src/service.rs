@@ -71,7 +71,7 @@ impl Service {
         let exporter = metrics::install()?;
         let address = config.server.listen;
         let listen = |error| StartError::Listen { address, error };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let listener = listener::bind(address).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let url = config.store.url.clone();
         let store = open(url.clone()).await.map_err(|error| StartError::Store { url, error })?;
@@ -110,8 +110,8 @@ impl Service {
         if let Err(error) = edge.await {
             tracing::error!(%error, "the HTTP edge ended badly");
         }
-        if timeout(FLUSH, scheduler.stop()).await.is_err() {
-            tracing::warn!("the store did not take everything before the deadline of the shutdown");
+        if !timeout(FLUSH, scheduler.stop()).await.unwrap_or(false) {
+            tracing::warn!("the store did not take everything; what was acknowledged as durable is in it");
         }
         upkeep.abort();
         started.map(|_| ()).map_err(|error| StartError::Store { url: config.store.url, error })

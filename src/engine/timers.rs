@@ -84,13 +84,18 @@ impl Timers {
                 return None;
             };
             self.now = self.now.max(at);
-            let id = self.heads[bucket];
-            let deadline = self.nodes[id as usize].deadline;
-            self.cancel(id);
-            if deadline <= self.now {
+            if bucket < SLOTS {
+                let id = self.heads[bucket];
+                self.cancel(id);
                 return Some(id);
             }
-            self.link(id, deadline);
+            // The whole bucket moves down at once: with one entry moved, the lower level would hide the others.
+            while self.heads[bucket] != NIL {
+                let id = self.heads[bucket];
+                let deadline = self.nodes[id as usize].deadline;
+                self.cancel(id);
+                self.link(id, deadline);
+            }
         }
     }
 

@@ -46,13 +46,9 @@ impl Actor for ShardActor {
     type Arguments = Spawn;
 
     async fn pre_start(&self, _me: ActorRef<Wake>, spawn: Spawn) -> Result<Running, ActorProcessingErr> {
-        Ok(Running::new(spawn))
-    }
-
-    async fn post_start(&self, me: ActorRef<Wake>, running: &mut Running) -> Result<(), ActorProcessingErr> {
+        let running = Running::new(spawn);
         running.publish();
-        running.port.serve(me);
-        Ok(())
+        Ok(running)
     }
 
     async fn handle(&self, me: ActorRef<Wake>, _wake: Wake, running: &mut Running) -> Result<(), ActorProcessingErr> {

@@ -90,6 +90,8 @@ pub(crate) async fn start(
     shard: Shard,
     supervisor: ActorCell,
 ) -> Result<(), ractor::SpawnErr> {
-    let spawn = Spawn { dispatch, pool, port, shard };
-    ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await.map(drop)
+    let spawn = Spawn { dispatch, pool, port: Arc::clone(&port), shard };
+    let (actor, _) = ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await?;
+    port.serve(actor);
+    Ok(())
 }

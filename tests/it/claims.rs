@@ -73,7 +73,7 @@ fn a_request_may_ask_for_no_more_and_no_weaker_than_its_pool() {
 
 #[test]
 fn a_batch_answers_in_order_and_a_bad_item_harms_no_other() {
-    let (_dir, _server, mut client) = with_pool(3);
+    let (_dir, _server, mut client) = with_pool(4);
     let good = |key: &str| json!({"namespace": "ns", "pool": "warm", "key": key});
     let mut unknown = good("c");
     unknown["wait_ms"] = json!(1);
@@ -84,7 +84,7 @@ fn a_batch_answers_in_order_and_a_bad_item_harms_no_other() {
     let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
     let items = answer["items"].as_array().unwrap();
     assert_eq!(items.len(), 10);
-    for (index, key) in [(0, "a"), (2, "b"), (6, "a"), (8, "e")] {
+    for (index, key) in [(0, "a"), (2, "b"), (6, "a"), (8, "e"), (9, "f")] {
         assert_eq!(items[index]["claim"]["key"], key, "{answer}");
     }
     assert_eq!(items[0]["claim"]["fence"], items[6]["claim"]["fence"]);
@@ -92,8 +92,11 @@ fn a_batch_answers_in_order_and_a_bad_item_harms_no_other() {
         check_error(&items[index], "INVALID_ARGUMENT", None, Some(field));
     }
     check_error(&items[7], "NOT_FOUND", None, None);
-    check_error(&items[9], "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
-    assert_eq!(count(&mut client), (3, 3));
+    assert_eq!(count(&mut client), (4, 4));
+    let more = json!({"mode": "independent", "items": [good("g"), good("a")]});
+    let answer = client.post("/v1/claims:batch", &more).expect(200);
+    check_error(&answer["items"][0], "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
+    assert_eq!((&answer["items"][1]["claim"]["key"], &answer["items"][1]["created"]), (&json!("a"), &json!(false)));
 }
 
 #[test]
@@ -118,7 +121,9 @@ fn claims_are_listed_by_filter_and_page() {
     assert_eq!(list(&mut client, "namespace=ns&pool=warm&tenant=x").len(), 3);
     assert_eq!(list(&mut client, "namespace=other").len(), 0);
     let worker = all[0]["worker"].as_str().unwrap();
-    assert_eq!(list(&mut client, &format!("namespace=ns&pool=warm&worker={worker}")), [all[0].clone()]);
+    let on_worker = list(&mut client, &format!("namespace=ns&pool=warm&worker={worker}"));
+    assert_eq!(on_worker.len(), 1);
+    assert_eq!(on_worker[0]["fence"], all[0]["fence"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::server::{Server, command, fresh, with_pool};
+use crate::server::{Running, Server, command, fresh, with_pool};
 
 /// Runs the service to its end; exit code and what it wrote to stderr.
 fn run(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
@@ -149,9 +149,9 @@ fn w06_a_service_that_is_loading_never_says_empty() {
     server.kill();
     // The port must be known before the service is ready, so a free one is looked for.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut child = command(dir.path(), &["--listen", &address.to_string()], &[]).spawn().unwrap();
+    let mut child = Running(command(dir.path(), &["--listen", &address.to_string()], &[]).spawn().unwrap());
     let answer = loop {
-        if let Some(status) = child.try_wait().unwrap() {
+        if let Some(status) = child.0.try_wait().unwrap() {
             panic!("{status}: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
         }
         let Ok(mut client) = Client::connect(address) else { continue };
@@ -167,8 +167,6 @@ fn w06_a_service_that_is_loading_never_says_empty() {
     // The first answer that is not `loading` knows the claim: it lives on, for it was made durable.
     let known: Value = answer.expect(200);
     assert_eq!(known["claim"]["fence"], fence);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]

@@ -11,12 +11,12 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 
-/// A running service. Killed when it goes out of scope.
+/// A running service.
 pub struct Server {
     pub address: SocketAddr,
     /// What it printed when it was ready.
     pub welcome: Vec<String>,
-    child: Child,
+    child: Running,
 }
 
 /// The command, with a data directory and a log file beside it.
@@ -41,15 +41,15 @@ impl Server {
 
     /// Starts the service and waits until it is ready.
     pub fn start_with(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = command(dir, arguments, environment).spawn().unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut child = Running(command(dir, arguments, environment).spawn().unwrap());
+        let mut out = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let mut welcome = Vec::new();
         // The ready line, `try:`, and three commands.
         for line in out.by_ref().take(5) {
             welcome.push(line.unwrap());
         }
         let Some(address) = welcome.first().and_then(|line| address_in(line)) else {
-            let status = child.wait().unwrap();
+            let status = child.0.wait().unwrap();
             panic!("the service is not ready ({status}): {}", std::fs::read_to_string(dir.join("log")).unwrap());
         };
         Self { address, welcome, child }
@@ -61,12 +61,12 @@ impl Server {
 
     /// Asks it to stop.
     pub fn terminate(&self) {
-        signal("TERM", self.child.id());
+        signal("TERM", self.child.0.id());
     }
 
     /// Waits for its end.
     pub fn wait(mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        self.child.0.wait().unwrap()
     }
 
     /// Stops it as an operator would.
@@ -76,16 +76,18 @@ impl Server {
     }
 
     /// Ends it as a power cut would.
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    pub fn kill(self) {
+        drop(self.child);
     }
 }
 
-impl Drop for Server {
+/// A process that ends with its scope, also when the test fails.
+pub struct Running(pub Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -9,9 +9,6 @@ use super::{Answer, Shared, json};
 use crate::api::outcome::{Failure, Outcome};
 use crate::refusal::Unavailable;
 
-/// Most reasons that `/readyz` lists.
-const REASONS_MAX: usize = 20;
-
 /// The process lives.
 pub(super) async fn healthz() -> Response {
     #[derive(Serialize)]
@@ -28,14 +25,8 @@ pub(super) async fn readyz(State(api): State<Shared>) -> Answer {
         return Ok(json(StatusCode::OK, &readiness));
     }
     let mut failure = Failure::from(Unavailable::Loading);
-    let mut reasons = readiness.reasons;
-    let more = reasons.len().saturating_sub(REASONS_MAX);
-    reasons.truncate(REASONS_MAX);
-    if more > 0 {
-        reasons.push(format!("and {more} more"));
-    }
-    if !reasons.is_empty() {
-        failure.message = reasons.join("; ").into();
+    if !readiness.reasons.is_empty() {
+        failure.message = readiness.reasons.join("; ").into();
     }
     Err(failure)
 }

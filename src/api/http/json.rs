@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::read::{Items, nested};
+use super::read::Items;
 use crate::api::outcome::Failure;
 use crate::model::{
     Ack, Capacity, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Labels, Millis, Page, PoolName, PoolSpec,
     PoolStatus, Registered, Schedulability, Seq, ShardStatus, Taken, WorkerId, WorkerSpec, WorkerView, affinity_hash,
-    check_name, present,
+    check_name, json_object, present,
 };
 
 /// Tenant of a request that names none.
@@ -98,7 +98,7 @@ pub(super) struct HolderBody<'a> {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct WorkerBody {
-    #[serde(deserialize_with = "nested")]
+    #[serde(deserialize_with = "json_object")]
     capacity: Capacity,
     labels: Labels,
     #[serde(deserialize_with = "present")]
@@ -122,7 +122,7 @@ impl WorkerBody {
 pub(super) struct WorkerItem<'a> {
     #[serde(borrow)]
     id: Text<'a>,
-    #[serde(default, deserialize_with = "nested")]
+    #[serde(default, deserialize_with = "json_object")]
     capacity: Capacity,
     #[serde(default)]
     labels: Labels,

@@ -1,6 +1,7 @@
 //! Accepts connections, a bounded number of them, HTTP/1.1 and HTTP/2 on one port.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tower::Service as _;
@@ -27,8 +28,22 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Most requests in flight on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1024;
+/// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
+const BACKLOG: u32 = 4096;
 /// Pause after the system refused to accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes an address.
+///
+/// # Errors
+/// The port is taken, or the address is not this machine's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted service takes its port back while connections of the old one linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves until `stop` resolves; then accepts no more and waits at most `grace` for the requests in flight.
 pub async fn serve(

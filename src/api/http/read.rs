@@ -1,7 +1,6 @@
 //! From bytes to checked values: body, JSON, query and path, each refusal naming its field.
 
 use std::fmt;
-use std::marker::PhantomData;
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query};
@@ -10,8 +9,7 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body as _;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::sync::SemaphorePermit;
@@ -136,23 +134,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
         }
         deserializer.deserialize_seq(Bounded).map(Self)
     }
-}
-
-/// For a nested struct that must be an object: a derived one would also take an array of its fields in order.
-pub(super) fn nested<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    struct Object<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a map")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map))
-        }
-    }
-    deserializer.deserialize_map(Object(PhantomData))
 }
 
 /// The segments of a path, percent-decoded.

@@ -1,0 +1,88 @@
+//! In process through keys, ring and actor on `memory:`: claims awaited one by one by many tasks, and in batches of 64.
+//! Prints pairs a second; the figures in docs/BENCHMARKS.md come from here. `-- one-thread` runs on one core, which is
+//! what to count instructions of.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::store::memory::MemoryStore;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const WORKERS: usize = 10_000;
+
+async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
+    let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
+    scheduler.start().await.expect("memory: always starts");
+    let pool = PoolName::new("bench", "pool").expect("a name");
+    let spec = PoolSpec { shards, ack: Ack::Memory, ..PoolSpec::default() };
+    scheduler.put_pool(pool.clone(), spec).await.expect("a pool");
+    let spec = |n| WorkerSpec::bare(WorkerId::new(&format!("w-{n}")).expect("a name"));
+    let registered = scheduler.register_batch(&pool, (0..WORKERS).map(spec).collect()).await.expect("a pool");
+    assert!(registered.iter().all(Result::is_ok));
+    (scheduler, pool)
+}
+
+fn request(pool: &PoolName, client: usize, n: u64) -> ClaimRequest {
+    let id = ClaimId::new("bench", "default", &format!("{client}-{n}")).expect("a name");
+    let affinity = id.hash64();
+    ClaimRequest { id, pool: pool.clone(), affinity, reserve_ms: Some(0), ack: None }
+}
+
+async fn client(scheduler: Scheduler, client: usize, batch: usize, until: Instant) -> u64 {
+    let pool = PoolName::new("bench", "pool").expect("a name");
+    let mut pairs = 0;
+    while Instant::now() < until {
+        if batch == 1 {
+            for _ in 0..64 {
+                let taken = scheduler.claim(request(&pool, client, pairs)).await.expect("room");
+                scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                pairs += 1;
+            }
+            continue;
+        }
+        let requests = (0..batch as u64).map(|n| request(&pool, client, pairs + n)).collect();
+        let taken = scheduler.claim_batch(requests).await;
+        let held = taken.into_iter().map(|taken| taken.map(|taken| (taken.claim.id, taken.claim.fence)).expect("room"));
+        let released = scheduler.release_batch(held.collect()).await;
+        assert!(released.iter().all(Result::is_ok));
+        pairs += batch as u64;
+    }
+    pairs
+}
+
+async fn run(shards: u16, clients: usize, batch: usize) -> f64 {
+    const TIME: Duration = Duration::from_secs(2);
+    let (scheduler, _) = scheduler(shards).await;
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..clients).map(|n| tokio::spawn(client(scheduler.clone(), n, batch, start + TIME))).collect();
+    let mut pairs = 0;
+    for task in tasks {
+        pairs += task.await.expect("no panic");
+    }
+    let rate = pairs as f64 / start.elapsed().as_secs_f64();
+    scheduler.stop().await;
+    rate
+}
+
+fn main() {
+    let one = std::env::args().any(|arg| arg == "one-thread");
+    let runtime =
+        if one { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() }
+            .enable_all()
+            .build()
+            .expect("a runtime");
+    let only = std::env::args().filter_map(|arg| arg.parse::<usize>().ok()).next();
+    println!("{:<44} {:>14}", "case", "pairs/s");
+    let cases = [(16, 64, 1), (4, 64, 1), (16, 1_024, 1), (16, 16, 64), (4, 16, 64)];
+    for (_, (shards, clients, batch)) in
+        cases.into_iter().enumerate().filter(|(n, _)| only.is_none_or(|only| only == *n))
+    {
+        let mut rates: Vec<f64> = (0..3).map(|_| runtime.block_on(run(shards, clients, batch))).collect();
+        rates.sort_by(f64::total_cmp);
+        println!("{:<44} {:>14.0}", format!("{shards} shards, {clients} clients, batches of {batch}"), rates[1]);
+    }
+}

@@ -1,0 +1,362 @@
+//! The contract of `hotpool::store`, held against the embedded store on a real disk.
+
+#[path = "store/damage.rs"]
+mod damage;
+#[path = "store/oracle.rs"]
+mod oracle;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use hotpool::store::redb::RedbStore;
+use hotpool::store::{Loaded, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
+
+const A: ShardKey = ShardKey { pool: 7, shard: 0 };
+const B: ShardKey = ShardKey { pool: 7, shard: 1 };
+const C: ShardKey = ShardKey { pool: 8, shard: 0 };
+
+/// What a load found: per shard its rows, one after the other, and where it stands.
+type Found = BTreeMap<ShardKey, (Result<u64, String>, Vec<u8>)>;
+
+fn dir() -> TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+fn rows(shard: ShardKey, from: u64, to: u64, rows: &str) -> Step {
+    Step { shard, from, to, kind: StepKind::Rows(Bytes::copy_from_slice(rows.as_bytes())) }
+}
+
+fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &str) -> Step {
+    let rows = Bytes::copy_from_slice(rows.as_bytes());
+    Step { shard, from: 0, to: 0, kind: StepKind::Chunk { generation, number, rows } }
+}
+
+fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &str) -> Step {
+    let rows = Bytes::copy_from_slice(rows.as_bytes());
+    Step { shard, from: to, to, kind: StepKind::Flip { generation, chunks, rows } }
+}
+
+fn drop_of(shard: ShardKey, at: u64) -> Step {
+    Step { shard, from: at, to: at, kind: StepKind::Drop }
+}
+
+async fn apply(store: &RedbStore, steps: &[Step]) -> Vec<StepOutcome> {
+    store.apply(steps.to_vec()).await.expect("apply")
+}
+
+async fn one(store: &RedbStore, step: Step) -> StepOutcome {
+    apply(store, &[step]).await[0]
+}
+
+async fn load(store: &RedbStore, shards: &[ShardKey]) -> Found {
+    let read: Arc<Mutex<BTreeMap<ShardKey, Vec<u8>>>> = Arc::default();
+    let sink = Arc::clone(&read);
+    let sink = Box::new(move |shard, rows: &[u8]| sink.lock().unwrap().entry(shard).or_default().extend(rows));
+    let loaded = store.load(shards.to_vec(), sink).await.expect("load");
+    assert_eq!(loaded.iter().map(|l| l.shard).collect::<Vec<_>>(), shards, "one answer a shard, in order");
+    let mut read = read.lock().unwrap();
+    loaded.into_iter().map(|Loaded { shard, at }| (shard, (at, read.remove(&shard).unwrap_or_default()))).collect()
+}
+
+/// What a shard holds, which must be readable.
+async fn state(store: &RedbStore, shard: ShardKey) -> (u64, String) {
+    let (at, rows) = load(store, &[shard]).await.remove(&shard).unwrap();
+    (at.expect("readable"), String::from_utf8(rows).unwrap())
+}
+
+/// Opened and taken over by somebody new.
+async fn opened(dir: &Path) -> RedbStore {
+    let store = RedbStore::open(dir).expect("open");
+    store.take_over(Uuid::now_v7()).await.expect("take over");
+    store
+}
+
+fn is(at: u64, rows: &str) -> (u64, String) {
+    (at, rows.to_owned())
+}
+
+/// As after `kill -9`: the files as they are, opened elsewhere.
+fn copied(from: &Path) -> TempDir {
+    let to = dir();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    }
+    to
+}
+
+fn unusable<T>(result: Result<T, StoreError>) -> String {
+    match result {
+        Err(StoreError::Unusable(message)) => message,
+        Err(StoreError::Away(message)) => panic!("away, not unusable: {message}"),
+        Ok(_) => panic!("must be refused"),
+    }
+}
+
+#[tokio::test]
+async fn the_answer_table_row_by_row() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    // Unknown: at 0.
+    assert_eq!(one(&store, rows(A, 1, 2, "x")).await, Gap);
+    assert_eq!(one(&store, rows(A, 0, 0, "x")).await, Duplicate);
+    assert_eq!(one(&store, rows(A, 0, 5, "a")).await, Applied);
+    // at = 5
+    assert_eq!(one(&store, rows(A, 6, 9, "x")).await, Gap, "at < from");
+    assert_eq!(one(&store, rows(A, 3, 5, "x")).await, Duplicate, "to = at");
+    assert_eq!(one(&store, rows(A, 1, 4, "x")).await, Duplicate, "to < at");
+    assert_eq!(one(&store, rows(A, 4, 6, "b")).await, Applied, "from < at < to");
+    assert_eq!(one(&store, rows(A, 6, 8, "c")).await, Applied, "from = at");
+    // Each step of a call gets its own answer, in order.
+    let mixed = [rows(B, 3, 4, "x"), rows(A, 8, 9, "d"), rows(C, 0, 2, "e")];
+    assert_eq!(apply(&store, &mixed).await, [Gap, Applied, Applied]);
+    assert_eq!(state(&store, A).await, is(9, "abcd"));
+    assert_eq!(state(&store, B).await, is(0, ""));
+    assert_eq!(state(&store, C).await, is(2, "e"));
+}
+
+#[tokio::test]
+async fn a_shard_of_an_earlier_epoch_answers_gap_until_it_is_loaded_or_rewritten() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    assert_eq!(apply(&store, &[rows(A, 0, 1, "a"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
+    store.take_over(Uuid::now_v7()).await.unwrap();
+    assert_eq!(apply(&store, &[rows(A, 1, 2, "x"), rows(B, 0, 1, "x")]).await, [Gap; 2], "duplicates too");
+    assert_eq!(state(&store, A).await, is(1, "a"));
+    assert_eq!(apply(&store, &[rows(A, 1, 2, "c"), rows(B, 1, 2, "x")]).await, [Applied, Gap]);
+    assert_eq!(one(&store, flip(B, 9, 1, 0, "d")).await, Applied, "a flip asks only for the epoch");
+    assert_eq!(one(&store, rows(B, 9, 10, "e")).await, Applied);
+    assert_eq!(state(&store, B).await, is(10, "de"));
+}
+
+#[tokio::test]
+async fn s03_an_owner_that_was_superseded_is_fenced() {
+    let dir = dir();
+    let old = opened(dir.path()).await;
+    assert_eq!(one(&old, rows(A, 0, 1, "a")).await, Applied);
+    let new = old.another();
+    assert!(unusable(new.apply(vec![rows(A, 1, 2, "x")]).await).contains("take-over"));
+    let first = new.take_over(Uuid::now_v7()).await.unwrap();
+    assert_eq!(state(&old, A).await, is(1, "a"), "reading is free, and adopts nothing");
+    assert_eq!(one(&new, rows(A, 1, 2, "x")).await, Gap);
+    let all = [rows(A, 1, 2, "x"), rows(B, 0, 1, "x"), drop_of(C, 0), chunk(ShardKey::CATALOGUE, 1, 0, "x")];
+    assert_eq!(apply(&old, &all).await, [Fenced; 4]);
+    assert_eq!(one(&old, flip(A, 7, 1, 0, "x")).await, Fenced);
+    assert!(unusable(old.raise_fence_ceiling(99).await).contains("another owner"));
+    assert_eq!(old.take_over(Uuid::now_v7()).await.unwrap().epoch, first.epoch + 1, "it grows with every take-over");
+    assert_eq!(one(&new, rows(B, 0, 1, "x")).await, Fenced);
+    assert_eq!(state(&old, A).await, is(1, "a"));
+}
+
+#[tokio::test]
+async fn s13_the_fence_ceiling_and_the_epoch_survive() {
+    let dir = dir();
+    let store = RedbStore::open(dir.path()).unwrap();
+    let owned = store.take_over(Uuid::now_v7()).await.unwrap();
+    assert_eq!((owned.epoch, owned.fence_ceiling), (1, 0));
+    store.raise_fence_ceiling(1_000).await.unwrap();
+    store.raise_fence_ceiling(10).await.unwrap();
+    let crashed = copied(dir.path());
+    drop(store);
+    for dir in [dir.path(), crashed.path()] {
+        let owned = RedbStore::open(dir).unwrap().take_over(Uuid::now_v7()).await.unwrap();
+        assert_eq!((owned.epoch, owned.fence_ceiling), (2, 1_000), "it never falls");
+    }
+}
+
+#[tokio::test]
+async fn s02_steps_sent_again_after_a_lost_reply_change_nothing() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    let calls = [
+        vec![rows(A, 0, 3, "a"), rows(B, 0, 1, "b"), rows(C, 0, 1, "c")],
+        vec![chunk(A, 1, 0, "[a0]"), rows(B, 1, 2, "d")],
+        vec![chunk(A, 1, 1, "[a1]")],
+        vec![flip(A, 3, 1, 2, "[f]"), drop_of(C, 1)],
+        vec![rows(A, 3, 4, "e")],
+    ];
+    for call in &calls {
+        assert_eq!(apply(&store, call).await, vec![Applied; call.len()]);
+        assert_eq!(apply(&store, call).await, vec![Duplicate; call.len()], "{call:?}");
+    }
+    assert_eq!(state(&store, A).await, is(4, "[a0][a1][f]e"));
+    assert_eq!(state(&store, B).await, is(2, "bd"));
+    assert_eq!(state(&store, C).await, is(0, ""));
+    let message = unusable(store.apply(vec![rows(A, 4, 5, "x"), rows(A, 5, 6, "x")]).await);
+    assert!(message.contains("two steps of one shard"), "{message}");
+}
+
+#[tokio::test]
+async fn a_rewrite_replaces_all_and_takes_steps_meanwhile() {
+    let dir = dir();
+    let mut store = opened(dir.path()).await;
+    assert_eq!(one(&store, rows(A, 0, 2, "old")).await, Applied);
+    assert_eq!(one(&store, chunk(A, 1, 0, "[0]")).await, Applied);
+    assert_eq!(apply(&store, &[rows(A, 2, 3, "new"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
+    assert_eq!(one(&store, chunk(A, 1, 2, "[2]")).await, Applied);
+    assert_eq!(one(&store, flip(A, 3, 1, 3, "x")).await, Gap, "number 1 is missing");
+    assert_eq!(one(&store, flip(A, 3, 2, 1, "x")).await, Gap, "another generation");
+    assert_eq!(state(&store, A).await, is(3, "oldnew"), "until the flip the old one stands");
+    assert_eq!(one(&store, chunk(A, 1, 1, "[1]")).await, Applied);
+    assert_eq!(one(&store, flip(A, 3, 1, 3, "[new]")).await, Applied);
+    assert_eq!(apply(&store, &[rows(A, 3, 4, "t"), rows(B, 1, 2, "c")]).await, [Applied; 2]);
+    for _ in 0..2 {
+        assert_eq!(state(&store, A).await, is(4, "[0][1][2][new]t"));
+        assert_eq!(state(&store, B).await, is(2, "bc"));
+        drop(store);
+        store = opened(dir.path()).await;
+    }
+    // The same attempt number in another epoch is another generation, and does not touch what stands.
+    assert_eq!(one(&store, chunk(A, 1, 0, "(0)")).await, Applied);
+    assert_eq!(state(&store, A).await, is(4, "[0][1][2][new]t"));
+    // It is left unfinished; the next attempt succeeds.
+    assert_eq!(one(&store, chunk(A, 2, 0, "{0}")).await, Applied);
+    assert_eq!(one(&store, flip(A, 5, 2, 1, "")).await, Applied);
+    assert_eq!(state(&store, A).await, is(5, "{0}"));
+}
+
+#[tokio::test]
+async fn dropped_is_forgotten_for_good() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
+    assert_eq!(one(&store, flip(A, 1, 1, 0, "base")).await, Applied);
+    assert_eq!(apply(&store, &[rows(A, 1, 2, "a"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
+    assert_eq!(apply(&store, &[drop_of(A, 2), drop_of(C, 0)]).await, [Applied, Duplicate]);
+    assert_eq!(state(&store, A).await, is(0, ""));
+    drop(store);
+    let store = opened(dir.path()).await;
+    assert_eq!(state(&store, A).await, is(0, ""), "neither its base nor its steps come back");
+    assert_eq!(state(&store, B).await, is(1, "b"));
+    assert_eq!(one(&store, rows(A, 0, 1, "again")).await, Applied);
+    drop(store);
+    assert_eq!(state(&opened(dir.path()).await, A).await, is(1, "again"));
+}
+
+#[tokio::test]
+async fn s07_all_is_there_after_a_crash_and_after_the_restart_after_it() {
+    let first = dir();
+    let store = opened(first.path()).await;
+    for n in 0..200 {
+        let steps = [rows(A, n, n + 1, "a"), rows(B, 2 * n, 2 * n + 2, "b")];
+        assert_eq!(apply(&store, &steps).await, [Applied; 2]);
+    }
+    assert_eq!(one(&store, chunk(A, 1, 0, "[0]")).await, Applied);
+    let crashed = copied(first.path());
+    let again = opened(crashed.path()).await;
+    assert_eq!(state(&again, A).await, (200, "a".repeat(200)));
+    assert_eq!(state(&again, B).await, (400, "b".repeat(200)));
+    assert_eq!(one(&again, flip(A, 200, 1, 1, "x")).await, Gap, "the rewrite died with its owner");
+    assert_eq!(one(&again, rows(A, 200, 201, "!")).await, Applied);
+    let twice = copied(crashed.path());
+    assert_eq!(state(&opened(twice.path()).await, A).await, (201, "a".repeat(200) + "!"));
+}
+
+#[tokio::test]
+async fn s07_steps_after_the_log_was_emptied_and_reopened_still_count() {
+    let dir = dir();
+    let mut store = opened(dir.path()).await;
+    for n in 0..5 {
+        assert_eq!(one(&store, rows(A, n, n + 1, "a")).await, Applied);
+    }
+    assert_eq!(one(&store, flip(A, 5, 1, 0, "base")).await, Applied);
+    assert_eq!(one(&store, chunk(B, 1, 0, "this commit removes the log")).await, Applied);
+    for round in 0..2 {
+        drop(store);
+        assert_eq!(damage::log_len(dir.path()), round);
+        store = opened(dir.path()).await;
+        assert_eq!(state(&store, A).await, (5 + round, "base".to_owned() + &"t".repeat(round as usize)));
+        assert_eq!(one(&store, rows(A, 5 + round, 6 + round, "t")).await, Applied);
+    }
+}
+
+#[tokio::test]
+async fn a_long_log_asks_for_rewrites_of_the_oldest_and_is_emptied() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    let mib = "m".repeat(1 << 20);
+    assert_eq!(one(&store, rows(A, 0, 1, "first")).await, Applied);
+    for n in 0..64 {
+        assert_eq!(one(&store, rows(B, n, n + 1, &mib)).await, Applied);
+        assert_eq!(store.wants_rewrite().is_some(), n == 63, "64 MiB are free, and a header is past them");
+    }
+    assert_eq!(store.wants_rewrite(), Some(A), "the oldest, not the largest");
+    assert_eq!(one(&store, flip(A, 1, 1, 0, "base of a")).await, Applied);
+    assert_eq!(store.wants_rewrite(), Some(B));
+    assert_eq!(one(&store, chunk(B, 1, 0, &mib)).await, Applied);
+    assert_eq!(one(&store, flip(B, 64, 1, 1, "base of b")).await, Applied);
+    assert_eq!(store.wants_rewrite(), None, "a shard without a tail never holds the log back");
+    for n in 0..8 {
+        assert_eq!(one(&store, rows(C, n, n + 1, "c")).await, Applied);
+    }
+    assert_eq!(state(&store, B).await, (64, mib + "base of b"));
+    drop(store);
+    assert_eq!(damage::log_len(dir.path()), 8, "only what C needs");
+    let store = opened(dir.path()).await;
+    assert_eq!(state(&store, A).await, is(1, "base of a"));
+    assert_eq!(state(&store, C).await, is(8, "cccccccc"));
+}
+
+#[tokio::test]
+async fn chunks_without_a_reference_go() {
+    let dir = dir();
+    let mut store = opened(dir.path()).await;
+    for number in 0..10 {
+        assert_eq!(one(&store, chunk(A, 1, number, "1")).await, Applied);
+    }
+    assert_eq!(one(&store, flip(A, 1, 1, 10, "")).await, Applied);
+    for number in 0..10 {
+        assert_eq!(one(&store, chunk(A, 2, number, "2")).await, Applied, "abandoned");
+    }
+    assert_eq!(one(&store, chunk(B, 1, 0, "b")).await, Applied, "its owner dies");
+    drop(store);
+    assert_eq!(damage::chunks_len(dir.path()), 22);
+    store = opened(dir.path()).await;
+    assert_eq!(one(&store, chunk(A, 3, 0, "3")).await, Applied);
+    assert_eq!(one(&store, flip(A, 2, 3, 1, "!")).await, Applied);
+    for n in 0..16 {
+        assert_eq!(one(&store, rows(C, n, n + 1, "c")).await, Applied);
+    }
+    assert_eq!(state(&store, A).await, is(2, "3!"));
+    drop(store);
+    assert_eq!(damage::chunks_len(dir.path()), 2);
+    assert_eq!(state(&opened(dir.path()).await, A).await, is(2, "3!"));
+}
+
+#[tokio::test]
+async fn a_load_sees_one_moment_while_others_write() {
+    let dir = dir();
+    let store = Arc::new(opened(dir.path()).await);
+    for n in 0..50 {
+        assert_eq!(one(&store, rows(A, n, n + 1, "a")).await, Applied);
+    }
+    // The competing steps run inside the load, between two rows: a flip, and enough commits to remove the log.
+    let (writer, runtime) = (Arc::clone(&store), tokio::runtime::Handle::current());
+    let seen = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&seen);
+    let sink = Box::new(move |_, rows: &[u8]| {
+        assert_eq!(rows, b"a");
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        if *count == 10 {
+            assert_eq!(runtime.block_on(one(&writer, flip(A, 50, 1, 0, "base"))), Applied);
+            for n in 0..20 {
+                assert_eq!(runtime.block_on(one(&writer, rows_of_b(n))), Applied);
+            }
+        }
+    });
+    let loaded = store.load(vec![A], sink).await.unwrap();
+    assert_eq!(loaded, [Loaded { shard: A, at: Ok(50) }]);
+    assert_eq!(*seen.lock().unwrap(), 50);
+    assert_eq!(state(&store, A).await, is(50, "base"));
+}
+
+fn rows_of_b(n: u64) -> Step {
+    rows(B, n, n + 1, "b")
+}
