@@ -9,6 +9,7 @@
 //!
 //! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,21 +122,37 @@ impl Hasher for Prehashed {
     }
 }
 
+/// Locks of the map. Far more than threads: two requests seldom meet at one.
+const LOCKS: usize = 1024;
+
 /// The key directory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Keys {
     map: DashMap<ClaimId, Entry, BuildHasherDefault<Prehashed>>,
-    tickets: AtomicU64,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { map: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), LOCKS) }
+    }
+}
+
+/// A number that no other ticket of this process has. Each thread has a range of its own, so that claims on
+/// different cores do not meet at one counter.
+fn fresh_ticket() -> Ticket {
+    static RANGES: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static NEXT: Cell<Ticket> = Cell::new(RANGES.fetch_add(1, Ordering::Relaxed) << 40);
+    }
+    NEXT.with(|next| next.replace(next.get() + 1))
 }
 
 impl Keys {
     /// A claim for `item.id`.
     pub fn begin(&self, mut item: Box<ClaimItem>) -> Begun {
-        // Relaxed: a ticket only has to differ from the others.
-        let fresh = || self.tickets.fetch_add(1, Ordering::Relaxed) + 1;
         match self.map.entry(item.id.clone()) {
             Slot::Vacant(slot) => {
-                item.ticket = fresh();
+                item.ticket = fresh_ticket();
                 slot.insert(Entry::Pending { ticket: item.ticket, joiners: None, unstored: Unstoreds::new() });
                 Begun::Ours(item)
             }
@@ -143,7 +160,7 @@ impl Keys {
                 Entry::Held { hold, .. } => Begun::Held(item, *hold),
                 Entry::Unreadable { .. } => Begun::Unreadable(item),
                 Entry::Gone { unstored } => {
-                    item.ticket = fresh();
+                    item.ticket = fresh_ticket();
                     let unstored = std::mem::take(unstored);
                     slot.insert(Entry::Pending { ticket: item.ticket, joiners: None, unstored });
                     Begun::Ours(item)
@@ -193,7 +210,7 @@ impl Keys {
         });
         match next {
             Some(mut next) => {
-                next.ticket = self.tickets.fetch_add(1, Ordering::Relaxed) + 1;
+                next.ticket = fresh_ticket();
                 *ours = next.ticket;
                 Some(next)
             }

@@ -29,6 +29,17 @@ pub type Fence = u64;
 /// Label key to value; sorted, so that equal sets are equal.
 pub type Labels = BTreeMap<String, String>;
 
+/// Which bytes a name may hold.
+const NAME_BYTES: [bool; 256] = {
+    let mut good = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        good[b] = (b as u8).is_ascii_alphanumeric() || matches!(b as u8, b'.' | b'_' | b'-');
+        b += 1;
+    }
+    good
+};
+
 /// Checks one name: 1..=255 bytes of `[A-Za-z0-9._-]`.
 ///
 /// # Errors
@@ -40,8 +51,11 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), Refusal> {
             format!("must be 1..={} bytes, got {}", limits::NAME_BYTES_MAX, value.len()),
         ));
     }
-    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    match value.bytes().position(|b| !good(b)) {
+    // The common case is all good: one branch at the end instead of one a byte.
+    if value.bytes().fold(true, |good, b| good & NAME_BYTES[b as usize]) {
+        return Ok(());
+    }
+    match value.bytes().position(|b| !NAME_BYTES[b as usize]) {
         None => Ok(()),
         Some(at) => Err(Refusal::invalid(field, format!("may hold only [A-Za-z0-9._-]; byte {at} is not one of them"))),
     }
@@ -152,7 +166,8 @@ impl fmt::Debug for WorkerId {
 /// Who a claim belongs to: `(namespace, tenant, key)`, one text and its hash.
 #[derive(Clone)]
 pub struct ClaimId {
-    text: Arc<str>,
+    /// The parts, joined by slashes; bytes, so that joining need not prove again that they are text.
+    text: Arc<[u8]>,
     hash: u64,
 }
 
@@ -178,15 +193,24 @@ impl ClaimId {
             }
             text.extend_from_slice(part.as_bytes());
         }
-        let hash = xxh3_64(&text);
-        let text = std::str::from_utf8(&text).expect("joined from texts").into();
-        Self { text, hash }
+        Self { hash: xxh3_64(&text), text: text.as_slice().into() }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.text).expect("joined from texts")
     }
 
     fn parts(&self) -> (&str, &str, &str) {
-        let (namespace, rest) = self.text.split_once('/').unwrap_or_default();
+        let (namespace, rest) = self.text().split_once('/').unwrap_or_default();
         let (tenant, key) = rest.split_once('/').unwrap_or_default();
         (namespace, tenant, key)
+    }
+
+    /// Whether the pool is in the claim's namespace.
+    #[must_use]
+    pub fn is_in(&self, pool: &PoolName) -> bool {
+        let same = self.text.iter().zip(pool.0.as_bytes()).take_while(|(a, b)| a == b && **a != b'/').count();
+        self.text.get(same) == Some(&b'/') && pool.0.as_bytes().get(same) == Some(&b'/')
     }
 
     /// First part.
@@ -230,7 +254,7 @@ impl std::hash::Hash for ClaimId {
 
 impl fmt::Debug for ClaimId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.text())
     }
 }
 

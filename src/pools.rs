@@ -1,10 +1,10 @@
 //! The pools of this process: by name, and by the number that a claim on its way carries.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
+use hashbrown::HashMap;
 
 use crate::keys::{ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};

@@ -23,7 +23,7 @@ impl Scheduler {
         let item = self.item(request, started_ns, reply)?;
         self.dispatch().submit(item);
         let taken = wait(answer).await.and_then(|payload| taken(&id, &pool, payload));
-        self.count_claims(&pool, started_ns, std::slice::from_ref(&taken));
+        self.count_claims(&pool, std::slice::from_ref(&taken));
         taken
     }
 
@@ -57,7 +57,7 @@ impl Scheduler {
         let mut from = 0;
         while let Some((_, pool)) = names.get(from) {
             let len = names[from..].iter().take_while(|(_, next)| next == pool).count();
-            self.count_claims(pool, started_ns, &taken[from..from + len]);
+            self.count_claims(pool, &taken[from..from + len]);
             from += len;
         }
         taken
@@ -215,16 +215,15 @@ impl Scheduler {
         }
     }
 
-    fn count_claims(&self, pool: &PoolName, started_ns: u64, taken: &[Result<Taken, Refusal>]) {
+    /// Counts what became of claims; those that were made are counted by the shard that made them.
+    fn count_claims(&self, pool: &PoolName, taken: &[Result<Taken, Refusal>]) {
+        let mut others = taken.iter().filter(|taken| !matches!(taken, Ok(Taken { created: true, .. }))).peekable();
+        if others.peek().is_none() {
+            return;
+        }
         let pools = self.dispatch().pools.load();
         let Some(pool) = pools.get(pool) else { return };
-        let took = Duration::from_nanos(self.dispatch().clock.mono_ns().saturating_sub(started_ns));
-        pool.metrics.claim_seconds.record_many(took.as_secs_f64(), taken.len());
-        let created = taken.iter().filter(|taken| matches!(taken, Ok(Taken { created: true, .. }))).count();
-        if created > 0 {
-            pool.metrics.claims(ClaimOutcome::Created).increment(created as u64);
-        }
-        for other in taken.iter().filter(|taken| !matches!(taken, Ok(Taken { created: true, .. }))) {
+        for other in others {
             pool.metrics.claims(ClaimOutcome::of(other)).increment(1);
         }
     }
@@ -239,7 +238,7 @@ struct Checked {
 fn check(pools: &PoolMap, request: &ClaimRequest) -> Result<Checked, Refusal> {
     let pool = pools.get(&request.pool).filter(|pool| !pool.is_closing()).ok_or(Refusal::NotFound(What::Pool))?;
     let spec = pool.spec.load();
-    if request.pool.namespace() != request.id.namespace() {
+    if !request.id.is_in(&request.pool) {
         return Err(Refusal::invalid("pool", "must be in the claim's namespace"));
     }
     let reserve_ms = request.reserve_ms.unwrap_or(spec.reserve_ms);

@@ -18,10 +18,13 @@ use crate::dispatch::Dispatch;
 use crate::engine::{Answer, Counters, Effect, Event, Grant, Place, Shard};
 use crate::keys::{Hold, Unstored, Unstoreds};
 use crate::limits;
+use crate::metrics::ClaimOutcome;
 use crate::model::{Ack, ClaimId, Fence, Millis, Seq, ShardStatus};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 
+/// Runs of an actor for one wake.
+const RUNS_MAX: usize = 64;
 /// How often the ledger is compared with the claims.
 const RECOUNT_MS: Millis = 1_000;
 
@@ -52,9 +55,16 @@ impl Actor for ShardActor {
     }
 
     async fn handle(&self, me: ActorRef<Wake>, _wake: Wake, running: &mut Running) -> Result<(), ActorProcessingErr> {
-        running.run();
+        for _ in 0..RUNS_MAX {
+            running.run();
+            // Those who got their answers run now, and what they ask next finds the actor awake: stepping aside is
+            // cheaper than a wake. Other messages of the actor (stop) wait for a few runs at most.
+            tokio::task::yield_now().await;
+            if running.port.depth() == 0 {
+                break;
+            }
+        }
         if !running.port.sleeps() {
-            // More came meanwhile: behind whoever else wants this thread.
             let _ = me.send_message(Wake);
         }
         Ok(())
@@ -79,6 +89,8 @@ struct Outgoing {
     unstored: Unstoreds,
     /// The claim that it grants: given back if it cannot leave.
     made: Option<Place>,
+    /// When the claim that it answers came in; 0: it answers none.
+    started_ns: u64,
     /// Engine time after which it cannot leave as it is.
     until_ms: Millis,
 }
@@ -90,6 +102,8 @@ pub(crate) struct Running {
     shard: Shard,
     now_ms: Millis,
     keeps_rows: bool,
+    /// The pool answers durably, as of this run.
+    durable: bool,
     /// Fences drawn for the claims at hand.
     fences: std::ops::Range<Fence>,
     taken: Vec<Command>,
@@ -108,6 +122,11 @@ pub(crate) struct Running {
     gone: VecDeque<(Seq, ClaimId)>,
     counted: Counters,
     recounted_ms: Millis,
+    /// Claims whose grant left, and requests to release that came, in this run.
+    created: u64,
+    releases: u64,
+    /// A claim of this run was timed.
+    timed: bool,
 }
 
 impl Running {
@@ -115,6 +134,7 @@ impl Running {
         let Spawn { dispatch, pool, port, shard } = spawn;
         Self {
             keeps_rows: port.outbox.wants_rows(),
+            durable: true,
             counted: shard.counters(),
             dispatch,
             pool,
@@ -131,11 +151,15 @@ impl Running {
             blocked: Vec::new(),
             gone: VecDeque::new(),
             recounted_ms: 0,
+            created: 0,
+            releases: 0,
+            timed: false,
         }
     }
 
     fn run(&mut self) {
         self.now_ms = self.dispatch.clock.engine_ms();
+        self.durable = self.pool.spec.load().ack == Ack::Durable;
         self.release_answers();
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
@@ -262,7 +286,7 @@ impl Running {
     }
 
     fn release(&mut self, item: KeyItem) {
-        self.pool.metrics.releases.increment(1);
+        self.releases += 1;
         self.on(Event::Release { place: item.place, to: To::Key(item) });
     }
 
@@ -309,7 +333,9 @@ impl Running {
                 let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
                 self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
                 self.pool.board.remember(item.affinity, self.port.shard.shard);
-                self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
+                if self.created == 0 && self.outgoing.is_empty() {
+                    self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
+                }
                 let made = Some(grant.place);
                 self.answer_claim(*item, grant, true, unstored, made);
             }
@@ -330,6 +356,9 @@ impl Running {
         let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, expires_at_ms: None }));
         let durable = item.durable && self.keeps_rows;
         self.send_or_wait(item.reply, outcome, durable, unstored, made);
+        if let Some(answer) = self.outgoing.last_mut() {
+            answer.started_ns = item.started_ns;
+        }
     }
 
     fn reply_key(&mut self, item: KeyItem, answer: Answer) {
@@ -348,7 +377,7 @@ impl Running {
 
     /// An answer as durable as the pool.
     fn answer(&mut self, reply: Reply, outcome: Outcome, unstored: Unstoreds, made: Option<Place>) {
-        let durable = self.keeps_rows && self.pool.spec.load().ack == Ack::Durable;
+        let durable = self.keeps_rows && self.durable;
         self.send_or_wait(reply, outcome, durable, unstored, made);
     }
 
@@ -363,7 +392,7 @@ impl Running {
         let seq = if durable { self.shard.seq() } else { 0 };
         let unstored = if durable { unstored } else { Unstoreds::new() };
         let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
-        self.outgoing.push(Outgoing { reply, outcome, seq, unstored, made, until_ms });
+        self.outgoing.push(Outgoing { reply, outcome, seq, unstored, made, started_ns: 0, until_ms });
     }
 
     /// The end of a run: rows, bounds, answers, in this order.
@@ -373,14 +402,15 @@ impl Running {
         if !self.refused.is_empty() {
             self.dispatch.route_all(std::mem::take(&mut self.refused));
         }
-        let outgoing = std::mem::take(&mut self.outgoing);
-        for answer in outgoing {
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        for answer in outgoing.drain(..) {
             if self.may_leave(&answer) {
                 self.leave(answer);
             } else {
                 self.waiting.push_back(answer);
             }
         }
+        self.outgoing = outgoing;
         self.expire_answers();
         if self.keeps_rows {
             self.settle_gone();
@@ -446,13 +476,20 @@ impl Running {
     }
 
     fn leave(&mut self, answer: Outgoing) {
-        let Outgoing { reply, mut outcome, made, seq, .. } = answer;
+        let Outgoing { reply, mut outcome, made, seq, started_ns, .. } = answer;
         if seq > 0 && self.dispatch.journal.fenced() {
             reply.send(Err(Refusal::Unavailable(Unavailable::Fenced)));
             return;
         }
         if let Ok(Payload::Claim(answer)) = &mut outcome {
             self.date(answer);
+        }
+        self.created += u64::from(made.is_some());
+        // One claim of a run stands for all: timing each would cost more than deciding it.
+        if started_ns > 0 && !self.timed {
+            self.timed = true;
+            let took = self.dispatch.clock.mono_ns().saturating_sub(started_ns);
+            self.pool.metrics.claim_seconds.record(Duration::from_nanos(took).as_secs_f64());
         }
         let arrived = reply.send(outcome);
         if let (false, Some(place)) = (arrived, made) {
@@ -509,6 +546,9 @@ impl Running {
         metrics.worker_touches.increment(now.touches - self.counted.touches);
         metrics.sweeps.increment(now.swept - self.counted.swept);
         metrics.give_backs.increment(now.given_back - self.counted.given_back);
+        metrics.claims(ClaimOutcome::Created).increment(std::mem::take(&mut self.created));
+        metrics.releases.increment(std::mem::take(&mut self.releases));
+        self.timed = false;
         self.counted = now;
         // A recount costs a look at every ledger line: now and then is enough to be noticed.
         if self.now_ms >= self.recounted_ms + RECOUNT_MS {

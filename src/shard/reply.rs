@@ -76,10 +76,6 @@ impl Batch {
         (Arc::new(Self(Mutex::new(Places { outcomes, open: len, to: Some(to) }))), answers)
     }
 
-    fn is_closed(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).to.as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
     /// False: nobody listens any more.
     fn fill(&self, place: u32, outcome: Outcome) -> bool {
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +86,8 @@ impl Batch {
         if *open > 0 {
             return to.as_ref().is_some_and(|to| !to.is_closed());
         }
-        to.take().is_some_and(|to| to.send(outcomes.drain(..).flatten().collect()).is_ok())
+        let all = std::mem::take(outcomes).into_iter().map(|outcome| outcome.unwrap_or(Err(Refusal::DeadlineExceeded)));
+        to.take().is_some_and(|to| to.send(all.collect()).is_ok())
     }
 }
 
@@ -125,13 +122,13 @@ impl Reply {
         Self(Address::Nobody)
     }
 
-    /// The caller is gone: an answer would reach nobody.
+    /// The caller is known to be gone: an answer would reach nobody.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
             Address::One(to) => to.is_closed(),
-            Address::Part(batch, _) => batch.is_closed(),
-            Address::Nobody => false,
+            // Whether anybody listens to a batch is seen when the answer is put there: a lock less.
+            Address::Part(..) | Address::Nobody => false,
         }
     }
 
