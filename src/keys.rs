@@ -248,6 +248,21 @@ impl Keys {
         earlier
     }
 
+    /// The store lacks a record about the key, whoever holds it now: a recovered shard gave its claim back.
+    pub fn owe(&self, id: &ClaimId, record: Unstored) {
+        match self.map.entry(id.clone()) {
+            Slot::Vacant(slot) => drop(slot.insert(Entry::Gone { unstored: Unstoreds::from_iter([record]) })),
+            Slot::Occupied(mut slot) => {
+                if let Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored } =
+                    slot.get_mut()
+                {
+                    unstored.retain(|known| known.shard != record.shard);
+                    unstored.push(record);
+                }
+            }
+        }
+    }
+
     /// The store has all of `shard` up to `seq`: nothing about this key waits for that any more.
     pub fn settle(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };

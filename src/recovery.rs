@@ -15,7 +15,7 @@ use crate::catalogue::Catalogue;
 use crate::dispatch::Dispatch;
 use crate::engine::{Place, Replay, Shard};
 use crate::journal::Outbox;
-use crate::keys::{Hold, ShardRef};
+use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::{ClaimId, HASH_VERSION, PoolName, PoolSpec};
 use crate::pools::Pool;
@@ -261,10 +261,12 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
     let FoundShard { pool, port, shard, yields } = found;
     match shard {
         Ok(mut shard) => {
-            shard::yield_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
-            if let Err(error) =
-                shard::start(Arc::clone(&dispatch), Arc::clone(&pool), Arc::clone(&port), shard, supervisor).await
-            {
+            let gone = shard::yield_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
+            for (seq, id) in &gone {
+                dispatch.keys.owe(id, Unstored { shard: port.shard, seq: *seq });
+            }
+            let started = shard::start(Arc::clone(&dispatch), pool, Arc::clone(&port), shard, gone, supervisor);
+            if let Err(error) = started.await {
                 port.set_state(ShardState::Refused, Some(format!("its actor did not start: {error}")));
                 port.refuse_all();
             }

@@ -109,9 +109,9 @@ impl Scheduler {
                 Found::Held(hold) if hold.place.fence == fence => {
                     groups.push((hold.shard, KeyItem { id, place: hold.place, started_ns, reply }));
                 }
-                Found::Held(_) => drop(reply.send(Err(Refusal::Fence))),
+                Found::Held(_) => gone.push((self.dispatch().keys.unstored(&id), reply, Err(Refusal::Fence))),
                 Found::Vacant => drop(reply.send(Ok(Payload::Done))),
-                Found::Gone(unstored) => gone.push((unstored, reply)),
+                Found::Gone(unstored) => gone.push((unstored, reply, Ok(Payload::Done))),
                 Found::Unreadable => drop(reply.send(Err(Refusal::Unavailable(Unavailable::Loading)))),
             }
         }
@@ -124,8 +124,8 @@ impl Scheduler {
                 port.ask(Command::Releases(items));
             }
         }
-        for (unstored, reply) in gone {
-            let outcome = self.records_stored(&unstored).await.map(|()| Payload::Done);
+        for (unstored, reply, outcome) in gone {
+            let outcome = self.records_stored(&unstored).await.and(outcome);
             reply.send(outcome);
         }
         let outcomes = answers.await.unwrap_or_default();
@@ -152,6 +152,8 @@ impl Scheduler {
             }
         };
         if fence.is_some_and(|fence| fence != hold.place.fence) {
+            // As durable as the end of the claim that had this fence.
+            self.records_stored(&self.dispatch().keys.unstored(id)).await?;
             return Ok(Err(Refusal::Fence));
         }
         let (reply, answer) = Reply::one();

@@ -38,6 +38,8 @@ pub(crate) struct Spawn {
     pub pool: Arc<Pool>,
     pub port: Arc<ShardPort>,
     pub shard: Shard,
+    /// Keys that recovery freed here, each with the sequence number of its record.
+    pub gone: VecDeque<(Seq, ClaimId)>,
 }
 
 /// Runs one shard.
@@ -131,7 +133,7 @@ pub(crate) struct Running {
 
 impl Running {
     fn new(spawn: Spawn) -> Self {
-        let Spawn { dispatch, pool, port, shard } = spawn;
+        let Spawn { dispatch, pool, port, shard, gone } = spawn;
         Self {
             keeps_rows: port.outbox.wants_rows(),
             durable: true,
@@ -149,7 +151,7 @@ impl Running {
             outgoing: Vec::new(),
             waiting: VecDeque::new(),
             blocked: Vec::new(),
-            gone: VecDeque::new(),
+            gone,
             recounted_ms: 0,
             created: 0,
             releases: 0,
@@ -171,7 +173,6 @@ impl Running {
                     self.command(command);
                 }
             }
-            self.port.clear_hand();
         }
         self.taken = taken;
         if self.port.depth() == 0 && self.shard.next_tick_ms().is_some_and(|due| due <= self.now_ms) {
@@ -183,6 +184,9 @@ impl Running {
     /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
     fn prepare(&mut self, taken: &[Command]) {
         let claims: u64 = taken.iter().map(Command::fences).sum();
+        if claims > 0 {
+            self.port.take_in_hand(taken.iter().flat_map(Command::items));
+        }
         self.fences = match claims {
             0 => 0..0,
             n => self.dispatch.draw_fences(n).map_or(0..0, |first| first..first + n),
@@ -195,9 +199,6 @@ impl Running {
         if let Some(started) = started {
             let waited = self.dispatch.clock.mono_ns().saturating_sub(started);
             self.pool.metrics.ring_wait_seconds.record(Duration::from_nanos(waited).as_secs_f64());
-        }
-        if claims > 0 {
-            self.port.take_in_hand(taken.iter().flat_map(Command::items));
         }
     }
 
@@ -399,6 +400,8 @@ impl Running {
     fn conclude(&mut self) {
         self.hand_over();
         self.publish();
+        // Whatever panics from here on panics without a ticket in hand: what is left of them goes to other shards.
+        self.port.clear_hand();
         if !self.refused.is_empty() {
             self.dispatch.route_all(std::mem::take(&mut self.refused));
         }
@@ -643,10 +646,21 @@ pub(crate) fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Place)>
     shard.list_claims(0).map(|(_, id, grant)| (id, grant.place))
 }
 
-/// Ends claims whose keys are held elsewhere, before the shard serves.
-pub(crate) fn yield_claims(shard: &mut Shard, places: impl Iterator<Item = Place>, now_ms: Millis) {
+/// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with its record.
+pub(crate) fn yield_claims(
+    shard: &mut Shard,
+    places: impl Iterator<Item = Place>,
+    now_ms: Millis,
+) -> VecDeque<(Seq, ClaimId)> {
     let mut effects: Vec<Effect<()>> = Vec::new();
+    let mut gone = VecDeque::new();
     for place in places {
         shard.on(Event::Yield { place }, now_ms, &mut effects);
+        for effect in effects.drain(..) {
+            if let Effect::Ended { id, .. } = effect {
+                gone.push_back((shard.seq(), id));
+            }
+        }
     }
+    gone
 }

@@ -1,5 +1,6 @@
 //! Starts shards, and starts them again when they panic.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use futures::future::BoxFuture;
@@ -10,6 +11,7 @@ use super::handle::ShardPort;
 use crate::dispatch::Dispatch;
 use crate::engine::Shard;
 use crate::metrics::ShardState;
+use crate::model::{ClaimId, Seq};
 use crate::pools::Pool;
 
 /// Restarts of one shard within [`WINDOW_MS`] after which it is left alone: something in it is broken for good.
@@ -88,9 +90,10 @@ pub(crate) async fn start(
     pool: Arc<Pool>,
     port: Arc<ShardPort>,
     shard: Shard,
+    gone: VecDeque<(Seq, ClaimId)>,
     supervisor: ActorCell,
 ) -> Result<(), ractor::SpawnErr> {
-    let spawn = Spawn { dispatch, pool, port: Arc::clone(&port), shard };
+    let spawn = Spawn { dispatch, pool, port: Arc::clone(&port), shard, gone };
     let (actor, _) = ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await?;
     port.serve(actor);
     Ok(())

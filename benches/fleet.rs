@@ -1,0 +1,137 @@
+//! A million workers: bytes of memory a worker (idle, and all held), and seconds from a cold process to serving them
+//! from redb. And the fleet that is 99 % busy: claims refused while a worker stays free through the call. Prints the
+//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::refusal::Refusal;
+use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::store::SharedStore;
+use hotpool::store::memory::MemoryStore;
+use hotpool::store::redb::RedbStore;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+}
+
+fn pool() -> PoolName {
+    PoolName::new("bench", "fleet").expect("a name")
+}
+
+fn request(n: usize) -> ClaimRequest {
+    let id = ClaimId::new("bench", "default", &format!("key-{n:09}")).expect("a name");
+    let affinity = id.hash64();
+    ClaimRequest { id, pool: pool(), affinity, reserve_ms: Some(0), ack: None }
+}
+
+async fn start(store: SharedStore, shards: u16, ack: Ack) -> Scheduler {
+    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000 });
+    scheduler.start().await.expect("starts");
+    scheduler.put_pool(pool(), PoolSpec { shards, ack, ..PoolSpec::default() }).await.expect("a pool");
+    scheduler
+}
+
+async fn register(scheduler: &Scheduler, workers: usize) {
+    for from in (0..workers).step_by(10_000) {
+        let specs = (from..workers.min(from + 10_000))
+            .map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
+        let outcomes = scheduler.register_batch(&pool(), specs.collect()).await.expect("a pool");
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    }
+}
+
+async fn claim(scheduler: &Scheduler, claims: usize) {
+    for from in (0..claims).step_by(1_000) {
+        let outcomes = scheduler.claim_batch((from..claims.min(from + 1_000)).map(request).collect()).await;
+        assert!(outcomes.iter().all(Result::is_ok));
+    }
+}
+
+async fn memory(workers: usize) {
+    let before = resident_bytes();
+    let scheduler = start(Arc::new(MemoryStore), 16, Ack::Memory).await;
+    register(&scheduler, workers).await;
+    let idle = resident_bytes() - before;
+    claim(&scheduler, workers).await;
+    let held = resident_bytes() - before;
+    println!("{workers} workers: {} bytes each idle, {} bytes each held", idle / workers, held / workers);
+    scheduler.stop().await;
+}
+
+async fn recovery(workers: usize, dir: &Path) {
+    let open = || Arc::new(RedbStore::open(dir).expect("a directory of our own"));
+    let scheduler = start(open(), 16, Ack::Durable).await;
+    register(&scheduler, workers).await;
+    claim(&scheduler, workers / 10).await;
+    scheduler.stop().await;
+    drop(scheduler);
+    // The actors' last references go when their tasks have ended.
+    while RedbStore::open(dir).map(drop).is_err() {
+        tokio::task::yield_now().await;
+    }
+    let begin = Instant::now();
+    let store = open();
+    let opened = begin.elapsed();
+    let scheduler = Scheduler::new(store, Settings::default());
+    scheduler.start().await.expect("recovers");
+    println!(
+        "{workers} workers, a tenth of them held: serving after {:.2} s ({:.2} s of it opening the file)",
+        begin.elapsed().as_secs_f64(),
+        opened.as_secs_f64()
+    );
+    let status = scheduler.get_pool(&pool()).await.expect("recovered");
+    assert_eq!(status.shards.iter().map(|shard| shard.workers).sum::<u64>(), workers as u64);
+    assert_eq!(status.shards.iter().map(|shard| shard.busy).sum::<u64>(), workers as u64 / 10);
+    scheduler.stop().await;
+}
+
+/// 10,000 workers in 64 shards, 9,900 of them held for good. `clients` tasks claim and release; there are always at
+/// least as many free workers as clients, so no claim may ever be refused.
+async fn busy(free: usize, clients: usize) {
+    const WORKERS: usize = 10_000;
+    const CLAIMS: usize = 200_000;
+    let scheduler = start(Arc::new(MemoryStore), 64, Ack::Memory).await;
+    register(&scheduler, WORKERS).await;
+    claim(&scheduler, WORKERS - free).await;
+    let tasks: Vec<_> = (0..clients)
+        .map(|client| {
+            let scheduler = scheduler.clone();
+            tokio::spawn(async move {
+                let mut refused = 0;
+                for n in 0..CLAIMS / clients {
+                    match scheduler.claim(request(1_000_000 * (client + 1) + n)).await {
+                        Ok(taken) => scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held"),
+                        Err(Refusal::Exhausted(_)) => refused += 1,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+                refused
+            })
+        })
+        .collect();
+    let mut refused = 0;
+    for task in tasks {
+        refused += task.await.expect("no panic");
+    }
+    println!("{WORKERS} workers in 64 shards, {free} free, {clients} clients: {refused} of {CLAIMS} refused");
+    scheduler.stop().await;
+}
+
+fn main() {
+    let workers = std::env::args().find_map(|arg| arg.strip_prefix("workers=")?.parse().ok()).unwrap_or(1_000_000);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    runtime.block_on(memory(workers));
+    runtime.block_on(recovery(workers, dir.path()));
+    for (free, clients) in [(100, 64), (100, 100), (1, 1), (2, 2)] {
+        runtime.block_on(busy(free, clients));
+    }
+}

@@ -1,0 +1,193 @@
+//! Holds the documents to the code: the table of metrics, the files and the absences that ARCHITECTURE.md names, the
+//! set-up commands of the README.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use hotpool::metrics::{ALL, ClaimOutcome, Kind, Route, ShardState, StepResult};
+
+/// Set to 1, it writes what is generated instead of comparing.
+const BLESS: &str = "HOTPOOL_BLESS";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// docs/METRICS.md as the code has it.
+fn metrics_page() -> String {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         Everything that `GET /metrics` shows, in Prometheus' text format. This page is generated from\n\
+         `src/metrics.rs`; after a change there run `HOTPOOL_BLESS=1 cargo test --test docs`.\n\n\
+         | metric | kind | labels | what it says |\n|---|---|---|---|\n",
+    );
+    for metric in ALL {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        };
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        writeln!(page, "| `{}` | {kind} | {} | {} |", metric.name, labels.join(" "), metric.help).unwrap();
+    }
+    let words = |words: Vec<&str>| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" ");
+    write!(
+        page,
+        "\n## Labels\n\n\
+         | label | of | values |\n|---|---|---|\n\
+         | `pool` | all that have it | `namespace/pool`; `other` for pools beyond the first {} names of a process |\n\
+         | `outcome` | `hotpool_claims_total` | {} |\n\
+         | `outcome` | `hotpool_steps_total` | {} |\n\
+         | `state` | `hotpool_workers` | `idle` `busy` |\n\
+         | `state` | `hotpool_shards` | {} |\n\
+         | `route` | `hotpool_http_requests_total` | {} |\n\
+         | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n",
+        hotpool::limits::POOLS_MAX,
+        words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
+        words(StepResult::ALL.iter().map(|result| result.word()).collect()),
+        words(ShardState::ALL.iter().map(|state| state.word()).collect()),
+        words(Route::ALL.iter().map(|route| route.word()).collect()),
+    )
+    .unwrap();
+    page.push_str("\n## Buckets\n\n| histogram | upper bounds |\n|---|---|\n");
+    for metric in ALL {
+        if let Kind::Histogram(buckets) = metric.kind {
+            let bounds: Vec<String> = buckets.iter().map(ToString::to_string).collect();
+            writeln!(page, "| `{}` | {} |", metric.name, bounds.join(", ")).unwrap();
+        }
+    }
+    page
+}
+
+#[test]
+fn the_metrics_page_is_what_the_code_has() {
+    let path = root().join("docs/METRICS.md");
+    let page = metrics_page();
+    if std::env::var_os(BLESS).is_some_and(|bless| bless == "1") {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == page,
+        "docs/METRICS.md is not what src/metrics.rs says; run: {BLESS}=1 cargo test --test docs\n\
+         first difference: {:?}",
+        page.lines().zip(found.lines().chain(std::iter::repeat(""))).find(|(ours, theirs)| ours != theirs)
+    );
+}
+
+/// What stands between single backticks, outside of fenced blocks.
+fn backticked(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut fenced = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced {
+            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// Whether it reads like a file or a directory of this repository: `src/keys.rs`, `src/engine/`, `Cargo.toml`.
+fn is_path(word: &str) -> bool {
+    let plain = !word.starts_with('/') && word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+    let file = [".rs", ".toml", ".md", ".sh"].iter().any(|end| word.len() > end.len() && word.ends_with(end));
+    plain && (file || word.contains('/'))
+}
+
+#[test]
+fn every_path_in_the_architecture_exists() {
+    let words = backticked(&text("docs/ARCHITECTURE.md"));
+    let paths: Vec<_> = words.iter().filter(|word| is_path(word)).collect();
+    assert!(paths.len() > 40, "the flow map names few files: {paths:?}");
+    let gone: Vec<_> = paths.iter().filter(|path| !root().join(path).exists()).collect();
+    assert!(gone.is_empty(), "docs/ARCHITECTURE.md names what is not there: {gone:?}");
+}
+
+/// Every Rust file under `dir`, as a path from the root.
+fn sources(dir: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut dirs = vec![PathBuf::from(dir)];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(root().join(&dir)).unwrap() {
+            let path = dir.join(entry.unwrap().file_name());
+            if root().join(&path).is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                found.push(path.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_flow_map_knows_every_file() {
+    let words = backticked(&text("docs/ARCHITECTURE.md"));
+    let names = |path: &Path| words.contains(path.to_str().unwrap()) || words.contains(&format!("{}/", path.display()));
+    let known = |path: &str| Path::new(path).ancestors().any(|path| path != Path::new("src") && names(path));
+    let unknown: Vec<_> = sources("src").into_iter().filter(|path| !known(path)).collect();
+    assert!(unknown.is_empty(), "docs/ARCHITECTURE.md names neither these nor their directories: {unknown:?}");
+}
+
+/// What stands in code only where the second part says: the absences of ARCHITECTURE.md that can be searched for.
+const ONLY_IN: &[(&str, &[&str])] = &[
+    ("use redb", &["src/store/redb"]),
+    ("Instant::now", &["src/clock.rs", "src/load/"]),
+    ("SystemTime::now", &["src/clock.rs", "src/load/"]),
+    ("use dashmap", &["src/keys.rs", "src/journal/mod.rs"]),
+    ("use axum", &["src/api/http/"]),
+    ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/recovery.rs"]),
+    ("metrics::counter!", &["src/metrics.rs"]),
+    ("metrics::gauge!", &["src/metrics.rs"]),
+    ("metrics::histogram!", &["src/metrics.rs"]),
+    ("store().apply(", &["src/journal/"]),
+    ("board.publish(", &["src/shard/actor.rs", "src/router.rs"]),
+];
+
+#[test]
+fn what_is_said_to_be_absent_is_absent() {
+    for (words, places) in ONLY_IN {
+        for path in sources("src").iter().filter(|path| !places.iter().any(|place| path.starts_with(place))) {
+            for (line, code) in (1..).zip(text(path).lines()) {
+                assert!(code.trim_start().starts_with("//") || !code.contains(words), "{words:?} in {path}:{line}");
+            }
+        }
+    }
+    for path in sources("src/engine") {
+        for word in ["async ", ".await", "tokio::", "rand::", "std::fs", "std::net"] {
+            assert!(!text(&path).contains(word), "{word:?} in {path}: the engine is pure");
+        }
+    }
+    for path in sources("src/api") {
+        for word in ["crate::engine", "crate::router", "crate::store", "crate::journal"] {
+            let code = text(&path);
+            let code = code.split("#[cfg(test)]").next().unwrap();
+            assert!(!code.contains(word), "{word:?} in {path}: an edge translates and no more");
+        }
+    }
+}
+
+#[test]
+fn the_readme_has_two_set_up_commands() {
+    let readme = text("README.md");
+    let (_, section) = readme.split_once("\n## Set up\n").expect("README.md has a section `## Set up`");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let mut commands = Vec::new();
+    let mut fenced = false;
+    for line in section.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if fenced && !line.trim().is_empty() {
+            commands.push(line.trim());
+        }
+    }
+    assert_eq!(commands, ["cargo run --release -- serve", "tests/run.sh"]);
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs every test: unit, integration, documentation and loom. Needs cargo and, the first time, crates; no service, no
+# other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+if ! command -v cargo >/dev/null; then
+    echo "tests/run.sh needs cargo; install Rust from https://rustup.rs and open a new shell" >&2
+    exit 1
+fi
+
+skipped=()
+
+# cargo-nextest runs the test binaries side by side. Without it `cargo test` does the same work, one binary after the
+# other; building nextest would take longer than it saves.
+if cargo nextest --version >/dev/null 2>&1; then
+    say "unit and integration tests (cargo nextest)"
+    cargo nextest run --locked --tests --no-tests=pass "$@"
+else
+    say "unit and integration tests (cargo test; cargo-nextest is not installed)"
+    cargo test --locked --tests "$@"
+fi
+
+say "documentation tests"
+cargo test --locked --doc "$@"
+
+# Another cfg means that everything is compiled anew, so it has a directory of its own. Which cfg, tests/loom.rs says.
+if [[ -f tests/loom.rs ]]; then
+    say "loom: every interleaving of the ring's wake"
+    cfg=$(grep -oE -m1 -e '--cfg [a-z_]*loom' tests/loom.rs || echo '--cfg loom')
+    RUSTFLAGS="${RUSTFLAGS:-} $cfg" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
+        cargo test --locked --release --test loom "$@"
+else
+    skipped+=("loom: there is no tests/loom.rs")
+fi
+
+traces="${HOTPOOL_TRACES:-../shared/traces}"
+if [[ ! -f "$traces/azure/azure500_30min_exp.csv.gz" ]]; then
+    skipped+=("the check of the Azure trace: $traces/azure/azure500_30min_exp.csv.gz is absent (HOTPOOL_TRACES names another place)")
+fi
+
+if ((${#skipped[@]})); then
+    say "skipped"
+    printf '   %s\n' "${skipped[@]}"
+fi
+say "all tests passed"
