@@ -189,6 +189,7 @@ impl Dispatch {
     }
 }
 
+#[allow(clippy::boxed_local, reason = "claims travel boxed; unboxing here would copy one to drop it")]
 fn answer(item: Box<ClaimItem>, refusal: Refusal) {
     item.reply.send(Err(refusal));
 }

@@ -1,5 +1,23 @@
-//! stub
+//! Hotpool assigns work to warm workers from memory, and records every decision in a store without waiting for it.
+//!
+//! ```text
+//! api -> scheduler -> keys -> dispatch, router -> shard port ==bounded ring==> shard actor -> engine::Shard
+//!  ^      (facade)  (who holds) (where to try)                                  (ractor)        (pure)
+//!  +----------------------------- reply <-------------------------------------------+ effects, changed rows
+//!                    store::{memory, redb} <- journal <- outbox <--------------------+
+//!                           +-> recovery: rows -> engine::Replay -> Shard, before any ring opens
+//! ```
+//!
+//! One rule explains the tree: [`engine`] decides, [`shard`] executes, [`journal`] remembers, [`api`] translates.
+//! Arrows point one way. It is a library first: [`scheduler::Scheduler`] over a [`store::Store`] is the whole service
+//! without its edge.
+//!
+//! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`dispatch`], [`router`], [`pools`],
+//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`]. Around them: [`model`] and
+//! [`refusal`] (the nouns, the ways to say no), [`limits`], [`fence`], [`clock`], [`metrics`], [`config`], [`service`],
+//! and [`load`], the harness.
 #![warn(missing_docs)]
+
 pub mod api;
 pub mod catalogue;
 pub mod clock;

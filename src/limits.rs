@@ -36,11 +36,13 @@ pub const DRAIN_MAX: usize = 1024;
 pub const JOINERS_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).
 pub const GONE_MAX: usize = 262_144;
+/// Durable answers of one shard that wait for the store; past it requests are refused (`store`).
+pub const ANSWERS_MAX: usize = 65_536;
 /// Deleted workers that one shard remembers, so that a late register does not resurrect them.
 pub const TOMBSTONES_MAX: usize = 4096;
 /// How long a deleted worker is remembered, in milliseconds.
 pub const TOMBSTONE_MS: u64 = 60_000;
 
-const _: () = assert!(DRAIN_MAX <= RING_SLOTS);
+const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

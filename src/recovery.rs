@@ -152,7 +152,9 @@ fn describe(row: &PoolRow) -> Result<(PoolName, PoolSpec), String> {
 }
 
 async fn read_catalogue(dispatch: &Dispatch) -> Result<(u64, BTreeMap<u64, PoolRow>), StoreError> {
-    let read: Arc<Mutex<(BTreeMap<u64, PoolRow>, Option<String>)>> = Arc::default();
+    /// The rows, and the first thing that was wrong with one.
+    type Read = (BTreeMap<u64, PoolRow>, Option<String>);
+    let read: Arc<Mutex<Read>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
         let mut read = into.lock().unwrap_or_else(PoisonError::into_inner);

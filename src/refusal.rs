@@ -27,7 +27,8 @@ pub enum Refusal {
     /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
     #[error("{0}")]
     Exhausted(Exhausted),
-    /// Cannot be answered now; nothing was changed by this request.
+    /// Cannot be answered now. A claim that says so holds nothing that nobody was told of; what a confirm, a release
+    /// or a registration changed before the store failed to take it stays.
     #[error("{0}")]
     Unavailable(Unavailable),
     /// The answer did not come in time; the outcome is unknown, a retry with the same key finds it.

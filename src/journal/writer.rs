@@ -97,10 +97,12 @@ impl Journal {
             }
             outbox.queued.store(false, Ordering::Release);
             let waiting = outbox.take();
-            if waiting.to > waiting.from && !flights.iter().any(|flight: &Flight| flight.outbox.key == outbox.key) {
-                if let Some(waiting) = rewrites.note(&outbox, waiting) {
-                    flights.push(Flight::rows(outbox, waiting));
-                }
+            let dropped = flights.iter().any(|flight: &Flight| flight.outbox.key == outbox.key);
+            if waiting.to > waiting.from
+                && !dropped
+                && let Some(waiting) = rewrites.note(&outbox, waiting)
+            {
+                flights.push(Flight::rows(outbox, waiting));
             }
         }
         flights.extend(rewriting);

@@ -113,6 +113,7 @@ pub(crate) struct Running {
     extra: VecDeque<Command>,
     effects: Vec<Effect<To>>,
     /// Claims that found no room here.
+    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
     refused: Vec<Box<ClaimItem>>,
     /// Answers decided in this run.
     outgoing: Vec<Outgoing>,
@@ -279,7 +280,8 @@ impl Running {
         if !self.keeps_rows {
             return None;
         }
-        if self.gone.len() >= limits::GONE_MAX {
+        let answers = self.waiting.len() + self.outgoing.len();
+        if self.gone.len() >= limits::GONE_MAX || (item.durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
             return Some(Unavailable::Store);
         }
         let lags = !item.durable && self.port.outbox.lag_ms() > self.pool.spec.load().lag_max_ms;
@@ -390,6 +392,14 @@ impl Running {
         unstored: Unstoreds,
         made: Option<Place>,
     ) {
+        if durable && self.waiting.len() + self.outgoing.len() >= limits::ANSWERS_MAX {
+            // Claims are refused before it comes to this; what else is asked is done, and its answer is not waited for.
+            reply.send(Err(Refusal::Unavailable(Unavailable::Store)));
+            if let Some(place) = made {
+                self.on(Event::GiveBack { place });
+            }
+            return;
+        }
         let seq = if durable { self.shard.seq() } else { 0 };
         let unstored = if durable { unstored } else { Unstoreds::new() };
         let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
@@ -479,8 +489,8 @@ impl Running {
     }
 
     fn leave(&mut self, answer: Outgoing) {
-        let Outgoing { reply, mut outcome, made, seq, started_ns, .. } = answer;
-        if seq > 0 && self.dispatch.journal.fenced() {
+        let Outgoing { reply, mut outcome, made, started_ns, .. } = answer;
+        if self.keeps_rows && self.dispatch.journal.fenced() {
             reply.send(Err(Refusal::Unavailable(Unavailable::Fenced)));
             return;
         }

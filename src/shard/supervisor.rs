@@ -71,7 +71,10 @@ impl Actor for Supervisor {
             }
         }
         if port.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
-            port.set_state(ShardState::Refused, Some(format!("{reason}; it did so {RESTARTS_MAX} times in a minute")));
+            port.set_state(
+                ShardState::Refused,
+                Some(format!("{reason}; it did so {} times in a minute", RESTARTS_MAX + 1)),
+            );
             port.refuse_all();
             return Ok(());
         }
