@@ -101,7 +101,15 @@ pub async fn recover(
 /// A shard that panicked, from its journal's tail over the store. Until it serves its port refuses.
 pub async fn revive(dispatch: Arc<Dispatch>, pool: Arc<Pool>, port: Arc<ShardPort>, supervisor: ActorCell) {
     // The tail: what was handed over before the panic is as good as stored, it only has to arrive.
-    if !port.outbox.stored(port.outbox.handed()).await {
+    if !port.outbox.drained().await {
+        if port.outbox.is_lost() {
+            let why = "it panicked when the store lacked part of it, which it alone knew";
+            port.set_state(
+                ShardState::Refused,
+                Some(format!("shard {} of {} does not serve: {why}", port.shard.shard, pool.name)),
+            );
+            port.refuse_all();
+        }
         return;
     }
     let mut found = loop {

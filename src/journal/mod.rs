@@ -55,6 +55,12 @@ pub struct Outbox {
     oldest_ns: AtomicU64,
     /// In the journal's queue.
     queued: AtomicBool,
+    /// Counts the shard's lives: each numbers its workers anew.
+    lives: AtomicU64,
+    /// The store answered a gap, and what is to mend it is not dumped yet.
+    needs_source: AtomicBool,
+    /// The shard panicked when only it could mend the gap.
+    lost: AtomicBool,
 }
 
 impl std::fmt::Debug for Outbox {
@@ -75,6 +81,9 @@ impl Outbox {
             applied: AtomicU64::new(at),
             oldest_ns: AtomicU64::new(0),
             queued: AtomicBool::new(false),
+            lives: AtomicU64::new(0),
+            needs_source: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         });
         journal.outboxes.insert(key, Arc::downgrade(&outbox));
         outbox
@@ -88,6 +97,7 @@ impl Outbox {
     /// Starts anew at `at`: the shard was loaded from the store, nothing waits.
     pub fn restart(&self, at: Seq) {
         *self.lock() = Waiting { from: at, to: at, ..Waiting::default() };
+        self.lives.fetch_add(1, Ordering::Release);
         self.applied.store(at, Ordering::Release);
         self.oldest_ns.store(0, Ordering::Relaxed);
     }
@@ -153,11 +163,36 @@ impl Outbox {
             if self.applied() >= seq {
                 return true;
             }
-            if self.journal.fenced() {
+            if self.journal.fenced() || self.is_lost() {
                 return false;
             }
             progress.await;
         }
+    }
+
+    /// The shard panicked: waits until the store has its tail. False: it never will, fenced or [`Self::is_lost`].
+    pub async fn drained(&self) -> bool {
+        loop {
+            let progress = self.journal.progress.notified();
+            if self.applied() >= self.handed() {
+                return true;
+            }
+            if self.journal.fenced() {
+                return false;
+            }
+            if self.needs_source.load(Ordering::Acquire) {
+                self.lost.store(true, Ordering::Release);
+                self.journal.progress.notify_waiters();
+                return false;
+            }
+            progress.await;
+        }
+    }
+
+    /// The store lacks part of the shard, and the shard that could have mended it is gone.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
     }
 
     fn take(&self) -> Waiting {

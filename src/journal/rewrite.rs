@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -32,6 +33,8 @@ struct Rewrite {
     dump: Option<Dump>,
     /// Where the next dump starts; none: all is dumped.
     cursor: Option<u32>,
+    /// The life of the shard that the first dump came from: another one numbers its workers otherwise.
+    life: u64,
     /// Dumped, not sent.
     piece: Option<Vec<u8>>,
     /// Rows that were handed over since the rewrite began.
@@ -51,12 +54,23 @@ impl Rewrite {
             chunks: 0,
             dump: None,
             cursor: Some(0),
+            life: 0,
             piece: None,
             again,
             fold_at: CHUNK_BYTES,
             gap,
             in_flight: false,
         }
+    }
+
+    /// From the first row on, under a fresh generation.
+    fn begin_anew(&mut self, generation: u64) {
+        (self.generation, self.chunks, self.cursor) = (generation, 0, Some(0));
+        self.say_needs_source();
+    }
+
+    fn say_needs_source(&self) {
+        self.outbox.needs_source.store(self.gap.is_some() && self.cursor.is_some(), Ordering::Release);
     }
 
     fn note(&mut self, rows: &[u8]) {
@@ -103,9 +117,12 @@ impl Rewrites {
             // A gap under a rewrite that was meant to free space: from now on it mends the gap.
             known.note(rows);
             known.gap = Some(*to);
+            known.say_needs_source();
             return;
         }
-        self.queue.push_back(Rewrite::new(outbox, generation, lost));
+        let rewrite = Rewrite::new(outbox, generation, lost);
+        rewrite.say_needs_source();
+        self.queue.push_back(rewrite);
         self.promote();
     }
 
@@ -137,13 +154,16 @@ impl Rewrites {
         Some(Flight { outbox: Arc::clone(&rewrite.outbox), step, rows })
     }
 
-    /// Waits for the next piece; for ever if there is none to wait for.
-    pub async fn dumped(&mut self) {
+    /// Waits for the next piece; for ever if there is none to wait for. `generation`: a fresh one, should it be needed.
+    pub async fn dumped(&mut self, generation: impl FnOnce() -> u64) {
         let Some(rewrite) = self.active.as_mut().filter(|rewrite| !rewrite.in_flight && rewrite.piece.is_none()) else {
             return std::future::pending().await;
         };
         let Some(cursor) = rewrite.cursor else { return std::future::pending().await };
         let outbox = &rewrite.outbox;
+        if cursor == 0 && rewrite.dump.is_none() {
+            rewrite.life = outbox.lives.load(Ordering::Acquire);
+        }
         let dump = rewrite.dump.get_or_insert_with(|| {
             let source = outbox.source.get().and_then(std::sync::Weak::upgrade);
             source.map_or_else(|| Box::pin(async { None }) as Dump, |source| source.dump(cursor, CHUNK_BYTES))
@@ -151,9 +171,15 @@ impl Rewrites {
         let dumped = dump.await;
         rewrite.dump = None;
         match dumped {
+            Some(_) if rewrite.outbox.lives.load(Ordering::Acquire) != rewrite.life => rewrite.begin_anew(generation()),
             Some((rows, cursor)) => {
                 rewrite.cursor = cursor;
                 rewrite.piece = Some(rows);
+                rewrite.say_needs_source();
+            }
+            None if rewrite.outbox.is_lost() => {
+                tracing::error!(shard = ?rewrite.outbox.key, "the shard that could mend the gap is gone");
+                self.finish();
             }
             // The source is restarting: it needs what a gap still keeps from the store, so that is tried again.
             None if rewrite.gap.is_some() => tokio::time::sleep(RETRY).await,
@@ -167,7 +193,7 @@ impl Rewrites {
         if good {
             rewrite.chunks += 1;
         } else {
-            (rewrite.generation, rewrite.chunks, rewrite.cursor) = (generation, 0, Some(0));
+            rewrite.begin_anew(generation);
         }
     }
 
@@ -177,8 +203,8 @@ impl Rewrites {
         let mut again: Vec<u8> = rows.into();
         again.extend_from_slice(&rewrite.again);
         rewrite.again = again;
-        (rewrite.generation, rewrite.chunks, rewrite.cursor) = (generation, 0, Some(0));
         (rewrite.gap, rewrite.in_flight) = (Some(to), false);
+        rewrite.begin_anew(generation);
     }
 
     pub fn finish(&mut self) {

@@ -72,14 +72,14 @@ impl Journal {
         if self.dirty.is_empty() && self.drops.is_empty() && !rewrites.ready() {
             tokio::select! {
                 () = self.work.notified() => {}
-                () = rewrites.dumped() => {}
+                () = rewrites.dumped(|| self.fresh_generation()) => {}
             }
         }
         self.step_aside().await;
         // While rows keep coming nobody waits above: look at the rewrite once a round.
         tokio::select! {
             biased;
-            () = rewrites.dumped() => {}
+            () = rewrites.dumped(|| self.fresh_generation()) => {}
             () = std::future::ready(()) => {}
         }
         let mut flights = Vec::new();

@@ -62,11 +62,11 @@ impl Actor for ShardActor {
             // Those who got their answers run now, and what they ask next finds the actor awake: stepping aside is
             // cheaper than a wake. Other messages of the actor (stop) wait for a few runs at most.
             tokio::task::yield_now().await;
-            if running.port.depth() == 0 {
+            if running.port.is_idle(running.applied) {
                 break;
             }
         }
-        if !running.port.sleeps() {
+        if !running.port.sleeps(running.applied) {
             let _ = me.send_message(Wake);
         }
         Ok(())
@@ -103,6 +103,8 @@ pub(crate) struct Running {
     port: Arc<ShardPort>,
     shard: Shard,
     now_ms: Millis,
+    /// How far the store was when this run looked.
+    applied: Seq,
     keeps_rows: bool,
     /// The pool answers durably, as of this run.
     durable: bool,
@@ -144,6 +146,7 @@ impl Running {
             port,
             shard,
             now_ms: 0,
+            applied: 0,
             fences: 0..0,
             taken: Vec::with_capacity(limits::DRAIN_MAX),
             extra: VecDeque::new(),
@@ -468,7 +471,8 @@ impl Running {
 
     /// Lets answers go whose records the store has.
     fn release_answers(&mut self) {
-        let applied = self.port.outbox.applied();
+        self.applied = self.port.outbox.applied();
+        let applied = self.applied;
         while self.waiting.front().is_some_and(|answer| answer.seq <= applied) {
             let Some(answer) = self.waiting.pop_front() else { break };
             if self.is_stored(&answer.unstored) {

@@ -19,7 +19,7 @@ use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{ClaimId, Millis};
+use crate::model::{ClaimId, Millis, Seq};
 use crate::refusal::{Refusal, Unavailable};
 
 /// Why a command was not taken.
@@ -208,9 +208,14 @@ impl ShardPort {
         self.ring.pop()
     }
 
-    /// The actor goes to sleep; false: it must run again.
-    pub(super) fn sleeps(&self) -> bool {
-        !self.scheduled.sleep_refused(|| self.ring.is_empty())
+    /// The actor goes to sleep, having looked at the store as of `applied`; false: it must run again.
+    pub(super) fn sleeps(&self, applied: Seq) -> bool {
+        !self.scheduled.sleep_refused(|| self.is_idle(applied))
+    }
+
+    /// Nothing came since the actor looked at the store as of `applied`.
+    pub(super) fn is_idle(&self, applied: Seq) -> bool {
+        self.ring.is_empty() && self.outbox.applied() <= applied
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {

@@ -6,12 +6,13 @@
 //! ```text
 //! push:   queue.push(x); if !scheduled.swap(true) { wake }
 //! drain:  take up to n; if more is left, stay scheduled and run again;
-//!         else scheduled.store(false), then look once more: !is_empty && !scheduled.swap(true) => run again
+//!         else scheduled.swap(false), then look once more: work && !scheduled.swap(true) => run again
 //! ```
 //!
-//! The second look closes the gap between "empty" and "asleep": a push in it either sees `false` and wakes, or was
-//! there to be seen. All of it is `SeqCst`: the argument is about the order of a push and a store to two different
-//! places. `cargo test --test loom` with `--cfg loom` explores every interleaving of this file's [`Scheduled`].
+//! The second look closes the gap between "nothing to do" and "asleep": a push in it either sees `false` and wakes, or
+//! was there to be seen. What is looked at must cover every reason for a wake: the ring, and how far the store is. All
+//! of it is `SeqCst`, and going to sleep is a swap: it reads what the last waker wrote, so what that did before is seen.
+//! `cargo test --test loom` with `--cfg loom` explores every interleaving of this file's [`Scheduled`].
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -34,10 +35,11 @@ impl Scheduled {
         !self.0.swap(true, Ordering::SeqCst)
     }
 
-    /// After a drain that found the queue empty: true if the drainer must run again. `is_empty` looks at the queue.
-    pub fn sleep_refused(&self, is_empty: impl FnOnce() -> bool) -> bool {
-        self.0.store(false, Ordering::SeqCst);
-        !is_empty() && !self.0.swap(true, Ordering::SeqCst)
+    /// After a drain that left nothing to do: true if the drainer must run again. `is_idle` looks at everything that
+    /// a wake may be about.
+    pub fn sleep_refused(&self, is_idle: impl FnOnce() -> bool) -> bool {
+        self.0.swap(false, Ordering::SeqCst);
+        !is_idle() && !self.0.swap(true, Ordering::SeqCst)
     }
 
     /// A new drainer takes over; whatever the last one left, it must be woken.

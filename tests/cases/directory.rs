@@ -1,0 +1,82 @@
+//! Callers that hang up, and claims that move: the key directory keeps nothing that nobody decides.
+
+use hotpool::model::Ack;
+use hotpool::refusal::Refusal;
+
+use crate::world::{FULL, World, done, id, request, spec, until};
+
+#[tokio::test]
+async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
+    let world = World::on_disk().await;
+    world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
+    let call = world.s.claim(request("p", "k"));
+    // Polled once: its claim is in a ring, and nothing else has run on this thread.
+    assert!(futures::FutureExt::now_or_never(call).is_none());
+    assert_eq!(world.s.keys().pending(), 1);
+    world.is_clean().await;
+    assert_eq!(world.counts("p").await, (2, 0, 0));
+}
+
+#[tokio::test]
+async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
+    let world = World::on_disk().await;
+    world.pool("p", spec(4, Ack::Durable), &["u", "v", "w"]).await;
+    let requests = (0..10).map(|i| request("p", &format!("k{i}"))).collect();
+    assert!(futures::FutureExt::now_or_never(world.s.claim_batch(requests)).is_none());
+    assert_eq!(world.s.keys().pending(), 10);
+    world.is_clean().await;
+    until("all are idle", async || world.counts("p").await == (3, 0, 0)).await;
+}
+
+#[tokio::test]
+async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
+    let world = World::on_disk().await;
+    world.pool("p", spec(2, Ack::Durable), &["w"]).await;
+    let first = world.s.claim(request("p", "k"));
+    assert!(futures::FutureExt::now_or_never(first).is_none());
+    let gone = world.s.claim(request("p", "k"));
+    assert!(futures::FutureExt::now_or_never(gone).is_none());
+    let third = world.claim("p", "k").await.unwrap();
+    assert!(third.created, "the one who is still there gets it");
+    assert_eq!(world.counts("p").await, (0, 1, 1));
+    world.s.release(&id("k"), third.claim.fence).await.unwrap();
+    world.is_clean().await;
+}
+
+/// The first is refused by a full pool; who joined wants another one, and decides for itself.
+#[tokio::test]
+async fn k1_who_joined_decides_for_itself_after_a_refusal() {
+    let world = World::on_disk().await;
+    world.pool("full", spec(2, Ack::Durable), &["f"]).await;
+    world.pool("free", spec(2, Ack::Durable), &["w"]).await;
+    // Two claims in one ring: the second of them finds no room, and is not refused before the third has joined.
+    let taker = world.s.clone();
+    let taker = tokio::spawn(async move { taker.claim(request("full", "taker")).await });
+    let first = world.s.clone();
+    let first = tokio::spawn(async move { first.claim(request("full", "k")).await });
+    let second = world.s.clone();
+    let second = tokio::spawn(async move { second.claim(request("free", "k")).await });
+    done(taker).await.unwrap();
+    assert_eq!(done(first).await, Err(FULL));
+    let second = done(second).await.unwrap();
+    assert_eq!(second.claim.worker.spec.id.as_str(), "w");
+    assert_eq!(world.s.keys().pending(), 0);
+}
+
+/// C09: the old pool does not satisfy the request any more.
+#[tokio::test]
+async fn c09_a_reservation_in_another_pool_is_given_back_and_taken_anew() {
+    let world = World::on_disk().await;
+    world.pool("a", spec(2, Ack::Durable), &["wa"]).await;
+    world.pool("b", spec(2, Ack::Durable), &["wb"]).await;
+    let old = world.claim("a", "k").await.unwrap();
+    let new = world.claim("b", "k").await.unwrap();
+    assert!(new.created && new.claim.fence > old.claim.fence);
+    assert_eq!((world.counts("a").await, world.counts("b").await), ((1, 0, 0), (0, 1, 1)));
+    assert_eq!(world.s.confirm(&id("k"), old.claim.fence).await, Err(Refusal::Fence));
+    world.s.confirm(&id("k"), new.claim.fence).await.unwrap();
+    // Active: it stays.
+    assert!(matches!(world.claim("a", "k").await, Err(Refusal::State(_))));
+    let again = world.restarted().await;
+    assert_eq!(again.held().await, [("k".into(), "wb".into(), new.claim.fence)]);
+}

@@ -1,0 +1,280 @@
+//! The embedded store behind a gate: the competing step of a test.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use hotpool::model::Fence;
+use hotpool::row::{self, Frames, RowKind};
+use hotpool::store::redb::RedbStore;
+use hotpool::store::{Loaded, Ownership, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Which steps stop at the gate.
+pub type Which = Box<dyn Fn(&Step) -> bool + Send>;
+
+#[derive(Default)]
+struct State {
+    held: Option<Which>,
+    holds_loads: bool,
+    /// How many more steps of a shard are answered `Gap`.
+    gaps: HashMap<ShardKey, usize>,
+    /// Calls that fail and change nothing; calls that are carried out and answered with a failure.
+    fail: usize,
+    lose_reply: usize,
+    wish: Option<ShardKey>,
+    stopped: usize,
+    keeps_copies: bool,
+    copies: Vec<TempDir>,
+    pools: HashMap<String, u64>,
+    log: Vec<(ShardKey, &'static str, StepOutcome)>,
+}
+
+/// A real store with a gate in front of it.
+pub struct GatedStore {
+    inner: RedbStore,
+    dir: PathBuf,
+    state: Mutex<State>,
+    moved: Notify,
+    /// Held while the inner store works, so that a copy never sees half a commit that nobody could have crashed into.
+    working: tokio::sync::Mutex<()>,
+}
+
+impl GatedStore {
+    pub fn open(dir: &Path) -> Self {
+        Self {
+            inner: RedbStore::open(dir).expect("open"),
+            dir: dir.to_path_buf(),
+            state: Mutex::default(),
+            moved: Notify::new(),
+            working: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.moved.notify_waiters();
+    }
+
+    /// From now on every call with such a step stops at the gate.
+    pub fn hold(&self, which: impl Fn(&Step) -> bool + Send + 'static) {
+        self.change(|state| state.held = Some(Box::new(which)));
+    }
+
+    pub fn hold_all(&self) {
+        self.hold(|_| true);
+    }
+
+    pub fn hold_loads(&self) {
+        self.change(|state| state.holds_loads = true);
+    }
+
+    /// The next `times` steps of the shard, of whatever kind, are answered `Gap`; those of others are applied.
+    pub fn gap(&self, shard: ShardKey, times: usize) {
+        self.change(|state| state.gaps.extend([(shard, times)]));
+    }
+
+    /// Nothing is held, refused or failed any more.
+    pub fn open_gate(&self) {
+        self.change(|state| {
+            state.held = None;
+            state.holds_loads = false;
+            state.gaps.clear();
+            (state.fail, state.lose_reply) = (0, 0);
+        });
+    }
+
+    pub fn fail(&self, calls: usize) {
+        self.change(|state| state.fail = calls);
+    }
+
+    pub fn lose_reply(&self, calls: usize) {
+        self.change(|state| state.lose_reply = calls);
+    }
+
+    /// Asks for a rewrite of the shard, once.
+    pub fn wish_rewrite(&self, shard: ShardKey) {
+        self.change(|state| state.wish = Some(shard));
+    }
+
+    /// Keeps a copy of the directory after every commit.
+    pub fn keep_copies(&self) {
+        self.change(|state| state.keeps_copies = true);
+    }
+
+    pub fn take_copies(&self) -> Vec<TempDir> {
+        std::mem::take(&mut self.state().copies)
+    }
+
+    /// Waits until a call stands at the gate.
+    pub async fn stopped(&self) {
+        self.until(|state| state.stopped > 0).await;
+    }
+
+    async fn until(&self, is: impl Fn(&State) -> bool) {
+        loop {
+            let mut moved = std::pin::pin!(self.moved.notified());
+            moved.as_mut().enable();
+            if is(&self.state()) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// Outcomes of the steps of a shard so far, each with the kind of its step.
+    pub fn log(&self, shard: ShardKey) -> Vec<(&'static str, StepOutcome)> {
+        self.state().log.iter().filter(|(of, ..)| *of == shard).map(|&(_, kind, outcome)| (kind, outcome)).collect()
+    }
+
+    /// The key of a shard, from the catalogue's rows that went by.
+    pub fn key(&self, pool: &str, shard: u16) -> ShardKey {
+        ShardKey { pool: self.state().pools[pool], shard }
+    }
+
+    /// The directory as `kill -9` would leave it now.
+    pub async fn copy(&self) -> TempDir {
+        let _quiet = self.working.lock().await;
+        copy_of(&self.dir)
+    }
+
+    async fn passes(&self, steps: &[Step]) {
+        let held = |state: &State| state.held.as_ref().is_some_and(|which| steps.iter().any(which));
+        if held(&self.state()) {
+            self.change(|state| state.stopped += 1);
+            self.until(|state| !held(state)).await;
+            self.change(|state| state.stopped -= 1);
+        }
+    }
+
+    fn note(&self, step: &Step, outcome: StepOutcome) {
+        let kind = match &step.kind {
+            StepKind::Rows(rows) => {
+                if step.shard == ShardKey::CATALOGUE {
+                    self.learn(rows);
+                }
+                "rows"
+            }
+            StepKind::Chunk { .. } => "chunk",
+            StepKind::Flip { .. } => "flip",
+            StepKind::Drop => "drop",
+        };
+        self.change(|state| {
+            state.log.push((step.shard, kind, outcome));
+            if kind == "flip" && state.wish == Some(step.shard) {
+                state.wish = None;
+            }
+        });
+    }
+
+    fn learn(&self, rows: &[u8]) {
+        for frame in Frames::new(rows).map(Result::unwrap) {
+            if let (RowKind::Pool, Some(body)) = (frame.kind, frame.body) {
+                let pool = row::pool(frame.id, body).unwrap();
+                self.state().pools.insert(pool.name, pool.uid);
+            }
+        }
+    }
+
+    async fn carry_out(&self, steps: Vec<Step>) -> Result<Vec<StepOutcome>, StoreError> {
+        self.passes(&steps).await;
+        let (refused, fails, loses) = {
+            let mut state = self.state();
+            let fails = std::mem::take(&mut state.fail);
+            state.fail = fails.saturating_sub(1);
+            let mut refused = HashSet::new();
+            for step in steps.iter().filter(|_| fails == 0) {
+                if let Some(left) = state.gaps.get_mut(&step.shard).filter(|left| **left > 0) {
+                    *left -= 1;
+                    refused.insert(step.shard);
+                }
+            }
+            let loses = fails == 0 && state.lose_reply > 0;
+            state.lose_reply -= usize::from(loses);
+            (refused, fails > 0, loses)
+        };
+        if fails {
+            return Err(StoreError::Away("the gate fails it".into()));
+        }
+        let good: Vec<Step> = steps.iter().filter(|step| !refused.contains(&step.shard)).cloned().collect();
+        let mut outcomes = {
+            let _working = self.working.lock().await;
+            let outcomes = self.inner.apply(good).await?.into_iter();
+            if self.state().keeps_copies {
+                let copy = copy_of(&self.dir);
+                self.state().copies.push(copy);
+            }
+            outcomes
+        };
+        let all: Vec<StepOutcome> = steps
+            .iter()
+            .map(|step| if refused.contains(&step.shard) { StepOutcome::Gap } else { outcomes.next().unwrap() })
+            .collect();
+        for (step, outcome) in steps.iter().zip(&all) {
+            self.note(step, *outcome);
+        }
+        if loses { Err(StoreError::Away("the gate loses the reply".into())) } else { Ok(all) }
+    }
+}
+
+impl Store for GatedStore {
+    fn kind(&self) -> &'static str {
+        "gated"
+    }
+
+    fn keeps_rows(&self) -> bool {
+        true
+    }
+
+    fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
+        self.inner.take_over(owner)
+    }
+
+    fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.raise_fence_ceiling(ceiling)
+    }
+
+    fn load(&self, shards: Vec<ShardKey>, mut sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
+        async move {
+            self.until(|state| !state.holds_loads).await;
+            let learn = shards == [ShardKey::CATALOGUE];
+            let (sender, rows) = std::sync::mpsc::channel();
+            let tee = move |key, frames: &[u8]| {
+                if learn {
+                    sender.send(frames.to_vec()).unwrap();
+                }
+                sink(key, frames);
+            };
+            let loaded = self.inner.load(shards, Box::new(tee)).await;
+            rows.try_iter().for_each(|rows| self.learn(&rows));
+            loaded
+        }
+        .boxed()
+    }
+
+    fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>> {
+        self.carry_out(steps).boxed()
+    }
+
+    fn wants_rewrite(&self) -> Option<ShardKey> {
+        self.state().wish
+    }
+}
+
+/// The files as they are, elsewhere.
+pub fn copy_of(from: &Path) -> TempDir {
+    let to = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    }
+    to
+}

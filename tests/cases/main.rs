@@ -1,0 +1,15 @@
+//! The behaviours of the case list, held against the scheduler in process: on the memory store, and on the embedded
+//! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses what it wants to see missing.
+//! Time is the test's own; nothing sleeps.
+
+mod claims;
+mod directory;
+mod full;
+mod gate;
+mod held_back;
+mod journal;
+mod panics;
+mod restart;
+mod store_wait;
+mod workers;
+mod world;

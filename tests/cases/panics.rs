@@ -1,0 +1,251 @@
+//! S08: a panic inside one shard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hotpool::model::Ack;
+use hotpool::refusal::Refusal;
+use hotpool::scheduler::Scheduler;
+
+use crate::world::{LOADING, Seeded, World, done, id, ids_on, name, request, spec, until};
+
+/// Pool `p` of two shards with `n` workers on each.
+async fn two_shards(n: usize, ack: Ack) -> World {
+    let world = World::on_disk().await;
+    world.pool("p", spec(2, ack), &[]).await;
+    for shard in 0..2 {
+        let ids = ids_on(shard, 2, n, "w");
+        world.add("p", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    world
+}
+
+/// A key that is held on the shard.
+async fn hold_on(world: &World, shard: u16, prefix: &str) -> (String, u64) {
+    for i in 0.. {
+        let key = format!("{prefix}{i}");
+        let taken = world.claim("p", &key).await.unwrap();
+        if taken.claim.worker.spec.id.shard(2) == shard {
+            world.s.confirm(&id(&key), taken.claim.fence).await.unwrap();
+            return (key, taken.claim.fence);
+        }
+        world.s.release(&id(&key), taken.claim.fence).await.unwrap();
+    }
+    unreachable!("there is room on every shard")
+}
+
+async fn restarted(world: &World, shard: usize, times: u64) {
+    until("the shard is back", async || {
+        let status = &world.shards("p").await[shard];
+        status.restarts == times && status.state == "serving"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn s08_a_shard_that_panics_is_restarted_with_its_claims_and_keys() {
+    let world = two_shards(3, Ack::Durable).await;
+    let (on_0, fence_0) = hold_on(&world, 0, "a").await;
+    let (on_1, fence_1) = hold_on(&world, 1, "b").await;
+    world.stored("p").await;
+    let before = world.rows("p").await;
+    world.s.inject_panic(&name("p"), 0);
+    restarted(&world, 0, 1).await;
+    assert_eq!(world.rows("p").await, before);
+    assert_eq!(world.shards("p").await[1].restarts, 0);
+    for (key, fence) in [(on_0, fence_0), (on_1, fence_1)] {
+        let again = world.claim("p", &key).await.unwrap();
+        assert!(!again.created);
+        assert_eq!(again.claim.fence, fence);
+        world.s.release(&id(&key), fence).await.unwrap();
+    }
+    world.is_clean().await;
+    assert_eq!(world.counts("p").await, (6, 0, 0));
+    hold_on(&world, 0, "c").await;
+}
+
+#[tokio::test]
+async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
+    let world = two_shards(2, Ack::Memory).await;
+    let (on_0, fence_0) = hold_on(&world, 0, "a").await;
+    let (on_1, fence_1) = hold_on(&world, 1, "b").await;
+    // The last thing it decided is in the journal's tail only, so the restart has to wait for the store.
+    world.gate().hold_all();
+    let (tail, tail_fence) = hold_on(&world, 0, "t").await;
+    world.s.inject_panic(&name("p"), 0);
+    until("it is away", async || world.shards("p").await[0].state == "loading").await;
+    assert_eq!(world.s.get_claim(&id(&on_0)).await, Err(LOADING));
+    assert_eq!(world.claim("p", &on_0).await, Err(LOADING));
+    assert_eq!(world.s.release(&id(&on_0), fence_0).await, Err(LOADING));
+    assert_eq!(world.s.get_claim(&id(&on_1)).await.unwrap().fence, fence_1);
+    let other = world.claim("p", "other").await.unwrap();
+    assert_eq!(other.claim.worker.spec.id.shard(2), 1);
+    // Shard 1 is full now, but nobody may say that the pool is.
+    assert_eq!(world.claim("p", "one-too-many").await, Err(LOADING));
+    assert_eq!(world.s.keys().pending(), 0);
+    assert!(world.s.readiness().reasons.iter().any(|reason| reason.contains("shard 0 of ns/p panicked")));
+    world.gate().open_gate();
+    restarted(&world, 0, 1).await;
+    assert_eq!(world.s.get_claim(&id(&on_0)).await.unwrap().fence, fence_0);
+    assert_eq!(world.s.get_claim(&id(&tail)).await.unwrap().fence, tail_fence, "the tail was not lost");
+    assert_eq!(world.s.release(&id(&tail), tail_fence).await, Ok(()));
+    until("readiness forgets", async || world.s.readiness().ready).await;
+}
+
+/// What a run decided before the panic was never handed over: its callers do not know, and it did not happen.
+#[tokio::test]
+async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
+    let world = World::on_disk().await;
+    world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
+    let fence = world.hold("p", "held").await;
+    world.stored("p").await;
+    let before = world.rows("p").await;
+    // Nothing else runs on this thread before all of these stand in the ring.
+    let claim = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.claim(request("p", "k")).await })
+    };
+    let release = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.release(&id("held"), fence).await })
+    };
+    let panic = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
+    };
+    let behind = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.claim(request("p", "behind")).await })
+    };
+    assert_eq!(done(claim).await, Err(Refusal::DeadlineExceeded));
+    assert_eq!(done(release).await, Err(Refusal::DeadlineExceeded));
+    done(panic).await;
+    assert_eq!(done(behind).await, Err(Refusal::DeadlineExceeded));
+    restarted(&world, 0, 1).await;
+    assert_eq!(world.rows("p").await, before);
+    assert!(world.is_vacant("k") && world.is_vacant("behind"));
+    assert_eq!((world.s.keys().len(), world.s.keys().pending()), (1, 0));
+    world.s.release(&id("held"), fence).await.unwrap();
+    world.is_clean().await;
+}
+
+/// A release undone by the panic, and the key claimed elsewhere before the shard is back: it yields.
+#[tokio::test]
+async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
+    let world = World::on_disk().await;
+    world.pool("a", spec(1, Ack::Durable), &["wa"]).await;
+    world.pool("b", spec(1, Ack::Durable), &["wb"]).await;
+    let fence = world.hold("a", "k").await;
+    world.stored("a").await;
+    world.gate().hold_loads();
+    let release = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.release(&id("k"), fence).await })
+    };
+    let panic = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.inject_panic(&name("a"), 0) })
+    };
+    assert_eq!(done(release).await, Err(Refusal::DeadlineExceeded));
+    done(panic).await;
+    until("it is away", async || world.shards("a").await[0].state == "loading").await;
+    let claim = world.begin_claim("b", "k").await;
+    assert_eq!(world.counts("b").await, (0, 1, 1));
+    // Its answer waits for a record of the release that will never be: the shard has to give the claim back.
+    world.gate().open_gate();
+    until("it is back", async || world.shards("a").await[0].state == "serving").await;
+    world.stored("a").await;
+    world.pass(1).await;
+    let taken = done(claim).await.unwrap();
+    assert!(taken.claim.fence > fence);
+    assert_eq!(world.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
+    assert_eq!(world.counts("a").await, (1, 0, 0));
+    assert_eq!(world.crashed().await.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
+}
+
+#[tokio::test]
+async fn s08_a_shard_that_panics_again_and_again_is_refused_by_name() {
+    let world = two_shards(2, Ack::Durable).await;
+    let (on_0, _) = hold_on(&world, 0, "a").await;
+    let (on_1, fence_1) = hold_on(&world, 1, "b").await;
+    for times in 1..=5 {
+        world.s.inject_panic(&name("p"), 0);
+        restarted(&world, 0, times).await;
+    }
+    world.s.inject_panic(&name("p"), 0);
+    until("it is refused", async || world.shards("p").await[0].state == "refused").await;
+    let ready = world.s.readiness();
+    assert!(!ready.ready && ready.reasons.iter().any(|reason| reason.contains("shard 0 of ns/p")), "{ready:?}");
+    assert_eq!(world.claim("p", &on_0).await, Err(LOADING));
+    assert_eq!(world.s.get_claim(&id(&on_0)).await, Err(LOADING));
+    assert_eq!(world.s.get_claim(&id(&on_1)).await.unwrap().fence, fence_1);
+    world.claim("p", "more").await.unwrap();
+    assert_eq!(world.claim("p", "too-many").await, Err(LOADING), "not: full");
+    assert_eq!(world.s.keys().pending(), 0);
+}
+
+/// One task's claims, one after the other: every call gets an answer, and asking again settles every doubt.
+async fn churn(s: Scheduler, task: u64, seed: u64, stop: Arc<AtomicBool>) -> u64 {
+    let mut random = Seeded(seed ^ (task << 32));
+    let (mut doubts, mut nth) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        // A fresh key goes anywhere; the same one would follow its affinity to the shard that is not hurt.
+        let request = request("p", &format!("t{task}-{nth}"));
+        let key = request.id.clone();
+        nth += 1;
+        let taken = loop {
+            match s.claim(request.clone()).await {
+                Ok(taken) => break taken,
+                Err(Refusal::DeadlineExceeded | Refusal::Unavailable(_)) => doubts += 1,
+                Err(other) => panic!("{other}"),
+            }
+            tokio::task::yield_now().await;
+        };
+        if random.below(2) == 0 && s.confirm(&key, taken.claim.fence).await.is_err() {
+            doubts += 1;
+        }
+        loop {
+            match s.release(&key, taken.claim.fence).await {
+                Ok(()) => break,
+                Err(Refusal::DeadlineExceeded | Refusal::Unavailable(_)) => doubts += 1,
+                Err(other) => panic!("{other}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    doubts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s08_with_claims_in_flight_from_many_tasks() {
+    const SEED: u64 = 8;
+    println!("seed {SEED}: change SEED to reproduce another run");
+    let world = two_shards(8, Ack::Durable).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let tasks: Vec<_> =
+        (0..8).map(|task| tokio::spawn(churn(world.s.clone(), task, SEED, Arc::clone(&stop)))).collect();
+    for times in 1..=5 {
+        let before = world.shards("p").await[0].seq;
+        until("it does something", async || {
+            world.pass(1).await;
+            world.shards("p").await[0].seq > before + 10
+        })
+        .await;
+        world.s.inject_panic(&name("p"), 0);
+        restarted(&world, 0, times).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    until("all tasks end", async || {
+        world.pass(1).await;
+        tasks.iter().all(tokio::task::JoinHandle::is_finished)
+    })
+    .await;
+    for task in tasks {
+        done(task).await;
+    }
+    world.is_clean().await;
+    assert_eq!(world.counts("p").await, (16, 0, 0));
+    let live = world.rows("p").await;
+    world.stored("p").await;
+    assert_eq!(world.crashed().await.rows("p").await, live);
+}

@@ -1,0 +1,178 @@
+//! S11: an answer that waits for the store when its deadline passes, or whose caller is gone.
+
+use hotpool::model::{Ack, ClaimState};
+use hotpool::refusal::{Refusal, What};
+
+use crate::world::{STORE, WAIT_MS, World, done, id, request, spec, until};
+
+async fn one_worker() -> World {
+    let world = World::on_disk().await;
+    world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+    world
+}
+
+/// The claim must be gone from memory now, and from the store too once it is back.
+async fn nothing_is_left(world: World) {
+    assert_eq!(world.counts("p").await, (1, 0, 0));
+    world.gate().open_gate();
+    world.is_clean().await;
+    let again = world.restarted().await;
+    assert_eq!(again.counts("p").await, (1, 0, 0));
+    assert!(again.s.keys().is_empty());
+}
+
+#[tokio::test]
+async fn s11_a_claim_that_the_store_kept_too_long_is_given_back() {
+    for reserve_ms in [None, Some(0)] {
+        let world = one_worker().await;
+        world.gate().hold_all();
+        let claim = world.begin_request(hotpool::model::ClaimRequest { reserve_ms, ..request("p", "k") }).await;
+        world.pass(WAIT_MS - 1).await;
+        assert!(!claim.is_finished());
+        assert_eq!(world.counts("p").await.1, 1, "until then it is held");
+        world.pass(1).await;
+        assert_eq!(done(claim).await, Err(STORE));
+        nothing_is_left(world).await;
+    }
+}
+
+#[tokio::test]
+async fn s11_the_key_may_be_claimed_again_at_once() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(first).await, Err(STORE));
+    let second = world.begin_claim("p", "k").await;
+    assert_eq!(world.counts("p").await.1, 1);
+    world.gate().open_gate();
+    let second = done(second).await.unwrap();
+    assert!(second.created);
+    let again = world.restarted().await;
+    assert_eq!(again.held().await, [("k".into(), "w".into(), second.claim.fence)]);
+}
+
+#[tokio::test]
+async fn s11_a_claim_stays_if_a_repeat_of_it_waits() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(1_000).await;
+    let repeat = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS - 1_000).await;
+    assert_eq!(done(first).await, Err(STORE));
+    assert!(!repeat.is_finished());
+    world.gate().open_gate();
+    let repeat = done(repeat).await.unwrap();
+    assert!(!repeat.created);
+    assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
+    assert_eq!(repeat.claim.state, ClaimState::Reserved);
+    world.s.confirm(&id("k"), repeat.claim.fence).await.unwrap();
+}
+
+#[tokio::test]
+async fn s11_repeats_undo_nothing_and_what_nobody_confirms_is_swept() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    let repeat = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(first).await, Err(STORE));
+    assert_eq!(done(repeat).await, Err(STORE));
+    assert_eq!(world.counts("p").await, (0, 1, 1), "an answer about it waited, so it is not undone");
+    // Its reservation runs from when the answer would have left, so it cannot leak.
+    world.pass(29_999).await;
+    assert_eq!(world.counts("p").await, (0, 1, 1));
+    world.pass(1).await;
+    nothing_is_left(world).await;
+}
+
+#[tokio::test]
+async fn s11_a_read_keeps_the_claim_too() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(1).await;
+    let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
+    let listed = world
+        .begin(|s| Box::pin(async move { s.list_claims(&hotpool::model::ClaimFilter::default(), None, 10).await }));
+    let listed = listed.await;
+    assert!(!read.is_finished() && !listed.is_finished(), "reads wait for the store as well");
+    world.pass(WAIT_MS - 1).await;
+    assert_eq!(done(first).await, Err(STORE));
+    world.gate().open_gate();
+    let read = done(read).await.unwrap();
+    assert_eq!(done(listed).await.unwrap().items[0].fence, read.fence);
+    assert_eq!(world.held().await, [("k".into(), "w".into(), read.fence)]);
+}
+
+#[tokio::test]
+async fn s11_confirm_and_release_undo_nothing() {
+    let world = one_worker().await;
+    let fence = world.claim("p", "k").await.unwrap().claim.fence;
+    world.gate().hold_all();
+    let confirm = world.begin(move |s| Box::pin(async move { s.confirm(&id("k"), fence).await })).await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(confirm).await, Err(STORE));
+    assert_eq!(world.counts("p").await, (0, 1, 0), "held and active");
+    // Once more: a confirm that changes nothing waits for the first one's record.
+    let confirm = world.begin(move |s| Box::pin(async move { s.confirm(&id("k"), fence).await })).await;
+    assert!(!confirm.is_finished());
+    world.gate().open_gate();
+    assert_eq!(done(confirm).await.unwrap().state, ClaimState::Active);
+    world.gate().hold_all();
+    let release = world.begin_release("k", fence).await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(release).await, Err(STORE));
+    nothing_is_left(world).await;
+}
+
+#[tokio::test]
+async fn s11_a_claim_whose_caller_left_is_given_back_when_its_answer_would_leave() {
+    for reserve_ms in [None, Some(0)] {
+        let world = one_worker().await;
+        world.gate().hold_all();
+        let claim = world.begin_request(hotpool::model::ClaimRequest { reserve_ms, ..request("p", "k") }).await;
+        assert_eq!(world.counts("p").await.1, 1);
+        claim.abort();
+        assert!(claim.await.unwrap_err().is_cancelled());
+        world.gate().open_gate();
+        until("it is given back", async || world.counts("p").await == (1, 0, 0)).await;
+        nothing_is_left(world).await;
+    }
+}
+
+#[tokio::test]
+async fn s11_a_caller_that_left_takes_nothing_from_a_repeat() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    let repeat = world.begin_claim("p", "k").await;
+    first.abort();
+    world.quiet().await;
+    world.gate().open_gate();
+    let repeat = done(repeat).await.unwrap();
+    assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
+    // And a repeat whose caller left takes nothing either.
+    world.s.confirm(&id("k"), repeat.claim.fence).await.unwrap();
+    let third = world.begin_claim("p", "k").await;
+    third.abort();
+    world.quiet().await;
+    assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
+}
+
+#[tokio::test]
+async fn s11_only_durable_answers_wait() {
+    let world = World::on_disk().await;
+    world.pool("p", spec(1, Ack::Memory), &["v", "w"]).await;
+    world.gate().hold_all();
+    let fence = world.claim("p", "k").await.unwrap().claim.fence;
+    let asked = hotpool::model::ClaimRequest { ack: Some(Ack::Durable), ..request("p", "d") };
+    let durable = world.begin_request(asked).await;
+    assert!(!durable.is_finished(), "it asked for more than its pool promises");
+    world.s.confirm(&id("k"), fence).await.unwrap();
+    world.s.release(&id("k"), fence).await.unwrap();
+    assert_eq!(world.s.get_claim(&id("k")).await, Err(Refusal::NotFound(What::Claim)));
+    world.gate().open_gate();
+    assert!(done(durable).await.unwrap().created);
+}
