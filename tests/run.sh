@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test: unit, integration, documentation and loom. Needs cargo and, the first time, crates; no service, no
+# Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates; no service, no
 # other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -25,16 +25,6 @@ fi
 
 say "documentation tests"
 cargo test --locked --doc "$@"
-
-# Another cfg means that everything is compiled anew, so it has a directory of its own. Which cfg, tests/loom.rs says.
-if [[ -f tests/loom.rs ]]; then
-    say "loom: every interleaving of the ring's wake"
-    cfg=$(grep -oE -m1 -e '--cfg [a-z_]*loom' tests/loom.rs || echo '--cfg loom')
-    RUSTFLAGS="${RUSTFLAGS:-} $cfg" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
-        cargo test --locked --release --test loom "$@"
-else
-    skipped+=("loom: there is no tests/loom.rs")
-fi
 
 traces="${HOTPOOL_TRACES:-../shared/traces}"
 if [[ ! -f "$traces/azure/azure500_30min_exp.csv.gz" ]]; then

@@ -8,6 +8,10 @@ mod actor;
 mod command;
 mod handle;
 mod reply;
+/// What [`ring`] is made of; its model brings its own.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+}
 pub mod ring;
 mod supervisor;
 

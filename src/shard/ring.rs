@@ -12,12 +12,9 @@
 //! The second look closes the gap between "nothing to do" and "asleep": a push in it either sees `false` and wakes, or
 //! was there to be seen. What is looked at must cover every reason for a wake: the ring, and how far the store is. All
 //! of it is `SeqCst`, and going to sleep is a swap: it reads what the last waker wrote, so what that did before is seen.
-//! `cargo test --test loom` with `--cfg loom` explores every interleaving of this file's [`Scheduled`].
+//! `tests/loom.rs` compiles this file with loom's atomics and explores every interleaving of [`Scheduled`].
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, Ordering};
+use super::atomic::{AtomicBool, Ordering};
 
 /// Whether the drainer is awake, or will be.
 #[derive(Debug)]

@@ -1,0 +1,146 @@
+//! Every interleaving of the ring's one wake ([`ring::Scheduled`]): no push is left behind by a sleeping drainer.
+//!
+//! The file of the service is compiled here once more, with loom's atomics in the place of the standard ones; so this
+//! runs in an ordinary build. It failed when the second look in `sleep_refused` was left out, and when that look came
+//! before the store of `false`.
+
+#[path = "../src/shard/ring.rs"]
+mod ring;
+
+mod atomic {
+    pub use loom::sync::atomic::{AtomicBool, Ordering};
+}
+
+use std::collections::VecDeque;
+
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use ring::Scheduled;
+
+/// What stands around `Scheduled` in the service: the ring, the actor's mailbox, and what was handled.
+#[derive(Default)]
+struct Port {
+    scheduled: Scheduled,
+    queue: Mutex<VecDeque<u32>>,
+    wakes: AtomicUsize,
+    /// How far the store is, and how far the drainer knows it is.
+    applied: AtomicUsize,
+    seen: AtomicUsize,
+    handled: Mutex<Vec<u32>>,
+}
+
+impl Port {
+    fn push(&self, item: u32) {
+        self.queue.lock().unwrap().push_back(item);
+        if self.scheduled.wake_needed() {
+            self.wakes.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queue.lock().unwrap().is_empty()
+    }
+
+    /// The store moved on: nothing is pushed, but the drainer has something to do.
+    fn progress(&self) {
+        self.applied.store(1, Ordering::Release);
+        if self.scheduled.wake_needed() {
+            self.wakes.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// One message of the actor, if there is one: a run of at most `most` items.
+    fn run(&self, most: usize) -> bool {
+        if self.wakes.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        self.wakes.fetch_sub(1, Ordering::SeqCst);
+        let applied = self.applied.load(Ordering::Acquire);
+        self.seen.store(applied, Ordering::Relaxed);
+        for _ in 0..most {
+            let Some(item) = self.queue.lock().unwrap().pop_front() else { break };
+            self.handled.lock().unwrap().push(item);
+        }
+        if self.scheduled.sleep_refused(|| self.is_empty() && self.applied.load(Ordering::Acquire) <= applied) {
+            self.wakes.fetch_add(1, Ordering::SeqCst);
+        }
+        true
+    }
+}
+
+fn two_push_one_drains(most: usize) {
+    loom::model(move || {
+        let port = Arc::new(Port::default());
+        let pushers: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|item| {
+                let port = Arc::clone(&port);
+                thread::spawn(move || port.push(item))
+            })
+            .collect();
+        // The drainer runs while they push, as often as it is woken at that moment...
+        for _ in 0..2 {
+            port.run(most);
+        }
+        for pusher in pushers {
+            pusher.join().unwrap();
+        }
+        // ...and afterwards while somebody has woken it. Nobody pushes any more: what is left now is left for ever.
+        while port.run(most) {}
+        assert!(port.is_empty(), "a push was not seen, and nobody wakes the drainer");
+        let mut handled = port.handled.lock().unwrap().clone();
+        handled.sort_unstable();
+        assert_eq!(handled, [1, 2]);
+        assert!(port.scheduled.wake_needed(), "asleep: the next push wakes it");
+    });
+}
+
+#[test]
+fn q05_no_wake_up_is_lost() {
+    two_push_one_drains(8);
+}
+
+#[test]
+fn q05_nor_when_a_run_takes_less_than_there_is() {
+    two_push_one_drains(1);
+}
+
+/// The ring is not the only reason for a wake: what waits for the store must leave when the store has it. It failed
+/// when the second look covered the ring alone, and found an answer that waited for the next request or for 5 s.
+#[test]
+fn j1_the_store_moving_on_is_seen() {
+    loom::model(|| {
+        let port = Arc::new(Port::default());
+        let store = {
+            let port = Arc::clone(&port);
+            thread::spawn(move || port.progress())
+        };
+        port.push(1);
+        port.run(8);
+        store.join().unwrap();
+        while port.run(8) {}
+        assert_eq!(port.seen.load(Ordering::Relaxed), 1, "the store moved on, and nobody looks");
+    });
+}
+
+/// A restarted shard: whatever the last one left, `reset` and one wake have it look at the ring.
+#[test]
+fn s08_a_new_drainer_sees_what_the_last_one_left() {
+    loom::model(|| {
+        let port = Arc::new(Port::default());
+        // The last drainer was woken for this, and died.
+        port.push(1);
+        port.wakes.store(0, Ordering::SeqCst);
+        let pusher = {
+            let port = Arc::clone(&port);
+            thread::spawn(move || port.push(2))
+        };
+        port.scheduled.reset();
+        port.wakes.fetch_add(1, Ordering::SeqCst);
+        port.run(8);
+        pusher.join().unwrap();
+        while port.run(8) {}
+        assert_eq!(port.handled.lock().unwrap().len(), 2);
+    });
+}
