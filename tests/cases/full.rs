@@ -69,10 +69,10 @@ async fn n1_with_two_free_workers_one_claim_and_one_release_at_a_time_always_fin
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn n1_the_one_free_worker_of_ten_thousand_is_found() {
     let (world, mut held) = busy_pool(1).await;
-    for round in 0..500 {
+    for (round, held) in held.iter_mut().take(500).enumerate() {
         let taken = world.claim("p", &format!("new-{round}")).await.unwrap();
         assert_eq!(world.claim("p", &format!("too-many-{round}")).await, Err(FULL));
-        let (id, fence) = std::mem::replace(&mut held[round], (taken.claim.id, taken.claim.fence));
+        let (id, fence) = std::mem::replace(held, (taken.claim.id, taken.claim.fence));
         world.s.release(&id, fence).await.unwrap();
     }
 }
