@@ -93,8 +93,9 @@ async fn recovery(workers: usize, dir: &Path) {
     scheduler.stop().await;
 }
 
-/// 10,000 workers in 64 shards, 9,900 of them held for good. `clients` tasks claim and release; there are always at
-/// least as many free workers as clients, so no claim may ever be refused.
+/// 10,000 workers in 64 shards, all but `free` held for good, while `clients` tasks claim and release. With fewer clients
+/// than free workers some worker is free at every moment, and with a margin the same one all through a call; with as
+/// many clients as free workers each may be taken and given back behind a claim's back, and a refusal is legitimate.
 async fn busy(free: usize, clients: usize) {
     const WORKERS: usize = 10_000;
     const CLAIMS: usize = 200_000;

@@ -297,6 +297,11 @@ impl Journal {
         true
     }
 
+    /// Forgets what is queued: the service ends, and an outbox in the queue would keep the store open for ever.
+    pub fn close(&self) {
+        while self.dirty.pop().is_some() || self.drops.pop().is_some() {}
+    }
+
     fn outbox(&self, key: ShardKey) -> Option<Arc<Outbox>> {
         self.outboxes.get(&key).and_then(|outbox| outbox.upgrade())
     }

@@ -170,6 +170,7 @@ impl Scheduler {
         for task in self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
+        dispatch.journal.close();
         flushed
     }
 
