@@ -102,16 +102,16 @@ impl Scheduler {
         let started_ns = self.dispatch().clock.mono_ns();
         let (batch, answers) = Batch::new(claims.len());
         let mut groups: Vec<(ShardRef, KeyItem)> = Vec::with_capacity(claims.len());
-        let mut gone = Vec::new();
+        let (mut refused, mut gone) = (Vec::new(), Vec::new());
         for (place, (id, fence)) in (0..).zip(claims) {
             let reply = Reply::part(std::sync::Arc::clone(&batch), place);
             match self.dispatch().keys.find(&id) {
                 Found::Held(hold) if hold.place.fence == fence => {
                     groups.push((hold.shard, KeyItem { id, place: hold.place, started_ns, reply }));
                 }
-                Found::Held(_) => gone.push((self.dispatch().keys.unstored(&id), reply, Err(Refusal::Fence))),
+                Found::Held(_) => refused.push((self.dispatch().keys.unstored(&id), reply)),
+                Found::Gone(_) => gone.push((id, fence, reply)),
                 Found::Vacant => drop(reply.send(Ok(Payload::Done))),
-                Found::Gone(unstored) => gone.push((unstored, reply, Ok(Payload::Done))),
                 Found::Unreadable => drop(reply.send(Err(Refusal::Unavailable(Unavailable::Loading)))),
             }
         }
@@ -124,9 +124,11 @@ impl Scheduler {
                 port.ask(Command::Releases(items));
             }
         }
-        for (unstored, reply, outcome) in gone {
-            let outcome = self.records_stored(&unstored).await.and(outcome);
-            reply.send(outcome);
+        for (unstored, reply) in refused {
+            reply.send(self.records_stored(&unstored).await.and(Err(Refusal::Fence)));
+        }
+        for (id, fence, reply) in gone {
+            reply.send(self.release(&id, fence).await.map(|()| Payload::Done));
         }
         let outcomes = answers.await.unwrap_or_default();
         outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
@@ -142,14 +144,16 @@ impl Scheduler {
     ) -> Result<Result<(Result<ClaimView, Refusal>, Hold), Refusal>, Refusal> {
         self.open()?;
         let started_ns = self.dispatch().clock.mono_ns();
-        let hold = match self.dispatch().keys.find(id) {
+        let mut found = self.dispatch().keys.find(id);
+        if let Found::Gone(unstored) = &found {
+            self.records_stored(unstored).await?;
+            // The shard may have panicked meanwhile, and what it had decided was undone: then the key is held again.
+            found = self.dispatch().keys.find(id);
+        }
+        let hold = match found {
             Found::Held(hold) => hold,
             Found::Unreadable => return Err(Refusal::Unavailable(Unavailable::Loading)),
-            Found::Vacant => return Ok(Err(Refusal::NotFound(What::Claim))),
-            Found::Gone(unstored) => {
-                self.records_stored(&unstored).await?;
-                return Ok(Err(Refusal::NotFound(What::Claim)));
-            }
+            Found::Vacant | Found::Gone(_) => return Ok(Err(Refusal::NotFound(What::Claim))),
         };
         if fence.is_some_and(|fence| fence != hold.place.fence) {
             // As durable as the end of the claim that had this fence.

@@ -163,6 +163,50 @@ async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
     assert_eq!(world.crashed().await.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
 }
 
+/// The same release asked for again, while the key seems to be free and the shard is away.
+#[tokio::test]
+async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened() {
+    for by_batch in [false, true] {
+        let world = World::on_disk().await;
+        world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+        let fence = world.hold("p", "k").await;
+        world.stored("p").await;
+        world.gate().hold_loads();
+        let release = {
+            let s = world.s.clone();
+            tokio::spawn(async move { s.release(&id("k"), fence).await })
+        };
+        let panic = {
+            let s = world.s.clone();
+            tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
+        };
+        assert_eq!(done(release).await, Err(Refusal::DeadlineExceeded));
+        done(panic).await;
+        let again = if by_batch {
+            let call = move |s: Scheduler| async move { s.release_batch(vec![(id("k"), fence)]).await.remove(0) };
+            world.begin(move |s| Box::pin(call(s))).await
+        } else {
+            world.begin_release("k", fence).await
+        };
+        let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
+        assert!(!again.is_finished() && !read.is_finished());
+        world.gate().open_gate();
+        restarted(&world, 0, 1).await;
+        // The shard goes on, past the sequence number that the release had.
+        world.add("p", &["x", "y", "z"]).await;
+        let (again, read) = (done(again).await, done(read).await);
+        match &again {
+            Ok(()) => assert!(!world.held().await.iter().any(|(key, ..)| key == "k"), "acknowledged, and still held"),
+            Err(refusal) => assert!(matches!(refusal, Refusal::Unavailable(_)), "{refusal}"),
+        }
+        // The read may have come before the release or after it.
+        assert!(read.is_ok_and(|claim| claim.fence == fence) || again.is_ok());
+        world.s.release(&id("k"), fence).await.unwrap();
+        world.is_clean().await;
+        assert_eq!(world.counts("p").await, (4, 0, 0));
+    }
+}
+
 #[tokio::test]
 async fn s08_a_shard_that_panics_again_and_again_is_refused_by_name() {
     let world = two_shards(2, Ack::Durable).await;

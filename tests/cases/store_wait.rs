@@ -1,9 +1,15 @@
 //! S11: an answer that waits for the store when its deadline passes, or whose caller is gone.
 
+use std::future::Future as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
+
 use hotpool::model::{Ack, ClaimState};
 use hotpool::refusal::{Refusal, What};
 
-use crate::world::{STORE, WAIT_MS, World, done, id, request, spec, until};
+use crate::gate::GatedStore;
+use crate::world::{STORE, WAIT_MS, World, done, id, name, request, spec, until};
 
 async fn one_worker() -> World {
     let world = World::on_disk().await;
@@ -175,4 +181,62 @@ async fn s11_only_durable_answers_wait() {
     assert_eq!(world.s.get_claim(&id("k")).await, Err(Refusal::NotFound(What::Claim)));
     world.gate().open_gate();
     assert!(done(durable).await.unwrap().created);
+}
+
+/// Runs inside the shard's run, when that sends an answer: the store takes what was held back, and the shard is told of
+/// it while it is awake.
+struct Inject {
+    gate: Arc<GatedStore>,
+    stored: Arc<AtomicBool>,
+    was_run: AtomicBool,
+}
+
+impl Wake for Inject {
+    fn wake(self: Arc<Self>) {
+        if !self.was_run.swap(true, Ordering::SeqCst) {
+            // By a thread of no runtime: what this one wakes would wait behind this very run.
+            let gate = Arc::clone(&self.gate);
+            std::thread::spawn(move || gate.open_gate()).join().unwrap();
+            // The watch runs when the writer has told its shards and rests.
+            let begun = std::time::Instant::now();
+            while !self.stored.load(Ordering::SeqCst) && begun.elapsed().as_secs() < 20 {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
+    let world = World::on_disk().await;
+    world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
+    let fence = world.hold("p", "g").await;
+    world.gate().hold_all();
+    let release = world.begin_release("g", fence).await;
+    let claim = world.begin_claim("p", "k").await;
+    assert_eq!(world.counts("p").await, (1, 1, 1));
+    let stored = Arc::new(AtomicBool::new(false));
+    let watch = {
+        // It waits for the record of the first release at the journal, not at the shard.
+        let (s, stored) = (world.s.clone(), Arc::clone(&stored));
+        tokio::spawn(async move {
+            s.release(&id("g"), fence).await.unwrap();
+            stored.store(true, Ordering::SeqCst);
+        })
+    };
+    let inject = Inject { gate: Arc::clone(world.gate()), stored, was_run: AtomicBool::new(false) };
+    let inject = Arc::new(inject);
+    let (pool, waker) = (name("p"), Waker::from(Arc::clone(&inject)));
+    // A report that was there at once told nobody: then another one is asked for.
+    while !inject.was_run.load(Ordering::SeqCst) {
+        let mut report = Box::pin(world.s.get_pool(&pool));
+        while report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            std::thread::yield_now();
+        }
+    }
+    // No time goes by and nobody asks anything more: only the store's progress can let these go.
+    done(claim).await.unwrap();
+    done(release).await.unwrap();
+    done(watch).await;
+    assert!(inject.was_run.load(Ordering::SeqCst));
 }
