@@ -26,7 +26,7 @@ pub const AMOUNT_MAX: u64 = (1 << 53) - 1;
 pub const GPUS_MAX: u32 = 64;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
-/// Longest `reserve_ms` and `releasing_ms` a pool may set: one day.
+/// Longest `reserve_ms` and `lag_max_ms` a pool may set: one day.
 pub const RESERVE_MS_MAX: u64 = 86_400_000;
 /// Commands that wait in one shard's ring; past it the shard refuses (`overloaded`).
 pub const RING_SLOTS: usize = 4096;

@@ -271,6 +271,8 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
     let FoundShard { pool, port, shard, yields } = found;
     match shard {
         Ok(mut shard) => {
+            // These go to the store in the shard's first step, all at once. So whoever still waits for a record that a
+            // panic undid (which was above what had been handed over) waits at least until these are stored.
             let gone = shard::yield_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
             for (seq, id) in &gone {
                 dispatch.keys.owe(id, Unstored { shard: port.shard, seq: *seq });

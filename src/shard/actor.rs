@@ -5,21 +5,24 @@
 //! answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
 //! are one.
 
+mod answers;
+mod looks;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::command::{ClaimItem, ClaimSieve, Command, KeyItem};
+use super::command::{ClaimItem, Command, KeyItem};
 use super::handle::ShardPort;
-use super::reply::{ClaimAnswer, Outcome, Payload, Reply, ShardReport};
+use super::reply::{ClaimAnswer, Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
 use crate::engine::{Answer, Counters, Effect, Event, Grant, Place, Shard};
 use crate::keys::{Hold, Unstored, Unstoreds};
 use crate::limits;
 use crate::metrics::ClaimOutcome;
-use crate::model::{Ack, ClaimId, Fence, Millis, Seq, ShardStatus};
+use crate::model::{Ack, ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 
@@ -377,38 +380,6 @@ impl Running {
         self.answer(item.reply, outcome, unstored, None);
     }
 
-    fn unstored(&self, id: &ClaimId) -> Unstoreds {
-        if self.keeps_rows { self.dispatch.keys.unstored(id) } else { Unstoreds::new() }
-    }
-
-    /// An answer as durable as the pool.
-    fn answer(&mut self, reply: Reply, outcome: Outcome, unstored: Unstoreds, made: Option<Place>) {
-        let durable = self.keeps_rows && self.durable;
-        self.send_or_wait(reply, outcome, durable, unstored, made);
-    }
-
-    fn send_or_wait(
-        &mut self,
-        reply: Reply,
-        outcome: Outcome,
-        durable: bool,
-        unstored: Unstoreds,
-        made: Option<Place>,
-    ) {
-        if durable && self.waiting.len() + self.outgoing.len() >= limits::ANSWERS_MAX {
-            // Claims are refused before it comes to this; what else is asked is done, and its answer is not waited for.
-            reply.send(Err(Refusal::Unavailable(Unavailable::Store)));
-            if let Some(place) = made {
-                self.on(Event::GiveBack { place });
-            }
-            return;
-        }
-        let seq = if durable { self.shard.seq() } else { 0 };
-        let unstored = if durable { unstored } else { Unstoreds::new() };
-        let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
-        self.outgoing.push(Outgoing { reply, outcome, seq, unstored, made, started_ns: 0, until_ms });
-    }
-
     /// The end of a run: rows, bounds, answers, in this order.
     fn conclude(&mut self) {
         self.hand_over();
@@ -458,105 +429,6 @@ impl Running {
         self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.held());
     }
 
-    fn may_leave(&self, answer: &Outgoing) -> bool {
-        answer.seq == 0 || (self.port.outbox.applied() >= answer.seq && self.is_stored(&answer.unstored))
-    }
-
-    fn is_stored(&self, unstored: &Unstoreds) -> bool {
-        unstored.is_empty() || {
-            let pools = self.dispatch.pools.load();
-            unstored.iter().all(|record| pools.is_stored(record))
-        }
-    }
-
-    /// Lets answers go whose records the store has.
-    fn release_answers(&mut self) {
-        self.applied = self.port.outbox.applied();
-        let applied = self.applied;
-        while self.waiting.front().is_some_and(|answer| answer.seq <= applied) {
-            let Some(answer) = self.waiting.pop_front() else { break };
-            if self.is_stored(&answer.unstored) {
-                self.leave(answer);
-            } else {
-                self.blocked.push(answer);
-            }
-        }
-        if !self.blocked.is_empty() {
-            for answer in std::mem::take(&mut self.blocked) {
-                if self.is_stored(&answer.unstored) {
-                    self.leave(answer);
-                } else {
-                    self.blocked.push(answer);
-                }
-            }
-        }
-    }
-
-    fn leave(&mut self, answer: Outgoing) {
-        let Outgoing { reply, mut outcome, made, started_ns, .. } = answer;
-        if self.keeps_rows && self.dispatch.journal.fenced() {
-            reply.send(Err(Refusal::Unavailable(Unavailable::Fenced)));
-            return;
-        }
-        if let Ok(Payload::Claim(answer)) = &mut outcome {
-            self.date(answer);
-        }
-        self.created += u64::from(made.is_some());
-        // One claim of a run stands for all: timing each would cost more than deciding it.
-        if started_ns > 0 && !self.timed {
-            self.timed = true;
-            let took = self.dispatch.clock.mono_ns().saturating_sub(started_ns);
-            self.pool.metrics.claim_seconds.record(Duration::from_nanos(took).as_secs_f64());
-        }
-        let arrived = reply.send(outcome);
-        if let (false, Some(place)) = (arrived, made) {
-            self.on(Event::GiveBack { place });
-        }
-    }
-
-    /// A reservation's time runs from now, when the answer leaves.
-    fn date(&mut self, answer: &mut ClaimAnswer) {
-        let place = answer.grant.place;
-        if answer.grant.reserve_ms == 0 || answer.grant.state == crate::model::ClaimState::Active {
-            return;
-        }
-        self.on(Event::Departed { place });
-        let deadline = self.shard.grant(place).and_then(|grant| grant.deadline_ms);
-        answer.grant.deadline_ms = deadline;
-        answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_ms() + at.saturating_sub(self.now_ms));
-    }
-
-    /// Ends the wait of answers that the store kept too long.
-    fn expire_answers(&mut self) {
-        let late = |answer: &Outgoing, now_ms: Millis| answer.until_ms <= now_ms;
-        while self.waiting.front().is_some_and(|answer| late(answer, self.now_ms)) {
-            let Some(answer) = self.waiting.pop_front() else { break };
-            self.expire(answer);
-        }
-        let now_ms = self.now_ms;
-        for answer in self.blocked.extract_if(.., |answer| late(answer, now_ms)).collect::<Vec<_>>() {
-            self.expire(answer);
-        }
-    }
-
-    fn expire(&mut self, answer: Outgoing) {
-        let fenced = self.dispatch.journal.fenced();
-        let why = if fenced { Unavailable::Fenced } else { Unavailable::Store };
-        answer.reply.send(Err(Refusal::Unavailable(why)));
-        if let Some(place) = answer.made {
-            self.on(Event::GiveBack { place });
-            // Somebody else was told of it, so it stays: from now on its reservation runs.
-            self.on(Event::Departed { place });
-        }
-    }
-
-    fn settle_gone(&mut self) {
-        let applied = self.port.outbox.applied();
-        while let Some((seq, id)) = self.gone.pop_front_if(|(seq, _)| *seq <= applied) {
-            self.dispatch.keys.settle(&id, self.port.shard, seq);
-        }
-    }
-
     fn count(&mut self) {
         let now = self.shard.counters();
         let metrics = &self.pool.metrics;
@@ -571,49 +443,6 @@ impl Running {
         if self.now_ms >= self.recounted_ms + RECOUNT_MS {
             self.recounted_ms = self.now_ms;
             self.port.set_drift(self.shard.ledger_drift());
-        }
-    }
-
-    fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
-        let passes = |id: &ClaimId, grant: &Grant| {
-            sieve.worker.as_ref().is_none_or(|worker| grant.worker.spec.id == *worker)
-                && sieve.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant)
-        };
-        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| passes(id, grant));
-        let mut rows = Vec::new();
-        for (at, id, grant) in claims.by_ref().take(limit) {
-            rows.push((at, id, ClaimAnswer { grant, created: false, expires_at_ms: None }));
-        }
-        let more = claims.next().is_some();
-        drop(claims);
-        self.shard.mark_told(rows.iter().map(|(_, _, answer)| answer.grant.place));
-        for (_, _, answer) in &mut rows {
-            let unix_ms = self.dispatch.clock.unix_ms();
-            answer.expires_at_ms = answer.grant.deadline_ms.map(|at| unix_ms + at.saturating_sub(self.now_ms));
-        }
-        Payload::Claims(rows, more)
-    }
-
-    fn report(&self) -> ShardReport {
-        let outbox = &self.port.outbox;
-        ShardReport {
-            status: ShardStatus {
-                shard: self.port.shard.shard,
-                state: self.port.state().word().into(),
-                reason: self.port.reason(),
-                workers: self.shard.workers() as u64,
-                idle: self.shard.idle() as u64,
-                busy: self.shard.held() as u64,
-                reserved: self.shard.reserved() as u64,
-                seq: self.shard.seq(),
-                applied_seq: outbox.applied(),
-                lag_ms: outbox.lag_ms(),
-                ring_depth: self.port.depth() as u64,
-                answers_waiting: (self.waiting.len() + self.blocked.len()) as u64,
-                restarts: self.port.restarts(),
-            },
-            ledger: self.shard.ledger().cloned().collect(),
-            drift: self.shard.ledger_drift(),
         }
     }
 

@@ -1,0 +1,147 @@
+//! When an answer leaves: at once, when the store has what it speaks of, or never.
+//!
+//! A durable answer waits here for its shard's record and for every other that the key directory names. If it cannot
+//! leave in time it becomes `store`, and a claim that only it would have told of is given back.
+
+use std::time::Duration;
+
+use super::{Outgoing, Running};
+use crate::engine::{Event, Place};
+use crate::keys::Unstoreds;
+use crate::limits;
+use crate::model::{ClaimId, ClaimState, Millis};
+use crate::refusal::{Refusal, Unavailable};
+use crate::shard::reply::{ClaimAnswer, Outcome, Payload, Reply};
+
+impl Running {
+    pub(super) fn unstored(&self, id: &ClaimId) -> Unstoreds {
+        if self.keeps_rows { self.dispatch.keys.unstored(id) } else { Unstoreds::new() }
+    }
+
+    /// An answer as durable as the pool.
+    pub(super) fn answer(&mut self, reply: Reply, outcome: Outcome, unstored: Unstoreds, made: Option<Place>) {
+        let durable = self.keeps_rows && self.durable;
+        self.send_or_wait(reply, outcome, durable, unstored, made);
+    }
+
+    pub(super) fn send_or_wait(
+        &mut self,
+        reply: Reply,
+        outcome: Outcome,
+        durable: bool,
+        unstored: Unstoreds,
+        made: Option<Place>,
+    ) {
+        if durable && self.waiting.len() + self.outgoing.len() >= limits::ANSWERS_MAX {
+            // Claims are refused before it comes to this; what else is asked is done, and its answer is not waited for.
+            reply.send(Err(Refusal::Unavailable(Unavailable::Store)));
+            if let Some(place) = made {
+                self.on(Event::GiveBack { place });
+            }
+            return;
+        }
+        let seq = if durable { self.shard.seq() } else { 0 };
+        let unstored = if durable { unstored } else { Unstoreds::new() };
+        let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
+        self.outgoing.push(Outgoing { reply, outcome, seq, unstored, made, started_ns: 0, until_ms });
+    }
+
+    pub(super) fn may_leave(&self, answer: &Outgoing) -> bool {
+        answer.seq == 0 || (self.port.outbox.applied() >= answer.seq && self.is_stored(&answer.unstored))
+    }
+
+    pub(super) fn is_stored(&self, unstored: &Unstoreds) -> bool {
+        unstored.is_empty() || {
+            let pools = self.dispatch.pools.load();
+            unstored.iter().all(|record| pools.is_stored(record))
+        }
+    }
+
+    /// Lets answers go whose records the store has.
+    pub(super) fn release_answers(&mut self) {
+        self.applied = self.port.outbox.applied();
+        let applied = self.applied;
+        while self.waiting.front().is_some_and(|answer| answer.seq <= applied) {
+            let Some(answer) = self.waiting.pop_front() else { break };
+            if self.is_stored(&answer.unstored) {
+                self.leave(answer);
+            } else {
+                self.blocked.push(answer);
+            }
+        }
+        if !self.blocked.is_empty() {
+            for answer in std::mem::take(&mut self.blocked) {
+                if self.is_stored(&answer.unstored) {
+                    self.leave(answer);
+                } else {
+                    self.blocked.push(answer);
+                }
+            }
+        }
+    }
+
+    pub(super) fn leave(&mut self, answer: Outgoing) {
+        let Outgoing { reply, mut outcome, made, started_ns, .. } = answer;
+        if self.keeps_rows && self.dispatch.journal.fenced() {
+            reply.send(Err(Refusal::Unavailable(Unavailable::Fenced)));
+            return;
+        }
+        if let Ok(Payload::Claim(answer)) = &mut outcome {
+            self.date(answer);
+        }
+        self.created += u64::from(made.is_some());
+        // One claim of a run stands for all: timing each would cost more than deciding it.
+        if started_ns > 0 && !self.timed {
+            self.timed = true;
+            let took = self.dispatch.clock.mono_ns().saturating_sub(started_ns);
+            self.pool.metrics.claim_seconds.record(Duration::from_nanos(took).as_secs_f64());
+        }
+        let arrived = reply.send(outcome);
+        if let (false, Some(place)) = (arrived, made) {
+            self.on(Event::GiveBack { place });
+        }
+    }
+
+    /// A reservation's time runs from now, when the answer leaves.
+    pub(super) fn date(&mut self, answer: &mut ClaimAnswer) {
+        let place = answer.grant.place;
+        if answer.grant.reserve_ms == 0 || answer.grant.state == ClaimState::Active {
+            return;
+        }
+        self.on(Event::Departed { place });
+        let deadline = self.shard.grant(place).and_then(|grant| grant.deadline_ms);
+        answer.grant.deadline_ms = deadline;
+        answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_ms() + at.saturating_sub(self.now_ms));
+    }
+
+    /// Ends the wait of answers that the store kept too long.
+    pub(super) fn expire_answers(&mut self) {
+        let late = |answer: &Outgoing, now_ms: Millis| answer.until_ms <= now_ms;
+        while self.waiting.front().is_some_and(|answer| late(answer, self.now_ms)) {
+            let Some(answer) = self.waiting.pop_front() else { break };
+            self.expire(answer);
+        }
+        let now_ms = self.now_ms;
+        for answer in self.blocked.extract_if(.., |answer| late(answer, now_ms)).collect::<Vec<_>>() {
+            self.expire(answer);
+        }
+    }
+
+    pub(super) fn expire(&mut self, answer: Outgoing) {
+        let fenced = self.dispatch.journal.fenced();
+        let why = if fenced { Unavailable::Fenced } else { Unavailable::Store };
+        answer.reply.send(Err(Refusal::Unavailable(why)));
+        if let Some(place) = answer.made {
+            self.on(Event::GiveBack { place });
+            // Somebody else was told of it, so it stays: from now on its reservation runs.
+            self.on(Event::Departed { place });
+        }
+    }
+
+    pub(super) fn settle_gone(&mut self) {
+        let applied = self.port.outbox.applied();
+        while let Some((seq, id)) = self.gone.pop_front_if(|(seq, _)| *seq <= applied) {
+            self.dispatch.keys.settle(&id, self.port.shard, seq);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What a shard shows of itself: listings and figures. Decides nothing.
+
+use super::Running;
+use crate::engine::Grant;
+use crate::model::{ClaimId, ShardStatus};
+use crate::shard::command::ClaimSieve;
+use crate::shard::reply::{ClaimAnswer, Payload, ShardReport};
+
+impl Running {
+    pub(super) fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
+        let passes = |id: &ClaimId, grant: &Grant| {
+            sieve.worker.as_ref().is_none_or(|worker| grant.worker.spec.id == *worker)
+                && sieve.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant)
+        };
+        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| passes(id, grant));
+        let mut rows = Vec::new();
+        for (at, id, grant) in claims.by_ref().take(limit) {
+            rows.push((at, id, ClaimAnswer { grant, created: false, expires_at_ms: None }));
+        }
+        let more = claims.next().is_some();
+        drop(claims);
+        self.shard.mark_told(rows.iter().map(|(_, _, answer)| answer.grant.place));
+        for (_, _, answer) in &mut rows {
+            let unix_ms = self.dispatch.clock.unix_ms();
+            answer.expires_at_ms = answer.grant.deadline_ms.map(|at| unix_ms + at.saturating_sub(self.now_ms));
+        }
+        Payload::Claims(rows, more)
+    }
+
+    pub(super) fn report(&self) -> ShardReport {
+        let outbox = &self.port.outbox;
+        ShardReport {
+            status: ShardStatus {
+                shard: self.port.shard.shard,
+                state: self.port.state().word().into(),
+                reason: self.port.reason(),
+                workers: self.shard.workers() as u64,
+                idle: self.shard.idle() as u64,
+                busy: self.shard.held() as u64,
+                reserved: self.shard.reserved() as u64,
+                seq: self.shard.seq(),
+                applied_seq: outbox.applied(),
+                lag_ms: outbox.lag_ms(),
+                ring_depth: self.port.depth() as u64,
+                answers_waiting: (self.waiting.len() + self.blocked.len()) as u64,
+                restarts: self.port.restarts(),
+            },
+            ledger: self.shard.ledger().cloned().collect(),
+            drift: self.shard.ledger_drift(),
+        }
+    }
+}
