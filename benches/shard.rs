@@ -26,30 +26,32 @@ async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
     (scheduler, pool)
 }
 
-fn request(pool: &PoolName, client: usize, n: u64) -> ClaimRequest {
-    let id = ClaimId::new("bench", "default", &format!("{client}-{n}")).expect("a name");
+fn request(pool: &PoolName, key: &str) -> ClaimRequest {
+    let id = ClaimId::new("bench", "default", key).expect("a name");
     let affinity = id.hash64();
     ClaimRequest { id, pool: pool.clone(), affinity, reserve_ms: Some(0), ack: None }
 }
 
-async fn client(scheduler: Scheduler, client: usize, batch: usize, until: Instant) -> u64 {
+async fn client(scheduler: Scheduler, client: usize, batch: usize, until: Instant) -> usize {
     let pool = PoolName::new("bench", "pool").expect("a name");
+    // Made before the clock runs: a client brings its keys along.
+    let keys: Vec<String> = (0..1_024).map(|n| format!("{client}-{n}")).collect();
     let mut pairs = 0;
     while Instant::now() < until {
         if batch == 1 {
             for _ in 0..64 {
-                let taken = scheduler.claim(request(&pool, client, pairs)).await.expect("room");
+                let taken = scheduler.claim(request(&pool, &keys[pairs % keys.len()])).await.expect("room");
                 scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
                 pairs += 1;
             }
             continue;
         }
-        let requests = (0..batch as u64).map(|n| request(&pool, client, pairs + n)).collect();
+        let requests = (0..batch).map(|n| request(&pool, &keys[(pairs + n) % keys.len()])).collect();
         let taken = scheduler.claim_batch(requests).await;
         let held = taken.into_iter().map(|taken| taken.map(|taken| (taken.claim.id, taken.claim.fence)).expect("room"));
         let released = scheduler.release_batch(held.collect()).await;
         assert!(released.iter().all(Result::is_ok));
-        pairs += batch as u64;
+        pairs += batch;
     }
     pairs
 }

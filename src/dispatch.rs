@@ -1,7 +1,8 @@
-//! A claim's way: to its key, from shard to shard, to an answer. What the facade begins here, the shards' actors go
-//! on with: a claim that one shard has no room for is handed to the next by the actor that said so, so the caller
-//! only waits, and may leave.
+//! A claim's way: to its key, from shard to shard, to an answer. What the facade begins here, the shards go on with: a
+//! claim that one shard has no room for is handed to the next by the one that said so, so the caller only waits, and
+//! may leave.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +10,7 @@ use crate::clock::Clock;
 use crate::fence::Fences;
 use crate::journal::Journal;
 use crate::keys::{Begun, Keys};
+use crate::model::Millis;
 use crate::pools::{Pool, Pools};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::shard::{ClaimItem, Command};
@@ -28,6 +30,16 @@ impl Default for Settings {
     fn default() -> Self {
         Self { store_wait_ms: 5_000 }
     }
+}
+
+/// Requests of a thread within one tick of the engine's time that are all timed.
+const TIMED_MAX: u32 = 32;
+/// Of the others one in so many.
+const TIMED_OF: u32 = 16;
+
+thread_local! {
+    /// Engine time of the last request, and how many came in that tick.
+    static TIMED: Cell<(Millis, u32)> = const { Cell::new((0, 0)) };
 }
 
 /// What all shards share.
@@ -180,6 +192,21 @@ impl Dispatch {
     /// `store` while the store does not hold a higher ceiling.
     pub fn draw_fences(&self, n: u64) -> Result<u64, Unavailable> {
         self.fences.draw(n, self.clock.unix_us()).ok_or(Unavailable::Store)
+    }
+
+    /// When a request came in, for the histograms; 0: this one is not timed. While load is light every request is,
+    /// past [`TIMED_MAX`] of a thread within a tick of the engine's time one in [`TIMED_OF`]: reading the clock and
+    /// keeping the result twice costs as much as deciding the claim.
+    #[must_use]
+    pub fn stopwatch(&self) -> u64 {
+        let now_ms = self.clock.engine_ms();
+        let timed = TIMED.with(|timed| {
+            let (tick_ms, n) = timed.get();
+            let n = if tick_ms == now_ms { n.wrapping_add(1) } else { 0 };
+            timed.set((now_ms, n));
+            n < TIMED_MAX || n.is_multiple_of(TIMED_OF)
+        });
+        if timed { self.clock.mono_ns().max(1) } else { 0 }
     }
 
     /// Whether the service is shutting down.

@@ -75,16 +75,16 @@ macro_rules! definitions {
 definitions! {
     CLAIMS = "hotpool_claims_total", Kind::Counter, ["pool", "outcome"], "Claims asked for, by what became of them.";
     CLAIM_SECONDS = "hotpool_claim_seconds", Kind::Histogram(SECONDS), ["pool"],
-        "Time from a claim's arrival at the scheduler to its answer. Of one claim in each run of a shard: all of them while \
-         load is light.";
+        "Time from a claim's arrival at the scheduler to its answer. Of all claims while load is light, of one in 16 past \
+         some thousands a second; of those that one run of a shard answers, of the first.";
     RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
-        "Time that requests wait in a shard's ring. Of the first request in each run of a shard.";
+        "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
     RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Claims that their holder released.";
     WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"], "Workers by occupancy.";
     RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
     RING_REFUSALS = "hotpool_ring_refusals_total", Kind::Counter, ["pool"],
         "Requests refused because a shard's ring was full.";
-    CLAIM_PROBES = "hotpool_claim_probes", Kind::Histogram(PROBES), ["pool"], "Shards asked per claim. Of the first claim in each run of a shard.";
+    CLAIM_PROBES = "hotpool_claim_probes", Kind::Histogram(PROBES), ["pool"], "Shards asked per claim. Of the claims that hotpool_claim_seconds times.";
     TOUCHES = "hotpool_worker_touches_total", Kind::Counter, ["pool"], "Changes made to workers' ledgers.";
     STEP_ROWS = "hotpool_step_rows", Kind::Histogram(ROWS), [], "Rows in one step that was sent to the store.";
     STEP_BYTES = "hotpool_step_bytes", Kind::Histogram(BYTES), [], "Bytes in one step that was sent to the store.";

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 
 use crate::keys::{ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{PoolName, PoolSpec};
+use crate::model::{Ack, PoolName, PoolSpec};
 use crate::router::Board;
 use crate::shard::ShardPort;
 
@@ -22,6 +22,8 @@ pub struct Pool {
     pub name: PoolName,
     /// Its specification as of the last PUT.
     pub spec: ArcSwap<PoolSpec>,
+    /// `spec.ack`, for the shards, which ask for it in every run.
+    durable: AtomicBool,
     /// Its shards.
     pub ports: Box<[Arc<ShardPort>]>,
     /// What they publish.
@@ -39,10 +41,38 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
+    /// With one port a shard.
+    #[must_use]
+    pub fn new(
+        number: u32,
+        uid: u64,
+        name: PoolName,
+        spec: PoolSpec,
+        ports: Box<[Arc<ShardPort>]>,
+        metrics: PoolMetrics,
+    ) -> Self {
+        let durable = AtomicBool::new(spec.ack == Ack::Durable);
+        let board = Board::new(spec.shards);
+        let spec = ArcSwap::from_pointee(spec);
+        Self { number, uid, name, spec, durable, ports, board, metrics, closing: AtomicBool::new(false) }
+    }
+
     /// Whether some shard does not answer, so that "full" cannot be said.
     #[must_use]
     pub fn has_silent_shard(&self) -> bool {
         self.ports.iter().any(|port| port.state() != ShardState::Serving)
+    }
+
+    /// Whether answers wait for the store, unless a request asks for more.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.durable.load(Ordering::Relaxed)
+    }
+
+    /// From now on this specification holds.
+    pub fn respecify(&self, spec: PoolSpec) {
+        self.durable.store(spec.ack == Ack::Durable, Ordering::Relaxed);
+        self.spec.store(Arc::new(spec));
     }
 
     /// Whether it is being deleted.

@@ -19,7 +19,6 @@ use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::{ClaimId, HASH_VERSION, PoolName, PoolSpec};
 use crate::pools::Pool;
-use crate::router::Board;
 use crate::row::{self, Frames, PoolRow, RowKind};
 use crate::shard::{self, ShardPort};
 use crate::store::{ShardKey, StoreError};
@@ -38,17 +37,7 @@ pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolS
             ShardPort::new(ShardRef { pool: number, shard }, outbox, metrics.clone(), dispatch)
         })
         .collect();
-    let board = Board::new(spec.shards);
-    Arc::new(Pool {
-        number,
-        uid,
-        name,
-        spec: arc_swap::ArcSwap::from_pointee(spec),
-        ports,
-        board,
-        metrics,
-        closing: false.into(),
-    })
+    Arc::new(Pool::new(number, uid, name, spec, ports, metrics))
 }
 
 /// Raises the ceiling of fences in the store if it is near.

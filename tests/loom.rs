@@ -106,6 +106,43 @@ fn q05_nor_when_a_run_takes_less_than_there_is() {
     two_push_one_drains(1);
 }
 
+/// Who pushes while nobody runs the shard runs it there and then, as the service does: never two at once, and nothing is
+/// left behind. It failed when the right was given back before the run had ended.
+#[test]
+fn q05_who_pushes_runs_the_shard_and_one_at_a_time_does() {
+    fn push_and_run(port: &Port, inside: &AtomicUsize, item: u32) {
+        port.queue.lock().unwrap().push_back(item);
+        if !port.scheduled.wake_needed() {
+            return;
+        }
+        loop {
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two run the shard at once");
+            while let Some(item) = port.queue.lock().unwrap().pop_front() {
+                port.handled.lock().unwrap().push(item);
+            }
+            inside.fetch_sub(1, Ordering::SeqCst);
+            if !port.scheduled.sleep_refused(|| port.is_empty()) {
+                return;
+            }
+        }
+    }
+    loom::model(|| {
+        let (port, inside) = (Arc::new(Port::default()), Arc::new(AtomicUsize::new(0)));
+        let pushers: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|item| {
+                let (port, inside) = (Arc::clone(&port), Arc::clone(&inside));
+                thread::spawn(move || push_and_run(&port, &inside, item))
+            })
+            .collect();
+        for pusher in pushers {
+            pusher.join().unwrap();
+        }
+        assert_eq!(port.handled.lock().unwrap().len(), 2, "a push was not seen, and nobody runs the shard");
+        assert!(port.scheduled.wake_needed(), "asleep: the next push runs it");
+    });
+}
+
 /// The ring is not the only reason for a wake: what waits for the store must leave when the store has it. It failed
 /// when the second look covered the ring alone, and found an answer that waited for the next request or for 5 s.
 #[test]

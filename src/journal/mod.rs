@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use crossbeam::queue::SegQueue;
+use crossbeam::utils::CachePadded;
 use dashmap::DashMap;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
@@ -227,7 +228,7 @@ pub struct Journal {
     clock: Clock,
     outboxes: DashMap<ShardKey, Weak<Outbox>>,
     /// Counts hand-overs, for the writer to see that more keeps coming.
-    hands: AtomicU64,
+    hands: CachePadded<AtomicU64>,
     dirty: SegQueue<Arc<Outbox>>,
     drops: SegQueue<Arc<Outbox>>,
     work: Notify,
@@ -252,7 +253,7 @@ impl Journal {
             store,
             clock,
             outboxes: DashMap::new(),
-            hands: AtomicU64::new(0),
+            hands: CachePadded::default(),
             dirty: SegQueue::new(),
             drops: SegQueue::new(),
             work: Notify::new(),

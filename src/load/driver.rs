@@ -81,6 +81,9 @@ impl Driver {
                 let mut now = Instant::now();
                 while now < end && !stop.asked() {
                     now = client.round(now, batch, &mut text).await;
+                    // In process an answer may be there at once: without this a lane would keep its thread, and the
+                    // others' answers would look late.
+                    tokio::task::yield_now().await;
                 }
                 drop(flying);
             });

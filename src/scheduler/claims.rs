@@ -1,5 +1,6 @@
 //! Claims: take, look, confirm, release.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::{Scheduler, wait};
@@ -17,7 +18,7 @@ impl Scheduler {
     /// Any [`Refusal`]; nothing is left behind by a refused claim.
     pub async fn claim(&self, request: ClaimRequest) -> Result<Taken, Refusal> {
         self.open()?;
-        let started_ns = self.dispatch().clock.mono_ns();
+        let started_ns = self.dispatch().stopwatch();
         let (reply, answer) = Reply::one();
         let (id, pool) = (request.id.clone(), request.pool.clone());
         let item = self.item(request, started_ns, reply)?;
@@ -33,7 +34,7 @@ impl Scheduler {
         if let Err(refusal) = self.open() {
             return requests.iter().map(|_| Err(refusal.clone())).collect();
         }
-        let started_ns = self.dispatch().clock.mono_ns();
+        let started_ns = self.dispatch().stopwatch();
         let (batch, answers) = Batch::new(requests.len());
         let mut names = Vec::with_capacity(requests.len());
         let mut items = Vec::with_capacity(requests.len());
@@ -68,7 +69,7 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`, as durable as the claim's end was to be.
     pub async fn get_claim(&self, id: &ClaimId) -> Result<ClaimView, Refusal> {
-        self.on_held(id, None, Command::Look).await?.and_then(|(view, _)| view)
+        self.view_held(id, None, Command::Look).await
     }
 
     /// The holder has started: the claim is active.
@@ -76,7 +77,7 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`; `Fence` if it is not the holder's.
     pub async fn confirm(&self, id: &ClaimId, fence: Fence) -> Result<ClaimView, Refusal> {
-        self.on_held(id, Some(fence), Command::Confirm).await?.and_then(|(view, _)| view)
+        self.view_held(id, Some(fence), Command::Confirm).await
     }
 
     /// The holder is done. Ok also if the claim is gone already.
@@ -85,9 +86,8 @@ impl Scheduler {
     /// `Fence` if somebody else holds the key now.
     pub async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), Refusal> {
         match self.on_held(id, Some(fence), Command::Release).await? {
-            Err(Refusal::NotFound(_)) => Ok(()),
+            Ok(_) | Err(Refusal::NotFound(_)) => Ok(()),
             Err(refusal) => Err(refusal),
-            Ok(_) => Ok(()),
         }
     }
 
@@ -99,7 +99,7 @@ impl Scheduler {
         if claims.is_empty() {
             return Vec::new();
         }
-        let started_ns = self.dispatch().clock.mono_ns();
+        let started_ns = self.dispatch().stopwatch();
         let (batch, answers) = Batch::new(claims.len());
         let mut groups: Vec<(ShardRef, KeyItem)> = Vec::with_capacity(claims.len());
         let (mut refused, mut gone) = (Vec::new(), Vec::new());
@@ -134,6 +134,20 @@ impl Scheduler {
         outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
     }
 
+    /// Asks the shard that holds the key about the claim.
+    async fn view_held(
+        &self,
+        id: &ClaimId,
+        fence: Option<Fence>,
+        ask: fn(KeyItem) -> Command,
+    ) -> Result<ClaimView, Refusal> {
+        let (payload, hold) = self.on_held(id, fence, ask).await??;
+        let Payload::Claim(answer) = payload else { return Err(Refusal::NotFound(What::Claim)) };
+        // A pool that was deleted meanwhile took the claim with it.
+        let name = self.dispatch().pools.load().at(hold.shard.pool).map(|pool| pool.name.clone());
+        Ok(view(id, &name.ok_or(Refusal::NotFound(What::Claim))?, answer))
+    }
+
     /// Asks the shard that holds the key. Outer error: it could not be asked. Inner: what it said; `NotFound` is as
     /// durable as the end of the claim.
     async fn on_held(
@@ -141,9 +155,9 @@ impl Scheduler {
         id: &ClaimId,
         fence: Option<Fence>,
         ask: fn(KeyItem) -> Command,
-    ) -> Result<Result<(Result<ClaimView, Refusal>, Hold), Refusal>, Refusal> {
+    ) -> Result<Result<(Payload, Hold), Refusal>, Refusal> {
         self.open()?;
-        let started_ns = self.dispatch().clock.mono_ns();
+        let started_ns = self.dispatch().stopwatch();
         let mut found = self.dispatch().keys.find(id);
         if let Found::Gone(unstored) = &found {
             self.records_stored(unstored).await?;
@@ -161,18 +175,13 @@ impl Scheduler {
             return Ok(Err(Refusal::Fence));
         }
         let (reply, answer) = Reply::one();
-        let pool = {
-            let pools = self.dispatch().pools.load();
-            let pool = pools.at(hold.shard.pool).ok_or(Refusal::Unavailable(Unavailable::Loading))?;
-            let item = KeyItem { id: id.clone(), place: hold.place, started_ns, reply };
-            pool.ports[hold.shard.shard as usize].ask(ask(item));
-            pool.name.clone()
-        };
-        Ok(match wait(answer).await {
-            Ok(Payload::Claim(answer)) => Ok((Ok(view(id, &pool, answer)), hold)),
-            Ok(_) => Ok((Err(Refusal::NotFound(What::Claim)), hold)),
+        let item = KeyItem { id: id.clone(), place: hold.place, started_ns, reply };
+        self.dispatch().pools.load().port(hold.shard).ok_or(Refusal::Unavailable(Unavailable::Loading))?.ask(ask(item));
+        match wait(answer).await {
+            Ok(payload) => Ok(Ok((payload, hold))),
+            Err(refusal @ Refusal::NotFound(_)) => Ok(Err(refusal)),
             Err(refusal) => Err(refusal),
-        })
+        }
     }
 
     /// Waits until the store has what it lacks about a key whose pools answer durably.
@@ -205,8 +214,8 @@ impl Scheduler {
                 Err(refusal)
             }
             Ok(Checked { pool, reserve_ms, durable }) => Ok(Box::new(ClaimItem {
-                // Key and time spread claims over shards without a generator of random numbers.
-                salt: (request.id.hash64() ^ started_ns).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                // Key and turn spread claims over shards without a generator of random numbers.
+                salt: (request.id.hash64() ^ turn()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
                 id: request.id,
                 pool,
                 ticket: 0,
@@ -233,6 +242,14 @@ impl Scheduler {
             pool.metrics.claims(ClaimOutcome::of(other)).increment(1);
         }
     }
+}
+
+/// Another number for every claim of a thread.
+fn turn() -> u64 {
+    thread_local! {
+        static TURN: Cell<u64> = const { Cell::new(0) };
+    }
+    TURN.with(|turn| turn.replace(turn.get() + 1))
 }
 
 struct Checked {

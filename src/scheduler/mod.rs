@@ -215,6 +215,7 @@ impl Scheduler {
                 idle += pool.board.idle(port.shard.shard);
                 busy += pool.board.held(port.shard.shard);
                 drift += port.drift();
+                port.publish_tally();
             }
             pool.metrics.workers_idle.set(f64::from(idle));
             pool.metrics.workers_busy.set(f64::from(busy));
@@ -233,6 +234,13 @@ impl Scheduler {
         if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
             let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic);
         }
+    }
+
+    /// Keeps one shard from running, if it does not at this moment: for tests that inject what competes. No edge calls it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn inject_busy(&self, pool: &crate::model::PoolName, shard: u16) -> Option<crate::shard::Seized> {
+        self.shared.dispatch.pools.load().get(pool)?.ports[shard as usize].seize()
     }
 
     /// The directory, for tests that look for leftovers.

@@ -82,7 +82,7 @@ impl Scheduler {
                 port.ask(Command::SetPolicy(spec.policy));
             }
         }
-        pool.spec.store(Arc::new(spec));
+        pool.respecify(spec);
         Ok(())
     }
 

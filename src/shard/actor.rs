@@ -1,9 +1,9 @@
-//! The actor: the only place where effects become deeds.
+//! What a shard does when it runs: the only place where effects become deeds.
 //!
 //! One run: answers that waited for the store and may leave now; what is in the ring, decided one by one; deadlines,
 //! if the ring is empty; then the changed rows go to the journal, the bounds to the router, and only then the new
 //! answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
-//! are one.
+//! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardPort`]).
 
 mod answers;
 mod looks;
@@ -19,21 +19,23 @@ use super::handle::ShardPort;
 use super::reply::{ClaimAnswer, Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
 use crate::engine::{Answer, Counters, Effect, Event, Grant, Place, Shard};
-use crate::keys::{Hold, Unstored, Unstoreds};
+use crate::keys::{Hold, Ticket, Unstored, Unstoreds};
 use crate::limits;
-use crate::metrics::ClaimOutcome;
-use crate::model::{Ack, ClaimId, Fence, Millis, Seq};
+use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 
-/// Runs of an actor for one wake.
-const RUNS_MAX: usize = 64;
 /// How often the ledger is compared with the claims.
 const RECOUNT_MS: Millis = 1_000;
 
-/// The one message: look at your ring.
+/// What an actor is told.
 #[derive(Debug)]
-pub(crate) struct Wake;
+pub(crate) enum Wake {
+    /// Run: something waits, and nobody else runs the shard.
+    Run,
+    /// Whoever ran the shard panicked in it: end as if it had happened here.
+    Panicked(String),
+}
 
 /// What an actor starts from.
 pub(crate) struct Spawn {
@@ -45,34 +47,42 @@ pub(crate) struct Spawn {
     pub gone: VecDeque<(Seq, ClaimId)>,
 }
 
-/// Runs one shard.
+/// Owns one shard's life.
 pub(crate) struct ShardActor;
+
+/// A life of a shard: when the actor ends, however it does, the shard's state goes with it.
+pub(crate) struct Life(Arc<ShardPort>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.end_life();
+    }
+}
 
 impl Actor for ShardActor {
     type Msg = Wake;
-    type State = Running;
+    type State = Life;
     type Arguments = Spawn;
 
-    async fn pre_start(&self, _me: ActorRef<Wake>, spawn: Spawn) -> Result<Running, ActorProcessingErr> {
+    async fn pre_start(&self, _me: ActorRef<Wake>, spawn: Spawn) -> Result<Life, ActorProcessingErr> {
         let running = Running::new(spawn);
         running.publish();
-        Ok(running)
+        let port = Arc::clone(&running.port);
+        port.begin_life(running);
+        Ok(Life(port))
     }
 
-    async fn handle(&self, me: ActorRef<Wake>, _wake: Wake, running: &mut Running) -> Result<(), ActorProcessingErr> {
-        for _ in 0..RUNS_MAX {
-            running.run();
-            // Those who got their answers run now, and what they ask next finds the actor awake: stepping aside is
-            // cheaper than a wake. Other messages of the actor (stop) wait for a few runs at most.
-            tokio::task::yield_now().await;
-            if running.port.is_idle(running.applied) {
-                break;
+    async fn handle(&self, me: ActorRef<Wake>, wake: Wake, life: &mut Life) -> Result<(), ActorProcessingErr> {
+        match wake {
+            Wake::Run => {
+                if !life.0.run(None) {
+                    // Other messages (stop) and other actors have their turn in between.
+                    let _ = me.send_message(Wake::Run);
+                }
+                Ok(())
             }
+            Wake::Panicked(text) => Err(text.into()),
         }
-        if !running.port.sleeps(running.applied) {
-            let _ = me.send_message(Wake);
-        }
-        Ok(())
     }
 }
 
@@ -94,7 +104,7 @@ struct Outgoing {
     unstored: Unstoreds,
     /// The claim that it grants: given back if it cannot leave.
     made: Option<Place>,
-    /// When the claim that it answers came in; 0: it answers none.
+    /// When the claim that it answers came in; 0: it answers none, or one that is not timed.
     started_ns: u64,
     /// Engine time after which it cannot leave as it is.
     until_ms: Millis,
@@ -113,6 +123,8 @@ pub(crate) struct Running {
     durable: bool,
     /// Fences drawn for the claims at hand.
     fences: std::ops::Range<Fence>,
+    /// Tickets of the claims that are being decided: after a panic they are given up.
+    pub(super) in_hand: Vec<(ClaimId, Ticket)>,
     taken: Vec<Command>,
     /// Commands that arose from others, in this run.
     extra: VecDeque<Command>,
@@ -151,6 +163,7 @@ impl Running {
             now_ms: 0,
             applied: 0,
             fences: 0..0,
+            in_hand: Vec::new(),
             taken: Vec::with_capacity(limits::DRAIN_MAX),
             extra: VecDeque::new(),
             effects: Vec::new(),
@@ -166,33 +179,35 @@ impl Running {
         }
     }
 
-    fn run(&mut self) {
+    /// One run: of what is in the ring, then of `command`, which came without it. Returns how far the store was when
+    /// it looked.
+    pub(super) fn run(&mut self, command: Option<Command>) -> Seq {
         self.now_ms = self.dispatch.clock.engine_ms();
-        self.durable = self.pool.spec.load().ack == Ack::Durable;
+        self.durable = self.pool.is_durable();
         self.release_answers();
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
         if !taken.is_empty() {
             self.prepare(&taken);
-            for command in taken.drain(..) {
-                self.command(command);
-                while let Some(command) = self.extra.pop_front() {
-                    self.command(command);
-                }
-            }
+            taken.drain(..).for_each(|command| self.command_and_extra(command));
         }
         self.taken = taken;
+        if let Some(command) = command {
+            self.prepare(std::slice::from_ref(&command));
+            self.command_and_extra(command);
+        }
         if self.port.depth() == 0 && self.shard.next_tick_ms().is_some_and(|due| due <= self.now_ms) {
             self.on(Event::Tick);
         }
         self.conclude();
+        self.applied
     }
 
     /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
     fn prepare(&mut self, taken: &[Command]) {
         let claims: u64 = taken.iter().map(Command::fences).sum();
         if claims > 0 {
-            self.port.take_in_hand(taken.iter().flat_map(Command::items));
+            self.in_hand.extend(taken.iter().flat_map(Command::items).map(|item| (item.id.clone(), item.ticket)));
         }
         self.fences = match claims {
             0 => 0..0,
@@ -202,10 +217,16 @@ impl Running {
             let affinities = taken.iter().flat_map(Command::items).map(|item| item.affinity);
             self.shard.look_ahead(taken.iter().flat_map(Command::places), affinities);
         }
-        let started = taken.iter().find_map(started_ns);
-        if let Some(started) = started {
+        if let Some(started) = taken.iter().find_map(started_ns) {
             let waited = self.dispatch.clock.mono_ns().saturating_sub(started);
             self.pool.metrics.ring_wait_seconds.record(Duration::from_nanos(waited).as_secs_f64());
+        }
+    }
+
+    fn command_and_extra(&mut self, command: Command) {
+        self.command(command);
+        while let Some(command) = self.extra.pop_front() {
+            self.command(command);
         }
     }
 
@@ -342,7 +363,7 @@ impl Running {
                 let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
                 self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
                 self.pool.board.remember(item.affinity, self.port.shard.shard);
-                if self.created == 0 && self.outgoing.is_empty() {
+                if item.started_ns > 0 {
                     self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
                 }
                 let made = Some(grant.place);
@@ -385,7 +406,7 @@ impl Running {
         self.hand_over();
         self.publish();
         // Whatever panics from here on panics without a ticket in hand: what is left of them goes to other shards.
-        self.port.clear_hand();
+        self.in_hand.clear();
         if !self.refused.is_empty() {
             self.dispatch.route_all(std::mem::take(&mut self.refused));
         }
@@ -431,12 +452,12 @@ impl Running {
 
     fn count(&mut self) {
         let now = self.shard.counters();
-        let metrics = &self.pool.metrics;
-        metrics.worker_touches.increment(now.touches - self.counted.touches);
-        metrics.sweeps.increment(now.swept - self.counted.swept);
-        metrics.give_backs.increment(now.given_back - self.counted.given_back);
-        metrics.claims(ClaimOutcome::Created).increment(std::mem::take(&mut self.created));
-        metrics.releases.increment(std::mem::take(&mut self.releases));
+        let tally = &self.port.tally;
+        tally.touches.add(now.touches - self.counted.touches);
+        tally.sweeps.add(now.swept - self.counted.swept);
+        tally.give_backs.add(now.given_back - self.counted.given_back);
+        tally.created.add(std::mem::take(&mut self.created));
+        tally.releases.add(std::mem::take(&mut self.releases));
         self.timed = false;
         self.counted = now;
         // A recount costs a look at every ledger line: now and then is enough to be noticed.
@@ -479,9 +500,10 @@ fn refusal(answer: &Answer) -> Refusal {
     }
 }
 
-/// When the oldest request among these came in, if it says so.
+/// When the first request in it came in, if it is timed.
 fn started_ns(command: &Command) -> Option<u64> {
-    command.items().next().map(|item| item.started_ns).or_else(|| command.keys().first().map(|item| item.started_ns))
+    let item = command.items().next().map(|item| item.started_ns);
+    item.or_else(|| command.keys().first().map(|item| item.started_ns)).filter(|&started_ns| started_ns > 0)
 }
 
 /// For recovery: what the directory must know of a shard that is about to serve.

@@ -31,7 +31,7 @@ pub struct ClaimItem {
     pub visited: Visited,
     /// A shard that might have had room could not be asked: the answer cannot be "full".
     pub unasked: Option<Unavailable>,
-    /// When it came in.
+    /// When it came in; 0: it is not timed ([`crate::dispatch::Dispatch::stopwatch`]).
     pub started_ns: u64,
     /// Where the answer goes.
     pub reply: Reply,
@@ -84,7 +84,7 @@ pub struct KeyItem {
     pub id: ClaimId,
     /// Where it is held.
     pub place: Place,
-    /// When it came in.
+    /// When it came in; 0: it is not timed ([`crate::dispatch::Dispatch::stopwatch`]).
     pub started_ns: u64,
     /// Where the answer goes.
     pub reply: Reply,

@@ -1,8 +1,15 @@
-//! The only way into a shard: a bounded ring and a wake. Outlives the actor: when that panics, what waits in the
-//! ring waits for the next one.
+//! The only way into a shard: a bounded ring, and one right to run the shard. Outlives the actor: when that panics,
+//! what waits in the ring waits for the next one.
+//!
+//! Whoever pushes first while nobody runs the shard runs it, there and then: the state of an idle shard is a lock
+//! away, a task switch to its actor is ten times that. Whoever comes meanwhile leaves the request in the ring, and the
+//! runner takes it along (flat combining: Hendler, Incze, Shavit and Tzafrir, 2010). What nobody stands there for, the
+//! store's progress, deadlines, work that a run left behind, is the actor's.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -10,17 +17,26 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use super::actor::Wake;
+use super::actor::{Running, Wake};
 use super::command::{ClaimItem, Command, KeyItem};
 use super::reply::Reply;
 use super::ring::Scheduled;
+use super::tally::Tally;
 use crate::dispatch::Dispatch;
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
-use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{ClaimId, Millis, Seq};
+use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::model::{ClaimId, Millis};
 use crate::refusal::{Refusal, Unavailable};
+
+/// Runs in a row by one who pushed; then the actor goes on.
+const RUNS_MAX: usize = 4;
+
+thread_local! {
+    /// This thread runs a shard. What it pushes to others is theirs to run: a run within a run would have no bound.
+    static RUNS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Why a command was not taken.
 pub type Why = Unavailable;
@@ -36,14 +52,18 @@ pub struct ShardPort {
     state: AtomicU8,
     reason: Mutex<Option<String>>,
     actor: RwLock<Option<ActorRef<Wake>>>,
+    /// The shard. Locked by who has the right to run it ([`Scheduled`]), so nobody waits here but the end of its life.
+    running: Mutex<Option<Running>>,
     /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
     next_tick_ms: AtomicU64,
-    /// Tickets of the claims that the actor is deciding: if it panics, its supervisor gives them up.
+    /// Tickets of the claims that a life was deciding when it ended in a panic: its supervisor gives them up.
     in_hand: Mutex<Vec<(ClaimId, Ticket)>>,
     restarts: Mutex<Restarts>,
     /// Difference between ledger and claims, as the actor last saw it.
     drift: AtomicU64,
     metrics: PoolMetrics,
+    /// What it did, for the counters of its pool.
+    pub tally: Tally,
     /// For the tickets in commands that nobody will decide.
     dispatch: Weak<Dispatch>,
 }
@@ -72,11 +92,13 @@ impl ShardPort {
             state: AtomicU8::new(ShardState::Loading as u8),
             reason: Mutex::new(None),
             actor: RwLock::new(None),
+            running: Mutex::new(None),
             next_tick_ms: AtomicU64::new(u64::MAX),
             in_hand: Mutex::new(Vec::new()),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
             metrics,
+            tally: Tally::default(),
             dispatch: Arc::downgrade(dispatch),
         });
         let source: Weak<dyn Source> = Arc::downgrade(&port) as Weak<dyn Source>;
@@ -84,19 +106,39 @@ impl ShardPort {
         port
     }
 
-    /// Puts a command into the ring.
+    /// Puts a command into the ring, and runs the shard if nobody does.
     ///
     /// # Errors
     /// The command back, and why: the shard does not serve, or the ring is full.
     pub fn push(&self, command: Command) -> Result<(), (Command, Why)> {
+        self.put(command, true)
+    }
+
+    /// Puts a command into the ring, and leaves it to the actor.
+    ///
+    /// # Errors
+    /// The command back, and why: the shard does not serve, or the ring is full.
+    pub fn post(&self, command: Command) -> Result<(), (Command, Why)> {
+        self.put(command, false)
+    }
+
+    fn put(&self, command: Command, here: bool) -> Result<(), (Command, Why)> {
         if self.state() != ShardState::Serving {
             return Err((command, self.silence()));
         }
-        if let Err(command) = self.ring.push(command) {
-            self.metrics.ring_refusals.increment(1);
-            return Err((command, Unavailable::Overloaded));
+        // A run within a run would have no bound.
+        let here = here && !RUNS.get();
+        if here && self.scheduled.wake_needed() {
+            self.run_here(Some(command));
+        } else {
+            if let Err(command) = self.ring.push(command) {
+                self.metrics.ring_refusals.increment(1);
+                return Err((command, Unavailable::Overloaded));
+            }
+            if self.scheduled.wake_needed() {
+                if here { self.run_here(None) } else { self.cast() }
+            }
         }
-        self.wake();
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
             // It stopped between the look and the push: nobody will drain the ring, so whoever comes does.
             self.refuse_all();
@@ -111,7 +153,7 @@ impl ShardPort {
         }
     }
 
-    /// Wakes the actor, unless it is awake.
+    /// Wakes the actor, unless somebody runs the shard or will.
     pub fn wake(&self) {
         if self.scheduled.wake_needed() {
             self.cast();
@@ -186,6 +228,7 @@ impl ShardPort {
             // An actor that is gone already is as good as stopped.
             let _ = actor.stop_and_wait(None, None).await;
         }
+        self.publish_tally();
         self.refuse_all();
     }
 
@@ -197,43 +240,102 @@ impl ShardPort {
         self.cast();
     }
 
-    pub(super) fn cast(&self) {
+    /// Hands the right to run to the actor.
+    fn cast(&self) {
         if let Some(actor) = &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
             // An actor that is gone has a supervisor that knows.
-            let _ = actor.send_message(Wake);
+            let _ = actor.send_message(Wake::Run);
         }
+    }
+
+    /// Uses the right to run, on this thread.
+    fn run_here(&self, mut command: Option<Command>) {
+        // Whoever asks must not fall with the shard: its panic is the actor's, which has a supervisor.
+        match catch_unwind(AssertUnwindSafe(|| (0..RUNS_MAX).any(|_| self.run(command.take())))) {
+            Ok(true) => {}
+            Ok(false) => self.cast(),
+            Err(panic) => {
+                // Before anybody else asks: what comes until the supervisor knows must not wait for the next life.
+                let (serving, loading) = (ShardState::Serving as u8, ShardState::Loading as u8);
+                let _ = self.state.compare_exchange(serving, loading, Ordering::SeqCst, Ordering::SeqCst);
+                self.end_life();
+                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                if let Some(actor) = &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
+                    let _ = actor.send_message(Wake::Panicked(text));
+                }
+            }
+        }
+    }
+
+    /// One run, by who has the right to. False: the right is still the caller's, and there is more to do.
+    pub(super) fn run(&self, command: Option<Command>) -> bool {
+        struct Flag(bool);
+        impl Drop for Flag {
+            fn drop(&mut self) {
+                RUNS.set(self.0);
+            }
+        }
+        let mut life = self.life();
+        let Some(running) = &mut *life else {
+            // Between two lives: the next one begins with a look at the ring. After the last, somebody empties it.
+            if let Some(Err(command)) = command.map(|command| self.ring.push(command)) {
+                self.refuse(command, &Refusal::Unavailable(Unavailable::Overloaded));
+            }
+            return true;
+        };
+        let _flag = Flag(RUNS.replace(true));
+        let applied = running.run(command);
+        drop(life);
+        !self.scheduled.sleep_refused(|| self.ring.is_empty() && self.outbox.applied() <= applied)
+    }
+
+    /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
+    /// that inject what competes.
+    pub(crate) fn seize(self: &Arc<Self>) -> Option<Seized> {
+        self.scheduled.wake_needed().then(|| Seized(Arc::clone(self)))
+    }
+
+    /// The shard has a state from now on.
+    pub(super) fn begin_life(&self, running: Running) {
+        *self.life() = Some(running);
+    }
+
+    /// The shard has none any more. Waits for a run to end.
+    pub(super) fn end_life(&self) {
+        let ended = self.life().take();
+        if let Some(mut running) = ended {
+            let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+            in_hand.append(&mut running.in_hand);
+        }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn pop(&self) -> Option<Command> {
         self.ring.pop()
     }
 
-    /// The actor goes to sleep, having looked at the store as of `applied`; false: it must run again.
-    pub(super) fn sleeps(&self, applied: Seq) -> bool {
-        !self.scheduled.sleep_refused(|| self.is_idle(applied))
-    }
-
-    /// Nothing came since the actor looked at the store as of `applied`.
-    pub(super) fn is_idle(&self, applied: Seq) -> bool {
-        self.ring.is_empty() && self.outbox.applied() <= applied
-    }
-
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
         self.next_tick_ms.store(at_ms.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Notes whose tickets are being decided.
-    pub(super) fn take_in_hand<'a>(&self, items: impl Iterator<Item = &'a ClaimItem>) {
-        let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
-        in_hand.extend(items.map(|item| (item.id.clone(), item.ticket)));
+    /// Brings the pool's counters up to date.
+    pub(crate) fn publish_tally(&self) {
+        let Tally { created, releases, touches, sweeps, give_backs } = &self.tally;
+        let metrics = &self.metrics;
+        created.publish(metrics.claims(ClaimOutcome::Created));
+        releases.publish(&metrics.releases);
+        touches.publish(&metrics.worker_touches);
+        sweeps.publish(&metrics.sweeps);
+        give_backs.publish(&metrics.give_backs);
     }
 
+    /// Tickets of claims whose decision ended in a panic.
     pub(super) fn empty_hand(&self) -> Vec<(ClaimId, Ticket)> {
         std::mem::take(&mut self.in_hand.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn clear_hand(&self) {
-        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Answers everything that waits: nobody else will.
@@ -280,6 +382,24 @@ impl ShardPort {
     }
 }
 
+/// The right to run a shard, kept from everybody.
+#[derive(Debug)]
+pub struct Seized(Arc<ShardPort>);
+
+impl Seized {
+    /// Requests that wait in the ring.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.0.depth()
+    }
+}
+
+impl Drop for Seized {
+    fn drop(&mut self) {
+        self.0.cast();
+    }
+}
+
 impl Source for ShardPort {
     fn progressed(&self) {
         self.wake();
@@ -287,7 +407,7 @@ impl Source for ShardPort {
 
     fn dump(&self, from: u32, bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
         let (to, dumped) = oneshot::channel();
-        let pushed = self.push(Command::Dump(from, bytes, to)).is_ok();
+        let pushed = self.post(Command::Dump(from, bytes, to)).is_ok();
         async move { if pushed { dumped.await.ok() } else { None } }.boxed()
     }
 }

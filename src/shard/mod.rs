@@ -1,8 +1,9 @@
 //! Shards as actors: `shard/` executes what the engine decides.
 //!
-//! Requests come through a bounded ring ([`ring`]); the actor is woken once, takes what is there, decides it all,
-//! hands the changed rows to the journal, and only then lets answers leave. The handle ([`ShardPort`]) is the only
-//! way in.
+//! Requests come through a bounded ring ([`ring`]); one at a time has the right to run the shard: it takes what is there,
+//! decides it all, hands the changed rows to the journal, and only then lets answers leave. That is whoever pushed
+//! while nobody ran it, or else the shard's actor, which also owns its life. The handle ([`ShardPort`]) is the only way
+//! in.
 
 mod actor;
 mod command;
@@ -14,9 +15,10 @@ mod atomic {
 }
 pub mod ring;
 mod supervisor;
+mod tally;
 
 pub use command::{ClaimItem, ClaimSieve, Command, KeyItem, Visited};
-pub use handle::{ShardPort, Why};
+pub use handle::{Seized, ShardPort, Why};
 pub use reply::{Batch, ClaimAnswer, Outcome, Payload, Reply, ShardReport};
 pub use supervisor::{Revive, Supervisor};
 

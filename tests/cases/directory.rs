@@ -9,10 +9,11 @@ use crate::world::{FULL, World, done, id, request, spec, until};
 async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
     let world = World::on_disk().await;
     world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
-    let call = world.s.claim(request("p", "k"));
-    // Polled once: its claim is in a ring, and nothing else has run on this thread.
-    assert!(futures::FutureExt::now_or_never(call).is_none());
+    let busy = world.busy("p").await;
+    // Polled once: its claim is in a ring, and no shard has run.
+    assert!(futures::FutureExt::now_or_never(world.s.claim(request("p", "k"))).is_none());
     assert_eq!(world.s.keys().pending(), 1);
+    drop(busy);
     world.is_clean().await;
     assert_eq!(world.counts("p").await, (2, 0, 0));
 }
@@ -22,8 +23,10 @@ async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
     let world = World::on_disk().await;
     world.pool("p", spec(4, Ack::Durable), &["u", "v", "w"]).await;
     let requests = (0..10).map(|i| request("p", &format!("k{i}"))).collect();
+    let busy = world.busy("p").await;
     assert!(futures::FutureExt::now_or_never(world.s.claim_batch(requests)).is_none());
     assert_eq!(world.s.keys().pending(), 10);
+    drop(busy);
     world.is_clean().await;
     until("all are idle", async || world.counts("p").await == (3, 0, 0)).await;
 }
@@ -32,10 +35,12 @@ async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
 async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
     let world = World::on_disk().await;
     world.pool("p", spec(2, Ack::Durable), &["w"]).await;
+    let busy = world.busy("p").await;
     let first = world.s.claim(request("p", "k"));
     assert!(futures::FutureExt::now_or_never(first).is_none());
     let gone = world.s.claim(request("p", "k"));
     assert!(futures::FutureExt::now_or_never(gone).is_none());
+    drop(busy);
     let third = world.claim("p", "k").await.unwrap();
     assert!(third.created, "the one who is still there gets it");
     assert_eq!(world.counts("p").await, (0, 1, 1));
@@ -50,12 +55,14 @@ async fn k1_who_joined_decides_for_itself_after_a_refusal() {
     world.pool("full", spec(2, Ack::Durable), &["f"]).await;
     world.pool("free", spec(2, Ack::Durable), &["w"]).await;
     // Two claims in one ring: the second of them finds no room, and is not refused before the third has joined.
+    let busy = world.busy("full").await;
     let taker = world.s.clone();
     let taker = tokio::spawn(async move { taker.claim(request("full", "taker")).await });
     let first = world.s.clone();
     let first = tokio::spawn(async move { first.claim(request("full", "k")).await });
     let second = world.s.clone();
     let second = tokio::spawn(async move { second.claim(request("free", "k")).await });
+    busy.until_asked(2).await;
     done(taker).await.unwrap();
     assert_eq!(done(first).await, Err(FULL));
     let second = done(second).await.unwrap();

@@ -83,7 +83,8 @@ async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
     // Shard 1 is full now, but nobody may say that the pool is.
     assert_eq!(world.claim("p", "one-too-many").await, Err(LOADING));
     assert_eq!(world.s.keys().pending(), 0);
-    assert!(world.s.readiness().reasons.iter().any(|reason| reason.contains("shard 0 of ns/p panicked")));
+    let says = |reason: &String| reason.contains("shard 0 of ns/p panicked");
+    until("readiness says so", async || world.s.readiness().reasons.iter().any(says)).await;
     world.gate().open_gate();
     restarted(&world, 0, 1).await;
     assert_eq!(world.s.get_claim(&id(&on_0)).await.unwrap().fence, fence_0);
@@ -100,7 +101,8 @@ async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
     let fence = world.hold("p", "held").await;
     world.stored("p").await;
     let before = world.rows("p").await;
-    // Nothing else runs on this thread before all of these stand in the ring.
+    // The shard does not run before all of these stand in the ring.
+    let busy = world.busy("p").await;
     let claim = {
         let s = world.s.clone();
         tokio::spawn(async move { s.claim(request("p", "k")).await })
@@ -117,6 +119,7 @@ async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
         let s = world.s.clone();
         tokio::spawn(async move { s.claim(request("p", "behind")).await })
     };
+    busy.until_asked(4).await;
     assert_eq!(done(claim).await, Err(Refusal::DeadlineExceeded));
     assert_eq!(done(release).await, Err(Refusal::DeadlineExceeded));
     done(panic).await;
@@ -138,6 +141,7 @@ async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
     let fence = world.hold("a", "k").await;
     world.stored("a").await;
     world.gate().hold_loads();
+    let busy = world.busy("a").await;
     let release = {
         let s = world.s.clone();
         tokio::spawn(async move { s.release(&id("k"), fence).await })
@@ -146,6 +150,7 @@ async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
         let s = world.s.clone();
         tokio::spawn(async move { s.inject_panic(&name("a"), 0) })
     };
+    busy.until_asked(2).await;
     assert_eq!(done(release).await, Err(Refusal::DeadlineExceeded));
     done(panic).await;
     until("it is away", async || world.shards("a").await[0].state == "loading").await;
@@ -172,6 +177,7 @@ async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened
         let fence = world.hold("p", "k").await;
         world.stored("p").await;
         world.gate().hold_loads();
+        let busy = world.busy("p").await;
         let release = {
             let s = world.s.clone();
             tokio::spawn(async move { s.release(&id("k"), fence).await })
@@ -180,6 +186,7 @@ async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened
             let s = world.s.clone();
             tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
         };
+        busy.until_asked(2).await;
         assert_eq!(done(release).await, Err(Refusal::DeadlineExceeded));
         done(panic).await;
         let again = if by_batch {

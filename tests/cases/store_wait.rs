@@ -214,7 +214,7 @@ async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
     world.gate().hold_all();
     let release = world.begin_release("g", fence).await;
     let claim = world.begin_claim("p", "k").await;
-    assert_eq!(world.counts("p").await, (1, 1, 1));
+    until("both are decided", async || world.counts("p").await == (1, 1, 1)).await;
     let stored = Arc::new(AtomicBool::new(false));
     let watch = {
         // It waits for the record of the first release at the journal, not at the shard.
@@ -227,12 +227,13 @@ async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
     let inject = Inject { gate: Arc::clone(world.gate()), stored, was_run: AtomicBool::new(false) };
     let inject = Arc::new(inject);
     let (pool, waker) = (name("p"), Waker::from(Arc::clone(&inject)));
-    // A report that was there at once told nobody: then another one is asked for.
-    while !inject.was_run.load(Ordering::SeqCst) {
-        let mut report = Box::pin(world.s.get_pool(&pool));
-        while report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-            std::thread::yield_now();
-        }
+    let busy = world.busy("p").await;
+    let mut report = Box::pin(world.s.get_pool(&pool));
+    // It stands in the ring, and its answer will wake this.
+    assert!(report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    busy.until_asked(1).await;
+    while report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        std::thread::yield_now();
     }
     // No time goes by and nobody asks anything more: only the store's progress can let these go.
     done(claim).await.unwrap();

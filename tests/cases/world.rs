@@ -12,6 +12,7 @@ use hotpool::model::{
 };
 use hotpool::refusal::{Exhausted, Refusal, Unavailable};
 use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::shard::Seized;
 use hotpool::store::memory::MemoryStore;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -59,6 +60,16 @@ pub fn spec(shards: u16, ack: Ack) -> PoolSpec {
 
 /// A worker as it is compared: id, incarnation, version, and of its claim the key, fence and whether it is active.
 pub type Row = (String, u64, u64, Option<(String, u64, bool)>);
+
+/// Shards that do not run until this is dropped.
+pub struct Busy(Vec<Seized>);
+
+impl Busy {
+    /// Lets them run when so many requests stand in their rings.
+    pub async fn until_asked(self, requests: usize) {
+        until("all stand in the rings", async || self.0.iter().map(Seized::depth).sum::<usize>() == requests).await;
+    }
+}
 
 pub struct World {
     pub s: Scheduler,
@@ -127,6 +138,21 @@ impl World {
         for registered in self.s.register_batch(&name(pool), specs).await.unwrap() {
             assert!(registered.unwrap().created);
         }
+    }
+
+    /// Keeps the pool's shards from running: what is asked meanwhile stands in their rings.
+    pub async fn busy(&self, pool: &str) -> Busy {
+        let shards = self.s.get_pool(&name(pool)).await.unwrap().shards.len() as u16;
+        let mut seized = Vec::new();
+        for shard in 0..shards {
+            seized.push(loop {
+                match self.s.inject_busy(&name(pool), shard) {
+                    Some(seized) => break seized,
+                    None => tokio::task::yield_now().await,
+                }
+            });
+        }
+        Busy(seized)
     }
 
     pub async fn claim(&self, pool: &str, key: &str) -> Claimed {
