@@ -38,18 +38,21 @@ pub enum Command {
 struct Connection {
     /// Where the service is: http://HOST:PORT or HOST:PORT
     #[arg(
-        long, global = true, env = "HOTPOOL_ADDR", value_name = "URL", help_heading = "Connection",
+        long, global = true, env = "HOTPOOL_ADDR", value_name = "URL", help_heading = "Common options",
         default_value_t = args::Address::default()
     )]
     addr: args::Address,
     /// How long to wait for one answer, in milliseconds
     #[arg(
-        long, global = true, value_name = "MS", help_heading = "Connection", default_value_t = 15_000,
+        long, global = true, value_name = "MS", help_heading = "Common options", default_value_t = 15_000,
         value_parser = clap::value_parser!(u64).range(1..=600_000)
     )]
     timeout_ms: u64,
-    /// table: for people; json: what the service answered, for scripts
-    #[arg(long, short, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    /// A table for people, or what the service answered as JSON for scripts
+    #[arg(
+        long, short, global = true, value_enum, value_name = "table|json", help_heading = "Common options",
+        default_value_t = Format::Table, hide_possible_values = true
+    )]
     output: Format,
 }
 

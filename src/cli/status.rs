@@ -25,13 +25,13 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 #[command(after_help = "Exit code 0 when the service is ready, 1 when it is not.\n\n\
                         Columns: LAG is the age of the oldest record that the store lacks. WORKERS/SHARD and BUSY/SHARD \
                         are the least and the most that a shard has, and how many times the mean the most is.\n\n\
-                        Examples:\n  hotpool status\n  hotpool status --watch=5\n  hotpool status --output json")]
+                        Examples:\n  hotpool status\n  hotpool status --watch 5\n  hotpool status --output json")]
 pub struct Status {
     #[command(flatten)]
     pub(super) connection: Connection,
     /// Show it again every so many seconds, until Ctrl-C
     #[arg(
-        long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+        long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     watch: Option<u64>,
@@ -162,7 +162,7 @@ impl Picture {
             }
         }
         let Some(Pools { items, debug }) = &self.pools else { return Ok(text) };
-        let _ = writeln!(text, "\n{} pools, {} keys", items.len(), debug.keys);
+        let _ = writeln!(text, "\npools: {}, keys held: {}", items.len(), debug.keys);
         let mut rows = Vec::with_capacity(items.len());
         for item in items {
             let pool: PoolView = context.client.read(item)?;

@@ -45,6 +45,7 @@ enum Verb {
     Add(Add),
     /// List the workers of a pool
     Ls {
+        /// NAMESPACE/POOL
         #[arg(value_name = "NS/POOL", value_parser = args::pool)]
         pool: PoolName,
         /// Show at most so many
@@ -53,6 +54,7 @@ enum Verb {
     },
     /// Show one worker and what it holds
     Show {
+        /// NAMESPACE/POOL
         #[arg(value_name = "NS/POOL", value_parser = args::pool)]
         pool: PoolName,
         /// The worker
@@ -73,6 +75,7 @@ enum Verb {
 
 #[derive(Debug, Args)]
 struct Ids {
+    /// NAMESPACE/POOL
     #[arg(value_name = "NS/POOL", value_parser = args::pool)]
     pool: PoolName,
     /// The workers; `-` reads ids from stdin
@@ -82,6 +85,7 @@ struct Ids {
 
 #[derive(Debug, Args)]
 struct Add {
+    /// NAMESPACE/POOL
     #[arg(value_name = "NS/POOL", value_parser = args::pool)]
     pool: PoolName,
     /// The workers; `-` reads ids from stdin
@@ -238,7 +242,7 @@ impl Add {
         }
         match context.output {
             Format::Json => print_json(&outcomes)?,
-            Format::Table => print(&format!("{}: {new} workers added, {known} updated", self.pool))?,
+            Format::Table => print(&format!("{}: {new} new, {known} updated", self.pool))?,
         }
         Ok(exit)
     }
