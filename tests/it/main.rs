@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod claims;
+mod cli;
 mod client;
 mod connections;
 mod lifecycle;
