@@ -5,6 +5,7 @@ mod claims;
 mod cli;
 mod client;
 mod connections;
+mod declared_pools;
 mod lifecycle;
 mod pools;
 mod server;
