@@ -24,6 +24,8 @@ const BATCH_ITEMS: usize = 1_000;
 const BATCH_BYTES: usize = 1 << 20;
 /// Most workers that one command makes up by itself.
 const COUNT_MAX: i64 = 1_000_000;
+/// Registrations that failed and are told one by one; the rest is counted. JSON has them all in any case.
+const COMPLAINTS: usize = 20;
 /// Calls about single workers that are under way at a time.
 const CALLS: usize = 16;
 
@@ -209,7 +211,7 @@ impl Add {
         }
         let spec = said(&self.spec);
         let mut outcomes = Items { items: Vec::with_capacity(ids.len()), next_page_token: None };
-        let (mut exit, mut new, mut known) = (Exit::Ok, 0_usize, 0_usize);
+        let (mut exit, mut new, mut known, mut failed) = (Exit::Ok, 0_usize, 0_usize, 0_usize);
         let target = format!("{}/workers:batch", path(&self.pool));
         let mut rest = ids.as_slice();
         while !rest.is_empty() {
@@ -232,7 +234,10 @@ impl Add {
                 match failure.map(Failure::with_exit) {
                     Some(failure) => {
                         exit = exit.max(failure.exit);
-                        context.output.complain(&failure.about(id));
+                        failed += 1;
+                        if failed <= COMPLAINTS {
+                            context.output.complain(&failure.about(id));
+                        }
                     }
                     None if created => new += 1,
                     None => known += 1,
@@ -242,7 +247,12 @@ impl Add {
         }
         match context.output {
             Format::Json => print_json(&outcomes)?,
-            Format::Table => print(&format!("{}: {new} new, {known} updated", self.pool))?,
+            Format::Table => {
+                if failed > COMPLAINTS {
+                    note(&format!("... and {} more failed", failed - COMPLAINTS));
+                }
+                print(&format!("{}: {new} new, {known} updated", self.pool))?;
+            }
         }
         Ok(exit)
     }

@@ -118,6 +118,12 @@ fn workers_are_registered_from_words_and_from_stdin() {
     assert_eq!(gone.err, "hotpool: none: worker not found (NOT_FOUND)\n");
     assert_eq!(server.cli_with("workers rm ns/warm - -o json", "c d").json(), json!({"items": [{}, {}]}));
     server.cli("workers show ns/warm a").failed(4, &["worker not found"]);
+
+    // Many failures are counted, not told one by one.
+    server.cli("workers add ns/warm --count 30 --incarnation 2").good();
+    let late = server.cli("workers add ns/warm --count 31 --incarnation 1");
+    assert_eq!((late.code, late.out.as_str()), (Some(3), "ns/warm: 1 new, 0 updated\n"));
+    assert_eq!((late.err.lines().count(), late.err.lines().last()), (21, Some("... and 10 more failed")));
 }
 
 fn fence(ran: &Ran) -> String {
