@@ -106,9 +106,9 @@ struct Spec {
 pub(super) struct PoolView {
     pub(super) namespace: String,
     pub(super) name: String,
-    pub(super) spec: Map<String, Value>,
-    pub(super) workers: BTreeMap<String, u64>,
-    pub(super) claims: BTreeMap<String, u64>,
+    spec: Map<String, Value>,
+    workers: BTreeMap<String, u64>,
+    claims: BTreeMap<String, u64>,
     capacity: Capacity,
     free: Capacity,
     gpus: BTreeMap<String, Cards>,
@@ -117,10 +117,28 @@ pub(super) struct PoolView {
 }
 
 impl PoolView {
+    /// Counts as cells: workers in all, idle, busy; out of the ordinary (`lost=1,suspect=2`); claims by state.
+    pub(super) fn cells(&self) -> Vec<String> {
+        let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
+        let usual = ["total", "idle", "busy"];
+        let unusual = self.workers.iter().filter(|(name, count)| **count > 0 && !usual.contains(&name.as_str()));
+        let mut cells = usual.map(|name| count(&self.workers, name)).to_vec();
+        cells.push(unusual.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(","));
+        cells.extend(["reserved", "active", "releasing"].map(|name| count(&self.claims, name)));
+        cells
+    }
+
     /// A setting as a word.
     pub(super) fn setting(&self, name: &str) -> String {
         self.spec.get(name).map(word).unwrap_or_default()
     }
+}
+
+/// Of `:clear`.
+#[derive(Deserialize)]
+struct Cleared {
+    cleared: u64,
+    suspect: u64,
 }
 
 #[derive(Deserialize)]
@@ -152,7 +170,8 @@ impl Pools {
             }
             Verb::Clear(Name { pool }) => {
                 let answer = context.client.call(Method::POST, &format!("{}:clear", path(&pool)), None).await?;
-                context.done(&answer, &format!("{pool} cleared: its workers are trusted as they are"))?;
+                let Cleared { cleared, suspect } = context.client.read(&answer.json)?;
+                context.done(&answer, &format!("{pool}: {cleared} workers cleared, {suspect} still suspect"))?;
             }
         }
         Ok(Exit::Ok)
@@ -193,11 +212,9 @@ async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
         return Ok(());
     }
     let rows = context.client.read_items::<PoolView>(&all)?.into_iter().map(|pool| {
-        let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
         let mut row = vec![format!("{}/{}", pool.namespace, pool.name)];
         row.extend(["mode", "ack", "policy", "shards"].map(|name| pool.setting(name)));
-        row.extend(["total", "idle", "busy"].map(|name| count(&pool.workers, name)));
-        row.extend(["reserved", "active"].map(|name| count(&pool.claims, name)));
+        row.extend(pool.cells());
         row.extend([pool.setting("class"), pool.setting("labels")]);
         row
     });
@@ -210,8 +227,10 @@ async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
         ">WORKERS",
         ">IDLE",
         ">BUSY",
+        "OUT",
         ">RESERVED",
         ">ACTIVE",
+        ">RELEASING",
         "CLASS",
         "LABELS",
     ];

@@ -23,7 +23,7 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 /// Whether the service is ready, and every pool with its counts.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 0 when the service is ready, 1 when it is not.\n\n\
-                        Columns: LAG is the age of the oldest record that the store lacks. WORKERS/SHARD and BUSY/SHARD \
+                        Columns: OUT counts workers that are cordoned, draining, lost or suspect. LAG is the age of the oldest record that the store lacks. WORKERS/SHARD and BUSY/SHARD \
                         are the least and the most that a shard has, and how many times the mean the most is.\n\n\
                         Examples:\n  hotpool status\n  hotpool status --watch 5\n  hotpool status --output json")]
 pub struct Status {
@@ -180,8 +180,10 @@ impl Picture {
             ">WORKERS",
             ">IDLE",
             ">BUSY",
+            "OUT",
             ">RESERVED",
             ">ACTIVE",
+            ">RELEASING",
             ">LAG",
             ">RING",
             "WORKERS/SHARD",
@@ -195,11 +197,9 @@ impl Picture {
 }
 
 fn row(name: String, pool: &PoolView, shards: &[ShardStatus]) -> Vec<String> {
-    let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
     let serving = shards.iter().filter(|shard| shard.state == "serving").count();
     let mut row = vec![name, pool.setting("ack"), format!("{serving}/{}", shards.len())];
-    row.extend(["total", "idle", "busy"].map(|name| count(&pool.workers, name)));
-    row.extend(["reserved", "active"].map(|name| count(&pool.claims, name)));
+    row.extend(pool.cells());
     row.push(duration(shards.iter().map(|shard| shard.lag_ms).max().unwrap_or_default()));
     row.push(shards.iter().map(|shard| shard.ring_depth).sum::<u64>().to_string());
     row.push(spread(shards, |shard| shard.workers));

@@ -212,7 +212,7 @@ fn status_shows_every_pool_and_how_even_its_shards_are() {
     let shown = server.cli("status");
     assert_eq!(shown.good().lines().next().unwrap(), format!("http://{} is ready", server.address));
     let row = shown.row("ns/warm");
-    assert_eq!(row[..8], ["ns/warm", "durable", "4/4", "8", "7", "1", "1", "0"]);
+    assert_eq!(row[..10], ["ns/warm", "durable", "4/4", "8", "7", "1", "-", "1", "0", "0"]);
     assert_eq!(row[row.len() - 2..], ["0..1", "x4.00"]);
     let json = server.cli("status -o json").json();
     assert_eq!((&json["ready"], &json["reasons"], &json["keys"]), (&json!(true), &json!([]), &json!(1)));

@@ -6,10 +6,16 @@ use std::thread::spawn;
 
 use serde_json::{Value, json};
 
-use super::{command, run};
+use super::{Ran, command, run};
 
 /// Runs a command against a listener that answers `answer` once; what it was asked, and the exit code.
 fn asked(arguments: &[&str], answer: &Value) -> (String, Value, Option<i32>) {
+    let (first, body, ran) = asked_ran(arguments, answer);
+    (first, body, ran.code)
+}
+
+/// The same, with all that the command wrote.
+fn asked_ran(arguments: &[&str], answer: &Value) -> (String, Value, Ran) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let answer = answer.to_string();
@@ -36,7 +42,7 @@ fn asked(arguments: &[&str], answer: &Value) -> (String, Value, Option<i32>) {
     });
     let ran = run(command(arguments).env("HOTPOOL_ADDR", address), "");
     let (first, body) = listening.join().unwrap();
-    (first, body, ran.code)
+    (first, body, ran)
 }
 
 #[test]
@@ -100,6 +106,17 @@ fn a_claim_asks_for_all_that_is_said() {
 }
 
 #[test]
+fn workers_out_of_service_are_counted_where_pools_are_listed() {
+    let pool = json!({
+        "namespace": "demo", "name": "warm", "spec": {"shards": 1, "ack": "memory"}, "capacity": {}, "free": {}, "gpus": {},
+        "workers": {"total": 9, "idle": 4, "busy": 2, "cordoned": 0, "draining": 0, "lost": 1, "suspect": 2},
+        "claims": {"reserved": 0, "active": 1, "releasing": 1},
+    });
+    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [pool]}));
+    assert_eq!(ran.row("demo/warm")[5..], ["9", "4", "2", "lost=1,suspect=2", "0", "1", "1", "-", "-"]);
+}
+
+#[test]
 fn every_verb_has_its_path_and_body() {
     let claim = json!({"claim": {"key": "k", "tenant": "t", "fence": 7, "namespace": "demo", "pool": "warm", "worker": "w1", "state": "active"}});
     let cases = [
@@ -124,7 +141,6 @@ fn every_verb_has_its_path_and_body() {
         ("workers uncordon demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:uncordon", Value::Null),
         ("workers drain demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:drain", Value::Null),
         ("workers clear demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:clear", Value::Null),
-        ("pools clear demo/warm", "POST /v1/pools/demo/warm:clear", Value::Null),
         (
             "pools put demo/warm --shards 2 --mode exclusive --releasing-ms 5 --heartbeat-ttl-ms 6 --lag-max-ms 7",
             "PUT /v1/pools/demo/warm",
@@ -135,6 +151,8 @@ fn every_verb_has_its_path_and_body() {
         let arguments: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(asked(&arguments, &claim), (first.to_owned(), body, Some(0)), "{line}");
     }
+    let cleared = asked(&["pools", "clear", "demo/warm"], &json!({"cleared": 3, "suspect": 1}));
+    assert_eq!(cleared, ("POST /v1/pools/demo/warm:clear".to_owned(), Value::Null, Some(0)));
     let (first, body, _) = asked(
         &["workers", "add", "demo/warm", "w1", "--expires-at-ms", "9", "--node", "n"],
         &json!({"items": [{"worker": {}, "created": true}]}),
