@@ -10,8 +10,13 @@ use std::str::FromStr;
 use config::{Environment, File, FileFormat};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_path_to_error::Segment;
 
 use crate::scheduler;
+
+mod pools;
+
+pub use pools::Pool;
 
 /// Prefix of the variables that are read.
 const ENV_PREFIX: &str = "HOTPOOL__";
@@ -26,6 +31,8 @@ pub struct Config {
     pub store: Store,
     /// Logging.
     pub log: Log,
+    /// Pools that are there before the service is ready.
+    pub pools: Vec<Pool>,
 }
 
 /// `[server]`.
@@ -221,7 +228,7 @@ impl Config {
 
     /// What is wrong with values that parsed.
     fn problems(&self) -> Vec<String> {
-        let Self { server, store, .. } = self;
+        let Self { server, store, pools, .. } = self;
         let mut problems = Vec::new();
         let mut range = |key: &str, value: u64, min: u64, max: u64| {
             if !(min..=max).contains(&value) {
@@ -243,6 +250,7 @@ impl Config {
                 server.listen
             ));
         }
+        problems.extend(pools::problems(pools));
         problems
     }
 }
@@ -254,9 +262,9 @@ fn parse(mut tree: Value) -> (Config, Vec<String>) {
         match serde_path_to_error::deserialize::<_, Config>(&tree) {
             Ok(config) => return (config, problems),
             Err(error) => {
-                let steps: Vec<String> = error.path().iter().map(ToString::to_string).collect();
                 problems.push(format!("{}: {}", error.path(), error.inner()));
-                if !remove(&mut tree, &steps) {
+                let path: Vec<&Segment> = error.path().iter().collect();
+                if !remove(&mut tree, &path, problems.len()) {
                     return (Config::default(), problems);
                 }
             }
@@ -264,11 +272,27 @@ fn parse(mut tree: Value) -> (Config, Vec<String>) {
     }
 }
 
-/// Takes the value at this path out of the tree; false if there is none.
-fn remove(tree: &mut Value, path: &[String]) -> bool {
+/// Takes the value at this path out of the tree; false if there is none. `number` is one that no other call had.
+fn remove(tree: &mut Value, path: &[&Segment], number: usize) -> bool {
     let Some((last, before)) = path.split_last() else { return false };
-    let inner = before.iter().try_fold(tree, |tree, step| tree.get_mut(step));
-    inner.and_then(Value::as_object_mut).is_some_and(|table| table.remove(last).is_some())
+    let inner = before.iter().try_fold(tree, |tree, step| match step {
+        Segment::Map { key } => tree.get_mut(key),
+        Segment::Seq { index } => tree.get_mut(*index),
+        _ => None,
+    });
+    match (inner, last) {
+        // A pool without a name would be one more problem.
+        (Some(pool), Segment::Map { key }) if key == "name" && matches!(before.last(), Some(Segment::Seq { .. })) => {
+            let wrong = pool.as_object_mut().and_then(|pool| pool.remove(key));
+            pools::stand_in(pool, number);
+            wrong.is_some()
+        }
+        (Some(Value::Object(table)), Segment::Map { key }) => table.remove(key).is_some(),
+        (Some(Value::Array(pools)), Segment::Seq { index }) => {
+            pools.get_mut(*index).map(|pool| pools::stand_in(pool, number)).is_some()
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

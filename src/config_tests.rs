@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::{Ack, Labels, PoolName, PoolSpec};
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(path)
@@ -23,6 +24,38 @@ fn the_annotated_file_says_the_defaults() {
 }
 
 #[test]
+fn the_annotated_file_names_every_field_of_a_pool_with_its_default() {
+    let text = std::fs::read_to_string(here("hotpool.toml")).unwrap();
+    let (_, block) = text.split_once("\n# [[pools]]\n").unwrap();
+    let lines: Vec<&str> =
+        block.lines().map(|line| line.strip_prefix("# ").expect("the block ends the file")).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("[[pools]]\n{}", lines.join("\n"))).unwrap();
+    let pools = Config::load(Some(file.path()), [], Overrides::default()).unwrap().pools;
+    assert_eq!(pools, [Pool { name: PoolName::new("demo", "warm").unwrap(), spec: PoolSpec::default() }]);
+    // With a class, so that it is among them.
+    let spec = PoolSpec { class: Some("gold".into()), ..PoolSpec::default() };
+    for field in serde_json::to_value(spec).unwrap().as_object().unwrap().keys() {
+        let said = |line: &&str| line.trim_start_matches("# ").starts_with(&format!("{field} = "));
+        assert!(lines.iter().any(said), "{field} is missing");
+    }
+}
+
+#[test]
+fn a_pool_is_read_with_all_that_it_says() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[[pools]]\nname = \"demo/warm\"\nshards = 2\nack = \"memory\"\nclass = \"gold\"\n\
+                labels = { Zone = \"A\", \"example.com-x\" = \"y\" }\n[[pools]]\nname = \"demo/cold\"\n";
+    std::fs::write(file.path(), text).unwrap();
+    let pools = Config::load(Some(file.path()), [], Overrides::default()).unwrap().pools;
+    assert_eq!((pools.len(), pools[1].name.as_str(), &pools[1].spec), (2, "demo/cold", &PoolSpec::default()));
+    let spec = &pools[0].spec;
+    assert_eq!((spec.shards, spec.ack, spec.class.as_deref()), (2, Ack::Memory, Some("gold")));
+    let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert_eq!(spec.labels, Labels::from([label("Zone", "A"), label("example.com-x", "y")]));
+}
+
+#[test]
 fn every_invalid_file_is_refused_with_its_words() {
     let mut seen = 0;
     for entry in std::fs::read_dir(here("invalid")).unwrap() {
@@ -32,8 +65,13 @@ fn every_invalid_file_is_refused_with_its_words() {
         // `#! words` in a fixture must come in the message.
         let words: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#! ")).collect();
         assert!(!words.is_empty(), "{} says no words", path.display());
-        for words in words {
+        for words in &words {
             assert!(error.to_string().contains(words), "{}: {words:?} is not in {error}", path.display());
+        }
+        // No problem is told twice, and none is made up: a line for each of the words that name a field.
+        let of_fields = words.iter().filter(|words| words.contains(": ")).count();
+        if of_fields == words.len() {
+            assert_eq!(error.to_string().lines().count(), words.len(), "{}: {error}", path.display());
         }
         seen += 1;
     }

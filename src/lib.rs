@@ -15,11 +15,12 @@
 //! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`dispatch`], [`router`], [`pools`],
 //! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`]. Around them: [`model`] and
 //! [`refusal`] (the nouns, the ways to say no), [`limits`], [`fence`], [`clock`], [`metrics`], [`config`], [`service`],
-//! and [`load`], the harness.
+//! [`cli`], the client commands, and [`load`], the harness.
 #![warn(missing_docs)]
 
 pub mod api;
 pub mod catalogue;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatch;

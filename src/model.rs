@@ -573,7 +573,8 @@ pub struct Registered {
 }
 
 /// One shard's figures.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ShardStatus {
     /// Index in the pool.
     pub shard: u16,

@@ -10,9 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::http::{Api, listener, router};
-use crate::config::{Config, StoreUrl};
+use crate::config::{Config, Pool, StoreUrl};
 use crate::metrics::{self, Exporter, InstallError};
-use crate::scheduler::{Scheduler, Settings};
+use crate::model::PoolName;
+use crate::refusal::Refusal;
+use crate::scheduler::{self, Scheduler, Settings};
 use crate::store::memory::MemoryStore;
 use crate::store::redb::RedbStore;
 use crate::store::{SharedStore, StoreError};
@@ -46,6 +48,14 @@ pub enum StartError {
         url: StoreUrl,
         /// Why.
         error: StoreError,
+    },
+    /// A pool of the configuration cannot be set up.
+    #[error("cannot set up the pool {name} of the configuration: {refusal}")]
+    Pool {
+        /// Which.
+        name: PoolName,
+        /// Why.
+        refusal: Refusal,
     },
     /// Metrics cannot be set up.
     #[error("{0}")]
@@ -83,7 +93,7 @@ impl Service {
     /// `ready` is called with the address.
     ///
     /// # Errors
-    /// The store cannot be recovered.
+    /// The store cannot be recovered, or a pool of the configuration cannot be set up.
     pub async fn run(self, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<(), StartError> {
         let Self { listener, address, scheduler, exporter, config } = self;
         let (stopping, mut stopped) = watch::channel(());
@@ -96,9 +106,10 @@ impl Service {
             }));
         let upkeep = keep_up(exporter);
 
+        let pools = config.pools.into_iter().map(|Pool { name, spec }| (name, spec)).collect();
         let mut stop = std::pin::pin!(stop);
         let started = tokio::select! {
-            started = scheduler.start() => started.map(|()| true),
+            started = scheduler.start_with(pools) => started.map(|()| true),
             () = &mut stop => Ok(false),
         };
         if matches!(started, Ok(true)) {
@@ -114,7 +125,10 @@ impl Service {
             tracing::warn!("the store did not take everything; what was acknowledged as durable is in it");
         }
         upkeep.abort();
-        started.map(|_| ()).map_err(|error| StartError::Store { url: config.store.url, error })
+        started.map(|_| ()).map_err(|error| match error {
+            scheduler::StartError::Store(error) => StartError::Store { url: config.store.url, error },
+            scheduler::StartError::Pool { name, refusal } => StartError::Pool { name, refusal },
+        })
     }
 }
 

@@ -166,6 +166,11 @@ fn what_is_said_to_be_absent_is_absent() {
             assert!(!text(&path).contains(word), "{word:?} in {path}: the engine is pure");
         }
     }
+    for path in sources("src/cli") {
+        for word in ["crate::scheduler", "crate::engine", "crate::shard", "crate::store", "crate::service"] {
+            assert!(!text(&path).contains(word), "{word:?} in {path}: the commands know the service by its answers");
+        }
+    }
     for path in sources("src/api") {
         for word in ["crate::engine", "crate::router", "crate::store", "crate::journal"] {
             let code = text(&path);

@@ -1,5 +1,5 @@
-//! The service. Arguments, then configuration, then [`Service::build`], then [`Service::run`].
-//! Exit codes: 0 ok, 1 it could not start, 64 wrong usage or configuration.
+//! The service and its client commands. Service: arguments, then configuration, then [`Service::build`], then
+//! [`Service::run`]; exit codes 0 ok, 1 it could not start, 64 wrong usage or configuration. Commands: [`cli`].
 #![warn(missing_docs)]
 
 use std::ffi::OsString;
@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use hotpool::cli;
 use hotpool::config::{Config, LogFormat, Overrides, StoreUrl};
 use hotpool::service::Service;
 use hotpool::{shutdown, telemetry};
@@ -23,9 +25,12 @@ const EXIT_USAGE: u8 = 64;
 /// How long what still runs may delay the end.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Assigns work to warm workers.
+/// Assigns work to warm workers: the service, and commands that speak to one.
+///
+/// Exit codes of the commands: 0 done; 1 an error, or the service is away or not ready; 3 refused; 4 not found;
+/// 64 wrong usage or configuration.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "hotpool", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,8 +38,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the service.
+    /// Run the service
     Serve(Serve),
+    #[command(flatten)]
+    Client(cli::Command),
+    /// Write a script that completes these commands, for a shell
+    #[command(after_help = "Example, for the present bash:\n  source <(hotpool completions bash)")]
+    Completions { shell: Shell },
 }
 
 #[derive(Args)]
@@ -62,6 +72,14 @@ struct Serve {
 fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(Cli { command: Command::Serve(arguments) }) => serve(arguments),
+        Ok(Cli { command: Command::Client(command) }) => cli::run(command),
+        Ok(Cli { command: Command::Completions { shell } }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "hotpool", &mut script);
+            // Nothing can be done about a closed stream.
+            let _ = std::io::stdout().write_all(&script);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // Nothing can be done about a closed stream.
             let _ = error.print();

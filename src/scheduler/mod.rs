@@ -24,6 +24,7 @@ use crate::fence::Fences;
 use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
 use crate::metrics::{ShardState, metrics};
+use crate::model::{PoolName, PoolSpec};
 use crate::pools::{Pool, Pools};
 use crate::recovery;
 use crate::refusal::{Refusal, Unavailable};
@@ -53,6 +54,22 @@ impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Scheduler").field("dispatch", &self.shared.dispatch).finish_non_exhaustive()
     }
+}
+
+/// It could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be taken over or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A pool that should be there cannot be.
+    #[error("cannot set up the pool {name}: {refusal}")]
+    Pool {
+        /// Which.
+        name: PoolName,
+        /// Why.
+        refusal: Refusal,
+    },
 }
 
 /// Whether every shard serves.
@@ -101,6 +118,37 @@ impl Scheduler {
     /// # Errors
     /// The store cannot be taken over or read.
     pub async fn start(&self) -> Result<(), StoreError> {
+        for pool in self.recover().await? {
+            self.spawn_deletion(pool);
+        }
+        self.shared.started.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The same; and before the first call is answered these pools are there, each with exactly this specification.
+    ///
+    /// # Errors
+    /// [`StartError::Pool`] if one cannot be, above all for other `shards` or another `mode` than the store has: those
+    /// never change.
+    pub async fn start_with(&self, pools: Vec<(PoolName, PoolSpec)>) -> Result<(), StartError> {
+        for pool in self.recover().await? {
+            // What is to be made anew must be gone first.
+            if pools.iter().any(|(name, _)| *name == pool.name) {
+                self.finish_deletion(&pool).await;
+            } else {
+                self.spawn_deletion(pool);
+            }
+        }
+        for (name, spec) in pools {
+            let set = self.set_pool(name.clone(), spec).await;
+            set.map_err(|refusal| StartError::Pool { name, refusal })?;
+        }
+        self.shared.started.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Everything but answering calls. Returns the pools whose deletion was under way.
+    async fn recover(&self) -> Result<Vec<Arc<Pool>>, StoreError> {
         let dispatch = &self.shared.dispatch;
         let begun = dispatch.clock.mono_ns();
         let supervisor = self.supervisor().await?;
@@ -109,14 +157,14 @@ impl Scheduler {
         self.spawn(Arc::clone(&dispatch.journal).run());
         self.spawn(Self::tick(Arc::clone(dispatch)));
         self.spawn(Self::keep_ceiling(Arc::clone(dispatch)));
-        for pool in deleting {
-            let scheduler = self.clone();
-            self.spawn(async move { scheduler.finish_deletion(&pool).await });
-        }
         let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - begun).as_secs_f64();
         metrics().recovery_seconds.set(seconds);
-        self.shared.started.store(true, Ordering::Release);
-        Ok(())
+        Ok(deleting)
+    }
+
+    fn spawn_deletion(&self, pool: Arc<Pool>) {
+        let scheduler = self.clone();
+        self.spawn(async move { scheduler.finish_deletion(&pool).await });
     }
 
     async fn supervisor(&self) -> Result<ActorCell, StoreError> {
@@ -230,7 +278,7 @@ impl Scheduler {
 
     /// Panics one shard: fault injection for tests. No edge calls it.
     #[doc(hidden)]
-    pub fn inject_panic(&self, pool: &crate::model::PoolName, shard: u16) {
+    pub fn inject_panic(&self, pool: &PoolName, shard: u16) {
         if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
             let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic);
         }

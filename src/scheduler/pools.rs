@@ -24,20 +24,25 @@ impl Scheduler {
     /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change.
     pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), Refusal> {
         self.open()?;
+        let (created, pool) = self.set_pool(name, spec).await?;
+        Ok((created, self.status(&pool).await))
+    }
+
+    /// The same, also before calls are answered.
+    pub(super) async fn set_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, Arc<Pool>), Refusal> {
         spec.check()?;
         let _one_at_a_time = self.shared.changing.lock().await;
         let known = self.dispatch().pools.load().get(&name).cloned();
-        let (created, pool) = match known {
+        match known {
             Some(pool) if pool.is_closing() => {
-                return Err(Refusal::State("the pool is being deleted; try again when it is gone".into()));
+                Err(Refusal::State("the pool is being deleted; try again when it is gone".into()))
             }
             Some(pool) => {
                 self.replace_pool(&pool, spec).await?;
-                (false, pool)
+                Ok((false, pool))
             }
-            None => (true, self.create_pool(name, spec).await?),
-        };
-        Ok((created, self.status(&pool).await))
+            None => Ok((true, self.create_pool(name, spec).await?)),
+        }
     }
 
     async fn create_pool(&self, name: PoolName, spec: PoolSpec) -> Result<Arc<Pool>, Refusal> {

@@ -2,8 +2,10 @@
 
 mod bad_input;
 mod claims;
+mod cli;
 mod client;
 mod connections;
+mod declared_pools;
 mod lifecycle;
 mod pools;
 mod server;

@@ -1,0 +1,345 @@
+//! `hotpool claims ...`.
+
+use clap::{ArgGroup, Args, Subcommand};
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::args::{self, Amounts, ClaimName, Labels, said};
+use super::client::{Answer, Exit, Failure};
+use super::output::{Format, moment, note, print, print_json, sheet, table};
+use super::{Connection, Context};
+use crate::clock::Clock;
+use crate::model::PoolName;
+
+/// The tenant that a request has if it names none.
+const TENANT_DEFAULT: &str = "default";
+
+/// Claims: take a worker, keep it, give it back.
+#[derive(Debug, Args)]
+pub struct Claims {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Take a worker under a key; the same key again is the same claim
+    #[command(
+        after_help = "A claim starts reserved: confirm it in time, or it is given back. --reserve-ms 0 makes it \
+                            active at once.\n\n\
+                            Examples:\n  hotpool claims take demo/warm --key job-1\n  \
+                            hotpool claims take demo/warm demo/cold --key job-1 --selector 'zone=a,tier!=b'\n  \
+                            hotpool claims take --namespace demo --pool-selector 'tier in (gold,silver)' --ttl-ms 60000"
+    )]
+    Take(Box<Take>),
+    /// List claims: all, of a namespace, or of a pool
+    Ls(Ls),
+    /// Show who holds a key
+    Show(Holder),
+    /// Say that the work has begun: the claim is kept
+    #[command(after_help = EXAMPLE_FENCE)]
+    Confirm(Fenced),
+    /// Keep a claim that has a ttl for longer
+    Renew {
+        #[command(flatten)]
+        fenced: Fenced,
+        /// The new ttl, in milliseconds; not said: the one that it has
+        #[arg(long, value_name = "MS")]
+        ttl_ms: Option<u64>,
+    },
+    /// Give the worker back
+    #[command(after_help = EXAMPLE_FENCE)]
+    Release {
+        #[command(flatten)]
+        fenced: Fenced,
+        /// In two steps: begin keeps the worker from others while it is cleaned, finish gives it back
+        #[arg(long, value_name = "begin|finish")]
+        phase: Option<String>,
+    },
+}
+
+const EXAMPLE_FENCE: &str = "The fence is in what `claims take` and `claims show` say. It keeps a late holder from ending \
+                             the claim of the next one; --current does without that care, for a person who looks.";
+
+#[derive(Debug, Args)]
+struct Take {
+    /// NAMESPACE/POOL; several, of one namespace, are tried in this order
+    #[arg(value_name = "NS/POOL", value_parser = args::pool, required_unless_present = "pool_selector")]
+    pools: Vec<PoolName>,
+    /// Instead of names: pools whose labels fit, as in 'tier in (gold,silver)'
+    #[arg(long, value_name = "SELECTOR", conflicts_with = "pools", requires = "namespace")]
+    pool_selector: Option<String>,
+    /// Namespace of --pool-selector
+    #[arg(long, value_name = "NS", requires = "pool_selector", value_parser = args::name)]
+    namespace: Option<String>,
+    /// A node that it must be on; several: on one of them
+    #[arg(long = "node", value_name = "NODE", value_parser = args::name)]
+    nodes: Vec<String>,
+    /// A node that it should be on
+    #[arg(long = "prefer-node", value_name = "NODE", value_parser = args::name)]
+    preferred: Vec<String>,
+    #[command(flatten)]
+    fields: Fields,
+}
+
+/// What goes to the service as it is said.
+#[derive(Debug, Args, Serialize)]
+struct Fields {
+    /// Who asks: a name of your own choice; not said: the service makes one
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Same key, other tenant: another claim
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    /// Prefer the idle worker whose last claim had the same word; not said: the key
+    #[arg(long, value_name = "WORD")]
+    affinity: Option<String>,
+    /// Labels that the worker must have, as in 'zone=a, tier!=b, arch in (x,y), gpu'
+    #[arg(long, value_name = "SELECTOR")]
+    selector: Option<String>,
+    /// This very worker
+    #[arg(long, value_name = "ID")]
+    worker: Option<String>,
+    /// Only pools of this class
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Once active, it ends after so long without a renewal
+    #[arg(long, value_name = "MS")]
+    ttl_ms: Option<u64>,
+    /// How long it may stay unconfirmed; 0: active at once
+    #[arg(long, value_name = "MS")]
+    reserve_ms: Option<u64>,
+    /// When the answer leaves, if the pool's way is not enough
+    #[arg(long, value_name = "durable|memory")]
+    ack: Option<String>,
+    /// Refuse the claim that the key has already if its resources are others
+    #[arg(long)]
+    must_match: bool,
+    #[command(flatten)]
+    labels: Labels,
+    #[command(flatten)]
+    resources: Amounts,
+}
+
+#[derive(Debug, Args)]
+struct Ls {
+    /// NAMESPACE, or NAMESPACE/POOL
+    #[arg(value_name = "NS[/POOL]")]
+    of: Option<String>,
+    /// Only on this worker
+    #[arg(long, value_name = "ID")]
+    worker: Option<String>,
+    /// Only of this tenant
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    /// Show at most so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+struct Holder {
+    /// NAMESPACE/KEY
+    #[arg(value_name = "NS/KEY")]
+    claim: ClaimName,
+    /// Whose
+    #[arg(long, default_value = TENANT_DEFAULT, value_parser = args::name)]
+    tenant: String,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true))]
+struct Fenced {
+    #[command(flatten)]
+    holder: Holder,
+    /// The fence of the claim that is meant
+    #[arg(long, value_name = "N", group = "which")]
+    fence: Option<u64>,
+    /// Whatever claim holds the key at this moment
+    #[arg(long, group = "which")]
+    current: bool,
+}
+
+/// A claim as the service shows it.
+#[derive(Debug, Deserialize)]
+pub(super) struct ClaimView {
+    key: String,
+    tenant: String,
+    fence: u64,
+    namespace: String,
+    pool: String,
+    worker: String,
+    node: Option<String>,
+    state: String,
+    expires_at_ms: Option<u64>,
+}
+
+impl ClaimView {
+    /// `key`, with the tenant in front if it is not the default one.
+    pub(super) fn name(&self) -> String {
+        if self.tenant == TENANT_DEFAULT { self.key.clone() } else { format!("{}:{}", self.tenant, self.key) }
+    }
+
+    /// On one line.
+    pub(super) fn line(&self, now_ms: u64) -> String {
+        let ends = self.expires_at_ms.map(|at| format!(", ends {}", moment(at, now_ms))).unwrap_or_default();
+        format!("{} ({}{ends}), fence {}", self.name(), self.state, self.fence)
+    }
+
+    fn sheet(&self) -> String {
+        let ends = self.expires_at_ms.map(|at| moment(at, Clock::system().unix_ms())).unwrap_or_default();
+        let name = format!("{}/{}", self.namespace, self.key);
+        let tenant = if self.tenant == TENANT_DEFAULT { String::new() } else { format!(" --tenant {}", self.tenant) };
+        let next = match self.state.as_str() {
+            "reserved" => format!("hotpool claims confirm {name}{tenant} --fence {}", self.fence),
+            "releasing" => format!("hotpool claims release {name}{tenant} --fence {} --phase finish", self.fence),
+            "active" => format!("hotpool claims release {name}{tenant} --fence {}", self.fence),
+            _ => String::new(),
+        };
+        sheet(&[
+            ("claim", name),
+            ("tenant", self.tenant.clone()),
+            ("state", self.state.clone()),
+            ("ends", ends),
+            ("pool", format!("{}/{}", self.namespace, self.pool)),
+            ("worker", self.worker.clone()),
+            ("node", self.node.clone().unwrap_or_default()),
+            ("fence", self.fence.to_string()),
+            ("next", next),
+        ])
+    }
+}
+
+#[derive(Deserialize)]
+struct ClaimAnswer {
+    claim: ClaimView,
+}
+
+impl Claims {
+    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self.verb {
+            Verb::Take(take) => {
+                let answer = context.client.call(Method::POST, "/v1/claims", Some(&take.body()?)).await?;
+                if !answer.created && context.output == Format::Table {
+                    note("the key holds this claim already");
+                }
+                context.claim(&answer)?;
+            }
+            Verb::Ls(ls) => ls.run(context).await?,
+            Verb::Show(holder) => context.claim(&holder.get(context).await?)?,
+            Verb::Confirm(fenced) => context.claim(&fenced.call(context, ":confirm", json!({})).await?)?,
+            Verb::Renew { fenced, ttl_ms } => {
+                let body = said(&json!({"ttl_ms": ttl_ms}));
+                context.claim(&fenced.call(context, ":renew", body).await?)?;
+            }
+            Verb::Release { fenced, phase } => {
+                let body = said(&json!({"phase": phase}));
+                let answer = fenced.call(context, ":release", body).await?;
+                let begun = phase.as_deref() == Some("begin");
+                context.done(
+                    &answer,
+                    &format!("{} {}", fenced.holder.claim, if begun { "releasing" } else { "released" }),
+                )?;
+            }
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+impl Take {
+    fn body(&self) -> Result<Value, Failure> {
+        let mut body = said(&self.fields);
+        let (namespace, which, value) = match (self.pools.as_slice(), &self.namespace, &self.pool_selector) {
+            ([pool], ..) => (pool.namespace(), "pool", json!(pool.pool())),
+            ([first, others @ ..], ..) => {
+                if others.iter().any(|pool| pool.namespace() != first.namespace()) {
+                    return Err(Failure::usage("NS/POOL", "pools of one claim must be of one namespace"));
+                }
+                (first.namespace(), "pools", self.pools.iter().map(PoolName::pool).collect())
+            }
+            ([], Some(namespace), Some(selector)) => (namespace.as_str(), "pool_selector", json!(selector)),
+            ([], ..) => return Err(Failure::usage("NS/POOL", "a pool, or --namespace and --pool-selector")),
+        };
+        body["namespace"] = namespace.into();
+        body[which] = value;
+        let node = said(&json!({"node": {"required": self.nodes, "preferred": self.preferred}}));
+        if let Some(node) = node.get("node") {
+            body["node"] = node.clone();
+        }
+        Ok(body)
+    }
+}
+
+impl Ls {
+    async fn run(self, context: &Context) -> Result<(), Failure> {
+        let (namespace, pool) = match self.of.as_deref().map(|of| of.split_once('/').ok_or(of)) {
+            Some(Ok((namespace, pool))) => (Some(namespace), Some(pool)),
+            Some(Err(namespace)) => (Some(namespace), None),
+            None => (None, None),
+        };
+        let filter = [
+            ("namespace", namespace),
+            ("pool", pool),
+            ("worker", self.worker.as_deref()),
+            ("tenant", self.tenant.as_deref()),
+        ];
+        let filter: Vec<_> = filter.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let all = context.client.list("/v1/claims", &filter, self.limit.map(|limit| limit as usize)).await?;
+        if context.output == Format::Json {
+            return print_json(&all);
+        }
+        if all.items.is_empty() {
+            note("no such claims");
+            return Ok(());
+        }
+        let now_ms = Clock::system().unix_ms();
+        let rows = context.client.read_items::<ClaimView>(&all)?.into_iter().map(|claim| {
+            vec![
+                format!("{}/{}", claim.namespace, claim.key),
+                claim.tenant,
+                claim.state,
+                claim.expires_at_ms.map(|at| moment(at, now_ms)).unwrap_or_default(),
+                claim.pool,
+                claim.worker,
+                claim.node.unwrap_or_default(),
+                claim.fence.to_string(),
+            ]
+        });
+        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", ">FENCE"], rows))?;
+        context.told_if_cut(&all);
+        Ok(())
+    }
+}
+
+impl Holder {
+    async fn get(&self, context: &Context) -> Result<Answer, Failure> {
+        let Self { claim: ClaimName { namespace, key }, tenant } = self;
+        context.client.get(&format!("/v1/claims/{namespace}/{key}?tenant={tenant}")).await
+    }
+}
+
+impl Fenced {
+    async fn call(&self, context: &Context, verb: &str, mut body: Value) -> Result<Answer, Failure> {
+        let Self { holder: Holder { claim: ClaimName { namespace, key }, tenant }, fence, .. } = self;
+        let fence = match fence {
+            Some(fence) => *fence,
+            None => context.client.read::<ClaimAnswer>(&self.holder.get(context).await?.json)?.claim.fence,
+        };
+        body["fence"] = fence.into();
+        body["tenant"] = tenant.as_str().into();
+        context.client.call(Method::POST, &format!("/v1/claims/{namespace}/{key}{verb}"), Some(&body)).await
+    }
+}
+
+impl Context {
+    /// Shows the claim of an answer.
+    fn claim(&self, answer: &Answer) -> Result<(), Failure> {
+        match self.output {
+            Format::Json => print(answer.json.get()),
+            Format::Table => print(&self.client.read::<ClaimAnswer>(&answer.json)?.claim.sheet()),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! One call to the service, and what can come of it.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::Connection;
+use super::args::Address;
+use crate::limits::PAGE_ITEMS_MAX;
+
+/// Largest answer that is read, in bytes: whatever answers, this process stays small.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// The reason when nobody answers.
+const UNREACHABLE: &str = "unreachable";
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// It could not be done or is not known to be done: the service is away, not ready, or answered in no known way.
+    Error = 1,
+    /// The service decided against it: no room, another holder, a state that does not allow it.
+    Refused = 3,
+    /// There is no such pool, worker or claim.
+    NotFound = 4,
+    /// The request is wrong, whatever the state of the service; as in `sysexits.h`.
+    Usage = 64,
+}
+
+/// Why a call brought nothing, as the service says it. What goes wrong on the way is said in the same words.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Said {
+    /// The word of the table in `docs/API.md`.
+    pub code: String,
+    /// The finer word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The field to blame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// For people.
+    pub message: String,
+}
+
+/// `{"error":{...}}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// Which of several things it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What was said.
+    pub error: Box<Said>,
+    /// How the program should end for it.
+    #[serde(skip, default = "Failure::unread")]
+    pub exit: Exit,
+}
+
+impl Failure {
+    /// Until [`Self::with_exit`] has looked at it.
+    const fn unread() -> Exit {
+        Exit::Error
+    }
+
+    fn new(code: &str, reason: Option<&str>, message: String) -> Self {
+        let error = Said { code: code.to_owned(), reason: reason.map(str::to_owned), field: None, message };
+        Self { id: None, error: Box::new(error), exit: Exit::Error }
+    }
+
+    /// Something on this machine failed.
+    pub fn local(error: std::io::Error) -> Self {
+        Self::new("INTERNAL", Some("client"), error.to_string())
+    }
+
+    /// What was asked for cannot be meant.
+    pub fn usage(field: &str, message: impl Into<String>) -> Self {
+        let error =
+            Said { code: "INVALID_ARGUMENT".into(), reason: None, field: Some(field.into()), message: message.into() };
+        Self { id: None, error: Box::new(error), exit: Exit::Usage }
+    }
+
+    /// The same, said of one of several things.
+    #[must_use]
+    pub fn about(self, id: &str) -> Self {
+        Self { id: Some(id.to_owned()), ..self }
+    }
+
+    /// Whether the service answered, and says that it cannot now.
+    #[must_use]
+    pub fn said_not_now(&self) -> bool {
+        self.error.code == "UNAVAILABLE" && self.error.reason.as_deref() != Some(UNREACHABLE)
+    }
+
+    /// By what the service said: a refusal that a retry may end is no decision, so it is an error.
+    pub fn with_exit(mut self) -> Self {
+        let Said { code, reason, .. } = &*self.error;
+        self.exit = match (code.as_str(), reason.as_deref()) {
+            ("NOT_FOUND", None) => Exit::NotFound,
+            ("INVALID_ARGUMENT", None) => Exit::Usage,
+            ("INVALID_ARGUMENT", Some("unsatisfiable"))
+            | ("ABORTED" | "FAILED_PRECONDITION" | "RESOURCE_EXHAUSTED", _) => Exit::Refused,
+            _ => Exit::Error,
+        };
+        self
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Said { code, reason, field, message } = &*self.error;
+        if let Some(id) = &self.id {
+            write!(f, "{id}: ")?;
+        }
+        if let Some(field) = field {
+            // Where there is an id, the place in the batch says nothing more.
+            let field = field.split_once("].").filter(|_| self.id.is_some()).map_or(field.as_str(), |(_, rest)| rest);
+            write!(f, "{field}: ")?;
+        }
+        match reason {
+            Some(reason) => write!(f, "{message} ({code}, {reason})"),
+            None => write!(f, "{message} ({code})"),
+        }
+    }
+}
+
+/// A good answer: JSON, as it came.
+pub struct Answer {
+    /// The text.
+    pub json: Box<RawValue>,
+    /// Whether it says that something was made: 201.
+    pub created: bool,
+}
+
+/// The items of one answer, as they came: outcomes of a batch, or a listing with its pages put together.
+#[derive(Serialize, Deserialize)]
+pub struct Items {
+    /// In order.
+    pub items: Vec<Box<RawValue>>,
+    /// Where the rest begins, if this is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_page_token: Option<String>,
+}
+
+/// A way to one service. Connections are kept open between calls.
+pub struct Client {
+    http: hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>,
+    address: Address,
+    timeout: Duration,
+}
+
+impl Client {
+    pub(super) fn new(connection: &Connection) -> Self {
+        Self {
+            http: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http(),
+            address: connection.addr.clone(),
+            timeout: Duration::from_millis(connection.timeout_ms),
+        }
+    }
+
+    /// The service's address.
+    pub const fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Makes a call without a body.
+    ///
+    /// # Errors
+    /// Every answer that is not success, and every way not to get one.
+    pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// Makes a call. `path` begins with a slash and is encoded.
+    ///
+    /// # Errors
+    /// Every answer that is not success, and every way not to get one.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        let exchange = self.exchange(method, path, body.map(ToString::to_string).unwrap_or_default());
+        let (status, body) = tokio::time::timeout(self.timeout, exchange).await.map_err(|_| {
+            let message = format!(
+                "no answer from {} within {} ms; the outcome is unknown",
+                self.address,
+                self.timeout.as_millis()
+            );
+            Failure::new("DEADLINE_EXCEEDED", Some("client"), message)
+        })??;
+        if !status.is_success() {
+            let said: Result<Failure, _> = serde_json::from_slice(&body);
+            return Err(
+                said.map_or_else(|_| self.rubbish(&format!("HTTP {status}, without an error")), Failure::with_exit)
+            );
+        }
+        let json = serde_json::from_slice(&body).map_err(|_| self.rubbish("success, but not JSON"))?;
+        Ok(Answer { json, created: status == StatusCode::CREATED })
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), Failure> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.address))
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| Failure::usage("path", error.to_string()))?;
+        let answer = self.http.request(request).await.map_err(|error| {
+            // The innermost says most: "connection refused", "invalid HTTP version parsed".
+            let mut cause = error.source();
+            while let Some(deeper) = cause.and_then(std::error::Error::source) {
+                cause = Some(deeper);
+            }
+            let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
+            if error.is_connect() {
+                let message = format!(
+                    "cannot reach the service at {}: {cause}; is it running (hotpool serve)? --addr or HOTPOOL_ADDR \
+                     names another address",
+                    self.address
+                );
+                Failure::new("UNAVAILABLE", Some(UNREACHABLE), message)
+            } else {
+                self.rubbish(&cause)
+            }
+        })?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok((status, body.map_err(|error| self.rubbish(&error.to_string()))?.to_bytes()))
+    }
+
+    /// What answers is no Hotpool, or one of another age.
+    pub fn rubbish(&self, what: &str) -> Failure {
+        let message = format!("{} does not answer as this version of hotpool does: {what}", self.address);
+        Failure::new("INTERNAL", Some("unexpected_answer"), message)
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// It has not the shape that it should have.
+    pub fn read<T: DeserializeOwned>(&self, json: &RawValue) -> Result<T, Failure> {
+        serde_json::from_str(json.get()).map_err(|error| self.rubbish(&error.to_string()))
+    }
+
+    /// Reads the items of an answer.
+    ///
+    /// # Errors
+    /// One has not the shape that it should have.
+    pub fn read_items<T: DeserializeOwned>(&self, all: &Items) -> Result<Vec<T>, Failure> {
+        all.items.iter().map(|item| self.read(item)).collect()
+    }
+
+    /// Follows a listing page by page to its end, or to `limit` items.
+    ///
+    /// # Errors
+    /// Those of the calls. What was read before is dropped: half a listing would look like a whole one.
+    pub async fn list(&self, path: &str, filter: &[(&str, &str)], limit: Option<usize>) -> Result<Items, Failure> {
+        let mut all = Items { items: Vec::new(), next_page_token: None };
+        loop {
+            let room = limit.map_or(PAGE_ITEMS_MAX, |limit| limit - all.items.len()).min(PAGE_ITEMS_MAX);
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.extend_pairs(filter).append_pair("limit", &room.to_string());
+            if let Some(token) = &all.next_page_token {
+                query.append_pair("page_token", token);
+            }
+            let page: Items = self.read(&self.get(&format!("{path}?{}", query.finish())).await?.json)?;
+            if page.next_page_token.is_some() && page.next_page_token == all.next_page_token {
+                return Err(self.rubbish("the same page again and again"));
+            }
+            all.items.extend(page.items);
+            all.next_page_token = page.next_page_token;
+            if all.next_page_token.is_none() || limit.is_some_and(|limit| all.items.len() >= limit) {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api;
+    use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+
+    #[test]
+    fn every_refusal_has_its_exit_code() {
+        let table = [
+            (Refusal::invalid("key", "too long"), Exit::Usage),
+            (Refusal::NotFound(What::Claim), Exit::NotFound),
+            (Refusal::Fence, Exit::Refused),
+            (Refusal::State("it has workers".into()), Exit::Refused),
+            (Refusal::Exhausted(Exhausted::Pool), Exit::Refused),
+            (Refusal::Unavailable(Unavailable::Overloaded), Exit::Error),
+            (Refusal::DeadlineExceeded, Exit::Error),
+        ];
+        for (refusal, exit) in table {
+            let json = serde_json::to_string(&api::outcome::Failure::from(refusal)).unwrap();
+            let failure: Failure = serde_json::from_str(&json).unwrap();
+            assert_eq!(failure.with_exit().exit, exit, "{json}");
+        }
+        // Another version's path is not a missing worker.
+        let json = r#"{"error":{"code":"NOT_FOUND","reason":"route","message":"no such route"}}"#;
+        assert_eq!(serde_json::from_str::<Failure>(json).unwrap().with_exit().exit, Exit::Error);
+    }
+}

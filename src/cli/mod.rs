@@ -1,0 +1,116 @@
+//! The client commands of the `hotpool` program: they speak the HTTP API that `docs/API.md` describes, to a service that
+//! runs elsewhere, and know nothing that it does not say.
+//!
+//! [`args`] reads words of the command line, [`client`] makes calls and turns what can come of one into an exit code,
+//! [`output`] writes tables for people; one file a noun does the rest. `--output json` writes what the service
+//! answered, unchanged, so scripts need one description for both ways in.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+pub mod args;
+mod claims;
+pub mod client;
+mod output;
+mod pools;
+mod status;
+mod workers;
+
+use client::{Answer, Client, Exit, Failure, Items};
+use output::Format;
+
+/// What the client can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pools: make, look at, remove
+    Pools(pools::Pools),
+    /// Workers of a pool: register, look at, take out of service
+    Workers(workers::Workers),
+    /// Claims: take a worker, keep it, give it back
+    Claims(claims::Claims),
+    /// Whether the service is ready, and every pool with its counts; live with --watch
+    Status(status::Status),
+}
+
+/// Where the service is, and how to write what it says.
+#[derive(Debug, clap::Args)]
+struct Connection {
+    /// Where the service is: http://HOST:PORT or HOST:PORT
+    #[arg(
+        long, global = true, env = "HOTPOOL_ADDR", value_name = "URL", help_heading = "Common options",
+        default_value_t = args::Address::default()
+    )]
+    addr: args::Address,
+    /// How long to wait for one answer, in milliseconds
+    #[arg(
+        long, global = true, value_name = "MS", help_heading = "Common options", default_value_t = 15_000,
+        value_parser = clap::value_parser!(u64).range(1..=600_000)
+    )]
+    timeout_ms: u64,
+    /// A table for people, or what the service answered as JSON for scripts
+    #[arg(
+        long, short, global = true, value_enum, value_name = "table|json", help_heading = "Common options",
+        default_value_t = Format::Table, hide_possible_values = true
+    )]
+    output: Format,
+}
+
+/// What every command needs.
+struct Context {
+    client: Client,
+    output: Format,
+}
+
+impl Context {
+    /// Shows an answer that says no more than "done".
+    fn done(&self, answer: &Answer, text: &str) -> Result<(), Failure> {
+        match self.output {
+            Format::Json => output::print(answer.json.get()),
+            Format::Table => output::print(text),
+        }
+    }
+
+    /// Says that a listing has more than its limit let through.
+    fn told_if_cut(&self, all: &Items) {
+        if all.next_page_token.is_some() {
+            output::note(&format!("... and more: these are the first {}", all.items.len()));
+        }
+    }
+}
+
+/// Runs one command to its end, and says on stderr what went wrong.
+#[must_use]
+pub fn run(command: Command) -> ExitCode {
+    let connection = match &command {
+        Command::Pools(command) => &command.connection,
+        Command::Workers(command) => &command.connection,
+        Command::Claims(command) => &command.connection,
+        Command::Status(command) => &command.connection,
+    };
+    let output = connection.output;
+    let context = Context { client: Client::new(connection), output };
+    let done = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::local).and_then(
+        |runtime| {
+            runtime.block_on(async {
+                match command {
+                    Command::Pools(command) => command.run(&context).await,
+                    Command::Workers(command) => command.run(&context).await,
+                    Command::Claims(command) => command.run(&context).await,
+                    Command::Status(command) => command.run(&context).await,
+                }
+            })
+        },
+    );
+    done.unwrap_or_else(|failure| {
+        output.complain(&failure);
+        failure.exit
+    })
+    .into()
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}

@@ -1,0 +1,194 @@
+//! What is written: tables for people, JSON for scripts.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write as _};
+
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::{Deserialize, Serialize};
+
+use super::client::{Exit, Failure};
+use crate::model::Capacity;
+
+/// How answers are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For scripts.
+    Json,
+}
+
+impl Format {
+    /// Says on stderr what went wrong, in the same form as answers.
+    pub fn complain(self, failure: &Failure) {
+        let text = match self {
+            Self::Table => format!("hotpool: {failure}"),
+            Self::Json => serde_json::to_string(failure).expect("a failure is plain data"),
+        };
+        note(&text);
+    }
+}
+
+/// Says something on stderr that is no answer. Whoever closed the stream does not want to know.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Writes to stdout. A reader that has seen enough (`| head`) is no error, but there is nothing left to do.
+///
+/// # Errors
+/// Anything else, such as a full disk.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    match write!(out, "{text}{end}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(i32::from(Exit::Ok as u8)),
+        written => written.map_err(Failure::local),
+    }
+}
+
+/// Writes a value as one line of JSON.
+///
+/// # Errors
+/// Those of [`print`].
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string(value).expect("answers are plain data"))
+}
+
+/// A table without lines, one row a line however long: it can be read, cut and searched.
+/// A heading that begins with `>` is a column of numbers.
+pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
+    for row in rows {
+        table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+    }
+    lay_out(&mut table, headings)
+}
+
+/// What one thing is, a line a property. Empty ones are left out.
+pub fn sheet(lines: &[(&str, String)]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    for (name, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
+        table.add_row([*name, value]);
+    }
+    lay_out(&mut table, &["", ""])
+}
+
+fn lay_out(table: &mut Table, headings: &[&str]) -> String {
+    for (column, heading) in table.column_iter_mut().zip(headings) {
+        column.set_padding((0, 2));
+        if heading.starts_with('>') {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// `250ms`, `23s`, `5m10s`, `3h05m`, `2d04h`.
+pub fn duration(ms: u64) -> String {
+    let seconds = ms / 1_000;
+    match seconds {
+        0 => format!("{ms}ms"),
+        1..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// A moment, seen from now: `in 23s`, `5s ago`.
+pub fn moment(at_ms: u64, now_ms: u64) -> String {
+    match at_ms.checked_sub(now_ms) {
+        Some(left) => format!("in {}", duration(left)),
+        None => format!("{} ago", duration(now_ms - at_ms)),
+    }
+}
+
+/// `zone=a,tier=b`.
+pub fn labels(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// Cards of one model: in all, free.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub struct Cards {
+    /// In all.
+    pub total: u64,
+    /// Not held.
+    pub free: u64,
+}
+
+/// `cpu 2, memory 4Gi, slots 8, gpu 2 a100`; cores with a fraction only where there is one.
+pub fn capacity(capacity: &Capacity) -> String {
+    let mut parts = Vec::new();
+    if capacity.cpu_milli > 0 {
+        parts.push(format!("cpu {}", capacity.cpu_milli as f64 / 1e3));
+    }
+    if capacity.memory_bytes > 0 {
+        parts.push(format!("memory {}", bytes(capacity.memory_bytes)));
+    }
+    if capacity.slots > 0 {
+        parts.push(format!("slots {}", capacity.slots));
+    }
+    if let Some(gpu) = &capacity.gpu {
+        parts.push(format!("gpu {} {}", gpu.count, gpu.model));
+    }
+    parts.join(", ")
+}
+
+/// In the largest binary unit that leaves at least one, with one digit behind the point where it is not whole.
+fn bytes(bytes: u64) -> String {
+    let units = ["", "Ki", "Mi", "Gi", "Ti"];
+    let unit = (1..units.len()).rev().find(|unit| bytes >> (10 * unit) > 0).unwrap_or(0);
+    let (size, whole) = (1_u64 << (10 * unit), bytes >> (10 * unit));
+    if bytes.is_multiple_of(size) {
+        format!("{whole}{}", units[unit])
+    } else {
+        format!("{:.1}{}", bytes as f64 / size as f64, units[unit])
+    }
+}
+
+/// `3 total, 2 busy, 1 idle`: the whole first, then the parts.
+pub fn counts(counts: &BTreeMap<String, u64>) -> String {
+    let whole = counts.get_key_value("total");
+    let parts = counts.iter().filter(|(name, _)| *name != "total");
+    whole.into_iter().chain(parts).map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_can_be_read() {
+        let durations = [
+            (0, "0ms"),
+            (999, "999ms"),
+            (59_999, "59s"),
+            (61_000, "1m01s"),
+            (7_260_000, "2h01m"),
+            (90_000_000, "1d01h"),
+        ];
+        for (ms, text) in durations {
+            assert_eq!(duration(ms), text);
+        }
+        assert_eq!((moment(5_000, 2_000), moment(2_000, 5_000)), ("in 3s".to_owned(), "3s ago".to_owned()));
+        let sizes = [(0, "0"), (1023, "1023"), (1024, "1Ki"), (1536, "1.5Ki"), (4 << 30, "4Gi"), (3 << 50, "3072Ti")];
+        for (size, text) in sizes {
+            assert_eq!(bytes(size), text);
+        }
+    }
+
+    #[test]
+    fn a_row_is_a_line_however_long() {
+        let text = table(&["ID", ">N"], [vec!["w".repeat(300), "7".into()], vec![String::new(), "1000".into()]]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[0], format!("{:300}  {:>4}", "ID", "N"));
+        assert_eq!(lines[2], format!("{:300}  1000", "-"));
+    }
+}

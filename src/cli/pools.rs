@@ -1,0 +1,292 @@
+//! `hotpool pools ...`.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::args::{self, Labels, said};
+use super::client::{Exit, Failure};
+use super::output::{self, Cards, Format, capacity, counts, duration, note, print, print_json, sheet, table};
+use super::{Connection, Context};
+use crate::model::{Capacity, PoolName, ShardStatus};
+
+/// Pools: make, look at, remove.
+#[derive(Debug, Args)]
+pub struct Pools {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a pool, or replace its specification
+    #[command(
+        after_help = "A setting that is not said goes back to its default; shards and mode stay as they are, for \
+                            they never change.\n\n\
+                            Examples:\n  hotpool pools put demo/warm\n  \
+                            hotpool pools put demo/gpu --shards 4 --ack memory --reserve-ms 60000 --label tier=gold"
+    )]
+    Put(Put),
+    /// List all pools with their counts
+    Ls {
+        /// Show at most so many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
+    },
+    /// Show one pool: specification, counts, every shard
+    Show(Name),
+    /// Remove a pool that has no workers
+    Rm {
+        #[command(flatten)]
+        name: Name,
+        /// Remove it with its workers; what they hold is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Accept all workers that are suspect after a crash as they are
+    Clear(Name),
+}
+
+#[derive(Debug, Args)]
+struct Name {
+    /// NAMESPACE/POOL
+    #[arg(value_name = "NS/POOL", value_parser = args::pool)]
+    pool: PoolName,
+}
+
+#[derive(Debug, Args)]
+struct Put {
+    #[command(flatten)]
+    name: Name,
+    #[command(flatten)]
+    spec: Spec,
+}
+
+/// A specification, as far as it is said. The service knows defaults and limits.
+#[derive(Debug, Args, Serialize)]
+struct Spec {
+    /// Into how many parts the pool is split: a power of two, 1..=1024; never changes
+    #[arg(long, value_name = "N")]
+    shards: Option<u64>,
+    /// How claims use workers; never changes
+    #[arg(long, value_name = "exclusive")]
+    mode: Option<String>,
+    /// Which idle worker is taken
+    #[arg(long, value_name = "lifo|fifo|random")]
+    policy: Option<String>,
+    /// When answers leave
+    #[arg(long, value_name = "durable|memory")]
+    ack: Option<String>,
+    #[command(flatten)]
+    labels: Labels,
+    /// Class: claims that name one take from pools of it only
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// How long a claim may stay unconfirmed
+    #[arg(long, value_name = "MS")]
+    reserve_ms: Option<u64>,
+    /// How long a worker may be cleaned before it is suspect
+    #[arg(long, value_name = "MS")]
+    releasing_ms: Option<u64>,
+    /// How long a worker that heartbeats may be silent before it is lost
+    #[arg(long, value_name = "MS")]
+    heartbeat_ttl_ms: Option<u64>,
+    /// How far the store may lag before claims that are acknowledged from memory are refused
+    #[arg(long, value_name = "MS")]
+    lag_max_ms: Option<u64>,
+}
+
+/// A pool as the service shows it.
+#[derive(Debug, Deserialize)]
+pub(super) struct PoolView {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    spec: Map<String, Value>,
+    workers: BTreeMap<String, u64>,
+    claims: BTreeMap<String, u64>,
+    capacity: Capacity,
+    free: Capacity,
+    gpus: BTreeMap<String, Cards>,
+    #[serde(default)]
+    shards: Vec<ShardStatus>,
+}
+
+impl PoolView {
+    /// Counts as cells: workers in all, idle, busy; out of the ordinary (`lost=1,suspect=2`); claims by state.
+    pub(super) fn cells(&self) -> Vec<String> {
+        let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
+        let usual = ["total", "idle", "busy"];
+        let unusual = self.workers.iter().filter(|(name, count)| **count > 0 && !usual.contains(&name.as_str()));
+        let mut cells = usual.map(|name| count(&self.workers, name)).to_vec();
+        cells.push(unusual.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(","));
+        cells.extend(["reserved", "active", "releasing"].map(|name| count(&self.claims, name)));
+        cells
+    }
+
+    /// A setting as a word.
+    pub(super) fn setting(&self, name: &str) -> String {
+        self.spec.get(name).map(word).unwrap_or_default()
+    }
+}
+
+/// Of `:clear`.
+#[derive(Deserialize)]
+struct Cleared {
+    cleared: u64,
+    suspect: u64,
+}
+
+#[derive(Deserialize)]
+struct PoolAnswer {
+    pool: PoolView,
+}
+
+/// Path of a pool. Names need no encoding.
+pub(super) fn path(pool: &PoolName) -> String {
+    format!("/v1/pools/{pool}")
+}
+
+impl Pools {
+    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self.verb {
+            Verb::Put(put) => put.run(context).await?,
+            Verb::Ls { limit } => list(context, limit).await?,
+            Verb::Show(Name { pool }) => {
+                let answer = context.client.get(&path(&pool)).await?;
+                match context.output {
+                    Format::Json => print(answer.json.get())?,
+                    Format::Table => print(&show(&context.client.read::<PoolAnswer>(&answer.json)?.pool))?,
+                }
+            }
+            Verb::Rm { name: Name { pool }, force } => {
+                let query = if force { "?force=true" } else { "" };
+                let answer = context.client.call(Method::DELETE, &format!("{}{query}", path(&pool)), None).await?;
+                context.done(&answer, &format!("{pool} removed"))?;
+            }
+            Verb::Clear(Name { pool }) => {
+                let answer = context.client.call(Method::POST, &format!("{}:clear", path(&pool)), None).await?;
+                let Cleared { cleared, suspect } = context.client.read(&answer.json)?;
+                context.done(&answer, &format!("{pool}: {cleared} workers cleared, {suspect} still suspect"))?;
+            }
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+impl Put {
+    async fn run(self, context: &Context) -> Result<(), Failure> {
+        let pool = &self.name.pool;
+        let mut spec = said(&self.spec);
+        if self.spec.shards.is_none() || self.spec.mode.is_none() {
+            // They never change, so not saying them can only mean the ones that are there.
+            match context.client.get(&path(pool)).await {
+                Ok(answer) => {
+                    let known = context.client.read::<PoolAnswer>(&answer.json)?.pool.spec;
+                    for name in ["shards", "mode"] {
+                        if let (None, Some(value)) = (spec.get(name), known.get(name)) {
+                            spec[name] = value.clone();
+                        }
+                    }
+                }
+                Err(failure) if failure.exit == Exit::NotFound => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        let answer = context.client.call(Method::PUT, &path(pool), Some(&spec)).await?;
+        context.done(&answer, &format!("{pool} {}", if answer.created { "created" } else { "updated" }))
+    }
+}
+
+async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
+    let all = context.client.list("/v1/pools", &[], limit.map(|limit| limit as usize)).await?;
+    if context.output == Format::Json {
+        return print_json(&all);
+    }
+    if all.items.is_empty() {
+        note("no pools; make one: hotpool pools put demo/warm");
+        return Ok(());
+    }
+    let rows = context.client.read_items::<PoolView>(&all)?.into_iter().map(|pool| {
+        let mut row = vec![format!("{}/{}", pool.namespace, pool.name)];
+        row.extend(["mode", "ack", "policy", "shards"].map(|name| pool.setting(name)));
+        row.extend(pool.cells());
+        row.extend([pool.setting("class"), pool.setting("labels")]);
+        row
+    });
+    let headings = [
+        "POOL",
+        "MODE",
+        "ACK",
+        "POLICY",
+        ">SHARDS",
+        ">WORKERS",
+        ">IDLE",
+        ">BUSY",
+        "OUT",
+        ">RESERVED",
+        ">ACTIVE",
+        ">RELEASING",
+        "CLASS",
+        "LABELS",
+    ];
+    print(&table(&headings, rows))?;
+    context.told_if_cut(&all);
+    Ok(())
+}
+
+fn show(pool: &PoolView) -> String {
+    let mut lines = vec![("pool", format!("{}/{}", pool.namespace, pool.name))];
+    // Whatever the service calls a setting: a newer one may have more.
+    lines.extend(pool.spec.iter().map(|(name, value)| (name.as_str(), word(value))));
+    lines.push(("workers", counts(&pool.workers)));
+    lines.push(("claims", counts(&pool.claims)));
+    let amounts = |sum: &Capacity, cards: fn(Cards) -> u64| {
+        let cards = pool.gpus.iter().map(|(model, &both)| format!("gpu {} {model}", cards(both)));
+        Some(capacity(sum)).filter(|text| !text.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
+    };
+    lines.push(("capacity", amounts(&pool.capacity, |cards| cards.total)));
+    lines.push(("free", amounts(&pool.free, |cards| cards.free)));
+    format!("{}\n\n{}", sheet(&lines), shards(&pool.shards))
+}
+
+fn shards(shards: &[ShardStatus]) -> String {
+    let headings = [
+        ">SHARD",
+        "STATE",
+        ">WORKERS",
+        ">IDLE",
+        ">BUSY",
+        ">RESERVED",
+        ">SEQ",
+        ">LAG",
+        ">RING",
+        ">WAITING",
+        ">RESTARTS",
+        "REASON",
+    ];
+    // Most often nothing is wrong, and then the column is missing.
+    let wrong = shards.iter().any(|shard| shard.reason.is_some());
+    let rows = shards.iter().map(|shard| {
+        let mut row = vec![shard.shard.to_string(), shard.state.to_string()];
+        row.extend([shard.workers, shard.idle, shard.busy, shard.reserved, shard.seq].map(|count| count.to_string()));
+        row.push(duration(shard.lag_ms));
+        row.extend([shard.ring_depth, shard.answers_waiting, shard.restarts].map(|count| count.to_string()));
+        row.extend(wrong.then(|| shard.reason.clone().unwrap_or_default()));
+        row
+    });
+    table(&headings[..headings.len() - usize::from(!wrong)], rows)
+}
+
+/// A value without the quotes that JSON needs; a map as `key=value,...`.
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(map) => output::labels(&map.iter().map(|(key, value)| (key.clone(), word(value))).collect()),
+        other => other.to_string(),
+    }
+}

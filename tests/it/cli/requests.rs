@@ -1,0 +1,162 @@
+//! What goes over the wire, read by a listener that is no service: every flag is where the API has it.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::thread::spawn;
+
+use serde_json::{Value, json};
+
+use super::{Ran, command, run};
+
+/// Runs a command against a listener that answers `answer` once; what it was asked, and the exit code.
+fn asked(arguments: &[&str], answer: &Value) -> (String, Value, Option<i32>) {
+    let (first, body, ran) = asked_ran(arguments, answer);
+    (first, body, ran.code)
+}
+
+/// The same, with all that the command wrote.
+fn asked_ran(arguments: &[&str], answer: &Value) -> (String, Value, Ran) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let answer = answer.to_string();
+    let listening = spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let (mut first, mut length) = (String::new(), 0);
+        reader.read_line(&mut first).unwrap();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            match line.trim_end().split_once(": ") {
+                Some(("content-length", value)) => length = value.parse().unwrap(),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
+        reader.get_mut().write_all(&[head.as_bytes(), answer.as_bytes()].concat()).unwrap();
+        let first = first.trim_end().strip_suffix(" HTTP/1.1").unwrap().to_owned();
+        (first, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
+    });
+    let ran = run(command(arguments).env("HOTPOOL_ADDR", address), "");
+    let (first, body) = listening.join().unwrap();
+    (first, body, ran)
+}
+
+#[test]
+fn a_claim_asks_for_all_that_is_said() {
+    let claim = json!({"claim": {"key": "k", "tenant": "t", "fence": 7, "namespace": "demo", "pool": "warm", "worker": "w1", "state": "active"}});
+    let take = |arguments: &[&str]| {
+        let (first, body, code) = asked(&[&["claims", "take"], arguments].concat(), &claim);
+        assert_eq!((first.as_str(), code), ("POST /v1/claims", Some(0)));
+        body
+    };
+    assert_eq!(take(&["demo/warm"]), json!({"namespace": "demo", "pool": "warm"}));
+    assert_eq!(take(&["demo/b", "demo/a"]), json!({"namespace": "demo", "pools": ["b", "a"]}));
+    assert_eq!(
+        take(&["--namespace", "demo", "--pool-selector", "tier in (gold, silver)"]),
+        json!({"namespace": "demo", "pool_selector": "tier in (gold, silver)"})
+    );
+    let all = take(&[
+        "demo/warm",
+        "--key",
+        "k",
+        "--tenant",
+        "t",
+        "--affinity",
+        "a",
+        "--selector",
+        "zone=a,!b",
+        "--worker",
+        "w1",
+        "--class",
+        "c",
+        "--ttl-ms",
+        "5000",
+        "--reserve-ms",
+        "0",
+        "--ack",
+        "durable",
+        "--must-match",
+        "--label",
+        "x=y",
+        "--node",
+        "n1",
+        "--node",
+        "n2",
+        "--prefer-node",
+        "n2",
+        "--cpu-milli",
+        "500",
+        "--memory-bytes",
+        "1Gi",
+        "--gpu",
+        "a100=1",
+    ]);
+    let expected = json!({
+        "namespace": "demo", "pool": "warm", "key": "k", "tenant": "t", "affinity": "a", "selector": "zone=a,!b",
+        "worker": "w1", "class": "c", "ttl_ms": 5000, "reserve_ms": 0, "ack": "durable", "must_match": true,
+        "labels": {"x": "y"}, "node": {"required": ["n1", "n2"], "preferred": ["n2"]},
+        "resources": {"cpu_milli": 500, "memory_bytes": 1 << 30, "gpu": {"model": "a100", "count": 1}},
+    });
+    assert_eq!(all, expected);
+    assert_eq!(take(&["demo/warm", "--prefer-node", "n"])["node"], json!({"preferred": ["n"]}));
+}
+
+#[test]
+fn workers_out_of_service_are_counted_where_pools_are_listed() {
+    let pool = json!({
+        "namespace": "demo", "name": "warm", "spec": {"shards": 1, "ack": "memory"}, "capacity": {}, "free": {}, "gpus": {},
+        "workers": {"total": 9, "idle": 4, "busy": 2, "cordoned": 0, "draining": 0, "lost": 1, "suspect": 2},
+        "claims": {"reserved": 0, "active": 1, "releasing": 1},
+    });
+    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [pool]}));
+    assert_eq!(ran.row("demo/warm")[5..], ["9", "4", "2", "lost=1,suspect=2", "0", "1", "1", "-", "-"]);
+}
+
+#[test]
+fn every_verb_has_its_path_and_body() {
+    let claim = json!({"claim": {"key": "k", "tenant": "t", "fence": 7, "namespace": "demo", "pool": "warm", "worker": "w1", "state": "active"}});
+    let cases = [
+        (
+            "claims confirm demo/k --fence 7 --tenant t",
+            "POST /v1/claims/demo/k:confirm",
+            json!({"fence": 7, "tenant": "t"}),
+        ),
+        ("claims renew demo/k --fence 7", "POST /v1/claims/demo/k:renew", json!({"fence": 7, "tenant": "default"})),
+        (
+            "claims renew demo/k --fence 7 --ttl-ms 9",
+            "POST /v1/claims/demo/k:renew",
+            json!({"fence": 7, "tenant": "default", "ttl_ms": 9}),
+        ),
+        ("claims release demo/k --fence 7", "POST /v1/claims/demo/k:release", json!({"fence": 7, "tenant": "default"})),
+        (
+            "claims release demo/k --fence 7 --phase begin",
+            "POST /v1/claims/demo/k:release",
+            json!({"fence": 7, "tenant": "default", "phase": "begin"}),
+        ),
+        ("workers cordon demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:cordon", Value::Null),
+        ("workers uncordon demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:uncordon", Value::Null),
+        ("workers drain demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:drain", Value::Null),
+        ("workers clear demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:clear", Value::Null),
+        (
+            "pools put demo/warm --shards 2 --mode exclusive --releasing-ms 5 --heartbeat-ttl-ms 6 --lag-max-ms 7",
+            "PUT /v1/pools/demo/warm",
+            json!({"shards": 2, "mode": "exclusive", "releasing_ms": 5, "heartbeat_ttl_ms": 6, "lag_max_ms": 7}),
+        ),
+    ];
+    for (line, first, body) in cases {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(asked(&arguments, &claim), (first.to_owned(), body, Some(0)), "{line}");
+    }
+    let cleared = asked(&["pools", "clear", "demo/warm"], &json!({"cleared": 3, "suspect": 1}));
+    assert_eq!(cleared, ("POST /v1/pools/demo/warm:clear".to_owned(), Value::Null, Some(0)));
+    let (first, body, _) = asked(
+        &["workers", "add", "demo/warm", "w1", "--expires-at-ms", "9", "--node", "n"],
+        &json!({"items": [{"worker": {}, "created": true}]}),
+    );
+    let worker = json!({"id": "w1", "expires_at_ms": 9, "node": "n"});
+    assert_eq!((first.as_str(), body), ("POST /v1/pools/demo/warm/workers:batch", json!({"workers": [worker]})));
+}

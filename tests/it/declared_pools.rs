@@ -1,0 +1,96 @@
+//! `[[pools]]` of the configuration, with the binary.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::server::{Running, Server, command};
+
+/// Writes the configuration; its path.
+fn declare(dir: &Path, text: &str) -> String {
+    let path = dir.join("hotpool.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Runs a service that must not start; its exit code and what it wrote to stderr.
+#[track_caller]
+fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut child = Running(command(dir, arguments, environment).spawn().unwrap());
+    // One that starts would run for ever: its first word is enough to fail.
+    let started = child.0.stdout.take().unwrap().read(&mut [0; 1]).unwrap();
+    assert_eq!(started, 0, "it started");
+    (child.0.wait().unwrap().code(), std::fs::read_to_string(dir.join("log")).unwrap())
+}
+
+const WARM: &str = "[[pools]]\nname = \"demo/warm\"\nshards = 2\nlabels = { tier = \"gold\" }\n";
+
+#[test]
+fn declared_pools_are_there_when_the_service_is_ready() {
+    let dir = TempDir::new().unwrap();
+    let file = declare(dir.path(), &format!("{WARM}[[pools]]\nname = \"demo/cold\"\nack = \"memory\"\n"));
+    let server = Server::start_with(dir.path(), &["--config", &file], &[]);
+    let mut client = server.client();
+    client.get("/readyz").expect(200);
+    let spec = client.get("/v1/pools/demo/warm").expect(200)["pool"]["spec"].take();
+    assert_eq!(
+        (&spec["shards"], &spec["labels"], &spec["ack"]),
+        (&json!(2), &json!({"tier": "gold"}), &json!("durable"))
+    );
+    assert_eq!(client.get("/v1/pools/demo/cold").expect(200)["pool"]["spec"]["ack"], "memory");
+    client.put("/v1/pools/demo/warm/workers/w1", &json!({})).expect(201);
+    client.put("/v1/pools/demo/warm", &json!({"shards": 2, "reserve_ms": 7})).expect(200);
+    assert_eq!(server.stop().code(), Some(0));
+
+    // What was changed over the API is as declared again; what is declared no more stays; workers stay.
+    let file = declare(dir.path(), WARM);
+    let server = Server::start_with(dir.path(), &["--config", &file], &[]);
+    let mut client = server.client();
+    let warm = client.get("/v1/pools/demo/warm").expect(200)["pool"].take();
+    assert_eq!((&warm["spec"]["reserve_ms"], &warm["workers"]["total"]), (&json!(30_000), &json!(1)));
+    client.get("/v1/pools/demo/cold").expect(200);
+}
+
+#[test]
+fn a_declaration_that_can_never_be_stops_the_start() {
+    let dir = TempDir::new().unwrap();
+    let file = declare(dir.path(), WARM);
+    assert_eq!(Server::start_with(dir.path(), &["--config", &file], &[]).stop().code(), Some(0));
+    let other = declare(dir.path(), "[[pools]]\nname = \"demo/new\"\n[[pools]]\nname = \"demo/warm\"\nshards = 4\n");
+    let (code, said) = refused(dir.path(), &["--config", &other], &[]);
+    assert_eq!(code, Some(1), "{said}");
+    let words = "cannot set up the pool demo/warm of the configuration: shards and mode of a pool never change: it has 2 shards, got 4";
+    assert!(said.contains(words), "{said}");
+    // The store is as good as before.
+    let file = declare(dir.path(), WARM);
+    let server = Server::start_with(dir.path(), &["--config", &file], &[]);
+    assert_eq!(server.client().get("/v1/pools/demo/warm").expect(200)["pool"]["spec"]["shards"], 2);
+}
+
+#[test]
+fn a_wrong_declaration_is_64_before_anything_is_touched() {
+    let dir = TempDir::new().unwrap();
+    let file = declare(dir.path(), "[[pools]]\nname = \"demo/warm\"\nshards = 3\n[sever]\n");
+    let (code, said) = refused(dir.path(), &["--config", &file], &[]);
+    assert_eq!((code, said.lines().count()), (Some(64), 2), "{said}");
+    assert!(
+        said.contains("pools[0].shards: must be a power of two") && said.contains("sever: unknown field"),
+        "{said}"
+    );
+    assert!(!dir.path().join("data").exists());
+}
+
+#[test]
+fn logs_are_json_when_said_and_what_is_logged_is_rust_logs() {
+    let dir = TempDir::new().unwrap();
+    assert_eq!(Server::start_with(dir.path(), &["--log", "json"], &[("RUST_LOG", "info")]).stop().code(), Some(0));
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["fields"]["message"] == "SIGTERM: stopping"), "{log}");
+    assert_eq!(Server::start_with(dir.path(), &["--log", "text"], &[("RUST_LOG", "off")]).stop().code(), Some(0));
+    assert_eq!(std::fs::read_to_string(dir.path().join("log")).unwrap(), "");
+    let (code, said) = refused(dir.path(), &[], &[("RUST_LOG", "info,=")]);
+    assert!(code == Some(64) && said.contains("RUST_LOG: "), "{said}");
+}
