@@ -4,12 +4,15 @@
 //! They belong to the recorder that is installed when they are made, so [`install`] comes before the first
 //! pool; without any recorder they do nothing, which is what a program that embeds the library gets.
 
+mod vitals;
+
 use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use metrics::{Counter, Gauge, Histogram, KeyName, Label, Recorder as _};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+use self::vitals::Vitals;
 use crate::limits;
 use crate::model::{PoolName, Taken};
 use crate::refusal::{Refusal, Unavailable};
@@ -101,6 +104,19 @@ definitions! {
         "Difference between the ledgers and a recount. Must stay 0.";
     SHARD_RESTARTS = "hotpool_shard_restarts_total", Kind::Counter, ["pool"], "Shards restarted after a panic.";
     SHARDS = "hotpool_shards", Kind::Gauge, ["state"], "Shards by state. Ready means that all are serving.";
+    READY = "hotpool_ready", Kind::Gauge, [], "1 if every shard serves and the store takes records, else 0; /readyz says why.";
+    SHARD_WORKERS = "hotpool_shard_workers", Kind::Gauge, ["pool", "stat"],
+        "Fewest, mean and most workers of a shard: how evenly the hash spreads them.";
+    SHARD_HELD = "hotpool_shard_held", Kind::Gauge, ["pool", "stat"],
+        "Fewest, mean and most held workers of a shard: how evenly claims are spread.";
+    FENCE_REFUSALS = "hotpool_fence_refusals_total", Kind::Counter, [],
+        "Confirms, releases and the like that were refused because another holder has the key.";
+    BUILD_INFO = "hotpool_build_info", Kind::Gauge, ["version"], "Always 1.";
+    RUNTIME_WORKERS = "hotpool_runtime_workers", Kind::Gauge, [], "Threads that run tasks.";
+    RUNTIME_TASKS = "hotpool_runtime_tasks", Kind::Gauge, [], "Tasks that have not ended.";
+    RUNTIME_QUEUE = "hotpool_runtime_queue_depth", Kind::Gauge, [], "Tasks in the queue that all threads share.";
+    RUNTIME_BUSY = "hotpool_runtime_busy_seconds", Kind::Gauge, [],
+        "Time that the threads were busy since the start, summed over them: its rate is the number of busy cores.";
     REWRITES = "hotpool_store_rewrites_total", Kind::Counter, [], "Shards written anew as a whole to the store.";
     HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
     HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open HTTP connections.";
@@ -242,6 +258,29 @@ label! {
     }
 }
 
+/// Fewest, mean and most of what the shards of a pool have. A series a shard would be thousands.
+#[derive(Clone)]
+pub struct Spread([Gauge; 3]);
+
+impl Spread {
+    /// Values of the label `stat`, in order.
+    pub const STATS: [&str; 3] = ["min", "mean", "max"];
+
+    fn new(gauge: impl Fn(&'static str) -> Gauge) -> Self {
+        Self(Self::STATS.map(gauge))
+    }
+
+    /// Takes one number a shard.
+    pub fn set(&self, shards: impl Iterator<Item = u32> + Clone) {
+        let count = shards.clone().count().max(1);
+        let sum: f64 = shards.clone().map(f64::from).sum();
+        let [min, mean, max] = &self.0;
+        min.set(shards.clone().min().unwrap_or(0));
+        mean.set(sum / count as f64);
+        max.set(shards.max().unwrap_or(0));
+    }
+}
+
 /// Handles of one pool's metrics. Make one per pool, not per shard.
 #[derive(Clone)]
 pub struct PoolMetrics {
@@ -256,6 +295,10 @@ pub struct PoolMetrics {
     pub workers_idle: Gauge,
     /// `hotpool_workers{state="busy"}`.
     pub workers_busy: Gauge,
+    /// `hotpool_shard_workers`.
+    pub shard_workers: Spread,
+    /// `hotpool_shard_held`.
+    pub shard_held: Spread,
     /// `hotpool_ring_depth`.
     pub ring_depth: Gauge,
     /// `hotpool_ring_refusals_total`.
@@ -302,6 +345,8 @@ impl PoolMetrics {
             releases: counter(RELEASES),
             workers_idle: gauge(WORKERS, vec![Label::new("state", "idle")]),
             workers_busy: gauge(WORKERS, vec![Label::new("state", "busy")]),
+            shard_workers: Spread::new(|stat| gauge(SHARD_WORKERS, vec![Label::new("stat", stat)])),
+            shard_held: Spread::new(|stat| gauge(SHARD_HELD, vec![Label::new("stat", stat)])),
             ring_depth: gauge(RING_DEPTH, vec![]),
             ring_refusals: counter(RING_REFUSALS),
             claim_probes: histogram(CLAIM_PROBES),
@@ -326,6 +371,8 @@ impl PoolMetrics {
         {
             gauge.set(0.0);
         }
+        self.shard_workers.set(std::iter::empty());
+        self.shard_held.set(std::iter::empty());
     }
 }
 
@@ -350,6 +397,10 @@ pub struct ProcessMetrics {
     shards: Vec<Gauge>,
     /// `hotpool_store_rewrites_total`.
     pub store_rewrites: Counter,
+    /// `hotpool_ready`.
+    pub ready: Gauge,
+    /// `hotpool_fence_refusals_total`.
+    pub fence_refusals: Counter,
     http_requests: Vec<OnceLock<Counter>>,
     /// `hotpool_http_connections`.
     pub http_connections: Gauge,
@@ -371,6 +422,8 @@ impl ProcessMetrics {
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
             store_rewrites: metrics::counter!(REWRITES),
+            ready: metrics::gauge!(READY),
+            fence_refusals: metrics::counter!(FENCE_REFUSALS),
             http_requests: std::iter::repeat_with(OnceLock::new).take(http_requests).collect(),
             http_connections: metrics::gauge!(HTTP_CONNECTIONS),
             http_connections_refused: metrics::counter!(HTTP_REFUSED),
@@ -417,18 +470,22 @@ pub enum InstallError {
 
 /// Renders what is scraped, and keeps the memory of histograms bounded. Cheap to clone.
 #[derive(Clone)]
-pub struct Exporter(PrometheusHandle);
+pub struct Exporter {
+    handle: PrometheusHandle,
+    vitals: Arc<Vitals>,
+}
 
 impl Exporter {
-    /// Every metric in Prometheus' text format.
+    /// Every metric in Prometheus' text format. What it says of the runtime is of the one that it is called in.
     #[must_use]
     pub fn render(&self) -> String {
-        self.0.render()
+        self.vitals.observe();
+        self.handle.render()
     }
 
     /// Folds raw histogram samples into their buckets; call it every few seconds, or they pile up.
     pub fn upkeep(&self) {
-        self.0.run_upkeep();
+        self.handle.run_upkeep();
     }
 }
 
@@ -458,8 +515,9 @@ pub fn install() -> Result<Exporter, InstallError> {
             Kind::Histogram(_) => recorder.describe_histogram(name, None, (*help).into()),
         }
     }
-    let exporter = Exporter(recorder.handle());
+    let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|_| InstallError::Taken)?;
+    let exporter = Exporter { handle, vitals: Arc::new(Vitals::new()) };
     Ok(installed.insert(exporter).clone())
 }
 

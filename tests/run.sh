@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates; no service, no
-# other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
+# Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates and the Debian
+# packages prometheus and curl; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,6 +12,17 @@ if ! command -v cargo >/dev/null; then
 fi
 
 skipped=()
+
+# promtool tests the alert rules, and a real Prometheus scrapes the service.
+if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null || ! command -v curl >/dev/null; then
+    say "prometheus and curl are missing: installing Debian's packages"
+    as_root=()
+    if ((EUID)); then as_root=(sudo -n); fi
+    if ! { "${as_root[@]}" apt-get update -q && "${as_root[@]}" apt-get install -qy --no-install-recommends prometheus curl; }; then
+        echo "tests/run.sh may not install them here; install the Debian packages prometheus and curl, then run it again" >&2
+        exit 1
+    fi
+fi
 
 # cargo-nextest runs the test binaries side by side. Without it `cargo test` does the same work, one binary after the
 # other; building nextest would take longer than it saves.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Scheduler, wait};
 use crate::keys::{Found, Hold, ShardRef, Unstoreds};
-use crate::metrics::ClaimOutcome;
+use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::{Ack, ClaimId, ClaimRequest, ClaimView, Fence, PoolName, Taken};
 use crate::pools::{Pool, PoolMap};
 use crate::refusal::{Refusal, Unavailable, What};
@@ -125,6 +125,7 @@ impl Scheduler {
             }
         }
         for (unstored, reply) in refused {
+            metrics().fence_refusals.increment(1);
             reply.send(self.records_stored(&unstored).await.and(Err(Refusal::Fence)));
         }
         for (id, fence, reply) in gone {
@@ -172,6 +173,7 @@ impl Scheduler {
         if fence.is_some_and(|fence| fence != hold.place.fence) {
             // As durable as the end of the claim that had this fence.
             self.records_stored(&self.dispatch().keys.unstored(id)).await?;
+            metrics().fence_refusals.increment(1);
             return Ok(Err(Refusal::Fence));
         }
         let (reply, answer) = Reply::one();

@@ -267,10 +267,15 @@ impl Scheduler {
             }
             pool.metrics.workers_idle.set(f64::from(idle));
             pool.metrics.workers_busy.set(f64::from(busy));
+            let shards = || pool.ports.iter().map(|port| port.shard.shard);
+            let held = |shard| pool.board.held(shard);
+            pool.metrics.shard_workers.set(shards().map(|shard| pool.board.idle(shard) + held(shard)));
+            pool.metrics.shard_held.set(shards().map(held));
             pool.metrics.ring_depth.set(depth as f64);
             pool.metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
             pool.metrics.ledger_drift.set(drift as f64);
         }
+        metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
             metrics().shards(*state).set(f64::from(count));
         }

@@ -1,0 +1,156 @@
+//! What Prometheus and Grafana are given, held to the service: the alert rules and their tests by promtool, every metric
+//! that a rule or a panel names, and a scrape by a real Prometheus.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use hotpool::metrics::{ALL, Kind};
+use tempfile::TempDir;
+
+/// A wait that takes this long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| {
+        let program = command.get_program().display();
+        panic!("{program} cannot be run ({error}): tests/run.sh installs it, or install Debian's prometheus")
+    })
+}
+
+fn promtool(arguments: &[&str]) {
+    let out = run(Command::new("promtool").args(arguments).current_dir(file("config/prometheus")));
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "promtool {arguments:?}: {said}");
+}
+
+#[test]
+fn promtool_accepts_rules_and_configuration_and_the_rules_fire_as_their_tests_say() {
+    promtool(&["check", "rules", "alerts.yml"]);
+    promtool(&["check", "config", "prometheus.yml"]);
+    promtool(&["test", "rules", "alerts_test.yml"]);
+}
+
+/// Names in a text that look like metrics of ours or of the process.
+fn names(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("hotpool_") || word.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn exists(name: &str, scraped: &str) -> bool {
+    let ours = |metric: &hotpool::metrics::Definition| match metric.kind {
+        Kind::Histogram(_) => {
+            name.strip_prefix(metric.name).is_some_and(|suffix| ["_bucket", "_sum", "_count"].contains(&suffix))
+        }
+        Kind::Counter | Kind::Gauge => name == metric.name,
+    };
+    ALL.iter().any(ours) || scraped.lines().any(|line| line.starts_with(&format!("{name} ")))
+}
+
+/// A child that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// GET of a URL on this machine, once it answers.
+fn get(url: &str) -> String {
+    let begun = Instant::now();
+    loop {
+        let out = run(Command::new("curl").args(["-sf", "--max-time", "5", url]));
+        if out.status.success() {
+            return String::from_utf8(out.stdout).unwrap();
+        }
+        assert!(begun.elapsed() < PATIENCE, "{url} does not answer");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn hotpool(dir: &Path) -> (Running, String) {
+    let port = free_port();
+    let child = Command::new(env!("CARGO_BIN_EXE_hotpool"))
+        .args(["serve", "--store", "memory:", "--listen", &format!("127.0.0.1:{port}")])
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let base = format!("http://127.0.0.1:{port}");
+    get(&format!("{base}/readyz"));
+    (running, base)
+}
+
+fn post(url: &str, method: &str, body: &str) {
+    let out = run(Command::new("curl").args(["-sf", "-X", method, "-d", body, url]));
+    assert!(out.status.success(), "{method} {url}");
+}
+
+#[test]
+fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
+    let dir = TempDir::new().unwrap();
+    let (_service, base) = hotpool(dir.path());
+    post(&format!("{base}/v1/pools/demo/warm"), "PUT", "{}");
+    post(&format!("{base}/v1/pools/demo/warm/workers/w1"), "PUT", "{}");
+    post(&format!("{base}/v1/claims"), "POST", r#"{"namespace":"demo","pool":"warm","key":"k"}"#);
+    let scraped = get(&format!("{base}/metrics"));
+    for path in ["config/prometheus/alerts.yml", "config/grafana/hotpool.json"] {
+        let text = std::fs::read_to_string(file(path)).unwrap();
+        let unknown: Vec<_> = names(&text).into_iter().filter(|name| !exists(name, &scraped)).collect();
+        assert!(unknown.is_empty(), "{path} names what no scrape shows: {unknown:?}");
+    }
+    serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(file("config/grafana/hotpool.json")).unwrap())
+        .unwrap();
+
+    let text = std::fs::read_to_string(file("config/prometheus/prometheus.yml")).unwrap();
+    let target = base.strip_prefix("http://").unwrap();
+    let text = text.replace("127.0.0.1:7070", target).replace("15s", "1s");
+    std::fs::write(dir.path().join("prometheus.yml"), text).unwrap();
+    std::fs::copy(file("config/prometheus/alerts.yml"), dir.path().join("alerts.yml")).unwrap();
+    let port = free_port();
+    let prometheus = Command::new("prometheus")
+        .arg("--config.file=prometheus.yml")
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .arg("--storage.tsdb.path=data")
+        .current_dir(dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut prometheus = Running(prometheus.expect("tests/run.sh installs prometheus"));
+    let query = |expr: &str| get(&format!("http://127.0.0.1:{port}/api/v1/query?query={expr}"));
+    let begun = Instant::now();
+    while !query("hotpool_claims_total").contains(r#""outcome":"created""#) {
+        if begun.elapsed() > PATIENCE {
+            let mut said = String::new();
+            prometheus.0.kill().unwrap();
+            prometheus.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("Prometheus has scraped nothing: {said}");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(query("up").contains(r#""1"]"#), "{}", query("up"));
+    for expr in ["hotpool_ready", "hotpool_build_info", "hotpool_claim_seconds_bucket", "process_open_fds"] {
+        assert!(query(expr).contains("\"value\":"), "{expr}: {}", query(expr));
+    }
+    // The rules are evaluated, and none that pages is in order on a service that is well.
+    let rules = get(&format!("http://127.0.0.1:{port}/api/v1/rules"));
+    assert!(rules.contains("HotpoolLedgerDrift") && !rules.contains(r#""state":"firing""#), "{rules}");
+}
