@@ -13,9 +13,9 @@
 //! without its edge.
 //!
 //! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`dispatch`], [`router`], [`pools`],
-//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`]. Around them: [`model`] and
-//! [`refusal`] (the nouns, the ways to say no), [`limits`], [`fence`], [`clock`], [`metrics`], [`config`], [`service`],
-//! [`cli`], the client commands, and [`load`], the harness.
+//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`]. Around them: [`model`],
+//! [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`], [`clock`],
+//! [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
 #![warn(missing_docs)]
 
 pub mod api;
@@ -38,6 +38,7 @@ pub mod refusal;
 pub mod router;
 pub mod row;
 pub mod scheduler;
+pub mod selector;
 pub mod service;
 pub mod shard;
 pub mod shutdown;

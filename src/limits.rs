@@ -43,6 +43,23 @@ pub const TOMBSTONES_MAX: usize = 4096;
 /// How long a deleted worker is remembered, in milliseconds.
 pub const TOMBSTONE_MS: u64 = 60_000;
 
+/// Longest label selector, in bytes.
+pub const SELECTOR_BYTES_MAX: usize = 4096;
+/// Most terms of one selector.
+pub const SELECTOR_TERMS_MAX: usize = 64;
+/// Selectors that are kept as read, by their text.
+pub const SELECTORS_KEPT: usize = 4096;
+/// Most pools that a claim may list.
+pub const CLAIM_POOLS_MAX: usize = 64;
+/// Most nodes in one list of a claim.
+pub const CLAIM_NODES_MAX: usize = 256;
+/// Most bytes of a claim's labels, keys and values together: they are part of its worker's row.
+pub const CLAIM_LABELS_BYTES_MAX: usize = 4096;
+/// Distinct shapes of idle workers (labels, node, capacity) that one shard keeps apart; the rest is looked at one by one.
+pub const SHAPES_MAX: usize = 4096;
+/// Distinct capacities that a shard tells the router; with more, it tells none.
+pub const CAPACITIES_MAX: usize = 1024;
+
 const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

@@ -9,6 +9,8 @@
 mod drive;
 #[path = "model/oracle.rs"]
 mod oracle;
+#[path = "model/selector.rs"]
+mod selector;
 
 use std::cell::RefCell;
 

@@ -1,0 +1,337 @@
+//! Label selectors, in the syntax of Kubernetes: `zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot`.
+//!
+//! Terms are separated by commas and all must hold. Two terms about one key are two terms: each is looked at, none
+//! replaces the other. A bare key asks that the label is there, `!key` that it is not; `!=` and `notin` also hold
+//! where the label is not there. `==` is `=`. After `=`, `==` or `!=` nothing may stand: the empty value.
+//!
+//! A word ends at white space, `,` `(` `)` `=` `!` `<` `>` or a control character; a value that holds one of these cannot
+//! be named. `in` and `notin` are words like others where a key or a value is expected.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::limits;
+use crate::model::{Labels, check_name};
+
+/// A selector that was read: pure data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selector {
+    text: Arc<str>,
+    terms: Box<[Term]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Term {
+    key: Box<str>,
+    test: Test,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Test {
+    /// The value is one of these, which are sorted.
+    In(Box<[Box<str>]>),
+    /// It is none of these, or the label is not there.
+    NotIn(Box<[Box<str>]>),
+    Exists,
+    Missing,
+}
+
+/// Why a text is no selector.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectorError {
+    /// Nothing in it. Whoever wants no restriction leaves the selector out.
+    #[error("must not be empty; leave it out to ask for nothing")]
+    Empty,
+    /// Too many bytes.
+    #[error("must be at most {} bytes, got {got}", limits::SELECTOR_BYTES_MAX)]
+    TooLong {
+        /// Its bytes.
+        got: usize,
+    },
+    /// Too many terms.
+    #[error("must be at most {} terms", limits::SELECTOR_TERMS_MAX)]
+    TooManyTerms,
+    /// What stands at this byte is not what must stand there.
+    #[error("byte {at}: expected {expected}")]
+    Syntax {
+        /// Where, in bytes from 0.
+        at: usize,
+        /// What must stand there.
+        expected: &'static str,
+    },
+    /// A word is no label key, or a value is too long.
+    #[error("byte {at}: {wrong}")]
+    Word {
+        /// Where the word begins, in bytes from 0.
+        at: usize,
+        /// What is wrong with it, with the limit.
+        wrong: String,
+    },
+}
+
+impl Selector {
+    /// Reads a selector.
+    ///
+    /// # Errors
+    /// What is wrong and where.
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        if text.len() > limits::SELECTOR_BYTES_MAX {
+            return Err(SelectorError::TooLong { got: text.len() });
+        }
+        let mut reader = Reader { text, at: 0 };
+        reader.skip_space();
+        if reader.rest().is_empty() {
+            return Err(SelectorError::Empty);
+        }
+        let mut terms = Vec::new();
+        loop {
+            if terms.len() == limits::SELECTOR_TERMS_MAX {
+                return Err(SelectorError::TooManyTerms);
+            }
+            terms.push(reader.term()?);
+            if reader.rest().is_empty() {
+                return Ok(Self { text: text.into(), terms: terms.into() });
+            }
+            if !reader.eat(',') {
+                return Err(reader.expected("a comma or the end"));
+            }
+        }
+    }
+
+    /// Whether these labels pass every term.
+    #[must_use]
+    pub fn matches(&self, labels: &Labels) -> bool {
+        let holds = |values: &[Box<str>], value: &str| values.binary_search_by(|known| (**known).cmp(value)).is_ok();
+        self.terms.iter().all(|Term { key, test }| {
+            let value = labels.get(&**key);
+            match test {
+                Test::In(values) => value.is_some_and(|value| holds(values, value)),
+                Test::NotIn(values) => !value.is_some_and(|value| holds(values, value)),
+                Test::Exists => value.is_some(),
+                Test::Missing => value.is_none(),
+            }
+        })
+    }
+
+    /// The text that was read.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    fn expected(&self, expected: &'static str) -> SelectorError {
+        SelectorError::Syntax { at: self.at, expected }
+    }
+
+    fn skip_space(&mut self) {
+        self.at = self.text.len() - self.rest().trim_start().len();
+    }
+
+    /// Passes over this character and the space after it, if it stands here.
+    fn eat(&mut self, wanted: char) -> bool {
+        let here = self.rest().starts_with(wanted);
+        if here {
+            self.at += wanted.len_utf8();
+            self.skip_space();
+        }
+        here
+    }
+
+    /// The word that begins here, maybe an empty one, and where it began.
+    fn word(&mut self) -> (usize, &'a str) {
+        let ends = |c: char| c.is_whitespace() || c.is_control() || ",()=!<>".contains(c);
+        let (at, rest) = (self.at, self.rest());
+        let word = &rest[..rest.find(ends).unwrap_or(rest.len())];
+        self.at += word.len();
+        self.skip_space();
+        (at, word)
+    }
+
+    fn term(&mut self) -> Result<Term, SelectorError> {
+        let missing = self.eat('!');
+        let (at, key) = self.word();
+        if key.is_empty() {
+            return Err(SelectorError::Syntax { at, expected: "a label key" });
+        }
+        if let Err(wrong) = check_name("selector", key) {
+            return Err(SelectorError::Word { at, wrong: wrong.to_string() });
+        }
+        let test = if missing { Test::Missing } else { self.test()? };
+        Ok(Term { key: key.into(), test })
+    }
+
+    fn test(&mut self) -> Result<Test, SelectorError> {
+        if self.eat('=') {
+            self.eat('=');
+            return Ok(Test::In([self.value()?].into()));
+        }
+        if self.rest().starts_with("!=") {
+            self.at += 2;
+            self.skip_space();
+            return Ok(Test::NotIn([self.value()?].into()));
+        }
+        match self.rest().chars().next() {
+            None | Some(',') => Ok(Test::Exists),
+            _ => match self.word() {
+                (_, "in") => self.values().map(Test::In),
+                (_, "notin") => self.values().map(Test::NotIn),
+                (at, _) => Err(SelectorError::Syntax { at, expected: "=, ==, !=, in, notin, a comma or the end" }),
+            },
+        }
+    }
+
+    fn value(&mut self) -> Result<Box<str>, SelectorError> {
+        let (at, value) = self.word();
+        if value.len() > limits::LABEL_VALUE_BYTES_MAX {
+            let wrong = format!("a value must be at most {} bytes", limits::LABEL_VALUE_BYTES_MAX);
+            return Err(SelectorError::Word { at, wrong });
+        }
+        Ok(value.into())
+    }
+
+    fn values(&mut self) -> Result<Box<[Box<str>]>, SelectorError> {
+        if !self.eat('(') {
+            return Err(self.expected("an opening parenthesis"));
+        }
+        let mut values = Vec::new();
+        loop {
+            let at = self.at;
+            match self.value()? {
+                empty if empty.is_empty() => return Err(SelectorError::Syntax { at, expected: "a value" }),
+                value => values.push(value),
+            }
+            if self.eat(')') {
+                values.sort_unstable();
+                return Ok(values.into());
+            }
+            if !self.eat(',') {
+                return Err(self.expected("a comma or a closing parenthesis"));
+            }
+        }
+    }
+}
+
+/// Selectors by their text, so that each is read once and not once a claim. Two generations: when the young one is
+/// full it becomes the old one, and what is asked for again comes back from there; so what is in use stays, and the
+/// memory is bounded whatever is asked for.
+#[derive(Debug, Default)]
+pub struct Selectors(RwLock<Generations>);
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<Arc<str>, Arc<Selector>>,
+    old: HashMap<Arc<str>, Arc<Selector>>,
+}
+
+impl Selectors {
+    /// The selector of this text.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn get(&self, text: &str) -> Result<Arc<Selector>, SelectorError> {
+        if let Some(known) = self.0.read().unwrap_or_else(PoisonError::into_inner).young.get(text) {
+            return Ok(Arc::clone(known));
+        }
+        let mut generations = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Generations { young, old } = &mut *generations;
+        let selector = match old.get(text) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Selector::parse(text)?),
+        };
+        if young.len() >= limits::SELECTORS_KEPT / 2 {
+            *old = std::mem::take(young);
+        }
+        young.insert(Arc::clone(&selector.text), Arc::clone(&selector));
+        Ok(selector)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(of: &[(&str, &str)]) -> Labels {
+        of.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        let table = [
+            ("", "must not be empty; leave it out to ask for nothing"),
+            ("  ", "must not be empty; leave it out to ask for nothing"),
+            ("a=b,", "byte 4: expected a label key"),
+            (",a", "byte 0: expected a label key"),
+            ("a=b c", "byte 4: expected a comma or the end"),
+            ("a b", "byte 2: expected =, ==, !=, in, notin, a comma or the end"),
+            ("a>5", "byte 1: expected =, ==, !=, in, notin, a comma or the end"),
+            ("a===b", "byte 3: expected a comma or the end"),
+            ("a!b", "byte 1: expected =, ==, !=, in, notin, a comma or the end"),
+            ("!a=b", "byte 2: expected a comma or the end"),
+            ("!!a", "byte 1: expected a label key"),
+            ("a in b", "byte 5: expected an opening parenthesis"),
+            ("a in ()", "byte 6: expected a value"),
+            ("a in (b,)", "byte 8: expected a value"),
+            ("a in (b c)", "byte 8: expected a comma or a closing parenthesis"),
+            ("a in (b", "byte 7: expected a comma or a closing parenthesis"),
+            ("a notin (b)) ", "byte 11: expected a comma or the end"),
+            ("a\u{0}=b", "byte 1: expected =, ==, !=, in, notin, a comma or the end"),
+            ("\u{fc}=b", "byte 0: may hold only [A-Za-z0-9._-]; byte 0 is not one of them"),
+        ];
+        for (text, said) in table {
+            assert_eq!(Selector::parse(text).unwrap_err().to_string(), said, "{text:?}");
+        }
+        let long = "x".repeat(256);
+        let said = |text: &str| Selector::parse(text).unwrap_err().to_string();
+        assert_eq!(said(&format!("{long}=b")), "byte 0: must be 1..=255 bytes, got 256");
+        assert_eq!(said(&format!("a={long}")), "byte 2: a value must be at most 255 bytes");
+        assert_eq!(said(&vec!["a"; 65].join(",")), "must be at most 64 terms");
+        assert_eq!(said(&vec!["a"; 10_000].join(",")), "must be at most 4096 bytes, got 19999");
+        assert!(Selector::parse(&vec!["a"; 64].join(",")).is_ok());
+    }
+
+    /// P01: two terms about one key are both evaluated, never merged.
+    #[test]
+    fn p01_terms_about_one_key_are_all_evaluated() {
+        let matches = |text: &str, of: &[(&str, &str)]| Selector::parse(text).unwrap().matches(&labels(of));
+        assert!(!matches("zone=a,zone=b", &[("zone", "a")]) && !matches("zone=a,zone=b", &[("zone", "b")]));
+        assert!(
+            matches("zone in (a,b),zone!=b", &[("zone", "a")]) && !matches("zone in (a,b),zone!=b", &[("zone", "b")])
+        );
+        assert!(matches("in in (notin), notin", &[("in", "notin"), ("notin", "")]));
+        assert!(matches("a=", &[("a", "")]) && !matches("a=", &[]) && !matches("a!=", &[("a", "")]));
+        assert!(matches("a!=b,c notin (d)", &[]));
+    }
+
+    #[test]
+    fn what_is_in_use_stays_and_the_rest_is_bounded() {
+        let selectors = Selectors::default();
+        let kept = selectors.get("zone=a").unwrap();
+        for i in 0..3 * limits::SELECTORS_KEPT {
+            selectors.get(&format!("k{i}")).unwrap();
+            if i % 100 == 0 {
+                assert!(Arc::ptr_eq(&kept, &selectors.get("zone=a").unwrap()));
+            }
+            let generations = selectors.0.read().unwrap();
+            assert!(generations.young.len() + generations.old.len() <= limits::SELECTORS_KEPT);
+        }
+        assert!(selectors.get("zone=").is_ok() && selectors.get("=").is_err());
+    }
+}
