@@ -73,7 +73,8 @@ impl Bench {
     fn claim(&mut self, id: ClaimId) {
         self.fence += 1;
         let affinity = id.hash64();
-        self.shard.on(Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, to: () }, 1, &mut self.effects);
+        let event = Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, wants: None, to: () };
+        self.shard.on(event, 1, &mut self.effects);
     }
 
     /// Notes what was granted; frees the ids of what ended.

@@ -29,7 +29,7 @@ fn pool() -> PoolName {
 fn request(n: usize) -> ClaimRequest {
     let id = ClaimId::new("bench", "default", &format!("key-{n:09}")).expect("a name");
     let affinity = id.hash64();
-    ClaimRequest { id, pool: pool(), affinity, reserve_ms: Some(0), ack: None }
+    ClaimRequest { affinity, reserve_ms: Some(0), ..ClaimRequest::new(id, pool()) }
 }
 
 async fn start(store: SharedStore, shards: u16, ack: Ack) -> Scheduler {

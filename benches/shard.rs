@@ -29,7 +29,7 @@ async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
 fn request(pool: &PoolName, key: &str) -> ClaimRequest {
     let id = ClaimId::new("bench", "default", key).expect("a name");
     let affinity = id.hash64();
-    ClaimRequest { id, pool: pool.clone(), affinity, reserve_ms: Some(0), ack: None }
+    ClaimRequest { affinity, reserve_ms: Some(0), ..ClaimRequest::new(id, pool.clone()) }
 }
 
 async fn client(scheduler: Scheduler, client: usize, batch: usize, until: Instant) -> usize {

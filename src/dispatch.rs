@@ -11,8 +11,9 @@ use crate::fence::Fences;
 use crate::journal::Journal;
 use crate::keys::{Begun, Keys};
 use crate::model::Millis;
-use crate::pools::{Pool, Pools};
-use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+use crate::pools::{Pool, PoolMap, Pools};
+use crate::refusal::{Refusal, Unavailable};
+use crate::selector::Selectors;
 use crate::shard::{ClaimItem, Command};
 
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
@@ -48,6 +49,8 @@ pub struct Dispatch {
     pub keys: Keys,
     /// The pools.
     pub pools: Pools,
+    /// Selectors that requests brought.
+    pub selectors: Selectors,
     /// Time.
     pub clock: Clock,
     /// Numbers of grants.
@@ -108,20 +111,13 @@ impl Dispatch {
         let pools = self.pools.load();
         // A refusal hands the ticket on to whoever joined: then that one is routed.
         loop {
-            let Some(pool) = pools.at(item.pool) else {
-                match self.refuse(item, Refusal::NotFound(What::Pool)) {
-                    Some(next) => item = next,
-                    None => return,
-                }
-                continue;
-            };
-            let turn = u64::from(item.visited.len());
-            let next = match pool.board.pick(&item.visited, item.affinity, item.salt.rotate_left(turn as u32 * 7)) {
+            let next = match pick(&pools, &item) {
+                None if item.fall_back(&pools) => Some(item),
                 None => {
-                    let refusal = final_refusal(pool, &item);
+                    let refusal = item.refusal(&pools);
                     self.refuse(item, refusal)
                 }
-                Some(shard) => {
+                Some((pool, shard)) => {
                     item.visited.insert(shard);
                     match pool.ports[shard as usize].push(Command::Claim(item)) {
                         Err((Command::Claim(mut item), why)) => {
@@ -144,17 +140,17 @@ impl Dispatch {
         let pools = self.pools.load();
         while items.len() > 1 {
             let last = &items[items.len() - 1];
-            let picked = pools.at(last.pool).and_then(|pool| {
-                let turn = u64::from(last.visited.len());
-                let salt = last.salt.rotate_left(turn as u32 * 7);
-                Some((pool, pool.board.pick(&last.visited, last.affinity, salt)?))
-            });
-            let Some((pool, shard)) = picked else { break };
+            let picked = if last.only_worker().is_some() { None } else { pick(&pools, last) };
+            let Some((pool, shard)) = picked else {
+                // It falls back, is refused, or goes to the shard of its worker.
+                items.pop().into_iter().for_each(|item| self.route(item));
+                continue;
+            };
             let room = (pool.board.idle(shard) as usize).clamp(1, GROUP_MAX);
             let mut group = Vec::with_capacity(room.min(items.len()));
             while group.len() < room
                 && let Some(mut item) = items.pop_if(|item| {
-                    item.pool == pool.number && item.visited.word(shard as usize / 64) & (1 << (shard % 64)) == 0
+                    item.pool == pool.number && !item.visited.contains(shard) && item.only_worker().is_none()
                 })
             {
                 item.visited.insert(shard);
@@ -221,11 +217,13 @@ fn answer(item: Box<ClaimItem>, refusal: Refusal) {
     item.reply.send(Err(refusal));
 }
 
-/// "Full" only if every shard was asked or had nothing idle (`N1`).
-fn final_refusal(pool: &Pool, item: &ClaimItem) -> Refusal {
-    match item.unasked {
-        Some(why) => Refusal::Unavailable(why),
-        None if pool.has_silent_shard() => Refusal::Unavailable(Unavailable::Loading),
-        None => Refusal::Exhausted(Exhausted::Pool),
+/// The shard that a claim goes to next; none: every shard of its pool that could have a worker for it was asked.
+fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, u16)> {
+    let pool = pools.at(item.pool)?;
+    if let Some(worker) = item.only_worker() {
+        let shard = worker.shard(pool.ports.len() as u16);
+        return (!item.visited.contains(shard)).then_some((pool, shard));
     }
+    let turn = item.visited.len();
+    Some((pool, pool.board.pick(&item.visited, item.affinity, item.salt.rotate_left(turn * 7))?))
 }

@@ -19,7 +19,9 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod ask;
 pub mod catalogue;
+pub mod choice;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -15,7 +15,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use self::vitals::Vitals;
 use crate::limits;
 use crate::model::{PoolName, Taken};
-use crate::refusal::{Refusal, Unavailable};
+use crate::refusal::{Exhausted, Refusal, Unavailable};
 
 /// What a metric is, and the upper bounds of a histogram's buckets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -153,6 +153,12 @@ label! {
         Existing = "existing",
         /// No worker was free.
         PoolExhausted = "pool_exhausted",
+        /// No worker was free on the nodes that it required, but one elsewhere.
+        NodeLocality = "node_locality",
+        /// No pool had the class and labels that it asked for.
+        NoEligiblePool = "no_eligible_pool",
+        /// No worker was large enough, busy ones included.
+        Unsatisfiable = "unsatisfiable",
         /// A queue was full.
         Overloaded = "overloaded",
         /// A shard was not serving.
@@ -182,7 +188,10 @@ impl ClaimOutcome {
             Err(Refusal::Invalid { .. }) => Self::Invalid,
             Err(Refusal::NotFound(_)) => Self::NotFound,
             Err(Refusal::Fence | Refusal::State(_)) => Self::Conflict,
-            Err(Refusal::Exhausted(_)) => Self::PoolExhausted,
+            Err(Refusal::Exhausted(Exhausted::Pool)) => Self::PoolExhausted,
+            Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
+            Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
+            Err(Refusal::Unsatisfiable) => Self::Unsatisfiable,
             Err(Refusal::Unavailable(Unavailable::Overloaded)) => Self::Overloaded,
             Err(Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping)) => Self::Loading,
             Err(Refusal::Unavailable(Unavailable::Store)) => Self::Store,
@@ -335,11 +344,8 @@ impl PoolMetrics {
             labels.extend(label());
             if named { metrics::gauge!(name, labels) } else { Gauge::noop() }
         };
-        let claims = |outcome: &ClaimOutcome| {
-            metrics::counter!(CLAIMS, vec![Label::new("pool", pool.clone()), Label::new("outcome", outcome.word())])
-        };
         Self {
-            claims: ClaimOutcome::ALL.iter().map(claims).collect(),
+            claims: claim_counters(&pool),
             claim_seconds: histogram(CLAIM_SECONDS),
             ring_wait_seconds: histogram(RING_WAIT),
             releases: counter(RELEASES),
@@ -376,6 +382,12 @@ impl PoolMetrics {
     }
 }
 
+fn claim_counters(pool: &str) -> Vec<Counter> {
+    let labels =
+        |outcome: &ClaimOutcome| vec![Label::new("pool", pool.to_owned()), Label::new("outcome", outcome.word())];
+    ClaimOutcome::ALL.iter().map(|outcome| metrics::counter!(CLAIMS, labels(outcome))).collect()
+}
+
 /// Whether the pool is among the first names of this process, and so has series of its own.
 fn has_own_series(pool: &PoolName) -> bool {
     static NAMES: LazyLock<Mutex<HashSet<PoolName>>> = LazyLock::new(Mutex::default);
@@ -392,6 +404,7 @@ pub struct ProcessMetrics {
     /// `hotpool_step_seconds`.
     pub step_seconds: Histogram,
     steps: Vec<Counter>,
+    claims: Vec<Counter>,
     /// `hotpool_recovery_seconds`.
     pub recovery_seconds: Gauge,
     shards: Vec<Gauge>,
@@ -419,6 +432,7 @@ impl ProcessMetrics {
             step_bytes: metrics::histogram!(STEP_BYTES),
             step_seconds: metrics::histogram!(STEP_SECONDS),
             steps: StepResult::ALL.iter().map(|result| metrics::counter!(STEPS, "outcome" => result.word())).collect(),
+            claims: claim_counters("none"),
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
             store_rewrites: metrics::counter!(REWRITES),
@@ -428,6 +442,11 @@ impl ProcessMetrics {
             http_connections: metrics::gauge!(HTTP_CONNECTIONS),
             http_connections_refused: metrics::counter!(HTTP_REFUSED),
         }
+    }
+
+    /// Counter of claims with this outcome that belong to no pool.
+    pub fn claims(&self, outcome: ClaimOutcome) -> &Counter {
+        &self.claims[outcome as usize]
     }
 
     /// Counter of steps with this answer.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
 use crate::refusal::Refusal;
 
@@ -298,28 +299,38 @@ pub struct GpuCapacity {
 }
 
 impl Capacity {
-    /// Checks every amount against its limit.
+    /// Checks every amount against its limit. `name`: what the caller calls it, e.g. `capacity`.
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self) -> Result<(), Refusal> {
-        let amounts = [
-            ("capacity.cpu_milli", self.cpu_milli),
-            ("capacity.memory_bytes", self.memory_bytes),
-            ("capacity.slots", self.slots),
-        ];
+    pub fn check(&self, name: &str) -> Result<(), Refusal> {
+        let amounts = [("cpu_milli", self.cpu_milli), ("memory_bytes", self.memory_bytes), ("slots", self.slots)];
         for (field, amount) in amounts {
             if amount > limits::AMOUNT_MAX {
-                return Err(Refusal::invalid(field, format!("must be at most {}", limits::AMOUNT_MAX)));
+                let message = format!("must be at most {}", limits::AMOUNT_MAX);
+                return Err(Refusal::invalid(format!("{name}.{field}"), message));
             }
         }
         if let Some(gpu) = &self.gpu {
-            check_name("capacity.gpu.model", &gpu.model)?;
+            check_name("gpu.model", &gpu.model).map_err(|refusal| refusal.within(name))?;
             if gpu.count == 0 || gpu.count > limits::GPUS_MAX {
-                return Err(Refusal::invalid("capacity.gpu.count", format!("must be 1..={}", limits::GPUS_MAX)));
+                let message = format!("must be 1..={}", limits::GPUS_MAX);
+                return Err(Refusal::invalid(format!("{name}.gpu.count"), message));
             }
         }
         Ok(())
+    }
+
+    /// Whether there is at least this much of everything.
+    #[must_use]
+    pub fn covers(&self, asked: &Self) -> bool {
+        let cards = |asked: &GpuCapacity| {
+            self.gpu.as_ref().is_some_and(|gpu| gpu.model == asked.model && gpu.count >= asked.count)
+        };
+        self.cpu_milli >= asked.cpu_milli
+            && self.memory_bytes >= asked.memory_bytes
+            && self.slots >= asked.slots
+            && asked.gpu.as_ref().is_none_or(cards)
     }
 }
 
@@ -466,7 +477,7 @@ impl WorkerSpec {
     /// # Errors
     /// `Invalid` naming the field.
     pub fn check(&self) -> Result<(), Refusal> {
-        self.capacity.check()?;
+        self.capacity.check("capacity")?;
         check_labels(&self.labels)?;
         if let Some(node) = &self.node {
             check_name("node", node)?;
@@ -484,14 +495,34 @@ pub struct ClaimRequest {
     /// Who asks.
     pub id: ClaimId,
     /// Where.
-    pub pool: PoolName,
+    pub pools: PoolChoice,
     /// Hash of the affinity word ([`affinity_hash`]); by default that of the key.
     pub affinity: u64,
-    /// How long the claim may stay unconfirmed, in milliseconds: at most the pool's, which is the default.
-    /// 0: active at once.
+    /// How long the claim may stay unconfirmed, in milliseconds: at most that of every pool that it may use; by default
+    /// that of the pool that it is taken from. 0: active at once.
     pub reserve_ms: Option<u64>,
     /// A stronger acknowledgement than the pool's; a weaker one is refused.
     pub ack: Option<Ack>,
+    /// What else it asks for; none: any worker will do.
+    pub ask: Option<Box<ClaimAsk>>,
+}
+
+impl ClaimRequest {
+    /// For any worker, with the defaults of the pool.
+    #[must_use]
+    pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
+        let affinity = affinity_hash(id.key());
+        Self { id, pools: pools.into(), affinity, reserve_ms: None, ack: None, ask: None }
+    }
+}
+
+/// What a claim keeps of its request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClaimSpec {
+    /// Free labels, shown with the claim.
+    pub labels: Labels,
+    /// What it asked for. The claim holds its whole worker, which may have more.
+    pub resources: Capacity,
 }
 
 /// Life of a claim.
@@ -526,6 +557,8 @@ pub struct ClaimView {
     pub state: ClaimState,
     /// Unix time in milliseconds at which it ends if nothing is heard, if it has one.
     pub expires_at_ms: Option<Millis>,
+    /// What it keeps of its request, if anything.
+    pub spec: Option<Arc<ClaimSpec>>,
 }
 
 /// A claim that was taken, or found to be held already.
@@ -672,6 +705,10 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
     deserializer.deserialize_map(Object(PhantomData))
 }
 
-fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+/// The same for an optional one.
+///
+/// # Errors
+/// Those of `T`.
+pub fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     json_object(deserializer).map(Some)
 }

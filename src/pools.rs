@@ -87,6 +87,8 @@ impl Pool {
 pub struct PoolMap {
     by_name: HashMap<PoolName, Arc<Pool>>,
     by_number: Vec<Option<Arc<Pool>>>,
+    /// By name, for those who choose among all of a namespace.
+    in_order: Vec<Arc<Pool>>,
 }
 
 impl PoolMap {
@@ -105,6 +107,12 @@ impl PoolMap {
     /// All, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.by_name.values()
+    }
+
+    /// Those of a namespace, in the order of their names.
+    pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pool>> {
+        let from = self.in_order.partition_point(|pool| pool.name.namespace() < namespace);
+        self.in_order[from..].iter().take_while(move |pool| pool.name.namespace() == namespace)
     }
 
     /// How many.
@@ -172,8 +180,10 @@ impl Pools {
     fn update<T>(&self, change: impl FnOnce(&mut PoolMap) -> T) -> T {
         let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.map.load();
-        let mut map = PoolMap { by_name: old.by_name.clone(), by_number: old.by_number.clone() };
+        let mut map = PoolMap { by_name: old.by_name.clone(), by_number: old.by_number.clone(), in_order: Vec::new() };
         let result = change(&mut map);
+        map.in_order = map.by_name.values().cloned().collect();
+        map.in_order.sort_by(|a, b| (a.name.namespace(), a.name.pool()).cmp(&(b.name.namespace(), b.name.pool())));
         self.map.store(Arc::new(map));
         result
     }

@@ -24,6 +24,9 @@ pub enum Refusal {
     /// What is there does not allow this.
     #[error("{0}")]
     State(Cow<'static, str>),
+    /// No worker of any pool that it may use is large enough.
+    #[error("no worker of any pool that the request allows has these resources")]
+    Unsatisfiable,
     /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
     #[error("{0}")]
     Exhausted(Exhausted),
@@ -60,8 +63,12 @@ impl std::fmt::Display for What {
 /// Which capacity is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
-    /// No worker of the pool is free.
+    /// No worker that the request allows is free.
     Pool,
+    /// One would be free if the request did not insist on its nodes.
+    NodeLocality,
+    /// No pool has the class or the labels that the request asks for.
+    NoEligiblePool,
 }
 
 impl Exhausted {
@@ -70,15 +77,19 @@ impl Exhausted {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Pool => "pool_exhausted",
+            Self::NodeLocality => "node_locality",
+            Self::NoEligiblePool => "no_eligible_pool",
         }
     }
 }
 
 impl std::fmt::Display for Exhausted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Pool => f.write_str("no worker of the pool is free"),
-        }
+        f.write_str(match self {
+            Self::Pool => "no worker that the request allows is free",
+            Self::NodeLocality => "a worker is free, but none on a node that the request requires",
+            Self::NoEligiblePool => "no pool has the class and the labels that the request asks for",
+        })
     }
 }
 
@@ -126,5 +137,14 @@ impl Refusal {
     /// A wrong request.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }
+    }
+
+    /// The same, its field being within `outer`.
+    #[must_use]
+    pub fn within(self, outer: &str) -> Self {
+        match self {
+            Self::Invalid { field, message } => Self::invalid(format!("{outer}.{field}"), message),
+            other => other,
+        }
     }
 }

@@ -12,8 +12,10 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use arc_swap::ArcSwapOption;
 use crossbeam::utils::CachePadded;
 
+use crate::model::Capacity;
 use crate::shard::Visited;
 
 /// Entries of a pool's memory of affinities: 256 KiB, made at the first grant.
@@ -33,6 +35,8 @@ pub struct Board {
     loads: Box<[CachePadded<Load>]>,
     /// `tag << 16 | shard + 1` by affinity hash.
     hints: OnceLock<Box<[AtomicU32]>>,
+    /// By shard: the distinct capacities of its workers, busy ones too; none: too many to tell.
+    capacities: Box<[ArcSwapOption<Vec<Capacity>>]>,
 }
 
 impl Board {
@@ -44,6 +48,7 @@ impl Board {
             idle: std::iter::repeat_with(CachePadded::default).take(words).collect(),
             loads: std::iter::repeat_with(CachePadded::default).take(shards.into()).collect(),
             hints: OnceLock::new(),
+            capacities: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
         }
     }
 
@@ -60,6 +65,26 @@ impl Board {
                 word.fetch_or(bit, Ordering::AcqRel);
             }
         }
+    }
+
+    /// Shard `shard` says which capacities its workers have, each once; none: too many to tell.
+    pub fn publish_capacities(&self, shard: u16, capacities: Option<Vec<Capacity>>) {
+        self.capacities[shard as usize].store(capacities.map(std::sync::Arc::new));
+    }
+
+    /// False only if there are workers, idle or not, and none has a capacity that passes: then none ever will, until
+    /// others come.
+    pub fn may_have(&self, passes: impl Fn(&Capacity) -> bool) -> bool {
+        let mut any = false;
+        for shard in &self.capacities {
+            let known = shard.load();
+            let Some(known) = known.as_ref() else { return true };
+            if known.iter().any(&passes) {
+                return true;
+            }
+            any |= !known.is_empty();
+        }
+        !any
     }
 
     /// Idle workers that `shard` published.

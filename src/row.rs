@@ -15,7 +15,7 @@ use prost::Message as _;
 use prost::bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::model::{Capacity, ClaimId, GpuCapacity, WorkerCard, WorkerId, WorkerSpec};
+use crate::model::{Capacity, ClaimId, ClaimSpec, GpuCapacity, WorkerCard, WorkerId, WorkerSpec};
 
 /// Version of every body that this build writes.
 const VERSION: u8 = 1;
@@ -215,6 +215,54 @@ pub struct ClaimRow {
     /// How long it may stay reserved; a deadline starts anew in full after a recovery.
     #[prost(uint64, tag = "5")]
     pub reserve_ms: u64,
+    /// What it keeps of its request, if anything.
+    #[prost(message, optional, tag = "16")]
+    pub spec: Option<ClaimSpecRow>,
+}
+
+/// What a claim keeps of its request, as it is stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClaimSpecRow {
+    /// Its labels.
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Thousandths of a core that it asked for.
+    #[prost(uint64, tag = "2")]
+    pub cpu_milli: u64,
+    /// Bytes of memory.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+    /// Places.
+    #[prost(uint64, tag = "4")]
+    pub slots: u64,
+    /// Model of the cards.
+    #[prost(string, tag = "5")]
+    pub gpu_model: String,
+    /// Number of cards; 0: none.
+    #[prost(uint32, tag = "6")]
+    pub gpu_count: u32,
+}
+
+impl From<&ClaimSpec> for ClaimSpecRow {
+    fn from(spec: &ClaimSpec) -> Self {
+        let Capacity { cpu_milli, memory_bytes, slots, gpu } = spec.resources.clone();
+        let (gpu_model, gpu_count) = gpu.map_or_else(Default::default, |gpu| (gpu.model.to_string(), gpu.count));
+        Self { labels: spec.labels.clone(), cpu_milli, memory_bytes, slots, gpu_model, gpu_count }
+    }
+}
+
+impl ClaimSpecRow {
+    /// What is in it.
+    #[must_use]
+    pub fn spec(&self) -> ClaimSpec {
+        let resources = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);
+        ClaimSpec { labels: self.labels.clone(), resources }
+    }
+}
+
+fn capacity(cpu_milli: u64, memory_bytes: u64, slots: u64, gpu_model: &str, gpu_count: u32) -> Capacity {
+    let gpu = (gpu_count > 0).then(|| GpuCapacity { model: gpu_model.into(), count: gpu_count });
+    Capacity { cpu_milli, memory_bytes, slots, gpu }
 }
 
 /// A worker's state to be written, borrowed from the engine. Writing it allocates nothing.
@@ -245,6 +293,8 @@ pub struct ClaimStateRef<'a> {
     pub active: bool,
     /// How long it may stay reserved.
     pub reserve_ms: u64,
+    /// What it keeps of its request, if anything.
+    pub spec: Option<&'a ClaimSpec>,
 }
 
 // Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
@@ -300,11 +350,14 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
         put_u64(out, 12, state.deleted.into());
         if let Some(claim) = &state.claim {
             let (tenant, key) = (claim.id.tenant(), claim.id.key());
+            // Few claims keep anything, so this part may allocate.
+            let spec = claim.spec.map(ClaimSpecRow::from);
             let len = len_str(1, tenant)
                 + len_str(2, key)
                 + len_u64(3, claim.fence)
                 + len_u64(4, claim.active.into())
-                + len_u64(5, claim.reserve_ms);
+                + len_u64(5, claim.reserve_ms)
+                + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
             encode_key(13, WireType::LengthDelimited, out);
             encode_varint(len as u64, out);
             put_str(out, 1, tenant);
@@ -312,6 +365,9 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             put_u64(out, 3, claim.fence);
             put_u64(out, 4, claim.active.into());
             put_u64(out, 5, claim.reserve_ms);
+            if let Some(spec) = &spec {
+                prost::encoding::message::encode(16, spec, out);
+            }
         }
     });
 }
@@ -331,9 +387,7 @@ impl WorkerRow {
     /// `Damaged` if the id is not a worker's id.
     pub fn spec(&self, id: &str) -> Result<WorkerSpec, RowError> {
         let id = WorkerId::new(id).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })?;
-        let gpu =
-            (self.gpu_count > 0).then(|| GpuCapacity { model: self.gpu_model.as_str().into(), count: self.gpu_count });
-        let capacity = Capacity { cpu_milli: self.cpu_milli, memory_bytes: self.memory_bytes, slots: self.slots, gpu };
+        let capacity = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);
         let node = (!self.node.is_empty()).then(|| self.node.as_str().into());
         Ok(WorkerSpec { id, capacity, labels: self.labels.clone(), node, incarnation: self.incarnation })
     }

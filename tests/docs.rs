@@ -40,7 +40,8 @@ fn metrics_page() -> String {
         page,
         "\n## Labels\n\n\
          | label | of | values |\n|---|---|---|\n\
-         | `pool` | all that have it | `namespace/pool`; `other` for pools beyond the first {} names of a process |\n\
+         | `pool` | all that have it | `namespace/pool`; `other` for pools beyond the first {} names of a process; \
+         `none` for claims that name no pool that there is |\n\
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
          | `state` | `hotpool_workers` | `idle` `busy` |\n\

@@ -57,6 +57,7 @@ impl Outcome {
             Refusal::NotFound(_) => (Code::NotFound, 404, None),
             Refusal::Fence => (Code::Aborted, 409, Some("fence")),
             Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
+            Refusal::Unsatisfiable => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),
             Refusal::Unavailable(why) => (Code::Unavailable, 503, Some(why.reason())),
             Refusal::DeadlineExceeded => (Code::DeadlineExceeded, 504, None),
@@ -104,6 +105,9 @@ impl From<Refusal> for Failure {
         match refusal {
             Refusal::Invalid { field, message } => Self { outcome, field: Some(field), message },
             Refusal::State(message) => Self { outcome, field: None, message },
+            Refusal::Unsatisfiable => {
+                Self { outcome, field: Some("resources".into()), message: refusal.to_string().into() }
+            }
             other => Self { outcome, field: None, message: other.to_string().into() },
         }
     }
@@ -163,7 +167,19 @@ mod tests {
             ),
             (
                 Refusal::Exhausted(Exhausted::Pool),
-                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"pool_exhausted","message":"no worker of the pool is free"}}"#,
+                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"pool_exhausted","message":"no worker that the request allows is free"}}"#,
+            ),
+            (
+                Refusal::Exhausted(Exhausted::NodeLocality),
+                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"node_locality","message":"a worker is free, but none on a node that the request requires"}}"#,
+            ),
+            (
+                Refusal::Exhausted(Exhausted::NoEligiblePool),
+                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"no_eligible_pool","message":"no pool has the class and the labels that the request asks for"}}"#,
+            ),
+            (
+                Refusal::Unsatisfiable,
+                r#"400 {"error":{"code":"INVALID_ARGUMENT","reason":"unsatisfiable","field":"resources","message":"no worker of any pool that the request allows has these resources"}}"#,
             ),
             (
                 Refusal::Unavailable(Unavailable::Overloaded),

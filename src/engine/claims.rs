@@ -1,8 +1,10 @@
 //! Which claims are held: a slab, so that a claim is reached by its ordinal in one step. Freed ordinals are used
 //! again, last freed first, so that the memory in use stays warm and its size is the most that was ever held.
 
+use std::sync::Arc;
+
 use super::{NIL, Place};
-use crate::model::{ClaimId, Fence, Millis};
+use crate::model::{ClaimId, ClaimSpec, Fence, Millis};
 
 /// A held claim.
 #[derive(Debug, Clone)]
@@ -17,6 +19,8 @@ pub struct Claim {
     pub confirmed: bool,
     /// An answer other than the one that granted it spoke of it: it must not be undone silently.
     pub told: bool,
+    /// What it keeps of its request, if anything.
+    pub spec: Option<Arc<ClaimSpec>>,
 }
 
 #[derive(Debug)]

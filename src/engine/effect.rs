@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::event::Place;
-use crate::model::{ClaimId, ClaimState, Fence, Millis, Seq, WorkerCard};
+use super::wants::NoFit;
+use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Millis, Seq, WorkerCard};
 
 /// Something to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Answer {
     Granted(Grant),
     /// No idle worker here; another shard may have one. Nothing was changed.
     NoRoom,
+    /// The same, for a claim that asked for certain workers.
+    NoFit(NoFit),
     /// It is held as it was; with the deadline as it stands.
     Held(Grant),
     /// What was held at the place is gone. Nothing was changed.
@@ -41,6 +44,8 @@ pub enum Answer {
     GivenBack,
     /// The held claim does not satisfy the request and is active. Nothing was changed.
     ActiveElsewhere,
+    /// The held claim asked for other resources, and the request must have the same. Nothing was changed.
+    Mismatch,
     /// The claim is over.
     Released,
     /// The worker is registered.
@@ -78,6 +83,8 @@ pub struct Grant {
     pub reserve_ms: Millis,
     /// Its deadline, if it runs already.
     pub deadline_ms: Option<Millis>,
+    /// What it keeps of its request, if anything.
+    pub spec: Option<Arc<ClaimSpec>>,
 }
 
 /// A worker as it stands.

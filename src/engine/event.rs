@@ -1,5 +1,8 @@
 //! What can happen to a shard.
 
+use std::sync::Arc;
+
+use super::wants::Wants;
 use crate::model::{ClaimId, Fence, Millis, WorkerId, WorkerSpec};
 
 /// Where a claim is: the shard's own ordinals plus the fence that proves that it is still that claim. Ordinals are
@@ -41,6 +44,8 @@ pub enum Event<R> {
         affinity: u64,
         /// How long it may stay unconfirmed; 0: active at once.
         reserve_ms: Millis,
+        /// Which workers it may take; none: any.
+        wants: Option<Arc<Wants>>,
         /// Who waits for the answer.
         to: R,
     },
@@ -48,8 +53,10 @@ pub enum Event<R> {
     Repeat {
         /// Where it is held.
         place: Place,
-        /// The request accepts what is held. If not, a reserved claim is given back and an active one refused.
+        /// The request accepts the pool. What it does not accept is given back if it is reserved, and refused if active.
         satisfies: bool,
+        /// Which workers it accepts; none: any.
+        wants: Option<Arc<Wants>>,
         /// Who waits for the answer.
         to: R,
     },

@@ -6,10 +6,17 @@
 //! bucket may hold several affinities; each worker remembers its own, and a look gives up after [`WARM_LOOKS`]:
 //! affinity is a preference and must not cost more than it saves.
 //!
+//! Claims that ask for certain workers are served by [`super::shapes`], which holds the same workers once more, by shape.
+//!
+//! Whether a worker may be offered at all is not decided here: whoever owns its state calls [`Idle::push`] when it may
+//! and [`Idle::remove`] when it may not, at most one after the other, and nothing else makes a worker idle.
+//!
 //! Example: policy `lifo`, idle from oldest to newest `a(x) b(y) c(x)`. A claim with affinity `y` takes `b`, though
 //! `c` is newer; one with affinity `z` takes `c`; one with `x` takes `c`, the most recent of its bucket.
 
 use super::NIL;
+use super::shapes::Shapes;
+use super::wants::Wants;
 use super::workers::Worker;
 use crate::model::{Fence, Policy};
 
@@ -29,20 +36,27 @@ pub struct Idle {
     any: Vec<u32>,
     /// Most recent idle worker by affinity; a power of two.
     warm: Vec<u32>,
+    /// The same workers by shape, once a claim has asked for certain ones.
+    shapes: Option<Box<Shapes>>,
 }
 
 impl Idle {
     pub fn new(policy: Policy) -> Self {
-        Self { policy, len: 0, head: NIL, tail: NIL, any: Vec::new(), warm: vec![NIL; BUCKETS_MIN] }
+        Self { policy, len: 0, head: NIL, tail: NIL, any: Vec::new(), warm: vec![NIL; BUCKETS_MIN], shapes: None }
     }
 
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// A worker became idle. Keep the buckets as many as the workers with [`Self::grow`].
+    /// A worker became idle: from now on it may be offered. Its `idle_seq` is above that of all that are idle. Keep the
+    /// buckets as many as the workers with [`Self::grow`].
     pub fn push(&mut self, workers: &mut [Worker], at: u32) {
         debug_assert!(!workers[at as usize].idle, "Q1: a worker is idle at most once");
+        debug_assert!(
+            self.head == NIL || workers[self.head as usize].idle_seq <= workers[at as usize].idle_seq,
+            "Q1: workers become idle one after another"
+        );
         self.len += 1;
         workers[at as usize].idle = true;
         if self.policy == Policy::Random {
@@ -58,6 +72,9 @@ impl Idle {
             self.head = at;
         }
         self.warm_push(workers, at);
+        if let Some(shapes) = &mut self.shapes {
+            shapes.push(workers, at);
+        }
     }
 
     /// The worker that a claim with this affinity takes: looks only, takes nothing.
@@ -65,7 +82,7 @@ impl Idle {
         if self.len == 0 {
             return None;
         }
-        if let Some(at) = self.warmest(workers, affinity) {
+        if let Some(at) = self.warmest(workers, affinity, |_| true) {
             return Some(at);
         }
         Some(match self.policy {
@@ -75,7 +92,53 @@ impl Idle {
         })
     }
 
-    /// A worker is idle no more.
+    /// The worker that a claim with these wants takes, which may name no worker. Takes nothing. The first such claim
+    /// costs a walk over the idle workers.
+    #[cold]
+    pub fn select(&mut self, workers: &[Worker], wants: &Wants, affinity: u64, fence: Fence) -> Option<u32> {
+        let warm = self.warmest(workers, affinity, |worker| wants.fits(&worker.card().spec));
+        warm.or_else(|| self.shapes(workers).pick(workers, wants, fence))
+    }
+
+    /// Whether an idle worker would fit if it were on another node.
+    pub fn fits_but_node(&mut self, workers: &[Worker], wants: &Wants) -> bool {
+        self.shapes(workers).fits_but_node(workers, wants)
+    }
+
+    fn shapes(&mut self, workers: &[Worker]) -> &Shapes {
+        if self.shapes.is_none() {
+            let mut shapes = Shapes::new(self.policy);
+            for at in self.oldest_first(workers) {
+                shapes.push(workers, at);
+            }
+            self.shapes = Some(Box::new(shapes));
+        }
+        self.shapes.as_ref().expect("made just now")
+    }
+
+    /// The registration of a worker has changed. If it is idle, it keeps its place.
+    pub fn renew(&mut self, workers: &[Worker], at: u32) {
+        if let Some(shapes) = &mut self.shapes {
+            shapes.renew(workers, at);
+        }
+    }
+
+    /// The registration of a worker that is not idle has ended.
+    pub fn forget(&mut self, at: u32) {
+        if let Some(shapes) = &mut self.shapes {
+            shapes.forget(at);
+        }
+    }
+
+    /// Whether the shapes hold what the queue holds.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self, workers: &[Worker]) -> Result<(), String> {
+        self.shapes.as_ref().map_or(Ok(()), |shapes| shapes.check(workers))
+    }
+
+    /// A worker is idle no more: it was taken, or may not be offered.
     pub fn remove(&mut self, workers: &mut [Worker], at: u32) {
         let worker = &mut workers[at as usize];
         debug_assert!(worker.idle, "only an idle worker leaves the queue");
@@ -98,6 +161,9 @@ impl Idle {
             }
         }
         self.warm_remove(workers, at);
+        if let Some(shapes) = &mut self.shapes {
+            shapes.remove(at);
+        }
     }
 
     /// Keeps as many buckets as there are workers, so that a bucket is short. Called when workers are added.
@@ -129,11 +195,11 @@ impl Idle {
         affinity as usize & (self.warm.len() - 1)
     }
 
-    fn warmest(&self, workers: &[Worker], affinity: u64) -> Option<u32> {
+    fn warmest(&self, workers: &[Worker], affinity: u64, may: impl Fn(&Worker) -> bool) -> Option<u32> {
         let next = |&at: &u32| Some(workers[at as usize].warm_next).filter(|&at| at != NIL);
         std::iter::successors(Some(self.warm[self.bucket(affinity)]).filter(|&at| at != NIL), next)
             .take(WARM_LOOKS)
-            .find(|&at| workers[at as usize].affinity == affinity)
+            .find(|&at| workers[at as usize].affinity == affinity && may(&workers[at as usize]))
     }
 
     fn warm_push(&mut self, workers: &mut [Worker], at: u32) {
@@ -167,7 +233,7 @@ impl Idle {
 }
 
 /// Spreads a fence over 64 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
-const fn scatter(fence: Fence) -> u64 {
+pub(super) const fn scatter(fence: Fence) -> u64 {
     let mut x = fence.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -46,6 +46,7 @@ impl Shard {
                 seen.len()
             ));
         }
+        self.idle.check(self.workers.all())?;
         if self.claims.len() != held {
             return Err(format!("L2: {held} workers are held by {} claims", self.claims.len()));
         }

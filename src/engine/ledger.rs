@@ -24,6 +24,8 @@ pub struct Ledger {
     lines: Vec<LedgerLine>,
     by_capacity: BTreeMap<Capacity, u32>,
     unused: Vec<u32>,
+    /// Changes of which lines there are.
+    version: u64,
 }
 
 impl Ledger {
@@ -35,6 +37,7 @@ impl Ledger {
     }
 
     fn open(&mut self, capacity: &Capacity) -> u32 {
+        self.version += 1;
         let line = LedgerLine { capacity: capacity.clone(), workers: 0, held: 0 };
         let at = self.unused.pop().unwrap_or(self.lines.len() as u32);
         match self.lines.get_mut(at as usize) {
@@ -51,6 +54,7 @@ impl Ledger {
         debug_assert!(line.workers > line.held, "only a free worker leaves the ledger");
         line.workers -= 1;
         if line.workers == 0 {
+            self.version += 1;
             self.by_capacity.remove(&line.capacity);
             self.unused.push(at);
         }
@@ -71,6 +75,11 @@ impl Ledger {
     /// The lines in use.
     pub fn lines(&self) -> impl Iterator<Item = &LedgerLine> {
         self.lines.iter().filter(|line| line.workers > 0)
+    }
+
+    /// Moves whenever a capacity comes or goes.
+    pub const fn version(&self) -> u64 {
+        self.version
     }
 
     pub fn line(&self, at: u32) -> &LedgerLine {

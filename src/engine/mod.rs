@@ -15,6 +15,8 @@
 //! | `workers` | which workers are there, and in which state |
 //! | `claims` | which claims are held |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
+//! | `shapes` | which worker is taken by a claim that asks for certain ones |
+//! | [`wants`] | what it asks of a worker |
 //! | `timers` | which deadline has passed |
 //! | `ledger` | how much there is and how much of it is held |
 //! | `replay` | how rows become a shard again |
@@ -28,8 +30,10 @@ mod idle;
 mod invariants;
 mod ledger;
 mod replay;
+mod shapes;
 mod shard;
 mod timers;
+pub mod wants;
 mod workers;
 
 pub use effect::{Answer, Effect, End, Grant, WorkerLook};
@@ -37,6 +41,7 @@ pub use event::{Event, Place};
 pub use ledger::LedgerLine;
 pub use replay::Replay;
 pub use shard::{Counters, Shard};
+pub use wants::{NoFit, Nodes, Wants};
 
 /// No worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

@@ -92,6 +92,7 @@ impl Replay {
             active: claim.active,
             confirmed: claim.active,
             told: true,
+            spec: claim.spec.as_ref().map(|spec| Arc::new(spec.spec())),
         });
         self.shard.workers.get_mut(at).claim = slot;
         self.shard.ledger.hold(line);

@@ -11,6 +11,7 @@ use super::event::{Event, Place};
 use super::idle::Idle;
 use super::ledger::{Ledger, LedgerLine};
 use super::timers::Timers;
+use super::wants::{NoFit, Wants};
 use super::workers::Workers;
 use crate::limits;
 use crate::model::{ClaimId, ClaimState, Fence, Millis, Policy, Seq, WorkerCard, WorkerId, WorkerSpec};
@@ -66,16 +67,16 @@ impl Shard {
     /// Decides. `now_ms` is monotonic time; `effects` is appended to and must be carried out in order.
     pub fn on<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         match event {
-            Event::Claim { id, fence, affinity, reserve_ms, to } => {
-                let answer = self.claim(id, fence, affinity, reserve_ms);
+            Event::Claim { id, fence, affinity, reserve_ms, wants, to } => {
+                let answer = self.claim(id, fence, affinity, reserve_ms, wants);
                 effects.push(Effect::Reply { to, answer });
             }
             Event::Release { place, to } => {
                 self.end(place, End::Released, effects);
                 effects.push(Effect::Reply { to, answer: Answer::Released });
             }
-            Event::Repeat { place, satisfies, to } => {
-                let answer = self.repeat(place, satisfies, effects);
+            Event::Repeat { place, satisfies, wants, to } => {
+                let answer = self.repeat(place, satisfies, wants.as_deref(), effects);
                 effects.push(Effect::Reply { to, answer });
             }
             Event::Confirm { place, to } => {
@@ -119,11 +120,26 @@ impl Shard {
         std::hint::black_box((first, behind));
     }
 
-    fn claim(&mut self, id: ClaimId, fence: Fence, affinity: u64, reserve_ms: Millis) -> Answer {
-        let Some(worker) = self.idle.pick(self.workers.all(), affinity, fence) else { return Answer::NoRoom };
+    fn claim(
+        &mut self,
+        id: ClaimId,
+        fence: Fence,
+        affinity: u64,
+        reserve_ms: Millis,
+        wants: Option<Arc<Wants>>,
+    ) -> Answer {
+        let picked = match wants.as_deref() {
+            Some(wants) if !wants.any_worker() => self.select(wants, affinity, fence).map_err(Answer::NoFit),
+            _ => self.idle.pick(self.workers.all(), affinity, fence).ok_or(Answer::NoRoom),
+        };
+        let worker = match picked {
+            Ok(worker) => worker,
+            Err(answer) => return answer,
+        };
         self.idle.remove(self.workers.hot_mut(), worker);
         let active = reserve_ms == 0;
-        let claim = Claim { id, fence, reserve_ms, worker, active, confirmed: false, told: false };
+        let spec = wants.and_then(|wants| wants.spec.clone());
+        let claim = Claim { id, fence, reserve_ms, worker, active, confirmed: false, told: false, spec: spec.clone() };
         let claim = self.claims.insert(claim);
         let hot = self.workers.get_mut(worker);
         hot.claim = claim;
@@ -138,21 +154,51 @@ impl Shard {
             state,
             reserve_ms,
             deadline_ms: None,
+            spec,
         })
     }
 
-    fn repeat<R>(&mut self, place: Place, satisfies: bool, effects: &mut Vec<Effect<R>>) -> Answer {
-        if satisfies {
-            return self.tell(place);
+    /// The worker that a claim takes which asks for certain ones, or why there is none.
+    #[cold]
+    fn select(&mut self, wants: &Wants, affinity: u64, fence: Fence) -> Result<u32, NoFit> {
+        if let Some(id) = &wants.worker {
+            let at = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted).ok_or(NoFit::Unknown)?;
+            let (worker, spec) = (self.workers.get(at), &self.workers.card(at).spec);
+            return match (wants.is_large(&spec.capacity), wants.allows(spec), worker.idle) {
+                (false, ..) => Err(NoFit::Small),
+                (true, true, true) => Ok(at),
+                (true, false, true) if wants.fits_but_node(spec) => Err(NoFit::Node),
+                _ => Err(NoFit::Busy),
+            };
         }
-        match self.claims.get(place) {
-            None => Answer::Gone,
-            Some(claim) if claim.active => Answer::ActiveElsewhere,
-            Some(_) => {
-                self.end(place, End::GivenBack, effects);
-                Answer::GivenBack
-            }
+        match self.idle.select(self.workers.all(), wants, affinity, fence) {
+            Some(worker) => Ok(worker),
+            None if wants.nodes.is_empty() => Err(NoFit::Busy),
+            None if self.idle.fits_but_node(self.workers.all(), wants) => Err(NoFit::Node),
+            None => Err(NoFit::Busy),
         }
+    }
+
+    fn repeat<R>(
+        &mut self,
+        place: Place,
+        satisfies: bool,
+        wants: Option<&Wants>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Answer {
+        let Some(claim) = self.claims.get(place) else { return Answer::Gone };
+        let worker = &self.workers.card(claim.worker).spec;
+        if satisfies && wants.is_none_or(|wants| wants.allows(worker)) {
+            return match wants {
+                Some(wants) if !wants.matches(claim.spec.as_deref()) => Answer::Mismatch,
+                _ => self.tell(place),
+            };
+        }
+        if claim.active {
+            return Answer::ActiveElsewhere;
+        }
+        self.end(place, End::GivenBack, effects);
+        Answer::GivenBack
     }
 
     fn confirm(&mut self, place: Place) -> Answer {
@@ -267,6 +313,7 @@ impl Shard {
             self.workers.get_mut(at).line = line;
         }
         self.workers.set_card(at, Arc::new(WorkerCard { spec }));
+        self.idle.renew(self.workers.all(), at);
         self.touch(at);
     }
 
@@ -276,6 +323,7 @@ impl Shard {
         };
         self.lose(at, effects);
         self.idle.remove(self.workers.hot_mut(), at);
+        self.idle.forget(at);
         self.ledger.leave(self.workers.get(at).line);
         self.workers.get_mut(at).deleted = true;
         self.touch(at);
@@ -388,6 +436,7 @@ impl Shard {
             fence: claim.fence,
             active: claim.active,
             reserve_ms: claim.reserve_ms,
+            spec: claim.spec.as_deref(),
         });
         let state = WorkerState {
             card: self.workers.card(at),
@@ -441,6 +490,12 @@ impl Shard {
         self.ledger.lines()
     }
 
+    /// Moves whenever a worker's capacity is the first of its kind, or the last.
+    #[must_use]
+    pub const fn ledger_version(&self) -> u64 {
+        self.ledger.version()
+    }
+
     /// A time before which [`Event::Tick`] changes nothing, if it ever will.
     #[must_use]
     pub fn next_tick_ms(&self) -> Option<Millis> {
@@ -458,6 +513,7 @@ impl Shard {
             state: if claim.active { ClaimState::Active } else { ClaimState::Reserved },
             reserve_ms: claim.reserve_ms,
             deadline_ms: self.timers.get(place.claim),
+            spec: claim.spec.clone(),
         })
     }
 

@@ -59,6 +59,11 @@ impl Worker {
             deleted: false,
         }
     }
+
+    /// Its registration.
+    pub fn card(&self) -> &Arc<WorkerCard> {
+        self.card.as_ref().expect("an ordinal in use has a card")
+    }
 }
 
 /// The workers of a shard, by ordinal and by id. Ordinals of removed workers are used again.
@@ -123,7 +128,7 @@ impl Workers {
     }
 
     pub fn card(&self, at: u32) -> &Arc<WorkerCard> {
-        self.hot[at as usize].card.as_ref().expect("an ordinal in use has a card")
+        self.hot[at as usize].card()
     }
 
     pub fn get(&self, at: u32) -> &Worker {

@@ -312,7 +312,7 @@ impl Link {
 }
 
 fn request(ask: Ask, pool: &PoolName) -> ClaimRequest {
-    ClaimRequest { id: ask.id, pool: pool.clone(), affinity: ask.affinity, reserve_ms: Some(0), ack: None }
+    ClaimRequest { affinity: ask.affinity, reserve_ms: Some(0), ..ClaimRequest::new(ask.id, pool.clone()) }
 }
 
 fn grant(taken: Taken) -> Grant {

@@ -4,10 +4,12 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::{Scheduler, wait};
+use crate::ask::PoolChoice;
+use crate::choice::Start;
 use crate::keys::{Found, Hold, ShardRef, Unstoreds};
 use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::{Ack, ClaimId, ClaimRequest, ClaimView, Fence, PoolName, Taken};
-use crate::pools::{Pool, PoolMap};
+use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 use crate::shard::{Batch, ClaimAnswer, ClaimItem, Command, KeyItem, Payload, Reply, Visited};
 
@@ -20,11 +22,15 @@ impl Scheduler {
         self.open()?;
         let started_ns = self.dispatch().stopwatch();
         let (reply, answer) = Reply::one();
-        let (id, pool) = (request.id.clone(), request.pool.clone());
-        let item = self.item(request, started_ns, reply)?;
-        self.dispatch().submit(item);
-        let taken = wait(answer).await.and_then(|payload| taken(&id, &pool, payload));
-        self.count_claims(&pool, std::slice::from_ref(&taken));
+        let (id, pools) = (request.id.clone(), request.pools.clone());
+        let taken = match self.item(request, started_ns, reply) {
+            Ok(item) => {
+                self.dispatch().submit(item);
+                wait(answer).await.and_then(|payload| self.taken(&id, &pools, payload))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        self.count_claims(&pools, std::slice::from_ref(&taken));
         taken
     }
 
@@ -39,7 +45,7 @@ impl Scheduler {
         let mut names = Vec::with_capacity(requests.len());
         let mut items = Vec::with_capacity(requests.len());
         for (place, request) in (0..).zip(requests) {
-            names.push((request.id.clone(), request.pool.clone()));
+            names.push((request.id.clone(), request.pools.clone()));
             let reply = Reply::part(std::sync::Arc::clone(&batch), place);
             // A refused item drops its reply; the outcome that counts is put there by `item`.
             items.extend(self.item(request, started_ns, reply).ok());
@@ -53,12 +59,12 @@ impl Scheduler {
         let taken: Vec<_> = names
             .iter()
             .zip(outcomes)
-            .map(|((id, pool), outcome)| outcome.and_then(|payload| taken(id, pool, payload)))
+            .map(|((id, pools), outcome)| outcome.and_then(|payload| self.taken(id, pools, payload)))
             .collect();
         let mut from = 0;
-        while let Some((_, pool)) = names.get(from) {
-            let len = names[from..].iter().take_while(|(_, next)| next == pool).count();
-            self.count_claims(pool, &taken[from..from + len]);
+        while let Some((_, pools)) = names.get(from) {
+            let len = names[from..].iter().take_while(|(_, next)| next == pools).count();
+            self.count_claims(pools, &taken[from..from + len]);
             from += len;
         }
         taken
@@ -209,17 +215,18 @@ impl Scheduler {
 
     /// Checks a request against its pool and makes it a claim on its way. A refusal has been sent to `reply` as well.
     fn item(&self, request: ClaimRequest, started_ns: u64, reply: Reply) -> Result<Box<ClaimItem>, Refusal> {
-        let pools = self.dispatch().pools.load();
-        match check(&pools, &request) {
+        let dispatch = self.dispatch();
+        match Start::new(&dispatch.pools.load(), &dispatch.selectors, &request) {
             Err(refusal) => {
                 reply.send(Err(refusal.clone()));
                 Err(refusal)
             }
-            Ok(Checked { pool, reserve_ms, durable }) => Ok(Box::new(ClaimItem {
+            Ok(Start { pool, reserve_ms, durable, choice }) => Ok(Box::new(ClaimItem {
                 // Key and turn spread claims over shards without a generator of random numbers.
                 salt: (request.id.hash64() ^ turn()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
                 id: request.id,
                 pool,
+                choice,
                 ticket: 0,
                 affinity: request.affinity,
                 reserve_ms,
@@ -232,16 +239,31 @@ impl Scheduler {
         }
     }
 
+    fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
+        let Payload::Claim(answer) = payload else { unreachable!("a claim is answered with a claim") };
+        let created = answer.created;
+        let claim = match pools {
+            PoolChoice::One(pool) => view(id, pool, answer),
+            _ => {
+                // If the pool was deleted meanwhile, the claim is gone with it.
+                let pool = self.dispatch().pools.load().at(answer.pool).map(|pool| pool.name.clone());
+                view(id, &pool.ok_or(Refusal::NotFound(What::Pool))?, answer)
+            }
+        };
+        Ok(Taken { claim, created })
+    }
+
     /// Counts what became of claims; those that were made are counted by the shard that made them.
-    fn count_claims(&self, pool: &PoolName, taken: &[Result<Taken, Refusal>]) {
-        let mut others = taken.iter().filter(|taken| !matches!(taken, Ok(Taken { created: true, .. }))).peekable();
-        if others.peek().is_none() {
-            return;
-        }
-        let pools = self.dispatch().pools.load();
-        let Some(pool) = pools.get(pool) else { return };
+    fn count_claims(&self, pools: &PoolChoice, taken: &[Result<Taken, Refusal>]) {
+        let others = taken.iter().filter(|taken| !matches!(taken, Ok(Taken { created: true, .. })));
         for other in others {
-            pool.metrics.claims(ClaimOutcome::of(other)).increment(1);
+            let name = other.as_ref().map_or(pools.first(), |taken| Some(&taken.claim.pool));
+            let known = self.dispatch().pools.load();
+            let outcome = ClaimOutcome::of(other);
+            match name.and_then(|name| known.get(name)) {
+                Some(pool) => pool.metrics.claims(outcome).increment(1),
+                None => metrics().claims(outcome).increment(1),
+            }
         }
     }
 }
@@ -254,39 +276,6 @@ fn turn() -> u64 {
     TURN.with(|turn| turn.replace(turn.get() + 1))
 }
 
-struct Checked {
-    pool: u32,
-    reserve_ms: u64,
-    durable: bool,
-}
-
-fn check(pools: &PoolMap, request: &ClaimRequest) -> Result<Checked, Refusal> {
-    let pool = pools.get(&request.pool).filter(|pool| !pool.is_closing()).ok_or(Refusal::NotFound(What::Pool))?;
-    let spec = pool.spec.load();
-    if !request.id.is_in(&request.pool) {
-        return Err(Refusal::invalid("pool", "must be in the claim's namespace"));
-    }
-    let reserve_ms = request.reserve_ms.unwrap_or(spec.reserve_ms);
-    if reserve_ms > spec.reserve_ms {
-        return Err(Refusal::invalid("reserve_ms", format!("must be at most the pool's {}", spec.reserve_ms)));
-    }
-    let ack = request.ack.unwrap_or(spec.ack);
-    if ack < spec.ack {
-        return Err(Refusal::invalid("ack", "may ask for more than the pool promises (durable), not for less"));
-    }
-    Ok(Checked { pool: pool.number, reserve_ms, durable: ack == Ack::Durable })
-}
-
-fn taken(id: &ClaimId, pool: &PoolName, payload: Payload) -> Result<Taken, Refusal> {
-    match payload {
-        Payload::Claim(answer) => {
-            let created = answer.created;
-            Ok(Taken { claim: view(id, pool, answer), created })
-        }
-        _ => unreachable!("a claim is answered with a claim"),
-    }
-}
-
 /// A claim as the service shows it.
 pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimView {
     ClaimView {
@@ -296,5 +285,6 @@ pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimV
         worker: answer.grant.worker,
         state: answer.grant.state,
         expires_at_ms: answer.expires_at_ms,
+        spec: answer.grant.spec,
     }
 }

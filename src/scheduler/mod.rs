@@ -28,6 +28,7 @@ use crate::model::{PoolName, PoolSpec};
 use crate::pools::{Pool, Pools};
 use crate::recovery;
 use crate::refusal::{Refusal, Unavailable};
+use crate::selector::Selectors;
 use crate::shard::Supervisor;
 use crate::store::{SharedStore, StoreError};
 
@@ -94,6 +95,7 @@ impl Scheduler {
         let dispatch = Dispatch {
             keys: Keys::default(),
             pools: Pools::default(),
+            selectors: Selectors::default(),
             journal: Journal::new(store, clock.clone()),
             clock,
             fences: Fences::closed(),

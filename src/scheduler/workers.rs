@@ -108,7 +108,7 @@ fn registered(pool: &Pool, shard: u16, payload: Payload) -> Result<Registered, R
 /// A worker as the service shows it.
 pub(super) fn worker_view(pool: &Pool, shard: u16, look: WorkerLook) -> WorkerView {
     let claims = look.claims.into_iter().map(|(id, grant)| {
-        let answer = ClaimAnswer { grant, created: false, expires_at_ms: None };
+        let answer = ClaimAnswer { grant, created: false, pool: pool.number, expires_at_ms: None };
         view(&id, &pool.name, answer)
     });
     let claims: Vec<_> = claims.collect();

@@ -65,7 +65,7 @@ impl Actor for ShardActor {
     type Arguments = Spawn;
 
     async fn pre_start(&self, _me: ActorRef<Wake>, spawn: Spawn) -> Result<Life, ActorProcessingErr> {
-        let running = Running::new(spawn);
+        let mut running = Running::new(spawn);
         running.publish();
         let port = Arc::clone(&running.port);
         port.begin_life(running);
@@ -147,6 +147,8 @@ pub(crate) struct Running {
     releases: u64,
     /// A claim of this run was timed.
     timed: bool,
+    /// Version of the ledger whose capacities are published; none yet.
+    capacities: Option<u64>,
 }
 
 impl Running {
@@ -176,6 +178,7 @@ impl Running {
             created: 0,
             releases: 0,
             timed: false,
+            capacities: None,
         }
     }
 
@@ -235,8 +238,8 @@ impl Running {
             Command::Claim(item) => self.claim(item),
             Command::Claims(items) => items.into_iter().for_each(|item| self.claim(item)),
             Command::Repeat(item, place) => {
-                let satisfies = item.pool == self.pool.number;
-                self.on(Event::Repeat { place, satisfies, to: To::Claim(item) });
+                let (satisfies, wants) = (item.may_use(self.pool.number), item.accepts());
+                self.on(Event::Repeat { place, satisfies, wants, to: To::Claim(item) });
             }
             Command::Release(item) => self.release(item),
             Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
@@ -298,8 +301,8 @@ impl Running {
                 Err(why) => return self.dispatch.give_up(item, Refusal::Unavailable(why)),
             },
         };
-        let (id, affinity, reserve_ms) = (item.id.clone(), item.affinity, item.reserve_ms);
-        self.on(Event::Claim { id, fence, affinity, reserve_ms, to: To::Claim(item) });
+        let (id, affinity, reserve_ms, wants) = (item.id.clone(), item.affinity, item.reserve_ms, item.wants());
+        self.on(Event::Claim { id, fence, affinity, reserve_ms, wants, to: To::Claim(item) });
     }
 
     /// Why this shard takes no claim at present: the store is too far behind.
@@ -356,7 +359,7 @@ impl Running {
         }
     }
 
-    fn reply_claim(&mut self, item: Box<ClaimItem>, answer: Answer) {
+    fn reply_claim(&mut self, mut item: Box<ClaimItem>, answer: Answer) {
         match answer {
             Answer::Granted(grant) => {
                 let hold = Hold { shard: self.port.shard, place: grant.place };
@@ -370,6 +373,10 @@ impl Running {
                 self.answer_claim(*item, grant, true, unstored, made);
             }
             Answer::NoRoom => self.refused.push(item),
+            Answer::NoFit(why) => {
+                item.note(why);
+                self.refused.push(item);
+            }
             Answer::Held(grant) => {
                 let unstored = self.unstored(&item.id);
                 self.answer_claim(*item, grant, false, unstored, None);
@@ -383,7 +390,7 @@ impl Running {
     }
 
     fn answer_claim(&mut self, item: ClaimItem, grant: Grant, created: bool, unstored: Unstoreds, made: Option<Place>) {
-        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, expires_at_ms: None }));
+        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, pool: self.pool.number, expires_at_ms: None }));
         let durable = item.durable && self.keeps_rows;
         self.send_or_wait(item.reply, outcome, durable, unstored, made);
         if let Some(answer) = self.outgoing.last_mut() {
@@ -394,7 +401,10 @@ impl Running {
     fn reply_key(&mut self, item: KeyItem, answer: Answer) {
         let unstored = self.unstored(&item.id);
         let outcome = match answer {
-            Answer::Held(grant) => Ok(Payload::Claim(ClaimAnswer { grant, created: false, expires_at_ms: None })),
+            Answer::Held(grant) => {
+                let pool = self.pool.number;
+                Ok(Payload::Claim(ClaimAnswer { grant, created: false, pool, expires_at_ms: None }))
+            }
             Answer::Released => Ok(Payload::Done),
             _ => Err(Refusal::NotFound(What::Claim)),
         };
@@ -446,7 +456,15 @@ impl Running {
         true
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let version = Some(self.shard.ledger_version());
+        if self.capacities != version {
+            self.capacities = version;
+            let capacities: Vec<_> =
+                self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
+            let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
+            self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+        }
         self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.held());
     }
 
@@ -481,7 +499,12 @@ impl Running {
 fn refusal(answer: &Answer) -> Refusal {
     match answer {
         Answer::ActiveElsewhere => {
-            Refusal::State("the key holds an active claim in another pool; release it first".into())
+            let why = "the key holds an active claim that is not what the request asks for: another pool, or a worker that \
+                       it does not allow; release it first";
+            Refusal::State(why.into())
+        }
+        Answer::Mismatch => {
+            Refusal::State("must_match: the key holds a claim that asked for other resources; release it first".into())
         }
         Answer::UnknownWorker => Refusal::NotFound(What::Worker),
         Answer::StaleIncarnation { known, deleted: false } => {

@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::reply::Reply;
+use crate::choice::Choice;
 use crate::engine::Place;
 use crate::keys::Ticket;
 use crate::limits;
@@ -17,6 +18,8 @@ pub struct ClaimItem {
     pub id: ClaimId,
     /// Number, in this process, of the pool that it wants.
     pub pool: u32,
+    /// What it asks beyond any worker of that pool. Boxed: most claims have none.
+    pub choice: Option<Box<Choice>>,
     /// The right to decide for its key, once [`crate::keys::Keys::begin`] gave it.
     pub ticket: Ticket,
     /// Hash of its affinity word.
@@ -61,6 +64,12 @@ impl Visited {
     pub fn word(&self, word: usize) -> u64 {
         let first = self.first.filter(|&shard| shard as usize / 64 == word).map_or(0, |shard| 1 << (shard % 64));
         first | self.more.as_ref().map_or(0, |more| more[word])
+    }
+
+    /// Whether the shard is in it.
+    #[must_use]
+    pub fn contains(&self, shard: u16) -> bool {
+        self.word(shard as usize / 64) & (1 << (shard % 64)) != 0
     }
 
     /// How many.

@@ -48,6 +48,8 @@ pub struct ClaimAnswer {
     pub grant: Grant,
     /// It was made by this request.
     pub created: bool,
+    /// Number, in this process, of the pool that holds it.
+    pub pool: u32,
     /// Unix time of its end if nothing is heard; set when the answer leaves.
     pub expires_at_ms: Option<Millis>,
 }

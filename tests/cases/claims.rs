@@ -148,7 +148,8 @@ async fn c06_a_refused_claim_leaves_nothing_behind() {
     invalid(world.s.claim(ClaimRequest { ack: Some(Ack::Memory), ..request("p", "k") }).await, "ack");
     assert_eq!(
         world.claim("empty", "held").await.unwrap_err().to_string(),
-        "the key holds an active claim in another pool; release it first"
+        "the key holds an active claim that is not what the request asks for: another pool, or a worker that it does \
+         not allow; release it first"
     );
     let batch = world.s.claim_batch(vec![request("p", "k"), request("none", "l"), request("empty", "m")]).await;
     assert_eq!(batch, [Err(FULL), Err(Refusal::NotFound(What::Pool)), Err(FULL)]);
@@ -183,7 +184,7 @@ async fn c07_tenants_and_namespaces_are_apart() {
     let namespace = ClaimId::new("other", "default", "k").unwrap();
     let mine = world.claim("p", "k").await.unwrap();
     let theirs = world.s.claim(ClaimRequest { id: tenant.clone(), ..request("p", "k") }).await.unwrap();
-    let elsewhere = ClaimRequest { id: namespace.clone(), pool: other_pool.clone(), ..request("p", "k") };
+    let elsewhere = ClaimRequest { id: namespace.clone(), pools: other_pool.clone().into(), ..request("p", "k") };
     let elsewhere = world.s.claim(elsewhere).await.unwrap();
     assert!(mine.created && theirs.created && elsewhere.created);
     assert_ne!(mine.claim.worker, theirs.claim.worker);

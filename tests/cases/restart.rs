@@ -34,7 +34,7 @@ async fn tamper(dir: &Path, shard: ShardKey, rows: Vec<u8>) {
 }
 
 fn claim_row(key: &str, fence: u64) -> ClaimRow {
-    ClaimRow { tenant: "default".into(), key: key.into(), fence, active: true, reserve_ms: 1_000 }
+    ClaimRow { tenant: "default".into(), key: key.into(), fence, active: true, reserve_ms: 1_000, spec: None }
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@ use hotpool::clock::Clock;
 use hotpool::keys::Found;
 use hotpool::model::{
     Ack, ClaimFilter, ClaimId, ClaimRequest, ClaimState, PoolName, PoolSpec, ShardStatus, Taken, WorkerId, WorkerSpec,
-    affinity_hash,
 };
 use hotpool::refusal::{Exhausted, Refusal, Unavailable};
 use hotpool::scheduler::{Scheduler, Settings};
@@ -41,7 +40,7 @@ pub fn name(pool: &str) -> PoolName {
 }
 
 pub fn request(pool: &str, key: &str) -> ClaimRequest {
-    ClaimRequest { id: id(key), pool: name(pool), affinity: affinity_hash(key), reserve_ms: None, ack: None }
+    ClaimRequest::new(id(key), name(pool))
 }
 
 pub fn worker(id: &str) -> WorkerSpec {

@@ -117,7 +117,7 @@ impl Run {
             Op::Repeat { at, satisfies } => {
                 let place = place(at)?;
                 let (ended, said) = self.oracle.repeat(place.fence, *satisfies);
-                self.same(Event::Repeat { place, satisfies: *satisfies, to: () }, &ended, Some(said));
+                self.same(Event::Repeat { place, satisfies: *satisfies, wants: None, to: () }, &ended, Some(said));
                 Some(!ended.is_empty())
             }
             Op::Confirm(at) => {
@@ -175,7 +175,7 @@ impl Run {
         let (fence, key) = (self.fence, format!("k{}", self.fence));
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
-        self.shard.on(Event::Claim { id, fence, affinity, reserve_ms, to: () }, self.now_ms, &mut effects);
+        self.shard.on(Event::Claim { id, fence, affinity, reserve_ms, wants: None, to: () }, self.now_ms, &mut effects);
         let (ended, answer) = split(effects);
         assert_eq!(ended, []);
         let may = self.oracle.may_take(affinity);
@@ -272,7 +272,11 @@ impl Run {
             let (fence, affinity) = (self.fence + 1 + i, 1 + i % 5);
             let id = ClaimId::new("ns", "t", "replica").unwrap();
             let mut effects = Vec::new();
-            replica.on(Event::Claim { id, fence, affinity, reserve_ms: 0, to: () }, self.now_ms, &mut effects);
+            replica.on(
+                Event::Claim { id, fence, affinity, reserve_ms: 0, wants: None, to: () },
+                self.now_ms,
+                &mut effects,
+            );
             let Some(Answer::Granted(grant)) = split(effects).1 else { panic!("there is room") };
             let worker = grant.worker.spec.id.to_string();
             let may = oracle.may_take(affinity);
@@ -355,6 +359,8 @@ fn said_by(answer: Answer) -> Said {
         Answer::Deleted => Said::Deleted,
         Answer::UnknownWorker => Said::Unknown,
         Answer::StaleIncarnation { known, deleted } => Said::Stale { known, deleted },
+        Answer::NoFit(why) => panic!("{why:?}"),
+        Answer::Mismatch => panic!("nothing must match"),
         Answer::ShardFull => panic!("not that many"),
     }
 }

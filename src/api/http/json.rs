@@ -3,15 +3,18 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::read::Items;
+use super::read::{Items, Texts};
 use crate::api::outcome::Failure;
+use crate::ask::{ClaimAsk, PoolChoice};
+use crate::limits;
 use crate::model::{
-    Ack, Capacity, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Labels, Millis, Page, PoolName, PoolSpec,
-    PoolStatus, Registered, Schedulability, Seq, ShardStatus, Taken, WorkerId, WorkerSpec, WorkerView, affinity_hash,
-    check_name, json_object, present,
+    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Labels, Millis, Page, PoolName,
+    PoolSpec, PoolStatus, Registered, Schedulability, Seq, ShardStatus, Taken, WorkerId, WorkerSpec, WorkerView,
+    affinity_hash, check_name, json_object, present, some_object,
 };
 
 /// Tenant of a request that names none.
@@ -33,19 +36,56 @@ pub(super) struct ClaimBody<'a> {
     key: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
     tenant: Option<Text<'a>>,
-    #[serde(borrow)]
-    pool: Text<'a>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pool: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pools: Option<Texts<'a, { limits::CLAIM_POOLS_MAX }>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pool_selector: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    class: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "some_object")]
+    resources: Option<Capacity>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    selector: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "some_object")]
+    node: Option<NodeBody<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    worker: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
     affinity: Option<Text<'a>>,
     #[serde(default, deserialize_with = "present")]
     reserve_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
     ack: Option<Ack>,
+    #[serde(default)]
+    must_match: bool,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default, deserialize_with = "present")]
+    wait_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    priority: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "present")]
+    preemptible: Option<IgnoredAny>,
+}
+
+/// On which nodes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeBody<'a> {
+    #[serde(borrow, default)]
+    required: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    #[serde(borrow, default)]
+    preferred: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    #[serde(default, deserialize_with = "present")]
+    preferred_then_wait: Option<IgnoredAny>,
 }
 
 impl ClaimBody<'_> {
     /// Checks every name.
-    pub(super) fn request(&self) -> Result<ClaimRequest, Failure> {
+    pub(super) fn request(self) -> Result<ClaimRequest, Failure> {
+        self.refuse_what_is_not_built()?;
         let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
         let mut made = [0; uuid::fmt::Hyphenated::LENGTH];
         let key = match &self.key {
@@ -58,11 +98,76 @@ impl ClaimBody<'_> {
         };
         Ok(ClaimRequest {
             id: ClaimId::new(&self.namespace.0, tenant, key)?,
-            pool: PoolName::new(&self.namespace.0, &self.pool.0)?,
+            pools: self.pools()?,
             affinity: affinity_hash(affinity),
             reserve_ms: self.reserve_ms,
             ack: self.ack,
+            ask: self.ask()?,
         })
+    }
+
+    fn refuse_what_is_not_built(&self) -> Result<(), Failure> {
+        let waits = self.node.as_ref().is_some_and(|node| node.preferred_then_wait.is_some());
+        let asked = [
+            ("wait_ms", self.wait_ms.is_some_and(|ms| ms > 0)),
+            ("priority", self.priority.is_some()),
+            ("preemptible", self.preemptible.is_some()),
+            ("node.preferred_then_wait", waits),
+        ];
+        match asked.into_iter().find(|&(_, asked)| asked) {
+            Some((field, _)) => Err(Failure::invalid(field, "is not built in this version")),
+            None => Ok(()),
+        }
+    }
+
+    /// Exactly one of the three ways to name pools.
+    fn pools(&self) -> Result<PoolChoice, Failure> {
+        let namespace = &self.namespace.0;
+        match (&self.pool, &self.pools, &self.pool_selector) {
+            (Some(pool), None, None) => Ok(PoolName::new(namespace, &pool.0)?.into()),
+            (None, Some(pools), None) => {
+                let name = |(i, pool): (usize, &Text<'_>)| {
+                    let wrong =
+                        |refusal| Failure { field: Some(format!("pools[{i}]").into()), ..Failure::from(refusal) };
+                    check_name("pools", &pool.0).map_err(wrong)?;
+                    Ok(PoolName::new(namespace, &pool.0)?)
+                };
+                Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, Failure>>()?))
+            }
+            (None, None, Some(selector)) => {
+                check_name("namespace", namespace)?;
+                Ok(PoolChoice::Selected(selector.0.to_string()))
+            }
+            (None, None, None) => Err(Failure::invalid("pool", "is required, or else pools or pool_selector")),
+            (pool, _, selector) => {
+                let field = if pool.is_none() || selector.is_none() { "pools" } else { "pool_selector" };
+                Err(Failure::invalid(field, "only one of pool, pools and pool_selector may be given"))
+            }
+        }
+    }
+
+    /// What it asks beyond any worker, if anything.
+    fn ask(self) -> Result<Option<Box<ClaimAsk>>, Failure> {
+        let Self { class, resources, selector, node, worker, must_match, labels, .. } = self;
+        let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
+        if !asks && !must_match && labels.is_empty() {
+            return Ok(None);
+        }
+        let text = |text: Text<'_>| text.0.into_owned();
+        let (required, preferred) = node.map_or_else(Default::default, |node| (node.required, node.preferred));
+        let worker = worker.map(|id| {
+            let wrong = |refusal| Failure { field: Some("worker".into()), ..Failure::from(refusal) };
+            WorkerId::new(&id.0).map_err(wrong)
+        });
+        Ok(Some(Box::new(ClaimAsk {
+            selector: selector.map(text),
+            nodes_required: required.0.into_iter().map(|node| node.0.into()).collect(),
+            nodes_preferred: preferred.0.into_iter().map(|node| node.0.into()).collect(),
+            worker: worker.transpose()?,
+            class: class.map(text),
+            spec: ClaimSpec { labels, resources: resources.unwrap_or_default() },
+            must_match,
+        })))
     }
 }
 
@@ -166,6 +271,8 @@ pub(super) struct ClaimJson<'a> {
     state: ClaimState,
     resources: &'a Capacity,
     #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<&'a Labels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     expires_at_ms: Option<Millis>,
 }
 
@@ -183,6 +290,7 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
             state: claim.state,
             // A claim of an exclusive pool takes the whole worker.
             resources: &worker.capacity,
+            labels: claim.spec.as_ref().map(|spec| &spec.labels).filter(|labels| !labels.is_empty()),
             expires_at_ms: claim.expires_at_ms,
         }
     }

@@ -1,6 +1,7 @@
 //! From bytes to checked values: body, JSON, query and path, each refusal naming its field.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query};
@@ -15,6 +16,7 @@ use serde_json::value::RawValue;
 use tokio::sync::SemaphorePermit;
 
 use super::Api;
+use super::json::Text;
 use super::mend::{mend, short};
 use crate::api::outcome::{Failure, Outcome};
 use crate::limits;
@@ -111,29 +113,42 @@ pub(super) struct Items<'a>(pub(super) Vec<&'a RawValue>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bounded;
-        impl<'de> Visitor<'de> for Bounded {
-            type Value = Vec<&'de RawValue>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a sequence")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
-                    // Checked while reading: a body of 8 MiB holds four million empty items.
-                    if items.len() == limits::BATCH_ITEMS_MAX {
-                        let message = format!("at most {} items", limits::BATCH_ITEMS_MAX);
-                        return Err(serde::de::Error::custom(message));
-                    }
-                    items.push(item);
-                }
-                Ok(items)
-            }
-        }
-        deserializer.deserialize_seq(Bounded).map(Self)
+        at_most(deserializer, limits::BATCH_ITEMS_MAX).map(Self)
     }
+}
+
+/// At most `MAX` texts.
+#[derive(Default)]
+pub(super) struct Texts<'a, const MAX: usize>(pub(super) Vec<Text<'a>>);
+
+impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for Texts<'a, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        at_most(deserializer, MAX).map(Self)
+    }
+}
+
+/// Reads an array, and counts while reading: a body of 8 MiB holds four million empty items.
+fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D, max: usize) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T>(usize, PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a sequence")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut items = Vec::new();
+            while let Some(item) = seq.next_element()? {
+                if items.len() == self.0 {
+                    return Err(serde::de::Error::custom(format!("at most {} items", self.0)));
+                }
+                items.push(item);
+            }
+            Ok(items)
+        }
+    }
+    deserializer.deserialize_seq(Bounded(max, PhantomData))
 }
 
 /// The segments of a path, percent-decoded.

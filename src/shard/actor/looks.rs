@@ -14,8 +14,9 @@ impl Running {
         };
         let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| passes(id, grant));
         let mut rows = Vec::new();
+        let pool = self.pool.number;
         for (at, id, grant) in claims.by_ref().take(limit) {
-            rows.push((at, id, ClaimAnswer { grant, created: false, expires_at_ms: None }));
+            rows.push((at, id, ClaimAnswer { grant, created: false, pool, expires_at_ms: None }));
         }
         let more = claims.next().is_some();
         drop(claims);

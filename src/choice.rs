@@ -1,0 +1,262 @@
+//! Which workers of which pools a claim may take, and how far it has come with them. A claim for any worker of one pool
+//! has none of this.
+//!
+//! Pools are visited in order. In each, workers on a preferred node are asked for first, of all its shards; then any
+//! that is allowed. Only when every shard of a pool that could fit has said no does the claim fall back to the next; a
+//! shard that cannot be asked does not hold it up, but then the last word is `unavailable` and not "full" (`N1`).
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::ask::{ClaimAsk, PoolChoice};
+use crate::engine::{NoFit, Nodes, Wants};
+use crate::model::{Ack, Capacity, ClaimRequest, Millis, PoolSpec, WorkerId};
+use crate::pools::{Pool, PoolMap};
+use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+use crate::selector::{Selector, SelectorError, Selectors};
+use crate::shard::{ClaimItem, Visited};
+
+/// What a claim asks beyond any worker of one pool.
+#[derive(Debug)]
+pub struct Choice {
+    wants: Arc<Wants>,
+    /// The same on its preferred nodes only, if it has any.
+    near: Option<Arc<Wants>>,
+    /// These are being asked for now.
+    preferring: bool,
+    /// Numbers of the pools in the order in which they are tried.
+    pools: SmallVec<[u32; 4]>,
+    /// Which of them is being asked.
+    at: usize,
+    reserve_ms: Option<Millis>,
+    ack: Option<Ack>,
+    seen: Seen,
+}
+
+/// What shards said that had no worker for it.
+#[derive(Debug, Default)]
+struct Seen {
+    busy: bool,
+    node: bool,
+    small: bool,
+}
+
+/// How a claim begins.
+#[derive(Debug)]
+pub struct Start {
+    /// Number of the pool that is asked first.
+    pub pool: u32,
+    /// How long it may stay unconfirmed there.
+    pub reserve_ms: Millis,
+    /// Its answer leaves after the store has it.
+    pub durable: bool,
+    /// What else it asks for, if anything.
+    pub choice: Option<Box<Choice>>,
+}
+
+impl Start {
+    /// Checks a request against the pools that it may use.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field, `NotFound` for the pool, `no_eligible_pool`.
+    pub fn new(pools: &PoolMap, selectors: &Selectors, request: &ClaimRequest) -> Result<Self, Refusal> {
+        if let (PoolChoice::One(name), None) = (&request.pools, &request.ask) {
+            let pool = open(pools.get(name)).ok_or(Refusal::NotFound(What::Pool))?;
+            let terms = terms(pool, request, "pool")?;
+            return Ok(Self { pool: pool.number, reserve_ms: terms.0, durable: terms.1, choice: None });
+        }
+        Self::chosen(pools, selectors, request)
+    }
+
+    #[cold]
+    fn chosen(pools: &PoolMap, selectors: &Selectors, request: &ClaimRequest) -> Result<Self, Refusal> {
+        let nothing = ClaimAsk::default();
+        let ask = request.ask.as_deref().unwrap_or(&nothing);
+        ask.check(&request.pools)?;
+        let read = |field: &'static str, text: &str| {
+            selectors.get(text).map_err(|wrong: SelectorError| Refusal::invalid(field, wrong.to_string()))
+        };
+        let selector = ask.selector.as_deref().map(|text| read("selector", text)).transpose()?;
+        let mut candidates: SmallVec<[&Arc<Pool>; 4]> = SmallVec::new();
+        match &request.pools {
+            PoolChoice::One(name) => candidates.push(open(pools.get(name)).ok_or(Refusal::NotFound(What::Pool))?),
+            PoolChoice::Listed(names) => {
+                for (i, name) in names.iter().enumerate() {
+                    let unknown = || Refusal::invalid(format!("pools[{i}]"), "no such pool");
+                    candidates.push(open(pools.get(name)).ok_or_else(unknown)?);
+                }
+            }
+            PoolChoice::Selected(text) => {
+                let selector: Arc<Selector> = read("pool_selector", text)?;
+                let labelled = |pool: &&Arc<Pool>| selector.matches(&pool.spec.load().labels);
+                candidates.extend(
+                    pools.of_namespace(request.id.namespace()).filter(|pool| !pool.is_closing()).filter(labelled),
+                );
+            }
+        }
+        if let Some(class) = &ask.class {
+            candidates.retain(|pool| pool.spec.load().class.as_ref() == Some(class));
+        }
+        let mut first = None;
+        for pool in &candidates {
+            let field = if matches!(request.pools, PoolChoice::Listed(_)) { "pools" } else { "pool" };
+            let terms = terms(pool, request, field)?;
+            first.get_or_insert((pool.number, terms));
+        }
+        let (pool, (reserve_ms, durable)) = first.ok_or(Refusal::Exhausted(Exhausted::NoEligiblePool))?;
+        let pools = candidates.iter().map(|pool| pool.number).collect();
+        let choice = Choice::new(ask, selector, pools, request);
+        Ok(Self { pool, reserve_ms, durable, choice: Some(Box::new(choice)) })
+    }
+}
+
+fn open(pool: Option<&Arc<Pool>>) -> Option<&Arc<Pool>> {
+    pool.filter(|pool| !pool.is_closing())
+}
+
+/// `reserve_ms` and whether it is durable, in this pool.
+fn terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Millis, bool), Refusal> {
+    if !request.id.is_in(&pool.name) {
+        return Err(Refusal::invalid(field, "must be in the claim's namespace"));
+    }
+    let spec = pool.spec.load();
+    let (reserve_ms, ack) = (request.reserve_ms.unwrap_or(spec.reserve_ms), request.ack.unwrap_or(spec.ack));
+    if reserve_ms > spec.reserve_ms {
+        return Err(Refusal::invalid("reserve_ms", format!("must be at most the pool's {}", spec.reserve_ms)));
+    }
+    if ack < spec.ack {
+        return Err(Refusal::invalid("ack", "may ask for more than the pool promises (durable), not for less"));
+    }
+    Ok((reserve_ms, ack == Ack::Durable))
+}
+
+impl Choice {
+    fn new(ask: &ClaimAsk, selector: Option<Arc<Selector>>, pools: SmallVec<[u32; 4]>, request: &ClaimRequest) -> Self {
+        let nodes = Nodes::new(ask.nodes_required.iter().cloned());
+        let preferred = Nodes::new(ask.nodes_preferred.iter().cloned()).within(&nodes);
+        let keeps = !ask.spec.labels.is_empty() || ask.spec.resources != Capacity::default();
+        let wants = Wants {
+            selector,
+            nodes,
+            worker: ask.worker.clone(),
+            spec: keeps.then(|| Arc::new(ask.spec.clone())),
+            must_match: ask.must_match,
+        };
+        let near = (!preferred.is_empty()).then(|| Arc::new(Wants { nodes: preferred, ..wants.clone() }));
+        Self {
+            wants: Arc::new(wants),
+            preferring: near.is_some(),
+            near,
+            pools,
+            at: 0,
+            reserve_ms: request.reserve_ms,
+            ack: request.ack,
+            seen: Seen::default(),
+        }
+    }
+
+    /// The next pool that is still there.
+    fn next_pool<'a>(&mut self, pools: &'a PoolMap) -> Option<&'a Arc<Pool>> {
+        loop {
+            self.at += 1;
+            if let Some(pool) = pools.at(*self.pools.get(self.at)?) {
+                return Some(pool);
+            }
+        }
+    }
+
+    /// What all the pools together said, every shard that could fit having been asked.
+    fn refusal(&self, pools: &PoolMap) -> Refusal {
+        let candidates = || self.pools.iter().filter_map(|&number| pools.at(number));
+        let Seen { busy, node, small } = self.seen;
+        if self.wants.worker.is_some() {
+            return match (node, busy, small) {
+                (true, ..) => Refusal::Exhausted(Exhausted::NodeLocality),
+                (_, true, _) => Refusal::Exhausted(Exhausted::Pool),
+                (_, _, true) => Refusal::Unsatisfiable,
+                _ => Refusal::NotFound(What::Worker),
+            };
+        }
+        if candidates().any(|pool| pool.has_silent_shard()) {
+            return Refusal::Unavailable(Unavailable::Loading);
+        }
+        if candidates().next().is_none() {
+            return Refusal::NotFound(What::Pool);
+        }
+        let large = |pool: &Arc<Pool>| pool.board.may_have(|capacity| self.wants.is_large(capacity));
+        if !candidates().any(large) {
+            return Refusal::Unsatisfiable;
+        }
+        Refusal::Exhausted(if node { Exhausted::NodeLocality } else { Exhausted::Pool })
+    }
+}
+
+impl ClaimItem {
+    /// What it asks of a worker, at this point of its way; none: any will do.
+    #[must_use]
+    pub fn wants(&self) -> Option<Arc<Wants>> {
+        let choice = self.choice.as_ref()?;
+        let near = choice.near.as_ref().filter(|_| choice.preferring);
+        Some(Arc::clone(near.unwrap_or(&choice.wants)))
+    }
+
+    /// What it accepts as its own, if its key is held already: preferences do not matter.
+    #[must_use]
+    pub fn accepts(&self) -> Option<Arc<Wants>> {
+        self.choice.as_ref().map(|choice| Arc::clone(&choice.wants))
+    }
+
+    /// Whether it may be taken from this pool.
+    #[must_use]
+    pub fn may_use(&self, pool: u32) -> bool {
+        self.pool == pool || self.choice.as_ref().is_some_and(|choice| choice.pools.contains(&pool))
+    }
+
+    /// The only worker that it wants, if there is one.
+    #[must_use]
+    pub fn only_worker(&self) -> Option<&WorkerId> {
+        self.choice.as_ref()?.wants.worker.as_ref()
+    }
+
+    /// A shard had no worker for it.
+    pub fn note(&mut self, why: NoFit) {
+        if let Some(choice) = self.choice.as_mut().filter(|choice| !choice.preferring) {
+            match why {
+                NoFit::Busy => choice.seen.busy = true,
+                NoFit::Node => choice.seen.node = true,
+                NoFit::Small => choice.seen.small = true,
+                NoFit::Unknown => {}
+            }
+        }
+    }
+
+    /// Every shard that it could ask said no: it goes on with what it likes less. False: there is nothing left.
+    pub fn fall_back(&mut self, pools: &PoolMap) -> bool {
+        let Some(choice) = &mut self.choice else { return false };
+        if !std::mem::take(&mut choice.preferring) {
+            let Some(pool) = choice.next_pool(pools) else { return false };
+            let spec: &PoolSpec = &pool.spec.load();
+            choice.preferring = choice.near.is_some();
+            self.pool = pool.number;
+            self.reserve_ms = choice.reserve_ms.unwrap_or(spec.reserve_ms);
+            self.durable = choice.ack.unwrap_or(spec.ack) == Ack::Durable;
+        }
+        self.visited = Visited::default();
+        true
+    }
+
+    /// Why it is refused, nothing being left to ask.
+    #[must_use]
+    pub fn refusal(&self, pools: &PoolMap) -> Refusal {
+        if let Some(why) = self.unasked {
+            return Refusal::Unavailable(why);
+        }
+        match (&self.choice, pools.at(self.pool)) {
+            (Some(choice), _) => choice.refusal(pools),
+            (None, None) => Refusal::NotFound(What::Pool),
+            (None, Some(pool)) if pool.has_silent_shard() => Refusal::Unavailable(Unavailable::Loading),
+            (None, Some(_)) => Refusal::Exhausted(Exhausted::Pool),
+        }
+    }
+}
