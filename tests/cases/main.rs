@@ -2,6 +2,7 @@
 //! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses what it wants to see missing.
 //! Time is the test's own; nothing sleeps.
 
+mod choice;
 mod claims;
 mod directory;
 mod full;

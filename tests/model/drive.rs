@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::engine::{Answer, Effect, Event, Grant, Place, Replay, Shard};
-use hotpool::model::{Capacity, ClaimId, ClaimState, Policy, WorkerId, WorkerSpec};
+use hotpool::engine::{Answer, Effect, Event, Grant, NoFit, Place, Replay, Shard};
+use hotpool::model::{ClaimId, ClaimState, Policy, WorkerId};
 use hotpool::row::{Frames, RowKind};
 use proptest::prelude::*;
 
+use crate::asks::{self, Ask, spec};
 use crate::oracle::{Ended, Oracle, Said};
 
 #[derive(Debug, Clone)]
@@ -21,10 +22,12 @@ pub enum Op {
     Claim {
         affinity: u8,
         reserve_ms: u64,
+        ask: Option<Ask>,
     },
     Repeat {
         at: prop::sample::Index,
         satisfies: bool,
+        ask: Option<Ask>,
     },
     Confirm(prop::sample::Index),
     Release(prop::sample::Index),
@@ -41,11 +44,6 @@ fn affinity(of: u8) -> u64 {
     u64::from(of) + 1
 }
 
-fn spec(id: &str, incarnation: u64, card: u8) -> WorkerSpec {
-    let capacity = Capacity { slots: u64::from(card), ..Capacity::default() };
-    WorkerSpec { incarnation, capacity, ..WorkerSpec::bare(WorkerId::new(id).unwrap()) }
-}
-
 pub struct Run {
     shard: Shard,
     oracle: Oracle,
@@ -56,6 +54,8 @@ pub struct Run {
     /// Every row that changed, as a store would be given it.
     stream: Vec<u8>,
     incarnations: BTreeMap<String, u64>,
+    /// How often claims were answered how.
+    pub answered: BTreeMap<&'static str, usize>,
 }
 
 impl Run {
@@ -68,6 +68,7 @@ impl Run {
             places: Vec::new(),
             stream: Vec::new(),
             incarnations: BTreeMap::new(),
+            answered: BTreeMap::new(),
         }
     }
 
@@ -110,14 +111,21 @@ impl Run {
                 self.same(Event::Delete { id: WorkerId::new(&id).unwrap(), to: () }, &ended, Some(said));
                 Some(changed)
             }
-            Op::Claim { affinity: of, reserve_ms } => {
-                self.claim(affinity(*of), *reserve_ms);
+            Op::Claim { affinity: of, reserve_ms, ask } => {
+                self.claim(affinity(*of), *reserve_ms, ask.as_ref());
                 None
             }
-            Op::Repeat { at, satisfies } => {
+            Op::Repeat { at, satisfies, ask } => {
                 let place = place(at)?;
-                let (ended, said) = self.oracle.repeat(place.fence, *satisfies);
-                self.same(Event::Repeat { place, satisfies: *satisfies, wants: None, to: () }, &ended, Some(said));
+                let (ended, said) =
+                    self.oracle.repeat(place.fence, *satisfies, ask.as_ref().unwrap_or(&Ask::default()));
+                match said {
+                    Said::Mismatch => self.count("mismatch"),
+                    Said::ActiveElsewhere | Said::GivenBack if *satisfies => self.count("not allowed"),
+                    _ => {}
+                }
+                let wants = ask.as_ref().map(Ask::wants);
+                self.same(Event::Repeat { place, satisfies: *satisfies, wants, to: () }, &ended, Some(said));
                 Some(!ended.is_empty())
             }
             Op::Confirm(at) => {
@@ -170,25 +178,39 @@ impl Run {
         }
     }
 
-    fn claim(&mut self, affinity: u64, reserve_ms: u64) {
+    fn claim(&mut self, affinity: u64, reserve_ms: u64, asked: Option<&Ask>) {
         self.fence += 1;
         let (fence, key) = (self.fence, format!("k{}", self.fence));
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
-        self.shard.on(Event::Claim { id, fence, affinity, reserve_ms, wants: None, to: () }, self.now_ms, &mut effects);
+        let wants = asked.map(Ask::wants);
+        self.shard.on(Event::Claim { id, fence, affinity, reserve_ms, wants, to: () }, self.now_ms, &mut effects);
         let (ended, answer) = split(effects);
         assert_eq!(ended, []);
-        let may = self.oracle.may_take(affinity);
+        let ask = asked.cloned().unwrap_or_default();
+        let may = self.oracle.may_take(affinity, &ask);
         let Some(Answer::Granted(grant)) = answer else {
-            assert_eq!((answer, may.len()), (Some(Answer::NoRoom), 0));
+            assert_eq!((answer.map(said_by), may.len()), (Some(self.oracle.no_fit(&ask)), 0), "{ask:?}");
+            match self.oracle.no_fit(&ask) {
+                Said::NoFit(NoFit::Busy) => self.count("Busy"),
+                Said::NoFit(NoFit::Node) => self.count("Node"),
+                Said::NoFit(NoFit::Small) => self.count("Small"),
+                Said::NoFit(NoFit::Unknown) => self.count("Unknown"),
+                _ => {}
+            }
             return;
         };
+        self.count(if asked.is_some() { "granted" } else { "plain" });
         let worker = grant.worker.spec.id.to_string();
-        assert!(may.contains(&worker), "took {worker}, might take {may:?}");
+        assert!(may.contains(&worker), "took {worker}, might take {may:?} of {ask:?}");
         assert_eq!((grant.place.fence, grant.reserve_ms), (fence, reserve_ms));
         self.places.push(grant.place);
-        let said = self.oracle.take(&worker, &key, fence, affinity, reserve_ms);
+        let said = self.oracle.take(&worker, &key, fence, affinity, reserve_ms, ask.slots);
         assert_eq!(said_by(Answer::Granted(grant)), said);
+    }
+
+    fn count(&mut self, answer: &'static str) {
+        *self.answered.entry(answer).or_default() += 1;
     }
 
     fn tick(&mut self) {
@@ -222,7 +244,7 @@ impl Run {
         assert_eq!(state(shard), known(oracle), "{op:?}");
         let mut lines: BTreeMap<u8, (u32, u32)> = BTreeMap::new();
         for (id, worker) in &oracle.workers {
-            let line = lines.entry(worker.card).or_default();
+            let line = lines.entry(asks::slots(worker.card)).or_default();
             line.0 += 1;
             line.1 += u32::from(oracle.claims.iter().any(|claim| claim.worker == *id));
         }
@@ -272,29 +294,35 @@ impl Run {
             let (fence, affinity) = (self.fence + 1 + i, 1 + i % 5);
             let id = ClaimId::new("ns", "t", "replica").unwrap();
             let mut effects = Vec::new();
-            replica.on(
-                Event::Claim { id, fence, affinity, reserve_ms: 0, wants: None, to: () },
-                self.now_ms,
-                &mut effects,
-            );
-            let Some(Answer::Granted(grant)) = split(effects).1 else { panic!("there is room") };
+            let ask = Ask::of_zone(i as usize);
+            let wants = Some(ask.wants());
+            replica.on(Event::Claim { id, fence, affinity, reserve_ms: 0, wants, to: () }, self.now_ms, &mut effects);
+            let may = oracle.may_take(affinity, &ask);
+            let Some(Answer::Granted(grant)) = split(effects).1 else {
+                assert_eq!(may, Vec::<String>::new(), "there is room for {ask:?}");
+                continue;
+            };
             let worker = grant.worker.spec.id.to_string();
-            let may = oracle.may_take(affinity);
-            assert!(may.contains(&worker), "the replica took {worker}, might take {may:?}");
-            oracle.take(&worker, "replica", fence, affinity, 0);
+            assert!(may.contains(&worker), "the replica took {worker}, might take {may:?} of {ask:?}");
+            oracle.take(&worker, "replica", fence, affinity, 0, 0);
         }
     }
 }
 
-/// Per worker: incarnation, kind, and its claim's key, fence and whether it is active.
-type State = BTreeMap<String, (u64, u8, Option<(String, u64, bool)>)>;
+/// Per worker: incarnation, card, and its claim's key, fence, whether it is active, and the slots that it asked for.
+type State = BTreeMap<String, (u64, u8, Option<(String, u64, bool, u8)>)>;
 
 fn state(shard: &Shard) -> State {
-    let claim =
-        |(id, grant): &(ClaimId, Grant)| (id.key().to_owned(), grant.place.fence, grant.state == ClaimState::Active);
+    let claim = |(id, grant): &(ClaimId, Grant)| {
+        let slots = grant.spec.as_ref().map_or(0, |spec| {
+            assert_eq!(spec.labels["slots"], spec.resources.slots.to_string());
+            spec.resources.slots as u8
+        });
+        (id.key().to_owned(), grant.place.fence, grant.state == ClaimState::Active, slots)
+    };
     let workers = shard.list_workers(0, usize::MAX).map(|(_, look)| {
         let spec = &look.card.spec;
-        (spec.id.to_string(), (spec.incarnation, spec.capacity.slots as u8, look.claims.first().map(claim)))
+        (spec.id.to_string(), (spec.incarnation, asks::card(spec), look.claims.first().map(claim)))
     });
     let workers: State = workers.collect();
     let listed = shard.list_claims(0).map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
@@ -306,7 +334,7 @@ fn state(shard: &Shard) -> State {
 fn known(oracle: &Oracle) -> State {
     let claim = |id: &String| {
         let claim = oracle.claims.iter().find(|claim| claim.worker == *id)?;
-        Some((claim.key.clone(), claim.fence, claim.active))
+        Some((claim.key.clone(), claim.fence, claim.active, claim.slots))
     };
     oracle.workers.iter().map(|(id, worker)| (id.clone(), (worker.incarnation, worker.card, claim(id)))).collect()
 }
@@ -359,8 +387,8 @@ fn said_by(answer: Answer) -> Said {
         Answer::Deleted => Said::Deleted,
         Answer::UnknownWorker => Said::Unknown,
         Answer::StaleIncarnation { known, deleted } => Said::Stale { known, deleted },
-        Answer::NoFit(why) => panic!("{why:?}"),
-        Answer::Mismatch => panic!("nothing must match"),
+        Answer::NoFit(why) => Said::NoFit(why),
+        Answer::Mismatch => Said::Mismatch,
         Answer::ShardFull => panic!("not that many"),
     }
 }

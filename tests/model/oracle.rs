@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::engine::End;
+use hotpool::engine::{End, NoFit};
 use hotpool::model::Policy;
+
+use crate::asks::Ask;
 
 /// How long a deleted worker is remembered.
 const TOMBSTONE_MS: u64 = 60_000;
+/// Warm workers that are looked at before the policy decides.
+const WARM_LOOKS: usize = 8;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
@@ -18,9 +22,11 @@ pub struct Claim {
     pub confirmed: bool,
     pub told: bool,
     pub deadline: Option<u64>,
+    /// Slots that it asked for.
+    pub slots: u8,
 }
 
-/// Kinds of workers are told apart by a number: their capacity.
+/// Kinds of workers are told apart by a number: their card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Worker {
     pub incarnation: u64,
@@ -37,6 +43,8 @@ pub enum Said {
     Unknown,
     Granted { worker: String, active: bool },
     NoRoom,
+    NoFit(NoFit),
+    Mismatch,
     Held { worker: String, active: bool, deadline: Option<u64> },
     Gone,
     GivenBack,
@@ -63,21 +71,46 @@ impl Oracle {
     }
 
     /// The workers that a claim with this affinity may take: one, but for the policy `random`.
-    pub fn may_take(&self, affinity: u64) -> Vec<String> {
+    pub fn may_take(&self, affinity: u64, ask: &Ask) -> Vec<String> {
         let warm = |id: &&String| self.workers[*id].affinity == Some(affinity);
-        // The last that became idle among those that last ran the same.
-        let warmest = self.idle.iter().rev().find(warm);
+        let fits = |id: &&String| ask.fits(id, self.workers[*id].card);
+        let mut fitting = self.idle.iter().filter(fits);
+        // The last that became idle among those that last ran the same; only some of these are looked at.
+        let warmest = self.idle.iter().rev().filter(warm).take(WARM_LOOKS).find(fits);
         match (warmest, self.policy) {
-            (Some(_), Policy::Random) => self.idle.iter().filter(warm).cloned().collect(),
+            // A named worker is that one, warm or not.
+            _ if ask.worker().is_some() => fitting.cloned().collect(),
+            (_, Policy::Random) => {
+                let looked_at_all = self.idle.iter().filter(warm).count() <= WARM_LOOKS;
+                let warm: Vec<String> = fitting.clone().filter(warm).cloned().collect();
+                if warm.is_empty() || !looked_at_all { fitting.cloned().collect() } else { warm }
+            }
             (Some(id), _) => vec![id.clone()],
-            (None, Policy::Lifo) => self.idle.last().cloned().into_iter().collect(),
-            (None, Policy::Fifo) => self.idle.first().cloned().into_iter().collect(),
-            (None, Policy::Random) => self.idle.clone(),
+            (None, Policy::Lifo) => fitting.next_back().cloned().into_iter().collect(),
+            (None, Policy::Fifo) => fitting.next().cloned().into_iter().collect(),
         }
     }
 
+    /// Why a claim that may take none takes none.
+    pub fn no_fit(&self, ask: &Ask) -> Said {
+        if ask.is_for_any() {
+            return Said::NoRoom;
+        }
+        let but_node = |id: &String| {
+            let card = self.workers[id].card;
+            !ask.is_small(card) && ask.labelled(card) && ask.worker().is_none_or(|only| only == id)
+        };
+        let why = match ask.worker() {
+            Some(id) if !self.workers.contains_key(id) => NoFit::Unknown,
+            Some(id) if ask.is_small(self.workers[id].card) => NoFit::Small,
+            _ if ask.has_nodes() && self.idle.iter().any(but_node) => NoFit::Node,
+            _ => NoFit::Busy,
+        };
+        Said::NoFit(why)
+    }
+
     /// A claim takes `worker`, one of those that it may take.
-    pub fn take(&mut self, worker: &str, key: &str, fence: u64, affinity: u64, reserve_ms: u64) -> Said {
+    pub fn take(&mut self, worker: &str, key: &str, fence: u64, affinity: u64, reserve_ms: u64, slots: u8) -> Said {
         self.idle.retain(|id| id != worker);
         self.workers.get_mut(worker).unwrap().affinity = Some(affinity);
         let active = reserve_ms == 0;
@@ -90,6 +123,7 @@ impl Oracle {
             confirmed: false,
             told: false,
             deadline: None,
+            slots,
         });
         Said::Granted { worker: worker.into(), active }
     }
@@ -111,9 +145,14 @@ impl Oracle {
         Said::Held { worker: claim.worker.clone(), active: claim.active, deadline: claim.deadline }
     }
 
-    pub fn repeat(&mut self, fence: u64, satisfies: bool) -> (Vec<Ended>, Said) {
-        if satisfies {
-            return (Vec::new(), self.tell(fence));
+    pub fn repeat(&mut self, fence: u64, satisfies: bool, ask: &Ask) -> (Vec<Ended>, Said) {
+        let held = self.claim(fence).map(|claim| (claim.worker.clone(), claim.slots));
+        if let Some((worker, slots)) = held
+            && satisfies
+            && ask.allows(&worker, self.workers[&worker].card)
+        {
+            let mismatch = ask.must_match && ask.slots != slots;
+            return (Vec::new(), if mismatch { Said::Mismatch } else { self.tell(fence) });
         }
         match self.claim(fence).map(|claim| claim.active) {
             None => (Vec::new(), Said::Gone),

@@ -121,7 +121,6 @@ mod tests {
     fn a_claim_that_is_wrong_names_its_field_and_limit() {
         let said = |body: &str| said::<ClaimBody<'_>>(body);
         assert_eq!(said(""), "namespace: is required");
-        assert_eq!(said(r#"{"namespace":"a"}"#), "pool: is required");
         assert_eq!(said(r#"{"namespace":null,"pool":"p"}"#), "namespace: must be a string, got null");
         assert_eq!(said(r#"{"namespace":"a","pool":"p","key":null}"#), "key: must be a string, got null");
         assert_eq!(said(r#"{"namespace":"a","pool":7}"#), "pool: must be a string, got `7`");
@@ -138,8 +137,9 @@ mod tests {
             "reserve_ms: must be a whole number, 0..=86400000, got `1.8446744073709552e+19`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","wait_ms":1}"#),
-            "wait_ms: unknown field; known: namespace, key, tenant, pool, affinity, reserve_ms, ack"
+            said(r#"{"namespace":"a","pool":"p","waits":1}"#),
+            "waits: unknown field; known: namespace, key, tenant, pool, pools, pool_selector, class, resources, selector, \
+             node, worker, affinity, reserve_ms, ack, must_match, labels, wait_ms, priority, preemptible"
         );
         assert_eq!(
             said(r#"{"namespace":"a","pool":"p","ack":"never"}"#),

@@ -1,0 +1,118 @@
+//! What a claim may ask for, as a client says it.
+
+use serde_json::{Value, json};
+
+use crate::client::{Client, Response};
+use crate::server::{Server, fresh};
+
+fn ask(client: &mut Client, more: Value) -> Response {
+    let mut body = json!({"namespace": "ns"});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    client.post("/v1/claims", &body)
+}
+
+/// Two pools: `cpu` with w1 (zone a, node n1, 1 core) and w2 (zone b), `gpu` with g1.
+fn pools(client: &mut Client) {
+    client.put("/v1/pools/ns/cpu", &json!({"shards": 2, "class": "small", "labels": {"tier": "hot"}})).expect(201);
+    client.put("/v1/pools/ns/gpu", &json!({"shards": 2, "class": "large", "labels": {"tier": "hot"}})).expect(201);
+    let w1 = json!({"labels": {"zone": "a"}, "node": "n1", "capacity": {"cpu_milli": 1000}});
+    client.put("/v1/pools/ns/cpu/workers/w1", &w1).expect(201);
+    client.put("/v1/pools/ns/cpu/workers/w2", &json!({"labels": {"zone": "b"}})).expect(201);
+    let g1 = json!({"capacity": {"gpu": {"model": "A10", "count": 2}}});
+    client.put("/v1/pools/ns/gpu/workers/g1", &g1).expect(201);
+}
+
+#[test]
+fn p01_p04_p05_w07_a_claim_gets_what_it_asks_for_or_hears_why_not() {
+    let (_dir, _server, mut client) = fresh();
+    pools(&mut client);
+    let exhausted = |answer: Response, reason: &str| {
+        answer.expect_error(429, "RESOURCE_EXHAUSTED", Some(reason), None);
+    };
+    exhausted(ask(&mut client, json!({"pool": "cpu", "selector": "zone=c"})), "pool_exhausted");
+    exhausted(ask(&mut client, json!({"pool": "cpu", "node": {"required": ["n2"]}})), "node_locality");
+    exhausted(ask(&mut client, json!({"pool": "cpu", "class": "large"})), "no_eligible_pool");
+    exhausted(ask(&mut client, json!({"pool_selector": "tier=cold"})), "no_eligible_pool");
+    ask(&mut client, json!({"pools": ["cpu", "gpu"], "resources": {"cpu_milli": 1001}})).expect_error(
+        400,
+        "INVALID_ARGUMENT",
+        Some("unsatisfiable"),
+        Some("resources"),
+    );
+    ask(&mut client, json!({"pool": "cpu", "worker": "w9"})).expect_error(404, "NOT_FOUND", None, None);
+    let all = json!({
+        "key": "k", "pools": ["gpu", "cpu"], "selector": "zone in (a, c), !spot", "class": "small",
+        "resources": {"cpu_milli": 500}, "node": {"required": [], "preferred": ["n9", "n1"]}, "worker": "w1",
+        "labels": {"job": "42"}, "must_match": true, "wait_ms": 0,
+    });
+    let taken = ask(&mut client, all.clone()).expect(201)["claim"].take();
+    assert_eq!((&taken["worker"], &taken["pool"]), (&json!("w1"), &json!("cpu")));
+    assert_eq!((&taken["labels"], &taken["resources"]), (&json!({"job": "42"}), &json!({"cpu_milli": 1000})));
+    assert_eq!(ask(&mut client, all.clone()).expect(200)["claim"]["fence"], taken["fence"]);
+    let mut other = all;
+    other["resources"]["cpu_milli"] = json!(501);
+    ask(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    let shown = client.get("/v1/claims/ns/k").expect(200)["claim"].take();
+    assert_eq!(shown["labels"], taken["labels"]);
+    assert_eq!(client.get("/v1/claims?namespace=ns").expect(200)["items"][0]["labels"], taken["labels"]);
+    // In the order of their names.
+    let by_label = json!({"pool_selector": "tier=hot"});
+    assert_eq!(ask(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "w2");
+    assert_eq!(ask(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "g1");
+    exhausted(ask(&mut client, by_label), "pool_exhausted");
+    let scraped = client.get("/metrics");
+    let counted = scraped.text();
+    for line in [
+        r#"hotpool_claims_total{pool="ns/cpu",outcome="node_locality"} 1"#,
+        r#"hotpool_claims_total{pool="ns/cpu",outcome="no_eligible_pool"} 1"#,
+        r#"hotpool_claims_total{pool="none",outcome="no_eligible_pool"} 1"#,
+        r#"hotpool_claims_total{pool="ns/cpu",outcome="unsatisfiable"} 1"#,
+        r#"hotpool_claims_total{pool="ns/cpu",outcome="existing"} 1"#,
+    ] {
+        assert!(counted.contains(line), "{line} is not in\n{counted}");
+    }
+}
+
+#[test]
+fn c04_what_a_claim_asked_for_and_its_labels_outlive_kill_9() {
+    let (dir, server, mut client) = fresh();
+    pools(&mut client);
+    let body =
+        json!({"key": "k", "pool": "cpu", "resources": {"cpu_milli": 7}, "labels": {"job": "1"}, "must_match": true});
+    let taken = ask(&mut client, body.clone()).expect(201)["claim"].take();
+    server.kill();
+    let server = Server::start(dir.path());
+    let mut client = server.client();
+    let again = ask(&mut client, body.clone()).expect(200)["claim"].take();
+    assert_eq!((&again["fence"], &again["labels"]), (&taken["fence"], &json!({"job": "1"})));
+    let mut other = body;
+    other["resources"] = json!({});
+    ask(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+}
+
+#[test]
+fn b01_a_batch_mixes_what_its_items_ask_for() {
+    let (_dir, _server, mut client) = fresh();
+    pools(&mut client);
+    let items = json!([
+        {"namespace": "ns", "pool": "cpu", "selector": "zone=b"},
+        {"namespace": "ns", "pool": "cpu", "selector": "zone=b,"},
+        {"namespace": "ns", "pools": ["cpu", "none"]},
+        {"namespace": "ns", "pool": "gpu", "worker": "g1", "labels": {"i": "3"}},
+        {"namespace": "ns", "pool": "cpu", "pools": ["cpu"]},
+        {"namespace": "ns", "pool": "cpu", "node": {"required": ["n1"]}},
+        {"namespace": "ns", "pool": "cpu", "resources": {"slots": 1}},
+    ]);
+    let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
+    let said = |i: usize, path: &str| answer.pointer(&format!("/items/{i}/{path}")).cloned().unwrap_or_default();
+    assert_eq!(
+        (said(0, "claim/worker"), said(3, "claim/worker"), said(5, "claim/worker")),
+        (json!("w2"), json!("g1"), json!("w1"))
+    );
+    assert_eq!(said(3, "claim/labels"), json!({"i": "3"}));
+    let fields = [(1, "items[1].selector"), (2, "items[2].pools[1]"), (4, "items[4].pools"), (6, "items[6].resources")];
+    for (i, field) in fields {
+        assert_eq!(said(i, "error/field"), json!(field), "{answer}");
+    }
+    assert_eq!(said(6, "error/reason"), json!("unsatisfiable"));
+}
