@@ -3,8 +3,8 @@
 //! stream folded) that would take the same workers (invariant V1).
 //!
 //! It caught, when broken on purpose: `idle_seq` left out of `Shard::end` (the replicas take the workers in another
-//! order), and `told` not set by a repeat (a give-back ends a claim that somebody was told of); a re-registered worker put
-//! first in the queue of its new shape, and one left in that of its old.
+//! order), `told` not set by a repeat (a give-back ends a claim that somebody was told of), and a re-registered
+//! worker put first in the queue of its new shape.
 
 #[path = "model/asks.rs"]
 mod asks;

@@ -254,8 +254,10 @@ async fn p04_a_pool_that_cannot_be_asked_holds_nobody_up_and_is_not_called_full(
     let world = World::on_disk().await;
     world.pool("away", spec(1, Ack::Memory), &["a1", "a2"]).await;
     world.pool("b", spec(1, Ack::Memory), &["b1"]).await;
+    let first = world.hold("away", "first").await;
     world.stored("away").await;
     world.gate().hold_all();
+    // The last that it is known to have said is that nobody is idle.
     world.hold("away", "tail").await;
     world.s.inject_panic(&name("away"), 0);
     until("it is away", async || world.shards("away").await[0].state == "loading").await;
@@ -268,6 +270,8 @@ async fn p04_a_pool_that_cannot_be_asked_holds_nobody_up_and_is_not_called_full(
     assert_eq!(world.s.claim(large).await, Err(LOADING), "who knows what it has");
     world.gate().open_gate();
     until("it is back", async || world.shards("away").await[0].state == "serving").await;
+    assert_eq!(world.s.claim(plain("k2")).await, Err(FULL));
+    world.s.release(&id("first"), first).await.unwrap();
     assert!(worker_of(&world, plain("k2")).await.is_ok_and(|id| id.starts_with('a')));
 }
 
