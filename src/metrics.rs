@@ -247,6 +247,12 @@ label! {
         Confirm = "/v1/claims/{ns}/{key}:confirm",
         /// Release.
         Release = "/v1/claims/{ns}/{key}:release",
+        /// The description of this interface.
+        OpenApi = "/v1/openapi.json",
+        /// Its viewer.
+        Docs = "/docs",
+        /// The files of the viewer.
+        DocsFile = "/docs/{file}",
         /// Whether the process lives.
         Healthz = "/healthz",
         /// Whether every shard serves.

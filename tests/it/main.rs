@@ -9,6 +9,7 @@ mod declared_pools;
 mod grpc;
 mod lifecycle;
 mod load;
+mod openapi;
 mod pools;
 mod server;
 mod workers;

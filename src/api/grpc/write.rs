@@ -78,7 +78,7 @@ impl From<&WorkerView> for proto::Worker {
 
 impl From<&Registered> for proto::RegisterWorkerResponse {
     fn from(registered: &Registered) -> Self {
-        Self { worker: Some((&registered.worker).into()), created: registered.created }
+        Self { worker: Some((&registered.worker).into()), created: registered.created, stop: Vec::new() }
     }
 }
 
@@ -130,6 +130,7 @@ impl From<&ShardStatus> for proto::ShardStatus {
             ring_depth: status.ring_depth,
             answers_waiting: status.answers_waiting,
             restarts: status.restarts,
+            ..Self::default()
         }
     }
 }
@@ -143,8 +144,13 @@ impl From<&PoolStatus> for proto::Pool {
             namespace: pool.name.namespace().to_owned(),
             name: pool.name.pool().to_owned(),
             spec: Some((&pool.spec).into()),
-            workers: Some(proto::WorkerCounts { total: counts.total, idle: counts.idle, busy: counts.busy }),
-            claims: Some(proto::ClaimCounts { reserved: counts.reserved, active: counts.active }),
+            workers: Some(proto::WorkerCounts {
+                total: counts.total,
+                idle: counts.idle,
+                busy: counts.busy,
+                ..proto::WorkerCounts::default()
+            }),
+            claims: Some(proto::ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: 0 }),
             capacity: Some((&pool.capacity).into()),
             free: Some((&pool.free).into()),
             gpus: gpus.collect(),

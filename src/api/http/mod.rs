@@ -21,6 +21,7 @@ mod claims;
 mod guard;
 pub(in crate::api) mod json;
 mod mend;
+mod openapi;
 mod pools;
 pub(in crate::api) mod read;
 mod workers;
@@ -59,6 +60,9 @@ pub fn router(api: Api) -> Router {
         .route(Route::Claims.word(), post(claims::claim).get(claims::list))
         .route(Route::ClaimsBatch.word(), post(claims::claim_batch))
         .route(Route::Claim.word(), get(claims::get).post(claims::verb))
+        .route(Route::OpenApi.word(), get(openapi::document))
+        .route(Route::Docs.word(), get(openapi::viewer))
+        .route(Route::DocsFile.word(), get(openapi::file))
         .route(Route::Healthz.word(), get(admin::healthz))
         .route(Route::Readyz.word(), get(admin::readyz))
         .route(Route::Metrics.word(), get(admin::metrics))
