@@ -392,7 +392,7 @@ pub struct PoolSpec {
     /// Free labels of the pool.
     pub labels: Labels,
     /// Class of the pool, if it has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub class: Option<String>,
     /// How long an unconfirmed claim is held, in milliseconds; also the most a request may ask for.
     pub reserve_ms: u64,

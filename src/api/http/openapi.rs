@@ -148,9 +148,10 @@ impl Operation {
             "responses": responses,
         });
         if let Some(schema) = self.body {
-            // Nothing at all is taken for `{}`.
-            operation["requestBody"] =
-                json!({"content": {"application/json": {"schema": reference("schemas", schema)}}});
+            // Nothing at all is taken for `{}`, which is enough where nothing is required.
+            let required = schemas::schemas()[schema]["required"] != json!([]);
+            let content = json!({"application/json": {"schema": reference("schemas", schema)}});
+            operation["requestBody"] = json!({"required": required, "content": content});
         }
         operation
     }

@@ -111,7 +111,7 @@ pub(super) fn schemas() -> Value {
         "Name": {"type": "string", "minLength": 1, "maxLength": limits::NAME_BYTES_MAX, "pattern": "^[A-Za-z0-9._-]+$", "description": "A name."},
         "Labels": {
             "type": "object", "maxProperties": limits::LABELS_MAX, "propertyNames": schema("Name"),
-            "additionalProperties": {"type": "string", "maxLength": limits::LABEL_VALUE_BYTES_MAX},
+            "additionalProperties": {"type": "string", "maxLength": limits::LABEL_VALUE_BYTES_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"},
             "description": "Free labels. Values are at most 255 bytes, without control characters.",
         },
         "Capacity": closed("What there is, or what is taken. What is left out is 0.", &[], json!({
