@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use hotpool::api::grpc::proto::take_claim_request::Candidates;
 use hotpool::api::grpc::proto::*;
 use tonic::Code;
@@ -141,9 +143,11 @@ async fn every_outcome_has_its_code_and_reason() {
     expect(link.pools.put_pool(other).await, Code::FailedPrecondition, Some("STATE"), None);
     // No time: half a message, whose end does not come within the caller's own limit.
     let mut raw = Raw::open(server.address).await;
+    let begun = Instant::now();
     let half = framed(&take("late"))[..10].to_vec();
     let late = raw.begin("/hotpool.v1.ClaimService/TakeClaim", &[("grpc-timeout", "20m")], half).await;
     expect::<()>(Err(status(late).await), Code::DeadlineExceeded, None, None);
+    assert!(begun.elapsed() < Duration::from_secs(5), "the service's own limit is 10 s");
     // No such thing to call.
     for path in ["/hotpool.v1.ClaimService/Frobnicate", "/hotpool.v2.ClaimService/TakeClaim", "/", "/v1/claims"] {
         let status = raw.call(path, &[], framed(&take("k"))).await;
