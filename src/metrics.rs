@@ -119,9 +119,11 @@ definitions! {
         "Time that the threads were busy since the start, summed over them: its rate is the number of busy cores.";
     REWRITES = "hotpool_store_rewrites_total", Kind::Counter, [], "Shards written anew as a whole to the store.";
     HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
-    HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open HTTP connections.";
+    GRPC_REQUESTS = "hotpool_grpc_requests_total", Kind::Counter, ["method", "code"],
+        "gRPC calls answered, by the status that the answer begins with.";
+    HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open connections, of HTTP and gRPC.";
     HTTP_REFUSED = "hotpool_http_connections_refused_total", Kind::Counter, [],
-        "HTTP connections closed at once because too many were open.";
+        "Connections closed at once because too many were open.";
 }
 
 /// Declares a label whose values are an enum.
@@ -254,6 +256,12 @@ label! {
         Confirm = "/v1/claims/{ns}/{key}:confirm",
         /// Release.
         Release = "/v1/claims/{ns}/{key}:release",
+        /// The description of this interface.
+        OpenApi = "/v1/openapi.json",
+        /// Its viewer.
+        Docs = "/docs",
+        /// The files of the viewer.
+        DocsFile = "/docs/{file}",
         /// Whether the process lives.
         Healthz = "/healthz",
         /// Whether every shard serves.
@@ -287,6 +295,115 @@ impl Spread {
         min.set(shards.clone().min().unwrap_or(0));
         mean.set(sum / count as f64);
         max.set(shards.max().unwrap_or(0));
+    }
+}
+
+label! {
+    /// The method of a gRPC call.
+    GrpcMethod {
+        /// Put a pool.
+        PutPool = "hotpool.v1.PoolService/PutPool",
+        /// One pool.
+        GetPool = "hotpool.v1.PoolService/GetPool",
+        /// All pools.
+        ListPools = "hotpool.v1.PoolService/ListPools",
+        /// Delete a pool.
+        DeletePool = "hotpool.v1.PoolService/DeletePool",
+        /// Trust the workers of a pool.
+        ClearPool = "hotpool.v1.PoolService/ClearPool",
+        /// Register a worker.
+        RegisterWorker = "hotpool.v1.WorkerService/RegisterWorker",
+        /// Register many.
+        BatchRegisterWorkers = "hotpool.v1.WorkerService/BatchRegisterWorkers",
+        /// One worker.
+        GetWorker = "hotpool.v1.WorkerService/GetWorker",
+        /// The workers of a pool.
+        ListWorkers = "hotpool.v1.WorkerService/ListWorkers",
+        /// Delete a worker.
+        DeleteWorker = "hotpool.v1.WorkerService/DeleteWorker",
+        /// A worker's heartbeat.
+        HeartbeatWorker = "hotpool.v1.WorkerService/HeartbeatWorker",
+        /// Cordon a worker.
+        CordonWorker = "hotpool.v1.WorkerService/CordonWorker",
+        /// Uncordon a worker.
+        UncordonWorker = "hotpool.v1.WorkerService/UncordonWorker",
+        /// Drain a worker.
+        DrainWorker = "hotpool.v1.WorkerService/DrainWorker",
+        /// Trust a worker.
+        ClearWorker = "hotpool.v1.WorkerService/ClearWorker",
+        /// Claim.
+        TakeClaim = "hotpool.v1.ClaimService/TakeClaim",
+        /// Many claims.
+        BatchTakeClaims = "hotpool.v1.ClaimService/BatchTakeClaims",
+        /// One claim.
+        GetClaim = "hotpool.v1.ClaimService/GetClaim",
+        /// The list of claims.
+        ListClaims = "hotpool.v1.ClaimService/ListClaims",
+        /// Confirm.
+        ConfirmClaim = "hotpool.v1.ClaimService/ConfirmClaim",
+        /// Renew.
+        RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
+        /// Release.
+        ReleaseClaim = "hotpool.v1.ClaimService/ReleaseClaim",
+        /// Whether a service can be asked.
+        HealthCheck = "grpc.health.v1.Health/Check",
+        /// The same, and from then on.
+        HealthWatch = "grpc.health.v1.Health/Watch",
+        /// What is served.
+        Reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        /// The same, as older clients ask.
+        ReflectionAlpha = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        /// None of the above.
+        Unmatched = "unmatched",
+    }
+}
+
+impl GrpcMethod {
+    /// The method of a call to `path`.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        let word = path.strip_prefix('/').unwrap_or_default();
+        Self::ALL.iter().copied().find(|method| method.word() == word).unwrap_or(Self::Unmatched)
+    }
+}
+
+label! {
+    /// A status of gRPC; in the order of their numbers, from 0.
+    GrpcCode {
+        /// Done.
+        Ok = "OK",
+        /// The caller went away.
+        Cancelled = "CANCELLED",
+        /// None of the others.
+        Unknown = "UNKNOWN",
+        /// The request is wrong.
+        InvalidArgument = "INVALID_ARGUMENT",
+        /// No answer in time.
+        DeadlineExceeded = "DEADLINE_EXCEEDED",
+        /// No such thing.
+        NotFound = "NOT_FOUND",
+        /// It is there already.
+        AlreadyExists = "ALREADY_EXISTS",
+        /// The caller may not.
+        PermissionDenied = "PERMISSION_DENIED",
+        /// No room.
+        ResourceExhausted = "RESOURCE_EXHAUSTED",
+        /// What is there does not allow it.
+        FailedPrecondition = "FAILED_PRECONDITION",
+        /// The caller is not the holder.
+        Aborted = "ABORTED",
+        /// Beyond what there is.
+        OutOfRange = "OUT_OF_RANGE",
+        /// No such method.
+        Unimplemented = "UNIMPLEMENTED",
+        /// A defect, or bytes that are not gRPC.
+        Internal = "INTERNAL",
+        /// Not now.
+        Unavailable = "UNAVAILABLE",
+        /// What was kept is broken.
+        DataLoss = "DATA_LOSS",
+        /// Nobody knows who the caller is.
+        Unauthenticated = "UNAUTHENTICATED",
     }
 }
 
@@ -415,6 +532,7 @@ pub struct ProcessMetrics {
     /// `hotpool_fence_refusals_total`.
     pub fence_refusals: Counter,
     http_requests: Vec<OnceLock<Counter>>,
+    grpc_requests: Vec<OnceLock<Counter>>,
     /// `hotpool_http_connections`.
     pub http_connections: Gauge,
     /// `hotpool_http_connections_refused_total`.
@@ -427,6 +545,7 @@ const STATUSES: &[u16] = &[200, 201, 400, 404, 405, 409, 413, 429, 500, 503, 504
 impl ProcessMetrics {
     fn new() -> Self {
         let http_requests = Route::ALL.len() * (STATUSES.len() + 1);
+        let grpc_requests = GrpcMethod::ALL.len() * GrpcCode::ALL.len();
         Self {
             step_rows: metrics::histogram!(STEP_ROWS),
             step_bytes: metrics::histogram!(STEP_BYTES),
@@ -439,6 +558,7 @@ impl ProcessMetrics {
             ready: metrics::gauge!(READY),
             fence_refusals: metrics::counter!(FENCE_REFUSALS),
             http_requests: std::iter::repeat_with(OnceLock::new).take(http_requests).collect(),
+            grpc_requests: std::iter::repeat_with(OnceLock::new).take(grpc_requests).collect(),
             http_connections: metrics::gauge!(HTTP_CONNECTIONS),
             http_connections_refused: metrics::counter!(HTTP_REFUSED),
         }
@@ -467,6 +587,12 @@ impl ProcessMetrics {
             let status = STATUSES.get(column).map_or_else(|| "other".to_owned(), u16::to_string);
             metrics::counter!(HTTP_REQUESTS, "route" => route.word(), "status" => status)
         })
+    }
+
+    /// Counter of gRPC calls of this method that were answered with this code.
+    pub fn grpc_requests(&self, method: GrpcMethod, code: GrpcCode) -> &Counter {
+        self.grpc_requests[method as usize * GrpcCode::ALL.len() + code as usize]
+            .get_or_init(|| metrics::counter!(GRPC_REQUESTS, "method" => method.word(), "code" => code.word()))
     }
 }
 

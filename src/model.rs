@@ -403,7 +403,7 @@ pub struct PoolSpec {
     /// Free labels of the pool.
     pub labels: Labels,
     /// Class of the pool, if it has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub class: Option<String>,
     /// How long an unconfirmed claim is held, in milliseconds; also the most a request may ask for.
     pub reserve_ms: u64,
@@ -655,6 +655,38 @@ pub struct PoolStatus {
     pub shards: Vec<ShardStatus>,
 }
 
+/// A pool's workers and claims by state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Workers.
+    pub total: u64,
+    /// Of them idle.
+    pub idle: u64,
+    /// Of them held.
+    pub busy: u64,
+    /// Claims not confirmed yet.
+    pub reserved: u64,
+    /// Claims in use.
+    pub active: u64,
+}
+
+impl PoolStatus {
+    /// The sums over its shards.
+    #[must_use]
+    pub fn counts(&self) -> PoolCounts {
+        let sum = |figure: fn(&ShardStatus) -> u64| self.shards.iter().map(figure).sum::<u64>();
+        let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
+        PoolCounts {
+            total: sum(|shard| shard.workers),
+            idle: sum(|shard| shard.idle),
+            busy,
+            reserved,
+            // One claim a busy worker. Shards are read one after another, so the difference is kept above zero.
+            active: busy.saturating_sub(reserved),
+        }
+    }
+}
+
 /// One page of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T> {
@@ -675,6 +707,24 @@ pub struct ClaimFilter {
     pub worker: Option<String>,
     /// Only of this tenant.
     pub tenant: Option<String>,
+}
+
+impl ClaimFilter {
+    /// Checks every name, and that a pool comes with its namespace.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field.
+    pub fn checked(self) -> Result<Self, Refusal> {
+        let names =
+            [("namespace", &self.namespace), ("pool", &self.pool), ("worker", &self.worker), ("tenant", &self.tenant)];
+        for (field, name) in names {
+            name.as_deref().map_or(Ok(()), |name| check_name(field, name))?;
+        }
+        if self.pool.is_some() && self.namespace.is_none() {
+            return Err(Refusal::invalid("namespace", "is required with pool"));
+        }
+        Ok(self)
+    }
 }
 
 /// Deserializes an optional field that, when present, must not be `null`.

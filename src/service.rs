@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::api::http::{Api, listener, router};
+use crate::api::{Bounds, Edges, listener};
 use crate::config::{Config, Pool, StoreUrl};
 use crate::metrics::{self, Exporter, InstallError};
 use crate::model::PoolName;
@@ -97,13 +97,15 @@ impl Service {
     pub async fn run(self, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<(), StartError> {
         let Self { listener, address, scheduler, exporter, config } = self;
         let (stopping, mut stopped) = watch::channel(());
-        let request_timeout = Duration::from_millis(config.server.request_timeout_ms);
-        let api = Api::new(scheduler.clone(), exporter.clone(), config.server.max_body_bytes, request_timeout);
-        let edge =
-            tokio::spawn(listener::serve(listener, router(api), config.server.max_connections, GRACE, async move {
-                // Either outcome means the end: a word, or nobody left to say it.
-                let _ = stopped.changed().await;
-            }));
+        let bounds = Bounds {
+            body_bytes_max: config.server.max_body_bytes,
+            timeout: Duration::from_millis(config.server.request_timeout_ms),
+        };
+        let edges = Edges::new(scheduler.clone(), exporter.clone(), bounds, stopped.clone());
+        let edge = tokio::spawn(listener::serve(listener, edges, config.server.max_connections, GRACE, async move {
+            // Either outcome means the end: a word, or nobody left to say it.
+            let _ = stopped.changed().await;
+        }));
         let upkeep = keep_up(exporter);
 
         let pools = config.pools.into_iter().map(|Pool { name, spec }| (name, spec)).collect();
@@ -119,7 +121,7 @@ impl Service {
 
         drop(stopping);
         if let Err(error) = edge.await {
-            tracing::error!(%error, "the HTTP edge ended badly");
+            tracing::error!(%error, "the edge ended badly");
         }
         if !timeout(FLUSH, scheduler.stop()).await.unwrap_or(false) {
             tracing::warn!("the store did not take everything; what was acknowledged as durable is in it");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use hotpool::metrics::{ALL, ClaimOutcome, Kind, Route, ShardState, Spread, StepResult};
+use hotpool::metrics::{ALL, ClaimOutcome, GrpcCode, GrpcMethod, Kind, Route, ShardState, Spread, StepResult};
 
 /// Set to 1, it writes what is generated instead of comparing.
 const BLESS: &str = "HOTPOOL_BLESS";
@@ -47,12 +47,16 @@ fn metrics_page() -> String {
          | `state` | `hotpool_workers` | `idle` `busy` |\n\
          | `state` | `hotpool_shards` | {} |\n\
          | `route` | `hotpool_http_requests_total` | {} |\n\
-         | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n",
+         | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n\
+         | `method` | `hotpool_grpc_requests_total` | {} |\n\
+         | `code` | `hotpool_grpc_requests_total` | {} |\n",
         hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
         words(ShardState::ALL.iter().map(|state| state.word()).collect()),
         words(Route::ALL.iter().map(|route| route.word()).collect()),
+        words(GrpcMethod::ALL.iter().map(|method| method.word()).collect()),
+        words(GrpcCode::ALL.iter().map(|code| code.word()).collect()),
     )
     .unwrap();
     writeln!(page, "| `stat` | all that have it | {} |", words(Spread::STATS.to_vec())).unwrap();
@@ -162,6 +166,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),
     ("use dashmap", &["src/keys.rs", "src/journal/mod.rs"]),
     ("use axum", &["src/api/http/"]),
+    ("use tonic", &["src/api/grpc/", "src/load/grpc.rs"]),
     ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/recovery.rs"]),
     ("metrics::counter!", &["src/metrics.rs", "src/metrics/"]),
     ("metrics::gauge!", &["src/metrics.rs", "src/metrics/"]),

@@ -1,5 +1,42 @@
 //! The edges: they translate between the wire and the [scheduler](crate::scheduler), and decide nothing.
-//! What a refusal is called on the wire stands in one table, [`outcome`].
+//! What a refusal is called on the wire stands in one table, [`outcome`]. One port serves them all: [`listener`].
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::metrics::Exporter;
+use crate::scheduler::Scheduler;
+
+pub mod grpc;
 pub mod http;
+pub mod listener;
 pub mod outcome;
+
+/// Every edge of the service. Cheap to clone.
+#[derive(Clone)]
+pub struct Edges {
+    http: axum::Router,
+    grpc: Arc<grpc::Grpc>,
+}
+
+/// What bounds a request, on any edge.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Largest request body, in bytes.
+    pub body_bytes_max: usize,
+    /// From a request's head to its answer; past it the outcome is unknown to the caller.
+    pub timeout: Duration,
+}
+
+impl Edges {
+    /// Over a scheduler. `stopping` closes when the service begins to stop. Needs a tokio runtime.
+    #[must_use]
+    pub fn new(scheduler: Scheduler, exporter: Exporter, bounds: Bounds, stopping: watch::Receiver<()>) -> Self {
+        // Many connections times the largest body would be all of memory.
+        let bodies = Arc::new(Semaphore::new(http::BODIES_KIB_MAX));
+        let api = http::Api::new(scheduler.clone(), exporter, bounds, Arc::clone(&bodies));
+        Self { http: http::router(api), grpc: Arc::new(grpc::Grpc::new(scheduler, bounds, bodies, stopping)) }
+    }
+}

@@ -93,7 +93,7 @@ impl Command {
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct CommonArgs {
     /// What to load: a scheduler in this process, or a service
-    #[arg(long, default_value = "inproc", value_name = "inproc|http://HOST:PORT")]
+    #[arg(long, default_value = "inproc", value_name = "inproc|http://HOST:PORT|grpc://HOST:PORT")]
     pub target: TargetUrl,
     /// Store of the scheduler in this process [default: memory:]
     #[arg(long, value_name = "memory:|redb:DIR")]
@@ -188,8 +188,10 @@ fn positive(text: &str) -> Result<f64, String> {
 pub enum TargetUrl {
     /// A scheduler in this process.
     Inproc,
-    /// A service at `HOST:PORT`.
+    /// A service at `HOST:PORT`, over HTTP.
     Http(String),
+    /// The same, over gRPC.
+    Grpc(String),
 }
 
 impl FromStr for TargetUrl {
@@ -199,12 +201,16 @@ impl FromStr for TargetUrl {
         if text == "inproc" {
             return Ok(Self::Inproc);
         }
-        let wrong = || "must be inproc or http://HOST:PORT".to_owned();
-        let authority = text.strip_prefix("http://").ok_or_else(wrong)?;
+        let wrong = || "must be inproc, http://HOST:PORT or grpc://HOST:PORT".to_owned();
+        let (kind, authority) = match text.split_once("://").ok_or_else(wrong)? {
+            ("http", authority) => (Self::Http as fn(String) -> Self, authority),
+            ("grpc", authority) => (Self::Grpc as fn(String) -> Self, authority),
+            _ => return Err(wrong()),
+        };
         let authority: hyper::http::uri::Authority =
             authority.strip_suffix('/').unwrap_or(authority).parse().map_err(|_| wrong())?;
         authority.port_u16().ok_or_else(wrong)?;
-        Ok(Self::Http(authority.to_string()))
+        Ok(kind(authority.to_string()))
     }
 }
 
@@ -213,6 +219,7 @@ impl std::fmt::Display for TargetUrl {
         match self {
             Self::Inproc => f.write_str("inproc"),
             Self::Http(authority) => write!(f, "http://{authority}"),
+            Self::Grpc(authority) => write!(f, "grpc://{authority}"),
         }
     }
 }
@@ -294,7 +301,8 @@ mod tests {
         let Ok(Command::Bench(open)) = parse("bench --clients 8 --rate 1e5") else { panic!() };
         assert_eq!(open.in_flight(), OPEN_IN_FLIGHT);
         assert!(!Command::Bench(closed).multiplexed() && Command::Bench(open).multiplexed());
-        let Ok(Command::Replay(replay)) = parse("replay --trace x --target http://[::1]:80") else { panic!() };
+        let Ok(Command::Replay(replay)) = parse("replay --trace x --target grpc://[::1]:80") else { panic!() };
+        assert_eq!(replay.common.target.to_string(), "grpc://[::1]:80");
         assert_eq!((replay.workers, replay.common.shards), (2_000, 16));
     }
 
@@ -313,6 +321,8 @@ mod tests {
             "bench --ack maybe",
             "bench --target https://x:1",
             "bench --target http://x",
+            "bench --target grpc://x",
+            "bench --target grpc:x:1",
             "bench --target http://x:1/path",
             "bench --target http://x:1 --store memory:",
             "bench --store redb:",

@@ -1,7 +1,7 @@
 //! The load harness: loads a scheduler or a service, and checks it while doing so.
 //!
 //! ```text
-//! args -> run -> target (inproc | http + wire) : a pool of this run, with workers
+//! args -> run -> target (inproc | http + wire | grpc) : a pool of this run, with workers
 //!         -> driver (closed | open by pace) -> client -> target
 //!                                                        +-> check, stats
 //!         -> settle what is in doubt, ask what is left -> report, exit code
@@ -19,6 +19,7 @@ pub mod args;
 pub mod check;
 pub mod client;
 pub mod driver;
+mod grpc;
 mod http;
 pub mod pace;
 pub mod replay;

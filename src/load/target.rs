@@ -1,4 +1,4 @@
-//! What is loaded: a scheduler in this process, or a service over HTTP. The same few verbs for both.
+//! What is loaded: a scheduler in this process, or a service over HTTP or gRPC. The same few verbs for all.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::args::{CommonArgs, StoreUrl, TargetUrl};
 use super::check::{worker_id, worker_ordinal};
+use super::grpc::GrpcLink;
 use super::http::{HttpLink, Origin};
 use super::stats::Failure;
 use crate::limits::BATCH_ITEMS_MAX;
@@ -88,6 +89,7 @@ pub struct Target {
 enum Kind {
     Inproc(Scheduler),
     Http { origin: Arc<Origin>, link: HttpLink },
+    Grpc { authority: String, link: GrpcLink },
 }
 
 impl Target {
@@ -111,6 +113,10 @@ impl Target {
                 let link = HttpLink::open(Arc::clone(&origin), false).await?;
                 Kind::Http { origin, link }
             }
+            TargetUrl::Grpc(authority) => {
+                let link = GrpcLink::open(authority, pool).await?;
+                Kind::Grpc { authority: authority.clone(), link }
+            }
         };
         Ok(Self { pool: pool.to_owned(), kind })
     }
@@ -128,6 +134,7 @@ impl Target {
         let created = match &self.kind {
             Kind::Inproc(scheduler) => scheduler.put_pool(self.name()?, spec).await?.0,
             Kind::Http { link, .. } => link.put_pool(&spec).await?,
+            Kind::Grpc { link, .. } => link.put_pool(&spec).await?,
         };
         if !created {
             bail!("the pool {NAMESPACE}/{} is there already", self.pool);
@@ -151,6 +158,7 @@ impl Target {
                 Ok(())
             }
             Kind::Http { link, .. } => link.register(workers).await,
+            Kind::Grpc { link, .. } => link.register(workers).await,
         }
     }
 
@@ -163,6 +171,7 @@ impl Target {
             // A name of its own: the clients would otherwise fight for the counter of one shared name.
             Kind::Inproc(scheduler) => Link::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
             Kind::Http { origin, .. } => Link::Http(HttpLink::open(Arc::clone(origin), multiplexed).await?),
+            Kind::Grpc { authority, .. } => Link::Grpc(GrpcLink::open(authority, &self.pool).await?),
         })
     }
 
@@ -178,6 +187,7 @@ impl Target {
                 Ok(Counts { total: sum(|s| s.workers), idle: sum(|s| s.idle), busy: sum(|s| s.busy) })
             }
             Kind::Http { link, .. } => link.counts().await,
+            Kind::Grpc { link, .. } => link.counts().await,
         }
     }
 
@@ -197,6 +207,7 @@ impl Target {
                 Ok(page.items.len() as u64)
             }
             Kind::Http { link, .. } => link.claims().await,
+            Kind::Grpc { link, .. } => link.claims().await,
         }
     }
 
@@ -211,6 +222,7 @@ impl Target {
                 Err(refusal) => Err(refusal.into()),
             },
             Kind::Http { link, .. } => link.delete_pool().await,
+            Kind::Grpc { link, .. } => link.delete_pool().await,
         }
     }
 
@@ -233,6 +245,8 @@ pub enum Link {
     },
     /// Over one connection.
     Http(HttpLink),
+    /// Over one connection.
+    Grpc(GrpcLink),
 }
 
 impl Link {
@@ -246,6 +260,7 @@ impl Link {
                 scheduler.claim(request(ask, pool)).await.map(grant).map_err(|refusal| failure(&refusal))
             }
             Self::Http(link) => link.claim(ask).await,
+            Self::Grpc(link) => link.claim(ask).await,
         }
     }
 
@@ -258,6 +273,7 @@ impl Link {
                 outcomes.into_iter().for_each(|taken| outcome(taken.map(grant).map_err(|refusal| failure(&refusal))));
             }
             Self::Http(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
+            Self::Grpc(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
         }
     }
 
@@ -269,11 +285,12 @@ impl Link {
         match self {
             Self::Inproc { scheduler, .. } => scheduler.release(id, fence).await.map_err(|refusal| failure(&refusal)),
             Self::Http(link) => link.release(id, fence).await,
+            Self::Grpc(link) => link.release(id, fence).await,
         }
     }
 
     /// Gives many claims back, and hands over one outcome a claim, in order. `sending(n)` is called before claim `n`
-    /// is sent. Over HTTP they go one after the other: there is no batch of releases.
+    /// is sent. To a service they go one after the other: there is no batch of releases.
     pub async fn release_batch(
         &self,
         claims: Vec<(ClaimId, Fence)>,
@@ -286,10 +303,10 @@ impl Link {
                 let outcomes = scheduler.release_batch(claims).await;
                 outcomes.into_iter().for_each(|released| outcome(released.map_err(|refusal| failure(&refusal))));
             }
-            Self::Http(link) => {
+            Self::Http(_) | Self::Grpc(_) => {
                 for (n, (id, fence)) in claims.iter().enumerate() {
                     sending(n);
-                    outcome(link.release(id, *fence).await);
+                    outcome(self.release(id, *fence).await);
                 }
             }
         }
@@ -307,6 +324,7 @@ impl Link {
                 Err(refusal) => Err(failure(&refusal)),
             },
             Self::Http(link) => link.find(id).await,
+            Self::Grpc(link) => link.find(id).await,
         }
     }
 }

@@ -138,6 +138,7 @@ fn every_bad_body_names_its_field() {
         ("PUT", pool, r#"{"mode":"both"}"#.into(), "mode"),
         ("PUT", pool, r#"{"policy":"best"}"#.into(), "policy"),
         ("PUT", pool, r#"{"class":""}"#.into(), "class"),
+        ("PUT", pool, r#"{"class":null}"#.into(), "class"),
         ("PUT", pool, r#"{"labels":[]}"#.into(), "labels"),
         ("PUT", pool, r#"{"labels":{"a":1}}"#.into(), "labels.a"),
         ("PUT", pool, r#"{"labels":{"":"x"}}"#.into(), "labels"),

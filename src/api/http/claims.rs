@@ -11,8 +11,7 @@ use super::json::{
 use super::read::{Params, Segments, body, item, merge, object};
 use super::{Answer, Shared, created, done, json};
 use crate::api::outcome::{Failure, Outcome};
-use crate::limits;
-use crate::model::{ClaimFilter, ClaimId, check_name};
+use crate::model::{ClaimFilter, ClaimId};
 
 /// Namespace and key, as the path has them.
 type KeyPath = Segments<(String, String)>;
@@ -56,11 +55,7 @@ pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sen
         _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :release")),
     };
     let bytes = body(&api, sent).await?;
-    let HolderBody { fence, tenant } = object(&bytes)?;
-    if fence > limits::FENCE_MAX {
-        return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
-    }
-    let id = ClaimId::new(&namespace, tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0), key)?;
+    let (id, fence) = object::<HolderBody<'_>>(&bytes)?.holder(&namespace, key)?;
     if verb == "release" {
         api.scheduler.release(&id, fence).await?;
         return Ok(done());
@@ -73,19 +68,9 @@ pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sen
 pub(super) async fn list(State(api): State<Shared>, uri: Uri) -> Answer {
     let mut params = Params::read(&uri, &["namespace", "pool", "worker", "tenant", "page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);
-    let mut name = |field: &'static str| match params.take(field) {
-        Some(value) => check_name(field, &value).map(|()| Some(value)),
-        None => Ok(None),
-    };
-    let filter = ClaimFilter {
-        namespace: name("namespace")?,
-        pool: name("pool")?,
-        worker: name("worker")?,
-        tenant: name("tenant")?,
-    };
-    if filter.pool.is_some() && filter.namespace.is_none() {
-        return Err(Failure::invalid("namespace", "is required with pool"));
-    }
+    let mut take = |name| params.take(name);
+    let (namespace, pool, worker, tenant) = (take("namespace"), take("pool"), take("worker"), take("tenant"));
+    let filter = ClaimFilter { namespace, pool, worker, tenant }.checked()?;
     let page = api.scheduler.list_claims(&filter, token.as_deref(), limit).await?;
     Ok(json(StatusCode::OK, &PageJson::<ClaimJson<'_>>::from(&page)))
 }

@@ -17,7 +17,7 @@ use crate::refusal::Refusal;
 pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
     let route = route_of(&request);
     // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
-    let answer = AssertUnwindSafe(timeout(api.request_timeout, next.run(request))).catch_unwind().await;
+    let answer = AssertUnwindSafe(timeout(api.bounds.timeout, next.run(request))).catch_unwind().await;
     let response = match answer {
         Ok(Ok(response)) => response,
         Ok(Err(_elapsed)) => Failure::from(Refusal::DeadlineExceeded).into_response(),
@@ -50,9 +50,11 @@ mod tests {
     use axum::routing::get;
     use axum::{Router, middleware};
     use http_body_util::BodyExt as _;
+    use tokio::sync::Semaphore;
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::api::Bounds;
     use crate::api::http::Api;
     use crate::metrics::install;
     use crate::scheduler::{Scheduler, Settings};
@@ -70,7 +72,8 @@ mod tests {
     async fn a_panic_and_a_hang_are_answered_and_counted() {
         let exporter = install().unwrap();
         let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
-        let api = Arc::new(Api::new(scheduler, exporter.clone(), 1024, Duration::from_millis(10)));
+        let bounds = Bounds { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
+        let api = Arc::new(Api::new(scheduler, exporter.clone(), bounds, Arc::new(Semaphore::new(1))));
         let router = Router::new()
             .route(Route::DebugShards.word(), get(panics))
             .route(Route::Readyz.word(), get(hangs))

@@ -18,73 +18,73 @@ use crate::model::{
 };
 
 /// Tenant of a request that names none.
-pub(super) const TENANT_DEFAULT: &str = "default";
+pub(in crate::api) const TENANT_DEFAULT: &str = "default";
 
 /// A string that borrows from the body unless it holds an escape.
 #[derive(Deserialize)]
 #[serde(transparent)]
-pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
+pub(in crate::api) struct Text<'a>(#[serde(borrow)] pub(in crate::api) Cow<'a, str>);
 
 /// A request for one worker.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ClaimBody<'a> {
+pub(in crate::api) struct ClaimBody<'a> {
     #[serde(borrow)]
-    namespace: Text<'a>,
+    pub(in crate::api) namespace: Text<'a>,
     // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
     #[serde(borrow, default, deserialize_with = "present")]
-    key: Option<Text<'a>>,
+    pub(in crate::api) key: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    tenant: Option<Text<'a>>,
+    pub(in crate::api) tenant: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pool: Option<Text<'a>>,
+    pub(in crate::api) pool: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pools: Option<Texts<'a, { limits::CLAIM_POOLS_MAX }>>,
+    pub(in crate::api) pools: Option<Texts<'a, { limits::CLAIM_POOLS_MAX }>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pool_selector: Option<Text<'a>>,
+    pub(in crate::api) pool_selector: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    class: Option<Text<'a>>,
+    pub(in crate::api) class: Option<Text<'a>>,
     #[serde(default, deserialize_with = "some_object")]
-    resources: Option<Capacity>,
+    pub(in crate::api) resources: Option<Capacity>,
     #[serde(borrow, default, deserialize_with = "present")]
-    selector: Option<Text<'a>>,
+    pub(in crate::api) selector: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "some_object")]
-    node: Option<NodeBody<'a>>,
+    pub(in crate::api) node: Option<NodeBody<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    worker: Option<Text<'a>>,
+    pub(in crate::api) worker: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    affinity: Option<Text<'a>>,
+    pub(in crate::api) affinity: Option<Text<'a>>,
     #[serde(default, deserialize_with = "present")]
-    reserve_ms: Option<Millis>,
+    pub(in crate::api) reserve_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
-    ack: Option<Ack>,
+    pub(in crate::api) ack: Option<Ack>,
     #[serde(default)]
-    must_match: bool,
+    pub(in crate::api) must_match: bool,
     #[serde(default)]
-    labels: Labels,
+    pub(in crate::api) labels: Labels,
     #[serde(default, deserialize_with = "present")]
-    wait_ms: Option<Millis>,
+    pub(in crate::api) wait_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
-    priority: Option<IgnoredAny>,
+    pub(in crate::api) priority: Option<IgnoredAny>,
     #[serde(default, deserialize_with = "present")]
-    preemptible: Option<IgnoredAny>,
+    pub(in crate::api) preemptible: Option<IgnoredAny>,
 }
 
 /// On which nodes.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NodeBody<'a> {
+pub(in crate::api) struct NodeBody<'a> {
     #[serde(borrow, default)]
-    required: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) required: Texts<'a, { limits::CLAIM_NODES_MAX }>,
     #[serde(borrow, default)]
-    preferred: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) preferred: Texts<'a, { limits::CLAIM_NODES_MAX }>,
     #[serde(default, deserialize_with = "present")]
-    preferred_then_wait: Option<IgnoredAny>,
+    pub(in crate::api) preferred_then_wait: Option<IgnoredAny>,
 }
 
 impl ClaimBody<'_> {
     /// Checks every name.
-    pub(super) fn request(self) -> Result<ClaimRequest, Failure> {
+    pub(in crate::api) fn request(self) -> Result<ClaimRequest, Failure> {
         self.refuse_what_is_not_built()?;
         let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
         let mut made = [0; uuid::fmt::Hyphenated::LENGTH];
@@ -193,27 +193,38 @@ pub(super) struct ClaimsBatch<'a> {
 /// The body of `:confirm` and `:release`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct HolderBody<'a> {
-    pub(super) fence: Fence,
+pub(in crate::api) struct HolderBody<'a> {
+    pub(in crate::api) fence: Fence,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(super) tenant: Option<Text<'a>>,
+    pub(in crate::api) tenant: Option<Text<'a>>,
+}
+
+impl HolderBody<'_> {
+    /// Whose claim, and under which fence.
+    pub(in crate::api) fn holder(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), Failure> {
+        if self.fence > limits::FENCE_MAX {
+            return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
+        }
+        let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
+        Ok((ClaimId::new(namespace, tenant, key)?, self.fence))
+    }
 }
 
 /// A registration; the id is in the path.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct WorkerBody {
+pub(in crate::api) struct WorkerBody {
     #[serde(deserialize_with = "json_object")]
-    capacity: Capacity,
-    labels: Labels,
+    pub(in crate::api) capacity: Capacity,
+    pub(in crate::api) labels: Labels,
     #[serde(deserialize_with = "present")]
-    node: Option<String>,
-    incarnation: u64,
+    pub(in crate::api) node: Option<String>,
+    pub(in crate::api) incarnation: u64,
 }
 
 impl WorkerBody {
     /// Checks every field.
-    pub(super) fn spec(self, id: &str) -> Result<WorkerSpec, Failure> {
+    pub(in crate::api) fn spec(self, id: &str) -> Result<WorkerSpec, Failure> {
         let Self { capacity, labels, node, incarnation } = self;
         let spec = WorkerSpec { id: WorkerId::new(id)?, capacity, labels, node: node.map(Into::into), incarnation };
         spec.check()?;
@@ -391,15 +402,13 @@ pub(super) struct PoolJson<'a> {
 
 impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
     fn from(pool: &'a PoolStatus) -> Self {
-        let sum = |figure: fn(&ShardStatus) -> u64| pool.shards.iter().map(figure).sum::<u64>();
-        let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
+        let counts = pool.counts();
         Self {
             namespace: pool.name.namespace(),
             name: pool.name.pool(),
             spec: &pool.spec,
-            workers: WorkerCounts { total: sum(|shard| shard.workers), idle: sum(|shard| shard.idle), busy },
-            // One claim a busy worker. Shards are read one after another, so the difference is kept above zero.
-            claims: ClaimCounts { reserved, active: busy.saturating_sub(reserved) },
+            workers: WorkerCounts { total: counts.total, idle: counts.idle, busy: counts.busy },
+            claims: ClaimCounts { reserved: counts.reserved, active: counts.active },
             capacity: &pool.capacity,
             free: &pool.free,
             gpus: pool.gpus.iter().map(|(model, &(total, free))| (model.as_str(), GpuCounts { total, free })).collect(),

@@ -1,8 +1,7 @@
-//! HTTP/JSON. [`listener`] accepts, `guard` stands around every request (deadline, panics, counting), `read`
+//! HTTP/JSON. `guard` stands around every request (deadline, panics, counting), `read`
 //! turns bytes into checked values, `json` holds the shapes on the wire, and the handlers call the scheduler.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -12,6 +11,7 @@ use axum::routing::{get, post, put};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
+use crate::api::Bounds;
 use crate::api::outcome::{Code, Failure, Outcome};
 use crate::metrics::{Exporter, Route};
 use crate::scheduler::Scheduler;
@@ -19,29 +19,28 @@ use crate::scheduler::Scheduler;
 mod admin;
 mod claims;
 mod guard;
-mod json;
-pub mod listener;
+pub(in crate::api) mod json;
 mod mend;
+mod openapi;
 mod pools;
-mod read;
+pub(in crate::api) mod read;
 mod workers;
+
+pub(in crate::api) use read::BODIES_KIB_MAX;
 
 /// What the edge needs.
 pub struct Api {
     scheduler: Scheduler,
     exporter: Exporter,
-    max_body_bytes: usize,
-    request_timeout: Duration,
-    /// Room for large bodies, in KiB: many connections times the largest body would be all of memory.
-    bodies: Semaphore,
+    bounds: Bounds,
+    bodies: Arc<Semaphore>,
 }
 
 impl Api {
-    /// `max_body_bytes`: largest request body; past it the answer is 413. `request_timeout`: from a request's
-    /// head to its answer; past it the answer is 504.
+    /// `bodies`: room for large bodies, in KiB, shared with the other edges.
     #[must_use]
-    pub fn new(scheduler: Scheduler, exporter: Exporter, max_body_bytes: usize, request_timeout: Duration) -> Self {
-        Self { scheduler, exporter, max_body_bytes, request_timeout, bodies: Semaphore::new(read::BODIES_KIB_MAX) }
+    pub fn new(scheduler: Scheduler, exporter: Exporter, bounds: Bounds, bodies: Arc<Semaphore>) -> Self {
+        Self { scheduler, exporter, bounds, bodies }
     }
 }
 
@@ -61,6 +60,9 @@ pub fn router(api: Api) -> Router {
         .route(Route::Claims.word(), post(claims::claim).get(claims::list))
         .route(Route::ClaimsBatch.word(), post(claims::claim_batch))
         .route(Route::Claim.word(), get(claims::get).post(claims::verb))
+        .route(Route::OpenApi.word(), get(openapi::document))
+        .route(Route::Docs.word(), get(openapi::viewer))
+        .route(Route::DocsFile.word(), get(openapi::file))
         .route(Route::Healthz.word(), get(admin::healthz))
         .route(Route::Readyz.word(), get(admin::readyz))
         .route(Route::Metrics.word(), get(admin::metrics))

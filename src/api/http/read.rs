@@ -23,9 +23,9 @@ use crate::limits;
 use crate::refusal::{Refusal, Unavailable};
 
 /// Largest body that is read without asking for room, in bytes: that of any call but a batch.
-const BODY_SMALL_BYTES: u64 = 16 << 10;
+pub(in crate::api) const BODY_SMALL_BYTES: u64 = 16 << 10;
 /// Most that larger bodies may take together, in KiB. Past it they are refused (`overloaded`).
-pub(super) const BODIES_KIB_MAX: usize = 256 << 10;
+pub(in crate::api) const BODIES_KIB_MAX: usize = 256 << 10;
 
 /// A body that was read, and its place among the large ones.
 pub(super) struct Sent<'a> {
@@ -43,12 +43,11 @@ impl std::ops::Deref for Sent<'_> {
 
 /// Reads a body.
 pub(super) async fn body(api: &Api, body: Body) -> Result<Sent<'_>, Failure> {
-    let max = api.max_body_bytes;
-    let too_large = || Failure::new(Outcome::BODY_TOO_LARGE, format!("the body is larger than {max} bytes"));
+    let max = api.bounds.body_bytes_max;
     // What announces its length is refused unread.
     let announced = body.size_hint();
     if announced.lower() > max as u64 {
-        return Err(too_large());
+        return Err(too_large(max));
     }
     let most = announced.upper().unwrap_or(max as u64);
     let room = if most <= BODY_SMALL_BYTES {
@@ -59,9 +58,14 @@ pub(super) async fn body(api: &Api, body: Body) -> Result<Sent<'_>, Failure> {
     };
     match Limited::new(body, max).collect().await {
         Ok(read) => Ok(Sent { bytes: read.to_bytes(), _room: room }),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(max)),
         Err(error) => Err(Failure::invalid("body", format!("could not be read: {error}"))),
     }
+}
+
+/// A body past the limit.
+pub(in crate::api) fn too_large(max_bytes: usize) -> Failure {
+    Failure::new(Outcome::BODY_TOO_LARGE, format!("the body is larger than {max_bytes} bytes"))
 }
 
 /// Parses one JSON object, whatever the content type says (`curl -d` says form). Nothing at all means `{}`.
@@ -89,7 +93,7 @@ pub(super) fn item<'a, T: Deserialize<'a>>(item: &'a RawValue) -> Result<T, Fail
 }
 
 /// Sends the good items of a batch on and puts every outcome in its place.
-pub(super) async fn merge<R, T>(
+pub(in crate::api) async fn merge<R, T>(
     items: &str,
     read: impl Iterator<Item = Result<R, Failure>>,
     send: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, Refusal>>, Refusal>,
@@ -119,7 +123,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
 
 /// At most `MAX` texts.
 #[derive(Default)]
-pub(super) struct Texts<'a, const MAX: usize>(pub(super) Vec<Text<'a>>);
+pub(in crate::api) struct Texts<'a, const MAX: usize>(pub(in crate::api) Vec<Text<'a>>);
 
 impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for Texts<'a, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -1,15 +1,16 @@
-//! Accepts connections, a bounded number of them, HTTP/1.1 and HTTP/2 on one port.
+//! Accepts connections, a bounded number of them: HTTP/1.1, HTTP/2 and gRPC on one port.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::Request;
 use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -18,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tower::Service as _;
 
+use super::Edges;
 use crate::metrics::metrics;
 
 /// How long a request's head may take, and a connection may idle between requests.
@@ -48,7 +50,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until `stop` resolves; then accepts no more and waits at most `grace` for the requests in flight.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    edges: Edges,
     max_connections: usize,
     grace: Duration,
     stop: impl Future<Output = ()>,
@@ -65,8 +67,8 @@ pub async fn serve(
         match accepted {
             Ok((stream, _)) => match Arc::clone(&connections).try_acquire_owned() {
                 Ok(permit) => {
-                    let (http, router) = (Arc::clone(&http), router.clone());
-                    tokio::spawn(connection(stream, http, router, graceful.watcher(), permit));
+                    let (http, edges) = (Arc::clone(&http), edges.clone());
+                    tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
                 }
                 // Closed by the drop: a queue of connections would only make the wait longer.
                 Err(_) => metrics().http_connections_refused.increment(1),
@@ -93,10 +95,25 @@ fn protocol() -> auto::Builder<TokioExecutor> {
     http
 }
 
+/// One request, to the edge that it is for.
+async fn answer(mut edges: Edges, request: Request<Incoming>) -> Result<Response<axum::body::Body>, Infallible> {
+    if is_grpc(&request) {
+        return Ok(edges.grpc.call(request).await.map(axum::body::Body::new));
+    }
+    edges.http.call(request).await
+}
+
+/// gRPC needs HTTP/2 and says so in its content type; gRPC-Web, whose type begins alike, is another protocol.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let rest = kind.strip_prefix(b"application/grpc");
+    request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 async fn connection(
     stream: TcpStream,
     http: Arc<auto::Builder<TokioExecutor>>,
-    router: Router,
+    edges: Edges,
     watcher: Watcher,
     _permit: OwnedSemaphorePermit,
 ) {
@@ -109,7 +126,7 @@ async fn connection(
     let asked = Arc::new(AtomicBool::new(false));
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
-        router.clone().call(request)
+        answer(edges.clone(), request)
     });
     let serving = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.

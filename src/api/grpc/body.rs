@@ -1,0 +1,111 @@
+//! What a call sends, bounded: one message, at most as large as any body, and large ones together within the room that
+//! all edges share.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+
+use crate::api::http::read::{BODIES_KIB_MAX, BODY_SMALL_BYTES, too_large};
+use crate::api::outcome::Failure;
+use crate::refusal::Unavailable;
+
+/// Bytes before each message: a flag, and its length.
+const PREFIX_BYTES: usize = 5;
+/// How many times larger a message may be in memory than on the wire.
+const GROWTH: u64 = 8;
+/// Most room that one message is charged for, in KiB: the largest that is allowed must find room.
+const SHARE_KIB_MAX: u64 = BODIES_KIB_MAX as u64 / 4;
+
+/// What a body that breaks says.
+pub(super) type BodyError = tonic::codegen::StdError;
+
+/// The body of a call that sends one message.
+pub(super) struct OneMessage<B> {
+    body: B,
+    max_bytes: usize,
+    room: Arc<Semaphore>,
+    prefix: [u8; PREFIX_BYTES],
+    /// Bytes of the prefix that have come.
+    prefix_bytes: usize,
+    /// Bytes of the message that have not come, once the prefix has.
+    rest_bytes: usize,
+    permit: Permit,
+}
+
+/// The place of a large message among all, kept until the call is answered.
+pub(super) type Permit = Arc<OnceLock<OwnedSemaphorePermit>>;
+
+impl<B> OneMessage<B> {
+    /// `room`: KiB that messages which are not small may take.
+    pub(super) fn new(body: B, max_bytes: usize, room: Arc<Semaphore>, permit: Permit) -> Self {
+        Self { body, max_bytes, room, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, rest_bytes: 0, permit }
+    }
+
+    /// Looks at what has come, before anybody makes room for it.
+    fn admit(&mut self, mut data: &[u8]) -> Result<(), Failure> {
+        if self.prefix_bytes < PREFIX_BYTES {
+            let bytes = data.len().min(PREFIX_BYTES - self.prefix_bytes);
+            data.copy_to_slice(&mut self.prefix[self.prefix_bytes..][..bytes]);
+            self.prefix_bytes += bytes;
+            if self.prefix_bytes == PREFIX_BYTES {
+                let [_, length @ ..] = self.prefix;
+                self.announced(u32::from_be_bytes(length) as usize)?;
+            }
+        }
+        self.rest_bytes = self
+            .rest_bytes
+            .checked_sub(data.len())
+            .ok_or_else(|| Failure::invalid("body", "must be one message, and no more"))?;
+        Ok(())
+    }
+
+    fn announced(&mut self, bytes: usize) -> Result<(), Failure> {
+        if bytes > self.max_bytes {
+            return Err(too_large(self.max_bytes));
+        }
+        self.rest_bytes = bytes;
+        if bytes as u64 > BODY_SMALL_BYTES {
+            let kib = ((bytes as u64 * GROWTH) >> 10).min(SHARE_KIB_MAX);
+            let permit =
+                Arc::clone(&self.room).try_acquire_many_owned(kib as u32).map_err(|_| Unavailable::Overloaded)?;
+            let _ = self.permit.set(permit);
+        }
+        Ok(())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for OneMessage<B>
+where
+    B::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+        Poll::Ready(Some(match frame {
+            Ok(frame) => match frame.data_ref().map_or(Ok(()), |data| self.admit(data)) {
+                Ok(()) => Ok(frame),
+                // Tonic answers with the status that it finds in a body's error.
+                Err(failure) => Err(Status::from(failure).into()),
+            },
+            Err(error) => Err(error.into()),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,74 @@
+//! Claims.
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::proto::batch_take_claims_response::Item;
+use super::proto::batch_take_claims_response::item::Outcome;
+use super::proto::claim_service_server::ClaimService;
+use super::proto::{
+    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, GetClaimRequest,
+    GetClaimResponse, ListClaimsRequest, ListClaimsResponse, ReleaseClaimRequest, ReleaseClaimResponse,
+    RenewClaimRequest, RenewClaimResponse, TakeClaimRequest, TakeClaimResponse,
+};
+use super::{Answer, Calls, read};
+use crate::api::http::read::merge;
+use crate::api::outcome::Failure;
+use crate::model::Taken;
+
+#[async_trait]
+impl ClaimService for Calls {
+    async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
+        let request = read::claim(request.get_ref())?;
+        let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;
+        Ok(Response::new((&taken).into()))
+    }
+
+    async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
+        let BatchTakeClaimsRequest { mode, items } = request.into_inner();
+        read::batch(mode, items.len())?;
+        let requests = items.iter().map(read::claim);
+        let outcomes =
+            merge("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?;
+        let item = |outcome: &Result<Taken, Failure>| match outcome {
+            Ok(taken) => Outcome::Taken(taken.into()),
+            Err(failure) => Outcome::Error(failure.into()),
+        };
+        let items = outcomes.iter().map(|outcome| Item { outcome: Some(item(outcome)) }).collect();
+        Ok(Response::new(BatchTakeClaimsResponse { items }))
+    }
+
+    async fn get_claim(&self, request: Request<GetClaimRequest>) -> Answer<GetClaimResponse> {
+        let GetClaimRequest { namespace, key, tenant } = request.get_ref();
+        let id = read::claim_id(namespace, tenant.as_deref(), key)?;
+        let claim = self.scheduler.get_claim(&id).await.map_err(Failure::from)?;
+        Ok(Response::new(GetClaimResponse { claim: Some((&claim).into()) }))
+    }
+
+    async fn list_claims(&self, request: Request<ListClaimsRequest>) -> Answer<ListClaimsResponse> {
+        let mut request = request.into_inner();
+        let (token, limit) = (request.page_token.take(), read::limit(request.limit)?);
+        let filter = read::filter(request)?;
+        let page = self.scheduler.list_claims(&filter, token.as_deref(), limit).await.map_err(Failure::from)?;
+        let claims = page.items.iter().map(Into::into).collect();
+        Ok(Response::new(ListClaimsResponse { claims, next_page_token: page.next }))
+    }
+
+    async fn confirm_claim(&self, request: Request<ConfirmClaimRequest>) -> Answer<ConfirmClaimResponse> {
+        let ConfirmClaimRequest { namespace, key, tenant, fence } = request.get_ref();
+        let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
+        let claim = self.scheduler.confirm(&id, fence).await.map_err(Failure::from)?;
+        Ok(Response::new(ConfirmClaimResponse { claim: Some((&claim).into()) }))
+    }
+
+    async fn renew_claim(&self, _: Request<RenewClaimRequest>) -> Answer<RenewClaimResponse> {
+        Err(Status::unimplemented("RenewClaim is not built in this version"))
+    }
+
+    async fn release_claim(&self, request: Request<ReleaseClaimRequest>) -> Answer<ReleaseClaimResponse> {
+        let ReleaseClaimRequest { namespace, key, tenant, fence, phase } = request.get_ref();
+        read::phase(*phase)?;
+        let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
+        self.scheduler.release(&id, fence).await.map_err(Failure::from)?;
+        Ok(Response::new(ReleaseClaimResponse {}))
+    }
+}

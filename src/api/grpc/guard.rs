@@ -1,0 +1,165 @@
+//! What stands around every call: a deadline, a net for panics, and the count of answers.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use hyper::header::HeaderMap;
+use hyper::{Request, Response};
+use tokio::time::timeout;
+use tonic::body::Body;
+
+use super::Grpc;
+use super::body::{BodyError, Permit};
+use crate::api::outcome::{Failure, Outcome};
+use crate::metrics::{GrpcCode, GrpcMethod, metrics};
+use crate::refusal::Refusal;
+
+/// How long the caller wants to wait.
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+/// Most digits that it may have.
+const TIMEOUT_DIGITS_MAX: usize = 8;
+
+impl Grpc {
+    /// Runs one call.
+    pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let method = GrpcMethod::of(request.uri().path());
+        let permit = Permit::default();
+        let answer = match limit(request.headers()) {
+            Ok(limit) => {
+                let limit = limit.map_or(self.bounds.timeout, |limit| limit.min(self.bounds.timeout));
+                // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing
+                // half done.
+                let call = timeout(limit, self.dispatch(request, Permit::clone(&permit)));
+                match AssertUnwindSafe(call).catch_unwind().await {
+                    Ok(Ok(response)) => Ok(response),
+                    Ok(Err(_elapsed)) => Err(Refusal::DeadlineExceeded.into()),
+                    Err(_panic) => {
+                        tracing::error!(method = method.word(), "a handler panicked");
+                        Err(Failure::new(Outcome::PANIC, "a defect of the service; the process goes on"))
+                    }
+                }
+            }
+            Err(failure) => Err(failure),
+        };
+        let response = answer.unwrap_or_else(|failure| failure.status().into_http());
+        metrics().grpc_requests(method, code(response.headers())).increment(1);
+        response
+    }
+}
+
+/// The status that an answer begins with. One that has a message says it at its end, and then it is OK: a stream that
+/// breaks later is counted as what it began as.
+fn code(headers: &HeaderMap) -> GrpcCode {
+    headers
+        .get("grpc-status")
+        .and_then(|status| status.to_str().ok()?.parse::<usize>().ok())
+        .map_or(GrpcCode::Ok, |number| GrpcCode::ALL.get(number).copied().unwrap_or(GrpcCode::Unknown))
+}
+
+/// How long the caller waits, if it says.
+fn limit(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
+    let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| {
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        if digits.is_empty() || digits.len() > TIMEOUT_DIGITS_MAX || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let number = digits.parse().ok()?;
+        Some(match unit {
+            "H" => Duration::from_secs(number * 3_600),
+            "M" => Duration::from_secs(number * 60),
+            "S" => Duration::from_secs(number),
+            "m" => Duration::from_millis(number),
+            "u" => Duration::from_micros(number),
+            "n" => Duration::from_nanos(number),
+            _ => return None,
+        })
+    });
+    parsed
+        .map(Some)
+        .ok_or_else(|| Failure::invalid(TIMEOUT_HEADER, "must be 1 to 8 digits and one of H, M, S, m, u, n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+
+    use hyper::body::Frame;
+    use hyper::header::HeaderValue;
+    use tokio::sync::{Semaphore, watch};
+    use tonic::Status;
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+    use crate::api::Bounds;
+    use crate::metrics::install;
+    use crate::scheduler::{Scheduler, Settings};
+    use crate::store::memory::MemoryStore;
+
+    /// Panics when it is read, or never comes.
+    enum Bad {
+        Panics,
+        Hangs,
+    }
+
+    impl hyper::body::Body for Bad {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            match *self {
+                Self::Panics => panic!("a test's own"),
+                Self::Hangs => Poll::Pending,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_and_a_hang_are_answered_and_counted() {
+        let exporter = install().unwrap();
+        let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
+        let bounds = Bounds { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
+        let (_running, stopping) = watch::channel(());
+        let grpc = Grpc::new(scheduler, bounds, Arc::new(Semaphore::new(1)), stopping);
+        for (body, method, code, reason) in [
+            (Bad::Panics, "hotpool.v1.ClaimService/RenewClaim", "INTERNAL", Some("PANIC")),
+            (Bad::Hangs, "hotpool.v1.ClaimService/GetClaim", "DEADLINE_EXCEEDED", None),
+        ] {
+            let response = grpc.call(Request::post(format!("/{method}")).body(body).unwrap()).await;
+            let status = Status::from_header_map(response.headers()).unwrap();
+            assert_eq!(format!("{:?}", status.code()).to_uppercase(), code.replace('_', ""));
+            assert_eq!(status.get_details_error_info().map(|info| info.reason).as_deref(), reason);
+            let counted = format!(r#"hotpool_grpc_requests_total{{method="{method}",code="{code}"}} 1"#);
+            assert!(exporter.render().contains(&counted), "{counted}");
+        }
+    }
+
+    #[test]
+    fn the_callers_limit_is_read_or_refused() {
+        let limit = |value: &'static [u8]| {
+            limit(&HeaderMap::from_iter([(TIMEOUT_HEADER.parse().unwrap(), HeaderValue::from_bytes(value).unwrap())]))
+        };
+        for (value, nanos) in [
+            (&b"1H"[..], 3_600_000_000_000),
+            (b"2M", 120_000_000_000),
+            (b"3S", 3_000_000_000),
+            (b"004m", 4_000_000),
+            (b"99999999u", 99_999_999_000),
+            (b"0n", 0),
+        ] {
+            assert_eq!(limit(value).unwrap().unwrap().as_nanos(), nanos, "{value:?}");
+        }
+        for value in [&b""[..], b"1", b"S", b"1s", b"-1S", b"+1S", b"1.5S", b"123456789n", b"1 S", b"1\xffS", b"\xff"] {
+            assert_eq!(limit(value).unwrap_err().field.as_deref(), Some(TIMEOUT_HEADER), "{value:?}");
+        }
+        assert!(super::limit(&HeaderMap::new()).unwrap().is_none());
+    }
+}

@@ -1,0 +1,96 @@
+//! `grpc.health.v1`: whether the service as a whole, or one of its services, can be asked.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt as _};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tonic::{Request, Response, Status, async_trait};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::Health as HealthService;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use super::proto::{claim_service_server, pool_service_server, worker_service_server};
+use crate::scheduler::Scheduler;
+
+/// Every name that may be asked for. All say the same: the services stand on the same shards.
+const SERVICES: [&str; 4] =
+    ["", claim_service_server::SERVICE_NAME, worker_service_server::SERVICE_NAME, pool_service_server::SERVICE_NAME];
+/// How often those who watch are told of a change.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The health service.
+pub(super) struct Health {
+    scheduler: Scheduler,
+    stopping: watch::Receiver<()>,
+    watched: watch::Receiver<ServingStatus>,
+}
+
+impl Health {
+    /// Starts the task that looks for those who watch; it ends when `stopping` closes, and their streams with it.
+    pub(super) fn new(scheduler: Scheduler, mut stopping: watch::Receiver<()>) -> Self {
+        let (tell, watched) = watch::channel(ServingStatus::NotServing);
+        let health = Self { scheduler: scheduler.clone(), stopping: stopping.clone(), watched };
+        tokio::spawn(async move {
+            let mut looks = interval(LOOK_EVERY);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                let seen = tokio::select! {
+                    _ = looks.tick() => look(&scheduler),
+                    // It carries nothing: it can only close.
+                    _ = stopping.changed() => break,
+                };
+                tell.send_if_modified(|told| std::mem::replace(told, seen) != seen);
+            }
+            tell.send_if_modified(|told| {
+                std::mem::replace(told, ServingStatus::NotServing) != ServingStatus::NotServing
+            });
+        });
+        health
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.has_changed().is_err()
+    }
+}
+
+fn look(scheduler: &Scheduler) -> ServingStatus {
+    if scheduler.readiness().ready { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status as i32 }
+}
+
+#[async_trait]
+impl HealthService for Health {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        if !SERVICES.contains(&request.get_ref().service.as_str()) {
+            return Err(Status::not_found("no such service"));
+        }
+        let status = if self.is_stopping() { ServingStatus::NotServing } else { look(&self.scheduler) };
+        Ok(Response::new(answer(status)))
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        if !SERVICES.contains(&request.get_ref().service.as_str()) {
+            // What the protocol asks for: the name may become known. Here it never does.
+            let mut stopping = self.stopping.clone();
+            let unknown = stream::once(async { Ok(answer(ServingStatus::ServiceUnknown)) });
+            let until_the_end = stream::once(async move { stopping.changed().await }).filter_map(async |_| None);
+            return Ok(Response::new(Box::pin(unknown.chain(until_the_end))));
+        }
+        let mut watched = self.watched.clone();
+        // The first look is told whether it is news or not.
+        watched.mark_changed();
+        let statuses = stream::unfold(watched, async |mut watched| {
+            watched.changed().await.ok()?;
+            let status = *watched.borrow_and_update();
+            Some((Ok(answer(status)), watched))
+        });
+        Ok(Response::new(Box::pin(statuses)))
+    }
+}

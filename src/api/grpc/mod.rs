@@ -1,0 +1,127 @@
+//! gRPC, `hotpool.v1`. `guard` stands around every call (deadline, panics, counting), `body` and `codec` bound what comes
+//! in, `read` and `write` turn messages into what the scheduler takes and back, `status` says what went wrong.
+//!
+//! The interface is `src/api/grpc/hotpool/v1/hotpool.proto`: its comments are the client author's reference.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::{Request, Response};
+use tokio::sync::{Semaphore, watch};
+use tonic::body::Body;
+use tonic::{Response as GrpcResponse, Status};
+use tonic_health::pb::health_server::HealthServer;
+use tower::Service as _;
+use tower::util::BoxCloneSyncService;
+
+use crate::api::Bounds;
+use crate::scheduler::Scheduler;
+
+mod body;
+mod claims;
+pub(crate) mod codec;
+mod guard;
+mod health;
+mod pools;
+mod read;
+mod status;
+mod workers;
+mod write;
+
+use body::{BodyError, OneMessage, Permit};
+use health::Health;
+
+/// What is made of the `.proto` file: messages, clients and servers.
+#[allow(missing_docs, reason = "generated")]
+#[allow(clippy::all, clippy::pedantic, reason = "generated")]
+pub mod proto {
+    tonic::include_proto!("hotpool.v1");
+
+    /// The descriptors of the file, encoded.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hotpool.v1.bin"));
+}
+
+use proto::claim_service_server::ClaimServiceServer;
+use proto::pool_service_server::PoolServiceServer;
+use proto::worker_service_server::WorkerServiceServer;
+
+/// Largest message to the services that are not ours: each asks for a name.
+const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
+
+/// What a handler says.
+type Answer<T> = Result<GrpcResponse<T>, Status>;
+
+/// What the handlers of all services need.
+pub(crate) struct Calls {
+    scheduler: Scheduler,
+}
+
+/// A service whose type the library keeps to itself.
+type Unnamed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// The gRPC edge.
+pub struct Grpc {
+    claims: ClaimServiceServer<Calls>,
+    workers: WorkerServiceServer<Calls>,
+    pools: PoolServiceServer<Calls>,
+    health: HealthServer<Health>,
+    reflection: Unnamed,
+    reflection_alpha: Unnamed,
+    bounds: Bounds,
+    bodies: Arc<Semaphore>,
+}
+
+impl Grpc {
+    /// `bodies`: room for large messages, in KiB, shared with the other edges.
+    /// `stopping` closes when the service begins to stop. Until then a task of the present tokio runtime looks out for
+    /// those who watch the health of the service.
+    #[must_use]
+    pub fn new(scheduler: Scheduler, bounds: Bounds, bodies: Arc<Semaphore>, stopping: watch::Receiver<()>) -> Self {
+        let max_bytes = bounds.body_bytes_max;
+        let described = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let reflection = described().build_v1().expect("descriptors that the build has made");
+        let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
+        let calls = Arc::new(Calls { scheduler: scheduler.clone() });
+        Self {
+            claims: ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            pools: PoolServiceServer::from_arc(calls).max_decoding_message_size(max_bytes),
+            health: HealthServer::new(Health::new(scheduler, stopping))
+                .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
+            reflection: Unnamed::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
+            reflection_alpha: Unnamed::new(reflection_alpha.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
+            bounds,
+            bodies,
+        }
+    }
+
+    /// One call, to its service: a copy of it, which costs a few counted references.
+    async fn dispatch<B>(&self, request: Request<B>, permit: Permit) -> Response<Body>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let bounded = |request: Request<B>| {
+            let room = Arc::clone(&self.bodies);
+            request.map(|body| OneMessage::new(body, self.bounds.body_bytes_max, room, permit))
+        };
+        let answer = match service {
+            "hotpool.v1.ClaimService" => self.claims.clone().call(bounded(request)).await,
+            "hotpool.v1.WorkerService" => self.workers.clone().call(bounded(request)).await,
+            "hotpool.v1.PoolService" => self.pools.clone().call(bounded(request)).await,
+            "grpc.health.v1.Health" => self.health.clone().call(request).await,
+            "grpc.reflection.v1.ServerReflection" => self.reflection.clone().call(request.map(Body::new)).await,
+            "grpc.reflection.v1alpha.ServerReflection" => {
+                self.reflection_alpha.clone().call(request.map(Body::new)).await
+            }
+            _ => Ok(Status::unimplemented("no such service; see grpc.reflection.v1.ServerReflection").into_http()),
+        };
+        answer.unwrap_or_else(|never| match never {})
+    }
+}

@@ -1,0 +1,50 @@
+//! Pools.
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::proto::pool_service_server::PoolService;
+use super::proto::{
+    ClearPoolRequest, ClearPoolResponse, DeletePoolRequest, DeletePoolResponse, GetPoolRequest, GetPoolResponse,
+    ListPoolsRequest, ListPoolsResponse, PutPoolRequest, PutPoolResponse,
+};
+use super::write::whole_pool;
+use super::{Answer, Calls, read};
+use crate::api::outcome::Failure;
+use crate::model::PoolName;
+
+#[async_trait]
+impl PoolService for Calls {
+    async fn put_pool(&self, request: Request<PutPoolRequest>) -> Answer<PutPoolResponse> {
+        let PutPoolRequest { namespace, pool, spec } = request.into_inner();
+        let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
+        let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
+        let (created, status) = self.scheduler.put_pool(name, spec).await.map_err(Failure::from)?;
+        Ok(Response::new(PutPoolResponse { pool: Some(whole_pool(&status)), created }))
+    }
+
+    async fn get_pool(&self, request: Request<GetPoolRequest>) -> Answer<GetPoolResponse> {
+        let GetPoolRequest { namespace, pool } = request.get_ref();
+        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
+        let status = self.scheduler.get_pool(&name).await.map_err(Failure::from)?;
+        Ok(Response::new(GetPoolResponse { pool: Some(whole_pool(&status)) }))
+    }
+
+    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> Answer<ListPoolsResponse> {
+        let ListPoolsRequest { page_token, limit } = request.get_ref();
+        let limit = read::limit(*limit)?;
+        let page = self.scheduler.list_pools(page_token.as_deref(), limit).await.map_err(Failure::from)?;
+        let pools = page.items.iter().map(Into::into).collect();
+        Ok(Response::new(ListPoolsResponse { pools, next_page_token: page.next }))
+    }
+
+    async fn delete_pool(&self, request: Request<DeletePoolRequest>) -> Answer<DeletePoolResponse> {
+        let DeletePoolRequest { namespace, pool, force } = request.get_ref();
+        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
+        self.scheduler.delete_pool(&name, *force).await.map_err(Failure::from)?;
+        Ok(Response::new(DeletePoolResponse {}))
+    }
+
+    async fn clear_pool(&self, _: Request<ClearPoolRequest>) -> Answer<ClearPoolResponse> {
+        Err(Status::unimplemented("ClearPool is not built in this version"))
+    }
+}

@@ -1,0 +1,230 @@
+//! From messages to checked values. Where HTTP has the same request, it is filled in and checked there, so that both
+//! edges refuse the same and name the same field.
+
+use std::borrow::Cow;
+
+use super::proto;
+use super::proto::take_claim_request::Candidates;
+use crate::api::http::json::{ClaimBody, HolderBody, NodeBody, TENANT_DEFAULT, Text, WorkerBody};
+use crate::api::http::read::Texts;
+use crate::api::outcome::Failure;
+use crate::limits;
+use crate::model::{
+    Ack, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuCapacity, Mode, Policy, PoolName, PoolSpec, WorkerId,
+    WorkerSpec,
+};
+
+fn text(value: &str) -> Text<'_> {
+    Text(Cow::Borrowed(value))
+}
+
+/// At most `MAX` of them, as HTTP takes them.
+fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Result<Texts<'a, MAX>, Failure> {
+    if values.len() > MAX {
+        return Err(Failure::invalid(field, format!("at most {MAX} items")));
+    }
+    Ok(Texts(values.iter().map(|value| text(value)).collect()))
+}
+
+/// A field or a value that later versions have.
+fn not_built(field: &'static str) -> Failure {
+    Failure::invalid(field, "is not built in this version")
+}
+
+/// Refuses `field` if it is set.
+fn refuse(field: &'static str, set: bool) -> Result<(), Failure> {
+    if set { Err(not_built(field)) } else { Ok(()) }
+}
+
+/// The value of an enumeration, or that there is no such value.
+fn known<E: TryFrom<i32>>(field: &'static str, number: i32) -> Result<E, Failure> {
+    E::try_from(number).map_err(|_| Failure::invalid(field, format!("has no value {number}")))
+}
+
+fn ack(number: i32) -> Result<Option<Ack>, Failure> {
+    Ok(match known("ack", number)? {
+        proto::Ack::Unspecified => None,
+        proto::Ack::Memory => Some(Ack::Memory),
+        proto::Ack::Durable => Some(Ack::Durable),
+    })
+}
+
+/// A request for one worker.
+pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, Failure> {
+    let proto::TakeClaimRequest {
+        namespace,
+        key,
+        tenant,
+        candidates,
+        affinity,
+        reserve_ms,
+        ack: ack_number,
+        ttl_ms,
+        selector,
+        class,
+        worker,
+        node,
+        resources,
+        must_match,
+        labels,
+        wait_ms,
+        priority,
+        preemptible,
+    } = request;
+    refuse("ttl_ms", ttl_ms.is_some())?;
+    refuse("priority", priority.is_some())?;
+    refuse("preemptible", preemptible.is_some())?;
+    let (mut pool, mut pools, mut pool_selector) = (None, None, None);
+    match candidates {
+        None => {}
+        Some(Candidates::Pool(name)) => pool = Some(text(name)),
+        Some(Candidates::Pools(list)) => pools = Some(texts("pools", &list.names)?),
+        Some(Candidates::PoolSelector(selector)) => pool_selector = Some(text(selector)),
+    }
+    let node = node.as_ref().map(|node| {
+        refuse("node.preferred_then_wait", node.preferred_then_wait.is_some())?;
+        let (required, preferred) =
+            (texts("node.required", &node.required)?, texts("node.preferred", &node.preferred)?);
+        Ok::<_, Failure>(NodeBody { required, preferred, preferred_then_wait: None })
+    });
+    let body = ClaimBody {
+        namespace: text(namespace),
+        key: key.as_deref().map(text),
+        tenant: tenant.as_deref().map(text),
+        pool,
+        pools,
+        pool_selector,
+        class: class.as_deref().map(text),
+        resources: resources.as_ref().map(|resources| capacity(Some(resources.clone()))),
+        selector: selector.as_deref().map(text),
+        node: node.transpose()?,
+        worker: worker.as_deref().map(text),
+        affinity: affinity.as_deref().map(text),
+        reserve_ms: *reserve_ms,
+        ack: ack(*ack_number)?,
+        must_match: *must_match,
+        labels: labels.clone(),
+        wait_ms: *wait_ms,
+        priority: None,
+        preemptible: None,
+    };
+    body.request()
+}
+
+/// Whether a batch may be carried out.
+pub(super) fn batch(mode: i32, items: usize) -> Result<(), Failure> {
+    match known("mode", mode)? {
+        proto::BatchMode::Unspecified => return Err(Failure::invalid("mode", "is required")),
+        proto::BatchMode::Independent => {}
+        proto::BatchMode::AllOrNothing => {
+            return Err(Failure::invalid("mode", "all_or_nothing is not built in this version; known: independent"));
+        }
+    }
+    batch_size("items", items)
+}
+
+/// Whether a batch is small enough.
+pub(super) fn batch_size(field: &'static str, items: usize) -> Result<(), Failure> {
+    if items > limits::BATCH_ITEMS_MAX {
+        return Err(Failure::invalid(field, format!("at most {} items", limits::BATCH_ITEMS_MAX)));
+    }
+    Ok(())
+}
+
+/// Whose claim.
+pub(super) fn claim_id(namespace: &str, tenant: Option<&str>, key: &str) -> Result<ClaimId, Failure> {
+    Ok(ClaimId::new(namespace, tenant.unwrap_or(TENANT_DEFAULT), key)?)
+}
+
+/// Whose claim, and under which fence.
+pub(super) fn holder(
+    namespace: &str,
+    tenant: Option<&str>,
+    key: &str,
+    fence: Fence,
+) -> Result<(ClaimId, Fence), Failure> {
+    HolderBody { fence, tenant: tenant.map(text) }.holder(namespace, key)
+}
+
+/// Which phase of a release: only the whole of it is built.
+pub(super) fn phase(number: i32) -> Result<(), Failure> {
+    match known("phase", number)? {
+        proto::ReleasePhase::Unspecified => Ok(()),
+        proto::ReleasePhase::Begin | proto::ReleasePhase::Finish => Err(not_built("phase")),
+    }
+}
+
+/// Which claims a listing shows.
+pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, Failure> {
+    let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _ } = request;
+    Ok(ClaimFilter { namespace, pool, worker, tenant }.checked()?)
+}
+
+/// Items on a page.
+pub(super) fn limit(limit: Option<u32>) -> Result<usize, Failure> {
+    match limit.map_or(limits::PAGE_ITEMS_DEFAULT, |limit| limit as usize) {
+        limit if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
+        _ => Err(Failure::invalid("limit", format!("must be 1..={}", limits::PAGE_ITEMS_MAX))),
+    }
+}
+
+fn capacity(capacity: Option<proto::Capacity>) -> Capacity {
+    let proto::Capacity { cpu_milli, memory_bytes, slots, gpu } = capacity.unwrap_or_default();
+    let gpu = gpu.map(|proto::Gpu { model, count }| GpuCapacity { model: model.into(), count });
+    Capacity { cpu_milli, memory_bytes, slots, gpu }
+}
+
+/// A registration.
+pub(super) fn worker(spec: proto::WorkerSpec) -> Result<WorkerSpec, Failure> {
+    let proto::WorkerSpec { id, capacity: has, labels, node, incarnation, expires_at_ms, claims } = spec;
+    refuse("expires_at_ms", expires_at_ms.is_some())?;
+    refuse("claims", claims.is_some())?;
+    WorkerBody { capacity: capacity(has), labels, node, incarnation }.spec(&id)
+}
+
+/// A pool and one of its workers.
+pub(super) fn worker_id(namespace: &str, pool: &str, id: &str) -> Result<(PoolName, WorkerId), Failure> {
+    Ok((PoolName::new(namespace, pool)?, WorkerId::new(id)?))
+}
+
+/// A specification; what is left out has its default.
+pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
+    let default = PoolSpec::default();
+    let proto::PoolSpec {
+        shards,
+        mode,
+        policy,
+        ack: ack_number,
+        labels,
+        class,
+        reserve_ms,
+        lag_max_ms,
+        releasing_ms,
+        heartbeat_ttl_ms,
+        waiters_max,
+    } = spec;
+    refuse("releasing_ms", releasing_ms.is_some())?;
+    refuse("heartbeat_ttl_ms", heartbeat_ttl_ms.is_some())?;
+    refuse("waiters_max", waiters_max.is_some())?;
+    let spec = PoolSpec {
+        // What does not fit is no power of two that a pool may have.
+        shards: shards.map_or(default.shards, |shards| u16::try_from(shards).unwrap_or(u16::MAX)),
+        mode: match known("mode", mode)? {
+            proto::Mode::Unspecified => default.mode,
+            proto::Mode::Exclusive => Mode::Exclusive,
+        },
+        policy: match known("policy", policy)? {
+            proto::Policy::Unspecified => default.policy,
+            proto::Policy::Lifo => Policy::Lifo,
+            proto::Policy::Fifo => Policy::Fifo,
+            proto::Policy::Random => Policy::Random,
+        },
+        ack: ack(ack_number)?.unwrap_or(default.ack),
+        labels,
+        class,
+        reserve_ms: reserve_ms.unwrap_or(default.reserve_ms),
+        lag_max_ms: lag_max_ms.unwrap_or(default.lag_max_ms),
+    };
+    spec.check()?;
+    Ok(spec)
+}

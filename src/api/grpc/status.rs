@@ -1,0 +1,142 @@
+//! What a failure is called in gRPC: the code of the outcome table, and details as google.rpc has them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code as GrpcCode, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::proto::{self, Reason};
+use crate::api::outcome::{Code, Failure};
+
+/// `ErrorInfo.domain`: who gave the reason.
+const DOMAIN: &str = "hotpool";
+/// When to try again what was refused for now: as HTTP's Retry-After.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Code {
+    /// The same word in gRPC.
+    const fn grpc(self) -> GrpcCode {
+        match self {
+            Self::InvalidArgument => GrpcCode::InvalidArgument,
+            Self::NotFound => GrpcCode::NotFound,
+            Self::Aborted => GrpcCode::Aborted,
+            Self::FailedPrecondition => GrpcCode::FailedPrecondition,
+            Self::ResourceExhausted => GrpcCode::ResourceExhausted,
+            Self::Unavailable => GrpcCode::Unavailable,
+            Self::DeadlineExceeded => GrpcCode::DeadlineExceeded,
+            Self::Internal => GrpcCode::Internal,
+        }
+    }
+}
+
+impl Reason {
+    /// The value for a word of the outcome table.
+    fn of(word: Option<&str>) -> Self {
+        let Some(word) = word else { return Self::Unspecified };
+        let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
+        debug_assert!(found.is_some(), "{word} is a reason of the outcome table and not of hotpool.proto");
+        found.unwrap_or_default()
+    }
+}
+
+impl Failure {
+    /// The answer to a call.
+    pub(super) fn status(&self) -> Status {
+        let mut details = ErrorDetails::new();
+        let reason = Reason::of(self.outcome.reason);
+        if reason != Reason::Unspecified {
+            details.set_error_info(reason.as_str_name().trim_start_matches("REASON_"), DOMAIN, HashMap::new());
+        }
+        if let Some(field) = &self.field {
+            details.add_bad_request_violation(field.as_ref(), self.message.as_ref());
+        }
+        if self.outcome.code == Code::Unavailable {
+            details.set_retry_info(Some(RETRY_AFTER));
+        }
+        Status::with_error_details(self.outcome.code.grpc(), self.message.as_ref(), details)
+    }
+
+    /// The same field, which the message has inside of `field`.
+    pub(super) fn inside(mut self, field: &str) -> Self {
+        if let Some(inner) = &self.field {
+            self.field = Some(format!("{field}.{inner}").into());
+        }
+        self
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        failure.status()
+    }
+}
+
+impl From<&Failure> for proto::Error {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            code: failure.outcome.code.grpc() as i32,
+            reason: Reason::of(failure.outcome.reason) as i32,
+            field: failure.field.as_deref().unwrap_or_default().to_owned(),
+            message: failure.message.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::outcome::Outcome;
+    use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+
+    /// Code, reason, field, whether to retry; as a call says it, and as an item of a batch does.
+    fn said(failure: &Failure) -> (GrpcCode, Option<String>, Option<String>, bool) {
+        let status = failure.status();
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| {
+            assert_eq!(info.domain, "hotpool");
+            info.reason.clone()
+        });
+        let field = details.bad_request().map(|bad| {
+            assert_eq!(bad.field_violations[0].description, failure.message);
+            bad.field_violations[0].field.clone()
+        });
+        assert_eq!(status.message(), failure.message);
+        let item = proto::Error::from(failure);
+        assert_eq!(item.code, status.code() as i32);
+        let word = Reason::try_from(item.reason).unwrap().as_str_name();
+        assert_eq!(word, format!("REASON_{}", reason.as_deref().unwrap_or("UNSPECIFIED")));
+        assert_eq!((item.field, item.message), (field.clone().unwrap_or_default(), failure.message.to_string()));
+        (status.code(), reason, field, details.retry_info().is_some())
+    }
+
+    #[test]
+    fn every_outcome_of_the_table_has_its_words() {
+        use GrpcCode as C;
+        let table = [
+            (Refusal::invalid("key", "x").into(), (C::InvalidArgument, None, Some("key"), false)),
+            (Refusal::NotFound(What::Claim).into(), (C::NotFound, None, None, false)),
+            (Refusal::Fence.into(), (C::Aborted, Some("FENCE"), None, false)),
+            (Refusal::State("x".into()).into(), (C::FailedPrecondition, Some("STATE"), None, false)),
+            (Refusal::Exhausted(Exhausted::Pool).into(), (C::ResourceExhausted, Some("POOL_EXHAUSTED"), None, false)),
+            (Unavailable::Overloaded.into(), (C::Unavailable, Some("OVERLOADED"), None, true)),
+            (Unavailable::Loading.into(), (C::Unavailable, Some("LOADING"), None, true)),
+            (Unavailable::Stopping.into(), (C::Unavailable, Some("LOADING"), None, true)),
+            (Unavailable::Store.into(), (C::Unavailable, Some("STORE"), None, true)),
+            (Unavailable::Fenced.into(), (C::Unavailable, Some("FENCED"), None, true)),
+            (Refusal::DeadlineExceeded.into(), (C::DeadlineExceeded, None, None, false)),
+            (Failure::new(Outcome::BODY_TOO_LARGE, "x"), (C::InvalidArgument, Some("BODY_TOO_LARGE"), None, false)),
+            (Failure::new(Outcome::PANIC, "x"), (C::Internal, Some("PANIC"), None, false)),
+        ];
+        for (failure, (code, reason, field, retry)) in table {
+            assert_eq!(said(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_named_by_its_whole_path() {
+        let failure = Failure::invalid("labels", "x").inside("spec");
+        assert_eq!(failure.field.as_deref(), Some("spec.labels"));
+        assert_eq!(Failure::from(Refusal::Fence).inside("spec").field, None);
+    }
+}

@@ -1,0 +1,165 @@
+//! From what the scheduler says to messages.
+
+use super::proto;
+use crate::model::{
+    Ack, Capacity, ClaimState, ClaimView, Mode, Policy, PoolSpec, PoolStatus, Registered, Schedulability, ShardStatus,
+    Taken, WorkerView,
+};
+
+impl From<&Capacity> for proto::Capacity {
+    fn from(capacity: &Capacity) -> Self {
+        let Capacity { cpu_milli, memory_bytes, slots, gpu } = capacity;
+        Self {
+            cpu_milli: *cpu_milli,
+            memory_bytes: *memory_bytes,
+            slots: *slots,
+            gpu: gpu.as_ref().map(|gpu| proto::Gpu { model: gpu.model.to_string(), count: gpu.count }),
+        }
+    }
+}
+
+impl From<&ClaimView> for proto::Claim {
+    fn from(claim: &ClaimView) -> Self {
+        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec } = claim;
+        let worker = &worker.spec;
+        let state = match state {
+            ClaimState::Reserved => proto::ClaimState::Reserved,
+            ClaimState::Active => proto::ClaimState::Active,
+        };
+        Self {
+            key: id.key().to_owned(),
+            tenant: id.tenant().to_owned(),
+            fence: *fence,
+            namespace: id.namespace().to_owned(),
+            pool: pool.pool().to_owned(),
+            worker: worker.id.as_str().to_owned(),
+            node: worker.node.as_deref().map(str::to_owned),
+            state: state as i32,
+            // A claim of an exclusive pool takes the whole worker.
+            resources: Some((&worker.capacity).into()),
+            expires_at_ms: *expires_at_ms,
+            labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<&Taken> for proto::TakeClaimResponse {
+    fn from(taken: &Taken) -> Self {
+        Self { claim: Some((&taken.claim).into()), created: taken.created }
+    }
+}
+
+impl From<&WorkerView> for proto::Worker {
+    fn from(worker: &WorkerView) -> Self {
+        let WorkerView { card, busy, schedulability, version, shard, claims } = worker;
+        let spec = &card.spec;
+        let occupancy = if *busy { proto::Occupancy::Busy } else { proto::Occupancy::Idle };
+        let schedulability = match schedulability {
+            Schedulability::Open => proto::Schedulability::Open,
+        };
+        Self {
+            id: spec.id.as_str().to_owned(),
+            capacity: Some((&spec.capacity).into()),
+            labels: spec.labels.clone(),
+            node: spec.node.as_deref().map(str::to_owned),
+            incarnation: spec.incarnation,
+            occupancy: occupancy as i32,
+            schedulability: schedulability as i32,
+            liveness: proto::Liveness::Live as i32,
+            trust: proto::Trust::Trusted as i32,
+            overcommitted: false,
+            expires_at_ms: None,
+            shard: u32::from(*shard),
+            version: *version,
+            claims: claims.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&Registered> for proto::RegisterWorkerResponse {
+    fn from(registered: &Registered) -> Self {
+        Self { worker: Some((&registered.worker).into()), created: registered.created, stop: Vec::new() }
+    }
+}
+
+impl From<&PoolSpec> for proto::PoolSpec {
+    fn from(spec: &PoolSpec) -> Self {
+        let PoolSpec { shards, mode, policy, ack, labels, class, reserve_ms, lag_max_ms } = spec;
+        let mode = match mode {
+            Mode::Exclusive => proto::Mode::Exclusive,
+        };
+        let policy = match policy {
+            Policy::Lifo => proto::Policy::Lifo,
+            Policy::Fifo => proto::Policy::Fifo,
+            Policy::Random => proto::Policy::Random,
+        };
+        let ack = match ack {
+            Ack::Memory => proto::Ack::Memory,
+            Ack::Durable => proto::Ack::Durable,
+        };
+        Self {
+            shards: Some(u32::from(*shards)),
+            mode: mode as i32,
+            policy: policy as i32,
+            ack: ack as i32,
+            labels: labels.clone(),
+            class: class.clone(),
+            reserve_ms: Some(*reserve_ms),
+            lag_max_ms: Some(*lag_max_ms),
+            releasing_ms: None,
+            heartbeat_ttl_ms: None,
+            waiters_max: None,
+        }
+    }
+}
+
+impl From<&ShardStatus> for proto::ShardStatus {
+    fn from(status: &ShardStatus) -> Self {
+        let name = format!("SHARD_STATE_{}", status.state.to_ascii_uppercase());
+        Self {
+            shard: u32::from(status.shard),
+            state: proto::ShardState::from_str_name(&name).unwrap_or_default() as i32,
+            reason: status.reason.clone(),
+            workers: status.workers,
+            idle: status.idle,
+            busy: status.busy,
+            reserved: status.reserved,
+            seq: status.seq,
+            applied_seq: status.applied_seq,
+            lag_ms: status.lag_ms,
+            ring_depth: status.ring_depth,
+            answers_waiting: status.answers_waiting,
+            restarts: status.restarts,
+            ..Self::default()
+        }
+    }
+}
+
+/// A pool without its shards: a page of them could be hundreds of megabytes.
+impl From<&PoolStatus> for proto::Pool {
+    fn from(pool: &PoolStatus) -> Self {
+        let counts = pool.counts();
+        let gpus = pool.gpus.iter().map(|(model, &(total, free))| (model.clone(), proto::GpuCounts { total, free }));
+        Self {
+            namespace: pool.name.namespace().to_owned(),
+            name: pool.name.pool().to_owned(),
+            spec: Some((&pool.spec).into()),
+            workers: Some(proto::WorkerCounts {
+                total: counts.total,
+                idle: counts.idle,
+                busy: counts.busy,
+                ..proto::WorkerCounts::default()
+            }),
+            claims: Some(proto::ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: 0 }),
+            capacity: Some((&pool.capacity).into()),
+            free: Some((&pool.free).into()),
+            gpus: gpus.collect(),
+            shards: Vec::new(),
+        }
+    }
+}
+
+/// A pool with its shards.
+pub(super) fn whole_pool(pool: &PoolStatus) -> proto::Pool {
+    proto::Pool { shards: pool.shards.iter().map(Into::into).collect(), ..pool.into() }
+}

@@ -1,0 +1,246 @@
+//! The shapes of bodies, parameters and errors. Limits are those of the code.
+
+use serde_json::{Value, json};
+
+use super::reference;
+use crate::limits;
+use crate::model::PoolSpec;
+
+fn schema(name: &str) -> Value {
+    reference("schemas", name)
+}
+
+/// A whole number up to `max`.
+fn number(max: u64, description: &str) -> Value {
+    json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": max, "description": description})
+}
+
+fn amount(description: &str) -> Value {
+    number(limits::AMOUNT_MAX, description)
+}
+
+/// A schema with a description of its own.
+fn described(name: &str, description: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}"), "description": description})
+}
+
+/// An object that takes no other fields.
+fn closed(description: &str, required: &[&str], properties: Value) -> Value {
+    json!({
+        "type": "object", "description": description, "required": required, "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+/// An object of an answer: later versions may say more.
+fn answer(description: &str, required: &[&str], properties: Value) -> Value {
+    json!({"type": "object", "description": description, "required": required, "properties": properties})
+}
+
+fn page(of: &str) -> Value {
+    answer(
+        "A page.",
+        &["items"],
+        json!({
+            "items": {"type": "array", "maxItems": limits::PAGE_ITEMS_MAX, "items": schema(of)},
+            "next_page_token": {"type": "string", "description": "Start of the next page; missing on the last."},
+        }),
+    )
+}
+
+/// `{name, created}` or an error, one each.
+fn outcomes(name: &str, of: &str) -> Value {
+    let done = answer(
+        "Done.",
+        &[name, "created"],
+        json!({
+            name: schema(of),
+            "created": {"type": "boolean", "description": "False if it was there before this request."},
+        }),
+    );
+    answer(
+        "One outcome each, in order.",
+        &["items"],
+        json!({
+            "items": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": {"oneOf": [done, schema("Error")]}},
+        }),
+    )
+}
+
+#[rustfmt::skip]
+fn pool_spec() -> Value {
+    let default = PoolSpec::default();
+    let mut reserve_ms = number(limits::RESERVE_MS_MAX, "How long a claim may stay unconfirmed, and the most that a claim may ask for.");
+    reserve_ms["default"] = default.reserve_ms.into();
+    let mut lag_max_ms = number(limits::RESERVE_MS_MAX, "How far the store may lag before claims acknowledged from memory are refused.");
+    lag_max_ms["minimum"] = 1.into();
+    lag_max_ms["default"] = default.lag_max_ms.into();
+    let shards: Vec<u16> = (0..).map(|n| 1 << n).take_while(|&shards| shards <= limits::SHARDS_MAX).collect();
+    closed("The specification of a pool.", &[], json!({
+        "shards": {"type": "integer", "enum": shards, "default": default.shards, "description": "Number of shards. Never changes."},
+        "mode": {"enum": ["exclusive"], "default": default.mode, "description": "How claims use workers: a claim takes a whole one. Never changes."},
+        "policy": {"enum": ["lifo", "fifo", "random"], "default": default.policy, "description": "Which idle worker a claim takes: the one that became idle last (the warmest), first, or any."},
+        "ack": {"enum": ["durable", "memory"], "default": default.ack, "description": "When answers leave: after the store has the record, or at once."},
+        "labels": schema("Labels"),
+        "class": described("Name", "Class of the pool, if it has one."),
+        "reserve_ms": reserve_ms,
+        "lag_max_ms": lag_max_ms,
+    }))
+}
+
+#[rustfmt::skip]
+fn worker_fields() -> Value {
+    json!({
+        "capacity": schema("Capacity"),
+        "labels": schema("Labels"),
+        "node": described("Name", "The machine it runs on."),
+        "incarnation": amount("Grows when the worker starts anew: a higher one ends what the old one held, a lower one is refused. Default 0."),
+    })
+}
+
+fn with(mut properties: Value, name: &str, schema: Value) -> Value {
+    properties[name] = schema;
+    properties
+}
+
+#[rustfmt::skip]
+pub(super) fn schemas() -> Value {
+    let count = |description: &str| json!({"type": "integer", "format": "int64", "minimum": 0, "description": description});
+    let shard_index = json!({"type": "integer", "minimum": 0, "maximum": limits::SHARDS_MAX - 1, "description": "Index of the shard in the pool."});
+    json!({
+        "Name": {"type": "string", "minLength": 1, "maxLength": limits::NAME_BYTES_MAX, "pattern": "^[A-Za-z0-9._-]+$", "description": "A name."},
+        "Labels": {
+            "type": "object", "maxProperties": limits::LABELS_MAX, "propertyNames": schema("Name"),
+            "additionalProperties": {"type": "string", "maxLength": limits::LABEL_VALUE_BYTES_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"},
+            "description": "Free labels. Values are at most 255 bytes, without control characters.",
+        },
+        "Capacity": closed("What there is, or what is taken. What is left out is 0.", &[], json!({
+            "cpu_milli": amount("Thousandths of a core."),
+            "memory_bytes": amount("Bytes of memory."),
+            "slots": amount("Places, in a unit that the pool's owner chooses."),
+            "gpu": closed("Cards of one model.", &["model", "count"], json!({
+                "model": described("Name", "Model name, as in A10."),
+                "count": {"type": "integer", "minimum": 1, "maximum": limits::GPUS_MAX, "description": "Number of cards."},
+            })),
+        })),
+        "Sum": answer("A sum over workers; GPUs are summed by model elsewhere.", &[], json!({
+            "cpu_milli": count("Thousandths of a core."), "memory_bytes": count("Bytes of memory."), "slots": count("Places."),
+        })),
+        "PoolSpec": pool_spec(),
+        "ShardStatus": answer("The figures of one shard.", &["shard", "state", "workers", "idle", "busy", "reserved", "seq", "applied_seq", "lag_ms", "ring_depth", "answers_waiting", "restarts"], json!({
+            "shard": shard_index,
+            "state": {"enum": ["loading", "serving", "refused", "stopped"], "description": "Whether it answers."},
+            "reason": {"type": "string", "description": "Why it does not, if it does not."},
+            "workers": count("Workers that it owns."), "idle": count("Of them idle."), "busy": count("Of them held."),
+            "reserved": count("Claims not confirmed yet."),
+            "seq": count("Last change decided."), "applied_seq": count("Last change that the store has."),
+            "lag_ms": count("Age of the oldest change that the store does not have."),
+            "ring_depth": count("Requests waiting in its ring."), "answers_waiting": count("Durable answers that wait for the store."),
+            "restarts": count("Times it was restarted after a panic."),
+        })),
+        "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "workers", "claims", "capacity", "free", "gpus"], json!({
+            "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
+            "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({"total": count("All."), "idle": count("Not held."), "busy": count("Held.")})),
+            "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use.")})),
+            "capacity": schema("Sum"), "free": schema("Sum"),
+            "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": answer("Cards of one model.", &["total", "free"], json!({"total": count("All."), "free": count("On idle workers.")}))},
+            "shards": {"type": "array", "maxItems": limits::SHARDS_MAX, "items": schema("ShardStatus"), "description": "Figures by shard. Missing in lists."},
+        })),
+        "PoolAnswer": answer("A pool.", &["pool"], json!({"pool": schema("Pool")})),
+        "PoolPage": page("Pool"),
+        "WorkerBody": closed("A worker as its registrar describes it; its id is in the path.", &[], worker_fields()),
+        "WorkerItem": closed("A worker as its registrar describes it.", &["id"], with(worker_fields(), "id", described("Name", "Unique in its pool."))),
+        "WorkersBatch": closed("Many workers.", &["workers"], json!({
+            "workers": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("WorkerItem")},
+        })),
+        "Worker": answer("A worker.", &["id", "capacity", "labels", "incarnation", "state", "schedulability", "version", "shard", "claims"], json!({
+            "id": schema("Name"), "capacity": schema("Capacity"), "labels": schema("Labels"), "node": schema("Name"),
+            "incarnation": amount("Grows when the worker starts anew."),
+            "state": {"enum": ["idle", "busy"], "description": "Whether it is held."},
+            "schedulability": {"enum": ["open"], "description": "Whether it may be offered."},
+            "version": count("Sequence number, in its shard, of the last change to it."),
+            "shard": shard_index,
+            "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."},
+        })),
+        "WorkerAnswer": answer("A worker.", &["worker"], json!({"worker": schema("Worker")})),
+        "WorkerPage": page("Worker"),
+        "WorkerOutcomes": outcomes("worker", "Worker"),
+        "ClaimBody": closed("A request for one worker.", &["namespace", "pool"], json!({
+            "namespace": described("Name", "Where; the pool is in it."),
+            "pool": described("Name", "The pool that may serve it."),
+            "key": described("Name", "Identity together with namespace and tenant. Default: a new UUIDv7."),
+            "tenant": described("Name", "Same key, other tenant: another claim. Default: default."),
+            "affinity": described("Name", "An idle worker whose last claim had the same affinity is preferred. Default: the key."),
+            "reserve_ms": number(limits::RESERVE_MS_MAX, "How long it may stay unconfirmed, counted from when the answer leaves; at most the pool's, which is the default. 0: active at once."),
+            "ack": {"enum": ["durable", "memory"], "description": "May ask for more than the pool promises, never for less."},
+        })),
+        "ClaimsBatch": closed("Many claims.", &["mode", "items"], json!({
+            "mode": {"enum": ["independent"], "description": "Each item for itself."},
+            "items": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("ClaimBody")},
+        })),
+        "HolderBody": closed("Who speaks.", &["fence"], json!({
+            "fence": number(limits::FENCE_MAX, "The holder's."),
+            "tenant": described("Name", "Default: default."),
+        })),
+        "Claim": answer("A claim.", &["key", "tenant", "fence", "namespace", "pool", "worker", "state", "resources"], json!({
+            "key": schema("Name"), "tenant": schema("Name"),
+            "fence": number(limits::FENCE_MAX, "Number of this grant: higher than that of every claim before. Sent along with confirm and release; a worker can refuse an older holder by it."),
+            "namespace": schema("Name"), "pool": schema("Name"), "worker": schema("Name"),
+            "node": described("Name", "The machine that the worker runs on, if known."),
+            "state": {"enum": ["reserved", "active"], "description": "Held until its deadline unless confirmed; in use."},
+            "resources": described("Capacity", "What it holds: all that the worker has."),
+            "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
+        })),
+        "ClaimAnswer": answer("A claim.", &["claim"], json!({"claim": schema("Claim")})),
+        "ClaimPage": page("Claim"),
+        "ClaimOutcomes": outcomes("claim", "Claim"),
+        "Empty": answer("Done, and there is nothing to say.", &[], json!({})),
+        "Health": answer("The process lives.", &["status"], json!({"status": {"const": "ok"}})),
+        "Readiness": answer("Whether every shard serves.", &["ready", "reasons"], json!({
+            "ready": {"type": "boolean"}, "reasons": {"type": "array", "items": {"type": "string"}},
+        })),
+        "Shards": answer("Every shard.", &["keys", "pools"], json!({
+            "keys": count("Keys in the directory."),
+            "pools": {"type": "object", "additionalProperties": {"type": "array", "items": schema("ShardStatus")}},
+        })),
+        "Error": answer("What went wrong.", &["error"], json!({
+            "error": answer("What went wrong.", &["code", "message"], json!({
+                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"], "description": "As in gRPC."},
+                "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
+                "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
+                "message": {"type": "string", "minLength": 1, "description": "For people."},
+            })),
+        })),
+    })
+}
+
+#[rustfmt::skip]
+pub(super) fn parameters() -> Value {
+    let query = |name: &str, schema: Value, description: &str| json!({"name": name, "in": "query", "schema": schema, "description": description});
+    json!({
+        "page_token": query("page_token", json!({"type": "string"}), "What the page before gave as next_page_token."),
+        "limit": query("limit", json!({"type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT}), "Most rows of the page."),
+        "force": query("force", json!({"type": "boolean", "default": false}), "Also ends its workers and their claims."),
+        "namespace": query("namespace", schema("Name"), "Only of this namespace."),
+        "pool": query("pool", schema("Name"), "Only of this pool; needs namespace."),
+        "worker": query("worker", schema("Name"), "Only on this worker."),
+        "tenant": query("tenant", schema("Name"), "The tenant of the claim."),
+    })
+}
+
+#[rustfmt::skip]
+pub(super) fn responses() -> Value {
+    let error = |description: &str| json!({"description": description, "content": {"application/json": {"schema": schema("Error")}}});
+    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store).");
+    unavailable["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}});
+    json!({
+        "400": error("The request is wrong; field says where."),
+        "404": error("No such pool, worker or claim; with the reason route, no such path."),
+        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason state: what is there does not allow it; the message says what."),
+        "413": error("The body is larger than server.max_body_bytes."),
+        "429": error("No room. Reason pool_exhausted: every shard said no."),
+        "500": error("A defect of the service; the process goes on."),
+        "503": unavailable,
+        "504": error("No answer in time; the outcome is unknown, a retry with the same key finds it."),
+    })
+}

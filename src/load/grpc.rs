@@ -1,0 +1,218 @@
+//! The service over gRPC: one connection a client.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::check::{worker_id, worker_ordinal};
+use super::stats::Failure;
+use super::target::{Ask, Counts, Grant, NAMESPACE};
+use super::wire::failed;
+use crate::api::grpc::proto;
+use crate::api::grpc::proto::batch_register_workers_response::item::Outcome as Registered;
+use crate::api::grpc::proto::batch_take_claims_response::item::Outcome as Taken;
+use crate::api::grpc::proto::claim_service_client::ClaimServiceClient;
+use crate::api::grpc::proto::pool_service_client::PoolServiceClient;
+use crate::api::grpc::proto::take_claim_request::Candidates;
+use crate::api::grpc::proto::worker_service_client::WorkerServiceClient;
+use crate::limits;
+use crate::model::{Ack, ClaimId, Fence, PoolSpec};
+
+/// Longest wait for a connection or an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Largest answer that is read: the outcomes of the largest batch.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// One client's connection.
+pub struct GrpcLink {
+    pool: String,
+    channel: Channel,
+    claims: ClaimServiceClient<Channel>,
+}
+
+impl GrpcLink {
+    /// Connects to `HOST:PORT`, for the pool `load/{pool}`.
+    ///
+    /// # Errors
+    /// Nobody listens there, or what listens does not speak HTTP/2.
+    pub async fn open(authority: &str, pool: &str) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))?;
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(ANSWER_MAX).timeout(ANSWER_MAX);
+        let channel = endpoint.connect().await.with_context(|| format!("cannot connect to {authority}"))?;
+        let claims = ClaimServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        Ok(Self { pool: pool.to_owned(), channel, claims })
+    }
+
+    fn pools(&self) -> PoolServiceClient<Channel> {
+        PoolServiceClient::new(self.channel.clone())
+    }
+
+    /// Makes the pool; false if it was there.
+    pub(super) async fn put_pool(&self, spec: &PoolSpec) -> Result<bool> {
+        let ack = match spec.ack {
+            Ack::Memory => proto::Ack::Memory,
+            Ack::Durable => proto::Ack::Durable,
+        };
+        let spec = proto::PoolSpec {
+            shards: Some(spec.shards.into()),
+            ack: ack as i32,
+            reserve_ms: Some(spec.reserve_ms),
+            ..proto::PoolSpec::default()
+        };
+        let request = proto::PutPoolRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), spec: Some(spec) };
+        Ok(self.pools().put_pool(request).await?.into_inner().created)
+    }
+
+    /// Registers the workers of these ordinals.
+    pub(super) async fn register(&self, workers: std::ops::Range<u32>) -> Result<()> {
+        let count = workers.len();
+        let workers = workers.map(|n| proto::WorkerSpec { id: worker_id(n), ..proto::WorkerSpec::default() }).collect();
+        let request =
+            proto::BatchRegisterWorkersRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), workers };
+        let mut client = WorkerServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let items = client.batch_register_workers(request).await?.into_inner().items;
+        if items.len() != count {
+            bail!("{} outcomes for {count} workers", items.len());
+        }
+        for item in items {
+            if !matches!(item.outcome, Some(Registered::Registered(_))) {
+                bail!("a worker was not registered: {:?}", item.outcome);
+            }
+        }
+        Ok(())
+    }
+
+    /// Workers by state.
+    pub(super) async fn counts(&self) -> Result<Counts> {
+        let request = proto::GetPoolRequest { namespace: NAMESPACE.into(), pool: self.pool.clone() };
+        let pool = self.pools().get_pool(request).await?.into_inner().pool.context("an answer without a pool")?;
+        let workers = pool.workers.context("a pool without counts")?;
+        Ok(Counts { total: workers.total, idle: workers.idle, busy: workers.busy })
+    }
+
+    /// Claims on the first page of the pool's listing.
+    pub(super) async fn claims(&self) -> Result<u64> {
+        let request = proto::ListClaimsRequest {
+            namespace: Some(NAMESPACE.into()),
+            pool: Some(self.pool.clone()),
+            limit: Some(limits::PAGE_ITEMS_MAX as u32),
+            ..proto::ListClaimsRequest::default()
+        };
+        Ok(self.claims.clone().list_claims(request).await?.into_inner().claims.len() as u64)
+    }
+
+    /// Removes the pool; fine if it is not there.
+    pub(super) async fn delete_pool(&self) -> Result<()> {
+        let request = proto::DeletePoolRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), force: true };
+        match self.pools().delete_pool(request).await {
+            Err(status) if status.code() != Code::NotFound => Err(status.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn take(&self, ask: &Ask) -> proto::TakeClaimRequest {
+        proto::TakeClaimRequest {
+            namespace: NAMESPACE.into(),
+            key: Some(ask.id.key().into()),
+            candidates: Some(Candidates::Pool(self.pool.clone())),
+            affinity: ask.word(),
+            reserve_ms: Some(0),
+            ..proto::TakeClaimRequest::default()
+        }
+    }
+
+    /// Makes one claim.
+    pub(super) async fn claim(&self, ask: Ask) -> Result<Grant, Failure> {
+        let answer = self.claims.clone().take_claim(self.take(&ask)).await.map_err(|status| refused(&status))?;
+        grant(ask, answer.into_inner())
+    }
+
+    /// Makes many claims in one request.
+    pub(super) async fn claim_batch(&self, asks: Vec<Ask>) -> Vec<Result<Grant, Failure>> {
+        let request = proto::BatchTakeClaimsRequest {
+            mode: proto::BatchMode::Independent as i32,
+            items: asks.iter().map(|ask| self.take(ask)).collect(),
+        };
+        let outcomes = match self.claims.clone().batch_take_claims(request).await {
+            Ok(answer) if answer.get_ref().items.len() == asks.len() => Ok(answer.into_inner().items),
+            Ok(answer) => {
+                let items = answer.get_ref().items.len();
+                Err(failed(format!("{items} outcomes for {} claims", asks.len()), true))
+            }
+            Err(status) => Err(refused(&status)),
+        };
+        match outcomes {
+            Ok(items) => {
+                let pairs = asks.into_iter().zip(items);
+                pairs.map(|(ask, item)| outcome(ask, item.outcome)).collect()
+            }
+            Err(failure) => asks.iter().map(|_| Err(failure.clone())).collect(),
+        }
+    }
+
+    /// Gives one claim back.
+    pub(super) async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), Failure> {
+        let request = proto::ReleaseClaimRequest {
+            namespace: NAMESPACE.into(),
+            key: id.key().into(),
+            fence,
+            ..proto::ReleaseClaimRequest::default()
+        };
+        self.claims.clone().release_claim(request).await.map(drop).map_err(|status| refused(&status))
+    }
+
+    /// The fence under which the claim is held, if it is.
+    pub(super) async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, Failure> {
+        let request = proto::GetClaimRequest { namespace: NAMESPACE.into(), key: id.key().into(), tenant: None };
+        match self.claims.clone().get_claim(request).await {
+            Ok(answer) => Ok(answer.into_inner().claim.map(|claim| claim.fence)),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(refused(&status)),
+        }
+    }
+}
+
+fn grant(ask: Ask, taken: proto::TakeClaimResponse) -> Result<Grant, Failure> {
+    let claim = taken.claim.ok_or_else(|| failed("an answer without a claim".into(), true))?;
+    Ok(Grant { id: ask.id, fence: claim.fence, worker: worker_ordinal(&claim.worker) })
+}
+
+fn outcome(ask: Ask, outcome: Option<Taken>) -> Result<Grant, Failure> {
+    match outcome {
+        Some(Taken::Taken(taken)) => grant(ask, taken),
+        Some(Taken::Error(error)) => Err(refusal(Code::from_i32(error.code), &error.message)),
+        None => Err(failed("neither a claim nor an error in the answer".into(), true)),
+    }
+}
+
+fn refused(status: &Status) -> Failure {
+    refusal(status.code(), status.message())
+}
+
+/// What an answer other than success means.
+fn refusal(code: Code, message: &str) -> Failure {
+    match code {
+        Code::ResourceExhausted => Failure::Refused,
+        // The service refuses before it begins; of all else nobody knows.
+        Code::InvalidArgument | Code::NotFound | Code::Aborted | Code::FailedPrecondition | Code::Unimplemented => {
+            failed(format!("{code:?}: {message}"), false)
+        }
+        _ => failed(format!("{code:?}: {message}"), true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_want_of_room_is_a_refusal() {
+        assert_eq!(refusal(Code::ResourceExhausted, "full"), Failure::Refused);
+        assert_eq!(refusal(Code::Aborted, "x"), failed("Aborted: x".into(), false));
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Internal, Code::Cancelled, Code::Unknown] {
+            assert!(matches!(refusal(code, "x"), Failure::Failed { in_doubt: true, .. }), "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! gRPC on the real binary.
+
+mod agree;
+mod calls;
+mod health;
+mod limits;
+mod link;
+mod refusals;

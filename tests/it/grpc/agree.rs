@@ -1,0 +1,265 @@
+//! The same steps over both edges end the same.
+
+use hotpool::api::grpc::proto::batch_take_claims_response::item::Outcome;
+use hotpool::api::grpc::proto::*;
+use serde_json::{Value, json};
+use tonic::{Code, Response, Status};
+
+use super::link::{Link, put_pool, register, said, take};
+use crate::client::{Client, Response as HttpResponse};
+use crate::server::fresh;
+
+/// What one step ends with: the code, reason and field of an error, or what there is to compare of an answer.
+type End = Value;
+
+fn http_end(answer: &HttpResponse) -> End {
+    let body = answer.json();
+    if body["error"].is_object() { error_end(&body["error"]) } else { plain(body) }
+}
+
+fn error_end(error: &Value) -> End {
+    json!({"code": error["code"], "reason": error["reason"], "field": error["field"]})
+}
+
+/// Without what differs between two services: fences, times.
+fn plain(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !["fence", "expires_at_ms", "created", "labels"].contains(&name.as_str()));
+            fields.values_mut().for_each(|field| *field = plain(field.take()));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),
+        _ => {}
+    }
+    value
+}
+
+fn word(name: &str, prefix: &str) -> String {
+    name.trim_start_matches(prefix).to_lowercase()
+}
+
+fn code_word(code: Code) -> &'static str {
+    match code {
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::NotFound => "NOT_FOUND",
+        Code::Aborted => "ABORTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::Unavailable => "UNAVAILABLE",
+        other => panic!("{other:?}"),
+    }
+}
+
+fn grpc_end<T>(answer: Result<Response<T>, Status>, shown: impl FnOnce(T) -> Value) -> End {
+    match answer {
+        Ok(answer) => shown(answer.into_inner()),
+        Err(status) => {
+            let (code, reason, field) = said(&status);
+            // What HTTP has in the path or as the body itself, gRPC has in a message of the request.
+            let field = field.map(|field| field.trim_start_matches("spec.").trim_start_matches("worker.").to_owned());
+            json!({"code": code_word(code), "reason": reason.map(|reason| reason.to_lowercase()), "field": field})
+        }
+    }
+}
+
+fn claim_shown(claim: &Claim) -> Value {
+    let mut shown = json!({
+        "key": claim.key, "tenant": claim.tenant, "namespace": claim.namespace, "pool": claim.pool,
+        "worker": claim.worker, "state": word(claim.state().as_str_name(), "CLAIM_STATE_"),
+        "resources": capacity_shown(claim.resources.as_ref()),
+    });
+    if let Some(node) = &claim.node {
+        shown["node"] = json!(node);
+    }
+    shown
+}
+
+fn capacity_shown(capacity: Option<&Capacity>) -> Value {
+    let capacity = capacity.unwrap();
+    let mut shown = json!({});
+    for (name, amount) in
+        [("cpu_milli", capacity.cpu_milli), ("memory_bytes", capacity.memory_bytes), ("slots", capacity.slots)]
+    {
+        if amount > 0 {
+            shown[name] = json!(amount);
+        }
+    }
+    if let Some(gpu) = &capacity.gpu {
+        shown["gpu"] = json!({"model": gpu.model, "count": gpu.count});
+    }
+    shown
+}
+
+/// One step; `fence` is that of the last claim.
+#[allow(clippy::large_enum_variant, reason = "a handful of steps")]
+enum Step {
+    Put(Value, PoolSpec),
+    Delete,
+    Register(&'static str, Value, WorkerSpec),
+    DeleteWorker(&'static str),
+    Claim(Value, TakeClaimRequest),
+    Batch(Vec<(Value, TakeClaimRequest)>),
+    Get(&'static str),
+    Confirm(&'static str, i64),
+    Release(&'static str, i64),
+}
+
+fn body_of(request: &Value) -> Value {
+    let mut body = json!({"namespace": "ns", "pool": "warm"});
+    body.as_object_mut().unwrap().extend(request.as_object().unwrap().clone());
+    body
+}
+
+fn over_http(client: &mut Client, step: &Step, fence: &mut u64) -> End {
+    let mut remember = |answer: HttpResponse| {
+        if let Some(new) = answer.json()["claim"]["fence"].as_u64() {
+            *fence = new;
+        }
+        answer
+    };
+    let answer = match step {
+        Step::Put(spec, _) => client.put("/v1/pools/ns/warm", spec),
+        Step::Delete => client.delete("/v1/pools/ns/warm"),
+        Step::Register(id, spec, _) => client.put(&format!("/v1/pools/ns/warm/workers/{id}"), spec),
+        Step::DeleteWorker(id) => client.delete(&format!("/v1/pools/ns/warm/workers/{id}")),
+        Step::Claim(request, _) => remember(client.post("/v1/claims", &body_of(request))),
+        Step::Batch(items) => {
+            let items: Vec<_> = items.iter().map(|(item, _)| body_of(item)).collect();
+            let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items}));
+            let items = answer.expect(200)["items"].take();
+            let end = |item: &Value| match &item["error"] {
+                Value::Null => plain(item["claim"].clone()),
+                error => error_end(error),
+            };
+            return items.as_array().unwrap().iter().map(end).collect();
+        }
+        Step::Get(key) => client.get(&format!("/v1/claims/ns/{key}")),
+        Step::Confirm(key, off) | Step::Release(key, off) => {
+            let verb = if matches!(step, Step::Confirm(..)) { "confirm" } else { "release" };
+            let body = json!({"fence": fence.saturating_add_signed(*off)});
+            client.post(&format!("/v1/claims/ns/{key}:{verb}"), &body)
+        }
+    };
+    let end = http_end(&answer);
+    // Of pools and workers it is enough that they were taken.
+    if end["pool"].is_object() || end["worker"].is_object() { json!({}) } else { end }
+}
+
+async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
+    let claimed = |claim: Option<Claim>| json!({"claim": claim_shown(&claim.unwrap())});
+    match step {
+        Step::Put(_, spec) => grpc_end(link.pools.put_pool(put_pool("warm", spec.clone())).await, |_| json!({})),
+        Step::Delete => {
+            let request = DeletePoolRequest { namespace: "ns".into(), pool: "warm".into(), force: false };
+            grpc_end(link.pools.delete_pool(request).await, |_| json!({}))
+        }
+        Step::Register(id, _, spec) => {
+            let worker = Some(WorkerSpec { id: (*id).into(), ..spec.clone() });
+            let request = RegisterWorkerRequest { worker, ..register("") };
+            grpc_end(link.workers.register_worker(request).await, |_| json!({}))
+        }
+        Step::DeleteWorker(id) => {
+            let request = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: (*id).into() };
+            grpc_end(link.workers.delete_worker(request).await, |_| json!({}))
+        }
+        Step::Claim(_, request) => grpc_end(link.claims.take_claim(request.clone()).await, |taken| {
+            *fence = taken.claim.as_ref().unwrap().fence;
+            claimed(taken.claim)
+        }),
+        Step::Batch(items) => {
+            let items = items.iter().map(|(_, item)| item.clone()).collect();
+            let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items };
+            let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
+            let end = |item: batch_take_claims_response::Item| match item.outcome.unwrap() {
+                Outcome::Taken(taken) => claim_shown(&taken.claim.unwrap()),
+                Outcome::Error(error) => {
+                    let reason =
+                        Some(word(error.reason().as_str_name(), "REASON_")).filter(|word| word != "unspecified");
+                    let field = Some(error.field).filter(|field| !field.is_empty());
+                    json!({"code": code_word(Code::from_i32(error.code)), "reason": reason, "field": field})
+                }
+            };
+            items.into_iter().map(end).collect()
+        }
+        Step::Get(key) => {
+            let request = GetClaimRequest { namespace: "ns".into(), key: (*key).into(), tenant: None };
+            grpc_end(link.claims.get_claim(request).await, |answer| claimed(answer.claim))
+        }
+        Step::Confirm(key, off) => {
+            let fence = fence.saturating_add_signed(*off);
+            let request = ConfirmClaimRequest { namespace: "ns".into(), key: (*key).into(), tenant: None, fence };
+            grpc_end(link.claims.confirm_claim(request).await, |answer| claimed(answer.claim))
+        }
+        Step::Release(key, off) => {
+            let fence = fence.saturating_add_signed(*off);
+            let (namespace, key) = ("ns".into(), (*key).into());
+            let request = ReleaseClaimRequest { namespace, key, tenant: None, fence, phase: 0 };
+            grpc_end(link.claims.release_claim(request).await, |_| json!({}))
+        }
+    }
+}
+
+#[tokio::test]
+async fn both_edges_end_the_same_steps_the_same_way() {
+    // One shard: which worker is taken is then the same too.
+    let one = || PoolSpec { shards: Some(1), ..PoolSpec::default() };
+    let worker = |cpu_milli, node: &str| WorkerSpec {
+        capacity: Some(Capacity { cpu_milli, ..Capacity::default() }),
+        node: Some(node.into()),
+        ..WorkerSpec::default()
+    };
+    let steps = [
+        Step::Claim(json!({"key": "a"}), take("a")),
+        Step::Put(json!({"shards": 5}), PoolSpec { shards: Some(5), ..PoolSpec::default() }),
+        Step::Put(json!({"shards": 1}), one()),
+        Step::Put(json!({"shards": 2}), PoolSpec { shards: Some(2), ..PoolSpec::default() }),
+        Step::Register("w1", json!({"capacity": {"cpu_milli": 1}, "node": "n1"}), worker(1, "n1")),
+        Step::Register("w2", json!({"capacity": {"cpu_milli": 2}, "node": "n2"}), worker(2, "n2")),
+        Step::Register("w3", json!({"node": ""}), WorkerSpec { node: Some(String::new()), ..WorkerSpec::default() }),
+        Step::Get("a"),
+        Step::Claim(json!({"key": "a"}), take("a")),
+        Step::Claim(json!({"key": "a"}), take("a")),
+        Step::Get("a"),
+        Step::Confirm("a", 1),
+        Step::Confirm("a", 0),
+        Step::Claim(json!({"key": "bad key"}), take("bad key")),
+        Step::Claim(
+            json!({"key": "b", "reserve_ms": 30_001}),
+            TakeClaimRequest { reserve_ms: Some(30_001), ..take("b") },
+        ),
+        Step::Claim(json!({"key": "b", "ack": "memory"}), TakeClaimRequest { ack: Ack::Memory as i32, ..take("b") }),
+        Step::Batch(vec![
+            (json!({"key": ""}), take("")),
+            (json!({"key": "a"}), take("a")),
+            (json!({"key": "c", "reserve_ms": 0}), TakeClaimRequest { reserve_ms: Some(0), ..take("c") }),
+        ]),
+        Step::Claim(json!({"key": "d"}), take("d")),
+        Step::Delete,
+        Step::Release("a", -1),
+        Step::Release("a", 0),
+        Step::Release("a", 0),
+        Step::Get("a"),
+        Step::Confirm("a", 0),
+        Step::DeleteWorker("w1"),
+        Step::DeleteWorker("w1"),
+        Step::Register("w1", json!({}), WorkerSpec::default()),
+        Step::DeleteWorker("w2"),
+        Step::Get("c"),
+        Step::Delete,
+        Step::Delete,
+    ];
+    let (_dir, http_server, mut client) = fresh();
+    let (_other_dir, grpc_server, _client) = fresh();
+    let mut link = Link::open(grpc_server.address).await;
+    let (mut http_fence, mut grpc_fence) = (0, 0);
+    let mut codes = std::collections::BTreeSet::new();
+    for (at, step) in steps.iter().enumerate() {
+        let http = over_http(&mut client, step, &mut http_fence);
+        let grpc = over_grpc(&mut link, step, &mut grpc_fence).await;
+        assert_eq!(http, grpc, "step {at}");
+        codes.extend(http["code"].as_str().map(str::to_owned));
+    }
+    let seen: Vec<_> = codes.iter().map(String::as_str).collect();
+    assert_eq!(seen, ["ABORTED", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
+    drop(http_server);
+}

@@ -1,0 +1,265 @@
+//! The description of the interface, held to a running service: what it takes, and what it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+use crate::client::{Client, Response};
+use crate::server::{fresh, with_pool};
+
+/// Closes every object of an answer, so that a field that is not described is found.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if fields.contains_key("properties") && !fields.contains_key("additionalProperties") {
+                fields.insert("additionalProperties".to_owned(), false.into());
+            }
+            fields.values_mut().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+struct Description {
+    document: Value,
+    /// Operation and status of every answer that was checked.
+    seen: BTreeSet<(String, u16)>,
+    validators: BTreeMap<(String, u16), Validator>,
+}
+
+impl Description {
+    fn of(client: &mut Client) -> Self {
+        let document = client.get("/v1/openapi.json").expect(200);
+        Self { document, seen: BTreeSet::new(), validators: BTreeMap::new() }
+    }
+
+    /// The operation that a request is for: path template and what is described.
+    fn operation(&self, method: &str, path: &str) -> (String, Value) {
+        let path = path.split('?').next().unwrap();
+        let paths = self.document["paths"].as_object().unwrap();
+        let fits = |template: &str| {
+            let (ours, theirs): (Vec<_>, Vec<_>) = (path.split('/').collect(), template.split('/').collect());
+            let same = |(ours, theirs): (&&str, &&str)| {
+                let verb = |text: &str| text.rsplit_once(':').map(|(_, verb)| verb.to_owned());
+                if theirs.starts_with('{') { verb(ours) == verb(theirs) } else { ours == theirs }
+            };
+            ours.len() == theirs.len() && ours.iter().zip(&theirs).all(same)
+        };
+        let (_, item) = paths.iter().find(|(template, _)| fits(template)).unwrap_or_else(|| panic!("{path}"));
+        let operation = item[method.to_lowercase()].clone();
+        (operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned(), operation)
+    }
+
+    /// The schema of an answer, references and all, and every object closed.
+    fn validator(&mut self, id: &str, operation: &Value, status: u16) -> &Validator {
+        self.validators.entry((id.to_owned(), status)).or_insert_with(|| {
+            let mut response = operation["responses"][status.to_string()].clone();
+            if let Some(reference) = response["$ref"].as_str() {
+                response = self.document.pointer(reference.trim_start_matches('#')).unwrap().clone();
+            }
+            let mut schema = response["content"]["application/json"]["schema"].take();
+            assert!(schema.is_object(), "{status} of {id} is not described");
+            schema["components"] = self.document["components"].clone();
+            close(&mut schema["components"]["schemas"]);
+            jsonschema::draft202012::new(&schema).unwrap()
+        })
+    }
+
+    /// Sends a request and checks the answer.
+    fn check(&mut self, client: &mut Client, method: &str, path: &str, body: &Value) -> Response {
+        let sent = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = client.request(method, path, sent.as_bytes());
+        let (id, operation) = self.operation(method, path);
+        self.seen.insert((id.clone(), answer.status));
+        let said = answer.json();
+        let wrong: Vec<_> =
+            self.validator(&id, &operation, answer.status).iter_errors(&said).map(|error| error.to_string()).collect();
+        assert!(wrong.is_empty(), "{method} {path}: {} {said}\n{wrong:#?}", answer.status);
+        answer
+    }
+}
+
+#[test]
+fn answers_conform_to_their_description() {
+    let (_dir, _server, mut client) = fresh();
+    let mut api = Description::of(&mut client);
+    let pool = "/v1/pools/ns/warm";
+    let claim = |key: &str| json!({"namespace": "ns", "pool": "warm", "key": key});
+    let full = json!({
+        "capacity": {"cpu_milli": 1, "memory_bytes": 2, "slots": 3, "gpu": {"model": "a100", "count": 2}},
+        "labels": {"zone": "a"}, "node": "n1", "incarnation": 1,
+    });
+    let spec = json!({"shards": 2, "labels": {"tier": "gold"}, "class": "gpu"});
+    let steps = [
+        ("GET", pool.to_owned(), Value::Null, 404),
+        ("PUT", pool.to_owned(), json!({"shards": 3}), 400),
+        ("PUT", pool.to_owned(), spec.clone(), 201),
+        ("PUT", pool.to_owned(), spec, 200),
+        ("PUT", pool.to_owned(), json!({"shards": 4}), 409),
+        ("PUT", format!("{pool}/workers/w1"), full, 201),
+        ("PUT", format!("{pool}/workers/w1"), json!({"incarnation": 2}), 200),
+        ("PUT", format!("{pool}/workers/w1"), json!({"incarnation": 1}), 409),
+        ("PUT", format!("{pool}/workers/w 1"), Value::Null, 400),
+        ("PUT", "/v1/pools/ns/none/workers/w1".to_owned(), json!({}), 404),
+        ("POST", format!("{pool}/workers:batch"), json!({"workers": [{"id": "w2"}, {"id": ""}]}), 200),
+        ("POST", format!("{pool}/workers:batch"), json!({}), 400),
+        ("POST", "/v1/pools/ns/none/workers:batch".to_owned(), json!({"workers": [{"id": "w"}]}), 404),
+        ("POST", "/v1/claims".to_owned(), claim("a"), 201),
+        ("POST", "/v1/claims".to_owned(), claim("a"), 200),
+        ("POST", "/v1/claims".to_owned(), claim("a b"), 400),
+        ("POST", "/v1/claims".to_owned(), json!({"namespace": "ns", "pool": "none"}), 404),
+        (
+            "POST",
+            "/v1/claims:batch".to_owned(),
+            json!({"mode": "independent", "items": [claim("b"), claim("c"), {}]}),
+            200,
+        ),
+        ("POST", "/v1/claims:batch".to_owned(), json!({"mode": "all_or_nothing", "items": []}), 400),
+        ("POST", "/v1/claims".to_owned(), claim("d"), 429),
+        ("GET", "/v1/claims/ns/a".to_owned(), Value::Null, 200),
+        ("GET", "/v1/claims/ns/none".to_owned(), Value::Null, 404),
+        ("GET", "/v1/claims/ns/a?tenant=".to_owned(), Value::Null, 400),
+        ("GET", "/v1/claims?limit=1".to_owned(), Value::Null, 200),
+        ("GET", "/v1/claims?limit=0".to_owned(), Value::Null, 400),
+        ("GET", pool.to_owned(), Value::Null, 200),
+        ("GET", "/v1/pools?limit=1".to_owned(), Value::Null, 200),
+        ("GET", "/v1/pools?limit=x".to_owned(), Value::Null, 400),
+        ("GET", format!("{pool}/workers?limit=1"), Value::Null, 200),
+        ("GET", format!("{pool}/workers?limit=x"), Value::Null, 400),
+        ("GET", "/v1/pools/ns/none/workers".to_owned(), Value::Null, 404),
+        ("GET", format!("{pool}/workers/w1"), Value::Null, 200),
+        ("GET", format!("{pool}/workers/none"), Value::Null, 404),
+        ("POST", "/v1/claims/ns/a:confirm".to_owned(), json!({"fence": 1}), 409),
+        ("POST", "/v1/claims/ns/a:confirm".to_owned(), json!({}), 400),
+        ("POST", "/v1/claims/ns/none:confirm".to_owned(), json!({"fence": 1}), 404),
+        ("POST", "/v1/claims/ns/a:release".to_owned(), json!({"fence": 1}), 409),
+        ("POST", "/v1/claims/ns/a:release".to_owned(), json!({"fence": -1}), 400),
+        ("DELETE", pool.to_owned(), Value::Null, 409),
+        ("GET", "/healthz".to_owned(), Value::Null, 200),
+        ("GET", "/readyz".to_owned(), Value::Null, 200),
+        ("GET", "/debug/shards".to_owned(), Value::Null, 200),
+    ];
+    for (method, path, body, status) in steps {
+        let answer = api.check(&mut client, method, &path.replace(' ', "%20"), &body);
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
+    }
+    let fence = client.get("/v1/claims/ns/a").expect(200)["claim"]["fence"].take();
+    let body = json!({"fence": fence});
+    api.check(&mut client, "POST", "/v1/claims/ns/a:confirm", &body).expect(200);
+    client.put("/v1/pools/ns/other", &json!({})).expect(201);
+    let elsewhere = json!({"namespace": "ns", "pool": "other", "key": "a"});
+    api.check(&mut client, "POST", "/v1/claims", &elsewhere).expect(409);
+    api.check(&mut client, "POST", "/v1/claims/ns/a:release", &body).expect(200);
+    api.check(&mut client, "DELETE", &format!("{pool}/workers/w1"), &Value::Null).expect(200);
+    api.check(&mut client, "DELETE", &format!("{pool}/workers/w1"), &Value::Null).expect(404);
+    api.check(&mut client, "DELETE", &format!("{pool}?force=true"), &Value::Null).expect(200);
+    api.check(&mut client, "DELETE", pool, &Value::Null).expect(404);
+
+    // Every success that is described was seen, and every error but those that need a broken or a busy service.
+    let mut unseen = Vec::new();
+    for (path, item) in api.document["paths"].as_object().unwrap() {
+        for operation in item.as_object().unwrap().values() {
+            let id = operation["operationId"].as_str().unwrap();
+            let statuses = operation["responses"].as_object().unwrap().keys().map(|status| status.parse().unwrap());
+            let shown = statuses.filter(|status| *status < 500 && *status != 413 && id != "metrics");
+            unseen.extend(
+                shown
+                    .filter(|status| !api.seen.contains(&(id.to_owned(), *status)))
+                    .map(|status| (path.as_str(), id, status)),
+            );
+        }
+    }
+    let bad_name = [("getPool", 400), ("deletePool", 400), ("getWorker", 400), ("deleteWorker", 400)];
+    unseen.retain(|(_, id, status)| !bad_name.contains(&(*id, *status)));
+    assert!(unseen.is_empty(), "described and not seen: {unseen:?}");
+}
+
+/// The names that a service lists when it meets one that it does not know.
+fn known(answer: &Response) -> BTreeSet<String> {
+    let said = answer.json();
+    let message = said["error"]["message"].as_str().unwrap();
+    let (_, names) = message.split_once("known: ").unwrap_or_else(|| panic!("{message}"));
+    names.split([',', ' ']).filter(|name| !name.is_empty() && *name != "or").map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_described_is_what_the_service_takes() {
+    let (_dir, _server, mut client) = with_pool(1);
+    let api = Description::of(&mut client);
+    let schema = |name: &str| api.document["components"]["schemas"][name].clone();
+    let fields = |schema: &Value| schema["properties"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let nothing = json!({"frobnicate": 1});
+    let nested = |inside: &str| json!({inside: {"frobnicate": 1}});
+    let capacity = schema("Capacity");
+    for (method, path, body, described) in [
+        ("PUT", "/v1/pools/ns/other", nothing.clone(), schema("PoolSpec")),
+        ("PUT", "/v1/pools/ns/warm/workers/w", nothing.clone(), schema("WorkerBody")),
+        ("PUT", "/v1/pools/ns/warm/workers/w", nested("capacity"), capacity.clone()),
+        (
+            "PUT",
+            "/v1/pools/ns/warm/workers/w",
+            json!({"capacity": {"gpu": {"frobnicate": 1}}}),
+            capacity["properties"]["gpu"].clone(),
+        ),
+        ("POST", "/v1/pools/ns/warm/workers:batch", nothing.clone(), schema("WorkersBatch")),
+        ("POST", "/v1/claims", nothing.clone(), schema("ClaimBody")),
+        ("POST", "/v1/claims:batch", nothing.clone(), schema("ClaimsBatch")),
+        ("POST", "/v1/claims/ns/a:confirm", nothing.clone(), schema("HolderBody")),
+        ("POST", "/v1/claims/ns/a:release", nothing.clone(), schema("HolderBody")),
+    ] {
+        let answer = client.request(method, path, body.to_string().as_bytes());
+        assert_eq!(known(&answer), fields(&described), "{method} {path}");
+    }
+    // A batch says what it knows about each item.
+    let answer = client.post("/v1/pools/ns/warm/workers:batch", &json!({"workers": [nothing]})).expect(200);
+    let message = answer["items"][0]["error"]["message"].as_str().unwrap().to_owned();
+    for field in fields(&schema("WorkerItem")) {
+        assert!(message.contains(&field), "{field} is not in {message}");
+    }
+    // Words, and query parameters.
+    for (field, path, method) in [("policy", "/v1/pools/ns/other", "PUT"), ("ack", "/v1/pools/ns/other", "PUT")] {
+        let answer = client.request(method, path, json!({field: "frobnicate"}).to_string().as_bytes());
+        let words = schema("PoolSpec")["properties"][field]["enum"].clone();
+        let words: BTreeSet<_> =
+            words.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect();
+        assert_eq!(known(&answer), words, "{field}");
+    }
+    for (path, item) in api.document["paths"].as_object().unwrap() {
+        let Some(operation) = item.get("get").filter(|_| path.starts_with("/v1/")) else { continue };
+        let concrete =
+            path.replace("{namespace}", "ns").replace("{pool}", "warm").replace("{id}", "w0").replace("{key}", "a");
+        let answer = client.get(&format!("{concrete}?frobnicate=1"));
+        answer.expect_error(400, "INVALID_ARGUMENT", None, Some("frobnicate"));
+        let references =
+            operation["parameters"].as_array().unwrap().iter().filter_map(|parameter| parameter["$ref"].as_str());
+        let described: BTreeSet<_> =
+            references.map(|reference| reference.rsplit('/').next().unwrap().to_owned()).collect();
+        if described.is_empty() {
+            assert!(answer.text().contains("none is known"), "{path}: {}", answer.text());
+        } else {
+            assert_eq!(known(&answer), described, "{path}");
+        }
+    }
+}
+
+#[test]
+fn the_viewer_needs_no_other_host() {
+    let (_dir, _server, mut client) = fresh();
+    let page = client.get("/docs");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(!page.text().contains("http"), "{}", page.text());
+    let mut files: Vec<_> = page.text().split('"').filter(|word| word.starts_with("/docs/")).collect();
+    files.push("/docs/swagger-ui.css");
+    files.dedup();
+    assert!(files.len() >= 2, "{files:?}");
+    for file in files {
+        let answer = client.get(file);
+        assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")), "{file}");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&answer.body[..]), &mut text).unwrap();
+        assert!(text.len() > 100_000, "{file}");
+    }
+    client.get("/docs/nothing.js").expect_error(404, "NOT_FOUND", Some("route"), None);
+}
