@@ -21,7 +21,8 @@ async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
     let spec = PoolSpec { shards, ack: Ack::Memory, ..PoolSpec::default() };
     scheduler.put_pool(pool.clone(), spec).await.expect("a pool");
     let spec = |n| WorkerSpec::bare(WorkerId::new(&format!("w-{n}")).expect("a name"));
-    let registered = scheduler.register_batch(&pool, (0..WORKERS).map(spec).collect()).await.expect("a pool");
+    let registered =
+        scheduler.register_batch(&pool, (0..WORKERS).map(|n| spec(n).into()).collect()).await.expect("a pool");
     assert!(registered.iter().all(Result::is_ok));
     (scheduler, pool)
 }
@@ -29,7 +30,7 @@ async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
 fn request(pool: &PoolName, key: &str) -> ClaimRequest {
     let id = ClaimId::new("bench", "default", key).expect("a name");
     let affinity = id.hash64();
-    ClaimRequest { id, pool: pool.clone(), affinity, reserve_ms: Some(0), ack: None }
+    ClaimRequest { id, pool: pool.clone(), affinity, reserve_ms: Some(0), ttl_ms: None, ack: None }
 }
 
 async fn client(scheduler: Scheduler, client: usize, batch: usize, until: Instant) -> usize {

@@ -13,6 +13,7 @@ use crate::keys::{Begun, Keys};
 use crate::model::Millis;
 use crate::pools::{Pool, Pools};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+use crate::remembered::Remembered;
 use crate::shard::{ClaimItem, Command};
 
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
@@ -50,6 +51,8 @@ pub struct Dispatch {
     pub pools: Pools,
     /// Time.
     pub clock: Clock,
+    /// Claims that ended without their holder's doing.
+    pub remembered: Remembered,
     /// Numbers of grants.
     pub fences: Fences,
     /// The way to the store.

@@ -2,21 +2,40 @@
 //! again, last freed first, so that the memory in use stays warm and its size is the most that was ever held.
 
 use super::{NIL, Place};
-use crate::model::{ClaimId, Fence, Millis};
+use crate::model::{ClaimId, ClaimState, Fence, Millis};
 
 /// A held claim.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub id: ClaimId,
     pub fence: Fence,
-    pub reserve_ms: Millis,
+    /// How long it may stay reserved, in milliseconds.
+    pub reserve_ms: u32,
+    /// How long it may stay as it is once it is not reserved any more, in milliseconds: active without a renewal, or
+    /// releasing. 0: for ever.
+    pub term_ms: u32,
     pub worker: u32,
-    /// Not `reserved` any more (or never was, with `reserve_ms: 0`).
-    pub active: bool,
+    /// `Lost` is a state of memory only: a lost claim is not held.
+    pub state: ClaimState,
     /// The holder itself confirmed it: it knows of the claim.
     pub confirmed: bool,
+    /// Its worker named it.
+    pub named: bool,
     /// An answer other than the one that granted it spoke of it: it must not be undone silently.
     pub told: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 48, "four claims are three cache lines");
+
+impl Claim {
+    /// How long it may stay in the state that it is in; 0: for ever.
+    pub fn stay_ms(&self) -> Millis {
+        u64::from(if self.is_reserved() { self.reserve_ms } else { self.term_ms })
+    }
+
+    pub fn is_reserved(&self) -> bool {
+        self.state == ClaimState::Reserved
+    }
 }
 
 #[derive(Debug)]
@@ -32,11 +51,12 @@ pub struct Claims {
     free: u32,
     len: usize,
     reserved: usize,
+    releasing: usize,
 }
 
 impl Claims {
     pub const fn new() -> Self {
-        Self { entries: Vec::new(), free: NIL, len: 0, reserved: 0 }
+        Self { entries: Vec::new(), free: NIL, len: 0, reserved: 0, releasing: 0 }
     }
 
     pub const fn len(&self) -> usize {
@@ -48,10 +68,16 @@ impl Claims {
         self.reserved
     }
 
+    /// Claims whose worker is being cleaned.
+    pub const fn releasing(&self) -> usize {
+        self.releasing
+    }
+
     /// Takes a claim in and numbers it.
     pub fn insert(&mut self, claim: Claim) -> u32 {
         self.len += 1;
-        self.reserved += usize::from(!claim.active);
+        self.reserved += usize::from(claim.is_reserved());
+        self.releasing += usize::from(claim.state == ClaimState::Releasing);
         if self.free == NIL {
             self.entries.push(Entry::Held(claim));
             return (self.entries.len() - 1) as u32;
@@ -72,7 +98,7 @@ impl Claims {
         }
     }
 
-    /// The same, to be changed. Activation goes through [`Self::activate`].
+    /// The same, to be changed. Its state goes through [`Self::turn`].
     pub fn get_mut(&mut self, place: Place) -> Option<&mut Claim> {
         match self.entries.get_mut(place.claim as usize)? {
             Entry::Held(claim) if claim.fence == place.fence => Some(claim),
@@ -88,12 +114,13 @@ impl Claims {
         }
     }
 
-    /// Makes a reserved claim active.
-    pub fn activate(&mut self, place: Place) {
+    /// Brings a claim into a later state.
+    pub fn turn(&mut self, place: Place, state: ClaimState) {
         let Some(claim) = self.get_mut(place) else { return };
-        if !std::mem::replace(&mut claim.active, true) {
+        if std::mem::replace(&mut claim.state, state) == ClaimState::Reserved {
             self.reserved -= 1;
         }
+        self.releasing += usize::from(state == ClaimState::Releasing);
     }
 
     /// Takes the claim with this ordinal out.
@@ -104,7 +131,8 @@ impl Claims {
         };
         self.free = at;
         self.len -= 1;
-        self.reserved -= usize::from(!claim.active);
+        self.reserved -= usize::from(claim.is_reserved());
+        self.releasing -= usize::from(claim.state == ClaimState::Releasing);
         claim
     }
 

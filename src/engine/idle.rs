@@ -40,6 +40,10 @@ impl Idle {
         self.len
     }
 
+    pub const fn policy(&self) -> Policy {
+        self.policy
+    }
+
     /// A worker became idle. Keep the buckets as many as the workers with [`Self::grow`].
     pub fn push(&mut self, workers: &mut [Worker], at: u32) {
         debug_assert!(!workers[at as usize].idle, "Q1: a worker is idle at most once");

@@ -13,6 +13,8 @@
 //! | [`effect`] | what must be done about it |
 //! | `shard` | what each event does |
 //! | `workers` | which workers are there, and in which state |
+//! | `life` | may a worker be offered; what befalls it beside its claims |
+//! | `heartbeat` | what a worker says of itself |
 //! | `claims` | which claims are held |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
 //! | `timers` | which deadline has passed |
@@ -24,19 +26,22 @@
 mod claims;
 pub mod effect;
 pub mod event;
+mod heartbeat;
 mod idle;
 mod invariants;
 mod ledger;
+mod life;
 mod replay;
 mod shard;
 mod timers;
 mod workers;
 
-pub use effect::{Answer, Effect, End, Grant, WorkerLook};
-pub use event::{Event, Place};
+pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
+pub use event::{Event, Heartbeat, Named, Place};
 pub use ledger::LedgerLine;
-pub use replay::Replay;
-pub use shard::{Counters, Shard};
+pub use life::Barred;
+pub use replay::{Replay, Resume};
+pub use shard::{Counters, LifeCounters, Shard};
 
 /// No worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

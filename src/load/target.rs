@@ -144,7 +144,7 @@ impl Target {
         match &self.kind {
             Kind::Inproc(scheduler) => {
                 let specs: Result<Vec<_>, Refusal> =
-                    workers.map(|n| WorkerId::new(&worker_id(n)).map(WorkerSpec::bare)).collect();
+                    workers.map(|n| WorkerId::new(&worker_id(n)).map(|id| WorkerSpec::bare(id).into())).collect();
                 for outcome in scheduler.register_batch(&self.name()?, specs?).await? {
                     outcome?;
                 }
@@ -312,7 +312,14 @@ impl Link {
 }
 
 fn request(ask: Ask, pool: &PoolName) -> ClaimRequest {
-    ClaimRequest { id: ask.id, pool: pool.clone(), affinity: ask.affinity, reserve_ms: Some(0), ack: None }
+    ClaimRequest {
+        id: ask.id,
+        pool: pool.clone(),
+        affinity: ask.affinity,
+        reserve_ms: Some(0),
+        ttl_ms: None,
+        ack: None,
+    }
 }
 
 fn grant(taken: Taken) -> Grant {

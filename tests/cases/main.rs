@@ -2,12 +2,16 @@
 //! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses what it wants to see missing.
 //! Time is the test's own; nothing sleeps.
 
+mod claim_life;
 mod claims;
 mod directory;
 mod full;
 mod gate;
+mod heartbeats;
 mod held_back;
 mod journal;
+mod life;
+mod memory_ack;
 mod panics;
 mod restart;
 mod store_wait;

@@ -41,7 +41,14 @@ pub fn name(pool: &str) -> PoolName {
 }
 
 pub fn request(pool: &str, key: &str) -> ClaimRequest {
-    ClaimRequest { id: id(key), pool: name(pool), affinity: affinity_hash(key), reserve_ms: None, ack: None }
+    ClaimRequest {
+        id: id(key),
+        pool: name(pool),
+        affinity: affinity_hash(key),
+        reserve_ms: None,
+        ttl_ms: None,
+        ack: None,
+    }
 }
 
 pub fn worker(id: &str) -> WorkerSpec {
@@ -134,7 +141,7 @@ impl World {
     }
 
     pub async fn add(&self, pool: &str, workers: &[&str]) {
-        let specs = workers.iter().map(|id| worker(id)).collect();
+        let specs = workers.iter().map(|id| worker(id).into()).collect();
         for registered in self.s.register_batch(&name(pool), specs).await.unwrap() {
             assert!(registered.unwrap().created);
         }

@@ -6,6 +6,7 @@ mod cli;
 mod client;
 mod connections;
 mod declared_pools;
+mod life;
 mod lifecycle;
 mod pools;
 mod server;

@@ -5,13 +5,12 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
 use super::json::{
-    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson,
-    TENANT_DEFAULT,
+    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ConfirmBody, Outcomes, PageJson, Phase,
+    ReleaseBody, RenewBody, TENANT_DEFAULT, Text, fence,
 };
 use super::read::{Params, Segments, body, item, merge, object};
 use super::{Answer, Shared, created, done, json};
 use crate::api::outcome::{Failure, Outcome};
-use crate::limits;
 use crate::model::{ClaimFilter, ClaimId, check_name};
 
 /// Namespace and key, as the path has them.
@@ -47,25 +46,37 @@ pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: KeyPath) -> A
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
 }
 
-/// `{key}:confirm` and `{key}:release`. A key holds no colon, so the last one begins the verb.
+/// `{key}:confirm`, `{key}:renew` and `{key}:release`. A key holds no colon, so the last one begins the verb.
 pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
     let Segments((namespace, segment)) = path;
     let (key, verb) = match segment.rsplit_once(':') {
-        Some((key, verb @ ("confirm" | "release"))) => (key, verb),
-        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :release")),
+        Some((key, verb @ ("confirm" | "renew" | "release"))) => (key, verb),
+        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :renew, :release")),
     };
     let bytes = body(&api, sent).await?;
-    let HolderBody { fence, tenant } = object(&bytes)?;
-    if fence > limits::FENCE_MAX {
-        return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
-    }
-    let id = ClaimId::new(&namespace, tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0), key)?;
-    if verb == "release" {
-        api.scheduler.release(&id, fence).await?;
-        return Ok(done());
-    }
-    let claim = api.scheduler.confirm(&id, fence).await?;
+    let id = |tenant: Option<Text<'_>>| {
+        ClaimId::new(&namespace, tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0), key)
+    };
+    let claim = match verb {
+        "confirm" => {
+            let ConfirmBody { fence: number, tenant } = object(&bytes)?;
+            api.scheduler.confirm(&id(tenant)?, fence(number)?).await?
+        }
+        "renew" => {
+            let RenewBody { fence: number, tenant, ttl_ms } = object(&bytes)?;
+            api.scheduler.renew(&id(tenant)?, fence(number)?, ttl_ms).await?
+        }
+        _ => {
+            let ReleaseBody { fence: number, tenant, phase } = object(&bytes)?;
+            let (id, fence) = (id(tenant)?, fence(number)?);
+            match phase {
+                Some(Phase::Begin) => api.scheduler.begin_release(&id, fence).await?,
+                Some(Phase::Finish) | None => api.scheduler.release(&id, fence).await?,
+            }
+            return Ok(done());
+        }
+    };
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
 }
 

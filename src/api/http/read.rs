@@ -107,32 +107,34 @@ pub(super) async fn merge<R, T>(
 }
 
 /// The items of a batch, unparsed, so that a bad one harms no other.
-pub(super) struct Items<'a>(pub(super) Vec<&'a RawValue>);
+pub(super) type Items<'a> = List<&'a RawValue, { limits::BATCH_ITEMS_MAX }>;
 
-impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+/// A list of at most `MAX` values; what is longer is refused while it is read.
+pub(super) struct List<T, const MAX: usize>(pub(super) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bounded;
-        impl<'de> Visitor<'de> for Bounded {
-            type Value = Vec<&'de RawValue>;
+        struct Bounded<T, const MAX: usize>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Bounded<T, MAX> {
+            type Value = Vec<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a sequence")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = seq.next_element()? {
                     // Checked while reading: a body of 8 MiB holds four million empty items.
-                    if items.len() == limits::BATCH_ITEMS_MAX {
-                        let message = format!("at most {} items", limits::BATCH_ITEMS_MAX);
-                        return Err(serde::de::Error::custom(message));
+                    if values.len() == MAX {
+                        return Err(serde::de::Error::custom(format!("at most {MAX} items")));
                     }
-                    items.push(item);
+                    values.push(value);
                 }
-                Ok(items)
+                Ok(values)
             }
         }
-        deserializer.deserialize_seq(Bounded).map(Self)
+        deserializer.deserialize_seq(Bounded::<T, MAX>(std::marker::PhantomData)).map(Self)
     }
 }
 
