@@ -57,7 +57,7 @@ impl Bench {
         let mut effects: Vec<Effect<()>> = Vec::new();
         for n in 0..workers {
             let spec = WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name"));
-            shard.on(Event::Register { spec, to: () }, 1, &mut effects);
+            shard.on(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () }, 1, &mut effects);
             effects.clear();
         }
         shard.drop_rows();
@@ -73,7 +73,7 @@ impl Bench {
     fn claim(&mut self, id: ClaimId) {
         self.fence += 1;
         let affinity = id.hash64();
-        let event = Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, wants: None, to: () };
+        let event = Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, ttl_ms: 0, wants: None, to: () };
         self.shard.on(event, 1, &mut self.effects);
     }
 

@@ -43,7 +43,7 @@ async fn register(scheduler: &Scheduler, workers: usize) {
     for from in (0..workers).step_by(10_000) {
         let specs = (from..workers.min(from + 10_000))
             .map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
-        let outcomes = scheduler.register_batch(&pool(), specs.collect()).await.expect("a pool");
+        let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     }
 }

@@ -21,7 +21,8 @@ async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
     let spec = PoolSpec { shards, ack: Ack::Memory, ..PoolSpec::default() };
     scheduler.put_pool(pool.clone(), spec).await.expect("a pool");
     let spec = |n| WorkerSpec::bare(WorkerId::new(&format!("w-{n}")).expect("a name"));
-    let registered = scheduler.register_batch(&pool, (0..WORKERS).map(spec).collect()).await.expect("a pool");
+    let registered =
+        scheduler.register_batch(&pool, (0..WORKERS).map(|n| spec(n).into()).collect()).await.expect("a pool");
     assert!(registered.iter().all(Result::is_ok));
     (scheduler, pool)
 }

@@ -13,6 +13,7 @@ use crate::keys::{Begun, Keys};
 use crate::model::Millis;
 use crate::pools::{Pool, PoolMap, Pools};
 use crate::refusal::{Refusal, Unavailable};
+use crate::remembered::Remembered;
 use crate::selector::Selectors;
 use crate::shard::{ClaimItem, Command};
 
@@ -53,6 +54,8 @@ pub struct Dispatch {
     pub selectors: Selectors,
     /// Time.
     pub clock: Clock,
+    /// Claims that ended without their holder's doing.
+    pub remembered: Remembered,
     /// Numbers of grants.
     pub fences: Fences,
     /// The way to the store.

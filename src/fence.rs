@@ -23,6 +23,7 @@ const TIME_MARGIN: u64 = CEILING_NEAR / 2;
 /// Draws fences.
 #[derive(Debug)]
 pub struct Fences {
+    floor: AtomicU64,
     last: CachePadded<AtomicU64>,
     ceiling: CachePadded<AtomicU64>,
 }
@@ -31,12 +32,23 @@ impl Fences {
     /// No fence can be drawn until [`Fences::start`].
     #[must_use]
     pub const fn closed() -> Self {
-        Self { last: CachePadded::new(AtomicU64::new(0)), ceiling: CachePadded::new(AtomicU64::new(0)) }
+        Self {
+            floor: AtomicU64::new(0),
+            last: CachePadded::new(AtomicU64::new(0)),
+            ceiling: CachePadded::new(AtomicU64::new(0)),
+        }
     }
 
     /// Starts above `floor`, the ceiling of whoever owned the store before.
     pub fn start(&self, floor: Fence) {
+        self.floor.fetch_max(floor, Ordering::Relaxed);
         self.last.fetch_max(floor, Ordering::Relaxed);
+    }
+
+    /// The highest number that may have been given out before [`Fences::start`].
+    #[must_use]
+    pub fn floor(&self) -> Fence {
+        self.floor.load(Ordering::Relaxed)
     }
 
     /// The store holds this ceiling now.

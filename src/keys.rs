@@ -185,6 +185,26 @@ impl Keys {
         }
     }
 
+    /// Takes the ticket of a key that nobody holds, wants or is known to hold, without a claim on its way: for one that
+    /// may be adopted. Whoever takes it calls [`Keys::hold`] or [`Keys::vacate`].
+    pub fn take_vacant(&self, id: &ClaimId) -> Option<Ticket> {
+        let ticket = fresh_ticket();
+        match self.map.entry(id.clone()) {
+            Slot::Vacant(slot) => {
+                slot.insert(Entry::Pending { ticket, joiners: None, unstored: Unstoreds::new() });
+                Some(ticket)
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                Entry::Gone { unstored } => {
+                    let unstored = std::mem::take(unstored);
+                    slot.insert(Entry::Pending { ticket, joiners: None, unstored });
+                    Some(ticket)
+                }
+                Entry::Held { .. } | Entry::Unreadable { .. } | Entry::Pending { .. } => None,
+            },
+        }
+    }
+
     /// The holder of `ticket` granted: the key is held. Returns those who joined, and what a durable answer waits for.
     ///
     /// # Panics

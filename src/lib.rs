@@ -13,9 +13,9 @@
 //! without its edge.
 //!
 //! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`dispatch`], [`router`], [`pools`],
-//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`]. Around them: [`model`],
-//! [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`], [`clock`],
-//! [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
+//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`], [`remembered`]. Around them:
+//! [`model`], [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`],
+//! [`clock`], [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
 #![warn(missing_docs)]
 
 pub mod api;
@@ -37,6 +37,7 @@ pub mod model;
 pub mod pools;
 pub mod recovery;
 pub mod refusal;
+pub mod remembered;
 pub mod router;
 pub mod row;
 pub mod scheduler;

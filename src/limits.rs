@@ -28,6 +28,14 @@ pub const GPUS_MAX: u32 = 64;
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
 /// Longest `reserve_ms` and `lag_max_ms` a pool may set: one day.
 pub const RESERVE_MS_MAX: u64 = 86_400_000;
+/// Longest `ttl_ms`: thirty days. Who needs a worker for longer takes it without one.
+pub const TTL_MS_MAX: u64 = 30 * 86_400_000;
+/// Most claims that one heartbeat or registration names.
+pub const NAMED_CLAIMS_MAX: usize = 10_000;
+/// Claims that ended without their holder's doing and that callers may still ask about; the oldest are forgotten.
+pub const REMEMBERED_MAX: usize = 65_536;
+/// How long such a claim is remembered, in milliseconds.
+pub const REMEMBERED_MS: u64 = 600_000;
 /// Commands that wait in one shard's ring; past it the shard refuses (`overloaded`).
 pub const RING_SLOTS: usize = 4096;
 /// Commands that an actor takes from its ring before it lets others run.
@@ -60,6 +68,7 @@ pub const SHAPES_MAX: usize = 4096;
 /// Distinct capacities that a shard tells the router; with more, it tells none.
 pub const CAPACITIES_MAX: usize = 1024;
 
+const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");
 const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

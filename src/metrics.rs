@@ -96,7 +96,18 @@ definitions! {
     STEPS = "hotpool_steps_total", Kind::Counter, ["outcome"], "Steps sent to the store, by its answer.";
     STORE_LAG = "hotpool_store_lag_seconds", Kind::Gauge, ["pool"],
         "Age of the oldest change that the store does not have: what a crash loses of memory-acknowledged claims.";
-    SWEEPS = "hotpool_sweeps_total", Kind::Counter, ["pool"], "Reservations that ended unconfirmed at their deadline.";
+    SWEEPS = "hotpool_sweeps_total", Kind::Counter, ["pool", "deadline"],
+        "Claims that ended without a call, by the deadline that passed: never confirmed, not renewed, not cleaned up, or \
+         not named any more by their worker.";
+    CLAIMS_LOST = "hotpool_claims_lost_total", Kind::Counter, ["pool"], "Claims that were lost with their worker.";
+    WORKERS_LOST = "hotpool_workers_lost_total", Kind::Counter, ["pool"],
+        "Workers that sent no heartbeat for longer than the pool allows.";
+    WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["pool", "reason"],
+        "Workers that are not offered, held or not, by reason. One may have several.";
+    HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that were taken.";
+    ADOPTIONS = "hotpool_adoptions_total", Kind::Counter, ["pool"],
+        "Claims whose record a stop had lost and that were taken over because their worker named them.";
+    STOPS = "hotpool_stops_total", Kind::Counter, ["pool"], "Claims that a worker named and was told to stop.";
     GIVE_BACKS = "hotpool_give_backs_total", Kind::Counter, ["pool"],
         "Claims given back because their durable answer could not leave in time.";
     RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
@@ -189,7 +200,7 @@ impl ClaimOutcome {
             Ok(_) => Self::Existing,
             Err(Refusal::Invalid { .. }) => Self::Invalid,
             Err(Refusal::NotFound(_)) => Self::NotFound,
-            Err(Refusal::Fence | Refusal::State(_)) => Self::Conflict,
+            Err(Refusal::Fence | Refusal::Releasing | Refusal::State(_)) => Self::Conflict,
             Err(Refusal::Exhausted(Exhausted::Pool)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
@@ -200,6 +211,34 @@ impl ClaimOutcome {
             Err(Refusal::Unavailable(Unavailable::Fenced)) => Self::Fenced,
             Err(Refusal::DeadlineExceeded) => Self::Deadline,
         }
+    }
+}
+
+label! {
+    /// Which deadline ended a claim.
+    Sweep {
+        /// It was never confirmed.
+        Reserve = "reserve",
+        /// It was not renewed.
+        Ttl = "ttl",
+        /// Its release was begun and not finished.
+        Releasing = "releasing",
+        /// Its worker did not name it any more.
+        Missing = "missing",
+    }
+}
+
+label! {
+    /// Why a worker is not offered.
+    BarReason {
+        /// Its owner said so.
+        Cordoned = "cordoned",
+        /// Its owner said so, for the rest of this incarnation.
+        Draining = "draining",
+        /// It was silent for too long.
+        Lost = "lost",
+        /// Nothing has spoken for it yet.
+        Suspect = "suspect",
     }
 }
 
@@ -256,6 +295,14 @@ label! {
         Confirm = "/v1/claims/{ns}/{key}:confirm",
         /// Release.
         Release = "/v1/claims/{ns}/{key}:release",
+        /// Renew.
+        Renew = "/v1/claims/{ns}/{key}:renew",
+        /// Heartbeat of a worker.
+        Heartbeat = "/v1/pools/{ns}/{pool}/workers/{id}:heartbeat",
+        /// Cordon, uncordon, drain, clear.
+        Steer = "/v1/pools/{ns}/{pool}/workers/{id}:verb",
+        /// Trust all workers.
+        ClearPool = "/v1/pools/{ns}/{pool}:clear",
         /// The description of this interface.
         OpenApi = "/v1/openapi.json",
         /// Its viewer.
@@ -435,8 +482,18 @@ pub struct PoolMetrics {
     pub worker_touches: Counter,
     /// `hotpool_store_lag_seconds`.
     pub store_lag_seconds: Gauge,
-    /// `hotpool_sweeps_total`.
-    pub sweeps: Counter,
+    sweeps: Vec<Counter>,
+    /// `hotpool_claims_lost_total`.
+    pub claims_lost: Counter,
+    /// `hotpool_workers_lost_total`.
+    pub workers_lost: Counter,
+    workers_barred: Vec<Gauge>,
+    /// `hotpool_heartbeats_total`.
+    pub heartbeats: Counter,
+    /// `hotpool_adoptions_total`.
+    pub adoptions: Counter,
+    /// `hotpool_stops_total`.
+    pub stops: Counter,
     /// `hotpool_give_backs_total`.
     pub give_backs: Counter,
     /// `hotpool_ledger_drift`.
@@ -475,7 +532,22 @@ impl PoolMetrics {
             claim_probes: histogram(CLAIM_PROBES),
             worker_touches: counter(TOUCHES),
             store_lag_seconds: gauge(STORE_LAG, vec![]),
-            sweeps: counter(SWEEPS),
+            sweeps: Sweep::ALL
+                .iter()
+                .map(|deadline| {
+                    let labels = [Label::new("pool", pool.clone()), Label::new("deadline", deadline.word())];
+                    metrics::counter!(SWEEPS, labels.to_vec())
+                })
+                .collect(),
+            claims_lost: counter(CLAIMS_LOST),
+            workers_lost: counter(WORKERS_LOST),
+            workers_barred: BarReason::ALL
+                .iter()
+                .map(|reason| gauge(WORKERS_BARRED, vec![Label::new("reason", reason.word())]))
+                .collect(),
+            heartbeats: counter(HEARTBEATS),
+            adoptions: counter(ADOPTIONS),
+            stops: counter(STOPS),
             give_backs: counter(GIVE_BACKS),
             ledger_drift: gauge(LEDGER_DRIFT, vec![]),
             shard_restarts: counter(SHARD_RESTARTS),
@@ -487,11 +559,21 @@ impl PoolMetrics {
         &self.claims[outcome as usize]
     }
 
+    /// Counter of claims that this deadline ended.
+    pub fn sweeps(&self, deadline: Sweep) -> &Counter {
+        &self.sweeps[deadline as usize]
+    }
+
+    /// Gauge of workers that are not offered for this reason.
+    pub fn workers_barred(&self, reason: BarReason) -> &Gauge {
+        &self.workers_barred[reason as usize]
+    }
+
     /// Sets every gauge to 0: the pool was deleted.
     pub fn zero_gauges(&self) {
-        for gauge in
-            [&self.workers_idle, &self.workers_busy, &self.ring_depth, &self.store_lag_seconds, &self.ledger_drift]
-        {
+        let one =
+            [&self.workers_idle, &self.workers_busy, &self.ring_depth, &self.store_lag_seconds, &self.ledger_drift];
+        for gauge in one.into_iter().chain(&self.workers_barred) {
             gauge.set(0.0);
         }
         self.shard_workers.set(std::iter::empty());

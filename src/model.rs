@@ -407,6 +407,10 @@ pub struct PoolSpec {
     pub class: Option<String>,
     /// How long an unconfirmed claim is held, in milliseconds; also the most a request may ask for.
     pub reserve_ms: u64,
+    /// How long a release that was begun may take, in milliseconds; then its worker is suspect.
+    pub releasing_ms: u64,
+    /// How long a worker that sends heartbeats may be silent, in milliseconds; then it is lost.
+    pub heartbeat_ttl_ms: u64,
     /// How far the store may lag behind before memory-acknowledged claims are refused, in milliseconds.
     pub lag_max_ms: u64,
 }
@@ -421,6 +425,8 @@ impl Default for PoolSpec {
             labels: Labels::new(),
             class: None,
             reserve_ms: 30_000,
+            releasing_ms: 60_000,
+            heartbeat_ttl_ms: 60_000,
             lag_max_ms: 10_000,
         }
     }
@@ -443,8 +449,15 @@ impl PoolSpec {
         if self.reserve_ms > limits::RESERVE_MS_MAX {
             return Err(Refusal::invalid("reserve_ms", format!("must be at most {}", limits::RESERVE_MS_MAX)));
         }
-        if self.lag_max_ms == 0 || self.lag_max_ms > limits::RESERVE_MS_MAX {
-            return Err(Refusal::invalid("lag_max_ms", format!("must be 1..={}", limits::RESERVE_MS_MAX)));
+        let times = [
+            ("releasing_ms", self.releasing_ms),
+            ("heartbeat_ttl_ms", self.heartbeat_ttl_ms),
+            ("lag_max_ms", self.lag_max_ms),
+        ];
+        for (field, ms) in times {
+            if ms == 0 || ms > limits::RESERVE_MS_MAX {
+                return Err(Refusal::invalid(field, format!("must be 1..={}", limits::RESERVE_MS_MAX)));
+            }
         }
         Ok(())
     }
@@ -463,13 +476,22 @@ pub struct WorkerSpec {
     pub node: Option<Arc<str>>,
     /// Grows when the worker starts anew; a higher one ends what the old one held.
     pub incarnation: u64,
+    /// Its own end of life, in unix milliseconds: it is not offered to a claim that needs it for longer.
+    pub expires_at_ms: Option<Millis>,
 }
 
 impl WorkerSpec {
     /// A worker with nothing but its id.
     #[must_use]
     pub fn bare(id: WorkerId) -> Self {
-        Self { id, capacity: Capacity::default(), labels: Labels::new(), node: None, incarnation: 0 }
+        Self {
+            id,
+            capacity: Capacity::default(),
+            labels: Labels::new(),
+            node: None,
+            incarnation: 0,
+            expires_at_ms: None,
+        }
     }
 
     /// Checks every field against its limit.
@@ -485,8 +507,64 @@ impl WorkerSpec {
         if self.incarnation > limits::AMOUNT_MAX {
             return Err(Refusal::invalid("incarnation", format!("must be at most {}", limits::AMOUNT_MAX)));
         }
+        if self.expires_at_ms.is_some_and(|at| at > limits::AMOUNT_MAX) {
+            return Err(Refusal::invalid("expires_at_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
+        }
         Ok(())
     }
+}
+
+/// A claim that a worker says it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningClaim {
+    /// Whose.
+    pub id: ClaimId,
+    /// Number of the grant, as the worker was told.
+    pub fence: Fence,
+}
+
+/// A worker is there (again).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// As its registrar describes it.
+    pub spec: WorkerSpec,
+    /// What it runs; none: nothing is said about that.
+    pub claims: Option<Vec<RunningClaim>>,
+}
+
+impl From<WorkerSpec> for Registration {
+    fn from(spec: WorkerSpec) -> Self {
+        Self { spec, claims: None }
+    }
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// Which life of the worker speaks.
+    pub incarnation: u64,
+    /// Grows from one to the next: what comes later with a lower one is ignored.
+    pub seq: Option<u64>,
+    /// What it runs; none: it says nothing about that. Empty: nothing.
+    pub claims: Option<Vec<RunningClaim>>,
+}
+
+/// Answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// What the worker holds, so what it should run.
+    pub claims: Vec<ClaimView>,
+    /// What it named and should not run.
+    pub stop: Vec<RunningClaim>,
+}
+
+/// Answer to [`WorkerVerb::Clear`] for a whole pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cleared {
+    /// Workers that are trusted since.
+    pub cleared: u64,
+    /// Workers that are not yet: claims that the last stop may have lost can still be started.
+    pub suspect: u64,
 }
 
 /// A request for one worker.
@@ -501,6 +579,8 @@ pub struct ClaimRequest {
     /// How long the claim may stay unconfirmed, in milliseconds: at most that of every pool that it may use; by default
     /// that of the pool that it is taken from. 0: active at once.
     pub reserve_ms: Option<u64>,
+    /// How long it may stay active without a renewal, in milliseconds; none: as long as its worker lives.
+    pub ttl_ms: Option<u64>,
     /// A stronger acknowledgement than the pool's; a weaker one is refused.
     pub ack: Option<Ack>,
     /// What else it asks for; none: any worker will do.
@@ -512,7 +592,7 @@ impl ClaimRequest {
     #[must_use]
     pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
         let affinity = affinity_hash(id.key());
-        Self { id, pools: pools.into(), affinity, reserve_ms: None, ack: None, ask: None }
+        Self { id, pools: pools.into(), affinity, reserve_ms: None, ttl_ms: None, ack: None, ask: None }
     }
 }
 
@@ -533,6 +613,10 @@ pub enum ClaimState {
     Reserved,
     /// In use.
     Active,
+    /// Its holder is done; its worker is being cleaned.
+    Releasing,
+    /// Its worker is gone. It is not held any more, only remembered for a while.
+    Lost,
 }
 
 /// The registration of a worker, shared by the engine and the answers that name it.
@@ -577,6 +661,46 @@ pub enum Schedulability {
     /// Offered.
     #[default]
     Open,
+    /// Not offered; keeps what it holds. Outlives registrations and restarts.
+    Cordoned,
+    /// Not offered any more in this incarnation; keeps what it holds.
+    Draining,
+}
+
+/// Whether a worker is heard of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Liveness {
+    /// It is, or it never promised to be.
+    #[default]
+    Live,
+    /// It was silent for too long.
+    Lost,
+}
+
+/// Whether a worker can be what it is thought to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// It can.
+    #[default]
+    Trusted,
+    /// It may still run something: not offered until something has spoken for it.
+    Suspect,
+}
+
+/// What the owner of a worker may wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerVerb {
+    /// Offer it no more.
+    Cordon,
+    /// Offer it again.
+    Uncordon,
+    /// Offer it no more in this incarnation.
+    Drain,
+    /// Trust it as it stands.
+    Clear,
 }
 
 /// What the service says about a worker.
@@ -584,10 +708,16 @@ pub enum Schedulability {
 pub struct WorkerView {
     /// Its registration.
     pub card: Arc<WorkerCard>,
-    /// `idle` or `busy`: derived from the ledger.
+    /// It holds a claim, or runs what it should not.
     pub busy: bool,
     /// As its owner wishes.
     pub schedulability: Schedulability,
+    /// Whether it is heard of.
+    pub liveness: Liveness,
+    /// Whether it can be what it is thought to be.
+    pub trust: Trust,
+    /// It has less than its claim was promised.
+    pub overcommitted: bool,
     /// Sequence number, in its shard, of the last change to this worker.
     pub version: Seq,
     /// Its shard.
@@ -603,6 +733,8 @@ pub struct Registered {
     pub created: bool,
     /// The worker after the registration.
     pub worker: WorkerView,
+    /// What it said that it runs and should not.
+    pub stop: Vec<RunningClaim>,
 }
 
 /// One shard's figures.
@@ -622,8 +754,18 @@ pub struct ShardStatus {
     pub idle: u64,
     /// Of them held.
     pub busy: u64,
+    /// Of them cordoned.
+    pub cordoned: u64,
+    /// Of them draining.
+    pub draining: u64,
+    /// Of them lost.
+    pub lost: u64,
+    /// Of them suspect.
+    pub suspect: u64,
     /// Claims not confirmed yet.
     pub reserved: u64,
+    /// Claims whose worker is being cleaned.
+    pub releasing: u64,
     /// Last change decided.
     pub seq: Seq,
     /// Last change that the store has.
@@ -668,6 +810,16 @@ pub struct PoolCounts {
     pub reserved: u64,
     /// Claims in use.
     pub active: u64,
+    /// Claims whose worker is being cleaned.
+    pub releasing: u64,
+    /// Workers that are cordoned.
+    pub cordoned: u64,
+    /// Workers that are draining.
+    pub draining: u64,
+    /// Workers that were silent for too long.
+    pub lost: u64,
+    /// Workers that nothing has spoken for.
+    pub suspect: u64,
 }
 
 impl PoolStatus {
@@ -676,13 +828,19 @@ impl PoolStatus {
     pub fn counts(&self) -> PoolCounts {
         let sum = |figure: fn(&ShardStatus) -> u64| self.shards.iter().map(figure).sum::<u64>();
         let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
+        let releasing = sum(|shard| shard.releasing);
         PoolCounts {
             total: sum(|shard| shard.workers),
             idle: sum(|shard| shard.idle),
             busy,
             reserved,
             // One claim a busy worker. Shards are read one after another, so the difference is kept above zero.
-            active: busy.saturating_sub(reserved),
+            active: busy.saturating_sub(reserved + releasing),
+            releasing,
+            cordoned: sum(|shard| shard.cordoned),
+            draining: sum(|shard| shard.draining),
+            lost: sum(|shard| shard.lost),
+            suspect: sum(|shard| shard.suspect),
         }
     }
 }

@@ -13,7 +13,7 @@ use ractor::ActorCell;
 
 use crate::catalogue::Catalogue;
 use crate::dispatch::Dispatch;
-use crate::engine::{Place, Replay, Shard};
+use crate::engine::{Place, Replay, Resume, Shard};
 use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
@@ -180,7 +180,7 @@ fn take_pool(rows: &mut BTreeMap<u64, PoolRow>, frame: Result<row::RowFrame<'_>,
         (RowKind::Pool, None) => {
             rows.remove(&uid);
         }
-        (RowKind::Worker, _) => return Err(format!("a worker's row {:?} among the pools", frame.id)),
+        (RowKind::Worker | RowKind::Shard, _) => return Err(format!("a shard's row {:?} among the pools", frame.id)),
     }
     Ok(())
 }
@@ -211,7 +211,14 @@ async fn load(
         let at = loaded.remove(&key).unwrap_or(Ok(0));
         let replay = replays.remove(&key).unwrap_or_else(|| Replay::new(pool.spec.load().policy, "", now_ms));
         let seq = *at.as_ref().unwrap_or(&u64::MAX);
-        let shard = match (at, replay.finish(seq, now_ms)) {
+        let resume = Resume {
+            at: seq,
+            now_ms,
+            unix_ms: dispatch.clock.unix_ms(),
+            floor: dispatch.fences.floor(),
+            revived: port.restarts() > 0,
+        };
+        let shard = match (at, replay.finish(resume)) {
             (Ok(at), Ok(shard)) => {
                 port.outbox.restart(at);
                 Ok(shard)

@@ -21,6 +21,9 @@ pub enum Refusal {
     /// The fence is not the holder's: the caller is not, or no longer, the holder.
     #[error("the fence is not the holder's")]
     Fence,
+    /// The key's claim is being released: its worker is being cleaned.
+    #[error("the key's claim is being released; try again when that is finished")]
+    Releasing,
     /// What is there does not allow this.
     #[error("{0}")]
     State(Cow<'static, str>),

@@ -15,7 +15,7 @@ use prost::Message as _;
 use prost::bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::model::{Capacity, ClaimId, ClaimSpec, GpuCapacity, WorkerCard, WorkerId, WorkerSpec};
+use crate::model::{Capacity, ClaimId, ClaimSpec, ClaimState, GpuCapacity, WorkerCard, WorkerId, WorkerSpec};
 
 /// Version of every body that this build writes.
 const VERSION: u8 = 1;
@@ -29,6 +29,8 @@ pub enum RowKind {
     Worker = 1,
     /// A pool of the catalogue; id = its uid.
     Pool = 2,
+    /// What a shard remembers of itself; no id.
+    Shard = 3,
 }
 
 /// Why a row cannot be read.
@@ -93,6 +95,7 @@ impl<'a> Frames<'a> {
         let kind = match tag & !DELETED {
             1 => RowKind::Worker,
             2 => RowKind::Pool,
+            3 => RowKind::Shard,
             other => return Err(RowError::Kind(other)),
         };
         let (id, rest) = rest.split_at_checked(id_len.into()).ok_or(RowError::Truncated)?;
@@ -195,6 +198,79 @@ pub struct WorkerRow {
     /// What it holds.
     #[prost(message, repeated, tag = "13")]
     pub claims: Vec<ClaimRow>,
+    /// Why it is not offered, one bit a reason.
+    #[prost(uint32, tag = "14")]
+    pub bars: u32,
+    /// How many unclean stops of its shard had been when something last spoke for it.
+    #[prost(uint64, tag = "15")]
+    pub vouched: u64,
+    /// How long it may be silent; 0: it never sent a heartbeat.
+    #[prost(uint64, tag = "16")]
+    pub heartbeat_ttl_ms: u64,
+    /// Its own end of life, in unix milliseconds; 0: it said none.
+    #[prost(uint64, tag = "17")]
+    pub expires_at_ms: u64,
+    /// What its claim was promised, if that is more than it has now.
+    #[prost(message, optional, tag = "18")]
+    pub promised: Option<CapacityRow>,
+}
+
+/// A capacity as it is stored, where it does not stand in the row itself.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CapacityRow {
+    /// Thousandths of a core.
+    #[prost(uint64, tag = "1")]
+    pub cpu_milli: u64,
+    /// Bytes of memory.
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+    /// Places.
+    #[prost(uint64, tag = "3")]
+    pub slots: u64,
+    /// Model of its cards.
+    #[prost(string, tag = "4")]
+    pub gpu_model: String,
+    /// Number of its cards; 0: none.
+    #[prost(uint32, tag = "5")]
+    pub gpu_count: u32,
+}
+
+impl From<&Capacity> for CapacityRow {
+    fn from(capacity: &Capacity) -> Self {
+        let gpu = capacity.gpu.as_ref();
+        Self {
+            cpu_milli: capacity.cpu_milli,
+            memory_bytes: capacity.memory_bytes,
+            slots: capacity.slots,
+            gpu_model: gpu.map_or_else(String::new, |gpu| gpu.model.to_string()),
+            gpu_count: gpu.map_or(0, |gpu| gpu.count),
+        }
+    }
+}
+
+impl From<&CapacityRow> for Capacity {
+    fn from(row: &CapacityRow) -> Self {
+        let gpu =
+            (row.gpu_count > 0).then(|| GpuCapacity { model: row.gpu_model.as_str().into(), count: row.gpu_count });
+        Self { cpu_milli: row.cpu_milli, memory_bytes: row.memory_bytes, slots: row.slots, gpu }
+    }
+}
+
+/// What a shard remembers of itself.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ShardRow {
+    /// Highest fence that it granted.
+    #[prost(uint64, tag = "1")]
+    pub fence_max: u64,
+    /// It acknowledges claims from memory: a stop that does not take this back may have lost some.
+    #[prost(bool, tag = "2")]
+    pub memory: bool,
+    /// How long one that was lost may still be started.
+    #[prost(uint64, tag = "3")]
+    pub reserve_ms: u64,
+    /// How many stops may have lost claims so far.
+    #[prost(uint64, tag = "4")]
+    pub unclean: u64,
 }
 
 /// A claim as it is stored, inside its worker's row. Its namespace is the pool's.
@@ -209,12 +285,21 @@ pub struct ClaimRow {
     /// Number of the grant.
     #[prost(uint64, tag = "3")]
     pub fence: u64,
-    /// False: reserved.
+    /// False: reserved. True also while it is being released.
     #[prost(bool, tag = "4")]
     pub active: bool,
     /// How long it may stay reserved; a deadline starts anew in full after a recovery.
     #[prost(uint64, tag = "5")]
     pub reserve_ms: u64,
+    /// It is being released.
+    #[prost(bool, tag = "6")]
+    pub releasing: bool,
+    /// How long it may stay active without a renewal, or releasing; 0: for ever.
+    #[prost(uint64, tag = "7")]
+    pub term_ms: u64,
+    /// Its worker named it.
+    #[prost(bool, tag = "8")]
+    pub named: bool,
     /// What it keeps of its request, if anything.
     #[prost(message, optional, tag = "16")]
     pub spec: Option<ClaimSpecRow>,
@@ -280,6 +365,14 @@ pub struct WorkerState<'a> {
     pub deleted: bool,
     /// The claim that it holds.
     pub claim: Option<ClaimStateRef<'a>>,
+    /// Why it is not offered.
+    pub bars: u8,
+    /// Unclean stops before something last spoke for it.
+    pub vouched: u64,
+    /// How long it may be silent.
+    pub heartbeat_ttl_ms: u64,
+    /// What its claim was promised, if that is more than it has.
+    pub promised: Option<&'a Capacity>,
 }
 
 /// A claim's state to be written.
@@ -289,12 +382,16 @@ pub struct ClaimStateRef<'a> {
     pub id: &'a ClaimId,
     /// Number of the grant.
     pub fence: u64,
-    /// False: reserved.
-    pub active: bool,
+    /// Where it is in its life.
+    pub state: ClaimState,
     /// How long it may stay reserved.
     pub reserve_ms: u64,
     /// What it keeps of its request, if anything.
     pub spec: Option<&'a ClaimSpec>,
+    /// How long it may stay as it is once it is not reserved any more.
+    pub term_ms: u64,
+    /// Its worker named it.
+    pub named: bool,
 }
 
 // Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
@@ -352,24 +449,51 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             let (tenant, key) = (claim.id.tenant(), claim.id.key());
             // Few claims keep anything, so this part may allocate.
             let spec = claim.spec.map(ClaimSpecRow::from);
+            let (active, releasing) = (claim.state != ClaimState::Reserved, claim.state == ClaimState::Releasing);
             let len = len_str(1, tenant)
                 + len_str(2, key)
                 + len_u64(3, claim.fence)
-                + len_u64(4, claim.active.into())
+                + len_u64(4, active.into())
                 + len_u64(5, claim.reserve_ms)
+                + len_u64(6, releasing.into())
+                + len_u64(7, claim.term_ms)
+                + len_u64(8, claim.named.into())
                 + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
             encode_key(13, WireType::LengthDelimited, out);
             encode_varint(len as u64, out);
             put_str(out, 1, tenant);
             put_str(out, 2, key);
             put_u64(out, 3, claim.fence);
-            put_u64(out, 4, claim.active.into());
+            put_u64(out, 4, active.into());
             put_u64(out, 5, claim.reserve_ms);
+            put_u64(out, 6, releasing.into());
+            put_u64(out, 7, claim.term_ms);
+            put_u64(out, 8, claim.named.into());
             if let Some(spec) = &spec {
                 prost::encoding::message::encode(16, spec, out);
             }
         }
+        put_u64(out, 14, state.bars.into());
+        put_u64(out, 15, state.vouched);
+        put_u64(out, 16, state.heartbeat_ttl_ms);
+        put_u64(out, 17, spec.expires_at_ms.unwrap_or(0));
+        if let Some(promised) = state.promised {
+            prost::encoding::message::encode(18, &CapacityRow::from(promised), out);
+        }
     });
+}
+
+/// Writes a shard's own row.
+pub fn put_shard(out: &mut Vec<u8>, row: &ShardRow) {
+    put_frame(out, RowKind::Shard, "", |out| row.encode(out).expect("a Vec grows as needed"));
+}
+
+/// Reads a shard's own row.
+///
+/// # Errors
+/// An unknown version, or damage.
+pub fn shard(body: &[u8]) -> Result<ShardRow, RowError> {
+    message("of the shard itself", body)
 }
 
 /// Reads a worker's row.
@@ -389,7 +513,9 @@ impl WorkerRow {
         let id = WorkerId::new(id).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })?;
         let capacity = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);
         let node = (!self.node.is_empty()).then(|| self.node.as_str().into());
-        Ok(WorkerSpec { id, capacity, labels: self.labels.clone(), node, incarnation: self.incarnation })
+        let expires_at_ms = (self.expires_at_ms > 0).then_some(self.expires_at_ms);
+        let labels = self.labels.clone();
+        Ok(WorkerSpec { id, capacity, labels, node, incarnation: self.incarnation, expires_at_ms })
     }
 }
 

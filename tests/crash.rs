@@ -10,6 +10,8 @@
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/client.rs"]
 mod client;
+#[path = "crash/memory_ack.rs"]
+mod memory_ack;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/server.rs"]
 mod server;

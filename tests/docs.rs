@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use hotpool::metrics::{ALL, ClaimOutcome, GrpcCode, GrpcMethod, Kind, Route, ShardState, Spread, StepResult};
+use hotpool::metrics::{
+    ALL, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, Route, ShardState, Spread, StepResult, Sweep,
+};
 
 /// Set to 1, it writes what is generated instead of comparing.
 const BLESS: &str = "HOTPOOL_BLESS";
@@ -45,6 +47,8 @@ fn metrics_page() -> String {
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
          | `state` | `hotpool_workers` | `idle` `busy` |\n\
+         | `reason` | `hotpool_workers_barred` | {} |\n\
+         | `deadline` | `hotpool_sweeps_total` | {} |\n\
          | `state` | `hotpool_shards` | {} |\n\
          | `route` | `hotpool_http_requests_total` | {} |\n\
          | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n\
@@ -53,6 +57,8 @@ fn metrics_page() -> String {
         hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
+        words(BarReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(Sweep::ALL.iter().map(|deadline| deadline.word()).collect()),
         words(ShardState::ALL.iter().map(|state| state.word()).collect()),
         words(Route::ALL.iter().map(|route| route.word()).collect()),
         words(GrpcMethod::ALL.iter().map(|method| method.word()).collect()),

@@ -18,24 +18,41 @@ mod selector;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use hotpool::model::Policy;
+use hotpool::model::{Policy, WorkerVerb};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use drive::{Op, Run};
+use drive::{Names, Op, Run, Who};
 
 fn reserve_ms() -> impl Strategy<Value = u64> {
-    prop_oneof![1 => Just(0), 4 => 1..4_000u64]
+    prop_oneof![1 => Just(0), 2 => 1..3_000u64]
+}
+
+fn ttl_ms() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => Just(0), 1 => 1..3_000u64]
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let past = || any::<prop::sample::Index>();
     prop_oneof![
-        6 => (0..24u8, 0..3u8, 0..asks::CARDS).prop_map(|(id, more, card)| Op::Register { id, more, card }),
-        2 => prop_oneof![0..24u8, 100..130u8].prop_map(Op::Delete),
-        10 => (0..5u8, reserve_ms(), prop::option::of(asks::ask()))
-            .prop_map(|(affinity, reserve_ms, ask)| Op::Claim { affinity, reserve_ms, ask }),
-        4 => (past(), any::<bool>(), prop::option::of(prop_oneof![asks::ask(), asks::size()]))
+        6 => (worker(), prop_oneof![1 => 0..3u8, 4 => Just(1)], 0..asks::CARDS, prop::option::weighted(0.3, 0..9_000u64), prop::option::weighted(0.2, names()))
+            .prop_map(|(id, more, card, ends_in, names)| Op::Register { id, more, card, ends_in, names }),
+        9 => (worker(), prop_oneof![1 => 0..3u8, 9 => Just(1)], prop::option::of(0..6u64), prop::option::weighted(0.8, names()))
+            .prop_map(|(id, more, seq, names)| Op::Heartbeat { who: Who::Named(id), more, seq, names }),
+        9 => (past(), prop::option::weighted(0.8, names()))
+            .prop_map(|(at, names)| Op::Heartbeat { who: Who::Holding(at), more: 1, seq: None, names }),
+        6 => (past(), names())
+            .prop_map(|(at, names)| Op::Heartbeat { who: Who::Recent(at), more: 1, seq: None, names: Some(names) }),
+        2 => (worker(), verb()).prop_map(|(id, verb)| Op::Steer(id, verb)),
+        1 => Just(Op::ClearAll),
+        2 => (past(), prop::option::of(1..2_000u64)).prop_map(|(at, ttl_ms)| Op::Renew { at, ttl_ms }),
+        4 => (past(), 1..1_000u64).prop_map(|(at, releasing_ms)| Op::BeginRelease { at, releasing_ms }),
+        1 => prop::option::of(1..3_000u64).prop_map(Op::SetMemory),
+        2 => (0..12u8, prop::bool::weighted(0.3)).prop_map(|(lost, revived)| Op::Reload { lost, revived }),
+        1 => prop_oneof![worker(), 100..130u8].prop_map(Op::Delete),
+        16 => (0..5u8, reserve_ms(), ttl_ms(), prop::option::of(asks::ask()))
+            .prop_map(|(affinity, reserve_ms, ttl_ms, ask)| Op::Claim { affinity, reserve_ms, ttl_ms, ask }),
+        3 => (past(), any::<bool>(), prop::option::of(prop_oneof![asks::ask(), asks::size()]))
             .prop_map(|(at, satisfies, ask)| Op::Repeat { at, satisfies, ask }),
         3 => past().prop_map(Op::Confirm),
         6 => past().prop_map(Op::Release),
@@ -43,21 +60,35 @@ fn op() -> impl Strategy<Value = Op> {
         2 => past().prop_map(Op::GiveBack),
         4 => past().prop_map(Op::Departed),
         1 => past().prop_map(Op::Yield),
-        3 => prop_oneof![0..10u64, 0..3_000u64, 0..200_000u64].prop_map(Op::Tick),
+        3 => prop_oneof![3 => 0..10u64, 6 => 0..800u64, 3 => 0..3_000u64, 1 => 0..200_000u64].prop_map(Op::Tick),
         1 => prop_oneof![Just(Policy::Lifo), Just(Policy::Fifo), Just(Policy::Random)].prop_map(Op::SetPolicy),
     ]
 }
 
+fn names() -> impl Strategy<Value = Names> {
+    (any::<bool>(), prop::collection::vec(any::<prop::sample::Index>(), 0..3))
+        .prop_map(|(own, others)| Names { own, others })
+}
+
+/// Mostly of a few, so that much befalls each.
+fn worker() -> impl Strategy<Value = u8> {
+    prop_oneof![4 => 0..5u8, 1 => 0..24u8]
+}
+
+fn verb() -> impl Strategy<Value = WorkerVerb> {
+    prop_oneof![Just(WorkerVerb::Cordon), Just(WorkerVerb::Uncordon), Just(WorkerVerb::Drain), Just(WorkerVerb::Clear)]
+}
+
 /// Workers to begin with, so that every size occurs however the events fall.
 fn size() -> impl Strategy<Value = u8> {
-    prop_oneof![Just(0u8), Just(1), Just(2), 3..20u8, 70..150u8]
+    prop_oneof![3 => Just(0u8), 3 => Just(1), 3 => Just(2), 3 => 3..20u8, 1 => 70..150u8]
 }
 
 #[test]
 fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
     let seen = RefCell::new([0_usize; 4]);
-    let answered: RefCell<BTreeMap<&str, usize>> = RefCell::default();
-    let config = Config { cases: 96, failure_persistence: None, ..Config::default() };
+    let happened = RefCell::new(BTreeMap::<&str, usize>::new());
+    let config = Config { cases: 320, failure_persistence: None, ..Config::default() };
     // A failure prints the shortest events that show it; PROPTEST_RNG_SEED repeats a run.
     let mut runner = TestRunner::new(config);
     let policy = prop_oneof![Just(Policy::Lifo), Just(Policy::Fifo), Just(Policy::Random)];
@@ -66,23 +97,25 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
         .run(&all, |(policy, workers, ops, now_ms)| {
             let mut run = Run::new(policy, now_ms);
             for i in 0..workers {
-                run.step(&Op::Register { id: 100 + (i % 156), more: 0, card: i % asks::CARDS });
+                let (id, card) = (100 + (i % 156), i % asks::CARDS);
+                run.step(&Op::Register { id, more: 0, card, ends_in: None, names: None });
             }
             for op in &ops {
                 run.step(op);
                 let mut seen = seen.borrow_mut();
                 seen[run.workers().min(3)] += 1;
             }
-            for (answer, times) in run.answered {
-                *answered.borrow_mut().entry(answer).or_default() += times;
+            for (what, times) in &run.seen {
+                *happened.borrow_mut().entry(what).or_default() += times;
             }
             Ok(())
         })
         .unwrap_or_else(|failure| panic!("{failure}"));
-    let answered = answered.into_inner();
-    for answer in ["granted", "Busy", "Node", "Small", "Unknown", "mismatch", "not allowed", "plain"] {
-        assert!(answered.get(answer).is_some_and(|&times| times > 5), "{answer} did not occur: {answered:?}");
+    let (seen, happened) = (seen.into_inner(), happened.into_inner());
+    let befell = ["adopted", "cleaned late", "expired", "uncleaned", "missing", "lost", "swept", "given back"];
+    let answered = ["granted", "plain", "Busy", "Node", "Small", "Unknown", "mismatch", "not allowed"];
+    for what in befell.into_iter().chain(answered).chain(["too short a life"]) {
+        assert!(happened.get(what).is_some_and(|&times| times > 5), "{what} hardly occurred: {happened:?}");
     }
-    let seen = seen.into_inner();
     assert!(seen.iter().all(|&times| times > 50), "0, 1, 2, many workers occurred {seen:?} times");
 }

@@ -56,6 +56,7 @@ impl Outcome {
             Refusal::Invalid { .. } => (Code::InvalidArgument, 400, None),
             Refusal::NotFound(_) => (Code::NotFound, 404, None),
             Refusal::Fence => (Code::Aborted, 409, Some("fence")),
+            Refusal::Releasing => (Code::FailedPrecondition, 409, Some("releasing")),
             Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
             Refusal::Unsatisfiable => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),

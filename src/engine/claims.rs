@@ -4,23 +4,42 @@
 use std::sync::Arc;
 
 use super::{NIL, Place};
-use crate::model::{ClaimId, ClaimSpec, Fence, Millis};
+use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Millis};
 
 /// A held claim.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub id: ClaimId,
     pub fence: Fence,
-    pub reserve_ms: Millis,
+    /// How long it may stay reserved, in milliseconds.
+    pub reserve_ms: u32,
+    /// How long it may stay as it is once it is not reserved any more, in milliseconds: active without a renewal, or
+    /// releasing. 0: for ever.
+    pub term_ms: u32,
     pub worker: u32,
-    /// Not `reserved` any more (or never was, with `reserve_ms: 0`).
-    pub active: bool,
+    /// `Lost` is a state of memory only: a lost claim is not held.
+    pub state: ClaimState,
     /// The holder itself confirmed it: it knows of the claim.
     pub confirmed: bool,
+    /// Its worker named it.
+    pub named: bool,
     /// An answer other than the one that granted it spoke of it: it must not be undone silently.
     pub told: bool,
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 56, "a claim is less than a cache line");
+
+impl Claim {
+    /// How long it may stay in the state that it is in; 0: for ever.
+    pub fn stay_ms(&self) -> Millis {
+        u64::from(if self.is_reserved() { self.reserve_ms } else { self.term_ms })
+    }
+
+    pub fn is_reserved(&self) -> bool {
+        self.state == ClaimState::Reserved
+    }
 }
 
 #[derive(Debug)]
@@ -36,11 +55,12 @@ pub struct Claims {
     free: u32,
     len: usize,
     reserved: usize,
+    releasing: usize,
 }
 
 impl Claims {
     pub const fn new() -> Self {
-        Self { entries: Vec::new(), free: NIL, len: 0, reserved: 0 }
+        Self { entries: Vec::new(), free: NIL, len: 0, reserved: 0, releasing: 0 }
     }
 
     pub const fn len(&self) -> usize {
@@ -52,10 +72,16 @@ impl Claims {
         self.reserved
     }
 
+    /// Claims whose worker is being cleaned.
+    pub const fn releasing(&self) -> usize {
+        self.releasing
+    }
+
     /// Takes a claim in and numbers it.
     pub fn insert(&mut self, claim: Claim) -> u32 {
         self.len += 1;
-        self.reserved += usize::from(!claim.active);
+        self.reserved += usize::from(claim.is_reserved());
+        self.releasing += usize::from(claim.state == ClaimState::Releasing);
         if self.free == NIL {
             self.entries.push(Entry::Held(claim));
             return (self.entries.len() - 1) as u32;
@@ -76,7 +102,7 @@ impl Claims {
         }
     }
 
-    /// The same, to be changed. Activation goes through [`Self::activate`].
+    /// The same, to be changed. Its state goes through [`Self::turn`].
     pub fn get_mut(&mut self, place: Place) -> Option<&mut Claim> {
         match self.entries.get_mut(place.claim as usize)? {
             Entry::Held(claim) if claim.fence == place.fence => Some(claim),
@@ -92,12 +118,13 @@ impl Claims {
         }
     }
 
-    /// Makes a reserved claim active.
-    pub fn activate(&mut self, place: Place) {
+    /// Brings a claim into a later state.
+    pub fn turn(&mut self, place: Place, state: ClaimState) {
         let Some(claim) = self.get_mut(place) else { return };
-        if !std::mem::replace(&mut claim.active, true) {
+        if std::mem::replace(&mut claim.state, state) == ClaimState::Reserved {
             self.reserved -= 1;
         }
+        self.releasing += usize::from(state == ClaimState::Releasing);
     }
 
     /// Takes the claim with this ordinal out.
@@ -108,7 +135,8 @@ impl Claims {
         };
         self.free = at;
         self.len -= 1;
-        self.reserved -= usize::from(!claim.active);
+        self.reserved -= usize::from(claim.is_reserved());
+        self.releasing -= usize::from(claim.state == ClaimState::Releasing);
         claim
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::event::Place;
+use super::event::{Named, Place};
 use super::wants::NoFit;
-use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Millis, Seq, WorkerCard};
+use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard};
 
 /// Something to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +24,20 @@ pub enum Effect<R> {
         fence: Fence,
         /// Why.
         end: End,
+    },
+    /// The next effect ends a claim that callers may still ask about.
+    Remember {
+        /// Whose.
+        id: ClaimId,
+        /// As it was, in the state in which it is remembered: `lost`, or `releasing` if its clean-up was given up.
+        grant: Grant,
+    },
+    /// A claim that a worker named was taken over: its key is held.
+    Adopted {
+        /// Whose.
+        id: ClaimId,
+        /// Where.
+        place: Place,
     },
 }
 
@@ -46,6 +60,10 @@ pub enum Answer {
     ActiveElsewhere,
     /// The held claim asked for other resources, and the request must have the same. Nothing was changed.
     Mismatch,
+    /// It is being released already. Nothing was changed.
+    Releasing,
+    /// It is not active yet. Nothing was changed.
+    NotActive,
     /// The claim is over.
     Released,
     /// The worker is registered.
@@ -54,6 +72,31 @@ pub enum Answer {
         created: bool,
         /// As it stands now.
         worker: Box<WorkerLook>,
+        /// What it said that it runs and must not.
+        stop: Vec<Named>,
+    },
+    /// A heartbeat was taken.
+    Heard {
+        /// What the worker holds.
+        claims: Vec<(ClaimId, Grant)>,
+        /// What it said that it runs and must not.
+        stop: Vec<Named>,
+    },
+    /// The owner's wish is done.
+    Steered(Box<WorkerLook>),
+    /// It is draining, which only a new incarnation ends. Nothing was changed.
+    Draining,
+    /// Claims that the last stop may have lost can still be started. Nothing was changed.
+    Settling {
+        /// For this long.
+        left_ms: Millis,
+    },
+    /// All workers for which somebody may speak are trusted.
+    Cleared {
+        /// How many were not.
+        cleared: u64,
+        /// How many are not yet.
+        suspect: u64,
     },
     /// The worker is deleted.
     Deleted,
@@ -65,6 +108,11 @@ pub enum Answer {
         known: u64,
         /// True: that one was deleted, so a higher one is needed.
         deleted: bool,
+    },
+    /// The heartbeat comes from a life of the worker that was never registered. Nothing was changed.
+    UnknownIncarnation {
+        /// The incarnation that is known.
+        known: u64,
     },
     /// The shard holds as many workers as it can number.
     ShardFull,
@@ -81,10 +129,27 @@ pub struct Grant {
     pub state: ClaimState,
     /// How long it may stay unconfirmed from when the answer leaves.
     pub reserve_ms: Millis,
+    /// How long it may stay active without a renewal, or releasing; 0: for ever.
+    pub term_ms: Millis,
     /// Its deadline, if it runs already.
     pub deadline_ms: Option<Millis>,
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
+}
+
+/// A worker on its axes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Axes {
+    /// It holds a claim, or runs what it should not.
+    pub busy: bool,
+    /// As its owner wishes.
+    pub schedulability: Schedulability,
+    /// Whether it is heard of.
+    pub liveness: Liveness,
+    /// Whether it can be what it is thought to be.
+    pub trust: Trust,
+    /// It has less than its claim was promised.
+    pub overcommitted: bool,
 }
 
 /// A worker as it stands.
@@ -94,6 +159,8 @@ pub struct WorkerLook {
     pub card: Arc<WorkerCard>,
     /// Sequence number of its last change.
     pub version: Seq,
+    /// Where it stands on each axis.
+    pub axes: Axes,
     /// What it holds.
     pub claims: Vec<(ClaimId, Grant)>,
 }
@@ -105,6 +172,12 @@ pub enum End {
     Released,
     /// It was never confirmed.
     Swept,
+    /// It was active, and nobody renewed it in time.
+    Expired,
+    /// Its clean-up was not finished in time.
+    Uncleaned,
+    /// Its worker does not run it any more.
+    Missing,
     /// Its worker is gone.
     Lost,
     /// Nobody was ever told of it, or its key is held elsewhere.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::wants::Wants;
-use crate::model::{ClaimId, Fence, Millis, WorkerId, WorkerSpec};
+use crate::model::{ClaimId, Fence, Millis, WorkerId, WorkerSpec, WorkerVerb};
 
 /// Where a claim is: the shard's own ordinals plus the fence that proves that it is still that claim. Ordinals are
 /// used again; the fence is not, so a stale place is recognised without a look at any name.
@@ -17,6 +17,32 @@ pub struct Place {
     pub fence: Fence,
 }
 
+/// A claim that a worker says it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Whose.
+    pub id: ClaimId,
+    /// Number of the grant, as the worker was told.
+    pub fence: Fence,
+    /// Nobody holds the key, and nobody can take it while this event is decided: the claim may be adopted.
+    pub vacant: bool,
+    /// An older claim of the key, which this one proves to be over, is about to end: nothing is decided before.
+    pub pending: bool,
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Which life of the worker speaks.
+    pub incarnation: u64,
+    /// Grows from one to the next; what comes later with a lower one is ignored.
+    pub seq: Option<u64>,
+    /// What it runs; none: it says nothing about that.
+    pub claims: Option<Vec<Named>>,
+    /// How long the pool lets it be silent.
+    pub ttl_ms: Millis,
+}
+
 /// Something happened. `R` is where the answer goes; the engine only hands it back.
 #[derive(Debug)]
 pub enum Event<R> {
@@ -24,6 +50,12 @@ pub enum Event<R> {
     Register {
         /// As its registrar describes it.
         spec: WorkerSpec,
+        /// The end of life that it describes, in engine time.
+        ends_ms: Option<Millis>,
+        /// What it runs; none: nothing is said about that.
+        claims: Option<Vec<Named>>,
+        /// How long the pool lets a worker be silent.
+        ttl_ms: Millis,
         /// Who waits for the answer.
         to: R,
     },
@@ -31,6 +63,29 @@ pub enum Event<R> {
     Delete {
         /// Which.
         id: WorkerId,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// A worker says that it is there, and perhaps what it runs.
+    Heartbeat {
+        /// Which.
+        id: WorkerId,
+        /// What it says.
+        beat: Heartbeat,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// The owner of a worker wishes.
+    Steer {
+        /// Which.
+        id: WorkerId,
+        /// What.
+        verb: WorkerVerb,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// The owner of all workers speaks for them.
+    ClearAll {
         /// Who waits for the answer.
         to: R,
     },
@@ -44,6 +99,8 @@ pub enum Event<R> {
         affinity: u64,
         /// How long it may stay unconfirmed; 0: active at once.
         reserve_ms: Millis,
+        /// How long it may stay active without a renewal; 0: as long as its worker lives.
+        ttl_ms: Millis,
         /// Which workers it may take; none: any.
         wants: Option<Arc<Wants>>,
         /// Who waits for the answer.
@@ -67,10 +124,28 @@ pub enum Event<R> {
         /// Who waits for the answer.
         to: R,
     },
-    /// The holder is done.
+    /// The holder still needs it.
+    Renew {
+        /// Where it is held.
+        place: Place,
+        /// From now on it may go without a renewal for this long; none: as long as before.
+        ttl_ms: Option<Millis>,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// The holder is done. Also the end of what [`Event::BeginRelease`] began.
     Release {
         /// Where it is held.
         place: Place,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// The holder is done, but the worker has to be cleaned before it can be used again.
+    BeginRelease {
+        /// Where it is held.
+        place: Place,
+        /// How long that may take. Then the claim ends all the same, and its worker is suspect.
+        releasing_ms: Millis,
         /// Who waits for the answer.
         to: R,
     },
@@ -81,7 +156,7 @@ pub enum Event<R> {
         /// Who waits for the answer.
         to: R,
     },
-    /// An answer that speaks of the claim has left: a reservation's deadline runs from now.
+    /// An answer that speaks of the claim has left: the first deadline of a claim runs from now.
     Departed {
         /// Where it is held.
         place: Place,

@@ -49,6 +49,10 @@ impl Idle {
         self.len
     }
 
+    pub const fn policy(&self) -> Policy {
+        self.policy
+    }
+
     /// A worker became idle: from now on it may be offered. Its `idle_seq` is above that of all that are idle. Keep the
     /// buckets as many as the workers with [`Self::grow`].
     pub fn push(&mut self, workers: &mut [Worker], at: u32) {

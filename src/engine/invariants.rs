@@ -2,6 +2,7 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
+use super::life::Barred;
 use super::shard::Shard;
 
 #[cfg(debug_assertions)]
@@ -15,7 +16,8 @@ impl Shard {
     /// # Errors
     /// The first one that is violated, by id, with what was found.
     pub fn check(&self) -> Result<(), String> {
-        let (mut idle, mut held, mut deleted) = (0, 0, 0);
+        let (mut idle, mut held, mut deleted, mut barred) = (0, 0, 0, 0);
+        let mut axes = Barred::default();
         for at in self.workers.iter_from(0) {
             let worker = self.workers.get(at);
             let id = &self.workers.card(at).spec.id;
@@ -23,14 +25,17 @@ impl Shard {
             if claim.is_some() != (worker.claim != NIL) || claim.is_some_and(|claim| claim.worker != at) {
                 return Err(format!("L2: worker {id} and its claim do not name each other"));
             }
-            if u8::from(worker.idle) + u8::from(claim.is_some()) + u8::from(worker.deleted) != 1 {
-                return Err(format!(
-                    "W1: worker {id} must be one of idle, held, deleted: {}, {}, {}",
-                    worker.idle,
-                    claim.is_some(),
-                    worker.deleted
-                ));
+            let is_barred = worker.bars != 0 && claim.is_none();
+            let one_of = [worker.idle, claim.is_some(), worker.deleted, is_barred];
+            if one_of.into_iter().filter(|is| *is).count() != 1 {
+                return Err(format!("W1: worker {id} must be one of idle, held, deleted, barred: {one_of:?}"));
             }
+            let deadline = self.lives.get(at).next_ms();
+            if self.beats.get(at).is_some() != deadline.is_some() {
+                return Err(format!("W1: worker {id} has a deadline at {deadline:?} and none is set, or the reverse"));
+            }
+            axes.enter(worker.bars);
+            barred += usize::from(is_barred);
             idle += usize::from(worker.idle);
             held += usize::from(claim.is_some());
             deleted += usize::from(worker.deleted);
@@ -47,18 +52,27 @@ impl Shard {
             ));
         }
         self.idle.check(self.workers.all())?;
+        if axes != self.barred || self.present != idle + held + barred {
+            return Err(format!(
+                "W1: {axes:?} of {} workers are counted as {:?} of {}",
+                idle + held + barred,
+                self.barred,
+                self.present
+            ));
+        }
         if self.claims.len() != held {
             return Err(format!("L2: {held} workers are held by {} claims", self.claims.len()));
         }
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
         }
-        let (workers, ledger_held) =
-            self.ledger.lines().fold((0, 0), |(w, h), line| (w + line.workers as usize, h + line.held as usize));
-        if (workers, ledger_held) != (idle + held, held) {
+        let sums = self.ledger.lines().fold((0, 0, 0), |(w, h, b), line| {
+            (w + line.workers as usize, h + line.held as usize, b + line.barred as usize)
+        });
+        if sums != (idle + held + barred, held, barred) {
             return Err(format!(
-                "L1: the ledger says {ledger_held} of {workers} held, there are {held} of {}",
-                idle + held
+                "L1: the ledger says {sums:?} (workers, held, barred), there are {:?}",
+                (idle + held + barred, held, barred)
             ));
         }
         Ok(())

@@ -16,6 +16,16 @@ pub struct LedgerLine {
     pub workers: u32,
     /// How many of them are held.
     pub held: u32,
+    /// How many are neither held nor offered.
+    pub barred: u32,
+}
+
+impl LedgerLine {
+    /// How many of them are idle.
+    #[must_use]
+    pub const fn free(&self) -> u32 {
+        self.workers - self.held - self.barred
+    }
 }
 
 /// The ledger of a shard.
@@ -38,7 +48,7 @@ impl Ledger {
 
     fn open(&mut self, capacity: &Capacity) -> u32 {
         self.version += 1;
-        let line = LedgerLine { capacity: capacity.clone(), workers: 0, held: 0 };
+        let line = LedgerLine { capacity: capacity.clone(), workers: 0, held: 0, barred: 0 };
         let at = self.unused.pop().unwrap_or(self.lines.len() as u32);
         match self.lines.get_mut(at as usize) {
             Some(unused) => *unused = line,
@@ -51,7 +61,7 @@ impl Ledger {
     /// Takes a worker out that is not held.
     pub fn leave(&mut self, at: u32) {
         let line = &mut self.lines[at as usize];
-        debug_assert!(line.workers > line.held, "only a free worker leaves the ledger");
+        debug_assert!(line.workers > line.held + line.barred, "only a free worker leaves the ledger");
         line.workers -= 1;
         if line.workers == 0 {
             self.version += 1;
@@ -62,7 +72,7 @@ impl Ledger {
 
     pub fn hold(&mut self, line: u32) {
         let line = &mut self.lines[line as usize];
-        debug_assert!(line.held < line.workers, "L1: more held than there is");
+        debug_assert!(line.held + line.barred < line.workers, "L1: more held than there is");
         line.held += 1;
     }
 
@@ -70,6 +80,20 @@ impl Ledger {
         let line = &mut self.lines[line as usize];
         debug_assert!(line.held > 0, "L1: freed what was not held");
         line.held -= 1;
+    }
+
+    /// A free worker is not offered any more.
+    pub fn bar(&mut self, line: u32) {
+        let line = &mut self.lines[line as usize];
+        debug_assert!(line.held + line.barred < line.workers, "L1: more held than there is");
+        line.barred += 1;
+    }
+
+    /// A worker that was not offered is free.
+    pub fn unbar(&mut self, line: u32) {
+        let line = &mut self.lines[line as usize];
+        debug_assert!(line.barred > 0, "L1: freed what was not barred");
+        line.barred -= 1;
     }
 
     /// The lines in use.

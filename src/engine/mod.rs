@@ -13,6 +13,8 @@
 //! | [`effect`] | what must be done about it |
 //! | `shard` | what each event does |
 //! | `workers` | which workers are there, and in which state |
+//! | `life` | may a worker be offered; what befalls it beside its claims |
+//! | `heartbeat` | what a worker says of itself |
 //! | `claims` | which claims are held |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
@@ -26,9 +28,11 @@
 mod claims;
 pub mod effect;
 pub mod event;
+mod heartbeat;
 mod idle;
 mod invariants;
 mod ledger;
+mod life;
 mod replay;
 mod shapes;
 mod shard;
@@ -36,11 +40,12 @@ mod timers;
 pub mod wants;
 mod workers;
 
-pub use effect::{Answer, Effect, End, Grant, WorkerLook};
-pub use event::{Event, Place};
+pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
+pub use event::{Event, Heartbeat, Named, Place};
 pub use ledger::LedgerLine;
-pub use replay::Replay;
-pub use shard::{Counters, Shard};
+pub use life::Barred;
+pub use replay::{Replay, Resume};
+pub use shard::{Counters, LifeCounters, Shard};
 pub use wants::{NoFit, Nodes, Wants};
 
 /// No worker, no claim, end of a list.

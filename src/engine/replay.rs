@@ -7,16 +7,35 @@ use std::sync::Arc;
 use super::NIL;
 use super::claims::Claim;
 use super::event::Place;
-use super::shard::Shard;
+use super::life::{bars, notes};
+use super::shard::{Head, Shard, term};
 use crate::limits;
-use crate::model::{ClaimId, Millis, Policy, Seq, WorkerCard, WorkerId};
-use crate::row::{self, Frames, RowKind, WorkerRow};
+use crate::model::{Capacity, ClaimId, ClaimState, Fence, Millis, Policy, Seq, WorkerCard, WorkerId};
+use crate::row::{self, Frames, RowKind, ShardRow, WorkerRow};
+
+/// Where a shard that was loaded goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Resume {
+    /// Sequence number of its state.
+    pub at: Seq,
+    /// Engine time: its deadlines are counted from here.
+    pub now_ms: Millis,
+    /// The same moment in unix time: ends of life are counted from here.
+    pub unix_ms: Millis,
+    /// No fence above this was given out before this owner took over.
+    pub floor: Fence,
+    /// It was this owner's already and panicked: nothing that anybody was told of is lost.
+    pub revived: bool,
+}
 
 /// A shard in the making.
 #[derive(Debug)]
 pub struct Replay {
     shard: Shard,
     namespace: String,
+    head: ShardRow,
+    /// Per ordinal what its row says that is not in the shard yet.
+    vouched: Vec<u64>,
     /// First thing that was wrong; the rest is read all the same, so that its keys are known.
     wrong: Option<String>,
 }
@@ -25,7 +44,13 @@ impl Replay {
     /// Of a shard of a pool in `namespace`.
     #[must_use]
     pub fn new(policy: Policy, namespace: &str, now_ms: Millis) -> Self {
-        Self { shard: Shard::new(policy, now_ms), namespace: namespace.into(), wrong: None }
+        Self {
+            shard: Shard::new(policy, now_ms),
+            namespace: namespace.into(),
+            head: ShardRow::default(),
+            vouched: Vec::new(),
+            wrong: None,
+        }
     }
 
     /// Takes rows in. What cannot be read is remembered for [`Self::finish`].
@@ -34,6 +59,14 @@ impl Replay {
             let taken = frame.map_err(|e| e.to_string()).and_then(|frame| match frame.kind {
                 RowKind::Worker => self.worker(frame.id, frame.body),
                 RowKind::Pool => Err("a pool's row among a shard's".into()),
+                RowKind::Shard => match frame.body.map(row::shard) {
+                    Some(Ok(head)) => {
+                        self.head = head;
+                        Ok(())
+                    }
+                    Some(Err(wrong)) => Err(wrong.to_string()),
+                    None => Err("the shard's own row is deleted".into()),
+                },
             });
             if let Err(wrong) = taken {
                 self.wrong.get_or_insert(wrong);
@@ -48,6 +81,7 @@ impl Replay {
             if let Some(at) = known {
                 self.clear(at);
                 self.shard.workers.remove(at);
+                self.shard.lives.forget(at);
             }
             return Ok(());
         };
@@ -66,8 +100,22 @@ impl Replay {
         let hot = self.shard.workers.get_mut(at);
         hot.line = line;
         (hot.version, hot.idle_seq, hot.affinity, hot.deleted) = (row.version, row.idle_seq, row.affinity, row.deleted);
+        hot.notes = 0;
+        hot.bars = u8::try_from(row.bars).ok().filter(|stored| stored & !bars::STORED == 0).ok_or_else(|| {
+            format!("W1: worker {id} is barred for reasons that this build does not know: {}", row.bars)
+        })?;
         if row.deleted {
             self.shard.ledger.leave(line);
+        }
+        self.vouched.resize(self.vouched.len().max(at as usize + 1), 0);
+        self.vouched[at as usize] = row.vouched;
+        self.shard.lives.forget(at);
+        if row.heartbeat_ttl_ms > 0 {
+            self.shard.lives.get_mut(at).ttl_ms = row.heartbeat_ttl_ms;
+        }
+        if let Some(promised) = &row.promised {
+            self.shard.lives.get_mut(at).promised = Some(Box::new(Capacity::from(promised)));
+            self.shard.workers.get_mut(at).notes |= notes::OF_CLAIM;
         }
         self.claims(at, &row)
     }
@@ -83,14 +131,21 @@ impl Replay {
         if claim.fence == 0 || claim.fence > limits::FENCE_MAX {
             return Err(format!("worker {} holds a claim with fence {}", id(), claim.fence));
         }
+        let state = match (claim.active, claim.releasing) {
+            (false, _) => ClaimState::Reserved,
+            (true, false) => ClaimState::Active,
+            (true, true) => ClaimState::Releasing,
+        };
         let line = self.shard.workers.get(at).line;
         let slot = self.shard.claims.insert(Claim {
             id: key,
             fence: claim.fence,
-            reserve_ms: claim.reserve_ms,
+            reserve_ms: term(claim.reserve_ms),
+            term_ms: term(claim.term_ms),
             worker: at,
-            active: claim.active,
+            state,
             confirmed: claim.active,
+            named: claim.named,
             told: true,
             spec: claim.spec.as_ref().map(|spec| Arc::new(spec.spec())),
         });
@@ -114,13 +169,58 @@ impl Replay {
         }
     }
 
-    /// The shard at sequence number `at`, its deadlines counted from `now_ms`.
+    /// What the shard remembers of itself; and whether the stop before this start may have lost claims.
+    fn resume_head(&mut self, resume: Resume) {
+        let (shard, head) = (&mut self.shard, &self.head);
+        shard.seq = resume.at;
+        shard.head_taken = *head;
+        shard.fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(head.fence_max, Fence::max);
+        // A claim in here may be one whose record was lost; later ones are of this owner.
+        shard.lost_tail = (shard.fence_max + 1).min(resume.floor + 1)..resume.floor + 1;
+        shard.head = Head { memory: head.memory, reserve_ms: head.reserve_ms, unclean: head.unclean };
+        if head.memory && !resume.revived {
+            shard.head.unclean += 1;
+            shard.seq += 1;
+        }
+    }
+
+    /// What rows say of workers beside their claims. Every deadline starts anew in full.
+    fn resume_lives(&mut self, resume: Resume) {
+        let shard = &mut self.shard;
+        let workers: Vec<u32> = shard.workers.iter_from(0).filter(|&at| !shard.workers.get(at).deleted).collect();
+        for at in workers {
+            let mut bars = shard.workers.get(at).bars;
+            if self.vouched[at as usize] < shard.head.unclean {
+                bars |= bars::UNVOUCHED;
+                shard.settled_ms = resume.now_ms + self.head.reserve_ms;
+            }
+            if let Some(expires_at_ms) = shard.workers.card(at).spec.expires_at_ms {
+                let left_ms = expires_at_ms.saturating_sub(resume.unix_ms);
+                if left_ms == 0 {
+                    bars |= bars::ENDED;
+                } else {
+                    shard.lives.get_mut(at).ends_ms = Some(resume.now_ms + left_ms);
+                }
+                shard.workers.get_mut(at).notes |= notes::ENDS;
+            }
+            shard.workers.get_mut(at).bars = bars;
+            if shard.lives.get(at).ttl_ms > 0 && bars & bars::LOST == 0 {
+                let life = shard.lives.get_mut(at);
+                life.silent_at_ms = Some(resume.now_ms + life.ttl_ms);
+            }
+            shard.schedule(at);
+        }
+    }
+
+    /// The shard as it goes on: its deadlines start anew in full.
     ///
     /// # Errors
     /// What was wrong, with the shard as far as it could be read: it must not serve, but its keys are known.
-    pub fn finish(mut self, at: Seq, now_ms: Millis) -> Result<Shard, (String, Box<Shard>)> {
+    pub fn finish(mut self, resume: Resume) -> Result<Shard, (String, Box<Shard>)> {
+        let Resume { at, now_ms, .. } = resume;
+        self.resume_head(resume);
+        self.resume_lives(resume);
         let shard = &mut self.shard;
-        shard.seq = at;
         shard.idle.grow(shard.workers.hot_mut());
         let mut free: Vec<(Seq, u32)> = Vec::new();
         let mut dead: Vec<(Seq, u32)> = Vec::new();
@@ -131,8 +231,16 @@ impl Replay {
             }
             if hot.deleted {
                 dead.push((hot.version, worker));
-            } else if hot.claim == NIL {
-                free.push((hot.idle_seq, worker));
+                continue;
+            }
+            shard.present += 1;
+            shard.barred.enter(hot.bars);
+            if hot.claim == NIL {
+                if hot.bars == 0 {
+                    free.push((hot.idle_seq, worker));
+                } else {
+                    shard.ledger.bar(hot.line);
+                }
             }
         }
         free.sort_unstable();
@@ -141,16 +249,10 @@ impl Replay {
             shard.idle.push(shard.workers.hot_mut(), worker);
         }
         shard.tombstones.extend(dead.into_iter().map(|(_, worker)| (now_ms + limits::TOMBSTONE_MS, worker)));
-        let reserved: Vec<Place> = shard
-            .claims
-            .iter_from(0)
-            .filter(|(_, claim)| !claim.active)
-            .map(|(at, claim)| Place { claim: at, worker: claim.worker, fence: claim.fence })
-            .collect();
-        for place in reserved {
-            if let Some(claim) = shard.claims.get(place) {
-                shard.timers.set(place.claim, now_ms + claim.reserve_ms);
-            }
+        let place = |(at, claim): (u32, &Claim)| Place { claim: at, worker: claim.worker, fence: claim.fence };
+        let held: Vec<Place> = shard.claims.iter_from(0).map(place).collect();
+        for place in held {
+            shard.start_stay(place, now_ms);
         }
         match self.wrong.or_else(|| self.shard.check().err()) {
             None => Ok(self.shard),

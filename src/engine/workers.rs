@@ -37,6 +37,10 @@ pub struct Worker {
     pub dirty: bool,
     /// Deleted, and remembered for a while.
     pub deleted: bool,
+    /// Why it is not offered, if it is not ([`super::life::bars`]).
+    pub bars: u8,
+    /// What there is to look up about it elsewhere ([`super::life::notes`]).
+    pub notes: u8,
 }
 
 const _: () = assert!(size_of::<Worker>() == 64, "a worker's hot part is one cache line");
@@ -57,6 +61,8 @@ impl Worker {
             idle: false,
             dirty: false,
             deleted: false,
+            bars: 0,
+            notes: 0,
         }
     }
 

@@ -151,7 +151,7 @@ impl Target {
         match &self.kind {
             Kind::Inproc(scheduler) => {
                 let specs: Result<Vec<_>, Refusal> =
-                    workers.map(|n| WorkerId::new(&worker_id(n)).map(WorkerSpec::bare)).collect();
+                    workers.map(|n| WorkerId::new(&worker_id(n)).map(|id| WorkerSpec::bare(id).into())).collect();
                 for outcome in scheduler.register_batch(&self.name()?, specs?).await? {
                     outcome?;
                 }

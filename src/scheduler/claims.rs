@@ -7,10 +7,12 @@ use super::{Scheduler, wait};
 use crate::ask::PoolChoice;
 use crate::choice::Start;
 use crate::keys::{Found, Hold, ShardRef, Unstoreds};
+use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
-use crate::model::{Ack, ClaimId, ClaimRequest, ClaimView, Fence, PoolName, Taken};
+use crate::model::{Ack, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Millis, PoolName, Taken};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
+use crate::remembered::Ended;
 use crate::shard::{Batch, ClaimAnswer, ClaimItem, Command, KeyItem, Payload, Reply, Visited};
 
 impl Scheduler {
@@ -75,7 +77,17 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`, as durable as the claim's end was to be.
     pub async fn get_claim(&self, id: &ClaimId) -> Result<ClaimView, Refusal> {
-        self.view_held(id, None, Command::Look).await
+        let found = self.view_held(id, None, Command::Look).await;
+        if found != Err(Refusal::NotFound(What::Claim)) {
+            return found;
+        }
+        let ended = self.dispatch().remembered.find(id, self.dispatch().clock.engine_ms());
+        match ended.filter(|ended| ended.grant.state == ClaimState::Lost) {
+            Some(Ended { pool, grant, .. }) => {
+                Ok(view(id, &pool, ClaimAnswer { grant, created: false, pool: 0, expires_at_ms: None }))
+            }
+            None => found,
+        }
     }
 
     /// The holder has started: the claim is active.
@@ -86,15 +98,60 @@ impl Scheduler {
         self.view_held(id, Some(fence), Command::Confirm).await
     }
 
-    /// The holder is done. Ok also if the claim is gone already.
+    /// The holder still needs it: its time begins anew, and from now on lasts `ttl_ms` if that is given.
+    ///
+    /// # Errors
+    /// `Invalid` naming the limit of `ttl_ms`; `NotFound`; `Fence` if it is not the holder's; `State` if it is not active
+    /// yet; `Releasing`.
+    pub async fn renew(&self, id: &ClaimId, fence: Fence, ttl_ms: Option<Millis>) -> Result<ClaimView, Refusal> {
+        check_ttl(ttl_ms)?;
+        let ask = |item| Command::Renew(item, ttl_ms);
+        self.view_held(id, Some(fence), ask).await
+    }
+
+    /// The holder is done. Ok also if the claim is gone already. Also the end of what [`Self::begin_release`] began, even
+    /// if that took too long and was given up.
     ///
     /// # Errors
     /// `Fence` if somebody else holds the key now.
     pub async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), Refusal> {
-        match self.on_held(id, Some(fence), Command::Release).await? {
-            Ok(_) | Err(Refusal::NotFound(_)) => Ok(()),
+        if self.done_with(id, fence, Command::Release).await? {
+            return Ok(());
+        }
+        let ended = self.dispatch().remembered.find(id, self.dispatch().clock.engine_ms());
+        let given_up = |ended: &Ended| (ended.grant.state, ended.grant.place.fence) == (ClaimState::Releasing, fence);
+        match ended.filter(given_up) {
+            Some(ended) => self.finish_late(id, &ended).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The holder is done, but the worker has to be cleaned: it is held until [`Self::release`] says that it is clean,
+    /// and the key is not free before. After the pool's `releasing_ms` the claim ends all the same, and the worker is
+    /// suspect. Ok also if the claim is gone already.
+    ///
+    /// # Errors
+    /// `Fence` if somebody else holds the key now.
+    pub async fn begin_release(&self, id: &ClaimId, fence: Fence) -> Result<(), Refusal> {
+        self.done_with(id, fence, Command::BeginRelease).await.map(drop)
+    }
+
+    /// False: nobody holds the key.
+    async fn done_with(&self, id: &ClaimId, fence: Fence, ask: fn(KeyItem) -> Command) -> Result<bool, Refusal> {
+        match self.on_held(id, Some(fence), ask).await? {
+            Ok(_) => Ok(true),
+            Err(Refusal::NotFound(_)) => Ok(false),
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// The clean-up that was given up is finished: whoever cleaned may say so to the shard of the worker.
+    async fn finish_late(&self, id: &ClaimId, ended: &Ended) -> Result<(), Refusal> {
+        let Some(port) = self.dispatch().pools.load().port(ended.shard).cloned() else { return Ok(()) };
+        let (reply, answer) = Reply::one();
+        let started_ns = self.dispatch().clock.mono_ns();
+        port.ask(Command::Release(KeyItem { id: id.clone(), place: ended.grant.place, started_ns, reply }));
+        wait(answer).await.map(drop)
     }
 
     /// Many releases in one call: each its own outcome, in order. Each shard is visited once.
@@ -146,7 +203,7 @@ impl Scheduler {
         &self,
         id: &ClaimId,
         fence: Option<Fence>,
-        ask: fn(KeyItem) -> Command,
+        ask: impl FnOnce(KeyItem) -> Command,
     ) -> Result<ClaimView, Refusal> {
         let (payload, hold) = self.on_held(id, fence, ask).await??;
         let Payload::Claim(answer) = payload else { return Err(Refusal::NotFound(What::Claim)) };
@@ -161,7 +218,7 @@ impl Scheduler {
         &self,
         id: &ClaimId,
         fence: Option<Fence>,
-        ask: fn(KeyItem) -> Command,
+        ask: impl FnOnce(KeyItem) -> Command,
     ) -> Result<Result<(Payload, Hold), Refusal>, Refusal> {
         self.open()?;
         let started_ns = self.dispatch().stopwatch();
@@ -216,7 +273,9 @@ impl Scheduler {
     /// Checks a request against its pool and makes it a claim on its way. A refusal has been sent to `reply` as well.
     fn item(&self, request: ClaimRequest, started_ns: u64, reply: Reply) -> Result<Box<ClaimItem>, Refusal> {
         let dispatch = self.dispatch();
-        match Start::new(&dispatch.pools.load(), &dispatch.selectors, &request) {
+        let start =
+            check_ttl(request.ttl_ms).and_then(|()| Start::new(&dispatch.pools.load(), &dispatch.selectors, &request));
+        match start {
             Err(refusal) => {
                 reply.send(Err(refusal.clone()));
                 Err(refusal)
@@ -230,6 +289,7 @@ impl Scheduler {
                 ticket: 0,
                 affinity: request.affinity,
                 reserve_ms,
+                ttl_ms: request.ttl_ms.unwrap_or(0),
                 durable,
                 visited: Visited::default(),
                 unasked: None,
@@ -274,6 +334,15 @@ fn turn() -> u64 {
         static TURN: Cell<u64> = const { Cell::new(0) };
     }
     TURN.with(|turn| turn.replace(turn.get() + 1))
+}
+
+fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
+    match ttl_ms {
+        Some(ms) if ms == 0 || ms > limits::TTL_MS_MAX => {
+            Err(Refusal::invalid("ttl_ms", format!("must be 1..={}", limits::TTL_MS_MAX)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A claim as the service shows it.

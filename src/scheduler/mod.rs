@@ -23,11 +23,12 @@ pub use crate::dispatch::Settings;
 use crate::fence::Fences;
 use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
-use crate::metrics::{ShardState, metrics};
+use crate::metrics::{BarReason, ShardState, metrics};
 use crate::model::{PoolName, PoolSpec};
 use crate::pools::{Pool, Pools};
 use crate::recovery;
 use crate::refusal::{Refusal, Unavailable};
+use crate::remembered::Remembered;
 use crate::selector::Selectors;
 use crate::shard::Supervisor;
 use crate::store::{SharedStore, StoreError};
@@ -98,6 +99,7 @@ impl Scheduler {
             selectors: Selectors::default(),
             journal: Journal::new(store, clock.clone()),
             clock,
+            remembered: Remembered::default(),
             fences: Fences::closed(),
             settings,
             stopping: AtomicBool::new(false),
@@ -197,7 +199,7 @@ impl Scheduler {
         for port in ports() {
             // An answer from the shard says that it decided what was before it.
             let (reply, answer) = crate::shard::Reply::one();
-            if port.push(crate::shard::Command::Report(reply)).is_ok() {
+            if port.push(crate::shard::Command::Seal(reply)).is_ok() {
                 let _ = answer.await;
             }
         }
@@ -258,6 +260,10 @@ impl Scheduler {
         let mut by_state = [0_u32; ShardState::ALL.len()];
         for pool in &pools {
             let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
+            for reason in BarReason::ALL {
+                let workers: usize = pool.ports.iter().map(|port| port.barred(*reason)).sum();
+                pool.metrics.workers_barred(*reason).set(workers as f64);
+            }
             for port in &pool.ports {
                 by_state[port.state() as usize] += 1;
                 depth += port.depth();

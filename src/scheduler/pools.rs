@@ -88,6 +88,10 @@ impl Scheduler {
             }
         }
         pool.respecify(spec);
+        for port in &pool.ports {
+            // Whether it acknowledges from memory is what its own row must say.
+            port.wake();
+        }
         Ok(())
     }
 
@@ -213,7 +217,7 @@ fn silent(port: &crate::shard::ShardPort) -> ShardReport {
 
 fn add_ledger(status: &mut PoolStatus, report: &ShardReport) {
     for line in &report.ledger {
-        for (sum, workers) in [(&mut status.capacity, line.workers), (&mut status.free, line.workers - line.held)] {
+        for (sum, workers) in [(&mut status.capacity, line.workers), (&mut status.free, line.free())] {
             let workers = u64::from(workers);
             sum.cpu_milli = sum.cpu_milli.saturating_add(line.capacity.cpu_milli.saturating_mul(workers));
             sum.memory_bytes = sum.memory_bytes.saturating_add(line.capacity.memory_bytes.saturating_mul(workers));
@@ -222,7 +226,7 @@ fn add_ledger(status: &mut PoolStatus, report: &ShardReport) {
         if let Some(gpu) = &line.capacity.gpu {
             let cards = status.gpus.entry(gpu.model.to_string()).or_default();
             cards.0 += u64::from(gpu.count) * u64::from(line.workers);
-            cards.1 += u64::from(gpu.count) * u64::from(line.workers - line.held);
+            cards.1 += u64::from(gpu.count) * u64::from(line.free());
         }
     }
 }

@@ -6,6 +6,7 @@
 //! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardPort`]).
 
 mod answers;
+mod life;
 mod looks;
 
 use std::collections::VecDeque;
@@ -18,12 +19,13 @@ use super::command::{ClaimItem, Command, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{ClaimAnswer, Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Counters, Effect, Event, Grant, Place, Shard};
+use crate::engine::{Answer, Barred, Counters, Effect, Event, Grant, Place, Shard};
 use crate::keys::{Hold, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
+use crate::remembered::Ended;
 
 /// How often the ledger is compared with the claims.
 const RECOUNT_MS: Millis = 1_000;
@@ -121,6 +123,12 @@ pub(crate) struct Running {
     keeps_rows: bool,
     /// The pool answers durably, as of this run.
     durable: bool,
+    /// The store has to have this before anything is acknowledged from memory.
+    memory_from: Seq,
+    /// The service stops.
+    sealed: bool,
+    /// Tickets of keys that may be adopted in the event at hand.
+    tickets: Vec<(ClaimId, Ticket)>,
     /// Fences drawn for the claims at hand.
     fences: std::ops::Range<Fence>,
     /// Tickets of the claims that are being decided: after a panic they are given up.
@@ -141,6 +149,8 @@ pub(crate) struct Running {
     /// Keys that were freed here, whose record the store may lack.
     gone: VecDeque<(Seq, ClaimId)>,
     counted: Counters,
+    /// As last published.
+    barred: Barred,
     recounted_ms: Millis,
     /// Claims whose grant left, and requests to release that came, in this run.
     created: u64,
@@ -157,7 +167,11 @@ impl Running {
         Self {
             keeps_rows: port.outbox.wants_rows(),
             durable: true,
+            memory_from: 0,
+            sealed: false,
+            tickets: Vec::new(),
             counted: shard.counters(),
+            barred: Barred::default(),
             dispatch,
             pool,
             port,
@@ -186,8 +200,8 @@ impl Running {
     /// it looked.
     pub(super) fn run(&mut self, command: Option<Command>) -> Seq {
         self.now_ms = self.dispatch.clock.engine_ms();
-        self.durable = self.pool.is_durable();
         self.release_answers();
+        self.look_at_ack();
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
         if !taken.is_empty() {
@@ -245,17 +259,24 @@ impl Running {
             Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
             Command::Confirm(item) => self.on(Event::Confirm { place: item.place, to: To::Key(item) }),
             Command::Look(item) => self.on(Event::Look { place: item.place, to: To::Key(item) }),
+            Command::Renew(item, ttl_ms) => self.on(Event::Renew { place: item.place, ttl_ms, to: To::Key(item) }),
+            Command::Yield(place) => self.on(Event::Yield { place }),
+            Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => {
-                for (spec, reply) in workers {
-                    self.on(Event::Register { spec, to: To::Reply(reply) });
+                for (registration, reply) in workers {
+                    self.register(registration, reply);
                 }
             }
+            Command::Heartbeat(id, beat, reply) => self.heartbeat(id, beat, reply),
+            Command::Steer(id, verb, reply) => self.on(Event::Steer { id, verb, to: To::Reply(reply) }),
+            Command::ClearAll(reply) => self.on(Event::ClearAll { to: To::Reply(reply) }),
+            Command::Seal(reply) => self.seal(reply),
             Command::Delete(id, reply) => self.on(Event::Delete { id, to: To::Reply(reply) }),
             Command::Worker(id, reply) => {
                 let look = self.shard.find_worker(&id);
                 self.shard.mark_told(look.iter().flat_map(|look| &look.claims).map(|(_, grant)| grant.place));
                 let outcome = look
-                    .map(|look| Payload::Worker { created: false, look: Box::new(look) })
+                    .map(|look| Payload::Worker { created: false, look: Box::new(look), stop: Vec::new() })
                     .ok_or(Refusal::NotFound(What::Worker));
                 self.answer(reply, outcome, Unstoreds::new(), None);
             }
@@ -301,8 +322,9 @@ impl Running {
                 Err(why) => return self.dispatch.give_up(item, Refusal::Unavailable(why)),
             },
         };
-        let (id, affinity, reserve_ms, wants) = (item.id.clone(), item.affinity, item.reserve_ms, item.wants());
-        self.on(Event::Claim { id, fence, affinity, reserve_ms, wants, to: To::Claim(item) });
+        let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants());
+        let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
+        self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: To::Claim(item) });
     }
 
     /// Why this shard takes no claim at present: the store is too far behind.
@@ -330,6 +352,11 @@ impl Running {
             match effect {
                 Effect::Reply { to, answer } => self.reply(to, answer),
                 Effect::Ended { id, fence, .. } => self.ended(id, fence),
+                Effect::Remember { id, grant } => {
+                    let ended = Ended { shard: self.port.shard, pool: self.pool.name.clone(), grant };
+                    self.dispatch.remembered.put(id, ended, self.now_ms);
+                }
+                Effect::Adopted { id, place } => self.adopted(&id, place),
             }
         }
         self.effects = effects;
@@ -348,12 +375,8 @@ impl Running {
             To::Claim(item) => self.reply_claim(item, answer),
             To::Key(item) => self.reply_key(item, answer),
             To::Reply(reply) => {
-                let outcome = match answer {
-                    Answer::Registered { created, worker } => Ok(Payload::Worker { created, look: worker }),
-                    Answer::Deleted => Ok(Payload::Done),
-                    answer => Err(refusal(&answer)),
-                };
-                self.answer(reply, outcome, Unstoreds::new(), None);
+                let (outcome, unstored) = self.about_worker(answer);
+                self.answer(reply, outcome, unstored, None);
             }
             To::Nobody => {}
         }
@@ -364,6 +387,7 @@ impl Running {
             Answer::Granted(grant) => {
                 let hold = Hold { shard: self.port.shard, place: grant.place };
                 let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
+                self.dispatch.remembered.forget(&item.id);
                 self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
                 self.pool.board.remember(item.affinity, self.port.shard.shard);
                 if item.started_ns > 0 {
@@ -391,7 +415,7 @@ impl Running {
 
     fn answer_claim(&mut self, item: ClaimItem, grant: Grant, created: bool, unstored: Unstoreds, made: Option<Place>) {
         let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, pool: self.pool.number, expires_at_ms: None }));
-        let durable = item.durable && self.keeps_rows;
+        let durable = (item.durable || self.durable) && self.keeps_rows;
         self.send_or_wait(item.reply, outcome, durable, unstored, made);
         if let Some(answer) = self.outgoing.last_mut() {
             answer.started_ns = item.started_ns;
@@ -406,7 +430,7 @@ impl Running {
                 Ok(Payload::Claim(ClaimAnswer { grant, created: false, pool, expires_at_ms: None }))
             }
             Answer::Released => Ok(Payload::Done),
-            _ => Err(Refusal::NotFound(What::Claim)),
+            answer => Err(refusal(&answer)),
         };
         self.answer(item.reply, outcome, unstored, None);
     }
@@ -472,12 +496,17 @@ impl Running {
         let now = self.shard.counters();
         let tally = &self.port.tally;
         tally.touches.add(now.touches - self.counted.touches);
-        tally.sweeps.add(now.swept - self.counted.swept);
         tally.give_backs.add(now.given_back - self.counted.given_back);
         tally.created.add(std::mem::take(&mut self.created));
         tally.releases.add(std::mem::take(&mut self.releases));
+        if now.life != self.counted.life {
+            self.count_life(&now.life);
+        }
         self.timed = false;
         self.counted = now;
+        if self.shard.barred() != self.barred {
+            self.publish_barred();
+        }
         // A recount costs a look at every ledger line: now and then is enough to be noticed.
         if self.now_ms >= self.recounted_ms + RECOUNT_MS {
             self.recounted_ms = self.now_ms;
@@ -505,6 +534,21 @@ fn refusal(answer: &Answer) -> Refusal {
         }
         Answer::Mismatch => {
             Refusal::State("must_match: the key holds a claim that asked for other resources; release it first".into())
+        }
+        Answer::Releasing => Refusal::Releasing,
+        Answer::NotActive => Refusal::State("the claim is not active yet: confirm it first".into()),
+        Answer::Draining => {
+            Refusal::State("the worker is draining, which ends only when it registers with a higher incarnation".into())
+        }
+        Answer::Settling { left_ms } => {
+            let text = format!(
+                "the last stop may have lost claims, and those can still be started for {left_ms} ms; try again then"
+            );
+            Refusal::State(text.into())
+        }
+        Answer::UnknownIncarnation { known } => {
+            let text = format!("incarnation {known} is the last that was registered; register this one first");
+            Refusal::State(text.into())
         }
         Answer::UnknownWorker => Refusal::NotFound(What::Worker),
         Answer::StaleIncarnation { known, deleted: false } => {

@@ -7,7 +7,7 @@ use crate::choice::Choice;
 use crate::engine::Place;
 use crate::keys::Ticket;
 use crate::limits;
-use crate::model::{ClaimId, Millis, Policy, WorkerId, WorkerSpec};
+use crate::model::{Beat, ClaimId, Millis, Policy, Registration, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
@@ -26,6 +26,8 @@ pub struct ClaimItem {
     pub affinity: u64,
     /// How long it may stay unconfirmed.
     pub reserve_ms: Millis,
+    /// How long it may stay active without a renewal; 0: as long as its worker lives.
+    pub ttl_ms: Millis,
     /// Its answer leaves after the store has it.
     pub durable: bool,
     /// Breaks ties between shards.
@@ -114,10 +116,22 @@ pub enum Command {
     Releases(Vec<KeyItem>),
     /// The holder has started.
     Confirm(KeyItem),
+    /// The holder still needs it, and may need it for another time than before.
+    Renew(KeyItem, Option<Millis>),
+    /// The holder is done, but the worker has to be cleaned.
+    BeginRelease(KeyItem),
+    /// The claim there is over: a worker runs a later one of its key, whose record was lost.
+    Yield(Place),
     /// What is held?
     Look(KeyItem),
     /// Workers are there.
-    Register(Vec<(WorkerSpec, Reply)>),
+    Register(Vec<(Registration, Reply)>),
+    /// A worker says that it is there.
+    Heartbeat(WorkerId, Beat, Reply),
+    /// The owner of a worker wishes.
+    Steer(WorkerId, WorkerVerb, Reply),
+    /// The owner of all workers speaks for them.
+    ClearAll(Reply),
     /// A worker is gone.
     Delete(WorkerId, Reply),
     /// What about this worker?
@@ -132,6 +146,8 @@ pub enum Command {
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// The pool's policy changed.
     SetPolicy(Policy),
+    /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
+    Seal(Reply),
     /// End everything: the pool is being deleted.
     Close(Reply),
     /// Panics: fault injection for tests of the supervisor. No edge can send it.
@@ -162,7 +178,11 @@ impl Command {
     #[must_use]
     pub fn keys(&self) -> &[KeyItem] {
         match self {
-            Self::Release(item) | Self::Confirm(item) | Self::Look(item) => std::slice::from_ref(item),
+            Self::Release(item)
+            | Self::Confirm(item)
+            | Self::Look(item)
+            | Self::Renew(item, _)
+            | Self::BeginRelease(item) => std::slice::from_ref(item),
             Self::Releases(items) => items,
             _ => &[],
         }

@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use crossbeam::queue::ArrayQueue;
@@ -26,7 +26,7 @@ use crate::dispatch::Dispatch;
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
-use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
 use crate::model::{ClaimId, Millis};
 use crate::refusal::{Refusal, Unavailable};
 
@@ -61,6 +61,8 @@ pub struct ShardPort {
     restarts: Mutex<Restarts>,
     /// Difference between ledger and claims, as the actor last saw it.
     drift: AtomicU64,
+    /// Workers that are not offered, by reason, as the actor last saw them.
+    barred: [AtomicUsize; BarReason::ALL.len()],
     metrics: PoolMetrics,
     /// What it did, for the counters of its pool.
     pub tally: Tally,
@@ -97,6 +99,7 @@ impl ShardPort {
             in_hand: Mutex::new(Vec::new()),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
+            barred: Default::default(),
             metrics,
             tally: Tally::default(),
             dispatch: Arc::downgrade(dispatch),
@@ -195,6 +198,16 @@ impl ShardPort {
     #[must_use]
     pub fn drift(&self) -> u64 {
         self.drift.load(Ordering::Relaxed)
+    }
+
+    /// Workers that are not offered for this reason.
+    #[must_use]
+    pub fn barred(&self, reason: BarReason) -> usize {
+        self.barred[reason as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_barred(&self, reason: BarReason, workers: usize) {
+        self.barred[reason as usize].store(workers, Ordering::Relaxed);
     }
 
     pub(super) fn set_drift(&self, drift: u64) {
@@ -324,12 +337,11 @@ impl ShardPort {
 
     /// Brings the pool's counters up to date.
     pub(crate) fn publish_tally(&self) {
-        let Tally { created, releases, touches, sweeps, give_backs } = &self.tally;
+        let Tally { created, releases, touches, give_backs } = &self.tally;
         let metrics = &self.metrics;
         created.publish(metrics.claims(ClaimOutcome::Created));
         releases.publish(&metrics.releases);
         touches.publish(&metrics.worker_touches);
-        sweeps.publish(&metrics.sweeps);
         give_backs.publish(&metrics.give_backs);
     }
 
@@ -362,6 +374,12 @@ impl ShardPort {
             Command::Release(KeyItem { reply, .. })
             | Command::Confirm(KeyItem { reply, .. })
             | Command::Look(KeyItem { reply, .. })
+            | Command::Renew(KeyItem { reply, .. }, _)
+            | Command::BeginRelease(KeyItem { reply, .. })
+            | Command::Heartbeat(_, _, reply)
+            | Command::Steer(_, _, reply)
+            | Command::ClearAll(reply)
+            | Command::Seal(reply)
             | Command::Delete(_, reply)
             | Command::Worker(_, reply)
             | Command::ListWorkers(_, _, reply)
@@ -370,7 +388,7 @@ impl ShardPort {
             | Command::Close(reply) => say(reply),
             Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
-            Command::Dump(..) | Command::SetPolicy(_) | Command::Panic => {}
+            Command::Dump(..) | Command::SetPolicy(_) | Command::Yield(_) | Command::Panic => {}
         }
     }
 

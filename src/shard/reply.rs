@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::engine::{Grant, LedgerLine, WorkerLook};
-use crate::model::{ClaimId, Millis, ShardStatus};
+use crate::model::{ClaimId, Cleared, Millis, RunningClaim, ShardStatus};
 use crate::refusal::Refusal;
 
 /// What a shard says.
@@ -21,7 +21,13 @@ pub enum Payload {
         created: bool,
         /// As it stands.
         look: Box<WorkerLook>,
+        /// What it named and should not run.
+        stop: Vec<RunningClaim>,
     },
+    /// What a worker that sent a heartbeat holds, and what it named and should not run.
+    Heard(Vec<(ClaimId, ClaimAnswer)>, Vec<RunningClaim>),
+    /// Workers of the shard that are trusted since, and those that are not yet.
+    Cleared(Cleared),
     /// Workers with their ordinals.
     Workers(Vec<(u32, WorkerLook)>),
     /// Claims with the ordinals of their workers, and whether there may be more.

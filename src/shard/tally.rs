@@ -38,8 +38,6 @@ pub struct Tally {
     pub(super) releases: Count,
     /// Changes of a worker.
     pub(super) touches: Count,
-    /// Reservations that ended unconfirmed.
-    pub(super) sweeps: Count,
     /// Grants that were undone because nobody was told of them.
     pub(super) give_backs: Count,
 }

@@ -58,7 +58,8 @@ fn asking(pool: &str, key: &str, ask: ClaimAsk) -> ClaimRequest {
 }
 
 async fn add(world: &World, pool: &str, workers: Vec<WorkerSpec>) {
-    for registered in world.s.register_batch(&name(pool), workers).await.unwrap() {
+    for registered in world.s.register_batch(&name(pool), workers.into_iter().map(Into::into).collect()).await.unwrap()
+    {
         registered.unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::model::{Ack, WorkerId, WorkerSpec};
+use hotpool::model::{Ack, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::store::{StepKind, StepOutcome};
 
 use crate::world::{Row, Seeded, World, done, id, name, spec, until, worker};
@@ -18,7 +18,7 @@ fn long(id: &str) -> WorkerSpec {
 async fn pool_of_long(ack: Ack, n: usize) -> World {
     let world = World::on_disk().await;
     world.pool("p", spec(1, ack), &[]).await;
-    let all = (0..n).map(|i| long(&format!("w{i}"))).collect();
+    let all = (0..n).map(|i| long(&format!("w{i}")).into()).collect();
     for registered in world.s.register_batch(&name("p"), all).await.unwrap() {
         assert!(registered.unwrap().created);
     }
@@ -28,9 +28,14 @@ async fn pool_of_long(ack: Ack, n: usize) -> World {
 
 /// What the store holds is what lives, row by row.
 async fn store_is_exact(world: &World) {
+    // As a durable pool for a moment, so that nobody is suspect after the crash.
+    let pool = world.s.get_pool(&name("p")).await.unwrap().spec;
+    world.s.put_pool(name("p"), PoolSpec { ack: Ack::Durable, ..pool.clone() }).await.unwrap();
+    world.quiet().await;
     world.stored("p").await;
     let live: Vec<Row> = world.rows("p").await;
     let crashed = world.crashed().await;
+    world.s.put_pool(name("p"), pool).await.unwrap();
     assert!(crashed.rows("p").await == live, "the reloaded state differs");
     assert_eq!(crashed.counts("p").await, world.counts("p").await);
     // Also in the order in which idle workers are taken.

@@ -3,12 +3,16 @@
 //! Time is the test's own; nothing sleeps.
 
 mod choice;
+mod claim_life;
 mod claims;
 mod directory;
 mod full;
 mod gate;
+mod heartbeats;
 mod held_back;
 mod journal;
+mod life;
+mod memory_ack;
 mod panics;
 mod restart;
 mod store_wait;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::model::{Ack, WorkerId, WorkerSpec};
+use hotpool::model::{Ack, ClaimState, WorkerId, WorkerSpec};
 use hotpool::refusal::{Refusal, What};
 use tempfile::TempDir;
 
@@ -22,7 +22,7 @@ async fn w01_a_new_incarnation_ends_what_the_old_one_held() {
     let registered = world.s.register(&name("p"), incarnation("w", 1)).await.unwrap();
     assert!(!registered.created && !registered.worker.busy);
     assert_eq!(world.counts("p").await, (1, 0, 0));
-    assert_eq!(world.s.get_claim(&id("k")).await, Err(GONE));
+    assert_eq!(world.state("k").await, ClaimState::Lost);
     assert_eq!(world.s.confirm(&id("k"), old).await, Err(GONE));
     let rows = world.rows("p").await;
     world.s.release(&id("k"), old).await.unwrap();
@@ -47,7 +47,7 @@ async fn w01_a_deleted_worker_comes_back_only_with_a_new_incarnation() {
     let w = WorkerId::new("w").unwrap();
     world.s.delete_worker(&name("p"), &w).await.unwrap();
     assert_eq!(world.s.delete_worker(&name("p"), &w).await, Err(Refusal::NotFound(What::Worker)));
-    assert_eq!(world.s.get_claim(&id("k")).await, Err(GONE));
+    assert_eq!(world.state("k").await, ClaimState::Lost);
     assert!(matches!(world.s.register(&name("p"), worker("w")).await, Err(Refusal::State(_))));
     // Also after a restart, and for its whole time.
     let world = world.restarted().await;

@@ -133,7 +133,7 @@ impl World {
     }
 
     pub async fn add(&self, pool: &str, workers: &[&str]) {
-        let specs = workers.iter().map(|id| worker(id)).collect();
+        let specs = workers.iter().map(|id| worker(id).into()).collect();
         for registered in self.s.register_batch(&name(pool), specs).await.unwrap() {
             assert!(registered.unwrap().created);
         }

@@ -49,6 +49,7 @@ fn every_bad_body_names_its_field() {
         ("POST", CLAIMS, claim_with(r#""reserve_ms":18446744073709551615"#), "reserve_ms"),
         ("POST", CLAIMS, claim_with(r#""reserve_ms":"1""#), "reserve_ms"),
         ("POST", CLAIMS, claim_with(r#""reserve_ms":null"#), "reserve_ms"),
+        ("POST", CLAIMS, claim_with(r#""ttl_ms":31536000000"#), "ttl_ms"),
         ("POST", CLAIMS, claim_with(r#""ack":"never""#), "ack"),
         ("POST", CLAIMS, claim_with(r#""wait_ms":1"#), "wait_ms"),
         ("POST", CLAIMS, claim_with(r#""waits":1"#), "waits"),
@@ -246,7 +247,7 @@ fn every_bad_path_and_query_is_refused() {
         ("GET", "/v2/pools"),
         ("GET", "/v1/pools/ns"),
         ("POST", "/v1/claims/ns/a"),
-        ("POST", "/v1/claims/ns/a:renew"),
+        ("POST", "/v1/claims/ns/a:resize"),
         ("POST", "/v1/claims/ns/a:"),
         ("GET", "/v1/claims/ns/a/b"),
     ] {

@@ -8,6 +8,7 @@ mod client;
 mod connections;
 mod declared_pools;
 mod grpc;
+mod life;
 mod lifecycle;
 mod load;
 mod openapi;

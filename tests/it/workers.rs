@@ -20,7 +20,10 @@ fn a_worker_is_registered_replaced_read_and_deleted() {
     for key in ["capacity", "labels", "node", "incarnation"] {
         assert_eq!(made[key], spec[key]);
     }
-    assert_eq!((&made["id"], &made["state"], &made["schedulability"]), (&json!("w0"), &json!("idle"), &json!("open")));
+    assert_eq!(
+        (&made["id"], &made["occupancy"], &made["schedulability"]),
+        (&json!("w0"), &json!("idle"), &json!("open"))
+    );
     client.put(WORKER, &spec).expect(200);
     assert_eq!(client.get(WORKER).expect(200)["worker"]["claims"], json!([]));
     // No body at all is a worker with nothing but its id.
@@ -35,7 +38,7 @@ fn a_busy_worker_shows_its_claim() {
     let (_dir, _server, mut client) = with_pool(1);
     let taken = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
     let worker = client.get(WORKER).expect(200)["worker"].take();
-    assert_eq!(worker["state"], "busy");
+    assert_eq!(worker["occupancy"], "busy");
     let claims = worker["claims"].as_array().unwrap();
     assert_eq!(claims.len(), 1);
     for key in ["key", "tenant", "fence", "pool", "worker", "state"] {

@@ -1,6 +1,6 @@
 //! Claims.
 
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, async_trait};
 
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
@@ -11,6 +11,7 @@ use super::proto::{
     RenewClaimRequest, RenewClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
 use super::{Answer, Calls, read};
+use crate::api::http::json::Phase;
 use crate::api::http::read::merge;
 use crate::api::outcome::Failure;
 use crate::model::Taken;
@@ -60,15 +61,22 @@ impl ClaimService for Calls {
         Ok(Response::new(ConfirmClaimResponse { claim: Some((&claim).into()) }))
     }
 
-    async fn renew_claim(&self, _: Request<RenewClaimRequest>) -> Answer<RenewClaimResponse> {
-        Err(Status::unimplemented("RenewClaim is not built in this version"))
+    async fn renew_claim(&self, request: Request<RenewClaimRequest>) -> Answer<RenewClaimResponse> {
+        let RenewClaimRequest { namespace, key, tenant, fence, ttl_ms } = request.get_ref();
+        let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
+        let claim = self.scheduler.renew(&id, fence, *ttl_ms).await.map_err(Failure::from)?;
+        Ok(Response::new(RenewClaimResponse { claim: Some((&claim).into()) }))
     }
 
     async fn release_claim(&self, request: Request<ReleaseClaimRequest>) -> Answer<ReleaseClaimResponse> {
         let ReleaseClaimRequest { namespace, key, tenant, fence, phase } = request.get_ref();
-        read::phase(*phase)?;
+        let phase = read::phase(*phase)?;
         let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
-        self.scheduler.release(&id, fence).await.map_err(Failure::from)?;
+        let released = match phase {
+            Some(Phase::Begin) => self.scheduler.begin_release(&id, fence).await,
+            Some(Phase::Finish) | None => self.scheduler.release(&id, fence).await,
+        };
+        released.map_err(Failure::from)?;
         Ok(Response::new(ReleaseClaimResponse {}))
     }
 }

@@ -1,6 +1,6 @@
 //! Pools.
 
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, async_trait};
 
 use super::proto::pool_service_server::PoolService;
 use super::proto::{
@@ -10,7 +10,7 @@ use super::proto::{
 use super::write::whole_pool;
 use super::{Answer, Calls, read};
 use crate::api::outcome::Failure;
-use crate::model::PoolName;
+use crate::model::{Cleared, PoolName};
 
 #[async_trait]
 impl PoolService for Calls {
@@ -44,7 +44,10 @@ impl PoolService for Calls {
         Ok(Response::new(DeletePoolResponse {}))
     }
 
-    async fn clear_pool(&self, _: Request<ClearPoolRequest>) -> Answer<ClearPoolResponse> {
-        Err(Status::unimplemented("ClearPool is not built in this version"))
+    async fn clear_pool(&self, request: Request<ClearPoolRequest>) -> Answer<ClearPoolResponse> {
+        let ClearPoolRequest { namespace, pool } = request.get_ref();
+        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
+        let Cleared { cleared, suspect } = self.scheduler.clear_pool(&name).await.map_err(Failure::from)?;
+        Ok(Response::new(ClearPoolResponse { cleared, suspect }))
     }
 }

@@ -5,13 +5,15 @@ use std::borrow::Cow;
 
 use super::proto;
 use super::proto::take_claim_request::Candidates;
-use crate::api::http::json::{ClaimBody, HolderBody, NodeBody, TENANT_DEFAULT, Text, WorkerBody};
-use crate::api::http::read::Texts;
+use crate::api::http::json::{
+    ClaimBody, HeartbeatBody, HolderBody, NamedBodies, NamedBody, NodeBody, Phase, TENANT_DEFAULT, Text, WorkerBody,
+};
+use crate::api::http::read::{List, Texts};
 use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
-    Ack, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuCapacity, Mode, Policy, PoolName, PoolSpec, WorkerId,
-    WorkerSpec,
+    Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuCapacity, Mode, Policy, PoolName, PoolSpec,
+    Registration, WorkerId,
 };
 
 fn text(value: &str) -> Text<'_> {
@@ -71,7 +73,6 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
         priority,
         preemptible,
     } = request;
-    refuse("ttl_ms", ttl_ms.is_some())?;
     refuse("priority", priority.is_some())?;
     refuse("preemptible", preemptible.is_some())?;
     let (mut pool, mut pools, mut pool_selector) = (None, None, None);
@@ -101,6 +102,7 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
         worker: worker.as_deref().map(text),
         affinity: affinity.as_deref().map(text),
         reserve_ms: *reserve_ms,
+        ttl_ms: *ttl_ms,
         ack: ack(*ack_number)?,
         must_match: *must_match,
         labels: labels.clone(),
@@ -146,12 +148,32 @@ pub(super) fn holder(
     HolderBody { fence, tenant: tenant.map(text) }.holder(namespace, key)
 }
 
-/// Which phase of a release: only the whole of it is built.
-pub(super) fn phase(number: i32) -> Result<(), Failure> {
-    match known("phase", number)? {
-        proto::ReleasePhase::Unspecified => Ok(()),
-        proto::ReleasePhase::Begin | proto::ReleasePhase::Finish => Err(not_built("phase")),
+/// Which step of a release, if it is done in two.
+pub(super) fn phase(number: i32) -> Result<Option<Phase>, Failure> {
+    Ok(match known("phase", number)? {
+        proto::ReleasePhase::Unspecified => None,
+        proto::ReleasePhase::Begin => Some(Phase::Begin),
+        proto::ReleasePhase::Finish => Some(Phase::Finish),
+    })
+}
+
+/// What a worker says that it runs.
+fn named(claims: Option<&proto::HeldClaims>) -> Result<Option<NamedBodies<'_>>, Failure> {
+    let Some(proto::HeldClaims { claims }) = claims else { return Ok(None) };
+    if claims.len() > limits::NAMED_CLAIMS_MAX {
+        return Err(Failure::invalid("claims", format!("at most {} items", limits::NAMED_CLAIMS_MAX)));
     }
+    let mut named = Vec::with_capacity(claims.len());
+    for proto::HeldClaim { tenant, key, fence } in claims {
+        named.push(NamedBody { tenant: tenant.as_deref().map(text), key: text(key), fence: *fence });
+    }
+    Ok(Some(List(named)))
+}
+
+/// What a worker says of itself.
+pub(super) fn beat(request: &proto::HeartbeatWorkerRequest) -> Result<Beat, Failure> {
+    let proto::HeartbeatWorkerRequest { namespace, pool: _, id: _, incarnation, seq, claims } = request;
+    HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: named(claims.as_ref())? }.beat(namespace)
 }
 
 /// Which claims a listing shows.
@@ -175,11 +197,11 @@ fn capacity(capacity: Option<proto::Capacity>) -> Capacity {
 }
 
 /// A registration.
-pub(super) fn worker(spec: proto::WorkerSpec) -> Result<WorkerSpec, Failure> {
+pub(super) fn worker(namespace: &str, spec: proto::WorkerSpec) -> Result<Registration, Failure> {
     let proto::WorkerSpec { id, capacity: has, labels, node, incarnation, expires_at_ms, claims } = spec;
-    refuse("expires_at_ms", expires_at_ms.is_some())?;
-    refuse("claims", claims.is_some())?;
-    WorkerBody { capacity: capacity(has), labels, node, incarnation }.spec(&id)
+    let claims = named(claims.as_ref())?;
+    WorkerBody { capacity: capacity(has), labels, node, incarnation, expires_at_ms, claims }
+        .registration(namespace, &id)
 }
 
 /// A pool and one of its workers.
@@ -203,8 +225,6 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         heartbeat_ttl_ms,
         waiters_max,
     } = spec;
-    refuse("releasing_ms", releasing_ms.is_some())?;
-    refuse("heartbeat_ttl_ms", heartbeat_ttl_ms.is_some())?;
     refuse("waiters_max", waiters_max.is_some())?;
     let spec = PoolSpec {
         // What does not fit is no power of two that a pool may have.
@@ -224,6 +244,8 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         class,
         reserve_ms: reserve_ms.unwrap_or(default.reserve_ms),
         lag_max_ms: lag_max_ms.unwrap_or(default.lag_max_ms),
+        releasing_ms: releasing_ms.unwrap_or(default.releasing_ms),
+        heartbeat_ttl_ms: heartbeat_ttl_ms.unwrap_or(default.heartbeat_ttl_ms),
     };
     spec.check()?;
     Ok(spec)

@@ -1,6 +1,6 @@
 //! Workers.
 
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, async_trait};
 
 use super::proto::batch_register_workers_response::Item;
 use super::proto::batch_register_workers_response::item::Outcome;
@@ -10,12 +10,12 @@ use super::proto::{
     CordonWorkerRequest, CordonWorkerResponse, DeleteWorkerRequest, DeleteWorkerResponse, DrainWorkerRequest,
     DrainWorkerResponse, GetWorkerRequest, GetWorkerResponse, HeartbeatWorkerRequest, HeartbeatWorkerResponse,
     ListWorkersRequest, ListWorkersResponse, RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest,
-    UncordonWorkerResponse,
+    UncordonWorkerResponse, Worker,
 };
 use super::{Answer, Calls, read};
 use crate::api::http::read::merge;
 use crate::api::outcome::Failure;
-use crate::model::{PoolName, Registered};
+use crate::model::{PoolName, Registered, WorkerVerb};
 
 #[async_trait]
 impl WorkerService for Calls {
@@ -23,7 +23,7 @@ impl WorkerService for Calls {
         let RegisterWorkerRequest { namespace, pool, worker } = request.into_inner();
         let pool = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         let worker = worker.ok_or_else(|| Failure::invalid("worker", "is required"))?;
-        let spec = read::worker(worker).map_err(|failure| failure.inside("worker"))?;
+        let spec = read::worker(&namespace, worker).map_err(|failure| failure.inside("worker"))?;
         let registered = self.scheduler.register(&pool, spec).await;
         let registered = registered.map_err(|refusal| Failure::from(refusal).inside("worker"))?;
         Ok(Response::new((&registered).into()))
@@ -36,7 +36,7 @@ impl WorkerService for Calls {
         let BatchRegisterWorkersRequest { namespace, pool, workers } = request.into_inner();
         let pool = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         read::batch_size("workers", workers.len())?;
-        let specs = workers.into_iter().map(read::worker);
+        let specs = workers.into_iter().map(|worker| read::worker(&namespace, worker));
         let outcomes = merge("workers", specs, async |specs| self.scheduler.register_batch(&pool, specs).await).await?;
         let item = |outcome: &Result<Registered, Failure>| match outcome {
             Ok(registered) => Outcome::Registered(registered.into()),
@@ -69,23 +69,41 @@ impl WorkerService for Calls {
         Ok(Response::new(DeleteWorkerResponse {}))
     }
 
-    async fn heartbeat_worker(&self, _: Request<HeartbeatWorkerRequest>) -> Answer<HeartbeatWorkerResponse> {
-        Err(Status::unimplemented("HeartbeatWorker is not built in this version"))
+    async fn heartbeat_worker(&self, request: Request<HeartbeatWorkerRequest>) -> Answer<HeartbeatWorkerResponse> {
+        let request = request.get_ref();
+        let (pool, id) = read::worker_id(&request.namespace, &request.pool, &request.id)?;
+        let heard = self.scheduler.heartbeat(&pool, &id, read::beat(request)?).await.map_err(Failure::from)?;
+        Ok(Response::new((&heard).into()))
     }
 
-    async fn cordon_worker(&self, _: Request<CordonWorkerRequest>) -> Answer<CordonWorkerResponse> {
-        Err(Status::unimplemented("CordonWorker is not built in this version"))
+    async fn cordon_worker(&self, request: Request<CordonWorkerRequest>) -> Answer<CordonWorkerResponse> {
+        let CordonWorkerRequest { namespace, pool, id } = request.get_ref();
+        let worker = self.steer(namespace, pool, id, WorkerVerb::Cordon).await?;
+        Ok(Response::new(CordonWorkerResponse { worker: Some(worker) }))
     }
 
-    async fn uncordon_worker(&self, _: Request<UncordonWorkerRequest>) -> Answer<UncordonWorkerResponse> {
-        Err(Status::unimplemented("UncordonWorker is not built in this version"))
+    async fn uncordon_worker(&self, request: Request<UncordonWorkerRequest>) -> Answer<UncordonWorkerResponse> {
+        let UncordonWorkerRequest { namespace, pool, id } = request.get_ref();
+        let worker = self.steer(namespace, pool, id, WorkerVerb::Uncordon).await?;
+        Ok(Response::new(UncordonWorkerResponse { worker: Some(worker) }))
     }
 
-    async fn drain_worker(&self, _: Request<DrainWorkerRequest>) -> Answer<DrainWorkerResponse> {
-        Err(Status::unimplemented("DrainWorker is not built in this version"))
+    async fn drain_worker(&self, request: Request<DrainWorkerRequest>) -> Answer<DrainWorkerResponse> {
+        let DrainWorkerRequest { namespace, pool, id } = request.get_ref();
+        let worker = self.steer(namespace, pool, id, WorkerVerb::Drain).await?;
+        Ok(Response::new(DrainWorkerResponse { worker: Some(worker) }))
     }
 
-    async fn clear_worker(&self, _: Request<ClearWorkerRequest>) -> Answer<ClearWorkerResponse> {
-        Err(Status::unimplemented("ClearWorker is not built in this version"))
+    async fn clear_worker(&self, request: Request<ClearWorkerRequest>) -> Answer<ClearWorkerResponse> {
+        let ClearWorkerRequest { namespace, pool, id } = request.get_ref();
+        let worker = self.steer(namespace, pool, id, WorkerVerb::Clear).await?;
+        Ok(Response::new(ClearWorkerResponse { worker: Some(worker) }))
+    }
+}
+
+impl Calls {
+    async fn steer(&self, namespace: &str, pool: &str, id: &str, verb: WorkerVerb) -> Result<Worker, Failure> {
+        let (pool, id) = read::worker_id(namespace, pool, id)?;
+        Ok((&self.scheduler.steer(&pool, &id, verb).await?).into())
     }
 }

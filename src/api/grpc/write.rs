@@ -2,8 +2,8 @@
 
 use super::proto;
 use crate::model::{
-    Ack, Capacity, ClaimState, ClaimView, Mode, Policy, PoolSpec, PoolStatus, Registered, Schedulability, ShardStatus,
-    Taken, WorkerView,
+    Ack, Capacity, ClaimState, ClaimView, Heard, Liveness, Mode, Policy, PoolSpec, PoolStatus, Registered,
+    RunningClaim, Schedulability, ShardStatus, Taken, Trust, WorkerView,
 };
 
 impl From<&Capacity> for proto::Capacity {
@@ -25,6 +25,8 @@ impl From<&ClaimView> for proto::Claim {
         let state = match state {
             ClaimState::Reserved => proto::ClaimState::Reserved,
             ClaimState::Active => proto::ClaimState::Active,
+            ClaimState::Releasing => proto::ClaimState::Releasing,
+            ClaimState::Lost => proto::ClaimState::Lost,
         };
         Self {
             key: id.key().to_owned(),
@@ -51,11 +53,21 @@ impl From<&Taken> for proto::TakeClaimResponse {
 
 impl From<&WorkerView> for proto::Worker {
     fn from(worker: &WorkerView) -> Self {
-        let WorkerView { card, busy, schedulability, version, shard, claims } = worker;
+        let WorkerView { card, busy, schedulability, liveness, trust, overcommitted, version, shard, claims } = worker;
         let spec = &card.spec;
         let occupancy = if *busy { proto::Occupancy::Busy } else { proto::Occupancy::Idle };
         let schedulability = match schedulability {
             Schedulability::Open => proto::Schedulability::Open,
+            Schedulability::Cordoned => proto::Schedulability::Cordoned,
+            Schedulability::Draining => proto::Schedulability::Draining,
+        };
+        let liveness = match liveness {
+            Liveness::Live => proto::Liveness::Live,
+            Liveness::Lost => proto::Liveness::Lost,
+        };
+        let trust = match trust {
+            Trust::Trusted => proto::Trust::Trusted,
+            Trust::Suspect => proto::Trust::Suspect,
         };
         Self {
             id: spec.id.as_str().to_owned(),
@@ -65,10 +77,10 @@ impl From<&WorkerView> for proto::Worker {
             incarnation: spec.incarnation,
             occupancy: occupancy as i32,
             schedulability: schedulability as i32,
-            liveness: proto::Liveness::Live as i32,
-            trust: proto::Trust::Trusted as i32,
-            overcommitted: false,
-            expires_at_ms: None,
+            liveness: liveness as i32,
+            trust: trust as i32,
+            overcommitted: *overcommitted,
+            expires_at_ms: spec.expires_at_ms,
             shard: u32::from(*shard),
             version: *version,
             claims: claims.iter().map(Into::into).collect(),
@@ -78,13 +90,39 @@ impl From<&WorkerView> for proto::Worker {
 
 impl From<&Registered> for proto::RegisterWorkerResponse {
     fn from(registered: &Registered) -> Self {
-        Self { worker: Some((&registered.worker).into()), created: registered.created, stop: Vec::new() }
+        let stop = registered.stop.iter().map(Into::into).collect();
+        Self { worker: Some((&registered.worker).into()), created: registered.created, stop }
+    }
+}
+
+impl From<&RunningClaim> for proto::HeldClaim {
+    fn from(claim: &RunningClaim) -> Self {
+        let RunningClaim { id, fence } = claim;
+        Self { tenant: Some(id.tenant().to_owned()), key: id.key().to_owned(), fence: *fence }
+    }
+}
+
+impl From<&Heard> for proto::HeartbeatWorkerResponse {
+    fn from(heard: &Heard) -> Self {
+        let Heard { claims, stop } = heard;
+        Self { claims: claims.iter().map(Into::into).collect(), stop: stop.iter().map(Into::into).collect() }
     }
 }
 
 impl From<&PoolSpec> for proto::PoolSpec {
     fn from(spec: &PoolSpec) -> Self {
-        let PoolSpec { shards, mode, policy, ack, labels, class, reserve_ms, lag_max_ms } = spec;
+        let PoolSpec {
+            shards,
+            mode,
+            policy,
+            ack,
+            labels,
+            class,
+            reserve_ms,
+            releasing_ms,
+            heartbeat_ttl_ms,
+            lag_max_ms,
+        } = spec;
         let mode = match mode {
             Mode::Exclusive => proto::Mode::Exclusive,
         };
@@ -106,8 +144,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             class: class.clone(),
             reserve_ms: Some(*reserve_ms),
             lag_max_ms: Some(*lag_max_ms),
-            releasing_ms: None,
-            heartbeat_ttl_ms: None,
+            releasing_ms: Some(*releasing_ms),
+            heartbeat_ttl_ms: Some(*heartbeat_ttl_ms),
             waiters_max: None,
         }
     }
@@ -130,7 +168,11 @@ impl From<&ShardStatus> for proto::ShardStatus {
             ring_depth: status.ring_depth,
             answers_waiting: status.answers_waiting,
             restarts: status.restarts,
-            ..Self::default()
+            cordoned: status.cordoned,
+            draining: status.draining,
+            lost: status.lost,
+            suspect: status.suspect,
+            releasing: status.releasing,
         }
     }
 }
@@ -148,9 +190,16 @@ impl From<&PoolStatus> for proto::Pool {
                 total: counts.total,
                 idle: counts.idle,
                 busy: counts.busy,
-                ..proto::WorkerCounts::default()
+                cordoned: counts.cordoned,
+                draining: counts.draining,
+                lost: counts.lost,
+                suspect: counts.suspect,
             }),
-            claims: Some(proto::ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: 0 }),
+            claims: Some(proto::ClaimCounts {
+                reserved: counts.reserved,
+                active: counts.active,
+                releasing: counts.releasing,
+            }),
             capacity: Some((&pool.capacity).into()),
             free: Some((&pool.free).into()),
             gpus: gpus.collect(),

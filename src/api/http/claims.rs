@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
 use super::json::{
-    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson,
-    TENANT_DEFAULT,
+    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson, Phase,
+    ReleaseBody, RenewBody, TENANT_DEFAULT, holder,
 };
 use super::read::{Params, Segments, body, item, merge, object};
 use super::{Answer, Shared, created, done, json};
@@ -46,21 +46,35 @@ pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: KeyPath) -> A
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
 }
 
-/// `{key}:confirm` and `{key}:release`. A key holds no colon, so the last one begins the verb.
+/// `{key}:confirm`, `{key}:renew` and `{key}:release`. A key holds no colon, so the last one begins the verb.
 pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
     let Segments((namespace, segment)) = path;
     let (key, verb) = match segment.rsplit_once(':') {
-        Some((key, verb @ ("confirm" | "release"))) => (key, verb),
-        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :release")),
+        Some((key, verb @ ("confirm" | "renew" | "release"))) => (key, verb),
+        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :renew, :release")),
     };
     let bytes = body(&api, sent).await?;
-    let (id, fence) = object::<HolderBody<'_>>(&bytes)?.holder(&namespace, key)?;
-    if verb == "release" {
-        api.scheduler.release(&id, fence).await?;
-        return Ok(done());
-    }
-    let claim = api.scheduler.confirm(&id, fence).await?;
+    let claim = match verb {
+        "confirm" => {
+            let (id, fence) = object::<HolderBody<'_>>(&bytes)?.holder(&namespace, key)?;
+            api.scheduler.confirm(&id, fence).await?
+        }
+        "renew" => {
+            let body: RenewBody<'_> = object(&bytes)?;
+            let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
+            api.scheduler.renew(&id, fence, body.ttl_ms).await?
+        }
+        _ => {
+            let body: ReleaseBody<'_> = object(&bytes)?;
+            let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
+            match body.phase {
+                Some(Phase::Begin) => api.scheduler.begin_release(&id, fence).await?,
+                Some(Phase::Finish) | None => api.scheduler.release(&id, fence).await?,
+            }
+            return Ok(done());
+        }
+    };
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
 }
 

@@ -33,11 +33,22 @@ pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Nex
 fn route_of(request: &Request) -> Route {
     let Some(matched) = request.extensions().get::<MatchedPath>() else { return Route::Unmatched };
     match Route::ALL.iter().find(|route| route.word() == matched.as_str()) {
-        // One template to the router, three to people.
-        Some(Route::Claim) if request.uri().path().ends_with(":release") => Route::Release,
-        Some(Route::Claim) if request.uri().path().ends_with(":confirm") => Route::Confirm,
-        Some(route) => *route,
+        Some(route) => with_verb(*route, request.uri().path()),
         None => Route::Unmatched,
+    }
+}
+
+/// A name and its verb are one segment to the router, and two things to people.
+fn with_verb(route: Route, path: &str) -> Route {
+    let verb = path.rsplit_once(':').map_or("", |(_, verb)| verb);
+    match (route, verb) {
+        (Route::Claim, "confirm") => Route::Confirm,
+        (Route::Claim, "renew") => Route::Renew,
+        (Route::Claim, "release") => Route::Release,
+        (Route::Worker, "heartbeat") => Route::Heartbeat,
+        (Route::Worker, "cordon" | "uncordon" | "drain" | "clear") => Route::Steer,
+        (Route::Pool, "clear") => Route::ClearPool,
+        _ => route,
     }
 }
 

@@ -7,14 +7,15 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::read::{Items, Texts};
+use super::read::{Items, List, Texts};
 use crate::api::outcome::Failure;
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
 use crate::model::{
-    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Labels, Millis, Page, PoolName,
-    PoolSpec, PoolStatus, Registered, Schedulability, Seq, ShardStatus, Taken, WorkerId, WorkerSpec, WorkerView,
-    affinity_hash, check_name, json_object, present, some_object,
+    Ack, Beat, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Heard, Labels, Liveness,
+    Millis, Page, PoolName, PoolSpec, PoolStatus, Registered, Registration, RunningClaim, Schedulability, Seq,
+    ShardStatus, Taken, Trust, WorkerId, WorkerSpec, WorkerView, affinity_hash, check_name, json_object, present,
+    some_object,
 };
 
 /// Tenant of a request that names none.
@@ -56,6 +57,8 @@ pub(in crate::api) struct ClaimBody<'a> {
     pub(in crate::api) affinity: Option<Text<'a>>,
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api) reserve_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) ttl_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api) ack: Option<Ack>,
     #[serde(default)]
@@ -101,6 +104,7 @@ impl ClaimBody<'_> {
             pools: self.pools()?,
             affinity: affinity_hash(affinity),
             reserve_ms: self.reserve_ms,
+            ttl_ms: self.ttl_ms,
             ack: self.ack,
             ask: self.ask()?,
         })
@@ -190,7 +194,7 @@ pub(super) struct ClaimsBatch<'a> {
     pub(super) items: Items<'a>,
 }
 
-/// The body of `:confirm` and `:release`.
+/// The body of `:confirm`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct HolderBody<'a> {
@@ -202,33 +206,130 @@ pub(in crate::api) struct HolderBody<'a> {
 impl HolderBody<'_> {
     /// Whose claim, and under which fence.
     pub(in crate::api) fn holder(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), Failure> {
-        if self.fence > limits::FENCE_MAX {
-            return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
-        }
-        let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
-        Ok((ClaimId::new(namespace, tenant, key)?, self.fence))
+        holder(namespace, self.tenant.as_ref(), key, self.fence)
+    }
+}
+
+/// Whose claim, and under which fence.
+pub(in crate::api) fn holder(
+    namespace: &str,
+    tenant: Option<&Text<'_>>,
+    key: &str,
+    number: Fence,
+) -> Result<(ClaimId, Fence), Failure> {
+    let fence = fence(number)?;
+    let tenant = tenant.map_or(TENANT_DEFAULT, |text| &text.0);
+    Ok((ClaimId::new(namespace, tenant, key)?, fence))
+}
+
+/// The body of `:renew`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RenewBody<'a> {
+    pub(super) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) tenant: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) ttl_ms: Option<Millis>,
+}
+
+/// One of two steps of a release.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::api) enum Phase {
+    /// The holder is done; the worker has to be cleaned.
+    Begin,
+    /// The worker is clean.
+    Finish,
+}
+
+/// The body of `:release`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReleaseBody<'a> {
+    pub(super) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) tenant: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) phase: Option<Phase>,
+}
+
+/// A claim that a worker says it runs. Its namespace is the pool's.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct NamedBody<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub(in crate::api) key: Text<'a>,
+    pub(in crate::api) fence: Fence,
+}
+
+/// What a worker says it runs.
+pub(in crate::api) type NamedBodies<'a> = List<NamedBody<'a>, { limits::NAMED_CLAIMS_MAX }>;
+
+fn running(namespace: &str, claims: &NamedBodies<'_>) -> Result<Vec<RunningClaim>, Failure> {
+    let read = claims.0.iter().enumerate().map(|(index, named)| {
+        let tenant = named.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
+        let id = ClaimId::new(namespace, tenant, &named.key.0).map_err(Failure::from);
+        let fence = fence(named.fence);
+        id.and_then(|id| Ok(RunningClaim { id, fence: fence? })).map_err(|failure| failure.in_item("claims", index))
+    });
+    read.collect()
+}
+
+/// Checks a fence.
+pub(super) fn fence(fence: Fence) -> Result<Fence, Failure> {
+    if fence > limits::FENCE_MAX {
+        return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
+    }
+    Ok(fence)
+}
+
+/// What a worker says of itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct HeartbeatBody<'a> {
+    #[serde(default)]
+    pub(in crate::api) incarnation: u64,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) seq: Option<u64>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) claims: Option<NamedBodies<'a>>,
+}
+
+impl HeartbeatBody<'_> {
+    /// Checks every name.
+    pub(in crate::api) fn beat(&self, namespace: &str) -> Result<Beat, Failure> {
+        let claims = self.claims.as_ref().map(|claims| running(namespace, claims)).transpose()?;
+        Ok(Beat { incarnation: self.incarnation, seq: self.seq, claims })
     }
 }
 
 /// A registration; the id is in the path.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-pub(in crate::api) struct WorkerBody {
+pub(in crate::api) struct WorkerBody<'a> {
     #[serde(deserialize_with = "json_object")]
     pub(in crate::api) capacity: Capacity,
     pub(in crate::api) labels: Labels,
     #[serde(deserialize_with = "present")]
     pub(in crate::api) node: Option<String>,
     pub(in crate::api) incarnation: u64,
+    #[serde(deserialize_with = "present")]
+    pub(in crate::api) expires_at_ms: Option<Millis>,
+    #[serde(borrow, deserialize_with = "present")]
+    pub(in crate::api) claims: Option<NamedBodies<'a>>,
 }
 
-impl WorkerBody {
+impl WorkerBody<'_> {
     /// Checks every field.
-    pub(in crate::api) fn spec(self, id: &str) -> Result<WorkerSpec, Failure> {
-        let Self { capacity, labels, node, incarnation } = self;
-        let spec = WorkerSpec { id: WorkerId::new(id)?, capacity, labels, node: node.map(Into::into), incarnation };
+    pub(in crate::api) fn registration(self, namespace: &str, id: &str) -> Result<Registration, Failure> {
+        let Self { capacity, labels, node, incarnation, expires_at_ms, claims } = self;
+        let (id, node) = (WorkerId::new(id)?, node.map(Into::into));
+        let spec = WorkerSpec { id, capacity, labels, node, incarnation, expires_at_ms };
         spec.check()?;
-        Ok(spec)
+        Ok(Registration { spec, claims: claims.map(|claims| running(namespace, &claims)).transpose()? })
     }
 }
 
@@ -246,13 +347,17 @@ pub(super) struct WorkerItem<'a> {
     node: Option<String>,
     #[serde(default)]
     incarnation: u64,
+    #[serde(default, deserialize_with = "present")]
+    expires_at_ms: Option<Millis>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    claims: Option<NamedBodies<'a>>,
 }
 
 impl WorkerItem<'_> {
     /// Checks every field.
-    pub(super) fn spec(self) -> Result<WorkerSpec, Failure> {
-        let Self { id, capacity, labels, node, incarnation } = self;
-        WorkerBody { capacity, labels, node, incarnation }.spec(&id.0)
+    pub(super) fn registration(self, namespace: &str) -> Result<Registration, Failure> {
+        let Self { id, capacity, labels, node, incarnation, expires_at_ms, claims } = self;
+        WorkerBody { capacity, labels, node, incarnation, expires_at_ms, claims }.registration(namespace, &id.0)
     }
 }
 
@@ -263,6 +368,11 @@ pub(super) struct WorkersBatch<'a> {
     #[serde(borrow)]
     pub(super) workers: Items<'a>,
 }
+
+/// A body that says nothing: `{}`, or none at all.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoBody {}
 
 /// `{}`.
 #[derive(Serialize)]
@@ -328,8 +438,13 @@ pub(super) struct WorkerJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
     incarnation: u64,
-    state: &'static str,
+    occupancy: &'static str,
     schedulability: Schedulability,
+    liveness: Liveness,
+    trust: Trust,
+    overcommitted: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<Millis>,
     version: Seq,
     shard: u16,
     claims: Vec<ClaimJson<'a>>,
@@ -344,8 +459,12 @@ impl<'a> From<&'a WorkerView> for WorkerJson<'a> {
             labels: &spec.labels,
             node: spec.node.as_deref(),
             incarnation: spec.incarnation,
-            state: if worker.busy { "busy" } else { "idle" },
+            occupancy: if worker.busy { "busy" } else { "idle" },
             schedulability: worker.schedulability,
+            liveness: worker.liveness,
+            trust: worker.trust,
+            overcommitted: worker.overcommitted,
+            expires_at_ms: spec.expires_at_ms,
             version: worker.version,
             shard: worker.shard,
             claims: worker.claims.iter().map(Into::into).collect(),
@@ -353,16 +472,62 @@ impl<'a> From<&'a WorkerView> for WorkerJson<'a> {
     }
 }
 
-/// `{"worker":{...}}`.
+/// `{"worker":{...}}`; after a registration that named claims also those that the worker should not run.
 #[derive(Serialize)]
 pub(super) struct WorkerAnswer<'a> {
     worker: WorkerJson<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stop: Vec<NamedJson<'a>>,
 }
 
 impl<'a> From<&'a WorkerView> for WorkerAnswer<'a> {
     fn from(worker: &'a WorkerView) -> Self {
-        Self { worker: worker.into() }
+        Self { worker: worker.into(), stop: Vec::new() }
     }
+}
+
+impl<'a> From<&'a Registered> for WorkerAnswer<'a> {
+    fn from(registered: &'a Registered) -> Self {
+        let stop = registered.stop.iter().map(Into::into).collect();
+        Self { worker: (&registered.worker).into(), stop }
+    }
+}
+
+/// A claim by its name and number.
+#[derive(Serialize)]
+pub(super) struct NamedJson<'a> {
+    key: &'a str,
+    tenant: &'a str,
+    fence: Fence,
+}
+
+impl<'a> From<&'a RunningClaim> for NamedJson<'a> {
+    fn from(claim: &'a RunningClaim) -> Self {
+        Self { key: claim.id.key(), tenant: claim.id.tenant(), fence: claim.fence }
+    }
+}
+
+/// `{"claims":[...],"stop":[...]}`.
+#[derive(Serialize)]
+pub(super) struct HeartbeatAnswer<'a> {
+    claims: Vec<ClaimJson<'a>>,
+    stop: Vec<NamedJson<'a>>,
+}
+
+impl<'a> From<&'a Heard> for HeartbeatAnswer<'a> {
+    fn from(heard: &'a Heard) -> Self {
+        Self {
+            claims: heard.claims.iter().map(Into::into).collect(),
+            stop: heard.stop.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// `{"cleared":n,"suspect":n}`.
+#[derive(Serialize)]
+pub(super) struct ClearedAnswer {
+    pub(super) cleared: u64,
+    pub(super) suspect: u64,
 }
 
 #[derive(Serialize)]
@@ -370,12 +535,17 @@ struct WorkerCounts {
     total: u64,
     idle: u64,
     busy: u64,
+    cordoned: u64,
+    draining: u64,
+    lost: u64,
+    suspect: u64,
 }
 
 #[derive(Serialize)]
 struct ClaimCounts {
     reserved: u64,
     active: u64,
+    releasing: u64,
 }
 
 #[derive(Serialize)]
@@ -407,8 +577,16 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
             namespace: pool.name.namespace(),
             name: pool.name.pool(),
             spec: &pool.spec,
-            workers: WorkerCounts { total: counts.total, idle: counts.idle, busy: counts.busy },
-            claims: ClaimCounts { reserved: counts.reserved, active: counts.active },
+            workers: WorkerCounts {
+                total: counts.total,
+                idle: counts.idle,
+                busy: counts.busy,
+                cordoned: counts.cordoned,
+                draining: counts.draining,
+                lost: counts.lost,
+                suspect: counts.suspect,
+            },
+            claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
             capacity: &pool.capacity,
             free: &pool.free,
             gpus: pool.gpus.iter().map(|(model, &(total, free))| (model.as_str(), GpuCounts { total, free })).collect(),
@@ -470,14 +648,22 @@ impl<'a> From<&'a Result<Taken, Failure>> for ClaimOutcome<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum WorkerOutcome<'a> {
-    Done { worker: WorkerJson<'a>, created: bool },
+    Done {
+        worker: WorkerJson<'a>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        stop: Vec<NamedJson<'a>>,
+        created: bool,
+    },
     Failed(&'a Failure),
 }
 
 impl<'a> From<&'a Result<Registered, Failure>> for WorkerOutcome<'a> {
     fn from(outcome: &'a Result<Registered, Failure>) -> Self {
         match outcome {
-            Ok(registered) => Self::Done { worker: (&registered.worker).into(), created: registered.created },
+            Ok(registered) => {
+                let WorkerAnswer { worker, stop } = registered.into();
+                Self::Done { worker, stop, created: registered.created }
+            }
             Err(failure) => Self::Failed(failure),
         }
     }

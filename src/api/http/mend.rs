@@ -59,7 +59,8 @@ fn say(path: &str, text: &str) -> (String, String) {
 
 fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
     let rest = text.strip_prefix(before)?;
-    Some(rest.split_once("`, expected ").map_or_else(|| rest.trim_end_matches('`'), |(name, _)| name))
+    let end = |mark| rest.split_once(mark).map(|(name, _)| name);
+    Some(end("`, expected ").or_else(|| end("`, there are no ")).unwrap_or_else(|| rest.trim_end_matches('`')))
 }
 
 /// serde's list of what it knows, without its backticks.
@@ -78,7 +79,8 @@ fn kind(path: &str, wanted: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
         "count" => return format!("a whole number, 1..={}", limits::GPUS_MAX),
-        "reserve_ms" | "lag_max_ms" => limits::RESERVE_MS_MAX,
+        "reserve_ms" | "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" => limits::RESERVE_MS_MAX,
+        "ttl_ms" => limits::TTL_MS_MAX,
         "fence" => limits::FENCE_MAX,
         _ => limits::AMOUNT_MAX,
     };
@@ -139,7 +141,7 @@ mod tests {
         assert_eq!(
             said(r#"{"namespace":"a","pool":"p","waits":1}"#),
             "waits: unknown field; known: namespace, key, tenant, pool, pools, pool_selector, class, resources, selector, \
-             node, worker, affinity, reserve_ms, ack, must_match, labels, wait_ms, priority, preemptible"
+             node, worker, affinity, reserve_ms, ttl_ms, ack, must_match, labels, wait_ms, priority, preemptible"
         );
         assert_eq!(
             said(r#"{"namespace":"a","pool":"p","ack":"never"}"#),

@@ -53,10 +53,10 @@ pub fn router(api: Api) -> Router {
     // `{key}:verb` is one segment to the router: `claims::verb` splits it at the last colon.
     Router::new()
         .route(Route::Pools.word(), get(pools::list))
-        .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete))
+        .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete).post(pools::verb))
         .route(Route::Workers.word(), get(workers::list))
         .route(Route::WorkersBatch.word(), post(workers::put_batch))
-        .route(Route::Worker.word(), put(workers::put).get(workers::get).delete(workers::delete))
+        .route(Route::Worker.word(), put(workers::put).get(workers::get).delete(workers::delete).post(workers::verb))
         .route(Route::Claims.word(), post(claims::claim).get(claims::list))
         .route(Route::ClaimsBatch.word(), post(claims::claim_batch))
         .route(Route::Claim.word(), get(claims::get).post(claims::verb))

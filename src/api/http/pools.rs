@@ -4,10 +4,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::json::{PageJson, PoolAnswer, PoolJson};
+use super::json::{ClearedAnswer, NoBody, PageJson, PoolAnswer, PoolJson};
 use super::read::{Params, Segments, body, object};
 use super::{Answer, Shared, created, done, json};
-use crate::model::{PoolName, PoolSpec};
+use crate::api::outcome::{Failure, Outcome};
+use crate::model::{Cleared, PoolName, PoolSpec};
 
 /// Namespace and pool, as the path has them.
 pub(super) type PoolPath = Segments<(String, String)>;
@@ -36,6 +37,19 @@ pub(super) async fn delete(State(api): State<Shared>, uri: Uri, path: PoolPath) 
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     api.scheduler.delete_pool(&name, force).await?;
     Ok(done())
+}
+
+/// `{pool}:clear`: its owner speaks for all workers.
+pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let Segments((namespace, segment)) = path;
+    let Some(pool) = segment.strip_suffix(":clear") else {
+        return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :clear"));
+    };
+    let name = PoolName::new(&namespace, pool)?;
+    object::<NoBody>(&body(&api, sent).await?)?;
+    let Cleared { cleared, suspect } = api.scheduler.clear_pool(&name).await?;
+    Ok(json(StatusCode::OK, &ClearedAnswer { cleared, suspect }))
 }
 
 /// Page by page.

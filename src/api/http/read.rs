@@ -113,11 +113,14 @@ pub(in crate::api) async fn merge<R, T>(
 }
 
 /// The items of a batch, unparsed, so that a bad one harms no other.
-pub(super) struct Items<'a>(pub(super) Vec<&'a RawValue>);
+pub(super) type Items<'a> = List<&'a RawValue, { limits::BATCH_ITEMS_MAX }>;
 
-impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+/// A list of at most `MAX` values; what is longer is refused while it is read.
+pub(in crate::api) struct List<T, const MAX: usize>(pub(in crate::api) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        at_most(deserializer, limits::BATCH_ITEMS_MAX).map(Self)
+        at_most(deserializer, MAX).map(Self)
     }
 }
 

@@ -4,11 +4,15 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::json::{Outcomes, PageJson, WorkerAnswer, WorkerBody, WorkerItem, WorkerJson, WorkerOutcome, WorkersBatch};
+use super::json::{
+    HeartbeatAnswer, HeartbeatBody, NoBody, Outcomes, PageJson, WorkerAnswer, WorkerBody, WorkerItem, WorkerJson,
+    WorkerOutcome, WorkersBatch,
+};
 use super::pools::PoolPath;
 use super::read::{Params, Segments, body, item, merge, object};
 use super::{Answer, Shared, created, done, json};
-use crate::model::{PoolName, WorkerId};
+use crate::api::outcome::{Failure, Outcome};
+use crate::model::{PoolName, WorkerId, WorkerVerb};
 
 /// Namespace, pool and worker, as the path has them.
 type WorkerPath = Segments<(String, String, String)>;
@@ -18,9 +22,10 @@ pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: WorkerPath, s
     Params::read(&uri, &[])?;
     let Segments((namespace, pool, id)) = path;
     let pool = PoolName::new(&namespace, &pool)?;
-    let spec = object::<WorkerBody>(&body(&api, sent).await?)?.spec(&id)?;
-    let registered = api.scheduler.register(&pool, spec).await?;
-    Ok(json(created(registered.created), &WorkerAnswer::from(&registered.worker)))
+    let bytes = body(&api, sent).await?;
+    let worker = object::<WorkerBody<'_>>(&bytes)?.registration(&namespace, &id)?;
+    let registered = api.scheduler.register(&pool, worker).await?;
+    Ok(json(created(registered.created), &WorkerAnswer::from(&registered)))
 }
 
 /// Registers many; a bad one harms no other.
@@ -29,8 +34,8 @@ pub(super) async fn put_batch(State(api): State<Shared>, uri: Uri, path: PoolPat
     let pool = PoolName::new(&path.0.0, &path.0.1)?;
     let bytes = body(&api, sent).await?;
     let batch: WorkersBatch<'_> = object(&bytes)?;
-    let read = batch.workers.0.iter().map(|raw| item::<WorkerItem<'_>>(raw)?.spec());
-    let outcomes = merge("workers", read, async |specs| api.scheduler.register_batch(&pool, specs).await).await?;
+    let read = batch.workers.0.iter().map(|raw| item::<WorkerItem<'_>>(raw)?.registration(pool.namespace()));
+    let outcomes = merge("workers", read, async |workers| api.scheduler.register_batch(&pool, workers).await).await?;
     Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(WorkerOutcome::from).collect() }))
 }
 
@@ -48,6 +53,34 @@ pub(super) async fn delete(State(api): State<Shared>, uri: Uri, path: WorkerPath
     let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
     api.scheduler.delete_worker(&pool, &id).await?;
     Ok(done())
+}
+
+/// `{id}:heartbeat` and what its owner wishes. An id holds no colon, so the last one begins the verb.
+pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: WorkerPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let Segments((namespace, pool, segment)) = path;
+    let (id, verb) = segment.rsplit_once(':').unwrap_or((&segment, ""));
+    let verb = match verb {
+        "heartbeat" => None,
+        "cordon" => Some(WorkerVerb::Cordon),
+        "uncordon" => Some(WorkerVerb::Uncordon),
+        "drain" => Some(WorkerVerb::Drain),
+        "clear" => Some(WorkerVerb::Clear),
+        _ => {
+            let known = "no such verb; known: :heartbeat, :cordon, :uncordon, :drain, :clear";
+            return Err(Failure::new(Outcome::ROUTE, known));
+        }
+    };
+    let (pool, id) = (PoolName::new(&namespace, &pool)?, WorkerId::new(id)?);
+    let bytes = body(&api, sent).await?;
+    if let Some(verb) = verb {
+        object::<NoBody>(&bytes)?;
+        let worker = api.scheduler.steer(&pool, &id, verb).await?;
+        return Ok(json(StatusCode::OK, &WorkerAnswer::from(&worker)));
+    }
+    let beat = object::<HeartbeatBody<'_>>(&bytes)?.beat(&namespace)?;
+    let heard = api.scheduler.heartbeat(&pool, &id, beat).await?;
+    Ok(json(StatusCode::OK, &HeartbeatAnswer::from(&heard)))
 }
 
 /// Page by page.

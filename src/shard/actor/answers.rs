@@ -102,13 +102,15 @@ impl Running {
         }
     }
 
-    /// A reservation's time runs from now, when the answer leaves.
+    /// The first deadline of a claim runs from now, when the answer leaves.
     pub(super) fn date(&mut self, answer: &mut ClaimAnswer) {
         let place = answer.grant.place;
-        if answer.grant.reserve_ms == 0 || answer.grant.state == ClaimState::Active {
+        if answer.grant.state == ClaimState::Active && answer.grant.term_ms == 0 {
             return;
         }
-        self.on(Event::Departed { place });
+        if answer.grant.deadline_ms.is_none() {
+            self.on(Event::Departed { place });
+        }
         let deadline = self.shard.grant(place).and_then(|grant| grant.deadline_ms);
         answer.grant.deadline_ms = deadline;
         answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_ms() + at.saturating_sub(self.now_ms));

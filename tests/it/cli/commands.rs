@@ -36,7 +36,7 @@ fn a_pool_is_made_changed_shown_and_removed() {
     );
 
     let shown = server.cli("pools show demo/warm");
-    assert_eq!(shown.good().lines().next(), Some("pool        demo/warm"));
+    assert_eq!(shown.row("pool"), ["pool", "demo/warm"]);
     assert_eq!(shown.row("reserve_ms"), ["reserve_ms", "60000"]);
     assert_eq!(shown.row("workers"), ["workers", "0", "total,", "0", "busy,", "0", "idle"]);
     assert_eq!(shown.row("3")[..2], ["3", "serving"]);

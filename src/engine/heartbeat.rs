@@ -1,0 +1,215 @@
+//! What a worker says of itself, and what is made of it.
+//!
+//! A *word* about its claims (a heartbeat with `claims`, a registration with them) is compared with what it holds:
+//!
+//! - what it names and holds becomes active;
+//! - what it held, named once and names no more is released after a grace, so one reordered heartbeat ends nothing;
+//! - what it names and does not hold is *adopted* if it can only be a claim whose record was lost: its fence lies in
+//!   the lost tail (above all that the shard had recorded, below the first fence of this owner), nothing was granted
+//!   to the worker since, and the key is vacant. Anything else it has to stop; until a later word no longer names it,
+//!   the worker is not offered.
+//!
+//! A word also ends distrust. After a stop that may have lost claims it does so only when `settled_ms` has passed:
+//! until then whoever was told of a lost claim may still come and start it. That word ends what it does not name.
+//!
+//! No word makes room by itself where the ledger says that there is none, but for that last one.
+
+use super::NIL;
+use super::claims::Claim;
+use super::effect::{Answer, Effect, End};
+use super::event::{Heartbeat, Named, Place};
+use super::life::{bars, notes};
+use super::shard::Shard;
+use crate::model::{ClaimState, Fence, Millis, WorkerId};
+
+impl Shard {
+    pub(super) fn heartbeat<R>(
+        &mut self,
+        id: &WorkerId,
+        beat: Heartbeat,
+        now_ms: Millis,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Answer {
+        let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
+            return Answer::UnknownWorker;
+        };
+        let known = self.workers.card(at).spec.incarnation;
+        if beat.incarnation < known {
+            return Answer::StaleIncarnation { known, deleted: false };
+        }
+        if beat.incarnation > known {
+            return Answer::UnknownIncarnation { known };
+        }
+        self.counters.life.heartbeats += 1;
+        let last = self.lives.get(at).beat_seq;
+        let late = beat.seq.is_some_and(|seq| last.is_some_and(|last| seq < last));
+        let mut stop = Vec::new();
+        if !late {
+            self.lives.get_mut(at).beat_seq = beat.seq.or(last);
+            self.heard(at, beat.ttl_ms, now_ms);
+            if let Some(named) = beat.claims {
+                stop = self.word(at, named, beat.ttl_ms, now_ms, effects);
+            }
+        }
+        let claims = self.look(at).claims;
+        self.mark_told(claims.iter().map(|(_, grant)| grant.place));
+        Answer::Heard { claims, stop }
+    }
+
+    /// The worker, which may be silent for `ttl_ms`, says which claims it runs. Returns those that it has to stop.
+    pub(super) fn word<R>(
+        &mut self,
+        at: u32,
+        named: Vec<Named>,
+        ttl_ms: Millis,
+        now_ms: Millis,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Vec<Named> {
+        let held = self.place_on(at);
+        let is_held = |claims: &Self, name: &Named| {
+            held.is_some_and(|place| {
+                name.fence == place.fence && claims.claims.get(place).is_some_and(|claim| claim.id == name.id)
+            })
+        };
+        let (mut names_held, mut pending) = (false, false);
+        let mut stop: Vec<Named> = Vec::new();
+        for name in named {
+            if is_held(self, &name) {
+                names_held = true;
+            } else if name.pending {
+                pending = true;
+            } else {
+                stop.push(name);
+            }
+        }
+        let unvouched = self.workers.get(at).bars & bars::UNVOUCHED != 0;
+        let settled = !pending && self.settles_in(at, now_ms).is_none();
+        if let Some(place) = held {
+            if names_held {
+                self.named(place, now_ms);
+            } else if unvouched && settled {
+                self.end(place, End::Missing, effects);
+                self.counters.life.missing += 1;
+            } else {
+                self.misses(place, ttl_ms, now_ms);
+            }
+        }
+        if !names_held && let Some(adopted) = self.adoptable(at, &stop) {
+            let name = stop.swap_remove(adopted);
+            self.adopt(at, name, effects);
+        }
+        let mut clear = 0;
+        if settled {
+            clear |= bars::DISTRUST;
+            self.lives.get_mut(at).uncleaned = 0;
+        }
+        let set = if stop.is_empty() { 0 } else { bars::STOPPING };
+        self.counters.life.stops += stop.len() as u64;
+        self.bar(at, set, clear | (bars::STOPPING & !set));
+        stop
+    }
+
+    /// The worker runs the claim that it holds.
+    fn named(&mut self, place: Place, now_ms: Millis) {
+        let life_says = self.workers.get(place.worker).notes & notes::OF_CLAIM != 0;
+        if life_says && self.lives.get_mut(place.worker).missing_at_ms.take().is_some() {
+            self.schedule(place.worker);
+        }
+        let Some(claim) = self.claims.get_mut(place) else { return };
+        claim.confirmed = true;
+        let first = !std::mem::replace(&mut claim.named, true);
+        if !self.activate(place, now_ms) && first {
+            self.touch(place.worker);
+        }
+    }
+
+    /// The worker does not name the claim that it holds.
+    fn misses(&mut self, place: Place, ttl_ms: Millis, now_ms: Millis) {
+        let Some(claim) = self.claims.get(place) else { return };
+        // What is being cleaned is not run any more, and what was never named may not have arrived yet.
+        if !claim.named || claim.state != ClaimState::Active {
+            return;
+        }
+        let life = self.lives.get_mut(place.worker);
+        if life.missing_at_ms.is_none() {
+            // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
+            life.missing_at_ms = Some(now_ms + ttl_ms / 2);
+            self.workers.get_mut(place.worker).notes |= notes::OF_CLAIM;
+            self.schedule(place.worker);
+        }
+    }
+
+    /// Whether nothing that may has spoken for the worker yet, since a stop that may have lost claims.
+    #[must_use]
+    pub fn is_unvouched(&self, id: &WorkerId) -> bool {
+        self.workers.find(id).is_some_and(|at| self.workers.get(at).bars & bars::UNVOUCHED != 0)
+    }
+
+    /// Whether a claim with this fence, named by the worker, may be one whose record was lost.
+    #[must_use]
+    pub fn may_adopt(&self, id: &WorkerId, fence: Fence) -> bool {
+        self.lost_tail.contains(&fence) && self.workers.find(id).is_none_or(|at| self.has_room_for(at, fence))
+    }
+
+    fn has_room_for(&self, at: u32, fence: Fence) -> bool {
+        let worker = self.workers.get(at);
+        // A claim that it got later than what it holds proves that this is over: in the lost tail it was released.
+        let over = || {
+            let held = self.claims.at(worker.claim);
+            worker.bars & bars::UNVOUCHED != 0 && held.is_none_or(|held| held.fence < fence)
+        };
+        !worker.deleted
+            && worker.notes & notes::GRANTED == 0
+            && self.lives.get(at).settled < fence
+            && (worker.claim == NIL || over())
+    }
+
+    /// Which of these is adopted: the youngest that may.
+    fn adoptable(&self, at: u32, named: &[Named]) -> Option<usize> {
+        if self.lost_tail.is_empty() {
+            return None;
+        }
+        let may =
+            |name: &Named| name.vacant && self.lost_tail.contains(&name.fence) && self.has_room_for(at, name.fence);
+        let youngest = named.iter().enumerate().filter(|(_, name)| may(name)).max_by_key(|(_, name)| name.fence);
+        youngest.map(|(index, _)| index)
+    }
+
+    fn adopt<R>(&mut self, at: u32, name: Named, effects: &mut Vec<Effect<R>>) {
+        if let Some(place) = self.place_on(at) {
+            self.end(place, End::Missing, effects);
+            self.counters.life.missing += 1;
+        }
+        let fence = name.fence;
+        let claim = self.claims.insert(Claim {
+            id: name.id.clone(),
+            fence,
+            reserve_ms: 0,
+            term_ms: 0,
+            worker: at,
+            state: ClaimState::Active,
+            confirmed: true,
+            told: true,
+            named: true,
+            spec: None,
+        });
+        self.take(at, claim);
+        self.fence_max = self.fence_max.max(fence);
+        self.counters.life.adopted += 1;
+        self.touch(at);
+        effects.push(Effect::Adopted { id: name.id, place: Place { claim, worker: at, fence } });
+    }
+
+    /// A claim takes a worker that is free, offered or not.
+    fn take(&mut self, at: u32, claim: u32) {
+        let worker = self.workers.get_mut(at);
+        worker.claim = claim;
+        let (line, offered) = (worker.line, worker.bars == 0);
+        if offered {
+            self.idle.remove(self.workers.hot_mut(), at);
+        } else {
+            self.ledger.unbar(line);
+        }
+        self.ledger.hold(line);
+    }
+}

@@ -1,0 +1,365 @@
+//! What befalls a worker beside its claims: may it be offered (its *bars*), and what only a heartbeat, a registration
+//! or a deadline looks at (its *life*). Lives are kept apart from the hot part of a worker, so that a claim does not
+//! bring them into the cache; where the hot path must know that there is something to look up, one bit of
+//! [`notes`] says so.
+
+use super::NIL;
+use super::effect::{Answer, Axes, Effect, End};
+use super::event::Place;
+use super::shard::Shard;
+use super::wants::Wants;
+use crate::model::{
+    Capacity, ClaimState, Fence, Liveness, Millis, Policy, Schedulability, Trust, WorkerId, WorkerVerb,
+};
+
+/// Why a worker is not offered. A worker without any of these, that is neither held nor deleted, is idle.
+pub mod bars {
+    /// Its owner said so; it outlives registrations and restarts.
+    pub const CORDONED: u8 = 1;
+    /// Its owner said so for the rest of this incarnation.
+    pub const DRAINING: u8 = 2;
+    /// It was silent for too long.
+    pub const LOST: u8 = 4;
+    /// Something ended on it in a way that proves nothing about what still runs there.
+    pub const SUSPECT: u8 = 8;
+    /// Nothing has spoken for it since a stop that may have lost claims. Stored as a number (see `replay`).
+    pub const UNVOUCHED: u8 = 16;
+    /// It runs what it should not, and was told to stop.
+    pub const STOPPING: u8 = 32;
+    /// Its own end of life has come. Never stored: it follows from `expires_at_ms`.
+    pub const ENDED: u8 = 64;
+
+    /// What a row carries as it is.
+    pub const STORED: u8 = CORDONED | DRAINING | LOST | SUSPECT | STOPPING;
+    /// What a new life of the worker ends: all but what its owner wishes and what the registration itself says.
+    pub const OF_ONE_LIFE: u8 = DRAINING | LOST | SUSPECT | UNVOUCHED | STOPPING;
+    /// Both kinds of distrust.
+    pub const DISTRUST: u8 = SUSPECT | UNVOUCHED;
+}
+
+/// What the hot part of a worker says about its cold one.
+pub mod notes {
+    /// It has an end of life: a claim must not need it for longer.
+    pub const ENDS: u8 = 1;
+    /// Its life says something about the claim that it holds.
+    pub const OF_CLAIM: u8 = 2;
+    /// It was granted a claim since the shard was loaded: nothing that was lost before can be adopted any more.
+    pub const GRANTED: u8 = 4;
+}
+
+/// The cold part of a worker.
+#[derive(Debug, Clone, Default)]
+pub struct Life {
+    /// Highest number of a heartbeat of this incarnation.
+    pub beat_seq: Option<u64>,
+    /// How long it may be silent; 0: it never sent a heartbeat.
+    pub ttl_ms: Millis,
+    /// When silence becomes loss.
+    pub silent_at_ms: Option<Millis>,
+    /// When the claim ends that its heartbeats named once and name no more.
+    pub missing_at_ms: Option<Millis>,
+    /// Its own end of life.
+    pub ends_ms: Option<Millis>,
+    /// Fence of the claim whose clean-up never finished; 0: none.
+    pub uncleaned: Fence,
+    /// Highest fence of a claim from before the shard was loaded that is over: such a one is not adopted any more.
+    pub settled: Fence,
+    /// What its claim was promised, if that is more than it has now.
+    pub promised: Option<Box<Capacity>>,
+}
+
+impl Life {
+    const NONE: Self = Self {
+        beat_seq: None,
+        ttl_ms: 0,
+        silent_at_ms: None,
+        missing_at_ms: None,
+        ends_ms: None,
+        uncleaned: 0,
+        settled: 0,
+        promised: None,
+    };
+
+    pub fn next_ms(&self) -> Option<Millis> {
+        [self.silent_at_ms, self.missing_at_ms, self.ends_ms].into_iter().flatten().min()
+    }
+}
+
+/// Lives by ordinal; made at the first word about them.
+#[derive(Debug, Default)]
+pub struct Lives(Vec<Life>);
+
+impl Lives {
+    pub fn get(&self, at: u32) -> &Life {
+        self.0.get(at as usize).unwrap_or(&Life::NONE)
+    }
+
+    pub fn get_mut(&mut self, at: u32) -> &mut Life {
+        if self.0.len() <= at as usize {
+            self.0.resize(at as usize + 1, Life::NONE);
+        }
+        &mut self.0[at as usize]
+    }
+
+    /// The ordinal is another worker's from now on.
+    pub fn forget(&mut self, at: u32) {
+        if let Some(life) = self.0.get_mut(at as usize) {
+            *life = Life::NONE;
+        }
+    }
+}
+
+/// How many workers stand on each axis where it is not the normal place; what operators watch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Barred {
+    /// Cordoned and not draining.
+    pub cordoned: usize,
+    /// Draining.
+    pub draining: usize,
+    /// Lost.
+    pub lost: usize,
+    /// Suspect.
+    pub suspect: usize,
+}
+
+impl Barred {
+    pub(super) const fn enter(&mut self, bars: u8) {
+        self.cordoned += (bars & (bars::CORDONED | bars::DRAINING) == bars::CORDONED) as usize;
+        self.draining += (bars & bars::DRAINING != 0) as usize;
+        self.lost += (bars & bars::LOST != 0) as usize;
+        self.suspect += (bars & bars::DISTRUST != 0) as usize;
+    }
+
+    pub(super) const fn leave(&mut self, bars: u8) {
+        self.cordoned -= (bars & (bars::CORDONED | bars::DRAINING) == bars::CORDONED) as usize;
+        self.draining -= (bars & bars::DRAINING != 0) as usize;
+        self.lost -= (bars & bars::LOST != 0) as usize;
+        self.suspect -= (bars & bars::DISTRUST != 0) as usize;
+    }
+}
+
+impl Shard {
+    /// Changes why a worker is not offered; with the last reason gone it is idle, unless it is held. Touches it if
+    /// anything changed.
+    pub(super) fn bar(&mut self, at: u32, set: u8, clear: u8) {
+        let worker = self.workers.get_mut(at);
+        debug_assert!(!worker.deleted, "W1: a deleted worker has no bars");
+        let before = worker.bars;
+        let after = (before & !clear) | set;
+        if before == after {
+            return;
+        }
+        worker.bars = after;
+        let (free, line) = (worker.claim == NIL, worker.line);
+        self.barred.leave(before);
+        self.barred.enter(after);
+        if free && before == 0 {
+            self.idle.remove(self.workers.hot_mut(), at);
+            self.ledger.bar(line);
+        } else if free && after == 0 {
+            self.ledger.unbar(line);
+            self.workers.get_mut(at).idle_seq = self.seq + 1;
+            self.idle.push(self.workers.hot_mut(), at);
+        }
+        self.touch(at);
+    }
+
+    /// What the owner of a worker wishes.
+    pub(super) fn steer(&mut self, id: &WorkerId, verb: WorkerVerb, now_ms: Millis) -> Answer {
+        let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
+            return Answer::UnknownWorker;
+        };
+        match verb {
+            WorkerVerb::Cordon => self.bar(at, bars::CORDONED, 0),
+            WorkerVerb::Uncordon if self.workers.get(at).bars & bars::DRAINING != 0 => return Answer::Draining,
+            WorkerVerb::Uncordon => self.bar(at, 0, bars::CORDONED),
+            WorkerVerb::Drain => self.bar(at, bars::DRAINING, 0),
+            WorkerVerb::Clear => {
+                if let Some(left_ms) = self.settles_in(at, now_ms) {
+                    return Answer::Settling { left_ms };
+                }
+                self.vouch(at);
+            }
+        }
+        Answer::Steered(Box::new(self.look(at)))
+    }
+
+    /// The owner of all workers speaks for them. Those whose time has not come stay suspect.
+    pub(super) fn clear_all(&mut self, now_ms: Millis) -> Answer {
+        let distrusted = bars::DISTRUST | bars::STOPPING;
+        let wanted: Vec<u32> = self
+            .workers
+            .iter_from(0)
+            .filter(|&at| self.workers.get(at).bars & distrusted != 0 && self.settles_in(at, now_ms).is_none())
+            .collect();
+        let cleared = wanted.len();
+        for at in wanted {
+            self.vouch(at);
+        }
+        Answer::Cleared { cleared: cleared as u64, suspect: self.barred.suspect as u64 }
+    }
+
+    /// How long nothing can speak for the worker yet: claims that the last stop may have lost can still be started.
+    pub(super) fn settles_in(&self, at: u32, now_ms: Millis) -> Option<Millis> {
+        let unvouched = self.workers.get(at).bars & bars::UNVOUCHED != 0;
+        (unvouched && now_ms < self.settled_ms).then(|| self.settled_ms - now_ms)
+    }
+
+    /// Somebody who may has spoken for the worker as it stands.
+    fn vouch(&mut self, at: u32) {
+        if self.workers.get(at).bars & bars::DISTRUST != 0 {
+            self.lives.get_mut(at).uncleaned = 0;
+        }
+        self.bar(at, 0, bars::DISTRUST | bars::STOPPING);
+    }
+
+    /// The clean-up that `place` stands for came to its end after it had been given up: its worker is clean.
+    pub(super) fn cleaned(&mut self, place: Place) {
+        let there = (place.worker < self.workers.ordinals()) && self.workers.is_used(place.worker);
+        if there && place.fence != 0 && self.lives.get(place.worker).uncleaned == place.fence {
+            self.lives.get_mut(place.worker).uncleaned = 0;
+            self.bar(place.worker, 0, bars::SUSPECT);
+        }
+    }
+
+    /// The worker was heard of: its silence begins anew.
+    pub(super) fn heard(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis) {
+        let life = self.lives.get_mut(at);
+        let before = std::mem::replace(&mut life.ttl_ms, ttl_ms);
+        life.silent_at_ms = (ttl_ms > 0).then_some(now_ms + ttl_ms);
+        self.bar(at, 0, bars::LOST);
+        if before != ttl_ms {
+            // Once in its life, or when the pool's time changes: a heartbeat writes nothing.
+            self.touch(at);
+        }
+        self.schedule(at);
+    }
+
+    /// Takes the end of life of a registration over.
+    pub(super) fn set_end(&mut self, at: u32, ends_ms: Option<Millis>, now_ms: Millis) {
+        let over = ends_ms.is_some_and(|at| at <= now_ms);
+        if ends_ms.is_some() || self.lives.get(at).ends_ms.is_some() {
+            self.lives.get_mut(at).ends_ms = ends_ms.filter(|_| !over);
+        }
+        let worker = self.workers.get_mut(at);
+        worker.notes = (worker.notes & !notes::ENDS) | if ends_ms.is_some() { notes::ENDS } else { 0 };
+        let (set, clear) = if over { (bars::ENDED, 0) } else { (0, bars::ENDED) };
+        self.bar(at, set, clear);
+        self.schedule(at);
+    }
+
+    /// Sets the worker's deadline to the next of those in its life.
+    pub(super) fn schedule(&mut self, at: u32) {
+        match self.lives.get(at).next_ms() {
+            Some(due) => self.beats.set(at, due),
+            None => self.beats.cancel(at),
+        }
+    }
+
+    /// A deadline of the worker has passed.
+    pub(super) fn sweep_worker<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        let due = |deadline: &mut Option<Millis>| deadline.take_if(|at| *at <= now_ms).is_some();
+        let life = self.lives.get_mut(at);
+        let (silent, missing, ended) =
+            (due(&mut life.silent_at_ms), due(&mut life.missing_at_ms), due(&mut life.ends_ms));
+        if missing && let Some(place) = self.place_on(at) {
+            self.counters.life.missing += 1;
+            self.end(place, End::Missing, effects);
+        }
+        if silent {
+            self.counters.life.lost_workers += 1;
+            // What it ran may run on: before it is offered again it has to say what it runs.
+            let held = self.workers.get(at).claim != NIL;
+            self.bar(at, if held { bars::LOST | bars::SUSPECT } else { bars::LOST }, 0);
+            self.lose(at, effects);
+        }
+        if ended {
+            self.bar(at, bars::ENDED, 0);
+        }
+        self.schedule(at);
+    }
+
+    /// Where the claim is that the worker holds.
+    pub(super) fn place_on(&self, at: u32) -> Option<Place> {
+        let claim = self.workers.get(at).claim;
+        self.claims.at(claim).map(|held| Place { claim, worker: at, fence: held.fence })
+    }
+
+    /// Ends what the worker holds, and lets it be remembered.
+    pub(super) fn lose<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+        if let Some(place) = self.place_on(at) {
+            self.counters.life.lost_claims += 1;
+            self.remember(place, ClaimState::Lost, effects);
+            self.end(place, End::Lost, effects);
+        }
+    }
+
+    /// Says what a claim was that is about to end.
+    pub(super) fn remember<R>(&self, place: Place, state: ClaimState, effects: &mut Vec<Effect<R>>) {
+        if let (Some(claim), Some(grant)) = (self.claims.get(place), self.grant(place)) {
+            let mut grant = grant;
+            (grant.state, grant.deadline_ms) = (state, None);
+            effects.push(Effect::Remember { id: claim.id.clone(), grant });
+        }
+    }
+
+    /// The worker holds nothing any more: what its life said about the claim is over too.
+    #[cold]
+    pub(super) fn forget_claim(&mut self, at: u32) {
+        self.workers.get_mut(at).notes &= !notes::OF_CLAIM;
+        let life = self.lives.get_mut(at);
+        life.promised = None;
+        if life.missing_at_ms.take().is_some() {
+            self.schedule(at);
+        }
+    }
+
+    /// The claim on the worker stays, but its capacity changes: what was promised is kept while it is more.
+    pub(super) fn keep_promise(&mut self, at: u32, after: &Capacity) {
+        let before = &self.workers.card(at).spec.capacity;
+        let life = self.lives.get_mut(at);
+        let promised = life.promised.take().unwrap_or_else(|| Box::new(before.clone()));
+        if !after.covers(&promised) {
+            life.promised = Some(promised);
+            self.workers.get_mut(at).notes |= notes::OF_CLAIM;
+        }
+    }
+
+    /// A worker on its axes.
+    pub(super) fn axes(&self, at: u32) -> Axes {
+        let worker = self.workers.get(at);
+        let is = |bar: u8| worker.bars & bar != 0;
+        Axes {
+            busy: worker.claim != NIL || is(bars::STOPPING),
+            schedulability: if is(bars::DRAINING) {
+                Schedulability::Draining
+            } else if is(bars::CORDONED) {
+                Schedulability::Cordoned
+            } else {
+                Schedulability::Open
+            },
+            liveness: if is(bars::LOST) { Liveness::Lost } else { Liveness::Live },
+            trust: if is(bars::DISTRUST) { Trust::Suspect } else { Trust::Trusted },
+            overcommitted: self.lives.get(at).promised.is_some(),
+        }
+    }
+
+    /// Whether the worker lives until `until_ms`, as far as is known.
+    pub(super) fn lasts(&self, at: u32, until_ms: Millis) -> bool {
+        self.workers.get(at).notes & notes::ENDS == 0
+            || self.lives.get(at).ends_ms.is_some_and(|ends_ms| ends_ms > until_ms)
+    }
+
+    /// The next worker of the order that lives long enough, where the first in line does not. Costs a walk over the
+    /// idle ones: few workers announce their end, and those near it are taken out of the queue when it comes.
+    #[cold]
+    pub(super) fn pick_lasting(&self, until_ms: Millis, wants: Option<&Wants>) -> Option<u32> {
+        let queue = self.idle.oldest_first(self.workers.all());
+        let fits = |at: u32| wants.is_none_or(|wants| wants.fits(&self.workers.card(at).spec));
+        let lasts = |at: &u32| self.lasts(*at, until_ms) && fits(*at);
+        match self.idle.policy() {
+            Policy::Lifo => queue.into_iter().rev().find(lasts),
+            Policy::Fifo | Policy::Random => queue.into_iter().find(lasts),
+        }
+    }
+}
