@@ -136,6 +136,29 @@ fn answers_conform_to_their_description() {
         ("POST", "/v1/claims/ns/none:confirm".to_owned(), json!({"fence": 1}), 404),
         ("POST", "/v1/claims/ns/a:release".to_owned(), json!({"fence": 1}), 409),
         ("POST", "/v1/claims/ns/a:release".to_owned(), json!({"fence": -1}), 400),
+        ("POST", "/v1/claims/ns/a:renew".to_owned(), json!({"fence": 1}), 409),
+        ("POST", "/v1/claims/ns/a:renew".to_owned(), json!({"fence": 1, "ttl_ms": 0}), 400),
+        ("POST", "/v1/claims/ns/none:renew".to_owned(), json!({"fence": 1}), 404),
+        ("POST", format!("{pool}/workers/w2:heartbeat"), json!({"claims": [{"key": "x", "fence": 1}]}), 200),
+        ("POST", format!("{pool}/workers/w2:heartbeat"), json!({"claims": 1}), 400),
+        ("POST", format!("{pool}/workers/w2:heartbeat"), json!({"incarnation": 9}), 409),
+        ("POST", format!("{pool}/workers/none:heartbeat"), json!({}), 404),
+        ("POST", format!("{pool}/workers/w2:cordon"), json!({}), 200),
+        ("POST", format!("{pool}/workers/w2:cordon"), json!({"why": 1}), 400),
+        ("POST", format!("{pool}/workers/none:cordon"), json!({}), 404),
+        ("POST", format!("{pool}/workers/w2:uncordon"), json!({}), 200),
+        ("POST", format!("{pool}/workers/w2:uncordon"), json!({"why": 1}), 400),
+        ("POST", format!("{pool}/workers/none:uncordon"), json!({}), 404),
+        ("POST", format!("{pool}/workers/w2:drain"), json!({}), 200),
+        ("POST", format!("{pool}/workers/w2:drain"), json!({"why": 1}), 400),
+        ("POST", format!("{pool}/workers/none:drain"), json!({}), 404),
+        ("POST", format!("{pool}/workers/w2:uncordon"), json!({}), 409),
+        ("POST", format!("{pool}/workers/w2:clear"), json!({}), 200),
+        ("POST", format!("{pool}/workers/w2:clear"), json!({"why": 1}), 400),
+        ("POST", format!("{pool}/workers/none:clear"), json!({}), 404),
+        ("POST", format!("{pool}:clear"), json!({}), 200),
+        ("POST", format!("{pool}:clear"), json!({"why": 1}), 400),
+        ("POST", "/v1/pools/ns/none:clear".to_owned(), json!({}), 404),
         ("DELETE", pool.to_owned(), Value::Null, 409),
         ("GET", "/healthz".to_owned(), Value::Null, 200),
         ("GET", "/readyz".to_owned(), Value::Null, 200),
@@ -148,6 +171,8 @@ fn answers_conform_to_their_description() {
     let fence = client.get("/v1/claims/ns/a").expect(200)["claim"]["fence"].take();
     let body = json!({"fence": fence});
     api.check(&mut client, "POST", "/v1/claims/ns/a:confirm", &body).expect(200);
+    let renewed = json!({"fence": fence, "ttl_ms": 60_000});
+    api.check(&mut client, "POST", "/v1/claims/ns/a:renew", &renewed).expect(200);
     client.put("/v1/pools/ns/other", &json!({})).expect(201);
     let elsewhere = json!({"namespace": "ns", "pool": "other", "key": "a"});
     api.check(&mut client, "POST", "/v1/claims", &elsewhere).expect(409);
@@ -207,7 +232,15 @@ fn what_is_described_is_what_the_service_takes() {
         ("POST", "/v1/claims", nothing.clone(), schema("ClaimBody")),
         ("POST", "/v1/claims:batch", nothing.clone(), schema("ClaimsBatch")),
         ("POST", "/v1/claims/ns/a:confirm", nothing.clone(), schema("HolderBody")),
-        ("POST", "/v1/claims/ns/a:release", nothing.clone(), schema("HolderBody")),
+        ("POST", "/v1/claims/ns/a:renew", nothing.clone(), schema("RenewBody")),
+        ("POST", "/v1/claims/ns/a:release", nothing.clone(), schema("ReleaseBody")),
+        ("POST", "/v1/pools/ns/warm/workers/w:heartbeat", nothing.clone(), schema("HeartbeatBody")),
+        (
+            "POST",
+            "/v1/claims",
+            json!({"namespace": "ns", "node": {"frobnicate": 1}}),
+            schema("ClaimBody")["properties"]["node"].clone(),
+        ),
     ] {
         let answer = client.request(method, path, body.to_string().as_bytes());
         assert_eq!(known(&answer), fields(&described), "{method} {path}");

@@ -205,6 +205,8 @@ impl Run {
             .collect();
         assert_eq!(seen.iter().map(|place| place.fence).collect::<Vec<_>>(), Vec::from_iter(adopted));
         *self.seen.entry("adopted").or_default() += seen.len();
+        // One that ended may be adopted again on another worker: then it is there and nowhere else.
+        self.places.retain(|place| Some(place.fence) != adopted);
         self.places.extend(seen);
     }
 

@@ -92,6 +92,24 @@ const OPERATIONS: &[Operation] = &[
     Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:batch", id: "registerWorkers", tag: "workers",
         summary: "Many workers in one call, each with its own outcome, in order: a bad one harms no other.",
         query: &[], body: Some("WorkersBatch"), success: &[(200, "One outcome a worker.", "WorkerOutcomes")], errors: &[404] },
+    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}:clear", id: "clearPool", tag: "pools",
+        summary: "The owner of all workers speaks for them, as they stand: those that were suspect are trusted.",
+        query: &[], body: Some("NoBody"), success: &[(200, "How many.", "Cleared")], errors: &[404] },
+    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:heartbeat", id: "heartbeat", tag: "workers",
+        summary: "The worker lives, and says what it runs; the answer says what it should run, and what it should stop.",
+        query: &[], body: Some("HeartbeatBody"), success: &[(200, "Heard.", "Heard")], errors: &[404, 409] },
+    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:cordon", id: "cordonWorker", tag: "workers",
+        summary: "It is no longer offered; it keeps what it holds. Outlives registrations and restarts.",
+        query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
+    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:uncordon", id: "uncordonWorker", tag: "workers",
+        summary: "It is offered again.",
+        query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404, 409] },
+    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:drain", id: "drainWorker", tag: "workers",
+        summary: "It is not offered any more in this incarnation; it keeps what it holds until that is released.",
+        query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
+    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:clear", id: "clearWorker", tag: "workers",
+        summary: "Its owner speaks for it, as it stands: it is trusted again.",
+        query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
     Operation { method: "post", path: "/v1/claims", id: "claim", tag: "claims",
         summary: "Takes a worker for a key, or finds what the key holds already. Sent again with the same key, it is the same claim.",
         query: &[], body: Some("ClaimBody"), success: &[(201, "Taken by this request.", "ClaimAnswer"), (200, "The key held it.", "ClaimAnswer")], errors: &[404, 409, 429] },
@@ -107,9 +125,12 @@ const OPERATIONS: &[Operation] = &[
     Operation { method: "post", path: "/v1/claims/{namespace}/{key}:confirm", id: "confirmClaim", tag: "claims",
         summary: "The holder has started: the claim is active.",
         query: &[], body: Some("HolderBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409] },
+    Operation { method: "post", path: "/v1/claims/{namespace}/{key}:renew", id: "renewClaim", tag: "claims",
+        summary: "The holder still needs it: its time begins anew.",
+        query: &[], body: Some("RenewBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409] },
     Operation { method: "post", path: "/v1/claims/{namespace}/{key}:release", id: "releaseClaim", tag: "claims",
         summary: "The holder is done. Succeeds also if the claim is gone already.",
-        query: &[], body: Some("HolderBody"), success: &[(200, "Released.", "Empty")], errors: &[409] },
+        query: &[], body: Some("ReleaseBody"), success: &[(200, "Released.", "Empty")], errors: &[409] },
     Operation { method: "get", path: "/healthz", id: "health", tag: "probes",
         summary: "Whether the process lives.",
         query: &[], body: None, success: &[(200, "It does.", "Health")], errors: &[] },
@@ -231,7 +252,12 @@ mod tests {
         let template = |path: &str| path.replace("{ns}", "{namespace}");
         let described: BTreeSet<_> = OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect();
         let beside = [Route::OpenApi, Route::Docs, Route::DocsFile, Route::Unmatched];
-        let routes = Route::ALL.iter().filter(|route| !beside.contains(route));
-        assert_eq!(described, routes.map(|route| template(route.word())).collect());
+        let routes = Route::ALL.iter().filter(|route| !beside.contains(route)).map(|route| template(route.word()));
+        // One word for four verbs.
+        let verbs = |path: String| match path.strip_suffix(":verb") {
+            Some(path) => ["cordon", "uncordon", "drain", "clear"].map(|verb| format!("{path}:{verb}")).to_vec(),
+            None => vec![path],
+        };
+        assert_eq!(described, routes.flat_map(verbs).collect());
     }
 }

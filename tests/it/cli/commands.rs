@@ -38,7 +38,26 @@ fn a_pool_is_made_changed_shown_and_removed() {
     let shown = server.cli("pools show demo/warm");
     assert_eq!(shown.row("pool"), ["pool", "demo/warm"]);
     assert_eq!(shown.row("reserve_ms"), ["reserve_ms", "60000"]);
-    assert_eq!(shown.row("workers"), ["workers", "0", "total,", "0", "busy,", "0", "idle"]);
+    assert_eq!(
+        shown.row("workers"),
+        [
+            "workers",
+            "0",
+            "total,",
+            "0",
+            "busy,",
+            "0",
+            "cordoned,",
+            "0",
+            "draining,",
+            "0",
+            "idle,",
+            "0",
+            "lost,",
+            "0",
+            "suspect"
+        ]
+    );
     assert_eq!(shown.row("3")[..2], ["3", "serving"]);
     assert_eq!(server.cli("pools show demo/warm -o json").json()["pool"]["shards"].as_array().unwrap().len(), 4);
 

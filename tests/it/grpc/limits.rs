@@ -45,7 +45,7 @@ async fn a_message_past_the_limit_is_refused_unread() {
     expect::<()>(Err(status(announced).await), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
     // Exactly the limit is read.
     let read = raw.call(TAKE, &[], sized(4096)).await;
-    expect::<()>(Err(read), Code::InvalidArgument, None, Some("pool"));
+    expect::<()>(Err(read), Code::InvalidArgument, None, Some("namespace"));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ async fn every_bad_field_is_named() {
     let mut link = Link::open(server.address).await;
     let long = "x".repeat(300);
     let claims: Vec<(TakeClaimRequest, &str)> = vec![
-        (TakeClaimRequest::default(), "pool"),
+        (TakeClaimRequest::default(), "namespace"),
         (TakeClaimRequest { namespace: String::new(), ..take("k") }, "namespace"),
         (TakeClaimRequest { candidates: None, ..take("k") }, "pool"),
         (TakeClaimRequest { candidates: Some(Candidates::Pool("a/b".into())), ..take("k") }, "pool"),

@@ -19,6 +19,12 @@ fn amount(description: &str) -> Value {
     number(limits::AMOUNT_MAX, description)
 }
 
+fn ttl_ms(description: &str) -> Value {
+    let mut ttl_ms = number(limits::TTL_MS_MAX, description);
+    ttl_ms["minimum"] = 1.into();
+    ttl_ms
+}
+
 /// A schema with a description of its own.
 fn described(name: &str, description: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}"), "description": description})
@@ -75,6 +81,12 @@ fn pool_spec() -> Value {
     let mut lag_max_ms = number(limits::RESERVE_MS_MAX, "How far the store may lag before claims acknowledged from memory are refused.");
     lag_max_ms["minimum"] = 1.into();
     lag_max_ms["default"] = default.lag_max_ms.into();
+    let mut releasing_ms = number(limits::RESERVE_MS_MAX, "How long a release that was begun may take; then the claim ends, and its worker is suspect.");
+    let mut heartbeat_ttl_ms = number(limits::RESERVE_MS_MAX, "How long a worker that sends heartbeats may be silent before it is lost.");
+    for (field, value) in [(&mut releasing_ms, default.releasing_ms), (&mut heartbeat_ttl_ms, default.heartbeat_ttl_ms)] {
+        field["minimum"] = 1.into();
+        field["default"] = value.into();
+    }
     let shards: Vec<u16> = (0..).map(|n| 1 << n).take_while(|&shards| shards <= limits::SHARDS_MAX).collect();
     closed("The specification of a pool.", &[], json!({
         "shards": {"type": "integer", "enum": shards, "default": default.shards, "description": "Number of shards. Never changes."},
@@ -85,6 +97,8 @@ fn pool_spec() -> Value {
         "class": described("Name", "Class of the pool, if it has one."),
         "reserve_ms": reserve_ms,
         "lag_max_ms": lag_max_ms,
+        "releasing_ms": releasing_ms,
+        "heartbeat_ttl_ms": heartbeat_ttl_ms,
     }))
 }
 
@@ -95,7 +109,44 @@ fn worker_fields() -> Value {
         "labels": schema("Labels"),
         "node": described("Name", "The machine it runs on."),
         "incarnation": amount("Grows when the worker starts anew: a higher one ends what the old one held, a lower one is refused. Default 0."),
+        "expires_at_ms": amount("Unix time in milliseconds of its own end: it is not offered to a claim that needs it for longer."),
+        "claims": described("HeldClaims", "What it runs, as in a heartbeat; nothing said if missing."),
     })
+}
+
+#[rustfmt::skip]
+fn node_choice() -> Value {
+    closed("On which machines. An empty list restricts nothing.", &[], json!({
+                "required": {"type": "array", "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "One of these, or nothing."},
+                "preferred": {"type": "array", "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "One of these if possible, else any."},
+                "preferred_then_wait": {"not": {}, "description": "Not built in this version."},
+            }))
+}
+
+#[rustfmt::skip]
+fn claim_body() -> Value {
+    closed("A request for one worker. Exactly one of pool, pools and pool_selector names where.", &["namespace"], json!({
+            "namespace": described("Name", "Where; the pools are in it."),
+            "pool": described("Name", "The pool that may serve it."),
+            "pools": {"type": "array", "maxItems": limits::CLAIM_POOLS_MAX, "items": schema("Name"), "description": "The pools that may serve it, in order: one that has no room falls back to the next."},
+            "pool_selector": described("Selector", "All pools of the namespace whose labels pass."),
+            "class": described("Name", "Only pools of this class."),
+            "resources": described("Capacity", "Only workers that have at least this much."),
+            "selector": described("Selector", "Only workers whose labels pass."),
+            "node": node_choice(),
+            "worker": described("Name", "Only this very worker."),
+            "key": described("Name", "Identity together with namespace and tenant. Default: a new UUIDv7."),
+            "tenant": described("Name", "Same key, other tenant: another claim. Default: default."),
+            "affinity": described("Name", "An idle worker whose last claim had the same affinity is preferred. Default: the key."),
+            "reserve_ms": number(limits::RESERVE_MS_MAX, "How long it may stay unconfirmed, counted from when the answer leaves; at most the pool's, which is the default. 0: active at once."),
+            "ttl_ms": ttl_ms("How long it may stay active without a renewal. Missing: as long as its worker lives."),
+            "ack": {"enum": ["durable", "memory"], "description": "May ask for more than the pool promises, never for less."},
+            "must_match": {"type": "boolean", "default": false, "description": "If the key is held, it must have asked for the same resources."},
+            "labels": described("Labels", "Kept with the claim and shown."),
+            "wait_ms": {"const": 0, "description": "More than 0 is not built in this version."},
+            "priority": {"not": {}, "description": "Not built in this version."},
+            "preemptible": {"not": {}, "description": "Not built in this version."},
+        }))
 }
 
 fn with(mut properties: Value, name: &str, schema: Value) -> Value {
@@ -103,9 +154,21 @@ fn with(mut properties: Value, name: &str, schema: Value) -> Value {
     properties
 }
 
-#[rustfmt::skip]
 pub(super) fn schemas() -> Value {
-    let count = |description: &str| json!({"type": "integer", "format": "int64", "minimum": 0, "description": description});
+    let mut schemas = pools_and_workers();
+    for more in [claims(), rest()] {
+        let Value::Object(more) = more else { unreachable!("both are objects") };
+        schemas.as_object_mut().expect("it is one").extend(more);
+    }
+    schemas
+}
+
+fn count(description: &str) -> Value {
+    json!({"type": "integer", "format": "int64", "minimum": 0, "description": description})
+}
+
+#[rustfmt::skip]
+fn pools_and_workers() -> Value {
     let shard_index = json!({"type": "integer", "minimum": 0, "maximum": limits::SHARDS_MAX - 1, "description": "Index of the shard in the pool."});
     json!({
         "Name": {"type": "string", "minLength": 1, "maxLength": limits::NAME_BYTES_MAX, "pattern": "^[A-Za-z0-9._-]+$", "description": "A name."},
@@ -137,11 +200,17 @@ pub(super) fn schemas() -> Value {
             "lag_ms": count("Age of the oldest change that the store does not have."),
             "ring_depth": count("Requests waiting in its ring."), "answers_waiting": count("Durable answers that wait for the store."),
             "restarts": count("Times it was restarted after a panic."),
+            "cordoned": count("Workers that are cordoned."), "draining": count("Workers that are draining."),
+            "lost": count("Workers that were silent for too long."), "suspect": count("Workers that nothing has spoken for."),
+            "releasing": count("Claims whose worker is being cleaned."),
         })),
         "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "workers", "claims", "capacity", "free", "gpus"], json!({
             "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
-            "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({"total": count("All."), "idle": count("Not held."), "busy": count("Held.")})),
-            "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use.")})),
+            "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({
+                "total": count("All."), "idle": count("Offered."), "busy": count("Held."), "cordoned": count("Cordoned."),
+                "draining": count("Draining."), "lost": count("Silent for too long."), "suspect": count("Nothing has spoken for them."),
+            })),
+            "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use."), "releasing": count("Their workers are being cleaned.")})),
             "capacity": schema("Sum"), "free": schema("Sum"),
             "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": answer("Cards of one model.", &["total", "free"], json!({"total": count("All."), "free": count("On idle workers.")}))},
             "shards": {"type": "array", "maxItems": limits::SHARDS_MAX, "items": schema("ShardStatus"), "description": "Figures by shard. Missing in lists."},
@@ -153,27 +222,46 @@ pub(super) fn schemas() -> Value {
         "WorkersBatch": closed("Many workers.", &["workers"], json!({
             "workers": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("WorkerItem")},
         })),
-        "Worker": answer("A worker.", &["id", "capacity", "labels", "incarnation", "state", "schedulability", "version", "shard", "claims"], json!({
+        "Worker": answer("A worker.", &["id", "capacity", "labels", "incarnation", "occupancy", "schedulability", "liveness", "trust", "overcommitted", "version", "shard", "claims"], json!({
             "id": schema("Name"), "capacity": schema("Capacity"), "labels": schema("Labels"), "node": schema("Name"),
             "incarnation": amount("Grows when the worker starts anew."),
-            "state": {"enum": ["idle", "busy"], "description": "Whether it is held."},
-            "schedulability": {"enum": ["open"], "description": "Whether it may be offered."},
+            "occupancy": {"enum": ["idle", "busy"], "description": "Whether it is held."},
+            "schedulability": {"enum": ["open", "cordoned", "draining"], "description": "Whether it may be offered, as its owner wishes."},
+            "liveness": {"enum": ["live", "lost"], "description": "Whether it is heard of."},
+            "trust": {"enum": ["trusted", "suspect"], "description": "Whether it can be what it is thought to be."},
+            "overcommitted": {"type": "boolean", "description": "It has less than its claim was promised."},
+            "expires_at_ms": count("Unix time in milliseconds of its own end, if it said so."),
             "version": count("Sequence number, in its shard, of the last change to it."),
             "shard": shard_index,
             "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."},
         })),
-        "WorkerAnswer": answer("A worker.", &["worker"], json!({"worker": schema("Worker")})),
+        "WorkerAnswer": answer("A worker.", &["worker"], json!({"worker": schema("Worker"), "stop": described("HeldClaims", "What it said that it runs and should not. Missing if there is none.")})),
+        "HeldClaim": closed("A claim by its name and number. Its namespace is the pool's.", &["key", "fence"], json!({
+            "tenant": described("Name", "Default: default."), "key": schema("Name"), "fence": number(limits::FENCE_MAX, "Number of the grant."),
+        })),
+        "HeldClaims": {"type": "array", "maxItems": limits::NAMED_CLAIMS_MAX, "items": schema("HeldClaim"), "description": "Claims of one worker."},
+        "HeartbeatBody": closed("What a worker says of itself.", &[], json!({
+            "incarnation": amount("Which life of the worker speaks. Default 0."),
+            "seq": count("Grows from one heartbeat to the next: what comes later with a lower one is ignored."),
+            "claims": described("HeldClaims", "What it runs; empty: nothing. Missing: nothing is said about that."),
+        })),
+        "Heard": answer("What the worker should run, and what it should stop.", &["claims", "stop"], json!({
+            "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."}, "stop": described("HeldClaims", "What it named and should not run."),
+        })),
+        "Cleared": answer("How many workers.", &["cleared", "suspect"], json!({
+            "cleared": count("Trusted since."), "suspect": count("Not yet: claims that the last stop may have lost can still be started."),
+        })),
+        "NoBody": closed("Nothing.", &[], json!({})),
         "WorkerPage": page("Worker"),
         "WorkerOutcomes": outcomes("worker", "Worker"),
-        "ClaimBody": closed("A request for one worker.", &["namespace", "pool"], json!({
-            "namespace": described("Name", "Where; the pool is in it."),
-            "pool": described("Name", "The pool that may serve it."),
-            "key": described("Name", "Identity together with namespace and tenant. Default: a new UUIDv7."),
-            "tenant": described("Name", "Same key, other tenant: another claim. Default: default."),
-            "affinity": described("Name", "An idle worker whose last claim had the same affinity is preferred. Default: the key."),
-            "reserve_ms": number(limits::RESERVE_MS_MAX, "How long it may stay unconfirmed, counted from when the answer leaves; at most the pool's, which is the default. 0: active at once."),
-            "ack": {"enum": ["durable", "memory"], "description": "May ask for more than the pool promises, never for less."},
-        })),
+    })
+}
+
+#[rustfmt::skip]
+fn claims() -> Value {
+    json!({
+        "ClaimBody": claim_body(),
+        "Selector": {"type": "string", "maxLength": limits::SELECTOR_BYTES_MAX, "description": "As label selectors of Kubernetes: zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot"},
         "ClaimsBatch": closed("Many claims.", &["mode", "items"], json!({
             "mode": {"enum": ["independent"], "description": "Each item for itself."},
             "items": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("ClaimBody")},
@@ -182,18 +270,35 @@ pub(super) fn schemas() -> Value {
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
         })),
+        "RenewBody": closed("Who speaks.", &["fence"], json!({
+            "fence": number(limits::FENCE_MAX, "The holder's."),
+            "tenant": described("Name", "Default: default."),
+            "ttl_ms": ttl_ms("From now on it may stay active for that long without a renewal. Missing: as long as before."),
+        })),
+        "ReleaseBody": closed("Who speaks.", &["fence"], json!({
+            "fence": number(limits::FENCE_MAX, "The holder's."),
+            "tenant": described("Name", "Default: default."),
+            "phase": {"enum": ["begin", "finish"], "description": "The work has ended and the worker is being cleaned; it is clean. Missing: all in one call."},
+        })),
         "Claim": answer("A claim.", &["key", "tenant", "fence", "namespace", "pool", "worker", "state", "resources"], json!({
             "key": schema("Name"), "tenant": schema("Name"),
             "fence": number(limits::FENCE_MAX, "Number of this grant: higher than that of every claim before. Sent along with confirm and release; a worker can refuse an older holder by it."),
             "namespace": schema("Name"), "pool": schema("Name"), "worker": schema("Name"),
             "node": described("Name", "The machine that the worker runs on, if known."),
-            "state": {"enum": ["reserved", "active"], "description": "Held until its deadline unless confirmed; in use."},
+            "state": {"enum": ["reserved", "active", "releasing", "lost"], "description": "Held until its deadline unless confirmed; in use; its worker is being cleaned; its worker is gone."},
+            "labels": described("Labels", "What the request gave. Missing if nothing."),
             "resources": described("Capacity", "What it holds: all that the worker has."),
             "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
         })),
         "ClaimAnswer": answer("A claim.", &["claim"], json!({"claim": schema("Claim")})),
         "ClaimPage": page("Claim"),
         "ClaimOutcomes": outcomes("claim", "Claim"),
+    })
+}
+
+#[rustfmt::skip]
+fn rest() -> Value {
+    json!({
         "Empty": answer("Done, and there is nothing to say.", &[], json!({})),
         "Health": answer("The process lives.", &["status"], json!({"status": {"const": "ok"}})),
         "Readiness": answer("Whether every shard serves.", &["ready", "reasons"], json!({
@@ -236,9 +341,9 @@ pub(super) fn responses() -> Value {
     json!({
         "400": error("The request is wrong; field says where."),
         "404": error("No such pool, worker or claim; with the reason route, no such path."),
-        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason state: what is there does not allow it; the message says what."),
+        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
-        "429": error("No room. Reason pool_exhausted: every shard said no."),
+        "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels."),
         "500": error("A defect of the service; the process goes on."),
         "503": unavailable,
         "504": error("No answer in time; the outcome is unknown, a retry with the same key finds it."),
