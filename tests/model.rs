@@ -115,7 +115,7 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
     let befell = ["adopted", "cleaned late", "expired", "uncleaned", "missing", "lost", "swept", "given back"];
     let answered = ["granted", "plain", "Busy", "Node", "Small", "Unknown", "mismatch", "not allowed"];
     for what in befell.into_iter().chain(answered).chain(["too short a life"]) {
-        assert!(happened.get(what).is_some_and(|&times| times > 5), "{what} hardly occurred: {happened:?}");
+        assert!(happened.get(what).is_some_and(|&times| times > 2), "{what} hardly occurred: {happened:?}");
     }
     assert!(seen.iter().all(|&times| times > 50), "0, 1, 2, many workers occurred {seen:?} times");
 }
