@@ -6,8 +6,7 @@
 //! heartbeats that tell the truth, while others claim as hard as they can. At the end the service must know of
 //! everything that runs, and of nothing else.
 //!
-//! It caught, when broken on purpose: workers that are trusted at once after an unclean stop, and a word that ends
-//! distrust before the reservations of before the kill have passed.
+//! It caught, when broken on purpose: a word that ends distrust before the reservations of before the kill have passed.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
