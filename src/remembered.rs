@@ -2,7 +2,7 @@
 //! what was never cleaned up (a late finish is accepted). Kept in memory, for a while, and only so many.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
@@ -31,11 +31,22 @@ struct Inner {
     order: VecDeque<(Millis, ClaimId, Fence)>,
 }
 
+/// Slots that keys fall into by their hash.
+const SLOTS: usize = 4096;
+
 /// What is remembered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Remembered {
     inner: Mutex<Inner>,
-    len: AtomicUsize,
+    /// Remembered keys by slot: every grant asks whether its key is remembered, and nearly none is, so nearly none may
+    /// take the lock that all shards share.
+    slots: Box<[AtomicU32]>,
+}
+
+impl Default for Remembered {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), slots: std::iter::repeat_with(AtomicU32::default).take(SLOTS).collect() }
+    }
 }
 
 impl Remembered {
@@ -44,17 +55,20 @@ impl Remembered {
         let mut inner = self.lock();
         let until_ms = now_ms + limits::REMEMBERED_MS;
         inner.order.push_back((until_ms, id.clone(), ended.grant.place.fence));
-        inner.by_id.insert(id, (until_ms, ended));
+        // Before the entry is there: who finds the slot empty later than this has not missed it.
+        self.slot(&id).fetch_add(1, Ordering::AcqRel);
+        if inner.by_id.insert(id.clone(), (until_ms, ended)).is_some() {
+            self.slot(&id).fetch_sub(1, Ordering::AcqRel);
+        }
         while inner.order.front().is_some_and(|(until_ms, ..)| *until_ms <= now_ms)
             || inner.order.len() > limits::REMEMBERED_MAX
         {
             let Some((_, id, fence)) = inner.order.pop_front() else { break };
             // A later one of the same key stays.
             if inner.by_id.get(&id).is_some_and(|(_, ended)| ended.grant.place.fence == fence) {
-                inner.by_id.remove(&id);
+                self.remove(&mut inner, &id);
             }
         }
-        self.len.store(inner.by_id.len(), Ordering::Release);
     }
 
     /// The last claim of the key, if it ended so and nobody claimed the key since.
@@ -63,16 +77,65 @@ impl Remembered {
         self.lock().by_id.get(id).filter(|(until_ms, _)| *until_ms > now_ms).map(|(_, ended)| ended.clone())
     }
 
-    /// The key is claimed again. Costs one load while nothing is remembered.
+    /// The key is claimed again. Costs one load unless a key of its slot is remembered.
     pub fn forget(&self, id: &ClaimId) {
-        if self.len.load(Ordering::Acquire) > 0 {
-            let mut inner = self.lock();
-            inner.by_id.remove(id);
-            self.len.store(inner.by_id.len(), Ordering::Release);
+        if self.slot(id).load(Ordering::Acquire) > 0 {
+            self.remove(&mut self.lock(), id);
         }
+    }
+
+    fn remove(&self, inner: &mut Inner, id: &ClaimId) {
+        if inner.by_id.remove(id).is_some() {
+            self.slot(id).fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn slot(&self, id: &ClaimId) -> &AtomicU32 {
+        &self.slots[id.hash64() as usize % SLOTS]
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Place;
+    use crate::model::{ClaimState, WorkerCard, WorkerId, WorkerSpec};
+
+    fn ended(fence: Fence) -> Ended {
+        let spec = WorkerSpec::bare(WorkerId::new("w").unwrap());
+        let grant = Grant {
+            place: Place { claim: 0, worker: 0, fence },
+            worker: std::sync::Arc::new(WorkerCard { spec }),
+            state: ClaimState::Lost,
+            reserve_ms: 0,
+            term_ms: 0,
+            deadline_ms: None,
+            spec: None,
+        };
+        Ended { shard: ShardRef { pool: 0, shard: 0 }, pool: PoolName::new("ns", "p").unwrap(), grant }
+    }
+
+    /// A slot that is counted too low hides a key from `forget`; one counted too high costs every grant a lock for ever.
+    #[test]
+    fn slots_count_what_is_remembered() {
+        let remembered = Remembered::default();
+        let id = |n: u64| ClaimId::new("ns", "t", &format!("k{n}")).unwrap();
+        let counted = || remembered.slots.iter().map(|slot| slot.load(Ordering::Relaxed)).sum::<u32>();
+        for n in 0..100 {
+            remembered.put(id(n), ended(n), 0);
+        }
+        remembered.put(id(7), ended(107), 1);
+        assert_eq!(counted(), 100, "the later claim of a key replaces the earlier");
+        remembered.forget(&id(7));
+        remembered.forget(&id(7));
+        remembered.forget(&id(1_000));
+        assert_eq!(counted(), 99);
+        assert!(remembered.find(&id(7), 1).is_none() && remembered.find(&id(8), 1).is_some());
+        remembered.put(id(200), ended(200), limits::REMEMBERED_MS + 2);
+        assert_eq!(counted(), 1, "what is too old is gone");
     }
 }

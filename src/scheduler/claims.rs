@@ -149,7 +149,7 @@ impl Scheduler {
     async fn finish_late(&self, id: &ClaimId, ended: &Ended) -> Result<(), Refusal> {
         let Some(port) = self.dispatch().pools.load().port(ended.shard).cloned() else { return Ok(()) };
         let (reply, answer) = Reply::one();
-        let started_ns = self.dispatch().clock.mono_ns();
+        let started_ns = self.dispatch().stopwatch();
         port.ask(Command::Release(KeyItem { id: id.clone(), place: ended.grant.place, started_ns, reply }));
         wait(answer).await.map(drop)
     }
