@@ -250,9 +250,7 @@ impl From<&Capacity> for CapacityRow {
 
 impl From<&CapacityRow> for Capacity {
     fn from(row: &CapacityRow) -> Self {
-        let gpu =
-            (row.gpu_count > 0).then(|| GpuCapacity { model: row.gpu_model.as_str().into(), count: row.gpu_count });
-        Self { cpu_milli: row.cpu_milli, memory_bytes: row.memory_bytes, slots: row.slots, gpu }
+        capacity(row.cpu_milli, row.memory_bytes, row.slots, &row.gpu_model, row.gpu_count)
     }
 }
 
@@ -311,28 +309,15 @@ pub struct ClaimSpecRow {
     /// Its labels.
     #[prost(btree_map = "string, string", tag = "1")]
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Thousandths of a core that it asked for.
-    #[prost(uint64, tag = "2")]
-    pub cpu_milli: u64,
-    /// Bytes of memory.
-    #[prost(uint64, tag = "3")]
-    pub memory_bytes: u64,
-    /// Places.
-    #[prost(uint64, tag = "4")]
-    pub slots: u64,
-    /// Model of the cards.
-    #[prost(string, tag = "5")]
-    pub gpu_model: String,
-    /// Number of cards; 0: none.
-    #[prost(uint32, tag = "6")]
-    pub gpu_count: u32,
+    /// What it asked for.
+    #[prost(message, optional, tag = "2")]
+    pub resources: Option<CapacityRow>,
 }
 
 impl From<&ClaimSpec> for ClaimSpecRow {
     fn from(spec: &ClaimSpec) -> Self {
-        let Capacity { cpu_milli, memory_bytes, slots, gpu } = spec.resources.clone();
-        let (gpu_model, gpu_count) = gpu.map_or_else(Default::default, |gpu| (gpu.model.to_string(), gpu.count));
-        Self { labels: spec.labels.clone(), cpu_milli, memory_bytes, slots, gpu_model, gpu_count }
+        let resources = (spec.resources != Capacity::default()).then(|| (&spec.resources).into());
+        Self { labels: spec.labels.clone(), resources }
     }
 }
 
@@ -340,7 +325,7 @@ impl ClaimSpecRow {
     /// What is in it.
     #[must_use]
     pub fn spec(&self) -> ClaimSpec {
-        let resources = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);
+        let resources = self.resources.as_ref().map(Capacity::from).unwrap_or_default();
         ClaimSpec { labels: self.labels.clone(), resources }
     }
 }

@@ -1,0 +1,319 @@
+//! Claims on the wire.
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{TENANT_DEFAULT, Text};
+use crate::api::http::read::{Items, Texts};
+use crate::api::outcome::Failure;
+use crate::ask::{ClaimAsk, PoolChoice};
+use crate::limits;
+use crate::model::{
+    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Labels, Millis, PoolName, Taken,
+    WorkerId, affinity_hash, check_name, present, some_object,
+};
+
+/// A request for one worker.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct ClaimBody<'a> {
+    #[serde(borrow)]
+    pub(in crate::api) namespace: Text<'a>,
+    // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) key: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) pool: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) pools: Option<Texts<'a, { limits::CLAIM_POOLS_MAX }>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) pool_selector: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) class: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "some_object")]
+    pub(in crate::api) resources: Option<Capacity>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) selector: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "some_object")]
+    pub(in crate::api) node: Option<NodeBody<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) worker: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) affinity: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) reserve_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) ttl_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) ack: Option<Ack>,
+    #[serde(default)]
+    pub(in crate::api) must_match: bool,
+    #[serde(default)]
+    pub(in crate::api) labels: Labels,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) wait_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) priority: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) preemptible: Option<IgnoredAny>,
+}
+
+/// On which nodes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct NodeBody<'a> {
+    #[serde(borrow, default)]
+    pub(in crate::api) required: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    #[serde(borrow, default)]
+    pub(in crate::api) preferred: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) preferred_then_wait: Option<IgnoredAny>,
+}
+
+impl ClaimBody<'_> {
+    /// Checks every name.
+    pub(in crate::api) fn request(self) -> Result<ClaimRequest, Failure> {
+        self.refuse_what_is_not_built()?;
+        let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
+        let mut made = [0; uuid::fmt::Hyphenated::LENGTH];
+        let key = match &self.key {
+            Some(text) => &*text.0,
+            None => Uuid::now_v7().hyphenated().encode_lower(&mut made),
+        };
+        let affinity = match &self.affinity {
+            Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
+            None => key,
+        };
+        Ok(ClaimRequest {
+            id: ClaimId::new(&self.namespace.0, tenant, key)?,
+            pools: self.pools()?,
+            affinity: affinity_hash(affinity),
+            reserve_ms: self.reserve_ms,
+            ttl_ms: self.ttl_ms,
+            ack: self.ack,
+            ask: self.ask()?,
+        })
+    }
+
+    fn refuse_what_is_not_built(&self) -> Result<(), Failure> {
+        let waits = self.node.as_ref().is_some_and(|node| node.preferred_then_wait.is_some());
+        let asked = [
+            ("wait_ms", self.wait_ms.is_some_and(|ms| ms > 0)),
+            ("priority", self.priority.is_some()),
+            ("preemptible", self.preemptible.is_some()),
+            ("node.preferred_then_wait", waits),
+        ];
+        match asked.into_iter().find(|&(_, asked)| asked) {
+            Some((field, _)) => Err(Failure::invalid(field, "is not built in this version")),
+            None => Ok(()),
+        }
+    }
+
+    /// Exactly one of the three ways to name pools.
+    fn pools(&self) -> Result<PoolChoice, Failure> {
+        let namespace = &self.namespace.0;
+        match (&self.pool, &self.pools, &self.pool_selector) {
+            (Some(pool), None, None) => Ok(PoolName::new(namespace, &pool.0)?.into()),
+            (None, Some(pools), None) => {
+                let name = |(i, pool): (usize, &Text<'_>)| {
+                    let wrong =
+                        |refusal| Failure { field: Some(format!("pools[{i}]").into()), ..Failure::from(refusal) };
+                    check_name("pools", &pool.0).map_err(wrong)?;
+                    Ok(PoolName::new(namespace, &pool.0)?)
+                };
+                Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, Failure>>()?))
+            }
+            (None, None, Some(selector)) => {
+                check_name("namespace", namespace)?;
+                Ok(PoolChoice::Selected(selector.0.to_string()))
+            }
+            (None, None, None) => Err(Failure::invalid("pool", "is required, or else pools or pool_selector")),
+            (pool, _, selector) => {
+                let field = if pool.is_none() || selector.is_none() { "pools" } else { "pool_selector" };
+                Err(Failure::invalid(field, "only one of pool, pools and pool_selector may be given"))
+            }
+        }
+    }
+
+    /// What it asks beyond any worker, if anything.
+    fn ask(self) -> Result<Option<Box<ClaimAsk>>, Failure> {
+        let Self { class, resources, selector, node, worker, must_match, labels, .. } = self;
+        let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
+        if !asks && !must_match && labels.is_empty() {
+            return Ok(None);
+        }
+        let text = |text: Text<'_>| text.0.into_owned();
+        let (required, preferred) = node.map_or_else(Default::default, |node| (node.required, node.preferred));
+        let worker = worker.map(|id| {
+            let wrong = |refusal| Failure { field: Some("worker".into()), ..Failure::from(refusal) };
+            WorkerId::new(&id.0).map_err(wrong)
+        });
+        Ok(Some(Box::new(ClaimAsk {
+            selector: selector.map(text),
+            nodes_required: required.0.into_iter().map(|node| node.0.into()).collect(),
+            nodes_preferred: preferred.0.into_iter().map(|node| node.0.into()).collect(),
+            worker: worker.transpose()?,
+            class: class.map(text),
+            spec: ClaimSpec { labels, resources: resources.unwrap_or_default() },
+            must_match,
+        })))
+    }
+}
+
+/// How a batch of claims is carried out.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::api::http) enum BatchMode {
+    /// Each item for itself.
+    Independent,
+    /// All items or none. Not built yet.
+    AllOrNothing,
+}
+
+/// Many claims.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api::http) struct ClaimsBatch<'a> {
+    pub(in crate::api::http) mode: BatchMode,
+    #[serde(borrow)]
+    pub(in crate::api::http) items: Items<'a>,
+}
+
+/// The body of `:confirm`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct HolderBody<'a> {
+    pub(in crate::api) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<Text<'a>>,
+}
+
+impl HolderBody<'_> {
+    /// Whose claim, and under which fence.
+    pub(in crate::api) fn holder(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), Failure> {
+        holder(namespace, self.tenant.as_ref(), key, self.fence)
+    }
+}
+
+/// Whose claim, and under which fence.
+pub(in crate::api) fn holder(
+    namespace: &str,
+    tenant: Option<&Text<'_>>,
+    key: &str,
+    number: Fence,
+) -> Result<(ClaimId, Fence), Failure> {
+    let fence = fence(number)?;
+    let tenant = tenant.map_or(TENANT_DEFAULT, |text| &text.0);
+    Ok((ClaimId::new(namespace, tenant, key)?, fence))
+}
+
+/// The body of `:renew`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api::http) struct RenewBody<'a> {
+    pub(in crate::api::http) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api::http) tenant: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api::http) ttl_ms: Option<Millis>,
+}
+
+/// One of two steps of a release.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::api) enum Phase {
+    /// The holder is done; the worker has to be cleaned.
+    Begin,
+    /// The worker is clean.
+    Finish,
+}
+
+/// The body of `:release`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api::http) struct ReleaseBody<'a> {
+    pub(in crate::api::http) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api::http) tenant: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api::http) phase: Option<Phase>,
+}
+
+/// Checks a fence.
+pub(in crate::api::http) fn fence(fence: Fence) -> Result<Fence, Failure> {
+    if fence > limits::FENCE_MAX {
+        return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
+    }
+    Ok(fence)
+}
+
+/// A claim.
+#[derive(Serialize)]
+pub(in crate::api::http) struct ClaimJson<'a> {
+    key: &'a str,
+    tenant: &'a str,
+    fence: Fence,
+    namespace: &'a str,
+    pool: &'a str,
+    worker: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    state: ClaimState,
+    resources: &'a Capacity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<&'a Labels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<Millis>,
+}
+
+impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
+    fn from(claim: &'a ClaimView) -> Self {
+        let worker = &claim.worker.spec;
+        Self {
+            key: claim.id.key(),
+            tenant: claim.id.tenant(),
+            fence: claim.fence,
+            namespace: claim.id.namespace(),
+            pool: claim.pool.pool(),
+            worker: worker.id.as_str(),
+            node: worker.node.as_deref(),
+            state: claim.state,
+            // A claim of an exclusive pool takes the whole worker.
+            resources: &worker.capacity,
+            labels: claim.spec.as_ref().map(|spec| &spec.labels).filter(|labels| !labels.is_empty()),
+            expires_at_ms: claim.expires_at_ms,
+        }
+    }
+}
+
+/// `{"claim":{...}}`.
+#[derive(Serialize)]
+pub(in crate::api::http) struct ClaimAnswer<'a> {
+    claim: ClaimJson<'a>,
+}
+
+impl<'a> From<&'a ClaimView> for ClaimAnswer<'a> {
+    fn from(claim: &'a ClaimView) -> Self {
+        Self { claim: claim.into() }
+    }
+}
+
+/// `{"claim","created"}` or `{"error"}`.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(in crate::api::http) enum ClaimOutcome<'a> {
+    Done { claim: ClaimJson<'a>, created: bool },
+    Failed(&'a Failure),
+}
+
+impl<'a> From<&'a Result<Taken, Failure>> for ClaimOutcome<'a> {
+    fn from(outcome: &'a Result<Taken, Failure>) -> Self {
+        match outcome {
+            Ok(taken) => Self::Done { claim: (&taken.claim).into(), created: taken.created },
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}

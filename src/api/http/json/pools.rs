@@ -1,0 +1,91 @@
+//! Pools on the wire.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::model::{Capacity, PoolSpec, PoolStatus, ShardStatus};
+
+/// `{"cleared":n,"suspect":n}`.
+#[derive(Serialize)]
+pub(in crate::api::http) struct ClearedAnswer {
+    pub(in crate::api::http) cleared: u64,
+    pub(in crate::api::http) suspect: u64,
+}
+
+#[derive(Serialize)]
+struct WorkerCounts {
+    total: u64,
+    idle: u64,
+    busy: u64,
+    cordoned: u64,
+    draining: u64,
+    lost: u64,
+    suspect: u64,
+}
+
+#[derive(Serialize)]
+struct ClaimCounts {
+    reserved: u64,
+    active: u64,
+    releasing: u64,
+}
+
+#[derive(Serialize)]
+struct GpuCounts {
+    total: u64,
+    free: u64,
+}
+
+/// A pool with its figures.
+#[derive(Serialize)]
+pub(in crate::api::http) struct PoolJson<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    spec: &'a PoolSpec,
+    workers: WorkerCounts,
+    claims: ClaimCounts,
+    capacity: &'a Capacity,
+    free: &'a Capacity,
+    gpus: BTreeMap<&'a str, GpuCounts>,
+    /// Not in listings: a page of them could be hundreds of megabytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards: Option<&'a [ShardStatus]>,
+}
+
+impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
+    fn from(pool: &'a PoolStatus) -> Self {
+        let counts = pool.counts();
+        Self {
+            namespace: pool.name.namespace(),
+            name: pool.name.pool(),
+            spec: &pool.spec,
+            workers: WorkerCounts {
+                total: counts.total,
+                idle: counts.idle,
+                busy: counts.busy,
+                cordoned: counts.cordoned,
+                draining: counts.draining,
+                lost: counts.lost,
+                suspect: counts.suspect,
+            },
+            claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
+            capacity: &pool.capacity,
+            free: &pool.free,
+            gpus: pool.gpus.iter().map(|(model, &(total, free))| (model.as_str(), GpuCounts { total, free })).collect(),
+            shards: None,
+        }
+    }
+}
+
+/// `{"pool":{...}}`.
+#[derive(Serialize)]
+pub(in crate::api::http) struct PoolAnswer<'a> {
+    pool: PoolJson<'a>,
+}
+
+impl<'a> From<&'a PoolStatus> for PoolAnswer<'a> {
+    fn from(pool: &'a PoolStatus) -> Self {
+        Self { pool: PoolJson { shards: Some(&pool.shards), ..pool.into() } }
+    }
+}

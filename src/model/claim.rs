@@ -1,0 +1,120 @@
+//! Claims: the request for one, its life, and what the service says about it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ack, Capacity, ClaimId, Fence, Labels, Millis, PoolName, WorkerCard, affinity_hash, check_name};
+use crate::ask::{ClaimAsk, PoolChoice};
+use crate::refusal::Refusal;
+
+/// A request for one worker.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub id: ClaimId,
+    /// Where.
+    pub pools: PoolChoice,
+    /// Hash of the affinity word ([`affinity_hash`]); by default that of the key.
+    pub affinity: u64,
+    /// How long the claim may stay unconfirmed, in milliseconds: at most that of every pool that it may use; by default
+    /// that of the pool that it is taken from. 0: active at once.
+    pub reserve_ms: Option<u64>,
+    /// How long it may stay active without a renewal, in milliseconds; none: as long as its worker lives.
+    pub ttl_ms: Option<u64>,
+    /// A stronger acknowledgement than the pool's; a weaker one is refused.
+    pub ack: Option<Ack>,
+    /// What else it asks for; none: any worker will do.
+    pub ask: Option<Box<ClaimAsk>>,
+}
+
+impl ClaimRequest {
+    /// For any worker, with the defaults of the pool.
+    #[must_use]
+    pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
+        let affinity = affinity_hash(id.key());
+        Self { id, pools: pools.into(), affinity, reserve_ms: None, ttl_ms: None, ack: None, ask: None }
+    }
+}
+
+/// What a claim keeps of its request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClaimSpec {
+    /// Free labels, shown with the claim.
+    pub labels: Labels,
+    /// What it asked for. The claim holds its whole worker, which may have more.
+    pub resources: Capacity,
+}
+
+/// Life of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimState {
+    /// Held until its deadline, unless confirmed.
+    Reserved,
+    /// In use.
+    Active,
+    /// Its holder is done; its worker is being cleaned.
+    Releasing,
+    /// Its worker is gone. It is not held any more, only remembered for a while.
+    Lost,
+}
+
+/// What the service says about a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimView {
+    /// Whose it is.
+    pub id: ClaimId,
+    /// Number of this grant.
+    pub fence: Fence,
+    /// The pool it was taken from.
+    pub pool: PoolName,
+    /// The worker: id, node, capacity.
+    pub worker: Arc<WorkerCard>,
+    /// Where it is in its life.
+    pub state: ClaimState,
+    /// Unix time in milliseconds at which it ends if nothing is heard, if it has one.
+    pub expires_at_ms: Option<Millis>,
+    /// What it keeps of its request, if anything.
+    pub spec: Option<Arc<ClaimSpec>>,
+}
+
+/// A claim that was taken, or found to be held already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The claim.
+    pub claim: ClaimView,
+    /// False if the key held it before this request.
+    pub created: bool,
+}
+
+/// Which claims a listing shows.
+#[derive(Debug, Clone, Default)]
+pub struct ClaimFilter {
+    /// Only of this namespace.
+    pub namespace: Option<String>,
+    /// Only of this pool (needs `namespace`).
+    pub pool: Option<String>,
+    /// Only on this worker.
+    pub worker: Option<String>,
+    /// Only of this tenant.
+    pub tenant: Option<String>,
+}
+
+impl ClaimFilter {
+    /// Checks every name, and that a pool comes with its namespace.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field.
+    pub fn checked(self) -> Result<Self, Refusal> {
+        let names =
+            [("namespace", &self.namespace), ("pool", &self.pool), ("worker", &self.worker), ("tenant", &self.tenant)];
+        for (field, name) in names {
+            name.as_deref().map_or(Ok(()), |name| check_name(field, name))?;
+        }
+        if self.pool.is_some() && self.namespace.is_none() {
+            return Err(Refusal::invalid("namespace", "is required with pool"));
+        }
+        Ok(self)
+    }
+}

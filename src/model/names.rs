@@ -1,0 +1,276 @@
+//! What things are called: pools, workers, claims, and the words on them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::limits;
+use crate::refusal::Refusal;
+
+/// Seed of the worker hash, version 1. Pinned: it decides which shard owns a worker, on disk too.
+const WORKER_HASH_SEED: u64 = 0x686f_7470_6f6f_6c31;
+
+/// Version of the worker-to-shard hash; stored with every pool.
+pub const HASH_VERSION: u32 = 1;
+
+/// Label key to value; sorted, so that equal sets are equal.
+pub type Labels = BTreeMap<String, String>;
+
+/// Which bytes a name may hold.
+const NAME_BYTES: [bool; 256] = {
+    let mut good = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        good[b] = (b as u8).is_ascii_alphanumeric() || matches!(b as u8, b'.' | b'_' | b'-');
+        b += 1;
+    }
+    good
+};
+
+/// Checks one name: 1..=255 bytes of `[A-Za-z0-9._-]`.
+///
+/// # Errors
+/// `Invalid` naming `field` and the limit.
+pub fn check_name(field: &'static str, value: &str) -> Result<(), Refusal> {
+    if value.is_empty() || value.len() > limits::NAME_BYTES_MAX {
+        return Err(Refusal::invalid(
+            field,
+            format!("must be 1..={} bytes, got {}", limits::NAME_BYTES_MAX, value.len()),
+        ));
+    }
+    // The common case is all good: one branch at the end instead of one a byte.
+    if value.bytes().fold(true, |good, b| good & NAME_BYTES[b as usize]) {
+        return Ok(());
+    }
+    match value.bytes().position(|b| !NAME_BYTES[b as usize]) {
+        None => Ok(()),
+        Some(at) => Err(Refusal::invalid(field, format!("may hold only [A-Za-z0-9._-]; byte {at} is not one of them"))),
+    }
+}
+
+/// `namespace/pool`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolName(Arc<str>);
+
+impl PoolName {
+    /// Joins and checks the two parts.
+    ///
+    /// # Errors
+    /// `Invalid` naming `namespace` or `pool`.
+    pub fn new(namespace: &str, pool: &str) -> Result<Self, Refusal> {
+        check_name("namespace", namespace)?;
+        check_name("pool", pool)?;
+        Ok(Self(format!("{namespace}/{pool}").into()))
+    }
+
+    /// Reads `ns/pool`.
+    ///
+    /// # Errors
+    /// `Invalid` naming `pool`.
+    pub fn parse(text: &str) -> Result<Self, Refusal> {
+        let (namespace, pool) =
+            text.split_once('/').ok_or_else(|| Refusal::invalid("pool", "must be namespace/pool"))?;
+        Self::new(namespace, pool)
+    }
+
+    /// The part before the slash.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.0.split_once('/').map_or("", |(ns, _)| ns)
+    }
+
+    /// The part after the slash.
+    #[must_use]
+    pub fn pool(&self) -> &str {
+        self.0.split_once('/').map_or("", |(_, pool)| pool)
+    }
+
+    /// `ns/pool`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A worker's id, unique within its pool.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(Arc<str>);
+
+impl WorkerId {
+    /// Checks and takes the id.
+    ///
+    /// # Errors
+    /// `Invalid` naming `id`.
+    pub fn new(id: &str) -> Result<Self, Refusal> {
+        check_name("id", id)?;
+        Ok(Self(id.into()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Pinned hash of the id (xxh3, fixed seed, [`HASH_VERSION`]).
+    #[must_use]
+    pub fn hash64(&self) -> u64 {
+        xxh3_64_with_seed(self.0.as_bytes(), WORKER_HASH_SEED)
+    }
+
+    /// The shard that owns this worker, of `shards` (a power of two). Invariant `P1`.
+    #[must_use]
+    pub fn shard(&self, shards: u16) -> u16 {
+        debug_assert!(shards.is_power_of_two());
+        (self.hash64() & u64::from(shards - 1)) as u16
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who a claim belongs to: `(namespace, tenant, key)`, one text and its hash.
+#[derive(Clone)]
+pub struct ClaimId {
+    /// The parts, joined by slashes; bytes, so that joining need not prove again that they are text.
+    text: Arc<[u8]>,
+    hash: u64,
+}
+
+impl ClaimId {
+    /// Joins and checks the three parts.
+    ///
+    /// # Errors
+    /// `Invalid` naming `namespace`, `tenant` or `key`.
+    pub fn new(namespace: &str, tenant: &str, key: &str) -> Result<Self, Refusal> {
+        check_name("namespace", namespace)?;
+        check_name("tenant", tenant)?;
+        check_name("key", key)?;
+        Ok(Self::join(namespace, tenant, key))
+    }
+
+    /// Joins parts that are known to be good (they come from a row that this service wrote).
+    pub(crate) fn join(namespace: &str, tenant: &str, key: &str) -> Self {
+        // On the stack unless the names are long: the one allocation is that of the shared text.
+        let mut text: SmallVec<[u8; 128]> = SmallVec::new();
+        for (i, part) in [namespace, tenant, key].into_iter().enumerate() {
+            if i > 0 {
+                text.push(b'/');
+            }
+            text.extend_from_slice(part.as_bytes());
+        }
+        Self { hash: xxh3_64(&text), text: text.as_slice().into() }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.text).expect("joined from texts")
+    }
+
+    fn parts(&self) -> (&str, &str, &str) {
+        let (namespace, rest) = self.text().split_once('/').unwrap_or_default();
+        let (tenant, key) = rest.split_once('/').unwrap_or_default();
+        (namespace, tenant, key)
+    }
+
+    /// Whether the pool is in the claim's namespace.
+    #[must_use]
+    pub fn is_in(&self, pool: &PoolName) -> bool {
+        let same = self.text.iter().zip(pool.0.as_bytes()).take_while(|(a, b)| a == b && **a != b'/').count();
+        self.text.get(same) == Some(&b'/') && pool.0.as_bytes().get(same) == Some(&b'/')
+    }
+
+    /// First part.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.parts().0
+    }
+
+    /// Second part.
+    #[must_use]
+    pub fn tenant(&self) -> &str {
+        self.parts().1
+    }
+
+    /// Third part.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.parts().2
+    }
+
+    /// Hash of the whole identity; of this process only, never stored.
+    #[must_use]
+    pub const fn hash64(&self) -> u64 {
+        self.hash
+    }
+}
+
+impl PartialEq for ClaimId {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.text == other.text
+    }
+}
+
+impl Eq for ClaimId {}
+
+impl std::hash::Hash for ClaimId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl fmt::Debug for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+/// Hash of an affinity word; equal words are equal, and a collision only costs a preference.
+#[must_use]
+pub fn affinity_hash(word: &str) -> u64 {
+    xxh3_64(word.as_bytes())
+}
+
+/// Checks a label set: at most 64, keys are names, values at most 255 bytes without control characters.
+///
+/// # Errors
+/// `Invalid` naming `labels`.
+pub fn check_labels(labels: &Labels) -> Result<(), Refusal> {
+    if labels.len() > limits::LABELS_MAX {
+        return Err(Refusal::invalid("labels", format!("at most {} labels, got {}", limits::LABELS_MAX, labels.len())));
+    }
+    for (key, value) in labels {
+        check_name("labels", key)?;
+        if value.len() > limits::LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
+            let message = format!(
+                "value of {key:?} must be at most {} bytes without control characters",
+                limits::LABEL_VALUE_BYTES_MAX
+            );
+            return Err(Refusal::invalid("labels", message));
+        }
+    }
+    Ok(())
+}

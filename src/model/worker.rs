@@ -1,0 +1,194 @@
+//! Workers: how they are described, what they say of themselves, and what the service says about them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Capacity, ClaimId, ClaimView, Fence, Labels, Millis, Seq, WorkerId, check_labels, check_name};
+use crate::limits;
+use crate::refusal::Refusal;
+
+/// A worker as its registrar describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerSpec {
+    /// Unique within the pool.
+    pub id: WorkerId,
+    /// What it has.
+    pub capacity: Capacity,
+    /// Free labels.
+    pub labels: Labels,
+    /// The machine it runs on, if known.
+    pub node: Option<Arc<str>>,
+    /// Grows when the worker starts anew; a higher one ends what the old one held.
+    pub incarnation: u64,
+    /// Its own end of life, in unix milliseconds: it is not offered to a claim that needs it for longer.
+    pub expires_at_ms: Option<Millis>,
+}
+
+impl WorkerSpec {
+    /// A worker with nothing but its id.
+    #[must_use]
+    pub fn bare(id: WorkerId) -> Self {
+        Self {
+            id,
+            capacity: Capacity::default(),
+            labels: Labels::new(),
+            node: None,
+            incarnation: 0,
+            expires_at_ms: None,
+        }
+    }
+
+    /// Checks every field against its limit.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field.
+    pub fn check(&self) -> Result<(), Refusal> {
+        self.capacity.check("capacity")?;
+        check_labels(&self.labels)?;
+        if let Some(node) = &self.node {
+            check_name("node", node)?;
+        }
+        if self.incarnation > limits::AMOUNT_MAX {
+            return Err(Refusal::invalid("incarnation", format!("must be at most {}", limits::AMOUNT_MAX)));
+        }
+        if self.expires_at_ms.is_some_and(|at| at > limits::AMOUNT_MAX) {
+            return Err(Refusal::invalid("expires_at_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
+        }
+        Ok(())
+    }
+}
+
+/// A claim that a worker says it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningClaim {
+    /// Whose.
+    pub id: ClaimId,
+    /// Number of the grant, as the worker was told.
+    pub fence: Fence,
+}
+
+/// A worker is there (again).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// As its registrar describes it.
+    pub spec: WorkerSpec,
+    /// What it runs; none: nothing is said about that.
+    pub claims: Option<Vec<RunningClaim>>,
+}
+
+impl From<WorkerSpec> for Registration {
+    fn from(spec: WorkerSpec) -> Self {
+        Self { spec, claims: None }
+    }
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// Which life of the worker speaks.
+    pub incarnation: u64,
+    /// Grows from one to the next: what comes later with a lower one is ignored.
+    pub seq: Option<u64>,
+    /// What it runs; none: it says nothing about that. Empty: nothing.
+    pub claims: Option<Vec<RunningClaim>>,
+}
+
+/// Answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// What the worker holds, so what it should run.
+    pub claims: Vec<ClaimView>,
+    /// What it named and should not run.
+    pub stop: Vec<RunningClaim>,
+}
+
+/// The registration of a worker, shared by the engine and the answers that name it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WorkerCard {
+    /// What the registrar said.
+    pub spec: WorkerSpec,
+}
+
+/// Whether a worker may be offered, as its owner wishes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedulability {
+    /// Offered.
+    #[default]
+    Open,
+    /// Not offered; keeps what it holds. Outlives registrations and restarts.
+    Cordoned,
+    /// Not offered any more in this incarnation; keeps what it holds.
+    Draining,
+}
+
+/// Whether a worker is heard of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Liveness {
+    /// It is, or it never promised to be.
+    #[default]
+    Live,
+    /// It was silent for too long.
+    Lost,
+}
+
+/// Whether a worker can be what it is thought to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// It can.
+    #[default]
+    Trusted,
+    /// It may still run something: not offered until something has spoken for it.
+    Suspect,
+}
+
+/// What the owner of a worker may wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerVerb {
+    /// Offer it no more.
+    Cordon,
+    /// Offer it again.
+    Uncordon,
+    /// Offer it no more in this incarnation.
+    Drain,
+    /// Trust it as it stands.
+    Clear,
+}
+
+/// What the service says about a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its registration.
+    pub card: Arc<WorkerCard>,
+    /// It holds a claim, or runs what it should not.
+    pub busy: bool,
+    /// As its owner wishes.
+    pub schedulability: Schedulability,
+    /// Whether it is heard of.
+    pub liveness: Liveness,
+    /// Whether it can be what it is thought to be.
+    pub trust: Trust,
+    /// It has less than its claim was promised.
+    pub overcommitted: bool,
+    /// Sequence number, in its shard, of the last change to this worker.
+    pub version: Seq,
+    /// Its shard.
+    pub shard: u16,
+    /// The claims that it holds.
+    pub claims: Vec<ClaimView>,
+}
+
+/// Answer to a registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// False if the worker was known.
+    pub created: bool,
+    /// The worker after the registration.
+    pub worker: WorkerView,
+    /// What it said that it runs and should not.
+    pub stop: Vec<RunningClaim>,
+}
