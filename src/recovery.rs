@@ -5,7 +5,7 @@
 //! violates an invariant is refused by name; the others serve. A key that two shards hold (freed here but not
 //! stored, claimed there and stored) stays with the higher fence and is given back by the other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
@@ -13,11 +13,11 @@ use ractor::ActorCell;
 
 use crate::catalogue::Catalogue;
 use crate::dispatch::Dispatch;
-use crate::engine::{Place, Replay, Resume, Shard};
+use crate::engine::{Effect, Event, Place, Replay, Resume, Shard};
 use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{ClaimId, HASH_VERSION, PoolName, PoolSpec};
+use crate::model::{ClaimId, HASH_VERSION, Millis, PoolName, PoolSpec, Seq};
 use crate::pools::Pool;
 use crate::row::{self, Frames, PoolRow, RowKind};
 use crate::shard::{self, ShardPort};
@@ -238,7 +238,7 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
         let own = found.port.shard;
         match &found.shard {
             Ok(shard) => {
-                let mut held: HashMap<ClaimId, Place> = shard::held_keys(shard).collect();
+                let mut held: HashMap<ClaimId, Place> = held_keys(shard).collect();
                 if found.port.restarts() > 0 {
                     dispatch.keys.rebind(|shard| shard == own, &mut held);
                 }
@@ -250,7 +250,7 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
                     dispatch.keys.rebind(|shard| shard == own, &mut HashMap::new());
                 }
                 let enter = |(id, place): (ClaimId, Place)| dispatch.keys.recover_unreadable(id, place.fence);
-                losers.extend(shard::held_keys(readable).filter_map(enter));
+                losers.extend(held_keys(readable).filter_map(enter));
             }
         }
     }
@@ -269,7 +269,7 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
         Ok(mut shard) => {
             // These go to the store in the shard's first step, all at once. So whoever still waits for a record that a
             // panic undid (which was above what had been handed over) waits at least until these are stored.
-            let gone = shard::yield_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
+            let gone = yield_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
             for (seq, id) in &gone {
                 dispatch.keys.owe(id, Unstored { shard: port.shard, seq: *seq });
             }
@@ -286,4 +286,24 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
             port.refuse_all();
         }
     }
+}
+
+/// What the directory must know of a shard that is about to serve.
+fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Place)> {
+    shard.list_claims(0).map(|(_, id, grant)| (id, grant.place))
+}
+
+/// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with its record.
+fn yield_claims(shard: &mut Shard, places: impl Iterator<Item = Place>, now_ms: Millis) -> VecDeque<(Seq, ClaimId)> {
+    let mut effects: Vec<Effect<()>> = Vec::new();
+    let mut gone = VecDeque::new();
+    for place in places {
+        shard.on(Event::Yield { place }, now_ms, &mut effects);
+        for effect in effects.drain(..) {
+            if let Effect::Ended { id, .. } = effect {
+                gone.push_back((shard.seq(), id));
+            }
+        }
+    }
+    gone
 }

@@ -11,14 +11,15 @@
 //! may be added to a message under the same version; a change of meaning takes a new version, and a reader
 //! refuses versions that it does not know.
 
-use prost::Message as _;
-use prost::bytes::BufMut;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+mod worker;
 
-use crate::model::{Capacity, ClaimId, ClaimSpec, ClaimState, GpuCapacity, WorkerCard, WorkerId, WorkerSpec};
+pub use worker::*;
+
+use prost::Message as _;
 
 /// Version of every body that this build writes.
 const VERSION: u8 = 1;
+
 const DELETED: u8 = 0x80;
 
 /// What a row describes.
@@ -156,104 +157,6 @@ fn message<M: prost::Message + Default>(id: &str, body: &[u8]) -> Result<M, RowE
     M::decode(rest).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })
 }
 
-/// A worker as it is stored.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct WorkerRow {
-    /// Grows when the worker starts anew.
-    #[prost(uint64, tag = "1")]
-    pub incarnation: u64,
-    /// Thousandths of a core.
-    #[prost(uint64, tag = "2")]
-    pub cpu_milli: u64,
-    /// Bytes of memory.
-    #[prost(uint64, tag = "3")]
-    pub memory_bytes: u64,
-    /// Places.
-    #[prost(uint64, tag = "4")]
-    pub slots: u64,
-    /// Model of its cards.
-    #[prost(string, tag = "5")]
-    pub gpu_model: String,
-    /// Number of its cards; 0: none.
-    #[prost(uint32, tag = "6")]
-    pub gpu_count: u32,
-    /// Free labels.
-    #[prost(btree_map = "string, string", tag = "7")]
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// Its machine; empty: unknown.
-    #[prost(string, tag = "8")]
-    pub node: String,
-    /// Sequence number of its last change.
-    #[prost(uint64, tag = "9")]
-    pub version: u64,
-    /// Sequence number of its becoming idle, for the order of the idle queue.
-    #[prost(uint64, tag = "10")]
-    pub idle_seq: u64,
-    /// Affinity of its last claim; 0: none.
-    #[prost(fixed64, tag = "11")]
-    pub affinity: u64,
-    /// True: deleted, and remembered for a while.
-    #[prost(bool, tag = "12")]
-    pub deleted: bool,
-    /// What it holds.
-    #[prost(message, repeated, tag = "13")]
-    pub claims: Vec<ClaimRow>,
-    /// Why it is not offered, one bit a reason.
-    #[prost(uint32, tag = "14")]
-    pub bars: u32,
-    /// How many unclean stops of its shard had been when something last spoke for it.
-    #[prost(uint64, tag = "15")]
-    pub vouched: u64,
-    /// How long it may be silent; 0: it never sent a heartbeat.
-    #[prost(uint64, tag = "16")]
-    pub heartbeat_ttl_ms: u64,
-    /// Its own end of life, in unix milliseconds; 0: it said none.
-    #[prost(uint64, tag = "17")]
-    pub expires_at_ms: u64,
-    /// What its claim was promised, if that is more than it has now.
-    #[prost(message, optional, tag = "18")]
-    pub promised: Option<CapacityRow>,
-}
-
-/// A capacity as it is stored, where it does not stand in the row itself.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct CapacityRow {
-    /// Thousandths of a core.
-    #[prost(uint64, tag = "1")]
-    pub cpu_milli: u64,
-    /// Bytes of memory.
-    #[prost(uint64, tag = "2")]
-    pub memory_bytes: u64,
-    /// Places.
-    #[prost(uint64, tag = "3")]
-    pub slots: u64,
-    /// Model of its cards.
-    #[prost(string, tag = "4")]
-    pub gpu_model: String,
-    /// Number of its cards; 0: none.
-    #[prost(uint32, tag = "5")]
-    pub gpu_count: u32,
-}
-
-impl From<&Capacity> for CapacityRow {
-    fn from(capacity: &Capacity) -> Self {
-        let gpu = capacity.gpu.as_ref();
-        Self {
-            cpu_milli: capacity.cpu_milli,
-            memory_bytes: capacity.memory_bytes,
-            slots: capacity.slots,
-            gpu_model: gpu.map_or_else(String::new, |gpu| gpu.model.to_string()),
-            gpu_count: gpu.map_or(0, |gpu| gpu.count),
-        }
-    }
-}
-
-impl From<&CapacityRow> for Capacity {
-    fn from(row: &CapacityRow) -> Self {
-        capacity(row.cpu_milli, row.memory_bytes, row.slots, &row.gpu_model, row.gpu_count)
-    }
-}
-
 /// What a shard remembers of itself.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct ShardRow {
@@ -271,203 +174,6 @@ pub struct ShardRow {
     pub unclean: u64,
 }
 
-/// A claim as it is stored, inside its worker's row. Its namespace is the pool's.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct ClaimRow {
-    /// Whose.
-    #[prost(string, tag = "1")]
-    pub tenant: String,
-    /// Whose.
-    #[prost(string, tag = "2")]
-    pub key: String,
-    /// Number of the grant.
-    #[prost(uint64, tag = "3")]
-    pub fence: u64,
-    /// False: reserved. True also while it is being released.
-    #[prost(bool, tag = "4")]
-    pub active: bool,
-    /// How long it may stay reserved; a deadline starts anew in full after a recovery.
-    #[prost(uint64, tag = "5")]
-    pub reserve_ms: u64,
-    /// It is being released.
-    #[prost(bool, tag = "6")]
-    pub releasing: bool,
-    /// How long it may stay active without a renewal, or releasing; 0: for ever.
-    #[prost(uint64, tag = "7")]
-    pub term_ms: u64,
-    /// Its worker named it.
-    #[prost(bool, tag = "8")]
-    pub named: bool,
-    /// What it keeps of its request, if anything.
-    #[prost(message, optional, tag = "16")]
-    pub spec: Option<ClaimSpecRow>,
-}
-
-/// What a claim keeps of its request, as it is stored.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct ClaimSpecRow {
-    /// Its labels.
-    #[prost(btree_map = "string, string", tag = "1")]
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// What it asked for.
-    #[prost(message, optional, tag = "2")]
-    pub resources: Option<CapacityRow>,
-}
-
-impl From<&ClaimSpec> for ClaimSpecRow {
-    fn from(spec: &ClaimSpec) -> Self {
-        let resources = (spec.resources != Capacity::default()).then(|| (&spec.resources).into());
-        Self { labels: spec.labels.clone(), resources }
-    }
-}
-
-impl ClaimSpecRow {
-    /// What is in it.
-    #[must_use]
-    pub fn spec(&self) -> ClaimSpec {
-        let resources = self.resources.as_ref().map(Capacity::from).unwrap_or_default();
-        ClaimSpec { labels: self.labels.clone(), resources }
-    }
-}
-
-fn capacity(cpu_milli: u64, memory_bytes: u64, slots: u64, gpu_model: &str, gpu_count: u32) -> Capacity {
-    let gpu = (gpu_count > 0).then(|| GpuCapacity { model: gpu_model.into(), count: gpu_count });
-    Capacity { cpu_milli, memory_bytes, slots, gpu }
-}
-
-/// A worker's state to be written, borrowed from the engine. Writing it allocates nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct WorkerState<'a> {
-    /// Its registration.
-    pub card: &'a WorkerCard,
-    /// Sequence number of its last change.
-    pub version: u64,
-    /// Sequence number of its becoming idle.
-    pub idle_seq: u64,
-    /// Affinity of its last claim.
-    pub affinity: u64,
-    /// Deleted and remembered.
-    pub deleted: bool,
-    /// The claim that it holds.
-    pub claim: Option<ClaimStateRef<'a>>,
-    /// Why it is not offered.
-    pub bars: u8,
-    /// Unclean stops before something last spoke for it.
-    pub vouched: u64,
-    /// How long it may be silent.
-    pub heartbeat_ttl_ms: u64,
-    /// What its claim was promised, if that is more than it has.
-    pub promised: Option<&'a Capacity>,
-}
-
-/// A claim's state to be written.
-#[derive(Debug, Clone, Copy)]
-pub struct ClaimStateRef<'a> {
-    /// Whose.
-    pub id: &'a ClaimId,
-    /// Number of the grant.
-    pub fence: u64,
-    /// Where it is in its life.
-    pub state: ClaimState,
-    /// How long it may stay reserved.
-    pub reserve_ms: u64,
-    /// What it keeps of its request, if anything.
-    pub spec: Option<&'a ClaimSpec>,
-    /// How long it may stay as it is once it is not reserved any more.
-    pub term_ms: u64,
-    /// Its worker named it.
-    pub named: bool,
-}
-
-// Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
-// behind the engine. A test holds the bytes to the derived encoder's.
-fn put_u64(out: &mut Vec<u8>, tag: u32, value: u64) {
-    if value != 0 {
-        encode_key(tag, WireType::Varint, out);
-        encode_varint(value, out);
-    }
-}
-
-fn put_str(out: &mut Vec<u8>, tag: u32, value: &str) {
-    if !value.is_empty() {
-        encode_key(tag, WireType::LengthDelimited, out);
-        encode_varint(value.len() as u64, out);
-        out.put_slice(value.as_bytes());
-    }
-}
-
-fn len_u64(tag: u32, value: u64) -> usize {
-    if value == 0 { 0 } else { key_len(tag) + encoded_len_varint(value) }
-}
-
-fn len_str(tag: u32, value: &str) -> usize {
-    if value.is_empty() { 0 } else { key_len(tag) + encoded_len_varint(value.len() as u64) + value.len() }
-}
-
-/// Writes a worker's row.
-pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
-    let spec = &state.card.spec;
-    put_frame(out, RowKind::Worker, spec.id.as_str(), |out| {
-        put_u64(out, 1, spec.incarnation);
-        put_u64(out, 2, spec.capacity.cpu_milli);
-        put_u64(out, 3, spec.capacity.memory_bytes);
-        put_u64(out, 4, spec.capacity.slots);
-        if let Some(gpu) = &spec.capacity.gpu {
-            put_str(out, 5, &gpu.model);
-            put_u64(out, 6, gpu.count.into());
-        }
-        for (key, value) in &spec.labels {
-            encode_key(7, WireType::LengthDelimited, out);
-            encode_varint((len_str(1, key) + len_str(2, value)) as u64, out);
-            put_str(out, 1, key);
-            put_str(out, 2, value);
-        }
-        put_str(out, 8, spec.node.as_deref().unwrap_or(""));
-        put_u64(out, 9, state.version);
-        put_u64(out, 10, state.idle_seq);
-        if state.affinity != 0 {
-            encode_key(11, WireType::SixtyFourBit, out);
-            out.put_u64_le(state.affinity);
-        }
-        put_u64(out, 12, state.deleted.into());
-        if let Some(claim) = &state.claim {
-            let (tenant, key) = (claim.id.tenant(), claim.id.key());
-            // Few claims keep anything, so this part may allocate.
-            let spec = claim.spec.map(ClaimSpecRow::from);
-            let (active, releasing) = (claim.state != ClaimState::Reserved, claim.state == ClaimState::Releasing);
-            let len = len_str(1, tenant)
-                + len_str(2, key)
-                + len_u64(3, claim.fence)
-                + len_u64(4, active.into())
-                + len_u64(5, claim.reserve_ms)
-                + len_u64(6, releasing.into())
-                + len_u64(7, claim.term_ms)
-                + len_u64(8, claim.named.into())
-                + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
-            encode_key(13, WireType::LengthDelimited, out);
-            encode_varint(len as u64, out);
-            put_str(out, 1, tenant);
-            put_str(out, 2, key);
-            put_u64(out, 3, claim.fence);
-            put_u64(out, 4, active.into());
-            put_u64(out, 5, claim.reserve_ms);
-            put_u64(out, 6, releasing.into());
-            put_u64(out, 7, claim.term_ms);
-            put_u64(out, 8, claim.named.into());
-            if let Some(spec) = &spec {
-                prost::encoding::message::encode(16, spec, out);
-            }
-        }
-        put_u64(out, 14, state.bars.into());
-        put_u64(out, 15, state.vouched);
-        put_u64(out, 16, state.heartbeat_ttl_ms);
-        put_u64(out, 17, spec.expires_at_ms.unwrap_or(0));
-        if let Some(promised) = state.promised {
-            prost::encoding::message::encode(18, &CapacityRow::from(promised), out);
-        }
-    });
-}
-
 /// Writes a shard's own row.
 pub fn put_shard(out: &mut Vec<u8>, row: &ShardRow) {
     put_frame(out, RowKind::Shard, "", |out| row.encode(out).expect("a Vec grows as needed"));
@@ -479,29 +185,6 @@ pub fn put_shard(out: &mut Vec<u8>, row: &ShardRow) {
 /// An unknown version, or damage.
 pub fn shard(body: &[u8]) -> Result<ShardRow, RowError> {
     message("of the shard itself", body)
-}
-
-/// Reads a worker's row.
-///
-/// # Errors
-/// An unknown version, or damage.
-pub fn worker(id: &str, body: &[u8]) -> Result<WorkerRow, RowError> {
-    message(id, body)
-}
-
-impl WorkerRow {
-    /// The registration in it.
-    ///
-    /// # Errors
-    /// `Damaged` if the id is not a worker's id.
-    pub fn spec(&self, id: &str) -> Result<WorkerSpec, RowError> {
-        let id = WorkerId::new(id).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })?;
-        let capacity = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);
-        let node = (!self.node.is_empty()).then(|| self.node.as_str().into());
-        let expires_at_ms = (self.expires_at_ms > 0).then_some(self.expires_at_ms);
-        let labels = self.labels.clone();
-        Ok(WorkerSpec { id, capacity, labels, node, incarnation: self.incarnation, expires_at_ms })
-    }
 }
 
 /// A pool as it is stored in the catalogue.

@@ -11,7 +11,10 @@
 //! |---|---|
 //! | [`event`] | what can happen to a shard |
 //! | [`effect`] | what must be done about it |
-//! | `shard` | what each event does |
+//! | `shard` | what each event does to claims |
+//! | `roster` | which workers come and go |
+//! | `rows` | what the journal takes |
+//! | `looks` | what is shown |
 //! | `workers` | which workers are there, and in which state |
 //! | `life` | may a worker be offered; what befalls it beside its claims |
 //! | `heartbeat` | what a worker says of itself |
@@ -33,7 +36,10 @@ mod idle;
 mod invariants;
 mod ledger;
 mod life;
+mod looks;
 mod replay;
+mod roster;
+mod rows;
 mod shapes;
 mod shard;
 mod timers;

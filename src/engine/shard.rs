@@ -7,17 +7,16 @@ use std::sync::Arc;
 
 use super::NIL;
 use super::claims::{Claim, Claims};
-use super::effect::{Answer, Effect, End, Grant, WorkerLook};
-use super::event::{Event, Named, Place};
+use super::effect::{Answer, Effect, End, Grant};
+use super::event::{Event, Place};
 use super::idle::Idle;
-use super::ledger::{Ledger, LedgerLine};
+use super::ledger::Ledger;
 use super::life::{Barred, Lives, bars, notes};
 use super::timers::Timers;
 use super::wants::{NoFit, Wants};
 use super::workers::Workers;
-use crate::limits;
-use crate::model::{ClaimId, ClaimState, Fence, Millis, Policy, Seq, WorkerCard, WorkerId, WorkerSpec};
-use crate::row::{self, ClaimStateRef, RowKind, ShardRow, WorkerState};
+use crate::model::{ClaimState, Fence, Millis, Policy, Seq, WorkerId};
+use crate::row::ShardRow;
 
 /// One shard of a pool, exclusive mode: a claim takes a whole worker.
 #[derive(Debug)]
@@ -48,9 +47,9 @@ pub struct Shard {
     /// Deleted workers, oldest first, each with the time at which it is forgotten.
     pub(super) tombstones: VecDeque<(Millis, u32)>,
     /// Workers whose row changed since the journal last took it.
-    dirty: Vec<u32>,
+    pub(super) dirty: Vec<u32>,
     /// Ids of rows that are gone since then.
-    removed: Vec<WorkerId>,
+    pub(super) removed: Vec<WorkerId>,
     pub(super) counters: Counters,
 }
 
@@ -460,149 +459,6 @@ impl Shard {
         }
     }
 
-    fn register<R>(
-        &mut self,
-        spec: WorkerSpec,
-        ends_ms: Option<Millis>,
-        claims: Option<Vec<Named>>,
-        ttl_ms: Millis,
-        now_ms: Millis,
-        effects: &mut Vec<Effect<R>>,
-    ) -> Answer {
-        let (created, at) = match self.workers.find(&spec.id) {
-            None => (true, self.welcome(spec, now_ms)),
-            Some(at) => {
-                let known = self.workers.card(at).spec.incarnation;
-                let deleted = self.workers.get(at).deleted;
-                if spec.incarnation < known || (deleted && spec.incarnation == known) {
-                    return Answer::StaleIncarnation { known, deleted };
-                }
-                if deleted {
-                    self.tombstones.retain(|&(_, dead)| dead != at);
-                    self.remove_row_later(at);
-                    (true, self.welcome(spec, now_ms))
-                } else {
-                    if spec.incarnation > known {
-                        self.begin_life(at, now_ms, effects);
-                    }
-                    if self.workers.card(at).spec != spec {
-                        // An end of life is unix time; the same one as before has been counted already.
-                        let moved = self.workers.card(at).spec.expires_at_ms != spec.expires_at_ms;
-                        self.replace(at, spec);
-                        if moved {
-                            self.set_end(at, ends_ms, now_ms);
-                        }
-                    }
-                    (false, Some(at))
-                }
-            }
-        };
-        let Some(at) = at else { return Answer::ShardFull };
-        if created {
-            self.set_end(at, ends_ms, now_ms);
-        }
-        let mut stop = Vec::new();
-        if let Some(named) = claims {
-            let silent_ms = self.lives.get(at).ttl_ms;
-            self.heard(at, silent_ms, now_ms);
-            stop = self.word(at, named, ttl_ms, now_ms, effects);
-        }
-        Answer::Registered { created, worker: Box::new(self.look(at)), stop }
-    }
-
-    /// Another life of the worker begins: what the old one held is lost, and what was thought of it is over.
-    fn begin_life<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        self.lose(at, effects);
-        let life = self.lives.get_mut(at);
-        (life.beat_seq, life.uncleaned) = (None, 0);
-        life.silent_at_ms = (life.ttl_ms > 0).then_some(now_ms + life.ttl_ms);
-        self.bar(at, 0, bars::OF_ONE_LIFE);
-        self.schedule(at);
-    }
-
-    fn welcome(&mut self, spec: WorkerSpec, now_ms: Millis) -> Option<u32> {
-        if self.workers.is_full() {
-            return None;
-        }
-        let line = self.ledger.enter(&spec.capacity);
-        let at = self.workers.insert(Arc::new(WorkerCard { spec }), line);
-        self.idle.grow(self.workers.hot_mut());
-        self.workers.get_mut(at).idle_seq = self.seq + 1;
-        self.idle.push(self.workers.hot_mut(), at);
-        self.present += 1;
-        self.touch(at);
-        if now_ms < self.settled_ms {
-            // It may be known from before, and its registration be among what was lost.
-            self.bar(at, bars::UNVOUCHED, 0);
-        }
-        Some(at)
-    }
-
-    fn replace(&mut self, at: u32, spec: WorkerSpec) {
-        let (line, held, barred) = {
-            let worker = self.workers.get(at);
-            (worker.line, worker.claim != NIL, worker.bars != 0)
-        };
-        if self.ledger.line(line).capacity != spec.capacity {
-            if held {
-                self.keep_promise(at, &spec.capacity);
-                self.ledger.free(line);
-            } else if barred {
-                self.ledger.unbar(line);
-            }
-            self.ledger.leave(line);
-            let line = self.ledger.enter(&spec.capacity);
-            if held {
-                self.ledger.hold(line);
-            } else if barred {
-                self.ledger.bar(line);
-            }
-            self.workers.get_mut(at).line = line;
-        }
-        self.workers.set_card(at, Arc::new(WorkerCard { spec }));
-        self.idle.renew(self.workers.all(), at);
-        self.touch(at);
-    }
-
-    fn delete<R>(&mut self, id: &WorkerId, now_ms: Millis, effects: &mut Vec<Effect<R>>) -> Answer {
-        let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
-            return Answer::UnknownWorker;
-        };
-        self.lose(at, effects);
-        let worker = self.workers.get_mut(at);
-        let (bars, line) = (std::mem::take(&mut worker.bars), worker.line);
-        worker.deleted = true;
-        if bars == 0 {
-            self.idle.remove(self.workers.hot_mut(), at);
-        } else {
-            self.ledger.unbar(line);
-            self.barred.leave(bars);
-        }
-        self.idle.forget(at);
-        self.ledger.leave(line);
-        self.lives.forget(at);
-        self.beats.cancel(at);
-        self.present -= 1;
-        self.touch(at);
-        self.tombstones.push_back((now_ms + limits::TOMBSTONE_MS, at));
-        if self.tombstones.len() > limits::TOMBSTONES_MAX {
-            self.forget_oldest();
-        }
-        Answer::Deleted
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((_, at)) = self.tombstones.pop_front() {
-            self.remove_row_later(at);
-        }
-    }
-
-    fn remove_row_later(&mut self, at: u32) {
-        self.touch(at);
-        let card = self.workers.remove(at);
-        self.removed.push(card.spec.id.clone());
-    }
-
     /// Counts one change of a worker: one version, one row.
     pub(super) fn touch(&mut self, at: u32) {
         self.seq += 1;
@@ -613,69 +469,6 @@ impl Shard {
             worker.dirty = true;
             self.dirty.push(at);
         }
-    }
-
-    /// Writes the rows that changed since the last call and returns how many there were.
-    pub fn take_rows(&mut self, out: &mut Vec<u8>) -> usize {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        let mut removed = std::mem::take(&mut self.removed);
-        let rows = dirty.len() + removed.len();
-        // Removals first: an id that was forgotten and registered again is there.
-        for id in removed.drain(..) {
-            row::put_deletion(out, RowKind::Worker, id.as_str());
-        }
-        for at in dirty.drain(..) {
-            let worker = self.workers.get_mut(at);
-            if std::mem::take(&mut worker.dirty) && self.workers.is_used(at) {
-                self.put_row(at, out);
-            }
-        }
-        (self.dirty, self.removed) = (dirty, removed);
-        let head = self.head_row();
-        if head == self.head_taken {
-            return rows;
-        }
-        row::put_shard(out, &head);
-        self.head_taken = head;
-        rows + 1
-    }
-
-    fn head_row(&self) -> ShardRow {
-        ShardRow {
-            fence_max: self.fence_max,
-            memory: self.head.memory,
-            reserve_ms: self.head.reserve_ms,
-            unclean: self.head.unclean,
-        }
-    }
-
-    /// Whether its own row says that claims are acknowledged from memory.
-    #[must_use]
-    pub const fn is_memory(&self) -> bool {
-        self.head.memory
-    }
-
-    /// Says whether claims are acknowledged from memory from now on, and how long one of them may stay reserved. True
-    /// if that is news: until the store has it, they must not be.
-    pub fn set_memory(&mut self, reserve_ms: Option<Millis>) -> bool {
-        // Earlier claims may have been given more time, and may be lost yet.
-        let head = Head {
-            memory: reserve_ms.is_some(),
-            reserve_ms: self.head.reserve_ms.max(reserve_ms.unwrap_or(0)),
-            ..self.head
-        };
-        let news = self.head != head;
-        if news {
-            self.head = head;
-            self.seq += 1;
-        }
-        news
-    }
-
-    /// Whether [`Self::take_rows`] has any.
-    #[must_use]
-    pub fn has_rows(&self) -> bool {
-        !self.dirty.is_empty() || !self.removed.is_empty() || self.head_row() != self.head_taken
     }
 
     /// Another order of taking idle workers, from the order in which they became idle.
@@ -694,181 +487,6 @@ impl Shard {
         self.idle.grow(self.workers.hot_mut());
         for (_, at) in idle {
             self.idle.push(self.workers.hot_mut(), at);
-        }
-    }
-
-    /// Forgets which rows changed, where no store wants them.
-    pub fn drop_rows(&mut self) {
-        self.removed.clear();
-        self.head_taken = self.head_row();
-        while let Some(at) = self.dirty.pop() {
-            self.workers.get_mut(at).dirty = false;
-        }
-    }
-
-    /// Writes all rows from ordinal `from` on until about `bytes` are written; returns where to go on, if anywhere.
-    pub fn dump_rows(&self, from: u32, bytes: usize, out: &mut Vec<u8>) -> Option<u32> {
-        for at in self.workers.iter_from(from) {
-            if out.len() >= bytes {
-                return Some(at);
-            }
-            self.put_row(at, out);
-        }
-        row::put_shard(out, &self.head_row());
-        None
-    }
-
-    fn put_row(&self, at: u32, out: &mut Vec<u8>) {
-        let worker = self.workers.get(at);
-        let claim = self.claims.at(worker.claim).map(|claim| ClaimStateRef {
-            id: &claim.id,
-            fence: claim.fence,
-            state: claim.state,
-            reserve_ms: claim.reserve_ms.into(),
-            term_ms: claim.term_ms.into(),
-            named: claim.named,
-            spec: claim.spec.as_deref(),
-        });
-        let life = self.lives.get(at);
-        let unvouched = worker.bars & bars::UNVOUCHED != 0;
-        let state = WorkerState {
-            card: self.workers.card(at),
-            version: worker.version,
-            idle_seq: worker.idle_seq,
-            affinity: worker.affinity,
-            deleted: worker.deleted,
-            claim,
-            bars: worker.bars & bars::STORED,
-            vouched: self.head.unclean - u64::from(unvouched),
-            heartbeat_ttl_ms: life.ttl_ms,
-            promised: life.promised.as_deref(),
-        };
-        row::put_worker(out, &state);
-    }
-
-    /// Last change decided.
-    #[must_use]
-    pub const fn seq(&self) -> Seq {
-        self.seq
-    }
-
-    /// Idle workers: what the router may know.
-    #[must_use]
-    pub const fn idle(&self) -> usize {
-        self.idle.len()
-    }
-
-    /// Held claims.
-    #[must_use]
-    pub const fn held(&self) -> usize {
-        self.claims.len()
-    }
-
-    /// Held claims that are not active yet.
-    #[must_use]
-    pub const fn reserved(&self) -> usize {
-        self.claims.reserved()
-    }
-
-    /// Held claims whose worker is being cleaned.
-    #[must_use]
-    pub const fn releasing(&self) -> usize {
-        self.claims.releasing()
-    }
-
-    /// Workers that are not deleted.
-    #[must_use]
-    pub const fn workers(&self) -> usize {
-        self.present
-    }
-
-    /// How many of them stand where on which axis.
-    #[must_use]
-    pub const fn barred(&self) -> Barred {
-        self.barred
-    }
-
-    /// What was done so far.
-    #[must_use]
-    pub const fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// Sums by capacity vector.
-    pub fn ledger(&self) -> impl Iterator<Item = &LedgerLine> {
-        self.ledger.lines()
-    }
-
-    /// Moves whenever a worker's capacity is the first of its kind, or the last.
-    #[must_use]
-    pub const fn ledger_version(&self) -> u64 {
-        self.ledger.version()
-    }
-
-    /// A time before which [`Event::Tick`] changes nothing, if it ever will.
-    #[must_use]
-    pub fn next_tick_ms(&self) -> Option<Millis> {
-        let tombstone = self.tombstones.front().map(|&(until, _)| until);
-        [self.timers.next_ms(), self.beats.next_ms(), tombstone].into_iter().flatten().min()
-    }
-
-    /// What is held at `place`, without a trace.
-    #[must_use]
-    pub fn grant(&self, place: Place) -> Option<Grant> {
-        let claim = self.claims.get(place)?;
-        Some(Grant {
-            place: Place { worker: claim.worker, ..place },
-            worker: Arc::clone(self.workers.card(claim.worker)),
-            state: claim.state,
-            reserve_ms: claim.reserve_ms.into(),
-            term_ms: claim.term_ms.into(),
-            deadline_ms: self.timers.get(place.claim),
-            spec: claim.spec.clone(),
-        })
-    }
-
-    /// A worker, deleted ones excluded.
-    #[must_use]
-    pub fn find_worker(&self, id: &WorkerId) -> Option<WorkerLook> {
-        self.workers.find(id).filter(|&at| !self.workers.get(at).deleted).map(|at| self.look(at))
-    }
-
-    /// Marks every claim of the listing as told: an answer is about to speak of it.
-    pub fn mark_told(&mut self, places: impl Iterator<Item = Place>) {
-        for place in places {
-            if let Some(claim) = self.claims.get_mut(place) {
-                claim.told = true;
-            }
-        }
-    }
-
-    /// At most `limit` workers with ordinal >= `from`, each with its ordinal, in that order.
-    pub fn list_workers(&self, from: u32, limit: usize) -> impl Iterator<Item = (u32, WorkerLook)> {
-        let present = self.workers.iter_from(from).filter(|&at| !self.workers.get(at).deleted);
-        present.take(limit).map(|at| (at, self.look(at)))
-    }
-
-    /// Held claims with worker ordinal >= `from`, each with that ordinal, in that order.
-    pub fn list_claims(&self, from: u32) -> impl Iterator<Item = (u32, ClaimId, Grant)> {
-        self.workers.iter_from(from).filter_map(|at| {
-            let claim = self.workers.get(at).claim;
-            let held = self.claims.at(claim)?;
-            let grant = self.grant(Place { claim, worker: at, fence: held.fence })?;
-            Some((at, held.id.clone(), grant))
-        })
-    }
-
-    pub(super) fn look(&self, at: u32) -> WorkerLook {
-        let worker = self.workers.get(at);
-        let claim = self.claims.at(worker.claim).and_then(|claim| {
-            let place = Place { claim: worker.claim, worker: at, fence: claim.fence };
-            Some((claim.id.clone(), self.grant(place)?))
-        });
-        WorkerLook {
-            card: Arc::clone(self.workers.card(at)),
-            version: worker.version,
-            axes: self.axes(at),
-            claims: claim.into_iter().collect(),
         }
     }
 }

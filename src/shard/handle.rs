@@ -17,10 +17,11 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use super::actor::{Running, Wake};
+use super::actor::Wake;
 use super::command::{ClaimItem, Command, KeyItem};
 use super::reply::Reply;
 use super::ring::Scheduled;
+use super::running::Running;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
 use crate::journal::{Outbox, Source};

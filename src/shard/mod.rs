@@ -14,6 +14,7 @@ mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, Ordering};
 }
 pub mod ring;
+mod running;
 mod supervisor;
 mod tally;
 
@@ -22,5 +23,4 @@ pub use handle::{Seized, ShardPort, Why};
 pub use reply::{Batch, ClaimAnswer, Outcome, Payload, Reply, ShardReport};
 pub use supervisor::{Revive, Supervisor};
 
-pub(crate) use actor::{held_keys, yield_claims};
 pub(crate) use supervisor::start;

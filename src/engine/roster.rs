@@ -1,0 +1,156 @@
+//! Which workers a shard has: they register, begin another life, change, and are deleted.
+
+use std::sync::Arc;
+
+use super::NIL;
+use super::effect::{Answer, Effect};
+use super::event::Named;
+use super::life::bars;
+use super::shard::Shard;
+use crate::limits;
+use crate::model::{Millis, WorkerCard, WorkerId, WorkerSpec};
+
+impl Shard {
+    pub(super) fn register<R>(
+        &mut self,
+        spec: WorkerSpec,
+        ends_ms: Option<Millis>,
+        claims: Option<Vec<Named>>,
+        ttl_ms: Millis,
+        now_ms: Millis,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Answer {
+        let (created, at) = match self.workers.find(&spec.id) {
+            None => (true, self.welcome(spec, now_ms)),
+            Some(at) => {
+                let known = self.workers.card(at).spec.incarnation;
+                let deleted = self.workers.get(at).deleted;
+                if spec.incarnation < known || (deleted && spec.incarnation == known) {
+                    return Answer::StaleIncarnation { known, deleted };
+                }
+                if deleted {
+                    self.tombstones.retain(|&(_, dead)| dead != at);
+                    self.remove_row_later(at);
+                    (true, self.welcome(spec, now_ms))
+                } else {
+                    if spec.incarnation > known {
+                        self.begin_life(at, now_ms, effects);
+                    }
+                    if self.workers.card(at).spec != spec {
+                        // An end of life is unix time; the same one as before has been counted already.
+                        let moved = self.workers.card(at).spec.expires_at_ms != spec.expires_at_ms;
+                        self.replace(at, spec);
+                        if moved {
+                            self.set_end(at, ends_ms, now_ms);
+                        }
+                    }
+                    (false, Some(at))
+                }
+            }
+        };
+        let Some(at) = at else { return Answer::ShardFull };
+        if created {
+            self.set_end(at, ends_ms, now_ms);
+        }
+        let mut stop = Vec::new();
+        if let Some(named) = claims {
+            let silent_ms = self.lives.get(at).ttl_ms;
+            self.heard(at, silent_ms, now_ms);
+            stop = self.word(at, named, ttl_ms, now_ms, effects);
+        }
+        Answer::Registered { created, worker: Box::new(self.look(at)), stop }
+    }
+
+    /// Another life of the worker begins: what the old one held is lost, and what was thought of it is over.
+    fn begin_life<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        self.lose(at, effects);
+        let life = self.lives.get_mut(at);
+        (life.beat_seq, life.uncleaned) = (None, 0);
+        life.silent_at_ms = (life.ttl_ms > 0).then_some(now_ms + life.ttl_ms);
+        self.bar(at, 0, bars::OF_ONE_LIFE);
+        self.schedule(at);
+    }
+
+    fn welcome(&mut self, spec: WorkerSpec, now_ms: Millis) -> Option<u32> {
+        if self.workers.is_full() {
+            return None;
+        }
+        let line = self.ledger.enter(&spec.capacity);
+        let at = self.workers.insert(Arc::new(WorkerCard { spec }), line);
+        self.idle.grow(self.workers.hot_mut());
+        self.workers.get_mut(at).idle_seq = self.seq + 1;
+        self.idle.push(self.workers.hot_mut(), at);
+        self.present += 1;
+        self.touch(at);
+        if now_ms < self.settled_ms {
+            // It may be known from before, and its registration be among what was lost.
+            self.bar(at, bars::UNVOUCHED, 0);
+        }
+        Some(at)
+    }
+
+    fn replace(&mut self, at: u32, spec: WorkerSpec) {
+        let (line, held, barred) = {
+            let worker = self.workers.get(at);
+            (worker.line, worker.claim != NIL, worker.bars != 0)
+        };
+        if self.ledger.line(line).capacity != spec.capacity {
+            if held {
+                self.keep_promise(at, &spec.capacity);
+                self.ledger.free(line);
+            } else if barred {
+                self.ledger.unbar(line);
+            }
+            self.ledger.leave(line);
+            let line = self.ledger.enter(&spec.capacity);
+            if held {
+                self.ledger.hold(line);
+            } else if barred {
+                self.ledger.bar(line);
+            }
+            self.workers.get_mut(at).line = line;
+        }
+        self.workers.set_card(at, Arc::new(WorkerCard { spec }));
+        self.idle.renew(self.workers.all(), at);
+        self.touch(at);
+    }
+
+    pub(super) fn delete<R>(&mut self, id: &WorkerId, now_ms: Millis, effects: &mut Vec<Effect<R>>) -> Answer {
+        let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
+            return Answer::UnknownWorker;
+        };
+        self.lose(at, effects);
+        let worker = self.workers.get_mut(at);
+        let (bars, line) = (std::mem::take(&mut worker.bars), worker.line);
+        worker.deleted = true;
+        if bars == 0 {
+            self.idle.remove(self.workers.hot_mut(), at);
+        } else {
+            self.ledger.unbar(line);
+            self.barred.leave(bars);
+        }
+        self.idle.forget(at);
+        self.ledger.leave(line);
+        self.lives.forget(at);
+        self.beats.cancel(at);
+        self.present -= 1;
+        self.touch(at);
+        self.tombstones.push_back((now_ms + limits::TOMBSTONE_MS, at));
+        if self.tombstones.len() > limits::TOMBSTONES_MAX {
+            self.forget_oldest();
+        }
+        Answer::Deleted
+    }
+
+    pub(super) fn forget_oldest(&mut self) {
+        if let Some((_, at)) = self.tombstones.pop_front() {
+            self.remove_row_later(at);
+        }
+    }
+
+    fn remove_row_later(&mut self, at: u32) {
+        self.touch(at);
+        let card = self.workers.remove(at);
+        self.removed.push(card.spec.id.clone());
+    }
+}

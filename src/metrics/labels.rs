@@ -1,0 +1,298 @@
+//! The labels whose values are known beforehand, so that no series comes from what a caller says.
+
+use crate::model::Taken;
+use crate::refusal::{Exhausted, Refusal, Unavailable};
+
+/// Declares a label whose values are an enum.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant),* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word on the wire.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+    };
+}
+
+label! {
+    /// What became of a claim.
+    ClaimOutcome {
+        /// A new claim.
+        Created = "created",
+        /// The key held it already.
+        Existing = "existing",
+        /// No worker was free.
+        PoolExhausted = "pool_exhausted",
+        /// No worker was free on the nodes that it required, but one elsewhere.
+        NodeLocality = "node_locality",
+        /// No pool had the class and labels that it asked for.
+        NoEligiblePool = "no_eligible_pool",
+        /// No worker was large enough, busy ones included.
+        Unsatisfiable = "unsatisfiable",
+        /// A queue was full.
+        Overloaded = "overloaded",
+        /// A shard was not serving.
+        Loading = "loading",
+        /// The store did not take the record in time.
+        Store = "store",
+        /// Another process owns the store.
+        Fenced = "fenced",
+        /// What is there did not allow it.
+        Conflict = "conflict",
+        /// The request was wrong.
+        Invalid = "invalid",
+        /// No such pool.
+        NotFound = "not_found",
+        /// No answer in time.
+        Deadline = "deadline",
+    }
+}
+
+impl ClaimOutcome {
+    /// The outcome that an answer is counted under.
+    #[must_use]
+    pub const fn of(answer: &Result<Taken, Refusal>) -> Self {
+        match answer {
+            Ok(Taken { created: true, .. }) => Self::Created,
+            Ok(_) => Self::Existing,
+            Err(Refusal::Invalid { .. }) => Self::Invalid,
+            Err(Refusal::NotFound(_)) => Self::NotFound,
+            Err(Refusal::Fence | Refusal::Releasing | Refusal::State(_)) => Self::Conflict,
+            Err(Refusal::Exhausted(Exhausted::Pool)) => Self::PoolExhausted,
+            Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
+            Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
+            Err(Refusal::Unsatisfiable) => Self::Unsatisfiable,
+            Err(Refusal::Unavailable(Unavailable::Overloaded)) => Self::Overloaded,
+            Err(Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping)) => Self::Loading,
+            Err(Refusal::Unavailable(Unavailable::Store)) => Self::Store,
+            Err(Refusal::Unavailable(Unavailable::Fenced)) => Self::Fenced,
+            Err(Refusal::DeadlineExceeded) => Self::Deadline,
+        }
+    }
+}
+
+label! {
+    /// Which deadline ended a claim.
+    Sweep {
+        /// It was never confirmed.
+        Reserve = "reserve",
+        /// It was not renewed.
+        Ttl = "ttl",
+        /// Its release was begun and not finished.
+        Releasing = "releasing",
+        /// Its worker did not name it any more.
+        Missing = "missing",
+    }
+}
+
+label! {
+    /// Why a worker is not offered.
+    BarReason {
+        /// Its owner said so.
+        Cordoned = "cordoned",
+        /// Its owner said so, for the rest of this incarnation.
+        Draining = "draining",
+        /// It was silent for too long.
+        Lost = "lost",
+        /// Nothing has spoken for it yet.
+        Suspect = "suspect",
+    }
+}
+
+label! {
+    /// The store's answer to one step.
+    StepResult {
+        /// Applied.
+        Ok = "ok",
+        /// It had it already.
+        Duplicate = "duplicate",
+        /// It lacks what the step builds on.
+        Gap = "gap",
+        /// Another process owns it.
+        Fenced = "fenced",
+        /// It failed; the step is sent again.
+        Error = "error",
+    }
+}
+
+label! {
+    /// Whether a shard answers.
+    ShardState {
+        /// Being recovered or restarted.
+        Loading = "loading",
+        /// Answers.
+        Serving = "serving",
+        /// Its records could not be used.
+        Refused = "refused",
+        /// Stopped.
+        Stopped = "stopped",
+    }
+}
+
+label! {
+    /// The matched route of an HTTP request.
+    Route {
+        /// All pools.
+        Pools = "/v1/pools",
+        /// One pool.
+        Pool = "/v1/pools/{ns}/{pool}",
+        /// The workers of a pool.
+        Workers = "/v1/pools/{ns}/{pool}/workers",
+        /// Many registrations.
+        WorkersBatch = "/v1/pools/{ns}/{pool}/workers:batch",
+        /// One worker.
+        Worker = "/v1/pools/{ns}/{pool}/workers/{id}",
+        /// Claim, and the list of claims.
+        Claims = "/v1/claims",
+        /// Many claims.
+        ClaimsBatch = "/v1/claims:batch",
+        /// One claim.
+        Claim = "/v1/claims/{ns}/{key}",
+        /// Confirm.
+        Confirm = "/v1/claims/{ns}/{key}:confirm",
+        /// Release.
+        Release = "/v1/claims/{ns}/{key}:release",
+        /// Renew.
+        Renew = "/v1/claims/{ns}/{key}:renew",
+        /// Heartbeat of a worker.
+        Heartbeat = "/v1/pools/{ns}/{pool}/workers/{id}:heartbeat",
+        /// Cordon, uncordon, drain, clear.
+        Steer = "/v1/pools/{ns}/{pool}/workers/{id}:verb",
+        /// Trust all workers.
+        ClearPool = "/v1/pools/{ns}/{pool}:clear",
+        /// The description of this interface.
+        OpenApi = "/v1/openapi.json",
+        /// Its viewer.
+        Docs = "/docs",
+        /// The files of the viewer.
+        DocsFile = "/docs/{file}",
+        /// Whether the process lives.
+        Healthz = "/healthz",
+        /// Whether every shard serves.
+        Readyz = "/readyz",
+        /// The scrape.
+        Metrics = "/metrics",
+        /// Figures of every shard.
+        DebugShards = "/debug/shards",
+        /// None of the above.
+        Unmatched = "unmatched",
+    }
+}
+
+label! {
+    /// The method of a gRPC call.
+    GrpcMethod {
+        /// Put a pool.
+        PutPool = "hotpool.v1.PoolService/PutPool",
+        /// One pool.
+        GetPool = "hotpool.v1.PoolService/GetPool",
+        /// All pools.
+        ListPools = "hotpool.v1.PoolService/ListPools",
+        /// Delete a pool.
+        DeletePool = "hotpool.v1.PoolService/DeletePool",
+        /// Trust the workers of a pool.
+        ClearPool = "hotpool.v1.PoolService/ClearPool",
+        /// Register a worker.
+        RegisterWorker = "hotpool.v1.WorkerService/RegisterWorker",
+        /// Register many.
+        BatchRegisterWorkers = "hotpool.v1.WorkerService/BatchRegisterWorkers",
+        /// One worker.
+        GetWorker = "hotpool.v1.WorkerService/GetWorker",
+        /// The workers of a pool.
+        ListWorkers = "hotpool.v1.WorkerService/ListWorkers",
+        /// Delete a worker.
+        DeleteWorker = "hotpool.v1.WorkerService/DeleteWorker",
+        /// A worker's heartbeat.
+        HeartbeatWorker = "hotpool.v1.WorkerService/HeartbeatWorker",
+        /// Cordon a worker.
+        CordonWorker = "hotpool.v1.WorkerService/CordonWorker",
+        /// Uncordon a worker.
+        UncordonWorker = "hotpool.v1.WorkerService/UncordonWorker",
+        /// Drain a worker.
+        DrainWorker = "hotpool.v1.WorkerService/DrainWorker",
+        /// Trust a worker.
+        ClearWorker = "hotpool.v1.WorkerService/ClearWorker",
+        /// Claim.
+        TakeClaim = "hotpool.v1.ClaimService/TakeClaim",
+        /// Many claims.
+        BatchTakeClaims = "hotpool.v1.ClaimService/BatchTakeClaims",
+        /// One claim.
+        GetClaim = "hotpool.v1.ClaimService/GetClaim",
+        /// The list of claims.
+        ListClaims = "hotpool.v1.ClaimService/ListClaims",
+        /// Confirm.
+        ConfirmClaim = "hotpool.v1.ClaimService/ConfirmClaim",
+        /// Renew.
+        RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
+        /// Release.
+        ReleaseClaim = "hotpool.v1.ClaimService/ReleaseClaim",
+        /// Whether a service can be asked.
+        HealthCheck = "grpc.health.v1.Health/Check",
+        /// The same, and from then on.
+        HealthWatch = "grpc.health.v1.Health/Watch",
+        /// What is served.
+        Reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        /// The same, as older clients ask.
+        ReflectionAlpha = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        /// None of the above.
+        Unmatched = "unmatched",
+    }
+}
+
+impl GrpcMethod {
+    /// The method of a call to `path`.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        let word = path.strip_prefix('/').unwrap_or_default();
+        Self::ALL.iter().copied().find(|method| method.word() == word).unwrap_or(Self::Unmatched)
+    }
+}
+
+label! {
+    /// A status of gRPC; in the order of their numbers, from 0.
+    GrpcCode {
+        /// Done.
+        Ok = "OK",
+        /// The caller went away.
+        Cancelled = "CANCELLED",
+        /// None of the others.
+        Unknown = "UNKNOWN",
+        /// The request is wrong.
+        InvalidArgument = "INVALID_ARGUMENT",
+        /// No answer in time.
+        DeadlineExceeded = "DEADLINE_EXCEEDED",
+        /// No such thing.
+        NotFound = "NOT_FOUND",
+        /// It is there already.
+        AlreadyExists = "ALREADY_EXISTS",
+        /// The caller may not.
+        PermissionDenied = "PERMISSION_DENIED",
+        /// No room.
+        ResourceExhausted = "RESOURCE_EXHAUSTED",
+        /// What is there does not allow it.
+        FailedPrecondition = "FAILED_PRECONDITION",
+        /// The caller is not the holder.
+        Aborted = "ABORTED",
+        /// Beyond what there is.
+        OutOfRange = "OUT_OF_RANGE",
+        /// No such method.
+        Unimplemented = "UNIMPLEMENTED",
+        /// A defect, or bytes that are not gRPC.
+        Internal = "INTERNAL",
+        /// Not now.
+        Unavailable = "UNAVAILABLE",
+        /// What was kept is broken.
+        DataLoss = "DATA_LOSS",
+        /// Nobody knows who the caller is.
+        Unauthenticated = "UNAUTHENTICATED",
+    }
+}

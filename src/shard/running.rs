@@ -1,0 +1,478 @@
+//! What a shard does when it runs: the only place where effects become deeds.
+//!
+//! One run: answers that waited for the store and may leave now; what is in the ring, decided one by one; deadlines,
+//! if the ring is empty; then the changed rows go to the journal, the bounds to the router, and only then the new
+//! answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
+//! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardPort`]).
+
+mod answers;
+mod life;
+mod looks;
+mod words;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::words::refusal;
+use super::actor::Spawn;
+use super::command::{ClaimItem, Command, KeyItem};
+use super::handle::ShardPort;
+use super::reply::{ClaimAnswer, Outcome, Payload, Reply};
+use crate::dispatch::Dispatch;
+use crate::engine::{Answer, Barred, Counters, Effect, Event, Grant, Place, Shard};
+use crate::keys::{Hold, Ticket, Unstored, Unstoreds};
+use crate::limits;
+use crate::model::{ClaimId, Fence, Millis, Seq};
+use crate::pools::Pool;
+use crate::refusal::{Refusal, Unavailable, What};
+use crate::remembered::Ended;
+
+/// How often the ledger is compared with the claims.
+const RECOUNT_MS: Millis = 1_000;
+
+/// Who waits for an answer of the engine.
+enum To {
+    Claim(Box<ClaimItem>),
+    Key(KeyItem),
+    Reply(Reply),
+    Nobody,
+}
+
+/// An answer on its way out.
+struct Outgoing {
+    reply: Reply,
+    outcome: Outcome,
+    /// Leaves when the store has this...
+    seq: Seq,
+    /// ...and these.
+    unstored: Unstoreds,
+    /// The claim that it grants: given back if it cannot leave.
+    made: Option<Place>,
+    /// When the claim that it answers came in; 0: it answers none, or one that is not timed.
+    started_ns: u64,
+    /// Engine time after which it cannot leave as it is.
+    until_ms: Millis,
+}
+
+pub(crate) struct Running {
+    dispatch: Arc<Dispatch>,
+    pool: Arc<Pool>,
+    port: Arc<ShardPort>,
+    shard: Shard,
+    now_ms: Millis,
+    /// How far the store was when this run looked.
+    applied: Seq,
+    keeps_rows: bool,
+    /// The pool answers durably, as of this run.
+    durable: bool,
+    /// The store has to have this before anything is acknowledged from memory.
+    memory_from: Seq,
+    /// The service stops.
+    sealed: bool,
+    /// Tickets of keys that may be adopted in the event at hand.
+    tickets: Vec<(ClaimId, Ticket)>,
+    /// Fences drawn for the claims at hand.
+    fences: std::ops::Range<Fence>,
+    /// Tickets of the claims that are being decided: after a panic they are given up.
+    pub(super) in_hand: Vec<(ClaimId, Ticket)>,
+    taken: Vec<Command>,
+    /// Commands that arose from others, in this run.
+    extra: VecDeque<Command>,
+    effects: Vec<Effect<To>>,
+    /// Claims that found no room here.
+    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    refused: Vec<Box<ClaimItem>>,
+    /// Answers decided in this run.
+    outgoing: Vec<Outgoing>,
+    /// Answers that wait for the store, by sequence number.
+    waiting: VecDeque<Outgoing>,
+    /// Of them those whose own record is stored and that wait for another shard's.
+    blocked: Vec<Outgoing>,
+    /// Keys that were freed here, whose record the store may lack.
+    gone: VecDeque<(Seq, ClaimId)>,
+    counted: Counters,
+    /// As last published.
+    barred: Barred,
+    recounted_ms: Millis,
+    /// Claims whose grant left, and requests to release that came, in this run.
+    created: u64,
+    releases: u64,
+    /// A claim of this run was timed.
+    timed: bool,
+    /// Version of the ledger whose capacities are published; none yet.
+    capacities: Option<u64>,
+}
+
+impl Running {
+    /// A shard that is about to serve; the router knows at once what it has.
+    pub(super) fn new(spawn: Spawn) -> Self {
+        let Spawn { dispatch, pool, port, shard, gone } = spawn;
+        let mut running = Self {
+            keeps_rows: port.outbox.wants_rows(),
+            durable: true,
+            memory_from: 0,
+            sealed: false,
+            tickets: Vec::new(),
+            counted: shard.counters(),
+            barred: Barred::default(),
+            dispatch,
+            pool,
+            port,
+            shard,
+            now_ms: 0,
+            applied: 0,
+            fences: 0..0,
+            in_hand: Vec::new(),
+            taken: Vec::with_capacity(limits::DRAIN_MAX),
+            extra: VecDeque::new(),
+            effects: Vec::new(),
+            refused: Vec::new(),
+            outgoing: Vec::new(),
+            waiting: VecDeque::new(),
+            blocked: Vec::new(),
+            gone,
+            recounted_ms: 0,
+            created: 0,
+            releases: 0,
+            timed: false,
+            capacities: None,
+        };
+        running.publish();
+        running
+    }
+
+    /// One run: of what is in the ring, then of `command`, which came without it. Returns how far the store was when
+    /// it looked.
+    pub(super) fn run(&mut self, command: Option<Command>) -> Seq {
+        self.now_ms = self.dispatch.clock.engine_ms();
+        self.release_answers();
+        self.look_at_ack();
+        let mut taken = std::mem::take(&mut self.taken);
+        taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
+        if !taken.is_empty() {
+            self.prepare(&taken);
+            taken.drain(..).for_each(|command| self.command_and_extra(command));
+        }
+        self.taken = taken;
+        if let Some(command) = command {
+            self.prepare(std::slice::from_ref(&command));
+            self.command_and_extra(command);
+        }
+        if self.port.depth() == 0 && self.shard.next_tick_ms().is_some_and(|due| due <= self.now_ms) {
+            self.on(Event::Tick);
+        }
+        self.conclude();
+        self.applied
+    }
+
+    /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
+    fn prepare(&mut self, taken: &[Command]) {
+        let claims: u64 = taken.iter().map(Command::fences).sum();
+        if claims > 0 {
+            self.in_hand.extend(taken.iter().flat_map(Command::items).map(|item| (item.id.clone(), item.ticket)));
+        }
+        self.fences = match claims {
+            0 => 0..0,
+            n => self.dispatch.draw_fences(n).map_or(0..0, |first| first..first + n),
+        };
+        if taken.len() > 1 {
+            let affinities = taken.iter().flat_map(Command::items).map(|item| item.affinity);
+            self.shard.look_ahead(taken.iter().flat_map(Command::places), affinities);
+        }
+        if let Some(started) = taken.iter().find_map(started_ns) {
+            let waited = self.dispatch.clock.mono_ns().saturating_sub(started);
+            self.pool.metrics.ring_wait_seconds.record(Duration::from_nanos(waited).as_secs_f64());
+        }
+    }
+
+    fn command_and_extra(&mut self, command: Command) {
+        self.command(command);
+        while let Some(command) = self.extra.pop_front() {
+            self.command(command);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Claim(item) => self.claim(item),
+            Command::Claims(items) => items.into_iter().for_each(|item| self.claim(item)),
+            Command::Repeat(item, place) => {
+                let (satisfies, wants) = (item.may_use(self.pool.number), item.accepts());
+                self.on(Event::Repeat { place, satisfies, wants, to: To::Claim(item) });
+            }
+            Command::Release(item) => self.release(item),
+            Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
+            Command::Confirm(item) => self.on(Event::Confirm { place: item.place, to: To::Key(item) }),
+            Command::Look(item) => self.on(Event::Look { place: item.place, to: To::Key(item) }),
+            Command::Renew(item, ttl_ms) => self.on(Event::Renew { place: item.place, ttl_ms, to: To::Key(item) }),
+            Command::Yield(place) => self.on(Event::Yield { place }),
+            Command::BeginRelease(item) => self.begin_release(item),
+            Command::Register(workers) => {
+                for (registration, reply) in workers {
+                    self.register(registration, reply);
+                }
+            }
+            Command::Heartbeat(id, beat, reply) => self.heartbeat(id, beat, reply),
+            Command::Steer(id, verb, reply) => self.on(Event::Steer { id, verb, to: To::Reply(reply) }),
+            Command::ClearAll(reply) => self.on(Event::ClearAll { to: To::Reply(reply) }),
+            Command::Seal(reply) => self.seal(reply),
+            Command::Delete(id, reply) => self.on(Event::Delete { id, to: To::Reply(reply) }),
+            Command::Worker(id, reply) => {
+                let look = self.shard.find_worker(&id);
+                self.shard.mark_told(look.iter().flat_map(|look| &look.claims).map(|(_, grant)| grant.place));
+                let outcome = look
+                    .map(|look| Payload::Worker { created: false, look: Box::new(look), stop: Vec::new() })
+                    .ok_or(Refusal::NotFound(What::Worker));
+                self.answer(reply, outcome, Unstoreds::new(), None);
+            }
+            Command::ListWorkers(from, limit, reply) => {
+                let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
+                let told: Vec<Place> =
+                    rows.iter().flat_map(|(_, look)| &look.claims).map(|(_, grant)| grant.place).collect();
+                self.shard.mark_told(told.into_iter());
+                self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
+            }
+            Command::ListClaims(from, limit, sieve, reply) => {
+                let outcome = self.list_claims(from, limit, &sieve);
+                self.answer(reply, Ok(outcome), Unstoreds::new(), None);
+            }
+            Command::Report(reply) => {
+                let report = self.report();
+                reply.send(Ok(Payload::Report(Box::new(report))));
+            }
+            Command::Dump(from, bytes, to) => {
+                let mut rows = Vec::with_capacity(bytes + bytes / 8);
+                let next = self.shard.dump_rows(from, bytes, &mut rows);
+                // What the dump shows must be handed over before the dump arrives: a flip carries only what was.
+                self.hand_over();
+                let _ = to.send((rows, next));
+            }
+            Command::SetPolicy(policy) => self.shard.set_policy(policy),
+            Command::Close(reply) => self.close(reply),
+            Command::Panic => panic!("injected fault"),
+        }
+    }
+
+    fn claim(&mut self, item: Box<ClaimItem>) {
+        if item.reply.is_closed() {
+            return self.dispatch.give_up(item, Refusal::DeadlineExceeded);
+        }
+        if let Some(why) = self.overload(&item) {
+            return self.dispatch.give_up(item, Refusal::Unavailable(why));
+        }
+        let fence = match self.fences.next() {
+            Some(fence) => fence,
+            None => match self.dispatch.draw_fences(1) {
+                Ok(fence) => fence,
+                Err(why) => return self.dispatch.give_up(item, Refusal::Unavailable(why)),
+            },
+        };
+        let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants());
+        let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
+        self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: To::Claim(item) });
+    }
+
+    /// Why this shard takes no claim at present: the store is too far behind.
+    fn overload(&self, item: &ClaimItem) -> Option<Unavailable> {
+        if !self.keeps_rows {
+            return None;
+        }
+        let answers = self.waiting.len() + self.outgoing.len();
+        if self.gone.len() >= limits::GONE_MAX || (item.durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
+            return Some(Unavailable::Store);
+        }
+        let lags = !item.durable && self.port.outbox.lag_ms() > self.pool.spec.load().lag_max_ms;
+        lags.then_some(Unavailable::Overloaded)
+    }
+
+    fn release(&mut self, item: KeyItem) {
+        self.releases += 1;
+        self.on(Event::Release { place: item.place, to: To::Key(item) });
+    }
+
+    fn on(&mut self, event: Event<To>) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.shard.on(event, self.now_ms, &mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Reply { to, answer } => self.reply(to, answer),
+                Effect::Ended { id, fence, .. } => self.ended(id, fence),
+                Effect::Remember { id, grant } => {
+                    let ended = Ended { shard: self.port.shard, pool: self.pool.name.clone(), grant };
+                    self.dispatch.remembered.put(id, ended, self.now_ms);
+                }
+                Effect::Adopted { id, place } => self.adopted(&id, place),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn ended(&mut self, id: ClaimId, fence: Fence) {
+        let record = self.keeps_rows.then(|| Unstored { shard: self.port.shard, seq: self.shard.seq() });
+        self.dispatch.keys.end(&id, fence, record);
+        if let Some(record) = record {
+            self.gone.push_back((record.seq, id));
+        }
+    }
+
+    fn reply(&mut self, to: To, answer: Answer) {
+        match to {
+            To::Claim(item) => self.reply_claim(item, answer),
+            To::Key(item) => self.reply_key(item, answer),
+            To::Reply(reply) => {
+                let (outcome, unstored) = self.about_worker(answer);
+                self.answer(reply, outcome, unstored, None);
+            }
+            To::Nobody => {}
+        }
+    }
+
+    fn reply_claim(&mut self, mut item: Box<ClaimItem>, answer: Answer) {
+        match answer {
+            Answer::Granted(grant) => {
+                let hold = Hold { shard: self.port.shard, place: grant.place };
+                let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
+                self.dispatch.remembered.forget(&item.id);
+                self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
+                self.pool.board.remember(item.affinity, self.port.shard.shard);
+                if item.started_ns > 0 {
+                    self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
+                }
+                let made = Some(grant.place);
+                self.answer_claim(*item, grant, true, unstored, made);
+            }
+            Answer::NoRoom => self.refused.push(item),
+            Answer::NoFit(why) => {
+                item.note(why);
+                self.refused.push(item);
+            }
+            Answer::Held(grant) => {
+                let unstored = self.unstored(&item.id);
+                self.answer_claim(*item, grant, false, unstored, None);
+            }
+            Answer::Gone | Answer::GivenBack => self.dispatch.submit(item),
+            answer => {
+                let unstored = self.unstored(&item.id);
+                self.answer(item.reply, Err(refusal(&answer)), unstored, None);
+            }
+        }
+    }
+
+    fn answer_claim(&mut self, item: ClaimItem, grant: Grant, created: bool, unstored: Unstoreds, made: Option<Place>) {
+        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, pool: self.pool.number, expires_at_ms: None }));
+        let durable = (item.durable || self.durable) && self.keeps_rows;
+        self.send_or_wait(item.reply, outcome, durable, unstored, made);
+        if let Some(answer) = self.outgoing.last_mut() {
+            answer.started_ns = item.started_ns;
+        }
+    }
+
+    fn reply_key(&mut self, item: KeyItem, answer: Answer) {
+        let unstored = self.unstored(&item.id);
+        let outcome = match answer {
+            Answer::Held(grant) => {
+                let pool = self.pool.number;
+                Ok(Payload::Claim(ClaimAnswer { grant, created: false, pool, expires_at_ms: None }))
+            }
+            Answer::Released => Ok(Payload::Done),
+            answer => Err(refusal(&answer)),
+        };
+        self.answer(item.reply, outcome, unstored, None);
+    }
+
+    /// The end of a run: rows, bounds, answers, in this order.
+    fn conclude(&mut self) {
+        self.hand_over();
+        self.publish();
+        // Whatever panics from here on panics without a ticket in hand: what is left of them goes to other shards.
+        self.in_hand.clear();
+        if !self.refused.is_empty() {
+            self.dispatch.route_all(std::mem::take(&mut self.refused));
+        }
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        for answer in outgoing.drain(..) {
+            if self.may_leave(&answer) {
+                self.leave(answer);
+            } else {
+                self.waiting.push_back(answer);
+            }
+        }
+        self.outgoing = outgoing;
+        self.expire_answers();
+        if self.keeps_rows {
+            self.settle_gone();
+        }
+        // What could not leave was given back: those rows go too. No answer comes of them.
+        if self.hand_over() {
+            self.publish();
+        }
+        self.count();
+        let answers = self.waiting.front().map(|answer| answer.until_ms);
+        let blocked = (!self.blocked.is_empty()).then_some(self.now_ms + 1);
+        self.port.set_next_tick([self.shard.next_tick_ms(), answers, blocked].into_iter().flatten().min());
+    }
+
+    fn hand_over(&mut self) -> bool {
+        let shard = &mut self.shard;
+        if !shard.has_rows() {
+            return false;
+        }
+        if self.keeps_rows {
+            self.port.outbox.hand(shard.seq(), |rows| shard.take_rows(rows));
+        } else {
+            shard.drop_rows();
+        }
+        true
+    }
+
+    fn publish(&mut self) {
+        let version = Some(self.shard.ledger_version());
+        if self.capacities != version {
+            self.capacities = version;
+            let capacities: Vec<_> =
+                self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
+            let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
+            self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+        }
+        self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.held());
+    }
+
+    fn count(&mut self) {
+        let now = self.shard.counters();
+        let tally = &self.port.tally;
+        tally.touches.add(now.touches - self.counted.touches);
+        tally.give_backs.add(now.given_back - self.counted.given_back);
+        tally.created.add(std::mem::take(&mut self.created));
+        tally.releases.add(std::mem::take(&mut self.releases));
+        if now.life != self.counted.life {
+            self.count_life(&now.life);
+        }
+        self.timed = false;
+        self.counted = now;
+        if self.shard.barred() != self.barred {
+            self.publish_barred();
+        }
+        // A recount costs a look at every ledger line: now and then is enough to be noticed.
+        if self.now_ms >= self.recounted_ms + RECOUNT_MS {
+            self.recounted_ms = self.now_ms;
+            self.port.set_drift(self.shard.ledger_drift());
+        }
+    }
+
+    /// Ends every claim and worker. The rows need not go one by one: the store is told to forget the shard.
+    fn close(&mut self, reply: Reply) {
+        let workers: Vec<_> = self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card).collect();
+        for card in workers {
+            self.on(Event::Delete { id: card.spec.id.clone(), to: To::Nobody });
+        }
+        self.hand_over();
+        reply.send(Ok(Payload::Done));
+    }
+}
+
+/// When the first request in it came in, if it is timed.
+fn started_ns(command: &Command) -> Option<u64> {
+    let item = command.items().next().map(|item| item.started_ns);
+    item.or_else(|| command.keys().first().map(|item| item.started_ns)).filter(|&started_ns| started_ns > 0)
+}
