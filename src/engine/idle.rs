@@ -49,10 +49,6 @@ impl Idle {
         self.len
     }
 
-    pub const fn policy(&self) -> Policy {
-        self.policy
-    }
-
     /// A worker became idle: from now on it may be offered. Its `idle_seq` is above that of all that are idle. Keep the
     /// buckets as many as the workers with [`Self::grow`].
     pub fn push(&mut self, workers: &mut [Worker], at: u32) {
@@ -188,6 +184,19 @@ impl Idle {
         }
         let next = |&at: &u32| Some(workers[at as usize].idle_prev).filter(|&at| at != NIL);
         std::iter::successors(Some(self.tail).filter(|&at| at != NIL), next).collect()
+    }
+
+    /// Idle workers in the order in which claims take them (in no order with policy `random`), one after the other: who
+    /// needs the second costs no walk over the rest.
+    pub fn in_turn<'a>(&'a self, workers: &'a [Worker]) -> impl Iterator<Item = u32> + 'a {
+        let lifo = self.policy == Policy::Lifo;
+        let first = if lifo { self.head } else { self.tail };
+        let next = move |&at: &u32| {
+            let worker = &workers[at as usize];
+            Some(if lifo { worker.idle_next } else { worker.idle_prev }).filter(|&at| at != NIL)
+        };
+        // Of the list and the vector one is empty.
+        std::iter::successors(Some(first).filter(|&at| at != NIL), next).chain(self.any.iter().copied())
     }
 
     /// Head of the bucket of this affinity, whatever it is.

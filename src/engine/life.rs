@@ -8,9 +8,7 @@ use super::effect::{Answer, Axes, Effect, End};
 use super::event::Place;
 use super::shard::Shard;
 use super::wants::Wants;
-use crate::model::{
-    Capacity, ClaimState, Fence, Liveness, Millis, Policy, Schedulability, Trust, WorkerId, WorkerVerb,
-};
+use crate::model::{Capacity, ClaimState, Fence, Liveness, Millis, Schedulability, Trust, WorkerId, WorkerVerb};
 
 /// Why a worker is not offered. A worker without any of these, that is neither held nor deleted, is idle.
 pub mod bars {
@@ -350,16 +348,10 @@ impl Shard {
             || self.lives.get(at).ends_ms.is_some_and(|ends_ms| ends_ms > until_ms)
     }
 
-    /// The next worker of the order that lives long enough, where the first in line does not. Costs a walk over the
-    /// idle ones: few workers announce their end, and those near it are taken out of the queue when it comes.
+    /// The next worker in turn that lives long enough, where the first does not. Costs a look at each that does not.
     #[cold]
     pub(super) fn pick_lasting(&self, until_ms: Millis, wants: Option<&Wants>) -> Option<u32> {
-        let queue = self.idle.oldest_first(self.workers.all());
         let fits = |at: u32| wants.is_none_or(|wants| wants.fits(&self.workers.card(at).spec));
-        let lasts = |at: &u32| self.lasts(*at, until_ms) && fits(*at);
-        match self.idle.policy() {
-            Policy::Lifo => queue.into_iter().rev().find(lasts),
-            Policy::Fifo | Policy::Random => queue.into_iter().find(lasts),
-        }
+        self.idle.in_turn(self.workers.all()).find(|&at| self.lasts(at, until_ms) && fits(at))
     }
 }
