@@ -1,7 +1,8 @@
 //! The one reader of time. Everything else is handed a [`Clock`], so a test brings its own time.
 //!
-//! Three times, each for its purpose:
+//! Four times, each for its purpose:
 //! - `mono_ns`: durations (metrics);
+//! - `boot_ns`: the lease on the store; runs while the machine sleeps;
 //! - `unix_us`: fences and times shown to people; may jump, and nothing expires by it;
 //! - `engine_ms`: deadlines. It moves only in [`Clock::tick`], by at most [`STEP_MAX_MS`] a tick: a process that was
 //!   paused for an hour wakes up a moment later, so nobody is swept for its pause.
@@ -65,6 +66,16 @@ impl Clock {
             system if system < 0 => u64::try_from(self.0.origin.elapsed().as_nanos()).unwrap_or(u64::MAX),
             manual => manual.unsigned_abs(),
         }
+    }
+
+    /// Nanoseconds on a clock that also runs while the machine sleeps: what another machine may have counted meanwhile.
+    #[must_use]
+    pub fn boot_ns(&self) -> u64 {
+        if self.0.manual_ns.load(Ordering::Relaxed) >= 0 {
+            return self.mono_ns();
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
     }
 
     /// Microseconds since 1970. May jump either way.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use crate::scheduler;
+use crate::store::redis::{FORMS, RedisOptions, RedisUrl};
 
 mod pools;
 
@@ -71,11 +72,105 @@ pub struct Store {
     pub url: StoreUrl,
     /// How long a durable answer waits for the store, in milliseconds.
     pub wait_ms: u64,
+    /// The rest is for Redis. Directory whose lock shows that the process that was the owner before is dead.
+    pub data_dir: PathBuf,
+    /// What the keys begin with.
+    pub key_prefix: String,
+    /// Longest wait for a connection and for an answer of a server, in milliseconds.
+    pub command_ms: u64,
+    /// Whether to wait for the end of another owner and take over then.
+    pub standby: bool,
+    /// How long the process owns the store after its last renewal, in milliseconds; 0: [`LEASE_MS`], or with `standby`
+    /// [`STANDBY_LEASE_MS`].
+    pub lease_ms: u64,
+    /// Certificates of the authorities to trust, in PEM; empty: the system's.
+    pub tls_ca_file: PathBuf,
+    /// Certificate to show, in PEM; empty: none.
+    pub tls_cert_file: PathBuf,
+    /// Its private key, in PEM.
+    pub tls_key_file: PathBuf,
 }
+
+/// Lease of an owner that nobody waits for.
+pub const LEASE_MS: u64 = 90_000;
+/// Lease of an owner that others stand by for, as each of them does for the other.
+pub const STANDBY_LEASE_MS: u64 = 5_000;
 
 impl Default for Store {
     fn default() -> Self {
-        Self { url: StoreUrl::default(), wait_ms: scheduler::Settings::default().store_wait_ms }
+        Self {
+            url: StoreUrl::default(),
+            wait_ms: scheduler::Settings::default().store_wait_ms,
+            data_dir: DATA_DIR.into(),
+            key_prefix: "hotpool".to_owned(),
+            command_ms: 1_000,
+            standby: false,
+            lease_ms: 0,
+            tls_ca_file: PathBuf::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
+        }
+    }
+}
+
+impl Store {
+    /// What a Redis store must know.
+    #[must_use]
+    pub fn redis(&self, url: RedisUrl) -> RedisOptions {
+        let file = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
+        let lease_ms = match (self.lease_ms, self.standby) {
+            (0, true) => STANDBY_LEASE_MS,
+            (0, false) => LEASE_MS,
+            (lease_ms, _) => lease_ms,
+        };
+        RedisOptions {
+            url,
+            key_prefix: self.key_prefix.clone(),
+            command_ms: self.command_ms,
+            lease_ms,
+            standby: self.standby,
+            data_dir: self.data_dir.clone(),
+            tls_ca_file: file(&self.tls_ca_file),
+            tls_cert_file: file(&self.tls_cert_file),
+            tls_key_file: file(&self.tls_key_file),
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let prefix = &self.key_prefix;
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:".contains(&byte);
+        if !(1..=64).contains(&prefix.len()) || !prefix.bytes().all(is_plain) {
+            problems.push(format!("store.key_prefix: must be 1..=64 bytes of [A-Za-z0-9._:-], got {prefix:?}"));
+        }
+        if self.lease_ms > 0 && self.lease_ms < 3 * self.command_ms {
+            let least = 3 * self.command_ms;
+            problems.push(format!(
+                "store.lease_ms: must be at least 3 * store.command_ms ({least}), or one slow answer ends it, got {}",
+                self.lease_ms
+            ));
+        }
+        let StoreUrl::Redis(url) = &self.url else {
+            if self.standby {
+                problems.push(format!("store.standby: {} has one owner at a time by its lock; use Redis", self.url));
+            }
+            return problems;
+        };
+        let files = [("ca", &self.tls_ca_file), ("cert", &self.tls_cert_file), ("key", &self.tls_key_file)];
+        for (name, path) in files.iter().filter(|(_, path)| !path.as_os_str().is_empty()) {
+            if !url.tls {
+                problems.push(format!(
+                    "store.tls_{name}_file: {} is not encrypted; its TLS form begins with rediss",
+                    self.url
+                ));
+            } else if let Err(error) = std::fs::File::open(path) {
+                problems.push(format!("store.tls_{name}_file: cannot read {}: {error}", path.display()));
+            }
+        }
+        if self.tls_cert_file.as_os_str().is_empty() != self.tls_key_file.as_os_str().is_empty() {
+            problems.push("store.tls_cert_file: it and store.tls_key_file go together".to_owned());
+        }
+        problems
     }
 }
 
@@ -95,11 +190,15 @@ pub enum StoreUrl {
     Redb(PathBuf),
     /// `memory:`: nothing is kept.
     Memory,
+    /// Redis, in one of its forms.
+    Redis(RedisUrl),
 }
+
+const DATA_DIR: &str = "./hotpool-data";
 
 impl Default for StoreUrl {
     fn default() -> Self {
-        Self::Redb("./hotpool-data".into())
+        Self::Redb(DATA_DIR.into())
     }
 }
 
@@ -111,10 +210,8 @@ impl FromStr for StoreUrl {
             Some(("redb", "")) => Err("redb: needs a directory, as in redb:./hotpool-data".to_owned()),
             Some(("redb", dir)) => Ok(Self::Redb(dir.into())),
             Some(("memory", "")) => Ok(Self::Memory),
-            Some(("redis" | "rediss" | "redis+cluster" | "redis+sentinel", _)) => {
-                Err("redis is not built in this version; known: redb:DIR, memory:".to_owned())
-            }
-            _ => Err("must be redb:DIR or memory:".to_owned()),
+            Some((scheme, _)) if scheme.starts_with("redis") => text.parse().map(Self::Redis),
+            _ => Err(format!("must be redb:DIR, memory: or one of {FORMS}")),
         }
     }
 }
@@ -132,6 +229,7 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Redb(dir) => write!(f, "redb:{}", dir.display()),
             Self::Memory => f.write_str("memory:"),
+            Self::Redis(url) => url.fmt(f),
         }
     }
 }
@@ -164,8 +262,12 @@ impl FromStr for LogFormat {
 pub struct Overrides {
     /// `--listen`.
     pub listen: Option<SocketAddr>,
-    /// `--store`, or `--data-dir` as `redb:DIR`.
+    /// `--store`.
     pub store: Option<StoreUrl>,
+    /// `--data-dir`: of the embedded store, or of a Redis store's lock.
+    pub data_dir: Option<PathBuf>,
+    /// `--standby`.
+    pub standby: bool,
     /// `--insecure`.
     pub insecure: bool,
     /// `--log`.
@@ -217,12 +319,17 @@ impl Config {
     }
 
     fn overlay(&mut self, flags: Overrides) {
-        let Overrides { listen, store, insecure, log } = flags;
+        let Overrides { listen, store, data_dir, standby, insecure, log } = flags;
         self.server.listen = listen.unwrap_or(self.server.listen);
         self.server.insecure |= insecure;
         self.log.format = log.unwrap_or(self.log.format);
-        if let Some(url) = store {
-            self.store.url = url;
+        self.store.standby |= standby;
+        match (store, data_dir) {
+            (None, Some(dir)) if !matches!(self.store.url, StoreUrl::Redis(_)) => self.store.url = StoreUrl::Redb(dir),
+            (store, dir) => {
+                self.store.url = store.unwrap_or_else(|| std::mem::take(&mut self.store.url));
+                self.store.data_dir = dir.unwrap_or_else(|| std::mem::take(&mut self.store.data_dir));
+            }
         }
     }
 
@@ -239,6 +346,8 @@ impl Config {
         range("server.max_body_bytes", server.max_body_bytes as u64, 1 << 10, 64 << 20);
         range("server.request_timeout_ms", server.request_timeout_ms, 10, 600_000);
         range("store.wait_ms", store.wait_ms, 1, 600_000);
+        range("store.command_ms", store.command_ms, 10, 60_000);
+        range("store.lease_ms", store.lease_ms, 0, 3_600_000);
         if store.wait_ms > server.request_timeout_ms {
             let message = "store.wait_ms: must not be above server.request_timeout_ms, or no answer could tell of it";
             problems.push(message.to_owned());
@@ -250,6 +359,7 @@ impl Config {
                 server.listen
             ));
         }
+        problems.extend(store.problems());
         problems.extend(pools::problems(pools));
         problems
     }

@@ -4,7 +4,7 @@
 //! api -> scheduler -> keys -> dispatch, router -> shard port ==bounded ring==> shard actor -> engine::Shard
 //!  ^      (facade)  (who holds) (where to try)                                  (ractor)        (pure)
 //!  +----------------------------- reply <-------------------------------------------+ effects, changed rows
-//!                    store::{memory, redb} <- journal <- outbox <--------------------+
+//!                    store::{memory, redb, redis} <- journal <- outbox <--------------------+
 //!                           +-> recovery: rows -> engine::Replay -> Shard, before any ring opens
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! without its edge.
 //!
 //! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`dispatch`], [`router`], [`pools`],
-//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`catalogue`], [`recovery`], [`remembered`]. Around them:
+//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`ownership`], [`catalogue`], [`recovery`], [`remembered`]. Around them:
 //! [`model`], [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`],
 //! [`clock`], [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
 #![warn(missing_docs)]
@@ -34,6 +34,7 @@ pub mod limits;
 pub mod load;
 pub mod metrics;
 pub mod model;
+pub mod ownership;
 pub mod pools;
 pub mod recovery;
 pub mod refusal;

@@ -5,6 +5,7 @@
 //! pool; without any recorder they do nothing, which is what a program that embeds the library gets.
 
 mod labels;
+mod node;
 mod pool;
 mod vitals;
 
@@ -14,6 +15,7 @@ use metrics::{Counter, Gauge, Histogram, KeyName, Recorder as _};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use self::labels::*;
+pub use self::node::NodeMetrics;
 use self::pool::claim_counters;
 pub use self::pool::{PoolMetrics, Spread};
 use self::vitals::Vitals;
@@ -132,6 +134,17 @@ definitions! {
     RUNTIME_QUEUE = "hotpool_runtime_queue_depth", Kind::Gauge, [], "Tasks in the queue that all threads share.";
     RUNTIME_BUSY = "hotpool_runtime_busy_seconds", Kind::Gauge, [],
         "Time that the threads were busy since the start, summed over them: its rate is the number of busy cores.";
+    RECONNECTS = "hotpool_store_reconnects_total", Kind::Counter, [], "Connections to the store's servers that had to be made again.";
+    RETRIES = "hotpool_store_retries_total", Kind::Counter, [],
+        "Times that steps were sent again because the store did not take them.";
+    NODE_STEPS = "hotpool_store_node_steps_total", Kind::Counter, ["node"],
+        "Steps sent to one server of the store. From the 65th server on they are counted as `other`.";
+    NODE_BYTES = "hotpool_store_node_bytes_total", Kind::Counter, ["node"], "Bytes of rows sent to one server of the store.";
+    RENEWALS = "hotpool_store_renewals_total", Kind::Counter, ["outcome"],
+        "Renewals of the ownership of the store, by what became of them.";
+    LEASE = "hotpool_store_lease_seconds", Kind::Gauge, [],
+        "Time until the ownership of the store lapses unless it is renewed; 0: it has lapsed, and nothing is answered. -1: this \
+         store has no lease.";
     REWRITES = "hotpool_store_rewrites_total", Kind::Counter, [], "Shards written anew as a whole to the store.";
     HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
     GRPC_REQUESTS = "hotpool_grpc_requests_total", Kind::Counter, ["method", "code"],
@@ -156,6 +169,13 @@ pub struct ProcessMetrics {
     shards: Vec<Gauge>,
     /// `hotpool_store_rewrites_total`.
     pub store_rewrites: Counter,
+    /// `hotpool_store_reconnects_total`.
+    pub store_reconnects: Counter,
+    /// `hotpool_store_retries_total`.
+    pub store_retries: Counter,
+    renewals: Vec<Counter>,
+    /// `hotpool_store_lease_seconds`.
+    pub store_lease: Gauge,
     /// `hotpool_ready`.
     pub ready: Gauge,
     /// `hotpool_fence_refusals_total`.
@@ -184,6 +204,13 @@ impl ProcessMetrics {
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
             store_rewrites: metrics::counter!(REWRITES),
+            store_reconnects: metrics::counter!(RECONNECTS),
+            store_retries: metrics::counter!(RETRIES),
+            renewals: RenewalResult::ALL
+                .iter()
+                .map(|result| metrics::counter!(RENEWALS, "outcome" => result.word()))
+                .collect(),
+            store_lease: metrics::gauge!(LEASE),
             ready: metrics::gauge!(READY),
             fence_refusals: metrics::counter!(FENCE_REFUSALS),
             http_requests: std::iter::repeat_with(OnceLock::new).take(http_requests).collect(),
@@ -201,6 +228,11 @@ impl ProcessMetrics {
     /// Counter of steps with this answer.
     pub fn steps(&self, result: StepResult) -> &Counter {
         &self.steps[result as usize]
+    }
+
+    /// Counter of renewals with this outcome.
+    pub fn renewals(&self, result: RenewalResult) -> &Counter {
+        &self.renewals[result as usize]
     }
 
     /// Gauge of shards in this state.

@@ -1,6 +1,6 @@
 //! Rows become shards again, before any ring opens: at start, and after a panic.
 //!
-//! At start: take the store over under a fresh epoch, raise the ceiling of fences, read the catalogue, read all
+//! At start: take the store over under a fresh epoch and raise the ceiling of fences ([`own`]), read the catalogue, read all
 //! shards in one pass, replay and check each, rebuild the key directory, open. A shard that cannot be read or
 //! violates an invariant is refused by name; the others serve. A key that two shards hold (freed here but not
 //! stored, claimed there and stored) stays with the higher fence and is given back by the other.
@@ -18,6 +18,7 @@ use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::{ClaimId, HASH_VERSION, Millis, PoolName, PoolSpec, Seq};
+use crate::ownership;
 use crate::pools::Pool;
 use crate::row::{self, Frames, PoolRow, RowKind};
 use crate::shard::{self, ShardPort};
@@ -52,19 +53,44 @@ pub async fn raise_fence_ceiling(dispatch: &Dispatch) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Everything from the store. Returns the catalogue; pools that were being deleted are listed beside it.
+/// Becomes the owner of the store: waits while it is away or somebody else's.
 ///
 /// # Errors
-/// The store cannot be taken over or read at all, or the catalogue is damaged.
+/// It cannot be taken over.
+pub async fn own(dispatch: &Dispatch) -> Result<(), StoreError> {
+    ownership::patiently(dispatch, async || {
+        let ownership = ownership::take(dispatch).await?;
+        dispatch.fences.start(ownership.fence_ceiling);
+        raise_fence_ceiling(dispatch).await
+    })
+    .await
+}
+
+/// Reads as the owner; takes the store over once more if its epoch turns out to have been given out before.
+async fn read<T>(
+    dispatch: &Dispatch,
+    mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    loop {
+        match ownership::patiently(dispatch, &mut attempt).await {
+            Err(StoreError::Superseded(why)) => {
+                tracing::warn!("{why}");
+                own(dispatch).await?;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Everything from the store, which is ours. Returns the catalogue; pools that were being deleted are listed beside it.
+///
+/// # Errors
+/// The store cannot be read at all, or the catalogue is damaged.
 pub async fn recover(
     dispatch: &Arc<Dispatch>,
     supervisor: &ActorCell,
 ) -> Result<(Arc<Catalogue>, Vec<Arc<Pool>>), StoreError> {
-    let store = Arc::clone(dispatch.journal.store());
-    let ownership = store.take_over(uuid::Uuid::now_v7()).await?;
-    dispatch.fences.start(ownership.fence_ceiling);
-    raise_fence_ceiling(dispatch).await?;
-    let (at, rows) = read_catalogue(dispatch).await?;
+    let (at, rows) = read(dispatch, async || read_catalogue(dispatch).await).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
     for row in rows.values() {
@@ -79,7 +105,8 @@ pub async fn recover(
     }
     let catalogue = Catalogue::new(&dispatch.journal, at, rows);
     let shards = pools.iter().flat_map(|pool| pool.ports.iter().map(|port| (Arc::clone(pool), Arc::clone(port))));
-    let mut found = load(dispatch, shards.collect()).await?;
+    let shards: Vec<_> = shards.collect();
+    let mut found = read(dispatch, async || load(dispatch, shards.clone()).await).await?;
     reconcile(dispatch, &mut found);
     futures::stream::iter(found)
         .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))

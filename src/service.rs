@@ -10,13 +10,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::{Bounds, Edges, listener};
-use crate::config::{Config, Pool, StoreUrl};
+use crate::config::{self, Config, Pool, StoreUrl};
 use crate::metrics::{self, Exporter, InstallError};
 use crate::model::PoolName;
 use crate::refusal::Refusal;
 use crate::scheduler::{self, Scheduler, Settings};
 use crate::store::memory::MemoryStore;
 use crate::store::redb::RedbStore;
+use crate::store::redis::RedisStore;
 use crate::store::{SharedStore, StoreError};
 
 /// How long the requests in flight may take to end once the service stops.
@@ -84,7 +85,7 @@ impl Service {
         let listener = listener::bind(address).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let url = config.store.url.clone();
-        let store = open(url.clone()).await.map_err(|error| StartError::Store { url, error })?;
+        let store = open(config.store.clone()).await.map_err(|error| StartError::Store { url, error })?;
         let settings = Settings { store_wait_ms: config.store.wait_ms };
         Ok(Self { listener, address, scheduler: Scheduler::new(store, settings), exporter, config })
     }
@@ -135,9 +136,10 @@ impl Service {
 }
 
 /// Opens the store; on a thread of its own, as it reads and locks files.
-async fn open(url: StoreUrl) -> Result<SharedStore, StoreError> {
-    let opened = tokio::task::spawn_blocking(move || match url {
+async fn open(settings: config::Store) -> Result<SharedStore, StoreError> {
+    let opened = tokio::task::spawn_blocking(move || match settings.url.clone() {
         StoreUrl::Memory => Ok(Arc::new(MemoryStore) as SharedStore),
+        StoreUrl::Redis(url) => RedisStore::open(settings.redis(url)).map(|store| Arc::new(store) as SharedStore),
         StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
     });
     opened.await.unwrap_or_else(|error| Err(StoreError::Unusable(format!("opening it failed: {error}"))))

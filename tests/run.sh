@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates and the Debian
-# packages prometheus and curl; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
+# packages prometheus, curl and redis-server; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,12 +14,17 @@ fi
 skipped=()
 
 # promtool tests the alert rules, and a real Prometheus scrapes the service.
-if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null || ! command -v curl >/dev/null; then
-    say "prometheus and curl are missing: installing Debian's packages"
+# The Redis store is tested on servers that the tests start themselves.
+missing=()
+for tool in promtool:prometheus prometheus:prometheus curl:curl redis-server:redis-server; do
+    if ! command -v "${tool%:*}" >/dev/null; then missing+=("${tool#*:}"); fi
+done
+if ((${#missing[@]})); then
+    say "${missing[*]}: missing, installing Debian's packages"
     as_root=()
     if ((EUID)); then as_root=(sudo -n); fi
-    if ! { "${as_root[@]}" apt-get update -q && "${as_root[@]}" apt-get install -qy --no-install-recommends prometheus curl; }; then
-        echo "tests/run.sh may not install them here; install the Debian packages prometheus and curl, then run it again" >&2
+    if ! { "${as_root[@]}" apt-get update -q && "${as_root[@]}" apt-get install -qy --no-install-recommends "${missing[@]}"; }; then
+        echo "tests/run.sh may not install them here; install the Debian packages ${missing[*]}, then run it again" >&2
         exit 1
     fi
 fi

@@ -55,12 +55,16 @@ struct Serve {
     /// Address and port to listen on, as in 127.0.0.1:7070; port 0 takes any free one.
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
-    /// Keep records in this directory: short for --store redb:DIR.
-    #[arg(long, value_name = "DIR", conflicts_with = "store")]
+    /// Keep records in this directory, which one process may use at a time. With a Redis store: only its lock and id,
+    /// by which a restart in this place takes the store over at once.
+    #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where records go: redb:DIR or memory:
+    /// Where records go: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and the like.
     #[arg(long, value_name = "URL")]
     store: Option<StoreUrl>,
+    /// Wait for the end of another process that owns the Redis store, and take over then.
+    #[arg(long)]
+    standby: bool,
     /// Serve an address that other machines can reach, though nobody is asked who they are.
     #[arg(long)]
     insecure: bool,
@@ -92,8 +96,11 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    let Serve { config, listen, data_dir, store, insecure, log } = arguments;
-    let flags = Overrides { listen, store: data_dir.map(StoreUrl::Redb).or(store), insecure, log };
+    let Serve { config, listen, data_dir, store, standby, insecure, log } = arguments;
+    if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_) | StoreUrl::Memory)) {
+        return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
+    }
+    let flags = Overrides { listen, store, data_dir, standby, insecure, log };
     // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));

@@ -79,8 +79,13 @@ impl Failure {
     }
 
     /// Something on this machine failed.
-    pub fn local(error: std::io::Error) -> Self {
+    pub fn local(error: impl std::fmt::Display) -> Self {
         Self::new("INTERNAL", Some("client"), error.to_string())
+    }
+
+    /// What was asked for is not there.
+    pub fn not_found(message: String) -> Self {
+        Self { exit: Exit::NotFound, ..Self::new("NOT_FOUND", None, message) }
     }
 
     /// What was asked for cannot be meant.

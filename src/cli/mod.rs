@@ -1,5 +1,5 @@
 //! The client commands of the `hotpool` program: they speak the HTTP API that `docs/API.md` describes, to a service that
-//! runs elsewhere, and know nothing that it does not say.
+//! runs elsewhere, and know nothing that it does not say. One, [`store`], reads the store itself.
 //!
 //! [`args`] reads words of the command line, [`client`] makes calls and turns what can come of one into an exit code,
 //! [`output`] writes tables for people; one file a noun does the rest. `--output json` writes what the service
@@ -15,6 +15,7 @@ pub mod client;
 mod output;
 mod pools;
 mod status;
+mod store;
 mod workers;
 
 use client::{Answer, Client, Exit, Failure, Items};
@@ -31,6 +32,8 @@ pub enum Command {
     Claims(claims::Claims),
     /// Whether the service is ready, and every pool with its counts; live with --watch
     Status(status::Status),
+    /// The store behind a service: what it holds
+    Store(store::StoreCommand),
 }
 
 /// Where the service is, and how to write what it says.
@@ -82,26 +85,27 @@ impl Context {
 /// Runs one command to its end, and says on stderr what went wrong.
 #[must_use]
 pub fn run(command: Command) -> ExitCode {
-    let connection = match &command {
-        Command::Pools(command) => &command.connection,
-        Command::Workers(command) => &command.connection,
-        Command::Claims(command) => &command.connection,
-        Command::Status(command) => &command.connection,
+    let (output, connection) = match &command {
+        Command::Pools(command) => (command.connection.output, Some(&command.connection)),
+        Command::Workers(command) => (command.connection.output, Some(&command.connection)),
+        Command::Claims(command) => (command.connection.output, Some(&command.connection)),
+        Command::Status(command) => (command.connection.output, Some(&command.connection)),
+        Command::Store(command) => (command.output(), None),
     };
-    let output = connection.output;
-    let context = Context { client: Client::new(connection), output };
-    let done = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::local).and_then(
-        |runtime| {
-            runtime.block_on(async {
-                match command {
-                    Command::Pools(command) => command.run(&context).await,
-                    Command::Workers(command) => command.run(&context).await,
-                    Command::Claims(command) => command.run(&context).await,
-                    Command::Status(command) => command.run(&context).await,
-                }
-            })
-        },
-    );
+    let context = connection.map(|connection| Context { client: Client::new(connection), output });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(Failure::local).and_then(|runtime| {
+        runtime.block_on(async {
+            match (command, &context) {
+                (Command::Pools(command), Some(context)) => command.run(context).await,
+                (Command::Workers(command), Some(context)) => command.run(context).await,
+                (Command::Claims(command), Some(context)) => command.run(context).await,
+                (Command::Status(command), Some(context)) => command.run(context).await,
+                (Command::Store(command), _) => command.run().await,
+                (_, None) => unreachable!("a command that speaks to the service has a connection"),
+            }
+        })
+    });
     done.unwrap_or_else(|failure| {
         output.complain(&failure);
         failure.exit

@@ -5,11 +5,16 @@
 //! waits. The writer ([`Journal::run`]) takes what is there from every shard that has something, applies it as one
 //! contiguous step a shard, and tells the shards how far the store is ([`Outbox::applied`]). While the store is slow
 //! or away, rows gather and are folded to their last state.
+//!
+//! A store of several servers has a writer for each ([`Store::lane`](crate::store::Store::lane)): one that is slow
+//! keeps no other waiting.
 
 mod coalesce;
+mod lease;
 mod rewrite;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -19,12 +24,19 @@ use dashmap::DashMap;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
+pub use self::lease::Lease;
 use crate::clock::Clock;
 use crate::model::{Millis, Seq};
+use crate::refusal::Unavailable;
 use crate::store::{ShardKey, SharedStore};
 
 /// Rows waiting in one outbox are folded when they are more than this, and again when they have doubled since.
 const FOLD_BYTES: usize = 256 << 10;
+
+/// Writers at most. Lanes beyond share them.
+const LANES_MAX: usize = 16;
+/// Between two looks at all shards that were caused by gaps.
+const CHECK_NS: u64 = 1_000_000_000;
 
 /// Who has an outbox: a shard's handle, or the catalogue.
 pub trait Source: Send + Sync {
@@ -48,14 +60,18 @@ struct Waiting {
 /// The rows of one shard on their way to the store.
 pub struct Outbox {
     key: ShardKey,
+    /// Its writer, for good: two writers could overtake each other.
+    lane: usize,
     journal: Arc<Journal>,
     source: OnceLock<Weak<dyn Source>>,
     waiting: Mutex<Waiting>,
     applied: AtomicU64,
     /// Time of the oldest change that the store does not have; 0: it has all.
     oldest_ns: AtomicU64,
-    /// In the journal's queue.
+    /// In its writer's queue.
     queued: AtomicBool,
+    /// A step goes out even if nothing has changed: to see whether the store still has all.
+    check: AtomicBool,
     /// Counts the shard's lives: each numbers its workers anew.
     lives: AtomicU64,
     /// The store answered a gap, and what is to mend it is not dumped yet.
@@ -76,12 +92,14 @@ impl Outbox {
     pub fn new(journal: &Arc<Journal>, key: ShardKey, at: Seq) -> Arc<Self> {
         let outbox = Arc::new(Self {
             key,
+            lane: journal.store.lane(key) % LANES_MAX,
             journal: Arc::clone(journal),
             source: OnceLock::new(),
             waiting: Mutex::new(Waiting { from: at, to: at, ..Waiting::default() }),
             applied: AtomicU64::new(at),
             oldest_ns: AtomicU64::new(0),
             queued: AtomicBool::new(false),
+            check: AtomicBool::new(false),
             lives: AtomicU64::new(0),
             needs_source: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -127,7 +145,7 @@ impl Outbox {
             let Waiting { rows, count, .. } = &mut *waiting;
             *count += write(rows);
             waiting.to = to;
-            self.journal.hands.fetch_add(1, Ordering::Relaxed);
+            self.journal.lanes[self.lane].hands.fetch_add(1, Ordering::Relaxed);
             if waiting.rows.len() > waiting.fold_at.max(FOLD_BYTES) {
                 coalesce::fold(&mut waiting.rows);
                 waiting.fold_at = 2 * waiting.rows.len();
@@ -222,20 +240,39 @@ impl Outbox {
     }
 }
 
-/// All outboxes of one store.
-pub struct Journal {
-    store: SharedStore,
-    clock: Clock,
-    outboxes: DashMap<ShardKey, Weak<Outbox>>,
+/// What waits for one writer.
+#[derive(Default)]
+struct Lane {
     /// Counts hand-overs, for the writer to see that more keeps coming.
     hands: CachePadded<AtomicU64>,
     dirty: SegQueue<Arc<Outbox>>,
     drops: SegQueue<Arc<Outbox>>,
     work: Notify,
+}
+
+/// What has trouble with the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// It cannot be taken over or read yet.
+    Start,
+    /// Its ownership cannot be renewed.
+    Renewal,
+    /// A writer's steps are not taken.
+    Steps(usize),
+}
+
+/// All outboxes of one store.
+pub struct Journal {
+    store: SharedStore,
+    clock: Clock,
+    lease: Lease,
+    outboxes: DashMap<ShardKey, Weak<Outbox>>,
+    lanes: Box<[Lane]>,
     progress: Notify,
     fenced: AtomicBool,
-    trouble: Mutex<Option<String>>,
+    troubles: Mutex<BTreeMap<Trouble, String>>,
     generations: AtomicU64,
+    checked_ns: AtomicU64,
 }
 
 impl std::fmt::Debug for Journal {
@@ -251,16 +288,15 @@ impl Journal {
         let generations = AtomicU64::new(clock.unix_us());
         Arc::new(Self {
             store,
+            lease: Lease::new(clock.clone()),
             clock,
             outboxes: DashMap::new(),
-            hands: CachePadded::default(),
-            dirty: SegQueue::new(),
-            drops: SegQueue::new(),
-            work: Notify::new(),
+            lanes: std::iter::repeat_with(Lane::default).take(LANES_MAX).collect(),
             progress: Notify::new(),
             fenced: AtomicBool::new(false),
-            trouble: Mutex::new(None),
+            troubles: Mutex::default(),
             generations,
+            checked_ns: AtomicU64::new(0),
         })
     }
 
@@ -276,16 +312,82 @@ impl Journal {
         self.fenced.load(Ordering::Acquire)
     }
 
-    /// Why the store takes nothing at present, if so.
+    /// Another process owns the store: from now on nothing is answered.
+    pub fn fence(&self) {
+        if !self.fenced.swap(true, Ordering::AcqRel) {
+            tracing::error!(store = self.store.kind(), "another process owns the store: no answer leaves any more");
+        }
+        self.progress.notify_waiters();
+        for lane in &self.lanes {
+            lane.work.notify_one();
+        }
+    }
+
+    /// The lease on the store.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub const fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Why no answer may leave at present, if so.
+    #[must_use]
+    pub fn silence(&self) -> Option<Unavailable> {
+        if self.fenced() {
+            Some(Unavailable::Fenced)
+        } else if self.lease.holds() {
+            None
+        } else {
+            Some(Unavailable::Store)
+        }
+    }
+
+    /// What keeps the store from taking records at present; each once.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<String> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut texts: Vec<String> = troubles.values().cloned().collect();
+        texts.sort_unstable();
+        texts.dedup();
+        texts
+    }
+
+    /// Says what the trouble is, or that there is none any more. True if that is news.
+    pub fn set_trouble(&self, what: Trouble, text: Option<String>) -> bool {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => troubles.insert(what, text.clone()).as_ref() != Some(&text),
+            None => troubles.remove(&what).is_some(),
+        }
+    }
+
+    /// Sends an empty step of every shard: those that have not changed for long would not notice what the store lost.
+    pub fn check_all(&self) {
+        self.checked_ns.store(self.clock.mono_ns(), Ordering::Relaxed);
+        let outboxes: Vec<_> = self.outboxes.iter().filter_map(|outbox| outbox.upgrade()).collect();
+        for outbox in outboxes {
+            outbox.check.store(true, Ordering::Relaxed);
+            self.enqueue(&outbox);
+        }
+    }
+
+    /// One shard has a gap: so may others.
+    fn check_after_gap(&self) {
+        if self.clock.mono_ns().saturating_sub(self.checked_ns.load(Ordering::Relaxed)) > CHECK_NS {
+            self.check_all();
+        }
+    }
+
+    /// How many writers there are: each is to be [`Journal::run`].
+    #[must_use]
+    pub const fn writers(&self) -> usize {
+        self.lanes.len()
     }
 
     /// Asks that the store forgets the shard; [`Outbox::stored`] of `outbox.handed() + 1` says when it has.
     pub fn drop_shard(&self, outbox: &Arc<Outbox>) {
-        self.drops.push(Arc::clone(outbox));
-        self.work.notify_one();
+        let lane = &self.lanes[outbox.lane];
+        lane.drops.push(Arc::clone(outbox));
+        lane.work.notify_one();
     }
 
     /// Waits until nothing waits for the store.
@@ -300,7 +402,9 @@ impl Journal {
 
     /// Forgets what is queued: the service ends, and an outbox in the queue would keep the store open for ever.
     pub fn close(&self) {
-        while self.dirty.pop().is_some() || self.drops.pop().is_some() {}
+        for lane in &self.lanes {
+            while lane.dirty.pop().is_some() || lane.drops.pop().is_some() {}
+        }
     }
 
     fn outbox(&self, key: ShardKey) -> Option<Arc<Outbox>> {
@@ -309,8 +413,9 @@ impl Journal {
 
     fn enqueue(&self, outbox: &Arc<Outbox>) {
         if !outbox.queued.swap(true, Ordering::AcqRel) {
-            self.dirty.push(Arc::clone(outbox));
-            self.work.notify_one();
+            let lane = &self.lanes[outbox.lane];
+            lane.dirty.push(Arc::clone(outbox));
+            lane.work.notify_one();
         }
     }
 }

@@ -9,7 +9,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::writer::Flight;
@@ -19,6 +18,9 @@ use crate::store::{ShardKey, Step, StepKind};
 
 /// About how much one chunk holds.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// Rows that may wait for the flip; more go as a chunk of their own first.
+const FLIP_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 
 /// Pause before a source that cannot answer is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(50);
@@ -46,8 +48,7 @@ struct Rewrite {
 }
 
 impl Rewrite {
-    fn new(outbox: Arc<Outbox>, generation: u64, lost: Option<(Bytes, Seq)>) -> Self {
-        let (again, gap) = lost.map_or((Vec::new(), None), |(rows, to)| (rows.into(), Some(to)));
+    fn new(outbox: Arc<Outbox>, generation: u64, gap: Option<Seq>) -> Self {
         Self {
             outbox,
             generation,
@@ -56,16 +57,18 @@ impl Rewrite {
             cursor: Some(0),
             life: 0,
             piece: None,
-            again,
+            again: Vec::new(),
             fold_at: CHUNK_BYTES,
             gap,
             in_flight: false,
         }
     }
 
-    /// From the first row on, under a fresh generation.
+    /// From the first row on, under a fresh generation: what was kept beside is in what is dumped from now on.
     fn begin_anew(&mut self, generation: u64) {
         (self.generation, self.chunks, self.cursor) = (generation, 0, Some(0));
+        self.again.clear();
+        (self.dump, self.piece) = (None, None);
         self.say_needs_source();
     }
 
@@ -90,6 +93,16 @@ impl Rewrite {
         if self.cursor.is_some() || self.dump.is_some() {
             return None;
         }
+        if self.again.len() > FLIP_BYTES_MAX {
+            // Last states that count over earlier ones, wherever they stand: they need not wait for the flip.
+            coalesce::fold(&mut self.again);
+            let kind = StepKind::Chunk {
+                generation: self.generation,
+                number: self.chunks,
+                rows: std::mem::take(&mut self.again).into(),
+            };
+            return Some((Step { shard, from: 0, to: 0, kind }, 0));
+        }
         let waiting = self.outbox.take();
         let to = waiting.to.max(self.gap.unwrap_or(0));
         let mut rows = std::mem::take(&mut self.again);
@@ -111,16 +124,16 @@ impl Rewrites {
         self.active.is_none()
     }
 
-    /// Begins, or queues up. `lost`: rows that the store refused with a gap, and where they lead.
-    pub fn begin(&mut self, outbox: Arc<Outbox>, generation: u64, lost: Option<(Bytes, Seq)>) {
-        if let (Some(known), Some((rows, to))) = (self.of(outbox.key), &lost) {
-            // A gap under a rewrite that was meant to free space: from now on it mends the gap.
-            known.note(rows);
-            known.gap = Some(*to);
-            known.say_needs_source();
+    /// Begins, or queues up. `gap`: where the rows lead that the store did not take. They are dumped again: the source
+    /// has decided them.
+    pub fn begin(&mut self, outbox: Arc<Outbox>, generation: u64, gap: Option<Seq>) {
+        if let (Some(known), Some(to)) = (self.of(outbox.key), gap) {
+            // A gap under a rewrite that was meant to free space: from now on it mends the gap, from the start.
+            known.gap = Some(to);
+            known.begin_anew(generation);
             return;
         }
-        let rewrite = Rewrite::new(outbox, generation, lost);
+        let rewrite = Rewrite::new(outbox, generation, gap);
         rewrite.say_needs_source();
         self.queue.push_back(rewrite);
         self.promote();
@@ -198,11 +211,8 @@ impl Rewrites {
     }
 
     /// The flip was refused: once more from the start.
-    pub fn restart(&mut self, rows: Bytes, to: Seq, generation: u64) {
+    pub fn restart(&mut self, to: Seq, generation: u64) {
         let Some(rewrite) = &mut self.active else { return };
-        let mut again: Vec<u8> = rows.into();
-        again.extend_from_slice(&rewrite.again);
-        rewrite.again = again;
         (rewrite.gap, rewrite.in_flight) = (Some(to), false);
         rewrite.begin_anew(generation);
     }

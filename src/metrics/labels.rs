@@ -121,6 +121,22 @@ label! {
         Fenced = "fenced",
         /// It failed; the step is sent again.
         Error = "error",
+        /// It is as it should be: the step carried nothing and only looked.
+        Checked = "checked",
+    }
+}
+
+label! {
+    /// What became of a renewal of ownership.
+    RenewalResult {
+        /// Renewed.
+        Ok = "ok",
+        /// The record was gone; it is written anew.
+        Missing = "missing",
+        /// Another process owns the store.
+        Fenced = "fenced",
+        /// The store did not answer.
+        Error = "error",
     }
 }
 

@@ -25,6 +25,7 @@ use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
 use crate::metrics::{BarReason, ShardState, metrics};
 use crate::model::{PoolName, PoolSpec};
+use crate::ownership;
 use crate::pools::{Pool, Pools};
 use crate::recovery;
 use crate::refusal::{Refusal, Unavailable};
@@ -156,9 +157,14 @@ impl Scheduler {
         let dispatch = &self.shared.dispatch;
         let begun = dispatch.clock.mono_ns();
         let supervisor = self.supervisor().await?;
+        recovery::own(dispatch).await?;
+        // From now on, also while the records are read.
+        self.spawn(ownership::keep(Arc::clone(dispatch)));
         let (catalogue, deleting) = recovery::recover(dispatch, &supervisor).await?;
         let _ = self.shared.catalogue.set(catalogue);
-        self.spawn(Arc::clone(&dispatch.journal).run());
+        for writer in 0..dispatch.journal.writers() {
+            self.spawn(Arc::clone(&dispatch.journal).run(writer));
+        }
         self.spawn(Self::tick(Arc::clone(dispatch)));
         self.spawn(Self::keep_ceiling(Arc::clone(dispatch)));
         let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - begun).as_secs_f64();
@@ -223,6 +229,12 @@ impl Scheduler {
             task.abort();
         }
         dispatch.journal.close();
+        if flushed && !dispatch.journal.fenced() {
+            dispatch.journal.lease().end();
+            if let Err(error) = dispatch.journal.store().resign().await {
+                tracing::warn!(%error, "cannot give the store back: another place must wait for the end of the lease");
+            }
+        }
         flushed
     }
 
@@ -240,9 +252,10 @@ impl Scheduler {
         if dispatch.journal.fenced() {
             reasons.push("another process owns the store".to_owned());
         }
-        if let Some(trouble) = dispatch.journal.trouble() {
-            reasons.push(format!("the store takes no records: {trouble}"));
+        if !dispatch.journal.fenced() && !dispatch.journal.lease().holds() {
+            reasons.push("the ownership of the store has lapsed: nothing is answered until it is renewed".to_owned());
         }
+        reasons.extend(dispatch.journal.troubles().into_iter().map(|why| format!("the store takes no records: {why}")));
         for pool in dispatch.pools.load().iter() {
             for port in pool.ports.iter().filter(|port| port.state() != ShardState::Serving) {
                 if reasons.len() < REASONS_MAX {
@@ -283,6 +296,7 @@ impl Scheduler {
             pool.metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
             pool.metrics.ledger_drift.set(drift as f64);
         }
+        metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
             metrics().shards(*state).set(f64::from(count));
@@ -323,10 +337,7 @@ impl Scheduler {
         if !self.shared.started.load(Ordering::Acquire) {
             return Err(Refusal::Unavailable(Unavailable::Loading));
         }
-        if self.dispatch().journal.fenced() {
-            return Err(Refusal::Unavailable(Unavailable::Fenced));
-        }
-        Ok(())
+        self.dispatch().journal.silence().map_or(Ok(()), |why| Err(Refusal::Unavailable(why)))
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

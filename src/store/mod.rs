@@ -18,15 +18,19 @@
 //! refused (`Gap`) unless every chunk of its generation is there. What an unfinished rewrite left is dropped by
 //! the next one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt as _, ready};
 
-use crate::model::{Fence, Seq};
+use crate::model::{Fence, Millis, Seq};
 
+mod data_dir;
+pub mod inspect;
 pub mod memory;
 pub mod redb;
+pub mod redis;
 
 /// Which record stream: a pool's uid and the shard's index. Pool 0 is the catalogue of pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -123,9 +127,36 @@ pub enum StoreError {
     /// Trying again may help: the store is away, the disk is full.
     #[error("{0}")]
     Away(String),
+    /// Somebody else owns it, perhaps not for long: trying again may help.
+    #[error("{0}")]
+    Held(String),
+    /// It was ours under an epoch that was given out before: take it over again, then try again.
+    #[error("{0}")]
+    Superseded(String),
     /// Trying again cannot help: it is not ours, damaged, or of another version.
     #[error("{0}")]
     Unusable(String),
+}
+
+impl StoreError {
+    /// What is wrong, for people.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Away(text) | Self::Held(text) | Self::Superseded(text) | Self::Unusable(text) => text,
+        }
+    }
+}
+
+/// What became of a renewal of ownership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The store is ours for another lease.
+    Renewed,
+    /// The record is gone: somebody emptied the store.
+    Missing,
+    /// Another owner has it: stop answering.
+    Fenced,
 }
 
 /// Where records go. All calls may take long; none is made from a shard.
@@ -136,18 +167,49 @@ pub trait Store: Send + Sync + 'static {
     /// False: every step is answered `Ok` and nothing is kept, so no row need be written for it.
     fn keeps_rows(&self) -> bool;
 
-    /// Becomes the owner under a fresh epoch, durably.
+    /// How long a take-over or a renewal makes this process the owner, in milliseconds, counted from when it was sent.
+    /// None: for as long as it lives.
+    fn lease_ms(&self) -> Option<Millis> {
+        None
+    }
+
+    /// Bytes of rows in one step; a shard with more to write is rewritten in chunks.
+    fn step_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Steps of shards of one lane go together, and lanes do not wait for each other. Any number.
+    fn lane(&self, _shard: ShardKey) -> usize {
+        0
+    }
+
+    /// Becomes the owner under a fresh epoch, durably. `Held` while somebody else may still be the owner.
     fn take_over(&self, owner: uuid::Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>>;
 
     /// Raises the ceiling of fences in the ownership record, durably. Fails if it is no longer ours.
     fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Reads shards. Damage of one shard is reported for that shard and does not stop the others.
+    /// Renews a lease. `create`: writes the record anew if it is gone.
+    fn renew(&self, _create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
+        ready(Ok(Renewal::Renewed)).boxed()
+    }
+
+    /// Gives a lease back: the next owner need not wait for its end. Nothing may be answered afterwards.
+    fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        ready(Ok(())).boxed()
+    }
+
+    /// Reads shards; those of an owner are its own from then on. Without a take-over it only reads. Damage of one shard is reported for that shard and does not stop the others.
     fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>>;
 
     /// Applies steps of many shards (at most one of a shard), each atomically, and returns when they are durable: one outcome a step, in order.
     /// After `Err` any of them may or may not be applied; sending them again is safe.
     fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>>;
+
+    /// What the store says of itself, such as who owns it; names and values for people.
+    fn about(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
+        ready(Ok(BTreeMap::new())).boxed()
+    }
 
     /// A shard whose rewrite would let the store free space, if there is one worth it.
     fn wants_rewrite(&self) -> Option<ShardKey>;

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::campaign::{Seeded, ask, list, number};
 use crate::client::Client;
 use crate::server::Server;
-use crate::{Seeded, ask, list, number};
 
 const POOL: &str = "/v1/pools/ns/memory";
 const WORKERS: usize = 24;

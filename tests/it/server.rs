@@ -23,7 +23,7 @@ pub struct Server {
 pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));
     command.arg("serve").args(arguments).envs(environment.iter().copied());
-    if !arguments.contains(&"--store") {
+    if !arguments.contains(&"--store") && !arguments.contains(&"--data-dir") {
         command.arg("--data-dir").arg(dir.join("data"));
     }
     if !arguments.contains(&"--listen") {
@@ -57,6 +57,10 @@ impl Server {
 
     pub fn client(&self) -> Client {
         Client::connect(self.address).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
     }
 
     /// Asks it to stop.

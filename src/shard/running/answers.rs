@@ -59,6 +59,10 @@ impl Running {
 
     /// Lets answers go whose records the store has.
     pub(super) fn release_answers(&mut self) {
+        if self.keeps_rows && !self.dispatch.journal.lease().holds() {
+            // They wait for the renewal, or for their deadline.
+            return;
+        }
         self.applied = self.port.outbox.applied();
         let applied = self.applied;
         while self.waiting.front().is_some_and(|answer| answer.seq <= applied) {
@@ -82,8 +86,11 @@ impl Running {
 
     pub(super) fn leave(&mut self, answer: Outgoing) {
         let Outgoing { reply, mut outcome, made, started_ns, .. } = answer;
-        if self.keeps_rows && self.dispatch.journal.fenced() {
-            reply.send(Err(Refusal::Unavailable(Unavailable::Fenced)));
+        if self.keeps_rows
+            && let Some(why) = self.dispatch.journal.silence()
+        {
+            reply.send(Err(Refusal::Unavailable(why)));
+            self.take_back(made);
             return;
         }
         if let Ok(Payload::Claim(answer)) = &mut outcome {
@@ -130,10 +137,14 @@ impl Running {
     }
 
     pub(super) fn expire(&mut self, answer: Outgoing) {
-        let fenced = self.dispatch.journal.fenced();
-        let why = if fenced { Unavailable::Fenced } else { Unavailable::Store };
+        let why = self.dispatch.journal.silence().unwrap_or(Unavailable::Store);
         answer.reply.send(Err(Refusal::Unavailable(why)));
-        if let Some(place) = answer.made {
+        self.take_back(answer.made);
+    }
+
+    /// A claim that this answer would have told of.
+    fn take_back(&mut self, made: Option<Place>) {
+        if let Some(place) = made {
             self.on(Event::GiveBack { place });
             // Somebody else was told of it, so it stays: from now on its reservation runs.
             self.on(Event::Departed { place });

@@ -1,7 +1,7 @@
 //! The directory and the file: lock, creation, tables, the scan at opening, and what an error means.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use redb::{
 };
 use uuid::Uuid;
 
+use super::super::data_dir::{self, io_error};
 use super::super::{ShardKey, StoreError};
 use super::heads::{Base, Heads, Mark};
 use super::record::{self, Kind, Record, Records, u64_at};
@@ -23,7 +24,6 @@ const CACHE_BYTES: usize = 64 << 20;
 const FILE: &str = "hotpool.redb";
 /// Under this name the file is made, so that a crash meanwhile leaves no half of it.
 const FILE_NEW: &str = "hotpool.redb.new";
-const LOCK: &str = "lock";
 
 /// `format`, `owner`, `epoch`, `fence_ceiling`.
 pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
@@ -46,41 +46,19 @@ pub(super) struct Meta {
 
 /// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
-    let refused = |what: &str, error: &io::Error| io_error(&format!("{what} {}", dir.display()), error);
-    std::fs::create_dir_all(dir).map_err(|error| refused("cannot create the data directory", &error))?;
+    data_dir::make(dir)?;
     if !dir.join(FILE).exists() {
-        let entries = std::fs::read_dir(dir).map_err(|error| refused("cannot read the data directory", &error))?;
-        for entry in entries {
-            let name = entry.map_err(|error| refused("cannot read the data directory", &error))?.file_name();
-            if name != LOCK && name != FILE_NEW {
+        let refused = |error| io_error(&format!("cannot read the data directory {}", dir.display()), &error);
+        for entry in std::fs::read_dir(dir).map_err(refused)? {
+            let name = entry.map_err(refused)?.file_name();
+            if name != FILE_NEW && !data_dir::is_ours(&name) {
                 let dir = dir.display();
                 let name = name.display();
                 return Err(StoreError::Unusable(format!("{dir} holds {name} and no {FILE}: not a data directory")));
             }
         }
     }
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join(LOCK))
-        .map_err(|error| refused("cannot write the lock file in", &error))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let read = file.read_to_string(&mut pid);
-            let by = if read.is_ok() && !pid.is_empty() { format!(" (pid {pid})") } else { String::new() };
-            return Err(StoreError::Unusable(format!("{} is in use by another process{by}", dir.display())));
-        }
-        Err(TryLockError::Error(error)) => return Err(refused("cannot lock the data directory", &error)),
-    }
-    let pid = std::process::id().to_string();
-    file.set_len(0)
-        .and_then(|()| file.write_all(pid.as_bytes()))
-        .map_err(|error| refused("cannot write the lock file in", &error))?;
-    Ok(file)
+    data_dir::lock(dir)
 }
 
 /// Opens the file (the caller has the lock) and reads what is in it; makes an empty one if there is none.
@@ -277,18 +255,5 @@ pub(super) fn store_error(dir: &Path, error: Error) -> StoreError {
         // Only after an error that was answered itself; the file is opened again.
         Error::PreviousIo | Error::DatabaseClosed => StoreError::Away(format!("{}: {error}", path.display())),
         error => StoreError::Unusable(format!("{}: {error}", path.display())),
-    }
-}
-
-/// A full disk or a quota may be mended while we run. Any other failure of the device may not: after a failed fsync
-/// the kernel calls pages clean that never reached the disk, so reading them back proves nothing.
-fn io_error(doing: &str, error: &io::Error) -> StoreError {
-    use io::ErrorKind::{FileTooLarge, Interrupted, OutOfMemory, QuotaExceeded, StorageFull, WouldBlock};
-    let message = format!("{doing}: {error}");
-    match error.kind() {
-        FileTooLarge | Interrupted | OutOfMemory | QuotaExceeded | StorageFull | WouldBlock => {
-            StoreError::Away(message)
-        }
-        _ => StoreError::Unusable(message),
     }
 }

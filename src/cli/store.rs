@@ -1,0 +1,128 @@
+//! `hotpool store inspect`: what a store holds, read from the store itself. It takes nothing over.
+
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+
+use super::client::{Exit, Failure};
+use super::output::{Format, print, print_json, sheet, table};
+use crate::config::{self, StoreUrl};
+use crate::store::inspect::{Contents, inspect};
+use crate::store::redb::RedbStore;
+use crate::store::redis::RedisStore;
+use crate::store::{SharedStore, StoreError};
+
+/// The store behind a service.
+#[derive(Debug, Args)]
+pub struct StoreCommand {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print what a store holds, without taking it over
+    #[command(after_help = "A directory (redb:DIR) must not be in use; Redis may be.\n\n\
+                            Examples:\n  hotpool store inspect redis://127.0.0.1:6379\n  \
+                            hotpool store inspect redis-cluster://a:6379,b:6379 --pool demo/warm --rows")]
+    Inspect(Inspect),
+}
+
+#[derive(Debug, Args)]
+struct Inspect {
+    /// redb:DIR, or one of the forms of Redis
+    url: StoreUrl,
+    /// Only this pool
+    #[arg(long, value_name = "NS/POOL")]
+    pool: Option<String>,
+    /// Every worker, with what it holds
+    #[arg(long)]
+    rows: bool,
+    /// What the keys begin with
+    #[arg(long, value_name = "PREFIX", default_value_t = config::Store::default().key_prefix)]
+    key_prefix: String,
+    /// Certificates of the authorities to trust, in PEM
+    #[arg(long, value_name = "FILE")]
+    tls_ca_file: Option<std::path::PathBuf>,
+    /// Certificate to show, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key_file")]
+    tls_cert_file: Option<std::path::PathBuf>,
+    /// Its private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    tls_key_file: Option<std::path::PathBuf>,
+    /// A table for people, or JSON for scripts
+    #[arg(long, short, value_enum, value_name = "table|json", default_value_t = Format::Table, hide_possible_values = true)]
+    output: Format,
+}
+
+impl StoreCommand {
+    /// How to say what went wrong.
+    pub(super) const fn output(&self) -> Format {
+        let Verb::Inspect(inspect) = &self.verb;
+        inspect.output
+    }
+
+    pub(super) async fn run(self) -> Result<Exit, Failure> {
+        let Verb::Inspect(Inspect { url, pool, rows, key_prefix, tls_ca_file, tls_cert_file, tls_key_file, output }) =
+            self.verb;
+        let shown = url.to_string();
+        let opened = match url {
+            StoreUrl::Memory => return Err(Failure::local("memory: keeps nothing")),
+            StoreUrl::Redb(dir) if !dir.is_dir() => Err(StoreError::Unusable("there is no such directory".to_owned())),
+            StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
+            StoreUrl::Redis(url) => {
+                let settings = config::Store {
+                    key_prefix,
+                    tls_ca_file: tls_ca_file.unwrap_or_default(),
+                    tls_cert_file: tls_cert_file.unwrap_or_default(),
+                    tls_key_file: tls_key_file.unwrap_or_default(),
+                    ..config::Store::default()
+                };
+                RedisStore::to_inspect(settings.redis(url)).map(|store| Arc::new(store) as SharedStore)
+            }
+        };
+        let wrong = |error: StoreError| Failure::local(format!("cannot read {shown}: {error}"));
+        let contents = inspect(&*opened.map_err(wrong)?, pool.as_deref(), rows).await.map_err(wrong)?;
+        if let (Some(pool), true) = (&pool, contents.pools.is_empty()) {
+            return Err(Failure::not_found(format!("no pool {pool} in {shown}")));
+        }
+        match output {
+            Format::Json => print_json(&contents)?,
+            Format::Table => print(&text(&contents))?,
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn text(contents: &Contents) -> String {
+    let about: Vec<(&str, String)> =
+        contents.about.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+    let mut text = sheet(&about);
+    for pool in &contents.pools {
+        let deleting = if pool.deleting { ", being deleted" } else { "" };
+        text.push_str(&format!("\n\n{} (uid {}{deleting})\n", pool.name, pool.uid));
+        let rows = pool.shards.iter().map(|shard| {
+            let seq = shard.seq.map_or_else(String::new, |seq| seq.to_string());
+            let [workers, held, fence] = [shard.workers, shard.held, shard.fence_max].map(|n| n.to_string());
+            vec![shard.shard.to_string(), seq, workers, held, fence, shard.error.clone().unwrap_or_default()]
+        });
+        text.push_str(&table(&[">SHARD", ">SEQ", ">WORKERS", ">HELD", ">FENCE MAX", "ERROR"], rows));
+        let workers = pool.shards.iter().flat_map(|shard| shard.rows.iter().map(move |row| (shard.shard, row)));
+        let rows: Vec<Vec<String>> = workers
+            .map(|(shard, row)| {
+                let deleted = if row.deleted { "deleted" } else { "" };
+                let held = if row.deleted { deleted.to_owned() } else { row.claims.join(", ") };
+                vec![shard.to_string(), row.id.clone(), row.version.to_string(), row.incarnation.to_string(), held]
+            })
+            .collect();
+        if !rows.is_empty() {
+            text.push('\n');
+            text.push('\n');
+            text.push_str(&table(&[">SHARD", "WORKER", ">VERSION", ">INCARNATION", "CLAIMS"], rows));
+        }
+    }
+    if contents.pools.is_empty() {
+        text.push_str("\n\nno pools");
+    }
+    text
+}

@@ -1,0 +1,237 @@
+//! Connecting to one server, and what is wrong with it if that fails.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo, RedisError,
+    ServerErrorKind, TlsCertificates, cmd,
+};
+
+use super::super::StoreError;
+use super::url::{Address, Kind, RedisUrl};
+
+/// First version with functions.
+const MAJOR_MIN: u32 = 7;
+/// A server that closes so many connections in a row without a word, and never served one, is of another kind.
+const CLOSED_MAX: u32 = 3;
+
+/// Why a server cannot be asked.
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    /// It may come back.
+    Away(String),
+    /// It will not: another kind of server, a wrong password.
+    Unusable(String),
+}
+
+impl From<Fault> for StoreError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Away(text) => Self::Away(text),
+            Fault::Unusable(text) => Self::Unusable(text),
+        }
+    }
+}
+
+/// What a server must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Standalone,
+    Cluster,
+    Sentinel,
+}
+
+impl Mode {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Standalone => "standalone",
+            Self::Cluster => "cluster",
+            Self::Sentinel => "sentinel",
+        }
+    }
+}
+
+/// How to connect to one server.
+#[derive(Clone)]
+pub(super) struct Connector {
+    address: ConnectionAddr,
+    login: RedisConnectionInfo,
+    tls: Option<Arc<TlsCertificates>>,
+    mode: Mode,
+    limit: Duration,
+    /// Connections that were closed without a word, while none was ever served; shared by all.
+    closed: Arc<AtomicU32>,
+}
+
+const SERVED: u32 = u32::MAX;
+
+impl Connector {
+    /// To the first server of the URL; every connect and every answer takes at most `limit`.
+    pub fn new(url: &RedisUrl, tls: Option<TlsCertificates>, limit: Duration) -> Self {
+        let mut login = RedisConnectionInfo::default().set_db(url.db);
+        if let Some(user) = &url.user {
+            login = login.set_username(user);
+        }
+        if let Some(password) = &url.password {
+            login = login.set_password(password);
+        }
+        let (address, mode) = match &url.kind {
+            Kind::Single(address) => (tcp(address, url.tls), Mode::Standalone),
+            Kind::Unix(path) => (ConnectionAddr::Unix(path.clone()), Mode::Standalone),
+            Kind::Cluster(addresses) => (tcp(&addresses[0], url.tls), Mode::Cluster),
+            Kind::Sentinel(addresses, _) => (tcp(&addresses[0], url.tls), Mode::Standalone),
+        };
+        Self { address, login, tls: tls.map(Arc::new), mode, limit, closed: Arc::default() }
+    }
+
+    /// The same, to another address.
+    pub fn to(&self, address: &Address) -> Self {
+        let is_tls = matches!(self.address, ConnectionAddr::TcpTls { .. });
+        Self { address: tcp(address, is_tls), ..self.clone() }
+    }
+
+    /// To a sentinel. It has no users and databases of the servers that it watches.
+    pub fn to_sentinel(&self, address: &Address) -> Self {
+        Self { login: RedisConnectionInfo::default(), mode: Mode::Sentinel, ..self.to(address) }
+    }
+
+    /// The host, as it was given.
+    pub fn host(&self) -> String {
+        match &self.address {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+            _ => String::new(),
+        }
+    }
+
+    /// Connects, authenticates, and looks whether it is the server that it should be.
+    pub async fn connect(&self) -> Result<MultiplexedConnection, Fault> {
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.limit))
+            .set_response_timeout(Some(self.limit))
+            // A pipeline is as long as a batch of steps: the bound is the writer's.
+            .set_pipeline_buffer_size(1024);
+        let connecting = async {
+            let info = self.address.clone().into_connection_info()?.set_redis_settings(self.login.clone());
+            let client = match &self.tls {
+                Some(files) => Client::build_with_tls(info, (**files).clone())?,
+                None => Client::open(info)?,
+            };
+            let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+            let about: String = cmd("INFO").arg("server").query_async(&mut connection).await?;
+            Ok::<_, RedisError>((connection, about))
+        };
+        // The library's limits cover the parts; this one covers whatever lies between them.
+        match tokio::time::timeout(2 * self.limit, connecting).await {
+            Ok(Ok((connection, about))) => {
+                self.closed.store(SERVED, Ordering::Relaxed);
+                self.check(&about)?;
+                Ok(connection)
+            }
+            Ok(Err(error)) => Err(self.refused(&error)),
+            Err(_) => Err(Fault::Away(self.silent())),
+        }
+    }
+
+    /// The address of a master, by a sentinel.
+    pub async fn ask_master(&self, name: &str) -> Result<Address, Fault> {
+        let mut connection = self.connect().await?;
+        let asked = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
+        let answer: Result<Option<(String, u16)>, _> = asked.query_async(&mut connection).await;
+        match answer {
+            Ok(Some((host, port))) => Ok(Address { host, port }),
+            Ok(None) => Err(Fault::Away(format!("the sentinel {self} knows no master {name:?}"))),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// What a failure in the middle means.
+    pub fn failed(&self, error: &RedisError) -> Fault {
+        match (error.kind(), error.code()) {
+            (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) | (ErrorKind::AuthenticationFailed, _) => {
+                Fault::Unusable(format!("{self}: {error}"))
+            }
+            _ if error.is_timeout() => Fault::Away(self.silent()),
+            _ => Fault::Away(format!("{self}: {error}")),
+        }
+    }
+
+    /// What a failure to connect means.
+    fn refused(&self, error: &RedisError) -> Fault {
+        if error.is_timeout() {
+            return Fault::Away(self.silent());
+        }
+        match error.kind() {
+            ErrorKind::Io if is_tls(error) => Fault::Unusable(format!("{self}: TLS failed: {error}")),
+            ErrorKind::Io if error.is_connection_refusal() => Fault::Away(format!("{self} refuses connections")),
+            ErrorKind::Io | ErrorKind::Parse => {
+                let count = |seen: u32| (seen != SERVED).then_some(seen.saturating_add(1));
+                let seen = self.closed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count);
+                let is_plain = !matches!(self.address, ConnectionAddr::TcpTls { .. });
+                if error.is_connection_dropped() && seen.is_ok_and(|seen| seen + 1 >= CLOSED_MAX) && is_plain {
+                    let hint = "is it a TLS port (rediss://)?";
+                    return Fault::Unusable(format!("{self} closes every connection without an answer: {hint}"));
+                }
+                Fault::Away(format!("{self}: {error}"))
+            }
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown,
+            ) => Fault::Away(format!("{self}: {error}")),
+            ErrorKind::AuthenticationFailed => Fault::Unusable(format!("{self} refuses user and password: {error}")),
+            _ => Fault::Unusable(format!("{self}: {error}")),
+        }
+    }
+
+    fn silent(&self) -> String {
+        format!("{self} does not answer within {} ms", self.limit.as_millis())
+    }
+
+    fn check(&self, about: &str) -> Result<(), Fault> {
+        let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let mode = field("redis_mode").unwrap_or("standalone");
+        if mode != self.mode.word() {
+            let advice = match mode {
+                "cluster" => "redis-cluster://",
+                "sentinel" => "redis-sentinel://",
+                _ => "redis://",
+            };
+            return Err(Fault::Unusable(format!(
+                "{self} is a {mode} server, not a {} one; its URL begins with {advice}",
+                self.mode.word()
+            )));
+        }
+        let version = field("redis_version").unwrap_or("unknown");
+        let major = version.split('.').next().and_then(|major| major.parse().ok());
+        if self.mode != Mode::Sentinel && major.is_none_or(|major: u32| major < MAJOR_MIN) {
+            return Err(Fault::Unusable(format!("{self} is Redis {version}; version {MAJOR_MIN} or newer is needed")));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+fn tcp(address: &Address, tls: bool) -> ConnectionAddr {
+    let Address { host, port } = address.clone();
+    if tls {
+        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    }
+}
+
+/// What TLS says of the other side comes as invalid data.
+fn is_tls(error: &RedisError) -> bool {
+    let inner = error.source().and_then(|error| error.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
+    let io = inner.and_then(|error| error.downcast_ref::<io::Error>());
+    io.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
+}

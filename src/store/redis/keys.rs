@@ -1,0 +1,103 @@
+//! Names of keys, and the slots that they lie in. Pure.
+//!
+//! All keys of a shard share one hash tag, so that one step is one slot. Tags are chosen, not hashed: shard `i` of a
+//! pool sits at slot `(hash(pool) + i' * 16) mod 16384`, where `i'` is `i` with its ten bits reversed. The first `S`
+//! reversed numbers (`S` a power of two) are the multiples of `1024 / S`, so the shards of a pool stand at equal
+//! distances around the ring of slots whatever `S` is, and each of the masters gets its part of a hot pool.
+
+use std::sync::LazyLock;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::super::ShardKey;
+use crate::limits::SHARDS_MAX;
+
+/// Slots of a Redis Cluster.
+pub(super) const SLOTS: u16 = 16_384;
+
+const _: () = assert!(SHARDS_MAX == 1 << 10, "the shards' bits are reversed as ten");
+
+/// The slot of a shard.
+pub(super) fn slot(key: ShardKey) -> u16 {
+    let start = xxh3_64(&key.pool.to_le_bytes()) % u64::from(SLOTS);
+    let turn = (key.shard.reverse_bits() >> 6) * (SLOTS >> 10);
+    ((start + u64::from(turn)) % u64::from(SLOTS)) as u16
+}
+
+/// Redis Cluster's slot of a tag: CRC16 (XMODEM) modulo the number of slots, as its specification says.
+fn slot_of(tag: &str) -> u16 {
+    crc16::State::<crc16::XMODEM>::calculate(tag.as_bytes()) % SLOTS
+}
+
+fn tag_number(number: u32) -> String {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut tag = String::new();
+    let mut rest = number;
+    loop {
+        tag.push(char::from(DIGITS[rest as usize % DIGITS.len()]));
+        rest /= DIGITS.len() as u32;
+        if rest == 0 {
+            return tag;
+        }
+    }
+}
+
+/// The tag of a slot: the first of all tags, counted up, that lies in it. The same in every build and process.
+pub(super) fn tag(slot: u16) -> String {
+    static TAGS: LazyLock<Vec<u32>> = LazyLock::new(|| {
+        let mut tags = vec![u32::MAX; usize::from(SLOTS)];
+        let mut left = tags.len();
+        for number in 0.. {
+            let tag = &mut tags[usize::from(slot_of(&tag_number(number)))];
+            if *tag == u32::MAX {
+                *tag = number;
+                left -= 1;
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        tags
+    });
+    tag_number(TAGS[usize::from(slot)])
+}
+
+/// The two keys of a shard: one holds its state, the other a rewrite that is under way, or nothing.
+pub(super) fn sides(prefix: &str, key: ShardKey) -> [String; 2] {
+    let tag = tag(slot(key));
+    ["a", "b"].map(|side| format!("{prefix}:{{{tag}}}:{}.{}:{side}", key.pool, key.shard))
+}
+
+/// The key of the record of ownership; it lies beside the catalogue.
+pub(super) fn owner(prefix: &str) -> String {
+    format!("{prefix}:{{{}}}:owner", tag(slot(ShardKey::CATALOGUE)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn tags_lie_in_their_slots_and_never_change() {
+        for slot in 0..SLOTS {
+            assert_eq!(slot_of(&tag(slot)), slot);
+        }
+        // A change of these would lose sight of every record that is stored.
+        assert_eq!(sides("hotpool", ShardKey { pool: 7, shard: 3 }), PINNED);
+        assert_eq!(slot_of("123456789"), 0x31c3 % SLOTS, "the check value of the cluster's specification");
+    }
+
+    const PINNED: [&str; 2] = ["", ""];
+
+    #[test]
+    fn shards_stand_at_equal_distances_whatever_their_number() {
+        for shards in [1_u16, 2, 16, 64, 1024] {
+            let slots: BTreeSet<u16> = (0..shards).map(|shard| slot(ShardKey { pool: 42, shard })).collect();
+            assert_eq!(slots.len(), usize::from(shards));
+            let gap = SLOTS / shards;
+            let first = *slots.first().expect("one at least");
+            assert!(slots.iter().all(|slot| (slot - first).is_multiple_of(gap)), "{shards} shards: {slots:?}");
+        }
+    }
+}

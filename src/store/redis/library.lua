@@ -1,0 +1,164 @@
+-- What Redis does for Hotpool. Loaded as a function library whose name carries a hash of this text, so that two
+-- versions never meet. The schema is at the top of `store/redis.rs`.
+--
+-- A side of a shard is one hash. Its header is the field '#':
+--   <epoch> <owner> 1 live <at> <generation>         the shard's state
+--   <epoch> <owner> 1 new <chunks> <generation>      a rewrite that is under way
+-- Epoch and owner come first in every version of the header, so that an older program sees a newer owner.
+-- Numbers are below 2^53, which Lua holds exactly.
+
+local function header(key)
+  local read = redis.pcall('HGET', key, '#')
+  if type(read) ~= 'string' then return nil end -- nothing there, or a key of another type
+  local epoch, owner, rest = string.match(read, '^(%d+) (%S+) (.+)$')
+  if not epoch then return nil end
+  local state, number, generation = string.match(rest, '^1 (%a+) (%d+) (%d+)$')
+  return {
+    epoch = tonumber(epoch), owner = owner, state = state, number = tonumber(number),
+    generation = generation, text = read,
+  }
+end
+
+-- Somebody newer has it, or somebody else under our epoch.
+local function fenced(found, epoch, owner)
+  return found ~= nil and (found.epoch > epoch or (found.epoch == epoch and found.owner ~= owner))
+end
+
+local function write(key, epoch, owner, state, number, generation, args, first)
+  -- Rows come as runs: 'P' <count> field value ..., or 'D' <count> field ... Runs are short enough for `unpack`.
+  local i = first
+  while i <= #args do
+    local count = tonumber(args[i + 1])
+    local last = i + 1 + count
+    if args[i] == 'P' then
+      redis.call('HSET', key, unpack(args, i + 2, last))
+    else
+      redis.call('HDEL', key, unpack(args, i + 2, last))
+    end
+    i = last + 1
+  end
+  redis.call('HSET', key, '#', epoch .. ' ' .. owner .. ' 1 ' .. state .. ' ' .. number .. ' ' .. generation)
+end
+
+-- keys: the live side. args: epoch, owner, from, to, rows.
+local function step(keys, args)
+  local key, epoch, owner = keys[1], tonumber(args[1]), args[2]
+  local found = header(key)
+  if fenced(found, epoch, owner) then return 'fenced' end
+  if not found or found.epoch < epoch or found.state ~= 'live' then return 'gap' end
+  local from, to = tonumber(args[3]), tonumber(args[4])
+  if found.number < from then return 'gap' end
+  if to <= found.number then return 'duplicate' end
+  write(key, args[1], owner, 'live', args[4], found.generation, args, 5)
+  return 'ok'
+end
+
+-- keys: the live side, the other. args: epoch, owner, generation, number, rows.
+local function chunk(keys, args)
+  local key, epoch, owner = keys[2], tonumber(args[1]), args[2]
+  if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
+  local found = header(key)
+  if fenced(found, epoch, owner) then return 'fenced' end
+  local number, there = tonumber(args[4]), 0
+  if found and found.epoch == epoch and found.generation == args[3] then
+    if found.state ~= 'new' or number < found.number then return 'duplicate' end
+    there = found.number
+  end
+  if number ~= there then return 'gap' end
+  if number == 0 then redis.call('UNLINK', key) end
+  write(key, args[1], owner, 'new', number + 1, args[3], args, 5)
+  return 'ok'
+end
+
+-- keys: the live side, the other. args: epoch, owner, generation, chunks, to, rows.
+local function flip(keys, args)
+  local key, epoch, owner = keys[2], tonumber(args[1]), args[2]
+  if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
+  local found = header(key)
+  if fenced(found, epoch, owner) then return 'fenced' end
+  local ours = found and found.epoch == epoch and found.generation == args[3]
+  if ours and found.state == 'live' then
+    return found.number >= tonumber(args[5]) and 'duplicate' or 'gap'
+  end
+  local there = ours and found.number or 0
+  if there ~= tonumber(args[4]) then return 'gap' end
+  if there == 0 then redis.call('UNLINK', key) end
+  write(key, args[1], owner, 'live', args[5], args[3], args, 6)
+  redis.call('UNLINK', keys[1])
+  return 'ok'
+end
+
+-- keys: both sides. args: epoch, owner.
+local function drop(keys, args)
+  local epoch, owner = tonumber(args[1]), args[2]
+  local a, b = header(keys[1]), header(keys[2])
+  if fenced(a, epoch, owner) or fenced(b, epoch, owner) then return 'fenced' end
+  return redis.call('UNLINK', keys[1], keys[2]) == 0 and 'duplicate' or 'ok'
+end
+
+-- Which side is live, and its header; an owner (its epoch above 0) takes the shard with it, and begins one that is not
+-- there. keys: both sides. args: epoch, owner. Answer: side, header; or 'fenced', the header that did it.
+local function look(keys, args)
+  local epoch, owner = tonumber(args[1]), args[2]
+  local live
+  for side = 1, 2 do
+    local found = header(keys[side])
+    if epoch > 0 and fenced(found, epoch, owner) then return { 'fenced', found.text } end
+    if found and (found.state == 'live' or not found.state) then live = { side = side, found = found } end
+  end
+  if not live then
+    for side = 1, 2 do
+      local kind = redis.call('TYPE', keys[side]).ok
+      if kind ~= 'none' and kind ~= 'hash' then return { 'bad', keys[side] .. ' is a ' .. kind } end
+      if kind == 'hash' and not header(keys[side]) then
+        return { 'bad', keys[side] .. ' has no header that can be read' }
+      end
+    end
+    if epoch == 0 then return { 'none', '' } end
+    write(keys[1], args[1], owner, 'live', '0', '0', {}, 1)
+    return { '1', redis.call('HGET', keys[1], '#') }
+  end
+  local side, found = live.side, live.found
+  if not found.state then
+    return { 'bad', keys[side] .. ' has a header of another version: ' .. found.text }
+  end
+  if epoch > found.epoch or (epoch == found.epoch and owner ~= found.owner) then
+    write(keys[side], args[1], owner, 'live', found.number, found.generation, {}, 1)
+  end
+  return { tostring(side), redis.call('HGET', keys[side], '#') }
+end
+
+-- The record of ownership. keys: it. args: owner, epoch, the beat and epoch that were seen ('' if there was none),
+-- node, who, lease_ms. Answer: 'ok' and the ceiling of fences, or 'changed'.
+local function take(keys, args)
+  local key = keys[1]
+  local seen = redis.call('HMGET', key, 'beat', 'epoch')
+  if (seen[1] or '') ~= args[3] or (seen[2] or '') ~= args[4] then return { 'changed', '' } end
+  redis.call('HSET', key, 'owner', args[1], 'epoch', args[2], 'node', args[5], 'who', args[6], 'lease_ms', args[7])
+  redis.call('HINCRBY', key, 'beat', 1)
+  return { 'ok', redis.call('HGET', key, 'fence_ceiling') or '0' }
+end
+
+-- keys: the record. args: owner, epoch, node, who, lease_ms, ceiling, '1' to write a record that is gone.
+local function renew(keys, args)
+  local key, epoch = keys[1], tonumber(args[2])
+  local found = redis.call('HMGET', key, 'owner', 'epoch', 'fence_ceiling')
+  if found[2] then
+    local theirs = tonumber(found[2])
+    if theirs > epoch or (theirs == epoch and found[1] ~= args[1]) then return 'fenced' end
+  elseif args[7] ~= '1' then
+    return 'missing'
+  end
+  redis.call('HSET', key, 'owner', args[1], 'epoch', args[2], 'node', args[3], 'who', args[4], 'lease_ms', args[5])
+  if tonumber(args[6]) > tonumber(found[3] or '0') then redis.call('HSET', key, 'fence_ceiling', args[6]) end
+  redis.call('HINCRBY', key, 'beat', 1)
+  return 'ok'
+end
+
+redis.register_function('LIBRARY_step', step)
+redis.register_function('LIBRARY_chunk', chunk)
+redis.register_function('LIBRARY_flip', flip)
+redis.register_function('LIBRARY_drop', drop)
+redis.register_function('LIBRARY_look', look)
+redis.register_function('LIBRARY_take', take)
+redis.register_function('LIBRARY_renew', renew)

@@ -1,0 +1,440 @@
+//! The servers: connections, which of them serves a slot, and calls that follow their slot wherever it moved.
+//!
+//! One pipelined connection per server. Calls go out together, grouped by server; a server that says that a slot has
+//! moved is believed, and the map of slots is read anew. Every connect and every answer has a time limit; after a
+//! failure the connection is dropped, since what it still owes is unknown. Whoever calls sends again: every call here
+//! may be repeated.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use futures::future::join_all;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline, Value, cmd};
+
+use super::connect::{Connector, Fault};
+use super::keys::SLOTS;
+use super::library::LIBRARY;
+use super::url::{Address, Kind};
+use crate::metrics::{NodeMetrics, metrics};
+
+/// How often a call may be sent elsewhere before it counts as failed.
+const ROUNDS: usize = 6;
+/// Pause before a call whose keys are on their way to another server is tried again.
+const MOVING: Duration = Duration::from_millis(20);
+
+/// One command and the slot of its keys.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub slot: u16,
+    pub cmd: Cmd,
+    /// Size of the rows in it, for the metrics; 0: it is no step.
+    pub step_bytes: usize,
+}
+
+/// The server understood a command and refused it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// First word of the error, as in `WRONGTYPE`.
+    pub code: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// The answer to one call.
+pub(super) type Answer = Result<Value, Refused>;
+
+/// A server.
+pub(super) struct Node {
+    connector: Connector,
+    connection: tokio::sync::Mutex<Option<(u64, MultiplexedConnection)>>,
+    connections: AtomicU64,
+    metrics: NodeMetrics,
+}
+
+/// Calls for one server: which of them, and whether it must be asked although the slot is still on its way there.
+type Group = (Arc<Node>, Vec<(usize, bool)>);
+
+/// Which server has which slots.
+struct Map {
+    /// First and last slot, in order.
+    ranges: Vec<(u16, u16, Arc<Node>)>,
+    /// The servers, in the order of their first slots.
+    nodes: Vec<Arc<Node>>,
+}
+
+/// All of them.
+pub(super) struct Nodes {
+    kind: Kind,
+    connector: Connector,
+    known: Mutex<HashMap<String, Arc<Node>>>,
+    map: ArcSwapOption<Map>,
+    stale: AtomicBool,
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+impl Node {
+    /// Sends `calls` down one connection; the flags say which must be asked for although the slot is still moving here.
+    async fn send(&self, calls: &[(&Call, bool)]) -> Result<Vec<redis::RedisResult<Value>>, Fault> {
+        let (number, mut connection) = self.connected().await?;
+        let mut pipeline = Pipeline::with_capacity(calls.len());
+        pipeline.ignore_errors();
+        for (call, ask) in calls {
+            if *ask {
+                pipeline.add_command(cmd("ASKING"));
+            }
+            pipeline.add_command(call.cmd.clone());
+        }
+        let answers: redis::RedisResult<Vec<redis::RedisResult<Value>>> = pipeline.query_async(&mut connection).await;
+        match answers {
+            Ok(answers) => {
+                let mut answers = answers.into_iter();
+                let per_call = calls.iter().map(|(_, ask)| if *ask { answers.nth(1) } else { answers.next() });
+                let answers: Option<Vec<_>> = per_call.collect();
+                let steps = calls.iter().filter(|(call, _)| call.step_bytes > 0);
+                self.metrics.steps.increment(steps.clone().count() as u64);
+                self.metrics.bytes.increment(steps.map(|(call, _)| call.step_bytes as u64).sum());
+                answers.ok_or_else(|| Fault::Away(format!("{} left commands without an answer", self.connector)))
+            }
+            Err(error) => {
+                self.drop_connection(number).await;
+                Err(self.connector.failed(&error))
+            }
+        }
+    }
+
+    async fn connected(&self) -> Result<(u64, MultiplexedConnection), Fault> {
+        let mut connection = self.connection.lock().await;
+        if let Some((number, connection)) = &*connection {
+            return Ok((*number, connection.clone()));
+        }
+        let made = self.connector.connect().await?;
+        let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        if number > 1 {
+            metrics().store_reconnects.increment(1);
+        }
+        *connection = Some((number, made.clone()));
+        Ok((number, made))
+    }
+
+    async fn drop_connection(&self, number: u64) {
+        let mut connection = self.connection.lock().await;
+        connection.take_if(|(present, _)| *present == number);
+    }
+}
+
+impl Nodes {
+    pub fn new(kind: Kind, connector: Connector) -> Self {
+        Self {
+            kind,
+            connector,
+            known: Mutex::default(),
+            map: ArcSwapOption::empty(),
+            stale: AtomicBool::new(true),
+            refreshing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Sends calls to the servers that have their slots, all at once, and again where they are sent on to. Per call
+    /// its answer, in order.
+    ///
+    /// # Errors
+    /// Any of them has no answer. Which were carried out is unknown.
+    pub async fn call(&self, calls: &[Call]) -> Result<Vec<Answer>, Fault> {
+        let mut answers: Vec<Option<Answer>> = vec![None; calls.len()];
+        // Which are open, and where they were sent on to.
+        let mut open: Vec<(usize, Option<Arc<Node>>)> = (0..calls.len()).map(|at| (at, None)).collect();
+        for _ in 0..ROUNDS {
+            let map = self.map().await?;
+            let mut groups: Vec<Group> = Vec::new();
+            for (at, sent_to) in open.drain(..) {
+                let ask = sent_to.is_some();
+                let node = sent_to.or_else(|| map.node(calls[at].slot)).ok_or_else(|| {
+                    self.mark_stale();
+                    Fault::Away(format!("no server has slot {}", calls[at].slot))
+                })?;
+                match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &node)) {
+                    Some((_, group)) => group.push((at, ask)),
+                    None => groups.push((node, vec![(at, ask)])),
+                }
+            }
+            let sent = groups.into_iter().map(|(node, group)| async move {
+                let sent: Vec<_> = group.iter().map(|(at, ask)| (&calls[*at], *ask)).collect();
+                let answered = node.send(&sent).await;
+                (node, group, answered)
+            });
+            let mut failed = None;
+            let mut pause = false;
+            for (node, group, answered) in join_all(sent).await {
+                let answered = match answered {
+                    Ok(answered) => answered,
+                    Err(fault) => {
+                        self.mark_stale();
+                        failed = Some(fault);
+                        continue;
+                    }
+                };
+                for ((at, _), answer) in group.into_iter().zip(answered) {
+                    match answer {
+                        Ok(value) => answers[at] = Some(Ok(value)),
+                        Err(error) => match self.next(&node, &error) {
+                            Next::Answer(refused) => answers[at] = Some(Err(refused)),
+                            Next::Again(to) => open.push((at, to)),
+                            Next::Wait => {
+                                pause = true;
+                                open.push((at, None));
+                            }
+                            Next::Load => {
+                                node.load_library().await?;
+                                open.push((at, None));
+                            }
+                            Next::Fail(fault) => failed = Some(fault),
+                        },
+                    }
+                }
+            }
+            if let Some(fault) = failed {
+                return Err(fault);
+            }
+            if open.is_empty() {
+                return Ok(answers.into_iter().flatten().collect());
+            }
+            if pause {
+                tokio::time::sleep(MOVING).await;
+            }
+        }
+        Err(Fault::Away("the servers do not agree on who has which slot".to_owned()))
+    }
+
+    /// Which writer serves the slot best: those of one server should go together.
+    pub fn lane(&self, slot: u16) -> usize {
+        let map = self.map.load();
+        let at = map.as_ref().and_then(|map| {
+            let node = map.node(slot)?;
+            map.nodes.iter().position(|other| Arc::ptr_eq(other, &node))
+        });
+        at.unwrap_or(0)
+    }
+
+    fn next(&self, node: &Node, error: &redis::RedisError) -> Next {
+        use redis::{ErrorKind, ServerErrorKind as Server};
+        let text = || format!("{}: {error}", node.connector);
+        match error.kind() {
+            ErrorKind::Server(Server::Moved) => {
+                self.mark_stale();
+                Next::Again(None)
+            }
+            ErrorKind::Server(Server::Ask) => match error.redirect_node() {
+                Some((address, _)) => Next::Again(self.at(address)),
+                None => Next::Fail(Fault::Away(text())),
+            },
+            ErrorKind::Server(Server::TryAgain) => Next::Wait,
+            ErrorKind::Server(Server::ReadOnly | Server::ClusterDown | Server::MasterDown) => {
+                self.mark_stale();
+                Next::Fail(Fault::Away(text()))
+            }
+            ErrorKind::Server(Server::BusyLoading) => Next::Fail(Fault::Away(text())),
+            _ if error.detail().is_some_and(|detail| detail.contains("Function not found")) => Next::Load,
+            _ => {
+                let code = error.code().unwrap_or("ERR").to_owned();
+                match code.as_str() {
+                    "OOM" => Next::Fail(Fault::Away(format!("{} is full (maxmemory): {error}", node.connector))),
+                    // No replica is in reach, a save failed, a script is stuck: it may pass.
+                    "NOREPLICAS" | "MISCONF" | "BUSY" => Next::Fail(Fault::Away(text())),
+                    "NOAUTH" | "NOPERM" | "WRONGPASS" => Next::Fail(Fault::Unusable(text())),
+                    _ => Next::Answer(Refused { code, text: text() }),
+                }
+            }
+        }
+    }
+
+    fn mark_stale(&self) {
+        self.stale.store(true, Ordering::Release);
+    }
+
+    async fn map(&self) -> Result<Arc<Map>, Fault> {
+        let fresh = || self.map.load_full().filter(|_| !self.stale.load(Ordering::Acquire));
+        if let Some(map) = fresh() {
+            return Ok(map);
+        }
+        let _one_at_a_time = self.refreshing.lock().await;
+        if let Some(map) = fresh() {
+            return Ok(map);
+        }
+        self.stale.store(false, Ordering::Release);
+        let read = match &self.kind {
+            Kind::Single(address) => Ok(vec![(0, SLOTS - 1, self.node(address))]),
+            Kind::Unix(_) => Ok(vec![(0, SLOTS - 1, self.node_named("", || self.connector.clone()))]),
+            Kind::Cluster(seeds) => self.cluster(seeds).await,
+            Kind::Sentinel(sentinels, master) => self.master(sentinels, master).await,
+        };
+        let mut ranges = read.inspect_err(|_| self.mark_stale())?;
+        ranges.sort_by_key(|range| range.0);
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
+        for (_, _, node) in &ranges {
+            if !nodes.iter().any(|other| Arc::ptr_eq(other, node)) {
+                nodes.push(Arc::clone(node));
+            }
+        }
+        let map = Arc::new(Map { ranges, nodes });
+        self.map.store(Some(Arc::clone(&map)));
+        Ok(map)
+    }
+
+    /// Asks nodes for the slots, those first that served last; the first that answers is believed.
+    async fn cluster(&self, seeds: &[Address]) -> Result<Vec<(u16, u16, Arc<Node>)>, Fault> {
+        let mut nodes: Vec<Arc<Node>> = self.map.load_full().map(|map| map.nodes.clone()).unwrap_or_default();
+        for seed in seeds {
+            let node = self.node(seed);
+            if !nodes.iter().any(|other| Arc::ptr_eq(other, &node)) {
+                nodes.push(node);
+            }
+        }
+        let mut asked: futures::stream::FuturesUnordered<_> = nodes
+            .into_iter()
+            .map(|node| async move {
+                let call = Call { slot: 0, cmd: cmd("CLUSTER").arg("SLOTS").take(), step_bytes: 0 };
+                let answer = node.send(&[(&call, false)]).await?.pop();
+                match answer {
+                    Some(Ok(value)) => slots(&value, &node.connector.host()).ok_or_else(|| {
+                        Fault::Away(format!("{} knows of no slots: the cluster is not set up", node.connector))
+                    }),
+                    Some(Err(error)) => Err(node.connector.failed(&error)),
+                    None => Err(Fault::Away(format!("{} gave no answer", node.connector))),
+                }
+            })
+            .collect();
+        let mut first = None;
+        while let Some(answer) = futures::StreamExt::next(&mut asked).await {
+            match answer {
+                Ok(ranges) => {
+                    return Ok(ranges.into_iter().map(|(from, to, at)| (from, to, self.node(&at))).collect());
+                }
+                // What will not pass is worth more than what may.
+                Err(fault @ Fault::Unusable(_)) => return Err(fault),
+                Err(fault) => {
+                    first.get_or_insert(fault);
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| Fault::Away("no node of the cluster is known".to_owned())))
+    }
+
+    /// Asks sentinels for the master; the first that knows it is believed.
+    async fn master(&self, sentinels: &[Address], master: &str) -> Result<Vec<(u16, u16, Arc<Node>)>, Fault> {
+        let mut first = None;
+        for sentinel in sentinels {
+            match self.connector.to_sentinel(sentinel).ask_master(master).await {
+                Ok(address) => return Ok(vec![(0, SLOTS - 1, self.node(&address))]),
+                Err(fault @ Fault::Unusable(_)) => return Err(fault),
+                Err(fault) => {
+                    first.get_or_insert(fault);
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| Fault::Away("no sentinel is known".to_owned())))
+    }
+
+    fn node(&self, address: &Address) -> Arc<Node> {
+        self.node_named(&address.to_string(), || self.connector.to(address))
+    }
+
+    /// The node at `host:port`, as a redirection names it.
+    fn at(&self, text: &str) -> Option<Arc<Node>> {
+        let (host, port) = text.rsplit_once(':')?;
+        Some(self.node(&Address { host: host.to_owned(), port: port.parse().ok()? }))
+    }
+
+    fn node_named(&self, name: &str, connector: impl FnOnce() -> Connector) -> Arc<Node> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let connector = connector();
+            let metrics = NodeMetrics::new(&connector.to_string());
+            let (connection, connections) = Default::default();
+            Arc::new(Node { connector, connection, connections, metrics })
+        };
+        Arc::clone(known.entry(name.to_owned()).or_insert_with(make))
+    }
+}
+
+impl Node {
+    async fn load_library(&self) -> Result<(), Fault> {
+        let load = cmd("FUNCTION").arg("LOAD").arg(&LIBRARY.code).take();
+        let call = Call { slot: 0, cmd: load, step_bytes: 0 };
+        match self.send(&[(&call, false)]).await?.pop() {
+            Some(Ok(_)) => Ok(()),
+            // Somebody else was faster; whatever has this name has this text.
+            Some(Err(error)) if error.to_string().contains("already exists") => Ok(()),
+            Some(Err(error)) => Err(self.connector.failed(&error)),
+            None => Err(Fault::Away(format!("{} gave no answer", self.connector))),
+        }
+    }
+}
+
+impl Map {
+    fn node(&self, slot: u16) -> Option<Arc<Node>> {
+        let at = self.ranges.partition_point(|range| range.1 < slot);
+        self.ranges.get(at).filter(|range| range.0 <= slot).map(|range| Arc::clone(&range.2))
+    }
+}
+
+/// What becomes of a call that was answered with an error.
+enum Next {
+    Answer(Refused),
+    Again(Option<Arc<Node>>),
+    Wait,
+    Load,
+    Fail(Fault),
+}
+
+/// Reads `CLUSTER SLOTS`: first and last slot, and the master. A node that does not name its own address has `host`.
+fn slots(value: &Value, host: &str) -> Option<Vec<(u16, u16, Address)>> {
+    let Value::Array(entries) = value else { return None };
+    let number = |value: &Value| if let Value::Int(n) = value { u16::try_from(*n).ok() } else { None };
+    let ranges: Option<Vec<_>> = entries
+        .iter()
+        .map(|entry| {
+            let Value::Array(entry) = entry else { return None };
+            let [from, to, Value::Array(master), ..] = entry.as_slice() else { return None };
+            let [name, port, ..] = master.as_slice() else { return None };
+            let name = match name {
+                Value::BulkString(name) => String::from_utf8(name.clone()).ok()?,
+                Value::SimpleString(name) => name.clone(),
+                _ => String::new(),
+            };
+            let host = if matches!(name.as_str(), "" | "?") { host.to_owned() } else { name };
+            Some((number(from)?, number(to)?, Address { host, port: number(port)? }))
+        })
+        .collect();
+    ranges.filter(|ranges| !ranges.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    #[test]
+    fn slots_are_read_with_and_without_an_address() {
+        let entry = |from, to, host, port| {
+            let master = vec![host, Value::Int(port), text("id")];
+            Value::Array(vec![Value::Int(from), Value::Int(to), Value::Array(master)])
+        };
+        let value = Value::Array(vec![
+            entry(0, 100, text("a"), 1),
+            entry(101, 16_383, text(""), 2),
+            entry(7, 8, Value::Nil, 3),
+        ]);
+        let at = |host: &str, port| Address { host: host.to_owned(), port };
+        let read = slots(&value, "asked").expect("slots");
+        assert_eq!(read, [(0, 100, at("a", 1)), (101, 16_383, at("asked", 2)), (7, 8, at("asked", 3))]);
+        assert_eq!(slots(&Value::Array(vec![]), "h"), None, "no slots: not a cluster yet");
+        assert_eq!(slots(&Value::Array(vec![Value::Nil]), "h"), None);
+    }
+}

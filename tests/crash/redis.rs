@@ -1,0 +1,229 @@
+//! The same over real Redis servers, and with the servers as the victims: whatever dies or is paused, every durable
+//! answer stands, no key is held twice, and no capacity leaks.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::campaign::{Campaign, POOL};
+use crate::client::Client;
+use crate::server::Server;
+use crate::servers::{Cluster, Server as Redis, signal, until};
+
+/// The service over this store, with a directory of its own in `dir`.
+fn start(dir: &Path, url: &str, more: &[&str], environment: &[(&str, &str)]) -> Server {
+    let data = dir.join("data");
+    let arguments = [&["--store", url, "--data-dir", data.to_str().unwrap()], more].concat();
+    Server::start_with(dir, &arguments, environment)
+}
+
+/// Short, so that a test sees a lease end.
+const SHORT: &[(&str, &str)] = &[("HOTPOOL__STORE__COMMAND_MS", "400"), ("HOTPOOL__STORE__LEASE_MS", "3000")];
+
+fn is_ready(server: &Server) -> bool {
+    server.client().get("/readyz").status == 200
+}
+
+/// A counter of the service, over all its labels.
+fn counted(client: &mut Client, metric: &str) -> f64 {
+    let text = client.get("/metrics").text().to_owned();
+    let lines = text.lines().filter(|line| line.starts_with(metric));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// Waits until the store has everything.
+fn flushed(client: &mut Client) {
+    until("the store has everything", || {
+        let shards = client.get(POOL).expect(200)["pool"]["shards"].take();
+        shards.as_array().unwrap().iter().all(|shard| shard["lag_ms"] == 0)
+    });
+}
+
+#[test]
+fn s01_every_durable_answer_survives_kill_9_of_the_service_on_a_cluster() {
+    let cluster = Cluster::start(3, 0, &[]);
+    let (dir, url) = (TempDir::new().unwrap(), cluster.url());
+    let mut server = start(dir.path(), &url, &[], &[]);
+    let mut campaign = Campaign::new(3);
+    campaign.prepare(&mut server.client());
+    for _ in 0..campaign.rounds {
+        let load = campaign.load(server.address);
+        load.answers(campaign.some_answers());
+        server.kill();
+        campaign.end(load);
+        server = start(dir.path(), &url, &[], &[]);
+        campaign.check(&mut server.client());
+    }
+    campaign.finish(&mut server.client());
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn s04_a_server_that_comes_back_without_its_last_writes_is_written_anew() {
+    let mut redis = Redis::start(&[]);
+    let (dir, url) = (TempDir::new().unwrap(), redis.url());
+    let mut server = start(dir.path(), &url, &[], SHORT);
+    let mut campaign = Campaign::new(3);
+    campaign.prepare(&mut server.client());
+    for _ in 0..campaign.rounds {
+        let load = campaign.load(server.address);
+        load.answers(100);
+        let _: () = redis.ask(&["SAVE"]);
+        // These are acknowledged, and then the server loses them.
+        load.answers(300);
+        redis.restart();
+        load.answers(300);
+        campaign.end(load);
+        flushed(&mut server.client());
+        assert!(counted(&mut server.client(), "hotpool_store_rewrites_total") > 0.0, "nothing was lost: no test");
+        campaign.check(&mut server.client());
+        // And now the store alone must know.
+        server.kill();
+        server = start(dir.path(), &url, &[], SHORT);
+        campaign.check(&mut server.client());
+    }
+    campaign.finish(&mut server.client());
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_answer() {
+    let mut cluster = Cluster::start(3, 1, &["--cluster-replica-validity-factor", "0"]);
+    let (dir, url) = (TempDir::new().unwrap(), cluster.url());
+    let mut server = start(dir.path(), &url, &[], &[]);
+    let mut campaign = Campaign::new(1);
+    campaign.prepare(&mut server.client());
+    let load = campaign.load(server.address);
+    load.answers(200);
+    // From here on the replica of the first master learns nothing: it cannot log in any more.
+    let victim = &cluster.masters[0];
+    let _: () = victim.ask(&["CONFIG", "SET", "requirepass", "held-back"]);
+    let _: i64 = victim_ask(victim, &["CLIENT", "KILL", "TYPE", "replica"]);
+    load.answers(500);
+    cluster.masters[0].kill();
+    let replica = &cluster.replicas[0];
+    until("the replica is promoted", || replica.ask::<String>(&["INFO", "replication"]).contains("role:master"));
+    load.answers(500);
+    campaign.end(load);
+    until("the service is ready", || is_ready(&server));
+    flushed(&mut server.client());
+    assert!(counted(&mut server.client(), "hotpool_store_rewrites_total") > 0.0, "nothing was lost: no test");
+    campaign.check(&mut server.client());
+    server.kill();
+    // The old master is gone for good: the URL names others too.
+    server = start(dir.path(), &url, &[], &[]);
+    campaign.check(&mut server.client());
+    campaign.finish(&mut server.client());
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+fn victim_ask<T: redis::FromRedisValue>(server: &Redis, command: &[&str]) -> T {
+    let url = format!("redis://:held-back@127.0.0.1:{}", server.port);
+    let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+    redis::cmd(command[0]).arg(&command[1..]).query(&mut connection).unwrap()
+}
+
+#[test]
+fn s03_a_standby_takes_over_from_a_paused_owner_which_stays_silent_when_it_wakes() {
+    let redis = Redis::start(&[]);
+    let url = redis.url();
+    let (first_dir, second_dir) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let first = start(first_dir.path(), &url, &["--standby"], SHORT);
+    let mut campaign = Campaign::new(1);
+    campaign.prepare(&mut first.client());
+    let load = campaign.load(first.address);
+    load.answers(300);
+    let second = std::thread::scope(|scope| {
+        let second = scope.spawn(|| start(second_dir.path(), &url, &["--standby"], SHORT));
+        load.answers(300);
+        signal(first.pid(), "STOP");
+        second.join().expect("it takes over by itself")
+    });
+    let mut client = second.client();
+    client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "after"})).expect(201);
+    signal(first.pid(), "CONT");
+    // Whatever the old owner has to say now, it is no answer about a claim.
+    let mut old = first.client();
+    for _ in 0..20 {
+        let answer = old.get("/v1/claims/ns/after");
+        assert_eq!(answer.status, 503, "{}", answer.json());
+    }
+    until("the old owner knows why", || {
+        old.get("/readyz").json().to_string().contains("another process owns the store")
+    });
+    first.kill();
+    campaign.end(load);
+    let fence = client.get("/v1/claims/ns/after").expect(200)["claim"]["fence"].take();
+    client.post("/v1/claims/ns/after:release", &json!({"fence": fence})).expect(200);
+    campaign.check(&mut client);
+    campaign.finish(&mut client);
+    assert_eq!(second.stop().code(), Some(0));
+}
+
+#[test]
+fn s05_with_redis_away_memory_claims_go_on_until_the_lease_ends_and_all_is_caught_up() {
+    let redis = Redis::start(&[]);
+    let dir = TempDir::new().unwrap();
+    let server = start(dir.path(), &redis.url(), &[], SHORT);
+    let mut client = server.client();
+    client.put("/v1/pools/ns/memory", &json!({"shards": 4, "ack": "memory", "lag_max_ms": 60_000})).expect(201);
+    client.put("/v1/pools/ns/durable", &json!({"shards": 4})).expect(201);
+    for pool in ["memory", "durable"] {
+        let workers: Vec<_> = (0..100).map(|i| json!({"id": format!("w{i}")})).collect();
+        client.post(&format!("/v1/pools/ns/{pool}/workers:batch"), &json!({"workers": workers})).expect(200);
+    }
+    redis.signal("STOP");
+    let claim = |pool: &str, key: String| json!({"namespace": "ns", "pool": pool, "key": key});
+    client.post("/v1/claims", &claim("memory", "first".into())).expect(201);
+    let mut taken = 1;
+    until("the lease ends", || {
+        let answer = client.post("/v1/claims", &claim("memory", format!("k{taken}")));
+        taken += u64::from(answer.status == 201);
+        assert!(matches!(answer.status, 201 | 429 | 503), "{}", answer.json());
+        answer.status == 503
+    });
+    let why = client.get("/readyz").json().to_string();
+    assert!(why.contains("does not answer within 400 ms") && why.contains("has lapsed"), "{why}");
+    redis.signal("CONT");
+    until("the service is ready again", || client.get("/readyz").status == 200);
+    client.post("/v1/claims", &claim("durable", "after".into())).expect(201);
+    client.get("/v1/claims/ns/first").expect(200);
+    let busy = client.get("/v1/pools/ns/memory").expect(200)["pool"]["workers"]["busy"].as_u64();
+    // What could not be told was given back.
+    assert_eq!(busy, Some(taken.min(100)));
+    until("the store has everything", || {
+        let shards = client.get("/v1/pools/ns/memory").expect(200)["pool"]["shards"].take();
+        shards.as_array().unwrap().iter().all(|shard| shard["lag_ms"] == 0)
+    });
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn flushall_under_a_running_owner_is_noticed_and_everything_is_written_anew() {
+    let cluster = Cluster::start(3, 0, &[]);
+    let (dir, url) = (TempDir::new().unwrap(), cluster.url());
+    let mut server = start(dir.path(), &url, &[], SHORT);
+    let mut campaign = Campaign::new(1);
+    campaign.prepare(&mut server.client());
+    server.client().put("/v1/pools/ns/idle", &json!({"shards": 16})).expect(201);
+    server.client().put("/v1/pools/ns/idle/workers/w", &json!({})).expect(201);
+    let load = campaign.load(server.address);
+    load.answers(200);
+    for master in &cluster.masters {
+        let _: () = master.ask(&["FLUSHALL"]);
+    }
+    load.answers(200);
+    campaign.end(load);
+    // The catalogue, the record of ownership and the shards that nobody used come back within a third of the lease.
+    std::thread::sleep(Duration::from_millis(1_500));
+    flushed(&mut server.client());
+    server.kill();
+    server = start(dir.path(), &url, &[], SHORT);
+    let mut client = server.client();
+    campaign.check(&mut client);
+    client.get("/v1/pools/ns/idle/workers/w").expect(200);
+    campaign.finish(&mut client);
+    assert_eq!(server.stop().code(), Some(0));
+}

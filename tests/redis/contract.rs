@@ -1,0 +1,210 @@
+//! The contract of `hotpool::store`, held against real Redis servers.
+
+use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
+use hotpool::store::redis::RedisStore;
+use hotpool::store::{Renewal, ShardKey, StepOutcome, Store, StoreError};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::servers::{Cluster, Server};
+use crate::stores::{chunk, drop_of, flip, is, load, one, options, owned, rows};
+
+const A: ShardKey = ShardKey { pool: 7, shard: 0 };
+const B: ShardKey = ShardKey { pool: 7, shard: 1 };
+
+fn dir() -> TempDir {
+    TempDir::new().expect("a directory")
+}
+
+#[tokio::test]
+async fn the_answer_table_row_by_row() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(load(&store, A).await, is(0, &[]), "nothing there");
+    assert_eq!(one(&store, rows(A, 0, 2, &[(1, Some(1)), (2, Some(1))])).await, Applied);
+    assert_eq!(one(&store, rows(A, 0, 2, &[(1, Some(9))])).await, Duplicate, "to <= at");
+    assert_eq!(one(&store, rows(A, 1, 3, &[(2, None), (3, Some(1))])).await, Applied, "from <= at < to");
+    assert_eq!(one(&store, rows(A, 4, 5, &[(1, Some(9))])).await, Gap, "at < from");
+    assert_eq!(one(&store, rows(A, 3, 3, &[])).await, Duplicate, "an empty step looks");
+    assert_eq!(load(&store, A).await, is(3, &[(1, 1), (3, 1)]));
+    assert_eq!(one(&store, drop_of(A)).await, Applied);
+    assert_eq!(one(&store, drop_of(A)).await, Duplicate);
+    let left: Vec<String> = server.ask(&["KEYS", "*7.0*"]);
+    assert_eq!(left, Vec::<String>::new(), "a drop leaves nothing");
+}
+
+#[tokio::test]
+async fn a_step_puts_and_deletes_in_order_however_many_rows_it_has() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    let mut many: Vec<(u64, Option<u32>)> = (0..10_000).map(|uid| (uid, Some(1))).collect();
+    many.extend((0..9_998).map(|uid| (uid, None)));
+    many.extend([(9_998, None), (5, Some(2))]);
+    assert_eq!(one(&store, rows(A, 0, 1, &many)).await, Applied);
+    assert_eq!(load(&store, A).await, is(1, &[(5, 2), (9_999, 1)]));
+}
+
+#[tokio::test]
+async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_record() {
+    let (server, old_dir, new_dir) = (Server::start(&[]), dir(), dir());
+    let old = owned(&server.url(), &old_dir).await;
+    assert_eq!(one(&old, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
+    assert_eq!(one(&old, rows(B, 0, 1, &[(1, Some(1))])).await, Applied);
+    old.resign().await.expect("resign");
+    let new = owned(&server.url(), &new_dir).await;
+    assert_eq!(load(&new, A).await, is(1, &[(1, 1)]));
+    assert_eq!(one(&old, rows(A, 1, 2, &[(1, Some(9))])).await, Fenced);
+    assert_eq!(one(&old, flip(A, 2, 5, 0, &[])).await, Fenced);
+    assert_eq!(one(&old, chunk(A, 5, 0, &[])).await, Fenced);
+    assert_eq!(one(&old, drop_of(A)).await, Fenced);
+    assert_eq!(old.renew(true).await.expect("renew"), Renewal::Fenced);
+    assert!(old.raise_fence_ceiling(u64::from(u32::MAX)).await.is_err());
+    // The new owner has not read B: what the old one still writes there is found when it does.
+    assert_eq!(one(&old, rows(B, 1, 2, &[(2, Some(1))])).await, Applied);
+    assert_eq!(load(&new, B).await, is(2, &[(1, 1), (2, 1)]));
+    assert_eq!(one(&old, rows(B, 2, 3, &[(2, Some(9))])).await, Fenced);
+    assert_eq!(load(&new, B).await, is(2, &[(1, 1), (2, 1)]));
+}
+
+#[tokio::test]
+async fn a_rewrite_replaces_all_at_once_and_is_refused_unless_every_chunk_is_there() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1)), (2, Some(1))])).await, Applied);
+    assert_eq!(one(&store, chunk(A, 10, 0, &[(2, Some(2))])).await, Applied);
+    assert_eq!(one(&store, chunk(A, 10, 0, &[(2, Some(2))])).await, Duplicate, "the reply was lost");
+    assert_eq!(one(&store, chunk(A, 10, 2, &[(4, Some(2))])).await, Gap, "number 1 is missing");
+    assert_eq!(one(&store, flip(A, 9, 10, 2, &[])).await, Gap, "so is it for the flip");
+    assert_eq!(load(&store, A).await, is(1, &[(1, 1), (2, 1)]), "until the flip nothing has changed");
+    assert_eq!(one(&store, rows(A, 1, 2, &[(1, None)])).await, Applied, "and steps go on");
+    assert_eq!(one(&store, chunk(A, 11, 0, &[(3, Some(3))])).await, Applied, "another attempt begins anew");
+    assert_eq!(one(&store, chunk(A, 11, 1, &[(4, Some(3)), (3, Some(4))])).await, Applied);
+    assert_eq!(one(&store, flip(A, 9, 11, 2, &[(4, None)])).await, Applied);
+    assert_eq!(load(&store, A).await, is(9, &[(3, 4)]));
+    assert_eq!(one(&store, rows(A, 9, 10, &[(5, Some(1))])).await, Applied);
+    let sides: Vec<String> = server.ask(&["KEYS", "*7.0*"]);
+    assert_eq!(sides.len(), 1, "the old generation is gone: {sides:?}");
+    // And back to the first side.
+    assert_eq!(one(&store, chunk(A, 12, 0, &[(6, Some(1))])).await, Applied);
+    assert_eq!(one(&store, flip(A, 11, 12, 1, &[])).await, Applied);
+    assert_eq!(load(&store, A).await, is(11, &[(6, 1)]));
+}
+
+#[tokio::test]
+async fn s02_a_flip_whose_reply_was_lost_is_a_duplicate() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
+    assert_eq!(one(&store, chunk(A, 3, 0, &[(2, Some(1))])).await, Applied);
+    // The server takes it, this side never hears of it.
+    let twin = twin_of(&store, &server, &dir).await;
+    assert_eq!(one(&twin, flip(A, 2, 3, 1, &[])).await, Applied);
+    assert_eq!(one(&store, flip(A, 2, 3, 1, &[])).await, Duplicate);
+    assert_eq!(one(&store, rows(A, 2, 3, &[(3, Some(1))])).await, Applied, "it knows the live side");
+    assert_eq!(load(&store, A).await, is(3, &[(2, 1), (3, 1)]));
+}
+
+/// Another handle of the same owner and epoch: as the same process would be whose connection broke.
+async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisStore {
+    let record: Vec<String> = server.ask(&["HMGET", owner_key(server).as_str(), "owner", "epoch"]);
+    let epoch: u64 = record[1].parse().unwrap();
+    let _: i64 = server.ask(&["HSET", &owner_key(server), "epoch", &(epoch - 1).to_string()]);
+    let twin = RedisStore::to_inspect(options(&server.url(), dir)).expect("open");
+    let _: i64 = server.ask(&["HSET", &owner_key(server), "node", ""]);
+    twin.take_over(record[0].parse::<Uuid>().unwrap()).await.expect("take over");
+    assert_eq!(store.renew(false).await.expect("renew"), Renewal::Renewed, "the same owner");
+    twin
+}
+
+fn owner_key(server: &Server) -> String {
+    let keys: Vec<String> = server.ask(&["KEYS", "hotpool:*:owner"]);
+    keys[0].clone()
+}
+
+#[tokio::test]
+async fn s04_what_a_store_lost_is_a_gap_and_a_rewrite_mends_it() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
+    let _: () = server.ask(&["FLUSHALL"]);
+    assert_eq!(one(&store, rows(A, 1, 1, &[])).await, Gap, "an empty step sees it");
+    assert_eq!(one(&store, rows(A, 1, 2, &[(2, Some(1))])).await, Gap);
+    assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
+    assert_eq!(one(&store, flip(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
+    assert_eq!(load(&store, A).await, is(2, &[(1, 1), (2, 1)]));
+    assert_eq!(store.renew(false).await.expect("renew"), Renewal::Missing, "the record was lost too");
+    assert_eq!(store.renew(true).await.expect("renew"), Renewal::Renewed);
+    assert_eq!(store.renew(false).await.expect("renew"), Renewal::Renewed);
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_refused_at_load_and_replaced_under_a_running_owner() {
+    let (server, first) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &first).await;
+    for shard in [A, B] {
+        assert_eq!(one(&store, rows(shard, 0, 1, &[(1, Some(1))])).await, Applied);
+    }
+    let keys: Vec<String> = server.ask(&["KEYS", "*7.?:a"]);
+    assert_eq!(keys.len(), 2);
+    for key in &keys {
+        let _: () = server.ask(&["SET", key, "mine"]);
+    }
+    assert_eq!(one(&store, rows(A, 1, 2, &[(2, Some(1))])).await, Gap);
+    assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
+    assert_eq!(one(&store, flip(A, 2, 1, 1, &[])).await, Applied);
+    assert_eq!(load(&store, A).await, is(2, &[(1, 1)]));
+    let (at, _) = load(&store, B).await;
+    assert!(at.as_ref().is_err_and(|why| why.contains("is a string")), "{at:?}");
+}
+
+#[tokio::test]
+async fn s06_a_header_of_a_later_version_is_refused_and_one_of_a_later_epoch_fences() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
+    let key = &server.ask::<Vec<String>>(&["KEYS", "*7.0:a"])[0];
+    let _: i64 = server.ask(&["HSET", key, "#", "1 somebody 2 of the future"]);
+    // Same epoch, another owner.
+    assert_eq!(one(&store, rows(A, 1, 2, &[])).await, Fenced);
+    let _: i64 = server.ask(&["HSET", key, "#", "0 somebody 2 of the future"]);
+    let (at, _) = load(&store, A).await;
+    assert!(at.as_ref().is_err_and(|why| why.contains("another version")), "{at:?}");
+    let _: i64 = server.ask(&["HSET", key, "#", "99 somebody 1 live 5 0"]);
+    let sink = Box::new(|_: ShardKey, _: &[u8]| {});
+    let error = store.load(vec![A], sink).await.expect_err("not ours");
+    assert!(matches!(error, StoreError::Superseded(_)), "{error}");
+    let taken = store.take_over(Uuid::now_v7()).await.expect("once more");
+    assert_eq!(taken.epoch, 100, "above every epoch that a shard has seen");
+    assert_eq!(load(&store, A).await, is(5, &[(1, 1)]));
+}
+
+#[tokio::test]
+async fn s13_the_fence_ceiling_and_the_epoch_survive() {
+    let (server, dir) = (Server::start(&["--appendonly", "yes", "--appendfsync", "always"]), dir());
+    let store = owned(&server.url(), &dir).await;
+    store.raise_fence_ceiling(77).await.expect("raise");
+    store.raise_fence_ceiling(50).await.expect("a lower one changes nothing");
+    drop(store);
+    let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
+    let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
+    assert_eq!((taken.epoch, taken.fence_ceiling), (2, 77));
+}
+
+#[tokio::test]
+async fn steps_of_all_shards_reach_their_masters_in_a_cluster() {
+    let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
+    let store = owned(&cluster.url(), &dir).await;
+    let shards: Vec<ShardKey> = (0..64).map(|shard| ShardKey { pool: 42, shard }).collect();
+    let steps = |from, mark| shards.iter().map(|&s| rows(s, from, from + 1, &[(1, Some(mark))])).collect::<Vec<_>>();
+    assert_eq!(store.apply(steps(0, 1)).await.expect("apply"), vec![Applied; 64]);
+    assert_eq!(store.apply(steps(1, 2)).await.expect("apply"), vec![Applied; 64]);
+    for &shard in &shards {
+        assert_eq!(load(&store, shard).await, is(2, &[(1, 2)]));
+    }
+    let sizes: Vec<i64> = cluster.masters.iter().map(|server| server.ask(&["DBSIZE"])).collect();
+    // Beside the shards: the record of ownership.
+    assert_eq!(sizes.iter().sum::<i64>(), 65);
+    assert!(sizes.iter().all(|size| (21..=23).contains(size)), "{sizes:?}");
+    let lanes: std::collections::BTreeSet<usize> = shards.iter().map(|&shard| store.lane(shard)).collect();
+    assert_eq!(lanes, [0, 1, 2].into());
+}

@@ -1,0 +1,78 @@
+//! Stores on a server, and the steps that they are given.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use hotpool::config;
+use hotpool::row::{Frames, PoolRow, RowKind, put_deletion, put_pool};
+use hotpool::store::redis::{RedisOptions, RedisStore};
+use hotpool::store::{ShardKey, Step, StepKind, StepOutcome, Store};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// As the configuration's defaults are, with a directory of its own.
+pub fn options(url: &str, dir: &TempDir) -> RedisOptions {
+    let settings = config::Store { data_dir: dir.path().to_owned(), ..config::Store::default() };
+    settings.redis(url.parse().expect("a URL"))
+}
+
+/// Opened and taken over.
+pub async fn owned(url: &str, dir: &TempDir) -> RedisStore {
+    let store = RedisStore::open(options(url, dir)).expect("open");
+    store.take_over(Uuid::now_v7()).await.expect("take over");
+    store
+}
+
+/// Rows as frames: `uid` to a mark, none deletes.
+pub fn frames(rows: &[(u64, Option<u32>)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (uid, mark) in rows {
+        match mark {
+            Some(mark) => put_pool(&mut out, &PoolRow { uid: *uid, hash_version: *mark, ..PoolRow::default() }),
+            None => put_deletion(&mut out, RowKind::Pool, &uid.to_string()),
+        }
+    }
+    out
+}
+
+pub fn rows(shard: ShardKey, from: u64, to: u64, rows: &[(u64, Option<u32>)]) -> Step {
+    Step { shard, from, to, kind: StepKind::Rows(frames(rows).into()) }
+}
+
+pub fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &[(u64, Option<u32>)]) -> Step {
+    Step { shard, from: 0, to: 0, kind: StepKind::Chunk { generation, number, rows: frames(rows).into() } }
+}
+
+pub fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &[(u64, Option<u32>)]) -> Step {
+    Step { shard, from: 0, to, kind: StepKind::Flip { generation, chunks, rows: frames(rows).into() } }
+}
+
+pub fn drop_of(shard: ShardKey) -> Step {
+    Step { shard, from: 0, to: 0, kind: StepKind::Drop }
+}
+
+pub async fn one(store: &RedisStore, step: Step) -> StepOutcome {
+    store.apply(vec![step]).await.expect("apply")[0]
+}
+
+/// Where a shard stands, and its rows by uid.
+pub type State = (Result<u64, String>, BTreeMap<u64, u32>);
+
+pub async fn load(store: &RedisStore, shard: ShardKey) -> State {
+    let read: Arc<Mutex<BTreeMap<u64, u32>>> = Arc::default();
+    let into = Arc::clone(&read);
+    let sink = move |_: ShardKey, frames: &[u8]| {
+        for frame in Frames::new(frames) {
+            let frame = frame.expect("a frame");
+            let row: PoolRow = prost::Message::decode(&frame.body.expect("a state")[1..]).expect("a row");
+            into.lock().unwrap().insert(row.uid, row.hash_version);
+        }
+    };
+    let at = store.load(vec![shard], Box::new(sink)).await.expect("load").remove(0).at;
+    let rows = std::mem::take(&mut *read.lock().unwrap());
+    (at, rows)
+}
+
+pub fn is(at: u64, rows: &[(u64, u32)]) -> State {
+    (Ok(at), rows.iter().copied().collect())
+}
