@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+
 use crate::dispatch::Dispatch;
 use crate::journal::Trouble;
 use crate::metrics::{RenewalResult, metrics};
@@ -83,9 +85,9 @@ pub async fn keep(dispatch: Arc<Dispatch>) {
 ///
 /// # Errors
 /// Those that waiting does not mend.
-pub async fn patiently<T>(
+pub async fn patiently<'a, T>(
     dispatch: &Dispatch,
-    mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
+    mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>> + Send,
 ) -> Result<T, StoreError> {
     let mut pause_ms = START_MS;
     loop {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
+use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorCell;
 
 use crate::catalogue::Catalogue;
@@ -58,18 +59,21 @@ pub async fn raise_fence_ceiling(dispatch: &Dispatch) -> Result<(), StoreError> 
 /// # Errors
 /// It cannot be taken over.
 pub async fn own(dispatch: &Dispatch) -> Result<(), StoreError> {
-    ownership::patiently(dispatch, async || {
-        let ownership = ownership::take(dispatch).await?;
-        dispatch.fences.start(ownership.fence_ceiling);
-        raise_fence_ceiling(dispatch).await
-    })
-    .await
+    let attempt = || {
+        async {
+            let ownership = ownership::take(dispatch).await?;
+            dispatch.fences.start(ownership.fence_ceiling);
+            raise_fence_ceiling(dispatch).await
+        }
+        .boxed()
+    };
+    ownership::patiently(dispatch, attempt).await
 }
 
 /// Reads as the owner; takes the store over once more if its epoch turns out to have been given out before.
-async fn read<T>(
+async fn read<'a, T>(
     dispatch: &Dispatch,
-    mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
+    mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>> + Send,
 ) -> Result<T, StoreError> {
     loop {
         match ownership::patiently(dispatch, &mut attempt).await {
@@ -90,7 +94,7 @@ pub async fn recover(
     dispatch: &Arc<Dispatch>,
     supervisor: &ActorCell,
 ) -> Result<(Arc<Catalogue>, Vec<Arc<Pool>>), StoreError> {
-    let (at, rows) = read(dispatch, async || read_catalogue(dispatch).await).await?;
+    let (at, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
     for row in rows.values() {
@@ -106,7 +110,7 @@ pub async fn recover(
     let catalogue = Catalogue::new(&dispatch.journal, at, rows);
     let shards = pools.iter().flat_map(|pool| pool.ports.iter().map(|port| (Arc::clone(pool), Arc::clone(port))));
     let shards: Vec<_> = shards.collect();
-    let mut found = read(dispatch, async || load(dispatch, shards.clone()).await).await?;
+    let mut found = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
     reconcile(dispatch, &mut found);
     futures::stream::iter(found)
         .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))

@@ -136,7 +136,10 @@ impl Service {
 }
 
 /// Opens the store; on a thread of its own, as it reads and locks files.
-async fn open(settings: config::Store) -> Result<SharedStore, StoreError> {
+///
+/// # Errors
+/// It cannot be used. A Redis that is away is none: it is connected to later.
+pub async fn open(settings: config::Store) -> Result<SharedStore, StoreError> {
     let opened = tokio::task::spawn_blocking(move || match settings.url.clone() {
         StoreUrl::Memory => Ok(Arc::new(MemoryStore) as SharedStore),
         StoreUrl::Redis(url) => RedisStore::open(settings.redis(url)).map(|store| Arc::new(store) as SharedStore),

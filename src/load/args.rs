@@ -8,6 +8,7 @@ use clap::builder::TypedValueParser as _;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::config::StoreUrl;
 use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use crate::model::Ack;
 
@@ -95,8 +96,8 @@ pub struct CommonArgs {
     /// What to load: a scheduler in this process, or a service
     #[arg(long, default_value = "inproc", value_name = "inproc|http://HOST:PORT|grpc://HOST:PORT")]
     pub target: TargetUrl,
-    /// Store of the scheduler in this process [default: memory:]
-    #[arg(long, value_name = "memory:|redb:DIR")]
+    /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
+    #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreUrl>,
     /// Shards of the pool: a power of two
@@ -227,36 +228,6 @@ impl std::fmt::Display for TargetUrl {
 impl Serialize for TargetUrl {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-/// Where the scheduler in this process keeps its records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreUrl {
-    /// Nowhere.
-    Memory,
-    /// In this directory.
-    Redb(PathBuf),
-}
-
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("memory", "")) => Ok(Self::Memory),
-            Some(("redb", dir)) if !dir.is_empty() => Ok(Self::Redb(dir.into())),
-            _ => Err("must be memory: or redb:DIR".to_owned()),
-        }
-    }
-}
-
-impl Serialize for StoreUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Memory => serializer.serialize_str("memory:"),
-            Self::Redb(dir) => serializer.collect_str(&format_args!("redb:{}", dir.display())),
-        }
     }
 }
 

@@ -4,20 +4,19 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::args::{CommonArgs, StoreUrl, TargetUrl};
+use super::args::{CommonArgs, TargetUrl};
 use super::check::{worker_id, worker_ordinal};
 use super::grpc::GrpcLink;
 use super::http::{HttpLink, Origin};
 use super::stats::Failure;
+use crate::config::{self, StoreUrl};
 use crate::limits::BATCH_ITEMS_MAX;
 use crate::model::{
     ClaimFilter, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Taken, WorkerId, WorkerSpec, affinity_hash,
 };
 use crate::refusal::Refusal;
 use crate::scheduler::{Scheduler, Settings};
-use crate::store::SharedStore;
-use crate::store::memory::MemoryStore;
-use crate::store::redb::RedbStore;
+use crate::service;
 
 /// Namespace of every pool and claim of this harness.
 pub const NAMESPACE: &str = "load";
@@ -100,10 +99,9 @@ impl Target {
     pub async fn open(args: &CommonArgs, pool: &str) -> Result<Self> {
         let kind = match &args.target {
             TargetUrl::Inproc => {
-                let store: SharedStore = match &args.store {
-                    None | Some(StoreUrl::Memory) => Arc::new(MemoryStore),
-                    Some(StoreUrl::Redb(dir)) => Arc::new(RedbStore::open(dir).context("cannot open the store")?),
-                };
+                let url = args.store.clone().unwrap_or(StoreUrl::Memory);
+                let settings = config::Store { url, ..config::Store::default() };
+                let store = service::open(settings).await.context("cannot open the store")?;
                 let scheduler = Scheduler::new(store, Settings::default());
                 scheduler.start().await.context("cannot start the scheduler")?;
                 Kind::Inproc(scheduler)

@@ -138,12 +138,12 @@ fn s03_a_standby_takes_over_from_a_paused_owner_which_stays_silent_when_it_wakes
     let second = std::thread::scope(|scope| {
         let second = scope.spawn(|| start(second_dir.path(), &url, &["--standby"], SHORT));
         load.answers(300);
-        signal(first.pid(), "STOP");
+        signal(first.child.0.id(), "STOP");
         second.join().expect("it takes over by itself")
     });
     let mut client = second.client();
     client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "after"})).expect(201);
-    signal(first.pid(), "CONT");
+    signal(first.child.0.id(), "CONT");
     // Whatever the old owner has to say now, it is no answer about a claim.
     let mut old = first.client();
     for _ in 0..20 {

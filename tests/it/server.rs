@@ -16,7 +16,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// What it printed when it was ready.
     pub welcome: Vec<String>,
-    child: Running,
+    pub child: Running,
 }
 
 /// The command, with a data directory and a log file beside it.
@@ -57,10 +57,6 @@ impl Server {
 
     pub fn client(&self) -> Client {
         Client::connect(self.address).unwrap()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.0.id()
     }
 
     /// Asks it to stop.

@@ -1,0 +1,317 @@
+//! The Redis store on a cluster of three masters that this program starts: durable claims beside what claiming by Redis
+//! itself reaches, how evenly one hot pool lands on the masters, what `ack: memory` costs over `memory:`, lag, and
+//! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline durable spread steady recovery` picks some.
+
+#[allow(dead_code, reason = "shared with the tests, which use all of it")]
+#[path = "../tests/redis/servers.rs"]
+mod servers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use hotpool::config;
+use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::store::SharedStore;
+use hotpool::store::memory::MemoryStore;
+use hotpool::store::redis::RedisStore;
+use redis::aio::MultiplexedConnection;
+use servers::Cluster;
+use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const TIME: Duration = Duration::from_secs(4);
+
+fn pool() -> PoolName {
+    PoolName::new("bench", "hot").expect("a name")
+}
+
+fn request(key: &str) -> ClaimRequest {
+    let id = ClaimId::new("bench", "default", key).expect("a name");
+    let affinity = id.hash64();
+    ClaimRequest { affinity, reserve_ms: Some(0), ..ClaimRequest::new(id, pool()) }
+}
+
+fn open(url: &str, dir: &TempDir) -> SharedStore {
+    let settings = config::Store { data_dir: dir.path().to_owned(), ..config::Store::default() };
+    Arc::new(RedisStore::open(settings.redis(url.parse().expect("a URL"))).expect("opens"))
+}
+
+async fn scheduler(store: SharedStore, shards: u16, ack: Ack, workers: usize) -> Scheduler {
+    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000 });
+    scheduler.start().await.expect("starts");
+    let spec = PoolSpec { shards, ack, lag_max_ms: 60_000, ..PoolSpec::default() };
+    scheduler.put_pool(pool(), spec).await.expect("a pool");
+    for from in (0..workers).step_by(10_000) {
+        let specs = (from..workers.min(from + 10_000))
+            .map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
+        let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    }
+    scheduler
+}
+
+/// Claims and releases, each awaited, by so many tasks. Returns pairs a second.
+async fn pairs(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..clients)
+        .map(|client| {
+            let scheduler = scheduler.clone();
+            tokio::spawn(async move {
+                let keys: Vec<String> = (0..64).map(|n| format!("{client}-{n}")).collect();
+                let mut pairs = 0_usize;
+                while start.elapsed() < time {
+                    let taken = scheduler.claim(request(&keys[pairs % keys.len()])).await.expect("room");
+                    scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                    pairs += 1;
+                }
+                pairs
+            })
+        })
+        .collect();
+    let mut all = 0;
+    for task in tasks {
+        all += task.await.expect("no panic");
+    }
+    all as f64 / start.elapsed().as_secs_f64()
+}
+
+/// One client of the usual way: its own connections, as `WATCH` demands.
+struct Usual {
+    connections: Vec<(u16, MultiplexedConnection)>,
+}
+
+const IDLE: &str = "idle:{hot}";
+
+impl Usual {
+    async fn connect(cluster: &Cluster) -> Self {
+        let mut connections = Vec::new();
+        for (i, server) in cluster.masters.iter().enumerate() {
+            let client = redis::Client::open(server.url()).expect("a URL");
+            let connection = client.get_multiplexed_async_connection().await.expect("connects");
+            connections.push((((i + 1) * 16_384 / cluster.masters.len() - 1) as u16, connection));
+        }
+        Self { connections }
+    }
+
+    fn of(&mut self, tag: &str) -> &mut MultiplexedConnection {
+        let slot = crc16::State::<crc16::XMODEM>::calculate(tag.as_bytes()) % 16_384;
+        let at = self.connections.iter().position(|(last, _)| slot <= *last).expect("all slots are served");
+        &mut self.connections[at].1
+    }
+
+    /// `SPOP`, the worker's row read and written under its version, the holder's row written under its version.
+    async fn claim(&mut self, key: &str) -> bool {
+        let worker: Option<String> = redis::cmd("SPOP").arg(IDLE).query_async(self.of("hot")).await.expect("SPOP");
+        let Some(worker) = worker else { return false };
+        let row: Option<String> =
+            redis::cmd("GET").arg(format!("worker:{{{worker}}}")).query_async(self.of(&worker)).await.expect("GET");
+        assert!(row.is_some(), "a worker has a row");
+        self.versioned(&worker, &format!("worker:{{{worker}}}"), key).await;
+        self.versioned(key, &format!("holder:{{{key}}}"), &worker).await;
+        true
+    }
+
+    async fn versioned(&mut self, tag: &str, name: &str, value: &str) {
+        let connection = self.of(tag);
+        let _: () = redis::cmd("WATCH").arg(name).query_async(connection).await.expect("WATCH");
+        let row: Option<String> = redis::cmd("GET").arg(name).query_async(connection).await.expect("GET");
+        let version = row.and_then(|row| row.split(' ').next()?.parse::<u64>().ok()).unwrap_or(0);
+        let mut write = redis::pipe();
+        write.atomic().cmd("SET").arg(name).arg(format!("{} {value}", version + 1));
+        let written: Option<(String,)> = write.query_async(connection).await.expect("EXEC");
+        assert!(written.is_some(), "nobody else writes this row");
+    }
+}
+
+async fn baseline(cluster: &Cluster) {
+    const WORKERS: usize = 200_000;
+    for clients in [16, 64, 256] {
+        flush(cluster);
+        let mut setup = Usual::connect(cluster).await;
+        for from in (0..WORKERS).step_by(1_000) {
+            let names: Vec<String> = (from..from + 1_000).map(|n| format!("worker-{n:07}")).collect();
+            let _: i64 = redis::cmd("SADD").arg(IDLE).arg(&names).query_async(setup.of("hot")).await.expect("SADD");
+            for name in &names {
+                let set = redis::cmd("SET").arg(format!("worker:{{{name}}}")).arg("1 -").take();
+                let _: () = set.query_async(setup.of(name)).await.expect("SET");
+            }
+        }
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..clients)
+            .map(|client| {
+                let connecting = Usual::connect(cluster);
+                async move {
+                    let mut usual = connecting.await;
+                    let mut claims = 0_usize;
+                    while start.elapsed() < TIME && usual.claim(&format!("{client}-{claims}")).await {
+                        claims += 1;
+                    }
+                    claims
+                }
+            })
+            .collect();
+        let claims: usize = futures::future::join_all(tasks).await.into_iter().sum();
+        let rate = claims as f64 / start.elapsed().as_secs_f64();
+        println!("{:<56} {rate:>10.0} claims/s", format!("SPOP and versioned rows, {clients} clients"));
+    }
+}
+
+async fn durable(cluster: &Cluster) {
+    for shards in [16, 64] {
+        for clients in [64, 1_024, 4_096] {
+            flush(cluster);
+            let dir = TempDir::new().expect("a directory");
+            let scheduler = scheduler(open(&cluster.url(), &dir), shards, Ack::Durable, 20_000).await;
+            let rate = pairs(&scheduler, clients, TIME).await;
+            println!(
+                "{:<56} {rate:>10.0} pairs/s",
+                format!("durable, in process, {shards} shards, {clients} in flight")
+            );
+            scheduler.stop().await;
+        }
+    }
+}
+
+async fn spread(cluster: &Cluster) {
+    for shards in [64, 16] {
+        flush(cluster);
+        let dir = TempDir::new().expect("a directory");
+        let scheduler = scheduler(open(&cluster.url(), &dir), shards, Ack::Durable, 100_000).await;
+        for master in &cluster.masters {
+            let _: () = master.ask(&["CONFIG", "RESETSTAT"]);
+        }
+        pairs(&scheduler, 1_024, TIME).await;
+        let figure = |section: &str, name: &str| -> Vec<f64> {
+            let read = |text: String| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned)).unwrap_or_default();
+                line.split(',').next().and_then(|n| n.trim().parse().ok()).unwrap_or(0.0)
+            };
+            cluster.masters.iter().map(|master| read(master.ask(&["INFO", section]))).collect()
+        };
+        for (what, values) in [
+            ("steps", figure("commandstats", "cmdstat_fcall:calls=")),
+            ("bytes", figure("stats", "total_net_input_bytes:")),
+            ("rows", figure("commandstats", "cmdstat_hset:calls=")),
+        ] {
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let ratio = values.iter().copied().fold(0.0, f64::max) / mean;
+            println!("{:<56} {ratio:>10.3} max/mean {values:?}", format!("{shards} shards, {what} per master"));
+        }
+        scheduler.stop().await;
+    }
+}
+
+/// Claims and releases at a fixed rate, memory-acknowledged; latency from the intended moment. Prints p50, p99, and the lag.
+async fn steady(name: &str, store: SharedStore, rate: usize, settle: bool) {
+    const CLIENTS: usize = 64;
+    let scheduler = scheduler(store, 16, Ack::Memory, 20_000).await;
+    let start = Instant::now();
+    let done = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let (scheduler, done) = (scheduler.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut taken_us = Histogram::<u64>::new(3).expect("bounds");
+                let keys: Vec<String> = (0..64).map(|n| format!("{client}-{n}")).collect();
+                let per_ms = rate as f64 / CLIENTS as f64 / 1_000.0;
+                let mut sent = 0_usize;
+                while start.elapsed() < TIME {
+                    let due = (start.elapsed().as_secs_f64() * 1_000.0 * per_ms) as usize;
+                    while sent < due {
+                        let intended = start + Duration::from_secs_f64(sent as f64 / per_ms / 1_000.0);
+                        let taken = scheduler.claim(request(&keys[sent % keys.len()])).await.expect("room");
+                        taken_us.saturating_record(intended.elapsed().as_micros() as u64);
+                        scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                        sent += 1;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                done.fetch_add(sent, Ordering::Relaxed);
+                taken_us
+            })
+        })
+        .collect();
+    let mut lags = Histogram::<u64>::new(3).expect("bounds");
+    while settle && start.elapsed() < TIME {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let status = scheduler.get_pool(&pool()).await.expect("there");
+        lags.saturating_record(status.shards.iter().map(|shard| shard.lag_ms).max().unwrap_or(0));
+    }
+    let mut all = Histogram::<u64>::new(3).expect("bounds");
+    for task in tasks {
+        all.add(task.await.expect("no panic")).expect("same bounds");
+    }
+    let reached = done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+    let lag = if settle { format!(", lag p99 {} ms", lags.value_at_quantile(0.99)) } else { String::new() };
+    println!(
+        "{:<56} {reached:>10.0} pairs/s, p50 {} us, p99 {} us{lag}",
+        format!("memory-acknowledged at {rate}/s, {name}"),
+        all.value_at_quantile(0.5),
+        all.value_at_quantile(0.99)
+    );
+    scheduler.stop().await;
+}
+
+async fn recovery(cluster: &Cluster, workers: usize) {
+    flush(cluster);
+    let dir = TempDir::new().expect("a directory");
+    let url = cluster.url();
+    let first = scheduler(open(&url, &dir), 16, Ack::Durable, workers).await;
+    first.stop().await;
+    drop(first);
+    let settings = config::Store { data_dir: dir.path().to_owned(), ..config::Store::default() };
+    let store = loop {
+        // The actors' last references go when their tasks have ended.
+        match RedisStore::open(settings.redis(url.parse().expect("a URL"))) {
+            Ok(store) => break store,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let begin = Instant::now();
+    let second = Scheduler::new(Arc::new(store), Settings::default());
+    second.start().await.expect("recovers");
+    println!("{:<56} {:>10.2} s", format!("recovery of {workers} workers"), begin.elapsed().as_secs_f64());
+    let status = second.get_pool(&pool()).await.expect("recovered");
+    assert_eq!(status.shards.iter().map(|shard| shard.workers).sum::<u64>(), workers as u64);
+    second.stop().await;
+}
+
+fn flush(cluster: &Cluster) {
+    for master in &cluster.masters {
+        let _: () = master.ask(&["FLUSHALL"]);
+    }
+}
+
+fn main() {
+    let picked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wants = |name: &str| picked.is_empty() || picked.iter().any(|picked| picked == name);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let cluster = Cluster::start(3, 0, &[]);
+    runtime.block_on(async {
+        if wants("baseline") {
+            baseline(&cluster).await;
+        }
+        if wants("durable") {
+            durable(&cluster).await;
+        }
+        if wants("spread") {
+            spread(&cluster).await;
+        }
+        if wants("steady") {
+            for rate in [100_000, 200_000] {
+                flush(&cluster);
+                let dir = TempDir::new().expect("a directory");
+                steady("memory:", Arc::new(MemoryStore), rate, false).await;
+                steady("Redis", open(&cluster.url(), &dir), rate, true).await;
+            }
+        }
+        if wants("recovery") {
+            recovery(&cluster, 1_000_000).await;
+        }
+    });
+}
