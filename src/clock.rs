@@ -19,6 +19,8 @@ use crate::model::Millis;
 pub const STEP_MAX_MS: Millis = 250;
 /// How often the service ticks.
 pub const TICK_MS: Millis = 5;
+/// How far wall clock and engine may drift apart before times shown to people follow the wall clock again.
+const DRIFT_MAX_MS: u64 = 50;
 
 /// Cheap to clone; all clones show the same time.
 #[derive(Debug, Clone)]
@@ -33,6 +35,8 @@ struct Inner {
     unix_shift_us: AtomicI64,
     engine_ms: CachePadded<AtomicU64>,
     last_tick_ms: AtomicU64,
+    /// Wall clock less engine's time.
+    unix_ahead_ms: AtomicI64,
 }
 
 impl Clock {
@@ -50,13 +54,16 @@ impl Clock {
 
     fn starting(manual_ns: i64) -> Self {
         let origin = Instant::now();
-        Self(Arc::new(Inner {
+        let clock = Self(Arc::new(Inner {
             origin,
             manual_ns: AtomicI64::new(manual_ns),
             unix_shift_us: AtomicI64::new(0),
             engine_ms: CachePadded::new(AtomicU64::new(1)),
             last_tick_ms: AtomicU64::new(0),
-        }))
+            unix_ahead_ms: AtomicI64::new(0),
+        }));
+        clock.tick();
+        clock
     }
 
     /// Monotonic nanoseconds since the clock was made.
@@ -92,6 +99,13 @@ impl Clock {
         self.unix_us() / 1000
     }
 
+    /// The wall clock at that moment of the engine's time. The same moment is shown as the same number, unless the wall
+    /// clock was set or the process was paused meanwhile.
+    #[must_use]
+    pub fn unix_of(&self, engine_ms: Millis) -> Millis {
+        engine_ms.saturating_add_signed(self.0.unix_ahead_ms.load(Ordering::Relaxed))
+    }
+
     /// The engine's time as of the last tick.
     #[must_use]
     pub fn engine_ms(&self) -> Millis {
@@ -103,7 +117,12 @@ impl Clock {
         let now = self.mono_ns() / 1_000_000;
         let last = self.0.last_tick_ms.swap(now, Ordering::Relaxed);
         let step = now.saturating_sub(last).min(STEP_MAX_MS);
-        self.0.engine_ms.fetch_add(step, Ordering::Relaxed) + step
+        let engine_ms = self.0.engine_ms.fetch_add(step, Ordering::Relaxed) + step;
+        let ahead_ms = self.unix_ms().cast_signed() - engine_ms.cast_signed();
+        if ahead_ms.abs_diff(self.0.unix_ahead_ms.load(Ordering::Relaxed)) > DRIFT_MAX_MS {
+            self.0.unix_ahead_ms.store(ahead_ms, Ordering::Relaxed);
+        }
+        engine_ms
     }
 
     /// Moves a manual clock; the engine sees it at the next tick.

@@ -103,7 +103,7 @@ fn every_problem_is_told_at_once() {
         ("HOTPOOL__SERVER__LISTENN", "127.0.0.1:1"),
         ("HOTPOOL__SERVER__MAX_CONNECTIONS", "0"),
         ("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1.5"),
-        ("HOTPOOL__STORE__URL", "redis://127.0.0.1"),
+        ("HOTPOOL__STORE__URL", "redis://127.0.0.1/x"),
         ("HOTPOOL__STORE__WAIT_MS", "20000"),
         ("HOTPOOL__LGO__FORMAT", "json"),
     ];
@@ -113,7 +113,7 @@ fn every_problem_is_told_at_once() {
         "server.listenn: unknown field",
         "server.max_connections: must be 1..=1000000, got 0",
         "server.request_timeout_ms: invalid type",
-        "store.url: redis is not built in this version",
+        "store.url: the database must be a number",
         "store.wait_ms: must not be above server.request_timeout_ms",
         "lgo: unknown field",
     ] {
@@ -140,10 +140,10 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn store_urls() {
-    for good in ["redb:./hotpool-data", "redb:/var/lib/hotpool", "memory:"] {
+    for good in ["redb:./hotpool-data", "redb:/var/lib/hotpool", "memory:", "redis://h:6379"] {
         assert_eq!(good.parse::<StoreUrl>().unwrap().to_string(), good);
     }
-    for bad in ["", "redb:", "memory:x", "redis://h", "file:/x", "hotpool-data"] {
+    for bad in ["", "redb:", "memory:x", "redis://", "file:/x", "hotpool-data"] {
         assert!(bad.parse::<StoreUrl>().is_err(), "{bad}");
     }
 }

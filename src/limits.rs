@@ -14,7 +14,7 @@ pub const SHARDS_DEFAULT: u16 = 16;
 pub const POOLS_MAX: usize = 4096;
 /// Most workers of one shard: ordinals are `u32`, and one is the nil.
 pub const SHARD_WORKERS_MAX: u32 = 16_000_000;
-/// Most items of `claims:batch` and `workers:batch`.
+/// Most items of `claims:batch`, `workers:batch` and `workers:heartbeat`.
 pub const BATCH_ITEMS_MAX: usize = 10_000;
 /// Most items on one page of a listing.
 pub const PAGE_ITEMS_MAX: usize = 1_000;

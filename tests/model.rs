@@ -10,10 +10,14 @@
 mod asks;
 #[path = "model/drive.rs"]
 mod drive;
+#[path = "model/ops.rs"]
+mod ops;
 #[path = "model/oracle.rs"]
 mod oracle;
 #[path = "model/selector.rs"]
 mod selector;
+#[path = "model/words.rs"]
+mod words;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,7 +26,8 @@ use hotpool::model::{Policy, WorkerVerb};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use drive::{Names, Op, Run, Who};
+use drive::Run;
+use ops::{Names, Op, Who};
 
 fn reserve_ms() -> impl Strategy<Value = u64> {
     prop_oneof![1 => Just(0), 2 => 1..3_000u64]

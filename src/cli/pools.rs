@@ -171,7 +171,9 @@ impl Pools {
             Verb::Clear(Name { pool }) => {
                 let answer = context.client.call(Method::POST, &format!("{}:clear", path(&pool)), None).await?;
                 let Cleared { cleared, suspect } = context.client.read(&answer.json)?;
-                context.done(&answer, &format!("{pool}: {cleared} workers cleared, {suspect} still suspect"))?;
+                let why = ", because claims that the last stop may have lost can still be started; try again later";
+                let why = if suspect > 0 { why } else { "" };
+                context.done(&answer, &format!("{pool}: {cleared} workers cleared, {suspect} still suspect{why}"))?;
             }
         }
         Ok(Exit::Ok)

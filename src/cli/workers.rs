@@ -135,7 +135,6 @@ struct WorkerView {
     node: Option<String>,
     #[serde(default)]
     incarnation: u64,
-    #[serde(alias = "state")]
     occupancy: String,
     schedulability: String,
     #[serde(default)]

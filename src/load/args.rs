@@ -297,7 +297,7 @@ mod tests {
             "bench --target http://x:1/path",
             "bench --target http://x:1 --store memory:",
             "bench --store redb:",
-            "bench --store redis://x",
+            "bench --store redis://",
             "replay",
         ] {
             assert!(parse(line).is_err(), "{line}");

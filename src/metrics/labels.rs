@@ -165,6 +165,8 @@ label! {
         Workers = "/v1/pools/{ns}/{pool}/workers",
         /// Many registrations.
         WorkersBatch = "/v1/pools/{ns}/{pool}/workers:batch",
+        /// Heartbeats of many workers.
+        WorkersHeartbeat = "/v1/pools/{ns}/{pool}/workers:heartbeat",
         /// One worker.
         Worker = "/v1/pools/{ns}/{pool}/workers/{id}",
         /// Claim, and the list of claims.
@@ -229,6 +231,8 @@ label! {
         DeleteWorker = "hotpool.v1.WorkerService/DeleteWorker",
         /// A worker's heartbeat.
         HeartbeatWorker = "hotpool.v1.WorkerService/HeartbeatWorker",
+        /// Heartbeats of many.
+        BatchHeartbeatWorkers = "hotpool.v1.WorkerService/BatchHeartbeatWorkers",
         /// Cordon a worker.
         CordonWorker = "hotpool.v1.WorkerService/CordonWorker",
         /// Uncordon a worker.

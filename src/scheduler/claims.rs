@@ -154,7 +154,7 @@ impl Scheduler {
         wait(answer).await.map(drop)
     }
 
-    /// Many releases in one call: each its own outcome, in order. Each shard is visited once.
+    /// Many releases in one call: each its own outcome, as of [`Self::release`], in order. Each shard is visited once.
     pub async fn release_batch(&self, claims: Vec<(ClaimId, Fence)>) -> Vec<Result<(), Refusal>> {
         if let Err(refusal) = self.open() {
             return claims.iter().map(|_| Err(refusal.clone())).collect();
@@ -165,7 +165,7 @@ impl Scheduler {
         let started_ns = self.dispatch().stopwatch();
         let (batch, answers) = Batch::new(claims.len());
         let mut groups: Vec<(ShardRef, KeyItem)> = Vec::with_capacity(claims.len());
-        let (mut refused, mut gone) = (Vec::new(), Vec::new());
+        let (mut refused, mut others) = (Vec::new(), Vec::new());
         for (place, (id, fence)) in (0..).zip(claims) {
             let reply = Reply::part(std::sync::Arc::clone(&batch), place);
             match self.dispatch().keys.find(&id) {
@@ -173,9 +173,7 @@ impl Scheduler {
                     groups.push((hold.shard, KeyItem { id, place: hold.place, started_ns, reply }));
                 }
                 Found::Held(_) => refused.push((self.dispatch().keys.unstored(&id), reply)),
-                Found::Gone(_) => gone.push((id, fence, reply)),
-                Found::Vacant => drop(reply.send(Ok(Payload::Done))),
-                Found::Unreadable => drop(reply.send(Err(Refusal::Unavailable(Unavailable::Loading)))),
+                Found::Gone(_) | Found::Vacant | Found::Unreadable => others.push((id, fence, reply)),
             }
         }
         drop(batch);
@@ -191,7 +189,7 @@ impl Scheduler {
             metrics().fence_refusals.increment(1);
             reply.send(self.records_stored(&unstored).await.and(Err(Refusal::Fence)));
         }
-        for (id, fence, reply) in gone {
+        for (id, fence, reply) in others {
             reply.send(self.release(&id, fence).await.map(|()| Payload::Done));
         }
         let outcomes = answers.await.unwrap_or_default();

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::claims::view;
-use super::workers::worker_view;
 use super::{Scheduler, wait};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};
@@ -19,10 +18,11 @@ impl Scheduler {
     /// Pools by name, from the one after `token` on.
     ///
     /// # Errors
-    /// `loading`.
+    /// `loading`; `Invalid` for a token that is no page's.
     pub async fn list_pools(&self, token: Option<&str>, limit: usize) -> Result<Page<PoolStatus>, Refusal> {
         self.open()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
+        token.map_or(Ok(()), pool_name)?;
         let pools = self.sorted_pools(|name| token.is_none_or(|token| name > token));
         let more = pools.len() > limit;
         let mut items = Vec::with_capacity(pools.len().min(limit));
@@ -54,7 +54,7 @@ impl Scheduler {
             let Payload::Workers(rows) = wait(answer).await? else { unreachable!("workers are asked for") };
             let full = items.len() + rows.len() == limit;
             from = rows.last().map_or(from, |(at, _)| at + 1);
-            items.extend(rows.into_iter().map(|(_, look)| worker_view(&pool, shard, look)));
+            items.extend(rows.into_iter().map(|(_, look)| self.worker_view(&pool, shard, look)));
             if !full {
                 (shard, from) = (shard + 1, 0);
             }
@@ -83,6 +83,7 @@ impl Scheduler {
         let sieve = ClaimSieve { worker, tenant: filter.tenant.clone() };
         let (start, (mut shard, mut from)) = token.map_or(Ok(("", (0, 0))), |token| {
             let (pool, rest) = token.split_once(':').ok_or_else(bad_token)?;
+            pool_name(pool)?;
             cursor(rest).map(|cursor| (pool, cursor))
         })?;
         let pools = self.sorted_pools(|name| name >= start && wanted(filter, name));
@@ -137,6 +138,11 @@ fn wanted(filter: &ClaimFilter, name: &str) -> bool {
     let (namespace, pool) = name.split_once('/').unwrap_or_default();
     filter.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
         && filter.pool.as_deref().is_none_or(|wanted| wanted == pool)
+}
+
+/// Pages of pools, and of claims by pool, go on from a name.
+fn pool_name(token: &str) -> Result<(), Refusal> {
+    PoolName::parse(token).map(drop).map_err(|_| bad_token())
 }
 
 fn cursor(token: &str) -> Result<(u16, u32), Refusal> {

@@ -46,6 +46,8 @@ pub struct Scheduler {
 struct Shared {
     dispatch: Arc<Dispatch>,
     started: AtomicBool,
+    /// It is about to stop: calls are still answered, but no new ones should come.
+    draining: AtomicBool,
     catalogue: OnceLock<Arc<Catalogue>>,
     supervisor: OnceLock<ActorCell>,
     /// Changes of pools go one at a time.
@@ -109,6 +111,7 @@ impl Scheduler {
             shared: Arc::new(Shared {
                 dispatch: Arc::new(dispatch),
                 started: AtomicBool::new(false),
+                draining: AtomicBool::new(false),
                 catalogue: OnceLock::new(),
                 supervisor: OnceLock::new(),
                 changing: tokio::sync::Mutex::new(()),
@@ -195,6 +198,12 @@ impl Scheduler {
         Ok(self.shared.supervisor.get_or_init(|| actor.get_cell()).clone())
     }
 
+    /// From now on it is not ready, so that nobody sends new calls; those that come are still answered. For the time
+    /// between the wish to stop and [`Scheduler::stop`].
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
     /// Lets what is in flight finish, brings everything to the store, ends all shards. New requests are refused. True
     /// if the store has everything.
     pub async fn stop(&self) -> bool {
@@ -244,7 +253,7 @@ impl Scheduler {
         const REASONS_MAX: usize = 16;
         let dispatch = &self.shared.dispatch;
         let mut reasons = Vec::new();
-        if dispatch.is_stopping() {
+        if dispatch.is_stopping() || self.shared.draining.load(Ordering::Acquire) {
             reasons.push("the service is shutting down".to_owned());
         } else if !self.shared.started.load(Ordering::Acquire) {
             reasons.push("recovering from the store".to_owned());

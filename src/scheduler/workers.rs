@@ -1,4 +1,4 @@
-//! Workers: register, look, delete.
+//! Workers: register, hear, look, steer, delete.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::model::{
 };
 use crate::pools::Pool;
 use crate::refusal::{Refusal, What};
-use crate::shard::{Batch, ClaimAnswer, Command, Payload, Reply};
+use crate::shard::{Batch, ClaimAnswer, Command, Outcome, Payload, Reply};
 
 impl Scheduler {
     /// A worker is there. Upsert: what is said replaces what was known.
@@ -26,7 +26,7 @@ impl Scheduler {
         let shard = worker.spec.id.shard(pool.ports.len() as u16);
         let (reply, answer) = Reply::one();
         pool.ports[shard as usize].ask(Command::Register(vec![(worker, reply)]));
-        registered(&pool, shard, wait(answer).await?)
+        self.registered(&pool, shard, wait(answer).await?)
     }
 
     /// Many workers in one call: each its own outcome, in order. Each shard is visited once.
@@ -40,27 +40,9 @@ impl Scheduler {
     ) -> Result<Vec<Result<Registered, Refusal>>, Refusal> {
         self.open()?;
         let pool = self.pool(pool)?;
-        if workers.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (batch, answers) = Batch::new(workers.len());
-        let mut by_shard: Vec<Vec<(Registration, Reply)>> = pool.ports.iter().map(|_| Vec::new()).collect();
-        let mut shards = Vec::with_capacity(workers.len());
-        for (place, worker) in (0..).zip(workers) {
-            let reply = Reply::part(Arc::clone(&batch), place);
-            let shard = worker.spec.id.shard(pool.ports.len() as u16);
-            shards.push(shard);
-            match check(&worker) {
-                Ok(()) => by_shard[shard as usize].push((worker, reply)),
-                Err(refusal) => drop(reply.send(Err(refusal))),
-            }
-        }
-        drop(batch);
-        for (port, workers) in pool.ports.iter().zip(by_shard).filter(|(_, workers)| !workers.is_empty()) {
-            port.ask(Command::Register(workers));
-        }
-        let outcomes = answers.await.unwrap_or_default().into_iter().zip(shards);
-        Ok(outcomes.map(|(outcome, shard)| registered(&pool, shard, outcome?)).collect())
+        let worker = |worker, reply| (worker, reply);
+        let outcomes = by_shard(&pool, workers, |worker| &worker.spec.id, check, worker, Command::Register).await;
+        Ok(outcomes.into_iter().map(|(shard, outcome)| self.registered(&pool, shard, outcome?)).collect())
     }
 
     /// A worker as it stands.
@@ -69,7 +51,7 @@ impl Scheduler {
     /// `NotFound`.
     pub async fn get_worker(&self, pool: &PoolName, id: &WorkerId) -> Result<WorkerView, Refusal> {
         let (pool, shard, payload) = self.on_worker(pool, id, Command::Worker).await?;
-        registered(&pool, shard, payload).map(|registered| registered.worker)
+        self.registered(&pool, shard, payload).map(|registered| registered.worker)
     }
 
     /// A worker is gone; what it held is lost, and its keys are free.
@@ -87,15 +69,26 @@ impl Scheduler {
     /// `Invalid` for too many claims; `NotFound`; `State` for another incarnation than the registered one.
     pub async fn heartbeat(&self, pool: &PoolName, id: &WorkerId, beat: Beat) -> Result<Heard, Refusal> {
         check_named(beat.claims.as_deref())?;
-        let ask = |id, reply| Command::Heartbeat(id, beat, reply);
+        let ask = |id, reply| Command::Heartbeat(vec![(id, beat, reply)]);
         let (pool, _, payload) = self.on_worker(pool, id, ask).await?;
-        match payload {
-            Payload::Heard(claims, stop) => {
-                let claims = claims.into_iter().map(|(id, answer)| view(&id, &pool.name, answer)).collect();
-                Ok(Heard { claims, stop })
-            }
-            _ => unreachable!("a heartbeat is heard or refused"),
-        }
+        Ok(heard(&pool, payload))
+    }
+
+    /// Many heartbeats in one call: each its own outcome, in order. Each shard is visited once.
+    ///
+    /// # Errors
+    /// The pool does not exist.
+    pub async fn heartbeat_batch(
+        &self,
+        pool: &PoolName,
+        beats: Vec<(WorkerId, Beat)>,
+    ) -> Result<Vec<Result<Heard, Refusal>>, Refusal> {
+        self.open()?;
+        let pool = self.pool(pool)?;
+        let check = |(_, beat): &(WorkerId, Beat)| check_named(beat.claims.as_deref());
+        let beat = |(id, beat), reply| (id, beat, reply);
+        let outcomes = by_shard(&pool, beats, |(id, _)| id, check, beat, Command::Heartbeat).await;
+        Ok(outcomes.into_iter().map(|(_, outcome)| Ok(heard(&pool, outcome?))).collect())
     }
 
     /// The owner of a worker wishes.
@@ -106,7 +99,7 @@ impl Scheduler {
     pub async fn steer(&self, pool: &PoolName, id: &WorkerId, verb: WorkerVerb) -> Result<WorkerView, Refusal> {
         let ask = |id, reply| Command::Steer(id, verb, reply);
         let (pool, shard, payload) = self.on_worker(pool, id, ask).await?;
-        registered(&pool, shard, payload).map(|registered| registered.worker)
+        self.registered(&pool, shard, payload).map(|registered| registered.worker)
     }
 
     /// The owner of all workers of a pool speaks for them, as they stand. Says how many were not trusted, and how many
@@ -152,14 +145,75 @@ impl Scheduler {
         let pools = self.dispatch().pools.load();
         pools.get(name).filter(|pool| !pool.is_closing()).cloned().ok_or(Refusal::NotFound(What::Pool))
     }
+
+    fn registered(&self, pool: &Pool, shard: u16, payload: Payload) -> Result<Registered, Refusal> {
+        match payload {
+            Payload::Worker { created, look, stop } => {
+                Ok(Registered { created, worker: self.worker_view(pool, shard, *look), stop })
+            }
+            _ => Err(Refusal::NotFound(What::Worker)),
+        }
+    }
+
+    /// A worker as the service shows it.
+    pub(super) fn worker_view(&self, pool: &Pool, shard: u16, look: WorkerLook) -> WorkerView {
+        let claims = look.claims.into_iter().map(|(id, grant)| {
+            let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch().clock.unix_of(at));
+            view(&id, &pool.name, ClaimAnswer { grant, created: false, pool: pool.number, expires_at_ms })
+        });
+        WorkerView {
+            claims: claims.collect(),
+            card: look.card,
+            busy: look.axes.busy,
+            schedulability: look.axes.schedulability,
+            liveness: look.axes.liveness,
+            trust: look.axes.trust,
+            overcommitted: look.axes.overcommitted,
+            version: look.version,
+            shard,
+        }
+    }
 }
 
-fn registered(pool: &Pool, shard: u16, payload: Payload) -> Result<Registered, Refusal> {
-    match payload {
-        Payload::Worker { created, look, stop } => {
-            Ok(Registered { created, worker: worker_view(pool, shard, *look), stop })
+/// Asks each shard once about those of `items` that are its own and pass `check`. Every item's shard and outcome, in
+/// order.
+async fn by_shard<T, A>(
+    pool: &Pool,
+    items: Vec<T>,
+    id: impl Fn(&T) -> &WorkerId,
+    check: impl Fn(&T) -> Result<(), Refusal>,
+    ask: impl Fn(T, Reply) -> A,
+    command: impl Fn(Vec<A>) -> Command,
+) -> Vec<(u16, Outcome)> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let (batch, answers) = Batch::new(items.len());
+    let mut asks: Vec<Vec<A>> = pool.ports.iter().map(|_| Vec::new()).collect();
+    let mut shards = Vec::with_capacity(items.len());
+    for (place, item) in (0..).zip(items) {
+        let reply = Reply::part(Arc::clone(&batch), place);
+        let shard = id(&item).shard(pool.ports.len() as u16);
+        shards.push(shard);
+        match check(&item) {
+            Ok(()) => asks[shard as usize].push(ask(item, reply)),
+            Err(refusal) => drop(reply.send(Err(refusal))),
         }
-        _ => Err(Refusal::NotFound(What::Worker)),
+    }
+    drop(batch);
+    for (port, asks) in pool.ports.iter().zip(asks).filter(|(_, asks)| !asks.is_empty()) {
+        port.ask(command(asks));
+    }
+    shards.into_iter().zip(answers.await.unwrap_or_default()).collect()
+}
+
+fn heard(pool: &Pool, payload: Payload) -> Heard {
+    match payload {
+        Payload::Heard(claims, stop) => {
+            let claims = claims.into_iter().map(|(id, answer)| view(&id, &pool.name, answer)).collect();
+            Heard { claims, stop }
+        }
+        _ => unreachable!("a heartbeat is heard or refused"),
     }
 }
 
@@ -174,25 +228,5 @@ fn check_named(claims: Option<&[RunningClaim]>) -> Result<(), Refusal> {
             Err(Refusal::invalid("claims", format!("at most {} claims", limits::NAMED_CLAIMS_MAX)))
         }
         _ => Ok(()),
-    }
-}
-
-/// A worker as the service shows it.
-pub(super) fn worker_view(pool: &Pool, shard: u16, look: WorkerLook) -> WorkerView {
-    let claims = look.claims.into_iter().map(|(id, grant)| {
-        let answer = ClaimAnswer { grant, created: false, pool: pool.number, expires_at_ms: None };
-        view(&id, &pool.name, answer)
-    });
-    let claims: Vec<_> = claims.collect();
-    WorkerView {
-        card: look.card,
-        busy: look.axes.busy,
-        schedulability: look.axes.schedulability,
-        liveness: look.axes.liveness,
-        trust: look.axes.trust,
-        overcommitted: look.axes.overcommitted,
-        version: look.version,
-        shard,
-        claims,
     }
 }

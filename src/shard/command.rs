@@ -126,8 +126,8 @@ pub enum Command {
     Look(KeyItem),
     /// Workers are there.
     Register(Vec<(Registration, Reply)>),
-    /// A worker says that it is there.
-    Heartbeat(WorkerId, Beat, Reply),
+    /// Workers say that they are there.
+    Heartbeat(Vec<(WorkerId, Beat, Reply)>),
     /// The owner of a worker wishes.
     Steer(WorkerId, WorkerVerb, Reply),
     /// The owner of all workers speaks for them.

@@ -377,7 +377,6 @@ impl ShardPort {
             | Command::Look(KeyItem { reply, .. })
             | Command::Renew(KeyItem { reply, .. }, _)
             | Command::BeginRelease(KeyItem { reply, .. })
-            | Command::Heartbeat(_, _, reply)
             | Command::Steer(_, _, reply)
             | Command::ClearAll(reply)
             | Command::Seal(reply)
@@ -389,6 +388,7 @@ impl ShardPort {
             | Command::Close(reply) => say(reply),
             Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
+            Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Dump(..) | Command::SetPolicy(_) | Command::Yield(_) | Command::Panic => {}
         }
     }

@@ -213,7 +213,11 @@ impl Running {
                     self.register(registration, reply);
                 }
             }
-            Command::Heartbeat(id, beat, reply) => self.heartbeat(id, beat, reply),
+            Command::Heartbeat(workers) => {
+                for (id, beat, reply) in workers {
+                    self.heartbeat(id, beat, reply);
+                }
+            }
             Command::Steer(id, verb, reply) => self.on(Event::Steer { id, verb, to: To::Reply(reply) }),
             Command::ClearAll(reply) => self.on(Event::ClearAll { to: To::Reply(reply) }),
             Command::Seal(reply) => self.seal(reply),

@@ -36,14 +36,13 @@ mod owner;
 mod steps;
 mod url;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dashmap::DashMap;
 use futures::future::{BoxFuture, FutureExt as _};
 use redis::{ClientTlsConfig, TlsCertificates, Value, cmd};
 use uuid::Uuid;
@@ -102,7 +101,7 @@ pub struct RedisStore {
     epoch_floor: AtomicU64,
     fence_ceiling: AtomicU64,
     /// Live sides, of the shards that this owner has taken.
-    sides: DashMap<ShardKey, Side>,
+    sides: Mutex<HashMap<ShardKey, Side>>,
 }
 
 impl std::fmt::Debug for RedisStore {
@@ -143,7 +142,7 @@ impl RedisStore {
             watch: Mutex::default(),
             epoch_floor: AtomicU64::new(0),
             fence_ceiling: AtomicU64::new(0),
-            sides: DashMap::new(),
+            sides: Mutex::default(),
             options,
         })
     }
@@ -188,7 +187,7 @@ impl RedisStore {
             return Err(StoreError::Held("somebody else took the store over at this moment".to_owned()));
         };
         self.reach_replica().await?;
-        self.sides.clear();
+        locked(&self.sides).clear();
         self.fence_ceiling.fetch_max(fence_ceiling, Ordering::Relaxed);
         *locked(&self.ours) = Some(owner);
         Ok(Ownership { epoch: owner.epoch, fence_ceiling })
@@ -226,7 +225,10 @@ impl RedisStore {
     async fn find_sides(&self, owner: Owner, steps: &[Step]) -> Result<Vec<ShardKey>, StoreError> {
         // To be dropped, a shard need not be there.
         let sided = steps.iter().filter(|step| !matches!(step.kind, StepKind::Drop)).map(|step| step.shard);
-        let unknown: Vec<ShardKey> = sided.filter(|shard| !self.sides.contains_key(shard)).collect();
+        let unknown: Vec<ShardKey> = {
+            let sides = locked(&self.sides);
+            sided.filter(|shard| !sides.contains_key(shard)).collect()
+        };
         let mut fenced = Vec::new();
         if unknown.is_empty() {
             return Ok(fenced);
@@ -235,12 +237,12 @@ impl RedisStore {
         for (shard, answer) in unknown.into_iter().zip(self.nodes.call(&looks).await?) {
             match steps::seen(answer).map_err(StoreError::Unusable)? {
                 Seen::Live { side, .. } => {
-                    self.sides.insert(shard, side);
+                    locked(&self.sides).insert(shard, side);
                 }
                 Seen::Fenced { .. } => fenced.push(shard),
                 // What this owner has in memory counts; a rewrite puts it in the place of what is there.
                 Seen::Nothing | Seen::Bad(_) => {
-                    self.sides.insert(shard, Side::A);
+                    locked(&self.sides).insert(shard, Side::A);
                 }
             }
         }
@@ -257,19 +259,20 @@ impl RedisStore {
                 .map(|step| if fenced.contains(&step.shard) { StepOutcome::Fenced } else { StepOutcome::Gap })
                 .collect());
         }
-        let side = |shard| self.sides.get(&shard).map_or(Side::A, |side| *side);
+        let side = |shard| locked(&self.sides).get(&shard).copied().unwrap_or(Side::A);
         let calls: Vec<_> =
             steps.iter().map(|step| steps::call(self.prefix(), owner, step, side(step.shard))).collect();
         let answers = self.nodes.call(&calls).await?;
         let mut outcomes = Vec::with_capacity(steps.len());
+        let mut sides = locked(&self.sides);
         for (step, answer) in steps.iter().zip(answers) {
             let outcome = steps::outcome(answer).map_err(StoreError::Unusable)?;
             match (&step.kind, outcome) {
                 (_, StepOutcome::Gap) | (StepKind::Drop, _) => {
-                    self.sides.remove(&step.shard);
+                    sides.remove(&step.shard);
                 }
                 (StepKind::Flip { .. }, StepOutcome::Ok | StepOutcome::Duplicate) => {
-                    self.sides.alter(&step.shard, |_, side| side.other());
+                    sides.entry(step.shard).and_modify(|side| *side = side.other());
                 }
                 _ => {}
             }
@@ -333,7 +336,7 @@ impl Store for RedisStore {
                 match read {
                     Read::Done(one, side) => {
                         if let (Some(side), Some(_)) = (side, owner) {
-                            self.sides.insert(one.shard, side);
+                            locked(&self.sides).insert(one.shard, side);
                         }
                         loaded.push(one);
                     }

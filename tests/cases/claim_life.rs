@@ -62,6 +62,20 @@ async fn w05_a_clean_up_that_never_ends_frees_the_key_and_leaves_a_suspect() {
     assert_eq!(world.s.get_claim(&id("k")).await.unwrap().fence, next);
 }
 
+/// A batch of releases is so many releases: of what is held, of what is gone, and of a clean-up that was given up.
+#[tokio::test]
+async fn w05_a_late_finish_in_a_batch_is_one_too() {
+    let world = pool().await;
+    world.add("p", &["v"]).await;
+    let (late, held) = (world.hold("p", "late").await, world.hold("p", "held").await);
+    world.s.begin_release(&id("late"), late).await.unwrap();
+    world.pass(10_000).await;
+    assert_eq!(world.counts("p").await, (0, 1, 0), "one is suspect");
+    let batch = vec![(id("late"), late), (id("held"), held), (id("never"), 1), (id("late"), late - 1)];
+    assert_eq!(world.s.release_batch(batch).await, [Ok(()), Ok(()), Ok(()), Ok(())]);
+    assert_eq!(world.counts("p").await, (2, 0, 0));
+}
+
 #[tokio::test]
 async fn w05_who_speaks_for_a_suspect_makes_a_late_finish_harmless() {
     let world = pool().await;

@@ -1,8 +1,9 @@
 //! W01, W03, C11, and capacity that shrinks: a worker through its life, as its owner and its registrar lead it.
 
+use hotpool::ask::ClaimAsk;
 use hotpool::model::{
-    Ack, Capacity, ClaimRequest, ClaimState, PoolSpec, Registration, Schedulability, Trust, WorkerId, WorkerSpec,
-    WorkerVerb,
+    Ack, Capacity, ClaimRequest, ClaimState, Policy, PoolSpec, Registration, Schedulability, Trust, WorkerId,
+    WorkerSpec, WorkerVerb,
 };
 use hotpool::refusal::Refusal;
 
@@ -145,6 +146,34 @@ async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer()
     world.s.register(&name("p"), expires("leaves", at)).await.unwrap();
     assert_eq!(world.counts("p").await, (2, 0, 0));
     assert_eq!(world.restarted().await.counts("p").await, (2, 0, 0));
+}
+
+/// Who ends too early is passed over, and the preference for a node stays: first the next one on it, then elsewhere.
+#[tokio::test]
+async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
+    for policy in [Policy::Lifo, Policy::Fifo, Policy::Random] {
+        let world = World::on_memory().await;
+        world.pool("p", PoolSpec { policy, reserve_ms: 5_000, ..spec(1, Ack::Durable) }, &[]).await;
+        let soon = world.clock.unix_ms() + 10_000;
+        let on =
+            |id: &str, node: &str, expires_at_ms| WorkerSpec { node: Some(node.into()), expires_at_ms, ..worker(id) };
+        let far = |id: &str| on(id, "far", None);
+        let near = |id: &str| on(id, "near", None);
+        for spec in
+            [far("far0"), on("ends0", "near", Some(soon)), near("stays0"), on("ends1", "near", Some(soon)), far("far1")]
+        {
+            world.s.register(&name("p"), spec).await.unwrap();
+        }
+        let mut taken = Vec::new();
+        for key in ["a", "b", "c"] {
+            let ask = ClaimAsk { nodes_preferred: vec!["near".into()], ..ClaimAsk::default() };
+            let ask = Some(Box::new(ask));
+            let request = ClaimRequest { reserve_ms: Some(0), ttl_ms: Some(60_000), ask, ..request("p", key) };
+            taken.push(world.s.claim(request).await.unwrap().claim.worker.spec.id.to_string());
+        }
+        assert_eq!(taken[0], "stays0", "{policy:?}");
+        assert!(taken[1..].iter().all(|worker| worker.starts_with("far")), "{policy:?}: {taken:?}");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hotpool::model::Ack;
+use hotpool::model::{Ack, Beat, WorkerId};
 use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 
@@ -82,6 +82,13 @@ async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
     assert_eq!(other.claim.worker.spec.id.shard(2), 1);
     // Shard 1 is full now, but nobody may say that the pool is.
     assert_eq!(world.claim("p", "one-too-many").await, Err(LOADING));
+    // Of heartbeats in one call those of shard 1 are heard.
+    let silent = || Beat { incarnation: 0, seq: None, claims: None };
+    let workers: Vec<WorkerId> =
+        (0..2).map(|shard| WorkerId::new(&ids_on(shard, 2, 1, "w").remove(0)).unwrap()).collect();
+    let beats = workers.into_iter().map(|id| (id, silent())).collect();
+    let heard = world.s.heartbeat_batch(&name("p"), beats).await.unwrap();
+    assert_eq!((heard[0].clone().err(), heard[1].is_ok()), (Some(LOADING), true), "{heard:?}");
     assert_eq!(world.s.keys().pending(), 0);
     let says = |reason: &String| reason.contains("shard 0 of ns/p panicked");
     until("readiness says so", async || world.s.readiness().reasons.iter().any(says)).await;

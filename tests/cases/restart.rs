@@ -180,6 +180,16 @@ async fn s13_fences_grow_over_a_lost_tail_and_a_clock_that_was_set_back() {
 
 /// What one process wrote, another finds under the same path.
 #[tokio::test]
+async fn w06_who_is_about_to_stop_is_not_ready_and_answers_still() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+    assert!(world.s.readiness().ready);
+    world.s.drain();
+    assert_eq!(world.s.readiness().reasons, ["the service is shutting down"]);
+    world.hold("p", "k").await;
+}
+
+#[tokio::test]
 async fn s07_the_directory_itself_is_opened_again() {
     let dir = tempfile::TempDir::new().unwrap();
     for round in 0..3_u64 {

@@ -104,7 +104,9 @@ fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_answer() {
     load.answers(500);
     cluster.masters[0].kill();
     let replica = &cluster.replicas[0];
-    until("the replica is promoted", || replica.ask::<String>(&["INFO", "replication"]).contains("role:master"));
+    until("the replica is promoted", || {
+        replica.try_ask::<String>(&["INFO", "replication"]).is_ok_and(|about| about.contains("role:master"))
+    });
     load.answers(500);
     campaign.end(load);
     until("the service is ready", || is_ready(&server));
@@ -225,5 +227,29 @@ fn flushall_under_a_running_owner_is_noticed_and_everything_is_written_anew() {
     campaign.check(&mut client);
     client.get("/v1/pools/ns/idle/workers/w").expect(200);
     campaign.finish(&mut client);
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_node_is_added_and_slots_move_while_claims_go_on() {
+    let cluster = Cluster::start(3, 0, &[]);
+    let (dir, url) = (TempDir::new().unwrap(), cluster.url());
+    let mut server = start(dir.path(), &url, &[], &[]);
+    let mut campaign = Campaign::new(1);
+    campaign.prepare(&mut server.client());
+    let load = campaign.load(server.address);
+    load.answers(200);
+    let added = cluster.add();
+    cluster.rebalance();
+    until("it has slots", || added.ask::<i64>(&["DBSIZE"]) > 0);
+    load.answers(500);
+    campaign.end(load);
+    until("the service is ready", || is_ready(&server));
+    flushed(&mut server.client());
+    campaign.check(&mut server.client());
+    server.kill();
+    server = start(dir.path(), &url, &[], &[]);
+    campaign.check(&mut server.client());
+    campaign.finish(&mut server.client());
     assert_eq!(server.stop().code(), Some(0));
 }

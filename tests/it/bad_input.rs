@@ -3,6 +3,7 @@ use serde_json::json;
 use crate::server::{Server, with_pool};
 
 const CLAIMS: &str = "/v1/claims";
+const BEATS: &str = "/v1/pools/ns/warm/workers:heartbeat";
 
 /// `{"namespace":"ns","pool":"warm",` and what follows.
 fn claim_with(rest: &str) -> String {
@@ -178,6 +179,11 @@ fn every_bad_body_names_its_field() {
             format!(r#"{{"workers":[{}]}}"#, vec!["{}"; 10_001].join(",")),
             "workers",
         ),
+        ("POST", BEATS, "{}".into(), "workers"),
+        ("POST", BEATS, r#"{"workers":{}}"#.into(), "workers"),
+        ("POST", BEATS, r#"{"workers":null}"#.into(), "workers"),
+        ("POST", BEATS, r#"{"workers":[],"seq":1}"#.into(), "seq"),
+        ("POST", BEATS, format!(r#"{{"workers":[{}]}}"#, vec!["{}"; 10_001].join(",")), "workers"),
     ];
     for (method, path, body, field) in cases {
         let answer = client.request(method, path, body.as_bytes());
@@ -230,6 +236,11 @@ fn every_bad_path_and_query_is_refused() {
         ("GET", "/v1/claims?limit=1&limit=2".into(), "limit"),
         ("GET", "/v1/pools?limit=18446744073709551616".into(), "limit"),
         ("GET", "/v1/pools?page=2".into(), "page"),
+        ("GET", "/v1/pools?page_token=".into(), "page_token"),
+        ("GET", "/v1/pools?page_token=warm".into(), "page_token"),
+        ("GET", "/v1/pools?page_token=ns%2Fa%20b".into(), "page_token"),
+        ("GET", "/v1/claims?page_token=warm:0-0".into(), "page_token"),
+        ("GET", "/v1/claims?page_token=ns%2Fwarm:0-x".into(), "page_token"),
         ("GET", "/v1/pools/ns/warm?verbose=1".into(), "verbose"),
         ("GET", "/v1/pools/ns/warm/workers?page_token=%2F%2F".into(), "page_token"),
         ("DELETE", "/v1/pools/ns/warm?force=yes".into(), "force"),

@@ -3,6 +3,7 @@
 mod agree;
 mod calls;
 mod health;
+mod life;
 mod limits;
 mod link;
 mod refusals;

@@ -143,6 +143,14 @@ fn c10_a_claim_with_a_time_is_renewed() {
     let renewed = renew(&mut client, json!({"fence": taken["fence"], "ttl_ms": 7_200_000})).expect(200)["claim"].take();
     let at = |claim: &Value| claim["expires_at_ms"].as_u64().unwrap();
     assert!(at(&renewed) >= at(&taken) + 3_500_000);
+    // The same moment is the same number, wherever it is shown.
+    let shown = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
+    let listed = client.get("/v1/claims").expect(200)["items"][0].take();
+    let of_worker = client.get(WORKER).expect(200)["worker"]["claims"][0].take();
+    let heard = client.request("POST", &format!("{WORKER}:heartbeat"), b"").expect(200)["claims"][0].take();
+    for claim in [shown, listed, of_worker, heard] {
+        assert_eq!(claim, renewed);
+    }
     renew(&mut client, json!({"fence": 1})).expect_error(409, "ABORTED", Some("fence"), None);
     renew(&mut client, json!({"fence": 1, "ttl_ms": year})).expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
     renew(&mut client, json!({"fence": 1, "phase": "begin"})).expect_error(

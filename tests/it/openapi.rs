@@ -106,6 +106,9 @@ fn answers_conform_to_their_description() {
         ("POST", format!("{pool}/workers:batch"), json!({"workers": [{"id": "w2"}, {"id": ""}]}), 200),
         ("POST", format!("{pool}/workers:batch"), json!({}), 400),
         ("POST", "/v1/pools/ns/none/workers:batch".to_owned(), json!({"workers": [{"id": "w"}]}), 404),
+        ("POST", format!("{pool}/workers:heartbeat"), json!({"workers": [{"id": "w2"}, {"id": "none"}]}), 200),
+        ("POST", format!("{pool}/workers:heartbeat"), json!({}), 400),
+        ("POST", "/v1/pools/ns/none/workers:heartbeat".to_owned(), json!({"workers": [{"id": "w"}]}), 404),
         ("POST", "/v1/claims".to_owned(), claim("a"), 201),
         ("POST", "/v1/claims".to_owned(), claim("a"), 200),
         ("POST", "/v1/claims".to_owned(), claim("a b"), 400),
@@ -229,6 +232,7 @@ fn what_is_described_is_what_the_service_takes() {
             capacity["properties"]["gpu"].clone(),
         ),
         ("POST", "/v1/pools/ns/warm/workers:batch", nothing.clone(), schema("WorkersBatch")),
+        ("POST", "/v1/pools/ns/warm/workers:heartbeat", nothing.clone(), schema("HeartbeatBatch")),
         ("POST", "/v1/claims", nothing.clone(), schema("ClaimBody")),
         ("POST", "/v1/claims:batch", nothing.clone(), schema("ClaimsBatch")),
         ("POST", "/v1/claims/ns/a:confirm", nothing.clone(), schema("HolderBody")),
@@ -246,10 +250,13 @@ fn what_is_described_is_what_the_service_takes() {
         assert_eq!(known(&answer), fields(&described), "{method} {path}");
     }
     // A batch says what it knows about each item.
-    let answer = client.post("/v1/pools/ns/warm/workers:batch", &json!({"workers": [nothing]})).expect(200);
-    let message = answer["items"][0]["error"]["message"].as_str().unwrap().to_owned();
-    for field in fields(&schema("WorkerItem")) {
-        assert!(message.contains(&field), "{field} is not in {message}");
+    for (verb, item) in [("batch", "WorkerItem"), ("heartbeat", "HeartbeatItem")] {
+        let path = format!("/v1/pools/ns/warm/workers:{verb}");
+        let answer = client.post(&path, &json!({"workers": [nothing]})).expect(200);
+        let message = answer["items"][0]["error"]["message"].as_str().unwrap().to_owned();
+        for field in fields(&schema(item)) {
+            assert!(message.contains(&field), "{field} is not in {message}");
+        }
     }
     // Words, and query parameters.
     for (field, path, method) in [("policy", "/v1/pools/ns/other", "PUT"), ("ack", "/v1/pools/ns/other", "PUT")] {

@@ -35,6 +35,22 @@ impl Server {
         server
     }
 
+    /// A sentinel that watches the master of this name at this port.
+    pub fn sentinel(name: &str, master: u16) -> Self {
+        let (dir, port) = (TempDir::new().expect("a directory"), free_port());
+        let lines = format!(
+            "port {port}\nbind 127.0.0.1\nsentinel monitor {name} 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds {name} 1000\nsentinel failover-timeout {name} 3000\n"
+        );
+        std::fs::write(dir.path().join("sentinel.conf"), lines).expect("a file");
+        let mut command = Command::new("redis-server");
+        command.arg(dir.path().join("sentinel.conf")).arg("--sentinel").stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("redis-server is installed (tests/run.sh does that)");
+        let server = Self { child, port, bus: 0, args: Vec::new(), dir };
+        server.wait();
+        server
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
@@ -164,6 +180,26 @@ impl Cluster {
                 about.contains("master_link_status:up") && about.contains("master_sync_in_progress:0")
             });
         }
+    }
+
+    /// One more master, without slots.
+    pub fn add(&self) -> Server {
+        let server = Server::start(CLUSTERED);
+        self.masters[0].meet(&server);
+        let all = self.all().count() + 1;
+        until("everybody knows it", || {
+            self.all().all(|other| other.info("cluster_known_nodes") == all.to_string())
+                && server.info("cluster_state") == "ok"
+        });
+        server
+    }
+
+    /// Gives every master as many slots as the others, one slot after the other, while it serves.
+    pub fn rebalance(&self) {
+        let node = format!("127.0.0.1:{}", self.masters[0].port);
+        let arguments = ["--cluster", "rebalance", &node, "--cluster-use-empty-masters"];
+        let done = Command::new("redis-cli").args(arguments).stdout(Stdio::null()).status().expect("redis-cli");
+        assert!(done.success(), "the slots were not moved");
     }
 
     pub fn url(&self) -> String {

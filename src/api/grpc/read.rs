@@ -176,6 +176,13 @@ pub(super) fn beat(request: &proto::HeartbeatWorkerRequest) -> Result<Beat, Fail
     HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: named(claims.as_ref())? }.beat(namespace)
 }
 
+/// What one of many workers says of itself.
+pub(super) fn beat_of(namespace: &str, beat: &proto::WorkerHeartbeat) -> Result<(WorkerId, Beat), Failure> {
+    let proto::WorkerHeartbeat { id, incarnation, seq, claims } = beat;
+    let body = HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: named(claims.as_ref())? };
+    Ok((WorkerId::new(id)?, body.beat(namespace)?))
+}
+
 /// Which claims a listing shows.
 pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, Failure> {
     let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _ } = request;

@@ -2,20 +2,20 @@
 
 use tonic::{Request, Response, async_trait};
 
-use super::proto::batch_register_workers_response::Item;
-use super::proto::batch_register_workers_response::item::Outcome;
+use super::proto::batch_heartbeat_workers_response as heartbeats;
+use super::proto::batch_register_workers_response as registrations;
 use super::proto::worker_service_server::WorkerService;
 use super::proto::{
-    BatchRegisterWorkersRequest, BatchRegisterWorkersResponse, ClearWorkerRequest, ClearWorkerResponse,
-    CordonWorkerRequest, CordonWorkerResponse, DeleteWorkerRequest, DeleteWorkerResponse, DrainWorkerRequest,
-    DrainWorkerResponse, GetWorkerRequest, GetWorkerResponse, HeartbeatWorkerRequest, HeartbeatWorkerResponse,
-    ListWorkersRequest, ListWorkersResponse, RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest,
-    UncordonWorkerResponse, Worker,
+    BatchHeartbeatWorkersRequest, BatchHeartbeatWorkersResponse, BatchRegisterWorkersRequest,
+    BatchRegisterWorkersResponse, ClearWorkerRequest, ClearWorkerResponse, CordonWorkerRequest, CordonWorkerResponse,
+    DeleteWorkerRequest, DeleteWorkerResponse, DrainWorkerRequest, DrainWorkerResponse, GetWorkerRequest,
+    GetWorkerResponse, HeartbeatWorkerRequest, HeartbeatWorkerResponse, ListWorkersRequest, ListWorkersResponse,
+    RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest, UncordonWorkerResponse, Worker,
 };
 use super::{Answer, Calls, read};
 use crate::api::http::read::merge;
 use crate::api::outcome::Failure;
-use crate::model::{PoolName, Registered, WorkerVerb};
+use crate::model::{Heard, PoolName, Registered, WorkerVerb};
 
 #[async_trait]
 impl WorkerService for Calls {
@@ -39,10 +39,10 @@ impl WorkerService for Calls {
         let specs = workers.into_iter().map(|worker| read::worker(&namespace, worker));
         let outcomes = merge("workers", specs, async |specs| self.scheduler.register_batch(&pool, specs).await).await?;
         let item = |outcome: &Result<Registered, Failure>| match outcome {
-            Ok(registered) => Outcome::Registered(registered.into()),
-            Err(failure) => Outcome::Error(failure.into()),
+            Ok(registered) => registrations::item::Outcome::Registered(registered.into()),
+            Err(failure) => registrations::item::Outcome::Error(failure.into()),
         };
-        let items = outcomes.iter().map(|outcome| Item { outcome: Some(item(outcome)) }).collect();
+        let items = outcomes.iter().map(|outcome| registrations::Item { outcome: Some(item(outcome)) }).collect();
         Ok(Response::new(BatchRegisterWorkersResponse { items }))
     }
 
@@ -74,6 +74,24 @@ impl WorkerService for Calls {
         let (pool, id) = read::worker_id(&request.namespace, &request.pool, &request.id)?;
         let heard = self.scheduler.heartbeat(&pool, &id, read::beat(request)?).await.map_err(Failure::from)?;
         Ok(Response::new((&heard).into()))
+    }
+
+    async fn batch_heartbeat_workers(
+        &self,
+        request: Request<BatchHeartbeatWorkersRequest>,
+    ) -> Answer<BatchHeartbeatWorkersResponse> {
+        let BatchHeartbeatWorkersRequest { namespace, pool, workers } = request.get_ref();
+        let pool = PoolName::new(namespace, pool).map_err(Failure::from)?;
+        read::batch_size("workers", workers.len())?;
+        let beats = workers.iter().map(|beat| read::beat_of(namespace, beat));
+        let outcomes =
+            merge("workers", beats, async |beats| self.scheduler.heartbeat_batch(&pool, beats).await).await?;
+        let item = |outcome: &Result<Heard, Failure>| match outcome {
+            Ok(heard) => heartbeats::item::Outcome::Heard(heard.into()),
+            Err(failure) => heartbeats::item::Outcome::Error(failure.into()),
+        };
+        let items = outcomes.iter().map(|outcome| heartbeats::Item { outcome: Some(item(outcome)) }).collect();
+        Ok(Response::new(BatchHeartbeatWorkersResponse { items }))
     }
 
     async fn cordon_worker(&self, request: Request<CordonWorkerRequest>) -> Answer<CordonWorkerResponse> {

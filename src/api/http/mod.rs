@@ -56,6 +56,7 @@ pub fn router(api: Api) -> Router {
         .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete).post(pools::verb))
         .route(Route::Workers.word(), get(workers::list))
         .route(Route::WorkersBatch.word(), post(workers::put_batch))
+        .route(Route::WorkersHeartbeat.word(), post(workers::heartbeat_batch))
         .route(Route::Worker.word(), put(workers::put).get(workers::get).delete(workers::delete).post(workers::verb))
         .route(Route::Claims.word(), post(claims::claim).get(claims::list))
         .route(Route::ClaimsBatch.word(), post(claims::claim_batch))

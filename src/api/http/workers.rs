@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
 use super::json::{
-    HeartbeatAnswer, HeartbeatBody, NoBody, Outcomes, PageJson, WorkerAnswer, WorkerBody, WorkerItem, WorkerJson,
-    WorkerOutcome, WorkersBatch,
+    HeartbeatAnswer, HeartbeatBody, HeartbeatItem, HeartbeatOutcome, NoBody, Outcomes, PageJson, WorkerAnswer,
+    WorkerBody, WorkerItem, WorkerJson, WorkerOutcome, WorkersBatch,
 };
 use super::pools::PoolPath;
 use super::read::{Params, Segments, body, item, merge, object};
@@ -37,6 +37,17 @@ pub(super) async fn put_batch(State(api): State<Shared>, uri: Uri, path: PoolPat
     let read = batch.workers.0.iter().map(|raw| item::<WorkerItem<'_>>(raw)?.registration(pool.namespace()));
     let outcomes = merge("workers", read, async |workers| api.scheduler.register_batch(&pool, workers).await).await?;
     Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(WorkerOutcome::from).collect() }))
+}
+
+/// Many that are there; a bad one harms no other.
+pub(super) async fn heartbeat_batch(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let pool = PoolName::new(&path.0.0, &path.0.1)?;
+    let bytes = body(&api, sent).await?;
+    let batch: WorkersBatch<'_> = object(&bytes)?;
+    let read = batch.workers.0.iter().map(|raw| item::<HeartbeatItem<'_>>(raw)?.beat(pool.namespace()));
+    let outcomes = merge("workers", read, async |beats| api.scheduler.heartbeat_batch(&pool, beats).await).await?;
+    Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(HeartbeatOutcome::from).collect() }))
 }
 
 /// One, with what it holds.

@@ -120,7 +120,7 @@ impl Running {
         }
         let deadline = self.shard.grant(place).and_then(|grant| grant.deadline_ms);
         answer.grant.deadline_ms = deadline;
-        answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_ms() + at.saturating_sub(self.now_ms));
+        answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_of(at));
     }
 
     /// Ends the wait of answers that the store kept too long.

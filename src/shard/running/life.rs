@@ -2,7 +2,7 @@
 //! becomes an event, and its answer an outcome. Also whether this shard may acknowledge from memory.
 
 use super::{Running, To, refusal};
-use crate::engine::{Answer, Event, Heartbeat, LifeCounters, Named, Place};
+use crate::engine::{Answer, Event, Grant, Heartbeat, LifeCounters, Named, Place};
 use crate::keys::{Found, Hold, Unstoreds};
 use crate::metrics::{BarReason, Sweep};
 use crate::model::{Beat, ClaimId, Cleared, Fence, Registration, RunningClaim, WorkerId};
@@ -114,7 +114,10 @@ impl Running {
             Answer::Heard { claims, stop } => {
                 unstored.extend(claims.iter().flat_map(|(id, _)| self.unstored(id)));
                 let pool = self.pool.number;
-                let dated = |(id, grant)| (id, ClaimAnswer { grant, created: false, pool, expires_at_ms: None });
+                let dated = |(id, grant): (_, Grant)| {
+                    let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
+                    (id, ClaimAnswer { grant, created: false, pool, expires_at_ms })
+                };
                 Ok(Payload::Heard(claims.into_iter().map(dated).collect(), running(stop).collect()))
             }
             Answer::Cleared { cleared, suspect } => Ok(Payload::Cleared(Cleared { cleared, suspect })),

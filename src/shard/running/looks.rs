@@ -16,15 +16,12 @@ impl Running {
         let mut rows = Vec::new();
         let pool = self.pool.number;
         for (at, id, grant) in claims.by_ref().take(limit) {
-            rows.push((at, id, ClaimAnswer { grant, created: false, pool, expires_at_ms: None }));
+            let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
+            rows.push((at, id, ClaimAnswer { grant, created: false, pool, expires_at_ms }));
         }
         let more = claims.next().is_some();
         drop(claims);
         self.shard.mark_told(rows.iter().map(|(_, _, answer)| answer.grant.place));
-        for (_, _, answer) in &mut rows {
-            let unix_ms = self.dispatch.clock.unix_ms();
-            answer.expires_at_ms = answer.grant.deadline_ms.map(|at| unix_ms + at.saturating_sub(self.now_ms));
-        }
         Payload::Claims(rows, more)
     }
 

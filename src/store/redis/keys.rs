@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(slot_of("123456789"), 0x31c3 % SLOTS, "the check value of the cluster's specification");
     }
 
-    const PINNED: [&str; 2] = ["", ""];
+    const PINNED: [&str; 2] = ["hotpool:{jw81}:7.3:a", "hotpool:{jw81}:7.3:b"];
 
     #[test]
     fn shards_stand_at_equal_distances_whatever_their_number() {

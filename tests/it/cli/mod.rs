@@ -1,6 +1,7 @@
 //! The client commands: the binary against a running service, its exit codes and what it writes.
 
 mod commands;
+mod effects;
 mod failures;
 mod requests;
 

@@ -55,6 +55,28 @@ impl HeartbeatBody<'_> {
     }
 }
 
+/// A heartbeat in a batch.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api::http) struct HeartbeatItem<'a> {
+    #[serde(borrow)]
+    id: Text<'a>,
+    #[serde(default)]
+    incarnation: u64,
+    #[serde(default, deserialize_with = "present")]
+    seq: Option<u64>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    claims: Option<NamedBodies<'a>>,
+}
+
+impl HeartbeatItem<'_> {
+    /// Checks every name.
+    pub(in crate::api::http) fn beat(self, namespace: &str) -> Result<(WorkerId, Beat), Failure> {
+        let Self { id, incarnation, seq, claims } = self;
+        Ok((WorkerId::new(&id.0)?, HeartbeatBody { incarnation, seq, claims }.beat(namespace)?))
+    }
+}
+
 /// A registration; the id is in the path.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -110,7 +132,7 @@ impl WorkerItem<'_> {
     }
 }
 
-/// Many registrations.
+/// Many registrations, or many heartbeats.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api::http) struct WorkersBatch<'a> {
@@ -208,6 +230,23 @@ impl<'a> From<&'a Heard> for HeartbeatAnswer<'a> {
         Self {
             claims: heard.claims.iter().map(Into::into).collect(),
             stop: heard.stop.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// `{"claims","stop"}` or `{"error"}`.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(in crate::api::http) enum HeartbeatOutcome<'a> {
+    Done(HeartbeatAnswer<'a>),
+    Failed(&'a Failure),
+}
+
+impl<'a> From<&'a Result<Heard, Failure>> for HeartbeatOutcome<'a> {
+    fn from(outcome: &'a Result<Heard, Failure>) -> Self {
+        match outcome {
+            Ok(heard) => Self::Done(heard.into()),
+            Err(failure) => Self::Failed(failure),
         }
     }
 }

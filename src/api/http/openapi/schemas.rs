@@ -64,6 +64,11 @@ fn outcomes(name: &str, of: &str) -> Value {
             "created": {"type": "boolean", "description": "False if it was there before this request."},
         }),
     );
+    either(done)
+}
+
+/// `done` or an error, one each.
+fn either(done: Value) -> Value {
     answer(
         "One outcome each, in order.",
         &["items"],
@@ -71,6 +76,14 @@ fn outcomes(name: &str, of: &str) -> Value {
             "items": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": {"oneOf": [done, schema("Error")]}},
         }),
     )
+}
+
+fn heartbeat_fields() -> Value {
+    json!({
+        "incarnation": amount("Which life of the worker speaks. Default 0."),
+        "seq": count("Grows from one heartbeat to the next: what comes later with a lower one is ignored."),
+        "claims": described("HeldClaims", "What it runs; empty: nothing. Missing: nothing is said about that."),
+    })
 }
 
 #[rustfmt::skip]
@@ -240,14 +253,15 @@ fn pools_and_workers() -> Value {
             "tenant": described("Name", "Default: default."), "key": schema("Name"), "fence": number(limits::FENCE_MAX, "Number of the grant."),
         })),
         "HeldClaims": {"type": "array", "maxItems": limits::NAMED_CLAIMS_MAX, "items": schema("HeldClaim"), "description": "Claims of one worker."},
-        "HeartbeatBody": closed("What a worker says of itself.", &[], json!({
-            "incarnation": amount("Which life of the worker speaks. Default 0."),
-            "seq": count("Grows from one heartbeat to the next: what comes later with a lower one is ignored."),
-            "claims": described("HeldClaims", "What it runs; empty: nothing. Missing: nothing is said about that."),
+        "HeartbeatBody": closed("What a worker says of itself.", &[], heartbeat_fields()),
+        "HeartbeatItem": closed("What a worker says of itself.", &["id"], with(heartbeat_fields(), "id", described("Name", "The worker."))),
+        "HeartbeatBatch": closed("Many heartbeats.", &["workers"], json!({
+            "workers": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("HeartbeatItem")},
         })),
         "Heard": answer("What the worker should run, and what it should stop.", &["claims", "stop"], json!({
             "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."}, "stop": described("HeldClaims", "What it named and should not run."),
         })),
+        "HeardOutcomes": either(schema("Heard")),
         "Cleared": answer("How many workers.", &["cleared", "suspect"], json!({
             "cleared": count("Trusted since."), "suspect": count("Not yet: claims that the last stop may have lost can still be started."),
         })),

@@ -1,0 +1,233 @@
+//! What heartbeats cost the service: processor time of the `hotpool` process, through its real edges, by call. Prints the
+//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
+
+use std::io::{BufRead as _, BufReader};
+use std::ops::Range;
+use std::process::{Child, Command, Stdio};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use tonic::transport::Endpoint;
+
+use hotpool::api::grpc::proto::batch_heartbeat_workers_response::item::Outcome;
+use hotpool::api::grpc::proto::worker_service_client::WorkerServiceClient;
+use hotpool::api::grpc::proto::{
+    BatchHeartbeatWorkersRequest, HeartbeatWorkerRequest, HeldClaim, HeldClaims, WorkerHeartbeat,
+};
+
+const POOL: &str = "/v1/pools/bench/beats";
+/// Callers at a time.
+const CALLERS: usize = 8;
+/// Largest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The service, ended with its scope.
+struct Server {
+    child: Child,
+    address: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory of our own");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hotpool"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the service starts");
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
+        let (_, rest) = ready.split_once("http://").expect("an address in the ready line");
+        let address = rest.split_whitespace().next().expect("an address").to_owned();
+        Self { child, address, _dir: dir }
+    }
+
+    /// Seconds of processor time that its threads have used.
+    fn cpu_s(&self) -> f64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux");
+        let nanos = tasks.map(|task| {
+            let text = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
+            text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or_default()
+        });
+        nanos.sum::<u64>() as f64 / 1e9
+    }
+}
+
+/// Workers, and the key and the fence that each holds, if it does.
+type Fleet = Vec<Option<(String, u64)>>;
+
+fn worker_id(n: usize) -> String {
+    format!("worker-{n:06}")
+}
+
+/// Calls over HTTP/1.1.
+#[derive(Clone)]
+struct Http {
+    client: Client<HttpConnector, Full<Bytes>>,
+    address: String,
+}
+
+impl Http {
+    fn new(address: &str) -> Self {
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), address: address.to_owned() }
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Bytes {
+        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        let answer = self.client.request(request.body(Full::new(body.into())).expect("a request")).await;
+        let answer = answer.expect("the service answers");
+        let status = answer.status();
+        let body = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        assert!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&body));
+        body
+    }
+
+    async fn items(&self, path: &str, body: &Value) -> Vec<Value> {
+        let answer = self.call(Method::POST, path, body.to_string().into_bytes()).await;
+        let mut answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        match answer["items"].take() {
+            Value::Array(items) => items,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// A pool of idle workers, half of them taken.
+    async fn set_up(&self, workers: usize) -> Fleet {
+        self.call(Method::PUT, POOL, b"{}".to_vec()).await;
+        let mut fleet: Fleet = vec![None; workers];
+        for from in (0..workers).step_by(10_000) {
+            let to = workers.min(from + 10_000);
+            let new: Vec<_> = (from..to).map(|n| json!({"id": worker_id(n)})).collect();
+            self.items(&format!("{POOL}/workers:batch"), &json!({"workers": new})).await;
+            let claim =
+                |n| json!({"namespace": "bench", "pool": "beats", "key": format!("job-{n:06}"), "reserve_ms": 0});
+            let claims: Vec<_> = (from..to).step_by(2).map(claim).collect();
+            let body = json!({"mode": "independent", "items": claims});
+            for item in self.items("/v1/claims:batch", &body).await {
+                let claim = &item["claim"];
+                let worker = claim["worker"].as_str().unwrap_or_else(|| panic!("{item}"));
+                let at: usize = worker.trim_start_matches("worker-").parse().expect("one of ours");
+                let key = claim["key"].as_str().expect("a key").to_owned();
+                fleet[at] = Some((key, claim["fence"].as_u64().expect("a fence")));
+            }
+        }
+        fleet
+    }
+
+    async fn unary(&self, fleet: &Fleet, workers: Range<usize>, seq: u64) {
+        for n in workers {
+            let body = json!({"seq": seq, "claims": claims_json(&fleet[n])}).to_string();
+            let path = format!("{POOL}/workers/{}:heartbeat", worker_id(n));
+            self.call(Method::POST, &path, body.into_bytes()).await;
+        }
+    }
+
+    async fn batch(&self, fleet: &Fleet, workers: Range<usize>, seq: u64) {
+        let beat = |n| json!({"id": worker_id(n), "seq": seq, "claims": claims_json(&fleet[n])});
+        let count = workers.len();
+        let body = json!({"workers": workers.map(beat).collect::<Vec<_>>()});
+        let items = self.items(&format!("{POOL}/workers:heartbeat"), &body).await;
+        assert!(items.len() == count && items.iter().all(|item| item["stop"] == json!([])), "all is as it was");
+    }
+}
+
+fn claims_json(held: &Option<(String, u64)>) -> Value {
+    held.iter().map(|(key, fence)| json!({"key": key, "fence": fence})).collect()
+}
+
+/// Calls over gRPC.
+type Grpc = WorkerServiceClient<tonic::transport::Channel>;
+
+fn claims_proto(held: &Option<(String, u64)>) -> Option<HeldClaims> {
+    let claims = held.iter().map(|(key, fence)| HeldClaim { tenant: None, key: key.clone(), fence: *fence });
+    Some(HeldClaims { claims: claims.collect() })
+}
+
+async fn grpc_unary(mut client: Grpc, fleet: &Fleet, workers: Range<usize>, seq: u64) {
+    for n in workers {
+        let request = HeartbeatWorkerRequest {
+            namespace: "bench".into(),
+            pool: "beats".into(),
+            id: worker_id(n),
+            incarnation: 0,
+            seq: Some(seq),
+            claims: claims_proto(&fleet[n]),
+        };
+        client.heartbeat_worker(request).await.expect("heard");
+    }
+}
+
+async fn grpc_batch(mut client: Grpc, fleet: &Fleet, workers: Range<usize>, seq: u64) {
+    let beat =
+        |n| WorkerHeartbeat { id: worker_id(n), incarnation: 0, seq: Some(seq), claims: claims_proto(&fleet[n]) };
+    let workers = workers.map(beat).collect();
+    let request = BatchHeartbeatWorkersRequest { namespace: "bench".into(), pool: "beats".into(), workers };
+    let items = client.batch_heartbeat_workers(request).await.expect("heard").into_inner().items;
+    assert!(items.iter().all(|item| matches!(&item.outcome, Some(Outcome::Heard(heard)) if heard.stop.is_empty())));
+}
+
+/// Sends one heartbeat of each of `workers`, `size` in a call or a row of calls, and says what that cost the service.
+async fn measure<F: Future<Output = ()>>(
+    server: &Server,
+    what: &str,
+    workers: usize,
+    size: usize,
+    send: impl Fn(Range<usize>) -> F,
+) {
+    let (before, begin) = (server.cpu_s(), std::time::Instant::now());
+    let chunks: Vec<_> = (0..workers).step_by(size).map(|from| from..workers.min(from + size)).collect();
+    for some in chunks.chunks(CALLERS) {
+        join_all(some.iter().cloned().map(&send)).await;
+    }
+    let used = server.cpu_s() - before;
+    let each_us = used * 1e6 / workers as f64;
+    println!(
+        "{what}: {workers} heartbeats in {:.2} s, {used:.3} s of processor, {each_us:.2} us each; 100,000 every 15 s: {:.1} % of a core",
+        begin.elapsed().as_secs_f64(),
+        each_us * 100_000.0 / 15.0 / 1e4,
+    );
+}
+
+#[tokio::main]
+async fn main() {
+    let workers = std::env::args().find_map(|arg| arg.strip_prefix("workers=")?.parse().ok()).unwrap_or(100_000);
+    let server = Server::start();
+    let http = Http::new(&server.address);
+    let fleet = http.set_up(workers).await;
+    let channel = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
+    let channel = channel.connect().await.expect("the service is there");
+    let grpc = WorkerServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut seq = 0;
+    for round in 1..=3 {
+        println!("round {round}");
+        for size in [10_000, 1_000, 100] {
+            seq += 1;
+            let send = |range| http.batch(&fleet, range, seq);
+            measure(&server, &format!("HTTP, batches of {size}"), workers, size, send).await;
+            seq += 1;
+            let send = |range| grpc_batch(grpc.clone(), &fleet, range, seq);
+            measure(&server, &format!("gRPC, batches of {size}"), workers, size, send).await;
+        }
+        seq += 1;
+        measure(&server, "HTTP, one by one", workers, 1_000, |range| http.unary(&fleet, range, seq)).await;
+        seq += 1;
+        let send = |range| grpc_unary(grpc.clone(), &fleet, range, seq);
+        measure(&server, "gRPC, one by one", workers, 1_000, send).await;
+    }
+}

@@ -1,0 +1,214 @@
+//! The examples of docs/API.md and the tour of README.md, carried out on a running service.
+//!
+//! Every `http` block of API.md is a request, in order, all to one service, and the `json` block behind it is the answer.
+//! What differs from run to run, fences and times, is compared by where it stands: a fence is the same wherever the page
+//! has the same. With `HOTPOOL_BLESS=1` the answers, and the fences in the requests, are taken anew.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::server::{Server, fresh};
+
+/// Fields whose value is another in every run.
+const VOLATILE: [&str; 2] = ["expires_at_ms", "lag_ms"];
+
+fn page(name: &str) -> (PathBuf, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let text = std::fs::read_to_string(&path).unwrap();
+    (path, text)
+}
+
+/// A fenced block: its kind, the number of its first line, its lines.
+struct Block<'a> {
+    kind: &'a str,
+    line: usize,
+    lines: Vec<&'a str>,
+}
+
+fn blocks(text: &str) -> Vec<Block<'_>> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Block<'_>> = None;
+    for (line, content) in text.lines().enumerate() {
+        match (content.strip_prefix("```"), &mut open) {
+            (Some(kind), None) => open = Some(Block { kind, line: line + 1, lines: Vec::new() }),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some(block)) => block.lines.push(content),
+            (None, None) => {}
+        }
+    }
+    blocks
+}
+
+/// Fences of the page and those that stand for them in this run.
+#[derive(Default)]
+struct Fences(BTreeMap<u64, u64>);
+
+impl Fences {
+    /// Puts this run's in their place.
+    fn translate(&self, value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    match field.as_u64().filter(|_| name == "fence") {
+                        Some(fence) => *field = self.0.get(&fence).copied().unwrap_or(fence).into(),
+                        None => self.translate(field),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.translate(item)),
+            _ => {}
+        }
+    }
+
+    /// Compares what the page says with what was answered; where it differs.
+    fn compare(&mut self, said: &Value, got: &Value, path: &str) -> Vec<String> {
+        let name = path.rsplit('.').next().unwrap_or_default();
+        match (said, got) {
+            (Value::Object(said), Value::Object(got)) => {
+                let names: std::collections::BTreeSet<_> = said.keys().chain(got.keys()).collect();
+                let mut wrong = Vec::new();
+                for name in names {
+                    let path = format!("{path}.{name}");
+                    match (said.get(name), got.get(name)) {
+                        (Some(said), Some(got)) => wrong.extend(self.compare(said, got, &path)),
+                        (Some(_), None) => wrong.push(format!("{path} is not answered")),
+                        (None, _) => wrong.push(format!("{path} is not on the page")),
+                    }
+                }
+                wrong
+            }
+            (Value::Array(said), Value::Array(got)) if said.len() == got.len() => {
+                let pairs = said.iter().zip(got).enumerate();
+                pairs.flat_map(|(at, (said, got))| self.compare(said, got, &format!("{path}[{at}]"))).collect()
+            }
+            (Value::Number(said), Value::Number(got)) if name == "fence" => {
+                let (said, got) = (said.as_u64().unwrap(), got.as_u64().unwrap());
+                let stands_for = *self.0.entry(said).or_insert(got);
+                if stands_for == got { Vec::new() } else { vec![format!("{path} is not the fence {said} of before")] }
+            }
+            (Value::Number(_), Value::Number(_)) if VOLATILE.contains(&name) => Vec::new(),
+            (said, got) if said == got => Vec::new(),
+            (said, got) => vec![format!("{path} is {said} on the page and {got} here")],
+        }
+    }
+}
+
+/// Sends the request of a block.
+fn ask(client: &mut Client, block: &Block<'_>, fences: &Fences) -> String {
+    let (method, path) = block.lines[0].split_once(' ').expect("METHOD path");
+    let body = block.lines[1..].join("\n");
+    let body = if body.is_empty() {
+        body
+    } else {
+        let mut body = serde_json::from_str(&body).unwrap_or_else(|error| panic!("line {}: {error}", block.line));
+        fences.translate(&mut body);
+        body.to_string()
+    };
+    let answer = client.request(method, path, body.as_bytes());
+    let said = answer.text().to_owned();
+    assert_eq!(answer.status >= 400, said.starts_with(r#"{"error""#), "line {}: {said}", block.line);
+    said
+}
+
+#[test]
+fn the_examples_of_the_api_page_are_what_the_service_says() {
+    let bless = std::env::var_os("HOTPOOL_BLESS").is_some_and(|bless| bless == "1");
+    let (path, text) = page("docs/API.md");
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let blocks: Vec<_> = blocks(&text).into_iter().filter(|block| matches!(block.kind, "http" | "json")).collect();
+    assert!(blocks.len() > 40, "examples were found: {}", blocks.len());
+    let (_dir, _server, mut client) = fresh();
+    let mut fences = Fences::default();
+    let mut wrong = Vec::new();
+    for pair in blocks.chunks(2) {
+        let [request, answer] = pair else { panic!("line {}: a request without an answer", pair[0].line) };
+        assert_eq!(
+            (request.kind, answer.kind),
+            ("http", "json"),
+            "line {}: each request, then its answer",
+            request.line
+        );
+        assert_eq!(answer.lines.len(), 1, "line {}: an answer is one line", answer.line);
+        let got = ask(&mut client, request, &fences);
+        let said =
+            serde_json::from_str(answer.lines[0]).unwrap_or_else(|error| panic!("line {}: {error}", answer.line));
+        let differs = fences.compare(&said, &serde_json::from_str(&got).unwrap(), "");
+        wrong.extend(differs.into_iter().map(|what| format!("line {}: {what}", answer.line + 1)));
+        lines[answer.line].clone_from(&got);
+        for at in (request.line..).take(request.lines.len()) {
+            for (said, got) in &fences.0 {
+                lines[at] = lines[at].replace(&said.to_string(), &got.to_string());
+            }
+        }
+    }
+    if bless {
+        std::fs::write(path, lines.join("\n") + "\n").unwrap();
+    } else {
+        assert!(
+            wrong.is_empty(),
+            "docs/API.md is not what the service says; HOTPOOL_BLESS=1 takes it anew:\n{wrong:#?}"
+        );
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs a block of commands; what it wrote to stdout.
+fn shell(dir: &Path, server: &Server, block: &Block<'_>, line: usize) -> String {
+    let address = server.address.to_string();
+    let script = block.lines.join("\n");
+    let script = script
+        .replace("127.0.0.1:7070", &address)
+        .replace("target/release/hotpool", env!("CARGO_BIN_EXE_hotpool"))
+        .replace("cargo run --release --bin hotpool-load --", env!("CARGO_BIN_EXE_hotpool-load"))
+        .replace("--duration-s 5", "--duration-s 0.3")
+        .replace("6390", &free_port().to_string())
+        .replace("7072", &free_port().to_string())
+        .replace("/tmp", dir.to_str().unwrap());
+    let mut command = Command::new("sh");
+    command.args(["-e", "-c", &script]).current_dir(dir).env("HOTPOOL_ADDR", &address);
+    let ended = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success(), "README.md, line {line}: {}\n{script}\n{out}\n{err}", ended.status);
+    out.into_owned()
+}
+
+#[test]
+fn the_tour_of_the_readme_goes_as_it_says() {
+    let (_, text) = page("README.md");
+    let (before, tour) = text.split_once("\n## Five minutes\n").expect("README.md has a section `## Five minutes`");
+    let tour = tour.split("\n## ").next().unwrap_or_default();
+    let (dir, server, mut client) = fresh();
+    let mut fences = Fences::default();
+    let (mut ran, mut last) = (0, String::new());
+    for block in blocks(tour) {
+        let line = before.lines().count() + 2 + block.line;
+        match block.kind {
+            // Half an hour of a trace that may not be here.
+            "sh" if block.lines[0].contains(" replay ") => {}
+            "sh" => {
+                last = shell(dir.path(), &server, &block, line);
+                ran += block.lines.len();
+            }
+            "json" => {
+                // Answers of several commands follow each other without a line between them.
+                let got =
+                    serde_json::Deserializer::from_str(&last).into_iter::<Value>().last().expect("an answer").unwrap();
+                let said = serde_json::from_str(block.lines[0]).unwrap();
+                let wrong = fences.compare(&said, &got, "");
+                assert!(wrong.is_empty(), "README.md, line {line}: {wrong:#?}");
+            }
+            other => panic!("README.md, line {line}: what is {other:?}?"),
+        }
+    }
+    assert!(ran >= 15, "commands were found: {ran}");
+    // What it did is there, and what it gave back is free.
+    assert_eq!(client.get("/v1/pools/demo/batch").expect(200)["pool"]["workers"]["total"], 10);
+    assert_eq!(client.get("/v1/claims").expect(200)["items"], serde_json::json!([]));
+}

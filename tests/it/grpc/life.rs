@@ -1,0 +1,240 @@
+//! Worker life, two-step release and renewals over gRPC, and what is wrong there.
+
+use hotpool::api::grpc::proto::batch_heartbeat_workers_response::item::Outcome as Beat;
+use hotpool::api::grpc::proto::batch_register_workers_response::item::Outcome as Registered;
+use hotpool::api::grpc::proto::*;
+use serde_json::json;
+use tonic::Code;
+
+use super::link::{Link, expect, register, take};
+use crate::server::with_pool;
+
+fn beat(id: &str, claims: Option<&[HeldClaim]>) -> HeartbeatWorkerRequest {
+    HeartbeatWorkerRequest {
+        namespace: "ns".into(),
+        pool: "warm".into(),
+        id: id.into(),
+        incarnation: 0,
+        seq: None,
+        claims: claims.map(|claims| HeldClaims { claims: claims.to_vec() }),
+    }
+}
+
+fn held(key: &str, fence: u64) -> HeldClaim {
+    HeldClaim { tenant: Some("default".into()), key: key.into(), fence }
+}
+
+impl Link {
+    async fn hold(&mut self, key: &str) -> Claim {
+        let request = TakeClaimRequest { reserve_ms: Some(0), ..take(key) };
+        self.claims.take_claim(request).await.unwrap().into_inner().claim.unwrap()
+    }
+
+    async fn look(&mut self, id: &str) -> Worker {
+        let request = GetWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: id.into() };
+        self.workers.get_worker(request).await.unwrap().into_inner().worker.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn w04_a_heartbeat_confirms_stops_and_is_refused_by_name() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    let taken = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let named = [held("a", taken.fence), held("b", 7)];
+    let heard = link.workers.heartbeat_worker(beat("w0", Some(&named))).await.unwrap().into_inner();
+    assert_eq!((heard.claims.len(), heard.claims[0].state()), (1, ClaimState::Active));
+    assert_eq!(heard.stop, [held("b", 7)]);
+    // Late, with a lower number: what stands is said, and nothing changes.
+    let numbered = |seq, claims: &[HeldClaim]| HeartbeatWorkerRequest { seq: Some(seq), ..beat("w0", Some(claims)) };
+    link.workers.heartbeat_worker(numbered(5, &named[..1])).await.unwrap();
+    let before = link.look("w0").await;
+    let late = link.workers.heartbeat_worker(numbered(4, &named[1..])).await.unwrap().into_inner();
+    assert_eq!((late.claims.len(), late.stop.len()), (1, 0));
+    assert_eq!(link.look("w0").await, before);
+    // Another life, nobody, and what is no heartbeat.
+    let other = HeartbeatWorkerRequest { incarnation: 1, ..beat("w0", None) };
+    expect(link.workers.heartbeat_worker(other).await, Code::FailedPrecondition, Some("STATE"), None);
+    expect(link.workers.heartbeat_worker(beat("none", None)).await, Code::NotFound, None, None);
+    let many = vec![held("k", 1); 100_000];
+    for (request, field) in [
+        (beat("w 0", None), "id"),
+        (beat("w0", Some(&many)), "claims"),
+        (beat("w0", Some(&[held("a", 1), held("", 1)])), "claims[1].key"),
+        (beat("w0", Some(&[held("a", 1 << 53)])), "claims[0].fence"),
+    ] {
+        expect(link.workers.heartbeat_worker(request).await, Code::InvalidArgument, None, Some(field));
+    }
+    assert_eq!(link.look("w0").await, before);
+}
+
+#[tokio::test]
+async fn w04_many_are_heard_in_one_call_each_for_itself() {
+    let (_dir, server, _http) = with_pool(3);
+    let mut link = Link::open(server.address).await;
+    let claim = link.hold("a").await;
+    let holder = claim.worker.as_str();
+    let idle = if holder == "w1" { "w2" } else { "w1" };
+    let of = |id: &str, claims: Option<&[HeldClaim]>| {
+        let HeartbeatWorkerRequest { id, incarnation, seq, claims, .. } = beat(id, claims);
+        WorkerHeartbeat { id, incarnation, seq, claims }
+    };
+    let named = [held("a", claim.fence)];
+    let workers = vec![
+        of(holder, Some(&named)),
+        of("none", None),
+        of("w:1", None),
+        of(idle, Some(&named)),
+        WorkerHeartbeat { incarnation: 3, ..of(idle, None) },
+        of(idle, Some(&[held("", 1)])),
+        of(idle, Some(&vec![held("k", 1); 10_001])),
+        of(idle, Some(&[])),
+    ];
+    let batch = |workers| BatchHeartbeatWorkersRequest { namespace: "ns".into(), pool: "warm".into(), workers };
+    let items = link.workers.batch_heartbeat_workers(batch(workers)).await.unwrap().into_inner().items;
+    let said: Vec<_> = items
+        .into_iter()
+        .map(|item| match item.outcome.unwrap() {
+            Beat::Heard(heard) => (0, heard.claims.len(), heard.stop, String::new()),
+            Beat::Error(error) => (error.code, 0, Vec::new(), error.field),
+        })
+        .collect();
+    let bad = |code: Code, field: &str| (code as i32, 0, Vec::new(), field.to_owned());
+    let good = |claims, stop: &[HeldClaim]| (0, claims, stop.to_vec(), String::new());
+    assert_eq!(
+        said,
+        [
+            good(1, &[]),
+            bad(Code::NotFound, ""),
+            bad(Code::InvalidArgument, "workers[2].id"),
+            good(0, &named),
+            bad(Code::FailedPrecondition, ""),
+            bad(Code::InvalidArgument, "workers[5].claims[0].key"),
+            bad(Code::InvalidArgument, "workers[6].claims"),
+            good(0, &[]),
+        ]
+    );
+    assert!(link.workers.batch_heartbeat_workers(batch(Vec::new())).await.unwrap().into_inner().items.is_empty());
+    let too_many = batch(vec![of("w0", None); 10_001]);
+    expect(link.workers.batch_heartbeat_workers(too_many).await, Code::InvalidArgument, None, Some("workers"));
+    let nowhere = BatchHeartbeatWorkersRequest { pool: "none".into(), ..batch(vec![of("w0", None)]) };
+    expect(link.workers.batch_heartbeat_workers(nowhere).await, Code::NotFound, None, None);
+}
+
+#[tokio::test]
+async fn w03_cordon_uncordon_drain_and_clear() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    let (namespace, pool, id) = (|| "ns".to_owned(), || "warm".to_owned(), || "w0".to_owned());
+    let cordon = || CordonWorkerRequest { namespace: namespace(), pool: pool(), id: id() };
+    let uncordon = || UncordonWorkerRequest { namespace: namespace(), pool: pool(), id: id() };
+    for _ in 0..2 {
+        let cordoned = link.workers.cordon_worker(cordon()).await.unwrap().into_inner().worker.unwrap();
+        assert_eq!((cordoned.schedulability(), cordoned.occupancy()), (Schedulability::Cordoned, Occupancy::Idle));
+    }
+    expect(link.claims.take_claim(take("a")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
+    let open = link.workers.uncordon_worker(uncordon()).await.unwrap().into_inner().worker.unwrap();
+    assert_eq!(open.schedulability(), Schedulability::Open);
+    link.hold("a").await;
+    let drain = DrainWorkerRequest { namespace: namespace(), pool: pool(), id: id() };
+    let draining = link.workers.drain_worker(drain).await.unwrap().into_inner().worker.unwrap();
+    assert_eq!((draining.schedulability(), draining.claims.len()), (Schedulability::Draining, 1));
+    expect(link.workers.uncordon_worker(uncordon()).await, Code::FailedPrecondition, Some("STATE"), None);
+    let nobody = CordonWorkerRequest { id: "none".into(), ..cordon() };
+    expect(link.workers.cordon_worker(nobody).await, Code::NotFound, None, None);
+    let wrong = ClearWorkerRequest { namespace: namespace(), pool: pool(), id: "w 0".into() };
+    expect(link.workers.clear_worker(wrong).await, Code::InvalidArgument, None, Some("id"));
+}
+
+#[tokio::test]
+async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
+    let (_dir, server, mut http) = with_pool(2);
+    let mut link = Link::open(server.address).await;
+    let release = |claim: &Claim, phase: ReleasePhase| ReleaseClaimRequest {
+        namespace: "ns".into(),
+        key: claim.key.clone(),
+        tenant: None,
+        fence: claim.fence,
+        phase: phase as i32,
+    };
+    let get = |key: &str| GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
+    // In time.
+    http.put("/v1/pools/ns/warm", &json!({"shards": 4})).expect(200);
+    let a = link.hold("a").await;
+    link.claims.release_claim(release(&a, ReleasePhase::Begin)).await.unwrap();
+    let shown = link.claims.get_claim(get("a")).await.unwrap().into_inner().claim.unwrap();
+    assert_eq!((shown.state(), shown.fence), (ClaimState::Releasing, a.fence));
+    expect(link.claims.take_claim(take("a")).await, Code::FailedPrecondition, Some("RELEASING"), None);
+    let wrong = ReleaseClaimRequest { fence: a.fence - 1, ..release(&a, ReleasePhase::Finish) };
+    expect(link.claims.release_claim(wrong).await, Code::Aborted, Some("FENCE"), None);
+    link.claims.release_claim(release(&a, ReleasePhase::Finish)).await.unwrap();
+    expect(link.claims.get_claim(get("a")).await, Code::NotFound, None, None);
+    assert_eq!(link.look(&a.worker).await.trust(), Trust::Trusted);
+    // Not in time: the workers are suspect until their owner speaks for them, one by one or all together.
+    http.put("/v1/pools/ns/warm", &json!({"shards": 4, "releasing_ms": 1})).expect(200);
+    let (b, c) = (link.hold("b").await, link.hold("c").await);
+    for claim in [&b, &c] {
+        link.claims.release_claim(release(claim, ReleasePhase::Begin)).await.unwrap();
+        while link.claims.get_claim(get(&claim.key)).await.is_ok() {}
+        assert_eq!(link.look(&claim.worker).await.trust(), Trust::Suspect);
+    }
+    expect(link.claims.take_claim(take("d")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
+    let clear = ClearWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: b.worker.clone() };
+    let cleared = link.workers.clear_worker(clear).await.unwrap().into_inner().worker.unwrap();
+    assert_eq!(cleared.trust(), Trust::Trusted);
+    let all = ClearPoolRequest { namespace: "ns".into(), pool: "warm".into() };
+    let cleared = link.pools.clear_pool(all.clone()).await.unwrap().into_inner();
+    assert_eq!((cleared.cleared, cleared.suspect), (1, 0));
+    assert_eq!(link.pools.clear_pool(all).await.unwrap().into_inner().cleared, 0);
+    assert_eq!(link.look(&c.worker).await.trust(), Trust::Trusted);
+    link.hold("d").await;
+    link.hold("e").await;
+    let nowhere = ClearPoolRequest { namespace: "ns".into(), pool: "none".into() };
+    expect(link.pools.clear_pool(nowhere).await, Code::NotFound, None, None);
+}
+
+#[tokio::test]
+async fn c10_a_claim_with_a_time_is_renewed() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    let year: u64 = 365 * 86_400_000;
+    for ttl_ms in [0, year, u64::MAX] {
+        let request = TakeClaimRequest { ttl_ms: Some(ttl_ms), ..take("a") };
+        expect(link.claims.take_claim(request).await, Code::InvalidArgument, None, Some("ttl_ms"));
+    }
+    let taken = TakeClaimRequest { ttl_ms: Some(3_600_000), ..take("a") };
+    let taken = link.claims.take_claim(taken).await.unwrap().into_inner().claim.unwrap();
+    let renew =
+        |fence, ttl_ms| RenewClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence, ttl_ms };
+    expect(link.claims.renew_claim(renew(taken.fence, None)).await, Code::FailedPrecondition, Some("STATE"), None);
+    let (namespace, key, fence) = ("ns".into(), "a".into(), taken.fence);
+    let confirmed = ConfirmClaimRequest { namespace, key, tenant: None, fence };
+    let confirmed = link.claims.confirm_claim(confirmed).await.unwrap().into_inner().claim.unwrap();
+    let renewed = link.claims.renew_claim(renew(fence, Some(7_200_000))).await.unwrap().into_inner().claim.unwrap();
+    assert!(renewed.expires_at_ms.unwrap() >= confirmed.expires_at_ms.unwrap() + 3_500_000);
+    expect(link.claims.renew_claim(renew(fence, Some(year))).await, Code::InvalidArgument, None, Some("ttl_ms"));
+    expect(link.claims.renew_claim(renew(fence - 1, None)).await, Code::Aborted, Some("FENCE"), None);
+    // The claim of another tenant is another claim.
+    let other = RenewClaimRequest { tenant: Some("acme".into()), ..renew(fence, None) };
+    expect(link.claims.renew_claim(other).await, Code::NotFound, None, None);
+    let (namespace, key, tenant) = ("ns".into(), "a".into(), Some("acme".into()));
+    link.claims.release_claim(ReleaseClaimRequest { namespace, key, tenant, fence, phase: 0 }).await.unwrap();
+    let get = GetClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None };
+    assert_eq!(link.claims.get_claim(get).await.unwrap().into_inner().claim.unwrap(), renewed);
+}
+
+#[tokio::test]
+async fn w02_a_deleted_worker_is_not_brought_back_by_a_late_registration() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    let delete = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: "w0".into() };
+    link.workers.delete_worker(delete).await.unwrap();
+    expect(link.workers.register_worker(register("w0")).await, Code::FailedPrecondition, Some("STATE"), None);
+    expect(link.workers.heartbeat_worker(beat("w0", None)).await, Code::NotFound, None, None);
+    let of = |id: &str, incarnation| WorkerSpec { id: id.into(), incarnation, ..WorkerSpec::default() };
+    let workers = vec![of("w0", 0), of("w1", 0), of("w0", 1)];
+    let batch = BatchRegisterWorkersRequest { namespace: "ns".into(), pool: "warm".into(), workers };
+    let items = link.workers.batch_register_workers(batch).await.unwrap().into_inner().items;
+    let good: Vec<_> = items.iter().map(|item| matches!(item.outcome, Some(Registered::Registered(_)))).collect();
+    assert_eq!(good, [false, true, true]);
+}
