@@ -353,7 +353,7 @@ fn a_learned_mix_forgets_what_is_not_asked_any_more() {
     let mut fleet = fleet(&[(64_000, 0, 8), (64_000, 0, 8)]);
     fleet.take(1, &Share { card_milli: 400, cards: 1, ..Share::default() });
     let need = Need { cpu_milli: 0, cards: 1, card_milli: 200, ..Need::default() };
-    let mut pick = |fgd: &mut Fgd| fleet.pick(&need, Placement::Fgd, true, fgd).unwrap().worker;
+    let pick = |fgd: &mut Fgd| fleet.pick(&need, Placement::Fgd, true, fgd).unwrap().worker;
     // While halves are usual, the 600 that are left of a card must not become 400.
     (0..30_000).for_each(|_| fgd.note(&share));
     assert_eq!(pick(&mut fgd), 0);

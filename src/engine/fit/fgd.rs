@@ -48,6 +48,8 @@ struct View {
     shares: Vec<f64>,
     /// Thousandths of cards for which one thousandth of a core suffices.
     cards_per_core: f64,
+    /// The share of the mix that can use no card of this model at all.
+    without: f64,
 }
 
 /// The typical mix, compiled.
@@ -84,7 +86,7 @@ impl View {
         cores.dedup();
         let mut shares = vec![0.0; (cores.len() + 1) * demands.len()];
         let (mut cpu, mut milli) = (0.0, 0.0);
-        for (kind, share) in kinds {
+        for (kind, share) in kinds.iter().copied() {
             cpu += share * kind.cpu_milli as f64;
             milli += share * f64::from(kind.cards) * f64::from(kind.card_milli);
             let demand = demands.partition_point(|&demand| demand < (kind.card_milli, kind.cards));
@@ -92,7 +94,8 @@ impl View {
             shares.chunks_exact_mut(demands.len()).skip(enough).for_each(|row| row[demand] += share);
         }
         let cards_per_core = if cpu > 0.0 { milli / cpu / CORES_PART } else { f64::INFINITY };
-        Self { demands, cores, shares, cards_per_core }
+        let without = 1.0 - kinds.iter().map(|(_, share)| share).sum::<f64>();
+        Self { demands, cores, shares, cards_per_core, without }
     }
 
     /// Thousandths of idle cards that are of no use: those that a request of the mix cannot use, on average, and those for
@@ -208,10 +211,11 @@ impl Look<'_> {
     pub fn see(&mut self, at: u32, group: &Group) {
         let mut kept = self.kept[at as usize];
         if kept.birth != group.birth() {
-            kept = self.work_out(at, group);
+            let Some(found) = self.work_out(at, group) else { return };
+            kept = found;
             self.kept[at as usize] = kept;
         }
-        let rank = (i64::from(kept.growth), u64::from(group.first()), 0);
+        let rank = rank(kept.growth, group);
         if self.best.is_none_or(|(best, ..)| rank < best) {
             self.best = Some((rank, at, kept.from));
         }
@@ -222,16 +226,35 @@ impl Look<'_> {
         self.best
     }
 
-    fn work_out(&mut self, at: u32, group: &Group) -> Kept {
-        let room = &group.room;
+    /// How the group stands to the need; none if it cannot be the best, which is cheaper to say.
+    fn work_out(&mut self, at: u32, group: &Group) -> Option<Kept> {
+        let (room, need) = (&group.room, self.need);
         let view = self.mix.view(room.model);
         let useless = &mut self.useless[at as usize];
         if useless.0 != group.birth() {
             *useless = (group.birth(), view.useless(room.cpu_milli, &room.cards));
         }
-        let (growth, from) = growth(view, room, self.need, useless.1);
-        Kept { birth: group.birth(), growth, from }
+        let before = useless.1;
+        if let Some((best, ..)) = self.best {
+            // Whatever is left, for this share of the mix it is of no use. Sums of floats may differ by a little.
+            let left = f64::from(room.cards_milli()) - f64::from(need.cards) * f64::from(need.card_milli);
+            if rank(steps(view.without * left - before - 1e-6), group) >= best {
+                return None;
+            }
+        }
+        let (growth, from) = growth(view, room, need, before);
+        Some(Kept { birth: group.birth(), growth, from })
     }
+}
+
+fn rank(growth: i32, group: &Group) -> Rank {
+    (i64::from(growth), u64::from(group.first()), 0)
+}
+
+/// Growth in steps, rounded down.
+fn steps(growth: f64) -> i32 {
+    let steps = growth / STEP;
+    steps as i32 - i32::from(steps < f64::from(steps as i32))
 }
 
 /// By how many steps that which is useless in a room grows at least, and from which card that is.
@@ -240,9 +263,7 @@ fn growth(view: &View, room: &Room, need: &Need, before: f64) -> (i32, u16) {
     let after = |from: u16| {
         let mut cards: Cards = room.cards.clone();
         take_cards(&mut cards, need, from);
-        let steps = (view.useless(cpu_milli, &cards) - before) / STEP;
-        // Rounded down.
-        steps as i32 - i32::from(steps < f64::from(steps as i32))
+        steps(view.useless(cpu_milli, &cards) - before)
     };
     if need.cards != 1 || need.card_milli == CARD_MILLI {
         return (after(CARD_MILLI), if need.cards == 0 { 0 } else { CARD_MILLI });

@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 
 use super::fgd::Fgd;
 use super::order::{Key, Order, Tops};
-use super::room::{CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};
+use super::room::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};
 use crate::engine::NIL;
 use crate::model::Capacity;
 
@@ -159,7 +159,13 @@ impl Fleet {
 
     /// Takes a share of a worker, which must have it.
     pub fn take(&mut self, at: u32, share: &Share) {
-        self.change(at, share, |have, amount| *have -= amount, |milli, amount| *milli -= amount);
+        const SHORT: &str = "L1: no more is taken than there is";
+        self.change(
+            at,
+            share,
+            |have, amount| *have = have.checked_sub(amount).expect(SHORT),
+            |milli, amount| *milli = milli.checked_sub(amount).expect(SHORT),
+        );
     }
 
     /// Gives back what [`Self::take`] took.
@@ -171,7 +177,9 @@ impl Fleet {
         let slot = self.slot_mut(at);
         let mut bits = share.cards;
         while bits != 0 {
-            card(&mut slot.cards[bits.trailing_zeros() as usize], share.card_milli);
+            let milli = &mut slot.cards[bits.trailing_zeros() as usize];
+            card(milli, share.card_milli);
+            debug_assert!(*milli <= CARD_MILLI, "L1: no more of a card is given back than was taken");
             bits &= bits - 1;
         }
         let offered = slot.group != NIL;
