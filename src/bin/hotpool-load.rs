@@ -1,12 +1,14 @@
-//! `hotpool-load`: loads a scheduler in this process or a service over HTTP, and checks it meanwhile.
+//! `hotpool-load`: loads a scheduler in this process or a service over HTTP, and checks it meanwhile;
+//! or packs a trace.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use hotpool::load::args::Args;
-use hotpool::load::report::{EXIT_USAGE, Report};
+use hotpool::load::args::{Args, Command};
+use hotpool::load::report::EXIT_USAGE;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
         return ExitCode::from(EXIT_USAGE);
     }
     match run(&args) {
-        Ok(report) => report.exit(),
+        Ok(exit) => exit,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -34,15 +36,28 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<Report> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let mut report = runtime.block_on(hotpool::load::run(args))?;
-    if let Some(file) = &args.command.common().report_json {
-        let json = serde_json::to_vec_pretty(&report)?;
-        if let Err(error) = std::fs::write(file, json) {
-            report.failures.push(format!("cannot write {}: {error}", file.display()));
+fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let file = args.command.report_json();
+    match &args.command {
+        Command::Load(load) => {
+            let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+            let mut report = runtime.block_on(hotpool::load::run(load))?;
+            if let Err(error) = write(file, &report) {
+                report.failures.push(format!("{error:#}"));
+            }
+            println!("{}", report.table());
+            Ok(report.exit())
+        }
+        Command::Pack(pack) => {
+            let report = hotpool::load::pack::run(pack)?;
+            println!("{}", report.table());
+            write(file, &report).map(|()| ExitCode::SUCCESS)
         }
     }
-    println!("{}", report.table());
-    Ok(report)
+}
+
+fn write(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let json = serde_json::to_vec_pretty(report)?;
+    std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))
 }

@@ -31,6 +31,7 @@
 mod claims;
 pub mod effect;
 pub mod event;
+pub mod fit;
 mod heartbeat;
 mod idle;
 mod invariants;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::config::StoreUrl;
+use super::pack::args::PackArgs;
 use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use crate::model::Ack;
 
@@ -19,7 +20,7 @@ const CLIENTS_MAX: i64 = 10_000;
 /// Requests that an open loop lets wait, unless told otherwise.
 const OPEN_IN_FLIGHT: usize = 100_000;
 
-/// Loads Hotpool, and checks it while doing so.
+/// Loads Hotpool and checks it while doing so, or packs a trace.
 ///
 /// Exit code: 0 ok; 2 the service gave one worker to two holders, let a fence go back or lost capacity; 64 the
 /// command line is wrong; 1 anything else went wrong: no claim was granted, requests were left unanswered, the
@@ -32,16 +33,48 @@ pub struct Args {
     pub command: Command,
 }
 
-/// The kinds of load.
+/// What the harness can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Load a service.
+    #[command(flatten)]
+    Load(Load),
+    /// Packs a list of requests onto a list of workers, and tells how much was allocated
+    Pack(PackArgs),
+}
+
+impl Command {
+    /// Checks what depends on more than one option.
+    ///
+    /// # Errors
+    /// What is wrong, for the user.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Load(load) => load.check(),
+            Self::Pack(pack) => pack.check(),
+        }
+    }
+
+    /// Where the report goes as JSON.
+    #[must_use]
+    pub fn report_json(&self) -> Option<&Path> {
+        match self {
+            Self::Load(load) => load.common().report_json.as_deref(),
+            Self::Pack(pack) => pack.report_json.as_deref(),
+        }
+    }
+}
+
+/// The kinds of load.
+#[derive(Debug, Subcommand)]
+pub enum Load {
     /// Claims and releases, as fast as the answers come or at a given rate
     Bench(BenchArgs),
     /// Replays a trace of function invocations at the times it says
     Replay(ReplayArgs),
 }
 
-impl Command {
+impl Load {
     /// What both kinds have in common.
     #[must_use]
     pub const fn common(&self) -> &CommonArgs {
@@ -267,12 +300,14 @@ mod tests {
 
     #[test]
     fn defaults_follow_the_kind_of_loop() {
-        let Ok(Command::Bench(closed)) = parse("bench --clients 8") else { panic!() };
+        let Ok(Command::Load(Load::Bench(closed))) = parse("bench --clients 8") else { panic!() };
         assert_eq!((closed.in_flight(), closed.common.target.clone()), (8, TargetUrl::Inproc));
-        let Ok(Command::Bench(open)) = parse("bench --clients 8 --rate 1e5") else { panic!() };
+        let Ok(Command::Load(Load::Bench(open))) = parse("bench --clients 8 --rate 1e5") else { panic!() };
         assert_eq!(open.in_flight(), OPEN_IN_FLIGHT);
-        assert!(!Command::Bench(closed).multiplexed() && Command::Bench(open).multiplexed());
-        let Ok(Command::Replay(replay)) = parse("replay --trace x --target grpc://[::1]:80") else { panic!() };
+        assert!(!Load::Bench(closed).multiplexed() && Load::Bench(open).multiplexed());
+        let Ok(Command::Load(Load::Replay(replay))) = parse("replay --trace x --target grpc://[::1]:80") else {
+            panic!()
+        };
         assert_eq!(replay.common.target.to_string(), "grpc://[::1]:80");
         assert_eq!((replay.workers, replay.common.shards), (2_000, 16));
     }
@@ -299,6 +334,13 @@ mod tests {
             "bench --store redb:",
             "bench --store redis://",
             "replay",
+            "pack --nodes x",
+            "pack --nodes x --requests y --policy random",
+            "pack --nodes x --requests y --shards 3",
+            "pack --nodes x --requests y --protocol --policy spread",
+            "pack --nodes x --requests y --protocol --shards 8",
+            "pack --nodes x --requests y --protocol --policy fgd --learn",
+            "pack --nodes x --requests y --policy best_fit --learn",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,4 +1,5 @@
-//! The load harness: loads a scheduler or a service, and checks it while doing so.
+//! The load harness: loads a scheduler or a service, and checks it while doing so. Beside it stands [`pack`], which needs
+//! neither.
 //!
 //! ```text
 //! args -> run -> target (inproc | http + wire | grpc) : a pool of this run, with workers
@@ -22,6 +23,7 @@ pub mod driver;
 mod grpc;
 mod http;
 pub mod pace;
+pub mod pack;
 pub mod replay;
 pub mod report;
 pub mod stats;
@@ -35,7 +37,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::args::{Args, BenchArgs, Command, ReplayArgs};
+use self::args::{BenchArgs, Load, ReplayArgs};
 use self::check::Check;
 use self::client::Client;
 use self::driver::Driver;
@@ -55,12 +57,11 @@ const SETTLE_EVERY: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The run could not be made at all: nothing was measured. What goes wrong later is in the report.
-pub async fn run(args: &Args) -> Result<Report> {
-    let command = &args.command;
+pub async fn run(command: &Load) -> Result<Report> {
     // Read it first: a trace that is no good should cost nothing.
     let trace = match command {
-        Command::Bench(_) => Vec::new(),
-        Command::Replay(replay) => trace::read(&replay.trace).with_context(|| replay.trace.display().to_string())?,
+        Load::Bench(_) => Vec::new(),
+        Load::Replay(replay) => trace::read(&replay.trace).with_context(|| replay.trace.display().to_string())?,
     };
     let stop = Arc::new(Stop::default());
     listen(Arc::clone(&stop))?;
@@ -98,7 +99,7 @@ fn listen(stop: Arc<Stop>) -> Result<()> {
 
 async fn measured(
     target: &Target,
-    command: &Command,
+    command: &Load,
     trace: Vec<trace::Invocation>,
     run: &str,
     stop: &Arc<Stop>,
@@ -126,8 +127,8 @@ async fn measured(
 
     let start = Instant::now();
     let (name, parameters, outcome) = match command {
-        Command::Bench(bench) => ("bench", serde_json::to_value(bench)?, drive_bench(&driver, bench, start).await),
-        Command::Replay(replay) => {
+        Load::Bench(bench) => ("bench", serde_json::to_value(bench)?, drive_bench(&driver, bench, start).await),
+        Load::Replay(replay) => {
             ("replay", serde_json::to_value(replay)?, drive_replay(&driver, replay, trace, start).await)
         }
     };
@@ -137,7 +138,7 @@ async fn measured(
     }
     let mut report = Report::new(name, run, parameters);
     let elapsed = stats.last.map_or(Duration::ZERO, |last| last - start);
-    report.count(&stats, elapsed, matches!(command, Command::Replay(_)));
+    report.count(&stats, elapsed, matches!(command, Load::Replay(_)));
     report.faults = check.faults();
     match outcome {
         Ok(pacing) => report.pacing_us = pacing.as_ref().map(report::Latency::of),

@@ -45,10 +45,18 @@ pub enum TraceError {
 /// # Errors
 /// `Io`, or `Line` with the first line that is wrong.
 pub fn read(path: &Path) -> Result<Vec<Invocation>, TraceError> {
+    parse(open(path)?)
+}
+
+/// Opens a file that may be gzip.
+///
+/// # Errors
+/// It cannot be read.
+pub fn open(path: &Path) -> std::io::Result<Box<dyn BufRead>> {
     let mut magic = Vec::new();
     File::open(path)?.take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
     let file = BufReader::new(File::open(path)?);
-    if magic == GZIP_MAGIC { parse(BufReader::new(MultiGzDecoder::new(file))) } else { parse(file) }
+    Ok(if magic == GZIP_MAGIC { Box::new(BufReader::new(MultiGzDecoder::new(file))) } else { Box::new(file) })
 }
 
 /// Parses the text of a trace.

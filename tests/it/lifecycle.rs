@@ -179,7 +179,7 @@ fn wrong_usage_and_configuration_end_with_64() {
         assert!(said.contains(key), "{key} is not in {said}");
     }
     for (arguments, words) in [
-        (&["--store", "redis://127.0.0.1"][..], "not built in this version"),
+        (&["--store", "redis://127.0.0.1/x"][..], "must be a number"),
         (&["--store", "memory:", "--data-dir", "x"], "--data-dir"),
         (&["--listen", "0.0.0.0:0"], "--insecure"),
         (&["--listen", "nowhere"], "--listen"),

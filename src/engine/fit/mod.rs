@@ -1,0 +1,30 @@
+//! Which worker has room for a share, and which of those that have it gives it.
+//!
+//! ```text
+//! need -> fleet: groups of workers with equal rooms -> worker
+//!         best fit: the lightest that fits   spread: the heaviest
+//!         fgd: the one of whose idle cards the fewest become useless, by the typical mix
+//!      -> cards                                     -> share
+//! ```
+//!
+//! | file | question it answers |
+//! |---|---|
+//! | `room` | what is left, what is needed, does it fit, which cards |
+//! | `order` | which is the lightest of all that fit |
+//! | `fleet` | which workers have equal rooms; what is taken and given back |
+//! | `mix` | what is usually asked |
+//! | `fgd` | how much idle capacity becomes useless |
+//!
+//! Everything here is decided by what was put in, in which order: equal weights are told apart by a hash of the room,
+//! equal rooms by the worker's ordinal.
+
+mod fgd;
+mod fleet;
+mod mix;
+mod order;
+mod room;
+
+pub use fgd::Fgd;
+pub use fleet::{Fleet, Group, Pick, Placement, Rank};
+pub use mix::{COVERED_PERCENT, Kind, typical};
+pub use room::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};

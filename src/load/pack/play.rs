@@ -1,0 +1,130 @@
+//! Plays a packing run: requests one by one, none released, none retried; each decision timed.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::curve::Point;
+use super::input::{Input, Request};
+use super::published::Published;
+use crate::engine::fit::{Fgd, Fleet, Pick, Placement, Rank};
+use crate::load::stats;
+use crate::model::WorkerId;
+
+/// What a run did.
+#[derive(Debug)]
+pub struct Played {
+    /// After each request.
+    pub points: Vec<Point>,
+    /// Requests that found no room.
+    pub failed: u64,
+    /// All decisions together.
+    pub took: Duration,
+    /// Nanoseconds of each decision: choosing, and noting what was taken.
+    pub decisions: Histogram<u64>,
+}
+
+/// Who decides.
+#[derive(Debug)]
+pub enum Decider {
+    /// The service's own order, over shards.
+    Own(Box<Own>),
+    /// The published scores.
+    Published(Published, Fleet),
+}
+
+/// Shards with the service's own order.
+#[derive(Debug)]
+pub struct Own {
+    shards: Vec<(Fleet, Fgd)>,
+    placement: Placement,
+}
+
+impl Decider {
+    /// The service's own order. `learn`: the mix is learned instead of given.
+    ///
+    /// # Errors
+    /// The name of a node that cannot be a worker's.
+    pub fn own(input: &Input, placement: Placement, shards: u16, learn: bool) -> Result<Self, String> {
+        let fgd = || if learn { Fgd::learning() } else { Fgd::given(input.mix()) };
+        let mut shards: Vec<(Fleet, Fgd)> = (0..shards).map(|_| (input.fleet(), fgd())).collect();
+        let count = shards.len() as u16;
+        for (name, capacity) in &input.nodes {
+            let id = WorkerId::new(name).map_err(|refusal| format!("node {name}: {refusal}"))?;
+            let (fleet, _) = &mut shards[id.shard(count) as usize];
+            fleet.enter(fleet.len() as u32, capacity);
+        }
+        Ok(Self::Own(Box::new(Own { shards, placement })))
+    }
+
+    /// The published scores.
+    #[must_use]
+    pub fn published(input: &Input, published: Published) -> Self {
+        let mut fleet = input.fleet();
+        (0..).zip(&input.nodes).for_each(|(at, (_, capacity))| fleet.enter(at, capacity));
+        Self::Published(published, fleet)
+    }
+
+    /// Takes what the request asks for. False: there is no room.
+    fn take(&mut self, request: &Request) -> bool {
+        match self {
+            Self::Published(published, fleet) => {
+                let found = published.decide(fleet, request);
+                found.inspect(|(worker, share)| fleet.take(*worker, share)).is_some()
+            }
+            Self::Own(own) => own.take(request),
+        }
+    }
+}
+
+impl Own {
+    fn take(&mut self, request: &Request) -> bool {
+        let need = &request.need;
+        let placement = self.placement;
+        let mut best: Option<(Rank, usize, Pick)> = None;
+        for (at, (fleet, fgd)) in self.shards.iter_mut().enumerate() {
+            fgd.note(need);
+            if let Some(pick) = fleet.pick(need, placement, true, fgd)
+                && best.is_none_or(|(rank, ..)| pick.rank < rank)
+            {
+                best = Some((pick.rank, at, pick));
+            }
+        }
+        let Some((_, at, pick)) = best else { return false };
+        let (fleet, _) = &mut self.shards[at];
+        let Some(share) = fleet.share(need, pick) else { return false };
+        fleet.take(pick.worker, &share);
+        true
+    }
+}
+
+/// Plays all arrivals. `shown` is told how many are done.
+#[must_use]
+pub fn play(input: &Input, decider: &mut Decider, mut shown: impl FnMut(u64)) -> Played {
+    let mut played = Played {
+        points: Vec::with_capacity(input.events.len()),
+        failed: 0,
+        took: Duration::ZERO,
+        decisions: stats::histogram(),
+    };
+    let (mut arrived, mut allocated) = (0, 0);
+    for (done, &event) in (1..).zip(&input.events) {
+        let request = &input.requests[event as usize];
+        arrived += request.gpu_milli();
+        let start = Instant::now();
+        let taken = decider.take(request);
+        let took = start.elapsed();
+        played.took += took;
+        stats::record(&mut played.decisions, took, 1);
+        if taken {
+            allocated += request.gpu_milli();
+        } else {
+            played.failed += 1;
+        }
+        played.points.push((arrived, allocated));
+        if done % 256 == 0 {
+            shown(done);
+        }
+    }
+    played
+}
