@@ -8,8 +8,8 @@ use clap::builder::TypedValueParser as _;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::config::StoreUrl;
 use super::pack::args::PackArgs;
+use crate::config::StoreUrl;
 use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use crate::model::Ack;
 

@@ -325,7 +325,13 @@ impl Store for RedisStore {
 
     fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         // A lease of nothing: whoever comes next need not wait.
-        async move { self.renewed(0, false).await.map(|_| ()) }.boxed()
+        async move {
+            if self.owner().is_none() {
+                return Ok(());
+            }
+            self.renewed(0, false).await.map(|_| ())
+        }
+        .boxed()
     }
 
     fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {

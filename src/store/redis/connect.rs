@@ -13,6 +13,9 @@ use redis::{
     ServerErrorKind, TlsCertificates, cmd,
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use super::super::StoreError;
 use super::url::{Address, Kind, RedisUrl};
 
@@ -133,9 +136,29 @@ impl Connector {
                 self.check(&about)?;
                 Ok(connection)
             }
-            Ok(Err(error)) => Err(self.refused(&error)),
-            Err(_) => Err(Fault::Away(self.silent())),
+            Ok(Err(error)) if !error.is_timeout() => Err(self.refused(&error)),
+            Ok(Err(_)) | Err(_) if self.speaks_plainly().await => {
+                Err(Fault::Unusable(format!("{self} speaks without TLS; its URL begins with redis, not rediss")))
+            }
+            Ok(Err(_)) | Err(_) => Err(Fault::Away(self.silent())),
         }
+    }
+
+    /// A server without TLS takes the beginning of TLS for a line that has not ended, and waits: so this end asks it, once
+    /// it has never been served, in words that it knows.
+    async fn speaks_plainly(&self) -> bool {
+        let ConnectionAddr::TcpTls { host, port, .. } = &self.address else { return false };
+        if self.closed.load(Ordering::Relaxed) == SERVED {
+            return false;
+        }
+        let asking = async {
+            let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.write_all(b"PING\r\n").await?;
+            let mut first = [0];
+            stream.read_exact(&mut first).await?;
+            Ok::<_, io::Error>(matches!(first[0], b'+' | b'-'))
+        };
+        matches!(tokio::time::timeout(self.limit, asking).await, Ok(Ok(true)))
     }
 
     /// The address of a master, by a sentinel.
@@ -163,9 +186,6 @@ impl Connector {
 
     /// What a failure to connect means.
     fn refused(&self, error: &RedisError) -> Fault {
-        if error.is_timeout() {
-            return Fault::Away(self.silent());
-        }
         match error.kind() {
             ErrorKind::Io if is_tls(error) => Fault::Unusable(format!("{self}: TLS failed: {error}")),
             ErrorKind::Io if error.is_connection_refusal() => Fault::Away(format!("{self} refuses connections")),
