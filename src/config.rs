@@ -118,21 +118,25 @@ impl Store {
     #[must_use]
     pub fn redis(&self, url: RedisUrl) -> RedisOptions {
         let file = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
-        let lease_ms = match (self.lease_ms, self.standby) {
-            (0, true) => STANDBY_LEASE_MS,
-            (0, false) => LEASE_MS,
-            (lease_ms, _) => lease_ms,
-        };
         RedisOptions {
             url,
             key_prefix: self.key_prefix.clone(),
             command_ms: self.command_ms,
-            lease_ms,
+            lease_ms: self.lease_ms(),
             standby: self.standby,
             data_dir: self.data_dir.clone(),
             tls_ca_file: file(&self.tls_ca_file),
             tls_cert_file: file(&self.tls_cert_file),
             tls_key_file: file(&self.tls_key_file),
+        }
+    }
+
+    /// The lease that holds.
+    const fn lease_ms(&self) -> u64 {
+        match (self.lease_ms, self.standby) {
+            (0, true) => STANDBY_LEASE_MS,
+            (0, false) => LEASE_MS,
+            (lease_ms, _) => lease_ms,
         }
     }
 
@@ -143,11 +147,11 @@ impl Store {
         if !(1..=64).contains(&prefix.len()) || !prefix.bytes().all(is_plain) {
             problems.push(format!("store.key_prefix: must be 1..=64 bytes of [A-Za-z0-9._:-], got {prefix:?}"));
         }
-        if self.lease_ms > 0 && self.lease_ms < 3 * self.command_ms {
+        if self.lease_ms() < 3 * self.command_ms {
             let least = 3 * self.command_ms;
             problems.push(format!(
                 "store.lease_ms: must be at least 3 * store.command_ms ({least}), or one slow answer ends it, got {}",
-                self.lease_ms
+                self.lease_ms()
             ));
         }
         let StoreUrl::Redis(url) = &self.url else {

@@ -60,8 +60,9 @@ struct Serve {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where records go: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and the like.
+    // Read by hand: a message of the command line's reader would show it, password and all.
     #[arg(long, value_name = "URL")]
-    store: Option<StoreUrl>,
+    store: Option<String>,
     /// Wait for the end of another process that owns the Redis store, and take over then.
     #[arg(long)]
     standby: bool,
@@ -97,6 +98,10 @@ fn main() -> ExitCode {
 
 fn serve(arguments: Serve) -> ExitCode {
     let Serve { config, listen, data_dir, store, standby, insecure, log } = arguments;
+    let store = match store.map(|url| url.parse()).transpose() {
+        Ok(store) => store,
+        Err(error) => return fail(EXIT_USAGE, &format!("--store: {error}")),
+    };
     if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_) | StoreUrl::Memory)) {
         return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
     }

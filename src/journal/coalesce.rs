@@ -28,12 +28,42 @@ pub fn fold(frames: &mut Vec<u8>) {
     *frames = folded;
 }
 
+/// Takes whole frames from the front: at least `bytes`, if there are so many.
+///
+/// # Panics
+/// As [`fold`].
+pub fn cut(frames: &mut Vec<u8>, bytes: usize) -> Vec<u8> {
+    let mut walk = Frames::new(frames);
+    let mut end = 0;
+    while end < bytes
+        && let Some(frame) = walk.next()
+    {
+        frame.expect("frames of this process are whole");
+        end = frames.len() - walk.rest().len();
+    }
+    let rest = frames.split_off(end);
+    std::mem::replace(frames, rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::row::{PoolRow, put_deletion, put_pool};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn cuts_between_frames() {
+        let mut frames = Vec::new();
+        for uid in 1..=3 {
+            put_deletion(&mut frames, RowKind::Pool, &uid.to_string());
+        }
+        let (all, one) = (frames.clone(), frames.len() / 3);
+        let front = cut(&mut frames, one + 1);
+        assert_eq!((front.len(), &[front, frames.clone()].concat()), (2 * one, &all));
+        assert_eq!(cut(&mut frames, 1_000).len(), one);
+        assert!(frames.is_empty() && cut(&mut frames, 1).is_empty());
+    }
 
     proptest! {
         #[test]

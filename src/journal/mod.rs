@@ -70,6 +70,8 @@ pub struct Outbox {
     oldest_ns: AtomicU64,
     /// In its writer's queue.
     queued: AtomicBool,
+    /// The store was told to forget the shard: nothing is to be written of it any more.
+    dropped: AtomicBool,
     /// A step goes out even if nothing has changed: to see whether the store still has all.
     check: AtomicBool,
     /// Counts the shard's lives: each numbers its workers anew.
@@ -99,6 +101,7 @@ impl Outbox {
             applied: AtomicU64::new(at),
             oldest_ns: AtomicU64::new(0),
             queued: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             check: AtomicBool::new(false),
             lives: AtomicU64::new(0),
             needs_source: AtomicBool::new(false),
@@ -226,7 +229,11 @@ impl Outbox {
             if waiting.count == 0 { 0 } else { waiting.since_ns }
         };
         self.oldest_ns.store(since, Ordering::Relaxed);
-        self.applied.store(applied, Ordering::Release);
+        self.applied.fetch_max(applied, Ordering::Release);
+    }
+
+    fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
     }
 
     fn tell_source(&self) {
@@ -392,12 +399,11 @@ impl Journal {
 
     /// Waits until nothing waits for the store.
     pub async fn flushed(&self, outboxes: impl IntoIterator<Item = Arc<Outbox>>) -> bool {
+        let mut all = true;
         for outbox in outboxes {
-            if !outbox.stored(outbox.handed()).await {
-                return false;
-            }
+            all &= outbox.stored(outbox.handed()).await;
         }
-        true
+        all
     }
 
     /// Forgets what is queued: the service ends, and an outbox in the queue would keep the store open for ever.

@@ -5,7 +5,7 @@
 //! its present one: whatever changed after its dump was handed over later and is in `again`. When the store has the
 //! old generation (no gap), steps go on to it meanwhile, so durable answers do not wait for the rewrite.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -77,6 +77,11 @@ impl Rewrite {
     }
 
     fn note(&mut self, rows: &[u8]) {
+        let begun = self.dump.is_some() || self.piece.is_some() || self.cursor != Some(0);
+        if !begun && self.gap.is_some() {
+            // All of it is still to be dumped.
+            return;
+        }
         self.again.extend_from_slice(rows);
         if self.again.len() > self.fold_at {
             coalesce::fold(&mut self.again);
@@ -93,20 +98,21 @@ impl Rewrite {
         if self.cursor.is_some() || self.dump.is_some() {
             return None;
         }
+        let waiting = self.outbox.take();
+        let to = waiting.to.max(self.gap.unwrap_or(0));
+        self.again.extend_from_slice(&waiting.rows);
         if self.again.len() > FLIP_BYTES_MAX {
             // Last states that count over earlier ones, wherever they stand: they need not wait for the flip.
             coalesce::fold(&mut self.again);
-            let kind = StepKind::Chunk {
-                generation: self.generation,
-                number: self.chunks,
-                rows: std::mem::take(&mut self.again).into(),
-            };
+            let rows = coalesce::cut(&mut self.again, CHUNK_BYTES);
+            let kind = StepKind::Chunk { generation: self.generation, number: self.chunks, rows: rows.into() };
+            if waiting.to > waiting.from {
+                // What was taken goes by way of the new generation alone.
+                self.gap = Some(to);
+            }
             return Some((Step { shard, from: 0, to: 0, kind }, 0));
         }
-        let waiting = self.outbox.take();
-        let to = waiting.to.max(self.gap.unwrap_or(0));
-        let mut rows = std::mem::take(&mut self.again);
-        rows.extend_from_slice(&waiting.rows);
+        let rows = std::mem::take(&mut self.again);
         let kind = StepKind::Flip { generation: self.generation, chunks: self.chunks, rows: rows.into() };
         Some((Step { shard, from: waiting.from, to, kind }, waiting.count))
     }
@@ -160,8 +166,9 @@ impl Rewrites {
     }
 
     /// The next chunk, or the flip.
-    pub fn next_flight(&mut self) -> Option<Flight> {
-        let rewrite = self.active.as_mut().filter(|rewrite| !rewrite.in_flight)?;
+    pub fn next_flight(&mut self, busy: &HashSet<ShardKey>) -> Option<Flight> {
+        let is_free = |rewrite: &&mut Rewrite| !rewrite.in_flight && !busy.contains(&rewrite.outbox.key);
+        let rewrite = self.active.as_mut().filter(is_free)?;
         let (step, rows) = rewrite.step()?;
         rewrite.in_flight = true;
         Some(Flight { outbox: Arc::clone(&rewrite.outbox), step, rows })
@@ -195,7 +202,12 @@ impl Rewrites {
                 self.finish();
             }
             // The source is restarting: it needs what a gap still keeps from the store, so that is tried again.
-            None if rewrite.gap.is_some() => tokio::time::sleep(RETRY).await,
+            // One that is refused for good must not keep the others waiting.
+            None if rewrite.gap.is_some() => {
+                self.queue.extend(self.active.take());
+                self.promote();
+                tokio::time::sleep(RETRY).await;
+            }
             None => self.finish(),
         }
     }

@@ -5,6 +5,7 @@
 //! keep coming: those whose answers the last commit released ask again at once, and a commit that leaves without
 //! them would make them wait for two.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,12 +14,15 @@ use super::rewrite::Rewrites;
 use super::{Journal, Lane, Outbox, Trouble, Waiting};
 use crate::metrics::{StepResult, metrics};
 use crate::model::Seq;
-use crate::store::{Step, StepKind, StepOutcome};
+use crate::store::{ShardKey, Step, StepKind, StepOutcome};
 
 /// Longest that the writer steps aside for more rows.
 const GATHER_NS_MAX: u64 = 400_000;
 /// Looks in a row that must find nothing new before the writer goes.
 const QUIET_LOOKS: u32 = 2;
+/// Bytes of rows, and steps, in one round: more waits for the next, or no answer would come in time.
+const ROUND_BYTES_MAX: usize = 8 << 20;
+const ROUND_STEPS_MAX: usize = 4_096;
 /// First and longest pause after a failed apply.
 const RETRY_MS: u64 = 20;
 const RETRY_MS_MAX: u64 = 500;
@@ -28,6 +32,42 @@ pub(super) struct Flight {
     pub outbox: Arc<Outbox>,
     pub step: Step,
     pub rows: usize,
+}
+
+/// Steps that the store did not answer: they may or may not be applied, and go again unchanged.
+#[derive(Default)]
+struct Left {
+    flights: Vec<Flight>,
+    again_ns: u64,
+    pause_ms: u64,
+    /// All that is there to be sent stands behind them.
+    blocks: bool,
+}
+
+impl Left {
+    /// So much that nothing is added to it.
+    fn is_full(&self) -> bool {
+        self.flights.len() > ROUND_STEPS_MAX || self.flights.iter().map(Flight::bytes).sum::<usize>() > ROUND_BYTES_MAX
+    }
+
+    fn back_off(&mut self, now_ns: u64) {
+        self.pause_ms = (self.pause_ms * 2).clamp(RETRY_MS, RETRY_MS_MAX);
+        // Not all writers at the same moment.
+        let jitter_ms = now_ns % (self.pause_ms / 2);
+        self.again_ns = now_ns + (self.pause_ms / 2 + jitter_ms) * 1_000_000;
+    }
+
+    /// Resolves when it is time to send them again; never while there are none.
+    async fn due(&self, now_ns: u64) {
+        if self.flights.is_empty() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(Duration::from_nanos(self.again_ns.saturating_sub(now_ns))).await;
+    }
+
+    fn take_due(&mut self, now_ns: u64) -> Vec<Flight> {
+        if now_ns >= self.again_ns { std::mem::take(&mut self.flights) } else { Vec::new() }
+    }
 }
 
 impl Flight {
@@ -52,6 +92,7 @@ impl Flight {
             StepOutcome::Duplicate => StepResult::Duplicate,
             StepOutcome::Gap => StepResult::Gap,
             StepOutcome::Fenced => StepResult::Fenced,
+            StepOutcome::Away => StepResult::Error,
         }
     }
 
@@ -67,22 +108,23 @@ impl Journal {
     /// One writer of [`Journal::writers`]: writes for ever, or until the store belongs to somebody else.
     pub async fn run(self: Arc<Self>, writer: usize) {
         let mut rewrites = Rewrites::default();
+        let mut left = Left::default();
         let lane = &self.lanes[writer];
         while !self.fenced() {
-            let flights = self.gather(lane, &mut rewrites).await;
-            if flights.is_empty() {
-                continue;
+            let flights = self.gather(lane, &mut rewrites, &mut left).await;
+            if !flights.is_empty() {
+                self.apply(writer, flights, &mut rewrites, &mut left).await;
             }
-            let Some(outcomes) = self.apply(writer, &flights).await else { break };
-            self.conclude(flights, &outcomes, &mut rewrites);
         }
     }
 
-    async fn gather(&self, lane: &Lane, rewrites: &mut Rewrites) -> Vec<Flight> {
-        if lane.dirty.is_empty() && lane.drops.is_empty() && !rewrites.ready() {
+    async fn gather(&self, lane: &Lane, rewrites: &mut Rewrites, left: &mut Left) -> Vec<Flight> {
+        let now_ns = self.clock.mono_ns();
+        if (lane.dirty.is_empty() && lane.drops.is_empty() && !rewrites.ready()) || left.blocks || left.is_full() {
             tokio::select! {
-                () = lane.work.notified() => {}
+                () = lane.work.notified(), if !left.is_full() => {}
                 () = rewrites.dumped(|| self.fresh_generation()) => {}
+                () = left.due(now_ns) => {}
             }
         }
         self.step_aside(lane).await;
@@ -92,35 +134,51 @@ impl Journal {
             () = rewrites.dumped(|| self.fresh_generation()) => {}
             () = std::future::ready(()) => {}
         }
-        let mut flights = Vec::new();
-        while let Some(outbox) = lane.drops.pop() {
+        // One step of a shard at a time: what others have to say of these shards waits.
+        let mut busy: HashSet<ShardKey> = left.flights.iter().map(|flight| flight.outbox.key).collect();
+        let mut flights = left.take_due(self.clock.mono_ns());
+        if let Some(flight) = rewrites.next_flight(&busy) {
+            busy.insert(flight.outbox.key);
+            flights.push(flight);
+        }
+        for _ in 0..lane.drops.len() {
+            let Some(outbox) = lane.drops.pop() else { break };
+            if !busy.insert(outbox.key) {
+                lane.drops.push(outbox);
+                continue;
+            }
             rewrites.forget(outbox.key);
+            outbox.dropped.store(true, Ordering::Release);
             flights.push(Flight::drop_shard(outbox));
         }
-        let rewriting = rewrites.next_flight();
+        let mut bytes: usize = flights.iter().chain(&left.flights).map(Flight::bytes).sum();
         for _ in 0..lane.dirty.len() {
+            if bytes > ROUND_BYTES_MAX || flights.len() > ROUND_STEPS_MAX {
+                break;
+            }
             let Some(outbox) = lane.dirty.pop() else { break };
-            if rewriting.as_ref().is_some_and(|flight| flight.outbox.key == outbox.key) {
-                // One step of a shard at a time: its rows go with the next round.
+            if busy.contains(&outbox.key) && !outbox.is_dropped() {
                 lane.dirty.push(outbox);
                 continue;
             }
             outbox.queued.store(false, Ordering::Release);
+            if outbox.is_dropped() {
+                continue;
+            }
             let check = outbox.check.swap(false, Ordering::Relaxed);
             let waiting = outbox.take();
-            let dropped = flights.iter().any(|flight: &Flight| flight.outbox.key == outbox.key);
             if (waiting.to > waiting.from || check)
-                && !dropped
                 && let Some(waiting) = rewrites.note(&outbox, waiting)
             {
                 if waiting.rows.len() > self.store.step_bytes_max() {
                     rewrites.begin(outbox, self.fresh_generation(), Some(waiting.to));
                 } else {
+                    bytes += waiting.rows.len();
                     flights.push(Flight::rows(outbox, waiting));
                 }
             }
         }
-        flights.extend(rewriting);
+        left.blocks = flights.is_empty() && !left.flights.is_empty();
         flights
     }
 
@@ -136,38 +194,48 @@ impl Journal {
         }
     }
 
-    /// Applies until the store answers. None: it is not ours any more.
-    async fn apply(&self, writer: usize, flights: &[Flight]) -> Option<Vec<StepOutcome>> {
-        let mut pause_ms = RETRY_MS;
-        while !self.fenced() {
-            let start = self.clock.mono_ns();
-            let answer = self.store.apply(flights.iter().map(|flight| flight.step.clone()).collect()).await;
-            let seconds = Duration::from_nanos(self.clock.mono_ns().saturating_sub(start)).as_secs_f64();
-            metrics().step_seconds.record(seconds);
-            match answer {
-                Ok(outcomes) => {
-                    self.set_trouble(Trouble::Steps(writer), None);
-                    if outcomes.contains(&StepOutcome::Fenced) {
-                        metrics().steps(StepResult::Fenced).increment(1);
-                        self.fence();
-                        return None;
-                    }
-                    return Some(outcomes);
-                }
-                Err(error) => {
-                    metrics().steps(StepResult::Error).increment(flights.len() as u64);
-                    metrics().store_retries.increment(1);
-                    if self.set_trouble(Trouble::Steps(writer), Some(error.text().to_owned())) {
-                        tracing::warn!(store = self.store.kind(), %error, "the store took nothing; sending again");
-                    }
-                    // Not all writers at the same moment.
-                    let jitter_ms = self.clock.mono_ns() % (pause_ms / 2);
-                    tokio::time::sleep(Duration::from_millis(pause_ms / 2 + jitter_ms)).await;
-                    pause_ms = (pause_ms * 2).min(RETRY_MS_MAX);
-                }
+    /// Applies once. What the store did not answer is left for a later round.
+    async fn apply(&self, writer: usize, flights: Vec<Flight>, rewrites: &mut Rewrites, left: &mut Left) {
+        let start = self.clock.mono_ns();
+        let answer = self.store.apply(flights.iter().map(|flight| flight.step.clone()).collect()).await;
+        let now = self.clock.mono_ns();
+        metrics().step_seconds.record(Duration::from_nanos(now.saturating_sub(start)).as_secs_f64());
+        let (outcomes, trouble) = match answer {
+            Ok(outcomes) => {
+                let away = outcomes.contains(&StepOutcome::Away);
+                (outcomes, away.then(|| self.store.fault()))
+            }
+            Err(error) => (vec![StepOutcome::Away; flights.len()], Some(error.text().to_owned())),
+        };
+        if outcomes.contains(&StepOutcome::Fenced) {
+            metrics().steps(StepResult::Fenced).increment(1);
+            self.fence();
+            return;
+        }
+        let (mut done, mut answers) = (Vec::with_capacity(flights.len()), Vec::with_capacity(flights.len()));
+        for (flight, outcome) in flights.into_iter().zip(outcomes) {
+            if outcome == StepOutcome::Away {
+                metrics().steps(StepResult::Error).increment(1);
+                left.flights.push(flight);
+            } else {
+                done.push(flight);
+                answers.push(outcome);
             }
         }
-        None
+        if trouble.is_some() {
+            metrics().store_retries.increment(1);
+            left.back_off(now);
+        } else if left.flights.is_empty() {
+            left.pause_ms = 0;
+        }
+        let text = trouble.clone().unwrap_or_default();
+        if (trouble.is_some() || left.flights.is_empty())
+            && self.set_trouble(Trouble::Steps(writer), trouble)
+            && !text.is_empty()
+        {
+            tracing::warn!(store = self.store.kind(), error = text, "the store did not take steps; sending again");
+        }
+        self.conclude(done, &answers, rewrites);
     }
 
     fn conclude(&self, flights: Vec<Flight>, outcomes: &[StepOutcome], rewrites: &mut Rewrites) {

@@ -111,6 +111,13 @@ impl Scheduler {
     /// `NotFound`; `State` if it has workers.
     pub async fn delete_pool(&self, name: &PoolName, force: bool) -> Result<(), Refusal> {
         self.open()?;
+        let (scheduler, name) = (self.clone(), name.clone());
+        // Once begun it goes to its end, whether the caller waits or not: half a deletion would leave the pool closed.
+        let deleting = tokio::spawn(async move { scheduler.delete_to_the_end(&name, force).await });
+        deleting.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+    }
+
+    async fn delete_to_the_end(&self, name: &PoolName, force: bool) -> Result<(), Refusal> {
         let _one_at_a_time = self.shared.changing.lock().await;
         let pool = self.pool(name)?;
         let catalogue = self.catalogue()?;

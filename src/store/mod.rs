@@ -98,6 +98,8 @@ pub enum StepOutcome {
     Gap,
     /// Another owner has the store: stop answering.
     Fenced,
+    /// Not answered: it may or may not be applied, and is to be sent again. Others of the same call are not touched by it.
+    Away,
 }
 
 /// The ownership record after a take-over.
@@ -176,6 +178,11 @@ pub trait Store: Send + Sync + 'static {
     /// Bytes of rows in one step; a shard with more to write is rewritten in chunks.
     fn step_bytes_max(&self) -> usize {
         usize::MAX
+    }
+
+    /// Why a step was answered `Away` last, for people.
+    fn fault(&self) -> String {
+        String::new()
     }
 
     /// Steps of shards of one lane go together, and lanes do not wait for each other. Any number.

@@ -96,10 +96,14 @@ pub struct RedisStore {
     who: String,
     clock: Clock,
     ours: Mutex<Option<Owner>>,
+    /// Held while ownership changes or is renewed.
+    owning: tokio::sync::Mutex<()>,
     watch: Mutex<Watch>,
     /// An epoch that some shard was found at, above that of the record: a take-over that Redis lost.
     epoch_floor: AtomicU64,
     fence_ceiling: AtomicU64,
+    /// Why a step was not taken last.
+    fault: Mutex<String>,
     /// Live sides, of the shards that this owner has taken.
     sides: Mutex<HashMap<ShardKey, Side>>,
 }
@@ -139,6 +143,8 @@ impl RedisStore {
             who: format!("{host}, pid {}", std::process::id()),
             clock: Clock::system(),
             ours: Mutex::default(),
+            owning: tokio::sync::Mutex::new(()),
+            fault: Mutex::default(),
             watch: Mutex::default(),
             epoch_floor: AtomicU64::new(0),
             fence_ceiling: AtomicU64::new(0),
@@ -163,13 +169,16 @@ impl RedisStore {
     /// One call in the slot of the record of ownership, which must be answered.
     async fn ask(&self, call: nodes::Call) -> Result<Value, StoreError> {
         match self.nodes.call(&[call]).await?.pop() {
-            Some(Ok(value)) => Ok(value),
-            Some(Err(refused)) => Err(StoreError::Unusable(refused.text)),
+            Some(Ok(Ok(value))) => Ok(value),
+            Some(Ok(Err(refused))) => Err(StoreError::Unusable(refused.text)),
+            Some(Err(fault)) => Err(fault.into()),
             None => Err(StoreError::Away("a call was left without an answer".to_owned())),
         }
     }
 
     async fn take(&self, id: Uuid) -> Result<Ownership, StoreError> {
+        // A renewal in the middle of it would go out under the old epoch.
+        let _alone = self.owning.lock().await;
         let read = self.ask(owner::read(self.prefix())).await?;
         let record = owner::record(&read).map_err(StoreError::Unusable)?;
         let candidate = Candidate { node: self.node.clone(), standby: self.options.standby };
@@ -180,36 +189,46 @@ impl RedisStore {
             Verdict::Wait(why) => return Err(StoreError::Held(why)),
             Verdict::Refuse(why) => return Err(StoreError::Unusable(why)),
         }
-        let last = record.as_ref().map_or(0, |record| record.epoch).max(self.epoch_floor.load(Ordering::Relaxed));
-        let owner = Owner { id, epoch: last + 1 };
+        let known = record.as_ref().map_or(0, |record| record.epoch).max(locked(&self.watch).epoch());
+        let owner = Owner { id, epoch: known.max(self.epoch_floor.load(Ordering::Relaxed)) + 1 };
         let taken = self.ask(self.claimant(owner).take(record.as_ref())).await?;
         let Some(fence_ceiling) = owner::taken(&taken).map_err(StoreError::Unusable)? else {
             return Err(StoreError::Held("somebody else took the store over at this moment".to_owned()));
         };
-        self.reach_replica().await?;
         locked(&self.sides).clear();
         self.fence_ceiling.fetch_max(fence_ceiling, Ordering::Relaxed);
         *locked(&self.ours) = Some(owner);
+        self.reach_replica(owner).await?;
         Ok(Ownership { epoch: owner.epoch, fence_ceiling })
     }
 
     /// An epoch counts once a replica has it, where there are replicas: a failover must not give it out again.
-    async fn reach_replica(&self) -> Result<(), StoreError> {
+    async fn reach_replica(&self, owner: Owner) -> Result<(), StoreError> {
         let about = self.ask(owner::call(cmd("INFO").arg("replication").take())).await?;
         let about: String = redis::from_redis_value(about).unwrap_or_default();
-        let replicas =
-            about.lines().find_map(|line| line.strip_prefix("connected_slaves:")?.trim().parse::<u32>().ok());
-        if replicas.unwrap_or(0) == 0 {
+        let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if field("role:") != Some("master") {
+            return Err(StoreError::Away("the server that took the take-over is no master any more".to_owned()));
+        }
+        if field("connected_slaves:").is_none_or(|replicas| replicas == "0") {
             return Ok(());
         }
+        // `WAIT` speaks of the writes of its own connection: so a write goes before it, down the same one.
         let limit_ms = (REPLICA.as_millis() as u64).min(self.options.command_ms / 2);
-        match self.ask(owner::call(cmd("WAIT").arg(1).arg(limit_ms).take())).await? {
-            Value::Int(reached) if reached > 0 => Ok(()),
+        let write = self.claimant(owner).renew(self.fence_ceiling.load(Ordering::Relaxed), false);
+        let wait = owner::call(cmd("WAIT").arg(1).arg(limit_ms).take());
+        let mut answers = self.nodes.call(&[write, wait]).await?.into_iter();
+        let written = answers.next().is_some_and(|answer| {
+            answer.is_ok_and(|answer| answer.is_ok_and(|value| steps::text(&value) == Some("ok")))
+        });
+        match answers.next() {
+            Some(Ok(Ok(Value::Int(reached)))) if written && reached > 0 => Ok(()),
             _ => Err(StoreError::Away("no replica has confirmed the take-over yet".to_owned())),
         }
     }
 
     async fn renewed(&self, lease_ms: Millis, create: bool) -> Result<Renewal, StoreError> {
+        let _alone = self.owning.lock().await;
         let owner = self.owner().ok_or_else(|| StoreError::Unusable("nothing is owned before a take-over".into()))?;
         let claimant = Claimant { lease_ms, ..self.claimant(owner) };
         let answer = self.ask(claimant.renew(self.fence_ceiling.load(Ordering::Relaxed), create)).await?;
@@ -221,52 +240,68 @@ impl RedisStore {
         }
     }
 
-    /// Finds the live sides of shards that are not known. Returns those that somebody else has.
-    async fn find_sides(&self, owner: Owner, steps: &[Step]) -> Result<Vec<ShardKey>, StoreError> {
+    /// Finds the live sides of shards that are not known. Says what of that failed, by shard.
+    async fn find_sides(&self, owner: Owner, steps: &[Step]) -> Result<HashMap<ShardKey, StepOutcome>, StoreError> {
         // To be dropped, a shard need not be there.
         let sided = steps.iter().filter(|step| !matches!(step.kind, StepKind::Drop)).map(|step| step.shard);
         let unknown: Vec<ShardKey> = {
             let sides = locked(&self.sides);
             sided.filter(|shard| !sides.contains_key(shard)).collect()
         };
-        let mut fenced = Vec::new();
+        let mut failed = HashMap::new();
         if unknown.is_empty() {
-            return Ok(fenced);
+            return Ok(failed);
         }
         let looks: Vec<_> = unknown.iter().map(|&shard| steps::look(self.prefix(), Some(owner), shard)).collect();
         for (shard, answer) in unknown.into_iter().zip(self.nodes.call(&looks).await?) {
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(fault) => {
+                    failed.insert(shard, self.later(fault.text()));
+                    continue;
+                }
+            };
             match steps::seen(answer).map_err(StoreError::Unusable)? {
                 Seen::Live { side, .. } => {
                     locked(&self.sides).insert(shard, side);
                 }
-                Seen::Fenced { .. } => fenced.push(shard),
+                Seen::Fenced { .. } => {
+                    failed.insert(shard, StepOutcome::Fenced);
+                }
                 // What this owner has in memory counts; a rewrite puts it in the place of what is there.
                 Seen::Nothing | Seen::Bad(_) => {
                     locked(&self.sides).insert(shard, Side::A);
                 }
             }
         }
-        Ok(fenced)
+        Ok(failed)
+    }
+
+    fn later(&self, fault: &str) -> StepOutcome {
+        fault.clone_into(&mut locked(&self.fault));
+        StepOutcome::Away
     }
 
     async fn apply_all(&self, steps: &[Step]) -> Result<Vec<StepOutcome>, StoreError> {
         let owner =
             self.owner().ok_or_else(|| StoreError::Unusable("nothing may be applied before a take-over".into()))?;
-        let fenced = self.find_sides(owner, steps).await?;
-        if !fenced.is_empty() {
-            return Ok(steps
-                .iter()
-                .map(|step| if fenced.contains(&step.shard) { StepOutcome::Fenced } else { StepOutcome::Gap })
-                .collect());
-        }
+        let failed = self.find_sides(owner, steps).await?;
         let side = |shard| locked(&self.sides).get(&shard).copied().unwrap_or(Side::A);
-        let calls: Vec<_> =
-            steps.iter().map(|step| steps::call(self.prefix(), owner, step, side(step.shard))).collect();
-        let answers = self.nodes.call(&calls).await?;
+        let sent: Vec<&Step> = steps.iter().filter(|step| !failed.contains_key(&step.shard)).collect();
+        let calls: Vec<_> = sent.iter().map(|step| steps::call(self.prefix(), owner, step, side(step.shard))).collect();
+        let mut answers = self.nodes.call(&calls).await?.into_iter();
         let mut outcomes = Vec::with_capacity(steps.len());
-        let mut sides = locked(&self.sides);
-        for (step, answer) in steps.iter().zip(answers) {
-            let outcome = steps::outcome(answer).map_err(StoreError::Unusable)?;
+        for step in steps {
+            if let Some(&outcome) = failed.get(&step.shard) {
+                outcomes.push(outcome);
+                continue;
+            }
+            let outcome = match answers.next() {
+                Some(Ok(answer)) => steps::outcome(answer).unwrap_or_else(|fault| self.later(&fault)),
+                Some(Err(fault)) => self.later(fault.text()),
+                None => self.later("a step was left without an answer"),
+            };
+            let mut sides = locked(&self.sides);
             match (&step.kind, outcome) {
                 (_, StepOutcome::Gap) | (StepKind::Drop, _) => {
                     sides.remove(&step.shard);
@@ -297,6 +332,10 @@ impl Store for RedisStore {
 
     fn step_bytes_max(&self) -> usize {
         STEP_BYTES_MAX
+    }
+
+    fn fault(&self) -> String {
+        locked(&self.fault).clone()
     }
 
     fn lane(&self, shard: ShardKey) -> usize {

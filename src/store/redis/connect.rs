@@ -21,8 +21,9 @@ use super::url::{Address, Kind, RedisUrl};
 
 /// First version with functions.
 const MAJOR_MIN: u32 = 7;
-/// A server that closes so many connections in a row without a word, and never served one, is of another kind.
-const CLOSED_MAX: u32 = 3;
+/// A server that closes so many connections in a row without a word, and never served one, is of another kind. By then
+/// some five seconds have passed: something between here and there may have been starting.
+const CLOSED_MAX: u32 = 12;
 
 /// Why a server cannot be asked.
 #[derive(Debug, Clone)]
@@ -31,6 +32,14 @@ pub(super) enum Fault {
     Away(String),
     /// It will not: another kind of server, a wrong password.
     Unusable(String),
+}
+
+impl Fault {
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Away(text) | Self::Unusable(text) => text,
+        }
+    }
 }
 
 impl From<Fault> for StoreError {
@@ -70,6 +79,8 @@ pub(super) struct Connector {
     limit: Duration,
     /// Connections that were closed without a word, while none was ever served; shared by all.
     closed: Arc<AtomicU32>,
+    /// How many it takes.
+    closed_max: u32,
 }
 
 const SERVED: u32 = u32::MAX;
@@ -84,13 +95,25 @@ impl Connector {
         if let Some(password) = &url.password {
             login = login.set_password(password);
         }
+        let servers = match &url.kind {
+            Kind::Single(_) | Kind::Unix(_) => 1,
+            Kind::Cluster(addresses) | Kind::Sentinel(addresses, _) => addresses.len() as u32,
+        };
         let (address, mode) = match &url.kind {
             Kind::Single(address) => (tcp(address, url.tls), Mode::Standalone),
             Kind::Unix(path) => (ConnectionAddr::Unix(path.clone()), Mode::Standalone),
             Kind::Cluster(addresses) => (tcp(&addresses[0], url.tls), Mode::Cluster),
             Kind::Sentinel(addresses, _) => (tcp(&addresses[0], url.tls), Mode::Standalone),
         };
-        Self { address, login, tls: tls.map(Arc::new), mode, limit, closed: Arc::default() }
+        Self {
+            address,
+            login,
+            tls: tls.map(Arc::new),
+            mode,
+            limit,
+            closed: Arc::default(),
+            closed_max: CLOSED_MAX * servers,
+        }
     }
 
     /// The same, to another address.
@@ -193,7 +216,7 @@ impl Connector {
                 let count = |seen: u32| (seen != SERVED).then_some(seen.saturating_add(1));
                 let seen = self.closed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count);
                 let is_plain = !matches!(self.address, ConnectionAddr::TcpTls { .. });
-                if error.is_connection_dropped() && seen.is_ok_and(|seen| seen + 1 >= CLOSED_MAX) && is_plain {
+                if error.is_connection_dropped() && seen.is_ok_and(|seen| seen + 1 >= self.closed_max) && is_plain {
                     let hint = "is it a TLS port (rediss://)?";
                     return Fault::Unusable(format!("{self} closes every connection without an answer: {hint}"));
                 }
@@ -202,6 +225,10 @@ impl Connector {
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown,
             ) => Fault::Away(format!("{self}: {error}")),
+            // The library calls it so whatever was answered to the password.
+            _ if error.to_string().contains("max number of clients") || error.code() == Some("BUSY") => {
+                Fault::Away(format!("{self}: {error}"))
+            }
             ErrorKind::AuthenticationFailed => Fault::Unusable(format!("{self} refuses user and password: {error}")),
             _ => Fault::Unusable(format!("{self}: {error}")),
         }
@@ -213,7 +240,8 @@ impl Connector {
 
     fn check(&self, about: &str) -> Result<(), Fault> {
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let mode = field("redis_mode").unwrap_or("standalone");
+        // Valkey calls it by its own name.
+        let mode = field("redis_mode").or_else(|| field("server_mode")).unwrap_or("standalone");
         if mode != self.mode.word() {
             let advice = match mode {
                 "cluster" => "redis-cluster://",

@@ -59,6 +59,8 @@ local function chunk(keys, args)
   if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
   local found = header(key)
   if fenced(found, epoch, owner) then return 'fenced' end
+  -- What is live is no place for a rewrite: the caller does not know the sides.
+  if found and found.state == 'live' and found.generation ~= args[3] then return 'gap' end
   local number, there = tonumber(args[4]), 0
   if found and found.epoch == epoch and found.generation == args[3] then
     if found.state ~= 'new' or number < found.number then return 'duplicate' end
@@ -104,6 +106,8 @@ local function look(keys, args)
   for side = 1, 2 do
     local found = header(keys[side])
     if epoch > 0 and fenced(found, epoch, owner) then return { 'fenced', found.text } end
+    -- What an owner of before began to rewrite will not be ended.
+    if found and found.state == 'new' and found.epoch < epoch then redis.call('UNLINK', keys[side]) end
     if found and (found.state == 'live' or not found.state) then live = { side = side, found = found } end
   end
   if not live then
@@ -142,6 +146,12 @@ end
 -- keys: the record. args: owner, epoch, node, who, lease_ms, ceiling, '1' to write a record that is gone.
 local function renew(keys, args)
   local key, epoch = keys[1], tonumber(args[2])
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'hash' and kind ~= 'none' then
+    -- Somebody put something else under our name: as if it were gone.
+    if args[7] ~= '1' then return 'missing' end
+    redis.call('UNLINK', key)
+  end
   local found = redis.call('HMGET', key, 'owner', 'epoch', 'fence_ceiling')
   if found[2] then
     local theirs = tonumber(found[2])
@@ -158,7 +168,8 @@ end
 redis.register_function('LIBRARY_step', step)
 redis.register_function('LIBRARY_chunk', chunk)
 redis.register_function('LIBRARY_flip', flip)
-redis.register_function('LIBRARY_drop', drop)
-redis.register_function('LIBRARY_look', look)
-redis.register_function('LIBRARY_take', take)
-redis.register_function('LIBRARY_renew', renew)
+-- These write next to nothing, or free memory: a full server must not end ownership.
+redis.register_function { function_name = 'LIBRARY_drop', callback = drop, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'LIBRARY_look', callback = look, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'LIBRARY_take', callback = take, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'LIBRARY_renew', callback = renew, flags = { 'allow-oom' } }

@@ -13,6 +13,8 @@ use super::steps::{self, Owner, Seen, Side, text};
 
 /// Rows asked for at a time: Redis is busy with a page for well under a millisecond.
 const PAGE: usize = 1_000;
+/// Times that one who only looks tries again.
+const LOOKS: usize = 3;
 /// Shards read at the same time.
 const AT_ONCE: usize = 16;
 
@@ -34,12 +36,29 @@ pub(super) async fn load(
 ) -> Result<Vec<Read>, StoreError> {
     let sink = Mutex::new(sink);
     futures::stream::iter(shards)
-        .map(|shard| one(nodes, prefix, owner, shard, &sink))
+        .map(|shard| patiently(nodes, prefix, owner, shard, &sink))
         .buffered(AT_ONCE)
         .collect::<Vec<_>>()
         .await
         .into_iter()
         .collect()
+}
+
+/// Somebody who only looks meets the owner at work: a side that was flipped meanwhile is looked for again.
+async fn patiently(
+    nodes: &Nodes,
+    prefix: &str,
+    owner: Option<Owner>,
+    shard: ShardKey,
+    sink: &Mutex<RowSink>,
+) -> Result<Read, StoreError> {
+    for _ in 0..LOOKS {
+        match one(nodes, prefix, owner, shard, sink).await {
+            Err(StoreError::Away(_)) if owner.is_none() => {}
+            read => return read,
+        }
+    }
+    one(nodes, prefix, owner, shard, sink).await
 }
 
 async fn one(
@@ -80,13 +99,14 @@ async fn one(
     let again = cmd("HGET").arg(key).arg("#").take();
     match single(nodes, Call { slot, cmd: again, step_bytes: 0 }).await? {
         Ok(now) if text(&now) == Some(&header) => done(Ok(at), Some(side)),
+        Ok(now) if owner.is_none() && text(&now).is_some() => done(Ok(at), None),
         _ => Err(StoreError::Away(format!("{key} changed while it was read; it is read again"))),
     }
 }
 
 async fn single(nodes: &Nodes, call: Call) -> Result<Answer, Fault> {
     let mut answers = nodes.call(&[call]).await?;
-    answers.pop().ok_or_else(|| Fault::Away("a call was left without an answer".to_owned()))
+    answers.pop().unwrap_or_else(|| Err(Fault::Away("a call was left without an answer".to_owned())))
 }
 
 /// Cursor and frames of one page of `HSCAN`.

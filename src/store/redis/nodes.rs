@@ -139,12 +139,12 @@ impl Nodes {
     }
 
     /// Sends calls to the servers that have their slots, all at once, and again where they are sent on to. Per call
-    /// its answer, in order.
+    /// its answer, in order, or why it has none: whether such a one was carried out is unknown.
     ///
     /// # Errors
-    /// Any of them has no answer. Which were carried out is unknown.
-    pub async fn call(&self, calls: &[Call]) -> Result<Vec<Answer>, Fault> {
-        let mut answers: Vec<Option<Answer>> = vec![None; calls.len()];
+    /// It is not known which server has which slot.
+    pub async fn call(&self, calls: &[Call]) -> Result<Vec<Result<Answer, Fault>>, Fault> {
+        let mut answers: Vec<Option<Result<Answer, Fault>>> = vec![None; calls.len()];
         // Which are open, and where they were sent on to.
         let mut open: Vec<(usize, Option<Arc<Node>>)> = (0..calls.len()).map(|at| (at, None)).collect();
         for _ in 0..ROUNDS {
@@ -152,10 +152,11 @@ impl Nodes {
             let mut groups: Vec<Group> = Vec::new();
             for (at, sent_to) in open.drain(..) {
                 let ask = sent_to.is_some();
-                let node = sent_to.or_else(|| map.node(calls[at].slot)).ok_or_else(|| {
+                let Some(node) = sent_to.or_else(|| map.node(calls[at].slot)) else {
                     self.mark_stale();
-                    Fault::Away(format!("no server has slot {}", calls[at].slot))
-                })?;
+                    answers[at] = Some(Err(Fault::Away(format!("no server has slot {}", calls[at].slot))));
+                    continue;
+                };
                 match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &node)) {
                     Some((_, group)) => group.push((at, ask)),
                     None => groups.push((node, vec![(at, ask)])),
@@ -166,47 +167,49 @@ impl Nodes {
                 let answered = node.send(&sent).await;
                 (node, group, answered)
             });
-            let mut failed = None;
             let mut pause = false;
             for (node, group, answered) in join_all(sent).await {
                 let answered = match answered {
                     Ok(answered) => answered,
                     Err(fault) => {
                         self.mark_stale();
-                        failed = Some(fault);
+                        for (at, _) in group {
+                            answers[at] = Some(Err(fault.clone()));
+                        }
                         continue;
                     }
                 };
                 for ((at, _), answer) in group.into_iter().zip(answered) {
                     match answer {
-                        Ok(value) => answers[at] = Some(Ok(value)),
+                        Ok(value) => answers[at] = Some(Ok(Ok(value))),
                         Err(error) => match self.next(&node, &error) {
-                            Next::Answer(refused) => answers[at] = Some(Err(refused)),
+                            Next::Answer(refused) => answers[at] = Some(Ok(Err(refused))),
                             Next::Again(to) => open.push((at, to)),
                             Next::Wait => {
                                 pause = true;
                                 open.push((at, None));
                             }
-                            Next::Load => {
-                                node.load_library().await?;
-                                open.push((at, None));
-                            }
-                            Next::Fail(fault) => failed = Some(fault),
+                            Next::Load => match node.load_library().await {
+                                Ok(()) => open.push((at, None)),
+                                Err(fault) => {
+                                    self.mark_stale();
+                                    answers[at] = Some(Err(fault));
+                                }
+                            },
+                            Next::Fail(fault) => answers[at] = Some(Err(fault)),
                         },
                     }
                 }
             }
-            if let Some(fault) = failed {
-                return Err(fault);
-            }
             if open.is_empty() {
-                return Ok(answers.into_iter().flatten().collect());
+                break;
             }
             if pause {
                 tokio::time::sleep(MOVING).await;
             }
         }
-        Err(Fault::Away("the servers do not agree on who has which slot".to_owned()))
+        let lost = || Err(Fault::Away("its keys are on their way from one server to another".to_owned()));
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect())
     }
 
     /// Which writer serves the slot best: those of one server should go together.

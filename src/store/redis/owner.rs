@@ -52,41 +52,60 @@ pub(super) struct Candidate {
 /// What is known of a record that somebody else may still renew.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watch {
-    /// Epoch and beat, and since when they stand still, by the watcher's clock.
-    seen: Option<(u64, u64, Millis)>,
+    seen: Option<Sight>,
+}
+
+/// A reading, and since when it is the same, by the watcher's clock.
+#[derive(Debug, Clone, Copy)]
+struct Sight {
+    /// The last epoch and lease that were read.
+    epoch: u64,
+    lease_ms: Millis,
+    /// None: the record was gone.
+    beat: Option<u64>,
+    since_ms: Millis,
 }
 
 impl Watch {
     /// Decides; called with each reading of the record.
     pub fn verdict(&mut self, candidate: &Candidate, record: Option<&Record>, now_ms: Millis) -> Verdict {
-        let Some(record) = record else { return Verdict::Take };
-        if record.node == candidate.node {
-            return Verdict::Take;
-        }
-        let Record { epoch, beat, who, lease_ms, .. } = record;
-        let since_ms = match self.seen {
-            Some((seen_epoch, seen_beat, since_ms)) if (seen_epoch, seen_beat) == (*epoch, *beat) => since_ms,
-            seen => {
-                self.seen = Some((*epoch, *beat, now_ms));
-                if seen.is_some() && !candidate.standby {
-                    return Verdict::Refuse(format!(
-                        "another process ({who}) owns the store and is alive; stop it first, or say --standby to wait \
-                         for its end"
-                    ));
-                }
-                now_ms
+        let before = self.seen;
+        let now = match (record, before) {
+            (None, None) => return Verdict::Take,
+            (Some(record), _) if record.node == candidate.node => return Verdict::Take,
+            (Some(record), _) => {
+                let Record { epoch, beat, lease_ms, .. } = *record;
+                Sight { epoch, lease_ms, beat: Some(beat), since_ms: now_ms }
             }
+            // It was there: an owner that lives writes it again.
+            (None, Some(before)) => Sight { beat: None, since_ms: now_ms, ..before },
         };
+        let is_same = before.is_some_and(|before| (before.epoch, before.beat) == (now.epoch, now.beat));
+        let since_ms = if is_same { before.map_or(now_ms, |before| before.since_ms) } else { now_ms };
+        self.seen = Some(Sight { since_ms, ..now });
+        let who = record.map_or("somebody", |record| record.who.as_str());
+        if before.is_some() && !is_same && record.is_some() && !candidate.standby {
+            return Verdict::Refuse(format!(
+                "another process ({who}) owns the store and is alive; stop it first, or say --standby to wait for its end"
+            ));
+        }
         let still_ms = now_ms.saturating_sub(since_ms);
-        if still_ms >= *lease_ms {
+        if still_ms >= now.lease_ms {
             return Verdict::Take;
         }
-        let left_ms = lease_ms - still_ms;
-        Verdict::Wait(if candidate.standby {
-            format!("standing by: {who} owns the store")
-        } else {
-            format!("{who} owns the store; if it is dead, it is taken over in {left_ms} ms (its lease)")
+        let left_ms = now.lease_ms - still_ms;
+        Verdict::Wait(match record {
+            None => format!(
+                "the record of ownership is gone; unless its owner writes it again, it is taken in {left_ms} ms"
+            ),
+            Some(_) if candidate.standby => format!("standing by: {who} owns the store"),
+            Some(_) => format!("{who} owns the store; if it is dead, it is taken over in {left_ms} ms (its lease)"),
         })
+    }
+
+    /// The last epoch that was read.
+    pub fn epoch(&self) -> u64 {
+        self.seen.map_or(0, |seen| seen.epoch)
     }
 }
 
@@ -191,6 +210,18 @@ mod tests {
             assert!(matches!(watch.verdict(&mine, Some(&record_of(1)), 1_099), Verdict::Wait(_)));
             assert_eq!(watch.verdict(&mine, Some(&record_of(1)), 1_100), Verdict::Take);
         }
+    }
+
+    #[test]
+    fn a_record_that_vanished_is_taken_only_after_the_lease_and_an_owner_that_writes_it_again_keeps_it() {
+        let (mine, mut watch) = (candidate("mine", true), Watch::default());
+        watch.verdict(&mine, Some(&record_of(1)), 0);
+        assert!(matches!(watch.verdict(&mine, None, 500), Verdict::Wait(_)));
+        assert!(matches!(watch.verdict(&mine, Some(&record_of(1)), 900), Verdict::Wait(_)));
+        assert!(matches!(watch.verdict(&mine, None, 1_800), Verdict::Wait(_)));
+        assert!(matches!(watch.verdict(&mine, None, 2_799), Verdict::Wait(_)));
+        assert_eq!(watch.verdict(&mine, None, 2_800), Verdict::Take);
+        assert_eq!(watch.epoch(), 3, "and under a higher epoch");
     }
 
     #[test]
