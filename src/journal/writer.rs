@@ -6,9 +6,12 @@
 //! them would make them wait for two.
 
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
 
 use super::rewrite::Rewrites;
 use super::{Journal, Lane, Outbox, Trouble, Waiting};
@@ -38,7 +41,8 @@ pub(super) struct Flight {
 #[derive(Default)]
 struct Left {
     flights: Vec<Flight>,
-    again_ns: u64,
+    /// Until they go again.
+    pause: Option<Pin<Box<Sleep>>>,
     pause_ms: u64,
     /// All that is there to be sent stands behind them.
     blocks: bool,
@@ -54,19 +58,20 @@ impl Left {
         self.pause_ms = (self.pause_ms * 2).clamp(RETRY_MS, RETRY_MS_MAX);
         // Not all writers at the same moment.
         let jitter_ms = now_ns % (self.pause_ms / 2);
-        self.again_ns = now_ns + (self.pause_ms / 2 + jitter_ms) * 1_000_000;
+        self.pause = Some(Box::pin(sleep(Duration::from_millis(self.pause_ms / 2 + jitter_ms))));
     }
 
     /// Resolves when it is time to send them again; never while there are none.
-    async fn due(&self, now_ns: u64) {
-        if self.flights.is_empty() {
-            return std::future::pending().await;
+    async fn due(&mut self) {
+        match &mut self.pause {
+            Some(pause) => pause.await,
+            None => return std::future::pending().await,
         }
-        tokio::time::sleep(Duration::from_nanos(self.again_ns.saturating_sub(now_ns))).await;
+        self.pause = None;
     }
 
-    fn take_due(&mut self, now_ns: u64) -> Vec<Flight> {
-        if now_ns >= self.again_ns { std::mem::take(&mut self.flights) } else { Vec::new() }
+    fn take_due(&mut self) -> Vec<Flight> {
+        if self.pause.is_none() { std::mem::take(&mut self.flights) } else { Vec::new() }
     }
 }
 
@@ -119,24 +124,29 @@ impl Journal {
     }
 
     async fn gather(&self, lane: &Lane, rewrites: &mut Rewrites, left: &mut Left) -> Vec<Flight> {
-        let now_ns = self.clock.mono_ns();
-        if (lane.dirty.is_empty() && lane.drops.is_empty() && !rewrites.ready()) || left.blocks || left.is_full() {
+        let is_full = left.is_full();
+        if (lane.dirty.is_empty() && lane.drops.is_empty() && !rewrites.ready()) || left.blocks || is_full {
             tokio::select! {
-                () = lane.work.notified(), if !left.is_full() => {}
+                () = lane.work.notified(), if !is_full => {}
                 () = rewrites.dumped(|| self.fresh_generation()) => {}
-                () = left.due(now_ns) => {}
+                () = left.due() => {}
             }
         }
         self.step_aside(lane).await;
-        // While rows keep coming nobody waits above: look at the rewrite once a round.
+        // While rows keep coming nobody waits above: look at the rewrite, and at what is left, once a round.
         tokio::select! {
             biased;
             () = rewrites.dumped(|| self.fresh_generation()) => {}
             () = std::future::ready(()) => {}
         }
+        tokio::select! {
+            biased;
+            () = left.due() => {}
+            () = std::future::ready(()) => {}
+        }
         // One step of a shard at a time: what others have to say of these shards waits.
         let mut busy: HashSet<ShardKey> = left.flights.iter().map(|flight| flight.outbox.key).collect();
-        let mut flights = left.take_due(self.clock.mono_ns());
+        let mut flights = left.take_due();
         if let Some(flight) = rewrites.next_flight(&busy) {
             busy.insert(flight.outbox.key);
             flights.push(flight);
