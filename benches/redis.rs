@@ -1,6 +1,6 @@
 //! The Redis store on a cluster of three masters that this program starts: durable claims beside what claiming by Redis
 //! itself reaches, how evenly one hot pool lands on the masters, what `ack: memory` costs over `memory:`, lag, and
-//! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline durable spread steady recovery` picks some.
+//! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline alone durable spread steady recovery` picks some.
 
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/redis/servers.rs"]
@@ -78,6 +78,36 @@ async fn pairs(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
         all += task.await.expect("no panic");
     }
     all as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Claims alone, each awaited, under keys that were never used: what the usual way does. Returns claims a second.
+async fn claims(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..clients)
+        .map(|client| {
+            let scheduler = scheduler.clone();
+            tokio::spawn(async move {
+                let mut claims = 0_usize;
+                while start.elapsed() < time {
+                    scheduler.claim(request(&format!("{client}-{claims}"))).await.expect("room");
+                    claims += 1;
+                }
+                claims
+            })
+        })
+        .collect();
+    let mut all = 0;
+    for task in tasks {
+        all += task.await.expect("no panic");
+    }
+    all as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Waits until the store has everything.
+async fn settled(scheduler: &Scheduler) {
+    while scheduler.get_pool(&pool()).await.expect("there").shards.iter().any(|shard| shard.lag_ms > 0) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// One client of the usual way: its own connections, as `WATCH` demands.
@@ -177,6 +207,19 @@ async fn durable(cluster: &Cluster) {
     }
 }
 
+/// The very workload of [`baseline`], in turns with it.
+async fn alone(cluster: &Cluster) {
+    for _ in 0..3 {
+        flush(cluster);
+        let dir = TempDir::new().expect("a directory");
+        let scheduler = scheduler(open(&cluster.url(), &dir), 16, Ack::Durable, 1_000_000).await;
+        settled(&scheduler).await;
+        let rate = claims(&scheduler, 1_024, Duration::from_secs(3)).await;
+        println!("{:<56} {rate:>10.0} claims/s", "durable claims alone, in process, 16 shards, 1024 in flight");
+        scheduler.stop().await;
+    }
+}
+
 async fn spread(cluster: &Cluster) {
     for shards in [64, 16] {
         flush(cluster);
@@ -210,6 +253,7 @@ async fn spread(cluster: &Cluster) {
 async fn steady(name: &str, store: SharedStore, rate: usize, settle: bool) {
     const CLIENTS: usize = 64;
     let scheduler = scheduler(store, 16, Ack::Memory, 20_000).await;
+    settled(&scheduler).await;
     let start = Instant::now();
     let done = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..CLIENTS)
@@ -295,6 +339,9 @@ fn main() {
     runtime.block_on(async {
         if wants("baseline") {
             baseline(&cluster).await;
+        }
+        if wants("alone") {
+            alone(&cluster).await;
         }
         if wants("durable") {
             durable(&cluster).await;

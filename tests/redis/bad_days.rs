@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -89,12 +89,16 @@ fn s10_a_wrong_password_ends_the_start_and_is_not_shown() {
 fn certificates(dir: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Names must differ, or the certificates below would seem to have signed themselves.
+    params.distinguished_name.push(DnType::CommonName, "authority");
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     std::fs::write(dir.join("ca.pem"), ca.pem()).unwrap();
     for name in ["server", "client"] {
         let key = KeyPair::generate().unwrap();
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let cert = CertificateParams::new(names).unwrap().signed_by(&key, &ca).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let cert = params.signed_by(&key, &ca).unwrap();
         std::fs::write(dir.join(format!("{name}.pem")), cert.pem()).unwrap();
         std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
     }
@@ -191,10 +195,17 @@ fn s10_a_full_server_is_a_reason_and_passes() {
     let server = start(dir.path(), &redis.url(), &[]);
     let mut client = server.client();
     pool(&mut client, "warm", 4, 10);
+    client.put("/v1/pools/ns/memory", &json!({"ack": "memory", "lag_max_ms": 60_000})).expect(201);
+    client.put("/v1/pools/ns/memory/workers/w", &json!({})).expect(201);
     assert_eq!(claim(&mut client, "warm", "before"), 201);
     let _: () = redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
     assert_eq!(claim(&mut client, "warm", "full"), 503);
     assert!(why(&mut client).contains("maxmemory"), "{}", why(&mut client));
+    // Longer than the lease: being full does not end the ownership, so answers from memory go on.
+    std::thread::sleep(Duration::from_millis(3_500));
+    assert!(!why(&mut client).contains("lapsed"), "{}", why(&mut client));
+    let body = json!({"namespace": "ns", "pool": "memory", "key": "m"});
+    assert_eq!(client.post("/v1/claims", &body).status, 201);
     let _: () = redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
     until("it is ready again", || client.get("/readyz").status == 200);
     assert_eq!(claim(&mut client, "warm", "after"), 201);
@@ -226,6 +237,41 @@ fn s06_what_cannot_be_read_stops_its_shard_by_name_and_no_other() {
     let served = (0..60).filter(|i| claim(&mut client, "warm", &format!("k{i}")) == 201).count();
     assert!(served > 0, "the others serve");
     assert_eq!(claim(&mut client, "warm", "more"), 503, "and are not called full");
+    // What Redis loses of a shard that serves is mended, although two others never can be.
+    let lost = shard(0);
+    let _: i64 = redis.ask(&["DEL", &lost]);
+    until("the lost shard is written anew", || {
+        let keys: Vec<String> = redis.ask(&["KEYS", &format!("{}*", lost.trim_end_matches('a'))]);
+        keys.iter().any(|key| redis.ask::<i64>(&["HLEN", key]) > 1)
+    });
+}
+
+#[test]
+fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
+    let (redis, dir) = (Redis::start(&[]), dir());
+    let server = start(dir.path(), &redis.url(), &[]);
+    let mut client = server.client();
+    pool(&mut client, "warm", 4, 10);
+    pool(&mut client, "other", 1, 1);
+    redis.signal("STOP");
+    // The caller does not wait for the end of it.
+    drop(std::thread::scope(|scope| {
+        let mut leaving = server.client();
+        let asked = b"DELETE /v1/pools/ns/warm?force=true HTTP/1.1\r\nhost: x\r\n\r\n";
+        scope.spawn(move || leaving.send(asked)).join()
+    }));
+    std::thread::sleep(Duration::from_millis(1_500));
+    redis.signal("CONT");
+    until("the pool is gone", || client.get("/v1/pools/ns/warm").status == 404);
+    until("nothing is left of it", || redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 3);
+    pool(&mut client, "warm", 4, 10);
+    assert_eq!(claim(&mut client, "warm", "k"), 201);
+    // Several renewals later nothing has come back to life, and gaps are still mended.
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalogue, the owner, five shards");
+    let _: () = redis.ask(&["FLUSHALL"]);
+    until("all is written anew", || redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 7);
+    assert_eq!(claim(&mut client, "other", "k2"), 201);
 }
 
 #[test]

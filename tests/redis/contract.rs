@@ -91,6 +91,25 @@ async fn a_rewrite_replaces_all_at_once_and_is_refused_unless_every_chunk_is_the
 }
 
 #[tokio::test]
+async fn a_late_copy_of_an_earlier_attempt_does_not_touch_the_live_side() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
+    assert_eq!(one(&store, chunk(A, 11, 0, &[(2, Some(1))])).await, Applied);
+    assert_eq!(one(&store, flip(A, 2, 11, 1, &[])).await, Applied);
+    let record: Vec<String> = server.ask(&["HMGET", owner_key(&server).as_str(), "owner", "epoch"]);
+    let live = &server.ask::<Vec<String>>(&["KEYS", "*7.0:b"])[0];
+    let other = format!("{}a", live.trim_end_matches('b'));
+    let libraries: Vec<Vec<redis::Value>> = server.ask(&["FUNCTION", "LIST"]);
+    let name: String = redis::from_redis_value(libraries[0][1].clone()).unwrap();
+    // Chunk 0 of generation 10, as it was sent when `b` was the side to fill.
+    let late = [&format!("{name}_chunk"), "2", &other, live, &record[1], &record[0], "10", "0", "P", "2", "p:9", "x"];
+    let answer: String = server.ask(&[&["FCALL"], late.as_slice()].concat());
+    assert_eq!(answer, "gap");
+    assert_eq!(load(&store, A).await, is(2, &[(2, 1)]));
+}
+
+#[tokio::test]
 async fn s02_a_flip_whose_reply_was_lost_is_a_duplicate() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
