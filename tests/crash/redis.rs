@@ -2,7 +2,6 @@
 //! answer stands, no key is held twice, and no capacity leaks.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -219,7 +218,9 @@ fn flushall_under_a_running_owner_is_noticed_and_everything_is_written_anew() {
     load.answers(200);
     campaign.end(load);
     // The catalogue, the record of ownership and the shards that nobody used come back within a third of the lease.
-    std::thread::sleep(Duration::from_millis(1_500));
+    until("all of it is there again: two pools, catalogue, owner", || {
+        cluster.masters.iter().map(|master| master.ask::<i64>(&["DBSIZE"])).sum::<i64>() == 4 + 16 + 2
+    });
     flushed(&mut server.client());
     server.kill();
     server = start(dir.path(), &url, &[], SHORT);

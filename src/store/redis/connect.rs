@@ -225,7 +225,7 @@ impl Connector {
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown,
             ) => Fault::Away(format!("{self}: {error}")),
-            // The library calls it so whatever was answered to the password.
+            // It may pass. The library calls it a failure to authenticate if it was the answer to the password.
             _ if error.to_string().contains("max number of clients") || error.code() == Some("BUSY") => {
                 Fault::Away(format!("{self}: {error}"))
             }

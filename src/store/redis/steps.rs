@@ -125,7 +125,7 @@ impl redis::ToRedisArgs for Field<'_> {
     }
 }
 
-/// Turns a field and its value back into a frame. None: the field is the header. False: it is not one of ours.
+/// Turns a field and its value back into a frame. The error says which field is not one of ours.
 pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     let unknown = || format!("a row has the name {:?}", String::from_utf8_lossy(field));
     let [letter, b':', id @ ..] = field else { return Err(unknown()) };
