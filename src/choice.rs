@@ -1,8 +1,9 @@
 //! Which workers of which pools a claim may take, and how far it has come with them. A claim for any worker of one pool
 //! has none of this.
 //!
-//! Pools are visited in order. In each, workers on a preferred node are asked for first, of all its shards; then any
-//! that is allowed. Only when every shard of a pool that could fit has said no does the claim fall back to the next; a
+//! Pools are visited in order, and each in *stages*: first the workers that the claim likes best are asked for, of all
+//! its shards, and last any that it allows. A GPU model that stands earlier in its list comes before one that stands
+//! later, and a worker without GPUs before one with them if it needs none; among equals a preferred node comes first. Only when every shard of a pool that could fit has said no does the claim fall back to the next; a
 //! shard that cannot be asked does not hold it up, but then the last word is `unavailable` and not "full" (`N1`).
 
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::ask::{ClaimAsk, PoolChoice};
-use crate::engine::{NoFit, Nodes, Wants};
-use crate::model::{Ack, Capacity, ClaimRequest, Millis, PoolSpec, WorkerId};
+use crate::engine::{CardFilter, NoFit, Nodes, Wants};
+use crate::model::{Ack, Capacity, ClaimRequest, Millis, Mode, PoolSpec, WorkerId};
 use crate::pools::{Pool, PoolMap};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::selector::{Selector, SelectorError, Selectors};
@@ -21,10 +22,10 @@ use crate::shard::{ClaimItem, Visited};
 #[derive(Debug)]
 pub struct Choice {
     wants: Arc<Wants>,
-    /// The same on its preferred nodes only, if it has any.
-    near: Option<Arc<Wants>>,
-    /// These are being asked for now.
-    preferring: bool,
+    /// What is asked for, one after the other.
+    stages: SmallVec<[Stage; 1]>,
+    /// Which of them is being asked for.
+    stage: usize,
     /// Numbers of the pools in the order in which they are tried.
     pools: SmallVec<[u32; 4]>,
     /// Which of them is being asked.
@@ -32,6 +33,30 @@ pub struct Choice {
     reserve_ms: Option<Millis>,
     ack: Option<Ack>,
     seen: Seen,
+}
+
+/// A part of what a claim allows.
+#[derive(Debug)]
+struct Stage {
+    wants: Arc<Wants>,
+    /// Only those on its preferred nodes.
+    near: bool,
+}
+
+impl Stage {
+    /// Whether no worker of the pool is of this stage, or none need be asked apart.
+    fn is_idle_in(&self, pool: &Pool) -> bool {
+        match &self.wants.cards {
+            CardFilter::Any => false,
+            CardFilter::Without => {
+                !pool.spec.load().spare_gpu_workers || !pool.board.may_have(|capacity| capacity.gpu.is_some())
+            }
+            CardFilter::Only(model) => {
+                let has = |capacity: &Capacity| capacity.gpu.as_ref().is_some_and(|gpu| gpu.model == *model);
+                !pool.board.may_have(has)
+            }
+        }
+    }
 }
 
 /// What shards said that had no worker for it.
@@ -105,8 +130,9 @@ impl Start {
             first.get_or_insert((pool.number, terms));
         }
         let (pool, (reserve_ms, durable)) = first.ok_or(Refusal::Exhausted(Exhausted::NoEligiblePool))?;
-        let pools = candidates.iter().map(|pool| pool.number).collect();
-        let choice = Choice::new(ask, selector, pools, request);
+        let numbers = candidates.iter().map(|pool| pool.number).collect();
+        let mut choice = Choice::new(ask, selector, numbers, request);
+        choice.skip_idle(candidates[0]);
         Ok(Self { pool, reserve_ms, durable, choice: Some(Box::new(choice)) })
     }
 }
@@ -121,6 +147,10 @@ fn terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Mi
         return Err(Refusal::invalid(field, "must be in the claim's namespace"));
     }
     let spec = pool.spec.load();
+    if spec.mode == Mode::Shared && request.ask.as_ref().is_none_or(|ask| ask.spec.resources.is_empty()) {
+        let message = "is required: the pool is shared, and a claim holds as much of a worker as it asks for";
+        return Err(Refusal::invalid("resources", message));
+    }
     let (reserve_ms, ack) = (request.reserve_ms.unwrap_or(spec.reserve_ms), request.ack.unwrap_or(spec.ack));
     if reserve_ms > spec.reserve_ms {
         return Err(Refusal::invalid("reserve_ms", format!("must be at most the pool's {}", spec.reserve_ms)));
@@ -135,25 +165,52 @@ impl Choice {
     fn new(ask: &ClaimAsk, selector: Option<Arc<Selector>>, pools: SmallVec<[u32; 4]>, request: &ClaimRequest) -> Self {
         let nodes = Nodes::new(ask.nodes_required.iter().cloned());
         let preferred = Nodes::new(ask.nodes_preferred.iter().cloned()).within(&nodes);
-        let keeps = !ask.spec.labels.is_empty() || ask.spec.resources != Capacity::default();
+        let resources = &ask.spec.resources;
+        let keeps = !ask.spec.labels.is_empty() || !resources.is_empty();
         let wants = Wants {
             selector,
             nodes,
             worker: ask.worker.clone(),
             spec: keeps.then(|| Arc::new(ask.spec.clone())),
+            cards: CardFilter::Any,
             must_match: ask.must_match,
         };
-        let near = (!preferred.is_empty()).then(|| Arc::new(Wants { nodes: preferred, ..wants.clone() }));
+        let wants = Arc::new(wants);
+        let cards: SmallVec<[CardFilter; 2]> = match &resources.gpu {
+            _ if ask.worker.is_some() => SmallVec::from_iter([CardFilter::Any]),
+            None if !resources.is_empty() => SmallVec::from_iter([CardFilter::Without, CardFilter::Any]),
+            Some(gpu) if gpu.models.len() > 1 => gpu.models.iter().cloned().map(CardFilter::Only).collect(),
+            _ => SmallVec::from_iter([CardFilter::Any]),
+        };
+        let mut stages = SmallVec::new();
+        for cards in cards {
+            let far = match cards {
+                CardFilter::Any => Arc::clone(&wants),
+                cards => Arc::new(Wants { cards, ..(*wants).clone() }),
+            };
+            if !preferred.is_empty() {
+                let wants = Arc::new(Wants { nodes: preferred.clone(), ..(*far).clone() });
+                stages.push(Stage { wants, near: true });
+            }
+            stages.push(Stage { wants: far, near: false });
+        }
         Self {
-            wants: Arc::new(wants),
-            preferring: near.is_some(),
-            near,
+            wants,
+            stages,
+            stage: 0,
             pools,
             at: 0,
             reserve_ms: request.reserve_ms,
             ack: request.ack,
             seen: Seen::default(),
         }
+    }
+
+    /// Goes on to the first stage, from the present one on, of which the pool has workers. False: there is none.
+    fn skip_idle(&mut self, pool: &Pool) -> bool {
+        let rest = self.stages.iter().skip(self.stage);
+        self.stage += rest.take_while(|stage| stage.is_idle_in(pool)).count();
+        self.stage < self.stages.len()
     }
 
     /// The next pool that is still there.
@@ -195,10 +252,9 @@ impl Choice {
 impl ClaimItem {
     /// What it asks of a worker, at this point of its way; none: any will do.
     #[must_use]
-    pub fn wants(&self) -> Option<Arc<Wants>> {
+    pub fn wants(&self) -> Option<&Arc<Wants>> {
         let choice = self.choice.as_ref()?;
-        let near = choice.near.as_ref().filter(|_| choice.preferring);
-        Some(Arc::clone(near.unwrap_or(&choice.wants)))
+        Some(choice.stages.get(choice.stage).map_or(&choice.wants, |stage| &stage.wants))
     }
 
     /// What it accepts as its own, if its key is held already: preferences do not matter.
@@ -221,7 +277,8 @@ impl ClaimItem {
 
     /// A shard had no worker for it.
     pub fn note(&mut self, why: NoFit) {
-        if let Some(choice) = self.choice.as_mut().filter(|choice| !choice.preferring) {
+        let near = |choice: &Choice| choice.stages.get(choice.stage).is_some_and(|stage| stage.near);
+        if let Some(choice) = self.choice.as_mut().filter(|choice| !near(choice)) {
             match why {
                 NoFit::Busy => choice.seen.busy = true,
                 NoFit::Node => choice.seen.node = true,
@@ -234,13 +291,20 @@ impl ClaimItem {
     /// Every shard that it could ask said no: it goes on with what it likes less. False: there is nothing left.
     pub fn fall_back(&mut self, pools: &PoolMap) -> bool {
         let Some(choice) = &mut self.choice else { return false };
-        if !std::mem::take(&mut choice.preferring) {
-            let Some(pool) = choice.next_pool(pools) else { return false };
-            let spec: &PoolSpec = &pool.spec.load();
-            choice.preferring = choice.near.is_some();
-            self.pool = pool.number;
-            self.reserve_ms = choice.reserve_ms.unwrap_or(spec.reserve_ms);
-            self.durable = choice.ack.unwrap_or(spec.ack) == Ack::Durable;
+        choice.stage += 1;
+        let here = pools.at(self.pool).is_some_and(|pool| choice.skip_idle(pool));
+        if !here {
+            loop {
+                let Some(pool) = choice.next_pool(pools) else { return false };
+                choice.stage = 0;
+                if choice.skip_idle(pool) {
+                    let spec: &PoolSpec = &pool.spec.load();
+                    self.pool = pool.number;
+                    self.reserve_ms = choice.reserve_ms.unwrap_or(spec.reserve_ms);
+                    self.durable = choice.ack.unwrap_or(spec.ack) == Ack::Durable;
+                    break;
+                }
+            }
         }
         self.visited = Visited::default();
         true

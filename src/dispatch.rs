@@ -3,19 +3,21 @@
 //! may leave.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::Clock;
 use crate::fence::Fences;
 use crate::journal::Journal;
-use crate::keys::{Begun, Keys};
-use crate::model::Millis;
+use crate::keys::{Begun, Keys, ShardRef};
+use crate::model::{Millis, Policy};
 use crate::pools::{Pool, PoolMap, Pools};
 use crate::refusal::{Refusal, Unavailable};
 use crate::remembered::Remembered;
+use crate::router::Budget;
 use crate::selector::Selectors;
-use crate::shard::{ClaimItem, Command};
+use crate::shard::{ClaimItem, Command, Visited};
 
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
 const GROUP_MAX: usize = 64;
@@ -141,6 +143,12 @@ impl Dispatch {
     /// Sends claims with tickets to shards in groups, at most as many to each as it says it has idle workers.
     pub fn route_all(&self, mut items: Vec<Box<ClaimItem>>) {
         let pools = self.pools.load();
+        let is_share = |item: &ClaimItem| pools.at(item.pool).is_some_and(|pool| pool.board.rooms().is_some());
+        if items.len() > 1 && items.iter().any(|item| is_share(item)) {
+            let (shares, whole): (Vec<_>, _) = items.into_iter().partition(|item| is_share(item));
+            self.route_shares(&pools, shares);
+            items = whole;
+        }
         while items.len() > 1 {
             let last = &items[items.len() - 1];
             let picked = if last.only_worker().is_some() { None } else { pick(&pools, last) };
@@ -168,6 +176,34 @@ impl Dispatch {
         }
         for item in items {
             self.route(item);
+        }
+    }
+
+    /// Sends claims for shares with tickets to shards: portioned by what each says that it has left, so that each is asked
+    /// once. What does not fit there in spite of that goes on by itself.
+    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    fn route_shares(&self, pools: &PoolMap, items: Vec<Box<ClaimItem>>) {
+        let mut portions = Portions::new();
+        // Where the last one went: as many as fit go to one shard, and so to few workers.
+        let mut last: Option<ShardRef> = None;
+        for mut item in items {
+            let picked = portion(pools, &item, &mut portions, last);
+            let Some(shard) = picked else {
+                self.route(item);
+                continue;
+            };
+            item.visited.insert(shard.shard);
+            portions.entry(shard).or_default().1.push(item);
+            last = Some(shard);
+        }
+        for (shard, (_, group)) in portions {
+            let Some(port) = pools.port(shard).filter(|_| !group.is_empty()) else { continue };
+            if let Err((Command::Claims(group), why)) = port.push(Command::Claims(group)) {
+                for mut item in group {
+                    item.unasked = Some(why);
+                    self.route(item);
+                }
+            }
         }
     }
 
@@ -227,6 +263,50 @@ fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, u16)
         let shard = worker.shard(pool.ports.len() as u16);
         return (!item.visited.contains(shard)).then_some((pool, shard));
     }
-    let turn = item.visited.len();
-    Some((pool, pool.board.pick(&item.visited, item.affinity, item.salt.rotate_left(turn * 7))?))
+    let salt = item.salt.rotate_left(item.visited.len() * 7);
+    let shard = match (pool.board.rooms(), item.wants()) {
+        (Some(rooms), Some(wants)) => {
+            rooms.pick(pool.board.open_shards(), &item.visited, wants, salt, spreads(pool), |_| true)?
+        }
+        _ => pool.board.pick(&item.visited, item.affinity, salt)?,
+    };
+    Some((pool, shard))
+}
+
+fn spreads(pool: &Pool) -> bool {
+    pool.spec.load().policy() == Policy::Spread
+}
+
+/// Of a batch, what goes to each shard, and what is left there beside it.
+#[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+type Portions = BTreeMap<ShardRef, (Option<Budget>, Vec<Box<ClaimItem>>)>;
+
+/// The shard of a batch's portion that a claim for a share goes to, and what it takes of that.
+fn portion(pools: &PoolMap, item: &ClaimItem, portions: &mut Portions, last: Option<ShardRef>) -> Option<ShardRef> {
+    let pool = pools.at(item.pool)?;
+    if item.only_worker().is_some() {
+        return pick(pools, item).map(|(pool, shard)| ShardRef { pool: pool.number, shard });
+    }
+    let (rooms, wants) = (pool.board.rooms()?, item.wants()?);
+    let mut take = |shard: u16| {
+        let (budget, _) = portions.entry(ShardRef { pool: pool.number, shard }).or_default();
+        budget.get_or_insert_with(|| rooms.budget(shard)).take(wants)
+    };
+    let stay = last.filter(|last| last.pool == pool.number && !item.visited.contains(last.shard));
+    if let Some(last) = stay.filter(|last| !spreads(pool) && rooms.may_fit(last.shard, wants) && take(last.shard)) {
+        return Some(last);
+    }
+    let salt = item.salt.rotate_left(item.visited.len() * 7);
+    let mut full = Visited::default();
+    loop {
+        let open = |shard: u16| !full.contains(shard);
+        let Some(shard) = rooms.pick(pool.board.open_shards(), &item.visited, wants, salt, spreads(pool), open) else {
+            // What is left of each is spoken for, as far as is known. Whoever may have more is asked all the same.
+            return pick(pools, item).map(|(pool, shard)| ShardRef { pool: pool.number, shard });
+        };
+        if take(shard) {
+            return Some(ShardRef { pool: pool.number, shard });
+        }
+        full.insert(shard);
+    }
 }

@@ -24,6 +24,14 @@ pub const PAGE_ITEMS_DEFAULT: usize = 100;
 pub const AMOUNT_MAX: u64 = (1 << 53) - 1;
 /// Most GPUs on one worker.
 pub const GPUS_MAX: u32 = 64;
+/// A whole GPU card, in thousandths.
+pub const CARD_MILLI: u32 = 1_000;
+/// Most GPU models that a claim may list.
+pub const CLAIM_MODELS_MAX: usize = 8;
+/// Most claims that one worker of a shared pool holds: they are part of its row.
+pub const WORKER_CLAIMS_MAX: u32 = 4_096;
+/// Most kinds of requests in a pool's `typical_requests`.
+pub const TYPICAL_REQUESTS_MAX: usize = 256;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
 /// Longest `reserve_ms` and `lag_max_ms` a pool may set: one day.

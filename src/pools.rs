@@ -52,7 +52,7 @@ impl Pool {
         metrics: PoolMetrics,
     ) -> Self {
         let durable = AtomicBool::new(spec.ack == Ack::Durable);
-        let board = Board::new(spec.shards);
+        let board = Board::new(spec.shards, spec.mode);
         let spec = ArcSwap::from_pointee(spec);
         Self { number, uid, name, spec, durable, ports, board, metrics, closing: AtomicBool::new(false) }
     }

@@ -14,7 +14,7 @@ use ractor::ActorCell;
 
 use crate::catalogue::Catalogue;
 use crate::dispatch::Dispatch;
-use crate::engine::{Effect, Event, Place, Replay, Resume, Shard};
+use crate::engine::{Effect, Event, Place, Replay, Resume, Rules, Shard};
 use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
@@ -150,9 +150,9 @@ pub async fn revive(dispatch: Arc<Dispatch>, pool: Arc<Pool>, port: Arc<ShardPor
 
 /// Starts the empty shards of a new pool.
 pub async fn open_new(dispatch: &Arc<Dispatch>, pool: &Arc<Pool>, supervisor: &ActorCell) {
-    let policy = pool.spec.load().policy;
+    let rules = Rules::from(&**pool.spec.load());
     for port in &pool.ports {
-        let shard = Ok(Shard::new(policy, dispatch.clock.engine_ms()));
+        let shard = Ok(Shard::new(rules.clone(), dispatch.clock.engine_ms()));
         let found = FoundShard { pool: Arc::clone(pool), port: Arc::clone(port), shard, yields: Vec::new() };
         open(Arc::clone(dispatch), found, supervisor.clone()).await;
     }
@@ -175,8 +175,9 @@ fn describe(row: &PoolRow) -> Result<(PoolName, PoolSpec), String> {
             row.hash_version
         ));
     }
-    let spec = serde_json::from_str(&row.spec_json).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
-    PoolSpec::check(&spec).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
+    let spec: PoolSpec =
+        serde_json::from_str(&row.spec_json).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
+    let spec = spec.settled().map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
     Ok((name, spec))
 }
 
@@ -224,7 +225,7 @@ async fn load(
     let now_ms = dispatch.clock.engine_ms();
     let replays: HashMap<ShardKey, Replay> = shards
         .iter()
-        .map(|(pool, port)| (port.outbox.key(), Replay::new(pool.spec.load().policy, pool.name.namespace(), now_ms)))
+        .map(|(pool, port)| (port.outbox.key(), Replay::new(&**pool.spec.load(), pool.name.namespace(), now_ms)))
         .collect();
     let replays = Arc::new(Mutex::new(replays));
     let into = Arc::clone(&replays);
@@ -241,7 +242,7 @@ async fn load(
     let found = shards.into_iter().map(|(pool, port)| {
         let key = port.outbox.key();
         let at = loaded.remove(&key).unwrap_or(Ok(0));
-        let replay = replays.remove(&key).unwrap_or_else(|| Replay::new(pool.spec.load().policy, "", now_ms));
+        let replay = replays.remove(&key).unwrap_or_else(|| Replay::new(&**pool.spec.load(), "", now_ms));
         let seq = *at.as_ref().unwrap_or(&u64::MAX);
         let resume = Resume {
             at: seq,

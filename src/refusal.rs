@@ -68,6 +68,8 @@ impl std::fmt::Display for What {
 pub enum Exhausted {
     /// No worker that the request allows is free.
     Pool,
+    /// The claim's worker has not as much left.
+    Worker,
     /// One would be free if the request did not insist on its nodes.
     NodeLocality,
     /// No pool has the class or the labels that the request asks for.
@@ -79,7 +81,7 @@ impl Exhausted {
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
-            Self::Pool => "pool_exhausted",
+            Self::Pool | Self::Worker => "pool_exhausted",
             Self::NodeLocality => "node_locality",
             Self::NoEligiblePool => "no_eligible_pool",
         }
@@ -90,6 +92,7 @@ impl std::fmt::Display for Exhausted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Pool => "no worker that the request allows is free",
+            Self::Worker => "the claim's worker has not as much left; release the claim and take it anew elsewhere",
             Self::NodeLocality => "a worker is free, but none on a node that the request requires",
             Self::NoEligiblePool => "no pool has the class and the labels that the request asks for",
         })

@@ -115,6 +115,7 @@ mod tests {
             term_ms: 0,
             deadline_ms: None,
             spec: None,
+            cards: None,
         };
         Ended { shard: ShardRef { pool: 0, shard: 0 }, pool: PoolName::new("ns", "p").unwrap(), grant }
     }

@@ -9,13 +9,18 @@
 //! First comes the shard where the claim's affinity was last seen, then, of two shards picked at random that have
 //! idle workers, the one with fewer held (two choices keep the fullest bin at `log log n`: Mitzenmacher, 2001).
 
+mod rooms;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use crossbeam::utils::CachePadded;
 
-use crate::model::Capacity;
+use crate::engine::fit::{Most, Sum};
+
+pub use self::rooms::{Budget, Rooms};
+use crate::model::{Capacity, Mode};
 use crate::shard::Visited;
 
 /// Entries of a pool's memory of affinities: 256 KiB, made at the first grant.
@@ -30,8 +35,10 @@ struct Load {
 /// What a pool's shards publish.
 #[derive(Debug)]
 pub struct Board {
-    /// One bit a shard: it has idle workers.
+    /// One bit a shard: it has idle workers; in a shared pool, workers that are offered.
     idle: Box<[CachePadded<AtomicU64>]>,
+    /// In a shared pool: what they have left.
+    rooms: Option<Rooms>,
     loads: Box<[CachePadded<Load>]>,
     /// `tag << 16 | shard + 1` by affinity hash.
     hints: OnceLock<Box<[AtomicU32]>>,
@@ -42,29 +49,61 @@ pub struct Board {
 impl Board {
     /// Of `shards` shards, all empty.
     #[must_use]
-    pub fn new(shards: u16) -> Self {
+    pub fn new(shards: u16, mode: Mode) -> Self {
         let words = usize::from(shards).div_ceil(64);
         Self {
             idle: std::iter::repeat_with(CachePadded::default).take(words).collect(),
+            rooms: (mode == Mode::Shared).then(|| Rooms::new(shards)),
             loads: std::iter::repeat_with(CachePadded::default).take(shards.into()).collect(),
             hints: OnceLock::new(),
             capacities: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
         }
     }
 
-    /// Shard `shard` says what it has. Called by that shard alone, before its answers leave.
+    /// Shard `shard` says what it has: workers that are idle and that are held. Called by that shard alone, before its
+    /// answers leave.
     pub fn publish(&self, shard: u16, idle: usize, held: usize) {
         let load = &self.loads[shard as usize];
         load.held.store(held as u32, Ordering::Relaxed);
         let before = load.idle.swap(idle as u32, Ordering::Relaxed);
-        if (before == 0) != (idle == 0) {
-            let (word, bit) = (&self.idle[shard as usize / 64], 1 << (shard % 64));
-            if idle == 0 {
-                word.fetch_and(!bit, Ordering::AcqRel);
-            } else {
-                word.fetch_or(bit, Ordering::AcqRel);
+        if self.rooms.is_none() && (before == 0) != (idle == 0) {
+            self.open(shard, idle > 0);
+        }
+    }
+
+    /// In a shared pool, beside [`Self::publish`]: what it has left.
+    pub fn publish_rooms(&self, shard: u16, left: &[(Sum, Most); 2]) {
+        if let Some(rooms) = &self.rooms {
+            rooms.publish(shard, left);
+            let open = left.iter().any(|(sum, _)| sum.workers > 0);
+            if open != self.is_open(shard) {
+                self.open(shard, open);
             }
         }
+    }
+
+    fn open(&self, shard: u16, open: bool) {
+        let (word, bit) = (&self.idle[shard as usize / 64], 1 << (shard % 64));
+        if open {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    fn is_open(&self, shard: u16) -> bool {
+        self.idle[shard as usize / 64].load(Ordering::Acquire) & (1 << (shard % 64)) != 0
+    }
+
+    /// What its shards have left, of a shared pool.
+    #[must_use]
+    pub const fn rooms(&self) -> Option<&Rooms> {
+        self.rooms.as_ref()
+    }
+
+    /// The shards that have workers to offer.
+    pub fn open_shards(&self) -> impl Iterator<Item = u16> {
+        (0..self.loads.len() as u16).filter(|&shard| self.is_open(shard))
     }
 
     /// Shard `shard` says which capacities its workers have, each once; none: too many to tell.
@@ -177,7 +216,7 @@ mod tests {
             affinity: u64,
             remembered: u16,
         ) {
-            let board = Board::new(shards);
+            let board = Board::new(shards, Mode::Exclusive);
             let mut expected = Vec::new();
             let mut state = seed;
             for shard in 0..shards {

@@ -135,6 +135,8 @@ pub struct Grant {
     pub deadline_ms: Option<Millis>,
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
+    /// In a shared pool, which cards of the worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
+    pub cards: Option<u64>,
 }
 
 /// A worker on its axes.

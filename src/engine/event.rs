@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::wants::Wants;
-use crate::model::{ClaimId, Fence, Millis, WorkerId, WorkerSpec, WorkerVerb};
+use crate::model::{ClaimId, Fence, Millis, Resources, WorkerId, WorkerSpec, WorkerVerb};
 
 /// Where a claim is: the shard's own ordinals plus the fence that proves that it is still that claim. Ordinals are
 /// used again; the fence is not, so a stale place is recognised without a look at any name.
@@ -130,6 +130,15 @@ pub enum Event<R> {
         place: Place,
         /// From now on it may go without a renewal for this long; none: as long as before.
         ttl_ms: Option<Millis>,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// The holder needs another share of its worker than before.
+    Resize {
+        /// Where it is held.
+        place: Place,
+        /// All that it needs from now on.
+        resources: Resources,
         /// Who waits for the answer.
         to: R,
     },

@@ -12,7 +12,11 @@
 //! A word also ends distrust. After a stop that may have lost claims it does so only when `settled_ms` has passed:
 //! until then whoever was told of a lost claim may still come and start it. That word ends what it does not name.
 //!
+//! In a shared pool nothing is adopted: a worker names keys and fences, not how much of it they held.
+//!
 //! No word makes room by itself where the ledger says that there is none, but for that last one.
+
+use smallvec::SmallVec;
 
 use super::NIL;
 use super::claims::Claim;
@@ -65,17 +69,17 @@ impl Shard {
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
     ) -> Vec<Named> {
-        let held = self.place_on(at);
-        let is_held = |claims: &Self, name: &Named| {
-            held.is_some_and(|place| {
-                name.fence == place.fence && claims.claims.get(place).is_some_and(|claim| claim.id == name.id)
-            })
-        };
+        let mut held: SmallVec<[(Place, bool); 1]> =
+            self.places_on(at).into_iter().map(|place| (place, false)).collect();
+        // Few claims are looked through; many are found by their fences.
+        held.sort_unstable_by_key(|(place, _)| place.fence);
         let (mut names_held, mut pending) = (false, false);
         let mut stop: Vec<Named> = Vec::new();
         for name in named {
-            if is_held(self, &name) {
-                names_held = true;
+            let found = held.binary_search_by_key(&name.fence, |(place, _)| place.fence).ok();
+            let found = found.filter(|&i| self.claims.get(held[i].0).is_some_and(|claim| claim.id == name.id));
+            if let Some(i) = found {
+                (held[i].1, names_held) = (true, true);
             } else if name.pending {
                 pending = true;
             } else {
@@ -84,8 +88,8 @@ impl Shard {
         }
         let unvouched = self.workers.get(at).bars & bars::UNVOUCHED != 0;
         let settled = !pending && self.settles_in(at, now_ms).is_none();
-        if let Some(place) = held {
-            if names_held {
+        for (place, is_named) in held {
+            if is_named {
                 self.named(place, now_ms);
             } else if unvouched && settled {
                 self.end(place, End::Missing, effects);
@@ -111,8 +115,8 @@ impl Shard {
 
     /// The worker runs the claim that it holds.
     fn named(&mut self, place: Place, now_ms: Millis) {
-        let life_says = self.workers.get(place.worker).notes & notes::OF_CLAIM != 0;
-        if life_says && self.lives.get_mut(place.worker).missing_at_ms.take().is_some() {
+        if self.workers.get(place.worker).notes & notes::OF_CLAIM != 0 {
+            self.lives.get_mut(place.worker).missing.retain(|(missing, _)| *missing != place);
             self.schedule(place.worker);
         }
         let Some(claim) = self.claims.get_mut(place) else { return };
@@ -131,9 +135,9 @@ impl Shard {
             return;
         }
         let life = self.lives.get_mut(place.worker);
-        if life.missing_at_ms.is_none() {
+        if life.missing.iter().all(|(missing, _)| *missing != place) {
             // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
-            life.missing_at_ms = Some(now_ms + ttl_ms / 2);
+            life.missing.push((place, now_ms + ttl_ms / 2));
             self.workers.get_mut(place.worker).notes |= notes::OF_CLAIM;
             self.schedule(place.worker);
         }
@@ -145,10 +149,13 @@ impl Shard {
         self.workers.find(id).is_some_and(|at| self.workers.get(at).bars & bars::UNVOUCHED != 0)
     }
 
-    /// Whether a claim with this fence, named by the worker, may be one whose record was lost.
+    /// Whether a claim with this fence, named by the worker, may be one whose record was lost. In a shared pool none may:
+    /// nobody knows how much of the worker it held.
     #[must_use]
     pub fn may_adopt(&self, id: &WorkerId, fence: Fence) -> bool {
-        self.lost_tail.contains(&fence) && self.workers.find(id).is_none_or(|at| self.has_room_for(at, fence))
+        self.shares.is_none()
+            && self.lost_tail.contains(&fence)
+            && self.workers.find(id).is_none_or(|at| self.has_room_for(at, fence))
     }
 
     fn has_room_for(&self, at: u32, fence: Fence) -> bool {
@@ -166,7 +173,7 @@ impl Shard {
 
     /// Which of these is adopted: the youngest that may.
     fn adoptable(&self, at: u32, named: &[Named]) -> Option<usize> {
-        if self.lost_tail.is_empty() {
+        if self.lost_tail.is_empty() || self.shares.is_some() {
             return None;
         }
         let may =
@@ -176,7 +183,7 @@ impl Shard {
     }
 
     fn adopt<R>(&mut self, at: u32, name: Named, effects: &mut Vec<Effect<R>>) {
-        if let Some(place) = self.place_on(at) {
+        for place in self.places_on(at) {
             self.end(place, End::Missing, effects);
             self.counters.life.missing += 1;
         }
@@ -211,5 +218,6 @@ impl Shard {
             self.ledger.unbar(line);
         }
         self.ledger.hold(line);
+        self.busy += 1;
     }
 }

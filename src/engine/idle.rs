@@ -86,9 +86,9 @@ impl Idle {
             return Some(at);
         }
         Some(match self.policy {
-            Policy::Lifo => self.head,
             Policy::Fifo => self.tail,
             Policy::Random => self.any[(scatter(fence) % self.any.len() as u64) as usize],
+            _ => self.head,
         })
     }
 

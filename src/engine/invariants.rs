@@ -16,7 +16,7 @@ impl Shard {
     /// # Errors
     /// The first one that is violated, by id, with what was found.
     pub fn check(&self) -> Result<(), String> {
-        let (mut idle, mut held, mut deleted, mut barred) = (0, 0, 0, 0);
+        let (mut idle, mut held, mut deleted, mut barred, mut claims) = (0, 0, 0, 0, 0);
         let mut axes = Barred::default();
         for at in self.workers.iter_from(0) {
             let worker = self.workers.get(at);
@@ -25,6 +25,7 @@ impl Shard {
             if claim.is_some() != (worker.claim != NIL) || claim.is_some_and(|claim| claim.worker != at) {
                 return Err(format!("L2: worker {id} and its claim do not name each other"));
             }
+            claims += self.places_on(at).len();
             let is_barred = worker.bars != 0 && claim.is_none();
             let one_of = [worker.idle, claim.is_some(), worker.deleted, is_barred];
             if one_of.into_iter().filter(|is| *is).count() != 1 {
@@ -60,9 +61,14 @@ impl Shard {
                 self.present
             ));
         }
-        if self.claims.len() != held {
-            return Err(format!("L2: {held} workers are held by {} claims", self.claims.len()));
+        if self.claims.len() != claims || self.busy != held {
+            return Err(format!(
+                "L2: {held} workers hold {claims} claims, counted are {} and {}",
+                self.busy,
+                self.claims.len()
+            ));
         }
+        self.check_shares()?;
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
         }
@@ -78,11 +84,11 @@ impl Shard {
         Ok(())
     }
 
-    /// How far the ledger is from the claims: 0, or the shard is wrong (`hotpool_ledger_drift`).
+    /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong (`hotpool_ledger_drift`).
     #[must_use]
     pub fn ledger_drift(&self) -> u64 {
         let held: u64 = self.ledger.lines().map(|line| u64::from(line.held)).sum();
-        held.abs_diff(self.claims.len() as u64)
+        held.abs_diff(self.busy as u64)
     }
 
     #[cfg(debug_assertions)]

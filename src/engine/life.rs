@@ -54,8 +54,8 @@ pub struct Life {
     pub ttl_ms: Millis,
     /// When silence becomes loss.
     pub silent_at_ms: Option<Millis>,
-    /// When the claim ends that its heartbeats named once and name no more.
-    pub missing_at_ms: Option<Millis>,
+    /// Claims that its heartbeats named once and name no more, each with the time at which it ends.
+    pub missing: Vec<(Place, Millis)>,
     /// Its own end of life.
     pub ends_ms: Option<Millis>,
     /// Fence of the claim whose clean-up never finished; 0: none.
@@ -66,20 +66,22 @@ pub struct Life {
     pub promised: Option<Box<Capacity>>,
 }
 
-impl Life {
-    const NONE: Self = Self {
-        beat_seq: None,
-        ttl_ms: 0,
-        silent_at_ms: None,
-        missing_at_ms: None,
-        ends_ms: None,
-        uncleaned: 0,
-        settled: 0,
-        promised: None,
-    };
+/// Of a worker about which there was no word yet.
+static NONE: Life = Life {
+    beat_seq: None,
+    ttl_ms: 0,
+    silent_at_ms: None,
+    missing: Vec::new(),
+    ends_ms: None,
+    uncleaned: 0,
+    settled: 0,
+    promised: None,
+};
 
+impl Life {
     pub fn next_ms(&self) -> Option<Millis> {
-        [self.silent_at_ms, self.missing_at_ms, self.ends_ms].into_iter().flatten().min()
+        let missing = self.missing.iter().map(|&(_, at)| at).min();
+        [self.silent_at_ms, missing, self.ends_ms].into_iter().flatten().min()
     }
 }
 
@@ -89,12 +91,12 @@ pub struct Lives(Vec<Life>);
 
 impl Lives {
     pub fn get(&self, at: u32) -> &Life {
-        self.0.get(at as usize).unwrap_or(&Life::NONE)
+        self.0.get(at as usize).unwrap_or(&NONE)
     }
 
     pub fn get_mut(&mut self, at: u32) -> &mut Life {
         if self.0.len() <= at as usize {
-            self.0.resize(at as usize + 1, Life::NONE);
+            self.0.resize_with(at as usize + 1, Life::default);
         }
         &mut self.0[at as usize]
     }
@@ -102,7 +104,7 @@ impl Lives {
     /// The ordinal is another worker's from now on.
     pub fn forget(&mut self, at: u32) {
         if let Some(life) = self.0.get_mut(at as usize) {
-            *life = Life::NONE;
+            *life = Life::default();
         }
     }
 }
@@ -158,6 +160,9 @@ impl Shard {
             self.ledger.unbar(line);
             self.workers.get_mut(at).idle_seq = self.seq + 1;
             self.idle.push(self.workers.hot_mut(), at);
+        }
+        if self.shares.is_some() {
+            self.offer_share(at);
         }
         self.touch(at);
     }
@@ -258,11 +263,10 @@ impl Shard {
     pub(super) fn sweep_worker<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         let due = |deadline: &mut Option<Millis>| deadline.take_if(|at| *at <= now_ms).is_some();
         let life = self.lives.get_mut(at);
-        let (silent, missing, ended) =
-            (due(&mut life.silent_at_ms), due(&mut life.missing_at_ms), due(&mut life.ends_ms));
-        if missing && let Some(place) = self.place_on(at) {
-            self.counters.life.missing += 1;
-            self.end(place, End::Missing, effects);
+        let (silent, ended) = (due(&mut life.silent_at_ms), due(&mut life.ends_ms));
+        let missing: Vec<_> = life.missing.extract_if(.., |(_, at)| *at <= now_ms).collect();
+        for (place, _) in missing {
+            self.counters.life.missing += u64::from(self.end(place, End::Missing, effects));
         }
         if silent {
             self.counters.life.lost_workers += 1;
@@ -277,15 +281,9 @@ impl Shard {
         self.schedule(at);
     }
 
-    /// Where the claim is that the worker holds.
-    pub(super) fn place_on(&self, at: u32) -> Option<Place> {
-        let claim = self.workers.get(at).claim;
-        self.claims.at(claim).map(|held| Place { claim, worker: at, fence: held.fence })
-    }
-
     /// Ends what the worker holds, and lets it be remembered.
     pub(super) fn lose<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
-        if let Some(place) = self.place_on(at) {
+        for place in self.places_on(at) {
             self.counters.life.lost_claims += 1;
             self.remember(place, ClaimState::Lost, effects);
             self.end(place, End::Lost, effects);
@@ -301,13 +299,22 @@ impl Shard {
         }
     }
 
-    /// The worker holds nothing any more: what its life said about the claim is over too.
+    /// The claim has ended: what its worker's life said about it is over too.
     #[cold]
-    pub(super) fn forget_claim(&mut self, at: u32) {
-        self.workers.get_mut(at).notes &= !notes::OF_CLAIM;
+    pub(super) fn forget_claim(&mut self, place: Place) {
+        let at = place.worker;
+        let free = self.workers.get(at).claim == NIL;
         let life = self.lives.get_mut(at);
-        life.promised = None;
-        if life.missing_at_ms.take().is_some() {
+        let before = life.missing.len();
+        life.missing.retain(|(missing, _)| *missing != place);
+        let fewer = life.missing.len() != before;
+        if free {
+            life.promised = None;
+        }
+        if free || (life.missing.is_empty() && life.promised.is_none()) {
+            self.workers.get_mut(at).notes &= !notes::OF_CLAIM;
+        }
+        if fewer {
             self.schedule(at);
         }
     }
@@ -338,7 +345,10 @@ impl Shard {
             },
             liveness: if is(bars::LOST) { Liveness::Lost } else { Liveness::Live },
             trust: if is(bars::DISTRUST) { Trust::Suspect } else { Trust::Trusted },
-            overcommitted: self.lives.get(at).promised.is_some(),
+            overcommitted: match &self.shares {
+                None => self.lives.get(at).promised.is_some(),
+                Some(shares) => shares.is_over(at),
+            },
         }
     }
 

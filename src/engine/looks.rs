@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::effect::{Grant, WorkerLook};
 use super::event::Place;
+use super::fit::{Most, Sum};
 use super::ledger::LedgerLine;
 use super::life::Barred;
 use super::shard::{Counters, Shard};
@@ -26,6 +27,12 @@ impl Shard {
     #[must_use]
     pub const fn held(&self) -> usize {
         self.claims.len()
+    }
+
+    /// Workers that hold claims.
+    #[must_use]
+    pub const fn busy(&self) -> usize {
+        self.busy
     }
 
     /// Held claims that are not active yet.
@@ -88,6 +95,7 @@ impl Shard {
             term_ms: claim.term_ms.into(),
             deadline_ms: self.timers.get(place.claim),
             spec: claim.spec.clone(),
+            cards: self.shares.as_ref().map(|shares| shares.cards(place.claim)),
         })
     }
 
@@ -112,27 +120,37 @@ impl Shard {
         present.take(limit).map(|at| (at, self.look(at)))
     }
 
-    /// Held claims with worker ordinal >= `from`, each with that ordinal, in that order.
+    /// Held claims with ordinal >= `from`, each with that ordinal, in that order. A claim keeps it while it is held.
     pub fn list_claims(&self, from: u32) -> impl Iterator<Item = (u32, ClaimId, Grant)> {
-        self.workers.iter_from(from).filter_map(|at| {
-            let claim = self.workers.get(at).claim;
-            let held = self.claims.at(claim)?;
-            let grant = self.grant(Place { claim, worker: at, fence: held.fence })?;
+        self.claims.iter_from(from).filter_map(|(at, held)| {
+            let grant = self.grant(Place { claim: at, worker: held.worker, fence: held.fence })?;
             Some((at, held.id.clone(), grant))
         })
     }
 
+    /// In a shared pool: what the offered workers have left, those without cards and those with, in sum and at most.
+    #[must_use]
+    pub fn rooms(&self) -> Option<[(Sum, Most); 2]> {
+        let fleet = &self.shares.as_ref()?.fleet;
+        let ([without, with], [most_without, most_with]) = (fleet.sums(), fleet.most());
+        Some([(without, most_without), (with, most_with)])
+    }
+
+    /// In a shared pool: per GPU model, the cards of which nothing is held and that can be claimed, and the thousandths of
+    /// cards that can. Costs a look at every distinct room.
+    pub fn free_cards(&self) -> impl Iterator<Item = (&Arc<str>, u64, u64)> {
+        self.shares.iter().flat_map(|shares| shares.fleet.free_cards())
+    }
+
     pub(super) fn look(&self, at: u32) -> WorkerLook {
         let worker = self.workers.get(at);
-        let claim = self.claims.at(worker.claim).and_then(|claim| {
-            let place = Place { claim: worker.claim, worker: at, fence: claim.fence };
-            Some((claim.id.clone(), self.grant(place)?))
-        });
+        let claims = self.places_on(at).into_iter();
+        let claims = claims.filter_map(|place| Some((self.claims.get(place)?.id.clone(), self.grant(place)?)));
         WorkerLook {
             card: Arc::clone(self.workers.card(at)),
             version: worker.version,
             axes: self.axes(at),
-            claims: claim.into_iter().collect(),
+            claims: claims.collect(),
         }
     }
 }

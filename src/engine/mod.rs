@@ -21,6 +21,9 @@
 //! | `claims` | which claims are held |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
+//! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
+//! | [`fit`] | which worker has room for a share, and which of those gives it |
+//! | `profiles` | which workers have the same labels and node |
 //! | [`wants`] | what it asks of a worker |
 //! | `timers` | which deadline has passed |
 //! | `ledger` | how much there is and how much of it is held |
@@ -38,11 +41,13 @@ mod invariants;
 mod ledger;
 mod life;
 mod looks;
+mod profiles;
 mod replay;
 mod roster;
 mod rows;
 mod shapes;
 mod shard;
+mod shares;
 mod timers;
 pub mod wants;
 mod workers;
@@ -52,8 +57,8 @@ pub use event::{Event, Heartbeat, Named, Place};
 pub use ledger::LedgerLine;
 pub use life::Barred;
 pub use replay::{Replay, Resume};
-pub use shard::{Counters, LifeCounters, Shard};
-pub use wants::{NoFit, Nodes, Wants};
+pub use shard::{Counters, LifeCounters, Rules, Shard};
+pub use wants::{CardFilter, NoFit, Nodes, Wants};
 
 /// No worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

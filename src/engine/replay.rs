@@ -8,10 +8,10 @@ use super::NIL;
 use super::claims::Claim;
 use super::event::Place;
 use super::life::{bars, notes};
-use super::shard::{Head, Shard, term};
+use super::shard::{Head, Rules, Shard, term};
 use crate::limits;
-use crate::model::{Capacity, ClaimId, ClaimState, Fence, Millis, Policy, Seq, WorkerCard, WorkerId};
-use crate::row::{self, Frames, RowKind, ShardRow, WorkerRow};
+use crate::model::{Capacity, ClaimId, ClaimState, Fence, Millis, Seq, WorkerCard, WorkerId};
+use crate::row::{self, ClaimRow, Frames, RowKind, ShardRow, WorkerRow};
 
 /// Where a shard that was loaded goes on.
 #[derive(Debug, Clone, Copy)]
@@ -43,9 +43,9 @@ pub struct Replay {
 impl Replay {
     /// Of a shard of a pool in `namespace`.
     #[must_use]
-    pub fn new(policy: Policy, namespace: &str, now_ms: Millis) -> Self {
+    pub fn new(rules: impl Into<Rules>, namespace: &str, now_ms: Millis) -> Self {
         Self {
-            shard: Shard::new(policy, now_ms),
+            shard: Shard::new(rules, now_ms),
             namespace: namespace.into(),
             head: ShardRow::default(),
             vouched: Vec::new(),
@@ -122,10 +122,20 @@ impl Replay {
 
     fn claims(&mut self, at: u32, row: &WorkerRow) -> Result<(), String> {
         let id = || self.shard.workers.card(at).spec.id.clone();
-        if row.claims.len() > 1 || (row.deleted && !row.claims.is_empty()) {
+        let most = if self.shard.shares.is_some() { limits::WORKER_CLAIMS_MAX as usize } else { 1 };
+        if row.claims.len() > most || (row.deleted && !row.claims.is_empty()) {
             return Err(format!("L1: worker {} holds {} claims", id(), row.claims.len()));
         }
-        let Some(claim) = row.claims.first() else { return Ok(()) };
+        if !row.claims.is_empty() {
+            self.shard.ledger.hold(self.shard.workers.get(at).line);
+            self.shard.busy += 1;
+        }
+        // The first in the row is the head of the list: it comes last.
+        row.claims.iter().rev().try_for_each(|claim| self.claim(at, claim))
+    }
+
+    fn claim(&mut self, at: u32, claim: &ClaimRow) -> Result<(), String> {
+        let id = || self.shard.workers.card(at).spec.id.clone();
         let key = ClaimId::new(&self.namespace, &claim.tenant, &claim.key)
             .map_err(|e| format!("worker {} holds a claim whose name is wrong: {e}", id()))?;
         if claim.fence == 0 || claim.fence > limits::FENCE_MAX {
@@ -136,7 +146,12 @@ impl Replay {
             (true, false) => ClaimState::Active,
             (true, true) => ClaimState::Releasing,
         };
-        let line = self.shard.workers.get(at).line;
+        let spec = claim.spec.as_ref().map(|spec| Arc::new(spec.spec()));
+        let asked = spec.as_ref().and_then(|spec| spec.resources.gpu.as_ref()).map_or(0, |gpu| gpu.count);
+        let shared = self.shard.shares.is_some();
+        if shared && claim.cards.count_ones() != asked {
+            return Err(format!("L2: a claim of worker {} asked for {asked} cards and holds {:b}", id(), claim.cards));
+        }
         let slot = self.shard.claims.insert(Claim {
             id: key,
             fence: claim.fence,
@@ -147,10 +162,13 @@ impl Replay {
             confirmed: claim.active,
             named: claim.named,
             told: true,
-            spec: claim.spec.as_ref().map(|spec| Arc::new(spec.spec())),
+            spec,
         });
-        self.shard.workers.get_mut(at).claim = slot;
-        self.shard.ledger.hold(line);
+        if shared {
+            self.shard.link_share(slot, at, claim.cards);
+        } else {
+            self.shard.workers.get_mut(at).claim = slot;
+        }
         Ok(())
     }
 
@@ -161,8 +179,14 @@ impl Replay {
             (std::mem::replace(&mut hot.claim, NIL), hot.line, hot.deleted)
         };
         if claim != NIL {
-            self.shard.claims.remove(claim);
             self.shard.ledger.free(line);
+            self.shard.busy -= 1;
+        }
+        let mut next = claim;
+        while next != NIL {
+            let claim = next;
+            next = self.shard.shares.as_mut().map_or(NIL, |shares| shares.unlink(claim, at));
+            self.shard.claims.remove(claim);
         }
         if !deleted {
             self.shard.ledger.leave(line);
@@ -224,6 +248,7 @@ impl Replay {
         shard.idle.grow(shard.workers.hot_mut());
         let mut free: Vec<(Seq, u32)> = Vec::new();
         let mut dead: Vec<(Seq, u32)> = Vec::new();
+        let mut rooms: Vec<u32> = Vec::new();
         for worker in shard.workers.iter_from(0) {
             let hot = shard.workers.get(worker);
             if hot.version > at {
@@ -234,6 +259,7 @@ impl Replay {
                 continue;
             }
             shard.present += 1;
+            rooms.push(worker);
             shard.barred.enter(hot.bars);
             if hot.claim == NIL {
                 if hot.bars == 0 {
@@ -247,6 +273,9 @@ impl Replay {
         dead.sort_unstable();
         for (_, worker) in free {
             shard.idle.push(shard.workers.hot_mut(), worker);
+        }
+        if shard.shares.is_some() {
+            rooms.into_iter().for_each(|worker| shard.recount_room(worker));
         }
         shard.tombstones.extend(dead.into_iter().map(|(_, worker)| (now_ms + limits::TOMBSTONE_MS, worker)));
         let place = |(at, claim): (u32, &Claim)| Place { claim: at, worker: claim.worker, fence: claim.fence };

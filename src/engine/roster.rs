@@ -80,6 +80,7 @@ impl Shard {
         self.idle.grow(self.workers.hot_mut());
         self.workers.get_mut(at).idle_seq = self.seq + 1;
         self.idle.push(self.workers.hot_mut(), at);
+        self.enter_share(at, None);
         self.present += 1;
         self.touch(at);
         if now_ms < self.settled_ms {
@@ -96,7 +97,9 @@ impl Shard {
         };
         if self.ledger.line(line).capacity != spec.capacity {
             if held {
-                self.keep_promise(at, &spec.capacity);
+                if self.shares.is_none() {
+                    self.keep_promise(at, &spec.capacity);
+                }
                 self.ledger.free(line);
             } else if barred {
                 self.ledger.unbar(line);
@@ -110,8 +113,10 @@ impl Shard {
             }
             self.workers.get_mut(at).line = line;
         }
+        let before = self.shares.is_some().then(|| self.workers.card(at).spec.capacity.clone());
         self.workers.set_card(at, Arc::new(WorkerCard { spec }));
         self.idle.renew(self.workers.all(), at);
+        self.enter_share(at, before.as_ref());
         self.touch(at);
     }
 
@@ -130,6 +135,7 @@ impl Shard {
             self.barred.leave(bars);
         }
         self.idle.forget(at);
+        self.leave_share(at);
         self.ledger.leave(line);
         self.lives.forget(at);
         self.beats.cancel(at);

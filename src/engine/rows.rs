@@ -1,5 +1,8 @@
 //! What the journal takes of a shard: rows of workers that changed, all rows for a rewrite, and the shard's own row.
 
+use smallvec::SmallVec;
+
+use super::NIL;
 use super::life::bars;
 use super::shard::{Head, Shard};
 use crate::model::Millis;
@@ -92,15 +95,21 @@ impl Shard {
 
     fn put_row(&self, at: u32, out: &mut Vec<u8>) {
         let worker = self.workers.get(at);
-        let claim = self.claims.at(worker.claim).map(|claim| ClaimStateRef {
-            id: &claim.id,
-            fence: claim.fence,
-            state: claim.state,
-            reserve_ms: claim.reserve_ms.into(),
-            term_ms: claim.term_ms.into(),
-            named: claim.named,
-            spec: claim.spec.as_deref(),
-        });
+        let mut claims: SmallVec<[ClaimStateRef<'_>; 1]> = SmallVec::new();
+        let mut next = worker.claim;
+        while let Some(claim) = self.claims.at(next) {
+            claims.push(ClaimStateRef {
+                id: &claim.id,
+                fence: claim.fence,
+                state: claim.state,
+                reserve_ms: claim.reserve_ms.into(),
+                term_ms: claim.term_ms.into(),
+                named: claim.named,
+                cards: self.shares.as_ref().map_or(0, |shares| shares.cards(next)),
+                spec: claim.spec.as_deref(),
+            });
+            next = self.shares.as_ref().map_or(NIL, |shares| shares.next(next));
+        }
         let life = self.lives.get(at);
         let unvouched = worker.bars & bars::UNVOUCHED != 0;
         let state = WorkerState {
@@ -109,7 +118,7 @@ impl Shard {
             idle_seq: worker.idle_seq,
             affinity: worker.affinity,
             deleted: worker.deleted,
-            claim,
+            claims: &claims,
             bars: worker.bars & bars::STORED,
             vouched: self.head.unclean - u64::from(unvouched),
             heartbeat_ttl_ms: life.ttl_ms,

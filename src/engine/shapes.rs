@@ -226,9 +226,6 @@ impl Shapes {
         let fits = |shape: &Shape, at: u32| shape.card.is_some() || wants.fits(&workers[at as usize].card().spec);
         let fitting = self.shapes.iter().filter(|shape| shape.idle > 0 && shape.may_fit(wants));
         match self.policy {
-            Policy::Lifo => {
-                fitting.filter_map(|shape| self.newest_first(shape).find(|&at| fits(shape, at))).max_by_key(idle_seq)
-            }
             Policy::Fifo => {
                 fitting.filter_map(|shape| self.oldest_first(shape).find(|&at| fits(shape, at))).min_by_key(idle_seq)
             }
@@ -247,6 +244,7 @@ impl Shapes {
                 })?;
                 shape.any.iter().filter(|&&at| fits(shape, at)).nth(nth).copied()
             }
+            _ => fitting.filter_map(|shape| self.newest_first(shape).find(|&at| fits(shape, at))).max_by_key(idle_seq),
         }
     }
 

@@ -9,16 +9,18 @@ use super::NIL;
 use super::claims::{Claim, Claims};
 use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Event, Place};
+use super::fit::Share;
 use super::idle::Idle;
 use super::ledger::Ledger;
 use super::life::{Barred, Lives, bars, notes};
+use super::shares::Shares;
 use super::timers::Timers;
 use super::wants::{NoFit, Wants};
 use super::workers::Workers;
-use crate::model::{ClaimState, Fence, Millis, Policy, Seq, WorkerId};
+use crate::model::{ClaimState, Fence, Millis, Policy, PoolSpec, Seq, TypicalRequest, WorkerId};
 use crate::row::ShardRow;
 
-/// One shard of a pool, exclusive mode: a claim takes a whole worker.
+/// One shard of a pool.
 #[derive(Debug)]
 pub struct Shard {
     pub(super) seq: Seq,
@@ -28,6 +30,8 @@ pub struct Shard {
     /// Deadlines of claims.
     pub(super) timers: Timers,
     pub(super) ledger: Ledger,
+    /// In a shared pool: shares of workers. None: claims take whole ones.
+    pub(super) shares: Option<Box<Shares>>,
     pub(super) lives: Lives,
     /// Deadlines of workers: the next of each life.
     pub(super) beats: Timers,
@@ -50,7 +54,32 @@ pub struct Shard {
     pub(super) dirty: Vec<u32>,
     /// Ids of rows that are gone since then.
     pub(super) removed: Vec<WorkerId>,
+    /// Where a batch of claims began: a worker that was touched since is not counted again. `Seq::MAX`: there is none.
+    batch_from: Seq,
+    /// Workers that hold claims.
+    pub(super) busy: usize,
     pub(super) counters: Counters,
+}
+
+/// What a pool's specification tells its shards.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// Which worker a claim takes; and so whether it takes all of it.
+    pub policy: Policy,
+    /// What policy `fgd` takes for usual; empty: it learns that.
+    pub typical_requests: Vec<TypicalRequest>,
+}
+
+impl From<Policy> for Rules {
+    fn from(policy: Policy) -> Self {
+        Self { policy, typical_requests: Vec::new() }
+    }
+}
+
+impl From<&PoolSpec> for Rules {
+    fn from(spec: &PoolSpec) -> Self {
+        Self { policy: spec.policy(), typical_requests: spec.typical_requests.clone() }
+    }
 }
 
 /// What a shard remembers of itself.
@@ -101,14 +130,16 @@ pub struct LifeCounters {
 impl Shard {
     /// An empty shard at sequence number 0.
     #[must_use]
-    pub fn new(policy: Policy, now_ms: Millis) -> Self {
+    pub fn new(rules: impl Into<Rules>, now_ms: Millis) -> Self {
+        let rules = rules.into();
         Self {
             seq: 0,
             workers: Workers::default(),
             claims: Claims::new(),
-            idle: Idle::new(policy),
+            idle: Idle::new(rules.policy),
             timers: Timers::new(now_ms),
             ledger: Ledger::default(),
+            shares: Shares::new(&rules),
             lives: Lives::default(),
             beats: Timers::new(now_ms),
             present: 0,
@@ -121,6 +152,8 @@ impl Shard {
             tombstones: VecDeque::new(),
             dirty: Vec::new(),
             removed: Vec::new(),
+            batch_from: Seq::MAX,
+            busy: 0,
             counters: Counters::default(),
         }
     }
@@ -131,8 +164,12 @@ impl Shard {
             Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to } => {
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
-                let answer = match self.take_worker(affinity, fence, until_ms, wants.as_deref()) {
-                    Ok(worker) => {
+                let taken = match self.shares {
+                    None => self.take_worker(affinity, fence, until_ms, wants.as_deref()).map(|worker| (worker, None)),
+                    Some(_) => self.take_share(until_ms, wants.as_deref()),
+                };
+                let answer = match taken {
+                    Ok((worker, share)) => {
                         let spec = wants.and_then(|wants| wants.spec.clone());
                         let claim = Claim {
                             id,
@@ -146,7 +183,7 @@ impl Shard {
                             told: false,
                             spec,
                         };
-                        self.grant_new(claim, affinity)
+                        self.grant_new(claim, affinity, share.as_ref())
                     }
                     Err(answer) => answer,
                 };
@@ -176,6 +213,10 @@ impl Shard {
             Event::Tick => self.sweep(now_ms, effects),
             Event::Renew { place, ttl_ms, to } => {
                 let answer = self.renew(place, ttl_ms, now_ms);
+                effects.push(Effect::Reply { to, answer });
+            }
+            Event::Resize { place, resources, to } => {
+                let answer = self.resize(place, resources);
                 effects.push(Effect::Reply { to, answer });
             }
             Event::BeginRelease { place, releasing_ms, to } => {
@@ -245,17 +286,41 @@ impl Shard {
         Ok(worker)
     }
 
-    fn grant_new(&mut self, claim: Claim, affinity: u64) -> Answer {
+    /// The share of a worker that a claim takes, or why there is none.
+    #[cold]
+    fn take_share(&mut self, until_ms: Millis, wants: Option<&Wants>) -> Result<(u32, Option<Share>), Answer> {
+        let nothing = Wants::default();
+        let wants = wants.unwrap_or(&nothing);
+        let (worker, share) = self.select_share(wants, until_ms).map_err(Answer::NoFit)?;
+        self.note_share(wants);
+        if self.workers.get(worker).idle {
+            self.idle.remove(self.workers.hot_mut(), worker);
+        }
+        Ok((worker, Some(share)))
+    }
+
+    fn grant_new(&mut self, claim: Claim, affinity: u64, share: Option<&Share>) -> Answer {
         let Claim { fence, worker, state, reserve_ms, term_ms, .. } = claim;
         let spec = claim.spec.clone();
         let claim = self.claims.insert(claim);
         let hot = self.workers.get_mut(worker);
-        hot.claim = claim;
-        hot.affinity = affinity;
         hot.notes |= notes::GRANTED;
-        self.ledger.hold(hot.line);
+        let (free, line) = (hot.claim == NIL, hot.line);
+        match share {
+            None => {
+                hot.claim = claim;
+                hot.affinity = affinity;
+            }
+            Some(share) => self.attach_share(claim, worker, share),
+        }
+        if free {
+            self.ledger.hold(line);
+            self.busy += 1;
+        }
         self.fence_max = self.fence_max.max(fence);
-        self.touch(worker);
+        if self.workers.get(worker).version <= self.batch_from {
+            self.touch(worker);
+        }
         let card = Arc::clone(self.workers.card(worker));
         Answer::Granted(Grant {
             place: Place { claim, worker, fence },
@@ -265,6 +330,7 @@ impl Shard {
             term_ms: term_ms.into(),
             deadline_ms: None,
             spec,
+            cards: share.map(|share| share.cards),
         })
     }
 
@@ -381,7 +447,7 @@ impl Shard {
     }
 
     /// Says what is held, and remembers that it was said.
-    fn tell(&mut self, place: Place) -> Answer {
+    pub(super) fn tell(&mut self, place: Place) -> Answer {
         match self.claims.get_mut(place) {
             None => Answer::Gone,
             Some(claim) => {
@@ -407,23 +473,29 @@ impl Shard {
     /// Ends the claim at `place`, if it is still that one: its key is free, its worker is idle unless it is barred.
     /// False: it is gone.
     pub(super) fn end<R>(&mut self, place: Place, end: End, effects: &mut Vec<Effect<R>>) -> bool {
-        if self.claims.get(place).is_none() {
-            return false;
+        let Some(worker) = self.claims.get(place).map(|claim| claim.worker) else { return false };
+        if self.shares.is_some() {
+            self.detach_share(place.claim, worker);
+        } else {
+            self.workers.get_mut(worker).claim = NIL;
         }
         let claim = self.claims.remove(place.claim);
         self.timers.cancel(place.claim);
         let worker = self.workers.get_mut(claim.worker);
-        worker.claim = NIL;
-        worker.idle_seq = self.seq + 1;
-        self.ledger.free(worker.line);
-        let (barred, line, noted) = (worker.bars != 0, worker.line, worker.notes & notes::OF_CLAIM != 0);
-        if barred {
-            self.ledger.bar(line);
-        } else {
-            self.idle.push(self.workers.hot_mut(), claim.worker);
+        let noted = worker.notes & notes::OF_CLAIM != 0;
+        if worker.claim == NIL {
+            worker.idle_seq = self.seq + 1;
+            self.ledger.free(worker.line);
+            self.busy -= 1;
+            let (barred, line) = (worker.bars != 0, worker.line);
+            if barred {
+                self.ledger.bar(line);
+            } else {
+                self.idle.push(self.workers.hot_mut(), claim.worker);
+            }
         }
         if noted {
-            self.forget_claim(claim.worker);
+            self.forget_claim(place);
         }
         if claim.fence < self.lost_tail.end {
             let settled = &mut self.lives.get_mut(claim.worker).settled;
@@ -445,7 +517,9 @@ impl Shard {
             };
             *count += 1;
             if end == End::Uncleaned {
-                self.lives.get_mut(place.worker).uncleaned = place.fence;
+                // Of several nobody knows which is clean: only who speaks for the whole worker does.
+                let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
+                *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
                 self.bar(place.worker, bars::SUSPECT, 0);
                 self.remember(place, ClaimState::Releasing, effects);
             }
@@ -471,8 +545,26 @@ impl Shard {
         }
     }
 
-    /// Another order of taking idle workers, from the order in which they became idle.
-    pub fn set_policy(&mut self, policy: Policy) {
+    /// Claims that come until [`Self::end_batch`] came together: each worker that they use is touched once.
+    pub const fn begin_batch(&mut self) {
+        self.batch_from = self.seq;
+    }
+
+    /// The batch is through.
+    pub const fn end_batch(&mut self) {
+        self.batch_from = Seq::MAX;
+    }
+
+    /// Another way to choose workers: in an exclusive pool from the order in which they became idle.
+    pub fn set_rules(&mut self, rules: &Rules) {
+        if let Some(shares) = &mut self.shares {
+            shares.set_rules(rules);
+        } else {
+            self.set_policy(rules.policy);
+        }
+    }
+
+    fn set_policy(&mut self, policy: Policy) {
         let mut idle: Vec<(Seq, u32)> = self
             .idle
             .oldest_first(self.workers.all())

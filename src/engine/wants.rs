@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::model::{Capacity, ClaimSpec, WorkerId, WorkerSpec};
+use crate::model::{Capacity, ClaimSpec, Resources, WorkerId, WorkerSpec};
 use crate::selector::Selector;
 
 /// What a worker must be for a claim to take it.
@@ -19,21 +19,49 @@ pub struct Wants {
     pub worker: Option<WorkerId>,
     /// What the claim keeps of its request; its worker has at least these resources.
     pub spec: Option<Arc<ClaimSpec>>,
+    /// Which workers it prefers by their cards: of those that would do, only these.
+    pub cards: CardFilter,
     /// A claim that is held already is this request's only if it asked for the same resources.
     pub must_match: bool,
+}
+
+/// Which workers a claim looks at, by their cards.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CardFilter {
+    /// Whatever its resources ask for.
+    #[default]
+    Any,
+    /// Those without cards.
+    Without,
+    /// Those with cards of this model.
+    Only(Arc<str>),
+}
+
+impl CardFilter {
+    fn passes(&self, capacity: &Capacity) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Without => capacity.gpu.is_none(),
+            Self::Only(model) => capacity.gpu.as_ref().is_some_and(|gpu| gpu.model == *model),
+        }
+    }
 }
 
 impl Wants {
     /// Whether any idle worker will do.
     #[must_use]
     pub fn any_worker(&self) -> bool {
-        self.selector.is_none() && self.nodes.is_empty() && self.worker.is_none() && !self.needs_resources()
+        self.selector.is_none()
+            && self.nodes.is_empty()
+            && self.worker.is_none()
+            && self.cards == CardFilter::Any
+            && !self.needs_resources()
     }
 
     /// Whether it asks for resources.
     #[must_use]
     pub fn needs_resources(&self) -> bool {
-        self.spec.as_ref().is_some_and(|spec| spec.resources != Capacity::default())
+        self.spec.as_ref().is_some_and(|spec| !spec.resources.is_empty())
     }
 
     /// Whether the worker may hold the claim, room aside: it is one of those that were asked for.
@@ -57,17 +85,19 @@ impl Wants {
     /// Whether a claim that keeps this of its request may be this request's.
     #[must_use]
     pub fn matches(&self, held: Option<&ClaimSpec>) -> bool {
-        let asked = |spec: Option<&ClaimSpec>| spec.map_or_else(Capacity::default, |spec| spec.resources.clone());
-        !self.must_match || asked(held) == asked(self.spec.as_deref())
+        let nothing = Resources::default();
+        let held = held.map_or(&nothing, |spec| &spec.resources);
+        !self.must_match || *held == *self.spec.as_deref().map_or(&nothing, |spec| &spec.resources)
     }
 
     /// Whether a worker of this capacity is large enough.
     #[must_use]
     pub fn is_large(&self, capacity: &Capacity) -> bool {
-        self.spec.as_ref().is_none_or(|spec| capacity.covers(&spec.resources))
+        self.cards.passes(capacity) && self.spec.as_ref().is_none_or(|spec| spec.resources.fit_in(capacity))
     }
 
-    fn allows_but_node(&self, worker: &WorkerSpec) -> bool {
+    /// The same, wherever it is.
+    pub(super) fn allows_but_node(&self, worker: &WorkerSpec) -> bool {
         self.worker.as_ref().is_none_or(|id| *id == worker.id)
             && self.selector.as_ref().is_none_or(|selector| selector.matches(&worker.labels))
     }

@@ -67,7 +67,7 @@ impl ClaimOutcome {
             Err(Refusal::Invalid { .. }) => Self::Invalid,
             Err(Refusal::NotFound(_)) => Self::NotFound,
             Err(Refusal::Fence | Refusal::Releasing | Refusal::State(_)) => Self::Conflict,
-            Err(Refusal::Exhausted(Exhausted::Pool)) => Self::PoolExhausted,
+            Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
             Err(Refusal::Unsatisfiable) => Self::Unsatisfiable,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_name, some_object};
+use super::{check_name, present, some_object};
 use crate::limits;
 use crate::refusal::Refusal;
 
@@ -26,8 +26,9 @@ pub struct Capacity {
     pub gpu: Option<GpuCapacity>,
 }
 
+/// For fields that are left out when there is nothing of them.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_zero(n: &u64) -> bool {
+pub(crate) fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
@@ -74,5 +75,136 @@ impl Capacity {
             && self.memory_bytes >= asked.memory_bytes
             && self.slots >= asked.slots
             && asked.gpu.as_ref().is_none_or(cards)
+    }
+}
+
+/// What a claim asks for. All of it comes from one worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Places.
+    pub slots: u64,
+    /// Cards.
+    #[serde(deserialize_with = "some_object")]
+    pub gpu: Option<GpuAsk>,
+}
+
+/// Cards that a claim asks for: whole ones, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "GpuAskBody")]
+pub struct GpuAsk {
+    /// Models that will do, the most wanted first: at most [`limits::CLAIM_MODELS_MAX`]; empty: any.
+    pub models: Vec<Arc<str>>,
+    /// Number of cards, 1..=64.
+    pub count: u32,
+    /// Thousandths of each card, 1..=1000; 1000 if `count` is above 1.
+    pub milli: u32,
+}
+
+/// As it is sent.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GpuAskBody {
+    #[serde(default, deserialize_with = "present")]
+    model: Option<Arc<str>>,
+    #[serde(default, deserialize_with = "present")]
+    models: Option<Vec<Arc<str>>>,
+    #[serde(default, deserialize_with = "present")]
+    count: Option<u32>,
+    #[serde(default, deserialize_with = "present")]
+    milli: Option<u32>,
+}
+
+impl TryFrom<GpuAskBody> for GpuAsk {
+    type Error = &'static str;
+
+    fn try_from(body: GpuAskBody) -> Result<Self, Self::Error> {
+        let models = match (body.model, body.models) {
+            (Some(_), Some(_)) => return Err("only one of model and models may be given"),
+            (Some(model), None) => vec![model],
+            (None, models) => models.unwrap_or_default(),
+        };
+        Ok(Self { models, count: body.count.unwrap_or(1), milli: body.milli.unwrap_or(limits::CARD_MILLI) })
+    }
+}
+
+/// All that a worker of this capacity has.
+impl From<Capacity> for Resources {
+    fn from(Capacity { cpu_milli, memory_bytes, slots, gpu }: Capacity) -> Self {
+        let gpu = gpu.map(|gpu| GpuAsk { models: vec![gpu.model], count: gpu.count, milli: limits::CARD_MILLI });
+        Self { cpu_milli, memory_bytes, slots, gpu }
+    }
+}
+
+impl Resources {
+    /// Checks every amount against its limit.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field, under `resources`.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let Self { cpu_milli, memory_bytes, slots, .. } = *self;
+        Capacity { cpu_milli, memory_bytes, slots, gpu: None }.check("resources")?;
+        let Some(GpuAsk { models, count, milli }) = &self.gpu else { return Ok(()) };
+        let invalid = |field: &str, message: String| Err(Refusal::invalid(format!("resources.gpu.{field}"), message));
+        if *count == 0 || *count > limits::GPUS_MAX {
+            return invalid("count", format!("must be 1..={}", limits::GPUS_MAX));
+        }
+        if *milli == 0 || *milli > limits::CARD_MILLI {
+            return invalid("milli", format!("must be 1..={}: thousandths of each card", limits::CARD_MILLI));
+        }
+        if *count > 1 && *milli != limits::CARD_MILLI {
+            let whole = limits::CARD_MILLI;
+            return invalid("milli", format!("must be {whole} with a count above 1: only one card can be shared"));
+        }
+        if models.len() > limits::CLAIM_MODELS_MAX {
+            return invalid("models", format!("must be at most {}, got {}", limits::CLAIM_MODELS_MAX, models.len()));
+        }
+        for (i, model) in models.iter().enumerate() {
+            check_name("gpu.model", model).map_err(|refusal| refusal.within("resources"))?;
+            if models[..i].contains(model) {
+                return invalid(&format!("models[{i}]"), "is given twice".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks also that it asks for anything.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field, under `resources`.
+    pub fn check_some(&self) -> Result<(), Refusal> {
+        self.check()?;
+        if self.is_empty() {
+            return Err(Refusal::invalid(
+                "resources",
+                "must ask for something: the claim holds just that of its worker",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether it asks for nothing.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.cpu_milli == 0 && self.memory_bytes == 0 && self.slots == 0 && self.gpu.is_none()
+    }
+
+    /// Whether a worker of this capacity, holding nothing, has all of it.
+    #[must_use]
+    pub fn fit_in(&self, capacity: &Capacity) -> bool {
+        let cards = |asked: &GpuAsk| {
+            let has = |gpu: &GpuCapacity| {
+                gpu.count >= asked.count && (asked.models.is_empty() || asked.models.contains(&gpu.model))
+            };
+            capacity.gpu.as_ref().is_some_and(has)
+        };
+        capacity.cpu_milli >= self.cpu_milli
+            && capacity.memory_bytes >= self.memory_bytes
+            && capacity.slots >= self.slots
+            && self.gpu.as_ref().is_none_or(cards)
     }
 }

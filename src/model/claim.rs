@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ack, Capacity, ClaimId, Fence, Labels, Millis, PoolName, WorkerCard, affinity_hash, check_name};
+use super::{
+    Ack, Capacity, ClaimId, Fence, Labels, Millis, PoolName, Resources, WorkerCard, affinity_hash, check_name,
+};
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::refusal::Refusal;
 
@@ -42,8 +44,8 @@ impl ClaimRequest {
 pub struct ClaimSpec {
     /// Free labels, shown with the claim.
     pub labels: Labels,
-    /// What it asked for. The claim holds its whole worker, which may have more.
-    pub resources: Capacity,
+    /// What it asked for. In a shared pool it holds just that, in an exclusive one its whole worker.
+    pub resources: Resources,
 }
 
 /// Life of a claim.
@@ -77,6 +79,39 @@ pub struct ClaimView {
     pub expires_at_ms: Option<Millis>,
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
+    /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
+    pub cards: Option<u64>,
+}
+
+/// What a claim holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Held<'a> {
+    /// All of a worker with this capacity.
+    Whole(&'a Capacity),
+    /// A share of one.
+    Share {
+        /// How much.
+        resources: &'a Resources,
+        /// Model of the worker's cards, if it has any.
+        model: Option<&'a str>,
+        /// Which of its cards: bit `i` stands for card `i`.
+        cards: u64,
+    },
+}
+
+impl ClaimView {
+    /// What it holds.
+    #[must_use]
+    pub fn held(&self) -> Held<'_> {
+        let capacity = &self.worker.spec.capacity;
+        match (self.cards, &self.spec) {
+            (Some(cards), Some(spec)) => {
+                let model = capacity.gpu.as_ref().map(|gpu| &*gpu.model);
+                Held::Share { resources: &spec.resources, model, cards }
+            }
+            _ => Held::Whole(capacity),
+        }
+    }
 }
 
 /// A claim that was taken, or found to be held already.

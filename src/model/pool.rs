@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capacity, Labels, PoolName, Seq, check_labels, check_name, present};
+use super::{Capacity, GpuAsk, Labels, PoolName, Resources, Seq, check_labels, check_name, present, some_object};
 use crate::limits;
 use crate::refusal::Refusal;
 
@@ -16,9 +16,12 @@ pub enum Mode {
     /// A claim takes a whole worker.
     #[default]
     Exclusive,
+    /// A claim takes a share of a worker: as much as it asks for.
+    Shared,
 }
 
-/// Which idle worker a claim takes when affinity does not say.
+/// Which worker a claim takes. The first three are of exclusive pools (when affinity does not say), the others of shared
+/// ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
@@ -29,6 +32,46 @@ pub enum Policy {
     Fifo,
     /// Any, by a hash of the claim's fence.
     Random,
+    /// The one with the least left among those that fit.
+    BestFit,
+    /// The one with the most left.
+    Spread,
+    /// The one of whose idle GPU cards the fewest become useless for what is usually asked.
+    Fgd,
+}
+
+impl Policy {
+    /// Whether pools of this mode may have it.
+    #[must_use]
+    pub const fn is_of(self, mode: Mode) -> bool {
+        let shared = matches!(self, Self::BestFit | Self::Spread | Self::Fgd);
+        shared == matches!(mode, Mode::Shared)
+    }
+}
+
+impl Mode {
+    /// The policy of a pool that does not say.
+    #[must_use]
+    pub const fn default_policy(self) -> Policy {
+        match self {
+            Self::Exclusive => Policy::Lifo,
+            Self::Shared => Policy::BestFit,
+        }
+    }
+}
+
+/// A kind of request that a pool usually gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TypicalRequest {
+    /// Thousandths of a core.
+    #[serde(default)]
+    pub cpu_milli: u64,
+    /// Cards, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
+    pub gpu: Option<GpuAsk>,
+    /// How often, beside the others: 1..=1,000,000.
+    pub weight: u32,
 }
 
 /// When an answer leaves.
@@ -50,8 +93,14 @@ pub struct PoolSpec {
     pub shards: u16,
     /// How claims use workers.
     pub mode: Mode,
-    /// Which idle worker a claim takes.
-    pub policy: Policy,
+    /// Which worker a claim takes; none: [`Mode::default_policy`]. Always there once it is [settled](Self::settled).
+    #[serde(deserialize_with = "present")]
+    pub policy: Option<Policy>,
+    /// A claim that asks for resources and no GPU takes a worker with GPUs only when no other fits.
+    pub spare_gpu_workers: bool,
+    /// What policy `fgd` takes for usual; empty: it learns that from the claims that come.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub typical_requests: Vec<TypicalRequest>,
     /// When answers leave, unless a request asks for more.
     pub ack: Ack,
     /// Free labels of the pool.
@@ -74,7 +123,9 @@ impl Default for PoolSpec {
         Self {
             shards: limits::SHARDS_DEFAULT,
             mode: Mode::default(),
-            policy: Policy::default(),
+            policy: None,
+            spare_gpu_workers: true,
+            typical_requests: Vec::new(),
             ack: Ack::default(),
             labels: Labels::new(),
             class: None,
@@ -87,11 +138,34 @@ impl Default for PoolSpec {
 }
 
 impl PoolSpec {
+    /// With what it does not say filled in.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field that is out of its limit.
+    pub fn settled(self) -> Result<Self, Refusal> {
+        self.check()?;
+        Ok(Self { policy: Some(self.policy()), ..self })
+    }
+
+    /// Which worker a claim takes.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy.unwrap_or(self.mode.default_policy())
+    }
+
     /// Checks every field against its limit.
     ///
     /// # Errors
     /// `Invalid` naming the field.
     pub fn check(&self) -> Result<(), Refusal> {
+        if !self.policy().is_of(self.mode) {
+            let known = match self.mode {
+                Mode::Exclusive => "lifo, fifo, random",
+                Mode::Shared => "best_fit, spread, fgd",
+            };
+            return Err(Refusal::invalid("policy", format!("of a pool of this mode it must be one of {known}")));
+        }
+        check_typical(self)?;
         if !self.shards.is_power_of_two() || self.shards > limits::SHARDS_MAX {
             let message = format!("must be a power of two, 1..={}, got {}", limits::SHARDS_MAX, self.shards);
             return Err(Refusal::invalid("shards", message));
@@ -117,6 +191,25 @@ impl PoolSpec {
     }
 }
 
+fn check_typical(spec: &PoolSpec) -> Result<(), Refusal> {
+    let all = &spec.typical_requests;
+    if all.len() > limits::TYPICAL_REQUESTS_MAX {
+        let message = format!("must be at most {}, got {}", limits::TYPICAL_REQUESTS_MAX, all.len());
+        return Err(Refusal::invalid("typical_requests", message));
+    }
+    if !all.is_empty() && spec.policy() != Policy::Fgd {
+        return Err(Refusal::invalid("typical_requests", "is of use with policy fgd only"));
+    }
+    for (i, TypicalRequest { cpu_milli, gpu, weight }) in all.iter().enumerate() {
+        let resources = Resources { cpu_milli: *cpu_milli, gpu: gpu.clone(), ..Resources::default() };
+        resources.check().map_err(|refusal| refusal.within(&format!("typical_requests[{i}]")))?;
+        if *weight == 0 || *weight > 1_000_000 {
+            return Err(Refusal::invalid(format!("typical_requests[{i}].weight"), "must be 1..=1000000"));
+        }
+    }
+    Ok(())
+}
+
 /// One shard's figures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -132,9 +225,11 @@ pub struct ShardStatus {
     pub workers: u64,
     /// Of them idle.
     pub idle: u64,
-    /// Of them held.
+    /// Of them those that hold claims.
     pub busy: u64,
-    /// Of them cordoned.
+    /// Claims that are held.
+    pub claims: u64,
+    /// Of the workers cordoned.
     pub cordoned: u64,
     /// Of them draining.
     pub draining: u64,
@@ -169,12 +264,23 @@ pub struct PoolStatus {
     pub spec: PoolSpec,
     /// Sum of what the workers have. GPUs by model are summed in `gpus`.
     pub capacity: Capacity,
-    /// Sum of what idle workers have.
+    /// Sum of what can be claimed: what idle workers have; in a shared pool, what the workers that are offered have left.
     pub free: Capacity,
-    /// Per GPU model: cards in all, cards free.
-    pub gpus: BTreeMap<String, (u64, u64)>,
+    /// Per GPU model.
+    pub gpus: BTreeMap<String, GpuSum>,
     /// Figures by shard.
     pub shards: Vec<ShardStatus>,
+}
+
+/// The cards of one model in a pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GpuSum {
+    /// In all.
+    pub total: u64,
+    /// Of them those of which nothing is held and that can be claimed.
+    pub free: u64,
+    /// Thousandths of cards that can be claimed.
+    pub free_milli: u64,
 }
 
 /// A pool's workers and claims by state.
@@ -214,8 +320,8 @@ impl PoolStatus {
             idle: sum(|shard| shard.idle),
             busy,
             reserved,
-            // One claim a busy worker. Shards are read one after another, so the difference is kept above zero.
-            active: busy.saturating_sub(reserved + releasing),
+            // Shards are read one after another, so the difference is kept above zero.
+            active: sum(|shard| shard.claims).saturating_sub(reserved + releasing),
             releasing,
             cordoned: sum(|shard| shard.cordoned),
             draining: sum(|shard| shard.draining),

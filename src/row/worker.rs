@@ -4,7 +4,10 @@ use prost::bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::{RowError, RowKind, message, put_frame};
-use crate::model::{Capacity, ClaimId, ClaimSpec, ClaimState, GpuCapacity, WorkerCard, WorkerId, WorkerSpec};
+use crate::limits;
+use crate::model::{
+    Capacity, ClaimId, ClaimSpec, ClaimState, GpuAsk, GpuCapacity, Resources, WorkerCard, WorkerId, WorkerSpec,
+};
 
 /// A worker as it is stored.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -85,6 +88,60 @@ pub struct CapacityRow {
     pub gpu_count: u32,
 }
 
+/// What a claim asked for, as it is stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResourcesRow {
+    /// Thousandths of a core.
+    #[prost(uint64, tag = "1")]
+    pub cpu_milli: u64,
+    /// Bytes of memory.
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+    /// Places.
+    #[prost(uint64, tag = "3")]
+    pub slots: u64,
+    /// The first of the models that will do; empty: any.
+    #[prost(string, tag = "4")]
+    pub gpu_model: String,
+    /// Number of cards; 0: none.
+    #[prost(uint32, tag = "5")]
+    pub gpu_count: u32,
+    /// The other models that will do.
+    #[prost(string, repeated, tag = "6")]
+    pub gpu_models: Vec<String>,
+    /// Thousandths of a card; 0: whole cards.
+    #[prost(uint32, tag = "7")]
+    pub gpu_milli: u32,
+}
+
+impl From<&Resources> for ResourcesRow {
+    fn from(resources: &Resources) -> Self {
+        let gpu = resources.gpu.as_ref();
+        let mut models = gpu.into_iter().flat_map(|gpu| &gpu.models).map(ToString::to_string);
+        Self {
+            cpu_milli: resources.cpu_milli,
+            memory_bytes: resources.memory_bytes,
+            slots: resources.slots,
+            gpu_model: models.next().unwrap_or_default(),
+            gpu_count: gpu.map_or(0, |gpu| gpu.count),
+            gpu_models: models.collect(),
+            gpu_milli: gpu.map(|gpu| gpu.milli).filter(|&milli| milli < limits::CARD_MILLI).unwrap_or(0),
+        }
+    }
+}
+
+impl From<&ResourcesRow> for Resources {
+    fn from(row: &ResourcesRow) -> Self {
+        let first = Some(&row.gpu_model).filter(|model| !model.is_empty());
+        let gpu = (row.gpu_count > 0).then(|| GpuAsk {
+            models: first.into_iter().chain(&row.gpu_models).map(|model| model.as_str().into()).collect(),
+            count: row.gpu_count,
+            milli: if row.gpu_milli == 0 { limits::CARD_MILLI } else { row.gpu_milli },
+        });
+        Self { cpu_milli: row.cpu_milli, memory_bytes: row.memory_bytes, slots: row.slots, gpu }
+    }
+}
+
 impl From<&Capacity> for CapacityRow {
     fn from(capacity: &Capacity) -> Self {
         let gpu = capacity.gpu.as_ref();
@@ -131,6 +188,9 @@ pub struct ClaimRow {
     /// Its worker named it.
     #[prost(bool, tag = "8")]
     pub named: bool,
+    /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`.
+    #[prost(uint64, tag = "9")]
+    pub cards: u64,
     /// What it keeps of its request, if anything.
     #[prost(message, optional, tag = "16")]
     pub spec: Option<ClaimSpecRow>,
@@ -144,12 +204,12 @@ pub struct ClaimSpecRow {
     pub labels: std::collections::BTreeMap<String, String>,
     /// What it asked for.
     #[prost(message, optional, tag = "2")]
-    pub resources: Option<CapacityRow>,
+    pub resources: Option<ResourcesRow>,
 }
 
 impl From<&ClaimSpec> for ClaimSpecRow {
     fn from(spec: &ClaimSpec) -> Self {
-        let resources = (spec.resources != Capacity::default()).then(|| (&spec.resources).into());
+        let resources = (!spec.resources.is_empty()).then(|| (&spec.resources).into());
         Self { labels: spec.labels.clone(), resources }
     }
 }
@@ -158,7 +218,7 @@ impl ClaimSpecRow {
     /// What is in it.
     #[must_use]
     pub fn spec(&self) -> ClaimSpec {
-        let resources = self.resources.as_ref().map(Capacity::from).unwrap_or_default();
+        let resources = self.resources.as_ref().map(Resources::from).unwrap_or_default();
         ClaimSpec { labels: self.labels.clone(), resources }
     }
 }
@@ -181,8 +241,8 @@ pub struct WorkerState<'a> {
     pub affinity: u64,
     /// Deleted and remembered.
     pub deleted: bool,
-    /// The claim that it holds.
-    pub claim: Option<ClaimStateRef<'a>>,
+    /// The claims that it holds.
+    pub claims: &'a [ClaimStateRef<'a>],
     /// Why it is not offered.
     pub bars: u8,
     /// Unclean stops before something last spoke for it.
@@ -210,6 +270,8 @@ pub struct ClaimStateRef<'a> {
     pub term_ms: u64,
     /// Its worker named it.
     pub named: bool,
+    /// Which cards it holds.
+    pub cards: u64,
 }
 
 // Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
@@ -263,7 +325,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             out.put_u64_le(state.affinity);
         }
         put_u64(out, 12, state.deleted.into());
-        if let Some(claim) = &state.claim {
+        for claim in state.claims {
             let (tenant, key) = (claim.id.tenant(), claim.id.key());
             // Few claims keep anything, so this part may allocate.
             let spec = claim.spec.map(ClaimSpecRow::from);
@@ -276,6 +338,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 + len_u64(6, releasing.into())
                 + len_u64(7, claim.term_ms)
                 + len_u64(8, claim.named.into())
+                + len_u64(9, claim.cards)
                 + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
             encode_key(13, WireType::LengthDelimited, out);
             encode_varint(len as u64, out);
@@ -287,6 +350,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             put_u64(out, 6, releasing.into());
             put_u64(out, 7, claim.term_ms);
             put_u64(out, 8, claim.named.into());
+            put_u64(out, 9, claim.cards);
             if let Some(spec) = &spec {
                 prost::encoding::message::encode(16, spec, out);
             }

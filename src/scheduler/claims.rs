@@ -9,7 +9,7 @@ use crate::choice::Start;
 use crate::keys::{Found, Hold, ShardRef, Unstoreds};
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
-use crate::model::{Ack, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Millis, PoolName, Taken};
+use crate::model::{Ack, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Millis, PoolName, Resources, Taken};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 use crate::remembered::Ended;
@@ -107,6 +107,17 @@ impl Scheduler {
         check_ttl(ttl_ms)?;
         let ask = |item| Command::Renew(item, ttl_ms);
         self.view_held(id, Some(fence), ask).await
+    }
+
+    /// The holder needs this much from now on, on the same worker and under the same fence. Without room for that nothing
+    /// changes.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field, also for more than the worker has in all; `NotFound`; `Fence` if it is not the holder's;
+    /// `pool_exhausted` if its worker has not as much left; `Releasing`.
+    pub async fn resize(&self, id: &ClaimId, fence: Fence, resources: Resources) -> Result<ClaimView, Refusal> {
+        resources.check_some()?;
+        self.view_held(id, Some(fence), |item| Command::Resize(item, Box::new(resources))).await
     }
 
     /// The holder is done. Ok also if the claim is gone already. Also the end of what [`Self::begin_release`] began, even
@@ -353,5 +364,6 @@ pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimV
         state: answer.grant.state,
         expires_at_ms: answer.expires_at_ms,
         spec: answer.grant.spec,
+        cards: answer.grant.cards,
     }
 }

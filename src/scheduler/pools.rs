@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::{Scheduler, wait};
 use crate::catalogue::{self, Catalogue};
+use crate::engine::Rules;
 use crate::limits;
 use crate::metrics::ShardState;
 use crate::model::{Capacity, PoolName, PoolSpec, PoolStatus, Seq, ShardStatus};
@@ -30,7 +31,7 @@ impl Scheduler {
 
     /// The same, also before calls are answered.
     pub(super) async fn set_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, Arc<Pool>), Refusal> {
-        spec.check()?;
+        let spec = spec.settled()?;
         let _one_at_a_time = self.shared.changing.lock().await;
         let known = self.dispatch().pools.load().get(&name).cloned();
         match known {
@@ -82,9 +83,9 @@ impl Scheduler {
         let catalogue = self.catalogue()?;
         let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &spec, false));
         self.stored(catalogue, put).await?;
-        if old.policy != spec.policy {
+        if (old.policy, &old.typical_requests) != (spec.policy, &spec.typical_requests) {
             for port in &pool.ports {
-                port.ask(Command::SetPolicy(spec.policy));
+                port.ask(Command::SetRules(Rules::from(&spec)));
             }
         }
         pool.respecify(spec);
@@ -219,12 +220,13 @@ fn silent(port: &crate::shard::ShardPort) -> ShardReport {
         restarts: port.restarts(),
         ..ShardStatus::default()
     };
-    ShardReport { status, ledger: Vec::new(), drift: 0 }
+    ShardReport { status, ledger: Vec::new(), left: None, drift: 0 }
 }
 
 fn add_ledger(status: &mut PoolStatus, report: &ShardReport) {
     for line in &report.ledger {
-        for (sum, workers) in [(&mut status.capacity, line.workers), (&mut status.free, line.free())] {
+        let free = if report.left.is_some() { 0 } else { line.free() };
+        for (sum, workers) in [(&mut status.capacity, line.workers), (&mut status.free, free)] {
             let workers = u64::from(workers);
             sum.cpu_milli = sum.cpu_milli.saturating_add(line.capacity.cpu_milli.saturating_mul(workers));
             sum.memory_bytes = sum.memory_bytes.saturating_add(line.capacity.memory_bytes.saturating_mul(workers));
@@ -232,8 +234,19 @@ fn add_ledger(status: &mut PoolStatus, report: &ShardReport) {
         }
         if let Some(gpu) = &line.capacity.gpu {
             let cards = status.gpus.entry(gpu.model.to_string()).or_default();
-            cards.0 += u64::from(gpu.count) * u64::from(line.workers);
-            cards.1 += u64::from(gpu.count) * u64::from(line.free());
+            cards.total += u64::from(gpu.count) * u64::from(line.workers);
+            cards.free += u64::from(gpu.count) * u64::from(free);
+            cards.free_milli += u64::from(limits::CARD_MILLI) * u64::from(gpu.count) * u64::from(free);
+        }
+    }
+    if let Some(left) = &report.left {
+        let (sum, more) = (&mut status.free, &left.capacity);
+        sum.cpu_milli = sum.cpu_milli.saturating_add(more.cpu_milli);
+        sum.memory_bytes = sum.memory_bytes.saturating_add(more.memory_bytes);
+        sum.slots = sum.slots.saturating_add(more.slots);
+        for (model, idle, milli) in left.cards.iter().filter(|(_, _, milli)| *milli > 0) {
+            let cards = status.gpus.entry(model.to_string()).or_default();
+            (cards.free, cards.free_milli) = (cards.free + idle, cards.free_milli + milli);
         }
     }
 }

@@ -4,10 +4,10 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::Place;
+use crate::engine::{Place, Rules};
 use crate::keys::Ticket;
 use crate::limits;
-use crate::model::{Beat, ClaimId, Millis, Policy, Registration, WorkerId, WorkerVerb};
+use crate::model::{Beat, ClaimId, Millis, Registration, Resources, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
@@ -118,6 +118,8 @@ pub enum Command {
     Confirm(KeyItem),
     /// The holder still needs it, and may need it for another time than before.
     Renew(KeyItem, Option<Millis>),
+    /// The holder needs that much from now on.
+    Resize(KeyItem, Box<Resources>),
     /// The holder is done, but the worker has to be cleaned.
     BeginRelease(KeyItem),
     /// The claim there is over: a worker runs a later one of its key, whose record was lost.
@@ -144,8 +146,8 @@ pub enum Command {
     Report(Reply),
     /// Rows for a rewrite: from a cursor on, about so many bytes.
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
-    /// The pool's policy changed.
-    SetPolicy(Policy),
+    /// The pool's specification changed.
+    SetRules(Rules),
     /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
     Seal(Reply),
     /// End everything: the pool is being deleted.
@@ -182,6 +184,7 @@ impl Command {
             | Self::Confirm(item)
             | Self::Look(item)
             | Self::Renew(item, _)
+            | Self::Resize(item, _)
             | Self::BeginRelease(item) => std::slice::from_ref(item),
             Self::Releases(items) => items,
             _ => &[],

@@ -376,6 +376,7 @@ impl ShardPort {
             | Command::Confirm(KeyItem { reply, .. })
             | Command::Look(KeyItem { reply, .. })
             | Command::Renew(KeyItem { reply, .. }, _)
+            | Command::Resize(KeyItem { reply, .. }, _)
             | Command::BeginRelease(KeyItem { reply, .. })
             | Command::Steer(_, _, reply)
             | Command::ClearAll(reply)
@@ -389,7 +390,7 @@ impl ShardPort {
             Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
-            Command::Dump(..) | Command::SetPolicy(_) | Command::Yield(_) | Command::Panic => {}
+            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::Panic => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::engine::{Grant, LedgerLine, WorkerLook};
-use crate::model::{ClaimId, Cleared, Millis, RunningClaim, ShardStatus};
+use crate::model::{Capacity, ClaimId, Cleared, Millis, RunningClaim, ShardStatus};
 use crate::refusal::Refusal;
 
 /// What a shard says.
@@ -43,8 +43,19 @@ pub struct ShardReport {
     pub status: ShardStatus,
     /// Sums by capacity vector.
     pub ledger: Vec<LedgerLine>,
+    /// In a shared pool: what can be claimed.
+    pub left: Option<Left>,
     /// Must be 0.
     pub drift: u64,
+}
+
+/// What can be claimed of workers that are offered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Left {
+    /// Cores, memory and places.
+    pub capacity: Capacity,
+    /// Per GPU model: cards of which nothing is held, and thousandths of cards.
+    pub cards: Vec<(Arc<str>, u64, u64)>,
 }
 
 /// A held claim as it is answered.

@@ -196,7 +196,11 @@ impl Running {
     fn command(&mut self, command: Command) {
         match command {
             Command::Claim(item) => self.claim(item),
-            Command::Claims(items) => items.into_iter().for_each(|item| self.claim(item)),
+            Command::Claims(items) => {
+                self.shard.begin_batch();
+                items.into_iter().for_each(|item| self.claim(item));
+                self.shard.end_batch();
+            }
             Command::Repeat(item, place) => {
                 let (satisfies, wants) = (item.may_use(self.pool.number), item.accepts());
                 self.on(Event::Repeat { place, satisfies, wants, to: To::Claim(item) });
@@ -206,6 +210,9 @@ impl Running {
             Command::Confirm(item) => self.on(Event::Confirm { place: item.place, to: To::Key(item) }),
             Command::Look(item) => self.on(Event::Look { place: item.place, to: To::Key(item) }),
             Command::Renew(item, ttl_ms) => self.on(Event::Renew { place: item.place, ttl_ms, to: To::Key(item) }),
+            Command::Resize(item, resources) => {
+                self.on(Event::Resize { place: item.place, resources: *resources, to: To::Key(item) });
+            }
             Command::Yield(place) => self.on(Event::Yield { place }),
             Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => {
@@ -252,7 +259,7 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::SetPolicy(policy) => self.shard.set_policy(policy),
+            Command::SetRules(rules) => self.shard.set_rules(&rules),
             Command::Close(reply) => self.close(reply),
             Command::Panic => panic!("injected fault"),
         }
@@ -272,7 +279,7 @@ impl Running {
                 Err(why) => return self.dispatch.give_up(item, Refusal::Unavailable(why)),
             },
         };
-        let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants());
+        let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants().cloned());
         let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
         self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: To::Claim(item) });
     }
@@ -339,7 +346,9 @@ impl Running {
                 let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
                 self.dispatch.remembered.forget(&item.id);
                 self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
-                self.pool.board.remember(item.affinity, self.port.shard.shard);
+                if grant.cards.is_none() {
+                    self.pool.board.remember(item.affinity, self.port.shard.shard);
+                }
                 if item.started_ns > 0 {
                     self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
                 }
@@ -439,7 +448,10 @@ impl Running {
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
             self.pool.board.publish_capacities(self.port.shard.shard, capacities);
         }
-        self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.held());
+        self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.busy());
+        if let Some(left) = self.shard.rooms() {
+            self.pool.board.publish_rooms(self.port.shard.shard, &left);
+        }
     }
 
     fn count(&mut self) {

@@ -41,7 +41,7 @@ fn selecting(selector: &str) -> ClaimAsk {
 }
 
 fn needing(resources: Capacity) -> ClaimAsk {
-    ClaimAsk { spec: ClaimSpec { resources, ..ClaimSpec::default() }, ..ClaimAsk::default() }
+    ClaimAsk { spec: ClaimSpec { resources: resources.into(), ..ClaimSpec::default() }, ..ClaimAsk::default() }
 }
 
 fn listed(pools: &[&str]) -> PoolChoice {
@@ -88,7 +88,7 @@ async fn c04_the_same_key_with_other_resources_is_the_same_claim_or_refused() {
         for ask in [needing(cpu(4_000)), needing(cpu(1 << 40)), must_match(cpu(1_000)), ClaimAsk::default()] {
             let again = world.s.claim(asking("p", "k", ask)).await.unwrap();
             assert_eq!((again.created, again.claim.fence), (false, first.claim.fence));
-            assert_eq!(again.claim.spec.as_ref().unwrap().resources, cpu(1_000), "as it was asked for");
+            assert_eq!(again.claim.spec.as_ref().unwrap().resources, cpu(1_000).into(), "as it was asked for");
         }
         for ask in [must_match(cpu(4_000)), must_match(Capacity::default())] {
             assert!(matches!(world.s.claim(asking("p", "k", ask)).await, Err(Refusal::State(_))));

@@ -153,7 +153,7 @@ async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer()
 async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
     for policy in [Policy::Lifo, Policy::Fifo, Policy::Random] {
         let world = World::on_memory().await;
-        world.pool("p", PoolSpec { policy, reserve_ms: 5_000, ..spec(1, Ack::Durable) }, &[]).await;
+        world.pool("p", PoolSpec { policy: Some(policy), reserve_ms: 5_000, ..spec(1, Ack::Durable) }, &[]).await;
         let soon = world.clock.unix_ms() + 10_000;
         let on =
             |id: &str, node: &str, expires_at_ms| WorkerSpec { node: Some(node.into()), expires_at_ms, ..worker(id) };

@@ -137,7 +137,7 @@ async fn s07_another_shard_count_is_refused_with_advice() {
     // The same count, and whatever may change.
     let changed = PoolSpec { reserve_ms: 1_234, ..spec(4, Ack::Memory) };
     assert!(!again.s.put_pool(name("p"), changed.clone()).await.unwrap().0);
-    assert_eq!(again.restarted().await.s.get_pool(&name("p")).await.unwrap().spec, changed);
+    assert_eq!(again.restarted().await.s.get_pool(&name("p")).await.unwrap().spec, changed.settled().unwrap());
 }
 
 /// The owner speaks for the workers of `p`, as soon as that may be.

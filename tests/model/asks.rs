@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{Nodes, Wants};
-use hotpool::model::{Capacity, ClaimSpec, Labels, WorkerId, WorkerSpec};
+use hotpool::engine::{CardFilter, Nodes, Wants};
+use hotpool::model::{Capacity, ClaimSpec, Labels, Resources, WorkerId, WorkerSpec};
 use hotpool::selector::Selector;
 use proptest::prelude::*;
 
@@ -73,12 +73,13 @@ impl Ask {
     /// As the engine is told.
     pub fn wants(&self) -> Arc<Wants> {
         let label = ("slots".to_owned(), self.slots.to_string());
-        let resources = Capacity { slots: self.slots.into(), ..Capacity::default() };
+        let resources = Resources { slots: self.slots.into(), ..Resources::default() };
         Arc::new(Wants {
             selector: self.selector.map(|at| Arc::new(Selector::parse(SELECTORS[at].0).unwrap())),
             nodes: Nodes::new(self.nodes.iter().map(|&node| node.into())),
             worker: self.worker.as_ref().map(|id| WorkerId::new(id).unwrap()),
             spec: (self.slots > 0).then(|| Arc::new(ClaimSpec { labels: Labels::from([label]), resources })),
+            cards: CardFilter::Any,
             must_match: self.must_match,
         })
     }

@@ -291,7 +291,7 @@ impl Run {
                 None
             }
             Op::SetPolicy(policy) => {
-                self.shard.set_policy(*policy);
+                self.shard.set_rules(&(*policy).into());
                 (self.policy, self.oracle.policy) = (*policy, *policy);
                 Some(false)
             }

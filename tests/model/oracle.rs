@@ -177,9 +177,9 @@ impl Oracle {
             // Then affinity counts no more.
             let mut lasting = self.idle.iter().filter(lasts).filter(|id| self.fits(id, ask));
             match self.policy {
-                Policy::Lifo => may.extend(lasting.next_back().cloned()),
                 Policy::Fifo => may.extend(lasting.next().cloned()),
                 Policy::Random => may.extend(lasting.cloned()),
+                _ => may.extend(lasting.next_back().cloned()),
             }
         }
         may
@@ -205,8 +205,8 @@ impl Oracle {
                 if warm.is_empty() || !(looked_at_all || ask.is_for_any()) { fitting.cloned().collect() } else { warm }
             }
             (Some(id), _) => vec![id.clone()],
-            (None, Policy::Lifo) => fitting.next_back().cloned().into_iter().collect(),
             (None, Policy::Fifo) => fitting.next().cloned().into_iter().collect(),
+            (None, _) => fitting.next_back().cloned().into_iter().collect(),
         }
     }
 

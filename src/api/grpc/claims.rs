@@ -8,7 +8,8 @@ use super::proto::claim_service_server::ClaimService;
 use super::proto::{
     BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, GetClaimRequest,
     GetClaimResponse, ListClaimsRequest, ListClaimsResponse, ReleaseClaimRequest, ReleaseClaimResponse,
-    RenewClaimRequest, RenewClaimResponse, TakeClaimRequest, TakeClaimResponse,
+    RenewClaimRequest, RenewClaimResponse, ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest,
+    TakeClaimResponse,
 };
 use super::{Answer, Calls, read};
 use crate::api::http::json::Phase;
@@ -66,6 +67,14 @@ impl ClaimService for Calls {
         let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
         let claim = self.scheduler.renew(&id, fence, *ttl_ms).await.map_err(Failure::from)?;
         Ok(Response::new(RenewClaimResponse { claim: Some((&claim).into()) }))
+    }
+
+    async fn resize_claim(&self, request: Request<ResizeClaimRequest>) -> Answer<ResizeClaimResponse> {
+        let ResizeClaimRequest { namespace, key, tenant, fence, resources } = request.into_inner();
+        let (id, fence) = read::holder(&namespace, tenant.as_deref(), &key, fence)?;
+        let resources = resources.ok_or(Failure::invalid("resources", "is required"))?;
+        let claim = self.scheduler.resize(&id, fence, read::resources(resources)?).await.map_err(Failure::from)?;
+        Ok(Response::new(ResizeClaimResponse { claim: Some((&claim).into()) }))
     }
 
     async fn release_claim(&self, request: Request<ReleaseClaimRequest>) -> Answer<ReleaseClaimResponse> {

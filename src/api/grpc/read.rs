@@ -12,8 +12,8 @@ use crate::api::http::read::{List, Texts};
 use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
-    Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuCapacity, Mode, Policy, PoolName, PoolSpec,
-    Registration, WorkerId,
+    Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuAsk, GpuCapacity, Mode, Policy, PoolName,
+    PoolSpec, Registration, Resources, TypicalRequest, WorkerId,
 };
 
 fn text(value: &str) -> Text<'_> {
@@ -96,7 +96,7 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
         pools,
         pool_selector,
         class: class.as_deref().map(text),
-        resources: resources.as_ref().map(|resources| capacity(Some(resources.clone()))),
+        resources: resources.clone().map(self::resources).transpose()?,
         selector: selector.as_deref().map(text),
         node: node.transpose()?,
         worker: worker.as_deref().map(text),
@@ -197,6 +197,28 @@ pub(super) fn limit(limit: Option<u32>) -> Result<usize, Failure> {
     }
 }
 
+/// What a claim asks for.
+pub(super) fn resources(resources: proto::Resources) -> Result<Resources, Failure> {
+    let proto::Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
+    let gpu = gpu.map(|gpu| cards("resources.gpu", gpu)).transpose()?;
+    Ok(Resources { cpu_milli, memory_bytes, slots, gpu })
+}
+
+fn cards(field: &str, gpu: proto::GpuShare) -> Result<GpuAsk, Failure> {
+    let proto::GpuShare { model, count, milli, models, cards } = gpu;
+    if !cards.is_empty() {
+        return Err(Failure::invalid(format!("{field}.cards"), "is the service's to say"));
+    }
+    let models = match model {
+        Some(_) if !models.is_empty() => {
+            return Err(Failure::invalid(field.to_owned(), "only one of model and models may be given"));
+        }
+        Some(model) => vec![model.into()],
+        None => models.into_iter().map(Into::into).collect(),
+    };
+    Ok(GpuAsk { models, count: count.unwrap_or(1), milli: milli.unwrap_or(limits::CARD_MILLI) })
+}
+
 fn capacity(capacity: Option<proto::Capacity>) -> Capacity {
     let proto::Capacity { cpu_milli, memory_bytes, slots, gpu } = capacity.unwrap_or_default();
     let gpu = gpu.map(|proto::Gpu { model, count }| GpuCapacity { model: model.into(), count });
@@ -231,20 +253,31 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         releasing_ms,
         heartbeat_ttl_ms,
         waiters_max,
+        spare_gpu_workers,
+        typical_requests,
     } = spec;
     refuse("waiters_max", waiters_max.is_some())?;
+    let typical = typical_requests.into_iter().enumerate().map(|(i, kind)| {
+        let proto::TypicalRequest { cpu_milli, gpu, weight } = kind;
+        let field = format!("typical_requests[{i}].gpu");
+        Ok(TypicalRequest { cpu_milli, gpu: gpu.map(|gpu| cards(&field, gpu)).transpose()?, weight })
+    });
     let spec = PoolSpec {
         // What does not fit is no power of two that a pool may have.
         shards: shards.map_or(default.shards, |shards| u16::try_from(shards).unwrap_or(u16::MAX)),
         mode: match known("mode", mode)? {
             proto::Mode::Unspecified => default.mode,
             proto::Mode::Exclusive => Mode::Exclusive,
+            proto::Mode::Shared => Mode::Shared,
         },
         policy: match known("policy", policy)? {
             proto::Policy::Unspecified => default.policy,
-            proto::Policy::Lifo => Policy::Lifo,
-            proto::Policy::Fifo => Policy::Fifo,
-            proto::Policy::Random => Policy::Random,
+            proto::Policy::Lifo => Some(Policy::Lifo),
+            proto::Policy::Fifo => Some(Policy::Fifo),
+            proto::Policy::Random => Some(Policy::Random),
+            proto::Policy::BestFit => Some(Policy::BestFit),
+            proto::Policy::Spread => Some(Policy::Spread),
+            proto::Policy::Fgd => Some(Policy::Fgd),
         },
         ack: ack(ack_number)?.unwrap_or(default.ack),
         labels,
@@ -253,6 +286,8 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         lag_max_ms: lag_max_ms.unwrap_or(default.lag_max_ms),
         releasing_ms: releasing_ms.unwrap_or(default.releasing_ms),
         heartbeat_ttl_ms: heartbeat_ttl_ms.unwrap_or(default.heartbeat_ttl_ms),
+        spare_gpu_workers: spare_gpu_workers.unwrap_or(default.spare_gpu_workers),
+        typical_requests: typical.collect::<Result<_, Failure>>()?,
     };
     spec.check()?;
     Ok(spec)

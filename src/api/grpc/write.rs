@@ -2,8 +2,8 @@
 
 use super::proto;
 use crate::model::{
-    Ack, Capacity, ClaimState, ClaimView, Heard, Liveness, Mode, Policy, PoolSpec, PoolStatus, Registered,
-    RunningClaim, Schedulability, ShardStatus, Taken, Trust, WorkerView,
+    Ack, Capacity, ClaimState, ClaimView, GpuAsk, GpuSum, Heard, Held, Liveness, Mode, Policy, PoolSpec, PoolStatus,
+    Registered, Resources, RunningClaim, Schedulability, ShardStatus, Taken, Trust, TypicalRequest, WorkerView,
 };
 
 impl From<&Capacity> for proto::Capacity {
@@ -20,7 +20,7 @@ impl From<&Capacity> for proto::Capacity {
 
 impl From<&ClaimView> for proto::Claim {
     fn from(claim: &ClaimView) -> Self {
-        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec } = claim;
+        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _ } = claim;
         let worker = &worker.spec;
         let state = match state {
             ClaimState::Reserved => proto::ClaimState::Reserved,
@@ -37,10 +37,49 @@ impl From<&ClaimView> for proto::Claim {
             worker: worker.id.as_str().to_owned(),
             node: worker.node.as_deref().map(str::to_owned),
             state: state as i32,
-            // A claim of an exclusive pool takes the whole worker.
-            resources: Some((&worker.capacity).into()),
+            resources: Some(claim.held().into()),
             expires_at_ms: *expires_at_ms,
             labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Held<'_>> for proto::Resources {
+    fn from(held: Held<'_>) -> Self {
+        match held {
+            Held::Whole(capacity) => {
+                let Capacity { cpu_milli, memory_bytes, slots, gpu } = capacity;
+                let gpu = gpu.as_ref().map(|gpu| proto::GpuShare {
+                    model: Some(gpu.model.to_string()),
+                    count: Some(gpu.count),
+                    ..proto::GpuShare::default()
+                });
+                Self { cpu_milli: *cpu_milli, memory_bytes: *memory_bytes, slots: *slots, gpu }
+            }
+            Held::Share { resources, model, cards } => {
+                let Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
+                let gpu = gpu.as_ref().map(|gpu| proto::GpuShare {
+                    model: model.map(ToOwned::to_owned),
+                    count: Some(gpu.count),
+                    milli: Some(gpu.milli),
+                    models: Vec::new(),
+                    cards: (0..64).filter(|card| cards & (1 << card) != 0).collect(),
+                });
+                Self { cpu_milli: *cpu_milli, memory_bytes: *memory_bytes, slots: *slots, gpu }
+            }
+        }
+    }
+}
+
+impl From<&GpuAsk> for proto::GpuShare {
+    fn from(gpu: &GpuAsk) -> Self {
+        let GpuAsk { models, count, milli } = gpu;
+        Self {
+            model: None,
+            count: Some(*count),
+            milli: Some(*milli),
+            models: models.iter().map(ToString::to_string).collect(),
+            cards: Vec::new(),
         }
     }
 }
@@ -122,15 +161,27 @@ impl From<&PoolSpec> for proto::PoolSpec {
             releasing_ms,
             heartbeat_ttl_ms,
             lag_max_ms,
+            spare_gpu_workers,
+            typical_requests,
         } = spec;
         let mode = match mode {
             Mode::Exclusive => proto::Mode::Exclusive,
+            Mode::Shared => proto::Mode::Shared,
         };
         let policy = match policy {
-            Policy::Lifo => proto::Policy::Lifo,
-            Policy::Fifo => proto::Policy::Fifo,
-            Policy::Random => proto::Policy::Random,
+            None => proto::Policy::Unspecified,
+            Some(Policy::Lifo) => proto::Policy::Lifo,
+            Some(Policy::Fifo) => proto::Policy::Fifo,
+            Some(Policy::Random) => proto::Policy::Random,
+            Some(Policy::BestFit) => proto::Policy::BestFit,
+            Some(Policy::Spread) => proto::Policy::Spread,
+            Some(Policy::Fgd) => proto::Policy::Fgd,
         };
+        let typical = typical_requests.iter().map(|TypicalRequest { cpu_milli, gpu, weight }| proto::TypicalRequest {
+            cpu_milli: *cpu_milli,
+            gpu: gpu.as_ref().map(Into::into),
+            weight: *weight,
+        });
         let ack = match ack {
             Ack::Memory => proto::Ack::Memory,
             Ack::Durable => proto::Ack::Durable,
@@ -147,6 +198,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             releasing_ms: Some(*releasing_ms),
             heartbeat_ttl_ms: Some(*heartbeat_ttl_ms),
             waiters_max: None,
+            spare_gpu_workers: Some(*spare_gpu_workers),
+            typical_requests: typical.collect(),
         }
     }
 }
@@ -173,6 +226,7 @@ impl From<&ShardStatus> for proto::ShardStatus {
             lost: status.lost,
             suspect: status.suspect,
             releasing: status.releasing,
+            claims: status.claims,
         }
     }
 }
@@ -181,7 +235,9 @@ impl From<&ShardStatus> for proto::ShardStatus {
 impl From<&PoolStatus> for proto::Pool {
     fn from(pool: &PoolStatus) -> Self {
         let counts = pool.counts();
-        let gpus = pool.gpus.iter().map(|(model, &(total, free))| (model.clone(), proto::GpuCounts { total, free }));
+        let gpus = pool.gpus.iter().map(|(model, &GpuSum { total, free, free_milli })| {
+            (model.clone(), proto::GpuCounts { total, free, free_milli })
+        });
         Self {
             namespace: pool.name.namespace().to_owned(),
             name: pool.name.pool().to_owned(),

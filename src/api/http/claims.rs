@@ -6,7 +6,7 @@ use axum::http::{StatusCode, Uri};
 
 use super::json::{
     BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson, Phase,
-    ReleaseBody, RenewBody, TENANT_DEFAULT, holder,
+    ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, holder,
 };
 use super::read::{Params, Segments, body, item, merge, object};
 use super::{Answer, Shared, created, done, json};
@@ -46,13 +46,13 @@ pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: KeyPath) -> A
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
 }
 
-/// `{key}:confirm`, `{key}:renew` and `{key}:release`. A key holds no colon, so the last one begins the verb.
+/// `{key}:confirm`, `{key}:renew`, `{key}:resize` and `{key}:release`. A key holds no colon, so the last one begins the verb.
 pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
     let Segments((namespace, segment)) = path;
     let (key, verb) = match segment.rsplit_once(':') {
-        Some((key, verb @ ("confirm" | "renew" | "release"))) => (key, verb),
-        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :renew, :release")),
+        Some((key, verb @ ("confirm" | "renew" | "release" | "resize"))) => (key, verb),
+        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :renew, :resize, :release")),
     };
     let bytes = body(&api, sent).await?;
     let claim = match verb {
@@ -64,6 +64,11 @@ pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sen
             let body: RenewBody<'_> = object(&bytes)?;
             let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
             api.scheduler.renew(&id, fence, body.ttl_ms).await?
+        }
+        "resize" => {
+            let body: ResizeBody<'_> = object(&bytes)?;
+            let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
+            api.scheduler.resize(&id, fence, body.resources).await?
         }
         _ => {
             let body: ReleaseBody<'_> = object(&bytes)?;

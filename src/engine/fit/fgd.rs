@@ -207,27 +207,27 @@ pub(super) struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// A group that fits.
-    pub fn see(&mut self, at: u32, group: &Group) {
+    /// A group that fits, and the member that would be taken.
+    pub fn see(&mut self, at: u32, group: &Group, worker: u32) {
         let mut kept = self.kept[at as usize];
         if kept.birth != group.birth() {
-            let Some(found) = self.work_out(at, group) else { return };
+            let Some(found) = self.work_out(at, group, worker) else { return };
             kept = found;
             self.kept[at as usize] = kept;
         }
-        let rank = rank(kept.growth, group);
+        let rank = rank(kept.growth, worker);
         if self.best.is_none_or(|(best, ..)| rank < best) {
-            self.best = Some((rank, at, kept.from));
+            self.best = Some((rank, worker, kept.from));
         }
     }
 
-    /// The group where the least becomes useless, then with the first worker; and from which card.
+    /// The worker where the least becomes useless, the first of such; and from which card.
     pub fn best(self) -> Option<(Rank, u32, u16)> {
         self.best
     }
 
     /// How the group stands to the need; none if it cannot be the best, which is cheaper to say.
-    fn work_out(&mut self, at: u32, group: &Group) -> Option<Kept> {
+    fn work_out(&mut self, at: u32, group: &Group, worker: u32) -> Option<Kept> {
         let (room, need) = (&group.room, self.need);
         let view = self.mix.view(room.model);
         let useless = &mut self.useless[at as usize];
@@ -238,7 +238,7 @@ impl Look<'_> {
         if let Some((best, ..)) = self.best {
             // Whatever is left, for this share of the mix it is of no use. Sums of floats may differ by a little.
             let left = f64::from(room.cards_milli()) - f64::from(need.cards) * f64::from(need.card_milli);
-            if rank(steps(view.without * left - before - 1e-6), group) >= best {
+            if rank(steps(view.without * left - before - 1e-6), worker) >= best {
                 return None;
             }
         }
@@ -247,8 +247,8 @@ impl Look<'_> {
     }
 }
 
-fn rank(growth: i32, group: &Group) -> Rank {
-    (i64::from(growth), u64::from(group.first()), 0)
+fn rank(growth: i32, worker: u32) -> Rank {
+    (i64::from(growth), u64::from(worker), 0)
 }
 
 /// Growth in steps, rounded down.

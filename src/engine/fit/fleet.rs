@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use super::fgd::Fgd;
 use super::order::{Key, Order, Tops};
@@ -68,6 +69,11 @@ impl Group {
         self.birth
     }
 
+    /// Its members, the one that is taken next first.
+    pub fn members(&self) -> impl Iterator<Item = u32> {
+        self.members.iter().rev().copied()
+    }
+
     fn key(&self, at: u32) -> Key {
         (self.place, self.mark, at)
     }
@@ -93,6 +99,56 @@ pub struct Fleet {
     /// By model.
     orders: Vec<Order>,
     births: u64,
+    /// What all offered workers have left together: those without cards, and those with.
+    sums: [Sum; 2],
+}
+
+/// What some workers have left together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// How many they are.
+    pub workers: u64,
+    /// Thousandths of cores.
+    pub cpu_milli: u128,
+    /// Bytes of memory.
+    pub memory_bytes: u128,
+    /// Places.
+    pub slots: u128,
+    /// Thousandths of cards.
+    pub cards_milli: u128,
+}
+
+impl Sum {
+    fn add(&mut self, room: &Room) {
+        self.workers += 1;
+        self.cpu_milli += u128::from(room.cpu_milli);
+        self.memory_bytes += u128::from(room.memory_bytes);
+        self.slots += u128::from(room.slots);
+        self.cards_milli += u128::from(room.cards_milli());
+    }
+
+    fn take(&mut self, room: &Room) {
+        self.workers -= 1;
+        self.cpu_milli -= u128::from(room.cpu_milli);
+        self.memory_bytes -= u128::from(room.memory_bytes);
+        self.slots -= u128::from(room.slots);
+        self.cards_milli -= u128::from(room.cards_milli());
+    }
+}
+
+/// The most that any one worker of some has left, resource by resource.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Most {
+    /// Thousandths of cores.
+    pub cpu_milli: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Places.
+    pub slots: u64,
+    /// Thousandths of one card.
+    pub card_milli: u16,
+    /// Cards of which nothing is held.
+    pub idle_cards: u16,
 }
 
 impl Fleet {
@@ -113,14 +169,97 @@ impl Fleet {
 
     /// Enters a worker that holds nothing, and offers it.
     pub fn enter(&mut self, at: u32, capacity: &Capacity) {
+        self.enter_with(at, capacity, 0, []);
+        self.offer(at);
+    }
+
+    /// Enters a worker that holds these shares, and does not offer it yet. False: it has less than they sum to; then it must
+    /// not be offered, and what is short is taken as 0.
+    pub fn enter_with(
+        &mut self,
+        at: u32,
+        capacity: &Capacity,
+        profile: u32,
+        shares: impl IntoIterator<Item = Share>,
+    ) -> bool {
         let model = capacity.gpu.as_ref().map_or(NO_MODEL, |gpu| self.model(&gpu.model));
-        let room = Room::whole(capacity, model);
+        let mut room = Room { profile, ..Room::whole(capacity, model) };
+        let mut enough = true;
+        let mut less = |have: &mut u64, amount: u64| {
+            enough &= *have >= amount;
+            *have = have.saturating_sub(amount);
+        };
+        let mut cards: Box<[u16]> = room.cards.to_vec().into();
+        for share in shares {
+            less(&mut room.cpu_milli, share.cpu_milli);
+            less(&mut room.memory_bytes, share.memory_bytes);
+            less(&mut room.slots, share.slots);
+            for card in (0..64).filter(|card| share.cards & (1 << card) != 0) {
+                let mut left = cards.get(card).copied().map_or(0, u64::from);
+                less(&mut left, share.card_milli.into());
+                if let Some(milli) = cards.get_mut(card) {
+                    *milli = left as u16;
+                }
+            }
+        }
+        room.cards.copy_from_slice(&cards);
+        room.cards.sort_unstable_by(|one, two| two.cmp(one));
         if self.slots.len() <= at as usize {
             self.slots.resize_with(at as usize + 1, || None);
         }
-        let slot = Slot { group: NIL, cards: room.cards.to_vec().into(), aside: Some(Box::new(room)) };
-        self.slots[at as usize] = Some(slot);
-        self.offer(at);
+        self.slots[at as usize] = Some(Slot { group: NIL, cards, aside: Some(Box::new(room)) });
+        enough
+    }
+
+    /// Whether the worker was entered and did not leave.
+    #[must_use]
+    pub fn is_in(&self, at: u32) -> bool {
+        self.slots.get(at as usize).is_some_and(Option::is_some)
+    }
+
+    /// Tells the worker from others with equal rooms by this number from now on.
+    pub fn set_profile(&mut self, at: u32, profile: u32) {
+        if self.slot(at).group == NIL {
+            if let Some(room) = &mut self.slot_mut(at).aside {
+                room.profile = profile;
+            }
+        } else if self.room(at).profile != profile {
+            let room = Room { profile, ..self.part(at) };
+            self.join(at, room);
+        }
+    }
+
+    /// What the offered workers have left together: those without cards, and those with.
+    #[must_use]
+    pub const fn sums(&self) -> [Sum; 2] {
+        self.sums
+    }
+
+    /// The most that any one of them has left, in the same two parts.
+    #[must_use]
+    pub fn most(&self) -> [Most; 2] {
+        let most = |orders: &[Order]| {
+            let mut tops = Tops::NONE;
+            orders.iter().filter_map(Order::tops).for_each(|other| tops.raise(&other));
+            let Tops { cpu_milli, memory_bytes, slots, card_milli, idle_cards, .. } = tops;
+            Most { cpu_milli, memory_bytes, slots, card_milli, idle_cards }
+        };
+        let (without, with) = self.orders.split_at(self.orders.len().min(1));
+        [most(without), most(with)]
+    }
+
+    /// The cards that can be claimed: of each model, how many of which nothing is held, and their thousandths in all. Costs
+    /// a look at every distinct room.
+    pub fn free_cards(&self) -> impl Iterator<Item = (&Arc<str>, u64, u64)> {
+        self.models.iter().zip(self.orders.iter().skip(1)).map(|(name, order)| {
+            let (mut idle, mut milli) = (0, 0);
+            order.each(&Need::default(), &mut |at| {
+                let group = &self.groups[at as usize];
+                idle += u64::from(group.room.idle_cards()) * group.members.len() as u64;
+                milli += u64::from(group.room.cards_milli()) * group.members.len() as u64;
+            });
+            (name, idle, milli)
+        })
     }
 
     /// Takes a worker out.
@@ -142,6 +281,12 @@ impl Fleet {
             let room = self.part(at);
             self.slot_mut(at).aside = Some(Box::new(room));
         }
+    }
+
+    /// Whether it is offered.
+    #[must_use]
+    pub fn is_offered(&self, at: u32) -> bool {
+        self.slot(at).group != NIL
     }
 
     /// What a worker has left.
@@ -201,37 +346,59 @@ impl Fleet {
     /// The worker that a need takes, and from which card. Work that needs no card takes workers without cards while one
     /// fits, if `spare_cards` says so. Looks only.
     pub fn pick(&self, need: &Need, placement: Placement, spare_cards: bool, fgd: &mut Fgd) -> Option<Pick> {
-        if need.cards == 0
-            && spare_cards
-            && let Some(found) = self.pick_of(&[NO_MODEL], need, placement, fgd)
-        {
-            return Some(found);
+        let first = &mut |group: &Group| Some(group.first());
+        if need.cards == 0 && spare_cards {
+            let need = Need { models: SmallVec::from_slice(&[NO_MODEL]), ..need.clone() };
+            if let Some(found) = self.pick_among(&need, placement, fgd, first) {
+                return Some(found);
+            }
         }
-        if need.models.is_empty() {
-            let all: smallvec::SmallVec<[ModelId; 16]> = (0..self.orders.len() as ModelId).collect();
-            return self.pick_of(&all, need, placement, fgd);
-        }
-        self.pick_of(&need.models, need, placement, fgd)
+        self.pick_among(need, placement, fgd, first)
     }
 
-    fn pick_of(&self, models: &[ModelId], need: &Need, placement: Placement, fgd: &mut Fgd) -> Option<Pick> {
+    /// The same among the workers that pass: `member` says which member of a group is taken, if any. Looks only.
+    pub fn pick_among(
+        &self,
+        need: &Need,
+        placement: Placement,
+        fgd: &mut Fgd,
+        member: &mut impl FnMut(&Group) -> Option<u32>,
+    ) -> Option<Pick> {
+        let all: SmallVec<[ModelId; 16]>;
+        let models = if need.models.is_empty() {
+            all = (0..self.orders.len() as ModelId).collect();
+            &all
+        } else {
+            &*need.models
+        };
         let orders = models.iter().filter_map(|&model| self.orders.get(model as usize));
+        // Of the group that is best so far.
+        let mut worker = NIL;
+        let mut may = |at: u32| member(&self.groups[at as usize]).inspect(|&found| worker = found).is_some();
         let (found, rule) = match placement {
-            Placement::BestFit => (orders.fold(None, |best, order| order.lightest(need, best)), CardRule::Fullest),
-            Placement::Spread => (orders.fold(None, |best, order| order.heaviest(need, best)), CardRule::Emptiest),
+            Placement::BestFit => {
+                (orders.fold(None, |best, order| order.lightest(need, &mut may, best)), CardRule::Fullest)
+            }
+            Placement::Spread => {
+                (orders.fold(None, |best, order| order.heaviest(need, &mut may, best)), CardRule::Emptiest)
+            }
             Placement::Fgd => {
                 let mut look = fgd.look(need, self.groups.len());
                 for order in orders {
-                    order.each(need, &mut |at| look.see(at, &self.groups[at as usize]));
+                    order.each(need, &mut |at| {
+                        let group = &self.groups[at as usize];
+                        if let Some(worker) = member(group) {
+                            look.see(at, group, worker);
+                        }
+                    });
                 }
-                let (rank, group, from) = look.best()?;
-                return Some(Pick { worker: self.groups[group as usize].first(), from, rank });
+                let (rank, worker, from) = look.best()?;
+                return Some(Pick { worker, from, rank });
             }
         };
         let (weight, mark, group) = found?;
-        let group = &self.groups[group as usize];
         let rank = if placement == Placement::Spread { (0, !weight, !mark) } else { (0, weight, mark) };
-        Some(Pick { worker: group.first(), from: rule.from(&group.room.cards, need), rank })
+        Some(Pick { worker, from: rule.from(&self.groups[group as usize].room.cards, need), rank })
     }
 
     /// The worker with the highest score among those that fit; the lowest ordinal of them. For whoever has an order of
@@ -287,6 +454,7 @@ impl Fleet {
 
     /// Puts a worker into the group of its room.
     fn join(&mut self, at: u32, room: Room) {
+        self.sums[usize::from(room.model != NO_MODEL)].add(&room);
         let mark = room.mark();
         let found = self.by_room.find(mark, |&group| self.groups[group as usize].room == room).copied();
         let group = found.unwrap_or_else(|| self.open(room, mark));
@@ -299,7 +467,7 @@ impl Fleet {
     fn open(&mut self, room: Room, mark: u64) -> u32 {
         self.births += 1;
         let at = self.unused.pop().unwrap_or(self.groups.len() as u32);
-        let (place, tops, model) = (room.place(), Tops::of(&room), room.model as usize);
+        let (place, tops, model) = (room.place(), Tops::of(&room, mark), room.model as usize);
         match self.groups.get_mut(at as usize) {
             Some(group) => (group.room, group.place, group.mark, group.birth) = (room, place, mark, self.births),
             None => self.groups.push(Group { room, place, mark, members: Vec::new(), birth: self.births }),
@@ -317,6 +485,7 @@ impl Fleet {
     fn part(&mut self, at: u32) -> Room {
         let number = std::mem::replace(&mut self.slot_mut(at).group, NIL);
         let group = &mut self.groups[number as usize];
+        self.sums[usize::from(group.room.model != NO_MODEL)].take(&group.room);
         let place = group.members.binary_search_by(|member| at.cmp(member)).expect("it is in its group");
         group.members.remove(place);
         if !group.members.is_empty() {
@@ -360,6 +529,12 @@ impl Fleet {
                 (last, grouped) = (Some(key), grouped + group.members.len());
             });
             wrong.map_or(Ok(()), Err)?;
+        }
+        let mut sums = [Sum::default(); 2];
+        let rooms = (0..).zip(&self.slots).filter(|(_, slot)| slot.as_ref().is_some_and(|slot| slot.group != NIL));
+        rooms.map(|(at, _)| self.room(at)).for_each(|room| sums[usize::from(room.model != NO_MODEL)].add(room));
+        if sums != self.sums {
+            return Err(format!("L1: what is left sums to {sums:?}, counted are {:?}", self.sums));
         }
         if grouped != offered {
             return Err(format!("Q1: {offered} workers are offered, {grouped} stand in groups"));

@@ -27,29 +27,30 @@ pub type Found = (u64, u64, u32);
 /// The largest amounts of some rooms; or those of one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tops {
-    cpu_milli: u64,
-    memory_bytes: u64,
-    slots: u64,
-    card_milli: u16,
-    idle_cards: u16,
-    /// Least and largest weight.
-    light: u64,
-    heavy: u64,
+    pub cpu_milli: u64,
+    pub memory_bytes: u64,
+    pub slots: u64,
+    pub card_milli: u16,
+    pub idle_cards: u16,
+    /// Least and largest weight, each with the mark of its room.
+    light: (u64, u64),
+    heavy: (u64, u64),
 }
 
 impl Tops {
-    const NONE: Self =
-        Self { cpu_milli: 0, memory_bytes: 0, slots: 0, card_milli: 0, idle_cards: 0, light: 0, heavy: 0 };
+    pub const NONE: Self =
+        Self { cpu_milli: 0, memory_bytes: 0, slots: 0, card_milli: 0, idle_cards: 0, light: (0, 0), heavy: (0, 0) };
 
-    pub fn of(room: &Room) -> Self {
+    pub fn of(room: &Room, mark: u64) -> Self {
+        let weight = room.weight();
         Self {
             cpu_milli: room.cpu_milli,
             memory_bytes: room.memory_bytes,
             slots: room.slots,
             card_milli: room.cards.first().copied().unwrap_or(0),
             idle_cards: room.idle_cards(),
-            light: room.weight(),
-            heavy: room.weight(),
+            light: (weight, mark),
+            heavy: (weight, mark),
         }
     }
 
@@ -62,7 +63,7 @@ impl Tops {
         cards && self.cpu_milli >= need.cpu_milli && self.memory_bytes >= need.memory_bytes && self.slots >= need.slots
     }
 
-    fn raise(&mut self, other: &Self) {
+    pub fn raise(&mut self, other: &Self) {
         self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
         self.slots = self.slots.max(other.slots);
@@ -175,14 +176,20 @@ impl Order {
         }
     }
 
-    /// The lightest that fits, if it comes before `best`: weight, mark and number. Equal weights go by mark.
-    pub fn lightest(&self, need: &Need, best: Option<Found>) -> Option<Found> {
-        self.lightest_below(self.root, self.height, need, best)
+    /// The lightest that fits and passes, if it comes before `best`: weight, mark and number. Equal weights go by mark.
+    pub fn lightest(&self, need: &Need, may: &mut impl FnMut(u32) -> bool, best: Option<Found>) -> Option<Found> {
+        self.lightest_below(self.root, self.height, need, may, best)
     }
 
-    /// The heaviest that fits, if it comes after `best`.
-    pub fn heaviest(&self, need: &Need, best: Option<Found>) -> Option<Found> {
-        self.heaviest_below(self.root, self.height, need, best)
+    /// The heaviest that fits and passes, if it comes after `best`.
+    pub fn heaviest(&self, need: &Need, may: &mut impl FnMut(u32) -> bool, best: Option<Found>) -> Option<Found> {
+        self.heaviest_below(self.root, self.height, need, may, best)
+    }
+
+    /// The largest amounts of all.
+    pub fn tops(&self) -> Option<Tops> {
+        let root = &self.nodes[self.root as usize];
+        (root.len > 0).then(|| self.item(self.root).tops)
     }
 
     /// Every one that fits, in order.
@@ -286,36 +293,48 @@ impl Order {
         self.unused.push(two);
     }
 
-    fn lightest_below(&self, at: u32, height: u32, need: &Need, mut best: Option<Found>) -> Option<Found> {
+    fn lightest_below(
+        &self,
+        at: u32,
+        height: u32,
+        need: &Need,
+        may: &mut impl FnMut(u32) -> bool,
+        mut best: Option<Found>,
+    ) -> Option<Found> {
         let node = &self.nodes[at as usize];
         for at in 0..node.len {
             let tops = &node.tops[at];
-            if best.is_some_and(|best| tops.light > best.0) || !tops.may_fit(need) {
+            if best.is_some_and(|(weight, mark, _)| tops.light >= (weight, mark)) || !tops.may_fit(need) {
                 continue;
             }
             if height > 0 {
-                best = self.lightest_below(node.below[at], height - 1, need, best);
-            } else {
-                let found = (tops.light, node.keys[at].1, node.below[at]);
-                best = Some(best.map_or(found, |best| best.min(found)));
+                best = self.lightest_below(node.below[at], height - 1, need, may, best);
+            } else if may(node.below[at]) {
+                best = Some((tops.light.0, tops.light.1, node.below[at]));
             }
         }
         best
     }
 
-    fn heaviest_below(&self, at: u32, height: u32, need: &Need, mut best: Option<Found>) -> Option<Found> {
+    fn heaviest_below(
+        &self,
+        at: u32,
+        height: u32,
+        need: &Need,
+        may: &mut impl FnMut(u32) -> bool,
+        mut best: Option<Found>,
+    ) -> Option<Found> {
         let node = &self.nodes[at as usize];
         // From the end, where there is most.
         for at in (0..node.len).rev() {
             let tops = &node.tops[at];
-            if best.is_some_and(|best| tops.heavy < best.0) || !tops.may_fit(need) {
+            if best.is_some_and(|(weight, mark, _)| tops.heavy <= (weight, mark)) || !tops.may_fit(need) {
                 continue;
             }
             if height > 0 {
-                best = self.heaviest_below(node.below[at], height - 1, need, best);
-            } else {
-                let found = (tops.heavy, node.keys[at].1, node.below[at]);
-                best = Some(best.map_or(found, |best| best.max(found)));
+                best = self.heaviest_below(node.below[at], height - 1, need, may, best);
+            } else if may(node.below[at]) {
+                best = Some((tops.heavy.0, tops.heavy.1, node.below[at]));
             }
         }
         best

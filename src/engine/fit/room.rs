@@ -22,6 +22,8 @@ pub type Cards = SmallVec<[u16; 8]>;
 /// What a worker has left. Two workers with equal rooms are interchangeable for every decision about room.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Room {
+    /// Whatever tells its worker from others that have as much left; 0: nothing.
+    pub profile: u32,
     /// Model of its cards.
     pub model: ModelId,
     /// Thousandths of a core.
@@ -72,6 +74,7 @@ impl Room {
     pub fn whole(capacity: &Capacity, model: ModelId) -> Self {
         let count = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize);
         Self {
+            profile: 0,
             model,
             cpu_milli: capacity.cpu_milli,
             memory_bytes: capacity.memory_bytes,
@@ -136,6 +139,9 @@ impl Room {
         let mut hasher = Xxh3::new();
         (self.model, self.cpu_milli, self.memory_bytes, self.slots).hash(&mut hasher);
         self.cards.hash(&mut hasher);
+        if self.profile != 0 {
+            self.profile.hash(&mut hasher);
+        }
         hasher.finish()
     }
 

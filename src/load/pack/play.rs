@@ -30,7 +30,7 @@ pub enum Decider {
     /// The service's own order, over shards.
     Own(Box<Own>),
     /// The published scores.
-    Published(Published, Fleet),
+    Published(Published, Box<Fleet>),
 }
 
 /// Shards with the service's own order.
@@ -62,7 +62,7 @@ impl Decider {
     pub fn published(input: &Input, published: Published) -> Self {
         let mut fleet = input.fleet();
         (0..).zip(&input.nodes).for_each(|(at, (_, capacity))| fleet.enter(at, capacity));
-        Self::Published(published, fleet)
+        Self::Published(published, Box::new(fleet))
     }
 
     /// Takes what the request asks for. False: there is no room.

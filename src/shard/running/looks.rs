@@ -1,10 +1,13 @@
 //! What a shard shows of itself: listings and figures. Decides nothing.
 
+use std::sync::Arc;
+
 use super::Running;
 use crate::engine::Grant;
-use crate::model::{ClaimId, ShardStatus};
+use crate::engine::fit::Sum;
+use crate::model::{Capacity, ClaimId, ShardStatus};
 use crate::shard::command::ClaimSieve;
-use crate::shard::reply::{ClaimAnswer, Payload, ShardReport};
+use crate::shard::reply::{ClaimAnswer, Left, Payload, ShardReport};
 
 impl Running {
     pub(super) fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
@@ -25,6 +28,20 @@ impl Running {
         Payload::Claims(rows, more)
     }
 
+    /// What can be claimed, if it is shares.
+    fn left(&self) -> Option<Left> {
+        let sums = self.shard.rooms()?.map(|(sum, _)| sum);
+        let all = |amount: fn(&Sum) -> u128| u64::try_from(sums.iter().map(amount).sum::<u128>()).unwrap_or(u64::MAX);
+        let capacity = Capacity {
+            cpu_milli: all(|sum| sum.cpu_milli),
+            memory_bytes: all(|sum| sum.memory_bytes),
+            slots: all(|sum| sum.slots),
+            gpu: None,
+        };
+        let cards = self.shard.free_cards().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
+        Some(Left { capacity, cards })
+    }
+
     pub(super) fn report(&self) -> ShardReport {
         let outbox = &self.port.outbox;
         ShardReport {
@@ -34,7 +51,8 @@ impl Running {
                 reason: self.port.reason(),
                 workers: self.shard.workers() as u64,
                 idle: self.shard.idle() as u64,
-                busy: self.shard.held() as u64,
+                busy: self.shard.busy() as u64,
+                claims: self.shard.held() as u64,
                 cordoned: self.shard.barred().cordoned as u64,
                 draining: self.shard.barred().draining as u64,
                 lost: self.shard.barred().lost as u64,
@@ -49,6 +67,7 @@ impl Running {
                 restarts: self.port.restarts(),
             },
             ledger: self.shard.ledger().cloned().collect(),
+            left: self.left(),
             drift: self.shard.ledger_drift(),
         }
     }

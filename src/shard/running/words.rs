@@ -1,8 +1,8 @@
 //! What the engine's refusals are called.
 
-use crate::engine::Answer;
+use crate::engine::{Answer, NoFit};
 use crate::limits;
-use crate::refusal::{Refusal, Unavailable, What};
+use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 
 pub(super) fn refusal(answer: &Answer) -> Refusal {
     match answer {
@@ -14,6 +14,11 @@ pub(super) fn refusal(answer: &Answer) -> Refusal {
         Answer::Mismatch => {
             Refusal::State("must_match: the key holds a claim that asked for other resources; release it first".into())
         }
+        Answer::NoFit(NoFit::Small) => Refusal::invalid(
+            "resources",
+            "must be within what the claim's worker has; release it and claim anew for more",
+        ),
+        Answer::NoFit(_) => Refusal::Exhausted(Exhausted::Worker),
         Answer::Releasing => Refusal::Releasing,
         Answer::NotActive => Refusal::State("the claim is not active yet: confirm it first".into()),
         Answer::Draining => {

@@ -66,10 +66,22 @@ fn claim_shown(claim: &Claim) -> Value {
     let mut shown = json!({
         "key": claim.key, "tenant": claim.tenant, "namespace": claim.namespace, "pool": claim.pool,
         "worker": claim.worker, "state": word(claim.state().as_str_name(), "CLAIM_STATE_"),
-        "resources": capacity_shown(claim.resources.as_ref()),
+        "resources": held_shown(claim.resources.as_ref()),
     });
     if let Some(node) = &claim.node {
         shown["node"] = json!(node);
+    }
+    shown
+}
+
+fn held_shown(held: Option<&Resources>) -> Value {
+    let Resources { cpu_milli, memory_bytes, slots, gpu } = held.unwrap().clone();
+    let mut shown = capacity_shown(Some(&Capacity { cpu_milli, memory_bytes, slots, gpu: None }));
+    if let Some(gpu) = gpu {
+        shown["gpu"] = json!({"model": gpu.model(), "count": gpu.count()});
+        if let Some(milli) = gpu.milli {
+            (shown["gpu"]["milli"], shown["gpu"]["cards"]) = (json!(milli), json!(gpu.cards));
+        }
     }
     shown
 }

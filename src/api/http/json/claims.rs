@@ -10,8 +10,8 @@ use crate::api::outcome::Failure;
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
 use crate::model::{
-    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Labels, Millis, PoolName, Taken,
-    WorkerId, affinity_hash, check_name, present, some_object,
+    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, Labels, Millis, PoolName,
+    Resources, Taken, WorkerId, affinity_hash, check_name, is_zero, json_object, present, some_object,
 };
 
 /// A request for one worker.
@@ -34,7 +34,7 @@ pub(in crate::api) struct ClaimBody<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     pub(in crate::api) class: Option<Text<'a>>,
     #[serde(default, deserialize_with = "some_object")]
-    pub(in crate::api) resources: Option<Capacity>,
+    pub(in crate::api) resources: Option<Resources>,
     #[serde(borrow, default, deserialize_with = "present")]
     pub(in crate::api) selector: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "some_object")]
@@ -221,6 +221,17 @@ pub(in crate::api::http) struct RenewBody<'a> {
     pub(in crate::api::http) ttl_ms: Option<Millis>,
 }
 
+/// The body of `:resize`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api::http) struct ResizeBody<'a> {
+    pub(in crate::api::http) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api::http) tenant: Option<Text<'a>>,
+    #[serde(deserialize_with = "json_object")]
+    pub(in crate::api::http) resources: Resources,
+}
+
 /// One of two steps of a release.
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
@@ -262,7 +273,7 @@ pub(in crate::api::http) struct ClaimJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
     state: ClaimState,
-    resources: &'a Capacity,
+    resources: HeldJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<&'a Labels>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -281,10 +292,58 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
             worker: worker.id.as_str(),
             node: worker.node.as_deref(),
             state: claim.state,
-            // A claim of an exclusive pool takes the whole worker.
-            resources: &worker.capacity,
+            resources: claim.held().into(),
             labels: claim.spec.as_ref().map(|spec| &spec.labels).filter(|labels| !labels.is_empty()),
             expires_at_ms: claim.expires_at_ms,
+        }
+    }
+}
+
+/// What a claim holds.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum HeldJson<'a> {
+    Whole(&'a Capacity),
+    Share(Box<ShareJson<'a>>),
+}
+
+/// A share of a worker.
+#[derive(Serialize)]
+struct ShareJson<'a> {
+    #[serde(skip_serializing_if = "is_zero")]
+    cpu_milli: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    memory_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    slots: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<CardsJson<'a>>,
+}
+
+/// Which cards of the worker, and how much of each.
+#[derive(Serialize)]
+struct CardsJson<'a> {
+    model: &'a str,
+    count: u32,
+    milli: u32,
+    cards: Vec<u32>,
+}
+
+impl<'a> From<Held<'a>> for HeldJson<'a> {
+    fn from(held: Held<'a>) -> Self {
+        match held {
+            Held::Whole(capacity) => Self::Whole(capacity),
+            Held::Share { resources, model, cards } => Self::Share(Box::new(ShareJson {
+                cpu_milli: resources.cpu_milli,
+                memory_bytes: resources.memory_bytes,
+                slots: resources.slots,
+                gpu: resources.gpu.as_ref().map(|gpu| CardsJson {
+                    model: model.unwrap_or_default(),
+                    count: gpu.count,
+                    milli: gpu.milli,
+                    cards: (0..64).filter(|card| cards & (1 << card) != 0).collect(),
+                }),
+            })),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::model::{Capacity, PoolSpec, PoolStatus, ShardStatus};
+use crate::model::{Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus};
 
 /// `{"cleared":n,"suspect":n}`.
 #[derive(Serialize)]
@@ -35,6 +35,13 @@ struct ClaimCounts {
 struct GpuCounts {
     total: u64,
     free: u64,
+    free_milli: u64,
+}
+
+impl From<&GpuSum> for GpuCounts {
+    fn from(&GpuSum { total, free, free_milli }: &GpuSum) -> Self {
+        Self { total, free, free_milli }
+    }
 }
 
 /// A pool with its figures.
@@ -72,7 +79,7 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
             claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
             capacity: &pool.capacity,
             free: &pool.free,
-            gpus: pool.gpus.iter().map(|(model, &(total, free))| (model.as_str(), GpuCounts { total, free })).collect(),
+            gpus: pool.gpus.iter().map(|(model, sum)| (model.as_str(), sum.into())).collect(),
             shards: None,
         }
     }
