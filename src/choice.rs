@@ -11,7 +11,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::ask::{ClaimAsk, PoolChoice};
-use crate::engine::{CardFilter, NoFit, Nodes, Wants};
+use crate::engine::{CardFilter, GangRef, NoFit, Nodes, Wants};
 use crate::model::{Ack, Capacity, ClaimRequest, Millis, Mode, PoolSpec, WorkerId};
 use crate::pools::{Pool, PoolMap};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
@@ -94,6 +94,30 @@ impl Start {
         Self::chosen(pools, selectors, request)
     }
 
+    /// The same for a member of a gang, whose home `home` names by the first pool that it may use.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn gang(
+        pools: &PoolMap,
+        selectors: &Selectors,
+        request: &ClaimRequest,
+        home: impl FnOnce(&Pool) -> GangRef,
+    ) -> Result<Self, Refusal> {
+        let mut start = Self::chosen(pools, selectors, request)?;
+        start.durable = true;
+        if let (Some(choice), Some(pool)) = (&mut start.choice, pools.at(start.pool)) {
+            choice.join(home(pool));
+        }
+        Ok(start)
+    }
+
+    /// Numbers of the pools that it may use.
+    #[must_use]
+    pub fn pools(&self) -> Vec<u32> {
+        self.choice.as_ref().map_or_else(|| vec![self.pool], |choice| choice.pools.to_vec())
+    }
+
     #[cold]
     fn chosen(pools: &PoolMap, selectors: &Selectors, request: &ClaimRequest) -> Result<Self, Refusal> {
         let nothing = ClaimAsk::default();
@@ -173,6 +197,7 @@ impl Choice {
             worker: ask.worker.clone(),
             spec: keeps.then(|| Arc::new(ask.spec.clone())),
             cards: CardFilter::Any,
+            gang: None,
             must_match: ask.must_match,
         };
         let wants = Arc::new(wants);
@@ -204,6 +229,14 @@ impl Choice {
             ack: request.ack,
             seen: Seen::default(),
         }
+    }
+
+    /// It is for a gang: what is granted is provisional.
+    fn join(&mut self, gang: GangRef) {
+        let joined = |wants: &mut Arc<Wants>| *wants = Arc::new(Wants { gang: Some(gang), ..(**wants).clone() });
+        joined(&mut self.wants);
+        self.stages.iter_mut().for_each(|stage| joined(&mut stage.wants));
+        self.ack = Some(Ack::Durable);
     }
 
     /// Goes on to the first stage, from the present one on, of which the pool has workers. False: there is none.
@@ -267,6 +300,12 @@ impl ClaimItem {
     #[must_use]
     pub fn may_use(&self, pool: u32) -> bool {
         self.pool == pool || self.choice.as_ref().is_some_and(|choice| choice.pools.contains(&pool))
+    }
+
+    /// Whether it is for a gang.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.wants.gang.is_some())
     }
 
     /// The only worker that it wants, if there is one.

@@ -220,6 +220,16 @@ impl Keys {
         (joiners.map(|joiners| *joiners).unwrap_or_default(), unstored)
     }
 
+    /// A gang with this member, whose `ticket` was taken, is committed. The same as [`Keys::hold`], but it may come again,
+    /// if the shard panicked before the store had it.
+    pub fn commit(&self, id: &ClaimId, ticket: Ticket, hold: Hold) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
+        let again = match self.map.get(id).as_deref() {
+            Some(Entry::Held { hold: known, .. }) => known.place.fence == hold.place.fence,
+            _ => false,
+        };
+        if again { (VecDeque::new(), self.unstored(id)) } else { self.hold(id, ticket, hold) }
+    }
+
     /// The holder of `ticket` gives up. The oldest who joined and still listens gets a fresh ticket and is returned.
     pub fn vacate(&self, id: &ClaimId, ticket: Ticket) -> Option<Box<ClaimItem>> {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };

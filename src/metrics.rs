@@ -140,6 +140,7 @@ definitions! {
     NODE_STEPS = "hotpool_store_node_steps_total", Kind::Counter, ["node"],
         "Steps sent to one server of the store. From the 65th server on they are counted as `other`.";
     NODE_BYTES = "hotpool_store_node_bytes_total", Kind::Counter, ["node"], "Bytes of rows sent to one server of the store.";
+    GANGS = "hotpool_gangs_total", Kind::Counter, ["outcome"], "Gangs asked for, by what became of them.";
     RENEWALS = "hotpool_store_renewals_total", Kind::Counter, ["outcome"],
         "Renewals of the ownership of the store, by what became of them.";
     LEASE = "hotpool_store_lease_seconds", Kind::Gauge, [],
@@ -174,6 +175,7 @@ pub struct ProcessMetrics {
     /// `hotpool_store_retries_total`.
     pub store_retries: Counter,
     renewals: Vec<Counter>,
+    gangs: Vec<Counter>,
     /// `hotpool_store_lease_seconds`.
     pub store_lease: Gauge,
     /// `hotpool_ready`.
@@ -210,6 +212,10 @@ impl ProcessMetrics {
                 .iter()
                 .map(|result| metrics::counter!(RENEWALS, "outcome" => result.word()))
                 .collect(),
+            gangs: GangOutcome::ALL
+                .iter()
+                .map(|outcome| metrics::counter!(GANGS, "outcome" => outcome.word()))
+                .collect(),
             store_lease: metrics::gauge!(LEASE),
             ready: metrics::gauge!(READY),
             fence_refusals: metrics::counter!(FENCE_REFUSALS),
@@ -228,6 +234,11 @@ impl ProcessMetrics {
     /// Counter of steps with this answer.
     pub fn steps(&self, result: StepResult) -> &Counter {
         &self.steps[result as usize]
+    }
+
+    /// Counter of gangs with this outcome.
+    pub fn gangs(&self, outcome: GangOutcome) -> &Counter {
+        &self.gangs[outcome as usize]
     }
 
     /// Counter of renewals with this outcome.

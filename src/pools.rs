@@ -30,6 +30,8 @@ pub struct Pool {
     pub board: Board,
     /// Its metrics.
     pub metrics: PoolMetrics,
+    /// Held by the gang whose turn it is.
+    pub gangs: Arc<tokio::sync::Mutex<()>>,
     /// It is being deleted: nothing new comes in.
     pub closing: AtomicBool,
 }
@@ -54,7 +56,18 @@ impl Pool {
         let durable = AtomicBool::new(spec.ack == Ack::Durable);
         let board = Board::new(spec.shards, spec.mode);
         let spec = ArcSwap::from_pointee(spec);
-        Self { number, uid, name, spec, durable, ports, board, metrics, closing: AtomicBool::new(false) }
+        Self {
+            number,
+            uid,
+            name,
+            spec,
+            durable,
+            ports,
+            board,
+            metrics,
+            gangs: Arc::default(),
+            closing: AtomicBool::new(false),
+        }
     }
 
     /// Whether some shard does not answer, so that "full" cannot be said.
@@ -151,6 +164,12 @@ impl Pools {
     /// All pools now.
     pub fn load(&self) -> Guard<Arc<PoolMap>> {
         self.map.load()
+    }
+
+    /// The same, to be kept over an await.
+    #[must_use]
+    pub fn load_full(&self) -> Arc<PoolMap> {
+        self.map.load_full()
     }
 
     /// Reserves a number for a new pool.

@@ -5,7 +5,7 @@
 //! violates an invariant is refused by name; the others serve. A key that two shards hold (freed here but not
 //! stored, claimed there and stored) stays with the higher fence and is given back by the other.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
@@ -14,15 +14,15 @@ use ractor::ActorCell;
 
 use crate::catalogue::Catalogue;
 use crate::dispatch::Dispatch;
-use crate::engine::{Effect, Event, Place, Replay, Resume, Rules, Shard};
+use crate::engine::{Effect, Event, GangAct, GangRef, Place, Replay, Resume, Rules, Shard};
 use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{ClaimId, HASH_VERSION, Millis, PoolName, PoolSpec, Seq};
+use crate::model::{ClaimId, Fence, HASH_VERSION, Millis, PoolName, PoolSpec, Seq};
 use crate::ownership;
 use crate::pools::Pool;
 use crate::row::{self, Frames, PoolRow, RowKind};
-use crate::shard::{self, ShardPort};
+use crate::shard::{self, Command, GangItem, Reply, ShardPort};
 use crate::store::{ShardKey, StoreError};
 
 /// Shards that are started at the same time.
@@ -111,11 +111,13 @@ pub async fn recover(
     let shards = pools.iter().flat_map(|pool| pool.ports.iter().map(|port| (Arc::clone(pool), Arc::clone(port))));
     let shards: Vec<_> = shards.collect();
     let mut found = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
+    let gangs = settle_gangs(dispatch, &mut found);
     reconcile(dispatch, &mut found);
     tell_of_suspects(&found);
     futures::stream::iter(found)
         .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))
         .await;
+    tokio::spawn(forget_gangs(Arc::clone(dispatch), gangs));
     Ok((catalogue, deleting))
 }
 
@@ -213,7 +215,9 @@ fn take_pool(rows: &mut BTreeMap<u64, PoolRow>, frame: Result<row::RowFrame<'_>,
         (RowKind::Pool, None) => {
             rows.remove(&uid);
         }
-        (RowKind::Worker | RowKind::Shard, _) => return Err(format!("a shard's row {:?} among the pools", frame.id)),
+        (RowKind::Worker | RowKind::Shard | RowKind::Gang, _) => {
+            return Err(format!("a shard's row {:?} among the pools", frame.id));
+        }
     }
     Ok(())
 }
@@ -264,6 +268,58 @@ async fn load(
     Ok(found.collect())
 }
 
+/// Decides what a crash left undecided: provisional claims whose gang's home has its row are claims like any other, the
+/// rest is given back. Whose home cannot be read stays as it is, and its key is unreadable. Returns the gangs whose rows
+/// may go when the store has their members: none, if some member may not have been seen.
+fn settle_gangs(dispatch: &Dispatch, found: &mut [FoundShard]) -> Vec<(ShardRef, Fence)> {
+    let mut rows: Vec<(ShardRef, Fence)> = Vec::new();
+    let mut homes: HashMap<ShardKey, HashSet<Fence>> = HashMap::new();
+    for found in &*found {
+        if let Ok(shard) = &found.shard {
+            let committed: HashSet<Fence> = shard.committed_gangs().collect();
+            rows.extend(committed.iter().map(|&id| (found.port.shard, id)));
+            homes.insert(found.port.outbox.key(), committed);
+        }
+    }
+    let unread: HashSet<ShardKey> =
+        found.iter().filter(|found| found.shard.is_err()).map(|found| found.port.outbox.key()).collect();
+    let now_ms = dispatch.clock.engine_ms();
+    for found in found.iter_mut() {
+        let Ok(shard) = &mut found.shard else { continue };
+        let members: Vec<(GangRef, ClaimId, Place)> =
+            shard.provisional().map(|(gang, id, place)| (gang, id.clone(), place)).collect();
+        for (gang, id, place) in members {
+            let home = ShardKey { pool: gang.pool, shard: gang.shard };
+            if homes.get(&home).is_some_and(|committed| committed.contains(&gang.id)) {
+                // Of a gang with several members here the first brings all.
+                shard.on(Event::Gang { id: gang.id, act: GangAct::Commit, to: () }, now_ms, &mut Vec::new());
+            } else if unread.contains(&home) {
+                dispatch.keys.recover_unreadable(id, place.fence);
+            } else {
+                found.yields.push(place);
+            }
+        }
+    }
+    if unread.is_empty() { rows } else { Vec::new() }
+}
+
+/// Forgets gangs whose members the store has as committed.
+async fn forget_gangs(dispatch: Arc<Dispatch>, gangs: Vec<(ShardRef, Fence)>) {
+    if gangs.is_empty() {
+        return;
+    }
+    let pools = dispatch.pools.load_full();
+    let ports = pools.iter().flat_map(|pool| pool.ports.iter());
+    let outboxes: Vec<Arc<Outbox>> = ports.map(|port| Arc::clone(&port.outbox)).collect();
+    dispatch.journal.flushed(outboxes).await;
+    for (shard, id) in gangs {
+        if let Some(port) = pools.port(shard) {
+            let item = GangItem { id, act: GangAct::Forget, tickets: Vec::new(), reply: Reply::nobody() };
+            port.ask(Command::Gang(Box::new(item)));
+        }
+    }
+}
+
 /// Enters what the shards hold into the directory; of two holders of a key the lower fence yields.
 fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
     let mut losers: Vec<Hold> = Vec::new();
@@ -273,7 +329,13 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
             Ok(shard) => {
                 let mut held: HashMap<ClaimId, Place> = held_keys(shard).collect();
                 if found.port.restarts() > 0 {
+                    // A gang's member may be committed in the directory and not in the rows: then it stays, and whoever
+                    // commits does it again.
+                    let members: HashMap<ClaimId, Place> =
+                        shard.provisional().map(|(_, id, place)| (id.clone(), place)).collect();
+                    held.extend(members.iter().map(|(id, place)| (id.clone(), *place)));
                     dispatch.keys.rebind(|shard| shard == own, &mut held);
+                    held.retain(|id, _| !members.contains_key(id));
                 }
                 let enter = |(id, place)| dispatch.keys.recover(id, Hold { shard: own, place });
                 losers.extend(held.into_iter().filter_map(enter));

@@ -30,6 +30,12 @@ pub enum Refusal {
     /// No worker of any pool that it may use is large enough.
     #[error("no worker of any pool that the request allows has these resources")]
     Unsatisfiable,
+    /// The pools that it may use are too small for the gang, whatever else they hold.
+    #[error("the pools that the gang may use are smaller than what it asks for in all")]
+    GangTooLarge,
+    /// A member of the same gang was refused, so none was made.
+    #[error("nothing of the gang was made, because items[{0}] was refused")]
+    Gang(usize),
     /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
     #[error("{0}")]
     Exhausted(Exhausted),

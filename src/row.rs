@@ -32,6 +32,8 @@ pub enum RowKind {
     Pool = 2,
     /// What a shard remembers of itself; no id.
     Shard = 3,
+    /// A committed gang whose members may still be provisional; id = its number.
+    Gang = 4,
 }
 
 /// Why a row cannot be read.
@@ -97,6 +99,7 @@ impl<'a> Frames<'a> {
             1 => RowKind::Worker,
             2 => RowKind::Pool,
             3 => RowKind::Shard,
+            4 => RowKind::Gang,
             other => return Err(RowError::Kind(other)),
         };
         let (id, rest) = rest.split_at_checked(id_len.into()).ok_or(RowError::Truncated)?;
@@ -177,6 +180,15 @@ pub struct ShardRow {
 /// Writes a shard's own row.
 pub fn put_shard(out: &mut Vec<u8>, row: &ShardRow) {
     put_frame(out, RowKind::Shard, "", |out| row.encode(out).expect("a Vec grows as needed"));
+}
+
+/// Writes the row of a committed gang, or that it is gone. It says nothing but that it is there.
+pub fn put_gang(out: &mut Vec<u8>, id: u64, there: bool) {
+    if there {
+        put_frame(out, RowKind::Gang, &id.to_string(), |_| ());
+    } else {
+        put_deletion(out, RowKind::Gang, &id.to_string());
+    }
 }
 
 /// Reads a shard's own row.

@@ -70,6 +70,7 @@ impl World {
                 Effect::Ended { id, fence, .. } => ended.push((id, fence)),
                 Effect::Remember { .. } => {}
                 Effect::Adopted { .. } => panic!("nothing is adopted in a shared pool"),
+                Effect::Committed { .. } => panic!("there are no gangs here"),
             }
         }
         for (id, fence) in &ended {

@@ -58,6 +58,8 @@ impl Outcome {
             Refusal::Fence => (Code::Aborted, 409, Some("fence")),
             Refusal::Releasing => (Code::FailedPrecondition, 409, Some("releasing")),
             Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
+            Refusal::GangTooLarge => (Code::InvalidArgument, 400, Some("unsatisfiable")),
+            Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),
             Refusal::Unsatisfiable => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),
             Refusal::Unavailable(why) => (Code::Unavailable, 503, Some(why.reason())),

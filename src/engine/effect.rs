@@ -32,6 +32,13 @@ pub enum Effect<R> {
         /// As it was, in the state in which it is remembered: `lost`, or `releasing` if its clean-up was given up.
         grant: Grant,
     },
+    /// A gang's member is a claim like any other: its key is held.
+    Committed {
+        /// Whose.
+        id: ClaimId,
+        /// Where.
+        place: Place,
+    },
     /// A claim that a worker named was taken over: its key is held.
     Adopted {
         /// Whose.
@@ -66,6 +73,8 @@ pub enum Answer {
     NotActive,
     /// The claim is over.
     Released,
+    /// The members of a gang that are held here, from now on as claims like any other.
+    Committed(Vec<(ClaimId, Grant)>),
     /// The worker is registered.
     Registered {
         /// False if it was known.

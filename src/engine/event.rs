@@ -181,6 +181,28 @@ pub enum Event<R> {
         /// Where it is held.
         place: Place,
     },
+    /// Something happens to the members of a gang that this shard holds, or to the gang's row.
+    Gang {
+        /// Which.
+        id: Fence,
+        /// What.
+        act: GangAct,
+        /// Who waits for the answer.
+        to: R,
+    },
     /// Time has passed: sweep what is due.
     Tick,
+}
+
+/// What happens to a gang. Each may come twice: the second changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GangAct {
+    /// Its members are claims like any other from now on.
+    Commit,
+    /// Its members are given back.
+    Abort,
+    /// Its home records that it is committed.
+    Record,
+    /// Its home forgets it: the store has all members as committed.
+    Forget,
 }

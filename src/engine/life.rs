@@ -292,6 +292,10 @@ impl Shard {
 
     /// Says what a claim was that is about to end.
     pub(super) fn remember<R>(&self, place: Place, state: ClaimState, effects: &mut Vec<Effect<R>>) {
+        if self.is_provisional(place) {
+            // Nobody was told of it.
+            return;
+        }
         if let (Some(claim), Some(grant)) = (self.claims.get(place), self.grant(place)) {
             let mut grant = grant;
             (grant.state, grant.deadline_ms) = (state, None);

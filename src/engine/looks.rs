@@ -120,9 +120,11 @@ impl Shard {
         present.take(limit).map(|at| (at, self.look(at)))
     }
 
-    /// Held claims with ordinal >= `from`, each with that ordinal, in that order. A claim keeps it while it is held.
+    /// Held claims with ordinal >= `from`, each with that ordinal, in that order; provisional ones excluded. A claim keeps
+    /// it while it is held.
     pub fn list_claims(&self, from: u32) -> impl Iterator<Item = (u32, ClaimId, Grant)> {
-        self.claims.iter_from(from).filter_map(|(at, held)| {
+        let shown = |(at, _): &(u32, _)| self.gangs.of(*at).is_none();
+        self.claims.iter_from(from).filter(shown).filter_map(|(at, held)| {
             let grant = self.grant(Place { claim: at, worker: held.worker, fence: held.fence })?;
             Some((at, held.id.clone(), grant))
         })
@@ -144,7 +146,7 @@ impl Shard {
 
     pub(super) fn look(&self, at: u32) -> WorkerLook {
         let worker = self.workers.get(at);
-        let claims = self.places_on(at).into_iter();
+        let claims = self.places_on(at).into_iter().filter(|place| !self.is_provisional(*place));
         let claims = claims.filter_map(|place| Some((self.claims.get(place)?.id.clone(), self.grant(place)?)));
         WorkerLook {
             card: Arc::clone(self.workers.card(at)),

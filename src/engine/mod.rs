@@ -23,6 +23,7 @@
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
 //! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
 //! | [`fit`] | which worker has room for a share, and which of those gives it |
+//! | `gangs` | claims that are all granted or none, over shards |
 //! | `profiles` | which workers have the same labels and node |
 //! | [`wants`] | what it asks of a worker |
 //! | `timers` | which deadline has passed |
@@ -35,6 +36,7 @@ mod claims;
 pub mod effect;
 pub mod event;
 pub mod fit;
+mod gangs;
 mod heartbeat;
 mod idle;
 mod invariants;
@@ -53,7 +55,8 @@ pub mod wants;
 mod workers;
 
 pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
-pub use event::{Event, Heartbeat, Named, Place};
+pub use event::{Event, GangAct, Heartbeat, Named, Place};
+pub use gangs::GangRef;
 pub use ledger::LedgerLine;
 pub use life::Barred;
 pub use replay::{Replay, Resume};

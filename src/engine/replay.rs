@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::NIL;
 use super::claims::Claim;
 use super::event::Place;
+use super::gangs::GangRef;
 use super::life::{bars, notes};
 use super::shard::{Head, Rules, Shard, term};
 use crate::limits;
@@ -58,6 +59,13 @@ impl Replay {
         for frame in Frames::new(frames) {
             let taken = frame.map_err(|e| e.to_string()).and_then(|frame| match frame.kind {
                 RowKind::Worker => self.worker(frame.id, frame.body),
+                RowKind::Gang => match frame.id.parse() {
+                    Ok(id) => {
+                        self.shard.gangs.recover(id, frame.body.is_some());
+                        Ok(())
+                    }
+                    Err(_) => Err(format!("a gang's row has the id {:?}", frame.id)),
+                },
                 RowKind::Pool => Err("a pool's row among a shard's".into()),
                 RowKind::Shard => match frame.body.map(row::shard) {
                     Some(Ok(head)) => {
@@ -164,6 +172,11 @@ impl Replay {
             told: true,
             spec,
         });
+        if claim.gang > 0 {
+            let shard =
+                u16::try_from(claim.gang_shard).map_err(|_| format!("a gang's home is {}", claim.gang_shard))?;
+            self.shard.gangs.join(slot, GangRef { id: claim.gang, pool: claim.gang_pool, shard });
+        }
         if shared {
             self.shard.link_share(slot, at, claim.cards);
         } else {
@@ -186,6 +199,7 @@ impl Replay {
         while next != NIL {
             let claim = next;
             next = self.shard.shares.as_mut().map_or(NIL, |shares| shares.unlink(claim, at));
+            self.shard.gangs.leave(claim);
             self.shard.claims.remove(claim);
         }
         if !deleted {
@@ -281,7 +295,9 @@ impl Replay {
         let place = |(at, claim): (u32, &Claim)| Place { claim: at, worker: claim.worker, fence: claim.fence };
         let held: Vec<Place> = shard.claims.iter_from(0).map(place).collect();
         for place in held {
-            shard.start_stay(place, now_ms);
+            if !shard.is_provisional(place) {
+                shard.start_stay(place, now_ms);
+            }
         }
         match self.wrong.or_else(|| self.shard.check().err()) {
             None => Ok(self.shard),

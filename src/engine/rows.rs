@@ -25,6 +25,11 @@ impl Shard {
             }
         }
         (self.dirty, self.removed) = (dirty, removed);
+        let mut rows = rows;
+        for (id, there) in self.gangs.take_changed() {
+            rows += 1;
+            row::put_gang(out, id, there);
+        }
         let head = self.head_row();
         if head == self.head_taken {
             return rows;
@@ -69,12 +74,16 @@ impl Shard {
     /// Whether [`Self::take_rows`] has any.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        !self.dirty.is_empty() || !self.removed.is_empty() || self.head_row() != self.head_taken
+        !self.dirty.is_empty()
+            || !self.removed.is_empty()
+            || self.gangs.has_changed()
+            || self.head_row() != self.head_taken
     }
 
     /// Forgets which rows changed, where no store wants them.
     pub fn drop_rows(&mut self) {
         self.removed.clear();
+        self.gangs.take_changed().for_each(drop);
         self.head_taken = self.head_row();
         while let Some(at) = self.dirty.pop() {
             self.workers.get_mut(at).dirty = false;
@@ -89,6 +98,7 @@ impl Shard {
             }
             self.put_row(at, out);
         }
+        self.gangs.rows().for_each(|id| row::put_gang(out, id, true));
         row::put_shard(out, &self.head_row());
         None
     }
@@ -105,6 +115,7 @@ impl Shard {
                 reserve_ms: claim.reserve_ms.into(),
                 term_ms: claim.term_ms.into(),
                 named: claim.named,
+                gang: self.gangs.of(next),
                 cards: self.shares.as_ref().map_or(0, |shares| shares.cards(next)),
                 spec: claim.spec.as_deref(),
             });

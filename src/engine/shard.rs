@@ -10,6 +10,7 @@ use super::claims::{Claim, Claims};
 use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Event, Place};
 use super::fit::Share;
+use super::gangs::{GangRef, Gangs};
 use super::idle::Idle;
 use super::ledger::Ledger;
 use super::life::{Barred, Lives, bars, notes};
@@ -32,6 +33,7 @@ pub struct Shard {
     pub(super) ledger: Ledger,
     /// In a shared pool: shares of workers. None: claims take whole ones.
     pub(super) shares: Option<Box<Shares>>,
+    pub(super) gangs: Gangs,
     pub(super) lives: Lives,
     /// Deadlines of workers: the next of each life.
     pub(super) beats: Timers,
@@ -140,6 +142,7 @@ impl Shard {
             timers: Timers::new(now_ms),
             ledger: Ledger::default(),
             shares: Shares::new(&rules),
+            gangs: Gangs::default(),
             lives: Lives::default(),
             beats: Timers::new(now_ms),
             present: 0,
@@ -168,6 +171,7 @@ impl Shard {
                     None => self.take_worker(affinity, fence, until_ms, wants.as_deref()).map(|worker| (worker, None)),
                     Some(_) => self.take_share(until_ms, wants.as_deref()),
                 };
+                let gang = wants.as_ref().and_then(|wants| wants.gang);
                 let answer = match taken {
                     Ok((worker, share)) => {
                         let spec = wants.and_then(|wants| wants.spec.clone());
@@ -183,7 +187,7 @@ impl Shard {
                             told: false,
                             spec,
                         };
-                        self.grant_new(claim, affinity, share.as_ref())
+                        self.grant_new(claim, affinity, share.as_ref(), gang)
                     }
                     Err(answer) => answer,
                 };
@@ -217,6 +221,10 @@ impl Shard {
             }
             Event::Resize { place, resources, to } => {
                 let answer = self.resize(place, resources);
+                effects.push(Effect::Reply { to, answer });
+            }
+            Event::Gang { id, act, to } => {
+                let answer = self.gang(id, act, effects);
                 effects.push(Effect::Reply { to, answer });
             }
             Event::BeginRelease { place, releasing_ms, to } => {
@@ -299,7 +307,7 @@ impl Shard {
         Ok((worker, Some(share)))
     }
 
-    fn grant_new(&mut self, claim: Claim, affinity: u64, share: Option<&Share>) -> Answer {
+    fn grant_new(&mut self, claim: Claim, affinity: u64, share: Option<&Share>, gang: Option<GangRef>) -> Answer {
         let Claim { fence, worker, state, reserve_ms, term_ms, .. } = claim;
         let spec = claim.spec.clone();
         let claim = self.claims.insert(claim);
@@ -318,9 +326,10 @@ impl Shard {
             self.busy += 1;
         }
         self.fence_max = self.fence_max.max(fence);
-        if self.workers.get(worker).version <= self.batch_from {
-            self.touch(worker);
+        if let Some(gang) = gang {
+            self.gangs.join(claim, gang);
         }
+        self.touch_in_batch(worker);
         let card = Arc::clone(self.workers.card(worker));
         Answer::Granted(Grant {
             place: Place { claim, worker, fence },
@@ -458,7 +467,8 @@ impl Shard {
     }
 
     fn departed(&mut self, place: Place, now_ms: Millis) {
-        if self.claims.get(place).is_some() && self.timers.get(place.claim).is_none() {
+        let waits = self.timers.get(place.claim).is_none() && !self.is_provisional(place);
+        if waits && self.claims.get(place).is_some() {
             self.start_stay(place, now_ms);
         }
     }
@@ -480,6 +490,7 @@ impl Shard {
             self.workers.get_mut(worker).claim = NIL;
         }
         let claim = self.claims.remove(place.claim);
+        self.gangs.leave(place.claim);
         self.timers.cancel(place.claim);
         let worker = self.workers.get_mut(claim.worker);
         let noted = worker.notes & notes::OF_CLAIM != 0;
@@ -530,6 +541,13 @@ impl Shard {
         }
         while self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
             self.forget_oldest();
+        }
+    }
+
+    /// The same as [`Self::touch`], but once a worker and batch.
+    pub(super) fn touch_in_batch(&mut self, at: u32) {
+        if self.workers.get(at).version <= self.batch_from {
+            self.touch(at);
         }
     }
 

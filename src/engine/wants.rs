@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::gangs::GangRef;
 use crate::model::{Capacity, ClaimSpec, Resources, WorkerId, WorkerSpec};
 use crate::selector::Selector;
 
@@ -21,6 +22,8 @@ pub struct Wants {
     pub spec: Option<Arc<ClaimSpec>>,
     /// Which workers it prefers by their cards: of those that would do, only these.
     pub cards: CardFilter,
+    /// It is granted as a member of this gang only.
+    pub gang: Option<GangRef>,
     /// A claim that is held already is this request's only if it asked for the same resources.
     pub must_match: bool,
 }

@@ -70,13 +70,24 @@ impl ClaimOutcome {
             Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
-            Err(Refusal::Unsatisfiable) => Self::Unsatisfiable,
+            Err(Refusal::Unsatisfiable | Refusal::GangTooLarge) => Self::Unsatisfiable,
+            Err(Refusal::Gang(_)) => Self::Conflict,
             Err(Refusal::Unavailable(Unavailable::Overloaded)) => Self::Overloaded,
             Err(Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping)) => Self::Loading,
             Err(Refusal::Unavailable(Unavailable::Store)) => Self::Store,
             Err(Refusal::Unavailable(Unavailable::Fenced)) => Self::Fenced,
             Err(Refusal::DeadlineExceeded) => Self::Deadline,
         }
+    }
+}
+
+label! {
+    /// What became of a gang.
+    GangOutcome {
+        /// All of its claims were made.
+        Committed = "committed",
+        /// None was.
+        Refused = "refused",
     }
 }
 

@@ -4,6 +4,7 @@ use prost::bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::{RowError, RowKind, message, put_frame};
+use crate::engine::GangRef;
 use crate::limits;
 use crate::model::{
     Capacity, ClaimId, ClaimSpec, ClaimState, GpuAsk, GpuCapacity, Resources, WorkerCard, WorkerId, WorkerSpec,
@@ -191,6 +192,15 @@ pub struct ClaimRow {
     /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`.
     #[prost(uint64, tag = "9")]
     pub cards: u64,
+    /// The gang for which it is held provisionally; 0: none.
+    #[prost(uint64, tag = "10")]
+    pub gang: u64,
+    /// Uid of the pool of the gang's home.
+    #[prost(uint64, tag = "11")]
+    pub gang_pool: u64,
+    /// Index of the home there.
+    #[prost(uint32, tag = "12")]
+    pub gang_shard: u32,
     /// What it keeps of its request, if anything.
     #[prost(message, optional, tag = "16")]
     pub spec: Option<ClaimSpecRow>,
@@ -272,6 +282,8 @@ pub struct ClaimStateRef<'a> {
     pub named: bool,
     /// Which cards it holds.
     pub cards: u64,
+    /// The gang for which it is held provisionally.
+    pub gang: Option<GangRef>,
 }
 
 // Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
@@ -339,6 +351,9 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 + len_u64(7, claim.term_ms)
                 + len_u64(8, claim.named.into())
                 + len_u64(9, claim.cards)
+                + claim
+                    .gang
+                    .map_or(0, |gang| len_u64(10, gang.id) + len_u64(11, gang.pool) + len_u64(12, gang.shard.into()))
                 + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
             encode_key(13, WireType::LengthDelimited, out);
             encode_varint(len as u64, out);
@@ -351,6 +366,11 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             put_u64(out, 7, claim.term_ms);
             put_u64(out, 8, claim.named.into());
             put_u64(out, 9, claim.cards);
+            if let Some(gang) = claim.gang {
+                put_u64(out, 10, gang.id);
+                put_u64(out, 11, gang.pool);
+                put_u64(out, 12, gang.shard.into());
+            }
             if let Some(spec) = &spec {
                 prost::encoding::message::encode(16, spec, out);
             }

@@ -289,23 +289,29 @@ impl Scheduler {
                 reply.send(Err(refusal.clone()));
                 Err(refusal)
             }
-            Ok(Start { pool, reserve_ms, durable, choice }) => Ok(Box::new(ClaimItem {
-                // Key and turn spread claims over shards without a generator of random numbers.
-                salt: (request.id.hash64() ^ turn()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-                id: request.id,
-                pool,
-                choice,
-                ticket: 0,
-                affinity: request.affinity,
-                reserve_ms,
-                ttl_ms: request.ttl_ms.unwrap_or(0),
-                durable,
-                visited: Visited::default(),
-                unasked: None,
-                started_ns,
-                reply,
-            })),
+            Ok(start) => Ok(self.item_of(request, start, started_ns, reply)),
         }
+    }
+
+    /// A claim that begins like this.
+    pub(super) fn item_of(&self, request: ClaimRequest, start: Start, started_ns: u64, reply: Reply) -> Box<ClaimItem> {
+        let Start { pool, reserve_ms, durable, choice } = start;
+        Box::new(ClaimItem {
+            // Key and turn spread claims over shards without a generator of random numbers.
+            salt: (request.id.hash64() ^ turn()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            id: request.id,
+            pool,
+            choice,
+            ticket: 0,
+            affinity: request.affinity,
+            reserve_ms,
+            ttl_ms: request.ttl_ms.unwrap_or(0),
+            durable,
+            visited: Visited::default(),
+            unasked: None,
+            started_ns,
+            reply,
+        })
     }
 
     fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
@@ -345,7 +351,7 @@ fn turn() -> u64 {
     TURN.with(|turn| turn.replace(turn.get() + 1))
 }
 
-fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
+pub(super) fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
     match ttl_ms {
         Some(ms) if ms == 0 || ms > limits::TTL_MS_MAX => {
             Err(Refusal::invalid("ttl_ms", format!("must be 1..={}", limits::TTL_MS_MAX)))

@@ -4,10 +4,10 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{Place, Rules};
+use crate::engine::{GangAct, Place, Rules};
 use crate::keys::Ticket;
 use crate::limits;
-use crate::model::{Beat, ClaimId, Millis, Registration, Resources, WorkerId, WorkerVerb};
+use crate::model::{Beat, ClaimId, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
@@ -101,6 +101,19 @@ pub struct KeyItem {
     pub reply: Reply,
 }
 
+/// A step of a gang at one shard.
+#[derive(Debug)]
+pub struct GangItem {
+    /// Number of the gang.
+    pub id: Fence,
+    /// What happens.
+    pub act: GangAct,
+    /// To commit: the members that were granted here, each with the right to decide for its key.
+    pub tickets: Vec<(ClaimId, Ticket)>,
+    /// Where the answer goes.
+    pub reply: Reply,
+}
+
 /// A request to one shard.
 #[derive(Debug)]
 pub enum Command {
@@ -122,6 +135,10 @@ pub enum Command {
     Resize(KeyItem, Box<Resources>),
     /// The holder is done, but the worker has to be cleaned.
     BeginRelease(KeyItem),
+    /// A step of a gang.
+    Gang(Box<GangItem>),
+    /// Nobody was told of the claim there.
+    GiveBack(Place),
     /// The claim there is over: a worker runs a later one of its key, whose record was lost.
     Yield(Place),
     /// What is held?

@@ -390,7 +390,8 @@ impl ShardPort {
             Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
-            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::Panic => {}
+            Command::Gang(item) => say(item.reply),
+            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::GiveBack(_) | Command::Panic => {}
         }
     }
 

@@ -13,6 +13,8 @@ use crate::refusal::Refusal;
 pub enum Payload {
     /// A held claim.
     Claim(ClaimAnswer),
+    /// Members of a gang, which are claims from now on.
+    Gang(Vec<(ClaimId, ClaimAnswer)>),
     /// Done; there is nothing to add.
     Done,
     /// A worker.

@@ -6,11 +6,12 @@
 //! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardPort`]).
 
 mod answers;
+mod gangs;
 mod life;
 mod looks;
 mod words;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use super::command::{ClaimItem, Command, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{ClaimAnswer, Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Barred, Counters, Effect, Event, Grant, Place, Shard};
+use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Grant, Place, Shard};
 use crate::keys::{Hold, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
@@ -36,6 +37,7 @@ enum To {
     Claim(Box<ClaimItem>),
     Key(KeyItem),
     Reply(Reply),
+    Gang(Reply, GangAct),
     Nobody,
 }
 
@@ -72,6 +74,8 @@ pub(crate) struct Running {
     sealed: bool,
     /// Tickets of keys that may be adopted in the event at hand.
     tickets: Vec<(ClaimId, Ticket)>,
+    /// Of the gang that is being committed: the tickets of its members, and what its answer waits for beside this shard.
+    members: (HashMap<ClaimId, Ticket>, Unstoreds),
     /// Fences drawn for the claims at hand.
     fences: std::ops::Range<Fence>,
     /// Tickets of the claims that are being decided: after a panic they are given up.
@@ -114,6 +118,7 @@ impl Running {
             memory_from: 0,
             sealed: false,
             tickets: Vec::new(),
+            members: (HashMap::new(), Unstoreds::new()),
             counted: shard.counters(),
             barred: Barred::default(),
             dispatch,
@@ -213,6 +218,8 @@ impl Running {
             Command::Resize(item, resources) => {
                 self.on(Event::Resize { place: item.place, resources: *resources, to: To::Key(item) });
             }
+            Command::Gang(item) => self.gang(*item),
+            Command::GiveBack(place) => self.on(Event::GiveBack { place }),
             Command::Yield(place) => self.on(Event::Yield { place }),
             Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => {
@@ -314,6 +321,7 @@ impl Running {
                     self.dispatch.remembered.put(id, ended, self.now_ms);
                 }
                 Effect::Adopted { id, place } => self.adopted(&id, place),
+                Effect::Committed { id, place } => self.committed(&id, place),
             }
         }
         self.effects = effects;
@@ -331,6 +339,7 @@ impl Running {
         match to {
             To::Claim(item) => self.reply_claim(item, answer),
             To::Key(item) => self.reply_key(item, answer),
+            To::Gang(reply, act) => self.reply_gang(reply, act, answer),
             To::Reply(reply) => {
                 let (outcome, unstored) = self.about_worker(answer);
                 self.answer(reply, outcome, unstored, None);
@@ -341,6 +350,10 @@ impl Running {
 
     fn reply_claim(&mut self, mut item: Box<ClaimItem>, answer: Answer) {
         match answer {
+            Answer::Granted(grant) if item.is_member() => {
+                // Its key stays pending until the gang is committed.
+                self.answer_claim(*item, grant, true, Unstoreds::new(), None);
+            }
             Answer::Granted(grant) => {
                 let hold = Hold { shard: self.port.shard, place: grant.place };
                 let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);

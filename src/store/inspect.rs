@@ -152,7 +152,7 @@ fn add(shard: &mut ShardContents, kind: RowKind, id: &str, body: &[u8], rows: bo
         RowKind::Worker => {
             let worker = row::worker(id, body)?;
             shard.workers += u64::from(!worker.deleted);
-            shard.held += u64::from(!worker.claims.is_empty());
+            shard.held += worker.claims.len() as u64;
             if rows {
                 let claims = worker.claims.iter().map(|claim| {
                     let state = match (claim.active, claim.releasing) {
@@ -172,7 +172,7 @@ fn add(shard: &mut ShardContents, kind: RowKind, id: &str, body: &[u8], rows: bo
             }
         }
         RowKind::Shard => shard.fence_max = row::shard(body)?.fence_max,
-        RowKind::Pool => {}
+        RowKind::Pool | RowKind::Gang => {}
     }
     Ok(())
 }

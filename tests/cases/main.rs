@@ -7,6 +7,7 @@ mod claim_life;
 mod claims;
 mod directory;
 mod full;
+mod gangs;
 mod gate;
 mod heartbeats;
 mod held_back;

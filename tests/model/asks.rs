@@ -80,6 +80,7 @@ impl Ask {
             worker: self.worker.as_ref().map(|id| WorkerId::new(id).unwrap()),
             spec: (self.slots > 0).then(|| Arc::new(ClaimSpec { labels: Labels::from([label]), resources })),
             cards: CardFilter::Any,
+            gang: None,
             must_match: self.must_match,
         })
     }

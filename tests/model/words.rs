@@ -12,6 +12,7 @@ pub fn split(effects: &[Effect<()>]) -> (Vec<Ended>, Option<Answer>) {
         assert!(answer.is_none(), "the answer is the last effect");
         match effect {
             Effect::Reply { answer: said, .. } => answer = Some(said.clone()),
+            Effect::Committed { .. } => panic!("there are no gangs here"),
             Effect::Ended { id, fence, end } => {
                 let state = match end {
                     End::Lost => Some(ClaimState::Lost),
@@ -88,6 +89,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::StaleIncarnation { known, deleted } => Said::Stale { known, deleted },
         Answer::NoFit(why) => Said::NoFit(why),
         Answer::Mismatch => Said::Mismatch,
+        Answer::Committed(_) => panic!("there are no gangs here"),
         Answer::ShardFull => panic!("not that many"),
     }
 }

@@ -13,7 +13,7 @@ use super::proto::{
 };
 use super::{Answer, Calls, read};
 use crate::api::http::json::Phase;
-use crate::api::http::read::merge;
+use crate::api::http::read::{merge, merge_all};
 use crate::api::outcome::Failure;
 use crate::model::Taken;
 
@@ -27,10 +27,13 @@ impl ClaimService for Calls {
 
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
         let BatchTakeClaimsRequest { mode, items } = request.into_inner();
-        read::batch(mode, items.len())?;
+        let whole = read::batch(mode, items.len())?;
         let requests = items.iter().map(read::claim);
-        let outcomes =
-            merge("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?;
+        let outcomes = if whole {
+            merge_all("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await)).await?
+        } else {
+            merge("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?
+        };
         let item = |outcome: &Result<Taken, Failure>| match outcome {
             Ok(taken) => Outcome::Taken(taken.into()),
             Err(failure) => Outcome::Error(failure.into()),

@@ -113,16 +113,15 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
     body.request()
 }
 
-/// Whether a batch may be carried out.
-pub(super) fn batch(mode: i32, items: usize) -> Result<(), Failure> {
-    match known("mode", mode)? {
+/// How a batch is carried out: true for all or nothing.
+pub(super) fn batch(mode: i32, items: usize) -> Result<bool, Failure> {
+    let whole = match known("mode", mode)? {
         proto::BatchMode::Unspecified => return Err(Failure::invalid("mode", "is required")),
-        proto::BatchMode::Independent => {}
-        proto::BatchMode::AllOrNothing => {
-            return Err(Failure::invalid("mode", "all_or_nothing is not built in this version; known: independent"));
-        }
-    }
-    batch_size("items", items)
+        proto::BatchMode::Independent => false,
+        proto::BatchMode::AllOrNothing => true,
+    };
+    batch_size("items", items)?;
+    Ok(whole)
 }
 
 /// Whether a batch is small enough.

@@ -8,7 +8,7 @@ use super::json::{
     BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson, Phase,
     ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, holder,
 };
-use super::read::{Params, Segments, body, item, merge, object};
+use super::read::{Params, Segments, body, item, merge, merge_all, object};
 use super::{Answer, Shared, created, done, json};
 use crate::api::outcome::{Failure, Outcome};
 use crate::model::{ClaimFilter, ClaimId};
@@ -30,11 +30,15 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
     let batch: ClaimsBatch<'_> = object(&bytes)?;
-    if matches!(batch.mode, BatchMode::AllOrNothing) {
-        return Err(Failure::invalid("mode", "all_or_nothing is not built in this version; known: independent"));
-    }
     let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request());
-    let outcomes = merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?;
+    let outcomes = match batch.mode {
+        BatchMode::Independent => {
+            merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
+        }
+        BatchMode::AllOrNothing => {
+            merge_all("items", read, async |requests| Ok(api.scheduler.claim_gang(requests).await)).await?
+        }
+    };
     Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
 }
 

@@ -112,6 +112,23 @@ pub(in crate::api) async fn merge<R, T>(
     Ok(places.into_iter().enumerate().map(&mut fill).collect())
 }
 
+/// The same for items that are carried out all or not at all: with a bad one none is sent on.
+pub(in crate::api) async fn merge_all<R, T>(
+    items: &str,
+    read: impl Iterator<Item = Result<R, Failure>>,
+    send: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, Refusal>>, Refusal>,
+) -> Result<Vec<Result<T, Failure>>, Failure> {
+    let read: Vec<Result<R, Failure>> = read.collect();
+    let Some(first) = read.iter().position(Result::is_err) else {
+        return merge(items, read.into_iter(), send).await;
+    };
+    let outcome = |(index, read): (usize, Result<R, Failure>)| {
+        let failure = read.err().unwrap_or_else(|| Refusal::Gang(first).into());
+        Err(failure.in_item(items, index))
+    };
+    Ok(read.into_iter().enumerate().map(outcome).collect())
+}
+
 /// The items of a batch, unparsed, so that a bad one harms no other.
 pub(super) type Items<'a> = List<&'a RawValue, { limits::BATCH_ITEMS_MAX }>;
 

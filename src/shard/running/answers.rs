@@ -93,8 +93,10 @@ impl Running {
             self.take_back(made);
             return;
         }
-        if let Ok(Payload::Claim(answer)) = &mut outcome {
-            self.date(answer);
+        match &mut outcome {
+            Ok(Payload::Claim(answer)) => self.date(answer),
+            Ok(Payload::Gang(members)) => members.iter_mut().for_each(|(_, answer)| self.date(answer)),
+            _ => {}
         }
         self.created += u64::from(made.is_some());
         // One claim of a run stands for all: timing each would cost more than deciding it.

@@ -169,7 +169,7 @@ impl ClaimBody<'_> {
 pub(in crate::api::http) enum BatchMode {
     /// Each item for itself.
     Independent,
-    /// All items or none. Not built yet.
+    /// All items or none.
     AllOrNothing,
 }
 

@@ -1,0 +1,342 @@
+//! Gangs: all of a call's claims or none, over shards and pools.
+//!
+//! ```text
+//! keys' tickets -> members granted as provisional, stored -> home records the gang, stored: it is committed
+//!               -> members are claims, stored -> home forgets the gang
+//! ```
+//!
+//! Who is between the first and the second arrow holds the pools' gang locks, so gangs of one pool go one after another
+//! and no two hold each other's halves. Each step may be repeated, and is until it is answered: a shard that panics
+//! meanwhile comes back with its members. A crash is recovery's matter ([`crate::recovery`]). Answers are durable, whatever
+//! the pool promises.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedMutexGuard, oneshot};
+
+use super::claims::view;
+use super::{Scheduler, wait};
+use crate::choice::Start;
+use crate::engine::{GangAct, GangRef};
+use crate::keys::{Found, ShardRef, Ticket};
+use crate::metrics::{GangOutcome, metrics};
+use crate::model::{Capacity, ClaimId, ClaimRequest, Fence, Mode, Taken};
+use crate::pools::Pool;
+use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+use crate::shard::{Batch, ClaimAnswer, Command, GangItem, Outcome, Payload, Reply};
+
+/// How long a step that was not answered waits before it goes again; doubled each time, up to the second.
+const AGAIN: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];
+
+/// What a gang came to: an outcome a member.
+type Outcomes = Vec<Result<Taken, Refusal>>;
+
+/// A member of a gang on its way.
+struct Member {
+    id: ClaimId,
+    ticket: Ticket,
+    /// Numbers of the pools that it may be taken from.
+    pools: Vec<u32>,
+}
+
+impl Scheduler {
+    /// All of these claims or none, in order. If any cannot be made none is: it has its own refusal, the others
+    /// [`Refusal::Gang`]. If the keys are all held already, what they hold is found, as by [`Scheduler::claim_batch`].
+    pub async fn claim_gang(&self, requests: Vec<ClaimRequest>) -> Outcomes {
+        if let Err(refusal) = self.open() {
+            return requests.iter().map(|_| Err(refusal.clone())).collect();
+        }
+        let held = |request: &ClaimRequest| matches!(self.dispatch().keys.find(&request.id), Found::Held(_));
+        if requests.iter().all(held) {
+            return self.claim_batch(requests).await;
+        }
+        let members = requests.len();
+        let (to, outcomes) = oneshot::channel();
+        let scheduler = self.clone();
+        // It goes to its end, whether the caller waits or not.
+        tokio::spawn(async move {
+            let outcomes = scheduler.gang(requests).await;
+            let outcome =
+                if outcomes.iter().all(Result::is_ok) { GangOutcome::Committed } else { GangOutcome::Refused };
+            metrics().gangs(outcome).increment(1);
+            if let Err(untold) = to.send(outcomes) {
+                scheduler.give_back(untold);
+            }
+        });
+        outcomes.await.unwrap_or_else(|_| (0..members).map(|_| Err(Refusal::DeadlineExceeded)).collect())
+    }
+
+    async fn gang(&self, requests: Vec<ClaimRequest>) -> Outcomes {
+        let dispatch = self.dispatch();
+        let id = match dispatch.draw_fences(1) {
+            Ok(id) => id,
+            Err(why) => return requests.iter().map(|_| Err(Refusal::Unavailable(why))).collect(),
+        };
+        let (batch, answers) = Batch::new(requests.len());
+        let mut refusals: BTreeMap<usize, Refusal> = BTreeMap::new();
+        let mut seen: HashSet<&ClaimId> = HashSet::new();
+        let (mut items, mut members) = (Vec::new(), Vec::new());
+        let mut home = None;
+        for (at, request) in requests.iter().enumerate() {
+            if !seen.insert(&request.id) {
+                refusals.insert(at, Refusal::invalid("key", "is given twice in the gang"));
+                continue;
+            }
+            let pools = dispatch.pools.load();
+            let started = super::claims::check_ttl(request.ttl_ms).and_then(|()| {
+                Start::gang(&pools, &dispatch.selectors, request, |pool| *home.get_or_insert(of(pool, id)))
+            });
+            match started {
+                Ok(start) => {
+                    let pools = start.pools();
+                    let reply = Reply::part(Arc::clone(&batch), at as u32);
+                    items.push(self.item_of(request.clone(), start, 0, reply));
+                    members.push(Member { id: request.id.clone(), ticket: 0, pools });
+                }
+                Err(refusal) => drop(refusals.insert(at, refusal)),
+            }
+        }
+        let Some(home) = home.filter(|_| refusals.is_empty()) else {
+            return refused(requests.len(), refusals);
+        };
+        let Some(_turn) = self.turn(&members).await else {
+            return requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect();
+        };
+        for (at, (member, item)) in members.iter_mut().zip(&mut items).enumerate() {
+            match dispatch.keys.take_vacant(&member.id) {
+                Some(ticket) => (member.ticket, item.ticket) = (ticket, ticket),
+                None => {
+                    let why = "the key is held or being claimed; a gang takes only keys that are free";
+                    refusals.insert(at, Refusal::State(why.into()));
+                }
+            }
+        }
+        if !refusals.is_empty() {
+            self.vacate(&members);
+            return refused(requests.len(), refusals);
+        }
+        drop(batch);
+        dispatch.route_all(items);
+        let granted = answers.await.unwrap_or_default();
+        let outcomes = self.decide(home, &members, granted).await;
+        match outcomes {
+            Ok(taken) => taken,
+            Err(refusals) => {
+                let refusals = self.could_ever(&requests, &members, refusals).await;
+                refused(requests.len(), refusals)
+            }
+        }
+    }
+
+    /// Commits a gang all of whose members were granted, and gives any other back.
+    async fn decide(
+        &self,
+        home: GangRef,
+        members: &[Member],
+        granted: Vec<Outcome>,
+    ) -> Result<Outcomes, BTreeMap<usize, Refusal>> {
+        let dispatch = self.dispatch();
+        let pools = dispatch.pools.load_full();
+        let mut shards: BTreeMap<ShardRef, Vec<(ClaimId, Ticket)>> = BTreeMap::new();
+        let mut refusals = BTreeMap::new();
+        let mut unknown = false;
+        for (at, (member, outcome)) in members.iter().zip(granted).enumerate() {
+            match outcome {
+                Ok(Payload::Claim(answer)) => {
+                    let Some(pool) = pools.at(answer.pool) else { continue };
+                    let shard = answer.grant.worker.spec.id.shard(pool.ports.len() as u16);
+                    let shard = ShardRef { pool: answer.pool, shard };
+                    shards.entry(shard).or_default().push((member.id.clone(), member.ticket));
+                }
+                Ok(_) => {}
+                Err(refusal) => {
+                    unknown |= !matches!(refusal, Refusal::Exhausted(_) | Refusal::Unsatisfiable);
+                    refusals.insert(at, refusal);
+                }
+            }
+        }
+        let all = || {
+            let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
+            let of = numbers.into_iter().filter_map(|number| pools.at(number)).flat_map(|pool| pool.ports.iter());
+            of.map(|port| port.shard).collect::<Vec<_>>()
+        };
+        let home_shard = pools
+            .iter()
+            .find(|pool| pool.uid == home.pool)
+            .and_then(|pool| pool.ports.get(home.shard as usize).map(|port| port.shard));
+        if refusals.is_empty() {
+            let recorded = match home_shard {
+                Some(shard) => self.step(shard, home.id, GangAct::Record, Vec::new()).await,
+                None => Err(Refusal::NotFound(What::Pool)),
+            };
+            if let Err(refusal) = recorded {
+                // It may be stored in spite of that, or be on its way.
+                if let Some(shard) = home_shard {
+                    let _ = self.insist(shard, home.id, GangAct::Forget, &[]).await;
+                }
+                (0..members.len()).for_each(|at| drop(refusals.insert(at, refusal.clone())));
+            }
+        }
+        if !refusals.is_empty() {
+            // Of a member whose answer was lost nobody knows where it is.
+            let shards: Vec<ShardRef> = if unknown { all() } else { shards.into_keys().collect() };
+            let aborts = shards.into_iter().map(|shard| self.insist(shard, home.id, GangAct::Abort, &[]));
+            futures::future::join_all(aborts).await;
+            self.vacate(members);
+            return Err(refusals);
+        }
+        let commits = shards.iter().map(|(&shard, tickets)| self.insist(shard, home.id, GangAct::Commit, tickets));
+        let mut found: HashMap<ClaimId, ClaimAnswer> = HashMap::new();
+        let mut failed = None;
+        for outcome in futures::future::join_all(commits).await {
+            match outcome {
+                Ok(Payload::Gang(claims)) => found.extend(claims),
+                Ok(_) => {}
+                Err(refusal) => failed = Some(refusal),
+            }
+        }
+        if let (None, Some(shard)) = (&failed, home_shard) {
+            // Every member is stored as committed.
+            let _ = self.step(shard, home.id, GangAct::Forget, Vec::new()).await;
+        }
+        let mut taken = Vec::with_capacity(members.len());
+        for member in members {
+            taken.push(match found.remove(&member.id) {
+                Some(answer) => match pools.at(answer.pool) {
+                    Some(pool) => Ok(Taken { claim: view(&member.id, &pool.name, answer), created: true }),
+                    None => Err(Refusal::NotFound(What::Pool)),
+                },
+                None => match &failed {
+                    Some(refusal) => Err(refusal.clone()),
+                    // Its shard panicked after it was committed, or its worker is gone already.
+                    None => self.get_claim(&member.id).await.map(|claim| Taken { claim, created: true }),
+                },
+            });
+        }
+        Ok(taken)
+    }
+
+    /// The gang locks of all pools that the members may use, in the order of their names.
+    async fn turn(&self, members: &[Member]) -> Option<Vec<OwnedMutexGuard<()>>> {
+        let pools = self.dispatch().pools.load_full();
+        let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
+        let mut pools: Vec<&Arc<Pool>> = numbers.into_iter().filter_map(|number| pools.at(number)).collect();
+        pools.sort_by(|one, two| one.name.cmp(&two.name));
+        let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
+        let all = async {
+            let mut turns = Vec::with_capacity(pools.len());
+            for pool in pools {
+                turns.push(Arc::clone(&pool.gangs).lock_owned().await);
+            }
+            turns
+        };
+        tokio::time::timeout(limit, all).await.ok()
+    }
+
+    /// Gives up the tickets of a gang; who waits for one of its keys goes on.
+    fn vacate(&self, members: &[Member]) {
+        for member in members.iter().filter(|member| member.ticket > 0) {
+            if let Some(next) = self.dispatch().keys.vacate(&member.id, member.ticket) {
+                self.dispatch().route(next);
+            }
+        }
+    }
+
+    /// One step of a gang at one shard.
+    async fn step(&self, shard: ShardRef, id: Fence, act: GangAct, tickets: Vec<(ClaimId, Ticket)>) -> Outcome {
+        let port = self.dispatch().pools.load().port(shard).cloned();
+        let port = port.ok_or(Refusal::NotFound(What::Pool))?;
+        let (reply, answer) = Reply::one();
+        port.ask(Command::Gang(Box::new(GangItem { id, act, tickets, reply })));
+        wait(answer).await
+    }
+
+    /// The same until it is answered, or nobody can answer it any more.
+    async fn insist(&self, shard: ShardRef, id: Fence, act: GangAct, tickets: &[(ClaimId, Ticket)]) -> Outcome {
+        let [mut pause, longest] = AGAIN;
+        loop {
+            let outcome = self.step(shard, id, act, tickets.to_vec()).await;
+            let again = match &outcome {
+                Err(Refusal::DeadlineExceeded) => true,
+                Err(Refusal::Unavailable(why)) => match why {
+                    Unavailable::Loading | Unavailable::Overloaded => true,
+                    // With the store: what was decided stays, only that it is stored is not known.
+                    Unavailable::Store | Unavailable::Fenced | Unavailable::Stopping => false,
+                },
+                _ => false,
+            };
+            if !again || self.dispatch().is_stopping() || self.dispatch().journal.fenced() {
+                return outcome;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Nobody was told of these.
+    fn give_back(&self, outcomes: Outcomes) {
+        let pools = self.dispatch().pools.load();
+        for taken in outcomes.into_iter().flatten().filter(|taken| taken.created) {
+            if let Found::Held(hold) = self.dispatch().keys.find(&taken.claim.id)
+                && hold.place.fence == taken.claim.fence
+                && let Some(port) = pools.port(hold.shard)
+            {
+                // A shard that cannot be reached sweeps what nobody confirms.
+                let _ = port.push(Command::GiveBack(hold.place));
+            }
+        }
+    }
+
+    /// A gang that found no room: whether its pools could hold it if nothing else were held.
+    async fn could_ever(
+        &self,
+        requests: &[ClaimRequest],
+        members: &[Member],
+        refusals: BTreeMap<usize, Refusal>,
+    ) -> BTreeMap<usize, Refusal> {
+        if !refusals.values().any(|refusal| matches!(refusal, Refusal::Exhausted(Exhausted::Pool))) {
+            return refusals;
+        }
+        let pools = self.dispatch().pools.load_full();
+        let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
+        let (mut workers, mut shared) = (0, false);
+        let (mut has, mut cards) = (Capacity::default(), 0_u64);
+        for pool in numbers.into_iter().filter_map(|number| pools.at(number)) {
+            let status = self.status(pool).await;
+            shared |= status.spec.mode == Mode::Shared;
+            workers += status.counts().total;
+            has.cpu_milli = has.cpu_milli.saturating_add(status.capacity.cpu_milli);
+            has.memory_bytes = has.memory_bytes.saturating_add(status.capacity.memory_bytes);
+            has.slots = has.slots.saturating_add(status.capacity.slots);
+            cards += status.gpus.values().map(|gpu| gpu.total * u64::from(crate::limits::CARD_MILLI)).sum::<u64>();
+        }
+        let mut asked = [0_u128; 4];
+        for resources in requests.iter().filter_map(|request| request.ask.as_ref()).map(|ask| &ask.spec.resources) {
+            let cards = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
+            let amounts = [resources.cpu_milli, resources.memory_bytes, resources.slots, cards];
+            asked.iter_mut().zip(amounts).for_each(|(sum, amount)| *sum += u128::from(amount));
+        }
+        let has = [has.cpu_milli, has.memory_bytes, has.slots, cards];
+        let fits = if shared {
+            asked.iter().zip(has).all(|(&asked, has)| u128::from(has) >= asked)
+        } else {
+            workers >= requests.len() as u64
+        };
+        if fits {
+            return refusals;
+        }
+        refusals.into_keys().map(|at| (at, Refusal::GangTooLarge)).collect()
+    }
+}
+
+/// The gang with this number, at home in a shard of this pool.
+fn of(pool: &Pool, id: Fence) -> GangRef {
+    GangRef { id, pool: pool.uid, shard: (id % pool.ports.len() as u64) as u16 }
+}
+
+fn refused(members: usize, mut refusals: BTreeMap<usize, Refusal>) -> Outcomes {
+    let first = refusals.keys().next().copied().unwrap_or(0);
+    (0..members).map(|at| Err(refusals.remove(&at).unwrap_or(Refusal::Gang(first)))).collect()
+}
