@@ -175,7 +175,8 @@ impl Server {
     }
 
     async fn touches(&self) -> f64 {
-        let request = Request::get(format!("http://{}/metrics", self.address)).body(Full::default()).expect("a request");
+        let request =
+            Request::get(format!("http://{}/metrics", self.address)).body(Full::default()).expect("a request");
         let answer = self.client.request(request).await.expect("metrics").into_body().collect().await.expect("a body");
         let text = String::from_utf8(answer.to_bytes().to_vec()).expect("text");
         let line = text.lines().find(|line| line.starts_with("hotpool_worker_touches_total")).expect("the counter");
@@ -227,7 +228,10 @@ fn redb() -> (SharedStore, tempfile::TempDir) {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    println!("{:<34} {:>8} {:>10} {:>10} {:>10} {:>10}", "100 claims; milliseconds", "workers", "p50", "p99", "max", "touched");
+    println!(
+        "{:<34} {:>8} {:>10} {:>10} {:>10} {:>10}",
+        "100 claims; milliseconds", "workers", "p50", "p99", "max", "touched"
+    );
     for workers in [10, 20, 40] {
         in_process("one batch, in process, memory:", Arc::new(MemoryStore), workers).await;
     }

@@ -1,15 +1,17 @@
 //! The Redis store on a cluster of three masters that this program starts: durable claims beside what claiming by Redis
 //! itself reaches, how evenly one hot pool lands on the masters, what `ack: memory` costs over `memory:`, lag, and
-//! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline alone durable spread steady recovery` picks some.
+//! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline alone http durable spread steady recovery` picks some.
 
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/redis/servers.rs"]
 mod servers;
 
+use std::io::{BufRead as _, BufReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use hotpool::config;
 use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
@@ -17,9 +19,15 @@ use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::store::SharedStore;
 use hotpool::store::memory::MemoryStore;
 use hotpool::store::redis::RedisStore;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
 use redis::aio::MultiplexedConnection;
 use servers::Cluster;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -220,6 +228,78 @@ async fn alone(cluster: &Cluster) {
     }
 }
 
+/// Sends one request on a connection, and reads the answer.
+async fn send(sender: &mut http1::SendRequest<Full<Bytes>>, method: Method, path: &str, body: String) -> StatusCode {
+    let request = Request::builder().method(method).uri(path).header(HOST, "bench").body(Full::new(body.into()));
+    let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
+    let status = answer.status();
+    answer.into_body().collect().await.expect("a whole answer");
+    status
+}
+
+async fn connected(address: &str) -> http1::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(address).await.expect("the service listens");
+    let _ = stream.set_nodelay(true);
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    tokio::spawn(connection);
+    sender
+}
+
+/// Claims alone as in [`alone`], through the service binary: one request a claim, one outstanding a connection.
+async fn http(cluster: &Cluster) {
+    const WORKERS: usize = 300_000;
+    for clients in [64, 256, 64, 256] {
+        flush(cluster);
+        let dir = TempDir::new().expect("a directory");
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_hotpool"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--store", &cluster.url(), "--data-dir"])
+            .arg(dir.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the service starts");
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
+        let (_, rest) = ready.split_once("http://").expect("an address in the ready line");
+        let address = rest.split_whitespace().next().expect("an address").to_owned();
+        let mut sender = connected(&address).await;
+        let made = send(&mut sender, Method::PUT, "/v1/pools/bench/http", "{}".into()).await;
+        assert!(made.is_success(), "{made}");
+        for from in (0..WORKERS).step_by(10_000) {
+            let ids: Vec<String> = (from..from + 10_000).map(|n| format!("{{\"id\":\"w{n}\"}}")).collect();
+            let body = format!("{{\"workers\":[{}]}}", ids.join(","));
+            let done = send(&mut sender, Method::POST, "/v1/pools/bench/http/workers:batch", body).await;
+            assert!(done.is_success(), "{done}");
+        }
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..clients)
+            .map(|client| {
+                let address = address.clone();
+                tokio::spawn(async move {
+                    let mut sender = connected(&address).await;
+                    let mut claims = 0_usize;
+                    while start.elapsed() < TIME {
+                        let body =
+                            format!("{{\"namespace\":\"bench\",\"pool\":\"http\",\"key\":\"{client}-{claims}\"}}");
+                        let made = send(&mut sender, Method::POST, "/v1/claims", body).await;
+                        assert_eq!(made, StatusCode::CREATED);
+                        claims += 1;
+                    }
+                    claims
+                })
+            })
+            .collect();
+        let mut all = 0;
+        for task in tasks {
+            all += task.await.expect("no panic");
+        }
+        let rate = all as f64 / start.elapsed().as_secs_f64();
+        println!("{:<56} {rate:>10.0} claims/s", format!("durable claims alone, unary HTTP, {clients} clients"));
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
 async fn spread(cluster: &Cluster) {
     for shards in [64, 16] {
         flush(cluster);
@@ -342,6 +422,9 @@ fn main() {
         }
         if wants("alone") {
             alone(&cluster).await;
+        }
+        if wants("http") {
+            http(&cluster).await;
         }
         if wants("durable") {
             durable(&cluster).await;

@@ -211,11 +211,11 @@ impl World {
         };
         let fitting = self.fitting(need);
         let room = fitting.iter().find(|(at, _)| *at == worker).expect("what was picked may be taken").1;
-        let key = |&(at, room): &(u32, &Room)| (room.weight(), room.mark(), at);
+        let key = |&(at, room): &(u32, &Room)| (room.rank(room.mark()), at);
         match placement {
             Placement::BestFit => assert_eq!(worker, fitting.iter().min_by_key(|each| key(each)).unwrap().0),
             Placement::Spread => {
-                let top = fitting.iter().max_by_key(|each| (each.1.weight(), each.1.mark())).unwrap().1;
+                let top = fitting.iter().max_by_key(|each| each.1.rank(each.1.mark())).unwrap().1;
                 assert_eq!(worker, fitting.iter().find(|(_, room)| *room == top).unwrap().0);
             }
             // Sums of floats: what differs by less than this may fall on either side of a step.

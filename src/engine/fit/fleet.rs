@@ -39,8 +39,8 @@ pub struct Pick {
     pub rank: Rank,
 }
 
-/// How good a worker is for a need. Best fit: weight and mark of its room; spread: the same from above; FGD: steps by which
-/// what is useless grows, then the worker's ordinal.
+/// How good a worker is for a need. Best fit: rank of its room; spread: the same from above; FGD: steps by which what is
+/// useless grows, then the worker's ordinal.
 pub type Rank = (i64, u64, u64);
 
 /// Workers with equal rooms.
@@ -74,8 +74,8 @@ impl Group {
         self.members.iter().rev().copied()
     }
 
-    fn key(&self, at: u32) -> Key {
-        (self.place, self.mark, at)
+    const fn key(&self, at: u32) -> Key {
+        (self.place, at)
     }
 }
 
@@ -241,7 +241,7 @@ impl Fleet {
         let most = |orders: &[Order]| {
             let mut tops = Tops::NONE;
             orders.iter().filter_map(Order::tops).for_each(|other| tops.raise(&other));
-            let Tops { cpu_milli, memory_bytes, slots, card_milli, idle_cards, .. } = tops;
+            let (cpu_milli, memory_bytes, slots, card_milli, idle_cards) = tops.most();
             Most { cpu_milli, memory_bytes, slots, card_milli, idle_cards }
         };
         let (without, with) = self.orders.split_at(self.orders.len().min(1));
@@ -327,8 +327,12 @@ impl Fleet {
             debug_assert!(*milli <= CARD_MILLI, "L1: no more of a card is given back than was taken");
             bits &= bits - 1;
         }
-        let offered = slot.group != NIL;
-        let mut room = if offered { self.part(at) } else { *self.slot_mut(at).aside.take().expect("it has a room") };
+        let number = slot.group;
+        let mut aside = slot.aside.take();
+        let mut room = match &mut aside {
+            Some(room) => std::mem::take(&mut **room),
+            None => self.groups[number as usize].room.clone(),
+        };
         amount(&mut room.cpu_milli, share.cpu_milli);
         amount(&mut room.memory_bytes, share.memory_bytes);
         amount(&mut room.slots, share.slots);
@@ -336,11 +340,43 @@ impl Fleet {
             room.cards.copy_from_slice(&self.slot(at).cards);
             room.cards.sort_unstable_by(|one, two| two.cmp(one));
         }
-        if offered {
-            self.join(at, room);
-        } else {
-            self.slot_mut(at).aside = Some(Box::new(room));
+        match aside {
+            Some(mut aside) => {
+                *aside = room;
+                self.slot_mut(at).aside = Some(aside);
+            }
+            None => self.change_room(at, number, room),
         }
+    }
+
+    /// An offered worker has this left now. Often it was alone with what it had and is alone with what it has, and stands
+    /// where it stood: then only amounts change.
+    fn change_room(&mut self, at: u32, number: u32, room: Room) {
+        let (place, mark) = (room.place(), room.mark());
+        let group = &self.groups[number as usize];
+        let stays = group.members.len() == 1 && group.place == place && group.room.model == room.model;
+        if !stays || self.find(&room, mark).is_some() {
+            self.part(at);
+            self.join(at, room);
+            return;
+        }
+        let sum = &mut self.sums[usize::from(room.model != NO_MODEL)];
+        sum.take(&group.room);
+        sum.add(&room);
+        let (key, old) = (group.key(number), group.mark);
+        if let Ok(entry) = self.by_room.find_entry(old, |&found| found == number) {
+            entry.remove();
+        }
+        self.orders[room.model as usize].update(&key, &Tops::of(&room, mark));
+        self.births += 1;
+        let group = &mut self.groups[number as usize];
+        (group.room, group.mark, group.birth) = (room, mark, self.births);
+        let groups = &self.groups;
+        self.by_room.insert_unique(mark, number, |&group| groups[group as usize].mark);
+    }
+
+    fn find(&self, room: &Room, mark: u64) -> Option<u32> {
+        self.by_room.find(mark, |&group| self.groups[group as usize].room == *room).copied()
     }
 
     /// The worker that a need takes, and from which card. Work that needs no card takes workers without cards while one
@@ -374,7 +410,10 @@ impl Fleet {
         let orders = models.iter().filter_map(|&model| self.orders.get(model as usize));
         // Of the group that is best so far.
         let mut worker = NIL;
-        let mut may = |at: u32| member(&self.groups[at as usize]).inspect(|&found| worker = found).is_some();
+        let mut may = |at: u32| {
+            let group = &self.groups[at as usize];
+            group.room.fits(need) && member(group).inspect(|&found| worker = found).is_some()
+        };
         let (found, rule) = match placement {
             Placement::BestFit => {
                 (orders.fold(None, |best, order| order.lightest(need, &mut may, best)), CardRule::Fullest)
@@ -387,7 +426,9 @@ impl Fleet {
                 for order in orders {
                     order.each(need, &mut |at| {
                         let group = &self.groups[at as usize];
-                        if let Some(worker) = member(group) {
+                        if group.room.fits(need)
+                            && let Some(worker) = member(group)
+                        {
                             look.see(at, group, worker);
                         }
                     });
@@ -396,8 +437,8 @@ impl Fleet {
                 return Some(Pick { worker, from, rank });
             }
         };
-        let (weight, mark, group) = found?;
-        let rank = if placement == Placement::Spread { (0, !weight, !mark) } else { (0, weight, mark) };
+        let (rank, group) = found?;
+        let rank = if placement == Placement::Spread { (0, !rank, 0) } else { (0, rank, 0) };
         Some(Pick { worker, from: rule.from(&self.groups[group as usize].room.cards, need), rank })
     }
 
@@ -411,6 +452,9 @@ impl Fleet {
             }
             order.each(need, &mut |at| {
                 let group = &self.groups[at as usize];
+                if !group.room.fits(need) {
+                    return;
+                }
                 let (score, worker) = (score(at, group), group.first());
                 if best.is_none_or(|(high, first)| score > high || (score == high && worker < first)) {
                     best = Some((score, worker));
@@ -456,8 +500,7 @@ impl Fleet {
     fn join(&mut self, at: u32, room: Room) {
         self.sums[usize::from(room.model != NO_MODEL)].add(&room);
         let mark = room.mark();
-        let found = self.by_room.find(mark, |&group| self.groups[group as usize].room == room).copied();
-        let group = found.unwrap_or_else(|| self.open(room, mark));
+        let group = self.find(&room, mark).unwrap_or_else(|| self.open(room, mark));
         let members = &mut self.groups[group as usize].members;
         let place = members.partition_point(|&member| member > at);
         members.insert(place, at);
@@ -475,7 +518,7 @@ impl Fleet {
         if self.orders.len() <= model {
             self.orders.resize_with(model + 1, Order::default);
         }
-        self.orders[model].insert((place, mark, at), tops, at);
+        self.orders[model].insert((place, at), tops, at);
         let groups = &self.groups;
         self.by_room.insert_unique(mark, at, |&group| groups[group as usize].mark);
         at
@@ -491,10 +534,10 @@ impl Fleet {
         if !group.members.is_empty() {
             return group.room.clone();
         }
-        let key = group.key(number);
+        let (key, mark) = (group.key(number), group.mark);
         let room = std::mem::take(&mut group.room);
         self.orders[room.model as usize].remove(&key);
-        if let Ok(entry) = self.by_room.find_entry(key.1, |&found| found == number) {
+        if let Ok(entry) = self.by_room.find_entry(mark, |&found| found == number) {
             entry.remove();
         }
         self.unused.push(number);

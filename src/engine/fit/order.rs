@@ -1,9 +1,9 @@
 //! Rooms by what they have, so that the lightest (or heaviest) that fits is found without a look at most others.
 //!
 //! A B+ tree whose items carry, beside the least key below them, the largest amount of each resource below them and the
-//! least and largest weight. A look passes over every subtree in which some resource is nowhere large enough, or whose
-//! weights are no better than what was found already. At a leaf the amounts are the room's own, so what is found there
-//! does fit.
+//! least and largest rank (weight and mark). A look passes over every subtree in which some resource is nowhere large
+//! enough, or whose ranks are no better than what was found already. Amounts are rounded up to fit into few cache lines, so
+//! at a leaf the caller looks at the room itself.
 //!
 //! Example, of cores and GiB, two rooms a leaf, weight the sum: `[1,1 2,1] [1,6 2,7] [6,1 7,2] [6,6 8,8]`. A need for 4 cores
 //! and 4 GiB passes over the first three leaves, because in each all have too few cores or too little memory.
@@ -15,62 +15,99 @@
 use super::room::{CARD_MILLI, Need, Room};
 use crate::engine::NIL;
 
-/// Items of a node: a node is looked through from front to back, so few enough for that to be quick.
+/// Items of a node: a node is looked through in one go, so few enough for that to be quick.
 const FAN: usize = 16;
 
-/// Where a room stands ([`Room::place`]), its mark, and the number that the caller knows it by.
-pub type Key = (u32, u64, u32);
+/// Where a room stands ([`Room::place`]), and the number that the caller knows it by.
+pub type Key = (u32, u32);
 
-/// Weight and mark of a room, and its number.
-pub type Found = (u64, u64, u32);
+/// Rank of a room ([`Room::rank`]), and its number.
+pub type Found = (u64, u32);
 
-/// The largest amounts of some rooms; or those of one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Bytes of memory that count as one here: amounts are kept small, so that a node is few cache lines.
+const MEMORY_UNIT: u64 = 1 << 20;
+
+/// Bounds of the amounts of some rooms, rounded up; or of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tops {
-    pub cpu_milli: u64,
-    pub memory_bytes: u64,
-    pub slots: u64,
-    pub card_milli: u16,
-    pub idle_cards: u16,
-    /// Least and largest weight, each with the mark of its room.
-    light: (u64, u64),
-    heavy: (u64, u64),
+    cpu_milli: u32,
+    memory: u32,
+    slots: u32,
+    card_milli: u16,
+    idle_cards: u16,
+    /// Least and largest rank.
+    light: u64,
+    heavy: u64,
+}
+
+/// A need, or a bound of one, as small as bounds are.
+#[derive(Debug, Clone, Copy)]
+struct Ask {
+    cpu_milli: u32,
+    memory: u32,
+    slots: u32,
+    card_milli: u16,
+    idle_cards: u16,
+}
+
+/// As `u32`, where the most stands for that much or more.
+fn small(amount: u64) -> u32 {
+    u32::try_from(amount).unwrap_or(u32::MAX)
+}
+
+/// The most that such a number may stand for.
+const fn large(amount: u32, unit: u64) -> u64 {
+    if amount == u32::MAX { u64::MAX } else { (amount as u64).saturating_mul(unit) }
+}
+
+impl Ask {
+    /// Whatever has room for the need is bounded by no less than this.
+    fn of(need: &Need) -> Self {
+        let (card_milli, idle_cards) = match need.card_milli {
+            CARD_MILLI => (0, need.cards),
+            share => (share, 0),
+        };
+        Self {
+            cpu_milli: small(need.cpu_milli),
+            memory: small(need.memory_bytes.div_ceil(MEMORY_UNIT)),
+            slots: small(need.slots),
+            card_milli,
+            idle_cards,
+        }
+    }
 }
 
 impl Tops {
     pub const NONE: Self =
-        Self { cpu_milli: 0, memory_bytes: 0, slots: 0, card_milli: 0, idle_cards: 0, light: (0, 0), heavy: (0, 0) };
+        Self { cpu_milli: 0, memory: 0, slots: 0, card_milli: 0, idle_cards: 0, light: u64::MAX, heavy: 0 };
 
     pub fn of(room: &Room, mark: u64) -> Self {
-        let weight = room.weight();
+        let rank = room.rank(mark);
         Self {
-            cpu_milli: room.cpu_milli,
-            memory_bytes: room.memory_bytes,
-            slots: room.slots,
+            cpu_milli: small(room.cpu_milli),
+            memory: small(room.memory_bytes.div_ceil(MEMORY_UNIT)),
+            slots: small(room.slots),
             card_milli: room.cards.first().copied().unwrap_or(0),
             idle_cards: room.idle_cards(),
-            light: (weight, mark),
-            heavy: (weight, mark),
+            light: rank,
+            heavy: rank,
         }
-    }
-
-    /// False only if nothing below fits; of one room, true only if it does.
-    pub const fn may_fit(&self, need: &Need) -> bool {
-        let cards = match need.card_milli {
-            CARD_MILLI => self.idle_cards >= need.cards,
-            share => self.card_milli >= share,
-        };
-        cards && self.cpu_milli >= need.cpu_milli && self.memory_bytes >= need.memory_bytes && self.slots >= need.slots
     }
 
     pub fn raise(&mut self, other: &Self) {
         self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
-        self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
+        self.memory = self.memory.max(other.memory);
         self.slots = self.slots.max(other.slots);
         self.card_milli = self.card_milli.max(other.card_milli);
         self.idle_cards = self.idle_cards.max(other.idle_cards);
         self.light = self.light.min(other.light);
         self.heavy = self.heavy.max(other.heavy);
+    }
+
+    /// No room has more than this: cores, memory, places, one card, idle cards.
+    pub fn most(&self) -> (u64, u64, u64, u16, u16) {
+        let (cpu, memory) = (large(self.cpu_milli, 1), large(self.memory, MEMORY_UNIT));
+        (cpu, memory, large(self.slots, 1), self.card_milli, self.idle_cards)
     }
 }
 
@@ -83,20 +120,74 @@ struct Item {
     below: u32,
 }
 
-/// Amounts, keys and what is below lie apart: a look for room reads amounts only.
+/// Each amount lies apart: a look for room reads those lines only that the need asks about.
 #[derive(Debug, Clone)]
+#[repr(align(64))]
 struct Node {
-    len: usize,
-    tops: [Tops; FAN],
+    cpu_milli: [u32; FAN],
+    memory: [u32; FAN],
+    light: [u64; FAN],
+    card_milli: [u16; FAN],
+    idle_cards: [u16; FAN],
+    slots: [u32; FAN],
     below: [u32; FAN],
+    heavy: [u64; FAN],
     keys: [Key; FAN],
+    len: usize,
 }
 
 impl Node {
-    const EMPTY: Self = Self { len: 0, tops: [Tops::NONE; FAN], below: [NIL; FAN], keys: [(0, 0, 0); FAN] };
+    const EMPTY: Self = Self {
+        cpu_milli: [0; FAN],
+        memory: [0; FAN],
+        light: [u64::MAX; FAN],
+        card_milli: [0; FAN],
+        idle_cards: [0; FAN],
+        slots: [0; FAN],
+        below: [NIL; FAN],
+        heavy: [0; FAN],
+        keys: [(0, 0); FAN],
+        len: 0,
+    };
 
-    fn tops(&self) -> &[Tops] {
-        &self.tops[..self.len]
+    /// The items that may have room, as bits.
+    fn may_fit(&self, ask: &Ask) -> u32 {
+        let mut fit = [true; FAN];
+        fit.iter_mut().zip(self.cpu_milli).for_each(|(fit, has)| *fit = has >= ask.cpu_milli);
+        fit.iter_mut().zip(self.memory).for_each(|(fit, has)| *fit &= has >= ask.memory);
+        if ask.card_milli > 0 {
+            fit.iter_mut().zip(self.card_milli).for_each(|(fit, has)| *fit &= has >= ask.card_milli);
+        }
+        if ask.idle_cards > 0 {
+            fit.iter_mut().zip(self.idle_cards).for_each(|(fit, has)| *fit &= has >= ask.idle_cards);
+        }
+        if ask.slots > 0 {
+            fit.iter_mut().zip(self.slots).for_each(|(fit, has)| *fit &= has >= ask.slots);
+        }
+        let bits = fit.iter().enumerate().fold(0, |bits, (at, &fit)| bits | u32::from(fit) << at);
+        bits & ((1 << self.len) - 1)
+    }
+
+    const fn tops(&self, at: usize) -> Tops {
+        Tops {
+            cpu_milli: self.cpu_milli[at],
+            memory: self.memory[at],
+            slots: self.slots[at],
+            card_milli: self.card_milli[at],
+            idle_cards: self.idle_cards[at],
+            light: self.light[at],
+            heavy: self.heavy[at],
+        }
+    }
+
+    const fn set_tops(&mut self, at: usize, tops: &Tops) {
+        self.cpu_milli[at] = tops.cpu_milli;
+        self.memory[at] = tops.memory;
+        self.slots[at] = tops.slots;
+        self.card_milli[at] = tops.card_milli;
+        self.idle_cards[at] = tops.idle_cards;
+        self.light[at] = tops.light;
+        self.heavy[at] = tops.heavy;
     }
 
     /// Where a key belongs: the last item that is not above it, or the first.
@@ -105,34 +196,57 @@ impl Node {
     }
 
     const fn set(&mut self, at: usize, item: Item) {
-        self.tops[at] = item.tops;
+        self.set_tops(at, &item.tops);
         self.keys[at] = item.key;
         self.below[at] = item.below;
     }
 
+    /// Moves items `from..len` so that they begin at `to`.
+    fn shift(&mut self, from: usize, to: usize) {
+        let items = from..self.len;
+        self.cpu_milli.copy_within(items.clone(), to);
+        self.memory.copy_within(items.clone(), to);
+        self.slots.copy_within(items.clone(), to);
+        self.card_milli.copy_within(items.clone(), to);
+        self.idle_cards.copy_within(items.clone(), to);
+        self.light.copy_within(items.clone(), to);
+        self.heavy.copy_within(items.clone(), to);
+        self.keys.copy_within(items.clone(), to);
+        self.below.copy_within(items, to);
+    }
+
     fn put(&mut self, at: usize, item: Item) {
-        self.tops.copy_within(at..self.len, at + 1);
-        self.keys.copy_within(at..self.len, at + 1);
-        self.below.copy_within(at..self.len, at + 1);
+        self.shift(at, at + 1);
         self.set(at, item);
         self.len += 1;
     }
 
     fn cut(&mut self, at: usize) {
-        self.tops.copy_within(at + 1..self.len, at);
-        self.keys.copy_within(at + 1..self.len, at);
-        self.below.copy_within(at + 1..self.len, at);
+        self.shift(at + 1, at);
         self.len -= 1;
     }
 
     /// Moves the items of `other` from `first` on to the end.
     fn append(&mut self, other: &Self, first: usize) {
-        let end = self.len + other.len - first;
-        self.tops[self.len..end].copy_from_slice(&other.tops[first..other.len]);
-        self.keys[self.len..end].copy_from_slice(&other.keys[first..other.len]);
-        self.below[self.len..end].copy_from_slice(&other.below[first..other.len]);
-        self.len = end;
+        for at in first..other.len {
+            self.set(self.len, Item { tops: other.tops(at), key: other.keys[at], below: other.below[at] });
+            self.len += 1;
+        }
     }
+}
+
+/// Of the items in `bits` the one with the least of these.
+fn least(of: &[u64; FAN], bits: u32) -> usize {
+    let mut rest = bits;
+    let mut best = (u64::MAX, 0);
+    while rest != 0 {
+        let at = rest.trailing_zeros() as usize;
+        if of[at] < best.0 || best.0 == u64::MAX {
+            best = (of[at], at);
+        }
+        rest &= rest - 1;
+    }
+    best.1
 }
 
 /// Rooms in order of their keys.
@@ -165,6 +279,11 @@ impl Order {
         }
     }
 
+    /// The one with this key, which must be there, has other amounts now.
+    pub fn update(&mut self, key: &Key, tops: &Tops) {
+        self.update_below(self.root, self.height, key, tops);
+    }
+
     /// Takes the one with this key out. It must be there.
     pub fn remove(&mut self, key: &Key) {
         self.remove_below(self.root, self.height, key);
@@ -176,14 +295,15 @@ impl Order {
         }
     }
 
-    /// The lightest that fits and passes, if it comes before `best`: weight, mark and number. Equal weights go by mark.
+    /// The one with the least rank that passes, if that is below `best`. It is for `may` to say whether it fits; those that
+    /// cannot are not asked about.
     pub fn lightest(&self, need: &Need, may: &mut impl FnMut(u32) -> bool, best: Option<Found>) -> Option<Found> {
-        self.lightest_below(self.root, self.height, need, may, best)
+        self.lightest_below(self.root, self.height, &Ask::of(need), may, best)
     }
 
-    /// The heaviest that fits and passes, if it comes after `best`.
+    /// The one with the largest rank that passes, if that is above `best`.
     pub fn heaviest(&self, need: &Need, may: &mut impl FnMut(u32) -> bool, best: Option<Found>) -> Option<Found> {
-        self.heaviest_below(self.root, self.height, need, may, best)
+        self.heaviest_below(self.root, self.height, &Ask::of(need), may, best)
     }
 
     /// The largest amounts of all.
@@ -192,9 +312,9 @@ impl Order {
         (root.len > 0).then(|| self.item(self.root).tops)
     }
 
-    /// Every one that fits, in order.
+    /// Every one that may fit, in order.
     pub fn each(&self, need: &Need, see: &mut impl FnMut(u32)) {
-        self.each_below(self.root, self.height, need, see);
+        self.each_below(self.root, self.height, &Ask::of(need), see);
     }
 
     fn add(&mut self, node: Node) -> u32 {
@@ -213,8 +333,8 @@ impl Order {
     /// The item that stands for a node which is not empty.
     fn item(&self, at: u32) -> Item {
         let node = &self.nodes[at as usize];
-        let mut tops = node.tops[0];
-        node.tops()[1..].iter().for_each(|other| tops.raise(other));
+        let mut tops = Tops::NONE;
+        (0..node.len).for_each(|at| tops.raise(&node.tops(at)));
         Item { tops, key: node.keys[0], below: at }
     }
 
@@ -225,7 +345,9 @@ impl Order {
         let mut put = item;
         if height > 0 {
             node.keys[place] = node.keys[place].min(item.key);
-            node.tops[place].raise(&item.tops);
+            let mut tops = node.tops(place);
+            tops.raise(&item.tops);
+            node.set_tops(place, &tops);
             let child = node.below[place];
             let right = self.insert_below(child, height - 1, item)?;
             let left = self.item(child);
@@ -250,6 +372,24 @@ impl Order {
         }
         let right = self.add(right);
         Some(self.item(right))
+    }
+
+    /// False: nothing changes above.
+    fn update_below(&mut self, at: u32, height: u32, key: &Key, tops: &Tops) -> bool {
+        let node = &self.nodes[at as usize];
+        let (place, child) = (node.find(key), node.below[node.find(key)]);
+        let now = if height == 0 {
+            assert!(node.len > 0 && node.keys[place] == *key, "only what is there changes");
+            *tops
+        } else if self.update_below(child, height - 1, key, tops) {
+            self.item(child).tops
+        } else {
+            return false;
+        };
+        let node = &mut self.nodes[at as usize];
+        let changed = node.tops(place) != now;
+        node.set_tops(place, &now);
+        changed
     }
 
     fn remove_below(&mut self, at: u32, height: u32, key: &Key) {
@@ -280,6 +420,10 @@ impl Order {
         }
         let left = place.min(node.len - 2);
         let (one, two) = (node.below[left], node.below[left + 1]);
+        // Only then is it worth a look at the neighbour.
+        if self.nodes[node.below[place] as usize].len > FAN / 4 {
+            return;
+        }
         let (many, more) = (self.nodes[one as usize].len, self.nodes[two as usize].len);
         if many + more > FAN / 2 {
             return;
@@ -297,20 +441,23 @@ impl Order {
         &self,
         at: u32,
         height: u32,
-        need: &Need,
+        ask: &Ask,
         may: &mut impl FnMut(u32) -> bool,
         mut best: Option<Found>,
     ) -> Option<Found> {
         let node = &self.nodes[at as usize];
-        for at in 0..node.len {
-            let tops = &node.tops[at];
-            if best.is_some_and(|(weight, mark, _)| tops.light >= (weight, mark)) || !tops.may_fit(need) {
-                continue;
+        let mut left = node.may_fit(ask);
+        while left != 0 {
+            // The most promising first: what it finds spares the looks at most others.
+            let at = least(&node.light, left);
+            left &= !(1 << at);
+            if best.is_some_and(|(rank, _)| node.light[at] >= rank) {
+                break;
             }
             if height > 0 {
-                best = self.lightest_below(node.below[at], height - 1, need, may, best);
+                best = self.lightest_below(node.below[at], height - 1, ask, may, best);
             } else if may(node.below[at]) {
-                best = Some((tops.light.0, tops.light.1, node.below[at]));
+                return Some((node.light[at], node.below[at]));
             }
         }
         best
@@ -320,32 +467,37 @@ impl Order {
         &self,
         at: u32,
         height: u32,
-        need: &Need,
+        ask: &Ask,
         may: &mut impl FnMut(u32) -> bool,
         mut best: Option<Found>,
     ) -> Option<Found> {
         let node = &self.nodes[at as usize];
-        // From the end, where there is most.
-        for at in (0..node.len).rev() {
-            let tops = &node.tops[at];
-            if best.is_some_and(|(weight, mark, _)| tops.heavy <= (weight, mark)) || !tops.may_fit(need) {
-                continue;
+        let from_above = node.heavy.map(|rank| !rank);
+        let mut left = node.may_fit(ask);
+        while left != 0 {
+            let at = least(&from_above, left);
+            left &= !(1 << at);
+            if best.is_some_and(|(rank, _)| node.heavy[at] <= rank) {
+                break;
             }
             if height > 0 {
-                best = self.heaviest_below(node.below[at], height - 1, need, may, best);
+                best = self.heaviest_below(node.below[at], height - 1, ask, may, best);
             } else if may(node.below[at]) {
-                best = Some((tops.heavy.0, tops.heavy.1, node.below[at]));
+                return Some((node.heavy[at], node.below[at]));
             }
         }
         best
     }
 
-    fn each_below(&self, at: u32, height: u32, need: &Need, see: &mut impl FnMut(u32)) {
+    fn each_below(&self, at: u32, height: u32, ask: &Ask, see: &mut impl FnMut(u32)) {
         let node = &self.nodes[at as usize];
-        for at in (0..node.len).filter(|&at| node.tops[at].may_fit(need)) {
+        let mut left = node.may_fit(ask);
+        while left != 0 {
+            let at = left.trailing_zeros() as usize;
+            left &= left - 1;
             match height {
                 0 => see(node.below[at]),
-                _ => self.each_below(node.below[at], height - 1, need, see),
+                _ => self.each_below(node.below[at], height - 1, ask, see),
             }
         }
     }

@@ -145,6 +145,22 @@ impl Room {
         hasher.finish()
     }
 
+    /// Weight and mark in one number, which orders rooms: the weight as long as it is below 2^34, beyond that its first 34
+    /// bits; then the first 24 bits of the mark.
+    #[must_use]
+    pub fn rank(&self, mark: u64) -> u64 {
+        const BITS: u32 = 34;
+        let weight = self.weight();
+        let short = match weight.checked_ilog2() {
+            Some(log) if log >= BITS => {
+                let beyond = log - BITS + 1;
+                (u64::from(beyond) << (BITS - 1)) + (weight >> beyond)
+            }
+            _ => weight,
+        };
+        short << 24 | mark >> 40
+    }
+
     /// What is left after the need is taken, with a share coming from a card that has `from` left. It must fit.
     #[must_use]
     pub fn after(&self, need: &Need, from: u16) -> Self {

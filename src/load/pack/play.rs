@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use smallvec::SmallVec;
 
 use super::curve::Point;
 use super::input::{Input, Request};
 use super::published::Published;
-use crate::engine::fit::{Fgd, Fleet, Pick, Placement, Rank};
+use crate::engine::fit::{Fgd, Fleet, NO_MODEL, Need, Placement};
 use crate::load::stats;
 use crate::model::WorkerId;
 
@@ -38,6 +39,8 @@ pub enum Decider {
 pub struct Own {
     shards: Vec<(Fleet, Fgd)>,
     placement: Placement,
+    /// Requests so far.
+    asked: u64,
 }
 
 impl Decider {
@@ -54,7 +57,7 @@ impl Decider {
             let (fleet, _) = &mut shards[id.shard(count) as usize];
             fleet.enter(fleet.len() as u32, capacity);
         }
-        Ok(Self::Own(Box::new(Own { shards, placement })))
+        Ok(Self::Own(Box::new(Own { shards, placement, asked: 0 })))
     }
 
     /// The published scores.
@@ -78,23 +81,25 @@ impl Decider {
 }
 
 impl Own {
+    /// As the service does: any of the shards is asked, then the next, until one has room; for work without GPUs first for
+    /// workers without them.
     fn take(&mut self, request: &Request) -> bool {
         let need = &request.need;
-        let placement = self.placement;
-        let mut best: Option<(Rank, usize, Pick)> = None;
-        for (at, (fleet, fgd)) in self.shards.iter_mut().enumerate() {
-            fgd.note(need);
-            if let Some(pick) = fleet.pick(need, placement, true, fgd)
-                && best.is_none_or(|(rank, ..)| pick.rank < rank)
-            {
-                best = Some((pick.rank, at, pick));
-            }
-        }
-        let Some((_, at, pick)) = best else { return false };
-        let (fleet, _) = &mut self.shards[at];
-        let Some(share) = fleet.share(need, pick) else { return false };
-        fleet.take(pick.worker, &share);
-        true
+        self.shards.iter_mut().for_each(|(_, fgd)| fgd.note(need));
+        self.asked += 1;
+        // Fibonacci hashing: the shards in turn, but in no order that the requests could have.
+        let first = (self.asked.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        let without = Need { models: SmallVec::from_slice(&[NO_MODEL]), ..need.clone() };
+        let stages: &[&Need] = if need.cards == 0 { &[&without, need] } else { &[need] };
+        let count = self.shards.len();
+        stages.iter().any(|need| {
+            (0..count).any(|turn| {
+                let (fleet, fgd) = &mut self.shards[(first + turn) % count];
+                let pick = fleet.pick(need, self.placement, false, fgd);
+                let share = pick.and_then(|pick| Some((pick.worker, fleet.share(need, pick)?)));
+                share.inspect(|(worker, share)| fleet.take(*worker, share)).is_some()
+            })
+        })
     }
 }
 
