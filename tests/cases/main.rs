@@ -15,6 +15,7 @@ mod life;
 mod memory_ack;
 mod panics;
 mod restart;
+mod shares;
 mod store_wait;
 mod workers;
 mod world;
