@@ -85,7 +85,7 @@ impl ClaimAsk {
         if let Some(class) = &self.class {
             check_name("class", class)?;
         }
-        self.spec.resources.check()?;
+        self.spec.resources.check("resources")?;
         check_labels(&self.spec.labels)?;
         let bytes: usize = self.spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > limits::CLAIM_LABELS_BYTES_MAX {

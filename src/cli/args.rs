@@ -113,9 +113,32 @@ impl Serialize for Labels {
     }
 }
 
-/// What a worker has, or a claim needs.
+/// What a worker has.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-pub(super) struct Amounts {
+pub(super) struct Has {
+    #[command(flatten)]
+    #[serde(flatten)]
+    amounts: Amounts,
+    /// Cards of one model, as in a100=2
+    #[arg(long, value_name = "MODEL=COUNT", help_heading = "Resources")]
+    gpu: Option<Gpu>,
+}
+
+/// What a claim needs.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(super) struct Asks {
+    #[command(flatten)]
+    #[serde(flatten)]
+    amounts: Amounts,
+    /// Cards of one of these models, the most wanted first, or of any: a100:2, a100,h100:1, :1; and of one card a part, in
+    /// thousandths: a100:1:500
+    #[arg(long, value_name = "[MODEL,..]:COUNT[:MILLI]", help_heading = "Resources")]
+    gpu: Option<GpuAsk>,
+}
+
+/// Amounts that can be summed.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+struct Amounts {
     /// Thousandths of a core
     #[arg(long, value_name = "N", value_parser = amount, help_heading = "Resources")]
     cpu_milli: Option<u64>,
@@ -125,9 +148,6 @@ pub(super) struct Amounts {
     /// Places, in a unit of your own
     #[arg(long, value_name = "N", value_parser = amount, help_heading = "Resources")]
     slots: Option<u64>,
-    /// Cards of one model, as in a100=2
-    #[arg(long, value_name = "MODEL=COUNT", help_heading = "Resources")]
-    gpu: Option<Gpu>,
 }
 
 /// Cards of one model.
@@ -144,6 +164,33 @@ impl FromStr for Gpu {
         let wrong = "must be MODEL=COUNT, as in a100=2";
         let (model, count) = text.split_once('=').ok_or(wrong)?;
         Ok(Self { model: name(model)?, count: count.parse().map_err(|_| wrong)? })
+    }
+}
+
+/// Whole cards, or a part of one.
+#[derive(Debug, Clone, Serialize)]
+struct GpuAsk {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    models: Vec<String>,
+    count: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    milli: Option<u32>,
+}
+
+impl FromStr for GpuAsk {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = "must be [MODEL,..]:COUNT[:MILLI], as in a100:2, a100,h100:1 or a100:1:500";
+        let (names, rest) = text.split_once([':', '=']).ok_or(wrong)?;
+        let (count, milli) = rest.split_once(':').map_or((rest, None), |(count, milli)| (count, Some(milli)));
+        let number = |text: &str| text.parse().map_err(|_| wrong.to_owned());
+        let names = names.split(',').filter(|_| !names.is_empty());
+        let mut models = names.map(name).collect::<Result<Vec<_>, _>>()?;
+        let model = if models.len() == 1 { models.pop() } else { None };
+        Ok(Self { model, models, count: number(count)?, milli: milli.map(number).transpose()? })
     }
 }
 
@@ -168,7 +215,7 @@ pub(super) fn said(fields: &impl Serialize) -> Value {
     let mut fields = serde_json::to_value(fields).expect("arguments are plain data");
     if let Value::Object(fields) = &mut fields {
         fields.retain(|_, value| match value {
-            Value::Null | Value::Bool(false) => false,
+            Value::Null => false,
             Value::Object(inner) => {
                 inner.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
                 !inner.is_empty()
@@ -227,6 +274,17 @@ mod tests {
     fn amounts() {
         assert_eq!(amount("0"), Ok(0));
         assert_eq!(amount("4Gi"), Ok(4 << 30));
+        for (text, json) in [
+            ("a100:2", serde_json::json!({"model": "a100", "count": 2})),
+            ("a100=1", serde_json::json!({"model": "a100", "count": 1})),
+            ("a100,h100:1:500", serde_json::json!({"models": ["a100", "h100"], "count": 1, "milli": 500})),
+            (":4", serde_json::json!({"count": 4})),
+        ] {
+            assert_eq!(serde_json::to_value(text.parse::<GpuAsk>().unwrap()).unwrap(), json);
+        }
+        for bad in ["", "a100", "a100:", "a100:x", "a100:1:", "a100:1:2:3", "a100,:1", "a b:1", "a100:-1"] {
+            assert!(bad.parse::<GpuAsk>().is_err(), "{bad}");
+        }
         for bad in ["", "-1", "1.5", "4G", "Gi", "99999999999Ti", "9007199254740992", "٣"] {
             assert!(amount(bad).is_err(), "{bad}");
         }

@@ -5,9 +5,9 @@ use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{self, Amounts, ClaimName, Labels, said};
+use super::args::{self, Asks, ClaimName, Labels, said};
 use super::client::{Answer, Exit, Failure};
-use super::output::{Format, moment, note, print, print_json, sheet, table};
+use super::output::{Format, Held, held, moment, note, print, print_json, sheet, table};
 use super::{Connection, Context};
 use crate::clock::Clock;
 use crate::model::PoolName;
@@ -26,12 +26,13 @@ pub struct Claims {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Take a worker under a key; the same key again is the same claim
+    /// Take a worker, or a share of one, under a key; the same key again is the same claim
     #[command(
         after_help = "A claim starts reserved: confirm it in time, or it is given back. --reserve-ms 0 makes it \
                             active at once.\n\n\
                             Examples:\n  hotpool claims take demo/warm --key job-1\n  \
                             hotpool claims take demo/warm demo/cold --key job-1 --selector 'zone=a,tier!=b'\n  \
+                            hotpool claims take demo/gpu --key job-2 --cpu-milli 2000 --gpu a100,h100:1:500\n  \
                             hotpool claims take --namespace demo --pool-selector 'tier in (gold,silver)' --ttl-ms 60000"
     )]
     Take(Box<Take>),
@@ -49,6 +50,15 @@ enum Verb {
         /// The new ttl, in milliseconds; not said: the one that it has
         #[arg(long, value_name = "MS")]
         ttl_ms: Option<u64>,
+    },
+    /// Hold more or less of the worker than before; without room for that nothing changes
+    #[command(after_help = "What is said is what the claim holds from then on, in all: what is left out is 0.\n\n\
+                            Example:\n  hotpool claims resize demo/job-2 --current --cpu-milli 4000 --gpu a100:1")]
+    Resize {
+        #[command(flatten)]
+        fenced: Fenced,
+        #[command(flatten)]
+        resources: Asks,
     },
     /// Give the worker back
     #[command(after_help = EXAMPLE_FENCE)]
@@ -117,11 +127,12 @@ struct Fields {
     ack: Option<String>,
     /// Refuse the claim that the key has already if its resources are others
     #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     must_match: bool,
     #[command(flatten)]
     labels: Labels,
     #[command(flatten)]
-    resources: Amounts,
+    resources: Asks,
 }
 
 #[derive(Debug, Args)]
@@ -174,6 +185,8 @@ pub(super) struct ClaimView {
     worker: String,
     node: Option<String>,
     state: String,
+    #[serde(default)]
+    pub(super) resources: Held,
     expires_at_ms: Option<u64>,
 }
 
@@ -186,7 +199,8 @@ impl ClaimView {
     /// On one line.
     pub(super) fn line(&self, now_ms: u64) -> String {
         let ends = self.expires_at_ms.map(|at| format!(", ends {}", moment(at, now_ms))).unwrap_or_default();
-        format!("{} ({}{ends}), fence {}", self.name(), self.state, self.fence)
+        let share = Some(held(&self.resources)).filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
+        format!("{} ({}{ends}), fence {}{}", self.name(), self.state, self.fence, share.unwrap_or_default())
     }
 
     fn sheet(&self) -> String {
@@ -207,6 +221,7 @@ impl ClaimView {
             ("pool", format!("{}/{}", self.namespace, self.pool)),
             ("worker", self.worker.clone()),
             ("node", self.node.clone().unwrap_or_default()),
+            ("holds", held(&self.resources)),
             ("fence", self.fence.to_string()),
             ("next", next),
         ])
@@ -234,6 +249,10 @@ impl Claims {
             Verb::Renew { fenced, ttl_ms } => {
                 let body = said(&json!({"ttl_ms": ttl_ms}));
                 context.claim(&fenced.call(context, ":renew", body).await?)?;
+            }
+            Verb::Resize { fenced, resources } => {
+                let body = said(&json!({"resources": resources}));
+                context.claim(&fenced.call(context, ":resize", body).await?)?;
             }
             Verb::Release { fenced, phase } => {
                 let body = said(&json!({"phase": phase}));
@@ -305,10 +324,11 @@ impl Ls {
                 claim.pool,
                 claim.worker,
                 claim.node.unwrap_or_default(),
+                held(&claim.resources),
                 claim.fence.to_string(),
             ]
         });
-        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", ">FENCE"], rows))?;
+        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", "HOLDS", ">FENCE"], rows))?;
         context.told_if_cut(&all);
         Ok(())
     }

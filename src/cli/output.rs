@@ -118,8 +118,88 @@ pub fn labels(labels: &BTreeMap<String, String>) -> String {
 pub struct Cards {
     /// In all.
     pub total: u64,
-    /// Not held.
+    /// Those of which nothing is held and that can be claimed.
     pub free: u64,
+    /// Thousandths of cards that can be claimed.
+    #[serde(default)]
+    pub free_milli: u64,
+}
+
+impl Cards {
+    /// What can be claimed: `gpu 2 a100`, and `gpu 2 a100 (2.7 in all)` where parts of others are left too.
+    pub fn left(self, model: &str) -> String {
+        let whole = format!("gpu {} {model}", self.free);
+        let more = self.free_milli > self.free * 1_000;
+        if more { format!("{whole} ({} in all)", self.free_milli as f64 / 1e3) } else { whole }
+    }
+}
+
+/// What a claim holds.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Held {
+    cpu_milli: u64,
+    memory_bytes: u64,
+    slots: u64,
+    gpu: Option<HeldCards>,
+}
+
+/// Cards that a claim holds.
+#[derive(Debug, Clone, Deserialize)]
+struct HeldCards {
+    model: String,
+    count: u32,
+    /// Thousandths of each, if it is a share of a worker.
+    milli: Option<u32>,
+    /// Which ones.
+    #[serde(default)]
+    cards: Vec<u32>,
+}
+
+/// `cpu 2, memory 4Gi, gpu 0.5 a100 (card 3)`.
+pub fn held(held: &Held) -> String {
+    let Held { cpu_milli, memory_bytes, slots, ref gpu } = *held;
+    let sum = capacity(&Capacity { cpu_milli, memory_bytes, slots, gpu: None });
+    let cards = gpu.as_ref().map(|HeldCards { model, count, milli, cards }| {
+        let amount = f64::from(*count) * f64::from(milli.unwrap_or(1_000)) / 1e3;
+        let numbers = cards.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        match cards.len() {
+            0 => format!("gpu {amount} {model}"),
+            1 => format!("gpu {amount} {model} (card {numbers})"),
+            _ => format!("gpu {amount} {model} (cards {numbers})"),
+        }
+    });
+    Some(sum).filter(|sum| !sum.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
+}
+
+/// What claims leave of a worker that holds any.
+pub fn left<'a>(capacity: &Capacity, claims: impl Iterator<Item = &'a Held> + Clone) -> String {
+    // In an exclusive pool a claim holds all, and no card by its number.
+    let takes_all = |held: &Held| held.gpu.as_ref().is_some_and(|gpu| gpu.milli.is_none());
+    if claims.clone().next().is_none() || claims.clone().any(takes_all) {
+        return String::new();
+    }
+    let sum = |amount: fn(&Held) -> u64| claims.clone().map(amount).sum::<u64>();
+    let left = Held {
+        cpu_milli: capacity.cpu_milli.saturating_sub(sum(|held| held.cpu_milli)),
+        memory_bytes: capacity.memory_bytes.saturating_sub(sum(|held| held.memory_bytes)),
+        slots: capacity.slots.saturating_sub(sum(|held| held.slots)),
+        gpu: None,
+    };
+    let cards = capacity.gpu.as_ref().map(|gpu| {
+        let mut milli = vec![1_000_u64; gpu.count as usize];
+        for share in claims.clone().filter_map(|held| held.gpu.as_ref()) {
+            for &card in &share.cards {
+                if let Some(left) = milli.get_mut(card as usize) {
+                    *left = left.saturating_sub(share.milli.map_or(1_000, u64::from));
+                }
+            }
+        }
+        let free = milli.iter().filter(|&&left| left == 1_000).count() as u64;
+        Cards { total: gpu.count.into(), free, free_milli: milli.iter().sum() }.left(&gpu.model)
+    });
+    let amounts = self::held(&left);
+    Some(amounts).filter(|text| !text.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
 }
 
 /// `cpu 2, memory 4Gi, slots 8, gpu 2 a100`; cores with a fraction only where there is one.

@@ -29,9 +29,10 @@ enum Verb {
         after_help = "A setting that is not said goes back to its default; shards and mode stay as they are, for \
                             they never change.\n\n\
                             Examples:\n  hotpool pools put demo/warm\n  \
+                            hotpool pools put demo/shared --mode shared --policy spread\n  \
                             hotpool pools put demo/gpu --shards 4 --ack memory --reserve-ms 60000 --label tier=gold"
     )]
-    Put(Put),
+    Put(Box<Put>),
     /// List all pools with their counts
     Ls {
         /// Show at most so many
@@ -74,11 +75,17 @@ struct Spec {
     #[arg(long, value_name = "N")]
     shards: Option<u64>,
     /// How claims use workers; never changes
-    #[arg(long, value_name = "exclusive")]
+    #[arg(long, value_name = "exclusive|shared")]
     mode: Option<String>,
-    /// Which idle worker is taken
-    #[arg(long, value_name = "lifo|fifo|random")]
+    /// Which worker is taken: the first three in an exclusive pool, the others in a shared one
+    #[arg(long, value_name = "lifo|fifo|random|best_fit|spread|fgd")]
     policy: Option<String>,
+    /// Whether work without GPUs leaves workers with GPUs alone while others fit
+    #[arg(long, value_name = "true|false")]
+    spare_gpu_workers: Option<bool>,
+    /// What policy fgd takes for usual, as in [{"cpu_milli":4000,"gpu":{"milli":500},"weight":3}]
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    typical_requests: Option<Value>,
     /// When answers leave
     #[arg(long, value_name = "durable|memory")]
     ack: Option<String>,
@@ -99,6 +106,11 @@ struct Spec {
     /// How far the store may lag before claims that are acknowledged from memory are refused
     #[arg(long, value_name = "MS")]
     lag_max_ms: Option<u64>,
+}
+
+/// Reads any JSON: what it must be the service knows.
+fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("must be JSON: {error}"))
 }
 
 /// A pool as the service shows it.
@@ -247,12 +259,12 @@ fn show(pool: &PoolView) -> String {
     lines.extend(pool.spec.iter().map(|(name, value)| (name.as_str(), word(value))));
     lines.push(("workers", counts(&pool.workers)));
     lines.push(("claims", counts(&pool.claims)));
-    let amounts = |sum: &Capacity, cards: fn(Cards) -> u64| {
-        let cards = pool.gpus.iter().map(|(model, &both)| format!("gpu {} {model}", cards(both)));
+    let amounts = |sum: &Capacity, cards: fn(&str, Cards) -> String| {
+        let cards = pool.gpus.iter().map(|(model, &both)| cards(model, both));
         Some(capacity(sum)).filter(|text| !text.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
     };
-    lines.push(("capacity", amounts(&pool.capacity, |cards| cards.total)));
-    lines.push(("free", amounts(&pool.free, |cards| cards.free)));
+    lines.push(("capacity", amounts(&pool.capacity, |model, cards| format!("gpu {} {model}", cards.total))));
+    lines.push(("free", amounts(&pool.free, |model, cards| cards.left(model))));
     format!("{}\n\n{}", sheet(&lines), shards(&pool.shards))
 }
 
@@ -263,6 +275,7 @@ fn shards(shards: &[ShardStatus]) -> String {
         ">WORKERS",
         ">IDLE",
         ">BUSY",
+        ">CLAIMS",
         ">RESERVED",
         ">SEQ",
         ">LAG",
@@ -275,7 +288,8 @@ fn shards(shards: &[ShardStatus]) -> String {
     let wrong = shards.iter().any(|shard| shard.reason.is_some());
     let rows = shards.iter().map(|shard| {
         let mut row = vec![shard.shard.to_string(), shard.state.to_string()];
-        row.extend([shard.workers, shard.idle, shard.busy, shard.reserved, shard.seq].map(|count| count.to_string()));
+        let counts = [shard.workers, shard.idle, shard.busy, shard.claims, shard.reserved, shard.seq];
+        row.extend(counts.map(|count| count.to_string()));
         row.push(duration(shard.lag_ms));
         row.extend([shard.ring_depth, shard.answers_waiting, shard.restarts].map(|count| count.to_string()));
         row.extend(wrong.then(|| shard.reason.clone().unwrap_or_default()));

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::args::{self, Amounts, Labels, said, with_stdin};
+use super::args::{self, Has, Labels, said, with_stdin};
 use super::claims::ClaimView;
 use super::client::{Exit, Failure, Items};
-use super::output::{Format, capacity, labels, moment, note, print, print_json, sheet, table};
+use super::output::{Format, capacity, labels, left, moment, note, print, print_json, sheet, table};
 use super::pools::path;
 use super::{Connection, Context};
 use crate::clock::Clock;
@@ -26,6 +26,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const COUNT_MAX: i64 = 1_000_000;
 /// Registrations that failed and are told one by one; the rest is counted. JSON has them all in any case.
 const COMPLAINTS: usize = 20;
+/// Claims of one worker that a row of a table names; `show` names all.
+const NAMED: usize = 3;
 /// Calls about single workers that are under way at a time.
 const CALLS: usize = 16;
 
@@ -110,7 +112,7 @@ struct Add {
 #[derive(Debug, Args, Serialize)]
 struct Spec {
     #[command(flatten)]
-    capacity: Amounts,
+    capacity: Has,
     #[command(flatten)]
     labels: Labels,
     /// The machine they run on
@@ -316,7 +318,10 @@ async fn list(context: &Context, pool: &PoolName, limit: Option<u32>) -> Result<
         return Ok(());
     }
     let rows = context.client.read_items::<WorkerView>(&all)?.into_iter().map(|worker| {
-        let held = worker.claims.iter().map(ClaimView::name).collect::<Vec<_>>().join(",");
+        let mut held = worker.claims.iter().take(NAMED).map(ClaimView::name).collect::<Vec<_>>().join(",");
+        if worker.claims.len() > NAMED {
+            held = format!("{held},+{}", worker.claims.len() - NAMED);
+        }
         vec![
             worker.id.clone(),
             worker.state(),
@@ -345,6 +350,7 @@ fn show(pool: &PoolName, worker: &WorkerView) -> String {
         ("trust", worker.trust.clone()),
         ("overcommitted", if worker.overcommitted { "yes" } else { "" }.to_owned()),
         ("capacity", capacity(&worker.capacity)),
+        ("left", left(&worker.capacity, worker.claims.iter().map(|claim| &claim.resources))),
         ("labels", labels(&worker.labels)),
         ("node", worker.node.clone().unwrap_or_default()),
         ("incarnation", worker.incarnation.to_string()),

@@ -43,7 +43,8 @@ fn spec_problems(spec: &PoolSpec) -> Vec<String> {
     while let Ok(spec) = PoolSpec::deserialize(&fields) {
         let Err(Refusal::Invalid { field, message }) = spec.check() else { break };
         problems.push(format!("{field}: {message}"));
-        if fields.as_object_mut().and_then(|fields| fields.remove(&*field)).is_none() {
+        let top = field.split(['.', '[']).next().unwrap_or_default();
+        if fields.as_object_mut().and_then(|fields| fields.remove(top)).is_none() {
             break;
         }
     }

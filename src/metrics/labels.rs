@@ -190,6 +190,8 @@ label! {
         Confirm = "/v1/claims/{ns}/{key}:confirm",
         /// Release.
         Release = "/v1/claims/{ns}/{key}:release",
+        /// Resize.
+        Resize = "/v1/claims/{ns}/{key}:resize",
         /// Renew.
         Renew = "/v1/claims/{ns}/{key}:renew",
         /// Heartbeat of a worker.
@@ -262,6 +264,8 @@ label! {
         ListClaims = "hotpool.v1.ClaimService/ListClaims",
         /// Confirm.
         ConfirmClaim = "hotpool.v1.ClaimService/ConfirmClaim",
+        /// Resize.
+        ResizeClaim = "hotpool.v1.ClaimService/ResizeClaim",
         /// Renew.
         RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
         /// Release.

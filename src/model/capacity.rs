@@ -141,15 +141,15 @@ impl From<Capacity> for Resources {
 }
 
 impl Resources {
-    /// Checks every amount against its limit.
+    /// Checks every amount against its limit. `name`: what the caller calls it, e.g. `resources`.
     ///
     /// # Errors
-    /// `Invalid` naming the field, under `resources`.
-    pub fn check(&self) -> Result<(), Refusal> {
+    /// `Invalid` naming the field.
+    pub fn check(&self, name: &str) -> Result<(), Refusal> {
         let Self { cpu_milli, memory_bytes, slots, .. } = *self;
-        Capacity { cpu_milli, memory_bytes, slots, gpu: None }.check("resources")?;
+        Capacity { cpu_milli, memory_bytes, slots, gpu: None }.check(name)?;
         let Some(GpuAsk { models, count, milli }) = &self.gpu else { return Ok(()) };
-        let invalid = |field: &str, message: String| Err(Refusal::invalid(format!("resources.gpu.{field}"), message));
+        let invalid = |field: &str, message: String| Err(Refusal::invalid(format!("{name}.gpu.{field}"), message));
         if *count == 0 || *count > limits::GPUS_MAX {
             return invalid("count", format!("must be 1..={}", limits::GPUS_MAX));
         }
@@ -164,7 +164,7 @@ impl Resources {
             return invalid("models", format!("must be at most {}, got {}", limits::CLAIM_MODELS_MAX, models.len()));
         }
         for (i, model) in models.iter().enumerate() {
-            check_name("gpu.model", model).map_err(|refusal| refusal.within("resources"))?;
+            check_name("gpu.model", model).map_err(|refusal| refusal.within(name))?;
             if models[..i].contains(model) {
                 return invalid(&format!("models[{i}]"), "is given twice".into());
             }
@@ -177,7 +177,7 @@ impl Resources {
     /// # Errors
     /// `Invalid` naming the field, under `resources`.
     pub fn check_some(&self) -> Result<(), Refusal> {
-        self.check()?;
+        self.check("resources")?;
         if self.is_empty() {
             return Err(Refusal::invalid(
                 "resources",

@@ -50,6 +50,15 @@ impl Policy {
 }
 
 impl Mode {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Exclusive => "exclusive",
+            Self::Shared => "shared",
+        }
+    }
+
     /// The policy of a pool that does not say.
     #[must_use]
     pub const fn default_policy(self) -> Policy {
@@ -94,7 +103,7 @@ pub struct PoolSpec {
     /// How claims use workers.
     pub mode: Mode,
     /// Which worker a claim takes; none: [`Mode::default_policy`]. Always there once it is [settled](Self::settled).
-    #[serde(deserialize_with = "present")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub policy: Option<Policy>,
     /// A claim that asks for resources and no GPU takes a worker with GPUs only when no other fits.
     pub spare_gpu_workers: bool,
@@ -202,7 +211,7 @@ fn check_typical(spec: &PoolSpec) -> Result<(), Refusal> {
     }
     for (i, TypicalRequest { cpu_milli, gpu, weight }) in all.iter().enumerate() {
         let resources = Resources { cpu_milli: *cpu_milli, gpu: gpu.clone(), ..Resources::default() };
-        resources.check().map_err(|refusal| refusal.within(&format!("typical_requests[{i}]")))?;
+        resources.check(&format!("typical_requests[{i}]"))?;
         if *weight == 0 || *weight > 1_000_000 {
             return Err(Refusal::invalid(format!("typical_requests[{i}].weight"), "must be 1..=1000000"));
         }

@@ -70,11 +70,12 @@ impl Scheduler {
     async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
         let old = pool.spec.load_full();
         if (old.shards, old.mode) != (spec.shards, spec.mode) {
-            let text = format!(
-                "shards and mode of a pool never change: it has {} shards, got {}; make a new pool and move its \
-                 workers",
-                old.shards, spec.shards
-            );
+            let differs = match old.shards == spec.shards {
+                true => format!("it is {}, got {}", old.mode.word(), spec.mode.word()),
+                false => format!("it has {} shards, got {}", old.shards, spec.shards),
+            };
+            let text =
+                format!("shards and mode of a pool never change: {differs}; make a new pool and move its workers");
             return Err(Refusal::State(text.into()));
         }
         if *old == spec {

@@ -16,6 +16,7 @@ mod life;
 mod memory_ack;
 mod panics;
 mod restart;
+mod shares;
 mod store_wait;
 mod workers;
 mod world;

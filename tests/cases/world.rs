@@ -66,7 +66,17 @@ pub struct Busy(Vec<Seized>);
 impl Busy {
     /// Lets them run when so many requests stand in their rings.
     pub async fn until_asked(self, requests: usize) {
-        until("all stand in the rings", async || self.0.iter().map(Seized::depth).sum::<usize>() == requests).await;
+        until("all stand in the rings", async || self.depth() == requests).await;
+    }
+
+    /// The same for at least so many.
+    pub async fn until_asked_at_least(self, requests: usize) {
+        until("all stand in the rings", async || self.depth() >= requests).await;
+    }
+
+    /// Requests that stand in their rings.
+    pub fn depth(&self) -> usize {
+        self.0.iter().map(Seized::depth).sum()
     }
 }
 
@@ -181,6 +191,12 @@ impl World {
 
     pub async fn begin_request(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
         self.begin(|s| Box::pin(async move { s.claim(request).await })).await
+    }
+
+    /// The same, without asking the shards: they may be kept from running.
+    pub fn begin_request_alone(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
+        let s = self.s.clone();
+        tokio::spawn(async move { s.claim(request).await })
     }
 
     pub async fn begin_release(&self, key: &str, fence: u64) -> JoinHandle<Result<(), Refusal>> {

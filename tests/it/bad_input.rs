@@ -17,6 +17,9 @@ fn every_bad_body_names_its_field() {
     let pool = "/v1/pools/ns/other";
     let worker = "/v1/pools/ns/warm/workers/w9";
     let release = "/v1/claims/ns/k:release";
+    let resize = "/v1/claims/ns/k:resize";
+    let fgd = |kinds: &str| format!(r#"{{"mode":"shared","policy":"fgd","typical_requests":[{kinds}]}}"#);
+    client.put("/v1/pools/ns/shared", &json!({"mode": "shared"})).expect(201);
     let cases: Vec<(&str, &str, String, &str)> = vec![
         ("POST", CLAIMS, String::new(), "namespace"),
         ("POST", CLAIMS, "{}".into(), "namespace"),
@@ -91,7 +94,42 @@ fn every_bad_body_names_its_field() {
         ("POST", CLAIMS, claim_with(r#""resources":{"disk":1}"#), "resources.disk"),
         ("POST", CLAIMS, claim_with(r#""resources":{"cpu_milli":-1}"#), "resources.cpu_milli"),
         ("POST", CLAIMS, claim_with(r#""resources":{"cpu_milli":9007199254740992}"#), "resources.cpu_milli"),
-        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"model":"A10"}}"#), "resources.gpu.count"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"model":"A10","count":65}}"#), "resources.gpu.count"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"count":1.5}}"#), "resources.gpu.count"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"milli":0}}"#), "resources.gpu.milli"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"milli":1500}}"#), "resources.gpu.milli"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"count":2,"milli":500}}"#), "resources.gpu.milli"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"model":"A10","models":["T4"]}}"#), "resources.gpu"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"models":["T4","T4"]}}"#), "resources.gpu.models[1]"),
+        (
+            "POST",
+            CLAIMS,
+            claim_with(r#""resources":{"gpu":{"models":["a","b","c","d","e","f","g","h","i"]}}"#),
+            "resources.gpu.models",
+        ),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"cards":[0]}}"#), "resources.gpu.cards"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"gpu":["A10",1]}"#), "resources.gpu"),
+        ("POST", CLAIMS, claim_with(r#""resources":{"memory_bytes":18446744073709551616}"#), "resources.memory_bytes"),
+        ("POST", resize, "{}".into(), "fence"),
+        ("POST", resize, r#"{"fence":1}"#.into(), "resources"),
+        ("POST", resize, r#"{"fence":1,"resources":null}"#.into(), "resources"),
+        ("POST", resize, r#"{"fence":1,"resources":{}}"#.into(), "resources"),
+        ("POST", resize, r#"{"fence":1,"resources":{"slots":-1}}"#.into(), "resources.slots"),
+        ("POST", resize, r#"{"fence":1,"resources":{"gpu":{"milli":1500}}}"#.into(), "resources.gpu.milli"),
+        ("POST", resize, r#"{"fence":1,"resources":{"slots":1},"ttl_ms":1}"#.into(), "ttl_ms"),
+        ("POST", CLAIMS, r#"{"namespace":"ns","pool":"shared"}"#.into(), "resources"),
+        ("POST", CLAIMS, r#"{"namespace":"ns","pool":"shared","resources":{}}"#.into(), "resources"),
+        ("POST", CLAIMS, r#"{"namespace":"ns","pools":["warm","shared"]}"#.into(), "resources"),
+        ("PUT", "/v1/pools/ns/shared", r#"{"mode":"shared","policy":"lifo"}"#.into(), "policy"),
+        ("PUT", pool, r#"{"policy":"spread"}"#.into(), "policy"),
+        ("PUT", pool, r#"{"typical_requests":[{"weight":1}]}"#.into(), "typical_requests"),
+        ("PUT", pool, fgd(r#"{"weight":1},{"weight":0}"#), "typical_requests[1].weight"),
+        ("PUT", pool, fgd(r#"{"cpu_milli":1}"#), "typical_requests[0].weight"),
+        ("PUT", pool, fgd(r#"{"weight":1,"slots":1}"#), "typical_requests[0].slots"),
+        ("PUT", pool, fgd(r#"{"weight":1,"gpu":{"milli":1500}}"#), "typical_requests[0].gpu.milli"),
+        ("PUT", pool, fgd(r#"{"weight":1,"gpu":{"count":2,"milli":500}}"#), "typical_requests[0].gpu.milli"),
+        ("PUT", pool, fgd(&vec![r#"{"weight":1}"#; 257].join(",")), "typical_requests"),
+        ("PUT", pool, r#"{"spare_gpu_workers":"yes"}"#.into(), "spare_gpu_workers"),
         ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"model":"A10","count":0}}"#), "resources.gpu.count"),
         ("POST", CLAIMS, claim_with(r#""resources":{"gpu":{"model":"","count":1}}"#), "resources.gpu.model"),
         ("POST", CLAIMS, claim_with(r#""node":[]"#), "node"),
@@ -170,7 +208,7 @@ fn every_bad_body_names_its_field() {
         (
             "POST",
             "/v1/claims:batch",
-            format!(r#"{{"mode":"independent","items":[{}]}}"#, vec!["{}"; 10_001].join(",")),
+            format!(r#"{{"mode":"independent","items":[{}]}}"#, vec!["{}"; 100_000].join(",")),
             "items",
         ),
         (
@@ -258,7 +296,7 @@ fn every_bad_path_and_query_is_refused() {
         ("GET", "/v2/pools"),
         ("GET", "/v1/pools/ns"),
         ("POST", "/v1/claims/ns/a"),
-        ("POST", "/v1/claims/ns/a:resize"),
+        ("POST", "/v1/claims/ns/a:shrink"),
         ("POST", "/v1/claims/ns/a:"),
         ("GET", "/v1/claims/ns/a/b"),
     ] {

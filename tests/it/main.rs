@@ -17,4 +17,5 @@ mod load;
 mod openapi;
 mod pools;
 mod server;
+mod shares;
 mod workers;

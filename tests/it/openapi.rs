@@ -92,6 +92,15 @@ fn answers_conform_to_their_description() {
         "labels": {"zone": "a"}, "node": "n1", "incarnation": 1,
     });
     let spec = json!({"shards": 2, "labels": {"tier": "gold"}, "class": "gpu"});
+    let large = json!({"capacity": {"cpu_milli": 8000, "slots": 4, "gpu": {"model": "a100", "count": 2}}});
+    let shared = json!({
+        "mode": "shared", "policy": "fgd", "spare_gpu_workers": false,
+        "typical_requests": [{"cpu_milli": 1, "gpu": {"models": ["a100"], "milli": 500}, "weight": 2}],
+    });
+    let share = |key: &str, milli: u32| {
+        let resources = json!({"cpu_milli": 1000, "slots": 1, "gpu": {"model": "a100", "milli": milli}});
+        json!({"namespace": "ns", "pool": "shared", "key": key, "resources": resources})
+    };
     let steps = [
         ("GET", pool.to_owned(), Value::Null, 404),
         ("PUT", pool.to_owned(), json!({"shards": 3}), 400),
@@ -162,6 +171,16 @@ fn answers_conform_to_their_description() {
         ("POST", format!("{pool}:clear"), json!({}), 200),
         ("POST", format!("{pool}:clear"), json!({"why": 1}), 400),
         ("POST", "/v1/pools/ns/none:clear".to_owned(), json!({}), 404),
+        ("PUT", "/v1/pools/ns/shared".to_owned(), shared.clone(), 201),
+        ("PUT", "/v1/pools/ns/shared/workers/g1".to_owned(), large, 201),
+        ("POST", "/v1/claims".to_owned(), share("s", 250), 201),
+        ("POST", "/v1/claims".to_owned(), share("s", 250), 200),
+        ("POST", "/v1/claims:batch".to_owned(), json!({"mode": "independent", "items": [share("t", 1000)]}), 200),
+        ("GET", "/v1/pools/ns/shared/workers/g1".to_owned(), Value::Null, 200),
+        ("GET", "/v1/pools/ns/shared".to_owned(), Value::Null, 200),
+        ("POST", "/v1/claims/ns/s:resize".to_owned(), json!({"fence": 1, "resources": {"slots": 1}}), 409),
+        ("POST", "/v1/claims/ns/s:resize".to_owned(), json!({"fence": 1}), 400),
+        ("POST", "/v1/claims/ns/none:resize".to_owned(), json!({"fence": 1, "resources": {"slots": 1}}), 404),
         ("DELETE", pool.to_owned(), Value::Null, 409),
         ("GET", "/healthz".to_owned(), Value::Null, 200),
         ("GET", "/readyz".to_owned(), Value::Null, 200),
@@ -176,6 +195,11 @@ fn answers_conform_to_their_description() {
     api.check(&mut client, "POST", "/v1/claims/ns/a:confirm", &body).expect(200);
     let renewed = json!({"fence": fence, "ttl_ms": 60_000});
     api.check(&mut client, "POST", "/v1/claims/ns/a:renew", &renewed).expect(200);
+    let fence = client.get("/v1/claims/ns/s").expect(200)["claim"]["fence"].take();
+    for (gpu, status) in [(json!({"milli": 500}), 200), (json!({"count": 2}), 429)] {
+        let resized = json!({"fence": fence, "resources": {"gpu": gpu}});
+        api.check(&mut client, "POST", "/v1/claims/ns/s:resize", &resized).expect(status);
+    }
     client.put("/v1/pools/ns/other", &json!({})).expect(201);
     let elsewhere = json!({"namespace": "ns", "pool": "other", "key": "a"});
     api.check(&mut client, "POST", "/v1/claims", &elsewhere).expect(409);
@@ -235,6 +259,10 @@ fn what_is_described_is_what_the_service_takes() {
         ("POST", "/v1/pools/ns/warm/workers:heartbeat", nothing.clone(), schema("HeartbeatBatch")),
         ("POST", "/v1/claims", nothing.clone(), schema("ClaimBody")),
         ("POST", "/v1/claims:batch", nothing.clone(), schema("ClaimsBatch")),
+        ("POST", "/v1/claims", json!({"namespace": "ns", "resources": nothing}), schema("Resources")),
+        ("POST", "/v1/claims", json!({"namespace": "ns", "resources": {"gpu": nothing}}), schema("GpuAsk")),
+        ("PUT", "/v1/pools/ns/other", json!({"typical_requests": [nothing]}), schema("TypicalRequest")),
+        ("POST", "/v1/claims/ns/a:resize", nothing.clone(), schema("ResizeBody")),
         ("POST", "/v1/claims/ns/a:confirm", nothing.clone(), schema("HolderBody")),
         ("POST", "/v1/claims/ns/a:renew", nothing.clone(), schema("RenewBody")),
         ("POST", "/v1/claims/ns/a:release", nothing.clone(), schema("ReleaseBody")),
@@ -259,7 +287,11 @@ fn what_is_described_is_what_the_service_takes() {
         }
     }
     // Words, and query parameters.
-    for (field, path, method) in [("policy", "/v1/pools/ns/other", "PUT"), ("ack", "/v1/pools/ns/other", "PUT")] {
+    for (field, path, method) in [
+        ("mode", "/v1/pools/ns/other", "PUT"),
+        ("policy", "/v1/pools/ns/other", "PUT"),
+        ("ack", "/v1/pools/ns/other", "PUT"),
+    ] {
         let answer = client.request(method, path, json!({field: "frobnicate"}).to_string().as_bytes());
         let words = schema("PoolSpec")["properties"][field]["enum"].clone();
         let words: BTreeSet<_> =

@@ -44,6 +44,7 @@ fn with_verb(route: Route, path: &str) -> Route {
     match (route, verb) {
         (Route::Claim, "confirm") => Route::Confirm,
         (Route::Claim, "renew") => Route::Renew,
+        (Route::Claim, "resize") => Route::Resize,
         (Route::Claim, "release") => Route::Release,
         (Route::Worker, "heartbeat") => Route::Heartbeat,
         (Route::Worker, "cordon" | "uncordon" | "drain" | "clear") => Route::Steer,

@@ -79,6 +79,7 @@ fn kind(path: &str, wanted: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
         "count" => return format!("a whole number, 1..={}", limits::GPUS_MAX),
+        "milli" => return format!("a whole number, 1..={}", limits::CARD_MILLI),
         "reserve_ms" | "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" => limits::RESERVE_MS_MAX,
         "ttl_ms" => limits::TTL_MS_MAX,
         "fence" => limits::FENCE_MAX,
@@ -182,7 +183,17 @@ mod tests {
             said::<PoolSpec>(r#"{"shards":-1}"#),
             "shards: must be a whole number, a power of two, 1..=1024, got `-1`"
         );
-        assert_eq!(said::<PoolSpec>(r#"{"mode":"shared"}"#), "mode: unknown value \"shared\"; known: exclusive");
+        assert_eq!(said::<PoolSpec>(r#"{"mode":"both"}"#), "mode: unknown value \"both\"; known: exclusive or shared");
+        assert_eq!(
+            said::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","resources":{"gpu":{"milli":-1}}}"#),
+            "resources.gpu.milli: must be a whole number, 1..=1000, got `-1`"
+        );
+        assert_eq!(
+            said::<ClaimBody<'_>>(
+                r#"{"namespace":"a","pool":"p","resources":{"gpu":{"model":"A10","models":["T4"]}}}"#
+            ),
+            "resources.gpu: only one of model and models may be given"
+        );
         assert_eq!(said::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got sequence");
     }
 

@@ -142,6 +142,16 @@ fn every_verb_has_its_path_and_body() {
         ("workers drain demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:drain", Value::Null),
         ("workers clear demo/warm w1", "POST /v1/pools/demo/warm/workers/w1:clear", Value::Null),
         (
+            "claims resize demo/k --fence 7 --cpu-milli 5 --gpu a100,h100:1:250",
+            "POST /v1/claims/demo/k:resize",
+            json!({"fence": 7, "tenant": "default", "resources": {"cpu_milli": 5, "gpu": {"models": ["a100", "h100"], "count": 1, "milli": 250}}}),
+        ),
+        (
+            r#"pools put demo/warm --shards 2 --mode shared --policy fgd --spare-gpu-workers false --typical-requests [{"weight":1}]"#,
+            "PUT /v1/pools/demo/warm",
+            json!({"shards": 2, "mode": "shared", "policy": "fgd", "spare_gpu_workers": false, "typical_requests": [{"weight": 1}]}),
+        ),
+        (
             "pools put demo/warm --shards 2 --mode exclusive --releasing-ms 5 --heartbeat-ttl-ms 6 --lag-max-ms 7",
             "PUT /v1/pools/demo/warm",
             json!({"shards": 2, "mode": "exclusive", "releasing_ms": 5, "heartbeat_ttl_ms": 6, "lag_max_ms": 7}),

@@ -1,0 +1,579 @@
+//! Shared pools over all their shards: what a claim holds, what is left, and that nobody is told "full" in vain.
+
+use std::collections::BTreeMap;
+
+use hotpool::ask::ClaimAsk;
+use hotpool::model::{
+    Ack, Capacity, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimView, GpuAsk, GpuCapacity, Mode, Policy,
+    PoolSpec, Resources, Trust, WorkerId, WorkerSpec, WorkerVerb,
+};
+use hotpool::refusal::{Exhausted, Refusal};
+
+use crate::world::{Claimed, FULL, Seeded, World, done, id, ids_on, name, request, spec, worker};
+
+const NO_ROOM_ON_WORKER: Refusal = Refusal::Exhausted(Exhausted::Worker);
+
+fn shared(shards: u16, policy: Policy) -> PoolSpec {
+    PoolSpec { mode: Mode::Shared, policy: Some(policy), ..spec(shards, Ack::Durable) }
+}
+
+fn cpu(cpu_milli: u64) -> Resources {
+    Resources { cpu_milli, ..Resources::default() }
+}
+
+fn cards(models: &[&str], count: u32, milli: u32) -> Resources {
+    let models = models.iter().map(|&model| model.into()).collect();
+    Resources { gpu: Some(GpuAsk { models, count, milli }), ..Resources::default() }
+}
+
+fn sized(id: &str, cpu_milli: u64, gpu: Option<(&str, u32)>) -> WorkerSpec {
+    let gpu = gpu.map(|(model, count)| GpuCapacity { model: model.into(), count });
+    WorkerSpec { capacity: Capacity { cpu_milli, gpu, ..Capacity::default() }, ..worker(id) }
+}
+
+fn asking(pool: &str, key: &str, resources: &Resources) -> ClaimRequest {
+    let spec = ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() };
+    let ask = ClaimAsk { spec, ..ClaimAsk::default() };
+    ClaimRequest { reserve_ms: Some(0), ask: Some(Box::new(ask)), ..request(pool, key) }
+}
+
+impl World {
+    async fn shared(&self, spec: PoolSpec, workers: Vec<WorkerSpec>) {
+        self.s.put_pool(name("p"), spec).await.unwrap();
+        self.enlist(workers).await;
+    }
+
+    async fn enlist(&self, workers: Vec<WorkerSpec>) {
+        let workers = workers.into_iter().map(Into::into).collect();
+        for registered in self.s.register_batch(&name("p"), workers).await.unwrap() {
+            registered.unwrap();
+        }
+    }
+
+    async fn share(&self, key: &str, resources: &Resources) -> Claimed {
+        self.s.claim(asking("p", key, resources)).await
+    }
+
+    /// Which worker gave it a share, and which cards.
+    async fn place(&self, key: &str, resources: &Resources) -> Result<(String, u64), Refusal> {
+        self.share(key, resources)
+            .await
+            .map(|taken| (taken.claim.worker.spec.id.to_string(), taken.claim.cards.unwrap()))
+    }
+
+    /// Cores that can be claimed, and thousandths of cards.
+    async fn left(&self) -> (u64, u64) {
+        let status = self.s.get_pool(&name("p")).await.unwrap();
+        (status.free.cpu_milli, status.gpus.values().map(|sum| sum.free_milli).sum())
+    }
+
+    async fn all_held(&self) -> Vec<ClaimView> {
+        let page = self.s.list_claims(&ClaimFilter::default(), None, 1_000).await.unwrap();
+        assert!(page.next.is_none());
+        page.items
+    }
+}
+
+fn held(claim: &ClaimView) -> &Resources {
+    &claim.spec.as_ref().unwrap().resources
+}
+
+#[tokio::test]
+async fn c04_the_same_key_with_other_resources_is_the_same_share_or_refused() {
+    let world = World::on_disk().await;
+    world.shared(shared(4, Policy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 8_000, None)).collect()).await;
+    let first = world.share("k", &cpu(1_000)).await.unwrap().claim;
+    for other in [cpu(1_000), cpu(4_000), cpu(1 << 40), cards(&["none"], 1, 500)] {
+        let again = world.share("k", &other).await.unwrap();
+        assert_eq!((again.created, &again.claim), (false, &first), "unchanged, whatever is asked for");
+        let mut request = asking("p", "k", &other);
+        request.ask.as_mut().unwrap().must_match = true;
+        let strict = world.s.claim(request).await;
+        if other == cpu(1_000) {
+            assert_eq!(strict.unwrap().claim, first);
+        } else {
+            assert!(matches!(strict, Err(Refusal::State(_))), "{strict:?}");
+        }
+    }
+    assert_eq!(world.left().await, (31_000, 0), "it is held once");
+    // Once it holds something else, that is what must match.
+    world.s.resize(&id("k"), first.fence, cpu(4_000)).await.unwrap();
+    let mut request = asking("p", "k", &cpu(4_000));
+    request.ask.as_mut().unwrap().must_match = true;
+    assert_eq!(world.s.claim(request).await.unwrap().claim.fence, first.fence);
+}
+
+/// C08, L1: claims, resizes and releases in any order; after every step what is free is what the claims leave.
+#[tokio::test]
+async fn c08_after_300_steps_nothing_is_held() {
+    for (seed, policy) in [(1, Policy::BestFit), (2, Policy::Spread), (3, Policy::Fgd)] {
+        let world = World::on_disk().await;
+        let mut workers: Vec<_> = (0..6).map(|i| sized(&format!("c{i}"), 4_000 + 1_000 * i, None)).collect();
+        workers.extend((0..4).map(|i| sized(&format!("g{i}"), 16_000, Some((["T4", "A10"][i % 2], 1 + i as u32)))));
+        let whole: BTreeMap<String, Capacity> =
+            workers.iter().map(|worker| (worker.id.to_string(), worker.capacity.clone())).collect();
+        world.shared(shared(4, policy), workers).await;
+        let all = world.left().await;
+        assert_eq!(all, (39_000 + 64_000, 10_000));
+        let mut dice = Seeded(seed);
+        let mut keys: BTreeMap<String, u64> = BTreeMap::new();
+        let mut seen = [0; 6];
+        for step in 0..300 {
+            let resources = match dice.below(5) {
+                0 => cpu(100 + dice.below(6_000)),
+                1 => cards(&["T4", "A10"], 1, 1 + dice.below(1_000) as u32),
+                2 => cards(&[], 1 + dice.below(3) as u32, 1_000),
+                3 => Resources { cpu_milli: dice.below(4_000), ..cards(&["A10"], 1, 500) },
+                _ => cpu(500),
+            };
+            let picked = keys.iter().nth(dice.below(keys.len().max(1) as u64) as usize);
+            let picked = picked.map(|(key, fence)| (key.clone(), *fence));
+            match (dice.below(10), picked) {
+                (0..5, _) | (_, None) => {
+                    let key = format!("k{step}");
+                    match world.share(&key, &resources).await {
+                        Ok(taken) => {
+                            seen[0] += 1;
+                            assert_eq!(held(&taken.claim), &resources);
+                            keys.insert(key, taken.claim.fence);
+                        }
+                        Err(FULL) => seen[1] += 1,
+                        Err(other) => panic!("{other:?}"),
+                    }
+                }
+                (5..8, Some((key, fence))) => match world.s.resize(&id(&key), fence, resources.clone()).await {
+                    Ok(claim) => {
+                        seen[2] += 1;
+                        assert_eq!((held(&claim), claim.fence), (&resources, fence));
+                    }
+                    // More than is left there, or than the worker has in all.
+                    Err(NO_ROOM_ON_WORKER) => seen[3] += 1,
+                    Err(Refusal::Invalid { .. }) => seen[4] += 1,
+                    Err(other) => panic!("{other:?}"),
+                },
+                (_, Some((key, fence))) => {
+                    seen[5] += 1;
+                    world.s.release(&id(&key), fence).await.unwrap();
+                    keys.remove(&key);
+                }
+            }
+            // No worker gives more than it has, no card is given twice, and what is free is the rest.
+            let (mut cpu_held, mut cards_held) = (0, 0);
+            let mut on: BTreeMap<String, (u64, [u32; 8])> = BTreeMap::new();
+            let claims = world.all_held().await;
+            assert_eq!(claims.len(), keys.len());
+            for claim in &claims {
+                let (cpu, of_cards) = on.entry(claim.worker.spec.id.to_string()).or_default();
+                let resources = held(claim);
+                *cpu += resources.cpu_milli;
+                cpu_held += resources.cpu_milli;
+                let gpu = resources.gpu.as_ref();
+                assert_eq!(claim.cards.unwrap().count_ones(), gpu.map_or(0, |gpu| gpu.count));
+                for card in (0..8).filter(|card| claim.cards.unwrap() & (1 << card) != 0) {
+                    of_cards[card] += gpu.unwrap().milli;
+                    cards_held += u64::from(gpu.unwrap().milli);
+                }
+            }
+            for (worker, (cpu, of_cards)) in on {
+                let count = whole[&worker].gpu.as_ref().map_or(0, |gpu| gpu.count as usize);
+                assert!(cpu <= whole[&worker].cpu_milli, "{worker} gives {cpu}");
+                assert!(of_cards.iter().enumerate().all(|(at, &milli)| milli <= if at < count { 1_000 } else { 0 }));
+            }
+            assert_eq!(world.left().await, (all.0 - cpu_held, all.1 - cards_held), "L1");
+        }
+        assert!(seen.iter().all(|&seen| seen > 0), "each way was gone: {seen:?}");
+        for (key, fence) in keys {
+            world.s.release(&id(&key), fence).await.unwrap();
+        }
+        assert_eq!((world.left().await, world.all_held().await.len()), (all, 0));
+        let shards = world.shards("p").await;
+        assert!(shards.iter().all(|shard| (shard.claims, shard.busy) == (0, 0)), "{shards:?}");
+        world.is_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn w05_a_share_that_is_being_released_is_held() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, Policy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
+    let first = world.share("a", &Resources { cpu_milli: 3_000, ..cards(&[], 1, 600) }).await.unwrap().claim;
+    let other = world.share("b", &cpu(500)).await.unwrap().claim;
+    world.s.begin_release(&id("a"), first.fence).await.unwrap();
+    assert_eq!(world.share("c", &cpu(1_000)).await, Err(FULL));
+    assert_eq!(world.share("c", &cards(&[], 1, 500)).await, Err(FULL));
+    assert_eq!(world.s.resize(&id("a"), first.fence, cpu(1)).await, Err(Refusal::Releasing));
+    assert_eq!(world.left().await, (500, 400));
+    // The others on the worker go on meanwhile.
+    world.s.resize(&id("b"), other.fence, cpu(1_000)).await.unwrap();
+    world.s.release(&id("a"), first.fence).await.unwrap();
+    assert_eq!(world.left().await, (3_000, 1_000));
+    world.share("c", &cards(&[], 1, 500)).await.unwrap();
+}
+
+#[tokio::test]
+async fn w07_a_worker_takes_nothing_that_needs_what_it_did_not_report() {
+    let world = World::on_memory().await;
+    let memory = Capacity { memory_bytes: 1 << 30, ..Capacity::default() };
+    let only_memory = WorkerSpec { capacity: memory, ..worker("memory") };
+    world.shared(shared(4, Policy::BestFit), vec![worker("bare"), sized("cpu", 2_000, None), only_memory]).await;
+    let memory = |bytes| Resources { memory_bytes: bytes, ..Resources::default() };
+    for never in [
+        Resources { slots: 1, ..Resources::default() },
+        Resources { memory_bytes: 1, ..cpu(1) },
+        cards(&[], 1, 1),
+        cpu(2_001),
+    ] {
+        assert_eq!(world.share("k", &never).await, Err(Refusal::Unsatisfiable), "{never:?}");
+    }
+    for i in 0..2 {
+        assert_eq!(world.place(&format!("c{i}"), &cpu(1_000)).await.unwrap().0, "cpu");
+        assert_eq!(world.place(&format!("m{i}"), &memory(1 << 29)).await.unwrap().0, "memory");
+    }
+    assert_eq!(world.share("k", &cpu(1)).await, Err(FULL));
+    assert_eq!(world.share("k", &memory(1)).await, Err(FULL));
+}
+
+/// The order of models counts for the whole pool, not only within the shard that happens to be asked first.
+#[tokio::test]
+async fn p02_the_most_wanted_model_is_found_in_whichever_shard_it_is() {
+    let world = World::on_memory().await;
+    let of = |shard, prefix: &str, model: &'static str| {
+        ids_on(shard, 8, 3, prefix).into_iter().map(move |id| sized(&id, 8_000, Some((model, 2)))).collect::<Vec<_>>()
+    };
+    let mut workers = of(5, "a", "A10");
+    (0..8).for_each(|shard| workers.extend(of(shard, "t", "T4")));
+    world.shared(shared(8, Policy::BestFit), workers).await;
+    let mut n = 0;
+    let mut model = async |models: &[&str], milli| {
+        n += 1;
+        let place = world.place(&format!("k{n}"), &cards(models, 1, milli)).await;
+        place.map(|(worker, _)| worker[..1].to_owned())
+    };
+    for _ in 0..6 {
+        assert_eq!(model(&["A10", "T4"], 1_000).await.as_deref(), Ok("a"));
+    }
+    assert_eq!(model(&["A10", "T4"], 1_000).await.as_deref(), Ok("t"), "there is none left of the other");
+    assert_eq!(model(&["A10"], 1).await, Err(FULL));
+    assert_eq!(model(&["L4"], 1).await, Err(Refusal::Unsatisfiable));
+    assert_eq!(model(&["L4", "T4"], 300).await.as_deref(), Ok("t"));
+    assert_eq!(model(&[], 300).await.as_deref(), Ok("t"));
+}
+
+/// Work without cards goes where no cards are while that fits, in whichever shard; unless the pool says otherwise.
+#[tokio::test]
+async fn p02_work_without_cards_leaves_cards_alone() {
+    for policy in [Policy::BestFit, Policy::Spread, Policy::Fgd] {
+        let world = World::on_memory().await;
+        let mut workers: Vec<_> =
+            (0..8).flat_map(|shard| ids_on(shard, 8, 2, "g")).map(|id| sized(&id, 2_000, Some(("T4", 1)))).collect();
+        workers.extend(ids_on(3, 8, 2, "c").iter().map(|id| sized(id, 4_000, None)));
+        world.shared(shared(8, policy), workers).await;
+        let cores = async |key: &str| world.place(key, &cpu(1_000)).await.unwrap().0;
+        for i in 0..8 {
+            assert!(cores(&format!("k{i}")).await.starts_with('c'), "{policy:?}");
+        }
+        assert!(cores("k8").await.starts_with('g'), "{policy:?}: better there than nowhere");
+        // In a batch as well.
+        world.s.release(&id("k0"), world.s.get_claim(&id("k0")).await.unwrap().fence).await.unwrap();
+        world.s.release(&id("k1"), world.s.get_claim(&id("k1")).await.unwrap().fence).await.unwrap();
+        let batch = (0..4).map(|i| asking("p", &format!("b{i}"), &cpu(1_000))).collect();
+        let taken = world.s.claim_batch(batch).await;
+        let on_cards =
+            taken.into_iter().filter(|taken| taken.as_ref().unwrap().claim.worker.spec.id.as_str().starts_with('g'));
+        assert_eq!(on_cards.count(), 2, "{policy:?}");
+    }
+    // Switched off, best fit takes the fullest, which has cards.
+    let world = World::on_memory().await;
+    let workers = || vec![sized("g", 2_000, Some(("T4", 1))), sized("c", 64_000, None)];
+    let spec = || shared(1, Policy::BestFit);
+    world.shared(PoolSpec { spare_gpu_workers: false, ..spec() }, workers()).await;
+    assert_eq!(world.place("k", &cpu(1_000)).await.unwrap().0, "g");
+    world.s.put_pool(name("p"), spec()).await.unwrap();
+    assert_eq!(world.place("l", &cpu(1_000)).await.unwrap().0, "c");
+}
+
+#[tokio::test]
+async fn p03_workers_are_filled_exactly() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, Policy::BestFit), vec![sized("w", 1_000, None)]).await;
+    let equal = |n: usize, prefix: &str| (0..n).map(|i| asking("p", &format!("{prefix}{i}"), &cpu(1))).collect();
+    let taken = world.s.claim_batch(equal(1_001, "k")).await;
+    assert_eq!(taken.iter().flatten().count(), 1_000);
+    assert_eq!(taken.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL]);
+    assert_eq!(world.left().await, (0, 0));
+
+    // Three onto room for two, over shards; 70 tiny ones onto one worker of each shard that is asked.
+    let world = World::on_memory().await;
+    let two: Vec<_> = (0..2).flat_map(|shard| ids_on(shard, 2, 1, "w")).map(|id| sized(&id, 1_000, None)).collect();
+    world.shared(shared(2, Policy::BestFit), two).await;
+    let three = (0..3).map(|i| asking("p", &format!("k{i}"), &cpu(1_000))).collect();
+    assert_eq!(world.s.claim_batch(three).await.iter().flatten().count(), 2);
+    let world = World::on_memory().await;
+    let many = ids_on(0, 1, 20, "w").iter().map(|id| sized(id, 4_000, None)).collect();
+    world.shared(shared(1, Policy::BestFit), many).await;
+    for i in 0..70 {
+        world.share(&format!("t{i}"), &cpu(10)).await.unwrap();
+    }
+    assert_eq!(world.counts("p").await.1, 1);
+}
+
+#[tokio::test]
+async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, Policy::BestFit), vec![sized("w", 4_000, Some(("T4", 2)))]).await;
+    let ask = Resources { cpu_milli: 3_000, ..cards(&["T4"], 1, 1_000) };
+    let first = world.share("k", &ask).await.unwrap().claim;
+    world.share("l", &cpu(1_000)).await.unwrap();
+    assert_eq!(world.share("k", &ask).await.unwrap().claim, first, "there is no room for a second");
+    // The worker shrinks below what its claims sum to: shown, not offered, and the claims stay.
+    world.enlist(vec![sized("w", 3_500, Some(("T4", 2)))]).await;
+    let look = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
+    assert!(look.overcommitted && look.claims.len() == 2);
+    assert_eq!(world.share("k", &ask).await.unwrap().claim.fence, first.fence);
+    assert_eq!(world.share("m", &cards(&[], 1, 1)).await, Err(FULL), "a card is left, and the worker is not offered");
+    assert_eq!(world.left().await, (0, 0));
+    // What gives back makes it fit again, one that grows it does not.
+    assert_eq!(
+        world.s.resize(&id("k"), first.fence, cpu(3_600)).await,
+        Err(Refusal::Invalid {
+            field: "resources".into(),
+            message: "must be within what the claim's worker has; release it and claim anew for more".into(),
+        })
+    );
+    let shrunk = Resources { cpu_milli: 2_500, ..cards(&["T4"], 1, 1_000) };
+    world.s.resize(&id("k"), first.fence, shrunk).await.unwrap();
+    let look = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
+    assert!(!look.overcommitted);
+    assert_eq!(world.left().await, (0, 1_000));
+    world.share("m", &cards(&[], 1, 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn b01_a_bad_item_harms_no_other_and_the_order_is_kept() {
+    let world = World::on_memory().await;
+    world.shared(shared(4, Policy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 2_000, None)).collect()).await;
+    let (bad, good) = (cards(&["T4"], 2, 500), cpu(1_000));
+    let batch = (0..9).map(|i| asking("p", &format!("k{i}"), if i % 4 == 1 { &bad } else { &good })).collect();
+    let outcomes = world.s.claim_batch(batch).await;
+    for (i, outcome) in outcomes.iter().enumerate() {
+        match outcome {
+            Err(Refusal::Invalid { field, .. }) => assert_eq!((i % 4, &**field), (1, "resources.gpu.milli")),
+            Ok(taken) => assert_eq!(taken.claim.id.key(), format!("k{i}")),
+            other => panic!("{i}: {other:?}"),
+        }
+    }
+    assert_eq!(outcomes.iter().flatten().count(), 7);
+}
+
+/// What a shard said that it has left is stale when the batch gets there: who loses the first choice gets a second in the
+/// same call, and both are placed.
+#[tokio::test]
+async fn b01_who_loses_the_first_choice_gets_a_second_in_the_same_call() {
+    let world = World::on_memory().await;
+    let (small, large) = (ids_on(0, 2, 1, "a").remove(0), ids_on(1, 2, 1, "b").remove(0));
+    world.shared(shared(2, Policy::BestFit), vec![sized(&small, 4_000, None), sized(&large, 8_000, None)]).await;
+    let mut lost = 0;
+    for round in 0..24 {
+        let busy = world.busy("p").await;
+        let mut first = asking("p", &format!("first{round}"), &cpu(4_000));
+        first.ask.as_mut().unwrap().worker = Some(WorkerId::new(&small).unwrap());
+        let first = world.begin_request_alone(first);
+        let s = world.s.clone();
+        let batch = (0..2).map(|i| asking("p", &format!("k{round}-{i}"), &cpu(4_000))).collect();
+        tokio::task::yield_now().await;
+        let second = tokio::spawn(async move { s.claim_batch(batch).await });
+        // The first, and the batch in one command or two.
+        busy.until_asked_at_least(2).await;
+        let first = done(first).await.unwrap().claim;
+        let taken = done(second).await;
+        assert!(taken.iter().all(Result::is_ok), "round {round}: {taken:?}");
+        lost += usize::from(taken.iter().flatten().all(|taken| taken.claim.worker.spec.id.as_str() == large));
+        for claim in taken.into_iter().flatten().map(|taken| taken.claim).chain([first]) {
+            world.s.release(&claim.id, claim.fence).await.unwrap();
+        }
+    }
+    assert_eq!(lost, 24, "the small one was taken before");
+}
+
+#[tokio::test]
+async fn b03_a_hundred_claims_on_twenty_workers_touch_twenty_workers() {
+    let world = World::on_disk().await;
+    world.shared(shared(4, Policy::BestFit), (0..20).map(|i| sized(&format!("w{i}"), 5_000, None)).collect()).await;
+    let before: BTreeMap<String, u64> = world.rows("p").await.into_iter().map(|row| (row.0, row.2)).collect();
+    let seq = |shards: &[hotpool::model::ShardStatus]| shards.iter().map(|shard| shard.seq).sum::<u64>();
+    let changes = seq(&world.shards("p").await);
+    let batch = (0..100).map(|i| asking("p", &format!("k{i}"), &cpu(1_000))).collect();
+    assert_eq!(world.s.claim_batch(batch).await.iter().flatten().count(), 100);
+    assert_eq!(seq(&world.shards("p").await) - changes, 20, "each change is one row");
+    let after = world.rows("p").await;
+    assert!(after.iter().all(|row| row.2 > before[&row.0]), "each of them once");
+    // And all of that is in the store.
+    let again = world.crashed().await;
+    assert_eq!((again.all_held().await.len(), again.left().await), (100, (0, 0)));
+}
+
+/// N1: claims of all sizes until nothing fits any more. At no time is one refused that a worker has room for, and one that
+/// is granted never had none.
+#[tokio::test]
+async fn n1_nobody_is_refused_while_a_worker_has_room() {
+    for (seed, shards, policy) in [(1, 4, Policy::BestFit), (2, 16, Policy::Spread), (3, 8, Policy::Fgd)] {
+        let world = World::on_memory().await;
+        let mut left: BTreeMap<String, (u64, Vec<u32>)> = BTreeMap::new();
+        let mut workers = Vec::new();
+        for i in 0..24_u32 {
+            let gpu = (i % 3 > 0).then_some(("T4", 1 + i % 4));
+            workers.push(sized(&format!("w{i}"), 4_000, gpu));
+            left.insert(format!("w{i}"), (4_000, vec![1_000; gpu.map_or(0, |gpu| gpu.1 as usize)]));
+        }
+        world.shared(shared(shards, policy), workers).await;
+        let mut dice = Seeded(seed);
+        let (mut granted, mut refused, mut n) = (0, 0, 0);
+        while world.left().await.0 > 0 && n < 2_000 {
+            n += 1;
+            let resources = match dice.below(4) {
+                0 => Resources { cpu_milli: dice.below(500), ..cards(&["T4"], 1, 1 + dice.below(1_000) as u32) },
+                1 => Resources { cpu_milli: 100, ..cards(&[], 1 + dice.below(4) as u32, 1_000) },
+                2 => cpu(100 + 100 * dice.below(38)),
+                _ => cpu(100),
+            };
+            let fits = |(cpu, cards): &(u64, Vec<u32>)| {
+                *cpu >= resources.cpu_milli
+                    && resources.gpu.as_ref().is_none_or(|gpu| {
+                        cards.iter().filter(|&&milli| milli >= gpu.milli).count() >= gpu.count as usize
+                    })
+            };
+            match world.place(&format!("k{n}"), &resources).await {
+                Ok((worker, of_cards)) => {
+                    granted += 1;
+                    let room = left.get_mut(&worker).unwrap();
+                    assert!(fits(room), "{worker} had no room for {resources:?}");
+                    room.0 -= resources.cpu_milli;
+                    for card in (0..64).filter(|card| of_cards & (1 << card) != 0) {
+                        room.1[card] -= resources.gpu.as_ref().unwrap().milli;
+                    }
+                }
+                Err(FULL) => {
+                    refused += 1;
+                    assert!(!left.values().any(fits), "N1: {resources:?} fits");
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert!(left.values().all(|(cpu, _)| *cpu < 100 || *cpu % 100 > 0), "full to the brim: {left:?}");
+        assert!(granted > 100 && refused > 20, "{granted} granted, {refused} refused");
+    }
+}
+
+#[tokio::test]
+async fn s01_a_restart_finds_the_same_cards_and_as_much_free() {
+    let world = World::on_disk().await;
+    let workers = (0..6).map(|i| sized(&format!("g{i}"), 16_000, Some((["T4", "A10"][i % 2], 4)))).collect();
+    world.shared(shared(4, Policy::Fgd), workers).await;
+    for i in 0..20 {
+        let resources = match i % 4 {
+            0 => cards(&["T4"], 1, 300),
+            1 => Resources { cpu_milli: 2_000, ..cards(&["A10", "T4"], 2, 1_000) },
+            2 => cpu(1_500),
+            _ => cards(&[], 1, 700),
+        };
+        if let Ok(taken) = world.share(&format!("k{i}"), &resources).await {
+            if i % 5 == 0 {
+                // There may be no room for it.
+                let _ = world.s.resize(&id(&format!("k{i}")), taken.claim.fence, cards(&[], 1, 1_000)).await;
+            }
+            if i % 7 == 0 {
+                world.s.release(&id(&format!("k{i}")), taken.claim.fence).await.unwrap();
+            }
+        }
+    }
+    let sorted = |mut claims: Vec<ClaimView>| {
+        claims.sort_by(|one, two| one.id.key().cmp(two.id.key()));
+        claims
+    };
+    let (claims, left) = (sorted(world.all_held().await), world.left().await);
+    assert!(claims.len() > 10 && claims.iter().any(|claim| claim.cards.unwrap().count_ones() == 2));
+    world.stored("p").await;
+    let again = world.crashed().await;
+    assert_eq!((sorted(again.all_held().await), again.left().await), (claims.clone(), left));
+    let again = again.restarted().await;
+    assert_eq!((sorted(again.all_held().await), again.left().await), (claims.clone(), left));
+    for claim in claims {
+        again.s.release(&claim.id, claim.fence).await.unwrap();
+    }
+    assert_eq!(again.left().await, (96_000, 24_000));
+}
+
+/// One heartbeat speaks for all that a worker holds: it confirms, and what it names no more ends after the grace, alone.
+#[tokio::test]
+async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, Policy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
+    let mut fences = Vec::new();
+    for key in ["a", "b", "c"] {
+        let request = ClaimRequest { reserve_ms: None, ..asking("p", key, &cards(&[], 1, 200)) };
+        fences.push(world.s.claim(request).await.unwrap().claim.fence);
+    }
+    let named = |keys: &[usize]| keys.iter().map(|&at| (["a", "b", "c"][at], fences[at])).collect::<Vec<_>>();
+    let heard = world.beat("w", Some(&named(&[0, 1]))).await;
+    assert_eq!((heard.claims.len(), heard.stop.len()), (3, 0));
+    let states = async |world: &World| {
+        let mut states = Vec::new();
+        for key in ["a", "b", "c"] {
+            states.push(world.state(key).await);
+        }
+        states
+    };
+    assert_eq!(states(&world).await, [ClaimState::Active, ClaimState::Active, ClaimState::Reserved]);
+    assert_eq!(world.left().await, (4_000, 400), "no heartbeat makes room");
+    // It names one less, and later the other two are still named.
+    world.beat("w", Some(&named(&[0, 2]))).await;
+    for _ in 0..4 {
+        world.pass(10_000).await;
+        world.beat("w", Some(&named(&[0, 2]))).await;
+    }
+    assert_eq!(
+        world.s.get_claim(&id("b")).await.map(|claim| claim.id),
+        Err(Refusal::NotFound(hotpool::refusal::What::Claim))
+    );
+    assert_eq!((world.state("a").await, world.state("c").await), (ClaimState::Active, ClaimState::Active));
+    assert_eq!(world.left().await, (4_000, 600));
+    // What it should not run it is told to stop; until it has, it is offered to nobody.
+    let heard = world.beat("w", Some(&[("a", fences[0]), ("b", fences[1]), ("c", fences[2])])).await;
+    assert_eq!((heard.claims.len(), heard.stop.len()), (2, 1));
+    assert_eq!(world.share("d", &cpu(1)).await, Err(FULL));
+    world.beat("w", Some(&named(&[0, 2]))).await;
+    world.share("d", &cpu(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn s01_a_worker_that_nothing_spoke_for_gives_no_shares() {
+    let world = World::on_disk().await;
+    let spec = PoolSpec { ack: Ack::Memory, reserve_ms: 2_000, ..shared(1, Policy::BestFit) };
+    world.shared(spec, vec![sized("w", 4_000, None)]).await;
+    let kept = world.share("kept", &cpu(1_000)).await.unwrap().claim.fence;
+    let gone = world.share("gone", &cpu(1_000)).await.unwrap().claim.fence;
+    world.stored("p").await;
+    let world = world.crashed().await;
+    let look = world.look("w").await;
+    assert_eq!((look.trust, look.claims.len()), (Trust::Suspect, 2));
+    assert_eq!((world.share("new", &cpu(1)).await, world.left().await), (Err(FULL), (0, 0)));
+    // Not before what may have been lost can be started no more.
+    world.beat("w", Some(&[("kept", kept)])).await;
+    assert_eq!(world.share("new", &cpu(1)).await, Err(FULL));
+    world.pass(2_000).await;
+    // A claim that no record tells of is not taken over in a shared pool: nobody knows how much it holds.
+    let unknown = gone + 1;
+    let heard = world.beat("w", Some(&[("kept", kept), ("unknown", unknown)])).await;
+    assert_eq!((heard.claims.len(), heard.stop.len()), (1, 1), "{heard:?}");
+    assert_eq!(world.share("new", &cpu(1)).await, Err(FULL), "it still runs something");
+    world.beat("w", Some(&[("kept", kept)])).await;
+    assert_eq!(world.left().await, (3_000, 0));
+    world.share("new", &cpu(3_000)).await.unwrap();
+    // A cordon keeps newcomers away, and nobody else.
+    let w = WorkerId::new("w").unwrap();
+    world.s.steer(&name("p"), &w, WorkerVerb::Cordon).await.unwrap();
+    world.s.resize(&id("kept"), kept, cpu(500)).await.unwrap();
+    assert_eq!((world.left().await, world.share("more", &cpu(1)).await), ((0, 0), Err(FULL)));
+    world.s.steer(&name("p"), &w, WorkerVerb::Uncordon).await.unwrap();
+    assert_eq!(world.left().await, (500, 0));
+}
