@@ -1,18 +1,19 @@
-//! The embedded store behind a gate: the competing step of a test.
+//! A store behind a gate: the competing step of a test.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hotpool::model::Fence;
+use hotpool::model::{Fence, Millis};
 use hotpool::row::{self, Frames, RowKind};
-use hotpool::store::redb::RedbStore;
-use hotpool::store::{Loaded, Ownership, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
-use tempfile::TempDir;
+use hotpool::store::{
+    Loaded, Ownership, Renewal, RowSink, ShardKey, SharedStore, Step, StepKind, StepOutcome, Store, StoreError,
+};
 use tokio::sync::Notify;
 use uuid::Uuid;
+
+use crate::place::Place;
 
 /// Which steps stop at the gate.
 pub type Which = Box<dyn Fn(&Step) -> bool + Send>;
@@ -29,15 +30,15 @@ struct State {
     wish: Option<ShardKey>,
     stopped: usize,
     keeps_copies: bool,
-    copies: Vec<TempDir>,
+    copies: Vec<Place>,
     pools: HashMap<String, u64>,
     log: Vec<(ShardKey, &'static str, StepOutcome)>,
 }
 
 /// A real store with a gate in front of it.
 pub struct GatedStore {
-    inner: RedbStore,
-    dir: PathBuf,
+    inner: SharedStore,
+    place: Place,
     state: Mutex<State>,
     moved: Notify,
     /// Held while the inner store works, so that a copy never sees half a commit that nobody could have crashed into.
@@ -45,10 +46,10 @@ pub struct GatedStore {
 }
 
 impl GatedStore {
-    pub fn open(dir: &Path) -> Self {
+    pub fn open(place: Place) -> Self {
         Self {
-            inner: RedbStore::open(dir).expect("open"),
-            dir: dir.to_path_buf(),
+            inner: place.open(),
+            place,
             state: Mutex::default(),
             moved: Notify::new(),
             working: tokio::sync::Mutex::new(()),
@@ -105,12 +106,12 @@ impl GatedStore {
         self.change(|state| state.wish = Some(shard));
     }
 
-    /// Keeps a copy of the directory after every commit.
+    /// Keeps a copy of what is stored after every commit.
     pub fn keep_copies(&self) {
         self.change(|state| state.keeps_copies = true);
     }
 
-    pub fn take_copies(&self) -> Vec<TempDir> {
+    pub fn take_copies(&self) -> Vec<Place> {
         std::mem::take(&mut self.state().copies)
     }
 
@@ -140,10 +141,10 @@ impl GatedStore {
         ShardKey { pool: self.state().pools[pool], shard }
     }
 
-    /// The directory as `kill -9` would leave it now.
-    pub async fn copy(&self) -> TempDir {
+    /// What `kill -9` would leave now.
+    pub async fn copy(&self) -> Place {
         let _quiet = self.working.lock().await;
-        copy_of(&self.dir)
+        self.place.copy()
     }
 
     async fn passes(&self, steps: &[Step]) {
@@ -209,7 +210,7 @@ impl GatedStore {
             let _working = self.working.lock().await;
             let outcomes = self.inner.apply(good).await?.into_iter();
             if self.state().keeps_copies {
-                let copy = copy_of(&self.dir);
+                let copy = self.place.copy();
                 self.state().copies.push(copy);
             }
             outcomes
@@ -234,12 +235,36 @@ impl Store for GatedStore {
         true
     }
 
+    fn lease_ms(&self) -> Option<Millis> {
+        self.inner.lease_ms()
+    }
+
+    fn step_bytes_max(&self) -> usize {
+        self.inner.step_bytes_max()
+    }
+
+    fn fault(&self) -> String {
+        self.inner.fault()
+    }
+
+    fn lane(&self, shard: ShardKey) -> usize {
+        self.inner.lane(shard)
+    }
+
     fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
         self.inner.take_over(owner)
     }
 
     fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.raise_fence_ceiling(ceiling)
+    }
+
+    fn renew(&self, create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
+        self.inner.renew(create)
+    }
+
+    fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.resign()
     }
 
     fn load(&self, shards: Vec<ShardKey>, mut sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
@@ -267,14 +292,4 @@ impl Store for GatedStore {
     fn wants_rewrite(&self) -> Option<ShardKey> {
         self.state().wish
     }
-}
-
-/// The files as they are, elsewhere.
-pub fn copy_of(from: &Path) -> TempDir {
-    let to = TempDir::new().unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
-    }
-    to
 }

@@ -16,7 +16,7 @@ fn long(id: &str) -> WorkerSpec {
 }
 
 async fn pool_of_long(ack: Ack, n: usize) -> World {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, ack), &[]).await;
     let all = (0..n).map(|i| long(&format!("w{i}")).into()).collect();
     for registered in world.s.register_batch(&name("p"), all).await.unwrap() {
@@ -85,7 +85,7 @@ async fn steps(world: &World, seed: u64, n: usize) {
 
 #[tokio::test]
 async fn s02_a_flush_whose_reply_is_lost_is_sent_again_and_applied_once() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let key = world.gate().key("ns/p", 0);
     let before = world.gate().log(key).len();
@@ -98,7 +98,7 @@ async fn s02_a_flush_whose_reply_is_lost_is_sent_again_and_applied_once() {
 
 #[tokio::test]
 async fn s02_a_store_that_fails_some_calls_gets_everything_in_the_end() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
     world.gate().fail(2);
     let claim = world.begin_claim("p", "k").await;
@@ -135,7 +135,7 @@ async fn s04_a_gap_has_the_shard_rewritten_while_claims_go_on() {
 
 #[tokio::test]
 async fn s04_durable_answers_wait_for_the_rewrite_after_a_gap() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["s", "t", "u", "v", "w"]).await;
     let key = world.gate().key("ns/p", 0);
     world.gate().hold(|step| matches!(step.kind, StepKind::Flip { .. }));

@@ -1,5 +1,6 @@
 //! The behaviours of the case list, held against the scheduler in process: on the memory store, and on the embedded
 //! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses what it wants to see missing.
+//! Those of S11 and S12 run on Redis as well (`tests/redis.rs`).
 //! Time is the test's own; nothing sleeps.
 
 mod choice;
@@ -14,6 +15,7 @@ mod journal;
 mod life;
 mod memory_ack;
 mod panics;
+mod place;
 mod restart;
 mod store_wait;
 mod workers;
