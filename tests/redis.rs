@@ -1,5 +1,5 @@
-//! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12) run here
-//! as well as on the embedded one: the same text, with [`place`] for the other one's.
+//! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12, and the
+//! journal's) run here as well as on the embedded one: the same text, with [`place`] for the other one's.
 
 #[path = "redis/bad_days.rs"]
 mod bad_days;
@@ -13,6 +13,8 @@ mod contract;
 mod gate;
 #[path = "cases/held_back.rs"]
 mod held_back;
+#[path = "cases/journal.rs"]
+mod journal;
 #[path = "redis/place.rs"]
 mod place;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]

@@ -181,7 +181,7 @@ impl Journal {
                 && let Some(waiting) = rewrites.note(&outbox, waiting)
             {
                 if waiting.rows.len() > self.store.step_bytes_max() {
-                    rewrites.begin(outbox, self.fresh_generation(), Some(waiting.to));
+                    rewrites.catch_up(outbox, self.fresh_generation(), waiting);
                 } else {
                     bytes += waiting.rows.len();
                     flights.push(Flight::rows(outbox, waiting));

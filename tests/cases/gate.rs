@@ -28,11 +28,14 @@ struct State {
     fail: usize,
     lose_reply: usize,
     wish: Option<ShardKey>,
+    step_bytes_max: Option<usize>,
     stopped: usize,
     keeps_copies: bool,
     copies: Vec<Place>,
     pools: HashMap<String, u64>,
     log: Vec<(ShardKey, &'static str, StepOutcome)>,
+    /// Bytes of rows in the largest chunk or flip of a shard so far.
+    largest: HashMap<ShardKey, usize>,
 }
 
 /// A real store with a gate in front of it.
@@ -101,6 +104,11 @@ impl GatedStore {
         self.change(|state| state.lose_reply = calls);
     }
 
+    /// A step with more rows than this is to come in chunks.
+    pub fn limit_steps(&self, bytes: usize) {
+        self.change(|state| state.step_bytes_max = Some(bytes));
+    }
+
     /// Asks for a rewrite of the shard, once.
     pub fn wish_rewrite(&self, shard: ShardKey) {
         self.change(|state| state.wish = Some(shard));
@@ -134,6 +142,11 @@ impl GatedStore {
     /// Outcomes of the steps of a shard so far, each with the kind of its step.
     pub fn log(&self, shard: ShardKey) -> Vec<(&'static str, StepOutcome)> {
         self.state().log.iter().filter(|(of, ..)| *of == shard).map(|&(_, kind, outcome)| (kind, outcome)).collect()
+    }
+
+    /// Bytes of rows in the largest chunk or flip of a shard so far.
+    pub fn largest(&self, shard: ShardKey) -> usize {
+        self.state().largest.get(&shard).copied().unwrap_or(0)
     }
 
     /// The key of a shard, from the catalogue's rows that went by.
@@ -170,6 +183,10 @@ impl GatedStore {
         };
         self.change(|state| {
             state.log.push((step.shard, kind, outcome));
+            if let StepKind::Chunk { rows, .. } | StepKind::Flip { rows, .. } = &step.kind {
+                let largest = state.largest.entry(step.shard).or_default();
+                *largest = (*largest).max(rows.len());
+            }
             if kind == "flip" && state.wish == Some(step.shard) {
                 state.wish = None;
             }
@@ -240,7 +257,7 @@ impl Store for GatedStore {
     }
 
     fn step_bytes_max(&self) -> usize {
-        self.inner.step_bytes_max()
+        self.state().step_bytes_max.unwrap_or_else(|| self.inner.step_bytes_max())
     }
 
     fn fault(&self) -> String {

@@ -15,13 +15,17 @@ fn long(id: &str) -> WorkerSpec {
     WorkerSpec { labels, ..worker(id) }
 }
 
-async fn pool_of_long(ack: Ack, n: usize) -> World {
-    let world = World::on_store().await;
-    world.pool("p", spec(1, ack), &[]).await;
-    let all = (0..n).map(|i| long(&format!("w{i}")).into()).collect();
+async fn add_long(world: &World, prefix: &str, n: usize) {
+    let all = (0..n).map(|i| long(&format!("{prefix}{i}")).into()).collect();
     for registered in world.s.register_batch(&name("p"), all).await.unwrap() {
         assert!(registered.unwrap().created);
     }
+}
+
+async fn pool_of_long(ack: Ack, n: usize) -> World {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, ack), &[]).await;
+    add_long(&world, "w", n).await;
     world.stored("p").await;
     world
 }
@@ -275,4 +279,48 @@ async fn s08_a_panic_while_a_gap_is_being_mended_comes_to_an_end() {
     world.pool("q", spec(1, Ack::Durable), &["w"]).await;
     world.gate().gap(world.gate().key("ns/q", 0), 1);
     world.claim("q", "l").await.unwrap();
+}
+
+/// What gathered while the store was away is more than a step may carry, so the shard is dumped, and panics: before
+/// the dump, or in the middle of it. The store has the rest of it, and the journal the tail.
+#[tokio::test]
+async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {
+    for dumped in [false, true] {
+        let world = pool_of_long(Ack::Memory, 2_000).await;
+        let key = world.gate().key("ns/p", 0);
+        world.gate().limit_steps(64 << 10);
+        world.gate().hold_all();
+        let fence = world.claim("p", "k").await.unwrap().claim.fence;
+        world.gate().stopped().await;
+        // More than a flip may carry, too.
+        add_long(&world, "late", 4_000).await;
+        world.s.release(&id("k"), fence).await.unwrap();
+        for i in 0..100 {
+            world.s.delete_worker(&name("p"), &WorkerId::new(&format!("w{i}")).unwrap()).await.unwrap();
+        }
+        if dumped {
+            world.gate().hold(|step| matches!(step.kind, StepKind::Chunk { number: 1, .. }));
+            until("the first chunk is stored", async || world.gate().log(key).contains(&("chunk", Applied))).await;
+            world.gate().stopped().await;
+            world.claim("p", "l").await.unwrap();
+        }
+        let live = world.rows("p").await;
+        world.s.inject_panic(&name("p"), 0);
+        until("it is away", async || world.shards("p").await[0].state != "serving").await;
+        world.gate().open_gate();
+        until("it is back", async || {
+            let shard = &world.shards("p").await[0];
+            assert_ne!(shard.state, "refused", "{:?}", world.s.readiness());
+            (shard.restarts, &*shard.state) == (1, "serving")
+        })
+        .await;
+        assert!(world.rows("p").await == live, "rows were lost");
+        store_is_exact(&world).await;
+        // The flip carries no more than it may: the tail went ahead of it, in chunks.
+        let flips: Vec<_> = world.gate().log(key).into_iter().filter(|(kind, _)| *kind == "flip").collect();
+        assert_eq!(flips, [("flip", Applied)]);
+        assert!(world.gate().largest(key) <= 1 << 20, "{} bytes in a step", world.gate().largest(key));
+        steps(&world, 20, 50).await;
+        store_is_exact(&world).await;
+    }
 }
