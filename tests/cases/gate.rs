@@ -1,11 +1,11 @@
 //! A store behind a gate: the competing step of a test.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hotpool::model::{Fence, Millis};
+use hotpool::model::{Fence, Millis, Seq};
 use hotpool::row::{self, Frames, RowKind};
 use hotpool::store::{
     Loaded, Ownership, Renewal, RowSink, ShardKey, SharedStore, Step, StepKind, StepOutcome, Store, StoreError,
@@ -18,12 +18,37 @@ use crate::place::Place;
 /// Which steps stop at the gate.
 pub type Which = Box<dyn Fn(&Step) -> bool + Send>;
 
+/// A step as it came.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub shard: ShardKey,
+    pub from: Seq,
+    pub to: Seq,
+    pub kind: &'static str,
+    /// Of rows.
+    pub bytes: usize,
+}
+
+impl Sent {
+    fn of(step: &Step) -> Self {
+        let (kind, bytes) = match &step.kind {
+            StepKind::Rows(rows) => ("rows", rows.len()),
+            StepKind::Chunk { rows, .. } => ("chunk", rows.len()),
+            StepKind::Flip { rows, .. } => ("flip", rows.len()),
+            StepKind::Drop => ("drop", 0),
+        };
+        Self { shard: step.shard, from: step.from, to: step.to, kind, bytes }
+    }
+}
+
 #[derive(Default)]
 struct State {
     held: Option<Which>,
     holds_loads: bool,
     /// How many more steps of a shard are answered `Gap`.
     gaps: HashMap<ShardKey, usize>,
+    /// How many more steps of a shard are answered `Away`.
+    unanswered: HashMap<ShardKey, usize>,
     /// Calls that fail and change nothing; calls that are carried out and answered with a failure.
     fail: usize,
     lose_reply: usize,
@@ -34,14 +59,15 @@ struct State {
     copies: Vec<Place>,
     pools: HashMap<String, u64>,
     log: Vec<(ShardKey, &'static str, StepOutcome)>,
-    /// Bytes of rows in the largest chunk or flip of a shard so far.
-    largest: HashMap<ShardKey, usize>,
+    /// Calls so far that were carried out, with their steps.
+    rounds: Vec<Vec<Sent>>,
 }
 
 /// A real store with a gate in front of it.
 pub struct GatedStore {
     inner: SharedStore,
-    place: Place,
+    /// The test's: tasks that outlive it keep the store, and must not keep a server running.
+    place: Weak<Place>,
     state: Mutex<State>,
     moved: Notify,
     /// Held while the inner store works, so that a copy never sees half a commit that nobody could have crashed into.
@@ -49,10 +75,10 @@ pub struct GatedStore {
 }
 
 impl GatedStore {
-    pub fn open(place: Place) -> Self {
+    pub fn open(place: &Arc<Place>) -> Self {
         Self {
             inner: place.open(),
-            place,
+            place: Arc::downgrade(place),
             state: Mutex::default(),
             moved: Notify::new(),
             working: tokio::sync::Mutex::new(()),
@@ -61,6 +87,10 @@ impl GatedStore {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    fn place(&self) -> Arc<Place> {
+        self.place.upgrade().expect("the test is not over")
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -86,12 +116,18 @@ impl GatedStore {
         self.change(|state| state.gaps.extend([(shard, times)]));
     }
 
+    /// The next `times` steps of the shard are answered `Away`, and are not applied.
+    pub fn leave_unanswered(&self, shard: ShardKey, times: usize) {
+        self.change(|state| state.unanswered.extend([(shard, times)]));
+    }
+
     /// Nothing is held, refused or failed any more.
     pub fn open_gate(&self) {
         self.change(|state| {
             state.held = None;
             state.holds_loads = false;
             state.gaps.clear();
+            state.unanswered.clear();
             (state.fail, state.lose_reply) = (0, 0);
         });
     }
@@ -119,8 +155,11 @@ impl GatedStore {
         self.change(|state| state.keeps_copies = true);
     }
 
+    /// They are kept no more.
     pub fn take_copies(&self) -> Vec<Place> {
-        std::mem::take(&mut self.state().copies)
+        let mut state = self.state();
+        state.keeps_copies = false;
+        std::mem::take(&mut state.copies)
     }
 
     /// Waits until a call stands at the gate.
@@ -144,9 +183,9 @@ impl GatedStore {
         self.state().log.iter().filter(|(of, ..)| *of == shard).map(|&(_, kind, outcome)| (kind, outcome)).collect()
     }
 
-    /// Bytes of rows in the largest chunk or flip of a shard so far.
-    pub fn largest(&self, shard: ShardKey) -> usize {
-        self.state().largest.get(&shard).copied().unwrap_or(0)
+    /// The steps of each call so far.
+    pub fn rounds(&self) -> Vec<Vec<Sent>> {
+        self.state().rounds.clone()
     }
 
     /// The key of a shard, from the catalogue's rows that went by.
@@ -157,7 +196,7 @@ impl GatedStore {
     /// What `kill -9` would leave now.
     pub async fn copy(&self) -> Place {
         let _quiet = self.working.lock().await;
-        self.place.copy()
+        self.place().copy()
     }
 
     async fn passes(&self, steps: &[Step]) {
@@ -170,23 +209,12 @@ impl GatedStore {
     }
 
     fn note(&self, step: &Step, outcome: StepOutcome) {
-        let kind = match &step.kind {
-            StepKind::Rows(rows) => {
-                if step.shard == ShardKey::CATALOGUE {
-                    self.learn(rows);
-                }
-                "rows"
-            }
-            StepKind::Chunk { .. } => "chunk",
-            StepKind::Flip { .. } => "flip",
-            StepKind::Drop => "drop",
-        };
+        if let (StepKind::Rows(rows), ShardKey::CATALOGUE) = (&step.kind, step.shard) {
+            self.learn(rows);
+        }
+        let kind = Sent::of(step).kind;
         self.change(|state| {
             state.log.push((step.shard, kind, outcome));
-            if let StepKind::Chunk { rows, .. } | StepKind::Flip { rows, .. } = &step.kind {
-                let largest = state.largest.entry(step.shard).or_default();
-                *largest = (*largest).max(rows.len());
-            }
             if kind == "flip" && state.wish == Some(step.shard) {
                 state.wish = None;
             }
@@ -208,12 +236,18 @@ impl GatedStore {
             let mut state = self.state();
             let fails = std::mem::take(&mut state.fail);
             state.fail = fails.saturating_sub(1);
-            let mut refused = HashSet::new();
+            let mut refused = HashMap::new();
+            let State { gaps, unanswered, .. } = &mut *state;
             for step in steps.iter().filter(|_| fails == 0) {
-                if let Some(left) = state.gaps.get_mut(&step.shard).filter(|left| **left > 0) {
-                    *left -= 1;
-                    refused.insert(step.shard);
+                for (times, outcome) in [(&mut *gaps, StepOutcome::Gap), (&mut *unanswered, StepOutcome::Away)] {
+                    if let Some(left) = times.get_mut(&step.shard).filter(|left| **left > 0) {
+                        *left -= 1;
+                        refused.insert(step.shard, outcome);
+                    }
                 }
+            }
+            if fails == 0 {
+                state.rounds.push(steps.iter().map(Sent::of).collect());
             }
             let loses = fails == 0 && state.lose_reply > 0;
             state.lose_reply -= usize::from(loses);
@@ -222,19 +256,19 @@ impl GatedStore {
         if fails {
             return Err(StoreError::Away("the gate fails it".into()));
         }
-        let good: Vec<Step> = steps.iter().filter(|step| !refused.contains(&step.shard)).cloned().collect();
+        let good: Vec<Step> = steps.iter().filter(|step| !refused.contains_key(&step.shard)).cloned().collect();
         let mut outcomes = {
             let _working = self.working.lock().await;
             let outcomes = self.inner.apply(good).await?.into_iter();
             if self.state().keeps_copies {
-                let copy = self.place.copy();
+                let copy = self.place().copy();
                 self.state().copies.push(copy);
             }
             outcomes
         };
         let all: Vec<StepOutcome> = steps
             .iter()
-            .map(|step| if refused.contains(&step.shard) { StepOutcome::Gap } else { outcomes.next().unwrap() })
+            .map(|step| refused.get(&step.shard).copied().unwrap_or_else(|| outcomes.next().unwrap()))
             .collect();
         for (step, outcome) in steps.iter().zip(&all) {
             self.note(step, *outcome);

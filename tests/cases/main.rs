@@ -17,6 +17,7 @@ mod memory_ack;
 mod panics;
 mod place;
 mod restart;
+mod rounds;
 mod store_wait;
 mod workers;
 mod world;

@@ -74,6 +74,7 @@ pub struct World {
     pub s: Scheduler,
     pub clock: Clock,
     pub gate: Option<Arc<GatedStore>>,
+    _place: Option<Arc<Place>>,
 }
 
 impl World {
@@ -82,7 +83,7 @@ impl World {
         let settings = Settings { store_wait_ms: WAIT_MS };
         let s = Scheduler::with_clock(Arc::new(MemoryStore), settings, clock.clone());
         s.start().await.unwrap();
-        Self { s, clock, gate: None }
+        Self { s, clock, gate: None, _place: None }
     }
 
     /// On an empty store behind a gate.
@@ -100,10 +101,11 @@ impl World {
     /// The same, not started.
     pub fn closed(place: Place) -> Self {
         let clock = Clock::manual();
-        let gate = Arc::new(GatedStore::open(place));
+        let place = Arc::new(place);
+        let gate = Arc::new(GatedStore::open(&place));
         let settings = Settings { store_wait_ms: WAIT_MS };
         let s = Scheduler::with_clock(Arc::<GatedStore>::clone(&gate), settings, clock.clone());
-        Self { s, clock, gate: Some(gate) }
+        Self { s, clock, gate: Some(gate), _place: Some(place) }
     }
 
     pub fn gate(&self) -> &Arc<GatedStore> {
