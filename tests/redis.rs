@@ -1,4 +1,5 @@
-//! The Redis store, on real servers and clusters.
+//! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12, G1, and
+//! the journal's) run here as well as on the embedded one: the same text, with [`place`] for the other one's.
 
 #[path = "redis/bad_days.rs"]
 mod bad_days;
@@ -7,11 +8,27 @@ mod bad_days;
 mod client;
 #[path = "redis/contract.rs"]
 mod contract;
+#[path = "cases/gangs.rs"]
+mod gangs;
+#[allow(dead_code, reason = "shared with the cases, which use all of it")]
+#[path = "cases/gate.rs"]
+mod gate;
+#[path = "cases/held_back.rs"]
+mod held_back;
+#[path = "cases/journal.rs"]
+mod journal;
+#[path = "redis/place.rs"]
+mod place;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/server.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with the crash campaigns, which use all of it")]
 #[path = "redis/servers.rs"]
 mod servers;
+#[path = "cases/store_wait.rs"]
+mod store_wait;
 #[path = "redis/stores.rs"]
 mod stores;
+#[allow(dead_code, reason = "shared with the cases, which use all of it")]
+#[path = "cases/world.rs"]
+mod world;

@@ -78,6 +78,8 @@ pub struct Outbox {
     lives: AtomicU64,
     /// The store answered a gap, and what is to mend it is not dumped yet.
     needs_source: AtomicBool,
+    /// The shard panicked: until it is restarted it dumps nothing.
+    orphaned: AtomicBool,
     /// The shard panicked when only it could mend the gap.
     lost: AtomicBool,
 }
@@ -105,6 +107,7 @@ impl Outbox {
             check: AtomicBool::new(false),
             lives: AtomicU64::new(0),
             needs_source: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         });
         journal.outboxes.insert(key, Arc::downgrade(&outbox));
@@ -120,6 +123,7 @@ impl Outbox {
     pub fn restart(&self, at: Seq) {
         *self.lock() = Waiting { from: at, to: at, ..Waiting::default() };
         self.lives.fetch_add(1, Ordering::Release);
+        self.orphaned.store(false, Ordering::Release);
         self.applied.store(at, Ordering::Release);
         self.oldest_ns.store(0, Ordering::Relaxed);
     }
@@ -192,7 +196,13 @@ impl Outbox {
         }
     }
 
-    /// The shard panicked: waits until the store has its tail. False: it never will, fenced or [`Self::is_lost`].
+    /// The shard panicked: nobody need wait for its dump.
+    pub fn orphan(&self) {
+        self.orphaned.store(true, Ordering::Release);
+        self.journal.lanes[self.lane].work.notify_one();
+    }
+
+    /// After [`Self::orphan`]: waits until the store has the tail. False: it never will, fenced or [`Self::is_lost`].
     pub async fn drained(&self) -> bool {
         loop {
             let progress = self.journal.progress.notified();
@@ -203,12 +213,19 @@ impl Outbox {
                 return false;
             }
             if self.needs_source.load(Ordering::Acquire) {
-                self.lost.store(true, Ordering::Release);
-                self.journal.progress.notify_waiters();
+                self.lose();
+                return false;
+            }
+            if self.is_lost() {
                 return false;
             }
             progress.await;
         }
+    }
+
+    fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.journal.progress.notify_waiters();
     }
 
     /// The store lacks part of the shard, and the shard that could have mended it is gone.

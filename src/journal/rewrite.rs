@@ -4,12 +4,16 @@
 //! are kept beside ([`Rewrite::again`]) and go last, with the flip. The last state of a row among chunks and flip is
 //! its present one: whatever changed after its dump was handed over later and is in `again`. When the store has the
 //! old generation (no gap), steps go on to it meanwhile, so durable answers do not wait for the rewrite.
+//!
+//! A shard with more to catch up with than one step may carry is rewritten too. Should its source panic before it has
+//! dumped everything, what the store has and what was kept of the tail are the shard together: then the dump is the
+//! store's, and the tail goes last.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt as _, ready};
 
 use super::writer::Flight;
 use super::{Outbox, Waiting, coalesce};
@@ -25,7 +29,39 @@ const FLIP_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 /// Pause before a source that cannot answer is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(50);
 
-type Dump = BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>>;
+type Dump = BoxFuture<'static, Dumped>;
+
+/// What came of asking for rows.
+enum Dumped {
+    /// Rows in pieces, and where to go on.
+    Rows(VecDeque<Vec<u8>>, Option<u32>),
+    /// The source is gone, or the store that speaks for it is away.
+    Nothing,
+    /// The store, which should speak for the source, lacks part of it.
+    Lost,
+}
+
+/// What the store lacks of a shard: rows that were handed over after its state at `from`.
+struct Tail {
+    from: Seq,
+    rows: Vec<u8>,
+    fold_at: usize,
+}
+
+impl Tail {
+    fn extend(&mut self, rows: &[u8]) {
+        extend(&mut self.rows, rows, &mut self.fold_at);
+    }
+}
+
+/// Appends rows, and folds them now and then.
+fn extend(kept: &mut Vec<u8>, rows: &[u8], fold_at: &mut usize) {
+    kept.extend_from_slice(rows);
+    if kept.len() > *fold_at {
+        coalesce::fold(kept);
+        *fold_at = (2 * kept.len()).max(CHUNK_BYTES);
+    }
+}
 
 struct Rewrite {
     outbox: Arc<Outbox>,
@@ -38,17 +74,21 @@ struct Rewrite {
     /// The life of the shard that the first dump came from: another one numbers its workers otherwise.
     life: u64,
     /// Dumped, not sent.
-    piece: Option<Vec<u8>>,
+    pieces: VecDeque<Vec<u8>>,
     /// Rows that were handed over since the rewrite began.
     again: Vec<u8>,
     fold_at: usize,
     /// The store takes no steps of this shard until the flip; rows taken so far lead to this.
     gap: Option<Seq>,
+    /// The store has all before this, and no step may carry it.
+    tail: Option<Tail>,
+    /// The source has panicked: what is dumped is what the store has.
+    from_store: bool,
     in_flight: bool,
 }
 
 impl Rewrite {
-    fn new(outbox: Arc<Outbox>, generation: u64, gap: Option<Seq>) -> Self {
+    fn new(outbox: Arc<Outbox>, generation: u64, gap: Option<Seq>, tail: Option<Tail>) -> Self {
         Self {
             outbox,
             generation,
@@ -56,10 +96,12 @@ impl Rewrite {
             dump: None,
             cursor: Some(0),
             life: 0,
-            piece: None,
+            pieces: VecDeque::new(),
             again: Vec::new(),
             fold_at: CHUNK_BYTES,
             gap,
+            tail,
+            from_store: false,
             in_flight: false,
         }
     }
@@ -68,30 +110,48 @@ impl Rewrite {
     fn begin_anew(&mut self, generation: u64) {
         (self.generation, self.chunks, self.cursor) = (generation, 0, Some(0));
         self.again.clear();
-        (self.dump, self.piece) = (None, None);
+        self.dump = None;
+        self.pieces.clear();
         self.say_needs_source();
     }
 
     fn say_needs_source(&self) {
-        self.outbox.needs_source.store(self.gap.is_some() && self.cursor.is_some(), Ordering::Release);
+        let needed = self.gap.is_some() && self.cursor.is_some() && self.tail.is_none();
+        self.outbox.needs_source.store(needed, Ordering::Release);
     }
 
     fn note(&mut self, rows: &[u8]) {
-        let begun = self.dump.is_some() || self.piece.is_some() || self.cursor != Some(0);
+        if let Some(tail) = &mut self.tail {
+            tail.extend(rows);
+        }
+        let begun = self.dump.is_some() || !self.pieces.is_empty() || self.cursor != Some(0);
         if !begun && self.gap.is_some() {
             // All of it is still to be dumped.
             return;
         }
-        self.again.extend_from_slice(rows);
-        if self.again.len() > self.fold_at {
-            coalesce::fold(&mut self.again);
-            self.fold_at = (2 * self.again.len()).max(CHUNK_BYTES);
+        extend(&mut self.again, rows, &mut self.fold_at);
+    }
+
+    /// Asks for the next piece: the source, or the store if the source is no more.
+    fn ask(&self, cursor: u32) -> Dump {
+        let source = self.outbox.source.get().and_then(std::sync::Weak::upgrade);
+        match (&self.tail, source) {
+            (Some(tail), _) if self.from_store => stored(&self.outbox, tail.from),
+            (_, None) => ready(Dumped::Nothing).boxed(),
+            (_, Some(source)) => {
+                let dump = source.dump(cursor, CHUNK_BYTES);
+                dump.map(|dumped| match dumped {
+                    Some((rows, cursor)) => Dumped::Rows([rows].into(), cursor),
+                    None => Dumped::Nothing,
+                })
+                .boxed()
+            }
         }
     }
 
     fn step(&mut self) -> Option<(Step, usize)> {
         let shard = self.outbox.key;
-        if let Some(rows) = self.piece.take() {
+        if let Some(rows) = self.pieces.pop_front() {
             let kind = StepKind::Chunk { generation: self.generation, number: self.chunks, rows: rows.into() };
             return Some((Step { shard, from: 0, to: 0, kind }, 0));
         }
@@ -101,6 +161,9 @@ impl Rewrite {
         let waiting = self.outbox.take();
         let to = waiting.to.max(self.gap.unwrap_or(0));
         self.again.extend_from_slice(&waiting.rows);
+        if let Some(tail) = &mut self.tail {
+            tail.extend(&waiting.rows);
+        }
         if self.again.len() > FLIP_BYTES_MAX {
             // Last states that count over earlier ones, wherever they stand: they need not wait for the flip.
             coalesce::fold(&mut self.again);
@@ -118,6 +181,29 @@ impl Rewrite {
     }
 }
 
+/// All that the store has of a shard. It is the whole shard in memory; whoever restarts it loads it anyway.
+fn stored(outbox: &Outbox, from: Seq) -> Dump {
+    let (store, key) = (Arc::clone(outbox.journal.store()), outbox.key);
+    let pieces: Arc<Mutex<VecDeque<Vec<u8>>>> = Arc::default();
+    let into = Arc::clone(&pieces);
+    let sink = move |_: ShardKey, frames: &[u8]| {
+        let mut pieces = into.lock().unwrap_or_else(PoisonError::into_inner);
+        match pieces.back_mut() {
+            Some(piece) if piece.len() + frames.len() <= CHUNK_BYTES => piece.extend_from_slice(frames),
+            _ => pieces.push_back(frames.to_vec()),
+        }
+    };
+    async move {
+        let at = match store.load(vec![key], Box::new(sink)).await {
+            Ok(loaded) => loaded.into_iter().next().and_then(|loaded| loaded.at.ok()),
+            Err(_) => return Dumped::Nothing,
+        };
+        let pieces = std::mem::take(&mut *pieces.lock().unwrap_or_else(PoisonError::into_inner));
+        if at.is_some_and(|at| at >= from) { Dumped::Rows(pieces, None) } else { Dumped::Lost }
+    }
+    .boxed()
+}
+
 /// The rewrite in progress and those that wait for it. One at a time: it shares the store with everybody's answers.
 #[derive(Default)]
 pub(super) struct Rewrites {
@@ -133,13 +219,24 @@ impl Rewrites {
     /// Begins, or queues up. `gap`: where the rows lead that the store did not take. They are dumped again: the source
     /// has decided them.
     pub fn begin(&mut self, outbox: Arc<Outbox>, generation: u64, gap: Option<Seq>) {
+        self.begin_with(outbox, generation, gap, None);
+    }
+
+    /// The same for rows that are too many for a step, and that the store would have taken.
+    pub fn catch_up(&mut self, outbox: Arc<Outbox>, generation: u64, waiting: Waiting) {
+        let Waiting { from, to, rows, .. } = waiting;
+        let fold_at = (2 * rows.len()).max(CHUNK_BYTES);
+        self.begin_with(outbox, generation, Some(to), Some(Tail { from, rows, fold_at }));
+    }
+
+    fn begin_with(&mut self, outbox: Arc<Outbox>, generation: u64, gap: Option<Seq>, tail: Option<Tail>) {
         if let (Some(known), Some(to)) = (self.of(outbox.key), gap) {
             // A gap under a rewrite that was meant to free space: from now on it mends the gap, from the start.
-            known.gap = Some(to);
+            (known.gap, known.tail) = (Some(to), tail);
             known.begin_anew(generation);
             return;
         }
-        let rewrite = Rewrite::new(outbox, generation, gap);
+        let rewrite = Rewrite::new(outbox, generation, gap, tail);
         rewrite.say_needs_source();
         self.queue.push_back(rewrite);
         self.promote();
@@ -161,7 +258,7 @@ impl Rewrites {
     /// Whether [`Self::next_flight`] has something.
     pub fn ready(&self) -> bool {
         self.active.as_ref().is_some_and(|rewrite| {
-            !rewrite.in_flight && (rewrite.piece.is_some() || (rewrite.cursor.is_none() && rewrite.dump.is_none()))
+            !rewrite.in_flight && (!rewrite.pieces.is_empty() || (rewrite.cursor.is_none() && rewrite.dump.is_none()))
         })
     }
 
@@ -176,39 +273,58 @@ impl Rewrites {
 
     /// Waits for the next piece; for ever if there is none to wait for. `generation`: a fresh one, should it be needed.
     pub async fn dumped(&mut self, generation: impl FnOnce() -> u64) {
-        let Some(rewrite) = self.active.as_mut().filter(|rewrite| !rewrite.in_flight && rewrite.piece.is_none()) else {
+        let Some(rewrite) = self.active.as_mut().filter(|rewrite| !rewrite.in_flight && rewrite.pieces.is_empty())
+        else {
             return std::future::pending().await;
         };
-        let Some(cursor) = rewrite.cursor else { return std::future::pending().await };
-        let outbox = &rewrite.outbox;
-        if cursor == 0 && rewrite.dump.is_none() {
-            rewrite.life = outbox.lives.load(Ordering::Acquire);
+        if rewrite.cursor.is_none() {
+            return std::future::pending().await;
         }
-        let dump = rewrite.dump.get_or_insert_with(|| {
-            let source = outbox.source.get().and_then(std::sync::Weak::upgrade);
-            source.map_or_else(|| Box::pin(async { None }) as Dump, |source| source.dump(cursor, CHUNK_BYTES))
-        });
+        let generation = generation();
+        if !rewrite.from_store && rewrite.tail.is_some() && rewrite.outbox.orphaned.load(Ordering::Acquire) {
+            // What it has dumped so far is of no use without the rest.
+            rewrite.from_store = true;
+            rewrite.begin_anew(generation);
+        }
+        let cursor = rewrite.cursor.unwrap_or(0);
+        if rewrite.dump.is_none() {
+            if cursor == 0 {
+                rewrite.life = rewrite.outbox.lives.load(Ordering::Acquire);
+            }
+            rewrite.dump = Some(rewrite.ask(cursor));
+        }
+        let Some(dump) = &mut rewrite.dump else { return };
         let dumped = dump.await;
         rewrite.dump = None;
         match dumped {
-            Some(_) if rewrite.outbox.lives.load(Ordering::Acquire) != rewrite.life => rewrite.begin_anew(generation()),
-            Some((rows, cursor)) => {
-                rewrite.cursor = cursor;
-                rewrite.piece = Some(rows);
+            Dumped::Rows(..) if rewrite.outbox.lives.load(Ordering::Acquire) != rewrite.life => {
+                rewrite.begin_anew(generation)
+            }
+            Dumped::Rows(pieces, cursor) => {
+                (rewrite.pieces, rewrite.cursor) = (pieces, cursor);
+                if rewrite.from_store
+                    && let Some(tail) = &rewrite.tail
+                {
+                    rewrite.again.clone_from(&tail.rows);
+                }
                 rewrite.say_needs_source();
             }
-            None if rewrite.outbox.is_lost() => {
+            Dumped::Lost => {
+                rewrite.outbox.lose();
+                self.finish();
+            }
+            Dumped::Nothing if rewrite.outbox.is_lost() => {
                 tracing::error!(shard = ?rewrite.outbox.key, "the shard that could mend the gap is gone");
                 self.finish();
             }
             // The source is restarting: it needs what a gap still keeps from the store, so that is tried again.
             // One that is refused for good must not keep the others waiting.
-            None if rewrite.gap.is_some() => {
+            Dumped::Nothing if rewrite.gap.is_some() => {
                 self.queue.extend(self.active.take());
                 self.promote();
                 tokio::time::sleep(RETRY).await;
             }
-            None => self.finish(),
+            Dumped::Nothing => self.finish(),
         }
     }
 

@@ -51,7 +51,7 @@ struct Left {
 impl Left {
     /// So much that nothing is added to it.
     fn is_full(&self) -> bool {
-        self.flights.len() > ROUND_STEPS_MAX || self.flights.iter().map(Flight::bytes).sum::<usize>() > ROUND_BYTES_MAX
+        self.flights.len() >= ROUND_STEPS_MAX || self.flights.iter().map(Flight::bytes).sum::<usize>() > ROUND_BYTES_MAX
     }
 
     fn back_off(&mut self, now_ns: u64) {
@@ -163,7 +163,7 @@ impl Journal {
         }
         let mut bytes: usize = flights.iter().chain(&left.flights).map(Flight::bytes).sum();
         for _ in 0..lane.dirty.len() {
-            if bytes > ROUND_BYTES_MAX || flights.len() > ROUND_STEPS_MAX {
+            if bytes > ROUND_BYTES_MAX || flights.len() >= ROUND_STEPS_MAX {
                 break;
             }
             let Some(outbox) = lane.dirty.pop() else { break };
@@ -181,7 +181,7 @@ impl Journal {
                 && let Some(waiting) = rewrites.note(&outbox, waiting)
             {
                 if waiting.rows.len() > self.store.step_bytes_max() {
-                    rewrites.begin(outbox, self.fresh_generation(), Some(waiting.to));
+                    rewrites.catch_up(outbox, self.fresh_generation(), waiting);
                 } else {
                     bytes += waiting.rows.len();
                     flights.push(Flight::rows(outbox, waiting));

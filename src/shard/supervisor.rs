@@ -66,6 +66,7 @@ impl Actor for Supervisor {
         port.set_state(ShardState::Loading, Some(reason.clone()));
         // Nobody decides for these keys any more.
         port.end_life();
+        port.outbox.orphan();
         for (id, ticket) in port.empty_hand() {
             if let Some(next) = dispatch.keys.vacate(&id, ticket) {
                 dispatch.route(next);

@@ -181,7 +181,8 @@ impl RedisStore {
         let _alone = self.owning.lock().await;
         let read = self.ask(owner::read(self.prefix())).await?;
         let record = owner::record(&read).map_err(StoreError::Unusable)?;
-        let candidate = Candidate { node: self.node.clone(), standby: self.options.standby };
+        let RedisOptions { standby, lease_ms, .. } = self.options;
+        let candidate = Candidate { node: self.node.clone(), standby, lease_ms };
         let now_ms = self.clock.mono_ns() / 1_000_000;
         let verdict = locked(&self.watch).verdict(&candidate, record.as_ref(), now_ms);
         match verdict {

@@ -77,7 +77,7 @@ fn invalid(answer: Claimed, field: &str) {
 
 #[tokio::test]
 async fn c04_the_same_key_with_other_resources_is_the_same_claim_or_refused() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &[]).await;
     add(&world, "p", (0..4).map(|i| sized(&format!("w{i}"), cpu(8_000))).collect()).await;
     let must_match = |resources| ClaimAsk { must_match: true, ..needing(resources) };
@@ -109,7 +109,7 @@ async fn c04_the_same_key_with_other_resources_is_the_same_claim_or_refused() {
 
 #[tokio::test]
 async fn c09_what_is_no_longer_eligible_is_given_back_if_reserved_and_refused_if_active() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     let class = |class: &str| PoolSpec { class: Some(class.into()), ..spec(2, Ack::Durable) };
     world.pool("old", class("small"), &[]).await;
     world.pool("new", class("large"), &[]).await;
@@ -189,7 +189,7 @@ async fn p01_a_class_is_a_gate_anded_with_labels_and_every_selector_is_evaluated
 
 #[tokio::test]
 async fn p01_one_worker_is_that_very_one() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(4, Ack::Durable), &["u", "v", "w"]).await;
     world.pool("q", spec(2, Ack::Durable), &["x"]).await;
     add(&world, "p", vec![sized("big", cpu(8_000))]).await;
@@ -213,7 +213,7 @@ async fn p01_one_worker_is_that_very_one() {
 
 #[tokio::test]
 async fn p04_a_full_pool_falls_back_to_the_next_in_order_and_to_no_other() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("a", spec(2, Ack::Durable), &["a1", "a2"]).await;
     world.pool("b", PoolSpec { reserve_ms: 10_000, ..spec(4, Ack::Durable) }, &["b1"]).await;
     world.pool("c", spec(1, Ack::Durable), &["c1"]).await;
@@ -252,7 +252,7 @@ async fn p04_a_full_pool_falls_back_to_the_next_in_order_and_to_no_other() {
 
 #[tokio::test]
 async fn p04_a_pool_that_cannot_be_asked_holds_nobody_up_and_is_not_called_full() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("away", spec(1, Ack::Memory), &["a1", "a2"]).await;
     world.pool("b", spec(1, Ack::Memory), &["b1"]).await;
     let first = world.hold("away", "first").await;
@@ -468,7 +468,7 @@ async fn p01_workers_that_all_look_different_are_found_as_well() {
 
 #[tokio::test]
 async fn a_claim_keeps_its_labels_and_shows_them() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
     let kept = labels(&[("job", "42"), ("note", "a b,c")]);
     let ask = ClaimAsk { spec: ClaimSpec { labels: kept.clone(), ..ClaimSpec::default() }, ..ClaimAsk::default() };

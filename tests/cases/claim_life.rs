@@ -9,7 +9,7 @@ use crate::world::{FULL, World, id, name, request, spec};
 const GONE: Refusal = Refusal::NotFound(What::Claim);
 
 async fn pool() -> World {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", PoolSpec { releasing_ms: 10_000, ..spec(1, Ack::Durable) }, &["w"]).await;
     world
 }

@@ -37,7 +37,7 @@ async fn c01_eight_race_for_one_worker() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c02_n_workers_and_m_claimants_make_exactly_min_winners() {
     for (workers, claimants) in [(1, 16), (2, 16), (16, 16), (40, 16), (64, 200), (0, 5)] {
-        for world in [World::on_memory().await, World::on_disk().await] {
+        for world in [World::on_memory().await, World::on_store().await] {
             let ids: Vec<_> = (0..workers).map(|i| format!("w{i}")).collect();
             world.pool("p", spec(8, Ack::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
             let answers = race(&world, (0..claimants).map(|i| request("p", &format!("k{i}"))).collect()).await;
@@ -70,7 +70,7 @@ async fn c02_a_batch_wins_exactly_what_there_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c03_one_key_claimed_by_many_at_once_has_one_holder() {
-    for world in [World::on_memory().await, World::on_disk().await] {
+    for world in [World::on_memory().await, World::on_store().await] {
         world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
         for round in 0..20 {
             let key = format!("k{round}");
@@ -89,7 +89,7 @@ async fn c03_one_key_claimed_by_many_at_once_has_one_holder() {
 
 #[tokio::test]
 async fn c05_a_lost_reply_and_a_late_release_harm_nobody() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
     let first = world.claim("p", "k").await.unwrap();
     let again = world.claim("p", "k").await.unwrap();
@@ -129,7 +129,7 @@ async fn c05_a_confirm_behind_a_release_finds_nothing() {
 
 #[tokio::test]
 async fn c06_a_refused_claim_leaves_nothing_behind() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", PoolSpec { reserve_ms: 1_000, ..spec(4, Ack::Durable) }, &["w"]).await;
     world.pool("empty", spec(4, Ack::Durable), &[]).await;
     let fence = world.hold("p", "held").await;
@@ -162,7 +162,7 @@ async fn c06_a_refused_claim_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn c06_a_stronger_acknowledgement_and_a_shorter_reservation_are_granted() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Memory), &["v", "w"]).await;
     world.s.claim(ClaimRequest { ack: Some(Ack::Durable), ..request("p", "d") }).await.unwrap();
     assert_eq!(world.crashed().await.held().await.len(), 1, "it was durable when it was answered");
@@ -175,7 +175,7 @@ async fn c06_a_stronger_acknowledgement_and_a_shorter_reservation_are_granted() 
 
 #[tokio::test]
 async fn c07_tenants_and_namespaces_are_apart() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["u", "v", "w"]).await;
     let other_pool = hotpool::model::PoolName::new("other", "p").unwrap();
     world.s.put_pool(other_pool.clone(), spec(1, Ack::Durable)).await.unwrap();
@@ -199,7 +199,7 @@ async fn c07_tenants_and_namespaces_are_apart() {
 
 #[tokio::test]
 async fn c10_a_reservation_is_swept_at_its_deadline_once() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let taken = world.claim("p", "k").await.unwrap();
     assert_eq!(taken.claim.state, ClaimState::Reserved);

@@ -7,7 +7,7 @@ use crate::world::{FULL, World, done, id, request, spec, until};
 
 #[tokio::test]
 async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
     let busy = world.busy("p").await;
     // Polled once: its claim is in a ring, and no shard has run.
@@ -20,7 +20,7 @@ async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
 
 #[tokio::test]
 async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(4, Ack::Durable), &["u", "v", "w"]).await;
     let requests = (0..10).map(|i| request("p", &format!("k{i}"))).collect();
     let busy = world.busy("p").await;
@@ -33,7 +33,7 @@ async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
 
 #[tokio::test]
 async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["w"]).await;
     let busy = world.busy("p").await;
     let first = world.s.claim(request("p", "k"));
@@ -51,7 +51,7 @@ async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
 /// The first is refused by a full pool; who joined wants another one, and decides for itself.
 #[tokio::test]
 async fn k1_who_joined_decides_for_itself_after_a_refusal() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("full", spec(2, Ack::Durable), &["f"]).await;
     world.pool("free", spec(2, Ack::Durable), &["w"]).await;
     // Two claims in one ring: the second of them finds no room, and is not refused before the third has joined.
@@ -73,7 +73,7 @@ async fn k1_who_joined_decides_for_itself_after_a_refusal() {
 /// C09: the old pool does not satisfy the request any more.
 #[tokio::test]
 async fn c09_a_reservation_in_another_pool_is_given_back_and_taken_anew() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("a", spec(2, Ack::Durable), &["wa"]).await;
     world.pool("b", spec(2, Ack::Durable), &["wb"]).await;
     let old = world.claim("a", "k").await.unwrap();

@@ -142,7 +142,7 @@ async fn b02_two_gangs_race() {
 /// all from some point on.
 #[tokio::test]
 async fn g1_a_gang_is_whole_after_any_crash() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     pool_of(&world, spec(4, Ack::Durable), 8).await;
     world.hold("p", "other").await;
     world.stored("p").await;
@@ -179,7 +179,7 @@ async fn g1_a_gang_is_whole_after_any_crash() {
 /// Between grant and commit nobody sees a member, and whoever asks for its key waits.
 #[tokio::test]
 async fn b02_members_are_nobodys_until_the_gang_is() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     pool_of(&world, spec(2, Ack::Memory), 4).await;
     world.stored("p").await;
     world.gate().hold_all();
@@ -199,7 +199,7 @@ async fn b02_members_are_nobodys_until_the_gang_is() {
 /// The store takes the members too late: none is made, and the keys are free.
 #[tokio::test]
 async fn s11_a_gang_that_the_store_kept_too_long_is_given_back() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     pool_of(&world, spec(2, Ack::Durable), 4).await;
     world.stored("p").await;
     world.gate().hold_all();
@@ -222,7 +222,7 @@ async fn s11_a_gang_that_the_store_kept_too_long_is_given_back() {
 /// Whoever asked has gone: what was made for it is given back.
 #[tokio::test]
 async fn b02_a_caller_that_left_leaves_nothing() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     pool_of(&world, spec(2, Ack::Durable), 4).await;
     world.stored("p").await;
     world.gate().hold_all();
@@ -240,7 +240,7 @@ async fn b02_a_caller_that_left_leaves_nothing() {
 async fn s08_a_gang_over_a_panic_is_whole() {
     let mut came_to = [0; 2];
     for steps in 0..6 {
-        let world = World::on_disk().await;
+        let world = World::on_store().await;
         pool_of(&world, spec(2, Ack::Durable), 4).await;
         world.stored("p").await;
         world.gate().hold_all();

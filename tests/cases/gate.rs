@@ -1,21 +1,45 @@
-//! The embedded store behind a gate: the competing step of a test.
+//! A store behind a gate: the competing step of a test.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hotpool::model::Fence;
+use hotpool::model::{Fence, Millis, Seq};
 use hotpool::row::{self, Frames, RowKind};
-use hotpool::store::redb::RedbStore;
-use hotpool::store::{Loaded, Ownership, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
-use tempfile::TempDir;
+use hotpool::store::{
+    Loaded, Ownership, Renewal, RowSink, ShardKey, SharedStore, Step, StepKind, StepOutcome, Store, StoreError,
+};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::place::Place;
+
 /// Which steps stop at the gate.
 pub type Which = Box<dyn Fn(&Step) -> bool + Send>;
+
+/// A step as it came.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub shard: ShardKey,
+    pub from: Seq,
+    pub to: Seq,
+    pub kind: &'static str,
+    /// Of rows.
+    pub bytes: usize,
+}
+
+impl Sent {
+    fn of(step: &Step) -> Self {
+        let (kind, bytes) = match &step.kind {
+            StepKind::Rows(rows) => ("rows", rows.len()),
+            StepKind::Chunk { rows, .. } => ("chunk", rows.len()),
+            StepKind::Flip { rows, .. } => ("flip", rows.len()),
+            StepKind::Drop => ("drop", 0),
+        };
+        Self { shard: step.shard, from: step.from, to: step.to, kind, bytes }
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -23,21 +47,27 @@ struct State {
     holds_loads: bool,
     /// How many more steps of a shard are answered `Gap`.
     gaps: HashMap<ShardKey, usize>,
+    /// How many more steps of a shard are answered `Away`.
+    unanswered: HashMap<ShardKey, usize>,
     /// Calls that fail and change nothing; calls that are carried out and answered with a failure.
     fail: usize,
     lose_reply: usize,
     wish: Option<ShardKey>,
+    step_bytes_max: Option<usize>,
     stopped: usize,
     keeps_copies: bool,
-    copies: Vec<TempDir>,
+    copies: Vec<Place>,
     pools: HashMap<String, u64>,
     log: Vec<(ShardKey, &'static str, StepOutcome)>,
+    /// Calls so far that were carried out, with their steps.
+    rounds: Vec<Vec<Sent>>,
 }
 
 /// A real store with a gate in front of it.
 pub struct GatedStore {
-    inner: RedbStore,
-    dir: PathBuf,
+    inner: SharedStore,
+    /// The test's: tasks that outlive it keep the store, and must not keep a server running.
+    place: Weak<Place>,
     state: Mutex<State>,
     moved: Notify,
     /// Held while the inner store works, so that a copy never sees half a commit that nobody could have crashed into.
@@ -45,10 +75,10 @@ pub struct GatedStore {
 }
 
 impl GatedStore {
-    pub fn open(dir: &Path) -> Self {
+    pub fn open(place: &Arc<Place>) -> Self {
         Self {
-            inner: RedbStore::open(dir).expect("open"),
-            dir: dir.to_path_buf(),
+            inner: place.open(),
+            place: Arc::downgrade(place),
             state: Mutex::default(),
             moved: Notify::new(),
             working: tokio::sync::Mutex::new(()),
@@ -57,6 +87,10 @@ impl GatedStore {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    fn place(&self) -> Arc<Place> {
+        self.place.upgrade().expect("the test is not over")
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -82,12 +116,18 @@ impl GatedStore {
         self.change(|state| state.gaps.extend([(shard, times)]));
     }
 
+    /// The next `times` steps of the shard are answered `Away`, and are not applied.
+    pub fn leave_unanswered(&self, shard: ShardKey, times: usize) {
+        self.change(|state| state.unanswered.extend([(shard, times)]));
+    }
+
     /// Nothing is held, refused or failed any more.
     pub fn open_gate(&self) {
         self.change(|state| {
             state.held = None;
             state.holds_loads = false;
             state.gaps.clear();
+            state.unanswered.clear();
             (state.fail, state.lose_reply) = (0, 0);
         });
     }
@@ -100,18 +140,26 @@ impl GatedStore {
         self.change(|state| state.lose_reply = calls);
     }
 
+    /// A step with more rows than this is to come in chunks.
+    pub fn limit_steps(&self, bytes: usize) {
+        self.change(|state| state.step_bytes_max = Some(bytes));
+    }
+
     /// Asks for a rewrite of the shard, once.
     pub fn wish_rewrite(&self, shard: ShardKey) {
         self.change(|state| state.wish = Some(shard));
     }
 
-    /// Keeps a copy of the directory after every commit.
+    /// Keeps a copy of what is stored after every commit.
     pub fn keep_copies(&self) {
         self.change(|state| state.keeps_copies = true);
     }
 
-    pub fn take_copies(&self) -> Vec<TempDir> {
-        std::mem::take(&mut self.state().copies)
+    /// They are kept no more.
+    pub fn take_copies(&self) -> Vec<Place> {
+        let mut state = self.state();
+        state.keeps_copies = false;
+        std::mem::take(&mut state.copies)
     }
 
     /// Waits until a call stands at the gate.
@@ -135,15 +183,20 @@ impl GatedStore {
         self.state().log.iter().filter(|(of, ..)| *of == shard).map(|&(_, kind, outcome)| (kind, outcome)).collect()
     }
 
+    /// The steps of each call so far.
+    pub fn rounds(&self) -> Vec<Vec<Sent>> {
+        self.state().rounds.clone()
+    }
+
     /// The key of a shard, from the catalogue's rows that went by.
     pub fn key(&self, pool: &str, shard: u16) -> ShardKey {
         ShardKey { pool: self.state().pools[pool], shard }
     }
 
-    /// The directory as `kill -9` would leave it now.
-    pub async fn copy(&self) -> TempDir {
+    /// What `kill -9` would leave now.
+    pub async fn copy(&self) -> Place {
         let _quiet = self.working.lock().await;
-        copy_of(&self.dir)
+        self.place().copy()
     }
 
     async fn passes(&self, steps: &[Step]) {
@@ -156,17 +209,10 @@ impl GatedStore {
     }
 
     fn note(&self, step: &Step, outcome: StepOutcome) {
-        let kind = match &step.kind {
-            StepKind::Rows(rows) => {
-                if step.shard == ShardKey::CATALOGUE {
-                    self.learn(rows);
-                }
-                "rows"
-            }
-            StepKind::Chunk { .. } => "chunk",
-            StepKind::Flip { .. } => "flip",
-            StepKind::Drop => "drop",
-        };
+        if let (StepKind::Rows(rows), ShardKey::CATALOGUE) = (&step.kind, step.shard) {
+            self.learn(rows);
+        }
+        let kind = Sent::of(step).kind;
         self.change(|state| {
             state.log.push((step.shard, kind, outcome));
             if kind == "flip" && state.wish == Some(step.shard) {
@@ -190,12 +236,18 @@ impl GatedStore {
             let mut state = self.state();
             let fails = std::mem::take(&mut state.fail);
             state.fail = fails.saturating_sub(1);
-            let mut refused = HashSet::new();
+            let mut refused = HashMap::new();
+            let State { gaps, unanswered, .. } = &mut *state;
             for step in steps.iter().filter(|_| fails == 0) {
-                if let Some(left) = state.gaps.get_mut(&step.shard).filter(|left| **left > 0) {
-                    *left -= 1;
-                    refused.insert(step.shard);
+                for (times, outcome) in [(&mut *gaps, StepOutcome::Gap), (&mut *unanswered, StepOutcome::Away)] {
+                    if let Some(left) = times.get_mut(&step.shard).filter(|left| **left > 0) {
+                        *left -= 1;
+                        refused.insert(step.shard, outcome);
+                    }
                 }
+            }
+            if fails == 0 {
+                state.rounds.push(steps.iter().map(Sent::of).collect());
             }
             let loses = fails == 0 && state.lose_reply > 0;
             state.lose_reply -= usize::from(loses);
@@ -204,19 +256,19 @@ impl GatedStore {
         if fails {
             return Err(StoreError::Away("the gate fails it".into()));
         }
-        let good: Vec<Step> = steps.iter().filter(|step| !refused.contains(&step.shard)).cloned().collect();
+        let good: Vec<Step> = steps.iter().filter(|step| !refused.contains_key(&step.shard)).cloned().collect();
         let mut outcomes = {
             let _working = self.working.lock().await;
             let outcomes = self.inner.apply(good).await?.into_iter();
             if self.state().keeps_copies {
-                let copy = copy_of(&self.dir);
+                let copy = self.place().copy();
                 self.state().copies.push(copy);
             }
             outcomes
         };
         let all: Vec<StepOutcome> = steps
             .iter()
-            .map(|step| if refused.contains(&step.shard) { StepOutcome::Gap } else { outcomes.next().unwrap() })
+            .map(|step| refused.get(&step.shard).copied().unwrap_or_else(|| outcomes.next().unwrap()))
             .collect();
         for (step, outcome) in steps.iter().zip(&all) {
             self.note(step, *outcome);
@@ -234,12 +286,36 @@ impl Store for GatedStore {
         true
     }
 
+    fn lease_ms(&self) -> Option<Millis> {
+        self.inner.lease_ms()
+    }
+
+    fn step_bytes_max(&self) -> usize {
+        self.state().step_bytes_max.unwrap_or_else(|| self.inner.step_bytes_max())
+    }
+
+    fn fault(&self) -> String {
+        self.inner.fault()
+    }
+
+    fn lane(&self, shard: ShardKey) -> usize {
+        self.inner.lane(shard)
+    }
+
     fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
         self.inner.take_over(owner)
     }
 
     fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.raise_fence_ceiling(ceiling)
+    }
+
+    fn renew(&self, create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
+        self.inner.renew(create)
+    }
+
+    fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.resign()
     }
 
     fn load(&self, shards: Vec<ShardKey>, mut sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
@@ -267,14 +343,4 @@ impl Store for GatedStore {
     fn wants_rewrite(&self) -> Option<ShardKey> {
         self.state().wish
     }
-}
-
-/// The files as they are, elsewhere.
-pub fn copy_of(from: &Path) -> TempDir {
-    let to = TempDir::new().unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
-    }
-    to
 }

@@ -161,7 +161,7 @@ async fn w04_a_heartbeat_with_a_hundred_thousand_claims_is_refused_by_name() {
 
 #[tokio::test]
 async fn w02_a_silent_worker_is_lost_and_so_is_what_it_held() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     world.pass(120_000).await;
@@ -213,7 +213,7 @@ async fn w02_a_lost_claim_is_remembered_for_a_while() {
 
 #[tokio::test]
 async fn s09_a_restart_starts_every_silence_anew_in_full_and_a_pause_ends_nobodys() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     world.beat("w", Some(&[("k", fence)])).await;
@@ -236,7 +236,7 @@ async fn s09_a_restart_starts_every_silence_anew_in_full_and_a_pause_ends_nobody
 /// Heartbeats write nothing: a store that is away does not keep a durable pool's workers from being heard.
 #[tokio::test]
 async fn w04_a_heartbeat_that_says_nothing_new_writes_nothing() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", PoolSpec { heartbeat_ttl_ms: 10_000, ..spec(1, Ack::Durable) }, &["w"]).await;
     let fence = world.hold("p", "k").await;
     world.beat("w", Some(&[("k", fence)])).await;

@@ -10,7 +10,7 @@ const GONE: Refusal = Refusal::NotFound(What::Claim);
 
 /// Two pools of one shard and one worker each, and the key `k` held in the first.
 async fn held_on_a() -> (World, u64) {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("a", spec(1, Ack::Durable), &["wa"]).await;
     world.pool("b", spec(1, Ack::Durable), &["wb"]).await;
     let fence = world.hold("a", "k").await;
@@ -91,8 +91,8 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
     // The last of the copies is what a crash finds right after the first answer has left.
     let commits = before_answers.len();
     assert!(commits > 3, "each step was a commit of its own: {commits}");
-    for (commit, dir) in before_answers.into_iter().enumerate() {
-        let crashed = World::on(dir).await;
+    for (commit, place) in before_answers.into_iter().enumerate() {
+        let crashed = World::on(place).await;
         let held = crashed.held().await;
         assert!(held.len() <= 1, "commit {commit}: {held:?}");
         if commit + 1 == commits {

@@ -15,13 +15,17 @@ fn long(id: &str) -> WorkerSpec {
     WorkerSpec { labels, ..worker(id) }
 }
 
-async fn pool_of_long(ack: Ack, n: usize) -> World {
-    let world = World::on_disk().await;
-    world.pool("p", spec(1, ack), &[]).await;
-    let all = (0..n).map(|i| long(&format!("w{i}")).into()).collect();
+async fn add_long(world: &World, prefix: &str, n: usize) {
+    let all = (0..n).map(|i| long(&format!("{prefix}{i}")).into()).collect();
     for registered in world.s.register_batch(&name("p"), all).await.unwrap() {
         assert!(registered.unwrap().created);
     }
+}
+
+async fn pool_of_long(ack: Ack, n: usize) -> World {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, ack), &[]).await;
+    add_long(&world, "w", n).await;
     world.stored("p").await;
     world
 }
@@ -85,7 +89,7 @@ async fn steps(world: &World, seed: u64, n: usize) {
 
 #[tokio::test]
 async fn s02_a_flush_whose_reply_is_lost_is_sent_again_and_applied_once() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let key = world.gate().key("ns/p", 0);
     let before = world.gate().log(key).len();
@@ -98,7 +102,7 @@ async fn s02_a_flush_whose_reply_is_lost_is_sent_again_and_applied_once() {
 
 #[tokio::test]
 async fn s02_a_store_that_fails_some_calls_gets_everything_in_the_end() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["v", "w"]).await;
     world.gate().fail(2);
     let claim = world.begin_claim("p", "k").await;
@@ -135,7 +139,7 @@ async fn s04_a_gap_has_the_shard_rewritten_while_claims_go_on() {
 
 #[tokio::test]
 async fn s04_durable_answers_wait_for_the_rewrite_after_a_gap() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["s", "t", "u", "v", "w"]).await;
     let key = world.gate().key("ns/p", 0);
     world.gate().hold(|step| matches!(step.kind, StepKind::Flip { .. }));
@@ -183,6 +187,42 @@ async fn j1_a_wanted_rewrite_under_load_keeps_the_exact_state() {
             world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count() > flips
         })
         .await;
+        store_is_exact(&world).await;
+    }
+}
+
+/// Neither a chunk nor a flip carries more than 1 MiB.
+fn a_rewrite_goes_in_pieces(world: &World) {
+    let rounds = world.gate().rounds();
+    let mut sent = rounds.iter().flatten().filter(|sent| matches!(sent.kind, "chunk" | "flip"));
+    assert!(sent.clone().any(|sent| sent.kind == "flip") && sent.all(|sent| sent.bytes <= 1 << 20), "{rounds:?}");
+}
+
+#[tokio::test]
+async fn j1_what_changes_during_a_rewrite_and_is_too_much_for_the_flip_goes_ahead_of_it() {
+    let world = pool_of_long(Ack::Memory, 2_000).await;
+    let key = world.gate().key("ns/p", 0);
+    for gap in [false, true] {
+        let before = world.gate().log(key).iter().filter(|(kind, _)| *kind == "chunk").count();
+        world.gate().hold(|step| matches!(step.kind, StepKind::Chunk { number: 1, .. }));
+        if gap {
+            world.gate().gap(key, 1);
+        } else {
+            world.gate().wish_rewrite(key);
+        }
+        steps(&world, 30, 1).await;
+        world.gate().stopped().await;
+        // Rows that are dumped already change, and no chunk of the dump can carry them any more.
+        for round in 1..=2 {
+            let again =
+                (0..6_000).map(|i| WorkerSpec { incarnation: round, ..long(&format!("w{i}")) }.into()).collect();
+            world.s.register_batch(&name("p"), again).await.unwrap();
+        }
+        world.gate().open_gate();
+        until("it is rewritten", async || world.gate().log(key).last() == Some(&("flip", Applied))).await;
+        let chunks = world.gate().log(key).iter().filter(|(kind, _)| *kind == "chunk").count() - before;
+        assert!(chunks > 4, "{chunks} chunks");
+        a_rewrite_goes_in_pieces(&world);
         store_is_exact(&world).await;
     }
 }
@@ -275,4 +315,47 @@ async fn s08_a_panic_while_a_gap_is_being_mended_comes_to_an_end() {
     world.pool("q", spec(1, Ack::Durable), &["w"]).await;
     world.gate().gap(world.gate().key("ns/q", 0), 1);
     world.claim("q", "l").await.unwrap();
+}
+
+/// What gathered while the store was away is more than a step may carry, so the shard is dumped, and panics: before
+/// the dump, or in the middle of it. The store has the rest of it, and the journal the tail.
+#[tokio::test]
+async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {
+    for dumped in [false, true] {
+        let world = pool_of_long(Ack::Memory, 2_000).await;
+        let key = world.gate().key("ns/p", 0);
+        world.gate().limit_steps(64 << 10);
+        world.gate().hold_all();
+        let fence = world.claim("p", "k").await.unwrap().claim.fence;
+        world.gate().stopped().await;
+        // More than a flip may carry, too.
+        add_long(&world, "late", 4_000).await;
+        world.s.release(&id("k"), fence).await.unwrap();
+        for i in 0..100 {
+            world.s.delete_worker(&name("p"), &WorkerId::new(&format!("w{i}")).unwrap()).await.unwrap();
+        }
+        if dumped {
+            world.gate().hold(|step| matches!(step.kind, StepKind::Chunk { number: 1, .. }));
+            until("the first chunk is stored", async || world.gate().log(key).contains(&("chunk", Applied))).await;
+            world.gate().stopped().await;
+            world.claim("p", "l").await.unwrap();
+        }
+        let live = world.rows("p").await;
+        world.s.inject_panic(&name("p"), 0);
+        until("it is away", async || world.shards("p").await[0].state != "serving").await;
+        world.gate().open_gate();
+        until("it is back", async || {
+            let shard = &world.shards("p").await[0];
+            assert_ne!(shard.state, "refused", "{:?}", world.s.readiness());
+            (shard.restarts, &*shard.state) == (1, "serving")
+        })
+        .await;
+        assert!(world.rows("p").await == live, "rows were lost");
+        store_is_exact(&world).await;
+        let flips: Vec<_> = world.gate().log(key).into_iter().filter(|(kind, _)| *kind == "flip").collect();
+        assert_eq!(flips, [("flip", Applied)]);
+        a_rewrite_goes_in_pieces(&world);
+        steps(&world, 20, 50).await;
+        store_is_exact(&world).await;
+    }
 }

@@ -24,7 +24,7 @@ fn incarnation(id: &str, incarnation: u64) -> WorkerSpec {
 #[tokio::test]
 async fn w03_a_cordon_outlives_registrations_incarnations_and_restarts() {
     use Schedulability::{Cordoned, Open};
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     // Two who want the same, and one who wants the opposite in between: the last one wins, each is told.
@@ -73,7 +73,7 @@ async fn w03_conflicting_cordons_at_once_leave_one_of_both() {
 
 #[tokio::test]
 async fn w03_draining_is_one_way_and_ends_with_the_incarnation() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     assert_eq!(world.steer("w", WorkerVerb::Drain).await, Ok(Schedulability::Draining));
@@ -94,7 +94,7 @@ async fn w03_draining_is_one_way_and_ends_with_the_incarnation() {
 
 #[tokio::test]
 async fn w01_a_registration_that_says_what_runs_is_a_word() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
     let with = |claims: &[(&str, u64)]| Registration { spec: worker("w"), claims: Some(running(claims)) };
@@ -112,7 +112,7 @@ fn expires(id: &str, at_ms: u64) -> WorkerSpec {
 
 #[tokio::test]
 async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     let pool = PoolSpec { reserve_ms: 5_000, ..spec(1, Ack::Durable) };
     world.pool("p", pool, &["stays"]).await;
     let now = world.clock.unix_ms();
@@ -178,7 +178,7 @@ async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
 
 #[tokio::test]
 async fn l1_capacity_that_shrinks_below_what_is_held_is_shown() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     let slots = |slots| WorkerSpec { capacity: Capacity { slots, ..Capacity::default() }, ..worker("w") };
     world.pool("p", spec(1, Ack::Durable), &[]).await;
     world.s.register(&name("p"), slots(4)).await.unwrap();

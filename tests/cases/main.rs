@@ -1,5 +1,6 @@
 //! The behaviours of the case list, held against the scheduler in process: on the memory store, and on the embedded
 //! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses what it wants to see missing.
+//! Those of S11 and S12 and the journal's run on Redis as well (`tests/redis.rs`).
 //! Time is the test's own; nothing sleeps.
 
 mod choice;
@@ -15,7 +16,9 @@ mod journal;
 mod life;
 mod memory_ack;
 mod panics;
+mod place;
 mod restart;
+mod rounds;
 mod shares;
 mod store_wait;
 mod workers;

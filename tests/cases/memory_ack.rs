@@ -18,7 +18,7 @@ fn memory(shards: u16) -> PoolSpec {
 
 /// Workers `u`, `v` and `w` that the store knows, and `kept` on one of them; then the store takes no more.
 async fn about_to_crash() -> (World, u64) {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", memory(1), &["u", "v", "w"]).await;
     let kept = world.hold("p", "kept").await;
     world.stored("p").await;
@@ -110,7 +110,7 @@ async fn s01_the_owner_can_speak_for_all_and_keeps_what_is_known() {
 
 #[tokio::test]
 async fn s01_a_clean_stop_leaves_nobody_suspect_and_one_in_between_no_one_trusted() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", memory(2), &["u", "v", "w"]).await;
     world.hold("p", "kept").await;
     let world = world.restarted().await;
@@ -134,7 +134,7 @@ async fn s01_a_clean_stop_leaves_nobody_suspect_and_one_in_between_no_one_truste
 
 #[tokio::test]
 async fn s01_durable_pools_have_no_suspects_and_a_new_life_is_none() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", memory(1), &["u", "v"]).await;
     world.pool("d", spec(1, Ack::Durable), &["x"]).await;
     let world = world.crashed().await;
@@ -152,7 +152,7 @@ async fn s01_durable_pools_have_no_suspects_and_a_new_life_is_none() {
 /// A claim is acknowledged from memory only when the store knows that the pool does so.
 #[tokio::test]
 async fn s01_nothing_is_acknowledged_from_memory_before_the_store_knows_that_it_may_be() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", PoolSpec { ack: Ack::Durable, ..memory(1) }, &["w"]).await;
     world.stored("p").await;
     let key = world.gate().key("ns/p", 0);
@@ -180,7 +180,7 @@ async fn s01_nothing_is_acknowledged_from_memory_before_the_store_knows_that_it_
 #[tokio::test]
 async fn k1_of_two_claims_of_a_key_the_one_that_the_store_lost_is_the_later() {
     for later_first in [true, false] {
-        let world = World::on_disk().await;
+        let world = World::on_store().await;
         world.pool("p", memory(2), &[]).await;
         let (a, b) = (ids_on(0, 2, 1, "w").remove(0), ids_on(1, 2, 1, "w").remove(0));
         world.add("p", &[&a]).await;

@@ -11,7 +11,7 @@ use crate::world::{LOADING, Seeded, World, done, id, ids_on, name, request, spec
 
 /// Pool `p` of two shards with `n` workers on each.
 async fn two_shards(n: usize, ack: Ack) -> World {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, ack), &[]).await;
     for shard in 0..2 {
         let ids = ids_on(shard, 2, n, "w");
@@ -103,7 +103,7 @@ async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
 /// What a run decided before the panic was never handed over: its callers do not know, and it did not happen.
 #[tokio::test]
 async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
     let fence = world.hold("p", "held").await;
     world.stored("p").await;
@@ -142,7 +142,7 @@ async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
 /// A release undone by the panic, and the key claimed elsewhere before the shard is back: it yields.
 #[tokio::test]
 async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("a", spec(1, Ack::Durable), &["wa"]).await;
     world.pool("b", spec(1, Ack::Durable), &["wb"]).await;
     let fence = world.hold("a", "k").await;
@@ -179,7 +179,7 @@ async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
 #[tokio::test]
 async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened() {
     for by_batch in [false, true] {
-        let world = World::on_disk().await;
+        let world = World::on_store().await;
         world.pool("p", spec(1, Ack::Durable), &["w"]).await;
         let fence = world.hold("p", "k").await;
         world.stored("p").await;

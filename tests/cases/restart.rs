@@ -58,7 +58,7 @@ async fn s06_a_shard_that_cannot_be_trusted_is_refused_by_name_and_the_others_se
         (vec![77, 1, b'x'], "row of unknown kind 77"),
     ];
     for (rows, why) in bad {
-        let world = World::on_disk().await;
+        let world = World::on_store().await;
         world.pool("p", spec(2, Ack::Durable), &[]).await;
         let ids: Vec<_> = (0..2).flat_map(|shard| ids_on(shard, 2, 2, "w")).collect();
         world.add("p", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -68,9 +68,9 @@ async fn s06_a_shard_that_cannot_be_trusted_is_refused_by_name_and_the_others_se
         world.stored("p").await;
         let held = world.held().await;
         let shard = |worker: &str| hotpool::model::WorkerId::new(worker).unwrap().shard(2);
-        let dir = world.gate().copy().await;
-        tamper(dir.path(), world.gate().key("ns/p", 1), rows).await;
-        let again = World::on(dir).await;
+        let place = world.gate().copy().await;
+        tamper(place.path(), world.gate().key("ns/p", 1), rows).await;
+        let again = World::on(place).await;
         let ready = again.s.readiness();
         assert!(!ready.ready);
         assert_eq!(ready.reasons.len(), 1, "{ready:?}");
@@ -98,7 +98,7 @@ async fn s06_a_shard_that_cannot_be_trusted_is_refused_by_name_and_the_others_se
 
 #[tokio::test]
 async fn s07_restart_after_restart() {
-    let mut world = World::on_disk().await;
+    let mut world = World::on_store().await;
     world.pool("p", spec(4, Ack::Durable), &["u", "v", "w"]).await;
     let fence = world.hold("p", "keep").await;
     let mut last = fence;
@@ -126,7 +126,7 @@ async fn s07_restart_after_restart() {
 
 #[tokio::test]
 async fn s07_another_shard_count_is_refused_with_advice() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(4, Ack::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     let again = world.restarted().await;
@@ -150,7 +150,7 @@ async fn trust(world: &World) {
 /// The tail of the records is lost, and the clock is an hour back: the next fence is still higher.
 #[tokio::test]
 async fn s13_fences_grow_over_a_lost_tail_and_a_clock_that_was_set_back() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Memory), &["v", "w"]).await;
     let old = world.hold("p", "old").await;
     world.stored("p").await;

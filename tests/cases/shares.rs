@@ -80,7 +80,7 @@ fn held(claim: &ClaimView) -> &Resources {
 
 #[tokio::test]
 async fn c04_the_same_key_with_other_resources_is_the_same_share_or_refused() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.shared(shared(4, Policy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 8_000, None)).collect()).await;
     let first = world.share("k", &cpu(1_000)).await.unwrap().claim;
     for other in [cpu(1_000), cpu(4_000), cpu(1 << 40), cards(&["none"], 1, 500)] {
@@ -107,7 +107,7 @@ async fn c04_the_same_key_with_other_resources_is_the_same_share_or_refused() {
 #[tokio::test]
 async fn c08_after_300_steps_nothing_is_held() {
     for (seed, policy) in [(1, Policy::BestFit), (2, Policy::Spread), (3, Policy::Fgd)] {
-        let world = World::on_disk().await;
+        let world = World::on_store().await;
         let mut workers: Vec<_> = (0..6).map(|i| sized(&format!("c{i}"), 4_000 + 1_000 * i, None)).collect();
         workers.extend((0..4).map(|i| sized(&format!("g{i}"), 16_000, Some((["T4", "A10"][i % 2], 1 + i as u32)))));
         let whole: BTreeMap<String, Capacity> =
@@ -397,7 +397,7 @@ async fn b01_who_loses_the_first_choice_gets_a_second_in_the_same_call() {
 
 #[tokio::test]
 async fn b03_a_hundred_claims_on_twenty_workers_touch_twenty_workers() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.shared(shared(4, Policy::BestFit), (0..20).map(|i| sized(&format!("w{i}"), 5_000, None)).collect()).await;
     let before: BTreeMap<String, u64> = world.rows("p").await.into_iter().map(|row| (row.0, row.2)).collect();
     let seq = |shards: &[hotpool::model::ShardStatus]| shards.iter().map(|shard| shard.seq).sum::<u64>();
@@ -466,7 +466,7 @@ async fn n1_nobody_is_refused_while_a_worker_has_room() {
 
 #[tokio::test]
 async fn s01_a_restart_finds_the_same_cards_and_as_much_free() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     let workers = (0..6).map(|i| sized(&format!("g{i}"), 16_000, Some((["T4", "A10"][i % 2], 4)))).collect();
     world.shared(shared(4, Policy::Fgd), workers).await;
     for i in 0..20 {
@@ -547,7 +547,7 @@ async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
 
 #[tokio::test]
 async fn s01_a_worker_that_nothing_spoke_for_gives_no_shares() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     let spec = PoolSpec { ack: Ack::Memory, reserve_ms: 2_000, ..shared(1, Policy::BestFit) };
     world.shared(spec, vec![sized("w", 4_000, None)]).await;
     let kept = world.share("kept", &cpu(1_000)).await.unwrap().claim.fence;

@@ -12,7 +12,7 @@ use crate::gate::GatedStore;
 use crate::world::{STORE, WAIT_MS, World, done, id, name, request, spec, until};
 
 async fn one_worker() -> World {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     world
 }
@@ -169,7 +169,7 @@ async fn s11_a_caller_that_left_takes_nothing_from_a_repeat() {
 
 #[tokio::test]
 async fn s11_only_durable_answers_wait() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Memory), &["v", "w"]).await;
     world.gate().hold_all();
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
@@ -209,7 +209,7 @@ impl Wake for Inject {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
     let fence = world.hold("p", "g").await;
     world.gate().hold_all();

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use hotpool::model::{Ack, ClaimState, WorkerId, WorkerSpec};
 use hotpool::refusal::{Refusal, What};
-use tempfile::TempDir;
 
 use crate::world::{LOADING, Seeded, World, done, id, name, request, spec, worker};
 
@@ -16,7 +15,7 @@ fn incarnation(id: &str, incarnation: u64) -> WorkerSpec {
 
 #[tokio::test]
 async fn w01_a_new_incarnation_ends_what_the_old_one_held() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let old = world.hold("p", "k").await;
     let registered = world.s.register(&name("p"), incarnation("w", 1)).await.unwrap();
@@ -41,7 +40,7 @@ async fn w01_a_new_incarnation_ends_what_the_old_one_held() {
 
 #[tokio::test]
 async fn w01_a_deleted_worker_comes_back_only_with_a_new_incarnation() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Durable), &["w"]).await;
     let old = world.hold("p", "k").await;
     let w = WorkerId::new("w").unwrap();
@@ -65,7 +64,7 @@ async fn w01_a_deleted_worker_comes_back_only_with_a_new_incarnation() {
 
 #[tokio::test]
 async fn w06_a_pool_that_is_still_loading_says_so_and_not_that_it_is_empty() {
-    let world = World::on_disk().await;
+    let world = World::on_store().await;
     world.pool("p", spec(2, Ack::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     let again = World::closed(world.gate().copy().await);
@@ -87,7 +86,7 @@ async fn w06_a_pool_that_is_still_loading_says_so_and_not_that_it_is_empty() {
 
 #[tokio::test]
 async fn w06_an_empty_directory_starts_ready() {
-    let world = World::on(TempDir::new().unwrap()).await;
+    let world = World::on_store().await;
     assert!(world.s.readiness().ready);
     assert_eq!(world.s.list_pools(None, 10).await.unwrap().items, []);
 }

@@ -13,10 +13,10 @@ use hotpool::refusal::{Exhausted, Refusal, Unavailable};
 use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::shard::Seized;
 use hotpool::store::memory::MemoryStore;
-use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::gate::GatedStore;
+use crate::place::Place;
 
 /// How long a durable answer waits for the store, in engine time.
 pub const WAIT_MS: u64 = 5_000;
@@ -84,7 +84,7 @@ pub struct World {
     pub s: Scheduler,
     pub clock: Clock,
     pub gate: Option<Arc<GatedStore>>,
-    dir: Option<TempDir>,
+    _place: Option<Arc<Place>>,
 }
 
 impl World {
@@ -93,37 +93,36 @@ impl World {
         let settings = Settings { store_wait_ms: WAIT_MS };
         let s = Scheduler::with_clock(Arc::new(MemoryStore), settings, clock.clone());
         s.start().await.unwrap();
-        Self { s, clock, gate: None, dir: None }
+        Self { s, clock, gate: None, _place: None }
     }
 
-    /// On a fresh directory.
-    pub async fn on_disk() -> Self {
-        let world = Self::closed(TempDir::new().unwrap());
-        world.s.start().await.unwrap();
-        world
+    /// On an empty store behind a gate.
+    pub async fn on_store() -> Self {
+        Self::on(Place::empty()).await
     }
 
     /// On what is there.
-    pub async fn on(dir: TempDir) -> Self {
-        let world = Self::closed(dir);
+    pub async fn on(place: Place) -> Self {
+        let world = Self::closed(place);
         world.s.start().await.unwrap();
         world
     }
 
     /// The same, not started.
-    pub fn closed(dir: TempDir) -> Self {
+    pub fn closed(place: Place) -> Self {
         let clock = Clock::manual();
-        let gate = Arc::new(GatedStore::open(dir.path()));
+        let place = Arc::new(place);
+        let gate = Arc::new(GatedStore::open(&place));
         let settings = Settings { store_wait_ms: WAIT_MS };
         let s = Scheduler::with_clock(Arc::<GatedStore>::clone(&gate), settings, clock.clone());
-        Self { s, clock, gate: Some(gate), dir: Some(dir) }
+        Self { s, clock, gate: Some(gate), _place: Some(place) }
     }
 
     pub fn gate(&self) -> &Arc<GatedStore> {
-        self.gate.as_ref().expect("a world on disk")
+        self.gate.as_ref().expect("a world on a store")
     }
 
-    /// Another world on a copy of the directory as it is now: what `kill -9` and a restart would find.
+    /// Another world on a copy of what is stored now: what `kill -9` and a restart would find.
     pub async fn crashed(&self) -> Self {
         Self::on(self.gate().copy().await).await
     }
@@ -131,8 +130,7 @@ impl World {
     /// The same after an orderly stop.
     pub async fn restarted(self) -> Self {
         assert!(self.s.stop().await, "everything is stored");
-        let dir = self.dir.as_ref().expect("a world on disk");
-        Self::on(crate::gate::copy_of(dir.path())).await
+        Self::on(self.gate().copy().await).await
     }
 
     /// A pool of this many shards with these workers.

@@ -1,7 +1,7 @@
 //! The contract of `hotpool::store`, held against real Redis servers.
 
 use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
-use hotpool::store::redis::RedisStore;
+use hotpool::store::redis::{RedisOptions, RedisStore};
 use hotpool::store::{Renewal, ShardKey, StepOutcome, Store, StoreError};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -226,4 +226,32 @@ async fn steps_of_all_shards_reach_their_masters_in_a_cluster() {
     assert!(sizes.iter().all(|size| (21..=23).contains(size)), "{sizes:?}");
     let lanes: std::collections::BTreeSet<usize> = shards.iter().map(|&shard| store.lane(shard)).collect();
     assert_eq!(lanes, [0, 1, 2].into());
+}
+
+#[tokio::test]
+async fn s03_a_take_over_whose_answer_was_lost_keeps_others_waiting_and_not_its_sender() {
+    let (server, first, second, third) = (Server::start(&[]), dir(), dir(), dir());
+    owned(&server.url(), &first).await.resign().await.expect("resign");
+    // As far as this one knows, nothing came of it.
+    drop(owned(&server.url(), &second).await);
+    let other = RedisStore::open(options(&server.url(), &third)).expect("open");
+    let held = other.take_over(Uuid::now_v7()).await.expect_err("it is not free any more");
+    assert!(matches!(held, StoreError::Held(_)), "{held}");
+    let again = RedisStore::open(options(&server.url(), &second)).expect("open");
+    assert_eq!(again.take_over(Uuid::now_v7()).await.expect("its own").epoch, 3);
+}
+
+#[tokio::test]
+async fn sentinels_that_are_silent_or_something_else_hold_nobody_up() {
+    let (master, dir) = (Server::start(&[]), dir());
+    let sentinel = Server::sentinel("main", master.port);
+    // They take connections and never say a word.
+    let silent: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let ports: Vec<u16> = silent.iter().map(|one| one.local_addr().expect("bound").port()).collect();
+    let [a, b] = ports[..] else { unreachable!("two") };
+    let list = format!("127.0.0.1:{a},127.0.0.1:{b},127.0.0.1:{},127.0.0.1:{}", master.port, sentinel.port);
+    let url = format!("redis-sentinel://{list}/main");
+    let store = RedisStore::open(RedisOptions { command_ms: 60_000, ..options(&url, &dir) }).expect("open");
+    let taken = tokio::time::timeout(std::time::Duration::from_secs(30), store.take_over(Uuid::now_v7())).await;
+    assert_eq!(taken.expect("the one that answers is enough").expect("take over").epoch, 1);
 }

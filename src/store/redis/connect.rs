@@ -283,3 +283,22 @@ fn is_tls(error: &RedisError) -> bool {
     let io = inner.and_then(|error| error.downcast_ref::<io::Error>());
     io.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn valkey_says_in_its_own_words_what_kind_of_server_it_is() {
+        let url = "redis://h".parse().expect("a URL");
+        let connector = Connector::new(&url, None, Duration::from_secs(1));
+        let about = |mode: &str| format!("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\n{mode}\r\n");
+        for mode in ["server_mode:standalone", "redis_mode:standalone"] {
+            assert!(connector.check(&about(mode)).is_ok(), "{mode}");
+        }
+        for (mode, scheme) in [("cluster", "redis-cluster://"), ("sentinel", "redis-sentinel://")] {
+            let refused = connector.check(&about(&format!("server_mode:{mode}"))).expect_err("of another kind");
+            assert!(matches!(&refused, Fault::Unusable(why) if why.contains(scheme)), "{refused:?}");
+        }
+    }
+}

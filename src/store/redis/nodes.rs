@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value, cmd};
 
@@ -287,7 +289,7 @@ impl Nodes {
         Ok(map)
     }
 
-    /// Asks nodes for the slots, those first that served last; the first that answers is believed.
+    /// Asks all nodes that are known for the slots; the first that answers is believed.
     async fn cluster(&self, seeds: &[Address]) -> Result<Vec<(u16, u16, Arc<Node>)>, Fault> {
         let mut nodes: Vec<Arc<Node>> = self.map.load_full().map(|map| map.nodes.clone()).unwrap_or_default();
         for seed in seeds {
@@ -296,49 +298,29 @@ impl Nodes {
                 nodes.push(node);
             }
         }
-        let mut asked: futures::stream::FuturesUnordered<_> = nodes
-            .into_iter()
-            .map(|node| async move {
-                let call = Call { slot: 0, cmd: cmd("CLUSTER").arg("SLOTS").take(), step_bytes: 0 };
-                let answer = node.send(&[(&call, false)]).await?.pop();
-                match answer {
-                    Some(Ok(value)) => slots(&value, &node.connector.host()).ok_or_else(|| {
-                        Fault::Away(format!("{} knows of no slots: the cluster is not set up", node.connector))
-                    }),
-                    Some(Err(error)) => Err(node.connector.failed(&error)),
-                    None => Err(Fault::Away(format!("{} gave no answer", node.connector))),
-                }
-            })
-            .collect();
-        let mut first = None;
-        while let Some(answer) = futures::StreamExt::next(&mut asked).await {
+        let asked = nodes.into_iter().map(|node| async move {
+            let call = Call { slot: 0, cmd: cmd("CLUSTER").arg("SLOTS").take(), step_bytes: 0 };
+            let answer = node.send(&[(&call, false)]).await?.pop();
             match answer {
-                Ok(ranges) => {
-                    return Ok(ranges.into_iter().map(|(from, to, at)| (from, to, self.node(&at))).collect());
-                }
-                // What will not pass is worth more than what may.
-                Err(fault @ Fault::Unusable(_)) => return Err(fault),
-                Err(fault) => {
-                    first.get_or_insert(fault);
-                }
+                Some(Ok(value)) => slots(&value, &node.connector.host()).ok_or_else(|| {
+                    Fault::Away(format!("{} knows of no slots: the cluster is not set up", node.connector))
+                }),
+                Some(Err(error)) => Err(node.connector.failed(&error)),
+                None => Err(Fault::Away(format!("{} gave no answer", node.connector))),
             }
-        }
-        Err(first.unwrap_or_else(|| Fault::Away("no node of the cluster is known".to_owned())))
+        });
+        let ranges = first_good(asked).await?;
+        Ok(ranges.into_iter().map(|(from, to, at)| (from, to, self.node(&at))).collect())
     }
 
-    /// Asks sentinels for the master; the first that knows it is believed.
+    /// Asks all sentinels for the master; the first that knows it is believed.
     async fn master(&self, sentinels: &[Address], master: &str) -> Result<Vec<(u16, u16, Arc<Node>)>, Fault> {
-        let mut first = None;
-        for sentinel in sentinels {
-            match self.connector.to_sentinel(sentinel).ask_master(master).await {
-                Ok(address) => return Ok(vec![(0, SLOTS - 1, self.node(&address))]),
-                Err(fault @ Fault::Unusable(_)) => return Err(fault),
-                Err(fault) => {
-                    first.get_or_insert(fault);
-                }
-            }
-        }
-        Err(first.unwrap_or_else(|| Fault::Away("no sentinel is known".to_owned())))
+        let asked = sentinels.iter().map(|sentinel| {
+            let sentinel = self.connector.to_sentinel(sentinel);
+            async move { sentinel.ask_master(master).await }
+        });
+        let address = first_good(asked).await?;
+        Ok(vec![(0, SLOTS - 1, self.node(&address))])
     }
 
     fn node(&self, address: &Address) -> Arc<Node> {
@@ -382,6 +364,23 @@ impl Map {
         let at = self.ranges.partition_point(|range| range.1 < slot);
         self.ranges.get(at).filter(|range| range.0 <= slot).map(|range| Arc::clone(&range.2))
     }
+}
+
+/// The first that succeeds, of all at once: whoever is silent holds nobody up. If none does, a fault that will not pass
+/// is worth more than one that may.
+async fn first_good<T>(asked: impl IntoIterator<Item = impl Future<Output = Result<T, Fault>>>) -> Result<T, Fault> {
+    let mut asked: FuturesUnordered<_> = asked.into_iter().collect();
+    let mut worst = Fault::Away("no server is known that could be asked".to_owned());
+    let mut asked_any = false;
+    while let Some(answer) = asked.next().await {
+        match answer {
+            Ok(good) => return Ok(good),
+            Err(fault) if !asked_any || matches!(fault, Fault::Unusable(_)) => worst = fault,
+            Err(_) => {}
+        }
+        asked_any = true;
+    }
+    Err(worst)
 }
 
 /// What becomes of a call that was answered with an error.

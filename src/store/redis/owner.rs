@@ -47,6 +47,8 @@ pub(super) struct Candidate {
     /// Id of the data directory whose lock it holds.
     pub node: String,
     pub standby: bool,
+    /// How long it will own the store with each renewal.
+    pub lease_ms: Millis,
 }
 
 /// What is known of a record that somebody else may still renew.
@@ -77,8 +79,11 @@ impl Watch {
                 let Record { epoch, beat, lease_ms, .. } = *record;
                 Sight { epoch, lease_ms, beat: Some(beat), since_ms: now_ms }
             }
-            // It was there: an owner that lives writes it again.
-            (None, Some(before)) => Sight { beat: None, since_ms: now_ms, ..before },
+            // It was there: an owner that lives writes it again. One that was given back may have been taken since, and
+            // be gone with the lease that it had then: like the candidate's, as a rule.
+            (None, Some(before)) => {
+                Sight { beat: None, since_ms: now_ms, lease_ms: before.lease_ms.max(candidate.lease_ms), ..before }
+            }
         };
         let is_same = before.is_some_and(|before| (before.epoch, before.beat) == (now.epoch, now.beat));
         let since_ms = if is_same { before.map_or(now_ms, |before| before.since_ms) } else { now_ms };
@@ -191,7 +196,7 @@ mod tests {
     }
 
     fn candidate(node: &str, standby: bool) -> Candidate {
-        Candidate { node: node.into(), standby }
+        Candidate { node: node.into(), standby, lease_ms: 1_000 }
     }
 
     #[test]
@@ -235,5 +240,16 @@ mod tests {
         assert!(matches!(watch.verdict(&mine, Some(&record_of(2)), 900), Verdict::Wait(_)));
         assert!(matches!(watch.verdict(&mine, Some(&record_of(2)), 1_800), Verdict::Wait(_)), "counted anew");
         assert_eq!(watch.verdict(&mine, Some(&record_of(2)), 1_900), Verdict::Take);
+    }
+
+    #[test]
+    fn a_record_that_was_given_back_is_taken_at_once_but_not_if_it_vanishes_then() {
+        let (mine, mut watch) = (candidate("mine", false), Watch::default());
+        let given_back = Record { lease_ms: 0, ..record_of(1) };
+        assert_eq!(watch.verdict(&mine, Some(&given_back), 0), Verdict::Take);
+        // Somebody else was faster, perhaps, and what they wrote was lost with it.
+        assert!(matches!(watch.verdict(&mine, None, 10), Verdict::Wait(_)));
+        assert!(matches!(watch.verdict(&mine, None, 1_009), Verdict::Wait(_)));
+        assert_eq!(watch.verdict(&mine, None, 1_010), Verdict::Take);
     }
 }

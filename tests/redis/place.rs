@@ -1,0 +1,61 @@
+//! Where the records of cases are that run on Redis too: three masters, and a key prefix each.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use hotpool::store::SharedStore;
+use hotpool::store::redis::{RedisOptions, RedisStore};
+use tempfile::TempDir;
+
+use crate::servers::Cluster;
+use crate::stores::options;
+
+/// The cluster of those tests of this process that run at the moment; it ends with the last of them.
+static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+static PREFIXES: AtomicU64 = AtomicU64::new(0);
+
+/// A key prefix, and what is stored under it.
+pub struct Place {
+    cluster: Arc<Cluster>,
+    prefix: String,
+    dir: TempDir,
+}
+
+impl Place {
+    /// Nothing is stored here.
+    pub fn empty() -> Self {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let cluster = shared.upgrade().unwrap_or_else(|| Arc::new(Cluster::start(3, 0, &[])));
+        *shared = Arc::downgrade(&cluster);
+        Self::on(cluster)
+    }
+
+    fn on(cluster: Arc<Cluster>) -> Self {
+        let prefix = format!("place{}", PREFIXES.fetch_add(1, Ordering::Relaxed));
+        Self { cluster, prefix, dir: TempDir::new().unwrap() }
+    }
+
+    pub fn open(&self) -> SharedStore {
+        // Time is the test's own, and renewals come in the world's: no lease ends while minutes are let go by.
+        let (key_prefix, lease_ms) = (self.prefix.clone(), 3_600_000);
+        let options = RedisOptions { key_prefix, lease_ms, ..options(&self.cluster.url(), &self.dir) };
+        Arc::new(RedisStore::open(options).expect("open"))
+    }
+
+    /// All keys as they are, under another prefix: it lies outside of their hash tags, so each stays on its server. The
+    /// copy of the directory has the id of this one, so its owner need not wait for this one's lease.
+    pub fn copy(&self) -> Self {
+        let to = Self::on(Arc::clone(&self.cluster));
+        for entry in std::fs::read_dir(self.dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), to.dir.path().join(entry.file_name())).unwrap();
+        }
+        for master in &self.cluster.masters {
+            for key in master.ask::<Vec<String>>(&["KEYS", &format!("{}:*", self.prefix)]) {
+                let copied: bool = master.ask(&["COPY", &key, &key.replacen(&self.prefix, &to.prefix, 1)]);
+                assert!(copied, "{key}");
+            }
+        }
+        to
+    }
+}
