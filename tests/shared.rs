@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    Answer, CardFilter, Effect, Event, Grant, Heartbeat, Named, NoFit, Nodes, Place, Replay, Resume, Shard, Wants,
+    Answer, CardFilter, Effect, Event, GangAct, GangRef, Grant, Heartbeat, Named, NoFit, Nodes, Place, Replay, Resume,
+    Shard, Wants,
 };
 use hotpool::model::{
     Capacity, ClaimId, ClaimSpec, ClaimState, GpuAsk, GpuCapacity, Labels, Policy, Resources, WorkerId, WorkerSpec,
@@ -28,6 +29,8 @@ struct Held {
     worker: String,
     resources: Resources,
     cards: u64,
+    /// The gang for which it is held provisionally.
+    gang: Option<u64>,
 }
 
 struct World {
@@ -70,7 +73,11 @@ impl World {
                 Effect::Ended { id, fence, .. } => ended.push((id, fence)),
                 Effect::Remember { .. } => {}
                 Effect::Adopted { .. } => panic!("nothing is adopted in a shared pool"),
-                Effect::Committed { .. } => panic!("there are no gangs here"),
+                Effect::Committed { id, place } => {
+                    let held = self.claims.get_mut(id.key()).expect("only what is held is committed");
+                    assert_eq!(held.place, place);
+                    assert!(held.gang.take().is_some(), "only a member is committed");
+                }
             }
         }
         for (id, fence) in &ended {
@@ -125,8 +132,18 @@ impl World {
         !over && cards && left.amounts.iter().zip(needed).all(|(&left, needed)| left >= needed)
     }
 
+    /// Claims that are nobody's but their gang's are not shown.
+    fn told(&self) -> impl Iterator<Item = (&String, &Held)> {
+        self.claims.iter().filter(|(_, held)| held.gang.is_none())
+    }
+
     fn compare(&self) {
         assert_eq!(self.shard.held(), self.claims.len());
+        let mut members: Vec<_> =
+            self.shard.provisional().map(|(gang, id, place)| (id.key().to_owned(), gang.id, place)).collect();
+        members.sort_by(|one, two| one.0.cmp(&two.0));
+        let expected = self.claims.iter().filter_map(|(key, held)| Some((key.clone(), held.gang?, held.place)));
+        assert!(members.into_iter().eq(expected), "provisional claims");
         for (id, worker) in &self.workers {
             let look = self.shard.find_worker(&WorkerId::new(id).unwrap()).expect("it is registered");
             let left = self.left(id);
@@ -135,8 +152,7 @@ impl World {
             assert_eq!(look.card.spec, worker.spec);
             let mut keys: Vec<_> = look.claims.iter().map(|(id, _)| id.key().to_owned()).collect();
             keys.sort();
-            let held: Vec<_> =
-                self.claims.iter().filter(|(_, held)| held.worker == *id).map(|(key, _)| key.clone()).collect();
+            let held: Vec<_> = self.told().filter(|(_, held)| held.worker == *id).map(|(key, _)| key.clone()).collect();
             assert_eq!(keys, held, "{id}");
         }
     }
@@ -162,6 +178,9 @@ impl World {
         for (_, id, grant) in self.shard.list_claims(0) {
             self.claims.get_mut(id.key()).unwrap().place = grant.place;
         }
+        for (_, id, place) in self.shard.provisional() {
+            self.claims.get_mut(id.key()).unwrap().place = place;
+        }
         self.compare();
         // All rows once more, as a rewrite takes them.
         self.rows.clear();
@@ -171,14 +190,45 @@ impl World {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Register { worker: u8, card: u8 },
-    Delete { worker: u8 },
-    Cordon { worker: u8, on: bool },
-    Claim { key: u8, ask: u8, filter: u8 },
-    Release { key: u8 },
-    Resize { key: u8, ask: u8 },
-    Heartbeat { worker: u8, names: u8 },
-    Batch { first: u8, asks: Vec<u8> },
+    Register {
+        worker: u8,
+        card: u8,
+    },
+    Delete {
+        worker: u8,
+    },
+    Cordon {
+        worker: u8,
+        on: bool,
+    },
+    Claim {
+        key: u8,
+        ask: u8,
+        filter: u8,
+    },
+    Release {
+        key: u8,
+    },
+    Resize {
+        key: u8,
+        ask: u8,
+    },
+    Heartbeat {
+        worker: u8,
+        names: u8,
+    },
+    Batch {
+        first: u8,
+        asks: Vec<u8>,
+    },
+    Gang {
+        first: u8,
+        asks: Vec<u8>,
+    },
+    /// Of the oldest gang that is open.
+    Decide {
+        commit: bool,
+    },
     Restart,
 }
 
@@ -192,6 +242,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..24u8, 0..14u8).prop_map(|(key, ask)| Step::Resize { key, ask }),
         1 => (0..6u8, any::<u8>()).prop_map(|(worker, names)| Step::Heartbeat { worker, names }),
         1 => (0..24u8, prop::collection::vec(0..14u8, 1..12)).prop_map(|(first, asks)| Step::Batch { first, asks }),
+        1 => (0..24u8, prop::collection::vec(0..14u8, 1..6)).prop_map(|(first, asks)| Step::Gang { first, asks }),
+        1 => any::<bool>().prop_map(|commit| Step::Decide { commit }),
         1 => Just(Step::Restart),
     ];
     prop::collection::vec(step, 1..60)
@@ -263,13 +315,17 @@ fn id(key: u8) -> ClaimId {
 
 impl World {
     fn claim(&mut self, key: u8, asked: u8, filter: u8) -> Option<u64> {
+        self.claim_for(key, asked, filter, None)
+    }
+
+    fn claim_for(&mut self, key: u8, asked: u8, filter: u8, gang: Option<GangRef>) -> Option<u64> {
         let id = id(key);
         if self.claims.contains_key(id.key()) {
             return None;
         }
         self.fence += 1;
         let (resources, fence) = (ask(asked), self.fence);
-        let wants = wants(&resources, filter);
+        let wants = Wants { gang, ..wants(&resources, filter) };
         let passes = |world: &Self, worker: &Worker| {
             let cards = wants.cards != CardFilter::Without || worker.spec.capacity.gpu.is_none();
             !worker.cordoned && cards && wants.allows(&worker.spec) && {
@@ -304,7 +360,8 @@ impl World {
                 assert!(fits.contains(&worker), "{worker} of {fits:?} for {resources:?}");
                 assert_eq!(state, ClaimState::Active);
                 let version = version(self, &worker);
-                let held = Held { place, worker, resources, cards: cards.unwrap() };
+                let gang = gang.map(|gang| gang.id);
+                let held = Held { place, worker, resources, cards: cards.unwrap(), gang };
                 self.claims.insert(id.key().to_owned(), held);
                 Some(version)
             }
@@ -358,7 +415,7 @@ impl World {
                 self.on(Event::Tick);
             }
             Step::Release { key } => {
-                if let Some(held) = self.claims.get(id(key).key()) {
+                if let Some(held) = self.claims.get(id(key).key()).filter(|held| held.gang.is_none()) {
                     let place = held.place;
                     let (_, ended) = self.on(Event::Release { place, to: () });
                     assert_eq!(ended.len(), 1);
@@ -385,12 +442,37 @@ impl World {
                 assert_eq!(self.shard.counters().touches - before, versions.len() as u64, "B03: one touch a worker");
                 self.on(Event::Tick);
             }
+            Step::Gang { first, asks } => {
+                self.fence += 1;
+                let gang = GangRef { id: self.fence, pool: 7, shard: 3 };
+                self.shard.begin_batch();
+                for (i, asked) in (0..).zip(asks) {
+                    self.claim_for((first + i) % 24, asked, 0, Some(gang));
+                }
+                self.shard.end_batch();
+                self.on(Event::Tick);
+            }
+            Step::Decide { commit } => {
+                let Some(id) = self.claims.values().filter_map(|held| held.gang).min() else { return };
+                let members = self.claims.values().filter(|held| held.gang == Some(id)).count();
+                let act = if commit { GangAct::Commit } else { GangAct::Abort };
+                let (answer, ended) = self.on(Event::Gang { id, act, to: () });
+                match answer {
+                    Some(Answer::Committed(claims)) => {
+                        assert_eq!((claims.len(), ended.len(), commit), (members, 0, true))
+                    }
+                    _ => assert_eq!((ended.len(), commit), (members, false)),
+                }
+                // It may come twice.
+                let (_, ended) = self.on(Event::Gang { id, act, to: () });
+                assert!(ended.is_empty());
+            }
             Step::Restart => self.restart(),
         }
     }
 
     fn resize(&mut self, key: &str, to: &Resources) {
-        let Some(held) = self.claims.get(key).cloned() else { return };
+        let Some(held) = self.claims.get(key).filter(|held| held.gang.is_none()).cloned() else { return };
         let fits = self.has_room(&held.worker, to, Some(key)) && to.fit_in(&self.workers[&held.worker].spec.capacity);
         let from = &held.resources;
         let cards = match (&from.gpu, &to.gpu) {
@@ -424,7 +506,7 @@ impl World {
     fn heartbeat(&mut self, number: u8, names: u8) {
         let id = WorkerId::new(&format!("w{number}")).unwrap();
         let Some(worker) = self.workers.get(id.as_str()) else { return };
-        let of: Vec<_> = self.claims.iter().filter(|(_, held)| held.worker == id.as_str()).collect();
+        let of: Vec<_> = self.told().filter(|(_, held)| held.worker == id.as_str()).collect();
         let named = of.iter().enumerate().filter(|(i, _)| names & (1 << (i % 8)) != 0).map(|(_, (key, held))| Named {
             id: ClaimId::new("ns", "default", key).unwrap(),
             fence: held.place.fence,
@@ -449,6 +531,9 @@ proptest! {
         let mut world = World::new([Policy::BestFit, Policy::Spread, Policy::Fgd][policy]);
         for step in steps {
             world.step(step);
+        }
+        while world.claims.values().any(|held| held.gang.is_some()) {
+            world.step(Step::Decide { commit: false });
         }
         let places: Vec<Place> = world.claims.values().map(|held| held.place).collect();
         for place in places {
