@@ -25,6 +25,7 @@
 //! | [`fit`] | which worker has room for a share, and which of those gives it |
 //! | `profiles` | which workers have the same labels and node |
 //! | [`wants`] | what it asks of a worker |
+//! | `explain` | what a claim would find, and of the other workers why not |
 //! | `timers` | which deadline has passed |
 //! | `ledger` | how much there is and how much of it is held |
 //! | `replay` | how rows become a shard again |
@@ -34,6 +35,7 @@
 mod claims;
 pub mod effect;
 pub mod event;
+mod explain;
 pub mod fit;
 mod heartbeat;
 mod idle;
