@@ -296,6 +296,12 @@ impl ClaimItem {
         self.choice.as_ref().map(|choice| Arc::clone(&choice.wants))
     }
 
+    /// The numbers of the pools that it may be taken from, in the order in which they are tried.
+    #[must_use]
+    pub fn candidates(&self) -> SmallVec<[u32; 4]> {
+        self.choice.as_ref().map_or_else(|| SmallVec::from_slice(&[self.pool]), |choice| choice.pools.clone())
+    }
+
     /// Whether it may be taken from this pool.
     #[must_use]
     pub fn may_use(&self, pool: u32) -> bool {

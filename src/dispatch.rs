@@ -257,7 +257,7 @@ fn answer(item: Box<ClaimItem>, refusal: Refusal) {
 }
 
 /// The shard that a claim goes to next; none: every shard of its pool that could have a worker for it was asked.
-fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, u16)> {
+pub fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, u16)> {
     let pool = pools.at(item.pool)?;
     if let Some(worker) = item.only_worker() {
         let shard = worker.shard(pool.ports.len() as u16);

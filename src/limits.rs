@@ -32,6 +32,8 @@ pub const CLAIM_MODELS_MAX: usize = 8;
 pub const WORKER_CLAIMS_MAX: u32 = 4_096;
 /// Most kinds of requests in a pool's `typical_requests`.
 pub const TYPICAL_REQUESTS_MAX: usize = 256;
+/// Workers of a shard that one command of an explanation looks at.
+pub const EXPLAIN_WORKERS: u32 = 4_096;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
 /// Longest `reserve_ms` and `lag_max_ms` a pool may set: one day.

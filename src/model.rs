@@ -2,6 +2,7 @@
 
 mod capacity;
 mod claim;
+mod explain;
 mod names;
 mod pool;
 mod strict;
@@ -9,6 +10,7 @@ mod worker;
 
 pub use capacity::*;
 pub use claim::*;
+pub use explain::*;
 pub use names::*;
 pub use pool::*;
 pub use strict::*;

@@ -74,8 +74,9 @@ enum Verb {
 const EXAMPLE_FENCE: &str = "The fence is in what `claims take` and `claims show` say. It keeps a late holder from ending \
                              the claim of the next one; --current does without that care, for a person who looks.";
 
+/// What a claim asks for.
 #[derive(Debug, Args)]
-struct Take {
+pub(super) struct Take {
     /// NAMESPACE/POOL; several, of one namespace, are tried in this order
     #[arg(value_name = "NS/POOL", value_parser = args::pool, required_unless_present = "pool_selector")]
     pools: Vec<PoolName>,
@@ -269,7 +270,8 @@ impl Claims {
 }
 
 impl Take {
-    fn body(&self) -> Result<Value, Failure> {
+    /// The body of the request.
+    pub(super) fn body(&self) -> Result<Value, Failure> {
         let mut body = said(&self.fields);
         let (namespace, which, value) = match (self.pools.as_slice(), &self.namespace, &self.pool_selector) {
             ([pool], ..) => (pool.namespace(), "pool", json!(pool.pool())),

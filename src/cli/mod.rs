@@ -12,6 +12,7 @@ use clap::Subcommand;
 pub mod args;
 mod claims;
 pub mod client;
+mod explain;
 mod output;
 mod pools;
 mod status;
@@ -30,6 +31,8 @@ pub enum Command {
     Workers(workers::Workers),
     /// Claims: take a worker, keep it, give it back
     Claims(claims::Claims),
+    /// What a claim would get, and why; takes nothing
+    Explain(Box<explain::Explain>),
     /// Whether the service is ready, and every pool with its counts; live with --watch
     Status(status::Status),
     /// The store behind a service: what it holds
@@ -89,6 +92,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Pools(command) => (command.connection.output, Some(&command.connection)),
         Command::Workers(command) => (command.connection.output, Some(&command.connection)),
         Command::Claims(command) => (command.connection.output, Some(&command.connection)),
+        Command::Explain(command) => (command.connection.output, Some(&command.connection)),
         Command::Status(command) => (command.connection.output, Some(&command.connection)),
         Command::Store(command) => (command.output(), None),
     };
@@ -100,6 +104,7 @@ pub fn run(command: Command) -> ExitCode {
                 (Command::Pools(command), Some(context)) => command.run(context).await,
                 (Command::Workers(command), Some(context)) => command.run(context).await,
                 (Command::Claims(command), Some(context)) => command.run(context).await,
+                (Command::Explain(command), Some(context)) => command.run(context).await,
                 (Command::Status(command), Some(context)) => command.run(context).await,
                 (Command::Store(command), _) => command.run().await,
                 (_, None) => unreachable!("a command that speaks to the service has a connection"),

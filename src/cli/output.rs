@@ -172,6 +172,19 @@ pub fn held(held: &Held) -> String {
     Some(sum).filter(|sum| !sum.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
 }
 
+/// Amounts by their names, as explanations have them: `cpu 4, memory 2Gi, gpu 0.7 of one card`.
+pub fn amounts(amounts: &BTreeMap<String, u64>) -> String {
+    let get = |name: &str| amounts.get(name).copied().unwrap_or_default();
+    let (cpu_milli, memory_bytes, slots) = (get("cpu_milli"), get("memory_bytes"), get("slots"));
+    let sum = capacity(&Capacity { cpu_milli, memory_bytes, slots, gpu: None });
+    let cards = match (get("gpu"), get("gpu_milli")) {
+        (0, 0) => String::new(),
+        (0, milli) => format!("gpu {} of one card", milli as f64 / 1e3),
+        (whole, _) => format!("gpu {whole}"),
+    };
+    [sum, cards].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
 /// What claims leave of a worker that holds any.
 pub fn left<'a>(capacity: &Capacity, claims: impl Iterator<Item = &'a Held> + Clone) -> String {
     // In an exclusive pool a claim holds all, and no card by its number.

@@ -26,6 +26,7 @@
 //! | `gangs` | claims that are all granted or none, over shards |
 //! | `profiles` | which workers have the same labels and node |
 //! | [`wants`] | what it asks of a worker |
+//! | `explain` | what a claim would find, and of the other workers why not |
 //! | `timers` | which deadline has passed |
 //! | `ledger` | how much there is and how much of it is held |
 //! | `replay` | how rows become a shard again |
@@ -35,6 +36,7 @@
 mod claims;
 pub mod effect;
 pub mod event;
+mod explain;
 pub mod fit;
 mod gangs;
 mod heartbeat;

@@ -280,18 +280,27 @@ impl Shard {
         until_ms: Millis,
         wants: Option<&Wants>,
     ) -> Result<u32, Answer> {
-        let worker = match wants {
-            Some(wants) if !wants.any_worker() => {
-                self.select(wants, affinity, fence, until_ms).map_err(Answer::NoFit)?
-            }
-            _ => match self.idle.pick(self.workers.all(), affinity, fence) {
-                Some(worker) if self.lasts(worker, until_ms) => worker,
-                Some(_) => self.pick_lasting(until_ms, None).ok_or(Answer::NoRoom)?,
-                None => return Err(Answer::NoRoom),
-            },
-        };
+        let worker = self.pick_worker(affinity, fence, until_ms, wants)?;
         self.idle.remove(self.workers.hot_mut(), worker);
         Ok(worker)
+    }
+
+    /// The same, without taking it.
+    pub(super) fn pick_worker(
+        &mut self,
+        affinity: u64,
+        fence: Fence,
+        until_ms: Millis,
+        wants: Option<&Wants>,
+    ) -> Result<u32, Answer> {
+        match wants {
+            Some(wants) if !wants.any_worker() => self.select(wants, affinity, fence, until_ms).map_err(Answer::NoFit),
+            _ => match self.idle.pick(self.workers.all(), affinity, fence) {
+                Some(worker) if self.lasts(worker, until_ms) => Ok(worker),
+                Some(_) => self.pick_lasting(until_ms, None).ok_or(Answer::NoRoom),
+                None => Err(Answer::NoRoom),
+            },
+        }
     }
 
     /// The share of a worker that a claim takes, or why there is none.

@@ -121,6 +121,11 @@ impl Shares {
         self.holders.get(at as usize).is_some_and(|holder| holder.over)
     }
 
+    /// Whether the worker holds as many claims as one may.
+    pub fn is_crowded(&self, at: u32) -> bool {
+        self.holders.get(at as usize).is_some_and(|holder| holder.claims >= limits::WORKER_CLAIMS_MAX)
+    }
+
     /// What is needed, if any worker can have it.
     fn need(&self, resources: &Resources, cards: &CardFilter) -> Option<Need> {
         let mut models: SmallVec<[ModelId; 4]> = SmallVec::new();

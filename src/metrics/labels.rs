@@ -184,6 +184,8 @@ label! {
         Claims = "/v1/claims",
         /// Many claims.
         ClaimsBatch = "/v1/claims:batch",
+        /// What a claim would find.
+        Explain = "/v1/explain",
         /// One claim.
         Claim = "/v1/claims/{ns}/{key}",
         /// Confirm.
@@ -258,6 +260,8 @@ label! {
         TakeClaim = "hotpool.v1.ClaimService/TakeClaim",
         /// Many claims.
         BatchTakeClaims = "hotpool.v1.ClaimService/BatchTakeClaims",
+        /// What a claim would find.
+        ExplainClaim = "hotpool.v1.ClaimService/ExplainClaim",
         /// One claim.
         GetClaim = "hotpool.v1.ClaimService/GetClaim",
         /// The list of claims.

@@ -280,7 +280,7 @@ impl Scheduler {
     }
 
     /// Checks a request against its pool and makes it a claim on its way. A refusal has been sent to `reply` as well.
-    fn item(&self, request: ClaimRequest, started_ns: u64, reply: Reply) -> Result<Box<ClaimItem>, Refusal> {
+    pub(super) fn item(&self, request: ClaimRequest, started_ns: u64, reply: Reply) -> Result<Box<ClaimItem>, Refusal> {
         let dispatch = self.dispatch();
         let start =
             check_ttl(request.ttl_ms).and_then(|()| Start::new(&dispatch.pools.load(), &dispatch.selectors, &request));

@@ -1,10 +1,12 @@
 //! What can be asked of a shard.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Place, Rules};
+use crate::engine::{GangAct, Place, Rules, Wants};
 use crate::keys::Ticket;
 use crate::limits;
 use crate::model::{Beat, ClaimId, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
@@ -161,6 +163,8 @@ pub enum Command {
     ListClaims(u32, usize, ClaimSieve, Reply),
     /// The shard's figures.
     Report(Reply),
+    /// What would a claim find? Nothing is taken.
+    Explain(Question, Reply),
     /// Rows for a rewrite: from a cursor on, about so many bytes.
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// The pool's specification changed.
@@ -171,6 +175,21 @@ pub enum Command {
     Close(Reply),
     /// Panics: fault injection for tests of the supervisor. No edge can send it.
     Panic,
+}
+
+/// What a claim would ask.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Of a worker; none: any will do.
+    pub wants: Option<Arc<Wants>>,
+    /// Hash of its affinity word.
+    pub affinity: u64,
+    /// For how long it would need it.
+    pub needs_ms: Millis,
+    /// Its answer would wait for the store.
+    pub durable: bool,
+    /// Which workers would do, from this ordinal on; none: which one it would be given.
+    pub from: Option<u32>,
 }
 
 /// Which claims a listing wants.

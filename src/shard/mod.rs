@@ -18,7 +18,7 @@ mod running;
 mod supervisor;
 mod tally;
 
-pub use command::{ClaimItem, ClaimSieve, Command, GangItem, KeyItem, Visited};
+pub use command::{ClaimItem, ClaimSieve, Command, GangItem, KeyItem, Question, Visited};
 pub use handle::{Seized, ShardPort, Why};
 pub use reply::{Batch, ClaimAnswer, Outcome, Payload, Reply, ShardReport};
 pub use supervisor::{Revive, Supervisor};

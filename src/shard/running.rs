@@ -259,6 +259,10 @@ impl Running {
                 let report = self.report();
                 reply.send(Ok(Payload::Report(Box::new(report))));
             }
+            Command::Explain(question, reply) => {
+                let outcome = self.explain(&question);
+                reply.send(outcome);
+            }
             Command::Dump(from, bytes, to) => {
                 let mut rows = Vec::with_capacity(bytes + bytes / 8);
                 let next = self.shard.dump_rows(from, bytes, &mut rows);
@@ -276,7 +280,7 @@ impl Running {
         if item.reply.is_closed() {
             return self.dispatch.give_up(item, Refusal::DeadlineExceeded);
         }
-        if let Some(why) = self.overload(&item) {
+        if let Some(why) = self.overload(item.durable) {
             return self.dispatch.give_up(item, Refusal::Unavailable(why));
         }
         let fence = match self.fences.next() {
@@ -292,15 +296,15 @@ impl Running {
     }
 
     /// Why this shard takes no claim at present: the store is too far behind.
-    fn overload(&self, item: &ClaimItem) -> Option<Unavailable> {
+    pub(super) fn overload(&self, durable: bool) -> Option<Unavailable> {
         if !self.keeps_rows {
             return None;
         }
         let answers = self.waiting.len() + self.outgoing.len();
-        if self.gone.len() >= limits::GONE_MAX || (item.durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
+        if self.gone.len() >= limits::GONE_MAX || (durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
             return Some(Unavailable::Store);
         }
-        let lags = !item.durable && self.port.outbox.lag_ms() > self.pool.spec.load().lag_max_ms;
+        let lags = !durable && self.port.outbox.lag_ms() > self.pool.spec.load().lag_max_ms;
         lags.then_some(Unavailable::Overloaded)
     }
 

@@ -7,6 +7,7 @@ mod choice;
 mod claim_life;
 mod claims;
 mod directory;
+mod explain;
 mod full;
 mod gangs;
 mod gate;

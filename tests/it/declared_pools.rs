@@ -54,6 +54,27 @@ fn declared_pools_are_there_when_the_service_is_ready() {
 }
 
 #[test]
+fn a_shared_pool_is_declared_with_all_that_it_says() {
+    let dir = TempDir::new().unwrap();
+    let kinds = "[[pools.typical_requests]]\nweight = 3\ngpu = { models = [\"a100\"], milli = 500 }\n";
+    let text = format!(
+        "[[pools]]\nname = \"demo/gpu\"\nmode = \"shared\"\npolicy = \"fgd\"\nspare_gpu_workers = false\n{kinds}"
+    );
+    let file = declare(dir.path(), &text);
+    for _ in 0..2 {
+        let server = Server::start_with(dir.path(), &["--config", &file], &[]);
+        let spec = server.client().get("/v1/pools/demo/gpu").expect(200)["pool"]["spec"].take();
+        assert_eq!(
+            (&spec["mode"], &spec["policy"], &spec["spare_gpu_workers"]),
+            (&json!("shared"), &json!("fgd"), &json!(false))
+        );
+        let gpu = json!({"models": ["a100"], "count": 1, "milli": 500});
+        assert_eq!(spec["typical_requests"], json!([{"cpu_milli": 0, "gpu": gpu, "weight": 3}]));
+        assert_eq!(server.stop().code(), Some(0));
+    }
+}
+
+#[test]
 fn a_declaration_that_can_never_be_stops_the_start() {
     let dir = TempDir::new().unwrap();
     let file = declare(dir.path(), WARM);

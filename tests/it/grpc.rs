@@ -5,5 +5,5 @@ mod calls;
 mod health;
 mod life;
 mod limits;
-mod link;
+pub mod link;
 mod refusals;

@@ -8,6 +8,7 @@ mod client;
 mod connections;
 mod declared_pools;
 mod examples;
+mod explain;
 mod grpc;
 mod hang_up;
 mod heartbeats;

@@ -6,10 +6,10 @@ use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
 use super::proto::{
-    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, GetClaimRequest,
-    GetClaimResponse, ListClaimsRequest, ListClaimsResponse, ReleaseClaimRequest, ReleaseClaimResponse,
-    RenewClaimRequest, RenewClaimResponse, ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest,
-    TakeClaimResponse,
+    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, ExplainClaimRequest,
+    ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest, ListClaimsResponse,
+    ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse, ResizeClaimRequest,
+    ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
 use super::{Answer, Calls, read};
 use crate::api::http::json::Phase;
@@ -40,6 +40,12 @@ impl ClaimService for Calls {
         };
         let items = outcomes.iter().map(|outcome| Item { outcome: Some(item(outcome)) }).collect();
         Ok(Response::new(BatchTakeClaimsResponse { items }))
+    }
+
+    async fn explain_claim(&self, request: Request<ExplainClaimRequest>) -> Answer<ExplainClaimResponse> {
+        let claim = request.get_ref().claim.as_ref().ok_or(Failure::invalid("claim", "is required"))?;
+        let explanation = self.scheduler.explain(read::claim(claim)?).await.map_err(Failure::from)?;
+        Ok(Response::new((&explanation).into()))
     }
 
     async fn get_claim(&self, request: Request<GetClaimRequest>) -> Answer<GetClaimResponse> {

@@ -1,9 +1,12 @@
 //! From what the scheduler says to messages.
 
 use super::proto;
+use super::proto::explain_claim_response::Outcome as Explained;
+use crate::api::outcome::Failure;
 use crate::model::{
-    Ack, Capacity, ClaimState, ClaimView, GpuAsk, GpuSum, Heard, Held, Liveness, Mode, Policy, PoolSpec, PoolStatus,
-    Registered, Resources, RunningClaim, Schedulability, ShardStatus, Taken, Trust, TypicalRequest, WorkerView,
+    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, Liveness, Mode, NearMiss,
+    Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
+    ShardStatus, Taken, Trust, TypicalRequest, WorkerView, WouldTake,
 };
 
 impl From<&Capacity> for proto::Capacity {
@@ -87,6 +90,50 @@ impl From<&GpuAsk> for proto::GpuShare {
 impl From<&Taken> for proto::TakeClaimResponse {
     fn from(taken: &Taken) -> Self {
         Self { claim: Some((&taken.claim).into()), created: taken.created }
+    }
+}
+
+impl From<&Explanation> for proto::ExplainClaimResponse {
+    fn from(explanation: &Explanation) -> Self {
+        let outcome = match &explanation.outcome {
+            Ok(WouldTake { pool, worker, node }) => Explained::WouldTake(proto::WouldTake {
+                pool: pool.pool().to_owned(),
+                worker: worker.to_string(),
+                node: node.as_deref().map(str::to_owned),
+            }),
+            Err(refusal) => Explained::Error((&Failure::from(refusal.clone())).into()),
+        };
+        Self { outcome: Some(outcome), pools: explanation.pools.iter().map(Into::into).collect() }
+    }
+}
+
+impl From<&PoolSurvey> for proto::PoolSurvey {
+    fn from(of: &PoolSurvey) -> Self {
+        let PoolSurvey { pool, silent_shards, survey } = of;
+        let counted = RuledOut::ALL.into_iter().filter(|why| survey.count(*why) > 0);
+        let near = |miss: &NearMiss| proto::NearMiss {
+            worker: miss.worker.to_string(),
+            node: miss.node.as_deref().map(str::to_owned),
+            short: Some(miss.short.into()),
+            text: miss.text(),
+        };
+        Self {
+            pool: pool.pool().to_owned(),
+            workers: survey.workers,
+            fits: survey.fits,
+            // The same words in the same order, after the one that is never sent.
+            ruled_out: counted.map(|why| proto::RuledOut { by: why as i32 + 1, workers: survey.count(why) }).collect(),
+            too_small: survey.too_small,
+            nearest: survey.nearest.iter().map(near).collect(),
+            most_free: Some(survey.most_free.into()),
+            silent_shards: *silent_shards,
+        }
+    }
+}
+
+impl From<Amounts> for proto::Amounts {
+    fn from(Amounts { cpu_milli, memory_bytes, slots, gpu, gpu_milli }: Amounts) -> Self {
+        Self { cpu_milli, memory_bytes, slots, gpu, gpu_milli }
     }
 }
 

@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
 use super::json::{
-    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, HolderBody, Outcomes, PageJson, Phase,
-    ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, holder,
+    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ExplainAnswer, HolderBody, Outcomes,
+    PageJson, Phase, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, holder,
 };
 use super::read::{Params, Segments, body, item, merge, merge_all, object};
 use super::{Answer, Shared, created, done, json};
@@ -23,6 +23,15 @@ pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> An
     let request = object::<ClaimBody<'_>>(&bytes)?.request()?;
     let taken = api.scheduler.claim(request).await?;
     Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
+}
+
+/// What a claim would find.
+pub(super) async fn explain(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
+    Params::read(&uri, &[])?;
+    let bytes = body(&api, sent).await?;
+    let request = object::<ClaimBody<'_>>(&bytes)?.request()?;
+    let explanation = api.scheduler.explain(request).await?;
+    Ok(json(StatusCode::OK, &ExplainAnswer::from(&explanation)))
 }
 
 /// Many claims; a bad one harms no other.

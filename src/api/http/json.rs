@@ -1,6 +1,7 @@
 //! The shapes on the wire. What comes in refuses unknown fields; what goes out borrows from the model.
 
 mod claims;
+mod explain;
 mod pools;
 mod workers;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::Page;
 
 pub(in crate::api) use claims::*;
+pub(super) use explain::*;
 pub(super) use pools::*;
 pub(in crate::api) use workers::*;
 

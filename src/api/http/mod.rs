@@ -60,6 +60,7 @@ pub fn router(api: Api) -> Router {
         .route(Route::Worker.word(), put(workers::put).get(workers::get).delete(workers::delete).post(workers::verb))
         .route(Route::Claims.word(), post(claims::claim).get(claims::list))
         .route(Route::ClaimsBatch.word(), post(claims::claim_batch))
+        .route(Route::Explain.word(), post(claims::explain))
         .route(Route::Claim.word(), get(claims::get).post(claims::verb))
         .route(Route::OpenApi.word(), get(openapi::document))
         .route(Route::Docs.word(), get(openapi::viewer))

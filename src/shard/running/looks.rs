@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::Running;
 use crate::engine::Grant;
 use crate::engine::fit::Sum;
+use crate::limits;
 use crate::model::{Capacity, ClaimId, ShardStatus};
-use crate::shard::command::ClaimSieve;
-use crate::shard::reply::{ClaimAnswer, Left, Payload, ShardReport};
+use crate::refusal::Refusal;
+use crate::shard::command::{ClaimSieve, Question};
+use crate::shard::reply::{ClaimAnswer, Left, Outcome, Payload, ShardReport};
 
 impl Running {
     pub(super) fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
@@ -40,6 +42,19 @@ impl Running {
         };
         let cards = self.shard.free_cards().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
         Some(Left { capacity, cards })
+    }
+
+    pub(super) fn explain(&mut self, question: &Question) -> Outcome {
+        let Question { wants, affinity, needs_ms, durable, from } = question;
+        let wants = wants.as_deref();
+        if let Some(from) = from {
+            let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::EXPLAIN_WORKERS);
+            return Ok(Payload::Survey(Box::new(survey), next));
+        }
+        if let Some(why) = self.overload(*durable) {
+            return Err(Refusal::Unavailable(why));
+        }
+        Ok(Payload::WouldTake(self.shard.would_take(wants, *affinity, *needs_ms, self.now_ms)))
     }
 
     pub(super) fn report(&self) -> ShardReport {

@@ -23,7 +23,7 @@ async fn pools_are_put_shown_listed_and_deleted() {
     let put = link.pools.put_pool(put_pool("warm", spec.clone())).await.unwrap().into_inner();
     assert!(put.created);
     let pool = put.pool.unwrap();
-    let filled = PoolSpec { mode: Mode::Exclusive as i32, ..spec };
+    let filled = PoolSpec { mode: Mode::Exclusive as i32, spare_gpu_workers: Some(true), ..spec };
     let said = PoolSpec {
         releasing_ms: filled.releasing_ms,
         heartbeat_ttl_ms: filled.heartbeat_ttl_ms,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::reference;
 use crate::limits;
-use crate::model::PoolSpec;
+use crate::model::{PoolSpec, RuledOut, Survey};
 
 fn schema(name: &str) -> Value {
     reference("schemas", name)
@@ -178,6 +178,14 @@ pub(super) fn schemas() -> Value {
     schemas
 }
 
+/// Each reason, in its order.
+fn ruled_out() -> Value {
+    let of = RuledOut::ALL.map(|why| (why.word().to_owned(), count("Workers.")));
+    let description =
+        "Why the others would not, each counted under the first that applies, in this order. None: left out.";
+    answer(description, &[], Value::Object(of.into_iter().collect()))
+}
+
 fn count(description: &str) -> Value {
     json!({"type": "integer", "format": "int64", "minimum": 0, "description": description})
 }
@@ -339,6 +347,29 @@ fn claims() -> Value {
             "resources": described("Held", "What it holds: all that the worker has; in a shared pool, its share."),
             "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
         })),
+        "Explanation": answer("What would become of a claim.", &["outcome", "pools"], json!({
+            "outcome": {"enum": ["placed", "refused"], "description": "Whether it would be given a worker."},
+            "would_take": answer("The worker that it would be given; among equal ones it may be another the next time. Missing if it would be refused.", &["pool", "worker"], json!({
+                "pool": schema("Name"), "worker": schema("Name"), "node": described("Name", "The machine that the worker runs on, if known."),
+            })),
+            "error": described("ErrorBody", "As the claim would be refused. Missing if it would be placed."),
+            "pools": {"type": "array", "maxItems": limits::POOLS_MAX, "items": schema("PoolSurvey"), "description": "The pools that it may use, in the order in which they would be tried."},
+        })),
+        "PoolSurvey": answer("What a claim finds in a pool. What is ruled out and fits sum to the workers.", &["pool", "workers", "fits", "ruled_out", "nearest", "most_free"], json!({
+            "pool": schema("Name"), "workers": count("All that were looked at."), "fits": count("Those that would take it now."),
+            "ruled_out": ruled_out(),
+            "too_small": count("Of those that have too little of something: how many would also if they held nothing."),
+            "nearest": {"type": "array", "maxItems": Survey::NEAREST, "description": "Those that lack nothing but room, the nearest first.", "items": answer("A worker that would take it if it had more.", &["worker", "short", "text"], json!({
+                "worker": schema("Name"), "node": described("Name", "The machine that it runs on, if known."),
+                "short": described("Amounts", "What it is short of."), "text": {"type": "string", "description": "For people."},
+            }))},
+            "most_free": described("Amounts", "Resource by resource, the most that any worker has left which lacks at most room."),
+            "silent_shards": count("Shards that could not be asked: their workers are not in the survey."),
+        })),
+        "Amounts": answer("Amounts. What is left out is 0.", &[], json!({
+            "cpu_milli": count("Thousandths of a core."), "memory_bytes": count("Bytes of memory."), "slots": count("Places."),
+            "gpu": count("Whole cards."), "gpu_milli": count("Thousandths of one card."),
+        })),
         "ClaimAnswer": answer("A claim.", &["claim"], json!({"claim": schema("Claim")})),
         "ClaimPage": page("Claim"),
         "ClaimOutcomes": outcomes("claim", "Claim"),
@@ -358,12 +389,13 @@ fn rest() -> Value {
             "pools": {"type": "object", "additionalProperties": {"type": "array", "items": schema("ShardStatus")}},
         })),
         "Error": answer("What went wrong.", &["error"], json!({
-            "error": answer("What went wrong.", &["code", "message"], json!({
+            "error": schema("ErrorBody"),
+        })),
+        "ErrorBody": answer("What went wrong.", &["code", "message"], json!({
                 "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"], "description": "As in gRPC."},
                 "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
                 "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
                 "message": {"type": "string", "minLength": 1, "description": "For people."},
-            })),
         })),
     })
 }
