@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, FromRedisValue};
@@ -10,8 +11,16 @@ use tempfile::TempDir;
 /// A server that takes longer for anything has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A port below those that the system gives out by itself, from a row of this process: until it is used nobody else,
+/// no test beside this one and no outgoing connection, is given it.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let row = std::process::id().wrapping_mul(64);
+    let mut ports = std::iter::repeat_with(|| {
+        let at = row.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        10_000 + u16::try_from(at % 20_000).expect("below 20,000")
+    });
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("endless")
 }
 
 /// One `redis-server`.
