@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{self, Asks, ClaimName, Labels, said};
-use super::client::{Answer, Exit, Failure};
+use super::client::{Answer, Exit, Failure, Items};
 use super::output::{Format, Held, held, moment, note, print, print_json, sheet, table};
 use super::{Connection, Context};
 use crate::clock::Clock;
+use crate::limits;
 use crate::model::PoolName;
 
 /// The tenant that a request has if it names none.
@@ -33,9 +34,15 @@ enum Verb {
                             Examples:\n  hotpool claims take demo/warm --key job-1\n  \
                             hotpool claims take demo/warm demo/cold --key job-1 --selector 'zone=a,tier!=b'\n  \
                             hotpool claims take demo/gpu --key job-2 --cpu-milli 2000 --gpu a100,h100:1:500\n  \
+                            hotpool claims take demo/gpu --key train --count 8 --all-or-nothing --gpu a100:1\n  \
                             hotpool claims take --namespace demo --pool-selector 'tier in (gold,silver)' --ttl-ms 60000"
     )]
-    Take(Box<Take>),
+    Take {
+        #[command(flatten)]
+        take: Box<Take>,
+        #[command(flatten)]
+        many: Many,
+    },
     /// List claims: all, of a namespace, or of a pool
     Ls(Ls),
     /// Show who holds a key
@@ -134,6 +141,25 @@ struct Fields {
     labels: Labels,
     #[command(flatten)]
     resources: Asks,
+}
+
+/// Several claims in one call.
+#[derive(Debug, Args)]
+struct Many {
+    /// So many claims, under the keys KEY-0, KEY-1, ...
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=limits::BATCH_ITEMS_MAX as i64))]
+    count: Option<u32>,
+    /// All of them or none
+    #[arg(long, requires = "count")]
+    all_or_nothing: bool,
+}
+
+/// What became of one of several.
+#[derive(Deserialize)]
+struct Outcome {
+    claim: Option<ClaimView>,
+    #[serde(flatten)]
+    failure: Option<Failure>,
 }
 
 #[derive(Debug, Args)]
@@ -237,7 +263,10 @@ struct ClaimAnswer {
 impl Claims {
     pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.verb {
-            Verb::Take(take) => {
+            Verb::Take { take, many: Many { count: Some(count), all_or_nothing } } => {
+                return take.many(context, count, all_or_nothing).await;
+            }
+            Verb::Take { take, .. } => {
                 let answer = context.client.call(Method::POST, "/v1/claims", Some(&take.body()?)).await?;
                 if !answer.created && context.output == Format::Table {
                     note("the key holds this claim already");
@@ -291,6 +320,43 @@ impl Take {
             body["node"] = node.clone();
         }
         Ok(body)
+    }
+}
+
+impl Take {
+    async fn many(&self, context: &Context, count: u32, whole: bool) -> Result<Exit, Failure> {
+        let body = self.body()?;
+        let item = |n: u32| {
+            let mut item = body.clone();
+            if let Some(key) = &self.fields.key {
+                item["key"] = format!("{key}-{n}").into();
+            }
+            item
+        };
+        let items: Vec<Value> = (0..count).map(item).collect();
+        let mode = if whole { "all_or_nothing" } else { "independent" };
+        let batch = json!({"mode": mode, "items": items});
+        let answer = context.client.call(Method::POST, "/v1/claims:batch", Some(&batch)).await?;
+        let items = context.client.read::<Items>(&answer.json)?.items;
+        let mut exit = Exit::Ok;
+        let mut rows = Vec::new();
+        for (n, item) in items.iter().enumerate() {
+            let Outcome { claim, failure } = context.client.read(item)?;
+            if let Some(failure) = failure.map(Failure::with_exit) {
+                exit = exit.max(failure.exit);
+                context.output.complain(&failure.about(&n.to_string()));
+            }
+            rows.extend(claim.map(|claim| {
+                let key = format!("{}/{}", claim.namespace, claim.key);
+                vec![key, claim.state, claim.pool, claim.worker, held(&claim.resources), claim.fence.to_string()]
+            }));
+        }
+        match context.output {
+            Format::Json => print(answer.json.get())?,
+            Format::Table if rows.is_empty() => {}
+            Format::Table => print(&table(&["CLAIM", "STATE", "POOL", "WORKER", "HOLDS", ">FENCE"], rows))?,
+        }
+        Ok(exit)
     }
 }
 

@@ -45,6 +45,9 @@ impl Scheduler {
     /// All of these claims or none, in order. If any cannot be made none is: it has its own refusal, the others
     /// [`Refusal::Gang`]. If the keys are all held already, what they hold is found, as by [`Scheduler::claim_batch`].
     pub async fn claim_gang(&self, requests: Vec<ClaimRequest>) -> Outcomes {
+        if requests.is_empty() {
+            return Vec::new();
+        }
         if let Err(refusal) = self.open() {
             return requests.iter().map(|_| Err(refusal.clone())).collect();
         }

@@ -201,7 +201,7 @@ fn every_bad_body_names_its_field() {
         ("POST", "/v1/claims:batch", "{}".into(), "mode"),
         ("POST", "/v1/claims:batch", r#"{"mode":"independent"}"#.into(), "items"),
         ("POST", "/v1/claims:batch", r#"{"mode":"independent","items":{}}"#.into(), "items"),
-        ("POST", "/v1/claims:batch", r#"{"mode":"all_or_nothing","items":[]}"#.into(), "mode"),
+        ("POST", "/v1/claims:batch", r#"{"mode":"some","items":[]}"#.into(), "mode"),
         ("POST", "/v1/claims:batch", r#"{"mode":"some","items":[]}"#.into(), "mode"),
         ("POST", "/v1/claims:batch", r#"{"mode":"independent","items":[{]}"#.into(), "body"),
         ("POST", "/v1/claims:batch", r#"{"mode":"independent","items":[],"more":1}"#.into(), "more"),

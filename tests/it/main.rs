@@ -9,6 +9,7 @@ mod connections;
 mod declared_pools;
 mod examples;
 mod explain;
+mod gangs;
 mod grpc;
 mod hang_up;
 mod heartbeats;

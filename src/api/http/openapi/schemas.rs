@@ -315,7 +315,7 @@ fn claims() -> Value {
         "ClaimBody": claim_body(),
         "Selector": {"type": "string", "maxLength": limits::SELECTOR_BYTES_MAX, "description": "As label selectors of Kubernetes: zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot"},
         "ClaimsBatch": closed("Many claims.", &["mode", "items"], json!({
-            "mode": {"enum": ["independent"], "description": "Each item for itself."},
+            "mode": {"enum": ["independent", "all_or_nothing"], "description": "Each item for itself; or a gang: all items, under keys that are free, or none, durably whatever the pool promises."},
             "items": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("ClaimBody")},
         })),
         "HolderBody": closed("Who speaks.", &["fence"], json!({
