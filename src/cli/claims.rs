@@ -83,6 +83,7 @@ const EXAMPLE_FENCE: &str = "The fence is in what `claims take` and `claims show
 
 /// What a claim asks for.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(super) struct Take {
     /// NAMESPACE/POOL; several, of one namespace, are tried in this order
     #[arg(value_name = "NS/POOL", value_parser = args::pool, required_unless_present = "pool_selector")]

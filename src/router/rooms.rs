@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use smallvec::SmallVec;
 
-use crate::engine::fit::{CARD_MILLI, Most, Sum};
+use crate::engine::fit::{CARD_MILLI, Most, Sum, cores_per_card};
 use crate::engine::{CardFilter, Wants};
 use crate::model::Resources;
 use crate::shard::Visited;
@@ -71,6 +71,13 @@ impl Rooms {
         self.parts(shard, wants).iter().any(|part| part.may_fit(&spec.resources))
     }
 
+    fn cores_per_card(&self, shard: u16, wants: &Wants) -> f64 {
+        let get = |amount: &AtomicU64| amount.load(Ordering::Relaxed);
+        let cores =
+            self.parts(shard, wants).iter().fold(0_u64, |sum, part| sum.saturating_add(get(&part.sum_cpu_milli)));
+        cores_per_card(cores, get(&self.0[shard as usize][1].sum_cards_milli))
+    }
+
     /// What the shard can be asked for in one batch.
     pub fn budget(&self, shard: u16) -> Budget {
         Budget(std::array::from_fn(|i| {
@@ -81,8 +88,9 @@ impl Rooms {
         }))
     }
 
-    /// Which of the shards in `open` that were not visited is asked next: any by `salt` that may have room and that
-    /// `portion` has something left for; with `spread`, of two the one with more left.
+    /// Which of the shards in `open` that were not visited is asked next: of two by `salt` that may have room and that
+    /// `portion` has something left for, the one with more cores left for each card ([`cores_per_card`]); with `spread`, the
+    /// one with more of everything.
     pub fn pick(
         &self,
         open: impl Iterator<Item = u16>,
@@ -96,11 +104,13 @@ impl Rooms {
         let shards: SmallVec<[u16; 64]> = open.filter(fits).collect();
         let nth = |hash: u64| ((u128::from(hash) * shards.len() as u128) >> 64) as usize;
         let one = *shards.get(nth(salt))?;
-        if !spread {
-            return Some(one);
-        }
         let two = shards[nth(salt.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15))];
-        Some(if self.budget(two).weight() > self.budget(one).weight() { two } else { one })
+        let more = if spread {
+            self.budget(two).weight() > self.budget(one).weight()
+        } else {
+            self.cores_per_card(two, wants) > self.cores_per_card(one, wants)
+        };
+        Some(if more { two } else { one })
     }
 }
 

@@ -118,6 +118,13 @@ pub struct Sum {
     pub cards_milli: u128,
 }
 
+/// How many cores some workers have left for each card that they have left, all sums in thousandths. Of two shards the one
+/// with more is asked for a share: so cores and cards run out together, and in all shards at once.
+#[must_use]
+pub fn cores_per_card(cpu_milli: u64, cards_milli: u64) -> f64 {
+    cpu_milli as f64 / (cards_milli as f64 + 1.0)
+}
+
 impl Sum {
     fn add(&mut self, room: &Room) {
         self.workers += 1;

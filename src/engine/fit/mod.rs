@@ -25,6 +25,6 @@ mod order;
 mod room;
 
 pub use fgd::Fgd;
-pub use fleet::{Fleet, Group, Most, Pick, Placement, Rank, Sum};
+pub use fleet::{Fleet, Group, Most, Pick, Placement, Rank, Sum, cores_per_card};
 pub use mix::{COVERED_PERCENT, Kind, typical};
 pub use room::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};

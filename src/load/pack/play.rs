@@ -8,9 +8,12 @@ use smallvec::SmallVec;
 use super::curve::Point;
 use super::input::{Input, Request};
 use super::published::Published;
-use crate::engine::fit::{Fgd, Fleet, NO_MODEL, Need, Placement};
+use crate::engine::fit::{Fgd, Fleet, NO_MODEL, Need, Placement, cores_per_card};
 use crate::load::stats;
 use crate::model::WorkerId;
+
+/// 2^64 over the golden ratio.
+const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What a run did.
 #[derive(Debug)]
@@ -81,25 +84,40 @@ impl Decider {
 }
 
 impl Own {
-    /// As the service does: any of the shards is asked, then the next, until one has room; for work without GPUs first for
-    /// workers without them.
+    /// As the service does: of two shards the one with more cores left for each card is asked, and so on until one has room;
+    /// for work without GPUs first for workers without them.
     fn take(&mut self, request: &Request) -> bool {
         let need = &request.need;
         self.shards.iter_mut().for_each(|(_, fgd)| fgd.note(need));
         self.asked += 1;
-        // Fibonacci hashing: the shards in turn, but in no order that the requests could have.
-        let first = (self.asked.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        // Fibonacci hashing: in no order that the requests could have.
+        let salt = self.asked.wrapping_mul(SCATTER);
         let without = Need { models: SmallVec::from_slice(&[NO_MODEL]), ..need.clone() };
         let stages: &[&Need] = if need.cards == 0 { &[&without, need] } else { &[need] };
-        let count = self.shards.len();
         stages.iter().any(|need| {
-            (0..count).any(|turn| {
-                let (fleet, fgd) = &mut self.shards[(first + turn) % count];
+            let mut left: SmallVec<[usize; 16]> = (0..self.shards.len()).collect();
+            while !left.is_empty() {
+                let salt = salt.rotate_left(7 * (self.shards.len() - left.len()) as u32);
+                let nth = |hash: u64| ((u128::from(hash) * left.len() as u128) >> 64) as usize;
+                let (one, two) = (nth(salt), nth(salt.rotate_left(32).wrapping_mul(SCATTER)));
+                let more = self.cores_per_card(left[two], need) > self.cores_per_card(left[one], need);
+                let at = left.swap_remove(if more { two } else { one });
+                let (fleet, fgd) = &mut self.shards[at];
                 let pick = fleet.pick(need, self.placement, false, fgd);
                 let share = pick.and_then(|pick| Some((pick.worker, fleet.share(need, pick)?)));
-                share.inspect(|(worker, share)| fleet.take(*worker, share)).is_some()
-            })
+                if let Some((worker, share)) = share {
+                    fleet.take(worker, &share);
+                    return true;
+                }
+            }
+            false
         })
+    }
+
+    fn cores_per_card(&self, shard: usize, need: &Need) -> f64 {
+        let [without, with] = self.shards[shard].0.sums();
+        let cores = with.cpu_milli + if need.cards == 0 { without.cpu_milli } else { 0 };
+        cores_per_card(cores as u64, with.cards_milli as u64)
     }
 }
 

@@ -7,7 +7,7 @@ use super::keys;
 use super::library;
 use super::nodes::{Answer, Call};
 use crate::model::Seq;
-use crate::row::Frames;
+use crate::row::{Frames, RowKind};
 use crate::store::Step;
 
 /// Values in one run: Lua unpacks at most some 8,000.
@@ -113,11 +113,12 @@ fn put_rows(cmd: &mut Cmd, rows: &[u8]) {
     }
 }
 
-/// A field of a side: `w:` and the worker's id, `p:` and the pool's uid, `s:`.
+/// A field of a side: `w:` and the worker's id, `p:` and the pool's uid, `s:`, `g:` and the gang's number.
 struct Field<'a>(u8, &'a str);
 
 /// Letters of the kinds of rows, by [`crate::row::RowKind`].
-const LETTERS: &[u8] = b"?wps";
+const LETTERS: &[u8] = b"?wpsg";
+const _: () = assert!(LETTERS.len() == RowKind::Gang as usize + 1, "every kind has a letter");
 
 impl redis::ToRedisArgs for Field<'_> {
     fn write_redis_args<W: ?Sized + redis::RedisWrite>(&self, out: &mut W) {

@@ -82,7 +82,7 @@ async fn every_bad_field_is_named() {
 
     for (mode, items, field) in [
         (BatchMode::Unspecified as i32, 0, "mode"),
-        (BatchMode::AllOrNothing as i32, 0, "mode"),
+        (BatchMode::AllOrNothing as i32, 10_001, "items"),
         (9, 0, "mode"),
         (BatchMode::Independent as i32, 10_001, "items"),
         (BatchMode::Independent as i32, 100_000, "body"),
