@@ -2,8 +2,8 @@
 //! In process on `memory:` and on redb, and durable over HTTP, as one batch and as 100 calls at once. After each round all
 //! is released. Touches are counted from the pool's own figures. The figures in docs/BENCHMARKS.md come from here.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+mod service;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
+use service::Server;
 
 use hotpool::ask::ClaimAsk;
 use hotpool::model::{
@@ -123,40 +124,19 @@ async fn gang(what: &str, store: SharedStore) {
     scheduler.stop().await;
 }
 
-/// The service, ended with its scope.
-struct Server {
-    child: Child,
-    address: String,
+/// The service, and a way to it.
+struct Service {
+    server: Server,
     client: Client<HttpConnector, Full<Bytes>>,
-    _dir: tempfile::TempDir,
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
+impl Service {
     fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a directory of our own");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hotpool"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
-        let (_, rest) = ready.split_once("http://").expect("an address in the ready line");
-        let address = rest.split_whitespace().next().expect("an address").to_owned();
-        Self { child, address, client: Client::builder(TokioExecutor::new()).build_http(), _dir: dir }
+        Self { server: Server::start(&[]), client: Client::builder(TokioExecutor::new()).build_http() }
     }
 
     async fn call(&self, method: Method, path: &str, body: &Value) -> Value {
-        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.server.address));
         let request = request.body(Full::new(body.to_string().into())).expect("a request");
         let answer = self.client.request(request).await.expect("the service answers");
         let status = answer.status();
@@ -176,7 +156,7 @@ impl Server {
 
     async fn touches(&self) -> f64 {
         let request =
-            Request::get(format!("http://{}/metrics", self.address)).body(Full::default()).expect("a request");
+            Request::get(format!("http://{}/metrics", self.server.address)).body(Full::default()).expect("a request");
         let answer = self.client.request(request).await.expect("metrics").into_body().collect().await.expect("a body");
         let text = String::from_utf8(answer.to_bytes().to_vec()).expect("text");
         let line = text.lines().find(|line| line.starts_with("hotpool_worker_touches_total")).expect("the counter");
@@ -239,7 +219,7 @@ async fn main() {
         let (store, _dir) = redb();
         in_process("one batch, in process, redb", store, workers).await;
     }
-    let server = Server::start();
+    let server = Service::start();
     server.call(Method::PUT, "/v1/pools/bench/burst", &json!({"mode": "shared"})).await;
     for workers in [10, 40] {
         server.burst("one batch, HTTP, durable (redb)", workers, true).await;

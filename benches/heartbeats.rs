@@ -1,9 +1,9 @@
 //! What heartbeats cost the service: processor time of the `hotpool` process, through its real edges, by call. Prints the
 //! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
 
-use std::io::{BufRead as _, BufReader};
+mod service;
+
 use std::ops::Range;
-use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -13,6 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
+use service::Server;
 use tonic::transport::Endpoint;
 
 use hotpool::api::grpc::proto::batch_heartbeat_workers_response::item::Outcome;
@@ -27,46 +28,14 @@ const CALLERS: usize = 8;
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// The service, ended with its scope.
-struct Server {
-    child: Child,
-    address: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a directory of our own");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hotpool"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
-        let (_, rest) = ready.split_once("http://").expect("an address in the ready line");
-        let address = rest.split_whitespace().next().expect("an address").to_owned();
-        Self { child, address, _dir: dir }
-    }
-
-    /// Seconds of processor time that its threads have used.
-    fn cpu_s(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux");
-        let nanos = tasks.map(|task| {
-            let text = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
-            text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or_default()
-        });
-        nanos.sum::<u64>() as f64 / 1e9
-    }
+/// Seconds of processor time that the service's threads have used.
+fn cpu_s(server: &Server) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id())).expect("Linux");
+    let nanos = tasks.map(|task| {
+        let text = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or_default()
+    });
+    nanos.sum::<u64>() as f64 / 1e9
 }
 
 /// Workers, and the key and the fence that each holds, if it does.
@@ -190,12 +159,12 @@ async fn measure<F: Future<Output = ()>>(
     size: usize,
     send: impl Fn(Range<usize>) -> F,
 ) {
-    let (before, begin) = (server.cpu_s(), std::time::Instant::now());
+    let (before, begin) = (cpu_s(server), std::time::Instant::now());
     let chunks: Vec<_> = (0..workers).step_by(size).map(|from| from..workers.min(from + size)).collect();
     for some in chunks.chunks(CALLERS) {
         join_all(some.iter().cloned().map(&send)).await;
     }
-    let used = server.cpu_s() - before;
+    let used = cpu_s(server) - before;
     let each_us = used * 1e6 / workers as f64;
     println!(
         "{what}: {workers} heartbeats in {:.2} s, {used:.3} s of processor, {each_us:.2} us each; 100,000 every 15 s: {:.1} % of a core",
@@ -207,7 +176,7 @@ async fn measure<F: Future<Output = ()>>(
 #[tokio::main]
 async fn main() {
     let workers = std::env::args().find_map(|arg| arg.strip_prefix("workers=")?.parse().ok()).unwrap_or(100_000);
-    let server = Server::start();
+    let server = Server::start(&[]);
     let http = Http::new(&server.address);
     let fleet = http.set_up(workers).await;
     let channel = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");

@@ -5,8 +5,8 @@
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/redis/servers.rs"]
 mod servers;
+mod service;
 
-use std::io::{BufRead as _, BufReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use redis::aio::MultiplexedConnection;
 use servers::Cluster;
+use service::Server;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -231,6 +232,7 @@ async fn alone(cluster: &Cluster) {
 /// Sends one request on a connection, and reads the answer.
 async fn send(sender: &mut http1::SendRequest<Full<Bytes>>, method: Method, path: &str, body: String) -> StatusCode {
     let request = Request::builder().method(method).uri(path).header(HOST, "bench").body(Full::new(body.into()));
+    sender.ready().await.expect("a connection");
     let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
     let status = answer.status();
     answer.into_body().collect().await.expect("a whole answer");
@@ -250,18 +252,8 @@ async fn http(cluster: &Cluster) {
     const WORKERS: usize = 300_000;
     for clients in [64, 256, 64, 256] {
         flush(cluster);
-        let dir = TempDir::new().expect("a directory");
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_hotpool"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--store", &cluster.url(), "--data-dir"])
-            .arg(dir.path())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
-        let (_, rest) = ready.split_once("http://").expect("an address in the ready line");
-        let address = rest.split_whitespace().next().expect("an address").to_owned();
+        let server = Server::start(&["--store", &cluster.url()]);
+        let address = server.address.clone();
         let mut sender = connected(&address).await;
         let made = send(&mut sender, Method::PUT, "/v1/pools/bench/http", "{}".into()).await;
         assert!(made.is_success(), "{made}");
@@ -295,8 +287,6 @@ async fn http(cluster: &Cluster) {
         }
         let rate = all as f64 / start.elapsed().as_secs_f64();
         println!("{:<56} {rate:>10.0} claims/s", format!("durable claims alone, unary HTTP, {clients} clients"));
-        let _ = child.kill();
-        let _ = child.wait();
     }
 }
 

@@ -21,7 +21,7 @@ use super::{Scheduler, wait};
 use crate::choice::Start;
 use crate::engine::{GangAct, GangRef};
 use crate::keys::{Found, ShardRef, Ticket};
-use crate::metrics::{GangOutcome, metrics};
+use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::{Capacity, ClaimId, ClaimRequest, Fence, Mode, Taken};
 use crate::pools::Pool;
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
@@ -270,7 +270,10 @@ impl Scheduler {
                 },
                 _ => false,
             };
-            if !again || self.dispatch().is_stopping() || self.dispatch().journal.fenced() {
+            // A shard that does not come back holds nobody up: what it has is recovery's matter.
+            let port = self.dispatch().pools.load().port(shard).map(|port| port.state());
+            let comes_back = matches!(port, Some(ShardState::Serving | ShardState::Loading));
+            if !again || !comes_back || self.dispatch().is_stopping() || self.dispatch().journal.fenced() {
                 return outcome;
             }
             tokio::time::sleep(pause).await;
