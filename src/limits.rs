@@ -28,6 +28,8 @@ pub const GPUS_MAX: u32 = 64;
 pub const CARD_MILLI: u32 = 1_000;
 /// Most GPU models that a claim may list.
 pub const CLAIM_MODELS_MAX: usize = 8;
+/// Most GPU models that one shard of a shared pool tells apart; workers with others are refused.
+pub const SHARD_MODELS_MAX: usize = 4_096;
 /// Most claims that one worker of a shared pool holds: they are part of its row.
 pub const WORKER_CLAIMS_MAX: u32 = 4_096;
 /// Most kinds of requests in a pool's `typical_requests`.
@@ -80,5 +82,6 @@ pub const CAPACITIES_MAX: usize = 1024;
 
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");
 const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
+const _: () = assert!(SHARD_MODELS_MAX < u16::MAX as usize, "models are numbered in 16 bits");
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

@@ -581,3 +581,23 @@ fn p03_one_worker_is_filled_exactly() {
     assert_eq!(fill(2_000, 1, 1_000, 3), (2, 1));
     assert_eq!(fill(4_000, 8, 10, 70), (70, 1));
 }
+
+/// GPU models are numbered: past the bound a worker is refused by name, and nothing of it stays.
+#[test]
+fn b1_models_beyond_the_bound_are_refused() {
+    let mut shard = Shard::new(Policy::BestFit, 1);
+    let mut register = |number: usize| {
+        let gpu = Some(GpuCapacity { model: format!("m{number}").into(), count: 1 });
+        let capacity = Capacity { gpu, ..Capacity::default() };
+        let spec = WorkerSpec { capacity, ..WorkerSpec::bare(WorkerId::new(&format!("w{number}")).unwrap()) };
+        let mut effects = Vec::new();
+        shard.on(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () }, 1, &mut effects);
+        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
+        (matches!(answer, Answer::TooManyModels), shard.workers())
+    };
+    for number in 0..4_096 {
+        assert_eq!(register(number), (false, number + 1));
+    }
+    assert_eq!(register(4_096), (true, 4_096));
+    assert_eq!(register(7), (false, 4_096), "a known one is still an upsert");
+}

@@ -125,6 +125,8 @@ pub enum Answer {
     },
     /// The shard holds as many workers as it can number.
     ShardFull,
+    /// The worker has a GPU model beside as many as the shard can number. Nothing was changed.
+    TooManyModels,
 }
 
 /// A held claim.

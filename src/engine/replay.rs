@@ -95,6 +95,9 @@ impl Replay {
         };
         let row = row::worker(id, body).map_err(|e| e.to_string())?;
         let spec = row.spec(id).map_err(|e| e.to_string())?;
+        if self.shard.shares.as_mut().is_some_and(|shares| !shares.knows_model(&spec.capacity)) {
+            return Err(format!("worker {id} has one of more than {} GPU models", limits::SHARD_MODELS_MAX));
+        }
         let line = self.shard.ledger.enter(&spec.capacity);
         let card = Arc::new(WorkerCard { spec });
         let at = match known {

@@ -20,6 +20,9 @@ impl Shard {
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
     ) -> Answer {
+        if self.shares.as_mut().is_some_and(|shares| !shares.knows_model(&spec.capacity)) {
+            return Answer::TooManyModels;
+        }
         let (created, at) = match self.workers.find(&spec.id) {
             None => (true, self.welcome(spec, now_ms)),
             Some(at) => {

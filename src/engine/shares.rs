@@ -86,18 +86,27 @@ impl Shares {
 
     fn mix(&mut self, rules: &Rules) -> Vec<(Kind, f64)> {
         let total: f64 = rules.typical_requests.iter().map(|kind| f64::from(kind.weight)).sum();
-        let kinds = rules.typical_requests.iter().map(|kind| {
+        let kinds = rules.typical_requests.iter().filter_map(|kind| {
             let cards = kind.gpu.as_ref();
-            let models = cards.into_iter().flat_map(|cards| &cards.models).map(|model| self.fleet.model(model));
+            let named = cards.map_or(&[][..], |cards| &cards.models);
+            let models: SmallVec<[ModelId; 4]> = named.iter().filter_map(|model| self.fleet.model(model)).collect();
+            if models.is_empty() && !named.is_empty() {
+                return None;
+            }
             let kind_of = Kind {
                 cpu_milli: kind.cpu_milli,
                 card_milli: cards.map_or(0, |cards| cards.milli as u16),
                 cards: cards.map_or(0, |cards| cards.count as u16),
-                models: models.collect(),
+                models,
             };
-            (kind_of, f64::from(kind.weight) / total)
+            Some((kind_of, f64::from(kind.weight) / total))
         });
         kinds.collect()
+    }
+
+    /// Whether workers with these cards can be told from others.
+    pub fn knows_model(&mut self, capacity: &Capacity) -> bool {
+        capacity.gpu.as_ref().is_none_or(|gpu| self.fleet.model(&gpu.model).is_some())
     }
 
     /// Cards that a claim holds.

@@ -63,12 +63,8 @@ impl Scheduler {
             .zip(outcomes)
             .map(|((id, pools), outcome)| outcome.and_then(|payload| self.taken(id, pools, payload)))
             .collect();
-        let mut from = 0;
-        while let Some((_, pools)) = names.get(from) {
-            let len = names[from..].iter().take_while(|(_, next)| next == pools).count();
-            self.count_claims(pools, &taken[from..from + len]);
-            from += len;
-        }
+        let pools: Vec<PoolChoice> = names.into_iter().map(|(_, pools)| pools).collect();
+        self.count_batch(&pools, &taken);
         taken
     }
 
@@ -326,6 +322,15 @@ impl Scheduler {
             }
         };
         Ok(Taken { claim, created })
+    }
+
+    /// The same for the claims of one call, each with the pools that it may use.
+    pub(super) fn count_batch(&self, pools: &[PoolChoice], taken: &[Result<Taken, Refusal>]) {
+        let mut from = 0;
+        for same in pools.chunk_by(PartialEq::eq) {
+            self.count_claims(&same[0], &taken[from..from + same.len()]);
+            from += same.len();
+        }
     }
 
     /// Counts what became of claims; those that were made are counted by the shard that made them.

@@ -56,6 +56,7 @@ impl Scheduler {
             return self.claim_batch(requests).await;
         }
         let members = requests.len();
+        let pools: Vec<_> = requests.iter().map(|request| request.pools.clone()).collect();
         let (to, outcomes) = oneshot::channel();
         let scheduler = self.clone();
         // It goes to its end, whether the caller waits or not.
@@ -68,7 +69,10 @@ impl Scheduler {
                 scheduler.give_back(untold);
             }
         });
-        outcomes.await.unwrap_or_else(|_| (0..members).map(|_| Err(Refusal::DeadlineExceeded)).collect())
+        let outcomes =
+            outcomes.await.unwrap_or_else(|_| (0..members).map(|_| Err(Refusal::DeadlineExceeded)).collect());
+        self.count_batch(&pools, &outcomes);
+        outcomes
     }
 
     async fn gang(&self, requests: Vec<ClaimRequest>) -> Outcomes {
@@ -104,7 +108,7 @@ impl Scheduler {
         let Some(home) = home.filter(|_| refusals.is_empty()) else {
             return refused(requests.len(), refusals);
         };
-        let Some(_turn) = self.turn(&members).await else {
+        let Some(turn) = self.turn(&members).await else {
             return requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect();
         };
         for (at, (member, item)) in members.iter_mut().zip(&mut items).enumerate() {
@@ -124,6 +128,7 @@ impl Scheduler {
         dispatch.route_all(items);
         let granted = answers.await.unwrap_or_default();
         let outcomes = self.decide(home, &members, granted).await;
+        drop(turn);
         match outcomes {
             Ok(taken) => taken,
             Err(refusals) => {
@@ -311,6 +316,10 @@ impl Scheduler {
         let (mut has, mut cards) = (Capacity::default(), 0_u64);
         for pool in numbers.into_iter().filter_map(|number| pools.at(number)) {
             let status = self.status(pool).await;
+            if status.shards.iter().any(|shard| shard.state != ShardState::Serving.word()) {
+                // What its workers have is not known: the gang may fit.
+                return refusals;
+            }
             shared |= status.spec.mode == Mode::Shared;
             workers += status.counts().total;
             has.cpu_milli = has.cpu_milli.saturating_add(status.capacity.cpu_milli);
@@ -333,7 +342,11 @@ impl Scheduler {
         if fits {
             return refusals;
         }
-        refusals.into_keys().map(|at| (at, Refusal::GangTooLarge)).collect()
+        let larger = |(at, refusal)| match refusal {
+            Refusal::Exhausted(Exhausted::Pool) => (at, Refusal::GangTooLarge),
+            other => (at, other),
+        };
+        refusals.into_iter().map(larger).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use super::fgd::Fgd;
 use super::order::{Key, Order, Tops};
 use super::room::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};
 use crate::engine::NIL;
+use crate::limits;
 use crate::model::Capacity;
 
 /// How a worker is chosen among those that fit.
@@ -159,13 +160,16 @@ pub struct Most {
 }
 
 impl Fleet {
-    /// The number of a model, which it is given at its first mention.
-    pub fn model(&mut self, name: &str) -> ModelId {
+    /// The number of a model, which it is given at its first mention. None: there are [`limits::SHARD_MODELS_MAX`].
+    pub fn model(&mut self, name: &str) -> Option<ModelId> {
         if let Some(known) = self.known_model(name) {
-            return known;
+            return Some(known);
+        }
+        if self.models.len() >= limits::SHARD_MODELS_MAX {
+            return None;
         }
         self.models.push(name.into());
-        self.models.len() as ModelId
+        Some(self.models.len() as ModelId)
     }
 
     /// The number of a model that some worker had.
@@ -189,7 +193,8 @@ impl Fleet {
         profile: u32,
         shares: impl IntoIterator<Item = Share>,
     ) -> bool {
-        let model = capacity.gpu.as_ref().map_or(NO_MODEL, |gpu| self.model(&gpu.model));
+        let model = capacity.gpu.as_ref().map_or(Some(NO_MODEL), |gpu| self.model(&gpu.model));
+        let model = model.expect("whoever registers workers asks for their model first");
         let mut room = Room { profile, ..Room::whole(capacity, model) };
         let mut enough = true;
         let mut less = |have: &mut u64, amount: u64| {

@@ -46,6 +46,13 @@ pub(super) fn refusal(answer: &Answer) -> Refusal {
             );
             Refusal::State(text.into())
         }
+        Answer::TooManyModels => Refusal::invalid(
+            "capacity.gpu.model",
+            format!(
+                "the shard knows {} GPU models already, the most that a shared pool's may",
+                limits::SHARD_MODELS_MAX
+            ),
+        ),
         Answer::ShardFull => Refusal::Unavailable(Unavailable::Overloaded),
         _ => Refusal::NotFound(What::Claim),
     }
