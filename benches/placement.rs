@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
-use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, Need, Placement, Share};
+use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, NO_MODEL, Need, Pick, Placement, Share};
 use hotpool::model::{Capacity, GpuCapacity};
 
 const SHARDS: usize = 16;
@@ -67,6 +67,13 @@ impl Dice {
     }
 }
 
+/// As the service: work without cards takes workers with cards only when no other fits.
+fn sparing(fleet: &Fleet, need: &Need, fgd: &mut Fgd) -> Option<Pick> {
+    let without = (need.cards == 0).then(|| Need { models: [NO_MODEL][..].into(), ..need.clone() });
+    let spared = without.and_then(|without| fleet.pick(&without, Placement::BestFit, fgd));
+    spared.or_else(|| fleet.pick(need, Placement::BestFit, fgd))
+}
+
 struct Bench {
     shards: Vec<Fleet>,
     held: Vec<(usize, u32, Share)>,
@@ -93,7 +100,7 @@ impl Bench {
         let (need, shard) = (self.dice.need(), self.dice.roll(SHARDS));
         let fleet = &mut self.shards[shard];
         let start = Instant::now();
-        let pick = fleet.pick(&need, Placement::BestFit, true, &mut self.fgd)?;
+        let pick = sparing(fleet, &need, &mut self.fgd)?;
         let share = fleet.share(&need, pick)?;
         fleet.take(pick.worker, &share);
         let took = start.elapsed().as_nanos() as u64;

@@ -1,7 +1,7 @@
 //! Placement against a naive oracle: random fleets, random claims taken and given back, workers that come, go and are
 //! withheld; after each step the fleet picks what a look at every worker would pick.
 
-use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, Kind, Need, Pick, Placement, Room, Share, typical};
+use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, Kind, NO_MODEL, Need, Pick, Placement, Room, Share, typical};
 use hotpool::model::{Capacity, GpuCapacity};
 use proptest::prelude::*;
 
@@ -205,7 +205,7 @@ impl World {
     }
 
     fn take(&mut self, need: &Need, placement: Placement) {
-        let Some(Pick { worker, from, .. }) = self.fleet.pick(need, placement, true, &mut self.fgd) else {
+        let Some(Pick { worker, from, .. }) = sparing(&self.fleet, need, placement, &mut self.fgd) else {
             assert!(self.fitting(need).is_empty(), "N1: {need:?} fits and was refused");
             return;
         };
@@ -228,7 +228,7 @@ impl World {
                 assert!(first.is_none_or(|(at, _)| worker <= *at), "worker {first:?} comes before {worker}");
             }
         }
-        let share = self.fleet.share(need, Pick { worker, from, rank: (0, 0, 0) }).expect("there are such cards");
+        let share = self.fleet.share(need, Pick { worker, from }).expect("there are such cards");
         assert_eq!(share.cards.count_ones(), u32::from(need.cards));
         self.fleet.take(worker, &share);
         self.apply(worker, &share, -1);
@@ -259,6 +259,13 @@ proptest! {
     }
 }
 
+/// As a claim goes: work without cards takes workers with cards only when no other fits.
+fn sparing(fleet: &Fleet, need: &Need, placement: Placement, fgd: &mut Fgd) -> Option<Pick> {
+    let without = (need.cards == 0).then(|| Need { models: [NO_MODEL][..].into(), ..need.clone() });
+    let spared = without.and_then(|without| fleet.pick(&without, placement, fgd));
+    spared.or_else(|| fleet.pick(need, placement, fgd))
+}
+
 fn fleet(workers: &[(u64, u64, u32)]) -> Fleet {
     let mut fleet = Fleet::default();
     for (at, &(cpu_milli, slots, count)) in (0..).zip(workers) {
@@ -269,7 +276,7 @@ fn fleet(workers: &[(u64, u64, u32)]) -> Fleet {
 }
 
 fn place(fleet: &mut Fleet, need: &Need, placement: Placement) -> Option<u32> {
-    let pick = fleet.pick(need, placement, true, &mut Fgd::given(mix()))?;
+    let pick = sparing(fleet, need, placement, &mut Fgd::given(mix()))?;
     let share = fleet.share(need, pick)?;
     fleet.take(pick.worker, &share);
     Some(pick.worker)
@@ -300,10 +307,10 @@ fn p02_work_without_cards_leaves_workers_with_cards_alone_while_others_fit() {
     let mut fleet = fleet(&[(2_000, 0, 1), (4_000, 0, 0)]);
     let need = Need { cpu_milli: 2_000, ..Need::default() };
     for placement in [Placement::BestFit, Placement::Spread, Placement::Fgd] {
-        let spared = fleet.pick(&need, placement, true, &mut Fgd::given(mix())).unwrap();
+        let spared = sparing(&fleet, &need, placement, &mut Fgd::given(mix())).unwrap();
         assert_eq!(spared.worker, 1, "{placement:?}");
     }
-    let fitted = fleet.pick(&need, Placement::BestFit, false, &mut Fgd::default()).unwrap();
+    let fitted = fleet.pick(&need, Placement::BestFit, &mut Fgd::default()).unwrap();
     assert_eq!(fitted.worker, 1, "the weight of a card is that of 16 cores");
     assert_eq!([0; 4].map(|_: i32| place(&mut fleet, &need, Placement::BestFit)), [Some(1), Some(1), Some(0), None]);
 }
@@ -332,7 +339,7 @@ fn a_share_takes_the_card_that_leaves_the_least_useless() {
     fleet.take(0, &share);
     assert_eq!(fleet.cards(0), [400, 1_000]);
     let need = Need { cards: 1, card_milli: 300, ..Need::default() };
-    let pick = fleet.pick(&need, Placement::Fgd, true, &mut fgd).unwrap();
+    let pick = sparing(&fleet, &need, Placement::Fgd, &mut fgd).unwrap();
     assert_eq!(fleet.share(&need, pick).unwrap().cards, 0b01);
 }
 
@@ -353,7 +360,7 @@ fn a_learned_mix_forgets_what_is_not_asked_any_more() {
     let mut fleet = fleet(&[(64_000, 0, 8), (64_000, 0, 8)]);
     fleet.take(1, &Share { card_milli: 400, cards: 1, ..Share::default() });
     let need = Need { cpu_milli: 0, cards: 1, card_milli: 200, ..Need::default() };
-    let pick = |fgd: &mut Fgd| fleet.pick(&need, Placement::Fgd, true, fgd).unwrap().worker;
+    let pick = |fgd: &mut Fgd| sparing(&fleet, &need, Placement::Fgd, fgd).unwrap().worker;
     // While halves are usual, the 600 that are left of a card must not become 400.
     (0..30_000).for_each(|_| fgd.note(&share));
     assert_eq!(pick(&mut fgd), 0);

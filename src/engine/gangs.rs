@@ -6,7 +6,7 @@
 //! the row goes. Recovery reads it from the rows: a provisional member whose gang has its row is committed, any other is
 //! given back. So no crash leaves a gang in parts (`G1`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 
@@ -34,7 +34,7 @@ pub struct Gangs {
     /// Gangs whose home this is and that are committed.
     rows: BTreeSet<Fence>,
     /// Of these the journal does not have the latest.
-    changed: BTreeMap<Fence, ()>,
+    changed: BTreeSet<Fence>,
 }
 
 impl Gangs {
@@ -77,7 +77,7 @@ impl Gangs {
     /// The rows that it lacks, each with whether it is there.
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Fence, bool)> {
         let changed = std::mem::take(&mut self.changed);
-        changed.into_keys().map(|id| (id, self.rows.contains(&id)))
+        changed.into_iter().map(|id| (id, self.rows.contains(&id)))
     }
 }
 
@@ -92,7 +92,7 @@ impl Shard {
                 };
                 if moved {
                     self.seq += 1;
-                    self.gangs.changed.insert(id, ());
+                    self.gangs.changed.insert(id);
                 }
                 Answer::Released
             }

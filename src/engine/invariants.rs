@@ -2,6 +2,7 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
+use super::fit::Fleet;
 use super::life::Barred;
 use super::shard::Shard;
 
@@ -80,6 +81,42 @@ impl Shard {
                 "L1: the ledger says {sums:?} (workers, held, barred), there are {:?}",
                 (idle + held + barred, held, barred)
             ));
+        }
+        Ok(())
+    }
+
+    /// Whether what is left of each worker is what its claims leave, and whether just those are offered that may be.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    fn check_shares(&self) -> Result<(), String> {
+        let Some(shares) = &self.shares else { return Ok(()) };
+        shares.fleet.check()?;
+        for at in self.workers.iter_from(0) {
+            let (worker, card) = (self.workers.get(at), self.workers.card(at));
+            if worker.deleted {
+                if shares.fleet.is_in(at) {
+                    return Err(format!("W1: worker {} is deleted and has room", card.spec.id));
+                }
+                continue;
+            }
+            let places = self.places_on(at);
+            let (count, over) = shares.holds(at);
+            if count as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
+                return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, count));
+            }
+            let mut fresh = Fleet::default();
+            let held = places.iter().map(|place| self.share_of(place.claim));
+            let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
+            let (room, left) = (shares.fleet.room(at), fresh.room(0));
+            let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
+                == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
+            if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
+                return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
+            }
+            if shares.fleet.is_offered(at) != self.is_offered(at) {
+                return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
+            }
         }
         Ok(())
     }

@@ -11,7 +11,8 @@
 //! |---|---|
 //! | [`event`] | what can happen to a shard |
 //! | [`effect`] | what must be done about it |
-//! | `shard` | what each event does to claims |
+//! | `shard` | where each event goes; which worker a claim takes |
+//! | `claim_life` | what becomes of a claim that is held, and how it ends |
 //! | `roster` | which workers come and go |
 //! | `rows` | what the journal takes |
 //! | `looks` | what is shown |
@@ -22,6 +23,7 @@
 //! | `idle` | which worker is taken next; which is warm for an affinity |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
 //! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
+//! | `resize` | a claim that needs more or less of its worker than before |
 //! | [`fit`] | which worker has room for a share, and which of those gives it |
 //! | `gangs` | claims that are all granted or none, over shards |
 //! | `profiles` | which workers have the same labels and node |
@@ -33,6 +35,7 @@
 //! | `invariants` | what must be true between two events |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod claim_life;
 mod claims;
 pub mod effect;
 pub mod event;
@@ -47,6 +50,7 @@ mod life;
 mod looks;
 mod profiles;
 mod replay;
+mod resize;
 mod roster;
 mod rows;
 mod shapes;

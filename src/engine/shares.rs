@@ -8,19 +8,16 @@
 //! A worker is offered while nothing bars it, it holds fewer than [`limits::WORKER_CLAIMS_MAX`] claims, and it has at least
 //! what its claims sum to. A registration may take that away: then it is *overcommitted* until they fit again.
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 
 use super::NIL;
-use super::effect::Answer;
 use super::event::Place;
 use super::fit::{CardRule, Fgd, Fleet, Group, Kind, ModelId, NO_MODEL, Need, Placement, Share, choose_cards};
 use super::profiles::{MIXED, Profiles};
 use super::shard::{Rules, Shard};
 use super::wants::{CardFilter, NoFit, Wants};
 use crate::limits;
-use crate::model::{Capacity, ClaimSpec, ClaimState, GpuAsk, Millis, Policy, Resources};
+use crate::model::{Capacity, GpuAsk, Millis, Policy, Resources};
 
 /// A claim among those of its worker.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +111,17 @@ impl Shares {
         self.links[claim as usize].cards
     }
 
+    /// How many claims a worker holds, and whether it has less than they sum to.
+    pub fn holds(&self, at: u32) -> (u32, bool) {
+        let Holder { claims, over } = self.holders[at as usize];
+        (claims, over)
+    }
+
+    /// A claim holds these cards from now on; its worker's room is the caller's matter.
+    pub fn set_cards(&mut self, claim: u32, cards: u64) {
+        self.links[claim as usize].cards = cards;
+    }
+
     /// The next claim of the same worker.
     pub fn next(&self, claim: u32) -> u32 {
         self.links[claim as usize].next
@@ -136,7 +144,7 @@ impl Shares {
     }
 
     /// What is needed, if any worker can have it.
-    fn need(&self, resources: &Resources, cards: &CardFilter) -> Option<Need> {
+    pub fn need(&self, resources: &Resources, cards: &CardFilter) -> Option<Need> {
         let mut models: SmallVec<[ModelId; 4]> = SmallVec::new();
         let (mut count, mut card_milli) = (0, 0);
         match (&resources.gpu, cards) {
@@ -166,28 +174,6 @@ fn share(resources: &Resources, cards: u64) -> Share {
     Share { cpu_milli, memory_bytes, slots, card_milli, cards }
 }
 
-/// Those of some cards with the lowest numbers.
-fn lowest(cards: u64, count: u32) -> u64 {
-    let mut kept = 0;
-    let mut left = cards;
-    for _ in 0..count {
-        let bit = left & left.wrapping_neg();
-        kept |= bit;
-        left ^= bit;
-    }
-    kept
-}
-
-/// Whether a claim that holds one gives something back, and takes nothing, by turning to the other.
-fn shrinks(from: &Resources, to: &Resources) -> bool {
-    let cards = match (&from.gpu, &to.gpu) {
-        (_, None) => true,
-        (None, Some(_)) => false,
-        (Some(from), Some(to)) => to.count <= from.count && to.milli <= from.milli,
-    };
-    cards && to.cpu_milli <= from.cpu_milli && to.memory_bytes <= from.memory_bytes && to.slots <= from.slots
-}
-
 impl Shard {
     /// Claims that a worker holds.
     pub(super) fn places_on(&self, at: u32) -> SmallVec<[Place; 1]> {
@@ -200,7 +186,7 @@ impl Shard {
         places
     }
 
-    fn share_of(&self, claim: u32) -> Share {
+    pub(super) fn share_of(&self, claim: u32) -> Share {
         let (Some(shares), Some(held)) = (&self.shares, self.claims.at(claim)) else { return Share::default() };
         held.spec.as_ref().map_or_else(Share::default, |spec| share(&spec.resources, shares.cards(claim)))
     }
@@ -285,7 +271,7 @@ impl Shard {
     }
 
     /// Which cards of a worker that has room a need takes.
-    fn cards_of(&self, at: u32, need: &Need) -> Option<Share> {
+    pub(super) fn cards_of(&self, at: u32, need: &Need) -> Option<Share> {
         let shares = self.shares.as_ref()?;
         let rule = if shares.placement == Placement::Spread { CardRule::Emptiest } else { CardRule::Fullest };
         let from = rule.from(&shares.fleet.room(at).cards, need);
@@ -385,7 +371,7 @@ impl Shard {
         }
     }
 
-    fn is_offered(&self, at: u32) -> bool {
+    pub(super) fn is_offered(&self, at: u32) -> bool {
         let worker = self.workers.get(at);
         worker.bars == 0
             && !worker.deleted
@@ -424,109 +410,5 @@ impl Shard {
         {
             shares.fgd.note(&need);
         }
-    }
-
-    /// The claim holds as much as is said now, on its worker, or what it held.
-    pub(super) fn resize(&mut self, place: Place, resources: Resources) -> Answer {
-        let Some(claim) = self.claims.get(place) else { return Answer::Gone };
-        if claim.state == ClaimState::Releasing {
-            return Answer::Releasing;
-        }
-        let nothing = ClaimSpec::default();
-        let held = claim.spec.as_deref().unwrap_or(&nothing).clone();
-        let at = claim.worker;
-        if !resources.fit_in(&self.workers.card(at).spec.capacity) && !shrinks(&held.resources, &resources) {
-            return Answer::NoFit(NoFit::Small);
-        }
-        let cards = match &self.shares {
-            None => 0,
-            Some(shares) if shrinks(&held.resources, &resources) => {
-                lowest(shares.cards(place.claim), resources.gpu.as_ref().map_or(0, |gpu| gpu.count))
-            }
-            Some(_) => match self.regrow(place, &resources) {
-                Some(cards) => cards,
-                None => return Answer::NoFit(NoFit::Busy),
-            },
-        };
-        if resources != held.resources {
-            if let Some(claim) = self.claims.get_mut(place) {
-                claim.spec = Some(Arc::new(ClaimSpec { resources, ..held }));
-            }
-            if let Some(shares) = &mut self.shares {
-                shares.links[place.claim as usize].cards = cards;
-                self.recount_room(at);
-            }
-            self.touch(at);
-        }
-        if let Some(claim) = self.claims.get_mut(place) {
-            claim.confirmed = true;
-        }
-        self.tell(place)
-    }
-
-    /// The cards that a claim holds if it is given that much, by what else is held of its worker; none: there is no room.
-    fn regrow(&mut self, place: Place, resources: &Resources) -> Option<u64> {
-        let at = place.worker;
-        let own = self.share_of(place.claim);
-        let others: Vec<Share> = self
-            .places_on(at)
-            .iter()
-            .filter(|other| **other != place)
-            .map(|other| self.share_of(other.claim))
-            .collect();
-        let capacity = &self.workers.card(at).spec.capacity;
-        let shares = self.shares.as_mut()?;
-        let need = shares.need(resources, &CardFilter::Any)?;
-        let profile = shares.fleet.room(at).profile;
-        shares.fleet.leave(at);
-        let enough = shares.fleet.enter_with(at, capacity, profile, others);
-        let (room, cards) = (shares.fleet.room(at), shares.fleet.cards(at));
-        // The cards that it has, if they will do.
-        let free = |card: &usize| cards.get(*card).is_some_and(|&milli| milli >= need.card_milli);
-        let same = own.cards.count_ones() == u32::from(need.cards)
-            && (0..64).filter(|card| own.cards & (1 << card) != 0).all(|card| free(&card));
-        let found = match (enough && room.fits(&need), same) {
-            (false, _) => None,
-            (true, true) => Some(own.cards),
-            (true, false) => self.cards_of(at, &need).map(|share| share.cards),
-        };
-        self.recount_room(at);
-        found
-    }
-
-    /// Whether what is left of each worker is what its claims leave, and whether just those are offered that may be.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub(super) fn check_shares(&self) -> Result<(), String> {
-        let Some(shares) = &self.shares else { return Ok(()) };
-        shares.fleet.check()?;
-        for at in self.workers.iter_from(0) {
-            let (worker, card) = (self.workers.get(at), self.workers.card(at));
-            if worker.deleted {
-                if shares.fleet.is_in(at) {
-                    return Err(format!("W1: worker {} is deleted and has room", card.spec.id));
-                }
-                continue;
-            }
-            let places = self.places_on(at);
-            let holder = shares.holders[at as usize];
-            if holder.claims as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
-                return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, holder.claims));
-            }
-            let mut fresh = Fleet::default();
-            let held = places.iter().map(|place| self.share_of(place.claim));
-            let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
-            let (room, left) = (shares.fleet.room(at), fresh.room(0));
-            let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
-                == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
-            if enough == holder.over || !same || shares.fleet.cards(at) != fresh.cards(0) {
-                return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
-            }
-            if shares.fleet.is_offered(at) != self.is_offered(at) {
-                return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
-            }
-        }
-        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardPort`]).
 
 mod answers;
+mod claims;
 mod gangs;
 mod life;
 mod looks;
@@ -19,14 +20,14 @@ use self::words::refusal;
 use super::actor::Spawn;
 use super::command::{ClaimItem, Command, KeyItem};
 use super::handle::ShardPort;
-use super::reply::{ClaimAnswer, Outcome, Payload, Reply};
+use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Grant, Place, Shard};
-use crate::keys::{Hold, Ticket, Unstored, Unstoreds};
+use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Place, Shard};
+use crate::keys::{Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
-use crate::refusal::{Refusal, Unavailable, What};
+use crate::refusal::{Refusal, What};
 use crate::remembered::Ended;
 
 /// How often the ledger is compared with the claims.
@@ -276,38 +277,6 @@ impl Running {
         }
     }
 
-    fn claim(&mut self, item: Box<ClaimItem>) {
-        if item.reply.is_closed() {
-            return self.dispatch.give_up(item, Refusal::DeadlineExceeded);
-        }
-        if let Some(why) = self.overload(item.durable) {
-            return self.dispatch.give_up(item, Refusal::Unavailable(why));
-        }
-        let fence = match self.fences.next() {
-            Some(fence) => fence,
-            None => match self.dispatch.draw_fences(1) {
-                Ok(fence) => fence,
-                Err(why) => return self.dispatch.give_up(item, Refusal::Unavailable(why)),
-            },
-        };
-        let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants().cloned());
-        let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
-        self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: To::Claim(item) });
-    }
-
-    /// Why this shard takes no claim at present: the store is too far behind.
-    pub(super) fn overload(&self, durable: bool) -> Option<Unavailable> {
-        if !self.keeps_rows {
-            return None;
-        }
-        let answers = self.waiting.len() + self.outgoing.len();
-        if self.gone.len() >= limits::GONE_MAX || (durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
-            return Some(Unavailable::Store);
-        }
-        let lags = !durable && self.port.outbox.lag_ms() > self.pool.spec.load().lag_max_ms;
-        lags.then_some(Unavailable::Overloaded)
-    }
-
     fn release(&mut self, item: KeyItem) {
         self.releases += 1;
         self.on(Event::Release { place: item.place, to: To::Key(item) });
@@ -350,65 +319,6 @@ impl Running {
             }
             To::Nobody => {}
         }
-    }
-
-    fn reply_claim(&mut self, mut item: Box<ClaimItem>, answer: Answer) {
-        match answer {
-            Answer::Granted(grant) if item.is_member() => {
-                // Its key stays pending until the gang is committed.
-                self.answer_claim(*item, grant, true, Unstoreds::new(), None);
-            }
-            Answer::Granted(grant) => {
-                let hold = Hold { shard: self.port.shard, place: grant.place };
-                let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
-                self.dispatch.remembered.forget(&item.id);
-                self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
-                if grant.cards.is_none() {
-                    self.pool.board.remember(item.affinity, self.port.shard.shard);
-                }
-                if item.started_ns > 0 {
-                    self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
-                }
-                let made = Some(grant.place);
-                self.answer_claim(*item, grant, true, unstored, made);
-            }
-            Answer::NoRoom => self.refused.push(item),
-            Answer::NoFit(why) => {
-                item.note(why);
-                self.refused.push(item);
-            }
-            Answer::Held(grant) => {
-                let unstored = self.unstored(&item.id);
-                self.answer_claim(*item, grant, false, unstored, None);
-            }
-            Answer::Gone | Answer::GivenBack => self.dispatch.submit(item),
-            answer => {
-                let unstored = self.unstored(&item.id);
-                self.answer(item.reply, Err(refusal(&answer)), unstored, None);
-            }
-        }
-    }
-
-    fn answer_claim(&mut self, item: ClaimItem, grant: Grant, created: bool, unstored: Unstoreds, made: Option<Place>) {
-        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, pool: self.pool.number, expires_at_ms: None }));
-        let durable = (item.durable || self.durable) && self.keeps_rows;
-        self.send_or_wait(item.reply, outcome, durable, unstored, made);
-        if let Some(answer) = self.outgoing.last_mut() {
-            answer.started_ns = item.started_ns;
-        }
-    }
-
-    fn reply_key(&mut self, item: KeyItem, answer: Answer) {
-        let unstored = self.unstored(&item.id);
-        let outcome = match answer {
-            Answer::Held(grant) => {
-                let pool = self.pool.number;
-                Ok(Payload::Claim(ClaimAnswer { grant, created: false, pool, expires_at_ms: None }))
-            }
-            Answer::Released => Ok(Payload::Done),
-            answer => Err(refusal(&answer)),
-        };
-        self.answer(item.reply, outcome, unstored, None);
     }
 
     /// The end of a run: rows, bounds, answers, in this order.

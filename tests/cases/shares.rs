@@ -2,81 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::ask::ClaimAsk;
 use hotpool::model::{
-    Ack, Capacity, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimView, GpuAsk, GpuCapacity, Mode, Policy,
-    PoolSpec, Resources, Trust, WorkerId, WorkerSpec, WorkerVerb,
+    Ack, Capacity, ClaimRequest, ClaimState, ClaimView, Policy, PoolSpec, Resources, Trust, WorkerId, WorkerSpec,
+    WorkerVerb,
 };
 use hotpool::refusal::{Exhausted, Refusal};
 
-use crate::world::{Claimed, FULL, Seeded, World, done, id, ids_on, name, request, spec, worker};
+use crate::sharing::{asking, cards, cpu, held, shared, sized};
+use crate::world::{FULL, Seeded, World, id, ids_on, name, worker};
 
 const NO_ROOM_ON_WORKER: Refusal = Refusal::Exhausted(Exhausted::Worker);
-
-fn shared(shards: u16, policy: Policy) -> PoolSpec {
-    PoolSpec { mode: Mode::Shared, policy: Some(policy), ..spec(shards, Ack::Durable) }
-}
-
-fn cpu(cpu_milli: u64) -> Resources {
-    Resources { cpu_milli, ..Resources::default() }
-}
-
-fn cards(models: &[&str], count: u32, milli: u32) -> Resources {
-    let models = models.iter().map(|&model| model.into()).collect();
-    Resources { gpu: Some(GpuAsk { models, count, milli }), ..Resources::default() }
-}
-
-fn sized(id: &str, cpu_milli: u64, gpu: Option<(&str, u32)>) -> WorkerSpec {
-    let gpu = gpu.map(|(model, count)| GpuCapacity { model: model.into(), count });
-    WorkerSpec { capacity: Capacity { cpu_milli, gpu, ..Capacity::default() }, ..worker(id) }
-}
-
-fn asking(pool: &str, key: &str, resources: &Resources) -> ClaimRequest {
-    let spec = ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() };
-    let ask = ClaimAsk { spec, ..ClaimAsk::default() };
-    ClaimRequest { reserve_ms: Some(0), ask: Some(Box::new(ask)), ..request(pool, key) }
-}
-
-impl World {
-    async fn shared(&self, spec: PoolSpec, workers: Vec<WorkerSpec>) {
-        self.s.put_pool(name("p"), spec).await.unwrap();
-        self.enlist(workers).await;
-    }
-
-    async fn enlist(&self, workers: Vec<WorkerSpec>) {
-        let workers = workers.into_iter().map(Into::into).collect();
-        for registered in self.s.register_batch(&name("p"), workers).await.unwrap() {
-            registered.unwrap();
-        }
-    }
-
-    async fn share(&self, key: &str, resources: &Resources) -> Claimed {
-        self.s.claim(asking("p", key, resources)).await
-    }
-
-    /// Which worker gave it a share, and which cards.
-    async fn place(&self, key: &str, resources: &Resources) -> Result<(String, u64), Refusal> {
-        self.share(key, resources)
-            .await
-            .map(|taken| (taken.claim.worker.spec.id.to_string(), taken.claim.cards.unwrap()))
-    }
-
-    /// Cores that can be claimed, and thousandths of cards.
-    async fn left(&self) -> (u64, u64) {
-        let status = self.s.get_pool(&name("p")).await.unwrap();
-        (status.free.cpu_milli, status.gpus.values().map(|sum| sum.free_milli).sum())
-    }
-
-    async fn all_held(&self) -> Vec<ClaimView> {
-        let page = self.s.list_claims(&ClaimFilter::default(), None, 1_000).await.unwrap();
-        assert!(page.next.is_none());
-        page.items
-    }
-}
-
-fn held(claim: &ClaimView) -> &Resources {
-    &claim.spec.as_ref().unwrap().resources
-}
 
 #[tokio::test]
 async fn c04_the_same_key_with_other_resources_is_the_same_share_or_refused() {
@@ -346,70 +281,6 @@ async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
     assert!(!look.overcommitted);
     assert_eq!(world.left().await, (0, 1_000));
     world.share("m", &cards(&[], 1, 1)).await.unwrap();
-}
-
-#[tokio::test]
-async fn b01_a_bad_item_harms_no_other_and_the_order_is_kept() {
-    let world = World::on_memory().await;
-    world.shared(shared(4, Policy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 2_000, None)).collect()).await;
-    let (bad, good) = (cards(&["T4"], 2, 500), cpu(1_000));
-    let batch = (0..9).map(|i| asking("p", &format!("k{i}"), if i % 4 == 1 { &bad } else { &good })).collect();
-    let outcomes = world.s.claim_batch(batch).await;
-    for (i, outcome) in outcomes.iter().enumerate() {
-        match outcome {
-            Err(Refusal::Invalid { field, .. }) => assert_eq!((i % 4, &**field), (1, "resources.gpu.milli")),
-            Ok(taken) => assert_eq!(taken.claim.id.key(), format!("k{i}")),
-            other => panic!("{i}: {other:?}"),
-        }
-    }
-    assert_eq!(outcomes.iter().flatten().count(), 7);
-}
-
-/// What a shard said that it has left is stale when the batch gets there: who loses the first choice gets a second in the
-/// same call, and both are placed.
-#[tokio::test]
-async fn b01_who_loses_the_first_choice_gets_a_second_in_the_same_call() {
-    let world = World::on_memory().await;
-    let (small, large) = (ids_on(0, 2, 1, "a").remove(0), ids_on(1, 2, 1, "b").remove(0));
-    world.shared(shared(2, Policy::BestFit), vec![sized(&small, 4_000, None), sized(&large, 8_000, None)]).await;
-    let mut lost = 0;
-    for round in 0..24 {
-        let busy = world.busy("p").await;
-        let mut first = asking("p", &format!("first{round}"), &cpu(4_000));
-        first.ask.as_mut().unwrap().worker = Some(WorkerId::new(&small).unwrap());
-        let first = world.begin_request_alone(first);
-        let s = world.s.clone();
-        let batch = (0..2).map(|i| asking("p", &format!("k{round}-{i}"), &cpu(4_000))).collect();
-        tokio::task::yield_now().await;
-        let second = tokio::spawn(async move { s.claim_batch(batch).await });
-        // The first, and the batch in one command or two.
-        busy.until_asked_at_least(2).await;
-        let first = done(first).await.unwrap().claim;
-        let taken = done(second).await;
-        assert!(taken.iter().all(Result::is_ok), "round {round}: {taken:?}");
-        lost += usize::from(taken.iter().flatten().all(|taken| taken.claim.worker.spec.id.as_str() == large));
-        for claim in taken.into_iter().flatten().map(|taken| taken.claim).chain([first]) {
-            world.s.release(&claim.id, claim.fence).await.unwrap();
-        }
-    }
-    assert_eq!(lost, 24, "the small one was taken before");
-}
-
-#[tokio::test]
-async fn b03_a_hundred_claims_on_twenty_workers_touch_twenty_workers() {
-    let world = World::on_store().await;
-    world.shared(shared(4, Policy::BestFit), (0..20).map(|i| sized(&format!("w{i}"), 5_000, None)).collect()).await;
-    let before: BTreeMap<String, u64> = world.rows("p").await.into_iter().map(|row| (row.0, row.2)).collect();
-    let seq = |shards: &[hotpool::model::ShardStatus]| shards.iter().map(|shard| shard.seq).sum::<u64>();
-    let changes = seq(&world.shards("p").await);
-    let batch = (0..100).map(|i| asking("p", &format!("k{i}"), &cpu(1_000))).collect();
-    assert_eq!(world.s.claim_batch(batch).await.iter().flatten().count(), 100);
-    assert_eq!(seq(&world.shards("p").await) - changes, 20, "each change is one row");
-    let after = world.rows("p").await;
-    assert!(after.iter().all(|row| row.2 > before[&row.0]), "each of them once");
-    // And all of that is in the store.
-    let again = world.crashed().await;
-    assert_eq!((again.all_held().await.len(), again.left().await), (100, (0, 0)));
 }
 
 /// N1: claims of all sizes until nothing fits any more. At no time is one refused that a worker has room for, and one that

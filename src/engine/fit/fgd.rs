@@ -25,7 +25,7 @@
 //! mix is another one. A mix is compiled, for each model, into what a room must be compared with: per demand for cards and
 //! number of cores the share of the mix for which so many cores are enough.
 
-use super::fleet::{Group, Rank};
+use super::fleet::Group;
 use super::mix::{Kind, Learned};
 use super::room::{CARD_MILLI, Cards, ModelId, Need, Room, take_cards};
 
@@ -197,13 +197,16 @@ impl Fgd {
     }
 }
 
+/// Steps by which what is useless grows, then the worker: less is better.
+type Rank = (i32, u32);
+
 /// One look for the best group.
 pub(super) struct Look<'a> {
     need: &'a Need,
     mix: &'a mut Mix,
     kept: &'a mut [Kept],
     useless: &'a mut [(u64, f64)],
-    best: Option<(Rank, u32, u16)>,
+    best: Option<(Rank, u16)>,
 }
 
 impl Look<'_> {
@@ -217,13 +220,13 @@ impl Look<'_> {
         }
         let rank = rank(kept.growth, worker);
         if self.best.is_none_or(|(best, ..)| rank < best) {
-            self.best = Some((rank, worker, kept.from));
+            self.best = Some((rank, kept.from));
         }
     }
 
     /// The worker where the least becomes useless, the first of such; and from which card.
-    pub fn best(self) -> Option<(Rank, u32, u16)> {
-        self.best
+    pub fn best(self) -> Option<(u32, u16)> {
+        self.best.map(|((_, worker), from)| (worker, from))
     }
 
     /// How the group stands to the need; none if it cannot be the best, which is cheaper to say.
@@ -248,7 +251,7 @@ impl Look<'_> {
 }
 
 fn rank(growth: i32, worker: u32) -> Rank {
-    (i64::from(growth), u64::from(worker), 0)
+    (growth, worker)
 }
 
 /// Growth in steps, rounded down.

@@ -9,40 +9,14 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
-use smallvec::SmallVec;
 
-use super::fgd::Fgd;
-use super::order::{Key, Order, Tops};
-use super::room::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};
+use super::left::Sum;
+use super::node::Tops;
+use super::order::{Key, Order};
+use super::room::{CARD_MILLI, Cards, ModelId, NO_MODEL, Need, Room, Share};
 use crate::engine::NIL;
 use crate::limits;
 use crate::model::Capacity;
-
-/// How a worker is chosen among those that fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placement {
-    /// The one with the least left.
-    BestFit,
-    /// The one with the most left.
-    Spread,
-    /// The one of whose idle cards the fewest become useless for what is usually asked (see [`super::fgd`]).
-    Fgd,
-}
-
-/// What was chosen: a worker, and how much the card has left from which it gives a share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pick {
-    /// Ordinal of the worker.
-    pub worker: u32,
-    /// See [`choose_cards`].
-    pub from: u16,
-    /// Less is better. Comparable between fleets under one placement.
-    pub rank: Rank,
-}
-
-/// How good a worker is for a need. Best fit: rank of its room; spread: the same from above; FGD: steps by which what is
-/// useless grows, then the worker's ordinal.
-pub type Rank = (i64, u64, u64);
 
 /// Workers with equal rooms.
 #[derive(Debug)]
@@ -53,7 +27,7 @@ pub struct Group {
     /// See [`Room::mark`].
     pub mark: u64,
     /// Ordinals, highest first: the one that is taken leaves at the end.
-    members: Vec<u32>,
+    pub(super) members: Vec<u32>,
     birth: u64,
 }
 
@@ -92,71 +66,16 @@ struct Slot {
 /// The workers of a fleet by what they have left. Whoever owns it numbers the workers, without large gaps.
 #[derive(Debug, Default)]
 pub struct Fleet {
-    models: Vec<Arc<str>>,
+    pub(super) models: Vec<Arc<str>>,
     slots: Vec<Option<Slot>>,
-    groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
     unused: Vec<u32>,
     by_room: HashTable<u32>,
     /// By model.
-    orders: Vec<Order>,
+    pub(super) orders: Vec<Order>,
     births: u64,
     /// What all offered workers have left together: those without cards, and those with.
-    sums: [Sum; 2],
-}
-
-/// What some workers have left together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sum {
-    /// How many they are.
-    pub workers: u64,
-    /// Thousandths of cores.
-    pub cpu_milli: u128,
-    /// Bytes of memory.
-    pub memory_bytes: u128,
-    /// Places.
-    pub slots: u128,
-    /// Thousandths of cards.
-    pub cards_milli: u128,
-}
-
-/// How many cores some workers have left for each card that they have left, all sums in thousandths. Of two shards the one
-/// with more is asked for a share: so cores and cards run out together, and in all shards at once.
-#[must_use]
-pub fn cores_per_card(cpu_milli: u64, cards_milli: u64) -> f64 {
-    cpu_milli as f64 / (cards_milli as f64 + 1.0)
-}
-
-impl Sum {
-    fn add(&mut self, room: &Room) {
-        self.workers += 1;
-        self.cpu_milli += u128::from(room.cpu_milli);
-        self.memory_bytes += u128::from(room.memory_bytes);
-        self.slots += u128::from(room.slots);
-        self.cards_milli += u128::from(room.cards_milli());
-    }
-
-    fn take(&mut self, room: &Room) {
-        self.workers -= 1;
-        self.cpu_milli -= u128::from(room.cpu_milli);
-        self.memory_bytes -= u128::from(room.memory_bytes);
-        self.slots -= u128::from(room.slots);
-        self.cards_milli -= u128::from(room.cards_milli());
-    }
-}
-
-/// The most that any one worker of some has left, resource by resource.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Most {
-    /// Thousandths of cores.
-    pub cpu_milli: u64,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-    /// Places.
-    pub slots: u64,
-    /// Thousandths of one card.
-    pub card_milli: u16,
-    /// Cards of which nothing is held.
-    pub idle_cards: u16,
+    pub(super) sums: [Sum; 2],
 }
 
 impl Fleet {
@@ -239,39 +158,6 @@ impl Fleet {
             let room = Room { profile, ..self.part(at) };
             self.join(at, room);
         }
-    }
-
-    /// What the offered workers have left together: those without cards, and those with.
-    #[must_use]
-    pub const fn sums(&self) -> [Sum; 2] {
-        self.sums
-    }
-
-    /// The most that any one of them has left, in the same two parts.
-    #[must_use]
-    pub fn most(&self) -> [Most; 2] {
-        let most = |orders: &[Order]| {
-            let mut tops = Tops::NONE;
-            orders.iter().filter_map(Order::tops).for_each(|other| tops.raise(&other));
-            let (cpu_milli, memory_bytes, slots, card_milli, idle_cards) = tops.most();
-            Most { cpu_milli, memory_bytes, slots, card_milli, idle_cards }
-        };
-        let (without, with) = self.orders.split_at(self.orders.len().min(1));
-        [most(without), most(with)]
-    }
-
-    /// The cards that can be claimed: of each model, how many of which nothing is held, and their thousandths in all. Costs
-    /// a look at every distinct room.
-    pub fn free_cards(&self) -> impl Iterator<Item = (&Arc<str>, u64, u64)> {
-        self.models.iter().zip(self.orders.iter().skip(1)).map(|(name, order)| {
-            let (mut idle, mut milli) = (0, 0);
-            order.each(&Need::default(), &mut |at| {
-                let group = &self.groups[at as usize];
-                idle += u64::from(group.room.idle_cards()) * group.members.len() as u64;
-                milli += u64::from(group.room.cards_milli()) * group.members.len() as u64;
-            });
-            (name, idle, milli)
-        })
     }
 
     /// Takes a worker out.
@@ -389,97 +275,6 @@ impl Fleet {
 
     fn find(&self, room: &Room, mark: u64) -> Option<u32> {
         self.by_room.find(mark, |&group| self.groups[group as usize].room == *room).copied()
-    }
-
-    /// The worker that a need takes, and from which card. Work that needs no card takes workers without cards while one
-    /// fits, if `spare_cards` says so. Looks only.
-    pub fn pick(&self, need: &Need, placement: Placement, spare_cards: bool, fgd: &mut Fgd) -> Option<Pick> {
-        let first = &mut |group: &Group| Some(group.first());
-        if need.cards == 0 && spare_cards {
-            let need = Need { models: SmallVec::from_slice(&[NO_MODEL]), ..need.clone() };
-            if let Some(found) = self.pick_among(&need, placement, fgd, first) {
-                return Some(found);
-            }
-        }
-        self.pick_among(need, placement, fgd, first)
-    }
-
-    /// The same among the workers that pass: `member` says which member of a group is taken, if any. Looks only.
-    pub fn pick_among(
-        &self,
-        need: &Need,
-        placement: Placement,
-        fgd: &mut Fgd,
-        member: &mut impl FnMut(&Group) -> Option<u32>,
-    ) -> Option<Pick> {
-        let all: SmallVec<[ModelId; 16]>;
-        let models = if need.models.is_empty() {
-            all = (0..self.orders.len() as ModelId).collect();
-            &all
-        } else {
-            &*need.models
-        };
-        let orders = models.iter().filter_map(|&model| self.orders.get(model as usize));
-        // Of the group that is best so far.
-        let mut worker = NIL;
-        let mut may = |at: u32| {
-            let group = &self.groups[at as usize];
-            group.room.fits(need) && member(group).inspect(|&found| worker = found).is_some()
-        };
-        let (found, rule) = match placement {
-            Placement::BestFit => {
-                (orders.fold(None, |best, order| order.lightest(need, &mut may, best)), CardRule::Fullest)
-            }
-            Placement::Spread => {
-                (orders.fold(None, |best, order| order.heaviest(need, &mut may, best)), CardRule::Emptiest)
-            }
-            Placement::Fgd => {
-                let mut look = fgd.look(need, self.groups.len());
-                for order in orders {
-                    order.each(need, &mut |at| {
-                        let group = &self.groups[at as usize];
-                        if group.room.fits(need)
-                            && let Some(worker) = member(group)
-                        {
-                            look.see(at, group, worker);
-                        }
-                    });
-                }
-                let (rank, worker, from) = look.best()?;
-                return Some(Pick { worker, from, rank });
-            }
-        };
-        let (rank, group) = found?;
-        let rank = if placement == Placement::Spread { (0, !rank, 0) } else { (0, rank, 0) };
-        Some(Pick { worker, from: rule.from(&self.groups[group as usize].room.cards, need), rank })
-    }
-
-    /// The worker with the highest score among those that fit; the lowest ordinal of them. For whoever has an order of
-    /// its own: looks at each distinct room that fits.
-    pub fn pick_by(&self, need: &Need, mut score: impl FnMut(u32, &Group) -> i64) -> Option<u32> {
-        let mut best: Option<(i64, u32)> = None;
-        for (model, order) in self.orders.iter().enumerate() {
-            if !need.models.is_empty() && !need.models.contains(&(model as ModelId)) {
-                continue;
-            }
-            order.each(need, &mut |at| {
-                let group = &self.groups[at as usize];
-                if !group.room.fits(need) {
-                    return;
-                }
-                let (score, worker) = (score(at, group), group.first());
-                if best.is_none_or(|(high, first)| score > high || (score == high && worker < first)) {
-                    best = Some((score, worker));
-                }
-            });
-        }
-        best.map(|(_, worker)| worker)
-    }
-
-    /// Which cards a need takes of the worker that was picked.
-    #[must_use]
-    pub fn share(&self, need: &Need, pick: Pick) -> Option<Share> {
-        choose_cards(self.cards(pick.worker), need, pick.from).map(|cards| need.share(cards))
     }
 
     /// One more than the highest ordinal that was ever entered.

@@ -10,6 +10,9 @@
 //! | file | question it answers |
 //! |---|---|
 //! | `room` | what is left, what is needed, does it fit, which cards |
+//! | `pick` | which of those workers a need takes |
+//! | `left` | what is left of all workers together, and at most |
+//! | `node` | bounds of a few rooms, in few cache lines |
 //! | `order` | which is the lightest of all that fit |
 //! | `fleet` | which workers have equal rooms; what is taken and given back |
 //! | `mix` | what is usually asked |
@@ -20,11 +23,16 @@
 
 mod fgd;
 mod fleet;
+mod left;
 mod mix;
+mod node;
 mod order;
+mod pick;
 mod room;
 
 pub use fgd::Fgd;
-pub use fleet::{Fleet, Group, Most, Pick, Placement, Rank, Sum, cores_per_card};
+pub use fleet::{Fleet, Group};
+pub use left::{Most, Sum, cores_per_card};
 pub use mix::{COVERED_PERCENT, Kind, typical};
+pub use pick::{Pick, Placement};
 pub use room::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};

@@ -103,7 +103,7 @@ impl Own {
                 let more = self.cores_per_card(left[two], need) > self.cores_per_card(left[one], need);
                 let at = left.swap_remove(if more { two } else { one });
                 let (fleet, fgd) = &mut self.shards[at];
-                let pick = fleet.pick(need, self.placement, false, fgd);
+                let pick = fleet.pick(need, self.placement, fgd);
                 let share = pick.and_then(|pick| Some((pick.worker, fleet.share(need, pick)?)));
                 if let Some((worker, share)) = share {
                     fleet.take(worker, &share);

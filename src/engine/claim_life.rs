@@ -1,0 +1,191 @@
+//! What becomes of a claim that is held: it is confirmed, renewed, told of, released in one step or two, given back, swept
+//! when its time has passed. Every end goes through [`Shard::end`], and nothing else frees a worker.
+
+use super::NIL;
+use super::claims::Claim;
+use super::effect::{Answer, Effect, End};
+use super::event::Place;
+use super::life::{bars, notes};
+use super::shard::{Shard, term};
+use super::wants::Wants;
+use crate::model::{ClaimState, Fence, Millis};
+
+impl Shard {
+    pub(super) fn repeat<R>(
+        &mut self,
+        place: Place,
+        satisfies: bool,
+        wants: Option<&Wants>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Answer {
+        let Some(claim) = self.claims.get(place) else { return Answer::Gone };
+        if claim.state == ClaimState::Releasing {
+            return Answer::Releasing;
+        }
+        let worker = &self.workers.card(claim.worker).spec;
+        if satisfies && wants.is_none_or(|wants| wants.allows(worker)) {
+            return match wants {
+                Some(wants) if !wants.matches(claim.spec.as_deref()) => Answer::Mismatch,
+                _ => self.tell(place),
+            };
+        }
+        if !claim.is_reserved() {
+            return Answer::ActiveElsewhere;
+        }
+        self.end(place, End::GivenBack, effects);
+        Answer::GivenBack
+    }
+
+    pub(super) fn confirm(&mut self, place: Place, now_ms: Millis) -> Answer {
+        let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
+        if claim.state == ClaimState::Releasing {
+            return Answer::Releasing;
+        }
+        claim.confirmed = true;
+        self.activate(place, now_ms);
+        self.tell(place)
+    }
+
+    /// Makes a reserved claim active; from now on it needs renewals, if it has a time. False: it was no reservation.
+    pub(super) fn activate(&mut self, place: Place, now_ms: Millis) -> bool {
+        if !self.claims.get(place).is_some_and(Claim::is_reserved) {
+            return false;
+        }
+        self.claims.turn(place, ClaimState::Active);
+        self.timers.cancel(place.claim);
+        self.start_stay(place, now_ms);
+        self.touch(place.worker);
+        true
+    }
+
+    /// The claim may stay in its state for its time, from now on.
+    pub(super) fn start_stay(&mut self, place: Place, now_ms: Millis) {
+        let stay_ms = self.claims.get(place).map_or(0, Claim::stay_ms);
+        if stay_ms > 0 {
+            self.timers.set(place.claim, now_ms + stay_ms);
+        }
+    }
+
+    pub(super) fn renew(&mut self, place: Place, ttl_ms: Option<Millis>, now_ms: Millis) -> Answer {
+        let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
+        match claim.state {
+            ClaimState::Releasing => return Answer::Releasing,
+            ClaimState::Reserved => return Answer::NotActive,
+            ClaimState::Active | ClaimState::Lost => {}
+        }
+        claim.confirmed = true;
+        let before = claim.term_ms;
+        claim.term_ms = ttl_ms.map_or(before, term);
+        if claim.term_ms != before {
+            self.touch(place.worker);
+        }
+        self.start_stay(place, now_ms);
+        self.tell(place)
+    }
+
+    pub(super) fn release<R>(&mut self, place: Place, effects: &mut Vec<Effect<R>>) {
+        if !self.end(place, End::Released, effects) {
+            self.cleaned(place);
+        }
+    }
+
+    pub(super) fn begin_release(&mut self, place: Place, releasing_ms: Millis, now_ms: Millis) {
+        let Some(claim) = self.claims.get_mut(place).filter(|claim| claim.state != ClaimState::Releasing) else {
+            return;
+        };
+        (claim.confirmed, claim.term_ms) = (true, term(releasing_ms));
+        self.claims.turn(place, ClaimState::Releasing);
+        self.timers.cancel(place.claim);
+        self.start_stay(place, now_ms);
+        self.touch(place.worker);
+    }
+
+    /// Says what is held, and remembers that it was said.
+    pub(super) fn tell(&mut self, place: Place) -> Answer {
+        match self.claims.get_mut(place) {
+            None => Answer::Gone,
+            Some(claim) => {
+                claim.told = true;
+                self.grant(place).map_or(Answer::Gone, Answer::Held)
+            }
+        }
+    }
+
+    pub(super) fn departed(&mut self, place: Place, now_ms: Millis) {
+        let waits = self.timers.get(place.claim).is_none() && !self.is_provisional(place);
+        if waits && self.claims.get(place).is_some() {
+            self.start_stay(place, now_ms);
+        }
+    }
+
+    pub(super) fn give_back<R>(&mut self, place: Place, effects: &mut Vec<Effect<R>>) {
+        if self.claims.get(place).is_some_and(|claim| !claim.confirmed && !claim.told) {
+            self.counters.given_back += 1;
+            self.end(place, End::GivenBack, effects);
+        }
+    }
+
+    /// Ends the claim at `place`, if it is still that one: its key is free, its worker is idle unless it is barred.
+    /// False: it is gone.
+    pub(super) fn end<R>(&mut self, place: Place, end: End, effects: &mut Vec<Effect<R>>) -> bool {
+        let Some(worker) = self.claims.get(place).map(|claim| claim.worker) else { return false };
+        if self.shares.is_some() {
+            self.detach_share(place.claim, worker);
+        } else {
+            self.workers.get_mut(worker).claim = NIL;
+        }
+        let claim = self.claims.remove(place.claim);
+        self.gangs.leave(place.claim);
+        self.timers.cancel(place.claim);
+        let worker = self.workers.get_mut(claim.worker);
+        let noted = worker.notes & notes::OF_CLAIM != 0;
+        if worker.claim == NIL {
+            worker.idle_seq = self.seq + 1;
+            self.ledger.free(worker.line);
+            self.busy -= 1;
+            let (barred, line) = (worker.bars != 0, worker.line);
+            if barred {
+                self.ledger.bar(line);
+            } else {
+                self.idle.push(self.workers.hot_mut(), claim.worker);
+            }
+        }
+        if noted {
+            self.forget_claim(place);
+        }
+        if claim.fence < self.lost_tail.end {
+            let settled = &mut self.lives.get_mut(claim.worker).settled;
+            *settled = claim.fence.max(*settled);
+        }
+        self.touch(claim.worker);
+        effects.push(Effect::Ended { id: claim.id, fence: claim.fence, end });
+        true
+    }
+
+    pub(super) fn sweep<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        while let Some(at) = self.timers.expire(now_ms) {
+            let Some(claim) = self.claims.at(at) else { continue };
+            let (place, state) = (Place { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
+            let (count, end) = match state {
+                ClaimState::Reserved => (&mut self.counters.life.swept, End::Swept),
+                ClaimState::Active | ClaimState::Lost => (&mut self.counters.life.expired, End::Expired),
+                ClaimState::Releasing => (&mut self.counters.life.uncleaned, End::Uncleaned),
+            };
+            *count += 1;
+            if end == End::Uncleaned {
+                // Of several nobody knows which is clean: only who speaks for the whole worker does.
+                let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
+                *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
+                self.bar(place.worker, bars::SUSPECT, 0);
+                self.remember(place, ClaimState::Releasing, effects);
+            }
+            self.end(place, end, effects);
+        }
+        while let Some(at) = self.beats.expire(now_ms) {
+            self.sweep_worker(at, now_ms, effects);
+        }
+        while self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
+            self.forget_oldest();
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A claim of a shared pool that needs more or less of its worker than before. It stays where it is and keeps its fence; what
+//! it gives back is always taken, and more only if the worker has it.
+
+use std::sync::Arc;
+
+use super::effect::Answer;
+use super::event::Place;
+use super::fit::Share;
+use super::shard::Shard;
+use super::wants::{CardFilter, NoFit};
+use crate::model::{ClaimSpec, ClaimState, Resources};
+
+/// Those of some cards with the lowest numbers.
+fn lowest(cards: u64, count: u32) -> u64 {
+    let mut kept = 0;
+    let mut left = cards;
+    for _ in 0..count {
+        let bit = left & left.wrapping_neg();
+        kept |= bit;
+        left ^= bit;
+    }
+    kept
+}
+
+/// Whether a claim that holds one gives something back, and takes nothing, by turning to the other.
+fn shrinks(from: &Resources, to: &Resources) -> bool {
+    let cards = match (&from.gpu, &to.gpu) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(from), Some(to)) => to.count <= from.count && to.milli <= from.milli,
+    };
+    cards && to.cpu_milli <= from.cpu_milli && to.memory_bytes <= from.memory_bytes && to.slots <= from.slots
+}
+
+impl Shard {
+    /// The claim holds as much as is said now, on its worker, or what it held.
+    pub(super) fn resize(&mut self, place: Place, resources: Resources) -> Answer {
+        let Some(claim) = self.claims.get(place) else { return Answer::Gone };
+        if claim.state == ClaimState::Releasing {
+            return Answer::Releasing;
+        }
+        let nothing = ClaimSpec::default();
+        let held = claim.spec.as_deref().unwrap_or(&nothing).clone();
+        let at = claim.worker;
+        if !resources.fit_in(&self.workers.card(at).spec.capacity) && !shrinks(&held.resources, &resources) {
+            return Answer::NoFit(NoFit::Small);
+        }
+        let cards = match &self.shares {
+            None => 0,
+            Some(shares) if shrinks(&held.resources, &resources) => {
+                lowest(shares.cards(place.claim), resources.gpu.as_ref().map_or(0, |gpu| gpu.count))
+            }
+            Some(_) => match self.regrow(place, &resources) {
+                Some(cards) => cards,
+                None => return Answer::NoFit(NoFit::Busy),
+            },
+        };
+        if resources != held.resources {
+            if let Some(claim) = self.claims.get_mut(place) {
+                claim.spec = Some(Arc::new(ClaimSpec { resources, ..held }));
+            }
+            if let Some(shares) = &mut self.shares {
+                shares.set_cards(place.claim, cards);
+                self.recount_room(at);
+            }
+            self.touch(at);
+        }
+        if let Some(claim) = self.claims.get_mut(place) {
+            claim.confirmed = true;
+        }
+        self.tell(place)
+    }
+
+    /// The cards that a claim holds if it is given that much, by what else is held of its worker; none: there is no room.
+    fn regrow(&mut self, place: Place, resources: &Resources) -> Option<u64> {
+        let at = place.worker;
+        let own = self.share_of(place.claim);
+        let others: Vec<Share> = self
+            .places_on(at)
+            .iter()
+            .filter(|other| **other != place)
+            .map(|other| self.share_of(other.claim))
+            .collect();
+        let capacity = &self.workers.card(at).spec.capacity;
+        let shares = self.shares.as_mut()?;
+        let need = shares.need(resources, &CardFilter::Any)?;
+        let profile = shares.fleet.room(at).profile;
+        shares.fleet.leave(at);
+        let enough = shares.fleet.enter_with(at, capacity, profile, others);
+        let (room, cards) = (shares.fleet.room(at), shares.fleet.cards(at));
+        // The cards that it has, if they will do.
+        let free = |card: &usize| cards.get(*card).is_some_and(|&milli| milli >= need.card_milli);
+        let same = own.cards.count_ones() == u32::from(need.cards)
+            && (0..64).filter(|card| own.cards & (1 << card) != 0).all(|card| free(&card));
+        let found = match (enough && room.fits(&need), same) {
+            (false, _) => None,
+            (true, true) => Some(own.cards),
+            (true, false) => self.cards_of(at, &need).map(|share| share.cards),
+        };
+        self.recount_room(at);
+        found
+    }
+}

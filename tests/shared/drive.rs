@@ -1,0 +1,219 @@
+//! Each step at the shard and at the oracle, and what both must say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hotpool::engine::{Answer, CardFilter, Effect, Event, GangAct, GangRef, Grant, Heartbeat, Named, NoFit, Wants};
+use hotpool::model::{ClaimId, ClaimState, Resources, WorkerId, WorkerSpec, WorkerVerb};
+
+use crate::asks::{Step, ask, id, wants, worker};
+use crate::oracle::{Held, Worker, World};
+
+impl World {
+    pub fn claim(&mut self, key: u8, asked: u8, filter: u8) -> Option<u64> {
+        self.claim_for(key, asked, filter, None)
+    }
+
+    pub fn claim_for(&mut self, key: u8, asked: u8, filter: u8, gang: Option<GangRef>) -> Option<u64> {
+        let id = id(key);
+        if self.claims.contains_key(id.key()) {
+            return None;
+        }
+        self.fence += 1;
+        let (resources, fence) = (ask(asked), self.fence);
+        let wants = Wants { gang, ..wants(&resources, filter) };
+        let passes = |world: &Self, worker: &Worker| {
+            let cards = wants.cards != CardFilter::Without || worker.spec.capacity.gpu.is_none();
+            !worker.cordoned && cards && wants.allows(&worker.spec) && {
+                let id = worker.spec.id.as_str();
+                world.has_room(id, &resources, None)
+            }
+        };
+        let fits: Vec<String> = self
+            .workers
+            .values()
+            .filter(|worker| passes(self, worker))
+            .map(|worker| worker.spec.id.to_string())
+            .collect();
+        let event = Event::Claim {
+            id: id.clone(),
+            fence,
+            affinity: 7,
+            reserve_ms: 0,
+            ttl_ms: 0,
+            wants: Some(Arc::new(wants.clone())),
+            to: (),
+        };
+        let mut effects = Vec::new();
+        let version = |world: &Self, worker: &str| {
+            world.shard.find_worker(&WorkerId::new(worker).unwrap()).map_or(0, |look| look.version)
+        };
+        self.shard.on(event, self.now_ms, &mut effects);
+        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
+        match answer {
+            Answer::Granted(Grant { place, worker, cards, state, .. }) => {
+                let worker = worker.spec.id.to_string();
+                assert!(fits.contains(&worker), "{worker} of {fits:?} for {resources:?}");
+                assert_eq!(state, ClaimState::Active);
+                let version = version(self, &worker);
+                let gang = gang.map(|gang| gang.id);
+                let held = Held { place, worker, resources, cards: cards.unwrap(), gang };
+                self.claims.insert(id.key().to_owned(), held);
+                Some(version)
+            }
+            Answer::NoFit(why) => {
+                assert!(fits.is_empty(), "N1: {why:?} for {resources:?}, and {fits:?} have room");
+                if filter != 6 {
+                    assert!(matches!(why, NoFit::Busy | NoFit::Node));
+                }
+                None
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn step(&mut self, step: Step) {
+        match step {
+            Step::Register { worker: number, card } => {
+                let spec = worker(number, card);
+                self.workers
+                    .entry(spec.id.to_string())
+                    .and_modify(|known| known.spec = spec.clone())
+                    .or_insert_with(|| Worker { spec: WorkerSpec { incarnation: 0, ..spec.clone() }, cordoned: false });
+                let deleted = self.shard.find_worker(&spec.id).is_none();
+                // A tombstone wants a higher incarnation.
+                let incarnation = if deleted {
+                    self.fence + 1
+                } else {
+                    self.shard.find_worker(&spec.id).unwrap().card.spec.incarnation
+                };
+                self.fence += 1;
+                let spec = WorkerSpec { incarnation, ..spec };
+                self.workers.get_mut(spec.id.as_str()).unwrap().spec = spec.clone();
+                self.on(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 1_000, to: () });
+            }
+            Step::Delete { worker: number } => {
+                let id = WorkerId::new(&format!("w{number}")).unwrap();
+                if self.workers.remove(id.as_str()).is_some() {
+                    self.on(Event::Delete { id, to: () });
+                }
+            }
+            Step::Cordon { worker: number, on } => {
+                let id = WorkerId::new(&format!("w{number}")).unwrap();
+                if let Some(worker) = self.workers.get_mut(id.as_str()) {
+                    worker.cordoned = on;
+                    let verb = if on { WorkerVerb::Cordon } else { WorkerVerb::Uncordon };
+                    self.on(Event::Steer { id, verb, to: () });
+                }
+            }
+            Step::Claim { key, ask, filter } => {
+                self.claim(key, ask, filter);
+                self.on(Event::Tick);
+            }
+            Step::Release { key } => {
+                if let Some(held) = self.claims.get(id(key).key()).filter(|held| held.gang.is_none()) {
+                    let place = held.place;
+                    let (_, ended) = self.on(Event::Release { place, to: () });
+                    assert_eq!(ended.len(), 1);
+                    // A late second one touches nobody.
+                    let (_, ended) = self.on(Event::Release { place, to: () });
+                    assert!(ended.is_empty());
+                }
+            }
+            Step::Resize { key, ask: asked } => self.resize(id(key).key(), &ask(asked)),
+            Step::Heartbeat { worker: number, names } => self.heartbeat(number, names),
+            Step::Batch { first, asks } => {
+                let before = self.shard.counters().touches;
+                self.shard.begin_batch();
+                let mut versions = BTreeMap::new();
+                for (i, asked) in (0..).zip(asks) {
+                    let key = (first + i) % 24;
+                    if let Some(version) = self.claim(key, asked, 0) {
+                        let worker = self.claims[id(key).key()].worker.clone();
+                        let first = *versions.entry(worker).or_insert(version);
+                        assert_eq!(first, version, "B03: one version a worker and batch");
+                    }
+                }
+                self.shard.end_batch();
+                assert_eq!(self.shard.counters().touches - before, versions.len() as u64, "B03: one touch a worker");
+                self.on(Event::Tick);
+            }
+            Step::Gang { first, asks } => {
+                self.fence += 1;
+                let gang = GangRef { id: self.fence, pool: 7, shard: 3 };
+                self.shard.begin_batch();
+                for (i, asked) in (0..).zip(asks) {
+                    self.claim_for((first + i) % 24, asked, 0, Some(gang));
+                }
+                self.shard.end_batch();
+                self.on(Event::Tick);
+            }
+            Step::Decide { commit } => {
+                let Some(id) = self.claims.values().filter_map(|held| held.gang).min() else { return };
+                let members = self.claims.values().filter(|held| held.gang == Some(id)).count();
+                let act = if commit { GangAct::Commit } else { GangAct::Abort };
+                let (answer, ended) = self.on(Event::Gang { id, act, to: () });
+                match answer {
+                    Some(Answer::Committed(claims)) => {
+                        assert_eq!((claims.len(), ended.len(), commit), (members, 0, true))
+                    }
+                    _ => assert_eq!((ended.len(), commit), (members, false)),
+                }
+                // It may come twice.
+                let (_, ended) = self.on(Event::Gang { id, act, to: () });
+                assert!(ended.is_empty());
+            }
+            Step::Restart => self.restart(),
+        }
+    }
+
+    pub fn resize(&mut self, key: &str, to: &Resources) {
+        let Some(held) = self.claims.get(key).filter(|held| held.gang.is_none()).cloned() else { return };
+        let fits = self.has_room(&held.worker, to, Some(key)) && to.fit_in(&self.workers[&held.worker].spec.capacity);
+        let from = &held.resources;
+        let cards = match (&from.gpu, &to.gpu) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(from), Some(to)) => to.count <= from.count && to.milli <= from.milli,
+        };
+        let amounts = |of: &Resources| [of.cpu_milli, of.memory_bytes, of.slots];
+        let shrinks = cards && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
+        let (answer, _) = {
+            let mut effects = Vec::new();
+            let event = Event::Resize { place: held.place, resources: to.clone(), to: () };
+            self.shard.on(event, self.now_ms, &mut effects);
+            let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
+            (answer, ())
+        };
+        match answer {
+            Answer::Held(grant) => {
+                assert!(fits || shrinks, "{from:?} to {to:?}");
+                assert_eq!(grant.place, held.place, "the fence stays");
+                let now = Held { resources: to.clone(), cards: grant.cards.unwrap(), ..held };
+                self.claims.insert(key.to_owned(), now);
+            }
+            Answer::NoFit(_) => assert!(!fits && !shrinks, "{from:?} to {to:?} has room"),
+            other => panic!("{other:?}"),
+        }
+        self.on(Event::Tick);
+    }
+
+    /// Names half of what the worker holds: that is confirmed, and nothing is freed at once.
+    pub fn heartbeat(&mut self, number: u8, names: u8) {
+        let id = WorkerId::new(&format!("w{number}")).unwrap();
+        let Some(worker) = self.workers.get(id.as_str()) else { return };
+        let of: Vec<_> = self.told().filter(|(_, held)| held.worker == id.as_str()).collect();
+        let named = of.iter().enumerate().filter(|(i, _)| names & (1 << (i % 8)) != 0).map(|(_, (key, held))| Named {
+            id: ClaimId::new("ns", "default", key).unwrap(),
+            fence: held.place.fence,
+            vacant: false,
+            pending: false,
+        });
+        let count = of.len();
+        let beat =
+            Heartbeat { incarnation: worker.spec.incarnation, seq: None, claims: Some(named.collect()), ttl_ms: 0 };
+        let (answer, ended) = self.on(Event::Heartbeat { id, beat, to: () });
+        let Some(Answer::Heard { claims, stop }) = answer else { panic!("{answer:?}") };
+        assert_eq!((claims.len(), stop.len(), ended.len()), (count, 0, 0));
+    }
+}
