@@ -298,3 +298,23 @@ async fn b02_a_gang_of_shares() {
     assert!(large.contains(&Err(Refusal::GangTooLarge)));
     assert_eq!(granted(&world.s.claim_gang(vec![share("p", "b0".into(), 1_000)]).await), 1);
 }
+
+/// A shard that will not come back holds no gang up: the gang is refused, its pool's turn passes on, nothing is left.
+#[tokio::test]
+async fn w06_a_refused_shard_holds_no_gang_up() {
+    let world = World::on_store().await;
+    pool_of(&world, spec(2, Ack::Durable), 8).await;
+    world.stored("p").await;
+    while world.shards("p").await[0].state != "refused" {
+        world.s.inject_panic(&name("p"), 0);
+        until("it serves again, or is refused", async || world.shards("p").await[0].state != "loading").await;
+    }
+    let there = world.shards("p").await[1].workers as usize;
+    for round in 0..2 {
+        let outcomes = done(begin(&world, gang("p", &keys(&format!("r{round}-"), there + 1))).await).await;
+        assert_eq!(granted(&outcomes), 0, "{outcomes:?}");
+        assert!(outcomes.contains(&Err(crate::world::LOADING)), "not full: {outcomes:?}");
+    }
+    assert_eq!(world.shards("p").await[1].busy, 0);
+    assert_eq!(granted(&done(begin(&world, gang("p", &keys("b", there))).await).await), there);
+}

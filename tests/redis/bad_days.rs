@@ -69,6 +69,19 @@ fn claim(client: &mut Client, pool: &str, key: &str) -> u16 {
     client.post("/v1/claims", &json!({"namespace": "ns", "pool": pool, "key": key})).status
 }
 
+/// Renewals that were acknowledged.
+fn renewals(client: &mut Client) -> u64 {
+    let metrics = client.get("/metrics");
+    let line = metrics.text().lines().find(|line| line.starts_with("hotpool_store_renewals_total{outcome=\"ok\"}"));
+    line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
+}
+
+/// Renewals are a third of the lease apart.
+fn a_lease_goes_by(client: &mut Client) {
+    let before = renewals(client);
+    until("a lease has gone by", || renewals(client) >= before + 4);
+}
+
 fn why(client: &mut Client) -> String {
     client.get("/readyz").json().to_string()
 }
@@ -202,7 +215,7 @@ fn s10_a_full_server_is_a_reason_and_passes() {
     assert_eq!(claim(&mut client, "warm", "full"), 503);
     assert!(why(&mut client).contains("maxmemory"), "{}", why(&mut client));
     // Longer than the lease: being full does not end the ownership, so answers from memory go on.
-    std::thread::sleep(Duration::from_millis(3_500));
+    a_lease_goes_by(&mut client);
     assert!(!why(&mut client).contains("lapsed"), "{}", why(&mut client));
     let body = json!({"namespace": "ns", "pool": "memory", "key": "m"});
     assert_eq!(client.post("/v1/claims", &body).status, 201);
@@ -256,8 +269,8 @@ fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
     redis.signal("STOP");
     let mut leaving = server.client();
     leaving.send(b"DELETE /v1/pools/ns/warm?force=true HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
-    std::thread::sleep(Duration::from_millis(1_500));
-    // By now it has begun; its caller does not wait for the end.
+    // When it has begun, its caller does not wait for the end.
+    until("its deletion has begun", || client.get("/v1/pools/ns/warm").status == 404);
     drop(leaving);
     redis.signal("CONT");
     until("the pool is gone", || client.get("/v1/pools/ns/warm").status == 404);
@@ -265,7 +278,7 @@ fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
     pool(&mut client, "warm", 4, 10);
     assert_eq!(claim(&mut client, "warm", "k"), 201);
     // Several renewals later nothing has come back to life, and gaps are still mended.
-    std::thread::sleep(Duration::from_millis(2_500));
+    a_lease_goes_by(&mut client);
     assert_eq!(redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalogue, the owner, five shards");
     let _: () = redis.ask(&["FLUSHALL"]);
     until("all is written anew", || redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 7);
