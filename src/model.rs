@@ -5,6 +5,7 @@ mod claim;
 mod explain;
 mod names;
 mod pool;
+mod quota;
 mod strict;
 mod worker;
 
@@ -13,6 +14,7 @@ pub use claim::*;
 pub use explain::*;
 pub use names::*;
 pub use pool::*;
+pub use quota::*;
 pub use strict::*;
 pub use worker::*;
 

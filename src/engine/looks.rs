@@ -8,7 +8,8 @@ use super::fit::{Most, Sum};
 use super::ledger::LedgerLine;
 use super::life::Barred;
 use super::shard::{Counters, Shard};
-use crate::model::{ClaimId, Millis, Seq, WorkerId};
+use crate::limits;
+use crate::model::{ClaimId, Millis, Seq, Usage, WorkerId};
 
 impl Shard {
     /// Last change decided.
@@ -74,6 +75,27 @@ impl Shard {
     #[must_use]
     pub const fn ledger_version(&self) -> u64 {
         self.ledger.version()
+    }
+
+    /// Moves whenever what the workers have in all may be another sum.
+    #[must_use]
+    pub const fn worker_changes(&self) -> u64 {
+        self.ledger.moves()
+    }
+
+    /// What the workers have in all; as many claims as there are workers.
+    #[must_use]
+    pub fn total(&self) -> Usage {
+        self.ledger.lines().fold(Usage::default(), |sum, line| {
+            let (capacity, workers) = (&line.capacity, u64::from(line.workers));
+            let cards = capacity.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(limits::CARD_MILLI));
+            sum.plus(&Usage {
+                claims: workers,
+                cpu_milli: capacity.cpu_milli.saturating_mul(workers),
+                memory_bytes: capacity.memory_bytes.saturating_mul(workers),
+                gpu_milli: cards * workers,
+            })
+        })
     }
 
     /// A time before which [`Event::Tick`] changes nothing, if it ever will.

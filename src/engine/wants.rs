@@ -107,7 +107,7 @@ impl Wants {
 }
 
 /// A set of nodes, by hash, so that most workers are told apart without a look at a name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Nodes(Box<[(u64, Arc<str>)]>);
 
 impl Nodes {

@@ -101,6 +101,11 @@ impl Batch {
         (Arc::new(Self(Mutex::new(Places { outcomes, open: len, to: Some(to) }))), answers)
     }
 
+    fn is_gone(&self) -> bool {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.to.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
     /// False: nobody listens any more.
     fn fill(&self, place: u32, outcome: Outcome) -> bool {
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +159,15 @@ impl Reply {
             Address::One(to) => to.is_closed(),
             // Whether anybody listens to a batch is seen when the answer is put there: a lock less.
             Address::Part(..) | Address::Nobody => false,
+        }
+    }
+
+    /// The same, also of a batch, at the price of its lock.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match &self.0 {
+            Address::Part(batch, _) => batch.is_gone(),
+            _ => self.is_closed(),
         }
     }
 
