@@ -79,6 +79,8 @@ pub const WAIT_MS_MAX: u64 = 86_400_000;
 pub const WAITERS_MAX: u32 = 1_000_000;
 /// Most claims of one tenant that may wait for its quota.
 pub const QUOTA_WAITERS_MAX: usize = 10_000;
+/// Most shapes and idle workers that an answer about demand lists.
+pub const DEMAND_SHAPES_MAX: usize = 100;
 /// Quotas that one service keeps: of tenants and of namespaces.
 pub const QUOTAS_MAX: usize = 65_536;
 /// Most pools that a claim may list.

@@ -2,6 +2,7 @@
 
 mod capacity;
 mod claim;
+mod demand;
 mod explain;
 mod names;
 mod pool;
@@ -11,6 +12,7 @@ mod worker;
 
 pub use capacity::*;
 pub use claim::*;
+pub use demand::*;
 pub use explain::*;
 pub use names::*;
 pub use pool::*;

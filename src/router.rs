@@ -143,6 +143,16 @@ impl Board {
         !any
     }
 
+    /// The distinct capacities of the pool's workers, as far as its shards tell.
+    #[must_use]
+    pub fn capacities(&self) -> Vec<Capacity> {
+        let known = self.capacities.iter().filter_map(ArcSwapOption::load_full);
+        let mut all: Vec<Capacity> = known.flat_map(|shard| shard.to_vec()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Idle workers that `shard` published.
     #[must_use]
     pub fn idle(&self, shard: u16) -> u32 {

@@ -11,6 +11,7 @@
 //! No wake-up is lost (`Q05`): a shard publishes first and looks then whether anybody waits; a claim stands in the line first, and
 //! is then tried once more, unless one of its shape just was.
 
+mod demand;
 mod drive;
 mod item;
 mod queue;

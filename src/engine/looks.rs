@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use super::NIL;
 use super::effect::{Grant, WorkerLook};
 use super::event::Place;
 use super::fit::{Most, Sum};
 use super::ledger::LedgerLine;
-use super::life::Barred;
+use super::life::{Barred, bars};
 use super::shard::{Counters, Shard};
 use crate::limits;
-use crate::model::{ClaimId, Millis, Seq, Usage, WorkerId};
+use crate::model::{ClaimId, IdleWorker, Millis, Seq, Usage, WorkerId};
 
 impl Shard {
     /// Last change decided.
@@ -103,6 +104,21 @@ impl Shard {
     pub fn next_tick_ms(&self) -> Option<Millis> {
         let tombstone = self.tombstones.front().map(|&(until, _)| until);
         [self.timers.next_ms(), self.beats.next_ms(), tombstone].into_iter().flatten().min()
+    }
+
+    /// Workers that hold nothing, at most so many: those that are only cordoned, then those that became idle first. Costs a look at
+    /// all.
+    #[must_use]
+    pub fn idle_longest(&self, limit: usize) -> Vec<IdleWorker> {
+        let cordoned = self.workers.iter_from(0).filter(|&at| {
+            let worker = self.workers.get(at);
+            let owner = bars::CORDONED | bars::DRAINING;
+            !worker.deleted && worker.claim == NIL && worker.bars & owner != 0 && worker.bars & !owner == 0
+        });
+        let cordoned = cordoned.map(|at| (at, true));
+        let idle = self.idle.oldest_first(self.workers.all()).into_iter().map(|at| (at, false));
+        let named = |(at, cordoned)| IdleWorker { id: self.workers.card(at).spec.id.clone(), cordoned };
+        cordoned.chain(idle).take(limit).map(named).collect()
     }
 
     /// What is held at `place`, without a trace.

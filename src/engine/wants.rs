@@ -125,6 +125,11 @@ impl Nodes {
         self.0.is_empty()
     }
 
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(_, name)| &**name)
+    }
+
     /// Whether a worker on this node passes.
     #[must_use]
     pub fn allows(&self, node: Option<&str>) -> bool {

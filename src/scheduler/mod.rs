@@ -4,6 +4,7 @@
 //! without it: dropping the future of a call leaves nothing pending, and a claim that nobody is told of is given back.
 
 mod claims;
+mod demand;
 mod explain;
 mod gangs;
 mod listing;

@@ -168,6 +168,8 @@ pub enum Command {
     ListClaims(u32, usize, ClaimSieve, Reply),
     /// The shard's figures.
     Report(Reply),
+    /// Workers that hold nothing, at most so many.
+    IdleLongest(usize, Reply),
     /// What would a claim find? Nothing is taken.
     Explain(Question, Reply),
     /// Rows for a rewrite: from a cursor on, about so many bytes.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::engine::{Grant, LedgerLine, NoFit, WorkerLook};
-use crate::model::{Capacity, ClaimId, Cleared, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
+use crate::model::{Capacity, ClaimId, Cleared, IdleWorker, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
 use crate::refusal::Refusal;
 
 /// What a shard says.
@@ -36,6 +36,8 @@ pub enum Payload {
     Claims(Vec<(u32, ClaimId, ClaimAnswer)>, bool),
     /// The shard's figures.
     Report(Box<ShardReport>),
+    /// Workers that hold nothing.
+    Idle(Vec<IdleWorker>),
     /// The worker that a claim would be given, or why none; no reason: none is free.
     WouldTake(Result<Arc<WorkerCard>, Option<NoFit>>),
     /// What a claim finds among some workers, and the ordinal at which to go on.

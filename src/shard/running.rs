@@ -268,6 +268,9 @@ impl Running {
                 let report = self.report();
                 reply.send(Ok(Payload::Report(Box::new(report))));
             }
+            Command::IdleLongest(limit, reply) => {
+                reply.send(Ok(Payload::Idle(self.shard.idle_longest(limit))));
+            }
             Command::Explain(question, reply) => {
                 let outcome = self.explain(&question);
                 reply.send(outcome);
