@@ -276,6 +276,9 @@ pub fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, 
     if item.is_through() {
         return None;
     }
+    if let Some(shard) = item.promised_shard(pool.number).filter(|shard| !item.visited.contains(*shard)) {
+        return Some((pool, shard));
+    }
     if let Some(worker) = item.only_worker() {
         let shard = worker.shard(pool.ports.len() as u16);
         return (!item.visited.contains(shard)).then_some((pool, shard));

@@ -77,6 +77,8 @@ pub const PRIORITY_MAX: u16 = 1_000;
 pub const WAIT_MS_MAX: u64 = 86_400_000;
 /// Most claims that may wait for one pool, whatever it says.
 pub const WAITERS_MAX: u32 = 1_000_000;
+/// How long the first of a line waits before what comes free is kept for it, in milliseconds.
+pub const RESERVE_AFTER_MS: u64 = 5_000;
 /// Most claims of one tenant that may wait for its quota.
 pub const QUOTA_WAITERS_MAX: usize = 10_000;
 /// Most shapes and idle workers that an answer about demand lists.

@@ -108,6 +108,7 @@ definitions! {
     STEPS = "hotpool_steps_total", Kind::Counter, ["outcome"], "Steps sent to the store, by its answer.";
     STORE_LAG = "hotpool_store_lag_seconds", Kind::Gauge, ["pool"],
         "Age of the oldest change that the store does not have: what a crash loses of memory-acknowledged claims.";
+    EVICTIONS = "hotpool_evictions_total", Kind::Counter, ["pool"], "Claims that were evicted for one with a higher priority.";
     SWEEPS = "hotpool_sweeps_total", Kind::Counter, ["pool", "deadline"],
         "Claims that ended without a call, by the deadline that passed: never confirmed, not renewed, not cleaned up, or \
          not named any more by their worker.";

@@ -26,6 +26,9 @@ pub enum Refusal {
     /// The key's claim is being released: its worker is being cleaned.
     #[error("the key's claim is being released; try again when that is finished")]
     Releasing,
+    /// The same, because a claim with a higher priority evicted it.
+    #[error("a claim with a higher priority takes its place: stop the work and release it")]
+    Preempted,
     /// What is there does not allow this.
     #[error("{0}")]
     State(Cow<'static, str>),

@@ -108,6 +108,7 @@ mod tests {
     fn ended(fence: Fence) -> Ended {
         let spec = WorkerSpec::bare(WorkerId::new("w").unwrap());
         let grant = Grant {
+            evicted: false,
             place: Place { claim: 0, worker: 0, fence },
             worker: std::sync::Arc::new(WorkerCard { spec }),
             state: ClaimState::Lost,

@@ -42,6 +42,8 @@ pub struct Board {
     loads: Box<[CachePadded<Load>]>,
     /// `tag << 16 | shard + 1` by affinity hash.
     hints: OnceLock<Box<[AtomicU32]>>,
+    /// By shard: one more than the lowest priority of a claim that may be evicted; 0: there is none.
+    victims: Box<[AtomicU32]>,
     /// By shard: what its workers have in all: how many there are, cores, memory, thousandths of cards.
     totals: Box<[[AtomicU64; 4]]>,
     /// By shard: the distinct capacities of its workers, busy ones too; none: too many to tell.
@@ -58,6 +60,7 @@ impl Board {
             rooms: (mode == Mode::Shared).then(|| Rooms::new(shards)),
             loads: std::iter::repeat_with(CachePadded::default).take(shards.into()).collect(),
             hints: OnceLock::new(),
+            victims: std::iter::repeat_with(AtomicU32::default).take(shards.into()).collect(),
             totals: std::iter::repeat_with(Default::default).take(shards.into()).collect(),
             capacities: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
         }
@@ -112,6 +115,32 @@ impl Board {
     /// Shard `shard` says which capacities its workers have, each once; none: too many to tell.
     pub fn publish_capacities(&self, shard: u16, capacities: Option<Vec<Capacity>>) {
         self.capacities[shard as usize].store(capacities.map(std::sync::Arc::new));
+    }
+
+    /// Shard `shard` says what the lowest priority of a claim is that may be evicted there.
+    pub fn publish_victim(&self, shard: u16, lowest: Option<u16>) {
+        self.victims[shard as usize].store(lowest.map_or(0, |priority| u32::from(priority) + 1), Ordering::Relaxed);
+    }
+
+    /// The shard not visited yet with the cheapest claim that has a lower priority than this; none: there is none.
+    #[must_use]
+    pub fn cheapest_victim(&self, below: u16, visited: &Visited) -> Option<u16> {
+        let lowest = |shard: &u16| self.victims[*shard as usize].load(Ordering::Relaxed);
+        let all = 0..self.victims.len() as u16;
+        let lower = all.filter(|shard| (1..=u32::from(below)).contains(&lowest(shard)) && !visited.contains(*shard));
+        lower.min_by_key(lowest)
+    }
+
+    /// The shard, from the one with this number on and not visited yet, that has a worker whose capacity passes.
+    #[must_use]
+    pub fn with_capacity(&self, from: u16, visited: &Visited, passes: impl Fn(&Capacity) -> bool) -> Option<u16> {
+        let shards = self.capacities.len() as u16;
+        let has = |shard: &u16| {
+            let known = self.capacities[*shard as usize].load();
+            known.as_ref().is_none_or(|known| known.iter().any(&passes))
+        };
+        let from_it = (0..shards).map(|step| (from + step) % shards);
+        from_it.filter(|shard| !visited.contains(*shard)).find(has)
     }
 
     /// Shard `shard` says what its workers have in all.

@@ -13,7 +13,9 @@
 
 mod demand;
 mod drive;
+mod gang;
 mod item;
+mod promise;
 mod queue;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
+pub use self::gang::GangPlace;
+pub use self::promise::{Promise, Seek};
 pub use self::queue::{Arrival, Queue, Waiter};
 use crate::model::{ClaimId, Millis};
 use crate::pools::Pool;
@@ -45,6 +49,10 @@ pub struct Wait {
     pub arrival: Arrival,
     /// It is its turn in the line of the pool that it is being tried in.
     pub turn: Option<Turn>,
+    /// It is of a gang that has its turn.
+    pub of_gang: bool,
+    /// A worker is kept for it.
+    pub promise: Option<Promise>,
 }
 
 /// The right of one claim of a line to be tried there. When it is dropped the line goes on; and unless the claim was put back
@@ -59,7 +67,7 @@ pub struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.parked.lock().is_none() {
+        if self.parked.gang.is_none() && self.parked.lock().is_none() {
             self.parked.leave();
         }
         self.pool.line.end_turn();
@@ -86,10 +94,14 @@ pub struct Parked {
     pub tenant: Arc<Tenant>,
     /// It does not wait: it is a newcomer that must not pass those who do.
     pub once: bool,
+    /// It is a gang's place: whoever drives that is told of its turn.
+    gang: Option<gang::Call>,
     /// What it asks for, as a hash.
     shape: u64,
     /// Another of its lines came to it while it had a turn.
     skipped: AtomicBool,
+    /// A worker to be kept for it is being looked for.
+    seeks: AtomicBool,
 }
 
 impl Parked {
@@ -157,6 +169,10 @@ struct State {
     generation: u64,
     /// Since when somebody has a turn; none: nobody.
     turn_since_ms: Option<Millis>,
+    /// In a shared pool, the one for which a worker is kept because it is large.
+    large: Option<Arrival>,
+    /// What comes free is for this one alone.
+    kept_for: Option<Arrival>,
     /// Tenants of those that wait, for their shares.
     tenants: HashMap<u64, Arc<Tenant>>,
     /// Whose share was looked at last.
@@ -230,6 +246,11 @@ impl Line {
     fn remove(&self, arrival: Arrival) -> Option<Waiter<Arc<Parked>>> {
         let mut state = self.lock();
         let removed = state.queue.remove(arrival)?;
+        state.large.take_if(|large| *large == arrival);
+        if state.kept_for.take_if(|kept_for| *kept_for == arrival).is_some() {
+            state.queue.retry();
+            self.again.store(true, Ordering::Release);
+        }
         if state.queue.waiting_of(removed.tenant) == 0 {
             state.tenants.remove(&removed.tenant);
         }

@@ -57,6 +57,7 @@ impl Outcome {
             Refusal::NotFound(_) => (Code::NotFound, 404, None),
             Refusal::Fence => (Code::Aborted, 409, Some("fence")),
             Refusal::Releasing => (Code::FailedPrecondition, 409, Some("releasing")),
+            Refusal::Preempted => (Code::FailedPrecondition, 409, Some("preempted")),
             Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
             Refusal::GangTooLarge => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),

@@ -20,7 +20,7 @@ impl Shard {
     ) -> Answer {
         let Some(claim) = self.claims.get(place) else { return Answer::Gone };
         if claim.state == ClaimState::Releasing {
-            return Answer::Releasing;
+            return self.why_releasing(place.claim);
         }
         let worker = &self.workers.card(claim.worker).spec;
         if satisfies && wants.is_none_or(|wants| wants.allows(worker)) {
@@ -39,7 +39,7 @@ impl Shard {
     pub(super) fn confirm(&mut self, place: Place, now_ms: Millis) -> Answer {
         let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
         if claim.state == ClaimState::Releasing {
-            return Answer::Releasing;
+            return self.why_releasing(place.claim);
         }
         claim.confirmed = true;
         self.activate(place, now_ms);
@@ -69,7 +69,7 @@ impl Shard {
     pub(super) fn renew(&mut self, place: Place, ttl_ms: Option<Millis>, now_ms: Millis) -> Answer {
         let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
         match claim.state {
-            ClaimState::Releasing => return Answer::Releasing,
+            ClaimState::Releasing => return self.why_releasing(place.claim),
             ClaimState::Reserved => return Answer::NotActive,
             ClaimState::Active | ClaimState::Lost => {}
         }
@@ -95,6 +95,7 @@ impl Shard {
         };
         (claim.confirmed, claim.term_ms) = (true, term(releasing_ms));
         self.claims.turn(place, ClaimState::Releasing);
+        self.index_victim(place.claim);
         self.timers.cancel(place.claim);
         self.start_stay(place, now_ms);
         self.touch(place.worker);
@@ -135,6 +136,7 @@ impl Shard {
             self.workers.get_mut(worker).claim = NIL;
         }
         self.raised += 1;
+        self.forget_victim(place.claim);
         let claim = self.claims.remove(place.claim);
         self.gangs.leave(place.claim);
         self.timers.cancel(place.claim);

@@ -69,6 +69,10 @@ pub enum Answer {
     Mismatch,
     /// It is being released already. Nothing was changed.
     Releasing,
+    /// The same, because a claim with a higher priority evicted it. Nothing was changed.
+    Evicted,
+    /// A worker is kept for whoever waits.
+    Promised,
     /// It is not active yet. Nothing was changed.
     NotActive,
     /// The claim is over.
@@ -148,6 +152,8 @@ pub struct Grant {
     pub spec: Option<Arc<ClaimSpec>>,
     /// In a shared pool, which cards of the worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
     pub cards: Option<u64>,
+    /// It is being released because a claim with a higher priority evicted it.
+    pub evicted: bool,
 }
 
 /// A worker on its axes.

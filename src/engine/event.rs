@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::promises::Eviction;
 use super::wants::Wants;
 use crate::model::{ClaimId, Fence, Millis, Resources, WorkerId, WorkerSpec, WorkerVerb};
 
@@ -103,6 +104,8 @@ pub enum Event<R> {
         ttl_ms: Millis,
         /// Which workers it may take; none: any.
         wants: Option<Arc<Wants>>,
+        /// It waited with this ticket, and a worker may be promised to it; 0: it did not.
+        promise: u64,
         /// Who waits for the answer.
         to: R,
     },
@@ -189,6 +192,24 @@ pub enum Event<R> {
         act: GangAct,
         /// Who waits for the answer.
         to: R,
+    },
+    /// A claim that waits wants a worker kept for it.
+    Promise {
+        /// Number of its wait.
+        ticket: u64,
+        /// Which workers it may take.
+        wants: Arc<Wants>,
+        /// Who may be evicted for it; none: nobody, and what comes free is kept.
+        evict: Option<Eviction>,
+        /// Until when it would need the worker.
+        until_ms: Millis,
+        /// Who waits for the answer.
+        to: R,
+    },
+    /// Nobody waits with this ticket any more.
+    BreakPromise {
+        /// Number of its wait.
+        ticket: u64,
     },
     /// Time has passed: sweep what is due.
     Tick,

@@ -107,6 +107,7 @@ impl Shard {
                 self.begin_batch();
                 for place in self.members_of(id) {
                     self.gangs.leave(place.claim);
+                    self.index_victim(place.claim);
                     self.touch_in_batch(place.worker);
                     let Some(id) = self.claims.get(place).map(|claim| claim.id.clone()) else { continue };
                     effects.push(Effect::Committed { id: id.clone(), place });

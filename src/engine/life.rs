@@ -27,6 +27,9 @@ pub mod bars {
     /// Its own end of life has come. Never stored: it follows from `expires_at_ms`.
     pub const ENDED: u8 = 64;
 
+    /// It is kept for a claim that waits. Never stored: who waits does not outlive the process.
+    pub const PROMISED: u8 = 128;
+
     /// What a row carries as it is.
     pub const STORED: u8 = CORDONED | DRAINING | LOST | SUSPECT | STOPPING;
     /// What a new life of the worker ends: all but what its owner wishes and what the registration itself says.

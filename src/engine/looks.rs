@@ -10,7 +10,7 @@ use super::ledger::LedgerLine;
 use super::life::{Barred, bars};
 use super::shard::{Counters, Shard};
 use crate::limits;
-use crate::model::{ClaimId, IdleWorker, Millis, Seq, Usage, WorkerId};
+use crate::model::{ClaimId, ClaimState, IdleWorker, Millis, Seq, Usage, WorkerId};
 
 impl Shard {
     /// Last change decided.
@@ -134,6 +134,7 @@ impl Shard {
             deadline_ms: self.timers.get(place.claim),
             spec: claim.spec.clone(),
             cards: self.shares.as_ref().map(|shares| shares.cards(place.claim)),
+            evicted: claim.state == ClaimState::Releasing && self.is_evicted(place.claim),
         })
     }
 

@@ -26,6 +26,7 @@
 //! | `resize` | a claim that needs more or less of its worker than before |
 //! | [`fit`] | which worker has room for a share, and which of those gives it |
 //! | `gangs` | claims that are all granted or none, over shards |
+//! | `promises` | workers that are kept for claims that wait, and who is evicted for them |
 //! | `profiles` | which workers have the same labels and node |
 //! | [`wants`] | what it asks of a worker |
 //! | `explain` | what a claim would find, and of the other workers why not |
@@ -49,6 +50,7 @@ mod ledger;
 mod life;
 mod looks;
 mod profiles;
+mod promises;
 mod replay;
 mod resize;
 mod roster;
@@ -65,6 +67,7 @@ pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;
 pub use ledger::LedgerLine;
 pub use life::Barred;
+pub use promises::Eviction;
 pub use replay::{Replay, Resume};
 pub use shard::{Counters, LifeCounters, Rules, Shard};
 pub use wants::{CardFilter, NoFit, Nodes, Wants};

@@ -175,6 +175,9 @@ impl Replay {
             told: true,
             spec,
         });
+        if claim.evicted {
+            self.shard.recall_evicted(slot);
+        }
         if claim.gang > 0 {
             let shard =
                 u16::try_from(claim.gang_shard).map_err(|_| format!("a gang's home is {}", claim.gang_shard))?;
@@ -203,6 +206,7 @@ impl Replay {
             let claim = next;
             next = self.shard.shares.as_mut().map_or(NIL, |shares| shares.unlink(claim, at));
             self.shard.gangs.leave(claim);
+            self.shard.forget_victim(claim);
             self.shard.claims.remove(claim);
         }
         if !deleted {
@@ -298,6 +302,7 @@ impl Replay {
         let place = |(at, claim): (u32, &Claim)| Place { claim: at, worker: claim.worker, fence: claim.fence };
         let held: Vec<Place> = shard.claims.iter_from(0).map(place).collect();
         for place in held {
+            shard.index_victim(place.claim);
             if !shard.is_provisional(place) {
                 shard.start_stay(place, now_ms);
             }

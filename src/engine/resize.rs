@@ -37,7 +37,7 @@ impl Shard {
     pub(super) fn resize(&mut self, place: Place, resources: Resources) -> Answer {
         let Some(claim) = self.claims.get(place) else { return Answer::Gone };
         if claim.state == ClaimState::Releasing {
-            return Answer::Releasing;
+            return self.why_releasing(place.claim);
         }
         let nothing = ClaimSpec::default();
         let held = claim.spec.as_deref().unwrap_or(&nothing).clone();

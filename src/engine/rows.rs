@@ -118,6 +118,7 @@ impl Shard {
                 gang: self.gangs.of(next),
                 cards: self.shares.as_ref().map_or(0, |shares| shares.cards(next)),
                 spec: claim.spec.as_deref(),
+                evicted: self.is_evicted(next),
             });
             next = self.shares.as_ref().map_or(NIL, |shares| shares.next(next));
         }

@@ -14,6 +14,7 @@ use super::gangs::{GangRef, Gangs};
 use super::idle::Idle;
 use super::ledger::Ledger;
 use super::life::{Barred, Lives, notes};
+use super::promises::Promises;
 use super::shares::Shares;
 use super::timers::Timers;
 use super::wants::{NoFit, Wants};
@@ -34,6 +35,7 @@ pub struct Shard {
     /// In a shared pool: shares of workers. None: claims take whole ones.
     pub(super) shares: Option<Box<Shares>>,
     pub(super) gangs: Gangs,
+    pub(super) promises: Promises,
     pub(super) lives: Lives,
     /// Deadlines of workers: the next of each life.
     pub(super) beats: Timers,
@@ -123,6 +125,8 @@ pub struct LifeCounters {
     pub lost_claims: u64,
     /// Workers that were silent for too long.
     pub lost_workers: u64,
+    /// Claims that others with a higher priority evicted.
+    pub evicted: u64,
     /// Heartbeats taken.
     pub heartbeats: u64,
     /// Claims taken over because their worker named them.
@@ -145,6 +149,7 @@ impl Shard {
             ledger: Ledger::default(),
             shares: Shares::new(&rules),
             gangs: Gangs::default(),
+            promises: Promises::default(),
             lives: Lives::default(),
             beats: Timers::new(now_ms),
             present: 0,
@@ -167,10 +172,12 @@ impl Shard {
     /// Decides. `now_ms` is monotonic time; `effects` is appended to and must be carried out in order.
     pub fn on<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         match event {
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to } => {
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, promise, to } => {
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
+                let redeemed = if promise > 0 { self.redeem(promise, wants.as_deref(), until_ms) } else { None };
                 let taken = match self.shares {
+                    _ if redeemed.is_some() => redeemed.unwrap_or(Err(Answer::NoRoom)),
                     None => self.take_worker(affinity, fence, until_ms, wants.as_deref()).map(|worker| (worker, None)),
                     Some(_) => self.take_share(until_ms, wants.as_deref()),
                 };
@@ -218,6 +225,11 @@ impl Shard {
                 self.end(place, End::GivenBack, effects);
             }
             Event::Tick => self.sweep(now_ms, effects),
+            Event::Promise { ticket, wants, evict, until_ms, to } => {
+                let answer = self.promise(ticket, &wants, evict, until_ms, now_ms);
+                effects.push(Effect::Reply { to, answer });
+            }
+            Event::BreakPromise { ticket } => self.break_promise(ticket),
             Event::Renew { place, ttl_ms, to } => {
                 let answer = self.renew(place, ttl_ms, now_ms);
                 effects.push(Effect::Reply { to, answer });
@@ -308,7 +320,11 @@ impl Shard {
 
     /// The share of a worker that a claim takes, or why there is none.
     #[cold]
-    fn take_share(&mut self, until_ms: Millis, wants: Option<&Wants>) -> Result<(u32, Option<Share>), Answer> {
+    pub(super) fn take_share(
+        &mut self,
+        until_ms: Millis,
+        wants: Option<&Wants>,
+    ) -> Result<(u32, Option<Share>), Answer> {
         let nothing = Wants::default();
         let wants = wants.unwrap_or(&nothing);
         let (worker, share) = self.select_share(wants, until_ms).map_err(Answer::NoFit)?;
@@ -341,6 +357,7 @@ impl Shard {
         if let Some(gang) = gang {
             self.gangs.join(claim, gang);
         }
+        self.index_victim(claim);
         self.touch_in_batch(worker);
         let card = Arc::clone(self.workers.card(worker));
         Answer::Granted(Grant {
@@ -352,6 +369,7 @@ impl Shard {
             deadline_ms: None,
             spec,
             cards: share.map(|share| share.cards),
+            evicted: false,
         })
     }
 

@@ -68,7 +68,7 @@ impl ClaimOutcome {
             Ok(_) => Self::Existing,
             Err(Refusal::Invalid { .. }) => Self::Invalid,
             Err(Refusal::NotFound(_)) => Self::NotFound,
-            Err(Refusal::Fence | Refusal::Releasing | Refusal::State(_)) => Self::Conflict,
+            Err(Refusal::Fence | Refusal::Releasing | Refusal::Preempted | Refusal::State(_)) => Self::Conflict,
             Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,

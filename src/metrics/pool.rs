@@ -78,6 +78,8 @@ pub struct PoolMetrics {
     pub waiters: Gauge,
     /// `hotpool_wait_seconds`.
     pub wait_seconds: Histogram,
+    /// `hotpool_evictions_total`.
+    pub evictions: Counter,
     /// `hotpool_ledger_drift`.
     pub ledger_drift: Gauge,
     /// `hotpool_shard_restarts_total`.
@@ -133,6 +135,7 @@ impl PoolMetrics {
             give_backs: counter(GIVE_BACKS),
             waiters: gauge(WAITERS, vec![]),
             wait_seconds: histogram(WAIT_SECONDS),
+            evictions: counter(EVICTIONS),
             ledger_drift: gauge(LEDGER_DRIFT, vec![]),
             shard_restarts: counter(SHARD_RESTARTS),
         }

@@ -95,6 +95,8 @@ pub struct ClaimView {
     pub spec: Option<Arc<ClaimSpec>>,
     /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
     pub cards: Option<u64>,
+    /// It is being released because a claim with a higher priority evicted it.
+    pub evicted: bool,
 }
 
 /// What a claim holds.

@@ -125,6 +125,8 @@ pub struct PoolSpec {
     pub heartbeat_ttl_ms: u64,
     /// How far the store may lag behind before memory-acknowledged claims are refused, in milliseconds.
     pub lag_max_ms: u64,
+    /// A claim that waits may evict claims with a lower priority that are marked `preemptible`.
+    pub preemption: bool,
     /// Most claims that wait for room: 0..=1,000,000; the next is refused (`overloaded`).
     pub waiters_max: u32,
     /// Of them most of one tenant.
@@ -146,6 +148,7 @@ impl Default for PoolSpec {
             releasing_ms: 60_000,
             heartbeat_ttl_ms: 60_000,
             lag_max_ms: 10_000,
+            preemption: false,
             waiters_max: 100_000,
             waiters_tenant_max: 10_000,
         }

@@ -78,6 +78,15 @@ impl Rooms {
         cores_per_card(cores, get(&self.0[shard as usize][1].sum_cards_milli))
     }
 
+    /// What these shards have left in all: cores, memory, places, thousandths of cards.
+    #[must_use]
+    pub fn total(&self, shards: impl Iterator<Item = u16>) -> [u64; 4] {
+        shards.fold([0; 4], |sum, shard| {
+            let Budget(parts) = self.budget(shard);
+            std::array::from_fn(|i| parts.iter().fold(sum[i], |sum: u64, part| sum.saturating_add(part[i])))
+        })
+    }
+
     /// What the shard can be asked for in one batch.
     pub fn budget(&self, shard: u16) -> Budget {
         Budget(std::array::from_fn(|i| {

@@ -201,6 +201,9 @@ pub struct ClaimRow {
     /// Index of the home there.
     #[prost(uint32, tag = "12")]
     pub gang_shard: u32,
+    /// It is being released because another claim evicted it.
+    #[prost(bool, tag = "13")]
+    pub evicted: bool,
     /// What it keeps of its request, if anything.
     #[prost(message, optional, tag = "16")]
     pub spec: Option<ClaimSpecRow>,
@@ -292,6 +295,8 @@ pub struct ClaimStateRef<'a> {
     pub cards: u64,
     /// The gang for which it is held provisionally.
     pub gang: Option<GangRef>,
+    /// It is being released because another claim evicted it.
+    pub evicted: bool,
 }
 
 // Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
@@ -362,6 +367,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 + claim
                     .gang
                     .map_or(0, |gang| len_u64(10, gang.id) + len_u64(11, gang.pool) + len_u64(12, gang.shard.into()))
+                + len_u64(13, claim.evicted.into())
                 + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
             encode_key(13, WireType::LengthDelimited, out);
             encode_varint(len as u64, out);
@@ -379,6 +385,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 put_u64(out, 11, gang.pool);
                 put_u64(out, 12, gang.shard.into());
             }
+            put_u64(out, 13, claim.evicted.into());
             if let Some(spec) = &spec {
                 prost::encoding::message::encode(16, spec, out);
             }

@@ -318,7 +318,15 @@ impl Scheduler {
             let now_ms = self.dispatch().clock.engine_ms();
             let near_until_ms = if near_ms > 0 { now_ms + near_ms } else { 0 };
             let until_ms = now_ms + request.wait_ms.max(near_ms);
-            Box::new(Wait { until_ms, near_until_ms, since_ms: 0, arrival: 0, turn: None })
+            Box::new(Wait {
+                until_ms,
+                near_until_ms,
+                since_ms: 0,
+                arrival: 0,
+                turn: None,
+                of_gang: false,
+                promise: None,
+            })
         });
         Box::new(ClaimItem {
             // Key and turn spread claims over shards without a generator of random numbers.
@@ -435,5 +443,6 @@ pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimV
         expires_at_ms: answer.expires_at_ms,
         spec: answer.grant.spec,
         cards: answer.grant.cards,
+        evicted: answer.grant.evicted,
     }
 }

@@ -21,11 +21,13 @@ use super::{Scheduler, wait};
 use crate::choice::Start;
 use crate::engine::{GangAct, GangRef};
 use crate::keys::{Found, ShardRef, Ticket};
+use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
-use crate::model::{Capacity, ClaimId, ClaimRequest, Fence, Mode, Taken};
+use crate::model::{Capacity, ClaimId, ClaimRequest, Fence, Millis, Mode, Taken};
 use crate::pools::Pool;
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::shard::{Batch, ClaimAnswer, Command, GangItem, Outcome, Payload, Reply};
+use crate::waiters::GangPlace;
 
 /// How long a step that was not answered waits before it goes again; doubled each time, up to the second.
 const AGAIN: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];
@@ -61,7 +63,8 @@ impl Scheduler {
         let scheduler = self.clone();
         // It goes to its end, whether the caller waits or not.
         tokio::spawn(async move {
-            let outcomes = scheduler.gang(requests).await;
+            let mut to = to;
+            let outcomes = scheduler.wait_as_gang(requests, &mut to).await;
             let outcome =
                 if outcomes.iter().all(Result::is_ok) { GangOutcome::Committed } else { GangOutcome::Refused };
             metrics().gangs(outcome).increment(1);
@@ -75,7 +78,54 @@ impl Scheduler {
         outcomes
     }
 
-    async fn gang(&self, requests: Vec<ClaimRequest>) -> Outcomes {
+    /// Tries a gang, and if there is no room and it waits, whenever its turn comes.
+    async fn wait_as_gang(&self, mut requests: Vec<ClaimRequest>, to: &mut oneshot::Sender<Outcomes>) -> Outcomes {
+        let refuse = |requests: &[ClaimRequest], why| requests.iter().map(|_| Err(Refusal::Unavailable(why))).collect();
+        let wait_ms = requests.iter().map(|request| request.wait_ms).max().unwrap_or(0).min(limits::WAIT_MS_MAX + 1);
+        let until_ms = self.dispatch().clock.engine_ms() + wait_ms;
+        if wait_ms <= limits::WAIT_MS_MAX {
+            // All of it waits, in one place; no member does by itself.
+            for request in &mut requests {
+                request.wait_ms = 0;
+                request.ask.iter_mut().for_each(|ask| ask.preferred_wait_ms = 0);
+            }
+        }
+        let mut outcomes = self.gang(&requests, false).await;
+        let mut place: Option<GangPlace> = None;
+        while let Some(why) = lacks_room(&outcomes).filter(|_| wait_ms > 0) {
+            let kept = place.take().filter(|place| place.waits_for(why)).inspect(GangPlace::put_back);
+            let Some(here) = kept.or_else(|| self.gang_place(&requests, why, until_ms)) else {
+                return refuse(&requests, Unavailable::Overloaded);
+            };
+            let turn = tokio::select! {
+                turn = here.turn() => turn,
+                () = to.closed() => false,
+            };
+            if self.dispatch().is_stopping() {
+                return refuse(&requests, Unavailable::Stopping);
+            }
+            if !turn {
+                break;
+            }
+            outcomes = self.gang(&requests, true).await;
+            place = Some(here);
+        }
+        outcomes
+    }
+
+    /// A place in the lines of all pools that the members may use.
+    fn gang_place(&self, requests: &[ClaimRequest], why: Exhausted, until_ms: Millis) -> Option<GangPlace> {
+        let (dispatch, map) = (self.dispatch(), self.dispatch().pools.load_full());
+        let starts = requests.iter().filter_map(|request| Start::new(&map, &dispatch.selectors, request).ok());
+        let numbers: BTreeSet<u32> = starts.flat_map(|start| start.pools()).collect();
+        let pools: Vec<Arc<Pool>> = numbers.into_iter().filter_map(|number| map.at(number)).cloned().collect();
+        let priority = requests.iter().filter_map(|request| request.ask.as_ref()).map(|ask| ask.spec.priority).max();
+        let needs = (requests.len(), amounts(requests).map(|amount| u64::try_from(amount).unwrap_or(u64::MAX)));
+        GangPlace::new(dispatch, &requests.first()?.id, priority.unwrap_or(0), &pools, needs, why, until_ms)
+    }
+
+    /// One attempt. `in_turn`: those who wait do not come first.
+    async fn gang(&self, requests: &[ClaimRequest], in_turn: bool) -> Outcomes {
         let dispatch = self.dispatch();
         let id = match dispatch.draw_fences(1) {
             Ok(id) => id,
@@ -99,7 +149,11 @@ impl Scheduler {
                 Ok(start) => {
                     let pools = start.pools();
                     let reply = Reply::part(Arc::clone(&batch), at as u32);
-                    items.push(self.item_of(request.clone(), start, 0, reply));
+                    let mut item = self.item_of(request.clone(), start, 0, reply);
+                    if in_turn {
+                        item.join_turn();
+                    }
+                    items.push(item);
                     members.push(Member { id: request.id.clone(), ticket: 0, pools });
                 }
                 Err(refusal) => drop(refusals.insert(at, refusal)),
@@ -133,7 +187,7 @@ impl Scheduler {
         match outcomes {
             Ok(taken) => taken,
             Err(refusals) => {
-                let refusals = self.could_ever(&requests, &members, refusals).await;
+                let refusals = self.could_ever(requests, &members, refusals).await;
                 refused(requests.len(), refusals)
             }
         }
@@ -328,12 +382,7 @@ impl Scheduler {
             has.slots = has.slots.saturating_add(status.capacity.slots);
             cards += status.gpus.values().map(|gpu| gpu.total * u64::from(crate::limits::CARD_MILLI)).sum::<u64>();
         }
-        let mut asked = [0_u128; 4];
-        for resources in requests.iter().filter_map(|request| request.ask.as_ref()).map(|ask| &ask.spec.resources) {
-            let cards = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
-            let amounts = [resources.cpu_milli, resources.memory_bytes, resources.slots, cards];
-            asked.iter_mut().zip(amounts).for_each(|(sum, amount)| *sum += u128::from(amount));
-        }
+        let asked = amounts(requests);
         let has = [has.cpu_milli, has.memory_bytes, has.slots, cards];
         let fits = if shared {
             asked.iter().zip(has).all(|(&asked, has)| u128::from(has) >= asked)
@@ -357,6 +406,31 @@ fn of(pool: &Pool, id: Fence) -> GangRef {
     let from_it = (0..shards).map(|step| ((id + step) % shards) as u16);
     let serves = |shard: &u16| pool.ports[*shard as usize].state() == ShardState::Serving;
     GangRef { id, pool: pool.uid, shard: from_it.clone().find(serves).unwrap_or((id % shards) as u16) }
+}
+
+/// What a gang asks for in all: cores, memory, places, thousandths of cards.
+fn amounts(requests: &[ClaimRequest]) -> [u128; 4] {
+    let asks = requests.iter().filter_map(|request| request.ask.as_ref()).map(|ask| &ask.spec.resources);
+    asks.fold([0; 4], |sum, resources| {
+        let cards = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
+        let amounts = [resources.cpu_milli, resources.memory_bytes, resources.slots, cards];
+        std::array::from_fn(|i| sum[i] + u128::from(amounts[i]))
+    })
+}
+
+/// What a gang would have to wait for; none: it is done, or waiting is of no use.
+fn lacks_room(outcomes: &Outcomes) -> Option<Exhausted> {
+    let mut lacks = None;
+    for outcome in outcomes {
+        match outcome {
+            Err(Refusal::Exhausted(why @ (Exhausted::Pool | Exhausted::NodeLocality | Exhausted::Quota(_)))) => {
+                lacks.get_or_insert(*why);
+            }
+            Err(Refusal::Gang(_)) => {}
+            _ => return None,
+        }
+    }
+    lacks
 }
 
 fn refused(members: usize, mut refusals: BTreeMap<usize, Refusal>) -> Outcomes {

@@ -11,7 +11,7 @@ use crate::keys::Ticket;
 use crate::limits;
 use crate::model::{Beat, ClaimId, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
-use crate::waiters::Wait;
+use crate::waiters::{Seek, Wait};
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
 /// its caller still listens; so a caller that hangs up leaves nothing pending.
@@ -142,6 +142,10 @@ pub enum Command {
     Resize(KeyItem, Box<Resources>),
     /// The holder is done, but the worker has to be cleaned.
     BeginRelease(KeyItem),
+    /// Keep a worker for a claim that waits.
+    Promise(Box<Seek>),
+    /// Nobody waits with this ticket any more.
+    BreakPromise(u64),
     /// A step of a gang.
     Gang(Box<GangItem>),
     /// Nobody was told of the claim there.

@@ -393,7 +393,13 @@ impl ShardPort {
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Gang(item) => say(item.reply),
-            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::GiveBack(_) | Command::Panic => {}
+            Command::Promise(seek) => seek.give_up(),
+            Command::Dump(..)
+            | Command::BreakPromise(_)
+            | Command::SetRules(_)
+            | Command::Yield(_)
+            | Command::GiveBack(_)
+            | Command::Panic => {}
         }
     }
 

@@ -29,6 +29,7 @@ use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, What};
 use crate::remembered::Ended;
+use crate::waiters::Seek;
 
 /// How often the ledger is compared with the claims.
 const RECOUNT_MS: Millis = 1_000;
@@ -39,6 +40,7 @@ enum To {
     Key(KeyItem),
     Reply(Reply),
     Gang(Reply, GangAct),
+    Seek(Box<Seek>),
     Nobody,
 }
 
@@ -228,6 +230,8 @@ impl Running {
             Command::Renew(item, ttl_ms) => self.on(Event::Renew { place: item.place, ttl_ms, to: To::Key(item) }),
             Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
+            Command::Promise(seek) => self.promise(seek),
+            Command::BreakPromise(ticket) => self.on(Event::BreakPromise { ticket }),
             Command::GiveBack(place) => self.on(Event::GiveBack { place }),
             Command::Yield(place) => self.on(Event::Yield { place }),
             Command::BeginRelease(item) => self.begin_release(item),
@@ -328,6 +332,7 @@ impl Running {
                 let (outcome, unstored) = self.about_worker(answer);
                 self.answer(reply, outcome, unstored, None);
             }
+            To::Seek(seek) => self.reply_seek(seek, &answer),
             To::Nobody => {}
         }
     }
@@ -410,6 +415,7 @@ impl Running {
             self.counted_workers = self.shard.worker_changes();
             self.pool.board.publish_total(self.port.shard.shard, &self.shard.total());
         }
+        self.pool.board.publish_victim(self.port.shard.shard, self.shard.lowest_victim());
         self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.busy());
         if let Some(left) = self.shard.rooms() {
             self.pool.board.publish_rooms(self.port.shard.shard, &left);

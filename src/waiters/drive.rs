@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
 
+use super::gang;
 use super::queue::Waiter;
 use super::{Line, Parked, TURN_MS, Turn, WINDOW_MS};
 use crate::dispatch::Dispatch;
@@ -75,6 +76,7 @@ impl Dispatch {
         if parked.pools.is_empty() {
             self.pump_quota(&parked.tenant);
         }
+        self.seek(&parked);
         None
     }
 
@@ -88,7 +90,7 @@ impl Dispatch {
         self.enter_lines(&parked, due_ms);
     }
 
-    fn enter_lines(&self, parked: &Arc<Parked>, due_ms: Millis) {
+    pub(super) fn enter_lines(&self, parked: &Arc<Parked>, due_ms: Millis) {
         let Parked { arrival, priority, shape, once, .. } = **parked;
         if parked.pools.is_empty() {
             let mut waited = self.waiters.quota_lines();
@@ -129,6 +131,7 @@ impl Dispatch {
                 other.line.again.store(true, Ordering::Release);
             }
         }
+        self.seek(&parked);
         None
     }
 
@@ -178,6 +181,10 @@ impl Dispatch {
                 }
                 Next::Turn(parked, generation) => (parked, generation),
             };
+            if parked.gang.is_some() {
+                gang::call(pool, &parked, generation, now_ms);
+                continue;
+            }
             let Some(mut item) = parked.take() else {
                 parked.skipped.store(true, Ordering::Release);
                 pool.line.fail(parked.shape, generation);
@@ -226,20 +233,26 @@ impl Dispatch {
                 break;
             }
         }
-        match state.queue.next().map(|waiter| Arc::clone(&waiter.item)) {
+        let kept_for = state.kept_for;
+        let next = match kept_for {
+            Some(arrival) => state.queue.untried(arrival),
+            None => state.queue.next(),
+        };
+        match next.map(|waiter| Arc::clone(&waiter.item)) {
             Some(parked) => {
                 state.turn_since_ms = Some(now_ms);
                 Next::Turn(parked, state.generation)
             }
             None => {
-                line.unsettled.store(false, Ordering::Release);
+                // What is kept for one must not be had by a newcomer.
+                line.unsettled.store(kept_for.is_some(), Ordering::Release);
                 Next::Settled(state.queue.onces().cloned().collect())
             }
         }
     }
 
     /// A tenant may have room in its quota for claims of it that wait.
-    fn pump_quota(&self, tenant: &Arc<Tenant>) {
+    pub(super) fn pump_quota(&self, tenant: &Arc<Tenant>) {
         let line = &tenant.line;
         let now_ms = self.clock.engine_ms();
         if line.lock().turn_since_ms.replace(now_ms).is_some() {
@@ -257,6 +270,11 @@ impl Dispatch {
                     }
                 }
             };
+            if let Some(gang) = &parked.gang {
+                line.fail(parked.shape, generation);
+                gang.wake();
+                continue;
+            }
             let Some(mut item) = parked.take() else {
                 // Whoever took it is about to take it out of here too.
                 drop(line.remove(parked.arrival));
@@ -346,6 +364,9 @@ impl Dispatch {
     fn look_at_due(&self, line: &Line, now_ms: Millis) {
         let due: Vec<Arc<Parked>> = line.lock().queue.due(now_ms, DUE_MAX).cloned().collect();
         for parked in due {
+            if let Some(gang) = &parked.gang {
+                gang.wake();
+            }
             // One that has its turn is looked at when it comes back.
             let Some(mut item) = parked.take() else { continue };
             parked.leave();
@@ -380,6 +401,9 @@ impl Dispatch {
     /// Nobody can wait for this pool any more.
     pub(crate) fn close_line(&self, pool: &Pool) {
         for parked in pool.line.drain() {
+            if let Some(gang) = &parked.gang {
+                gang.wake();
+            }
             let others = parked.pools.iter().any(|other| other.number != pool.number && !other.is_closing());
             if !others && let Some(item) = parked.take() {
                 parked.leave();
@@ -397,6 +421,9 @@ impl Dispatch {
         let pools = self.pools.load_full();
         let lines = pools.iter().map(|pool| &pool.line).chain(quota.iter().map(|tenant| &tenant.line));
         for parked in lines.flat_map(Line::drain) {
+            if let Some(gang) = &parked.gang {
+                gang.wake();
+            }
             if let Some(item) = parked.take() {
                 parked.leave();
                 self.give_up(item, Refusal::Unavailable(Unavailable::Stopping));
@@ -459,13 +486,15 @@ fn parked(
         pools,
         tenant,
         once,
+        gang: None,
         shape: item.shape(matches!(why, Exhausted::Quota(_))),
         skipped: AtomicBool::new(false),
+        seeks: AtomicBool::new(false),
     }
 }
 
 /// Whether as many wait already as may.
-fn is_full(pools: &[Arc<Pool>], tenant: &Tenant) -> bool {
+pub(super) fn is_full(pools: &[Arc<Pool>], tenant: &Tenant) -> bool {
     if pools.is_empty() {
         return tenant.line.waiting() >= limits::QUOTA_WAITERS_MAX;
     }
@@ -478,7 +507,7 @@ fn is_full(pools: &[Arc<Pool>], tenant: &Tenant) -> bool {
 
 /// False only if no shard of the pool has room for the claim, whatever it settles for.
 fn may_have_room(pool: &Pool, item: &ClaimItem) -> bool {
-    if item.only_worker().is_some() {
+    if item.only_worker().is_some() || item.promised_shard(pool.number).is_some() {
         return true;
     }
     match pool.board.rooms() {

@@ -30,6 +30,12 @@ impl ClaimItem {
         self.wait.as_ref().map_or((0, 0), |wait| (wait.arrival, wait.since_ms))
     }
 
+    /// Whether it goes before those who wait: it has its turn, alone or with its gang.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.wait.as_ref().is_some_and(|wait| wait.of_gang || wait.turn.is_some())
+    }
+
     /// Its turn, if it has one.
     #[must_use]
     pub fn turn(&self) -> Option<&Turn> {
@@ -39,6 +45,13 @@ impl ClaimItem {
     /// The same, taken from it.
     pub fn take_turn(&mut self) -> Option<Turn> {
         self.wait.as_mut()?.turn.take()
+    }
+
+    /// It is of a gang that has its turn.
+    pub fn join_turn(&mut self) {
+        let wait =
+            Wait { until_ms: 0, near_until_ms: 0, since_ms: 0, arrival: 0, turn: None, of_gang: true, promise: None };
+        self.wait = Some(Box::new(wait));
     }
 
     /// It is its turn.
@@ -52,7 +65,15 @@ impl ClaimItem {
     pub fn rest(&mut self, now_ms: Millis, arrive: impl FnOnce() -> Arrival) -> Millis {
         (self.visited, self.unasked) = (Visited::default(), None);
         let wait = self.wait.get_or_insert_with(|| {
-            Box::new(Wait { until_ms: 0, near_until_ms: 0, since_ms: now_ms, arrival: 0, turn: None })
+            Box::new(Wait {
+                until_ms: 0,
+                near_until_ms: 0,
+                since_ms: now_ms,
+                arrival: 0,
+                turn: None,
+                of_gang: false,
+                promise: None,
+            })
         });
         if wait.arrival == 0 {
             (wait.arrival, wait.since_ms) = (arrive(), now_ms);

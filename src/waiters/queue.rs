@@ -211,6 +211,19 @@ impl<T> Queue<T> {
         self.waiters.get(arrival)
     }
 
+    /// The first of all, whether it was tried or not.
+    #[must_use]
+    pub fn first(&self) -> Option<Arrival> {
+        let ((.., arrival), _) = self.ranked.first()?;
+        Some(*arrival)
+    }
+
+    /// This one, unless its shape was tried in vain.
+    #[must_use]
+    pub fn untried(&self, arrival: Arrival) -> Option<&Waiter<T>> {
+        self.waiters.get(&arrival).filter(|waiter| !self.failed.contains(&waiter.shape))
+    }
+
     /// There is no room for this shape at present.
     pub fn fail(&mut self, shape: u64) {
         if self.shapes.contains_key(&shape) {

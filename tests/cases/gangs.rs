@@ -318,3 +318,75 @@ async fn w06_a_refused_shard_holds_no_gang_up() {
     assert_eq!(world.shards("p").await[1].busy, 0);
     assert_eq!(granted(&done(begin(&world, gang("p", &keys("b", there))).await).await), there);
 }
+
+fn waits(members: Vec<ClaimRequest>, wait_ms: u64) -> Vec<ClaimRequest> {
+    members.into_iter().map(|request| ClaimRequest { wait_ms, ..request }).collect()
+}
+
+/// Two gangs that together exceed the pool: one is placed, the other waits for all of it, and is placed when that is there.
+#[tokio::test]
+async fn b02_a_gang_waits_until_there_is_room_for_all_of_it() {
+    let world = World::on_store().await;
+    pool_of(&world, spec(2, Ack::Durable), 4).await;
+    let first = done(begin(&world, gang("p", &keys("a", 3))).await).await;
+    assert_eq!(granted(&first), 3);
+    let second = begin(&world, waits(gang("p", &keys("b", 3)), 60_000)).await;
+    until("it waits", async || world.s.waiting(&name("p")) == 1).await;
+    // One by one is not enough.
+    let taken = first[0].as_ref().unwrap();
+    world.s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
+    world.quiet().await;
+    assert!(!second.is_finished());
+    assert_eq!(world.held().await.len(), 2, "nothing of it is held meanwhile");
+    let taken = first[1].as_ref().unwrap();
+    world.s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
+    assert_eq!(granted(&done(second).await), 3);
+    assert_eq!(world.s.waiting(&name("p")), 0);
+    let after = world.crashed().await;
+    assert_eq!(after.held().await.len(), 4);
+}
+
+#[tokio::test]
+async fn b02_a_gang_that_waited_in_vain_leaves_nothing() {
+    let world = World::on_memory().await;
+    pool_of(&world, spec(2, Ack::Memory), 2).await;
+    let fence = world.hold("p", "held").await;
+    let expires = begin(&world, waits(gang("p", &keys("a", 2)), 1_000)).await;
+    let leaves = begin(&world, waits(gang("p", &keys("b", 2)), 60_000)).await;
+    until("both wait", async || world.s.waiting(&name("p")) == 2).await;
+    world.pass(1_001).await;
+    assert!(done(expires).await.contains(&Err(crate::world::FULL)));
+    leaves.abort();
+    until("it has left", async || world.s.waiting(&name("p")) == 0).await;
+    world.s.release(&crate::world::id("held"), fence).await.unwrap();
+    world.is_clean().await;
+}
+
+/// Small claims come and go; after a while what they give back is kept for the gang that has waited for longest.
+#[tokio::test]
+async fn q03_a_gang_is_not_starved_by_small_claims() {
+    let world = World::on_memory().await;
+    pool_of(&world, spec(2, Ack::Memory), 3).await;
+    let mut held: Vec<(String, u64)> = Vec::new();
+    for n in 0..3 {
+        held.push((format!("s{n}"), world.hold("p", &format!("s{n}")).await));
+    }
+    let waiting = begin(&world, waits(gang("p", &keys("g", 3)), 600_000)).await;
+    until("it waits", async || world.s.waiting(&name("p")) == 1).await;
+    let (mut turns, mut next) = (0, 3);
+    while !waiting.is_finished() {
+        turns += 1;
+        assert!(turns < 40, "it is starved");
+        if !held.is_empty() {
+            let (key, fence) = held.remove(0);
+            world.s.release(&crate::world::id(&key), fence).await.unwrap();
+        }
+        let key = format!("s{next}");
+        next += 1;
+        if let Ok(taken) = world.claim("p", &key).await {
+            held.push((key, taken.claim.fence));
+        }
+        world.pass(1_000).await;
+    }
+    assert_eq!(granted(&done(waiting).await), 3);
+}

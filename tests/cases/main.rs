@@ -19,6 +19,7 @@ mod life;
 mod memory_ack;
 mod panics;
 mod place;
+mod preemption;
 mod quotas;
 mod restart;
 mod rounds;

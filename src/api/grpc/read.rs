@@ -245,6 +245,7 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         heartbeat_ttl_ms,
         waiters_max,
         waiters_tenant_max,
+        preemption,
         spare_gpu_workers,
         typical_requests,
     } = spec;
@@ -279,6 +280,7 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         heartbeat_ttl_ms: heartbeat_ttl_ms.unwrap_or(default.heartbeat_ttl_ms),
         spare_gpu_workers: spare_gpu_workers.unwrap_or(default.spare_gpu_workers),
         typical_requests: typical.collect::<Result<_, Failure>>()?,
+        preemption: preemption.unwrap_or(default.preemption),
         waiters_max: waiters_max.map_or(default.waiters_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
         waiters_tenant_max: waiters_tenant_max
             .map_or(default.waiters_tenant_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),

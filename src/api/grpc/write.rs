@@ -23,7 +23,7 @@ impl From<&Capacity> for proto::Capacity {
 
 impl From<&ClaimView> for proto::Claim {
     fn from(claim: &ClaimView) -> Self {
-        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _ } = claim;
+        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _, evicted } = claim;
         let worker = &worker.spec;
         let state = match state {
             ClaimState::Reserved => proto::ClaimState::Reserved,
@@ -42,6 +42,7 @@ impl From<&ClaimView> for proto::Claim {
             state: state as i32,
             resources: Some(claim.held().into()),
             expires_at_ms: *expires_at_ms,
+            preempted: *evicted,
             labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
         }
     }
@@ -212,6 +213,7 @@ impl From<&PoolSpec> for proto::PoolSpec {
             typical_requests,
             waiters_max,
             waiters_tenant_max,
+            preemption,
         } = spec;
         let mode = match mode {
             Mode::Exclusive => proto::Mode::Exclusive,
@@ -245,6 +247,7 @@ impl From<&PoolSpec> for proto::PoolSpec {
             reserve_ms: Some(*reserve_ms),
             lag_max_ms: Some(*lag_max_ms),
             waiters_max: Some((*waiters_max).into()),
+            preemption: Some(*preemption),
             waiters_tenant_max: Some((*waiters_tenant_max).into()),
             releasing_ms: Some(*releasing_ms),
             heartbeat_ttl_ms: Some(*heartbeat_ttl_ms),

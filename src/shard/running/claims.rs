@@ -10,6 +10,7 @@ use crate::model::{ClaimSpec, Resources};
 use crate::refusal::{Exhausted, Refusal, Unavailable};
 use crate::shard::command::{ClaimItem, Command, KeyItem};
 use crate::shard::reply::{ClaimAnswer, Payload};
+use crate::waiters::Seek;
 
 impl Running {
     pub(super) fn claim(&mut self, item: Box<ClaimItem>) {
@@ -31,13 +32,14 @@ impl Running {
         };
         let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants().cloned());
         let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
-        self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: To::Claim(item) });
+        let promise = item.promise_at(self.port.shard).filter(|&ticket| self.shard.has_promised(ticket)).unwrap_or(0);
+        self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, promise, to: To::Claim(item) });
     }
 
     /// Whether others wait who may have a better right to what is there.
     fn must_queue(&self, item: &ClaimItem) -> bool {
         let line = &self.pool.line;
-        line.waiting() > 0 && item.turn().is_none() && (self.shard.raised() != self.raised || line.is_unsettled())
+        line.waiting() > 0 && !item.may_pass() && (self.shard.raised() != self.raised || line.is_unsettled())
     }
 
     /// The claim holds as much as is said now, if its worker has that and its tenant's quota allows it.
@@ -56,6 +58,27 @@ impl Running {
         let holds = self.shard.grant(place).and_then(|grant| grant.spec);
         if holds.is_none_or(|spec| spec.resources != asked.resources) {
             self.dispatch.keys.unresize(&id, place.fence, before);
+        }
+    }
+
+    /// A promise of this shard that it could not keep, or has forgotten, is none.
+    fn look_at_promise(&self, item: &mut ClaimItem) {
+        if item.promise_at(self.port.shard).is_some_and(|ticket| !self.shard.has_promised(ticket)) {
+            item.lose_promise();
+        }
+    }
+
+    /// Keeps a worker for a claim that waits.
+    pub(super) fn promise(&mut self, seek: Box<Seek>) {
+        let until_ms = self.now_ms + seek.needs_ms;
+        let (ticket, wants, evict) = (seek.ticket(), Arc::clone(&seek.wants), seek.evict);
+        self.on(Event::Promise { ticket, wants, evict, until_ms, to: To::Seek(seek) });
+    }
+
+    pub(super) fn reply_seek(&self, seek: Box<Seek>, answer: &Answer) {
+        match answer {
+            Answer::Promised => seek.found(&self.port),
+            _ => self.dispatch.seek_on(seek),
         }
     }
 
@@ -97,8 +120,12 @@ impl Running {
                 let made = Some(grant.place);
                 self.answer_claim(*item, grant, true, unstored, made);
             }
-            Answer::NoRoom => self.refused.push(item),
+            Answer::NoRoom => {
+                self.look_at_promise(&mut item);
+                self.refused.push(item);
+            }
             Answer::NoFit(why) => {
+                self.look_at_promise(&mut item);
                 item.note(why);
                 self.refused.push(item);
             }

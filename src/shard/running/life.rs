@@ -139,6 +139,7 @@ impl Running {
         metrics.heartbeats.increment(now.heartbeats - before.heartbeats);
         metrics.adoptions.increment(now.adopted - before.adopted);
         metrics.stops.increment(now.stops - before.stops);
+        metrics.evictions.increment(now.evicted - before.evicted);
     }
 
     /// Why workers are not offered, for operators.

@@ -20,6 +20,7 @@ pub(super) fn refusal(answer: &Answer) -> Refusal {
         ),
         Answer::NoFit(_) => Refusal::Exhausted(Exhausted::Worker),
         Answer::Releasing => Refusal::Releasing,
+        Answer::Evicted => Refusal::Preempted,
         Answer::NotActive => Refusal::State("the claim is not active yet: confirm it first".into()),
         Answer::Draining => {
             Refusal::State("the worker is draining, which ends only when it registers with a higher incarnation".into())

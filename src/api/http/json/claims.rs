@@ -278,6 +278,8 @@ pub(in crate::api::http) struct ClaimJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
     state: ClaimState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
     resources: HeldJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<&'a Labels>,
@@ -297,6 +299,7 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
             worker: worker.id.as_str(),
             node: worker.node.as_deref(),
             state: claim.state,
+            reason: claim.evicted.then_some("preempted"),
             resources: claim.held().into(),
             labels: claim.spec.as_ref().map(|spec| &spec.labels).filter(|labels| !labels.is_empty()),
             expires_at_ms: claim.expires_at_ms,

@@ -1,0 +1,310 @@
+//! Claims that wait: how soon a release wakes the right one of 100,000, what each weighs, how late the last is refused under load,
+//! what a quota costs, and how ten tenants share a pool when one sends a hundred times as much as the others. Prints the figures
+//! in docs/BENCHMARKS.md; `-- wake bytes deadline quota fairness` picks some, `plot=FILE.svg` draws the last.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use hotpool::clock::Clock;
+use hotpool::model::{Ack, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
+use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::store::memory::MemoryStore;
+use hotpool::tenants::Tenants;
+use plotters::prelude::*;
+use tokio::sync::mpsc;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const WAITERS: usize = 100_000;
+
+fn pool() -> PoolName {
+    PoolName::new("bench", "hot").expect("a name")
+}
+
+fn waiting(tenant: &str, key: &str, wait_ms: u64) -> ClaimRequest {
+    let id = ClaimId::new("bench", tenant, key).expect("a name");
+    ClaimRequest { reserve_ms: Some(0), wait_ms, ..ClaimRequest::new(id, pool()) }
+}
+
+async fn scheduler(clock: Clock, shards: u16, workers: usize) -> Scheduler {
+    let scheduler = Scheduler::with_clock(Arc::new(MemoryStore), Settings { store_wait_ms: 60_000 }, clock);
+    scheduler.start().await.expect("starts");
+    let spec = PoolSpec {
+        shards,
+        ack: Ack::Memory,
+        waiters_max: 1_000_000,
+        waiters_tenant_max: 1_000_000,
+        ..PoolSpec::default()
+    };
+    scheduler.put_pool(pool(), spec).await.expect("a pool");
+    let specs = (0..workers).map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:04}")).expect("a name")));
+    let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
+    assert!(outcomes.iter().all(Result::is_ok));
+    scheduler
+}
+
+async fn parked(scheduler: &Scheduler, waiters: usize) {
+    while scheduler.waiting(&pool()) < waiters {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// From the call of a release to the answer of the claim that it wakes, in that claim's own task.
+async fn wake() {
+    let scheduler = scheduler(Clock::system(), 16, 16).await;
+    let mut held = Vec::new();
+    for n in 0..16 {
+        held.push(scheduler.claim(waiting("first", &format!("{n}"), 0)).await.expect("room").claim);
+    }
+    let (told, mut answers) = mpsc::unbounded_channel();
+    for n in 0..WAITERS {
+        let (scheduler, told) = (scheduler.clone(), told.clone());
+        tokio::spawn(async move {
+            let tenant = format!("t{}", n % 10);
+            if let Ok(taken) = scheduler.claim(waiting(&tenant, &format!("{n}"), 3_600_000)).await {
+                let _ = told.send((Instant::now(), taken.claim));
+            }
+        });
+    }
+    parked(&scheduler, WAITERS).await;
+    let mut latency = Histogram::<u64>::new(3).expect("a histogram");
+    for _ in 0..20_000 {
+        let next = held.remove(0);
+        let begun = Instant::now();
+        scheduler.release(&next.id, next.fence).await.expect("held");
+        let (at, claim) = answers.recv().await.expect("one is woken");
+        latency.record((at - begun).as_nanos() as u64).expect("within bounds");
+        held.push(claim);
+    }
+    let us = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1e3;
+    println!(
+        "wake, {} parked: p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+        WAITERS,
+        us(0.5),
+        us(0.99),
+        latency.max() as f64 / 1e3
+    );
+}
+
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+}
+
+/// Of claims that came in batches, so that no task stands behind each.
+async fn bytes() {
+    let scheduler = scheduler(Clock::system(), 16, 0).await;
+    let before = resident_bytes();
+    for batch in 0..WAITERS / 10_000 {
+        let scheduler = scheduler.clone();
+        let request = move |n| waiting(&format!("t{batch}"), &format!("key-{n:06}"), 3_600_000);
+        tokio::spawn(async move { scheduler.claim_batch((0..10_000).map(request).collect()).await });
+    }
+    parked(&scheduler, WAITERS).await;
+    println!("bytes of a claim that waits: {}", (resident_bytes() - before) / WAITERS);
+}
+
+/// How late claims are refused whose time is over, beside as many claims and releases of another pool as go.
+async fn deadline() {
+    let scheduler = scheduler(Clock::system(), 16, 0).await;
+    let other = PoolName::new("bench", "other").expect("a name");
+    scheduler.put_pool(other.clone(), PoolSpec { ack: Ack::Memory, ..PoolSpec::default() }).await.expect("a pool");
+    for n in 0..64 {
+        let spec = WorkerSpec::bare(WorkerId::new(&format!("w{n}")).expect("a name"));
+        scheduler.register(&other, spec).await.expect("a pool");
+    }
+    let end = Instant::now() + Duration::from_secs(6);
+    let load: Vec<_> = (0..8)
+        .map(|task| {
+            let (scheduler, other) = (scheduler.clone(), other.clone());
+            tokio::spawn(async move {
+                let mut pairs = 0_u64;
+                while Instant::now() < end {
+                    let id = ClaimId::new("bench", "load", &format!("{task}")).expect("a name");
+                    let taken = scheduler.claim(ClaimRequest::new(id, other.clone())).await.expect("room");
+                    scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                    pairs += 1;
+                    if pairs.is_multiple_of(64) {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                pairs
+            })
+        })
+        .collect();
+    let waits: Vec<_> = (0..20_000_u64)
+        .map(|n| {
+            let scheduler = scheduler.clone();
+            tokio::spawn(async move {
+                let wait_ms = 1_000 + (n * 7_919) % 3_000;
+                let begun = Instant::now();
+                let refused = scheduler.claim(waiting("t", &format!("{n}"), wait_ms)).await;
+                assert!(refused.is_err());
+                begun.elapsed().as_secs_f64() * 1e3 - wait_ms as f64
+            })
+        })
+        .collect();
+    let mut late = Vec::new();
+    for wait in waits {
+        late.push(wait.await.expect("no panic"));
+    }
+    let mut pairs = 0;
+    for task in load {
+        pairs += task.await.expect("no panic");
+    }
+    late.sort_by(f64::total_cmp);
+    let at = |quantile: f64| late[((late.len() - 1) as f64 * quantile) as usize];
+    println!(
+        "deadlines of 20,000 beside {:.2} M pairs/s: earliest {:.1} ms, p50 {:.1} ms, p99 {:.1} ms, latest {:.1} ms after",
+        pairs as f64 / 6e6,
+        at(0.0),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+}
+
+/// What counting a claim costs, and comparing it with a quota.
+fn quota() {
+    const ROUNDS: u32 = 5_000_000;
+    let id = ClaimId::new("bench", "default", "key").expect("a name");
+    let tenants = Tenants::default();
+    for quota in [None, Some(Quota { claims: Some(1_000), cpu_milli: Some(1_000), ..Quota::default() })] {
+        let named = if quota.is_some() { "with a quota" } else { "without a quota" };
+        tenants.set_quota("bench/default", quota);
+        let begun = Instant::now();
+        for _ in 0..ROUNDS {
+            drop(std::hint::black_box(tenants.take(&id, None, 0)).expect("within the quota"));
+        }
+        println!(
+            "count a claim and give it back, {named}: {:.0} ns",
+            begun.elapsed().as_nanos() as f64 / f64::from(ROUNDS)
+        );
+    }
+}
+
+const TENANTS: usize = 10;
+const STEP_MS: u64 = 20;
+const HOLD_MS: u64 = 1_000;
+const STEPS: u64 = 1_000;
+
+/// Workers held by each tenant, step by step. `fair`: tenants are told apart.
+async fn share(fair: bool) -> Vec<[usize; TENANTS]> {
+    let clock = Clock::manual();
+    let scheduler = scheduler(clock.clone(), 4, 100).await;
+    let (told, mut answers) = mpsc::unbounded_channel::<(usize, ClaimId, Fence)>();
+    let mut held: Vec<(u64, usize, ClaimId, Fence)> = Vec::new();
+    let (mut sent, mut steps) = (0_u64, Vec::new());
+    for step in 0..STEPS {
+        let now_ms = step * STEP_MS;
+        for tenant in 0..TENANTS {
+            // Ten a second each, which is a tenth of the pool; the first sends a hundred times as much.
+            let claims = if tenant == 0 { 1_000 * STEP_MS / 1_000 } else { u64::from(now_ms.is_multiple_of(100)) };
+            for _ in 0..claims {
+                sent += 1;
+                let request =
+                    waiting(&format!("t{}", if fair { tenant } else { 0 }), &format!("{tenant}-{sent}"), 3_600_000);
+                let (scheduler, told) = (scheduler.clone(), told.clone());
+                tokio::spawn(async move {
+                    if let Ok(taken) = scheduler.claim(request).await {
+                        let _ = told.send((tenant, taken.claim.id, taken.claim.fence));
+                    }
+                });
+            }
+        }
+        clock.advance(Duration::from_millis(STEP_MS));
+        clock.tick();
+        let due: Vec<_> = held.extract_if(.., |(until, ..)| *until <= now_ms).collect();
+        for (_, _, id, fence) in due {
+            scheduler.release(&id, fence).await.expect("held");
+        }
+        for _ in 0..64 {
+            tokio::task::yield_now().await;
+            while let Ok((tenant, id, fence)) = answers.try_recv() {
+                held.push((now_ms + HOLD_MS, tenant, id, fence));
+            }
+        }
+        let mut counts = [0; TENANTS];
+        held.iter().for_each(|(_, tenant, ..)| counts[*tenant] += 1);
+        steps.push(counts);
+    }
+    steps
+}
+
+/// Jain's index of what each held on average, past the first seconds: 1 is equal, 0.1 is all to one (Jain, Chiu and Hawe, 1984).
+fn jain(steps: &[[usize; TENANTS]]) -> (f64, [f64; TENANTS]) {
+    let steps = &steps[steps.len() / 4..];
+    let mean: [f64; TENANTS] =
+        std::array::from_fn(|tenant| steps.iter().map(|step| step[tenant] as f64).sum::<f64>() / steps.len() as f64);
+    let (sum, squares) = (mean.iter().sum::<f64>(), mean.iter().map(|held| held * held).sum::<f64>());
+    (sum * sum / (TENANTS as f64 * squares), mean)
+}
+
+fn plot(file: &str, fair: &[[usize; TENANTS]], arrival: &[[usize; TENANTS]]) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::new(file, (900, 360)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let panels = root.split_evenly((1, 2));
+    for (panel, (title, steps)) in panels.iter().zip([("by share", fair), ("by arrival", arrival)]) {
+        let mut chart = ChartBuilder::on(panel)
+            .caption(title, ("sans-serif", 18))
+            .margin(8)
+            .x_label_area_size(36)
+            .y_label_area_size(44)
+            .build_cartesian_2d(0.0..STEPS as f64 * STEP_MS as f64 / 1e3, 0.0..100.0)?;
+        chart.configure_mesh().x_desc("seconds").y_desc("workers held, of 100").draw()?;
+        for tenant in (0..TENANTS).rev() {
+            let (colour, width) = if tenant == 0 { (RED, 2) } else { (BLUE, 1) };
+            let line = steps.iter().enumerate();
+            let line = line.map(|(step, held)| (step as f64 * STEP_MS as f64 / 1e3, held[tenant] as f64));
+            let drawn = chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
+            let label = if tenant == 0 { "sends 1,000 a second" } else { "nine that send 10 a second" };
+            if tenant <= 1 {
+                drawn.label(label).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
+            }
+        }
+        chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+async fn fairness(file: Option<&str>) {
+    let (fair, arrival) = (share(true).await, share(false).await);
+    for (name, steps) in [("by share", &fair), ("by arrival", &arrival)] {
+        let (index, mean) = jain(steps);
+        let others = mean[1..].iter().sum::<f64>() / (TENANTS - 1) as f64;
+        println!(
+            "fairness {name}: Jain's index {index:.3}; held by the one that bursts {:.1}, by each other {others:.1}",
+            mean[0]
+        );
+    }
+    if let Some(file) = file {
+        plot(file, &fair, &arrival).expect("can be drawn");
+    }
+}
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let file = asked.iter().find_map(|arg| arg.strip_prefix("plot="));
+    let named: Vec<&String> = asked.iter().filter(|arg| !arg.contains('=')).collect();
+    let is = |name: &str| named.is_empty() || named.iter().any(|asked| *asked == name);
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if is("quota") {
+        quota();
+    }
+    if is("bytes") {
+        runtime().block_on(bytes());
+    }
+    if is("wake") {
+        runtime().block_on(wake());
+    }
+    if is("deadline") {
+        runtime().block_on(deadline());
+    }
+    if is("fairness") {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(fairness(file));
+    }
+}
