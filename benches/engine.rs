@@ -73,7 +73,8 @@ impl Bench {
     fn claim(&mut self, id: ClaimId) {
         self.fence += 1;
         let affinity = id.hash64();
-        let event = Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, ttl_ms: 0, wants: None, to: () };
+        let event =
+            Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, ttl_ms: 0, wants: None, promise: 0, to: () };
         self.shard.on(event, 1, &mut self.effects);
     }
 

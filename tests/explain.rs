@@ -230,6 +230,7 @@ impl World {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             wants: Some(Arc::new(wants.clone())),
+            promise: 0,
             to: (),
         };
         match self.on(event) {
@@ -269,7 +270,7 @@ impl World {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
         let wants = Some(Arc::new(wants.clone()));
-        let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, wants, to: () };
+        let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, wants, promise: 0, to: () };
         let Answer::Granted(grant) = self.on(event) else { panic!("it fits") };
         self.held.push(grant.place);
     }

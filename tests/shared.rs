@@ -66,7 +66,7 @@ fn p03_one_worker_is_filled_exactly() {
         for fence in 1..=count {
             let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
             let wants = Some(Arc::clone(&wants));
-            let event = Event::Claim { id, fence, affinity: 0, reserve_ms: 0, ttl_ms: 0, wants, to: () };
+            let event = Event::Claim { id, fence, affinity: 0, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () };
             shard.on(event, 1, &mut effects);
         }
         shard.check().unwrap();

@@ -144,8 +144,6 @@ pub enum Command {
     BeginRelease(KeyItem),
     /// Keep a worker for a claim that waits.
     Promise(Box<Seek>),
-    /// Nobody waits with this ticket any more.
-    BreakPromise(u64),
     /// A step of a gang.
     Gang(Box<GangItem>),
     /// Nobody was told of the claim there.

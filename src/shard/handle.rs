@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::{ArrayQueue, SegQueue};
 use crossbeam::utils::CachePadded;
 use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
@@ -55,6 +55,9 @@ pub struct ShardPort {
     actor: RwLock<Option<ActorRef<Wake>>>,
     /// The shard. Locked by who has the right to run it ([`Scheduled`]), so nobody waits here but the end of its life.
     running: Mutex<Option<Running>>,
+    /// Tickets of claims that wait no longer and for which a worker may be kept here. Not in the ring, which may be full: a worker must
+    /// not stay kept for nobody.
+    unkept: SegQueue<u64>,
     /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
     next_tick_ms: AtomicU64,
     /// Tickets of the claims that a life was deciding when it ended in a panic: its supervisor gives them up.
@@ -96,6 +99,7 @@ impl ShardPort {
             reason: Mutex::new(None),
             actor: RwLock::new(None),
             running: Mutex::new(None),
+            unkept: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
             in_hand: Mutex::new(Vec::new()),
             restarts: Mutex::default(),
@@ -162,6 +166,16 @@ impl ShardPort {
         if self.scheduled.wake_needed() {
             self.cast();
         }
+    }
+
+    /// Nobody waits with this ticket any more: a worker that is kept for it is anybody's.
+    pub fn unkeep(&self, ticket: u64) {
+        self.unkept.push(ticket);
+        self.wake();
+    }
+
+    pub(super) fn pop_unkept(&self) -> Option<u64> {
+        self.unkept.pop()
     }
 
     /// Wakes the actor if something is due at `now_ms`.
@@ -301,7 +315,9 @@ impl ShardPort {
         let _flag = Flag(RUNS.replace(true));
         let applied = running.run(command);
         drop(life);
-        !self.scheduled.sleep_refused(|| self.ring.is_empty() && self.outbox.applied() <= applied)
+        !self
+            .scheduled
+            .sleep_refused(|| self.ring.is_empty() && self.unkept.is_empty() && self.outbox.applied() <= applied)
     }
 
     /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
@@ -394,12 +410,7 @@ impl ShardPort {
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Gang(item) => say(item.reply),
             Command::Promise(seek) => seek.give_up(),
-            Command::Dump(..)
-            | Command::BreakPromise(_)
-            | Command::SetRules(_)
-            | Command::Yield(_)
-            | Command::GiveBack(_)
-            | Command::Panic => {}
+            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::GiveBack(_) | Command::Panic => {}
         }
     }
 

@@ -166,6 +166,9 @@ impl Running {
         self.now_ms = self.dispatch.clock.engine_ms();
         self.release_answers();
         self.look_at_ack();
+        while let Some(ticket) = self.port.pop_unkept() {
+            self.on(Event::BreakPromise { ticket });
+        }
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
         if !taken.is_empty() {
@@ -231,7 +234,6 @@ impl Running {
             Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
             Command::Promise(seek) => self.promise(seek),
-            Command::BreakPromise(ticket) => self.on(Event::BreakPromise { ticket }),
             Command::GiveBack(place) => self.on(Event::GiveBack { place }),
             Command::Yield(place) => self.on(Event::Yield { place }),
             Command::BeginRelease(item) => self.begin_release(item),

@@ -23,8 +23,7 @@ pub struct Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        // A shard that cannot be told has forgotten it, or is about to.
-        let _ = self.port.post(Command::BreakPromise(self.ticket));
+        self.port.unkeep(self.ticket);
     }
 }
 
@@ -50,7 +49,7 @@ impl Seek {
     }
 
     /// A shard keeps a worker for it.
-    pub fn found(self: Box<Self>, port: &Arc<ShardPort>) {
+    pub fn found(self, port: &Arc<ShardPort>) {
         let promise = Promise { port: Arc::clone(port), ticket: self.ticket() };
         let mut slot = self.parked.lock();
         // One that has left, or has its turn, does without: dropped, the promise is taken back.
@@ -64,7 +63,7 @@ impl Seek {
     }
 
     /// No shard keeps one.
-    pub fn give_up(self: Box<Self>) {
+    pub fn give_up(self) {
         if self.evict.is_none() {
             let mut state = self.pool.line.lock();
             state.large.take_if(|large| *large == self.parked.arrival);

@@ -278,3 +278,121 @@ impl<T> Queue<T> {
         all.waiters.into_values().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Insert { priority: u16, tenant: u64, shape: u64, due_ms: Millis, once: bool },
+        Remove(usize),
+        Share(u64, u64),
+        Fail(u64),
+        Retry,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..3_u16, 0..4_u64, 0..4_u64, 0..50_u64, proptest::bool::weighted(0.2)).prop_map(
+                |(priority, tenant, shape, due_ms, once)| Step::Insert { priority, tenant, shape, due_ms, once }
+            ),
+            4 => any::<usize>().prop_map(Step::Remove),
+            2 => (0..4_u64, 0..3_u64).prop_map(|(tenant, share)| Step::Share(tenant, share)),
+            2 => (0..4_u64).prop_map(Step::Fail),
+            1 => Just(Step::Retry),
+        ]
+    }
+
+    /// All of them in a list, looked through each time.
+    #[derive(Default)]
+    struct Naive {
+        all: Vec<(u16, u64, u64, Millis, bool, Arrival)>,
+        shares: HashMap<u64, u64>,
+        failed: HashSet<u64>,
+    }
+
+    impl Naive {
+        fn share(&self, tenant: u64) -> u64 {
+            self.shares.get(&tenant).copied().unwrap_or(0)
+        }
+
+        fn next(&self) -> Option<Arrival> {
+            let untried = self.all.iter().filter(|(_, _, shape, ..)| !self.failed.contains(shape));
+            untried
+                .min_by_key(|(priority, tenant, .., arrival)| (Reverse(*priority), self.share(*tenant), *arrival))
+                .map(|(.., arrival)| *arrival)
+        }
+
+        /// What is known of a shape or a tenant is forgotten with the last that has it.
+        fn forget(&mut self) {
+            let all = &self.all;
+            self.failed.retain(|failed| all.iter().any(|(_, _, shape, ..)| shape == failed));
+            self.shares.retain(|known, _| all.iter().any(|(_, tenant, ..)| tenant == known));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn q04_the_next_is_the_one_that_a_list_gives(steps in prop::collection::vec(step(), 1..200)) {
+            let (mut queue, mut naive) = (Queue::default(), Naive::default());
+            for (step, arrival) in steps.into_iter().zip(1..) {
+                match step {
+                    Step::Insert { priority, tenant, shape, due_ms, once } => {
+                        queue.insert(Waiter { arrival, priority, tenant, shape, due_ms, once, item: arrival });
+                        naive.all.push((priority, tenant, shape, due_ms, once, arrival));
+                    }
+                    Step::Remove(which) => {
+                        if !naive.all.is_empty() {
+                            let (.., gone) = naive.all.remove(which % naive.all.len());
+                            prop_assert_eq!(queue.remove(gone).map(|waiter| waiter.item), Some(gone));
+                            prop_assert!(queue.remove(gone).is_none());
+                            naive.forget();
+                        }
+                    }
+                    Step::Share(tenant, share) => {
+                        queue.set_share(tenant, share);
+                        if naive.all.iter().any(|(_, known, ..)| *known == tenant) {
+                            naive.shares.insert(tenant, share);
+                        }
+                    }
+                    Step::Fail(shape) => {
+                        queue.fail(shape);
+                        if naive.all.iter().any(|(_, _, known, ..)| *known == shape) {
+                            naive.failed.insert(shape);
+                        }
+                    }
+                    Step::Retry => {
+                        queue.retry();
+                        naive.failed.clear();
+                    }
+                }
+                prop_assert_eq!(queue.len(), naive.all.len());
+                prop_assert_eq!(queue.next().map(|waiter| waiter.arrival), naive.next());
+                for tenant in 0..4 {
+                    let waiting = naive.all.iter().filter(|(_, known, ..)| *known == tenant).count();
+                    prop_assert_eq!(queue.waiting_of(tenant), waiting);
+                }
+                let mut due: Vec<Arrival> = queue.due(25, 1_000).copied().collect();
+                due.sort_unstable();
+                let late: Vec<Arrival> =
+                    naive.all.iter().filter(|(_, _, _, due_ms, ..)| *due_ms <= 25).map(|(.., arrival)| *arrival).collect();
+                prop_assert_eq!(due, late);
+                prop_assert_eq!(queue.onces().count(), naive.all.iter().filter(|(.., once, _)| *once).count());
+            }
+        }
+    }
+
+    #[test]
+    fn tenants_take_turns_in_what_is_ahead() {
+        let mut queue = Queue::default();
+        for (arrival, tenant, priority) in [(1, 1, 0), (2, 1, 0), (3, 1, 0), (4, 2, 0), (5, 2, 0), (6, 3, 9)] {
+            queue.insert(Waiter { arrival, priority, tenant, shape: 0, due_ms: 0, once: false, item: () });
+        }
+        // The urgent one; of its own tenant those before it; of the other as many.
+        let ahead = |arrival| queue.ahead(arrival);
+        assert_eq!([ahead(1), ahead(2), ahead(3)], [Some(1), Some(3), Some(5)]);
+        assert_eq!([ahead(4), ahead(5), ahead(6), ahead(7)], [Some(1), Some(3), Some(0), None]);
+    }
+}

@@ -81,7 +81,7 @@ impl Run {
             let mut effects = Vec::new();
             let ask = Ask::of_zone(i as usize);
             let wants = Some(ask.wants());
-            let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants, to: () };
+            let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () };
             replica.on(event, self.now_ms, &mut effects);
             let may = oracle.may_take(affinity, self.now_ms, &ask);
             let Some(Answer::Granted(grant)) = split(&effects).1 else {

@@ -304,7 +304,7 @@ impl Run {
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
         let wants = asked.map(Ask::wants);
-        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: () };
+        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, promise: 0, to: () };
         self.shard.on(event, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);

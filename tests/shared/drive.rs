@@ -42,6 +42,7 @@ impl World {
             reserve_ms: 0,
             ttl_ms: 0,
             wants: Some(Arc::new(wants.clone())),
+            promise: 0,
             to: (),
         };
         let mut effects = Vec::new();
