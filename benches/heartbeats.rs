@@ -1,6 +1,7 @@
 //! What heartbeats cost the service: processor time of the `hotpool` process, through its real edges, by call. Prints the
 //! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
 
+mod processor;
 mod service;
 
 use std::ops::Range;
@@ -12,6 +13,7 @@ use hyper::{Method, Request};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use processor::cpu_s;
 use serde_json::{Value, json};
 use service::Server;
 use tonic::transport::Endpoint;
@@ -27,16 +29,6 @@ const POOL: &str = "/v1/pools/bench/beats";
 const CALLERS: usize = 8;
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-
-/// Seconds of processor time that the service's threads have used.
-fn cpu_s(server: &Server) -> f64 {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id())).expect("Linux");
-    let nanos = tasks.map(|task| {
-        let text = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
-        text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or_default()
-    });
-    nanos.sum::<u64>() as f64 / 1e9
-}
 
 /// Workers, and the key and the fence that each holds, if it does.
 type Fleet = Vec<Option<(String, u64)>>;
@@ -159,12 +151,12 @@ async fn measure<F: Future<Output = ()>>(
     size: usize,
     send: impl Fn(Range<usize>) -> F,
 ) {
-    let (before, begin) = (cpu_s(server), std::time::Instant::now());
+    let (before, begin) = (cpu_s(server.child.id()), std::time::Instant::now());
     let chunks: Vec<_> = (0..workers).step_by(size).map(|from| from..workers.min(from + size)).collect();
     for some in chunks.chunks(CALLERS) {
         join_all(some.iter().cloned().map(&send)).await;
     }
-    let used = cpu_s(server) - before;
+    let used = cpu_s(server.child.id()) - before;
     let each_us = used * 1e6 / workers as f64;
     println!(
         "{what}: {workers} heartbeats in {:.2} s, {used:.3} s of processor, {each_us:.2} us each; 100,000 every 15 s: {:.1} % of a core",

@@ -80,7 +80,7 @@ impl Catalogue {
         // The lock makes "change and hand over" one step; nothing in it waits.
         let mut rows = self.lock();
         let seq = self.outbox.handed() + 1;
-        self.outbox.hand(seq, |out| {
+        self.outbox.hand(seq, None, |out| {
             change(&mut rows, out);
             1
         });

@@ -9,7 +9,8 @@ use crate::model::Millis;
 use crate::row::{self, ClaimStateRef, RowKind, ShardRow, WorkerState};
 
 impl Shard {
-    /// Writes the rows that changed since the last call and returns how many there were.
+    /// Writes the rows of workers and gangs that changed since the last call and returns how many there were. The
+    /// shard's own row is apart ([`Self::take_head`]): it changes with every grant, and a step carries only its last state.
     pub fn take_rows(&mut self, out: &mut Vec<u8>) -> usize {
         let mut dirty = std::mem::take(&mut self.dirty);
         let mut removed = std::mem::take(&mut self.removed);
@@ -30,13 +31,16 @@ impl Shard {
             rows += 1;
             row::put_gang(out, id, there);
         }
+        rows
+    }
+
+    /// The shard's own row, if it changed since the last call.
+    pub fn take_head(&mut self) -> Option<ShardRow> {
         let head = self.head_row();
-        if head == self.head_taken {
-            return rows;
-        }
-        row::put_shard(out, &head);
-        self.head_taken = head;
-        rows + 1
+        (head != self.head_taken).then(|| {
+            self.head_taken = head;
+            head
+        })
     }
 
     fn head_row(&self) -> ShardRow {
@@ -71,7 +75,7 @@ impl Shard {
         news
     }
 
-    /// Whether [`Self::take_rows`] has any.
+    /// Whether [`Self::take_rows`] or [`Self::take_head`] has any.
     #[must_use]
     pub fn has_rows(&self) -> bool {
         !self.dirty.is_empty()

@@ -28,10 +28,15 @@ pub use self::lease::Lease;
 use crate::clock::Clock;
 use crate::model::{Millis, Seq};
 use crate::refusal::Unavailable;
+use crate::row::{ShardRow, put_shard};
 use crate::store::{ShardKey, SharedStore};
 
 /// Rows waiting in one outbox are folded when they are more than this, and again when they have doubled since.
 const FOLD_BYTES: usize = 256 << 10;
+/// Bytes that are made room for in advance, at most.
+const ROOM_BYTES_MAX: usize = 16 << 10;
+/// What a shard's own row takes, about.
+const HEAD_BYTES: usize = 48;
 
 /// Writers at most. Lanes beyond share them.
 const LANES_MAX: usize = 16;
@@ -50,11 +55,15 @@ pub trait Source: Send + Sync {
 #[derive(Debug, Default)]
 struct Waiting {
     rows: Vec<u8>,
+    /// The shard's own row, last of them: it changes with every claim, and only its last state counts.
+    head: Option<ShardRow>,
     count: usize,
     from: Seq,
     to: Seq,
     since_ns: u64,
     fold_at: usize,
+    /// About how many bytes of rows the last step had: so many are made room for at once.
+    room: usize,
 }
 
 /// The rows of one shard on their way to the store.
@@ -140,17 +149,23 @@ impl Outbox {
         self.journal.store.keeps_rows()
     }
 
-    /// Takes copies of the rows that changed up to `to`; `write` appends them and says how many.
-    pub fn hand(self: &Arc<Self>, to: Seq, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    /// Takes copies of the rows that changed up to `to`; `write` appends them and says how many, the shard's own row is
+    /// `head`, if it changed.
+    pub fn hand(self: &Arc<Self>, to: Seq, head: Option<ShardRow>, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         {
             let mut waiting = self.lock();
             debug_assert!(to >= waiting.to, "J2: the record stream only grows");
             if waiting.count == 0 {
                 waiting.since_ns = self.journal.clock.mono_ns().max(1);
                 let _ = self.oldest_ns.compare_exchange(0, waiting.since_ns, Ordering::Relaxed, Ordering::Relaxed);
+                let room = waiting.room;
+                waiting.rows.reserve(room);
             }
-            let Waiting { rows, count, .. } = &mut *waiting;
-            *count += write(rows);
+            waiting.count += write(&mut waiting.rows);
+            if let Some(head) = head {
+                waiting.count += 1;
+                put_shard(&mut waiting.rows, &head);
+            }
             waiting.to = to;
             self.journal.lanes[self.lane].hands.fetch_add(1, Ordering::Relaxed);
             if waiting.rows.len() > waiting.fold_at.max(FOLD_BYTES) {
@@ -235,9 +250,15 @@ impl Outbox {
     }
 
     fn take(&self) -> Waiting {
-        let mut waiting = self.lock();
-        let to = waiting.to;
-        std::mem::replace(&mut *waiting, Waiting { from: to, to, ..Waiting::default() })
+        let mut taken = {
+            let mut waiting = self.lock();
+            let (to, room) = (waiting.to, (waiting.rows.len() + HEAD_BYTES).min(ROOM_BYTES_MAX));
+            std::mem::replace(&mut *waiting, Waiting { from: to, to, room, ..Waiting::default() })
+        };
+        if let Some(head) = &taken.head {
+            put_shard(&mut taken.rows, head);
+        }
+        taken
     }
 
     fn advance(&self, applied: Seq) {

@@ -153,10 +153,14 @@ impl fmt::Debug for WorkerId {
     }
 }
 
+/// Bytes before the text of a [`ClaimId`].
+const LENGTHS: usize = 2;
+
 /// Who a claim belongs to: `(namespace, tenant, key)`, one text and its hash.
 #[derive(Clone)]
 pub struct ClaimId {
-    /// The parts, joined by slashes; bytes, so that joining need not prove again that they are text.
+    /// Lengths of the first two parts, a byte each, then the parts, joined by slashes; bytes, so that joining need not
+    /// prove again that they are text.
     text: Arc<[u8]>,
     hash: u64,
 }
@@ -173,10 +177,11 @@ impl ClaimId {
         Ok(Self::join(namespace, tenant, key))
     }
 
-    /// Joins parts that are known to be good (they come from a row that this service wrote).
-    pub(crate) fn join(namespace: &str, tenant: &str, key: &str) -> Self {
+    /// Joins parts that are good.
+    fn join(namespace: &str, tenant: &str, key: &str) -> Self {
         // On the stack unless the names are long: the one allocation is that of the shared text.
         let mut text: SmallVec<[u8; 128]> = SmallVec::new();
+        text.extend([namespace, tenant].map(|part| u8::try_from(part.len()).expect("names are at most 255 bytes")));
         for (i, part) in [namespace, tenant, key].into_iter().enumerate() {
             if i > 0 {
                 text.push(b'/');
@@ -186,45 +191,47 @@ impl ClaimId {
         Self { hash: xxh3_64(&text), text: text.as_slice().into() }
     }
 
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.text).expect("joined from texts")
+    /// From where on which part stands, and up to where.
+    fn part(&self, from: usize, to: usize) -> &str {
+        std::str::from_utf8(&self.text[from..to]).expect("joined from texts")
     }
 
-    fn parts(&self) -> (&str, &str, &str) {
-        let (namespace, rest) = self.text().split_once('/').unwrap_or_default();
-        let (tenant, key) = rest.split_once('/').unwrap_or_default();
-        (namespace, tenant, key)
+    /// Ends of the first two parts.
+    fn ends(&self) -> (usize, usize) {
+        let namespace = LENGTHS + usize::from(self.text[0]);
+        (namespace, namespace + 1 + usize::from(self.text[1]))
     }
 
     /// Whether the pool is in the claim's namespace.
     #[must_use]
     pub fn is_in(&self, pool: &PoolName) -> bool {
-        let same = self.text.iter().zip(pool.0.as_bytes()).take_while(|(a, b)| a == b && **a != b'/').count();
-        self.text.get(same) == Some(&b'/') && pool.0.as_bytes().get(same) == Some(&b'/')
+        let with_slash = LENGTHS..=self.ends().0;
+        pool.0.as_bytes().starts_with(&self.text[with_slash])
     }
 
     /// First part.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        self.parts().0
+        self.part(LENGTHS, self.ends().0)
     }
 
     /// Second part.
     #[must_use]
     pub fn tenant(&self) -> &str {
-        self.parts().1
+        let (namespace, tenant) = self.ends();
+        self.part(namespace + 1, tenant)
     }
 
     /// Third part.
     #[must_use]
     pub fn key(&self) -> &str {
-        self.parts().2
+        self.part(self.ends().1 + 1, self.text.len())
     }
 
     /// First and second part: whose it is. `namespace/tenant`.
     #[must_use]
     pub fn owner(&self) -> &str {
-        self.text().rsplit_once('/').map_or("", |(owner, _)| owner)
+        self.part(LENGTHS, self.ends().1)
     }
 
     /// Hash of the whole identity; of this process only, never stored.
@@ -250,7 +257,7 @@ impl std::hash::Hash for ClaimId {
 
 impl fmt::Debug for ClaimId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.text())
+        f.write_str(self.part(LENGTHS, self.text.len()))
     }
 }
 

@@ -57,6 +57,10 @@ impl Actor for ShardActor {
     async fn handle(&self, me: ActorRef<Wake>, wake: Wake, life: &mut Life) -> Result<(), ActorProcessingErr> {
         match wake {
             Wake::Run => {
+                if life.0.combines() {
+                    // Whoever is about to ask asks first.
+                    tokio::task::yield_now().await;
+                }
                 if !life.0.run(None) {
                     // Other messages (stop) and other actors have their turn in between.
                     let _ = me.send_message(Wake::Run);

@@ -4,7 +4,8 @@
 //! Whoever pushes first while nobody runs the shard runs it, there and then: the state of an idle shard is a lock
 //! away, a task switch to its actor is ten times that. Whoever comes meanwhile leaves the request in the ring, and the
 //! runner takes it along (flat combining: Hendler, Incze, Shavit and Tzafrir, 2010). What nobody stands there for, the
-//! store's progress, deadlines, work that a run left behind, is the actor's.
+//! store's progress, deadlines, work that a run left behind, is the actor's. So are requests while many answers wait
+//! for the store: theirs would wait too, so they gather and share a run.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,6 +34,8 @@ use crate::refusal::{Refusal, Unavailable};
 
 /// Runs in a row by one who pushed; then the actor goes on.
 const RUNS_MAX: usize = 4;
+/// From so many answers that wait for the store on, what is asked is decided many at a time.
+const COMBINE_MIN: usize = 16;
 
 thread_local! {
     /// This thread runs a shard. What it pushes to others is theirs to run: a run within a run would have no bound.
@@ -60,6 +63,8 @@ pub struct ShardPort {
     unkept: SegQueue<u64>,
     /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
     next_tick_ms: AtomicU64,
+    /// Answers that wait for the store, after the last run.
+    answers_waiting: AtomicUsize,
     /// Tickets of the claims that a life was deciding when it ended in a panic: its supervisor gives them up.
     in_hand: Mutex<Vec<(ClaimId, Ticket)>>,
     restarts: Mutex<Restarts>,
@@ -101,6 +106,7 @@ impl ShardPort {
             running: Mutex::new(None),
             unkept: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
+            answers_waiting: AtomicUsize::new(0),
             in_hand: Mutex::new(Vec::new()),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
@@ -114,12 +120,22 @@ impl ShardPort {
         port
     }
 
-    /// Puts a command into the ring, and runs the shard if nobody does.
+    /// Puts a command into the ring, and runs the shard if nobody does: at once, unless many answers wait for the store.
     ///
     /// # Errors
     /// The command back, and why: the shard does not serve, or the ring is full.
     pub fn push(&self, command: Command) -> Result<(), (Command, Why)> {
-        self.put(command, true)
+        self.put(command, !self.combines())
+    }
+
+    /// So many answers wait for the store that more of their kind must be on their way, to wait in their turn: the actor
+    /// lets them come and decides them in one run.
+    pub(super) fn combines(&self) -> bool {
+        self.answers_waiting.load(Ordering::Relaxed) >= COMBINE_MIN
+    }
+
+    pub(super) fn set_answers_waiting(&self, answers: usize) {
+        self.answers_waiting.store(answers, Ordering::Relaxed);
     }
 
     /// Puts a command into the ring, and leaves it to the actor.
@@ -144,7 +160,7 @@ impl ShardPort {
                 return Err((command, Unavailable::Overloaded));
             }
             if self.scheduled.wake_needed() {
-                if here { self.run_here(None) } else { self.cast() }
+                if here { self.run_here(None) } else if !self.combines() { self.cast() }
             }
         }
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {

@@ -370,6 +370,7 @@ impl Running {
         self.count();
         let answers = self.waiting.front().map(|answer| answer.until_ms);
         let blocked = (!self.blocked.is_empty()).then_some(self.now_ms + 1);
+        self.port.set_answers_waiting(self.waiting.len());
         self.port.set_next_tick([self.shard.next_tick_ms(), answers, blocked].into_iter().flatten().min());
     }
 
@@ -397,7 +398,7 @@ impl Running {
             return false;
         }
         if self.keeps_rows {
-            self.port.outbox.hand(shard.seq(), |rows| shard.take_rows(rows));
+            self.port.outbox.hand(shard.seq(), shard.take_head(), |rows| shard.take_rows(rows));
         } else {
             shard.drop_rows();
         }

@@ -1,11 +1,11 @@
 //! Rounds of a writer: what one call carries, and what becomes of steps that it does not answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use hotpool::clock::Clock;
 use hotpool::journal::{Journal, Outbox};
-use hotpool::row::{RowKind, put_deletion};
-use hotpool::store::{ShardKey, SharedStore, Store as _};
+use hotpool::row::{Frames, RowKind, ShardRow, put_deletion, shard};
+use hotpool::store::{ShardKey, SharedStore, StepKind, Store as _};
 use uuid::Uuid;
 
 use crate::gate::GatedStore;
@@ -32,7 +32,7 @@ fn run(journal: &Arc<Journal>) {
 
 /// Hands over so many rows, each of about a hundred bytes.
 fn hand(outbox: &Arc<Outbox>, to: u64, rows: usize) {
-    outbox.hand(to, |out| {
+    outbox.hand(to, None, |out| {
         (0..rows).for_each(|row| put_deletion(out, RowKind::Worker, &format!("{row:0100}")));
         rows
     });
@@ -86,4 +86,32 @@ async fn s02_a_step_that_was_not_answered_goes_again_alone_and_unchanged() {
     let rounds: Vec<Vec<_>> =
         gate.rounds().iter().map(|round| round.iter().map(|step| (step.shard, step.from, step.to)).collect()).collect();
     assert_eq!(rounds, [vec![(A, 0, 1), (B, 0, 1)], vec![(A, 0, 1)], vec![(A, 1, 2)]]);
+}
+
+#[tokio::test]
+async fn a_step_has_the_shards_own_row_once_and_in_its_last_state() {
+    let (_place, gate, journal) = journal().await;
+    let outbox = Outbox::new(&journal, A, 0);
+    let rows = Arc::new(Mutex::new(Vec::new()));
+    let sent = Arc::clone(&rows);
+    gate.hold(move |step| {
+        if let StepKind::Rows(rows) = &step.kind {
+            sent.lock().unwrap().push(rows.clone());
+        }
+        false
+    });
+    for seq in 1..=3 {
+        let own = ShardRow { fence_max: 10 * seq, ..ShardRow::default() };
+        outbox.hand(seq, Some(own), |out| {
+            put_deletion(out, RowKind::Worker, &format!("w{seq}"));
+            1
+        });
+    }
+    run(&journal);
+    all_stored(&[outbox], 3).await;
+    let rows = rows.lock().unwrap();
+    let frames: Vec<_> = Frames::new(&rows[0]).map(Result::unwrap).collect();
+    let kinds: Vec<_> = frames.iter().map(|frame| frame.kind).collect();
+    assert_eq!(kinds, [RowKind::Worker, RowKind::Worker, RowKind::Worker, RowKind::Shard]);
+    assert_eq!(shard(frames[3].body.unwrap()).unwrap().fence_max, 30);
 }

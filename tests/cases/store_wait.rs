@@ -242,3 +242,25 @@ async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
     done(watch).await;
     assert!(inject.was_run.load(Ordering::SeqCst));
 }
+
+#[tokio::test]
+async fn s11_claims_go_on_being_decided_while_many_answers_wait() {
+    const CLAIMS: u64 = 40;
+    let world = World::on_store().await;
+    let workers: Vec<String> = (0..CLAIMS).map(|n| format!("w{n}")).collect();
+    let workers: Vec<&str> = workers.iter().map(String::as_str).collect();
+    world.pool("p", spec(1, Ack::Durable), &workers).await;
+    world.gate().hold_all();
+    let mut claims = Vec::new();
+    for n in 0..CLAIMS {
+        claims.push(world.begin_claim("p", &format!("k{n}")).await);
+    }
+    until("all answers wait", async || world.shards("p").await[0].answers_waiting == CLAIMS).await;
+    assert_eq!(world.counts("p").await.1, CLAIMS, "each has its worker");
+    assert!(claims.iter().all(|claim| !claim.is_finished()));
+    world.gate().open_gate();
+    for claim in claims {
+        assert!(done(claim).await.unwrap().created);
+    }
+    world.is_clean().await;
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Effect, Event, Heartbeat, NoFit, Place, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, ClaimState, Policy, WorkerId, WorkerSpec};
+use hotpool::row::put_shard;
 use proptest::prelude::*;
 
 use crate::asks::{Ask, spec};
@@ -73,6 +74,7 @@ impl Run {
         }
         self.compare(op);
         self.shard.take_rows(&mut self.stream);
+        self.shard.take_head().iter().for_each(|head| put_shard(&mut self.stream, head));
         assert!(!self.shard.has_rows());
         self.replicas();
         self.past.push((self.oracle.clone(), self.stream.len(), self.shard.seq()));

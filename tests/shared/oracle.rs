@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Effect, Event, Place, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, Policy, Resources, WorkerId, WorkerSpec};
+use hotpool::row::put_shard;
 
 /// A worker as the oracle has it.
 #[derive(Debug, Clone)]
@@ -77,6 +78,7 @@ impl World {
         self.shard.check().unwrap();
         self.compare();
         self.shard.take_rows(&mut self.rows);
+        self.shard.take_head().iter().for_each(|head| put_shard(&mut self.rows, head));
         (answer, ended)
     }
 

@@ -43,6 +43,18 @@ end
 -- keys: the live side. args: epoch, owner, from, to, rows.
 local function step(keys, args)
   local key, epoch, owner = keys[1], tonumber(args[1]), args[2]
+  -- Nearly always: ours, where the step begins, and one run of puts. Then header and rows are one command.
+  local ours = args[1] .. ' ' .. owner .. ' 1 live '
+  local expected = ours .. args[3] .. ' '
+  local read = redis.pcall('HGET', key, '#')
+  if
+    type(read) == 'string' and string.sub(read, 1, #expected) == expected
+    and tonumber(args[3]) < tonumber(args[4]) and args[5] == 'P' and tonumber(args[6]) == #args - 6
+  then
+    args[5], args[6] = '#', ours .. args[4] .. string.sub(read, #expected)
+    redis.call('HSET', key, unpack(args, 5))
+    return 'ok'
+  end
   local found = header(key)
   if fenced(found, epoch, owner) then return 'fenced' end
   if not found or found.epoch < epoch or found.state ~= 'live' then return 'gap' end

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, cmd};
+use redis::Cmd;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The name of the library and its text. The name carries a hash of the text: two versions of Hotpool on one server
@@ -22,9 +22,16 @@ pub(super) static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     Library { name, code }
 });
 
-/// A call of one of its functions, without keys and arguments.
+/// A call of one of its functions, without arguments.
 pub(super) fn call(function: &str, keys: &[&str]) -> Cmd {
-    let mut call = cmd("FCALL");
-    call.arg(format!("{}_{function}", LIBRARY.name)).arg(keys.len()).arg(keys);
+    call_with_room(function, keys, 0, 0)
+}
+
+/// The same, with room for so many arguments beside the few that every call has, of so many bytes.
+pub(super) fn call_with_room(function: &str, keys: &[&str], args: usize, bytes: usize) -> Cmd {
+    const FEW: usize = 16;
+    const FEW_BYTES: usize = 512;
+    let mut call = Cmd::with_capacity(FEW + args, FEW_BYTES + bytes);
+    call.arg("FCALL").arg(format!("{}_{function}", LIBRARY.name)).arg(keys.len()).arg(keys);
     call
 }

@@ -6,12 +6,15 @@ use super::super::{StepKind, StepOutcome};
 use super::keys;
 use super::library;
 use super::nodes::{Answer, Call};
+use crate::limits;
 use crate::model::Seq;
-use crate::row::{Frames, RowKind};
+use crate::row::{Frames, RowFrame, RowKind};
 use crate::store::Step;
 
 /// Values in one run: Lua unpacks at most some 8,000.
 const RUN_MAX: usize = 4_000;
+/// A field's name, at most: a letter, a colon, an id.
+const FIELD_BYTES: usize = 2 + limits::NAME_BYTES_MAX;
 
 /// Who sends.
 #[derive(Debug, Clone, Copy)]
@@ -52,30 +55,28 @@ impl Side {
 pub(super) fn call(prefix: &str, owner: Owner, step: &Step, live: Side) -> Call {
     let names = keys::sides(prefix, step.shard);
     let [live, other] = live.keys(&names);
-    let (mut cmd, rows) = match &step.kind {
-        StepKind::Rows(rows) => {
-            let mut cmd = library::call("step", &[live]);
-            by(&mut cmd, owner).arg(step.from).arg(step.to);
-            (cmd, Some(rows))
-        }
-        StepKind::Chunk { generation, number, rows } => {
-            let mut cmd = library::call("chunk", &[live, other]);
-            by(&mut cmd, owner).arg(*generation).arg(*number);
-            (cmd, Some(rows))
-        }
-        StepKind::Flip { generation, chunks, rows } => {
-            let mut cmd = library::call("flip", &[live, other]);
-            by(&mut cmd, owner).arg(*generation).arg(*chunks).arg(step.to);
-            (cmd, Some(rows))
-        }
-        StepKind::Drop => {
-            let mut cmd = library::call("drop", &[&names[0], &names[1]]);
-            by(&mut cmd, owner);
-            (cmd, None)
-        }
+    let rows = match &step.kind {
+        StepKind::Rows(rows) | StepKind::Chunk { rows, .. } | StepKind::Flip { rows, .. } => rows,
+        StepKind::Drop => &[][..],
     };
-    let rows = rows.map_or(&[][..], |rows| rows);
-    put_rows(&mut cmd, rows);
+    let frames: Vec<RowFrame> =
+        Frames::new(rows).map(|frame| frame.expect("frames of this process are whole")).collect();
+    let call = |function, keys: &[&str]| {
+        let mut cmd = library::call_with_room(function, keys, 2 * frames.len(), rows.len());
+        by(&mut cmd, owner);
+        cmd
+    };
+    let mut cmd = match &step.kind {
+        StepKind::Rows(_) => call("step", &[live]).arg(step.from).arg(step.to).take(),
+        StepKind::Chunk { generation, number, .. } => {
+            call("chunk", &[live, other]).arg(*generation).arg(*number).take()
+        }
+        StepKind::Flip { generation, chunks, .. } => {
+            call("flip", &[live, other]).arg(*generation).arg(*chunks).arg(step.to).take()
+        }
+        StepKind::Drop => call("drop", &[&names[0], &names[1]]),
+    };
+    put_rows(&mut cmd, &frames);
     Call { slot: keys::slot(step.shard), cmd, step_bytes: rows.len().max(1) }
 }
 
@@ -94,9 +95,8 @@ fn by(cmd: &mut Cmd, owner: Owner) -> &mut Cmd {
 }
 
 /// Writes frames as runs of fields: the field is the row's kind and id, the value its body.
-fn put_rows(cmd: &mut Cmd, rows: &[u8]) {
-    let frames: Vec<_> = Frames::new(rows).map(|frame| frame.expect("frames of this process are whole")).collect();
-    let mut rest = frames.as_slice();
+fn put_rows(cmd: &mut Cmd, mut rest: &[RowFrame]) {
+    let mut field = Vec::with_capacity(FIELD_BYTES);
     while let Some(first) = rest.first() {
         let is_put = first.body.is_some();
         let width = if is_put { 2 } else { 1 };
@@ -104,7 +104,10 @@ fn put_rows(cmd: &mut Cmd, rows: &[u8]) {
         let (run, after) = rest.split_at(same);
         cmd.arg(if is_put { "P" } else { "D" }).arg(run.len() * width);
         for frame in run {
-            cmd.arg(Field(frame.kind as u8, frame.id));
+            field.clear();
+            field.extend_from_slice(&[LETTERS[frame.kind as usize], b':']);
+            field.extend_from_slice(frame.id.as_bytes());
+            cmd.arg(field.as_slice());
             if let Some(body) = frame.body {
                 cmd.arg(body);
             }
@@ -113,18 +116,10 @@ fn put_rows(cmd: &mut Cmd, rows: &[u8]) {
     }
 }
 
-/// A field of a side: `w:` and the worker's id, `p:` and the pool's uid, `s:`, `g:` and the gang's number.
-struct Field<'a>(u8, &'a str);
-
-/// Letters of the kinds of rows, by [`crate::row::RowKind`].
+/// Letters of the kinds of rows, by [`crate::row::RowKind`]. A field of a side is `w:` and the worker's id, `p:` and the
+/// pool's uid, `s:`, `g:` and the gang's number, `q:` and a hash of the quota's name.
 const LETTERS: &[u8] = b"?wpsgq";
 const _: () = assert!(LETTERS.len() == RowKind::Quota as usize + 1, "every kind has a letter");
-
-impl redis::ToRedisArgs for Field<'_> {
-    fn write_redis_args<W: ?Sized + redis::RedisWrite>(&self, out: &mut W) {
-        out.write_arg_fmt(format_args!("{}:{}", char::from(LETTERS[usize::from(self.0)]), self.1));
-    }
-}
 
 /// Turns a field and its value back into a frame. The error says which field is not one of ours.
 pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
@@ -224,7 +219,8 @@ mod tests {
         put_deletion(&mut rows, RowKind::Worker, "w1");
         put_pool(&mut rows, &PoolRow { uid: 1, deleting: true, ..PoolRow::default() });
         let mut cmd = redis::cmd("X");
-        put_rows(&mut cmd, &rows);
+        let frames: Vec<_> = Frames::new(&rows).map(|frame| frame.expect("whole")).collect();
+        put_rows(&mut cmd, &frames);
         let args: Vec<Vec<u8>> = cmd
             .args_iter()
             .map(|arg| match arg {
