@@ -62,6 +62,8 @@ pub struct ClaimAsk {
     pub class: Option<String>,
     /// What the claim keeps: its labels, and the resources that its worker must at least have.
     pub spec: ClaimSpec,
+    /// For how long only preferred nodes will do, in milliseconds; it waits for them.
+    pub preferred_wait_ms: u64,
     /// If the key is held already, it must have asked for the same resources.
     pub must_match: bool,
 }
@@ -81,6 +83,14 @@ impl ClaimAsk {
             for node in nodes {
                 check_name(field, node)?;
             }
+        }
+        if self.preferred_wait_ms > limits::WAIT_MS_MAX {
+            let message = format!("must be at most {}", limits::WAIT_MS_MAX);
+            return Err(Refusal::invalid("node.preferred_then_wait.ms", message));
+        }
+        if self.spec.priority > limits::PRIORITY_MAX {
+            let message = format!("must be 0..={}, got {}", limits::PRIORITY_MAX, self.spec.priority);
+            return Err(Refusal::invalid("priority", message));
         }
         if let Some(class) = &self.class {
             check_name("class", class)?;

@@ -6,13 +6,14 @@
 //! later, and a worker without GPUs before one with them if it needs none; among equals a preferred node comes first. Only when every shard of a pool that could fit has said no does the claim fall back to the next; a
 //! shard that cannot be asked does not hold it up, but then the last word is `unavailable` and not "full" (`N1`).
 
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::engine::{CardFilter, GangRef, NoFit, Nodes, Wants};
-use crate::model::{Ack, Capacity, ClaimRequest, Millis, Mode, PoolSpec, WorkerId};
+use crate::model::{Ack, Capacity, ClaimRequest, ClaimSpec, Millis, Mode, PoolSpec, Usage, WorkerId};
 use crate::pools::{Pool, PoolMap};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::selector::{Selector, SelectorError, Selectors};
@@ -32,6 +33,8 @@ pub struct Choice {
     at: usize,
     reserve_ms: Option<Millis>,
     ack: Option<Ack>,
+    /// Only preferred nodes will do, for now.
+    near_only: bool,
     seen: Seen,
 }
 
@@ -190,7 +193,7 @@ impl Choice {
         let nodes = Nodes::new(ask.nodes_required.iter().cloned());
         let preferred = Nodes::new(ask.nodes_preferred.iter().cloned()).within(&nodes);
         let resources = &ask.spec.resources;
-        let keeps = !ask.spec.labels.is_empty() || !resources.is_empty();
+        let keeps = !ask.spec.is_empty();
         let wants = Wants {
             selector,
             nodes,
@@ -227,6 +230,7 @@ impl Choice {
             at: 0,
             reserve_ms: request.reserve_ms,
             ack: request.ack,
+            near_only: ask.preferred_wait_ms > 0,
             seen: Seen::default(),
         }
     }
@@ -239,10 +243,15 @@ impl Choice {
         self.ack = Some(Ack::Durable);
     }
 
+    /// Its way will begin anew.
+    pub fn rest(&mut self, near_only: bool) {
+        (self.at, self.stage, self.near_only, self.seen) = (0, 0, near_only, Seen::default());
+    }
+
     /// Goes on to the first stage, from the present one on, of which the pool has workers. False: there is none.
     fn skip_idle(&mut self, pool: &Pool) -> bool {
-        let rest = self.stages.iter().skip(self.stage);
-        self.stage += rest.take_while(|stage| stage.is_idle_in(pool)).count();
+        let (rest, near_only) = (self.stages.iter().skip(self.stage), self.near_only);
+        self.stage += rest.take_while(|stage| (near_only && !stage.near) || stage.is_idle_in(pool)).count();
         self.stage < self.stages.len()
     }
 
@@ -333,26 +342,103 @@ impl ClaimItem {
         }
     }
 
-    /// Every shard that it could ask said no: it goes on with what it likes less. False: there is nothing left.
+    /// Every shard that it could ask said no: it goes on with what it likes less. False: there is nothing left, or not in the
+    /// pool in whose line it has its turn.
     pub fn fall_back(&mut self, pools: &PoolMap) -> bool {
         let Some(choice) = &mut self.choice else { return false };
         choice.stage += 1;
-        let here = pools.at(self.pool).is_some_and(|pool| choice.skip_idle(pool));
-        if !here {
-            loop {
-                let Some(pool) = choice.next_pool(pools) else { return false };
-                choice.stage = 0;
-                if choice.skip_idle(pool) {
-                    let spec: &PoolSpec = &pool.spec.load();
-                    self.pool = pool.number;
-                    self.reserve_ms = choice.reserve_ms.unwrap_or(spec.reserve_ms);
-                    self.durable = choice.ack.unwrap_or(spec.ack) == Ack::Durable;
-                    break;
-                }
+        if pools.at(self.pool).is_some_and(|pool| choice.skip_idle(pool)) {
+            self.visited = Visited::default();
+            return true;
+        }
+        self.turn().is_none() && self.leave_pool(pools)
+    }
+
+    /// It goes on to the next pool that may have something for it. False: there is none.
+    pub fn leave_pool(&mut self, pools: &PoolMap) -> bool {
+        let Some(choice) = &mut self.choice else { return false };
+        loop {
+            let Some(pool) = choice.next_pool(pools) else { return false };
+            choice.stage = 0;
+            if choice.skip_idle(pool) {
+                self.pool = pool.number;
+                self.take_terms(&pool.spec.load());
+                self.visited = Visited::default();
+                return true;
             }
         }
-        self.visited = Visited::default();
-        true
+    }
+
+    fn take_terms(&mut self, spec: &PoolSpec) {
+        if let Some(choice) = &self.choice {
+            self.reserve_ms = choice.reserve_ms.unwrap_or(spec.reserve_ms);
+            self.durable = choice.ack.unwrap_or(spec.ack) == Ack::Durable;
+        }
+    }
+
+    /// Its way begins anew in this pool, which is one of those that it may use.
+    pub fn enter(&mut self, pool: &Pool, now_ms: Millis) {
+        let near_only = self.wait.as_ref().is_some_and(|wait| wait.near_until_ms > now_ms);
+        (self.pool, self.visited, self.unasked) = (pool.number, Visited::default(), None);
+        if let Some(choice) = &mut self.choice {
+            choice.at = choice.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
+            (choice.stage, choice.near_only, choice.seen) = (0, near_only, Seen::default());
+            choice.skip_idle(pool);
+        }
+        self.take_terms(&pool.spec.load());
+    }
+
+    /// Whether only its preferred nodes will do, as yet.
+    #[must_use]
+    pub fn is_near_only(&self) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.near_only)
+    }
+
+    /// Whether there is nothing left that it could ask for in its pool.
+    #[must_use]
+    pub fn is_through(&self) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.stage >= choice.stages.len())
+    }
+
+    /// All that it asks for in its pool, one after the other.
+    pub fn all_wants(&self) -> impl Iterator<Item = &Wants> {
+        let choice = self.choice.iter();
+        choice.flat_map(|choice| {
+            let allowed = |stage: &&Stage| stage.near || !choice.near_only;
+            choice.stages.iter().filter(allowed).map(|stage| &*stage.wants)
+        })
+    }
+
+    /// What it keeps of its request, if anything.
+    #[must_use]
+    pub fn spec(&self) -> Option<&Arc<ClaimSpec>> {
+        self.choice.as_ref()?.wants.spec.as_ref()
+    }
+
+    /// A hash of what it asks for: claims with the same find room, or do not, alike. `quota`: room in its tenant's quota.
+    #[must_use]
+    pub fn shape(&self, quota: bool) -> u64 {
+        let mut hash = std::hash::DefaultHasher::new();
+        if quota {
+            Usage::of_claim(self.spec().map(|spec| &**spec)).each().hash(&mut hash);
+            return hash.finish();
+        }
+        // A worker with an end of life may do for a short claim and not for a long one.
+        (self.reserve_ms + self.ttl_ms).hash(&mut hash);
+        if let Some(choice) = &self.choice {
+            let wants = &choice.wants;
+            // Selectors are kept by their text, so equal ones are one.
+            wants.selector.as_ref().map(Arc::as_ptr).hash(&mut hash);
+            wants.nodes.hash(&mut hash);
+            wants.worker.hash(&mut hash);
+            wants.spec.as_ref().map(|spec| &spec.resources).hash(&mut hash);
+            choice.pools.hash(&mut hash);
+            choice.near_only.hash(&mut hash);
+            if choice.near_only {
+                choice.stages.iter().for_each(|stage| stage.wants.nodes.hash(&mut hash));
+            }
+        }
+        hash.finish()
     }
 
     /// Why it is refused, nothing being left to ask.

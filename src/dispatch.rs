@@ -13,11 +13,12 @@ use crate::journal::Journal;
 use crate::keys::{Begun, Keys, ShardRef};
 use crate::model::{Millis, Policy};
 use crate::pools::{Pool, PoolMap, Pools};
-use crate::refusal::{Refusal, Unavailable};
+use crate::refusal::{Exhausted, Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::router::Budget;
 use crate::selector::Selectors;
 use crate::shard::{ClaimItem, Command, Visited};
+use crate::waiters::Waiters;
 
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
 const GROUP_MAX: usize = 64;
@@ -52,6 +53,8 @@ pub struct Dispatch {
     pub keys: Keys,
     /// The pools.
     pub pools: Pools,
+    /// Claims that wait.
+    pub waiters: Waiters,
     /// Selectors that requests brought.
     pub selectors: Selectors,
     /// Time.
@@ -92,7 +95,9 @@ impl Dispatch {
     fn begin(&self, item: Box<ClaimItem>) -> Option<Box<ClaimItem>> {
         match self.keys.begin(item) {
             Begun::Ours(item) => return Some(item),
-            Begun::Joined => {}
+            Begun::Joined(None) => {}
+            Begun::Joined(Some((until_ms, id))) => self.wake_joiners_at(until_ms, &id),
+            Begun::Parked(item) => answer(item, Refusal::WAITED_FOR),
             Begun::Crowded(item) => answer(item, Refusal::Unavailable(Unavailable::Overloaded)),
             Begun::Unreadable(item) => answer(item, Refusal::Unavailable(Unavailable::Loading)),
             Begun::Held(item, hold) => {
@@ -116,11 +121,18 @@ impl Dispatch {
         let pools = self.pools.load();
         // A refusal hands the ticket on to whoever joined: then that one is routed.
         loop {
+            if let Some(over) = item.over_quota.take() {
+                match self.unplaced(item, Refusal::Exhausted(Exhausted::Quota(over))) {
+                    Some(next) => item = next,
+                    None => return,
+                }
+                continue;
+            }
             let next = match pick(&pools, &item) {
                 None if item.fall_back(&pools) => Some(item),
                 None => {
                     let refusal = item.refusal(&pools);
-                    self.refuse(item, refusal)
+                    self.unplaced(item, refusal)
                 }
                 Some((pool, shard)) => {
                     item.visited.insert(shard);
@@ -142,6 +154,8 @@ impl Dispatch {
 
     /// Sends claims with tickets to shards in groups, at most as many to each as it says it has idle workers.
     pub fn route_all(&self, mut items: Vec<Box<ClaimItem>>) {
+        let over: Vec<_> = items.extract_if(.., |item| item.over_quota.is_some()).collect();
+        over.into_iter().for_each(|item| self.route(item));
         let pools = self.pools.load();
         let is_share = |item: &ClaimItem| pools.at(item.pool).is_some_and(|pool| pool.board.rooms().is_some());
         if items.len() > 1 && items.iter().any(|item| is_share(item)) {
@@ -210,7 +224,7 @@ impl Dispatch {
     }
 
     /// Gives the ticket up and answers. Whoever joined and takes over the ticket is returned, to be routed.
-    fn refuse(&self, item: Box<ClaimItem>, refusal: Refusal) -> Option<Box<ClaimItem>> {
+    pub(crate) fn refuse(&self, item: Box<ClaimItem>, refusal: Refusal) -> Option<Box<ClaimItem>> {
         let next = self.keys.vacate(&item.id, item.ticket);
         answer(item, refusal);
         next
@@ -261,6 +275,9 @@ fn answer(item: Box<ClaimItem>, refusal: Refusal) {
 /// The shard that a claim goes to next; none: every shard of its pool that could have a worker for it was asked.
 pub fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, u16)> {
     let pool = pools.at(item.pool)?;
+    if item.is_through() {
+        return None;
+    }
     if let Some(worker) = item.only_worker() {
         let shard = worker.shard(pool.ports.len() as u16);
         return (!item.visited.contains(shard)).then_some((pool, shard));

@@ -7,11 +7,14 @@
 //! for all of them, whoever gives it, and a successor carries the list on. So a crash can never bring an older
 //! holder back after somebody was told durably that it is gone.
 //!
+//! An entry carries what its claim counts for with its tenant ([`Charge`]): taken with the ticket, given back with the entry.
+//!
 //! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
@@ -20,8 +23,10 @@ use smallvec::SmallVec;
 
 use crate::engine::Place;
 use crate::limits;
-use crate::model::{ClaimId, Fence, Seq};
+use crate::model::{ClaimId, ClaimSpec, Counted, Fence, Millis, Seq};
 use crate::shard::ClaimItem;
+use crate::tenants::{Charge, Tenants};
+use crate::waiters::Parked;
 
 /// A shard in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,17 +72,23 @@ enum Entry {
         ticket: Ticket,
         joiners: Joiners,
         unstored: Unstoreds,
+        /// None: its tenant's quota is used up, it waits, or it is about to be adopted.
+        charge: Option<Charge>,
+        /// The claim that has the ticket, while it waits for room or for its quota.
+        parked: Option<Arc<Parked>>,
     },
     Held {
         hold: Hold,
         unstored: Unstoreds,
+        charge: Charge,
     },
     Gone {
         unstored: Unstoreds,
     },
-    /// Named by a row of a shard that does not serve.
+    /// Named by a row of a shard that does not serve. It counts all the same.
     Unreadable {
         fence: Fence,
+        _charge: Charge,
     },
 }
 
@@ -86,8 +97,10 @@ enum Entry {
 pub enum Begun {
     /// The ticket is in the item: find it a worker.
     Ours(Box<ClaimItem>),
-    /// It waits with the ticket's holder.
-    Joined,
+    /// It waits with the ticket's holder; if that is parked, until then.
+    Joined(Option<(Millis, ClaimId)>),
+    /// The claim that has the ticket waits for room, and this one does not wait.
+    Parked(Box<ClaimItem>),
     /// Ask there.
     Held(Box<ClaimItem>, Hold),
     /// Too many wait for this key already.
@@ -134,11 +147,14 @@ const LOCKS: usize = 1024;
 #[derive(Debug)]
 pub struct Keys {
     map: DashMap<ClaimId, Entry, BuildHasherDefault<Prehashed>>,
+    /// What tenants hold, and how much they may.
+    pub tenants: Tenants,
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { map: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), LOCKS) }
+        let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), LOCKS);
+        Self { map, tenants: Tenants::default() }
     }
 }
 
@@ -152,25 +168,42 @@ fn fresh_ticket() -> Ticket {
     NEXT.with(|next| next.replace(next.get() + 1))
 }
 
+fn pending(ticket: Ticket, charge: Option<Charge>, unstored: Unstoreds) -> Entry {
+    Entry::Pending { ticket, joiners: None, unstored, charge, parked: None }
+}
+
 impl Keys {
+    /// Gives the claim a ticket, and charges its tenant; past its quota the claim says so ([`ClaimItem::over_quota`]).
+    fn grant_ticket(&self, item: &mut ClaimItem) -> (Ticket, Option<Charge>) {
+        item.ticket = fresh_ticket();
+        (item.ticket, self.charge(item))
+    }
+
+    fn charge(&self, item: &mut ClaimItem) -> Option<Charge> {
+        let charge = self.tenants.take(&item.id, item.spec(), item.pool);
+        item.over_quota = charge.as_ref().err().copied();
+        charge.ok()
+    }
+
     /// A claim for `item.id`.
     pub fn begin(&self, mut item: Box<ClaimItem>) -> Begun {
         match self.map.entry(item.id.clone()) {
             Slot::Vacant(slot) => {
-                item.ticket = fresh_ticket();
-                slot.insert(Entry::Pending { ticket: item.ticket, joiners: None, unstored: Unstoreds::new() });
+                let (ticket, charge) = self.grant_ticket(&mut item);
+                slot.insert(pending(ticket, charge, Unstoreds::new()));
                 Begun::Ours(item)
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 Entry::Held { hold, .. } => Begun::Held(item, *hold),
                 Entry::Unreadable { .. } => Begun::Unreadable(item),
                 Entry::Gone { unstored } => {
-                    item.ticket = fresh_ticket();
                     let unstored = std::mem::take(unstored);
-                    slot.insert(Entry::Pending { ticket: item.ticket, joiners: None, unstored });
+                    let (ticket, charge) = self.grant_ticket(&mut item);
+                    slot.insert(pending(ticket, charge, unstored));
                     Begun::Ours(item)
                 }
-                Entry::Pending { joiners, .. } => {
+                Entry::Pending { parked: Some(_), .. } if !item.waits() => Begun::Parked(item),
+                Entry::Pending { joiners, parked, .. } => {
                     let joiners = joiners.get_or_insert_default();
                     if joiners.len() >= limits::JOINERS_MAX {
                         joiners.retain(|joiner| !joiner.reply.is_closed());
@@ -178,8 +211,9 @@ impl Keys {
                     if joiners.len() >= limits::JOINERS_MAX {
                         return Begun::Crowded(item);
                     }
+                    let until = parked.as_ref().map(|_| (item.wait_until_ms(), item.id.clone()));
                     joiners.push_back(item);
-                    Begun::Joined
+                    Begun::Joined(until)
                 }
             },
         }
@@ -189,19 +223,115 @@ impl Keys {
     /// may be adopted. Whoever takes it calls [`Keys::hold`] or [`Keys::vacate`].
     pub fn take_vacant(&self, id: &ClaimId) -> Option<Ticket> {
         let ticket = fresh_ticket();
+        self.enter_vacant(id, || Ok((ticket, None))).is_ok().then_some(ticket)
+    }
+
+    /// The same for a member of a gang, which is charged.
+    ///
+    /// # Errors
+    /// None: the key is not free. Or what would be over the tenant's quota.
+    pub fn take_member(&self, item: &mut ClaimItem) -> Result<(), Option<Counted>> {
+        let id = item.id.clone();
+        self.enter_vacant(&id, || {
+            let (ticket, charge) = self.grant_ticket(item);
+            item.over_quota.take().map_or(Ok((ticket, charge)), Err)
+        })
+    }
+
+    fn enter_vacant(
+        &self,
+        id: &ClaimId,
+        take: impl FnOnce() -> Result<(Ticket, Option<Charge>), Counted>,
+    ) -> Result<(), Option<Counted>> {
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
-                slot.insert(Entry::Pending { ticket, joiners: None, unstored: Unstoreds::new() });
-                Some(ticket)
+                let (ticket, charge) = take().map_err(Some)?;
+                slot.insert(pending(ticket, charge, Unstoreds::new()));
+                Ok(())
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 Entry::Gone { unstored } => {
+                    let (ticket, charge) = take().map_err(Some)?;
                     let unstored = std::mem::take(unstored);
-                    slot.insert(Entry::Pending { ticket, joiners: None, unstored });
-                    Some(ticket)
+                    slot.insert(pending(ticket, charge, unstored));
+                    Ok(())
                 }
-                Entry::Held { .. } | Entry::Unreadable { .. } | Entry::Pending { .. } => None,
+                Entry::Held { .. } | Entry::Unreadable { .. } | Entry::Pending { .. } => Err(None),
             },
+        }
+    }
+
+    /// The claim with this ticket waits, and is not charged meanwhile. Those who joined and do not wait are returned, and when the
+    /// others give up. False: the ticket is not its any more.
+    pub fn park(
+        &self,
+        id: &ClaimId,
+        ticket: Ticket,
+        claim: &Arc<Parked>,
+    ) -> Option<(Vec<Box<ClaimItem>>, Vec<Millis>)> {
+        let mut entry = self.map.get_mut(id)?;
+        let Entry::Pending { ticket: ours, joiners, charge, parked, .. } = &mut *entry else { return None };
+        if *ours != ticket {
+            return None;
+        }
+        *parked = Some(Arc::clone(claim));
+        drop(charge.take());
+        let Some(joiners) = joiners else { return Some((Vec::new(), Vec::new())) };
+        let (wait, leave): (Vec<_>, Vec<_>) = joiners.drain(..).partition(|item| item.waits());
+        **joiners = wait.into();
+        Some((leave, joiners.iter().map(|item| item.wait_until_ms()).collect()))
+    }
+
+    /// The claim that waited goes on its way: its tenant is charged again, or it says that its quota is used up.
+    pub fn unpark(&self, item: &mut ClaimItem) {
+        let Some(mut entry) = self.map.get_mut(&item.id) else { return };
+        let Entry::Pending { ticket, charge, parked, .. } = &mut *entry else { return };
+        if *ticket == item.ticket {
+            *parked = None;
+            *charge = self.charge(item);
+        }
+    }
+
+    /// The claim that waits for this key to come free or to be given room.
+    #[must_use]
+    pub fn parked(&self, id: &ClaimId) -> Option<Arc<Parked>> {
+        match self.map.get(id).as_deref() {
+            Some(Entry::Pending { parked, .. }) => parked.clone(),
+            _ => None,
+        }
+    }
+
+    /// Those who joined a key that is waited for and have waited for long enough themselves.
+    pub fn late_joiners(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<ClaimItem>> {
+        let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
+        let Entry::Pending { joiners: Some(joiners), .. } = &mut *entry else { return Vec::new() };
+        let (late, wait): (Vec<_>, Vec<_>) = joiners.drain(..).partition(|item| item.wait_until_ms() <= now_ms);
+        **joiners = wait.into();
+        late
+    }
+
+    /// The claim with this fence counts for what `spec` asks for. Returns what it counted for.
+    ///
+    /// # Errors
+    /// What would be over the tenant's quota; nothing changed.
+    pub fn resize(
+        &self,
+        id: &ClaimId,
+        fence: Fence,
+        spec: Option<Arc<ClaimSpec>>,
+    ) -> Result<Option<Arc<ClaimSpec>>, Counted> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(Entry::Held { hold, charge, .. }) if hold.place.fence == fence => charge.resize(spec),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes [`Self::resize`] back.
+    pub fn unresize(&self, id: &ClaimId, fence: Fence, spec: Option<Arc<ClaimSpec>>) {
+        if let Some(Entry::Held { hold, charge, .. }) = self.map.get_mut(id).as_deref_mut()
+            && hold.place.fence == fence
+        {
+            charge.set(spec);
         }
     }
 
@@ -209,31 +339,45 @@ impl Keys {
     ///
     /// # Panics
     /// If the ticket is not that of the entry: only its holder can take it away, so this cannot happen.
-    pub fn hold(&self, id: &ClaimId, ticket: Ticket, hold: Hold) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
+    pub fn hold(
+        &self,
+        id: &ClaimId,
+        ticket: Ticket,
+        hold: Hold,
+        spec: Option<&Arc<ClaimSpec>>,
+    ) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
         let mut entry = self.map.get_mut(id).expect("K1: a key with a ticket is in the directory");
-        let Entry::Pending { ticket: ours, joiners, unstored } = &mut *entry else {
+        let Entry::Pending { ticket: ours, joiners, unstored, charge, .. } = &mut *entry else {
             unreachable!("K1: a key with a ticket is pending")
         };
         assert_eq!(*ours, ticket, "K1: one ticket a key");
         let (joiners, unstored) = (joiners.take(), std::mem::take(unstored));
-        *entry = Entry::Held { hold, unstored: unstored.clone() };
+        let mut charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), hold.shard.pool));
+        charge.enter(hold.shard.pool);
+        *entry = Entry::Held { hold, unstored: unstored.clone(), charge };
         (joiners.map(|joiners| *joiners).unwrap_or_default(), unstored)
     }
 
     /// A gang with this member, whose `ticket` was taken, is committed. The same as [`Keys::hold`], but it may come again,
     /// if the shard panicked before the store had it.
-    pub fn commit(&self, id: &ClaimId, ticket: Ticket, hold: Hold) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
+    pub fn commit(
+        &self,
+        id: &ClaimId,
+        ticket: Ticket,
+        hold: Hold,
+        spec: Option<&Arc<ClaimSpec>>,
+    ) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
         let again = match self.map.get(id).as_deref() {
             Some(Entry::Held { hold: known, .. }) => known.place.fence == hold.place.fence,
             _ => false,
         };
-        if again { (VecDeque::new(), self.unstored(id)) } else { self.hold(id, ticket, hold) }
+        if again { (VecDeque::new(), self.unstored(id)) } else { self.hold(id, ticket, hold, spec) }
     }
 
     /// The holder of `ticket` gives up. The oldest who joined and still listens gets a fresh ticket and is returned.
     pub fn vacate(&self, id: &ClaimId, ticket: Ticket) -> Option<Box<ClaimItem>> {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
-        let Entry::Pending { ticket: ours, joiners, unstored } = slot.get_mut() else { return None };
+        let Entry::Pending { ticket: ours, joiners, unstored, charge, parked } = slot.get_mut() else { return None };
         if *ours != ticket {
             return None;
         }
@@ -245,8 +389,10 @@ impl Keys {
         });
         match next {
             Some(mut next) => {
-                next.ticket = fresh_ticket();
-                *ours = next.ticket;
+                // First given back, then taken: it may be just that.
+                drop(charge.take());
+                (*ours, *charge) = self.grant_ticket(&mut next);
+                *parked = None;
                 Some(next)
             }
             None if unstored.is_empty() => {
@@ -264,7 +410,7 @@ impl Keys {
     /// The claim with this fence is over. `record`: the store lacks that yet. Returns what a durable answer waits for.
     pub fn end(&self, id: &ClaimId, fence: Fence, record: Option<Unstored>) -> Unstoreds {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return Unstoreds::new() };
-        let Entry::Held { hold, unstored } = slot.get_mut() else { return Unstoreds::new() };
+        let Entry::Held { hold, unstored, .. } = slot.get_mut() else { return Unstoreds::new() };
         if hold.place.fence != fence {
             return Unstoreds::new();
         }
@@ -337,42 +483,57 @@ impl Keys {
 
     /// A row names the key as held. Of two such the higher fence stays; the loser, which may be this very one, is
     /// returned and must yield. A key that somebody is about to claim stays theirs.
-    pub fn recover(&self, id: ClaimId, hold: Hold) -> Option<Hold> {
+    pub fn recover(&self, id: ClaimId, hold: Hold, spec: Option<Arc<ClaimSpec>>) -> Option<Hold> {
+        let charge = |id: &ClaimId| self.tenants.charge(id, spec.clone(), hold.shard.pool);
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
-                slot.insert(Entry::Held { hold, unstored: Unstoreds::new() });
+                let charge = charge(slot.key());
+                slot.insert(Entry::Held { hold, unstored: Unstoreds::new(), charge });
                 None
             }
-            Slot::Occupied(mut slot) => match slot.get_mut() {
-                Entry::Pending { .. } => Some(hold),
-                Entry::Held { hold: other, .. } if other.place.fence >= hold.place.fence => Some(hold),
-                Entry::Held { hold: other, .. } => Some(std::mem::replace(other, hold)),
-                Entry::Unreadable { fence } if *fence > hold.place.fence => Some(hold),
-                Entry::Unreadable { .. } => {
-                    slot.insert(Entry::Held { hold, unstored: Unstoreds::new() });
-                    None
+            Slot::Occupied(mut slot) => {
+                let ours = match slot.get() {
+                    Entry::Pending { .. } => false,
+                    Entry::Held { hold: other, .. } => other.place.fence < hold.place.fence,
+                    Entry::Unreadable { fence, .. } => *fence <= hold.place.fence,
+                    Entry::Gone { .. } => true,
+                };
+                if !ours {
+                    return Some(hold);
                 }
-                Entry::Gone { unstored } => {
-                    let unstored = std::mem::take(unstored);
-                    slot.insert(Entry::Held { hold, unstored });
-                    None
-                }
-            },
+                let charge = charge(slot.key());
+                let (loser, unstored) = match slot.get_mut() {
+                    Entry::Held { hold: other, unstored, .. } => (Some(*other), std::mem::take(unstored)),
+                    Entry::Gone { unstored } => (None, std::mem::take(unstored)),
+                    _ => (None, Unstoreds::new()),
+                };
+                slot.insert(Entry::Held { hold, unstored, charge });
+                loser
+            }
         }
     }
 
     /// A row of a shard that does not serve names the key: nobody may claim it, unless a higher fence holds it.
     /// Returns a hold with a lower fence, which must yield.
-    pub fn recover_unreadable(&self, id: ClaimId, fence: Fence) -> Option<Hold> {
+    pub fn recover_unreadable(
+        &self,
+        id: ClaimId,
+        shard: ShardRef,
+        fence: Fence,
+        spec: Option<Arc<ClaimSpec>>,
+    ) -> Option<Hold> {
+        let charge = |id: &ClaimId| self.tenants.charge(id, spec, shard.pool);
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
-                slot.insert(Entry::Unreadable { fence });
+                let _charge = charge(slot.key());
+                slot.insert(Entry::Unreadable { fence, _charge });
                 None
             }
             Slot::Occupied(mut slot) => match slot.get() {
                 Entry::Held { hold, .. } if hold.place.fence < fence => {
                     let loser = *hold;
-                    slot.insert(Entry::Unreadable { fence });
+                    let _charge = charge(slot.key());
+                    slot.insert(Entry::Unreadable { fence, _charge });
                     Some(loser)
                 }
                 _ => None,
@@ -389,7 +550,11 @@ impl Keys {
     /// `held`, under new ordinals; what else stood here was undone with it. Returns by way of `held` what is left:
     /// claims whose keys are not held here as the shard's, for [`Self::recover`]. A key that stays held is never free
     /// in between. Costs a walk over the directory.
-    pub fn rebind(&self, restarted: impl Fn(ShardRef) -> bool, held: &mut HashMap<ClaimId, Place>) {
+    pub fn rebind(
+        &self,
+        restarted: impl Fn(ShardRef) -> bool,
+        held: &mut HashMap<ClaimId, (Place, Option<Arc<ClaimSpec>>)>,
+    ) {
         self.map.retain(|id, entry| {
             let (Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) = entry
             else {
@@ -397,9 +562,13 @@ impl Keys {
             };
             unstored.retain(|known| !restarted(known.shard));
             match entry {
-                Entry::Held { hold, unstored } if restarted(hold.shard) => {
-                    if held.get(id).is_some_and(|place| place.fence == hold.place.fence) {
-                        hold.place = held.remove(id).unwrap_or(hold.place);
+                Entry::Held { hold, unstored, charge } if restarted(hold.shard) => {
+                    if let Some((place, _)) = held.get(id)
+                        && place.fence == hold.place.fence
+                        && let Some((place, spec)) = held.remove(id)
+                    {
+                        hold.place = place;
+                        charge.set(spec);
                         return true;
                     }
                     let unstored = std::mem::take(unstored);

@@ -12,7 +12,7 @@
 //! Arrows point one way. It is a library first: [`scheduler::Scheduler`] over a [`store::Store`] is the whole service
 //! without its edge.
 //!
-//! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`dispatch`], [`router`], [`pools`],
+//! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`tenants`], [`waiters`], [`dispatch`], [`router`], [`pools`],
 //! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`ownership`], [`catalogue`], [`recovery`], [`remembered`]. Around them:
 //! [`model`], [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`],
 //! [`clock`], [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
@@ -48,3 +48,5 @@ pub mod shard;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod tenants;
+pub mod waiters;

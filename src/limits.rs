@@ -69,6 +69,20 @@ pub const SELECTOR_BYTES_MAX: usize = 4096;
 pub const SELECTOR_TERMS_MAX: usize = 64;
 /// Selectors that are kept as read, by their text.
 pub const SELECTORS_KEPT: usize = 4096;
+/// Largest weight of a tenant.
+pub const WEIGHT_MAX: u32 = 1_000;
+/// Highest priority of a claim.
+pub const PRIORITY_MAX: u16 = 1_000;
+/// Longest `wait_ms`: one day.
+pub const WAIT_MS_MAX: u64 = 86_400_000;
+/// Most claims that may wait for one pool, whatever it says.
+pub const WAITERS_MAX: u32 = 1_000_000;
+/// Most claims of one tenant that may wait for its quota.
+pub const QUOTA_WAITERS_MAX: usize = 10_000;
+/// Most shapes and idle workers that an answer about demand lists.
+pub const DEMAND_SHAPES_MAX: usize = 100;
+/// Quotas that one service keeps: of tenants and of namespaces.
+pub const QUOTAS_MAX: usize = 65_536;
 /// Most pools that a claim may list.
 pub const CLAIM_POOLS_MAX: usize = 64;
 /// Most nodes in one list of a claim.

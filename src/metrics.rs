@@ -50,6 +50,12 @@ const SECONDS: &[f64] = &[
     5.0, 10.0,
 ];
 
+/// 1 ms to a day.
+const WAITS: &[f64] = &[
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0,
+    86_400.0,
+];
+
 /// Powers of two up to the most shards of a pool.
 const PROBES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
@@ -116,6 +122,10 @@ definitions! {
     STOPS = "hotpool_stops_total", Kind::Counter, ["pool"], "Claims that a worker named and was told to stop.";
     GIVE_BACKS = "hotpool_give_backs_total", Kind::Counter, ["pool"],
         "Claims given back because their durable answer could not leave in time.";
+    WAITERS = "hotpool_waiters", Kind::Gauge, ["pool"], "Claims that wait for room. One that may be taken from several pools waits in each.";
+    WAIT_SECONDS = "hotpool_wait_seconds", Kind::Histogram(WAITS), ["pool"],
+        "How long claims had waited that were then granted.";
+    QUOTA_WAITERS = "hotpool_quota_waiters", Kind::Gauge, [], "Claims that wait because their tenant's quota is used up.";
     RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
     LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
         "Difference between the ledgers and a recount. Must stay 0.";
@@ -170,6 +180,8 @@ pub struct ProcessMetrics {
     pub step_seconds: Histogram,
     steps: Vec<Counter>,
     claims: Vec<Counter>,
+    /// `hotpool_quota_waiters`.
+    pub quota_waiters: Gauge,
     /// `hotpool_recovery_seconds`.
     pub recovery_seconds: Gauge,
     shards: Vec<Gauge>,
@@ -213,6 +225,7 @@ impl ProcessMetrics {
             step_seconds: metrics::histogram!(STEP_SECONDS),
             steps: StepResult::ALL.iter().map(|result| metrics::counter!(STEPS, "outcome" => result.word())).collect(),
             claims: claim_counters("none"),
+            quota_waiters: metrics::gauge!(QUOTA_WAITERS),
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
             store_rewrites: metrics::counter!(REWRITES),

@@ -2,17 +2,21 @@
 
 mod capacity;
 mod claim;
+mod demand;
 mod explain;
 mod names;
 mod pool;
+mod quota;
 mod strict;
 mod worker;
 
 pub use capacity::*;
 pub use claim::*;
+pub use demand::*;
 pub use explain::*;
 pub use names::*;
 pub use pool::*;
+pub use quota::*;
 pub use strict::*;
 pub use worker::*;
 

@@ -11,6 +11,7 @@ use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::{Ack, PoolName, PoolSpec};
 use crate::router::Board;
 use crate::shard::ShardPort;
+use crate::waiters::Line;
 
 /// A pool as it runs.
 pub struct Pool {
@@ -30,6 +31,8 @@ pub struct Pool {
     pub board: Board,
     /// Its metrics.
     pub metrics: PoolMetrics,
+    /// Claims that wait for room in it.
+    pub line: Line,
     /// Held by the gang whose turn it is.
     pub gangs: Arc<tokio::sync::Mutex<()>>,
     /// It is being deleted: nothing new comes in.
@@ -65,6 +68,7 @@ impl Pool {
             ports,
             board,
             metrics,
+            line: Line::default(),
             gangs: Arc::default(),
             closing: AtomicBool::new(false),
         }

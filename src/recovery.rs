@@ -12,13 +12,13 @@ use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorCell;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{self, Catalogue};
 use crate::dispatch::Dispatch;
 use crate::engine::{Effect, Event, GangAct, GangRef, Place, Replay, Resume, Rules, Shard};
 use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{ClaimId, Fence, HASH_VERSION, Millis, PoolName, PoolSpec, Seq};
+use crate::model::{ClaimId, ClaimSpec, Fence, HASH_VERSION, Millis, PoolName, PoolSpec, Quota, Seq};
 use crate::ownership;
 use crate::pools::Pool;
 use crate::row::{self, Frames, PoolRow, RowKind};
@@ -97,7 +97,12 @@ pub async fn recover(
     let (at, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
-    for row in rows.values() {
+    for row in rows.quotas.values() {
+        let quota: Quota = serde_json::from_str(&row.quota_json)
+            .map_err(|e| StoreError::Unusable(format!("the catalogue's quota of {}: {e}", row.name)))?;
+        dispatch.keys.tenants.set_quota(&row.name, Some(quota));
+    }
+    for row in rows.pools.values() {
         let (name, spec) = describe(row).map_err(StoreError::Unusable)?;
         let pool = make_pool(dispatch, row.uid, name, spec);
         dispatch.pools.insert(&pool);
@@ -107,7 +112,9 @@ pub async fn recover(
             pools.push(pool);
         }
     }
-    let catalogue = Catalogue::new(&dispatch.journal, at, rows);
+    // By name from now on: an id is that of a row only.
+    let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
+    let catalogue = Catalogue::new(&dispatch.journal, at, catalogue::Rows { quotas, ..rows });
     let shards = pools.iter().flat_map(|pool| pool.ports.iter().map(|port| (Arc::clone(pool), Arc::clone(port))));
     let shards: Vec<_> = shards.collect();
     let mut found = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
@@ -183,15 +190,15 @@ fn describe(row: &PoolRow) -> Result<(PoolName, PoolSpec), String> {
     Ok((name, spec))
 }
 
-async fn read_catalogue(dispatch: &Dispatch) -> Result<(u64, BTreeMap<u64, PoolRow>), StoreError> {
+async fn read_catalogue(dispatch: &Dispatch) -> Result<(u64, catalogue::Rows), StoreError> {
     /// The rows, and the first thing that was wrong with one.
-    type Read = (BTreeMap<u64, PoolRow>, Option<String>);
+    type Read = (catalogue::Rows, Option<String>);
     let read: Arc<Mutex<Read>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
         let mut read = into.lock().unwrap_or_else(PoisonError::into_inner);
         for frame in Frames::new(frames) {
-            if let Err(wrong) = take_pool(&mut read.0, frame) {
+            if let Err(wrong) = take_row(&mut read.0, frame) {
                 read.1.get_or_insert(wrong);
             }
         }
@@ -205,18 +212,22 @@ async fn read_catalogue(dispatch: &Dispatch) -> Result<(u64, BTreeMap<u64, PoolR
     }
 }
 
-fn take_pool(rows: &mut BTreeMap<u64, PoolRow>, frame: Result<row::RowFrame<'_>, row::RowError>) -> Result<(), String> {
+fn take_row(rows: &mut catalogue::Rows, frame: Result<row::RowFrame<'_>, row::RowError>) -> Result<(), String> {
     let frame = frame.map_err(|e| e.to_string())?;
-    let uid: u64 = frame.id.parse().map_err(|_| format!("a pool's row has the id {:?}", frame.id))?;
     match (frame.kind, frame.body) {
-        (RowKind::Pool, Some(body)) => {
-            rows.insert(uid, row::pool(frame.id, body).map_err(|e| e.to_string())?);
+        (RowKind::Pool, body) => {
+            let uid: u64 = frame.id.parse().map_err(|_| format!("a pool's row has the id {:?}", frame.id))?;
+            match body {
+                Some(body) => drop(rows.pools.insert(uid, row::pool(frame.id, body).map_err(|e| e.to_string())?)),
+                None => drop(rows.pools.remove(&uid)),
+            }
         }
-        (RowKind::Pool, None) => {
-            rows.remove(&uid);
+        (RowKind::Quota, Some(body)) => {
+            rows.quotas.insert(frame.id.to_owned(), row::quota(frame.id, body).map_err(|e| e.to_string())?);
         }
+        (RowKind::Quota, None) => drop(rows.quotas.remove(frame.id)),
         (RowKind::Worker | RowKind::Shard | RowKind::Gang, _) => {
-            return Err(format!("a shard's row {:?} among the pools", frame.id));
+            return Err(format!("a shard's row {:?} in the catalogue", frame.id));
         }
     }
     Ok(())
@@ -294,7 +305,8 @@ fn settle_gangs(dispatch: &Dispatch, found: &mut [FoundShard]) -> Vec<(ShardRef,
                 // Of a gang with several members here the first brings all.
                 shard.on(Event::Gang { id: gang.id, act: GangAct::Commit, to: () }, now_ms, &mut Vec::new());
             } else if unread.contains(&home) {
-                dispatch.keys.recover_unreadable(id, place.fence);
+                let spec = shard.grant(place).and_then(|grant| grant.spec);
+                dispatch.keys.recover_unreadable(id, found.port.shard, place.fence, spec);
             } else {
                 found.yields.push(place);
             }
@@ -327,24 +339,27 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
         let own = found.port.shard;
         match &found.shard {
             Ok(shard) => {
-                let mut held: HashMap<ClaimId, Place> = held_keys(shard).collect();
+                let mut held: HashMap<ClaimId, Kept> = held_keys(shard).collect();
                 if found.port.restarts() > 0 {
                     // A gang's member may be committed in the directory and not in the rows: then it stays, and whoever
                     // commits does it again.
-                    let members: HashMap<ClaimId, Place> =
-                        shard.provisional().map(|(_, id, place)| (id.clone(), place)).collect();
-                    held.extend(members.iter().map(|(id, place)| (id.clone(), *place)));
+                    let members: HashMap<ClaimId, Kept> = shard
+                        .provisional()
+                        .map(|(_, id, place)| (id.clone(), (place, shard.grant(place).and_then(|grant| grant.spec))))
+                        .collect();
+                    held.extend(members.clone());
                     dispatch.keys.rebind(|shard| shard == own, &mut held);
                     held.retain(|id, _| !members.contains_key(id));
                 }
-                let enter = |(id, place)| dispatch.keys.recover(id, Hold { shard: own, place });
+                let enter = |(id, (place, spec))| dispatch.keys.recover(id, Hold { shard: own, place }, spec);
                 losers.extend(held.into_iter().filter_map(enter));
             }
             Err((_, readable)) => {
                 if found.port.restarts() > 0 {
                     dispatch.keys.rebind(|shard| shard == own, &mut HashMap::new());
                 }
-                let enter = |(id, place): (ClaimId, Place)| dispatch.keys.recover_unreadable(id, place.fence);
+                let enter =
+                    |(id, (place, spec)): (ClaimId, Kept)| dispatch.keys.recover_unreadable(id, own, place.fence, spec);
                 losers.extend(held_keys(readable).filter_map(enter));
             }
         }
@@ -396,9 +411,12 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
 }
 
 /// What the directory must know of a shard that is about to serve.
-fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Place)> {
-    shard.list_claims(0).map(|(_, id, grant)| (id, grant.place))
+fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Kept)> {
+    shard.list_claims(0).map(|(_, id, grant)| (id, (grant.place, grant.spec)))
 }
+
+/// A held claim, and what it keeps of its request.
+type Kept = (Place, Option<Arc<ClaimSpec>>);
 
 /// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with its record.
 fn yield_claims(shard: &mut Shard, places: impl Iterator<Item = Place>, now_ms: Millis) -> VecDeque<(Seq, ClaimId)> {

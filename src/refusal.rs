@@ -4,6 +4,8 @@
 
 use std::borrow::Cow;
 
+use crate::model::Counted;
+
 /// An outcome that is not success.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -57,6 +59,8 @@ pub enum What {
     Worker,
     /// No claim under that key.
     Claim,
+    /// No quota was set under that name.
+    Quota,
 }
 
 impl std::fmt::Display for What {
@@ -65,6 +69,7 @@ impl std::fmt::Display for What {
             Self::Pool => "pool",
             Self::Worker => "worker",
             Self::Claim => "claim",
+            Self::Quota => "quota",
         })
     }
 }
@@ -80,6 +85,8 @@ pub enum Exhausted {
     NodeLocality,
     /// No pool has the class or the labels that the request asks for.
     NoEligiblePool,
+    /// The tenant would hold more of this than its quota allows.
+    Quota(Counted),
 }
 
 impl Exhausted {
@@ -90,6 +97,7 @@ impl Exhausted {
             Self::Pool | Self::Worker => "pool_exhausted",
             Self::NodeLocality => "node_locality",
             Self::NoEligiblePool => "no_eligible_pool",
+            Self::Quota(_) => "quota",
         }
     }
 }
@@ -101,6 +109,10 @@ impl std::fmt::Display for Exhausted {
             Self::Worker => "the claim's worker has not as much left; release the claim and take it anew elsewhere",
             Self::NodeLocality => "a worker is free, but none on a node that the request requires",
             Self::NoEligiblePool => "no pool has the class and the labels that the request asks for",
+            Self::Quota(Counted::Claims) => "the tenant's quota of claims is used up",
+            Self::Quota(Counted::Cpu) => "the tenant's quota of cpu_milli is used up",
+            Self::Quota(Counted::Memory) => "the tenant's quota of memory_bytes is used up",
+            Self::Quota(Counted::Gpu) => "the tenant's quota of gpu_milli is used up",
         })
     }
 }
@@ -146,6 +158,10 @@ impl std::fmt::Display for Unavailable {
 }
 
 impl Refusal {
+    /// The key is being waited for by another request.
+    pub const WAITED_FOR: Self =
+        Self::State(Cow::Borrowed("another request waits for this key; retry with wait_ms to wait with it"));
+
     /// A wrong request.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }

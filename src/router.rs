@@ -20,7 +20,7 @@ use crossbeam::utils::CachePadded;
 use crate::engine::fit::{Most, Sum};
 
 pub use self::rooms::{Budget, Rooms};
-use crate::model::{Capacity, Mode};
+use crate::model::{Capacity, Mode, Usage};
 use crate::shard::Visited;
 
 /// Entries of a pool's memory of affinities: 256 KiB, made at the first grant.
@@ -42,6 +42,8 @@ pub struct Board {
     loads: Box<[CachePadded<Load>]>,
     /// `tag << 16 | shard + 1` by affinity hash.
     hints: OnceLock<Box<[AtomicU32]>>,
+    /// By shard: what its workers have in all: how many there are, cores, memory, thousandths of cards.
+    totals: Box<[[AtomicU64; 4]]>,
     /// By shard: the distinct capacities of its workers, busy ones too; none: too many to tell.
     capacities: Box<[ArcSwapOption<Vec<Capacity>>]>,
 }
@@ -56,6 +58,7 @@ impl Board {
             rooms: (mode == Mode::Shared).then(|| Rooms::new(shards)),
             loads: std::iter::repeat_with(CachePadded::default).take(shards.into()).collect(),
             hints: OnceLock::new(),
+            totals: std::iter::repeat_with(Default::default).take(shards.into()).collect(),
             capacities: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
         }
     }
@@ -111,6 +114,20 @@ impl Board {
         self.capacities[shard as usize].store(capacities.map(std::sync::Arc::new));
     }
 
+    /// Shard `shard` says what its workers have in all.
+    pub fn publish_total(&self, shard: u16, total: &Usage) {
+        for (cell, amount) in self.totals[shard as usize].iter().zip(total.each()) {
+            cell.store(amount, Ordering::Relaxed);
+        }
+    }
+
+    /// What the pool's workers have in all; as many claims as there are workers.
+    #[must_use]
+    pub fn total(&self) -> Usage {
+        let sum = |i: usize| self.totals.iter().map(|shard| shard[i].load(Ordering::Relaxed)).sum();
+        Usage { claims: sum(0), cpu_milli: sum(1), memory_bytes: sum(2), gpu_milli: sum(3) }
+    }
+
     /// False only if there are workers, idle or not, and none has a capacity that passes: then none ever will, until
     /// others come.
     pub fn may_have(&self, passes: impl Fn(&Capacity) -> bool) -> bool {
@@ -124,6 +141,16 @@ impl Board {
             any |= !known.is_empty();
         }
         !any
+    }
+
+    /// The distinct capacities of the pool's workers, as far as its shards tell.
+    #[must_use]
+    pub fn capacities(&self) -> Vec<Capacity> {
+        let known = self.capacities.iter().filter_map(ArcSwapOption::load_full);
+        let mut all: Vec<Capacity> = known.flat_map(|shard| shard.to_vec()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Idle workers that `shard` published.

@@ -34,6 +34,8 @@ pub enum RowKind {
     Shard = 3,
     /// A committed gang whose members may still be provisional; id = its number.
     Gang = 4,
+    /// A quota of the catalogue; id = a hash of its name.
+    Quota = 5,
 }
 
 /// Why a row cannot be read.
@@ -100,6 +102,7 @@ impl<'a> Frames<'a> {
             2 => RowKind::Pool,
             3 => RowKind::Shard,
             4 => RowKind::Gang,
+            5 => RowKind::Quota,
             other => return Err(RowError::Kind(other)),
         };
         let (id, rest) = rest.split_at_checked(id_len.into()).ok_or(RowError::Truncated)?;
@@ -229,5 +232,40 @@ pub fn put_pool(out: &mut Vec<u8>, row: &PoolRow) {
 /// # Errors
 /// An unknown version, or damage.
 pub fn pool(id: &str, body: &[u8]) -> Result<PoolRow, RowError> {
+    message(id, body)
+}
+
+/// A quota as it is stored in the catalogue.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct QuotaRow {
+    /// `namespace/tenant`, or `namespace` for its tenants without their own.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The quota, as JSON, for the same reason as [`PoolRow::spec_json`].
+    #[prost(string, tag = "2")]
+    pub quota_json: String,
+}
+
+/// Id of the row of the quota of that name, which itself may be longer than a frame's id.
+fn quota_id(name: &str) -> String {
+    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(name.as_bytes()))
+}
+
+/// Writes a quota's row.
+pub fn put_quota(out: &mut Vec<u8>, row: &QuotaRow) {
+    let id = quota_id(&row.name);
+    put_frame(out, RowKind::Quota, &id, |out| row.encode(out).expect("a Vec grows as needed"));
+}
+
+/// Writes that the quota of that name is gone.
+pub fn put_no_quota(out: &mut Vec<u8>, name: &str) {
+    put_deletion(out, RowKind::Quota, &quota_id(name));
+}
+
+/// Reads a quota's row.
+///
+/// # Errors
+/// An unknown version, or damage.
+pub fn quota(id: &str, body: &[u8]) -> Result<QuotaRow, RowError> {
     message(id, body)
 }

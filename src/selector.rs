@@ -71,6 +71,12 @@ pub enum SelectorError {
 }
 
 impl Selector {
+    /// As it was given.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Reads a selector.
     ///
     /// # Errors

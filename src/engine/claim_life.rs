@@ -134,6 +134,7 @@ impl Shard {
         } else {
             self.workers.get_mut(worker).claim = NIL;
         }
+        self.raised += 1;
         let claim = self.claims.remove(place.claim);
         self.gangs.leave(place.claim);
         self.timers.cancel(place.claim);

@@ -36,6 +36,8 @@ pub struct Ledger {
     unused: Vec<u32>,
     /// Changes of which lines there are.
     version: u64,
+    /// Workers that entered or left.
+    moves: u64,
 }
 
 impl Ledger {
@@ -43,6 +45,7 @@ impl Ledger {
     pub fn enter(&mut self, capacity: &Capacity) -> u32 {
         let at = self.by_capacity.get(capacity).copied().unwrap_or_else(|| self.open(capacity));
         self.lines[at as usize].workers += 1;
+        self.moves += 1;
         at
     }
 
@@ -63,6 +66,7 @@ impl Ledger {
         let line = &mut self.lines[at as usize];
         debug_assert!(line.workers > line.held + line.barred, "only a free worker leaves the ledger");
         line.workers -= 1;
+        self.moves += 1;
         if line.workers == 0 {
             self.version += 1;
             self.by_capacity.remove(&line.capacity);
@@ -104,6 +108,11 @@ impl Ledger {
     /// Moves whenever a capacity comes or goes.
     pub const fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Moves whenever a worker enters or leaves.
+    pub const fn moves(&self) -> u64 {
+        self.moves
     }
 
     pub fn line(&self, at: u32) -> &LedgerLine {

@@ -151,6 +151,7 @@ impl Shard {
         }
         worker.bars = after;
         let (free, line) = (worker.claim == NIL, worker.line);
+        self.raised += u64::from(after == 0);
         self.barred.leave(before);
         self.barred.enter(after);
         if free && before == 0 {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use super::NIL;
 use super::effect::{Grant, WorkerLook};
 use super::event::Place;
 use super::fit::{Most, Sum};
 use super::ledger::LedgerLine;
-use super::life::Barred;
+use super::life::{Barred, bars};
 use super::shard::{Counters, Shard};
-use crate::model::{ClaimId, Millis, Seq, WorkerId};
+use crate::limits;
+use crate::model::{ClaimId, IdleWorker, Millis, Seq, Usage, WorkerId};
 
 impl Shard {
     /// Last change decided.
@@ -76,11 +78,47 @@ impl Shard {
         self.ledger.version()
     }
 
+    /// Moves whenever what the workers have in all may be another sum.
+    #[must_use]
+    pub const fn worker_changes(&self) -> u64 {
+        self.ledger.moves()
+    }
+
+    /// What the workers have in all; as many claims as there are workers.
+    #[must_use]
+    pub fn total(&self) -> Usage {
+        self.ledger.lines().fold(Usage::default(), |sum, line| {
+            let (capacity, workers) = (&line.capacity, u64::from(line.workers));
+            let cards = capacity.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(limits::CARD_MILLI));
+            sum.plus(&Usage {
+                claims: workers,
+                cpu_milli: capacity.cpu_milli.saturating_mul(workers),
+                memory_bytes: capacity.memory_bytes.saturating_mul(workers),
+                gpu_milli: cards * workers,
+            })
+        })
+    }
+
     /// A time before which [`Event::Tick`] changes nothing, if it ever will.
     #[must_use]
     pub fn next_tick_ms(&self) -> Option<Millis> {
         let tombstone = self.tombstones.front().map(|&(until, _)| until);
         [self.timers.next_ms(), self.beats.next_ms(), tombstone].into_iter().flatten().min()
+    }
+
+    /// Workers that hold nothing, at most so many: those that are only cordoned, then those that became idle first. Costs a look at
+    /// all.
+    #[must_use]
+    pub fn idle_longest(&self, limit: usize) -> Vec<IdleWorker> {
+        let cordoned = self.workers.iter_from(0).filter(|&at| {
+            let worker = self.workers.get(at);
+            let owner = bars::CORDONED | bars::DRAINING;
+            !worker.deleted && worker.claim == NIL && worker.bars & owner != 0 && worker.bars & !owner == 0
+        });
+        let cordoned = cordoned.map(|at| (at, true));
+        let idle = self.idle.oldest_first(self.workers.all()).into_iter().map(|at| (at, false));
+        let named = |(at, cordoned)| IdleWorker { id: self.workers.card(at).spec.id.clone(), cordoned };
+        cordoned.chain(idle).take(limit).map(named).collect()
     }
 
     /// What is held at `place`, without a trace.

@@ -66,7 +66,7 @@ impl Replay {
                     }
                     Err(_) => Err(format!("a gang's row has the id {:?}", frame.id)),
                 },
-                RowKind::Pool => Err("a pool's row among a shard's".into()),
+                RowKind::Pool | RowKind::Quota => Err("a row of the catalogue among a shard's".into()),
                 RowKind::Shard => match frame.body.map(row::shard) {
                     Some(Ok(head)) => {
                         self.head = head;

@@ -63,6 +63,7 @@ impl Shard {
                 shares.set_cards(place.claim, cards);
                 self.recount_room(at);
             }
+            self.raised += 1;
             self.touch(at);
         }
         if let Some(claim) = self.claims.get_mut(place) {

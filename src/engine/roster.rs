@@ -85,6 +85,7 @@ impl Shard {
         self.idle.push(self.workers.hot_mut(), at);
         self.enter_share(at, None);
         self.present += 1;
+        self.raised += 1;
         self.touch(at);
         if now_ms < self.settled_ms {
             // It may be known from before, and its registration be among what was lost.
@@ -120,6 +121,7 @@ impl Shard {
         self.workers.set_card(at, Arc::new(WorkerCard { spec }));
         self.idle.renew(self.workers.all(), at);
         self.enter_share(at, before.as_ref());
+        self.raised += 1;
         self.touch(at);
     }
 

@@ -58,6 +58,8 @@ pub struct Shard {
     pub(super) removed: Vec<WorkerId>,
     /// Where a batch of claims began: a worker that was touched since is not counted again. `Seq::MAX`: there is none.
     batch_from: Seq,
+    /// How often room came that was not there before.
+    pub(super) raised: u64,
     /// Workers that hold claims.
     pub(super) busy: usize,
     pub(super) counters: Counters,
@@ -156,6 +158,7 @@ impl Shard {
             dirty: Vec::new(),
             removed: Vec::new(),
             batch_from: Seq::MAX,
+            raised: 0,
             busy: 0,
             counters: Counters::default(),
         }
@@ -397,6 +400,12 @@ impl Shard {
     /// Claims that come until [`Self::end_batch`] came together: each worker that they use is touched once.
     pub const fn begin_batch(&mut self) {
         self.batch_from = self.seq;
+    }
+
+    /// How often room came that was not there before: claims that found none may find some now.
+    #[must_use]
+    pub const fn raised(&self) -> u64 {
+        self.raised
     }
 
     /// The batch is through.

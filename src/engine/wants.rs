@@ -107,7 +107,7 @@ impl Wants {
 }
 
 /// A set of nodes, by hash, so that most workers are told apart without a look at a name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Nodes(Box<[(u64, Arc<str>)]>);
 
 impl Nodes {
@@ -123,6 +123,11 @@ impl Nodes {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(_, name)| &**name)
     }
 
     /// Whether a worker on this node passes.

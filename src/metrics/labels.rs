@@ -38,6 +38,8 @@ label! {
         NoEligiblePool = "no_eligible_pool",
         /// No worker was large enough, busy ones included.
         Unsatisfiable = "unsatisfiable",
+        /// The tenant's quota was used up.
+        Quota = "quota",
         /// A queue was full.
         Overloaded = "overloaded",
         /// A shard was not serving.
@@ -70,6 +72,7 @@ impl ClaimOutcome {
             Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
+            Err(Refusal::Exhausted(Exhausted::Quota(_))) => Self::Quota,
             Err(Refusal::Unsatisfiable | Refusal::GangTooLarge) => Self::Unsatisfiable,
             Err(Refusal::Gang(_)) => Self::Conflict,
             Err(Refusal::Unavailable(Unavailable::Overloaded)) => Self::Overloaded,

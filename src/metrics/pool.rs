@@ -74,6 +74,10 @@ pub struct PoolMetrics {
     pub stops: Counter,
     /// `hotpool_give_backs_total`.
     pub give_backs: Counter,
+    /// `hotpool_waiters`.
+    pub waiters: Gauge,
+    /// `hotpool_wait_seconds`.
+    pub wait_seconds: Histogram,
     /// `hotpool_ledger_drift`.
     pub ledger_drift: Gauge,
     /// `hotpool_shard_restarts_total`.
@@ -127,6 +131,8 @@ impl PoolMetrics {
             adoptions: counter(ADOPTIONS),
             stops: counter(STOPS),
             give_backs: counter(GIVE_BACKS),
+            waiters: gauge(WAITERS, vec![]),
+            wait_seconds: histogram(WAIT_SECONDS),
             ledger_drift: gauge(LEDGER_DRIFT, vec![]),
             shard_restarts: counter(SHARD_RESTARTS),
         }
@@ -149,8 +155,14 @@ impl PoolMetrics {
 
     /// Sets every gauge to 0: the pool was deleted.
     pub fn zero_gauges(&self) {
-        let one =
-            [&self.workers_idle, &self.workers_busy, &self.ring_depth, &self.store_lag_seconds, &self.ledger_drift];
+        let one = [
+            &self.workers_idle,
+            &self.workers_busy,
+            &self.ring_depth,
+            &self.store_lag_seconds,
+            &self.ledger_drift,
+            &self.waiters,
+        ];
         for gauge in one.into_iter().chain(&self.workers_barred) {
             gauge.set(0.0);
         }

@@ -26,6 +26,8 @@ pub struct ClaimRequest {
     pub ttl_ms: Option<u64>,
     /// A stronger acknowledgement than the pool's; a weaker one is refused.
     pub ack: Option<Ack>,
+    /// How long it waits if there is no room, in milliseconds; 0: it does not.
+    pub wait_ms: u64,
     /// What else it asks for; none: any worker will do.
     pub ask: Option<Box<ClaimAsk>>,
 }
@@ -35,7 +37,7 @@ impl ClaimRequest {
     #[must_use]
     pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
         let affinity = affinity_hash(id.key());
-        Self { id, pools: pools.into(), affinity, reserve_ms: None, ttl_ms: None, ack: None, ask: None }
+        Self { id, pools: pools.into(), affinity, reserve_ms: None, ttl_ms: None, ack: None, wait_ms: 0, ask: None }
     }
 }
 
@@ -46,6 +48,18 @@ pub struct ClaimSpec {
     pub labels: Labels,
     /// What it asked for. In a shared pool it holds just that, in an exclusive one its whole worker.
     pub resources: Resources,
+    /// Where it comes among those that wait, and whom it may evict: 0..=1000, the highest first.
+    pub priority: u16,
+    /// A claim with a higher priority may evict it, in a pool that allows that.
+    pub preemptible: bool,
+}
+
+impl ClaimSpec {
+    /// Whether nothing of it need be kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.resources.is_empty() && self.priority == 0 && !self.preemptible
+    }
 }
 
 /// Life of a claim.

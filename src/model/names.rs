@@ -221,6 +221,12 @@ impl ClaimId {
         self.parts().2
     }
 
+    /// First and second part: whose it is. `namespace/tenant`.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        self.text().rsplit_once('/').map_or("", |(owner, _)| owner)
+    }
+
     /// Hash of the whole identity; of this process only, never stored.
     #[must_use]
     pub const fn hash64(&self) -> u64 {

@@ -125,6 +125,10 @@ pub struct PoolSpec {
     pub heartbeat_ttl_ms: u64,
     /// How far the store may lag behind before memory-acknowledged claims are refused, in milliseconds.
     pub lag_max_ms: u64,
+    /// Most claims that wait for room: 0..=1,000,000; the next is refused (`overloaded`).
+    pub waiters_max: u32,
+    /// Of them most of one tenant.
+    pub waiters_tenant_max: u32,
 }
 
 impl Default for PoolSpec {
@@ -142,6 +146,8 @@ impl Default for PoolSpec {
             releasing_ms: 60_000,
             heartbeat_ttl_ms: 60_000,
             lag_max_ms: 10_000,
+            waiters_max: 100_000,
+            waiters_tenant_max: 10_000,
         }
     }
 }
@@ -185,6 +191,11 @@ impl PoolSpec {
         check_labels(&self.labels)?;
         if self.reserve_ms > limits::RESERVE_MS_MAX {
             return Err(Refusal::invalid("reserve_ms", format!("must be at most {}", limits::RESERVE_MS_MAX)));
+        }
+        for (field, waiters) in [("waiters_max", self.waiters_max), ("waiters_tenant_max", self.waiters_tenant_max)] {
+            if waiters > limits::WAITERS_MAX {
+                return Err(Refusal::invalid(field, format!("must be at most {}", limits::WAITERS_MAX)));
+            }
         }
         let times = [
             ("releasing_ms", self.releasing_ms),

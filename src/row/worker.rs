@@ -215,12 +215,19 @@ pub struct ClaimSpecRow {
     /// What it asked for.
     #[prost(message, optional, tag = "2")]
     pub resources: Option<ResourcesRow>,
+    /// Its priority.
+    #[prost(uint32, tag = "3")]
+    pub priority: u32,
+    /// It may be evicted.
+    #[prost(bool, tag = "4")]
+    pub preemptible: bool,
 }
 
 impl From<&ClaimSpec> for ClaimSpecRow {
     fn from(spec: &ClaimSpec) -> Self {
         let resources = (!spec.resources.is_empty()).then(|| (&spec.resources).into());
-        Self { labels: spec.labels.clone(), resources }
+        let (priority, preemptible) = (spec.priority.into(), spec.preemptible);
+        Self { labels: spec.labels.clone(), resources, priority, preemptible }
     }
 }
 
@@ -229,7 +236,8 @@ impl ClaimSpecRow {
     #[must_use]
     pub fn spec(&self) -> ClaimSpec {
         let resources = self.resources.as_ref().map(Resources::from).unwrap_or_default();
-        ClaimSpec { labels: self.labels.clone(), resources }
+        let priority = u16::try_from(self.priority).unwrap_or(limits::PRIORITY_MAX).min(limits::PRIORITY_MAX);
+        ClaimSpec { labels: self.labels.clone(), resources, priority, preemptible: self.preemptible }
     }
 }
 

@@ -1,19 +1,24 @@
 //! Claims: take, look, confirm, release.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Scheduler, wait};
 use crate::ask::PoolChoice;
 use crate::choice::Start;
+use crate::dispatch::Dispatch;
 use crate::keys::{Found, Hold, ShardRef, Unstoreds};
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
-use crate::model::{Ack, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Millis, PoolName, Resources, Taken};
+use crate::model::{
+    Ack, ClaimId, ClaimRequest, ClaimState, ClaimView, Fence, Millis, PoolName, Resources, Standing, Taken,
+};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 use crate::remembered::Ended;
 use crate::shard::{Batch, ClaimAnswer, ClaimItem, Command, KeyItem, Payload, Reply, Visited};
+use crate::waiters::Wait;
 
 impl Scheduler {
     /// Takes a worker for a key, or finds what the key holds already.
@@ -25,6 +30,9 @@ impl Scheduler {
         let started_ns = self.dispatch().stopwatch();
         let (reply, answer) = Reply::one();
         let (id, pools) = (request.id.clone(), request.pools.clone());
+        // Made before the answer's end, so dropped after it: a caller that leaves is seen to be gone.
+        let _leaves = self.leaves(std::slice::from_ref(&request));
+        let (reply, answer) = (reply, answer);
         let taken = match self.item(request, started_ns, reply) {
             Ok(item) => {
                 self.dispatch().submit(item);
@@ -43,6 +51,7 @@ impl Scheduler {
             return requests.iter().map(|_| Err(refusal.clone())).collect();
         }
         let started_ns = self.dispatch().stopwatch();
+        let _leaves = self.leaves(&requests);
         let (batch, answers) = Batch::new(requests.len());
         let mut names = Vec::with_capacity(requests.len());
         let mut items = Vec::with_capacity(requests.len());
@@ -66,6 +75,18 @@ impl Scheduler {
         let pools: Vec<PoolChoice> = names.into_iter().map(|(_, pools)| pools).collect();
         self.count_batch(&pools, &taken);
         taken
+    }
+
+    /// What the key holds, or what it waits for.
+    ///
+    /// # Errors
+    /// As [`Self::get_claim`].
+    pub async fn standing(&self, id: &ClaimId) -> Result<Standing, Refusal> {
+        self.open()?;
+        match self.dispatch().waiting(id) {
+            Some(waiting) => Ok(Standing::Waiting(waiting)),
+            None => self.get_claim(id).await.map(Standing::Held),
+        }
     }
 
     /// What the key holds.
@@ -316,7 +337,7 @@ impl Scheduler {
     pub(super) fn item(&self, request: ClaimRequest, started_ns: u64, reply: Reply) -> Result<Box<ClaimItem>, Refusal> {
         let dispatch = self.dispatch();
         let start =
-            check_ttl(request.ttl_ms).and_then(|()| Start::new(&dispatch.pools.load(), &dispatch.selectors, &request));
+            check_times(&request).and_then(|()| Start::new(&dispatch.pools.load(), &dispatch.selectors, &request));
         match start {
             Err(refusal) => {
                 reply.send(Err(refusal.clone()));
@@ -329,6 +350,13 @@ impl Scheduler {
     /// A claim that begins like this.
     pub(super) fn item_of(&self, request: ClaimRequest, start: Start, started_ns: u64, reply: Reply) -> Box<ClaimItem> {
         let Start { pool, reserve_ms, durable, choice } = start;
+        let near_ms = request.ask.as_ref().map_or(0, |ask| ask.preferred_wait_ms);
+        let wait = (request.wait_ms > 0 || near_ms > 0).then(|| {
+            let now_ms = self.dispatch().clock.engine_ms();
+            let near_until_ms = if near_ms > 0 { now_ms + near_ms } else { 0 };
+            let until_ms = now_ms + request.wait_ms.max(near_ms);
+            Box::new(Wait { until_ms, near_until_ms, since_ms: 0, arrival: 0, turn: None })
+        });
         Box::new(ClaimItem {
             // Key and turn spread claims over shards without a generator of random numbers.
             salt: (request.id.hash64() ^ turn()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
@@ -344,7 +372,18 @@ impl Scheduler {
             unasked: None,
             started_ns,
             reply,
+            wait,
+            over_quota: None,
         })
+    }
+
+    /// Takes claims that wait out of their lines if their caller leaves before it is answered.
+    pub(super) fn leaves(&self, requests: &[ClaimRequest]) -> Leaves {
+        let waits = |request: &&ClaimRequest| {
+            request.wait_ms > 0 || request.ask.as_ref().is_some_and(|ask| ask.preferred_wait_ms > 0)
+        };
+        let ids = requests.iter().filter(waits).map(|request| request.id.clone()).collect();
+        Leaves { dispatch: Arc::clone(self.dispatch()), ids }
     }
 
     fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
@@ -385,6 +424,18 @@ impl Scheduler {
     }
 }
 
+/// A caller of claims that wait. Those that still do when it is dropped have nobody to tell.
+pub(super) struct Leaves {
+    dispatch: Arc<Dispatch>,
+    ids: Vec<ClaimId>,
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.ids.iter().for_each(|id| self.dispatch.cancel(id));
+    }
+}
+
 /// Another number for every claim of a thread.
 fn turn() -> u64 {
     thread_local! {
@@ -393,7 +444,15 @@ fn turn() -> u64 {
     TURN.with(|turn| turn.replace(turn.get() + 1))
 }
 
-pub(super) fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
+/// Checks the times of a request that no pool bounds.
+pub(super) fn check_times(request: &ClaimRequest) -> Result<(), Refusal> {
+    if request.wait_ms > limits::WAIT_MS_MAX {
+        return Err(Refusal::invalid("wait_ms", format!("must be at most {}", limits::WAIT_MS_MAX)));
+    }
+    check_ttl(request.ttl_ms)
+}
+
+fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
     match ttl_ms {
         Some(ms) if ms == 0 || ms > limits::TTL_MS_MAX => {
             Err(Refusal::invalid("ttl_ms", format!("must be 1..={}", limits::TTL_MS_MAX)))

@@ -92,7 +92,7 @@ impl Scheduler {
                 continue;
             }
             let pools = dispatch.pools.load();
-            let started = super::claims::check_ttl(request.ttl_ms).and_then(|()| {
+            let started = super::claims::check_times(request).and_then(|()| {
                 Start::gang(&pools, &dispatch.selectors, request, |pool| *home.get_or_insert(of(pool, id)))
             });
             match started {
@@ -112,9 +112,10 @@ impl Scheduler {
             return requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect();
         };
         for (at, (member, item)) in members.iter_mut().zip(&mut items).enumerate() {
-            match dispatch.keys.take_vacant(&member.id) {
-                Some(ticket) => (member.ticket, item.ticket) = (ticket, ticket),
-                None => {
+            match dispatch.keys.take_member(item) {
+                Ok(()) => member.ticket = item.ticket,
+                Err(Some(over)) => drop(refusals.insert(at, Refusal::Exhausted(Exhausted::Quota(over)))),
+                Err(None) => {
                     let why = "the key is held or being claimed; a gang takes only keys that are free";
                     refusals.insert(at, Refusal::State(why.into()));
                 }
@@ -350,9 +351,12 @@ impl Scheduler {
     }
 }
 
-/// The gang with this number, at home in a shard of this pool.
+/// The gang with this number, at home in a shard of this pool; in one that serves, if any does.
 fn of(pool: &Pool, id: Fence) -> GangRef {
-    GangRef { id, pool: pool.uid, shard: (id % pool.ports.len() as u64) as u16 }
+    let shards = pool.ports.len() as u64;
+    let from_it = (0..shards).map(|step| ((id + step) % shards) as u16);
+    let serves = |shard: &u16| pool.ports[*shard as usize].state() == ShardState::Serving;
+    GangRef { id, pool: pool.uid, shard: from_it.clone().find(serves).unwrap_or((id % shards) as u16) }
 }
 
 fn refused(members: usize, mut refusals: BTreeMap<usize, Refusal>) -> Outcomes {

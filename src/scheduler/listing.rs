@@ -15,6 +15,12 @@ use crate::shard::{ClaimSieve, Command, Payload, Reply};
 const ASKS_MAX: usize = 256;
 
 impl Scheduler {
+    /// Claims that wait for room in the pool; 0 if there is no such pool.
+    #[must_use]
+    pub fn waiting(&self, pool: &PoolName) -> usize {
+        self.dispatch().pools.load().get(pool).map_or(0, |pool| pool.line.waiting())
+    }
+
     /// Pools by name, from the one after `token` on.
     ///
     /// # Errors

@@ -4,10 +4,12 @@
 //! without it: dropping the future of a call leaves nothing pending, and a claim that nobody is told of is given back.
 
 mod claims;
+mod demand;
 mod explain;
 mod gangs;
 mod listing;
 mod pools;
+mod quotas;
 mod workers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +37,7 @@ use crate::remembered::Remembered;
 use crate::selector::Selectors;
 use crate::shard::Supervisor;
 use crate::store::{SharedStore, StoreError};
+use crate::waiters::Waiters;
 
 /// How often the ceiling of fences is looked at.
 const CEILING_EVERY: Duration = Duration::from_secs(1);
@@ -100,6 +103,7 @@ impl Scheduler {
     pub fn with_clock(store: SharedStore, settings: Settings, clock: Clock) -> Self {
         let dispatch = Dispatch {
             keys: Keys::default(),
+            waiters: Waiters::default(),
             pools: Pools::default(),
             selectors: Selectors::default(),
             journal: Journal::new(store, clock.clone()),
@@ -211,6 +215,7 @@ impl Scheduler {
     pub async fn stop(&self) -> bool {
         let dispatch = &self.shared.dispatch;
         dispatch.stopping.store(true, Ordering::Release);
+        dispatch.close_lines();
         let pools: Vec<Arc<Pool>> = dispatch.pools.load().iter().cloned().collect();
         let ports = || pools.iter().flat_map(|pool| pool.ports.iter());
         for port in ports() {
@@ -306,7 +311,9 @@ impl Scheduler {
             pool.metrics.ring_depth.set(depth as f64);
             pool.metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
             pool.metrics.ledger_drift.set(drift as f64);
+            pool.metrics.waiters.set(pool.line.waiting() as f64);
         }
+        metrics().quota_waiters.set(self.shared.dispatch.quota_waiters() as f64);
         metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
@@ -366,6 +373,7 @@ impl Scheduler {
                     port.tick(now_ms);
                 }
             }
+            dispatch.tick_lines(now_ms);
         }
     }
 

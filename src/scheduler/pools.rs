@@ -146,6 +146,7 @@ impl Scheduler {
     /// Ends the shards of a pool whose deletion is in the store, then removes its row, last.
     pub(super) async fn finish_deletion(&self, pool: &Arc<Pool>) {
         pool.closing.store(true, Ordering::Release);
+        self.dispatch().close_line(pool);
         join_all(pool.ports.iter().map(|port| async move {
             let (reply, answer) = Reply::one();
             port.ask(Command::Close(reply));
@@ -165,11 +166,11 @@ impl Scheduler {
         }
     }
 
-    fn catalogue(&self) -> Result<&Arc<Catalogue>, Refusal> {
+    pub(super) fn catalogue(&self) -> Result<&Arc<Catalogue>, Refusal> {
         self.shared.catalogue.get().ok_or(Refusal::Unavailable(Unavailable::Loading))
     }
 
-    async fn stored(&self, catalogue: &Catalogue, seq: Seq) -> Result<(), Refusal> {
+    pub(super) async fn stored(&self, catalogue: &Catalogue, seq: Seq) -> Result<(), Refusal> {
         let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
         match tokio::time::timeout(limit, catalogue.stored(seq)).await {
             Ok(true) => Ok(()),

@@ -9,8 +9,9 @@ use crate::choice::Choice;
 use crate::engine::{GangAct, Place, Rules, Wants};
 use crate::keys::Ticket;
 use crate::limits;
-use crate::model::{Beat, ClaimId, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
+use crate::model::{Beat, ClaimId, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
+use crate::waiters::Wait;
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
 /// its caller still listens; so a caller that hangs up leaves nothing pending.
@@ -42,6 +43,10 @@ pub struct ClaimItem {
     pub started_ns: u64,
     /// Where the answer goes.
     pub reply: Reply,
+    /// How it waits, if it does or did. Boxed: most claims do not.
+    pub wait: Option<Box<Wait>>,
+    /// What its tenant would hold too much of, if it got its ticket in spite of that.
+    pub over_quota: Option<Counted>,
 }
 
 /// A set of shards. Most claims need only the first; the rest is allocated when that one said no.
@@ -163,6 +168,8 @@ pub enum Command {
     ListClaims(u32, usize, ClaimSieve, Reply),
     /// The shard's figures.
     Report(Reply),
+    /// Workers that hold nothing, at most so many.
+    IdleLongest(usize, Reply),
     /// What would a claim find? Nothing is taken.
     Explain(Question, Reply),
     /// Rows for a rewrite: from a cursor on, about so many bytes.

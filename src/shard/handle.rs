@@ -386,6 +386,7 @@ impl ShardPort {
             | Command::ListWorkers(_, _, reply)
             | Command::ListClaims(_, _, _, reply)
             | Command::Report(reply)
+            | Command::IdleLongest(_, reply)
             | Command::Explain(_, reply)
             | Command::Close(reply) => say(reply),
             Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::engine::{Grant, LedgerLine, NoFit, WorkerLook};
-use crate::model::{Capacity, ClaimId, Cleared, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
+use crate::model::{Capacity, ClaimId, Cleared, IdleWorker, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
 use crate::refusal::Refusal;
 
 /// What a shard says.
@@ -36,6 +36,8 @@ pub enum Payload {
     Claims(Vec<(u32, ClaimId, ClaimAnswer)>, bool),
     /// The shard's figures.
     Report(Box<ShardReport>),
+    /// Workers that hold nothing.
+    Idle(Vec<IdleWorker>),
     /// The worker that a claim would be given, or why none; no reason: none is free.
     WouldTake(Result<Arc<WorkerCard>, Option<NoFit>>),
     /// What a claim finds among some workers, and the ordinal at which to go on.
@@ -101,6 +103,11 @@ impl Batch {
         (Arc::new(Self(Mutex::new(Places { outcomes, open: len, to: Some(to) }))), answers)
     }
 
+    fn is_gone(&self) -> bool {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.to.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
     /// False: nobody listens any more.
     fn fill(&self, place: u32, outcome: Outcome) -> bool {
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +161,15 @@ impl Reply {
             Address::One(to) => to.is_closed(),
             // Whether anybody listens to a batch is seen when the answer is put there: a lock less.
             Address::Part(..) | Address::Nobody => false,
+        }
+    }
+
+    /// The same, also of a batch, at the price of its lock.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match &self.0 {
+            Address::Part(batch, _) => batch.is_gone(),
+            _ => self.is_closed(),
         }
     }
 

@@ -85,6 +85,11 @@ pub(crate) struct Running {
     /// Commands that arose from others, in this run.
     extra: VecDeque<Command>,
     effects: Vec<Effect<To>>,
+    /// Claims that must not pass those who wait.
+    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    bounced: Vec<Box<ClaimItem>>,
+    /// How often room had come when those who wait were last told.
+    raised: u64,
     /// Claims that found no room here.
     #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
     refused: Vec<Box<ClaimItem>>,
@@ -107,6 +112,8 @@ pub(crate) struct Running {
     timed: bool,
     /// Version of the ledger whose capacities are published; none yet.
     capacities: Option<u64>,
+    /// The same of the sum of what workers have.
+    counted_workers: u64,
 }
 
 impl Running {
@@ -133,6 +140,8 @@ impl Running {
             taken: Vec::with_capacity(limits::DRAIN_MAX),
             extra: VecDeque::new(),
             effects: Vec::new(),
+            bounced: Vec::new(),
+            raised: u64::MAX,
             refused: Vec::new(),
             outgoing: Vec::new(),
             waiting: VecDeque::new(),
@@ -143,6 +152,7 @@ impl Running {
             releases: 0,
             timed: false,
             capacities: None,
+            counted_workers: 0,
         };
         running.publish();
         running
@@ -216,9 +226,7 @@ impl Running {
             Command::Confirm(item) => self.on(Event::Confirm { place: item.place, to: To::Key(item) }),
             Command::Look(item) => self.on(Event::Look { place: item.place, to: To::Key(item) }),
             Command::Renew(item, ttl_ms) => self.on(Event::Renew { place: item.place, ttl_ms, to: To::Key(item) }),
-            Command::Resize(item, resources) => {
-                self.on(Event::Resize { place: item.place, resources: *resources, to: To::Key(item) });
-            }
+            Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
             Command::GiveBack(place) => self.on(Event::GiveBack { place }),
             Command::Yield(place) => self.on(Event::Yield { place }),
@@ -259,6 +267,9 @@ impl Running {
             Command::Report(reply) => {
                 let report = self.report();
                 reply.send(Ok(Payload::Report(Box::new(report))));
+            }
+            Command::IdleLongest(limit, reply) => {
+                reply.send(Ok(Payload::Idle(self.shard.idle_longest(limit))));
             }
             Command::Explain(question, reply) => {
                 let outcome = self.explain(&question);
@@ -330,6 +341,7 @@ impl Running {
         if !self.refused.is_empty() {
             self.dispatch.route_all(std::mem::take(&mut self.refused));
         }
+        self.look_at_line();
         let mut outgoing = std::mem::take(&mut self.outgoing);
         for answer in outgoing.drain(..) {
             if self.may_leave(&answer) {
@@ -346,11 +358,30 @@ impl Running {
         // What could not leave was given back: those rows go too. No answer comes of them.
         if self.hand_over() {
             self.publish();
+            self.look_at_line();
         }
         self.count();
         let answers = self.waiting.front().map(|answer| answer.until_ms);
         let blocked = (!self.blocked.is_empty()).then_some(self.now_ms + 1);
         self.port.set_next_tick([self.shard.next_tick_ms(), answers, blocked].into_iter().flatten().min());
+    }
+
+    /// Room that came, and is published, is for those who wait; so is what came in and must not pass them.
+    fn look_at_line(&mut self) {
+        let line = &self.pool.line;
+        let raised = std::mem::replace(&mut self.raised, self.shard.raised()) != self.shard.raised();
+        if raised && line.is_waited_in() {
+            line.retry();
+        }
+        for item in std::mem::take(&mut self.bounced) {
+            self.dispatch.queue_up(&self.pool, item);
+        }
+        if line.waiting() > 0 && line.is_unsettled() {
+            self.dispatch.pump(&self.pool);
+        }
+        if raised {
+            self.dispatch.pump_quotas();
+        }
     }
 
     fn hand_over(&mut self) -> bool {
@@ -374,6 +405,10 @@ impl Running {
                 self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
             self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+        }
+        if self.counted_workers != self.shard.worker_changes() {
+            self.counted_workers = self.shard.worker_changes();
+            self.pool.board.publish_total(self.port.shard.shard, &self.shard.total());
         }
         self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.busy());
         if let Some(left) = self.shard.rooms() {

@@ -172,7 +172,7 @@ fn add(shard: &mut ShardContents, kind: RowKind, id: &str, body: &[u8], rows: bo
             }
         }
         RowKind::Shard => shard.fence_max = row::shard(body)?.fence_max,
-        RowKind::Pool | RowKind::Gang => {}
+        RowKind::Pool | RowKind::Gang | RowKind::Quota => {}
     }
     Ok(())
 }

@@ -78,7 +78,8 @@ impl Ask {
             selector: self.selector.map(|at| Arc::new(Selector::parse(SELECTORS[at].0).unwrap())),
             nodes: Nodes::new(self.nodes.iter().map(|&node| node.into())),
             worker: self.worker.as_ref().map(|id| WorkerId::new(id).unwrap()),
-            spec: (self.slots > 0).then(|| Arc::new(ClaimSpec { labels: Labels::from([label]), resources })),
+            spec: (self.slots > 0)
+                .then(|| Arc::new(ClaimSpec { labels: Labels::from([label]), resources, ..ClaimSpec::default() })),
             cards: CardFilter::Any,
             gang: None,
             must_match: self.must_match,

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use super::proto;
 use super::proto::take_claim_request::Candidates;
 use crate::api::http::json::{
-    ClaimBody, HeartbeatBody, HolderBody, NamedBodies, NamedBody, NodeBody, Phase, TENANT_DEFAULT, Text, WorkerBody,
+    ClaimBody, HeartbeatBody, HolderBody, NamedBodies, NamedBody, NodeBody, Phase, TENANT_DEFAULT, Text, ThenWaitBody,
+    WorkerBody,
 };
 use crate::api::http::read::{List, Texts};
 use crate::api::outcome::Failure;
@@ -26,16 +27,6 @@ fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Res
         return Err(Failure::invalid(field, format!("at most {MAX} items")));
     }
     Ok(Texts(values.iter().map(|value| text(value)).collect()))
-}
-
-/// A field or a value that later versions have.
-fn not_built(field: &'static str) -> Failure {
-    Failure::invalid(field, "is not built in this version")
-}
-
-/// Refuses `field` if it is set.
-fn refuse(field: &'static str, set: bool) -> Result<(), Failure> {
-    if set { Err(not_built(field)) } else { Ok(()) }
 }
 
 /// The value of an enumeration, or that there is no such value.
@@ -73,8 +64,7 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
         priority,
         preemptible,
     } = request;
-    refuse("priority", priority.is_some())?;
-    refuse("preemptible", preemptible.is_some())?;
+    let priority = priority.map(|priority| u64::try_from(priority).unwrap_or(u64::MAX));
     let (mut pool, mut pools, mut pool_selector) = (None, None, None);
     match candidates {
         None => {}
@@ -83,10 +73,12 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
         Some(Candidates::PoolSelector(selector)) => pool_selector = Some(text(selector)),
     }
     let node = node.as_ref().map(|node| {
-        refuse("node.preferred_then_wait", node.preferred_then_wait.is_some())?;
+        let then_wait = node.preferred_then_wait.as_ref().map(|wait| {
+            Ok::<_, Failure>(ThenWaitBody { nodes: texts("node.preferred_then_wait.nodes", &wait.nodes)?, ms: wait.ms })
+        });
         let (required, preferred) =
             (texts("node.required", &node.required)?, texts("node.preferred", &node.preferred)?);
-        Ok::<_, Failure>(NodeBody { required, preferred, preferred_then_wait: None })
+        Ok::<_, Failure>(NodeBody { required, preferred, preferred_then_wait: then_wait.transpose()? })
     });
     let body = ClaimBody {
         namespace: text(namespace),
@@ -107,8 +99,8 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, F
         must_match: *must_match,
         labels: labels.clone(),
         wait_ms: *wait_ms,
-        priority: None,
-        preemptible: None,
+        priority,
+        preemptible: preemptible.unwrap_or(false),
     };
     body.request()
 }
@@ -252,10 +244,10 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         releasing_ms,
         heartbeat_ttl_ms,
         waiters_max,
+        waiters_tenant_max,
         spare_gpu_workers,
         typical_requests,
     } = spec;
-    refuse("waiters_max", waiters_max.is_some())?;
     let typical = typical_requests.into_iter().enumerate().map(|(i, kind)| {
         let proto::TypicalRequest { cpu_milli, gpu, weight } = kind;
         let field = format!("typical_requests[{i}].gpu");
@@ -287,6 +279,9 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         heartbeat_ttl_ms: heartbeat_ttl_ms.unwrap_or(default.heartbeat_ttl_ms),
         spare_gpu_workers: spare_gpu_workers.unwrap_or(default.spare_gpu_workers),
         typical_requests: typical.collect::<Result<_, Failure>>()?,
+        waiters_max: waiters_max.map_or(default.waiters_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
+        waiters_tenant_max: waiters_tenant_max
+            .map_or(default.waiters_tenant_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
     };
     spec.check()?;
     Ok(spec)

@@ -210,6 +210,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             lag_max_ms,
             spare_gpu_workers,
             typical_requests,
+            waiters_max,
+            waiters_tenant_max,
         } = spec;
         let mode = match mode {
             Mode::Exclusive => proto::Mode::Exclusive,
@@ -242,9 +244,10 @@ impl From<&PoolSpec> for proto::PoolSpec {
             class: class.clone(),
             reserve_ms: Some(*reserve_ms),
             lag_max_ms: Some(*lag_max_ms),
+            waiters_max: Some((*waiters_max).into()),
+            waiters_tenant_max: Some((*waiters_tenant_max).into()),
             releasing_ms: Some(*releasing_ms),
             heartbeat_ttl_ms: Some(*heartbeat_ttl_ms),
-            waiters_max: None,
             spare_gpu_workers: Some(*spare_gpu_workers),
             typical_requests: typical.collect(),
         }

@@ -1,10 +1,13 @@
 //! Claims, and what is asked about held ones: how each becomes an event, and what the engine says an outcome.
 
+use std::sync::Arc;
+
 use super::{Running, To, refusal};
 use crate::engine::{Answer, Event, Grant, Place};
 use crate::keys::{Hold, Unstoreds};
 use crate::limits;
-use crate::refusal::{Refusal, Unavailable};
+use crate::model::{ClaimSpec, Resources};
+use crate::refusal::{Exhausted, Refusal, Unavailable};
 use crate::shard::command::{ClaimItem, Command, KeyItem};
 use crate::shard::reply::{ClaimAnswer, Payload};
 
@@ -12,6 +15,9 @@ impl Running {
     pub(super) fn claim(&mut self, item: Box<ClaimItem>) {
         if item.reply.is_closed() {
             return self.dispatch.give_up(item, Refusal::DeadlineExceeded);
+        }
+        if self.must_queue(&item) {
+            return self.bounced.push(item);
         }
         if let Some(why) = self.overload(item.durable) {
             return self.dispatch.give_up(item, Refusal::Unavailable(why));
@@ -26,6 +32,31 @@ impl Running {
         let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants().cloned());
         let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
         self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, to: To::Claim(item) });
+    }
+
+    /// Whether others wait who may have a better right to what is there.
+    fn must_queue(&self, item: &ClaimItem) -> bool {
+        let line = &self.pool.line;
+        line.waiting() > 0 && item.turn().is_none() && (self.shard.raised() != self.raised || line.is_unsettled())
+    }
+
+    /// The claim holds as much as is said now, if its worker has that and its tenant's quota allows it.
+    pub(super) fn resize(&mut self, item: KeyItem, resources: Resources) {
+        let KeyItem { id, place, .. } = &item;
+        let (id, place) = (id.clone(), *place);
+        let asked = Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() });
+        let before = match self.dispatch.keys.resize(&id, place.fence, Some(Arc::clone(&asked))) {
+            Ok(before) => before,
+            Err(over) => {
+                let unstored = self.unstored(&id);
+                return self.answer(item.reply, Err(Refusal::Exhausted(Exhausted::Quota(over))), unstored, None);
+            }
+        };
+        self.on(Event::Resize { place, resources, to: To::Key(item) });
+        let holds = self.shard.grant(place).and_then(|grant| grant.spec);
+        if holds.is_none_or(|spec| spec.resources != asked.resources) {
+            self.dispatch.keys.unresize(&id, place.fence, before);
+        }
     }
 
     /// Why this shard takes no claim at present: the store is too far behind.
@@ -49,7 +80,7 @@ impl Running {
             }
             Answer::Granted(grant) => {
                 let hold = Hold { shard: self.port.shard, place: grant.place };
-                let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold);
+                let (joined, unstored) = self.dispatch.keys.hold(&item.id, item.ticket, hold, grant.spec.as_ref());
                 self.dispatch.remembered.forget(&item.id);
                 self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, grant.place)));
                 if grant.cards.is_none() {
@@ -57,6 +88,11 @@ impl Running {
                 }
                 if item.started_ns > 0 {
                     self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
+                }
+                if item.has_waited() {
+                    self.pool.line.served(self.now_ms);
+                    let waited_ms = self.now_ms.saturating_sub(item.waited().1);
+                    self.pool.metrics.wait_seconds.record(waited_ms as f64 / 1e3);
                 }
                 let made = Some(grant.place);
                 self.answer_claim(*item, grant, true, unstored, made);

@@ -19,7 +19,8 @@ impl Running {
     pub(super) fn committed(&mut self, id: &ClaimId, place: Place) {
         let Some(&ticket) = self.members.0.get(id) else { return };
         let hold = Hold { shard: self.port.shard, place };
-        let (joined, unstored) = self.dispatch.keys.commit(id, ticket, hold);
+        let spec = self.shard.grant(place).and_then(|grant| grant.spec);
+        let (joined, unstored) = self.dispatch.keys.commit(id, ticket, hold, spec.as_ref());
         self.members.1.extend(unstored);
         self.dispatch.remembered.forget(id);
         self.created += 1;

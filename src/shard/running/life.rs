@@ -88,7 +88,8 @@ impl Running {
         };
         let (_, ticket) = self.tickets.swap_remove(at);
         let hold = Hold { shard: self.port.shard, place };
-        let (joined, _) = self.dispatch.keys.hold(id, ticket, hold);
+        let spec = self.shard.grant(place).and_then(|grant| grant.spec);
+        let (joined, _) = self.dispatch.keys.hold(id, ticket, hold, spec.as_ref());
         self.dispatch.remembered.forget(id);
         self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, place)));
     }

@@ -117,8 +117,8 @@ fn put_rows(cmd: &mut Cmd, rows: &[u8]) {
 struct Field<'a>(u8, &'a str);
 
 /// Letters of the kinds of rows, by [`crate::row::RowKind`].
-const LETTERS: &[u8] = b"?wpsg";
-const _: () = assert!(LETTERS.len() == RowKind::Gang as usize + 1, "every kind has a letter");
+const LETTERS: &[u8] = b"?wpsgq";
+const _: () = assert!(LETTERS.len() == RowKind::Quota as usize + 1, "every kind has a letter");
 
 impl redis::ToRedisArgs for Field<'_> {
     fn write_redis_args<W: ?Sized + redis::RedisWrite>(&self, out: &mut W) {

@@ -1,6 +1,5 @@
 //! Claims on the wire.
 
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -61,9 +60,9 @@ pub(in crate::api) struct ClaimBody<'a> {
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api) wait_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) priority: Option<IgnoredAny>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) preemptible: Option<IgnoredAny>,
+    pub(in crate::api) priority: Option<u64>,
+    #[serde(default)]
+    pub(in crate::api) preemptible: bool,
 }
 
 /// On which nodes.
@@ -74,14 +73,22 @@ pub(in crate::api) struct NodeBody<'a> {
     pub(in crate::api) required: Texts<'a, { limits::CLAIM_NODES_MAX }>,
     #[serde(borrow, default)]
     pub(in crate::api) preferred: Texts<'a, { limits::CLAIM_NODES_MAX }>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) preferred_then_wait: Option<IgnoredAny>,
+    #[serde(borrow, default, deserialize_with = "some_object")]
+    pub(in crate::api) preferred_then_wait: Option<ThenWaitBody<'a>>,
+}
+
+/// Preferred nodes, and for how long only they will do.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct ThenWaitBody<'a> {
+    #[serde(borrow)]
+    pub(in crate::api) nodes: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) ms: Millis,
 }
 
 impl ClaimBody<'_> {
     /// Checks every name.
     pub(in crate::api) fn request(self) -> Result<ClaimRequest, Failure> {
-        self.refuse_what_is_not_built()?;
         let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
         let mut made = [0; _];
         let key = match &self.key {
@@ -99,22 +106,9 @@ impl ClaimBody<'_> {
             reserve_ms: self.reserve_ms,
             ttl_ms: self.ttl_ms,
             ack: self.ack,
+            wait_ms: self.wait_ms.unwrap_or(0),
             ask: self.ask()?,
         })
-    }
-
-    fn refuse_what_is_not_built(&self) -> Result<(), Failure> {
-        let waits = self.node.as_ref().is_some_and(|node| node.preferred_then_wait.is_some());
-        let asked = [
-            ("wait_ms", self.wait_ms.is_some_and(|ms| ms > 0)),
-            ("priority", self.priority.is_some()),
-            ("preemptible", self.preemptible.is_some()),
-            ("node.preferred_then_wait", waits),
-        ];
-        match asked.into_iter().find(|&(_, asked)| asked) {
-            Some((field, _)) => Err(Failure::invalid(field, "is not built in this version")),
-            None => Ok(()),
-        }
     }
 
     /// Exactly one of the three ways to name pools.
@@ -145,13 +139,23 @@ impl ClaimBody<'_> {
 
     /// What it asks beyond any worker, if anything.
     fn ask(self) -> Result<Option<Box<ClaimAsk>>, Failure> {
-        let Self { class, resources, selector, node, worker, must_match, labels, .. } = self;
+        let Self { class, resources, selector, node, worker, must_match, labels, priority, preemptible, .. } = self;
+        let priority = u16::try_from(priority.unwrap_or(0)).unwrap_or(u16::MAX);
         let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
-        if !asks && !must_match && labels.is_empty() {
+        if !asks && !must_match && !preemptible && priority == 0 && labels.is_empty() {
             return Ok(None);
         }
         let text = |text: Text<'_>| text.0.into_owned();
-        let (required, preferred) = node.map_or_else(Default::default, |node| (node.required, node.preferred));
+        let (required, mut preferred, then_wait) =
+            node.map_or_else(Default::default, |node| (node.required, node.preferred, node.preferred_then_wait));
+        let mut preferred_wait_ms = 0;
+        if let Some(ThenWaitBody { nodes, ms }) = then_wait {
+            if !preferred.0.is_empty() || nodes.0.is_empty() || ms == 0 {
+                let message = "needs nodes and ms, and no node.preferred beside it";
+                return Err(Failure::invalid("node.preferred_then_wait", message));
+            }
+            (preferred, preferred_wait_ms) = (nodes, ms);
+        }
         let worker = worker.map(|id| {
             let wrong = |refusal| Failure { field: Some("worker".into()), ..Failure::from(refusal) };
             WorkerId::new(&id.0).map_err(wrong)
@@ -162,7 +166,8 @@ impl ClaimBody<'_> {
             nodes_preferred: preferred.0.into_iter().map(|node| node.0.into()).collect(),
             worker: worker.transpose()?,
             class: class.map(text),
-            spec: ClaimSpec { labels, resources: resources.unwrap_or_default() },
+            preferred_wait_ms,
+            spec: ClaimSpec { labels, resources: resources.unwrap_or_default(), priority, preemptible },
             must_match,
         })))
     }

@@ -1,0 +1,113 @@
+//! Quotas: put, look, take away. Kept in the catalogue, so as durable as a pool.
+
+use super::Scheduler;
+use crate::limits;
+use crate::model::{Page, Quota, QuotaStatus, Usage, check_name};
+use crate::refusal::{Refusal, What};
+
+impl Scheduler {
+    /// Sets the quota of a tenant; without one, that of all tenants of the namespace that have none of their own. True: there was
+    /// none. From then on nothing over it is admitted; what is held stays. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field; `State` past the most quotas of a service.
+    pub async fn put_quota(
+        &self,
+        namespace: &str,
+        tenant: Option<&str>,
+        quota: Quota,
+    ) -> Result<(bool, QuotaStatus), Refusal> {
+        self.open()?;
+        let name = name(namespace, tenant)?;
+        quota.check()?;
+        let _one_at_a_time = self.shared.changing.lock().await;
+        let tenants = &self.dispatch().keys.tenants;
+        let before = tenants.quota(&name);
+        let created = before.is_none();
+        if created && tenants.quotas_len() >= limits::QUOTAS_MAX {
+            return Err(Refusal::State(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
+        }
+        let catalogue = self.catalogue()?;
+        let put = catalogue.put_quota(&name, Some(&quota));
+        if let Err(refusal) = self.stored(catalogue, put).await {
+            catalogue.put_quota(&name, before.as_ref());
+            return Err(refusal);
+        }
+        tenants.set_quota(&name, Some(quota));
+        self.dispatch().pump_quotas();
+        Ok((created, self.quota_status(&name)))
+    }
+
+    /// What a tenant may hold, and what it holds; without one, the quota of tenants of the namespace that have none of their own.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is none.
+    pub fn get_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<QuotaStatus, Refusal> {
+        self.open()?;
+        Ok(self.quota_status(&name(namespace, tenant)?))
+    }
+
+    /// Takes a quota away: the namespace's holds from then on, or none. Durable when it returns.
+    ///
+    /// # Errors
+    /// `NotFound` if none was set.
+    pub async fn delete_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<(), Refusal> {
+        self.open()?;
+        let name = name(namespace, tenant)?;
+        let _one_at_a_time = self.shared.changing.lock().await;
+        let before = self.dispatch().keys.tenants.quota(&name).ok_or(Refusal::NotFound(What::Quota))?;
+        let catalogue = self.catalogue()?;
+        let put = catalogue.put_quota(&name, None);
+        if let Err(refusal) = self.stored(catalogue, put).await {
+            catalogue.put_quota(&name, Some(&before));
+            return Err(refusal);
+        }
+        self.dispatch().keys.tenants.set_quota(&name, None);
+        self.dispatch().pump_quotas();
+        Ok(())
+    }
+
+    /// Quotas that were set, by name, from the one after `token` on.
+    ///
+    /// # Errors
+    /// `loading`.
+    pub fn list_quotas(&self, token: Option<&str>, limit: usize) -> Result<Page<QuotaStatus>, Refusal> {
+        self.open()?;
+        let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
+        let names = self.dispatch().keys.tenants.quotas_after(token, limit + 1);
+        let more = names.len() > limit;
+        let items: Vec<QuotaStatus> = names.iter().take(limit).map(|(name, _)| self.quota_status(name)).collect();
+        let next = more.then(|| names[limit - 1].0.clone());
+        Ok(Page { items, next })
+    }
+
+    fn quota_status(&self, name: &str) -> QuotaStatus {
+        let tenants = &self.dispatch().keys.tenants;
+        match name.split_once('/') {
+            Some((namespace, tenant)) => {
+                let (quota, source, used, waiting) = tenants.look(name);
+                let (namespace, tenant) = (namespace.to_owned(), Some(tenant.to_owned()));
+                QuotaStatus { namespace, tenant, quota, source, used, waiting }
+            }
+            None => {
+                let known = tenants.quota(name);
+                let source = if known.is_some() {
+                    crate::model::QuotaSource::Namespace
+                } else {
+                    crate::model::QuotaSource::None
+                };
+                let quota = known.unwrap_or_default();
+                let namespace = name.to_owned();
+                QuotaStatus { namespace, tenant: None, quota, source, used: Usage::default(), waiting: 0 }
+            }
+        }
+    }
+}
+
+fn name(namespace: &str, tenant: Option<&str>) -> Result<String, Refusal> {
+    check_name("namespace", namespace)?;
+    match tenant {
+        Some(tenant) => check_name("tenant", tenant).map(|()| format!("{namespace}/{tenant}")),
+        None => Ok(namespace.to_owned()),
+    }
+}

@@ -1,0 +1,491 @@
+//! How claims come into lines, get their turns, and leave.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use smallvec::SmallVec;
+
+use super::queue::Waiter;
+use super::{Line, Parked, TURN_MS, Turn, WINDOW_MS};
+use crate::dispatch::Dispatch;
+use crate::limits;
+use crate::model::{ClaimId, Millis, WaitingView};
+use crate::pools::Pool;
+use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+use crate::shard::ClaimItem;
+use crate::tenants::Tenant;
+
+/// Shares that one look brings up to date: of that many tenants, in turn.
+const SHARES_LOOKED_AT: usize = 16;
+/// Claims whose time has come that one tick deals with in one line.
+const DUE_MAX: usize = 16_384;
+
+impl Dispatch {
+    /// A claim with a ticket has nothing left to try: it waits, if it may, or is refused. Whoever joined and takes over its ticket is
+    /// returned, to be routed.
+    pub(crate) fn unplaced(&self, item: Box<ClaimItem>, refusal: Refusal) -> Option<Box<ClaimItem>> {
+        if item.turn().is_some() {
+            return self.put_back(item, &refusal);
+        }
+        let now_ms = self.clock.engine_ms();
+        let why = match refusal {
+            Refusal::Exhausted(why @ (Exhausted::Pool | Exhausted::NodeLocality | Exhausted::Quota(_))) => why,
+            // It may have been said of a claim that waits already: what could hold it may come back.
+            Refusal::Unsatisfiable if item.has_waited() => Exhausted::Pool,
+            refusal => return self.refuse(item, refusal),
+        };
+        if item.wait_until_ms() <= now_ms || self.is_stopping() {
+            return self.refuse(item, refusal);
+        }
+        self.park(item, why, now_ms)
+    }
+
+    /// Puts a claim into the lines that it may wait in.
+    fn park(&self, mut item: Box<ClaimItem>, why: Exhausted, now_ms: Millis) -> Option<Box<ClaimItem>> {
+        let map = self.pools.load_full();
+        let pools: SmallVec<[Arc<Pool>; 1]> = match why {
+            Exhausted::Quota(_) => SmallVec::new(),
+            _ => item.candidates().iter().filter_map(|&number| map.at(number)).cloned().collect(),
+        };
+        let tenant = self.keys.tenants.of(&item.id);
+        if !item.has_waited() && is_full(&pools, &tenant) {
+            return self.refuse(item, Refusal::Unavailable(Unavailable::Overloaded));
+        }
+        let due_ms = item.rest(now_ms, || self.waiters.arrive());
+        let parked = Arc::new(parked(&item, pools, tenant, why, false));
+        let (id, ticket) = (item.id.clone(), item.ticket);
+        *parked.lock() = Some(item);
+        let Some((leave, others_due)) = self.keys.park(&id, ticket, &parked) else {
+            // Somebody took the ticket away: nobody can, but then it is not ours to wait with.
+            return parked.take().and_then(|item| self.refuse(item, Refusal::DeadlineExceeded));
+        };
+        for joiner in leave {
+            joiner.reply.send(Err(Refusal::WAITED_FOR));
+        }
+        for due_ms in others_due {
+            self.wake_joiners_at(due_ms, &id);
+        }
+        self.enter_lines(&parked, due_ms);
+        if parked.lock().as_ref().is_some_and(|item| item.reply.is_gone()) {
+            self.cancel(&id);
+        }
+        for pool in &parked.pools {
+            self.pump(pool);
+        }
+        if parked.pools.is_empty() {
+            self.pump_quota(&parked.tenant);
+        }
+        None
+    }
+
+    /// A newcomer came to a shard that has something for those who wait, or may have: it is tried after those of them that go first.
+    pub(crate) fn queue_up(&self, pool: &Arc<Pool>, mut item: Box<ClaimItem>) {
+        let now_ms = self.clock.engine_ms();
+        let due_ms = item.rest(now_ms, || self.waiters.arrive()).max(now_ms + WINDOW_MS);
+        let tenant = self.keys.tenants.of(&item.id);
+        let parked = Arc::new(parked(&item, SmallVec::from_iter([Arc::clone(pool)]), tenant, Exhausted::Pool, true));
+        *parked.lock() = Some(item);
+        self.enter_lines(&parked, due_ms);
+    }
+
+    fn enter_lines(&self, parked: &Arc<Parked>, due_ms: Millis) {
+        let Parked { arrival, priority, shape, once, .. } = **parked;
+        if parked.pools.is_empty() {
+            let mut waited = self.waiters.quota_lines();
+            waited.insert(parked.tenant.number, Arc::clone(&parked.tenant));
+        }
+        for line in parked.lines() {
+            let (tenant, item) = (parked.tenant.number, Arc::clone(parked));
+            line.insert(Waiter { arrival, priority, tenant, shape, due_ms, once, item });
+        }
+    }
+
+    /// There was no room for a claim that had its turn: it goes back to its place. One that does not wait goes on to its other pools.
+    fn put_back(&self, mut item: Box<ClaimItem>, refusal: &Refusal) -> Option<Box<ClaimItem>> {
+        let Some(turn) = item.take_turn() else { return Some(item) };
+        let (parked, pool) = (Arc::clone(&turn.parked), Arc::clone(&turn.pool));
+        pool.line.fail(parked.shape, turn.generation);
+        if matches!(refusal, Refusal::Unavailable(_)) {
+            pool.line.again.store(true, Ordering::Release);
+        }
+        if parked.once {
+            drop(turn);
+            return self.go_on(item);
+        }
+        let now_ms = self.clock.engine_ms();
+        if matches!(refusal, Refusal::NotFound(_)) || parked.until_ms <= now_ms || item.reply.is_gone() {
+            drop(turn);
+            let refusal =
+                if matches!(refusal, Refusal::NotFound(_)) { refusal.clone() } else { Refusal::Exhausted(parked.why) };
+            return self.refuse(item, refusal);
+        }
+        item.rest(now_ms, || parked.arrival);
+        self.lay_down(&parked, item);
+        drop(turn);
+        if parked.skipped.swap(false, Ordering::AcqRel) {
+            // Lines that came to it meanwhile left it out.
+            for other in parked.pools.iter().filter(|other| other.number != pool.number) {
+                other.line.retry();
+                other.line.again.store(true, Ordering::Release);
+            }
+        }
+        None
+    }
+
+    /// A claim that was being tried waits again, where it stood.
+    fn lay_down(&self, parked: &Arc<Parked>, item: Box<ClaimItem>) {
+        let (id, ticket) = (item.id.clone(), item.ticket);
+        let joiners = self.keys.park(&id, ticket, parked);
+        *parked.lock() = Some(item);
+        if let Some((leave, others_due)) = joiners {
+            for joiner in leave {
+                joiner.reply.send(Err(Refusal::WAITED_FOR));
+            }
+            for due_ms in others_due {
+                self.wake_joiners_at(due_ms, &id);
+            }
+        }
+        if parked.lock().as_ref().is_some_and(|item| item.reply.is_gone()) {
+            self.cancel(&id);
+        }
+    }
+
+    /// A newcomer for which the line of its pool had nothing tries the next.
+    fn go_on(&self, mut item: Box<ClaimItem>) -> Option<Box<ClaimItem>> {
+        let pools = self.pools.load();
+        if item.leave_pool(&pools) {
+            return Some(item);
+        }
+        let refusal = item.refusal(&pools);
+        self.unplaced(item, refusal)
+    }
+
+    /// Gives turns, until one is on its way or nothing is left to try.
+    pub(crate) fn pump(&self, pool: &Arc<Pool>) {
+        loop {
+            let now_ms = self.clock.engine_ms();
+            let (parked, generation) = match self.next_turn(pool, now_ms) {
+                Next::Nobody => return,
+                Next::Settled(onces) => {
+                    for parked in onces {
+                        let Some(item) = parked.take() else { continue };
+                        parked.leave();
+                        if let Some(item) = self.go_on(item) {
+                            self.route(item);
+                        }
+                    }
+                    return;
+                }
+                Next::Turn(parked, generation) => (parked, generation),
+            };
+            let Some(mut item) = parked.take() else {
+                parked.skipped.store(true, Ordering::Release);
+                pool.line.fail(parked.shape, generation);
+                pool.line.end_turn();
+                continue;
+            };
+            item.give_turn(Turn { pool: Arc::clone(pool), parked: Arc::clone(&parked), generation });
+            if item.reply.is_gone() {
+                self.give_up(item, Refusal::DeadlineExceeded);
+                continue;
+            }
+            item.enter(pool, now_ms);
+            if !may_have_room(pool, &item) {
+                self.put_back(item, &Refusal::Exhausted(parked.why)).into_iter().for_each(|item| self.route(item));
+                continue;
+            }
+            if !parked.once {
+                self.keys.unpark(&mut item);
+                if let Some(over) = item.over_quota.take() {
+                    drop(item.take_turn());
+                    self.park(item, Exhausted::Quota(over), now_ms).into_iter().for_each(|item| self.route(item));
+                    continue;
+                }
+            }
+            self.route(item);
+        }
+    }
+
+    fn next_turn(&self, pool: &Arc<Pool>, now_ms: Millis) -> Next {
+        let line = &pool.line;
+        let mut state = line.lock();
+        if state.turn_since_ms.is_some_and(|since| now_ms < since + TURN_MS) {
+            return Next::Nobody;
+        }
+        let total = pool.board.total();
+        let from = state.looked_at;
+        for tenant in state.queue.some_tenants(from, SHARES_LOOKED_AT) {
+            state.look_at(tenant, pool.number, &total);
+            state.looked_at = tenant;
+        }
+        // Of the first the share is right before it is taken for the first.
+        for _ in 0..SHARES_LOOKED_AT {
+            let Some(first) = state.queue.next().map(|waiter| waiter.tenant) else { break };
+            state.look_at(first, pool.number, &total);
+            if state.queue.next().is_some_and(|waiter| waiter.tenant == first) {
+                break;
+            }
+        }
+        match state.queue.next().map(|waiter| Arc::clone(&waiter.item)) {
+            Some(parked) => {
+                state.turn_since_ms = Some(now_ms);
+                Next::Turn(parked, state.generation)
+            }
+            None => {
+                line.unsettled.store(false, Ordering::Release);
+                Next::Settled(state.queue.onces().cloned().collect())
+            }
+        }
+    }
+
+    /// A tenant may have room in its quota for claims of it that wait.
+    fn pump_quota(&self, tenant: &Arc<Tenant>) {
+        let line = &tenant.line;
+        let now_ms = self.clock.engine_ms();
+        if line.lock().turn_since_ms.replace(now_ms).is_some() {
+            // Whoever is at it goes on until nothing is left to try.
+            return;
+        }
+        loop {
+            let (parked, generation) = {
+                let mut state = line.lock();
+                match state.queue.next().map(|waiter| Arc::clone(&waiter.item)) {
+                    Some(parked) => (parked, state.generation),
+                    None => {
+                        state.turn_since_ms = None;
+                        return;
+                    }
+                }
+            };
+            let Some(mut item) = parked.take() else {
+                // Whoever took it is about to take it out of here too.
+                drop(line.remove(parked.arrival));
+                continue;
+            };
+            if item.reply.is_gone() {
+                parked.leave();
+                self.give_up(item, Refusal::DeadlineExceeded);
+                continue;
+            }
+            self.keys.unpark(&mut item);
+            if item.over_quota.take().is_some() {
+                line.fail(parked.shape, generation);
+                self.lay_down(&parked, item);
+                continue;
+            }
+            parked.leave();
+            self.route_anew(item, now_ms);
+        }
+    }
+
+    /// A claim that waited goes its way from the beginning.
+    fn route_anew(&self, mut item: Box<ClaimItem>, now_ms: Millis) {
+        let first = item.candidates().iter().find_map(|&number| self.pools.load().at(number).cloned());
+        match first {
+            Some(pool) => {
+                item.enter(&pool, now_ms);
+                self.route(item);
+            }
+            None => self.give_up(item, Refusal::NotFound(What::Pool)),
+        }
+    }
+
+    /// Tenants were given something back: claims that wait for their quota go on.
+    pub(crate) fn pump_quotas(&self) {
+        while let Some(tenant) = self.keys.tenants.next_freed() {
+            tenant.line.retry();
+            self.pump_quota(&tenant);
+        }
+    }
+
+    /// Time has passed: those whose time is over are refused, those who waited for preferred nodes take any.
+    pub(crate) fn tick_lines(&self, now_ms: Millis) {
+        self.pump_quotas();
+        for pool in self.pools.load_full().iter() {
+            let line = &pool.line;
+            if line.waiting() == 0 {
+                continue;
+            }
+            self.look_at_due(line, now_ms);
+            if line.again.swap(false, Ordering::AcqRel) {
+                line.retry();
+            }
+            if line.is_unsettled() {
+                self.pump(pool);
+            }
+        }
+        let waited: Vec<Arc<Tenant>> = {
+            let mut lines = self.waiters.quota_lines();
+            lines.retain(|_, tenant| tenant.line.waiting() > 0);
+            lines.values().cloned().collect()
+        };
+        for tenant in waited {
+            self.look_at_due(&tenant.line, now_ms);
+        }
+        loop {
+            let id = {
+                let mut alarms = self.waiters.joiners_due();
+                match alarms.first_entry() {
+                    Some(first) if first.key().0 <= now_ms => first.remove(),
+                    _ => break,
+                }
+            };
+            for joiner in self.keys.late_joiners(&id, now_ms) {
+                joiner.reply.send(Err(Refusal::WAITED_FOR));
+            }
+        }
+    }
+
+    /// Joiners of this key have to be looked at then.
+    pub(crate) fn wake_joiners_at(&self, due_ms: Millis, id: &ClaimId) {
+        let number = self.waiters.arrive();
+        let mut alarms = self.waiters.joiners_due();
+        alarms.insert((due_ms, number), id.clone());
+    }
+
+    fn look_at_due(&self, line: &Line, now_ms: Millis) {
+        let due: Vec<Arc<Parked>> = line.lock().queue.due(now_ms, DUE_MAX).cloned().collect();
+        for parked in due {
+            // One that has its turn is looked at when it comes back.
+            let Some(mut item) = parked.take() else { continue };
+            parked.leave();
+            if item.is_near_only() {
+                // It has waited for its preferred nodes for long enough.
+                self.keys.unpark(&mut item);
+                self.route_anew(item, now_ms);
+            } else {
+                self.give_up(item, Refusal::Exhausted(parked.why));
+            }
+        }
+    }
+
+    /// The caller of a claim that may be waiting has gone.
+    pub(crate) fn cancel(&self, id: &ClaimId) {
+        let Some(parked) = self.keys.parked(id) else { return };
+        let item = {
+            let mut slot = parked.lock();
+            if slot.as_ref().is_some_and(|item| item.reply.is_gone()) { slot.take() } else { None }
+        };
+        if let Some(item) = item {
+            parked.leave();
+            self.give_up(item, Refusal::DeadlineExceeded);
+        }
+    }
+
+    /// Claims that wait for their tenants' quotas.
+    pub(crate) fn quota_waiters(&self) -> usize {
+        self.waiters.quota_lines().values().map(|tenant| tenant.line.waiting()).sum()
+    }
+
+    /// Nobody can wait for this pool any more.
+    pub(crate) fn close_line(&self, pool: &Pool) {
+        for parked in pool.line.drain() {
+            let others = parked.pools.iter().any(|other| other.number != pool.number && !other.is_closing());
+            if !others && let Some(item) = parked.take() {
+                parked.leave();
+                self.give_up(item, Refusal::NotFound(What::Pool));
+            }
+        }
+    }
+
+    /// Nobody can wait any more: the service stops.
+    pub(crate) fn close_lines(&self) {
+        let quota: Vec<Arc<Tenant>> = {
+            let lines = self.waiters.quota_lines();
+            lines.values().cloned().collect()
+        };
+        let pools = self.pools.load_full();
+        let lines = pools.iter().map(|pool| &pool.line).chain(quota.iter().map(|tenant| &tenant.line));
+        for parked in lines.flat_map(Line::drain) {
+            if let Some(item) = parked.take() {
+                parked.leave();
+                self.give_up(item, Refusal::Unavailable(Unavailable::Stopping));
+            }
+        }
+    }
+
+    /// What a key waits for.
+    #[must_use]
+    pub(crate) fn waiting(&self, id: &ClaimId) -> Option<WaitingView> {
+        let parked = self.keys.parked(id)?;
+        let now_ms = self.clock.engine_ms();
+        let places = parked.lines().filter_map(|line| line.place(parked.arrival, now_ms));
+        let (ahead, served) = places.min().unwrap_or((0, 0));
+        let estimate_ms = (served > 0).then(|| (ahead as u64 + 1) * 2 * WINDOW_MS / served);
+        Some(WaitingView {
+            id: id.clone(),
+            pools: parked.pools.iter().map(|pool| pool.name.clone()).collect(),
+            reason: parked.why.reason(),
+            priority: parked.priority,
+            ahead: ahead as u64,
+            waited_ms: now_ms.saturating_sub(parked.since_ms),
+            left_ms: parked.until_ms.saturating_sub(now_ms),
+            estimate_ms,
+        })
+    }
+}
+
+enum Next {
+    Nobody,
+    /// There is nothing left to try; these do not wait.
+    Settled(Vec<Arc<Parked>>),
+    Turn(Arc<Parked>, u64),
+}
+
+impl super::State {
+    fn look_at(&mut self, tenant: u64, pool: u32, total: &crate::model::Usage) {
+        if let Some(known) = self.tenants.get(&tenant) {
+            let share = known.share(pool, total);
+            self.queue.set_share(tenant, share);
+        }
+    }
+}
+
+fn parked(
+    item: &ClaimItem,
+    pools: SmallVec<[Arc<Pool>; 1]>,
+    tenant: Arc<Tenant>,
+    why: Exhausted,
+    once: bool,
+) -> Parked {
+    let (arrival, since_ms) = item.waited();
+    Parked {
+        item: std::sync::Mutex::new(None),
+        arrival,
+        priority: item.spec().map_or(0, |spec| spec.priority),
+        since_ms,
+        until_ms: item.wait_until_ms(),
+        why,
+        pools,
+        tenant,
+        once,
+        shape: item.shape(matches!(why, Exhausted::Quota(_))),
+        skipped: AtomicBool::new(false),
+    }
+}
+
+/// Whether as many wait already as may.
+fn is_full(pools: &[Arc<Pool>], tenant: &Tenant) -> bool {
+    if pools.is_empty() {
+        return tenant.line.waiting() >= limits::QUOTA_WAITERS_MAX;
+    }
+    pools.iter().any(|pool| {
+        let spec = pool.spec.load();
+        pool.line.waiting() >= spec.waiters_max as usize
+            || pool.line.lock().queue.waiting_of(tenant.number) >= spec.waiters_tenant_max as usize
+    })
+}
+
+/// False only if no shard of the pool has room for the claim, whatever it settles for.
+fn may_have_room(pool: &Pool, item: &ClaimItem) -> bool {
+    if item.only_worker().is_some() {
+        return true;
+    }
+    match pool.board.rooms() {
+        None => pool.board.open_shards().next().is_some(),
+        Some(rooms) => {
+            let fits = |wants| pool.board.open_shards().any(|shard| rooms.may_fit(shard, wants));
+            item.all_wants().any(fits)
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Who is next, of those that wait. Pure: no clock, no locks.
+//!
+//! Order: priority; then the tenant with the smallest share; then arrival. Claims that ask for the same are one *shape*: if there is no
+//! room for one of them there is none for the others, so a look at the queue tries each shape once, and what fits nothing holds up
+//! nobody behind it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use crate::model::Millis;
+
+/// Shapes that one look goes past before it gives up until the next: what bounds its time.
+const SHAPES_PAST: usize = 1_024;
+
+/// When it came, among all that wait in this process; never used again.
+pub type Arrival = u64;
+
+/// A claim that waits.
+#[derive(Debug)]
+pub struct Waiter<T> {
+    /// When it came.
+    pub arrival: Arrival,
+    /// The highest goes first.
+    pub priority: u16,
+    /// Number of its tenant.
+    pub tenant: u64,
+    /// What it asks for, as a hash: equal ones fit, or do not, alike.
+    pub shape: u64,
+    /// When it is looked at in any case: it gives up, or settles for less.
+    pub due_ms: Millis,
+    /// It does not wait: if a look finds nothing for it, it is refused.
+    pub once: bool,
+    /// It.
+    pub item: T,
+}
+
+/// Place in the order: the lowest is next.
+type Rank = (Reverse<u16>, u64, Arrival);
+
+/// Those of one tenant, priority and shape, by arrival. The tenant's share is the same for all.
+#[derive(Debug, Default)]
+struct Shape {
+    /// First of each tenant and priority.
+    heads: BTreeSet<(Rank, u64)>,
+    lanes: HashMap<(u16, u64), BTreeSet<Arrival>>,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    share: u64,
+    waiting: usize,
+    /// Shape and priority of each of its lanes.
+    lanes: BTreeSet<(u64, u16)>,
+}
+
+/// Claims that wait for the same thing: a pool, or a tenant's quota.
+#[derive(Debug)]
+pub struct Queue<T> {
+    waiters: HashMap<Arrival, Waiter<T>>,
+    shapes: HashMap<u64, Shape>,
+    /// The first of each shape.
+    ranked: BTreeSet<(Rank, u64)>,
+    tenants: BTreeMap<u64, Member>,
+    due: BTreeSet<(Millis, Arrival)>,
+    /// Shapes for which there was no room when they were last tried.
+    failed: HashSet<u64>,
+    onces: BTreeSet<Arrival>,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            waiters: HashMap::new(),
+            shapes: HashMap::new(),
+            ranked: BTreeSet::new(),
+            tenants: BTreeMap::new(),
+            due: BTreeSet::new(),
+            failed: HashSet::new(),
+            onces: BTreeSet::new(),
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+
+    /// How many of a tenant wait.
+    #[must_use]
+    pub fn waiting_of(&self, tenant: u64) -> usize {
+        self.tenants.get(&tenant).map_or(0, |member| member.waiting)
+    }
+
+    /// Somebody begins to wait, or goes on.
+    pub fn insert(&mut self, waiter: Waiter<T>) {
+        let Waiter { arrival, priority, tenant, shape, due_ms, once, .. } = waiter;
+        let member = self.tenants.entry(tenant).or_default();
+        member.waiting += 1;
+        member.lanes.insert((shape, priority));
+        self.unrank(shape);
+        let of = self.shapes.entry(shape).or_default();
+        let lane = of.lanes.entry((priority, tenant)).or_default();
+        let first = lane.first().copied();
+        lane.insert(arrival);
+        let share = self.tenants[&tenant].share;
+        if first.is_none_or(|first| arrival < first) {
+            if let Some(first) = first {
+                of.heads.remove(&((Reverse(priority), share, first), tenant));
+            }
+            of.heads.insert(((Reverse(priority), share, arrival), tenant));
+        }
+        self.rank(shape);
+        self.due.insert((due_ms, arrival));
+        if once {
+            self.onces.insert(arrival);
+        }
+        self.waiters.insert(arrival, waiter);
+    }
+
+    /// It waits no longer.
+    pub fn remove(&mut self, arrival: Arrival) -> Option<Waiter<T>> {
+        let waiter = self.waiters.remove(&arrival)?;
+        let Waiter { priority, tenant, shape, due_ms, once, .. } = waiter;
+        self.unrank(shape);
+        let member = self.tenants.get_mut(&tenant).expect("a waiter has a tenant");
+        member.waiting -= 1;
+        let of = self.shapes.get_mut(&shape).expect("a waiter has a shape");
+        let lane = of.lanes.get_mut(&(priority, tenant)).expect("a waiter has a lane");
+        let was_first = lane.first() == Some(&arrival);
+        lane.remove(&arrival);
+        let next = lane.first().copied();
+        if was_first {
+            of.heads.remove(&((Reverse(priority), member.share, arrival), tenant));
+            if let Some(next) = next {
+                of.heads.insert(((Reverse(priority), member.share, next), tenant));
+            }
+        }
+        if next.is_none() {
+            of.lanes.remove(&(priority, tenant));
+            member.lanes.remove(&(shape, priority));
+        }
+        if of.lanes.is_empty() {
+            self.shapes.remove(&shape);
+            self.failed.remove(&shape);
+        } else {
+            self.rank(shape);
+        }
+        if self.tenants[&tenant].waiting == 0 {
+            self.tenants.remove(&tenant);
+        }
+        self.due.remove(&(due_ms, arrival));
+        if once {
+            self.onces.remove(&arrival);
+        }
+        Some(waiter)
+    }
+
+    fn unrank(&mut self, shape: u64) {
+        if let Some(&(rank, _)) = self.shapes.get(&shape).and_then(|of| of.heads.first()) {
+            self.ranked.remove(&(rank, shape));
+        }
+    }
+
+    fn rank(&mut self, shape: u64) {
+        if let Some(&(rank, _)) = self.shapes.get(&shape).and_then(|of| of.heads.first()) {
+            self.ranked.insert((rank, shape));
+        }
+    }
+
+    /// A tenant holds this share from now on.
+    pub fn set_share(&mut self, tenant: u64, share: u64) {
+        let Some(member) = self.tenants.get_mut(&tenant) else { return };
+        let before = std::mem::replace(&mut member.share, share);
+        if before == share {
+            return;
+        }
+        for (shape, priority) in member.lanes.clone() {
+            self.unrank(shape);
+            if let Some(of) = self.shapes.get_mut(&shape)
+                && let Some(&first) = of.lanes.get(&(priority, tenant)).and_then(BTreeSet::first)
+            {
+                of.heads.remove(&((Reverse(priority), before, first), tenant));
+                of.heads.insert(((Reverse(priority), share, first), tenant));
+            }
+            self.rank(shape);
+        }
+    }
+
+    /// Up to `limit` tenants of which some wait, from the one after `from` on, and around.
+    #[must_use]
+    pub fn some_tenants(&self, from: u64, limit: usize) -> Vec<u64> {
+        let (after, before) = (self.tenants.range(from + 1..), self.tenants.range(..=from));
+        after.chain(before).take(limit).map(|(tenant, _)| *tenant).collect()
+    }
+
+    /// The next whose shape was not tried in vain. It stays where it is.
+    #[must_use]
+    pub fn next(&self) -> Option<&Waiter<T>> {
+        let untried = |(_, shape): &&(Rank, u64)| !self.failed.contains(shape);
+        let (_, shape) = self.ranked.iter().take(SHAPES_PAST).find(untried)?;
+        let ((.., arrival), _) = self.shapes.get(shape)?.heads.first()?;
+        self.waiters.get(arrival)
+    }
+
+    /// There is no room for this shape at present.
+    pub fn fail(&mut self, shape: u64) {
+        if self.shapes.contains_key(&shape) {
+            self.failed.insert(shape);
+        }
+    }
+
+    /// There may be room for whatever there was none before.
+    pub fn retry(&mut self) {
+        self.failed.clear();
+    }
+
+    /// Those that must be looked at by now, at most so many.
+    pub fn due(&self, now_ms: Millis, limit: usize) -> impl Iterator<Item = &T> {
+        let due = self.due.iter().take_while(move |(due_ms, _)| *due_ms <= now_ms).take(limit);
+        due.filter_map(|(_, arrival)| self.waiters.get(arrival)).map(|waiter| &waiter.item)
+    }
+
+    /// Those that do not wait.
+    pub fn onces(&self) -> impl Iterator<Item = &T> {
+        self.onces.iter().filter_map(|arrival| self.waiters.get(arrival)).map(|waiter| &waiter.item)
+    }
+
+    /// How many go before this one as things stand: those with a higher priority, and of its own those whose turn comes earlier if
+    /// tenants take turns.
+    #[must_use]
+    pub fn ahead(&self, arrival: Arrival) -> Option<usize> {
+        let waiter = self.waiters.get(&arrival)?;
+        let (mut higher, mut own) = (0, 0);
+        let mut level: HashMap<u64, usize> = HashMap::new();
+        for of in self.shapes.values() {
+            for (&(priority, tenant), lane) in &of.lanes {
+                match priority.cmp(&waiter.priority) {
+                    std::cmp::Ordering::Greater => higher += lane.len(),
+                    std::cmp::Ordering::Equal if tenant == waiter.tenant => own += lane.range(..arrival).count(),
+                    std::cmp::Ordering::Equal => *level.entry(tenant).or_default() += lane.len(),
+                    std::cmp::Ordering::Less => {}
+                }
+            }
+        }
+        Some(higher + own + level.into_values().map(|waiting| waiting.min(own)).sum::<usize>())
+    }
+
+    /// All that wait, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Waiter<T>> {
+        self.waiters.values()
+    }
+
+    /// Everybody leaves.
+    pub fn drain(&mut self) -> Vec<Waiter<T>> {
+        let all = std::mem::take(self);
+        all.waiters.into_values().collect()
+    }
+}
