@@ -66,6 +66,14 @@ impl Call {
         }
     }
 
+    /// How long it may wait for room.
+    pub(super) fn wait_ms(&self) -> Millis {
+        match self {
+            Self::Claims(read) => read.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     /// Carries it out.
     pub(super) async fn run(self, scheduler: &Scheduler) -> Result<Said, Failure> {
         Ok(match self {

@@ -17,7 +17,7 @@ use std::task::Poll;
 
 use futures::FutureExt as _;
 use hashbrown::HashSet;
-use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Sleep, sleep, timeout};
@@ -31,8 +31,8 @@ use super::read::{self, Holder, Phase, shown};
 use super::session::Session;
 use crate::api::outcome::Failure;
 use crate::metrics::{RespCommand, RespEnd, RespOutcome, metrics};
-use crate::model::{ClaimId, ClaimRequest, Fence, Taken};
-use crate::refusal::Refusal;
+use crate::model::{ClaimId, ClaimRequest, Fence, Millis, Taken};
+use crate::refusal::{Refusal, Unavailable};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -137,7 +137,10 @@ impl<'a> Connection<'a> {
             Step::Write => return self.write().await,
             Step::End(end) => return Err(end),
             Step::Claim(request) => {
-                let taken = self.settle(scheduler.claim(request)).await?;
+                let taken = match request.wait_ms {
+                    0 => self.settle(scheduler.claim(request)).await?,
+                    ms => self.wait(ms, RespCommand::Claim, Box::pin(scheduler.claim(request)), stop).await?,
+                };
                 self.claimed(&[taken.unwrap_or(Err(Refusal::DeadlineExceeded))]);
             }
             Step::Release(id, fence) => {
@@ -156,7 +159,10 @@ impl<'a> Connection<'a> {
             }
             Step::Call(call) => {
                 let command = call.command();
-                let said = self.settle(Box::pin(call.run(scheduler))).await?;
+                let said = match call.wait_ms() {
+                    0 => self.settle(Box::pin(call.run(scheduler))).await?,
+                    ms => self.wait(ms, command, Box::pin(call.run(scheduler)), stop).await?,
+                };
                 match said.unwrap_or_else(|| Err(late())) {
                     Ok(said) => {
                         said.count(command);
@@ -234,15 +240,12 @@ impl<'a> Connection<'a> {
                         accept();
                         return Step::Call(call);
                     }
-                    // Alone, as most are.
-                    Ok(asked) if run.is_empty() && rest.len() == length => {
+                    // Alone, as most are. One that waits must not keep the answers of others.
+                    Ok(asked) if run.is_empty() && (rest.len() == length || asked.waits()) => {
                         accept();
                         return asked.step();
                     }
-                    Ok(asked) if !seen.insert(asked.hash()) => {
-                        drop(asked);
-                        break;
-                    }
+                    Ok(asked) if asked.waits() || !seen.insert(asked.hash()) => break,
                     Ok(asked) => {
                         accept();
                         run.push(asked);
@@ -263,6 +266,37 @@ impl<'a> Connection<'a> {
         }
         self.write().await?;
         Ok(timeout(self.shared.bounds.timeout, work).await.ok())
+    }
+
+    /// The same for what may wait for room, so long that its client may leave meanwhile, or the service stop.
+    async fn wait<T>(
+        &mut self,
+        wait_ms: Millis,
+        command: RespCommand,
+        work: Pin<Box<impl Future<Output = T>>>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<T>, End> {
+        self.write().await?;
+        // Wakes up when the client closes, and not when it sends more.
+        let left = self.stream.ready(Interest::PRIORITY);
+        let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
+        let (mut work, mut left) = (pin!(timeout(limit, work)), pin!(left));
+        let ended = poll_fn(|context| {
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(Some(done));
+            }
+            let over = left.as_mut().poll(context).is_ready() || stop.as_mut().poll(context).is_ready();
+            if over { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await;
+        match ended {
+            Some(done) => Ok(done.ok()),
+            None => {
+                // Who has left does not read it.
+                fail(command, &Unavailable::Stopping.into(), &mut self.answers);
+                Err(End::Gone)
+            }
+        }
     }
 
     fn claimed(&mut self, outcomes: &[Result<Taken, Refusal>]) {
@@ -424,6 +458,10 @@ impl Asked {
             Phase::Finish => Self::Release(holder.id, holder.fence),
             Phase::Begin => Self::Call(Call::BeginRelease(holder)),
         }
+    }
+
+    const fn waits(&self) -> bool {
+        matches!(self, Self::Claim(request) if request.wait_ms > 0)
     }
 
     /// Of its key.

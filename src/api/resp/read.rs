@@ -47,6 +47,7 @@ impl<'a> Words<'a> {
         std::str::from_utf8(word).map_err(|_| Failure::invalid(field, "must be UTF-8"))
     }
 
+    /// A number. That it is at most `max` is for whoever takes it to see, as over HTTP.
     fn number(&mut self, field: &'static str, max: u64) -> Result<u64, Failure> {
         let word = self.required(field)?;
         let add = |sum: u64, digit: &u8| {
@@ -55,8 +56,21 @@ impl<'a> Words<'a> {
         };
         let number = if word.is_empty() { None } else { word.iter().try_fold(0, add) };
         number
-            .filter(|&number| number <= max)
             .ok_or_else(|| Failure::invalid(field, format!("must be a whole number, 0..={max}, got {:?}", shown(word))))
+    }
+
+    /// How many of something follow, or there may be.
+    fn count(&mut self, field: &'static str, max: usize) -> Result<usize, Failure> {
+        let count = self.number(field, max as u64)?;
+        match usize::try_from(count) {
+            Ok(count) if count <= max => Ok(count),
+            _ => Err(Failure::invalid(field, format!("must be a whole number, 0..={max}, got {count}"))),
+        }
+    }
+
+    /// A number that is kept in 32 bits; a larger one is too large for whoever takes it.
+    fn small(&mut self, field: &'static str, max: u32) -> Result<u32, Failure> {
+        Ok(u32::try_from(self.number(field, max.into())?).unwrap_or(u32::MAX))
     }
 
     /// `ns/pool`, its parts still to be checked.
@@ -142,7 +156,7 @@ pub(super) fn claim(args: Args<'_>) -> Result<ClaimRequest, Failure> {
 /// `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
 pub(super) fn claims(args: Args<'_>) -> Result<Vec<Result<ClaimRequest, Failure>>, Failure> {
     let mut words = Words::new(args);
-    let n = words.number("n", limits::BATCH_ITEMS_MAX as u64)? as usize;
+    let n = words.count("n", limits::BATCH_ITEMS_MAX)?;
     let mut keys = Vec::new();
     let body = claim_body(&mut words, &CLAIMS, &mut keys, n)?;
     let has_affinity = body.affinity.is_some();
@@ -180,7 +194,7 @@ fn claim_body<'a>(
             Of::Keys => return Err(Failure::invalid("keys", "is given twice")),
             Of::Tenant => set(&mut body.tenant, "tenant", text(words.text("tenant")?))?,
             Of::Affinity => set(&mut body.affinity, "affinity", text(words.text("affinity")?))?,
-            Of::Wait => set(&mut body.wait_ms, "wait_ms", words.number("wait_ms", limits::AMOUNT_MAX)?)?,
+            Of::Wait => set(&mut body.wait_ms, "wait_ms", words.number("wait_ms", limits::WAIT_MS_MAX)?)?,
             Of::Ttl => set(&mut body.ttl_ms, "ttl_ms", words.number("ttl_ms", limits::TTL_MS_MAX)?)?,
             Of::Reserve => {
                 set(&mut body.reserve_ms, "reserve_ms", words.number("reserve_ms", limits::RESERVE_MS_MAX)?)?
@@ -215,8 +229,8 @@ fn cards(words: &mut Words<'_>) -> Result<GpuAsk, Failure> {
         "*" => Vec::new(),
         models => models.split(',').map(Into::into).collect(),
     };
-    let count = words.number("resources.gpu.count", u64::from(limits::GPUS_MAX))? as u32;
-    let milli = words.number("resources.gpu.milli", u64::from(limits::CARD_MILLI))? as u32;
+    let count = words.small("resources.gpu.count", limits::GPUS_MAX)?;
+    let milli = words.small("resources.gpu.milli", limits::CARD_MILLI)?;
     Ok(GpuAsk { models, count, milli })
 }
 
@@ -338,7 +352,7 @@ pub(super) fn register(args: Args<'_>) -> Result<(PoolName, Registration), Failu
             Has::Amount(of) => amounts.read(of, &mut words, "capacity")?,
             Has::Gpu => {
                 let model = words.text("capacity.gpu.model")?.into();
-                let count = words.number("capacity.gpu.count", u64::from(limits::GPUS_MAX))? as u32;
+                let count = words.small("capacity.gpu.count", limits::GPUS_MAX)?;
                 set(&mut spec.capacity.gpu, "capacity.gpu", GpuCapacity { model, count })?;
             }
             Has::Node => set(&mut spec.node, "node", words.text("node")?.into())?,
@@ -384,8 +398,8 @@ pub(super) fn heartbeat(args: Args<'_>) -> Result<(PoolName, WorkerId, Beat), Fa
             }
             Says::Seq => set(&mut seq, "seq", words.number("seq", limits::AMOUNT_MAX)?)?,
             Says::Claims => {
-                let n = words.number("claims", limits::NAMED_CLAIMS_MAX as u64)?;
-                let named = (0..n as usize).map(|number| {
+                let n = words.count("claims", limits::NAMED_CLAIMS_MAX)?;
+                let named = (0..n).map(|number| {
                     running(pool.namespace(), &mut words).map_err(|failure| failure.in_item("claims", number))
                 });
                 set(&mut claims, "claims", named.collect::<Result<Vec<_>, _>>()?)?;
@@ -415,7 +429,7 @@ pub(super) fn pools(args: Args<'_>) -> Result<(Option<String>, usize), Failure> 
     let (mut after, mut limit) = (None, None);
     while let Some(option) = words.option(&[("LIMIT", Page::Limit), ("AFTER", Page::After)])? {
         match option {
-            Page::Limit => set(&mut limit, "limit", words.number("limit", limits::PAGE_ITEMS_MAX as u64)? as usize)?,
+            Page::Limit => set(&mut limit, "limit", words.count("limit", limits::PAGE_ITEMS_MAX)?)?,
             Page::After => set(&mut after, "after", words.pool()?.as_str().to_owned())?,
         }
     }

@@ -5,10 +5,10 @@ use std::thread;
 
 use redis::Value;
 
-use super::wire::{frame, metric, text, texts, with_pool};
+use super::wire::{Wire, frame, metric, text, texts, with_pool};
 
 /// Sends all at once, and reads as many answers.
-fn all(wire: &mut super::wire::Wire, commands: &[&str]) -> Vec<String> {
+fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
     wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
     commands.iter().map(|_| text(&wire.receive())).collect()
 }
@@ -138,6 +138,50 @@ fn a_durable_pipeline_waits_for_the_store_and_keeps_its_order() {
         wire.send(&frame(&format!("RELEASE ns k{i} *")));
     }
     (0..100).for_each(|_| assert_eq!(wire.receive(), Value::Int(1)));
+}
+
+#[test]
+fn q02_a_claim_that_waits_keeps_no_answer_back_and_is_gone_with_its_client() {
+    let (_dir, _server, mut client, mut wire) = with_pool(1);
+    let address = wire.stream().peer_addr().unwrap();
+    wire.send(&[frame("CLAIM ns/warm KEY a"), frame("CLAIM ns/warm KEY b WAIT 20000"), frame("PING")].concat());
+    assert!(text(&wire.receive()).starts_with("[a "), "before the other is done");
+    let mut other = Wire::connect(address);
+    assert!(other.said("CLAIM ns/warm KEY c WAIT 30").starts_with("-NOCAPACITY pool_exhausted "));
+    other.send(&frame("CLAIM ns/warm KEY d WAIT 20000"));
+    let waiting = |client: &mut _| metric(client, r#"hotpool_waiters{pool="ns/warm"}"#);
+    while waiting(&mut client) < 2 {
+        thread::yield_now();
+    }
+    // What it sends meanwhile is no reason to stop waiting; that it leaves is.
+    other.send(&frame("PING"));
+    assert_eq!(waiting(&mut client), 2);
+    drop(other);
+    while waiting(&mut client) > 1 {
+        thread::yield_now();
+    }
+    let mut third = Wire::connect(address);
+    assert_eq!(third.said("RELEASE ns a *"), "1");
+    assert!(text(&wire.receive()).starts_with("[b "));
+    assert_eq!(text(&wire.receive()), "PONG");
+    assert_eq!(third.said("RELEASE ns b *"), "1");
+    assert!(third.said("CLAIM ns/warm KEY e").starts_with("[e "), "nobody else waits");
+    assert!(text(&third.ask("CLAIMS 2 ns/warm KEYS e f WAIT 30")).contains(" -NOCAPACITY"));
+}
+
+#[test]
+fn a_stop_does_not_wait_for_those_who_wait() {
+    let (_dir, server, mut client, mut wire) = with_pool(0);
+    wire.send(&frame("CLAIM ns/warm WAIT 60000"));
+    while metric(&mut client, r#"hotpool_waiters{pool="ns/warm"}"#) < 1 {
+        thread::yield_now();
+    }
+    drop(client);
+    let begun = std::time::Instant::now();
+    assert_eq!(server.stop().code(), Some(0));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(3));
+    assert_eq!(text(&wire.receive()), "-LOADING the service is shutting down");
+    assert_eq!(wire.rest(), "");
 }
 
 #[test]
