@@ -42,7 +42,9 @@ pub struct Config {
 pub struct Server {
     /// Address and port. Port 0 takes any free one.
     pub listen: SocketAddr,
-    /// Most connections at a time; more are closed at once.
+    /// The same for RESP.
+    pub resp_listen: RespListen,
+    /// Most connections at a time, of HTTP and gRPC and again of RESP; more are closed at once.
     pub max_connections: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
@@ -56,11 +58,39 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            resp_listen: RespListen(Some(SocketAddr::from(([127, 0, 0, 1], 7071)))),
             max_connections: 16_384,
             max_body_bytes: 8 << 20,
             request_timeout_ms: 10_000,
             insecure: false,
         }
+    }
+}
+
+/// Where RESP is served, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RespListen(pub Option<SocketAddr>);
+
+impl FromStr for RespListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text
+                .parse()
+                .map(|address| Self(Some(address)))
+                .map_err(|_| format!("must be HOST:PORT or off, got {text:?}")),
+        }
+    }
+}
+
+impl TryFrom<String> for RespListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 
@@ -272,6 +302,8 @@ impl FromStr for LogFormat {
 pub struct Overrides {
     /// `--listen`.
     pub listen: Option<SocketAddr>,
+    /// `--resp-listen`.
+    pub resp_listen: Option<RespListen>,
     /// `--store`.
     pub store: Option<StoreUrl>,
     /// `--data-dir`: of the embedded store, or of a Redis store's lock.
@@ -329,8 +361,9 @@ impl Config {
     }
 
     fn overlay(&mut self, flags: Overrides) {
-        let Overrides { listen, store, data_dir, standby, insecure, log } = flags;
+        let Overrides { listen, resp_listen, store, data_dir, standby, insecure, log } = flags;
         self.server.listen = listen.unwrap_or(self.server.listen);
+        self.server.resp_listen = resp_listen.unwrap_or(self.server.resp_listen);
         self.server.insecure |= insecure;
         self.log.format = log.unwrap_or(self.log.format);
         self.store.standby |= standby;
@@ -362,12 +395,14 @@ impl Config {
             let message = "store.wait_ms: must not be above server.request_timeout_ms, or no answer could tell of it";
             problems.push(message.to_owned());
         }
-        if !server.listen.ip().is_loopback() && !server.insecure {
-            problems.push(format!(
-                "server.listen: {} can be reached from other machines, and this version asks nobody who they are; \
-                 say --insecure (server.insecure = true) if that is meant",
-                server.listen
-            ));
+        let listens = [("listen", Some(server.listen)), ("resp_listen", server.resp_listen.0)];
+        for (key, address) in listens.into_iter().filter_map(|(key, address)| Some((key, address?))) {
+            if !address.ip().is_loopback() && !server.insecure {
+                problems.push(format!(
+                    "server.{key}: {address} can be reached from other machines, and this version asks nobody who they \
+                     are; say --insecure (server.insecure = true) if that is meant"
+                ));
+            }
         }
         problems.extend(store.problems());
         problems.extend(pools::problems(pools));

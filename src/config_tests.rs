@@ -16,9 +16,17 @@ fn the_annotated_file_says_the_defaults() {
     assert_eq!(load(Some("hotpool.toml"), &[], Overrides::default()).unwrap(), Config::default());
     // It also names every key, so that none goes undocumented.
     let text = std::fs::read_to_string(here("hotpool.toml")).unwrap();
-    for key in
-        ["listen", "max_connections", "max_body_bytes", "request_timeout_ms", "insecure", "url", "wait_ms", "format"]
-    {
+    for key in [
+        "listen",
+        "resp_listen",
+        "max_connections",
+        "max_body_bytes",
+        "request_timeout_ms",
+        "insecure",
+        "url",
+        "wait_ms",
+        "format",
+    ] {
         assert!(text.contains(&format!("\n{key} = ")), "{key}");
     }
 }
@@ -101,6 +109,7 @@ fn every_problem_is_told_at_once() {
     let environment = [
         ("HOTPOOL__SERVER__LISTEN", "nowhere"),
         ("HOTPOOL__SERVER__LISTENN", "127.0.0.1:1"),
+        ("HOTPOOL__SERVER__RESP_LISTEN", "on"),
         ("HOTPOOL__SERVER__MAX_CONNECTIONS", "0"),
         ("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1.5"),
         ("HOTPOOL__STORE__URL", "redis://127.0.0.1/x"),
@@ -111,6 +120,7 @@ fn every_problem_is_told_at_once() {
     for words in [
         "server.listen: ",
         "server.listenn: unknown field",
+        "server.resp_listen: must be HOST:PORT or off, got \"on\"",
         "server.max_connections: must be 1..=1000000, got 0",
         "server.request_timeout_ms: invalid type",
         "store.url: the database must be a number",
@@ -129,6 +139,12 @@ fn other_machines_are_served_only_when_said() {
     };
     assert!(listen("0.0.0.0:7070", false).unwrap_err().contains("--insecure"));
     assert!(listen("192.0.2.1:7070", false).is_err());
+    let resp = |text: &str| {
+        let resp_listen = Some(text.parse().unwrap());
+        load(None, &[], Overrides { resp_listen, ..Overrides::default() })
+    };
+    assert!(resp("0.0.0.0:7071").unwrap_err().contains("server.resp_listen: 0.0.0.0:7071 can be reached"));
+    assert_eq!(resp("off").unwrap().server.resp_listen, RespListen(None));
     assert!(listen("[::1]:7070", false).is_ok());
     assert!(listen("0.0.0.0:7070", true).is_ok());
 }

@@ -163,6 +163,8 @@ impl Dispatch {
             self.route_shares(&pools, shares);
             items = whole;
         }
+        // They are taken from the end, and what is left goes to those that came first.
+        items.reverse();
         while items.len() > 1 {
             let last = &items[items.len() - 1];
             let picked = if last.only_worker().is_some() { None } else { pick(&pools, last) };

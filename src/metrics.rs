@@ -161,6 +161,11 @@ definitions! {
     HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
     GRPC_REQUESTS = "hotpool_grpc_requests_total", Kind::Counter, ["method", "code"],
         "gRPC calls answered, by the status that the answer begins with.";
+    RESP_COMMANDS = "hotpool_resp_commands_total", Kind::Counter, ["command", "outcome"],
+        "Commands of RESP clients that were answered; `claims` counts each of its claims.";
+    RESP_CONNECTIONS = "hotpool_resp_connections", Kind::Gauge, [], "Open connections of RESP clients.";
+    RESP_ENDED = "hotpool_resp_connections_ended_total", Kind::Counter, ["reason"],
+        "Connections of RESP clients that the service ended, by reason.";
     HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open connections, of HTTP and gRPC.";
     HTTP_REFUSED = "hotpool_http_connections_refused_total", Kind::Counter, [],
         "Connections closed at once because too many were open.";
@@ -197,6 +202,10 @@ pub struct ProcessMetrics {
     pub fence_refusals: Counter,
     http_requests: Vec<OnceLock<Counter>>,
     grpc_requests: Vec<OnceLock<Counter>>,
+    resp_commands: Vec<OnceLock<Counter>>,
+    /// `hotpool_resp_connections`.
+    pub resp_connections: Gauge,
+    resp_ended: Vec<Counter>,
     /// `hotpool_http_connections`.
     pub http_connections: Gauge,
     /// `hotpool_http_connections_refused_total`.
@@ -210,6 +219,7 @@ impl ProcessMetrics {
     fn new() -> Self {
         let http_requests = Route::ALL.len() * (STATUSES.len() + 1);
         let grpc_requests = GrpcMethod::ALL.len() * GrpcCode::ALL.len();
+        let resp_commands = RespCommand::ALL.len() * RespOutcome::ALL.len();
         Self {
             step_rows: metrics::histogram!(STEP_ROWS),
             step_bytes: metrics::histogram!(STEP_BYTES),
@@ -235,6 +245,9 @@ impl ProcessMetrics {
             fence_refusals: metrics::counter!(FENCE_REFUSALS),
             http_requests: std::iter::repeat_with(OnceLock::new).take(http_requests).collect(),
             grpc_requests: std::iter::repeat_with(OnceLock::new).take(grpc_requests).collect(),
+            resp_commands: std::iter::repeat_with(OnceLock::new).take(resp_commands).collect(),
+            resp_connections: metrics::gauge!(RESP_CONNECTIONS),
+            resp_ended: RespEnd::ALL.iter().map(|end| metrics::counter!(RESP_ENDED, "reason" => end.word())).collect(),
             http_connections: metrics::gauge!(HTTP_CONNECTIONS),
             http_connections_refused: metrics::counter!(HTTP_REFUSED),
         }
@@ -279,6 +292,17 @@ impl ProcessMetrics {
     pub fn grpc_requests(&self, method: GrpcMethod, code: GrpcCode) -> &Counter {
         self.grpc_requests[method as usize * GrpcCode::ALL.len() + code as usize]
             .get_or_init(|| metrics::counter!(GRPC_REQUESTS, "method" => method.word(), "code" => code.word()))
+    }
+
+    /// Counter of RESP commands that were answered so.
+    pub fn resp_commands(&self, command: RespCommand, outcome: RespOutcome) -> &Counter {
+        self.resp_commands[command as usize * RespOutcome::ALL.len() + outcome as usize]
+            .get_or_init(|| metrics::counter!(RESP_COMMANDS, "command" => command.word(), "outcome" => outcome.word()))
+    }
+
+    /// Counter of RESP connections that were ended for this reason.
+    pub fn resp_ended(&self, reason: RespEnd) -> &Counter {
+        &self.resp_ended[reason as usize]
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::{Bounds, Edges, listener};
-use crate::config::{self, Config, Pool, StoreUrl};
+use crate::config::{self, Config, Pool, RespListen, Server, StoreUrl};
 use crate::metrics::{self, Exporter, InstallError};
 use crate::model::PoolName;
 use crate::refusal::Refusal;
@@ -35,10 +35,12 @@ const _: () = assert!(GRACE.as_secs() + FLUSH.as_secs() < 10);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The port is taken, or the address is not ours.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address} ({flag}): {error}")]
     Listen {
         /// Where.
         address: SocketAddr,
+        /// What says so.
+        flag: &'static str,
         /// Why.
         error: std::io::Error,
     },
@@ -63,47 +65,66 @@ pub enum StartError {
     Metrics(#[from] InstallError),
 }
 
-/// A service that holds its port and its store, and has not begun.
+/// Where a service listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTP and gRPC.
+    pub http: SocketAddr,
+    /// RESP, if it is served.
+    pub resp: Option<SocketAddr>,
+}
+
+/// A service that holds its ports and its store, and has not begun.
 pub struct Service {
-    listener: TcpListener,
-    address: SocketAddr,
+    http: TcpListener,
+    resp: Option<TcpListener>,
+    addresses: Addresses,
     scheduler: Scheduler,
     exporter: Exporter,
     config: Config,
 }
 
 impl Service {
-    /// Binds the port, then opens the store.
+    /// Binds the ports, then opens the store.
     ///
     /// # Errors
-    /// Either cannot be had.
+    /// One of them cannot be had.
     pub async fn build(config: Config) -> Result<Self, StartError> {
-        raise_file_limit(config.server.max_connections as u64);
+        let edges = if config.server.resp_listen.0.is_some() { 2 } else { 1 };
+        raise_file_limit(edges * config.server.max_connections as u64);
         let exporter = metrics::install()?;
-        let address = config.server.listen;
-        let listen = |error| StartError::Listen { address, error };
-        let listener = listener::bind(address).map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let Server { listen: address, resp_listen: RespListen(resp_address), .. } = config.server;
+        let wrong = |flag, address| move |error| StartError::Listen { address, flag, error };
+        let (http, http_address) = listen(address).map_err(wrong("--listen", address))?;
+        let resp = match resp_address {
+            Some(address) => Some(listen(address).map_err(wrong("--resp-listen", address))?),
+            None => None,
+        };
+        let (resp, resp_address) = resp.unzip();
+        let addresses = Addresses { http: http_address, resp: resp_address };
         let url = config.store.url.clone();
         let store = open(config.store.clone()).await.map_err(|error| StartError::Store { url, error })?;
         let settings = Settings { store_wait_ms: config.store.wait_ms };
-        Ok(Self { listener, address, scheduler: Scheduler::new(store, settings), exporter, config })
+        Ok(Self { http, resp, addresses, scheduler: Scheduler::new(store, settings), exporter, config })
     }
 
     /// Serves until `stop` resolves. While the store is recovered every call is answered 503 `loading`; then
-    /// `ready` is called with the address.
+    /// `ready` is called with the addresses.
     ///
     /// # Errors
     /// The store cannot be recovered, or a pool of the configuration cannot be set up.
-    pub async fn run(self, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<(), StartError> {
-        let Self { listener, address, scheduler, exporter, config } = self;
+    pub async fn run(self, ready: impl FnOnce(Addresses), stop: impl Future<Output = ()>) -> Result<(), StartError> {
+        let Self { http, resp, addresses, scheduler, exporter, config } = self;
         let (stopping, mut stopped) = watch::channel(());
         let bounds = Bounds {
             body_bytes_max: config.server.max_body_bytes,
             timeout: Duration::from_millis(config.server.request_timeout_ms),
         };
         let edges = Edges::new(scheduler.clone(), exporter.clone(), bounds, stopped.clone());
-        let edge = tokio::spawn(listener::serve(listener, edges, config.server.max_connections, GRACE, async move {
+        let connections_max = config.server.max_connections;
+        let resp =
+            resp.map(|resp| tokio::spawn(edges.resp.clone().serve(resp, connections_max, GRACE, stopped.clone())));
+        let edge = tokio::spawn(listener::serve(http, edges, connections_max, GRACE, async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopped.changed().await;
         }));
@@ -116,14 +137,16 @@ impl Service {
             () = &mut stop => Ok(false),
         };
         if matches!(started, Ok(true)) {
-            ready(address);
+            ready(addresses);
             stop.await;
         }
 
         scheduler.drain();
         drop(stopping);
-        if let Err(error) = edge.await {
-            tracing::error!(%error, "the edge ended badly");
+        for edge in [Some(edge), resp].into_iter().flatten() {
+            if let Err(error) = edge.await {
+                tracing::error!(%error, "an edge ended badly");
+            }
         }
         if !timeout(FLUSH, scheduler.stop()).await.unwrap_or(false) {
             tracing::warn!("the store did not take everything; what was acknowledged as durable is in it");
@@ -134,6 +157,12 @@ impl Service {
             scheduler::StartError::Pool { name, refusal } => StartError::Pool { name, refusal },
         })
     }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = listener::bind(address)?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
 }
 
 /// Opens the store; on a thread of its own, as it reads and locks files.

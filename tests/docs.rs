@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, Route, ShardState, Spread, StepResult, Sweep,
+    ALL, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, RespCommand, RespEnd, RespOutcome, Route, ShardState,
+    Spread, StepResult, Sweep,
 };
 
 /// Set to 1, it writes what is generated instead of comparing.
@@ -53,7 +54,10 @@ fn metrics_page() -> String {
          | `route` | `hotpool_http_requests_total` | {} |\n\
          | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n\
          | `method` | `hotpool_grpc_requests_total` | {} |\n\
-         | `code` | `hotpool_grpc_requests_total` | {} |\n",
+         | `code` | `hotpool_grpc_requests_total` | {} |\n\
+         | `command` | `hotpool_resp_commands_total` | {} |\n\
+         | `outcome` | `hotpool_resp_commands_total` | {} |\n\
+         | `reason` | `hotpool_resp_connections_ended_total` | {} |\n",
         hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
@@ -63,6 +67,9 @@ fn metrics_page() -> String {
         words(Route::ALL.iter().map(|route| route.word()).collect()),
         words(GrpcMethod::ALL.iter().map(|method| method.word()).collect()),
         words(GrpcCode::ALL.iter().map(|code| code.word()).collect()),
+        words(RespCommand::ALL.iter().map(|command| command.word()).collect()),
+        words(RespOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
+        words(RespEnd::ALL.iter().map(|reason| reason.word()).collect()),
     )
     .unwrap();
     writeln!(page, "| `stat` | all that have it | {} |", words(Spread::STATS.to_vec())).unwrap();

@@ -87,7 +87,7 @@ fn get(url: &str) -> String {
 fn hotpool(dir: &Path) -> (Running, String) {
     let port = free_port();
     let child = Command::new(env!("CARGO_BIN_EXE_hotpool"))
-        .args(["serve", "--store", "memory:", "--listen", &format!("127.0.0.1:{port}")])
+        .args(["serve", "--store", "memory:", "--resp-listen", "off", "--listen", &format!("127.0.0.1:{port}")])
         .current_dir(dir)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -25,7 +25,7 @@ impl Server {
     pub fn start(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory of our own");
         let mut child = Command::new(env!("CARGO_BIN_EXE_hotpool"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .args(["serve", "--resp-listen", "off", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir.path())
             .args(more)
             .stdout(Stdio::piped())

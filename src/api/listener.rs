@@ -1,4 +1,4 @@
-//! Accepts connections, a bounded number of them: HTTP/1.1, HTTP/2 and gRPC on one port.
+//! Accepts connections, a bounded number of them: HTTP/1.1, HTTP/2 and gRPC on one port. RESP has another.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,6 +28,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How often an idle HTTP/2 peer is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a connection may be silent before the system asks whether its peer lives.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Most requests in flight on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1024;
 /// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
@@ -58,21 +60,35 @@ pub async fn serve(
     let connections = Arc::new(Semaphore::new(max_connections));
     let http = Arc::new(protocol());
     let graceful = GracefulShutdown::new();
+    let take = |stream, _peer| match Arc::clone(&connections).try_acquire_owned() {
+        Ok(permit) => {
+            let (http, edges) = (Arc::clone(&http), edges.clone());
+            tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
+        }
+        // Closed by the drop: a queue of connections would only make the wait longer.
+        Err(_) => metrics().http_connections_refused.increment(1),
+    };
+    accept(&listener, take, stop).await;
+    drop(listener);
+    if timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still in flight at the deadline of the shutdown");
+    }
+}
+
+/// Hands every connection to `take`, until `stop` resolves.
+pub(super) async fn accept(
+    listener: &TcpListener,
+    take: impl Fn(TcpStream, SocketAddr),
+    stop: impl Future<Output = ()>,
+) {
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut stop => break,
+            () = &mut stop => return,
         };
         match accepted {
-            Ok((stream, _)) => match Arc::clone(&connections).try_acquire_owned() {
-                Ok(permit) => {
-                    let (http, edges) = (Arc::clone(&http), edges.clone());
-                    tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
-                }
-                // Closed by the drop: a queue of connections would only make the wait longer.
-                Err(_) => metrics().http_connections_refused.increment(1),
-            },
+            Ok((stream, peer)) => take(stream, peer),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // A peer that went away in the queue costs nothing; anything else needs time to pass.
@@ -82,10 +98,16 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
-    if timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight at the deadline of the shutdown");
-    }
+}
+
+/// A small answer would otherwise wait for the peer's acknowledgement of the one before; and a peer that vanished without
+/// a word would be taken for one that is silent.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(stream, KEEPALIVE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(stream, KEEPALIVE / 3)?;
+    Ok(())
 }
 
 fn protocol() -> auto::Builder<TokioExecutor> {
@@ -117,8 +139,7 @@ async fn connection(
     watcher: Watcher,
     _permit: OwnedSemaphorePermit,
 ) {
-    // A small answer would otherwise wait for the peer's acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = prepare(&stream) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }

@@ -1,5 +1,6 @@
 //! The edges: they translate between the wire and the [scheduler](crate::scheduler), and decide nothing.
-//! What a refusal is called on the wire stands in one table, [`outcome`]. One port serves them all: [`listener`].
+//! What a refusal is called on the wire stands in one table, [`outcome`]. One port serves HTTP and gRPC, another RESP:
+//! [`listener`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,15 @@ pub mod grpc;
 pub mod http;
 pub mod listener;
 pub mod outcome;
+pub mod resp;
 
 /// Every edge of the service. Cheap to clone.
 #[derive(Clone)]
 pub struct Edges {
     http: axum::Router,
     grpc: Arc<grpc::Grpc>,
+    /// RESP.
+    pub resp: resp::Resp,
 }
 
 /// What bounds a request, on any edge.
@@ -37,6 +41,7 @@ impl Edges {
         // Many connections times the largest body would be all of memory.
         let bodies = Arc::new(Semaphore::new(http::BODIES_KIB_MAX));
         let api = http::Api::new(scheduler.clone(), exporter, bounds, Arc::clone(&bodies));
-        Self { http: http::router(api), grpc: Arc::new(grpc::Grpc::new(scheduler, bounds, bodies, stopping)) }
+        let resp = resp::Resp::new(scheduler.clone(), bounds, Arc::clone(&bodies));
+        Self { http: http::router(api), grpc: Arc::new(grpc::Grpc::new(scheduler, bounds, bodies, stopping)), resp }
     }
 }

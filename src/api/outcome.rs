@@ -92,6 +92,15 @@ impl Failure {
         Refusal::invalid(field, message).into()
     }
 
+    /// The same field, which the caller has inside of `field`.
+    #[must_use]
+    pub(in crate::api) fn inside(mut self, field: &str) -> Self {
+        if let Some(inner) = &self.field {
+            self.field = Some(format!("{field}.{inner}").into());
+        }
+        self
+    }
+
     /// The same, said of one item of a batch: the field is under `items[index]`.
     #[must_use]
     pub fn in_item(mut self, items: &str, index: usize) -> Self {

@@ -13,8 +13,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::config::{Config, LogFormat, Overrides, StoreUrl};
-use hotpool::service::Service;
+use hotpool::config::{Config, LogFormat, Overrides, RespListen, StoreUrl};
+use hotpool::service::{Addresses, Service};
 use hotpool::{shutdown, telemetry};
 
 #[global_allocator]
@@ -55,6 +55,9 @@ struct Serve {
     /// Address and port to listen on, as in 127.0.0.1:7070; port 0 takes any free one.
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
+    /// Address and port for Redis clients (RESP), or off.
+    #[arg(long, value_name = "HOST:PORT|off")]
+    resp_listen: Option<RespListen>,
     /// Keep records in this directory, which one process may use at a time. With a Redis store: only its lock and id,
     /// by which a restart in this place takes the store over at once.
     #[arg(long, value_name = "DIR")]
@@ -97,7 +100,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    let Serve { config, listen, data_dir, store, standby, insecure, log } = arguments;
+    let Serve { config, listen, resp_listen, data_dir, store, standby, insecure, log } = arguments;
     let store = match store.map(|url| url.parse()).transpose() {
         Ok(store) => store,
         Err(error) => return fail(EXIT_USAGE, &format!("--store: {error}")),
@@ -105,7 +108,7 @@ fn serve(arguments: Serve) -> ExitCode {
     if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_) | StoreUrl::Memory)) {
         return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
     }
-    let flags = Overrides { listen, store, data_dir, standby, insecure, log };
+    let flags = Overrides { listen, resp_listen, store, data_dir, standby, insecure, log };
     // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
@@ -132,7 +135,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let stop = shutdown::requested()?;
     let store = config.store.url.clone();
     let service = Service::build(config).await?;
-    Ok(service.run(|address| welcome(address, &store), stop).await?)
+    Ok(service.run(|addresses| welcome(addresses, &store), stop).await?)
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
@@ -141,9 +144,11 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 /// Says where the service is and how to try it.
-fn welcome(address: SocketAddr, store: &StoreUrl) {
+fn welcome(addresses: Addresses, store: &StoreUrl) {
+    let Addresses { http: address, resp } = addresses;
+    let resp = resp.map_or_else(String::new, |resp| format!(" and redis://{resp}"));
     let text = format!(
-        "hotpool is ready on http://{address} (store: {store})\n\
+        "hotpool is ready on http://{address}{resp} (store: {store})\n\
          try:\n  \
          curl -X PUT http://{address}/v1/pools/demo/warm -d '{{}}'\n  \
          curl -X PUT http://{address}/v1/pools/demo/warm/workers/w1 -d '{{\"capacity\":{{\"cpu_milli\":1000}}}}'\n  \

@@ -338,3 +338,97 @@ label! {
         Unauthenticated = "UNAUTHENTICATED",
     }
 }
+
+label! {
+    /// The command of a RESP client.
+    RespCommand {
+        /// Claim.
+        Claim = "claim",
+        /// Release.
+        Release = "release",
+        /// Many claims.
+        Claims = "claims",
+        /// Confirm.
+        Confirm = "confirm",
+        /// Renew.
+        Renew = "renew",
+        /// Register a worker.
+        Register = "register",
+        /// A worker's heartbeat.
+        Heartbeat = "heartbeat",
+        /// What a claim would find.
+        Explain = "explain",
+        /// All pools.
+        Pools = "pools",
+        /// Protocol and name of the client.
+        Hello = "hello",
+        /// A password.
+        Auth = "auth",
+        /// Whether it lives.
+        Ping = "ping",
+        /// The same word again.
+        Echo = "echo",
+        /// What the service is.
+        Info = "info",
+        /// What it knows.
+        Command = "command",
+        /// Settings that clients ask for.
+        Config = "config",
+        /// Name and number of the connection.
+        Client = "client",
+        /// The database.
+        Select = "select",
+        /// The end.
+        Quit = "quit",
+        /// As if connected anew.
+        Reset = "reset",
+        /// None of the above.
+        Unknown = "unknown",
+    }
+}
+
+label! {
+    /// What a RESP client was answered: the first word of an error.
+    RespOutcome {
+        /// Done.
+        Ok = "OK",
+        /// The request is wrong.
+        BadRequest = "BADREQ",
+        /// No such thing.
+        NotFound = "NOTFOUND",
+        /// The caller is not the holder.
+        Fenced = "FENCED",
+        /// What is there does not allow it.
+        Conflict = "CONFLICT",
+        /// No room.
+        NoCapacity = "NOCAPACITY",
+        /// A queue is full.
+        Overloaded = "OVERLOADED",
+        /// Not serving yet, or not any more.
+        Loading = "LOADING",
+        /// The store is away.
+        Unavailable = "UNAVAILABLE",
+        /// No answer in time.
+        Timeout = "TIMEOUT",
+        /// No such command, or not so.
+        Error = "ERR",
+    }
+}
+
+label! {
+    /// Why a RESP connection was ended by the service.
+    RespEnd {
+        /// Too many were open.
+        TooMany = "too_many",
+        /// What came was no command.
+        Protocol = "protocol",
+        /// The client did not read its answers.
+        SlowReader = "slow_reader",
+        /// A command did not come to its end.
+        SlowWriter = "slow_writer",
+        /// No room for so large a command.
+        NoRoom = "no_room",
+        /// A defect.
+        Panic = "panic",
+    }
+}

@@ -143,14 +143,25 @@ impl Scheduler {
     /// # Errors
     /// `Fence` if somebody else holds the key now.
     pub async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), Refusal> {
+        self.release_held(id, Some(fence)).await.map(drop)
+    }
+
+    /// The same; without a fence for whoever holds the key. False: it was gone already.
+    ///
+    /// # Errors
+    /// `Fence` if somebody else holds the key now.
+    pub async fn release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, Refusal> {
         if self.done_with(id, fence, Command::Release).await? {
-            return Ok(());
+            return Ok(true);
         }
         let ended = self.dispatch().remembered.find(id, self.dispatch().clock.engine_ms());
-        let given_up = |ended: &Ended| (ended.grant.state, ended.grant.place.fence) == (ClaimState::Releasing, fence);
+        let given_up = |ended: &Ended| {
+            let its_own = fence.is_none_or(|fence| fence == ended.grant.place.fence);
+            ended.grant.state == ClaimState::Releasing && its_own
+        };
         match ended.filter(given_up) {
-            Some(ended) => self.finish_late(id, &ended).await,
-            None => Ok(()),
+            Some(ended) => self.finish_late(id, &ended).await.map(|()| true),
+            None => Ok(false),
         }
     }
 
@@ -161,12 +172,25 @@ impl Scheduler {
     /// # Errors
     /// `Fence` if somebody else holds the key now.
     pub async fn begin_release(&self, id: &ClaimId, fence: Fence) -> Result<(), Refusal> {
-        self.done_with(id, fence, Command::BeginRelease).await.map(drop)
+        self.begin_release_held(id, Some(fence)).await.map(drop)
+    }
+
+    /// The same; without a fence for whoever holds the key. False: it was gone already.
+    ///
+    /// # Errors
+    /// `Fence` if somebody else holds the key now.
+    pub async fn begin_release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, Refusal> {
+        self.done_with(id, fence, Command::BeginRelease).await
     }
 
     /// False: nobody holds the key.
-    async fn done_with(&self, id: &ClaimId, fence: Fence, ask: fn(KeyItem) -> Command) -> Result<bool, Refusal> {
-        match self.on_held(id, Some(fence), ask).await? {
+    async fn done_with(
+        &self,
+        id: &ClaimId,
+        fence: Option<Fence>,
+        ask: fn(KeyItem) -> Command,
+    ) -> Result<bool, Refusal> {
+        match self.on_held(id, fence, ask).await? {
             Ok(_) => Ok(true),
             Err(Refusal::NotFound(_)) => Ok(false),
             Err(refusal) => Err(refusal),
@@ -184,6 +208,12 @@ impl Scheduler {
 
     /// Many releases in one call: each its own outcome, as of [`Self::release`], in order. Each shard is visited once.
     pub async fn release_batch(&self, claims: Vec<(ClaimId, Fence)>) -> Vec<Result<(), Refusal>> {
+        let claims = claims.into_iter().map(|(id, fence)| (id, Some(fence))).collect();
+        self.release_held_batch(claims).await.into_iter().map(|released| released.map(drop)).collect()
+    }
+
+    /// The same as of [`Self::release_held`].
+    pub async fn release_held_batch(&self, claims: Vec<(ClaimId, Option<Fence>)>) -> Vec<Result<bool, Refusal>> {
         if let Err(refusal) = self.open() {
             return claims.iter().map(|_| Err(refusal.clone())).collect();
         }
@@ -197,7 +227,7 @@ impl Scheduler {
         for (place, (id, fence)) in (0..).zip(claims) {
             let reply = Reply::part(std::sync::Arc::clone(&batch), place);
             match self.dispatch().keys.find(&id) {
-                Found::Held(hold) if hold.place.fence == fence => {
+                Found::Held(hold) if fence.is_none_or(|fence| fence == hold.place.fence) => {
                     groups.push((hold.shard, KeyItem { id, place: hold.place, started_ns, reply }));
                 }
                 Found::Held(_) => refused.push((self.dispatch().keys.unstored(&id), reply)),
@@ -218,10 +248,17 @@ impl Scheduler {
             reply.send(self.records_stored(&unstored).await.and(Err(Refusal::Fence)));
         }
         for (id, fence, reply) in others {
-            reply.send(self.release(&id, fence).await.map(|()| Payload::Done));
+            let released = self.release_held(&id, fence).await;
+            reply.send(
+                released.and_then(|held| if held { Ok(Payload::Done) } else { Err(Refusal::NotFound(What::Claim)) }),
+            );
         }
-        let outcomes = answers.await.unwrap_or_default();
-        outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
+        let released = |outcome| match outcome {
+            Ok(_) => Ok(true),
+            Err(Refusal::NotFound(What::Claim)) => Ok(false),
+            Err(refusal) => Err(refusal),
+        };
+        answers.await.unwrap_or_default().into_iter().map(released).collect()
     }
 
     /// Asks the shard that holds the key about the claim.

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::server::{Server, fresh};
@@ -147,6 +148,65 @@ fn the_examples_of_the_api_page_are_what_the_service_says() {
     }
     if bless {
         std::fs::write(path, lines.join("\n") + "\n").unwrap();
+    } else {
+        assert!(
+            wrong.is_empty(),
+            "docs/API.md is not what the service says; HOTPOOL_BLESS=1 takes it anew:\n{wrong:#?}"
+        );
+    }
+}
+
+/// What `redis-cli` shows for one command, typed as a person would.
+fn redis_cli(port: u16, command: &str) -> String {
+    let mut cli = Command::new("redis-cli");
+    cli.args(["--no-raw", "-p", &port.to_string()]).args(command.split(' ')).stdin(Stdio::null());
+    let output = cli.output().expect("redis-cli is installed (tests/run.sh does that)");
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// Numbers of a text that differ from run to run: fences and times.
+fn numbers(text: &str) -> Vec<u64> {
+    text.split(|c: char| !c.is_ascii_digit()).filter(|word| word.len() > 12).map(|word| word.parse().unwrap()).collect()
+}
+
+#[test]
+fn the_session_of_the_api_page_goes_as_redis_cli_shows_it() {
+    let bless = std::env::var_os("HOTPOOL_BLESS").is_some_and(|bless| bless == "1");
+    let (path, text) = page("docs/API.md");
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
+    server.client().put("/v1/pools/demo/resp", &serde_json::json!({"ack": "memory"})).expect(201);
+    let port = server.resp.unwrap().port();
+    let mut session = String::new();
+    let (mut said, mut wrong, mut fences) = (String::new(), Vec::new(), BTreeMap::new());
+    let blocks: Vec<_> = blocks(&text).into_iter().filter(|block| block.kind == "resp").collect();
+    let [block] = &*blocks else { panic!("one session") };
+    let mut lines = block.lines.iter().peekable();
+    while let Some(line) = lines.next() {
+        let command = line.strip_prefix("> ").unwrap_or_else(|| panic!("no command: {line}"));
+        let mut shown = Vec::new();
+        while let Some(line) = lines.next_if(|line| !line.starts_with("> ")) {
+            shown.push(*line);
+        }
+        let shown = shown.join("\n");
+        let translate = |text: &str, fences: &BTreeMap<u64, u64>| {
+            numbers(text).into_iter().fold(text.to_owned(), |text, number| {
+                text.replace(&number.to_string(), &fences.get(&number).unwrap_or(&number).to_string())
+            })
+        };
+        let command = translate(command, &fences);
+        let got = redis_cli(port, &command);
+        for (said, got) in numbers(&shown).into_iter().zip(numbers(&got)) {
+            fences.entry(said).or_insert(got);
+        }
+        if translate(&shown, &fences) != got {
+            wrong.push(format!("{command}:\n{shown}\non the page, and here\n{got}"));
+        }
+        session += &format!("> {command}\n{got}\n");
+        said += &format!("{line}\n{shown}\n");
+    }
+    if bless {
+        std::fs::write(path, text.replace(&said, &session)).unwrap();
     } else {
         assert!(
             wrong.is_empty(),

@@ -107,7 +107,10 @@ fn a_taken_port_is_named() {
     let address = server.address.to_string();
     let (code, said) = run(other.path(), &["--listen", &address], &[]);
     assert_eq!(code, Some(1));
-    assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
+    assert!(said.contains(&format!("cannot listen on {address} (--listen)")), "{said}");
+    let (code, said) = run(other.path(), &["--resp-listen", &address], &[]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains(&format!("cannot listen on {address} (--resp-listen)")), "{said}");
     // The port comes first: no store was made.
     assert!(!other.path().join("data").exists());
 }
@@ -183,6 +186,8 @@ fn wrong_usage_and_configuration_end_with_64() {
         (&["--store", "memory:", "--data-dir", "x"], "--data-dir"),
         (&["--listen", "0.0.0.0:0"], "--insecure"),
         (&["--listen", "nowhere"], "--listen"),
+        (&["--resp-listen", "0.0.0.0:0"], "server.resp_listen"),
+        (&["--resp-listen", "on"], "must be HOST:PORT or off"),
         (&["--log", "xml"], "text or json"),
         (&["--config", "/nowhere.toml"], "/nowhere.toml"),
         (&["--frobnicate"], "--frobnicate"),

@@ -18,6 +18,7 @@ mod lifecycle;
 mod load;
 mod openapi;
 mod pools;
+mod resp;
 mod server;
 mod shares;
 mod workers;

@@ -14,6 +14,8 @@ use crate::client::Client;
 /// A running service.
 pub struct Server {
     pub address: SocketAddr,
+    /// Where it speaks RESP, if `--resp-listen` was among its arguments.
+    pub resp: Option<SocketAddr>,
     /// What it printed when it was ready.
     pub welcome: Vec<String>,
     pub child: Running,
@@ -28,6 +30,9 @@ pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
     }
     if !arguments.contains(&"--listen") {
         command.args(["--listen", "127.0.0.1:0"]);
+    }
+    if !arguments.contains(&"--resp-listen") {
+        command.args(["--resp-listen", "off"]);
     }
     let log = File::create(dir.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
@@ -48,11 +53,12 @@ impl Server {
         for line in out.by_ref().take(5) {
             welcome.push(line.unwrap());
         }
-        let Some(address) = welcome.first().and_then(|line| address_in(line)) else {
+        let said = |scheme| welcome.first().and_then(|line| address_in(line, scheme));
+        let Some(address) = said("http://") else {
             let status = child.0.wait().unwrap();
             panic!("the service is not ready ({status}): {}", std::fs::read_to_string(dir.join("log")).unwrap());
         };
-        Self { address, welcome, child }
+        Self { address, resp: said("redis://"), welcome, child }
     }
 
     pub fn client(&self) -> Client {
@@ -91,8 +97,10 @@ impl Drop for Running {
     }
 }
 
-fn address_in(line: &str) -> Option<SocketAddr> {
-    let (_, rest) = line.split_once("http://")?;
+fn address_in(line: &str, scheme: &str) -> Option<SocketAddr> {
+    // The store may be a Redis as well.
+    let (ready, _) = line.split_once("(store:")?;
+    let (_, rest) = ready.split_once(scheme)?;
     rest.split(' ').next()?.parse().ok()
 }
 

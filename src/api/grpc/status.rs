@@ -56,14 +56,6 @@ impl Failure {
         }
         Status::with_error_details(self.outcome.code.grpc(), self.message.as_ref(), details)
     }
-
-    /// The same field, which the message has inside of `field`.
-    pub(super) fn inside(mut self, field: &str) -> Self {
-        if let Some(inner) = &self.field {
-            self.field = Some(format!("{field}.{inner}").into());
-        }
-        self
-    }
 }
 
 impl From<Failure> for Status {

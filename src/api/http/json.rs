@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 use crate::model::Page;
 
 pub(in crate::api) use claims::*;
-pub(super) use explain::*;
-pub(super) use pools::*;
+pub(in crate::api) use explain::*;
+pub(in crate::api) use pools::*;
 pub(in crate::api) use workers::*;
 
 /// Tenant of a request that names none.
 pub(in crate::api) const TENANT_DEFAULT: &str = "default";
 
 /// A string that borrows from the body unless it holds an escape.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(transparent)]
 pub(in crate::api) struct Text<'a>(#[serde(borrow)] pub(in crate::api) Cow<'a, str>);
 
@@ -35,7 +35,7 @@ pub(super) struct Empty {}
 
 /// `{"items":[...], "next_page_token"?}`.
 #[derive(Serialize)]
-pub(super) struct PageJson<'a, J> {
+pub(in crate::api) struct PageJson<'a, J> {
     items: Vec<J>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_page_token: Option<&'a str>,

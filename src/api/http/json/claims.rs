@@ -13,8 +13,13 @@ use crate::model::{
     Resources, Taken, WorkerId, affinity_hash, check_name, is_zero, json_object, present, some_object,
 };
 
+/// A key for a claim that brings none.
+pub(in crate::api) fn fresh_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) -> &str {
+    Uuid::now_v7().hyphenated().encode_lower(text)
+}
+
 /// A request for one worker.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ClaimBody<'a> {
     #[serde(borrow)]
@@ -85,10 +90,10 @@ impl ClaimBody<'_> {
     /// Checks every name.
     pub(in crate::api) fn request(self) -> Result<ClaimRequest, Failure> {
         let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
-        let mut made = [0; uuid::fmt::Hyphenated::LENGTH];
+        let mut made = [0; _];
         let key = match &self.key {
             Some(text) => &*text.0,
-            None => Uuid::now_v7().hyphenated().encode_lower(&mut made),
+            None => fresh_key(&mut made),
         };
         let affinity = match &self.affinity {
             Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
@@ -259,7 +264,7 @@ pub(in crate::api::http) struct ReleaseBody<'a> {
 }
 
 /// Checks a fence.
-pub(in crate::api::http) fn fence(fence: Fence) -> Result<Fence, Failure> {
+pub(in crate::api) fn fence(fence: Fence) -> Result<Fence, Failure> {
     if fence > limits::FENCE_MAX {
         return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
     }

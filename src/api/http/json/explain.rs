@@ -7,7 +7,7 @@ use crate::model::{Amounts, Explanation, NearMiss, PoolSurvey, RuledOut, Survey,
 
 /// `{"outcome","would_take"?,"error"?,"pools"}`.
 #[derive(serde::Serialize)]
-pub(in crate::api::http) struct ExplainAnswer<'a> {
+pub(in crate::api) struct ExplainAnswer<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     would_take: Option<WouldTakeJson<'a>>,

@@ -46,7 +46,7 @@ impl From<&GpuSum> for GpuCounts {
 
 /// A pool with its figures.
 #[derive(Serialize)]
-pub(in crate::api::http) struct PoolJson<'a> {
+pub(in crate::api) struct PoolJson<'a> {
     namespace: &'a str,
     name: &'a str,
     spec: &'a PoolSpec,

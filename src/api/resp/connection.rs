@@ -1,0 +1,539 @@
+//! One connection: what has come is taken command by command, decided, and answered with one write.
+//!
+//! **Runs.** Claims that follow each other go to the facade together, and so do releases: each shard is passed once for
+//! all of them. A pipeline must mean what its commands mean one after the other, so a run ends where the kind of command
+//! changes, and where a key comes again; what follows is read anew after its answers are there. `CLAIM a, CLAIM b,
+//! RELEASE a *, RELEASE a *` is three runs: two claims, a release, a release.
+//!
+//! **Room.** An idle connection keeps a few hundred bytes: what comes is read into the thread's own buffer, and what did
+//! not make a whole command yet is copied from there. Answers are written before more is taken, so what waits to be
+//! written is bounded; a client that reads nothing is not read from, and after a while dropped.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+
+use futures::FutureExt as _;
+use hashbrown::HashSet;
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Duration, Sleep, sleep, timeout};
+
+use super::Shared;
+use super::answer::Answers;
+use super::call::{Call, count, late};
+use super::commands;
+use super::frame::Parser;
+use super::read::{self, Holder, Phase, shown};
+use super::session::Session;
+use crate::api::outcome::Failure;
+use crate::metrics::{RespCommand, RespEnd, RespOutcome, metrics};
+use crate::model::{ClaimId, ClaimRequest, Fence, Millis, Taken};
+use crate::refusal::{Refusal, Unavailable};
+
+/// Bytes read at a time.
+const READ_BYTES: usize = 16 << 10;
+/// Bytes of answers that are written before more is taken.
+const ANSWER_BYTES: usize = 64 << 10;
+/// Most commands that are taken before what they are answered is written.
+const TAKE_MAX: usize = 1024;
+/// Room that a connection keeps without asking for it; a longer command takes part in the room for large bodies.
+const KEPT_BYTES: usize = 4 << 10;
+/// How long the rest of what an erring client sends is read, so that it sees the error and not a reset.
+const LINGER: Duration = Duration::from_millis(500);
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+    /// Keys of a run.
+    static SEEN: RefCell<HashSet<u64>> = RefCell::default();
+}
+
+/// Why a connection is over.
+enum End {
+    /// The client is gone, or was asked to be.
+    Gone,
+    /// By the service.
+    By(RespEnd),
+}
+
+/// What was taken, and must be waited for.
+enum Step {
+    /// Nothing: more must come.
+    Read,
+    /// Nothing more before the answers are written.
+    Write,
+    Claim(ClaimRequest),
+    Claims(Vec<ClaimRequest>),
+    Release(ClaimId, Option<Fence>),
+    Releases(Vec<(ClaimId, Option<Fence>)>),
+    Call(Call),
+    End(End),
+}
+
+pub(super) struct Connection<'a> {
+    shared: &'a Shared,
+    stream: TcpStream,
+    parser: Parser,
+    input: Vec<u8>,
+    /// Of the input, what was taken.
+    taken: usize,
+    /// Commands taken since the last write.
+    round: usize,
+    answers: Answers,
+    session: Session,
+    /// For an input beyond [`READ_BYTES`].
+    room: Option<OwnedSemaphorePermit>,
+    /// Until then the command whose beginning was read must be complete.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'a> Connection<'a> {
+    pub(super) fn new(shared: &'a Shared, stream: TcpStream, peer: SocketAddr) -> Self {
+        Self {
+            shared,
+            stream,
+            parser: Parser::new(shared.bounds.body_bytes_max),
+            input: Vec::new(),
+            taken: 0,
+            round: 0,
+            answers: Answers::default(),
+            session: Session::new(peer),
+            room: None,
+            patience: None,
+        }
+    }
+
+    /// Until the client leaves, errs, or the service stops.
+    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) {
+        let mut stop = pin!(async move {
+            // Either outcome means the end: a word, or nobody left to say it.
+            let _ = stopping.changed().await;
+        });
+        let end = loop {
+            if let Err(end) = self.step(stop.as_mut()).await {
+                break end;
+            }
+        };
+        // What was decided is told, if the client still listens.
+        let told = self.write().await.is_ok();
+        if let End::By(reason) = end {
+            metrics().resp_ended(reason).increment(1);
+            if told {
+                self.linger().await;
+            }
+        }
+    }
+
+    async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
+        let scheduler = &self.shared.scheduler;
+        match self.take() {
+            Step::Read => {
+                self.write().await?;
+                return self.read(stop).await;
+            }
+            Step::Write => return self.write().await,
+            Step::End(end) => return Err(end),
+            Step::Claim(request) => {
+                let taken = match request.wait_ms {
+                    0 => self.settle(scheduler.claim(request)).await?,
+                    ms => self.wait(ms, RespCommand::Claim, Box::pin(scheduler.claim(request)), stop).await?,
+                };
+                self.claimed(&[taken.unwrap_or(Err(Refusal::DeadlineExceeded))]);
+            }
+            Step::Release(id, fence) => {
+                let released = self.settle(scheduler.release_held(&id, fence)).await?;
+                self.released(&[released.unwrap_or(Err(Refusal::DeadlineExceeded))]);
+            }
+            Step::Claims(requests) => {
+                let len = requests.len();
+                let taken = self.settle(Box::pin(scheduler.claim_batch(requests))).await?;
+                self.claimed(&taken.unwrap_or_else(|| vec![Err(Refusal::DeadlineExceeded); len]));
+            }
+            Step::Releases(claims) => {
+                let len = claims.len();
+                let released = self.settle(Box::pin(scheduler.release_held_batch(claims))).await?;
+                self.released(&released.unwrap_or_else(|| vec![Err(Refusal::DeadlineExceeded); len]));
+            }
+            Step::Call(call) => {
+                let command = call.command();
+                let said = match call.wait_ms() {
+                    0 => self.settle(Box::pin(call.run(scheduler))).await?,
+                    ms => self.wait(ms, command, Box::pin(call.run(scheduler)), stop).await?,
+                };
+                match said.unwrap_or_else(|| Err(late())) {
+                    Ok(said) => {
+                        said.count(command);
+                        said.write(&mut self.answers);
+                    }
+                    Err(failure) => fail(command, &failure, &mut self.answers),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes commands until something must be waited for. What is answered on the spot is.
+    fn take(&mut self) -> Step {
+        SEEN.with_borrow_mut(|seen| {
+            let mut run = Run::Nothing;
+            seen.clear();
+            let Self { shared, parser, input, taken, round, answers, session, patience, .. } = self;
+            while *round < TAKE_MAX && answers.bytes().len() < ANSWER_BYTES && !session.over {
+                let rest = &input[*taken..];
+                let length = match parser.next(rest) {
+                    Ok(Some(length)) => length,
+                    Ok(None) => return run.step().unwrap_or(Step::Read),
+                    Err(error) => {
+                        return run.step().unwrap_or_else(|| {
+                            answers.error("ERR", &format!("Protocol error: {error}"));
+                            Step::End(End::By(RespEnd::Protocol))
+                        });
+                    }
+                };
+                let args = parser.args(rest);
+                let mut accept = || {
+                    *taken += length;
+                    *round += 1;
+                    *patience = None;
+                };
+                let Some(name) = args.get(0) else {
+                    accept();
+                    continue;
+                };
+                let spec = commands::find(name).filter(|spec| spec.takes(args.len()));
+                let command = spec.map_or(RespCommand::Unknown, |spec| spec.command);
+                let read = match command {
+                    RespCommand::Claim if run.may_claim() => read::claim(args).map(Asked::Claim),
+                    RespCommand::Release if run.may_release() => read::release(args).map(Asked::release),
+                    // Its turn comes when the run is answered.
+                    _ if !run.is_empty() => break,
+                    RespCommand::Unknown => {
+                        accept();
+                        count(command, RespOutcome::Error, 1);
+                        unknown(name, answers);
+                        continue;
+                    }
+                    RespCommand::Claims
+                    | RespCommand::Confirm
+                    | RespCommand::Renew
+                    | RespCommand::Register
+                    | RespCommand::Heartbeat
+                    | RespCommand::Explain
+                    | RespCommand::Pools => Call::read(command, args).map(Asked::Call),
+                    other => {
+                        accept();
+                        count(other, session.answer(other, &args, shared, answers), 1);
+                        continue;
+                    }
+                };
+                match read {
+                    Err(_) if !run.is_empty() => break,
+                    Err(failure) => {
+                        accept();
+                        fail(command, &failure, answers);
+                    }
+                    Ok(Asked::Call(_)) if !run.is_empty() => break,
+                    Ok(Asked::Call(call)) => {
+                        accept();
+                        return Step::Call(call);
+                    }
+                    // Alone, as most are. One that waits must not keep the answers of others.
+                    Ok(asked) if run.is_empty() && (rest.len() == length || asked.waits()) => {
+                        accept();
+                        return asked.step();
+                    }
+                    Ok(asked) if asked.waits() || !seen.insert(asked.hash()) => break,
+                    Ok(asked) => {
+                        accept();
+                        run.push(asked);
+                    }
+                }
+            }
+            run.step().unwrap_or(if session.over { Step::End(End::Gone) } else { Step::Write })
+        })
+    }
+
+    /// Waits for what was asked. What is answered already is written first, unless this is answered at once too. None: the
+    /// deadline has passed.
+    async fn settle<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, End> {
+        // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
+        let mut work = pin!(work);
+        if let Some(done) = work.as_mut().now_or_never() {
+            return Ok(Some(done));
+        }
+        self.write().await?;
+        Ok(timeout(self.shared.bounds.timeout, work).await.ok())
+    }
+
+    /// The same for what may wait for room, so long that its client may leave meanwhile, or the service stop.
+    async fn wait<T>(
+        &mut self,
+        wait_ms: Millis,
+        command: RespCommand,
+        work: Pin<Box<impl Future<Output = T>>>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<T>, End> {
+        self.write().await?;
+        // Wakes up when the client closes, and not when it sends more.
+        let left = self.stream.ready(Interest::PRIORITY);
+        let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
+        let (mut work, mut left) = (pin!(timeout(limit, work)), pin!(left));
+        let ended = poll_fn(|context| {
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(Some(done));
+            }
+            let over = left.as_mut().poll(context).is_ready() || stop.as_mut().poll(context).is_ready();
+            if over { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await;
+        match ended {
+            Some(done) => Ok(done.ok()),
+            None => {
+                // Who has left does not read it.
+                fail(command, &Unavailable::Stopping.into(), &mut self.answers);
+                Err(End::Gone)
+            }
+        }
+    }
+
+    fn claimed(&mut self, outcomes: &[Result<Taken, Refusal>]) {
+        let answers = &mut self.answers;
+        let mut done = 0;
+        for outcome in outcomes {
+            match outcome {
+                Ok(taken) => {
+                    done += 1;
+                    answers.claim(&taken.claim);
+                }
+                Err(refusal) => fail(RespCommand::Claim, &refusal.clone().into(), answers),
+            }
+        }
+        count(RespCommand::Claim, RespOutcome::Ok, done);
+    }
+
+    fn released(&mut self, outcomes: &[Result<bool, Refusal>]) {
+        let answers = &mut self.answers;
+        let mut done = 0;
+        for outcome in outcomes {
+            match outcome {
+                Ok(was_held) => {
+                    done += 1;
+                    answers.integer(u64::from(*was_held));
+                }
+                Err(refusal) => fail(RespCommand::Release, &refusal.clone().into(), answers),
+            }
+        }
+        count(RespCommand::Release, RespOutcome::Ok, done);
+    }
+
+    /// Writes all answers. A client that takes nothing of them for as long as a request may last is dropped.
+    async fn write(&mut self) -> Result<(), End> {
+        self.round = 0;
+        let mut written = 0;
+        while written < self.answers.bytes().len() {
+            match self.stream.try_write(&self.answers.bytes()[written..]) {
+                Ok(0) => return Err(End::Gone),
+                Ok(bytes) => written += bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    match timeout(self.shared.bounds.timeout, self.stream.writable()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return Err(End::Gone),
+                        Err(_elapsed) => {
+                            self.answers.clear();
+                            return Err(End::By(RespEnd::SlowReader));
+                        }
+                    }
+                }
+                Err(_) => {
+                    self.answers.clear();
+                    return Err(End::Gone);
+                }
+            }
+        }
+        self.answers.clear();
+        Ok(())
+    }
+
+    /// Waits for more input.
+    async fn read(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
+        self.input.drain(..std::mem::take(&mut self.taken));
+        let within = !self.input.is_empty();
+        if !within {
+            self.input.shrink_to(KEPT_BYTES);
+            self.room = None;
+        }
+        self.make_room()?;
+        let Self { stream, input, patience, shared, .. } = self;
+        let more = poll_fn(|context| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut into = ReadBuf::new(scratch);
+                // Not `try_read`: this notes that a short read has emptied the socket, and spares the next attempt.
+                let polled = Pin::new(&mut *stream).poll_read(context, &mut into);
+                polled.map(|read| match read {
+                    Ok(()) if !into.filled().is_empty() => {
+                        input.extend_from_slice(into.filled());
+                        Ok(())
+                    }
+                    _ => Err(End::Gone),
+                })
+            })
+        });
+        let (mut more, mut stop) = (pin!(more), stop);
+        let patience = within.then(|| patience.get_or_insert_with(|| Box::pin(sleep(shared.bounds.timeout))));
+        let mut patience = patience;
+        let mut ended = poll_fn(|context| match &mut patience {
+            Some(patience) => patience.as_mut().poll(context).map(|()| End::By(RespEnd::SlowWriter)),
+            // Between two commands the service may stop.
+            None => stop.as_mut().poll(context).map(|()| End::Gone),
+        });
+        // What would end it is looked at only when there is nothing to read.
+        let read = poll_fn(|context| match more.as_mut().poll(context) {
+            Poll::Pending => Pin::new(&mut ended).poll(context).map(Err),
+            ready => ready,
+        })
+        .await;
+        if let Err(End::By(RespEnd::SlowWriter)) = read {
+            self.answers.error("ERR", "Protocol error: the command did not come to its end in time");
+        }
+        read
+    }
+
+    /// Asks for room for what a long command needs beyond a usual one.
+    fn make_room(&mut self) -> Result<(), End> {
+        if self.input.len() <= READ_BYTES {
+            return Ok(());
+        }
+        self.input.reserve(READ_BYTES);
+        let has = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let needs = (self.input.capacity() >> 10).saturating_sub(has);
+        match self.shared.room(needs) {
+            Some(more) => {
+                match &mut self.room {
+                    Some(room) => room.merge(more),
+                    none => *none = Some(more),
+                }
+                Ok(())
+            }
+            None => {
+                self.answers.error("OVERLOADED", "too many large requests at a time; retry later");
+                Err(End::By(RespEnd::NoRoom))
+            }
+        }
+    }
+
+    /// Lets the client read the last answer: a connection closed over unread input is reset, and the answer lost.
+    async fn linger(&mut self) {
+        let stream = &mut self.stream;
+        let _ = timeout(LINGER, async {
+            stream.shutdown().await?;
+            loop {
+                let read = poll_fn(|context| {
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        let mut into = ReadBuf::new(scratch);
+                        Pin::new(&mut *stream).poll_read(context, &mut into).map_ok(|()| into.filled().len())
+                    })
+                });
+                if read.await? == 0 {
+                    return std::io::Result::Ok(());
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// A command for the scheduler.
+enum Asked {
+    Claim(ClaimRequest),
+    Release(ClaimId, Option<Fence>),
+    Call(Call),
+}
+
+impl Asked {
+    fn release((holder, phase): (Holder, Phase)) -> Self {
+        match phase {
+            Phase::Finish => Self::Release(holder.id, holder.fence),
+            Phase::Begin => Self::Call(Call::BeginRelease(holder)),
+        }
+    }
+
+    const fn waits(&self) -> bool {
+        matches!(self, Self::Claim(request) if request.wait_ms > 0)
+    }
+
+    /// Of its key.
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Claim(request) => request.id.hash64(),
+            Self::Release(id, _) => id.hash64(),
+            Self::Call(_) => 0,
+        }
+    }
+
+    fn step(self) -> Step {
+        match self {
+            Self::Claim(request) => Step::Claim(request),
+            Self::Release(id, fence) => Step::Release(id, fence),
+            Self::Call(call) => Step::Call(call),
+        }
+    }
+}
+
+/// Commands that are carried out together.
+enum Run {
+    Nothing,
+    Claims(Vec<ClaimRequest>),
+    Releases(Vec<(ClaimId, Option<Fence>)>),
+}
+
+impl Run {
+    const fn is_empty(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+
+    const fn may_claim(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Claims(_))
+    }
+
+    const fn may_release(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Releases(_))
+    }
+
+    fn push(&mut self, asked: Asked) {
+        match (&mut *self, asked) {
+            (Self::Claims(requests), Asked::Claim(request)) => requests.push(request),
+            (Self::Releases(claims), Asked::Release(id, fence)) => claims.push((id, fence)),
+            (_, Asked::Claim(request)) => *self = Self::Claims(vec![request]),
+            (_, Asked::Release(id, fence)) => *self = Self::Releases(vec![(id, fence)]),
+            (_, Asked::Call(_)) => unreachable!("a call is no part of a run"),
+        }
+    }
+
+    fn step(self) -> Option<Step> {
+        match self {
+            Self::Nothing => None,
+            Self::Claims(requests) => Some(Step::Claims(requests)),
+            Self::Releases(claims) => Some(Step::Releases(claims)),
+        }
+    }
+}
+
+fn fail(command: RespCommand, failure: &Failure, answers: &mut Answers) {
+    count(command, failure.resp(), 1);
+    answers.failure(failure);
+}
+
+#[cold]
+fn unknown(name: &[u8], answers: &mut Answers) {
+    match commands::find(name) {
+        Some(spec) => answers.error("ERR", &spec.usage()),
+        None => {
+            let name = shown(name);
+            let hint = "Hotpool assigns workers and keeps no values: COMMAND LIST names what it answers";
+            answers.error("ERR", &format!("unknown command '{name}'. {hint}"));
+        }
+    }
+}

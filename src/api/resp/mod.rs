@@ -1,0 +1,122 @@
+//! RESP, the protocol of Redis and its clients, for claims on the wire that people have already: `frame` takes commands
+//! out of bytes, `read` makes checked values of them, `connection` decides which go to the scheduler together and writes
+//! the answers, `call` carries out what comes one at a time, `session` and `commands` answer what clients ask before their
+//! first claim, `failure` says the outcome table in the protocol's words.
+//!
+//! This is the edge for those who count microseconds, so a request costs no task, no timer and no copy of its words; while
+//! a shard is free it is decided on the spot, in the task that read it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+
+use super::{Bounds, listener};
+use crate::metrics::{RespEnd, metrics};
+use crate::scheduler::Scheduler;
+
+mod answer;
+mod call;
+mod commands;
+mod connection;
+mod failure;
+pub mod frame;
+mod read;
+mod session;
+
+use connection::Connection;
+
+/// What every connection needs.
+pub(super) struct Shared {
+    scheduler: Scheduler,
+    bounds: Bounds,
+    /// Room for large commands, in KiB, shared with the other edges.
+    bodies: Arc<Semaphore>,
+    /// Places for connections.
+    places: Arc<Semaphore>,
+    connections_max: usize,
+}
+
+impl Shared {
+    fn connections(&self) -> usize {
+        self.connections_max - self.places.available_permits()
+    }
+
+    fn room(&self, kib: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.bodies).try_acquire_many_owned(u32::try_from(kib).ok()?).ok()
+    }
+}
+
+/// The RESP edge. Cheap to clone.
+#[derive(Clone)]
+pub struct Resp {
+    scheduler: Scheduler,
+    bounds: Bounds,
+    bodies: Arc<Semaphore>,
+}
+
+impl Resp {
+    /// `bodies`: room for large commands, in KiB, shared with the other edges.
+    pub(super) const fn new(scheduler: Scheduler, bounds: Bounds, bodies: Arc<Semaphore>) -> Self {
+        Self { scheduler, bounds, bodies }
+    }
+
+    /// Serves until `stopping` closes, at most `connections_max` at a time; then accepts no more, and waits at most `grace`
+    /// for the commands in flight.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        connections_max: usize,
+        grace: Duration,
+        stopping: watch::Receiver<()>,
+    ) {
+        let Self { scheduler, bounds, bodies } = self;
+        let places = Arc::new(Semaphore::new(connections_max));
+        let shared = &Arc::new(Shared { scheduler, bounds, bodies, places, connections_max });
+        let accept = |stream: TcpStream, peer| match Arc::clone(&shared.places).try_acquire_owned() {
+            Ok(place) => {
+                tokio::spawn(serve(Arc::clone(shared), stream, peer, stopping.clone(), place));
+            }
+            Err(_) => {
+                metrics().resp_ended(RespEnd::TooMany).increment(1);
+                // Who does not take it at once goes without.
+                let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+            }
+        };
+        let mut stop = stopping.clone();
+        listener::accept(&listener, accept, async move {
+            // Either outcome means the end: a word, or nobody left to say it.
+            let _ = stop.changed().await;
+        })
+        .await;
+        drop(listener);
+        let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+        if timeout(grace, shared.places.acquire_many(all)).await.is_err() {
+            tracing::warn!("commands were still in flight at the deadline of the shutdown");
+        }
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: std::net::SocketAddr,
+    stopping: watch::Receiver<()>,
+    _place: OwnedSemaphorePermit,
+) {
+    if let Err(error) = listener::prepare(&stream) {
+        tracing::debug!(%error, "a connection was gone before it was served");
+        return;
+    }
+    metrics().resp_connections.increment(1.0);
+    let served = AssertUnwindSafe(Connection::new(&shared, stream, peer).serve(stopping)).catch_unwind().await;
+    if served.is_err() {
+        tracing::error!("the handler of a RESP connection panicked");
+        metrics().resp_ended(RespEnd::Panic).increment(1);
+    }
+    metrics().resp_connections.decrement(1.0);
+}

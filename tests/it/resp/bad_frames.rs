@@ -1,0 +1,151 @@
+//! Bytes that no good client would send.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::time::Instant;
+
+use super::wire::{Wire, frame, metric, text, with_pool, with_pool_in};
+
+fn ended(client: &mut crate::client::Client, reason: &str) -> u64 {
+    metric(client, &format!(r#"hotpool_resp_connections_ended_total{{reason="{reason}"}}"#))
+}
+
+#[test]
+fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
+    let (_dir, _server, mut client, mut good) = with_pool(1);
+    let address = good.stream().peer_addr().unwrap();
+    let table: [(&[u8], &str); 14] = [
+        (b"*1\r\n$9223372036854775808\r\n", "invalid bulk length"),
+        (b"*1\r\n$9223372036854775807\r\n", "invalid bulk length"),
+        (b"*1\r\n$-5\r\n", "invalid bulk length"),
+        (b"*1\r\n$65537\r\n", "invalid bulk length"),
+        (b"*9223372036854775807\r\n", "invalid multibulk length"),
+        (b"*-2\r\n", "invalid multibulk length"),
+        (b"*1\r\n$2\r\nPING\r\n", "expected CRLF"),
+        (b"*1\r\n$9\r\nPING\r\n*1\r\n$4\r\nPING\r\n", "expected CRLF"),
+        (b"*1\r\n:5\r\n", "expected '$', got ':'"),
+        (b"*2\r\n$4\r\nPING\r\n#t\r\n", "expected '$', got '#'"),
+        (b"%1\r\n+a\r\n+b\r\n", "expected '*' or a command's name, got '%'"),
+        (b"\x16\x03\x01\x02\x00\x01", "got 0x16"),
+        (b"POST /v1/claims HTTP/1.1\r\nHost: a\r\n\r\nCLAIM ns/warm\r\n", "does not speak HTTP"),
+        (&[b'a'; (64 << 10) + 1], "too big inline request"),
+    ];
+    for (bytes, words) in table {
+        let mut wire = Wire::connect(address);
+        // What came before is answered.
+        wire.send(&[&frame("PING"), bytes].concat());
+        assert_eq!(text(&wire.receive()), "PONG");
+        let rest = wire.rest();
+        assert!(rest.starts_with("-ERR Protocol error: ") && rest.contains(words), "{words}: {rest}");
+        assert!(rest.ends_with("\r\n") && rest.lines().count() == 1, "{rest}");
+    }
+    assert_eq!(ended(&mut client, "protocol"), table.len() as u64);
+    assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
+}
+
+#[test]
+fn byte_by_byte_is_as_good_as_at_once() {
+    let (_dir, _server, _client, mut wire) = with_pool(2);
+    let bytes = [frame("CLAIM ns/warm KEY a"), b"CLAIM ns/warm KEY b\r\n".to_vec(), frame("RELEASE ns a *")].concat();
+    for byte in bytes {
+        wire.send(&[byte]);
+    }
+    assert!(text(&wire.receive()).starts_with("[a "));
+    assert!(text(&wire.receive()).starts_with("[b "));
+    assert_eq!(text(&wire.receive()), "1");
+}
+
+#[test]
+fn a_command_that_never_ends_is_ended() {
+    let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "300"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let (_dir, _server, mut client, mut idle) = with_pool_in(1, &waits);
+    let mut wire = Wire::connect(idle.stream().peer_addr().unwrap());
+    wire.send(b"*2\r\n$4\r\nPING\r\n$2\r\nh");
+    assert_eq!(wire.rest(), "-ERR Protocol error: the command did not come to its end in time\r\n");
+    assert_eq!(ended(&mut client, "slow_writer"), 1);
+    // Silence between commands is no harm.
+    assert_eq!(idle.said("PING"), "PONG");
+}
+
+#[test]
+fn a_client_that_never_reads_is_dropped() {
+    let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let (_dir, _server, mut client, mut good) = with_pool_in(1, &waits);
+    let wire = Wire::connect(good.stream().peer_addr().unwrap());
+    let mut to = wire.stream().try_clone().unwrap();
+    let before = metric(&mut client, "process_resident_memory_bytes");
+    // A few bytes ask for a large answer.
+    let chunk = frame("COMMAND DOCS").repeat(100);
+    let begun = Instant::now();
+    let error = loop {
+        if let Err(error) = to.write_all(&chunk) {
+            break error;
+        }
+        assert!(begun.elapsed().as_secs() < 25, "it is not dropped");
+    };
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    assert_eq!(ended(&mut client, "slow_reader"), 1);
+    let after = metric(&mut client, "process_resident_memory_bytes");
+    assert!(after < before + (32 << 20), "{before} -> {after}");
+    assert_eq!(good.said("PING"), "PONG");
+}
+
+#[test]
+fn one_that_reads_slowly_is_not() {
+    let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1000"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let (_dir, _server, _client, wire) = with_pool_in(1, &waits);
+    let (mut to, mut from) = (wire.stream().try_clone().unwrap(), wire.stream().try_clone().unwrap());
+    const ASKED: usize = 2_000;
+    let sender = std::thread::spawn(move || to.write_all(&frame("COMMAND DOCS").repeat(ASKED)));
+    let mut bytes = vec![0; 256 << 10];
+    let (mut read, mut size) = (0, None);
+    // It takes longer than a request may, but takes something all the time.
+    while size.is_none_or(|size: usize| read < size * ASKED) {
+        let took = from.read(&mut bytes).unwrap();
+        assert!(took > 0, "closed after {read}");
+        read += took;
+        if size.is_none() {
+            let more = bytes[1..took].windows(8).position(|part| part == b"*40\r\n$5\r");
+            size = more.map(|at| at + 1);
+        }
+        std::thread::sleep(std::time::Duration::from_micros(500));
+    }
+    sender.join().unwrap().unwrap();
+}
+
+#[test]
+fn large_commands_share_their_room() {
+    let (_dir, _server, mut client, mut good) = with_pool(1);
+    let address = good.stream().peer_addr().unwrap();
+    // Each of them announces words of 64 KiB up to the largest command, and sends nearly all.
+    let word = [format!("${}\r\n", 64 << 10).into_bytes(), vec![b'a'; 64 << 10], b"\r\n".to_vec()].concat();
+    let most = [b"*127\r\n".to_vec(), word.repeat(126)].concat();
+    let mut held = Vec::new();
+    let refused = loop {
+        assert!(held.len() < 64, "the room has no end");
+        let wire = Wire::connect(address);
+        let mut to = wire.stream().try_clone().unwrap();
+        let sent = to.write_all(&most);
+        held.push(wire);
+        if sent.is_err() || ended(&mut client, "no_room") > 0 {
+            break held.pop();
+        }
+    };
+    let said = refused.unwrap().rest();
+    assert!(said.is_empty() || said.starts_with("-OVERLOADED "), "{said}");
+    assert!(metric(&mut client, "process_resident_memory_bytes") < 900 << 20);
+    // What is small needs none of it.
+    assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "));
+    // Whoever leaves makes room.
+    drop(held);
+    let mut wire = Wire::connect(address);
+    let n = 9_000;
+    let keys: String = (0..n).map(|i| format!(" key-{i}-{}", "k".repeat(100))).collect();
+    let said = loop {
+        let said = text(&wire.ask(&format!("CLAIMS {n} ns/warm KEYS{keys}")));
+        if !said.starts_with("-OVERLOADED") {
+            break said;
+        }
+        wire = Wire::connect(address);
+    };
+    assert!(said.contains("-NOCAPACITY"), "{}", &said[..100]);
+}

@@ -1,0 +1,101 @@
+//! Programs that nobody here wrote: `redis-cli`, `redis-benchmark` and the `redis` crate.
+
+use std::collections::HashMap;
+use std::process::{Command, Stdio};
+
+use redis::{ConnectionLike as _, Value, cmd, pipe};
+
+use super::wire::{metric, with_pool};
+
+fn program(name: &str, port: u16, arguments: &[&str]) -> String {
+    let output = Command::new(name)
+        .args(["-p", &port.to_string()])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{name} is installed (tests/run.sh does that): {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    format!("{out}{err}").trim_end().to_owned()
+}
+
+#[test]
+fn redis_cli_drives_a_claim() {
+    let (_dir, server, _client, _wire) = with_pool(1);
+    let port = server.resp.unwrap().port();
+    let cli = |arguments: &[&str]| program("redis-cli", port, arguments);
+    assert_eq!(cli(&["PING"]), "PONG");
+    let claim = cli(&["CLAIM", "ns/warm", "KEY", "a"]);
+    let lines: Vec<&str> = claim.lines().collect();
+    assert_eq!((lines[0], lines[2], lines.len()), ("a", "w0", 3), "{claim}");
+    let fence = lines[1];
+    assert_eq!(cli(&["-3", "CLAIM", "ns/warm", "KEY", "a"]), format!("key a\nfence {fence}\nworker w0\nnode"));
+    let none = "NOCAPACITY pool_exhausted no worker that the request allows is free";
+    assert_eq!(cli(&["CLAIM", "ns/warm"]), none);
+    assert_eq!(cli(&["--no-raw", "CONFIRM", "ns", "a", "1"]), "(error) FENCED the fence is not the holder's");
+    assert_eq!(cli(&["--no-raw", "RELEASE", "ns", "a", fence]), "(integer) 1");
+    assert!(cli(&["FLUSHALL"]).starts_with("ERR unknown command 'FLUSHALL'"));
+    assert!(cli(&["INFO"]).contains("hotpool_version:"));
+    // Its help knows the commands from COMMAND DOCS.
+    assert!(cli(&["COMMAND", "DOCS", "CLAIM"]).contains("AFFINITY"));
+    // Its own way of many at once.
+    let repeated = cli(&["-r", "3", "PING"]);
+    assert_eq!(repeated.lines().count(), 3);
+}
+
+#[test]
+fn redis_benchmark_loads_it() {
+    let (_dir, server, mut client, mut wire) = with_pool(30_000);
+    let port = server.resp.unwrap().port();
+    for depth in ["1", "16"] {
+        let said =
+            program("redis-benchmark", port, &["-c", "50", "-n", "10000", "-P", depth, "-q", "CLAIM", "ns/warm"]);
+        assert!(said.contains("requests per second"), "{said}");
+        assert!(!said.contains("WARNING") && !said.to_lowercase().contains("error"), "{said}");
+    }
+    assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="claim",outcome="OK"}"#), 20_000);
+    assert!(wire.said("POOLS").contains("reserved 20000"), "every one of them holds a worker");
+    let release = ["-c", "50", "-n", "10000", "-P", "16", "-r", "1000", "-q", "RELEASE", "ns", "__rand_int__", "*"];
+    let said = program("redis-benchmark", port, &release);
+    assert!(said.contains("requests per second"), "{said}");
+    assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="release",outcome="OK"}"#), 10_000);
+}
+
+#[test]
+fn the_redis_crate_speaks_both_protocols() {
+    let (_dir, server, _client, _wire) = with_pool(3);
+    let address = server.resp.unwrap();
+    for (protocol, key) in [("resp2", "a"), ("resp3", "b")] {
+        let client = redis::Client::open(format!("redis://{address}/?protocol={protocol}")).unwrap();
+        let mut connection = client.get_connection().unwrap();
+        assert!(connection.check_connection());
+        let claim = cmd("CLAIM").arg("ns/warm").arg("KEY").arg(key).to_owned();
+        let fence = match protocol {
+            "resp3" => {
+                let map: HashMap<String, Value> = claim.query(&mut connection).unwrap();
+                assert_eq!(map["key"], Value::BulkString(key.into()));
+                assert_eq!(map["node"], Value::Nil);
+                let Value::Int(fence) = map["fence"] else { panic!("{map:?}") };
+                fence
+            }
+            _ => {
+                let (held, fence, _worker, node): (String, i64, String, Option<String>) =
+                    claim.query(&mut connection).unwrap();
+                assert_eq!((&*held, node), (key, None));
+                fence
+            }
+        };
+        let released: i64 = cmd("RELEASE").arg("ns").arg(key).arg(fence).query(&mut connection).unwrap();
+        assert_eq!(released, 1);
+        let error = cmd("CLAIM").arg("ns/nowhere").exec(&mut connection).unwrap_err();
+        assert_eq!((error.code(), error.detail()), (Some("NOTFOUND"), Some("pool not found")));
+        let mut pipeline = pipe();
+        for i in 0..100 {
+            pipeline.cmd("CLAIM").arg("ns/warm").arg("KEY").arg(format!("{key}{}", i % 2)).ignore();
+        }
+        for i in 0..2 {
+            pipeline.cmd("RELEASE").arg("ns").arg(format!("{key}{i}")).arg("*");
+        }
+        let released: Vec<i64> = pipeline.query(&mut connection).unwrap();
+        assert_eq!(released, [1, 1]);
+    }
+}
