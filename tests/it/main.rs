@@ -18,6 +18,8 @@ mod lifecycle;
 mod load;
 mod openapi;
 mod pools;
+mod quotas;
 mod server;
 mod shares;
+mod waiting;
 mod workers;
