@@ -67,6 +67,8 @@ pub struct Dispatch {
     pub journal: Arc<Journal>,
     /// Bounds.
     pub settings: Settings,
+    /// The service is about to shut down: calls are answered, but nobody waits any more.
+    pub draining: AtomicBool,
     /// The service is shutting down.
     pub stopping: AtomicBool,
 }
@@ -258,6 +260,12 @@ impl Dispatch {
             n < TIMED_MAX || n.is_multiple_of(TIMED_OF)
         });
         if timed { self.clock.mono_ns().max(1) } else { 0 }
+    }
+
+    /// Whether nobody may wait any more, because the service is about to shut down.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Whether the service is shutting down.

@@ -90,8 +90,8 @@ macro_rules! definitions {
 definitions! {
     CLAIMS = "hotpool_claims_total", Kind::Counter, ["pool", "outcome"], "Claims asked for, by what became of them.";
     CLAIM_SECONDS = "hotpool_claim_seconds", Kind::Histogram(SECONDS), ["pool"],
-        "Time from a claim's arrival at the scheduler to its answer. Of all claims while load is light, of one in 16 past \
-         some thousands a second; of those that one run of a shard answers, of the first.";
+        "Time from a claim's arrival at the scheduler to its answer, of those that did not wait for room. Of all claims while \
+         load is light, of one in 16 past some thousands a second; of those that one run of a shard answers, of the first.";
     RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
         "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
     RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Claims that their holder released.";

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::metrics::Exporter;
 use crate::scheduler::Scheduler;
 
+mod deadline;
 pub mod grpc;
 pub mod http;
 pub mod listener;
@@ -30,7 +31,8 @@ pub struct Edges {
 pub struct Bounds {
     /// Largest request body, in bytes.
     pub body_bytes_max: usize,
-    /// From a request's head to its answer; past it the outcome is unknown to the caller.
+    /// From a request's head to its answer, beside the time that it waits for room; past it the outcome is unknown to the
+    /// caller.
     pub timeout: Duration,
 }
 

@@ -195,7 +195,7 @@ impl FromStr for GpuAsk {
 }
 
 /// Reads a number, which may end in a binary unit.
-fn amount(text: &str) -> Result<u64, String> {
+pub(super) fn amount(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &text[digits.len()..] {
         "" => 0,

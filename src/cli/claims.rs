@@ -1,5 +1,7 @@
 //! `hotpool claims ...`.
 
+use std::time::Duration;
+
 use clap::{ArgGroup, Args, Subcommand};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{self, Asks, ClaimName, Labels, said};
 use super::client::{Answer, Exit, Failure, Items};
-use super::output::{Format, Held, held, moment, note, print, print_json, sheet, table};
+use super::output::{Format, Held, duration, held, moment, note, print, print_json, sheet, table};
 use super::{Connection, Context};
 use crate::clock::Clock;
 use crate::limits;
@@ -35,6 +37,7 @@ enum Verb {
                             hotpool claims take demo/warm demo/cold --key job-1 --selector 'zone=a,tier!=b'\n  \
                             hotpool claims take demo/gpu --key job-2 --cpu-milli 2000 --gpu a100,h100:1:500\n  \
                             hotpool claims take demo/gpu --key train --count 8 --all-or-nothing --gpu a100:1\n  \
+                            hotpool claims take demo/warm --key job-3 --wait-ms 60000 --priority 10\n  \
                             hotpool claims take --namespace demo --pool-selector 'tier in (gold,silver)' --ttl-ms 60000"
     )]
     Take {
@@ -45,7 +48,7 @@ enum Verb {
     },
     /// List claims: all, of a namespace, or of a pool
     Ls(Ls),
-    /// Show who holds a key
+    /// Show who holds a key, or what it waits for
     Show(Holder),
     /// Say that the work has begun: the claim is kept
     #[command(after_help = EXAMPLE_FENCE)]
@@ -100,6 +103,9 @@ pub(super) struct Take {
     /// A node that it should be on
     #[arg(long = "prefer-node", value_name = "NODE", value_parser = args::name)]
     preferred: Vec<String>,
+    /// Wait for those nodes for so long before any other will do
+    #[arg(long, value_name = "MS", requires = "preferred")]
+    prefer_node_ms: Option<u64>,
     #[command(flatten)]
     fields: Fields,
 }
@@ -131,6 +137,16 @@ struct Fields {
     /// How long it may stay unconfirmed; 0: active at once
     #[arg(long, value_name = "MS")]
     reserve_ms: Option<u64>,
+    /// How long to wait if there is no room; not said: not at all
+    #[arg(long, value_name = "MS")]
+    wait_ms: Option<u64>,
+    /// Who waits in front of whom: 0..=1000, the highest first
+    #[arg(long, value_name = "N")]
+    priority: Option<u64>,
+    /// It may be evicted for a claim with a higher priority, in a pool that allows that
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    preemptible: bool,
     /// When the answer leaves, if the pool's way is not enough
     #[arg(long, value_name = "durable|memory")]
     ack: Option<String>,
@@ -215,7 +231,51 @@ pub(super) struct ClaimView {
     state: String,
     #[serde(default)]
     pub(super) resources: Held,
+    #[serde(default)]
+    priority: u64,
+    #[serde(default)]
+    preemptible: bool,
     expires_at_ms: Option<u64>,
+}
+
+/// A claim that waits, as the service shows it.
+#[derive(Debug, Deserialize)]
+struct WaitingView {
+    key: String,
+    tenant: String,
+    namespace: String,
+    pools: Vec<String>,
+    reason: String,
+    priority: u64,
+    ahead: u64,
+    waited_ms: u64,
+    left_ms: u64,
+    estimate_ms: Option<u64>,
+}
+
+impl WaitingView {
+    fn sheet(&self) -> String {
+        sheet(&[
+            ("claim", format!("{}/{}", self.namespace, self.key)),
+            ("tenant", self.tenant.clone()),
+            ("state", "waiting".to_owned()),
+            ("for", self.reason.clone()),
+            (
+                "pools",
+                self.pools.iter().map(|pool| format!("{}/{pool}", self.namespace)).collect::<Vec<_>>().join(", "),
+            ),
+            ("priority", number(self.priority)),
+            ("ahead", self.ahead.to_string()),
+            ("waited", duration(self.waited_ms)),
+            ("left", duration(self.left_ms)),
+            ("estimate", self.estimate_ms.map(duration).unwrap_or_default()),
+        ])
+    }
+}
+
+/// A number that is only shown if there is something to say.
+fn number(number: u64) -> String {
+    if number == 0 { String::new() } else { number.to_string() }
 }
 
 impl ClaimView {
@@ -250,15 +310,20 @@ impl ClaimView {
             ("worker", self.worker.clone()),
             ("node", self.node.clone().unwrap_or_default()),
             ("holds", held(&self.resources)),
+            ("priority", number(self.priority)),
+            ("preemptible", if self.preemptible { "yes" } else { "" }.to_owned()),
             ("fence", self.fence.to_string()),
             ("next", next),
         ])
     }
 }
 
+/// What a key holds, or what it waits for.
 #[derive(Deserialize)]
-struct ClaimAnswer {
-    claim: ClaimView,
+#[serde(rename_all = "snake_case")]
+enum Standing {
+    Claim(ClaimView),
+    Waiting(WaitingView),
 }
 
 impl Claims {
@@ -268,7 +333,8 @@ impl Claims {
                 return take.many(context, count, all_or_nothing).await;
             }
             Verb::Take { take, .. } => {
-                let answer = context.client.call(Method::POST, "/v1/claims", Some(&take.body()?)).await?;
+                let (wait, body) = (take.wait(), take.body()?);
+                let answer = context.client.wait_for(wait, Method::POST, "/v1/claims", Some(&body)).await?;
                 if !answer.created && context.output == Format::Table {
                     note("the key holds this claim already");
                 }
@@ -316,7 +382,14 @@ impl Take {
         };
         body["namespace"] = namespace.into();
         body[which] = value;
-        let node = said(&json!({"node": {"required": self.nodes, "preferred": self.preferred}}));
+        let node = match self.prefer_node_ms {
+            None => json!({"required": self.nodes, "preferred": self.preferred}),
+            Some(ms) => json!({
+                "required": self.nodes,
+                "preferred_then_wait": {"nodes": self.preferred, "ms": ms},
+            }),
+        };
+        let node = said(&json!({"node": node}));
         if let Some(node) = node.get("node") {
             body["node"] = node.clone();
         }
@@ -325,6 +398,11 @@ impl Take {
 }
 
 impl Take {
+    /// How long the service may let it wait.
+    fn wait(&self) -> Duration {
+        Duration::from_millis(self.fields.wait_ms.max(self.prefer_node_ms).unwrap_or_default())
+    }
+
     async fn many(&self, context: &Context, count: u32, whole: bool) -> Result<Exit, Failure> {
         let body = self.body()?;
         let item = |n: u32| {
@@ -337,7 +415,7 @@ impl Take {
         let items: Vec<Value> = (0..count).map(item).collect();
         let mode = if whole { "all_or_nothing" } else { "independent" };
         let batch = json!({"mode": mode, "items": items});
-        let answer = context.client.call(Method::POST, "/v1/claims:batch", Some(&batch)).await?;
+        let answer = context.client.wait_for(self.wait(), Method::POST, "/v1/claims:batch", Some(&batch)).await?;
         let items = context.client.read::<Items>(&answer.json)?.items;
         let mut exit = Exit::Ok;
         let mut rows = Vec::new();
@@ -415,7 +493,10 @@ impl Fenced {
         let Self { holder: Holder { claim: ClaimName { namespace, key }, tenant }, fence, .. } = self;
         let fence = match fence {
             Some(fence) => *fence,
-            None => context.client.read::<ClaimAnswer>(&self.holder.get(context).await?.json)?.claim.fence,
+            None => match context.client.read(&self.holder.get(context).await?.json)? {
+                Standing::Claim(claim) => claim.fence,
+                Standing::Waiting(_) => return Err(Failure::state("the key waits, and holds nothing yet".to_owned())),
+            },
         };
         body["fence"] = fence.into();
         body["tenant"] = tenant.as_str().into();
@@ -428,7 +509,10 @@ impl Context {
     fn claim(&self, answer: &Answer) -> Result<(), Failure> {
         match self.output {
             Format::Json => print(answer.json.get()),
-            Format::Table => print(&self.client.read::<ClaimAnswer>(&answer.json)?.claim.sheet()),
+            Format::Table => print(&match self.client.read(&answer.json)? {
+                Standing::Claim(claim) => claim.sheet(),
+                Standing::Waiting(waiting) => waiting.sheet(),
+            }),
         }
     }
 }

@@ -83,6 +83,11 @@ impl Failure {
         Self::new("INTERNAL", Some("client"), error.to_string())
     }
 
+    /// What there is does not allow it.
+    pub fn state(message: String) -> Self {
+        Self { exit: Exit::Refused, ..Self::new("FAILED_PRECONDITION", Some("state"), message) }
+    }
+
     /// What was asked for is not there.
     pub fn not_found(message: String) -> Self {
         Self { exit: Exit::NotFound, ..Self::new("NOT_FOUND", None, message) }
@@ -191,13 +196,25 @@ impl Client {
     /// # Errors
     /// Every answer that is not success, and every way not to get one.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        self.wait_for(Duration::ZERO, method, path, body).await
+    }
+
+    /// Makes a call that the service may let wait for so long before it answers.
+    ///
+    /// # Errors
+    /// Every answer that is not success, and every way not to get one.
+    pub async fn wait_for(
+        &self,
+        wait: Duration,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
         let exchange = self.exchange(method, path, body.map(ToString::to_string).unwrap_or_default());
-        let (status, body) = tokio::time::timeout(self.timeout, exchange).await.map_err(|_| {
-            let message = format!(
-                "no answer from {} within {} ms; the outcome is unknown",
-                self.address,
-                self.timeout.as_millis()
-            );
+        let limit = self.timeout.saturating_add(wait);
+        let (status, body) = tokio::time::timeout(limit, exchange).await.map_err(|_| {
+            let message =
+                format!("no answer from {} within {} ms; the outcome is unknown", self.address, limit.as_millis());
             Failure::new("DEADLINE_EXCEEDED", Some("client"), message)
         })??;
         if !status.is_success() {

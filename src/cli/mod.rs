@@ -12,9 +12,11 @@ use clap::Subcommand;
 pub mod args;
 mod claims;
 pub mod client;
+mod demand;
 mod explain;
 mod output;
 mod pools;
+mod quotas;
 mod status;
 mod store;
 mod workers;
@@ -33,6 +35,10 @@ pub enum Command {
     Claims(claims::Claims),
     /// What a claim would get, and why; takes nothing
     Explain(Box<explain::Explain>),
+    /// Quotas: how much tenants may hold, and their weights
+    Quotas(quotas::Quotas),
+    /// What waits for a pool, how many workers would clear it, and which could go
+    Demand(demand::DemandOf),
     /// Whether the service is ready, and every pool with its counts; live with --watch
     Status(status::Status),
     /// The store behind a service: what it holds
@@ -93,6 +99,8 @@ pub fn run(command: Command) -> ExitCode {
         Command::Workers(command) => (command.connection.output, Some(&command.connection)),
         Command::Claims(command) => (command.connection.output, Some(&command.connection)),
         Command::Explain(command) => (command.connection.output, Some(&command.connection)),
+        Command::Quotas(command) => (command.connection.output, Some(&command.connection)),
+        Command::Demand(command) => (command.connection.output, Some(&command.connection)),
         Command::Status(command) => (command.connection.output, Some(&command.connection)),
         Command::Store(command) => (command.output(), None),
     };
@@ -105,6 +113,8 @@ pub fn run(command: Command) -> ExitCode {
                 (Command::Workers(command), Some(context)) => command.run(context).await,
                 (Command::Claims(command), Some(context)) => command.run(context).await,
                 (Command::Explain(command), Some(context)) => command.run(context).await,
+                (Command::Quotas(command), Some(context)) => command.run(context).await,
+                (Command::Demand(command), Some(context)) => command.run(context).await,
                 (Command::Status(command), Some(context)) => command.run(context).await,
                 (Command::Store(command), _) => command.run().await,
                 (_, None) => unreachable!("a command that speaks to the service has a connection"),

@@ -234,7 +234,7 @@ pub fn capacity(capacity: &Capacity) -> String {
 }
 
 /// In the largest binary unit that leaves at least one, with one digit behind the point where it is not whole.
-fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let units = ["", "Ki", "Mi", "Gi", "Ti"];
     let unit = (1..units.len()).rev().find(|unit| bytes >> (10 * unit) > 0).unwrap_or(0);
     let (size, whole) = (1_u64 << (10 * unit), bytes >> (10 * unit));

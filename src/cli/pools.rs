@@ -106,6 +106,12 @@ struct Spec {
     /// How far the store may lag before claims that are acknowledged from memory are refused
     #[arg(long, value_name = "MS")]
     lag_max_ms: Option<u64>,
+    /// How many claims may wait for room; the next is refused
+    #[arg(long, value_name = "N")]
+    waiters_max: Option<u64>,
+    /// How many of them may be one tenant's
+    #[arg(long, value_name = "N")]
+    waiters_tenant_max: Option<u64>,
 }
 
 /// Reads any JSON: what it must be the service knows.

@@ -14,6 +14,7 @@ use crate::api::grpc::proto;
 use crate::api::grpc::proto::batch_register_workers_response::item::Outcome as Registered;
 use crate::api::grpc::proto::batch_take_claims_response::item::Outcome as Taken;
 use crate::api::grpc::proto::claim_service_client::ClaimServiceClient;
+use crate::api::grpc::proto::get_claim_response::Standing;
 use crate::api::grpc::proto::pool_service_client::PoolServiceClient;
 use crate::api::grpc::proto::take_claim_request::Candidates;
 use crate::api::grpc::proto::worker_service_client::WorkerServiceClient;
@@ -167,7 +168,10 @@ impl GrpcLink {
     pub(super) async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, Failure> {
         let request = proto::GetClaimRequest { namespace: NAMESPACE.into(), key: id.key().into(), tenant: None };
         match self.claims.clone().get_claim(request).await {
-            Ok(answer) => Ok(answer.into_inner().claim.map(|claim| claim.fence)),
+            Ok(answer) => Ok(match answer.into_inner().standing {
+                Some(Standing::Claim(claim)) => Some(claim.fence),
+                Some(Standing::Waiting(_)) | None => None,
+            }),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(refused(&status)),
         }

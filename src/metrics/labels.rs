@@ -205,6 +205,14 @@ label! {
         Steer = "/v1/pools/{ns}/{pool}/workers/{id}:verb",
         /// Trust all workers.
         ClearPool = "/v1/pools/{ns}/{pool}:clear",
+        /// What waits for a pool.
+        Demand = "/v1/pools/{ns}/{pool}/demand",
+        /// All quotas.
+        Quotas = "/v1/quotas",
+        /// The quota of tenants of a namespace without their own.
+        NamespaceQuota = "/v1/quotas/{ns}",
+        /// The quota of a tenant.
+        Quota = "/v1/quotas/{ns}/{tenant}",
         /// The description of this interface.
         OpenApi = "/v1/openapi.json",
         /// Its viewer.
@@ -237,6 +245,8 @@ label! {
         DeletePool = "hotpool.v1.PoolService/DeletePool",
         /// Trust the workers of a pool.
         ClearPool = "hotpool.v1.PoolService/ClearPool",
+        /// What waits for a pool.
+        GetDemand = "hotpool.v1.PoolService/GetDemand",
         /// Register a worker.
         RegisterWorker = "hotpool.v1.WorkerService/RegisterWorker",
         /// Register many.
@@ -277,6 +287,14 @@ label! {
         RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
         /// Release.
         ReleaseClaim = "hotpool.v1.ClaimService/ReleaseClaim",
+        /// Set a quota.
+        PutQuota = "hotpool.v1.QuotaService/PutQuota",
+        /// One quota.
+        GetQuota = "hotpool.v1.QuotaService/GetQuota",
+        /// Take a quota away.
+        DeleteQuota = "hotpool.v1.QuotaService/DeleteQuota",
+        /// All quotas.
+        ListQuotas = "hotpool.v1.QuotaService/ListQuotas",
         /// Whether a service can be asked.
         HealthCheck = "grpc.health.v1.Health/Check",
         /// The same, and from then on.

@@ -79,17 +79,20 @@ impl Capacity {
 }
 
 /// What a claim asks for. All of it comes from one worker.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// Thousandths of a core.
+    #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
     /// Bytes of memory.
+    #[serde(skip_serializing_if = "is_zero")]
     pub memory_bytes: u64,
     /// Places.
+    #[serde(skip_serializing_if = "is_zero")]
     pub slots: u64,
     /// Cards.
-    #[serde(deserialize_with = "some_object")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub gpu: Option<GpuAsk>,
 }
 

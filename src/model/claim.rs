@@ -39,6 +39,12 @@ impl ClaimRequest {
         let affinity = affinity_hash(id.key());
         Self { id, pools: pools.into(), affinity, reserve_ms: None, ttl_ms: None, ack: None, wait_ms: 0, ask: None }
     }
+
+    /// How long it may wait, for preferred nodes or for any, in milliseconds; 0: it does not.
+    #[must_use]
+    pub fn waits_ms(&self) -> Millis {
+        self.wait_ms.max(self.ask.as_ref().map_or(0, |ask| ask.preferred_wait_ms))
+    }
 }
 
 /// What a claim keeps of its request.

@@ -44,12 +44,22 @@ pub struct Demand {
     pub waiting_for_quota: u64,
     /// For how long the first of those that wait for room has.
     pub oldest_ms: Millis,
+    /// Workers that hold something.
+    pub workers_busy: u64,
     /// How many workers, as large as the largest of the pool, would hold all that wait for room.
     pub workers_needed: u64,
     /// The same by what they ask for, the most wanted first; at most [`limits::DEMAND_SHAPES_MAX`].
     pub shapes: Vec<DemandShape>,
     /// Workers that hold nothing: those that are cordoned, then those that became idle first; of each shard in turn.
     pub idle: Vec<IdleWorker>,
+}
+
+impl Demand {
+    /// How many workers it should have: those that are busy, and those that are needed.
+    #[must_use]
+    pub const fn workers_wanted(&self) -> u64 {
+        self.workers_busy + self.workers_needed
+    }
 }
 
 /// How many claims that ask for this an empty worker of one of these capacities holds; at least 1, also if none is known.

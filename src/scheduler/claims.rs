@@ -351,10 +351,11 @@ impl Scheduler {
     pub(super) fn item_of(&self, request: ClaimRequest, start: Start, started_ns: u64, reply: Reply) -> Box<ClaimItem> {
         let Start { pool, reserve_ms, durable, choice } = start;
         let near_ms = request.ask.as_ref().map_or(0, |ask| ask.preferred_wait_ms);
-        let wait = (request.wait_ms > 0 || near_ms > 0).then(|| {
+        let waits_ms = request.waits_ms();
+        let wait = (waits_ms > 0).then(|| {
             let now_ms = self.dispatch().clock.engine_ms();
             let near_until_ms = if near_ms > 0 { now_ms + near_ms } else { 0 };
-            let until_ms = now_ms + request.wait_ms.max(near_ms);
+            let until_ms = now_ms + waits_ms;
             Box::new(Wait {
                 until_ms,
                 near_until_ms,
@@ -387,10 +388,7 @@ impl Scheduler {
 
     /// Takes claims that wait out of their lines if their caller leaves before it is answered.
     pub(super) fn leaves(&self, requests: &[ClaimRequest]) -> Leaves {
-        let waits = |request: &&ClaimRequest| {
-            request.wait_ms > 0 || request.ask.as_ref().is_some_and(|ask| ask.preferred_wait_ms > 0)
-        };
-        let ids = requests.iter().filter(waits).map(|request| request.id.clone()).collect();
+        let ids = requests.iter().filter(|request| request.waits_ms() > 0).map(|request| request.id.clone()).collect();
         Leaves { dispatch: Arc::clone(self.dispatch()), ids }
     }
 

@@ -32,11 +32,13 @@ impl Scheduler {
         let (waiting, oldest_ms) = (room().map(|shape| shape.waiting).sum(), room().map(|shape| shape.oldest_ms).max());
         let waiting_for_quota = shapes.iter().map(|shape| shape.waiting).sum::<u64>() - waiting;
         shapes.truncate(limits::DEMAND_SHAPES_MAX);
+        let workers_busy = pool.ports.iter().map(|port| u64::from(pool.board.held(port.shard.shard))).sum();
         Ok(Demand {
             pool: name.clone(),
             waiting,
             waiting_for_quota,
             oldest_ms: oldest_ms.unwrap_or(0),
+            workers_busy,
             // A little less than a whole number is that number: thirds do not add up.
             workers_needed: (needed - 1e-6).ceil().max(0.0) as u64,
             shapes,

@@ -156,6 +156,6 @@ fn cursor(token: &str) -> Result<(u16, u32), Refusal> {
     Ok((shard.parse().map_err(|_| bad_token())?, from.parse().map_err(|_| bad_token())?))
 }
 
-fn bad_token() -> Refusal {
+pub(super) fn bad_token() -> Refusal {
     Refusal::invalid("page_token", "must be a next_page_token of this listing")
 }

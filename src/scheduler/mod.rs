@@ -51,8 +51,6 @@ pub struct Scheduler {
 struct Shared {
     dispatch: Arc<Dispatch>,
     started: AtomicBool,
-    /// It is about to stop: calls are still answered, but no new ones should come.
-    draining: AtomicBool,
     catalogue: OnceLock<Arc<Catalogue>>,
     supervisor: OnceLock<ActorCell>,
     /// Changes of pools go one at a time.
@@ -111,13 +109,13 @@ impl Scheduler {
             remembered: Remembered::default(),
             fences: Fences::closed(),
             settings,
+            draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         };
         Self {
             shared: Arc::new(Shared {
                 dispatch: Arc::new(dispatch),
                 started: AtomicBool::new(false),
-                draining: AtomicBool::new(false),
                 catalogue: OnceLock::new(),
                 supervisor: OnceLock::new(),
                 changing: tokio::sync::Mutex::new(()),
@@ -204,18 +202,19 @@ impl Scheduler {
         Ok(self.shared.supervisor.get_or_init(|| actor.get_cell()).clone())
     }
 
-    /// From now on it is not ready, so that nobody sends new calls; those that come are still answered. For the time
-    /// between the wish to stop and [`Scheduler::stop`].
+    /// From now on it is not ready, so that nobody sends new calls; those that come are still answered, but nobody waits
+    /// any more. For the time between the wish to stop and [`Scheduler::stop`].
     pub fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Release);
+        self.dispatch().draining.store(true, Ordering::Release);
+        self.dispatch().close_lines();
     }
 
     /// Lets what is in flight finish, brings everything to the store, ends all shards. New requests are refused. True
     /// if the store has everything.
     pub async fn stop(&self) -> bool {
+        self.drain();
         let dispatch = &self.shared.dispatch;
         dispatch.stopping.store(true, Ordering::Release);
-        dispatch.close_lines();
         let pools: Vec<Arc<Pool>> = dispatch.pools.load().iter().cloned().collect();
         let ports = || pools.iter().flat_map(|pool| pool.ports.iter());
         for port in ports() {
@@ -260,7 +259,7 @@ impl Scheduler {
         const REASONS_MAX: usize = 16;
         let dispatch = &self.shared.dispatch;
         let mut reasons = Vec::new();
-        if dispatch.is_stopping() || self.shared.draining.load(Ordering::Acquire) {
+        if dispatch.is_draining() {
             reasons.push("the service is shutting down".to_owned());
         } else if !self.shared.started.load(Ordering::Acquire) {
             reasons.push("recovering from the store".to_owned());

@@ -1,6 +1,7 @@
 //! Quotas: put, look, take away. Kept in the catalogue, so as durable as a pool.
 
 use super::Scheduler;
+use super::listing::bad_token;
 use crate::limits;
 use crate::model::{Page, Quota, QuotaStatus, Usage, check_name};
 use crate::refusal::{Refusal, What};
@@ -20,21 +21,7 @@ impl Scheduler {
         self.open()?;
         let name = name(namespace, tenant)?;
         quota.check()?;
-        let _one_at_a_time = self.shared.changing.lock().await;
-        let tenants = &self.dispatch().keys.tenants;
-        let before = tenants.quota(&name);
-        let created = before.is_none();
-        if created && tenants.quotas_len() >= limits::QUOTAS_MAX {
-            return Err(Refusal::State(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
-        }
-        let catalogue = self.catalogue()?;
-        let put = catalogue.put_quota(&name, Some(&quota));
-        if let Err(refusal) = self.stored(catalogue, put).await {
-            catalogue.put_quota(&name, before.as_ref());
-            return Err(refusal);
-        }
-        tenants.set_quota(&name, Some(quota));
-        self.dispatch().pump_quotas();
+        let created = self.set_quota(name.clone(), Some(quota)).await?.is_none();
         Ok((created, self.quota_status(&name)))
     }
 
@@ -53,27 +40,50 @@ impl Scheduler {
     /// `NotFound` if none was set.
     pub async fn delete_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<(), Refusal> {
         self.open()?;
-        let name = name(namespace, tenant)?;
+        self.set_quota(name(namespace, tenant)?, None).await.map(drop)
+    }
+
+    /// Sets a quota, or takes it away; the one before.
+    async fn set_quota(&self, name: String, quota: Option<Quota>) -> Result<Option<Quota>, Refusal> {
+        let scheduler = self.clone();
+        // Once begun it goes to its end, whether the caller waits or not: else the store would have another one than this process.
+        let setting = tokio::spawn(async move { scheduler.set_quota_to_the_end(&name, quota).await });
+        setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+    }
+
+    async fn set_quota_to_the_end(&self, name: &str, quota: Option<Quota>) -> Result<Option<Quota>, Refusal> {
         let _one_at_a_time = self.shared.changing.lock().await;
-        let before = self.dispatch().keys.tenants.quota(&name).ok_or(Refusal::NotFound(What::Quota))?;
+        let tenants = &self.dispatch().keys.tenants;
+        let before = tenants.quota(name);
+        match (&before, &quota) {
+            (None, None) => return Err(Refusal::NotFound(What::Quota)),
+            (None, Some(_)) if tenants.quotas_len() >= limits::QUOTAS_MAX => {
+                return Err(Refusal::State(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
+            }
+            _ => {}
+        }
         let catalogue = self.catalogue()?;
-        let put = catalogue.put_quota(&name, None);
+        let put = catalogue.put_quota(name, quota.as_ref());
         if let Err(refusal) = self.stored(catalogue, put).await {
-            catalogue.put_quota(&name, Some(&before));
+            catalogue.put_quota(name, before.as_ref());
             return Err(refusal);
         }
-        self.dispatch().keys.tenants.set_quota(&name, None);
+        tenants.set_quota(name, quota);
         self.dispatch().pump_quotas();
-        Ok(())
+        Ok(before)
     }
 
     /// Quotas that were set, by name, from the one after `token` on.
     ///
     /// # Errors
-    /// `loading`.
+    /// `loading`; `Invalid` for a token that is no page's.
     pub fn list_quotas(&self, token: Option<&str>, limit: usize) -> Result<Page<QuotaStatus>, Refusal> {
         self.open()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
+        if let Some(token) = token {
+            let (namespace, tenant) = token.split_once('/').map_or((token, None), |(ns, tenant)| (ns, Some(tenant)));
+            name(namespace, tenant).map_err(|_| bad_token())?;
+        }
         let names = self.dispatch().keys.tenants.quotas_after(token, limit + 1);
         let more = names.len() > limit;
         let items: Vec<QuotaStatus> = names.iter().take(limit).map(|(name, _)| self.quota_status(name)).collect();

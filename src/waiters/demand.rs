@@ -33,8 +33,9 @@ impl Dispatch {
                 let wants = item.accepts();
                 let resources = item.spec().map_or_else(Resources::default, |spec| spec.resources.clone());
                 let selector = wants.as_ref().and_then(|wants| Some(wants.selector.as_ref()?.text().to_owned()));
-                let nodes: Vec<String> =
+                let mut nodes: Vec<String> =
                     wants.iter().flat_map(|wants| wants.nodes.names()).map(ToOwned::to_owned).collect();
+                nodes.sort_unstable();
                 let key = (resources.clone(), selector.clone(), nodes.clone(), reason);
                 let shape = DemandShape {
                     resources,

@@ -35,7 +35,7 @@ impl Dispatch {
             Refusal::Unsatisfiable if item.has_waited() => Exhausted::Pool,
             refusal => return self.refuse(item, refusal),
         };
-        if item.wait_until_ms() <= now_ms || self.is_stopping() {
+        if item.wait_until_ms() <= now_ms {
             return self.refuse(item, refusal);
         }
         self.park(item, why, now_ms)
@@ -67,6 +67,7 @@ impl Dispatch {
             self.wake_joiners_at(due_ms, &id);
         }
         self.enter_lines(&parked, due_ms);
+        self.leave_closed(&parked);
         if parked.lock().as_ref().is_some_and(|item| item.reply.is_gone()) {
             self.cancel(&id);
         }
@@ -148,6 +149,7 @@ impl Dispatch {
                 self.wake_joiners_at(due_ms, &id);
             }
         }
+        self.leave_closed(parked);
         if parked.lock().as_ref().is_some_and(|item| item.reply.is_gone()) {
             self.cancel(&id);
         }
@@ -412,7 +414,21 @@ impl Dispatch {
         }
     }
 
-    /// Nobody can wait any more: the service stops.
+    /// Its lines may have been closed while it had a turn, or was on its way into them: whoever closed them did not find it.
+    fn leave_closed(&self, parked: &Parked) {
+        let deleted = !parked.pools.is_empty() && parked.pools.iter().all(|pool| pool.is_closing());
+        let refusal = match self.is_draining() {
+            true => Refusal::Unavailable(Unavailable::Stopping),
+            false if deleted => Refusal::NotFound(What::Pool),
+            false => return,
+        };
+        if let Some(item) = parked.take() {
+            parked.leave();
+            self.give_up(item, refusal);
+        }
+    }
+
+    /// Nobody can wait any more: the service is about to stop.
     pub(crate) fn close_lines(&self) {
         let quota: Vec<Arc<Tenant>> = {
             let lines = self.waiters.quota_lines();

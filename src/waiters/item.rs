@@ -64,6 +64,8 @@ impl ClaimItem {
     /// It stands still: what it had tried is forgotten. Returns when it must be looked at.
     pub fn rest(&mut self, now_ms: Millis, arrive: impl FnOnce() -> Arrival) -> Millis {
         (self.visited, self.unasked) = (Visited::default(), None);
+        // How long it waits says nothing of how fast claims are answered.
+        self.started_ns = 0;
         let wait = self.wait.get_or_insert_with(|| {
             Box::new(Wait {
                 until_ms: 0,

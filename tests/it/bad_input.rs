@@ -3,11 +3,17 @@ use serde_json::json;
 use crate::server::{Server, with_pool};
 
 const CLAIMS: &str = "/v1/claims";
+const QUOTA: &str = "/v1/quotas/ns/acme";
 const BEATS: &str = "/v1/pools/ns/warm/workers:heartbeat";
 
 /// `{"namespace":"ns","pool":"warm",` and what follows.
 fn claim_with(rest: &str) -> String {
     format!(r#"{{"namespace":"ns","pool":"warm",{rest}}}"#)
+}
+
+/// A claim whose `node.preferred_then_wait` is this.
+fn then_wait(what: &str) -> String {
+    claim_with(&format!(r#""node":{{"preferred_then_wait":{what}}}"#))
 }
 
 #[test]
@@ -55,10 +61,16 @@ fn every_bad_body_names_its_field() {
         ("POST", CLAIMS, claim_with(r#""reserve_ms":null"#), "reserve_ms"),
         ("POST", CLAIMS, claim_with(r#""ttl_ms":31536000000"#), "ttl_ms"),
         ("POST", CLAIMS, claim_with(r#""ack":"never""#), "ack"),
-        ("POST", CLAIMS, claim_with(r#""wait_ms":1"#), "wait_ms"),
+        ("POST", CLAIMS, claim_with(r#""wait_ms":86400001"#), "wait_ms"),
+        ("POST", CLAIMS, claim_with(r#""wait_ms":-1"#), "wait_ms"),
+        ("POST", CLAIMS, claim_with(r#""wait_ms":null"#), "wait_ms"),
         ("POST", CLAIMS, claim_with(r#""waits":1"#), "waits"),
-        ("POST", CLAIMS, claim_with(r#""priority":1"#), "priority"),
-        ("POST", CLAIMS, claim_with(r#""preemptible":false"#), "preemptible"),
+        ("POST", CLAIMS, claim_with(r#""priority":1001"#), "priority"),
+        ("POST", CLAIMS, claim_with(r#""priority":5000000000"#), "priority"),
+        ("POST", CLAIMS, claim_with(r#""priority":-1"#), "priority"),
+        ("POST", CLAIMS, claim_with(r#""priority":null"#), "priority"),
+        ("POST", CLAIMS, claim_with(r#""preemptible":1"#), "preemptible"),
+        ("POST", CLAIMS, claim_with(r#""preemptible":null"#), "preemptible"),
         ("POST", CLAIMS, r#"{"namespace":"ns"}"#.into(), "pool"),
         ("POST", CLAIMS, claim_with(r#""pools":["warm"]"#), "pools"),
         ("POST", CLAIMS, claim_with(r#""pool_selector":"a""#), "pool_selector"),
@@ -144,12 +156,24 @@ fn every_bad_body_names_its_field() {
             claim_with(&format!(r#""node":{{"required":[{}"n"]}}"#, r#""n","#.repeat(256))),
             "node.required",
         ),
-        (
-            "POST",
-            CLAIMS,
-            claim_with(r#""node":{"preferred_then_wait":{"nodes":["n"],"ms":1}}"#),
-            "node.preferred_then_wait",
-        ),
+        ("POST", CLAIMS, then_wait(r#"{"nodes":[],"ms":1}"#), "node.preferred_then_wait"),
+        ("POST", CLAIMS, then_wait(r#"{"nodes":["n"],"ms":0}"#), "node.preferred_then_wait"),
+        ("POST", CLAIMS, then_wait(r#"{"nodes":["n"]}"#), "node.preferred_then_wait.ms"),
+        ("POST", CLAIMS, then_wait(r#"{"ms":1}"#), "node.preferred_then_wait.nodes"),
+        ("POST", CLAIMS, then_wait(r#"{"nodes":["n"],"ms":86400001}"#), "node.preferred_then_wait.ms"),
+        ("POST", CLAIMS, then_wait(r#"{"nodes":["n"],"ms":1,"s":1}"#), "node.preferred_then_wait.s"),
+        ("POST", CLAIMS, then_wait("[]"), "node.preferred_then_wait"),
+        ("POST", CLAIMS, then_wait(r#"{"nodes":["n"],"ms":1},"preferred":["m"]"#), "node.preferred_then_wait"),
+        ("PUT", QUOTA, r#"{"claims":-1}"#.into(), "claims"),
+        ("PUT", QUOTA, r#"{"claims":null}"#.into(), "claims"),
+        ("PUT", QUOTA, r#"{"cpu_milli":9007199254740992}"#.into(), "cpu_milli"),
+        ("PUT", QUOTA, r#"{"memory_bytes":"1Gi"}"#.into(), "memory_bytes"),
+        ("PUT", QUOTA, r#"{"gpu_milli":1.5}"#.into(), "gpu_milli"),
+        ("PUT", QUOTA, r#"{"weight":0}"#.into(), "weight"),
+        ("PUT", QUOTA, r#"{"weight":1001}"#.into(), "weight"),
+        ("PUT", QUOTA, r#"{"gpus":1}"#.into(), "gpus"),
+        ("PUT", QUOTA, "[]".into(), "body"),
+        ("PUT", "/v1/quotas/ns", r#"{"weight":-1}"#.into(), "weight"),
         ("POST", CLAIMS, claim_with(r#""worker":"""#), "worker"),
         ("POST", CLAIMS, claim_with(r#""worker":"a b""#), "worker"),
         ("POST", CLAIMS, claim_with(r#""must_match":1"#), "must_match"),
@@ -186,6 +210,9 @@ fn every_bad_body_names_its_field() {
         ("PUT", pool, r#"{"reserve_ms":86400001}"#.into(), "reserve_ms"),
         ("PUT", pool, r#"{"lag_max_ms":0}"#.into(), "lag_max_ms"),
         ("PUT", pool, r#"{"shard":1}"#.into(), "shard"),
+        ("PUT", pool, r#"{"waiters_max":1000001}"#.into(), "waiters_max"),
+        ("PUT", pool, r#"{"waiters_max":-1}"#.into(), "waiters_max"),
+        ("PUT", pool, r#"{"waiters_tenant_max":1000001}"#.into(), "waiters_tenant_max"),
         ("PUT", worker, r#"{"id":"w9"}"#.into(), "id"),
         ("PUT", worker, r#"{"capacity":[]}"#.into(), "capacity"),
         ("PUT", worker, r#"{"capacity":{"disk":1}}"#.into(), "capacity.disk"),
@@ -235,7 +262,14 @@ fn every_bad_body_names_its_field() {
     assert!(answer.text().contains("86400000"), "{}", answer.text());
     let answer = client.request("PUT", pool, br#"{"shards":3}"#);
     assert!(answer.text().contains("1024"), "{}", answer.text());
+    for (body, limit) in [(r#""wait_ms":-1"#, "86400000"), (r#""priority":1001"#, "1000")] {
+        let answer = client.request("POST", CLAIMS, claim_with(body).as_bytes());
+        assert!(answer.text().contains(limit), "{}", answer.text());
+    }
+    let answer = client.request("PUT", QUOTA, br#"{"weight":-1}"#);
+    assert!(answer.text().contains("1000,"), "{}", answer.text());
     // Nothing of all that left a trace.
+    assert_eq!(client.get("/v1/quotas").expect(200)["items"], json!([]));
     client.get(pool).expect_error(404, "NOT_FOUND", None, None);
     client.get(worker).expect_error(404, "NOT_FOUND", None, None);
     assert_eq!(client.get("/v1/claims").expect(200)["items"], json!([]));
@@ -282,6 +316,16 @@ fn every_bad_path_and_query_is_refused() {
         ("GET", "/v1/pools/ns/warm?verbose=1".into(), "verbose"),
         ("GET", "/v1/pools/ns/warm/workers?page_token=%2F%2F".into(), "page_token"),
         ("DELETE", "/v1/pools/ns/warm?force=yes".into(), "force"),
+        ("GET", "/v1/pools/ns/a%20b/demand".into(), "pool"),
+        ("GET", "/v1/pools/ns/warm/demand?limit=1".into(), "limit"),
+        ("GET", "/v1/quotas/a%20b".into(), "namespace"),
+        ("GET", "/v1/quotas/ns/a%20b".into(), "tenant"),
+        ("DELETE", format!("/v1/quotas/ns/{long}"), "tenant"),
+        ("GET", "/v1/quotas/ns/".into(), "path"),
+        ("GET", "/v1/quotas/ns/acme?tenant=x".into(), "tenant"),
+        ("GET", "/v1/quotas?limit=0".into(), "limit"),
+        ("GET", "/v1/quotas?page_token=a%2Fb%2Fc".into(), "page_token"),
+        ("GET", "/v1/quotas?page_token=".into(), "page_token"),
         ("DELETE", "/v1/pools/ns/warm?forced=true".into(), "forced"),
     ];
     for (method, path, field) in invalid {
@@ -308,6 +352,9 @@ fn every_bad_path_and_query_is_refused() {
         ("DELETE", "/v1/claims"),
         ("GET", "/v1/claims:batch"),
         ("POST", "/metrics"),
+        ("POST", "/v1/quotas/ns/acme"),
+        ("PUT", "/v1/quotas"),
+        ("PUT", "/v1/pools/ns/warm/demand"),
     ] {
         let answer = client.request(method, path, b"");
         answer.expect_error(405, "INVALID_ARGUMENT", Some("method"), None);

@@ -76,7 +76,7 @@ fn a_batch_answers_in_order_and_a_bad_item_harms_no_other() {
     let (_dir, _server, mut client) = with_pool(4);
     let good = |key: &str| json!({"namespace": "ns", "pool": "warm", "key": key});
     let mut unknown = good("c");
-    unknown["wait_ms"] = json!(1);
+    unknown["wait_ms"] = json!(86_400_001);
     let items = json!([
         good("a"), {"namespace": "ns", "pool": 5}, good("b"), unknown, [], good(""), good("a"),
         {"namespace": "ns", "pool": "cold", "key": "d"}, good("e"), good("f"),

@@ -1,12 +1,14 @@
 //! The examples of docs/API.md and the tour of README.md, carried out on a running service.
 //!
 //! Every `http` block of API.md is a request, in order, all to one service, and the `json` block behind it is the answer.
+//! An `http waits` block is a request that is not answered before others were made; `json waits` is the answer of the first such.
 //! What differs from run to run, fences and times, is compared by where it stands: a fence is the same wherever the page
 //! has the same. With `HOTPOOL_BLESS=1` the answers, and the fences in the requests, are taken anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::{JoinHandle, spawn};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -15,7 +17,7 @@ use crate::client::Client;
 use crate::server::{Server, fresh};
 
 /// Fields whose value is another in every run.
-const VOLATILE: [&str; 2] = ["expires_at_ms", "lag_ms"];
+const VOLATILE: [&str; 6] = ["expires_at_ms", "lag_ms", "waited_ms", "left_ms", "oldest_ms", "estimate_ms"];
 
 fn page(name: &str) -> (PathBuf, String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -98,21 +100,46 @@ impl Fences {
     }
 }
 
-/// Sends the request of a block.
-fn ask(client: &mut Client, block: &Block<'_>, fences: &Fences) -> String {
-    let (method, path) = block.lines[0].split_once(' ').expect("METHOD path");
-    let body = block.lines[1..].join("\n");
-    let body = if body.is_empty() {
-        body
-    } else {
-        let mut body = serde_json::from_str(&body).unwrap_or_else(|error| panic!("line {}: {error}", block.line));
+/// A request as it is sent.
+struct Ask {
+    method: String,
+    path: String,
+    body: Value,
+    line: usize,
+}
+
+impl Ask {
+    fn of(block: &Block<'_>, fences: &Fences) -> Self {
+        let (method, path) = block.lines[0].split_once(' ').expect("METHOD path");
+        let body = block.lines[1..].join("\n");
+        let mut body = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&body).unwrap_or_else(|error| panic!("line {}: {error}", block.line))
+        };
         fences.translate(&mut body);
-        body.to_string()
-    };
-    let answer = client.request(method, path, body.as_bytes());
-    let said = answer.text().to_owned();
-    assert_eq!(answer.status >= 400, said.starts_with(r#"{"error""#), "line {}: {said}", block.line);
-    said
+        Self { method: method.to_owned(), path: path.to_owned(), body, line: block.line }
+    }
+
+    fn send(&self, client: &mut Client) -> String {
+        let body = if self.body.is_null() { String::new() } else { self.body.to_string() };
+        let answer = client.request(&self.method, &self.path, body.as_bytes());
+        let said = answer.text().to_owned();
+        assert_eq!(answer.status >= 400, said.starts_with(r#"{"error""#), "line {}: {said}", self.line);
+        said
+    }
+
+    /// Sends a claim that waits from then on.
+    fn begin(self, server: &Server) -> JoinHandle<String> {
+        let word = |name: &str| self.body[name].as_str().expect("a claim").to_owned();
+        let path = format!("/v1/claims/{}/{}", word("namespace"), word("key"));
+        let mut client = server.client();
+        let waits = spawn(move || self.send(&mut client));
+        while server.client().get(&path).status != 200 {
+            assert!(!waits.is_finished(), "{path} does not wait");
+        }
+        waits
+    }
 }
 
 #[test]
@@ -120,21 +147,32 @@ fn the_examples_of_the_api_page_are_what_the_service_says() {
     let bless = std::env::var_os("HOTPOOL_BLESS").is_some_and(|bless| bless == "1");
     let (path, text) = page("docs/API.md");
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let blocks: Vec<_> = blocks(&text).into_iter().filter(|block| matches!(block.kind, "http" | "json")).collect();
+    let kinds = ["http", "json", "http waits", "json waits"];
+    let blocks: Vec<_> = blocks(&text).into_iter().filter(|block| kinds.contains(&block.kind)).collect();
     assert!(blocks.len() > 40, "examples were found: {}", blocks.len());
-    let (_dir, _server, mut client) = fresh();
+    let (_dir, server, mut client) = fresh();
     let mut fences = Fences::default();
     let mut wrong = Vec::new();
-    for pair in blocks.chunks(2) {
-        let [request, answer] = pair else { panic!("line {}: a request without an answer", pair[0].line) };
-        assert_eq!(
-            (request.kind, answer.kind),
-            ("http", "json"),
-            "line {}: each request, then its answer",
-            request.line
-        );
+    let mut waits = VecDeque::new();
+    let mut blocks = blocks.iter();
+    while let Some(block) = blocks.next() {
+        let (got, request, answer) = match block.kind {
+            "http" => {
+                let answer = blocks.next().filter(|answer| answer.kind == "json");
+                let answer = answer.unwrap_or_else(|| panic!("line {}: a request without an answer", block.line));
+                (Ask::of(block, &fences).send(&mut client), block, answer)
+            }
+            "http waits" => {
+                waits.push_back((Ask::of(block, &fences).begin(&server), block));
+                continue;
+            }
+            "json waits" => {
+                let (waiting, request) = waits.pop_front().expect("a request that waits");
+                (waiting.join().unwrap(), request, block)
+            }
+            other => panic!("line {}: {other} without a request", block.line),
+        };
         assert_eq!(answer.lines.len(), 1, "line {}: an answer is one line", answer.line);
-        let got = ask(&mut client, request, &fences);
         let said =
             serde_json::from_str(answer.lines[0]).unwrap_or_else(|error| panic!("line {}: {error}", answer.line));
         let differs = fences.compare(&said, &serde_json::from_str(&got).unwrap(), "");
@@ -146,6 +184,7 @@ fn the_examples_of_the_api_page_are_what_the_service_says() {
             }
         }
     }
+    assert!(waits.is_empty(), "each request that waits is answered");
     if bless {
         std::fs::write(path, lines.join("\n") + "\n").unwrap();
     } else {

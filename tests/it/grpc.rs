@@ -7,3 +7,4 @@ mod life;
 mod limits;
 pub mod link;
 mod refusals;
+mod waiting;

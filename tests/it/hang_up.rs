@@ -17,12 +17,18 @@ fn everything(fence: &Value) -> Vec<(&'static str, String, Value)> {
     let worker = format!("{POOL}/workers/w0");
     let named = json!([{"key": "k", "fence": fence}]);
     let holder = json!({"fence": fence});
+    let waits = json!({"namespace": "ns", "pool": "warm", "key": "waits", "wait_ms": 60_000});
     vec![
         ("PUT", POOL.to_owned(), json!({"shards": 4, "reserve_ms": 500})),
         ("PUT", worker.clone(), json!({})),
         ("POST", format!("{POOL}/workers:batch"), json!({"workers": [{"id": "w0"}, {"id": "w1"}]})),
         ("POST", "/v1/claims".to_owned(), claim.clone()),
         ("POST", "/v1/claims:batch".to_owned(), json!({"mode": "independent", "items": [claim, claim, {}]})),
+        ("PUT", "/v1/quotas/ns/default".to_owned(), json!({"claims": 100})),
+        ("POST", "/v1/claims".to_owned(), waits.clone()),
+        ("POST", "/v1/claims:batch".to_owned(), json!({"mode": "independent", "items": [waits, claim]})),
+        ("GET", format!("{POOL}/demand"), Value::Null),
+        ("DELETE", "/v1/quotas/ns/default".to_owned(), Value::Null),
         ("POST", "/v1/claims/ns/k:confirm".to_owned(), holder.clone()),
         ("POST", "/v1/claims/ns/k:renew".to_owned(), json!({"fence": fence, "ttl_ms": 60_000})),
         ("POST", format!("{worker}:heartbeat"), json!({"claims": named})),
@@ -104,6 +110,7 @@ fn a_client_that_hangs_up_in_the_middle_of_anything_leaves_nothing_behind() {
     assert_eq!(good.post("/v1/claims", &claim).expect(201)["claim"]["worker"], "w0");
     let scrape = good.get("/metrics");
     assert!(scrape.text().contains(r#"hotpool_ledger_drift{pool="ns/warm"} 0"#), "{}", scrape.text());
+    assert!(scrape.text().contains(r#"hotpool_waiters{pool="ns/warm"} 0"#), "{}", scrape.text());
     assert_eq!(server.stop().code(), Some(0));
 }
 

@@ -83,7 +83,7 @@ impl Description {
 
 #[test]
 fn answers_conform_to_their_description() {
-    let (_dir, _server, mut client) = fresh();
+    let (_dir, server, mut client) = fresh();
     let mut api = Description::of(&mut client);
     let pool = "/v1/pools/ns/warm";
     let claim = |key: &str| json!({"namespace": "ns", "pool": "warm", "key": key});
@@ -93,6 +93,7 @@ fn answers_conform_to_their_description() {
     });
     let spec = json!({"shards": 2, "labels": {"tier": "gold"}, "class": "gpu"});
     let large = json!({"capacity": {"cpu_milli": 8000, "slots": 4, "gpu": {"model": "a100", "count": 2}}});
+    let more = large.clone();
     let shared = json!({
         "mode": "shared", "policy": "fgd", "spare_gpu_workers": false,
         "typical_requests": [{"cpu_milli": 1, "gpu": {"models": ["a100"], "milli": 500}, "weight": 2}],
@@ -186,6 +187,32 @@ fn answers_conform_to_their_description() {
         ("POST", "/v1/claims/ns/s:resize".to_owned(), json!({"fence": 1, "resources": {"slots": 1}}), 409),
         ("POST", "/v1/claims/ns/s:resize".to_owned(), json!({"fence": 1}), 400),
         ("POST", "/v1/claims/ns/none:resize".to_owned(), json!({"fence": 1, "resources": {"slots": 1}}), 404),
+        ("GET", format!("{pool}/demand"), Value::Null, 200),
+        ("GET", format!("{pool} /demand"), Value::Null, 400),
+        ("GET", "/v1/pools/ns/none/demand".to_owned(), Value::Null, 404),
+        ("GET", "/v1/quotas/ns/t".to_owned(), Value::Null, 200),
+        ("GET", "/v1/quotas/ns/ t".to_owned(), Value::Null, 400),
+        (
+            "PUT",
+            "/v1/quotas/ns/t".to_owned(),
+            json!({"claims": 1, "cpu_milli": 2, "memory_bytes": 3, "gpu_milli": 4}),
+            201,
+        ),
+        ("PUT", "/v1/quotas/ns/t".to_owned(), json!({"weight": 3}), 200),
+        ("PUT", "/v1/quotas/ns/t".to_owned(), json!({"weight": 0}), 400),
+        ("PUT", "/v1/quotas/ns".to_owned(), json!({"claims": 9}), 201),
+        ("PUT", "/v1/quotas/ns".to_owned(), json!({}), 200),
+        ("PUT", "/v1/quotas/ns".to_owned(), json!({"weight": 0}), 400),
+        ("GET", "/v1/quotas/ns".to_owned(), Value::Null, 200),
+        ("GET", "/v1/quotas/ ns".to_owned(), Value::Null, 400),
+        ("GET", "/v1/quotas?limit=1".to_owned(), Value::Null, 200),
+        ("GET", "/v1/quotas?limit=x".to_owned(), Value::Null, 400),
+        ("DELETE", "/v1/quotas/ns/t".to_owned(), Value::Null, 200),
+        ("DELETE", "/v1/quotas/ns/t".to_owned(), Value::Null, 404),
+        ("DELETE", "/v1/quotas/ns/ t".to_owned(), Value::Null, 400),
+        ("DELETE", "/v1/quotas/ns".to_owned(), Value::Null, 200),
+        ("DELETE", "/v1/quotas/ns".to_owned(), Value::Null, 404),
+        ("DELETE", "/v1/quotas/ ns".to_owned(), Value::Null, 400),
         ("DELETE", pool.to_owned(), Value::Null, 409),
         ("GET", "/healthz".to_owned(), Value::Null, 200),
         ("GET", "/readyz".to_owned(), Value::Null, 200),
@@ -195,6 +222,19 @@ fn answers_conform_to_their_description() {
         let answer = api.check(&mut client, method, &path.replace(' ', "%20"), &body);
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
     }
+    // One that waits, and what it is to an autoscaler; and one that was served.
+    let mut waits = server.client();
+    let mut patient = share("patient", 1000);
+    (patient["wait_ms"], patient["priority"], patient["preemptible"]) = (json!(60_000), json!(5), json!(true));
+    let waiting = std::thread::spawn(move || waits.post("/v1/claims", &patient));
+    while api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null).status != 200 {}
+    let demand = api.check(&mut client, "GET", "/v1/pools/ns/shared/demand", &Value::Null);
+    assert_eq!(demand.json()["shapes"][0]["resources"]["gpu"]["milli"], 1000);
+    client.put("/v1/pools/ns/shared/workers/g2", &more).expect(201);
+    waiting.join().unwrap().expect(201);
+    let served = api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null);
+    assert_eq!(served.json()["claim"]["priority"], 5);
+
     let fence = client.get("/v1/claims/ns/a").expect(200)["claim"]["fence"].take();
     let body = json!({"fence": fence});
     api.check(&mut client, "POST", "/v1/claims/ns/a:confirm", &body).expect(200);
@@ -229,7 +269,8 @@ fn answers_conform_to_their_description() {
         }
     }
     let bad_name = [("getPool", 400), ("deletePool", 400), ("getWorker", 400), ("deleteWorker", 400)];
-    unseen.retain(|(_, id, status)| !bad_name.contains(&(*id, *status)));
+    let too_many = [("putQuota", 409), ("putNamespaceQuota", 409)];
+    unseen.retain(|(_, id, status)| !bad_name.contains(&(*id, *status)) && !too_many.contains(&(*id, *status)));
     assert!(unseen.is_empty(), "described and not seen: {unseen:?}");
 }
 
@@ -268,6 +309,14 @@ fn what_is_described_is_what_the_service_takes() {
         ("POST", "/v1/claims", json!({"namespace": "ns", "resources": {"gpu": nothing}}), schema("GpuAsk")),
         ("PUT", "/v1/pools/ns/other", json!({"typical_requests": [nothing]}), schema("TypicalRequest")),
         ("POST", "/v1/claims/ns/a:resize", nothing.clone(), schema("ResizeBody")),
+        ("PUT", "/v1/quotas/ns/t", nothing.clone(), schema("QuotaBody")),
+        ("PUT", "/v1/quotas/ns", nothing.clone(), schema("QuotaBody")),
+        (
+            "POST",
+            "/v1/claims",
+            json!({"namespace": "ns", "node": {"preferred_then_wait": {"frobnicate": 1}}}),
+            schema("ClaimBody")["properties"]["node"]["properties"]["preferred_then_wait"].clone(),
+        ),
         ("POST", "/v1/explain", nothing.clone(), schema("ClaimBody")),
         ("POST", "/v1/claims/ns/a:confirm", nothing.clone(), schema("HolderBody")),
         ("POST", "/v1/claims/ns/a:renew", nothing.clone(), schema("RenewBody")),
@@ -306,8 +355,12 @@ fn what_is_described_is_what_the_service_takes() {
     }
     for (path, item) in api.document["paths"].as_object().unwrap() {
         let Some(operation) = item.get("get").filter(|_| path.starts_with("/v1/")) else { continue };
-        let concrete =
-            path.replace("{namespace}", "ns").replace("{pool}", "warm").replace("{id}", "w0").replace("{key}", "a");
+        let concrete = path
+            .replace("{namespace}", "ns")
+            .replace("{pool}", "warm")
+            .replace("{id}", "w0")
+            .replace("{key}", "a")
+            .replace("{tenant}", "t");
         let answer = client.get(&format!("{concrete}?frobnicate=1"));
         answer.expect_error(400, "INVALID_ARGUMENT", None, Some("frobnicate"));
         let references =

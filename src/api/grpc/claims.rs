@@ -5,6 +5,7 @@ use tonic::{Request, Response, async_trait};
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
+use super::proto::get_claim_response::Standing as Shown;
 use super::proto::{
     BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, ExplainClaimRequest,
     ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest, ListClaimsResponse,
@@ -12,15 +13,16 @@ use super::proto::{
     ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
 use super::{Answer, Calls, read};
+use crate::api::deadline;
 use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
 use crate::api::outcome::Failure;
-use crate::model::Taken;
+use crate::model::{Standing, Taken};
 
 #[async_trait]
 impl ClaimService for Calls {
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
-        let request = read::claim(request.get_ref())?;
+        let request = read::claim(request.get_ref()).inspect(deadline::allow)?;
         let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;
         Ok(Response::new((&taken).into()))
     }
@@ -28,7 +30,7 @@ impl ClaimService for Calls {
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
         let BatchTakeClaimsRequest { mode, items } = request.into_inner();
         let whole = read::batch(mode, items.len())?;
-        let requests = items.iter().map(read::claim);
+        let requests = items.iter().map(|item| read::claim(item).inspect(deadline::allow));
         let outcomes = if whole {
             merge_all("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await)).await?
         } else {
@@ -51,8 +53,11 @@ impl ClaimService for Calls {
     async fn get_claim(&self, request: Request<GetClaimRequest>) -> Answer<GetClaimResponse> {
         let GetClaimRequest { namespace, key, tenant } = request.get_ref();
         let id = read::claim_id(namespace, tenant.as_deref(), key)?;
-        let claim = self.scheduler.get_claim(&id).await.map_err(Failure::from)?;
-        Ok(Response::new(GetClaimResponse { claim: Some((&claim).into()) }))
+        let standing = match self.scheduler.standing(&id).await.map_err(Failure::from)? {
+            Standing::Held(claim) => Shown::Claim((&claim).into()),
+            Standing::Waiting(waiting) => Shown::Waiting((&waiting).into()),
+        };
+        Ok(Response::new(GetClaimResponse { standing: Some(standing) }))
     }
 
     async fn list_claims(&self, request: Request<ListClaimsRequest>) -> Answer<ListClaimsResponse> {

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use hyper::header::HeaderMap;
 use hyper::{Request, Response};
-use tokio::time::timeout;
 use tonic::body::Body;
 
 use super::Grpc;
 use super::body::{BodyError, Permit};
+use crate::api::deadline;
 use crate::api::outcome::{Failure, Outcome};
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::refusal::Refusal;
@@ -32,13 +32,13 @@ impl Grpc {
         let permit = Permit::default();
         let answer = match limit(request.headers()) {
             Ok(limit) => {
-                let limit = limit.map_or(self.bounds.timeout, |limit| limit.min(self.bounds.timeout));
                 // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing
                 // half done.
-                let call = timeout(limit, self.dispatch(request, Permit::clone(&permit)));
+                let call = self.dispatch(request, Permit::clone(&permit));
+                let call = deadline::run(self.bounds.timeout, limit, call);
                 match AssertUnwindSafe(call).catch_unwind().await {
-                    Ok(Ok(response)) => Ok(response),
-                    Ok(Err(_elapsed)) => Err(Refusal::DeadlineExceeded.into()),
+                    Ok(Some(response)) => Ok(response),
+                    Ok(None) => Err(Refusal::DeadlineExceeded.into()),
                     Err(_panic) => {
                         tracing::error!(method = method.word(), "a handler panicked");
                         Err(Failure::new(Outcome::PANIC, "a defect of the service; the process goes on"))

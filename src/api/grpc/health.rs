@@ -11,12 +11,17 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health as HealthService;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::proto::{claim_service_server, pool_service_server, worker_service_server};
+use super::proto::{claim_service_server, pool_service_server, quota_service_server, worker_service_server};
 use crate::scheduler::Scheduler;
 
 /// Every name that may be asked for. All say the same: the services stand on the same shards.
-const SERVICES: [&str; 4] =
-    ["", claim_service_server::SERVICE_NAME, worker_service_server::SERVICE_NAME, pool_service_server::SERVICE_NAME];
+const SERVICES: [&str; 5] = [
+    "",
+    claim_service_server::SERVICE_NAME,
+    worker_service_server::SERVICE_NAME,
+    pool_service_server::SERVICE_NAME,
+    quota_service_server::SERVICE_NAME,
+];
 /// How often those who watch are told of a change.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 

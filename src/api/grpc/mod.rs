@@ -24,6 +24,7 @@ pub(crate) mod codec;
 mod guard;
 mod health;
 mod pools;
+mod quotas;
 mod read;
 mod status;
 mod workers;
@@ -44,6 +45,7 @@ pub mod proto {
 
 use proto::claim_service_server::ClaimServiceServer;
 use proto::pool_service_server::PoolServiceServer;
+use proto::quota_service_server::QuotaServiceServer;
 use proto::worker_service_server::WorkerServiceServer;
 
 /// Largest message to the services that are not ours: each asks for a name.
@@ -65,6 +67,7 @@ pub struct Grpc {
     claims: ClaimServiceServer<Calls>,
     workers: WorkerServiceServer<Calls>,
     pools: PoolServiceServer<Calls>,
+    quotas: QuotaServiceServer<Calls>,
     health: HealthServer<Health>,
     reflection: Unnamed,
     reflection_alpha: Unnamed,
@@ -90,7 +93,8 @@ impl Grpc {
         Self {
             claims: ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            pools: PoolServiceServer::from_arc(calls).max_decoding_message_size(max_bytes),
+            pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            quotas: QuotaServiceServer::from_arc(calls).max_decoding_message_size(max_bytes),
             health: HealthServer::new(Health::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
             reflection: Unnamed::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
@@ -115,6 +119,7 @@ impl Grpc {
             "hotpool.v1.ClaimService" => self.claims.clone().call(bounded(request)).await,
             "hotpool.v1.WorkerService" => self.workers.clone().call(bounded(request)).await,
             "hotpool.v1.PoolService" => self.pools.clone().call(bounded(request)).await,
+            "hotpool.v1.QuotaService" => self.quotas.clone().call(bounded(request)).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
             "grpc.reflection.v1.ServerReflection" => self.reflection.clone().call(request.map(Body::new)).await,
             "grpc.reflection.v1alpha.ServerReflection" => {

@@ -4,8 +4,8 @@ use tonic::{Request, Response, async_trait};
 
 use super::proto::pool_service_server::PoolService;
 use super::proto::{
-    ClearPoolRequest, ClearPoolResponse, DeletePoolRequest, DeletePoolResponse, GetPoolRequest, GetPoolResponse,
-    ListPoolsRequest, ListPoolsResponse, PutPoolRequest, PutPoolResponse,
+    ClearPoolRequest, ClearPoolResponse, DeletePoolRequest, DeletePoolResponse, GetDemandRequest, GetDemandResponse,
+    GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, PutPoolRequest, PutPoolResponse,
 };
 use super::write::whole_pool;
 use super::{Answer, Calls, read};
@@ -49,5 +49,12 @@ impl PoolService for Calls {
         let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
         let Cleared { cleared, suspect } = self.scheduler.clear_pool(&name).await.map_err(Failure::from)?;
         Ok(Response::new(ClearPoolResponse { cleared, suspect }))
+    }
+
+    async fn get_demand(&self, request: Request<GetDemandRequest>) -> Answer<GetDemandResponse> {
+        let GetDemandRequest { namespace, pool } = request.get_ref();
+        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
+        let demand = self.scheduler.demand(&name).await.map_err(Failure::from)?;
+        Ok(Response::new((&demand).into()))
     }
 }

@@ -14,7 +14,7 @@ use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
     Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuAsk, GpuCapacity, Mode, Policy, PoolName,
-    PoolSpec, Registration, Resources, TypicalRequest, WorkerId,
+    PoolSpec, Quota, Registration, Resources, TypicalRequest, WorkerId,
 };
 
 fn text(value: &str) -> Text<'_> {
@@ -222,6 +222,12 @@ pub(super) fn worker(namespace: &str, spec: proto::WorkerSpec) -> Result<Registr
     let claims = named(claims.as_ref())?;
     WorkerBody { capacity: capacity(has), labels, node, incarnation, expires_at_ms, claims }
         .registration(namespace, &id)
+}
+
+/// A quota; what is left out is not bounded.
+pub(super) fn quota(spec: proto::QuotaSpec) -> Quota {
+    let proto::QuotaSpec { claims, cpu_milli, memory_bytes, gpu_milli, weight } = spec;
+    Quota { claims, cpu_milli, memory_bytes, gpu_milli, weight: weight.unwrap_or(Quota::default().weight) }
 }
 
 /// A pool and one of its workers.

@@ -32,7 +32,7 @@ impl Code {
 
 impl Reason {
     /// The value for a word of the outcome table.
-    fn of(word: Option<&str>) -> Self {
+    pub(super) fn of(word: Option<&str>) -> Self {
         let Some(word) = word else { return Self::Unspecified };
         let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
         debug_assert!(found.is_some(), "{word} is a reason of the outcome table and not of hotpool.proto");

@@ -9,6 +9,8 @@ use crate::model::{
     ShardStatus, Taken, Trust, TypicalRequest, WorkerView, WouldTake,
 };
 
+mod waiting;
+
 impl From<&Capacity> for proto::Capacity {
     fn from(capacity: &Capacity) -> Self {
         let Capacity { cpu_milli, memory_bytes, slots, gpu } = capacity;
@@ -44,6 +46,8 @@ impl From<&ClaimView> for proto::Claim {
             expires_at_ms: *expires_at_ms,
             preempted: *evicted,
             labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
+            priority: spec.as_ref().map_or(0, |spec| spec.priority.into()),
+            preemptible: spec.as_ref().is_some_and(|spec| spec.preemptible),
         }
     }
 }

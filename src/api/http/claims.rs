@@ -6,12 +6,13 @@ use axum::http::{StatusCode, Uri};
 
 use super::json::{
     BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ExplainAnswer, HolderBody, Outcomes,
-    PageJson, Phase, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, holder,
+    PageJson, Phase, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
 };
 use super::read::{Params, Segments, body, item, merge, merge_all, object};
 use super::{Answer, Shared, created, done, json};
+use crate::api::deadline;
 use crate::api::outcome::{Failure, Outcome};
-use crate::model::{ClaimFilter, ClaimId};
+use crate::model::{ClaimFilter, ClaimId, Standing};
 
 /// Namespace and key, as the path has them.
 type KeyPath = Segments<(String, String)>;
@@ -20,7 +21,7 @@ type KeyPath = Segments<(String, String)>;
 pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
-    let request = object::<ClaimBody<'_>>(&bytes)?.request()?;
+    let request = object::<ClaimBody<'_>>(&bytes)?.request().inspect(deadline::allow)?;
     let taken = api.scheduler.claim(request).await?;
     Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
 }
@@ -39,7 +40,7 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
     let batch: ClaimsBatch<'_> = object(&bytes)?;
-    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request());
+    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request().inspect(deadline::allow));
     let outcomes = match batch.mode {
         BatchMode::Independent => {
             merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
@@ -51,12 +52,14 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
     Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
 }
 
-/// Who holds the key.
+/// Who holds the key, or what it waits for.
 pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: KeyPath) -> Answer {
     let tenant = Params::read(&uri, &["tenant"])?.take("tenant");
     let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(TENANT_DEFAULT), &path.0.1)?;
-    let claim = api.scheduler.get_claim(&id).await?;
-    Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
+    Ok(match api.scheduler.standing(&id).await? {
+        Standing::Held(claim) => json(StatusCode::OK, &ClaimAnswer::from(&claim)),
+        Standing::Waiting(waiting) => json(StatusCode::OK, &WaitingAnswer::from(&waiting)),
+    })
 }
 
 /// `{key}:confirm`, `{key}:renew`, `{key}:resize` and `{key}:release`. A key holds no colon, so the last one begins the verb.

@@ -6,9 +6,9 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures::FutureExt as _;
-use tokio::time::timeout;
 
 use super::Shared;
+use crate::api::deadline;
 use crate::api::outcome::{Failure, Outcome};
 use crate::metrics::{Route, metrics};
 use crate::refusal::Refusal;
@@ -17,10 +17,10 @@ use crate::refusal::Refusal;
 pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
     let route = route_of(&request);
     // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
-    let answer = AssertUnwindSafe(timeout(api.bounds.timeout, next.run(request))).catch_unwind().await;
+    let answer = AssertUnwindSafe(deadline::run(api.bounds.timeout, None, next.run(request))).catch_unwind().await;
     let response = match answer {
-        Ok(Ok(response)) => response,
-        Ok(Err(_elapsed)) => Failure::from(Refusal::DeadlineExceeded).into_response(),
+        Ok(Some(response)) => response,
+        Ok(None) => Failure::from(Refusal::DeadlineExceeded).into_response(),
         Err(_panic) => {
             tracing::error!(route = route.word(), "a handler panicked");
             Failure::new(Outcome::PANIC, "a defect of the service; the process goes on").into_response()

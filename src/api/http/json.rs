@@ -1,8 +1,10 @@
 //! The shapes on the wire. What comes in refuses unknown fields; what goes out borrows from the model.
 
 mod claims;
+mod demand;
 mod explain;
 mod pools;
+mod quotas;
 mod workers;
 
 use std::borrow::Cow;
@@ -12,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::model::Page;
 
 pub(in crate::api) use claims::*;
+pub(super) use demand::*;
 pub(in crate::api) use explain::*;
 pub(in crate::api) use pools::*;
+pub(super) use quotas::*;
 pub(in crate::api) use workers::*;
 
 /// Tenant of a request that names none.

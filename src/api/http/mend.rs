@@ -82,6 +82,10 @@ fn kind(path: &str, wanted: &str) -> String {
         "milli" => return format!("a whole number, 1..={}", limits::CARD_MILLI),
         "reserve_ms" | "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" => limits::RESERVE_MS_MAX,
         "ttl_ms" => limits::TTL_MS_MAX,
+        "wait_ms" | "ms" => limits::WAIT_MS_MAX,
+        "priority" => limits::PRIORITY_MAX.into(),
+        "waiters_max" | "waiters_tenant_max" => limits::WAITERS_MAX.into(),
+        "weight" if path == "weight" => limits::WEIGHT_MAX.into(),
         "fence" => limits::FENCE_MAX,
         _ => limits::AMOUNT_MAX,
     };

@@ -23,6 +23,7 @@ pub(in crate::api) mod json;
 mod mend;
 mod openapi;
 mod pools;
+mod quotas;
 pub(in crate::api) mod read;
 mod workers;
 
@@ -54,6 +55,7 @@ pub fn router(api: Api) -> Router {
     Router::new()
         .route(Route::Pools.word(), get(pools::list))
         .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete).post(pools::verb))
+        .route(Route::Demand.word(), get(pools::demand))
         .route(Route::Workers.word(), get(workers::list))
         .route(Route::WorkersBatch.word(), post(workers::put_batch))
         .route(Route::WorkersHeartbeat.word(), post(workers::heartbeat_batch))
@@ -62,6 +64,12 @@ pub fn router(api: Api) -> Router {
         .route(Route::ClaimsBatch.word(), post(claims::claim_batch))
         .route(Route::Explain.word(), post(claims::explain))
         .route(Route::Claim.word(), get(claims::get).post(claims::verb))
+        .route(Route::Quotas.word(), get(quotas::list))
+        .route(
+            Route::NamespaceQuota.word(),
+            put(quotas::put_default).get(quotas::get_default).delete(quotas::delete_default),
+        )
+        .route(Route::Quota.word(), put(quotas::put).get(quotas::get).delete(quotas::delete))
         .route(Route::OpenApi.word(), get(openapi::document))
         .route(Route::Docs.word(), get(openapi::viewer))
         .route(Route::DocsFile.word(), get(openapi::file))

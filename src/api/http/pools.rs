@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::json::{ClearedAnswer, NoBody, PageJson, PoolAnswer, PoolJson};
+use super::json::{ClearedAnswer, DemandAnswer, NoBody, PageJson, PoolAnswer, PoolJson};
 use super::read::{Params, Segments, body, object};
 use super::{Answer, Shared, created, done, json};
 use crate::api::outcome::{Failure, Outcome};
@@ -50,6 +50,14 @@ pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: PoolPath, se
     object::<NoBody>(&body(&api, sent).await?)?;
     let Cleared { cleared, suspect } = api.scheduler.clear_pool(&name).await?;
     Ok(json(StatusCode::OK, &ClearedAnswer { cleared, suspect }))
+}
+
+/// What waits for a pool.
+pub(super) async fn demand(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
+    Params::read(&uri, &[])?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    let demand = api.scheduler.demand(&name).await?;
+    Ok(json(StatusCode::OK, &DemandAnswer::from(&demand)))
 }
 
 /// Page by page.

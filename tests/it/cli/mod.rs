@@ -4,6 +4,7 @@ mod commands;
 mod effects;
 mod failures;
 mod requests;
+mod waiting;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -88,6 +88,11 @@ fn a_claim_asks_for_all_that_is_said() {
         "n2",
         "--prefer-node",
         "n2",
+        "--wait-ms",
+        "9",
+        "--priority",
+        "8",
+        "--preemptible",
         "--cpu-milli",
         "500",
         "--memory-bytes",
@@ -98,11 +103,16 @@ fn a_claim_asks_for_all_that_is_said() {
     let expected = json!({
         "namespace": "demo", "pool": "warm", "key": "k", "tenant": "t", "affinity": "a", "selector": "zone=a,!b",
         "worker": "w1", "class": "c", "ttl_ms": 5000, "reserve_ms": 0, "ack": "durable", "must_match": true,
+        "wait_ms": 9, "priority": 8, "preemptible": true,
         "labels": {"x": "y"}, "node": {"required": ["n1", "n2"], "preferred": ["n2"]},
         "resources": {"cpu_milli": 500, "memory_bytes": 1 << 30, "gpu": {"model": "a100", "count": 1}},
     });
     assert_eq!(all, expected);
     assert_eq!(take(&["demo/warm", "--prefer-node", "n"])["node"], json!({"preferred": ["n"]}));
+    assert_eq!(
+        take(&["demo/warm", "--prefer-node", "n", "--prefer-node-ms", "5"])["node"],
+        json!({"preferred_then_wait": {"nodes": ["n"], "ms": 5}})
+    );
 }
 
 #[test]
@@ -156,6 +166,18 @@ fn every_verb_has_its_path_and_body() {
             "PUT /v1/pools/demo/warm",
             json!({"shards": 2, "mode": "exclusive", "releasing_ms": 5, "heartbeat_ttl_ms": 6, "lag_max_ms": 7}),
         ),
+        (
+            "pools put demo/warm --shards 2 --mode exclusive --waiters-max 8 --waiters-tenant-max 9",
+            "PUT /v1/pools/demo/warm",
+            json!({"shards": 2, "mode": "exclusive", "waiters_max": 8, "waiters_tenant_max": 9}),
+        ),
+        (
+            "quotas put demo/acme --claims 1 --cpu-milli 2 --memory-bytes 1Ki --gpu-milli 500 --weight 3",
+            "PUT /v1/quotas/demo/acme",
+            json!({"claims": 1, "cpu_milli": 2, "memory_bytes": 1024, "gpu_milli": 500, "weight": 3}),
+        ),
+        ("quotas set demo --claims 1", "PUT /v1/quotas/demo", json!({"claims": 1})),
+        ("quotas rm demo/acme", "DELETE /v1/quotas/demo/acme", Value::Null),
     ];
     for (line, first, body) in cases {
         let arguments: Vec<&str> = line.split_whitespace().collect();

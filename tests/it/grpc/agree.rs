@@ -5,7 +5,7 @@ use hotpool::api::grpc::proto::*;
 use serde_json::{Value, json};
 use tonic::{Code, Response, Status};
 
-use super::link::{Link, put_pool, register, said, take};
+use super::link::{Link, claim_of, put_pool, register, said, take};
 use crate::client::{Client, Response as HttpResponse};
 use crate::server::fresh;
 
@@ -71,6 +71,12 @@ fn claim_shown(claim: &Claim) -> Value {
     if let Some(node) = &claim.node {
         shown["node"] = json!(node);
     }
+    if claim.priority > 0 {
+        shown["priority"] = json!(claim.priority);
+    }
+    if claim.preemptible {
+        shown["preemptible"] = json!(true);
+    }
     shown
 }
 
@@ -115,6 +121,32 @@ enum Step {
     Confirm(&'static str, i64),
     Release(&'static str, i64),
     Resize(&'static str, Value, Resources),
+    PutQuota(Value, QuotaSpec),
+    GetQuota(Option<&'static str>),
+    DeleteQuota,
+}
+
+fn quota_shown(quota: Option<Quota>) -> Value {
+    let Quota { namespace, tenant, spec, used, waiting, .. } = quota.clone().unwrap();
+    let mut shown =
+        json!({"namespace": namespace, "source": word(quota.unwrap().source().as_str_name(), "QUOTA_SOURCE_")});
+    let QuotaSpec { claims, cpu_milli, memory_bytes, gpu_milli, weight } = spec.unwrap();
+    let amounts =
+        [("claims", claims), ("cpu_milli", cpu_milli), ("memory_bytes", memory_bytes), ("gpu_milli", gpu_milli)];
+    for (name, amount) in amounts {
+        if let Some(amount) = amount {
+            shown[name] = json!(amount);
+        }
+    }
+    shown["weight"] = json!(weight.unwrap());
+    if let Some(tenant) = tenant {
+        let QuotaUse { claims, cpu_milli, memory_bytes, gpu_milli } = used.unwrap();
+        shown["tenant"] = json!(tenant);
+        shown["waiting"] = json!(waiting);
+        shown["used"] =
+            json!({"claims": claims, "cpu_milli": cpu_milli, "memory_bytes": memory_bytes, "gpu_milli": gpu_milli});
+    }
+    json!({"quota": shown})
 }
 
 fn body_of(request: &Value) -> Value {
@@ -147,6 +179,10 @@ fn over_http(client: &mut Client, step: &Step, fence: &mut u64) -> End {
             return items.as_array().unwrap().iter().map(end).collect();
         }
         Step::Get(key) => client.get(&format!("/v1/claims/ns/{key}")),
+        Step::PutQuota(quota, _) => client.put("/v1/quotas/ns/default", quota),
+        Step::GetQuota(None) => client.get("/v1/quotas/ns"),
+        Step::GetQuota(Some(tenant)) => client.get(&format!("/v1/quotas/ns/{}", tenant.replace(' ', "%20"))),
+        Step::DeleteQuota => client.delete("/v1/quotas/ns/default"),
         Step::Resize(key, resources, _) => {
             client.post(&format!("/v1/claims/ns/{key}:resize"), &json!({"fence": *fence, "resources": resources}))
         }
@@ -199,7 +235,19 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
         }
         Step::Get(key) => {
             let request = GetClaimRequest { namespace: "ns".into(), key: (*key).into(), tenant: None };
-            grpc_end(link.claims.get_claim(request).await, |answer| claimed(answer.claim))
+            grpc_end(link.claims.get_claim(request).await, |answer| claimed(Some(claim_of(answer))))
+        }
+        Step::PutQuota(_, spec) => {
+            let request = PutQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()), spec: Some(*spec) };
+            grpc_end(link.quotas.put_quota(request).await, |put| quota_shown(put.quota))
+        }
+        Step::GetQuota(tenant) => {
+            let request = GetQuotaRequest { namespace: "ns".into(), tenant: tenant.map(Into::into) };
+            grpc_end(link.quotas.get_quota(request).await, |got| quota_shown(got.quota))
+        }
+        Step::DeleteQuota => {
+            let request = DeleteQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()) };
+            grpc_end(link.quotas.delete_quota(request).await, |_| json!({}))
         }
         Step::Resize(key, _, resources) => {
             let (namespace, resources) = ("ns".into(), Some(resources.clone()));
@@ -252,9 +300,34 @@ async fn both_edges_end_the_same_steps_the_same_way() {
         Step::Batch(vec![
             (json!({"key": ""}), take("")),
             (json!({"key": "a"}), take("a")),
-            (json!({"key": "c", "reserve_ms": 0}), TakeClaimRequest { reserve_ms: Some(0), ..take("c") }),
+            (
+                json!({"key": "c", "reserve_ms": 0, "priority": 7, "preemptible": true}),
+                TakeClaimRequest { reserve_ms: Some(0), priority: Some(7), preemptible: Some(true), ..take("c") },
+            ),
         ]),
+        Step::Get("c"),
         Step::Claim(json!({"key": "d"}), take("d")),
+        Step::Claim(json!({"key": "d", "wait_ms": 1}), TakeClaimRequest { wait_ms: Some(1), ..take("d") }),
+        Step::Claim(
+            json!({"key": "d", "wait_ms": 86_400_001}),
+            TakeClaimRequest { wait_ms: Some(86_400_001), ..take("d") },
+        ),
+        Step::Claim(json!({"key": "d", "priority": 1001}), TakeClaimRequest { priority: Some(1_001), ..take("d") }),
+        Step::PutQuota(
+            json!({"claims": 2, "weight": 0}),
+            QuotaSpec { claims: Some(2), weight: Some(0), ..QuotaSpec::default() },
+        ),
+        Step::PutQuota(
+            json!({"claims": 2, "cpu_milli": 9}),
+            QuotaSpec { claims: Some(2), cpu_milli: Some(9), ..QuotaSpec::default() },
+        ),
+        Step::Claim(json!({"key": "d"}), take("d")),
+        Step::GetQuota(Some("default")),
+        Step::GetQuota(Some("none such")),
+        Step::GetQuota(None),
+        Step::DeleteQuota,
+        Step::DeleteQuota,
+        Step::GetQuota(Some("default")),
         Step::Delete,
         Step::Release("a", -1),
         Step::Release("a", 0),

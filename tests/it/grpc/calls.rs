@@ -3,7 +3,7 @@ use hotpool::api::grpc::proto::batch_take_claims_response::item::Outcome as Take
 use hotpool::api::grpc::proto::*;
 use tonic::Code;
 
-use super::link::{Link, put_pool, register, take};
+use super::link::{Link, claim_of, put_pool, register, take};
 use crate::server::{fresh, with_pool};
 
 #[tokio::test]
@@ -27,6 +27,8 @@ async fn pools_are_put_shown_listed_and_deleted() {
     let said = PoolSpec {
         releasing_ms: filled.releasing_ms,
         heartbeat_ttl_ms: filled.heartbeat_ttl_ms,
+        waiters_max: filled.waiters_max,
+        waiters_tenant_max: filled.waiters_tenant_max,
         ..pool.spec.clone().unwrap()
     };
     assert_eq!((pool.namespace.as_str(), pool.name.as_str(), said), ("ns", "warm", filled));
@@ -140,7 +142,7 @@ async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
     assert!(other.fence > claim.fence && other.worker != claim.worker);
 
     let get = GetClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None };
-    assert_eq!(link.claims.get_claim(get.clone()).await.unwrap().into_inner().claim.unwrap().fence, claim.fence);
+    assert_eq!(claim_of(link.claims.get_claim(get.clone()).await.unwrap().into_inner()).fence, claim.fence);
     let confirm = ConfirmClaimRequest {
         namespace: "ns".into(),
         key: "a".into(),
@@ -187,7 +189,7 @@ async fn b01_a_bad_item_of_a_batch_harms_no_other() {
         take("a b"),
         TakeClaimRequest { candidates: None, ..take("c") },
         take("d"),
-        TakeClaimRequest { wait_ms: Some(5), ..take("e") },
+        TakeClaimRequest { wait_ms: Some(86_400_001), ..take("e") },
         TakeClaimRequest { candidates: Some(take_claim_request::Candidates::Pool("none".into())), ..take("f") },
     ];
     let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items };

@@ -20,7 +20,8 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 use super::link::{Link, expect, take};
 use crate::server::fresh;
 
-const SERVICES: [&str; 3] = ["hotpool.v1.ClaimService", "hotpool.v1.PoolService", "hotpool.v1.WorkerService"];
+const SERVICES: [&str; 4] =
+    ["hotpool.v1.ClaimService", "hotpool.v1.PoolService", "hotpool.v1.QuotaService", "hotpool.v1.WorkerService"];
 
 fn of(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.into() }

@@ -6,7 +6,7 @@ use hotpool::api::grpc::proto::*;
 use serde_json::json;
 use tonic::Code;
 
-use super::link::{Link, expect, register, take};
+use super::link::{Link, claim_of, expect, register, take};
 use crate::server::with_pool;
 
 fn beat(id: &str, claims: Option<&[HeldClaim]>) -> HeartbeatWorkerRequest {
@@ -162,7 +162,7 @@ async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
     http.put("/v1/pools/ns/warm", &json!({"shards": 4})).expect(200);
     let a = link.hold("a").await;
     link.claims.release_claim(release(&a, ReleasePhase::Begin)).await.unwrap();
-    let shown = link.claims.get_claim(get("a")).await.unwrap().into_inner().claim.unwrap();
+    let shown = claim_of(link.claims.get_claim(get("a")).await.unwrap().into_inner());
     assert_eq!((shown.state(), shown.fence), (ClaimState::Releasing, a.fence));
     expect(link.claims.take_claim(take("a")).await, Code::FailedPrecondition, Some("RELEASING"), None);
     let wrong = ReleaseClaimRequest { fence: a.fence - 1, ..release(&a, ReleasePhase::Finish) };
@@ -220,7 +220,7 @@ async fn c10_a_claim_with_a_time_is_renewed() {
     let (namespace, key, tenant) = ("ns".into(), "a".into(), Some("acme".into()));
     link.claims.release_claim(ReleaseClaimRequest { namespace, key, tenant, fence, phase: 0 }).await.unwrap();
     let get = GetClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None };
-    assert_eq!(link.claims.get_claim(get).await.unwrap().into_inner().claim.unwrap(), renewed);
+    assert_eq!(claim_of(link.claims.get_claim(get).await.unwrap().into_inner()), renewed);
 }
 
 #[tokio::test]

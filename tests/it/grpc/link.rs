@@ -14,10 +14,14 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
+use hotpool::api::grpc::proto::get_claim_response::Standing;
 use hotpool::api::grpc::proto::pool_service_client::PoolServiceClient;
+use hotpool::api::grpc::proto::quota_service_client::QuotaServiceClient;
 use hotpool::api::grpc::proto::take_claim_request::Candidates;
 use hotpool::api::grpc::proto::worker_service_client::WorkerServiceClient;
-use hotpool::api::grpc::proto::{PoolSpec, PutPoolRequest, RegisterWorkerRequest, TakeClaimRequest, WorkerSpec};
+use hotpool::api::grpc::proto::{
+    Claim, GetClaimResponse, PoolSpec, PutPoolRequest, RegisterWorkerRequest, TakeClaimRequest, WorkerSpec,
+};
 
 /// Clients of all services.
 #[derive(Clone)]
@@ -26,6 +30,7 @@ pub struct Link {
     pub claims: ClaimServiceClient<Channel>,
     pub workers: WorkerServiceClient<Channel>,
     pub pools: PoolServiceClient<Channel>,
+    pub quotas: QuotaServiceClient<Channel>,
 }
 
 impl Link {
@@ -35,6 +40,7 @@ impl Link {
             claims: ClaimServiceClient::new(channel.clone()),
             workers: WorkerServiceClient::new(channel.clone()),
             pools: PoolServiceClient::new(channel.clone()),
+            quotas: QuotaServiceClient::new(channel.clone()),
             channel,
         }
     }
@@ -59,6 +65,14 @@ pub fn register(id: &str) -> RegisterWorkerRequest {
 /// The pool `ns/{pool}`.
 pub fn put_pool(pool: &str, spec: PoolSpec) -> PutPoolRequest {
     PutPoolRequest { namespace: "ns".into(), pool: pool.into(), spec: Some(spec) }
+}
+
+/// The claim that a key holds.
+pub fn claim_of(answer: GetClaimResponse) -> Claim {
+    match answer.standing {
+        Some(Standing::Claim(claim)) => claim,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Code, reason and field of an error.

@@ -7,6 +7,14 @@ use tonic::Code;
 use super::link::{Link, Raw, expect, framed, put_pool, register, status, take};
 use crate::server::with_pool;
 
+/// A claim that waits for nodes.
+fn then_wait(nodes: &[&str], ms: u64, preferred: &[&str]) -> TakeClaimRequest {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    let preferred_then_wait = Some(PreferredThenWait { nodes: names(nodes), ms });
+    let node = NodeChoice { preferred: names(preferred), preferred_then_wait, ..NodeChoice::default() };
+    TakeClaimRequest { node: Some(node), ..take("k") }
+}
+
 #[tokio::test]
 async fn every_bad_field_is_named() {
     let (_dir, server, mut http) = with_pool(1);
@@ -25,9 +33,14 @@ async fn every_bad_field_is_named() {
         (TakeClaimRequest { reserve_ms: Some(u64::MAX), ..take("k") }, "reserve_ms"),
         (TakeClaimRequest { ack: 7, ..take("k") }, "ack"),
         (TakeClaimRequest { ack: Ack::Memory as i32, ..take("k") }, "ack"),
-        (TakeClaimRequest { wait_ms: Some(1), ..take("k") }, "wait_ms"),
-        (TakeClaimRequest { priority: Some(0), ..take("k") }, "priority"),
-        (TakeClaimRequest { preemptible: Some(false), ..take("k") }, "preemptible"),
+        (TakeClaimRequest { wait_ms: Some(86_400_001), ..take("k") }, "wait_ms"),
+        (TakeClaimRequest { priority: Some(1_001), ..take("k") }, "priority"),
+        (TakeClaimRequest { priority: Some(-1), ..take("k") }, "priority"),
+        (then_wait(&[], 1, &[]), "node.preferred_then_wait"),
+        (then_wait(&["n"], 0, &[]), "node.preferred_then_wait"),
+        (then_wait(&["n"], 1, &["m"]), "node.preferred_then_wait"),
+        (then_wait(&["n"], 86_400_001, &[]), "node.preferred_then_wait.ms"),
+        (then_wait(&["n"; 257], 1, &[]), "node.preferred_then_wait.nodes"),
     ];
     for (request, field) in claims {
         expect(link.claims.take_claim(request).await, Code::InvalidArgument, None, Some(field));
@@ -43,7 +56,8 @@ async fn every_bad_field_is_named() {
         (PoolSpec { labels: [("a".into(), long.clone())].into(), ..PoolSpec::default() }, "spec.labels"),
         (PoolSpec { reserve_ms: Some(86_400_001), ..PoolSpec::default() }, "spec.reserve_ms"),
         (PoolSpec { lag_max_ms: Some(0), ..PoolSpec::default() }, "spec.lag_max_ms"),
-        (PoolSpec { waiters_max: Some(1), ..PoolSpec::default() }, "spec.waiters_max"),
+        (PoolSpec { waiters_max: Some(1_000_001), ..PoolSpec::default() }, "spec.waiters_max"),
+        (PoolSpec { waiters_tenant_max: Some(u64::MAX), ..PoolSpec::default() }, "spec.waiters_tenant_max"),
     ];
     for (spec, field) in pools {
         expect(link.pools.put_pool(put_pool("other", spec)).await, Code::InvalidArgument, None, Some(field));

@@ -10,7 +10,7 @@ use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
 use crate::model::{
     Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, Labels, Millis, PoolName,
-    Resources, Taken, WorkerId, affinity_hash, check_name, is_zero, json_object, present, some_object,
+    Resources, Taken, WaitingView, WorkerId, affinity_hash, check_name, is_zero, json_object, present, some_object,
 };
 
 /// A key for a claim that brings none.
@@ -288,6 +288,10 @@ pub(in crate::api::http) struct ClaimJson<'a> {
     resources: HeldJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<&'a Labels>,
+    #[serde(skip_serializing_if = "is_zero")]
+    priority: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    preemptible: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at_ms: Option<Millis>,
 }
@@ -307,6 +311,8 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
             reason: claim.evicted.then_some("preempted"),
             resources: claim.held().into(),
             labels: claim.spec.as_ref().map(|spec| &spec.labels).filter(|labels| !labels.is_empty()),
+            priority: claim.spec.as_ref().map_or(0, |spec| spec.priority.into()),
+            preemptible: claim.spec.as_ref().is_some_and(|spec| spec.preemptible),
             expires_at_ms: claim.expires_at_ms,
         }
     }
@@ -370,6 +376,48 @@ pub(in crate::api::http) struct ClaimAnswer<'a> {
 impl<'a> From<&'a ClaimView> for ClaimAnswer<'a> {
     fn from(claim: &'a ClaimView) -> Self {
         Self { claim: claim.into() }
+    }
+}
+
+/// A claim that waits.
+#[derive(Serialize)]
+struct WaitingJson<'a> {
+    key: &'a str,
+    tenant: &'a str,
+    namespace: &'a str,
+    pools: Vec<&'a str>,
+    reason: &'static str,
+    priority: u16,
+    ahead: u64,
+    waited_ms: Millis,
+    left_ms: Millis,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate_ms: Option<Millis>,
+}
+
+/// `{"waiting":{...}}`.
+#[derive(Serialize)]
+pub(in crate::api::http) struct WaitingAnswer<'a> {
+    waiting: WaitingJson<'a>,
+}
+
+impl<'a> From<&'a WaitingView> for WaitingAnswer<'a> {
+    fn from(view: &'a WaitingView) -> Self {
+        let WaitingView { id, pools, reason, priority, ahead, waited_ms, left_ms, estimate_ms } = view;
+        Self {
+            waiting: WaitingJson {
+                key: id.key(),
+                tenant: id.tenant(),
+                namespace: id.namespace(),
+                pools: pools.iter().map(PoolName::pool).collect(),
+                reason,
+                priority: *priority,
+                ahead: *ahead,
+                waited_ms: *waited_ms,
+                left_ms: *left_ms,
+                estimate_ms: *estimate_ms,
+            },
+        }
     }
 }
 

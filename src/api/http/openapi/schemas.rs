@@ -6,6 +6,8 @@ use super::reference;
 use crate::limits;
 use crate::model::{PoolSpec, RuledOut, Survey};
 
+mod waiting;
+
 fn schema(name: &str) -> Value {
     reference("schemas", name)
 }
@@ -19,10 +21,13 @@ fn amount(description: &str) -> Value {
     number(limits::AMOUNT_MAX, description)
 }
 
+fn at_least_1(mut number: Value) -> Value {
+    number["minimum"] = 1.into();
+    number
+}
+
 fn ttl_ms(description: &str) -> Value {
-    let mut ttl_ms = number(limits::TTL_MS_MAX, description);
-    ttl_ms["minimum"] = 1.into();
-    ttl_ms
+    at_least_1(number(limits::TTL_MS_MAX, description))
 }
 
 /// A schema with a description of its own.
@@ -100,6 +105,10 @@ fn pool_spec() -> Value {
         field["minimum"] = 1.into();
         field["default"] = value.into();
     }
+    let mut waiters_max = number(limits::WAITERS_MAX.into(), "Most claims that wait for room in it; the next is refused.");
+    waiters_max["default"] = default.waiters_max.into();
+    let mut waiters_tenant_max = number(limits::WAITERS_MAX.into(), "Of them most of one tenant.");
+    waiters_tenant_max["default"] = default.waiters_tenant_max.into();
     let shards: Vec<u16> = (0..).map(|n| 1 << n).take_while(|&shards| shards <= limits::SHARDS_MAX).collect();
     closed("The specification of a pool.", &[], json!({
         "shards": {"type": "integer", "enum": shards, "default": default.shards, "description": "Number of shards. Never changes."},
@@ -114,6 +123,8 @@ fn pool_spec() -> Value {
         "lag_max_ms": lag_max_ms,
         "releasing_ms": releasing_ms,
         "heartbeat_ttl_ms": heartbeat_ttl_ms,
+        "waiters_max": waiters_max,
+        "waiters_tenant_max": waiters_tenant_max,
     }))
 }
 
@@ -134,7 +145,10 @@ fn node_choice() -> Value {
     closed("On which machines. An empty list restricts nothing.", &[], json!({
                 "required": {"type": "array", "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "One of these, or nothing."},
                 "preferred": {"type": "array", "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "One of these if possible, else any."},
-                "preferred_then_wait": {"not": {}, "description": "Not built in this version."},
+                "preferred_then_wait": closed("One of these nodes if it becomes free in time, else any. Instead of preferred.", &["nodes", "ms"], json!({
+                    "nodes": {"type": "array", "minItems": 1, "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "The nodes."},
+                    "ms": at_least_1(number(limits::WAIT_MS_MAX, "For how long only they will do.")),
+                })),
             }))
 }
 
@@ -158,9 +172,9 @@ fn claim_body() -> Value {
             "ack": {"enum": ["durable", "memory"], "description": "May ask for more than the pool promises, never for less."},
             "must_match": {"type": "boolean", "default": false, "description": "If the key is held, it must have asked for the same resources."},
             "labels": described("Labels", "Kept with the claim and shown."),
-            "wait_ms": {"const": 0, "description": "More than 0 is not built in this version."},
-            "priority": {"not": {}, "description": "Not built in this version."},
-            "preemptible": {"not": {}, "description": "Not built in this version."},
+            "wait_ms": number(limits::WAIT_MS_MAX, "How long to wait if there is no room, or the tenant's quota is used up. Default 0: not at all."),
+            "priority": number(limits::PRIORITY_MAX.into(), "Who waits in front of whom, the highest first. Default 0."),
+            "preemptible": {"type": "boolean", "default": false, "description": "Whether it may be evicted for a claim with a higher priority, in a pool that allows that."},
         }))
 }
 
@@ -171,7 +185,7 @@ fn with(mut properties: Value, name: &str, schema: Value) -> Value {
 
 pub(super) fn schemas() -> Value {
     let mut schemas = pools_and_workers();
-    for more in [claims(), rest()] {
+    for more in [claims(), waiting::schemas(), rest()] {
         let Value::Object(more) = more else { unreachable!("both are objects") };
         schemas.as_object_mut().expect("it is one").extend(more);
     }
@@ -344,6 +358,8 @@ fn claims() -> Value {
             "node": described("Name", "The machine that the worker runs on, if known."),
             "state": {"enum": ["reserved", "active", "releasing", "lost"], "description": "Held until its deadline unless confirmed; in use; its worker is being cleaned; its worker is gone."},
             "labels": described("Labels", "What the request gave. Missing if nothing."),
+            "priority": number(limits::PRIORITY_MAX.into(), "What the request gave. Missing if 0."),
+            "preemptible": {"type": "boolean", "description": "What the request gave. Missing if it is not."},
             "resources": described("Held", "What it holds: all that the worker has; in a shared pool, its share."),
             "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
         })),
@@ -421,10 +437,10 @@ pub(super) fn responses() -> Value {
     unavailable["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}});
     json!({
         "400": error("The request is wrong; field says where."),
-        "404": error("No such pool, worker or claim; with the reason route, no such path."),
+        "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
         "409": error("Reason fence: the caller is not, or no longer, the holder. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
-        "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels."),
+        "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows."),
         "500": error("A defect of the service; the process goes on."),
         "503": unavailable,
         "504": error("No answer in time; the outcome is unknown, a retry with the same key finds it."),

@@ -1,0 +1,43 @@
+//! Quotas.
+
+use tonic::{Request, Response, async_trait};
+
+use super::proto::quota_service_server::QuotaService;
+use super::proto::{
+    DeleteQuotaRequest, DeleteQuotaResponse, GetQuotaRequest, GetQuotaResponse, ListQuotasRequest, ListQuotasResponse,
+    PutQuotaRequest, PutQuotaResponse,
+};
+use super::{Answer, Calls, read};
+use crate::api::outcome::Failure;
+
+#[async_trait]
+impl QuotaService for Calls {
+    async fn put_quota(&self, request: Request<PutQuotaRequest>) -> Answer<PutQuotaResponse> {
+        let PutQuotaRequest { namespace, tenant, spec } = request.get_ref();
+        let quota = read::quota(spec.unwrap_or_default());
+        quota.check().map_err(|refusal| Failure::from(refusal).inside("spec"))?;
+        let put = self.scheduler.put_quota(namespace, tenant.as_deref(), quota).await;
+        let (created, status) = put.map_err(Failure::from)?;
+        Ok(Response::new(PutQuotaResponse { quota: Some((&status).into()), created }))
+    }
+
+    async fn get_quota(&self, request: Request<GetQuotaRequest>) -> Answer<GetQuotaResponse> {
+        let GetQuotaRequest { namespace, tenant } = request.get_ref();
+        let status = self.scheduler.get_quota(namespace, tenant.as_deref()).map_err(Failure::from)?;
+        Ok(Response::new(GetQuotaResponse { quota: Some((&status).into()) }))
+    }
+
+    async fn delete_quota(&self, request: Request<DeleteQuotaRequest>) -> Answer<DeleteQuotaResponse> {
+        let DeleteQuotaRequest { namespace, tenant } = request.get_ref();
+        self.scheduler.delete_quota(namespace, tenant.as_deref()).await.map_err(Failure::from)?;
+        Ok(Response::new(DeleteQuotaResponse {}))
+    }
+
+    async fn list_quotas(&self, request: Request<ListQuotasRequest>) -> Answer<ListQuotasResponse> {
+        let ListQuotasRequest { page_token, limit } = request.get_ref();
+        let limit = read::limit(*limit)?;
+        let page = self.scheduler.list_quotas(page_token.as_deref(), limit).map_err(Failure::from)?;
+        let quotas = page.items.iter().map(Into::into).collect();
+        Ok(Response::new(ListQuotasResponse { quotas, next_page_token: page.next }))
+    }
+}

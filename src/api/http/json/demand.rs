@@ -1,0 +1,80 @@
+//! Demand on the wire.
+
+use serde::Serialize;
+
+use crate::model::{Demand, DemandShape, IdleWorker, Millis, Resources};
+
+/// What waits for a pool. Its figures stand at the top, where a scaler that reads one number finds them.
+#[derive(Serialize)]
+pub(in crate::api::http) struct DemandAnswer<'a> {
+    namespace: &'a str,
+    pool: &'a str,
+    waiting: u64,
+    waiting_for_quota: u64,
+    oldest_ms: Millis,
+    workers_busy: u64,
+    workers_needed: u64,
+    workers_wanted: u64,
+    shapes: Vec<ShapeJson<'a>>,
+    idle: Vec<IdleJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShapeJson<'a> {
+    resources: &'a Resources,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selector: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    nodes: &'a [String],
+    reason: &'static str,
+    waiting: u64,
+    oldest_ms: Millis,
+    priority: u16,
+    workers_needed: u64,
+}
+
+#[derive(Serialize)]
+struct IdleJson<'a> {
+    worker: &'a str,
+    cordoned: bool,
+}
+
+impl<'a> From<&'a Demand> for DemandAnswer<'a> {
+    fn from(demand: &'a Demand) -> Self {
+        let Demand { pool, waiting, waiting_for_quota, oldest_ms, workers_busy, workers_needed, shapes, idle } = demand;
+        Self {
+            namespace: pool.namespace(),
+            pool: pool.pool(),
+            waiting: *waiting,
+            waiting_for_quota: *waiting_for_quota,
+            oldest_ms: *oldest_ms,
+            workers_busy: *workers_busy,
+            workers_needed: *workers_needed,
+            workers_wanted: demand.workers_wanted(),
+            shapes: shapes.iter().map(Into::into).collect(),
+            idle: idle.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a DemandShape> for ShapeJson<'a> {
+    fn from(shape: &'a DemandShape) -> Self {
+        let DemandShape { resources, selector, nodes, reason, waiting, oldest_ms, priority, workers_needed } = shape;
+        Self {
+            resources,
+            selector: selector.as_deref(),
+            nodes,
+            reason,
+            waiting: *waiting,
+            oldest_ms: *oldest_ms,
+            priority: *priority,
+            workers_needed: *workers_needed,
+        }
+    }
+}
+
+impl<'a> From<&'a IdleWorker> for IdleJson<'a> {
+    fn from(IdleWorker { id, cordoned }: &'a IdleWorker) -> Self {
+        Self { worker: id.as_str(), cordoned: *cordoned }
+    }
+}

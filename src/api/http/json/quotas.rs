@@ -1,0 +1,48 @@
+//! Quotas on the wire.
+
+use serde::Serialize;
+
+use crate::model::{Quota, QuotaSource, QuotaStatus, Usage};
+
+/// A quota, and what its tenant holds.
+#[derive(Serialize)]
+pub(in crate::api::http) struct QuotaJson<'a> {
+    namespace: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    source: QuotaSource,
+    #[serde(flatten)]
+    quota: &'a Quota,
+    /// Of a namespace's quota nothing is said: each of its tenants has all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<u64>,
+}
+
+impl<'a> From<&'a QuotaStatus> for QuotaJson<'a> {
+    fn from(status: &'a QuotaStatus) -> Self {
+        let QuotaStatus { namespace, tenant, quota, source, used, waiting } = status;
+        let of_tenant = tenant.is_some();
+        Self {
+            namespace,
+            tenant: tenant.as_deref(),
+            source: *source,
+            quota,
+            used: of_tenant.then_some(*used),
+            waiting: of_tenant.then_some(*waiting),
+        }
+    }
+}
+
+/// `{"quota":{...}}`.
+#[derive(Serialize)]
+pub(in crate::api::http) struct QuotaAnswer<'a> {
+    quota: QuotaJson<'a>,
+}
+
+impl<'a> From<&'a QuotaStatus> for QuotaAnswer<'a> {
+    fn from(status: &'a QuotaStatus) -> Self {
+        Self { quota: status.into() }
+    }
+}

@@ -1,0 +1,132 @@
+//! Waiting, quotas and demand over gRPC.
+
+use std::time::{Duration, Instant};
+
+use hotpool::api::grpc::proto::get_claim_response::Standing;
+use hotpool::api::grpc::proto::*;
+use tokio::task::JoinHandle;
+use tonic::{Code, Request, Status};
+
+use super::link::{Link, expect, register, take};
+use crate::server::{Server, with_pool};
+
+fn waits(key: &str, wait_ms: u64) -> TakeClaimRequest {
+    TakeClaimRequest { wait_ms: Some(wait_ms), reserve_ms: Some(0), ..take(key) }
+}
+
+/// What the key waits for, as soon as it does.
+async fn waiting(link: &mut Link, key: &str) -> Waiting {
+    loop {
+        let get = GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
+        if let Ok(answer) = link.claims.get_claim(get).await
+            && let Some(Standing::Waiting(waiting)) = answer.into_inner().standing
+        {
+            return waiting;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn begin(link: &Link, request: impl tonic::IntoRequest<TakeClaimRequest>) -> JoinHandle<Result<Claim, Status>> {
+    let (mut link, request) = (link.clone(), request.into_request());
+    tokio::spawn(async move { link.claims.take_claim(request).await.map(|taken| taken.into_inner().claim.unwrap()) })
+}
+
+#[tokio::test]
+async fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    link.claims.take_claim(waits("held", 0)).await.unwrap();
+    let request = TakeClaimRequest { priority: Some(9), preemptible: Some(true), ..waits("a", 60_000) };
+    let begun = begin(&link, request);
+    let seen = waiting(&mut link, "a").await;
+    assert_eq!(
+        (seen.pools.as_slice(), seen.reason(), seen.priority),
+        (&["warm".to_owned()][..], Reason::PoolExhausted, 9)
+    );
+    assert_eq!((seen.waited_ms + seen.left_ms, seen.ahead, seen.estimate_ms), (60_000, 0, None));
+    let get = GetDemandRequest { namespace: "ns".into(), pool: "warm".into() };
+    let demand = link.pools.get_demand(get).await.unwrap().into_inner();
+    assert_eq!((demand.waiting, demand.workers_busy, demand.workers_needed, demand.workers_wanted), (1, 1, 1, 2));
+    let [shape] = &demand.shapes[..] else { panic!("{demand:?}") };
+    assert_eq!((shape.waiting, shape.reason(), shape.priority), (1, Reason::PoolExhausted, 9));
+    assert_eq!(shape.resources, Some(Resources::default()));
+    link.workers.register_worker(register("w1")).await.unwrap();
+    let claim = begun.await.unwrap().unwrap();
+    assert_eq!((claim.worker.as_str(), claim.priority, claim.preemptible), ("w1", 9, true));
+    link.workers.register_worker(register("w2")).await.unwrap();
+    let get = GetDemandRequest { namespace: "ns".into(), pool: "warm".into() };
+    let demand = link.pools.get_demand(get).await.unwrap().into_inner();
+    assert_eq!(demand.idle, [IdleWorker { worker: "w2".into(), cordoned: false }]);
+}
+
+#[tokio::test]
+async fn q01_a_quota_is_met_waited_for_and_raised() {
+    let (_dir, server, _http) = with_pool(3);
+    let mut link = Link::open(server.address).await;
+    let put = |claims| PutQuotaRequest {
+        namespace: "ns".into(),
+        tenant: Some("default".into()),
+        spec: Some(QuotaSpec { claims: Some(claims), ..QuotaSpec::default() }),
+    };
+    assert!(link.quotas.put_quota(put(1)).await.unwrap().into_inner().created);
+    link.claims.take_claim(waits("a", 0)).await.unwrap();
+    expect(link.claims.take_claim(waits("b", 0)).await, Code::ResourceExhausted, Some("QUOTA"), None);
+    let begun = begin(&link, waits("b", 60_000));
+    let seen = waiting(&mut link, "b").await;
+    assert_eq!((seen.pools.len(), seen.reason()), (0, Reason::Quota));
+    let get = GetQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()) };
+    assert_eq!(link.quotas.get_quota(get).await.unwrap().into_inner().quota.unwrap().waiting, 1);
+    assert!(!link.quotas.put_quota(put(2)).await.unwrap().into_inner().created);
+    begun.await.unwrap().unwrap();
+    let put_default = PutQuotaRequest { namespace: "ns".into(), tenant: None, spec: None };
+    link.quotas.put_quota(put_default).await.unwrap();
+    let list = async |page_token| {
+        let request = ListQuotasRequest { page_token, limit: Some(1) };
+        link.quotas.clone().list_quotas(request).await.unwrap().into_inner()
+    };
+    let first = list(None).await;
+    let second = list(first.next_page_token.clone()).await;
+    assert_eq!((&first.quotas[0].tenant, second.quotas[0].tenant.as_deref()), (&None, Some("default")));
+    assert_eq!((first.quotas[0].used, second.next_page_token), (None, None));
+    let bad = ListQuotasRequest { page_token: Some("a/b/c".into()), limit: None };
+    expect(link.quotas.list_quotas(bad).await, Code::InvalidArgument, None, Some("page_token"));
+}
+
+#[tokio::test]
+async fn a_wait_outlasts_the_services_deadline_and_not_the_callers() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
+    let mut link = Link::open(server.address).await;
+    link.pools.put_pool(super::link::put_pool("warm", PoolSpec::default())).await.unwrap();
+    let begun = Instant::now();
+    expect(link.claims.take_claim(waits("a", 500)).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
+    assert!(begun.elapsed() > Duration::from_millis(300));
+    let batch =
+        BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items: vec![waits("b", 400), waits("c", 0)] };
+    assert_eq!(link.claims.batch_take_claims(batch).await.unwrap().into_inner().items.len(), 2);
+    let mut request = Request::new(waits("d", 60_000));
+    request.set_timeout(Duration::from_millis(300));
+    let status = begin(&link, request).await.unwrap().unwrap_err();
+    // Whoever looks at the clock first: the client's own is CANCELLED.
+    assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&status.code()), "{status:?}");
+    // It has left the line.
+    let get = GetClaimRequest { namespace: "ns".into(), key: "d".into(), tenant: None };
+    while link.claims.get_claim(get.clone()).await.is_ok() {}
+}
+
+#[tokio::test]
+async fn a_stop_answers_those_who_wait_at_once() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    link.claims.take_claim(waits("held", 0)).await.unwrap();
+    let begun = begin(&link, waits("a", 60_000));
+    waiting(&mut link, "a").await;
+    let stopped = Instant::now();
+    server.terminate();
+    expect(begun.await.unwrap(), Code::Unavailable, Some("LOADING"), None);
+    assert!(stopped.elapsed() < Duration::from_secs(3));
+    drop(link);
+    assert_eq!(server.wait().code(), Some(0));
+}

@@ -1,0 +1,90 @@
+//! Quotas, as a client sets and meets them.
+
+use serde_json::{Value, json};
+
+use crate::client::{Client, Response};
+use crate::server::{Server, with_pool};
+
+const ACME: &str = "/v1/quotas/ns/acme";
+
+fn claim(client: &mut Client, tenant: &str, key: &str) -> Response {
+    client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": key, "tenant": tenant}))
+}
+
+fn quota(answer: &Response, status: u16) -> Value {
+    answer.expect(status)["quota"].take()
+}
+
+fn used(claims: u64) -> Value {
+    json!({"claims": claims, "cpu_milli": 0, "memory_bytes": 0, "gpu_milli": 0})
+}
+
+#[test]
+fn q01_a_quota_is_set_met_raised_and_taken_away() {
+    let (dir, server, mut client) = with_pool(4);
+    // Nobody has set any.
+    let none =
+        json!({"namespace": "ns", "tenant": "acme", "source": "none", "weight": 1, "used": used(0), "waiting": 0});
+    assert_eq!(quota(&client.get(ACME), 200), none);
+    let set = json!({"claims": 2, "gpu_milli": 500, "weight": 7});
+    let mut shown = json!({"namespace": "ns", "tenant": "acme", "source": "tenant", "claims": 2, "gpu_milli": 500, "weight": 7,
+        "used": used(0), "waiting": 0});
+    assert_eq!(quota(&client.put(ACME, &set), 201), shown);
+    claim(&mut client, "acme", "a").expect(201);
+    let b = claim(&mut client, "acme", "b").expect(201)["claim"].take();
+    let refused = claim(&mut client, "acme", "c");
+    refused.expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
+    assert!(refused.text().contains("claims"), "{}", refused.text());
+    claim(&mut client, "acme", "a").expect(200);
+    claim(&mut client, "other", "a").expect(201);
+    let scrape = client.get("/metrics");
+    assert!(scrape.text().contains(r#"hotpool_claims_total{pool="ns/warm",outcome="quota"} 1"#), "{}", scrape.text());
+    shown["used"] = used(2);
+    assert_eq!(quota(&client.get(ACME), 200), shown);
+    // Below what is held: nothing is evicted. PUT replaces: what is left out is not bounded.
+    let lower = quota(&client.put(ACME, &json!({"claims": 1})), 200);
+    assert_eq!((&lower["claims"], &lower["weight"], &lower["used"]["claims"]), (&json!(1), &json!(1), &json!(2)));
+    assert_eq!(lower.get("gpu_milli"), None);
+    client.post("/v1/claims/ns/b:release", &json!({"fence": b["fence"], "tenant": "acme"})).expect(200);
+    claim(&mut client, "acme", "c").expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
+
+    // It is as durable as a pool.
+    server.kill();
+    let server = Server::start(dir.path());
+    let mut client = server.client();
+    let after = quota(&client.get(ACME), 200);
+    assert_eq!((&after["claims"], &after["used"]["claims"]), (&json!(1), &json!(1)));
+    assert_eq!(client.delete(ACME).expect(200), json!({}));
+    client.delete(ACME).expect_error(404, "NOT_FOUND", None, None);
+    assert_eq!(quota(&client.get(ACME), 200)["source"], "none");
+    claim(&mut client, "acme", "c").expect(201);
+}
+
+#[test]
+fn a_namespace_has_a_quota_for_tenants_without_their_own_and_all_are_listed() {
+    let (_dir, _server, mut client) = with_pool(4);
+    let set = quota(&client.put("/v1/quotas/ns", &json!({"claims": 1})), 201);
+    assert_eq!(set, json!({"namespace": "ns", "source": "namespace", "claims": 1, "weight": 1}));
+    claim(&mut client, "acme", "a").expect(201);
+    claim(&mut client, "acme", "b").expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
+    claim(&mut client, "other", "a").expect(201);
+    assert_eq!(quota(&client.get(ACME), 200)["source"], "namespace");
+    client.put(ACME, &json!({"claims": 2})).expect(201);
+    claim(&mut client, "acme", "b").expect(201);
+    client.put("/v1/quotas/other/t", &json!({})).expect(201);
+    let mut names = Vec::new();
+    let mut path = "/v1/quotas?limit=2".to_owned();
+    loop {
+        let page = client.get(&path).expect(200);
+        let name = |item: &Value| {
+            format!("{}/{}", item["namespace"].as_str().unwrap(), item["tenant"].as_str().unwrap_or("-"))
+        };
+        names.extend(page["items"].as_array().unwrap().iter().map(name));
+        let Some(token) = page["next_page_token"].as_str() else { break };
+        path = format!("/v1/quotas?limit=2&page_token={token}");
+    }
+    assert_eq!(names, ["ns/-", "ns/acme", "other/t"]);
+    assert_eq!(client.delete("/v1/quotas/ns").expect(200), json!({}));
+    assert_eq!(quota(&client.get("/v1/quotas/ns"), 200), json!({"namespace": "ns", "source": "none", "weight": 1}));
+    client.delete("/v1/quotas/ns").expect_error(404, "NOT_FOUND", None, None);
+}
