@@ -162,9 +162,9 @@ impl Outbox {
                 waiting.rows.reserve(room);
             }
             waiting.count += write(&mut waiting.rows);
-            if let Some(head) = head {
-                waiting.count += 1;
-                put_shard(&mut waiting.rows, &head);
+            if head.is_some() {
+                waiting.count += usize::from(waiting.head.is_none());
+                waiting.head = head;
             }
             waiting.to = to;
             self.journal.lanes[self.lane].hands.fetch_add(1, Ordering::Relaxed);

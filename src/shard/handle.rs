@@ -160,11 +160,7 @@ impl ShardPort {
                 return Err((command, Unavailable::Overloaded));
             }
             if self.scheduled.wake_needed() {
-                if here {
-                    self.run_here(None)
-                } else if !self.combines() {
-                    self.cast()
-                }
+                if here { self.run_here(None) } else { self.cast() }
             }
         }
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
