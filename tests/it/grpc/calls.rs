@@ -29,6 +29,7 @@ async fn pools_are_put_shown_listed_and_deleted() {
         heartbeat_ttl_ms: filled.heartbeat_ttl_ms,
         waiters_max: filled.waiters_max,
         waiters_tenant_max: filled.waiters_tenant_max,
+        preemption: filled.preemption,
         ..pool.spec.clone().unwrap()
     };
     assert_eq!((pool.namespace.as_str(), pool.name.as_str(), said), ("ns", "warm", filled));

@@ -125,6 +125,7 @@ fn pool_spec() -> Value {
         "heartbeat_ttl_ms": heartbeat_ttl_ms,
         "waiters_max": waiters_max,
         "waiters_tenant_max": waiters_tenant_max,
+        "preemption": {"type": "boolean", "default": default.preemption, "description": "A claim that waits may evict claims with a lower priority that are preemptible."},
     }))
 }
 
@@ -360,6 +361,7 @@ fn claims() -> Value {
             "labels": described("Labels", "What the request gave. Missing if nothing."),
             "priority": number(limits::PRIORITY_MAX.into(), "What the request gave. Missing if 0."),
             "preemptible": {"type": "boolean", "description": "What the request gave. Missing if it is not."},
+            "reason": {"enum": ["preempted"], "description": "Why it is being released, if its holder did not say so: a claim with a higher priority evicted it."},
             "resources": described("Held", "What it holds: all that the worker has; in a shared pool, its share."),
             "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
         })),
