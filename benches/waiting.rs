@@ -2,20 +2,58 @@
 //! what a quota costs, and how ten tenants share a pool when one sends a hundred times as much as the others. Prints the figures
 //! in docs/BENCHMARKS.md; `-- wake bytes deadline quota fairness` picks some, `plot=FILE.svg` draws the last.
 
+use std::alloc::{GlobalAlloc, Layout};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use hotpool::ask::PoolChoice;
 use hotpool::clock::Clock;
 use hotpool::model::{Ack, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
 use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::shard::{ClaimItem, Outcome};
 use hotpool::store::memory::MemoryStore;
 use hotpool::tenants::Tenants;
+use hotpool::waiters::{Parked, Wait};
 use plotters::prelude::*;
 use tokio::sync::mpsc;
 
+/// Adds up what is asked for and not given back, while it is told to.
+struct Counting;
+
+static COUNTS: AtomicBool = AtomicBool::new(false);
+static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+
+fn count(bytes: isize) {
+    if COUNTS.load(Ordering::Relaxed) {
+        LIVE_BYTES.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call goes to the allocator below as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: as promised by the caller.
+        unsafe { mimalloc::MiMalloc.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: as promised by the caller.
+        unsafe { mimalloc::MiMalloc.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size.cast_signed() - layout.size().cast_signed());
+        // SAFETY: as promised by the caller.
+        unsafe { mimalloc::MiMalloc.realloc(at, layout, size) }
+    }
+}
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counting = Counting;
 
 const WAITERS: usize = 100_000;
 
@@ -94,17 +132,29 @@ fn resident_bytes() -> usize {
     kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
 }
 
-/// Of claims that came in batches, so that no task stands behind each.
+/// What the service keeps for a claim that waits: of claims that came in batches, so that no task stands behind each, less what
+/// the caller of the batch keeps itself.
 async fn bytes() {
+    const BATCH: usize = 10_000;
     let scheduler = scheduler(Clock::system(), 16, 0).await;
     let before = resident_bytes();
-    for batch in 0..WAITERS / 10_000 {
+    COUNTS.store(true, Ordering::Relaxed);
+    for batch in 0..WAITERS / BATCH {
         let scheduler = scheduler.clone();
         let request = move |n| waiting(&format!("t{batch}"), &format!("key-{n:06}"), 3_600_000);
-        tokio::spawn(async move { scheduler.claim_batch((0..10_000).map(request).collect()).await });
+        tokio::spawn(async move { scheduler.claim_batch((0..BATCH).map(request).collect()).await });
     }
     parked(&scheduler, WAITERS).await;
-    println!("bytes of a claim that waits: {}", (resident_bytes() - before) / WAITERS);
+    let live = LIVE_BYTES.load(Ordering::Relaxed).unsigned_abs();
+    COUNTS.store(false, Ordering::Relaxed);
+    let callers = size_of::<Option<Outcome>>() + size_of::<ClaimId>() + size_of::<PoolChoice>();
+    println!(
+        "bytes of a claim that waits: {} asked for, {callers} of them for its caller; {} resident",
+        live / WAITERS,
+        (resident_bytes() - before) / WAITERS
+    );
+    let [item, wait, parked] = [size_of::<ClaimItem>(), size_of::<Wait>(), size_of::<Parked>()];
+    println!("  a claim on its way {item}, its wait {wait}, its place {parked}");
 }
 
 /// How late claims are refused whose time is over, beside as many claims and releases of another pool as go.
@@ -127,9 +177,8 @@ async fn deadline() {
                     let taken = scheduler.claim(ClaimRequest::new(id, other.clone())).await.expect("room");
                     scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
                     pairs += 1;
-                    if pairs.is_multiple_of(64) {
-                        tokio::task::yield_now().await;
-                    }
+                    // As between two requests of a connection.
+                    tokio::task::yield_now().await;
                 }
                 pairs
             })

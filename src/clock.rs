@@ -112,6 +112,14 @@ impl Clock {
         self.0.engine_ms.load(Ordering::Relaxed)
     }
 
+    /// The engine's time as the next tick will find it, so that a deadline that is counted from now is not early by what
+    /// passed since the last one.
+    #[must_use]
+    pub fn engine_now_ms(&self) -> Millis {
+        let since = (self.mono_ns() / 1_000_000).saturating_sub(self.0.last_tick_ms.load(Ordering::Relaxed));
+        self.engine_ms() + since.min(STEP_MAX_MS)
+    }
+
     /// Moves the engine's time on and returns it.
     pub fn tick(&self) -> Millis {
         let now = self.mono_ns() / 1_000_000;

@@ -122,8 +122,13 @@ impl Service {
         };
         let edges = Edges::new(scheduler.clone(), exporter.clone(), bounds, stopped.clone());
         let connections_max = config.server.max_connections;
-        let resp =
-            resp.map(|resp| tokio::spawn(edges.resp.clone().serve(resp, connections_max, GRACE, stopped.clone())));
+        let resp = match resp.zip(addresses.resp) {
+            Some((resp, address)) => {
+                let started = edges.resp.clone().start(resp, connections_max, GRACE, stopped.clone());
+                Some(started.map_err(|error| StartError::Listen { address, flag: "--resp-listen", error })?)
+            }
+            None => None,
+        };
         let edge = tokio::spawn(listener::serve(http, edges, connections_max, GRACE, async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopped.changed().await;

@@ -1,5 +1,6 @@
 //! What things are called: pools, workers, claims, and the words on them.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -55,15 +56,33 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), Refusal> {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolName(Arc<str>);
 
+thread_local! {
+    /// The name that was last read here: most requests name the pool of the one before, so it is checked, joined and
+    /// allocated once, and its count is no other core's.
+    static LAST_POOL: RefCell<Option<PoolName>> = const { RefCell::new(None) };
+}
+
 impl PoolName {
     /// Joins and checks the two parts.
     ///
     /// # Errors
     /// `Invalid` naming `namespace` or `pool`.
     pub fn new(namespace: &str, pool: &str) -> Result<Self, Refusal> {
+        if let Some(last) = LAST_POOL.with_borrow(|last| last.as_ref().filter(|last| last.is(namespace, pool)).cloned())
+        {
+            return Ok(last);
+        }
         check_name("namespace", namespace)?;
         check_name("pool", pool)?;
-        Ok(Self(format!("{namespace}/{pool}").into()))
+        let name = Self([namespace, "/", pool].concat().into());
+        LAST_POOL.set(Some(name.clone()));
+        Ok(name)
+    }
+
+    /// Whether it is made of these.
+    fn is(&self, namespace: &str, pool: &str) -> bool {
+        let rest = self.0.strip_prefix(namespace).and_then(|rest| rest.strip_prefix('/'));
+        rest == Some(pool)
     }
 
     /// Reads `ns/pool`.

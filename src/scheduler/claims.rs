@@ -40,7 +40,7 @@ impl Scheduler {
             }
             Err(refusal) => Err(refusal),
         };
-        self.count_claims(&pools, std::slice::from_ref(&taken));
+        self.count_claim(&pools, &taken);
         taken
     }
 
@@ -52,6 +52,9 @@ impl Scheduler {
         }
         let started_ns = self.dispatch().stopwatch();
         let _leaves = self.leaves(&requests);
+        if requests.is_empty() {
+            return Vec::new();
+        }
         let (batch, answers) = Batch::new(requests.len());
         let mut names = Vec::with_capacity(requests.len());
         let mut items = Vec::with_capacity(requests.len());
@@ -62,19 +65,14 @@ impl Scheduler {
             items.extend(self.item(request, started_ns, reply).ok());
         }
         drop(batch);
-        if names.is_empty() {
-            return Vec::new();
-        }
         self.dispatch().submit_all(items);
         let outcomes = answers.await.unwrap_or_default();
-        let taken: Vec<_> = names
-            .iter()
-            .zip(outcomes)
-            .map(|((id, pools), outcome)| outcome.and_then(|payload| self.taken(id, pools, payload)))
-            .collect();
-        let pools: Vec<PoolChoice> = names.into_iter().map(|(_, pools)| pools).collect();
-        self.count_batch(&pools, &taken);
-        taken
+        let taken = |((id, pools), outcome): ((ClaimId, PoolChoice), Result<Payload, Refusal>)| {
+            let taken = outcome.and_then(|payload| self.taken(&id, &pools, payload));
+            self.count_claim(&pools, &taken);
+            taken
+        };
+        names.into_iter().zip(outcomes).map(taken).collect()
     }
 
     /// What the key holds, or what it waits for.
@@ -353,7 +351,7 @@ impl Scheduler {
         let near_ms = request.ask.as_ref().map_or(0, |ask| ask.preferred_wait_ms);
         let waits_ms = request.waits_ms();
         let wait = (waits_ms > 0).then(|| {
-            let now_ms = self.dispatch().clock.engine_ms();
+            let now_ms = self.dispatch().clock.engine_now_ms();
             let near_until_ms = if near_ms > 0 { now_ms + near_ms } else { 0 };
             let until_ms = now_ms + waits_ms;
             Box::new(Wait {
@@ -388,8 +386,10 @@ impl Scheduler {
 
     /// Takes claims that wait out of their lines if their caller leaves before it is answered.
     pub(super) fn leaves(&self, requests: &[ClaimRequest]) -> Leaves {
-        let ids = requests.iter().filter(|request| request.waits_ms() > 0).map(|request| request.id.clone()).collect();
-        Leaves { dispatch: Arc::clone(self.dispatch()), ids }
+        let ids: Vec<_> =
+            requests.iter().filter(|request| request.waits_ms() > 0).map(|request| request.id.clone()).collect();
+        // Mostly nobody waits, and the scheduler's count is every core's.
+        Leaves { dispatch: (!ids.is_empty()).then(|| Arc::clone(self.dispatch())), ids }
     }
 
     fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
@@ -406,39 +406,33 @@ impl Scheduler {
         Ok(Taken { claim, created })
     }
 
-    /// The same for the claims of one call, each with the pools that it may use.
-    pub(super) fn count_batch(&self, pools: &[PoolChoice], taken: &[Result<Taken, Refusal>]) {
-        let mut from = 0;
-        for same in pools.chunk_by(PartialEq::eq) {
-            self.count_claims(&same[0], &taken[from..from + same.len()]);
-            from += same.len();
+    /// Counts what became of a claim; those that were made are counted by the shard that made them.
+    pub(super) fn count_claim(&self, pools: &PoolChoice, taken: &Result<Taken, Refusal>) {
+        if matches!(taken, Ok(Taken { created: true, .. })) {
+            return;
         }
-    }
-
-    /// Counts what became of claims; those that were made are counted by the shard that made them.
-    fn count_claims(&self, pools: &PoolChoice, taken: &[Result<Taken, Refusal>]) {
-        let others = taken.iter().filter(|taken| !matches!(taken, Ok(Taken { created: true, .. })));
-        for other in others {
-            let name = other.as_ref().map_or(pools.first(), |taken| Some(&taken.claim.pool));
-            let known = self.dispatch().pools.load();
-            let outcome = ClaimOutcome::of(other);
-            match name.and_then(|name| known.get(name)) {
-                Some(pool) => pool.metrics.claims(outcome).increment(1),
-                None => metrics().claims(outcome).increment(1),
-            }
+        let name = taken.as_ref().map_or(pools.first(), |taken| Some(&taken.claim.pool));
+        let known = self.dispatch().pools.load();
+        let outcome = ClaimOutcome::of(taken);
+        match name.and_then(|name| known.get(name)) {
+            Some(pool) => pool.metrics.claims(outcome).increment(1),
+            None => metrics().claims(outcome).increment(1),
         }
     }
 }
 
 /// A caller of claims that wait. Those that still do when it is dropped have nobody to tell.
 pub(super) struct Leaves {
-    dispatch: Arc<Dispatch>,
+    /// None: none of them waits.
+    dispatch: Option<Arc<Dispatch>>,
     ids: Vec<ClaimId>,
 }
 
 impl Drop for Leaves {
     fn drop(&mut self) {
-        self.ids.iter().for_each(|id| self.dispatch.cancel(id));
+        if let Some(dispatch) = &self.dispatch {
+            self.ids.iter().for_each(|id| dispatch.cancel(id));
+        }
     }
 }
 

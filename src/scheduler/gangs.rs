@@ -74,7 +74,7 @@ impl Scheduler {
         });
         let outcomes =
             outcomes.await.unwrap_or_else(|_| (0..members).map(|_| Err(Refusal::DeadlineExceeded)).collect());
-        self.count_batch(&pools, &outcomes);
+        pools.iter().zip(&outcomes).for_each(|(pools, outcome)| self.count_claim(pools, outcome));
         outcomes
     }
 

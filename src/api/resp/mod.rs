@@ -4,7 +4,8 @@
 //! first claim, `failure` says the outcome table in the protocol's words.
 //!
 //! This is the edge for those who count microseconds, so a request costs no task, no timer and no copy of its words; while
-//! a shard is free it is decided on the spot, in the task that read it.
+//! a shard is free it is decided on the spot, in the task that read it. Connections have threads of their own (`threads`), and
+//! each stays on one: tasks that move between cores cost a request as much as deciding it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::task::JoinHandle;
 
 use super::{Bounds, listener};
 use crate::metrics::{RespEnd, metrics};
@@ -27,8 +28,10 @@ mod failure;
 pub mod frame;
 mod read;
 mod session;
+mod threads;
 
 use connection::Connection;
+use threads::{Accepted, Threads};
 
 /// What every connection needs.
 pub(super) struct Shared {
@@ -65,49 +68,56 @@ impl Resp {
         Self { scheduler, bounds, bodies }
     }
 
-    /// Serves until `stopping` closes, at most `connections_max` at a time; then accepts no more, and waits at most `grace`
-    /// for the commands in flight.
-    pub async fn serve(
+    /// Starts its threads, and a task that serves until `stopping` closes, at most `connections_max` at a time; that then
+    /// accepts no more, and waits at most `grace` for the commands in flight.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn start(
         self,
         listener: TcpListener,
         connections_max: usize,
         grace: Duration,
         stopping: watch::Receiver<()>,
-    ) {
+    ) -> std::io::Result<JoinHandle<()>> {
         let Self { scheduler, bounds, bodies } = self;
         let places = Arc::new(Semaphore::new(connections_max));
-        let shared = &Arc::new(Shared { scheduler, bounds, bodies, places, connections_max });
-        let accept = |stream: TcpStream, peer| match Arc::clone(&shared.places).try_acquire_owned() {
-            Ok(place) => {
-                tokio::spawn(serve(Arc::clone(shared), stream, peer, stopping.clone(), place));
-            }
-            Err(_) => {
-                metrics().resp_ended(RespEnd::TooMany).increment(1);
-                // Who does not take it at once goes without.
-                let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
-            }
-        };
-        let mut stop = stopping.clone();
-        listener::accept(&listener, accept, async move {
-            // Either outcome means the end: a word, or nobody left to say it.
-            let _ = stop.changed().await;
-        })
-        .await;
-        drop(listener);
-        let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-        if timeout(grace, shared.places.acquire_many(all)).await.is_err() {
-            tracing::warn!("commands were still in flight at the deadline of the shutdown");
-        }
+        let shared = Arc::new(Shared { scheduler, bounds, bodies, places, connections_max });
+        let threads = Threads::start(&shared, &stopping)?;
+        Ok(tokio::spawn(accept(listener, shared, threads, grace, stopping)))
     }
 }
 
-async fn serve(
+async fn accept(
+    listener: TcpListener,
     shared: Arc<Shared>,
-    stream: TcpStream,
-    peer: std::net::SocketAddr,
-    stopping: watch::Receiver<()>,
-    _place: OwnedSemaphorePermit,
+    threads: Threads,
+    grace: Duration,
+    mut stopping: watch::Receiver<()>,
 ) {
+    let accept = |stream: TcpStream, peer| {
+        let refused = match Arc::clone(&shared.places).try_acquire_owned() {
+            Ok(place) => threads.hand(Accepted { stream, peer, place }).err().map(|accepted| accepted.stream),
+            Err(_) => Some(stream),
+        };
+        if let Some(stream) = refused {
+            metrics().resp_ended(RespEnd::TooMany).increment(1);
+            // Who does not take it at once goes without.
+            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+        }
+    };
+    listener::accept(&listener, accept, async move {
+        // Either outcome means the end: a word, or nobody left to say it.
+        let _ = stopping.changed().await;
+    })
+    .await;
+    drop(listener);
+    if threads.end(grace).await.is_err() {
+        tracing::warn!("commands were still in flight at the deadline of the shutdown");
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: std::net::SocketAddr, stopping: watch::Receiver<()>) {
     if let Err(error) = listener::prepare(&stream) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return;

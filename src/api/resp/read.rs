@@ -150,7 +150,25 @@ const CLAIMS: [(&str, Of); 11] = {
 
 /// `CLAIM ns/pool ...`, also behind `EXPLAIN`.
 pub(super) fn claim(args: Args<'_>) -> Result<ClaimRequest, Failure> {
+    if let Some(plain) = plain(args) {
+        return plain;
+    }
     claim_body(&mut Words::new(args), &CLAIM, &mut Vec::new(), 0)?.request()
+}
+
+/// `CLAIM ns/pool` and `CLAIM ns/pool KEY k`, which most are, without the way past all that a claim may ask for.
+fn plain(args: Args<'_>) -> Option<Result<ClaimRequest, Failure>> {
+    let text = |word| std::str::from_utf8(word).ok();
+    let mut made = [0; _];
+    let key = match args.len() {
+        2 => fresh_key(&mut made),
+        4 if args.get(2)?.eq_ignore_ascii_case(b"KEY") => text(args.get(3)?)?,
+        _ => return None,
+    };
+    let (namespace, pool) = text(args.get(1)?)?.split_once('/')?;
+    let request =
+        || Ok(ClaimRequest::new(ClaimId::new(namespace, TENANT_DEFAULT, key)?, PoolName::new(namespace, pool)?));
+    Some(request())
 }
 
 /// `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
