@@ -48,7 +48,7 @@ pub struct Wait {
     /// Its place among all that were ever parked; 0: it was not.
     pub arrival: Arrival,
     /// It is its turn in the line of the pool that it is being tried in.
-    pub turn: Option<Turn>,
+    pub turn: Option<Box<Turn>>,
     /// It is of a gang that has its turn.
     pub of_gang: bool,
     /// A worker is kept for it.
@@ -95,7 +95,7 @@ pub struct Parked {
     /// It does not wait: it is a newcomer that must not pass those who do.
     pub once: bool,
     /// It is a gang's place: whoever drives that is told of its turn.
-    gang: Option<gang::Call>,
+    gang: Option<Box<gang::Call>>,
     /// What it asks for, as a hash.
     shape: u64,
     /// Another of its lines came to it while it had a turn.
@@ -132,6 +132,8 @@ pub struct Waiters {
     arrivals: AtomicU64,
     /// Tenants of whose claims some wait for their quota.
     quota_lines: Mutex<HashMap<u64, Arc<Tenant>>>,
+    /// Members of gangs that wait, for those who ask: their keys are free.
+    gangs: Mutex<HashMap<ClaimId, Arc<Parked>>>,
     /// When those who joined keys that are waited for give up.
     joiners_due: Mutex<BTreeMap<(Millis, Arrival), ClaimId>>,
 }
@@ -143,6 +145,10 @@ impl Waiters {
 
     fn quota_lines(&self) -> MutexGuard<'_, HashMap<u64, Arc<Tenant>>> {
         self.quota_lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gangs(&self) -> MutexGuard<'_, HashMap<ClaimId, Arc<Parked>>> {
+        self.gangs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn joiners_due(&self) -> MutexGuard<'_, BTreeMap<(Millis, Arrival), ClaimId>> {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates and the Debian
-# packages prometheus, curl and redis-server; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
+# packages prometheus, curl, redis-server, redis-tools, nodejs, node-redis and python3-redis; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,10 +15,13 @@ skipped=()
 
 # promtool tests the alert rules, and a real Prometheus scrapes the service.
 # The Redis store is tested on servers that the tests start themselves.
+# RESP is spoken by clients of several languages.
 missing=()
-for tool in promtool:prometheus prometheus:prometheus curl:curl redis-server:redis-server; do
+for tool in promtool:prometheus prometheus:prometheus curl:curl redis-server:redis-server redis-benchmark:redis-tools node:nodejs; do
     if ! command -v "${tool%:*}" >/dev/null; then missing+=("${tool#*:}"); fi
 done
+if ! /usr/bin/python3 -c 'import redis' 2>/dev/null; then missing+=(python3-redis); fi
+if ! NODE_PATH=/usr/share/nodejs:/usr/lib/nodejs node -e 'require("redis")' 2>/dev/null; then missing+=(node-redis); fi
 if ((${#missing[@]})); then
     say "${missing[*]}: missing, installing Debian's packages"
     as_root=()

@@ -81,9 +81,12 @@ impl Scheduler {
     /// As [`Self::get_claim`].
     pub async fn standing(&self, id: &ClaimId) -> Result<Standing, Refusal> {
         self.open()?;
-        match self.dispatch().waiting(id) {
-            Some(waiting) => Ok(Standing::Waiting(waiting)),
-            None => self.get_claim(id).await.map(Standing::Held),
+        if let Some(waiting) = self.dispatch().waiting(id) {
+            return Ok(Standing::Waiting(waiting));
+        }
+        match (self.get_claim(id).await, self.dispatch().waiting_gang(id)) {
+            (Err(Refusal::NotFound(_)), Some(waiting)) => Ok(Standing::Waiting(waiting)),
+            (found, _) => found.map(Standing::Held),
         }
     }
 

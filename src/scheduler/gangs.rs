@@ -82,7 +82,7 @@ impl Scheduler {
     async fn wait_as_gang(&self, mut requests: Vec<ClaimRequest>, to: &mut oneshot::Sender<Outcomes>) -> Outcomes {
         let refuse = |requests: &[ClaimRequest], why| requests.iter().map(|_| Err(Refusal::Unavailable(why))).collect();
         let wait_ms = requests.iter().map(|request| request.wait_ms).max().unwrap_or(0).min(limits::WAIT_MS_MAX + 1);
-        let until_ms = self.dispatch().clock.engine_ms() + wait_ms;
+        let until_ms = self.dispatch().clock.engine_now_ms() + wait_ms;
         if wait_ms <= limits::WAIT_MS_MAX {
             // All of it waits, in one place; no member does by itself.
             for request in &mut requests {
@@ -121,7 +121,8 @@ impl Scheduler {
         let pools: Vec<Arc<Pool>> = numbers.into_iter().filter_map(|number| map.at(number)).cloned().collect();
         let priority = requests.iter().filter_map(|request| request.ask.as_ref()).map(|ask| ask.spec.priority).max();
         let needs = (requests.len(), amounts(requests).map(|amount| u64::try_from(amount).unwrap_or(u64::MAX)));
-        GangPlace::new(dispatch, &requests.first()?.id, priority.unwrap_or(0), &pools, needs, why, until_ms)
+        let members = requests.iter().map(|request| request.id.clone()).collect();
+        GangPlace::new(dispatch, members, priority.unwrap_or(0), &pools, needs, why, until_ms)
     }
 
     /// One attempt. `in_turn`: those who wait do not come first.

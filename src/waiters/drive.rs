@@ -450,12 +450,22 @@ impl Dispatch {
     /// What a key waits for.
     #[must_use]
     pub(crate) fn waiting(&self, id: &ClaimId) -> Option<WaitingView> {
-        let parked = self.keys.parked(id)?;
+        self.keys.parked(id).map(|parked| self.view_waiting(id, &parked))
+    }
+
+    /// What a gang waits for that has this key among its members, which is free meanwhile.
+    #[must_use]
+    pub(crate) fn waiting_gang(&self, id: &ClaimId) -> Option<WaitingView> {
+        let parked = self.waiters.gangs().get(id).cloned()?;
+        Some(self.view_waiting(id, &parked))
+    }
+
+    fn view_waiting(&self, id: &ClaimId, parked: &Parked) -> WaitingView {
         let now_ms = self.clock.engine_ms();
         let places = parked.lines().filter_map(|line| line.place(parked.arrival, now_ms));
         let (ahead, served) = places.min().unwrap_or((0, 0));
         let estimate_ms = (served > 0).then(|| (ahead as u64 + 1) * 2 * WINDOW_MS / served);
-        Some(WaitingView {
+        WaitingView {
             id: id.clone(),
             pools: parked.pools.iter().map(|pool| pool.name.clone()).collect(),
             reason: parked.why.reason(),
@@ -464,7 +474,7 @@ impl Dispatch {
             waited_ms: now_ms.saturating_sub(parked.since_ms),
             left_ms: parked.until_ms.saturating_sub(now_ms),
             estimate_ms,
-        })
+        }
     }
 }
 

@@ -112,13 +112,22 @@ fn keep_for(pool: &Pool, parked: &Parked, now_ms: Millis) {
 #[derive(Debug)]
 pub struct GangPlace {
     parked: Arc<Parked>,
+    members: Vec<ClaimId>,
     dispatch: Arc<Dispatch>,
 }
 
 impl Drop for GangPlace {
     fn drop(&mut self) {
         self.parked.leave();
-        drop(self.parked.gang.as_ref().and_then(Call::take));
+        let mut gangs = self.dispatch.waiters.gangs();
+        for member in &self.members {
+            // Another gang may wait for the same key since.
+            if gangs.get(member).is_some_and(|parked| parked.arrival == self.parked.arrival) {
+                gangs.remove(member);
+            }
+        }
+        drop(gangs);
+        drop(self.parked.gang.as_ref().and_then(|call| call.take()));
         for pool in &self.parked.pools {
             self.dispatch.pump(pool);
         }
@@ -126,12 +135,12 @@ impl Drop for GangPlace {
 }
 
 impl GangPlace {
-    /// A place for a gang whose first member is `first`, in the lines of these pools; in that for its tenant's quota if it lacks
+    /// A place for a gang of these members, of which there is one at least, in the lines of these pools; in that for its tenant's quota if it lacks
     /// that. None: too many wait there already.
     #[must_use]
     pub fn new(
         dispatch: &Arc<Dispatch>,
-        first: &ClaimId,
+        members: Vec<ClaimId>,
         priority: u16,
         pools: &[Arc<Pool>],
         needs: (usize, [u64; 4]),
@@ -140,7 +149,7 @@ impl GangPlace {
     ) -> Option<Self> {
         let pools: SmallVec<[Arc<Pool>; 1]> =
             if matches!(why, Exhausted::Quota(_)) { SmallVec::new() } else { pools.iter().cloned().collect() };
-        let tenant = dispatch.keys.tenants.of(first);
+        let tenant = dispatch.keys.tenants.of(members.first()?);
         if is_full(&pools, &tenant) {
             return None;
         }
@@ -155,12 +164,13 @@ impl GangPlace {
             pools,
             tenant,
             once: false,
-            gang: Some(Call { needs, ..Call::default() }),
+            gang: Some(Box::new(Call { needs, ..Call::default() })),
             // Like no other: whether it fits says nothing of anybody else.
             shape: arrival.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             skipped: AtomicBool::new(false),
             seeks: AtomicBool::new(false),
         });
+        dispatch.waiters.gangs().extend(members.iter().map(|member| (member.clone(), Arc::clone(&parked))));
         dispatch.enter_lines(&parked, until_ms);
         for pool in &parked.pools {
             dispatch.pump(pool);
@@ -168,7 +178,7 @@ impl GangPlace {
         if parked.pools.is_empty() {
             dispatch.pump_quota(&parked.tenant);
         }
-        Some(Self { parked, dispatch: Arc::clone(dispatch) })
+        Some(Self { parked, members, dispatch: Arc::clone(dispatch) })
     }
 
     /// Waits until it may be tried. False: its time is over.

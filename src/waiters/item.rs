@@ -39,12 +39,12 @@ impl ClaimItem {
     /// Its turn, if it has one.
     #[must_use]
     pub fn turn(&self) -> Option<&Turn> {
-        self.wait.as_ref()?.turn.as_ref()
+        self.wait.as_ref()?.turn.as_deref()
     }
 
     /// The same, taken from it.
     pub fn take_turn(&mut self) -> Option<Turn> {
-        self.wait.as_mut()?.turn.take()
+        self.wait.as_mut()?.turn.take().map(|turn| *turn)
     }
 
     /// It is of a gang that has its turn.
@@ -57,7 +57,7 @@ impl ClaimItem {
     /// It is its turn.
     pub fn give_turn(&mut self, turn: Turn) {
         if let Some(wait) = &mut self.wait {
-            wait.turn = Some(turn);
+            wait.turn = Some(Box::new(turn));
         }
     }
 

@@ -2,9 +2,10 @@
 
 use hotpool::ask::ClaimAsk;
 use hotpool::model::{
-    Ack, Capacity, ClaimRequest, ClaimSpec, Mode, PoolSpec, Registration, Resources, Taken, WorkerId, WorkerSpec,
+    Ack, Capacity, ClaimRequest, ClaimSpec, Mode, PoolSpec, Registration, Resources, Standing, Taken, WorkerId,
+    WorkerSpec,
 };
-use hotpool::refusal::{Exhausted, Refusal};
+use hotpool::refusal::{Exhausted, Refusal, What};
 use tokio::task::JoinHandle;
 
 use crate::world::{FULL, STORE, World, done, id, name, request, spec, until};
@@ -332,6 +333,10 @@ async fn b02_a_gang_waits_until_there_is_room_for_all_of_it() {
     assert_eq!(granted(&first), 3);
     let second = begin(&world, waits(gang("p", &keys("b", 3)), 60_000)).await;
     until("it waits", async || world.s.waiting(&name("p")) == 1).await;
+    let standing = async |key| world.s.standing(&id(key)).await;
+    let Ok(Standing::Waiting(waiting)) = standing("b1").await else { panic!("a member waits with its gang") };
+    assert_eq!((waiting.ahead, waiting.reason), (0, "pool_exhausted"));
+    assert!(matches!(standing("a1").await, Ok(Standing::Held(_))));
     // One by one is not enough.
     let taken = first[0].as_ref().unwrap();
     world.s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
@@ -342,6 +347,7 @@ async fn b02_a_gang_waits_until_there_is_room_for_all_of_it() {
     world.s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
     assert_eq!(granted(&done(second).await), 3);
     assert_eq!(world.s.waiting(&name("p")), 0);
+    assert!(matches!(standing("b1").await, Ok(Standing::Held(_))));
     let after = world.crashed().await;
     assert_eq!(after.held().await.len(), 4);
 }
@@ -358,6 +364,8 @@ async fn b02_a_gang_that_waited_in_vain_leaves_nothing() {
     assert!(done(expires).await.contains(&Err(crate::world::FULL)));
     leaves.abort();
     until("it has left", async || world.s.waiting(&name("p")) == 0).await;
+    let gone = world.s.standing(&id("b0")).await;
+    assert_eq!(gone.err(), Some(Refusal::NotFound(What::Claim)));
     world.s.release(&crate::world::id("held"), fence).await.unwrap();
     world.is_clean().await;
 }

@@ -10,7 +10,7 @@ use crate::model::ClaimView;
 const KEPT_BYTES: usize = 4 << 10;
 
 /// Answers on their way out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Answers {
     bytes: Vec<u8>,
     /// `HELLO 3` was said.
@@ -18,6 +18,11 @@ pub(super) struct Answers {
 }
 
 impl Answers {
+    /// None yet, in this protocol.
+    pub(super) const fn new(resp3: bool) -> Self {
+        Self { bytes: Vec::new(), resp3 }
+    }
+
     /// What waits to be written.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -138,7 +143,7 @@ mod tests {
     use super::*;
 
     fn said(resp3: bool, say: impl FnOnce(&mut Answers)) -> String {
-        let mut answers = Answers { resp3, ..Answers::default() };
+        let mut answers = Answers::new(resp3);
         say(&mut answers);
         String::from_utf8(answers.bytes).unwrap()
     }

@@ -42,6 +42,9 @@ const ANSWER_BYTES: usize = 64 << 10;
 const TAKE_MAX: usize = 1024;
 /// Room that a connection keeps without asking for it; a longer command takes part in the room for large bodies.
 const KEPT_BYTES: usize = 4 << 10;
+/// Commands in a read that make it a deep one, and how many of those in a row make a deep connection.
+const DEEP: usize = 4;
+const DEEP_READS: u32 = 8;
 /// How long the rest of what an erring client sends is read, so that it sees the error and not a reset.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -73,6 +76,29 @@ enum Step {
     End(End),
 }
 
+/// A connection with nothing under way, which may go to another thread.
+pub(super) struct Client {
+    stream: TcpStream,
+    session: Session,
+    resp3: bool,
+}
+
+impl Client {
+    pub(super) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
+        Self { stream, session: Session::new(peer), resp3: false }
+    }
+
+    /// The same, its events told to the runtime that calls this.
+    pub(super) fn moved(self) -> std::io::Result<Self> {
+        let stream = TcpStream::from_std(self.stream.into_std()?)?;
+        Ok(Self { stream, ..self })
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
 pub(super) struct Connection<'a> {
     shared: &'a Shared,
     stream: TcpStream,
@@ -88,10 +114,15 @@ pub(super) struct Connection<'a> {
     room: Option<OwnedSemaphorePermit>,
     /// Until then the command whose beginning was read must be complete.
     patience: Option<Pin<Box<Sleep>>>,
+    /// Commands taken since the last read.
+    depth: usize,
+    /// Reads in a row that brought [`DEEP`] commands and more.
+    deep_reads: u32,
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(shared: &'a Shared, stream: TcpStream, peer: SocketAddr) -> Self {
+    pub(super) fn new(shared: &'a Shared, client: Client) -> Self {
+        let Client { stream, session, resp3 } = client;
         Self {
             shared,
             stream,
@@ -99,15 +130,17 @@ impl<'a> Connection<'a> {
             input: Vec::new(),
             taken: 0,
             round: 0,
-            answers: Answers::default(),
-            session: Session::new(peer),
+            answers: Answers::new(resp3),
+            session,
             room: None,
             patience: None,
+            depth: 0,
+            deep_reads: 0,
         }
     }
 
-    /// Until the client leaves, errs, or the service stops.
-    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) {
+    /// Until the client leaves, errs, or the service stops. Gives it back when it shows itself to be deep, if `may_move`.
+    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>, may_move: bool) -> Option<Client> {
         let mut stop = pin!(async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopping.changed().await;
@@ -115,6 +148,10 @@ impl<'a> Connection<'a> {
         let end = loop {
             if let Err(end) = self.step(stop.as_mut()).await {
                 break end;
+            }
+            if may_move && self.deep_reads >= DEEP_READS && self.is_between_commands() {
+                let Self { stream, session, answers, .. } = self;
+                return Some(Client { stream, session, resp3: answers.resp3 });
             }
         };
         // What was decided is told, if the client still listens.
@@ -125,13 +162,30 @@ impl<'a> Connection<'a> {
                 self.linger().await;
             }
         }
+        None
+    }
+
+    /// Nothing is half read, half decided or half written.
+    fn is_between_commands(&self) -> bool {
+        self.taken == self.input.len() && self.answers.bytes().is_empty()
     }
 
     async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
         let scheduler = &self.shared.scheduler;
         match self.take() {
             Step::Read => {
+                let depth = std::mem::take(&mut self.depth) + self.round;
+                self.deep_reads = if depth >= DEEP { self.deep_reads + 1 } else { 0 };
+                if depth < DEEP && !self.answers.bytes().is_empty() {
+                    // Others that have something to decide go first, and then all answers are written: reading, deciding and
+                    // writing by turns for each connection is dearer than each of them for all.
+                    tokio::task::yield_now().await;
+                }
                 self.write().await?;
+                if self.deep_reads == DEEP_READS && self.is_between_commands() {
+                    // Whoever serves it may have another thread for it.
+                    return Ok(());
+                }
                 return self.read(stop).await;
             }
             Step::Write => return self.write().await,
@@ -331,7 +385,7 @@ impl<'a> Connection<'a> {
 
     /// Writes all answers. A client that takes nothing of them for as long as a request may last is dropped.
     async fn write(&mut self) -> Result<(), End> {
-        self.round = 0;
+        self.depth += std::mem::take(&mut self.round);
         let mut written = 0;
         while written < self.answers.bytes().len() {
             match self.stream.try_write(&self.answers.bytes()[written..]) {

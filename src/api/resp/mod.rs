@@ -30,7 +30,7 @@ mod read;
 mod session;
 mod threads;
 
-use connection::Connection;
+use connection::{Client, Connection};
 use threads::{Accepted, Threads};
 
 /// What every connection needs.
@@ -97,13 +97,16 @@ async fn accept(
 ) {
     let accept = |stream: TcpStream, peer| {
         let refused = match Arc::clone(&shared.places).try_acquire_owned() {
-            Ok(place) => threads.hand(Accepted { stream, peer, place }).err().map(|accepted| accepted.stream),
-            Err(_) => Some(stream),
+            Ok(place) => {
+                let accepted = Box::new(Accepted { client: Client::new(stream, peer), place });
+                threads.hand(accepted).err().map(|accepted| accepted.client)
+            }
+            Err(_) => Some(Client::new(stream, peer)),
         };
-        if let Some(stream) = refused {
+        if let Some(client) = refused {
             metrics().resp_ended(RespEnd::TooMany).increment(1);
             // Who does not take it at once goes without.
-            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+            let _ = client.stream().try_write(b"-ERR max number of clients reached\r\n");
         }
     };
     listener::accept(&listener, accept, async move {
@@ -117,16 +120,18 @@ async fn accept(
     }
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: std::net::SocketAddr, stopping: watch::Receiver<()>) {
-    if let Err(error) = listener::prepare(&stream) {
+/// Serves a client. Gives it back when it might do better on another thread, if it may.
+async fn serve(shared: &Shared, client: Client, stopping: watch::Receiver<()>, may_move: bool) -> Option<Client> {
+    if let Err(error) = listener::prepare(client.stream()) {
         tracing::debug!(%error, "a connection was gone before it was served");
-        return;
+        return None;
     }
     metrics().resp_connections.increment(1.0);
-    let served = AssertUnwindSafe(Connection::new(&shared, stream, peer).serve(stopping)).catch_unwind().await;
-    if served.is_err() {
+    let served = AssertUnwindSafe(Connection::new(shared, client).serve(stopping, may_move)).catch_unwind().await;
+    metrics().resp_connections.decrement(1.0);
+    served.unwrap_or_else(|_| {
         tracing::error!("the handler of a RESP connection panicked");
         metrics().resp_ended(RespEnd::Panic).increment(1);
-    }
-    metrics().resp_connections.decrement(1.0);
+        None
+    })
 }

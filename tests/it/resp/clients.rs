@@ -99,3 +99,82 @@ fn the_redis_crate_speaks_both_protocols() {
         assert_eq!(released, [1, 1]);
     }
 }
+
+/// What a script that drives a client library of another language prints.
+fn script(interpreter: &str, arguments: &[&str], port: u16) -> String {
+    let output = Command::new(interpreter)
+        .args(arguments)
+        .env("PORT", port.to_string())
+        // Where Debian puts what its packages bring for Node.
+        .env("NODE_PATH", "/usr/share/nodejs:/usr/lib/nodejs")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{interpreter} is installed (tests/run.sh does that): {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    out.trim_end().to_owned()
+}
+
+#[test]
+fn a_python_client_drives_claims() {
+    let (_dir, server, _client, _wire) = with_pool(2);
+    let said = script(
+        "/usr/bin/python3",
+        &[
+            "-c",
+            r#"
+import os, redis
+client = redis.Redis(port=int(os.environ["PORT"]), decode_responses=True)
+assert client.ping()
+key, fence, worker, node = client.execute_command("CLAIM", "ns/warm", "KEY", "a", "TTL", 60000)
+print(key, worker, node)
+assert client.execute_command("CLAIM", "ns/warm", "KEY", "a")[1] == fence
+assert client.execute_command("CONFIRM", "ns", "a", fence)
+pipeline = client.pipeline(transaction=False)
+for key in ("b", "c"):
+    pipeline.execute_command("CLAIM", "ns/warm", "KEY", key)
+claimed, refused = pipeline.execute(raise_on_error=False)
+print(claimed[0], type(refused).__name__, refused)
+print([client.execute_command("RELEASE", "ns", key, "*") for key in ("a", "b", "c")])
+try:
+    client.set("x", 1)
+except redis.ResponseError as error:
+    print(str(error)[:21])
+"#,
+        ],
+        server.resp.unwrap().port(),
+    );
+    let lines: Vec<&str> = said.lines().collect();
+    let none = "b ResponseError NOCAPACITY pool_exhausted no worker that the request allows is free";
+    assert!(matches!(lines[0], "a w0 None" | "a w1 None"), "{said}");
+    assert_eq!(lines[1..], [none, "[1, 1, 0]", "unknown command 'SET'"]);
+}
+
+#[test]
+fn a_node_client_drives_claims() {
+    let (_dir, server, _client, _wire) = with_pool(2);
+    let said = script(
+        "node",
+        &[
+            "-e",
+            r#"
+const { createClient } = require("redis");
+(async () => {
+  const client = createClient({ socket: { host: "127.0.0.1", port: Number(process.env.PORT) } });
+  await client.connect();
+  const claim = (key) => client.sendCommand(["CLAIM", "ns/warm", "KEY", key]);
+  // Sent at once: the client makes a pipeline of them.
+  const [a, b, c] = await Promise.allSettled(["a", "b", "c"].map(claim));
+  console.log(a.value[0], b.value[0], c.reason.message);
+  const fence = String(a.value[1]);
+  const release = (key, fence) => client.sendCommand(["RELEASE", "ns", key, fence]);
+  console.log(await release("a", fence), await release("a", fence), await release("b", "*"));
+  await client.quit();
+})().catch((error) => { console.error(error); process.exit(1); });
+"#,
+        ],
+        server.resp.unwrap().port(),
+    );
+    let none = "NOCAPACITY pool_exhausted no worker that the request allows is free";
+    assert_eq!(said, format!("a b {none}\n1 0 1"));
+}

@@ -1,0 +1,56 @@
+//! The hot paths in instructions, counted by valgrind: the same on every run, so a few percent can be told apart. The gate:
+//! a count more than 5 % above the one that stands here fails, by name. Run by `tests/run.sh`; one that went down by as much
+//! is written down here anew, or the next rise hides behind it.
+
+#[path = "hot/mod.rs"]
+mod hot;
+
+use std::hint::black_box;
+
+use gungraun::prelude::*;
+use gungraun::{Callgrind, EventKind};
+use hot::{Engine, Shares};
+
+/// Fails above this many instructions and 5 % more.
+fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
+    let mut callgrind = Callgrind::default();
+    callgrind.hard_limits([(EventKind::Ir, instructions + instructions / 20)]);
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(callgrind);
+    config
+}
+
+#[library_benchmark(config = at_most(1))]
+#[bench::run_of_64(hot::idle())]
+fn claim(engine: Engine) -> Engine {
+    hot::claim(black_box(engine))
+}
+
+#[library_benchmark(config = at_most(1))]
+#[bench::run_of_64(hot::idle())]
+fn batch(engine: Engine) -> Engine {
+    hot::batch(black_box(engine))
+}
+
+#[library_benchmark(config = at_most(1))]
+#[bench::run_of_64(hot::held())]
+fn release(engine: Engine) -> Engine {
+    hot::release(black_box(engine))
+}
+
+#[library_benchmark(config = at_most(1))]
+#[bench::of_1024_workers(hot::shares())]
+fn pick(mut shares: Shares) -> Shares {
+    black_box(hot::pick(black_box(&mut shares)));
+    shares
+}
+
+#[library_benchmark(config = at_most(1))]
+#[bench::pipeline_of_64(hot::pipeline())]
+fn parse(input: Vec<u8>) -> Vec<u8> {
+    black_box(hot::parse(black_box(&input)));
+    input
+}
+
+library_benchmark_group!(name = hot_paths, benchmarks = [claim, batch, release, pick, parse]);
+main!(library_benchmark_groups = hot_paths);

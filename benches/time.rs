@@ -1,0 +1,43 @@
+//! The hot paths in time, for people: what `benches/instructions.rs` counts, beside the raw alternative where there is one.
+//! `cargo bench --bench time`; criterion compares with the run before.
+
+#[path = "hot/mod.rs"]
+mod hot;
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use redis_protocol::resp2::decode::decode;
+
+fn engine(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("engine");
+    group.throughput(Throughput::Elements(hot::RUN as u64));
+    group.bench_function("claim", |bench| bench.iter_batched(hot::idle, hot::claim, BatchSize::LargeInput));
+    group.bench_function("batch", |bench| bench.iter_batched(hot::idle, hot::batch, BatchSize::LargeInput));
+    group.bench_function("release", |bench| bench.iter_batched(hot::held, hot::release, BatchSize::LargeInput));
+    group.finish();
+    let mut shares = hot::shares();
+    criterion.bench_function("pick, best fit of 1,024", |bench| bench.iter(|| hot::pick(black_box(&mut shares))));
+}
+
+fn resp(criterion: &mut Criterion) {
+    let input = hot::pipeline();
+    let mut group = criterion.benchmark_group("resp");
+    group.throughput(Throughput::Elements(hot::RUN as u64));
+    group.bench_function("parse", |bench| bench.iter(|| hot::parse(black_box(&input))));
+    group.bench_function("parse, by the redis-protocol crate", |bench| {
+        bench.iter(|| {
+            let (mut at, mut frames) = (0, 0);
+            while let Ok(Some((frame, length))) = decode(black_box(&input[at..])) {
+                black_box(frame);
+                at += length;
+                frames += 1;
+            }
+            frames
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(hot_paths, engine, resp);
+criterion_main!(hot_paths);
