@@ -287,6 +287,8 @@ label! {
         RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
         /// Release.
         ReleaseClaim = "hotpool.v1.ClaimService/ReleaseClaim",
+        /// Many of these in flight.
+        ClaimStream = "hotpool.v1.ClaimService/ClaimStream",
         /// Set a quota.
         PutQuota = "hotpool.v1.QuotaService/PutQuota",
         /// One quota.

@@ -1,18 +1,18 @@
 //! Claims.
 
-use tonic::{Request, Response, async_trait};
+use tonic::{Request, Response, Streaming, async_trait};
 
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
 use super::proto::get_claim_response::Standing as Shown;
 use super::proto::{
-    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, ExplainClaimRequest,
-    ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest, ListClaimsResponse,
-    ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse, ResizeClaimRequest,
-    ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
+    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ClaimStreamRequest, ConfirmClaimRequest, ConfirmClaimResponse,
+    ExplainClaimRequest, ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest,
+    ListClaimsResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse,
+    ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
-use super::{Answer, Calls, read};
+use super::{Answer, Calls, read, stream};
 use crate::api::deadline;
 use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
@@ -21,6 +21,13 @@ use crate::model::{Standing, Taken};
 
 #[async_trait]
 impl ClaimService for Calls {
+    type ClaimStreamStream = stream::Answers;
+
+    async fn claim_stream(&self, request: Request<Streaming<ClaimStreamRequest>>) -> Answer<stream::Answers> {
+        drop(request);
+        Err(tonic::Status::unimplemented("not yet"))
+    }
+
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
         let request = read::claim(request.get_ref()).inspect(deadline::allow)?;
         let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;

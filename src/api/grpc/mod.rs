@@ -27,6 +27,7 @@ mod pools;
 mod quotas;
 mod read;
 mod status;
+mod stream;
 mod workers;
 mod write;
 
