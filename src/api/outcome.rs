@@ -92,10 +92,10 @@ impl Failure {
         Refusal::invalid(field, message).into()
     }
 
-    /// The same field, which the caller has inside of `field`.
+    /// The same field, which the caller has inside of `field`, if that is one.
     #[must_use]
     pub(in crate::api) fn inside(mut self, field: &str) -> Self {
-        if let Some(inner) = &self.field {
+        if let Some(inner) = self.field.as_ref().filter(|_| !field.is_empty()) {
             self.field = Some(format!("{field}.{inner}").into());
         }
         self

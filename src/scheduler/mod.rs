@@ -6,11 +6,14 @@
 mod claims;
 mod demand;
 mod explain;
+mod flight;
 mod gangs;
 mod listing;
 mod pools;
 mod quotas;
 mod workers;
+
+pub use self::flight::{Flight, Landed, Verb};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -9,6 +9,7 @@ mod claim_life;
 mod claims;
 mod directory;
 mod explain;
+mod flight;
 mod full;
 mod gangs;
 mod gate;

@@ -1,5 +1,7 @@
 //! Claims.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Streaming, async_trait};
 
 use super::proto::batch_take_claims_response::Item;
@@ -18,14 +20,19 @@ use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
 use crate::api::outcome::Failure;
 use crate::model::{Standing, Taken};
+use crate::refusal::Unavailable;
 
 #[async_trait]
 impl ClaimService for Calls {
     type ClaimStreamStream = stream::Answers;
 
     async fn claim_stream(&self, request: Request<Streaming<ClaimStreamRequest>>) -> Answer<stream::Answers> {
-        drop(request);
-        Err(tonic::Status::unimplemented("not yet"))
+        let place = Arc::clone(&self.streams).try_acquire_owned();
+        let place = place.map_err(|_| Failure::from(Unavailable::Overloaded))?;
+        let limit = self.bounds.timeout;
+        let flight = self.scheduler.flight(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let answers = stream::Answers::new(request.into_inner(), flight, limit, self.stop(), place);
+        Ok(Response::new(answers))
     }
 
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
