@@ -58,6 +58,14 @@ pub const STREAM_REQUESTS_MAX: usize = 2_048;
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Claim streams of one service; past it they are refused (`overloaded`).
 pub const STREAMS_MAX: usize = 1_024;
+/// Events of a pool that are kept for those who watch it; the oldest go first.
+pub const WATCH_EVENTS_MAX: usize = 65_536;
+/// How long they are kept when nobody watches any more, in milliseconds.
+pub const WATCH_LINGER_MS: u64 = 60_000;
+/// Most who watch one pool.
+pub const POOL_WATCHERS_MAX: usize = 64;
+/// Most who watch, over all pools of one service.
+pub const WATCHERS_MAX: usize = 256;
 /// Requests that may wait behind one pending key.
 pub const JOINERS_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).

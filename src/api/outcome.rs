@@ -63,6 +63,7 @@ impl Outcome {
             Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),
             Refusal::Unsatisfiable => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),
+            Refusal::Watchers => (Code::ResourceExhausted, 429, Some("watchers")),
             Refusal::Unavailable(why) => (Code::Unavailable, 503, Some(why.reason())),
             Refusal::DeadlineExceeded => (Code::DeadlineExceeded, 504, None),
         };

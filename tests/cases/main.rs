@@ -28,5 +28,6 @@ mod shares;
 mod sharing;
 mod store_wait;
 mod waiting;
+mod watch;
 mod workers;
 mod world;

@@ -15,10 +15,10 @@ use super::proto::{
     ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
 use super::{Answer, Calls, read, stream};
-use crate::api::deadline;
 use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
 use crate::api::outcome::Failure;
+use crate::api::{deadline, stopped};
 use crate::model::{Standing, Taken};
 use crate::refusal::Unavailable;
 
@@ -31,7 +31,7 @@ impl ClaimService for Calls {
         let place = place.map_err(|_| Failure::from(Unavailable::Overloaded))?;
         let limit = self.bounds.timeout;
         let flight = self.scheduler.flight(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        let answers = stream::Answers::new(request.into_inner(), flight, limit, self.stop(), place);
+        let answers = stream::Answers::new(request.into_inner(), flight, limit, stopped(&self.stopping), place);
         Ok(Response::new(answers))
     }
 

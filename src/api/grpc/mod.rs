@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt as _};
 use hyper::{Request, Response};
 use tokio::sync::{Semaphore, watch};
 use tonic::body::Body;
@@ -67,18 +66,6 @@ pub(crate) struct Calls {
     /// Places for claim streams.
     streams: Arc<Semaphore>,
     stopping: watch::Receiver<()>,
-}
-
-impl Calls {
-    /// Resolves when the service begins to stop.
-    fn stop(&self) -> BoxFuture<'static, ()> {
-        let mut stopping = self.stopping.clone();
-        async move {
-            // Either outcome means the end: a word, or nobody left to say it.
-            let _ = stopping.changed().await;
-        }
-        .boxed()
-    }
 }
 
 /// A service whose type the library keeps to itself.
