@@ -50,3 +50,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tenants;
 pub mod waiters;
+pub mod watch;

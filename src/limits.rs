@@ -52,6 +52,20 @@ pub const REMEMBERED_MS: u64 = 600_000;
 pub const RING_SLOTS: usize = 4096;
 /// Commands that an actor takes from its ring before it lets others run.
 pub const DRAIN_MAX: usize = 1024;
+/// Requests in flight on one claim stream; what is sent beyond waits in the stream.
+pub const STREAM_REQUESTS_MAX: usize = 2_048;
+/// Largest message of a claim stream, in bytes: as large as any body may be without asking for room.
+pub const STREAM_MESSAGE_BYTES_MAX: usize = 16 << 10;
+/// Claim streams of one service; past it they are refused (`overloaded`).
+pub const STREAMS_MAX: usize = 1_024;
+/// Events of a pool that are kept for those who watch it; the oldest go first.
+pub const WATCH_EVENTS_MAX: usize = 65_536;
+/// How long they are kept when nobody watches any more, in milliseconds.
+pub const WATCH_LINGER_MS: u64 = 60_000;
+/// Most who watch one pool.
+pub const POOL_WATCHERS_MAX: usize = 64;
+/// Most who watch, over all pools of one service.
+pub const WATCHERS_MAX: usize = 256;
 /// Requests that may wait behind one pending key.
 pub const JOINERS_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).

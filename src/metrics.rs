@@ -127,6 +127,9 @@ definitions! {
     WAIT_SECONDS = "hotpool_wait_seconds", Kind::Histogram(WAITS), ["pool"],
         "How long claims had waited that were then granted.";
     QUOTA_WAITERS = "hotpool_quota_waiters", Kind::Gauge, [], "Claims that wait because their tenant's quota is used up.";
+    WATCHERS = "hotpool_watchers", Kind::Gauge, ["pool"], "Those who watch the events of a pool.";
+    WATCH_MISSED = "hotpool_watch_missed_total", Kind::Counter, ["pool"],
+        "Events that were dropped before a watcher came to them. Each of several watchers counts.";
     RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
     LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
         "Difference between the ledgers and a recount. Must stay 0.";
@@ -160,7 +163,8 @@ definitions! {
     REWRITES = "hotpool_store_rewrites_total", Kind::Counter, [], "Shards written anew as a whole to the store.";
     HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
     GRPC_REQUESTS = "hotpool_grpc_requests_total", Kind::Counter, ["method", "code"],
-        "gRPC calls answered, by the status that the answer begins with.";
+        "gRPC calls answered, by the status that the answer begins with. Of a claim stream, each request as the call that it could \
+         have been.";
     RESP_COMMANDS = "hotpool_resp_commands_total", Kind::Counter, ["command", "outcome"],
         "Commands of RESP clients that were answered; `claims` counts each of its claims.";
     RESP_CONNECTIONS = "hotpool_resp_connections", Kind::Gauge, [], "Open connections of RESP clients.";

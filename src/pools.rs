@@ -12,6 +12,7 @@ use crate::model::{Ack, PoolName, PoolSpec};
 use crate::router::Board;
 use crate::shard::ShardPort;
 use crate::waiters::Line;
+use crate::watch::Watch;
 
 /// A pool as it runs.
 pub struct Pool {
@@ -33,6 +34,8 @@ pub struct Pool {
     pub metrics: PoolMetrics,
     /// Claims that wait for room in it.
     pub line: Line,
+    /// What happens in it, for those who watch.
+    pub watch: Watch,
     /// Held by the gang whose turn it is.
     pub gangs: Arc<tokio::sync::Mutex<()>>,
     /// It is being deleted: nothing new comes in.
@@ -69,6 +72,7 @@ impl Pool {
             board,
             metrics,
             line: Line::default(),
+            watch: Watch::default(),
             gangs: Arc::default(),
             closing: AtomicBool::new(false),
         }

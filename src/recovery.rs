@@ -152,6 +152,8 @@ pub async fn revive(dispatch: Arc<Dispatch>, pool: Arc<Pool>, port: Arc<ShardPor
         }
     };
     reconcile(&dispatch, &mut found);
+    // What the run that panicked had to tell is lost.
+    pool.watch.cut(dispatch.clock.unix_us());
     for found in found {
         open(Arc::clone(&dispatch), found, supervisor.clone()).await;
     }

@@ -44,6 +44,9 @@ pub enum Refusal {
     /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
     #[error("{0}")]
     Exhausted(Exhausted),
+    /// So many watch the pool, or all pools together, that no more may.
+    #[error("too many watch the pool, or all pools together")]
+    Watchers,
     /// Cannot be answered now. A claim that says so holds nothing that nobody was told of; what a confirm, a release
     /// or a registration changed before the store failed to take it stays.
     #[error("{0}")]

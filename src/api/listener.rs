@@ -110,6 +110,13 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// A peer that takes nothing of what was written for so long is dropped: a stream of events would else fill its buffers, and
+/// wait for ever.
+fn bound_writes(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
+}
+
 fn protocol() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
@@ -139,7 +146,7 @@ async fn connection(
     watcher: Watcher,
     _permit: OwnedSemaphorePermit,
 ) {
-    if let Err(error) = prepare(&stream) {
+    if let Err(error) = prepare(&stream).and_then(|()| bound_writes(&stream, edges.patience)) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }

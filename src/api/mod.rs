@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use futures::future::{BoxFuture, FutureExt as _};
+use tokio::sync::Semaphore;
 
 use crate::metrics::Exporter;
 use crate::scheduler::Scheduler;
@@ -16,12 +17,15 @@ pub mod http;
 pub mod listener;
 pub mod outcome;
 pub mod resp;
+mod watch;
 
 /// Every edge of the service. Cheap to clone.
 #[derive(Clone)]
 pub struct Edges {
     http: axum::Router,
     grpc: Arc<grpc::Grpc>,
+    /// How long a client may take nothing of what was written to it.
+    patience: Duration,
     /// RESP.
     pub resp: resp::Resp,
 }
@@ -39,11 +43,32 @@ pub struct Bounds {
 impl Edges {
     /// Over a scheduler. `stopping` closes when the service begins to stop. Needs a tokio runtime.
     #[must_use]
-    pub fn new(scheduler: Scheduler, exporter: Exporter, bounds: Bounds, stopping: watch::Receiver<()>) -> Self {
+    pub fn new(
+        scheduler: Scheduler,
+        exporter: Exporter,
+        bounds: Bounds,
+        stopping: tokio::sync::watch::Receiver<()>,
+    ) -> Self {
         // Many connections times the largest body would be all of memory.
         let bodies = Arc::new(Semaphore::new(http::BODIES_KIB_MAX));
-        let api = http::Api::new(scheduler.clone(), exporter, bounds, Arc::clone(&bodies));
+        let api = http::Api::new(scheduler.clone(), exporter, bounds, Arc::clone(&bodies), stopping.clone());
         let resp = resp::Resp::new(scheduler.clone(), bounds, Arc::clone(&bodies));
-        Self { http: http::router(api), grpc: Arc::new(grpc::Grpc::new(scheduler, bounds, bodies, stopping)), resp }
+        let patience = bounds.timeout;
+        Self {
+            patience,
+            http: http::router(api),
+            grpc: Arc::new(grpc::Grpc::new(scheduler, bounds, bodies, stopping)),
+            resp,
+        }
     }
+}
+
+/// Resolves when the service begins to stop.
+fn stopped(stopping: &tokio::sync::watch::Receiver<()>) -> BoxFuture<'static, ()> {
+    let mut stopping = stopping.clone();
+    async move {
+        // Either outcome means the end: a word, or nobody left to say it.
+        let _ = stopping.changed().await;
+    }
+    .boxed()
 }

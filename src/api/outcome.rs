@@ -63,6 +63,7 @@ impl Outcome {
             Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),
             Refusal::Unsatisfiable => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),
+            Refusal::Watchers => (Code::ResourceExhausted, 429, Some("watchers")),
             Refusal::Unavailable(why) => (Code::Unavailable, 503, Some(why.reason())),
             Refusal::DeadlineExceeded => (Code::DeadlineExceeded, 504, None),
         };
@@ -92,10 +93,10 @@ impl Failure {
         Refusal::invalid(field, message).into()
     }
 
-    /// The same field, which the caller has inside of `field`.
+    /// The same field, which the caller has inside of `field`, if that is one.
     #[must_use]
     pub(in crate::api) fn inside(mut self, field: &str) -> Self {
-        if let Some(inner) = &self.field {
+        if let Some(inner) = self.field.as_ref().filter(|_| !field.is_empty()) {
             self.field = Some(format!("{field}.{inner}").into());
         }
         self

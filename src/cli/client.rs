@@ -1,11 +1,15 @@
 //! One call to the service, and what can come of it.
 
 use std::error::Error as _;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::io::AsyncBufReadExt as _;
+use futures::stream::{Stream, StreamExt as _, TryStreamExt as _};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
@@ -88,6 +92,11 @@ impl Failure {
         Self { exit: Exit::Refused, ..Self::new("FAILED_PRECONDITION", Some("state"), message) }
     }
 
+    /// What was to go on has come to its end.
+    pub fn ended(message: String) -> Self {
+        Self::new("UNAVAILABLE", Some("ended"), message)
+    }
+
     /// What was asked for is not there.
     pub fn not_found(message: String) -> Self {
         Self { exit: Exit::NotFound, ..Self::new("NOT_FOUND", None, message) }
@@ -162,6 +171,29 @@ pub struct Items {
     pub next_page_token: Option<String>,
 }
 
+/// Server-sent events that carry JSON.
+pub struct Events<'a> {
+    client: &'a Client,
+    lines: Pin<Box<dyn Stream<Item = std::io::Result<String>> + 'a>>,
+}
+
+impl Events<'_> {
+    /// The data of the next one; none: there are no more. Of the other fields, the service has all in the data.
+    ///
+    /// # Errors
+    /// The connection breaks, or what comes is not JSON.
+    pub async fn next(&mut self) -> Result<Option<Box<RawValue>>, Failure> {
+        while let Some(line) = self.lines.next().await {
+            let line = line.map_err(|error| Failure::ended(format!("the connection broke: {error}")))?;
+            if let Some(data) = line.strip_prefix("data:") {
+                let json = serde_json::from_str(data).map_err(|_| self.client.rubbish("an event that is not JSON"))?;
+                return Ok(Some(json));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// A way to one service. Connections are kept open between calls.
 pub struct Client {
     http: hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>,
@@ -212,29 +244,58 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let exchange = self.exchange(method, path, body.map(ToString::to_string).unwrap_or_default());
         let limit = self.timeout.saturating_add(wait);
-        let (status, body) = tokio::time::timeout(limit, exchange).await.map_err(|_| {
-            let message =
-                format!("no answer from {} within {} ms; the outcome is unknown", self.address, limit.as_millis());
-            Failure::new("DEADLINE_EXCEEDED", Some("client"), message)
-        })??;
+        let (status, body) = tokio::time::timeout(limit, exchange).await.map_err(|_| self.late(limit))??;
         if !status.is_success() {
-            let said: Result<Failure, _> = serde_json::from_slice(&body);
-            return Err(
-                said.map_or_else(|_| self.rubbish(&format!("HTTP {status}, without an error")), Failure::with_exit)
-            );
+            return Err(self.refused(status, &body));
         }
         let json = serde_json::from_slice(&body).map_err(|_| self.rubbish("success, but not JSON"))?;
         Ok(Answer { json, created: status == StatusCode::CREATED })
     }
 
+    /// Asks for server-sent events.
+    ///
+    /// # Errors
+    /// Every answer that is not success, and every way not to get one.
+    pub async fn events(&self, path: &str) -> Result<Events<'_>, Failure> {
+        let asked = tokio::time::timeout(self.timeout, self.send(Method::GET, path, String::new()));
+        let answer = asked.await.map_err(|_| self.late(self.timeout))??;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(self.refused(status, &self.whole(answer).await?));
+        }
+        let lines = answer.into_body().into_data_stream().map_err(std::io::Error::other).into_async_read().lines();
+        Ok(Events { client: self, lines: Box::pin(lines) })
+    }
+
+    fn late(&self, limit: Duration) -> Failure {
+        let message =
+            format!("no answer from {} within {} ms; the outcome is unknown", self.address, limit.as_millis());
+        Failure::new("DEADLINE_EXCEEDED", Some("client"), message)
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {
+        let said: Result<Failure, _> = serde_json::from_slice(body);
+        said.map_or_else(|_| self.rubbish(&format!("HTTP {status}, without an error")), Failure::with_exit)
+    }
+
     async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), Failure> {
+        let answer = self.send(method, path, body).await?;
+        Ok((answer.status(), self.whole(answer).await?))
+    }
+
+    async fn whole(&self, answer: Response<Incoming>) -> Result<Bytes, Failure> {
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok(body.map_err(|error| self.rubbish(&error.to_string()))?.to_bytes())
+    }
+
+    async fn send(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, Failure> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.address))
             .header(hyper::header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| Failure::usage("path", error.to_string()))?;
-        let answer = self.http.request(request).await.map_err(|error| {
+        self.http.request(request).await.map_err(|error| {
             // The innermost says most: "connection refused", "invalid HTTP version parsed".
             let mut cause = error.source();
             while let Some(deeper) = cause.and_then(std::error::Error::source) {
@@ -251,10 +312,7 @@ impl Client {
             } else {
                 self.rubbish(&cause)
             }
-        })?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        Ok((status, body.map_err(|error| self.rubbish(&error.to_string()))?.to_bytes()))
+        })
     }
 
     /// What answers is no Hotpool, or one of another age.

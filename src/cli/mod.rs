@@ -19,6 +19,7 @@ mod pools;
 mod quotas;
 mod status;
 mod store;
+mod watch;
 mod workers;
 
 use client::{Answer, Client, Exit, Failure, Items};

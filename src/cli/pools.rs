@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::args::{self, Labels, said};
 use super::client::{Exit, Failure};
 use super::output::{self, Cards, Format, capacity, counts, duration, note, print, print_json, sheet, table};
+use super::watch::WatchPool;
 use super::{Connection, Context};
 use crate::model::{Capacity, PoolName, ShardStatus};
 
@@ -51,6 +52,10 @@ enum Verb {
     },
     /// Accept all workers that are suspect after a crash as they are
     Clear(Name),
+    /// Tell what happens in a pool, a line an event, until it is stopped
+    #[command(after_help = "Example, the claims that end without their holder's doing:\n  \
+                            hotpool pools watch demo/warm -o json | jq -c 'select(.event == \"released\" and .reason)'")]
+    Watch(WatchPool),
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +178,7 @@ impl Pools {
     pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.verb {
             Verb::Put(put) => put.run(context).await?,
+            Verb::Watch(watch) => return watch.run(context).await,
             Verb::Ls { limit } => list(context, limit).await?,
             Verb::Show(Name { pool }) => {
                 let answer = context.client.get(&path(&pool)).await?;

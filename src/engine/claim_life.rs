@@ -161,7 +161,7 @@ impl Shard {
             *settled = claim.fence.max(*settled);
         }
         self.touch(claim.worker);
-        effects.push(Effect::Ended { id: claim.id, fence: claim.fence, end });
+        effects.push(Effect::Ended { id: claim.id, fence: claim.fence, end, worker: claim.worker });
         true
     }
 

@@ -24,6 +24,13 @@ pub enum Effect<R> {
         fence: Fence,
         /// Why.
         end: End,
+        /// Ordinal of the worker that held it.
+        worker: u32,
+    },
+    /// A worker was silent for too long. What it held ends with the next effects.
+    Silent {
+        /// Its ordinal.
+        worker: u32,
     },
     /// The next effect ends a claim that callers may still ask about.
     Remember {

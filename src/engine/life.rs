@@ -277,6 +277,7 @@ impl Shard {
             // What it ran may run on: before it is offered again it has to say what it runs.
             let held = self.workers.get(at).claim != NIL;
             self.bar(at, if held { bars::LOST | bars::SUSPECT } else { bars::LOST }, 0);
+            effects.push(Effect::Silent { worker: at });
             self.lose(at, effects);
         }
         if ended {

@@ -10,7 +10,7 @@ use super::ledger::LedgerLine;
 use super::life::{Barred, bars};
 use super::shard::{Counters, Shard};
 use crate::limits;
-use crate::model::{ClaimId, ClaimState, IdleWorker, Millis, Seq, Usage, WorkerId};
+use crate::model::{ClaimId, ClaimState, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId};
 
 impl Shard {
     /// Last change decided.
@@ -142,6 +142,19 @@ impl Shard {
     #[must_use]
     pub fn find_worker(&self, id: &WorkerId) -> Option<WorkerLook> {
         self.workers.find(id).filter(|&at| !self.workers.get(at).deleted).map(|at| self.look(at))
+    }
+
+    /// The registration of the worker with this ordinal, if it is in use.
+    #[must_use]
+    pub fn card(&self, worker: u32) -> Option<&Arc<WorkerCard>> {
+        let there = worker < self.workers.ordinals() && self.workers.is_used(worker);
+        there.then(|| self.workers.card(worker))
+    }
+
+    /// The registration of a worker, also of one that was deleted and is remembered.
+    #[must_use]
+    pub fn card_of(&self, id: &WorkerId) -> Option<&Arc<WorkerCard>> {
+        self.workers.find(id).map(|at| self.workers.card(at))
     }
 
     /// Marks every claim of the listing as told: an answer is about to speak of it.

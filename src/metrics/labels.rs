@@ -75,7 +75,8 @@ impl ClaimOutcome {
             Err(Refusal::Exhausted(Exhausted::Quota(_))) => Self::Quota,
             Err(Refusal::Unsatisfiable | Refusal::GangTooLarge) => Self::Unsatisfiable,
             Err(Refusal::Gang(_)) => Self::Conflict,
-            Err(Refusal::Unavailable(Unavailable::Overloaded)) => Self::Overloaded,
+            // No claim is refused for those who watch.
+            Err(Refusal::Unavailable(Unavailable::Overloaded) | Refusal::Watchers) => Self::Overloaded,
             Err(Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping)) => Self::Loading,
             Err(Refusal::Unavailable(Unavailable::Store)) => Self::Store,
             Err(Refusal::Unavailable(Unavailable::Fenced)) => Self::Fenced,
@@ -207,6 +208,8 @@ label! {
         ClearPool = "/v1/pools/{ns}/{pool}:clear",
         /// What waits for a pool.
         Demand = "/v1/pools/{ns}/{pool}/demand",
+        /// What happens in a pool.
+        Events = "/v1/pools/{ns}/{pool}/events",
         /// All quotas.
         Quotas = "/v1/quotas",
         /// The quota of tenants of a namespace without their own.
@@ -247,6 +250,8 @@ label! {
         ClearPool = "hotpool.v1.PoolService/ClearPool",
         /// What waits for a pool.
         GetDemand = "hotpool.v1.PoolService/GetDemand",
+        /// What happens in a pool.
+        WatchPool = "hotpool.v1.PoolService/WatchPool",
         /// Register a worker.
         RegisterWorker = "hotpool.v1.WorkerService/RegisterWorker",
         /// Register many.
@@ -287,6 +292,8 @@ label! {
         RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
         /// Release.
         ReleaseClaim = "hotpool.v1.ClaimService/ReleaseClaim",
+        /// Many of these in flight.
+        ClaimStream = "hotpool.v1.ClaimService/ClaimStream",
         /// Set a quota.
         PutQuota = "hotpool.v1.QuotaService/PutQuota",
         /// One quota.

@@ -78,6 +78,10 @@ pub struct PoolMetrics {
     pub waiters: Gauge,
     /// `hotpool_wait_seconds`.
     pub wait_seconds: Histogram,
+    /// `hotpool_watchers`.
+    pub watchers: Gauge,
+    /// `hotpool_watch_missed_total`.
+    pub watch_missed: Counter,
     /// `hotpool_evictions_total`.
     pub evictions: Counter,
     /// `hotpool_ledger_drift`.
@@ -135,6 +139,8 @@ impl PoolMetrics {
             give_backs: counter(GIVE_BACKS),
             waiters: gauge(WAITERS, vec![]),
             wait_seconds: histogram(WAIT_SECONDS),
+            watchers: gauge(WATCHERS, vec![]),
+            watch_missed: counter(WATCH_MISSED),
             evictions: counter(EVICTIONS),
             ledger_drift: gauge(LEDGER_DRIFT, vec![]),
             shard_restarts: counter(SHARD_RESTARTS),
@@ -165,6 +171,7 @@ impl PoolMetrics {
             &self.store_lag_seconds,
             &self.ledger_drift,
             &self.waiters,
+            &self.watchers,
         ];
         for gauge in one.into_iter().chain(&self.workers_barred) {
             gauge.set(0.0);

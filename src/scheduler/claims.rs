@@ -236,14 +236,7 @@ impl Scheduler {
             }
         }
         drop(batch);
-        groups.sort_by_key(|(shard, _)| *shard);
-        while let Some(&(shard, _)) = groups.last() {
-            let from = groups.partition_point(|(other, _)| *other < shard);
-            let items: Vec<KeyItem> = groups.drain(from..).map(|(_, item)| item).collect();
-            if let Some(port) = self.dispatch().pools.load().port(shard) {
-                port.ask(Command::Releases(items));
-            }
-        }
+        self.send_releases(groups);
         for (unstored, reply) in refused {
             metrics().fence_refusals.increment(1);
             reply.send(self.records_stored(&unstored).await.and(Err(Refusal::Fence)));
@@ -262,6 +255,18 @@ impl Scheduler {
         answers.await.unwrap_or_default().into_iter().map(released).collect()
     }
 
+    /// Each shard is visited once.
+    pub(super) fn send_releases(&self, mut items: Vec<(ShardRef, KeyItem)>) {
+        items.sort_by_key(|(shard, _)| *shard);
+        while let Some(&(shard, _)) = items.last() {
+            let from = items.partition_point(|(other, _)| *other < shard);
+            let items: Vec<KeyItem> = items.drain(from..).map(|(_, item)| item).collect();
+            if let Some(port) = self.dispatch().pools.load().port(shard) {
+                port.ask(Command::Releases(items));
+            }
+        }
+    }
+
     /// Asks the shard that holds the key about the claim.
     async fn view_held(
         &self,
@@ -271,8 +276,13 @@ impl Scheduler {
     ) -> Result<ClaimView, Refusal> {
         let (payload, hold) = self.on_held(id, fence, ask).await??;
         let Payload::Claim(answer) = payload else { return Err(Refusal::NotFound(What::Claim)) };
+        self.view_in(id, hold.shard.pool, answer)
+    }
+
+    /// A claim that is held in the pool of this number.
+    pub(super) fn view_in(&self, id: &ClaimId, pool: u32, answer: ClaimAnswer) -> Result<ClaimView, Refusal> {
         // A pool that was deleted meanwhile took the claim with it.
-        let name = self.dispatch().pools.load().at(hold.shard.pool).map(|pool| pool.name.clone());
+        let name = self.dispatch().pools.load().at(pool).map(|pool| pool.name.clone());
         Ok(view(id, &name.ok_or(Refusal::NotFound(What::Claim))?, answer))
     }
 
@@ -395,7 +405,7 @@ impl Scheduler {
         Leaves { dispatch: (!ids.is_empty()).then(|| Arc::clone(self.dispatch())), ids }
     }
 
-    fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
+    pub(super) fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
         let Payload::Claim(answer) = payload else { unreachable!("a claim is answered with a claim") };
         let created = answer.created;
         let claim = match pools {
@@ -455,7 +465,7 @@ pub(super) fn check_times(request: &ClaimRequest) -> Result<(), Refusal> {
     check_ttl(request.ttl_ms)
 }
 
-fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
+pub(super) fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), Refusal> {
     match ttl_ms {
         Some(ms) if ms == 0 || ms > limits::TTL_MS_MAX => {
             Err(Refusal::invalid("ttl_ms", format!("must be 1..={}", limits::TTL_MS_MAX)))

@@ -6,11 +6,15 @@
 mod claims;
 mod demand;
 mod explain;
+mod flight;
 mod gangs;
 mod listing;
 mod pools;
 mod quotas;
+mod watch;
 mod workers;
+
+pub use self::flight::{Flight, Landed, Verb};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -18,6 +22,7 @@ use std::time::Duration;
 
 use ractor::{Actor as _, ActorCell};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::catalogue::Catalogue;
@@ -27,6 +32,7 @@ pub use crate::dispatch::Settings;
 use crate::fence::Fences;
 use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
+use crate::limits;
 use crate::metrics::{BarReason, ShardState, metrics};
 use crate::model::{PoolName, PoolSpec};
 use crate::ownership;
@@ -56,6 +62,8 @@ struct Shared {
     /// Changes of pools go one at a time.
     changing: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Places for those who watch.
+    watchers: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Scheduler {
@@ -120,6 +128,7 @@ impl Scheduler {
                 supervisor: OnceLock::new(),
                 changing: tokio::sync::Mutex::new(()),
                 tasks: Mutex::default(),
+                watchers: Arc::new(Semaphore::new(limits::WATCHERS_MAX)),
             }),
         }
     }
@@ -311,6 +320,7 @@ impl Scheduler {
             pool.metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
             pool.metrics.ledger_drift.set(drift as f64);
             pool.metrics.waiters.set(pool.line.waiting() as f64);
+            pool.metrics.watchers.set(pool.watch.watchers() as f64);
         }
         metrics().quota_waiters.set(self.shared.dispatch.quota_waiters() as f64);
         metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
@@ -371,6 +381,7 @@ impl Scheduler {
                 for port in &pool.ports {
                     port.tick(now_ms);
                 }
+                pool.watch.tick(now_ms);
             }
             dispatch.tick_lines(now_ms);
         }

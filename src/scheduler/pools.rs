@@ -158,6 +158,7 @@ impl Scheduler {
         }))
         .await;
         self.dispatch().pools.remove(pool);
+        pool.watch.close();
         self.dispatch().keys.forget_pool(pool.number);
         pool.metrics.zero_gauges();
         if let Ok(catalogue) = self.catalogue() {

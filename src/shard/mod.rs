@@ -20,7 +20,7 @@ mod tally;
 
 pub use command::{ClaimItem, ClaimSieve, Command, GangItem, KeyItem, Question, Visited};
 pub use handle::{Seized, ShardPort, Why};
-pub use reply::{Batch, ClaimAnswer, Outcome, Payload, Reply, ShardReport};
+pub use reply::{Batch, ClaimAnswer, Inbox, Outcome, Payload, Reply, ShardReport};
 pub use supervisor::{Revive, Supervisor};
 
 pub(crate) use supervisor::start;

@@ -1,4 +1,7 @@
-//! Where an answer goes: to one caller, or into one place of a batch that answers when all of its places are filled.
+//! Where an answer goes: to one caller, into one place of a batch that answers when all of its places are filled, or into
+//! an inbox that has each as soon as it is there.
+
+mod inbox;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,6 +10,8 @@ use tokio::sync::oneshot;
 use crate::engine::{Grant, LedgerLine, NoFit, WorkerLook};
 use crate::model::{Capacity, ClaimId, Cleared, IdleWorker, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
 use crate::refusal::Refusal;
+
+pub use self::inbox::Inbox;
 
 /// What a shard says.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +132,7 @@ impl Batch {
 enum Address {
     One(oneshot::Sender<Outcome>),
     Part(Arc<Batch>, u32),
+    Inbox(Arc<Inbox>, u32),
     Nobody,
 }
 
@@ -148,6 +154,12 @@ impl Reply {
         Self(Address::Part(batch, place))
     }
 
+    /// To a caller who has many requests in flight, and calls this one `place`.
+    #[must_use]
+    pub const fn to(inbox: Arc<Inbox>, place: u32) -> Self {
+        Self(Address::Inbox(inbox, place))
+    }
+
     /// To nobody: what is asked for is done for its own sake.
     #[must_use]
     pub const fn nobody() -> Self {
@@ -159,6 +171,7 @@ impl Reply {
     pub fn is_closed(&self) -> bool {
         match &self.0 {
             Address::One(to) => to.is_closed(),
+            Address::Inbox(inbox, _) => inbox.is_closed(),
             // Whether anybody listens to a batch is seen when the answer is put there: a lock less.
             Address::Part(..) | Address::Nobody => false,
         }
@@ -178,6 +191,7 @@ impl Reply {
         match std::mem::replace(&mut self.0, Address::Nobody) {
             Address::One(to) => to.send(outcome).is_ok(),
             Address::Part(batch, place) => batch.fill(place, outcome),
+            Address::Inbox(inbox, place) => inbox.put(place, outcome),
             Address::Nobody => true,
         }
     }
@@ -188,6 +202,7 @@ impl Drop for Reply {
         match std::mem::replace(&mut self.0, Address::Nobody) {
             Address::One(to) => drop(to.send(Err(Refusal::DeadlineExceeded))),
             Address::Part(batch, place) => drop(batch.fill(place, Err(Refusal::DeadlineExceeded))),
+            Address::Inbox(inbox, place) => drop(inbox.put(place, Err(Refusal::DeadlineExceeded))),
             Address::Nobody => {}
         }
     }

@@ -10,12 +10,14 @@ mod claims;
 mod gangs;
 mod life;
 mod looks;
+mod told;
 mod words;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::told::wish;
 use self::words::refusal;
 use super::actor::Spawn;
 use super::command::{ClaimItem, Command, KeyItem};
@@ -30,6 +32,7 @@ use crate::pools::Pool;
 use crate::refusal::{Refusal, What};
 use crate::remembered::Ended;
 use crate::waiters::Seek;
+use crate::watch::{Happening, PoolEvent};
 
 /// How often the ledger is compared with the claims.
 const RECOUNT_MS: Millis = 1_000;
@@ -112,6 +115,10 @@ pub(crate) struct Running {
     releases: u64,
     /// A claim of this run was timed.
     timed: bool,
+    /// Somebody watches the pool, or did a while ago.
+    watched: bool,
+    /// What this run has to tell them.
+    told: Vec<PoolEvent>,
     /// Version of the ledger whose capacities are published; none yet.
     capacities: Option<u64>,
     /// The same of the sum of what workers have.
@@ -153,6 +160,8 @@ impl Running {
             created: 0,
             releases: 0,
             timed: false,
+            watched: false,
+            told: Vec::new(),
             capacities: None,
             counted_workers: 0,
         };
@@ -171,6 +180,7 @@ impl Running {
         }
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
+        self.look_at_watchers();
         if !taken.is_empty() {
             self.prepare(&taken);
             taken.drain(..).for_each(|command| self.command_and_extra(command));
@@ -239,7 +249,8 @@ impl Running {
             Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => {
                 for (registration, reply) in workers {
-                    self.register(registration, reply);
+                    let id = registration.spec.id.clone();
+                    self.about(&id, Some(Happening::Registered), |run| run.register(registration, reply));
                 }
             }
             Command::Heartbeat(workers) => {
@@ -247,10 +258,15 @@ impl Running {
                     self.heartbeat(id, beat, reply);
                 }
             }
-            Command::Steer(id, verb, reply) => self.on(Event::Steer { id, verb, to: To::Reply(reply) }),
+            Command::Steer(id, verb, reply) => {
+                self.about(&id.clone(), wish(verb), |run| run.on(Event::Steer { id, verb, to: To::Reply(reply) }));
+            }
             Command::ClearAll(reply) => self.on(Event::ClearAll { to: To::Reply(reply) }),
             Command::Seal(reply) => self.seal(reply),
-            Command::Delete(id, reply) => self.on(Event::Delete { id, to: To::Reply(reply) }),
+            Command::Delete(id, reply) => {
+                let what = Some(Happening::Deleted);
+                self.about(&id.clone(), what, |run| run.on(Event::Delete { id, to: To::Reply(reply) }));
+            }
             Command::Worker(id, reply) => {
                 let look = self.shard.find_worker(&id);
                 self.shard.mark_told(look.iter().flat_map(|look| &look.claims).map(|(_, grant)| grant.place));
@@ -305,7 +321,11 @@ impl Running {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Reply { to, answer } => self.reply(to, answer),
-                Effect::Ended { id, fence, .. } => self.ended(id, fence),
+                Effect::Ended { id, fence, end, worker } => {
+                    self.tell_ended(&id, fence, end, worker);
+                    self.ended(id, fence);
+                }
+                Effect::Silent { worker } => self.tell_silent(worker),
                 Effect::Remember { id, grant } => {
                     let ended = Ended { shard: self.port.shard, pool: self.pool.name.clone(), grant };
                     self.dispatch.remembered.put(id, ended, self.now_ms);
@@ -368,6 +388,7 @@ impl Running {
             self.look_at_line();
         }
         self.count();
+        self.tell_watchers();
         let answers = self.waiting.front().map(|answer| answer.until_ms);
         let blocked = (!self.blocked.is_empty()).then_some(self.now_ms + 1);
         self.port.set_answers_waiting(self.waiting.len());

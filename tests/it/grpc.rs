@@ -7,4 +7,5 @@ mod life;
 mod limits;
 pub mod link;
 mod refusals;
+mod stream;
 mod waiting;

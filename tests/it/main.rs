@@ -23,4 +23,5 @@ mod resp;
 mod server;
 mod shares;
 mod waiting;
+mod watch;
 mod workers;

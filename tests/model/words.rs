@@ -13,7 +13,7 @@ pub fn split(effects: &[Effect<()>]) -> (Vec<Ended>, Option<Answer>) {
         match effect {
             Effect::Reply { answer: said, .. } => answer = Some(said.clone()),
             Effect::Committed { .. } => panic!("there are no gangs here"),
-            Effect::Ended { id, fence, end } => {
+            Effect::Ended { id, fence, end, .. } => {
                 let state = match end {
                     End::Lost => Some(ClaimState::Lost),
                     End::Uncleaned => Some(ClaimState::Releasing),
@@ -24,7 +24,7 @@ pub fn split(effects: &[Effect<()>]) -> (Vec<Ended>, Option<Answer>) {
                 ended.push((id.key().to_owned(), *fence, *end));
             }
             Effect::Remember { id, grant } => remembered = Some((id.clone(), grant.place.fence, grant.state)),
-            Effect::Adopted { .. } => {}
+            Effect::Adopted { .. } | Effect::Silent { .. } => {}
         }
     }
     (ended, answer)

@@ -1,26 +1,40 @@
 //! Claims.
 
-use tonic::{Request, Response, async_trait};
+use std::sync::Arc;
+
+use tonic::{Request, Response, Streaming, async_trait};
 
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
 use super::proto::get_claim_response::Standing as Shown;
 use super::proto::{
-    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ConfirmClaimRequest, ConfirmClaimResponse, ExplainClaimRequest,
-    ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest, ListClaimsResponse,
-    ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse, ResizeClaimRequest,
-    ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
+    BatchTakeClaimsRequest, BatchTakeClaimsResponse, ClaimStreamRequest, ConfirmClaimRequest, ConfirmClaimResponse,
+    ExplainClaimRequest, ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest,
+    ListClaimsResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse,
+    ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
-use super::{Answer, Calls, read};
-use crate::api::deadline;
+use super::{Answer, Calls, read, stream};
 use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
 use crate::api::outcome::Failure;
+use crate::api::{deadline, stopped};
 use crate::model::{Standing, Taken};
+use crate::refusal::Unavailable;
 
 #[async_trait]
 impl ClaimService for Calls {
+    type ClaimStreamStream = stream::Answers;
+
+    async fn claim_stream(&self, request: Request<Streaming<ClaimStreamRequest>>) -> Answer<stream::Answers> {
+        let place = Arc::clone(&self.streams).try_acquire_owned();
+        let place = place.map_err(|_| Failure::from(Unavailable::Overloaded))?;
+        let limit = self.bounds.timeout;
+        let flight = self.scheduler.flight(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let answers = stream::Answers::new(request.into_inner(), flight, limit, stopped(&self.stopping), place);
+        Ok(Response::new(answers))
+    }
+
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
         let request = read::claim(request.get_ref()).inspect(deadline::allow)?;
         let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;

@@ -16,6 +16,7 @@ use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
 use crate::api::Bounds;
+use crate::limits;
 use crate::scheduler::Scheduler;
 
 mod body;
@@ -27,6 +28,7 @@ mod pools;
 mod quotas;
 mod read;
 mod status;
+mod stream;
 mod workers;
 mod write;
 
@@ -51,12 +53,19 @@ use proto::worker_service_server::WorkerServiceServer;
 /// Largest message to the services that are not ours: each asks for a name.
 const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
+/// The method whose requests are not one message each.
+const CLAIM_STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
+
 /// What a handler says.
 type Answer<T> = Result<GrpcResponse<T>, Status>;
 
 /// What the handlers of all services need.
 pub(crate) struct Calls {
     scheduler: Scheduler,
+    bounds: Bounds,
+    /// Places for claim streams.
+    streams: Arc<Semaphore>,
+    stopping: watch::Receiver<()>,
 }
 
 /// A service whose type the library keeps to itself.
@@ -65,6 +74,8 @@ type Unnamed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 /// The gRPC edge.
 pub struct Grpc {
     claims: ClaimServiceServer<Calls>,
+    /// The same, for the one of its methods that takes more than one message.
+    claim_stream: ClaimServiceServer<Calls>,
     workers: WorkerServiceServer<Calls>,
     pools: PoolServiceServer<Calls>,
     quotas: QuotaServiceServer<Calls>,
@@ -89,12 +100,15 @@ impl Grpc {
         };
         let reflection = described().build_v1().expect("descriptors that the build has made");
         let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
-        let calls = Arc::new(Calls { scheduler: scheduler.clone() });
+        let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
+        let calls = Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, stopping: stopping.clone() });
+        let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
         Self {
-            claims: ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            claims: claims(max_bytes),
+            claim_stream: claims(limits::STREAM_MESSAGE_BYTES_MAX),
             workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            quotas: QuotaServiceServer::from_arc(calls).max_decoding_message_size(max_bytes),
+            quotas: QuotaServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             health: HealthServer::new(Health::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
             reflection: Unnamed::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
@@ -116,6 +130,9 @@ impl Grpc {
             request.map(|body| OneMessage::new(body, self.bounds.body_bytes_max, room, permit))
         };
         let answer = match service {
+            "hotpool.v1.ClaimService" if request.uri().path() == CLAIM_STREAM => {
+                self.claim_stream.clone().call(request.map(Body::new)).await
+            }
             "hotpool.v1.ClaimService" => self.claims.clone().call(bounded(request)).await,
             "hotpool.v1.WorkerService" => self.workers.clone().call(bounded(request)).await,
             "hotpool.v1.PoolService" => self.pools.clone().call(bounded(request)).await,

@@ -1,15 +1,18 @@
 //! Pools.
 
-use tonic::{Request, Response, async_trait};
+use futures::stream::{BoxStream, StreamExt as _};
+use tonic::{Request, Response, Status, async_trait};
 
 use super::proto::pool_service_server::PoolService;
 use super::proto::{
     ClearPoolRequest, ClearPoolResponse, DeletePoolRequest, DeletePoolResponse, GetDemandRequest, GetDemandResponse,
-    GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, PutPoolRequest, PutPoolResponse,
+    GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, PoolEvent, PutPoolRequest, PutPoolResponse,
+    WatchPoolRequest,
 };
 use super::write::whole_pool;
 use super::{Answer, Calls, read};
 use crate::api::outcome::Failure;
+use crate::api::{stopped, watch};
 use crate::model::{Cleared, PoolName};
 
 #[async_trait]
@@ -49,6 +52,18 @@ impl PoolService for Calls {
         let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
         let Cleared { cleared, suspect } = self.scheduler.clear_pool(&name).await.map_err(Failure::from)?;
         Ok(Response::new(ClearPoolResponse { cleared, suspect }))
+    }
+
+    type WatchPoolStream = BoxStream<'static, Result<PoolEvent, Status>>;
+
+    async fn watch_pool(&self, request: Request<WatchPoolRequest>) -> Answer<Self::WatchPoolStream> {
+        let WatchPoolRequest { namespace, pool, from } = request.get_ref();
+        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
+        let from = from.as_deref().map(str::parse).transpose().map_err(Failure::from)?;
+        let watcher = self.scheduler.watch_pool(&name, from).map_err(Failure::from)?;
+        let told = watch::told(watcher, stopped(&self.stopping));
+        let events = told.map(|told| told.map(PoolEvent::from).map_err(|why| Failure::from(why).status()));
+        Ok(Response::new(events.boxed()))
     }
 
     async fn get_demand(&self, request: Request<GetDemandRequest>) -> Answer<GetDemandResponse> {

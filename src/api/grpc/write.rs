@@ -10,6 +10,7 @@ use crate::model::{
 };
 
 mod waiting;
+mod watching;
 
 impl From<&Capacity> for proto::Capacity {
     fn from(capacity: &Capacity) -> Self {

@@ -85,7 +85,8 @@ mod tests {
         let exporter = install().unwrap();
         let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
         let bounds = Bounds { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
-        let api = Arc::new(Api::new(scheduler, exporter.clone(), bounds, Arc::new(Semaphore::new(1))));
+        let (_running, stopping) = tokio::sync::watch::channel(());
+        let api = Arc::new(Api::new(scheduler, exporter.clone(), bounds, Arc::new(Semaphore::new(1)), stopping));
         let router = Router::new()
             .route(Route::DebugShards.word(), get(panics))
             .route(Route::Readyz.word(), get(hangs))

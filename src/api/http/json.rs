@@ -5,6 +5,7 @@ mod demand;
 mod explain;
 mod pools;
 mod quotas;
+mod watch;
 mod workers;
 
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ pub(super) use demand::*;
 pub(in crate::api) use explain::*;
 pub(in crate::api) use pools::*;
 pub(super) use quotas::*;
+pub(super) use watch::*;
 pub(in crate::api) use workers::*;
 
 /// Tenant of a request that names none.

@@ -25,6 +25,7 @@ mod openapi;
 mod pools;
 mod quotas;
 pub(in crate::api) mod read;
+mod watch;
 mod workers;
 
 pub(in crate::api) use read::BODIES_KIB_MAX;
@@ -35,13 +36,24 @@ pub struct Api {
     exporter: Exporter,
     bounds: Bounds,
     bodies: Arc<Semaphore>,
+    stopping: Stopping,
 }
 
+/// Closes when the service begins to stop.
+type Stopping = tokio::sync::watch::Receiver<()>;
+
 impl Api {
-    /// `bodies`: room for large bodies, in KiB, shared with the other edges.
+    /// `bodies`: room for large bodies, in KiB, shared with the other edges. `stopping` closes when the service begins to
+    /// stop.
     #[must_use]
-    pub fn new(scheduler: Scheduler, exporter: Exporter, bounds: Bounds, bodies: Arc<Semaphore>) -> Self {
-        Self { scheduler, exporter, bounds, bodies }
+    pub fn new(
+        scheduler: Scheduler,
+        exporter: Exporter,
+        bounds: Bounds,
+        bodies: Arc<Semaphore>,
+        stopping: Stopping,
+    ) -> Self {
+        Self { scheduler, exporter, bounds, bodies, stopping }
     }
 }
 
@@ -56,6 +68,7 @@ pub fn router(api: Api) -> Router {
         .route(Route::Pools.word(), get(pools::list))
         .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete).post(pools::verb))
         .route(Route::Demand.word(), get(pools::demand))
+        .route(Route::Events.word(), get(watch::events))
         .route(Route::Workers.word(), get(workers::list))
         .route(Route::WorkersBatch.word(), post(workers::put_batch))
         .route(Route::WorkersHeartbeat.word(), post(workers::heartbeat_batch))

@@ -80,6 +80,9 @@ const OPERATIONS: &[Operation] = &[
     Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/demand", id: "getDemand", tag: "pools",
         summary: "What waits for a pool, how many workers would clear it, and which could go: for an autoscaler, which finds each figure at the top.",
         query: &[], body: None, success: &[(200, "What waits.", "Demand")], errors: &[404] },
+    Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/events", id: "watchPool", tag: "pools",
+        summary: "What happens in a pool, as server-sent events: from now on, or from a position on. The first is started, or missed where it is not known what happened since the position: then list the pool anew. Who watches first and lists then has seen everything. Ends when the pool is deleted or the service stops.",
+        query: &["from"], body: None, success: &[(200, "Events, each with its position as id, its kind as event, and this as data.", "PoolEvent")], errors: &[404, 429] },
     Operation { method: "put", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "registerWorker", tag: "workers",
         summary: "A worker is there. An upsert: what is said replaces what was known.",
         query: &[], body: Some("WorkerBody"), success: &[(201, "It is new.", "WorkerAnswer"), (200, "It was known.", "WorkerAnswer")], errors: &[404, 409] },
@@ -188,6 +191,7 @@ impl Operation {
         for (status, meaning, schema) in self.success {
             let content = match *schema {
                 "" => json!({"text/plain": {"schema": {"type": "string"}}}),
+                "PoolEvent" => json!({"text/event-stream": {"schema": reference("schemas", schema)}}),
                 schema => json!({"application/json": {"schema": reference("schemas", schema)}}),
             };
             responses.insert(status.to_string(), json!({"description": meaning, "content": content}));
@@ -196,6 +200,7 @@ impl Operation {
         let parameters: Vec<_> = in_path
             .map(|(name, _)| json!({"name": name, "in": "path", "required": true, "schema": reference("schemas", "Name")}))
             .chain(self.query.iter().map(|name| reference("parameters", name)))
+            .chain((self.id == "watchPool").then(|| reference("parameters", "Last-Event-ID")))
             .collect();
         let mut operation = json!({
             "operationId": self.id, "tags": [self.tag], "summary": self.summary, "parameters": parameters,

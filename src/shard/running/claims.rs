@@ -96,6 +96,9 @@ impl Running {
     }
 
     pub(super) fn reply_claim(&mut self, mut item: Box<ClaimItem>, answer: Answer) {
+        if let Answer::Granted(grant) = &answer {
+            self.tell_claimed(&item.id, grant, None);
+        }
         match answer {
             Answer::Granted(grant) if item.is_member() => {
                 // Its key stays pending until the gang is committed.

@@ -8,6 +8,7 @@ use crate::metrics::{BarReason, Sweep};
 use crate::model::{Beat, ClaimId, Cleared, Fence, Registration, RunningClaim, WorkerId};
 use crate::shard::command::{Command, KeyItem};
 use crate::shard::reply::{ClaimAnswer, Outcome, Payload, Reply};
+use crate::watch::Why;
 
 impl Running {
     /// Claims are acknowledged from memory only when the store knows that they are: what finds the store after a kill
@@ -88,7 +89,11 @@ impl Running {
         };
         let (_, ticket) = self.tickets.swap_remove(at);
         let hold = Hold { shard: self.port.shard, place };
-        let spec = self.shard.grant(place).and_then(|grant| grant.spec);
+        let grant = self.shard.grant(place);
+        if let Some(grant) = &grant {
+            self.tell_claimed(id, grant, Some(Why::Adopted));
+        }
+        let spec = grant.and_then(|grant| grant.spec);
         let (joined, _) = self.dispatch.keys.hold(id, ticket, hold, spec.as_ref());
         self.dispatch.remembered.forget(id);
         self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, place)));

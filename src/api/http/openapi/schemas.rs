@@ -7,6 +7,7 @@ use crate::limits;
 use crate::model::{PoolSpec, RuledOut, Survey};
 
 mod waiting;
+mod watching;
 
 fn schema(name: &str) -> Value {
     reference("schemas", name)
@@ -186,7 +187,7 @@ fn with(mut properties: Value, name: &str, schema: Value) -> Value {
 
 pub(super) fn schemas() -> Value {
     let mut schemas = pools_and_workers();
-    for more in [claims(), waiting::schemas(), rest()] {
+    for more in [claims(), waiting::schemas(), watching::schemas(), rest()] {
         let Value::Object(more) = more else { unreachable!("both are objects") };
         schemas.as_object_mut().expect("it is one").extend(more);
     }
@@ -428,6 +429,8 @@ pub(super) fn parameters() -> Value {
         "namespace": query("namespace", schema("Name"), "Only of this namespace."),
         "pool": query("pool", schema("Name"), "Only of this pool; needs namespace."),
         "worker": query("worker", schema("Name"), "Only on this worker."),
+        "from": query("from", json!({"type": "string"}), "The position of the last event that was seen. Default: what happens from now on is told."),
+        "Last-Event-ID": {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}, "description": "The same, as browsers say it when they come back; it stands above from."},
         "tenant": query("tenant", schema("Name"), "The tenant of the claim."),
     })
 }
@@ -442,7 +445,7 @@ pub(super) fn responses() -> Value {
         "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
         "409": error("Reason fence: the caller is not, or no longer, the holder. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
-        "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows."),
+        "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows. Reason watchers: too many watch the pool, or all pools together."),
         "500": error("A defect of the service; the process goes on."),
         "503": unavailable,
         "504": error("No answer in time; the outcome is unknown, a retry with the same key finds it."),

@@ -1,0 +1,60 @@
+//! The shape of an event of a pool.
+
+use serde::Serialize;
+
+use crate::model::{Fence, Millis};
+use crate::watch::Told;
+
+/// One event.
+#[derive(Serialize)]
+pub(in crate::api::http) struct EventJson<'a> {
+    /// What happened: a word of [`crate::watch::Happening`], `started` or `missed`.
+    pub(in crate::api::http) event: &'static str,
+    position: &'a str,
+    #[serde(flatten)]
+    more: More<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum More<'a> {
+    Nothing {},
+    Missed {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        count: Option<u64>,
+    },
+    Event {
+        at_ms: Millis,
+        worker: &'a str,
+        #[serde(flatten)]
+        claim: Option<Claim<'a>>,
+        shard: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+    },
+}
+
+#[derive(Serialize)]
+struct Claim<'a> {
+    key: &'a str,
+    tenant: &'a str,
+    fence: Fence,
+}
+
+impl<'a> EventJson<'a> {
+    pub(in crate::api::http) fn new(position: &'a str, told: &'a Told) -> Self {
+        let (event, more) = match told {
+            Told::Started => ("started", More::Nothing {}),
+            Told::Missed(count) => ("missed", More::Missed { count: *count }),
+            Told::Event(event) => {
+                let claim = event.claim.as_ref();
+                let claim = claim.map(|(id, fence)| Claim { key: id.key(), tenant: id.tenant(), fence: *fence });
+                let worker = event.worker.spec.id.as_str();
+                let reason = event.why.map(crate::watch::Why::word);
+                let more = More::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
+                (event.what.word(), more)
+            }
+        };
+        Self { event, position, more }
+    }
+}

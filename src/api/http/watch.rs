@@ -1,0 +1,51 @@
+//! The events of a pool, as server-sent events (HTML standard, section 9.2): `id` is the position, `event` what happened.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::IntoResponse as _;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::StreamExt as _;
+
+use super::json::EventJson;
+use super::pools::PoolPath;
+use super::read::Params;
+use super::{Answer, Shared};
+use crate::api::outcome::Failure;
+use crate::api::{stopped, watch};
+use crate::model::PoolName;
+use crate::watch::{Position, Told};
+
+/// How often something is sent when nothing happens, so that nobody in between takes the connection for a dead one.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Where a client that comes back says what it saw last.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// From now on, or from a position.
+pub(super) async fn events(State(api): State<Shared>, uri: Uri, path: PoolPath, headers: HeaderMap) -> Answer {
+    let mut params = Params::read(&uri, &["from"])?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    let watcher = api.scheduler.watch_pool(&name, from(params.take("from"), &headers)?)?;
+    // The last says why there is no more: here the end says that.
+    let told = watch::told(watcher, stopped(&api.stopping)).take_while(|told| std::future::ready(told.is_ok()));
+    let events = told.filter_map(async |told| told.ok()).map(|(at, told)| Ok::<_, Infallible>(event(at, &told)));
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// A browser that comes back asks for the same address again, so what it saw since counts.
+fn from(param: Option<String>, headers: &HeaderMap) -> Result<Option<Position>, Failure> {
+    let Some(last) = headers.get(LAST_EVENT_ID) else {
+        return Ok(param.map(|from| from.parse()).transpose()?);
+    };
+    let last = last.to_str().unwrap_or_default().parse().map_err(Failure::from);
+    last.map(Some).map_err(|failure| Failure { field: Some("Last-Event-ID".into()), ..failure })
+}
+
+fn event(at: Position, told: &Told) -> Event {
+    let at = at.to_string();
+    let body = EventJson::new(&at, told);
+    let data = serde_json::to_string(&body).expect("every body is structs, strings and numbers");
+    Event::default().event(body.event).data(data).id(at)
+}

@@ -1,0 +1,108 @@
+//! What can be told of a pool.
+
+use std::sync::Arc;
+
+use crate::model::{ClaimId, Fence, Millis, WorkerCard};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happening {
+    /// A worker was given to a claim.
+    Claimed,
+    /// A claim is over.
+    Released,
+    /// A worker was silent for too long, or a claim ended with its worker.
+    Lost,
+    /// A worker is there, or is another than before.
+    Registered,
+    /// A worker is gone.
+    Deleted,
+    /// A worker is not offered any more.
+    Cordoned,
+    /// A worker is offered again.
+    Uncordoned,
+    /// A worker is not offered any more in this incarnation.
+    Draining,
+}
+
+impl Happening {
+    /// Every one.
+    pub const ALL: [Self; 8] = [
+        Self::Claimed,
+        Self::Released,
+        Self::Lost,
+        Self::Registered,
+        Self::Deleted,
+        Self::Cordoned,
+        Self::Uncordoned,
+        Self::Draining,
+    ];
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Released => "released",
+            Self::Lost => "lost",
+            Self::Registered => "registered",
+            Self::Deleted => "deleted",
+            Self::Cordoned => "cordoned",
+            Self::Uncordoned => "uncordoned",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Why, where that is not what it mostly is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Claimed: the worker named a claim whose record was lost.
+    Adopted,
+    /// Released: it was never confirmed.
+    Reserve,
+    /// Released: it was not renewed.
+    Ttl,
+    /// Released: its worker was not cleaned in time.
+    Releasing,
+    /// Released: its worker does not run it any more.
+    Missing,
+    /// Released: nobody was told of it, or its key is held elsewhere.
+    GivenBack,
+}
+
+impl Why {
+    /// Every one.
+    pub const ALL: [Self; 6] =
+        [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::GivenBack];
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Adopted => "adopted",
+            Self::Reserve => "reserve",
+            Self::Ttl => "ttl",
+            Self::Releasing => "releasing",
+            Self::Missing => "missing",
+            Self::GivenBack => "given_back",
+        }
+    }
+}
+
+/// One event of a pool.
+#[derive(Debug, Clone)]
+pub struct PoolEvent {
+    /// What happened.
+    pub what: Happening,
+    /// Why, where that is not what it mostly is.
+    pub why: Option<Why>,
+    /// Unix time, as of the run of the shard.
+    pub at_ms: Millis,
+    /// The shard of the worker.
+    pub shard: u16,
+    /// The worker.
+    pub worker: Arc<WorkerCard>,
+    /// The claim and its fence, if it is about one.
+    pub claim: Option<(ClaimId, Fence)>,
+}

@@ -1,0 +1,159 @@
+//! Many requests of one caller in flight: each is answered as soon as it is decided, and a caller that leaves, or waits no
+//! longer for one of them, leaves nothing behind.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use hotpool::model::Ack;
+use hotpool::refusal::{Refusal, What};
+use hotpool::scheduler::{Flight, Landed, Verb};
+
+use crate::world::{FULL, World, id, request, spec, until};
+
+const LIMIT_MS: u64 = 1_000;
+
+/// What has landed by now, in the words of the tests.
+async fn landed(flight: &mut Flight) -> Vec<(u64, String)> {
+    let mut landed = Vec::new();
+    poll_fn(|context| {
+        flight.poll_landed(context, &mut landed);
+        Poll::Ready(())
+    })
+    .await;
+    landed.into_iter().map(|(number, said)| (number, word(&said))).collect()
+}
+
+fn word(said: &Landed) -> String {
+    let refused = |refusal: &Refusal| refusal.to_string();
+    match said {
+        Landed::Taken(taken) => taken.as_ref().map_or_else(refused, |taken| format!("has {}", taken.claim.id.key())),
+        Landed::Released(released) => released.as_ref().map_or_else(refused, |()| "released".to_owned()),
+        Landed::Confirmed(claim) => claim.as_ref().map_or_else(refused, |claim| format!("{:?}", claim.state)),
+        Landed::Renewed(claim) => claim.as_ref().map_or_else(refused, |claim| format!("{:?} on", claim.state)),
+    }
+}
+
+fn said(number: u64, word: &str) -> (u64, String) {
+    (number, word.to_owned())
+}
+
+async fn on_memory(workers: &[&str]) -> (World, Flight) {
+    let world = World::on_memory().await;
+    world.pool("a", spec(1, Ack::Memory), workers).await;
+    let flight = world.s.flight(LIMIT_MS);
+    (world, flight)
+}
+
+#[tokio::test]
+async fn what_follows_each_other_means_what_it_says() {
+    let (world, mut flight) = on_memory(&["w"]).await;
+    let fence = world.hold("a", "x").await;
+    flight.claim(1, request("a", "early"));
+    flight.held(2, id("x"), fence, Verb::Release);
+    flight.held(3, id("x"), fence, Verb::Release);
+    flight.claim(4, request("a", "x"));
+    flight.claim(5, request("a", "late"));
+    flight.send();
+    assert_eq!(flight.room() + 5, hotpool::limits::STREAM_REQUESTS_MAX);
+    let full = FULL.to_string();
+    let all = [said(1, &full), said(2, "released"), said(3, "released"), said(4, "has x"), said(5, &full)];
+    let mut got = landed(&mut flight).await;
+    got.sort_unstable();
+    assert_eq!(got, all);
+    assert!(flight.is_empty() && flight.room() == hotpool::limits::STREAM_REQUESTS_MAX);
+    // The rest of a claim's life, also where no shard can say it.
+    let fence = world.s.get_claim(&id("x")).await.unwrap().fence;
+    flight.held(1, id("x"), fence, Verb::Renew(None));
+    flight.held(2, id("x"), fence, Verb::Confirm);
+    flight.held(3, id("x"), fence, Verb::Renew(Some(5)));
+    flight.held(4, id("x"), fence, Verb::Renew(Some(0)));
+    flight.held(5, id("x"), fence + 1, Verb::Release);
+    flight.held(6, id("x"), fence, Verb::BeginRelease);
+    flight.held(7, id("nobody"), fence, Verb::Confirm);
+    let mut got = landed(&mut flight).await;
+    got.sort_unstable();
+    let not_active = Refusal::State("the claim is not active yet: confirm it first".into()).to_string();
+    assert_eq!(got[..3], [said(1, &not_active), said(2, "Active"), said(3, "Active on")]);
+    assert!(got[3].1.starts_with("must be 1..="), "{got:?}");
+    let gone = Refusal::NotFound(What::Claim).to_string();
+    assert_eq!(got[4..], [said(5, &Refusal::Fence.to_string()), said(6, "released"), said(7, &gone)]);
+}
+
+#[tokio::test]
+async fn past_its_time_a_request_is_given_up_and_its_claim_given_back() {
+    let (world, mut flight) = on_memory(&["w"]).await;
+    let busy = world.busy("a").await;
+    flight.claim(1, request("a", "k"));
+    flight.send();
+    let mut late = Vec::new();
+    assert_eq!((flight.expire(&mut late), late.len()), (Some(LIMIT_MS), 0));
+    world.clock.advance(std::time::Duration::from_millis(200));
+    world.clock.tick();
+    flight.claim(2, request("a", "l"));
+    flight.send();
+    for _ in 0..4 {
+        world.clock.advance(std::time::Duration::from_millis(200));
+        world.clock.tick();
+    }
+    assert_eq!(flight.expire(&mut late), Some(200), "the second has its own time");
+    let words: Vec<_> = late.iter().map(|(number, said)| (*number, word(said))).collect();
+    assert_eq!(words, [said(1, &Refusal::DeadlineExceeded.to_string())]);
+    assert!(!flight.has(1) && flight.has(2), "its number may be used again");
+    assert_eq!(flight.room() + 2, hotpool::limits::STREAM_REQUESTS_MAX, "its place is taken until the shard answers");
+    busy.until_asked(2).await;
+    // The only worker went to the first, whose answer nobody reads.
+    until("the second is answered", async || !landed(&mut flight).await.is_empty()).await;
+    until("the first is given back", async || world.counts("a").await == (1, 0, 0)).await;
+    assert_eq!(flight.room(), hotpool::limits::STREAM_REQUESTS_MAX);
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_has_its_claims_given_back_wherever_they_are() {
+    let world = World::on_store().await;
+    world.pool("a", spec(1, Ack::Memory), &["w1"]).await;
+    world.pool("b", spec(1, Ack::Durable), &["w2", "w3"]).await;
+    world.pool("c", spec(1, Ack::Memory), &[]).await;
+    world.stored("a").await;
+    let told = world.s.claim(request("b", "told")).await.unwrap();
+    world.gate().hold_all();
+    let mut flight = world.s.flight(LIMIT_MS);
+    // Decided and not read; decided and held back by the store; waiting for room; found, which is another's.
+    flight.claim(1, request("a", "unread"));
+    flight.claim(2, request("b", "unstored"));
+    let mut waits = request("c", "waits");
+    waits.wait_ms = 60_000;
+    flight.claim(3, waits);
+    flight.claim(4, request("b", "told"));
+    flight.send();
+    world.quiet().await;
+    assert_eq!(world.s.standing(&id("waits")).await.map(|_| ()), Ok(()));
+    drop(flight);
+    world.gate().open_gate();
+    until("all but one are given back", async || {
+        world.quiet().await;
+        world.counts("a").await == (1, 0, 0) && world.counts("b").await == (1, 1, 1)
+    })
+    .await;
+    assert_eq!(world.held().await, [("told".to_owned(), told.claim.worker.spec.id.to_string(), told.claim.fence)]);
+    until("nobody waits", async || world.is_vacant("waits")).await;
+}
+
+#[tokio::test]
+async fn a_shard_that_panics_leaves_no_request_without_an_answer() {
+    let (world, mut flight) = on_memory(&["w"]).await;
+    let busy = world.busy("a").await;
+    world.s.inject_panic(&hotpool::model::PoolName::new("ns", "a").unwrap(), 0);
+    for number in 0..10 {
+        flight.claim(number, request("a", &format!("k{number}")));
+    }
+    flight.send();
+    drop(busy);
+    let mut got = 0;
+    until("all are answered", async || {
+        got += landed(&mut flight).await.len();
+        got == 10
+    })
+    .await;
+    assert!(flight.is_empty());
+}
