@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser as _;
@@ -9,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::pack::args::PackArgs;
+use super::url::{FORMS, TargetUrl};
 use crate::config::StoreUrl;
 use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use crate::model::Ack;
@@ -127,7 +127,7 @@ impl Load {
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct CommonArgs {
     /// What to load: a scheduler in this process, or a service
-    #[arg(long, default_value = "inproc", value_name = "inproc|http://HOST:PORT|grpc://HOST:PORT")]
+    #[arg(long, default_value = "inproc", value_name = FORMS)]
     pub target: TargetUrl,
     /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
     #[arg(long, value_name = "URL")]
@@ -217,53 +217,6 @@ fn positive(text: &str) -> Result<f64, String> {
     usable.then_some(number).ok_or_else(|| "must be above 0".to_owned())
 }
 
-/// What is loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TargetUrl {
-    /// A scheduler in this process.
-    Inproc,
-    /// A service at `HOST:PORT`, over HTTP.
-    Http(String),
-    /// The same, over gRPC.
-    Grpc(String),
-}
-
-impl FromStr for TargetUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "inproc" {
-            return Ok(Self::Inproc);
-        }
-        let wrong = || "must be inproc, http://HOST:PORT or grpc://HOST:PORT".to_owned();
-        let (kind, authority) = match text.split_once("://").ok_or_else(wrong)? {
-            ("http", authority) => (Self::Http as fn(String) -> Self, authority),
-            ("grpc", authority) => (Self::Grpc as fn(String) -> Self, authority),
-            _ => return Err(wrong()),
-        };
-        let authority: hyper::http::uri::Authority =
-            authority.strip_suffix('/').unwrap_or(authority).parse().map_err(|_| wrong())?;
-        authority.port_u16().ok_or_else(wrong)?;
-        Ok(kind(authority.to_string()))
-    }
-}
-
-impl std::fmt::Display for TargetUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Inproc => f.write_str("inproc"),
-            Self::Http(authority) => write!(f, "http://{authority}"),
-            Self::Grpc(authority) => write!(f, "grpc://{authority}"),
-        }
-    }
-}
-
-impl Serialize for TargetUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// [`Ack`] as the command line spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -326,10 +279,6 @@ mod tests {
             "bench --duration-s -1",
             "bench --ack maybe",
             "bench --target https://x:1",
-            "bench --target http://x",
-            "bench --target grpc://x",
-            "bench --target grpc:x:1",
-            "bench --target http://x:1/path",
             "bench --target http://x:1 --store memory:",
             "bench --store redb:",
             "bench --store redis://",

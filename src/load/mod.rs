@@ -2,7 +2,7 @@
 //! neither.
 //!
 //! ```text
-//! args -> run -> target (inproc | http + wire | grpc) : a pool of this run, with workers
+//! args -> run -> target (inproc | http + wire | grpc | resp + pipe) : a pool of this run, with workers
 //!         -> driver (closed | open by pace) -> client -> target
 //!                                                        +-> check, stats
 //!         -> settle what is in doubt, ask what is left -> report, exit code
@@ -24,11 +24,14 @@ mod grpc;
 mod http;
 pub mod pace;
 pub mod pack;
+mod pipe;
 pub mod replay;
 pub mod report;
+mod resp;
 pub mod stats;
 pub mod target;
 pub mod trace;
+pub mod url;
 mod wire;
 
 use std::sync::Arc;

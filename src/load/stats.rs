@@ -42,6 +42,15 @@ pub enum Failure {
     },
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused => f.write_str("no worker is free"),
+            Self::Failed { message, .. } => f.write_str(message),
+        }
+    }
+}
+
 /// A claim that may still be held although nobody here holds it: its fence, if it is known.
 pub type Doubt = (ClaimId, Option<Fence>);
 

@@ -1,14 +1,16 @@
-//! What is loaded: a scheduler in this process, or a service over HTTP or gRPC. The same few verbs for all.
+//! What is loaded: a scheduler in this process, or a service over HTTP, gRPC or RESP. The same few verbs for all.
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::args::{CommonArgs, TargetUrl};
+use super::args::CommonArgs;
 use super::check::{worker_id, worker_ordinal};
 use super::grpc::GrpcLink;
 use super::http::{HttpLink, Origin};
+use super::resp::RespLink;
 use super::stats::Failure;
+use super::url::TargetUrl;
 use crate::config::{self, StoreUrl};
 use crate::limits::BATCH_ITEMS_MAX;
 use crate::model::{
@@ -87,8 +89,24 @@ pub struct Target {
 
 enum Kind {
     Inproc(Scheduler),
-    Http { origin: Arc<Origin>, link: HttpLink },
-    Grpc { authority: String, link: GrpcLink },
+    /// With claims over RESP where `resp` says.
+    Http {
+        origin: Arc<Origin>,
+        link: Arc<HttpLink>,
+        resp: Option<String>,
+    },
+    Grpc {
+        authority: String,
+        link: Box<GrpcLink>,
+    },
+}
+
+impl Kind {
+    async fn http(authority: &str, pool: &str, resp: Option<String>) -> Result<Self> {
+        let origin = Arc::new(Origin::new(authority, pool)?);
+        let link = Arc::new(HttpLink::open(Arc::clone(&origin), false).await?);
+        Ok(Self::Http { origin, link, resp })
+    }
 }
 
 impl Target {
@@ -106,14 +124,11 @@ impl Target {
                 scheduler.start().await.context("cannot start the scheduler")?;
                 Kind::Inproc(scheduler)
             }
-            TargetUrl::Http(authority) => {
-                let origin = Arc::new(Origin::new(authority, pool)?);
-                let link = HttpLink::open(Arc::clone(&origin), false).await?;
-                Kind::Http { origin, link }
-            }
+            TargetUrl::Http(authority) => Kind::http(authority, pool, None).await?,
+            TargetUrl::Resp { address, http } => Kind::http(http, pool, Some(address.clone())).await?,
             TargetUrl::Grpc(authority) => {
                 let link = GrpcLink::open(authority, pool).await?;
-                Kind::Grpc { authority: authority.clone(), link }
+                Kind::Grpc { authority: authority.clone(), link: Box::new(link) }
             }
         };
         Ok(Self { pool: pool.to_owned(), kind })
@@ -168,6 +183,10 @@ impl Target {
         Ok(match &self.kind {
             // A name of its own: the clients would otherwise fight for the counter of one shared name.
             Kind::Inproc(scheduler) => Link::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
+            Kind::Http { link, resp: Some(address), .. } => {
+                let opened = RespLink::open(address, &self.pool, multiplexed, Arc::clone(link)).await;
+                Link::Resp(opened.map_err(|failure| anyhow!("{failure}"))?)
+            }
             Kind::Http { origin, .. } => Link::Http(HttpLink::open(Arc::clone(origin), multiplexed).await?),
             Kind::Grpc { authority, .. } => Link::Grpc(GrpcLink::open(authority, &self.pool).await?),
         })
@@ -245,6 +264,8 @@ pub enum Link {
     Http(HttpLink),
     /// Over one connection.
     Grpc(GrpcLink),
+    /// Over two connections.
+    Resp(RespLink),
 }
 
 impl Link {
@@ -259,6 +280,7 @@ impl Link {
             }
             Self::Http(link) => link.claim(ask).await,
             Self::Grpc(link) => link.claim(ask).await,
+            Self::Resp(link) => link.claim(ask).await,
         }
     }
 
@@ -272,6 +294,7 @@ impl Link {
             }
             Self::Http(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
             Self::Grpc(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
+            Self::Resp(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
         }
     }
 
@@ -284,11 +307,13 @@ impl Link {
             Self::Inproc { scheduler, .. } => scheduler.release(id, fence).await.map_err(|refusal| failure(&refusal)),
             Self::Http(link) => link.release(id, fence).await,
             Self::Grpc(link) => link.release(id, fence).await,
+            Self::Resp(link) => link.release(id, fence).await,
         }
     }
 
     /// Gives many claims back, and hands over one outcome a claim, in order. `sending(n)` is called before claim `n`
-    /// is sent. To a service they go one after the other: there is no batch of releases.
+    /// is sent. Over HTTP and gRPC they go one after the other: there is no
+    /// batch of releases.
     pub async fn release_batch(
         &self,
         claims: Vec<(ClaimId, Fence)>,
@@ -300,6 +325,10 @@ impl Link {
                 (0..claims.len()).for_each(sending);
                 let outcomes = scheduler.release_batch(claims).await;
                 outcomes.into_iter().for_each(|released| outcome(released.map_err(|refusal| failure(&refusal))));
+            }
+            Self::Resp(link) => {
+                (0..claims.len()).for_each(sending);
+                link.release_batch(&claims).await.into_iter().for_each(outcome);
             }
             Self::Http(_) | Self::Grpc(_) => {
                 for (n, (id, fence)) in claims.iter().enumerate() {
@@ -323,6 +352,7 @@ impl Link {
             },
             Self::Http(link) => link.find(id).await,
             Self::Grpc(link) => link.find(id).await,
+            Self::Resp(link) => link.find(id).await,
         }
     }
 }

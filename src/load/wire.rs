@@ -17,10 +17,7 @@ const QUOTE_BYTES_MAX: usize = 200;
 impl HttpLink {
     /// A call of the set-up: anything but success is an error, except that what is deleted may be gone.
     async fn admin(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
-        let said = |failure: Failure| match failure {
-            Failure::Refused => anyhow!("refused"),
-            Failure::Failed { message, .. } => anyhow!("{message}"),
-        };
+        let said = |failure: Failure| anyhow!("{failure}");
         let what = format!("{method} {path}");
         let gone_is_fine = method == Method::DELETE;
         let place = self.origin().place(path).map_err(said)?;
