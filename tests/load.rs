@@ -1,11 +1,16 @@
 //! Runs the real `hotpool-load` against a scheduler in its own process, or a service, and reads its report.
 
+#[path = "load/baselines.rs"]
+mod baselines;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/client.rs"]
 mod client;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/server.rs"]
 mod server;
+#[allow(dead_code, reason = "shared with the tests of the Redis store, which use all of it")]
+#[path = "redis/servers.rs"]
+mod servers;
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -41,7 +41,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Load(load) => {
             let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-            let mut report = runtime.block_on(hotpool::load::run(load))?;
+            let mut report = runtime.block_on(hotpool::load::load(load))?;
             if let Err(error) = write(file, &report) {
                 report.failures.push(format!("{error:#}"));
             }

@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::pack::args::PackArgs;
-use super::url::{FORMS, TargetUrl};
+use super::url::TargetUrl;
 use crate::config::StoreUrl;
 use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use crate::model::Ack;
@@ -84,24 +84,6 @@ impl Load {
         }
     }
 
-    /// Workers to register.
-    #[must_use]
-    pub const fn workers(&self) -> u32 {
-        match self {
-            Self::Bench(bench) => bench.workers,
-            Self::Replay(replay) => replay.workers,
-        }
-    }
-
-    /// True if several requests may be outstanding on one connection.
-    #[must_use]
-    pub fn multiplexed(&self) -> bool {
-        match self {
-            Self::Bench(bench) => bench.rate.is_some() || bench.in_flight() > bench.common.clients,
-            Self::Replay(_) => true,
-        }
-    }
-
     /// Checks what depends on more than one option.
     ///
     /// # Errors
@@ -126,8 +108,11 @@ impl Load {
 /// Options of every command.
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct CommonArgs {
-    /// What to load: a scheduler in this process, or a service
-    #[arg(long, default_value = "inproc", value_name = FORMS)]
+    /// What to load: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT` or
+    /// `resp://HOST:PORT[?http=HOST:PORT]` (the port below, unless said), a service; `redis-scan://`, `redis-spop://`,
+    /// `redis-lock://`, `redis-batch://` or `redis-lua://` with `HOST:PORT[,HOST:PORT...]`, what people do without one, on a Redis
+    /// server or cluster (`?concurrent=N`: how many claims of one batch at the same time)
+    #[arg(long, default_value = "inproc", value_name = "URL")]
     pub target: TargetUrl,
     /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
     #[arg(long, value_name = "URL")]
@@ -257,7 +242,6 @@ mod tests {
         assert_eq!((closed.in_flight(), closed.common.target.clone()), (8, TargetUrl::Inproc));
         let Ok(Command::Load(Load::Bench(open))) = parse("bench --clients 8 --rate 1e5") else { panic!() };
         assert_eq!(open.in_flight(), OPEN_IN_FLIGHT);
-        assert!(!Load::Bench(closed).multiplexed() && Load::Bench(open).multiplexed());
         let Ok(Command::Load(Load::Replay(replay))) = parse("replay --trace x --target grpc://[::1]:80") else {
             panic!()
         };

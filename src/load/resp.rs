@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use super::ask::{Ask, Grant, NAMESPACE, Want};
 use super::check::worker_ordinal;
 use super::http::HttpLink;
 use super::pipe::{Pipe, Value, command};
 use super::stats::Failure;
-use super::target::{Ask, Grant, NAMESPACE};
 use super::wire::failed;
 use crate::model::{ClaimId, Fence};
 
@@ -44,13 +44,17 @@ impl RespLink {
             if let Some(word) = &word {
                 words.extend([&b"AFFINITY"[..], word.as_bytes()]);
             }
+            let mut digits = itoa::Buffer::new();
+            if ask.want.slots > 0 {
+                words.extend([&b"SLOTS"[..], digits.format(ask.want.slots).as_bytes()]);
+            }
             command(out, &words);
         };
         let replies = self.claims.call(1, encode).await?;
         verdict(&ask, replies.first())
     }
 
-    /// Makes many claims with one command.
+    /// Makes many claims with one command; they ask for the same.
     pub(super) async fn claim_batch(&self, asks: Vec<Ask>) -> Vec<Result<Grant, Failure>> {
         let count = asks.len();
         let encode = |out: &mut Vec<u8>| {
@@ -59,6 +63,10 @@ impl RespLink {
             words.extend([&b"CLAIMS"[..], digits.format(count).as_bytes(), self.pool.as_bytes(), b"KEYS"]);
             words.extend(asks.iter().map(|ask| ask.id.key().as_bytes()));
             words.extend([&b"RESERVE"[..], b"0"]);
+            let mut digits = itoa::Buffer::new();
+            if let Some(Want { slots: slots @ 1.., .. }) = asks.first().map(|ask| ask.want) {
+                words.extend([&b"SLOTS"[..], digits.format(slots).as_bytes()]);
+            }
             command(out, &words);
         };
         let replies = self.claims.call(1, encode).await.and_then(|mut replies| {
@@ -143,7 +151,7 @@ mod tests {
 
     #[test]
     fn answers_are_read() {
-        let ask = Ask::new("k", None);
+        let ask = Ask::new("k", Want::default());
         let text = |text: &'static str| Value::Text(Bytes::from_static(text.as_bytes()));
         let claim = Value::Array(vec![text("k"), Value::Int(7), text("w0000012"), Value::Nil]);
         let granted = verdict(&ask, Some(&claim)).unwrap();

@@ -18,8 +18,8 @@ const INVOCATIONS_MAX: usize = 50_000_000;
 pub struct Invocation {
     /// When it arrives, in microseconds from the start of the trace; never before the one above it.
     pub t_us: u64,
-    /// Which function is called.
-    pub function: u32,
+    /// Which function is called, if the trace says.
+    pub function: Option<u32>,
     /// How long it runs, in milliseconds.
     pub dur_ms: u32,
 }
@@ -96,7 +96,7 @@ pub fn parse(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
 fn parse_line(text: &str) -> Option<Invocation> {
     let mut fields = text.split(',');
     let t_us = fields.next()?.parse().ok()?;
-    let function = fields.next()?.parse().ok()?;
+    let function = Some(fields.next()?.parse().ok()?);
     let dur_ms = fields.next()?.parse().ok()?;
     let _mem_mb: u64 = fields.next()?.parse().ok()?;
     fields.next().is_none().then_some(Invocation { t_us, function, dur_ms })
@@ -111,9 +111,9 @@ mod tests {
 
     const TEXT: &str = "t_us,func,dur_ms,mem_mb\n0,3,18,26\n0,4,1,162\n1500,3,400,135\n";
     const PARSED: [Invocation; 3] = [
-        Invocation { t_us: 0, function: 3, dur_ms: 18 },
-        Invocation { t_us: 0, function: 4, dur_ms: 1 },
-        Invocation { t_us: 1500, function: 3, dur_ms: 400 },
+        Invocation { t_us: 0, function: Some(3), dur_ms: 18 },
+        Invocation { t_us: 0, function: Some(4), dur_ms: 1 },
+        Invocation { t_us: 1500, function: Some(3), dur_ms: 400 },
     ];
 
     #[test]

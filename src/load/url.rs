@@ -5,6 +5,8 @@ use std::str::FromStr;
 use hyper::http::uri::Authority;
 use serde::Serialize;
 
+use super::baseline::BaselineUrl;
+
 /// What is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetUrl {
@@ -21,13 +23,14 @@ pub enum TargetUrl {
         /// Its port for HTTP, over which the pool is made and checked.
         http: String,
     },
+    /// What people do without a service.
+    Baseline(BaselineUrl),
 }
 
-/// The forms that are understood.
-pub const FORMS: &str = "inproc|http://HOST:PORT|grpc://HOST:PORT|resp://HOST:PORT[?http=HOST:PORT]";
-
 fn wrong() -> String {
-    "must be inproc, http://HOST:PORT, grpc://HOST:PORT or resp://HOST:PORT[?http=HOST:PORT]".to_owned()
+    "must be inproc, http://HOST:PORT, grpc://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], or redis-scan, -spop, -lock, \
+     -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=1..=1000]"
+        .to_owned()
 }
 
 fn authority(text: &str) -> Result<Authority, String> {
@@ -45,7 +48,11 @@ impl FromStr for TargetUrl {
         }
         let (kind, rest) = text.split_once("://").ok_or_else(wrong)?;
         let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
-        let address = authority(rest.strip_suffix('/').unwrap_or(rest))?;
+        let hosts = rest.strip_suffix('/').unwrap_or(rest);
+        if let Some(baseline) = BaselineUrl::read(kind, hosts, query) {
+            return Ok(Self::Baseline(baseline));
+        }
+        let address = authority(hosts)?;
         match (kind, query) {
             ("http", None) => Ok(Self::Http(address.to_string())),
             ("grpc", None) => Ok(Self::Grpc(address.to_string())),
@@ -70,6 +77,7 @@ impl std::fmt::Display for TargetUrl {
             Self::Http(authority) => write!(f, "http://{authority}"),
             Self::Grpc(authority) => write!(f, "grpc://{authority}"),
             Self::Resp { address, http } => write!(f, "resp://{address}?http={http}"),
+            Self::Baseline(baseline) => baseline.fmt(f),
         }
     }
 }
@@ -92,6 +100,8 @@ mod tests {
             ("grpc://[::1]:80", "grpc://[::1]:80"),
             ("resp://[::1]:7071", "resp://[::1]:7071?http=[::1]:7070"),
             ("resp://a:1?http=b:2", "resp://a:1?http=b:2"),
+            ("redis-spop://a:1", "redis-spop://a:1"),
+            ("redis-batch://a:1,b:2/?concurrent=8", "redis-batch://a:1,b:2?concurrent=8"),
         ] {
             let url: TargetUrl = text.parse().unwrap();
             assert_eq!(url.to_string(), written, "{text}");
@@ -113,6 +123,12 @@ mod tests {
             "resp://x:0",
             "resp://x:1?http=y",
             "resp://x:1?grpc=y:1",
+            "redis://x:1",
+            "redis-spop://x",
+            "redis-spop://x:1,",
+            "redis-lock://x:1?concurrent=0",
+            "redis-lock://x:1?concurrent=1001",
+            "redis-lock://x:1?at_once=2",
         ] {
             assert!(text.parse::<TargetUrl>().is_err(), "{text}");
         }

@@ -50,6 +50,14 @@ impl Value {
         }
     }
 
+    /// The values of an array; none of anything else.
+    pub(in crate::load) fn items(&self) -> &[Self] {
+        match self {
+            Self::Array(items) => items,
+            _ => &[],
+        }
+    }
+
     /// The number, if it is one and not negative.
     pub(in crate::load) fn number(&self) -> Option<u64> {
         match self {
