@@ -5,6 +5,8 @@ mod baselines;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/client.rs"]
 mod client;
+#[path = "load/scenarios.rs"]
+mod scenarios;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/server.rs"]
 mod server;
@@ -136,6 +138,23 @@ fn over_resp_one_by_one_pipelined_and_in_batches() {
         let short = more.contains(&"100");
         assert_eq!(report["claims_refused"].as_u64() > Some(0), short, "{more:?}: {report:#}");
     }
+}
+
+#[test]
+fn several_processes_add_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = server::Server::start_with(dir.path(), &[], &[]);
+    let target = format!("http://{}", server.address);
+    let bench =
+        ["bench", "--target", &target, "--processes", "3", "--clients", "6", "--workers", "500", "--ack", "memory"];
+    let open = report(&[&bench[..], &["--duration-s", "1", "--rate", "901"]].concat());
+    assert_clean(&open);
+    assert_eq!(open["claims_ok"], 901, "each call is sent by one of them");
+    assert!(open["pacing_us"]["p50"].as_f64() > Some(0.0));
+    let of_slices: u64 =
+        open["timeline"].as_array().expect("slices").iter().filter_map(|slice| slice["claims_ok"].as_u64()).sum();
+    assert_eq!(of_slices, 901);
+    assert_clean(&report(&[&bench[..], &["--duration-s", "0.5", "--in-flight", "7"]].concat()));
 }
 
 #[test]

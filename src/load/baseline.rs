@@ -181,7 +181,7 @@ impl Baseline {
             let set = base.idle();
             let offered = session.ask(&set, &[b"SCARD", set.as_bytes()]).await?.number().unwrap_or(0);
             // A worker that is free and not offered is as lost as one that is held for ever.
-            idle = idle.min(offered).max(if offered > idle { offered } else { 0 });
+            idle = idle.min(offered);
         }
         Ok(Counts { total, idle, busy: total.saturating_sub(idle) })
     }

@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::FENCE_MAX;
 
@@ -38,7 +38,7 @@ pub fn worker_ordinal(id: &str) -> u32 {
 }
 
 /// What was found to be wrong, in grants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Faults {
     /// Grants of a worker that somebody held; of shares, those beyond what the worker has.
     pub double_claims: u64,

@@ -111,6 +111,14 @@ impl GrpcLink {
         Ok(self.claims.clone().list_claims(request).await?.into_inner().claims.len() as u64)
     }
 
+    /// Deletes a worker.
+    pub(super) async fn delete_worker(&self, worker: u32) -> Result<()> {
+        let request =
+            proto::DeleteWorkerRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), id: worker_id(worker) };
+        WorkerServiceClient::new(self.channel.clone()).delete_worker(request).await?;
+        Ok(())
+    }
+
     /// Removes the pool; fine if it is not there.
     pub(super) async fn delete_pool(&self) -> Result<()> {
         let request = proto::DeletePoolRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), force: true };

@@ -21,18 +21,27 @@ pub mod ask;
 pub mod baseline;
 pub mod check;
 pub mod client;
+pub mod compare;
 pub mod driver;
+pub mod events;
 mod grpc;
 mod http;
 pub mod link;
 pub mod pace;
 pub mod pack;
+pub mod page;
+pub mod picture;
 mod pipe;
+pub mod processes;
 pub mod replay;
 pub mod report;
 mod resp;
 pub mod run;
+pub mod runs;
+pub mod scenario;
+mod servers;
 pub mod stats;
+pub mod sweep;
 pub mod target;
 pub mod timeline;
 pub mod trace;
@@ -49,6 +58,7 @@ use self::args::{BenchArgs, CommonArgs, Load, ReplayArgs};
 use self::ask::Fleet;
 use self::client::Call;
 use self::pace::Stop;
+use self::processes::{Member, Part};
 use self::report::Report;
 use self::run::{Drive, Plan};
 
@@ -56,19 +66,34 @@ use self::run::{Drive, Plan};
 ///
 /// # Errors
 /// As [`run::run`], or the trace is no good.
-pub async fn load(command: &Load) -> Result<Report> {
-    // Read it first: a trace that is no good should cost nothing.
-    let plan = match command {
-        Load::Bench(bench) => bench_plan(bench)?,
-        Load::Replay(replay) => replay_plan(replay)?,
-    };
-    let stop = listen()?;
+pub async fn load(command: &Load, stop: &Arc<Stop>) -> Result<Report> {
+    let (plan, drive) = planned(command)?;
     let common = command.common();
-    run::run(&common.target, common.store.as_ref(), plan, &stop).await
+    run::run(&common.target, common.store.as_ref(), plan, drive, stop).await
+}
+
+/// The part that this process has in a load, as another one told it.
+///
+/// # Errors
+/// As [`run::member`], or the trace is no good.
+pub async fn member(command: &Load, member: &Member, stop: &Arc<Stop>) -> Result<Part> {
+    let (plan, drive) = planned(command)?;
+    run::member(&command.common().target, plan, drive, member, stop).await
+}
+
+fn planned(command: &Load) -> Result<(Plan, Drive)> {
+    // Read it first: a trace that is no good should cost nothing.
+    match command {
+        Load::Bench(bench) => bench_plan(bench),
+        Load::Replay(replay) => replay_plan(replay),
+    }
 }
 
 /// Turns the first SIGINT or SIGTERM into a stop; the second ends the process and leaves the pool behind.
-fn listen() -> Result<Arc<Stop>> {
+///
+/// # Errors
+/// The system does not tell of signals.
+pub fn listen() -> Result<Arc<Stop>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let stop = Arc::new(Stop::default());
@@ -88,11 +113,27 @@ fn listen() -> Result<Arc<Stop>> {
     Ok(stop)
 }
 
-fn fleet(common: &CommonArgs, workers: u32) -> Fleet {
-    Fleet { workers, slots: 0, shards: common.shards, ack: common.ack.into() }
+fn plan(
+    command: &'static str,
+    parameters: serde_json::Value,
+    common: &CommonArgs,
+    workers: u32,
+    duration: Duration,
+) -> Plan {
+    let fleet = Fleet { workers, slots: 0, shards: common.shards, ack: common.ack.into() };
+    Plan {
+        command,
+        parameters,
+        fleet,
+        clients: common.clients,
+        duration,
+        processes: common.processes,
+        churn: None,
+        failover: None,
+    }
 }
 
-fn bench_plan(bench: &BenchArgs) -> Result<Plan> {
+fn bench_plan(bench: &BenchArgs) -> Result<(Plan, Drive)> {
     let duration = Duration::from_secs_f64(bench.duration_s);
     let call = Call::plain(bench.batch);
     let drive = match bench.rate {
@@ -102,27 +143,14 @@ fn bench_plan(bench: &BenchArgs) -> Result<Plan> {
             Drive::Open(bench.in_flight(), Box::new(calls))
         }
     };
-    Ok(Plan {
-        command: "bench",
-        parameters: serde_json::to_value(bench)?,
-        fleet: fleet(&bench.common, bench.workers),
-        clients: bench.common.clients,
-        drive,
-        duration,
-    })
+    Ok((plan("bench", serde_json::to_value(bench)?, &bench.common, bench.workers, duration), drive))
 }
 
-fn replay_plan(replay: &ReplayArgs) -> Result<Plan> {
+fn replay_plan(replay: &ReplayArgs) -> Result<(Plan, Drive)> {
     let trace = trace::read(&replay.trace).with_context(|| replay.trace.display().to_string())?;
     let cut = replay.duration_s.map(Duration::from_secs_f64);
     let duration = replay::length(&trace, replay.speed, cut);
     let calls = replay::schedule(trace, replay.speed, cut);
-    Ok(Plan {
-        command: "replay",
-        parameters: serde_json::to_value(replay)?,
-        fleet: fleet(&replay.common, replay.workers),
-        clients: replay.common.clients,
-        drive: Drive::Open(replay.in_flight, Box::new(calls)),
-        duration,
-    })
+    let drive = Drive::Open(replay.in_flight, Box::new(calls));
+    Ok((plan("replay", serde_json::to_value(replay)?, &replay.common, replay.workers, duration), drive))
 }

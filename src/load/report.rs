@@ -126,6 +126,12 @@ pub struct Report {
     /// Attempts of claims and releases that came to nothing because another client was faster, or held the lock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u64>,
+    /// Changes that each shard of the pool has decided, workers' registrations among them; empty where that is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<u64>,
+    /// The longest time without a granted claim, in seconds, slice by slice; only where a server was made to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub longest_stall_s: Option<f64>,
     /// How it went over time.
     pub timeline: Vec<Slice>,
     /// Ended early by a signal.
@@ -161,6 +167,8 @@ impl Report {
             round_trips_per_claim: None,
             round_trips_per_release: None,
             retries: None,
+            shards: Vec::new(),
+            longest_stall_s: None,
             timeline: Vec::new(),
             interrupted: false,
             failures: Vec::new(),

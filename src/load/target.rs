@@ -162,6 +162,36 @@ impl Target {
         }
     }
 
+    /// Changes that each shard has decided; none of targets that have no shards or do not show them.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn shards(&self) -> Result<Vec<u64>> {
+        match &self.kind {
+            Kind::Inproc(scheduler) => {
+                let status = scheduler.get_pool(&self.name()?).await?;
+                Ok(status.shards.iter().map(|shard| shard.seq).collect())
+            }
+            Kind::Http { link, .. } => link.shards().await,
+            Kind::Grpc { .. } | Kind::Baseline(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Deletes a worker; what it holds is lost.
+    ///
+    /// # Errors
+    /// The service's, or the target has no such call.
+    pub async fn delete_worker(&self, worker: u32) -> Result<()> {
+        match &self.kind {
+            Kind::Inproc(scheduler) => {
+                Ok(scheduler.delete_worker(&self.name()?, &WorkerId::new(&worker_id(worker))?).await?)
+            }
+            Kind::Http { link, .. } => link.delete_worker(worker).await,
+            Kind::Grpc { link, .. } => link.delete_worker(worker).await,
+            Kind::Baseline(_) => bail!("the workers of a baseline do not come and go"),
+        }
+    }
+
     /// Claims that the pool has: those on the first page of the listing.
     ///
     /// # Errors

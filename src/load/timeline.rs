@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::report::Latency;
-use super::stats::{Recorded, histogram};
+use super::stats::histogram;
 
 /// Slices of a run, about.
 const SLICES: u32 = 50;
@@ -35,9 +35,6 @@ pub struct Slice {
     pub errors: u64,
     /// Of the claims granted, in microseconds.
     pub latency_us: Latency,
-    /// The same as it was recorded; only between processes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recorded: Option<Recorded>,
 }
 
 /// Slices so far, and the sum of them.
@@ -52,15 +49,26 @@ pub struct Timeline {
     pub total: Histogram<u64>,
     /// In order.
     pub slices: Vec<Slice>,
+    /// Latencies of each slice, if they are kept.
+    pub windows: Vec<Histogram<u64>>,
 }
 
 impl Timeline {
-    /// Of a run that begins now. `keep`: slices keep what was recorded, to be merged with other processes'.
+    /// Of a run that begins now. `keep`: the latencies of each slice, to be added to those of other processes.
     #[must_use]
     pub fn new(start: Instant, duration: Duration, clients: usize, keep: bool) -> Self {
         let of_clients = SLICE_MIN_CLIENT * u32::try_from(clients).unwrap_or(u32::MAX);
         let width = (duration / SLICES).max(SLICE_MIN).max(of_clients);
-        Self { start, last: start, width, keep, before: [0; 3], total: histogram(), slices: Vec::new() }
+        Self {
+            start,
+            last: start,
+            width,
+            keep,
+            before: [0; 3],
+            total: histogram(),
+            slices: Vec::new(),
+            windows: Vec::new(),
+        }
     }
 
     /// Ends the slice if it is time.
@@ -92,8 +100,10 @@ impl Timeline {
             claims_refused,
             errors,
             latency_us: Latency::of(&window),
-            recorded: self.keep.then(|| Recorded::of(&window)),
         });
+        if self.keep {
+            self.windows.push(window);
+        }
         self.before = counts;
         self.last = now;
     }

@@ -39,6 +39,14 @@ fn authority(text: &str) -> Result<Authority, String> {
     Ok(authority)
 }
 
+impl TargetUrl {
+    /// Whether it can only give workers whole.
+    #[must_use]
+    pub const fn whole_workers(&self) -> bool {
+        matches!(self, Self::Baseline(url) if url.whole_workers())
+    }
+}
+
 impl FromStr for TargetUrl {
     type Err = String;
 

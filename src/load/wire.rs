@@ -94,6 +94,31 @@ impl HttpLink {
         Ok(serde_json::from_slice::<Answer>(&answer).context("status of the pool")?.pool.workers)
     }
 
+    /// Changes that each shard of the pool has decided.
+    pub(super) async fn shards(&self) -> Result<Vec<u64>> {
+        #[derive(Deserialize)]
+        struct Shard {
+            seq: u64,
+        }
+        #[derive(Deserialize)]
+        struct Pool {
+            shards: Vec<Shard>,
+        }
+        #[derive(Deserialize)]
+        struct Answer {
+            pool: Pool,
+        }
+        let (_, answer) = self.admin(Method::GET, &self.pool_path(""), Bytes::new()).await?;
+        let shards = serde_json::from_slice::<Answer>(&answer).context("status of the pool")?.pool.shards;
+        Ok(shards.into_iter().map(|shard| shard.seq).collect())
+    }
+
+    /// Deletes a worker; fine if it is not there.
+    pub(super) async fn delete_worker(&self, worker: u32) -> Result<()> {
+        let path = self.pool_path(&format!("/workers/{}", worker_id(worker)));
+        self.admin(Method::DELETE, &path, Bytes::new()).await.map(drop)
+    }
+
     /// Claims on the first page of the pool's listing.
     pub(super) async fn claims(&self) -> Result<u64> {
         #[derive(Deserialize)]

@@ -15,6 +15,9 @@ const SCAN_COUNT: &[u8] = b"1000";
 /// Slots of a cluster.
 const SLOTS: u16 = 16_384;
 
+/// Commands for one server, and the places of their answers among all.
+type ForNode<'w> = (Vec<usize>, Vec<Vec<&'w [u8]>>);
+
 /// Where the slots are.
 pub(super) struct Nodes {
     /// Last slot of a span, and whose it is; ascending.
@@ -134,7 +137,7 @@ impl<'a> Session<'a> {
         &mut self,
         commands: impl Iterator<Item = Vec<&'w str>>,
     ) -> Result<Vec<Value>, Failure> {
-        let mut of_node: Vec<(Vec<usize>, Vec<Vec<&[u8]>>)> = vec![Default::default(); self.base.nodes.count()];
+        let mut of_node: Vec<ForNode<'_>> = vec![ForNode::default(); self.base.nodes.count()];
         let mut count = 0;
         for words in commands {
             let (places, commands) = &mut of_node[self.base.nodes.of(words[1])];

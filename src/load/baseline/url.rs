@@ -49,6 +49,12 @@ impl BaselineUrl {
     /// Most that are handled at the same time.
     pub const CONCURRENT_MAX: usize = 1_000;
 
+    /// Whether it can only give workers whole.
+    #[must_use]
+    pub const fn whole_workers(&self) -> bool {
+        matches!(self.way, Way::Spop | Way::Lua)
+    }
+
     /// Of the parts of a URL; none if they are not one.
     pub(in crate::load) fn read(word: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
         let way = Way::ALL.into_iter().find(|way| way.word() == word)?;
