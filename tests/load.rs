@@ -1,4 +1,18 @@
-//! Runs the real `hotpool-load` against a scheduler in its own process and reads its report.
+//! Runs the real `hotpool-load` against a scheduler in its own process, or a service, and reads its report.
+
+#[path = "load/baselines.rs"]
+mod baselines;
+#[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
+#[path = "it/client.rs"]
+mod client;
+#[path = "load/scenarios.rs"]
+mod scenarios;
+#[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
+#[path = "it/server.rs"]
+mod server;
+#[allow(dead_code, reason = "shared with the tests of the Redis store, which use all of it")]
+#[path = "redis/servers.rs"]
+mod servers;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -101,6 +115,49 @@ fn replay_finds_warm_workers() {
 }
 
 #[test]
+fn over_resp_one_by_one_pipelined_and_in_batches() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = server::Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
+    let target = format!("resp://{}?http={}", server.resp.expect("a port for RESP"), server.address);
+    let bench = |more: &[&str]| {
+        let args = ["bench", "--target", &target, "--duration-s", "0.5", "--clients", "2"];
+        let workers: &[&str] = if more.contains(&"--workers") { &[] } else { &["--workers", "500"] };
+        report(&[&args[..], more, workers].concat())
+    };
+    for more in [
+        &[][..],
+        &["--in-flight", "64", "--ack", "memory"],
+        &["--in-flight", "8", "--batch", "50"],
+        &["--rate", "2000"],
+        // Too few workers: refusals come as errors, of a claim and within a batch.
+        &["--in-flight", "200", "--workers", "100"],
+        &["--in-flight", "8", "--batch", "50", "--workers", "100"],
+    ] {
+        let report = bench(more);
+        assert_clean(&report);
+        let short = more.contains(&"100");
+        assert_eq!(report["claims_refused"].as_u64() > Some(0), short, "{more:?}: {report:#}");
+    }
+}
+
+#[test]
+fn several_processes_add_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = server::Server::start_with(dir.path(), &[], &[]);
+    let target = format!("http://{}", server.address);
+    let bench =
+        ["bench", "--target", &target, "--processes", "3", "--clients", "6", "--workers", "500", "--ack", "memory"];
+    let open = report(&[&bench[..], &["--duration-s", "1", "--rate", "901"]].concat());
+    assert_clean(&open);
+    assert_eq!(open["claims_ok"], 901, "each call is sent by one of them");
+    assert!(open["pacing_us"]["p50"].as_f64() > Some(0.0));
+    let of_slices: u64 =
+        open["timeline"].as_array().expect("slices").iter().filter_map(|slice| slice["claims_ok"].as_u64()).sum();
+    assert_eq!(of_slices, 901);
+    assert_clean(&report(&[&bench[..], &["--duration-s", "0.5", "--in-flight", "7"]].concat()));
+}
+
+#[test]
 fn exit_codes_tell_usage_from_failure() {
     let code = |args: &[&str]| load(args, None).status.code();
     assert_eq!(code(&["--help"]), Some(0));
@@ -116,6 +173,8 @@ fn exit_codes_tell_usage_from_failure() {
         assert_eq!(code(usage), Some(64), "{usage:?}");
     }
     // Port 9 (discard) is not served here; nothing listens on it.
-    assert_eq!(code(&["bench", "--target", "http://127.0.0.1:9", "--duration-s", "1"]), Some(1));
+    for target in ["http://127.0.0.1:9", "resp://127.0.0.1:9"] {
+        assert_eq!(code(&["bench", "--target", target, "--duration-s", "1"]), Some(1), "{target}");
+    }
     assert_eq!(code(&["replay", "--trace", "/no/such/trace"]), Some(1));
 }

@@ -1,14 +1,16 @@
-//! `hotpool-load`: loads a scheduler in this process or a service over HTTP, and checks it meanwhile;
+//! `hotpool-load`: loads a scheduler in this process, a service, or what people do without one, and checks it meanwhile;
 //! or packs a trace.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use hotpool::load;
 use hotpool::load::args::{Args, Command};
-use hotpool::load::report::EXIT_USAGE;
+use hotpool::load::page::{Section, html, markdown, of_runs};
+use hotpool::load::report::{EXIT_USAGE, Report};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
         return ExitCode::from(EXIT_USAGE);
     }
     match run(&args) {
-        Ok(exit) => exit,
+        Ok(exit) => ExitCode::from(exit),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -36,28 +38,75 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let file = args.command.report_json();
+fn run(args: &Args) -> anyhow::Result<u8> {
+    let (json, page) = (args.command.report_json(), args.command.report_html());
+    if let Command::Pack(pack) = &args.command {
+        let report = load::pack::run(pack)?;
+        println!("{}", report.table());
+        return write_json(json, &report).map(|()| 0);
+    }
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let _inside = runtime.enter();
+    let stop = load::listen()?;
     match &args.command {
         Command::Load(load) => {
-            let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-            let mut report = runtime.block_on(hotpool::load::run(load))?;
-            if let Err(error) = write(file, &report) {
-                report.failures.push(format!("{error:#}"));
+            if let Some(member) = &load.common().member {
+                let part = runtime.block_on(load::member(load, member, &stop))?;
+                println!("{}", serde_json::to_string(&part)?);
+                return Ok(0);
             }
+            let mut report = runtime.block_on(load::load(load, &stop))?;
+            let name = load.common().target.to_string();
+            let written = write_json(json, &report).and_then(|()| write_runs(page, &[(name, &report)]));
+            report.failures.extend(written.err().map(|error| format!("{error:#}")));
             println!("{}", report.table());
-            Ok(report.exit())
+            Ok(report.exit_code())
         }
-        Command::Pack(pack) => {
-            let report = hotpool::load::pack::run(pack)?;
-            println!("{}", report.table());
-            write(file, &report).map(|()| ExitCode::SUCCESS)
+        Command::Run(run) => {
+            let outcomes = runtime.block_on(load::runs::runs(run, &stop))?;
+            println!("{}", outcomes.table());
+            write_json(json, &outcomes)?;
+            write_runs(page, &outcomes.reports())?;
+            Ok(outcomes.exit_code())
         }
+        Command::Sweep(sweep) => {
+            let found = runtime.block_on(load::sweep::sweep(sweep, &stop))?;
+            let sections = [found.section().map_err(|error| anyhow!(error))?];
+            println!("{}", markdown("hotpool-load sweep", &sections));
+            write_json(json, &found)?;
+            write_page(page, &sections)?;
+            Ok(found.exit_code())
+        }
+        Command::Compare(compare) => {
+            let found = runtime.block_on(load::compare::compare(compare, &stop))?;
+            let sections = found.sections().map_err(|error| anyhow!(error))?;
+            let text = markdown("hotpool-load compare", &sections);
+            println!("{text}");
+            write_json(json, &found)?;
+            write_page(page, &sections)?;
+            write(compare.report_md.as_deref(), || Ok(text.into_bytes()))?;
+            Ok(found.exit_code())
+        }
+        Command::Pack(_) => Ok(0), // above
     }
 }
 
-fn write(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Result<()> {
+fn write(file: Option<&Path>, bytes: impl FnOnce() -> anyhow::Result<Vec<u8>>) -> anyhow::Result<()> {
     let Some(file) = file else { return Ok(()) };
-    let json = serde_json::to_vec_pretty(report)?;
-    std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))
+    std::fs::write(file, bytes()?).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn write_json(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Result<()> {
+    write(file, || Ok(serde_json::to_vec_pretty(report)?))
+}
+
+fn write_runs(file: Option<&Path>, runs: &[(String, &Report)]) -> anyhow::Result<()> {
+    if file.is_none() {
+        return Ok(());
+    }
+    write_page(file, &of_runs(runs).map_err(|error| anyhow!(error))?)
+}
+
+fn write_page(file: Option<&Path>, sections: &[Section]) -> anyhow::Result<()> {
+    write(file, || Ok(html("hotpool-load", sections).into_bytes()))
 }

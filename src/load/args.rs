@@ -1,14 +1,18 @@
 //! The command line.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser as _;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use super::compare::CompareArgs;
 use super::pack::args::PackArgs;
+use super::processes::Member;
+use super::runs::RunArgs;
+use super::sweep::SweepArgs;
+use super::url::TargetUrl;
 use crate::config::StoreUrl;
 use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use crate::model::Ack;
@@ -17,6 +21,8 @@ use crate::model::Ack;
 const WORKERS_MAX: i64 = 10_000_000;
 /// Most clients of one run.
 const CLIENTS_MAX: i64 = 10_000;
+/// Most processes of one run.
+const PROCESSES_MAX: i64 = 64;
 /// Requests that an open loop lets wait, unless told otherwise.
 const OPEN_IN_FLIGHT: usize = 100_000;
 
@@ -24,7 +30,7 @@ const OPEN_IN_FLIGHT: usize = 100_000;
 ///
 /// Exit code: 0 ok; 2 the service gave one worker to two holders, let a fence go back or lost capacity; 64 the
 /// command line is wrong; 1 anything else went wrong: no claim was granted, requests were left unanswered, the
-/// service could not be reached, or the run was interrupted.
+/// service could not be reached, the run was interrupted, or a scenario is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "hotpool-load", version)]
 pub struct Args {
@@ -39,6 +45,12 @@ pub enum Command {
     /// Load a service.
     #[command(flatten)]
     Load(Load),
+    /// Carries out scenarios from files on one or more targets
+    Run(RunArgs),
+    /// Finds the highest rate that a target sustains
+    Sweep(SweepArgs),
+    /// Compares the service with what people do without it, on a Redis Cluster, in under ten minutes
+    Compare(CompareArgs),
     /// Packs a list of requests onto a list of workers, and tells how much was allocated
     Pack(PackArgs),
 }
@@ -51,7 +63,9 @@ impl Command {
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Load(load) => load.check(),
+            Self::Sweep(sweep) => sweep.check(),
             Self::Pack(pack) => pack.check(),
+            Self::Run(_) | Self::Compare(_) => Ok(()),
         }
     }
 
@@ -60,7 +74,22 @@ impl Command {
     pub fn report_json(&self) -> Option<&Path> {
         match self {
             Self::Load(load) => load.common().report_json.as_deref(),
+            Self::Run(run) => run.report_json.as_deref(),
+            Self::Sweep(sweep) => sweep.report_json.as_deref(),
+            Self::Compare(compare) => compare.report_json.as_deref(),
             Self::Pack(pack) => pack.report_json.as_deref(),
+        }
+    }
+
+    /// Where the report goes as one page with pictures.
+    #[must_use]
+    pub fn report_html(&self) -> Option<&Path> {
+        match self {
+            Self::Load(load) => load.common().report_html.as_deref(),
+            Self::Run(run) => run.report_html.as_deref(),
+            Self::Sweep(sweep) => sweep.report_html.as_deref(),
+            Self::Compare(compare) => compare.report_html.as_deref(),
+            Self::Pack(_) => None,
         }
     }
 }
@@ -84,24 +113,6 @@ impl Load {
         }
     }
 
-    /// Workers to register.
-    #[must_use]
-    pub const fn workers(&self) -> u32 {
-        match self {
-            Self::Bench(bench) => bench.workers,
-            Self::Replay(replay) => replay.workers,
-        }
-    }
-
-    /// True if several requests may be outstanding on one connection.
-    #[must_use]
-    pub fn multiplexed(&self) -> bool {
-        match self {
-            Self::Bench(bench) => bench.rate.is_some() || bench.in_flight() > bench.common.clients,
-            Self::Replay(_) => true,
-        }
-    }
-
     /// Checks what depends on more than one option.
     ///
     /// # Errors
@@ -113,6 +124,12 @@ impl Load {
         }
         if common.store.is_some() && common.target != TargetUrl::Inproc {
             return Err("--store is for --target inproc: a service has its own".into());
+        }
+        if common.processes > 1 && common.target == TargetUrl::Inproc {
+            return Err("--processes is for services: a scheduler in this process has no other".into());
+        }
+        if common.processes > common.clients {
+            return Err("--processes must not be above --clients: each has at least one".into());
         }
         match self {
             Self::Bench(bench) if bench.rate.is_none() && bench.in_flight() < common.clients => {
@@ -126,8 +143,11 @@ impl Load {
 /// Options of every command.
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct CommonArgs {
-    /// What to load: a scheduler in this process, or a service
-    #[arg(long, default_value = "inproc", value_name = "inproc|http://HOST:PORT|grpc://HOST:PORT")]
+    /// What to load: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT` or
+    /// `resp://HOST:PORT[?http=HOST:PORT]` (the port below, unless said), a service; `redis-scan://`, `redis-spop://`,
+    /// `redis-lock://`, `redis-batch://` or `redis-lua://` with `HOST:PORT[,HOST:PORT...]`, what people do without one, on a Redis
+    /// server or cluster (`?concurrent=N`: how many claims of one batch at the same time)
+    #[arg(long, default_value = "inproc", value_name = "URL")]
     pub target: TargetUrl,
     /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
     #[arg(long, value_name = "URL")]
@@ -139,6 +159,13 @@ pub struct CommonArgs {
     /// Clients: tasks in this process, kept-open connections to a service
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX).map(to_usize))]
     pub clients: usize,
+    /// Processes that send the load, each with its share of clients and rate. Each checks the grants that it was given itself
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=PROCESSES_MAX).map(to_usize))]
+    pub processes: usize,
+    /// The place of this process among them; they are started so
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    pub member: Option<Member>,
     /// When the service answers
     #[arg(long, value_enum, default_value = "durable")]
     pub ack: AckArg,
@@ -146,6 +173,10 @@ pub struct CommonArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub report_json: Option<PathBuf>,
+    /// Writes it to this file, as one page with pictures
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub report_html: Option<PathBuf>,
 }
 
 /// Options of `bench`.
@@ -211,57 +242,10 @@ fn to_usize(n: u32) -> usize {
 }
 
 /// A number above zero that is also a duration's worth of seconds.
-fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "must be a number".to_owned())?;
     let usable = number > 0.0 && Duration::try_from_secs_f64(number).is_ok();
     usable.then_some(number).ok_or_else(|| "must be above 0".to_owned())
-}
-
-/// What is loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TargetUrl {
-    /// A scheduler in this process.
-    Inproc,
-    /// A service at `HOST:PORT`, over HTTP.
-    Http(String),
-    /// The same, over gRPC.
-    Grpc(String),
-}
-
-impl FromStr for TargetUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "inproc" {
-            return Ok(Self::Inproc);
-        }
-        let wrong = || "must be inproc, http://HOST:PORT or grpc://HOST:PORT".to_owned();
-        let (kind, authority) = match text.split_once("://").ok_or_else(wrong)? {
-            ("http", authority) => (Self::Http as fn(String) -> Self, authority),
-            ("grpc", authority) => (Self::Grpc as fn(String) -> Self, authority),
-            _ => return Err(wrong()),
-        };
-        let authority: hyper::http::uri::Authority =
-            authority.strip_suffix('/').unwrap_or(authority).parse().map_err(|_| wrong())?;
-        authority.port_u16().ok_or_else(wrong)?;
-        Ok(kind(authority.to_string()))
-    }
-}
-
-impl std::fmt::Display for TargetUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Inproc => f.write_str("inproc"),
-            Self::Http(authority) => write!(f, "http://{authority}"),
-            Self::Grpc(authority) => write!(f, "grpc://{authority}"),
-        }
-    }
-}
-
-impl Serialize for TargetUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 /// [`Ack`] as the command line spells it.
@@ -304,7 +288,6 @@ mod tests {
         assert_eq!((closed.in_flight(), closed.common.target.clone()), (8, TargetUrl::Inproc));
         let Ok(Command::Load(Load::Bench(open))) = parse("bench --clients 8 --rate 1e5") else { panic!() };
         assert_eq!(open.in_flight(), OPEN_IN_FLIGHT);
-        assert!(!Load::Bench(closed).multiplexed() && Load::Bench(open).multiplexed());
         let Ok(Command::Load(Load::Replay(replay))) = parse("replay --trace x --target grpc://[::1]:80") else {
             panic!()
         };
@@ -326,14 +309,19 @@ mod tests {
             "bench --duration-s -1",
             "bench --ack maybe",
             "bench --target https://x:1",
-            "bench --target http://x",
-            "bench --target grpc://x",
-            "bench --target grpc:x:1",
-            "bench --target http://x:1/path",
             "bench --target http://x:1 --store memory:",
             "bench --store redb:",
             "bench --store redis://",
             "replay",
+            "bench --processes 2",
+            "bench --processes 2 --clients 1 --target http://x:1",
+            "bench --processes 0",
+            "run",
+            "run --scenario x --target nothing",
+            "run --scenario x --phase-s 0",
+            "sweep --shards 3",
+            "sweep --p99-ms 0",
+            "compare --rounds 0",
             "pack --nodes x",
             "pack --nodes x --requests y --policy random",
             "pack --nodes x --requests y --shards 3",

@@ -6,13 +6,15 @@
 //!
 //! One atomic word a worker carries all of it: the fence of the last grant, and a bit that says it is held. A grant
 //! swaps its own word in and looks at what was there; a release clears the bit only if the word is still its own.
+//! Where claims take shares of a worker, the word is the sum of what is held, which must not exceed what there is; fences
+//! then grow by key, and no key is used twice.
 //!
 //! Caveat: of three holders at once, the third goes unseen if the second is released first. Every overlap is still
 //! counted at least once, by its second holder.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::FENCE_MAX;
 
@@ -36,9 +38,9 @@ pub fn worker_ordinal(id: &str) -> u32 {
 }
 
 /// What was found to be wrong, in grants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Faults {
-    /// Grants of a worker that somebody held.
+    /// Grants of a worker that somebody held; of shares, those beyond what the worker has.
     pub double_claims: u64,
     /// Grants whose fence is not above the worker's last one.
     pub old_fences: u64,
@@ -49,35 +51,46 @@ pub struct Faults {
 /// Who holds which worker, as the clients see it. Shared by all of them; lock-free.
 #[derive(Debug)]
 pub struct Check {
-    /// Per worker: last fence, and [`HELD`].
-    slots: Vec<AtomicU64>,
+    /// Per worker: last fence, and [`HELD`]; of shared workers the slots that are held.
+    words: Vec<AtomicU64>,
+    /// Slots of a worker; 0: a claim takes it whole.
+    slots: u64,
     /// Per worker: the function of its last claim plus one; 0 before the first.
     functions: Vec<AtomicU32>,
+    met: AtomicBool,
     double_claims: AtomicU64,
     old_fences: AtomicU64,
     unknown_workers: AtomicU64,
 }
 
 impl Check {
-    /// For workers `0..workers`, all of them free.
+    /// For workers `0..workers`, all of them free, with so many slots each; 0: a claim takes a worker whole.
     #[must_use]
-    pub fn new(workers: u32) -> Self {
+    pub fn new(workers: u32, slots: u32) -> Self {
         Self {
-            slots: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            words: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            slots: slots.into(),
             functions: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            met: AtomicBool::new(false),
             double_claims: AtomicU64::new(0),
             old_fences: AtomicU64::new(0),
             unknown_workers: AtomicU64::new(0),
         }
     }
 
-    /// A grant of `worker` has been received.
-    pub fn granted(&self, worker: u32, fence: u64) {
-        let Some(slot) = self.slots.get(worker as usize) else {
+    /// A grant of `worker`, or of so many slots of it, has been received.
+    pub fn granted(&self, worker: u32, fence: u64, slots: u32) {
+        let Some(word) = self.words.get(worker as usize) else {
             self.unknown_workers.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let before = slot.swap(fence | HELD, Ordering::AcqRel);
+        if self.slots > 0 {
+            let held = word.fetch_add(slots.into(), Ordering::AcqRel) + u64::from(slots);
+            self.double_claims.fetch_add(u64::from(held > self.slots), Ordering::Relaxed);
+            self.old_fences.fetch_add(u64::from(fence == 0 || fence > FENCE_MAX), Ordering::Relaxed);
+            return;
+        }
+        let before = word.swap(fence | HELD, Ordering::AcqRel);
         if before & HELD != 0 {
             self.double_claims.fetch_add(1, Ordering::Relaxed);
         }
@@ -87,17 +100,29 @@ impl Check {
     }
 
     /// The release of that grant is about to be sent.
-    pub fn releasing(&self, worker: u32, fence: u64) {
-        if let Some(slot) = self.slots.get(worker as usize) {
+    pub fn releasing(&self, worker: u32, fence: u64, slots: u32) {
+        let Some(word) = self.words.get(worker as usize) else { return };
+        if self.slots > 0 {
+            word.fetch_sub(slots.into(), Ordering::AcqRel);
+        } else {
             // Failing means that another grant stands there: it was counted when it came.
-            let _ = slot.compare_exchange(fence | HELD, fence, Ordering::AcqRel, Ordering::Relaxed);
+            let _ = word.compare_exchange(fence | HELD, fence, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
     /// Notes that the worker runs `function` now; true if its last claim was of the same function.
     pub fn meets(&self, worker: u32, function: u32) -> bool {
         let word = function.wrapping_add(1);
+        if !self.met.load(Ordering::Relaxed) {
+            self.met.store(true, Ordering::Relaxed);
+        }
         self.functions.get(worker as usize).is_some_and(|last| last.swap(word, Ordering::Relaxed) == word)
+    }
+
+    /// Whether any claim was for a function.
+    #[must_use]
+    pub fn met_functions(&self) -> bool {
+        self.met.load(Ordering::Relaxed)
     }
 
     /// What was wrong so far.
@@ -127,46 +152,60 @@ mod tests {
 
     #[test]
     fn one_holder_after_another_is_fine() {
-        let check = Check::new(2);
+        let check = Check::new(2, 0);
         for fence in 1..10 {
-            check.granted(1, fence);
-            check.releasing(1, fence);
+            check.granted(1, fence, 0);
+            check.releasing(1, fence, 0);
         }
         assert_eq!(check.faults(), Faults::default());
     }
 
     #[test]
+    fn shares_may_not_add_up_to_more_than_there_is() {
+        let check = Check::new(1, 4);
+        check.granted(0, 1, 3);
+        check.granted(0, 1, 1);
+        assert_eq!(check.faults(), Faults::default(), "one fence for claims that came together");
+        check.granted(0, 2, 1);
+        assert_eq!(check.faults().double_claims, 1);
+        check.releasing(0, 1, 3);
+        check.granted(0, 3, 2);
+        check.granted(0, 0, 0);
+        assert_eq!(check.faults(), Faults { double_claims: 1, old_fences: 1, unknown_workers: 0 });
+    }
+
+    #[test]
     fn two_holders_are_one_double_claim() {
-        let check = Check::new(1);
-        check.granted(0, 5);
-        check.granted(0, 6);
-        check.releasing(0, 5); // the older holder must not free the younger one's slot
-        check.granted(0, 7);
+        let check = Check::new(1, 0);
+        check.granted(0, 5, 0);
+        check.granted(0, 6, 0);
+        check.releasing(0, 5, 0); // the older holder must not free the younger one's slot
+        check.granted(0, 7, 0);
         assert_eq!(check.faults(), Faults { double_claims: 2, ..Faults::default() });
     }
 
     #[test]
     fn a_fence_that_does_not_grow_is_seen_even_when_the_worker_was_free() {
-        let check = Check::new(1);
+        let check = Check::new(1, 0);
         for fence in [5, 5, 4, FENCE_MAX + 1] {
-            check.granted(0, fence);
-            check.releasing(0, fence);
+            check.granted(0, fence, 0);
+            check.releasing(0, fence, 0);
         }
         assert_eq!(check.faults(), Faults { old_fences: 3, ..Faults::default() });
     }
 
     #[test]
     fn a_worker_that_nobody_registered_is_seen() {
-        let check = Check::new(1);
-        check.granted(1, 1);
-        check.releasing(1, 1);
-        check.granted(UNKNOWN_WORKER, 2);
+        let check = Check::new(1, 0);
+        check.granted(1, 1, 0);
+        check.releasing(1, 1, 0);
+        check.granted(UNKNOWN_WORKER, 2, 0);
         assert_eq!(check.faults(), Faults { unknown_workers: 2, ..Faults::default() });
     }
 
     #[test]
     fn warm_is_the_same_function_twice_in_a_row() {
-        let check = Check::new(1);
+        let check = Check::new(1, 0);
         let met: Vec<bool> = [0, 0, 1, 0, 0].into_iter().map(|function| check.meets(0, function)).collect();
         assert_eq!(met, [false, true, false, false, true]);
     }
@@ -176,7 +215,7 @@ mod tests {
     fn holds_under_concurrency() {
         const ROUNDS: u64 = 50_000;
         let run = |broken: bool| {
-            let check = Check::new(4);
+            let check = Check::new(4, 0);
             let idle = crossbeam::queue::ArrayQueue::new(8);
             (0..4).for_each(|worker| idle.push(worker).unwrap());
             if broken {
@@ -193,11 +232,11 @@ mod tests {
                             };
                             // In the broken queue two threads may take their fences in one order and say so in the other.
                             let fence = fences.fetch_add(1, Ordering::Relaxed) + 1;
-                            check.granted(worker, fence);
+                            check.granted(worker, fence, 0);
                             if fence.is_multiple_of(64) {
                                 std::thread::yield_now(); // let somebody else in while the worker is held
                             }
-                            check.releasing(worker, fence);
+                            check.releasing(worker, fence, 0);
                             idle.push(worker).unwrap();
                         }
                     });

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::ask::{Ask, Grant, Want};
 use super::check::Check;
+use super::link::Link;
+use super::pace::Stop;
 use super::stats::{Failure, Stats, record};
-use super::target::{Ask, Grant, Link};
 use crate::model::{ClaimId, Fence};
 
 /// Digits of a claim's number in its key: letters of names, and a power of two of them, so that a digit is a mask.
@@ -21,6 +23,51 @@ pub struct Client {
     /// Number of the next claim: the rest of its key.
     next: AtomicU64,
     stats: Mutex<Stats>,
+}
+
+/// One request of a load, and what becomes of its claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// What each claim asks for.
+    pub want: Want,
+    /// Claims in the request.
+    pub claims: usize,
+    /// All of them or none.
+    pub gang: bool,
+    /// How long they are held after the answer.
+    pub hold: Duration,
+}
+
+impl Call {
+    /// So many claims of whole workers, given back at once.
+    #[must_use]
+    pub fn plain(claims: usize) -> Self {
+        Self { want: Want::default(), claims, gang: false, hold: Duration::ZERO }
+    }
+}
+
+/// When holding ends, whatever was meant.
+#[derive(Debug)]
+pub struct End {
+    /// At the end of the run.
+    pub at: Instant,
+    /// When it is asked to stop.
+    pub stop: Arc<Stop>,
+}
+
+impl End {
+    /// Waits for as long as claims are held that were answered at `answered`. Returns the time.
+    async fn hold(&self, answered: Instant, hold: Duration) -> Instant {
+        if hold.is_zero() {
+            return answered;
+        }
+        let until = (answered + hold).min(self.at);
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => {}
+            () = self.stop.wait() => {}
+        }
+        Instant::now()
+    }
 }
 
 /// What one claim of a batch left to be released.
@@ -44,24 +91,24 @@ impl Client {
     }
 
     /// Claim `number`; `text` is room for its key.
-    fn ask(&self, number: u64, function: Option<u32>, text: &mut String) -> Ask {
+    fn ask(&self, number: u64, want: Want, text: &mut String) -> Ask {
         text.clear();
         text.push_str(&self.prefix);
         push_digits(text, number);
-        Ask::new(text, function)
+        Ask::new(text, want)
     }
 
     /// Makes one claim that was to be sent at `intended`. Returns it with the time of its answer; on any other
     /// outcome counts it and returns none.
-    pub async fn claim(&self, intended: Instant, function: Option<u32>, text: &mut String) -> Option<(Grant, Instant)> {
+    async fn claim(&self, intended: Instant, want: Want, text: &mut String) -> Option<(Grant, Instant)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let outcome = self.link.claim(self.ask(number, function, text)).await;
+        let outcome = self.link.claim(self.ask(number, want, text)).await;
         let answered = Instant::now();
         let mut stats = self.stats();
         match outcome {
             Ok(grant) => {
-                self.check.granted(grant.worker, grant.fence);
-                stats.warm += u64::from(function.is_some_and(|function| self.check.meets(grant.worker, function)));
+                self.check.granted(grant.worker, grant.fence, want.slots);
+                stats.warm += u64::from(want.function.is_some_and(|function| self.check.meets(grant.worker, function)));
                 stats.claims_ok += 1;
                 record(&mut stats.claims, answered - intended, 1);
                 Some((grant, answered))
@@ -74,8 +121,8 @@ impl Client {
     }
 
     /// Gives one claim back; `sent` is now. Returns the time of the answer.
-    pub async fn release(&self, grant: &Grant, sent: Instant) -> Instant {
-        self.check.releasing(grant.worker, grant.fence);
+    async fn release(&self, grant: &Grant, slots: u32, sent: Instant) -> Instant {
+        self.check.releasing(grant.worker, grant.fence, slots);
         let outcome = self.link.release(&grant.id, grant.fence).await;
         let answered = Instant::now();
         let mut stats = self.stats();
@@ -94,12 +141,13 @@ impl Client {
         answered
     }
 
-    /// Makes `batch` claims that were to be sent at `intended` and gives back what was granted. All claims of a
-    /// request have the latency of their request. Returns the time of the last answer.
-    pub async fn round(&self, intended: Instant, batch: usize, text: &mut String) -> Instant {
+    /// Makes the claims of a call that was to be sent at `intended`, holds them, and gives back what was granted. All claims
+    /// of a request have the latency of their request. Returns the time of the last answer.
+    pub async fn round(&self, intended: Instant, call: &Call, end: &End, text: &mut String) -> Instant {
+        let Call { want, claims: batch, gang, hold } = *call;
         if batch == 1 {
-            return match self.claim(intended, None, text).await {
-                Some((grant, answered)) => self.release(&grant, answered).await,
+            return match self.claim(intended, want, text).await {
+                Some((grant, answered)) => self.release(&grant, want.slots, end.hold(answered, hold).await).await,
                 None => self.yielded().await,
             };
         }
@@ -107,21 +155,25 @@ impl Client {
         let mut claims = Vec::with_capacity(batch);
         let mut held = Vec::with_capacity(batch);
         let mut failures = Vec::new();
-        let asks = (first..).take(batch).map(|number| self.ask(number, None, text));
+        let asks = (first..).take(batch).map(|number| self.ask(number, want, text));
         let mut numbers = first..;
         let outcome = |outcome| {
             let number = numbers.next().unwrap_or_default();
             match outcome {
                 Ok(Grant { id, fence, worker }) => {
-                    self.check.granted(worker, fence);
+                    self.check.granted(worker, fence, want.slots);
                     claims.push((id, fence));
                     held.push(Held { number, worker, fence });
                 }
                 Err(failure) => failures.push((number, failure)),
             }
         };
-        self.link.claim_batch(asks, outcome).await;
+        self.link.claim_batch(asks, gang, outcome).await;
         let answered = Instant::now();
+        if gang && failures.iter().any(|(_, failure)| *failure == Failure::Refused) {
+            // The others are told that one of them was refused.
+            failures.iter_mut().for_each(|(_, failure)| *failure = Failure::Refused);
+        }
         {
             let mut stats = self.stats();
             stats.claims_ok += held.len() as u64;
@@ -133,17 +185,19 @@ impl Client {
         if held.is_empty() {
             return self.yielded().await;
         }
-        self.release_held(claims, &held, answered, text).await
+        let sent = end.hold(answered, hold).await;
+        self.release_held(claims, &held, want, sent, text).await
     }
 
     async fn release_held(
         &self,
         claims: Vec<(ClaimId, Fence)>,
         held: &[Held],
+        want: Want,
         sent: Instant,
         text: &mut String,
     ) -> Instant {
-        let sending = |n: usize| self.check.releasing(held[n].worker, held[n].fence);
+        let sending = |n: usize| self.check.releasing(held[n].worker, held[n].fence, want.slots);
         let mut released = 0;
         let mut failures = Vec::new();
         let mut number = held.iter().map(|held| (held.number, held.fence));
@@ -157,7 +211,7 @@ impl Client {
         for (failure, claim) in failures {
             stats.error(&message(failure), 1);
             if let Some((number, fence)) = claim {
-                stats.doubt((self.ask(number, None, text).id, Some(fence)));
+                stats.doubt((self.ask(number, want, text).id, Some(fence)));
             }
         }
         stats.releases_ok += released;
@@ -174,7 +228,7 @@ impl Client {
             Failure::Failed { message, in_doubt } => {
                 stats.error(&message, 1);
                 if in_doubt {
-                    stats.doubt((self.ask(number, None, &mut String::new()).id, None));
+                    stats.doubt((self.ask(number, Want::default(), &mut String::new()).id, None));
                 }
             }
         }

@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result, bail};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::client::Client;
+use super::client::{Call, Client, End};
 use super::pace::{Stop, pace};
+use super::timeline::Timeline;
 
 /// How often the driver looks whether all is done, and shows how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -66,21 +67,27 @@ impl Driver {
         Self { clients, stop, flight: Arc::default() }
     }
 
-    /// Keeps `in_flight` requests of `batch` claims outstanding for `duration` from `start`, spread over the clients.
+    /// Keeps `in_flight` calls outstanding for `duration` from `start`, spread over the clients.
     ///
     /// # Errors
     /// Requests are left without an answer, or a lane panicked.
-    pub async fn closed(&self, start: Instant, duration: Duration, in_flight: usize, batch: usize) -> Result<()> {
-        let end = start + duration;
+    pub async fn closed(
+        &self,
+        (start, duration): (Instant, Duration),
+        in_flight: usize,
+        call: Call,
+        timeline: &mut Timeline,
+    ) -> Result<()> {
+        let end = Arc::new(End { at: start + duration, stop: Arc::clone(&self.stop) });
         for lane in 0..in_flight {
             let client = Arc::clone(&self.clients[lane % self.clients.len()]);
-            let stop = Arc::clone(&self.stop);
+            let end = Arc::clone(&end);
             let flying = self.flight.enter();
             tokio::spawn(async move {
                 let mut text = String::new();
                 let mut now = Instant::now();
-                while now < end && !stop.asked() {
-                    now = client.round(now, batch, &mut text).await;
+                while now < end.at && !end.stop.asked() {
+                    now = client.round(now, &call, &end, &mut text).await;
                     // In process an answer may be there at once: without this a lane would keep its thread, and the
                     // others' answers would look late.
                     tokio::task::yield_now().await;
@@ -88,51 +95,54 @@ impl Driver {
                 drop(flying);
             });
         }
-        self.wait(start, duration, || false).await
+        self.wait((start, duration), || false, timeline).await
     }
 
-    /// Starts `call` for each item of the schedule when it is due, for as long as fewer than `in_flight_max` are
-    /// under way; what is due beyond that is counted as `claims` errors. Returns how late calls were started, in
-    /// nanoseconds. `duration` is that of the schedule.
+    /// Starts each call of the schedule when it is due, for as long as fewer than `in_flight_max` are under way; of what is
+    /// due beyond that each claim is an error. Returns how late calls were started, in nanoseconds. `duration` is that of the
+    /// schedule; what is held at its end is given back then.
     ///
     /// # Errors
     /// As [`Self::closed`].
-    pub async fn open<T, F>(
+    pub async fn open(
         &self,
-        start: Instant,
-        duration: Duration,
-        schedule: impl Iterator<Item = (Duration, T)> + Send + 'static,
-        (in_flight_max, claims): (usize, u64),
-        mut call: impl FnMut(Arc<Client>, Instant, T) -> F + Send + 'static,
-    ) -> Result<Histogram<u64>>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
+        (start, duration): (Instant, Duration),
+        schedule: impl Iterator<Item = (Duration, Call)> + Send + 'static,
+        in_flight_max: usize,
+        timeline: &mut Timeline,
+    ) -> Result<Histogram<u64>> {
         let clients = self.clients.clone();
         let (stop, flight) = (Arc::clone(&self.stop), Arc::clone(&self.flight));
+        let end = Arc::new(End { at: start + duration, stop: Arc::clone(&stop) });
+        let runtime = tokio::runtime::Handle::current();
         let dropped = format!("not sent: {in_flight_max} requests were under way already");
         let pacer = tokio::task::spawn_blocking(move || {
             let mut next = clients.iter().cycle();
-            pace(start, schedule, &stop, |due, item| {
+            pace(start, schedule, &stop, |due, call| {
                 let Some(client) = next.next() else { return };
                 if flight.under_way() >= in_flight_max {
-                    client.stats().error(&dropped, claims);
+                    client.stats().error(&dropped, call.claims as u64);
                     return;
                 }
                 let flying = flight.enter();
-                let call = call(Arc::clone(client), due, item);
-                tokio::spawn(async move {
-                    call.await;
+                let (client, end) = (Arc::clone(client), Arc::clone(&end));
+                runtime.spawn(async move {
+                    client.round(due, &call, &end, &mut String::new()).await;
                     drop(flying);
                 });
             })
         });
-        self.wait(start, duration, || !pacer.is_finished()).await?;
+        self.wait((start, duration), || !pacer.is_finished(), timeline).await?;
         pacer.await.context("the pace was lost")
     }
 
     /// Waits until nothing is under way and shows, on a terminal, how far it is.
-    async fn wait(&self, start: Instant, duration: Duration, sending: impl Fn() -> bool) -> Result<()> {
+    async fn wait(
+        &self,
+        (start, duration): (Instant, Duration),
+        sending: impl Fn() -> bool,
+        timeline: &mut Timeline,
+    ) -> Result<()> {
         let bar = ProgressBar::new(millis(duration)); // hides itself unless stderr is a terminal
         let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}").context("progress bar")?;
         bar.set_style(style);
@@ -140,6 +150,7 @@ impl Driver {
         while sending() || self.flight.under_way() > 0 {
             tokio::time::sleep(LOOK_EVERY).await;
             let now = Instant::now();
+            timeline.look(now, &self.clients);
             if self.stop.asked() && stopped.is_none() {
                 stopped = Some(now);
             }

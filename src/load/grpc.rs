@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, bail};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::ask::{Ask, Counts, Grant, NAMESPACE};
 use super::check::{worker_id, worker_ordinal};
 use super::stats::Failure;
-use super::target::{Ask, Counts, Grant, NAMESPACE};
 use super::wire::failed;
 use crate::api::grpc::proto;
 use crate::api::grpc::proto::batch_register_workers_response::item::Outcome as Registered;
@@ -19,7 +19,7 @@ use crate::api::grpc::proto::pool_service_client::PoolServiceClient;
 use crate::api::grpc::proto::take_claim_request::Candidates;
 use crate::api::grpc::proto::worker_service_client::WorkerServiceClient;
 use crate::limits;
-use crate::model::{Ack, ClaimId, Fence, PoolSpec};
+use crate::model::{Ack, ClaimId, Fence, Mode, PoolSpec};
 
 /// Longest wait for a connection or an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -56,7 +56,12 @@ impl GrpcLink {
             Ack::Memory => proto::Ack::Memory,
             Ack::Durable => proto::Ack::Durable,
         };
+        let mode = match spec.mode {
+            Mode::Exclusive => proto::Mode::Exclusive,
+            Mode::Shared => proto::Mode::Shared,
+        };
         let spec = proto::PoolSpec {
+            mode: mode as i32,
             shards: Some(spec.shards.into()),
             ack: ack as i32,
             reserve_ms: Some(spec.reserve_ms),
@@ -66,10 +71,12 @@ impl GrpcLink {
         Ok(self.pools().put_pool(request).await?.into_inner().created)
     }
 
-    /// Registers the workers of these ordinals.
-    pub(super) async fn register(&self, workers: std::ops::Range<u32>) -> Result<()> {
+    /// Registers the workers of these ordinals, each with so many slots.
+    pub(super) async fn register(&self, workers: std::ops::Range<u32>, slots: u32) -> Result<()> {
         let count = workers.len();
-        let workers = workers.map(|n| proto::WorkerSpec { id: worker_id(n), ..proto::WorkerSpec::default() }).collect();
+        let capacity = (slots > 0).then(|| proto::Capacity { slots: slots.into(), ..proto::Capacity::default() });
+        let spec = |n| proto::WorkerSpec { id: worker_id(n), capacity: capacity.clone(), ..Default::default() };
+        let workers = workers.map(spec).collect();
         let request =
             proto::BatchRegisterWorkersRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), workers };
         let mut client = WorkerServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
@@ -104,6 +111,14 @@ impl GrpcLink {
         Ok(self.claims.clone().list_claims(request).await?.into_inner().claims.len() as u64)
     }
 
+    /// Deletes a worker.
+    pub(super) async fn delete_worker(&self, worker: u32) -> Result<()> {
+        let request =
+            proto::DeleteWorkerRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), id: worker_id(worker) };
+        WorkerServiceClient::new(self.channel.clone()).delete_worker(request).await?;
+        Ok(())
+    }
+
     /// Removes the pool; fine if it is not there.
     pub(super) async fn delete_pool(&self) -> Result<()> {
         let request = proto::DeletePoolRequest { namespace: NAMESPACE.into(), pool: self.pool.clone(), force: true };
@@ -120,6 +135,9 @@ impl GrpcLink {
             candidates: Some(Candidates::Pool(self.pool.clone())),
             affinity: ask.word(),
             reserve_ms: Some(0),
+            resources: (ask.want.slots > 0)
+                .then(|| proto::Resources { slots: ask.want.slots.into(), ..proto::Resources::default() }),
+            wait_ms: (ask.want.wait_ms > 0).then_some(ask.want.wait_ms.into()),
             ..proto::TakeClaimRequest::default()
         }
     }
@@ -130,12 +148,11 @@ impl GrpcLink {
         grant(ask, answer.into_inner())
     }
 
-    /// Makes many claims in one request.
-    pub(super) async fn claim_batch(&self, asks: Vec<Ask>) -> Vec<Result<Grant, Failure>> {
-        let request = proto::BatchTakeClaimsRequest {
-            mode: proto::BatchMode::Independent as i32,
-            items: asks.iter().map(|ask| self.take(ask)).collect(),
-        };
+    /// Makes many claims in one request. `gang`: all or none.
+    pub(super) async fn claim_batch(&self, asks: Vec<Ask>, gang: bool) -> Vec<Result<Grant, Failure>> {
+        let mode = if gang { proto::BatchMode::AllOrNothing } else { proto::BatchMode::Independent };
+        let request =
+            proto::BatchTakeClaimsRequest { mode: mode as i32, items: asks.iter().map(|ask| self.take(ask)).collect() };
         let outcomes = match self.claims.clone().batch_take_claims(request).await {
             Ok(answer) if answer.get_ref().items.len() == asks.len() => Ok(answer.into_inner().items),
             Ok(answer) => {

@@ -1,23 +1,13 @@
 //! Replays a trace: a claim when an invocation arrives, its release when it has run.
 //!
-//! Both ends are divided by the speed. Releases are timed by the runtime, whose timers count whole milliseconds and
+//! The claim's affinity is the function. Both ends are divided by the speed. Releases are timed by the runtime, whose timers count whole milliseconds and
 //! round up, so a worker is held up to 2 ms longer than the trace says; claims are timed by [`super::pace`].
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::client::Client;
-use super::pace::Stop;
+use super::ask::Want;
+use super::client::Call;
 use super::trace::Invocation;
-
-/// One invocation at the speed of the replay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Call {
-    /// Which function: the affinity of its claim.
-    pub function: u32,
-    /// How long its worker is held after the grant.
-    pub hold: Duration,
-}
 
 /// The calls of a trace that are due before `duration`, each with the time from the start.
 pub fn schedule(
@@ -30,7 +20,8 @@ pub fn schedule(
         .map(move |invocation| {
             let at = Duration::from_micros(invocation.t_us).div_f64(speed);
             let hold = Duration::from_millis(invocation.dur_ms.into()).div_f64(speed);
-            (at, Call { function: invocation.function, hold })
+            let want = Want { function: invocation.function, ..Want::default() };
+            (at, Call { want, hold, ..Call::plain(1) })
         })
         .take_while(move |(at, _)| duration.is_none_or(|duration| *at < duration))
 }
@@ -43,25 +34,13 @@ pub fn length(trace: &[Invocation], speed: f64, duration: Option<Duration>) -> D
     duration.map_or(whole, |duration| duration.min(whole))
 }
 
-/// Runs one call. A worker that is still held at `end` is released then.
-pub async fn run(client: Arc<Client>, stop: Arc<Stop>, due: Instant, call: Call, end: Instant) {
-    let mut text = String::new();
-    let Some((grant, answered)) = client.claim(due, Some(call.function), &mut text).await else { return };
-    let until = (answered + call.hold).min(end);
-    tokio::select! {
-        () = tokio::time::sleep_until(until.into()) => {}
-        () = stop.wait() => {}
-    }
-    client.release(&grant, Instant::now()).await;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn trace() -> Vec<Invocation> {
         [(0, 3, 100), (1_000, 4, 20), (500_000, 3, 1)]
-            .map(|(t_us, function, dur_ms)| Invocation { t_us, function, dur_ms })
+            .map(|(t_us, function, dur_ms)| Invocation { t_us, function: Some(function), dur_ms })
             .to_vec()
     }
 
@@ -69,7 +48,8 @@ mod tests {
     fn speed_divides_both_arrival_and_hold() {
         let calls: Vec<_> = schedule(trace(), 10.0, None).collect();
         let call = |at_us, function, hold_us| {
-            (Duration::from_micros(at_us), Call { function, hold: Duration::from_micros(hold_us) })
+            let want = Want { function: Some(function), ..Want::default() };
+            (Duration::from_micros(at_us), Call { want, hold: Duration::from_micros(hold_us), ..Call::plain(1) })
         };
         assert_eq!(calls, [call(0, 3, 10_000), call(100, 4, 2_000), call(50_000, 3, 100)]);
     }

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::ask::Counts;
+use super::baseline::TripCounts;
 use super::check::Faults;
 use super::stats::Stats;
-use super::target::Counts;
+use super::timeline::Slice;
 
 /// Exit code of a run that showed the service to be wrong.
 pub const EXIT_VIOLATION: u8 = 2;
@@ -19,7 +21,7 @@ pub const EXIT_VIOLATION: u8 = 2;
 pub const EXIT_USAGE: u8 = 64;
 
 /// Percentiles in microseconds, from a histogram of three significant digits; all 0 if there is nothing in it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Half lie at or below.
     pub p50: f64,
@@ -76,7 +78,7 @@ impl Machine {
 /// a closed loop. Only what succeeded has a latency.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// `bench` or `replay`.
+    /// `bench`, `replay` or `run`.
     pub command: &'static str,
     /// Name of the run: its pool was `load/{run}`.
     pub run: String,
@@ -115,6 +117,23 @@ pub struct Report {
     pub leaked: Option<u64>,
     /// Claims in doubt at the end (their request or release got no clear answer) that were found and ended.
     pub doubts_settled: u64,
+    /// Round trips that a granted claim took, those of refused ones included; only of targets that count them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trips_per_claim: Option<f64>,
+    /// Round trips that a release took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trips_per_release: Option<f64>,
+    /// Attempts of claims and releases that came to nothing because another client was faster, or held the lock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u64>,
+    /// Changes that each shard of the pool has decided, workers' registrations among them; empty where that is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<u64>,
+    /// The longest time without a granted claim, in seconds, slice by slice; only where a server was made to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub longest_stall_s: Option<f64>,
+    /// How it went over time.
+    pub timeline: Vec<Slice>,
     /// Ended early by a signal.
     pub interrupted: bool,
     /// What kept the run from being whole.
@@ -145,6 +164,12 @@ impl Report {
             faults: Faults::default(),
             leaked: None,
             doubts_settled: 0,
+            round_trips_per_claim: None,
+            round_trips_per_release: None,
+            retries: None,
+            shards: Vec::new(),
+            longest_stall_s: None,
+            timeline: Vec::new(),
             interrupted: false,
             failures: Vec::new(),
         }
@@ -163,6 +188,14 @@ impl Report {
         self.releases_ok = stats.releases_ok;
         self.release_latency_us = Latency::of(&stats.releases);
         self.warm_ratio = functions.then(|| ratio(stats.warm, stats.claims_ok as f64));
+    }
+
+    /// Takes over what the target counted.
+    pub fn count_trips(&mut self, trips: TripCounts) {
+        let per = |trips: u64, each: u64| (each > 0).then(|| trips as f64 / each as f64);
+        self.round_trips_per_claim = per(trips.claims, self.claims_ok);
+        self.round_trips_per_release = per(trips.releases, self.releases_ok);
+        self.retries = Some(trips.retries);
     }
 
     /// Whether the service was shown to be wrong.
@@ -207,6 +240,10 @@ impl Report {
         counts.add_row(["throughput", &format!("{:.0} claims/s", self.throughput_per_s)]);
         if let Some(warm) = self.warm_ratio {
             counts.add_row(["warm", &format!("{:.2} %", warm * 100.0)]);
+        }
+        if let (Some(claim), Some(release)) = (self.round_trips_per_claim, self.round_trips_per_release) {
+            counts.add_row(["round trips a claim / release", &format!("{claim:.2} / {release:.2}")]);
+            counts.add_row(["attempts in vain", &self.retries.unwrap_or(0).to_string()]);
         }
         counts.add_row(["check", checked]);
         counts.add_row(["  double claims", &faults.double_claims.to_string()]);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{ClaimId, Fence};
 
@@ -28,6 +29,26 @@ pub fn record(histogram: &mut Histogram<u64>, duration: Duration, count: u64) {
     let _ = histogram.record_n(ns, count);
 }
 
+/// A histogram on its way between processes: values and how often each occurred. Recorded anew they give the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded(Vec<(u64, u64)>);
+
+impl Recorded {
+    /// What a histogram has.
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        Self(histogram.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect())
+    }
+
+    /// Adds it to another histogram of [`histogram`].
+    pub fn add_to(&self, histogram: &mut Histogram<u64>) {
+        for (value, count) in &self.0 {
+            // Only a histogram of fixed size can refuse a value.
+            let _ = histogram.record_n(*value, *count);
+        }
+    }
+}
+
 /// A request that did not end well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
@@ -40,6 +61,15 @@ pub enum Failure {
         /// True if the request may have taken effect all the same.
         in_doubt: bool,
     },
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused => f.write_str("no worker is free"),
+            Self::Failed { message, .. } => f.write_str(message),
+        }
+    }
 }
 
 /// A claim that may still be held although nobody here holds it: its fence, if it is known.
@@ -58,7 +88,8 @@ pub struct Stats {
     pub releases_ok: u64,
     /// Grants that met a worker whose last claim was of the same function.
     pub warm: u64,
-    /// Time from the intended sending of a request to its grants, in nanoseconds, one entry a granted claim.
+    /// Time from the intended sending of a request to its grants, in nanoseconds, one entry a granted claim; since the
+    /// [timeline](super::timeline) last looked.
     pub claims: Histogram<u64>,
     /// Time from sending a release to its success, in nanoseconds, one entry a release.
     pub releases: Histogram<u64>,
@@ -122,6 +153,21 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_goes_between_processes_arrives_as_it_was() {
+        let mut sent = histogram();
+        for n in 1..5_000_u64 {
+            record(&mut sent, Duration::from_nanos(n * n * 7), n % 3 + 1);
+        }
+        let text = serde_json::to_string(&Recorded::of(&sent)).unwrap();
+        let mut got = histogram();
+        serde_json::from_str::<Recorded>(&text).unwrap().add_to(&mut got);
+        assert_eq!((got.len(), got.max()), (sent.len(), sent.max()));
+        for quantile in [0.1, 0.5, 0.9, 0.99, 0.999] {
+            assert_eq!(got.value_at_quantile(quantile), sent.value_at_quantile(quantile));
+        }
+    }
 
     #[test]
     fn merging_adds_everything_up_and_bounds_the_messages() {

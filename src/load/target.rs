@@ -1,83 +1,25 @@
-//! What is loaded: a scheduler in this process, or a service over HTTP or gRPC. The same few verbs for all.
+//! What is loaded: a scheduler in this process, a service over HTTP, gRPC or RESP, or what people do without one. The same
+//! few verbs for all.
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::args::{CommonArgs, TargetUrl};
-use super::check::{worker_id, worker_ordinal};
+use super::ask::{Counts, Fleet, NAMESPACE};
+use super::baseline::{Baseline, TripCounts};
+use super::check::worker_id;
 use super::grpc::GrpcLink;
 use super::http::{HttpLink, Origin};
+use super::link::Link;
+use super::resp::RespLink;
 use super::stats::Failure;
+use super::url::TargetUrl;
 use crate::config::{self, StoreUrl};
 use crate::limits::BATCH_ITEMS_MAX;
-use crate::model::{
-    ClaimFilter, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Taken, WorkerId, WorkerSpec, affinity_hash,
-};
+use crate::model::{Capacity, ClaimFilter, PoolName, WorkerId, WorkerSpec};
 use crate::refusal::Refusal;
 use crate::scheduler::{Scheduler, Settings};
 use crate::service;
-
-/// Namespace of every pool and claim of this harness.
-pub const NAMESPACE: &str = "load";
-/// Tenant of every claim: the one that a request without a tenant has.
-const TENANT: &str = "default";
-
-/// A claim to be made.
-#[derive(Debug)]
-pub struct Ask {
-    /// Its identity, never used before.
-    pub id: ClaimId,
-    /// Hash of its affinity word: the function's, else the key.
-    pub affinity: u64,
-    /// The function that it is for, if it is for one.
-    pub function: Option<u32>,
-}
-
-impl Ask {
-    /// A claim under `key`, for `function` if it is for one.
-    ///
-    /// # Panics
-    /// The key is not a name: keys are made by [`super::client`], which knows what a name is.
-    #[must_use]
-    pub fn new(key: &str, function: Option<u32>) -> Self {
-        let affinity = function.map_or_else(|| affinity_hash(key), |function| affinity_hash(&word(function)));
-        let id = ClaimId::new(NAMESPACE, TENANT, key).expect("a key of letters, digits, dots, dashes and underlines");
-        Self { id, affinity, function }
-    }
-
-    /// The affinity word, if it is not the key.
-    #[must_use]
-    pub fn word(&self) -> Option<String> {
-        self.function.map(word)
-    }
-}
-
-fn word(function: u32) -> String {
-    format!("f{function}")
-}
-
-/// A claim that was granted.
-#[derive(Debug)]
-pub struct Grant {
-    /// Its identity.
-    pub id: ClaimId,
-    /// Its number.
-    pub fence: Fence,
-    /// Ordinal of its worker.
-    pub worker: u32,
-}
-
-/// Workers of the pool, as the service counts them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-pub struct Counts {
-    /// All.
-    pub total: u64,
-    /// Free.
-    pub idle: u64,
-    /// Held.
-    pub busy: u64,
-}
 
 /// What is loaded, with the pool of this run.
 pub struct Target {
@@ -87,8 +29,30 @@ pub struct Target {
 
 enum Kind {
     Inproc(Scheduler),
-    Http { origin: Arc<Origin>, link: HttpLink },
-    Grpc { authority: String, link: GrpcLink },
+    /// With claims over RESP where `resp` says.
+    Http {
+        origin: Arc<Origin>,
+        link: Arc<HttpLink>,
+        resp: Option<String>,
+    },
+    Grpc {
+        authority: String,
+        link: Box<GrpcLink>,
+    },
+    Baseline(Baseline),
+}
+
+/// What a link or a baseline failed with, as an error of the set-up.
+fn said(failure: Failure) -> anyhow::Error {
+    anyhow!("{failure}")
+}
+
+impl Kind {
+    async fn http(authority: &str, pool: &str, resp: Option<String>) -> Result<Self> {
+        let origin = Arc::new(Origin::new(authority, pool)?);
+        let link = Arc::new(HttpLink::open(Arc::clone(&origin), false).await?);
+        Ok(Self::Http { origin, link, resp })
+    }
 }
 
 impl Target {
@@ -96,25 +60,24 @@ impl Target {
     ///
     /// # Errors
     /// The store cannot be opened, or nobody answers at the address.
-    pub async fn open(args: &CommonArgs, pool: &str) -> Result<Self> {
-        let kind = match &args.target {
+    pub async fn open(url: &TargetUrl, store: Option<&StoreUrl>, pool: &str) -> Result<Self> {
+        let kind = match url {
             TargetUrl::Inproc => {
-                let url = args.store.clone().unwrap_or(StoreUrl::Memory);
+                let url = store.cloned().unwrap_or(StoreUrl::Memory);
                 let settings = config::Store { url, ..config::Store::default() };
                 let store = service::open(settings).await.context("cannot open the store")?;
                 let scheduler = Scheduler::new(store, Settings::default());
                 scheduler.start().await.context("cannot start the scheduler")?;
                 Kind::Inproc(scheduler)
             }
-            TargetUrl::Http(authority) => {
-                let origin = Arc::new(Origin::new(authority, pool)?);
-                let link = HttpLink::open(Arc::clone(&origin), false).await?;
-                Kind::Http { origin, link }
-            }
+            TargetUrl::Http(authority) => Kind::http(authority, pool, None).await?,
+            TargetUrl::Resp { address, http } => Kind::http(http, pool, Some(address.clone())).await?,
             TargetUrl::Grpc(authority) => {
                 let link = GrpcLink::open(authority, pool).await?;
-                Kind::Grpc { authority: authority.clone(), link }
+                Kind::Grpc { authority: authority.clone(), link: Box::new(link) }
             }
+            // The keys of the run's claims begin with the same.
+            TargetUrl::Baseline(url) => Kind::Baseline(Baseline::open(url, run_tag(pool)).await.map_err(said)?),
         };
         Ok(Self { pool: pool.to_owned(), kind })
     }
@@ -127,12 +90,13 @@ impl Target {
     ///
     /// # Errors
     /// The service's, or the pool is there already.
-    pub async fn create(&self, args: &CommonArgs) -> Result<()> {
-        let spec = PoolSpec { shards: args.shards, ack: args.ack.into(), reserve_ms: 0, ..PoolSpec::default() };
+    pub async fn create(&self, fleet: &Fleet) -> Result<()> {
+        let spec = fleet.spec();
         let created = match &self.kind {
             Kind::Inproc(scheduler) => scheduler.put_pool(self.name()?, spec).await?.0,
             Kind::Http { link, .. } => link.put_pool(&spec).await?,
             Kind::Grpc { link, .. } => link.put_pool(&spec).await?,
+            Kind::Baseline(baseline) => baseline.create(fleet.slots).map(|()| true).map_err(said)?,
         };
         if !created {
             bail!("the pool {NAMESPACE}/{} is there already", self.pool);
@@ -140,23 +104,26 @@ impl Target {
         Ok(())
     }
 
-    /// Registers the workers of these ordinals, at most 10,000.
+    /// Registers the workers of these ordinals, at most 10,000, each with so many slots.
     ///
     /// # Errors
     /// The service's, for the whole or for one of them.
-    pub async fn register(&self, workers: std::ops::Range<u32>) -> Result<()> {
+    pub async fn register(&self, workers: std::ops::Range<u32>, slots: u32) -> Result<()> {
         debug_assert!(workers.len() <= BATCH_ITEMS_MAX);
         match &self.kind {
             Kind::Inproc(scheduler) => {
+                let capacity = Capacity { slots: slots.into(), ..Capacity::default() };
+                let spec = |id| WorkerSpec { capacity: capacity.clone(), ..WorkerSpec::bare(id) };
                 let specs: Result<Vec<_>, Refusal> =
-                    workers.map(|n| WorkerId::new(&worker_id(n)).map(|id| WorkerSpec::bare(id).into())).collect();
+                    workers.map(|n| WorkerId::new(&worker_id(n)).map(|id| spec(id).into())).collect();
                 for outcome in scheduler.register_batch(&self.name()?, specs?).await? {
                     outcome?;
                 }
                 Ok(())
             }
-            Kind::Http { link, .. } => link.register(workers).await,
-            Kind::Grpc { link, .. } => link.register(workers).await,
+            Kind::Http { link, .. } => link.register(workers, slots).await,
+            Kind::Grpc { link, .. } => link.register(workers, slots).await,
+            Kind::Baseline(baseline) => baseline.register(workers).await.map_err(said),
         }
     }
 
@@ -168,8 +135,13 @@ impl Target {
         Ok(match &self.kind {
             // A name of its own: the clients would otherwise fight for the counter of one shared name.
             Kind::Inproc(scheduler) => Link::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
+            Kind::Http { link, resp: Some(address), .. } => {
+                let opened = RespLink::open(address, &self.pool, multiplexed, Arc::clone(link)).await;
+                Link::Resp(opened.map_err(said)?)
+            }
             Kind::Http { origin, .. } => Link::Http(HttpLink::open(Arc::clone(origin), multiplexed).await?),
             Kind::Grpc { authority, .. } => Link::Grpc(GrpcLink::open(authority, &self.pool).await?),
+            Kind::Baseline(baseline) => Link::Baseline(baseline.link()),
         })
     }
 
@@ -186,6 +158,37 @@ impl Target {
             }
             Kind::Http { link, .. } => link.counts().await,
             Kind::Grpc { link, .. } => link.counts().await,
+            Kind::Baseline(baseline) => baseline.counts().await.map_err(said),
+        }
+    }
+
+    /// Changes that each shard has decided; none of targets that have no shards or do not show them.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn shards(&self) -> Result<Vec<u64>> {
+        match &self.kind {
+            Kind::Inproc(scheduler) => {
+                let status = scheduler.get_pool(&self.name()?).await?;
+                Ok(status.shards.iter().map(|shard| shard.seq).collect())
+            }
+            Kind::Http { link, .. } => link.shards().await,
+            Kind::Grpc { .. } | Kind::Baseline(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Deletes a worker; what it holds is lost.
+    ///
+    /// # Errors
+    /// The service's, or the target has no such call.
+    pub async fn delete_worker(&self, worker: u32) -> Result<()> {
+        match &self.kind {
+            Kind::Inproc(scheduler) => {
+                Ok(scheduler.delete_worker(&self.name()?, &WorkerId::new(&worker_id(worker))?).await?)
+            }
+            Kind::Http { link, .. } => link.delete_worker(worker).await,
+            Kind::Grpc { link, .. } => link.delete_worker(worker).await,
+            Kind::Baseline(_) => bail!("the workers of a baseline do not come and go"),
         }
     }
 
@@ -206,6 +209,16 @@ impl Target {
             }
             Kind::Http { link, .. } => link.claims().await,
             Kind::Grpc { link, .. } => link.claims().await,
+            Kind::Baseline(baseline) => baseline.claims().await.map_err(said),
+        }
+    }
+
+    /// Round trips that claims and releases took, if the target counts them.
+    #[must_use]
+    pub fn trips(&self) -> Option<TripCounts> {
+        match &self.kind {
+            Kind::Baseline(baseline) => Some(baseline.trips()),
+            _ => None,
         }
     }
 
@@ -221,6 +234,7 @@ impl Target {
             },
             Kind::Http { link, .. } => link.delete_pool().await,
             Kind::Grpc { link, .. } => link.delete_pool().await,
+            Kind::Baseline(baseline) => baseline.remove().await.map_err(said),
         }
     }
 
@@ -232,113 +246,9 @@ impl Target {
     }
 }
 
-/// One client's way in.
-pub enum Link {
-    /// Straight into the scheduler.
-    Inproc {
-        /// The scheduler.
-        scheduler: Scheduler,
-        /// The pool of the run.
-        pool: PoolName,
-    },
-    /// Over one connection.
-    Http(HttpLink),
-    /// Over one connection.
-    Grpc(GrpcLink),
-}
-
-impl Link {
-    /// Makes one claim.
-    ///
-    /// # Errors
-    /// `Refused` for want of a worker, else `Failed`.
-    pub async fn claim(&self, ask: Ask) -> Result<Grant, Failure> {
-        match self {
-            Self::Inproc { scheduler, pool } => {
-                scheduler.claim(request(ask, pool)).await.map(grant).map_err(|refusal| failure(&refusal))
-            }
-            Self::Http(link) => link.claim(ask).await,
-            Self::Grpc(link) => link.claim(ask).await,
-        }
-    }
-
-    /// Makes many claims in one request, and hands over one outcome an ask, in order.
-    pub async fn claim_batch(&self, asks: impl Iterator<Item = Ask>, mut outcome: impl FnMut(Result<Grant, Failure>)) {
-        match self {
-            Self::Inproc { scheduler, pool } => {
-                let requests = asks.map(|ask| request(ask, pool)).collect();
-                let outcomes = scheduler.claim_batch(requests).await;
-                outcomes.into_iter().for_each(|taken| outcome(taken.map(grant).map_err(|refusal| failure(&refusal))));
-            }
-            Self::Http(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
-            Self::Grpc(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
-        }
-    }
-
-    /// Gives one claim back.
-    ///
-    /// # Errors
-    /// `Failed`, never `Refused`.
-    pub async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), Failure> {
-        match self {
-            Self::Inproc { scheduler, .. } => scheduler.release(id, fence).await.map_err(|refusal| failure(&refusal)),
-            Self::Http(link) => link.release(id, fence).await,
-            Self::Grpc(link) => link.release(id, fence).await,
-        }
-    }
-
-    /// Gives many claims back, and hands over one outcome a claim, in order. `sending(n)` is called before claim `n`
-    /// is sent. To a service they go one after the other: there is no batch of releases.
-    pub async fn release_batch(
-        &self,
-        claims: Vec<(ClaimId, Fence)>,
-        sending: impl Fn(usize),
-        mut outcome: impl FnMut(Result<(), Failure>),
-    ) {
-        match self {
-            Self::Inproc { scheduler, .. } => {
-                (0..claims.len()).for_each(sending);
-                let outcomes = scheduler.release_batch(claims).await;
-                outcomes.into_iter().for_each(|released| outcome(released.map_err(|refusal| failure(&refusal))));
-            }
-            Self::Http(_) | Self::Grpc(_) => {
-                for (n, (id, fence)) in claims.iter().enumerate() {
-                    sending(n);
-                    outcome(self.release(id, *fence).await);
-                }
-            }
-        }
-    }
-
-    /// The fence under which the claim is held, if it is.
-    ///
-    /// # Errors
-    /// `Failed`, never `Refused`.
-    pub async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, Failure> {
-        match self {
-            Self::Inproc { scheduler, .. } => match scheduler.get_claim(id).await {
-                Ok(claim) => Ok(Some(claim.fence)),
-                Err(Refusal::NotFound(_)) => Ok(None),
-                Err(refusal) => Err(failure(&refusal)),
-            },
-            Self::Http(link) => link.find(id).await,
-            Self::Grpc(link) => link.find(id).await,
-        }
-    }
-}
-
-fn request(ask: Ask, pool: &PoolName) -> ClaimRequest {
-    ClaimRequest { affinity: ask.affinity, reserve_ms: Some(0), ..ClaimRequest::new(ask.id, pool.clone()) }
-}
-
-fn grant(taken: Taken) -> Grant {
-    let claim = taken.claim;
-    Grant { fence: claim.fence, worker: worker_ordinal(claim.worker.spec.id.as_str()), id: claim.id }
-}
-
-fn failure(refusal: &Refusal) -> Failure {
-    match refusal {
-        Refusal::Exhausted(_) => Failure::Refused,
-        other => Failure::Failed { message: other.to_string(), in_doubt: *other == Refusal::DeadlineExceeded },
-    }
+/// What the keys of a run's claims begin with: the random end of its name is enough to keep them apart, and short keys
+/// are cheap.
+#[must_use]
+pub fn run_tag(run: &str) -> &str {
+    &run[run.len().saturating_sub(12)..]
 }

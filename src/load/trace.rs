@@ -1,4 +1,5 @@
-//! Reads a trace of function invocations: CSV `t_us,func,dur_ms,mem_mb`, plain or gzip.
+//! Reads traces, plain or gzip: of function invocations, CSV `t_us,func,dur_ms,mem_mb`; and of requests to a language model,
+//! CSV `TIMESTAMP,ContextTokens,GeneratedTokens`, as Azure publishes them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
@@ -8,6 +9,8 @@ use flate2::bufread::MultiGzDecoder;
 
 /// First line of every trace.
 const HEADER: &str = "t_us,func,dur_ms,mem_mb";
+/// First line of a trace of requests to a language model.
+const HEADER_LLM: &str = "TIMESTAMP,ContextTokens,GeneratedTokens";
 /// First bytes of every gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Most invocations of one trace.
@@ -18,8 +21,8 @@ const INVOCATIONS_MAX: usize = 50_000_000;
 pub struct Invocation {
     /// When it arrives, in microseconds from the start of the trace; never before the one above it.
     pub t_us: u64,
-    /// Which function is called.
-    pub function: u32,
+    /// Which function is called, if the trace says.
+    pub function: Option<u32>,
     /// How long it runs, in milliseconds.
     pub dur_ms: u32,
 }
@@ -46,6 +49,74 @@ pub enum TraceError {
 /// `Io`, or `Line` with the first line that is wrong.
 pub fn read(path: &Path) -> Result<Vec<Invocation>, TraceError> {
     parse(open(path)?)
+}
+
+/// Microseconds that a request to a language model takes for each token of its prompt, and for each that it generates: a
+/// worker that reads 10,000 a second and writes 50. The trace has no times, and these are of the right order.
+const LLM_TOKEN_US: [u64; 2] = [100, 20_000];
+
+/// Reads the requests to a language model at `path` as invocations of no function.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_llm(path: &Path) -> Result<Vec<Invocation>, TraceError> {
+    parse_llm(open(path)?)
+}
+
+fn parse_llm(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
+    let mut trace: Vec<Invocation> = Vec::new();
+    // The first request, and the midnights since.
+    let (mut first_us, mut date, mut days) = (None, String::new(), 0);
+    for (line, text) in (1..).zip(text.lines()) {
+        let text = text?;
+        let text = text.trim_end();
+        let wrong = |problem| TraceError::Line { line, problem };
+        if line == 1 {
+            if text != HEADER_LLM {
+                return Err(wrong("must be the header TIMESTAMP,ContextTokens,GeneratedTokens"));
+            }
+            continue;
+        }
+        if text.is_empty() {
+            continue;
+        }
+        let (day, us_of_day, dur_ms) =
+            parse_llm_line(text).ok_or(wrong("must be YYYY-MM-DD hh:mm:ss.fffffff and two whole numbers"))?;
+        if date.is_empty() {
+            date = day.to_owned();
+        } else if date != day {
+            days += 1;
+            date = day.to_owned();
+        }
+        let us = days * 86_400_000_000 + us_of_day;
+        let t_us = us.checked_sub(*first_us.get_or_insert(us)).ok_or(wrong("times must not go back"))?;
+        if trace.last().is_some_and(|last| last.t_us > t_us) {
+            return Err(wrong("times must not go back"));
+        }
+        if trace.len() == INVOCATIONS_MAX {
+            return Err(wrong("too many invocations"));
+        }
+        trace.push(Invocation { t_us, function: None, dur_ms });
+    }
+    if trace.is_empty() {
+        return Err(TraceError::Line { line: 1, problem: "the trace is empty" });
+    }
+    Ok(trace)
+}
+
+/// The day, microseconds since its midnight, and how long the request takes, in milliseconds.
+fn parse_llm_line(text: &str) -> Option<(&str, u64, u32)> {
+    let mut fields = text.split(',');
+    let (day, time) = fields.next()?.split_once(' ')?;
+    let (context, generated): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let mut clock = clock.split(':').map(|part| part.parse::<u64>().ok());
+    let (hours, minutes, seconds) = (clock.next()??, clock.next()??, clock.next()??);
+    let digits: String = fraction.chars().chain("000000".chars()).take(6).collect();
+    let us = (hours * 3_600 + minutes * 60 + seconds) * 1_000_000 + digits.parse::<u64>().ok()?;
+    let took_us = context.checked_mul(LLM_TOKEN_US[0])?.checked_add(generated.checked_mul(LLM_TOKEN_US[1])?)?;
+    let dur_ms = u32::try_from(took_us / 1_000).ok()?;
+    (clock.next().is_none() && fields.next().is_none()).then_some((day, us, dur_ms))
 }
 
 /// Opens a file that may be gzip.
@@ -96,7 +167,7 @@ pub fn parse(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
 fn parse_line(text: &str) -> Option<Invocation> {
     let mut fields = text.split(',');
     let t_us = fields.next()?.parse().ok()?;
-    let function = fields.next()?.parse().ok()?;
+    let function = Some(fields.next()?.parse().ok()?);
     let dur_ms = fields.next()?.parse().ok()?;
     let _mem_mb: u64 = fields.next()?.parse().ok()?;
     fields.next().is_none().then_some(Invocation { t_us, function, dur_ms })
@@ -111,9 +182,9 @@ mod tests {
 
     const TEXT: &str = "t_us,func,dur_ms,mem_mb\n0,3,18,26\n0,4,1,162\n1500,3,400,135\n";
     const PARSED: [Invocation; 3] = [
-        Invocation { t_us: 0, function: 3, dur_ms: 18 },
-        Invocation { t_us: 0, function: 4, dur_ms: 1 },
-        Invocation { t_us: 1500, function: 3, dur_ms: 400 },
+        Invocation { t_us: 0, function: Some(3), dur_ms: 18 },
+        Invocation { t_us: 0, function: Some(4), dur_ms: 1 },
+        Invocation { t_us: 1500, function: Some(3), dur_ms: 400 },
     ];
 
     #[test]
@@ -144,6 +215,21 @@ mod tests {
             assert_eq!(parse(text.as_bytes()).unwrap_err().to_string(), message, "{text:?}");
         }
         assert!(matches!(read(&PathBuf::from("/no/such/trace")), Err(TraceError::Io(_))));
+    }
+
+    #[test]
+    fn requests_to_a_language_model_are_read() {
+        let head = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
+        let text = format!("{head}2023-11-16 23:59:59.9799600,4800,10\n2023-11-17 00:00:00.5,100,1\n");
+        let invocation = |t_us, dur_ms| Invocation { t_us, function: None, dur_ms };
+        assert_eq!(parse_llm(text.as_bytes()).unwrap(), [invocation(0, 680), invocation(520_040, 30)]);
+        for wrong in
+            ["2023-11-16,1,1\n", "2023-11-16 1:2,1,1\n", "2023-11-16 1:2:3,1\n", "2023-11-16 1:2:3,1,1,1\n", ""]
+        {
+            assert!(parse_llm(format!("{head}{wrong}").as_bytes()).is_err(), "{wrong}");
+        }
+        let back = format!("{head}2023-11-16 1:2:3,1,1\n2023-11-16 1:2:2,1,1\n");
+        assert_eq!(parse_llm(back.as_bytes()).unwrap_err().to_string(), "line 3 of the trace: times must not go back");
     }
 
     #[test]

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::ask::{Ask, Counts, Grant, NAMESPACE, Want};
 use super::check::{worker_id, worker_ordinal};
 use super::http::HttpLink;
 use super::stats::Failure;
-use super::target::{Ask, Counts, Grant, NAMESPACE};
-use crate::model::{Ack, ClaimId, Fence, PoolSpec};
+use crate::model::{Ack, ClaimId, Fence, Mode, PoolSpec};
 
 /// Longest piece of a foreign answer that goes into a message, in bytes.
 const QUOTE_BYTES_MAX: usize = 200;
@@ -17,10 +17,7 @@ const QUOTE_BYTES_MAX: usize = 200;
 impl HttpLink {
     /// A call of the set-up: anything but success is an error, except that what is deleted may be gone.
     async fn admin(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
-        let said = |failure: Failure| match failure {
-            Failure::Refused => anyhow!("refused"),
-            Failure::Failed { message, .. } => anyhow!("{message}"),
-        };
+        let said = |failure: Failure| anyhow!("{failure}");
         let what = format!("{method} {path}");
         let gone_is_fine = method == Method::DELETE;
         let place = self.origin().place(path).map_err(said)?;
@@ -41,19 +38,21 @@ impl HttpLink {
         #[derive(Serialize)]
         struct Body {
             shards: u16,
+            mode: Mode,
             ack: Ack,
             reserve_ms: u64,
         }
-        let body = Body { shards: spec.shards, ack: spec.ack, reserve_ms: spec.reserve_ms };
+        let body = Body { shards: spec.shards, mode: spec.mode, ack: spec.ack, reserve_ms: spec.reserve_ms };
         let (status, _) = self.admin(Method::PUT, &self.pool_path(""), json(&body)).await?;
         Ok(status == StatusCode::CREATED)
     }
 
-    /// Registers the workers of these ordinals.
-    pub(super) async fn register(&self, workers: std::ops::Range<u32>) -> Result<()> {
+    /// Registers the workers of these ordinals, each with so many slots.
+    pub(super) async fn register(&self, workers: std::ops::Range<u32>, slots: u32) -> Result<()> {
         #[derive(Serialize)]
         struct Worker {
             id: String,
+            capacity: Slots,
         }
         #[derive(Serialize)]
         struct Body {
@@ -69,7 +68,7 @@ impl HttpLink {
             items: Vec<Item>,
         }
         let count = workers.len();
-        let body = Body { workers: workers.map(|n| Worker { id: worker_id(n) }).collect() };
+        let body = Body { workers: workers.map(|n| Worker { id: worker_id(n), capacity: Slots { slots } }).collect() };
         let (_, answer) = self.admin(Method::POST, &self.pool_path("/workers:batch"), json(&body)).await?;
         let answer: Answer = serde_json::from_slice(&answer).context("answer of workers:batch")?;
         if let Some(error) = answer.items.iter().find_map(|item| item.error.as_ref()) {
@@ -93,6 +92,31 @@ impl HttpLink {
         }
         let (_, answer) = self.admin(Method::GET, &self.pool_path(""), Bytes::new()).await?;
         Ok(serde_json::from_slice::<Answer>(&answer).context("status of the pool")?.pool.workers)
+    }
+
+    /// Changes that each shard of the pool has decided.
+    pub(super) async fn shards(&self) -> Result<Vec<u64>> {
+        #[derive(Deserialize)]
+        struct Shard {
+            seq: u64,
+        }
+        #[derive(Deserialize)]
+        struct Pool {
+            shards: Vec<Shard>,
+        }
+        #[derive(Deserialize)]
+        struct Answer {
+            pool: Pool,
+        }
+        let (_, answer) = self.admin(Method::GET, &self.pool_path(""), Bytes::new()).await?;
+        let shards = serde_json::from_slice::<Answer>(&answer).context("status of the pool")?.pool.shards;
+        Ok(shards.into_iter().map(|shard| shard.seq).collect())
+    }
+
+    /// Deletes a worker; fine if it is not there.
+    pub(super) async fn delete_worker(&self, worker: u32) -> Result<()> {
+        let path = self.pool_path(&format!("/workers/{}", worker_id(worker)));
+        self.admin(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 
     /// Claims on the first page of the pool's listing.
@@ -123,8 +147,8 @@ impl HttpLink {
         Ok(Grant { id: ask.id, fence, worker })
     }
 
-    /// Makes many claims in one request.
-    pub(super) async fn claim_batch(&self, asks: Vec<Ask>) -> Vec<Result<Grant, Failure>> {
+    /// Makes many claims in one request. `gang`: all or none.
+    pub(super) async fn claim_batch(&self, asks: Vec<Ask>, gang: bool) -> Vec<Result<Grant, Failure>> {
         #[derive(Serialize)]
         struct Body<'a> {
             mode: &'static str,
@@ -137,7 +161,7 @@ impl HttpLink {
         }
         let items = asks.iter().map(|ask| ClaimBody::of(ask, self.origin().pool())).collect();
         let answered = async {
-            let body = json(&Body { mode: "independent", items });
+            let body = json(&Body { mode: if gang { "all_or_nothing" } else { "independent" }, items });
             let (status, answer) = self.call(Method::POST, self.origin().claims_batch(), body).await?;
             if status.is_success() { Ok(answer) } else { Err(refused(status, &answer)) }
         };
@@ -190,11 +214,24 @@ struct ClaimBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     affinity: Option<String>,
     reserve_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<Slots>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_ms: Option<u32>,
+}
+
+/// What a worker has, or a claim asks for.
+#[derive(Serialize)]
+struct Slots {
+    slots: u32,
 }
 
 impl<'a> ClaimBody<'a> {
     fn of(ask: &'a Ask, pool: &'a str) -> Self {
-        Self { namespace: NAMESPACE, pool, key: ask.id.key(), affinity: ask.word(), reserve_ms: 0 }
+        let Want { slots, wait_ms, .. } = ask.want;
+        let resources = (slots > 0).then_some(Slots { slots });
+        let wait_ms = (wait_ms > 0).then_some(wait_ms);
+        Self { namespace: NAMESPACE, pool, key: ask.id.key(), affinity: ask.word(), reserve_ms: 0, resources, wait_ms }
     }
 }
 
@@ -305,9 +342,11 @@ mod tests {
 
     #[test]
     fn bodies_are_what_the_api_takes() {
-        let body = json(&ClaimBody::of(&Ask::new("k", None), "p"));
+        let body = json(&ClaimBody::of(&Ask::new("k", Want::default()), "p"));
         assert_eq!(body, br#"{"namespace":"load","pool":"p","key":"k","reserve_ms":0}"#.as_slice());
-        let body = json(&ClaimBody::of(&Ask::new("k", Some(3)), "p"));
-        assert_eq!(body, br#"{"namespace":"load","pool":"p","key":"k","affinity":"f3","reserve_ms":0}"#.as_slice());
+        let want = Want { function: Some(3), slots: 2, wait_ms: 5 };
+        let body = json(&ClaimBody::of(&Ask::new("k", want), "p"));
+        let wanted = br#"{"namespace":"load","pool":"p","key":"k","affinity":"f3","reserve_ms":0,"resources":{"slots":2},"wait_ms":5}"#;
+        assert_eq!(body, wanted.as_slice());
     }
 }

@@ -1,0 +1,179 @@
+//! Records of workers and claims, and the ways to read and write them.
+
+use super::nodes::Session;
+use crate::load::check::worker_ordinal;
+use crate::load::pipe::Value;
+use crate::load::stats::Failure;
+use crate::load::wire::failed;
+use crate::model::Fence;
+
+/// A worker's record: `version free`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) version: u64,
+    /// Slots that nothing holds; of a worker that is claimed whole, 1 or 0.
+    pub(super) free: u32,
+}
+
+impl Row {
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let (version, free) = text.split_once(' ')?;
+        Some(Self { version: version.parse().ok()?, free: free.parse().ok()? })
+    }
+
+    /// The next version, with less free.
+    pub(super) fn taken(self, slots: u32) -> Option<Self> {
+        Some(Self { version: self.version + 1, free: self.free.checked_sub(slots)? })
+    }
+
+    /// The next version, with more free.
+    pub(super) const fn given(self, slots: u32) -> Self {
+        Self { version: self.version + 1, free: self.free + slots }
+    }
+
+    pub(super) fn text(self) -> String {
+        format!("{} {}", self.version, self.free)
+    }
+}
+
+/// A claim's record: `fence worker slots`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) fence: Fence,
+    /// The worker's id.
+    pub(super) worker: String,
+    pub(super) slots: u32,
+}
+
+impl Held {
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let (fence, worker, slots) = (words.next()?, words.next()?, words.next()?);
+        Some(Self { fence: fence.parse().ok()?, worker: worker.to_owned(), slots: slots.parse().ok()? })
+    }
+
+    pub(super) fn text(&self) -> String {
+        format!("{} {} {}", self.fence, self.worker, self.slots)
+    }
+}
+
+/// Every worker with its record: of each server page by page, and of each page all records in one writing. Two round trips
+/// for each page that has a worker.
+pub(super) async fn read_all(session: &mut Session<'_>) -> Result<Vec<(String, Row)>, Failure> {
+    let base = session.base;
+    let pattern = format!("w:{{{}*", base.tag);
+    let mut found = Vec::new();
+    for node in 0..base.nodes.count() {
+        let mut cursor = "0".to_owned();
+        loop {
+            let (next, names) = session.page(node, &cursor, &pattern).await?;
+            let commands: Vec<Vec<&[u8]>> = names.iter().map(|name| vec![&b"GET"[..], name.as_bytes()]).collect();
+            if !commands.is_empty() {
+                let rows = session.pipeline(node, &commands).await?;
+                let read = |(name, row): (&String, Value)| Some((id_of(name)?.to_owned(), Row::read(row.text()?)?));
+                found.extend(names.iter().zip(rows).filter_map(read));
+            }
+            cursor = next;
+            if cursor == "0" {
+                break;
+            }
+        }
+    }
+    // A page may repeat what another one had.
+    found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    found.dedup_by(|(a, _), (b, _)| a == b);
+    Ok(found)
+}
+
+/// The worker's id in the name of its record.
+fn id_of(name: &str) -> Option<&str> {
+    name.trim_end_matches('}').rsplit(['.', '}']).next().filter(|id| worker_ordinal(id) != u32::MAX)
+}
+
+/// One of the workers that have room; which one is up to `seed`, so that clients do not all take the first.
+pub(super) fn pick(workers: &[(String, Row)], slots: u32, seed: &str) -> Option<(String, Row)> {
+    let with_room: Vec<&(String, Row)> = workers.iter().filter(|(_, row)| row.free >= slots).collect();
+    let hash = xxhash_rust::xxh3::xxh3_64(seed.as_bytes());
+    let at = usize::try_from(hash % with_room.len().max(1) as u64).unwrap_or(0);
+    with_room.get(at).map(|(id, row)| (id.clone(), *row))
+}
+
+/// The record of a claim, if there is one: one round trip.
+pub(super) async fn held(session: &mut Session<'_>, key: &str) -> Result<Option<Held>, Failure> {
+    let name = session.base.claim(key);
+    let row = session.ask(&name, &[b"GET", name.as_bytes()]).await?;
+    Ok(row.text().and_then(Held::read))
+}
+
+/// The record of a claim that must be held under `fence`; none if it is gone already: one round trip.
+pub(super) fn checked(held: Option<Held>, fence: Fence) -> Result<Option<Held>, Failure> {
+    match held {
+        Some(held) if held.fence != fence => Err(failed("the fence is not the holder's".into(), false)),
+        held => Ok(held),
+    }
+}
+
+/// What becomes of a record.
+pub(super) enum Change {
+    Set(String),
+    Delete,
+    /// What was read does not allow it.
+    Leave,
+}
+
+/// Changes a record only if nobody else does meanwhile: `WATCH`, `GET`, then `MULTI`, the change and `EXEC` in one writing.
+/// Three round trips. True: it was changed. False: somebody else was faster, or it was to be left.
+pub(super) async fn versioned(
+    session: &mut Session<'_>,
+    name: &str,
+    change: impl FnOnce(Option<&str>) -> Change,
+) -> Result<bool, Failure> {
+    session.ask(name, &[b"WATCH", name.as_bytes()]).await?;
+    let row = session.ask(name, &[b"GET", name.as_bytes()]).await?;
+    let change = change(row.text());
+    let written: Vec<&[u8]> = match &change {
+        Change::Set(value) => vec![b"SET", name.as_bytes(), value.as_bytes()],
+        Change::Delete => vec![b"DEL", name.as_bytes()],
+        Change::Leave => {
+            session.ask(name, &[b"UNWATCH"]).await?;
+            return Ok(false);
+        }
+    };
+    let node = session.base.nodes.of(name);
+    let mut replies = session.pipeline(node, &[vec![b"MULTI"], written, vec![b"EXEC"]]).await?;
+    let done = replies.pop().unwrap_or(Value::Nil).accepted()?;
+    Ok(done != Value::Nil)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_round_trip() {
+        let row = Row { version: 7, free: 3 };
+        assert_eq!(Row::read(&row.text()), Some(row));
+        assert_eq!(row.taken(3), Some(Row { version: 8, free: 0 }));
+        assert_eq!(row.taken(4), None);
+        let held = Held { fence: 9, worker: "w0000001".into(), slots: 2 };
+        assert_eq!(Held::read(&held.text()), Some(held));
+        assert_eq!((Row::read("x"), Held::read("1 w")), (None, None));
+    }
+
+    #[test]
+    fn ids_are_found_in_names() {
+        assert_eq!(id_of("w:{0123456789ab.w0000012}"), Some("w0000012"));
+        assert_eq!(id_of("w:{0123456789ab}w0000012"), Some("w0000012"));
+        assert_eq!(id_of("w:{0123456789ab}"), None);
+    }
+
+    #[test]
+    fn only_workers_with_room_are_picked() {
+        let workers: Vec<(String, Row)> =
+            (0..4).map(|free| (format!("w{free:07}"), Row { version: 0, free })).collect();
+        for seed in ["a", "b", "c", "d", "e"] {
+            assert!(pick(&workers, 2, seed).is_some_and(|(_, row)| row.free >= 2));
+        }
+        assert_eq!(pick(&workers, 4, "a"), None);
+    }
+}

@@ -1,0 +1,112 @@
+//! What a comparison found, against what was promised, and as parts of a report.
+
+use super::{Comparison, Contest, Promise, Row, SPOP};
+use crate::load::page::{Section, of_runs, row};
+use crate::load::picture::{self, figure};
+use crate::load::report::Report;
+
+impl Contest {
+    fn section(&self) -> Result<Section, String> {
+        let mut table = vec![row([
+            "",
+            "claims/s",
+            "p50 us",
+            "p99 us",
+            "round trips a claim",
+            "a release",
+            "in vain",
+            "refused",
+            "errors",
+            "masters max/mean",
+            "check",
+        ])];
+        for row in &self.rows {
+            let last = row.turns.last();
+            let trips = |of: fn(&Report) -> Option<f64>| last.and_then(of).map_or_else(String::new, figure);
+            let sum = |of: fn(&Report) -> u64| row.turns.iter().map(of).sum::<u64>().to_string();
+            let wrong = row.turns.iter().any(Report::violated);
+            table.push(vec![
+                row.name.to_owned(),
+                figure(row.claims_per_s),
+                figure(row.p50_us),
+                figure(row.p99_us),
+                trips(|turn| turn.round_trips_per_claim),
+                trips(|turn| turn.round_trips_per_release),
+                sum(|turn| turn.retries.unwrap_or(0)),
+                sum(|turn| turn.claims_refused),
+                sum(|turn| turn.errors),
+                format!("{:.2}", row.spread()),
+                if wrong { "VIOLATED" } else { "ok" }.to_owned(),
+            ]);
+        }
+        let bars = |of: fn(&Row) -> f64| self.rows.iter().map(|row| (row.name.to_owned(), of(row))).collect::<Vec<_>>();
+        let pictures = vec![
+            picture::bars("claims granted per second", "claims/s, median of the turns", &bars(|row| row.claims_per_s))?,
+            picture::bars("99th percentile", "us, median of the turns", &bars(|row| row.p99_us))?,
+            picture::bars("load of the fullest master over the mean", "max/mean of bytes read", &bars(Row::spread))?,
+        ];
+        Ok(Section { title: self.name.to_owned(), text: self.about.clone(), table, pictures })
+    }
+}
+
+pub(super) fn promises(pairs: &Contest, burst: &Contest, half_knee: &Report) -> Vec<Promise> {
+    let (ours, lua) = ("hotpool, RESP, 1 024", "redis-lua, 1 024");
+    let rate = |report: &Report| report.throughput_per_s;
+    let p50 = |report: &Report| report.latency_us.p50;
+    let p99 = |report: &Report| report.latency_us.p99;
+    let at_least = |what: &str, wanted: f64, found: f64| Promise {
+        what: what.to_owned(),
+        wanted: format!(">= {wanted}"),
+        found,
+        held: found >= wanted,
+    };
+    let at_most = |what: &str, wanted: f64, found: f64| Promise {
+        what: what.to_owned(),
+        wanted: format!("<= {wanted}"),
+        found,
+        held: found > 0.0 && found <= wanted,
+    };
+    vec![
+        at_least(
+            "durable, RESP with 1 024 in flight: claims/s over redis-spop's best",
+            10.0,
+            pairs.ratio([ours, SPOP], rate, f64::max),
+        ),
+        at_least("the same over redis-lua at equal depth", 3.0, pairs.ratio([ours, lua], rate, f64::max)),
+        at_most("its p99 over redis-spop's best", 1.0, pairs.ratio([ours, SPOP], p99, f64::min)),
+        at_most("its p99 over redis-lua's at equal depth", 1.0, pairs.ratio([ours, lua], p99, f64::min)),
+        at_least(
+            "a burst of 100 on 40 workers: redis-lock's best time over RESP's",
+            100.0,
+            burst.ratio(["redis-lock", "hotpool, RESP"], p50, f64::min),
+        ),
+        at_least("the same of redis-batch", 10.0, burst.ratio(["redis-batch", "hotpool, RESP"], p50, f64::min)),
+        at_most("RESP at half the knee, acknowledged from memory: p99, us", 1_000.0, half_knee.latency_us.p99),
+        at_most("the same, p99.9, us", 5_000.0, half_knee.latency_us.p999),
+    ]
+}
+
+impl Comparison {
+    /// As parts of a report.
+    ///
+    /// # Errors
+    /// A picture cannot be drawn, in words.
+    pub fn sections(&self) -> Result<Vec<Section>, String> {
+        let mut table = vec![row(["what", "wanted", "found", "held"])];
+        for Promise { what, wanted, found, held } in &self.promises {
+            table.push(vec![what.clone(), wanted.clone(), figure(*found), if *held { "yes" } else { "no" }.to_owned()]);
+        }
+        let text = format!("Medians of {} rounds; ratios are medians of the rounds' ratios.", self.parameters.rounds);
+        let mut sections = vec![Section { title: "Promises".into(), text, table, pictures: Vec::new() }];
+        for contest in &self.contests {
+            sections.push(contest.section()?);
+        }
+        sections.push(self.knee.section()?);
+        sections.extend(of_runs(&[("RESP at half the knee, acknowledged from memory".to_owned(), &self.half_knee)])?);
+        let first = self.contests.first().and_then(|contest| contest.rows.first()).and_then(|row| row.turns.last());
+        if let Some(report) = first {
+            sections.extend(of_runs(&[("RESP, durable, 1 024 in flight".to_owned(), report)])?.into_iter().skip(1));
+        }
+        Ok(sections)
+    }
+}

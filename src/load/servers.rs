@@ -1,0 +1,189 @@
+//! Servers that a comparison starts for itself and ends with itself: a Redis Cluster, and the service from the binary beside
+//! this one.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use tempfile::TempDir;
+
+use super::pipe::Pipe;
+use super::stats::Failure;
+
+/// A server that takes longer for anything has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Slots of a cluster.
+const SLOTS: usize = 16_384;
+
+/// A process that ends with its handle.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port below those that the system gives out by itself, so that nobody else is given it before it is used.
+fn free_port() -> Result<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let row = std::process::id().wrapping_mul(64);
+    for _ in 0..20_000 {
+        let at = row.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (at % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free")
+}
+
+/// What a connection failed with, as an error.
+fn said(failure: Failure) -> anyhow::Error {
+    anyhow!("{failure}")
+}
+
+/// Masters that share the slots; nothing is on disk.
+pub struct Cluster {
+    /// `HOST:PORT` of each.
+    pub hosts: Vec<String>,
+    _servers: Vec<Running>,
+    _dirs: Vec<TempDir>,
+}
+
+impl Cluster {
+    /// Starts them and waits until they serve.
+    ///
+    /// # Errors
+    /// `redis-server` is not installed, or does not do what is asked of it.
+    pub async fn start(masters: usize) -> Result<Self> {
+        let mut cluster = Self { hosts: Vec::new(), _servers: Vec::new(), _dirs: Vec::new() };
+        let mut addresses = Vec::new();
+        for _ in 0..masters {
+            let (port, bus, dir) = (free_port()?.to_string(), free_port()?.to_string(), TempDir::new()?);
+            let mut command = Command::new("redis-server");
+            command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+            command.args(["--cluster-enabled", "yes", "--cluster-port", &bus, "--dir"]).arg(dir.path());
+            let child =
+                command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start redis-server")?;
+            cluster.hosts.push(format!("127.0.0.1:{port}"));
+            cluster._servers.push(Running(child));
+            cluster._dirs.push(dir);
+            addresses.push((port, bus));
+        }
+        let mut pipes = Vec::new();
+        for host in &cluster.hosts {
+            pipes.push(connected(host).await?);
+        }
+        for (n, pipe) in pipes.iter().enumerate() {
+            let (first, last) = (n * SLOTS / masters, (n + 1) * SLOTS / masters - 1);
+            let (first, last, epoch) = (first.to_string(), last.to_string(), (n + 1).to_string());
+            pipe.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()]).await.map_err(said)?;
+            pipe.ask(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]).await.map_err(said)?;
+            let (port, bus) = &addresses[n];
+            pipes[0].ask(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes(), bus.as_bytes()]).await.map_err(said)?;
+        }
+        let start = Instant::now();
+        for pipe in &pipes {
+            loop {
+                let about = pipe.ask(&[b"CLUSTER", b"INFO"]).await.map_err(said)?;
+                let about = about.text().unwrap_or_default().to_owned();
+                let all = format!("cluster_known_nodes:{masters}\r");
+                if about.contains("cluster_state:ok") && about.contains(&all) {
+                    break;
+                }
+                if start.elapsed() > PATIENCE {
+                    bail!("the cluster does not serve within {} s", PATIENCE.as_secs());
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        Ok(cluster)
+    }
+}
+
+/// A connection, once the server answers.
+async fn connected(host: &str) -> Result<Pipe> {
+    let start = Instant::now();
+    loop {
+        match Pipe::open(host, false).await {
+            Ok(pipe) => return Ok(pipe),
+            Err(failure) if start.elapsed() > PATIENCE => return Err(said(failure)),
+            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+/// Bytes that each of these servers has read from its clients so far.
+///
+/// # Errors
+/// One of them does not say.
+pub async fn bytes_read(hosts: &[String]) -> Result<Vec<u64>> {
+    let mut all = Vec::new();
+    for host in hosts {
+        let pipe = Pipe::open(host, false).await.map_err(said)?;
+        let about = pipe.ask(&[b"INFO", b"stats"]).await.map_err(said)?;
+        let line =
+            about.text().unwrap_or_default().lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
+        all.push(line.and_then(|bytes| bytes.trim().parse().ok()).with_context(|| format!("{host} counts no bytes"))?);
+    }
+    Ok(all)
+}
+
+/// The service.
+pub struct Service {
+    /// `HOST:PORT` of its HTTP and gRPC edge.
+    pub http: String,
+    /// `HOST:PORT` of its RESP edge.
+    pub resp: String,
+    _running: Running,
+    _dir: TempDir,
+}
+
+impl Service {
+    /// Starts the binary beside this one on a store, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It is not there, or does not become ready; with what it logged.
+    pub async fn start(store: &str) -> Result<Self> {
+        let binary = std::env::current_exe()?.with_file_name("hotpool");
+        let dir = TempDir::new()?;
+        let log = dir.path().join("log");
+        let mut command = Command::new(&binary);
+        command.args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--resp-listen",
+            "127.0.0.1:0",
+            "--store",
+            store,
+            "--data-dir",
+        ]);
+        command.arg(dir.path().join("data")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
+        let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
+        let mut running = Running(child);
+        let out = running.0.stdout.take().context("no output")?;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(out).read_line(&mut line).map(|_| line)
+        });
+        let line = tokio::time::timeout(PATIENCE, read).await.context("the service is not ready in time")???;
+        let after = |scheme: &str| {
+            let (_, rest) = line.split_once(scheme)?;
+            rest.split_whitespace().next().map(str::to_owned)
+        };
+        let Some((http, resp)) = after("http://").zip(after("redis://")) else {
+            bail!("the service is not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
+        };
+        Ok(Self { http, resp, _running: running, _dir: dir })
+    }
+}

@@ -1,0 +1,144 @@
+//! What is loaded, as the command line names it.
+
+use std::str::FromStr;
+
+use hyper::http::uri::Authority;
+use serde::Serialize;
+
+use super::baseline::BaselineUrl;
+
+/// What is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetUrl {
+    /// A scheduler in this process.
+    Inproc,
+    /// A service at `HOST:PORT`, over HTTP.
+    Http(String),
+    /// The same, over gRPC.
+    Grpc(String),
+    /// The same, over RESP.
+    Resp {
+        /// Its port for RESP.
+        address: String,
+        /// Its port for HTTP, over which the pool is made and checked.
+        http: String,
+    },
+    /// What people do without a service.
+    Baseline(BaselineUrl),
+}
+
+fn wrong() -> String {
+    "must be inproc, http://HOST:PORT, grpc://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], or redis-scan, -spop, -lock, \
+     -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=1..=1000]"
+        .to_owned()
+}
+
+fn authority(text: &str) -> Result<Authority, String> {
+    let authority: Authority = text.parse().map_err(|_| wrong())?;
+    authority.port_u16().ok_or_else(wrong)?;
+    Ok(authority)
+}
+
+impl TargetUrl {
+    /// Whether it can only give workers whole.
+    #[must_use]
+    pub const fn whole_workers(&self) -> bool {
+        matches!(self, Self::Baseline(url) if url.whole_workers())
+    }
+}
+
+impl FromStr for TargetUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "inproc" {
+            return Ok(Self::Inproc);
+        }
+        let (kind, rest) = text.split_once("://").ok_or_else(wrong)?;
+        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        let hosts = rest.strip_suffix('/').unwrap_or(rest);
+        if let Some(baseline) = BaselineUrl::read(kind, hosts, query) {
+            return Ok(Self::Baseline(baseline));
+        }
+        let address = authority(hosts)?;
+        match (kind, query) {
+            ("http", None) => Ok(Self::Http(address.to_string())),
+            ("grpc", None) => Ok(Self::Grpc(address.to_string())),
+            ("resp", Some(query)) => {
+                let http = authority(query.strip_prefix("http=").ok_or_else(wrong)?)?;
+                Ok(Self::Resp { address: address.to_string(), http: http.to_string() })
+            }
+            // Where the service puts it unless told otherwise.
+            ("resp", None) => {
+                let below = address.port_u16().and_then(|port| port.checked_sub(1)).ok_or_else(wrong)?;
+                Ok(Self::Resp { address: address.to_string(), http: format!("{}:{below}", address.host()) })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl std::fmt::Display for TargetUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inproc => f.write_str("inproc"),
+            Self::Http(authority) => write!(f, "http://{authority}"),
+            Self::Grpc(authority) => write!(f, "grpc://{authority}"),
+            Self::Resp { address, http } => write!(f, "resp://{address}?http={http}"),
+            Self::Baseline(baseline) => baseline.fmt(f),
+        }
+    }
+}
+
+impl Serialize for TargetUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_and_written() {
+        for (text, written) in [
+            ("inproc", "inproc"),
+            ("http://127.0.0.1:7070/", "http://127.0.0.1:7070"),
+            ("grpc://[::1]:80", "grpc://[::1]:80"),
+            ("resp://[::1]:7071", "resp://[::1]:7071?http=[::1]:7070"),
+            ("resp://a:1?http=b:2", "resp://a:1?http=b:2"),
+            ("redis-spop://a:1", "redis-spop://a:1"),
+            ("redis-batch://a:1,b:2/?concurrent=8", "redis-batch://a:1,b:2?concurrent=8"),
+        ] {
+            let url: TargetUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), written, "{text}");
+            assert_eq!(url.to_string().parse(), Ok(url));
+        }
+    }
+
+    #[test]
+    fn what_is_no_target_is_refused() {
+        for text in [
+            "",
+            "https://x:1",
+            "http://x",
+            "grpc://x",
+            "grpc:x:1",
+            "http://x:1/path",
+            "http://x:1?a=b",
+            "resp://x",
+            "resp://x:0",
+            "resp://x:1?http=y",
+            "resp://x:1?grpc=y:1",
+            "redis://x:1",
+            "redis-spop://x",
+            "redis-spop://x:1,",
+            "redis-lock://x:1?concurrent=0",
+            "redis-lock://x:1?concurrent=1001",
+            "redis-lock://x:1?at_once=2",
+        ] {
+            assert!(text.parse::<TargetUrl>().is_err(), "{text}");
+        }
+    }
+}
