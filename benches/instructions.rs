@@ -1,6 +1,9 @@
 //! The hot paths in instructions, counted by valgrind: the same on every run, so a few percent can be told apart. The gate:
-//! a count more than 5 % above the one that stands here fails, by name. Run by `tests/run.sh`; one that went down by as much
-//! is written down here anew, or the next rise hides behind it.
+//! a count more than 5 % above the one that stands here fails, by name. One that went down by as much is written down here
+//! anew, or the next rise hides behind it.
+//!
+//! `cargo install gungraun-runner --version 0.20.0 --locked`, valgrind, then `cargo bench --profile gate --bench instructions`;
+//! `.ci/run` does all of that.
 
 #[path = "hot/mod.rs"]
 mod hot;
@@ -20,32 +23,32 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(1))]
+#[library_benchmark(config = at_most(37_519))]
 #[bench::run_of_64(hot::idle())]
 fn claim(engine: Engine) -> Engine {
     hot::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(1))]
+#[library_benchmark(config = at_most(38_785))]
 #[bench::run_of_64(hot::idle())]
 fn batch(engine: Engine) -> Engine {
     hot::batch(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(1))]
+#[library_benchmark(config = at_most(35_204))]
 #[bench::run_of_64(hot::held())]
 fn release(engine: Engine) -> Engine {
     hot::release(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(1))]
+#[library_benchmark(config = at_most(3_036))]
 #[bench::of_1024_workers(hot::shares())]
 fn pick(mut shares: Shares) -> Shares {
     black_box(hot::pick(black_box(&mut shares)));
     shares
 }
 
-#[library_benchmark(config = at_most(1))]
+#[library_benchmark(config = at_most(30_294))]
 #[bench::pipeline_of_64(hot::pipeline())]
 fn parse(input: Vec<u8>) -> Vec<u8> {
     black_box(hot::parse(black_box(&input)));

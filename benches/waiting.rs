@@ -306,7 +306,7 @@ fn plot(file: &str, fair: &[[usize; TENANTS]], arrival: &[[usize; TENANTS]]) -> 
         chart.configure_mesh().x_desc("seconds").y_desc("workers held, of 100").draw()?;
         for tenant in (0..TENANTS).rev() {
             let (colour, width) = if tenant == 0 { (RED, 2) } else { (BLUE, 1) };
-            let line = steps.iter().enumerate();
+            let line = steps.iter().enumerate().step_by(5);
             let line = line.map(|(step, held)| (step as f64 * STEP_MS as f64 / 1e3, held[tenant] as f64));
             let drawn = chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
             let label = if tenant == 0 { "sends 1,000 a second" } else { "nine that send 10 a second" };
