@@ -23,7 +23,7 @@ pub fn bars(title: &str, unit: &str, rows: &[(String, f64)]) -> Result<String, S
             .caption(title, ("sans-serif", 18))
             .margin(10)
             .x_label_area_size(40)
-            .build_cartesian_2d(0.0..most * 1.5, 0.0..rows.len().max(1) as f64)
+            .build_cartesian_2d(0.0..most * 2.0, 0.0..rows.len().max(1) as f64)
             .map_err(words)?;
         chart.configure_mesh().disable_y_mesh().disable_y_axis().x_desc(unit).draw().map_err(words)?;
         for (n, (name, value)) in rows.iter().enumerate() {
