@@ -143,8 +143,8 @@ impl Load {
 /// Options of every command.
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct CommonArgs {
-    /// What to load: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT` or
-    /// `resp://HOST:PORT[?http=HOST:PORT]` (the port below, unless said), a service; `redis-scan://`, `redis-spop://`,
+    /// What to load: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT`, `grpc-stream://HOST:PORT`
+    /// or `resp://HOST:PORT[?http=HOST:PORT]` (the port below, unless said), a service; `redis-scan://`, `redis-spop://`,
     /// `redis-lock://`, `redis-batch://` or `redis-lua://` with `HOST:PORT[,HOST:PORT...]`, what people do without one, on a Redis
     /// server or cluster (`?concurrent=N`: how many claims of one batch at the same time)
     #[arg(long, default_value = "inproc", value_name = "URL")]

@@ -153,6 +153,12 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<Stop>) -> Result<Comparison>
         entry("hotpool, RESP, batches of 64, 16 in flight", &resp, (8, 16), Call::plain(64)),
         entry("hotpool, HTTP, 64 in flight", &url(format!("http://{}", service.http))?, (64, 64), one),
         entry("hotpool, gRPC, 256 in flight", &url(format!("grpc://{}", service.http))?, (8, 256), one),
+        entry(
+            "hotpool, streams of gRPC, 1 024 in flight",
+            &url(format!("grpc-stream://{}", service.http))?,
+            (8, 1_024),
+            one,
+        ),
         entry("redis-spop, 16 in flight", &spop, (1, 16), one),
         entry("redis-spop, 64 in flight", &spop, (1, 64), one),
         entry("redis-spop, 256 in flight", &spop, (1, 256), one),

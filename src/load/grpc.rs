@@ -1,4 +1,6 @@
-//! The service over gRPC: one connection a client.
+//! The service over gRPC: one connection a client, with a call for each request or with one stream for claims and releases.
+
+mod stream;
 
 use std::time::Duration;
 
@@ -6,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use self::stream::ClaimStream;
 use super::ask::{Ask, Counts, Grant, NAMESPACE};
 use super::check::{worker_id, worker_ordinal};
 use super::stats::Failure;
@@ -14,6 +17,8 @@ use crate::api::grpc::proto;
 use crate::api::grpc::proto::batch_register_workers_response::item::Outcome as Registered;
 use crate::api::grpc::proto::batch_take_claims_response::item::Outcome as Taken;
 use crate::api::grpc::proto::claim_service_client::ClaimServiceClient;
+use crate::api::grpc::proto::claim_stream_request::Request;
+use crate::api::grpc::proto::claim_stream_response::Outcome;
 use crate::api::grpc::proto::get_claim_response::Standing;
 use crate::api::grpc::proto::pool_service_client::PoolServiceClient;
 use crate::api::grpc::proto::take_claim_request::Candidates;
@@ -31,6 +36,7 @@ pub struct GrpcLink {
     pool: String,
     channel: Channel,
     claims: ClaimServiceClient<Channel>,
+    stream: Option<ClaimStream>,
 }
 
 impl GrpcLink {
@@ -43,7 +49,17 @@ impl GrpcLink {
         let endpoint = endpoint.tcp_nodelay(true).connect_timeout(ANSWER_MAX).timeout(ANSWER_MAX);
         let channel = endpoint.connect().await.with_context(|| format!("cannot connect to {authority}"))?;
         let claims = ClaimServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
-        Ok(Self { pool: pool.to_owned(), channel, claims })
+        Ok(Self { pool: pool.to_owned(), channel, claims, stream: None })
+    }
+
+    /// The same; claims and releases that are no batch go over one stream.
+    ///
+    /// # Errors
+    /// The same, or the service has no room for another stream.
+    pub async fn open_stream(authority: &str, pool: &str) -> Result<Self> {
+        let link = Self::open(authority, pool).await?;
+        let stream = Some(ClaimStream::open(link.claims.clone()).await?);
+        Ok(Self { stream, ..link })
     }
 
     fn pools(&self) -> PoolServiceClient<Channel> {
@@ -144,6 +160,12 @@ impl GrpcLink {
 
     /// Makes one claim.
     pub(super) async fn claim(&self, ask: Ask) -> Result<Grant, Failure> {
+        if let Some(stream) = &self.stream {
+            return match stream.ask(Request::Take(self.take(&ask))).await? {
+                Outcome::Taken(taken) => grant(ask, taken),
+                other => Err(failed(format!("not the answer to a claim: {other:?}"), true)),
+            };
+        }
         let answer = self.claims.clone().take_claim(self.take(&ask)).await.map_err(|status| refused(&status))?;
         grant(ask, answer.into_inner())
     }
@@ -178,6 +200,9 @@ impl GrpcLink {
             fence,
             ..proto::ReleaseClaimRequest::default()
         };
+        if let Some(stream) = &self.stream {
+            return stream.ask(Request::Release(request)).await.map(drop);
+        }
         self.claims.clone().release_claim(request).await.map(drop).map_err(|status| refused(&status))
     }
 

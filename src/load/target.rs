@@ -38,6 +38,8 @@ enum Kind {
     Grpc {
         authority: String,
         link: Box<GrpcLink>,
+        /// Claims and releases go over streams.
+        streams: bool,
     },
     Baseline(Baseline),
 }
@@ -72,9 +74,9 @@ impl Target {
             }
             TargetUrl::Http(authority) => Kind::http(authority, pool, None).await?,
             TargetUrl::Resp { address, http } => Kind::http(http, pool, Some(address.clone())).await?,
-            TargetUrl::Grpc(authority) => {
-                let link = GrpcLink::open(authority, pool).await?;
-                Kind::Grpc { authority: authority.clone(), link: Box::new(link) }
+            TargetUrl::Grpc(authority) | TargetUrl::GrpcStream(authority) => {
+                let link = Box::new(GrpcLink::open(authority, pool).await?);
+                Kind::Grpc { authority: authority.clone(), link, streams: matches!(url, TargetUrl::GrpcStream(_)) }
             }
             // The keys of the run's claims begin with the same.
             TargetUrl::Baseline(url) => Kind::Baseline(Baseline::open(url, run_tag(pool)).await.map_err(said)?),
@@ -140,6 +142,9 @@ impl Target {
                 Link::Resp(opened.map_err(said)?)
             }
             Kind::Http { origin, .. } => Link::Http(HttpLink::open(Arc::clone(origin), multiplexed).await?),
+            Kind::Grpc { authority, streams: true, .. } => {
+                Link::Grpc(GrpcLink::open_stream(authority, &self.pool).await?)
+            }
             Kind::Grpc { authority, .. } => Link::Grpc(GrpcLink::open(authority, &self.pool).await?),
             Kind::Baseline(baseline) => Link::Baseline(baseline.link()),
         })

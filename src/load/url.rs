@@ -16,6 +16,8 @@ pub enum TargetUrl {
     Http(String),
     /// The same, over gRPC.
     Grpc(String),
+    /// The same, over one stream of gRPC a client.
+    GrpcStream(String),
     /// The same, over RESP.
     Resp {
         /// Its port for RESP.
@@ -28,8 +30,8 @@ pub enum TargetUrl {
 }
 
 fn wrong() -> String {
-    "must be inproc, http://HOST:PORT, grpc://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], or redis-scan, -spop, -lock, \
-     -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=1..=1000]"
+    "must be inproc, http://HOST:PORT, grpc://HOST:PORT, grpc-stream://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], or \
+     redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=1..=1000]"
         .to_owned()
 }
 
@@ -64,6 +66,7 @@ impl FromStr for TargetUrl {
         match (kind, query) {
             ("http", None) => Ok(Self::Http(address.to_string())),
             ("grpc", None) => Ok(Self::Grpc(address.to_string())),
+            ("grpc-stream", None) => Ok(Self::GrpcStream(address.to_string())),
             ("resp", Some(query)) => {
                 let http = authority(query.strip_prefix("http=").ok_or_else(wrong)?)?;
                 Ok(Self::Resp { address: address.to_string(), http: http.to_string() })
@@ -84,6 +87,7 @@ impl std::fmt::Display for TargetUrl {
             Self::Inproc => f.write_str("inproc"),
             Self::Http(authority) => write!(f, "http://{authority}"),
             Self::Grpc(authority) => write!(f, "grpc://{authority}"),
+            Self::GrpcStream(authority) => write!(f, "grpc-stream://{authority}"),
             Self::Resp { address, http } => write!(f, "resp://{address}?http={http}"),
             Self::Baseline(baseline) => baseline.fmt(f),
         }
@@ -106,6 +110,7 @@ mod tests {
             ("inproc", "inproc"),
             ("http://127.0.0.1:7070/", "http://127.0.0.1:7070"),
             ("grpc://[::1]:80", "grpc://[::1]:80"),
+            ("grpc-stream://a:1", "grpc-stream://a:1"),
             ("resp://[::1]:7071", "resp://[::1]:7071?http=[::1]:7070"),
             ("resp://a:1?http=b:2", "resp://a:1?http=b:2"),
             ("redis-spop://a:1", "redis-spop://a:1"),

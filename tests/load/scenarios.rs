@@ -59,18 +59,19 @@ fn targets_side_by_side_on_one_page() {
     let http = format!("http://{}", server.address);
     let resp = format!("resp://{}?http={}", server.resp.expect("a port for RESP"), server.address);
     let grpc = format!("grpc://{}", server.address);
+    let streams = format!("grpc-stream://{}", server.address);
     let config = |name: &str| files().into_iter().find(|file| file.contains(name)).expect("a scenario");
     let (burst, churn, gang) = (config("burst"), config("churn"), config("gang"));
     let mut args = vec!["run", "--phase-s", "0.5", "--report-html", page];
     for file in [&burst, &churn, &gang] {
         args.extend(["--scenario", file]);
     }
-    for target in ["inproc", &http, &grpc, &resp, "redis-spop://127.0.0.1:9"] {
+    for target in ["inproc", &http, &grpc, &streams, &resp, "redis-spop://127.0.0.1:9"] {
         args.extend(["--target", target]);
     }
     let found = report(&args);
     let runs = found["runs"].as_array().expect("runs");
-    assert_eq!(runs.len(), 15);
+    assert_eq!(runs.len(), 18);
     let (skipped, run): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run["skipped"].is_string());
     // RESP has no gangs; the baseline none of the three.
     assert_eq!(skipped.len(), 4, "{skipped:#?}");
