@@ -180,7 +180,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),
     ("use dashmap", &["src/keys.rs", "src/journal/mod.rs", "src/tenants.rs"]),
     ("use axum", &["src/api/http/"]),
-    ("use tonic", &["src/api/grpc/", "src/load/grpc.rs"]),
+    ("use tonic", &["src/api/grpc/", "src/load/grpc"]),
     ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/recovery.rs"]),
     ("metrics::counter!", &["src/metrics.rs", "src/metrics/"]),
     ("metrics::gauge!", &["src/metrics.rs", "src/metrics/"]),
