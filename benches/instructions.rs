@@ -2,8 +2,7 @@
 //! a count more than 5 % above the one that stands here fails, by name. One that went down by as much is written down here
 //! anew, or the next rise hides behind it.
 //!
-//! `cargo install gungraun-runner --version 0.20.0 --locked`, valgrind, then `cargo bench --profile gate --bench instructions`;
-//! `.ci/run` does all of that.
+//! `tests/instructions.sh` runs it and installs what it needs.
 
 #[path = "hot/mod.rs"]
 mod hot;

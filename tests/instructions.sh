@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Counts the instructions of the hot paths: more than 5 % above what benches/instructions.rs says fails, by name. Needs cargo,
+# and installs valgrind (Debian's) and gungraun-runner where they are missing. Not a part of tests/run.sh: it builds the
+# package in a profile of its own, for ten minutes and more.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if ! command -v valgrind >/dev/null; then
+    as_root=()
+    if ((EUID)); then as_root=(sudo -n); fi
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" apt-get install -qy --no-install-recommends valgrind
+fi
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+if [[ "$(gungraun-runner --version 2>/dev/null)" != *" 0.20.0" ]]; then
+    cargo install gungraun-runner --version 0.20.0 --locked
+fi
+cargo bench --locked --profile gate --bench instructions
