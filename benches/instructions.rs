@@ -22,25 +22,25 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(37_519))]
+#[library_benchmark(config = at_most(38_415))]
 #[bench::run_of_64(hot::idle())]
 fn claim(engine: Engine) -> Engine {
     hot::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(38_785))]
+#[library_benchmark(config = at_most(39_679))]
 #[bench::run_of_64(hot::idle())]
 fn batch(engine: Engine) -> Engine {
     hot::batch(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(35_204))]
+#[library_benchmark(config = at_most(35_524))]
 #[bench::run_of_64(hot::held())]
 fn release(engine: Engine) -> Engine {
     hot::release(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(3_036))]
+#[library_benchmark(config = at_most(2_879))]
 #[bench::of_1024_workers(hot::shares())]
 fn pick(mut shares: Shares) -> Shares {
     black_box(hot::pick(black_box(&mut shares)));
