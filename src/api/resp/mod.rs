@@ -4,8 +4,8 @@
 //! first claim, `failure` says the outcome table in the protocol's words.
 //!
 //! This is the edge for those who count microseconds, so a request costs no task, no timer and no copy of its words; while
-//! a shard is free it is decided on the spot, in the task that read it. Connections have threads of their own (`threads`), and
-//! each stays on one: tasks that move between cores cost a request as much as deciding it.
+//! a shard is free it is decided on the spot, in the task that read it. Connections have threads of their own (`threads`),
+//! because tasks that move between cores cost a request as much as deciding it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
