@@ -15,6 +15,7 @@ mod demand;
 mod drive;
 mod gang;
 mod item;
+mod leave;
 mod promise;
 mod queue;
 

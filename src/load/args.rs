@@ -73,22 +73,24 @@ impl Command {
     #[must_use]
     pub fn report_json(&self) -> Option<&Path> {
         match self {
-            Self::Load(load) => load.common().report_json.as_deref(),
-            Self::Run(run) => run.report_json.as_deref(),
-            Self::Sweep(sweep) => sweep.report_json.as_deref(),
-            Self::Compare(compare) => compare.report_json.as_deref(),
             Self::Pack(pack) => pack.report_json.as_deref(),
+            _ => self.report()?.json.as_deref(),
         }
     }
 
     /// Where the report goes as one page with pictures.
     #[must_use]
     pub fn report_html(&self) -> Option<&Path> {
+        self.report()?.html.as_deref()
+    }
+
+    /// None: it has no pictures.
+    const fn report(&self) -> Option<&ReportArgs> {
         match self {
-            Self::Load(load) => load.common().report_html.as_deref(),
-            Self::Run(run) => run.report_html.as_deref(),
-            Self::Sweep(sweep) => sweep.report_html.as_deref(),
-            Self::Compare(compare) => compare.report_html.as_deref(),
+            Self::Load(load) => Some(&load.common().report),
+            Self::Run(run) => Some(&run.report),
+            Self::Sweep(sweep) => Some(&sweep.report),
+            Self::Compare(compare) => Some(&compare.report),
             Self::Pack(_) => None,
         }
     }
@@ -169,14 +171,21 @@ pub struct CommonArgs {
     /// When the service answers
     #[arg(long, value_enum, default_value = "durable")]
     pub ack: AckArg,
+    /// Where the report goes.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub report: ReportArgs,
+}
+
+/// Where a report goes, beside the terminal.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct ReportArgs {
     /// Writes the report to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub report_json: Option<PathBuf>,
+    #[arg(long = "report-json", value_name = "FILE")]
+    pub json: Option<PathBuf>,
     /// Writes it to this file, as one page with pictures
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub report_html: Option<PathBuf>,
+    #[arg(long = "report-html", value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Options of `bench`.

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{AckArg, positive};
+use super::args::{AckArg, ReportArgs, positive};
 use super::ask::{Fleet, Want};
 use super::client::Call;
 use super::pace::Stop;
@@ -38,14 +38,10 @@ pub struct CompareArgs {
     /// How long each turn is, in seconds
     #[arg(long, default_value_t = 3.0, value_parser = positive)]
     pub turn_s: f64,
-    /// Writes the report to this file, as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Where the report goes.
+    #[command(flatten)]
     #[serde(skip)]
-    pub report_json: Option<PathBuf>,
-    /// Writes it to this file, as one page with pictures
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub report_html: Option<PathBuf>,
+    pub report: ReportArgs,
     /// Writes its tables to this file, as Markdown
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -198,8 +194,7 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<Stop>) -> Result<Comparison>
         from: 5_000.0,
         step_s: args.turn_s.min(3.0),
         p99_ms: 5.0,
-        report_json: None,
-        report_html: None,
+        report: ReportArgs::default(),
     };
     let knee = sweep(&of_knee, stop).await?;
     let half_knee = at_rate(&of_knee, (knee.knee_per_s / 2.0).max(1.0), args.turn_s * 2.0, stop).await?;

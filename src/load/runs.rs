@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::positive;
+use super::args::{ReportArgs, positive};
 use super::pace::Stop;
 use super::report::{EXIT_VIOLATION, Report};
 use super::run::{Drive, Plan, run};
@@ -35,14 +35,10 @@ pub struct RunArgs {
     /// Phases last at most so many seconds
     #[arg(long, value_parser = positive, value_name = "SECONDS")]
     pub phase_s: Option<f64>,
-    /// Writes the reports to this file, as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Where the report goes.
+    #[command(flatten)]
     #[serde(skip)]
-    pub report_json: Option<PathBuf>,
-    /// Writes them to this file, as one page with pictures
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub report_html: Option<PathBuf>,
+    pub report: ReportArgs,
 }
 
 /// What came of a scenario on a target.

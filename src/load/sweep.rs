@@ -3,7 +3,6 @@
 //! A rate is sustained if at least 95 % of it is granted, nothing fails, and the 99th percentile, counted from the intended
 //! sending, stays within the bound. The highest rate that was is the *knee*: beyond it queues grow.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{AckArg, positive};
+use super::args::{AckArg, ReportArgs, positive};
 use super::ask::Fleet;
 use super::client::Call;
 use super::pace::{self, Stop};
@@ -63,14 +62,10 @@ pub struct SweepArgs {
     /// The 99th percentile of claims may be so many milliseconds
     #[arg(long, default_value_t = 5.0, value_parser = positive)]
     pub p99_ms: f64,
-    /// Writes the report to this file, as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Where the report goes.
+    #[command(flatten)]
     #[serde(skip)]
-    pub report_json: Option<PathBuf>,
-    /// Writes it to this file, as one page with pictures
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub report_html: Option<PathBuf>,
+    pub report: ReportArgs,
 }
 
 impl SweepArgs {

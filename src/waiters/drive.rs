@@ -1,4 +1,4 @@
-//! How claims come into lines, get their turns, and leave.
+//! How claims come into lines, and get their turns.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::gang;
 use super::queue::Waiter;
-use super::{Line, Parked, TURN_MS, Turn, WINDOW_MS};
+use super::{Parked, TURN_MS, Turn, WINDOW_MS};
 use crate::dispatch::Dispatch;
 use crate::limits;
 use crate::model::{ClaimId, Millis, WaitingView};
@@ -18,8 +18,6 @@ use crate::tenants::Tenant;
 
 /// Shares that one look brings up to date: of that many tenants, in turn.
 const SHARES_LOOKED_AT: usize = 16;
-/// Claims whose time has come that one tick deals with in one line.
-const DUE_MAX: usize = 16_384;
 
 impl Dispatch {
     /// A claim with a ticket has nothing left to try: it waits, if it may, or is refused. Whoever joined and takes over its ticket is
@@ -299,7 +297,7 @@ impl Dispatch {
     }
 
     /// A claim that waited goes its way from the beginning.
-    fn route_anew(&self, mut item: Box<ClaimItem>, now_ms: Millis) {
+    pub(super) fn route_anew(&self, mut item: Box<ClaimItem>, now_ms: Millis) {
         let first = item.candidates().iter().find_map(|&number| self.pools.load().at(number).cloned());
         match first {
             Some(pool) => {
@@ -318,133 +316,9 @@ impl Dispatch {
         }
     }
 
-    /// Time has passed: those whose time is over are refused, those who waited for preferred nodes take any.
-    pub(crate) fn tick_lines(&self, now_ms: Millis) {
-        self.pump_quotas();
-        for pool in self.pools.load_full().iter() {
-            let line = &pool.line;
-            if line.waiting() == 0 {
-                continue;
-            }
-            self.look_at_due(line, now_ms);
-            if line.again.swap(false, Ordering::AcqRel) {
-                line.retry();
-            }
-            if line.is_unsettled() {
-                self.pump(pool);
-            }
-        }
-        let waited: Vec<Arc<Tenant>> = {
-            let mut lines = self.waiters.quota_lines();
-            lines.retain(|_, tenant| tenant.line.waiting() > 0);
-            lines.values().cloned().collect()
-        };
-        for tenant in waited {
-            self.look_at_due(&tenant.line, now_ms);
-        }
-        loop {
-            let id = {
-                let mut alarms = self.waiters.joiners_due();
-                match alarms.first_entry() {
-                    Some(first) if first.key().0 <= now_ms => first.remove(),
-                    _ => break,
-                }
-            };
-            for joiner in self.keys.late_joiners(&id, now_ms) {
-                joiner.reply.send(Err(Refusal::WAITED_FOR));
-            }
-        }
-    }
-
-    /// Joiners of this key have to be looked at then.
-    pub(crate) fn wake_joiners_at(&self, due_ms: Millis, id: &ClaimId) {
-        let number = self.waiters.arrive();
-        let mut alarms = self.waiters.joiners_due();
-        alarms.insert((due_ms, number), id.clone());
-    }
-
-    fn look_at_due(&self, line: &Line, now_ms: Millis) {
-        let due: Vec<Arc<Parked>> = line.lock().queue.due(now_ms, DUE_MAX).cloned().collect();
-        for parked in due {
-            if let Some(gang) = &parked.gang {
-                gang.wake();
-            }
-            // One that has its turn is looked at when it comes back.
-            let Some(mut item) = parked.take() else { continue };
-            parked.leave();
-            if item.is_near_only() {
-                // It has waited for its preferred nodes for long enough.
-                self.keys.unpark(&mut item);
-                self.route_anew(item, now_ms);
-            } else {
-                self.give_up(item, Refusal::Exhausted(parked.why));
-            }
-        }
-    }
-
-    /// The caller of a claim that may be waiting has gone.
-    pub(crate) fn cancel(&self, id: &ClaimId) {
-        let Some(parked) = self.keys.parked(id) else { return };
-        let item = {
-            let mut slot = parked.lock();
-            if slot.as_ref().is_some_and(|item| item.reply.is_gone()) { slot.take() } else { None }
-        };
-        if let Some(item) = item {
-            parked.leave();
-            self.give_up(item, Refusal::DeadlineExceeded);
-        }
-    }
-
     /// Claims that wait for their tenants' quotas.
     pub(crate) fn quota_waiters(&self) -> usize {
         self.waiters.quota_lines().values().map(|tenant| tenant.line.waiting()).sum()
-    }
-
-    /// Nobody can wait for this pool any more.
-    pub(crate) fn close_line(&self, pool: &Pool) {
-        for parked in pool.line.drain() {
-            if let Some(gang) = &parked.gang {
-                gang.wake();
-            }
-            let others = parked.pools.iter().any(|other| other.number != pool.number && !other.is_closing());
-            if !others && let Some(item) = parked.take() {
-                parked.leave();
-                self.give_up(item, Refusal::NotFound(What::Pool));
-            }
-        }
-    }
-
-    /// Its lines may have been closed while it had a turn, or was on its way into them: whoever closed them did not find it.
-    fn leave_closed(&self, parked: &Parked) {
-        let deleted = !parked.pools.is_empty() && parked.pools.iter().all(|pool| pool.is_closing());
-        let refusal = match self.is_draining() {
-            true => Refusal::Unavailable(Unavailable::Stopping),
-            false if deleted => Refusal::NotFound(What::Pool),
-            false => return,
-        };
-        if let Some(item) = parked.take() {
-            parked.leave();
-            self.give_up(item, refusal);
-        }
-    }
-
-    /// Nobody can wait any more: the service is about to stop.
-    pub(crate) fn close_lines(&self) {
-        let quota: Vec<Arc<Tenant>> = {
-            let lines = self.waiters.quota_lines();
-            lines.values().cloned().collect()
-        };
-        let pools = self.pools.load_full();
-        let lines = pools.iter().map(|pool| &pool.line).chain(quota.iter().map(|tenant| &tenant.line));
-        for parked in lines.flat_map(Line::drain) {
-            if let Some(gang) = &parked.gang {
-                gang.wake();
-            }
-            if let Some(item) = parked.take() {
-                parked.leave();
-                self.give_up(item, Refusal::Unavailable(Unavailable::Stopping));
-            }
-        }
     }
 
     /// What a key waits for.

@@ -27,11 +27,12 @@ use super::answer::Answers;
 use super::call::{Call, count, late};
 use super::commands;
 use super::frame::Parser;
-use super::read::{self, Holder, Phase, shown};
+use super::read::{self, shown};
+use super::run::{Asked, End, Run, Step};
 use super::session::Session;
 use crate::api::outcome::Failure;
 use crate::metrics::{RespCommand, RespEnd, RespOutcome, metrics};
-use crate::model::{ClaimId, ClaimRequest, Fence, Millis, Taken};
+use crate::model::{Millis, Taken};
 use crate::refusal::{Refusal, Unavailable};
 
 /// Bytes read at a time.
@@ -52,28 +53,6 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
     /// Keys of a run.
     static SEEN: RefCell<HashSet<u64>> = RefCell::default();
-}
-
-/// Why a connection is over.
-enum End {
-    /// The client is gone, or was asked to be.
-    Gone,
-    /// By the service.
-    By(RespEnd),
-}
-
-/// What was taken, and must be waited for.
-enum Step {
-    /// Nothing: more must come.
-    Read,
-    /// Nothing more before the answers are written.
-    Write,
-    Claim(ClaimRequest),
-    Claims(Vec<ClaimRequest>),
-    Release(ClaimId, Option<Fence>),
-    Releases(Vec<(ClaimId, Option<Fence>)>),
-    Call(Call),
-    End(End),
 }
 
 /// A connection with nothing under way, which may go to another thread.
@@ -118,10 +97,12 @@ pub(super) struct Connection<'a> {
     depth: usize,
     /// Reads in a row that brought [`DEEP`] commands and more.
     deep_reads: u32,
+    may_move: bool,
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(shared: &'a Shared, client: Client) -> Self {
+    /// `may_move`: it may end for its thread by moving to another.
+    pub(super) fn new(shared: &'a Shared, client: Client, may_move: bool) -> Self {
         let Client { stream, session, resp3 } = client;
         Self {
             shared,
@@ -136,11 +117,12 @@ impl<'a> Connection<'a> {
             patience: None,
             depth: 0,
             deep_reads: 0,
+            may_move,
         }
     }
 
-    /// Until the client leaves, errs, or the service stops. Gives it back when it shows itself to be deep, if `may_move`.
-    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>, may_move: bool) -> Option<Client> {
+    /// Until the client leaves, errs, or the service stops. Gives it back when it shows itself to be deep, if it may move.
+    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) -> Option<Client> {
         let mut stop = pin!(async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopping.changed().await;
@@ -149,7 +131,7 @@ impl<'a> Connection<'a> {
             if let Err(end) = self.step(stop.as_mut()).await {
                 break end;
             }
-            if may_move && self.deep_reads >= DEEP_READS && self.is_between_commands() {
+            if self.moves() {
                 let Self { stream, session, answers, .. } = self;
                 return Some(Client { stream, session, resp3: answers.resp3 });
             }
@@ -165,9 +147,12 @@ impl<'a> Connection<'a> {
         None
     }
 
-    /// Nothing is half read, half decided or half written.
-    fn is_between_commands(&self) -> bool {
-        self.taken == self.input.len() && self.answers.bytes().is_empty()
+    /// Whether it is deep, and nothing is half read, half decided or half written.
+    fn moves(&self) -> bool {
+        self.may_move
+            && self.deep_reads >= DEEP_READS
+            && self.taken == self.input.len()
+            && self.answers.bytes().is_empty()
     }
 
     async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
@@ -175,15 +160,14 @@ impl<'a> Connection<'a> {
         match self.take() {
             Step::Read => {
                 let depth = std::mem::take(&mut self.depth) + self.round;
-                self.deep_reads = if depth >= DEEP { self.deep_reads + 1 } else { 0 };
+                self.deep_reads = if depth >= DEEP { self.deep_reads.saturating_add(1) } else { 0 };
                 if depth < DEEP && !self.answers.bytes().is_empty() {
                     // Others that have something to decide go first, and then all answers are written: reading, deciding and
                     // writing by turns for each connection is dearer than each of them for all.
                     tokio::task::yield_now().await;
                 }
                 self.write().await?;
-                if self.deep_reads == DEEP_READS && self.is_between_commands() {
-                    // Whoever serves it may have another thread for it.
+                if self.moves() {
                     return Ok(());
                 }
                 return self.read(stop).await;
@@ -496,82 +480,6 @@ impl<'a> Connection<'a> {
             }
         })
         .await;
-    }
-}
-
-/// A command for the scheduler.
-enum Asked {
-    Claim(ClaimRequest),
-    Release(ClaimId, Option<Fence>),
-    Call(Call),
-}
-
-impl Asked {
-    fn release((holder, phase): (Holder, Phase)) -> Self {
-        match phase {
-            Phase::Finish => Self::Release(holder.id, holder.fence),
-            Phase::Begin => Self::Call(Call::BeginRelease(holder)),
-        }
-    }
-
-    const fn waits(&self) -> bool {
-        matches!(self, Self::Claim(request) if request.wait_ms > 0)
-    }
-
-    /// Of its key.
-    fn hash(&self) -> u64 {
-        match self {
-            Self::Claim(request) => request.id.hash64(),
-            Self::Release(id, _) => id.hash64(),
-            Self::Call(_) => 0,
-        }
-    }
-
-    fn step(self) -> Step {
-        match self {
-            Self::Claim(request) => Step::Claim(request),
-            Self::Release(id, fence) => Step::Release(id, fence),
-            Self::Call(call) => Step::Call(call),
-        }
-    }
-}
-
-/// Commands that are carried out together.
-enum Run {
-    Nothing,
-    Claims(Vec<ClaimRequest>),
-    Releases(Vec<(ClaimId, Option<Fence>)>),
-}
-
-impl Run {
-    const fn is_empty(&self) -> bool {
-        matches!(self, Self::Nothing)
-    }
-
-    const fn may_claim(&self) -> bool {
-        matches!(self, Self::Nothing | Self::Claims(_))
-    }
-
-    const fn may_release(&self) -> bool {
-        matches!(self, Self::Nothing | Self::Releases(_))
-    }
-
-    fn push(&mut self, asked: Asked) {
-        match (&mut *self, asked) {
-            (Self::Claims(requests), Asked::Claim(request)) => requests.push(request),
-            (Self::Releases(claims), Asked::Release(id, fence)) => claims.push((id, fence)),
-            (_, Asked::Claim(request)) => *self = Self::Claims(vec![request]),
-            (_, Asked::Release(id, fence)) => *self = Self::Releases(vec![(id, fence)]),
-            (_, Asked::Call(_)) => unreachable!("a call is no part of a run"),
-        }
-    }
-
-    fn step(self) -> Option<Step> {
-        match self {
-            Self::Nothing => None,
-            Self::Claims(requests) => Some(Step::Claims(requests)),
-            Self::Releases(claims) => Some(Step::Releases(claims)),
-        }
     }
 }
 

@@ -27,6 +27,7 @@ mod connection;
 mod failure;
 pub mod frame;
 mod read;
+mod run;
 mod session;
 mod threads;
 
@@ -127,7 +128,7 @@ async fn serve(shared: &Shared, client: Client, stopping: watch::Receiver<()>, m
         return None;
     }
     metrics().resp_connections.increment(1.0);
-    let served = AssertUnwindSafe(Connection::new(shared, client).serve(stopping, may_move)).catch_unwind().await;
+    let served = AssertUnwindSafe(Connection::new(shared, client, may_move).serve(stopping)).catch_unwind().await;
     metrics().resp_connections.decrement(1.0);
     served.unwrap_or_else(|_| {
         tracing::error!("the handler of a RESP connection panicked");
