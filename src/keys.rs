@@ -9,10 +9,13 @@
 //!
 //! An entry carries what its claim counts for with its tenant ([`Charge`]): taken with the ticket, given back with the entry.
 //!
-//! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file.
+//! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file
+//! and the directory beside it, where `rebuild` fills the map at a recovery.
+
+mod rebuild;
 
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -479,107 +482,6 @@ impl Keys {
             }
             _ => Unstoreds::new(),
         }
-    }
-
-    /// A row names the key as held. Of two such the higher fence stays; the loser, which may be this very one, is
-    /// returned and must yield. A key that somebody is about to claim stays theirs.
-    pub fn recover(&self, id: ClaimId, hold: Hold, spec: Option<Arc<ClaimSpec>>) -> Option<Hold> {
-        let charge = |id: &ClaimId| self.tenants.charge(id, spec.clone(), hold.shard.pool);
-        match self.map.entry(id) {
-            Slot::Vacant(slot) => {
-                let charge = charge(slot.key());
-                slot.insert(Entry::Held { hold, unstored: Unstoreds::new(), charge });
-                None
-            }
-            Slot::Occupied(mut slot) => {
-                let ours = match slot.get() {
-                    Entry::Pending { .. } => false,
-                    Entry::Held { hold: other, .. } => other.place.fence < hold.place.fence,
-                    Entry::Unreadable { fence, .. } => *fence <= hold.place.fence,
-                    Entry::Gone { .. } => true,
-                };
-                if !ours {
-                    return Some(hold);
-                }
-                let charge = charge(slot.key());
-                let (loser, unstored) = match slot.get_mut() {
-                    Entry::Held { hold: other, unstored, .. } => (Some(*other), std::mem::take(unstored)),
-                    Entry::Gone { unstored } => (None, std::mem::take(unstored)),
-                    _ => (None, Unstoreds::new()),
-                };
-                slot.insert(Entry::Held { hold, unstored, charge });
-                loser
-            }
-        }
-    }
-
-    /// A row of a shard that does not serve names the key: nobody may claim it, unless a higher fence holds it.
-    /// Returns a hold with a lower fence, which must yield.
-    pub fn recover_unreadable(
-        &self,
-        id: ClaimId,
-        shard: ShardRef,
-        fence: Fence,
-        spec: Option<Arc<ClaimSpec>>,
-    ) -> Option<Hold> {
-        let charge = |id: &ClaimId| self.tenants.charge(id, spec, shard.pool);
-        match self.map.entry(id) {
-            Slot::Vacant(slot) => {
-                let _charge = charge(slot.key());
-                slot.insert(Entry::Unreadable { fence, _charge });
-                None
-            }
-            Slot::Occupied(mut slot) => match slot.get() {
-                Entry::Held { hold, .. } if hold.place.fence < fence => {
-                    let loser = *hold;
-                    let _charge = charge(slot.key());
-                    slot.insert(Entry::Unreadable { fence, _charge });
-                    Some(loser)
-                }
-                _ => None,
-            },
-        }
-    }
-
-    /// Forgets all that the shards of a deleted pool held, and their records. Costs a walk over the directory.
-    pub fn forget_pool(&self, pool: u32) {
-        self.rebind(|shard| shard.pool == pool, &mut HashMap::new());
-    }
-
-    /// The shard was restarted from the store, which has all that it decided and kept: what it still holds is
-    /// `held`, under new ordinals; what else stood here was undone with it. Returns by way of `held` what is left:
-    /// claims whose keys are not held here as the shard's, for [`Self::recover`]. A key that stays held is never free
-    /// in between. Costs a walk over the directory.
-    pub fn rebind(
-        &self,
-        restarted: impl Fn(ShardRef) -> bool,
-        held: &mut HashMap<ClaimId, (Place, Option<Arc<ClaimSpec>>)>,
-    ) {
-        self.map.retain(|id, entry| {
-            let (Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) = entry
-            else {
-                return true;
-            };
-            unstored.retain(|known| !restarted(known.shard));
-            match entry {
-                Entry::Held { hold, unstored, charge } if restarted(hold.shard) => {
-                    if let Some((place, _)) = held.get(id)
-                        && place.fence == hold.place.fence
-                        && let Some((place, spec)) = held.remove(id)
-                    {
-                        hold.place = place;
-                        charge.set(spec);
-                        return true;
-                    }
-                    let unstored = std::mem::take(unstored);
-                    let keep = !unstored.is_empty();
-                    *entry = Entry::Gone { unstored };
-                    keep
-                }
-                Entry::Gone { unstored } => !unstored.is_empty(),
-                _ => true,
-            }
-        });
     }
 
     /// Entries, of whatever kind.

@@ -178,7 +178,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("use redis", &["src/store/redis"]),
     ("Instant::now", &["src/clock.rs", "src/load/"]),
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),
-    ("use dashmap", &["src/keys.rs", "src/journal/mod.rs", "src/tenants.rs"]),
+    ("use dashmap", &["src/keys.rs", "src/keys/", "src/journal/mod.rs", "src/tenants.rs"]),
     ("use axum", &["src/api/http/"]),
     ("use tonic", &["src/api/grpc/", "src/load/grpc"]),
     ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/recovery.rs"]),

@@ -7,6 +7,7 @@ mod batches;
 mod choice;
 mod claim_life;
 mod claims;
+mod demand;
 mod directory;
 mod explain;
 mod flight;

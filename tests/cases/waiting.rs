@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::sharing::{asking, cpu, shared, sized};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
 
-const MINUTE: u64 = 60_000;
+pub const MINUTE: u64 = 60_000;
 
 fn waiting(pool: &str, key: &str) -> ClaimRequest {
     ClaimRequest { wait_ms: MINUTE, reserve_ms: Some(0), ..request(pool, key) }
@@ -24,7 +24,7 @@ fn of(tenant: &str, key: &str) -> ClaimRequest {
     ClaimRequest { id: ClaimId::new("ns", tenant, key).unwrap(), ..waiting("p", key) }
 }
 
-fn with_priority(request: ClaimRequest, priority: u16) -> ClaimRequest {
+pub fn with_priority(request: ClaimRequest, priority: u16) -> ClaimRequest {
     let mut ask = request.ask.unwrap_or_default();
     ask.spec.priority = priority;
     ClaimRequest { ask: Some(ask), ..request }
@@ -48,7 +48,7 @@ impl World {
     }
 
     /// A claim that waits by now.
-    async fn parked(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
+    pub async fn parked(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
         let before = self.waiters("p").await;
         let begun = self.begin_request(request).await;
         until("it waits", async || self.waiters("p").await == before + 1).await;
@@ -536,55 +536,4 @@ async fn the_keeper_of_a_spec_keeps_its_priority() {
     let after = world.crashed().await;
     let held = after.s.get_claim(&id("a")).await.unwrap().spec.unwrap();
     assert_eq!((held.priority, held.preemptible), (7, true));
-}
-
-/// What an autoscaler reads: by what is asked for, and how many workers that would take.
-#[tokio::test]
-async fn demand_says_what_waits_and_what_would_clear_it() {
-    let world = World::on_memory().await;
-    world.shared(shared(2, Policy::BestFit), vec![sized("w0", 4_000, None), sized("w1", 2_000, None)]).await;
-    world.share("h0", &cpu(4_000)).await.unwrap();
-    world.share("h1", &cpu(2_000)).await.unwrap();
-    assert_eq!(world.s.demand(&name("p")).await.unwrap().workers_needed, 0);
-    let wait = |key: String, amount| ClaimRequest { wait_ms: MINUTE, ..asking("p", &key, &cpu(amount)) };
-    let mut waits = Vec::new();
-    for n in 0..5 {
-        waits.push(world.parked(wait(format!("s{n}"), 1_000)).await);
-    }
-    waits.push(world.parked(with_priority(wait("l".into(), 3_000), 9)).await);
-    world.pass(2_000).await;
-    world.s.put_quota("ns", Some("poor"), Quota { claims: Some(0), ..Quota::default() }).await.unwrap();
-    let poor = ClaimRequest { id: ClaimId::new("ns", "poor", "q").unwrap(), ..wait("q".into(), 1_000) };
-    waits.push(world.begin_request(poor).await);
-    let demand = world.s.demand(&name("p")).await.unwrap();
-    assert_eq!((demand.waiting, demand.waiting_for_quota), (6, 1));
-    assert!(demand.oldest_ms >= 2_000);
-    // Five thousand in fours, and three thousand of another four.
-    let rows: Vec<_> = demand
-        .shapes
-        .iter()
-        .map(|shape| (shape.resources.cpu_milli, shape.reason, shape.waiting, shape.workers_needed, shape.priority))
-        .collect();
-    assert_eq!(
-        rows,
-        [(1_000, "pool_exhausted", 5, 2, 0), (3_000, "pool_exhausted", 1, 1, 9), (1_000, "quota", 1, 0, 0)]
-    );
-    assert_eq!(demand.workers_needed, 3);
-    assert_eq!(world.s.demand(&name("none")).await, Err(Refusal::NotFound(What::Pool)));
-}
-
-#[tokio::test]
-async fn demand_names_workers_that_could_go() {
-    let world = World::on_memory().await;
-    world.pool("p", spec(1, Ack::Memory), &["w0", "w1", "w2", "w3"]).await;
-    world.s.steer(&name("p"), &WorkerId::new("w2").unwrap(), WorkerVerb::Cordon).await.unwrap();
-    let fence = world.hold("p", "a").await;
-    let idle = async || {
-        let demand = world.s.demand(&name("p")).await.unwrap();
-        demand.idle.iter().map(|worker| (worker.id.to_string(), worker.cordoned)).collect::<Vec<_>>()
-    };
-    // The warmest is held.
-    assert_eq!(idle().await, [("w2".into(), true), ("w0".into(), false), ("w1".into(), false)]);
-    world.s.release(&id("a"), fence).await.unwrap();
-    assert_eq!(idle().await.last().unwrap().0, "w3", "the last to become idle");
 }

@@ -45,6 +45,33 @@ fn answers_come_in_order() {
     }
 }
 
+/// Of connections that begin on one thread, deep ones move to another; what was said on them before goes along.
+#[test]
+fn deep_connections_keep_what_was_agreed_on() {
+    let (_dir, server, _client, first) = with_pool(400);
+    let mut wires = vec![first];
+    wires.extend((1..6).map(|_| Wire::connect(server.resp.unwrap())));
+    for (n, wire) in wires.iter_mut().enumerate() {
+        assert!(wire.said("HELLO 3").contains("proto=3"));
+        assert_eq!(wire.said(&format!("CLIENT SETNAME n{n}")), "OK");
+    }
+    for round in 0..32 {
+        for (n, wire) in wires.iter_mut().enumerate() {
+            let key = format!("{n}-{round}");
+            let (claim, release) = (format!("CLAIM ns/warm KEY {key}"), format!("RELEASE ns {key} *"));
+            let echoes: Vec<String> = (0..8).map(|i| format!("ECHO {key}-{i}")).collect();
+            let commands: Vec<&str> = [&claim, &release].into_iter().chain(&echoes).map(String::as_str).collect();
+            let answers = all(wire, &commands);
+            assert!(answers[0].starts_with(&format!("{{key={key} fence=")), "{}", answers[0]);
+            assert_eq!(answers[1], "1");
+            assert!(echoes.iter().zip(&answers[2..]).all(|(echo, answer)| echo[5..] == **answer), "{answers:?}");
+        }
+    }
+    for (n, wire) in wires.iter_mut().enumerate() {
+        assert_eq!(wire.said("CLIENT GETNAME"), format!("n{n}"));
+    }
+}
+
 #[test]
 fn one_key_several_times_goes_one_after_the_other() {
     let (_dir, _server, _client, mut wire) = with_pool(2);
