@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::clock::Clock;
 use crate::fence::Fences;
 use crate::journal::Journal;
-use crate::keys::{Begun, Keys, ShardRef};
-use crate::model::{Millis, Policy};
+use crate::keys::{Begun, Found, Keys, ShardRef};
+use crate::model::{ClaimId, Fence, Millis, Policy};
 use crate::pools::{Pool, PoolMap, Pools};
 use crate::refusal::{Exhausted, Refusal, Unavailable};
 use crate::remembered::Remembered;
@@ -236,6 +236,16 @@ impl Dispatch {
     pub fn give_up(&self, item: Box<ClaimItem>, refusal: Refusal) {
         if let Some(next) = self.refuse(item, refusal) {
             self.route(next);
+        }
+    }
+
+    /// A claim was made of which nobody was told: it is given back, unless others were.
+    pub(crate) fn give_back(&self, id: &ClaimId, fence: Fence) {
+        if let Found::Held(hold) = self.keys.find(id)
+            && hold.place.fence == fence
+            && let Some(port) = self.pools.load().port(hold.shard)
+        {
+            port.give_back(hold.place);
         }
     }
 

@@ -44,7 +44,7 @@ pub struct Wait {
     pub until_ms: Millis,
     /// Until when only its preferred nodes will do; 0: any will.
     pub near_until_ms: Millis,
-    /// When it was first parked, and its place among all that ever were; 0: it was not.
+    /// When it was asked for: with what is left until its deadline, how long it waited is what it asked for.
     pub since_ms: Millis,
     /// Its place among all that were ever parked; 0: it was not.
     pub arrival: Arrival,

@@ -370,7 +370,7 @@ impl Scheduler {
             Box::new(Wait {
                 until_ms,
                 near_until_ms,
-                since_ms: 0,
+                since_ms: now_ms,
                 arrival: 0,
                 turn: None,
                 of_gang: false,

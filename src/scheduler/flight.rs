@@ -303,14 +303,10 @@ impl Flight {
     /// Nobody will be told of this. A claim that it made is given back, unless others were told.
     fn discard(&self, place: u32, outcome: Outcome) {
         let Some(Open { asked: Asked::Claim { id, .. }, .. }) = &self.open[place as usize] else { return };
-        let Ok(Payload::Claim(answer)) = outcome else { return };
-        let dispatch = self.scheduler.dispatch();
-        if let (true, Found::Held(hold)) = (answer.created, dispatch.keys.find(id))
-            && hold.place == answer.grant.place
-            && let Some(port) = dispatch.pools.load().port(hold.shard)
+        if let Ok(Payload::Claim(answer)) = outcome
+            && answer.created
         {
-            // With a full ring its reservation ends it.
-            let _ = port.push(Command::GiveBack(hold.place));
+            self.scheduler.dispatch().give_back(id, answer.grant.place.fence);
         }
     }
 }

@@ -11,6 +11,7 @@
 //! the pool promises.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +83,8 @@ impl Scheduler {
     async fn wait_as_gang(&self, mut requests: Vec<ClaimRequest>, to: &mut oneshot::Sender<Outcomes>) -> Outcomes {
         let refuse = |requests: &[ClaimRequest], why| requests.iter().map(|_| Err(Refusal::Unavailable(why))).collect();
         let wait_ms = requests.iter().map(|request| request.wait_ms).max().unwrap_or(0).min(limits::WAIT_MS_MAX + 1);
-        let until_ms = self.dispatch().clock.engine_now_ms() + wait_ms;
+        let now_ms = self.dispatch().clock.engine_now_ms();
+        let waits_ms = now_ms..now_ms + wait_ms;
         if wait_ms <= limits::WAIT_MS_MAX {
             // All of it waits, in one place; no member does by itself.
             for request in &mut requests {
@@ -94,7 +96,7 @@ impl Scheduler {
         let mut place: Option<GangPlace> = None;
         while let Some(why) = lacks_room(&outcomes).filter(|_| wait_ms > 0) {
             let kept = place.take().filter(|place| place.waits_for(why)).inspect(GangPlace::put_back);
-            let Some(here) = kept.or_else(|| self.gang_place(&requests, why, until_ms)) else {
+            let Some(here) = kept.or_else(|| self.gang_place(&requests, why, waits_ms.clone())) else {
                 return refuse(&requests, Unavailable::Overloaded);
             };
             let turn = tokio::select! {
@@ -114,7 +116,7 @@ impl Scheduler {
     }
 
     /// A place in the lines of all pools that the members may use.
-    fn gang_place(&self, requests: &[ClaimRequest], why: Exhausted, until_ms: Millis) -> Option<GangPlace> {
+    fn gang_place(&self, requests: &[ClaimRequest], why: Exhausted, waits_ms: Range<Millis>) -> Option<GangPlace> {
         let (dispatch, map) = (self.dispatch(), self.dispatch().pools.load_full());
         let starts = requests.iter().filter_map(|request| Start::new(&map, &dispatch.selectors, request).ok());
         let numbers: BTreeSet<u32> = starts.flat_map(|start| start.pools()).collect();
@@ -122,7 +124,7 @@ impl Scheduler {
         let priority = requests.iter().filter_map(|request| request.ask.as_ref()).map(|ask| ask.spec.priority).max();
         let needs = (requests.len(), amounts(requests).map(|amount| u64::try_from(amount).unwrap_or(u64::MAX)));
         let members = requests.iter().map(|request| request.id.clone()).collect();
-        GangPlace::new(dispatch, members, priority.unwrap_or(0), &pools, needs, why, until_ms)
+        GangPlace::new(dispatch, members, priority.unwrap_or(0), &pools, needs, why, waits_ms)
     }
 
     /// One attempt. `in_turn`: those who wait do not come first.
@@ -344,15 +346,8 @@ impl Scheduler {
 
     /// Nobody was told of these.
     fn give_back(&self, outcomes: Outcomes) {
-        let pools = self.dispatch().pools.load();
         for taken in outcomes.into_iter().flatten().filter(|taken| taken.created) {
-            if let Found::Held(hold) = self.dispatch().keys.find(&taken.claim.id)
-                && hold.place.fence == taken.claim.fence
-                && let Some(port) = pools.port(hold.shard)
-            {
-                // A shard that cannot be reached sweeps what nobody confirms.
-                let _ = port.push(Command::GiveBack(hold.place));
-            }
+            self.dispatch().give_back(&taken.claim.id, taken.claim.fence);
         }
     }
 

@@ -146,8 +146,6 @@ pub enum Command {
     Promise(Box<Seek>),
     /// A step of a gang.
     Gang(Box<GangItem>),
-    /// Nobody was told of the claim there.
-    GiveBack(Place),
     /// The claim there is over: a worker runs a later one of its key, whose record was lost.
     Yield(Place),
     /// What is held?

@@ -25,6 +25,7 @@ use super::ring::Scheduled;
 use super::running::Running;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
+use crate::engine::Place;
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
@@ -61,6 +62,8 @@ pub struct ShardPort {
     /// Tickets of claims that wait no longer and for which a worker may be kept here. Not in the ring, which may be full: a worker must
     /// not stay kept for nobody.
     unkept: SegQueue<u64>,
+    /// Claims of which nobody was told. Not in the ring for the same reason: one without a reservation would be held for ever.
+    untold: SegQueue<Place>,
     /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
     next_tick_ms: AtomicU64,
     /// Answers that wait for the store, after the last run.
@@ -105,6 +108,7 @@ impl ShardPort {
             actor: RwLock::new(None),
             running: Mutex::new(None),
             unkept: SegQueue::new(),
+            untold: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
             answers_waiting: AtomicUsize::new(0),
             in_hand: Mutex::new(Vec::new()),
@@ -192,6 +196,16 @@ impl ShardPort {
 
     pub(super) fn pop_unkept(&self) -> Option<u64> {
         self.unkept.pop()
+    }
+
+    /// Nobody was told of the claim there, or will be.
+    pub fn give_back(&self, place: Place) {
+        self.untold.push(place);
+        self.wake();
+    }
+
+    pub(super) fn pop_untold(&self) -> Option<Place> {
+        self.untold.pop()
     }
 
     /// Wakes the actor if something is due at `now_ms`.
@@ -331,9 +345,8 @@ impl ShardPort {
         let _flag = Flag(RUNS.replace(true));
         let applied = running.run(command);
         drop(life);
-        !self
-            .scheduled
-            .sleep_refused(|| self.ring.is_empty() && self.unkept.is_empty() && self.outbox.applied() <= applied)
+        let is_idle = || self.ring.is_empty() && self.unkept.is_empty() && self.untold.is_empty();
+        !self.scheduled.sleep_refused(|| is_idle() && self.outbox.applied() <= applied)
     }
 
     /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
@@ -426,7 +439,7 @@ impl ShardPort {
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Gang(item) => say(item.reply),
             Command::Promise(seek) => seek.give_up(),
-            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::GiveBack(_) | Command::Panic => {}
+            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::Panic => {}
         }
     }
 

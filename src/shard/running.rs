@@ -178,6 +178,9 @@ impl Running {
         while let Some(ticket) = self.port.pop_unkept() {
             self.on(Event::BreakPromise { ticket });
         }
+        while let Some(place) = self.port.pop_untold() {
+            self.on(Event::GiveBack { place });
+        }
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
         self.look_at_watchers();
@@ -244,7 +247,6 @@ impl Running {
             Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
             Command::Promise(seek) => self.promise(seek),
-            Command::GiveBack(place) => self.on(Event::GiveBack { place }),
             Command::Yield(place) => self.on(Event::Yield { place }),
             Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => {

@@ -4,6 +4,7 @@
 //! A gang needs much at once, and what comes free comes one by one. So when one has been the first of a line for
 //! [`limits::RESERVE_AFTER_MS`], what comes free there is kept for it, until it is served or its time is over.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -145,7 +146,7 @@ impl GangPlace {
         pools: &[Arc<Pool>],
         needs: (usize, [u64; 4]),
         why: Exhausted,
-        until_ms: Millis,
+        waits_ms: Range<Millis>,
     ) -> Option<Self> {
         let pools: SmallVec<[Arc<Pool>; 1]> =
             if matches!(why, Exhausted::Quota(_)) { SmallVec::new() } else { pools.iter().cloned().collect() };
@@ -158,8 +159,8 @@ impl GangPlace {
             item: Mutex::new(None),
             arrival,
             priority,
-            since_ms: dispatch.clock.engine_ms(),
-            until_ms,
+            since_ms: waits_ms.start,
+            until_ms: waits_ms.end,
             why,
             pools,
             tenant,
@@ -171,7 +172,7 @@ impl GangPlace {
             seeks: AtomicBool::new(false),
         });
         dispatch.waiters.gangs().extend(members.iter().map(|member| (member.clone(), Arc::clone(&parked))));
-        dispatch.enter_lines(&parked, until_ms);
+        dispatch.enter_lines(&parked, parked.until_ms);
         for pool in &parked.pools {
             dispatch.pump(pool);
         }

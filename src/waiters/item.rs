@@ -24,7 +24,7 @@ impl ClaimItem {
         self.wait.as_ref().is_some_and(|wait| wait.arrival > 0)
     }
 
-    /// Its place among all that wait, and since when it does.
+    /// Its place among all that wait, and since when it was asked for.
     #[must_use]
     pub fn waited(&self) -> (Arrival, Millis) {
         self.wait.as_ref().map_or((0, 0), |wait| (wait.arrival, wait.since_ms))
@@ -78,7 +78,7 @@ impl ClaimItem {
             })
         });
         if wait.arrival == 0 {
-            (wait.arrival, wait.since_ms) = (arrive(), now_ms);
+            wait.arrival = arrive();
         }
         let near_only = wait.near_until_ms > now_ms;
         if let Some(choice) = &mut self.choice {

@@ -4,7 +4,8 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-use hotpool::model::Ack;
+use hotpool::limits::RING_SLOTS;
+use hotpool::model::{Ack, ClaimRequest};
 use hotpool::refusal::{Refusal, What};
 use hotpool::scheduler::{Flight, Landed, Verb};
 
@@ -137,6 +138,27 @@ async fn a_caller_that_leaves_has_its_claims_given_back_wherever_they_are() {
     .await;
     assert_eq!(world.held().await, [("told".to_owned(), told.claim.worker.spec.id.to_string(), told.claim.fence)]);
     until("nobody waits", async || world.is_vacant("waits")).await;
+}
+
+/// Of a claim without a reservation nothing else would ever end.
+#[tokio::test]
+async fn what_nobody_read_is_given_back_though_the_ring_is_full() {
+    let (world, mut flight) = on_memory(&["w", "v"]).await;
+    let fence = world.hold("a", "x").await;
+    flight.claim(1, ClaimRequest { reserve_ms: Some(0), ..request("a", "unread") });
+    flight.send();
+    world.quiet().await;
+    assert_eq!(world.counts("a").await.0, 0, "both workers are held");
+    let busy = world.busy("a").await;
+    let mut others: Vec<_> = (0..2).map(|_| world.s.flight(LIMIT_MS)).collect();
+    for number in 0..RING_SLOTS as u64 {
+        others[number as usize % 2].held(number, id("x"), fence, Verb::Confirm);
+    }
+    assert_eq!(busy.depth(), RING_SLOTS);
+    drop(flight);
+    drop(busy);
+    until("it is given back", async || world.counts("a").await.0 == 1).await;
+    assert!(world.is_vacant("unread"));
 }
 
 #[tokio::test]
