@@ -25,7 +25,8 @@ const SWEEP_FROM: usize = 1_024;
 /// All tenants that hold something or lately did, and all quotas.
 #[derive(Debug)]
 pub struct Tenants {
-    map: DashMap<Arc<str>, Arc<Tenant>, DefaultHashBuilder>,
+    /// By `namespace/tenant`; bytes, so that a look need not prove again that they are text.
+    map: DashMap<Arc<[u8]>, Arc<Tenant>, DefaultHashBuilder>,
     /// By `namespace/tenant`, or by `namespace` for its tenants without their own.
     quotas: Mutex<BTreeMap<String, Quota>>,
     /// Tenants that were given something back for which some claim of theirs may wait.
@@ -191,20 +192,21 @@ impl Tenant {
 impl Tenants {
     /// The tenant of a claim.
     pub fn of(&self, id: &ClaimId) -> Arc<Tenant> {
-        self.named(id.owner())
+        match self.map.get(id.owner_bytes()) {
+            Some(tenant) => Arc::clone(&tenant),
+            None => self.enter(id.owner().into()),
+        }
     }
 
-    fn named(&self, name: &str) -> Arc<Tenant> {
-        if let Some(tenant) = self.map.get(name) {
-            return Arc::clone(&tenant);
-        }
+    #[cold]
+    fn enter(&self, name: Arc<str>) -> Arc<Tenant> {
         if self.map.len() >= self.sweep_at.load(Ordering::Relaxed) {
             self.sweep();
         }
         // The lock keeps a quota that is put meanwhile from passing by a tenant that does not have it yet.
         let quotas = self.quotas();
-        let entry = self.map.entry(name.into()).or_insert_with(|| {
-            let (quota, _) = effective(&quotas, name);
+        let entry = self.map.entry(Arc::clone(&name).into()).or_insert_with(|| {
+            let (quota, _) = effective(&quotas, &name);
             let account = Account {
                 used: Usage::default(),
                 limits: quota.limits(),
@@ -212,7 +214,7 @@ impl Tenants {
                 pools: SmallVec::new(),
             };
             Arc::new(Tenant {
-                name: name.into(),
+                name,
                 number: self.numbers.fetch_add(1, Ordering::Relaxed),
                 account: Mutex::new(account),
                 line: Line::default(),
@@ -269,7 +271,7 @@ impl Tenants {
         }
         let meant =
             |tenant: &str| tenant == name || tenant.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
-        for tenant in self.map.iter().filter(|tenant| meant(tenant.key())) {
+        for tenant in self.map.iter().filter(|tenant| meant(&tenant.name)) {
             let (quota, _) = effective(&quotas, &tenant.name);
             {
                 let mut account = tenant.account();
@@ -304,7 +306,7 @@ impl Tenants {
     #[must_use]
     pub fn look(&self, name: &str) -> (Quota, QuotaSource, Usage, u64) {
         let (quota, source) = effective(&self.quotas(), name);
-        let known = self.map.get(name).map(|tenant| Arc::clone(&tenant));
+        let known = self.map.get(name.as_bytes()).map(|tenant| Arc::clone(&tenant));
         let (used, waiting) =
             known.map_or_else(Default::default, |tenant| (tenant.used(), tenant.line.waiting() as u64));
         (quota, source, used, waiting)

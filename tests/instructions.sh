@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Counts the instructions of the hot paths: more than 5 % above what benches/instructions.rs says fails, by name. Needs cargo,
-# and installs valgrind (Debian's) and gungraun-runner where they are missing. Not a part of tests/run.sh: it builds the
-# package in a profile of its own, for ten minutes and more.
+# and installs valgrind (Debian's) and gungraun-runner where they are missing. A part of .ci/run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,4 +14,7 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 if [[ "$(gungraun-runner --version 2>/dev/null)" != *" 0.20.0" ]]; then
     cargo install gungraun-runner --version 0.20.0 --locked
 fi
-cargo bench --locked --profile gate --bench instructions
+# The package as it is released, on the dependencies that the tests have built: those of a release would take as long again.
+own='profile.dev.package.hotpool'
+cargo bench --locked --profile dev --bench instructions \
+    --config "$own.opt-level=3" --config "$own.debug-assertions=false" --config "$own.overflow-checks=false"

@@ -138,6 +138,12 @@ impl Shard {
         })
     }
 
+    /// When what is held at `place` ends if nothing is heard, if ever.
+    #[must_use]
+    pub fn deadline_ms(&self, place: Place) -> Option<Millis> {
+        self.claims.get(place).and_then(|_| self.timers.get(place.claim))
+    }
+
     /// A worker, deleted ones excluded.
     #[must_use]
     pub fn find_worker(&self, id: &WorkerId) -> Option<WorkerLook> {

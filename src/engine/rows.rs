@@ -87,7 +87,9 @@ impl Shard {
     /// Forgets which rows changed, where no store wants them.
     pub fn drop_rows(&mut self) {
         self.removed.clear();
-        self.gangs.take_changed().for_each(drop);
+        if self.gangs.has_changed() {
+            self.gangs.take_changed().for_each(drop);
+        }
         self.head_taken = self.head_row();
         while let Some(at) = self.dirty.pop() {
             self.workers.get_mut(at).dirty = false;

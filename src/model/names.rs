@@ -253,6 +253,12 @@ impl ClaimId {
         self.part(LENGTHS, self.ends().1)
     }
 
+    /// The same as bytes.
+    #[must_use]
+    pub fn owner_bytes(&self) -> &[u8] {
+        &self.text[LENGTHS..self.ends().1]
+    }
+
     /// Hash of the whole identity; of this process only, never stored.
     #[must_use]
     pub const fn hash64(&self) -> u64 {

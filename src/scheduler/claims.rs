@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::{Scheduler, wait};
 use crate::ask::PoolChoice;
 use crate::choice::Start;
@@ -17,7 +19,7 @@ use crate::model::{
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
 use crate::remembered::Ended;
-use crate::shard::{Batch, ClaimAnswer, ClaimItem, Command, KeyItem, Payload, Reply, Visited};
+use crate::shard::{Batch, ClaimAnswer, ClaimItem, Command, KeyItem, Outcome, Payload, Reply, Visited};
 use crate::waiters::Wait;
 
 impl Scheduler {
@@ -26,22 +28,21 @@ impl Scheduler {
     /// # Errors
     /// Any [`Refusal`]; nothing is left behind by a refused claim.
     pub async fn claim(&self, request: ClaimRequest) -> Result<Taken, Refusal> {
+        let (item, claiming) = self.begin(request)?;
+        if let Some(item) = item {
+            self.dispatch().submit(item);
+        }
+        claiming.taken(self).await
+    }
+
+    /// A claim that is about to be decided, unless it is refused already.
+    pub(super) fn begin(&self, request: ClaimRequest) -> Result<(Option<Box<ClaimItem>>, Claiming), Refusal> {
         self.open()?;
         let started_ns = self.dispatch().stopwatch();
         let (reply, answer) = Reply::one();
         let (id, pools) = (request.id.clone(), request.pools.clone());
-        // Made before the answer's end, so dropped after it: a caller that leaves is seen to be gone.
-        let _leaves = self.leaves(std::slice::from_ref(&request));
-        let (reply, answer) = (reply, answer);
-        let taken = match self.item(request, started_ns, reply) {
-            Ok(item) => {
-                self.dispatch().submit(item);
-                wait(answer).await.and_then(|payload| self.taken(&id, &pools, payload))
-            }
-            Err(refusal) => Err(refusal),
-        };
-        self.count_claim(&pools, &taken);
-        taken
+        let leaves = self.leaves(std::slice::from_ref(&request));
+        Ok((self.item(request, started_ns, reply).ok(), Claiming { answer, id, pools, _leaves: leaves }))
     }
 
     /// Many claims in one call: each its own outcome, in order. Each shard is visited once, unless it had less room
@@ -431,6 +432,27 @@ impl Scheduler {
             Some(pool) => pool.metrics.claims(outcome).increment(1),
             None => metrics().claims(outcome).increment(1),
         }
+    }
+}
+
+/// A claim whose caller waits for its answer. Dropped, the caller has left.
+pub struct Claiming {
+    // Dropped before `_leaves`: a caller that leaves is seen to be gone.
+    answer: oneshot::Receiver<Outcome>,
+    id: ClaimId,
+    pools: PoolChoice,
+    _leaves: Leaves,
+}
+
+impl Claiming {
+    /// What became of it.
+    ///
+    /// # Errors
+    /// As of [`Scheduler::claim`].
+    pub async fn taken(mut self, scheduler: &Scheduler) -> Result<Taken, Refusal> {
+        let taken = wait(&mut self.answer).await.and_then(|payload| scheduler.taken(&self.id, &self.pools, payload));
+        scheduler.count_claim(&self.pools, &taken);
+        taken
     }
 }
 

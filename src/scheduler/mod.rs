@@ -8,13 +8,16 @@ mod demand;
 mod explain;
 mod flight;
 mod gangs;
+mod gather;
 mod listing;
 mod pools;
 mod quotas;
 mod watch;
 mod workers;
 
+pub use self::claims::Claiming;
 pub use self::flight::{Flight, Landed, Verb};
+pub use self::gather::Gathered;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -399,6 +402,8 @@ impl Scheduler {
 }
 
 /// The answer of one call; if its shard could not keep it, the outcome is unknown.
-async fn wait(answer: tokio::sync::oneshot::Receiver<crate::shard::Outcome>) -> crate::shard::Outcome {
+async fn wait(
+    answer: impl Future<Output = Result<crate::shard::Outcome, tokio::sync::oneshot::error::RecvError>>,
+) -> crate::shard::Outcome {
     answer.await.unwrap_or(Err(Refusal::DeadlineExceeded))
 }

@@ -210,9 +210,14 @@ impl ShardPort {
 
     /// Wakes the actor if something is due at `now_ms`.
     pub fn tick(&self, now_ms: Millis) {
-        if self.next_tick_ms.load(Ordering::Relaxed) <= now_ms {
+        if self.is_due(now_ms) {
             self.wake();
         }
+    }
+
+    /// Whether something was due at `now_ms` when the last run ended.
+    pub(super) fn is_due(&self, now_ms: Millis) -> bool {
+        self.next_tick_ms.load(Ordering::Relaxed) <= now_ms
     }
 
     /// Requests that wait.

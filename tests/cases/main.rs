@@ -14,6 +14,7 @@ mod flight;
 mod full;
 mod gangs;
 mod gate;
+mod gather;
 mod heartbeats;
 mod held_back;
 mod journal;

@@ -32,8 +32,9 @@ use super::run::{Asked, End, Run, Step};
 use super::session::Session;
 use crate::api::outcome::Failure;
 use crate::metrics::{RespCommand, RespEnd, RespOutcome, metrics};
-use crate::model::{Millis, Taken};
+use crate::model::{ClaimRequest, Millis, Taken};
 use crate::refusal::{Refusal, Unavailable};
+use crate::scheduler::Gathered;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -53,6 +54,8 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
     /// Keys of a run.
     static SEEN: RefCell<HashSet<u64>> = RefCell::default();
+    /// Claims of the thread's connections that are decided in one go.
+    static GATHERED: RefCell<Gathered> = RefCell::default();
 }
 
 /// A connection with nothing under way, which may go to another thread.
@@ -98,6 +101,8 @@ pub(super) struct Connection<'a> {
     /// Reads in a row that brought [`DEEP`] commands and more.
     deep_reads: u32,
     may_move: bool,
+    /// Others went first since the last write.
+    went_last: bool,
 }
 
 impl<'a> Connection<'a> {
@@ -118,6 +123,7 @@ impl<'a> Connection<'a> {
             depth: 0,
             deep_reads: 0,
             may_move,
+            went_last: false,
         }
     }
 
@@ -162,9 +168,7 @@ impl<'a> Connection<'a> {
                 let depth = std::mem::take(&mut self.depth) + self.round;
                 self.deep_reads = if depth >= DEEP { self.deep_reads.saturating_add(1) } else { 0 };
                 if depth < DEEP && !self.answers.bytes().is_empty() {
-                    // Others that have something to decide go first, and then all answers are written: reading, deciding and
-                    // writing by turns for each connection is dearer than each of them for all.
-                    tokio::task::yield_now().await;
+                    self.after_others().await;
                 }
                 self.write().await?;
                 if self.moves() {
@@ -176,7 +180,7 @@ impl<'a> Connection<'a> {
             Step::End(end) => return Err(end),
             Step::Claim(request) => {
                 let taken = match request.wait_ms {
-                    0 => self.settle(scheduler.claim(request)).await?,
+                    0 => self.claim(request).await?,
                     ms => self.wait(ms, RespCommand::Claim, Box::pin(scheduler.claim(request)), stop).await?,
                 };
                 self.claimed(&[taken.unwrap_or(Err(Refusal::DeadlineExceeded))]);
@@ -211,6 +215,27 @@ impl<'a> Connection<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Others that have something to read go first, once before each write: reading, deciding and writing by turns for each
+    /// connection is dearer than each of them for all.
+    async fn after_others(&mut self) {
+        if !std::mem::replace(&mut self.went_last, true) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A claim that does not wait: decided in one go with what other connections of the thread ask for at the same time, as a
+    /// batch is. Whoever of them comes first decides for all.
+    async fn claim(&mut self, request: ClaimRequest) -> Result<Option<Result<Taken, Refusal>>, End> {
+        let scheduler = &self.shared.scheduler;
+        let claiming = match GATHERED.with_borrow_mut(|gathered| scheduler.gather(request, gathered)) {
+            Ok(claiming) => claiming,
+            Err(refusal) => return Ok(Some(Err(refusal))),
+        };
+        self.after_others().await;
+        GATHERED.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
+        self.settle(claiming.taken(scheduler)).await
     }
 
     /// Takes commands until something must be waited for. What is answered on the spot is.
@@ -370,6 +395,7 @@ impl<'a> Connection<'a> {
     /// Writes all answers. A client that takes nothing of them for as long as a request may last is dropped.
     async fn write(&mut self) -> Result<(), End> {
         self.depth += std::mem::take(&mut self.round);
+        self.went_last = false;
         let mut written = 0;
         while written < self.answers.bytes().len() {
             match self.stream.try_write(&self.answers.bytes()[written..]) {

@@ -120,7 +120,7 @@ impl Running {
         if answer.grant.deadline_ms.is_none() {
             self.on(Event::Departed { place });
         }
-        let deadline = self.shard.grant(place).and_then(|grant| grant.deadline_ms);
+        let deadline = self.shard.deadline_ms(place);
         answer.grant.deadline_ms = deadline;
         answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_of(at));
     }
@@ -131,6 +131,9 @@ impl Running {
         while self.waiting.front().is_some_and(|answer| late(answer, self.now_ms)) {
             let Some(answer) = self.waiting.pop_front() else { break };
             self.expire(answer);
+        }
+        if self.blocked.is_empty() {
+            return;
         }
         let now_ms = self.now_ms;
         for answer in self.blocked.extract_if(.., |answer| late(answer, now_ms)).collect::<Vec<_>>() {

@@ -1,0 +1,31 @@
+//! Single claims of several callers on one thread, decided in one go.
+
+use super::Scheduler;
+use super::claims::Claiming;
+use crate::model::ClaimRequest;
+use crate::refusal::Refusal;
+use crate::shard::ClaimItem;
+
+/// Claims of several callers that are to be decided in one go, as those of a batch are.
+#[derive(Debug, Default)]
+pub struct Gathered(#[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")] Vec<Box<ClaimItem>>);
+
+impl Scheduler {
+    /// Adds a claim to those that [`Self::decide_gathered`] decides.
+    ///
+    /// # Errors
+    /// The service is not ready, or about to stop.
+    pub fn gather(&self, request: ClaimRequest, into: &mut Gathered) -> Result<Claiming, Refusal> {
+        let (item, claiming) = self.begin(request)?;
+        into.0.extend(item);
+        Ok(claiming)
+    }
+
+    /// Decides what was gathered in one go: each shard is visited once, unless it had less room than it said.
+    pub fn decide_gathered(&self, gathered: &mut Gathered) {
+        if !gathered.0.is_empty() {
+            let room = Vec::with_capacity(gathered.0.len());
+            self.dispatch().submit_all(std::mem::replace(&mut gathered.0, room));
+        }
+    }
+}
