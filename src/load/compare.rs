@@ -198,7 +198,7 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<Stop>) -> Result<Comparison>
     };
     let knee = sweep(&of_knee, stop).await?;
     let half_knee = at_rate(&of_knee, (knee.knee_per_s / 2.0).max(1.0), args.turn_s * 2.0, stop).await?;
-    let promises = tables::promises(&pairs, &burst, &half_knee);
+    let promises = tables::promises(&pairs, &burst, Some(&half_knee).filter(|_| knee.knee_per_s > 0.0));
     Ok(Comparison {
         command: "compare",
         parameters: args.clone(),

@@ -1,7 +1,8 @@
-//! `sweep`: which rate a target sustains. Open loop, the rate doubled until it is too much and then halved in on.
+//! `sweep`: which rate a target sustains. Open loop, the rate doubled until it is too much and then halved in on, also below
+//! the first.
 //!
 //! A rate is sustained if at least 95 % of it is granted, nothing fails, and the 99th percentile, counted from the intended
-//! sending, stays within the bound. The highest rate that was is the *knee*: beyond it queues grow.
+//! sending, stays within the bound; one that was not is tried once more. The highest rate that was is the *knee*: beyond it queues grow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +104,7 @@ pub struct Sweep {
     pub parameters: SweepArgs,
     /// Where it ran.
     pub machine: Machine,
-    /// The highest rate that is sustained, in claims per second; 0 if not even the first was.
+    /// The highest rate that is sustained, in claims per second; 0 if none of those tried was.
     pub knee_per_s: f64,
     /// By rate.
     pub steps: Vec<Step>,
@@ -170,7 +171,7 @@ pub async fn sweep(args: &SweepArgs, stop: &Arc<Stop>) -> Result<Sweep> {
     }
     let mut too_much = too_much.unwrap_or(rate);
     for _ in 0..HALVINGS {
-        if found.knee_per_s == 0.0 || stop.asked() {
+        if stop.asked() {
             break;
         }
         let between = f64::midpoint(found.knee_per_s, too_much);
@@ -183,8 +184,12 @@ pub async fn sweep(args: &SweepArgs, stop: &Arc<Stop>) -> Result<Sweep> {
 }
 
 impl Sweep {
-    /// Tries one rate.
+    /// Tries one rate, and once more if it was not sustained: a hiccup of the machine is no knee.
     async fn sustains(&mut self, rate: f64, stop: &Arc<Stop>) -> Result<bool> {
+        Ok(self.step(rate, stop).await? || (!stop.asked() && self.step(rate, stop).await?))
+    }
+
+    async fn step(&mut self, rate: f64, stop: &Arc<Stop>) -> Result<bool> {
         let report = at_rate(&self.parameters, rate, self.parameters.step_s, stop).await?;
         let fast = report.latency_us.p99 <= self.parameters.p99_ms * 1_000.0;
         let enough = report.throughput_per_s >= GRANTED_MIN * rate && report.claims_refused == 0;
