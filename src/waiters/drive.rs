@@ -335,7 +335,8 @@ impl Dispatch {
     }
 
     fn view_waiting(&self, id: &ClaimId, parked: &Parked) -> WaitingView {
-        let now_ms = self.clock.engine_now_ms();
+        // Read in the middle of a tick it may be earlier than when the claim came.
+        let now_ms = self.clock.engine_now_ms().max(parked.since_ms);
         let places = parked.lines().filter_map(|line| line.place(parked.arrival, now_ms));
         let (ahead, served) = places.min().unwrap_or((0, 0));
         let estimate_ms = (served > 0).then(|| (ahead as u64 + 1) * 2 * WINDOW_MS / served);
