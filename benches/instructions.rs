@@ -22,32 +22,32 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(40_396))]
+#[library_benchmark(config = at_most(37_519))]
 #[bench::run_of_64(hot::idle())]
 fn claim(engine: Engine) -> Engine {
     hot::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(42_921))]
+#[library_benchmark(config = at_most(38_785))]
 #[bench::run_of_64(hot::idle())]
 fn batch(engine: Engine) -> Engine {
     hot::batch(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(37_764))]
+#[library_benchmark(config = at_most(35_204))]
 #[bench::run_of_64(hot::held())]
 fn release(engine: Engine) -> Engine {
     hot::release(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(3_071))]
+#[library_benchmark(config = at_most(3_036))]
 #[bench::of_1024_workers(hot::shares())]
 fn pick(mut shares: Shares) -> Shares {
     black_box(hot::pick(black_box(&mut shares)));
     shares
 }
 
-#[library_benchmark(config = at_most(34_947))]
+#[library_benchmark(config = at_most(30_294))]
 #[bench::pipeline_of_64(hot::pipeline())]
 fn parse(input: Vec<u8>) -> Vec<u8> {
     black_box(hot::parse(black_box(&input)));

@@ -14,7 +14,7 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 if [[ "$(gungraun-runner --version 2>/dev/null)" != *" 0.20.0" ]]; then
     cargo install gungraun-runner --version 0.20.0 --locked
 fi
-# The package as it is released, on the dependencies that the tests have built: those of a release would take as long again.
+# The package as a release has it, on the dependencies that the tests have built: a release's own would take as long again.
 own='profile.dev.package.hotpool'
-cargo bench --locked --profile dev --bench instructions \
+CARGO_INCREMENTAL=0 cargo bench --locked --profile dev --bench instructions --config "$own.codegen-units=16" \
     --config "$own.opt-level=3" --config "$own.debug-assertions=false" --config "$own.overflow-checks=false"
