@@ -1,5 +1,7 @@
 //! `hotpool claims ...`.
 
+mod view;
+
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
@@ -7,9 +9,11 @@ use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub(super) use self::view::ClaimView;
+use self::view::Standing;
 use super::args::{self, Asks, ClaimName, Labels, said};
 use super::client::{Answer, Exit, Failure, Items};
-use super::output::{Format, Held, duration, held, moment, note, print, print_json, sheet, table};
+use super::output::{Format, held, moment, note, print, print_json, table};
 use super::{Connection, Context};
 use crate::clock::Clock;
 use crate::limits;
@@ -216,114 +220,6 @@ struct Fenced {
     /// Whatever claim holds the key at this moment
     #[arg(long, group = "which")]
     current: bool,
-}
-
-/// A claim as the service shows it.
-#[derive(Debug, Deserialize)]
-pub(super) struct ClaimView {
-    key: String,
-    tenant: String,
-    fence: u64,
-    namespace: String,
-    pool: String,
-    worker: String,
-    node: Option<String>,
-    state: String,
-    #[serde(default)]
-    pub(super) resources: Held,
-    #[serde(default)]
-    priority: u64,
-    #[serde(default)]
-    preemptible: bool,
-    expires_at_ms: Option<u64>,
-}
-
-/// A claim that waits, as the service shows it.
-#[derive(Debug, Deserialize)]
-struct WaitingView {
-    key: String,
-    tenant: String,
-    namespace: String,
-    pools: Vec<String>,
-    reason: String,
-    priority: u64,
-    ahead: u64,
-    waited_ms: u64,
-    left_ms: u64,
-    estimate_ms: Option<u64>,
-}
-
-impl WaitingView {
-    fn sheet(&self) -> String {
-        sheet(&[
-            ("claim", format!("{}/{}", self.namespace, self.key)),
-            ("tenant", self.tenant.clone()),
-            ("state", "waiting".to_owned()),
-            ("for", self.reason.clone()),
-            (
-                "pools",
-                self.pools.iter().map(|pool| format!("{}/{pool}", self.namespace)).collect::<Vec<_>>().join(", "),
-            ),
-            ("priority", number(self.priority)),
-            ("ahead", self.ahead.to_string()),
-            ("waited", duration(self.waited_ms)),
-            ("left", duration(self.left_ms)),
-            ("estimate", self.estimate_ms.map(duration).unwrap_or_default()),
-        ])
-    }
-}
-
-/// A number that is only shown if there is something to say.
-fn number(number: u64) -> String {
-    if number == 0 { String::new() } else { number.to_string() }
-}
-
-impl ClaimView {
-    /// `key`, with the tenant in front if it is not the default one.
-    pub(super) fn name(&self) -> String {
-        if self.tenant == TENANT_DEFAULT { self.key.clone() } else { format!("{}:{}", self.tenant, self.key) }
-    }
-
-    /// On one line.
-    pub(super) fn line(&self, now_ms: u64) -> String {
-        let ends = self.expires_at_ms.map(|at| format!(", ends {}", moment(at, now_ms))).unwrap_or_default();
-        let share = Some(held(&self.resources)).filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
-        format!("{} ({}{ends}), fence {}{}", self.name(), self.state, self.fence, share.unwrap_or_default())
-    }
-
-    fn sheet(&self) -> String {
-        let ends = self.expires_at_ms.map(|at| moment(at, Clock::system().unix_ms())).unwrap_or_default();
-        let name = format!("{}/{}", self.namespace, self.key);
-        let tenant = if self.tenant == TENANT_DEFAULT { String::new() } else { format!(" --tenant {}", self.tenant) };
-        let next = match self.state.as_str() {
-            "reserved" => format!("hotpool claims confirm {name}{tenant} --fence {}", self.fence),
-            "releasing" => format!("hotpool claims release {name}{tenant} --fence {} --phase finish", self.fence),
-            "active" => format!("hotpool claims release {name}{tenant} --fence {}", self.fence),
-            _ => String::new(),
-        };
-        sheet(&[
-            ("claim", name),
-            ("tenant", self.tenant.clone()),
-            ("state", self.state.clone()),
-            ("ends", ends),
-            ("pool", format!("{}/{}", self.namespace, self.pool)),
-            ("worker", self.worker.clone()),
-            ("node", self.node.clone().unwrap_or_default()),
-            ("holds", held(&self.resources)),
-            ("priority", number(self.priority)),
-            ("preemptible", if self.preemptible { "yes" } else { "" }.to_owned()),
-            ("fence", self.fence.to_string()),
-            ("next", next),
-        ])
-    }
-}
-
-/// What a key holds, or what it waits for.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Standing {
-    Claim(ClaimView),
-    Waiting(WaitingView),
 }
 
 impl Claims {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
-use super::claims::view;
+use super::held::view;
 use super::{Scheduler, wait};
 use crate::choice::Start;
 use crate::engine::{GangAct, GangRef};

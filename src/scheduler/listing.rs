@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::claims::view;
+use super::held::view;
 use super::{Scheduler, wait};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};

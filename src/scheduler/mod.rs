@@ -9,6 +9,7 @@ mod explain;
 mod flight;
 mod gangs;
 mod gather;
+mod held;
 mod listing;
 mod pools;
 mod quotas;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::claims::view;
+use super::held::view;
 use super::{Scheduler, wait};
 use crate::engine::WorkerLook;
 use crate::limits;

@@ -105,7 +105,9 @@ impl Comparison {
             sections.push(contest.section()?);
         }
         sections.push(self.knee.section()?);
-        sections.extend(of_runs(&[("RESP at half the knee, acknowledged from memory".to_owned(), &self.half_knee)])?);
+        if let Some(report) = &self.half_knee {
+            sections.extend(of_runs(&[("RESP at half the knee, acknowledged from memory".to_owned(), report)])?);
+        }
         let first = self.contests.first().and_then(|contest| contest.rows.first()).and_then(|row| row.turns.last());
         if let Some(report) = first {
             sections.extend(of_runs(&[("RESP, durable, 1 024 in flight".to_owned(), report)])?.into_iter().skip(1));

@@ -1,0 +1,115 @@
+//! What a key holds or waits for, as the service shows it, and as it is printed.
+
+use serde::Deserialize;
+
+use super::TENANT_DEFAULT;
+use crate::cli::output::{Held, duration, held, moment, sheet};
+use crate::clock::Clock;
+
+/// A claim as the service shows it.
+#[derive(Debug, Deserialize)]
+pub(in crate::cli) struct ClaimView {
+    pub(super) key: String,
+    pub(super) tenant: String,
+    pub(super) fence: u64,
+    pub(super) namespace: String,
+    pub(super) pool: String,
+    pub(super) worker: String,
+    pub(super) node: Option<String>,
+    pub(super) state: String,
+    #[serde(default)]
+    pub(in crate::cli) resources: Held,
+    #[serde(default)]
+    priority: u64,
+    #[serde(default)]
+    preemptible: bool,
+    pub(super) expires_at_ms: Option<u64>,
+}
+
+/// A claim that waits, as the service shows it.
+#[derive(Debug, Deserialize)]
+pub(super) struct WaitingView {
+    key: String,
+    tenant: String,
+    namespace: String,
+    pools: Vec<String>,
+    reason: String,
+    priority: u64,
+    ahead: u64,
+    waited_ms: u64,
+    left_ms: u64,
+    estimate_ms: Option<u64>,
+}
+
+impl WaitingView {
+    pub(super) fn sheet(&self) -> String {
+        sheet(&[
+            ("claim", format!("{}/{}", self.namespace, self.key)),
+            ("tenant", self.tenant.clone()),
+            ("state", "waiting".to_owned()),
+            ("for", self.reason.clone()),
+            (
+                "pools",
+                self.pools.iter().map(|pool| format!("{}/{pool}", self.namespace)).collect::<Vec<_>>().join(", "),
+            ),
+            ("priority", number(self.priority)),
+            ("ahead", self.ahead.to_string()),
+            ("waited", duration(self.waited_ms)),
+            ("left", duration(self.left_ms)),
+            ("estimate", self.estimate_ms.map(duration).unwrap_or_default()),
+        ])
+    }
+}
+
+/// A number that is only shown if there is something to say.
+fn number(number: u64) -> String {
+    if number == 0 { String::new() } else { number.to_string() }
+}
+
+impl ClaimView {
+    /// `key`, with the tenant in front if it is not the default one.
+    pub(in crate::cli) fn name(&self) -> String {
+        if self.tenant == TENANT_DEFAULT { self.key.clone() } else { format!("{}:{}", self.tenant, self.key) }
+    }
+
+    /// On one line.
+    pub(in crate::cli) fn line(&self, now_ms: u64) -> String {
+        let ends = self.expires_at_ms.map(|at| format!(", ends {}", moment(at, now_ms))).unwrap_or_default();
+        let share = Some(held(&self.resources)).filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
+        format!("{} ({}{ends}), fence {}{}", self.name(), self.state, self.fence, share.unwrap_or_default())
+    }
+
+    pub(super) fn sheet(&self) -> String {
+        let ends = self.expires_at_ms.map(|at| moment(at, Clock::system().unix_ms())).unwrap_or_default();
+        let name = format!("{}/{}", self.namespace, self.key);
+        let tenant = if self.tenant == TENANT_DEFAULT { String::new() } else { format!(" --tenant {}", self.tenant) };
+        let next = match self.state.as_str() {
+            "reserved" => format!("hotpool claims confirm {name}{tenant} --fence {}", self.fence),
+            "releasing" => format!("hotpool claims release {name}{tenant} --fence {} --phase finish", self.fence),
+            "active" => format!("hotpool claims release {name}{tenant} --fence {}", self.fence),
+            _ => String::new(),
+        };
+        sheet(&[
+            ("claim", name),
+            ("tenant", self.tenant.clone()),
+            ("state", self.state.clone()),
+            ("ends", ends),
+            ("pool", format!("{}/{}", self.namespace, self.pool)),
+            ("worker", self.worker.clone()),
+            ("node", self.node.clone().unwrap_or_default()),
+            ("holds", held(&self.resources)),
+            ("priority", number(self.priority)),
+            ("preemptible", if self.preemptible { "yes" } else { "" }.to_owned()),
+            ("fence", self.fence.to_string()),
+            ("next", next),
+        ])
+    }
+}
+
+/// What a key holds, or what it waits for.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Standing {
+    Claim(ClaimView),
+    Waiting(WaitingView),
+}
