@@ -270,14 +270,15 @@ fn shell(dir: &Path, server: &Server, block: &Block<'_>, line: usize) -> String 
     let script = block.lines.join("\n");
     let script = script
         .replace("127.0.0.1:7070", &address)
-        .replace("target/release/hotpool", env!("CARGO_BIN_EXE_hotpool"))
-        .replace("cargo run --release --bin hotpool-load --", env!("CARGO_BIN_EXE_hotpool-load"))
-        .replace("../shared/traces", traces().to_str().unwrap())
         .replace("--duration-s 30", "--duration-s 1")
         .replace("--duration-s 5", "--duration-s 0.3")
         .replace("6390", &free_port().to_string())
         .replace("7072", &free_port().to_string())
-        .replace("/tmp", dir.to_str().unwrap());
+        // Before the paths of this checkout, which may be under it.
+        .replace("/tmp", dir.to_str().unwrap())
+        .replace("target/release/hotpool", env!("CARGO_BIN_EXE_hotpool"))
+        .replace("cargo run --release --bin hotpool-load --", env!("CARGO_BIN_EXE_hotpool-load"))
+        .replace("../shared/traces", traces().to_str().unwrap());
     let mut command = Command::new("sh");
     command.args(["-e", "-c", &script]).current_dir(dir).env("HOTPOOL_ADDR", &address);
     let ended = command.output().unwrap();
