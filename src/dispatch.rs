@@ -2,11 +2,15 @@
 //! claim that one shard has no room for is handed to the next by the one that said so, so the caller only waits, and
 //! may leave.
 
+mod departures;
+mod doubt;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
+pub use self::doubt::{DoubtfulGang, DoubtfulMember};
 use crate::clock::Clock;
 use crate::fence::Fences;
 use crate::journal::Journal;
@@ -17,7 +21,7 @@ use crate::refusal::{Exhausted, Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::router::Budget;
 use crate::selector::Selectors;
-use crate::shard::{ClaimItem, Command, Visited};
+use crate::shard::{ClaimItem, Command, Outcome, Payload, Visited};
 use crate::waiters::Waiters;
 
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
@@ -61,6 +65,8 @@ pub struct Dispatch {
     pub clock: Clock,
     /// Claims that ended without their holder's doing.
     pub remembered: Remembered,
+    /// Gangs that cannot be decided at present.
+    pub gangs_in_doubt: Mutex<Vec<DoubtfulGang>>,
     /// Numbers of grants.
     pub fences: Fences,
     /// The way to the store.
@@ -239,13 +245,22 @@ impl Dispatch {
         }
     }
 
-    /// A claim was made of which nobody was told: it is given back, unless others were.
-    pub(crate) fn give_back(&self, id: &ClaimId, fence: Fence) {
+    /// Rolls back a claim whose grant will reach nobody, unless others were told of it.
+    pub(crate) fn roll_back(&self, id: &ClaimId, fence: Fence) {
         if let Found::Held(hold) = self.keys.find(id)
             && hold.place.fence == fence
             && let Some(port) = self.pools.load().port(hold.shard)
         {
-            port.give_back(hold.place);
+            port.roll_back(id.clone(), fence);
+        }
+    }
+
+    /// Rolls back what an answer granted that nobody will read.
+    pub(crate) fn roll_back_unread(&self, id: &ClaimId, outcome: &Outcome) {
+        if let Ok(Payload::Claim(answer)) = outcome
+            && answer.created
+        {
+            self.roll_back(id, answer.grant.place.fence);
         }
     }
 

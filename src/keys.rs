@@ -34,7 +34,7 @@ use crate::waiters::Parked;
 /// A shard in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardRef {
-    /// Number of the pool in this process; never used again.
+    /// Number of the pool in this process.
     pub pool: u32,
     /// Index of the shard in it.
     pub shard: u16,
@@ -88,9 +88,11 @@ enum Entry {
     Gone {
         unstored: Unstoreds,
     },
-    /// Named by a row of a shard that does not serve. It counts all the same.
+    /// Named by a row of a shard that does not serve, or by a member of a gang whose home does not. It counts all the same.
     Unreadable {
         fence: Fence,
+        /// Whose row names it.
+        shard: ShardRef,
         _charge: Charge,
     },
 }

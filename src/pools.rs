@@ -1,11 +1,14 @@
 //! The pools of this process: by name, and by the number that a claim on its way carries.
 
+mod numbers;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
 
+use self::numbers::NumberTable;
 use crate::keys::{ShardRef, Unstored};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::{Ack, PoolName, PoolSpec};
@@ -16,7 +19,7 @@ use crate::watch::Watch;
 
 /// A pool as it runs.
 pub struct Pool {
-    /// Number in this process; never used again.
+    /// Number in this process.
     pub number: u32,
     /// Part of its keys in the store; never used again.
     pub uid: u64,
@@ -107,7 +110,7 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct PoolMap {
     by_name: HashMap<PoolName, Arc<Pool>>,
-    by_number: Vec<Option<Arc<Pool>>>,
+    by_number: NumberTable<Arc<Pool>>,
     /// By name, for those who choose among all of a namespace.
     in_order: Vec<Arc<Pool>>,
 }
@@ -122,7 +125,7 @@ impl PoolMap {
     /// The pool with that number.
     #[must_use]
     pub fn at(&self, number: u32) -> Option<&Arc<Pool>> {
-        self.by_number.get(number as usize)?.as_ref()
+        self.by_number.get(number)
     }
 
     /// All, in no order.
@@ -182,17 +185,14 @@ impl Pools {
 
     /// Reserves a number for a new pool.
     pub fn next_number(&self) -> u32 {
-        self.update(|map| {
-            map.by_number.push(None);
-            (map.by_number.len() - 1) as u32
-        })
+        self.update(|map| map.by_number.reserve())
     }
 
     /// Adds a pool whose number was reserved.
     pub fn insert(&self, pool: &Arc<Pool>) {
         self.update(|map| {
             map.by_name.insert(pool.name.clone(), Arc::clone(pool));
-            map.by_number[pool.number as usize] = Some(Arc::clone(pool));
+            map.by_number.insert(pool.number, Arc::clone(pool));
         });
     }
 
@@ -200,7 +200,7 @@ impl Pools {
     pub fn remove(&self, pool: &Pool) {
         self.update(|map| {
             map.by_name.remove(&pool.name);
-            map.by_number[pool.number as usize] = None;
+            map.by_number.remove(pool.number);
         });
     }
 

@@ -13,7 +13,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorCell;
 
 use crate::catalogue::{self, Catalogue};
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, DoubtfulGang, DoubtfulMember};
 use crate::engine::{Effect, Event, GangAct, GangRef, Place, Replay, Resume, Rules, Shard};
 use crate::journal::Outbox;
 use crate::keys::{Hold, ShardRef, Unstored};
@@ -269,8 +269,12 @@ async fn load(
             revived: port.restarts() > 0,
         };
         let shard = match (at, replay.finish(resume)) {
-            (Ok(at), Ok(shard)) => {
+            (Ok(at), Ok(mut shard)) => {
                 port.outbox.restart(at);
+                let untold = port.take_untold();
+                if !untold.is_empty() {
+                    shard.restore_untold(|fence| untold.contains(&fence));
+                }
                 Ok(shard)
             }
             (Err(wrong), Ok(shard)) => Err((wrong, Box::new(shard))),
@@ -297,7 +301,9 @@ fn settle_gangs(dispatch: &Dispatch, found: &mut [FoundShard]) -> Vec<(ShardRef,
     let unread: HashSet<ShardKey> =
         found.iter().filter(|found| found.shard.is_err()).map(|found| found.port.outbox.key()).collect();
     let now_ms = dispatch.clock.engine_ms();
+    let mut in_doubt: BTreeMap<Fence, DoubtfulGang> = BTreeMap::new();
     for found in found.iter_mut() {
+        let own = found.port.shard;
         let Ok(shard) = &mut found.shard else { continue };
         let members: Vec<(GangRef, ClaimId, Place)> =
             shard.provisional().map(|(gang, id, place)| (gang, id.clone(), place)).collect();
@@ -308,12 +314,16 @@ fn settle_gangs(dispatch: &Dispatch, found: &mut [FoundShard]) -> Vec<(ShardRef,
                 shard.on(Event::Gang { id: gang.id, act: GangAct::Commit, to: () }, now_ms, &mut Vec::new());
             } else if unread.contains(&home) {
                 let spec = shard.grant(place).and_then(|grant| grant.spec);
-                dispatch.keys.recover_unreadable(id, found.port.shard, place.fence, spec);
+                dispatch.keys.recover_unreadable(id.clone(), own, place.fence, spec);
+                let member = DoubtfulMember { id, ticket: None, shard: own, fence: place.fence };
+                let doubtful = in_doubt.entry(gang.id).or_insert(DoubtfulGang { home: gang, members: Vec::new() });
+                doubtful.members.push(member);
             } else {
                 found.yields.push(place);
             }
         }
     }
+    dispatch.gangs_in_doubt().extend(in_doubt.into_values());
     if unread.is_empty() { rows } else { Vec::new() }
 }
 

@@ -156,6 +156,11 @@ impl Tenant {
 
     /// Something was given back, or more is allowed: claims that wait for that may be lucky.
     fn gave(self: &Arc<Self>) {
+        self.try_again();
+    }
+
+    /// Claims that wait for its quota are looked at by the next tick, if not before.
+    pub fn try_again(self: &Arc<Self>) {
         if self.line.is_waited_in() && !self.is_freed.swap(true, Ordering::AcqRel) {
             self.freed.push(Arc::clone(self));
         }

@@ -112,10 +112,15 @@ impl Shard {
         }
     }
 
-    pub(super) fn departed(&mut self, place: Place, now_ms: Millis) {
-        let waits = self.timers.get(place.claim).is_none() && !self.is_provisional(place);
-        if waits && self.claims.get(place).is_some() {
-            self.start_stay(place, now_ms);
+    pub(super) fn departed(&mut self, place: Place, at_ms: Millis) {
+        let Some(claim) = self.claims.get(place) else { return };
+        let (stay_ms, settled) = (claim.stay_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
+        let moves_on = match self.timers.get(place.claim) {
+            None => true,
+            Some(deadline_ms) => !settled && deadline_ms < at_ms + stay_ms,
+        };
+        if moves_on && !self.is_provisional(place) {
+            self.start_stay(place, at_ms);
         }
     }
 

@@ -140,6 +140,14 @@ impl Claims {
         claim
     }
 
+    /// Every held claim, to be changed. Its state goes through [`Self::turn`].
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Claim> {
+        self.entries.iter_mut().filter_map(|entry| match entry {
+            Entry::Held(claim) => Some(claim),
+            Entry::Free { .. } => None,
+        })
+    }
+
     /// Every held claim with its ordinal, from ordinal `from` on.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &Claim)> {
         self.entries.iter().enumerate().skip(from as usize).filter_map(|(at, entry)| match entry {

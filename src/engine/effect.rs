@@ -84,6 +84,8 @@ pub enum Answer {
     NotActive,
     /// The claim is over.
     Released,
+    /// So many members of a gang are held here. Nothing was changed.
+    Members(usize),
     /// The members of a gang that are held here, from now on as claims like any other.
     Committed(Vec<(ClaimId, Grant)>),
     /// The worker is registered.
@@ -161,6 +163,18 @@ pub struct Grant {
     pub cards: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
+}
+
+impl Grant {
+    /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever, or its deadline runs.
+    #[must_use]
+    pub const fn stay_ms(&self) -> Option<Millis> {
+        match self.state {
+            ClaimState::Reserved if self.reserve_ms > 0 => Some(self.reserve_ms),
+            ClaimState::Active if self.term_ms > 0 => Some(self.term_ms),
+            _ => None,
+        }
+    }
 }
 
 /// A worker on its axes.

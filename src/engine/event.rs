@@ -168,10 +168,13 @@ pub enum Event<R> {
         /// Who waits for the answer.
         to: R,
     },
-    /// An answer that speaks of the claim has left: the first deadline of a claim runs from now.
+    /// An answer that speaks of the claim has left: the first deadline of a claim runs from then. One that an earlier
+    /// answer started moves on with it, unless the holder has confirmed since.
     Departed {
         /// Where it is held.
         place: Place,
+        /// Engine time at which the answer left.
+        at_ms: Millis,
     },
     /// The answer that granted the claim can never reach its caller. Ends the claim, but only if nobody confirmed
     /// it and no other answer spoke of it.
@@ -226,4 +229,9 @@ pub enum GangAct {
     Record,
     /// Its home forgets it: the store has all members as committed.
     Forget,
+    /// Its home forgets it, because it is given up although its record may be stored. Nothing of it is undone before the
+    /// store has this.
+    Retract,
+    /// Counts the members that are held here: one whose worker has gone is not.
+    Count,
 }

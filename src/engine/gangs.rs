@@ -85,7 +85,7 @@ impl Shard {
     /// Something happens to a gang.
     pub(super) fn gang<R>(&mut self, id: Fence, act: GangAct, effects: &mut Vec<Effect<R>>) -> Answer {
         match act {
-            GangAct::Record | GangAct::Forget => {
+            GangAct::Record | GangAct::Forget | GangAct::Retract => {
                 let moved = match act {
                     GangAct::Record => self.gangs.rows.insert(id),
                     _ => self.gangs.rows.remove(&id),
@@ -96,6 +96,7 @@ impl Shard {
                 }
                 Answer::Released
             }
+            GangAct::Count => Answer::Members(self.members_of(id).len()),
             GangAct::Abort => {
                 for place in self.members_of(id) {
                     self.end(place, End::GivenBack, effects);

@@ -10,7 +10,7 @@ use super::ledger::LedgerLine;
 use super::life::{Barred, bars};
 use super::shard::{Counters, Shard};
 use crate::limits;
-use crate::model::{ClaimId, ClaimState, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId};
+use crate::model::{ClaimId, ClaimState, Fence, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId};
 
 impl Shard {
     /// Last change decided.
@@ -119,6 +119,25 @@ impl Shard {
         let idle = self.idle.oldest_first(self.workers.all()).into_iter().map(|at| (at, false));
         let named = |(at, cordoned)| IdleWorker { id: self.workers.card(at).spec.id.clone(), cordoned };
         cordoned.chain(idle).take(limit).map(named).collect()
+    }
+
+    /// Fences of claims of which no answer was given: their grants may be rolled back.
+    pub fn untold(&self) -> impl Iterator<Item = Fence> {
+        self.claims.iter_from(0).filter(|(_, claim)| !claim.told && !claim.confirmed).map(|(_, claim)| claim.fence)
+    }
+
+    /// Of claims with these fences nobody was told before the shard was loaded again, and nobody confirmed them: a row does
+    /// not say that.
+    pub fn restore_untold(&mut self, is_untold: impl Fn(Fence) -> bool) {
+        for claim in self.claims.iter_mut().filter(|claim| is_untold(claim.fence)) {
+            (claim.told, claim.confirmed) = (false, false);
+        }
+    }
+
+    /// Whether the claim at `place` is still that one.
+    #[must_use]
+    pub fn is_held(&self, place: Place) -> bool {
+        self.claims.get(place).is_some()
     }
 
     /// What is held at `place`, without a trace.

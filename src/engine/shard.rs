@@ -219,7 +219,7 @@ impl Shard {
                 let answer = self.tell(place);
                 effects.push(Effect::Reply { to, answer });
             }
-            Event::Departed { place } => self.departed(place, now_ms),
+            Event::Departed { place, at_ms } => self.departed(place, at_ms),
             Event::GiveBack { place } => self.give_back(place, effects),
             Event::Yield { place } => {
                 self.end(place, End::GivenBack, effects);

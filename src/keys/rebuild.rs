@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use dashmap::Entry as Slot;
 
-use super::{Entry, Hold, Keys, ShardRef, Unstoreds};
+use super::{Entry, Hold, Keys, ShardRef, Ticket, Unstoreds};
 use crate::engine::Place;
 use crate::model::{ClaimId, ClaimSpec, Fence};
+use crate::shard::ClaimItem;
 
 impl Keys {
     /// A row names the key as held. Of two such the higher fence stays; the loser, which may be this very one, is
@@ -56,14 +57,14 @@ impl Keys {
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
                 let _charge = charge(slot.key());
-                slot.insert(Entry::Unreadable { fence, _charge });
+                slot.insert(Entry::Unreadable { fence, shard, _charge });
                 None
             }
             Slot::Occupied(mut slot) => match slot.get() {
                 Entry::Held { hold, .. } if hold.place.fence < fence => {
                     let loser = *hold;
                     let _charge = charge(slot.key());
-                    slot.insert(Entry::Unreadable { fence, _charge });
+                    slot.insert(Entry::Unreadable { fence, shard, _charge });
                     Some(loser)
                 }
                 _ => None,
@@ -71,9 +72,30 @@ impl Keys {
         }
     }
 
-    /// Forgets all that the shards of a deleted pool held, and their records. Costs a walk over the directory.
+    /// The holder of `ticket` cannot decide for the key before the service is restarted, or a pool deleted: what its
+    /// claim became is a matter of rows that cannot be read. Returns those who joined.
+    pub fn suspend(&self, id: &ClaimId, ticket: Ticket, shard: ShardRef, fence: Fence) -> Vec<Box<ClaimItem>> {
+        let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
+        let Entry::Pending { ticket: ours, joiners, charge, .. } = &mut *entry else { return Vec::new() };
+        if *ours != ticket {
+            return Vec::new();
+        }
+        let joiners = joiners.take().map_or_else(Vec::new, |joiners| (*joiners).into());
+        let _charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, None, shard.pool));
+        *entry = Entry::Unreadable { fence, shard, _charge };
+        joiners
+    }
+
+    /// The claim with this fence, which kept the key unreadable, is over.
+    pub fn end_unreadable(&self, id: &ClaimId, fence: Fence) {
+        self.map.remove_if(id, |_, entry| matches!(entry, Entry::Unreadable { fence: known, .. } if *known == fence));
+    }
+
+    /// Forgets all that the shards of a deleted pool held or were known to hold, and their records. Costs a walk over the
+    /// directory.
     pub fn forget_pool(&self, pool: u32) {
         self.rebind(|shard| shard.pool == pool, &mut HashMap::new());
+        self.map.retain(|_, entry| !matches!(entry, Entry::Unreadable { shard, .. } if shard.pool == pool));
     }
 
     /// The shard was restarted from the store, which has all that it decided and kept: what it still holds is

@@ -92,6 +92,8 @@ label! {
         Committed = "committed",
         /// None was.
         Refused = "refused",
+        /// Unknown to its caller: a step of it was not answered.
+        InDoubt = "in_doubt",
     }
 }
 

@@ -1,7 +1,6 @@
 //! Claims that are taken: from a request to a claim on its way, and to its answer.
 
 use std::cell::Cell;
-use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
@@ -9,12 +8,11 @@ use super::held::view;
 use super::{Scheduler, wait};
 use crate::ask::PoolChoice;
 use crate::choice::Start;
-use crate::dispatch::Dispatch;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::{ClaimId, ClaimRequest, Millis, Taken};
 use crate::refusal::{Refusal, What};
-use crate::shard::{Batch, ClaimItem, Outcome, Payload, Reply, Visited};
+use crate::shard::{Batch, BatchAnswers, ClaimItem, Outcome, Payload, Reply, Visited};
 use crate::waiters::Wait;
 
 impl Scheduler {
@@ -27,17 +25,17 @@ impl Scheduler {
         if let Some(item) = item {
             self.dispatch().submit(item);
         }
-        claiming.taken(self).await
+        claiming.taken().await
     }
 
     /// A claim that is about to be decided, unless it is refused already.
-    pub(super) fn begin(&self, request: ClaimRequest) -> Result<(Option<Box<ClaimItem>>, Claiming), Refusal> {
+    pub(super) fn begin(&self, request: ClaimRequest) -> Result<(Option<Box<ClaimItem>>, Claiming<'_>), Refusal> {
         self.open()?;
         let started_ns = self.dispatch().stopwatch();
         let (reply, answer) = Reply::one();
-        let (id, pools) = (request.id.clone(), request.pools.clone());
-        let leaves = self.leaves(std::slice::from_ref(&request));
-        Ok((self.item(request, started_ns, reply).ok(), Claiming { answer, id, pools, _leaves: leaves }))
+        let (id, pools, waits) = (request.id.clone(), request.pools.clone(), request.waits_ms() > 0);
+        let item = self.item(request, started_ns, reply).ok();
+        Ok((item, Claiming { scheduler: self, answer, id, pools, waits }))
     }
 
     /// Many claims in one call: each its own outcome, in order. Each shard is visited once, unless it had less room
@@ -47,28 +45,22 @@ impl Scheduler {
             return requests.iter().map(|_| Err(refusal.clone())).collect();
         }
         let started_ns = self.dispatch().stopwatch();
-        let _leaves = self.leaves(&requests);
         if requests.is_empty() {
             return Vec::new();
         }
         let (batch, answers) = Batch::new(requests.len());
-        let mut names = Vec::with_capacity(requests.len());
+        let mut claiming = ClaimingBatch { scheduler: self, answers, items: Vec::with_capacity(requests.len()) };
         let mut items = Vec::with_capacity(requests.len());
         for (place, request) in (0..).zip(requests) {
-            names.push((request.id.clone(), request.pools.clone()));
+            let waits = request.waits_ms() > 0;
+            claiming.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone(), waits });
             let reply = Reply::part(std::sync::Arc::clone(&batch), place);
             // A refused item drops its reply; the outcome that counts is put there by `item`.
             items.extend(self.item(request, started_ns, reply).ok());
         }
         drop(batch);
         self.dispatch().submit_all(items);
-        let outcomes = answers.await.unwrap_or_default();
-        let taken = |((id, pools), outcome): ((ClaimId, PoolChoice), Result<Payload, Refusal>)| {
-            let taken = outcome.and_then(|payload| self.taken(&id, &pools, payload));
-            self.count_claim(&pools, &taken);
-            taken
-        };
-        names.into_iter().zip(outcomes).map(taken).collect()
+        claiming.taken().await
     }
 
     /// Checks a request against its pool and makes it a claim on its way. A refusal has been sent to `reply` as well.
@@ -124,14 +116,6 @@ impl Scheduler {
         })
     }
 
-    /// Takes claims that wait out of their lines if their caller leaves before it is answered.
-    pub(super) fn leaves(&self, requests: &[ClaimRequest]) -> Leaves {
-        let ids: Vec<_> =
-            requests.iter().filter(|request| request.waits_ms() > 0).map(|request| request.id.clone()).collect();
-        // Mostly nobody waits, and the scheduler's count is every core's.
-        Leaves { dispatch: (!ids.is_empty()).then(|| Arc::clone(self.dispatch())), ids }
-    }
-
     pub(super) fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {
         let Payload::Claim(answer) = payload else { unreachable!("a claim is answered with a claim") };
         let created = answer.created;
@@ -139,7 +123,7 @@ impl Scheduler {
             PoolChoice::One(pool) => view(id, pool, answer),
             _ => {
                 // If the pool was deleted meanwhile, the claim is gone with it.
-                let pool = self.dispatch().pools.load().at(answer.pool).map(|pool| pool.name.clone());
+                let pool = self.dispatch().pools.load().at(answer.shard.pool).map(|pool| pool.name.clone());
                 view(id, &pool.ok_or(Refusal::NotFound(What::Pool))?, answer)
             }
         };
@@ -161,38 +145,83 @@ impl Scheduler {
     }
 }
 
-/// A claim whose caller waits for its answer. Dropped, the caller has left.
-pub struct Claiming {
-    // Dropped before `_leaves`: a caller that leaves is seen to be gone.
+/// A claim whose caller waits for its answer. Dropped, the caller has left: the claim waits for nothing any more, and
+/// what was granted and not read is rolled back.
+pub struct Claiming<'a> {
+    scheduler: &'a Scheduler,
     answer: oneshot::Receiver<Outcome>,
     id: ClaimId,
     pools: PoolChoice,
-    _leaves: Leaves,
+    waits: bool,
 }
 
-impl Claiming {
+impl Claiming<'_> {
     /// What became of it.
     ///
     /// # Errors
     /// As of [`Scheduler::claim`].
-    pub async fn taken(mut self, scheduler: &Scheduler) -> Result<Taken, Refusal> {
-        let taken = wait(&mut self.answer).await.and_then(|payload| scheduler.taken(&self.id, &self.pools, payload));
-        scheduler.count_claim(&self.pools, &taken);
+    pub async fn taken(mut self) -> Result<Taken, Refusal> {
+        let outcome = wait(&mut self.answer).await;
+        let taken = outcome.and_then(|payload| self.scheduler.taken(&self.id, &self.pools, payload));
+        self.scheduler.count_claim(&self.pools, &taken);
         taken
     }
 }
 
-/// A caller of claims that wait. Those that still do when it is dropped have nobody to tell.
-pub(super) struct Leaves {
-    /// None: none of them waits.
-    dispatch: Option<Arc<Dispatch>>,
-    ids: Vec<ClaimId>,
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.answer.close();
+        if let Ok(outcome) = self.answer.try_recv() {
+            self.scheduler.dispatch().roll_back_unread(&self.id, &outcome);
+        } else if self.waits {
+            self.scheduler.dispatch().cancel(&self.id);
+        }
+    }
 }
 
-impl Drop for Leaves {
+/// One claim of a batch, for its answer.
+struct BatchItem {
+    id: ClaimId,
+    pools: PoolChoice,
+    waits: bool,
+}
+
+/// A batch whose caller waits for its answers. Dropped before they are all there, the caller has left, as with
+/// [`Claiming`].
+struct ClaimingBatch<'a> {
+    scheduler: &'a Scheduler,
+    answers: BatchAnswers,
+    items: Vec<BatchItem>,
+}
+
+impl ClaimingBatch<'_> {
+    async fn taken(mut self) -> Vec<Result<Taken, Refusal>> {
+        let mut outcomes = (&mut self.answers).await;
+        let dispatch = self.scheduler.dispatch();
+        let mut departures = dispatch.departures();
+        for outcome in &mut outcomes {
+            if let Ok(Payload::Claim(answer)) = outcome {
+                dispatch.date(&mut departures, answer);
+            }
+        }
+        dispatch.depart(departures);
+        let taken = |(BatchItem { id, pools, .. }, outcome): (BatchItem, Outcome)| {
+            let taken = outcome.and_then(|payload| self.scheduler.taken(&id, &pools, payload));
+            self.scheduler.count_claim(&pools, &taken);
+            taken
+        };
+        std::mem::take(&mut self.items).into_iter().zip(outcomes).map(taken).collect()
+    }
+}
+
+impl Drop for ClaimingBatch<'_> {
     fn drop(&mut self) {
-        if let Some(dispatch) = &self.dispatch {
-            self.ids.iter().for_each(|id| dispatch.cancel(id));
+        let dispatch = self.scheduler.dispatch();
+        for (place, outcome) in self.answers.close() {
+            dispatch.roll_back_unread(&self.items[place].id, &outcome);
+        }
+        for item in self.items.iter().filter(|item| item.waits) {
+            dispatch.cancel(&item.id);
         }
     }
 }

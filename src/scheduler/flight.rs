@@ -270,7 +270,7 @@ impl Flight {
 
     fn land(&mut self, place: u32, outcome: Outcome) -> Option<(u64, Landed)> {
         if self.open[place as usize].as_ref().is_some_and(|open| open.given_up) {
-            self.discard(place, outcome);
+            self.discard(place, &outcome);
             self.leave(place);
             return None;
         }
@@ -301,20 +301,16 @@ impl Flight {
     }
 
     /// Nobody will be told of this. A claim that it made is given back, unless others were told.
-    fn discard(&self, place: u32, outcome: Outcome) {
+    fn discard(&self, place: u32, outcome: &Outcome) {
         let Some(Open { asked: Asked::Claim { id, .. }, .. }) = &self.open[place as usize] else { return };
-        if let Ok(Payload::Claim(answer)) = outcome
-            && answer.created
-        {
-            self.scheduler.dispatch().give_back(id, answer.grant.place.fence);
-        }
+        self.scheduler.dispatch().roll_back_unread(id, outcome);
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         for (place, outcome) in self.inbox.close() {
-            self.discard(place, outcome);
+            self.discard(place, &outcome);
         }
         for open in self.open.iter().flatten() {
             if let Asked::Claim { id, waits: true, .. } = &open.asked {

@@ -6,32 +6,35 @@
 //! ```
 //!
 //! Who is between the first and the second arrow holds the pools' gang locks, so gangs of one pool go one after another
-//! and no two hold each other's halves. Each step may be repeated, and is until it is answered: a shard that panics
-//! meanwhile comes back with its members. A crash is recovery's matter ([`crate::recovery`]). Answers are durable, whatever
-//! the pool promises.
+//! and no two hold each other's halves. What follows, and what happens when a step is not answered, is `commit`'s matter; a
+//! crash is recovery's ([`crate::recovery`]). Answers are durable, whatever the pool promises.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod commit;
+mod doubt;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
-use super::held::view;
-use super::{Scheduler, wait};
+use super::Scheduler;
 use crate::choice::Start;
-use crate::engine::{GangAct, GangRef};
-use crate::keys::{Found, ShardRef, Ticket};
+use crate::engine::GangRef;
+use crate::keys::{Found, Ticket};
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::{Capacity, ClaimId, ClaimRequest, Fence, Millis, Mode, Taken};
 use crate::pools::Pool;
-use crate::refusal::{Exhausted, Refusal, Unavailable, What};
-use crate::shard::{Batch, ClaimAnswer, Command, GangItem, Outcome, Payload, Reply};
+use crate::refusal::{Exhausted, Refusal, Unavailable};
+use crate::shard::{Batch, Reply};
 use crate::waiters::GangPlace;
 
-/// How long a step that was not answered waits before it goes again; doubled each time, up to the second.
-const AGAIN: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];
+use self::commit::Decision;
+
+/// How often a gang is placed anew in one call because a worker of it went before it was committed.
+const ATTEMPTS: usize = 3;
 
 /// What a gang came to: an outcome a member.
 type Outcomes = Vec<Result<Taken, Refusal>>;
@@ -42,6 +45,21 @@ struct Member {
     ticket: Ticket,
     /// Numbers of the pools that it may be taken from.
     pools: Vec<u32>,
+}
+
+/// A gang whose caller waits for its outcomes. Dropped with them unread, the caller has left: they are rolled back.
+struct ClaimingGang<'a> {
+    scheduler: &'a Scheduler,
+    outcomes: oneshot::Receiver<Outcomes>,
+}
+
+impl Drop for ClaimingGang<'_> {
+    fn drop(&mut self) {
+        self.outcomes.close();
+        if let Ok(unread) = self.outcomes.try_recv() {
+            self.scheduler.roll_back(unread);
+        }
+    }
 }
 
 impl Scheduler {
@@ -66,15 +84,19 @@ impl Scheduler {
         tokio::spawn(async move {
             let mut to = to;
             let outcomes = scheduler.wait_as_gang(requests, &mut to).await;
-            let outcome =
-                if outcomes.iter().all(Result::is_ok) { GangOutcome::Committed } else { GangOutcome::Refused };
+            let outcome = match outcomes.first() {
+                Some(Ok(_)) => GangOutcome::Committed,
+                Some(Err(Refusal::DeadlineExceeded)) => GangOutcome::InDoubt,
+                _ => GangOutcome::Refused,
+            };
             metrics().gangs(outcome).increment(1);
             if let Err(untold) = to.send(outcomes) {
-                scheduler.give_back(untold);
+                scheduler.roll_back(untold);
             }
         });
-        let outcomes =
-            outcomes.await.unwrap_or_else(|_| (0..members).map(|_| Err(Refusal::DeadlineExceeded)).collect());
+        let mut claiming = ClaimingGang { scheduler: self, outcomes };
+        let outcomes = (&mut claiming.outcomes).await;
+        let outcomes = outcomes.unwrap_or_else(|_| (0..members).map(|_| Err(Refusal::DeadlineExceeded)).collect());
         pools.iter().zip(&outcomes).for_each(|(pools, outcome)| self.count_claim(pools, outcome));
         outcomes
     }
@@ -127,12 +149,22 @@ impl Scheduler {
         GangPlace::new(dispatch, members, priority.unwrap_or(0), &pools, needs, why, waits_ms)
     }
 
-    /// One attempt. `in_turn`: those who wait do not come first.
+    /// Places a gang, anew if a worker of it goes before it is committed. `in_turn`: those who wait do not come first.
     async fn gang(&self, requests: &[ClaimRequest], in_turn: bool) -> Outcomes {
+        for _ in 0..ATTEMPTS {
+            if let Some(outcomes) = self.attempt(requests, in_turn).await {
+                return outcomes;
+            }
+        }
+        requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect()
+    }
+
+    /// One attempt. None: a worker of the gang went before it was committed, and nothing of it is left.
+    async fn attempt(&self, requests: &[ClaimRequest], in_turn: bool) -> Option<Outcomes> {
         let dispatch = self.dispatch();
         let id = match dispatch.draw_fences(1) {
             Ok(id) => id,
-            Err(why) => return requests.iter().map(|_| Err(Refusal::Unavailable(why))).collect(),
+            Err(why) => return Some(requests.iter().map(|_| Err(Refusal::Unavailable(why))).collect()),
         };
         let (batch, answers) = Batch::new(requests.len());
         let mut refusals: BTreeMap<usize, Refusal> = BTreeMap::new();
@@ -163,10 +195,10 @@ impl Scheduler {
             }
         }
         let Some(home) = home.filter(|_| refusals.is_empty()) else {
-            return refused(requests.len(), refusals);
+            return Some(refused(requests.len(), refusals));
         };
         let Some(turn) = self.turn(&members).await else {
-            return requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect();
+            return Some(requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect());
         };
         for (at, (member, item)) in members.iter_mut().zip(&mut items).enumerate() {
             match dispatch.keys.take_member(item) {
@@ -180,108 +212,22 @@ impl Scheduler {
         }
         if !refusals.is_empty() {
             self.vacate(&members);
-            return refused(requests.len(), refusals);
+            return Some(refused(requests.len(), refusals));
         }
         drop(batch);
         dispatch.route_all(items);
-        let granted = answers.await.unwrap_or_default();
-        let outcomes = self.decide(home, &members, granted).await;
+        let granted = answers.await;
+        let decision = self.decide(home, &members, granted).await;
         drop(turn);
-        match outcomes {
-            Ok(taken) => taken,
-            Err(refusals) => {
+        match decision {
+            Decision::Made(outcomes) => Some(outcomes),
+            Decision::WorkerGone => None,
+            Decision::InDoubt => Some(requests.iter().map(|_| Err(Refusal::DeadlineExceeded)).collect()),
+            Decision::Refused(refusals) => {
                 let refusals = self.could_ever(requests, &members, refusals).await;
-                refused(requests.len(), refusals)
+                Some(refused(requests.len(), refusals))
             }
         }
-    }
-
-    /// Commits a gang all of whose members were granted, and gives any other back.
-    async fn decide(
-        &self,
-        home: GangRef,
-        members: &[Member],
-        granted: Vec<Outcome>,
-    ) -> Result<Outcomes, BTreeMap<usize, Refusal>> {
-        let dispatch = self.dispatch();
-        let pools = dispatch.pools.load_full();
-        let mut shards: BTreeMap<ShardRef, Vec<(ClaimId, Ticket)>> = BTreeMap::new();
-        let mut refusals = BTreeMap::new();
-        let mut unknown = false;
-        for (at, (member, outcome)) in members.iter().zip(granted).enumerate() {
-            match outcome {
-                Ok(Payload::Claim(answer)) => {
-                    let Some(pool) = pools.at(answer.pool) else { continue };
-                    let shard = answer.grant.worker.spec.id.shard(pool.ports.len() as u16);
-                    let shard = ShardRef { pool: answer.pool, shard };
-                    shards.entry(shard).or_default().push((member.id.clone(), member.ticket));
-                }
-                Ok(_) => {}
-                Err(refusal) => {
-                    unknown |= !matches!(refusal, Refusal::Exhausted(_) | Refusal::Unsatisfiable);
-                    refusals.insert(at, refusal);
-                }
-            }
-        }
-        let all = || {
-            let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
-            let of = numbers.into_iter().filter_map(|number| pools.at(number)).flat_map(|pool| pool.ports.iter());
-            of.map(|port| port.shard).collect::<Vec<_>>()
-        };
-        let home_shard = pools
-            .iter()
-            .find(|pool| pool.uid == home.pool)
-            .and_then(|pool| pool.ports.get(home.shard as usize).map(|port| port.shard));
-        if refusals.is_empty() {
-            let recorded = match home_shard {
-                Some(shard) => self.step(shard, home.id, GangAct::Record, Vec::new()).await,
-                None => Err(Refusal::NotFound(What::Pool)),
-            };
-            if let Err(refusal) = recorded {
-                // It may be stored in spite of that, or be on its way.
-                if let Some(shard) = home_shard {
-                    let _ = self.insist(shard, home.id, GangAct::Forget, &[]).await;
-                }
-                (0..members.len()).for_each(|at| drop(refusals.insert(at, refusal.clone())));
-            }
-        }
-        if !refusals.is_empty() {
-            // Of a member whose answer was lost nobody knows where it is.
-            let shards: Vec<ShardRef> = if unknown { all() } else { shards.into_keys().collect() };
-            let aborts = shards.into_iter().map(|shard| self.insist(shard, home.id, GangAct::Abort, &[]));
-            futures::future::join_all(aborts).await;
-            self.vacate(members);
-            return Err(refusals);
-        }
-        let commits = shards.iter().map(|(&shard, tickets)| self.insist(shard, home.id, GangAct::Commit, tickets));
-        let mut found: HashMap<ClaimId, ClaimAnswer> = HashMap::new();
-        let mut failed = None;
-        for outcome in futures::future::join_all(commits).await {
-            match outcome {
-                Ok(Payload::Gang(claims)) => found.extend(claims),
-                Ok(_) => {}
-                Err(refusal) => failed = Some(refusal),
-            }
-        }
-        if let (None, Some(shard)) = (&failed, home_shard) {
-            // Every member is stored as committed.
-            let _ = self.step(shard, home.id, GangAct::Forget, Vec::new()).await;
-        }
-        let mut taken = Vec::with_capacity(members.len());
-        for member in members {
-            taken.push(match found.remove(&member.id) {
-                Some(answer) => match pools.at(answer.pool) {
-                    Some(pool) => Ok(Taken { claim: view(&member.id, &pool.name, answer), created: true }),
-                    None => Err(Refusal::NotFound(What::Pool)),
-                },
-                None => match &failed {
-                    Some(refusal) => Err(refusal.clone()),
-                    // Its shard panicked after it was committed, or its worker is gone already.
-                    None => self.get_claim(&member.id).await.map(|claim| Taken { claim, created: true }),
-                },
-            });
-        }
-        Ok(taken)
     }
 
     /// The gang locks of all pools that the members may use, in the order of their names.
@@ -301,53 +247,19 @@ impl Scheduler {
         tokio::time::timeout(limit, all).await.ok()
     }
 
-    /// Gives up the tickets of a gang; who waits for one of its keys goes on.
-    fn vacate(&self, members: &[Member]) {
-        for member in members.iter().filter(|member| member.ticket > 0) {
+    /// Gives up the tickets of members; who waits for one of their keys goes on.
+    fn vacate<'m>(&self, members: impl IntoIterator<Item = &'m Member>) {
+        for member in members.into_iter().filter(|member| member.ticket > 0) {
             if let Some(next) = self.dispatch().keys.vacate(&member.id, member.ticket) {
                 self.dispatch().route(next);
             }
         }
     }
 
-    /// One step of a gang at one shard.
-    async fn step(&self, shard: ShardRef, id: Fence, act: GangAct, tickets: Vec<(ClaimId, Ticket)>) -> Outcome {
-        let port = self.dispatch().pools.load().port(shard).cloned();
-        let port = port.ok_or(Refusal::NotFound(What::Pool))?;
-        let (reply, answer) = Reply::one();
-        port.ask(Command::Gang(Box::new(GangItem { id, act, tickets, reply })));
-        wait(answer).await
-    }
-
-    /// The same until it is answered, or nobody can answer it any more.
-    async fn insist(&self, shard: ShardRef, id: Fence, act: GangAct, tickets: &[(ClaimId, Ticket)]) -> Outcome {
-        let [mut pause, longest] = AGAIN;
-        loop {
-            let outcome = self.step(shard, id, act, tickets.to_vec()).await;
-            let again = match &outcome {
-                Err(Refusal::DeadlineExceeded) => true,
-                Err(Refusal::Unavailable(why)) => match why {
-                    Unavailable::Loading | Unavailable::Overloaded => true,
-                    // With the store: what was decided stays, only that it is stored is not known.
-                    Unavailable::Store | Unavailable::Fenced | Unavailable::Stopping => false,
-                },
-                _ => false,
-            };
-            // A shard that does not come back holds nobody up: what it has is recovery's matter.
-            let port = self.dispatch().pools.load().port(shard).map(|port| port.state());
-            let comes_back = matches!(port, Some(ShardState::Serving | ShardState::Loading));
-            if !again || !comes_back || self.dispatch().is_stopping() || self.dispatch().journal.fenced() {
-                return outcome;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
-        }
-    }
-
-    /// Nobody was told of these.
-    fn give_back(&self, outcomes: Outcomes) {
+    /// Rolls back what nobody was told of.
+    fn roll_back(&self, outcomes: Outcomes) {
         for taken in outcomes.into_iter().flatten().filter(|taken| taken.created) {
-            self.dispatch().give_back(&taken.claim.id, taken.claim.fence);
+            self.dispatch().roll_back(&taken.claim.id, taken.claim.fence);
         }
     }
 

@@ -15,7 +15,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// The service is not ready, or about to stop.
-    pub fn gather(&self, request: ClaimRequest, into: &mut Gathered) -> Result<Claiming, Refusal> {
+    pub fn gather(&self, request: ClaimRequest, into: &mut Gathered) -> Result<Claiming<'_>, Refusal> {
         let (item, claiming) = self.begin(request)?;
         into.0.extend(item);
         Ok(claiming)

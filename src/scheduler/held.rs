@@ -40,8 +40,8 @@ impl Scheduler {
         }
         let ended = self.dispatch().remembered.find(id, self.dispatch().clock.engine_ms());
         match ended.filter(|ended| ended.grant.state == ClaimState::Lost) {
-            Some(Ended { pool, grant, .. }) => {
-                Ok(view(id, &pool, ClaimAnswer { grant, created: false, pool: 0, expires_at_ms: None }))
+            Some(Ended { shard, pool, grant }) => {
+                Ok(view(id, &pool, ClaimAnswer { grant, created: false, shard, expires_at_ms: None }))
             }
             None => found,
         }
@@ -191,7 +191,7 @@ impl Scheduler {
             Err(Refusal::NotFound(What::Claim)) => Ok(false),
             Err(refusal) => Err(refusal),
         };
-        answers.await.unwrap_or_default().into_iter().map(released).collect()
+        answers.await.into_iter().map(released).collect()
     }
 
     /// Each shard is visited once.

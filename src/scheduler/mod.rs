@@ -119,6 +119,7 @@ impl Scheduler {
             journal: Journal::new(store, clock.clone()),
             clock,
             remembered: Remembered::default(),
+            gangs_in_doubt: Mutex::default(),
             fences: Fences::closed(),
             settings,
             draining: AtomicBool::new(false),
@@ -337,9 +338,23 @@ impl Scheduler {
     /// Panics one shard: fault injection for tests. No edge calls it.
     #[doc(hidden)]
     pub fn inject_panic(&self, pool: &PoolName, shard: u16) {
+        self.inject_panic_after(pool, shard, || {});
+    }
+
+    /// Panics one shard in a run that did `step` before: for tests that inject what competes. No edge calls it.
+    #[doc(hidden)]
+    pub fn inject_panic_after(&self, pool: &PoolName, shard: u16, step: impl FnOnce() + Send + 'static) {
+        let step = crate::shard::InjectedStep(Box::new(step));
         if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
-            let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic);
+            let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic(step));
         }
+    }
+
+    /// A pool as a call has it that looked it up before what competes happens. No edge calls it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn inject_pool(&self, pool: &PoolName) -> Option<Arc<Pool>> {
+        self.shared.dispatch.pools.load().get(pool).cloned()
     }
 
     /// Keeps one shard from running, if it does not at this moment: for tests that inject what competes. No edge calls it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::held::view;
 use super::{Scheduler, wait};
 use crate::engine::WorkerLook;
+use crate::keys::ShardRef;
 use crate::limits;
 use crate::model::{
     Beat, Cleared, Heard, PoolName, Registered, Registration, RunningClaim, WorkerId, WorkerVerb, WorkerView,
@@ -159,7 +160,11 @@ impl Scheduler {
     pub(super) fn worker_view(&self, pool: &Pool, shard: u16, look: WorkerLook) -> WorkerView {
         let claims = look.claims.into_iter().map(|(id, grant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch().clock.unix_of(at));
-            view(&id, &pool.name, ClaimAnswer { grant, created: false, pool: pool.number, expires_at_ms })
+            view(
+                &id,
+                &pool.name,
+                ClaimAnswer { grant, created: false, shard: ShardRef { pool: pool.number, shard }, expires_at_ms },
+            )
         });
         WorkerView {
             claims: claims.collect(),
@@ -204,7 +209,7 @@ async fn by_shard<T, A>(
     for (port, asks) in pool.ports.iter().zip(asks).filter(|(_, asks)| !asks.is_empty()) {
         port.ask(command(asks));
     }
-    shards.into_iter().zip(answers.await.unwrap_or_default()).collect()
+    shards.into_iter().zip(answers.await).collect()
 }
 
 fn heard(pool: &Pool, payload: Payload) -> Heard {

@@ -121,6 +121,15 @@ pub struct GangItem {
     pub reply: Reply,
 }
 
+/// What a test does in the middle of a run.
+pub struct InjectedStep(pub Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for InjectedStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InjectedStep")
+    }
+}
+
 /// A request to one shard.
 #[derive(Debug)]
 pub enum Command {
@@ -180,8 +189,8 @@ pub enum Command {
     Seal(Reply),
     /// End everything: the pool is being deleted.
     Close(Reply),
-    /// Panics: fault injection for tests of the supervisor. No edge can send it.
-    Panic,
+    /// Panics, after this was done: fault injection for tests of the supervisor. No edge can send it.
+    Panic(InjectedStep),
 }
 
 /// What a claim would ask.

@@ -8,6 +8,7 @@
 //! for the store: theirs would wait too, so they gather and share a run.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -30,7 +31,7 @@ use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
 use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
-use crate::model::{ClaimId, Millis};
+use crate::model::{ClaimId, Fence, Millis};
 use crate::refusal::{Refusal, Unavailable};
 
 /// Runs in a row by one who pushed; then the actor goes on.
@@ -45,6 +46,15 @@ thread_local! {
 
 /// Why a command was not taken.
 pub type Why = Unavailable;
+
+/// What became of answers about claims of the shard.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// The grant of this claim will reach nobody.
+    Undelivered(ClaimId, Fence),
+    /// Answers that speak of these left, at this engine time.
+    Departed(Vec<Place>, Millis),
+}
 
 /// A shard's handle.
 pub struct ShardPort {
@@ -62,14 +72,16 @@ pub struct ShardPort {
     /// Tickets of claims that wait no longer and for which a worker may be kept here. Not in the ring, which may be full: a worker must
     /// not stay kept for nobody.
     unkept: SegQueue<u64>,
-    /// Claims of which nobody was told. Not in the ring for the same reason: one without a reservation would be held for ever.
-    untold: SegQueue<Place>,
+    /// What became of answers about claims. Not in the ring for the same reason: a claim without a reservation would be held for ever.
+    notices: SegQueue<Notice>,
     /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
     next_tick_ms: AtomicU64,
     /// Answers that wait for the store, after the last run.
     answers_waiting: AtomicUsize,
     /// Tickets of the claims that a life was deciding when it ended in a panic: its supervisor gives them up.
     in_hand: Mutex<Vec<(ClaimId, Ticket)>>,
+    /// Claims of which a life had told nobody when it ended in a panic: the next one may still roll them back.
+    untold: Mutex<HashSet<Fence>>,
     restarts: Mutex<Restarts>,
     /// Difference between ledger and claims, as the actor last saw it.
     drift: AtomicU64,
@@ -108,10 +120,11 @@ impl ShardPort {
             actor: RwLock::new(None),
             running: Mutex::new(None),
             unkept: SegQueue::new(),
-            untold: SegQueue::new(),
+            notices: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
             answers_waiting: AtomicUsize::new(0),
             in_hand: Mutex::new(Vec::new()),
+            untold: Mutex::default(),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
             barred: Default::default(),
@@ -198,14 +211,22 @@ impl ShardPort {
         self.unkept.pop()
     }
 
-    /// Nobody was told of the claim there, or will be.
-    pub fn give_back(&self, place: Place) {
-        self.untold.push(place);
+    /// The claim's grant will reach nobody: it is to be rolled back.
+    pub fn roll_back(&self, id: ClaimId, fence: Fence) {
+        self.notices.push(Notice::Undelivered(id, fence));
         self.wake();
     }
 
-    pub(super) fn pop_untold(&self) -> Option<Place> {
-        self.untold.pop()
+    /// Answers that grant these claims left at `at_ms`. Looked at by the next run, and in time for `due_ms`, the first of
+    /// their deadlines: a run for its own sake would cost a batch more than its claims do.
+    pub fn depart(&self, claims: Vec<Place>, at_ms: Millis, due_ms: Millis) {
+        self.notices.push(Notice::Departed(claims, at_ms));
+        // A run that is under way looks at the notices once more before it sleeps, so it cannot move this later unseen.
+        self.next_tick_ms.fetch_min(due_ms, Ordering::SeqCst);
+    }
+
+    pub(super) fn pop_notice(&self) -> Option<Notice> {
+        self.notices.pop()
     }
 
     /// Wakes the actor if something is due at `now_ms`.
@@ -350,7 +371,7 @@ impl ShardPort {
         let _flag = Flag(RUNS.replace(true));
         let applied = running.run(command);
         drop(life);
-        let is_idle = || self.ring.is_empty() && self.unkept.is_empty() && self.untold.is_empty();
+        let is_idle = || self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty();
         !self.scheduled.sleep_refused(|| is_idle() && self.outbox.applied() <= applied)
     }
 
@@ -371,7 +392,14 @@ impl ShardPort {
         if let Some(mut running) = ended {
             let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
             in_hand.append(&mut running.in_hand);
+            // Read from a state that a panic left behind, which is sound: whatever tells of a claim marks it first.
+            *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = running.untold();
         }
+    }
+
+    /// Claims of which the last life had told nobody.
+    pub(crate) fn take_untold(&self) -> HashSet<Fence> {
+        std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn life(&self) -> MutexGuard<'_, Option<Running>> {
@@ -443,8 +471,7 @@ impl ShardPort {
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Gang(item) => say(item.reply),
-            Command::Promise(seek) => seek.give_up(),
-            Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::Panic => {}
+            Command::Promise(_) | Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::Panic(_) => {}
         }
     }
 

@@ -18,9 +18,9 @@ mod running;
 mod supervisor;
 mod tally;
 
-pub use command::{ClaimItem, ClaimSieve, Command, GangItem, KeyItem, Question, Visited};
+pub use command::{ClaimItem, ClaimSieve, Command, GangItem, InjectedStep, KeyItem, Question, Visited};
 pub use handle::{Seized, ShardPort, Why};
-pub use reply::{Batch, ClaimAnswer, Inbox, Outcome, Payload, Reply, ShardReport};
+pub use reply::{Batch, BatchAnswers, ClaimAnswer, Inbox, Outcome, Payload, Reply, ShardReport};
 pub use supervisor::{Revive, Supervisor};
 
 pub(crate) use supervisor::start;

@@ -1,16 +1,19 @@
 //! Where an answer goes: to one caller, into one place of a batch that answers when all of its places are filled, or into
 //! an inbox that has each as soon as it is there.
 
+mod batch;
 mod inbox;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::engine::{Grant, LedgerLine, NoFit, WorkerLook};
+use crate::keys::ShardRef;
 use crate::model::{Capacity, ClaimId, Cleared, IdleWorker, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
 use crate::refusal::Refusal;
 
+pub use self::batch::{Batch, BatchAnswers};
 pub use self::inbox::Inbox;
 
 /// What a shard says.
@@ -20,6 +23,8 @@ pub enum Payload {
     Claim(ClaimAnswer),
     /// Members of a gang, which are claims from now on.
     Gang(Vec<(ClaimId, ClaimAnswer)>),
+    /// How many members of a gang the shard holds.
+    Members(usize),
     /// Done; there is nothing to add.
     Done,
     /// A worker.
@@ -78,55 +83,14 @@ pub struct ClaimAnswer {
     pub grant: Grant,
     /// It was made by this request.
     pub created: bool,
-    /// Number, in this process, of the pool that holds it.
-    pub pool: u32,
+    /// Shard that holds it.
+    pub shard: ShardRef,
     /// Unix time of its end if nothing is heard; set when the answer leaves.
     pub expires_at_ms: Option<Millis>,
 }
 
 /// An answer.
 pub type Outcome = Result<Payload, Refusal>;
-
-/// Answers that leave together.
-#[derive(Debug)]
-pub struct Batch(Mutex<Places>);
-
-#[derive(Debug)]
-struct Places {
-    outcomes: Vec<Option<Outcome>>,
-    open: usize,
-    to: Option<oneshot::Sender<Vec<Outcome>>>,
-}
-
-impl Batch {
-    /// Of `len` places.
-    #[must_use]
-    pub fn new(len: usize) -> (Arc<Self>, oneshot::Receiver<Vec<Outcome>>) {
-        let (to, answers) = oneshot::channel();
-        let mut outcomes = Vec::new();
-        outcomes.resize_with(len, || None);
-        (Arc::new(Self(Mutex::new(Places { outcomes, open: len, to: Some(to) }))), answers)
-    }
-
-    fn is_gone(&self) -> bool {
-        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.to.as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    /// False: nobody listens any more.
-    fn fill(&self, place: u32, outcome: Outcome) -> bool {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Places { outcomes, open, to } = &mut *places;
-        if outcomes[place as usize].replace(outcome).is_none() {
-            *open -= 1;
-        }
-        if *open > 0 {
-            return to.as_ref().is_some_and(|to| !to.is_closed());
-        }
-        let all = std::mem::take(outcomes).into_iter().map(|outcome| outcome.unwrap_or(Err(Refusal::DeadlineExceeded)));
-        to.take().is_some_and(|to| to.send(all.collect()).is_ok())
-    }
-}
 
 #[derive(Debug)]
 enum Address {
@@ -177,11 +141,17 @@ impl Reply {
         }
     }
 
+    /// The answer leaves with others: when the last of them is there, not when this one is sent.
+    #[must_use]
+    pub const fn is_part(&self) -> bool {
+        matches!(self.0, Address::Part(..))
+    }
+
     /// The same, also of a batch, at the price of its lock.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         match &self.0 {
-            Address::Part(batch, _) => batch.is_gone(),
+            Address::Part(batch, _) => batch.is_closed(),
             _ => self.is_closed(),
         }
     }

@@ -13,19 +13,19 @@ mod looks;
 mod told;
 mod words;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::told::wish;
 use self::words::refusal;
 use super::actor::Spawn;
-use super::command::{ClaimItem, Command, KeyItem};
-use super::handle::ShardPort;
+use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
+use super::handle::{Notice, ShardPort};
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
 use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Place, Shard};
-use crate::keys::{Ticket, Unstored, Unstoreds};
+use crate::keys::{Found, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
@@ -178,8 +178,8 @@ impl Running {
         while let Some(ticket) = self.port.pop_unkept() {
             self.on(Event::BreakPromise { ticket });
         }
-        while let Some(place) = self.port.pop_untold() {
-            self.on(Event::GiveBack { place });
+        while let Some(notice) = self.port.pop_notice() {
+            self.notice(notice);
         }
         let mut taken = std::mem::take(&mut self.taken);
         taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
@@ -199,6 +199,49 @@ impl Running {
         }
         self.conclude();
         self.applied
+    }
+
+    /// Fences of claims of which nobody was told.
+    pub(super) fn untold(&self) -> HashSet<Fence> {
+        self.shard.untold().collect()
+    }
+
+    /// Learns what became of answers.
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Undelivered(id, fence) => {
+                if let Some(place) = self.find_held(&id, fence) {
+                    self.roll_back(place);
+                }
+            }
+            // After a panic the deadlines of all claims started anew, and no place is that of before.
+            Notice::Departed(places, at_ms) => {
+                places.into_iter().for_each(|place| self.on(Event::Departed { place, at_ms }));
+            }
+        }
+    }
+
+    /// Where the shard holds the claim with this fence, as the directory knows it.
+    fn find_held(&self, id: &ClaimId, fence: Fence) -> Option<Place> {
+        match self.dispatch.keys.find(id) {
+            Found::Held(hold) if hold.shard == self.port.shard && hold.place.fence == fence => Some(hold.place),
+            _ => None,
+        }
+    }
+
+    /// Brings the place of a command up to date that outlived a panic: ordinals are drawn anew with each life of the
+    /// shard, and what the command means is the claim with its fence.
+    fn resolve(&self, id: &ClaimId, place: &mut Place) {
+        if !self.shard.is_held(*place) {
+            self.find_again(id, place);
+        }
+    }
+
+    #[cold]
+    fn find_again(&self, id: &ClaimId, place: &mut Place) {
+        if let Some(found) = self.find_held(id, place.fence) {
+            *place = found;
+        }
     }
 
     /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
@@ -242,14 +285,20 @@ impl Running {
             }
             Command::Release(item) => self.release(item),
             Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
-            Command::Confirm(item) => self.on(Event::Confirm { place: item.place, to: To::Key(item) }),
-            Command::Look(item) => self.on(Event::Look { place: item.place, to: To::Key(item) }),
-            Command::Renew(item, ttl_ms) => self.on(Event::Renew { place: item.place, ttl_ms, to: To::Key(item) }),
+            Command::Confirm(item) => self.ask(item, |place, to| Event::Confirm { place, to }),
+            Command::Look(item) => self.ask(item, |place, to| Event::Look { place, to }),
+            Command::Renew(item, ttl_ms) => self.ask(item, |place, to| Event::Renew { place, ttl_ms, to }),
             Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
             Command::Promise(seek) => self.promise(seek),
             Command::Yield(place) => self.on(Event::Yield { place }),
             Command::BeginRelease(item) => self.begin_release(item),
+            // The pool is marked before its workers are counted: whoever comes after the count is refused.
+            Command::Register(workers) if self.pool.is_closing() => {
+                for (_, reply) in workers {
+                    reply.send(Err(Refusal::NotFound(What::Pool)));
+                }
+            }
             Command::Register(workers) => {
                 for (registration, reply) in workers {
                     let id = registration.spec.id.clone();
@@ -309,13 +358,22 @@ impl Running {
             }
             Command::SetRules(rules) => self.shard.set_rules(&rules),
             Command::Close(reply) => self.close(reply),
-            Command::Panic => panic!("injected fault"),
+            Command::Panic(InjectedStep(step)) => {
+                step();
+                panic!("injected fault")
+            }
         }
     }
 
     fn release(&mut self, item: KeyItem) {
         self.releases += 1;
-        self.on(Event::Release { place: item.place, to: To::Key(item) });
+        self.ask(item, |place, to| Event::Release { place, to });
+    }
+
+    /// Decides a command about a claim that is held.
+    fn ask(&mut self, mut item: KeyItem, event: impl FnOnce(Place, To) -> Event<To>) {
+        self.resolve(&item.id, &mut item.place);
+        self.on(event(item.place, To::Key(item)));
     }
 
     fn on(&mut self, event: Event<To>) {

@@ -259,13 +259,16 @@ impl Dispatch {
             // Whoever is at it goes on until nothing is left to try.
             return;
         }
+        let turn = QuotaTurn(tenant);
         loop {
             let (parked, generation) = {
                 let mut state = line.lock();
                 match state.queue.next().map(|waiter| Arc::clone(&waiter.item)) {
                     Some(parked) => (parked, state.generation),
                     None => {
+                        // In the same step: who waits from now on finds nobody at it.
                         state.turn_since_ms = None;
+                        std::mem::forget(turn);
                         return;
                     }
                 }
@@ -350,6 +353,16 @@ impl Dispatch {
             left_ms: parked.until_ms.saturating_sub(now_ms),
             estimate_ms,
         }
+    }
+}
+
+/// The right to try the claims that wait for a tenant's quota. Dropped by a panic, it lets others go on.
+struct QuotaTurn<'a>(&'a Arc<Tenant>);
+
+impl Drop for QuotaTurn<'_> {
+    fn drop(&mut self) {
+        self.0.line.lock().turn_since_ms = None;
+        self.0.try_again();
     }
 }
 

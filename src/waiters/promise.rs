@@ -39,6 +39,19 @@ pub struct Seek {
     pub needs_ms: Millis,
     /// Who may be evicted for it, if anybody may.
     pub evict: Option<Eviction>,
+    /// A shard keeps a worker.
+    found: bool,
+}
+
+/// However the search ends, also with the shard that was being asked, another may begin.
+impl Drop for Seek {
+    fn drop(&mut self) {
+        if self.evict.is_none() && !self.found {
+            let mut state = self.pool.line.lock();
+            state.large.take_if(|large| *large == self.parked.arrival);
+        }
+        self.parked.seeks.store(false, Ordering::Release);
+    }
 }
 
 impl Seek {
@@ -49,7 +62,8 @@ impl Seek {
     }
 
     /// A shard keeps a worker for it.
-    pub fn found(self, port: &Arc<ShardPort>) {
+    pub fn found(mut self, port: &Arc<ShardPort>) {
+        self.found = true;
         let promise = Promise { port: Arc::clone(port), ticket: self.ticket() };
         let mut slot = self.parked.lock();
         // One that has left, or has its turn, does without: dropped, the promise is taken back.
@@ -59,16 +73,6 @@ impl Seek {
         };
         drop(slot);
         drop(unkept);
-        self.parked.seeks.store(false, Ordering::Release);
-    }
-
-    /// No shard keeps one.
-    pub fn give_up(self) {
-        if self.evict.is_none() {
-            let mut state = self.pool.line.lock();
-            state.large.take_if(|large| *large == self.parked.arrival);
-        }
-        self.parked.seeks.store(false, Ordering::Release);
     }
 }
 
@@ -122,7 +126,8 @@ impl Dispatch {
             }
             if !parked.seeks.swap(true, Ordering::AcqRel) {
                 let (parked, pool, wants) = (Arc::clone(parked), Arc::clone(pool), Arc::clone(&wants));
-                self.seek_on(Box::new(Seek { parked, pool, visited: Visited::default(), wants, needs_ms, evict }));
+                let visited = Visited::default();
+                self.seek_on(Box::new(Seek { parked, pool, visited, wants, needs_ms, evict, found: false }));
             }
             return;
         }
@@ -153,7 +158,7 @@ impl Dispatch {
                     board.with_capacity(from, &seek.visited, |capacity| seek.wants.is_large(capacity))
                 }
             };
-            let Some(shard) = next else { return seek.give_up() };
+            let Some(shard) = next else { return };
             seek.visited.insert(shard);
             let port = Arc::clone(&seek.pool.ports[shard as usize]);
             match port.push(Command::Promise(seek)) {

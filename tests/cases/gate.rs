@@ -1,6 +1,6 @@
 //! A store behind a gate: the competing step of a test.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use futures::FutureExt as _;
@@ -49,6 +49,14 @@ struct State {
     gaps: HashMap<ShardKey, usize>,
     /// How many more steps of a shard are answered `Away`.
     unanswered: HashMap<ShardKey, usize>,
+    /// How many more steps of a shard are applied and answered `Away`.
+    lost_answers: HashMap<ShardKey, usize>,
+    /// Home of the last gang whose row came to the gate.
+    gang_home: Option<ShardKey>,
+    /// Rows of committed gangs that are stored.
+    gang_rows: BTreeSet<(ShardKey, String)>,
+    /// How many were removed again.
+    gangs_forgotten: usize,
     /// Calls that fail and change nothing; calls that are carried out and answered with a failure.
     fail: usize,
     lose_reply: usize,
@@ -121,6 +129,36 @@ impl GatedStore {
         self.change(|state| state.unanswered.extend([(shard, times)]));
     }
 
+    /// The next `times` steps of the shard are applied, but answered `Away`.
+    pub fn lose_answers(&self, shard: ShardKey, times: usize) {
+        self.change(|state| state.lost_answers.extend([(shard, times)]));
+    }
+
+    /// Stops the calls that carry the row of a committed gang.
+    pub fn hold_gang_rows(&self) {
+        self.hold(carries_gang_row);
+    }
+
+    /// Lets the calls go that carry the row of a committed gang, and stops all others.
+    pub fn hold_all_but_gang_rows(&self) {
+        self.hold(|step| !carries_gang_row(step));
+    }
+
+    /// The home of the last gang whose row came to the gate.
+    pub fn gang_home(&self) -> ShardKey {
+        self.state().gang_home.expect("a gang's row has come to the gate")
+    }
+
+    /// How many rows of committed gangs are stored.
+    pub fn gang_rows(&self) -> usize {
+        self.state().gang_rows.len()
+    }
+
+    /// How many rows of committed gangs were stored and removed again.
+    pub fn gangs_forgotten(&self) -> usize {
+        self.state().gangs_forgotten
+    }
+
     /// Nothing is held, refused or failed any more.
     pub fn open_gate(&self) {
         self.change(|state| {
@@ -128,6 +166,7 @@ impl GatedStore {
             state.holds_loads = false;
             state.gaps.clear();
             state.unanswered.clear();
+            state.lost_answers.clear();
             (state.fail, state.lose_reply) = (0, 0);
         });
     }
@@ -200,6 +239,9 @@ impl GatedStore {
     }
 
     async fn passes(&self, steps: &[Step]) {
+        if let Some(step) = steps.iter().find(|step| carries_gang_row(step)) {
+            self.state().gang_home = Some(step.shard);
+        }
         let held = |state: &State| state.held.as_ref().is_some_and(|which| steps.iter().any(which));
         if held(&self.state()) {
             self.change(|state| state.stopped += 1);
@@ -214,6 +256,16 @@ impl GatedStore {
         }
         let kind = Sent::of(step).kind;
         self.change(|state| {
+            if matches!(outcome, StepOutcome::Ok) {
+                for (id, is_put) in gang_rows_of(step) {
+                    let row = (step.shard, id);
+                    if is_put {
+                        state.gang_rows.insert(row);
+                    } else {
+                        state.gangs_forgotten += usize::from(state.gang_rows.remove(&row));
+                    }
+                }
+            }
             state.log.push((step.shard, kind, outcome));
             if kind == "flip" && state.wish == Some(step.shard) {
                 state.wish = None;
@@ -232,13 +284,19 @@ impl GatedStore {
 
     async fn carry_out(&self, steps: Vec<Step>) -> Result<Vec<StepOutcome>, StoreError> {
         self.passes(&steps).await;
-        let (refused, fails, loses) = {
+        let (refused, unanswered, fails, loses) = {
             let mut state = self.state();
             let fails = std::mem::take(&mut state.fail);
             state.fail = fails.saturating_sub(1);
             let mut refused = HashMap::new();
-            let State { gaps, unanswered, .. } = &mut *state;
+            let mut lost = HashMap::new();
+            let State { gaps, unanswered, lost_answers, .. } = &mut *state;
             for step in steps.iter().filter(|_| fails == 0) {
+                if let Some(left) = lost_answers.get_mut(&step.shard).filter(|left| **left > 0) {
+                    *left -= 1;
+                    lost.insert(step.shard, StepOutcome::Away);
+                    continue;
+                }
                 for (times, outcome) in [(&mut *gaps, StepOutcome::Gap), (&mut *unanswered, StepOutcome::Away)] {
                     if let Some(left) = times.get_mut(&step.shard).filter(|left| **left > 0) {
                         *left -= 1;
@@ -251,7 +309,7 @@ impl GatedStore {
             }
             let loses = fails == 0 && state.lose_reply > 0;
             state.lose_reply -= usize::from(loses);
-            (refused, fails > 0, loses)
+            (refused, lost, fails > 0, loses)
         };
         if fails {
             return Err(StoreError::Away("the gate fails it".into()));
@@ -273,8 +331,22 @@ impl GatedStore {
         for (step, outcome) in steps.iter().zip(&all) {
             self.note(step, *outcome);
         }
+        let answer = |(step, outcome): (&Step, StepOutcome)| unanswered.get(&step.shard).copied().unwrap_or(outcome);
+        let all = steps.iter().zip(all).map(answer).collect();
         if loses { Err(StoreError::Away("the gate loses the reply".into())) } else { Ok(all) }
     }
+}
+
+/// Rows of committed gangs in a step: the gang's number, and whether the row is put or removed.
+fn gang_rows_of(step: &Step) -> Vec<(String, bool)> {
+    let StepKind::Rows(rows) = &step.kind else { return Vec::new() };
+    let frames = Frames::new(rows).map(Result::unwrap).filter(|frame| frame.kind == RowKind::Gang);
+    frames.map(|frame| (frame.id.to_owned(), frame.body.is_some())).collect()
+}
+
+/// Whether a step commits a gang.
+fn carries_gang_row(step: &Step) -> bool {
+    gang_rows_of(step).iter().any(|(_, is_put)| *is_put)
 }
 
 impl Store for GatedStore {

@@ -21,11 +21,11 @@ async fn the_shard_is_passed_once_for_all_and_each_has_its_own_answer() {
     drop(busy);
     let mut told = Vec::new();
     for claim in claims {
-        let taken = claim.taken(&world.s).await.unwrap();
+        let taken = claim.taken().await.unwrap();
         told.push((taken.claim.id.key().to_owned(), taken.created));
     }
     assert_eq!(told, [("x", true), ("x", false), ("y", true), ("z", true)].map(|(key, new)| (key.to_owned(), new)));
-    assert_eq!(lost.taken(&world.s).await.unwrap_err(), Refusal::NotFound(What::Pool));
+    assert_eq!(lost.taken().await.unwrap_err(), Refusal::NotFound(What::Pool));
     assert_eq!(world.counts("a").await.0, 0);
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::FutureExt as _;
 use hotpool::model::{Ack, Beat, WorkerId};
 use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
@@ -306,4 +307,70 @@ async fn s08_with_claims_in_flight_from_many_tasks() {
     let live = world.rows("p").await;
     world.stored("p").await;
     assert_eq!(world.crashed().await.rows("p").await, live);
+}
+
+/// Commands that came while the shard panicked are decided by its next life, which numbers its claims anew: each means
+/// the claim that it was given for.
+#[tokio::test]
+async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
+    for verb in ["release", "batch", "confirm", "renew", "get", "begin release", "repeat"] {
+        let world = World::on_store().await;
+        world.pool("p", spec(1, Ack::Durable), &["u", "v", "w"]).await;
+        // Rows are replayed in the order of their last change: the ordinals of these two are swapped.
+        let first = world.claim("p", "a").await.unwrap().claim.fence;
+        let second = world.claim("p", "b").await.unwrap().claim.fence;
+        world.s.confirm(&id("b"), second).await.unwrap();
+        world.s.confirm(&id("a"), first).await.unwrap();
+        world.stored("p").await;
+        let (told, outcome) = tokio::sync::oneshot::channel();
+        let scheduler = world.s.clone();
+        world.s.inject_panic_after(&name("p"), 0, move || {
+            // Within the run, so it stands in the ring when the shard panics.
+            let mut call: futures::future::BoxFuture<'static, Result<(), Refusal>> = match verb {
+                "release" => Box::pin(async move { scheduler.release(&id("a"), first).await }),
+                "batch" => Box::pin(async move { scheduler.release_batch(vec![(id("a"), first)]).await.remove(0) }),
+                "confirm" => Box::pin(async move { scheduler.confirm(&id("a"), first).await.map(drop) }),
+                "renew" => Box::pin(async move { scheduler.renew(&id("a"), first, Some(60_000)).await.map(drop) }),
+                "get" => Box::pin(async move { scheduler.get_claim(&id("a")).await.map(drop) }),
+                "begin release" => Box::pin(async move { scheduler.begin_release(&id("a"), first).await }),
+                _ => Box::pin(async move { scheduler.claim(request("p", "a")).await.map(drop) }),
+            };
+            assert!((&mut call).now_or_never().is_none(), "it waits in the ring");
+            drop(told.send(call));
+        });
+        let call = outcome.await.unwrap();
+        restarted(&world, 0, 1).await;
+        let outcome = tokio::time::timeout(std::time::Duration::from_secs(30), call).await.expect("an answer");
+        assert_eq!(outcome, Ok(()), "{verb}");
+        let held = world.s.get_claim(&id("a")).await;
+        match verb {
+            "release" | "batch" => assert!(held.is_err(), "{verb} was acknowledged, so it happened"),
+            "begin release" => assert_eq!(held.unwrap().state, hotpool::model::ClaimState::Releasing),
+            _ => assert_eq!(held.unwrap().fence, first, "{verb}"),
+        }
+        assert_eq!(world.s.get_claim(&id("b")).await.unwrap().fence, second, "the other is not touched");
+    }
+}
+
+/// A claim whose caller leaves while its shard panics is rolled back by the next life.
+#[tokio::test]
+async fn s16_a_roll_back_outlives_a_panic() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Memory), &["u", "v", "w"]).await;
+    let forever = |key: &str| hotpool::model::ClaimRequest { reserve_ms: Some(0), ..request("p", key) };
+    let other = world.s.claim(forever("other")).await.unwrap().claim.fence;
+    let mut gathered = hotpool::scheduler::Gathered::default();
+    // Leaked: the step of a test outlives it.
+    let scheduler: &'static Scheduler = Box::leak(Box::new(world.s.clone()));
+    let claiming = scheduler.gather(forever("k"), &mut gathered).unwrap();
+    world.s.decide_gathered(&mut gathered);
+    world.s.release(&id("other"), other).await.unwrap();
+    let told = world.s.claim(forever("told")).await.unwrap().claim.fence;
+    assert!(!world.s.claim(forever("told")).await.unwrap().created);
+    world.stored("p").await;
+    world.s.inject_panic_after(&name("p"), 0, move || drop(claiming));
+    restarted(&world, 0, 1).await;
+    until("it is rolled back", async || world.counts("p").await == (2, 1, 0)).await;
+    until("its key is free", async || world.is_vacant("k")).await;
+    assert_eq!(world.s.get_claim(&id("told")).await.unwrap().fence, told);
 }

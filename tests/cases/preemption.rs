@@ -229,3 +229,23 @@ async fn a_spec_says_whether_a_pool_preempts() {
     let nothing = ClaimAsk { spec: ClaimSpec::default(), ..ClaimAsk::default() };
     assert!(nothing.spec.is_empty());
 }
+
+/// A shard panics with the request to evict in its mailbox: it is asked again when it is back.
+#[tokio::test]
+async fn s16_a_request_to_evict_that_a_panic_lost_is_made_again() {
+    let world = World::on_store().await;
+    world.pool("p", preempting(spec(1, Ack::Memory)), &["w0"]).await;
+    let victim = world.low("victim", 1, true).await;
+    world.stored("p").await;
+    let busy = world.busy("p").await;
+    world.s.inject_panic(&name("p"), 0);
+    let high = world.begin_request_alone(urgent(request("p", "high"), 2));
+    busy.until_asked(2).await;
+    until("the victim is evicted", async || {
+        world.pass(1).await;
+        world.evicted().await == ["victim"]
+    })
+    .await;
+    world.s.release(&id("victim"), victim).await.unwrap();
+    assert!(done(high).await.unwrap().created);
+}

@@ -220,3 +220,37 @@ impl World {
         assert!(self.s.get_pool(&pool).await.is_ok());
     }
 }
+
+/// A caller that panics when it is woken.
+struct PanickingCaller;
+
+impl futures::task::ArcWake for PanickingCaller {
+    fn wake_by_ref(_: &Arc<Self>) {
+        panic!("injected fault");
+    }
+}
+
+#[tokio::test]
+async fn q02_a_panic_in_the_middle_of_a_quotas_queue_blocks_nobody_else_in_it() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Memory), &["v", "w"]).await;
+    for (pool, worker) in [("q", "x"), ("r", "y")] {
+        world.pool(pool, spec(1, Ack::Memory), &[worker]).await;
+    }
+    world.quota(claims(1)).await;
+    let held = world.hold("p", "held").await;
+    let waits = |pool, key| ClaimRequest { wait_ms: 60_000, ..request(pool, key) };
+    let scheduler = world.s.clone();
+    let first = waits("q", "first");
+    let mut first = Box::pin(async move { scheduler.claim(first).await });
+    let waker = futures::task::waker(Arc::new(PanickingCaller));
+    assert!(first.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    let second = world.begin_request(waits("r", "second")).await;
+    let waiting = || world.s.get_quota("ns", Some("default")).unwrap().waiting;
+    until("both wait for the quota", async || waiting() == 2).await;
+    world.s.delete_pool(&name("q"), true).await.unwrap();
+    // What comes free goes to the first, which is refused: its pool is gone, and its caller panics.
+    let _ = world.s.release(&id("held"), held).await;
+    let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("its turn comes");
+    assert!(second.unwrap().unwrap().created);
+}

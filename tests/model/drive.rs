@@ -278,7 +278,7 @@ impl Run {
             Op::Departed(at) => {
                 let place = place(at)?;
                 self.oracle.departed(place.fence, now_ms);
-                self.same(Event::Departed { place }, &[], None);
+                self.same(Event::Departed { place, at_ms: now_ms }, &[], None);
                 Some(false)
             }
             Op::Yield(at) => {

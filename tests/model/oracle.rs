@@ -352,8 +352,12 @@ impl Oracle {
     }
 
     pub fn departed(&mut self, fence: u64, now: u64) {
-        if let Some(claim) = self.claim(fence).filter(|claim| claim.deadline.is_none()) {
-            claim.deadline = stay(claim).map(|ms| now + ms);
+        if let Some(claim) = self.claim(fence) {
+            let until = stay(claim).map(|ms| now + ms);
+            let settled = claim.confirmed || claim.state == ClaimState::Releasing;
+            if claim.deadline.is_none_or(|deadline| !settled && until.is_some_and(|until| deadline < until)) {
+                claim.deadline = until;
+            }
         }
     }
 }

@@ -89,7 +89,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::StaleIncarnation { known, deleted } => Said::Stale { known, deleted },
         Answer::NoFit(why) => Said::NoFit(why),
         Answer::Mismatch => Said::Mismatch,
-        Answer::Committed(_) => panic!("there are no gangs here"),
+        Answer::Committed(_) | Answer::Members(_) => panic!("there are no gangs here"),
         Answer::Evicted | Answer::Promised => panic!("nobody waits here"),
         Answer::TooManyModels => panic!("not in an exclusive pool"),
         Answer::ShardFull => panic!("not that many"),

@@ -237,7 +237,7 @@ impl<'a> Connection<'a> {
         };
         self.after_others().await;
         GATHERED.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
-        self.settle(claiming.taken(scheduler)).await
+        self.settle(claiming.taken()).await
     }
 
     /// Takes commands until something must be waited for. What is answered on the spot is.

@@ -35,9 +35,7 @@ impl Running {
         if durable && self.waiting.len() + self.outgoing.len() >= limits::ANSWERS_MAX {
             // Claims are refused before it comes to this; what else is asked is done, and its answer is not waited for.
             reply.send(Err(Refusal::Unavailable(Unavailable::Store)));
-            if let Some(place) = made {
-                self.on(Event::GiveBack { place });
-            }
+            self.undelivered(&outcome, made);
             return;
         }
         let seq = if durable { self.shard.seq() } else { 0 };
@@ -90,12 +88,13 @@ impl Running {
             && let Some(why) = self.dispatch.journal.silence()
         {
             reply.send(Err(Refusal::Unavailable(why)));
-            self.take_back(made);
+            self.undelivered(&outcome, made);
             return;
         }
         match &mut outcome {
+            // The answers of a batch and of a gang leave together: whoever collects them says when (`Dispatch::depart`).
+            Ok(Payload::Claim(answer)) if reply.is_part() => self.look_up_deadline(answer),
             Ok(Payload::Claim(answer)) => self.date(answer),
-            Ok(Payload::Gang(members)) => members.iter_mut().for_each(|(_, answer)| self.date(answer)),
             _ => {}
         }
         self.created += u64::from(made.is_some());
@@ -105,9 +104,10 @@ impl Running {
             let took = self.dispatch.clock.mono_ns().saturating_sub(started_ns);
             self.pool.metrics.claim_seconds.record(Duration::from_nanos(took).as_secs_f64());
         }
-        let arrived = reply.send(outcome);
-        if let (false, Some(place)) = (arrived, made) {
-            self.on(Event::GiveBack { place });
+        if !reply.send(outcome)
+            && let Some(place) = made
+        {
+            self.roll_back(place);
         }
     }
 
@@ -118,9 +118,13 @@ impl Running {
             return;
         }
         if answer.grant.deadline_ms.is_none() {
-            self.on(Event::Departed { place });
+            self.on(Event::Departed { place, at_ms: self.now_ms });
         }
-        let deadline = self.shard.deadline_ms(place);
+        self.look_up_deadline(answer);
+    }
+
+    fn look_up_deadline(&self, answer: &mut ClaimAnswer) {
+        let deadline = self.shard.deadline_ms(answer.grant.place);
         answer.grant.deadline_ms = deadline;
         answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_of(at));
     }
@@ -144,16 +148,27 @@ impl Running {
     pub(super) fn expire(&mut self, answer: Outgoing) {
         let why = self.dispatch.journal.silence().unwrap_or(Unavailable::Store);
         answer.reply.send(Err(Refusal::Unavailable(why)));
-        self.take_back(answer.made);
+        self.undelivered(&answer.outcome, answer.made);
     }
 
-    /// A claim that this answer would have told of.
-    fn take_back(&mut self, made: Option<Place>) {
+    /// Rolls back the claim that this answer granted; whatever else it speaks of is held on, and its deadline runs from
+    /// now.
+    fn undelivered(&mut self, outcome: &Outcome, made: Option<Place>) {
         if let Some(place) = made {
-            self.on(Event::GiveBack { place });
-            // Somebody else was told of it, so it stays: from now on its reservation runs.
-            self.on(Event::Departed { place });
+            self.roll_back(place);
         }
+        if let Ok(Payload::Gang(members)) = outcome {
+            for (_, member) in members {
+                self.on(Event::Departed { place: member.grant.place, at_ms: self.now_ms });
+            }
+        }
+    }
+
+    /// Ends a claim whose grant reached nobody. One that others were told of, or that was confirmed, is held on: its
+    /// deadline runs from now.
+    pub(super) fn roll_back(&mut self, place: Place) {
+        self.on(Event::GiveBack { place });
+        self.on(Event::Departed { place, at_ms: self.now_ms });
     }
 
     pub(super) fn settle_gone(&mut self) {

@@ -43,7 +43,8 @@ impl Running {
     }
 
     /// The claim holds as much as is said now, if its worker has that and its tenant's quota allows it.
-    pub(super) fn resize(&mut self, item: KeyItem, resources: Resources) {
+    pub(super) fn resize(&mut self, mut item: KeyItem, resources: Resources) {
+        self.resolve(&item.id, &mut item.place);
         let KeyItem { id, place, .. } = &item;
         let (id, place) = (id.clone(), *place);
         let asked = Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() });
@@ -145,7 +146,7 @@ impl Running {
     }
 
     fn answer_claim(&mut self, item: ClaimItem, grant: Grant, created: bool, unstored: Unstoreds, made: Option<Place>) {
-        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, pool: self.pool.number, expires_at_ms: None }));
+        let outcome = Ok(Payload::Claim(ClaimAnswer { grant, created, shard: self.port.shard, expires_at_ms: None }));
         let durable = (item.durable || self.durable) && self.keeps_rows;
         self.send_or_wait(item.reply, outcome, durable, unstored, made);
         if let Some(answer) = self.outgoing.last_mut() {
@@ -157,8 +158,8 @@ impl Running {
         let unstored = self.unstored(&item.id);
         let outcome = match answer {
             Answer::Held(grant) => {
-                let pool = self.pool.number;
-                Ok(Payload::Claim(ClaimAnswer { grant, created: false, pool, expires_at_ms: None }))
+                let shard = self.port.shard;
+                Ok(Payload::Claim(ClaimAnswer { grant, created: false, shard, expires_at_ms: None }))
             }
             Answer::Released => Ok(Payload::Done),
             answer => Err(refusal(&answer)),

@@ -29,16 +29,17 @@ impl Running {
 
     pub(super) fn reply_gang(&mut self, reply: Reply, act: GangAct, answer: Answer) {
         let unstored = std::mem::replace(&mut self.members.1, Unstoreds::new());
-        let pool = self.pool.number;
+        let shard = self.port.shard;
         let payload = match answer {
             Answer::Committed(members) => {
-                let answer = |(id, grant)| (id, ClaimAnswer { grant, created: true, pool, expires_at_ms: None });
+                let answer = |(id, grant)| (id, ClaimAnswer { grant, created: true, shard, expires_at_ms: None });
                 Payload::Gang(members.into_iter().map(answer).collect())
             }
+            Answer::Members(held) => Payload::Members(held),
             _ => Payload::Done,
         };
-        // Whatever the pool promises: the next step of the gang stands on this one. On what undoes it nothing stands.
-        let durable = self.keeps_rows && matches!(act, GangAct::Record | GangAct::Commit);
+        // Whatever the pool promises: the next step of the gang stands on this one. Nothing stands on the others.
+        let durable = self.keeps_rows && matches!(act, GangAct::Record | GangAct::Commit | GangAct::Retract);
         self.send_or_wait(reply, Ok(payload), durable, unstored, None);
     }
 }

@@ -33,7 +33,7 @@ impl Running {
 
     pub(super) fn begin_release(&mut self, item: KeyItem) {
         let releasing_ms = self.pool.spec.load().releasing_ms;
-        self.on(Event::BeginRelease { place: item.place, releasing_ms, to: To::Key(item) });
+        self.ask(item, |place, to| Event::BeginRelease { place, releasing_ms, to });
     }
 
     pub(super) fn register(&mut self, registration: Registration, reply: Reply) {
@@ -119,10 +119,10 @@ impl Running {
             Answer::Steered(look) => Ok(Payload::Worker { created: false, look, stop: Vec::new() }),
             Answer::Heard { claims, stop } => {
                 unstored.extend(claims.iter().flat_map(|(id, _)| self.unstored(id)));
-                let pool = self.pool.number;
+                let shard = self.port.shard;
                 let dated = |(id, grant): (_, Grant)| {
                     let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-                    (id, ClaimAnswer { grant, created: false, pool, expires_at_ms })
+                    (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
                 };
                 Ok(Payload::Heard(claims.into_iter().map(dated).collect(), running(stop).collect()))
             }

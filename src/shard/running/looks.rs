@@ -19,10 +19,10 @@ impl Running {
         };
         let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| passes(id, grant));
         let mut rows = Vec::new();
-        let pool = self.pool.number;
+        let shard = self.port.shard;
         for (at, id, grant) in claims.by_ref().take(limit) {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-            rows.push((at, id, ClaimAnswer { grant, created: false, pool, expires_at_ms }));
+            rows.push((at, id, ClaimAnswer { grant, created: false, shard, expires_at_ms }));
         }
         let more = claims.next().is_some();
         drop(claims);

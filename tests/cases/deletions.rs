@@ -1,0 +1,130 @@
+//! What a deleted pool leaves behind: nothing, whatever it could not read, and whoever raced its deletion.
+
+use futures::FutureExt as _;
+use hotpool::model::{Ack, ClaimRequest, Quota, Registration};
+use hotpool::refusal::{Refusal, What};
+use hotpool::row::{RowKind, put_deletion};
+use hotpool::scheduler::Scheduler;
+use hotpool::shard::{Command, Reply};
+use hotpool::store::{ShardKey, Step, StepKind, StepOutcome};
+
+use crate::place::Place;
+use crate::world::{LOADING, World, done, ids_on, name, request, spec, until, worker};
+
+/// A copy of what is stored, in which a row of the shard cannot be read.
+async fn damaged(world: &World, shard: ShardKey) -> Place {
+    let place = world.gate().copy().await;
+    {
+        let store = place.open();
+        store.take_over(uuid::Uuid::now_v7()).await.unwrap();
+        let loaded = store.load(vec![shard], Box::new(|_, _| {})).await.unwrap();
+        let at = loaded[0].at.clone().unwrap();
+        let mut rows = Vec::new();
+        // A shard's rows have no pools among them.
+        put_deletion(&mut rows, RowKind::Pool, "1");
+        let step = Step { shard, from: at, to: at + 1, kind: StepKind::Rows(rows.into()) };
+        assert_eq!(store.apply(vec![step]).await.unwrap(), [StepOutcome::Ok]);
+    }
+    place
+}
+
+async fn quota(world: &World, claims: u64) {
+    let quota = Quota { claims: Some(claims), ..Quota::default() };
+    world.s.put_quota("ns", Some("default"), quota).await.unwrap();
+}
+
+#[tokio::test]
+async fn s17_keys_of_a_shard_that_cannot_be_read_are_free_when_its_pool_is_deleted() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
+    quota(&world, 1).await;
+    world.hold("p", "k").await;
+    world.stored("p").await;
+    let world = World::on(damaged(&world, world.gate().key("ns/p", 0)).await).await;
+    assert_eq!(world.claim("p", "k").await, Err(LOADING));
+    assert_eq!(world.s.keys().tenants.in_use().len(), 1, "what it may hold counts");
+    world.s.delete_pool(&name("p"), true).await.unwrap();
+    assert!(world.s.keys().is_empty() && world.s.keys().tenants.in_use().is_empty());
+    assert!(world.s.readiness().ready);
+    world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
+    assert!(world.claim("p", "k").await.unwrap().created);
+}
+
+/// The home of a gang that was in doubt at a crash cannot be read: members elsewhere are kept until its pool is deleted.
+#[tokio::test]
+async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
+    let world = World::on_store().await;
+    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
+        world.pool(pool, spec(1, Ack::Durable), &workers).await;
+        world.stored(pool).await;
+    }
+    quota(&world, 2).await;
+    world.gate().hold_gang_rows();
+    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    let home = world.gate().gang_home();
+    let (lost, kept) = if home == world.gate().key("ns/p", 0) { ("p", "q") } else { ("q", "p") };
+    let key = if kept == "p" { "a" } else { "b" };
+    let after = World::on(damaged(&world, home).await).await;
+    begun.abort();
+    assert_eq!(after.claim(kept, key).await, Err(LOADING));
+    assert_eq!(after.counts(kept).await, (1, 1, 1), "its worker is kept for it");
+    after.s.delete_pool(&name(lost), true).await.unwrap();
+    until("it is given back", async || after.counts(kept).await == (2, 0, 0)).await;
+    assert!(after.s.keys().tenants.in_use().is_empty());
+    assert!(after.claim(kept, key).await.unwrap().created);
+}
+
+/// A shard is refused for good when the gang is recorded and not committed there: the member's key is unavailable, and
+/// nobody waits for it, until its pool is deleted.
+#[tokio::test]
+async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_its_pool_is_deleted() {
+    let world = World::on_store().await;
+    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
+        world.pool(pool, spec(1, Ack::Durable), &workers).await;
+        world.stored(pool).await;
+    }
+    quota(&world, 2).await;
+    world.gate().hold_gang_rows();
+    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    let (home, lost, key) =
+        if world.gate().gang_home() == world.gate().key("ns/p", 0) { ("p", "q", "b") } else { ("q", "p", "a") };
+    while world.shards(lost).await[0].state != "refused" {
+        world.s.inject_panic(&name(lost), 0);
+        until("it serves again, or is refused", async || world.shards(lost).await[0].state != "loading").await;
+    }
+    let joined = world.begin_claim(lost, key).await;
+    world.gate().open_gate();
+    assert!(done(begun).await.iter().all(|outcome| *outcome == Err(Refusal::DeadlineExceeded)));
+    assert_eq!(done(joined).await, Err(LOADING));
+    assert_eq!(world.claim(lost, key).await, Err(LOADING));
+    assert_eq!(world.counts(home).await, (1, 1, 1), "the other member is a claim");
+    world.s.delete_pool(&name(lost), true).await.unwrap();
+    assert_eq!(world.s.keys().len(), 1);
+    let other = &world.s.list_claims(&hotpool::model::ClaimFilter::default(), None, 10).await.unwrap().items[0];
+    world.s.release(&other.id, other.fence).await.unwrap();
+    assert!(world.s.keys().tenants.in_use().is_empty(), "its quota is free");
+    assert!(world.claim(home, key).await.unwrap().created);
+}
+
+/// A registration that found its pool before the deletion counted its workers comes after it: it is refused, and nobody's
+/// worker is deleted without a word.
+#[tokio::test]
+async fn s17_a_registration_that_comes_after_a_deletion_counted_the_workers_is_refused() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(2, Ack::Memory), &[]).await;
+    let pool = world.s.inject_pool(&name("p")).unwrap();
+    let busy = world.busy("p").await;
+    let scheduler = world.s.clone();
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), false).await });
+    until("the workers are being counted", async || busy.depth() == 2).await;
+    let (reply, answer) = Reply::one();
+    let spec = worker(&ids_on(0, 2, 1, "w")[0]);
+    pool.ports[0].push(Command::Register(vec![(Registration::from(spec), reply)])).unwrap();
+    drop(busy);
+    assert_eq!(answer.await.unwrap(), Err(Refusal::NotFound(What::Pool)));
+    assert_eq!(done(deleting).await, Ok(()));
+}

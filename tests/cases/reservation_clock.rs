@@ -1,0 +1,173 @@
+//! C13, C16: the times of a claim count from when its answer leaves, whichever way it leaves or ends.
+
+use futures::FutureExt as _;
+use hotpool::model::{Ack, ClaimRequest, PoolSpec, Taken};
+use hotpool::refusal::Refusal;
+use hotpool::scheduler::Scheduler;
+use tokio::task::JoinHandle;
+
+use crate::world::{WAIT_MS, World, done, id, ids_on, name, request, spec, until};
+
+const RESERVE_MS: u64 = 1_000;
+
+type Outcomes = Vec<Result<Taken, Refusal>>;
+
+fn short(shards: u16, ack: Ack) -> PoolSpec {
+    PoolSpec { reserve_ms: RESERVE_MS, ..spec(shards, ack) }
+}
+
+fn waits(key: &str) -> ClaimRequest {
+    ClaimRequest { wait_ms: 60_000, ..request("p", key) }
+}
+
+async fn begin_batch(world: &World, batch: Vec<ClaimRequest>) -> JoinHandle<Outcomes> {
+    world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await
+}
+
+fn workers(outcomes: &Outcomes) -> Vec<String> {
+    let mut workers: Vec<String> =
+        outcomes.iter().map(|taken| taken.as_ref().unwrap().claim.worker.spec.id.to_string()).collect();
+    workers.sort_unstable();
+    workers.dedup();
+    workers
+}
+
+#[tokio::test]
+async fn c13_no_item_of_a_batch_is_swept_while_another_waits() {
+    for ack in [Ack::Memory, Ack::Durable] {
+        let world = World::on_store().await;
+        world.pool("p", short(1, ack), &["v", "w"]).await;
+        let held = world.hold("p", "held").await;
+        let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
+        until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+        world.pass(3 * RESERVE_MS).await;
+        world.s.release(&id("held"), held).await.unwrap();
+        let outcomes = done(begun).await;
+        assert_eq!(workers(&outcomes).len(), 2, "never two items on one worker");
+        let now = world.s.get_claim(&id("e1")).await.unwrap();
+        let told = outcomes[0].as_ref().unwrap().claim.expires_at_ms;
+        assert_eq!((now.expires_at_ms, told.is_some()), (told, true), "every answer gives the same deadline");
+        // Just before its deadline each can still be confirmed.
+        world.pass(RESERVE_MS - 200).await;
+        for taken in outcomes.iter().flatten() {
+            world.s.confirm(&taken.claim.id, taken.claim.fence).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn c13_the_reservations_of_a_batch_run_from_when_its_answer_leaves() {
+    let world = World::on_memory().await;
+    world.pool("p", short(2, Ack::Memory), &["u", "v", "w"]).await;
+    let held = world.hold("p", "held").await;
+    let begun = begin_batch(&world, vec![request("p", "e1"), request("p", "e2"), waits("e3")]).await;
+    until("the last waits", async || world.s.waiting(&name("p")) == 1).await;
+    world.pass(3 * RESERVE_MS).await;
+    world.s.release(&id("held"), held).await.unwrap();
+    assert_eq!(done(begun).await.iter().flatten().count(), 3);
+    world.pass(RESERVE_MS + 200).await;
+    assert_eq!(world.counts("p").await, (3, 0, 0), "nobody confirmed: all are swept");
+    world.is_clean().await;
+}
+
+/// No item waits for capacity: one shard's answers wait for the store.
+#[tokio::test]
+async fn c13_no_item_of_a_batch_is_swept_while_the_store_keeps_another() {
+    for late in 0..2 {
+        let world = World::on_store().await;
+        let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 1, "w")).collect();
+        world.pool("p", short(2, Ack::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        world.stored("p").await;
+        let late = world.gate().key("ns/p", late);
+        world.gate().leave_unanswered(late, usize::MAX);
+        let begun = begin_batch(&world, vec![request("p", "e1"), request("p", "e2")]).await;
+        until("one shard is stored", async || {
+            world.shards("p").await.iter().any(|shard| shard.busy > 0 && shard.applied_seq == shard.seq)
+        })
+        .await;
+        world.pass(3 * RESERVE_MS).await;
+        world.gate().open_gate();
+        let outcomes = done(begun).await;
+        for taken in &outcomes {
+            let claim = &taken.as_ref().unwrap().claim;
+            world.s.confirm(&claim.id, claim.fence).await.unwrap();
+        }
+        assert_eq!(workers(&outcomes).len(), 2);
+    }
+}
+
+/// Active at once, to be renewed: the time to the first renewal counts in the same way.
+#[tokio::test]
+async fn c13_a_ttl_counts_from_when_the_answer_of_the_batch_leaves() {
+    let world = World::on_memory().await;
+    world.pool("p", short(1, Ack::Memory), &["v", "w"]).await;
+    let held = world.hold("p", "held").await;
+    let lives = |request| ClaimRequest { reserve_ms: Some(0), ttl_ms: Some(RESERVE_MS), ..request };
+    let begun = begin_batch(&world, vec![lives(request("p", "e1")), lives(waits("e2"))]).await;
+    until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+    world.pass(3 * RESERVE_MS).await;
+    world.s.release(&id("held"), held).await.unwrap();
+    let outcomes = done(begun).await;
+    assert_eq!(workers(&outcomes).len(), 2);
+    let claim = &outcomes[0].as_ref().unwrap().claim;
+    world.s.renew(&claim.id, claim.fence, None).await.unwrap();
+    world.pass(RESERVE_MS + 200).await;
+    world.is_clean().await;
+}
+
+/// The commits of a gang's shards are stored at different times: no member is swept before the gang is answered.
+#[tokio::test]
+async fn c16_the_reservations_of_a_gang_run_from_when_it_is_answered() {
+    let world = World::on_store().await;
+    let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 2, "w")).collect();
+    world.pool("p", short(2, Ack::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    world.stored("p").await;
+    let gang: Vec<ClaimRequest> = ["a", "b", "c", "d"].map(|key| request("p", key)).to_vec();
+    world.gate().hold_gang_rows();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    // The gang's row goes through; of the commits those of one shard do not.
+    let home = world.gate().gang_home();
+    let other = world.gate().key("ns/p", 1 - home.shard);
+    world.gate().open_gate();
+    world.gate().leave_unanswered(other, usize::MAX);
+    until("the other shard's commit waits for the store", async || {
+        let shards = world.shards("p").await;
+        let [home, other] = [&shards[home.shard as usize], &shards[other.shard as usize]];
+        home.applied_seq == home.seq && other.applied_seq < other.seq
+    })
+    .await;
+    world.pass(3 * RESERVE_MS).await;
+    world.gate().open_gate();
+    let outcomes = done(begun).await;
+    for taken in &outcomes {
+        let claim = &taken.as_ref().unwrap().claim;
+        world.s.confirm(&claim.id, claim.fence).await.unwrap();
+    }
+}
+
+/// The commit is decided, its answer is too late: what the gang holds ends by itself.
+#[tokio::test]
+async fn b06_a_gang_whose_commit_is_acknowledged_late_is_swept() {
+    let world = World::on_store().await;
+    world.pool("p", short(1, Ack::Durable), &["u", "v", "w"]).await;
+    world.stored("p").await;
+    let gang: Vec<ClaimRequest> = ["a", "b", "c"].map(|key| request("p", key)).to_vec();
+    world.gate().hold_gang_rows();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    world.gate().hold_all_but_gang_rows();
+    until("the gang is recorded", async || world.gate().gang_rows() == 1).await;
+    // Its members are committed, and their rows stand at the gate.
+    world.gate().stopped().await;
+    world.pass(WAIT_MS + 200).await;
+    let outcomes = done(begun).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Err(Refusal::DeadlineExceeded)), "{outcomes:?}");
+    world.gate().open_gate();
+    world.stored("p").await;
+    world.pass(RESERVE_MS + 200).await;
+    assert_eq!(world.counts("p").await, (3, 0, 0), "swept, though nobody asked for the keys");
+    world.is_clean().await;
+    // The gang's row is of no use any more.
+    until("the gang is forgotten", async || world.gate().gang_rows() == 0).await;
+}
