@@ -6,7 +6,7 @@ use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 use tokio::task::JoinHandle;
 
-use crate::world::{WAIT_MS, World, done, id, ids_on, name, request, spec, until};
+use crate::world::{WAIT_MS, World, done, id, ids_on, name, request, spec, until, worker};
 
 const RESERVE_MS: u64 = 1_000;
 
@@ -170,4 +170,45 @@ async fn b06_a_gang_whose_commit_is_acknowledged_late_is_swept() {
     world.is_clean().await;
     // The gang's row is of no use any more.
     until("the gang is forgotten", async || world.gate().gang_rows() == 0).await;
+}
+
+/// The commit finds no place among the answers that wait for the store: what it made ends in time all the same.
+#[tokio::test]
+async fn c16_a_gang_whose_commit_finds_too_many_answers_waiting_is_swept() {
+    let world = World::on_store().await;
+    world.pool("p", short(1, Ack::Durable), &["u", "v", "w"]).await;
+    world.hold("p", "held").await;
+    world.stored("p").await;
+    world.gate().hold_gang_rows();
+    let gang: Vec<ClaimRequest> = ["a", "b"].map(|key| request("p", key)).to_vec();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    // Decided after the gang's record, so answers from now on wait for more than that.
+    assert!(world.s.register(&name("p"), worker("x")).now_or_never().is_none());
+    let read = || {
+        let scheduler = world.s.clone();
+        async move { scheduler.get_claim(&id("held")).await }.boxed()
+    };
+    let mut waiting: Vec<_> = (0..hotpool::limits::ANSWERS_MAX).map(|_| read()).collect();
+    // As many at a time as the shard's mailbox holds.
+    for calls in waiting.chunks_mut(1_024) {
+        for call in calls {
+            let _ = futures::poll!(call);
+        }
+        world.quiet().await;
+    }
+    world.gate().hold_all_but_gang_rows();
+    // The record's answer leaves, and makes a place, which the next one takes.
+    until("the gang is answered", async || {
+        let mut call = read();
+        let _ = futures::poll!(&mut call);
+        waiting.push(call);
+        begun.is_finished()
+    })
+    .await;
+    let outcomes = done(begun).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Err(Refusal::DeadlineExceeded)), "{outcomes:?}");
+    assert_eq!((world.gate().gang_rows(), world.counts("p").await.2), (1, 2), "the gang is committed");
+    world.pass(RESERVE_MS + 200).await;
+    assert_eq!(world.counts("p").await, (3, 1, 0), "swept, though nobody asked for the keys");
 }
