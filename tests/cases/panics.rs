@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt as _;
-use hotpool::model::{Ack, Beat, WorkerId};
+use hotpool::model::{Ack, Beat, WorkerId, WorkerVerb};
 use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 
@@ -315,12 +315,32 @@ async fn s08_with_claims_in_flight_from_many_tasks() {
 async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
     for verb in ["release", "batch", "confirm", "renew", "get", "begin release", "repeat"] {
         let world = World::on_store().await;
-        world.pool("p", spec(1, Ack::Durable), &["u", "v", "w"]).await;
-        // Rows are replayed in the order of their last change: the ordinals of these two are swapped.
-        let first = world.claim("p", "a").await.unwrap().claim.fence;
-        let second = world.claim("p", "b").await.unwrap().claim.fence;
-        world.s.confirm(&id("b"), second).await.unwrap();
-        world.s.confirm(&id("a"), first).await.unwrap();
+        world.pool("p", spec(1, Ack::Memory), &["u", "v", "w"]).await;
+        world.stored("p").await;
+        // One run hands over the row of b's worker before that of a's, because that changed first. So the ordinals of the
+        // two claims are swapped when the rows are replayed.
+        let busy = world.busy("p").await;
+        let steer = |verb| {
+            let worker = WorkerId::new("v").unwrap();
+            let _ = world.s.steer(&name("p"), &worker, verb).now_or_never();
+        };
+        let claim = |key| {
+            let scheduler = world.s.clone();
+            let mut claim = Box::pin(async move { scheduler.claim(request("p", key)).await });
+            assert!(claim.as_mut().now_or_never().is_none());
+            claim
+        };
+        steer(WorkerVerb::Cordon);
+        let first = claim("a");
+        steer(WorkerVerb::Uncordon);
+        let second = claim("b");
+        drop(busy);
+        let (first, second) = (first.await.unwrap().claim, second.await.unwrap().claim);
+        assert_eq!([&first, &second].map(|claim| claim.worker.spec.id.as_str()), ["w", "v"]);
+        let (first, second) = (first.fence, second.fence);
+        if verb == "renew" {
+            world.s.confirm(&id("a"), first).await.unwrap();
+        }
         world.stored("p").await;
         let (told, outcome) = tokio::sync::oneshot::channel();
         let scheduler = world.s.clone();
