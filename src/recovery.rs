@@ -146,7 +146,10 @@ pub async fn revive(dispatch: Arc<Dispatch>, pool: Arc<Pool>, port: Arc<ShardPor
         match load(&dispatch, vec![(Arc::clone(&pool), Arc::clone(&port))]).await {
             Ok(found) => break found,
             Err(error) => {
-                tracing::warn!(pool = %pool.name, shard = port.shard.shard, %error, "cannot reload the shard yet");
+                let why =
+                    format!("shard {} of {} panicked and cannot be read yet: {error}", port.shard.shard, pool.name);
+                tracing::warn!("{why}");
+                port.set_state(ShardState::Loading, Some(why));
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         }

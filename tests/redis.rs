@@ -19,6 +19,10 @@ mod held_back;
 mod journal;
 #[path = "redis/place.rs"]
 mod place;
+#[path = "redis/relay.rs"]
+mod relay;
+#[path = "redis/scans.rs"]
+mod scans;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "it/server.rs"]
 mod server;

@@ -169,9 +169,7 @@ impl RedisStore {
     /// One call in the slot of the record of ownership, which must be answered.
     async fn ask(&self, call: nodes::Call) -> Result<Value, StoreError> {
         match self.nodes.call(&[call]).await?.pop() {
-            Some(Ok(Ok(value))) => Ok(value),
-            Some(Ok(Err(refused))) => Err(StoreError::Unusable(refused.text)),
-            Some(Err(fault)) => Err(fault.into()),
+            Some(answer) => answered(answer?),
             None => Err(StoreError::Away("a call was left without an answer".to_owned())),
         }
     }
@@ -205,7 +203,9 @@ impl RedisStore {
 
     /// An epoch counts once a replica has it, where there are replicas: a failover must not give it out again.
     async fn reach_replica(&self, owner: Owner) -> Result<(), StoreError> {
-        let about = self.ask(owner::call(cmd("INFO").arg("replication").take())).await?;
+        // `WAIT` speaks of the writes of its own connection: so role, write and wait go down the same one.
+        let line = self.nodes.line(owner::slot()).await?;
+        let about = answered(self.nodes.ask(&line, &owner::call(cmd("INFO").arg("replication").take())).await?)?;
         let about: String = redis::from_redis_value(about).unwrap_or_default();
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         if field("role:") != Some("master") {
@@ -214,16 +214,12 @@ impl RedisStore {
         if field("connected_slaves:").is_none_or(|replicas| replicas == "0") {
             return Ok(());
         }
-        // `WAIT` speaks of the writes of its own connection: so a write goes before it, down the same one.
         let limit_ms = (REPLICA.as_millis() as u64).min(self.options.command_ms / 2);
         let write = self.claimant(owner).renew(self.fence_ceiling.load(Ordering::Relaxed), false);
+        let written = self.nodes.ask(&line, &write).await?.is_ok_and(|answer| steps::text(&answer) == Some("ok"));
         let wait = owner::call(cmd("WAIT").arg(1).arg(limit_ms).take());
-        let mut answers = self.nodes.call(&[write, wait]).await?.into_iter();
-        let written = answers.next().is_some_and(|answer| {
-            answer.is_ok_and(|answer| answer.is_ok_and(|value| steps::text(&value) == Some("ok")))
-        });
-        match answers.next() {
-            Some(Ok(Ok(Value::Int(reached)))) if written && reached > 0 => Ok(()),
+        match self.nodes.ask(&line, &wait).await? {
+            Ok(Value::Int(reached)) if written && reached > 0 => Ok(()),
             _ => Err(StoreError::Away("no replica has confirmed the take-over yet".to_owned())),
         }
     }
@@ -417,6 +413,11 @@ impl Store for RedisStore {
     fn wants_rewrite(&self) -> Option<ShardKey> {
         None
     }
+}
+
+/// What was answered to a call that no server has a reason to refuse.
+fn answered(answer: nodes::Answer) -> Result<Value, StoreError> {
+    answer.map_err(|refused| StoreError::Unusable(refused.text))
 }
 
 fn certificates(options: &RedisOptions) -> Result<TlsCertificates, StoreError> {

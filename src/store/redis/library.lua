@@ -110,8 +110,9 @@ local function drop(keys, args)
   return redis.call('UNLINK', keys[1], keys[2]) == 0 and 'duplicate' or 'ok'
 end
 
--- Which side is live, and its header; an owner (its epoch above 0) takes the shard with it, and begins one that is not
--- there. keys: both sides. args: epoch, owner. Answer: side, header; or 'fenced', the header that did it.
+-- Which side is live, its header and how many fields it has, the header among them; an owner (its epoch above 0) takes the
+-- shard with it, and begins one that is not there. keys: both sides. args: epoch, owner. Answer: side, header, fields; or
+-- 'fenced', the header that did it.
 local function look(keys, args)
   local epoch, owner = tonumber(args[1]), args[2]
   local live
@@ -132,7 +133,7 @@ local function look(keys, args)
     end
     if epoch == 0 then return { 'none', '' } end
     write(keys[1], args[1], owner, 'live', '0', '0', {}, 1)
-    return { '1', redis.call('HGET', keys[1], '#') }
+    return { '1', redis.call('HGET', keys[1], '#'), redis.call('HLEN', keys[1]) }
   end
   local side, found = live.side, live.found
   if not found.state then
@@ -141,7 +142,7 @@ local function look(keys, args)
   if epoch > found.epoch or (epoch == found.epoch and owner ~= found.owner) then
     write(keys[side], args[1], owner, 'live', found.number, found.generation, {}, 1)
   end
-  return { tostring(side), redis.call('HGET', keys[side], '#') }
+  return { tostring(side), redis.call('HGET', keys[side], '#'), redis.call('HLEN', keys[side]) }
 end
 
 -- The record of ownership. keys: it. args: owner, epoch, the beat and epoch that were seen ('' if there was none),

@@ -57,6 +57,14 @@ pub(super) struct Node {
     metrics: NodeMetrics,
 }
 
+/// One connection to one server, for calls whose answers belong together: a cursor means nothing to another server, and
+/// a write is waited for where it was made. What is sent down it is answered there or fails.
+pub(super) struct Line {
+    node: Arc<Node>,
+    number: u64,
+    connection: MultiplexedConnection,
+}
+
 /// Calls for one server: which of them, and whether it must be asked although the slot is still on its way there.
 type Group = (Arc<Node>, Vec<(usize, bool)>);
 
@@ -81,7 +89,16 @@ pub(super) struct Nodes {
 impl Node {
     /// Sends `calls` down one connection; the flags say which must be asked for although the slot is still moving here.
     async fn send(&self, calls: &[(&Call, bool)]) -> Result<Vec<redis::RedisResult<Value>>, Fault> {
-        let (number, mut connection) = self.connected().await?;
+        let (number, connection) = self.connected().await?;
+        self.send_down(number, connection, calls).await
+    }
+
+    async fn send_down(
+        &self,
+        number: u64,
+        mut connection: MultiplexedConnection,
+        calls: &[(&Call, bool)],
+    ) -> Result<Vec<redis::RedisResult<Value>>, Fault> {
         let mut pipeline = Pipeline::with_capacity(calls.len());
         pipeline.ignore_errors();
         for (call, ask) in calls {
@@ -212,6 +229,31 @@ impl Nodes {
         }
         let lost = || Err(Fault::Away("its keys are on their way from one server to another".to_owned()));
         Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect())
+    }
+
+    /// A line to the server that has the slot at present.
+    pub async fn line(&self, slot: u16) -> Result<Line, Fault> {
+        let node = self.map().await?.node(slot).ok_or_else(|| {
+            self.mark_stale();
+            Fault::Away(format!("no server has slot {slot}"))
+        })?;
+        let (number, connection) = node.connected().await.inspect_err(|_| self.mark_stale())?;
+        Ok(Line { node, number, connection })
+    }
+
+    /// One call down a line. Wherever the answer sends to, it is not followed: it is `Away`, and so is a broken connection.
+    pub async fn ask(&self, line: &Line, call: &Call) -> Result<Answer, Fault> {
+        let sent = line.node.send_down(line.number, line.connection.clone(), &[(call, false)]).await;
+        let error = match sent.inspect_err(|_| self.mark_stale())?.pop() {
+            Some(Ok(value)) => return Ok(Ok(value)),
+            Some(Err(error)) => error,
+            None => return Err(Fault::Away(format!("{} gave no answer", line.node.connector))),
+        };
+        match self.next(&line.node, &error) {
+            Next::Answer(refused) => Ok(Err(refused)),
+            Next::Fail(fault) => Err(fault),
+            Next::Again(_) | Next::Wait | Next::Load => Err(Fault::Away(format!("{}: {error}", line.node.connector))),
+        }
     }
 
     /// Which writer serves the slot best: those of one server should go together.

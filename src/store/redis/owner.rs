@@ -182,9 +182,14 @@ pub(super) fn taken(value: &Value) -> Result<Option<Fence>, String> {
     }
 }
 
+/// The slot of the record.
+pub(super) fn slot() -> u16 {
+    keys::slot(ShardKey::CATALOGUE)
+}
+
 /// A call in the slot of the record.
 pub(super) fn call(cmd: redis::Cmd) -> Call {
-    Call { slot: keys::slot(ShardKey::CATALOGUE), cmd, step_bytes: 0 }
+    Call { slot: slot(), cmd, step_bytes: 0 }
 }
 
 #[cfg(test)]

@@ -159,6 +159,8 @@ pub(super) enum Seen {
         side: Side,
         at: Seq,
         header: String,
+        /// Fields beside the header, counted in the call that read it.
+        rows: u64,
     },
     Nothing,
     /// The header of somebody newer.
@@ -176,11 +178,13 @@ pub(super) fn seen(answer: Answer) -> Result<Seen, String> {
     };
     let odd = || format!("a look was answered {value:?}");
     let redis::Value::Array(parts) = &value else { return Err(odd()) };
-    let [what, detail] = parts.as_slice() else { return Err(odd()) };
+    let [what, detail, counted @ ..] = parts.as_slice() else { return Err(odd()) };
     let (what, detail) = (text(what).ok_or_else(odd)?, text(detail).ok_or_else(odd)?);
     let live = |side| {
         let at = detail.split(' ').nth(4).and_then(|at| at.parse().ok()).ok_or_else(odd)?;
-        Ok(Seen::Live { side, at, header: detail.to_owned() })
+        let [Value::Int(fields)] = counted else { return Err(odd()) };
+        let rows = u64::try_from(fields - 1).map_err(|_| odd())?;
+        Ok(Seen::Live { side, at, header: detail.to_owned(), rows })
     };
     match what {
         "1" => live(Side::A),

@@ -1,0 +1,73 @@
+//! A relay before a server: a step that competes with a command is carried out when that command comes by.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::servers::{Cluster, Server, until};
+
+/// Called with the number, from 1, of each page that is asked for, before Redis hears of it.
+type Hook = Box<dyn FnMut(usize) + Send>;
+
+/// Stands before a server for as long as the test runs.
+pub struct Relay {
+    pub port: u16,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+impl Relay {
+    /// Before a server by itself.
+    pub fn before(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let hook: Arc<Mutex<Option<Hook>>> = Arc::default();
+        let (to, seen) = (server.port, Arc::clone(&hook));
+        let asked = Arc::new(Mutex::new(0));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to))) else { continue };
+                let (seen, asked) = (Arc::clone(&seen), Arc::clone(&asked));
+                let (from_server, to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || pass(from_server, to_client, |_| {}));
+                let look = move |bytes: &[u8]| {
+                    for _ in 0..bytes.windows(5).filter(|word| *word == b"HSCAN").count() {
+                        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+                        *asked += 1;
+                        if let Some(hook) = &mut *seen.lock().unwrap_or_else(PoisonError::into_inner) {
+                            hook(*asked);
+                        }
+                    }
+                };
+                std::thread::spawn(move || pass(client, server, look));
+            }
+        });
+        Self { port, hook }
+    }
+
+    /// Before a node of a cluster, which from now on calls itself by the relay's address.
+    pub fn before_node(cluster: &Cluster, node: &Server) -> Self {
+        let relay = Self::before(node);
+        let id: String = node.ask(&["CLUSTER", "MYID"]);
+        let _: () = node.ask(&["CONFIG", "SET", "cluster-announce-port", &relay.port.to_string()]);
+        let named = format!("{id} 127.0.0.1:{}@", relay.port);
+        until("everybody calls it so", || {
+            cluster.all().all(|other| other.ask::<String>(&["CLUSTER", "NODES"]).contains(&named))
+        });
+        relay
+    }
+
+    pub fn on_page(&self, hook: impl FnMut(usize) + Send + 'static) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, mut look: impl FnMut(&[u8])) {
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = from.read(&mut bytes) {
+        look(&bytes[..read]);
+        if to.write_all(&bytes[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}

@@ -1,0 +1,237 @@
+//! A load in whose middle the rows change their server, or their server its role: every row is there, or it begins anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use hotpool::row::Frames;
+use hotpool::store::redis::RedisStore;
+use hotpool::store::{ShardKey, StepOutcome, Store, StoreError};
+use redis::Value;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use crate::relay::Relay;
+use crate::servers::{Cluster, Server, until};
+use crate::stores::{flip, is, load, one, options, owned, rows};
+
+const A: ShardKey = ShardKey { pool: 7, shard: 0 };
+/// Ten pages and a bit: the fifth is in the middle.
+const ROWS: u64 = 10_500;
+const MIDDLE: usize = 5;
+
+fn dir() -> TempDir {
+    TempDir::new().expect("a directory")
+}
+
+fn all(mark: u32) -> Vec<(u64, Option<u32>)> {
+    (0..ROWS).map(|uid| (uid, Some(mark))).collect()
+}
+
+/// A store with a shard of many pages at 1.
+async fn filled(url: &str, dir: &TempDir) -> RedisStore {
+    let store = owned(url, dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &all(1))).await, StepOutcome::Ok);
+    store
+}
+
+/// Asserts that the shard was found at `at`, with rows 0 to `count`.
+fn holds(found: &(Result<u64, String>, BTreeMap<u64, u32>), at: u64, count: u64) {
+    assert_eq!(found.0, Ok(at));
+    let missing: Vec<u64> = (0..count).filter(|uid| !found.1.contains_key(uid)).collect();
+    assert_eq!((missing.len(), found.1.len() as u64), (0, count), "missing, and found in all");
+}
+
+/// The master that has the shard, its number, and the shard's key.
+fn place_of(cluster: &Cluster) -> (usize, String) {
+    let keys = |server: &Server| server.ask::<Vec<String>>(&["KEYS", "*:7.0:?"]);
+    let at = cluster.masters.iter().position(|server| !keys(server).is_empty()).expect("somewhere");
+    (at, keys(&cluster.masters[at]).remove(0))
+}
+
+/// A move of the shard's slot to the next master, in its two halves.
+struct Move {
+    ports: Vec<u16>,
+    ids: [String; 2],
+    slot: String,
+    key: String,
+}
+
+impl Move {
+    fn of(cluster: &Cluster) -> Self {
+        let (at, key) = place_of(cluster);
+        let mut masters: Vec<&Server> = cluster.masters.iter().collect();
+        masters.rotate_left(at);
+        let slot: i64 = masters[0].ask(&["CLUSTER", "KEYSLOT", &key]);
+        let id = |server: &Server| server.ask(&["CLUSTER", "MYID"]);
+        let ids = [id(masters[0]), id(masters[1])];
+        Self { ports: masters.iter().map(|server| server.port).collect(), ids, slot: slot.to_string(), key }
+    }
+
+    fn ask(&self, at: usize, command: &[&str]) {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.ports[at])).unwrap();
+        let answer = redis::cmd(command[0]).arg(&command[1..]).query::<Value>(&mut client.get_connection().unwrap());
+        answer.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    }
+
+    /// The keys are there, and the slot is still on its way.
+    fn begin(&self) {
+        self.ask(1, &["CLUSTER", "SETSLOT", &self.slot, "IMPORTING", &self.ids[0]]);
+        self.ask(0, &["CLUSTER", "SETSLOT", &self.slot, "MIGRATING", &self.ids[1]]);
+        self.ask(0, &["MIGRATE", "127.0.0.1", &self.ports[1].to_string(), &self.key, "0", "10000"]);
+    }
+
+    fn end(&self) {
+        for at in [1, 0, 2] {
+            self.ask(at, &["CLUSTER", "SETSLOT", &self.slot, "NODE", &self.ids[1]]);
+        }
+    }
+}
+
+/// Runs a step once, before the page in the middle.
+fn once(mut step: impl FnMut() + Send + 'static) -> impl FnMut(usize) + Send + 'static {
+    let mut done = false;
+    move |page| {
+        if page >= MIDDLE && !std::mem::replace(&mut done, page >= MIDDLE) {
+            step();
+        }
+    }
+}
+
+#[tokio::test]
+async fn s14_a_load_over_a_slot_move_has_every_row() {
+    let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
+    drop(filled(&cluster.url(), &dir).await);
+    let moving = Move::of(&cluster);
+    let relay = Relay::before_node(&cluster, &cluster.masters[place_of(&cluster).0]);
+    let store = owned(&cluster.url(), &dir).await;
+    relay.on_page(once(move || {
+        moving.begin();
+        moving.end();
+    }));
+    holds(&load(&store, A).await, 1, ROWS);
+    assert_eq!(one(&store, rows(A, 1, 2, &[(1, Some(2))])).await, StepOutcome::Ok, "and is the owner's");
+}
+
+#[tokio::test]
+async fn s14_a_slot_that_goes_on_moving_is_away_for_a_bounded_number_of_pages_and_then_every_row_is_there() {
+    let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
+    drop(filled(&cluster.url(), &dir).await);
+    let (moving, pages) = (Arc::new(Move::of(&cluster)), Arc::new(AtomicUsize::new(0)));
+    let relay = Relay::before_node(&cluster, &cluster.masters[place_of(&cluster).0]);
+    let store = owned(&cluster.url(), &dir).await;
+    let (begun, seen) = (Arc::clone(&moving), Arc::clone(&pages));
+    let mut begin = once(move || begun.begin());
+    relay.on_page(move |page| {
+        seen.store(page, Ordering::SeqCst);
+        begin(page);
+    });
+    for _ in 0..3 {
+        let error = store.load(vec![A], Box::new(|_, _| panic!("a row of half a scan"))).await.expect_err("on its way");
+        assert!(matches!(&error, StoreError::Away(why) if why.contains("on their way")), "{error:?}");
+    }
+    assert_eq!(pages.load(Ordering::SeqCst), MIDDLE, "what cannot be looked at is not read");
+    moving.end();
+    holds(&load(&store, A).await, 1, ROWS);
+}
+
+#[tokio::test]
+async fn s14_a_load_over_a_planned_failover_has_every_row() {
+    let (cluster, dir) = (Cluster::start(3, 1, &[]), dir());
+    drop(filled(&cluster.url(), &dir).await);
+    cluster.settle();
+    let (at, _) = place_of(&cluster);
+    let relay = Relay::before_node(&cluster, &cluster.masters[at]);
+    // It has heard of the relay, and follows by way of it from then on.
+    until("it follows again", || {
+        let about: String = cluster.replicas[at].ask(&["INFO", "replication"]);
+        about.contains(&format!("master_port:{}", relay.port)) && about.contains("master_link_status:up")
+    });
+    let store = owned(&cluster.url(), &dir).await;
+    let replica = cluster.replicas[at].port;
+    relay.on_page(once(move || {
+        let mut replica =
+            redis::Client::open(format!("redis://127.0.0.1:{replica}")).unwrap().get_connection().unwrap();
+        // Its nodes may still be connecting anew to the one that changed its address.
+        until("it takes over", || redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut replica).is_ok());
+        until("it is promoted", || {
+            let about: String = redis::cmd("INFO").arg("replication").query(&mut replica).unwrap();
+            about.contains("role:master")
+        });
+    }));
+    holds(&load(&store, A).await, 1, ROWS);
+    let about: String = cluster.masters[at].ask(&["INFO", "replication"]);
+    assert!(about.contains("role:slave"), "it was in the middle");
+}
+
+/// One server, a store filled directly, and a relay for whoever reads.
+async fn single() -> (Server, TempDir, RedisStore, Relay) {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = filled(&server.url(), &dir).await;
+    let relay = Relay::before(&server);
+    (server, dir, store, relay)
+}
+
+fn reader(relay: &Relay, dir: &TempDir) -> RedisStore {
+    RedisStore::to_inspect(options(&format!("redis://127.0.0.1:{}", relay.port), dir)).expect("open")
+}
+
+#[tokio::test]
+async fn s14_a_connection_that_breaks_in_the_middle_is_no_reason_to_go_on_there() {
+    let (server, dir, _owner, relay) = single().await;
+    let (client, port) = (reader(&relay, &dir), server.port);
+    relay.on_page(once(move || {
+        let server = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+        let mut connection = server.get_connection().unwrap();
+        redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).query::<i64>(&mut connection).unwrap();
+    }));
+    holds(&load(&client, A).await, 1, ROWS);
+}
+
+#[tokio::test]
+async fn s14_rows_that_come_behind_the_headers_back_are_missed_by_no_load() {
+    let (server, dir, _owner, relay) = single().await;
+    let key = server.ask::<Vec<String>>(&["KEYS", "*:7.0:a"]).remove(0);
+    let (client, port) = (reader(&relay, &dir), server.port);
+    // Most of them lie where the scan has been already; nobody but the count can know of them.
+    relay.on_page(once(move || {
+        let server = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+        let mut connection = server.get_connection().unwrap();
+        for uid in ROWS..ROWS + 500 {
+            let body: Vec<u8> = redis::cmd("HGET").arg(&key).arg("p:1").query(&mut connection).unwrap();
+            redis::cmd("HSET").arg(&key).arg(format!("p:{uid}")).arg(body).query::<i64>(&mut connection).unwrap();
+        }
+    }));
+    let read: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let into = Arc::clone(&read);
+    let sink = Box::new(move |_, page: &[u8]| into.lock().unwrap().extend(page));
+    assert_eq!(client.load(vec![A], sink).await.expect("load")[0].at, Ok(1));
+    let read = read.lock().unwrap();
+    let ids: BTreeSet<&str> = Frames::new(&read).map(|frame| frame.expect("whole").id).collect();
+    assert_eq!(ids.len() as u64, ROWS + 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s14_who_only_looks_is_given_no_row_of_a_side_that_was_replaced_meanwhile() {
+    let (_server, dir, owner, relay) = single().await;
+    let (client, runtime, owner) = (reader(&relay, &dir), Handle::current(), Arc::new(owner));
+    let flipping = Arc::clone(&owner);
+    relay.on_page(once(move || {
+        assert_eq!(runtime.block_on(one(&flipping, flip(A, 2, 9, 0, &[(3, Some(2))]))), StepOutcome::Ok);
+    }));
+    assert_eq!(load(&client, A).await, is(2, &[(3, 2)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s14_who_only_looks_sees_a_shard_that_is_written_all_the_time() {
+    let (_server, dir, owner, relay) = single().await;
+    let (client, runtime) = (reader(&relay, &dir), Handle::current());
+    let mut at = 1;
+    relay.on_page(move |_| {
+        assert_eq!(runtime.block_on(one(&owner, rows(A, at, at + 1, &[(ROWS, Some(7))]))), StepOutcome::Ok);
+        at += 1;
+    });
+    let (at, found) = load(&client, A).await;
+    assert_eq!(at, Ok(1));
+    assert!((0..ROWS).all(|uid| found.get(&uid) == Some(&1)), "what stood all the time is there");
+}
