@@ -4,6 +4,8 @@
 mod damage;
 #[path = "store/oracle.rs"]
 mod oracle;
+#[path = "store/syncs.rs"]
+mod syncs;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -66,7 +66,8 @@ pub(super) fn take(dir: &Path) -> Result<(File, String), StoreError> {
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let id = Uuid::now_v7().to_string();
-            std::fs::write(dir.join(NODE_NEW), &id).map_err(refused)?;
+            let write = |mut file: File| file.write_all(id.as_bytes()).and_then(|()| file.sync_all());
+            File::create(dir.join(NODE_NEW)).and_then(write).map_err(refused)?;
             std::fs::rename(dir.join(NODE_NEW), &path).map_err(refused)?;
             Ok((lock, id))
         }
@@ -74,7 +75,7 @@ pub(super) fn take(dir: &Path) -> Result<(File, String), StoreError> {
     }
 }
 
-/// What an I/O error means: a full disk may pass, a missing permission will not.
+/// What an I/O error means, but that of a sync of what counts: a full disk may pass, a missing permission will not.
 pub(super) fn io_error(doing: &str, error: &io::Error) -> StoreError {
     use io::ErrorKind::{FileTooLarge, Interrupted, OutOfMemory, QuotaExceeded, StorageFull, WouldBlock};
     let message = format!("{doing}: {error}");

@@ -25,13 +25,14 @@
 //! counts as of the present epoch without being written again; one that was not loaded answers `Gap`.
 
 mod disk;
+mod file;
 mod heads;
 mod load;
 mod record;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::{BoxFuture, FutureExt as _};
@@ -39,6 +40,8 @@ use redb::{Database, Error, ReadTransaction, ReadableDatabase as _, WriteTransac
 use uuid::Uuid;
 
 use self::disk::{BASES, CHUNKS, ChunkKey, LOG, META, Meta};
+use self::file::Disk;
+pub use self::file::{DiskCall, DiskProbe};
 use self::heads::{Heads, Mark};
 use self::load::Load;
 use self::record::Kind;
@@ -64,7 +67,7 @@ pub struct RedbStore {
 
 #[derive(Debug)]
 struct Shared {
-    dir: PathBuf,
+    disk: Disk,
     core: Mutex<Core>,
     /// Answer of `wants_rewrite`, kept apart so that nobody waits for a commit to read it.
     wanted: Mutex<Option<ShardKey>>,
@@ -91,10 +94,23 @@ impl RedbStore {
     /// `Unusable` if another process has the directory, if it holds something else, or if the file is damaged or of
     /// another version; `Away` if the disk is full.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::with(dir, None)
+    }
+
+    /// Opens the store on a disk that fails when `probe` says so, for tests.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_probe(dir: &Path, probe: DiskProbe) -> Result<Self, StoreError> {
+        Self::with(dir, Some(probe))
+    }
+
+    fn with(dir: &Path, probe: Option<DiskProbe>) -> Result<Self, StoreError> {
         let lock = disk::lock(dir)?;
-        let (db, meta, heads) = disk::open(dir)?;
+        let disk = Disk::new(dir, probe);
+        let (db, meta, heads) = disk::open(&disk)?;
         let core = Mutex::new(Core { db: Some(db), meta, heads, broken: None });
-        let shared = Shared { dir: dir.to_path_buf(), core, wanted: Mutex::new(None), _lock: lock };
+        let shared = Shared { disk, core, wanted: Mutex::new(None), _lock: lock };
         Ok(Self { shared: Arc::new(shared), ours: Mutex::new(None) })
     }
 
@@ -160,7 +176,7 @@ impl Store for RedbStore {
 
 impl Shared {
     /// Runs `work` with the open file. After an error (or a panic) the file is closed; the next call opens it again
-    /// and finds out what of the failed commit is there.
+    /// and finds out what of the failed commit is there, unless a sync failed: then nothing that is there proves anything.
     fn with<T>(
         &self,
         work: impl FnOnce(&Database, &mut Meta, &mut Heads) -> Result<T, Error>,
@@ -168,12 +184,13 @@ impl Shared {
         // A panic leaves no file open and nothing half done, so a poisoned lock means nothing.
         let mut core = locked(&self.core);
         let core = &mut *core;
-        if let Some(broken) = &core.broken {
-            return Err(broken.clone());
+        let unsynced = || self.disk.unsynced().map(|why| StoreError::Unusable(why.to_owned()));
+        if let Some(broken) = core.broken.clone().or_else(unsynced) {
+            return Err(broken);
         }
         let db = match core.db.take() {
             Some(db) => db,
-            None => core.reopen(&self.dir)?,
+            None => core.reopen(&self.disk)?,
         };
         match work(&db, &mut core.meta, &mut core.heads) {
             Ok(done) => {
@@ -182,7 +199,7 @@ impl Shared {
                 Ok(done)
             }
             Err(error) => {
-                let error = disk::store_error(&self.dir, error);
+                let error = disk::store_error(&self.disk, error);
                 if matches!(error, StoreError::Unusable(_)) {
                     core.broken = Some(error.clone());
                 }
@@ -224,7 +241,7 @@ impl Shared {
         let (load, read): (Load, ReadTransaction) =
             self.with(|db, _, heads| Ok((Load::new(heads, shards), db.begin_read()?)))?;
         // Others may write meanwhile; the transaction goes on seeing what stood when it began.
-        let loaded = load.run(&read, &mut sink).map_err(|error| disk::store_error(&self.dir, error))?;
+        let loaded = load.run(&read, &mut sink).map_err(|error| disk::store_error(&self.disk, error))?;
         drop(read);
         self.with(|_, meta, heads| {
             if ours == Some((meta.owner, meta.epoch)) {
@@ -264,8 +281,8 @@ impl Shared {
 
 impl Core {
     /// Opens the file again after a failure.
-    fn reopen(&mut self, dir: &Path) -> Result<Database, StoreError> {
-        let (db, meta, heads) = disk::open(dir)?;
+    fn reopen(&mut self, disk: &Disk) -> Result<Database, StoreError> {
+        let (db, meta, heads) = disk::open(disk)?;
         let old = std::mem::replace(&mut self.heads, heads);
         self.heads.inherit(old, meta.epoch);
         self.meta = meta;

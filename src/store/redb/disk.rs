@@ -1,18 +1,19 @@
 //! The directory and the file: lock, creation, tables, the scan at opening, and what an error means.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use redb::{
     Builder, Database, Error, ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
-    TableDefinition,
+    StorageBackend as _, TableDefinition,
 };
 use uuid::Uuid;
 
 use super::super::data_dir::{self, io_error};
 use super::super::{ShardKey, StoreError};
+use super::file::{Disk, DiskFile, FILE, FILE_NEW, FILE_UNSYNCED};
 use super::heads::{Base, Heads, Mark};
 use super::record::{self, Kind, Record, Records, u64_at};
 use crate::model::Fence;
@@ -21,9 +22,8 @@ use crate::model::Fence;
 pub(super) const FORMAT: u128 = 1;
 /// redb's cache: enough for the pages that commits touch again and again; the log and the chunks are read once.
 const CACHE_BYTES: usize = 64 << 20;
-const FILE: &str = "hotpool.redb";
-/// Under this name the file is made, so that a crash meanwhile leaves no half of it.
-const FILE_NEW: &str = "hotpool.redb.new";
+/// Size of the blocks in which a file is written anew.
+const BLOCK_BYTES: u64 = 1 << 20;
 
 /// `format`, `owner`, `epoch`, `fence_ceiling`.
 pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
@@ -47,7 +47,7 @@ pub(super) struct Meta {
 /// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     data_dir::make(dir)?;
-    if !dir.join(FILE).exists() {
+    if !dir.join(FILE).exists() && !dir.join(FILE_UNSYNCED).exists() {
         let refused = |error| io_error(&format!("cannot read the data directory {}", dir.display()), &error);
         for entry in std::fs::read_dir(dir).map_err(refused)? {
             let name = entry.map_err(refused)?.file_name();
@@ -62,68 +62,101 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// Opens the file (the caller has the lock) and reads what is in it; makes an empty one if there is none.
-pub(super) fn open(dir: &Path) -> Result<(Database, Meta, Heads), StoreError> {
+pub(super) fn open(disk: &Disk) -> Result<(Database, Meta, Heads), StoreError> {
     // redb trusts what its checksums do not cover, or covered last time: a damaged file can make it panic.
     catch_unwind(AssertUnwindSafe(|| {
-        if !dir.join(FILE).exists() {
-            create(dir)?;
+        let failed = |error| store_error(disk, error);
+        if !disk.path(FILE).exists() {
+            make(disk).map_err(failed)?;
         }
-        let failed = |error| store_error(dir, error);
-        let db = Builder::new().set_cache_size(CACHE_BYTES).open(dir.join(FILE)).map_err(|e| failed(e.into()))?;
+        // Synced also where the file was found: whoever renamed it may have died before this.
+        disk.sync_names(disk.dir()).map_err(|error| {
+            let what = format!("cannot sync the data directory {}: {error}", disk.dir().display());
+            StoreError::Unusable(what)
+        })?;
+        if disk.path(FILE_UNSYNCED).exists() {
+            std::fs::remove_file(disk.path(FILE_UNSYNCED)).map_err(|error| failed(error.into()))?;
+        }
+        let file = DiskFile::open(disk, FILE).map_err(|error| failed(error.into()))?;
+        let db = builder().create_with_backend(file).map_err(|e| failed(e.into()))?;
         let read = db.begin_read().map_err(|e| failed(e.into()))?;
-        let meta = meta(dir, &read)?;
+        let meta = meta(disk, &read)?;
         let heads = scan(&read).map_err(failed)?;
         Ok((db, meta, heads))
     }))
-    .unwrap_or_else(|_| Err(damaged(dir, "reading it failed with a panic")))
+    .unwrap_or_else(|_| Err(damaged(disk, "reading it failed with a panic")))
 }
 
-/// Makes the file under another name, empty but for the meta table, and renames it once it is durable.
-fn create(dir: &Path) -> Result<(), StoreError> {
-    let path = dir.join(FILE_NEW);
-    let made = || -> Result<(), Error> {
-        if path.exists() {
-            std::fs::remove_file(&path)?;
-        }
-        let db = Database::create(&path)?;
-        let write = db.begin_write()?;
-        {
-            let mut meta = write.open_table(META)?;
-            for (key, value) in [("format", FORMAT), ("owner", 0), ("epoch", 0), ("fence_ceiling", 0)] {
-                meta.insert(key, value)?;
-            }
-            write.open_table(LOG)?;
-            write.open_table(CHUNKS)?;
-            write.open_table(BASES)?;
-        }
-        write.commit()?;
-        db.close()?;
-        std::fs::rename(&path, dir.join(FILE))?;
-        File::open(dir)?.sync_all()?;
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Makes the file under another name and renames it once it is durable: that of which a sync failed, written anew, or an
+/// empty one.
+fn make(disk: &Disk) -> Result<(), Error> {
+    if disk.path(FILE_UNSYNCED).exists() {
+        write_anew(disk)?;
+    } else {
+        create(disk)?;
+    }
+    std::fs::rename(disk.path(FILE_NEW), disk.path(FILE))?;
+    let last = || {
+        disk.sync_names(disk.dir())?;
         // The directory may be new too; its own name lasts only once its parent is synced.
-        if let Some(parent) = dir.canonicalize()?.parent() {
-            File::open(parent)?.sync_all()?;
-        }
-        Ok(())
+        disk.dir().canonicalize()?.parent().map_or(Ok(()), |parent| disk.sync_names(parent))
     };
-    made().map_err(|error| store_error(dir, error))
+    // Without its name the file is made again by whoever tries again.
+    Ok(last().inspect_err(|_| drop(std::fs::rename(disk.path(FILE), disk.path(FILE_NEW))))?)
 }
 
-fn meta(dir: &Path, read: &ReadTransaction) -> Result<Meta, StoreError> {
-    let foreign = || StoreError::Unusable(format!("{} was not written by hotpool", dir.join(FILE).display()));
+/// Copies every byte as the system shows it: whatever of them is not on the disk, no sync would bring there but that of a file
+/// in which they were just written.
+fn write_anew(disk: &Disk) -> Result<(), Error> {
+    let mut from = File::open(disk.path(FILE_UNSYNCED))?;
+    let to = DiskFile::create(disk, FILE_NEW)?;
+    let (mut at, mut block) = (0, Vec::new());
+    while from.by_ref().take(BLOCK_BYTES).read_to_end(&mut block)? > 0 {
+        to.write(at, &block)?;
+        at += block.len() as u64;
+        block.clear();
+    }
+    Ok(to.sync_data()?)
+}
+
+/// An empty store: the tables, and what the meta table has from the beginning.
+fn create(disk: &Disk) -> Result<(), Error> {
+    let db = builder().create_with_backend(DiskFile::create(disk, FILE_NEW)?)?;
+    let write = db.begin_write()?;
+    {
+        let mut meta = write.open_table(META)?;
+        for (key, value) in [("format", FORMAT), ("owner", 0), ("epoch", 0), ("fence_ceiling", 0)] {
+            meta.insert(key, value)?;
+        }
+        write.open_table(LOG)?;
+        write.open_table(CHUNKS)?;
+        write.open_table(BASES)?;
+    }
+    write.commit()?;
+    Ok(db.close()?)
+}
+
+fn meta(disk: &Disk, read: &ReadTransaction) -> Result<Meta, StoreError> {
+    let foreign = || StoreError::Unusable(format!("{} was not written by hotpool", disk.path(FILE).display()));
     let table = match read.open_table(META) {
         Ok(table) => table,
-        Err(redb::TableError::Storage(error)) => return Err(store_error(dir, error.into())),
+        Err(redb::TableError::Storage(error)) => return Err(store_error(disk, error.into())),
         Err(_) => return Err(foreign()),
     };
     let get = |key| -> Result<u128, StoreError> {
-        let value = table.get(key).map_err(|error| store_error(dir, error.into()))?;
+        let value = table.get(key).map_err(|error| store_error(disk, error.into()))?;
         value.map(|value| value.value()).ok_or_else(foreign)
     };
-    let number = |key| get(key).and_then(|value| u64::try_from(value).map_err(|_| damaged(dir, key)));
+    let number = |key| get(key).and_then(|value| u64::try_from(value).map_err(|_| damaged(disk, key)));
     let format = get("format")?;
     if format != FORMAT {
-        let message = format!("{} has format {format}, this program reads {FORMAT}", dir.join(FILE).display());
+        let message = format!("{} has format {format}, this program reads {FORMAT}", disk.path(FILE).display());
         return Err(StoreError::Unusable(message));
     }
     Ok(Meta { owner: Uuid::from_u128(get("owner")?), epoch: number("epoch")?, fence_ceiling: number("fence_ceiling")? })
@@ -239,19 +272,22 @@ fn read_base(shard: ShardKey, blob: &[u8]) -> Result<Base, String> {
     })
 }
 
-fn damaged(dir: &Path, what: &str) -> StoreError {
-    StoreError::Unusable(format!("{} is damaged: {what}", dir.join(FILE).display()))
+fn damaged(disk: &Disk, what: &str) -> StoreError {
+    StoreError::Unusable(format!("{} is damaged: {what}", disk.path(FILE).display()))
 }
 
 /// What an error of redb means to the caller.
-pub(super) fn store_error(dir: &Path, error: Error) -> StoreError {
-    let path = dir.join(FILE);
+pub(super) fn store_error(disk: &Disk, error: Error) -> StoreError {
+    if let Some(why) = disk.unsynced() {
+        return StoreError::Unusable(why.to_owned());
+    }
+    let path = disk.path(FILE);
     match error {
         Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
             StoreError::Unusable(format!("{} is not a hotpool store: {error}", path.display()))
         }
         Error::Io(error) => io_error(&format!("cannot use {}", path.display()), &error),
-        Error::Corrupted(what) => damaged(dir, &what),
+        Error::Corrupted(what) => damaged(disk, &what),
         // Only after an error that was answered itself; the file is opened again.
         Error::PreviousIo | Error::DatabaseClosed => StoreError::Away(format!("{}: {error}", path.display())),
         error => StoreError::Unusable(format!("{}: {error}", path.display())),

@@ -1,0 +1,192 @@
+//! Disks that fail. What a failed sync covered is not there after a power failure, however the file looks until then.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hotpool::store::redb::{DiskCall, DiskProbe, RedbStore};
+use hotpool::store::{Store, StoreError};
+use rustix::io::Errno;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::{A, Applied, Duplicate, apply, dir, is, one, opened, rows, state, unusable};
+
+/// A file as the disk has it: calls count once a sync after them succeeded, and never if it failed.
+#[derive(Default)]
+struct Platter {
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+    /// The next call of this kind fails so.
+    fault: Option<(Kind, Errno)>,
+}
+
+enum Pending {
+    Write(usize, Vec<u8>),
+    SetLen(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Write,
+    SetLen,
+    Sync,
+    SyncNames,
+}
+
+impl Platter {
+    fn call(&mut self, call: DiskCall<'_>) -> io::Result<()> {
+        let kind = match call {
+            DiskCall::Write(..) => Kind::Write,
+            DiskCall::SetLen(_) => Kind::SetLen,
+            DiskCall::Sync => Kind::Sync,
+            DiskCall::SyncNames => Kind::SyncNames,
+        };
+        let fault = self.fault.take_if(|(which, _)| *which == kind);
+        match call {
+            _ if fault.is_some() && kind != Kind::Sync => {}
+            DiskCall::Write(offset, bytes) => self.pending.push(Pending::Write(offset as usize, bytes.to_vec())),
+            DiskCall::SetLen(len) => self.pending.push(Pending::SetLen(len as usize)),
+            DiskCall::SyncNames => {}
+            DiskCall::Sync => {
+                let pending = std::mem::take(&mut self.pending);
+                if fault.is_none() {
+                    pending.into_iter().for_each(|call| self.settle(call));
+                }
+            }
+        }
+        fault.map_or(Ok(()), |(_, errno)| Err(errno.into()))
+    }
+
+    fn settle(&mut self, call: Pending) {
+        match call {
+            Pending::SetLen(len) => self.durable.resize(len, 0),
+            Pending::Write(offset, bytes) => {
+                let end = offset + bytes.len();
+                if self.durable.len() < end {
+                    self.durable.resize(end, 0);
+                }
+                self.durable[offset..end].copy_from_slice(&bytes);
+            }
+        }
+    }
+}
+
+/// A store's directory on such a disk.
+struct Place {
+    dir: TempDir,
+    platter: Arc<Mutex<Platter>>,
+}
+
+impl Place {
+    fn empty() -> Self {
+        Self { dir: dir(), platter: Arc::default() }
+    }
+
+    fn platter(&self) -> MutexGuard<'_, Platter> {
+        self.platter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, kind: Kind, errno: Errno) {
+        self.platter().fault = Some((kind, errno));
+    }
+
+    fn try_open(&self) -> Result<RedbStore, StoreError> {
+        let platter = Arc::clone(&self.platter);
+        let probe: DiskProbe = Arc::new(move |call| platter.lock().unwrap_or_else(PoisonError::into_inner).call(call));
+        RedbStore::open_with_probe(self.dir.path(), probe)
+    }
+
+    /// Opens the store as a process does that starts here.
+    async fn open(&self) -> RedbStore {
+        let store = self.try_open().expect("open");
+        store.take_over(Uuid::now_v7()).await.expect("take over");
+        store
+    }
+
+    /// State of a shard that a power failure leaves.
+    async fn after_a_power_failure(&self) -> (u64, String) {
+        let left = dir();
+        std::fs::write(left.path().join("hotpool.redb"), &self.platter().durable).unwrap();
+        state(&opened(left.path()).await, A).await
+    }
+
+    fn has(&self, name: &str) -> bool {
+        Path::new(self.dir.path()).join(name).exists()
+    }
+}
+
+const ERRNOS: [Errno; 5] = [Errno::NOSPC, Errno::DQUOT, Errno::INTR, Errno::NOMEM, Errno::IO];
+
+#[tokio::test]
+async fn s15_what_a_failed_sync_covered_is_answered_by_nobody_until_it_was_written_anew() {
+    for errno in ERRNOS {
+        let place = Place::empty();
+        let store = place.open().await;
+        assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
+        place.fail(Kind::Sync, errno);
+        let second = rows(A, 1, 2, "b");
+        for _ in 0..3 {
+            let why = unusable(store.apply(vec![second.clone()]).await);
+            assert!(why.contains("a sync of") && why.contains(&io::Error::from(errno).to_string()), "{why}");
+        }
+        unusable(store.load(vec![A], Box::new(|_, _| {})).await);
+        unusable(store.raise_fence_ceiling(9).await);
+        assert_eq!(place.after_a_power_failure().await, is(1, "a"), "{errno:?}: the disk has what was answered");
+        drop(store);
+        // The machine stands, so the file shows what the disk lacks. Whatever counts from here on must reach it.
+        let store = place.open().await;
+        let shown = state(&store, A).await;
+        assert!([is(1, "a"), is(2, "ab")].contains(&shown), "{shown:?}");
+        assert!([Applied, Duplicate].contains(&one(&store, second).await));
+        assert_eq!(place.after_a_power_failure().await, is(2, "ab"), "{errno:?}: answered, so it is there");
+        assert_eq!(one(&store, rows(A, 2, 3, "c")).await, Applied);
+        assert_eq!(place.after_a_power_failure().await, is(3, "abc"), "{errno:?}");
+        assert!(!place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb.new"));
+    }
+}
+
+#[tokio::test]
+async fn s15_what_fails_before_a_sync_is_sent_again_and_counts() {
+    for kind in [Kind::Write, Kind::SetLen] {
+        let place = Place::empty();
+        let store = place.open().await;
+        assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
+        // Large enough to make the file grow.
+        let large = "b".repeat(8 << 20);
+        let second = rows(A, 1, 2, &large);
+        place.fail(kind, Errno::NOSPC);
+        let away = store.apply(vec![second.clone()]).await;
+        assert!(matches!(&away, Err(StoreError::Away(why)) if why.contains("hotpool.redb")), "{kind:?}: {away:?}");
+        assert_eq!(apply(&store, &[second]).await, [Applied], "{kind:?}");
+        assert_eq!(place.after_a_power_failure().await, (2, "a".to_owned() + &large), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn s15_a_sync_that_fails_while_the_file_is_closed_or_written_anew_leaves_nothing_half_done() {
+    let place = Place::empty();
+    for kind in [Kind::Sync, Kind::SyncNames] {
+        place.fail(kind, Errno::NOSPC);
+        place.try_open().expect_err("it cannot be made");
+        assert!(!place.has("hotpool.redb"), "{kind:?}");
+    }
+    let store = place.open().await;
+    assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
+    // Nobody hears of this one.
+    place.fail(Kind::Sync, Errno::IO);
+    drop(store);
+    assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"));
+    for errno in ERRNOS {
+        place.fail(Kind::Sync, errno);
+        place.try_open().expect_err("it cannot be written anew");
+        assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"), "{errno:?}");
+    }
+    place.fail(Kind::SyncNames, Errno::IO);
+    place.try_open().expect_err("it may be found by nobody");
+    assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"));
+    let store = place.open().await;
+    assert_eq!(state(&store, A).await, is(1, "a"));
+    assert_eq!(one(&store, rows(A, 1, 2, "b")).await, Applied);
+    assert_eq!(place.after_a_power_failure().await, is(2, "ab"));
+}
