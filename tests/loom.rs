@@ -1,18 +1,22 @@
-//! Every interleaving of the ring's one wake ([`ring::Scheduled`]): no push is left behind by a sleeping drainer.
+//! Every interleaving of the ring's one wake ([`ring::Scheduled`]): no push is left behind by a sleeping drainer; and of the
+//! clock of a shard's lag ([`lag::LagClock`]): no change that the store lacks is forgotten.
 //!
-//! The file of the service is compiled here once more, with loom's atomics in the place of the standard ones; so this
+//! The files of the service are compiled here once more, with loom's atomics in the place of the standard ones; so this
 //! runs in an ordinary build. It failed when the second look in `sleep_refused` was left out, and when that look came
 //! before the store of `false`.
 
+#[path = "../src/journal/lag.rs"]
+mod lag;
 #[path = "../src/shard/ring.rs"]
 mod ring;
 
 mod atomic {
-    pub use loom::sync::atomic::{AtomicBool, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 }
 
 use std::collections::VecDeque;
 
+use lag::LagClock;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
@@ -179,5 +183,49 @@ fn s08_a_new_drainer_sees_what_the_last_one_left() {
         pusher.join().unwrap();
         while port.run(8) {}
         assert_eq!(port.handled.lock().unwrap().len(), 2);
+    });
+}
+
+/// A change that is handed over while the writer learns that the store has the rest is not forgotten. This failed when there was
+/// one time for both, which the writer worked out under the outbox's lock and stored after it.
+#[test]
+fn j2_a_change_that_is_handed_over_while_another_is_applied_counts_as_lag() {
+    loom::model(|| {
+        let lag = Arc::new(LagClock::default());
+        lag.hand(10);
+        lag.take();
+        let shard = {
+            let lag = Arc::clone(&lag);
+            thread::spawn(move || {
+                lag.hand(20);
+                assert!(lag.since_ns().is_some(), "nobody has taken it");
+            })
+        };
+        lag.apply();
+        shard.join().unwrap();
+        assert_eq!(lag.since_ns(), Some(20));
+        lag.take();
+        assert_eq!(lag.since_ns(), Some(20), "on its way, so the store lacks it still");
+        lag.apply();
+        assert_eq!(lag.since_ns(), None);
+    });
+}
+
+/// Lag is seen at every moment of a take. This fails when the time is cleared at the one place before it stands at the other.
+#[test]
+fn j2_whoever_looks_while_a_change_is_taken_sees_its_lag() {
+    loom::model(|| {
+        let lag = Arc::new(LagClock::default());
+        lag.hand(10);
+        let writer = {
+            let lag = Arc::clone(&lag);
+            thread::spawn(move || lag.take())
+        };
+        assert_eq!(lag.since_ns(), Some(10));
+        writer.join().unwrap();
+        // More of it may be taken before the store has the first, as a rewrite does.
+        lag.hand(30);
+        lag.take();
+        assert_eq!(lag.since_ns(), Some(10));
     });
 }

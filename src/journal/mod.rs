@@ -9,7 +9,12 @@
 //! A store of several servers has a writer for each ([`Store::lane`](crate::store::Store::lane)): one that is slow
 //! keeps no other waiting.
 
+/// Atomics of this build; `tests/loom.rs` puts loom's in their place.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
 mod coalesce;
+mod lag;
 mod lease;
 mod rewrite;
 mod writer;
@@ -24,6 +29,7 @@ use dashmap::DashMap;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
+use self::lag::LagClock;
 pub use self::lease::Lease;
 use crate::clock::Clock;
 use crate::model::{Millis, Seq};
@@ -60,7 +66,6 @@ struct Waiting {
     count: usize,
     from: Seq,
     to: Seq,
-    since_ns: u64,
     fold_at: usize,
     /// About how many bytes of rows the last step had: so many are made room for at once.
     room: usize,
@@ -75,8 +80,8 @@ pub struct Outbox {
     source: OnceLock<Weak<dyn Source>>,
     waiting: Mutex<Waiting>,
     applied: AtomicU64,
-    /// Time of the oldest change that the store does not have; 0: it has all.
-    oldest_ns: AtomicU64,
+    /// Times of what the store lacks; handed to and taken from with `waiting` locked.
+    lag: LagClock,
     /// In its writer's queue.
     queued: AtomicBool,
     /// The store was told to forget the shard: nothing is to be written of it any more.
@@ -110,7 +115,7 @@ impl Outbox {
             source: OnceLock::new(),
             waiting: Mutex::new(Waiting { from: at, to: at, ..Waiting::default() }),
             applied: AtomicU64::new(at),
-            oldest_ns: AtomicU64::new(0),
+            lag: LagClock::default(),
             queued: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             check: AtomicBool::new(false),
@@ -130,11 +135,15 @@ impl Outbox {
 
     /// Starts anew at `at`: the shard was loaded from the store, nothing waits.
     pub fn restart(&self, at: Seq) {
-        *self.lock() = Waiting { from: at, to: at, ..Waiting::default() };
+        {
+            let mut waiting = self.lock();
+            *waiting = Waiting { from: at, to: at, ..Waiting::default() };
+            self.lag.take();
+            self.lag.apply();
+        }
         self.lives.fetch_add(1, Ordering::Release);
         self.orphaned.store(false, Ordering::Release);
         self.applied.store(at, Ordering::Release);
-        self.oldest_ns.store(0, Ordering::Relaxed);
     }
 
     /// Which shard's.
@@ -156,8 +165,7 @@ impl Outbox {
             let mut waiting = self.lock();
             debug_assert!(to >= waiting.to, "J2: the record stream only grows");
             if waiting.count == 0 {
-                waiting.since_ns = self.journal.clock.mono_ns().max(1);
-                let _ = self.oldest_ns.compare_exchange(0, waiting.since_ns, Ordering::Relaxed, Ordering::Relaxed);
+                self.lag.hand(self.journal.clock.mono_ns());
                 let room = waiting.room;
                 waiting.rows.reserve(room);
             }
@@ -191,10 +199,7 @@ impl Outbox {
     /// Age of the oldest change that the store does not have.
     #[must_use]
     pub fn lag_ms(&self) -> Millis {
-        match self.oldest_ns.load(Ordering::Relaxed) {
-            0 => 0,
-            since => self.journal.clock.mono_ns().saturating_sub(since) / 1_000_000,
-        }
+        self.lag.since_ns().map_or(0, |since_ns| self.journal.clock.mono_ns().saturating_sub(since_ns) / 1_000_000)
     }
 
     /// Waits until the store has everything up to `seq`, or will never (fenced): false.
@@ -253,6 +258,7 @@ impl Outbox {
         let mut taken = {
             let mut waiting = self.lock();
             let (to, room) = (waiting.to, (waiting.rows.len() + HEAD_BYTES).min(ROOM_BYTES_MAX));
+            self.lag.take();
             std::mem::replace(&mut *waiting, Waiting { from: to, to, room, ..Waiting::default() })
         };
         if let Some(head) = &taken.head {
@@ -261,12 +267,10 @@ impl Outbox {
         taken
     }
 
+    /// The store has all that was taken, up to here: a shard has one step at a time on its way, and a gap nothing but its
+    /// rewrite.
     fn advance(&self, applied: Seq) {
-        let since = {
-            let waiting = self.lock();
-            if waiting.count == 0 { 0 } else { waiting.since_ns }
-        };
-        self.oldest_ns.store(since, Ordering::Relaxed);
+        self.lag.apply();
         self.applied.fetch_max(applied, Ordering::Release);
     }
 
