@@ -66,6 +66,10 @@ pub const WATCH_LINGER_MS: u64 = 60_000;
 pub const POOL_WATCHERS_MAX: usize = 64;
 /// Most who watch, over all pools of one service.
 pub const WATCHERS_MAX: usize = 256;
+/// Most commands between a `MULTI` and its `EXEC`.
+pub const TRANSACTION_COMMANDS_MAX: usize = BATCH_ITEMS_MAX;
+/// Most bytes of such commands together.
+pub const TRANSACTION_BYTES_MAX: usize = 4 << 20;
 /// Requests that may wait behind one pending key.
 pub const JOINERS_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).

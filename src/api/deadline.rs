@@ -17,25 +17,51 @@ tokio::task_local! {
     static WAITS: Cell<Duration>;
 }
 
+/// Why a request was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// Time for the request was over.
+    Late,
+    /// Nobody is waited for any longer who has closed the sending side.
+    Departed,
+}
+
 /// Runs a request to its end. None: it took longer than `limit` and the time that it [waits](allow), or than `most` in all.
 pub(super) async fn run<F: Future>(limit: Duration, most: Option<Duration>, request: F) -> Option<F::Output> {
+    run_for(std::future::pending(), limit, most, request).await.ok()
+}
+
+/// Runs a request as [`run`] does, and gives one that waits up when its client `departs`.
+pub(super) async fn run_for<F: Future>(
+    departs: impl Future<Output = ()>,
+    limit: Duration,
+    most: Option<Duration>,
+    request: F,
+) -> Result<F::Output, GivenUp> {
     let watched = async {
         let allowed = || {
             let all = limit + WAITS.with(Cell::get);
             most.map_or(all, |most| all.min(most))
         };
-        let mut request = pin!(request);
+        let (mut request, mut departs, mut is_there) = (pin!(request), pin!(departs), true);
         let mut so_far = allowed();
         let mut late = pin!(sleep(so_far));
         loop {
             tokio::select! {
                 biased;
-                answer = &mut request => return Some(answer),
+                answer = &mut request => return Ok(answer),
+                () = &mut departs, if is_there => match WAITS.with(Cell::get) {
+                    Duration::ZERO => {
+                        is_there = false;
+                        continue;
+                    }
+                    _ => return Err(GivenUp::Departed),
+                },
                 () = &mut late => {}
             }
             let more = allowed().saturating_sub(so_far);
             if more.is_zero() {
-                return None;
+                return Err(GivenUp::Late);
             }
             so_far += more;
             let until = late.deadline() + more;

@@ -20,6 +20,8 @@ use tokio::time::{sleep, timeout};
 use tower::Service as _;
 
 use super::Edges;
+use super::half_close::{self, Client};
+use super::socket::Socket;
 use crate::metrics::metrics;
 
 /// How long a request's head may take, and a connection may idle between requests.
@@ -119,6 +121,8 @@ fn bound_writes(stream: &TcpStream, patience: Duration) -> io::Result<()> {
 
 fn protocol() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
+    // Without it, whoever has sent all that it has to say is taken for one that is gone.
+    http.http1().half_close(true);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
     http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_concurrent_streams(STREAMS_MAX);
     http
@@ -152,11 +156,16 @@ async fn connection(
     }
     metrics().http_connections.increment(1.0);
     let asked = Arc::new(AtomicBool::new(false));
-    let service = service_fn(|request: Request<Incoming>| {
+    let client = Arc::new(Client::new(stream));
+    let service = service_fn(|mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
+        // Over HTTP/2 a peer that sends nothing any more cannot keep to the protocol: it is gone.
+        if request.version() != Version::HTTP_2 {
+            request.extensions_mut().insert(Arc::clone(&client));
+        }
         answer(edges.clone(), request)
     });
-    let serving = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
+    let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
     let silence = async {
         sleep(HEAD_TIMEOUT).await;
@@ -164,9 +173,14 @@ async fn connection(
             std::future::pending::<()>().await;
         }
     };
-    tokio::select! {
-        ended = serving => if let Err(error) = ended { tracing::debug!(%error, "a connection ended early") },
-        () = silence => {}
+    let ended = tokio::select! {
+        ended = serving => ended.inspect_err(|error| tracing::debug!(%error, "a connection ended early")).is_ok(),
+        () = half_close::gone(&client.stream) => false,
+        () = silence => false,
+    };
+    match ended {
+        true => half_close::settle(&edges.scheduler, client.untold(), &client.stream, edges.patience).await,
+        false => half_close::give_back(&edges.scheduler, client.untold()),
     }
     metrics().http_connections.decrement(1.0);
 }

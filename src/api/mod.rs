@@ -13,10 +13,12 @@ use crate::scheduler::Scheduler;
 
 mod deadline;
 pub mod grpc;
+mod half_close;
 pub mod http;
 pub mod listener;
 pub mod outcome;
 pub mod resp;
+mod socket;
 mod watch;
 
 /// Every edge of the service. Cheap to clone.
@@ -24,6 +26,7 @@ mod watch;
 pub struct Edges {
     http: axum::Router,
     grpc: Arc<grpc::Grpc>,
+    scheduler: Scheduler,
     /// How long a client may take nothing of what was written to it.
     patience: Duration,
     /// RESP.
@@ -57,7 +60,8 @@ impl Edges {
         Self {
             patience,
             http: http::router(api),
-            grpc: Arc::new(grpc::Grpc::new(scheduler, bounds, bodies, stopping)),
+            grpc: Arc::new(grpc::Grpc::new(scheduler.clone(), bounds, bodies, stopping)),
+            scheduler,
             resp,
         }
     }

@@ -409,6 +409,16 @@ label! {
         Quit = "quit",
         /// As if connected anew.
         Reset = "reset",
+        /// The beginning of a transaction.
+        Multi = "multi",
+        /// The end of a transaction, which carries it out.
+        Exec = "exec",
+        /// The end of a transaction, which forgets it.
+        Discard = "discard",
+        /// Keys that a transaction depends on.
+        Watch = "watch",
+        /// No such keys any more.
+        Unwatch = "unwatch",
         /// None of the above.
         Unknown = "unknown",
     }

@@ -10,7 +10,7 @@ use crate::ask::PoolChoice;
 use crate::choice::Start;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
-use crate::model::{ClaimId, ClaimRequest, Millis, Taken};
+use crate::model::{ClaimId, ClaimRequest, Fence, Millis, Taken};
 use crate::refusal::{Refusal, What};
 use crate::shard::{Batch, BatchAnswers, ClaimItem, Outcome, Payload, Reply, Visited};
 use crate::waiters::Wait;
@@ -114,6 +114,11 @@ impl Scheduler {
             wait,
             over_quota: None,
         })
+    }
+
+    /// Rolls back a claim whose answer did not arrive, unless it was confirmed or somebody else was told of it.
+    pub(crate) fn roll_back_undelivered(&self, id: &ClaimId, fence: Fence) {
+        self.dispatch().roll_back(id, fence);
     }
 
     pub(super) fn taken(&self, id: &ClaimId, pools: &PoolChoice, payload: Payload) -> Result<Taken, Refusal> {

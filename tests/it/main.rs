@@ -11,6 +11,7 @@ mod examples;
 mod explain;
 mod gangs;
 mod grpc;
+mod half_close;
 mod hang_up;
 mod heartbeats;
 mod life;

@@ -5,5 +5,7 @@ mod bad_frames;
 mod clients;
 mod commands;
 mod crowds;
+mod half_close;
 mod pipelines;
+mod transactions;
 mod wire;

@@ -10,8 +10,8 @@ use super::json::{
 };
 use super::read::{Params, Segments, body, item, merge, merge_all, object};
 use super::{Answer, Shared, created, done, json};
-use crate::api::deadline;
 use crate::api::outcome::{Failure, Outcome};
+use crate::api::{deadline, half_close};
 use crate::model::{ClaimFilter, ClaimId, Standing};
 
 /// Namespace and key, as the path has them.
@@ -23,6 +23,7 @@ pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> An
     let bytes = body(&api, sent).await?;
     let request = object::<ClaimBody<'_>>(&bytes)?.request().inspect(deadline::allow)?;
     let taken = api.scheduler.claim(request).await?;
+    half_close::note(std::iter::once(&taken));
     Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
 }
 
@@ -49,6 +50,7 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
             merge_all("items", read, async |requests| Ok(api.scheduler.claim_gang(requests).await)).await?
         }
     };
+    half_close::note(outcomes.iter().flatten());
     Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
 }
 

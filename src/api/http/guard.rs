@@ -1,14 +1,17 @@
 //! What stands around every request: a deadline, a net for panics, and the count of answers.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures::FutureExt as _;
+use futures::future::OptionFuture;
 
 use super::Shared;
-use crate::api::deadline;
+use crate::api::deadline::{self, GivenUp};
+use crate::api::half_close::{self, Client};
 use crate::api::outcome::{Failure, Outcome};
 use crate::metrics::{Route, metrics};
 use crate::refusal::Refusal;
@@ -17,10 +20,19 @@ use crate::refusal::Refusal;
 pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
     let route = route_of(&request);
     // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
-    let answer = AssertUnwindSafe(deadline::run(api.bounds.timeout, None, next.run(request))).catch_unwind().await;
+    let client = request.extensions().get::<Arc<Client>>().cloned();
+    let departs = OptionFuture::from(client.as_ref().map(|client| client.departs()));
+    let departs = async {
+        if departs.await.is_none() {
+            std::future::pending().await
+        }
+    };
+    let run = deadline::run_for(departs, api.bounds.timeout, None, next.run(request));
+    let answer = AssertUnwindSafe(half_close::CLIENT.scope(client.clone(), run)).catch_unwind().await;
     let response = match answer {
-        Ok(Some(response)) => response,
-        Ok(None) => Failure::from(Refusal::DeadlineExceeded).into_response(),
+        Ok(Ok(response)) => response,
+        Ok(Err(GivenUp::Late)) => Failure::from(Refusal::DeadlineExceeded).into_response(),
+        Ok(Err(GivenUp::Departed)) => half_close::waits_no_more().into_response(),
         Err(_panic) => {
             tracing::error!(route = route.word(), "a handler panicked");
             Failure::new(Outcome::PANIC, "a defect of the service; the process goes on").into_response()

@@ -7,14 +7,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::IntoResponse as _;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::StreamExt as _;
+use futures::stream::{self, Stream, StreamExt as _};
 
 use super::json::EventJson;
 use super::pools::PoolPath;
 use super::read::Params;
 use super::{Answer, Shared};
 use crate::api::outcome::Failure;
-use crate::api::{stopped, watch};
+use crate::api::{half_close, stopped, watch};
 use crate::model::PoolName;
 use crate::watch::{Position, Told};
 
@@ -31,7 +31,19 @@ pub(super) async fn events(State(api): State<Shared>, uri: Uri, path: PoolPath, 
     // The last says why there is no more: here the end says that.
     let told = watch::told(watcher, stopped(&api.stopping)).take_while(|told| std::future::ready(told.is_ok()));
     let events = told.filter_map(async |told| told.ok()).map(|(at, told)| Ok::<_, Infallible>(event(at, &told)));
+    let events = Box::pin(until_the_end(events, half_close::client_finished()));
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// Writes something when the client has closed its sending side: a client that is gone answers it with a reset, and does not
+/// keep a watcher's place until the next event.
+fn until_the_end(
+    events: impl Stream<Item = Result<Event, Infallible>>,
+    finished: impl Future<Output = ()>,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let probe = stream::once(finished).map(|()| Some(Ok(Event::default().comment("")))).chain(stream::pending());
+    let events = events.map(Some).chain(stream::once(std::future::ready(None)));
+    stream::select(events, probe).take_while(|event| std::future::ready(event.is_some())).filter_map(std::future::ready)
 }
 
 /// A browser that comes back asks for the same address again, so what it saw since counts.

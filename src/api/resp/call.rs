@@ -26,6 +26,12 @@ pub(super) enum Call {
 }
 
 impl Call {
+    /// Whether a command is one of these.
+    pub(super) const fn is(command: RespCommand) -> bool {
+        use RespCommand::{Claims, Confirm, Explain, Heartbeat, Pools, Register, Renew};
+        matches!(command, Claims | Confirm | Renew | Register | Heartbeat | Explain | Pools)
+    }
+
     /// Reads one.
     pub(super) fn read(command: RespCommand, args: Args<'_>) -> Result<Self, Failure> {
         Ok(match command {
@@ -71,6 +77,13 @@ impl Call {
         match self {
             Self::Claims(read) => read.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
             _ => 0,
+        }
+    }
+
+    /// Takes the time to wait from its claims.
+    pub(super) fn do_not_wait(&mut self) {
+        if let Self::Claims(read) = self {
+            read.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
         }
     }
 

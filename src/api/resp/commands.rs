@@ -91,6 +91,11 @@ pub(super) const ALL: &[Spec] = &[
     spec(RespCommand::Select, 2, "0", "There is one database.", "connection", FAST),
     spec(RespCommand::Quit, 1, "", "Ends the connection.", "connection", FAST),
     spec(RespCommand::Reset, 1, "", "As if connected anew.", "connection", FAST),
+    spec(RespCommand::Multi, 1, "", "Queues the commands that follow.", "transactions", FAST),
+    spec(RespCommand::Exec, 1, "", "Carries out the commands queued since MULTI.", "transactions", FAST),
+    spec(RespCommand::Discard, 1, "", "Forgets the commands queued since MULTI.", "transactions", FAST),
+    spec(RespCommand::Watch, -2, "key...", "Is refused: no keys are watched.", "transactions", FAST),
+    spec(RespCommand::Unwatch, 1, "", "Answers: nothing is watched.", "transactions", FAST),
 ];
 
 const fn spec(

@@ -10,36 +10,36 @@
 //! written is bounded; a client that reads nothing is not read from, and after a while dropped.
 
 mod io;
+mod leave;
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::task::Poll;
 
 use futures::FutureExt as _;
 use hashbrown::HashSet;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Sleep, timeout};
 
 use super::Shared;
 use super::answer::Answers;
-use super::call::{Call, count, late};
+use super::call::{Call, Said, count, late};
 use super::commands;
 use super::frame::Parser;
 use super::read::{self, shown};
 use super::run::{Asked, End, Run, Step};
 use super::session::Session;
+use super::transaction::{Transaction, merge};
+use crate::api::half_close::Untold;
 use crate::api::outcome::Failure;
 use crate::metrics::{RespCommand, RespEnd, RespOutcome, metrics};
-use crate::model::{ClaimRequest, Millis, Taken};
-use crate::refusal::{Refusal, Unavailable};
+use crate::model::{ClaimRequest, Taken};
+use crate::refusal::Refusal;
 use crate::scheduler::Gathered;
 
 /// Bytes read at a time.
-const READ_BYTES: usize = 16 << 10;
+pub(super) const READ_BYTES: usize = 16 << 10;
 /// Bytes of answers that are written before more is taken.
 const ANSWER_BYTES: usize = 64 << 10;
 /// Most commands that are taken before what they are answered is written.
@@ -105,6 +105,12 @@ pub(super) struct Connection<'a> {
     may_move: bool,
     /// Others went first since the last write.
     went_last: bool,
+    /// Where in the input the commands end that an `EXEC` carries out; 0: there are none.
+    exec_end: usize,
+    /// Claims that were made, and are given back unless their answers arrive; only kept while that is in doubt.
+    untold: Option<Untold>,
+    /// Since the client has closed its sending side: until then its claims may wait.
+    grace: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a> Connection<'a> {
@@ -126,6 +132,9 @@ impl<'a> Connection<'a> {
             deep_reads: 0,
             may_move,
             went_last: false,
+            exec_end: 0,
+            untold: None,
+            grace: None,
         }
     }
 
@@ -146,6 +155,7 @@ impl<'a> Connection<'a> {
         };
         // What was decided is told, if the client still listens.
         let told = self.write().await.is_ok();
+        self.settle_untold().await;
         if let End::By(reason) = end {
             metrics().resp_ended(reason).increment(1);
             if told {
@@ -161,6 +171,7 @@ impl<'a> Connection<'a> {
             && self.deep_reads >= DEEP_READS
             && self.taken == self.input.len()
             && self.answers.bytes().is_empty()
+            && self.grace.is_none()
     }
 
     async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
@@ -181,11 +192,17 @@ impl<'a> Connection<'a> {
             Step::Write => return self.write().await,
             Step::End(end) => return Err(end),
             Step::Claim(request) => {
-                let taken = match request.wait_ms {
-                    0 => self.claim(request).await?,
-                    ms => self.wait(ms, RespCommand::Claim, Box::pin(scheduler.claim(request)), stop).await?,
-                };
-                self.claimed(&[taken.unwrap_or(Err(Refusal::DeadlineExceeded))]);
+                let wait_ms = self.may_wait(request.wait_ms);
+                let request = ClaimRequest { wait_ms, ..request };
+                if wait_ms == 0 {
+                    let taken = self.claim(request).await?;
+                    self.claimed(&[taken.unwrap_or(Err(Refusal::DeadlineExceeded))]);
+                } else {
+                    let work = Box::pin(scheduler.claim(request));
+                    if let Some(taken) = self.wait(wait_ms, RespCommand::Claim, work, stop).await? {
+                        self.claimed(&[taken]);
+                    }
+                }
             }
             Step::Release(id, fence) => {
                 let released = self.settle(scheduler.release_held(&id, fence)).await?;
@@ -201,14 +218,23 @@ impl<'a> Connection<'a> {
                 let released = self.settle(Box::pin(scheduler.release_held_batch(claims))).await?;
                 self.released(&released.unwrap_or_else(|| vec![Err(Refusal::DeadlineExceeded); len]));
             }
-            Step::Call(call) => {
+            Step::Call(mut call) => {
                 let command = call.command();
-                let said = match call.wait_ms() {
-                    0 => self.settle(Box::pin(call.run(scheduler))).await?,
-                    ms => self.wait(ms, command, Box::pin(call.run(scheduler)), stop).await?,
+                let wait_ms = self.may_wait(call.wait_ms());
+                let said = if wait_ms == 0 {
+                    call.do_not_wait();
+                    self.settle(Box::pin(call.run(scheduler))).await?.unwrap_or_else(|| Err(late()))
+                } else {
+                    match self.wait(wait_ms, command, Box::pin(call.run(scheduler)), stop).await? {
+                        Some(said) => said,
+                        None => return Ok(()),
+                    }
                 };
-                match said.unwrap_or_else(|| Err(late())) {
+                match said {
                     Ok(said) => {
+                        if let Said::Claims(outcomes) = &said {
+                            self.note(outcomes.iter().flatten());
+                        }
                         said.count(command);
                         said.write(&mut self.answers);
                     }
@@ -245,8 +271,10 @@ impl<'a> Connection<'a> {
         SEEN.with_borrow_mut(|seen| {
             let mut run = Run::Nothing;
             seen.clear();
-            let Self { shared, parser, input, taken, round, answers, session, patience, .. } = self;
-            while *round < TAKE_MAX && answers.bytes().len() < ANSWER_BYTES && !session.over {
+            let Self {
+                shared, parser, input, taken, round, answers, session, patience, room, exec_end, untold, ..
+            } = self;
+            while *round < TAKE_MAX && answers.bytes().len() < ANSWER_BYTES && session.over.is_none() {
                 let rest = &input[*taken..];
                 let length = match parser.next(rest) {
                     Ok(Some(length)) => length,
@@ -270,6 +298,13 @@ impl<'a> Connection<'a> {
                 };
                 let spec = commands::find(name).filter(|spec| spec.takes(args.len()));
                 let command = spec.map_or(RespCommand::Unknown, |spec| spec.command);
+                if let Some(transaction) = &mut session.transaction
+                    && Transaction::takes(command)
+                {
+                    accept();
+                    transaction.queue(command, &rest[..length], args, shared, answers);
+                    continue;
+                }
                 let read = match command {
                     RespCommand::Claim if run.may_claim() => read::claim(args).map(Asked::Claim),
                     RespCommand::Release if run.may_release() => read::release(args).map(Asked::release),
@@ -281,13 +316,20 @@ impl<'a> Connection<'a> {
                         unknown(name, answers);
                         continue;
                     }
-                    RespCommand::Claims
-                    | RespCommand::Confirm
-                    | RespCommand::Renew
-                    | RespCommand::Register
-                    | RespCommand::Heartbeat
-                    | RespCommand::Explain
-                    | RespCommand::Pools => Call::read(command, args).map(Asked::Call),
+                    call if Call::is(call) => Call::read(call, args).map(Asked::Call),
+                    RespCommand::Exec => {
+                        accept();
+                        let queued = session.exec(answers);
+                        count(command, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
+                        if let Some(Transaction { frames, commands, room: more, .. }) = queued {
+                            answers.array(commands);
+                            more.into_iter().for_each(|more| merge(room, more));
+                            *exec_end = frames.len();
+                            untold.get_or_insert_default();
+                            input.splice(..std::mem::take(taken), frames);
+                        }
+                        continue;
+                    }
                     other => {
                         accept();
                         count(other, session.answer(other, &args, shared, answers), 1);
@@ -317,7 +359,7 @@ impl<'a> Connection<'a> {
                     }
                 }
             }
-            run.step().unwrap_or(if session.over { Step::End(End::Gone) } else { Step::Write })
+            run.step().unwrap_or_else(|| session.over.take().map_or(Step::Write, Step::End))
         })
     }
 
@@ -329,42 +371,12 @@ impl<'a> Connection<'a> {
         if let Some(done) = work.as_mut().now_or_never() {
             return Ok(Some(done));
         }
-        self.write().await?;
+        self.write_before_waiting().await?;
         Ok(timeout(self.shared.bounds.timeout, work).await.ok())
     }
 
-    /// The same for what may wait for room, so long that its client may leave meanwhile, or the service stop.
-    async fn wait<T>(
-        &mut self,
-        wait_ms: Millis,
-        command: RespCommand,
-        work: Pin<Box<impl Future<Output = T>>>,
-        mut stop: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Option<T>, End> {
-        self.write().await?;
-        // Wakes up when the client closes, and not when it sends more.
-        let left = self.stream.ready(Interest::PRIORITY);
-        let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
-        let (mut work, mut left) = (pin!(timeout(limit, work)), pin!(left));
-        let ended = poll_fn(|context| {
-            if let Poll::Ready(done) = work.as_mut().poll(context) {
-                return Poll::Ready(Some(done));
-            }
-            let over = left.as_mut().poll(context).is_ready() || stop.as_mut().poll(context).is_ready();
-            if over { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await;
-        match ended {
-            Some(done) => Ok(done.ok()),
-            None => {
-                // Who has left does not read it.
-                fail(command, &Unavailable::Stopping.into(), &mut self.answers);
-                Err(End::Gone)
-            }
-        }
-    }
-
     fn claimed(&mut self, outcomes: &[Result<Taken, Refusal>]) {
+        self.note(outcomes.iter().flatten());
         let answers = &mut self.answers;
         let mut done = 0;
         for outcome in outcomes {
@@ -395,13 +407,13 @@ impl<'a> Connection<'a> {
     }
 }
 
-fn fail(command: RespCommand, failure: &Failure, answers: &mut Answers) {
+pub(super) fn fail(command: RespCommand, failure: &Failure, answers: &mut Answers) {
     count(command, failure.resp(), 1);
     answers.failure(failure);
 }
 
 #[cold]
-fn unknown(name: &[u8], answers: &mut Answers) {
+pub(super) fn unknown(name: &[u8], answers: &mut Answers) {
     match commands::find(name) {
         Some(spec) => answers.error("ERR", &spec.usage()),
         None => {

@@ -1,7 +1,7 @@
 //! RESP, the protocol of Redis and its clients, for claims on the wire that people have already: `frame` takes commands
 //! out of bytes, `read` makes checked values of them, `connection` decides which go to the scheduler together and writes
 //! the answers, `call` carries out what comes one at a time, `session` and `commands` answer what clients ask before their
-//! first claim, `failure` says the outcome table in the protocol's words.
+//! first claim, `transaction` keeps what stands between `MULTI` and `EXEC`, `failure` says the outcome table in the protocol's words.
 //!
 //! This is the edge for those who count microseconds, so a request costs no task, no timer and no copy of its words; while
 //! a shard is free it is decided on the spot, in the task that read it. Connections have threads of their own (`threads`),
@@ -30,9 +30,13 @@ mod read;
 mod run;
 mod session;
 mod threads;
+mod transaction;
 
 use connection::{Client, Connection};
 use threads::{Accepted, Threads};
+
+/// Said when the room for large commands is used up.
+const NO_ROOM: &str = "too many large requests at a time; retry later";
 
 /// What every connection needs.
 pub(super) struct Shared {

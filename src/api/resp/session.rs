@@ -8,8 +8,10 @@ use super::answer::Answers;
 use super::commands;
 use super::frame::Args;
 use super::read::shown;
+use super::run::End;
+use super::transaction::Transaction;
 use crate::limits;
-use crate::metrics::{RespCommand, RespOutcome};
+use crate::metrics::{RespCommand, RespEnd, RespOutcome};
 
 /// Settings that clients ask for, with what is true here: nothing is saved the way Redis does.
 const SETTINGS: [(&str, &str); 4] = [("appendonly", "no"), ("databases", "1"), ("save", ""), ("timeout", "0")];
@@ -19,14 +21,19 @@ pub(super) struct Session {
     id: u64,
     peer: SocketAddr,
     name: Box<str>,
-    /// `QUIT` was said.
-    pub(super) over: bool,
+    /// Commands that were queued since `MULTI`.
+    pub(super) transaction: Option<Box<Transaction>>,
+    /// A `WATCH` was refused: the transaction that it was meant for must not be carried out.
+    unwatched: bool,
+    /// Why it ends when what came before is answered: `QUIT` was said, or what would leave the client guessing.
+    pub(super) over: Option<End>,
 }
 
 impl Session {
     pub(super) fn new(peer: SocketAddr) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), peer, name: Box::default(), over: false }
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { id, peer, name: Box::default(), transaction: None, unwatched: false, over: None }
     }
 
     /// Answers a command that is about the connection or the service.
@@ -70,17 +77,57 @@ impl Session {
             (RespCommand::Select, Some(b"0")) => answers.ok(),
             (RespCommand::Select, _) => return Err(Wrong::err("DB index is out of range: there is database 0")),
             (RespCommand::Quit, _) => {
-                self.over = true;
+                self.over = Some(End::Gone);
                 answers.ok();
             }
             (RespCommand::Reset, _) => {
                 answers.resp3 = false;
                 self.name = Box::default();
+                (self.transaction, self.unwatched) = (None, false);
                 answers.simple("RESET");
+            }
+            (RespCommand::Multi, _) if self.transaction.is_some() => {
+                return Err(Wrong::err("MULTI calls can not be nested"));
+            }
+            (RespCommand::Multi, _) => {
+                let refused = std::mem::take(&mut self.unwatched);
+                let begun = if refused { Transaction::refused() } else { Transaction::default() };
+                self.transaction = Some(Box::new(begun));
+                answers.ok();
+            }
+            (RespCommand::Discard, _) => {
+                self.transaction.take().ok_or_else(|| Wrong::err("DISCARD without MULTI"))?;
+                answers.ok();
+            }
+            (RespCommand::Watch, _) if self.transaction.is_some() => {
+                return Err(Wrong::err("WATCH inside MULTI is not allowed"));
+            }
+            (RespCommand::Watch, _) => {
+                self.unwatched = true;
+                return Err(Wrong::err(
+                    "WATCH is not supported: there are no values to watch; the next EXEC is refused",
+                ));
+            }
+            (RespCommand::Unwatch, _) => {
+                self.unwatched = false;
+                answers.ok();
             }
             _ => unreachable!("the others go to the scheduler"),
         }
         Ok(())
+    }
+
+    /// Takes the commands that `EXEC` is to carry out. None: an error was answered.
+    pub(super) fn exec(&mut self, answers: &mut Answers) -> Option<Transaction> {
+        let Some(transaction) = self.transaction.take() else {
+            answers.error("ERR", "EXEC without MULTI");
+            return None;
+        };
+        let queued = transaction.exec();
+        if queued.is_none() {
+            answers.error("EXECABORT", "Transaction discarded because of previous errors.");
+        }
+        queued
     }
 
     fn hello(&mut self, args: &Args<'_>, answers: &mut Answers) -> Result<(), Wrong> {
@@ -134,6 +181,12 @@ impl Session {
             }
             // What library it is: nothing depends on it.
             (b"SETINFO", 4) => answers.ok(),
+            (b"REPLY", 3) if args.get(2).is_some_and(|word| word.eq_ignore_ascii_case(b"ON")) => answers.ok(),
+            (b"REPLY", 3) => {
+                // A client that reads no answers would take those of now for those of later.
+                self.over = Some(End::By(RespEnd::Protocol));
+                return Err(Wrong::err("CLIENT REPLY is always ON: every command is answered; the connection ends"));
+            }
             (b"LIST" | b"INFO", _) => {
                 let Self { id, peer, name, .. } = self;
                 let resp = if answers.resp3 { 3 } else { 2 };

@@ -151,6 +151,100 @@ except redis.ResponseError as error:
 }
 
 #[test]
+fn c14_a_python_pipeline_is_a_transaction() {
+    let (_dir, server, mut client, _wire) = with_pool(2);
+    let said = script(
+        "/usr/bin/python3",
+        &[
+            "-c",
+            r#"
+import os, redis
+client = redis.Redis(port=int(os.environ["PORT"]), decode_responses=True)
+pipeline = client.pipeline()
+for key in ("a", "b", "c"):
+    pipeline.execute_command("CLAIM", "ns/warm", "KEY", key, "RESERVE", 0)
+a, b, c = pipeline.execute(raise_on_error=False)
+print(a[0], b[0], type(c).__name__, c)
+for key in ("a", "b"):
+    pipeline.execute_command("RELEASE", "ns", key, "*")
+print(pipeline.execute())
+pipeline.execute_command("CLAIM", "ns/warm", "KEY", "d", "RESERVE", 0)
+pipeline.set("x", 1)
+try:
+    pipeline.execute()
+except redis.ResponseError as error:
+    print(str(error)[:39])
+try:
+    with client.pipeline() as watching:
+        watching.watch("x")
+except redis.ResponseError as error:
+    print(str(error)[:22])
+print(client.ping())
+"#,
+        ],
+        server.resp.unwrap().port(),
+    );
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], "a b ResponseError NOCAPACITY pool_exhausted no worker that the request allows is free");
+    let refused = "Command # 2 (SET x 1) of pipeline cause";
+    assert_eq!(lines[1..], ["[1, 1]", refused, "WATCH is not supported", "True"]);
+    assert_eq!(client.get("/v1/claims").expect(200)["items"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn c14_a_node_multi_is_a_transaction() {
+    let (_dir, server, mut client, _wire) = with_pool(1);
+    let said = script(
+        "node",
+        &[
+            "-e",
+            r#"
+const { createClient } = require("redis");
+(async () => {
+  const client = createClient({ socket: { host: "127.0.0.1", port: Number(process.env.PORT) } });
+  await client.connect();
+  const claim = (key) => ["CLAIM", "ns/warm", "KEY", key, "RESERVE", "0"];
+  const [a, again] = await client.multi().addCommand(claim("a")).addCommand(claim("a")).exec();
+  console.log(a[0], again[1] === a[1]);
+  const [released] = await client.multi().addCommand(["RELEASE", "ns", "a", "*"]).exec();
+  console.log(released);
+  await client.multi().addCommand(claim("b")).addCommand(["SET", "x", "1"]).exec()
+    .then(() => console.log("done"), (error) => console.log("refused"));
+  console.log(await client.ping());
+  await client.quit();
+})().catch((error) => { console.error(error); process.exit(1); });
+"#,
+        ],
+        server.resp.unwrap().port(),
+    );
+    assert_eq!(said, "a true\n1\nrefused\nPONG");
+    assert_eq!(client.get("/v1/claims").expect(200)["items"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn c14_an_atomic_pipe_of_the_redis_crate_is_a_transaction() {
+    let (_dir, server, mut client, _wire) = with_pool(2);
+    for protocol in ["resp2", "resp3"] {
+        let address = format!("redis://{}/?protocol={protocol}", server.resp.unwrap());
+        let mut connection = redis::Client::open(address).unwrap().get_connection().unwrap();
+        let mut pipeline = pipe();
+        pipeline.atomic();
+        for key in ["a", "b"] {
+            pipeline.cmd("CLAIM").arg("ns/warm").arg("KEY").arg(key).ignore();
+        }
+        for key in ["a", "b", "c"] {
+            pipeline.cmd("RELEASE").arg("ns").arg(key).arg("*");
+        }
+        let released: Vec<i64> = pipeline.query(&mut connection).unwrap();
+        assert_eq!(released, [1, 1, 0]);
+        let mut refused = pipe();
+        refused.atomic().cmd("CLAIM").arg("ns/warm").arg("KEY").arg("a").cmd("SET").arg("x").arg("1");
+        refused.exec(&mut connection).unwrap_err();
+        assert_eq!(client.get("/v1/claims").expect(200)["items"].as_array().unwrap().len(), 0);
+    }
+}
+
+#[test]
 fn a_node_client_drives_claims() {
     let (_dir, server, _client, _wire) = with_pool(2);
     let said = script(

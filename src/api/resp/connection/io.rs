@@ -9,7 +9,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use super::{Connection, KEPT_BYTES, LINGER, READ_BYTES, SCRATCH};
+use crate::api::resp::NO_ROOM;
 use crate::api::resp::run::End;
+use crate::api::resp::transaction::merge;
 use crate::metrics::RespEnd;
 
 impl Connection<'_> {
@@ -17,6 +19,16 @@ impl Connection<'_> {
     pub(super) async fn write(&mut self) -> Result<(), End> {
         self.depth += std::mem::take(&mut self.round);
         self.went_last = false;
+        let written = self.write_all().await;
+        self.answers.clear();
+        match written {
+            Ok(()) => self.told(),
+            Err(_) => self.roll_back_undelivered(),
+        }
+        written
+    }
+
+    async fn write_all(&mut self) -> Result<(), End> {
         let mut written = 0;
         while written < self.answers.bytes().len() {
             match self.stream.try_write(&self.answers.bytes()[written..]) {
@@ -26,25 +38,19 @@ impl Connection<'_> {
                     match timeout(self.shared.bounds.timeout, self.stream.writable()).await {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => return Err(End::Gone),
-                        Err(_elapsed) => {
-                            self.answers.clear();
-                            return Err(End::By(RespEnd::SlowReader));
-                        }
+                        Err(_elapsed) => return Err(End::By(RespEnd::SlowReader)),
                     }
                 }
-                Err(_) => {
-                    self.answers.clear();
-                    return Err(End::Gone);
-                }
+                Err(_) => return Err(End::Gone),
             }
         }
-        self.answers.clear();
         Ok(())
     }
 
     /// Waits for more input.
     pub(super) async fn read(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
         self.input.drain(..std::mem::take(&mut self.taken));
+        self.exec_end = 0;
         let within = !self.input.is_empty();
         if !within {
             self.input.shrink_to(KEPT_BYTES);
@@ -96,14 +102,11 @@ impl Connection<'_> {
         let needs = (self.input.capacity() >> 10).saturating_sub(has);
         match self.shared.room(needs) {
             Some(more) => {
-                match &mut self.room {
-                    Some(room) => room.merge(more),
-                    none => *none = Some(more),
-                }
+                merge(&mut self.room, more);
                 Ok(())
             }
             None => {
-                self.answers.error("OVERLOADED", "too many large requests at a time; retry later");
+                self.answers.error("OVERLOADED", NO_ROOM);
                 Err(End::By(RespEnd::NoRoom))
             }
         }
