@@ -9,8 +9,10 @@
 //! ```
 //!
 //! One rule explains the tree: [`engine`] decides, [`shard`] executes, [`journal`] remembers, [`api`] translates.
-//! Arrows point one way. It is a library first: [`scheduler::Scheduler`] over a [`store::Store`] is the whole service
-//! without its edge.
+//! A request goes down this picture and its answer comes back. The modules do not all import in that direction only:
+//! [`choice`], [`dispatch`], [`keys`], [`pools`], [`remembered`], [`router`], [`shard`], [`tenants`], [`waiters`] and
+//! [`watch`] use each other in a circle. It is a library first: [`scheduler::Scheduler`] over a [`store::Store`] is the
+//! whole service without its edge.
 //!
 //! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`tenants`], [`waiters`], [`dispatch`], [`router`], [`pools`],
 //! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`ownership`], [`catalogue`], [`recovery`], [`remembered`]. Around them:

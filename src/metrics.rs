@@ -94,7 +94,7 @@ definitions! {
          load is light, of one in 16 past some thousands a second; of those that one run of a shard answers, of the first.";
     RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
         "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
-    RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Claims that their holder released.";
+    RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Releases that a shard carried out, whoever asked: the second of two steps counts, the first does not.";
     WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"], "Workers by occupancy.";
     RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
     RING_REFUSALS = "hotpool_ring_refusals_total", Kind::Counter, ["pool"],
@@ -122,7 +122,8 @@ definitions! {
         "Claims whose record a stop had lost and that were taken over because their worker named them.";
     STOPS = "hotpool_stops_total", Kind::Counter, ["pool"], "Claims that a worker named and was told to stop.";
     GIVE_BACKS = "hotpool_give_backs_total", Kind::Counter, ["pool"],
-        "Claims given back because their durable answer could not leave in time.";
+        "Claims given back because nobody was told of them: their durable answer could not leave in time, their caller was gone, or \
+         its system did not take the answer.";
     WAITERS = "hotpool_waiters", Kind::Gauge, ["pool"], "Claims that wait for room. One that may be taken from several pools waits in each.";
     WAIT_SECONDS = "hotpool_wait_seconds", Kind::Histogram(WAITS), ["pool"],
         "How long claims had waited that were then granted.";
@@ -132,7 +133,8 @@ definitions! {
         "Events that were dropped before a watcher came to them. Each of several watchers counts.";
     RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
     LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
-        "Difference between the ledgers and a recount. Must stay 0.";
+        "Difference between two counts of workers that hold claims, the ledgers' and the shards' own. Must stay 0. It does not see \
+         amounts, so none of what is shared; debug builds and recoveries recount all.";
     SHARD_RESTARTS = "hotpool_shard_restarts_total", Kind::Counter, ["pool"], "Shards restarted after a panic.";
     SHARDS = "hotpool_shards", Kind::Gauge, ["state"], "Shards by state. Ready means that all are serving.";
     READY = "hotpool_ready", Kind::Gauge, [], "1 if every shard serves and the store takes records, else 0; /readyz says why.";

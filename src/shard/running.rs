@@ -1,4 +1,5 @@
-//! What a shard does when it runs: the only place where effects become deeds.
+//! Runs a shard: carries out the effects of what the engine decides. Only a recovery does so as well,
+//! for claims that it ends before their shard serves (`crate::recovery`).
 //!
 //! One run: answers that waited for the store and may leave now; what is in the ring, decided one by one; deadlines,
 //! if the ring is empty; then the changed rows go to the journal, the bounds to the router, and only then the new
