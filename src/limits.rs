@@ -38,10 +38,12 @@ pub const TYPICAL_REQUESTS_MAX: usize = 256;
 pub const EXPLAIN_WORKERS: u32 = 4_096;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
-/// Longest `reserve_ms` and `lag_max_ms` a pool may set: one day.
+/// Longest `reserve_ms`, `releasing_ms`, `heartbeat_ttl_ms`, `unnamed_ms` and `lag_max_ms` a pool may set: one day.
 pub const RESERVE_MS_MAX: u64 = 86_400_000;
 /// Longest `ttl_ms`: thirty days. Who needs a worker for longer takes it without one.
 pub const TTL_MS_MAX: u64 = 30 * 86_400_000;
+/// Longest `lost_keep_ms` a pool may set: thirty days.
+pub const LOST_KEEP_MS_MAX: u64 = 30 * 86_400_000;
 /// Most claims that one heartbeat or registration names.
 pub const NAMED_CLAIMS_MAX: usize = 10_000;
 /// Claims that ended without their holder's doing and that callers may still ask about; the oldest are forgotten.

@@ -111,13 +111,17 @@ definitions! {
     EVICTIONS = "hotpool_evictions_total", Kind::Counter, ["pool"], "Claims that were evicted for one with a higher priority.";
     SWEEPS = "hotpool_sweeps_total", Kind::Counter, ["pool", "deadline"],
         "Claims that ended without a call, by the deadline that passed: never confirmed, not renewed, not cleaned up, or \
-         not named any more by their worker.";
+         not named by their worker.";
     CLAIMS_LOST = "hotpool_claims_lost_total", Kind::Counter, ["pool"], "Claims that were lost with their worker.";
     WORKERS_LOST = "hotpool_workers_lost_total", Kind::Counter, ["pool"],
         "Workers that sent no heartbeat for longer than the pool allows.";
+    LOST_WORKERS_DELETED = "hotpool_lost_workers_deleted_total", Kind::Counter, ["pool"],
+        "Workers that were deleted because they had been lost for as long as the pool keeps them.";
     WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["pool", "reason"],
         "Workers that are not offered, held or not, by reason. One may have several.";
-    HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that were taken.";
+    HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that are there.";
+    HEARTBEATS_IGNORED = "hotpool_heartbeats_ignored_total", Kind::Counter, ["pool"],
+        "Of these heartbeats those that came late: with a lower seq than one before, since the worker was registered.";
     ADOPTIONS = "hotpool_adoptions_total", Kind::Counter, ["pool"],
         "Claims whose record a stop had lost and that were taken over because their worker named them.";
     STOPS = "hotpool_stops_total", Kind::Counter, ["pool"], "Claims that a worker named and was told to stop.";

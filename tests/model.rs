@@ -28,6 +28,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use drive::Run;
 use ops::{Names, Op, Who};
+use oracle::Times;
 
 fn reserve_ms() -> impl Strategy<Value = u64> {
     prop_oneof![1 => Just(0), 2 => 1..3_000u64]
@@ -46,9 +47,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(id, more, seq, names)| Op::Heartbeat { who: Who::Named(id), more, seq, names }),
         9 => (past(), prop::option::weighted(0.8, names()))
             .prop_map(|(at, names)| Op::Heartbeat { who: Who::Holding(at), more: 1, seq: None, names }),
+        6 => past().prop_map(|at| Op::Heartbeat { who: Who::Holding(at), more: 1, seq: None, names: Some(Names::NONE) }),
         6 => (past(), names())
             .prop_map(|(at, names)| Op::Heartbeat { who: Who::Recent(at), more: 1, seq: None, names: Some(names) }),
-        2 => (worker(), verb()).prop_map(|(id, verb)| Op::Steer(id, verb)),
+        4 => (worker(), verb()).prop_map(|(id, verb)| Op::Steer(id, verb)),
         1 => Just(Op::ClearAll),
         2 => (past(), prop::option::of(1..2_000u64)).prop_map(|(at, ttl_ms)| Op::Renew { at, ttl_ms }),
         4 => (past(), 1..1_000u64).prop_map(|(at, releasing_ms)| Op::BeginRelease { at, releasing_ms }),
@@ -67,7 +69,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => past().prop_map(Op::Yield),
         3 => prop_oneof![3 => 0..10u64, 6 => 0..800u64, 3 => 0..3_000u64, 1 => 0..200_000u64].prop_map(Op::Tick),
         1 => prop_oneof![Just(Policy::Lifo), Just(Policy::Fifo), Just(Policy::Random)].prop_map(Op::SetPolicy),
+        1 => times().prop_map(Op::SetTimes),
     ]
+}
+
+/// Shorter and longer than the time of silence.
+fn times() -> impl Strategy<Value = Times> {
+    let ms = || prop_oneof![1 => Just(1), 3 => 1..3_000u64, 1 => 1..100_000u64];
+    (ms(), prop::option::weighted(0.8, ms())).prop_map(|(unnamed_ms, lost_keep_ms)| Times { unnamed_ms, lost_keep_ms })
 }
 
 fn names() -> impl Strategy<Value = Names> {
@@ -81,7 +90,7 @@ fn worker() -> impl Strategy<Value = u8> {
 }
 
 fn verb() -> impl Strategy<Value = WorkerVerb> {
-    prop_oneof![Just(WorkerVerb::Cordon), Just(WorkerVerb::Uncordon), Just(WorkerVerb::Drain), Just(WorkerVerb::Clear)]
+    prop_oneof![3 => Just(WorkerVerb::Cordon), 1 => Just(WorkerVerb::Uncordon), 1 => Just(WorkerVerb::Drain), 1 => Just(WorkerVerb::Clear)]
 }
 
 /// Workers to begin with, so that every size occurs however the events fall.
@@ -97,10 +106,10 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
     // A failure prints the shortest events that show it; PROPTEST_RNG_SEED repeats a run.
     let mut runner = TestRunner::new(config);
     let policy = prop_oneof![Just(Policy::Lifo), Just(Policy::Fifo), Just(Policy::Random)];
-    let all = (policy, size(), prop::collection::vec(op(), 1..150), 0..1u64 << 40);
+    let all = (policy, times(), size(), prop::collection::vec(op(), 1..150), 0..1u64 << 40);
     runner
-        .run(&all, |(policy, workers, ops, now_ms)| {
-            let mut run = Run::new(policy, now_ms);
+        .run(&all, |(policy, times, workers, ops, now_ms)| {
+            let mut run = Run::new(policy, times, now_ms);
             for i in 0..workers {
                 let (id, card) = (100 + (i % 156), i % asks::CARDS);
                 run.step(&Op::Register { id, more: 0, card, ends_in: None, names: None });
@@ -119,7 +128,8 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
     let (seen, happened) = (seen.into_inner(), happened.into_inner());
     let befell = ["adopted", "cleaned late", "expired", "uncleaned", "missing", "lost", "swept", "given back"];
     let answered = ["granted", "plain", "Busy", "Node", "Small", "Unknown", "mismatch", "not allowed"];
-    for what in befell.into_iter().chain(answered).chain(["too short a life"]) {
+    let agents = ["never named", "named in time", "spoken for", "ignored", "came back", "deleted as lost", "kept"];
+    for what in befell.into_iter().chain(answered).chain(agents).chain(["too short a life"]) {
         assert!(happened.get(what).is_some_and(|&times| times > 2), "{what} hardly occurred: {happened:?}");
     }
     assert!(seen.iter().all(|&times| times > 50), "0, 1, 2, many workers occurred {seen:?} times");

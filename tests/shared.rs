@@ -10,7 +10,7 @@ mod oracle;
 
 use std::sync::Arc;
 
-use hotpool::engine::{Answer, Effect, Event, Place, Shard};
+use hotpool::engine::{Answer, Effect, Event, Heartbeat, NoFit, Place, Rules, Shard};
 use hotpool::model::{Capacity, ClaimId, GpuCapacity, Policy, Resources, WorkerId, WorkerSpec, WorkerVerb};
 use proptest::prelude::*;
 
@@ -95,4 +95,38 @@ fn b1_models_beyond_the_bound_are_refused() {
     }
     assert_eq!(register(4_096), (true, 4_096));
     assert_eq!(register(7), (false, 4_096), "a known one is still an upsert");
+}
+
+/// Q12: a worker that is deleted because it was lost frees its ordinal, and the next worker with that has promised nothing.
+#[test]
+fn q12_a_promise_of_a_deleted_worker_is_not_one_of_the_next_with_its_ordinal() {
+    let rules = Rules { lost_keep_ms: Some(10), ..Policy::BestFit.into() };
+    let mut shard = Shard::new(rules, 1);
+    let mut on = |event, now_ms| {
+        let mut effects = Vec::new();
+        shard.on(event, now_ms, &mut effects);
+        effects.pop()
+    };
+    let register = |id: &str| {
+        let capacity = Capacity { cpu_milli: 1_000, ..Capacity::default() };
+        let spec = WorkerSpec { capacity, ..WorkerSpec::bare(WorkerId::new(id).unwrap()) };
+        Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 10, to: () }
+    };
+    let wants = || Arc::new(wants(&Resources { cpu_milli: 1_000, ..Resources::default() }, 0));
+    let promise = |ticket| Event::Promise { ticket, wants: wants(), evict: None, until_ms: 100, to: () };
+    let promised = Some(Effect::Reply { to: (), answer: Answer::Promised });
+    on(register("w0"), 1);
+    let beat = Heartbeat { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
+    on(Event::Heartbeat { id: WorkerId::new("w0").unwrap(), beat, to: () }, 1);
+    assert_eq!(on(promise(1), 1), promised);
+    on(Event::Tick, 11);
+    assert!(matches!(on(Event::Tick, 21), Some(Effect::Deleted { worker }) if worker.spec.id.as_str() == "w0"));
+    on(register("w1"), 21);
+    assert_eq!(on(promise(2), 21), promised);
+    on(Event::BreakPromise { ticket: 1 }, 21);
+    let id = ClaimId::new("ns", "default", "k").unwrap();
+    let wants = Some(wants());
+    let claim = Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () };
+    let refused = Some(Effect::Reply { to: (), answer: Answer::NoFit(NoFit::Busy) });
+    assert_eq!(on(claim, 21), refused, "w1 is kept for the second");
 }

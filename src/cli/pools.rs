@@ -108,6 +108,12 @@ struct Spec {
     /// How long a worker that heartbeats may be silent before it is lost
     #[arg(long, value_name = "MS")]
     heartbeat_ttl_ms: Option<u64>,
+    /// How long a worker's lists may leave out a claim that they never named before it ends
+    #[arg(long, value_name = "MS")]
+    unnamed_ms: Option<u64>,
+    /// How long a lost worker is kept before it is deleted; 0: for ever
+    #[arg(long, value_name = "MS")]
+    lost_keep_ms: Option<u64>,
     /// How far the store may lag before claims that are acknowledged from memory are refused
     #[arg(long, value_name = "MS")]
     lag_max_ms: Option<u64>,

@@ -43,6 +43,7 @@ impl Shard {
         }
         claim.confirmed = true;
         self.activate(place, now_ms);
+        self.spoken_for(place);
         self.tell(place)
     }
 
@@ -80,6 +81,7 @@ impl Shard {
             self.touch(place.worker);
         }
         self.start_stay(place, now_ms);
+        self.spoken_for(place);
         self.tell(place)
     }
 

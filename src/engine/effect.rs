@@ -32,6 +32,11 @@ pub enum Effect<R> {
         /// Its ordinal.
         worker: u32,
     },
+    /// A worker that had been lost for long was deleted.
+    Deleted {
+        /// As it was registered.
+        worker: Arc<WorkerCard>,
+    },
     /// The next effect ends a claim that callers may still ask about.
     Remember {
         /// Whose.
@@ -97,12 +102,14 @@ pub enum Answer {
         /// What it said that it runs and must not.
         stop: Vec<Named>,
     },
-    /// A heartbeat was taken.
+    /// A heartbeat was taken, or came too late for that.
     Heard {
         /// What the worker holds.
         claims: Vec<(ClaimId, Grant)>,
         /// What it said that it runs and must not.
         stop: Vec<Named>,
+        /// Nothing of it was taken, because one with this higher number was.
+        late_for: Option<u64>,
     },
     /// The owner's wish is done.
     Steered(Box<WorkerLook>),

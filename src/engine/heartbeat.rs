@@ -3,7 +3,8 @@
 //! A *word* about its claims (a heartbeat with `claims`, a registration with them) is compared with what it holds:
 //!
 //! - what it names and holds becomes active;
-//! - what it held, named once and names no more is released after a grace, so one reordered heartbeat ends nothing;
+//! - what it holds and does not name ends after a grace, so one reordered word ends nothing: a short one if it named the
+//!   claim before, the pool's `unnamed_ms` if it never did and may not have got it yet;
 //! - what it names and does not hold is *adopted* if it can only be a claim whose record was lost: its fence lies in
 //!   the lost tail (above all that the shard had recorded, below the first fence of this owner), nothing was granted
 //!   to the worker since, and the key is vacant. Anything else it has to stop; until a later word no longer names it,
@@ -46,9 +47,11 @@ impl Shard {
         }
         self.counters.life.heartbeats += 1;
         let last = self.lives.get(at).beat_seq;
-        let late = beat.seq.is_some_and(|seq| last.is_some_and(|last| seq < last));
+        let late_for = last.filter(|&last| beat.seq.is_some_and(|seq| seq < last));
         let mut stop = Vec::new();
-        if !late {
+        if late_for.is_some() {
+            self.counters.life.late_heartbeats += 1;
+        } else {
             self.lives.get_mut(at).beat_seq = beat.seq.or(last);
             self.heard(at, beat.ttl_ms, now_ms);
             if let Some(named) = beat.claims {
@@ -57,7 +60,7 @@ impl Shard {
         }
         let claims = self.look(at).claims;
         self.mark_told(claims.iter().map(|(_, grant)| grant.place));
-        Answer::Heard { claims, stop }
+        Answer::Heard { claims, stop, late_for }
     }
 
     /// The worker, which may be silent for `ttl_ms`, says which claims it runs. Returns those that it has to stop.
@@ -110,14 +113,16 @@ impl Shard {
         let set = if stop.is_empty() { 0 } else { bars::STOPPING };
         self.counters.life.stops += stop.len() as u64;
         self.bar(at, set, clear | (bars::STOPPING & !set));
+        if self.workers.get(at).notes & notes::OF_CLAIM != 0 {
+            self.schedule(at);
+        }
         stop
     }
 
     /// The worker runs the claim that it holds.
     fn named(&mut self, place: Place, now_ms: Millis) {
         if self.workers.get(place.worker).notes & notes::OF_CLAIM != 0 {
-            self.lives.get_mut(place.worker).missing.retain(|(missing, _)| *missing != place);
-            self.schedule(place.worker);
+            self.lives.get_mut(place.worker).missing.remove(&place.fence);
         }
         let Some(claim) = self.claims.get_mut(place) else { return };
         claim.confirmed = true;
@@ -130,15 +135,25 @@ impl Shard {
     /// The worker does not name the claim that it holds.
     fn misses(&mut self, place: Place, ttl_ms: Millis, now_ms: Millis) {
         let Some(claim) = self.claims.get(place) else { return };
-        // What is being cleaned is not run any more, and what was never named may not have arrived yet.
-        if !claim.named || claim.state != ClaimState::Active {
+        // What is being cleaned is not run any more, what is reserved has its own deadline, and of a member of a gang
+        // that is not committed nobody was told.
+        if claim.state != ClaimState::Active || self.is_provisional(place) {
             return;
         }
-        let life = self.lives.get_mut(place.worker);
-        if life.missing.iter().all(|(missing, _)| *missing != place) {
-            // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
-            life.missing.push((place, now_ms + ttl_ms / 2));
-            self.workers.get_mut(place.worker).notes |= notes::OF_CLAIM;
+        // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
+        let grace_ms = if claim.named { ttl_ms / 2 } else { self.rules.unnamed_ms };
+        let due = now_ms + grace_ms;
+        let missing = &mut self.lives.get_mut(place.worker).missing;
+        // The first list that leaves it out counts, and a time of the pool that was made shorter since.
+        missing.entry(place.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((place, due));
+        self.workers.get_mut(place.worker).notes |= notes::OF_CLAIM;
+    }
+
+    /// The holder has spoken for a claim: its worker, if it never named it, has all the time for that anew.
+    pub(super) fn spoken_for(&mut self, place: Place) {
+        let noted = self.workers.get(place.worker).notes & notes::OF_CLAIM != 0;
+        let unnamed = || self.claims.get(place).is_some_and(|claim| !claim.named);
+        if noted && unnamed() && self.lives.get_mut(place.worker).missing.remove(&place.fence).is_some() {
             self.schedule(place.worker);
         }
     }

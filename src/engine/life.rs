@@ -3,6 +3,9 @@
 //! bring them into the cache; where the hot path must know that there is something to look up, one bit of
 //! [`notes`] says so.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::NIL;
 use super::effect::{Answer, Axes, Effect, End};
 use super::event::Place;
@@ -57,8 +60,10 @@ pub struct Life {
     pub ttl_ms: Millis,
     /// When silence becomes loss.
     pub silent_at_ms: Option<Millis>,
-    /// Claims that its heartbeats named once and name no more, each with the time at which it ends.
-    pub missing: Vec<(Place, Millis)>,
+    /// When it is deleted, because it is lost and nobody wants it kept.
+    pub deleted_at_ms: Option<Millis>,
+    /// Claims that its last list does not name, by fence, each with the time at which it ends.
+    pub missing: BTreeMap<Fence, (Place, Millis)>,
     /// Its own end of life.
     pub ends_ms: Option<Millis>,
     /// Fence of the claim whose clean-up never finished; 0: none.
@@ -74,7 +79,8 @@ static NONE: Life = Life {
     beat_seq: None,
     ttl_ms: 0,
     silent_at_ms: None,
-    missing: Vec::new(),
+    deleted_at_ms: None,
+    missing: BTreeMap::new(),
     ends_ms: None,
     uncleaned: 0,
     settled: 0,
@@ -83,8 +89,8 @@ static NONE: Life = Life {
 
 impl Life {
     pub fn next_ms(&self) -> Option<Millis> {
-        let missing = self.missing.iter().map(|&(_, at)| at).min();
-        [self.silent_at_ms, missing, self.ends_ms].into_iter().flatten().min()
+        let missing = self.missing.values().map(|&(_, at)| at).min();
+        [self.silent_at_ms, self.deleted_at_ms, missing, self.ends_ms].into_iter().flatten().min()
     }
 }
 
@@ -188,6 +194,7 @@ impl Shard {
                 self.vouch(at);
             }
         }
+        self.keep_lost(at, now_ms);
         Answer::Steered(Box::new(self.look(at)))
     }
 
@@ -233,13 +240,36 @@ impl Shard {
     pub(super) fn heard(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis) {
         let life = self.lives.get_mut(at);
         let before = std::mem::replace(&mut life.ttl_ms, ttl_ms);
-        life.silent_at_ms = (ttl_ms > 0).then_some(now_ms + ttl_ms);
+        (life.silent_at_ms, life.deleted_at_ms) = ((ttl_ms > 0).then_some(now_ms + ttl_ms), None);
         self.bar(at, 0, bars::LOST);
         if before != ttl_ms {
             // Once in its life, or when the pool's time changes: a heartbeat writes nothing.
             self.touch(at);
         }
         self.schedule(at);
+    }
+
+    /// Says when a worker that is lost is deleted, if it is and that is not said yet. A cordon outlives every life of a
+    /// worker, and would not outlive its deletion: with one it is kept.
+    pub(super) fn keep_lost(&mut self, at: u32, now_ms: Millis) {
+        let goes = self.workers.get(at).bars & (bars::LOST | bars::CORDONED) == bars::LOST;
+        let before = self.lives.get(at).deleted_at_ms;
+        let after = self.rules.lost_keep_ms.filter(|_| goes).map(|keep_ms| before.unwrap_or(now_ms + keep_ms));
+        if before != after {
+            self.lives.get_mut(at).deleted_at_ms = after;
+            self.schedule(at);
+        }
+    }
+
+    /// The time that lost workers are kept is another, and counts from now on.
+    pub(super) fn keep_all_lost(&mut self, now_ms: Millis) {
+        let is_lost = |at: &u32| self.workers.get(*at).bars & bars::LOST != 0;
+        let lost: Vec<u32> = self.workers.iter_from(0).filter(is_lost).collect();
+        for at in lost {
+            self.lives.get_mut(at).deleted_at_ms = None;
+            self.keep_lost(at, now_ms);
+            self.schedule(at);
+        }
     }
 
     /// Takes the end of life of a registration over.
@@ -268,9 +298,13 @@ impl Shard {
         let due = |deadline: &mut Option<Millis>| deadline.take_if(|at| *at <= now_ms).is_some();
         let life = self.lives.get_mut(at);
         let (silent, ended) = (due(&mut life.silent_at_ms), due(&mut life.ends_ms));
-        let missing: Vec<_> = life.missing.extract_if(.., |(_, at)| *at <= now_ms).collect();
-        for (place, _) in missing {
-            self.counters.life.missing += u64::from(self.end(place, End::Missing, effects));
+        let deleted = due(&mut life.deleted_at_ms);
+        let missing: Vec<_> = life.missing.extract_if(.., |_, (_, at)| *at <= now_ms).collect();
+        for (_, (place, _)) in missing {
+            // What began to be released since is cleaned, and its worker stays held until that is over.
+            if self.claims.get(place).is_some_and(|claim| claim.state == ClaimState::Active) {
+                self.counters.life.missing += u64::from(self.end(place, End::Missing, effects));
+            }
         }
         if silent {
             self.counters.life.lost_workers += 1;
@@ -279,11 +313,20 @@ impl Shard {
             self.bar(at, if held { bars::LOST | bars::SUSPECT } else { bars::LOST }, 0);
             effects.push(Effect::Silent { worker: at });
             self.lose(at, effects);
+            self.keep_lost(at, now_ms);
         }
         if ended {
             self.bar(at, bars::ENDED, 0);
         }
-        self.schedule(at);
+        if deleted {
+            self.counters.life.deleted_workers += 1;
+            effects.push(Effect::Deleted { worker: Arc::clone(self.workers.card(at)) });
+            // Nobody wished it away, so it is not remembered: it may come back in the same incarnation.
+            self.withdraw(at, effects);
+            self.remove_row_later(at);
+        } else {
+            self.schedule(at);
+        }
     }
 
     /// Ends what the worker holds, and lets it be remembered.
@@ -314,9 +357,7 @@ impl Shard {
         let at = place.worker;
         let free = self.workers.get(at).claim == NIL;
         let life = self.lives.get_mut(at);
-        let before = life.missing.len();
-        life.missing.retain(|(missing, _)| *missing != place);
-        let fewer = life.missing.len() != before;
+        let fewer = life.missing.remove(&place.fence).is_some();
         if free {
             life.promised = None;
         }

@@ -278,6 +278,11 @@ impl Shard {
         self.need_of(wants).is_some_and(fits)
     }
 
+    /// The worker is gone. Its ordinal may be another's soon, to whom none of this was promised.
+    pub(super) fn void_promises(&mut self, at: u32) {
+        self.promises.workers.retain(|_, promised| *promised != at);
+    }
+
     /// Nothing is promised to this ticket any more.
     pub(super) fn break_promise(&mut self, ticket: u64) {
         let Some(at) = self.promises.workers.remove(&ticket) else { return };

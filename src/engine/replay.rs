@@ -253,6 +253,7 @@ impl Replay {
                 let life = shard.lives.get_mut(at);
                 life.silent_at_ms = Some(resume.now_ms + life.ttl_ms);
             }
+            shard.keep_lost(at, resume.now_ms);
             shard.schedule(at);
         }
     }

@@ -37,8 +37,9 @@ impl Shard {
                     (true, self.welcome(spec, now_ms))
                 } else {
                     if spec.incarnation > known {
-                        self.begin_life(at, now_ms, effects);
+                        self.begin_life(at, ttl_ms, now_ms, effects);
                     }
+                    self.is_there(at, ttl_ms, now_ms);
                     if self.workers.card(at).spec != spec {
                         // An end of life is unix time; the same one as before has been counted already.
                         let moved = self.workers.card(at).spec.expires_at_ms != spec.expires_at_ms;
@@ -57,21 +58,36 @@ impl Shard {
         }
         let mut stop = Vec::new();
         if let Some(named) = claims {
-            let silent_ms = self.lives.get(at).ttl_ms;
-            self.heard(at, silent_ms, now_ms);
+            self.heard_again(at, ttl_ms, now_ms);
             stop = self.word(at, named, ttl_ms, now_ms, effects);
         }
         Answer::Registered { created, worker: Box::new(self.look(at)), stop }
     }
 
     /// Another life of the worker begins: what the old one held is lost, and what was thought of it is over.
-    fn begin_life<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+    fn begin_life<R>(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         self.lose(at, effects);
-        let life = self.lives.get_mut(at);
-        (life.beat_seq, life.uncleaned) = (None, 0);
-        life.silent_at_ms = (life.ttl_ms > 0).then_some(now_ms + life.ttl_ms);
+        self.lives.get_mut(at).uncleaned = 0;
         self.bar(at, 0, bars::OF_ONE_LIFE);
-        self.schedule(at);
+        self.heard_again(at, ttl_ms, now_ms);
+    }
+
+    /// The registrar says that a worker is there that is known. Whoever sends its heartbeats may have started anew, and
+    /// then counts them anew. A live worker is not heard of by this: a registrar that repeats itself must not keep a dead
+    /// one alive.
+    fn is_there(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis) {
+        if self.lives.get(at).beat_seq.is_some() {
+            self.lives.get_mut(at).beat_seq = None;
+        }
+        if self.workers.get(at).bars & bars::LOST != 0 {
+            self.heard_again(at, ttl_ms, now_ms);
+        }
+    }
+
+    /// Something other than a heartbeat says that the worker is there. Whether it may be silent is for its heartbeats to say.
+    fn heard_again(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis) {
+        let beats = self.lives.get(at).ttl_ms > 0;
+        self.heard(at, if beats { ttl_ms } else { 0 }, now_ms);
     }
 
     fn welcome(&mut self, spec: WorkerSpec, now_ms: Millis) -> Option<u32> {
@@ -129,15 +145,28 @@ impl Shard {
         let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
             return Answer::UnknownWorker;
         };
+        self.withdraw(at, effects);
+        self.tombstones.push_back((now_ms + limits::TOMBSTONE_MS, at));
+        if self.tombstones.len() > limits::TOMBSTONES_MAX {
+            self.forget_oldest();
+        }
+        Answer::Deleted
+    }
+
+    /// Ends the worker and what it holds. What is left is its id.
+    pub(super) fn withdraw<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
         self.lose(at, effects);
         let worker = self.workers.get_mut(at);
-        let (bars, line) = (std::mem::take(&mut worker.bars), worker.line);
+        let (barred, line) = (std::mem::take(&mut worker.bars), worker.line);
         worker.deleted = true;
-        if bars == 0 {
+        if barred == 0 {
             self.idle.remove(self.workers.hot_mut(), at);
         } else {
             self.ledger.unbar(line);
-            self.barred.leave(bars);
+            self.barred.leave(barred);
+        }
+        if barred & bars::PROMISED != 0 {
+            self.void_promises(at);
         }
         self.idle.forget(at);
         self.leave_share(at);
@@ -146,11 +175,6 @@ impl Shard {
         self.beats.cancel(at);
         self.present -= 1;
         self.touch(at);
-        self.tombstones.push_back((now_ms + limits::TOMBSTONE_MS, at));
-        if self.tombstones.len() > limits::TOMBSTONES_MAX {
-            self.forget_oldest();
-        }
-        Answer::Deleted
     }
 
     pub(super) fn forget_oldest(&mut self) {
@@ -159,7 +183,7 @@ impl Shard {
         }
     }
 
-    fn remove_row_later(&mut self, at: u32) {
+    pub(super) fn remove_row_later(&mut self, at: u32) {
         self.touch(at);
         let card = self.workers.remove(at);
         self.removed.push(card.spec.id.clone());

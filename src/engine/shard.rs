@@ -25,6 +25,7 @@ use crate::row::ShardRow;
 /// One shard of a pool.
 #[derive(Debug)]
 pub struct Shard {
+    pub(super) rules: Rules,
     pub(super) seq: Seq,
     pub(super) workers: Workers,
     pub(super) claims: Claims,
@@ -68,23 +69,32 @@ pub struct Shard {
 }
 
 /// What a pool's specification tells its shards.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// Which worker a claim takes; and so whether it takes all of it.
     pub policy: Policy,
     /// What policy `fgd` takes for usual; empty: it learns that.
     pub typical_requests: Vec<TypicalRequest>,
+    /// How long the lists of a worker may leave out a claim that they never named.
+    pub unnamed_ms: Millis,
+    /// How long a lost worker is kept; none: for ever.
+    pub lost_keep_ms: Option<Millis>,
 }
 
 impl From<Policy> for Rules {
     fn from(policy: Policy) -> Self {
-        Self { policy, typical_requests: Vec::new() }
+        Self::from(&PoolSpec { policy: Some(policy), ..PoolSpec::default() })
     }
 }
 
 impl From<&PoolSpec> for Rules {
     fn from(spec: &PoolSpec) -> Self {
-        Self { policy: spec.policy(), typical_requests: spec.typical_requests.clone() }
+        Self {
+            policy: spec.policy(),
+            typical_requests: spec.typical_requests.clone(),
+            unnamed_ms: spec.unnamed_ms(),
+            lost_keep_ms: (spec.lost_keep_ms > 0).then_some(spec.lost_keep_ms),
+        }
     }
 }
 
@@ -125,10 +135,14 @@ pub struct LifeCounters {
     pub lost_claims: u64,
     /// Workers that were silent for too long.
     pub lost_workers: u64,
+    /// Workers that were deleted because they had been lost for long.
+    pub deleted_workers: u64,
     /// Claims that others with a higher priority evicted.
     pub evicted: u64,
-    /// Heartbeats taken.
+    /// Heartbeats of workers that are there.
     pub heartbeats: u64,
+    /// Of them those that came late and were ignored.
+    pub late_heartbeats: u64,
     /// Claims taken over because their worker named them.
     pub adopted: u64,
     /// Claims that a worker was told to stop.
@@ -166,6 +180,7 @@ impl Shard {
             raised: 0,
             busy: 0,
             counters: Counters::default(),
+            rules,
         }
     }
 
@@ -431,13 +446,22 @@ impl Shard {
         self.batch_from = Seq::MAX;
     }
 
-    /// Another way to choose workers: in an exclusive pool from the order in which they became idle.
-    pub fn set_rules(&mut self, rules: &Rules) {
-        if let Some(shares) = &mut self.shares {
-            shares.set_rules(rules);
-        } else {
-            self.set_policy(rules.policy);
+    /// Another way to choose workers: in an exclusive pool from the order in which they became idle. Other times hold from
+    /// now on.
+    pub fn set_rules(&mut self, rules: &Rules, now_ms: Millis) {
+        let before = std::mem::replace(&mut self.rules, rules.clone());
+        if before.lost_keep_ms != rules.lost_keep_ms {
+            self.keep_all_lost(now_ms);
         }
+        if (before.policy, &before.typical_requests) != (rules.policy, &rules.typical_requests) {
+            if let Some(shares) = &mut self.shares {
+                shares.set_rules(rules);
+            } else {
+                self.set_policy(rules.policy);
+            }
+        }
+        #[cfg(debug_assertions)]
+        self.assert_invariants();
     }
 
     fn set_policy(&mut self, policy: Policy) {

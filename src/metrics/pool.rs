@@ -65,9 +65,13 @@ pub struct PoolMetrics {
     pub claims_lost: Counter,
     /// `hotpool_workers_lost_total`.
     pub workers_lost: Counter,
+    /// `hotpool_lost_workers_deleted_total`.
+    pub lost_workers_deleted: Counter,
     workers_barred: Vec<Gauge>,
     /// `hotpool_heartbeats_total`.
     pub heartbeats: Counter,
+    /// `hotpool_heartbeats_ignored_total`.
+    pub heartbeats_ignored: Counter,
     /// `hotpool_adoptions_total`.
     pub adoptions: Counter,
     /// `hotpool_stops_total`.
@@ -129,11 +133,13 @@ impl PoolMetrics {
                 .collect(),
             claims_lost: counter(CLAIMS_LOST),
             workers_lost: counter(WORKERS_LOST),
+            lost_workers_deleted: counter(LOST_WORKERS_DELETED),
             workers_barred: BarReason::ALL
                 .iter()
                 .map(|reason| gauge(WORKERS_BARRED, vec![Label::new("reason", reason.word())]))
                 .collect(),
             heartbeats: counter(HEARTBEATS),
+            heartbeats_ignored: counter(HEARTBEATS_IGNORED),
             adoptions: counter(ADOPTIONS),
             stops: counter(STOPS),
             give_backs: counter(GIVE_BACKS),

@@ -123,6 +123,12 @@ pub struct PoolSpec {
     pub releasing_ms: u64,
     /// How long a worker that sends heartbeats may be silent, in milliseconds; then it is lost.
     pub heartbeat_ttl_ms: u64,
+    /// How long the full lists of a worker may leave out an active claim that they never named, in milliseconds; then the
+    /// claim ends. None: the larger of `reserve_ms` and twice `heartbeat_ttl_ms` ([`Self::unnamed_ms`]).
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub unnamed_ms: Option<u64>,
+    /// How long a worker that is lost, and so holds nothing, is kept, in milliseconds; then it is deleted. 0: for ever.
+    pub lost_keep_ms: u64,
     /// How far the store may lag behind before memory-acknowledged claims are refused, in milliseconds.
     pub lag_max_ms: u64,
     /// A claim that waits may evict claims with a lower priority that are marked `preemptible`.
@@ -147,6 +153,8 @@ impl Default for PoolSpec {
             reserve_ms: 30_000,
             releasing_ms: 60_000,
             heartbeat_ttl_ms: 60_000,
+            unnamed_ms: None,
+            lost_keep_ms: 600_000,
             lag_max_ms: 10_000,
             preemption: false,
             waiters_max: 100_000,
@@ -169,6 +177,13 @@ impl PoolSpec {
     #[must_use]
     pub fn policy(&self) -> Policy {
         self.policy.unwrap_or(self.mode.default_policy())
+    }
+
+    /// How long the full lists of a worker may leave out an active claim that they never named.
+    #[must_use]
+    pub fn unnamed_ms(&self) -> u64 {
+        let default = self.reserve_ms.max(self.heartbeat_ttl_ms.saturating_mul(2)).min(limits::RESERVE_MS_MAX);
+        self.unnamed_ms.unwrap_or(default)
     }
 
     /// Checks every field against its limit.
@@ -200,9 +215,13 @@ impl PoolSpec {
                 return Err(Refusal::invalid(field, format!("must be at most {}", limits::WAITERS_MAX)));
             }
         }
+        if self.lost_keep_ms > limits::LOST_KEEP_MS_MAX {
+            return Err(Refusal::invalid("lost_keep_ms", format!("must be at most {}", limits::LOST_KEEP_MS_MAX)));
+        }
         let times = [
             ("releasing_ms", self.releasing_ms),
             ("heartbeat_ttl_ms", self.heartbeat_ttl_ms),
+            ("unnamed_ms", self.unnamed_ms()),
             ("lag_max_ms", self.lag_max_ms),
         ];
         for (field, ms) in times {

@@ -88,7 +88,7 @@ impl From<WorkerSpec> for Registration {
 pub struct Beat {
     /// Which life of the worker speaks.
     pub incarnation: u64,
-    /// Grows from one to the next: what comes later with a lower one is ignored.
+    /// Grows from one to the next: what comes later with a lower one is ignored. A registration begins the count anew.
     pub seq: Option<u64>,
     /// What it runs; none: it says nothing about that. Empty: nothing.
     pub claims: Option<Vec<RunningClaim>>,
@@ -101,6 +101,9 @@ pub struct Heard {
     pub claims: Vec<ClaimView>,
     /// What it named and should not run.
     pub stop: Vec<RunningClaim>,
+    /// Nothing of it was taken, because one with this higher `seq` was: the next has to exceed it, or the worker to be
+    /// registered again.
+    pub late_for: Option<u64>,
 }
 
 /// The registration of a worker, shared by the engine and the answers that name it.

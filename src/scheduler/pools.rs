@@ -84,9 +84,10 @@ impl Scheduler {
         let catalogue = self.catalogue()?;
         let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &spec, false));
         self.stored(catalogue, put).await?;
-        if (old.policy, &old.typical_requests) != (spec.policy, &spec.typical_requests) {
+        let rules = Rules::from(&spec);
+        if Rules::from(&*old) != rules {
             for port in &pool.ports {
-                port.ask(Command::SetRules(Rules::from(&spec)));
+                port.ask(Command::SetRules(rules.clone()));
             }
         }
         pool.respecify(spec);

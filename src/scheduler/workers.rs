@@ -214,9 +214,9 @@ async fn by_shard<T, A>(
 
 fn heard(pool: &Pool, payload: Payload) -> Heard {
     match payload {
-        Payload::Heard(claims, stop) => {
+        Payload::Heard { claims, stop, late_for } => {
             let claims = claims.into_iter().map(|(id, answer)| view(&id, &pool.name, answer)).collect();
-            Heard { claims, stop }
+            Heard { claims, stop, late_for }
         }
         _ => unreachable!("a heartbeat is heard or refused"),
     }

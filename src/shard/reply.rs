@@ -36,8 +36,15 @@ pub enum Payload {
         /// What it named and should not run.
         stop: Vec<RunningClaim>,
     },
-    /// What a worker that sent a heartbeat holds, and what it named and should not run.
-    Heard(Vec<(ClaimId, ClaimAnswer)>, Vec<RunningClaim>),
+    /// Of a worker that sent a heartbeat.
+    Heard {
+        /// What it holds.
+        claims: Vec<(ClaimId, ClaimAnswer)>,
+        /// What it named and should not run.
+        stop: Vec<RunningClaim>,
+        /// Nothing of it was taken, because one with this higher number was.
+        late_for: Option<u64>,
+    },
     /// Workers of the shard that are trusted since, and those that are not yet.
     Cleared(Cleared),
     /// Workers with their ordinals.

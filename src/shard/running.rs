@@ -357,7 +357,7 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::SetRules(rules) => self.shard.set_rules(&rules),
+            Command::SetRules(rules) => self.shard.set_rules(&rules, self.now_ms),
             Command::Close(reply) => self.close(reply),
             Command::Panic(InjectedStep(step)) => {
                 step();
@@ -388,6 +388,7 @@ impl Running {
                     self.ended(id, fence);
                 }
                 Effect::Silent { worker } => self.tell_silent(worker),
+                Effect::Deleted { worker } => self.tell_deleted(worker),
                 Effect::Remember { id, grant } => {
                     let ended = Ended { shard: self.port.shard, pool: self.pool.name.clone(), grant };
                     self.dispatch.remembered.put(id, ended, self.now_ms);

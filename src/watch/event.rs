@@ -69,12 +69,14 @@ pub enum Why {
     Missing,
     /// Released: nobody was told of it, or its key is held elsewhere.
     GivenBack,
+    /// Deleted: it had been lost for as long as its pool keeps it.
+    Lost,
 }
 
 impl Why {
     /// Every one.
-    pub const ALL: [Self; 6] =
-        [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::GivenBack];
+    pub const ALL: [Self; 7] =
+        [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::GivenBack, Self::Lost];
 
     /// The word on the wire.
     #[must_use]
@@ -86,6 +88,7 @@ impl Why {
             Self::Releasing => "releasing",
             Self::Missing => "missing",
             Self::GivenBack => "given_back",
+            Self::Lost => "lost",
         }
     }
 }

@@ -119,7 +119,7 @@ async fn w05_a_worker_that_runs_what_it_should_not_is_told_and_not_offered_until
     // Also over a restart of the worker's registrar, who knows nothing of it.
     world.s.register(&name("p"), worker("w")).await.unwrap();
     assert_eq!(world.claim("p", "next").await, Err(FULL));
-    assert_eq!(world.beat("w", Some(&[])).await, Heard { claims: vec![], stop: vec![] });
+    assert_eq!(world.beat("w", Some(&[])).await, Heard { claims: vec![], stop: vec![], late_for: None });
     world.hold("p", "next").await;
 }
 

@@ -3,6 +3,7 @@
 //! Those of S11 and S12 and the journal's run on Redis as well (`tests/redis.rs`).
 //! Time is the test's own; nothing sleeps.
 
+mod agents;
 mod batches;
 mod choice;
 mod claim_life;

@@ -10,7 +10,7 @@ use hotpool::watch::{Position, Told, Watcher};
 use crate::world::{WAIT_MS, World, done, id, name, request, spec, until};
 
 /// What has been told by now, in a few words each, and where it stands.
-async fn told(watcher: &mut Watcher) -> (Vec<String>, Option<Position>) {
+pub async fn told(watcher: &mut Watcher) -> (Vec<String>, Option<Position>) {
     let (mut words, mut last) = (Vec::new(), None);
     let mut told = Vec::new();
     while tokio::time::timeout(Duration::ZERO, watcher.next(&mut told)).await == Ok(true) {

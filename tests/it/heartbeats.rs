@@ -38,13 +38,16 @@ fn w04_heartbeats_that_come_late_or_out_of_order_change_nothing() {
     ] {
         let heard = beat(&mut client, "w0", &body);
         assert_eq!((&heard["claims"][0]["fence"], &heard["stop"]), (&held["fence"], &json!([])), "{body}");
+        assert_eq!((&heard["ignored"], &heard["last_seq"]), (&json!(true), &json!(7)), "{body}");
         assert_eq!(look(&mut client, "w0"), before, "{body}");
     }
     // The same number again is no earlier one: a heartbeat may be sent twice.
     beat(&mut client, "w0", &json!({"seq": 7, "claims": [held]}));
     assert_eq!(look(&mut client, "w0"), before);
     let heard = beat(&mut client, "w0", &json!({"seq": 8, "claims": [held, stranger]}));
-    assert_eq!(heard["stop"], json!([stranger]));
+    assert_eq!((&heard["stop"], heard.get("ignored"), heard.get("last_seq")), (&json!([stranger]), None, None));
+    let scrape = client.get("/metrics");
+    assert!(scrape.text().contains("hotpool_heartbeats_ignored_total{pool=\"ns/warm\"} 4\n"), "{}", scrape.text());
 }
 
 #[test]
@@ -117,7 +120,8 @@ fn w04_many_are_heard_in_one_call_each_for_itself() {
     assert_eq!(items.len(), 13);
     let heard = |at: usize| {
         let item = items[at].as_object().unwrap();
-        assert_eq!(item.len(), 2, "{item:?}");
+        // Of one that came late also that, and what it has to exceed.
+        assert_eq!(item.len(), if item.contains_key("ignored") { 4 } else { 2 }, "{item:?}");
         let claims = item["claims"].as_array().unwrap().iter().map(|claim| claim["key"].clone()).collect::<Vec<_>>();
         (claims, item["stop"].clone())
     };
@@ -125,6 +129,8 @@ fn w04_many_are_heard_in_one_call_each_for_itself() {
     assert_eq!(heard(3), (vec![json!("b")], json!([a])), "b is not named yet: it may not have arrived");
     assert_eq!(heard(11), (vec![], json!([])));
     assert_eq!(heard(12), (vec![json!("a")], json!([])), "it came late");
+    assert_eq!((&items[12]["ignored"], &items[12]["last_seq"]), (&json!(true), &json!(1)));
+    assert!(items[..12].iter().all(|item| item.get("ignored").is_none()));
     check_error(&items[1], "NOT_FOUND", None, None);
     check_error(&items[4], "FAILED_PRECONDITION", Some("state"), None);
     for (at, field) in [

@@ -190,7 +190,14 @@ fn w01_a_registration_may_say_what_runs_and_when_it_ends() {
     let items = client.post(&format!("{POOL}/workers:batch"), &batch).expect(200)["items"].take();
     assert_eq!(items[0]["stop"], json!([named]));
     check_error(&items[1], "INVALID_ARGUMENT", None, Some("workers[1].claims[0].fence"));
-    for (field, value) in [("releasing_ms", 0_u64), ("heartbeat_ttl_ms", 0), ("heartbeat_ttl_ms", 86_400_001)] {
+    for (field, value) in [
+        ("releasing_ms", 0_u64),
+        ("heartbeat_ttl_ms", 0),
+        ("heartbeat_ttl_ms", 86_400_001),
+        ("unnamed_ms", 0),
+        ("unnamed_ms", 86_400_001),
+        ("lost_keep_ms", 2_592_000_001),
+    ] {
         client.put(POOL, &json!({field: value})).expect_error(400, "INVALID_ARGUMENT", None, Some(field));
     }
     let worker = json!({"expires_at_ms": 1_u64 << 53});

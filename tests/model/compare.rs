@@ -47,7 +47,7 @@ impl Run {
         let mut expected = self.oracle.clone();
         expected.reload(self.now_ms, self.fence, true);
         for rows in [&dump, &self.stream, &folded(&self.stream)] {
-            let mut replay = Replay::new(self.oracle.policy, "ns", self.now_ms);
+            let mut replay = Replay::new(self.rules(), "ns", self.now_ms);
             // Cut anywhere between two rows.
             let half = Frames::new(rows).count() / 2;
             let mut frames = Frames::new(rows);

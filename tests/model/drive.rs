@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::engine::{Answer, Effect, Event, Heartbeat, NoFit, Place, Replay, Resume, Shard};
+use hotpool::engine::{Answer, Effect, End, Event, Heartbeat, NoFit, Place, Replay, Resume, Rules, Shard};
 use hotpool::model::{ClaimId, ClaimState, Policy, WorkerId, WorkerSpec};
 use hotpool::row::put_shard;
 use proptest::prelude::*;
 
 use crate::asks::{Ask, spec};
 use crate::ops::{Names, Op, Who};
-use crate::oracle::{self, Card, Ended, Oracle, Said, Terms};
+use crate::oracle::{self, Card, Ended, Oracle, Said, Terms, Times};
 use crate::words::{end_word, engine_names, said_by, split};
 
 #[path = "compare.rs"]
@@ -20,6 +20,10 @@ const TTL_MS: u64 = 1_000;
 /// How many events back a store may be.
 const BACK: usize = 14;
 
+fn rules(policy: Policy, times: Times) -> Rules {
+    Rules { unnamed_ms: times.unnamed_ms, lost_keep_ms: times.lost_keep_ms, ..policy.into() }
+}
+
 /// A few affinities, each in a bucket of its own.
 fn affinity(of: u8) -> u64 {
     u64::from(of) + 1
@@ -27,6 +31,7 @@ fn affinity(of: u8) -> u64 {
 
 pub struct Run {
     policy: Policy,
+    times: Times,
     shard: Shard,
     oracle: Oracle,
     /// Everything as it was after each of the last events: oracle, bytes of the stream, sequence number.
@@ -45,11 +50,12 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn new(policy: Policy, now_ms: u64) -> Self {
+    pub fn new(policy: Policy, times: Times, now_ms: u64) -> Self {
         Self {
             policy,
-            shard: Shard::new(policy, now_ms),
-            oracle: Oracle::new(policy),
+            times,
+            shard: Shard::new(rules(policy, times), now_ms),
+            oracle: Oracle::new(policy, times),
             past: Vec::new(),
             granted: Vec::new(),
             seen: BTreeMap::new(),
@@ -59,6 +65,10 @@ impl Run {
             stream: Vec::new(),
             incarnations: BTreeMap::new(),
         }
+    }
+
+    fn rules(&self) -> Rules {
+        rules(self.policy, self.times)
     }
 
     pub fn workers(&self) -> usize {
@@ -73,6 +83,9 @@ impl Run {
             assert_eq!(self.shard.seq() > before, changed, "{op:?}: a version moves only if something changed");
         }
         self.compare(op);
+        if self.times.lost_keep_ms.is_some() && self.oracle.workers.values().any(|w| w.lost && w.cordoned) {
+            self.count("kept");
+        }
         self.shard.take_rows(&mut self.stream);
         self.shard.take_head().iter().for_each(|head| put_shard(&mut self.stream, head));
         assert!(!self.shard.has_rows());
@@ -88,10 +101,10 @@ impl Run {
         let keep = self.past.len().saturating_sub(if revived { 0 } else { lost.into() }).max(1);
         self.past.truncate(keep);
         let Some((oracle, bytes, seq)) = self.past.pop() else { return };
-        (self.oracle, self.oracle.policy) = (oracle, self.policy);
+        self.oracle = Oracle { policy: self.policy, times: self.times, ..oracle };
         self.stream.truncate(bytes);
         let floor = self.fence + 3;
-        let mut replay = Replay::new(self.policy, "ns", self.now_ms);
+        let mut replay = Replay::new(self.rules(), "ns", self.now_ms);
         replay.rows(&self.stream);
         let resume = Resume { at: seq, now_ms: self.now_ms, unix_ms: self.now_ms, floor, revived };
         self.shard = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
@@ -157,6 +170,9 @@ impl Run {
                 let claims = names.as_ref().map(|names| self.named(&id, names));
                 let to = claims.clone().map(engine_names);
                 let card = Card { incarnation, card: *card, expires_at, claims };
+                if self.oracle.workers.get(&id).is_some_and(|worker| worker.lost && worker.incarnation == incarnation) {
+                    self.count("came back");
+                }
                 let spec = WorkerSpec { expires_at_ms: expires_at, ..spec(&id, incarnation, card.card) };
                 let (ended, said, adopted) = self.oracle.register(&id, card, TTL_MS, now_ms);
                 let event = Event::Register { spec, ends_ms: expires_at, claims: to, ttl_ms: TTL_MS, to: () };
@@ -176,7 +192,15 @@ impl Run {
                 let incarnation = (known + u64::from(*more)).saturating_sub(1);
                 let named = names.as_ref().map(|names| self.named(&id, names));
                 let claims = named.clone().map(engine_names);
+                let unnamed = self.unnamed(|claim| claim.worker == id);
                 let (ended, said, adopted) = self.oracle.heartbeat(&id, incarnation, *seq, named, TTL_MS, now_ms);
+                if matches!(said, Said::Heard { late_for: Some(_), .. }) {
+                    self.count("ignored");
+                }
+                let now_named = |fence| self.oracle.claims.iter().any(|claim| claim.fence == fence && claim.named);
+                if unnamed.into_iter().any(now_named) {
+                    self.count("named in time");
+                }
                 let beat = Heartbeat { incarnation, seq: *seq, claims, ttl_ms: TTL_MS };
                 let effects =
                     self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), beat, to: () }, &ended, Some(said));
@@ -198,6 +222,7 @@ impl Run {
             }
             Op::Renew { at, ttl_ms } => {
                 let place = place(at)?;
+                self.count_spoken_for(place.fence);
                 let said = self.oracle.renew(place.fence, *ttl_ms, now_ms);
                 self.same(Event::Renew { place, ttl_ms: *ttl_ms, to: () }, &[], Some(said));
                 None
@@ -249,6 +274,7 @@ impl Run {
                 let place = place(at)?;
                 let is = |claim: &&oracle::Claim| claim.fence == place.fence && claim.state == ClaimState::Reserved;
                 let reserved = self.oracle.claims.iter().any(|claim| is(&claim));
+                self.count_spoken_for(place.fence);
                 let said = self.oracle.confirm(place.fence, now_ms);
                 self.same(Event::Confirm { place, to: () }, &[], Some(said));
                 Some(reserved)
@@ -283,7 +309,7 @@ impl Run {
             }
             Op::Yield(at) => {
                 let place = place(at)?;
-                let ended = self.oracle.end(place.fence, hotpool::engine::End::GivenBack);
+                let ended = self.oracle.end(place.fence, End::GivenBack);
                 self.same(Event::Yield { place }, &ended, None);
                 Some(!ended.is_empty())
             }
@@ -293,8 +319,14 @@ impl Run {
                 None
             }
             Op::SetPolicy(policy) => {
-                self.shard.set_rules(&(*policy).into());
                 (self.policy, self.oracle.policy) = (*policy, *policy);
+                self.shard.set_rules(&self.rules(), now_ms);
+                Some(false)
+            }
+            Op::SetTimes(times) => {
+                self.times = *times;
+                self.shard.set_rules(&self.rules(), now_ms);
+                self.oracle.set_times(*times, now_ms);
                 Some(false)
             }
         }
@@ -343,20 +375,44 @@ impl Run {
         *self.seen.entry(what).or_default() += 1;
     }
 
+    /// Claims that lists have left out and that were never named.
+    fn unnamed(&self, of: impl Fn(&oracle::Claim) -> bool) -> Vec<u64> {
+        let left_out = |claim: &&oracle::Claim| self.oracle.workers[&claim.worker].missing_at.is_some();
+        let unnamed = self.oracle.claims.iter().filter(left_out).filter(|claim| !claim.named && of(claim));
+        unnamed.map(|claim| claim.fence).collect()
+    }
+
+    fn count_spoken_for(&mut self, fence: u64) {
+        if !self.unnamed(|claim| claim.fence == fence).is_empty() {
+            self.count("spoken for");
+        }
+    }
+
     fn tick(&mut self) {
         if self.shard.next_tick_ms().is_none_or(|at| at > self.now_ms) {
             // Then a tick must have nothing to do.
-            let due = self.oracle.claims.iter().filter(|claim| claim.deadline.is_some_and(|at| at <= self.now_ms));
-            assert_eq!(due.count(), 0);
+            let claims = self.oracle.claims.iter().map(|claim| claim.deadline);
+            let workers = self.oracle.workers.values();
+            let workers = workers.flat_map(|worker| [worker.silent_at, worker.deleted_at, worker.missing_at]);
+            assert_eq!(claims.chain(workers).flatten().filter(|at| *at <= self.now_ms).count(), 0);
         }
+        let unnamed = self.unnamed(|_| true);
         let mut effects = Vec::new();
         self.shard.on(Event::Tick, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(answer, None);
+        let before = self.oracle.workers.len();
         assert_eq!(ended, self.oracle.tick(self.now_ms, &ended));
-        for (_, _, end) in &ended {
+        for (_, fence, end) in &ended {
             self.count(end_word(*end));
+            if *end == End::Missing && unnamed.contains(fence) {
+                self.count("never named");
+            }
         }
+        let deleted = before - self.oracle.workers.len();
+        let told = effects.iter().filter(|effect| matches!(effect, Effect::Deleted { .. })).count();
+        assert_eq!(told, deleted, "whoever watches is told of each");
+        *self.seen.entry("deleted as lost").or_default() += deleted;
     }
 
     fn same(&mut self, event: Event<()>, ended: &[Ended], said: Option<Said>) -> Vec<Effect<()>> {

@@ -3,7 +3,7 @@
 use hotpool::engine::{Axes, End};
 use hotpool::model::{ClaimState, Liveness, Schedulability, Trust, WorkerVerb};
 
-use super::{Card, Claim, Ended, Named, Oracle, Said, TOMBSTONE_MS, Worker, activate, stay};
+use super::{Card, Claim, Ended, Named, Oracle, Said, TOMBSTONE_MS, Times, Worker, activate, stay};
 use crate::asks::slots;
 
 impl Oracle {
@@ -38,7 +38,8 @@ impl Oracle {
             .iter()
             .filter_map(|(id, worker)| {
                 let ends = worker.expires_at.filter(|_| !worker.ended);
-                let first = [worker.silent_at, worker.missing_at, ends].into_iter().flatten().min()?;
+                let first =
+                    [worker.silent_at, worker.deleted_at, worker.missing_at, ends].into_iter().flatten().min()?;
                 let held = self.claims.iter().find(|claim| claim.worker == *id);
                 Some((first, held.and_then(|claim| seen(claim.fence)), id.clone()))
             })
@@ -55,8 +56,12 @@ impl Oracle {
         let mut ended = Vec::new();
         if self.workers[id].missing_at.is_some_and(|at| at <= now) {
             self.workers.get_mut(id).unwrap().missing_at = None;
-            ended.extend(self.end_of(id, End::Missing));
+            // What is being cleaned since is left to that.
+            if self.claims.iter().any(|claim| claim.worker == id && claim.state == ClaimState::Active) {
+                ended.extend(self.end_of(id, End::Missing));
+            }
         }
+        let deleted = self.workers[id].deleted_at.is_some_and(|at| at <= now);
         let held = self.is_held(id);
         let worker = self.workers.get_mut(id).unwrap();
         if worker.silent_at.is_some_and(|at| at <= now) {
@@ -64,11 +69,37 @@ impl Oracle {
             worker.lost = true;
             worker.suspect |= held;
             ended.extend(self.end_of(id, End::Lost));
+            self.keep_lost(id, now);
+        }
+        if deleted {
+            // Nobody wished it away: it may come back in the same incarnation.
+            self.workers.remove(id);
+            self.idle.retain(|other| other != id);
+            return ended;
         }
         let worker = self.workers.get_mut(id).unwrap();
         worker.ended |= worker.expires_at.is_some_and(|at| at <= now);
         self.requeue_one(id);
         ended
+    }
+
+    /// A lost worker is deleted in a while, unless it is cordoned.
+    fn keep_lost(&mut self, id: &str, now: u64) {
+        let keep_ms = self.times.lost_keep_ms;
+        let worker = self.workers.get_mut(id).unwrap();
+        let goes = worker.lost && !worker.cordoned;
+        worker.deleted_at = keep_ms.filter(|_| goes).map(|ms| worker.deleted_at.unwrap_or(now + ms));
+    }
+
+    /// Other times of the pool.
+    pub fn set_times(&mut self, times: Times, now: u64) {
+        let anew = self.times.lost_keep_ms != times.lost_keep_ms;
+        self.times = times;
+        let ids: Vec<String> = self.workers.keys().cloned().collect();
+        for id in ids.iter().filter(|_| anew) {
+            self.workers.get_mut(id).unwrap().deleted_at = None;
+            self.keep_lost(id, now);
+        }
     }
 
     fn end_of(&mut self, id: &str, end: End) -> Vec<Ended> {
@@ -101,9 +132,12 @@ impl Oracle {
                 let worker = self.workers.get_mut(id).unwrap();
                 (worker.draining, worker.lost, worker.suspect) = (false, false, false);
                 (worker.unvouched, worker.stopping) = (false, false);
-                (worker.beat, worker.uncleaned) = (None, None);
-                worker.silent_at = (worker.ttl_ms > 0).then_some(now + worker.ttl_ms);
+                worker.uncleaned = None;
+                self.heard_again(id, ttl_ms, now);
+            } else if self.workers[id].lost {
+                self.heard_again(id, ttl_ms, now);
             }
+            self.workers.get_mut(id).unwrap().beat = None;
             let held = self.is_held(id);
             let worker = self.workers.get_mut(id).unwrap();
             if held {
@@ -119,8 +153,7 @@ impl Oracle {
         self.requeue_one(id);
         let (mut stop, mut adopted) = (Vec::new(), None);
         if let Some(named) = claims {
-            let ttl = self.workers[id].ttl_ms;
-            self.heard(id, ttl, now);
+            self.heard_again(id, ttl_ms, now);
             let word = self.word(id, named, ttl_ms, now);
             ended.extend(word.0);
             (stop, adopted) = (word.1, word.2);
@@ -128,9 +161,15 @@ impl Oracle {
         (ended, Said::Registered { created, busy: self.axes(id).busy, stop }, adopted)
     }
 
+    /// By something other than a heartbeat: whoever never sent one may be silent.
+    fn heard_again(&mut self, id: &str, ttl_ms: u64, now: u64) {
+        let ttl_ms = if self.workers[id].ttl_ms > 0 { ttl_ms } else { 0 };
+        self.heard(id, ttl_ms, now);
+    }
+
     fn heard(&mut self, id: &str, ttl_ms: u64, now: u64) {
         let worker = self.workers.get_mut(id).unwrap();
-        (worker.lost, worker.ttl_ms) = (false, ttl_ms);
+        (worker.lost, worker.ttl_ms, worker.deleted_at) = (false, ttl_ms, None);
         worker.silent_at = (ttl_ms > 0).then_some(now + ttl_ms);
         self.requeue_one(id);
     }
@@ -155,8 +194,9 @@ impl Oracle {
             } else if worker.unvouched && settled {
                 let fence = claim.fence;
                 ended.extend(self.end(fence, End::Missing));
-            } else if claim.named && claim.state == ClaimState::Active && worker.missing_at.is_none() {
-                worker.missing_at = Some(now + ttl_ms / 2);
+            } else if claim.state == ClaimState::Active {
+                let due = now + if claim.named { ttl_ms / 2 } else { self.times.unnamed_ms };
+                worker.missing_at = Some(worker.missing_at.map_or(due, |at| at.min(due)));
             }
         }
         // The youngest of those that can only be claims without a record.
@@ -221,9 +261,9 @@ impl Oracle {
         if incarnation > known {
             return (Vec::new(), Said::Newer { known }, None);
         }
-        let late = seq.is_some_and(|seq| worker.beat.is_some_and(|last| seq < last));
+        let late_for = worker.beat.filter(|last| seq.is_some_and(|seq| seq < *last));
         let (mut ended, mut stop, mut adopted) = (Vec::new(), Vec::new(), None);
-        if !late {
+        if late_for.is_none() {
             worker.beat = seq.or(worker.beat);
             self.heard(id, ttl_ms, now);
             if let Some(named) = claims {
@@ -234,7 +274,7 @@ impl Oracle {
             claim.told = true;
         }
         let held = self.claims.iter().filter(|claim| claim.worker == id).map(|claim| claim.fence).collect();
-        (ended, Said::Heard { claims: held, stop }, adopted)
+        (ended, Said::Heard { claims: held, stop, late_for }, adopted)
     }
 
     pub fn steer(&mut self, id: &str, verb: WorkerVerb, now: u64) -> Said {
@@ -248,6 +288,7 @@ impl Oracle {
             WorkerVerb::Clear if worker.unvouched && now < settled_at => return Said::Settling(settled_at - now),
             WorkerVerb::Clear => clear(worker),
         }
+        self.keep_lost(id, now);
         self.requeue_one(id);
         Said::Steered(self.axes(id))
     }
@@ -312,6 +353,10 @@ impl Oracle {
             (worker.settled, worker.granted) = (0, false);
             worker.silent_at = (worker.ttl_ms > 0 && !worker.lost).then_some(now + worker.ttl_ms);
             worker.ended = worker.expires_at.is_some_and(|at| at <= now);
+            worker.deleted_at = None;
+        }
+        for id in self.workers.keys().cloned().collect::<Vec<_>>() {
+            self.keep_lost(&id, now);
         }
         for (_, until) in self.dead.values_mut() {
             *until = now + TOMBSTONE_MS;

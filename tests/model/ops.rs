@@ -4,6 +4,7 @@ use hotpool::model::{Policy, WorkerVerb};
 use proptest::prelude::*;
 
 use crate::asks::Ask;
+use crate::oracle::Times;
 
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -59,6 +60,7 @@ pub enum Op {
     Yield(prop::sample::Index),
     Tick(u64),
     SetPolicy(Policy),
+    SetTimes(Times),
 }
 
 /// Which worker.
@@ -76,4 +78,9 @@ pub enum Who {
 pub struct Names {
     pub own: bool,
     pub others: Vec<prop::sample::Index>,
+}
+
+impl Names {
+    /// It denies all that it holds.
+    pub const NONE: Self = Self { own: false, others: Vec::new() };
 }

@@ -51,6 +51,7 @@ pub struct Worker {
     pub beat: Option<u64>,
     pub ttl_ms: u64,
     pub silent_at: Option<u64>,
+    pub deleted_at: Option<u64>,
     pub missing_at: Option<u64>,
     /// In the time of the engine, which here is also that of the world.
     pub expires_at: Option<u64>,
@@ -71,7 +72,7 @@ pub enum Said {
     Draining,
     Settling(u64),
     Cleared { cleared: u64, suspect: u64 },
-    Heard { claims: Vec<u64>, stop: Vec<u64> },
+    Heard { claims: Vec<u64>, stop: Vec<u64>, late_for: Option<u64> },
     Granted { worker: String, active: bool },
     NoRoom,
     NoFit(NoFit),
@@ -108,9 +109,17 @@ pub struct Terms {
     pub slots: u8,
 }
 
+/// Times of the pool that its shards know.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Times {
+    pub unnamed_ms: u64,
+    pub lost_keep_ms: Option<u64>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Oracle {
     pub policy: Policy,
+    pub times: Times,
     pub workers: BTreeMap<String, Worker>,
     /// The offered ones, in the order in which they became idle.
     pub idle: Vec<String>,
@@ -126,9 +135,10 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(policy: Policy, times: Times) -> Self {
         Self {
             policy,
+            times,
             workers: BTreeMap::new(),
             idle: Vec::new(),
             claims: Vec::new(),
@@ -325,6 +335,7 @@ impl Oracle {
             }
             None => {}
         }
+        self.excuse(fence);
         self.tell(fence)
     }
 
@@ -341,7 +352,15 @@ impl Oracle {
             }
             None => {}
         }
+        self.excuse(fence);
         self.tell(fence)
+    }
+
+    /// Its holder has spoken for a claim: its worker may leave it out for the whole time again, if it never named it.
+    fn excuse(&mut self, fence: u64) {
+        if let Some(claim) = self.claims.iter().find(|claim| claim.fence == fence && !claim.named) {
+            self.workers.get_mut(&claim.worker).unwrap().missing_at = None;
+        }
     }
 
     pub fn give_back(&mut self, fence: u64) -> Vec<Ended> {

@@ -24,7 +24,7 @@ pub fn split(effects: &[Effect<()>]) -> (Vec<Ended>, Option<Answer>) {
                 ended.push((id.key().to_owned(), *fence, *end));
             }
             Effect::Remember { id, grant } => remembered = Some((id.clone(), grant.place.fence, grant.state)),
-            Effect::Adopted { .. } | Effect::Silent { .. } => {}
+            Effect::Adopted { .. } | Effect::Silent { .. } | Effect::Deleted { .. } => {}
         }
     }
     (ended, answer)
@@ -74,8 +74,9 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::Registered { created, worker, stop } => {
             Said::Registered { created, busy: worker.axes.busy, stop: fences(&stop) }
         }
-        Answer::Heard { claims, stop } => {
-            Said::Heard { claims: claims.iter().map(|(_, grant)| grant.place.fence).collect(), stop: fences(&stop) }
+        Answer::Heard { claims, stop, late_for } => {
+            let claims = claims.iter().map(|(_, grant)| grant.place.fence).collect();
+            Said::Heard { claims, stop: fences(&stop), late_for }
         }
         Answer::Steered(look) => Said::Steered(look.axes),
         Answer::Draining => Said::Draining,

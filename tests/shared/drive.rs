@@ -214,7 +214,7 @@ impl World {
         let beat =
             Heartbeat { incarnation: worker.spec.incarnation, seq: None, claims: Some(named.collect()), ttl_ms: 0 };
         let (answer, ended) = self.on(Event::Heartbeat { id, beat, to: () });
-        let Some(Answer::Heard { claims, stop }) = answer else { panic!("{answer:?}") };
+        let Some(Answer::Heard { claims, stop, late_for: None }) = answer else { panic!("{answer:?}") };
         assert_eq!((claims.len(), stop.len(), ended.len()), (count, 0, 0));
     }
 }

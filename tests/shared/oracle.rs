@@ -62,7 +62,7 @@ impl World {
             match effect {
                 Effect::Reply { answer: said, .. } => answer = Some(said),
                 Effect::Ended { id, fence, .. } => ended.push((id, fence)),
-                Effect::Remember { .. } | Effect::Silent { .. } => {}
+                Effect::Remember { .. } | Effect::Silent { .. } | Effect::Deleted { .. } => {}
                 Effect::Adopted { .. } => panic!("nothing is adopted in a shared pool"),
                 Effect::Committed { id, place } => {
                     let held = self.claims.get_mut(id.key()).expect("only what is held is committed");

@@ -196,8 +196,13 @@ impl From<&RunningClaim> for proto::HeldClaim {
 
 impl From<&Heard> for proto::HeartbeatWorkerResponse {
     fn from(heard: &Heard) -> Self {
-        let Heard { claims, stop } = heard;
-        Self { claims: claims.iter().map(Into::into).collect(), stop: stop.iter().map(Into::into).collect() }
+        let Heard { claims, stop, late_for } = heard;
+        Self {
+            claims: claims.iter().map(Into::into).collect(),
+            stop: stop.iter().map(Into::into).collect(),
+            ignored: late_for.is_some(),
+            last_seq: *late_for,
+        }
     }
 }
 
@@ -213,6 +218,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             reserve_ms,
             releasing_ms,
             heartbeat_ttl_ms,
+            unnamed_ms,
+            lost_keep_ms,
             lag_max_ms,
             spare_gpu_workers,
             typical_requests,
@@ -256,6 +263,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             waiters_tenant_max: Some((*waiters_tenant_max).into()),
             releasing_ms: Some(*releasing_ms),
             heartbeat_ttl_ms: Some(*heartbeat_ttl_ms),
+            unnamed_ms: *unnamed_ms,
+            lost_keep_ms: Some(*lost_keep_ms),
             spare_gpu_workers: Some(*spare_gpu_workers),
             typical_requests: typical.collect(),
         }

@@ -109,7 +109,7 @@ impl Call {
             Self::Heartbeat(pool, id, beat) => {
                 let heard = scheduler.heartbeat(&pool, &id, beat).await?;
                 let held = heard.claims.into_iter().map(|claim| RunningClaim { id: claim.id, fence: claim.fence });
-                Said::Heard(held.collect(), heard.stop)
+                Said::Heard { held: held.collect(), stop: heard.stop, late_for: heard.late_for }
             }
             Self::Explain(request) => json(&ExplainAnswer::from(&scheduler.explain(request).await?)),
             Self::Pools(after, limit) => {
@@ -134,7 +134,7 @@ pub(super) enum Said {
     Claim(Box<crate::model::ClaimView>),
     Number(u64),
     Until(Option<Millis>),
-    Heard(Vec<RunningClaim>, Vec<RunningClaim>),
+    Heard { held: Vec<RunningClaim>, stop: Vec<RunningClaim>, late_for: Option<u64> },
     Json(serde_json::Value),
 }
 
@@ -154,8 +154,8 @@ impl Said {
             Self::Claim(claim) => answers.claim(claim),
             Self::Number(number) | Self::Until(Some(number)) => answers.integer(*number),
             Self::Until(None) => answers.null(),
-            Self::Heard(held, stop) => {
-                answers.map(2);
+            Self::Heard { held, stop, late_for } => {
+                answers.map(2 + usize::from(late_for.is_some()));
                 for (name, claims) in [("claims", held), ("stop", stop)] {
                     answers.text(name);
                     answers.array(claims.len());
@@ -165,6 +165,10 @@ impl Said {
                         answers.text(id.key());
                         answers.integer(*fence);
                     }
+                }
+                if let Some(last_seq) = late_for {
+                    answers.text("last_seq");
+                    answers.integer(*last_seq);
                 }
             }
             Self::Json(value) => answers.json(value),

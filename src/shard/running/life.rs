@@ -117,14 +117,15 @@ impl Running {
                 Ok(Payload::Worker { created, look: worker, stop: running(stop).collect() })
             }
             Answer::Steered(look) => Ok(Payload::Worker { created: false, look, stop: Vec::new() }),
-            Answer::Heard { claims, stop } => {
+            Answer::Heard { claims, stop, late_for } => {
                 unstored.extend(claims.iter().flat_map(|(id, _)| self.unstored(id)));
                 let shard = self.port.shard;
                 let dated = |(id, grant): (_, Grant)| {
                     let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
                     (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
                 };
-                Ok(Payload::Heard(claims.into_iter().map(dated).collect(), running(stop).collect()))
+                let claims = claims.into_iter().map(dated).collect();
+                Ok(Payload::Heard { claims, stop: running(stop).collect(), late_for })
             }
             Answer::Cleared { cleared, suspect } => Ok(Payload::Cleared(Cleared { cleared, suspect })),
             Answer::Deleted => Ok(Payload::Done),
@@ -141,7 +142,9 @@ impl Running {
         metrics.sweeps(Sweep::Missing).increment(now.missing - before.missing);
         metrics.claims_lost.increment(now.lost_claims - before.lost_claims);
         metrics.workers_lost.increment(now.lost_workers - before.lost_workers);
+        metrics.lost_workers_deleted.increment(now.deleted_workers - before.deleted_workers);
         metrics.heartbeats.increment(now.heartbeats - before.heartbeats);
+        metrics.heartbeats_ignored.increment(now.late_heartbeats - before.late_heartbeats);
         metrics.adoptions.increment(now.adopted - before.adopted);
         metrics.stops.increment(now.stops - before.stops);
         metrics.evictions.increment(now.evicted - before.evicted);

@@ -52,6 +52,14 @@ impl Running {
         }
     }
 
+    pub(super) fn tell_deleted(&mut self, worker: Arc<WorkerCard>) {
+        let (pool, spec) = (&self.pool.name, &worker.spec);
+        tracing::info!(%pool, worker = %spec.id, spec.incarnation, "deleted: lost for as long as the pool keeps it");
+        if self.watched {
+            self.tell(Happening::Deleted, Some(Why::Lost), worker, None);
+        }
+    }
+
     /// Does something about a worker, and tells of it if that changed anything.
     pub(super) fn about(&mut self, id: &WorkerId, what: Option<Happening>, deed: impl FnOnce(&mut Self)) {
         let Some(what) = what.filter(|_| self.watched) else { return deed(self) };

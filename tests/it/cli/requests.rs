@@ -162,9 +162,9 @@ fn every_verb_has_its_path_and_body() {
             json!({"shards": 2, "mode": "shared", "policy": "fgd", "spare_gpu_workers": false, "typical_requests": [{"weight": 1}]}),
         ),
         (
-            "pools put demo/warm --shards 2 --mode exclusive --releasing-ms 5 --heartbeat-ttl-ms 6 --lag-max-ms 7",
+            "pools put demo/warm --shards 2 --mode exclusive --releasing-ms 5 --heartbeat-ttl-ms 6 --lag-max-ms 7 --unnamed-ms 8 --lost-keep-ms 0",
             "PUT /v1/pools/demo/warm",
-            json!({"shards": 2, "mode": "exclusive", "releasing_ms": 5, "heartbeat_ttl_ms": 6, "lag_max_ms": 7}),
+            json!({"shards": 2, "mode": "exclusive", "releasing_ms": 5, "heartbeat_ttl_ms": 6, "unnamed_ms": 8, "lost_keep_ms": 0, "lag_max_ms": 7}),
         ),
         (
             "pools put demo/warm --shards 2 --mode exclusive --waiters-max 8 --waiters-tenant-max 9",

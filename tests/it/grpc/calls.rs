@@ -18,6 +18,8 @@ async fn pools_are_put_shown_listed_and_deleted() {
         class: Some("gpu".into()),
         reserve_ms: Some(5_000),
         lag_max_ms: Some(700),
+        unnamed_ms: Some(800),
+        lost_keep_ms: Some(0),
         ..PoolSpec::default()
     };
     let put = link.pools.put_pool(put_pool("warm", spec.clone())).await.unwrap().into_inner();
@@ -40,6 +42,7 @@ async fn pools_are_put_shown_listed_and_deleted() {
     let again = again.unwrap().into_inner();
     let spec = again.pool.unwrap().spec.unwrap();
     assert_eq!((again.created, spec.reserve_ms, spec.lag_max_ms), (false, Some(30_000), Some(10_000)));
+    assert_eq!((spec.unnamed_ms, spec.lost_keep_ms), (None, Some(600_000)));
     assert_eq!((spec.policy(), spec.ack(), spec.class), (Policy::Lifo, Ack::Durable, None));
 
     link.pools.put_pool(put_pool("cold", PoolSpec::default())).await.unwrap();

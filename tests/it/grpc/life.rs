@@ -92,6 +92,13 @@ async fn w04_many_are_heard_in_one_call_each_for_itself() {
     ];
     let batch = |workers| BatchHeartbeatWorkersRequest { namespace: "ns".into(), pool: "warm".into(), workers };
     let items = link.workers.batch_heartbeat_workers(batch(workers)).await.unwrap().into_inner().items;
+    let late = [9, 8].map(|seq| WorkerHeartbeat { seq: Some(seq), ..of(idle, None) }).to_vec();
+    let late = link.workers.batch_heartbeat_workers(batch(late)).await.unwrap().into_inner().items;
+    let ignored = |item: &hotpool::api::grpc::proto::batch_heartbeat_workers_response::Item| match &item.outcome {
+        Some(Beat::Heard(heard)) => (heard.ignored, heard.last_seq),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(late.iter().map(ignored).collect::<Vec<_>>(), [(false, None), (true, Some(9))]);
     let said: Vec<_> = items
         .into_iter()
         .map(|item| match item.outcome.unwrap() {

@@ -56,6 +56,8 @@ async fn every_bad_field_is_named() {
         (PoolSpec { labels: [("a".into(), long.clone())].into(), ..PoolSpec::default() }, "spec.labels"),
         (PoolSpec { reserve_ms: Some(86_400_001), ..PoolSpec::default() }, "spec.reserve_ms"),
         (PoolSpec { lag_max_ms: Some(0), ..PoolSpec::default() }, "spec.lag_max_ms"),
+        (PoolSpec { unnamed_ms: Some(0), ..PoolSpec::default() }, "spec.unnamed_ms"),
+        (PoolSpec { lost_keep_ms: Some(u64::MAX), ..PoolSpec::default() }, "spec.lost_keep_ms"),
         (PoolSpec { waiters_max: Some(1_000_001), ..PoolSpec::default() }, "spec.waiters_max"),
         (PoolSpec { waiters_tenant_max: Some(u64::MAX), ..PoolSpec::default() }, "spec.waiters_tenant_max"),
     ];

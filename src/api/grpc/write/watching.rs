@@ -50,6 +50,7 @@ impl From<Why> for PoolEventReason {
             Why::Releasing => Self::Releasing,
             Why::Missing => Self::Missing,
             Why::GivenBack => Self::GivenBack,
+            Why::Lost => Self::Lost,
         }
     }
 }

@@ -218,11 +218,15 @@ impl<'a> From<&'a RunningClaim> for NamedJson<'a> {
     }
 }
 
-/// `{"claims":[...],"stop":[...]}`.
+/// `{"claims":[...],"stop":[...]}`; of one that came late also `"ignored":true` and the `last_seq` that it has to exceed.
 #[derive(Serialize)]
 pub(in crate::api::http) struct HeartbeatAnswer<'a> {
     claims: Vec<ClaimJson<'a>>,
     stop: Vec<NamedJson<'a>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ignored: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seq: Option<u64>,
 }
 
 impl<'a> From<&'a Heard> for HeartbeatAnswer<'a> {
@@ -230,6 +234,8 @@ impl<'a> From<&'a Heard> for HeartbeatAnswer<'a> {
         Self {
             claims: heard.claims.iter().map(Into::into).collect(),
             stop: heard.stop.iter().map(Into::into).collect(),
+            ignored: heard.late_for.is_some(),
+            last_seq: heard.late_for,
         }
     }
 }

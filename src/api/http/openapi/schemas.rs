@@ -87,7 +87,7 @@ fn either(done: Value) -> Value {
 fn heartbeat_fields() -> Value {
     json!({
         "incarnation": amount("Which life of the worker speaks. Default 0."),
-        "seq": count("Grows from one heartbeat to the next: what comes later with a lower one is ignored."),
+        "seq": count("Grows from one heartbeat to the next: what comes later with a lower one is ignored. A registration begins the count anew."),
         "claims": described("HeldClaims", "What it runs; empty: nothing. Missing: nothing is said about that."),
     })
 }
@@ -102,6 +102,10 @@ fn pool_spec() -> Value {
     lag_max_ms["default"] = default.lag_max_ms.into();
     let mut releasing_ms = number(limits::RESERVE_MS_MAX, "How long a release that was begun may take; then the claim ends, and its worker is suspect.");
     let mut heartbeat_ttl_ms = number(limits::RESERVE_MS_MAX, "How long a worker that sends heartbeats may be silent before it is lost.");
+    let mut unnamed_ms = number(limits::RESERVE_MS_MAX, "How long the lists of a worker may leave out an active claim that they never named before it ends. Missing: the larger of reserve_ms and twice heartbeat_ttl_ms, at most a day.");
+    unnamed_ms["minimum"] = 1.into();
+    let mut lost_keep_ms = number(limits::LOST_KEEP_MS_MAX, "How long a lost worker is kept before it is deleted; 0: for ever.");
+    lost_keep_ms["default"] = default.lost_keep_ms.into();
     for (field, value) in [(&mut releasing_ms, default.releasing_ms), (&mut heartbeat_ttl_ms, default.heartbeat_ttl_ms)] {
         field["minimum"] = 1.into();
         field["default"] = value.into();
@@ -124,6 +128,8 @@ fn pool_spec() -> Value {
         "lag_max_ms": lag_max_ms,
         "releasing_ms": releasing_ms,
         "heartbeat_ttl_ms": heartbeat_ttl_ms,
+        "unnamed_ms": unnamed_ms,
+        "lost_keep_ms": lost_keep_ms,
         "waiters_max": waiters_max,
         "waiters_tenant_max": waiters_tenant_max,
         "preemption": {"type": "boolean", "default": default.preemption, "description": "A claim that waits may evict claims with a lower priority that are preemptible."},
@@ -314,6 +320,8 @@ fn pools_and_workers() -> Value {
         })),
         "Heard": answer("What the worker should run, and what it should stop.", &["claims", "stop"], json!({
             "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."}, "stop": described("HeldClaims", "What it named and should not run."),
+            "ignored": {"type": "boolean", "description": "True: it came late, and nothing of it was taken. Else missing."},
+            "last_seq": count("Of one that was ignored: the highest seq that was taken. The next has to exceed it, or the worker to be registered again, which begins the count anew."),
         })),
         "HeardOutcomes": either(schema("Heard")),
         "Cleared": answer("How many workers.", &["cleared", "suspect"], json!({
