@@ -24,6 +24,7 @@ const TIME_MARGIN: u64 = CEILING_NEAR / 2;
 #[derive(Debug)]
 pub struct Fences {
     floor: AtomicU64,
+    previous_floor: AtomicU64,
     last: CachePadded<AtomicU64>,
     ceiling: CachePadded<AtomicU64>,
 }
@@ -34,13 +35,15 @@ impl Fences {
     pub const fn closed() -> Self {
         Self {
             floor: AtomicU64::new(0),
+            previous_floor: AtomicU64::new(0),
             last: CachePadded::new(AtomicU64::new(0)),
             ceiling: CachePadded::new(AtomicU64::new(0)),
         }
     }
 
-    /// Starts above `floor`, the ceiling of whoever owned the store before.
-    pub fn start(&self, floor: Fence) {
+    /// Starts above `floor`, the ceiling of whoever owned the store before, and who started above `previous_floor`.
+    pub fn start(&self, floor: Fence, previous_floor: Fence) {
+        self.previous_floor.fetch_max(previous_floor, Ordering::Relaxed);
         self.floor.fetch_max(floor, Ordering::Relaxed);
         self.last.fetch_max(floor, Ordering::Relaxed);
     }
@@ -49,6 +52,12 @@ impl Fences {
     #[must_use]
     pub fn floor(&self) -> Fence {
         self.floor.load(Ordering::Relaxed)
+    }
+
+    /// Whoever owned the store before, and gave out any, gave out only higher ones.
+    #[must_use]
+    pub fn previous_floor(&self) -> Fence {
+        self.previous_floor.load(Ordering::Relaxed)
     }
 
     /// The store holds this ceiling now.
@@ -95,7 +104,7 @@ mod tests {
         let last = before.draw(3, 5_000_000).expect("below the ceiling") + 2;
         // The tail is lost, the clock an hour back: only the stored ceiling is left.
         let after = Fences::closed();
-        after.start(before.ceiling.load(Ordering::Relaxed));
+        after.start(before.ceiling.load(Ordering::Relaxed), 0);
         after.set_ceiling(after.wanted_ceiling(1_000).expect("the old ceiling is the new floor"));
         assert!(after.draw(1, 1_000).expect("below the ceiling") > last);
     }

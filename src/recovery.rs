@@ -1,7 +1,7 @@
 //! Rows become shards again, before any ring opens: at start, and after a panic.
 //!
-//! At start: take the store over under a fresh epoch and raise the ceiling of fences ([`own`]), read the catalogue, read all
-//! shards in one pass, replay and check each, rebuild the key directory, open. A shard that cannot be read or
+//! At start: take the store over under a fresh epoch ([`own`]), read the catalogue, read all shards in one pass, replay and
+//! check each, rebuild the key directory, raise the ceiling of fences, open. A shard that cannot be read or
 //! violates an invariant is refused by name; the others serve. A key that two shards hold (freed here but not
 //! stored, claimed there and stored) stays with the higher fence and is given back by the other.
 
@@ -23,7 +23,7 @@ use crate::ownership;
 use crate::pools::Pool;
 use crate::row::{self, Frames, PoolRow, RowKind};
 use crate::shard::{self, Command, GangItem, Reply, ShardPort};
-use crate::store::{ShardKey, StoreError};
+use crate::store::{FenceSpan, ShardKey, StoreError};
 
 /// Shards that are started at the same time.
 const STARTS: usize = 64;
@@ -42,13 +42,15 @@ pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolS
     Arc::new(Pool::new(number, uid, name, spec, ports, metrics))
 }
 
-/// Raises the ceiling of fences in the store if it is near.
+/// Raises the ceiling of fences in the store if it is near. The first time the store also learns where this owner's fences
+/// begin: from then on what was lost before the last owner is lost for good.
 ///
 /// # Errors
 /// Those of the store.
 pub async fn raise_fence_ceiling(dispatch: &Dispatch) -> Result<(), StoreError> {
     if let Some(ceiling) = dispatch.fences.wanted_ceiling(dispatch.clock.unix_us()) {
-        dispatch.journal.store().raise_fence_ceiling(ceiling).await?;
+        let floor = dispatch.fences.floor();
+        dispatch.journal.store().raise_fence_ceiling(FenceSpan { floor, ceiling }).await?;
         dispatch.fences.set_ceiling(ceiling);
     }
     Ok(())
@@ -62,8 +64,8 @@ pub async fn own(dispatch: &Dispatch) -> Result<(), StoreError> {
     let attempt = || {
         async {
             let ownership = ownership::take(dispatch).await?;
-            dispatch.fences.start(ownership.fence_ceiling);
-            raise_fence_ceiling(dispatch).await
+            dispatch.fences.start(ownership.fence_ceiling, ownership.fence_floor);
+            Ok(())
         }
         .boxed()
     };
@@ -121,6 +123,8 @@ pub async fn recover(
     let gangs = settle_gangs(dispatch, &mut found);
     reconcile(dispatch, &mut found);
     tell_of_suspects(&found);
+    // As late as can be: whoever dies before this has granted nothing, and leaves what was lost before it to be adopted.
+    ownership::patiently(dispatch, || raise_fence_ceiling(dispatch).boxed()).await?;
     futures::stream::iter(found)
         .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))
         .await;
@@ -269,6 +273,7 @@ async fn load(
             now_ms,
             unix_ms: dispatch.clock.unix_ms(),
             floor: dispatch.fences.floor(),
+            previous_floor: dispatch.fences.previous_floor(),
             revived: port.restarts() > 0,
         };
         let shard = match (at, replay.finish(resume)) {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use hotpool::store::redb::RedbStore;
-use hotpool::store::{Loaded, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use hotpool::store::{FenceSpan, Loaded, Ownership, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -28,6 +28,10 @@ type Found = BTreeMap<ShardKey, (Result<u64, String>, Vec<u8>)>;
 
 fn dir() -> TempDir {
     tempfile::tempdir().expect("a directory")
+}
+
+fn span(floor: u64, ceiling: u64) -> FenceSpan {
+    FenceSpan { floor, ceiling }
 }
 
 fn rows(shard: ShardKey, from: u64, to: u64, rows: &str) -> Step {
@@ -150,7 +154,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced() {
     let all = [rows(A, 1, 2, "x"), rows(B, 0, 1, "x"), drop_of(C, 0), chunk(ShardKey::CATALOGUE, 1, 0, "x")];
     assert_eq!(apply(&old, &all).await, [Fenced; 4]);
     assert_eq!(one(&old, flip(A, 7, 1, 0, "x")).await, Fenced);
-    assert!(unusable(old.raise_fence_ceiling(99).await).contains("another owner"));
+    assert!(unusable(old.raise_fence_ceiling(span(0, 99)).await).contains("another owner"));
     assert_eq!(old.take_over(Uuid::now_v7()).await.unwrap().epoch, first.epoch + 1, "it grows with every take-over");
     assert_eq!(one(&new, rows(B, 0, 1, "x")).await, Fenced);
     assert_eq!(state(&old, A).await, is(1, "a"));
@@ -162,14 +166,32 @@ async fn s13_the_fence_ceiling_and_the_epoch_survive() {
     let store = RedbStore::open(dir.path()).unwrap();
     let owned = store.take_over(Uuid::now_v7()).await.unwrap();
     assert_eq!((owned.epoch, owned.fence_ceiling), (1, 0));
-    store.raise_fence_ceiling(1_000).await.unwrap();
-    store.raise_fence_ceiling(10).await.unwrap();
+    store.raise_fence_ceiling(span(0, 1_000)).await.unwrap();
+    store.raise_fence_ceiling(span(0, 10)).await.unwrap();
     let crashed = copied(dir.path());
     drop(store);
     for dir in [dir.path(), crashed.path()] {
         let owned = RedbStore::open(dir).unwrap().take_over(Uuid::now_v7()).await.unwrap();
         assert_eq!((owned.epoch, owned.fence_ceiling), (2, 1_000), "it never falls");
     }
+}
+
+#[tokio::test]
+async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
+    let dir = dir();
+    let take = async |raise_to: Option<u64>| {
+        let store = RedbStore::open(dir.path()).unwrap();
+        let Ownership { fence_floor, fence_ceiling, .. } = store.take_over(Uuid::now_v7()).await.unwrap();
+        if let Some(ceiling) = raise_to {
+            store.raise_fence_ceiling(span(fence_ceiling, ceiling)).await.unwrap();
+        }
+        (fence_floor, fence_ceiling)
+    };
+    assert_eq!(take(Some(100)).await, (0, 0));
+    assert_eq!(take(None).await, (0, 100), "whoever gives out none");
+    assert_eq!(take(Some(200)).await, (0, 100), "leaves it as it was");
+    assert_eq!(take(Some(300)).await, (100, 200));
+    assert_eq!(take(Some(400)).await, (200, 300));
 }
 
 #[tokio::test]

@@ -25,6 +25,8 @@ pub struct Resume {
     pub unix_ms: Millis,
     /// No fence above this was given out before this owner took over.
     pub floor: Fence,
+    /// The owner before this one gave out none up to this.
+    pub previous_floor: Fence,
     /// It was this owner's already and panicked: nothing that anybody was told of is lost.
     pub revived: bool,
 }
@@ -220,8 +222,10 @@ impl Replay {
         shard.seq = resume.at;
         shard.head_taken = *head;
         shard.fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(head.fence_max, Fence::max);
-        // A claim in here may be one whose record was lost; later ones are of this owner.
-        shard.lost_tail = (shard.fence_max + 1).min(resume.floor + 1)..resume.floor + 1;
+        // A claim in here may be one whose record was lost; later ones are of this owner. Earlier ones are of an owner
+        // before the last, and what the last one granted of their keys may be lost too.
+        let from = (shard.fence_max.max(resume.previous_floor) + 1).min(resume.floor + 1);
+        shard.lost_tail = from..resume.floor + 1;
         shard.head = Head { memory: head.memory, reserve_ms: head.reserve_ms, unclean: head.unclean };
         if head.memory && !resume.revived {
             shard.head.unclean += 1;

@@ -2,8 +2,7 @@
 
 use futures::future::{BoxFuture, FutureExt as _, ready};
 
-use super::{Loaded, Ownership, RowSink, ShardKey, Step, StepOutcome, Store, StoreError};
-use crate::model::Fence;
+use super::{FenceSpan, Loaded, Ownership, RowSink, ShardKey, Step, StepOutcome, Store, StoreError};
 
 /// A store that answers `Ok` and keeps nothing.
 #[derive(Debug, Default)]
@@ -19,10 +18,10 @@ impl Store for MemoryStore {
     }
 
     fn take_over(&self, _owner: uuid::Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
-        ready(Ok(Ownership { epoch: 1, fence_ceiling: 0 })).boxed()
+        ready(Ok(Ownership { epoch: 1, fence_ceiling: 0, fence_floor: 0 })).boxed()
     }
 
-    fn raise_fence_ceiling(&self, _ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn raise_fence_ceiling(&self, _span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
         ready(Ok(())).boxed()
     }
 

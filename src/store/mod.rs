@@ -109,6 +109,17 @@ pub struct Ownership {
     pub epoch: u64,
     /// No fence was ever given out above this one.
     pub fence_ceiling: Fence,
+    /// The last owner that gave any out gave out none up to this.
+    pub fence_floor: Fence,
+}
+
+/// Fences that an owner may give out: above `floor`, up to `ceiling`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FenceSpan {
+    /// The ceiling of the owner before.
+    pub floor: Fence,
+    /// Its own.
+    pub ceiling: Fence,
 }
 
 /// What [`Store::load`] found of one shard, after its rows went to the sink.
@@ -193,8 +204,9 @@ pub trait Store: Send + Sync + 'static {
     /// Becomes the owner under a fresh epoch, durably. `Held` while somebody else may still be the owner.
     fn take_over(&self, owner: uuid::Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>>;
 
-    /// Raises the ceiling of fences in the ownership record, durably. Fails if it is no longer ours.
-    fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Raises the ceiling of fences in the ownership record, and the floor with it, durably and in one step. Fails if it
+    /// is no longer ours.
+    fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Renews a lease. `create`: writes the record anew if it is gone.
     fn renew(&self, _create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {

@@ -45,8 +45,7 @@ pub use self::file::{DiskCall, DiskProbe};
 use self::heads::{Heads, Mark};
 use self::load::Load;
 use self::record::Kind;
-use super::{Loaded, Ownership, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
-use crate::model::Fence;
+use super::{FenceSpan, Loaded, Ownership, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
 
 /// Obsolete log entries removed by one commit, which adds one: the log shrinks, and no commit pays much.
 const LOG_REMOVED_MAX: u64 = 16;
@@ -157,8 +156,8 @@ impl Store for RedbStore {
         .boxed()
     }
 
-    fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.blocking(move |shared, ours| shared.raise_fence_ceiling(ours, ceiling))
+    fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.blocking(move |shared, ours| shared.raise_fence_ceiling(ours, span))
     }
 
     fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
@@ -213,17 +212,19 @@ impl Shared {
             let taken = Meta { owner, epoch: meta.epoch + 1, ..*meta };
             write_meta(db, &taken)?;
             *meta = taken;
-            Ok(Ownership { epoch: taken.epoch, fence_ceiling: taken.fence_ceiling })
+            let Meta { epoch, fence_ceiling, fence_floor, .. } = taken;
+            Ok(Ownership { epoch, fence_ceiling, fence_floor })
         })
     }
 
-    fn raise_fence_ceiling(&self, ours: Option<(Uuid, u64)>, ceiling: Fence) -> Result<(), StoreError> {
+    fn raise_fence_ceiling(&self, ours: Option<(Uuid, u64)>, span: FenceSpan) -> Result<(), StoreError> {
         let is_ours = self.with(|db, meta, _| {
             if Some((meta.owner, meta.epoch)) != ours {
                 return Ok(false);
             }
-            if ceiling > meta.fence_ceiling {
-                let raised = Meta { fence_ceiling: ceiling, ..*meta };
+            if span.ceiling > meta.fence_ceiling {
+                let fence_floor = span.floor.max(meta.fence_floor);
+                let raised = Meta { fence_ceiling: span.ceiling, fence_floor, ..*meta };
                 write_meta(db, &raised)?;
                 *meta = raised;
             }
@@ -393,6 +394,7 @@ fn write_meta(db: &Database, meta: &Meta) -> Result<(), Error> {
         table.insert("owner", meta.owner.as_u128())?;
         table.insert("epoch", u128::from(meta.epoch))?;
         table.insert("fence_ceiling", u128::from(meta.fence_ceiling))?;
+        table.insert("fence_floor", u128::from(meta.fence_floor))?;
     }
     write.commit()?;
     Ok(())

@@ -8,7 +8,7 @@
 //! hotpool:{TAG}:42.3:a     hash: the shard's state, or a rewrite under way, or not there
 //! hotpool:{TAG}:42.3:b     the same; exactly one of the two is live
 //! hotpool:{TAG}:0.0:a      pool 0 is the catalogue: one row a pool
-//! hotpool:{TAG}:owner      hash: the record of ownership (owner, epoch, beat, lease_ms, fence_ceiling, node, who)
+//! hotpool:{TAG}:owner      hash: the record of ownership (owner, epoch, beat, lease_ms, fence_ceiling, fence_floor, node, who)
 //! ```
 //!
 //! Fields of a state: `#` is its header, `<epoch> <owner> 1 live <seq> <generation>`; `w:<worker id>` a worker with
@@ -54,9 +54,9 @@ use self::owner::{Candidate, Claimant, Verdict, Watch};
 use self::steps::{Owner, Seen, Side};
 pub use self::url::{Address, FORMS, Kind, RedisUrl};
 use super::data_dir;
-use super::{Loaded, Ownership, Renewal, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use super::{FenceSpan, Loaded, Ownership, Renewal, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
 use crate::clock::Clock;
-use crate::model::{Fence, Millis};
+use crate::model::Millis;
 
 /// Bytes of rows in one step; more goes as a rewrite. One step keeps a server busy for a few milliseconds.
 const STEP_BYTES_MAX: usize = 1 << 20;
@@ -102,6 +102,8 @@ pub struct RedisStore {
     /// An epoch that some shard was found at, above that of the record: a take-over that Redis lost.
     epoch_floor: AtomicU64,
     fence_ceiling: AtomicU64,
+    /// Of this owner; 0 until it is about to give fences out.
+    fence_floor: AtomicU64,
     /// Why a step was not taken last.
     fault: Mutex<String>,
     /// Live sides, of the shards that this owner has taken.
@@ -148,6 +150,7 @@ impl RedisStore {
             watch: Mutex::default(),
             epoch_floor: AtomicU64::new(0),
             fence_ceiling: AtomicU64::new(0),
+            fence_floor: AtomicU64::new(0),
             sides: Mutex::default(),
             options,
         })
@@ -155,6 +158,11 @@ impl RedisStore {
 
     fn prefix(&self) -> &str {
         &self.options.key_prefix
+    }
+
+    fn fence_span(&self) -> FenceSpan {
+        let of = |bound: &AtomicU64| bound.load(Ordering::Relaxed);
+        FenceSpan { floor: of(&self.fence_floor), ceiling: of(&self.fence_ceiling) }
     }
 
     fn owner(&self) -> Option<Owner> {
@@ -198,7 +206,9 @@ impl RedisStore {
         self.fence_ceiling.fetch_max(fence_ceiling, Ordering::Relaxed);
         *locked(&self.ours) = Some(owner);
         self.reach_replica(owner).await?;
-        Ok(Ownership { epoch: owner.epoch, fence_ceiling })
+        // What was taken is what was read.
+        let fence_floor = record.map_or(0, |record| record.fence_floor);
+        Ok(Ownership { epoch: owner.epoch, fence_ceiling, fence_floor })
     }
 
     /// An epoch counts once a replica has it, where there are replicas: a failover must not give it out again.
@@ -215,7 +225,7 @@ impl RedisStore {
             return Ok(());
         }
         let limit_ms = (REPLICA.as_millis() as u64).min(self.options.command_ms / 2);
-        let write = self.claimant(owner).renew(self.fence_ceiling.load(Ordering::Relaxed), false);
+        let write = self.claimant(owner).renew(self.fence_span(), false);
         let written = self.nodes.ask(&line, &write).await?.is_ok_and(|answer| steps::text(&answer) == Some("ok"));
         let wait = owner::call(cmd("WAIT").arg(1).arg(limit_ms).take());
         match self.nodes.ask(&line, &wait).await? {
@@ -228,7 +238,7 @@ impl RedisStore {
         let _alone = self.owning.lock().await;
         let owner = self.owner().ok_or_else(|| StoreError::Unusable("nothing is owned before a take-over".into()))?;
         let claimant = Claimant { lease_ms, ..self.claimant(owner) };
-        let answer = self.ask(claimant.renew(self.fence_ceiling.load(Ordering::Relaxed), create)).await?;
+        let answer = self.ask(claimant.renew(self.fence_span(), create)).await?;
         match steps::text(&answer) {
             Some("ok") => Ok(Renewal::Renewed),
             Some("missing") => Ok(Renewal::Missing),
@@ -343,9 +353,10 @@ impl Store for RedisStore {
         self.take(owner).boxed()
     }
 
-    fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
-            self.fence_ceiling.fetch_max(ceiling, Ordering::Relaxed);
+            self.fence_floor.fetch_max(span.floor, Ordering::Relaxed);
+            self.fence_ceiling.fetch_max(span.ceiling, Ordering::Relaxed);
             match self.renewed(self.options.lease_ms, false).await? {
                 Renewal::Renewed => Ok(()),
                 Renewal::Missing => Err(StoreError::Away("the record of ownership is gone".into())),

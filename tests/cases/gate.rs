@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hotpool::model::{Fence, Millis, Seq};
+use hotpool::model::{Millis, Seq};
 use hotpool::row::{self, Frames, RowKind};
 use hotpool::store::{
-    Loaded, Ownership, Renewal, RowSink, ShardKey, SharedStore, Step, StepKind, StepOutcome, Store, StoreError,
+    FenceSpan, Loaded, Ownership, Renewal, RowSink, ShardKey, SharedStore, Step, StepKind, StepOutcome, Store,
+    StoreError,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -378,8 +379,8 @@ impl Store for GatedStore {
         self.inner.take_over(owner)
     }
 
-    fn raise_fence_ceiling(&self, ceiling: Fence) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.raise_fence_ceiling(ceiling)
+    fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.raise_fence_ceiling(span)
     }
 
     fn renew(&self, create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {

@@ -45,7 +45,7 @@ impl Run {
             from = next;
         }
         let mut expected = self.oracle.clone();
-        expected.reload(self.now_ms, self.fence, true);
+        expected.reload(self.now_ms, self.fence, 0, true);
         for rows in [&dump, &self.stream, &folded(&self.stream)] {
             let mut replay = Replay::new(self.rules(), "ns", self.now_ms);
             // Cut anywhere between two rows.
@@ -56,7 +56,7 @@ impl Run {
             replay.rows(first);
             replay.rows(second);
             let (at, now_ms) = (self.shard.seq(), self.now_ms);
-            let resume = Resume { at, now_ms, unix_ms: now_ms, floor: self.fence, revived: true };
+            let resume = Resume { at, now_ms, unix_ms: now_ms, floor: self.fence, previous_floor: 0, revived: true };
             let replica = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
             assert_eq!(state(&replica), known(&self.oracle));
             assert_eq!(replica.idle(), expected.idle.len());

@@ -42,6 +42,8 @@ pub struct Run {
     pub seen: BTreeMap<&'static str, usize>,
     now_ms: u64,
     fence: u64,
+    /// Where the last two reloads let fences begin.
+    floors: [u64; 2],
     /// Where claims were granted, ended ones too; so stale places occur.
     places: Vec<Place>,
     /// Every row that changed, as a store would be given it.
@@ -61,6 +63,7 @@ impl Run {
             seen: BTreeMap::new(),
             now_ms,
             fence: 0,
+            floors: [0; 2],
             places: Vec::new(),
             stream: Vec::new(),
             incarnations: BTreeMap::new(),
@@ -103,13 +106,17 @@ impl Run {
         let Some((oracle, bytes, seq)) = self.past.pop() else { return };
         self.oracle = Oracle { policy: self.policy, times: self.times, ..oracle };
         self.stream.truncate(bytes);
-        let floor = self.fence + 3;
+        // A revival is no new owner.
+        if !revived {
+            self.floors = [self.floors[1], self.fence + 3];
+        }
+        let [previous_floor, floor] = self.floors;
         let mut replay = Replay::new(self.rules(), "ns", self.now_ms);
         replay.rows(&self.stream);
-        let resume = Resume { at: seq, now_ms: self.now_ms, unix_ms: self.now_ms, floor, revived };
+        let resume = Resume { at: seq, now_ms: self.now_ms, unix_ms: self.now_ms, floor, previous_floor, revived };
         self.shard = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
-        self.oracle.reload(self.now_ms, floor, revived);
-        self.fence = floor;
+        self.oracle.reload(self.now_ms, floor, previous_floor, revived);
+        self.fence = self.fence.max(floor);
         self.past.clear();
         self.places = self.shard.list_claims(0).map(|(_, _, grant)| grant.place).collect();
     }

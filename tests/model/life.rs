@@ -336,14 +336,15 @@ impl Oracle {
         }
     }
 
-    /// The shard is loaded from its rows. `floor`: no fence above it was given out before.
-    pub fn reload(&mut self, now: u64, floor: u64, revived: bool) {
+    /// The shard is loaded from its rows. `floor`: no fence above it was given out before; the owner before gave out those
+    /// above `previous_floor`.
+    pub fn reload(&mut self, now: u64, floor: u64, previous_floor: u64, revived: bool) {
         if self.memory && !revived {
             self.workers.values_mut().for_each(|worker| worker.unvouched = true);
         }
         let any = self.workers.values().any(|worker| worker.unvouched);
         self.settled_at = if any { now + self.reserve_ms } else { 0 };
-        self.tail = (self.fence_max, floor);
+        self.tail = (self.fence_max.max(previous_floor), floor);
         for claim in &mut self.claims {
             (claim.told, claim.confirmed) = (true, claim.state != ClaimState::Reserved);
             claim.deadline = stay(claim).map(|ms| now + ms);

@@ -2,7 +2,7 @@
 
 use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
 use hotpool::store::redis::{RedisOptions, RedisStore};
-use hotpool::store::{Renewal, ShardKey, StepOutcome, Store, StoreError};
+use hotpool::store::{FenceSpan, Ownership, Renewal, ShardKey, StepOutcome, Store, StoreError};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -14,6 +14,10 @@ const B: ShardKey = ShardKey { pool: 7, shard: 1 };
 
 fn dir() -> TempDir {
     TempDir::new().expect("a directory")
+}
+
+fn span(floor: u64, ceiling: u64) -> FenceSpan {
+    FenceSpan { floor, ceiling }
 }
 
 #[tokio::test]
@@ -58,7 +62,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_re
     assert_eq!(one(&old, chunk(A, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, drop_of(A)).await, Fenced);
     assert_eq!(old.renew(true).await.expect("renew"), Renewal::Fenced);
-    assert!(old.raise_fence_ceiling(u64::from(u32::MAX)).await.is_err());
+    assert!(old.raise_fence_ceiling(span(0, u64::from(u32::MAX))).await.is_err());
     // The new owner has not read B: what the old one still writes there is found when it does.
     assert_eq!(one(&old, rows(B, 1, 2, &[(2, Some(1))])).await, Applied);
     assert_eq!(load(&new, B).await, is(2, &[(1, 1), (2, 1)]));
@@ -201,12 +205,45 @@ async fn s06_a_header_of_a_later_version_is_refused_and_one_of_a_later_epoch_fen
 async fn s13_the_fence_ceiling_and_the_epoch_survive() {
     let (server, dir) = (Server::start(&["--appendonly", "yes", "--appendfsync", "always"]), dir());
     let store = owned(&server.url(), &dir).await;
-    store.raise_fence_ceiling(77).await.expect("raise");
-    store.raise_fence_ceiling(50).await.expect("a lower one changes nothing");
+    store.raise_fence_ceiling(span(0, 77)).await.expect("raise");
+    store.raise_fence_ceiling(span(0, 50)).await.expect("a lower one changes nothing");
     drop(store);
     let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
     let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
     assert_eq!((taken.epoch, taken.fence_ceiling), (2, 77));
+}
+
+#[tokio::test]
+async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let take = async |raise_to: Option<u64>| {
+        let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
+        let Ownership { fence_floor, fence_ceiling, .. } = store.take_over(Uuid::now_v7()).await.expect("take over");
+        assert_eq!(store.renew(true).await.expect("renew"), Renewal::Renewed, "that alone says nothing of fences");
+        if let Some(ceiling) = raise_to {
+            store.raise_fence_ceiling(span(fence_ceiling, ceiling)).await.expect("raise");
+        }
+        (fence_floor, fence_ceiling)
+    };
+    assert_eq!(take(Some(100)).await, (0, 0));
+    assert_eq!(take(None).await, (0, 100), "whoever gives out none");
+    assert_eq!(take(Some(200)).await, (0, 100), "leaves it as it was");
+    assert_eq!(take(Some(300)).await, (100, 200));
+    assert_eq!(take(Some(400)).await, (200, 300));
+}
+
+/// An owner whose record was emptied away writes it again as it was.
+#[tokio::test]
+async fn s19_a_record_that_is_written_again_has_its_floor() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    store.raise_fence_ceiling(span(50, 77)).await.expect("raise");
+    let _: () = server.ask(&["FLUSHALL"]);
+    assert_eq!(store.renew(true).await.expect("renew"), Renewal::Renewed);
+    drop(store);
+    let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
+    let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
+    assert_eq!((taken.fence_floor, taken.fence_ceiling), (50, 77));
 }
 
 #[tokio::test]

@@ -153,8 +153,14 @@ impl World {
     pub fn restart(&mut self) {
         let mut replay = Replay::new(self.policy, "ns", self.now_ms);
         replay.rows(&self.rows);
-        let resume =
-            Resume { at: self.shard.seq(), now_ms: self.now_ms, unix_ms: 1_000_000, floor: self.fence, revived: true };
+        let resume = Resume {
+            at: self.shard.seq(),
+            now_ms: self.now_ms,
+            unix_ms: 1_000_000,
+            floor: self.fence,
+            previous_floor: 0,
+            revived: true,
+        };
         let shard = replay.finish(resume).map_err(|(wrong, _)| wrong).unwrap();
         let claims = |shard: &Shard| {
             let mut all: Vec<_> = shard

@@ -25,7 +25,7 @@ const CACHE_BYTES: usize = 64 << 20;
 /// Size of the blocks in which a file is written anew.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// `format`, `owner`, `epoch`, `fence_ceiling`.
+/// `format`, `owner`, `epoch`, `fence_ceiling`, and from the first owner on that knew of it `fence_floor`.
 pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
 /// Position -> the records of one commit. Positions have no holes.
 pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -42,6 +42,7 @@ pub(super) struct Meta {
     pub(super) owner: Uuid,
     pub(super) epoch: u64,
     pub(super) fence_ceiling: Fence,
+    pub(super) fence_floor: Fence,
 }
 
 /// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
@@ -149,17 +150,24 @@ fn meta(disk: &Disk, read: &ReadTransaction) -> Result<Meta, StoreError> {
         Err(redb::TableError::Storage(error)) => return Err(store_error(disk, error.into())),
         Err(_) => return Err(foreign()),
     };
-    let get = |key| -> Result<u128, StoreError> {
+    let find = |key| -> Result<Option<u128>, StoreError> {
         let value = table.get(key).map_err(|error| store_error(disk, error.into()))?;
-        value.map(|value| value.value()).ok_or_else(foreign)
+        Ok(value.map(|value| value.value()))
     };
-    let number = |key| get(key).and_then(|value| u64::try_from(value).map_err(|_| damaged(disk, key)));
+    let get = |key| find(key)?.ok_or_else(foreign);
+    let number = |key, value| u64::try_from(value).map_err(|_| damaged(disk, key));
     let format = get("format")?;
     if format != FORMAT {
         let message = format!("{} has format {format}, this program reads {FORMAT}", disk.path(FILE).display());
         return Err(StoreError::Unusable(message));
     }
-    Ok(Meta { owner: Uuid::from_u128(get("owner")?), epoch: number("epoch")?, fence_ceiling: number("fence_ceiling")? })
+    Ok(Meta {
+        owner: Uuid::from_u128(get("owner")?),
+        epoch: number("epoch", get("epoch")?)?,
+        fence_ceiling: number("fence_ceiling", get("fence_ceiling")?)?,
+        // Absent where an older build wrote last.
+        fence_floor: number("fence_floor", find("fence_floor")?.unwrap_or(0))?,
+    })
 }
 
 /// Finds where every shard stands: the bases, then the headers of the log in order, then which chunks are left over.

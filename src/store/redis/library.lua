@@ -156,7 +156,7 @@ local function take(keys, args)
   return { 'ok', redis.call('HGET', key, 'fence_ceiling') or '0' }
 end
 
--- keys: the record. args: owner, epoch, node, who, lease_ms, ceiling, '1' to write a record that is gone.
+-- keys: the record. args: owner, epoch, node, who, lease_ms, ceiling, '1' to write a record that is gone, floor.
 local function renew(keys, args)
   local key, epoch = keys[1], tonumber(args[2])
   local kind = redis.call('TYPE', key).ok
@@ -165,7 +165,7 @@ local function renew(keys, args)
     if args[7] ~= '1' then return 'missing' end
     redis.call('UNLINK', key)
   end
-  local found = redis.call('HMGET', key, 'owner', 'epoch', 'fence_ceiling')
+  local found = redis.call('HMGET', key, 'owner', 'epoch', 'fence_ceiling', 'fence_floor')
   if found[2] then
     local theirs = tonumber(found[2])
     if theirs > epoch or (theirs == epoch and found[1] ~= args[1]) then return 'fenced' end
@@ -174,6 +174,7 @@ local function renew(keys, args)
   end
   redis.call('HSET', key, 'owner', args[1], 'epoch', args[2], 'node', args[3], 'who', args[4], 'lease_ms', args[5])
   if tonumber(args[6]) > tonumber(found[3] or '0') then redis.call('HSET', key, 'fence_ceiling', args[6]) end
+  if tonumber(args[8]) > tonumber(found[4] or '0') then redis.call('HSET', key, 'fence_floor', args[8]) end
   redis.call('HINCRBY', key, 'beat', 1)
   return 'ok'
 end

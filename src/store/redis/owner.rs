@@ -15,7 +15,7 @@ use super::library;
 use super::nodes::Call;
 use super::steps::text;
 use crate::model::{Fence, Millis};
-use crate::store::ShardKey;
+use crate::store::{FenceSpan, ShardKey};
 
 /// The record as it was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub(super) struct Record {
     pub who: String,
     pub lease_ms: Millis,
     pub fence_ceiling: Fence,
+    pub fence_floor: Fence,
 }
 
 /// What is to be done about a record.
@@ -138,6 +139,7 @@ pub(super) fn record(value: &Value) -> Result<Option<Record>, String> {
         who: word("who"),
         lease_ms: number("lease_ms")?,
         fence_ceiling: number("fence_ceiling")?,
+        fence_floor: number("fence_floor")?,
     }))
 }
 
@@ -162,11 +164,11 @@ impl Claimant<'_> {
         call(cmd)
     }
 
-    /// Renews it, and raises the ceiling of fences. `create`: also if it is gone.
-    pub fn renew(&self, fence_ceiling: Fence, create: bool) -> Call {
+    /// Renews it, and raises floor and ceiling of fences. `create`: also if it is gone.
+    pub fn renew(&self, span: FenceSpan, create: bool) -> Call {
         let mut cmd = library::call("renew", &[&keys::owner(self.prefix)]);
         cmd.arg(self.owner.simple().to_string()).arg(self.epoch).arg(self.node).arg(self.who);
-        cmd.arg(self.lease_ms).arg(fence_ceiling).arg(u8::from(create));
+        cmd.arg(self.lease_ms).arg(span.ceiling).arg(u8::from(create)).arg(span.floor);
         call(cmd)
     }
 }
@@ -197,7 +199,7 @@ mod tests {
     use super::*;
 
     fn record_of(beat: u64) -> Record {
-        Record { epoch: 3, beat, node: "theirs".into(), who: "host:1".into(), lease_ms: 1_000, fence_ceiling: 0 }
+        Record { epoch: 3, beat, node: "theirs".into(), who: "host:1".into(), lease_ms: 1_000, ..Record::default() }
     }
 
     fn candidate(node: &str, standby: bool) -> Candidate {
