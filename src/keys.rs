@@ -24,6 +24,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 use smallvec::SmallVec;
 
+use crate::adoption::Adoption;
 use crate::engine::Place;
 use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Counted, Fence, Millis, Seq};
@@ -154,12 +155,14 @@ pub struct Keys {
     map: DashMap<ClaimId, Entry, BuildHasherDefault<Prehashed>>,
     /// What tenants hold, and how much they may.
     pub tenants: Tenants,
+    /// Which keys a lost claim may still get.
+    pub adoption: Adoption,
 }
 
 impl Default for Keys {
     fn default() -> Self {
         let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), LOCKS);
-        Self { map, tenants: Tenants::default() }
+        Self { map, tenants: Tenants::default(), adoption: Adoption::default() }
     }
 }
 
@@ -224,11 +227,13 @@ impl Keys {
         }
     }
 
-    /// Takes the ticket of a key that nobody holds, wants or is known to hold, without a claim on its way: for one that
-    /// may be adopted. Whoever takes it calls [`Keys::hold`] or [`Keys::vacate`].
-    pub fn take_vacant(&self, id: &ClaimId) -> Option<Ticket> {
+    /// Takes the ticket of a key that nobody holds, wants or is known to hold, without a claim on its way: for one with
+    /// this fence that may be adopted. Whoever takes it calls [`Keys::hold`] or [`Keys::vacate`].
+    pub fn take_vacant(&self, id: &ClaimId, fence: Fence) -> Option<Ticket> {
         let ticket = fresh_ticket();
-        self.enter_vacant(id, || Ok((ticket, None))).is_ok().then_some(ticket)
+        // Under the entry's guard: whoever held the key before has said so.
+        let take = || if self.adoption.allows(id.hash64(), fence) { Ok((ticket, None)) } else { Err(None) };
+        self.enter_vacant(id, take).is_ok().then_some(ticket)
     }
 
     /// The same for a member of a gang, which is charged.
@@ -239,24 +244,24 @@ impl Keys {
         let id = item.id.clone();
         self.enter_vacant(&id, || {
             let (ticket, charge) = self.grant_ticket(item);
-            item.over_quota.take().map_or(Ok((ticket, charge)), Err)
+            item.over_quota.take().map_or(Ok((ticket, charge)), |over| Err(Some(over)))
         })
     }
 
     fn enter_vacant(
         &self,
         id: &ClaimId,
-        take: impl FnOnce() -> Result<(Ticket, Option<Charge>), Counted>,
+        take: impl FnOnce() -> Result<(Ticket, Option<Charge>), Option<Counted>>,
     ) -> Result<(), Option<Counted>> {
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
-                let (ticket, charge) = take().map_err(Some)?;
+                let (ticket, charge) = take()?;
                 slot.insert(pending(ticket, charge, Unstoreds::new()));
                 Ok(())
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 Entry::Gone { unstored } => {
-                    let (ticket, charge) = take().map_err(Some)?;
+                    let (ticket, charge) = take()?;
                     let unstored = std::mem::take(unstored);
                     slot.insert(pending(ticket, charge, unstored));
                     Ok(())
@@ -419,6 +424,7 @@ impl Keys {
         if hold.place.fence != fence {
             return Unstoreds::new();
         }
+        self.adoption.over(id.hash64(), fence);
         let earlier = unstored.clone();
         if let Some(record) = record {
             // One record a shard is enough: a later one covers the earlier.

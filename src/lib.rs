@@ -15,11 +15,13 @@
 //! whole service without its edge.
 //!
 //! In the order in which a request meets them: [`api`], [`scheduler`], [`keys`], [`tenants`], [`waiters`], [`dispatch`], [`router`], [`pools`],
-//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`ownership`], [`catalogue`], [`recovery`], [`remembered`]. Around them:
+//! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`ownership`], [`catalogue`], [`recovery`], [`adoption`],
+//! [`remembered`]. Around them:
 //! [`model`], [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`],
 //! [`clock`], [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
 #![warn(missing_docs)]
 
+pub mod adoption;
 pub mod api;
 pub mod ask;
 pub mod catalogue;

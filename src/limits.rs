@@ -50,6 +50,11 @@ pub const NAMED_CLAIMS_MAX: usize = 10_000;
 pub const REMEMBERED_MAX: usize = 65_536;
 /// How long such a claim is remembered, in milliseconds.
 pub const REMEMBERED_MS: u64 = 600_000;
+/// Keys that are remembered after a stop that may have lost claims, so that none goes back to a lower fence; past it no
+/// lost claim is adopted any more.
+pub const ADOPTION_KEYS_MAX: usize = 1 << 20;
+/// How long lost claims are adopted after a start, in milliseconds.
+pub const ADOPTION_MS: u64 = 600_000;
 /// Commands that wait in one shard's ring; past it the shard refuses (`overloaded`).
 pub const RING_SLOTS: usize = 4096;
 /// Commands that an actor takes from its ring before it lets others run.

@@ -166,6 +166,8 @@ definitions! {
     LEASE = "hotpool_store_lease_seconds", Kind::Gauge, [],
         "Time until the ownership of the store lapses unless it is renewed; 0: it has lapsed, and nothing is answered. -1: this \
          store has no lease.";
+    ADOPTION = "hotpool_adoption_open", Kind::Gauge, [],
+        "1 while claims that the last stop may have lost are taken over when their workers name them, else 0.";
     REWRITES = "hotpool_store_rewrites_total", Kind::Counter, [], "Shards written anew as a whole to the store.";
     HTTP_REQUESTS = "hotpool_http_requests_total", Kind::Counter, ["route", "status"], "HTTP requests answered.";
     GRPC_REQUESTS = "hotpool_grpc_requests_total", Kind::Counter, ["method", "code"],
@@ -206,6 +208,8 @@ pub struct ProcessMetrics {
     gangs: Vec<Counter>,
     /// `hotpool_store_lease_seconds`.
     pub store_lease: Gauge,
+    /// `hotpool_adoption_open`.
+    pub adoption_open: Gauge,
     /// `hotpool_ready`.
     pub ready: Gauge,
     /// `hotpool_fence_refusals_total`.
@@ -251,6 +255,7 @@ impl ProcessMetrics {
                 .map(|outcome| metrics::counter!(GANGS, "outcome" => outcome.word()))
                 .collect(),
             store_lease: metrics::gauge!(LEASE),
+            adoption_open: metrics::gauge!(ADOPTION),
             ready: metrics::gauge!(READY),
             fence_refusals: metrics::counter!(FENCE_REFUSALS),
             http_requests: std::iter::repeat_with(OnceLock::new).take(http_requests).collect(),

@@ -123,6 +123,7 @@ pub async fn recover(
     let gangs = settle_gangs(dispatch, &mut found);
     reconcile(dispatch, &mut found);
     tell_of_suspects(&found);
+    open_adoption(dispatch, &found);
     // As late as can be: whoever dies before this has granted nothing, and leaves what was lost before it to be adopted.
     ownership::patiently(dispatch, || raise_fence_ceiling(dispatch).boxed()).await?;
     futures::stream::iter(found)
@@ -368,7 +369,7 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
                         .map(|(_, id, place)| (id.clone(), (place, shard.grant(place).and_then(|grant| grant.spec))))
                         .collect();
                     held.extend(members.clone());
-                    dispatch.keys.rebind(|shard| shard == own, &mut held);
+                    dispatch.keys.rebind(|shard| shard == own, Some(&mut held));
                     held.retain(|id, _| !members.contains_key(id));
                 }
                 let enter = |(id, (place, spec))| dispatch.keys.recover(id, Hold { shard: own, place }, spec);
@@ -376,7 +377,7 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
             }
             Err((_, readable)) => {
                 if found.port.restarts() > 0 {
-                    dispatch.keys.rebind(|shard| shard == own, &mut HashMap::new());
+                    dispatch.keys.rebind(|shard| shard == own, None);
                 }
                 let enter =
                     |(id, (place, spec)): (ClaimId, Kept)| dispatch.keys.recover_unreadable(id, own, place.fence, spec);
@@ -402,6 +403,18 @@ fn tell_of_suspects(found: &[FoundShard]) {
     }
     for (pool, workers) in suspects.into_iter().filter(|&(_, workers)| workers > 0) {
         tracing::warn!(%pool, workers, "suspect workers: not offered until something has spoken for them");
+    }
+}
+
+/// Lost claims are adopted if there can be any. Workers that may name one are counted from now on.
+fn open_adoption(dispatch: &Dispatch, found: &[FoundShard]) {
+    let shards = || found.iter().filter_map(|found| Some((&found.port, found.shard.as_ref().ok()?)));
+    let now_ms = dispatch.clock.engine_ms();
+    for (port, shard) in shards() {
+        port.set_unvouched(shard.unvouched());
+    }
+    if let Some(reserve_ms) = shards().filter_map(|(_, shard)| shard.may_have_lost()).max() {
+        dispatch.keys.adoption.open(now_ms, now_ms + reserve_ms);
     }
 }
 

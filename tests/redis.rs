@@ -1,6 +1,8 @@
-//! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12, G1, and
-//! the journal's) run here as well as on the embedded one: the same text, with [`place`] for the other one's.
+//! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12, S19, G1,
+//! and the journal's) run here as well as on the embedded one: the same text, with [`place`] for the other one's.
 
+#[path = "cases/adoption.rs"]
+mod adoption;
 #[path = "redis/bad_days.rs"]
 mod bad_days;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]

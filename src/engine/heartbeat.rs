@@ -6,9 +6,9 @@
 //! - what it holds and does not name ends after a grace, so one reordered word ends nothing: a short one if it named the
 //!   claim before, the pool's `unnamed_ms` if it never did and may not have got it yet;
 //! - what it names and does not hold is *adopted* if it can only be a claim whose record was lost: its fence lies in
-//!   the lost tail (above all that the shard had recorded, below the first fence of this owner), nothing was granted
-//!   to the worker since, and the key is vacant. Anything else it has to stop; until a later word no longer names it,
-//!   the worker is not offered.
+//!   the lost tail (above all that the shard had recorded, from the first fence of the owner before to below the first
+//!   of this one), nothing was granted to the worker since, and the key is vacant and was so since (`crate::adoption`).
+//!   Anything else it has to stop; until a later word no longer names it, the worker is not offered.
 //!
 //! A word also ends distrust. After a stop that may have lost claims it does so only when `settled_ms` has passed:
 //! until then whoever was told of a lost claim may still come and start it. That word ends what it does not name.
@@ -162,6 +162,18 @@ impl Shard {
     #[must_use]
     pub fn is_unvouched(&self, id: &WorkerId) -> bool {
         self.workers.find(id).is_some_and(|at| self.workers.get(at).bars & bars::UNVOUCHED != 0)
+    }
+
+    /// Workers that may name lost claims and for which nothing that may has spoken yet.
+    #[must_use]
+    pub const fn unvouched(&self) -> usize {
+        if self.shares.is_some() { 0 } else { self.barred.unvouched }
+    }
+
+    /// Whether the stop before the start may have lost claims that can be adopted; then how long one may still be started.
+    #[must_use]
+    pub fn may_have_lost(&self) -> Option<Millis> {
+        (self.shares.is_none() && self.head.memory).then_some(self.head.reserve_ms)
     }
 
     /// Whether a claim with this fence, named by the worker, may be one whose record was lost. In a shared pool none may:

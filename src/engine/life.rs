@@ -129,6 +129,8 @@ pub struct Barred {
     pub lost: usize,
     /// Suspect.
     pub suspect: usize,
+    /// Of these, those for which nothing has spoken since a stop that may have lost claims.
+    pub unvouched: usize,
 }
 
 impl Barred {
@@ -137,6 +139,7 @@ impl Barred {
         self.draining += (bars & bars::DRAINING != 0) as usize;
         self.lost += (bars & bars::LOST != 0) as usize;
         self.suspect += (bars & bars::DISTRUST != 0) as usize;
+        self.unvouched += (bars & bars::UNVOUCHED != 0) as usize;
     }
 
     pub(super) const fn leave(&mut self, bars: u8) {
@@ -144,6 +147,7 @@ impl Barred {
         self.draining -= (bars & bars::DRAINING != 0) as usize;
         self.lost -= (bars & bars::LOST != 0) as usize;
         self.suspect -= (bars & bars::DISTRUST != 0) as usize;
+        self.unvouched -= (bars & bars::UNVOUCHED != 0) as usize;
     }
 }
 

@@ -11,6 +11,9 @@ use crate::engine::Place;
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::ClaimItem;
 
+/// Keys that a shard holds: where, and what each claim keeps of its request.
+pub type HeldKeys = HashMap<ClaimId, (Place, Option<Arc<ClaimSpec>>)>;
+
 impl Keys {
     /// A row names the key as held. Of two such the higher fence stays; the loser, which may be this very one, is
     /// returned and must yield. A key that somebody is about to claim stays theirs.
@@ -94,19 +97,15 @@ impl Keys {
     /// Forgets all that the shards of a deleted pool held or were known to hold, and their records. Costs a walk over the
     /// directory.
     pub fn forget_pool(&self, pool: u32) {
-        self.rebind(|shard| shard.pool == pool, &mut HashMap::new());
+        self.rebind(|shard| shard.pool == pool, None);
         self.map.retain(|_, entry| !matches!(entry, Entry::Unreadable { shard, .. } if shard.pool == pool));
     }
 
     /// The shard was restarted from the store, which has all that it decided and kept: what it still holds is
     /// `held`, under new ordinals; what else stood here was undone with it. Returns by way of `held` what is left:
     /// claims whose keys are not held here as the shard's, for [`Self::recover`]. A key that stays held is never free
-    /// in between. Costs a walk over the directory.
-    pub fn rebind(
-        &self,
-        restarted: impl Fn(ShardRef) -> bool,
-        held: &mut HashMap<ClaimId, (Place, Option<Arc<ClaimSpec>>)>,
-    ) {
+    /// in between. None: nobody knows what it holds, and all that stood here is over. Costs a walk over the directory.
+    pub fn rebind(&self, restarted: impl Fn(ShardRef) -> bool, mut held: Option<&mut HeldKeys>) {
         self.map.retain(|id, entry| {
             let (Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) = entry
             else {
@@ -115,13 +114,18 @@ impl Keys {
             unstored.retain(|known| !restarted(known.shard));
             match entry {
                 Entry::Held { hold, unstored, charge } if restarted(hold.shard) => {
-                    if let Some((place, _)) = held.get(id)
-                        && place.fence == hold.place.fence
-                        && let Some((place, spec)) = held.remove(id)
-                    {
-                        hold.place = place;
-                        charge.set(spec);
-                        return true;
+                    match &mut held {
+                        Some(held) => {
+                            if let Some((place, _)) = held.get(id)
+                                && place.fence == hold.place.fence
+                                && let Some((place, spec)) = held.remove(id)
+                            {
+                                hold.place = place;
+                                charge.set(spec);
+                                return true;
+                            }
+                        }
+                        None => self.adoption.over(id.hash64(), hold.place.fence),
                     }
                     let unstored = std::mem::take(unstored);
                     let keep = !unstored.is_empty();

@@ -329,6 +329,7 @@ impl Scheduler {
         }
         metrics().quota_waiters.set(self.shared.dispatch.quota_waiters() as f64);
         metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
+        metrics().adoption_open.set(if self.keys().adoption.is_open() { 1.0 } else { 0.0 });
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
             metrics().shards(*state).set(f64::from(count));
@@ -403,6 +404,9 @@ impl Scheduler {
                 pool.watch.tick(now_ms);
             }
             dispatch.tick_lines(now_ms);
+            let pools = dispatch.pools.load();
+            let mut ports = pools.iter().flat_map(|pool| pool.ports.iter());
+            dispatch.keys.adoption.look(now_ms, || ports.all(|port| port.unvouched() == 0));
         }
     }
 

@@ -87,6 +87,8 @@ pub struct ShardPort {
     drift: AtomicU64,
     /// Workers that are not offered, by reason, as the actor last saw them.
     barred: [AtomicUsize; BarReason::ALL.len()],
+    /// Workers that may name lost claims, as the actor last saw them.
+    unvouched: AtomicUsize,
     metrics: PoolMetrics,
     /// What it did, for the counters of its pool.
     pub tally: Tally,
@@ -128,6 +130,7 @@ impl ShardPort {
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
             barred: Default::default(),
+            unvouched: AtomicUsize::new(0),
             metrics,
             tally: Tally::default(),
             dispatch: Arc::downgrade(dispatch),
@@ -279,6 +282,15 @@ impl ShardPort {
 
     pub(super) fn set_barred(&self, reason: BarReason, workers: usize) {
         self.barred[reason as usize].store(workers, Ordering::Relaxed);
+    }
+
+    /// Workers that may name lost claims and for which nothing has spoken yet.
+    pub fn unvouched(&self) -> usize {
+        self.unvouched.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unvouched(&self, workers: usize) {
+        self.unvouched.store(workers, Ordering::Relaxed);
     }
 
     pub(super) fn set_drift(&self, drift: u64) {

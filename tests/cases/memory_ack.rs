@@ -217,8 +217,9 @@ async fn k1_of_two_claims_of_a_key_the_one_that_the_store_lost_is_the_later() {
 #[tokio::test]
 async fn w05_an_adoption_needs_a_vacant_key_room_and_a_lost_number() {
     let (world, kept) = about_to_crash().await;
-    let lost = world.hold("p", "lost").await;
+    let (lost, free) = (world.hold("p", "lost").await, world.hold("p", "free").await);
     let (of_kept, of_lost) = (holder(&world, "kept").await, holder(&world, "lost").await);
+    let of_free = holder(&world, "free").await;
     let world = world.crashed().await;
     world.pool("q", spec(1, Ack::Durable), &["elsewhere"]).await;
     // Held elsewhere in the meantime.
@@ -230,10 +231,11 @@ async fn w05_an_adoption_needs_a_vacant_key_room_and_a_lost_number() {
     for fence in [taken, taken + 1, kept - 1, 1] {
         assert_eq!(world.beat(&of_lost, Some(&[("made-up", fence)])).await.stop.len(), 1, "{fence}");
     }
-    assert_eq!(world.beat(&of_lost, Some(&[("lost", lost)])).await.claims.len(), 1, "now it is vacant");
+    assert_eq!(world.beat(&of_lost, Some(&[("lost", lost)])).await.stop.len(), 1, "it is vacant, but was not since");
+    assert_eq!(world.beat(&of_free, Some(&[("free", free)])).await.claims.len(), 1);
     assert_eq!(
-        world.beat(&of_lost, Some(&[("more", lost + 1), ("lost", lost)])).await.stop,
-        running(&[("more", lost + 1)])
+        world.beat(&of_free, Some(&[("more", free + 1), ("free", free)])).await.stop,
+        running(&[("more", free + 1)])
     );
     assert_eq!(holder(&world, "kept").await, of_kept);
     assert_eq!(world.s.keys().pending(), 0);

@@ -60,8 +60,8 @@ impl Running {
     fn names(&mut self, worker: &WorkerId, claims: Vec<RunningClaim>) -> Vec<Named> {
         let unvouched = self.shard.is_unvouched(worker);
         let name = |RunningClaim { id, fence }| {
-            let may = self.shard.may_adopt(worker, fence);
-            let ticket = may.then(|| self.dispatch.keys.take_vacant(&id)).flatten();
+            let may = self.dispatch.keys.adoption.is_open_at(self.now_ms) && self.shard.may_adopt(worker, fence);
+            let ticket = may.then(|| self.dispatch.keys.take_vacant(&id, fence)).flatten();
             if let Some(ticket) = ticket {
                 self.in_hand.push((id.clone(), ticket));
                 self.tickets.push((id.clone(), ticket));
@@ -154,6 +154,7 @@ impl Running {
     pub(super) fn publish_barred(&mut self) {
         let barred = self.shard.barred();
         self.barred = barred;
+        self.port.set_unvouched(self.shard.unvouched());
         let all = [
             (BarReason::Cordoned, barred.cordoned),
             (BarReason::Draining, barred.draining),
