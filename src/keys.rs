@@ -12,11 +12,12 @@
 //! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file
 //! and the directory beside it, where `rebuild` fills the map at a recovery.
 
+mod prehashed;
 mod rebuild;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,6 +25,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 use smallvec::SmallVec;
 
+pub use self::prehashed::Prehashed;
 use crate::adoption::Adoption;
 use crate::engine::Place;
 use crate::limits;
@@ -126,24 +128,6 @@ pub enum Found {
     Held(Hold),
     /// Its shard does not serve.
     Unreadable,
-}
-
-/// The map's hasher: an identity brings its hash along.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Prehashed(u64);
-
-impl Hasher for Prehashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("a ClaimId hashes as one u64")
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
 }
 
 /// Locks of the map. Far more than threads: two requests seldom meet at one.

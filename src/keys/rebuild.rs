@@ -98,7 +98,13 @@ impl Keys {
     /// directory.
     pub fn forget_pool(&self, pool: u32) {
         self.rebind(|shard| shard.pool == pool, None);
-        self.map.retain(|_, entry| !matches!(entry, Entry::Unreadable { shard, .. } if shard.pool == pool));
+        self.map.retain(|id, entry| match entry {
+            Entry::Unreadable { fence, shard, .. } if shard.pool == pool => {
+                self.adoption.over(id.hash64(), *fence);
+                false
+            }
+            _ => true,
+        });
     }
 
     /// The shard was restarted from the store, which has all that it decided and kept: what it still holds is

@@ -21,9 +21,11 @@ use tokio::sync::oneshot;
 
 use super::actor::Wake;
 use super::command::{ClaimItem, Command, KeyItem};
+use super::notice::Notice;
 use super::reply::Reply;
 use super::ring::Scheduled;
 use super::running::Running;
+use super::seized::Seized;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
 use crate::engine::Place;
@@ -46,15 +48,6 @@ thread_local! {
 
 /// Why a command was not taken.
 pub type Why = Unavailable;
-
-/// What became of answers about claims of the shard.
-#[derive(Debug)]
-pub(super) enum Notice {
-    /// The grant of this claim will reach nobody.
-    Undelivered(ClaimId, Fence),
-    /// Answers that speak of these left, at this engine time.
-    Departed(Vec<Place>, Millis),
-}
 
 /// A shard's handle.
 pub struct ShardPort {
@@ -337,7 +330,7 @@ impl ShardPort {
     }
 
     /// Hands the right to run to the actor.
-    fn cast(&self) {
+    pub(super) fn cast(&self) {
         if let Some(actor) = &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
             // An actor that is gone has a supervisor that knows.
             let _ = actor.send_message(Wake::Run);
@@ -390,7 +383,7 @@ impl ShardPort {
     /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
     /// that inject what competes.
     pub(crate) fn seize(self: &Arc<Self>) -> Option<Seized> {
-        self.scheduled.wake_needed().then(|| Seized(Arc::clone(self)))
+        self.scheduled.wake_needed().then(|| Seized::of(Arc::clone(self)))
     }
 
     /// The shard has a state from now on.
@@ -492,24 +485,6 @@ impl ShardPort {
             ShardState::Stopped => Unavailable::Stopping,
             _ => Unavailable::Loading,
         }
-    }
-}
-
-/// The right to run a shard, kept from everybody.
-#[derive(Debug)]
-pub struct Seized(Arc<ShardPort>);
-
-impl Seized {
-    /// Requests that wait in the ring.
-    #[must_use]
-    pub fn depth(&self) -> usize {
-        self.0.depth()
-    }
-}
-
-impl Drop for Seized {
-    fn drop(&mut self) {
-        self.0.cast();
     }
 }
 

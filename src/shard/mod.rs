@@ -8,6 +8,7 @@
 mod actor;
 mod command;
 mod handle;
+mod notice;
 mod reply;
 /// What [`ring`] is made of; its model brings its own.
 mod atomic {
@@ -15,12 +16,14 @@ mod atomic {
 }
 pub mod ring;
 mod running;
+mod seized;
 mod supervisor;
 mod tally;
 
 pub use command::{ClaimItem, ClaimSieve, Command, GangItem, InjectedStep, KeyItem, Question, Visited};
-pub use handle::{Seized, ShardPort, Why};
+pub use handle::{ShardPort, Why};
 pub use reply::{Batch, BatchAnswers, ClaimAnswer, Inbox, Outcome, Payload, Reply, ShardReport};
+pub use seized::Seized;
 pub use supervisor::{Revive, Supervisor};
 
 pub(crate) use supervisor::start;

@@ -11,10 +11,11 @@ mod claims;
 mod gangs;
 mod life;
 mod looks;
+mod notices;
 mod told;
 mod words;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +23,11 @@ use self::told::wish;
 use self::words::refusal;
 use super::actor::Spawn;
 use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
-use super::handle::{Notice, ShardPort};
+use super::handle::ShardPort;
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
 use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Place, Shard};
-use crate::keys::{Found, Ticket, Unstored, Unstoreds};
+use crate::keys::{Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
@@ -200,49 +201,6 @@ impl Running {
         }
         self.conclude();
         self.applied
-    }
-
-    /// Fences of claims of which nobody was told.
-    pub(super) fn untold(&self) -> HashSet<Fence> {
-        self.shard.untold().collect()
-    }
-
-    /// Learns what became of answers.
-    fn notice(&mut self, notice: Notice) {
-        match notice {
-            Notice::Undelivered(id, fence) => {
-                if let Some(place) = self.find_held(&id, fence) {
-                    self.roll_back(place);
-                }
-            }
-            // After a panic the deadlines of all claims started anew, and no place is that of before.
-            Notice::Departed(places, at_ms) => {
-                places.into_iter().for_each(|place| self.on(Event::Departed { place, at_ms }));
-            }
-        }
-    }
-
-    /// Where the shard holds the claim with this fence, as the directory knows it.
-    fn find_held(&self, id: &ClaimId, fence: Fence) -> Option<Place> {
-        match self.dispatch.keys.find(id) {
-            Found::Held(hold) if hold.shard == self.port.shard && hold.place.fence == fence => Some(hold.place),
-            _ => None,
-        }
-    }
-
-    /// Brings the place of a command up to date that outlived a panic: ordinals are drawn anew with each life of the
-    /// shard, and what the command means is the claim with its fence.
-    fn resolve(&self, id: &ClaimId, place: &mut Place) {
-        if !self.shard.is_held(*place) {
-            self.find_again(id, place);
-        }
-    }
-
-    #[cold]
-    fn find_again(&self, id: &ClaimId, place: &mut Place) {
-        if let Some(found) = self.find_held(id, place.fence) {
-            *place = found;
-        }
     }
 
     /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hotpool::store::redb::{DiskCall, DiskProbe, RedbStore};
-use hotpool::store::{Store, StoreError};
+use hotpool::store::{FenceSpan, Store, StoreError};
 use rustix::io::Errno;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -131,7 +131,7 @@ async fn s15_what_a_failed_sync_covered_is_answered_by_nobody_until_it_was_writt
             assert!(why.contains("a sync of") && why.contains(&io::Error::from(errno).to_string()), "{why}");
         }
         unusable(store.load(vec![A], Box::new(|_, _| {})).await);
-        unusable(store.raise_fence_ceiling(9).await);
+        unusable(store.raise_fence_ceiling(FenceSpan { floor: 0, ceiling: 9 }).await);
         assert_eq!(place.after_a_power_failure().await, is(1, "a"), "{errno:?}: the disk has what was answered");
         drop(store);
         // The machine stands, so the file shows what the disk lacks. Whatever counts from here on must reach it.

@@ -1,0 +1,54 @@
+//! What became of answers, as far as the shard must act on it; and which claim a command means that outlived a panic.
+
+use std::collections::HashSet;
+
+use super::Running;
+use crate::engine::{Event, Place};
+use crate::keys::Found;
+use crate::model::{ClaimId, Fence};
+use crate::shard::notice::Notice;
+
+impl Running {
+    /// Fences of claims of which nobody was told.
+    pub(in crate::shard) fn untold(&self) -> HashSet<Fence> {
+        self.shard.untold().collect()
+    }
+
+    /// Learns what became of answers.
+    pub(super) fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Undelivered(id, fence) => {
+                if let Some(place) = self.find_held(&id, fence) {
+                    self.roll_back(place);
+                }
+            }
+            // After a panic the deadlines of all claims started anew, and no place is that of before.
+            Notice::Departed(places, at_ms) => {
+                places.into_iter().for_each(|place| self.on(Event::Departed { place, at_ms }));
+            }
+        }
+    }
+
+    /// Where the shard holds the claim with this fence, as the directory knows it.
+    fn find_held(&self, id: &ClaimId, fence: Fence) -> Option<Place> {
+        match self.dispatch.keys.find(id) {
+            Found::Held(hold) if hold.shard == self.port.shard && hold.place.fence == fence => Some(hold.place),
+            _ => None,
+        }
+    }
+
+    /// Brings the place of a command up to date that outlived a panic: ordinals are drawn anew with each life of the
+    /// shard, and what the command means is the claim with its fence.
+    pub(super) fn resolve(&self, id: &ClaimId, place: &mut Place) {
+        if !self.shard.is_held(*place) {
+            self.find_again(id, place);
+        }
+    }
+
+    #[cold]
+    fn find_again(&self, id: &ClaimId, place: &mut Place) {
+        if let Some(found) = self.find_held(id, place.fence) {
+            *place = found;
+        }
+    }
+}
