@@ -1,7 +1,8 @@
 //! Until when a claim that the last stop lost is adopted, and which keys must not be any more.
 //!
-//! A worker that names a lost claim is believed while nobody can have had its key since. What was granted before this
-//! process owned the store is told apart by fences (the lost tail, see `crate::engine`). What ended since is remembered
+//! A worker that names a lost claim is believed while nobody had its key since this process owned the store. What the owner before
+//! last gave out is told apart by fences (the lost tail, see `crate::engine`); of what was granted twice within the life that
+//! crashed only records can tell, and those may be among what was lost. What ended since is remembered
 //! here: a hash of each key, with its fence. That takes memory and has a bound, so it goes on only until every worker that
 //! nothing has spoken for has spoken, and for [`limits::ADOPTION_MS`] at most; from then on nothing is adopted. A stop
 //! that can have lost nothing begins none of it.

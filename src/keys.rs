@@ -94,7 +94,7 @@ enum Entry {
     /// Named by a row of a shard that does not serve, or by a member of a gang whose home does not. It counts all the same.
     Unreadable {
         fence: Fence,
-        /// Whose row names it.
+        /// Shard of the row that names the key.
         shard: ShardRef,
         _charge: Charge,
     },
@@ -139,7 +139,7 @@ pub struct Keys {
     map: DashMap<ClaimId, Entry, BuildHasherDefault<Prehashed>>,
     /// What tenants hold, and how much they may.
     pub tenants: Tenants,
-    /// Which keys a lost claim may still get.
+    /// Keys that a lost claim may still get.
     pub adoption: Adoption,
 }
 

@@ -22,7 +22,7 @@ use crate::model::{ClaimId, ClaimSpec, Fence, HASH_VERSION, Millis, PoolName, Po
 use crate::ownership;
 use crate::pools::Pool;
 use crate::row::{self, Frames, PoolRow, RowKind};
-use crate::shard::{self, Command, GangItem, Reply, ShardPort};
+use crate::shard::{self, ShardPort};
 use crate::store::{FenceSpan, ShardKey, StoreError};
 
 /// Shards that are started at the same time.
@@ -88,14 +88,21 @@ async fn read<'a, T>(
     }
 }
 
-/// Everything from the store, which is ours. Returns the catalogue; pools that were being deleted are listed beside it.
+/// Result of a recovery.
+pub struct Recovered {
+    /// Catalogue of pools and quotas.
+    pub catalogue: Arc<Catalogue>,
+    /// Pools that were being deleted.
+    pub deleting: Vec<Arc<Pool>>,
+    /// Committed gangs, to be forgotten when the store has their members.
+    pub gangs: Vec<(ShardRef, Fence)>,
+}
+
+/// Reads everything from the store, which is ours, and starts the shards.
 ///
 /// # Errors
 /// The store cannot be read at all, or the catalogue is damaged.
-pub async fn recover(
-    dispatch: &Arc<Dispatch>,
-    supervisor: &ActorCell,
-) -> Result<(Arc<Catalogue>, Vec<Arc<Pool>>), StoreError> {
+pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result<Recovered, StoreError> {
     let (at, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
@@ -129,8 +136,7 @@ pub async fn recover(
     futures::stream::iter(found)
         .for_each_concurrent(STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))
         .await;
-    tokio::spawn(forget_gangs(Arc::clone(dispatch), gangs));
-    Ok((catalogue, deleting))
+    Ok(Recovered { catalogue, deleting, gangs })
 }
 
 /// A shard that panicked, from its journal's tail over the store. Until it serves its port refuses.
@@ -158,8 +164,16 @@ pub async fn revive(dispatch: Arc<Dispatch>, pool: Arc<Pool>, port: Arc<ShardPor
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         }
+        if port.state() == ShardState::Stopped {
+            return;
+        }
     };
     reconcile(&dispatch, &mut found);
+    if dispatch.pools.load().at(pool.number).is_none() {
+        // The pool was deleted meanwhile, and what it held is entered again.
+        dispatch.keys.forget_pool(pool.number);
+        return;
+    }
     // What the run that panicked had to tell is lost.
     pool.watch.cut(dispatch.clock.unix_us());
     for found in found {
@@ -334,23 +348,6 @@ fn settle_gangs(dispatch: &Dispatch, found: &mut [FoundShard]) -> Vec<(ShardRef,
     }
     dispatch.gangs_in_doubt().extend(in_doubt.into_values());
     if unread.is_empty() { rows } else { Vec::new() }
-}
-
-/// Forgets gangs whose members the store has as committed.
-async fn forget_gangs(dispatch: Arc<Dispatch>, gangs: Vec<(ShardRef, Fence)>) {
-    if gangs.is_empty() {
-        return;
-    }
-    let pools = dispatch.pools.load_full();
-    let ports = pools.iter().flat_map(|pool| pool.ports.iter());
-    let outboxes: Vec<Arc<Outbox>> = ports.map(|port| Arc::clone(&port.outbox)).collect();
-    dispatch.journal.flushed(outboxes).await;
-    for (shard, id) in gangs {
-        if let Some(port) = pools.port(shard) {
-            let item = GangItem { id, act: GangAct::Forget, tickets: Vec::new(), reply: Reply::nobody() };
-            port.ask(Command::Gang(Box::new(item)));
-        }
-    }
 }
 
 /// Enters what the shards hold into the directory; of two holders of a key the lower fence yields.

@@ -49,13 +49,6 @@ impl Client {
         Self { stream, untold: Mutex::default() }
     }
 
-    /// Whether it has closed its sending side, or is gone.
-    fn has_finished(&self) -> bool {
-        // The system is asked as well: the runtime may hear of it later.
-        let ended = || rustix::net::recv(&self.stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        finished(&self.stream).now_or_never().is_some() || matches!(ended(), Ok((_, 0)))
-    }
-
     /// Resolves when a claim that waits is to wait no longer.
     pub(super) async fn departs(&self) {
         finished(&self.stream).await;
@@ -85,7 +78,7 @@ pub(super) fn note<'t>(taken: impl Iterator<Item = &'t Taken>) {
     let _ = CLIENT.try_with(|client| {
         let Some(client) = client else { return };
         let mut made = made(taken).peekable();
-        if made.peek().is_some() && client.has_finished() {
+        if made.peek().is_some() && has_finished(&client.stream) {
             client.untold.lock().unwrap_or_else(PoisonError::into_inner).extend(made);
         }
     });
@@ -103,6 +96,13 @@ pub(super) enum Departure {
     Gone,
     /// The client has closed its sending side, and [`GRACE`] has passed since.
     Finished,
+}
+
+/// Whether the client has closed its sending side, or is gone.
+pub(super) fn has_finished(stream: &TcpStream) -> bool {
+    // The system is asked as well: the runtime may hear of it later, and behind what was sent before.
+    let ended = || rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    finished(stream).now_or_never().is_some() || matches!(ended(), Ok((_, 0)))
 }
 
 /// Resolves when the client has closed its sending side, or is gone.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Dispatch;
 use crate::engine::Place;
-use crate::keys::ShardRef;
-use crate::model::Millis;
+use crate::keys::{Found, ShardRef};
+use crate::model::{ClaimId, ClaimState, Millis};
 use crate::shard::ClaimAnswer;
 
 /// Claims of one shard whose grants leave, and the first of their deadlines.
@@ -14,34 +14,47 @@ type Departing = (Millis, Vec<Place>);
 /// The claims that one answer speaks of, as it leaves.
 #[derive(Debug)]
 pub(crate) struct Departures {
+    /// When the first of them may have been decided.
+    begun_ms: Millis,
     at_ms: Millis,
     by_shard: BTreeMap<ShardRef, Departing>,
 }
 
 impl Dispatch {
-    /// An answer that speaks of several claims is about to leave.
-    pub(crate) fn departures(&self) -> Departures {
-        Departures { at_ms: self.clock.engine_ms(), by_shard: BTreeMap::new() }
+    /// An answer that speaks of several claims is about to leave; none of them was decided before `begun_ms`.
+    pub(crate) fn departures(&self, begun_ms: Millis) -> Departures {
+        Departures { begun_ms, at_ms: self.clock.engine_ms(), by_shard: BTreeMap::new() }
     }
 
     /// Dates a claim that the answer speaks of: one that it grants has its full time from now on, any other its first
-    /// deadline if none runs yet.
-    pub(crate) fn date(&self, departures: &mut Departures, answer: &mut ClaimAnswer) {
-        let Some(stay_ms) = answer.grant.stay_ms() else { return };
-        let due_ms = departures.at_ms + stay_ms;
-        if answer.grant.deadline_ms.is_some_and(|deadline_ms| !answer.created || deadline_ms >= due_ms) {
+    /// deadline if none runs yet. One that was granted in an earlier tick and is over since is shown as lost.
+    pub(crate) fn date(&self, departures: &mut Departures, id: &ClaimId, answer: &mut ClaimAnswer) {
+        let due_ms = answer.grant.stay_ms().map(|stay_ms| departures.at_ms + stay_ms);
+        let runs = |deadline_ms| !answer.created || due_ms.is_none_or(|due_ms| deadline_ms >= due_ms);
+        if answer.grant.deadline_ms.is_some_and(runs) || (due_ms.is_none() && !answer.created) {
             return;
         }
-        answer.grant.deadline_ms = Some(due_ms);
-        answer.expires_at_ms = Some(self.clock.unix_of(due_ms));
+        if departures.begun_ms < departures.at_ms && !self.holds(id, answer) {
+            (answer.grant.state, answer.grant.deadline_ms, answer.expires_at_ms) = (ClaimState::Lost, None, None);
+            return;
+        }
+        if let Some(due_ms) = due_ms {
+            answer.grant.deadline_ms = Some(due_ms);
+            answer.expires_at_ms = Some(self.clock.unix_of(due_ms));
+        }
+        let due_ms = due_ms.unwrap_or(Millis::MAX);
         let (first_ms, claims) = departures.by_shard.entry(answer.shard).or_insert((due_ms, Vec::new()));
         *first_ms = due_ms.min(*first_ms);
         claims.push(answer.grant.place);
     }
 
+    fn holds(&self, id: &ClaimId, answer: &ClaimAnswer) -> bool {
+        matches!(self.keys.find(id), Found::Held(hold) if hold.place.fence == answer.grant.place.fence)
+    }
+
     /// Starts the clocks, at the shards that hold the claims.
     pub(crate) fn depart(&self, departures: Departures) {
-        let Departures { at_ms, by_shard } = departures;
+        let Departures { at_ms, by_shard, .. } = departures;
         if by_shard.is_empty() {
             return;
         }

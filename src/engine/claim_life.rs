@@ -2,7 +2,7 @@
 //! when its time has passed. Every end goes through [`Shard::end`], and nothing else frees a worker.
 
 use super::NIL;
-use super::claims::Claim;
+use super::claims::{Claim, Told};
 use super::effect::{Answer, Effect, End};
 use super::event::Place;
 use super::life::{bars, notes};
@@ -42,6 +42,7 @@ impl Shard {
             return self.why_releasing(place.claim);
         }
         claim.confirmed = true;
+        claim.disclosed.set_answered();
         self.activate(place, now_ms);
         self.spoken_for(place);
         self.tell(place)
@@ -75,6 +76,7 @@ impl Shard {
             ClaimState::Active | ClaimState::Lost => {}
         }
         claim.confirmed = true;
+        claim.disclosed.set_answered();
         let before = claim.term_ms;
         claim.term_ms = ttl_ms.map_or(before, term);
         if claim.term_ms != before {
@@ -96,6 +98,7 @@ impl Shard {
             return;
         };
         (claim.confirmed, claim.term_ms) = (true, term(releasing_ms));
+        claim.disclosed.set_answered();
         self.claims.turn(place, ClaimState::Releasing);
         self.index_victim(place.claim);
         self.timers.cancel(place.claim);
@@ -108,7 +111,7 @@ impl Shard {
         match self.claims.get_mut(place) {
             None => Answer::Gone,
             Some(claim) => {
-                claim.told = true;
+                claim.disclosed.set_told(Told::Others);
                 self.grant(place).map_or(Answer::Gone, Answer::Held)
             }
         }
@@ -121,13 +124,19 @@ impl Shard {
             None => true,
             Some(deadline_ms) => !settled && deadline_ms < at_ms + stay_ms,
         };
-        if moves_on && !self.is_provisional(place) {
+        if self.is_provisional(place) {
+            return;
+        }
+        if let Some(claim) = self.claims.get_mut(place) {
+            claim.disclosed.set_answered();
+        }
+        if moves_on {
             self.start_stay(place, at_ms);
         }
     }
 
     pub(super) fn give_back<R>(&mut self, place: Place, effects: &mut Vec<Effect<R>>) {
-        if self.claims.get(place).is_some_and(|claim| !claim.confirmed && !claim.told) {
+        if self.claims.get(place).is_some_and(|claim| !claim.confirmed && !claim.disclosed.is_told()) {
             self.counters.given_back += 1;
             self.end(place, End::GivenBack, effects);
         }

@@ -23,22 +23,67 @@ pub struct Claim {
     pub confirmed: bool,
     /// Its worker named it.
     pub named: bool,
-    /// An answer other than the one that granted it spoke of it: it must not be undone silently.
-    pub told: bool,
+    /// Parties that know of the claim.
+    pub disclosed: Disclosed,
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 56, "a claim is less than a cache line");
 
+/// Parties that know of a claim.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disclosed(u8);
+
+impl Disclosed {
+    /// As of a claim that is read from its row: whoever may know of it does.
+    pub const ALL: Self = Self(3);
+
+    /// An answer other than the one that granted it spoke of it: it must not be undone silently.
+    pub const fn is_told(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    pub const fn set_told(&mut self, told: Told) {
+        self.0 = match told {
+            Told::Others => self.0 | 1,
+            Told::Nobody => self.0 & !1,
+        }
+    }
+
+    /// An answer that speaks of it has left: before that its worker is not shown it, nor judged by it.
+    pub const fn is_answered(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    pub const fn set_answered(&mut self) {
+        self.0 |= 2;
+    }
+}
+
+/// Whether others than its maker were told of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Nobody,
+    Others,
+}
+
 impl Claim {
     /// How long it may stay in the state that it is in; 0: for ever.
     pub fn stay_ms(&self) -> Millis {
-        u64::from(if self.is_reserved() { self.reserve_ms } else { self.term_ms })
+        stay_ms(self.state, self.reserve_ms.into(), self.term_ms.into())
     }
 
     pub fn is_reserved(&self) -> bool {
         self.state == ClaimState::Reserved
+    }
+}
+
+/// How long a claim may stay in a state; 0: for ever.
+pub const fn stay_ms(state: ClaimState, reserve_ms: Millis, term_ms: Millis) -> Millis {
+    match state {
+        ClaimState::Reserved => reserve_ms,
+        ClaimState::Active | ClaimState::Releasing | ClaimState::Lost => term_ms,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::claims::stay_ms;
 use super::event::{Named, Place};
 use super::wants::NoFit;
 use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard};
@@ -173,13 +174,12 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever, or its deadline runs.
+    /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever.
     #[must_use]
     pub const fn stay_ms(&self) -> Option<Millis> {
-        match self.state {
-            ClaimState::Reserved if self.reserve_ms > 0 => Some(self.reserve_ms),
-            ClaimState::Active if self.term_ms > 0 => Some(self.term_ms),
-            _ => None,
+        match stay_ms(self.state, self.reserve_ms, self.term_ms) {
+            0 => None,
+            ms => Some(ms),
         }
     }
 }

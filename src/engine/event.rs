@@ -229,7 +229,7 @@ pub enum GangAct {
     Record,
     /// Its home forgets it: the store has all members as committed.
     Forget,
-    /// Its home forgets it, because it is given up although its record may be stored. Nothing of it is undone before the
+    /// Retraction: the home forgets a gang that is given up although its record may be stored. Nothing of it is undone before the
     /// store has this.
     Retract,
     /// Counts the members that are held here: one whose worker has gone is not.

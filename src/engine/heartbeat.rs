@@ -20,12 +20,12 @@
 use smallvec::SmallVec;
 
 use super::NIL;
-use super::claims::Claim;
-use super::effect::{Answer, Effect, End};
+use super::claims::{Claim, Disclosed};
+use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Heartbeat, Named, Place};
 use super::life::{bars, notes};
 use super::shard::Shard;
-use crate::model::{ClaimState, Fence, Millis, WorkerId};
+use crate::model::{ClaimId, ClaimState, Fence, Millis, WorkerId};
 
 impl Shard {
     pub(super) fn heartbeat<R>(
@@ -58,9 +58,16 @@ impl Shard {
                 stop = self.word(at, named, beat.ttl_ms, now_ms, effects);
             }
         }
-        let claims = self.look(at).claims;
+        Answer::Heard { claims: self.announce(at), stop, late_for }
+    }
+
+    /// Claims of the worker that answers have spoken of, which are told from then on. A grant that may still be rolled back
+    /// is kept from the worker.
+    pub(super) fn announce(&mut self, at: u32) -> Vec<(ClaimId, Grant)> {
+        let mut claims = self.look(at).claims;
+        claims.retain(|(_, grant)| self.is_answered(grant.place));
         self.mark_told(claims.iter().map(|(_, grant)| grant.place));
-        Answer::Heard { claims, stop, late_for }
+        claims
     }
 
     /// The worker, which may be silent for `ttl_ms`, says which claims it runs. Returns those that it has to stop.
@@ -126,6 +133,7 @@ impl Shard {
         }
         let Some(claim) = self.claims.get_mut(place) else { return };
         claim.confirmed = true;
+        claim.disclosed.set_answered();
         let first = !std::mem::replace(&mut claim.named, true);
         if !self.activate(place, now_ms) && first {
             self.touch(place.worker);
@@ -135,9 +143,9 @@ impl Shard {
     /// The worker does not name the claim that it holds.
     fn misses(&mut self, place: Place, ttl_ms: Millis, now_ms: Millis) {
         let Some(claim) = self.claims.get(place) else { return };
-        // What is being cleaned is not run any more, what is reserved has its own deadline, and of a member of a gang
-        // that is not committed nobody was told.
-        if claim.state != ClaimState::Active || self.is_provisional(place) {
+        // What is being cleaned is not run any more, what is reserved has its own deadline, and nobody can run what nobody
+        // was told of: an item of a batch that is not answered yet, a member of a gang that is not committed.
+        if claim.state != ClaimState::Active || !claim.disclosed.is_answered() || self.is_provisional(place) {
             return;
         }
         // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
@@ -223,7 +231,7 @@ impl Shard {
             worker: at,
             state: ClaimState::Active,
             confirmed: true,
-            told: true,
+            disclosed: Disclosed::ALL,
             named: true,
             spec: None,
         });

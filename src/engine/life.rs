@@ -129,7 +129,7 @@ pub struct Barred {
     pub lost: usize,
     /// Suspect.
     pub suspect: usize,
-    /// Of these, those for which nothing has spoken since a stop that may have lost claims.
+    /// Suspect workers for which nothing has spoken since a stop that may have lost claims.
     pub unvouched: usize,
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::NIL;
+use super::claims::Told;
 use super::effect::{Grant, WorkerLook};
 use super::event::Place;
 use super::fit::{Most, Sum};
@@ -123,15 +124,37 @@ impl Shard {
 
     /// Fences of claims of which no answer was given: their grants may be rolled back.
     pub fn untold(&self) -> impl Iterator<Item = Fence> {
-        self.claims.iter_from(0).filter(|(_, claim)| !claim.told && !claim.confirmed).map(|(_, claim)| claim.fence)
+        self.claims
+            .iter_from(0)
+            .filter(|(_, claim)| !claim.disclosed.is_told() && !claim.confirmed)
+            .map(|(_, claim)| claim.fence)
     }
 
     /// Of claims with these fences nobody was told before the shard was loaded again, and nobody confirmed them: a row does
     /// not say that.
     pub fn restore_untold(&mut self, is_untold: impl Fn(Fence) -> bool) {
         for claim in self.claims.iter_mut().filter(|claim| is_untold(claim.fence)) {
-            (claim.told, claim.confirmed) = (false, false);
+            claim.confirmed = false;
+            claim.disclosed.set_told(Told::Nobody);
         }
+    }
+
+    /// Whether the claim at `place` may be rolled back: no answer spoke of it, and nobody confirmed it.
+    #[must_use]
+    pub fn is_untold(&self, place: Place) -> bool {
+        self.claims.get(place).is_some_and(|claim| !claim.disclosed.is_told() && !claim.confirmed)
+    }
+
+    /// Whether an answer that speaks of the claim at `place` has left.
+    #[must_use]
+    pub fn is_answered(&self, place: Place) -> bool {
+        self.claims.get(place).is_some_and(|claim| claim.disclosed.is_answered())
+    }
+
+    /// Key of the claim at `place`.
+    #[must_use]
+    pub fn claim_id(&self, place: Place) -> Option<&ClaimId> {
+        self.claims.get(place).map(|claim| &claim.id)
     }
 
     /// Whether the claim at `place` is still that one.
@@ -186,7 +209,7 @@ impl Shard {
     pub fn mark_told(&mut self, places: impl Iterator<Item = Place>) {
         for place in places {
             if let Some(claim) = self.claims.get_mut(place) {
-                claim.told = true;
+                claim.disclosed.set_told(Told::Others);
             }
         }
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::NIL;
-use super::claims::Claim;
+use super::claims::{Claim, Disclosed};
 use super::event::Place;
 use super::gangs::GangRef;
 use super::life::{bars, notes};
@@ -174,7 +174,7 @@ impl Replay {
             state,
             confirmed: claim.active,
             named: claim.named,
-            told: true,
+            disclosed: Disclosed::ALL,
             spec,
         });
         if claim.evicted {

@@ -68,6 +68,7 @@ impl Shard {
         }
         if let Some(claim) = self.claims.get_mut(place) {
             claim.confirmed = true;
+            claim.disclosed.set_answered();
         }
         self.tell(place)
     }

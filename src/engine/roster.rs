@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::NIL;
-use super::effect::{Answer, Effect};
+use super::effect::{Answer, Effect, WorkerLook};
 use super::event::Named;
 use super::life::bars;
 use super::shard::Shard;
@@ -61,7 +61,8 @@ impl Shard {
             self.heard_again(at, ttl_ms, now_ms);
             stop = self.word(at, named, ttl_ms, now_ms, effects);
         }
-        Answer::Registered { created, worker: Box::new(self.look(at)), stop }
+        let worker = Box::new(WorkerLook { claims: self.announce(at), ..self.look(at) });
+        Answer::Registered { created, worker, stop }
     }
 
     /// Another life of the worker begins: what the old one held is lost, and what was thought of it is over.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::NIL;
-use super::claims::{Claim, Claims};
+use super::claims::{Claim, Claims, Disclosed};
 use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Event, Place};
 use super::fit::Share;
@@ -141,7 +141,7 @@ pub struct LifeCounters {
     pub evicted: u64,
     /// Heartbeats of workers that are there.
     pub heartbeats: u64,
-    /// Of them those that came late and were ignored.
+    /// Heartbeats that came late and were ignored.
     pub late_heartbeats: u64,
     /// Claims taken over because their worker named them.
     pub adopted: u64,
@@ -209,7 +209,7 @@ impl Shard {
                             state: if reserve_ms == 0 { ClaimState::Active } else { ClaimState::Reserved },
                             confirmed: false,
                             named: false,
-                            told: false,
+                            disclosed: Disclosed::default(),
                             spec,
                         };
                         self.grant_new(claim, affinity, share.as_ref(), gang)

@@ -33,7 +33,7 @@ impl<T> Default for NumberTable<T> {
 }
 
 impl<T> NumberTable<T> {
-    /// What has this number now.
+    /// Value under this number, if the number is not over.
     pub fn get(&self, number: u32) -> Option<&T> {
         match self.0.get((number % SLOTS_MAX) as usize)? {
             Slot { number: known, state: SlotState::Taken(taken) } if *known == number => Some(taken),

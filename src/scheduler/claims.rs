@@ -49,7 +49,12 @@ impl Scheduler {
             return Vec::new();
         }
         let (batch, answers) = Batch::new(requests.len());
-        let mut claiming = ClaimingBatch { scheduler: self, answers, items: Vec::with_capacity(requests.len()) };
+        let mut claiming = ClaimingBatch {
+            scheduler: self,
+            answers,
+            items: Vec::with_capacity(requests.len()),
+            begun_ms: self.dispatch().clock.engine_ms(),
+        };
         let mut items = Vec::with_capacity(requests.len());
         for (place, request) in (0..).zip(requests) {
             let waits = request.waits_ms() > 0;
@@ -184,7 +189,7 @@ impl Drop for Claiming<'_> {
     }
 }
 
-/// One claim of a batch, for its answer.
+/// A claim of a batch, as its answer needs it.
 struct BatchItem {
     id: ClaimId,
     pools: PoolChoice,
@@ -197,16 +202,18 @@ struct ClaimingBatch<'a> {
     scheduler: &'a Scheduler,
     answers: BatchAnswers,
     items: Vec<BatchItem>,
+    /// When it was asked for, in engine time.
+    begun_ms: Millis,
 }
 
 impl ClaimingBatch<'_> {
     async fn taken(mut self) -> Vec<Result<Taken, Refusal>> {
         let mut outcomes = (&mut self.answers).await;
         let dispatch = self.scheduler.dispatch();
-        let mut departures = dispatch.departures();
-        for outcome in &mut outcomes {
+        let mut departures = dispatch.departures(self.begun_ms);
+        for (item, outcome) in self.items.iter().zip(&mut outcomes) {
             if let Ok(Payload::Claim(answer)) = outcome {
-                dispatch.date(&mut departures, answer);
+                dispatch.date(&mut departures, &item.id, answer);
             }
         }
         dispatch.depart(departures);

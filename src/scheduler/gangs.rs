@@ -159,7 +159,7 @@ impl Scheduler {
         requests.iter().map(|_| Err(Refusal::Unavailable(Unavailable::Overloaded))).collect()
     }
 
-    /// One attempt. None: a worker of the gang went before it was committed, and nothing of it is left.
+    /// Places a gang once. None: a worker of the gang went before it was committed, and nothing of it is left.
     async fn attempt(&self, requests: &[ClaimRequest], in_turn: bool) -> Option<Outcomes> {
         let dispatch = self.dispatch();
         let id = match dispatch.draw_fences(1) {

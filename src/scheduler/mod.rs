@@ -41,7 +41,7 @@ use crate::metrics::{BarReason, ShardState, metrics};
 use crate::model::{PoolName, PoolSpec};
 use crate::ownership;
 use crate::pools::{Pool, Pools};
-use crate::recovery;
+use crate::recovery::{self, Recovered};
 use crate::refusal::{Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::selector::Selectors;
@@ -181,8 +181,9 @@ impl Scheduler {
         recovery::own(dispatch).await?;
         // From now on, also while the records are read.
         self.spawn(ownership::keep(Arc::clone(dispatch)));
-        let (catalogue, deleting) = recovery::recover(dispatch, &supervisor).await?;
+        let Recovered { catalogue, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
         let _ = self.shared.catalogue.set(catalogue);
+        self.spawn(self.clone().forget_gangs(gangs));
         for writer in 0..dispatch.journal.writers() {
             self.spawn(Arc::clone(&dispatch.journal).run(writer));
         }

@@ -25,7 +25,10 @@ impl Scheduler {
     /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change.
     pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), Refusal> {
         self.open()?;
-        let (created, pool) = self.set_pool(name, spec).await?;
+        let scheduler = self.clone();
+        // Once begun it goes to its end, whether the caller waits or not: half a pool would keep its number and its shards.
+        let setting = tokio::spawn(async move { scheduler.set_pool(name, spec).await });
+        let (created, pool) = setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
         Ok((created, self.status(&pool).await))
     }
 
@@ -85,12 +88,11 @@ impl Scheduler {
         let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &spec, false));
         self.stored(catalogue, put).await?;
         let rules = Rules::from(&spec);
-        if Rules::from(&*old) != rules {
-            for port in &pool.ports {
-                port.ask(Command::SetRules(rules.clone()));
-            }
-        }
+        // First, for a shard that is being loaded begins with what it finds here.
         pool.respecify(spec);
+        if Rules::from(&*old) != rules {
+            pool.ports.iter().for_each(|port| port.set_rules(rules.clone()));
+        }
         for port in &pool.ports {
             // Whether it acknowledges from memory is what its own row must say.
             port.wake();
@@ -128,9 +130,20 @@ impl Scheduler {
         pool.closing.store(true, Ordering::Release);
         let status = self.status(&pool).await;
         let workers: u64 = status.shards.iter().map(|shard| shard.workers).sum();
-        if workers > 0 && !force {
+        let silent = status.shards.iter().find(|shard| shard.state != ShardState::Serving.word());
+        let refused = match silent {
+            _ if force => None,
+            _ if workers > 0 => {
+                Some(format!("the pool has {workers} workers; delete them first, or say force=true to end them"))
+            }
+            None => None,
+            Some(shard) => Some(format!(
+                "shard {} is {}, so its workers are not known; try again later, or say force=true to end them",
+                shard.shard, shard.state
+            )),
+        };
+        if let Some(text) = refused {
             pool.closing.store(false, Ordering::Release);
-            let text = format!("the pool has {workers} workers; delete them first, or say force=true to end them");
             return Err(Refusal::State(text.into()));
         }
         let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &pool.spec.load(), true));

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Place, Rules, Wants};
+use crate::engine::{GangAct, Place, Wants};
 use crate::keys::Ticket;
 use crate::limits;
 use crate::model::{Beat, ClaimId, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
@@ -121,7 +121,7 @@ pub struct GangItem {
     pub reply: Reply,
 }
 
-/// What a test does in the middle of a run.
+/// Step that a test injects in the middle of a run.
 pub struct InjectedStep(pub Box<dyn FnOnce() + Send>);
 
 impl std::fmt::Debug for InjectedStep {
@@ -183,8 +183,6 @@ pub enum Command {
     Explain(Question, Reply),
     /// Rows for a rewrite: from a cursor on, about so many bytes.
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
-    /// The pool's specification changed.
-    SetRules(Rules),
     /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
     Seal(Reply),
     /// End everything: the pool is being deleted.

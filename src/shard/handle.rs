@@ -28,7 +28,7 @@ use super::running::Running;
 use super::seized::Seized;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
-use crate::engine::Place;
+use crate::engine::{Place, Rules};
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
@@ -65,7 +65,7 @@ pub struct ShardPort {
     /// Tickets of claims that wait no longer and for which a worker may be kept here. Not in the ring, which may be full: a worker must
     /// not stay kept for nobody.
     unkept: SegQueue<u64>,
-    /// What became of answers about claims. Not in the ring for the same reason: a claim without a reservation would be held for ever.
+    /// Notices for the next run. Not in the ring, which may be full: a claim without a reservation would be held for ever.
     notices: SegQueue<Notice>,
     /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
     next_tick_ms: AtomicU64,
@@ -221,6 +221,14 @@ impl ShardPort {
         self.next_tick_ms.fetch_min(due_ms, Ordering::SeqCst);
     }
 
+    /// The pool's specification changed. Not in the ring, where a shard that is loaded or busy would lose it.
+    pub fn set_rules(&self, rules: Rules) {
+        if matches!(self.state(), ShardState::Serving | ShardState::Loading) {
+            self.notices.push(Notice::Rules(rules));
+            self.wake();
+        }
+    }
+
     pub(super) fn pop_notice(&self) -> Option<Notice> {
         self.notices.pop()
     }
@@ -290,9 +298,13 @@ impl ShardPort {
         self.drift.store(drift, Ordering::Relaxed);
     }
 
+    /// Changes the state. One that is stopped stays so, whoever was still about to bring it back.
     pub(crate) fn set_state(&self, state: ShardState, reason: Option<String>) {
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-        self.state.store(state as u8, Ordering::SeqCst);
+        let mut why = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state() != ShardState::Stopped {
+            *why = reason;
+            self.state.store(state as u8, Ordering::SeqCst);
+        }
     }
 
     /// Counts a restart and returns how many there were within the window.
@@ -323,8 +335,11 @@ impl ShardPort {
 
     /// A (new) actor serves from now on. It must look at the ring once, whatever the last one left.
     pub(super) fn serve(&self, actor: ActorRef<Wake>) {
-        *self.actor.write().unwrap_or_else(PoisonError::into_inner) = Some(actor);
         self.set_state(ShardState::Serving, None);
+        if self.state() == ShardState::Stopped {
+            return actor.stop(None);
+        }
+        *self.actor.write().unwrap_or_else(PoisonError::into_inner) = Some(actor);
         self.scheduled.reset();
         self.cast();
     }
@@ -399,6 +414,7 @@ impl ShardPort {
             in_hand.append(&mut running.in_hand);
             // Read from a state that a panic left behind, which is sound: whatever tells of a claim marks it first.
             *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = running.untold();
+            running.undelivered().into_iter().for_each(|(id, fence)| self.notices.push(Notice::Undelivered(id, fence)));
         }
     }
 
@@ -416,7 +432,8 @@ impl ShardPort {
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
-        self.next_tick_ms.store(at_ms.unwrap_or(u64::MAX), Ordering::Relaxed);
+        // Before the last look at the notices: whoever brings one after that moves this time for its own deadline.
+        self.next_tick_ms.store(at_ms.unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// Brings the pool's counters up to date.
@@ -476,7 +493,7 @@ impl ShardPort {
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Gang(item) => say(item.reply),
-            Command::Promise(_) | Command::Dump(..) | Command::SetRules(_) | Command::Yield(_) | Command::Panic(_) => {}
+            Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Panic(_) => {}
         }
     }
 

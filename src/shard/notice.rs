@@ -1,13 +1,15 @@
-//! What a shard learns of answers after they have left it.
+//! Notices to a shard, beside its ring: what became of its answers, and what the settings of its pool are.
 
-use crate::engine::Place;
+use crate::engine::{Place, Rules};
 use crate::model::{ClaimId, Fence, Millis};
 
-/// What became of answers about claims of the shard.
+/// A message to a shard that must not be refused. Bounded by the answers that the shard gave, and by changes of its pool.
 #[derive(Debug)]
 pub(crate) enum Notice {
     /// The grant of this claim will reach nobody.
     Undelivered(ClaimId, Fence),
     /// Answers that speak of these left, at this engine time.
     Departed(Vec<Place>, Millis),
+    /// Settings of the pool, from now on.
+    Rules(Rules),
 }

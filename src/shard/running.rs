@@ -102,6 +102,8 @@ pub(crate) struct Running {
     refused: Vec<Box<ClaimItem>>,
     /// Answers decided in this run.
     outgoing: Vec<Outgoing>,
+    /// Claims that were rolled back and whose end is not handed over yet.
+    rolled_back: Vec<(ClaimId, Fence)>,
     /// Answers that wait for the store, by sequence number.
     waiting: VecDeque<Outgoing>,
     /// Of them those whose own record is stored and that wait for another shard's.
@@ -155,6 +157,7 @@ impl Running {
             raised: u64::MAX,
             refused: Vec::new(),
             outgoing: Vec::new(),
+            rolled_back: Vec::new(),
             waiting: VecDeque::new(),
             blocked: Vec::new(),
             gone,
@@ -315,7 +318,6 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::SetRules(rules) => self.shard.set_rules(&rules, self.now_ms),
             Command::Close(reply) => self.close(reply),
             Command::Panic(InjectedStep(step)) => {
                 step();
@@ -435,6 +437,8 @@ impl Running {
     }
 
     fn hand_over(&mut self) -> bool {
+        // From here on no panic brings back what was rolled back.
+        self.rolled_back.clear();
         let shard = &mut self.shard;
         if !shard.has_rows() {
             return false;

@@ -128,3 +128,63 @@ async fn s17_a_registration_that_comes_after_a_deletion_counted_the_workers_is_r
     assert_eq!(answer.await.unwrap(), Err(Refusal::NotFound(What::Pool)));
     assert_eq!(done(deleting).await, Ok(()));
 }
+
+/// Callers that leave in the middle of making a pool leave no half of one behind, whose number nobody could use again.
+#[tokio::test]
+async fn s17_a_pool_whose_maker_leaves_is_made_all_the_same() {
+    let world = World::on_store().await;
+    world.gate().hold_all();
+    let scheduler = world.s.clone();
+    let mut making = Box::pin(async move { scheduler.put_pool(name("p"), spec(2, Ack::Durable)).await });
+    assert!(futures::poll!(&mut making).is_pending());
+    world.gate().stopped().await;
+    drop(making);
+    world.gate().open_gate();
+    until("the pool is there", async || world.s.get_pool(&name("p")).await.is_ok()).await;
+}
+
+/// The home of a gang is deleted while its record waits for the store: nothing of the gang is left.
+#[tokio::test]
+async fn b04_a_gang_in_doubt_is_undone_when_the_pool_of_its_home_is_deleted() {
+    let world = World::on_store().await;
+    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
+        world.pool(pool, spec(1, Ack::Durable), &workers).await;
+        world.stored(pool).await;
+    }
+    quota(&world, 2).await;
+    world.gate().hold_gang_rows();
+    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    let home = world.gate().gang_home();
+    let (lost, kept) = if home == world.gate().key("ns/p", 0) { ("p", "q") } else { ("q", "p") };
+    world.gate().leave_unanswered(home, usize::MAX);
+    world.gate().hold(|_| false);
+    let scheduler = world.s.clone();
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name(lost), true).await });
+    assert!(done(begun).await.iter().all(|outcome| *outcome == Err(Refusal::DeadlineExceeded)));
+    world.gate().open_gate();
+    assert_eq!(done(deleting).await, Ok(()));
+    until("it is undone", async || world.counts(kept).await == (2, 0, 0)).await;
+    until("its keys are free", async || world.s.keys().is_empty()).await;
+    assert!(world.s.keys().tenants.in_use().is_empty());
+}
+
+/// A shard is being loaded again when its pool is deleted: what it held is entered nowhere.
+#[tokio::test]
+async fn s17_a_shard_that_is_loaded_while_its_pool_is_deleted_leaves_no_keys() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
+    world.hold("p", "k").await;
+    world.stored("p").await;
+    world.gate().hold_loads();
+    world.s.inject_panic(&name("p"), 0);
+    until("it is being loaded", async || world.shards("p").await[0].state == "loading").await;
+    assert!(matches!(world.s.delete_pool(&name("p"), false).await, Err(Refusal::State(_))), "it may have workers");
+    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.gate().open_gate();
+    world.quiet().await;
+    world.pool("p", spec(1, Ack::Durable), &["v", "w"]).await;
+    assert!(world.claim("p", "k").await.unwrap().created);
+    assert_eq!(world.s.keys().len(), 1);
+}

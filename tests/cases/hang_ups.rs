@@ -1,7 +1,7 @@
 //! C12: what was granted to a caller that left is rolled back, wherever its answer had got to.
 
 use futures::FutureExt as _;
-use hotpool::model::{Ack, ClaimRequest};
+use hotpool::model::{Ack, Beat, ClaimRequest, WorkerId};
 use hotpool::refusal::Refusal;
 use hotpool::scheduler::{Gathered, Scheduler};
 
@@ -152,4 +152,21 @@ async fn c16_a_reservation_that_outlives_its_maker_is_swept() {
     world.pass(1_200).await;
     nothing_is_held(&world, 2).await;
     assert_eq!(world.s.get_claim(&id("a")).await, Err(Refusal::NotFound(hotpool::refusal::What::Claim)));
+}
+
+/// What nobody was told of yet is not shown to the worker either, so that it can still be rolled back.
+#[tokio::test]
+async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, Ack::Memory), &["v", "w"]).await;
+    let batch = vec![forever("a"), forever("b"), waits(forever("c"))];
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
+    until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
+    for worker in ["v", "w"] {
+        let beat = Beat { incarnation: 0, seq: None, claims: None };
+        let heard = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+        assert!(heard.claims.is_empty(), "{worker} is not to run anything yet");
+    }
+    begun.abort();
+    nothing_is_held(&world, 2).await;
 }

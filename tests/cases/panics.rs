@@ -377,7 +377,6 @@ async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
 async fn s16_a_roll_back_outlives_a_panic() {
     let world = World::on_store().await;
     world.pool("p", spec(1, Ack::Memory), &["u", "v", "w"]).await;
-    let forever = |key: &str| hotpool::model::ClaimRequest { reserve_ms: Some(0), ..request("p", key) };
     let other = world.s.claim(forever("other")).await.unwrap().claim.fence;
     let mut gathered = hotpool::scheduler::Gathered::default();
     // Leaked: the step of a test outlives it.
@@ -393,4 +392,44 @@ async fn s16_a_roll_back_outlives_a_panic() {
     until("it is rolled back", async || world.counts("p").await == (2, 1, 0)).await;
     until("its key is free", async || world.is_vacant("k")).await;
     assert_eq!(world.s.get_claim(&id("told")).await.unwrap().fence, told);
+}
+
+/// A claim that is active at once, which no deadline would ever end.
+fn forever(key: &str) -> hotpool::model::ClaimRequest {
+    hotpool::model::ClaimRequest { reserve_ms: Some(0), ..request("p", key) }
+}
+
+/// The panic drops the answer that would have told of a claim, whose record is stored all the same.
+#[tokio::test]
+async fn s16_a_claim_whose_answer_a_panic_dropped_is_rolled_back() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+    world.stored("p").await;
+    world.gate().hold_all();
+    let claim = world.begin_request(forever("k")).await;
+    world.gate().stopped().await;
+    world.s.inject_panic(&name("p"), 0);
+    assert_eq!(done(claim).await, Err(Refusal::DeadlineExceeded));
+    world.gate().open_gate();
+    restarted(&world, 0, 1).await;
+    until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
+}
+
+/// The run that rolled a claim back panics before it has handed that over.
+#[tokio::test]
+async fn s16_a_roll_back_that_a_panic_undid_is_made_again() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Memory), &["w"]).await;
+    let mut gathered = hotpool::scheduler::Gathered::default();
+    let claiming = world.s.gather(forever("k"), &mut gathered).unwrap();
+    world.s.decide_gathered(&mut gathered);
+    world.stored("p").await;
+    let busy = world.busy("p").await;
+    drop(claiming);
+    world.s.inject_panic(&name("p"), 0);
+    drop(busy);
+    restarted(&world, 0, 1).await;
+    until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
 }

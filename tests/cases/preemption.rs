@@ -241,6 +241,8 @@ async fn s16_a_request_to_evict_that_a_panic_lost_is_made_again() {
     world.s.inject_panic(&name("p"), 0);
     let high = world.begin_request_alone(urgent(request("p", "high"), 2));
     busy.until_asked(2).await;
+    until("the shard is back", async || world.shards("p").await[0].restarts == 1).await;
+    until("it serves", async || world.shards("p").await[0].state == "serving").await;
     until("the victim is evicted", async || {
         world.pass(1).await;
         world.evicted().await == ["victim"]

@@ -1,7 +1,7 @@
 //! C13, C16: the times of a claim count from when its answer leaves, whichever way it leaves or ends.
 
 use futures::FutureExt as _;
-use hotpool::model::{Ack, ClaimRequest, PoolSpec, Taken};
+use hotpool::model::{Ack, Beat, ClaimRequest, ClaimState, PoolSpec, RunningClaim, Taken, WorkerId};
 use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 use tokio::task::JoinHandle;
@@ -211,4 +211,50 @@ async fn c16_a_gang_whose_commit_finds_too_many_answers_waiting_is_swept() {
     assert_eq!((world.gate().gang_rows(), world.counts("p").await.2), (1, 2), "the gang is committed");
     world.pass(RESERVE_MS + 200).await;
     assert_eq!(world.counts("p").await, (3, 1, 0), "swept, though nobody asked for the keys");
+}
+
+/// A worker's list says nothing of a claim of which nobody was told yet.
+#[tokio::test]
+async fn c13_no_item_of_a_batch_ends_by_its_workers_list_while_another_waits() {
+    let world = World::on_memory().await;
+    let pool = PoolSpec { unnamed_ms: Some(RESERVE_MS), ..short(1, Ack::Memory) };
+    world.pool("p", pool, &["v", "w"]).await;
+    let held = world.hold("p", "held").await;
+    let now = |request| ClaimRequest { reserve_ms: Some(0), ..request };
+    let begun = begin_batch(&world, vec![now(request("p", "e1")), now(waits("e2"))]).await;
+    until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+    let runs = async |of_w: Vec<RunningClaim>| {
+        for (worker, claims) in [("v", Vec::new()), ("w", of_w)] {
+            let beat = Beat { incarnation: 0, seq: None, claims: Some(claims) };
+            world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+        }
+    };
+    for _ in 0..4 {
+        runs(vec![RunningClaim { id: id("held"), fence: held }]).await;
+        world.pass(RESERVE_MS / 2 + 200).await;
+    }
+    world.s.release(&id("held"), held).await.unwrap();
+    let outcomes = done(begun).await;
+    assert_eq!(workers(&outcomes).len(), 2, "never two items on one worker");
+    // From now on it counts.
+    for _ in 0..4 {
+        runs(Vec::new()).await;
+        world.pass(RESERVE_MS / 2 + 200).await;
+    }
+    assert_eq!(world.counts("p").await, (2, 0, 0));
+}
+
+/// An item's worker goes and comes back while another item waits for it: the first is answered as lost.
+#[tokio::test]
+async fn c13_an_item_that_was_lost_while_another_waited_is_answered_as_lost() {
+    let world = World::on_memory().await;
+    world.pool("p", short(1, Ack::Memory), &["v"]).await;
+    let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
+    until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+    world.pass(RESERVE_MS).await;
+    let again = hotpool::model::WorkerSpec { incarnation: 1, ..worker("v") };
+    world.s.register(&name("p"), again).await.unwrap();
+    let outcomes = done(begun).await;
+    let states: Vec<ClaimState> = outcomes.iter().map(|taken| taken.as_ref().unwrap().claim.state).collect();
+    assert_eq!(states, [ClaimState::Lost, ClaimState::Reserved], "one claim on the worker");
 }

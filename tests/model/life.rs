@@ -158,7 +158,19 @@ impl Oracle {
             ended.extend(word.0);
             (stop, adopted) = (word.1, word.2);
         }
+        self.announce(id);
         (ended, Said::Registered { created, busy: self.axes(id).busy, stop }, adopted)
+    }
+
+    /// What the worker is shown of what it holds, which counts as told from then on.
+    fn announce(&mut self, id: &str) -> Vec<u64> {
+        let shown = self.claims.iter_mut().filter(|claim| claim.worker == id && claim.answered);
+        let mut fences = Vec::new();
+        for claim in shown {
+            claim.told = true;
+            fences.push(claim.fence);
+        }
+        fences
     }
 
     /// By something other than a heartbeat: whoever never sent one may be silent.
@@ -188,13 +200,13 @@ impl Oracle {
             let claim = &mut self.claims[at];
             let worker = self.workers.get_mut(id).unwrap();
             if names_held {
-                (claim.confirmed, claim.named) = (true, true);
+                (claim.confirmed, claim.named, claim.answered) = (true, true, true);
                 activate(claim, now);
                 worker.missing_at = None;
             } else if worker.unvouched && settled {
                 let fence = claim.fence;
                 ended.extend(self.end(fence, End::Missing));
-            } else if claim.state == ClaimState::Active {
+            } else if claim.state == ClaimState::Active && claim.answered {
                 let due = now + if claim.named { ttl_ms / 2 } else { self.times.unnamed_ms };
                 worker.missing_at = Some(worker.missing_at.map_or(due, |at| at.min(due)));
             }
@@ -222,6 +234,7 @@ impl Oracle {
                 confirmed: true,
                 named: true,
                 told: true,
+                answered: true,
                 deadline: None,
                 slots: 0,
             });
@@ -270,10 +283,7 @@ impl Oracle {
                 (ended, stop, adopted) = self.word(id, named, ttl_ms, now);
             }
         }
-        for claim in self.claims.iter_mut().filter(|claim| claim.worker == id) {
-            claim.told = true;
-        }
-        let held = self.claims.iter().filter(|claim| claim.worker == id).map(|claim| claim.fence).collect();
+        let held = self.announce(id);
         (ended, Said::Heard { claims: held, stop, late_for }, adopted)
     }
 
@@ -346,7 +356,7 @@ impl Oracle {
         self.settled_at = if any { now + self.reserve_ms } else { 0 };
         self.tail = (self.fence_max.max(previous_floor), floor);
         for claim in &mut self.claims {
-            (claim.told, claim.confirmed) = (true, claim.state != ClaimState::Reserved);
+            (claim.told, claim.answered, claim.confirmed) = (true, true, claim.state != ClaimState::Reserved);
             claim.deadline = stay(claim).map(|ms| now + ms);
         }
         for worker in self.workers.values_mut() {

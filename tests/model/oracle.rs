@@ -27,6 +27,8 @@ pub struct Claim {
     pub confirmed: bool,
     pub named: bool,
     pub told: bool,
+    /// An answer that speaks of it has left.
+    pub answered: bool,
     pub deadline: Option<u64>,
     /// Slots that it asked for.
     pub slots: u8,
@@ -260,6 +262,7 @@ impl Oracle {
             confirmed: false,
             named: false,
             told: false,
+            answered: false,
             deadline: None,
             slots,
         });
@@ -300,7 +303,7 @@ impl Oracle {
     pub fn begin_release(&mut self, fence: u64, releasing_ms: u64, now: u64) -> bool {
         match self.claim(fence) {
             Some(claim) if claim.state != ClaimState::Releasing => {
-                (claim.state, claim.confirmed) = (ClaimState::Releasing, true);
+                (claim.state, claim.confirmed, claim.answered) = (ClaimState::Releasing, true, true);
                 (claim.term_ms, claim.deadline) = (releasing_ms, Some(now + releasing_ms));
                 true
             }
@@ -330,7 +333,7 @@ impl Oracle {
         match self.claim(fence) {
             Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
             Some(claim) => {
-                claim.confirmed = true;
+                (claim.confirmed, claim.answered) = (true, true);
                 activate(claim, now);
             }
             None => {}
@@ -344,7 +347,7 @@ impl Oracle {
             Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
             Some(claim) if claim.state == ClaimState::Reserved => return Said::NotActive,
             Some(claim) => {
-                claim.confirmed = true;
+                (claim.confirmed, claim.answered) = (true, true);
                 claim.term_ms = ttl_ms.unwrap_or(claim.term_ms);
                 if claim.term_ms > 0 {
                     claim.deadline = Some(now + claim.term_ms);
@@ -372,6 +375,7 @@ impl Oracle {
 
     pub fn departed(&mut self, fence: u64, now: u64) {
         if let Some(claim) = self.claim(fence) {
+            claim.answered = true;
             let until = stay(claim).map(|ms| now + ms);
             let settled = claim.confirmed || claim.state == ClaimState::Releasing;
             if claim.deadline.is_none_or(|deadline| !settled && until.is_some_and(|until| deadline < until)) {

@@ -202,6 +202,11 @@ impl World {
     /// Names half of what the worker holds: that is confirmed, and nothing is freed at once.
     pub fn heartbeat(&mut self, number: u8, names: u8) {
         let id = WorkerId::new(&format!("w{number}")).unwrap();
+        // A worker is shown what answers have spoken of.
+        let places: Vec<_> = self.told().map(|(_, held)| held.place).collect();
+        for place in places {
+            self.on(Event::Departed { place, at_ms: self.now_ms });
+        }
         let Some(worker) = self.workers.get(id.as_str()) else { return };
         let of: Vec<_> = self.told().filter(|(_, held)| held.worker == id.as_str()).collect();
         let named = of.iter().enumerate().filter(|(i, _)| names & (1 << (i % 8)) != 0).map(|(_, (key, held))| Named {

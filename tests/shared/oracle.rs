@@ -94,11 +94,11 @@ impl World {
             let milli = gpu.as_ref().map_or(0, |gpu| i64::from(gpu.milli));
             assert_eq!(held.cards.count_ones(), gpu.as_ref().map_or(0, |gpu| gpu.count));
             for card in (0..64).filter(|card| held.cards & (1 << card) != 0) {
-                match cards.get_mut(card) {
-                    Some(left) => *left -= milli,
-                    // A card that a later registration does not have.
-                    None => cards.push(-milli),
+                // A card that a later registration does not have is one that has nothing.
+                if cards.len() <= card {
+                    cards.resize(card + 1, 0);
                 }
+                cards[card] -= milli;
             }
         }
         Left { amounts, cards }

@@ -107,6 +107,8 @@ pub(super) struct Connection<'a> {
     went_last: bool,
     /// Where in the input the commands end that an `EXEC` carries out; 0: there are none.
     exec_end: usize,
+    /// Set while the command that is being answered was waited for: its client may have left meanwhile.
+    waited: bool,
     /// Claims that were made, and are given back unless their answers arrive; only kept while that is in doubt.
     untold: Option<Untold>,
     /// Since the client has closed its sending side: until then its claims may wait.
@@ -133,6 +135,7 @@ impl<'a> Connection<'a> {
             may_move,
             went_last: false,
             exec_end: 0,
+            waited: false,
             untold: None,
             grace: None,
         }
@@ -275,6 +278,10 @@ impl<'a> Connection<'a> {
                 shared, parser, input, taken, round, answers, session, patience, room, exec_end, untold, ..
             } = self;
             while *round < TAKE_MAX && answers.bytes().len() < ANSWER_BYTES && session.over.is_none() {
+                if *exec_end > 0 && *taken == *exec_end && !run.is_empty() {
+                    // The answers of an `EXEC` leave together, and nothing that comes behind it has to do with them.
+                    break;
+                }
                 let rest = &input[*taken..];
                 let length = match parser.next(rest) {
                     Ok(Some(length)) => length,
@@ -371,6 +378,7 @@ impl<'a> Connection<'a> {
         if let Some(done) = work.as_mut().now_or_never() {
             return Ok(Some(done));
         }
+        self.waited = true;
         self.write_before_waiting().await?;
         Ok(timeout(self.shared.bounds.timeout, work).await.ok())
     }

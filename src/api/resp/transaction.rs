@@ -24,12 +24,12 @@ pub(super) struct Transaction {
     pub(super) commands: usize,
     /// Room for frames beyond [`READ_BYTES`].
     pub(super) room: Option<OwnedSemaphorePermit>,
-    /// One of the commands was refused: none will be carried out.
+    /// Set once a command was refused: none will be carried out.
     dirty: bool,
 }
 
 impl Transaction {
-    /// One that will not be carried out, whatever comes.
+    /// A transaction that will not be carried out, whatever comes.
     pub(super) fn refused() -> Self {
         Self { dirty: true, ..Self::default() }
     }

@@ -30,9 +30,9 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];
 /// Tickets of a gang's members, by the shards that hold them.
 type ByShard = BTreeMap<ShardRef, Vec<(ClaimId, Ticket)>>;
 
-/// What became of a gang whose members were asked for.
+/// Outcome of an attempt to place a gang.
 pub(super) enum Decision {
-    /// It is committed.
+    /// The gang is committed.
     Made(Outcomes),
     /// Nothing of it is left: why, by member.
     Refused(BTreeMap<usize, Refusal>),
@@ -153,15 +153,17 @@ impl Scheduler {
             }
         }
         let dispatch = self.dispatch();
-        let mut departures = dispatch.departures();
-        committed.values_mut().for_each(|answer| dispatch.date(&mut departures, answer));
+        let mut departures = dispatch.departures(0);
+        committed.iter_mut().for_each(|(id, answer)| dispatch.date(&mut departures, id, answer));
         dispatch.depart(departures);
         if !unanswered.is_empty() {
             self.spawn_commit(home_shard, unanswered, doubtful(home, members, &answers));
             return Decision::InDoubt;
         }
         // Every member is stored as committed.
-        let _ = self.step(home_shard, home.id, GangAct::Forget, Vec::new()).await;
+        if self.step(home_shard, home.id, GangAct::Forget, Vec::new()).await.is_err() {
+            tokio::spawn(self.clone().forget_gangs(vec![(home_shard, home.id)]));
+        }
         let mut outcomes = Vec::with_capacity(members.len());
         for (member, granted) in members.iter().zip(answers) {
             outcomes.push(match committed.remove(&member.id) {
@@ -223,7 +225,7 @@ impl Scheduler {
         of.map(|port| port.shard).collect()
     }
 
-    /// One step of a gang at one shard.
+    /// Asks a shard for a step of a gang.
     pub(super) async fn step(
         &self,
         shard: ShardRef,
@@ -238,7 +240,7 @@ impl Scheduler {
         wait(answer).await
     }
 
-    /// The same until it is answered, or nobody can answer it before a restart.
+    /// Repeats a step until it is answered, or nobody can answer it before a restart.
     pub(super) async fn insist(
         &self,
         shard: ShardRef,

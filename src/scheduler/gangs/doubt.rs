@@ -1,14 +1,16 @@
-//! What becomes of gangs in doubt, whose callers have been told that the outcome is unknown: they are taken back, or
+//! Resolution of gangs in doubt, whose callers have been told that the outcome is unknown: they are taken back, or
 //! committed in the end, as soon as the shards that know can be asked.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::commit::Until;
 use super::{Member, Scheduler};
 use crate::dispatch::{DoubtfulGang, DoubtfulMember};
 use crate::engine::{GangAct, GangRef};
+use crate::journal::Outbox;
 use crate::keys::{ShardRef, Ticket};
-use crate::model::ClaimId;
+use crate::model::{ClaimId, Fence};
 use crate::refusal::{Refusal, Unavailable, What};
 use crate::shard::{ClaimAnswer, Payload};
 
@@ -30,7 +32,8 @@ impl Scheduler {
             match scheduler.insist(home_shard, gang.home.id, GangAct::Retract, &[], Until::Stored).await {
                 // With its pool the record is gone.
                 Ok(_) | Err(Refusal::NotFound(What::Pool)) => scheduler.undo(gang).await,
-                Err(Refusal::Unavailable(Unavailable::Fenced | Unavailable::Stopping)) => {}
+                // Its shard is refused, or its pool is being deleted. The rest is the next start's matter.
+                Err(_) if scheduler.is_over() => {}
                 Err(_) => scheduler.suspend(gang).await,
             }
         });
@@ -55,12 +58,12 @@ impl Scheduler {
             });
             let outcomes = futures::future::join_all(commits).await;
             let dispatch = scheduler.dispatch();
-            let mut departures = dispatch.departures();
+            let mut departures = dispatch.departures(0);
             let mut done = Vec::new();
             for (shard, outcome) in outcomes {
                 match outcome {
                     Ok(Payload::Gang(mut claims)) => {
-                        claims.iter_mut().for_each(|(_, answer)| dispatch.date(&mut departures, answer));
+                        claims.iter_mut().for_each(|(id, answer)| dispatch.date(&mut departures, id, answer));
                         done.push(shard);
                     }
                     Ok(_) | Err(Refusal::NotFound(What::Pool)) => done.push(shard),
@@ -72,13 +75,33 @@ impl Scheduler {
             scheduler.give_up_tickets(decided.collect());
             if done.len() == unanswered.len() {
                 let _ = scheduler.insist(home_shard, id, GangAct::Forget, &[], Until::Decided).await;
-            } else if !dispatch.is_stopping() && !dispatch.journal.fenced() {
-                scheduler.suspend(gang).await;
+            } else if !scheduler.is_over() {
+                // It is committed: what its home becomes changes nothing for them.
+                scheduler.suspend_keys(&gang.members);
             }
         });
     }
 
-    /// Gives the members of a gang back: the store does not have its record, and never will.
+    /// Has gangs forgotten whose members the store has as committed.
+    pub(in crate::scheduler) async fn forget_gangs(self, gangs: Vec<(ShardRef, Fence)>) {
+        if gangs.is_empty() {
+            return;
+        }
+        let pools = self.dispatch().pools.load_full();
+        let ports = pools.iter().flat_map(|pool| pool.ports.iter());
+        let outboxes: Vec<Arc<Outbox>> = ports.map(|port| Arc::clone(&port.outbox)).collect();
+        self.dispatch().journal.flushed(outboxes).await;
+        for (shard, id) in gangs {
+            let _ = self.insist(shard, id, GangAct::Forget, &[], Until::Decided).await;
+        }
+    }
+
+    /// Nothing is decided any more by this process.
+    fn is_over(&self) -> bool {
+        self.dispatch().is_stopping() || self.dispatch().journal.fenced()
+    }
+
+    /// Gives the members of a gang back that is not committed, and never will be.
     async fn undo(&self, gang: DoubtfulGang) {
         self.abort(gang.home.id, gang.shards()).await;
         for member in &gang.members {
@@ -98,18 +121,21 @@ impl Scheduler {
 
     /// The keys of a gang cannot be decided before a restart, or until the pool of its home is deleted.
     async fn suspend(&self, gang: DoubtfulGang) {
-        let dispatch = self.dispatch();
-        for member in &gang.members {
-            let Some(ticket) = member.ticket else { continue };
-            for joiner in dispatch.keys.suspend(&member.id, ticket, member.shard, member.fence) {
-                joiner.reply.send(Err(Refusal::Unavailable(Unavailable::Loading)));
-            }
-        }
+        self.suspend_keys(&gang.members);
         let home = gang.home;
-        dispatch.gangs_in_doubt().push(gang);
+        self.dispatch().gangs_in_doubt().push(gang);
         if self.home_shard(home).is_none() {
             // The pool was deleted meanwhile.
             self.undo_gangs_of(home.pool).await;
+        }
+    }
+
+    fn suspend_keys(&self, members: &[DoubtfulMember]) {
+        for member in members {
+            let Some(ticket) = member.ticket else { continue };
+            for joiner in self.dispatch().keys.suspend(&member.id, ticket, member.shard, member.fence) {
+                joiner.reply.send(Err(Refusal::Unavailable(Unavailable::Loading)));
+            }
         }
     }
 

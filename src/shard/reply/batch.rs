@@ -21,6 +21,14 @@ struct Places {
     closed: bool,
 }
 
+impl Places {
+    /// Nobody takes anything from now on but what is returned.
+    fn end(&mut self) -> Vec<Option<Outcome>> {
+        (self.closed, self.waker) = (true, None);
+        std::mem::take(&mut self.outcomes)
+    }
+}
+
 /// The receiving end of a [`Batch`]. Dropped, it closes the batch: what comes later finds nobody.
 #[derive(Debug)]
 pub struct BatchAnswers(Arc<Batch>);
@@ -67,11 +75,7 @@ impl Batch {
 impl BatchAnswers {
     /// Closes the batch, and returns the answers that came before, each with its place.
     pub fn close(&self) -> Vec<(usize, Outcome)> {
-        let mut places = self.0.places();
-        (places.closed, places.waker) = (true, None);
-        let outcomes = std::mem::take(&mut places.outcomes);
-        drop(places);
-        outcomes.into_iter().enumerate().filter_map(|(place, outcome)| Some((place, outcome?))).collect()
+        self.0.places().end().into_iter().enumerate().filter_map(|(place, outcome)| Some((place, outcome?))).collect()
     }
 }
 
@@ -87,9 +91,7 @@ impl Future for BatchAnswers {
             }
             return Poll::Pending;
         }
-        places.closed = true;
-        let outcomes = std::mem::take(&mut places.outcomes);
-        Poll::Ready(outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(Refusal::DeadlineExceeded))).collect())
+        Poll::Ready(places.end().into_iter().map(|outcome| outcome.unwrap_or(Err(Refusal::DeadlineExceeded))).collect())
     }
 }
 

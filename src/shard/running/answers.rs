@@ -9,7 +9,7 @@ use super::{Outgoing, Running};
 use crate::engine::{Event, Place};
 use crate::keys::Unstoreds;
 use crate::limits;
-use crate::model::{ClaimId, ClaimState, Millis};
+use crate::model::{ClaimId, Millis};
 use crate::refusal::{Refusal, Unavailable};
 use crate::shard::reply::{ClaimAnswer, Outcome, Payload, Reply};
 
@@ -35,7 +35,7 @@ impl Running {
         if durable && self.waiting.len() + self.outgoing.len() >= limits::ANSWERS_MAX {
             // Claims are refused before it comes to this; what else is asked is done, and its answer is not waited for.
             reply.send(Err(Refusal::Unavailable(Unavailable::Store)));
-            self.undelivered(&outcome, made);
+            self.settle_undelivered(&outcome, made);
             return;
         }
         let seq = if durable { self.shard.seq() } else { 0 };
@@ -88,7 +88,7 @@ impl Running {
             && let Some(why) = self.dispatch.journal.silence()
         {
             reply.send(Err(Refusal::Unavailable(why)));
-            self.undelivered(&outcome, made);
+            self.settle_undelivered(&outcome, made);
             return;
         }
         match &mut outcome {
@@ -114,11 +114,12 @@ impl Running {
     /// The first deadline of a claim runs from now, when the answer leaves.
     pub(super) fn date(&mut self, answer: &mut ClaimAnswer) {
         let place = answer.grant.place;
-        if answer.grant.state == ClaimState::Active && answer.grant.term_ms == 0 {
-            return;
-        }
-        if answer.grant.deadline_ms.is_none() {
+        let has_clock = answer.grant.stay_ms().is_some();
+        if answer.grant.deadline_ms.is_none() && (has_clock || !self.shard.is_answered(place)) {
             self.on(Event::Departed { place, at_ms: self.now_ms });
+        }
+        if !has_clock {
+            return;
         }
         self.look_up_deadline(answer);
     }
@@ -148,12 +149,12 @@ impl Running {
     pub(super) fn expire(&mut self, answer: Outgoing) {
         let why = self.dispatch.journal.silence().unwrap_or(Unavailable::Store);
         answer.reply.send(Err(Refusal::Unavailable(why)));
-        self.undelivered(&answer.outcome, answer.made);
+        self.settle_undelivered(&answer.outcome, answer.made);
     }
 
     /// Rolls back the claim that this answer granted; whatever else it speaks of is held on, and its deadline runs from
     /// now.
-    fn undelivered(&mut self, outcome: &Outcome, made: Option<Place>) {
+    fn settle_undelivered(&mut self, outcome: &Outcome, made: Option<Place>) {
         if let Some(place) = made {
             self.roll_back(place);
         }
@@ -167,6 +168,9 @@ impl Running {
     /// Ends a claim whose grant reached nobody. One that others were told of, or that was confirmed, is held on: its
     /// deadline runs from now.
     pub(super) fn roll_back(&mut self, place: Place) {
+        if let Some(id) = self.shard.claim_id(place).filter(|_| self.shard.is_untold(place)) {
+            self.rolled_back.push((id.clone(), place.fence));
+        }
         self.on(Event::GiveBack { place });
         self.on(Event::Departed { place, at_ms: self.now_ms });
     }

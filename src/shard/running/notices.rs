@@ -1,4 +1,4 @@
-//! What became of answers, as far as the shard must act on it; and which claim a command means that outlived a panic.
+//! Notices as the shard acts on them, and the claims that commands mean which outlived a panic.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,17 @@ use crate::shard::notice::Notice;
 impl Running {
     /// Fences of claims of which nobody was told.
     pub(in crate::shard) fn untold(&self) -> HashSet<Fence> {
-        self.shard.untold().collect()
+        self.shard.untold().chain(self.rolled_back.iter().map(|(_, fence)| *fence)).collect()
+    }
+
+    /// Claims whose grants a panic keeps from their callers, or whose roll-back it undoes.
+    pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence)> {
+        let answers = self.waiting.iter().chain(&self.blocked).chain(&self.outgoing);
+        let made = answers.filter_map(|answer| {
+            let place = answer.made?;
+            Some((self.shard.claim_id(place)?.clone(), place.fence))
+        });
+        made.chain(self.rolled_back.iter().cloned()).collect()
     }
 
     /// Learns what became of answers.
@@ -22,7 +32,8 @@ impl Running {
                     self.roll_back(place);
                 }
             }
-            // After a panic the deadlines of all claims started anew, and no place is that of before.
+            Notice::Rules(rules) => self.shard.set_rules(&rules, self.now_ms),
+            // A place of a life before is of no claim any more, or of that very one; and the deadlines of all started anew.
             Notice::Departed(places, at_ms) => {
                 places.into_iter().for_each(|place| self.on(Event::Departed { place, at_ms }));
             }

@@ -90,13 +90,13 @@ impl Disk {
     }
 }
 
-/// One open file. redb's own does the work.
+/// An open file. redb's own does the work.
 #[derive(Debug)]
 pub(super) struct DiskFile {
     disk: Disk,
     name: &'static str,
     inner: FileBackend,
-    /// The same open file, to sync it.
+    /// Descriptor of that open file, to sync it.
     file: File,
 }
 

@@ -110,3 +110,22 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
         }
     }
 }
+
+/// Claims that wait for nothing but the store, and whose client is gone before they are answered.
+#[test]
+fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
+    let (_dir, server, mut client, _wire) = with_pool(2);
+    for round in 0..40 {
+        let claim = |key: &str| format!("CLAIM ns/warm KEY {key}{round} RESERVE 0");
+        let commands = match round % 3 {
+            0 => vec![claim("k")],
+            1 => vec![format!("CLAIMS 2 ns/warm KEYS k{round} l{round} RESERVE 0")],
+            _ => vec!["MULTI".to_owned(), claim("k"), "EXEC".to_owned(), claim("l")],
+        };
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+        drop(only(server.resp.unwrap(), &commands));
+        while !is_idle(&mut client) {
+            thread::yield_now();
+        }
+    }
+}

@@ -35,6 +35,7 @@ impl Connection<'_> {
         work: Pin<Box<impl Future<Output = T>>>,
         stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Option<T>, End> {
+        self.waited = true;
         self.write_before_waiting().await?;
         let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
         let Self { stream, grace, answers, .. } = self;
@@ -61,7 +62,9 @@ impl Connection<'_> {
     /// Notes claims that were made while it is in doubt whether their answers arrive.
     #[inline]
     pub(super) fn note<'t>(&mut self, taken: impl Iterator<Item = &'t Taken>) {
-        if self.untold.is_some() || self.grace.is_some() {
+        // What was decided at once is answered at once, as if its client had left a moment later.
+        let waited = std::mem::take(&mut self.waited);
+        if self.untold.is_some() || self.grace.is_some() || (waited && half_close::has_finished(&self.stream)) {
             self.untold.get_or_insert_default().extend(half_close::made(taken));
         }
     }
@@ -69,7 +72,8 @@ impl Connection<'_> {
     /// Forgets claims whose answers have been written, unless the client may be gone.
     #[inline]
     pub(super) fn told(&mut self) {
-        if self.untold.is_some() && self.taken >= self.exec_end && self.grace.is_none() {
+        let is_sure = || self.grace.is_none() && !half_close::has_finished(&self.stream);
+        if self.untold.is_some() && self.taken >= self.exec_end && is_sure() {
             self.untold = None;
         }
     }
