@@ -129,9 +129,8 @@ pub(super) async fn departure(stream: &TcpStream, grace: &mut Option<Pin<Box<Sle
 /// Answer to a claim that waits no longer.
 pub(super) fn waits_no_more() -> Failure {
     let grace_ms = GRACE.as_millis();
-    let message = format!(
-        "the client has closed its sending side, and a claim waits at most {grace_ms} ms from then on; nothing was claimed"
-    );
+    let message =
+        format!("the client has closed its sending side, and a claim waits at most {grace_ms} ms from then on");
     Failure::new(Outcome::of(&Refusal::DeadlineExceeded), message)
 }
 

@@ -37,27 +37,47 @@ pub struct Disclosed(u8);
 
 impl Disclosed {
     /// As of a claim that is read from its row: whoever may know of it does.
-    pub const ALL: Self = Self(3);
+    pub const ALL: Self = Self(Self::TOLD | Self::ANSWERED | Self::SPOKEN_OF);
+
+    const TOLD: u8 = 1;
+    const ANSWERED: u8 = 2;
+    const SPOKEN_OF: u8 = 4;
+    const ORPHAN: u8 = 8;
 
     /// An answer other than the one that granted it spoke of it: it must not be undone silently.
     pub const fn is_told(self) -> bool {
-        self.0 & 1 != 0
+        self.0 & Self::TOLD != 0
     }
 
     pub const fn set_told(&mut self, told: Told) {
         self.0 = match told {
-            Told::Others => self.0 | 1,
-            Told::Nobody => self.0 & !1,
+            Told::Others => self.0 | Self::TOLD,
+            Told::Nobody => self.0 & !(Self::TOLD | Self::ORPHAN),
         }
     }
 
-    /// An answer that speaks of it has left: before that its worker is not shown it, nor judged by it.
+    /// The answer that grants it has left or ended: before that no clock of it runs, and its worker is not shown it, nor judged
+    /// by it.
     pub const fn is_answered(self) -> bool {
-        self.0 & 2 != 0
+        self.0 & Self::ANSWERED != 0
     }
 
     pub const fn set_answered(&mut self) {
-        self.0 |= 2;
+        self.0 |= Self::ANSWERED;
+    }
+
+    /// Another answer that speaks of it has left.
+    pub const fn set_spoken_of(&mut self) {
+        self.0 |= Self::TOLD | Self::SPOKEN_OF;
+    }
+
+    /// The answer that grants it reached nobody, and others that speak of it are on their way.
+    pub const fn is_orphan(self) -> bool {
+        self.0 & (Self::ORPHAN | Self::SPOKEN_OF) == Self::ORPHAN
+    }
+
+    pub const fn set_orphan(&mut self) {
+        self.0 |= Self::ORPHAN;
     }
 }
 

@@ -66,7 +66,7 @@ impl Shard {
     pub(super) fn announce(&mut self, at: u32) -> Vec<(ClaimId, Grant)> {
         let mut claims = self.look(at).claims;
         claims.retain(|(_, grant)| self.is_answered(grant.place));
-        self.mark_told(claims.iter().map(|(_, grant)| grant.place));
+        claims.iter().for_each(|(_, grant)| self.mark_spoken_of(grant.place));
         claims
     }
 

@@ -145,6 +145,33 @@ impl Shard {
         self.claims.get(place).is_some_and(|claim| !claim.disclosed.is_told() && !claim.confirmed)
     }
 
+    /// An answer that speaks of the claim at `place`, and is not the one that grants it, leaves.
+    pub fn mark_spoken_of(&mut self, place: Place) {
+        if let Some(claim) = self.claims.get_mut(place) {
+            claim.disclosed.set_spoken_of();
+        }
+    }
+
+    /// The answer that grants the claim at `place` reached nobody, and the claim is kept for others.
+    pub fn orphan(&mut self, place: Place) {
+        if let Some(claim) = self.claims.get_mut(place).filter(|claim| !claim.confirmed) {
+            claim.disclosed.set_orphan();
+        }
+    }
+
+    /// Whether the claim at `place` is kept for answers of which none has left.
+    #[must_use]
+    pub fn is_orphan(&self, place: Place) -> bool {
+        self.claims.get(place).is_some_and(|claim| !claim.confirmed && claim.disclosed.is_orphan())
+    }
+
+    /// The claim at `place` is kept for nobody any more.
+    pub fn disown(&mut self, place: Place) {
+        if let Some(claim) = self.claims.get_mut(place) {
+            claim.disclosed.set_told(Told::Nobody);
+        }
+    }
+
     /// Whether an answer that speaks of the claim at `place` has left.
     #[must_use]
     pub fn is_answered(&self, place: Place) -> bool {
@@ -203,15 +230,6 @@ impl Shard {
     #[must_use]
     pub fn card_of(&self, id: &WorkerId) -> Option<&Arc<WorkerCard>> {
         self.workers.find(id).map(|at| self.workers.card(at))
-    }
-
-    /// Marks every claim of the listing as told: an answer is about to speak of it.
-    pub fn mark_told(&mut self, places: impl Iterator<Item = Place>) {
-        for place in places {
-            if let Some(claim) = self.claims.get_mut(place) {
-                claim.disclosed.set_told(Told::Others);
-            }
-        }
     }
 
     /// At most `limit` workers with ordinal >= `from`, each with its ordinal, in that order.

@@ -283,7 +283,6 @@ impl Running {
             }
             Command::Worker(id, reply) => {
                 let look = self.shard.find_worker(&id);
-                self.shard.mark_told(look.iter().flat_map(|look| &look.claims).map(|(_, grant)| grant.place));
                 let outcome = look
                     .map(|look| Payload::Worker { created: false, look: Box::new(look), stop: Vec::new() })
                     .ok_or(Refusal::NotFound(What::Worker));
@@ -291,9 +290,6 @@ impl Running {
             }
             Command::ListWorkers(from, limit, reply) => {
                 let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
-                let told: Vec<Place> =
-                    rows.iter().flat_map(|(_, look)| &look.claims).map(|(_, grant)| grant.place).collect();
-                self.shard.mark_told(told.into_iter());
                 self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
             }
             Command::ListClaims(from, limit, sieve, reply) => {

@@ -5,7 +5,7 @@ use hotpool::model::{Ack, Beat, ClaimRequest, WorkerId};
 use hotpool::refusal::Refusal;
 use hotpool::scheduler::{Gathered, Scheduler};
 
-use crate::world::{World, id, ids_on, name, request, spec, until};
+use crate::world::{STORE, WAIT_MS, World, done, id, ids_on, name, request, spec, until};
 
 /// A claim that is active at once: no deadline would ever end it.
 fn forever(key: &str) -> ClaimRequest {
@@ -42,7 +42,6 @@ async fn c12_a_batch_whose_caller_leaves_while_an_item_waits_is_rolled_back() {
         if world.gate.is_some() {
             world.stored("p").await;
         }
-        // A list would tell of the claims, so that they are kept.
         assert_eq!(world.counts("p").await.1, 4, "the others are granted");
         begun.abort();
         nothing_is_held(&world, 4).await;
@@ -162,6 +161,9 @@ async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     let batch = vec![forever("a"), forever("b"), waits(forever("c"))];
     let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
     until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
+    // Nor do lists.
+    assert_eq!(world.held().await.len(), 2);
+    world.s.list_workers(&name("p"), None, 10).await.unwrap();
     for worker in ["v", "w"] {
         let beat = Beat { incarnation: 0, seq: None, claims: None };
         let heard = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
@@ -169,4 +171,27 @@ async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     }
     begun.abort();
     nothing_is_held(&world, 2).await;
+}
+
+/// Answers that ask about a claim end like the one that grants it: nobody was told, so it is rolled back with the last.
+#[tokio::test]
+async fn s11_a_claim_that_only_refused_answers_spoke_of_is_rolled_back() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+    world.stored("p").await;
+    world.gate().hold_all();
+    let claim = world.begin_request(forever("k")).await;
+    world.gate().stopped().await;
+    world.pass(1_000).await;
+    let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
+    let again = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS - 900).await;
+    assert_eq!(done(claim).await, Err(STORE));
+    assert_eq!(world.counts("p").await.1, 1, "others wait for it");
+    world.pass(1_200).await;
+    assert_eq!(done(read).await.unwrap_err(), STORE);
+    assert_eq!(done(again).await, Err(STORE));
+    world.gate().open_gate();
+    until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
 }

@@ -40,6 +40,9 @@ async fn c13_no_item_of_a_batch_is_swept_while_another_waits() {
         let held = world.hold("p", "held").await;
         let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
         until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+        // Whoever asks meanwhile starts no clock: the answer that counts is still to come.
+        assert_eq!(world.s.get_claim(&id("e1")).await.unwrap().expires_at_ms, None);
+        assert!(!world.claim("p", "e1").await.unwrap().created);
         world.pass(3 * RESERVE_MS).await;
         world.s.release(&id("held"), held).await.unwrap();
         let outcomes = done(begun).await;

@@ -104,6 +104,16 @@ fn address_in(line: &str, scheme: &str) -> Option<SocketAddr> {
     rest.split(' ').next()?.parse().ok()
 }
 
+impl Server {
+    /// Runs `meanwhile` while the service stands still: it finds all of it done when it goes on.
+    pub fn paused<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+        signal("STOP", self.child.0.id());
+        let done = meanwhile();
+        signal("CONT", self.child.0.id());
+        done
+    }
+}
+
 fn signal(name: &str, process: u32) {
     let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status().unwrap();
     assert!(sent.success());

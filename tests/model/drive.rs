@@ -375,7 +375,13 @@ impl Run {
         self.granted.push((worker.clone(), key.clone(), fence));
         let terms = Terms { key, reserve_ms, term_ms: ttl_ms, slots: ask.slots };
         let said = self.oracle.take(&worker, fence, affinity, terms);
+        let place = grant.place;
         assert_eq!(said_by(Answer::Granted(grant)), said);
+        // As a rule the answer leaves at once; of the others some leave later, and some never.
+        if !fence.is_multiple_of(4) {
+            self.oracle.departed(fence, self.now_ms);
+            self.same(Event::Departed { place, at_ms: self.now_ms }, &[], None);
+        }
     }
 
     fn count(&mut self, what: &'static str) {

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Sleep, timeout};
 
+use self::leave::WrittenClaims;
 use super::Shared;
 use super::answer::Answers;
 use super::call::{Call, Said, count, late};
@@ -111,6 +112,8 @@ pub(super) struct Connection<'a> {
     waited: bool,
     /// Claims that were made, and are given back unless their answers arrive; only kept while that is in doubt.
     untold: Option<Untold>,
+    /// Claims whose answers were written since the client sent something last.
+    written: WrittenClaims,
     /// Since the client has closed its sending side: until then its claims may wait.
     grace: Option<Pin<Box<Sleep>>>,
 }
@@ -137,6 +140,7 @@ impl<'a> Connection<'a> {
             exec_end: 0,
             waited: false,
             untold: None,
+            written: WrittenClaims::default(),
             grace: None,
         }
     }

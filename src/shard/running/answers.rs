@@ -93,7 +93,12 @@ impl Running {
         }
         match &mut outcome {
             // The answers of a batch and of a gang leave together: whoever collects them says when (`Dispatch::depart`).
-            Ok(Payload::Claim(answer)) if reply.is_part() => self.look_up_deadline(answer),
+            Ok(Payload::Claim(answer)) if reply.is_part() => {
+                if !answer.created {
+                    self.shard.mark_spoken_of(answer.grant.place);
+                }
+                self.look_up_deadline(answer);
+            }
             Ok(Payload::Claim(answer)) => self.date(answer),
             _ => {}
         }
@@ -111,17 +116,18 @@ impl Running {
         }
     }
 
-    /// The first deadline of a claim runs from now, when the answer leaves.
+    /// The first deadline of a claim runs from now, when the answer that grants it leaves. Any other answer that speaks of it
+    /// keeps it from being rolled back.
     pub(super) fn date(&mut self, answer: &mut ClaimAnswer) {
         let place = answer.grant.place;
-        let has_clock = answer.grant.stay_ms().is_some();
-        if answer.grant.deadline_ms.is_none() && (has_clock || !self.shard.is_answered(place)) {
+        if answer.created {
             self.on(Event::Departed { place, at_ms: self.now_ms });
+        } else {
+            self.shard.mark_spoken_of(place);
         }
-        if !has_clock {
-            return;
+        if answer.grant.stay_ms().is_some() {
+            self.look_up_deadline(answer);
         }
-        self.look_up_deadline(answer);
     }
 
     fn look_up_deadline(&self, answer: &mut ClaimAnswer) {
@@ -158,10 +164,30 @@ impl Running {
         if let Some(place) = made {
             self.roll_back(place);
         }
-        if let Ok(Payload::Gang(members)) = outcome {
-            for (_, member) in members {
-                self.on(Event::Departed { place: member.grant.place, at_ms: self.now_ms });
+        match outcome {
+            Ok(Payload::Gang(members)) => {
+                for (_, member) in members {
+                    self.on(Event::Departed { place: member.grant.place, at_ms: self.now_ms });
+                }
             }
+            Ok(Payload::Claim(answer)) if made.is_none() => self.roll_back_orphan(answer.grant.place),
+            _ => {}
+        }
+    }
+
+    /// An answer that kept the claim from being rolled back has ended too: if it was the last, and none has left, the claim
+    /// is rolled back now.
+    fn roll_back_orphan(&mut self, place: Place) {
+        if !self.shard.is_orphan(place) {
+            return;
+        }
+        let speaks = |answer: &Outgoing| match &answer.outcome {
+            Ok(Payload::Claim(answer)) => answer.grant.place.fence == place.fence,
+            _ => false,
+        };
+        if !self.waiting.iter().chain(&self.blocked).chain(&self.outgoing).any(speaks) {
+            self.shard.disown(place);
+            self.roll_back(place);
         }
     }
 
@@ -170,6 +196,8 @@ impl Running {
     pub(super) fn roll_back(&mut self, place: Place) {
         if let Some(id) = self.shard.claim_id(place).filter(|_| self.shard.is_untold(place)) {
             self.rolled_back.push((id.clone(), place.fence));
+        } else {
+            self.shard.orphan(place);
         }
         self.on(Event::GiveBack { place });
         self.on(Event::Departed { place, at_ms: self.now_ms });

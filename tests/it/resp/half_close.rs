@@ -78,7 +78,7 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     let mut late = only(address, &commands);
     assert_eq!(
         text(&late.receive()),
-        "-TIMEOUT the client has closed its sending side, and a claim waits at most 2000 ms from then on; nothing was claimed"
+        "-TIMEOUT the client has closed its sending side, and a claim waits at most 2000 ms from then on"
     );
     assert_eq!(text(&late.receive()), "[-NOCAPACITY pool_exhausted no worker that the request allows is free]");
     assert_eq!(late.receive(), Value::Int(1));
@@ -115,7 +115,8 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
 #[test]
 fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
     let (_dir, server, mut client, _wire) = with_pool(2);
-    for round in 0..40 {
+    let address = server.resp.unwrap();
+    for round in 0..12 {
         let claim = |key: &str| format!("CLAIM ns/warm KEY {key}{round} RESERVE 0");
         let commands = match round % 3 {
             0 => vec![claim("k")],
@@ -123,7 +124,8 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
             _ => vec!["MULTI".to_owned(), claim("k"), "EXEC".to_owned(), claim("l")],
         };
         let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
-        drop(only(server.resp.unwrap(), &commands));
+        // Gone before the service reads the first byte, so what it answers is refused.
+        server.paused(|| drop(only(address, &commands)));
         while !is_idle(&mut client) {
             thread::yield_now();
         }

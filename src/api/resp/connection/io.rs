@@ -19,9 +19,11 @@ impl Connection<'_> {
     pub(super) async fn write(&mut self) -> Result<(), End> {
         self.depth += std::mem::take(&mut self.round);
         self.went_last = false;
+        let nothing = self.answers.bytes().is_empty();
         let written = self.write_all().await;
         self.answers.clear();
         match written {
+            Ok(()) if nothing => {}
             Ok(()) => self.told(),
             Err(_) => self.roll_back_undelivered(),
         }
@@ -86,6 +88,9 @@ impl Connection<'_> {
             ready => ready,
         })
         .await;
+        if read.is_ok() {
+            self.written.clear();
+        }
         if let Err(End::By(RespEnd::SlowWriter)) = read {
             self.answers.error("ERR", "Protocol error: the command did not come to its end in time");
         }

@@ -5,18 +5,41 @@ use std::pin::{Pin, pin};
 use tokio::time::{Duration, timeout};
 
 use super::{Connection, fail};
-use crate::api::half_close::{self, Departure};
+use crate::api::half_close::{self, Departure, Untold};
 use crate::api::resp::call::late;
 use crate::api::resp::run::End;
 use crate::metrics::RespCommand;
-use crate::model::{Millis, Taken};
+use crate::model::{ClaimState, Millis, Taken};
 use crate::refusal::Unavailable;
 
+/// Claims that no deadline ends, by the write that carried their answers: a client that is gone before it sends anything more
+/// may not have had the last of them.
+#[derive(Default)]
+pub(super) struct WrittenClaims {
+    next: Untold,
+    last: Untold,
+}
+
+impl WrittenClaims {
+    fn written(&mut self) {
+        std::mem::swap(&mut self.last, &mut self.next);
+        self.next.clear();
+    }
+
+    /// Forgets them: the client has sent something since.
+    pub(super) fn clear(&mut self) {
+        self.last.clear();
+    }
+}
+
 impl Connection<'_> {
-    /// Of the time that a claim may wait, what its client leaves it.
+    /// Part of `wait_ms` that a claim may wait.
     pub(super) fn may_wait(&self, wait_ms: Millis) -> Millis {
         match &self.grace {
             Some(grace) if grace.is_elapsed() => 0,
+            // As in Redis nothing blocks within a transaction: its answers leave together, and those that are there would
+            // grow old meanwhile.
+            _ if self.exec_end > 0 && self.taken <= self.exec_end => 0,
             _ => wait_ms,
         }
     }
@@ -66,12 +89,16 @@ impl Connection<'_> {
         let waited = std::mem::take(&mut self.waited);
         if self.untold.is_some() || self.grace.is_some() || (waited && half_close::has_finished(&self.stream)) {
             self.untold.get_or_insert_default().extend(half_close::made(taken));
+        } else {
+            // One that is reserved ends by itself.
+            self.written.next.extend(half_close::made(taken.filter(|taken| taken.claim.state == ClaimState::Active)));
         }
     }
 
     /// Forgets claims whose answers have been written, unless the client may be gone.
     #[inline]
     pub(super) fn told(&mut self) {
+        self.written.written();
         let is_sure = || self.grace.is_none() && !half_close::has_finished(&self.stream);
         if self.untold.is_some() && self.taken >= self.exec_end && is_sure() {
             self.untold = None;
@@ -81,7 +108,9 @@ impl Connection<'_> {
     /// Gives claims back whose answers could not be written.
     #[cold]
     pub(super) fn roll_back_undelivered(&mut self) {
-        half_close::give_back(&self.shared.scheduler, self.untold.take().unwrap_or_default());
+        let mut untold = self.untold.take().unwrap_or_default();
+        untold.append(&mut self.written.next);
+        half_close::give_back(&self.shared.scheduler, untold);
     }
 
     /// The connection ends: claims whose answers do not arrive are given back. So are those of a transaction that did
@@ -90,7 +119,10 @@ impl Connection<'_> {
         if self.taken < self.exec_end {
             return self.roll_back_undelivered();
         }
-        let untold = self.untold.take().unwrap_or_default();
+        let mut untold = self.untold.take().unwrap_or_default();
+        if !self.written.last.is_empty() && half_close::has_finished(&self.stream) {
+            untold.append(&mut self.written.last);
+        }
         half_close::settle(&self.shared.scheduler, untold, &self.stream, self.shared.bounds.timeout).await;
     }
 }
