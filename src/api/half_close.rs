@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -100,9 +101,13 @@ pub(super) enum Departure {
 
 /// Whether the client has closed its sending side, or is gone.
 pub(super) fn has_finished(stream: &TcpStream) -> bool {
-    // The system is asked as well: the runtime may hear of it later, and behind what was sent before.
-    let ended = || rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    finished(stream).now_or_never().is_some() || matches!(ended(), Ok((_, 0)))
+    // The system is asked as well: the runtime may hear of it later. A reset shows as an error here, and once more when
+    // the answer is written.
+    let has_ended = || match rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((_, bytes)) => bytes == 0,
+        Err(error) => !matches!(error, Errno::AGAIN | Errno::INTR),
+    };
+    finished(stream).now_or_never().is_some() || has_ended()
 }
 
 /// Resolves when the client has closed its sending side, or is gone.

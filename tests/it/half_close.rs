@@ -168,6 +168,35 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
     }
 }
 
+/// Claims that wait for nothing, and whose client is gone before they are answered: it has closed or reset its connection.
+#[test]
+fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
+    let (_dir, server, mut client) = with_pool(2);
+    client.put("/v1/pools/ns/safe", &json!({"shards": 1})).expect(201);
+    client.put("/v1/pools/ns/safe/workers/s0", &json!({})).expect(201);
+    for round in 0..16 {
+        let pool = if round % 4 < 2 { "warm" } else { "safe" };
+        let claim = json!({"namespace": "ns", "pool": pool, "key": format!("k{round}"), "reserve_ms": 0});
+        // Gone before the service reads the first byte.
+        server.paused(|| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.write_all(&request("POST", "/v1/claims", &claim, KEEP)).unwrap();
+            if round % 2 == 0 {
+                rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+            }
+        });
+        let begun = Instant::now();
+        let mut is_idle = || {
+            let workers = client.get(&format!("/v1/pools/ns/{pool}")).expect(200)["pool"]["workers"].take();
+            workers["idle"] == workers["total"]
+        };
+        while !is_idle() {
+            assert!(begun.elapsed() < PATIENCE, "round {round} is still held");
+            thread::yield_now();
+        }
+    }
+}
+
 /// A watcher's place is free as soon as its client is gone, though nothing happens in the pool.
 #[test]
 fn c15_a_stream_of_events_ends_with_its_client() {

@@ -1,7 +1,5 @@
 //! `MULTI` to `EXEC`: all of the commands with their answers, or none of them.
 
-use std::thread;
-
 use super::wire::{Wire, frame, metric, text, texts, with_pool};
 use crate::client::Client;
 
