@@ -118,7 +118,7 @@ pub struct Ownership {
 pub struct FenceSpan {
     /// The ceiling of the owner before.
     pub floor: Fence,
-    /// Its own.
+    /// The ceiling of this owner.
     pub ceiling: Fence,
 }
 

@@ -214,8 +214,8 @@ impl RedisStore {
     /// An epoch counts once a replica has it, where there are replicas: a failover must not give it out again.
     async fn reach_replica(&self, owner: Owner) -> Result<(), StoreError> {
         // `WAIT` speaks of the writes of its own connection: so role, write and wait go down the same one.
-        let line = self.nodes.line(owner::slot()).await?;
-        let about = answered(self.nodes.ask(&line, &owner::call(cmd("INFO").arg("replication").take())).await?)?;
+        let connection = self.nodes.connection(owner::slot()).await?;
+        let about = answered(self.nodes.ask(&connection, &owner::call(cmd("INFO").arg("replication").take())).await?)?;
         let about: String = redis::from_redis_value(about).unwrap_or_default();
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         if field("role:") != Some("master") {
@@ -226,9 +226,9 @@ impl RedisStore {
         }
         let limit_ms = (REPLICA.as_millis() as u64).min(self.options.command_ms / 2);
         let write = self.claimant(owner).renew(self.fence_span(), false);
-        let written = self.nodes.ask(&line, &write).await?.is_ok_and(|answer| steps::text(&answer) == Some("ok"));
+        let written = self.nodes.ask(&connection, &write).await?.is_ok_and(|answer| steps::text(&answer) == Some("ok"));
         let wait = owner::call(cmd("WAIT").arg(1).arg(limit_ms).take());
-        match self.nodes.ask(&line, &wait).await? {
+        match self.nodes.ask(&connection, &wait).await? {
             Ok(Value::Int(reached)) if written && reached > 0 => Ok(()),
             _ => Err(StoreError::Away("no replica has confirmed the take-over yet".to_owned())),
         }

@@ -88,7 +88,7 @@ impl Reader<'_> {
         Ok(self.scan(shard, seen).await?)
     }
 
-    /// One scan, from the first page to the proof. `Away`: it may be begun anew.
+    /// Scans one shard, from the first page to the proof. After `Away` a scan may be begun anew.
     async fn scan(&self, shard: ShardKey, seen: Seen) -> Result<Read, Fault> {
         let done = |at, side| Ok(Read::Done(Loaded { shard, at }, side));
         let (side, at, header, count) = match seen {
@@ -102,12 +102,12 @@ impl Reader<'_> {
         let names = keys::sides(self.prefix, shard);
         let key = side.key(&names);
         let slot = keys::slot(shard);
-        let line = self.nodes.line(slot).await?;
+        let connection = self.nodes.connection(slot).await?;
         let mut rows = Rows::default();
         let mut cursor = "0".to_owned();
         loop {
             let scan = cmd("HSCAN").arg(key).arg(&cursor).arg("COUNT").arg(PAGE).take();
-            let page = match self.nodes.ask(&line, &Call { slot, cmd: scan, step_bytes: 0 }).await? {
+            let page = match self.nodes.ask(&connection, &Call { slot, cmd: scan, step_bytes: 0 }).await? {
                 Ok(page) => page,
                 Err(refused) => return done(Err(refused.text), None),
             };
@@ -119,7 +119,7 @@ impl Reader<'_> {
                 break;
             }
         }
-        let again = self.nodes.ask(&line, &steps::look(self.prefix, self.owner, shard)).await?;
+        let again = self.nodes.ask(&connection, &steps::look(self.prefix, self.owner, shard)).await?;
         self.proved(key, side, &header, again, rows.fields.len())?;
         for page in rows.pages {
             (*self.sink.lock().unwrap_or_else(PoisonError::into_inner))(shard, &page);

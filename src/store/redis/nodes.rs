@@ -58,8 +58,8 @@ pub(super) struct Node {
 }
 
 /// One connection to one server, for calls whose answers belong together: a cursor means nothing to another server, and
-/// a write is waited for where it was made. What is sent down it is answered there or fails.
-pub(super) struct Line {
+/// a write is waited for where it was made. What is sent on it is answered there or fails.
+pub(super) struct NodeConnection {
     node: Arc<Node>,
     number: u64,
     connection: MultiplexedConnection,
@@ -231,28 +231,28 @@ impl Nodes {
         Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect())
     }
 
-    /// A line to the server that has the slot at present.
-    pub async fn line(&self, slot: u16) -> Result<Line, Fault> {
+    /// A connection to the server that has the slot at present.
+    pub async fn connection(&self, slot: u16) -> Result<NodeConnection, Fault> {
         let node = self.map().await?.node(slot).ok_or_else(|| {
             self.mark_stale();
             Fault::Away(format!("no server has slot {slot}"))
         })?;
         let (number, connection) = node.connected().await.inspect_err(|_| self.mark_stale())?;
-        Ok(Line { node, number, connection })
+        Ok(NodeConnection { node, number, connection })
     }
 
-    /// One call down a line. Wherever the answer sends to, it is not followed: it is `Away`, and so is a broken connection.
-    pub async fn ask(&self, line: &Line, call: &Call) -> Result<Answer, Fault> {
-        let sent = line.node.send_down(line.number, line.connection.clone(), &[(call, false)]).await;
+    /// Sends one call on one connection. A redirect is not followed: it is `Away`, and so is a broken connection.
+    pub async fn ask(&self, to: &NodeConnection, call: &Call) -> Result<Answer, Fault> {
+        let sent = to.node.send_down(to.number, to.connection.clone(), &[(call, false)]).await;
         let error = match sent.inspect_err(|_| self.mark_stale())?.pop() {
             Some(Ok(value)) => return Ok(Ok(value)),
             Some(Err(error)) => error,
-            None => return Err(Fault::Away(format!("{} gave no answer", line.node.connector))),
+            None => return Err(Fault::Away(format!("{} gave no answer", to.node.connector))),
         };
-        match self.next(&line.node, &error) {
+        match self.next(&to.node, &error) {
             Next::Answer(refused) => Ok(Err(refused)),
             Next::Fail(fault) => Err(fault),
-            Next::Again(_) | Next::Wait | Next::Load => Err(Fault::Away(format!("{}: {error}", line.node.connector))),
+            Next::Again(_) | Next::Wait | Next::Load => Err(Fault::Away(format!("{}: {error}", to.node.connector))),
         }
     }
 
