@@ -57,7 +57,7 @@ pub(super) struct Node {
     metrics: NodeMetrics,
 }
 
-/// One connection to one server, for calls whose answers belong together: a cursor means nothing to another server, and
+/// Connection to one server, for calls whose answers belong together: a cursor means nothing to another server, and
 /// a write is waited for where it was made. What is sent on it is answered there or fails.
 pub(super) struct NodeConnection {
     node: Arc<Node>,
