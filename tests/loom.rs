@@ -246,7 +246,7 @@ fn q05_no_more_wait_than_may() {
                     if entered {
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two wait where one may");
                         inside.fetch_sub(1, Ordering::SeqCst);
-                        bound.leave();
+                        bound.leave(1);
                     }
                     entered
                 })

@@ -32,6 +32,7 @@ use crate::dispatch::Dispatch;
 use crate::engine::{Place, Rules};
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
+use crate::limits;
 use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
 use crate::model::{ClaimId, Fence, Millis};
 use crate::refusal::{Refusal, Unavailable};
@@ -434,8 +435,9 @@ impl ShardPort {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn pop(&self) -> Option<Command> {
-        self.ring.pop()
+    /// Takes requests out of the mailbox, at most so many, and says how many.
+    pub(super) fn take(&self, most: usize, into: &mut Vec<Command>) -> usize {
+        self.ring.take(most, into)
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
@@ -461,8 +463,9 @@ impl ShardPort {
     /// Answers everything that waits: nobody else will.
     pub(crate) fn refuse_all(&self) {
         let refusal = Refusal::Unavailable(self.silence());
-        while let Some(command) = self.ring.pop() {
-            self.refuse(command, &refusal);
+        let mut waiting = Vec::new();
+        while self.ring.take(limits::DRAIN_MAX, &mut waiting) > 0 {
+            waiting.drain(..).for_each(|command| self.refuse(command, &refusal));
         }
     }
 

@@ -26,11 +26,14 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Takes the oldest request out.
-    pub fn pop(&self) -> Option<Command> {
-        let command = self.queue.pop()?;
-        self.bound.leave();
-        Some(command)
+    /// Takes the oldest out, at most so many, and says how many. Their slots are given back together.
+    pub fn take(&self, most: usize, into: &mut impl Extend<Command>) -> usize {
+        let mut taken = 0;
+        into.extend(std::iter::from_fn(|| self.queue.pop()).take(most).inspect(|_| taken += 1));
+        if taken > 0 {
+            self.bound.leave(taken);
+        }
+        taken
     }
 
     /// Requests that wait.
@@ -62,12 +65,14 @@ mod tests {
             }
             assert!(matches!(mailbox.push(request(7)), Err(Command::Yield(Place { fence: 7, .. }))), "it is full");
             assert_eq!(mailbox.len(), limits::RING_SLOTS);
-            for expected in 0..limits::RING_SLOTS as u64 {
-                let Some(Command::Yield(place)) = mailbox.pop() else { panic!("{expected} is missing") };
-                assert_eq!(place.fence, expected);
+            let mut taken = Vec::new();
+            assert_eq!(mailbox.take(1_000, &mut taken), 1_000);
+            assert_eq!(mailbox.len(), limits::RING_SLOTS - 1_000);
+            assert_eq!(mailbox.take(usize::MAX, &mut taken), limits::RING_SLOTS - 1_000);
+            for (expected, command) in taken.into_iter().enumerate() {
+                assert!(matches!(command, Command::Yield(place) if place.fence == expected as u64), "{expected}");
             }
-            assert!(mailbox.pop().is_none() && mailbox.is_empty());
-            assert_eq!(mailbox.len(), 0);
+            assert_eq!((mailbox.take(1, &mut Vec::new()), mailbox.len(), mailbox.is_empty()), (0, 0, true));
         }
     }
 }

@@ -83,14 +83,14 @@ impl QueueBound {
     pub fn enter(&self, slots: usize) -> bool {
         let entered = self.0.fetch_add(1, Ordering::Relaxed) < slots;
         if !entered {
-            self.leave();
+            self.leave(1);
         }
         entered
     }
 
-    /// Gives a slot back after something was popped.
-    pub fn leave(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    /// Gives as many slots back as were popped.
+    pub fn leave(&self, popped: usize) {
+        self.0.fetch_sub(popped, Ordering::Relaxed);
     }
 
     /// Slots that are taken; for a moment more by those that are being refused.

@@ -196,8 +196,7 @@ impl Running {
             self.notice(notice);
         }
         let mut taken = std::mem::take(&mut self.taken);
-        taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
-        let taken_count = taken.len();
+        let taken_count = self.port.take(limits::DRAIN_MAX, &mut taken);
         self.look_at_watchers();
         if !taken.is_empty() {
             self.prepare(&taken);
