@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use crate::limits;
 use crate::scheduler;
 use crate::store::redis::{FORMS, RedisOptions, RedisUrl};
 
@@ -46,6 +47,8 @@ pub struct Server {
     pub resp_listen: RespListen,
     /// Most connections at a time, of HTTP and gRPC and again of RESP; more are closed at once.
     pub max_connections: usize,
+    /// Most shards of all pools together; a pool that would bring more is refused.
+    pub max_shards: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// From a request's head to its answer, in milliseconds.
@@ -60,6 +63,7 @@ impl Default for Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             resp_listen: RespListen(Some(SocketAddr::from(([127, 0, 0, 1], 7071)))),
             max_connections: 16_384,
+            max_shards: limits::TOTAL_SHARDS_DEFAULT,
             max_body_bytes: 8 << 20,
             request_timeout_ms: 10_000,
             insecure: false,
@@ -386,6 +390,7 @@ impl Config {
             }
         };
         range("server.max_connections", server.max_connections as u64, 1, 1_000_000);
+        range("server.max_shards", server.max_shards as u64, 1, limits::TOTAL_SHARDS_MAX as u64);
         range("server.max_body_bytes", server.max_body_bytes as u64, 1 << 10, 64 << 20);
         range("server.request_timeout_ms", server.request_timeout_ms, 10, 600_000);
         range("store.wait_ms", store.wait_ms, 1, 600_000);
@@ -405,7 +410,7 @@ impl Config {
             }
         }
         problems.extend(store.problems());
-        problems.extend(pools::problems(pools));
+        problems.extend(pools::problems(pools, server.max_shards));
         problems
     }
 }

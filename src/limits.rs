@@ -12,6 +12,10 @@ pub const SHARDS_MAX: u16 = 1024;
 pub const SHARDS_DEFAULT: u16 = 16;
 /// Most pools of one service.
 pub const POOLS_MAX: usize = 4096;
+/// Shards of all pools together unless the configuration says: as many as that many pools have which do not say.
+pub const TOTAL_SHARDS_DEFAULT: usize = POOLS_MAX * SHARDS_DEFAULT as usize;
+/// Most shards of all pools together, whatever the configuration says.
+pub const TOTAL_SHARDS_MAX: usize = POOLS_MAX * SHARDS_MAX as usize;
 /// Most workers of one shard: ordinals are `u32`, and one is the nil.
 pub const SHARD_WORKERS_MAX: u32 = 16_000_000;
 /// Most items of `claims:batch`, `workers:batch` and `workers:heartbeat`.

@@ -151,6 +151,12 @@ impl PoolMap {
         self.by_name.is_empty()
     }
 
+    /// Shards of all pools.
+    #[must_use]
+    pub fn total_shards(&self) -> usize {
+        self.iter().map(|pool| pool.ports.len()).sum()
+    }
+
     /// The port of a shard.
     #[must_use]
     pub fn port(&self, shard: ShardRef) -> Option<&Arc<ShardPort>> {

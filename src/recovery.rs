@@ -121,6 +121,7 @@ pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result
             pools.push(pool);
         }
     }
+    tell_of_total_shards(dispatch);
     // By name from now on: an id is that of a row only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
     let catalogue = Catalogue::new(&dispatch.journal, at, catalogue::Rows { quotas, ..rows });
@@ -388,6 +389,17 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
         if let Some(found) = found.iter_mut().find(|found| found.port.shard == loser.shard) {
             found.yields.push(loser.place);
         }
+    }
+}
+
+/// A bound that was lowered takes no pool away: what is there is served, and new pools are refused.
+fn tell_of_total_shards(dispatch: &Dispatch) {
+    let (there, most) = (dispatch.pools.load().total_shards(), dispatch.settings.shards_max);
+    if there > most {
+        tracing::warn!(
+            shards = there,
+            "the store has pools of more shards than server.max_shards ({most}): no more are made"
+        );
     }
 }
 

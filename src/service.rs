@@ -104,7 +104,7 @@ impl Service {
         let addresses = Addresses { http: http_address, resp: resp_address };
         let url = config.store.url.clone();
         let store = open(config.store.clone()).await.map_err(|error| StartError::Store { url, error })?;
-        let settings = Settings { store_wait_ms: config.store.wait_ms };
+        let settings = Settings { store_wait_ms: config.store.wait_ms, shards_max: config.server.max_shards };
         Ok(Self { http, resp, addresses, scheduler: Scheduler::new(store, settings), exporter, config })
     }
 

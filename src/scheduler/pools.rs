@@ -22,7 +22,8 @@ impl Scheduler {
     /// Creates a pool (true), or replaces the specification of one that is there. Durable when it returns.
     ///
     /// # Errors
-    /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change.
+    /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change, and for a new pool when
+    /// there are as many pools or shards as there may be.
     pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), Refusal> {
         self.open()?;
         let scheduler = self.clone();
@@ -53,6 +54,7 @@ impl Scheduler {
         if self.dispatch().pools.load().len() >= limits::POOLS_MAX {
             return Err(Refusal::State(format!("at most {} pools", limits::POOLS_MAX).into()));
         }
+        self.check_total_shards(spec.shards)?;
         let catalogue = self.catalogue()?;
         // A uid that a failed attempt left in the catalogue is taken up again; a fresh one is a fence, so never used
         // before.
@@ -68,6 +70,19 @@ impl Scheduler {
         }
         self.dispatch().pools.insert(&pool);
         Ok(pool)
+    }
+
+    /// Counted anew each time, over the pools that are there and those that are being deleted: nothing can be forgotten.
+    fn check_total_shards(&self, more: u16) -> Result<(), Refusal> {
+        let (there, most) = (self.dispatch().pools.load().total_shards(), self.dispatch().settings.shards_max);
+        if there + usize::from(more) <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "at most {most} shards over all pools (server.max_shards): there are {there}, and this pool would add {more}; \
+             give it fewer, delete pools, or raise server.max_shards"
+        );
+        Err(Refusal::State(text.into()))
     }
 
     async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {

@@ -17,6 +17,7 @@ mod heartbeats;
 mod life;
 mod lifecycle;
 mod load;
+mod many_shards;
 mod openapi;
 mod pools;
 mod quotas;
