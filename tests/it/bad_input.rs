@@ -338,7 +338,6 @@ fn every_bad_path_and_query_is_refused() {
         answer.expect_error(400, "INVALID_ARGUMENT", None, Some(field));
     }
     for (method, path) in [
-        ("GET", "/"),
         ("GET", "/v1"),
         ("GET", "/v2/pools"),
         ("GET", "/v1/pools/ns"),

@@ -18,6 +18,7 @@ mod life;
 mod lifecycle;
 mod load;
 mod openapi;
+mod pool_changes;
 mod pools;
 mod quotas;
 mod resp;
