@@ -226,6 +226,13 @@ impl Params {
         }
     }
 
+    /// Takes a whole number.
+    pub(super) fn number(&mut self, name: &'static str, max: u64) -> Result<Option<u64>, Failure> {
+        let Some(text) = self.take(name) else { return Ok(None) };
+        let number = text.parse().ok().filter(|number| *number <= max);
+        number.map(Some).ok_or_else(|| Failure::invalid(name, format!("must be a whole number, 0..={max}")))
+    }
+
     /// Takes a yes or no.
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Failure> {
         match self.take(name).as_deref() {
