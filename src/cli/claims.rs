@@ -51,6 +51,8 @@ enum Verb {
         many: Many,
     },
     /// List claims: all, of a namespace, or of a pool
+    #[command(after_help = "Example, what has been active for a day or longer:\n  \
+                            hotpool claims ls demo/warm --state active --older-than-ms 86400000")]
     Ls(Ls),
     /// Show who holds a key, or what it waits for
     Show(Holder),
@@ -207,6 +209,12 @@ struct Ls {
     /// Only of this tenant
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
+    /// Only in this state; several with commas between them
+    #[arg(long, value_name = "reserved|active|releasing")]
+    state: Option<String>,
+    /// Only those that were created at least so long ago
+    #[arg(long, value_name = "MS")]
+    older_than_ms: Option<u64>,
     /// Show at most so many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -358,11 +366,14 @@ impl Ls {
             Some(Err(namespace)) => (Some(namespace), None),
             None => (None, None),
         };
+        let older_than_ms = self.older_than_ms.map(|ms| ms.to_string());
         let filter = [
             ("namespace", namespace),
             ("pool", pool),
             ("worker", self.worker.as_deref()),
             ("tenant", self.tenant.as_deref()),
+            ("state", self.state.as_deref()),
+            ("older_than_ms", older_than_ms.as_deref()),
         ];
         let filter: Vec<_> = filter.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         let all = context.client.list("/v1/claims", &filter, self.limit.map(|limit| limit as usize)).await?;
@@ -375,6 +386,7 @@ impl Ls {
         }
         let now_ms = Clock::system().unix_ms();
         let rows = context.client.read_items::<ClaimView>(&all)?.into_iter().map(|claim| {
+            let age = claim.age(now_ms);
             vec![
                 format!("{}/{}", claim.namespace, claim.key),
                 claim.tenant,
@@ -385,9 +397,10 @@ impl Ls {
                 claim.node.unwrap_or_default(),
                 held(&claim.resources),
                 claim.fence.to_string(),
+                age,
             ]
         });
-        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", "HOLDS", ">FENCE"], rows))?;
+        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", "HOLDS", ">FENCE", "AGE"], rows))?;
         context.told_if_cut(&all);
         Ok(())
     }

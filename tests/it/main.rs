@@ -1,5 +1,6 @@
 //! The service over real sockets: the binary is started, and asked as a client would ask it.
 
+mod ages;
 mod bad_input;
 mod choice;
 mod claims;

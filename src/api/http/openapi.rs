@@ -139,7 +139,7 @@ const OPERATIONS: &[Operation] = &[
         query: &[], body: Some("ClaimBody"), success: &[(200, "Placed or refused, and why.", "Explanation")], errors: &[404] },
     Operation { method: "get", path: "/v1/claims", id: "listClaims", tag: "claims",
         summary: "Claims, page by page. A page may be short or empty and still have a next_page_token: go on until there is none.",
-        query: &["namespace", "pool", "worker", "tenant", "page_token", "limit"], body: None, success: &[(200, "A page.", "ClaimPage")], errors: &[] },
+        query: &["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"], body: None, success: &[(200, "A page.", "ClaimPage")], errors: &[] },
     Operation { method: "get", path: "/v1/claims/{namespace}/{key}", id: "getClaim", tag: "claims",
         summary: "What the key holds, or what it waits for.",
         query: &["tenant"], body: None, success: &[(200, "The claim, held or waiting.", "Standing")], errors: &[404] },

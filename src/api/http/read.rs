@@ -226,11 +226,13 @@ impl Params {
         }
     }
 
-    /// Takes a whole number.
+    /// Takes a whole number that is at most `max`.
     pub(super) fn number(&mut self, name: &'static str, max: u64) -> Result<Option<u64>, Failure> {
         let Some(text) = self.take(name) else { return Ok(None) };
-        let number = text.parse().ok().filter(|number| *number <= max);
-        number.map(Some).ok_or_else(|| Failure::invalid(name, format!("must be a whole number, 0..={max}")))
+        match text.parse() {
+            Ok(number) if number <= max && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(number)),
+            _ => Err(Failure::invalid(name, format!("must be a whole number, 0..={max}, got {:?}", short(&text)))),
+        }
     }
 
     /// Takes a yes or no.

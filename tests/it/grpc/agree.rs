@@ -25,7 +25,8 @@ fn error_end(error: &Value) -> End {
 fn plain(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
-            fields.retain(|name, _| !["fence", "expires_at_ms", "created", "labels"].contains(&name.as_str()));
+            let differs = ["fence", "expires_at_ms", "created_at_ms", "activated_at_ms", "created", "labels"];
+            fields.retain(|name, _| !differs.contains(&name.as_str()));
             fields.values_mut().for_each(|field| *field = plain(field.take()));
         }
         Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),

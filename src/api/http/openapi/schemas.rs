@@ -110,6 +110,8 @@ fn pool_spec() -> Value {
         field["minimum"] = 1.into();
         field["default"] = value.into();
     }
+    let ttl_default_ms = ttl_ms("How long a claim that says no ttl_ms may stay active without a renewal; at most ttl_max_ms. Missing: ttl_max_ms, and without that as long as its worker lives.");
+    let ttl_max_ms = ttl_ms("The most that a claim or a renewal may ask for as its ttl_ms. Missing: thirty days, or no ttl_ms at all.");
     let mut waiters_max = number(limits::WAITERS_MAX.into(), "Most claims that wait for room in it; the next is refused.");
     waiters_max["default"] = default.waiters_max.into();
     let mut waiters_tenant_max = number(limits::WAITERS_MAX.into(), "Of them most of one tenant.");
@@ -125,6 +127,8 @@ fn pool_spec() -> Value {
         "labels": schema("Labels"),
         "class": described("Name", "Class of the pool, if it has one."),
         "reserve_ms": reserve_ms,
+        "ttl_default_ms": ttl_default_ms,
+        "ttl_max_ms": ttl_max_ms,
         "lag_max_ms": lag_max_ms,
         "releasing_ms": releasing_ms,
         "heartbeat_ttl_ms": heartbeat_ttl_ms,
@@ -190,7 +194,7 @@ fn claim_body() -> Value {
             "tenant": described("Name", "Same key, other tenant: another claim. Default: default."),
             "affinity": described("Name", "An idle worker whose last claim had the same affinity is preferred. Default: the key."),
             "reserve_ms": number(limits::RESERVE_MS_MAX, "How long it may stay unconfirmed, counted from when the answer leaves; at most the pool's, which is the default. 0: active at once."),
-            "ttl_ms": ttl_ms("How long it may stay active without a renewal. Missing: as long as its worker lives."),
+            "ttl_ms": ttl_ms("How long it may stay active without a renewal; at most the ttl_max_ms of every pool that may serve it. Missing: as the pool says that it is taken from, by default as long as its worker lives."),
             "ack": {"enum": ["durable", "memory"], "description": "May ask for more than the pool promises, never for less."},
             "must_match": {"type": "boolean", "default": false, "description": "If the key is held, it must have asked for the same resources."},
             "labels": described("Labels", "Kept with the claim and shown."),
@@ -370,7 +374,7 @@ fn claims() -> Value {
         "RenewBody": closed("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
-            "ttl_ms": ttl_ms("From now on it may stay active for that long without a renewal. Missing: as long as before."),
+            "ttl_ms": ttl_ms("From now on it may stay active for that long without a renewal; at most the ttl_max_ms of its pool. Missing: as long as before, at most that; for one that had no ttl_ms the default of its pool."),
         })),
         "ResizeBody": closed("Who speaks, and what it needs.", &["fence", "resources"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
@@ -397,6 +401,8 @@ fn claims() -> Value {
             "reason": {"enum": ["preempted"], "description": "Why it is being released, if its holder did not say so: a claim with a higher priority evicted it."},
             "resources": described("Held", "What it holds: all that the worker has; in a shared pool, its share."),
             "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
+            "created_at_ms": count("Unix time in milliseconds at which its worker was given to it. Missing if that is not known: its record is older than this field, or was lost in a crash, and its worker named the claim."),
+            "activated_at_ms": count("Unix time in milliseconds at which it became active. Missing until then, and if it is not known."),
         })),
         "Explanation": answer("What would become of a claim.", &["outcome", "pools"], json!({
             "outcome": {"enum": ["placed", "refused"], "description": "Whether it would be given a worker."},
@@ -468,6 +474,8 @@ pub(super) fn parameters() -> Value {
         "from": query("from", json!({"type": "string"}), "The position of the last event that was seen. Default: what happens from now on is told."),
         "Last-Event-ID": {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}, "description": "The same, as browsers say it when they come back; it stands above from."},
         "tenant": query("tenant", schema("Name"), "The tenant of the claim."),
+        "state": query("state", json!({"type": "string", "pattern": "^(reserved|active|releasing)(,(reserved|active|releasing))*$"}), "Only in this state, or in one of these, with commas between them. A lost claim is not held, so never listed."),
+        "older_than_ms": query("older_than_ms", amount("Only those that were created at least so many milliseconds ago."), "Only those that were created at least so many milliseconds ago. One whose created_at_ms is not known is left out."),
     })
 }
 
