@@ -149,6 +149,24 @@ fn every_problem_is_told_at_once() {
 }
 
 #[test]
+fn addresses_to_listen_on() {
+    let read = |text: &str| address(text).map(|address| address.to_string()).map_err(|error| error.to_string());
+    for (text, expected) in [
+        ("127.0.0.1:7070", "127.0.0.1:7070"),
+        ("[::1]:0", "[::1]:0"),
+        (":7070", "[::]:7070"),
+        ("0.0.0.0:1", "0.0.0.0:1"),
+        ("localhost:7070", "127.0.0.1:7070"),
+    ] {
+        assert_eq!(read(text).as_deref(), Ok(expected));
+    }
+    for text in ["", ":", "localhost", "localhost:", "localhost:x", ":70000", "a b:1", "[::1:1", "h/x:1", "u@h:1"] {
+        assert!(read(text).is_err_and(|said| said.contains("as in")), "{text}: {:?}", read(text));
+    }
+    assert!(read("::1:7070").unwrap_err().contains("[::1]:7070"));
+}
+
+#[test]
 fn other_machines_are_served_only_when_said() {
     let listen = |text: &str, insecure| {
         load(None, &[], Overrides { listen: Some(text.parse().unwrap()), insecure, ..Overrides::default() })

@@ -2,6 +2,10 @@
 
 /// Longest name (namespace, pool, tenant, key, worker id, node), in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+/// Longest part of a label key before its slash, in bytes: a DNS subdomain, as Kubernetes has it.
+pub const LABEL_PREFIX_BYTES_MAX: usize = 253;
+/// Longest part of a label key behind its slash, in bytes, as Kubernetes has it.
+pub const LABEL_NAME_BYTES_MAX: usize = 63;
 /// Longest label value, in bytes.
 pub const LABEL_VALUE_BYTES_MAX: usize = 255;
 /// Most labels on one worker or pool.

@@ -30,7 +30,7 @@ const STARTS: usize = 64;
 
 /// A pool with handles that refuse until their shards are started.
 #[must_use]
-pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
+pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, version: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
     let number = dispatch.pools.next_number();
     let metrics = PoolMetrics::new(&name);
     let ports = (0..spec.shards)
@@ -39,7 +39,7 @@ pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolS
             ShardPort::new(ShardRef { pool: number, shard }, outbox, metrics.clone(), dispatch)
         })
         .collect();
-    Arc::new(Pool::new(number, uid, name, spec, ports, metrics))
+    Arc::new(Pool::new(number, uid, version, name, spec, ports, metrics))
 }
 
 /// Raises the ceiling of fences in the store if it is near. The first time the store also learns where this owner's fences
@@ -113,7 +113,7 @@ pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result
     }
     for row in rows.pools.values() {
         let (name, spec) = describe(row).map_err(StoreError::Unusable)?;
-        let pool = make_pool(dispatch, row.uid, name, spec);
+        let pool = make_pool(dispatch, row.uid, row.version(), name, spec);
         dispatch.pools.insert(&pool);
         if row.deleting {
             deleting.push(pool);

@@ -20,6 +20,7 @@
 //! | `life` | may a worker be offered; what befalls it beside its claims |
 //! | `heartbeat` | what a worker says of itself |
 //! | `claims` | which claims are held |
+//! | `stamps` | when a claim was created and became active |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
 //! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
@@ -60,6 +61,7 @@ mod rows;
 mod shapes;
 mod shard;
 mod shares;
+mod stamps;
 mod timers;
 pub mod wants;
 mod workers;

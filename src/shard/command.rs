@@ -6,10 +6,10 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Place, Shard, Wants};
+use crate::engine::{GangAct, Grant, Place, Shard, Wants};
 use crate::keys::Ticket;
 use crate::limits;
-use crate::model::{Beat, ClaimId, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
+use crate::model::{Beat, ClaimId, ClaimState, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
 use crate::waiters::{Seek, Wait};
 
@@ -29,8 +29,8 @@ pub struct ClaimItem {
     pub affinity: u64,
     /// How long it may stay unconfirmed.
     pub reserve_ms: Millis,
-    /// How long it may stay active without a renewal; 0: as long as its worker lives.
-    pub ttl_ms: Millis,
+    /// How long it asks to stay active without a renewal; none: as long as its pool says.
+    pub ttl_ms: Option<Millis>,
     /// Its answer leaves after the store has it.
     pub durable: bool,
     /// Breaks ties between shards.
@@ -213,6 +213,22 @@ pub struct ClaimSieve {
     pub worker: Option<WorkerId>,
     /// Only of this tenant.
     pub tenant: Option<String>,
+    /// Only in one of these states; empty: in any.
+    pub states: Vec<ClaimState>,
+    /// Only those of which it is known that they were created by then, in unix milliseconds.
+    pub created_by_ms: Option<Millis>,
+}
+
+impl ClaimSieve {
+    /// Whether the listing wants this claim.
+    #[must_use]
+    pub fn matches(&self, id: &ClaimId, grant: &Grant) -> bool {
+        let is_old = |by_ms| grant.times.created_at_ms().is_some_and(|at_ms| at_ms <= by_ms);
+        (self.states.is_empty() || self.states.contains(&grant.state))
+            && self.created_by_ms.is_none_or(is_old)
+            && self.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant)
+            && self.worker.as_ref().is_none_or(|worker| grant.worker.spec.id == *worker)
+    }
 }
 
 impl Command {

@@ -187,6 +187,7 @@ impl Running {
     /// One run: of what is in the mailbox, then of `command`, which came without it.
     pub(super) fn run(&mut self, command: Option<Command>) {
         self.now_ms = self.dispatch.clock.engine_ms();
+        self.shard.set_wall_clock(self.dispatch.clock.unix_ahead_ms());
         self.release_answers();
         self.look_at_ack();
         while let Some(ticket) = self.port.pop_unkept() {
@@ -354,8 +355,8 @@ impl Running {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Reply { to, answer } => self.reply(to, answer),
-                Effect::Ended { id, fence, end, worker } => {
-                    self.tell_ended(&id, fence, end, worker);
+                Effect::Ended { id, fence, end, worker, times } => {
+                    self.tell_ended(&id, fence, times, end, worker);
                     self.ended(id, fence);
                 }
                 Effect::Silent { worker } => self.tell_silent(worker),

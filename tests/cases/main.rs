@@ -5,6 +5,7 @@
 
 mod adoption;
 mod agents;
+mod ages;
 mod batches;
 mod choice;
 mod claim_life;
