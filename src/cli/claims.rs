@@ -76,7 +76,7 @@ enum Verb {
         #[command(flatten)]
         resources: Asks,
     },
-    /// Give the worker back
+    /// Give the worker back; says so if the key holds nothing, which is success as well
     #[command(after_help = EXAMPLE_FENCE)]
     Release {
         #[command(flatten)]
@@ -177,6 +177,19 @@ struct Many {
     all_or_nothing: bool,
 }
 
+/// What became of a release.
+#[derive(Deserialize)]
+struct Released {
+    #[serde(default = "Released::unsaid")]
+    released: bool,
+}
+
+impl Released {
+    const fn unsaid() -> bool {
+        true
+    }
+}
+
 /// What became of one of several.
 #[derive(Deserialize)]
 struct Outcome {
@@ -258,11 +271,14 @@ impl Claims {
             Verb::Release { fenced, phase } => {
                 let body = said(&json!({"phase": phase}));
                 let answer = fenced.call(context, ":release", body).await?;
-                let begun = phase.as_deref() == Some("begin");
-                context.done(
-                    &answer,
-                    &format!("{} {}", fenced.holder.claim, if begun { "releasing" } else { "released" }),
-                )?;
+                // A service of before says nothing, and may have released it.
+                let Released { released } = context.client.read(&answer.json)?;
+                let became = match phase.as_deref() {
+                    _ if !released => "holds no claim: nothing to release",
+                    Some("begin") => "releasing",
+                    _ => "released",
+                };
+                context.done(&answer, &format!("{} {became}", fenced.holder.claim))?;
             }
         }
         Ok(Exit::Ok)

@@ -35,8 +35,10 @@
 //! | `ledger` | how much there is and how much of it is held |
 //! | `replay` | how rows become a shard again |
 //! | `invariants` | what must be true between two events |
+//! | `audit` | whether it is, while the shard is in use |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod audit;
 mod claim_life;
 mod claims;
 pub mod effect;
@@ -64,6 +66,7 @@ mod timers;
 pub mod wants;
 mod workers;
 
+pub use audit::LedgerAudit;
 pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
 pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;

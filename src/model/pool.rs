@@ -365,6 +365,8 @@ pub struct PoolStatus {
     pub name: PoolName,
     /// Its specification.
     pub spec: PoolSpec,
+    /// Number of this specification: grows with every change, and never comes back, also not with another pool of the name.
+    pub version: u64,
     /// Sum of what the workers have. GPUs by model are summed in `gpus`.
     pub capacity: Capacity,
     /// Sum of what can be claimed: what idle workers have; in a shared pool, what the workers that are offered have left.

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Grant, Place, Wants};
+use crate::engine::{GangAct, Grant, Place, Shard, Wants};
 use crate::keys::Ticket;
 use crate::limits;
 use crate::model::{Beat, ClaimId, ClaimState, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
@@ -122,7 +122,7 @@ pub struct GangItem {
 }
 
 /// Step that a test injects in the middle of a run.
-pub struct InjectedStep(pub Box<dyn FnOnce() + Send>);
+pub struct InjectedStep(pub Box<dyn FnOnce(&mut Shard) + Send>);
 
 impl std::fmt::Debug for InjectedStep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -187,8 +187,8 @@ pub enum Command {
     Seal(Reply),
     /// End everything: the pool is being deleted.
     Close(Reply),
-    /// Panics, after this was done: fault injection for tests of the supervisor. No edge can send it.
-    Panic(InjectedStep),
+    /// Does this in the middle of a run, or panics in it: for tests. No edge can send it.
+    Inject(InjectedStep),
 }
 
 /// What a claim would ask.

@@ -245,7 +245,7 @@ pub(super) fn worker_id(namespace: &str, pool: &str, id: &str) -> Result<(PoolNa
     Ok((PoolName::new(namespace, pool)?, WorkerId::new(id)?))
 }
 
-/// A specification; what is left out has its default.
+/// A specification, not checked yet; what is left out has its default.
 pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
     let default = PoolSpec::default();
     let proto::PoolSpec {
@@ -274,7 +274,7 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         let field = format!("typical_requests[{i}].gpu");
         Ok(TypicalRequest { cpu_milli, gpu: gpu.map(|gpu| cards(&field, gpu)).transpose()?, weight })
     });
-    let spec = PoolSpec {
+    Ok(PoolSpec {
         // What does not fit is no power of two that a pool may have.
         shards: shards.map_or(default.shards, |shards| u16::try_from(shards).unwrap_or(u16::MAX)),
         mode: match known("mode", mode)? {
@@ -308,7 +308,5 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         waiters_max: waiters_max.map_or(default.waiters_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
         waiters_tenant_max: waiters_tenant_max
             .map_or(default.waiters_tenant_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
-    };
-    spec.check()?;
-    Ok(spec)
+    })
 }

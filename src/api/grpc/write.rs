@@ -315,6 +315,7 @@ impl From<&PoolStatus> for proto::Pool {
             namespace: pool.name.namespace().to_owned(),
             name: pool.name.pool().to_owned(),
             spec: Some((&pool.spec).into()),
+            version: pool.version,
             workers: Some(proto::WorkerCounts {
                 total: counts.total,
                 idle: counts.idle,

@@ -6,11 +6,11 @@ use axum::http::{StatusCode, Uri};
 
 use super::json::{
     BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ExplainAnswer, HolderBody, Outcomes,
-    PageJson, Phase, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
+    PageJson, Phase, ReleaseAnswer, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
 };
 use super::mend::short;
 use super::read::{Params, Segments, body, item, merge, merge_all, object};
-use super::{Answer, Shared, created, done, json};
+use super::{Answer, Shared, created, json};
 use crate::api::outcome::{Failure, Outcome};
 use crate::api::{deadline, half_close};
 use crate::limits;
@@ -93,11 +93,11 @@ pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sen
         _ => {
             let body: ReleaseBody<'_> = object(&bytes)?;
             let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
-            match body.phase {
-                Some(Phase::Begin) => api.scheduler.begin_release(&id, fence).await?,
-                Some(Phase::Finish) | None => api.scheduler.release(&id, fence).await?,
-            }
-            return Ok(done());
+            let released = match body.phase {
+                Some(Phase::Begin) => api.scheduler.begin_release_held(&id, Some(fence)).await?,
+                Some(Phase::Finish) | None => api.scheduler.release_held(&id, Some(fence)).await?,
+            };
+            return Ok(json(StatusCode::OK, &ReleaseAnswer { released }));
         }
     };
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))

@@ -88,7 +88,7 @@ impl Running {
         if !self.keeps_rows {
             return None;
         }
-        let answers = self.waiting.len() + self.outgoing.len();
+        let answers = self.answers_kept();
         if self.gone.len() >= limits::GONE_MAX || (durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
             return Some(Unavailable::Store);
         }

@@ -264,7 +264,7 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
             let fence = fence.saturating_add_signed(*off);
             let (namespace, key) = ("ns".into(), (*key).into());
             let request = ReleaseClaimRequest { namespace, key, tenant: None, fence, phase: 0 };
-            grpc_end(link.claims.release_claim(request).await, |_| json!({}))
+            grpc_end(link.claims.release_claim(request).await, |answer| json!({"released": answer.released}))
         }
     }
 }

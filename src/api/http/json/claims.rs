@@ -263,6 +263,12 @@ pub(in crate::api::http) struct ReleaseBody<'a> {
     pub(in crate::api::http) phase: Option<Phase>,
 }
 
+/// `{"released":...}`: whether the key held a claim.
+#[derive(Serialize)]
+pub(in crate::api::http) struct ReleaseAnswer {
+    pub(in crate::api::http) released: bool,
+}
+
 /// Checks a fence.
 pub(in crate::api) fn fence(fence: Fence) -> Result<Fence, Failure> {
     if fence > limits::FENCE_MAX {

@@ -141,6 +141,20 @@ fn pool_spec() -> Value {
 }
 
 #[rustfmt::skip]
+fn pool_patch() -> Value {
+    let mut patch = pool_spec();
+    patch["description"] = "Fields of a specification to change.".into();
+    let or_null = |schema: Value| json!({"oneOf": [schema, {"type": "null"}]});
+    for (name, field) in patch["properties"].as_object_mut().expect("a specification has fields") {
+        let labels = json!({"type": "object", "propertyNames": schema("LabelKey"), "additionalProperties": {"type": ["string", "null"]}, "description": "Labels to set; null takes one away."});
+        // What is left out stays as it is.
+        field.as_object_mut().expect("a schema").remove("default");
+        *field = or_null(if name == "labels" { labels } else { field.take() });
+    }
+    patch
+}
+
+#[rustfmt::skip]
 fn worker_fields() -> Value {
     json!({
         "capacity": schema("Capacity"),
@@ -221,8 +235,13 @@ fn pools_and_workers() -> Value {
     let shard_index = json!({"type": "integer", "minimum": 0, "maximum": limits::SHARDS_MAX - 1, "description": "Index of the shard in the pool."});
     json!({
         "Name": {"type": "string", "minLength": 1, "maxLength": limits::NAME_BYTES_MAX, "pattern": "^[A-Za-z0-9._-]+$", "description": "A name."},
+        "LabelKey": {
+            "type": "string", "minLength": 1, "maxLength": limits::LABEL_PREFIX_BYTES_MAX + 1 + limits::LABEL_NAME_BYTES_MAX,
+            "pattern": "^([A-Za-z0-9._-]{1,255}|[a-z0-9]([a-z0-9-]*[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)$",
+            "description": "A key of Kubernetes, with a prefix (topology.kubernetes.io/zone), or any name.",
+        },
         "Labels": {
-            "type": "object", "maxProperties": limits::LABELS_MAX, "propertyNames": schema("Name"),
+            "type": "object", "maxProperties": limits::LABELS_MAX, "propertyNames": schema("LabelKey"),
             "additionalProperties": {"type": "string", "maxLength": limits::LABEL_VALUE_BYTES_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"},
             "description": "Free labels. Values are at most 255 bytes, without control characters.",
         },
@@ -267,6 +286,7 @@ fn pools_and_workers() -> Value {
             "cpu_milli": count("Thousandths of a core."), "memory_bytes": count("Bytes of memory."), "slots": count("Places."),
         })),
         "PoolSpec": pool_spec(),
+        "PoolPatch": pool_patch(),
         "ShardStatus": answer("The figures of one shard.", &["shard", "state", "workers", "idle", "busy", "reserved", "seq", "applied_seq", "lag_ms", "ring_depth", "answers_waiting", "restarts"], json!({
             "shard": shard_index,
             "state": {"enum": ["loading", "serving", "refused", "stopped"], "description": "Whether it answers."},
@@ -281,8 +301,9 @@ fn pools_and_workers() -> Value {
             "lost": count("Workers that were silent for too long."), "suspect": count("Workers that nothing has spoken for."),
             "releasing": count("Claims whose worker is being cleaned."),
         })),
-        "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "workers", "claims", "capacity", "free", "gpus"], json!({
+        "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "version", "workers", "claims", "capacity", "free", "gpus"], json!({
             "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
+            "version": number(limits::FENCE_MAX, "Number of the specification: grows with every change of it, and never comes back."),
             "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({
                 "total": count("All."), "idle": count("Offered."), "busy": count("Held."), "cordoned": count("Cordoned."),
                 "draining": count("Draining."), "lost": count("Silent for too long."), "suspect": count("Nothing has spoken for them."),
@@ -360,6 +381,9 @@ fn claims() -> Value {
             "tenant": described("Name", "Default: default."),
             "resources": described("Resources", "What the claim holds from now on, in all."),
         })),
+        "ReleaseAnswer": answer("What became of a release.", &["released"], json!({
+            "released": {"type": "boolean", "description": "False if the key held no claim: it was released already, or there never was one."},
+        })),
         "ReleaseBody": closed("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
@@ -436,10 +460,14 @@ fn rest() -> Value {
 #[rustfmt::skip]
 pub(super) fn parameters() -> Value {
     let query = |name: &str, schema: Value, description: &str| json!({"name": name, "in": "query", "schema": schema, "description": description});
+    let mut force = query("force", json!({"type": "boolean", "default": false}), "Also ends its workers and their claims.");
+    // That of the operations has workers.
+    force["example"] = true.into();
     json!({
         "page_token": query("page_token", json!({"type": "string"}), "What the page before gave as next_page_token."),
         "limit": query("limit", json!({"type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT}), "Most rows of the page."),
-        "force": query("force", json!({"type": "boolean", "default": false}), "Also ends its workers and their claims."),
+        "version": query("version", json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": limits::FENCE_MAX}), "Only if the pool is still at this version: the one that was read."),
+        "force": force,
         "namespace": query("namespace", schema("Name"), "Only of this namespace."),
         "pool": query("pool", schema("Name"), "Only of this pool; needs namespace."),
         "worker": query("worker", schema("Name"), "Only on this worker."),
@@ -459,7 +487,7 @@ pub(super) fn responses() -> Value {
     json!({
         "400": error("The request is wrong; field says where."),
         "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
-        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
+        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason version: the pool is at another version than the one that was said. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
         "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows. Reason watchers: too many watch the pool, or all pools together."),
         "500": error("A defect of the service; the process goes on."),
