@@ -437,14 +437,14 @@ impl<'a> From<&'a WaitingView> for WaitingAnswer<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum ClaimOutcome<'a> {
-    Done { claim: ClaimJson<'a>, created: bool },
+    Done { claim: Box<ClaimJson<'a>>, created: bool },
     Failed(&'a Failure),
 }
 
 impl<'a> From<&'a Result<Taken, Failure>> for ClaimOutcome<'a> {
     fn from(outcome: &'a Result<Taken, Failure>) -> Self {
         match outcome {
-            Ok(taken) => Self::Done { claim: (&taken.claim).into(), created: taken.created },
+            Ok(taken) => Self::Done { claim: Box::new((&taken.claim).into()), created: taken.created },
             Err(failure) => Self::Failed(failure),
         }
     }
