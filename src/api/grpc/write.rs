@@ -4,8 +4,8 @@ use super::proto;
 use super::proto::explain_claim_response::Outcome as Explained;
 use crate::api::outcome::Failure;
 use crate::model::{
-    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, Liveness, Mode, NearMiss,
-    Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
+    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, HeldCards, Liveness, Mode,
+    NearMiss, Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
     ShardStatus, Taken, Trust, TypicalRequest, WorkerView, WouldTake,
 };
 
@@ -65,12 +65,12 @@ impl From<Held<'_>> for proto::Resources {
                 });
                 Self { cpu_milli: *cpu_milli, memory_bytes: *memory_bytes, slots: *slots, gpu }
             }
-            Held::Share { resources, model, cards } => {
-                let Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
-                let gpu = gpu.as_ref().map(|gpu| proto::GpuShare {
-                    model: model.map(ToOwned::to_owned),
-                    count: Some(gpu.count),
-                    milli: Some(gpu.milli),
+            Held::Share { resources, gpu } => {
+                let Resources { cpu_milli, memory_bytes, slots, .. } = resources;
+                let gpu = gpu.map(|HeldCards { model, count, milli, cards }| proto::GpuShare {
+                    model: Some(model.to_owned()),
+                    count: Some(count),
+                    milli: Some(milli),
                     models: Vec::new(),
                     cards: (0..64).filter(|card| cards & (1 << card) != 0).collect(),
                 });
