@@ -34,7 +34,7 @@ use crate::keys::{ShardRef, Ticket};
 use crate::limits;
 use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
 use crate::model::{ClaimId, Fence, Millis};
-use crate::refusal::{Refusal, Unavailable};
+use crate::refusal::{Refusal, Unavailable, What};
 
 /// Runs in a row by one who pushed; then the actor goes on.
 const RUNS_MAX: usize = 4;
@@ -461,24 +461,35 @@ impl ShardPort {
 
     /// Answers a command that no shard will decide, and gives up the tickets in it.
     fn refuse(&self, command: Command, refusal: &Refusal) {
+        let dispatch = self.dispatch.upgrade();
+        // A shard stops with the service, or because its pool is deleted, and then for good: its claims are gone too.
+        let stopped = *refusal == Refusal::Unavailable(Unavailable::Stopping);
+        let deleted = stopped && dispatch.as_ref().is_some_and(|dispatch| !dispatch.is_draining());
+        let of = |what: What| if deleted { Refusal::NotFound(what) } else { refusal.clone() };
         let say = |reply: Reply| {
-            reply.send(Err(refusal.clone()));
+            reply.send(Err(of(What::Pool)));
         };
-        let give_up = |item: Box<ClaimItem>| match self.dispatch.upgrade() {
+        let say_of_claim = |reply: Reply| {
+            reply.send(Err(of(What::Claim)));
+        };
+        let give_up = |item: Box<ClaimItem>| match &dispatch {
             Some(dispatch) => dispatch.give_up(item, refusal.clone()),
             None => say(item.reply),
         };
         match command {
             Command::Claim(item) => give_up(item),
             Command::Claims(items) => items.into_iter().for_each(give_up),
-            Command::Repeat(item, _) => say(item.reply),
+            Command::Repeat(item, _) => match &dispatch {
+                Some(dispatch) => dispatch.answer(item, refusal.clone()),
+                None => say(item.reply),
+            },
             Command::Release(KeyItem { reply, .. })
             | Command::Confirm(KeyItem { reply, .. })
             | Command::Look(KeyItem { reply, .. })
             | Command::Renew(KeyItem { reply, .. }, _)
             | Command::Resize(KeyItem { reply, .. }, _)
-            | Command::BeginRelease(KeyItem { reply, .. })
-            | Command::Steer(_, _, reply)
+            | Command::BeginRelease(KeyItem { reply, .. }) => say_of_claim(reply),
+            Command::Steer(_, _, reply)
             | Command::ClearAll(reply)
             | Command::Seal(reply)
             | Command::Delete(_, reply)
@@ -489,10 +500,11 @@ impl ShardPort {
             | Command::IdleLongest(_, reply)
             | Command::Explain(_, reply)
             | Command::Close(reply) => say(reply),
-            Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
+            Command::Releases(items) => items.into_iter().for_each(|item| say_of_claim(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
-            Command::Gang(item) => say(item.reply),
+            // Whoever drives the gang finds out for itself what has become of it.
+            Command::Gang(item) => drop(item.reply.send(Err(refusal.clone()))),
             Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Panic(_) => {}
         }
     }
