@@ -170,6 +170,8 @@ impl Shard {
         } else {
             self.ledger.unbar(line);
             self.barred.leave(barred);
+            self.barred.leave_free(barred);
+            self.bar_changes += 1;
         }
         if barred & bars::PROMISED != 0 {
             self.void_promises(at);

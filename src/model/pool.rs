@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capacity, GpuAsk, Labels, PoolName, Resources, Seq, check_labels, check_name, present, some_object};
+use super::{
+    Capacity, GpuAsk, Labels, PoolName, Resources, Seq, UnschedulableCounts, check_labels, check_name, present,
+    some_object,
+};
 use crate::limits;
 use crate::refusal::Refusal;
 
@@ -279,6 +282,15 @@ pub struct ShardStatus {
     pub lost: u64,
     /// Of them suspect.
     pub suspect: u64,
+    /// Of them those whose own end of life has come.
+    pub ended: u64,
+    /// Of them those that run what they were told to stop.
+    pub stopping: u64,
+    /// Of them those that are kept for claims that wait.
+    pub workers_reserved: u64,
+    /// Of the workers those that are not offered and hold no claim, each under one reason: with the idle and the busy ones they
+    /// are all.
+    pub unschedulable: UnschedulableCounts,
     /// Claims not confirmed yet.
     pub reserved: u64,
     /// Claims whose worker is being cleaned.
@@ -348,6 +360,14 @@ pub struct PoolCounts {
     pub lost: u64,
     /// Workers that nothing has spoken for.
     pub suspect: u64,
+    /// Workers whose own end of life has come.
+    pub ended: u64,
+    /// Workers that run what they were told to stop.
+    pub stopping: u64,
+    /// Workers that are kept for claims that wait.
+    pub workers_reserved: u64,
+    /// Workers that are not offered and hold no claim, each under one reason: with the idle and the busy ones they are all.
+    pub unschedulable: UnschedulableCounts,
 }
 
 impl PoolStatus {
@@ -357,6 +377,8 @@ impl PoolStatus {
         let sum = |figure: fn(&ShardStatus) -> u64| self.shards.iter().map(figure).sum::<u64>();
         let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
         let releasing = sum(|shard| shard.releasing);
+        let mut unschedulable = UnschedulableCounts::default();
+        self.shards.iter().for_each(|shard| unschedulable.add(&shard.unschedulable));
         PoolCounts {
             total: sum(|shard| shard.workers),
             idle: sum(|shard| shard.idle),
@@ -369,6 +391,10 @@ impl PoolStatus {
             draining: sum(|shard| shard.draining),
             lost: sum(|shard| shard.lost),
             suspect: sum(|shard| shard.suspect),
+            ended: sum(|shard| shard.ended),
+            stopping: sum(|shard| shard.stopping),
+            workers_reserved: sum(|shard| shard.workers_reserved),
+            unschedulable,
         }
     }
 }

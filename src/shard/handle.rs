@@ -22,18 +22,19 @@ use tokio::sync::oneshot;
 use super::actor::Wake;
 use super::command::{ClaimItem, Command, KeyItem};
 use super::notice::Notice;
+use super::reason_cells::ReasonCells;
 use super::reply::Reply;
 use super::ring::Scheduled;
 use super::running::Running;
 use super::seized::Seized;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
-use crate::engine::{Place, Rules};
+use crate::engine::{Barred, Place, Rules};
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
-use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
-use crate::model::{ClaimId, Fence, Millis};
+use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
 use crate::refusal::{Refusal, Unavailable, What};
 
 /// Runs in a row by one who pushed; then the actor goes on.
@@ -78,8 +79,10 @@ pub struct ShardPort {
     restarts: Mutex<Restarts>,
     /// Difference between ledger and claims, as the actor last saw it.
     drift: AtomicU64,
-    /// Workers that are not offered, by reason, as the actor last saw them.
-    barred: [AtomicUsize; BarReason::ALL.len()],
+    /// Workers that are not offered, by each reason that applies, after the last run.
+    barred: ReasonCells,
+    /// Those of them that hold no claim, by the first reason that applies.
+    barred_free: ReasonCells,
     /// Workers that may name lost claims, as the actor last saw them.
     unvouched: AtomicUsize,
     metrics: PoolMetrics,
@@ -122,7 +125,8 @@ impl ShardPort {
             untold: Mutex::default(),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
-            barred: Default::default(),
+            barred: ReasonCells::default(),
+            barred_free: ReasonCells::default(),
             unvouched: AtomicUsize::new(0),
             metrics,
             tally: Tally::default(),
@@ -275,14 +279,21 @@ impl ShardPort {
         self.drift.load(Ordering::Relaxed)
     }
 
-    /// Workers that are not offered for this reason.
+    /// Workers that are not offered for this reason, among others.
     #[must_use]
-    pub fn barred(&self, reason: BarReason) -> usize {
-        self.barred[reason as usize].load(Ordering::Relaxed)
+    pub fn barred(&self, reason: UnschedulableReason) -> u32 {
+        self.barred.get(reason)
     }
 
-    pub(super) fn set_barred(&self, reason: BarReason, workers: usize) {
-        self.barred[reason as usize].store(workers, Ordering::Relaxed);
+    /// Workers that are not offered and hold no claim, and of which this is the first reason.
+    #[must_use]
+    pub fn barred_free(&self, reason: UnschedulableReason) -> u32 {
+        self.barred_free.get(reason)
+    }
+
+    pub(super) fn set_barred(&self, barred: &Barred) {
+        self.barred.set(&barred.by_each);
+        self.barred_free.set(&barred.by_first);
     }
 
     /// Workers that may name lost claims and for which nothing has spoken yet.

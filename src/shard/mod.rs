@@ -9,6 +9,7 @@ mod actor;
 mod command;
 mod handle;
 mod notice;
+mod reason_cells;
 mod reply;
 /// What [`ring`] is made of; its model brings its own.
 mod atomic {

@@ -6,7 +6,7 @@ use crate::api::outcome::Failure;
 use crate::model::{
     Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, HeldCards, Liveness, Mode,
     NearMiss, Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
-    ShardStatus, Taken, Trust, TypicalRequest, WorkerView, WouldTake,
+    ShardStatus, Taken, Trust, TypicalRequest, UnschedulableCounts, WorkerView, WouldTake,
 };
 
 mod waiting;
@@ -294,7 +294,18 @@ impl From<&ShardStatus> for proto::ShardStatus {
             suspect: status.suspect,
             releasing: status.releasing,
             claims: status.claims,
+            ended: status.ended,
+            stopping: status.stopping,
+            workers_reserved: status.workers_reserved,
+            unschedulable: Some((&status.unschedulable).into()),
         }
+    }
+}
+
+impl From<&UnschedulableCounts> for proto::UnschedulableCounts {
+    fn from(counts: &UnschedulableCounts) -> Self {
+        let UnschedulableCounts { draining, cordoned, lost, suspect, ended, stopping, reserved } = *counts;
+        Self { draining, cordoned, lost, suspect, ended, stopping, reserved }
     }
 }
 
@@ -317,6 +328,9 @@ impl From<&PoolStatus> for proto::Pool {
                 draining: counts.draining,
                 lost: counts.lost,
                 suspect: counts.suspect,
+                ended: counts.ended,
+                stopping: counts.stopping,
+                reserved: counts.workers_reserved,
             }),
             claims: Some(proto::ClaimCounts {
                 reserved: counts.reserved,
@@ -327,6 +341,7 @@ impl From<&PoolStatus> for proto::Pool {
             free: Some((&pool.free).into()),
             gpus: gpus.collect(),
             shards: Vec::new(),
+            unschedulable: Some((&counts.unschedulable).into()),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::model::{Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus};
+use crate::model::{Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, UnschedulableCounts};
 
 /// `{"cleared":n,"suspect":n}`.
 #[derive(Serialize)]
@@ -22,6 +22,9 @@ struct WorkerCounts {
     draining: u64,
     lost: u64,
     suspect: u64,
+    ended: u64,
+    stopping: u64,
+    reserved: u64,
 }
 
 #[derive(Serialize)]
@@ -51,6 +54,7 @@ pub(in crate::api) struct PoolJson<'a> {
     name: &'a str,
     spec: &'a PoolSpec,
     workers: WorkerCounts,
+    unschedulable: UnschedulableCounts,
     claims: ClaimCounts,
     capacity: &'a Capacity,
     free: &'a Capacity,
@@ -75,7 +79,11 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
                 draining: counts.draining,
                 lost: counts.lost,
                 suspect: counts.suspect,
+                ended: counts.ended,
+                stopping: counts.stopping,
+                reserved: counts.workers_reserved,
             },
+            unschedulable: counts.unschedulable,
             claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
             capacity: &pool.capacity,
             free: &pool.free,
