@@ -18,7 +18,7 @@ use crate::keys::{Begun, Found, Keys, ShardRef};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Policy};
 use crate::pools::{Pool, PoolMap, Pools};
-use crate::refusal::{Exhausted, Refusal, Unavailable};
+use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::remembered::Remembered;
 use crate::router::Budget;
 use crate::selector::Selectors;
@@ -109,17 +109,17 @@ impl Dispatch {
             Begun::Ours(item) => return Some(item),
             Begun::Joined(None) => {}
             Begun::Joined(Some((until_ms, id))) => self.wake_joiners_at(until_ms, &id),
-            Begun::Parked(item) => answer(item, Refusal::WAITED_FOR),
-            Begun::Crowded(item) => answer(item, Refusal::Unavailable(Unavailable::Overloaded)),
-            Begun::Unreadable(item) => answer(item, Refusal::Unavailable(Unavailable::Loading)),
+            Begun::Parked(item) => self.answer(item, Refusal::WAITED_FOR),
+            Begun::Crowded(item) => self.answer(item, Refusal::Unavailable(Unavailable::Overloaded)),
+            Begun::Unreadable(item) => self.answer(item, Refusal::Unavailable(Unavailable::Loading)),
             Begun::Held(item, hold) => {
                 let pools = self.pools.load();
                 match pools.port(hold.shard) {
                     // The pool is being deleted; its shard frees the key in a moment.
-                    None => answer(item, Refusal::Unavailable(Unavailable::Loading)),
+                    None => self.answer(item, Refusal::Unavailable(Unavailable::Loading)),
                     Some(port) => {
                         if let Err((Command::Repeat(item, _), why)) = port.push(Command::Repeat(item, hold.place)) {
-                            answer(item, Refusal::Unavailable(why));
+                            self.answer(item, Refusal::Unavailable(why));
                         }
                     }
                 }
@@ -237,9 +237,28 @@ impl Dispatch {
 
     /// Gives the ticket up and answers. Whoever joined and takes over the ticket is returned, to be routed.
     pub(crate) fn refuse(&self, item: Box<ClaimItem>, refusal: Refusal) -> Option<Box<ClaimItem>> {
-        let next = self.keys.vacate(&item.id, item.ticket);
-        answer(item, refusal);
+        let mut next = self.keys.vacate(&item.id, item.ticket);
+        self.answer(item, refusal);
+        while let Some(joined) = next.take_if(|joined| self.has_no_pool(joined)) {
+            next = self.keys.vacate(&joined.id, joined.ticket);
+            self.answer(joined, Refusal::NotFound(What::Pool));
+        }
         next
+    }
+
+    /// Answers a claim that is not carried out. A shard that does not serve because its pool is deleted says no more than
+    /// that; here it is known.
+    #[allow(clippy::boxed_local, reason = "claims travel boxed; unboxing here would copy one to drop it")]
+    pub(crate) fn answer(&self, item: Box<ClaimItem>, refusal: Refusal) {
+        let silent = matches!(refusal, Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping));
+        let deleted = silent && !self.is_draining() && self.has_no_pool(&item);
+        item.reply.send(Err(if deleted { Refusal::NotFound(What::Pool) } else { refusal }));
+    }
+
+    /// Whether every pool that the claim may be taken from is deleted, or about to be.
+    pub(crate) fn has_no_pool(&self, item: &ClaimItem) -> bool {
+        let pools = self.pools.load();
+        item.candidates().iter().all(|&number| pools.at(number).is_none_or(|pool| pool.is_closing()))
     }
 
     /// The same, and routes whoever takes over.
@@ -302,11 +321,6 @@ impl Dispatch {
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
-}
-
-#[allow(clippy::boxed_local, reason = "claims travel boxed; unboxing here would copy one to drop it")]
-fn answer(item: Box<ClaimItem>, refusal: Refusal) {
-    item.reply.send(Err(refusal));
 }
 
 /// The shard that a claim goes to next; none: every shard of its pool that could have a worker for it was asked.

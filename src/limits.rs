@@ -69,6 +69,12 @@ pub const RING_SLOTS: usize = 4096;
 pub const DRAIN_MAX: usize = 1024;
 /// Requests in flight on one claim stream; what is sent beyond waits in the stream.
 pub const STREAM_REQUESTS_MAX: usize = 2_048;
+/// Requests in flight on one HTTP/2 connection, calls of gRPC among them: what is begun beyond waits in the client, behind
+/// all others.
+pub const CONNECTION_STREAMS_MAX: u32 = 16_384;
+/// Of these requests those that may wait for room at the same time; past it they are refused (`overloaded`), so that
+/// releases and the like always find a stream.
+pub const CONNECTION_WAITING_MAX: usize = 12_288;
 /// Largest message of a claim stream, in bytes: as large as any body may be without asking for room.
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Claim streams of one service; past it they are refused (`overloaded`).
@@ -131,6 +137,11 @@ pub const CAPACITIES_MAX: usize = 1024;
 
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");
 const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
+const _: () = assert!(
+    CONNECTION_WAITING_MAX + STREAMS_MAX + WATCHERS_MAX < CONNECTION_STREAMS_MAX as usize,
+    "what may stay on one connection for long leaves streams for calls that do not"
+);
+const _: () = assert!(QUOTA_WAITERS_MAX < CONNECTION_WAITING_MAX, "a tenant may wait on one connection");
 const _: () = assert!(SHARD_MODELS_MAX < u16::MAX as usize, "models are numbered in 16 bits");
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

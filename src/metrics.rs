@@ -95,7 +95,9 @@ definitions! {
     RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
         "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
     RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Releases that a shard carried out, whoever asked: the second of two steps counts, the first does not.";
-    WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"], "Workers by occupancy.";
+    WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"],
+        "Workers by what can be had of them, each once: idle, busy, or not offered and without a claim, by the first \
+         reason that applies. Their sum is all workers.";
     RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
     RING_REFUSALS = "hotpool_ring_refusals_total", Kind::Counter, ["pool"],
         "Requests refused because a shard's ring was full.";
@@ -118,7 +120,7 @@ definitions! {
     LOST_WORKERS_DELETED = "hotpool_lost_workers_deleted_total", Kind::Counter, ["pool"],
         "Workers that were deleted because they had been lost for as long as the pool keeps them.";
     WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["pool", "reason"],
-        "Workers that are not offered, held or not, by reason. One may have several.";
+        "Workers that are not offered, held or not, by reason. One may have several: it counts under each.";
     HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that are there.";
     HEARTBEATS_IGNORED = "hotpool_heartbeats_ignored_total", Kind::Counter, ["pool"],
         "Of these heartbeats those that came late: with a lower seq than one before, since the worker was registered.";

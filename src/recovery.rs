@@ -405,9 +405,9 @@ fn tell_of_total_shards(dispatch: &Dispatch) {
 
 /// Operators should not have to find out by claims that are refused.
 fn tell_of_suspects(found: &[FoundShard]) {
-    let mut suspects: BTreeMap<&PoolName, usize> = BTreeMap::new();
+    let mut suspects: BTreeMap<&PoolName, u64> = BTreeMap::new();
     for found in found {
-        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().suspect);
+        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().by_each.suspect);
         *suspects.entry(&found.pool.name).or_default() += suspect;
     }
     for (pool, workers) in suspects.into_iter().filter(|&(_, workers)| workers > 0) {

@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, RespCommand, RespEnd, RespOutcome, Route, ShardState,
-    Spread, StepResult, Sweep,
+    ALL, ClaimOutcome, GrpcCode, GrpcMethod, Kind, RespCommand, RespEnd, RespOutcome, Route, ShardState, Spread,
+    StepResult, Sweep,
 };
+use hotpool::model::UnschedulableReason;
 
 /// Set to 1, it writes what is generated instead of comparing.
 const BLESS: &str = "HOTPOOL_BLESS";
@@ -47,7 +48,7 @@ fn metrics_page() -> String {
          `none` for claims that name no pool that there is |\n\
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
-         | `state` | `hotpool_workers` | `idle` `busy` |\n\
+         | `state` | `hotpool_workers` | `idle` `busy` {} |\n\
          | `reason` | `hotpool_workers_barred` | {} |\n\
          | `deadline` | `hotpool_sweeps_total` | {} |\n\
          | `state` | `hotpool_shards` | {} |\n\
@@ -61,7 +62,8 @@ fn metrics_page() -> String {
         hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
-        words(BarReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
         words(Sweep::ALL.iter().map(|deadline| deadline.word()).collect()),
         words(ShardState::ALL.iter().map(|state| state.word()).collect()),
         words(Route::ALL.iter().map(|route| route.word()).collect()),

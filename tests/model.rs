@@ -10,6 +10,8 @@
 mod asks;
 #[path = "model/drive.rs"]
 mod drive;
+#[path = "model/kept.rs"]
+mod kept;
 #[path = "model/ops.rs"]
 mod ops;
 #[path = "model/oracle.rs"]

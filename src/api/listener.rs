@@ -20,8 +20,10 @@ use tokio::time::{sleep, timeout};
 use tower::Service as _;
 
 use super::Edges;
+use super::deadline::{self, WaitingCalls};
 use super::half_close::{self, Client};
 use super::socket::Socket;
+use crate::limits;
 use crate::metrics::metrics;
 
 /// How long a request's head may take, and a connection may idle between requests.
@@ -32,8 +34,6 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a connection may be silent before the system asks whether its peer lives.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Most requests in flight on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 1024;
 /// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
 const BACKLOG: u32 = 4096;
 /// Pause after the system refused to accept, which is mostly a lack of file descriptors.
@@ -140,7 +140,10 @@ fn protocol() -> auto::Builder<TokioExecutor> {
     // Without it, whoever has sent all that it has to say is taken for one that is gone.
     http.http1().half_close(true);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_concurrent_streams(STREAMS_MAX);
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .max_concurrent_streams(limits::CONNECTION_STREAMS_MAX);
     http
 }
 
@@ -173,13 +176,14 @@ async fn connection(
     metrics().http_connections.increment(1.0);
     let asked = Arc::new(AtomicBool::new(false));
     let client = Arc::new(Client::new(stream));
+    let waiting = WaitingCalls::default();
     let service = service_fn(|mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         // Over HTTP/2 a peer that sends nothing any more cannot keep to the protocol: it is gone.
         if request.version() != Version::HTTP_2 {
             request.extensions_mut().insert(Arc::clone(&client));
         }
-        answer(edges.clone(), request)
+        deadline::within(&waiting, answer(edges.clone(), request))
     });
     let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.

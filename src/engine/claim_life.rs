@@ -191,9 +191,11 @@ impl Shard {
             worker.idle_seq = self.seq + 1;
             self.ledger.free(worker.line);
             self.busy -= 1;
-            let (barred, line) = (worker.bars != 0, worker.line);
-            if barred {
+            let (bars, line) = (worker.bars, worker.line);
+            if bars != 0 {
                 self.ledger.bar(line);
+                self.barred.enter_free(bars);
+                self.bar_changes += 1;
             } else {
                 self.idle.push(self.workers.hot_mut(), claim.worker);
             }

@@ -3,7 +3,7 @@
 
 use super::NIL;
 use super::fit::Fleet;
-use super::life::Barred;
+use super::life::{Barred, bars, notes};
 use super::shard::Shard;
 
 #[cfg(debug_assertions)]
@@ -19,6 +19,7 @@ impl Shard {
     pub fn check(&self) -> Result<(), String> {
         let (mut idle, mut held, mut deleted, mut barred, mut claims) = (0, 0, 0, 0, 0);
         let mut axes = Barred::default();
+        let promised = self.promised();
         for at in self.workers.iter_from(0) {
             let worker = self.workers.get(at);
             let id = &self.workers.card(at).spec.id;
@@ -37,6 +38,20 @@ impl Shard {
                 return Err(format!("W1: worker {id} has a deadline at {deadline:?} and none is set, or the reverse"));
             }
             axes.enter(worker.bars);
+            if is_barred {
+                axes.enter_free(worker.bars);
+            }
+            if promised.contains(&at) != (worker.bars & bars::PROMISED != 0) {
+                return Err(format!(
+                    "W1: worker {id} is kept for a claim, and is counted as one that is not, or the reverse"
+                ));
+            }
+            let (ends, over) = (worker.notes & notes::ENDS != 0, worker.bars & bars::ENDED != 0);
+            if !worker.deleted && (ends && !over) != self.lives.get(at).ends_ms.is_some() {
+                return Err(format!(
+                    "W1: worker {id} is counted as one that has ended, or not: no deadline says which"
+                ));
+            }
             barred += usize::from(is_barred);
             idle += usize::from(worker.idle);
             held += usize::from(claim.is_some());
@@ -54,7 +69,7 @@ impl Shard {
             ));
         }
         self.idle.check(self.workers.all())?;
-        if axes != self.barred || self.present != idle + held + barred {
+        if axes != self.barred || axes.by_first.total() != barred as u64 || self.present != idle + held + barred {
             return Err(format!(
                 "W1: {axes:?} of {} workers are counted as {:?} of {}",
                 idle + held + barred,
@@ -140,5 +155,7 @@ impl Shard {
             assert!(found.is_ok(), "{found:?}");
         }
         assert_eq!(self.ledger_drift(), 0, "L2: the ledger and the claims differ");
+        let counted = self.idle.len() + self.busy + self.barred.by_first.total() as usize;
+        assert_eq!(counted, self.present, "W11: each worker is in one count");
     }
 }

@@ -11,10 +11,14 @@ use super::effect::{Answer, Axes, Effect, End};
 use super::event::Place;
 use super::shard::Shard;
 use super::wants::Wants;
-use crate::model::{Capacity, ClaimState, Fence, Liveness, Millis, Schedulability, Trust, WorkerId, WorkerVerb};
+use crate::model::{
+    Capacity, ClaimState, Fence, Liveness, Millis, Schedulability, Trust, UnschedulableCounts, WorkerId, WorkerVerb,
+};
 
 /// Why a worker is not offered. A worker without any of these, that is neither held nor deleted, is idle.
 pub mod bars {
+    use crate::model::UnschedulableReason;
+
     /// Its owner said so; it outlives registrations and restarts.
     pub const CORDONED: u8 = 1;
     /// Its owner said so for the rest of this incarnation.
@@ -39,6 +43,24 @@ pub mod bars {
     pub const OF_ONE_LIFE: u8 = DRAINING | LOST | SUSPECT | UNVOUCHED | STOPPING;
     /// Both kinds of distrust.
     pub const DISTRUST: u8 = SUSPECT | UNVOUCHED;
+
+    /// Reasons that these bars stand for, the one that counts first in front. A drain goes beyond a cordon, and hides it.
+    pub(crate) fn reasons(bars: u8) -> impl Iterator<Item = UnschedulableReason> {
+        let shown = if bars & DRAINING != 0 { bars & !CORDONED } else { bars };
+        UnschedulableReason::ALL.into_iter().filter(move |reason| shown & of(*reason) != 0)
+    }
+
+    const fn of(reason: UnschedulableReason) -> u8 {
+        match reason {
+            UnschedulableReason::Draining => DRAINING,
+            UnschedulableReason::Cordoned => CORDONED,
+            UnschedulableReason::Lost => LOST,
+            UnschedulableReason::Suspect => DISTRUST,
+            UnschedulableReason::Ended => ENDED,
+            UnschedulableReason::Stopping => STOPPING,
+            UnschedulableReason::Reserved => PROMISED,
+        }
+    }
 }
 
 /// What the hot part of a worker says about its cold one.
@@ -118,36 +140,38 @@ impl Lives {
     }
 }
 
-/// How many workers stand on each axis where it is not the normal place; what operators watch.
+/// Workers that are not offered, by reason. Kept up to date by every change of a worker's bars or claims.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Barred {
-    /// Cordoned and not draining.
-    pub cordoned: usize,
-    /// Draining.
-    pub draining: usize,
-    /// Lost.
-    pub lost: usize,
-    /// Suspect.
-    pub suspect: usize,
+    /// Every such worker, under each reason that applies: one that holds claims too.
+    pub by_each: UnschedulableCounts,
+    /// Those that hold no claim, each under the first reason that applies. With the idle and the busy workers these are all.
+    pub by_first: UnschedulableCounts,
     /// Suspect workers for which nothing has spoken since a stop that may have lost claims.
-    pub unvouched: usize,
+    pub unvouched: u64,
 }
 
 impl Barred {
-    pub(super) const fn enter(&mut self, bars: u8) {
-        self.cordoned += (bars & (bars::CORDONED | bars::DRAINING) == bars::CORDONED) as usize;
-        self.draining += (bars & bars::DRAINING != 0) as usize;
-        self.lost += (bars & bars::LOST != 0) as usize;
-        self.suspect += (bars & bars::DISTRUST != 0) as usize;
-        self.unvouched += (bars & bars::UNVOUCHED != 0) as usize;
+    /// A worker has these bars from now on.
+    pub(super) fn enter(&mut self, bars: u8) {
+        bars::reasons(bars).for_each(|reason| *self.by_each.get_mut(reason) += 1);
+        self.unvouched += u64::from(bars & bars::UNVOUCHED != 0);
     }
 
-    pub(super) const fn leave(&mut self, bars: u8) {
-        self.cordoned -= (bars & (bars::CORDONED | bars::DRAINING) == bars::CORDONED) as usize;
-        self.draining -= (bars & bars::DRAINING != 0) as usize;
-        self.lost -= (bars & bars::LOST != 0) as usize;
-        self.suspect -= (bars & bars::DISTRUST != 0) as usize;
-        self.unvouched -= (bars & bars::UNVOUCHED != 0) as usize;
+    /// A worker does not have these bars any more.
+    pub(super) fn leave(&mut self, bars: u8) {
+        bars::reasons(bars).for_each(|reason| *self.by_each.get_mut(reason) -= 1);
+        self.unvouched -= u64::from(bars & bars::UNVOUCHED != 0);
+    }
+
+    /// A worker with these bars holds no claim from now on.
+    pub(super) fn enter_free(&mut self, bars: u8) {
+        bars::reasons(bars).take(1).for_each(|reason| *self.by_first.get_mut(reason) += 1);
+    }
+
+    /// A worker with these bars is not among those that hold no claim any more.
+    pub(super) fn leave_free(&mut self, bars: u8) {
+        bars::reasons(bars).take(1).for_each(|reason| *self.by_first.get_mut(reason) -= 1);
     }
 }
 
@@ -167,6 +191,11 @@ impl Shard {
         self.raised += u64::from(after == 0);
         self.barred.leave(before);
         self.barred.enter(after);
+        if free {
+            self.barred.leave_free(before);
+            self.barred.enter_free(after);
+        }
+        self.bar_changes += 1;
         if free && before == 0 {
             self.idle.remove(self.workers.hot_mut(), at);
             self.ledger.bar(line);
@@ -214,7 +243,7 @@ impl Shard {
         for at in wanted {
             self.vouch(at);
         }
-        Answer::Cleared { cleared: cleared as u64, suspect: self.barred.suspect as u64 }
+        Answer::Cleared { cleared: cleared as u64, suspect: self.barred.by_each.suspect }
     }
 
     /// How long nothing can speak for the worker yet: claims that the last stop may have lost can still be started.

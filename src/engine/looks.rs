@@ -56,10 +56,16 @@ impl Shard {
         self.present
     }
 
-    /// How many of them stand where on which axis.
+    /// Workers that are not offered, by reason.
     #[must_use]
     pub const fn barred(&self) -> Barred {
         self.barred
+    }
+
+    /// Number that moves whenever [`Self::barred`] does.
+    #[must_use]
+    pub const fn bar_changes(&self) -> u64 {
+        self.bar_changes
     }
 
     /// What was done so far.

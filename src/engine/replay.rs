@@ -292,11 +292,13 @@ impl Replay {
             shard.present += 1;
             rooms.push(worker);
             shard.barred.enter(hot.bars);
+            shard.bar_changes += 1;
             if hot.claim == NIL {
                 if hot.bars == 0 {
                     free.push((hot.idle_seq, worker));
                 } else {
                     shard.ledger.bar(hot.line);
+                    shard.barred.enter_free(hot.bars);
                 }
             }
         }

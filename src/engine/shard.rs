@@ -46,6 +46,8 @@ pub struct Shard {
     /// Workers that are not deleted.
     pub(super) present: usize,
     pub(super) barred: Barred,
+    /// Changes of `barred`: it is published when this has moved.
+    pub(super) bar_changes: u64,
     /// Highest fence that was granted or adopted here.
     pub(super) fence_max: Fence,
     /// Fences that the shard may have granted without a record, before it was loaded.
@@ -175,6 +177,7 @@ impl Shard {
             beats: Timers::new(now_ms),
             present: 0,
             barred: Barred::default(),
+            bar_changes: 0,
             fence_max: 0,
             lost_tail: 0..0,
             settled_ms: 0,

@@ -8,6 +8,8 @@
 //! A worker is offered while nothing bars it, it holds fewer than [`limits::WORKER_CLAIMS_MAX`] claims, and it has at least
 //! what its claims sum to. A registration may take that away: then it is *overcommitted* until they fit again.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::NIL;
@@ -17,7 +19,7 @@ use super::profiles::{MIXED, Profiles};
 use super::shard::{Rules, Shard};
 use super::wants::{CardFilter, NoFit, Wants};
 use crate::limits;
-use crate::model::{Capacity, GpuAsk, Millis, Policy, Resources};
+use crate::model::{Capacity, ClaimSpec, GpuAsk, Millis, Policy, Resources};
 
 /// A claim among those of its worker.
 #[derive(Debug, Clone, Copy)]
@@ -189,6 +191,17 @@ impl Shard {
     pub(super) fn share_of(&self, claim: u32) -> Share {
         let (Some(shares), Some(held)) = (&self.shares, self.claims.at(claim)) else { return Share::default() };
         held.spec.as_ref().map_or_else(Share::default, |spec| share(&spec.resources, shares.cards(claim)))
+    }
+
+    /// The worker is about to have other cards than those of this model, or none: claims that were granted some go on saying
+    /// which.
+    pub(super) fn keep_granted_model(&mut self, at: u32, model: &Arc<str>) {
+        for place in self.places_on(at) {
+            let Some(spec) = self.claims.get_mut(place).and_then(|claim| claim.spec.as_mut()) else { continue };
+            if spec.resources.gpu.is_some() && spec.granted_model.is_none() {
+                *spec = Arc::new(ClaimSpec { granted_model: Some(Arc::clone(model)), ..ClaimSpec::clone(spec) });
+            }
+        }
     }
 
     /// The worker that a claim takes a share of, and which.

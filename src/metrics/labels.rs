@@ -114,20 +114,6 @@ label! {
 }
 
 label! {
-    /// Why a worker is not offered.
-    BarReason {
-        /// Its owner said so.
-        Cordoned = "cordoned",
-        /// Its owner said so, for the rest of this incarnation.
-        Draining = "draining",
-        /// It was silent for too long.
-        Lost = "lost",
-        /// Nothing has spoken for it yet.
-        Suspect = "suspect",
-    }
-}
-
-label! {
     /// The store's answer to one step.
     StepResult {
         /// Applied.

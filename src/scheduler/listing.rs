@@ -8,7 +8,7 @@ use super::{Scheduler, wait};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};
 use crate::pools::Pool;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, What};
 use crate::shard::{ClaimSieve, Command, Payload, Reply};
 
 /// Shards asked for one page of claims; past it the page is short and goes on with the next.
@@ -112,7 +112,13 @@ impl Scheduler {
                     let (reply, answer) = Reply::one();
                     let want = limit - items.len();
                     pool.ports[shard as usize].ask(Command::ListClaims(from, want, sieve.clone(), reply));
-                    let Payload::Claims(rows, more) = wait(answer).await? else { unreachable!("claims are asked for") };
+                    let (rows, more) = match wait(answer).await {
+                        Ok(Payload::Claims(rows, more)) => (rows, more),
+                        // Its claims are gone with it.
+                        Err(Refusal::NotFound(What::Pool)) => (Vec::new(), false),
+                        Err(refusal) => return Err(refusal),
+                        Ok(_) => unreachable!("claims are asked for"),
+                    };
                     from = rows.last().map_or(from, |(at, _, _)| at + 1);
                     items.extend(rows.into_iter().map(|(_, id, answer)| view(&id, &pool.name, answer)));
                     if more {

@@ -37,15 +37,15 @@ use crate::fence::Fences;
 use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
 use crate::limits;
-use crate::metrics::{BarReason, ShardState, metrics};
-use crate::model::{PoolName, PoolSpec};
+use crate::metrics::{ShardState, metrics};
+use crate::model::{PoolName, PoolSpec, UnschedulableReason};
 use crate::ownership;
 use crate::pools::{Pool, Pools};
 use crate::recovery::{self, Recovered};
 use crate::refusal::{Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::selector::Selectors;
-use crate::shard::Supervisor;
+use crate::shard::{ShardPort, Supervisor};
 use crate::store::{SharedStore, StoreError};
 use crate::waiters::Waiters;
 
@@ -303,9 +303,12 @@ impl Scheduler {
         let mut by_state = [0_u32; ShardState::ALL.len()];
         for pool in &pools {
             let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
-            for reason in BarReason::ALL {
-                let workers: usize = pool.ports.iter().map(|port| port.barred(*reason)).sum();
-                pool.metrics.workers_barred(*reason).set(workers as f64);
+            for reason in UnschedulableReason::ALL {
+                let sum = |workers: fn(&ShardPort, UnschedulableReason) -> u32| -> u64 {
+                    pool.ports.iter().map(|port| u64::from(workers(port, reason))).sum()
+                };
+                pool.metrics.workers_barred(reason).set(sum(ShardPort::barred) as f64);
+                pool.metrics.workers_unschedulable(reason).set(sum(ShardPort::barred_free) as f64);
             }
             for port in &pool.ports {
                 by_state[port.state() as usize] += 1;

@@ -26,7 +26,7 @@ use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard};
+use crate::engine::{Answer, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard};
 use crate::keys::{ShardRef, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
@@ -118,7 +118,8 @@ pub(crate) struct Running {
     gone: VecDeque<(Seq, ClaimId)>,
     counted: Counters,
     /// As last published.
-    barred: Barred,
+    /// Changes of the workers that are not offered, up to what was published.
+    bar_changes: u64,
     audit: LedgerAudit,
     recounted_ms: Millis,
     /// Claims whose grant left, and requests to release that came, in this run.
@@ -148,8 +149,9 @@ impl Running {
             tickets: Vec::new(),
             members: (HashMap::new(), Unstoreds::new()),
             counted: shard.counters(),
+            // None is as it was published.
+            bar_changes: u64::MAX,
             audit: LedgerAudit::new(&shard),
-            barred: Barred::default(),
             dispatch,
             pool,
             port,
@@ -491,7 +493,7 @@ impl Running {
         }
         self.timed = false;
         self.counted = now;
-        if self.shard.barred() != self.barred {
+        if self.shard.bar_changes() != self.bar_changes {
             self.publish_barred();
         }
         // A recount costs a look at every ledger line and at some workers: now and then is enough to be noticed.

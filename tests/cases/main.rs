@@ -10,6 +10,7 @@ mod batches;
 mod choice;
 mod claim_life;
 mod claims;
+mod counts;
 mod deletions;
 mod demand;
 mod directory;

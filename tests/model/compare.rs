@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Axes, Event, Grant, Replay, Resume, Shard};
-use hotpool::model::{ClaimId, ClaimState, ClaimTimes};
+use hotpool::model::{ClaimId, ClaimState, ClaimTimes, UnschedulableReason};
 use hotpool::row::{Frames, RowKind};
 
 use super::{Run, TTL_MS};
@@ -29,6 +29,31 @@ impl Run {
         }
         let ledger = shard.ledger().map(|line| (line.capacity.slots as u8, (line.workers, line.held)));
         assert_eq!(ledger.collect::<BTreeMap<_, _>>(), lines, "{op:?}");
+        self.compare_counts(op);
+    }
+
+    /// W11: each worker is in one count.
+    fn compare_counts(&self, op: &Op) {
+        let (mut by_each, mut by_first) = (BTreeMap::new(), BTreeMap::new());
+        let mut busy = 0;
+        for (id, worker) in &self.oracle.workers {
+            let held = self.oracle.claims.iter().any(|claim| claim.worker == *id);
+            let reasons = worker.reasons();
+            reasons.iter().for_each(|reason| *by_each.entry(*reason).or_insert(0) += 1);
+            match reasons.first() {
+                _ if held => busy += 1,
+                Some(first) => *by_first.entry(*first).or_insert(0) += 1,
+                None => {}
+            }
+        }
+        let counted = self.shard.barred();
+        for reason in UnschedulableReason::ALL {
+            let of = |counts: &BTreeMap<&str, u64>| counts.get(reason.word()).copied().unwrap_or(0);
+            let expected = (of(&by_each), of(&by_first));
+            assert_eq!((counted.by_each.get(reason), counted.by_first.get(reason)), expected, "{op:?}: {reason:?}");
+        }
+        let sum = self.shard.idle() as u64 + busy + counted.by_first.total();
+        assert_eq!((self.shard.busy() as u64, sum), (busy, self.shard.workers() as u64), "{op:?}");
     }
 
     /// V1: what rows say is the shard.

@@ -65,6 +65,21 @@ pub struct Worker {
     pub promised: Option<u8>,
 }
 
+impl Worker {
+    /// Reasons for which it is not offered, the one that counts first in front.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        let all = [
+            ("draining", self.draining),
+            ("cordoned", self.cordoned && !self.draining),
+            ("lost", self.lost),
+            ("suspect", self.suspect || self.unvouched),
+            ("ended", self.ended),
+            ("stopping", self.stopping),
+        ];
+        all.into_iter().filter(|(_, applies)| *applies).map(|(reason, _)| reason).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Said {
     Registered { created: bool, busy: bool, stop: Vec<u64> },
@@ -180,9 +195,7 @@ impl Oracle {
 
     fn is_offered(&self, id: &str) -> bool {
         let Some(worker) = self.workers.get(id) else { return false };
-        let Worker { cordoned, draining, lost, suspect, unvouched, stopping, ended, .. } = *worker;
-        let barred = cordoned || draining || lost || suspect || unvouched || stopping || ended;
-        !barred && !self.is_held(id)
+        worker.reasons().is_empty() && !self.is_held(id)
     }
 
     /// Who is offered now and was not before comes last.

@@ -53,12 +53,14 @@ impl World {
         let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
         match answer {
             Answer::Granted(Grant { place, worker, cards, state, .. }) => {
+                let model = worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+                let model = model.filter(|_| resources.gpu.is_some());
                 let worker = worker.spec.id.to_string();
                 assert!(fits.contains(&worker), "{worker} of {fits:?} for {resources:?}");
                 assert_eq!(state, ClaimState::Active);
                 let version = version(self, &worker);
                 let gang = gang.map(|gang| gang.id);
-                let held = Held { place, worker, resources, cards: cards.unwrap(), gang };
+                let held = Held { place, worker, resources, cards: cards.unwrap(), model, gang };
                 self.claims.insert(id.key().to_owned(), held);
                 Some(version)
             }
@@ -172,10 +174,15 @@ impl World {
         let Some(held) = self.claims.get(key).filter(|held| held.gang.is_none()).cloned() else { return };
         let fits = self.has_room(&held.worker, to, Some(key)) && to.fit_in(&self.workers[&held.worker].spec.capacity);
         let from = &held.resources;
+        let present = self.workers[&held.worker].spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+        let allows = |model: &Option<Arc<str>>| {
+            let named = to.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
+            named.is_empty() || model.as_ref().is_some_and(|model| named.contains(model))
+        };
         let cards = match (&from.gpu, &to.gpu) {
             (_, None) => true,
             (None, Some(_)) => false,
-            (Some(from), Some(to)) => to.count <= from.count && to.milli <= from.milli,
+            (Some(from), Some(to)) => allows(&held.model) && to.count <= from.count && to.milli <= from.milli,
         };
         let amounts = |of: &Resources| [of.cpu_milli, of.memory_bytes, of.slots];
         let shrinks = cards && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
@@ -190,9 +197,14 @@ impl World {
             Answer::Held(grant) => {
                 assert!(fits || shrinks, "{from:?} to {to:?}");
                 assert_eq!(grant.place, held.place, "the fence stays");
-                let now = Held { resources: to.clone(), cards: grant.cards.unwrap(), ..held };
+                let model = if shrinks { held.model.clone() } else { present }.filter(|_| to.gpu.is_some());
+                let shown = grant.spec.as_ref().and_then(|spec| spec.granted_model.clone());
+                let of_worker = grant.worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+                assert_eq!(shown.or(of_worker).filter(|_| to.gpu.is_some()), model, "as it was granted");
+                let now = Held { resources: to.clone(), cards: grant.cards.unwrap(), model, ..held };
                 self.claims.insert(key.to_owned(), now);
             }
+            Answer::OtherCards { .. } => assert!(!shrinks && !allows(&held.model) && !allows(&present), "{to:?}"),
             Answer::NoFit(_) => assert!(!fits && !shrinks, "{from:?} to {to:?} has room"),
             other => panic!("{other:?}"),
         }

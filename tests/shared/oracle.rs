@@ -1,6 +1,7 @@
 //! The naive oracle: workers and claims as lists, and what is left by adding up; beside it the shard.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hotpool::engine::{Answer, Effect, Event, Grant, Place, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, Policy, Resources, WorkerId, WorkerSpec};
@@ -20,6 +21,8 @@ pub struct Held {
     pub worker: String,
     pub resources: Resources,
     pub cards: u64,
+    /// Model of the cards that it was granted, if any.
+    pub model: Option<Arc<str>>,
     /// The gang for which it is held provisionally.
     pub gang: Option<u64>,
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Running;
 use crate::engine::fit::Sum;
+use crate::engine::{Barred, Grant};
 use crate::limits;
 use crate::model::{Capacity, ShardStatus};
 use crate::refusal::Refusal;
@@ -53,6 +54,7 @@ impl Running {
 
     pub(super) fn report(&self) -> ShardReport {
         let outbox = &self.port.outbox;
+        let Barred { by_each, by_first, .. } = self.shard.barred();
         ShardReport {
             status: ShardStatus {
                 shard: self.port.shard.shard,
@@ -62,10 +64,14 @@ impl Running {
                 idle: self.shard.idle() as u64,
                 busy: self.shard.busy() as u64,
                 claims: self.shard.held() as u64,
-                cordoned: self.shard.barred().cordoned as u64,
-                draining: self.shard.barred().draining as u64,
-                lost: self.shard.barred().lost as u64,
-                suspect: self.shard.barred().suspect as u64,
+                cordoned: by_each.cordoned,
+                draining: by_each.draining,
+                lost: by_each.lost,
+                suspect: by_each.suspect,
+                ended: by_each.ended,
+                stopping: by_each.stopping,
+                workers_reserved: by_each.reserved,
+                unschedulable: by_first,
                 reserved: self.shard.reserved() as u64,
                 releasing: self.shard.releasing() as u64,
                 seq: self.shard.seq(),

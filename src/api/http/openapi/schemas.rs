@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::reference;
 use crate::limits;
-use crate::model::{PoolSpec, RuledOut, Survey};
+use crate::model::{PoolSpec, RuledOut, Survey, UnschedulableReason};
 
 mod waiting;
 mod watching;
@@ -219,6 +219,13 @@ pub(super) fn schemas() -> Value {
 }
 
 /// Each reason, in its order.
+fn unschedulable_counts() -> Value {
+    let of = UnschedulableReason::ALL.map(|reason| (reason.word().to_owned(), count("Workers.")));
+    let names = UnschedulableReason::ALL.map(UnschedulableReason::word);
+    let about = "Workers that are not offered and hold no claim, each under the first reason that applies, in this order: with the idle and the busy workers they are all.";
+    answer(about, &names, Value::Object(of.into_iter().collect()))
+}
+
 fn ruled_out() -> Value {
     let of = RuledOut::ALL.map(|why| (why.word().to_owned(), count("Workers.")));
     let description =
@@ -300,14 +307,21 @@ fn pools_and_workers() -> Value {
             "cordoned": count("Workers that are cordoned."), "draining": count("Workers that are draining."),
             "lost": count("Workers that were silent for too long."), "suspect": count("Workers that nothing has spoken for."),
             "releasing": count("Claims whose worker is being cleaned."),
+            "ended": count("Workers whose own end of life has come."), "stopping": count("Workers that run what they were told to stop."),
+            "workers_reserved": count("Workers that are kept for claims that wait."),
+            "unschedulable": schema("UnschedulableCounts"),
         })),
+        "UnschedulableCounts": unschedulable_counts(),
         "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "version", "workers", "claims", "capacity", "free", "gpus"], json!({
             "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
             "version": number(limits::FENCE_MAX, "Number of the specification: grows with every change of it, and never comes back."),
             "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({
                 "total": count("All."), "idle": count("Offered."), "busy": count("Held."), "cordoned": count("Cordoned."),
                 "draining": count("Draining."), "lost": count("Silent for too long."), "suspect": count("Nothing has spoken for them."),
+                "ended": count("Their own end of life has come."), "stopping": count("They run what they were told to stop."),
+                "reserved": count("Kept for claims that wait."),
             })),
+            "unschedulable": schema("UnschedulableCounts"),
             "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use."), "releasing": count("Their workers are being cleaned.")})),
             "capacity": schema("Sum"), "free": described("Sum", "What can be claimed: what idle workers have; in a shared pool, what workers that are offered have left."),
             "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": answer("Cards of one model.", &["total", "free", "free_milli"], json!({"total": count("All."), "free": count("Those of which nothing is held and that can be claimed."), "free_milli": count("Thousandths of cards that can be claimed.")}))},
