@@ -454,7 +454,7 @@ impl Running {
             let capacities: Vec<_> =
                 self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
-            self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+            self.pool.board.capacities().publish(self.port.shard.shard, capacities);
         }
         if self.counted_workers != self.shard.worker_changes() {
             self.counted_workers = self.shard.worker_changes();
