@@ -251,6 +251,7 @@ impl Shard {
             self.idle.remove(self.workers.hot_mut(), at);
         } else {
             self.ledger.unbar(line);
+            self.note_drained(at);
         }
         self.ledger.hold(line);
         self.busy += 1;

@@ -165,6 +165,7 @@ impl Shard {
         } else {
             self.ledger.unbar(line);
             self.barred.leave(barred);
+            self.note_drained(at);
         }
         if barred & bars::PROMISED != 0 {
             self.void_promises(at);

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Place, Wants};
+use crate::engine::{GangAct, ListedClaim, Place, Wants};
 use crate::keys::Ticket;
 use crate::limits;
 use crate::model::{Beat, ClaimId, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
@@ -171,9 +171,9 @@ pub enum Command {
     Delete(WorkerId, Reply),
     /// What about this worker?
     Worker(WorkerId, Reply),
-    /// Workers from an ordinal on.
+    /// A part of the list of workers, from an ordinal on.
     ListWorkers(u32, usize, Reply),
-    /// Claims on workers from an ordinal on that pass the filter.
+    /// A part of the list of claims that pass the filter, from an ordinal on.
     ListClaims(u32, usize, ClaimSieve, Reply),
     /// The shard's figures.
     Report(Reply),
@@ -185,8 +185,8 @@ pub enum Command {
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
     Seal(Reply),
-    /// End everything: the pool is being deleted.
-    Close(Reply),
+    /// End all workers from an ordinal on, a part at a time: the pool is being deleted.
+    Close(u32, Reply),
     /// Panics, after this was done: fault injection for tests of the supervisor. No edge can send it.
     Panic(InjectedStep),
 }
@@ -213,6 +213,15 @@ pub struct ClaimSieve {
     pub worker: Option<WorkerId>,
     /// Only of this tenant.
     pub tenant: Option<String>,
+}
+
+impl ClaimSieve {
+    /// Whether the claim is wanted.
+    #[must_use]
+    pub fn matches(&self, claim: &ListedClaim<'_>) -> bool {
+        self.worker.as_ref().is_none_or(|worker| claim.worker.id == *worker)
+            && self.tenant.as_ref().is_none_or(|tenant| claim.id.tenant() == tenant)
+    }
 }
 
 impl Command {

@@ -26,7 +26,7 @@ use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Place, Shard};
+use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Place, Shard, Slice};
 use crate::keys::{Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
@@ -289,8 +289,8 @@ impl Running {
                 self.answer(reply, outcome, Unstoreds::new(), None);
             }
             Command::ListWorkers(from, limit, reply) => {
-                let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
-                self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
+                let workers = self.shard.workers_from(from, limit);
+                self.answer(reply, Ok(Payload::Workers(workers)), Unstoreds::new(), None);
             }
             Command::ListClaims(from, limit, sieve, reply) => {
                 let outcome = self.list_claims(from, limit, &sieve);
@@ -314,7 +314,7 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::Close(reply) => self.close(reply),
+            Command::Close(from, reply) => self.close(from, reply),
             Command::Panic(InjectedStep(step)) => {
                 step();
                 panic!("injected fault")
@@ -489,14 +489,15 @@ impl Running {
         }
     }
 
-    /// Ends every claim and worker. The rows need not go one by one: the store is told to forget the shard.
-    fn close(&mut self, reply: Reply) {
-        let workers: Vec<_> = self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card).collect();
-        for card in workers {
-            self.on(Event::Delete { id: card.spec.id.clone(), to: To::Nobody });
+    /// Ends workers from an ordinal on and what they hold, as many as one run may. The rows need not go one by one: the store is told to forget
+    /// the shard.
+    fn close(&mut self, from: u32, reply: Reply) {
+        let Slice { rows, next } = self.shard.workers_from(from, usize::MAX);
+        for (_, look) in rows {
+            self.on(Event::Delete { id: look.card.spec.id.clone(), to: To::Nobody });
         }
         self.hand_over();
-        reply.send(Ok(Payload::Done));
+        reply.send(Ok(next.map_or(Payload::Done, Payload::Unfinished)));
     }
 }
 
