@@ -10,7 +10,9 @@ use super::ledger::LedgerLine;
 use super::life::Barred;
 use super::shard::{Counters, Shard};
 use crate::limits;
-use crate::model::{ClaimId, ClaimState, Fence, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId, WorkerSpec};
+use crate::model::{
+    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId, WorkerSpec,
+};
 
 /// A part of a list that is taken in one run of the shard.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +30,8 @@ pub struct ListedClaim<'a> {
     pub id: &'a ClaimId,
     /// State of the claim.
     pub state: ClaimState,
+    /// When it was created and became active.
+    pub times: ClaimTimes,
     /// Worker that it holds.
     pub worker: &'a WorkerSpec,
 }
@@ -215,12 +219,13 @@ impl Shard {
             place: Place { worker: claim.worker, ..place },
             worker: Arc::clone(self.workers.card(claim.worker)),
             state: claim.state,
-            reserve_ms: claim.reserve_ms.into(),
+            reserve_ms: claim.reserve_ms().into(),
             term_ms: claim.term_ms.into(),
             deadline_ms: self.timers.get(place.claim),
             spec: claim.spec.clone(),
             cards: self.shares.as_ref().map(|shares| shares.cards(place.claim)),
             evicted: claim.state == ClaimState::Releasing && self.is_evicted(place.claim),
+            times: claim.times(),
         })
     }
 
@@ -323,7 +328,7 @@ impl Shard {
     fn listed(&self, at: u32, passes: &impl Fn(&ListedClaim<'_>) -> bool) -> Option<(u32, ClaimId, Grant)> {
         let held = self.claims.at(at).filter(|_| self.gangs.of(at).is_none())?;
         let worker = &self.workers.card(held.worker).spec;
-        let shown = ListedClaim { id: &held.id, state: held.state, worker };
+        let shown = ListedClaim { id: &held.id, state: held.state, times: held.times(), worker };
         if !passes(&shown) {
             return None;
         }

@@ -79,7 +79,7 @@ impl Running {
             },
             ledger: self.shard.ledger().cloned().collect(),
             left: self.left(),
-            drift: self.shard.ledger_drift(),
+            drift: self.audit.drift(&self.shard),
         }
     }
 }
