@@ -42,8 +42,12 @@ pub const SHARD_MODELS_MAX: usize = 4_096;
 pub const WORKER_CLAIMS_MAX: u32 = 4_096;
 /// Most kinds of requests in a pool's `typical_requests`.
 pub const TYPICAL_REQUESTS_MAX: usize = 256;
-/// Workers of a shard that one command of an explanation looks at.
-pub const EXPLAIN_WORKERS: u32 = 4_096;
+/// Workers or claims of a shard that one command of a listing or an explanation looks at.
+pub const SLICE_ENTRIES: u32 = 1_024;
+/// Deadlines that one tick of a shard carries out; what is due beyond waits for the next.
+pub const SWEEP_MAX: usize = 1_024;
+/// Commands that one page of a listing gives to shards; past it the page is short, and goes on with the next.
+pub const PAGE_SLICES_MAX: usize = 256;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
 /// Longest `reserve_ms`, `releasing_ms`, `heartbeat_ttl_ms`, `unnamed_ms` and `lag_max_ms` a pool may set: one day.

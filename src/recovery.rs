@@ -454,7 +454,7 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
 
 /// What the directory must know of a shard that is about to serve.
 fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Kept)> {
-    shard.list_claims(0).map(|(_, id, grant)| (id, (grant.place, grant.spec)))
+    shard.list_claims().map(|(_, id, grant)| (id, (grant.place, grant.spec)))
 }
 
 /// A held claim, and what it keeps of its request.

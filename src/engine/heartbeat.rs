@@ -257,6 +257,7 @@ impl Shard {
             self.ledger.unbar(line);
             self.barred.leave_free(bars);
             self.bar_changes += 1;
+            self.note_drained(at);
         }
         self.ledger.hold(line);
         self.busy += 1;

@@ -2,7 +2,7 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
-use super::fit::Fleet;
+use super::fit::{Fleet, Sum};
 use super::life::{Barred, bars, notes};
 use super::shard::Shard;
 
@@ -32,6 +32,12 @@ impl Shard {
             let one_of = [worker.idle, claim.is_some(), worker.deleted, is_barred];
             if one_of.into_iter().filter(|is| *is).count() != 1 {
                 return Err(format!("W1: worker {id} must be one of idle, held, deleted, barred: {one_of:?}"));
+            }
+            if self.drained.contains(&at) != self.is_drained(at) {
+                return Err(format!("W1: worker {id} must be among the drained ones: {}", self.is_drained(at)));
+            }
+            if worker.idle && self.idle.ends_ms(at) != self.lives.get(at).ends_ms {
+                return Err(format!("Q1: worker {id} ends at another time than the idle queue knows"));
             }
             let deadline = self.lives.get(at).next_ms();
             if self.beats.get(at).is_some() != deadline.is_some() {
@@ -88,6 +94,13 @@ impl Shard {
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
         }
+        let mut total = Sum::default();
+        for line in self.ledger.lines() {
+            (0..line.workers).for_each(|_| total.add_capacity(&line.capacity));
+        }
+        if total != *self.ledger.total() {
+            return Err(format!("L1: workers have {total:?} together, counted is {:?}", self.ledger.total()));
+        }
         let sums = self.ledger.lines().fold((0, 0, 0), |(w, h, b), line| {
             (w + line.workers as usize, h + line.held as usize, b + line.barred as usize)
         });
@@ -133,6 +146,9 @@ impl Shard {
             == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
         if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
             return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
+        }
+        if shares.fleet.ends_ms(at) != self.lives.get(at).ends_ms {
+            return Err(format!("Q1: worker {} ends at another time than its fleet knows", card.spec.id));
         }
         if shares.fleet.is_offered(at) != self.is_offered(at) {
             return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));

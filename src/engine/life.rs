@@ -10,7 +10,6 @@ use super::NIL;
 use super::effect::{Answer, Axes, Effect, End};
 use super::event::Place;
 use super::shard::Shard;
-use super::wants::Wants;
 use crate::model::{
     Capacity, ClaimState, Fence, Liveness, Millis, Schedulability, Trust, UnschedulableCounts, WorkerId, WorkerVerb,
 };
@@ -204,10 +203,27 @@ impl Shard {
             self.workers.get_mut(at).idle_seq = self.seq + 1;
             self.idle.push(self.workers.hot_mut(), at);
         }
+        self.note_drained(at);
         if self.shares.is_some() {
             self.offer_share(at);
         }
         self.touch(at);
+    }
+
+    /// Brings the set of drained workers up to date: this one's claims or the reasons why it is not offered have changed.
+    pub(super) fn note_drained(&mut self, at: u32) {
+        if self.is_drained(at) {
+            self.drained.insert(at);
+        } else {
+            self.drained.remove(&at);
+        }
+    }
+
+    /// Whether the worker holds nothing and is not offered only because it is cordoned or draining.
+    pub(super) fn is_drained(&self, at: u32) -> bool {
+        const OWNERS: u8 = bars::CORDONED | bars::DRAINING;
+        let worker = self.workers.get(at);
+        !worker.deleted && worker.claim == NIL && worker.bars & OWNERS != 0 && worker.bars & !OWNERS == 0
     }
 
     /// What the owner of a worker wishes.
@@ -311,11 +327,21 @@ impl Shard {
         if ends_ms.is_some() || self.lives.get(at).ends_ms.is_some() {
             self.lives.get_mut(at).ends_ms = ends_ms.filter(|_| !over);
         }
+        self.index_end(at);
         let worker = self.workers.get_mut(at);
         worker.notes = (worker.notes & !notes::ENDS) | if ends_ms.is_some() { notes::ENDS } else { 0 };
         let (set, clear) = if over { (bars::ENDED, 0) } else { (0, bars::ENDED) };
         self.bar(at, set, clear);
         self.schedule(at);
+    }
+
+    /// Brings the orders in which workers are found up to date with the end of its life.
+    pub(super) fn index_end(&mut self, at: u32) {
+        let ends_ms = self.lives.get(at).ends_ms;
+        self.idle.set_ends_ms(self.workers.hot_mut(), at, ends_ms);
+        if let Some(shares) = &mut self.shares {
+            shares.fleet.set_ends_ms(at, ends_ms);
+        }
     }
 
     /// Sets the worker's deadline to the next of those in its life.
@@ -439,12 +465,5 @@ impl Shard {
     pub(super) fn lasts(&self, at: u32, until_ms: Millis) -> bool {
         self.workers.get(at).notes & notes::ENDS == 0
             || self.lives.get(at).ends_ms.is_some_and(|ends_ms| ends_ms > until_ms)
-    }
-
-    /// The next worker in turn that lives long enough, where the first does not. Costs a look at each that does not.
-    #[cold]
-    pub(super) fn pick_lasting(&self, until_ms: Millis, wants: Option<&Wants>) -> Option<u32> {
-        let fits = |at: u32| wants.is_none_or(|wants| wants.fits(&self.workers.card(at).spec));
-        self.idle.in_turn(self.workers.all()).find(|&at| self.lasts(at, until_ms) && fits(at))
     }
 }

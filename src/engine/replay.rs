@@ -254,6 +254,7 @@ impl Replay {
                     bars |= bars::ENDED;
                 } else {
                     shard.lives.get_mut(at).ends_ms = Some(resume.now_ms + left_ms);
+                    shard.index_end(at);
                 }
                 shard.workers.get_mut(at).notes |= notes::ENDS;
             }
@@ -302,6 +303,7 @@ impl Replay {
                 }
             }
         }
+        shard.drained = shard.workers.iter_from(0).filter(|&at| shard.is_drained(at)).collect();
         free.sort_unstable();
         dead.sort_unstable();
         for (_, worker) in free {

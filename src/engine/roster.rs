@@ -172,6 +172,7 @@ impl Shard {
             self.barred.leave(barred);
             self.barred.leave_free(barred);
             self.bar_changes += 1;
+            self.note_drained(at);
         }
         if barred & bars::PROMISED != 0 {
             self.void_promises(at);

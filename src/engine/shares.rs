@@ -165,7 +165,7 @@ impl Shares {
             }
         }
         let Resources { cpu_milli, memory_bytes, slots, .. } = *resources;
-        Some(Need { cpu_milli, memory_bytes, slots, cards: count, card_milli, models })
+        Some(Need { cpu_milli, memory_bytes, slots, cards: count, card_milli, models, until_ms: 0 })
     }
 }
 
@@ -211,30 +211,26 @@ impl Shard {
         if let Some(id) = &wants.worker {
             return self.select_share_of(id, wants, resources, until_ms);
         }
-        let Some(need) = self.shares.as_ref().and_then(|shares| shares.need(resources, &wants.cards)) else {
-            return Err(NoFit::Busy);
+        let needed = |shares: &Shares| {
+            let need = shares.need(resources, &wants.cards)?;
+            Some(Need { until_ms: if shares.fleet.has_ends() { until_ms } else { 0 }, ..need })
         };
+        let Some(need) = self.shares.as_deref().and_then(needed) else { return Err(NoFit::Busy) };
         let filtered = wants.selector.is_some() || !wants.nodes.is_empty();
         if filtered {
             self.make_profiles();
         }
-        if let Some(found) = self.pick_share(&need, wants, filtered, false, until_ms) {
+        if let Some(found) = self.pick_share(&need, wants, filtered, false) {
             return Ok(found);
         }
-        let elsewhere = !wants.nodes.is_empty() && self.pick_share(&need, wants, true, true, until_ms).is_some();
+        let elsewhere = !wants.nodes.is_empty() && self.pick_share(&need, wants, true, true).is_some();
         Err(if elsewhere { NoFit::Node } else { NoFit::Busy })
     }
 
-    fn pick_share(
-        &mut self,
-        need: &Need,
-        wants: &Wants,
-        filtered: bool,
-        anywhere: bool,
-        until_ms: Millis,
-    ) -> Option<(u32, Share)> {
+    fn pick_share(&mut self, need: &Need, wants: &Wants, filtered: bool, anywhere: bool) -> Option<(u32, Share)> {
         let mut shares = self.shares.take()?;
         let Shares { fleet, placement, fgd, profiles, .. } = &mut *shares;
+        let fleet = &*fleet;
         if let Some(profiles) = profiles.as_mut().filter(|_| filtered) {
             profiles.begin_look();
         }
@@ -249,8 +245,8 @@ impl Shard {
             };
             match passes {
                 Some(false) => None,
-                Some(true) => group.members().find(|&at| self.lasts(at, until_ms)),
-                None => group.members().find(|&at| self.lasts(at, until_ms) && allows(at)),
+                Some(true) => fleet.first_lasting(group, need.until_ms, |_| true),
+                None => fleet.first_lasting(group, need.until_ms, allows),
             }
         };
         let pick = fleet.pick_among(need, *placement, fgd, &mut member);
@@ -378,6 +374,7 @@ impl Shard {
         let Some(shares) = &mut self.shares else { return };
         let profile = shares.fleet.room(at).profile;
         shares.fleet.leave(at);
+        shares.fleet.set_ends_ms(at, None);
         shares.holders[at as usize] = Holder::default();
         if let Some(profiles) = &mut shares.profiles {
             profiles.leave(profile);

@@ -520,7 +520,7 @@ impl ShardPort {
             | Command::Report(reply)
             | Command::IdleLongest(_, reply)
             | Command::Explain(_, reply)
-            | Command::Close(reply) => say(reply),
+            | Command::Close(_, reply) => say(reply),
             Command::Releases(items) => items.into_iter().for_each(|item| say_of_claim(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),

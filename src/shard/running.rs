@@ -26,7 +26,7 @@ use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard};
+use crate::engine::{Answer, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard, Slice};
 use crate::keys::{ShardRef, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
@@ -310,8 +310,8 @@ impl Running {
                 self.answer(reply, outcome, Unstoreds::new(), None);
             }
             Command::ListWorkers(from, limit, reply) => {
-                let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
-                self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
+                let workers = self.shard.workers_from(from, limit);
+                self.answer(reply, Ok(Payload::Workers(workers)), Unstoreds::new(), None);
             }
             Command::ListClaims(from, limit, sieve, reply) => {
                 let outcome = self.list_claims(from, limit, &sieve);
@@ -335,7 +335,7 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::Close(reply) => self.close(reply),
+            Command::Close(from, reply) => self.close(from, reply),
             Command::Inject(InjectedStep(step)) => step(&mut self.shard),
         }
     }
@@ -467,7 +467,7 @@ impl Running {
             let capacities: Vec<_> =
                 self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
-            self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+            self.pool.board.capacities().publish(self.port.shard.shard, capacities);
         }
         if self.counted_workers != self.shard.worker_changes() {
             self.counted_workers = self.shard.worker_changes();
@@ -504,14 +504,15 @@ impl Running {
         }
     }
 
-    /// Ends every claim and worker. The rows need not go one by one: the store is told to forget the shard.
-    fn close(&mut self, reply: Reply) {
-        let workers: Vec<_> = self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card).collect();
-        for card in workers {
-            self.on(Event::Delete { id: card.spec.id.clone(), to: To::Nobody });
+    /// Ends workers from an ordinal on and what they hold, as many as one run may. The rows need not go one by one: the store is told to forget
+    /// the shard.
+    fn close(&mut self, from: u32, reply: Reply) {
+        let Slice { rows, next } = self.shard.workers_from(from, usize::MAX);
+        for (_, look) in rows {
+            self.on(Event::Delete { id: look.card.spec.id.clone(), to: To::Nobody });
         }
         self.hand_over();
-        reply.send(Ok(Payload::Done));
+        reply.send(Ok(next.map_or(Payload::Done, Payload::Unfinished)));
     }
 }
 

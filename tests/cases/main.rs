@@ -27,6 +27,7 @@ mod heartbeats;
 mod held_back;
 mod journal;
 mod life;
+mod listings;
 mod memory_ack;
 mod panics;
 mod place;

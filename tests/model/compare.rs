@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Axes, Event, Grant, Replay, Resume, Shard};
-use hotpool::model::{ClaimId, ClaimState, ClaimTimes, UnschedulableReason};
+use hotpool::model::{ClaimId, ClaimState, ClaimTimes, Policy, UnschedulableReason};
 use hotpool::row::{Frames, RowKind};
 
 use super::{Run, TTL_MS};
@@ -30,6 +30,7 @@ impl Run {
         let ledger = shard.ledger().map(|line| (line.capacity.slots as u8, (line.workers, line.held)));
         assert_eq!(ledger.collect::<BTreeMap<_, _>>(), lines, "{op:?}");
         self.compare_counts(op);
+        self.compare_idle_longest(op);
     }
 
     /// W11: each worker is in one count.
@@ -54,6 +55,29 @@ impl Run {
         }
         let sum = self.shard.idle() as u64 + busy + counted.by_first.total();
         assert_eq!((self.shard.busy() as u64, sum), (busy, self.shard.workers() as u64), "{op:?}");
+    }
+
+    /// D2: who holds nothing, in the order in which they should go.
+    fn compare_idle_longest(&self, op: &Op) {
+        let (shard, oracle) = (&self.shard, &self.oracle);
+        let drained = |id: &String| {
+            let worker = &oracle.workers[id];
+            let barred = worker.lost || worker.suspect || worker.unvouched || worker.stopping || worker.ended;
+            !barred && (worker.cordoned || worker.draining) && !oracle.claims.iter().any(|claim| claim.worker == *id)
+        };
+        let all = shard.list_workers().map(|(_, look)| look.card.spec.id.to_string());
+        let drained = all.filter(drained).map(|id| (id, true));
+        let expected: Vec<_> = drained.chain(oracle.idle.iter().map(|id| (id.clone(), false))).collect();
+        for limit in [0, 1, 3, usize::MAX] {
+            let found = shard.idle_longest(limit).into_iter().map(|worker| (worker.id.to_string(), worker.cordoned));
+            let found: Vec<_> = found.collect();
+            if self.policy == Policy::Random {
+                assert_eq!(found.len(), expected.len().min(limit), "{op:?}");
+                assert!(found.iter().all(|worker| expected.contains(worker)), "{op:?}: {found:?} of {expected:?}");
+            } else {
+                assert_eq!(found, expected[..expected.len().min(limit)], "{op:?}");
+            }
+        }
     }
 
     /// V1: what rows say is the shard.
@@ -136,13 +160,13 @@ fn state(shard: &Shard) -> State {
         });
         (id.key().to_owned(), grant.place.fence, grant.state, slots, grant.times)
     };
-    let workers = shard.list_workers(0, usize::MAX).map(|(_, look)| {
+    let workers = shard.list_workers().map(|(_, look)| {
         let spec = &look.card.spec;
         let held = look.claims.first().map(claim);
         (spec.id.to_string(), (spec.incarnation, asks::card(spec), look.axes, held))
     });
     let workers: State = workers.collect();
-    let listed = shard.list_claims(0).map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
+    let listed = shard.list_claims().map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
     let held = workers.iter().filter_map(|(id, (.., claim))| Some((id.clone(), claim.clone()?)));
     assert_eq!(listed.collect::<BTreeMap<_, _>>(), held.collect(), "both listings say the same");
     workers

@@ -135,7 +135,7 @@ impl World {
         self.shard.check().unwrap();
         let (counted, mut found) = (self.shard.barred(), UnschedulableCounts::default());
         let (mut busy, mut others, mut all) = (0, 0, 0);
-        for (_, look) in self.shard.list_workers(0, usize::MAX) {
+        for (_, look) in self.shard.list_workers() {
             let ended = self.ends.get(look.card.spec.id.as_str()).is_some_and(|at| *at <= self.now_ms);
             let count = match (look.axes.schedulability, look.axes.liveness, look.axes.trust) {
                 _ if !look.claims.is_empty() => &mut busy,

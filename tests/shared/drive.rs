@@ -7,14 +7,10 @@ use hotpool::engine::{Answer, CardFilter, Effect, Event, GangAct, GangRef, Grant
 use hotpool::model::{ClaimId, ClaimState, Resources, WorkerId, WorkerSpec, WorkerVerb};
 
 use crate::asks::{Step, ask, id, wants, worker};
-use crate::oracle::{Held, Worker, World};
+use crate::oracle::{Held, UNIX_MS, Worker, World};
 
 impl World {
-    pub fn claim(&mut self, key: u8, asked: u8, filter: u8) -> Option<u64> {
-        self.claim_for(key, asked, filter, None)
-    }
-
-    pub fn claim_for(&mut self, key: u8, asked: u8, filter: u8, gang: Option<GangRef>) -> Option<u64> {
+    pub fn claim_for(&mut self, key: u8, asked: u8, filter: u8, needs_ms: u64, gang: Option<GangRef>) -> Option<u64> {
         let id = id(key);
         if self.claims.contains_key(id.key()) {
             return None;
@@ -29,18 +25,21 @@ impl World {
                 world.has_room(id, &resources, None)
             }
         };
-        let fits: Vec<String> = self
-            .workers
-            .values()
-            .filter(|worker| passes(self, worker))
-            .map(|worker| worker.spec.id.to_string())
-            .collect();
+        let until_ms = self.now_ms + needs_ms;
+        let passing: Vec<&Worker> = self.workers.values().filter(|worker| passes(self, worker)).collect();
+        let lasting = passing.iter().filter(|worker| worker.ends_ms.is_none_or(|ends_ms| ends_ms > until_ms));
+        let fits: Vec<String> = lasting.map(|worker| worker.spec.id.to_string()).collect();
+        match (fits.len(), passing.len()) {
+            (0, 1..) => self.seen[2] += 1,
+            (some, all) if some < all => self.seen[1] += 1,
+            (_, all) => self.seen[0] += u32::from(all > 0),
+        }
         let event = Event::Claim {
             id: id.clone(),
             fence,
             affinity: 7,
             reserve_ms: 0,
-            ttl_ms: 0,
+            ttl_ms: needs_ms,
             wants: Some(Arc::new(wants.clone())),
             promise: 0,
             to: (),
@@ -77,12 +76,18 @@ impl World {
 
     pub fn step(&mut self, step: Step) {
         match step {
-            Step::Register { worker: number, card } => {
-                let spec = worker(number, card);
+            Step::Register { worker: number, card, ends } => {
+                let ends_ms = ends.in_ms().map(|ms| self.now_ms + ms);
+                let expires_at_ms = ends.in_ms().map(|ms| UNIX_MS + ms);
+                let spec = WorkerSpec { expires_at_ms, ..worker(number, card) };
                 self.workers
                     .entry(spec.id.to_string())
-                    .and_modify(|known| known.spec = spec.clone())
-                    .or_insert_with(|| Worker { spec: WorkerSpec { incarnation: 0, ..spec.clone() }, cordoned: false });
+                    .and_modify(|known| (known.spec, known.ends_ms) = (spec.clone(), ends_ms))
+                    .or_insert_with(|| Worker {
+                        spec: WorkerSpec { incarnation: 0, ..spec.clone() },
+                        cordoned: false,
+                        ends_ms,
+                    });
                 let deleted = self.shard.find_worker(&spec.id).is_none();
                 // A tombstone wants a higher incarnation.
                 let incarnation = if deleted {
@@ -93,7 +98,7 @@ impl World {
                 self.fence += 1;
                 let spec = WorkerSpec { incarnation, ..spec };
                 self.workers.get_mut(spec.id.as_str()).unwrap().spec = spec.clone();
-                self.on(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 1_000, to: () });
+                self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 1_000, to: () });
             }
             Step::Delete { worker: number } => {
                 let id = WorkerId::new(&format!("w{number}")).unwrap();
@@ -109,8 +114,8 @@ impl World {
                     self.on(Event::Steer { id, verb, to: () });
                 }
             }
-            Step::Claim { key, ask, filter } => {
-                self.claim(key, ask, filter);
+            Step::Claim { key, ask, filter, needs_ms } => {
+                self.claim_for(key, ask, filter, needs_ms, None);
                 self.on(Event::Tick);
             }
             Step::Release { key } => {
@@ -131,7 +136,7 @@ impl World {
                 let mut versions = BTreeMap::new();
                 for (i, asked) in (0..).zip(asks) {
                     let key = (first + i) % 24;
-                    if let Some(version) = self.claim(key, asked, 0) {
+                    if let Some(version) = self.claim_for(key, asked, 0, 0, None) {
                         let worker = self.claims[id(key).key()].worker.clone();
                         let first = *versions.entry(worker).or_insert(version);
                         assert_eq!(first, version, "B03: one version a worker and batch");
@@ -146,7 +151,7 @@ impl World {
                 let gang = GangRef { id: self.fence, pool: 7, shard: 3 };
                 self.shard.begin_batch();
                 for (i, asked) in (0..).zip(asks) {
-                    self.claim_for((first + i) % 24, asked, 0, Some(gang));
+                    self.claim_for((first + i) % 24, asked, 0, 0, Some(gang));
                 }
                 self.shard.end_batch();
                 self.on(Event::Tick);

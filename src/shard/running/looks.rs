@@ -4,25 +4,26 @@ use std::sync::Arc;
 
 use super::Running;
 use crate::engine::fit::Sum;
-use crate::engine::{Barred, Grant};
+use crate::engine::{Barred, Grant, ListedClaim, Slice};
 use crate::limits;
-use crate::model::{Capacity, ShardStatus};
+use crate::model::{Capacity, ClaimId, ShardStatus};
 use crate::refusal::Refusal;
 use crate::shard::command::{ClaimSieve, Question};
 use crate::shard::reply::{ClaimAnswer, Left, Outcome, Payload, ShardReport};
 
 impl Running {
-    pub(super) fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
-        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| sieve.matches(id, grant));
-        let mut rows = Vec::new();
+    pub(super) fn list_claims(&self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
+        let passes = |claim: &ListedClaim<'_>| sieve.matches(claim);
+        let Slice { rows, next } = match &sieve.worker {
+            Some(worker) => self.shard.claims_of_from(worker, from, limit, passes),
+            None => self.shard.claims_from(from, limit, passes),
+        };
         let shard = self.port.shard;
-        for (at, id, grant) in claims.by_ref().take(limit) {
+        let answer = |(_, id, grant): (u32, ClaimId, Grant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-            rows.push((at, id, ClaimAnswer { grant, created: false, shard, expires_at_ms }));
-        }
-        let more = claims.next().is_some();
-        drop(claims);
-        Payload::Claims(rows, more)
+            (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
+        };
+        Payload::Claims(Slice { rows: rows.into_iter().map(answer).collect(), next })
     }
 
     /// What can be claimed, if it is shares.
@@ -43,7 +44,7 @@ impl Running {
         let Question { wants, affinity, needs_ms, durable, from } = question;
         let wants = wants.as_deref();
         if let Some(from) = from {
-            let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::EXPLAIN_WORKERS);
+            let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
             return Ok(Payload::Survey(Box::new(survey), next));
         }
         if let Some(why) = self.overload(*durable) {
