@@ -170,7 +170,8 @@ fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
         fleet.on(Event::Release { place: *place, to: () });
     }
     let fence = |id: &ClaimId| id.key()[1..].parse::<u64>().unwrap();
-    let filters: [(&str, fn(u64) -> bool); 4] = [
+    type FenceFilter = fn(u64) -> bool;
+    let filters: [(&str, FenceFilter); 4] = [
         ("nothing", |_| false),
         ("few", |fence| fence.is_multiple_of(5_000)),
         ("some", |fence| fence.is_multiple_of(3)),
