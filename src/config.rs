@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+pub use crate::api::HostNames;
 use crate::scheduler;
 use crate::store::redis::{FORMS, RedisOptions, RedisUrl};
 
@@ -21,6 +22,9 @@ pub use pools::Pool;
 
 /// Prefix of the variables that are read.
 const ENV_PREFIX: &str = "HOTPOOL__";
+
+/// Longest `server.idle_ms`: a week. Who wants longer says 0.
+const IDLE_MS_MAX: u64 = 7 * 86_400_000;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -44,8 +48,13 @@ pub struct Server {
     pub listen: SocketAddr,
     /// The same for RESP.
     pub resp_listen: RespListen,
-    /// Most connections at a time, of HTTP and gRPC and again of RESP; more are closed at once.
+    /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
+    pub hosts: HostNames,
+    /// Most connections at a time, of HTTP and gRPC and again of RESP; of more, those of RESP are closed at once, and the
+    /// others are answered one probe.
     pub max_connections: usize,
+    /// How long a RESP connection may be silent between two commands, in milliseconds; 0: for ever.
+    pub idle_ms: u64,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// From a request's head to its answer, in milliseconds.
@@ -59,7 +68,9 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             resp_listen: RespListen(Some(SocketAddr::from(([127, 0, 0, 1], 7071)))),
+            hosts: HostNames::default(),
             max_connections: 16_384,
+            idle_ms: 3_600_000,
             max_body_bytes: 8 << 20,
             request_timeout_ms: 10_000,
             insecure: false,
@@ -304,6 +315,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// `--resp-listen`.
     pub resp_listen: Option<RespListen>,
+    /// `--hosts`.
+    pub hosts: Option<HostNames>,
     /// `--store`.
     pub store: Option<StoreUrl>,
     /// `--data-dir`: of the embedded store, or of a Redis store's lock.
@@ -361,9 +374,10 @@ impl Config {
     }
 
     fn overlay(&mut self, flags: Overrides) {
-        let Overrides { listen, resp_listen, store, data_dir, standby, insecure, log } = flags;
+        let Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = flags;
         self.server.listen = listen.unwrap_or(self.server.listen);
         self.server.resp_listen = resp_listen.unwrap_or(self.server.resp_listen);
+        self.server.hosts = hosts.unwrap_or_else(|| std::mem::take(&mut self.server.hosts));
         self.server.insecure |= insecure;
         self.log.format = log.unwrap_or(self.log.format);
         self.store.standby |= standby;
@@ -386,6 +400,7 @@ impl Config {
             }
         };
         range("server.max_connections", server.max_connections as u64, 1, 1_000_000);
+        range("server.idle_ms", server.idle_ms, 0, IDLE_MS_MAX);
         range("server.max_body_bytes", server.max_body_bytes as u64, 1 << 10, 64 << 20);
         range("server.request_timeout_ms", server.request_timeout_ms, 10, 600_000);
         range("store.wait_ms", store.wait_ms, 1, 600_000);

@@ -1,10 +1,12 @@
 //! The service over real sockets: the binary is started, and asked as a client would ask it.
 
 mod bad_input;
+mod browser;
 mod choice;
 mod claims;
 mod cli;
 mod client;
+mod connection_limits;
 mod connections;
 mod declared_pools;
 mod examples;
@@ -14,6 +16,7 @@ mod grpc;
 mod half_close;
 mod hang_up;
 mod heartbeats;
+mod hosts;
 mod life;
 mod lifecycle;
 mod load;

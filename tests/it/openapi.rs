@@ -278,7 +278,8 @@ fn answers_conform_to_their_description() {
         for operation in item.as_object().unwrap().values() {
             let id = operation["operationId"].as_str().unwrap();
             let statuses = operation["responses"].as_object().unwrap().keys().map(|status| status.parse().unwrap());
-            let shown = statuses.filter(|status| *status < 500 && *status != 413 && id != "metrics");
+            let shown =
+                statuses.filter(|status| *status < 500 && ![403, 413, 415, 421].contains(status) && id != "metrics");
             unseen.extend(
                 shown
                     .filter(|status| !api.seen.contains(&(id.to_owned(), *status)))
@@ -406,6 +407,11 @@ fn the_viewer_needs_no_other_host() {
     assert!(files.len() >= 2, "{files:?}");
     for file in files {
         let answer = client.get(file);
+        // What is the project's own is small.
+        if file == "/docs/viewer.js" {
+            assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/javascript")));
+            continue;
+        }
         assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")), "{file}");
         let mut text = String::new();
         std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&answer.body[..]), &mut text).unwrap();

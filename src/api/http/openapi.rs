@@ -27,11 +27,15 @@ pub(super) async fn viewer() -> Html<&'static str> {
     Html(include_str!("openapi/viewer.html"))
 }
 
-/// `GET /docs/{file}`: what the viewer consists of, always compressed.
+/// `GET /docs/{file}`: what the viewer consists of. What comes from its makers is always compressed.
 pub(super) async fn file(Path(name): Path<String>) -> Answer {
     let (kind, packed): (_, &'static [u8]) = match name.as_str() {
         "swagger-ui-bundle.js" => {
             ("text/javascript", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui-bundle.js.gz")))
+        }
+        "viewer.js" => {
+            let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("text/javascript"))];
+            return Ok((kind, include_str!("openapi/viewer.js")).into_response());
         }
         "swagger-ui.css" => ("text/css", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui.css.gz"))),
         _ => return Err(Failure::new(Outcome::ROUTE, "no such file of the viewer")),
@@ -58,9 +62,9 @@ struct Operation {
 }
 
 /// Errors that any operation of `/v1` may end with.
-const ERRORS_OF_ALL: [u16; 4] = [400, 500, 503, 504];
+const ERRORS_OF_ALL: [u16; 6] = [400, 403, 421, 500, 503, 504];
 /// Errors of an operation that has a body.
-const ERRORS_OF_BODY: [u16; 1] = [413];
+const ERRORS_OF_BODY: [u16; 2] = [413, 415];
 const PAGE: &[&str] = &["page_token", "limit"];
 
 #[rustfmt::skip]
