@@ -212,6 +212,7 @@ fn h01_foreign_pages_are_forbidden() {
     // Links to a page may be followed; nothing else may be opened so, and no page within another.
     let link = "sec-fetch-site: cross-site\nsec-fetch-mode: navigate\nsec-fetch-dest: document";
     assert_eq!(get(at, "/docs", &format!("{host}\n{link}")).status, 200);
+    assert!([200, 303, 307, 308].contains(&get(at, "/", &format!("{host}\n{link}")).status));
     assert_eq!(get(at, "/v1/pools", &format!("{host}\n{link}")).status, 403);
     let framed = link.replace("document", "iframe");
     assert_eq!(get(at, "/docs", &format!("{host}\n{framed}")).status, 403);

@@ -9,4 +9,4 @@ mod half_close;
 mod idle;
 mod pipelines;
 mod transactions;
-mod wire;
+pub mod wire;
