@@ -95,6 +95,14 @@ pub const WATCHERS_MAX: usize = 256;
 pub const TRANSACTION_COMMANDS_MAX: usize = BATCH_ITEMS_MAX;
 /// Most bytes of such commands together.
 pub const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+/// Connections beyond `server.max_connections` at a time, each of which is answered one probe.
+pub const EXCESS_CONNECTIONS_MAX: usize = 64;
+/// Most host names of `server.hosts`.
+pub const HOSTS_MAX: usize = 64;
+/// Longest host name, in bytes, as in DNS.
+pub const HOST_BYTES_MAX: usize = 253;
+/// Longest label of a host name, in bytes.
+pub const HOST_LABEL_BYTES_MAX: usize = 63;
 /// Requests that may wait behind one pending key.
 pub const JOINERS_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).

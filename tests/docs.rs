@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, ClaimOutcome, GrpcCode, GrpcMethod, Kind, RespCommand, RespEnd, RespOutcome, Route, ShardState, Spread,
-    StepResult, Sweep,
+    ALL, ClaimOutcome, ExcessOutcome, GrpcCode, GrpcMethod, Kind, RequestRefusal, RespCommand, RespEnd, RespOutcome,
+    Route, ShardState, Spread, StepResult, Sweep,
 };
 use hotpool::model::UnschedulableReason;
 
@@ -54,6 +54,8 @@ fn metrics_page() -> String {
          | `state` | `hotpool_shards` | {} |\n\
          | `route` | `hotpool_http_requests_total` | {} |\n\
          | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n\
+         | `reason` | `hotpool_requests_refused_total` | {} |\n\
+         | `outcome` | `hotpool_http_excess_connections_total` | {} |\n\
          | `method` | `hotpool_grpc_requests_total` | {} |\n\
          | `code` | `hotpool_grpc_requests_total` | {} |\n\
          | `command` | `hotpool_resp_commands_total` | {} |\n\
@@ -67,6 +69,8 @@ fn metrics_page() -> String {
         words(Sweep::ALL.iter().map(|deadline| deadline.word()).collect()),
         words(ShardState::ALL.iter().map(|state| state.word()).collect()),
         words(Route::ALL.iter().map(|route| route.word()).collect()),
+        words(RequestRefusal::ALL.iter().map(|reason| reason.word()).collect()),
+        words(ExcessOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(GrpcMethod::ALL.iter().map(|method| method.word()).collect()),
         words(GrpcCode::ALL.iter().map(|code| code.word()).collect()),
         words(RespCommand::ALL.iter().map(|command| command.word()).collect()),

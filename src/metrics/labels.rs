@@ -228,6 +228,38 @@ label! {
 }
 
 label! {
+    /// Why a request was refused by its head.
+    RequestRefusal {
+        /// Not one host, or none that can be read.
+        InvalidHost = "invalid_host",
+        /// A host that is not served.
+        Host = "host",
+        /// A page of another origin.
+        Origin = "origin",
+        /// A page of another site.
+        FetchSite = "fetch_site",
+        /// A body in a form that nobody reads.
+        ContentEncoding = "content_encoding",
+    }
+}
+
+label! {
+    /// What became of a connection beyond `server.max_connections`.
+    ExcessOutcome {
+        /// A probe or a scrape was answered.
+        Answered = "answered",
+        /// It asked for something else.
+        Refused = "refused",
+        /// It asked for nothing in time.
+        Silent = "silent",
+        /// It could not be answered in time.
+        Late = "late",
+        /// It went for the next.
+        Displaced = "displaced",
+    }
+}
+
+label! {
     /// The method of a gRPC call.
     GrpcMethod {
         /// Put a pool.
@@ -451,6 +483,10 @@ label! {
         TooMany = "too_many",
         /// What came was no command.
         Protocol = "protocol",
+        /// What came was HTTP, as from a page in a browser.
+        Http = "http",
+        /// Nothing came for too long.
+        Idle = "idle",
         /// The client did not read its answers.
         SlowReader = "slow_reader",
         /// A command did not come to its end.

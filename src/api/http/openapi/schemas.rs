@@ -463,7 +463,7 @@ fn rest() -> Value {
             "error": schema("ErrorBody"),
         })),
         "ErrorBody": answer("What went wrong.", &["code", "message"], json!({
-                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"], "description": "As in gRPC."},
+                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "PERMISSION_DENIED"], "description": "As in gRPC."},
                 "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
                 "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
                 "message": {"type": "string", "minLength": 1, "description": "For people."},
@@ -496,13 +496,16 @@ pub(super) fn parameters() -> Value {
 #[rustfmt::skip]
 pub(super) fn responses() -> Value {
     let error = |description: &str| json!({"description": description, "content": {"application/json": {"schema": schema("Error")}}});
-    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store).");
+    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store), connections (as many connections as may be are open; on others only probes and the scrape are answered).");
     unavailable["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}});
     json!({
         "400": error("The request is wrong; field says where."),
+        "403": error("Reason origin: a page of another site is behind the request."),
         "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
         "409": error("Reason fence: the caller is not, or no longer, the holder. Reason version: the pool is at another version than the one that was said. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
+        "415": error("Reason content_encoding: the body has a Content-Encoding, and none is understood."),
+        "421": error("Reason host: the service is not known by the host of the request, which is none of localhost, an address, and the names in server.hosts."),
         "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows. Reason watchers: too many watch the pool, or all pools together."),
         "500": error("A defect of the service; the process goes on."),
         "503": unavailable,
