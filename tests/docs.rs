@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, RespCommand, RespEnd, RespOutcome, Route, ShardState,
-    Spread, StepResult, Sweep,
+    ALL, Appears, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, POOL_FAMILIES, RespCommand, RespEnd,
+    RespOutcome, Route, ShardState, Spread, StepResult, Sweep,
 };
 
 /// Set to 1, it writes what is generated instead of comparing.
@@ -43,8 +43,7 @@ fn metrics_page() -> String {
         page,
         "\n## Labels\n\n\
          | label | of | values |\n|---|---|---|\n\
-         | `pool` | all that have it | `namespace/pool`; `other` for pools beyond the first {} names of a process; \
-         `none` for claims that name no pool that there is |\n\
+         | `pool` | all that have it | `namespace/pool`; `none` for claims that name no pool that there is |\n\
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
          | `state` | `hotpool_workers` | `idle` `busy` |\n\
@@ -58,7 +57,6 @@ fn metrics_page() -> String {
          | `command` | `hotpool_resp_commands_total` | {} |\n\
          | `outcome` | `hotpool_resp_commands_total` | {} |\n\
          | `reason` | `hotpool_resp_connections_ended_total` | {} |\n",
-        hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
         words(BarReason::ALL.iter().map(|reason| reason.word()).collect()),
@@ -74,6 +72,7 @@ fn metrics_page() -> String {
     .unwrap();
     writeln!(page, "| `stat` | all that have it | {} |", words(Spread::STATS.to_vec())).unwrap();
     writeln!(page, "| `version` | `hotpool_build_info` | that of the program |").unwrap();
+    page.push_str(&pool_series());
     page.push_str(
         "\n## The process\n\n\
          `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`,\n\
@@ -97,6 +96,39 @@ fn metrics_page() -> String {
         }
     }
     page
+}
+
+/// When the series of a pool come and go.
+fn pool_series() -> String {
+    let mut section = String::from(
+        "\n## The series of a pool\n\n\
+         They come when the pool first needs them, stay at whatever value until it is deleted, and go with it: no scrape after its\n\
+         deletion shows them, and a pool that is made anew under the same name counts from 0. An idle pool, one whose workers are\n\
+         registered and that nobody uses, is 7 lines, under 500 bytes if its name (`namespace/pool`) has up to 30; one in use is\n\
+         up to about 90 lines, under 6 kB if its name has up to 12. Each further byte of the name adds one a line.\n\n\
+         | comes | metric |\n|---|---|\n",
+    );
+    for appears in Appears::ALL {
+        let metrics = POOL_FAMILIES.iter().filter(|family| family.appears == appears && family.name != ALL[0].name);
+        let mut names: Vec<String> = metrics.map(|family| format!("`{}`", family.name)).collect();
+        let outcomes: Vec<String> = ClaimOutcome::ALL
+            .iter()
+            .filter(|outcome| outcome.appears() == appears)
+            .map(|outcome| format!("`{}`", outcome.word()))
+            .collect();
+        if !outcomes.is_empty() {
+            names.push(format!("`{}` with {}", ALL[0].name, outcomes.join(" ")));
+        }
+        writeln!(section, "| {} | {} |", appears.word(), names.join(", ")).unwrap();
+    }
+    section.push_str(
+        "\nThe use of a pool begins when a claim is asked for, ends, or is found after a restart, or when a worker sends a heartbeat. What\n\
+         comes *with its use* comes at 0, but for what began it. What comes *when needed* comes with its first count, and Prometheus\n\
+         sees no increase from nothing to 1: `increase()` and `rate()` begin with the second. So a rule that must see the first asks\n\
+         for one of the others, as those of `config/prometheus/alerts.yml` do. An absent series of a pool that is there is 0:\n\
+         `sum(hotpool_give_backs_total{pool=\"demo/warm\"}) or vector(0)`.\n",
+    );
+    section
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod heartbeats;
 mod life;
 mod lifecycle;
 mod load;
+mod metrics;
 mod openapi;
 mod pools;
 mod quotas;

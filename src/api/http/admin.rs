@@ -1,8 +1,8 @@
 //! What operators and probes ask.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Serialize;
 
 use super::{Answer, Shared, json};
@@ -29,20 +29,6 @@ pub(super) async fn readyz(State(api): State<Shared>) -> Answer {
         failure.message = readiness.reasons.join("; ").into();
     }
     Err(failure)
-}
-
-/// The scrape.
-pub(super) async fn metrics(State(api): State<Shared>) -> Response {
-    api.scheduler.observe();
-    let exporter = api.exporter.clone();
-    // Rendering thousands of series takes milliseconds, which no claim should wait for.
-    match tokio::task::spawn_blocking(move || exporter.render()).await {
-        Ok(text) => {
-            let plain = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-            ([(header::CONTENT_TYPE, plain)], text).into_response()
-        }
-        Err(_) => Failure::from(Unavailable::Stopping).into_response(),
-    }
 }
 
 /// Every shard of every pool.

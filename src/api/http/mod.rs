@@ -25,6 +25,7 @@ mod openapi;
 mod pools;
 mod quotas;
 pub(in crate::api) mod read;
+mod scrape;
 mod watch;
 mod workers;
 
@@ -88,7 +89,7 @@ pub fn router(api: Api) -> Router {
         .route(Route::DocsFile.word(), get(openapi::file))
         .route(Route::Healthz.word(), get(admin::healthz))
         .route(Route::Readyz.word(), get(admin::readyz))
-        .route(Route::Metrics.word(), get(admin::metrics))
+        .route(Route::Metrics.word(), get(scrape::metrics))
         .route(Route::DebugShards.word(), get(admin::debug_shards))
         .fallback(admin::no_route)
         .method_not_allowed_fallback(admin::no_method)
