@@ -100,16 +100,17 @@ fn metrics_page() -> String {
 
 /// When the series of a pool come and go.
 fn pool_series() -> String {
+    const CLAIMS: &str = "hotpool_claims_total";
     let mut section = String::from(
         "\n## The series of a pool\n\n\
          They come when the pool first needs them, stay at whatever value until it is deleted, and go with it: no scrape after its\n\
          deletion shows them, and a pool that is made anew under the same name counts from 0. An idle pool, one whose workers are\n\
-         registered and that nobody uses, is 7 lines, under 500 bytes if its name (`namespace/pool`) has up to 30; one in use is\n\
-         up to about 90 lines, under 6 kB if its name has up to 12. Each further byte of the name adds one a line.\n\n\
+         registered and that nobody uses, is 7 lines, under 500 bytes if its name (`namespace/pool`) has up to 30. One in use is\n\
+         3 to 5 kB, and 6 KiB if everything that can be counted was, if its name has up to 10; each further byte adds one a line.\n\n\
          | comes | metric |\n|---|---|\n",
     );
     for appears in Appears::ALL {
-        let metrics = POOL_FAMILIES.iter().filter(|family| family.appears == appears && family.name != ALL[0].name);
+        let metrics = POOL_FAMILIES.iter().filter(|family| family.appears == appears && family.name != CLAIMS);
         let mut names: Vec<String> = metrics.map(|family| format!("`{}`", family.name)).collect();
         let outcomes: Vec<String> = ClaimOutcome::ALL
             .iter()
@@ -117,7 +118,7 @@ fn pool_series() -> String {
             .map(|outcome| format!("`{}`", outcome.word()))
             .collect();
         if !outcomes.is_empty() {
-            names.push(format!("`{}` with {}", ALL[0].name, outcomes.join(" ")));
+            names.push(format!("`{CLAIMS}` with {}", outcomes.join(" ")));
         }
         writeln!(section, "| {} | {} |", appears.word(), names.join(", ")).unwrap();
     }

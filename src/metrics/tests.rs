@@ -140,10 +140,10 @@ fn h04_every_metric_of_pools_is_written_once_in_one_piece() {
 
 #[test]
 fn h04_a_pool_is_as_large_as_its_use() {
-    let (idle, used) = (pool("idle-pool"), pool("used-pool"));
+    let (idle, used) = (pool("idle-pool"), pool("used-01"));
     use_up(&used);
     assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
-    // More than any pool ever shows: every outcome, every reason, every defect.
+    // More than a pool ever shows: every outcome, every reason, every defect. The name has ten bytes.
     assert!(bytes(&used) <= 6_144, "{}", bytes(&used));
     // Workers that are there and nothing else are no use.
     idle.workers_idle.set(100.0);
