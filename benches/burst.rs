@@ -159,9 +159,8 @@ impl Service {
             Request::get(format!("http://{}/metrics", self.server.address)).body(Full::default()).expect("a request");
         let answer = self.client.request(request).await.expect("metrics").into_body().collect().await.expect("a body");
         let text = String::from_utf8(answer.to_bytes().to_vec()).expect("text");
-        // It comes with the first claim.
-        let line = text.lines().find(|line| line.starts_with("hotpool_worker_touches_total"));
-        line.map_or(0.0, |line| line.rsplit(' ').next().and_then(|count| count.parse().ok()).expect("a number"))
+        let line = text.lines().find(|line| line.starts_with("hotpool_worker_touches_total")).expect("the counter");
+        line.rsplit(' ').next().and_then(|count| count.parse().ok()).expect("a number")
     }
 
     async fn release(&self, claims: &[Value]) {

@@ -105,7 +105,7 @@ fn pool_series() -> String {
         "\n## The series of a pool\n\n\
          They come when the pool first needs them, stay at whatever value until it is deleted, and go with it: no scrape after its\n\
          deletion shows them, and a pool that is made anew under the same name counts from 0. An idle pool, one whose workers are\n\
-         registered and that nobody uses, is 7 lines, under 500 bytes if its name (`namespace/pool`) has up to 30. One in use is\n\
+         registered and that nobody uses, is 8 lines, under 500 bytes if its name (`namespace/pool`) has up to 20. One in use is\n\
          3 to 5 kB, and 6 KiB if everything that can be counted was, if its name has up to 10; each further byte adds one a line.\n\n\
          | comes | metric |\n|---|---|\n",
     );

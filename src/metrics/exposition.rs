@@ -68,7 +68,7 @@ macro_rules! families {
 
 families! {
     CLAIMS, WithUse, |pool, series| series.claims(&pool.claims, ClaimOutcome::appears);
-    CLAIM_SECONDS, WhenNeeded, |pool, series| series.histogram(&pool.claim_seconds);
+    CLAIM_SECONDS, WithUse, |pool, series| series.histogram(&pool.claim_seconds);
     RING_WAIT, WhenNeeded, |pool, series| series.histogram(&pool.ring_wait_seconds);
     RELEASES, WithUse, |pool, series| series.counter("", &pool.releases);
     WORKERS, WithPool, |pool, series| {
@@ -78,7 +78,7 @@ families! {
     RING_DEPTH, WithUse, |pool, series| series.gauge("", &pool.ring_depth);
     RING_REFUSALS, WhenNeeded, |pool, series| series.counter("", &pool.ring_refusals);
     CLAIM_PROBES, WhenNeeded, |pool, series| series.histogram(&pool.claim_probes);
-    TOUCHES, WithUse, |pool, series| series.counter("", &pool.worker_touches);
+    TOUCHES, WithPool, |pool, series| series.counter("", &pool.worker_touches);
     STORE_LAG, WithPool, |pool, series| series.gauge("", &pool.store_lag_seconds);
     EVICTIONS, WhenNeeded, |pool, series| series.counter("", &pool.evictions);
     SWEEPS, WithUse, |pool, series| {
