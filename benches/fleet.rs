@@ -33,7 +33,7 @@ fn request(n: usize) -> ClaimRequest {
 }
 
 async fn start(store: SharedStore, shards: u16, ack: Ack) -> Scheduler {
-    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000 });
+    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000, ..Settings::default() });
     scheduler.start().await.expect("starts");
     scheduler.put_pool(pool(), PoolSpec { shards, ack, ..PoolSpec::default() }).await.expect("a pool");
     scheduler

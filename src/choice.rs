@@ -182,6 +182,7 @@ fn terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Mi
     if reserve_ms > spec.reserve_ms {
         return Err(Refusal::invalid("reserve_ms", format!("must be at most the pool's {}", spec.reserve_ms)));
     }
+    spec.ttl().check(request.ttl_ms)?;
     if ack < spec.ack {
         return Err(Refusal::invalid("ack", "may ask for more than the pool promises (durable), not for less"));
     }
@@ -424,7 +425,7 @@ impl ClaimItem {
             return hash.finish();
         }
         // A worker with an end of life may do for a short claim and not for a long one.
-        (self.reserve_ms + self.ttl_ms).hash(&mut hash);
+        (self.reserve_ms, self.ttl_ms).hash(&mut hash);
         if let Some(choice) = &self.choice {
             let wants = &choice.wants;
             // Selectors are kept by their text, so equal ones are one.

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::fence::Fences;
 use crate::journal::Journal;
 use crate::keys::{Begun, Found, Keys, ShardRef};
+use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Policy};
 use crate::pools::{Pool, PoolMap, Pools};
 use crate::refusal::{Exhausted, Refusal, Unavailable};
@@ -27,17 +28,20 @@ use crate::waiters::Waiters;
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
 const GROUP_MAX: usize = 64;
 
-/// Bounds in time that the configuration sets.
+/// Bounds that the configuration sets.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// How long a durable answer waits for the store, in milliseconds; then it is `unavailable`, and a claim that was
     /// made by this very request is given back.
     pub store_wait_ms: u64,
+    /// Most shards of all pools together; a pool that would bring more is not made. Pools that a store has already are
+    /// served however many they have.
+    pub shards_max: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { store_wait_ms: 5_000 }
+        Self { store_wait_ms: 5_000, shards_max: limits::TOTAL_SHARDS_DEFAULT }
     }
 }
 

@@ -2,6 +2,10 @@
 
 /// Longest name (namespace, pool, tenant, key, worker id, node), in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+/// Longest part of a label key before its slash, in bytes: a DNS subdomain, as Kubernetes has it.
+pub const LABEL_PREFIX_BYTES_MAX: usize = 253;
+/// Longest part of a label key behind its slash, in bytes, as Kubernetes has it.
+pub const LABEL_NAME_BYTES_MAX: usize = 63;
 /// Longest label value, in bytes.
 pub const LABEL_VALUE_BYTES_MAX: usize = 255;
 /// Most labels on one worker or pool.
@@ -12,6 +16,10 @@ pub const SHARDS_MAX: u16 = 1024;
 pub const SHARDS_DEFAULT: u16 = 16;
 /// Most pools of one service.
 pub const POOLS_MAX: usize = 4096;
+/// Shards of all pools together unless the configuration says: as many as that many pools have which do not say.
+pub const TOTAL_SHARDS_DEFAULT: usize = POOLS_MAX * SHARDS_DEFAULT as usize;
+/// Most shards of all pools together, whatever the configuration says.
+pub const TOTAL_SHARDS_MAX: usize = POOLS_MAX * SHARDS_MAX as usize;
 /// Most workers of one shard: ordinals are `u32`, and one is the nil.
 pub const SHARD_WORKERS_MAX: u32 = 16_000_000;
 /// Most items of `claims:batch`, `workers:batch` and `workers:heartbeat`.

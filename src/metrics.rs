@@ -148,10 +148,14 @@ definitions! {
         "Events that were dropped before a watcher came to them. Each of several watchers counts.";
     RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
     LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
-        "Difference between two counts of workers that hold claims, the ledgers' and the shards' own. Must stay 0. It does not see \
-         amounts, so none of what is shared; debug builds and recoveries recount all.";
+        "Difference between two counts of workers that hold claims, the ledgers' and the shards' own; and workers of which \
+         capacity, claims and what is left, card by card, do not go together. Must stay 0. Shards that do something compare \
+         the counts once a second, and look at 1,024 of their workers and the claims on these each time until they have looked at \
+         all since their last change. It does not see the sums over workers; debug builds and recoveries recount these too.";
     SHARD_RESTARTS = "hotpool_shard_restarts_total", Kind::Counter, ["pool"], "Shards restarted after a panic.";
     SHARDS = "hotpool_shards", Kind::Gauge, ["state"], "Shards by state. Ready means that all are serving.";
+    SHARDS_MAX = "hotpool_shards_max", Kind::Gauge, [],
+        "Shards of all pools together that there may be (server.max_shards): a PUT of a pool that would bring more is answered 409.";
     READY = "hotpool_ready", Kind::Gauge, [], "1 if every shard serves and the store takes records, else 0; /readyz says why.";
     SHARD_WORKERS = "hotpool_shard_workers", Kind::Gauge, ["stat", "pool"],
         "Fewest, mean and most workers of a shard: how evenly the hash spreads them.";
@@ -209,6 +213,8 @@ pub struct ProcessMetrics {
     /// `hotpool_recovery_seconds`.
     pub recovery_seconds: Gauge,
     shards: Vec<Gauge>,
+    /// `hotpool_shards_max`.
+    pub shards_max: Gauge,
     /// `hotpool_store_rewrites_total`.
     pub store_rewrites: Counter,
     /// `hotpool_store_reconnects_total`.
@@ -254,6 +260,7 @@ impl ProcessMetrics {
             quota_waiters: metrics::gauge!(QUOTA_WAITERS),
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
+            shards_max: metrics::gauge!(SHARDS_MAX),
             store_rewrites: metrics::counter!(REWRITES),
             store_reconnects: metrics::counter!(RECONNECTS),
             store_retries: metrics::counter!(RETRIES),

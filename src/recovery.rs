@@ -30,7 +30,7 @@ const STARTS: usize = 64;
 
 /// A pool with handles that refuse until their shards are started.
 #[must_use]
-pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
+pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, version: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
     let number = dispatch.pools.next_number();
     let metrics = Arc::new(PoolMetrics::new(&name));
     let ports = (0..spec.shards)
@@ -39,7 +39,7 @@ pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolS
             ShardPort::new(ShardRef { pool: number, shard }, outbox, Arc::clone(&metrics), dispatch)
         })
         .collect();
-    Arc::new(Pool::new(number, uid, name, spec, ports, metrics))
+    Arc::new(Pool::new(number, uid, version, name, spec, ports, metrics))
 }
 
 /// Raises the ceiling of fences in the store if it is near. The first time the store also learns where this owner's fences
@@ -113,7 +113,7 @@ pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result
     }
     for row in rows.pools.values() {
         let (name, spec) = describe(row).map_err(StoreError::Unusable)?;
-        let pool = make_pool(dispatch, row.uid, name, spec);
+        let pool = make_pool(dispatch, row.uid, row.version(), name, spec);
         dispatch.pools.insert(&pool);
         if row.deleting {
             deleting.push(pool);
@@ -121,6 +121,7 @@ pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result
             pools.push(pool);
         }
     }
+    tell_of_total_shards(dispatch);
     // By name from now on: an id is that of a row only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
     let catalogue = Catalogue::new(&dispatch.journal, at, catalogue::Rows { quotas, ..rows });
@@ -388,6 +389,17 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
         if let Some(found) = found.iter_mut().find(|found| found.port.shard == loser.shard) {
             found.yields.push(loser.place);
         }
+    }
+}
+
+/// A bound that was lowered takes no pool away: what is there is served, and new pools are refused.
+fn tell_of_total_shards(dispatch: &Dispatch) {
+    let (there, most) = (dispatch.pools.load().total_shards(), dispatch.settings.shards_max);
+    if there > most {
+        tracing::warn!(
+            shards = there,
+            "the store has pools of more shards than server.max_shards ({most}): no more are made"
+        );
     }
 }
 

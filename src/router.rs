@@ -9,9 +9,9 @@
 //! First comes the shard where the claim's affinity was last seen, then, of two shards picked at random that have
 //! idle workers, the one with fewer held (two choices keep the fullest bin at `log log n`: Mitzenmacher, 2001).
 
+mod hints;
 mod rooms;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
@@ -19,12 +19,10 @@ use crossbeam::utils::CachePadded;
 
 use crate::engine::fit::{Most, Sum};
 
+use self::hints::AffinityHints;
 pub use self::rooms::{Budget, Rooms};
 use crate::model::{Capacity, Mode, Usage};
 use crate::shard::Visited;
-
-/// Entries of a pool's memory of affinities: 256 KiB, made at the first grant.
-const HINTS: usize = 1 << 16;
 
 #[derive(Debug, Default)]
 struct Load {
@@ -40,8 +38,7 @@ pub struct Board {
     /// In a shared pool: what they have left.
     rooms: Option<Rooms>,
     loads: Box<[CachePadded<Load>]>,
-    /// `tag << 16 | shard + 1` by affinity hash.
-    hints: OnceLock<Box<[AtomicU32]>>,
+    hints: AffinityHints,
     /// By shard: one more than the lowest priority of a claim that may be evicted; 0: there is none.
     victims: Box<[AtomicU32]>,
     /// By shard: what its workers have in all: how many there are, cores, memory, thousandths of cards.
@@ -59,7 +56,7 @@ impl Board {
             idle: std::iter::repeat_with(CachePadded::default).take(words).collect(),
             rooms: (mode == Mode::Shared).then(|| Rooms::new(shards)),
             loads: std::iter::repeat_with(CachePadded::default).take(shards.into()).collect(),
-            hints: OnceLock::new(),
+            hints: AffinityHints::default(),
             victims: std::iter::repeat_with(AtomicU32::default).take(shards.into()).collect(),
             totals: std::iter::repeat_with(Default::default).take(shards.into()).collect(),
             capacities: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
@@ -196,14 +193,18 @@ impl Board {
 
     /// The affinity was last seen on `shard`.
     pub fn remember(&self, affinity: u64, shard: u16) {
-        let hints = self.hints.get_or_init(|| std::iter::repeat_with(AtomicU32::default).take(HINTS).collect());
-        hints[affinity as usize % HINTS].store(tag(affinity) | (u32::from(shard) + 1), Ordering::Relaxed);
+        if self.loads.len() > 1 {
+            self.hints.remember(affinity, shard);
+        }
     }
 
     /// The shard to ask next; none: every shard that could have an idle worker was asked.
     #[must_use]
     pub fn pick(&self, visited: &Visited, affinity: u64, salt: u64) -> Option<u16> {
         let open = |word: usize| self.idle[word].load(Ordering::Acquire) & !visited.word(word);
+        if self.loads.len() == 1 {
+            return (open(0) != 0).then_some(0);
+        }
         if let Some(shard) = self.last_seen(affinity)
             && open(shard as usize / 64) & (1 << (shard % 64)) != 0
         {
@@ -237,15 +238,8 @@ impl Board {
     }
 
     fn last_seen(&self, affinity: u64) -> Option<u16> {
-        let hint = self.hints.get()?[affinity as usize % HINTS].load(Ordering::Relaxed);
-        let shard = (hint & 0xffff).checked_sub(1)?;
-        (tag(affinity) == hint & 0xffff_0000 && (shard as usize) < self.loads.len()).then_some(shard as u16)
+        self.hints.last_seen(affinity).filter(|&shard| usize::from(shard) < self.loads.len())
     }
-}
-
-/// Bits of the affinity that the index does not use.
-const fn tag(affinity: u64) -> u32 {
-    (affinity >> 32) as u32 & 0xffff_0000
 }
 
 /// Position of the `n`-th set bit, from 0; there are more than `n`.

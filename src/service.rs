@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::api::{Bounds, Edges, listener};
 use crate::config::{self, Config, Pool, RespListen, Server, StoreUrl};
@@ -26,6 +26,10 @@ const GRACE: Duration = Duration::from_secs(4);
 const FLUSH: Duration = Duration::from_secs(4);
 /// How often histograms are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// Pause before an address that is in use is tried again.
+const BIND_PAUSE: Duration = Duration::from_millis(50);
+/// How often it is tried again: for two seconds.
+const BIND_TRIES: u32 = 40;
 /// File descriptors beside those of the connections: the store, the runtime, the standard streams.
 const FILES_BESIDE: u64 = 128;
 
@@ -95,16 +99,16 @@ impl Service {
         let exporter = metrics::install()?;
         let Server { listen: address, resp_listen: RespListen(resp_address), .. } = config.server;
         let wrong = |flag, address| move |error| StartError::Listen { address, flag, error };
-        let (http, http_address) = listen(address).map_err(wrong("--listen", address))?;
+        let (http, http_address) = listen(address).await.map_err(wrong("--listen", address))?;
         let resp = match resp_address {
-            Some(address) => Some(listen(address).map_err(wrong("--resp-listen", address))?),
+            Some(address) => Some(listen(address).await.map_err(wrong("--resp-listen", address))?),
             None => None,
         };
         let (resp, resp_address) = resp.unzip();
         let addresses = Addresses { http: http_address, resp: resp_address };
         let url = config.store.url.clone();
         let store = open(config.store.clone()).await.map_err(|error| StartError::Store { url, error })?;
-        let settings = Settings { store_wait_ms: config.store.wait_ms };
+        let settings = Settings { store_wait_ms: config.store.wait_ms, shards_max: config.server.max_shards };
         Ok(Self { http, resp, addresses, scheduler: Scheduler::new(store, settings), exporter, config })
     }
 
@@ -164,8 +168,22 @@ impl Service {
     }
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
-    let listener = listener::bind(address)?;
+/// Takes an address. One that is in use is tried again for a while: a process that was just killed may hold it still.
+async fn listen(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let mut tries = 0;
+    let listener = loop {
+        match listener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tries < BIND_TRIES => {
+                if tries == 0 {
+                    let for_ms = (BIND_PAUSE * BIND_TRIES).as_millis();
+                    tracing::warn!(%address, for_ms, "the address is in use; trying again");
+                }
+                tries += 1;
+                sleep(BIND_PAUSE).await;
+            }
+            bound => break bound?,
+        }
+    };
     let bound = listener.local_addr()?;
     Ok((listener, bound))
 }

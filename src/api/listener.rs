@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -39,12 +39,28 @@ const BACKLOG: u32 = 4096;
 /// Pause after the system refused to accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes an address.
+/// Takes an address; `[::]` is that of all interfaces, also where there is no IPv6.
 ///
 /// # Errors
 /// The port is taken, or the address is not this machine's.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let no_ipv6 = |error: &io::Error| {
+        let unsupported = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        unsupported || error.kind() == io::ErrorKind::AddrNotAvailable
+    };
+    match open(address) {
+        Err(error) if address.is_ipv6() && address.ip().is_unspecified() && no_ipv6(&error) => {
+            open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        opened => opened,
+    }
+}
+
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    }
     // A restarted service takes its port back while connections of the old one linger.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -14,7 +14,7 @@ pub enum Code {
     InvalidArgument,
     /// The named thing does not exist.
     NotFound,
-    /// The caller is not, or no longer, the holder.
+    /// The caller is not, or no longer, the holder; or what it has read is not there any more.
     Aborted,
     /// What is there does not allow it.
     FailedPrecondition,
@@ -58,6 +58,7 @@ impl Outcome {
             Refusal::Fence => (Code::Aborted, 409, Some("fence")),
             Refusal::Releasing => (Code::FailedPrecondition, 409, Some("releasing")),
             Refusal::Preempted => (Code::FailedPrecondition, 409, Some("preempted")),
+            Refusal::Version(_) => (Code::Aborted, 409, Some("version")),
             Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
             Refusal::GangTooLarge => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),
@@ -174,6 +175,10 @@ mod tests {
             (
                 Refusal::Fence,
                 r#"409 {"error":{"code":"ABORTED","reason":"fence","message":"the fence is not the holder's"}}"#,
+            ),
+            (
+                Refusal::Version(7),
+                r#"409 {"error":{"code":"ABORTED","reason":"version","message":"it is at version 7 now; read it again, and decide anew"}}"#,
             ),
             (
                 Refusal::State("it has workers".into()),

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::config::{Config, LogFormat, Overrides, RespListen, StoreUrl};
+use hotpool::config::{self, Config, LogFormat, Overrides, RespListen, StoreUrl};
 use hotpool::service::{Addresses, Service};
 use hotpool::{shutdown, telemetry};
 
@@ -32,6 +32,8 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Parser)]
 #[command(name = "hotpool", version, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    leading: cli::LeadingOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -52,14 +54,15 @@ struct Serve {
     /// Configuration file (TOML). Without it no file is looked for.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address and port to listen on, as in 127.0.0.1:7070; port 0 takes any free one.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address and port to listen on, as in 127.0.0.1:7070, localhost:7070, or :7070 for all interfaces; port 0 takes any
+    /// free one.
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::address)]
     listen: Option<SocketAddr>,
     /// Address and port for Redis clients (RESP), or off.
     #[arg(long, value_name = "HOST:PORT|off")]
     resp_listen: Option<RespListen>,
     /// Keep records in this directory, which one process may use at a time. With a Redis store: only its lock and id,
-    /// by which a restart in this place takes the store over at once.
+    /// by which a restart in this place takes the store over at once. With memory: it is not used.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where records go: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and the like.
@@ -78,10 +81,20 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(Cli { command: Command::Serve(arguments) }) => serve(arguments),
-        Ok(Cli { command: Command::Client(command) }) => cli::run(command),
-        Ok(Cli { command: Command::Completions { shell } }) => {
+    let parsed = Cli::try_parse().and_then(|Cli { leading, command }| {
+        let client = if let Command::Client(command) = &command { Some(command) } else { None };
+        match leading.useless(client) {
+            None => Ok(command),
+            Some(option) => {
+                let message = format!("{option} is of no use to this command, which speaks to no service");
+                Err(Cli::command().error(ErrorKind::UnknownArgument, message))
+            }
+        }
+    });
+    match parsed {
+        Ok(Command::Serve(arguments)) => serve(arguments),
+        Ok(Command::Client(command)) => cli::run(command),
+        Ok(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hotpool", &mut script);
             // Nothing can be done about a closed stream.
@@ -105,7 +118,8 @@ fn serve(arguments: Serve) -> ExitCode {
         Ok(store) => store,
         Err(error) => return fail(EXIT_USAGE, &format!("--store: {error}")),
     };
-    if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_) | StoreUrl::Memory)) {
+    let unused_dir = data_dir.clone().filter(|_| matches!(store, Some(StoreUrl::Memory)));
+    if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_))) {
         return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
     }
     let flags = Overrides { listen, resp_listen, store, data_dir, standby, insecure, log };
@@ -118,6 +132,9 @@ fn serve(arguments: Serve) -> ExitCode {
     };
     if let Err(error) = telemetry::start(config.log.format) {
         return fail(EXIT_USAGE, &error);
+    }
+    if let Some(dir) = unused_dir {
+        tracing::warn!(dir = %dir.display(), "--data-dir is not used: the store memory: keeps nothing");
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -92,36 +92,41 @@ impl Shard {
     fn check_shares(&self) -> Result<(), String> {
         let Some(shares) = &self.shares else { return Ok(()) };
         shares.fleet.check()?;
-        for at in self.workers.iter_from(0) {
-            let (worker, card) = (self.workers.get(at), self.workers.card(at));
-            if worker.deleted {
-                if shares.fleet.is_in(at) {
-                    return Err(format!("W1: worker {} is deleted and has room", card.spec.id));
-                }
-                continue;
-            }
-            let places = self.places_on(at);
-            let (count, over) = shares.holds(at);
-            if count as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
-                return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, count));
-            }
-            let mut fresh = Fleet::default();
-            let held = places.iter().map(|place| self.share_of(place.claim));
-            let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
-            let (room, left) = (shares.fleet.room(at), fresh.room(0));
-            let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
-                == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
-            if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
-                return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
-            }
-            if shares.fleet.is_offered(at) != self.is_offered(at) {
-                return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
-            }
+        self.workers.iter_from(0).try_for_each(|at| self.check_share(at))
+    }
+
+    /// The same for one worker.
+    pub(super) fn check_share(&self, at: u32) -> Result<(), String> {
+        let Some(shares) = &self.shares else { return Ok(()) };
+        let (worker, card) = (self.workers.get(at), self.workers.card(at));
+        if worker.deleted {
+            return match shares.fleet.is_in(at) {
+                true => Err(format!("W1: worker {} is deleted and has room", card.spec.id)),
+                false => Ok(()),
+            };
+        }
+        let places = self.places_on(at);
+        let (count, over) = shares.holds(at);
+        if count as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
+            return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, count));
+        }
+        let mut fresh = Fleet::default();
+        let held = places.iter().map(|place| self.share_of(place.claim));
+        let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
+        let (room, left) = (shares.fleet.room(at), fresh.room(0));
+        let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
+            == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
+        if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
+            return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
+        }
+        if shares.fleet.is_offered(at) != self.is_offered(at) {
+            return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
         }
         Ok(())
     }
 
-    /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong (`hotpool_ledger_drift`).
+    /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong. What each worker has left is
+    /// [`super::audit`]'s.
     #[must_use]
     pub fn ledger_drift(&self) -> u64 {
         let held: u64 = self.ledger.lines().map(|line| u64::from(line.held)).sum();

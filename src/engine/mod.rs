@@ -20,6 +20,7 @@
 //! | `life` | may a worker be offered; what befalls it beside its claims |
 //! | `heartbeat` | what a worker says of itself |
 //! | `claims` | which claims are held |
+//! | `stamps` | when a claim was created and became active |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
 //! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
@@ -34,8 +35,10 @@
 //! | `ledger` | how much there is and how much of it is held |
 //! | `replay` | how rows become a shard again |
 //! | `invariants` | what must be true between two events |
+//! | `audit` | whether it is, while the shard is in use |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod audit;
 mod claim_life;
 mod claims;
 pub mod effect;
@@ -58,10 +61,12 @@ mod rows;
 mod shapes;
 mod shard;
 mod shares;
+mod stamps;
 mod timers;
 pub mod wants;
 mod workers;
 
+pub use audit::LedgerAudit;
 pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
 pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;

@@ -232,7 +232,7 @@ impl Shard {
     fn evict(&mut self, place: Place, releasing_ms: Millis, now_ms: Millis) {
         let Some(claim) = self.claims.get_mut(place) else { return };
         (claim.confirmed, claim.term_ms) = (true, term(releasing_ms));
-        self.claims.turn(place, ClaimState::Releasing);
+        self.claims.turn(place, ClaimState::Releasing, None);
         self.index_victim(place.claim);
         self.promises.evicted.insert(place.claim);
         self.counters.life.evicted += 1;

@@ -256,14 +256,16 @@ impl Journal {
             metrics().step_rows.record(flight.rows as f64);
             metrics().step_bytes.record(flight.bytes() as f64);
             if let Some((outbox, applied)) = self.settle(flight, outcome, rewrites) {
-                outbox.advance(applied);
-                moved.push(outbox);
+                if outbox.advance(applied) {
+                    moved.push(outbox);
+                }
             }
         }
         // All shards move on before any of them is told: an answer may wait for the records of several.
         self.progress.notify_waiters();
         for outbox in moved {
             outbox.tell_source();
+            outbox.tell_awaiting();
         }
         if rewrites.idle()
             && let Some(outbox) = self.store.wants_rewrite().and_then(|key| self.outbox(key))

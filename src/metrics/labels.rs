@@ -68,7 +68,9 @@ impl ClaimOutcome {
             Ok(_) => Self::Existing,
             Err(Refusal::Invalid { .. }) => Self::Invalid,
             Err(Refusal::NotFound(_)) => Self::NotFound,
-            Err(Refusal::Fence | Refusal::Releasing | Refusal::Preempted | Refusal::State(_)) => Self::Conflict,
+            Err(Refusal::Fence | Refusal::Releasing | Refusal::Preempted | Refusal::Version(_) | Refusal::State(_)) => {
+                Self::Conflict
+            }
             Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
@@ -174,6 +176,8 @@ label! {
 label! {
     /// The matched route of an HTTP request.
     Route {
+        /// Where to go on from the address alone.
+        Root = "/",
         /// All pools.
         Pools = "/v1/pools",
         /// One pool.
@@ -242,6 +246,8 @@ label! {
     GrpcMethod {
         /// Put a pool.
         PutPool = "hotpool.v1.PoolService/PutPool",
+        /// Change fields of a pool.
+        UpdatePool = "hotpool.v1.PoolService/UpdatePool",
         /// One pool.
         GetPool = "hotpool.v1.PoolService/GetPool",
         /// All pools.

@@ -86,7 +86,10 @@ impl Scheduler {
             return Err(Refusal::invalid("namespace", "must be given with pool"));
         }
         let worker = filter.worker.as_deref().map(WorkerId::new).transpose()?;
-        let sieve = ClaimSieve { worker, tenant: filter.tenant.clone() };
+        // By the clock that claims are dated by, so that no claim is younger than 0.
+        let clock = &self.dispatch().clock;
+        let created_by_ms = filter.older_than_ms.map(|ms| clock.unix_of(clock.engine_now_ms()).saturating_sub(ms));
+        let sieve = ClaimSieve { worker, tenant: filter.tenant.clone(), states: filter.states.clone(), created_by_ms };
         let (start, (mut shard, mut from)) = token.map_or(Ok(("", (0, 0))), |token| {
             let (pool, rest) = token.split_once(':').ok_or_else(bad_token)?;
             pool_name(pool)?;

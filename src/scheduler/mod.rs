@@ -311,6 +311,7 @@ impl Scheduler {
         metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
         metrics().adoption_open.set(if self.keys().adoption.is_open() { 1.0 } else { 0.0 });
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
+        metrics().shards_max.set(self.shared.dispatch.settings.shards_max as f64);
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
             metrics().shards(*state).set(f64::from(count));
         }
@@ -326,9 +327,24 @@ impl Scheduler {
     /// Panics one shard in a run that did `step` before: for tests that inject what competes. No edge calls it.
     #[doc(hidden)]
     pub fn inject_panic_after(&self, pool: &PoolName, shard: u16, step: impl FnOnce() + Send + 'static) {
+        self.inject_step(pool, shard, |_| {
+            step();
+            panic!("injected fault")
+        });
+    }
+
+    /// Does a step in the middle of a run of one shard: for tests that inject what competes, or a fault of the engine. No
+    /// edge calls it.
+    #[doc(hidden)]
+    pub fn inject_step(
+        &self,
+        pool: &PoolName,
+        shard: u16,
+        step: impl FnOnce(&mut crate::engine::Shard) + Send + 'static,
+    ) {
         let step = crate::shard::InjectedStep(Box::new(step));
         if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
-            let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic(step));
+            let _ = pool.ports[shard as usize].push(crate::shard::Command::Inject(step));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The only way into a shard: a bounded ring, and one right to run the shard. Outlives the actor: when that panics,
+//! The only way into a shard: a bounded mailbox, and one right to run the shard. Outlives the actor: when that panics,
 //! what waits in the ring waits for the next one.
 //!
 //! Whoever pushes first while nobody runs the shard runs it, there and then: the state of an idle shard is a lock
@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use crossbeam::queue::{ArrayQueue, SegQueue};
+use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
 use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::actor::Wake;
 use super::command::{ClaimItem, Command, KeyItem};
+use super::mailbox::Mailbox;
 use super::notice::Notice;
 use super::reply::Reply;
 use super::ring::Scheduled;
@@ -55,7 +56,7 @@ pub struct ShardPort {
     pub shard: ShardRef,
     /// Its rows on their way to the store.
     pub outbox: Arc<Outbox>,
-    ring: CachePadded<ArrayQueue<Command>>,
+    ring: CachePadded<Mailbox>,
     scheduled: CachePadded<Scheduled>,
     state: AtomicU8,
     reason: Mutex<Option<String>>,
@@ -108,7 +109,7 @@ impl ShardPort {
         let port = Arc::new(Self {
             shard,
             outbox,
-            ring: CachePadded::new(ArrayQueue::new(limits::RING_SLOTS)),
+            ring: CachePadded::new(Mailbox::default()),
             scheduled: CachePadded::new(Scheduled::default()),
             state: AtomicU8::new(ShardState::Loading as u8),
             reason: Mutex::new(None),
@@ -190,9 +191,9 @@ impl ShardPort {
         }
     }
 
-    /// Wakes the actor, unless somebody runs the shard or will.
+    /// Has the shard look at what changed around it: by its actor, unless somebody runs it or will.
     pub fn wake(&self) {
-        if self.scheduled.wake_needed() {
+        if self.scheduled.wake_needed_for_news() {
             self.cast();
         }
     }
@@ -243,6 +244,12 @@ impl ShardPort {
     /// Whether something was due at `now_ms` when the last run ended.
     pub(super) fn is_due(&self, now_ms: Millis) -> bool {
         self.next_tick_ms.load(Ordering::Relaxed) <= now_ms
+    }
+
+    /// Runs of the shard so far.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.tally.runs.total()
     }
 
     /// Requests that wait.
@@ -388,10 +395,11 @@ impl ShardPort {
             return true;
         };
         let _flag = Flag(RUNS.replace(true));
-        let applied = running.run(command);
+        self.scheduled.take_news();
+        running.run(command);
         drop(life);
-        let is_idle = || self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty();
-        !self.scheduled.sleep_refused(|| is_idle() && self.outbox.applied() <= applied)
+        // What a run takes out in any case; what it may or may not act on is news ([`super::ring`]).
+        !self.scheduled.sleep_refused(|| self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty())
     }
 
     /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
@@ -426,8 +434,9 @@ impl ShardPort {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn pop(&self) -> Option<Command> {
-        self.ring.pop()
+    /// Takes requests out of the mailbox, at most so many, and says how many.
+    pub(super) fn take(&self, most: usize, into: &mut Vec<Command>) -> usize {
+        self.ring.take(most, into)
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
@@ -443,8 +452,9 @@ impl ShardPort {
     /// Answers everything that waits: nobody else will.
     pub(crate) fn refuse_all(&self) {
         let refusal = Refusal::Unavailable(self.silence());
-        while let Some(command) = self.ring.pop() {
-            self.refuse(command, &refusal);
+        let mut waiting = Vec::new();
+        while self.ring.take(limits::DRAIN_MAX, &mut waiting) > 0 {
+            waiting.drain(..).for_each(|command| self.refuse(command, &refusal));
         }
     }
 
@@ -482,7 +492,7 @@ impl ShardPort {
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
             Command::Gang(item) => say(item.reply),
-            Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Panic(_) => {}
+            Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Inject(_) => {}
         }
     }
 

@@ -31,4 +31,6 @@ pub struct Tally {
     pub(crate) touches: Count,
     /// Grants that were undone because nobody was told of them.
     pub(crate) give_backs: Count,
+    /// Runs, whoever ran it. No metric: tests count by it what a shard does while there is nothing for it to do.
+    pub(super) runs: Count,
 }

@@ -64,7 +64,7 @@ pub struct WorkerContents {
     pub incarnation: u64,
     /// It is gone; the row keeps late words of it out.
     pub deleted: bool,
-    /// What it holds, as `tenant/key#fence state`.
+    /// What it holds, as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without the times that are not known.
     pub claims: Vec<String>,
 }
 
@@ -160,7 +160,12 @@ fn add(shard: &mut ShardContents, kind: RowKind, id: &str, body: &[u8], rows: bo
                         (true, false) => "active",
                         (false, false) => "reserved",
                     };
-                    format!("{}/{}#{} {state}", claim.tenant, claim.key, claim.fence)
+                    let time = |name: &str, at_ms: Option<u64>| {
+                        at_ms.map(|at_ms| format!(" {name}={at_ms}")).unwrap_or_default()
+                    };
+                    let created = time("created_at_ms", claim.created_at_ms);
+                    let activated = time("activated_at_ms", claim.activated_at_ms);
+                    format!("{}/{}#{} {state}{created}{activated}", claim.tenant, claim.key, claim.fence)
                 });
                 shard.rows.push(WorkerContents {
                     id: id.to_owned(),

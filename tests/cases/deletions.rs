@@ -1,7 +1,7 @@
 //! What a deleted pool leaves behind: nothing, whatever it could not read, and whoever raced its deletion.
 
 use futures::FutureExt as _;
-use hotpool::metrics::{ClaimOutcome, write_pools};
+use hotpool::metrics::ClaimOutcome;
 use hotpool::model::{Ack, ClaimRequest, Quota, Registration};
 use hotpool::refusal::{Refusal, What};
 use hotpool::row::{RowKind, put_deletion};
@@ -190,12 +190,6 @@ async fn s17_a_shard_that_is_loaded_while_its_pool_is_deleted_leaves_no_keys() {
     assert_eq!(world.s.keys().len(), 1);
 }
 
-fn page(world: &World) -> String {
-    let mut page = Vec::new();
-    write_pools(&world.s.observe(), &mut page).unwrap();
-    String::from_utf8(page).unwrap()
-}
-
 #[tokio::test]
 async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one() {
     let world = World::on_memory().await;
@@ -203,20 +197,20 @@ async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one(
     world.s.claim(request("p", "a")).await.unwrap();
     world.s.claim(request("p", "b")).await.unwrap();
     let of_pool = |outcome: &str| format!("hotpool_claims_total{{pool=\"ns/p\",outcome=\"{outcome}\"}} ");
-    assert!(page(&world).contains(&(of_pool("created") + "2\n")), "{}", page(&world));
+    assert!(world.scrape().contains(&(of_pool("created") + "2\n")), "{}", world.scrape());
     // Somebody looked the pool up before it was deleted, and counts after that.
     let old = world.s.inject_pool(&name("p")).unwrap();
     world.s.delete_pool(&name("p"), true).await.unwrap();
     old.metrics.claims(ClaimOutcome::Deadline).increment(1);
     old.observe();
-    assert!(!page(&world).contains("ns/p"), "{}", page(&world));
+    assert!(!world.scrape().contains("ns/p"), "{}", world.scrape());
     world.pool("p", spec(2, Ack::Memory), &["v"]).await;
     world.s.claim(request("p", "c")).await.unwrap();
     old.metrics.claims(ClaimOutcome::Created).increment(5);
     for (outcome, count) in [("created", "1\n"), ("deadline", "0\n")] {
-        assert!(page(&world).contains(&(of_pool(outcome) + count)), "{}", page(&world));
+        assert!(world.scrape().contains(&(of_pool(outcome) + count)), "{}", world.scrape());
     }
     // Another scheduler of the process shows its own pools.
     let other = World::on_memory().await;
-    assert!(!page(&other).contains("ns/p") && page(&other).contains("pool=\"none\""));
+    assert!(!other.scrape().contains("ns/p") && other.scrape().contains("pool=\"none\""));
 }

@@ -5,6 +5,7 @@
 
 mod adoption;
 mod agents;
+mod ages;
 mod batches;
 mod choice;
 mod claim_life;
@@ -12,6 +13,7 @@ mod claims;
 mod deletions;
 mod demand;
 mod directory;
+mod drift;
 mod explain;
 mod flight;
 mod full;
@@ -34,6 +36,7 @@ mod restart;
 mod rounds;
 mod shares;
 mod sharing;
+mod sleeping;
 mod store_wait;
 mod waiting;
 mod watch;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hotpool::clock::Clock;
 use hotpool::keys::Found;
+use hotpool::metrics::write_pools;
 use hotpool::model::{
     Ack, ClaimFilter, ClaimId, ClaimRequest, ClaimState, PoolName, PoolSpec, ShardStatus, Taken, WorkerId, WorkerSpec,
 };
@@ -90,7 +91,7 @@ pub struct World {
 impl World {
     pub async fn on_memory() -> Self {
         let clock = Clock::manual();
-        let settings = Settings { store_wait_ms: WAIT_MS };
+        let settings = Settings { store_wait_ms: WAIT_MS, ..Settings::default() };
         let s = Scheduler::with_clock(Arc::new(MemoryStore), settings, clock.clone());
         s.start().await.unwrap();
         Self { s, clock, gate: None, _place: None }
@@ -113,13 +114,20 @@ impl World {
         let clock = Clock::manual();
         let place = Arc::new(place);
         let gate = Arc::new(GatedStore::open(&place));
-        let settings = Settings { store_wait_ms: WAIT_MS };
+        let settings = Settings { store_wait_ms: WAIT_MS, ..Settings::default() };
         let s = Scheduler::with_clock(Arc::<GatedStore>::clone(&gate), settings, clock.clone());
         Self { s, clock, gate: Some(gate), _place: Some(place) }
     }
 
     pub fn gate(&self) -> &Arc<GatedStore> {
         self.gate.as_ref().expect("a world on a store")
+    }
+
+    /// Series of its pools, as a scrape shows them.
+    pub fn scrape(&self) -> String {
+        let mut page = Vec::new();
+        write_pools(&self.s.observe(), &mut page).unwrap();
+        String::from_utf8(page).unwrap()
     }
 
     /// Another world on a copy of what is stored now: what `kill -9` and a restart would find.

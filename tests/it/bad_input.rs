@@ -338,7 +338,6 @@ fn every_bad_path_and_query_is_refused() {
         answer.expect_error(400, "INVALID_ARGUMENT", None, Some(field));
     }
     for (method, path) in [
-        ("GET", "/"),
         ("GET", "/v1"),
         ("GET", "/v2/pools"),
         ("GET", "/v1/pools/ns"),
@@ -351,7 +350,8 @@ fn every_bad_path_and_query_is_refused() {
     }
     for (method, path) in [
         ("POST", "/v1/pools"),
-        ("PATCH", "/v1/pools/ns/warm"),
+        ("POST", "/"),
+        ("PATCH", "/v1/claims/ns/a"),
         ("DELETE", "/v1/claims"),
         ("GET", "/v1/claims:batch"),
         ("POST", "/metrics"),

@@ -183,7 +183,7 @@ fn wrong_usage_and_configuration_end_with_64() {
     }
     for (arguments, words) in [
         (&["--store", "redis://127.0.0.1/x"][..], "must be a number"),
-        (&["--store", "memory:", "--data-dir", "x"], "--data-dir"),
+        (&["--store", "redb:y", "--data-dir", "x"], "--data-dir"),
         (&["--listen", "0.0.0.0:0"], "--insecure"),
         (&["--listen", "nowhere"], "--listen"),
         (&["--resp-listen", "0.0.0.0:0"], "server.resp_listen"),

@@ -1,5 +1,6 @@
 //! The service over real sockets: the binary is started, and asked as a client would ask it.
 
+mod ages;
 mod bad_input;
 mod choice;
 mod claims;
@@ -9,16 +10,20 @@ mod connections;
 mod declared_pools;
 mod examples;
 mod explain;
+mod first_hour;
 mod gangs;
 mod grpc;
 mod half_close;
 mod hang_up;
 mod heartbeats;
+mod labels;
 mod life;
 mod lifecycle;
 mod load;
+mod many_shards;
 mod metrics;
 mod openapi;
+mod pool_changes;
 mod pools;
 mod quotas;
 mod resp;

@@ -8,4 +8,4 @@ mod crowds;
 mod half_close;
 mod pipelines;
 mod transactions;
-mod wire;
+pub mod wire;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Axes, Event, Grant, Replay, Resume, Shard};
-use hotpool::model::{ClaimId, ClaimState};
+use hotpool::model::{ClaimId, ClaimState, ClaimTimes};
 use hotpool::row::{Frames, RowKind};
 
 use super::{Run, TTL_MS};
@@ -83,21 +83,22 @@ impl Run {
             let wants = Some(ask.wants());
             let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () };
             replica.on(event, self.now_ms, &mut effects);
-            let may = oracle.may_take(affinity, self.now_ms, &ask);
+            let term_ms = oracle.ttl_of(0).unwrap();
+            let may = oracle.may_take(affinity, self.now_ms + term_ms, &ask);
             let Some(Answer::Granted(grant)) = split(&effects).1 else {
                 assert_eq!(may, Vec::<String>::new(), "there is room for {ask:?}");
                 continue;
             };
             let worker = grant.worker.spec.id.to_string();
             assert!(may.contains(&worker), "the replica took {worker}, might take {may:?} of {ask:?}");
-            let terms = Terms { key: "replica".into(), reserve_ms: 0, term_ms: 0, slots: 0 };
-            oracle.take(&worker, fence, affinity, terms);
+            let terms = Terms { key: "replica".into(), reserve_ms: 0, term_ms, slots: 0 };
+            oracle.take(&worker, fence, affinity, terms, self.now_ms);
         }
     }
 }
 
-/// A claim: key, fence, state, and the slots that it asked for.
-type Held = (String, u64, ClaimState, u8);
+/// A claim: key, fence, state, the slots that it asked for, and its times.
+type Held = (String, u64, ClaimState, u8, ClaimTimes);
 
 /// Per worker: incarnation, card, where it stands, and its claim.
 type State = BTreeMap<String, (u64, u8, Axes, Option<Held>)>;
@@ -108,7 +109,7 @@ fn state(shard: &Shard) -> State {
             assert_eq!(spec.labels["slots"], spec.resources.slots.to_string());
             spec.resources.slots as u8
         });
-        (id.key().to_owned(), grant.place.fence, grant.state, slots)
+        (id.key().to_owned(), grant.place.fence, grant.state, slots, grant.times)
     };
     let workers = shard.list_workers(0, usize::MAX).map(|(_, look)| {
         let spec = &look.card.spec;
@@ -125,7 +126,7 @@ fn state(shard: &Shard) -> State {
 fn known(oracle: &Oracle) -> State {
     let claim = |id: &String| {
         let claim = oracle.claims.iter().find(|claim| claim.worker == *id)?;
-        Some((claim.key.clone(), claim.fence, claim.state, claim.slots))
+        Some((claim.key.clone(), claim.fence, claim.state, claim.slots, claim.times))
     };
     let row = |(id, worker): (&String, &oracle::Worker)| {
         (id.clone(), (worker.incarnation, worker.card, oracle.axes(id), claim(id)))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Axes, End, NoFit};
-use hotpool::model::{ClaimState, Policy};
+use hotpool::model::{ClaimState, ClaimTimes, Policy, TtlBounds};
 
 use crate::asks::Ask;
 
@@ -32,6 +32,8 @@ pub struct Claim {
     pub deadline: Option<u64>,
     /// Slots that it asked for.
     pub slots: u8,
+    /// When it was created and became active, by the wall clock.
+    pub times: ClaimTimes,
 }
 
 /// Kinds of workers are told apart by a number: their card.
@@ -85,6 +87,7 @@ pub enum Said {
     ActiveElsewhere,
     Releasing,
     NotActive,
+    TtlTooLong(u64),
     Released,
 }
 
@@ -116,12 +119,15 @@ pub struct Terms {
 pub struct Times {
     pub unnamed_ms: u64,
     pub lost_keep_ms: Option<u64>,
+    pub ttl: TtlBounds,
 }
 
 #[derive(Debug, Clone)]
 pub struct Oracle {
     pub policy: Policy,
     pub times: Times,
+    /// Wall clock less the time of the engine.
+    pub unix_ahead_ms: i64,
     pub workers: BTreeMap<String, Worker>,
     /// The offered ones, in the order in which they became idle.
     pub idle: Vec<String>,
@@ -141,6 +147,7 @@ impl Oracle {
         Self {
             policy,
             times,
+            unix_ahead_ms: 0,
             workers: BTreeMap::new(),
             idle: Vec::new(),
             claims: Vec::new(),
@@ -150,6 +157,20 @@ impl Oracle {
             settled_at: 0,
             fence_max: 0,
             tail: (0, 0),
+        }
+    }
+
+    /// What a claim shows of this moment: times have 48 bits.
+    fn unix(&self, now: u64) -> Option<u64> {
+        Some(now.saturating_add_signed(self.unix_ahead_ms).min((1 << 48) - 1))
+    }
+
+    /// How long a claim may be active without a renewal that asks for so long; 0: for ever.
+    pub fn ttl_of(&self, asked: u64) -> Result<u64, Said> {
+        match (asked, self.times.ttl.max_ms) {
+            (0, _) => Ok(self.times.ttl.default_ms.unwrap_or(0)),
+            (_, Some(max)) if asked > max => Err(Said::TtlTooLong(max)),
+            _ => Ok(asked),
         }
     }
 
@@ -247,11 +268,12 @@ impl Oracle {
     }
 
     /// A claim takes `worker`, one of those that it may take.
-    pub fn take(&mut self, worker: &str, fence: u64, affinity: u64, terms: Terms) -> Said {
+    pub fn take(&mut self, worker: &str, fence: u64, affinity: u64, terms: Terms, now: u64) -> Said {
         let Terms { key, reserve_ms, term_ms, slots } = terms;
         let taken = self.workers.get_mut(worker).unwrap();
         (taken.affinity, taken.granted) = (Some(affinity), true);
         let active = reserve_ms == 0;
+        let at = self.unix(now);
         self.claims.push(Claim {
             worker: worker.into(),
             key,
@@ -265,6 +287,7 @@ impl Oracle {
             answered: false,
             deadline: None,
             slots,
+            times: ClaimTimes::new(at, at.filter(|_| active)),
         });
         self.fence_max = self.fence_max.max(fence);
         self.requeue_one(worker);
@@ -330,11 +353,12 @@ impl Oracle {
     }
 
     pub fn confirm(&mut self, fence: u64, now: u64) -> Said {
+        let at = self.unix(now);
         match self.claim(fence) {
             Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
             Some(claim) => {
                 (claim.confirmed, claim.answered) = (true, true);
-                activate(claim, now);
+                activate(claim, now, at);
             }
             None => {}
         }
@@ -343,12 +367,21 @@ impl Oracle {
     }
 
     pub fn renew(&mut self, fence: u64, ttl_ms: Option<u64>, now: u64) -> Said {
+        let asked = match ttl_ms.map(|ttl_ms| self.ttl_of(ttl_ms)).transpose() {
+            Ok(asked) => asked,
+            Err(said) => return said,
+        };
+        let TtlBounds { default_ms, max_ms } = self.times.ttl;
         match self.claim(fence) {
             Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
             Some(claim) if claim.state == ClaimState::Reserved => return Said::NotActive,
             Some(claim) => {
                 (claim.confirmed, claim.answered) = (true, true);
-                claim.term_ms = ttl_ms.unwrap_or(claim.term_ms);
+                claim.term_ms = match (asked, claim.term_ms) {
+                    (Some(asked), _) => asked,
+                    (None, 0) => default_ms.unwrap_or(0),
+                    (None, before) => max_ms.map_or(before, |max_ms| max_ms.min(before)),
+                };
                 if claim.term_ms > 0 {
                     claim.deadline = Some(now + claim.term_ms);
                 }
@@ -391,9 +424,10 @@ fn stay(claim: &Claim) -> Option<u64> {
     (ms > 0).then_some(ms)
 }
 
-fn activate(claim: &mut Claim, now: u64) {
+fn activate(claim: &mut Claim, now: u64, at: Option<u64>) {
     if claim.state == ClaimState::Reserved {
         claim.state = ClaimState::Active;
+        claim.times = ClaimTimes::new(claim.times.created_at_ms(), at);
         claim.deadline = stay(claim).map(|ms| now + ms);
     }
 }

@@ -84,6 +84,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::Cleared { cleared, suspect } => Said::Cleared { cleared, suspect },
         Answer::UnknownIncarnation { known } => Said::Newer { known },
         Answer::Releasing => Said::Releasing,
+        Answer::TtlTooLong { max_ms } => Said::TtlTooLong(max_ms),
         Answer::NotActive => Said::NotActive,
         Answer::Deleted => Said::Deleted,
         Answer::UnknownWorker => Said::Unknown,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::engine::{Answer, Effect, Event, Place, Replay, Resume, Shard};
+use hotpool::engine::{Answer, Effect, Event, Grant, Place, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, Policy, Resources, WorkerId, WorkerSpec};
 use hotpool::row::put_shard;
 
@@ -165,7 +165,10 @@ impl World {
         let claims = |shard: &Shard| {
             let mut all: Vec<_> = shard
                 .list_claims(0)
-                .map(|(_, id, grant)| (id.key().to_owned(), grant.place.fence, grant.cards, grant.spec, grant.state))
+                .map(|(_, id, grant)| {
+                    let Grant { place, cards, spec, state, times, .. } = grant;
+                    (id.key().to_owned(), place.fence, cards, spec, state, times)
+                })
                 .collect();
             all.sort_by(|a, b| a.0.cmp(&b.0));
             all

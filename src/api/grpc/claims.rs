@@ -110,10 +110,10 @@ impl ClaimService for Calls {
         let phase = read::phase(*phase)?;
         let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
         let released = match phase {
-            Some(Phase::Begin) => self.scheduler.begin_release(&id, fence).await,
-            Some(Phase::Finish) | None => self.scheduler.release(&id, fence).await,
+            Some(Phase::Begin) => self.scheduler.begin_release_held(&id, Some(fence)).await,
+            Some(Phase::Finish) | None => self.scheduler.release_held(&id, Some(fence)).await,
         };
-        released.map_err(Failure::from)?;
-        Ok(Response::new(ReleaseClaimResponse {}))
+        let released = released.map_err(Failure::from)?;
+        Ok(Response::new(ReleaseClaimResponse { released }))
     }
 }

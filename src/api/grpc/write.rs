@@ -26,7 +26,7 @@ impl From<&Capacity> for proto::Capacity {
 
 impl From<&ClaimView> for proto::Claim {
     fn from(claim: &ClaimView) -> Self {
-        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _, evicted } = claim;
+        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _, evicted, times } = claim;
         let worker = &worker.spec;
         let state = match state {
             ClaimState::Reserved => proto::ClaimState::Reserved,
@@ -49,6 +49,8 @@ impl From<&ClaimView> for proto::Claim {
             labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
             priority: spec.as_ref().map_or(0, |spec| spec.priority.into()),
             preemptible: spec.as_ref().is_some_and(|spec| spec.preemptible),
+            created_at_ms: times.created_at_ms(),
+            activated_at_ms: times.activated_at_ms(),
         }
     }
 }
@@ -216,6 +218,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             labels,
             class,
             reserve_ms,
+            ttl_default_ms,
+            ttl_max_ms,
             releasing_ms,
             heartbeat_ttl_ms,
             unnamed_ms,
@@ -257,6 +261,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             labels: labels.clone(),
             class: class.clone(),
             reserve_ms: Some(*reserve_ms),
+            ttl_default_ms: *ttl_default_ms,
+            ttl_max_ms: *ttl_max_ms,
             lag_max_ms: Some(*lag_max_ms),
             waiters_max: Some((*waiters_max).into()),
             preemption: Some(*preemption),
@@ -309,6 +315,7 @@ impl From<&PoolStatus> for proto::Pool {
             namespace: pool.name.namespace().to_owned(),
             name: pool.name.pool().to_owned(),
             spec: Some((&pool.spec).into()),
+            version: pool.version,
             workers: Some(proto::WorkerCounts {
                 total: counts.total,
                 idle: counts.idle,

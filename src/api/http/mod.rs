@@ -66,8 +66,12 @@ pub fn router(api: Api) -> Router {
     let api = Arc::new(api);
     // `{key}:verb` is one segment to the router: `claims::verb` splits it at the last colon.
     Router::new()
+        .route(Route::Root.word(), get(admin::root))
         .route(Route::Pools.word(), get(pools::list))
-        .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete).post(pools::verb))
+        .route(
+            Route::Pool.word(),
+            put(pools::put).patch(pools::patch).get(pools::get).delete(pools::delete).post(pools::verb),
+        )
         .route(Route::Demand.word(), get(pools::demand))
         .route(Route::Events.word(), get(watch::events))
         .route(Route::Workers.word(), get(workers::list))

@@ -3,21 +3,16 @@
 use std::sync::Arc;
 
 use super::Running;
-use crate::engine::Grant;
 use crate::engine::fit::Sum;
 use crate::limits;
-use crate::model::{Capacity, ClaimId, ShardStatus};
+use crate::model::{Capacity, ShardStatus};
 use crate::refusal::Refusal;
 use crate::shard::command::{ClaimSieve, Question};
 use crate::shard::reply::{ClaimAnswer, Left, Outcome, Payload, ShardReport};
 
 impl Running {
     pub(super) fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
-        let passes = |id: &ClaimId, grant: &Grant| {
-            sieve.worker.as_ref().is_none_or(|worker| grant.worker.spec.id == *worker)
-                && sieve.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant)
-        };
-        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| passes(id, grant));
+        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| sieve.matches(id, grant));
         let mut rows = Vec::new();
         let shard = self.port.shard;
         for (at, id, grant) in claims.by_ref().take(limit) {
@@ -82,7 +77,7 @@ impl Running {
             },
             ledger: self.shard.ledger().cloned().collect(),
             left: self.left(),
-            drift: self.shard.ledger_drift(),
+            drift: self.audit.drift(&self.shard),
         }
     }
 }

@@ -157,21 +157,6 @@ fn every_verb_has_its_path_and_body() {
             json!({"fence": 7, "tenant": "default", "resources": {"cpu_milli": 5, "gpu": {"models": ["a100", "h100"], "count": 1, "milli": 250}}}),
         ),
         (
-            r#"pools put demo/warm --shards 2 --mode shared --policy fgd --spare-gpu-workers false --typical-requests [{"weight":1}]"#,
-            "PUT /v1/pools/demo/warm",
-            json!({"shards": 2, "mode": "shared", "policy": "fgd", "spare_gpu_workers": false, "typical_requests": [{"weight": 1}]}),
-        ),
-        (
-            "pools put demo/warm --shards 2 --mode exclusive --releasing-ms 5 --heartbeat-ttl-ms 6 --lag-max-ms 7 --unnamed-ms 8 --lost-keep-ms 0",
-            "PUT /v1/pools/demo/warm",
-            json!({"shards": 2, "mode": "exclusive", "releasing_ms": 5, "heartbeat_ttl_ms": 6, "unnamed_ms": 8, "lost_keep_ms": 0, "lag_max_ms": 7}),
-        ),
-        (
-            "pools put demo/warm --shards 2 --mode exclusive --waiters-max 8 --waiters-tenant-max 9",
-            "PUT /v1/pools/demo/warm",
-            json!({"shards": 2, "mode": "exclusive", "waiters_max": 8, "waiters_tenant_max": 9}),
-        ),
-        (
             "quotas put demo/acme --claims 1 --cpu-milli 2 --memory-bytes 1Ki --gpu-milli 500 --weight 3",
             "PUT /v1/quotas/demo/acme",
             json!({"claims": 1, "cpu_milli": 2, "memory_bytes": 1024, "gpu_milli": 500, "weight": 3}),

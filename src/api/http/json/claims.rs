@@ -263,6 +263,12 @@ pub(in crate::api::http) struct ReleaseBody<'a> {
     pub(in crate::api::http) phase: Option<Phase>,
 }
 
+/// `{"released":...}`: whether the key held a claim.
+#[derive(Serialize)]
+pub(in crate::api::http) struct ReleaseAnswer {
+    pub(in crate::api::http) released: bool,
+}
+
 /// Checks a fence.
 pub(in crate::api) fn fence(fence: Fence) -> Result<Fence, Failure> {
     if fence > limits::FENCE_MAX {
@@ -294,6 +300,10 @@ pub(in crate::api::http) struct ClaimJson<'a> {
     preemptible: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at_ms: Option<Millis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at_ms: Option<Millis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activated_at_ms: Option<Millis>,
 }
 
 impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
@@ -314,6 +324,8 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
             priority: claim.spec.as_ref().map_or(0, |spec| spec.priority.into()),
             preemptible: claim.spec.as_ref().is_some_and(|spec| spec.preemptible),
             expires_at_ms: claim.expires_at_ms,
+            created_at_ms: claim.times.created_at_ms(),
+            activated_at_ms: claim.times.activated_at_ms(),
         }
     }
 }
