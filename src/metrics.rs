@@ -1,23 +1,30 @@
 //! Every metric of the process. The table [`ALL`] is the help text that Prometheus and `docs/METRICS.md` show.
 //!
-//! Handles are made once (per pool, and once for the process) and kept: a handle costs 14 ns, a macro 100.
-//! They belong to the recorder that is installed when they are made, so [`install`] comes before the first
-//! pool; without any recorder they do nothing, which is what a program that embeds the library gets.
+//! What belongs to the process goes through handles of the `metrics` facade, made once and kept: a handle costs 14 ns, a
+//! macro 100. They belong to the recorder that is installed when they are made, so [`install`] comes before the first
+//! use; without any recorder they do nothing, which is what a program that embeds the library gets.
+//!
+//! What belongs to a pool ([`PoolMetrics`]) is its own: a recorder keeps every series for the life of the process, and
+//! pools come and go by the thousand. [`write_pools`] renders the pools that there are.
 
+mod exposition;
 mod labels;
 mod node;
 mod pool;
+mod values;
 mod vitals;
 
+use std::io;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use metrics::{Counter, Gauge, Histogram, KeyName, Recorder as _};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+pub use self::exposition::{Appears, POOL_FAMILIES, PoolFamily, write_pools};
 pub use self::labels::*;
 pub use self::node::NodeMetrics;
-use self::pool::claim_counters;
-pub use self::pool::{PoolMetrics, Spread};
+pub use self::pool::PoolMetrics;
+pub use self::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, Spread};
 use self::vitals::Vitals;
 
 /// What a metric is, and the upper bounds of a histogram's buckets.
@@ -50,14 +57,18 @@ const SECONDS: &[f64] = &[
     5.0, 10.0,
 ];
 
-/// 1 ms to a day.
-const WAITS: &[f64] = &[
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0,
-    86_400.0,
-];
+/// 10 us to 10 s, two a decade where claims are usually answered. Coarser than [`SECONDS`], as all histograms of pools: each
+/// bound is a line of 60 bytes and more, once a pool.
+const CLAIM_SECONDS_BOUNDS: &[f64] = &[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0, 10.0];
 
-/// Powers of two up to the most shards of a pool.
-const PROBES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// 10 us to 1 s: a shard that is not looked at for longer answers nobody.
+const RING_WAIT_BOUNDS: &[f64] = &[1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0];
+
+/// 10 ms to a day.
+const WAITS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0, 86_400.0];
+
+/// One shard, a second one, and powers of four from there on.
+const PROBES: &[f64] = &[1.0, 2.0, 4.0, 16.0, 64.0, 256.0];
 
 /// Powers of four up to a million.
 const ROWS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
@@ -89,13 +100,13 @@ macro_rules! definitions {
 
 definitions! {
     CLAIMS = "hotpool_claims_total", Kind::Counter, ["pool", "outcome"], "Claims asked for, by what became of them.";
-    CLAIM_SECONDS = "hotpool_claim_seconds", Kind::Histogram(SECONDS), ["pool"],
+    CLAIM_SECONDS = "hotpool_claim_seconds", Kind::Histogram(CLAIM_SECONDS_BOUNDS), ["pool"],
         "Time from a claim's arrival at the scheduler to its answer, of those that did not wait for room. Of all claims while \
          load is light, of one in 16 past some thousands a second; of those that one run of a shard answers, of the first.";
-    RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
+    RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(RING_WAIT_BOUNDS), ["pool"],
         "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
     RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Releases that a shard carried out, whoever asked: the second of two steps counts, the first does not.";
-    WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"],
+    WORKERS = "hotpool_workers", Kind::Gauge, ["state", "pool"],
         "Workers by what can be had of them, each once: idle, busy, or not offered and without a claim, by the first \
          reason that applies. Their sum is all workers.";
     RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
@@ -119,7 +130,7 @@ definitions! {
         "Workers that sent no heartbeat for longer than the pool allows.";
     LOST_WORKERS_DELETED = "hotpool_lost_workers_deleted_total", Kind::Counter, ["pool"],
         "Workers that were deleted because they had been lost for as long as the pool keeps them.";
-    WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["pool", "reason"],
+    WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["reason", "pool"],
         "Workers that are not offered, held or not, by reason. One may have several: it counts under each.";
     HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that are there.";
     HEARTBEATS_IGNORED = "hotpool_heartbeats_ignored_total", Kind::Counter, ["pool"],
@@ -148,9 +159,9 @@ definitions! {
     SHARDS_MAX = "hotpool_shards_max", Kind::Gauge, [],
         "Shards of all pools together that there may be (server.max_shards): a PUT of a pool that would bring more is answered 409.";
     READY = "hotpool_ready", Kind::Gauge, [], "1 if every shard serves and the store takes records, else 0; /readyz says why.";
-    SHARD_WORKERS = "hotpool_shard_workers", Kind::Gauge, ["pool", "stat"],
+    SHARD_WORKERS = "hotpool_shard_workers", Kind::Gauge, ["stat", "pool"],
         "Fewest, mean and most workers of a shard: how evenly the hash spreads them.";
-    SHARD_HELD = "hotpool_shard_held", Kind::Gauge, ["pool", "stat"],
+    SHARD_HELD = "hotpool_shard_held", Kind::Gauge, ["stat", "pool"],
         "Fewest, mean and most held workers of a shard: how evenly claims are spread.";
     FENCE_REFUSALS = "hotpool_fence_refusals_total", Kind::Counter, [],
         "Confirms, releases and the like that were refused because another holder has the key.";
@@ -202,7 +213,7 @@ pub struct ProcessMetrics {
     /// `hotpool_step_seconds`.
     pub step_seconds: Histogram,
     steps: Vec<Counter>,
-    claims: Vec<Counter>,
+    claims: ClaimCounters,
     /// `hotpool_quota_waiters`.
     pub quota_waiters: Gauge,
     /// `hotpool_recovery_seconds`.
@@ -253,7 +264,7 @@ impl ProcessMetrics {
             step_bytes: metrics::histogram!(STEP_BYTES),
             step_seconds: metrics::histogram!(STEP_SECONDS),
             steps: StepResult::ALL.iter().map(|result| metrics::counter!(STEPS, "outcome" => result.word())).collect(),
-            claims: claim_counters("none"),
+            claims: ClaimCounters::default(),
             quota_waiters: metrics::gauge!(QUOTA_WAITERS),
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
@@ -292,8 +303,8 @@ impl ProcessMetrics {
     }
 
     /// Counter of claims with this outcome that belong to no pool.
-    pub fn claims(&self, outcome: ClaimOutcome) -> &Counter {
-        &self.claims[outcome as usize]
+    pub fn claims(&self, outcome: ClaimOutcome) -> &PoolCounter {
+        self.claims.of(outcome)
     }
 
     /// Counter of steps with this answer.
@@ -379,11 +390,15 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Every metric in Prometheus' text format. What it says of the runtime is of the one that it is called in.
-    #[must_use]
-    pub fn render(&self) -> String {
+    /// Writes every metric of the process and of these pools in Prometheus' text format. What it says of the runtime is of
+    /// the one that it is called in.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, pools: &[Arc<PoolMetrics>], out: &mut impl io::Write) -> io::Result<()> {
         self.vitals.observe();
-        self.handle.render()
+        self.handle.render_to_write(out)?;
+        write_pools(pools, out)
     }
 
     /// Folds raw histogram samples into their buckets; call it every few seconds, or they pile up.
@@ -392,8 +407,8 @@ impl Exporter {
     }
 }
 
-/// Installs the exporter of this process, or returns the one that is installed. Call it before the first
-/// pool is made, and [`Exporter::upkeep`] from then on.
+/// Installs the exporter of this process, or returns the one that is installed. Call it before anything is counted, and
+/// [`Exporter::upkeep`] from then on.
 ///
 /// # Errors
 /// [`InstallError::Taken`] if the program has a recorder of its own.
@@ -405,12 +420,15 @@ pub fn install() -> Result<Exporter, InstallError> {
     }
     let mut builder = PrometheusBuilder::new();
     for metric in ALL {
-        if let Kind::Histogram(buckets) = metric.kind {
+        // Those of pools are not the exporter's.
+        if let Kind::Histogram(buckets) = metric.kind
+            && !metric.labels.contains(&"pool")
+        {
             builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)?;
         }
     }
     let recorder = builder.build_recorder();
-    for Definition { name, kind, help, .. } in ALL {
+    for Definition { name, kind, help, .. } in ALL.iter().filter(|metric| !metric.labels.contains(&"pool")) {
         let name = KeyName::from_const_str(name);
         match kind {
             Kind::Counter => recorder.describe_counter(name, None, (*help).into()),
@@ -425,49 +443,4 @@ pub fn install() -> Result<Exporter, InstallError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::PoolName;
-
-    #[test]
-    fn what_is_counted_is_scraped_under_its_name_and_help() {
-        let exporter = install().unwrap();
-        let again = install().unwrap();
-        let pool = PoolMetrics::new(&PoolName::new("ns", "scraped").unwrap());
-        pool.claims(ClaimOutcome::Created).increment(3);
-        pool.claim_seconds.record(3e-6);
-        pool.claim_probes.record(2.0);
-        pool.workers_busy.set(7.0);
-        metrics().steps(StepResult::Gap).increment(1);
-        metrics().http_requests(Route::Release, 200).increment(2);
-        metrics().http_requests(Route::Release, 418).increment(1);
-        let text = again.render();
-        for line in [
-            r#"hotpool_claims_total{pool="ns/scraped",outcome="created"} 3"#,
-            r#"hotpool_claims_total{pool="ns/scraped",outcome="deadline"} 0"#,
-            r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.000002"} 0"#,
-            r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.000005"} 1"#,
-            r#"hotpool_claim_probes_bucket{pool="ns/scraped",le="1024"} 1"#,
-            r#"hotpool_workers{state="busy",pool="ns/scraped"} 7"#,
-            r#"hotpool_steps_total{outcome="gap"} 1"#,
-            r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="200"} 2"#,
-            r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="other"} 1"#,
-            "# HELP hotpool_claims_total Claims asked for, by what became of them.",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
-        pool.zero_gauges();
-        assert!(exporter.render().contains(r#"hotpool_workers{state="busy",pool="ns/scraped"} 0"#));
-    }
-
-    #[test]
-    fn names_are_unique_and_buckets_grow() {
-        for (i, metric) in ALL.iter().enumerate() {
-            assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
-            assert!(metric.help.ends_with('.'), "{}", metric.name);
-            if let Kind::Histogram(buckets) = metric.kind {
-                assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]), "{}", metric.name);
-            }
-        }
-    }
-}
+mod tests;

@@ -10,8 +10,8 @@ use hashbrown::HashMap;
 
 use self::numbers::NumberTable;
 use crate::keys::{ShardRef, Unstored};
-use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::{Ack, PoolName, PoolSpec};
+use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::model::{Ack, PoolName, PoolSpec, UnschedulableReason};
 use crate::router::Board;
 use crate::shard::ShardPort;
 use crate::waiters::Line;
@@ -36,7 +36,7 @@ pub struct Pool {
     /// What they publish.
     pub board: Board,
     /// Its metrics.
-    pub metrics: PoolMetrics,
+    pub metrics: Arc<PoolMetrics>,
     /// Claims that wait for room in it.
     pub line: Line,
     /// What happens in it, for those who watch.
@@ -63,7 +63,7 @@ impl Pool {
         name: PoolName,
         spec: PoolSpec,
         ports: Box<[Arc<ShardPort>]>,
-        metrics: PoolMetrics,
+        metrics: Arc<PoolMetrics>,
     ) -> Self {
         let durable = AtomicBool::new(spec.ack == Ack::Durable);
         let board = Board::new(spec.shards, spec.mode);
@@ -113,6 +113,46 @@ impl Pool {
         (version, self.spec.load_full())
     }
 
+    /// Brings its gauges up to date, and the counters that its shards keep for themselves.
+    pub fn observe(&self) {
+        let metrics = &self.metrics;
+        let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
+        let (mut created, mut releases, mut touches, mut give_backs) = (0, 0, 0, 0);
+        for port in &self.ports {
+            depth += port.depth();
+            lag_ms = lag_ms.max(port.outbox.lag_ms());
+            idle += self.board.idle(port.shard.shard);
+            busy += self.board.held(port.shard.shard);
+            drift += port.drift();
+            created += port.tally.created.total();
+            releases += port.tally.releases.total();
+            touches += port.tally.touches.total();
+            give_backs += port.tally.give_backs.total();
+        }
+        metrics.claims(ClaimOutcome::Created).raise_to(created);
+        metrics.releases.raise_to(releases);
+        metrics.worker_touches.raise_to(touches);
+        metrics.give_backs.raise_to(give_backs);
+        metrics.workers_idle.set(f64::from(idle));
+        metrics.workers_busy.set(f64::from(busy));
+        for reason in UnschedulableReason::ALL {
+            let sum = |workers: fn(&ShardPort, UnschedulableReason) -> u32| -> u64 {
+                self.ports.iter().map(|port| u64::from(workers(port, reason))).sum()
+            };
+            metrics.workers_barred(reason).set(sum(ShardPort::barred) as f64);
+            metrics.workers_unschedulable(reason).set(sum(ShardPort::barred_free) as f64);
+        }
+        let shards = || self.ports.iter().map(|port| port.shard.shard);
+        let held = |shard| self.board.held(shard);
+        metrics.shard_workers.set(shards().map(|shard| self.board.idle(shard) + held(shard)));
+        metrics.shard_held.set(shards().map(held));
+        metrics.ring_depth.set(depth as f64);
+        metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
+        metrics.ledger_drift.set(drift as f64);
+        metrics.waiters.set(self.line.waiting() as f64);
+        metrics.watchers.set(self.watch.watchers() as f64);
+    }
+
     /// Whether it is being deleted.
     #[must_use]
     pub fn is_closing(&self) -> bool {
@@ -125,7 +165,7 @@ impl Pool {
 pub struct PoolMap {
     by_name: HashMap<PoolName, Arc<Pool>>,
     by_number: NumberTable<Arc<Pool>>,
-    /// By name, for those who choose among all of a namespace.
+    /// By name, for those who choose among all of a namespace, and for the scrape.
     in_order: Vec<Arc<Pool>>,
 }
 
@@ -145,6 +185,12 @@ impl PoolMap {
     /// All, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.by_name.values()
+    }
+
+    /// All, in the order of their names.
+    #[must_use]
+    pub fn in_order(&self) -> &[Arc<Pool>] {
+        &self.in_order
     }
 
     /// Those of a namespace, in the order of their names.

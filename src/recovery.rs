@@ -32,11 +32,11 @@ const STARTS: usize = 64;
 #[must_use]
 pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, version: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
     let number = dispatch.pools.next_number();
-    let metrics = PoolMetrics::new(&name);
+    let metrics = Arc::new(PoolMetrics::new(&name));
     let ports = (0..spec.shards)
         .map(|shard| {
             let outbox = Outbox::new(&dispatch.journal, ShardKey { pool: uid, shard }, 0);
-            ShardPort::new(ShardRef { pool: number, shard }, outbox, metrics.clone(), dispatch)
+            ShardPort::new(ShardRef { pool: number, shard }, outbox, Arc::clone(&metrics), dispatch)
         })
         .collect();
     Arc::new(Pool::new(number, uid, version, name, spec, ports, metrics))

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, ClaimOutcome, ExcessOutcome, GrpcCode, GrpcMethod, Kind, RequestRefusal, RespCommand, RespEnd, RespOutcome,
-    Route, ShardState, Spread, StepResult, Sweep,
+    ALL, Appears, ClaimOutcome, ExcessOutcome, GrpcCode, GrpcMethod, Kind, POOL_FAMILIES, RequestRefusal, RespCommand,
+    RespEnd, RespOutcome, Route, ShardState, Spread, StepResult, Sweep,
 };
 use hotpool::model::UnschedulableReason;
 
@@ -44,8 +44,7 @@ fn metrics_page() -> String {
         page,
         "\n## Labels\n\n\
          | label | of | values |\n|---|---|---|\n\
-         | `pool` | all that have it | `namespace/pool`; `other` for pools beyond the first {} names of a process; \
-         `none` for claims that name no pool that there is |\n\
+         | `pool` | all that have it | `namespace/pool`; `none` for claims that name no pool that there is |\n\
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
          | `state` | `hotpool_workers` | `idle` `busy` {} |\n\
@@ -61,7 +60,6 @@ fn metrics_page() -> String {
          | `command` | `hotpool_resp_commands_total` | {} |\n\
          | `outcome` | `hotpool_resp_commands_total` | {} |\n\
          | `reason` | `hotpool_resp_connections_ended_total` | {} |\n",
-        hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
         words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
@@ -80,6 +78,7 @@ fn metrics_page() -> String {
     .unwrap();
     writeln!(page, "| `stat` | all that have it | {} |", words(Spread::STATS.to_vec())).unwrap();
     writeln!(page, "| `version` | `hotpool_build_info` | that of the program |").unwrap();
+    page.push_str(&pool_series());
     page.push_str(
         "\n## The process\n\n\
          `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`,\n\
@@ -103,6 +102,40 @@ fn metrics_page() -> String {
         }
     }
     page
+}
+
+/// When the series of a pool come and go.
+fn pool_series() -> String {
+    const CLAIMS: &str = "hotpool_claims_total";
+    let mut section = String::from(
+        "\n## The series of a pool\n\n\
+         They come when the pool first needs them, stay at whatever value until it is deleted, and go with it: no scrape after its\n\
+         deletion shows them, and a pool that is made anew under the same name counts from 0. An idle pool, one whose workers are\n\
+         registered and that nobody uses, is 8 lines, under 500 bytes if its name (`namespace/pool`) has up to 20. One in use is\n\
+         3 to 5 kB, and 6 KiB if everything that can be counted was, if its name has up to 10; each further byte adds one a line.\n\n\
+         | comes | metric |\n|---|---|\n",
+    );
+    for appears in Appears::ALL {
+        let metrics = POOL_FAMILIES.iter().filter(|family| family.appears == appears && family.name != CLAIMS);
+        let mut names: Vec<String> = metrics.map(|family| format!("`{}`", family.name)).collect();
+        let outcomes: Vec<String> = ClaimOutcome::ALL
+            .iter()
+            .filter(|outcome| outcome.appears() == appears)
+            .map(|outcome| format!("`{}`", outcome.word()))
+            .collect();
+        if !outcomes.is_empty() {
+            names.push(format!("`{CLAIMS}` with {}", outcomes.join(" ")));
+        }
+        writeln!(section, "| {} | {} |", appears.word(), names.join(", ")).unwrap();
+    }
+    section.push_str(
+        "\nThe use of a pool begins when a claim is asked for, ends, or is found after a restart, or when a worker sends a heartbeat. What\n\
+         comes *with its use* comes at 0, but for what began it. What comes *when needed* comes with its first count, and Prometheus\n\
+         sees no increase from nothing to 1: `increase()` and `rate()` begin with the second. So a rule that must see the first asks\n\
+         for one of the others, as those of `config/prometheus/alerts.yml` do. An absent series of a pool that is there is 0:\n\
+         `sum(hotpool_give_backs_total{pool=\"demo/warm\"}) or vector(0)`.\n",
+    );
+    section
 }
 
 #[test]

@@ -2,13 +2,13 @@
 //! that a rule or a panel names, and a scrape by a real Prometheus.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use hotpool::metrics::{ALL, Kind};
+use hotpool::metrics::{ALL, Appears, ClaimOutcome, Kind, POOL_FAMILIES};
 use tempfile::TempDir;
 
 /// A wait that takes this long has failed.
@@ -54,6 +54,31 @@ fn exists(name: &str, scraped: &str) -> bool {
         Kind::Counter | Kind::Gauge => name == metric.name,
     };
     ALL.iter().any(ours) || scraped.lines().any(|line| line.starts_with(&format!("{name} ")))
+}
+
+/// `increase()` sees no step from nothing to 1: what a rule or an autoscaler asks for is there before it counts.
+#[test]
+fn h04_rules_ask_for_what_is_there_before_it_counts() {
+    let read = |path: &str| std::fs::read_to_string(file(path)).unwrap();
+    let operating = read("docs/OPERATING.md");
+    let query = operating.lines().find(|line| line.trim_start().starts_with("query: ")).expect("KEDA's query");
+    let (scaling, rules) = (names(query), read("config/prometheus/alerts.yml"));
+    assert!(scaling.len() == 2, "{query}");
+    for family in POOL_FAMILIES {
+        if scaling.contains(family.name) {
+            assert_eq!(family.appears, Appears::WithPool, "an unused pool is scaled too: {}", family.name);
+        }
+        // A histogram is looked at by quantiles, which the first amount does not change.
+        let histogram =
+            ALL.iter().any(|metric| metric.name == family.name && matches!(metric.kind, Kind::Histogram(_)));
+        if names(&rules).contains(family.name) && !histogram {
+            assert_ne!(family.appears, Appears::WhenNeeded, "{}", family.name);
+        }
+    }
+    for outcome in ClaimOutcome::ALL.iter().filter(|outcome| outcome.appears() == Appears::WhenNeeded) {
+        let mut asked = rules.split("hotpool_claims_total{").skip(1).map(|after| after.split('}').next().unwrap());
+        assert!(!asked.any(|labels| labels.split(['"', '|']).any(|word| word == outcome.word())), "{}", outcome.word());
+    }
 }
 
 /// A child that ends with the test.
@@ -104,6 +129,21 @@ fn post(url: &str, method: &str, body: &str) {
     assert!(out.status.success(), "{method} {url}");
 }
 
+/// Families in one piece, each series once, counters that end in `_total`: promtool reads the page as Prometheus does.
+fn accepted_by_promtool(scraped: &str) {
+    let mut checker = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("tests/run.sh installs prometheus");
+    checker.stdin.take().unwrap().write_all(scraped.as_bytes()).unwrap();
+    let out = checker.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "promtool check metrics: {said}\n{scraped}");
+}
+
 #[test]
 fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
     let dir = TempDir::new().unwrap();
@@ -112,6 +152,7 @@ fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
     post(&format!("{base}/v1/pools/demo/warm/workers/w1"), "PUT", "{}");
     post(&format!("{base}/v1/claims"), "POST", r#"{"namespace":"demo","pool":"warm","key":"k"}"#);
     let scraped = get(&format!("{base}/metrics"));
+    accepted_by_promtool(&scraped);
     for path in ["config/prometheus/alerts.yml", "config/grafana/hotpool.json"] {
         let text = std::fs::read_to_string(file(path)).unwrap();
         let unknown: Vec<_> = names(&text).into_iter().filter(|name| !exists(name, &scraped)).collect();

@@ -1,211 +1,152 @@
-//! The handles of one pool's metrics.
+//! What is counted of one pool.
 
-use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, PoisonError};
-
-use metrics::{Counter, Gauge, Histogram, Label};
-
-use super::*;
-use crate::limits;
+use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, Spread};
+use super::{CLAIM_SECONDS_BOUNDS, PROBES, RING_WAIT_BOUNDS, Sweep, WAITS};
 use crate::model::{PoolName, UnschedulableReason};
 
-/// Fewest, mean and most of what the shards of a pool have. A series a shard would be thousands.
-#[derive(Clone)]
-pub struct Spread([Gauge; 3]);
+/// Nanoseconds in a second.
+const NS: f64 = 1e9;
+/// Milliseconds in a second.
+const MS: f64 = 1e3;
 
-impl Spread {
-    /// Values of the label `stat`, in order.
-    pub const STATS: [&str; 3] = ["min", "mean", "max"];
-
-    fn new(gauge: impl Fn(&'static str) -> Gauge) -> Self {
-        Self(Self::STATS.map(gauge))
-    }
-
-    /// Takes one number a shard.
-    pub fn set(&self, shards: impl Iterator<Item = u32> + Clone) {
-        let count = shards.clone().count().max(1);
-        let sum: f64 = shards.clone().map(f64::from).sum();
-        let [min, mean, max] = &self.0;
-        min.set(shards.clone().min().unwrap_or(0));
-        mean.set(sum / count as f64);
-        max.set(shards.max().unwrap_or(0));
-    }
-}
-
-/// Handles of one pool's metrics. Make one per pool, not per shard.
-#[derive(Clone)]
+/// Metrics of one pool, shared by its shards. They are the pool's own and in no registry: series are rendered from the
+/// pools that there are ([`super::write_pools`]), so they end with their pool, whoever still has it and counts on.
+#[derive(Debug)]
 pub struct PoolMetrics {
-    claims: Vec<Counter>,
-    /// `hotpool_claim_seconds`.
-    pub claim_seconds: Histogram,
-    /// `hotpool_ring_wait_seconds`.
-    pub ring_wait_seconds: Histogram,
+    /// Value of the label `pool`.
+    pub(super) label: Box<str>,
+    /// `hotpool_claims_total`.
+    pub claims: ClaimCounters,
+    /// `hotpool_claim_seconds`, in nanoseconds.
+    pub claim_seconds: PoolHistogram,
+    /// `hotpool_ring_wait_seconds`, in nanoseconds.
+    pub ring_wait_seconds: PoolHistogram,
     /// `hotpool_releases_total`.
-    pub releases: Counter,
+    pub releases: PoolCounter,
     /// `hotpool_workers{state="idle"}`.
-    pub workers_idle: Gauge,
+    pub workers_idle: PoolGauge,
     /// `hotpool_workers{state="busy"}`.
-    pub workers_busy: Gauge,
+    pub workers_busy: PoolGauge,
     /// `hotpool_shard_workers`.
     pub shard_workers: Spread,
     /// `hotpool_shard_held`.
     pub shard_held: Spread,
     /// `hotpool_ring_depth`.
-    pub ring_depth: Gauge,
+    pub ring_depth: PoolGauge,
     /// `hotpool_ring_refusals_total`.
-    pub ring_refusals: Counter,
+    pub ring_refusals: PoolCounter,
     /// `hotpool_claim_probes`.
-    pub claim_probes: Histogram,
+    pub claim_probes: PoolHistogram,
     /// `hotpool_worker_touches_total`.
-    pub worker_touches: Counter,
+    pub worker_touches: PoolCounter,
     /// `hotpool_store_lag_seconds`.
-    pub store_lag_seconds: Gauge,
-    sweeps: Vec<Counter>,
+    pub store_lag_seconds: PoolGauge,
+    pub(super) sweeps: [PoolCounter; Sweep::ALL.len()],
     /// `hotpool_claims_lost_total`.
-    pub claims_lost: Counter,
+    pub claims_lost: PoolCounter,
     /// `hotpool_workers_lost_total`.
-    pub workers_lost: Counter,
+    pub workers_lost: PoolCounter,
     /// `hotpool_lost_workers_deleted_total`.
-    pub lost_workers_deleted: Counter,
-    workers_barred: Vec<Gauge>,
-    workers_unschedulable: Vec<Gauge>,
+    pub lost_workers_deleted: PoolCounter,
+    pub(super) workers_barred: [PoolGauge; UnschedulableReason::ALL.len()],
+    pub(super) workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
     /// `hotpool_heartbeats_total`.
-    pub heartbeats: Counter,
+    pub heartbeats: PoolCounter,
     /// `hotpool_heartbeats_ignored_total`.
-    pub heartbeats_ignored: Counter,
+    pub heartbeats_ignored: PoolCounter,
     /// `hotpool_adoptions_total`.
-    pub adoptions: Counter,
+    pub adoptions: PoolCounter,
     /// `hotpool_stops_total`.
-    pub stops: Counter,
+    pub stops: PoolCounter,
     /// `hotpool_give_backs_total`.
-    pub give_backs: Counter,
+    pub give_backs: PoolCounter,
     /// `hotpool_waiters`.
-    pub waiters: Gauge,
-    /// `hotpool_wait_seconds`.
-    pub wait_seconds: Histogram,
+    pub waiters: PoolGauge,
+    /// `hotpool_wait_seconds`, in milliseconds.
+    pub wait_seconds: PoolHistogram,
     /// `hotpool_watchers`.
-    pub watchers: Gauge,
+    pub watchers: PoolGauge,
     /// `hotpool_watch_missed_total`.
-    pub watch_missed: Counter,
+    pub watch_missed: PoolCounter,
     /// `hotpool_evictions_total`.
-    pub evictions: Counter,
+    pub evictions: PoolCounter,
     /// `hotpool_ledger_drift`.
-    pub ledger_drift: Gauge,
+    pub ledger_drift: PoolGauge,
     /// `hotpool_shard_restarts_total`.
-    pub shard_restarts: Counter,
+    pub shard_restarts: PoolCounter,
 }
 
 impl PoolMetrics {
-    /// The handles of this pool. A pool of the same name that existed before counts on.
-    ///
-    /// Series stay until the process ends, so only the first [`limits::POOLS_MAX`] names of a process get their
-    /// own; what comes later counts under `pool="other"` and shows no gauges.
+    /// All at 0. Make one per pool, not per shard.
     #[must_use]
     pub fn new(pool: &PoolName) -> Self {
-        let named = has_own_series(pool);
-        let pool = if named { pool.to_string() } else { "other".to_owned() };
-        let label = || vec![Label::new("pool", pool.clone())];
-        let counter = |name| metrics::counter!(name, label());
-        let histogram = |name| metrics::histogram!(name, label());
-        let gauge = |name, mut labels: Vec<Label>| {
-            labels.extend(label());
-            if named { metrics::gauge!(name, labels) } else { Gauge::noop() }
-        };
+        let label = pool.to_string().into_boxed_str();
+        assert!(!label.contains(['"', '\\', '\n']), "a name of a pool needs no escapes in a label");
         Self {
-            claims: claim_counters(&pool),
-            claim_seconds: histogram(CLAIM_SECONDS),
-            ring_wait_seconds: histogram(RING_WAIT),
-            releases: counter(RELEASES),
-            workers_idle: gauge(WORKERS, vec![Label::new("state", "idle")]),
-            workers_busy: gauge(WORKERS, vec![Label::new("state", "busy")]),
-            shard_workers: Spread::new(|stat| gauge(SHARD_WORKERS, vec![Label::new("stat", stat)])),
-            shard_held: Spread::new(|stat| gauge(SHARD_HELD, vec![Label::new("stat", stat)])),
-            ring_depth: gauge(RING_DEPTH, vec![]),
-            ring_refusals: counter(RING_REFUSALS),
-            claim_probes: histogram(CLAIM_PROBES),
-            worker_touches: counter(TOUCHES),
-            store_lag_seconds: gauge(STORE_LAG, vec![]),
-            sweeps: Sweep::ALL
-                .iter()
-                .map(|deadline| {
-                    let labels = [Label::new("pool", pool.clone()), Label::new("deadline", deadline.word())];
-                    metrics::counter!(SWEEPS, labels.to_vec())
-                })
-                .collect(),
-            claims_lost: counter(CLAIMS_LOST),
-            workers_lost: counter(WORKERS_LOST),
-            lost_workers_deleted: counter(LOST_WORKERS_DELETED),
-            workers_barred: UnschedulableReason::ALL
-                .iter()
-                .map(|reason| gauge(WORKERS_BARRED, vec![Label::new("reason", reason.word())]))
-                .collect(),
-            workers_unschedulable: UnschedulableReason::ALL
-                .iter()
-                .map(|reason| gauge(WORKERS, vec![Label::new("state", reason.word())]))
-                .collect(),
-            heartbeats: counter(HEARTBEATS),
-            heartbeats_ignored: counter(HEARTBEATS_IGNORED),
-            adoptions: counter(ADOPTIONS),
-            stops: counter(STOPS),
-            give_backs: counter(GIVE_BACKS),
-            waiters: gauge(WAITERS, vec![]),
-            wait_seconds: histogram(WAIT_SECONDS),
-            watchers: gauge(WATCHERS, vec![]),
-            watch_missed: counter(WATCH_MISSED),
-            evictions: counter(EVICTIONS),
-            ledger_drift: gauge(LEDGER_DRIFT, vec![]),
-            shard_restarts: counter(SHARD_RESTARTS),
+            label,
+            claims: ClaimCounters::default(),
+            claim_seconds: PoolHistogram::new(CLAIM_SECONDS_BOUNDS, NS),
+            ring_wait_seconds: PoolHistogram::new(RING_WAIT_BOUNDS, NS),
+            releases: PoolCounter::default(),
+            workers_idle: PoolGauge::default(),
+            workers_busy: PoolGauge::default(),
+            shard_workers: Spread::default(),
+            shard_held: Spread::default(),
+            ring_depth: PoolGauge::default(),
+            ring_refusals: PoolCounter::default(),
+            claim_probes: PoolHistogram::new(PROBES, 1.0),
+            worker_touches: PoolCounter::default(),
+            store_lag_seconds: PoolGauge::default(),
+            sweeps: Default::default(),
+            claims_lost: PoolCounter::default(),
+            workers_lost: PoolCounter::default(),
+            lost_workers_deleted: PoolCounter::default(),
+            workers_barred: Default::default(),
+            workers_unschedulable: Default::default(),
+            heartbeats: PoolCounter::default(),
+            heartbeats_ignored: PoolCounter::default(),
+            adoptions: PoolCounter::default(),
+            stops: PoolCounter::default(),
+            give_backs: PoolCounter::default(),
+            waiters: PoolGauge::default(),
+            wait_seconds: PoolHistogram::new(WAITS, MS),
+            watchers: PoolGauge::default(),
+            watch_missed: PoolCounter::default(),
+            evictions: PoolCounter::default(),
+            ledger_drift: PoolGauge::default(),
+            shard_restarts: PoolCounter::default(),
         }
     }
 
     /// Counter of claims with this outcome.
-    pub fn claims(&self, outcome: ClaimOutcome) -> &Counter {
-        &self.claims[outcome as usize]
+    #[must_use]
+    pub fn claims(&self, outcome: super::ClaimOutcome) -> &PoolCounter {
+        self.claims.of(outcome)
     }
 
     /// Counter of claims that this deadline ended.
-    pub fn sweeps(&self, deadline: Sweep) -> &Counter {
+    #[must_use]
+    pub fn sweeps(&self, deadline: Sweep) -> &PoolCounter {
         &self.sweeps[deadline as usize]
     }
 
     /// Gauge of workers that are not offered for this reason.
-    pub fn workers_barred(&self, reason: UnschedulableReason) -> &Gauge {
+    #[must_use]
+    pub fn workers_barred(&self, reason: UnschedulableReason) -> &PoolGauge {
         &self.workers_barred[reason as usize]
     }
 
     /// Gauge of workers that hold no claim and are not offered, with this as the first reason.
-    pub fn workers_unschedulable(&self, reason: UnschedulableReason) -> &Gauge {
+    #[must_use]
+    pub fn workers_unschedulable(&self, reason: UnschedulableReason) -> &PoolGauge {
         &self.workers_unschedulable[reason as usize]
     }
 
-    /// Sets every gauge to 0: the pool was deleted.
-    pub fn zero_gauges(&self) {
-        let one = [
-            &self.workers_idle,
-            &self.workers_busy,
-            &self.ring_depth,
-            &self.store_lag_seconds,
-            &self.ledger_drift,
-            &self.waiters,
-            &self.watchers,
-        ];
-        for gauge in one.into_iter().chain(&self.workers_barred).chain(&self.workers_unschedulable) {
-            gauge.set(0.0);
-        }
-        self.shard_workers.set(std::iter::empty());
-        self.shard_held.set(std::iter::empty());
+    /// Whether anybody has claimed, released or sent a heartbeat, or a claim was there from before a restart. Workers that
+    /// are only there are no use.
+    pub(super) fn is_in_use(&self) -> bool {
+        let ends = self.sweeps.iter().chain([&self.claims_lost, &self.releases]);
+        let counted = ends.chain([&self.heartbeats]).any(|counter| counter.value() > 0);
+        counted || self.claims.any() || self.workers_busy.was_set() || self.waiters.was_set()
     }
-}
-
-pub(super) fn claim_counters(pool: &str) -> Vec<Counter> {
-    let labels =
-        |outcome: &ClaimOutcome| vec![Label::new("pool", pool.to_owned()), Label::new("outcome", outcome.word())];
-    ClaimOutcome::ALL.iter().map(|outcome| metrics::counter!(CLAIMS, labels(outcome))).collect()
-}
-
-/// Whether the pool is among the first names of this process, and so has series of its own.
-fn has_own_series(pool: &PoolName) -> bool {
-    static NAMES: LazyLock<Mutex<HashSet<PoolName>>> = LazyLock::new(Mutex::default);
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
-    names.contains(pool) || (names.len() < limits::POOLS_MAX && names.insert(pool.clone()))
 }

@@ -37,15 +37,15 @@ use crate::fence::Fences;
 use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
 use crate::limits;
-use crate::metrics::{ShardState, metrics};
-use crate::model::{PoolName, PoolSpec, UnschedulableReason};
+use crate::metrics::{PoolMetrics, ShardState, metrics};
+use crate::model::{PoolName, PoolSpec};
 use crate::ownership;
 use crate::pools::{Pool, Pools};
 use crate::recovery::{self, Recovered};
 use crate::refusal::{Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::selector::Selectors;
-use crate::shard::{ShardPort, Supervisor};
+use crate::shard::Supervisor;
 use crate::store::{SharedStore, StoreError};
 use crate::waiters::Waiters;
 
@@ -297,39 +297,15 @@ impl Scheduler {
         Readiness { ready: reasons.is_empty(), reasons }
     }
 
-    /// Brings the gauges that mirror something up to date; called before a scrape.
-    pub fn observe(&self) {
-        let pools: Vec<Arc<Pool>> = self.shared.dispatch.pools.load().iter().cloned().collect();
+    /// Brings what mirrors something up to date, for a scrape, and returns the metrics of the pools that there are, in the
+    /// order of their names.
+    #[must_use]
+    pub fn observe(&self) -> Vec<Arc<PoolMetrics>> {
+        let pools = self.shared.dispatch.pools.load_full();
         let mut by_state = [0_u32; ShardState::ALL.len()];
-        for pool in &pools {
-            let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
-            for reason in UnschedulableReason::ALL {
-                let sum = |workers: fn(&ShardPort, UnschedulableReason) -> u32| -> u64 {
-                    pool.ports.iter().map(|port| u64::from(workers(port, reason))).sum()
-                };
-                pool.metrics.workers_barred(reason).set(sum(ShardPort::barred) as f64);
-                pool.metrics.workers_unschedulable(reason).set(sum(ShardPort::barred_free) as f64);
-            }
-            for port in &pool.ports {
-                by_state[port.state() as usize] += 1;
-                depth += port.depth();
-                lag_ms = lag_ms.max(port.outbox.lag_ms());
-                idle += pool.board.idle(port.shard.shard);
-                busy += pool.board.held(port.shard.shard);
-                drift += port.drift();
-                port.publish_tally();
-            }
-            pool.metrics.workers_idle.set(f64::from(idle));
-            pool.metrics.workers_busy.set(f64::from(busy));
-            let shards = || pool.ports.iter().map(|port| port.shard.shard);
-            let held = |shard| pool.board.held(shard);
-            pool.metrics.shard_workers.set(shards().map(|shard| pool.board.idle(shard) + held(shard)));
-            pool.metrics.shard_held.set(shards().map(held));
-            pool.metrics.ring_depth.set(depth as f64);
-            pool.metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
-            pool.metrics.ledger_drift.set(drift as f64);
-            pool.metrics.waiters.set(pool.line.waiting() as f64);
-            pool.metrics.watchers.set(pool.watch.watchers() as f64);
+        for pool in pools.in_order() {
+            pool.observe();
+            pool.ports.iter().for_each(|port| by_state[port.state() as usize] += 1);
         }
         metrics().quota_waiters.set(self.shared.dispatch.quota_waiters() as f64);
         metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
@@ -339,6 +315,7 @@ impl Scheduler {
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
             metrics().shards(*state).set(f64::from(count));
         }
+        pools.in_order().iter().map(|pool| Arc::clone(&pool.metrics)).collect()
     }
 
     /// Panics one shard: fault injection for tests. No edge calls it.

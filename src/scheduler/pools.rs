@@ -229,7 +229,6 @@ impl Scheduler {
         pool.watch.close();
         self.dispatch().keys.forget_pool(pool.number);
         self.undo_gangs_of(pool.uid).await;
-        pool.metrics.zero_gauges();
         if let Ok(catalogue) = self.catalogue() {
             let removed = catalogue.remove(pool.uid);
             catalogue.stored(removed).await;

@@ -34,7 +34,7 @@ use crate::engine::{Barred, Place, Rules};
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
-use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
 use crate::refusal::{Refusal, Unavailable, What};
 
@@ -86,7 +86,7 @@ pub struct ShardPort {
     barred_free: ReasonCells,
     /// Workers that may name lost claims, as the actor last saw them.
     unvouched: AtomicUsize,
-    metrics: PoolMetrics,
+    metrics: Arc<PoolMetrics>,
     /// What it did, for the counters of its pool.
     pub tally: Tally,
     /// For the tickets in commands that nobody will decide.
@@ -108,7 +108,7 @@ impl std::fmt::Debug for ShardPort {
 impl ShardPort {
     /// A handle without an actor: it refuses until one serves.
     #[must_use]
-    pub fn new(shard: ShardRef, outbox: Arc<Outbox>, metrics: PoolMetrics, dispatch: &Arc<Dispatch>) -> Arc<Self> {
+    pub fn new(shard: ShardRef, outbox: Arc<Outbox>, metrics: Arc<PoolMetrics>, dispatch: &Arc<Dispatch>) -> Arc<Self> {
         let port = Arc::new(Self {
             shard,
             outbox,
@@ -347,7 +347,6 @@ impl ShardPort {
             // An actor that is gone already is as good as stopped.
             let _ = actor.stop_and_wait(None, None).await;
         }
-        self.publish_tally();
         self.refuse_all();
     }
 
@@ -454,16 +453,6 @@ impl ShardPort {
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
         // Before the last look at the notices: whoever brings one after that moves this time for its own deadline.
         self.next_tick_ms.store(at_ms.unwrap_or(u64::MAX), Ordering::SeqCst);
-    }
-
-    /// Brings the pool's counters up to date.
-    pub(crate) fn publish_tally(&self) {
-        let Tally { created, releases, touches, give_backs, runs: _ } = &self.tally;
-        let metrics = &self.metrics;
-        created.publish(metrics.claims(ClaimOutcome::Created));
-        releases.publish(&metrics.releases);
-        touches.publish(&metrics.worker_touches);
-        give_backs.publish(&metrics.give_backs);
     }
 
     /// Tickets of claims whose decision ended in a panic.

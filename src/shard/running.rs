@@ -17,7 +17,6 @@ mod words;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use self::told::wish;
 use self::words::refusal;
@@ -243,7 +242,7 @@ impl Running {
         }
         if let Some(started) = taken.iter().find_map(started_ns) {
             let waited = self.dispatch.clock.mono_ns().saturating_sub(started);
-            self.pool.metrics.ring_wait_seconds.record(Duration::from_nanos(waited).as_secs_f64());
+            self.pool.metrics.ring_wait_seconds.record(waited);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hotpool::clock::Clock;
 use hotpool::keys::Found;
+use hotpool::metrics::write_pools;
 use hotpool::model::{
     Ack, ClaimFilter, ClaimId, ClaimRequest, ClaimState, PoolName, PoolSpec, ShardStatus, Taken, WorkerId, WorkerSpec,
 };
@@ -120,6 +121,13 @@ impl World {
 
     pub fn gate(&self) -> &Arc<GatedStore> {
         self.gate.as_ref().expect("a world on a store")
+    }
+
+    /// Series of its pools, as a scrape shows them.
+    pub fn scrape(&self) -> String {
+        let mut page = Vec::new();
+        write_pools(&self.s.observe(), &mut page).unwrap();
+        String::from_utf8(page).unwrap()
     }
 
     /// Another world on a copy of what is stored now: what `kill -9` and a restart would find.

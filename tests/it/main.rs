@@ -24,6 +24,7 @@ mod life;
 mod lifecycle;
 mod load;
 mod many_shards;
+mod metrics;
 mod openapi;
 mod pool_changes;
 mod pools;

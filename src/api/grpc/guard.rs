@@ -138,7 +138,9 @@ mod tests {
             assert_eq!(format!("{:?}", status.code()).to_uppercase(), code.replace('_', ""));
             assert_eq!(status.get_details_error_info().map(|info| info.reason).as_deref(), reason);
             let counted = format!(r#"hotpool_grpc_requests_total{{method="{method}",code="{code}"}} 1"#);
-            assert!(exporter.render().contains(&counted), "{counted}");
+            let mut text = Vec::new();
+            exporter.write(&[], &mut text).unwrap();
+            assert!(String::from_utf8(text).unwrap().contains(&counted), "{counted}");
         }
     }
 

@@ -56,20 +56,6 @@ pub(super) async fn readyz(State(api): State<Shared>) -> Answer {
     Err(failure)
 }
 
-/// The scrape.
-pub(super) async fn metrics(State(api): State<Shared>) -> Response {
-    api.scheduler.observe();
-    let exporter = api.exporter.clone();
-    // Rendering thousands of series takes milliseconds, which no claim should wait for.
-    match tokio::task::spawn_blocking(move || exporter.render()).await {
-        Ok(text) => {
-            let plain = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-            ([(header::CONTENT_TYPE, plain)], text).into_response()
-        }
-        Err(_) => Failure::from(Unavailable::Stopping).into_response(),
-    }
-}
-
 /// Every shard of every pool.
 pub(super) async fn debug_shards(State(api): State<Shared>) -> Response {
     json(StatusCode::OK, &api.scheduler.debug_shards().await)

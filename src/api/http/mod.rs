@@ -26,6 +26,7 @@ mod pools;
 mod protect;
 mod quotas;
 pub(in crate::api) mod read;
+mod scrape;
 mod watch;
 mod workers;
 
@@ -94,7 +95,7 @@ pub fn router(api: Api) -> Router {
         .route(Route::DocsFile.word(), get(openapi::file))
         .route(Route::Healthz.word(), get(admin::healthz))
         .route(Route::Readyz.word(), get(admin::readyz))
-        .route(Route::Metrics.word(), get(admin::metrics))
+        .route(Route::Metrics.word(), get(scrape::metrics))
         .route(Route::DebugShards.word(), get(admin::debug_shards))
         .fallback(admin::no_route)
         .method_not_allowed_fallback(admin::no_method)

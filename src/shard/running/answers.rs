@@ -3,8 +3,6 @@
 //! A durable answer waits here for its shard's record and for every other that the key directory names. If it cannot
 //! leave in time it becomes `store`, and a claim that only it would have told of is given back.
 
-use std::time::Duration;
-
 use super::{Outgoing, Running};
 use crate::engine::{Event, Place};
 use crate::keys::Unstoreds;
@@ -131,7 +129,7 @@ impl Running {
         if started_ns > 0 && !self.timed {
             self.timed = true;
             let took = self.dispatch.clock.mono_ns().saturating_sub(started_ns);
-            self.pool.metrics.claim_seconds.record(Duration::from_nanos(took).as_secs_f64());
+            self.pool.metrics.claim_seconds.record(took);
         }
         if !reply.send(outcome)
             && let Some(place) = made

@@ -114,12 +114,12 @@ impl Running {
                     self.pool.board.remember(item.affinity, self.port.shard.shard);
                 }
                 if item.started_ns > 0 {
-                    self.pool.metrics.claim_probes.record(f64::from(item.visited.len()));
+                    self.pool.metrics.claim_probes.record(u64::from(item.visited.len()));
                 }
                 if item.has_waited() {
                     self.pool.line.served(self.now_ms);
                     let waited_ms = self.now_ms.saturating_sub(item.waited().1);
-                    self.pool.metrics.wait_seconds.record(waited_ms as f64 / 1e3);
+                    self.pool.metrics.wait_seconds.record(waited_ms);
                 }
                 let made = Some(grant.place);
                 self.answer_claim(*item, grant, true, unstored, made);

@@ -1,0 +1,178 @@
+use super::*;
+use crate::model::{PoolName, UnschedulableReason};
+
+fn pool(name: &str) -> Arc<PoolMetrics> {
+    Arc::new(PoolMetrics::new(&PoolName::new("ns", name).unwrap()))
+}
+
+fn page(pools: &[Arc<PoolMetrics>]) -> String {
+    let mut page = Vec::new();
+    write_pools(pools, &mut page).unwrap();
+    String::from_utf8(page).unwrap()
+}
+
+/// Bytes of the series of a pool, without the headings that all share.
+fn bytes(pool: &Arc<PoolMetrics>) -> usize {
+    let label = format!("pool=\"{}\"", pool.label);
+    page(std::slice::from_ref(pool)).lines().filter(|line| line.contains(&label)).map(|line| line.len() + 1).sum()
+}
+
+/// Counts whatever can be counted, in numbers of seven digits.
+fn use_up(pool: &PoolMetrics) {
+    const MANY: u64 = 1_234_567;
+    ClaimOutcome::ALL.iter().for_each(|outcome| pool.claims(*outcome).increment(MANY));
+    Sweep::ALL.iter().for_each(|deadline| pool.sweeps(*deadline).increment(MANY));
+    UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_barred(*reason).set(1e4));
+    UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_unschedulable(*reason).set(1e4));
+    let counters = [
+        &pool.releases,
+        &pool.ring_refusals,
+        &pool.worker_touches,
+        &pool.claims_lost,
+        &pool.workers_lost,
+        &pool.lost_workers_deleted,
+        &pool.heartbeats,
+        &pool.heartbeats_ignored,
+        &pool.adoptions,
+        &pool.stops,
+        &pool.give_backs,
+        &pool.watch_missed,
+        &pool.evictions,
+        &pool.shard_restarts,
+    ];
+    counters.into_iter().for_each(|counter| counter.increment(MANY));
+    let gauges = [
+        &pool.workers_idle,
+        &pool.workers_busy,
+        &pool.ring_depth,
+        &pool.store_lag_seconds,
+        &pool.waiters,
+        &pool.watchers,
+        &pool.ledger_drift,
+    ];
+    gauges.into_iter().for_each(|gauge| gauge.set(1e4));
+    pool.shard_workers.set([1_000, 1_000, 1_001].into_iter());
+    pool.shard_held.set([1_000, 1_000, 1_001].into_iter());
+    for histogram in [&pool.claim_seconds, &pool.ring_wait_seconds, &pool.claim_probes, &pool.wait_seconds] {
+        (0..1_000).for_each(|_| histogram.record(1));
+    }
+}
+
+#[test]
+fn what_is_counted_is_scraped_under_its_name_and_help() {
+    let exporter = install().unwrap();
+    let again = install().unwrap();
+    let pool = pool("scraped");
+    pool.claims(ClaimOutcome::Created).increment(3);
+    pool.claim_seconds.record(30_000);
+    pool.claim_probes.record(2);
+    pool.wait_seconds.record(1_500);
+    pool.workers_busy.set(7.0);
+    metrics().steps(StepResult::Gap).increment(1);
+    metrics().http_requests(Route::Release, 200).increment(2);
+    metrics().http_requests(Route::Release, 418).increment(1);
+    exporter.upkeep();
+    let mut text = Vec::new();
+    again.write(&[pool], &mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    for line in [
+        r#"hotpool_claims_total{pool="ns/scraped",outcome="created"} 3"#,
+        r#"hotpool_claims_total{pool="ns/scraped",outcome="deadline"} 0"#,
+        r#"hotpool_claims_total{pool="none",outcome="invalid"} "#,
+        r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.00001"} 0"#,
+        r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.00003"} 1"#,
+        r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="+Inf"} 1"#,
+        r#"hotpool_claim_seconds_sum{pool="ns/scraped"} 0.00003"#,
+        r#"hotpool_claim_probes_bucket{pool="ns/scraped",le="256"} 1"#,
+        r#"hotpool_wait_seconds_sum{pool="ns/scraped"} 1.5"#,
+        r#"hotpool_workers{state="busy",pool="ns/scraped"} 7"#,
+        r#"hotpool_steps_total{outcome="gap"} 1"#,
+        r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="200"} 2"#,
+        r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="other"} 1"#,
+        "# HELP hotpool_claims_total Claims asked for, by what became of them.\n# TYPE hotpool_claims_total counter\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn names_are_unique_and_buckets_grow() {
+    for (i, metric) in ALL.iter().enumerate() {
+        assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
+        assert!(metric.help.ends_with('.') && !metric.help.contains(['\\', '\n']), "{}", metric.name);
+        if let Kind::Histogram(buckets) = metric.kind {
+            assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]), "{}", metric.name);
+        }
+    }
+}
+
+#[test]
+fn h04_every_metric_of_pools_is_written_once_in_one_piece() {
+    let of_pools: Vec<_> =
+        ALL.iter().filter(|metric| metric.labels.contains(&"pool")).map(|metric| metric.name).collect();
+    let written: Vec<_> = POOL_FAMILIES.iter().map(|family| family.name).collect();
+    assert_eq!(written, of_pools);
+    let pools = ["a", "b", "c"].map(pool);
+    pools.iter().for_each(|pool| use_up(pool));
+    let page = page(&pools);
+    let mut families = Vec::new();
+    for line in page.lines() {
+        match line.strip_prefix("# HELP ") {
+            Some(help) => families.push((help.split(' ').next().unwrap(), Vec::new())),
+            None if line.starts_with("# TYPE ") => {}
+            None => {
+                let (name, series) = families.last_mut().unwrap();
+                assert!(line.starts_with(*name), "{line} stands among those of {name}");
+                series.push(line.rsplit_once(' ').unwrap().0);
+            }
+        }
+    }
+    assert_eq!(families.iter().map(|(name, _)| *name).collect::<Vec<_>>(), of_pools, "each has one heading");
+    for (name, mut series) in families {
+        let all = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), all, "{name} has a series twice");
+        for pool in ["a", "b", "c"] {
+            assert!(series.iter().any(|series| series.contains(&format!("pool=\"ns/{pool}\""))), "{name} of {pool}");
+        }
+    }
+}
+
+#[test]
+fn h04_a_pool_is_as_large_as_its_use() {
+    let (idle, used) = (pool("idle-pool"), pool("used-01"));
+    use_up(&used);
+    assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
+    // More than a pool ever shows: every outcome, every reason, every defect. The name has ten bytes.
+    assert!(bytes(&used) <= 6_144, "{}", bytes(&used));
+    // Workers that are there and nothing else are no use.
+    idle.workers_idle.set(100.0);
+    idle.worker_touches.increment(100);
+    idle.shard_workers.set([25, 25, 25, 25].into_iter());
+    assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
+    // With its first use it shows at 0 what rules ask for, and keeps all that it showed.
+    idle.heartbeats.increment(1);
+    let after = page(std::slice::from_ref(&idle));
+    for series in [
+        r#"claims_total{pool="ns/idle-pool",outcome="overloaded"} 0"#,
+        r#"sweeps_total{pool="ns/idle-pool",deadline="ttl"} 0"#,
+    ] {
+        assert!(after.contains(series), "{series} is not in\n{after}");
+    }
+    assert!(after.contains(r#"hotpool_claim_seconds_count{pool="ns/idle-pool"} 0"#));
+    assert!(!after.contains("hotpool_wait_seconds"), "the others come with their first amount");
+    idle.workers_barred(UnschedulableReason::Lost).set(1.0);
+    idle.workers_barred(UnschedulableReason::Lost).set(0.0);
+    let series = r#"hotpool_workers_barred{reason="lost",pool="ns/idle-pool"} 0"#;
+    assert!(page(&[idle]).contains(series), "a gauge that was shown stays");
+}
+
+#[test]
+fn h04_four_thousand_pools_fit_into_five_megabytes() {
+    let pools: Vec<_> = (0..crate::limits::POOLS_MAX).map(|i| pool(&format!("pool-{i:04}"))).collect();
+    pools.iter().take(100).for_each(|pool| use_up(pool));
+    let page = page(&pools);
+    assert!(page.len() <= 5_000_000, "{}", page.len());
+    assert!(page.contains(&format!("pool=\"ns/pool-{:04}\"", pools.len() - 1)), "none is left out");
+}

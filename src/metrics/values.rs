@@ -1,0 +1,166 @@
+//! Values of the series of a pool: plain atomics that the pool owns. A handle of a recorder would stay with the recorder
+//! for the life of the process, and costs an indirect call.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::ClaimOutcome;
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub struct PoolCounter(AtomicU64);
+
+impl PoolCounter {
+    /// Adds to it.
+    pub fn increment(&self, by: u64) {
+        // Most of what a run reports is 0, and other cores have this cache line too.
+        if by > 0 {
+            self.0.fetch_add(by, Ordering::Relaxed);
+        }
+    }
+
+    /// Raises it to a total that is kept elsewhere. Of two scrapes at the same time the later total stands.
+    pub fn raise_to(&self, total: u64) {
+        self.0.fetch_max(total, Ordering::Relaxed);
+    }
+
+    /// Total so far.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A present value, mirrored from elsewhere at each scrape.
+#[derive(Debug, Default)]
+pub struct PoolGauge {
+    bits: AtomicU64,
+    was_set: AtomicBool,
+}
+
+impl PoolGauge {
+    /// Replaces the value.
+    pub fn set(&self, value: f64) {
+        self.bits.store(value.to_bits(), Ordering::Relaxed);
+        if value != 0.0 {
+            self.was_set.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn value(&self) -> f64 {
+        f64::from_bits(self.bits.load(Ordering::Relaxed))
+    }
+
+    /// Whether a scrape ever found it other than 0. From then on it is shown, also as 0.
+    pub(super) fn was_set(&self) -> bool {
+        self.was_set.load(Ordering::Relaxed)
+    }
+}
+
+/// Fewest, mean and most of what the shards of a pool have. A series a shard would be thousands.
+#[derive(Debug, Default)]
+pub struct Spread([PoolGauge; 3]);
+
+impl Spread {
+    /// Values of the label `stat`, in order.
+    pub const STATS: [&str; 3] = ["min", "mean", "max"];
+
+    /// Takes one number a shard.
+    pub fn set(&self, shards: impl Iterator<Item = u32> + Clone) {
+        let count = shards.clone().count().max(1);
+        let sum: f64 = shards.clone().map(f64::from).sum();
+        let [min, mean, max] = &self.0;
+        min.set(f64::from(shards.clone().min().unwrap_or(0)));
+        mean.set(sum / count as f64);
+        max.set(f64::from(shards.max().unwrap_or(0)));
+    }
+
+    /// Each gauge with its value of `stat`.
+    pub(super) fn gauges(&self) -> impl Iterator<Item = (&'static str, &PoolGauge)> {
+        Self::STATS.into_iter().zip(&self.0)
+    }
+}
+
+/// A distribution over fixed buckets. Amounts are whole numbers of a unit, so that a sum is one addition.
+#[derive(Debug)]
+pub struct PoolHistogram {
+    bounds: &'static [f64],
+    units_per_one: f64,
+    /// One a bound, and one for what is above the last.
+    buckets: Box<[AtomicU64]>,
+    sum_units: AtomicU64,
+}
+
+impl PoolHistogram {
+    /// With these upper bounds. `units_per_one`: how many of the unit that it is given make 1 of what it shows.
+    pub(super) fn new(bounds: &'static [f64], units_per_one: f64) -> Self {
+        let buckets = std::iter::repeat_with(AtomicU64::default).take(bounds.len() + 1).collect();
+        Self { bounds, units_per_one, buckets, sum_units: AtomicU64::default() }
+    }
+
+    /// Counts one amount, in its unit.
+    pub fn record(&self, units: u64) {
+        let amount = units as f64 / self.units_per_one;
+        let bucket = self.bounds.partition_point(|&bound| bound < amount);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_units.fetch_add(units, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.buckets.iter().all(|bucket| bucket.load(Ordering::Relaxed) == 0)
+    }
+
+    pub(super) fn sum(&self) -> f64 {
+        self.sum_units.load(Ordering::Relaxed) as f64 / self.units_per_one
+    }
+
+    /// Upper bounds, each with how many amounts were not above it; the last, without a bound, counts all.
+    pub(super) fn cumulative(&self) -> impl Iterator<Item = (Option<f64>, u64)> {
+        let bounds = self.bounds.iter().copied().map(Some).chain([None]);
+        bounds.zip(&self.buckets).scan(0, |total, (bound, bucket)| {
+            *total += bucket.load(Ordering::Relaxed);
+            Some((bound, *total))
+        })
+    }
+}
+
+/// Claims by what became of them.
+#[derive(Debug, Default)]
+pub struct ClaimCounters([PoolCounter; ClaimOutcome::ALL.len()]);
+
+impl ClaimCounters {
+    /// Counter of claims with this outcome.
+    #[must_use]
+    pub fn of(&self, outcome: ClaimOutcome) -> &PoolCounter {
+        &self.0[outcome as usize]
+    }
+
+    /// Whether a claim was counted.
+    pub(super) fn any(&self) -> bool {
+        self.0.iter().any(|counter| counter.value() > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_is_in_the_bucket_of_the_first_bound_that_is_not_below_it() {
+        let histogram = PoolHistogram::new(&[0.001, 0.01], 1e3);
+        assert!(histogram.is_empty());
+        for ms in [0, 1, 2, 10, 11] {
+            histogram.record(ms);
+        }
+        let found: Vec<_> = histogram.cumulative().collect();
+        assert_eq!(found, [(Some(0.001), 2), (Some(0.01), 4), (None, 5)]);
+        assert!(!histogram.is_empty() && histogram.sum() == 0.024);
+    }
+
+    #[test]
+    fn a_total_from_an_earlier_look_takes_nothing_back() {
+        let counter = PoolCounter::default();
+        counter.raise_to(7);
+        counter.raise_to(5);
+        assert_eq!(counter.value(), 7);
+    }
+}
