@@ -6,6 +6,7 @@ mod claims;
 mod cli;
 mod client;
 mod connections;
+mod data_dir;
 mod declared_pools;
 mod examples;
 mod explain;

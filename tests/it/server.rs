@@ -39,6 +39,16 @@ pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
     command
 }
 
+/// The same command after a line of shell, which changes what the process inherits.
+pub fn through_sh(line: &str, plain: &Command, dir: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{line}; exec \"$0\" \"$@\"")).arg(plain.get_program()).args(plain.get_args());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let log = File::create(dir.join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+}
+
 impl Server {
     pub fn start(dir: &Path) -> Self {
         Self::start_with(dir, &[], &[])
@@ -46,7 +56,12 @@ impl Server {
 
     /// Starts the service and waits until it is ready.
     pub fn start_with(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Running(command(dir, arguments, environment).spawn().unwrap());
+        Self::spawn(dir, command(dir, arguments, environment))
+    }
+
+    /// Runs a command that starts the service, and waits until it is ready.
+    pub fn spawn(dir: &Path, mut command: Command) -> Self {
+        let mut child = Running(command.spawn().unwrap());
         let mut out = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let mut welcome = Vec::new();
         // The ready line, `try:`, and three commands.
@@ -114,7 +129,7 @@ impl Server {
     }
 }
 
-fn signal(name: &str, process: u32) {
+pub fn signal(name: &str, process: u32) {
     let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status().unwrap();
     assert!(sent.success());
 }
