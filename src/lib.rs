@@ -50,6 +50,7 @@ pub mod selector;
 pub mod service;
 pub mod shard;
 pub mod shutdown;
+pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod tenants;

@@ -24,6 +24,7 @@ mod quotas;
 mod resp;
 mod server;
 mod shares;
+mod signals;
 mod waiting;
 mod watch;
 mod workers;
