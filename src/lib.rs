@@ -24,6 +24,7 @@
 pub mod adoption;
 pub mod api;
 pub mod ask;
+pub mod caller;
 pub mod catalogue;
 pub mod choice;
 pub mod cli;

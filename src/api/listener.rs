@@ -21,7 +21,9 @@ use tower::Service as _;
 
 use super::Edges;
 use super::half_close::{self, Client};
+use super::request_id::identified;
 use super::socket::Socket;
+use crate::caller::ChangeSource;
 use crate::metrics::metrics;
 
 /// How long a request's head may take, and a connection may idle between requests.
@@ -62,10 +64,10 @@ pub async fn serve(
     let connections = Arc::new(Semaphore::new(max_connections));
     let http = Arc::new(protocol());
     let graceful = GracefulShutdown::new();
-    let take = |stream, _peer| match Arc::clone(&connections).try_acquire_owned() {
+    let take = |stream, peer| match Arc::clone(&connections).try_acquire_owned() {
         Ok(permit) => {
             let (http, edges) = (Arc::clone(&http), edges.clone());
-            tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
+            tokio::spawn(connection(stream, peer, http, edges, graceful.watcher(), permit));
         }
         // Closed by the drop: a queue of connections would only make the wait longer.
         Err(_) => metrics().http_connections_refused.increment(1),
@@ -138,13 +140,17 @@ async fn answer(mut edges: Edges, request: Request<Incoming>) -> Result<Response
 
 /// gRPC needs HTTP/2 and says so in its content type; gRPC-Web, whose type begins alike, is another protocol.
 fn is_grpc(request: &Request<Incoming>) -> bool {
+    if request.version() != Version::HTTP_2 {
+        return false;
+    }
     let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let rest = kind.strip_prefix(b"application/grpc");
-    request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 async fn connection(
     stream: TcpStream,
+    peer: SocketAddr,
     http: Arc<auto::Builder<TokioExecutor>>,
     edges: Edges,
     watcher: Watcher,
@@ -163,7 +169,9 @@ async fn connection(
         if request.version() != Version::HTTP_2 {
             request.extensions_mut().insert(Arc::clone(&client));
         }
-        answer(edges.clone(), request)
+        let source = if is_grpc(&request) { ChangeSource::Grpc } else { ChangeSource::Http };
+        let edges = edges.clone();
+        identified(source, peer, request, async move |request| answer(edges, request).await)
     });
     let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.

@@ -17,6 +17,7 @@ mod half_close;
 pub mod http;
 pub mod listener;
 pub mod outcome;
+mod request_id;
 pub mod resp;
 mod socket;
 mod watch;

@@ -21,6 +21,7 @@ mod load;
 mod openapi;
 mod pools;
 mod quotas;
+mod request_ids;
 mod resp;
 mod server;
 mod shares;
