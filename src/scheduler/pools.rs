@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
 use super::{Scheduler, wait};
+use crate::caller::carried;
 use crate::catalogue::{self, Catalogue};
 use crate::engine::Rules;
 use crate::limits;
@@ -27,7 +29,7 @@ impl Scheduler {
         self.open()?;
         let scheduler = self.clone();
         // Once begun it goes to its end, whether the caller waits or not: half a pool would keep its number and its shards.
-        let setting = tokio::spawn(async move { scheduler.set_pool(name, spec).await });
+        let setting = tokio::spawn(carried(async move { scheduler.set_pool(name, spec).await }));
         let (created, pool) = setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
         Ok((created, self.status(&pool).await))
     }
@@ -35,18 +37,29 @@ impl Scheduler {
     /// The same, also before calls are answered.
     pub(super) async fn set_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, Arc<Pool>), Refusal> {
         let spec = spec.settled()?;
+        let mut change = self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
         let _one_at_a_time = self.shared.changing.lock().await;
         let known = self.dispatch().pools.load().get(&name).cloned();
-        match known {
+        let old = known.as_ref().map(|pool| pool.spec.load_full());
+        change.details().difference = Some(match &old {
+            Some(old) => Difference::between(&**old, &spec),
+            None => Difference::from_defaults(&spec),
+        });
+        let is_new = old.as_deref() != Some(&spec);
+        let set = match known {
             Some(pool) if pool.is_closing() => {
                 Err(Refusal::State("the pool is being deleted; try again when it is gone".into()))
             }
-            Some(pool) => {
-                self.replace_pool(&pool, spec).await?;
-                Ok((false, pool))
-            }
-            None => Ok((true, self.create_pool(name, spec).await?)),
+            Some(pool) => self.replace_pool(&pool, spec).await.map(|()| (false, pool)),
+            None => self.create_pool(name, spec).await.map(|pool| (true, pool)),
+        };
+        match &set {
+            Ok((true, _)) => change.end(ChangeResult::Created),
+            Ok((false, _)) if is_new => change.end(ChangeResult::Replaced),
+            Ok((false, _)) => change.end(ChangeResult::Unchanged),
+            Err(refusal) => change.refused(refusal),
         }
+        set
     }
 
     async fn create_pool(&self, name: PoolName, spec: PoolSpec) -> Result<Arc<Pool>, Refusal> {
@@ -118,11 +131,18 @@ impl Scheduler {
         self.open()?;
         let (scheduler, name) = (self.clone(), name.clone());
         // Once begun it goes to its end, whether the caller waits or not: half a deletion would leave the pool closed.
-        let deleting = tokio::spawn(async move { scheduler.delete_to_the_end(&name, force).await });
-        deleting.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+        let deleting = tokio::spawn(carried(async move {
+            let details = ChangeDetails { forced: Some(force), ..ChangeDetails::of_pool(&name) };
+            let mut change = scheduler.change(ChangeKind::DeletePool, details);
+            let deleted = scheduler.delete_to_the_end(&name, force).await;
+            change.details().workers = deleted.as_ref().ok().copied();
+            change.outcome(deleted)
+        }));
+        deleting.await.unwrap_or(Err(Refusal::DeadlineExceeded)).map(drop)
     }
 
-    async fn delete_to_the_end(&self, name: &PoolName, force: bool) -> Result<(), Refusal> {
+    /// Deletes a pool; how many workers went with it.
+    async fn delete_to_the_end(&self, name: &PoolName, force: bool) -> Result<u64, Refusal> {
         let _one_at_a_time = self.shared.changing.lock().await;
         let pool = self.pool(name)?;
         let catalogue = self.catalogue()?;
@@ -154,7 +174,7 @@ impl Scheduler {
             return Err(refusal);
         }
         self.finish_deletion(&pool).await;
-        Ok(())
+        Ok(workers)
     }
 
     /// Ends the shards of a pool whose deletion is in the store, then removes its row, last.

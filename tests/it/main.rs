@@ -1,6 +1,7 @@
 //! The service over real sockets: the binary is started, and asked as a client would ask it.
 
 mod bad_input;
+mod changes;
 mod choice;
 mod claims;
 mod cli;

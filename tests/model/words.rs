@@ -85,7 +85,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::UnknownIncarnation { known } => Said::Newer { known },
         Answer::Releasing => Said::Releasing,
         Answer::NotActive => Said::NotActive,
-        Answer::Deleted => Said::Deleted,
+        Answer::Deleted { .. } => Said::Deleted,
         Answer::UnknownWorker => Said::Unknown,
         Answer::StaleIncarnation { known, deleted } => Said::Stale { known, deleted },
         Answer::NoFit(why) => Said::NoFit(why),
