@@ -141,20 +141,16 @@ impl PendingChange<'_> {
         self.log(result);
     }
 
-    /// Writes the line of a change that was made or refused, and passes the outcome on.
-    pub fn outcome<T>(mut self, outcome: Result<T, Refusal>) -> Result<T, Refusal> {
-        match &outcome {
-            Ok(_) => self.log(ChangeResult::Done),
-            Err(refusal) => self.refused(refusal),
-        }
+    /// Writes the line of a change that was `made` or refused, and passes the outcome on.
+    pub fn outcome<T>(mut self, made: ChangeResult, outcome: Result<T, Refusal>) -> Result<T, Refusal> {
+        let result = match &outcome {
+            Ok(_) => made,
+            Err(Refusal::DeadlineExceeded) => ChangeResult::Unknown,
+            Err(_) => ChangeResult::Refused,
+        };
+        self.details.error = outcome.as_ref().err().map(ToString::to_string);
+        self.log(result);
         outcome
-    }
-
-    /// Writes the line of a change that was refused.
-    pub fn refused(&mut self, refusal: &Refusal) {
-        self.details.error = Some(refusal.to_string());
-        let is_unknown = matches!(refusal, Refusal::DeadlineExceeded);
-        self.log(if is_unknown { ChangeResult::Unknown } else { ChangeResult::Refused });
     }
 
     fn log(&mut self, result: ChangeResult) {

@@ -37,29 +37,25 @@ impl Scheduler {
     /// The same, also before calls are answered.
     pub(super) async fn set_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, Arc<Pool>), Refusal> {
         let spec = spec.settled()?;
-        let mut change = self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
         let _one_at_a_time = self.shared.changing.lock().await;
         let known = self.dispatch().pools.load().get(&name).cloned();
-        let old = known.as_ref().map(|pool| pool.spec.load_full());
-        change.details().difference = Some(match &old {
-            Some(old) => Difference::between(&**old, &spec),
-            None => Difference::from_defaults(&spec),
-        });
-        let is_new = old.as_deref() != Some(&spec);
-        let set = match known {
+        let put = || self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
+        match known {
             Some(pool) if pool.is_closing() => {
-                Err(Refusal::State("the pool is being deleted; try again when it is gone".into()))
+                let refused = Refusal::State("the pool is being deleted; try again when it is gone".into());
+                put().outcome(ChangeResult::Unchanged, Err(refused))
             }
-            Some(pool) => self.replace_pool(&pool, spec).await.map(|()| (false, pool)),
-            None => self.create_pool(name, spec).await.map(|pool| (true, pool)),
-        };
-        match &set {
-            Ok((true, _)) => change.end(ChangeResult::Created),
-            Ok((false, _)) if is_new => change.end(ChangeResult::Replaced),
-            Ok((false, _)) => change.end(ChangeResult::Unchanged),
-            Err(refusal) => change.refused(refusal),
+            Some(pool) => {
+                self.replace_pool(&pool, spec).await?;
+                Ok((false, pool))
+            }
+            None => {
+                let mut change = put();
+                change.details().difference = Some(Difference::from_defaults(&spec));
+                let created = change.outcome(ChangeResult::Created, self.create_pool(name, spec).await)?;
+                Ok((true, created))
+            }
         }
-        set
     }
 
     async fn create_pool(&self, name: PoolName, spec: PoolSpec) -> Result<Arc<Pool>, Refusal> {
@@ -84,6 +80,14 @@ impl Scheduler {
     }
 
     async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
+        let mut change = self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&pool.name));
+        let old = pool.spec.load_full();
+        change.details().difference = Some(Difference::between(&*old, &spec));
+        let made = if *old == spec { ChangeResult::Unchanged } else { ChangeResult::Replaced };
+        change.outcome(made, self.store_specification(pool, spec).await)
+    }
+
+    async fn store_specification(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
         let old = pool.spec.load_full();
         if (old.shards, old.mode) != (spec.shards, spec.mode) {
             let differs = match old.shards == spec.shards {
@@ -136,7 +140,7 @@ impl Scheduler {
             let mut change = scheduler.change(ChangeKind::DeletePool, details);
             let deleted = scheduler.delete_to_the_end(&name, force).await;
             change.details().workers = deleted.as_ref().ok().copied();
-            change.outcome(deleted)
+            change.outcome(ChangeResult::Done, deleted)
         }));
         deleting.await.unwrap_or(Err(Refusal::DeadlineExceeded)).map(drop)
     }

@@ -63,16 +63,13 @@ impl Scheduler {
             (None, Some(quota)) => Some(Difference::from_defaults(quota)),
             (_, None) => None,
         };
-        let is_new = before != quota;
-        let set = self.store_quota(name, quota, before).await;
-        match (&set, kind) {
-            (Ok(None), _) => change.end(ChangeResult::Created),
-            (Ok(Some(_)), ChangeKind::DeleteQuota) => change.end(ChangeResult::Done),
-            (Ok(Some(_)), _) if is_new => change.end(ChangeResult::Replaced),
-            (Ok(Some(_)), _) => change.end(ChangeResult::Unchanged),
-            (Err(refusal), _) => change.refused(refusal),
-        }
-        set
+        let made = match (&before, &quota) {
+            (_, None) => ChangeResult::Done,
+            (None, Some(_)) => ChangeResult::Created,
+            (before, quota) if before == quota => ChangeResult::Unchanged,
+            _ => ChangeResult::Replaced,
+        };
+        change.outcome(made, self.store_quota(name, quota, before).await)
     }
 
     /// Brings a quota, or that there is none, to the store and into effect; the caller lets one change go at a time.

@@ -71,7 +71,7 @@ impl Scheduler {
         if let Ok((_, _, Payload::Deleted { claims_lost })) = deleted {
             change.details().claims_lost = Some(claims_lost);
         }
-        change.outcome(deleted).map(drop)
+        change.outcome(ChangeResult::Done, deleted).map(drop)
     }
 
     /// A worker says that it is there, and perhaps what it runs. What it names and holds becomes active; what it
@@ -111,7 +111,7 @@ impl Scheduler {
     pub async fn steer(&self, pool: &PoolName, id: &WorkerId, verb: WorkerVerb) -> Result<WorkerView, Refusal> {
         let change = self.change(ChangeKind::Steer(verb), ChangeDetails::of_worker(pool, id));
         let ask = |id, reply| Command::Steer(id, verb, reply);
-        let (pool, shard, payload) = change.outcome(self.on_worker(pool, id, ask).await)?;
+        let (pool, shard, payload) = change.outcome(ChangeResult::Done, self.on_worker(pool, id, ask).await)?;
         self.registered(&pool, shard, payload).map(|registered| registered.worker)
     }
 
@@ -126,7 +126,7 @@ impl Scheduler {
         if let Ok(Cleared { cleared, suspect }) = cleared {
             (change.details().cleared, change.details().suspect) = (Some(cleared), Some(suspect));
         }
-        change.outcome(cleared)
+        change.outcome(ChangeResult::Done, cleared)
     }
 
     async fn clear_shards(&self, pool: &PoolName) -> Result<Cleared, Refusal> {
