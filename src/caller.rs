@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::limits::REQUEST_ID_BYTES_MAX;
 
-/// Beginning of every id that this process makes: 64 bits drawn at random, as text.
+/// Beginning of every id that this process makes: 32 bits drawn at random, as text.
 static PREFIX: LazyLock<[u8; PREFIX_BYTES]> = LazyLock::new(|| {
     let mut prefix = [b'-'; PREFIX_BYTES];
     let random = Uuid::now_v7().as_u128() as u64;
@@ -23,8 +23,8 @@ static PREFIX: LazyLock<[u8; PREFIX_BYTES]> = LazyLock::new(|| {
     }
     prefix
 });
-/// Sixteen digits and a dash.
-const PREFIX_BYTES: usize = 17;
+/// Eight digits and a dash.
+const PREFIX_BYTES: usize = 9;
 /// Bytes of the longest number in decimal.
 const NUMBER_BYTES: usize = 20;
 
@@ -58,9 +58,9 @@ impl RequestId {
     }
 
     /// Lends the text of the id.
-    pub fn with_text<T>(&self, read: impl FnOnce(&str) -> T) -> T {
+    fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         match self {
-            Self::Sent(sent) => read(sent.to_str().expect("only visible ASCII is taken")),
+            Self::Sent(sent) => read(sent.as_bytes()),
             Self::Made(number) => {
                 let mut text = [0; PREFIX_BYTES + NUMBER_BYTES];
                 let mut digits = itoa::Buffer::new();
@@ -68,9 +68,13 @@ impl RequestId {
                 let len = PREFIX_BYTES + digits.len();
                 text[..PREFIX_BYTES].copy_from_slice(&*PREFIX);
                 text[PREFIX_BYTES..len].copy_from_slice(digits);
-                read(std::str::from_utf8(&text[..len]).expect("digits and a dash"))
+                read(&text[..len])
             }
         }
+    }
+
+    fn with_text<T>(&self, read: impl FnOnce(&str) -> T) -> T {
+        self.with_bytes(|text| read(std::str::from_utf8(text).expect("only visible ASCII is taken and made")))
     }
 
     /// Value of the header that carries the id.
@@ -78,7 +82,7 @@ impl RequestId {
     pub fn header(&self) -> HeaderValue {
         match self {
             Self::Sent(sent) => sent.clone(),
-            Self::Made(_) => self.with_text(|text| HeaderValue::from_str(text).expect("digits and a dash")),
+            Self::Made(_) => self.with_bytes(|text| HeaderValue::from_bytes(text).expect("digits and a dash")),
         }
     }
 }
@@ -144,6 +148,11 @@ impl Caller {
     /// Carries out what this caller asked for.
     pub fn carry<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         CALLER.scope(self, work)
+    }
+
+    /// Does what this caller asked for, which does not wait.
+    pub fn lend<T>(self, work: impl FnOnce() -> T) -> T {
+        CALLER.sync_scope(self, work)
     }
 
     /// Lends the id of the present task's request, if it has one.

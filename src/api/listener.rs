@@ -171,7 +171,7 @@ async fn connection(
         }
         let source = if is_grpc(&request) { ChangeSource::Grpc } else { ChangeSource::Http };
         let edges = edges.clone();
-        identified(source, peer, request, async move |request| answer(edges, request).await)
+        identified(source, peer, request, |request| answer(edges, request))
     });
     let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.

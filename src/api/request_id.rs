@@ -1,7 +1,9 @@
 //! Ids of requests on HTTP and gRPC: taken from the caller or made, known to all that a request runs through, and in the
 //! head of every answer. Stands outside of everything else, so that an answer of whatever guard carries it too.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 
 use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Request, Response};
@@ -12,24 +14,27 @@ use crate::caller::{Caller, ChangeSource, RequestId};
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers one request of a client at `peer`.
-pub(super) async fn identified<B, R, E>(
+pub(super) async fn identified<B, R, E, A>(
     source: ChangeSource,
     peer: SocketAddr,
     request: Request<B>,
-    answer: impl AsyncFnOnce(Request<B>) -> Result<Response<R>, E>,
-) -> Result<Response<R>, E> {
+    answer: impl FnOnce(Request<B>) -> A,
+) -> Result<Response<R>, E>
+where
+    A: Future<Output = Result<Response<R>, E>>,
+{
     let request_id = of(request.headers());
     let caller = Caller { source, request_id: Some(request_id.clone()), peer: Some(peer) };
-    let mut response = caller.carry(answer(request)).await?;
+    // Stays where it is made: it has room for every state of every edge, and moving that costs more than all else here.
+    let mut answered = pin!(answer(request));
+    let mut response = poll_fn(|context| caller.clone().lend(|| answered.as_mut().poll(context))).await?;
     response.headers_mut().insert(HEADER, request_id.header());
     Ok(response)
 }
 
 fn of(headers: &HeaderMap) -> RequestId {
-    let mut sent = headers.get_all(HEADER).iter();
+    let sent = headers.get(HEADER);
     // Of two ids nobody knows which one is looked for later.
-    match (sent.next(), sent.next()) {
-        (sent, None) => RequestId::sent_or_made(sent),
-        _ => RequestId::made(),
-    }
+    let is_one = sent.is_some() && headers.get_all(HEADER).iter().nth(1).is_none();
+    RequestId::sent_or_made(sent.filter(|_| is_one))
 }
