@@ -1,6 +1,9 @@
 //! A million workers: bytes of memory a worker (idle, and all held), and seconds from a cold process to serving them
 //! from redb. And the fleet that is 99 % busy: claims refused while a worker stays free through the call. Prints the
-//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
+//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size; `-- growth` for what must not grow with the fleet.
+
+#[path = "fleet/growth.rs"]
+mod growth;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +36,7 @@ fn request(n: usize) -> ClaimRequest {
 }
 
 async fn start(store: SharedStore, shards: u16, ack: Ack) -> Scheduler {
-    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000 });
+    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000, ..Settings::default() });
     scheduler.start().await.expect("starts");
     scheduler.put_pool(pool(), PoolSpec { shards, ack, ..PoolSpec::default() }).await.expect("a pool");
     scheduler
@@ -129,6 +132,9 @@ async fn busy(free: usize, clients: usize) {
 fn main() {
     let workers = std::env::args().find_map(|arg| arg.strip_prefix("workers=")?.parse().ok()).unwrap_or(1_000_000);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if std::env::args().any(|arg| arg == "growth") {
+        return growth::print(&runtime);
+    }
     let dir = tempfile::tempdir().expect("a temporary directory");
     runtime.block_on(memory(workers));
     runtime.block_on(recovery(workers, dir.path()));

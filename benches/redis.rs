@@ -53,7 +53,7 @@ fn open(url: &str, dir: &TempDir) -> SharedStore {
 }
 
 async fn scheduler(store: SharedStore, shards: u16, ack: Ack, workers: usize) -> Scheduler {
-    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000 });
+    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000, ..Settings::default() });
     scheduler.start().await.expect("starts");
     let spec = PoolSpec { shards, ack, lag_max_ms: 60_000, ..PoolSpec::default() };
     scheduler.put_pool(pool(), spec).await.expect("a pool");

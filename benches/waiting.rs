@@ -67,7 +67,8 @@ fn waiting(tenant: &str, key: &str, wait_ms: u64) -> ClaimRequest {
 }
 
 async fn scheduler(clock: Clock, shards: u16, workers: usize) -> Scheduler {
-    let scheduler = Scheduler::with_clock(Arc::new(MemoryStore), Settings { store_wait_ms: 60_000 }, clock);
+    let scheduler =
+        Scheduler::with_clock(Arc::new(MemoryStore), Settings { store_wait_ms: 60_000, ..Settings::default() }, clock);
     scheduler.start().await.expect("starts");
     let spec = PoolSpec {
         shards,

@@ -120,9 +120,10 @@ impl Source for Catalogue {
 
 /// The row of a pool.
 #[must_use]
-pub fn row(uid: u64, name: &PoolName, spec: &PoolSpec, deleting: bool) -> PoolRow {
+pub fn row(uid: u64, version: u64, name: &PoolName, spec: &PoolSpec, deleting: bool) -> PoolRow {
     PoolRow {
         uid,
+        version,
         name: name.as_str().into(),
         spec_json: serde_json::to_string(spec).expect("a spec is plain data"),
         hash_version: HASH_VERSION,

@@ -103,7 +103,13 @@ impl Clock {
     /// clock was set or the process was paused meanwhile.
     #[must_use]
     pub fn unix_of(&self, engine_ms: Millis) -> Millis {
-        engine_ms.saturating_add_signed(self.0.unix_ahead_ms.load(Ordering::Relaxed))
+        engine_ms.saturating_add_signed(self.unix_ahead_ms())
+    }
+
+    /// How far the wall clock is ahead of the engine's time, in milliseconds: what [`Self::unix_of`] goes by.
+    #[must_use]
+    pub fn unix_ahead_ms(&self) -> i64 {
+        self.0.unix_ahead_ms.load(Ordering::Relaxed)
     }
 
     /// The engine's time as of the last tick.

@@ -1,7 +1,7 @@
 //! Configuration: defaults, then a TOML file (only if one is named), then `HOTPOOL__SECTION__KEY` from the
 //! environment, then flags. Everything is checked, and every problem told at once, before a port is bound.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,25 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+pub use crate::api::HostNames;
+use crate::limits;
 use crate::scheduler;
 use crate::store::redis::{FORMS, RedisOptions, RedisUrl};
 
+mod lines;
+mod listen;
 mod pools;
 
+pub use listen::{ListenError, address};
 pub use pools::Pool;
+
+use lines::Lines;
 
 /// Prefix of the variables that are read.
 const ENV_PREFIX: &str = "HOTPOOL__";
+
+/// Longest `server.idle_ms`: a week. Who wants longer says 0.
+const IDLE_MS_MAX: u64 = 7 * 86_400_000;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -40,12 +50,20 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Address and port. Port 0 takes any free one.
+    /// Address and port; a name is resolved, no host means all interfaces. Port 0 takes any free one.
+    #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
     /// The same for RESP.
     pub resp_listen: RespListen,
-    /// Most connections at a time, of HTTP and gRPC and again of RESP; more are closed at once.
+    /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
+    pub hosts: HostNames,
+    /// Most connections at a time, of HTTP and gRPC and again of RESP; of more, those of RESP are closed at once, and the
+    /// others are answered one probe.
     pub max_connections: usize,
+    /// How long a RESP connection may be silent between two commands, in milliseconds; 0: for ever.
+    pub idle_ms: u64,
+    /// Most shards of all pools together; a pool that would bring more is refused.
+    pub max_shards: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// From a request's head to its answer, in milliseconds.
@@ -59,7 +77,10 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             resp_listen: RespListen(Some(SocketAddr::from(([127, 0, 0, 1], 7071)))),
+            hosts: HostNames::default(),
             max_connections: 16_384,
+            idle_ms: 3_600_000,
+            max_shards: limits::TOTAL_SHARDS_DEFAULT,
             max_body_bytes: 8 << 20,
             request_timeout_ms: 10_000,
             insecure: false,
@@ -78,10 +99,11 @@ impl FromStr for RespListen {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "off" => Ok(Self(None)),
-            _ => text
-                .parse()
-                .map(|address| Self(Some(address)))
-                .map_err(|_| format!("must be HOST:PORT or off, got {text:?}")),
+            _ => match address(text) {
+                Ok(address) => Ok(Self(Some(address))),
+                Err(ListenError::Form(_)) => Err(format!("must be HOST:PORT or off, got {text:?}")),
+                Err(error) => Err(error.to_string()),
+            },
         }
     }
 }
@@ -304,6 +326,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// `--resp-listen`.
     pub resp_listen: Option<RespListen>,
+    /// `--hosts`.
+    pub hosts: Option<HostNames>,
     /// `--store`.
     pub store: Option<StoreUrl>,
     /// `--data-dir`: of the embedded store, or of a Redis store's lock.
@@ -314,6 +338,27 @@ pub struct Overrides {
     pub insecure: bool,
     /// `--log`.
     pub log: Option<LogFormat>,
+}
+
+impl Overrides {
+    /// Keys that flags go over.
+    fn keys(&self) -> impl Iterator<Item = &'static str> {
+        let said = [
+            (self.listen.is_some(), "server.listen"),
+            (self.resp_listen.is_some(), "server.resp_listen"),
+            (self.store.is_some() || self.data_dir.is_some(), "store.url"),
+            (self.data_dir.is_some(), "store.data_dir"),
+            (self.standby, "store.standby"),
+            (self.insecure, "server.insecure"),
+            (self.log.is_some(), "log.format"),
+        ];
+        said.into_iter().filter_map(|(said, key)| said.then_some(key))
+    }
+}
+
+/// The key that a variable goes over: `server.listen` for `HOTPOOL__SERVER__LISTEN`.
+fn key_of(variable: &str) -> String {
+    variable.trim_start_matches(ENV_PREFIX).to_lowercase().replace("__", ".")
 }
 
 /// The configuration cannot be used.
@@ -327,7 +372,17 @@ pub enum ConfigError {
         /// Why.
         error: std::io::Error,
     },
-    /// The file is not TOML, or the variables cannot be read.
+    /// The file is not TOML.
+    #[error("{path}:{line}: {message}")]
+    Toml {
+        /// Which.
+        path: PathBuf,
+        /// The line that is wrong, from 1.
+        line: usize,
+        /// Why.
+        message: String,
+    },
+    /// The parts cannot be put together.
     #[error("{0}")]
     Parse(#[from] config::ConfigError),
     /// Every problem, one a line.
@@ -346,24 +401,39 @@ impl Config {
         flags: Overrides,
     ) -> Result<Self, ConfigError> {
         let mut sources = config::Config::builder();
-        if let Some(path) = file {
-            let text =
-                std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-            sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })
+        };
+        let text = file.map(read).transpose()?;
+        let mut lines = None;
+        if let (Some(path), Some(text)) = (file, &text) {
+            let wrong = |(line, message)| ConfigError::Toml { path: path.to_owned(), line, message };
+            lines = Some((path, Lines::parse(text).map_err(wrong)?));
+            sources = sources.add_source(File::from_str(text, FileFormat::Toml));
         }
         let ours: HashMap<_, _> = environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
         let variables = Environment::with_prefix("HOTPOOL").prefix_separator("__").separator("__");
+        let mut elsewhere: HashSet<String> = ours.keys().map(|name| key_of(name)).collect();
+        elsewhere.extend(flags.keys().map(str::to_owned));
         sources = sources.add_source(variables.try_parsing(true).source(Some(ours)));
         let (mut config, mut problems) = parse(sources.build()?.try_deserialize()?);
         config.overlay(flags);
         problems.extend(config.problems());
+        for problem in &mut problems {
+            let key = problem.split(": ").next().unwrap_or_default();
+            let in_file = lines.as_ref().filter(|_| !elsewhere.contains(key));
+            if let Some((path, line)) = in_file.and_then(|(path, lines)| Some((path, lines.of(key)?))) {
+                *problem = format!("{}:{line}: {problem}", path.display());
+            }
+        }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Problems(problems)) }
     }
 
     fn overlay(&mut self, flags: Overrides) {
-        let Overrides { listen, resp_listen, store, data_dir, standby, insecure, log } = flags;
+        let Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = flags;
         self.server.listen = listen.unwrap_or(self.server.listen);
         self.server.resp_listen = resp_listen.unwrap_or(self.server.resp_listen);
+        self.server.hosts = hosts.unwrap_or_else(|| std::mem::take(&mut self.server.hosts));
         self.server.insecure |= insecure;
         self.log.format = log.unwrap_or(self.log.format);
         self.store.standby |= standby;
@@ -386,6 +456,8 @@ impl Config {
             }
         };
         range("server.max_connections", server.max_connections as u64, 1, 1_000_000);
+        range("server.idle_ms", server.idle_ms, 0, IDLE_MS_MAX);
+        range("server.max_shards", server.max_shards as u64, 1, limits::TOTAL_SHARDS_MAX as u64);
         range("server.max_body_bytes", server.max_body_bytes as u64, 1 << 10, 64 << 20);
         range("server.request_timeout_ms", server.request_timeout_ms, 10, 600_000);
         range("store.wait_ms", store.wait_ms, 1, 600_000);
@@ -405,7 +477,7 @@ impl Config {
             }
         }
         problems.extend(store.problems());
-        problems.extend(pools::problems(pools));
+        problems.extend(pools::problems(pools, server.max_shards));
         problems
     }
 }

@@ -19,7 +19,10 @@ fn the_annotated_file_says_the_defaults() {
     for key in [
         "listen",
         "resp_listen",
+        "hosts",
         "max_connections",
+        "idle_ms",
+        "max_shards",
         "max_body_bytes",
         "request_timeout_ms",
         "insecure",
@@ -47,6 +50,19 @@ fn the_annotated_file_names_every_field_of_a_pool_with_its_default() {
         let said = |line: &&str| line.trim_start_matches("# ").starts_with(&format!("{field} = "));
         assert!(lines.iter().any(said), "{field} is missing");
     }
+}
+
+#[test]
+fn h05_declared_pools_have_no_more_shards_than_there_may_be() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[server]\nmax_shards = 20\n[[pools]]\nname = \"demo/warm\"\n[[pools]]\nname = \"demo/cold\"\nshards = ";
+    let load = |shards: u16| {
+        std::fs::write(file.path(), format!("{text}{shards}\n")).unwrap();
+        Config::load(Some(file.path()), [], Overrides::default())
+    };
+    assert_eq!(load(4).unwrap().server.max_shards, 20);
+    let error = load(8).unwrap_err().to_string();
+    assert_eq!(error, "pools: they have 24 shards together, more than server.max_shards (20)");
 }
 
 #[test]
@@ -111,6 +127,7 @@ fn every_problem_is_told_at_once() {
         ("HOTPOOL__SERVER__LISTENN", "127.0.0.1:1"),
         ("HOTPOOL__SERVER__RESP_LISTEN", "on"),
         ("HOTPOOL__SERVER__MAX_CONNECTIONS", "0"),
+        ("HOTPOOL__SERVER__MAX_SHARDS", "4194305"),
         ("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1.5"),
         ("HOTPOOL__STORE__URL", "redis://127.0.0.1/x"),
         ("HOTPOOL__STORE__WAIT_MS", "20000"),
@@ -122,6 +139,7 @@ fn every_problem_is_told_at_once() {
         "server.listenn: unknown field",
         "server.resp_listen: must be HOST:PORT or off, got \"on\"",
         "server.max_connections: must be 1..=1000000, got 0",
+        "server.max_shards: must be 1..=4194304, got 4194305",
         "server.request_timeout_ms: invalid type",
         "store.url: the database must be a number",
         "store.wait_ms: must not be above server.request_timeout_ms",
@@ -130,6 +148,24 @@ fn every_problem_is_told_at_once() {
         assert!(error.contains(words), "{words:?} is not in\n{error}");
     }
     assert_eq!(error.lines().count(), environment.len());
+}
+
+#[test]
+fn addresses_to_listen_on() {
+    let read = |text: &str| address(text).map(|address| address.to_string()).map_err(|error| error.to_string());
+    for (text, expected) in [
+        ("127.0.0.1:7070", "127.0.0.1:7070"),
+        ("[::1]:0", "[::1]:0"),
+        (":7070", "[::]:7070"),
+        ("0.0.0.0:1", "0.0.0.0:1"),
+        ("localhost:7070", "127.0.0.1:7070"),
+    ] {
+        assert_eq!(read(text).as_deref(), Ok(expected));
+    }
+    for text in ["", ":", "localhost", "localhost:", "localhost:x", ":70000", "a b:1", "[::1:1", "h/x:1", "u@h:1"] {
+        assert!(read(text).is_err_and(|said| said.contains("as in")), "{text}: {:?}", read(text));
+    }
+    assert!(read("::1:7070").unwrap_err().contains("[::1]:7070"));
 }
 
 #[test]

@@ -95,7 +95,9 @@ definitions! {
     RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(SECONDS), ["pool"],
         "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
     RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Releases that a shard carried out, whoever asked: the second of two steps counts, the first does not.";
-    WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"], "Workers by occupancy.";
+    WORKERS = "hotpool_workers", Kind::Gauge, ["pool", "state"],
+        "Workers by what can be had of them, each once: idle, busy, or not offered and without a claim, by the first \
+         reason that applies. Their sum is all workers.";
     RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
     RING_REFUSALS = "hotpool_ring_refusals_total", Kind::Counter, ["pool"],
         "Requests refused because a shard's ring was full.";
@@ -118,7 +120,7 @@ definitions! {
     LOST_WORKERS_DELETED = "hotpool_lost_workers_deleted_total", Kind::Counter, ["pool"],
         "Workers that were deleted because they had been lost for as long as the pool keeps them.";
     WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["pool", "reason"],
-        "Workers that are not offered, held or not, by reason. One may have several.";
+        "Workers that are not offered, held or not, by reason. One may have several: it counts under each.";
     HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that are there.";
     HEARTBEATS_IGNORED = "hotpool_heartbeats_ignored_total", Kind::Counter, ["pool"],
         "Of these heartbeats those that came late: with a lower seq than one before, since the worker was registered.";
@@ -137,10 +139,14 @@ definitions! {
         "Events that were dropped before a watcher came to them. Each of several watchers counts.";
     RECOVERY = "hotpool_recovery_seconds", Kind::Gauge, [], "Time that the last recovery took.";
     LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
-        "Difference between two counts of workers that hold claims, the ledgers' and the shards' own. Must stay 0. It does not see \
-         amounts, so none of what is shared; debug builds and recoveries recount all.";
+        "Difference between two counts of workers that hold claims, the ledgers' and the shards' own; and workers of which \
+         capacity, claims and what is left, card by card, do not go together. Must stay 0. Shards that do something compare \
+         the counts once a second, and look at 1,024 of their workers and the claims on these each time until they have looked at \
+         all since their last change. It does not see the sums over workers; debug builds and recoveries recount these too.";
     SHARD_RESTARTS = "hotpool_shard_restarts_total", Kind::Counter, ["pool"], "Shards restarted after a panic.";
     SHARDS = "hotpool_shards", Kind::Gauge, ["state"], "Shards by state. Ready means that all are serving.";
+    SHARDS_MAX = "hotpool_shards_max", Kind::Gauge, [],
+        "Shards of all pools together that there may be (server.max_shards): a PUT of a pool that would bring more is answered 409.";
     READY = "hotpool_ready", Kind::Gauge, [], "1 if every shard serves and the store takes records, else 0; /readyz says why.";
     SHARD_WORKERS = "hotpool_shard_workers", Kind::Gauge, ["pool", "stat"],
         "Fewest, mean and most workers of a shard: how evenly the hash spreads them.";
@@ -180,7 +186,11 @@ definitions! {
         "Connections of RESP clients that the service ended, by reason.";
     HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open connections, of HTTP and gRPC.";
     HTTP_REFUSED = "hotpool_http_connections_refused_total", Kind::Counter, [],
-        "Connections closed at once because too many were open.";
+        "Connections beyond server.max_connections that were closed without the answer to a probe or a scrape.";
+    HTTP_EXCESS = "hotpool_http_excess_connections_total", Kind::Counter, ["outcome"],
+        "Connections beyond server.max_connections, by what became of them: each is answered one probe or scrape.";
+    REQUESTS_REFUSED = "hotpool_requests_refused_total", Kind::Counter, ["reason"],
+        "Requests of HTTP and gRPC that were refused by their head: for a host that is not served, or because a page of another site          is behind them.";
 }
 
 /// Handles of the metrics that belong to no pool.
@@ -198,6 +208,8 @@ pub struct ProcessMetrics {
     /// `hotpool_recovery_seconds`.
     pub recovery_seconds: Gauge,
     shards: Vec<Gauge>,
+    /// `hotpool_shards_max`.
+    pub shards_max: Gauge,
     /// `hotpool_store_rewrites_total`.
     pub store_rewrites: Counter,
     /// `hotpool_store_reconnects_total`.
@@ -224,10 +236,12 @@ pub struct ProcessMetrics {
     pub http_connections: Gauge,
     /// `hotpool_http_connections_refused_total`.
     pub http_connections_refused: Counter,
+    http_excess: Vec<Counter>,
+    requests_refused: Vec<Counter>,
 }
 
 /// Every status that the HTTP edge answers with; any other is counted as `other`.
-const STATUSES: &[u16] = &[200, 201, 400, 404, 405, 409, 413, 429, 500, 503, 504];
+const STATUSES: &[u16] = &[200, 201, 400, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503, 504];
 
 impl ProcessMetrics {
     fn new() -> Self {
@@ -243,6 +257,7 @@ impl ProcessMetrics {
             quota_waiters: metrics::gauge!(QUOTA_WAITERS),
             recovery_seconds: metrics::gauge!(RECOVERY),
             shards: ShardState::ALL.iter().map(|state| metrics::gauge!(SHARDS, "state" => state.word())).collect(),
+            shards_max: metrics::gauge!(SHARDS_MAX),
             store_rewrites: metrics::counter!(REWRITES),
             store_reconnects: metrics::counter!(RECONNECTS),
             store_retries: metrics::counter!(RETRIES),
@@ -265,6 +280,14 @@ impl ProcessMetrics {
             resp_ended: RespEnd::ALL.iter().map(|end| metrics::counter!(RESP_ENDED, "reason" => end.word())).collect(),
             http_connections: metrics::gauge!(HTTP_CONNECTIONS),
             http_connections_refused: metrics::counter!(HTTP_REFUSED),
+            http_excess: ExcessOutcome::ALL
+                .iter()
+                .map(|outcome| metrics::counter!(HTTP_EXCESS, "outcome" => outcome.word()))
+                .collect(),
+            requests_refused: RequestRefusal::ALL
+                .iter()
+                .map(|reason| metrics::counter!(REQUESTS_REFUSED, "reason" => reason.word()))
+                .collect(),
         }
     }
 
@@ -313,6 +336,16 @@ impl ProcessMetrics {
     pub fn resp_commands(&self, command: RespCommand, outcome: RespOutcome) -> &Counter {
         self.resp_commands[command as usize * RespOutcome::ALL.len() + outcome as usize]
             .get_or_init(|| metrics::counter!(RESP_COMMANDS, "command" => command.word(), "outcome" => outcome.word()))
+    }
+
+    /// Counter of connections beyond the limit of which this became.
+    pub fn http_excess_connections(&self, outcome: ExcessOutcome) -> &Counter {
+        &self.http_excess[outcome as usize]
+    }
+
+    /// Counter of requests that were refused by their head for this reason.
+    pub fn requests_refused(&self, reason: RequestRefusal) -> &Counter {
+        &self.requests_refused[reason as usize]
     }
 
     /// Counter of RESP connections that were ended for this reason.

@@ -28,7 +28,7 @@ pub async fn take(dispatch: &Dispatch) -> Result<Ownership, StoreError> {
     let sent_ns = dispatch.clock.boot_ns();
     let ownership = store.take_over(uuid::Uuid::now_v7()).await?;
     if let Some(lease_ms) = store.lease_ms() {
-        dispatch.journal.lease().extend(sent_ns, lease_ms);
+        dispatch.journal.extend_lease(sent_ns, lease_ms);
     }
     Ok(ownership)
 }
@@ -50,9 +50,7 @@ pub async fn keep(dispatch: Arc<Dispatch>) {
         journal.set_trouble(Trouble::Renewal, renewed.as_ref().err().map(|error| error.text().to_owned()));
         let result = match renewed {
             Ok(Renewal::Renewed) => {
-                let lapsed = !journal.lease().holds();
-                journal.lease().extend(sent_ns, lease_ms);
-                if lapsed {
+                if journal.extend_lease(sent_ns, lease_ms) {
                     tracing::info!("the store is ours again: answers leave");
                 }
                 missing_since_ns = None;

@@ -2,7 +2,7 @@
 
 mod numbers;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -27,6 +27,8 @@ pub struct Pool {
     pub name: PoolName,
     /// Its specification as of the last PUT.
     pub spec: ArcSwap<PoolSpec>,
+    /// Number of that specification.
+    version: AtomicU64,
     /// `spec.ack`, for the shards, which ask for it in every run.
     durable: AtomicBool,
     /// Its shards.
@@ -57,6 +59,7 @@ impl Pool {
     pub fn new(
         number: u32,
         uid: u64,
+        version: u64,
         name: PoolName,
         spec: PoolSpec,
         ports: Box<[Arc<ShardPort>]>,
@@ -70,6 +73,7 @@ impl Pool {
             uid,
             name,
             spec,
+            version: AtomicU64::new(version),
             durable,
             ports,
             board,
@@ -93,10 +97,20 @@ impl Pool {
         self.durable.load(Ordering::Relaxed)
     }
 
-    /// From now on this specification holds.
-    pub fn respecify(&self, spec: PoolSpec) {
+    /// From now on this specification holds. One at a time.
+    pub fn respecify(&self, version: u64, spec: PoolSpec) {
+        debug_assert!(version > self.version.load(Ordering::Relaxed), "versions grow");
         self.durable.store(spec.ack == Ack::Durable, Ordering::Relaxed);
         self.spec.store(Arc::new(spec));
+        self.version.store(version, Ordering::Release);
+    }
+
+    /// The specification and its number. While it changes the number may be the one before: whoever then says it is refused,
+    /// which is better than to change what was not seen.
+    #[must_use]
+    pub fn specification(&self) -> (u64, Arc<PoolSpec>) {
+        let version = self.version.load(Ordering::Acquire);
+        (version, self.spec.load_full())
     }
 
     /// Whether it is being deleted.
@@ -149,6 +163,12 @@ impl PoolMap {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
+    }
+
+    /// Shards of all pools.
+    #[must_use]
+    pub fn total_shards(&self) -> usize {
+        self.iter().map(|pool| pool.ports.len()).sum()
     }
 
     /// The port of a shard.

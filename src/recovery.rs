@@ -30,7 +30,7 @@ const STARTS: usize = 64;
 
 /// A pool with handles that refuse until their shards are started.
 #[must_use]
-pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
+pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, version: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
     let number = dispatch.pools.next_number();
     let metrics = PoolMetrics::new(&name);
     let ports = (0..spec.shards)
@@ -39,7 +39,7 @@ pub fn make_pool(dispatch: &Arc<Dispatch>, uid: u64, name: PoolName, spec: PoolS
             ShardPort::new(ShardRef { pool: number, shard }, outbox, metrics.clone(), dispatch)
         })
         .collect();
-    Arc::new(Pool::new(number, uid, name, spec, ports, metrics))
+    Arc::new(Pool::new(number, uid, version, name, spec, ports, metrics))
 }
 
 /// Raises the ceiling of fences in the store if it is near. The first time the store also learns where this owner's fences
@@ -113,7 +113,7 @@ pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result
     }
     for row in rows.pools.values() {
         let (name, spec) = describe(row).map_err(StoreError::Unusable)?;
-        let pool = make_pool(dispatch, row.uid, name, spec);
+        let pool = make_pool(dispatch, row.uid, row.version(), name, spec);
         dispatch.pools.insert(&pool);
         if row.deleting {
             deleting.push(pool);
@@ -121,6 +121,7 @@ pub async fn recover(dispatch: &Arc<Dispatch>, supervisor: &ActorCell) -> Result
             pools.push(pool);
         }
     }
+    tell_of_total_shards(dispatch);
     // By name from now on: an id is that of a row only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
     let catalogue = Catalogue::new(&dispatch.journal, at, catalogue::Rows { quotas, ..rows });
@@ -391,11 +392,22 @@ fn reconcile(dispatch: &Dispatch, found: &mut [FoundShard]) {
     }
 }
 
+/// A bound that was lowered takes no pool away: what is there is served, and new pools are refused.
+fn tell_of_total_shards(dispatch: &Dispatch) {
+    let (there, most) = (dispatch.pools.load().total_shards(), dispatch.settings.shards_max);
+    if there > most {
+        tracing::warn!(
+            shards = there,
+            "the store has pools of more shards than server.max_shards ({most}): no more are made"
+        );
+    }
+}
+
 /// Operators should not have to find out by claims that are refused.
 fn tell_of_suspects(found: &[FoundShard]) {
-    let mut suspects: BTreeMap<&PoolName, usize> = BTreeMap::new();
+    let mut suspects: BTreeMap<&PoolName, u64> = BTreeMap::new();
     for found in found {
-        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().suspect);
+        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().by_each.suspect);
         *suspects.entry(&found.pool.name).or_default() += suspect;
     }
     for (pool, workers) in suspects.into_iter().filter(|&(_, workers)| workers > 0) {
@@ -442,7 +454,7 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
 
 /// What the directory must know of a shard that is about to serve.
 fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Kept)> {
-    shard.list_claims(0).map(|(_, id, grant)| (id, (grant.place, grant.spec)))
+    shard.list_claims().map(|(_, id, grant)| (id, (grant.place, grant.spec)))
 }
 
 /// A held claim, and what it keeps of its request.

@@ -29,6 +29,9 @@ pub enum Refusal {
     /// The same, because a claim with a higher priority evicted it.
     #[error("a claim with a higher priority takes its place: stop the work and release it")]
     Preempted,
+    /// What was read is not what there is any more.
+    #[error("it is at version {0} now; read it again, and decide anew")]
+    Version(u64),
     /// What is there does not allow this.
     #[error("{0}")]
     State(Cow<'static, str>),

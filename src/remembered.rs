@@ -109,6 +109,7 @@ mod tests {
         let spec = WorkerSpec::bare(WorkerId::new("w").unwrap());
         let grant = Grant {
             evicted: false,
+            times: crate::model::ClaimTimes::default(),
             place: Place { claim: 0, worker: 0, fence },
             worker: std::sync::Arc::new(WorkerCard { spec }),
             state: ClaimState::Lost,

@@ -248,6 +248,17 @@ pub struct PoolRow {
     /// `ns/pool`.
     #[prost(string, tag = "5")]
     pub name: String,
+    /// Number of the specification: drawn where fences are. 0, of an older build: that of the pool, its uid.
+    #[prost(uint64, tag = "6")]
+    pub version: u64,
+}
+
+impl PoolRow {
+    /// Number of the specification.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        if self.version == 0 { self.uid } else { self.version }
+    }
 }
 
 /// Writes a pool's row. Its id is the uid: `ns/pool` may be longer than a frame's id.
@@ -296,4 +307,20 @@ pub fn put_no_quota(out: &mut Vec<u8>, name: &str) {
 /// An unknown version, or damage.
 pub fn quota(id: &str, body: &[u8]) -> Result<QuotaRow, RowError> {
     message(id, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_of_an_older_build_is_at_its_first_version() {
+        let old = PoolRow { uid: 7, ..PoolRow::default() };
+        let mut frames = Vec::new();
+        put_pool(&mut frames, &old);
+        let RowFrame { id, body, .. } = Frames::new(&frames).next().unwrap().unwrap();
+        let read = pool(id, body.unwrap()).unwrap();
+        assert_eq!((read.version, read.version()), (0, 7));
+        assert_eq!(PoolRow { version: 9, ..old }.version(), 9);
+    }
 }

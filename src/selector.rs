@@ -1,7 +1,7 @@
 //! Label selectors, in the syntax of Kubernetes: `zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot`.
 //!
 //! Terms are separated by commas and all must hold. Two terms about one key are two terms: each is looked at, none
-//! replaces the other. A bare key asks that the label is there, `!key` that it is not; `!=` and `notin` also hold
+//! replaces the other. Keys are those of labels, so `topology.kubernetes.io/zone` is one. A bare key asks that the label is there, `!key` that it is not; `!=` and `notin` also hold
 //! where the label is not there. `==` is `=`. After `=`, `==` or `!=` nothing may stand: the empty value.
 //!
 //! A word ends at white space, `,` `(` `)` `=` `!` `<` `>` or a control character; a value that holds one of these cannot
@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::limits;
-use crate::model::{Labels, check_name};
+use crate::model::{Labels, check_label_key};
 
 /// A selector that was read: pure data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
         if key.is_empty() {
             return Err(SelectorError::Syntax { at, expected: "a label key" });
         }
-        if let Err(wrong) = check_name("selector", key) {
+        if let Err(wrong) = check_label_key("selector", key) {
             return Err(SelectorError::Word { at, wrong: wrong.to_string() });
         }
         let test = if missing { Test::Missing } else { self.test()? };
@@ -324,6 +324,9 @@ mod tests {
         assert!(matches("in in (notin), notin", &[("in", "notin"), ("notin", "")]));
         assert!(matches("a=", &[("a", "")]) && !matches("a=", &[]) && !matches("a!=", &[("a", "")]));
         assert!(matches("a!=b,c notin (d)", &[]));
+        let zone = ("topology.kubernetes.io/zone", "a");
+        assert!(matches("topology.kubernetes.io/zone in (a,b), !kubernetes.io/arch", &[zone]));
+        assert!(!matches("!topology.kubernetes.io/zone", &[zone]) && !matches("zone", &[zone]));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-pub use self::event::{Happening, PoolEvent, Why};
+pub use self::event::{EventClaim, Happening, PoolEvent, Why};
 pub use self::position::Position;
 use crate::clock::Clock;
 use crate::limits;

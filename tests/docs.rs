@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, RespCommand, RespEnd, RespOutcome, Route, ShardState,
-    Spread, StepResult, Sweep,
+    ALL, ClaimOutcome, ExcessOutcome, GrpcCode, GrpcMethod, Kind, RequestRefusal, RespCommand, RespEnd, RespOutcome,
+    Route, ShardState, Spread, StepResult, Sweep,
 };
+use hotpool::model::UnschedulableReason;
 
 /// Set to 1, it writes what is generated instead of comparing.
 const BLESS: &str = "HOTPOOL_BLESS";
@@ -47,12 +48,14 @@ fn metrics_page() -> String {
          `none` for claims that name no pool that there is |\n\
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
-         | `state` | `hotpool_workers` | `idle` `busy` |\n\
+         | `state` | `hotpool_workers` | `idle` `busy` {} |\n\
          | `reason` | `hotpool_workers_barred` | {} |\n\
          | `deadline` | `hotpool_sweeps_total` | {} |\n\
          | `state` | `hotpool_shards` | {} |\n\
          | `route` | `hotpool_http_requests_total` | {} |\n\
          | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n\
+         | `reason` | `hotpool_requests_refused_total` | {} |\n\
+         | `outcome` | `hotpool_http_excess_connections_total` | {} |\n\
          | `method` | `hotpool_grpc_requests_total` | {} |\n\
          | `code` | `hotpool_grpc_requests_total` | {} |\n\
          | `command` | `hotpool_resp_commands_total` | {} |\n\
@@ -61,10 +64,13 @@ fn metrics_page() -> String {
         hotpool::limits::POOLS_MAX,
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
-        words(BarReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
         words(Sweep::ALL.iter().map(|deadline| deadline.word()).collect()),
         words(ShardState::ALL.iter().map(|state| state.word()).collect()),
         words(Route::ALL.iter().map(|route| route.word()).collect()),
+        words(RequestRefusal::ALL.iter().map(|reason| reason.word()).collect()),
+        words(ExcessOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(GrpcMethod::ALL.iter().map(|method| method.word()).collect()),
         words(GrpcCode::ALL.iter().map(|code| code.word()).collect()),
         words(RespCommand::ALL.iter().map(|command| command.word()).collect()),

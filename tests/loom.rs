@@ -1,5 +1,6 @@
-//! Every interleaving of the ring's one wake ([`ring::Scheduled`]): no push is left behind by a sleeping drainer; and of the
-//! clock of a shard's lag ([`lag::LagClock`]): no change that the store lacks is forgotten.
+//! Every interleaving of a shard's one wake ([`ring::Scheduled`]): no push and no news is left behind by a sleeping drainer,
+//! and none keeps it awake that may not act on them ([`lease_end::LeaseEnd`]); of the bound of its queue
+//! ([`ring::QueueBound`]); and of the clock of its lag ([`lag::LagClock`]): no change that the store lacks is forgotten.
 //!
 //! The files of the service are compiled here once more, with loom's atomics in the place of the standard ones; so this
 //! runs in an ordinary build. It failed when the second look in `sleep_refused` was left out, and when that look came
@@ -7,20 +8,23 @@
 
 #[path = "../src/journal/lag.rs"]
 mod lag;
+#[path = "../src/journal/lease_end.rs"]
+mod lease_end;
 #[path = "../src/shard/ring.rs"]
 mod ring;
 
 mod atomic {
-    pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 }
 
 use std::collections::VecDeque;
 
 use lag::LagClock;
+use lease_end::LeaseEnd;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use ring::Scheduled;
+use ring::{QueueBound, Scheduled};
 
 /// What stands around `Scheduled` in the service: the ring, the actor's mailbox, and what was handled.
 #[derive(Default)]
@@ -31,6 +35,10 @@ struct Port {
     /// How far the store is, and how far the drainer knows it is.
     applied: AtomicUsize,
     seen: AtomicUsize,
+    /// How far it was when an answer left: none does while the lease does not hold.
+    answered: AtomicUsize,
+    lease: LeaseEnd,
+    runs: AtomicUsize,
     handled: Mutex<Vec<u32>>,
 }
 
@@ -49,7 +57,18 @@ impl Port {
     /// The store moved on: nothing is pushed, but the drainer has something to do.
     fn progress(&self) {
         self.applied.store(1, Ordering::Release);
-        if self.scheduled.wake_needed() {
+        self.tell();
+    }
+
+    /// The lease holds again. Whoever found it over is told.
+    fn renew(&self) {
+        if self.lease.extend(u64::MAX) {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        if self.scheduled.wake_needed_for_news() {
             self.wakes.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -60,13 +79,18 @@ impl Port {
             return false;
         }
         self.wakes.fetch_sub(1, Ordering::SeqCst);
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        self.scheduled.take_news();
         let applied = self.applied.load(Ordering::Acquire);
         self.seen.store(applied, Ordering::Relaxed);
+        if self.lease.holds(|| 0) {
+            self.answered.store(applied, Ordering::Relaxed);
+        }
         for _ in 0..most {
             let Some(item) = self.queue.lock().unwrap().pop_front() else { break };
             self.handled.lock().unwrap().push(item);
         }
-        if self.scheduled.sleep_refused(|| self.is_empty() && self.applied.load(Ordering::Acquire) <= applied) {
+        if self.scheduled.sleep_refused(|| self.is_empty()) {
             self.wakes.fetch_add(1, Ordering::SeqCst);
         }
         true
@@ -162,6 +186,75 @@ fn j1_the_store_moving_on_is_seen() {
         store.join().unwrap();
         while port.run(8) {}
         assert_eq!(port.seen.load(Ordering::Relaxed), 1, "the store moved on, and nobody looks");
+    });
+}
+
+/// News of which nothing may be made do not keep the drainer awake. It failed when what the drainer looked at before it slept was
+/// how far the store is: then it ran for ever.
+#[test]
+fn s18_a_drainer_that_may_not_answer_sleeps() {
+    loom::model(|| {
+        let port = Arc::new(Port::default());
+        port.lease.extend(0);
+        let store = {
+            let port = Arc::clone(&port);
+            thread::spawn(move || port.progress())
+        };
+        port.push(1);
+        port.run(8);
+        store.join().unwrap();
+        while port.run(8) {
+            let runs = port.runs.load(Ordering::Relaxed);
+            assert!(runs <= 2, "two wakes, and it ran {runs} times");
+        }
+        assert_eq!((port.seen.load(Ordering::Relaxed), port.answered.load(Ordering::Relaxed)), (1, 0));
+        assert!(port.scheduled.wake_needed(), "asleep: the next push wakes it");
+    });
+}
+
+/// The renewal wakes whoever found the lease over, at whatever moment it comes. It failed when the renewal asked for itself
+/// whether the lease had been over, and when the mark was left without a second look.
+#[test]
+fn s18_the_renewal_is_seen() {
+    loom::model(|| {
+        let port = Arc::new(Port::default());
+        port.lease.extend(0);
+        let owner = {
+            let port = Arc::clone(&port);
+            thread::spawn(move || port.renew())
+        };
+        port.progress();
+        port.run(8);
+        owner.join().unwrap();
+        while port.run(8) {}
+        assert_eq!(port.answered.load(Ordering::Relaxed), 1, "the lease holds, and nobody looks");
+        assert_eq!(port.lease.until_ns(), None, "for ever");
+    });
+}
+
+/// The queue of a shard has no bound of its own: the count beside it never lets in more than it may, nor fewer once
+/// those that were refused are gone.
+#[test]
+fn q05_no_more_wait_than_may() {
+    loom::model(|| {
+        let (bound, inside) = (Arc::new(QueueBound::default()), Arc::new(AtomicUsize::new(0)));
+        let pushers: Vec<_> = (0..2)
+            .map(|_| {
+                let (bound, inside) = (Arc::clone(&bound), Arc::clone(&inside));
+                thread::spawn(move || {
+                    let entered = bound.enter(1);
+                    if entered {
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two wait where one may");
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        bound.leave(1);
+                    }
+                    entered
+                })
+            })
+            .collect();
+        let entered = pushers.into_iter().map(|pusher| pusher.join().unwrap()).filter(|entered| *entered).count();
+        assert!(entered > 0, "one of two is let in");
+        assert_eq!(bound.taken(), 0);
     });
 }
 

@@ -10,6 +10,8 @@
 mod asks;
 #[path = "model/drive.rs"]
 mod drive;
+#[path = "model/kept.rs"]
+mod kept;
 #[path = "model/ops.rs"]
 mod ops;
 #[path = "model/oracle.rs"]
@@ -22,7 +24,7 @@ mod words;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use hotpool::model::{Policy, WorkerVerb};
+use hotpool::model::{Policy, TtlBounds, WorkerVerb};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -70,13 +72,24 @@ fn op() -> impl Strategy<Value = Op> {
         3 => prop_oneof![3 => 0..10u64, 6 => 0..800u64, 3 => 0..3_000u64, 1 => 0..200_000u64].prop_map(Op::Tick),
         1 => prop_oneof![Just(Policy::Lifo), Just(Policy::Fifo), Just(Policy::Random)].prop_map(Op::SetPolicy),
         1 => times().prop_map(Op::SetTimes),
+        1 => prop_oneof![Just(0), -(1i64 << 41)..1 << 41, Just(i64::MAX), Just(i64::MIN)].prop_map(Op::SetWallClock),
     ]
 }
 
 /// Shorter and longer than the time of silence.
 fn times() -> impl Strategy<Value = Times> {
     let ms = || prop_oneof![1 => Just(1), 3 => 1..3_000u64, 1 => 1..100_000u64];
-    (ms(), prop::option::weighted(0.8, ms())).prop_map(|(unnamed_ms, lost_keep_ms)| Times { unnamed_ms, lost_keep_ms })
+    let ttl = prop_oneof![
+        3 => Just((None, None)),
+        1 => ms().prop_map(|default_ms| (Some(default_ms), None)),
+        2 => (ms(), ms()).prop_map(|(one, two)| (Some(one.min(two)), Some(one.max(two)))),
+    ];
+    let ttl = ttl.prop_map(|(default_ms, max_ms)| TtlBounds { default_ms, max_ms });
+    (ms(), prop::option::weighted(0.8, ms()), ttl).prop_map(|(unnamed_ms, lost_keep_ms, ttl)| Times {
+        unnamed_ms,
+        lost_keep_ms,
+        ttl,
+    })
 }
 
 fn names() -> impl Strategy<Value = Names> {
@@ -112,7 +125,14 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
             let mut run = Run::new(policy, times, now_ms);
             for i in 0..workers {
                 let (id, card) = (100 + (i % 156), i % asks::CARDS);
-                run.step(&Op::Register { id, more: 0, card, ends_in: None, names: None });
+                // Of a quarter of the fleets each worker ends soon, of another soon or late, of another some do, of the last none.
+                let (near, far) = (Some(500 + u64::from(i)), Some(20_000 + u64::from(i)));
+                let ends_in = match (now_ms % 4, i % 4) {
+                    (0, _) | (1 | 2, 0) => near,
+                    (1, _) | (2, 1) => far,
+                    _ => None,
+                };
+                run.step(&Op::Register { id, more: 0, card, ends_in, names: None });
             }
             for op in &ops {
                 run.step(op);
@@ -128,8 +148,19 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
     let (seen, happened) = (seen.into_inner(), happened.into_inner());
     let befell = ["adopted", "cleaned late", "expired", "uncleaned", "missing", "lost", "swept", "given back"];
     let answered = ["granted", "plain", "Busy", "Node", "Small", "Unknown", "mismatch", "not allowed"];
-    let agents = ["never named", "named in time", "spoken for", "ignored", "came back", "deleted as lost", "kept"];
-    for what in befell.into_iter().chain(answered).chain(agents).chain(["too short a life"]) {
+    let agents = [
+        "never named",
+        "named in time",
+        "spoken for",
+        "ignored",
+        "came back",
+        "deleted as lost",
+        "kept",
+        "ttl too long",
+    ];
+    let short = ["too short a life", "few end too soon", "many end too soon"];
+    let none = ["few end too soon, none is left", "many end too soon, none is left"];
+    for what in befell.into_iter().chain(answered).chain(agents).chain(short).chain(none) {
         assert!(happened.get(what).is_some_and(|&times| times > 2), "{what} hardly occurred: {happened:?}");
     }
     assert!(seen.iter().all(|&times| times > 50), "0, 1, 2, many workers occurred {seen:?} times");

@@ -15,7 +15,7 @@ pub enum Code {
     InvalidArgument,
     /// The named thing does not exist.
     NotFound,
-    /// The caller is not, or no longer, the holder.
+    /// The caller is not, or no longer, the holder; or what it has read is not there any more.
     Aborted,
     /// What is there does not allow it.
     FailedPrecondition,
@@ -27,6 +27,8 @@ pub enum Code {
     DeadlineExceeded,
     /// A defect of the service.
     Internal,
+    /// The caller may not ask.
+    PermissionDenied,
 }
 
 /// How one outcome is said.
@@ -47,6 +49,15 @@ impl Outcome {
     pub const METHOD: Self = Self { code: Code::InvalidArgument, status: 405, reason: Some("method") };
     /// The body is larger than the service takes.
     pub const BODY_TOO_LARGE: Self = Self { code: Code::InvalidArgument, status: 413, reason: Some("body_too_large") };
+    /// The service is not known by the host of the request.
+    pub const HOST: Self = Self { code: Code::InvalidArgument, status: 421, reason: Some("host") };
+    /// The page behind the request is of another origin.
+    pub const ORIGIN: Self = Self { code: Code::PermissionDenied, status: 403, reason: Some("origin") };
+    /// The body is in a form that the service does not read.
+    pub const CONTENT_ENCODING: Self =
+        Self { code: Code::InvalidArgument, status: 415, reason: Some("content_encoding") };
+    /// As many connections as may be are open.
+    pub const CONNECTIONS: Self = Self { code: Code::Unavailable, status: 503, reason: Some("connections") };
     /// A handler panicked.
     pub const PANIC: Self = Self { code: Code::Internal, status: 500, reason: Some("panic") };
 
@@ -59,6 +70,7 @@ impl Outcome {
             Refusal::Fence => (Code::Aborted, 409, Some("fence")),
             Refusal::Releasing => (Code::FailedPrecondition, 409, Some("releasing")),
             Refusal::Preempted => (Code::FailedPrecondition, 409, Some("preempted")),
+            Refusal::Version(_) => (Code::Aborted, 409, Some("version")),
             Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
             Refusal::GangTooLarge => (Code::InvalidArgument, 400, Some("unsatisfiable")),
             Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),
@@ -186,6 +198,10 @@ mod tests {
             (
                 Refusal::Fence,
                 r#"409 {"error":{"code":"ABORTED","reason":"fence","message":"the fence is not the holder's"}}"#,
+            ),
+            (
+                Refusal::Version(7),
+                r#"409 {"error":{"code":"ABORTED","reason":"version","message":"it is at version 7 now; read it again, and decide anew"}}"#,
             ),
             (
                 Refusal::State("it has workers".into()),

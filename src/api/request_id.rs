@@ -8,6 +8,7 @@ use std::pin::pin;
 use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Request, Response};
 
+use super::routing::is_grpc;
 use crate::caller::{Caller, ChangeSource, RequestId};
 
 /// Name of the header, and of the metadata in gRPC.
@@ -15,7 +16,6 @@ const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers one request of a client at `peer`.
 pub(super) async fn identified<B, R, E, A>(
-    source: ChangeSource,
     peer: SocketAddr,
     request: Request<B>,
     answer: impl FnOnce(Request<B>) -> A,
@@ -24,6 +24,7 @@ where
     A: Future<Output = Result<Response<R>, E>>,
 {
     let request_id = of(request.headers());
+    let source = if is_grpc(&request) { ChangeSource::Grpc } else { ChangeSource::Http };
     let caller = Caller { source, request_id: Some(request_id.clone()), peer: Some(peer) };
     // Stays where it is made: it has room for every state of every edge, and moving that costs more than all else here.
     let mut answered = pin!(answer(request));

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::config::{Config, LogFormat, Overrides, RespListen, StoreUrl};
+use hotpool::config::{self, Config, HostNames, LogFormat, Overrides, RespListen, StoreUrl};
 use hotpool::service::{Addresses, Service};
 use hotpool::signals::HarmlessSignals;
 use hotpool::{shutdown, telemetry};
@@ -33,6 +33,8 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Parser)]
 #[command(name = "hotpool", version, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    leading: cli::LeadingOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,14 +55,18 @@ struct Serve {
     /// Configuration file (TOML). Without it no file is looked for.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address and port to listen on, as in 127.0.0.1:7070; port 0 takes any free one.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address and port to listen on, as in 127.0.0.1:7070, localhost:7070, or :7070 for all interfaces; port 0 takes any
+    /// free one.
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::address)]
     listen: Option<SocketAddr>,
     /// Address and port for Redis clients (RESP), or off.
     #[arg(long, value_name = "HOST:PORT|off")]
     resp_listen: Option<RespListen>,
+    /// Host names by which clients know the service, with commas between; localhost and addresses are always served.
+    #[arg(long, value_name = "NAME,...")]
+    hosts: Option<HostNames>,
     /// Keep records in this directory, which one process may use at a time. With a Redis store: only its lock and id,
-    /// by which a restart in this place takes the store over at once.
+    /// by which a restart in this place takes the store over at once. With memory: it is not used.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where records go: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and the like.
@@ -79,10 +85,20 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(Cli { command: Command::Serve(arguments) }) => serve(arguments),
-        Ok(Cli { command: Command::Client(command) }) => cli::run(command),
-        Ok(Cli { command: Command::Completions { shell } }) => {
+    let parsed = Cli::try_parse().and_then(|Cli { leading, command }| {
+        let client = if let Command::Client(command) = &command { Some(command) } else { None };
+        match leading.useless(client) {
+            None => Ok(command),
+            Some(option) => {
+                let message = format!("{option} is of no use to this command, which speaks to no service");
+                Err(Cli::command().error(ErrorKind::UnknownArgument, message))
+            }
+        }
+    });
+    match parsed {
+        Ok(Command::Serve(arguments)) => serve(arguments),
+        Ok(Command::Client(command)) => cli::run(command),
+        Ok(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hotpool", &mut script);
             // Nothing can be done about a closed stream.
@@ -114,15 +130,16 @@ fn serve(arguments: Serve) -> ExitCode {
         Ok(harmless) => harmless,
         Err(error) => return fail(1, &format!("signals cannot be caught: {error}")),
     };
-    let Serve { config, listen, resp_listen, data_dir, store, standby, insecure, log } = arguments;
+    let Serve { config, listen, resp_listen, hosts, data_dir, store, standby, insecure, log } = arguments;
     let store = match store.map(|url| url.parse()).transpose() {
         Ok(store) => store,
         Err(error) => return fail(EXIT_USAGE, &format!("--store: {error}")),
     };
-    if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_) | StoreUrl::Memory)) {
+    let unused_dir = data_dir.clone().filter(|_| matches!(store, Some(StoreUrl::Memory)));
+    if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_))) {
         return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
     }
-    let flags = Overrides { listen, resp_listen, store, data_dir, standby, insecure, log };
+    let flags = Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log };
     // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
@@ -134,6 +151,9 @@ fn serve(arguments: Serve) -> ExitCode {
         return fail(EXIT_USAGE, &error);
     }
     runtime.spawn(harmless.log());
+    if let Some(dir) = unused_dir {
+        tracing::warn!(dir = %dir.display(), "--data-dir is not used: the store memory: keeps nothing");
+    }
     let ended = runtime.block_on(run(config));
     runtime.shutdown_timeout(LINGER);
     match ended {

@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::client::Failure;
 use crate::config;
 use crate::limits::AMOUNT_MAX;
-use crate::model::{PoolName, check_name};
+use crate::model::{PoolName, check_label_key, check_name};
+use crate::selector::Selector;
 
 /// `http://HOST:PORT`, without anything behind it.
 #[derive(Debug, Clone)]
@@ -96,7 +97,13 @@ impl fmt::Display for ClaimName {
 /// Reads `KEY=VALUE`.
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, as in zone=a")?;
-    Ok((name(key)?, value.to_owned()))
+    check_label_key("key", key).map_err(|refusal| format!("key {key:?}: {refusal}"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads a selector, as the service would.
+pub(super) fn selector(text: &str) -> Result<Selector, String> {
+    Selector::parse(text).map_err(|error| error.to_string())
 }
 
 /// Labels as the API has them; the last value of a key counts.

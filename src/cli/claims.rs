@@ -51,6 +51,8 @@ enum Verb {
         many: Many,
     },
     /// List claims: all, of a namespace, or of a pool
+    #[command(after_help = "Example, what has been active for a day or longer:\n  \
+                            hotpool claims ls demo/warm --state active --older-than-ms 86400000")]
     Ls(Ls),
     /// Show who holds a key, or what it waits for
     Show(Holder),
@@ -74,7 +76,7 @@ enum Verb {
         #[command(flatten)]
         resources: Asks,
     },
-    /// Give the worker back
+    /// Give the worker back; says so if the key holds nothing, which is success as well
     #[command(after_help = EXAMPLE_FENCE)]
     Release {
         #[command(flatten)]
@@ -175,6 +177,19 @@ struct Many {
     all_or_nothing: bool,
 }
 
+/// What became of a release.
+#[derive(Deserialize)]
+struct Released {
+    #[serde(default = "Released::unsaid")]
+    released: bool,
+}
+
+impl Released {
+    const fn unsaid() -> bool {
+        true
+    }
+}
+
 /// What became of one of several.
 #[derive(Deserialize)]
 struct Outcome {
@@ -194,6 +209,12 @@ struct Ls {
     /// Only of this tenant
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
+    /// Only in this state; several with commas between them
+    #[arg(long, value_name = "reserved|active|releasing")]
+    state: Option<String>,
+    /// Only those that were created at least so long ago
+    #[arg(long, value_name = "MS")]
+    older_than_ms: Option<u64>,
     /// Show at most so many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -250,11 +271,14 @@ impl Claims {
             Verb::Release { fenced, phase } => {
                 let body = said(&json!({"phase": phase}));
                 let answer = fenced.call(context, ":release", body).await?;
-                let begun = phase.as_deref() == Some("begin");
-                context.done(
-                    &answer,
-                    &format!("{} {}", fenced.holder.claim, if begun { "releasing" } else { "released" }),
-                )?;
+                // A service of before says nothing, and may have released it.
+                let Released { released } = context.client.read(&answer.json)?;
+                let became = match phase.as_deref() {
+                    _ if !released => "holds no claim: nothing to release",
+                    Some("begin") => "releasing",
+                    _ => "released",
+                };
+                context.done(&answer, &format!("{} {became}", fenced.holder.claim))?;
             }
         }
         Ok(Exit::Ok)
@@ -342,11 +366,14 @@ impl Ls {
             Some(Err(namespace)) => (Some(namespace), None),
             None => (None, None),
         };
+        let older_than_ms = self.older_than_ms.map(|ms| ms.to_string());
         let filter = [
             ("namespace", namespace),
             ("pool", pool),
             ("worker", self.worker.as_deref()),
             ("tenant", self.tenant.as_deref()),
+            ("state", self.state.as_deref()),
+            ("older_than_ms", older_than_ms.as_deref()),
         ];
         let filter: Vec<_> = filter.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         let all = context.client.list("/v1/claims", &filter, self.limit.map(|limit| limit as usize)).await?;
@@ -359,6 +386,7 @@ impl Ls {
         }
         let now_ms = Clock::system().unix_ms();
         let rows = context.client.read_items::<ClaimView>(&all)?.into_iter().map(|claim| {
+            let age = claim.age(now_ms);
             vec![
                 format!("{}/{}", claim.namespace, claim.key),
                 claim.tenant,
@@ -369,9 +397,10 @@ impl Ls {
                 claim.node.unwrap_or_default(),
                 held(&claim.resources),
                 claim.fence.to_string(),
+                age,
             ]
         });
-        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", "HOLDS", ">FENCE"], rows))?;
+        print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", "HOLDS", ">FENCE", "AGE"], rows))?;
         context.told_if_cut(&all);
         Ok(())
     }

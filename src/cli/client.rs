@@ -349,21 +349,36 @@ impl Client {
         let mut all = Items { items: Vec::new(), next_page_token: None };
         loop {
             let room = limit.map_or(PAGE_ITEMS_MAX, |limit| limit - all.items.len()).min(PAGE_ITEMS_MAX);
-            let mut query = form_urlencoded::Serializer::new(String::new());
-            query.extend_pairs(filter).append_pair("limit", &room.to_string());
-            if let Some(token) = &all.next_page_token {
-                query.append_pair("page_token", token);
-            }
-            let page: Items = self.read(&self.get(&format!("{path}?{}", query.finish())).await?.json)?;
-            if page.next_page_token.is_some() && page.next_page_token == all.next_page_token {
-                return Err(self.rubbish("the same page again and again"));
-            }
+            let page = self.page(path, filter, room, all.next_page_token.as_deref()).await?;
             all.items.extend(page.items);
             all.next_page_token = page.next_page_token;
             if all.next_page_token.is_none() || limit.is_some_and(|limit| all.items.len() >= limit) {
                 return Ok(all);
             }
         }
+    }
+
+    /// One page of a listing, of at most `room` items, from `token` on.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub async fn page(
+        &self,
+        path: &str,
+        filter: &[(&str, &str)],
+        room: usize,
+        token: Option<&str>,
+    ) -> Result<Items, Failure> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(filter).append_pair("limit", &room.to_string());
+        if let Some(token) = token {
+            query.append_pair("page_token", token);
+        }
+        let page: Items = self.read(&self.get(&format!("{path}?{}", query.finish())).await?.json)?;
+        if page.next_page_token.is_some() && page.next_page_token.as_deref() == token {
+            return Err(self.rubbish("the same page again and again"));
+        }
+        Ok(page)
     }
 }
 

@@ -58,7 +58,7 @@ struct Connection {
     /// How long to wait for one answer, in milliseconds
     #[arg(
         long, global = true, value_name = "MS", help_heading = "Common options", default_value_t = 15_000,
-        value_parser = clap::value_parser!(u64).range(1..=600_000)
+        value_parser = timeout_ms()
     )]
     timeout_ms: u64,
     /// A table for people, or what the service answered as JSON for scripts
@@ -67,6 +67,41 @@ struct Connection {
         default_value_t = Format::Table, hide_possible_values = true
     )]
     output: Format,
+}
+
+/// Options of [`Connection`] that stand before the command. They have the same ids, so a command finds what was said here
+/// where nothing nearer to it was said.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of commands, which may also stand behind them")]
+pub struct LeadingOptions {
+    /// Where the service is: http://HOST:PORT or HOST:PORT
+    #[arg(long, value_name = "URL")]
+    addr: Option<args::Address>,
+    /// How long to wait for one answer, in milliseconds
+    #[arg(long, value_name = "MS", value_parser = timeout_ms())]
+    timeout_ms: Option<u64>,
+    /// A table for people, or what the service answered as JSON for scripts
+    #[arg(long, short, value_enum, value_name = "table|json", hide_possible_values = true)]
+    output: Option<Format>,
+}
+
+impl LeadingOptions {
+    /// The first that was said though the command, or the service itself, has no use for it.
+    #[must_use]
+    pub const fn useless(&self, command: Option<&Command>) -> Option<&'static str> {
+        match (self, command) {
+            (_, Some(command)) if !matches!(command, Command::Store(_)) => None,
+            (Self { addr: Some(_), .. }, _) => Some("--addr"),
+            (Self { timeout_ms: Some(_), .. }, _) => Some("--timeout-ms"),
+            (Self { output: Some(_), .. }, None) => Some("--output"),
+            _ => None,
+        }
+    }
+}
+
+/// How long a command may be told to wait for an answer, in milliseconds.
+fn timeout_ms() -> clap::builder::RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(1..=600_000)
 }
 
 /// What every command needs.

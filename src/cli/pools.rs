@@ -1,13 +1,16 @@
 //! `hotpool pools ...`.
 
+mod change;
+
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use hyper::Method;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::args::{self, Labels, said};
+use self::change::{Put, Set};
+use super::args;
 use super::client::{Exit, Failure};
 use super::output::{self, Cards, Format, capacity, counts, duration, note, print, print_json, sheet, table};
 use super::watch::WatchPool;
@@ -27,13 +30,21 @@ pub struct Pools {
 enum Verb {
     /// Make a pool, or replace its specification
     #[command(
-        after_help = "A setting that is not said goes back to its default; shards and mode stay as they are, for \
-                            they never change.\n\n\
+        after_help = "A setting that is not said goes back to its default, and that is told; shards and mode stay as they \
+                            are, for they never change. To change single settings: hotpool pools set\n\n\
                             Examples:\n  hotpool pools put demo/warm\n  \
                             hotpool pools put demo/shared --mode shared --policy spread\n  \
                             hotpool pools put demo/gpu --shards 4 --ack memory --reserve-ms 60000 --label tier=gold"
     )]
     Put(Box<Put>),
+    /// Change single settings of a pool; the others stay
+    #[command(
+        after_help = "It is refused if somebody else changes the pool between its reading and its changing, or with \
+                            --version since that was read.\n\n\
+                            Examples:\n  hotpool pools set demo/warm --preemption true --label tier=gold\n  \
+                            hotpool pools set demo/warm --reset class --reset labels.tier"
+    )]
+    Set(Box<Set>),
     /// List all pools with their counts
     Ls {
         /// Show at most so many
@@ -65,78 +76,19 @@ struct Name {
     pool: PoolName,
 }
 
-#[derive(Debug, Args)]
-struct Put {
-    #[command(flatten)]
-    name: Name,
-    #[command(flatten)]
-    spec: Spec,
-}
-
-/// A specification, as far as it is said. The service knows defaults and limits.
-#[derive(Debug, Args, Serialize)]
-struct Spec {
-    /// Into how many parts the pool is split: a power of two, 1..=1024; never changes
-    #[arg(long, value_name = "N")]
-    shards: Option<u64>,
-    /// How claims use workers; never changes
-    #[arg(long, value_name = "exclusive|shared")]
-    mode: Option<String>,
-    /// Which worker is taken: the first three in an exclusive pool, the others in a shared one
-    #[arg(long, value_name = "lifo|fifo|random|best_fit|spread|fgd")]
-    policy: Option<String>,
-    /// Whether work without GPUs leaves workers with GPUs alone while others fit
-    #[arg(long, value_name = "true|false")]
-    spare_gpu_workers: Option<bool>,
-    /// What policy fgd takes for usual, as in [{"cpu_milli":4000,"gpu":{"milli":500},"weight":3}]
-    #[arg(long, value_name = "JSON", value_parser = json)]
-    typical_requests: Option<Value>,
-    /// When answers leave
-    #[arg(long, value_name = "durable|memory")]
-    ack: Option<String>,
-    #[command(flatten)]
-    labels: Labels,
-    /// Class: claims that name one take from pools of it only
-    #[arg(long, value_name = "CLASS")]
-    class: Option<String>,
-    /// How long a claim may stay unconfirmed
-    #[arg(long, value_name = "MS")]
-    reserve_ms: Option<u64>,
-    /// How long a worker may be cleaned before it is suspect
-    #[arg(long, value_name = "MS")]
-    releasing_ms: Option<u64>,
-    /// How long a worker that heartbeats may be silent before it is lost
-    #[arg(long, value_name = "MS")]
-    heartbeat_ttl_ms: Option<u64>,
-    /// How long a worker's lists may leave out a claim that they never named before it ends
-    #[arg(long, value_name = "MS")]
-    unnamed_ms: Option<u64>,
-    /// How long a lost worker is kept before it is deleted; 0: for ever
-    #[arg(long, value_name = "MS")]
-    lost_keep_ms: Option<u64>,
-    /// How far the store may lag before claims that are acknowledged from memory are refused
-    #[arg(long, value_name = "MS")]
-    lag_max_ms: Option<u64>,
-    /// How many claims may wait for room; the next is refused
-    #[arg(long, value_name = "N")]
-    waiters_max: Option<u64>,
-    /// How many of them may be one tenant's
-    #[arg(long, value_name = "N")]
-    waiters_tenant_max: Option<u64>,
-}
-
-/// Reads any JSON: what it must be the service knows.
-fn json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("must be JSON: {error}"))
-}
-
 /// A pool as the service shows it.
 #[derive(Debug, Deserialize)]
 pub(super) struct PoolView {
     pub(super) namespace: String,
     pub(super) name: String,
     spec: Map<String, Value>,
+    #[serde(default)]
+    version: u64,
+    /// Workers in all, idle and busy; and under each reason that applies to them.
     workers: BTreeMap<String, u64>,
+    /// Workers that are neither idle nor busy, each under one reason. Not there: the service is an older one.
+    #[serde(default)]
+    unschedulable: Option<BTreeMap<String, u64>>,
     claims: BTreeMap<String, u64>,
     capacity: Capacity,
     free: Capacity,
@@ -145,13 +97,27 @@ pub(super) struct PoolView {
     shards: Vec<ShardStatus>,
 }
 
+/// Counts of workers that have no reason to go with them.
+const PLAIN_COUNTS: [&str; 3] = ["total", "idle", "busy"];
+
 impl PoolView {
-    /// Counts as cells: workers in all, idle, busy; out of the ordinary (`lost=1,suspect=2`); claims by state.
+    /// Workers that are neither idle nor busy, by reason.
+    fn unschedulable(&self) -> BTreeMap<String, u64> {
+        self.unschedulable.clone().unwrap_or_else(|| self.by_reason())
+    }
+
+    /// Workers under each reason that applies to them.
+    fn by_reason(&self) -> BTreeMap<String, u64> {
+        let reasons = self.workers.iter().filter(|(name, _)| !PLAIN_COUNTS.contains(&name.as_str()));
+        reasons.map(|(name, count)| (name.clone(), *count)).collect()
+    }
+
+    /// Counts as cells: workers in all, idle, busy, and the others by reason (`lost=1,suspect=2`); claims by state.
     pub(super) fn cells(&self) -> Vec<String> {
         let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
-        let usual = ["total", "idle", "busy"];
-        let unusual = self.workers.iter().filter(|(name, count)| **count > 0 && !usual.contains(&name.as_str()));
-        let mut cells = usual.map(|name| count(&self.workers, name)).to_vec();
+        let unschedulable = self.unschedulable();
+        let unusual = unschedulable.iter().filter(|(_, count)| **count > 0);
+        let mut cells = PLAIN_COUNTS.map(|name| count(&self.workers, name)).to_vec();
         cells.push(unusual.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(","));
         cells.extend(["reserved", "active", "releasing"].map(|name| count(&self.claims, name)));
         cells
@@ -184,6 +150,7 @@ impl Pools {
     pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self.verb {
             Verb::Put(put) => put.run(context).await?,
+            Verb::Set(set) => set.run(context).await?,
             Verb::Watch(watch) => return watch.run(context).await,
             Verb::Ls { limit } => list(context, limit).await?,
             Verb::Show(Name { pool }) => {
@@ -207,30 +174,6 @@ impl Pools {
             }
         }
         Ok(Exit::Ok)
-    }
-}
-
-impl Put {
-    async fn run(self, context: &Context) -> Result<(), Failure> {
-        let pool = &self.name.pool;
-        let mut spec = said(&self.spec);
-        if self.spec.shards.is_none() || self.spec.mode.is_none() {
-            // They never change, so not saying them can only mean the ones that are there.
-            match context.client.get(&path(pool)).await {
-                Ok(answer) => {
-                    let known = context.client.read::<PoolAnswer>(&answer.json)?.pool.spec;
-                    for name in ["shards", "mode"] {
-                        if let (None, Some(value)) = (spec.get(name), known.get(name)) {
-                            spec[name] = value.clone();
-                        }
-                    }
-                }
-                Err(failure) if failure.exit == Exit::NotFound => {}
-                Err(failure) => return Err(failure),
-            }
-        }
-        let answer = context.client.call(Method::PUT, &path(pool), Some(&spec)).await?;
-        context.done(&answer, &format!("{pool} {}", if answer.created { "created" } else { "updated" }))
     }
 }
 
@@ -275,7 +218,11 @@ fn show(pool: &PoolView) -> String {
     let mut lines = vec![("pool", format!("{}/{}", pool.namespace, pool.name))];
     // Whatever the service calls a setting: a newer one may have more.
     lines.extend(pool.spec.iter().map(|(name, value)| (name.as_str(), word(value))));
-    lines.push(("workers", counts(&pool.workers)));
+    lines.push(("version", pool.version.to_string()));
+    let plain = PLAIN_COUNTS.iter().filter_map(|name| Some(((*name).to_owned(), *pool.workers.get(*name)?)));
+    lines.push(("workers", counts(&plain.chain(pool.unschedulable()).collect())));
+    // Of those, busy ones included, by each reason that applies.
+    lines.push(("not offered", counts(&pool.by_reason())));
     lines.push(("claims", counts(&pool.claims)));
     let amounts = |sum: &Capacity, cards: fn(&str, Cards) -> String| {
         let cards = pool.gpus.iter().map(|(model, &both)| cards(model, both));

@@ -51,7 +51,10 @@ struct Inspect {
     #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
     tls_key_file: Option<std::path::PathBuf>,
     /// A table for people, or JSON for scripts
-    #[arg(long, short, value_enum, value_name = "table|json", default_value_t = Format::Table, hide_possible_values = true)]
+    #[arg(
+        long, short, global = true, value_enum, value_name = "table|json", default_value_t = Format::Table,
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

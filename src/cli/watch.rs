@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::Context;
 use super::args;
 use super::client::{Exit, Failure};
-use super::output::{Format, print};
+use super::output::{Format, duration, print};
 use super::pools::path;
 use crate::model::PoolName;
 
@@ -31,6 +31,8 @@ struct Event {
     fence: Option<u64>,
     reason: Option<String>,
     count: Option<u64>,
+    at_ms: Option<u64>,
+    created_at_ms: Option<u64>,
 }
 
 impl WatchPool {
@@ -59,6 +61,13 @@ impl Event {
             (Some(tenant), Some(key)) => Some(format!("{tenant}/{key}")),
             _ => None,
         };
+        // Of one that begins there is nothing to say yet.
+        let held = match (self.at_ms, self.created_at_ms) {
+            (Some(at), Some(created)) if self.event != "claimed" => {
+                Some(format!("after {}", duration(at.saturating_sub(created))))
+            }
+            _ => None,
+        };
         let missed = match (self.event.as_str(), self.count) {
             ("missed", Some(count)) => Some(format!("{count} events")),
             ("missed", None) => Some("nobody knows how many events; list the pool anew".to_owned()),
@@ -68,6 +77,7 @@ impl Event {
             self.worker.clone(),
             claim,
             self.fence.map(|fence| format!("fence {fence}")),
+            held,
             self.reason.as_ref().map(|reason| format!("({reason})")),
             missed,
         ];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use futures::stream::{self, StreamExt as _};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,9 @@ use super::output::{Format, capacity, labels, left, moment, note, print, print_j
 use super::pools::path;
 use super::{Connection, Context};
 use crate::clock::Clock;
+use crate::limits::PAGE_ITEMS_MAX;
 use crate::model::{Capacity, PoolName};
+use crate::selector::Selector;
 
 /// Registrations in one request; a request also ends at [`BATCH_BYTES`].
 const BATCH_ITEMS: usize = 1_000;
@@ -66,11 +68,26 @@ enum Verb {
         id: String,
     },
     /// Offer them no more; what they hold stays
-    Cordon(Ids),
+    #[command(
+        after_help = BY_LABELS,
+        override_usage = "hotpool workers cordon [OPTIONS] <NS/POOL> <ID>...\n       \
+                          hotpool workers cordon [OPTIONS] <NS/POOL> --selector <SELECTOR>"
+    )]
+    Cordon(Chosen),
     /// Offer them again
-    Uncordon(Ids),
+    #[command(
+        after_help = BY_LABELS,
+        override_usage = "hotpool workers uncordon [OPTIONS] <NS/POOL> <ID>...\n       \
+                          hotpool workers uncordon [OPTIONS] <NS/POOL> --selector <SELECTOR>"
+    )]
+    Uncordon(Chosen),
     /// Offer them never again; what they hold stays until it ends
-    Drain(Ids),
+    #[command(
+        after_help = BY_LABELS,
+        override_usage = "hotpool workers drain [OPTIONS] <NS/POOL> <ID>...\n       \
+                          hotpool workers drain [OPTIONS] <NS/POOL> --selector <SELECTOR>"
+    )]
+    Drain(Chosen),
     /// Trust them again as they are
     Clear(Ids),
     /// Remove them; what they hold is lost
@@ -86,6 +103,29 @@ struct Ids {
     #[arg(required = true, value_name = "ID", value_parser = args::name)]
     ids: Vec<String>,
 }
+
+/// Workers by name, or by their labels.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("who").required(true).args(["ids", "selector"]))]
+struct Chosen {
+    /// NAMESPACE/POOL
+    #[arg(value_name = "NS/POOL", value_parser = args::pool)]
+    pool: PoolName,
+    /// The workers; `-` reads ids from stdin
+    #[arg(value_name = "ID", value_parser = args::name)]
+    ids: Vec<String>,
+    /// Instead of ids: all whose labels fit, as in 'topology.kubernetes.io/zone=a, !spot'
+    #[arg(long, value_name = "SELECTOR", value_parser = args::selector)]
+    selector: Option<Selector>,
+    /// Tell which fit, and do nothing
+    #[arg(long, conflicts_with = "ids")]
+    dry_run: bool,
+}
+
+const BY_LABELS: &str = "With --selector the labels are looked at page by page, while workers may come and go; how many \
+                         fitted is told, and each that failed.\n\n\
+                         Examples:\n  hotpool workers drain demo/warm w1 w2\n  \
+                         hotpool workers cordon demo/warm --selector 'topology.kubernetes.io/zone=a' --dry-run";
 
 #[derive(Debug, Args)]
 struct Add {
@@ -181,7 +221,6 @@ struct Added {
 
 impl Workers {
     pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
-        let verb = |ids: Ids, verb: &'static str, done| each(context, ids, Method::POST, verb, done);
         match self.verb {
             Verb::Add(add) => return add.run(context).await,
             Verb::Ls { pool, limit } => list(context, &pool, limit).await?,
@@ -192,11 +231,11 @@ impl Workers {
                     Format::Table => print(&show(&pool, &context.client.read::<WorkerAnswer>(&answer.json)?.worker))?,
                 }
             }
-            Verb::Cordon(ids) => return verb(ids, ":cordon", "cordoned").await,
-            Verb::Uncordon(ids) => return verb(ids, ":uncordon", "uncordoned").await,
-            Verb::Drain(ids) => return verb(ids, ":drain", "draining").await,
-            Verb::Clear(ids) => return verb(ids, ":clear", "cleared").await,
-            Verb::Rm(ids) => return each(context, ids, Method::DELETE, "", "removed").await,
+            Verb::Cordon(chosen) => return chosen.steer(context, ":cordon", "cordoned").await,
+            Verb::Uncordon(chosen) => return chosen.steer(context, ":uncordon", "uncordoned").await,
+            Verb::Drain(chosen) => return chosen.steer(context, ":drain", "draining").await,
+            Verb::Clear(ids) => return ids.each(context, Method::POST, ":clear", "cleared").await,
+            Verb::Rm(ids) => return ids.each(context, Method::DELETE, "", "removed").await,
         }
         Ok(Exit::Ok)
     }
@@ -276,36 +315,118 @@ fn batch(ids: &[String], spec: &Value) -> (Value, usize) {
     (serde_json::json!({"workers": workers.collect::<Vec<_>>()}), fitting)
 }
 
-/// The same call for each worker, several at a time; one that fails harms no other. Outcomes are shown in order.
-async fn each(context: &Context, ids: Ids, method: Method, verb: &str, done: &str) -> Result<Exit, Failure> {
-    let (pool, ids) = (ids.pool, with_stdin(&ids.ids)?);
-    let call = |id: String| {
-        let (method, target) = (method.clone(), format!("{}/workers/{id}{verb}", path(&pool)));
-        async move { (id, context.client.call(method, &target, None).await) }
-    };
-    let mut exit = Exit::Ok;
-    let mut items: Vec<Box<RawValue>> = Vec::new();
-    let mut calls = stream::iter(ids).map(call).buffered(CALLS);
-    while let Some((id, outcome)) = calls.next().await {
-        match (outcome, context.output) {
-            (Ok(answer), Format::Json) => items.push(answer.json),
-            (Ok(_), Format::Table) => print(&format!("{pool} {id} {done}"))?,
-            (Err(failure), format) => {
-                exit = exit.max(failure.exit);
-                let failure = failure.about(&id);
-                format.complain(&failure);
-                items.push(serde_json::value::to_raw_value(&failure).expect("a failure is plain data"));
-                if failure.exit == Exit::Error {
-                    // The service is away or not ready: the others would only say the same.
-                    break;
+/// The same call about one worker after the other.
+struct Calls<'a> {
+    context: &'a Context,
+    pool: &'a PoolName,
+    method: Method,
+    verb: &'a str,
+    /// What one is, once the call has gone well.
+    done: &'a str,
+    exit: Exit,
+    failed: usize,
+    items: Vec<Box<RawValue>>,
+}
+
+impl<'a> Calls<'a> {
+    fn new(context: &'a Context, pool: &'a PoolName, method: Method, verb: &'a str, done: &'a str) -> Self {
+        Self { context, pool, method, verb, done, exit: Exit::Ok, failed: 0, items: Vec::new() }
+    }
+
+    /// Makes the calls, several at a time; one that fails harms no other. Outcomes are shown in order. False: the service is
+    /// away or not ready, so the others would only say the same.
+    async fn make(&mut self, ids: Vec<String>) -> Result<bool, Failure> {
+        let Self { context, pool, verb, .. } = *self;
+        let call = |id: String| {
+            let (method, target) = (self.method.clone(), format!("{}/workers/{id}{verb}", path(pool)));
+            async move { (id, context.client.call(method, &target, None).await) }
+        };
+        let mut calls = stream::iter(ids).map(call).buffered(CALLS);
+        let mut outcomes = Vec::new();
+        while let Some((id, outcome)) = calls.next().await {
+            match (outcome, context.output) {
+                (Ok(answer), Format::Json) => outcomes.push(answer.json),
+                (Ok(_), Format::Table) => print(&format!("{pool} {id} {}", self.done))?,
+                (Err(failure), format) => {
+                    self.exit = self.exit.max(failure.exit);
+                    self.failed += 1;
+                    let failure = failure.about(&id);
+                    format.complain(&failure);
+                    outcomes.push(serde_json::value::to_raw_value(&failure).expect("a failure is plain data"));
+                    if failure.exit == Exit::Error {
+                        drop(calls);
+                        self.items.extend(outcomes);
+                        return Ok(false);
+                    }
                 }
             }
         }
+        drop(calls);
+        self.items.extend(outcomes);
+        Ok(true)
     }
-    if context.output == Format::Json {
-        print_json(&Items { items, next_page_token: None })?;
+
+    /// Ends what was shown.
+    fn end(self) -> Result<Exit, Failure> {
+        if self.context.output == Format::Json {
+            print_json(&Items { items: self.items, next_page_token: None })?;
+        }
+        Ok(self.exit)
     }
-    Ok(exit)
+}
+
+impl Ids {
+    async fn each(self, context: &Context, method: Method, verb: &str, done: &str) -> Result<Exit, Failure> {
+        let mut calls = Calls::new(context, &self.pool, method, verb, done);
+        calls.make(with_stdin(&self.ids)?).await?;
+        calls.end()
+    }
+}
+
+impl Chosen {
+    async fn steer(self, context: &Context, verb: &str, done: &str) -> Result<Exit, Failure> {
+        let Self { pool, ids, selector, dry_run } = self;
+        let Some(selector) = selector else { return Ids { pool, ids }.each(context, Method::POST, verb, done).await };
+        let mut calls = Calls::new(context, &pool, Method::POST, verb, done);
+        let (mut fit, mut all, mut page_token) = (0, 0, None);
+        let target = format!("{}/workers", path(&pool));
+        loop {
+            // A page at a time, so that neither side holds the whole pool.
+            let page = context.client.page(&target, &[], PAGE_ITEMS_MAX, page_token.as_deref()).await?;
+            let mut ids = Vec::new();
+            for (raw, worker) in page.items.iter().zip(context.client.read_items::<Labelled>(&page)?) {
+                all += 1;
+                if !selector.matches(&worker.labels) {
+                    continue;
+                }
+                fit += 1;
+                match (dry_run, context.output) {
+                    (false, _) => ids.push(worker.id),
+                    (true, Format::Json) => calls.items.push(raw.clone()),
+                    (true, Format::Table) => print(&format!("{pool} {} would be {done}", worker.id))?,
+                }
+            }
+            let go_on = calls.make(ids).await?;
+            page_token = page.next_page_token;
+            if !go_on || page_token.is_none() {
+                break;
+            }
+        }
+        if context.output == Format::Table {
+            let failed = if calls.failed > 0 { format!(", {} failed", calls.failed) } else { String::new() };
+            let so_far = if page_token.is_some() { ", and the rest was not looked at" } else { "" };
+            print(&format!("{fit} of {all} workers fit{failed}{so_far}"))?;
+        }
+        calls.end()
+    }
+}
+
+/// What a selector looks at.
+#[derive(Deserialize)]
+struct Labelled {
+    id: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
 }
 
 async fn list(context: &Context, pool: &PoolName, limit: Option<u32>) -> Result<(), Failure> {

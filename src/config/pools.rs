@@ -21,10 +21,14 @@ pub struct Pool {
 }
 
 /// Problems of values that parsed, each with the path of its field.
-pub(super) fn problems(pools: &[Pool]) -> Vec<String> {
+pub(super) fn problems(pools: &[Pool], shards_max: usize) -> Vec<String> {
     let mut problems = Vec::new();
     if pools.len() > limits::POOLS_MAX {
         problems.push(format!("pools: at most {}, got {}", limits::POOLS_MAX, pools.len()));
+    }
+    let shards: usize = pools.iter().map(|pool| usize::from(pool.spec.shards)).sum();
+    if shards > shards_max {
+        problems.push(format!("pools: they have {shards} shards together, more than server.max_shards ({shards_max})"));
     }
     for (index, Pool { name, spec }) in pools.iter().enumerate() {
         if let Some(first) = pools[..index].iter().position(|pool| pool.name == *name) {

@@ -8,7 +8,8 @@ use super::event::Place;
 use super::life::{bars, notes};
 use super::shard::{Shard, term};
 use super::wants::Wants;
-use crate::model::{ClaimState, Fence, Millis};
+use crate::limits;
+use crate::model::{ClaimState, Fence, Millis, TtlBounds};
 
 impl Shard {
     pub(super) fn repeat<R>(
@@ -53,7 +54,7 @@ impl Shard {
         if !self.claims.get(place).is_some_and(Claim::is_reserved) {
             return false;
         }
-        self.claims.turn(place, ClaimState::Active);
+        self.claims.turn(place, ClaimState::Active, Some(self.unix_ms(now_ms)));
         self.timers.cancel(place.claim);
         self.start_stay(place, now_ms);
         self.touch(place.worker);
@@ -69,22 +70,51 @@ impl Shard {
     }
 
     pub(super) fn renew(&mut self, place: Place, ttl_ms: Option<Millis>, now_ms: Millis) -> Answer {
+        let TtlBounds { default_ms, max_ms } = self.rules.ttl;
+        let asked = match ttl_ms.map(|ttl_ms| self.ttl_of(ttl_ms)).transpose() {
+            Ok(asked) => asked,
+            Err(answer) => return answer,
+        };
         let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
         match claim.state {
             ClaimState::Releasing => return self.why_releasing(place.claim),
             ClaimState::Reserved => return Answer::NotActive,
             ClaimState::Active | ClaimState::Lost => {}
         }
+        let after = match (asked, claim.term_ms.into()) {
+            (Some(asked), _) => asked,
+            (None, 0) => default_ms.unwrap_or(0),
+            (None, before) => before.min(max_ms.unwrap_or(before)),
+        };
         claim.confirmed = true;
         claim.disclosed.set_answered();
-        let before = claim.term_ms;
-        claim.term_ms = ttl_ms.map_or(before, term);
+        let before = std::mem::replace(&mut claim.term_ms, term(after));
         if claim.term_ms != before {
             self.touch(place.worker);
         }
         self.start_stay(place, now_ms);
         self.spoken_for(place);
         self.tell(place)
+    }
+
+    /// Says how far the wall clock is ahead of the engine's time, which claims are dated by from now on.
+    pub const fn set_wall_clock(&mut self, unix_ahead_ms: i64) {
+        self.unix_ahead_ms = unix_ahead_ms;
+    }
+
+    /// Unix time in milliseconds of that moment of the engine's time.
+    pub(super) const fn unix_ms(&self, now_ms: Millis) -> Millis {
+        now_ms.saturating_add_signed(self.unix_ahead_ms)
+    }
+
+    /// Time that a claim may stay active without a renewal which asks for `ttl_ms`, or with 0 for none; 0: as long as its worker lives.
+    pub(super) fn ttl_of(&self, ttl_ms: Millis) -> Result<Millis, Answer> {
+        let TtlBounds { default_ms, max_ms } = self.rules.ttl;
+        match max_ms {
+            _ if ttl_ms == 0 => Ok(default_ms.unwrap_or(0)),
+            Some(max_ms) if ttl_ms > max_ms => Err(Answer::TtlTooLong { max_ms }),
+            _ => Ok(ttl_ms),
+        }
     }
 
     pub(super) fn release<R>(&mut self, place: Place, effects: &mut Vec<Effect<R>>) {
@@ -99,7 +129,7 @@ impl Shard {
         };
         (claim.confirmed, claim.term_ms) = (true, term(releasing_ms));
         claim.disclosed.set_answered();
-        self.claims.turn(place, ClaimState::Releasing);
+        self.claims.turn(place, ClaimState::Releasing, None);
         self.index_victim(place.claim);
         self.timers.cancel(place.claim);
         self.start_stay(place, now_ms);
@@ -162,9 +192,12 @@ impl Shard {
             worker.idle_seq = self.seq + 1;
             self.ledger.free(worker.line);
             self.busy -= 1;
-            let (barred, line) = (worker.bars != 0, worker.line);
-            if barred {
+            let (bars, line) = (worker.bars, worker.line);
+            if bars != 0 {
                 self.ledger.bar(line);
+                self.barred.enter_free(bars);
+                self.bar_changes += 1;
+                self.note_drained(claim.worker);
             } else {
                 self.idle.push(self.workers.hot_mut(), claim.worker);
             }
@@ -177,34 +210,43 @@ impl Shard {
             *settled = claim.fence.max(*settled);
         }
         self.touch(claim.worker);
-        effects.push(Effect::Ended { id: claim.id, fence: claim.fence, end, worker: claim.worker });
+        let times = claim.times();
+        effects.push(Effect::Ended { id: claim.id, fence: claim.fence, end, worker: claim.worker, times });
         true
     }
 
     pub(super) fn sweep<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        while let Some(at) = self.timers.expire(now_ms) {
-            let Some(claim) = self.claims.at(at) else { continue };
-            let (place, state) = (Place { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
-            let (count, end) = match state {
-                ClaimState::Reserved => (&mut self.counters.life.swept, End::Swept),
-                ClaimState::Active | ClaimState::Lost => (&mut self.counters.life.expired, End::Expired),
-                ClaimState::Releasing => (&mut self.counters.life.uncleaned, End::Uncleaned),
-            };
-            *count += 1;
-            if end == End::Uncleaned {
-                // Of several nobody knows which is clean: only who speaks for the whole worker does.
-                let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
-                *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
-                self.bar(place.worker, bars::SUSPECT, 0);
-                self.remember(place, ClaimState::Releasing, effects);
+        // What is left is due at the next tick, so that the shard serves others in between.
+        for _ in 0..limits::SWEEP_MAX {
+            if let Some(at) = self.timers.expire(now_ms) {
+                self.sweep_claim(at, effects);
+            } else if let Some(at) = self.beats.expire(now_ms) {
+                self.sweep_worker(at, now_ms, effects);
+            } else if self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
+                self.forget_oldest();
+            } else {
+                return;
             }
-            self.end(place, end, effects);
         }
-        while let Some(at) = self.beats.expire(now_ms) {
-            self.sweep_worker(at, now_ms, effects);
+    }
+
+    /// A deadline of a claim has passed.
+    fn sweep_claim<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+        let Some(claim) = self.claims.at(at) else { return };
+        let (place, state) = (Place { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
+        let (count, end) = match state {
+            ClaimState::Reserved => (&mut self.counters.life.swept, End::Swept),
+            ClaimState::Active | ClaimState::Lost => (&mut self.counters.life.expired, End::Expired),
+            ClaimState::Releasing => (&mut self.counters.life.uncleaned, End::Uncleaned),
+        };
+        *count += 1;
+        if end == End::Uncleaned {
+            // Of several nobody knows which is clean: only who speaks for the whole worker does.
+            let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
+            *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
+            self.bar(place.worker, bars::SUSPECT, 0);
+            self.remember(place, ClaimState::Releasing, effects);
         }
-        while self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
-            self.forget_oldest();
-        }
+        self.end(place, end, effects);
     }
 }

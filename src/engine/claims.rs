@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
+use super::stamps::ClaimStamps;
 use super::{NIL, Place};
-use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Millis};
+use crate::model::{ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Millis};
 
 /// A held claim.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub id: ClaimId,
     pub fence: Fence,
-    /// How long it may stay reserved, in milliseconds.
-    pub reserve_ms: u32,
+    /// When it was created and became active, or how long it may stay reserved.
+    pub stamps: ClaimStamps,
     /// How long it may stay as it is once it is not reserved any more, in milliseconds: active without a renewal, or
     /// releasing. 0: for ever.
     pub term_ms: u32,
@@ -29,7 +30,7 @@ pub struct Claim {
     pub spec: Option<Arc<ClaimSpec>>,
 }
 
-const _: () = assert!(size_of::<Entry>() <= 56, "a claim is less than a cache line");
+const _: () = assert!(size_of::<Entry>() <= 64, "a claim is at most a cache line");
 
 /// Parties that know of a claim.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,7 +92,17 @@ pub enum Told {
 impl Claim {
     /// How long it may stay in the state that it is in; 0: for ever.
     pub fn stay_ms(&self) -> Millis {
-        stay_ms(self.state, self.reserve_ms.into(), self.term_ms.into())
+        stay_ms(self.state, self.reserve_ms().into(), self.term_ms.into())
+    }
+
+    /// How long it may stay reserved, in milliseconds; 0 once it is not reserved any more.
+    pub fn reserve_ms(&self) -> u32 {
+        if self.is_reserved() { self.stamps.reserve_ms() } else { 0 }
+    }
+
+    /// When it was created, and when it became active if it did.
+    pub fn times(&self) -> ClaimTimes {
+        if self.is_reserved() { self.stamps.of_reserved() } else { self.stamps.of_begun() }
     }
 
     pub fn is_reserved(&self) -> bool {
@@ -130,6 +141,11 @@ impl Claims {
 
     pub const fn len(&self) -> usize {
         self.len
+    }
+
+    /// Number of ordinals given out so far; each is a claim or free.
+    pub const fn ordinals(&self) -> u32 {
+        self.entries.len() as u32
     }
 
     /// Claims that are not active yet.
@@ -183,10 +199,13 @@ impl Claims {
         }
     }
 
-    /// Brings a claim into a later state.
-    pub fn turn(&mut self, place: Place, state: ClaimState) {
+    /// Brings a claim into a later state. One that was reserved until then never becomes active, unless `activated_at_ms` says when
+    /// it does.
+    pub fn turn(&mut self, place: Place, state: ClaimState, activated_at_ms: Option<Millis>) {
         let Some(claim) = self.get_mut(place) else { return };
+        debug_assert!(state != ClaimState::Reserved, "L3: no claim becomes reserved again");
         if std::mem::replace(&mut claim.state, state) == ClaimState::Reserved {
+            claim.stamps.end_reservation(activated_at_ms);
             self.reserved -= 1;
         }
         self.releasing += usize::from(state == ClaimState::Releasing);

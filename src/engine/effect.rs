@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::claims::stay_ms;
 use super::event::{Named, Place};
 use super::wants::NoFit;
-use crate::model::{ClaimId, ClaimSpec, ClaimState, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard};
+use crate::model::{
+    ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard,
+};
 
 /// Something to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub enum Effect<R> {
         end: End,
         /// Ordinal of the worker that held it.
         worker: u32,
+        /// When it had been created, and had become active.
+        times: ClaimTimes,
     },
     /// A worker was silent for too long. What it held ends with the next effects.
     Silent {
@@ -88,6 +92,11 @@ pub enum Answer {
     Promised,
     /// It is not active yet. Nothing was changed.
     NotActive,
+    /// It asks to stay active without a renewal for longer than the pool allows. Nothing was changed.
+    TtlTooLong {
+        /// Most that it may ask for.
+        max_ms: Millis,
+    },
     /// The claim is over.
     Released,
     /// So many members of a gang are held here. Nothing was changed.
@@ -151,6 +160,11 @@ pub enum Answer {
     ShardFull,
     /// The worker has a GPU model beside as many as the shard can number. Nothing was changed.
     TooManyModels,
+    /// The claim holds cards of this model, and was asked to hold others. Nothing was changed.
+    OtherCards {
+        /// Model of the cards that it holds.
+        model: Arc<str>,
+    },
 }
 
 /// A held claim.
@@ -162,7 +176,7 @@ pub struct Grant {
     pub worker: Arc<WorkerCard>,
     /// Where it is in its life.
     pub state: ClaimState,
-    /// How long it may stay unconfirmed from when the answer leaves.
+    /// How long it may stay unconfirmed from when the answer leaves; 0 once it is not reserved any more.
     pub reserve_ms: Millis,
     /// How long it may stay active without a renewal, or releasing; 0: for ever.
     pub term_ms: Millis,
@@ -174,6 +188,8 @@ pub struct Grant {
     pub cards: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
+    /// When it was created, and when it became active.
+    pub times: ClaimTimes,
 }
 
 impl Grant {

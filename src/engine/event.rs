@@ -100,7 +100,7 @@ pub enum Event<R> {
         affinity: u64,
         /// How long it may stay unconfirmed; 0: active at once.
         reserve_ms: Millis,
-        /// How long it may stay active without a renewal; 0: as long as its worker lives.
+        /// How long it may stay active without a renewal; 0: by the rules of the pool.
         ttl_ms: Millis,
         /// Which workers it may take; none: any.
         wants: Option<Arc<Wants>>,
@@ -131,7 +131,7 @@ pub enum Event<R> {
     Renew {
         /// Where it is held.
         place: Place,
-        /// From now on it may go without a renewal for this long; none: as long as before.
+        /// From now on it may go without a renewal for this long; none: as long as before, within the rules of the pool.
         ttl_ms: Option<Millis>,
         /// Who waits for the answer.
         to: R,

@@ -13,6 +13,8 @@
 //! A word also ends distrust. After a stop that may have lost claims it does so only when `settled_ms` has passed:
 //! until then whoever was told of a lost claim may still come and start it. That word ends what it does not name.
 //!
+//! What is adopted has the pool's default for its time without a renewal, which begins then; when it was created is not known.
+//!
 //! In a shared pool nothing is adopted: a worker names keys and fences, not how much of it they held.
 //!
 //! No word makes room by itself where the ledger says that there is none, but for that last one.
@@ -24,8 +26,9 @@ use super::claims::{Claim, Disclosed};
 use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Heartbeat, Named, Place};
 use super::life::{bars, notes};
-use super::shard::Shard;
-use crate::model::{ClaimId, ClaimState, Fence, Millis, WorkerId};
+use super::shard::{Shard, term};
+use super::stamps::ClaimStamps;
+use crate::model::{ClaimId, ClaimState, ClaimTimes, Fence, Millis, WorkerId};
 
 impl Shard {
     pub(super) fn heartbeat<R>(
@@ -110,7 +113,7 @@ impl Shard {
         }
         if !names_held && let Some(adopted) = self.adoptable(at, &stop) {
             let name = stop.swap_remove(adopted);
-            self.adopt(at, name, effects);
+            self.adopt(at, name, now_ms, effects);
         }
         let mut clear = 0;
         if settled {
@@ -175,7 +178,7 @@ impl Shard {
     /// Workers that may name lost claims and for which nothing that may has spoken yet.
     #[must_use]
     pub const fn unvouched(&self) -> usize {
-        if self.shares.is_some() { 0 } else { self.barred.unvouched }
+        if self.shares.is_some() { 0 } else { self.barred.unvouched as usize }
     }
 
     /// Whether the stop before the start may have lost claims that can be adopted; then how long one may still be started.
@@ -217,7 +220,7 @@ impl Shard {
         youngest.map(|(index, _)| index)
     }
 
-    fn adopt<R>(&mut self, at: u32, name: Named, effects: &mut Vec<Effect<R>>) {
+    fn adopt<R>(&mut self, at: u32, name: Named, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         for place in self.places_on(at) {
             self.end(place, End::Missing, effects);
             self.counters.life.missing += 1;
@@ -226,8 +229,8 @@ impl Shard {
         let claim = self.claims.insert(Claim {
             id: name.id.clone(),
             fence,
-            reserve_ms: 0,
-            term_ms: 0,
+            stamps: ClaimStamps::begun(ClaimTimes::default()),
+            term_ms: term(self.rules.ttl.default_ms.unwrap_or(0)),
             worker: at,
             state: ClaimState::Active,
             confirmed: true,
@@ -236,6 +239,7 @@ impl Shard {
             spec: None,
         });
         self.take(at, claim);
+        self.start_stay(Place { claim, worker: at, fence }, now_ms);
         self.fence_max = self.fence_max.max(fence);
         self.counters.life.adopted += 1;
         self.touch(at);
@@ -246,11 +250,14 @@ impl Shard {
     fn take(&mut self, at: u32, claim: u32) {
         let worker = self.workers.get_mut(at);
         worker.claim = claim;
-        let (line, offered) = (worker.line, worker.bars == 0);
-        if offered {
+        let (line, bars) = (worker.line, worker.bars);
+        if bars == 0 {
             self.idle.remove(self.workers.hot_mut(), at);
         } else {
             self.ledger.unbar(line);
+            self.barred.leave_free(bars);
+            self.bar_changes += 1;
+            self.note_drained(at);
         }
         self.ledger.hold(line);
         self.busy += 1;

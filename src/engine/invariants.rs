@@ -2,8 +2,8 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
-use super::fit::Fleet;
-use super::life::Barred;
+use super::fit::{Fleet, Sum};
+use super::life::{Barred, bars, notes};
 use super::shard::Shard;
 
 #[cfg(debug_assertions)]
@@ -19,6 +19,7 @@ impl Shard {
     pub fn check(&self) -> Result<(), String> {
         let (mut idle, mut held, mut deleted, mut barred, mut claims) = (0, 0, 0, 0, 0);
         let mut axes = Barred::default();
+        let promised = self.promised();
         for at in self.workers.iter_from(0) {
             let worker = self.workers.get(at);
             let id = &self.workers.card(at).spec.id;
@@ -32,11 +33,31 @@ impl Shard {
             if one_of.into_iter().filter(|is| *is).count() != 1 {
                 return Err(format!("W1: worker {id} must be one of idle, held, deleted, barred: {one_of:?}"));
             }
+            if self.drained.contains(&at) != self.is_drained(at) {
+                return Err(format!("W1: worker {id} must be among the drained ones: {}", self.is_drained(at)));
+            }
+            if worker.idle && self.idle.ends_ms(at) != self.lives.get(at).ends_ms {
+                return Err(format!("Q1: worker {id} ends at another time than the idle queue knows"));
+            }
             let deadline = self.lives.get(at).next_ms();
             if self.beats.get(at).is_some() != deadline.is_some() {
                 return Err(format!("W1: worker {id} has a deadline at {deadline:?} and none is set, or the reverse"));
             }
             axes.enter(worker.bars);
+            if is_barred {
+                axes.enter_free(worker.bars);
+            }
+            if promised.contains(&at) != (worker.bars & bars::PROMISED != 0) {
+                return Err(format!(
+                    "W1: worker {id} is kept for a claim, and is counted as one that is not, or the reverse"
+                ));
+            }
+            let (ends, over) = (worker.notes & notes::ENDS != 0, worker.bars & bars::ENDED != 0);
+            if !worker.deleted && (ends && !over) != self.lives.get(at).ends_ms.is_some() {
+                return Err(format!(
+                    "W1: worker {id} is counted as one that has ended, or not: no deadline says which"
+                ));
+            }
             barred += usize::from(is_barred);
             idle += usize::from(worker.idle);
             held += usize::from(claim.is_some());
@@ -54,7 +75,7 @@ impl Shard {
             ));
         }
         self.idle.check(self.workers.all())?;
-        if axes != self.barred || self.present != idle + held + barred {
+        if axes != self.barred || axes.by_first.total() != barred as u64 || self.present != idle + held + barred {
             return Err(format!(
                 "W1: {axes:?} of {} workers are counted as {:?} of {}",
                 idle + held + barred,
@@ -72,6 +93,13 @@ impl Shard {
         self.check_shares()?;
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
+        }
+        let mut total = Sum::default();
+        for line in self.ledger.lines() {
+            (0..line.workers).for_each(|_| total.add_capacity(&line.capacity));
+        }
+        if total != *self.ledger.total() {
+            return Err(format!("L1: workers have {total:?} together, counted is {:?}", self.ledger.total()));
         }
         let sums = self.ledger.lines().fold((0, 0, 0), |(w, h, b), line| {
             (w + line.workers as usize, h + line.held as usize, b + line.barred as usize)
@@ -92,36 +120,44 @@ impl Shard {
     fn check_shares(&self) -> Result<(), String> {
         let Some(shares) = &self.shares else { return Ok(()) };
         shares.fleet.check()?;
-        for at in self.workers.iter_from(0) {
-            let (worker, card) = (self.workers.get(at), self.workers.card(at));
-            if worker.deleted {
-                if shares.fleet.is_in(at) {
-                    return Err(format!("W1: worker {} is deleted and has room", card.spec.id));
-                }
-                continue;
-            }
-            let places = self.places_on(at);
-            let (count, over) = shares.holds(at);
-            if count as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
-                return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, count));
-            }
-            let mut fresh = Fleet::default();
-            let held = places.iter().map(|place| self.share_of(place.claim));
-            let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
-            let (room, left) = (shares.fleet.room(at), fresh.room(0));
-            let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
-                == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
-            if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
-                return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
-            }
-            if shares.fleet.is_offered(at) != self.is_offered(at) {
-                return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
-            }
+        self.workers.iter_from(0).try_for_each(|at| self.check_share(at))
+    }
+
+    /// The same for one worker.
+    pub(super) fn check_share(&self, at: u32) -> Result<(), String> {
+        let Some(shares) = &self.shares else { return Ok(()) };
+        let (worker, card) = (self.workers.get(at), self.workers.card(at));
+        if worker.deleted {
+            return match shares.fleet.is_in(at) {
+                true => Err(format!("W1: worker {} is deleted and has room", card.spec.id)),
+                false => Ok(()),
+            };
+        }
+        let places = self.places_on(at);
+        let (count, over) = shares.holds(at);
+        if count as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
+            return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, count));
+        }
+        let mut fresh = Fleet::default();
+        let held = places.iter().map(|place| self.share_of(place.claim));
+        let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
+        let (room, left) = (shares.fleet.room(at), fresh.room(0));
+        let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
+            == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
+        if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
+            return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
+        }
+        if shares.fleet.ends_ms(at) != self.lives.get(at).ends_ms {
+            return Err(format!("Q1: worker {} ends at another time than its fleet knows", card.spec.id));
+        }
+        if shares.fleet.is_offered(at) != self.is_offered(at) {
+            return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
         }
         Ok(())
     }
 
-    /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong (`hotpool_ledger_drift`).
+    /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong. What each worker has left is
+    /// [`super::audit`]'s.
     #[must_use]
     pub fn ledger_drift(&self) -> u64 {
         let held: u64 = self.ledger.lines().map(|line| u64::from(line.held)).sum();
@@ -135,5 +171,7 @@ impl Shard {
             assert!(found.is_ok(), "{found:?}");
         }
         assert_eq!(self.ledger_drift(), 0, "L2: the ledger and the claims differ");
+        let counted = self.idle.len() + self.busy + self.barred.by_first.total() as usize;
+        assert_eq!(counted, self.present, "W11: each worker is in one count");
     }
 }

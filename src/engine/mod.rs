@@ -20,7 +20,9 @@
 //! | `life` | may a worker be offered; what befalls it beside its claims |
 //! | `heartbeat` | what a worker says of itself |
 //! | `claims` | which claims are held |
+//! | `stamps` | when a claim was created and became active |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
+//! | `expiries` | which worker of an order lives for long enough |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
 //! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
 //! | `resize` | a claim that needs more or less of its worker than before |
@@ -34,12 +36,15 @@
 //! | `ledger` | how much there is and how much of it is held |
 //! | `replay` | how rows become a shard again |
 //! | `invariants` | what must be true between two events |
+//! | `audit` | whether it is, while the shard is in use |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod audit;
 mod claim_life;
 mod claims;
 pub mod effect;
 pub mod event;
+mod expiries;
 mod explain;
 pub mod fit;
 mod gangs;
@@ -58,15 +63,18 @@ mod rows;
 mod shapes;
 mod shard;
 mod shares;
+mod stamps;
 mod timers;
 pub mod wants;
 mod workers;
 
+pub use audit::LedgerAudit;
 pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
 pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;
 pub use ledger::LedgerLine;
 pub use life::{Barred, bars};
+pub use looks::{ListedClaim, Slice};
 pub use promises::Eviction;
 pub use replay::{Replay, Resume};
 pub use shard::{Counters, LifeCounters, Rules, Shard};

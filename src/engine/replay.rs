@@ -10,8 +10,9 @@ use super::event::Place;
 use super::gangs::GangRef;
 use super::life::{bars, notes};
 use super::shard::{Head, Rules, Shard, term};
+use super::stamps::ClaimStamps;
 use crate::limits;
-use crate::model::{Capacity, ClaimId, ClaimState, Fence, Millis, Seq, WorkerCard, WorkerId};
+use crate::model::{Capacity, ClaimId, ClaimState, ClaimTimes, Fence, Millis, Seq, WorkerCard, WorkerId};
 use crate::row::{self, ClaimRow, Frames, RowKind, ShardRow, WorkerRow};
 
 /// Where a shard that was loaded goes on.
@@ -165,10 +166,14 @@ impl Replay {
         if shared && claim.cards.count_ones() != asked {
             return Err(format!("L2: a claim of worker {} asked for {asked} cards and holds {:b}", id(), claim.cards));
         }
+        let stamps = match state {
+            ClaimState::Reserved => ClaimStamps::reserved(claim.created_at_ms, term(claim.reserve_ms)),
+            _ => ClaimStamps::begun(ClaimTimes::new(claim.created_at_ms, claim.activated_at_ms)),
+        };
         let slot = self.shard.claims.insert(Claim {
             id: key,
             fence: claim.fence,
-            reserve_ms: term(claim.reserve_ms),
+            stamps,
             term_ms: term(claim.term_ms),
             worker: at,
             state,
@@ -249,6 +254,7 @@ impl Replay {
                     bars |= bars::ENDED;
                 } else {
                     shard.lives.get_mut(at).ends_ms = Some(resume.now_ms + left_ms);
+                    shard.index_end(at);
                 }
                 shard.workers.get_mut(at).notes |= notes::ENDS;
             }
@@ -287,14 +293,17 @@ impl Replay {
             shard.present += 1;
             rooms.push(worker);
             shard.barred.enter(hot.bars);
+            shard.bar_changes += 1;
             if hot.claim == NIL {
                 if hot.bars == 0 {
                     free.push((hot.idle_seq, worker));
                 } else {
                     shard.ledger.bar(hot.line);
+                    shard.barred.enter_free(hot.bars);
                 }
             }
         }
+        shard.drained = shard.workers.iter_from(0).filter(|&at| shard.is_drained(at)).collect();
         free.sort_unstable();
         dead.sort_unstable();
         for (_, worker) in free {

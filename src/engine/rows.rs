@@ -118,13 +118,14 @@ impl Shard {
                 id: &claim.id,
                 fence: claim.fence,
                 state: claim.state,
-                reserve_ms: claim.reserve_ms.into(),
+                reserve_ms: claim.reserve_ms().into(),
                 term_ms: claim.term_ms.into(),
                 named: claim.named,
                 gang: self.gangs.of(next),
                 cards: self.shares.as_ref().map_or(0, |shares| shares.cards(next)),
                 spec: claim.spec.as_deref(),
                 evicted: self.is_evicted(next),
+                times: claim.times(),
             });
             next = self.shares.as_ref().map_or(NIL, |shares| shares.next(next));
         }

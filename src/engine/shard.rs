@@ -1,7 +1,7 @@
 //! What each event does to a shard. Every change of a worker goes through [`Shard::touch`], which counts it, moves
 //! the sequence number and marks the worker's row for the journal; nothing else does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,16 +16,19 @@ use super::ledger::Ledger;
 use super::life::{Barred, Lives, notes};
 use super::promises::Promises;
 use super::shares::Shares;
+use super::stamps::ClaimStamps;
 use super::timers::Timers;
 use super::wants::{NoFit, Wants};
 use super::workers::Workers;
-use crate::model::{ClaimState, Fence, Millis, Policy, PoolSpec, Seq, TypicalRequest, WorkerId};
+use crate::model::{ClaimState, ClaimTimes, Fence, Millis, Policy, PoolSpec, Seq, TtlBounds, TypicalRequest, WorkerId};
 use crate::row::ShardRow;
 
 /// One shard of a pool.
 #[derive(Debug)]
 pub struct Shard {
     pub(super) rules: Rules,
+    /// Wall clock less engine time, in milliseconds: what dates claims.
+    pub(super) unix_ahead_ms: i64,
     pub(super) seq: Seq,
     pub(super) workers: Workers,
     pub(super) claims: Claims,
@@ -43,6 +46,10 @@ pub struct Shard {
     /// Workers that are not deleted.
     pub(super) present: usize,
     pub(super) barred: Barred,
+    /// Changes of `barred`: it is published when this has moved.
+    pub(super) bar_changes: u64,
+    /// Workers that hold nothing and are not offered only because they are cordoned or draining.
+    pub(super) drained: BTreeSet<u32>,
     /// Highest fence that was granted or adopted here.
     pub(super) fence_max: Fence,
     /// Fences that the shard may have granted without a record, before it was loaded.
@@ -79,6 +86,8 @@ pub struct Rules {
     pub unnamed_ms: Millis,
     /// How long a lost worker is kept; none: for ever.
     pub lost_keep_ms: Option<Millis>,
+    /// Bounds of the time that a claim may stay active without a renewal.
+    pub ttl: TtlBounds,
 }
 
 impl From<Policy> for Rules {
@@ -94,6 +103,7 @@ impl From<&PoolSpec> for Rules {
             typical_requests: spec.typical_requests.clone(),
             unnamed_ms: spec.unnamed_ms(),
             lost_keep_ms: (spec.lost_keep_ms > 0).then_some(spec.lost_keep_ms),
+            ttl: spec.ttl(),
         }
     }
 }
@@ -155,6 +165,7 @@ impl Shard {
     pub fn new(rules: impl Into<Rules>, now_ms: Millis) -> Self {
         let rules = rules.into();
         Self {
+            unix_ahead_ms: 0,
             seq: 0,
             workers: Workers::default(),
             claims: Claims::new(),
@@ -168,6 +179,8 @@ impl Shard {
             beats: Timers::new(now_ms),
             present: 0,
             barred: Barred::default(),
+            bar_changes: 0,
+            drained: BTreeSet::new(),
             fence_max: 0,
             lost_tail: 0..0,
             settled_ms: 0,
@@ -188,6 +201,10 @@ impl Shard {
     pub fn on<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         match event {
             Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, promise, to } => {
+                let ttl_ms = match self.ttl_of(ttl_ms) {
+                    Ok(ttl_ms) => ttl_ms,
+                    Err(answer) => return effects.push(Effect::Reply { to, answer }),
+                };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
                 let redeemed = if promise > 0 { self.redeem(promise, wants.as_deref(), until_ms) } else { None };
@@ -200,13 +217,18 @@ impl Shard {
                 let answer = match taken {
                     Ok((worker, share)) => {
                         let spec = wants.and_then(|wants| wants.spec.clone());
+                        let at_ms = Some(self.unix_ms(now_ms));
+                        let (state, stamps) = match term(reserve_ms) {
+                            0 => (ClaimState::Active, ClaimStamps::begun(ClaimTimes::new(at_ms, at_ms))),
+                            reserve_ms => (ClaimState::Reserved, ClaimStamps::reserved(at_ms, reserve_ms)),
+                        };
                         let claim = Claim {
                             id,
                             fence,
-                            reserve_ms: term(reserve_ms),
+                            stamps,
                             term_ms: term(ttl_ms),
                             worker,
-                            state: if reserve_ms == 0 { ClaimState::Active } else { ClaimState::Reserved },
+                            state,
                             confirmed: false,
                             named: false,
                             disclosed: Disclosed::default(),
@@ -325,11 +347,7 @@ impl Shard {
     ) -> Result<u32, Answer> {
         match wants {
             Some(wants) if !wants.any_worker() => self.select(wants, affinity, fence, until_ms).map_err(Answer::NoFit),
-            _ => match self.idle.pick(self.workers.all(), affinity, fence) {
-                Some(worker) if self.lasts(worker, until_ms) => Ok(worker),
-                Some(_) => self.pick_lasting(until_ms, None).ok_or(Answer::NoRoom),
-                None => Err(Answer::NoRoom),
-            },
+            _ => self.idle.pick(self.workers.all(), affinity, fence, until_ms).ok_or(Answer::NoRoom),
         }
     }
 
@@ -351,8 +369,8 @@ impl Shard {
     }
 
     fn grant_new(&mut self, claim: Claim, affinity: u64, share: Option<&Share>, gang: Option<GangRef>) -> Answer {
-        let Claim { fence, worker, state, reserve_ms, term_ms, .. } = claim;
-        let spec = claim.spec.clone();
+        let Claim { fence, worker, state, term_ms, .. } = claim;
+        let (reserve_ms, times, spec) = (claim.reserve_ms(), claim.times(), claim.spec.clone());
         let claim = self.claims.insert(claim);
         let hot = self.workers.get_mut(worker);
         hot.notes |= notes::GRANTED;
@@ -385,6 +403,7 @@ impl Shard {
             spec,
             cards: share.map(|share| share.cards),
             evicted: false,
+            times,
         })
     }
 
@@ -402,11 +421,10 @@ impl Shard {
                 _ => Err(NoFit::Busy),
             };
         }
-        match self.idle.select(self.workers.all(), wants, affinity, fence) {
-            Some(worker) if self.lasts(worker, until_ms) => Ok(worker),
-            Some(_) => self.pick_lasting(until_ms, Some(wants)).ok_or(NoFit::Busy),
+        match self.idle.select(self.workers.all(), wants, affinity, fence, until_ms) {
+            Some(worker) => Ok(worker),
             None if wants.nodes.is_empty() => Err(NoFit::Busy),
-            None if self.idle.fits_but_node(self.workers.all(), wants) => Err(NoFit::Node),
+            None if self.idle.fits_but_node(self.workers.all(), wants, until_ms) => Err(NoFit::Node),
             None => Err(NoFit::Busy),
         }
     }
@@ -475,7 +493,7 @@ impl Shard {
         for &(_, at) in &idle {
             self.idle.remove(self.workers.hot_mut(), at);
         }
-        self.idle = Idle::new(policy);
+        self.idle.reset(policy);
         self.idle.grow(self.workers.hot_mut());
         for (_, at) in idle {
             self.idle.push(self.workers.hot_mut(), at);

@@ -11,11 +11,12 @@
 
 /// Atomics of this build; `tests/loom.rs` puts loom's in their place.
 mod atomic {
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 }
 mod coalesce;
 mod lag;
 mod lease;
+mod lease_end;
 mod rewrite;
 mod writer;
 
@@ -51,7 +52,7 @@ const CHECK_NS: u64 = 1_000_000_000;
 
 /// Who has an outbox: a shard's handle, or the catalogue.
 pub trait Source: Send + Sync {
-    /// The store moved on, or failed: look at [`Outbox::applied`].
+    /// The store moved on, here or where [`Outbox::tell_too`] said; or answers may leave again.
     fn progressed(&self);
 
     /// All rows from cursor `from` on, about `bytes` of them, and where to go on. None: the source is gone.
@@ -96,6 +97,8 @@ pub struct Outbox {
     orphaned: AtomicBool,
     /// The shard panicked when only it could mend the gap.
     lost: AtomicBool,
+    /// Outboxes of shards with answers that wait for records of this one: told once.
+    awaited_by: Mutex<BTreeMap<ShardKey, Weak<Self>>>,
 }
 
 impl std::fmt::Debug for Outbox {
@@ -123,6 +126,7 @@ impl Outbox {
             needs_source: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            awaited_by: Mutex::default(),
         });
         journal.outboxes.insert(key, Arc::downgrade(&outbox));
         outbox
@@ -144,6 +148,7 @@ impl Outbox {
         self.lives.fetch_add(1, Ordering::Release);
         self.orphaned.store(false, Ordering::Release);
         self.applied.store(at, Ordering::Release);
+        self.tell_awaiting();
     }
 
     /// Which shard's.
@@ -268,20 +273,31 @@ impl Outbox {
     }
 
     /// The store has all that was taken, up to here: a shard has one step at a time on its way, and a gap nothing but its
-    /// rewrite.
-    fn advance(&self, applied: Seq) {
+    /// rewrite. False if that was known: the step was there to see whether the store still has it.
+    fn advance(&self, applied: Seq) -> bool {
         self.lag.apply();
-        self.applied.fetch_max(applied, Ordering::Release);
+        self.applied.fetch_max(applied, Ordering::Release) < applied
     }
 
     fn is_dropped(&self) -> bool {
         self.dropped.load(Ordering::Acquire)
     }
 
+    /// Tells the source of `other` as well when the store next moves on here: an answer there speaks of a record of this
+    /// shard. What [`Self::applied`] says after this call is news to nobody.
+    pub fn tell_too(&self, other: &Arc<Self>) {
+        self.awaited_by.lock().unwrap_or_else(PoisonError::into_inner).insert(other.key, Arc::downgrade(other));
+    }
+
     fn tell_source(&self) {
         if let Some(source) = self.source.get().and_then(Weak::upgrade) {
             source.progressed();
         }
+    }
+
+    fn tell_awaiting(&self) {
+        let awaiting = std::mem::take(&mut *self.awaited_by.lock().unwrap_or_else(PoisonError::into_inner));
+        awaiting.into_values().filter_map(|other| other.upgrade()).for_each(|other| other.tell_source());
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -378,6 +394,20 @@ impl Journal {
         &self.lease
     }
 
+    /// The store has acknowledged that it is ours, as of `sent_ns` on [`Clock::boot_ns`]. True if answers could not leave
+    /// before: then every shard is told that they can.
+    pub fn extend_lease(&self, sent_ns: u64, lease_ms: Millis) -> bool {
+        let lapsed = self.lease.extend(sent_ns, lease_ms);
+        if lapsed {
+            self.outboxes().iter().for_each(|outbox| outbox.tell_source());
+        }
+        lapsed
+    }
+
+    fn outboxes(&self) -> Vec<Arc<Outbox>> {
+        self.outboxes.iter().filter_map(|outbox| outbox.upgrade()).collect()
+    }
+
     /// Why no answer may leave at present, if so.
     #[must_use]
     pub fn silence(&self) -> Option<Unavailable> {
@@ -412,8 +442,7 @@ impl Journal {
     /// Sends an empty step of every shard: those that have not changed for long would not notice what the store lost.
     pub fn check_all(&self) {
         self.checked_ns.store(self.clock.mono_ns(), Ordering::Relaxed);
-        let outboxes: Vec<_> = self.outboxes.iter().filter_map(|outbox| outbox.upgrade()).collect();
-        for outbox in outboxes {
+        for outbox in self.outboxes() {
             outbox.check.store(true, Ordering::Relaxed);
             self.enqueue(&outbox);
         }

@@ -255,8 +255,9 @@ impl Journal {
             metrics().steps(flight.result(outcome)).increment(1);
             metrics().step_rows.record(flight.rows as f64);
             metrics().step_bytes.record(flight.bytes() as f64);
-            if let Some((outbox, applied)) = self.settle(flight, outcome, rewrites) {
-                outbox.advance(applied);
+            if let Some((outbox, applied)) = self.settle(flight, outcome, rewrites)
+                && outbox.advance(applied)
+            {
                 moved.push(outbox);
             }
         }
@@ -264,6 +265,7 @@ impl Journal {
         self.progress.notify_waiters();
         for outbox in moved {
             outbox.tell_source();
+            outbox.tell_awaiting();
         }
         if rewrites.idle()
             && let Some(outbox) = self.store.wants_rewrite().and_then(|key| self.outbox(key))

@@ -68,7 +68,9 @@ impl ClaimOutcome {
             Ok(_) => Self::Existing,
             Err(Refusal::Invalid { .. }) => Self::Invalid,
             Err(Refusal::NotFound(_)) => Self::NotFound,
-            Err(Refusal::Fence | Refusal::Releasing | Refusal::Preempted | Refusal::State(_)) => Self::Conflict,
+            Err(Refusal::Fence | Refusal::Releasing | Refusal::Preempted | Refusal::Version(_) | Refusal::State(_)) => {
+                Self::Conflict
+            }
             Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
             Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
             Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
@@ -108,20 +110,6 @@ label! {
         Releasing = "releasing",
         /// Its worker did not name it any more.
         Missing = "missing",
-    }
-}
-
-label! {
-    /// Why a worker is not offered.
-    BarReason {
-        /// Its owner said so.
-        Cordoned = "cordoned",
-        /// Its owner said so, for the rest of this incarnation.
-        Draining = "draining",
-        /// It was silent for too long.
-        Lost = "lost",
-        /// Nothing has spoken for it yet.
-        Suspect = "suspect",
     }
 }
 
@@ -174,6 +162,8 @@ label! {
 label! {
     /// The matched route of an HTTP request.
     Route {
+        /// Where to go on from the address alone.
+        Root = "/",
         /// All pools.
         Pools = "/v1/pools",
         /// One pool.
@@ -238,10 +228,44 @@ label! {
 }
 
 label! {
+    /// Why a request was refused by its head.
+    RequestRefusal {
+        /// Not one host, or none that can be read.
+        InvalidHost = "invalid_host",
+        /// A host that is not served.
+        Host = "host",
+        /// A page of another origin.
+        Origin = "origin",
+        /// A page of another site.
+        FetchSite = "fetch_site",
+        /// A body in a form that nobody reads.
+        ContentEncoding = "content_encoding",
+    }
+}
+
+label! {
+    /// What became of a connection beyond `server.max_connections`.
+    ExcessOutcome {
+        /// A probe or a scrape was answered.
+        Answered = "answered",
+        /// It asked for something else.
+        Refused = "refused",
+        /// It asked for nothing in time.
+        Silent = "silent",
+        /// It could not be answered in time.
+        Late = "late",
+        /// It went for the next.
+        Displaced = "displaced",
+    }
+}
+
+label! {
     /// The method of a gRPC call.
     GrpcMethod {
         /// Put a pool.
         PutPool = "hotpool.v1.PoolService/PutPool",
+        /// Change fields of a pool.
+        UpdatePool = "hotpool.v1.PoolService/UpdatePool",
         /// One pool.
         GetPool = "hotpool.v1.PoolService/GetPool",
         /// All pools.
@@ -459,6 +483,10 @@ label! {
         TooMany = "too_many",
         /// What came was no command.
         Protocol = "protocol",
+        /// What came was HTTP, as from a page in a browser.
+        Http = "http",
+        /// Nothing came for too long.
+        Idle = "idle",
         /// The client did not read its answers.
         SlowReader = "slow_reader",
         /// A command did not come to its end.

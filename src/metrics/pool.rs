@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, Histogram, Label};
 
 use super::*;
 use crate::limits;
-use crate::model::PoolName;
+use crate::model::{PoolName, UnschedulableReason};
 
 /// Fewest, mean and most of what the shards of a pool have. A series a shard would be thousands.
 #[derive(Clone)]
@@ -68,6 +68,7 @@ pub struct PoolMetrics {
     /// `hotpool_lost_workers_deleted_total`.
     pub lost_workers_deleted: Counter,
     workers_barred: Vec<Gauge>,
+    workers_unschedulable: Vec<Gauge>,
     /// `hotpool_heartbeats_total`.
     pub heartbeats: Counter,
     /// `hotpool_heartbeats_ignored_total`.
@@ -134,9 +135,13 @@ impl PoolMetrics {
             claims_lost: counter(CLAIMS_LOST),
             workers_lost: counter(WORKERS_LOST),
             lost_workers_deleted: counter(LOST_WORKERS_DELETED),
-            workers_barred: BarReason::ALL
+            workers_barred: UnschedulableReason::ALL
                 .iter()
                 .map(|reason| gauge(WORKERS_BARRED, vec![Label::new("reason", reason.word())]))
+                .collect(),
+            workers_unschedulable: UnschedulableReason::ALL
+                .iter()
+                .map(|reason| gauge(WORKERS, vec![Label::new("state", reason.word())]))
                 .collect(),
             heartbeats: counter(HEARTBEATS),
             heartbeats_ignored: counter(HEARTBEATS_IGNORED),
@@ -164,8 +169,13 @@ impl PoolMetrics {
     }
 
     /// Gauge of workers that are not offered for this reason.
-    pub fn workers_barred(&self, reason: BarReason) -> &Gauge {
+    pub fn workers_barred(&self, reason: UnschedulableReason) -> &Gauge {
         &self.workers_barred[reason as usize]
+    }
+
+    /// Gauge of workers that hold no claim and are not offered, with this as the first reason.
+    pub fn workers_unschedulable(&self, reason: UnschedulableReason) -> &Gauge {
+        &self.workers_unschedulable[reason as usize]
     }
 
     /// Sets every gauge to 0: the pool was deleted.
@@ -179,7 +189,7 @@ impl PoolMetrics {
             &self.waiters,
             &self.watchers,
         ];
-        for gauge in one.into_iter().chain(&self.workers_barred) {
+        for gauge in one.into_iter().chain(&self.workers_barred).chain(&self.workers_unschedulable) {
             gauge.set(0.0);
         }
         self.shard_workers.set(std::iter::empty());

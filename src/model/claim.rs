@@ -1,5 +1,6 @@
 //! Claims: the request for one, its life, and what the service says about it.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use super::{
     Ack, Capacity, ClaimId, Fence, Labels, Millis, PoolName, Resources, WorkerCard, affinity_hash, check_name,
 };
 use crate::ask::{ClaimAsk, PoolChoice};
+use crate::limits;
 use crate::refusal::Refusal;
 
 /// A request for one worker.
@@ -22,7 +24,8 @@ pub struct ClaimRequest {
     /// How long the claim may stay unconfirmed, in milliseconds: at most that of every pool that it may use; by default
     /// that of the pool that it is taken from. 0: active at once.
     pub reserve_ms: Option<u64>,
-    /// How long it may stay active without a renewal, in milliseconds; none: as long as its worker lives.
+    /// How long it may stay active without a renewal, in milliseconds: at most that of every pool that it may use; by default
+    /// that of the pool that it is taken from, and without one as long as its worker lives.
     pub ttl_ms: Option<u64>,
     /// A stronger acknowledgement than the pool's; a weaker one is refused.
     pub ack: Option<Ack>,
@@ -58,6 +61,8 @@ pub struct ClaimSpec {
     pub priority: u16,
     /// A claim with a higher priority may evict it, in a pool that allows that.
     pub preemptible: bool,
+    /// In a shared pool, model of the cards that it was granted, once its worker was registered anew with others or none.
+    pub granted_model: Option<Arc<str>>,
 }
 
 impl ClaimSpec {
@@ -82,6 +87,51 @@ pub enum ClaimState {
     Lost,
 }
 
+impl ClaimState {
+    /// The states of a claim that is held, in their order: what a listing may ask for.
+    pub const HELD: [Self; 3] = [Self::Reserved, Self::Active, Self::Releasing];
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Reserved => "reserved",
+            Self::Active => "active",
+            Self::Releasing => "releasing",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// Times at which a claim was created and became active, as far as they are known. A claim whose row is older than these fields,
+/// and one that was adopted because its worker named it, have none: they are not guessed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClaimTimes {
+    created: Option<NonZeroU64>,
+    activated: Option<NonZeroU64>,
+}
+
+impl ClaimTimes {
+    /// Times in unix milliseconds, as far as they are known.
+    #[must_use]
+    pub fn new(created_at_ms: Option<Millis>, activated_at_ms: Option<Millis>) -> Self {
+        let known = |at_ms: Option<Millis>| at_ms.and_then(NonZeroU64::new);
+        Self { created: known(created_at_ms), activated: known(activated_at_ms) }
+    }
+
+    /// Unix time in milliseconds at which its worker was given to it.
+    #[must_use]
+    pub fn created_at_ms(self) -> Option<Millis> {
+        self.created.map(NonZeroU64::get)
+    }
+
+    /// Unix time in milliseconds at which it became active; none also while it has not.
+    #[must_use]
+    pub fn activated_at_ms(self) -> Option<Millis> {
+        self.activated.map(NonZeroU64::get)
+    }
+}
+
 /// What the service says about a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimView {
@@ -103,6 +153,8 @@ pub struct ClaimView {
     pub cards: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
+    /// When it was created, and when it became active.
+    pub times: ClaimTimes,
 }
 
 /// What a claim holds.
@@ -114,11 +166,22 @@ pub enum Held<'a> {
     Share {
         /// How much.
         resources: &'a Resources,
-        /// Model of the worker's cards, if it has any.
-        model: Option<&'a str>,
-        /// Which of its cards: bit `i` stands for card `i`.
-        cards: u64,
+        /// Cards, if it holds any.
+        gpu: Option<HeldCards<'a>>,
     },
+}
+
+/// Cards that a claim holds a share of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldCards<'a> {
+    /// Model of the cards, as it was granted.
+    pub model: &'a str,
+    /// Number of cards.
+    pub count: u32,
+    /// Thousandths of each card.
+    pub milli: u32,
+    /// Which of its worker's cards: bit `i` stands for card `i`.
+    pub cards: u64,
 }
 
 impl ClaimView {
@@ -128,8 +191,15 @@ impl ClaimView {
         let capacity = &self.worker.spec.capacity;
         match (self.cards, &self.spec) {
             (Some(cards), Some(spec)) => {
-                let model = capacity.gpu.as_ref().map(|gpu| &*gpu.model);
-                Held::Share { resources: &spec.resources, model, cards }
+                // Without a model, which rows of an older version may lack, nothing can be said of them.
+                let model = spec.granted_model.as_ref().or_else(|| Some(&capacity.gpu.as_ref()?.model));
+                let gpu = spec.resources.gpu.as_ref().zip(model).map(|(gpu, model)| HeldCards {
+                    model,
+                    count: gpu.count,
+                    milli: gpu.milli,
+                    cards,
+                });
+                Held::Share { resources: &spec.resources, gpu }
             }
             _ => Held::Whole(capacity),
         }
@@ -156,14 +226,18 @@ pub struct ClaimFilter {
     pub worker: Option<String>,
     /// Only of this tenant.
     pub tenant: Option<String>,
+    /// Only in one of these states; empty: in any.
+    pub states: Vec<ClaimState>,
+    /// Only those that were created at least so many milliseconds ago. One whose age is not known is left out.
+    pub older_than_ms: Option<Millis>,
 }
 
 impl ClaimFilter {
-    /// Checks every name, and that a pool comes with its namespace.
+    /// Checks every name, that a pool comes with its namespace, and that only states of held claims are asked for.
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn checked(self) -> Result<Self, Refusal> {
+    pub fn checked(mut self) -> Result<Self, Refusal> {
         let names =
             [("namespace", &self.namespace), ("pool", &self.pool), ("worker", &self.worker), ("tenant", &self.tenant)];
         for (field, name) in names {
@@ -172,6 +246,14 @@ impl ClaimFilter {
         if self.pool.is_some() && self.namespace.is_none() {
             return Err(Refusal::invalid("namespace", "is required with pool"));
         }
+        if self.states.contains(&ClaimState::Lost) {
+            return Err(Refusal::invalid("state", "must be of reserved, active, releasing: a lost claim is not held"));
+        }
+        if self.older_than_ms.is_some_and(|ms| ms > limits::AMOUNT_MAX) {
+            return Err(Refusal::invalid("older_than_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
+        }
+        // Each once, however often it was said: every claim is compared with all of them.
+        self.states = ClaimState::HELD.into_iter().filter(|state| self.states.contains(state)).collect();
         Ok(self)
     }
 }

@@ -292,19 +292,57 @@ pub fn affinity_hash(word: &str) -> u64 {
     xxh3_64(word.as_bytes())
 }
 
-/// Checks a label set: at most 64, keys are names, values at most 255 bytes without control characters.
+/// Checks a label key, which is one of Kubernetes (`topology.kubernetes.io/zone`: a DNS subdomain and a name), or without a
+/// slash any name.
 ///
 /// # Errors
-/// `Invalid` naming `labels`.
+/// `Invalid` naming `field` and the rule.
+pub fn check_label_key(field: &'static str, key: &str) -> Result<(), Refusal> {
+    let Some((prefix, name)) = key.split_once('/') else { return check_name(field, key) };
+    let is_inner = |bytes: &[u8], good: fn(&u8) -> bool| match bytes {
+        [] => false,
+        [first, .., last] if !(first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric()) => false,
+        bytes => bytes.iter().all(good) && bytes[0].is_ascii_alphanumeric(),
+    };
+    let is_dns = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    let is_subdomain = prefix.split('.').all(|part| is_inner(part.as_bytes(), is_dns));
+    if prefix.len() > limits::LABEL_PREFIX_BYTES_MAX || !is_subdomain {
+        let message = format!(
+            "what stands before the slash must be a DNS subdomain (lower case letters, digits, - and .) of at most {} bytes",
+            limits::LABEL_PREFIX_BYTES_MAX
+        );
+        return Err(Refusal::invalid(field, message));
+    }
+    if name.len() > limits::LABEL_NAME_BYTES_MAX || !is_inner(name.as_bytes(), |byte| NAME_BYTES[usize::from(*byte)]) {
+        let message = format!(
+            "what stands behind the slash must be 1..={} bytes of [A-Za-z0-9._-] that begin and end with a letter or digit",
+            limits::LABEL_NAME_BYTES_MAX
+        );
+        return Err(Refusal::invalid(field, message));
+    }
+    Ok(())
+}
+
+/// The beginning of a key, for an error, which stays small whatever somebody sends.
+fn shown(key: &str) -> String {
+    key.chars().take(limits::LABEL_PREFIX_BYTES_MAX).collect()
+}
+
+/// Checks a label set: at most 64, keys as [`check_label_key`] has them, values at most 255 bytes without control characters.
+///
+/// # Errors
+/// `Invalid` naming `labels`, and in its message the key.
 pub fn check_labels(labels: &Labels) -> Result<(), Refusal> {
     if labels.len() > limits::LABELS_MAX {
         return Err(Refusal::invalid("labels", format!("at most {} labels, got {}", limits::LABELS_MAX, labels.len())));
     }
     for (key, value) in labels {
-        check_name("labels", key)?;
+        if let Err(wrong) = check_label_key("labels", key) {
+            return Err(Refusal::invalid("labels", format!("key {:?}: {wrong}", shown(key))));
+        }
         if value.len() > limits::LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
             let message = format!(
-                "value of {key:?} must be at most {} bytes without control characters",
+                "value of key {key:?} must be at most {} bytes without control characters",
                 limits::LABEL_VALUE_BYTES_MAX
             );
             return Err(Refusal::invalid("labels", message));

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capacity, GpuAsk, Labels, PoolName, Resources, Seq, check_labels, check_name, present, some_object};
+use super::{
+    Capacity, GpuAsk, Labels, Millis, PoolName, Resources, Seq, UnschedulableCounts, check_labels, check_name, present,
+    some_object,
+};
 use crate::limits;
 use crate::refusal::Refusal;
 
@@ -119,6 +122,13 @@ pub struct PoolSpec {
     pub class: Option<String>,
     /// How long an unconfirmed claim is held, in milliseconds; also the most a request may ask for.
     pub reserve_ms: u64,
+    /// How long a claim that says no `ttl_ms` may stay active without a renewal, in milliseconds. None: `ttl_max_ms`, and without
+    /// that as long as its worker lives.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub ttl_default_ms: Option<u64>,
+    /// Most that a claim or a renewal may ask for as its `ttl_ms`, in milliseconds; none: [`limits::TTL_MS_MAX`], or no ttl at all.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub ttl_max_ms: Option<u64>,
     /// How long a release that was begun may take, in milliseconds; then its worker is suspect.
     pub releasing_ms: u64,
     /// How long a worker that sends heartbeats may be silent, in milliseconds; then it is lost.
@@ -151,6 +161,8 @@ impl Default for PoolSpec {
             labels: Labels::new(),
             class: None,
             reserve_ms: 30_000,
+            ttl_default_ms: None,
+            ttl_max_ms: None,
             releasing_ms: 60_000,
             heartbeat_ttl_ms: 60_000,
             unnamed_ms: None,
@@ -186,6 +198,18 @@ impl PoolSpec {
         self.unnamed_ms.unwrap_or(default)
     }
 
+    /// Bounds of the time that a claim may stay active without a renewal.
+    #[must_use]
+    pub fn ttl(&self) -> TtlBounds {
+        TtlBounds { default_ms: self.ttl_default_ms.or(self.ttl_max_ms), max_ms: self.ttl_max_ms }
+    }
+
+    /// How long a claim with these times needs its worker, in milliseconds: it may be confirmed at the last moment.
+    #[must_use]
+    pub fn needs_ms(&self, reserve_ms: Millis, ttl_ms: Option<Millis>) -> Millis {
+        reserve_ms + ttl_ms.or(self.ttl().default_ms).unwrap_or(0)
+    }
+
     /// Checks every field against its limit.
     ///
     /// # Errors
@@ -210,6 +234,16 @@ impl PoolSpec {
         if self.reserve_ms > limits::RESERVE_MS_MAX {
             return Err(Refusal::invalid("reserve_ms", format!("must be at most {}", limits::RESERVE_MS_MAX)));
         }
+        for (field, ttl_ms) in [("ttl_default_ms", self.ttl_default_ms), ("ttl_max_ms", self.ttl_max_ms)] {
+            if ttl_ms.is_some_and(|ms| ms == 0 || ms > limits::TTL_MS_MAX) {
+                return Err(Refusal::invalid(field, format!("must be 1..={}", limits::TTL_MS_MAX)));
+            }
+        }
+        if let (Some(default_ms), Some(max_ms)) = (self.ttl_default_ms, self.ttl_max_ms)
+            && default_ms > max_ms
+        {
+            return Err(Refusal::invalid("ttl_default_ms", format!("must be at most ttl_max_ms, which is {max_ms}")));
+        }
         for (field, waiters) in [("waiters_max", self.waiters_max), ("waiters_tenant_max", self.waiters_tenant_max)] {
             if waiters > limits::WAITERS_MAX {
                 return Err(Refusal::invalid(field, format!("must be at most {}", limits::WAITERS_MAX)));
@@ -230,6 +264,34 @@ impl PoolSpec {
             }
         }
         Ok(())
+    }
+}
+
+/// Bounds that a pool sets on the time that its claims may stay active without a renewal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TtlBounds {
+    /// Time of a claim that says none; none: as long as its worker lives. At most `max_ms`, and always there with that.
+    pub default_ms: Option<Millis>,
+    /// Most that may be asked for.
+    pub max_ms: Option<Millis>,
+}
+
+impl TtlBounds {
+    /// Refuses a ttl that is longer than the pool allows.
+    ///
+    /// # Errors
+    /// `Invalid` naming `ttl_ms` and the limit.
+    pub fn check(self, ttl_ms: Option<Millis>) -> Result<(), Refusal> {
+        match (ttl_ms, self.max_ms) {
+            (Some(ttl_ms), Some(max_ms)) if ttl_ms > max_ms => Err(Self::too_long(max_ms)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The refusal of a ttl that is longer than `max_ms`.
+    #[must_use]
+    pub fn too_long(max_ms: Millis) -> Refusal {
+        Refusal::invalid("ttl_ms", format!("must be at most the pool's {max_ms} (ttl_max_ms)"))
     }
 }
 
@@ -279,6 +341,15 @@ pub struct ShardStatus {
     pub lost: u64,
     /// Of them suspect.
     pub suspect: u64,
+    /// Of them those whose own end of life has come.
+    pub ended: u64,
+    /// Of them those that run what they were told to stop.
+    pub stopping: u64,
+    /// Of them those that are kept for claims that wait.
+    pub workers_reserved: u64,
+    /// Of the workers those that are not offered and hold no claim, each under one reason: with the idle and the busy ones they
+    /// are all.
+    pub unschedulable: UnschedulableCounts,
     /// Claims not confirmed yet.
     pub reserved: u64,
     /// Claims whose worker is being cleaned.
@@ -304,6 +375,8 @@ pub struct PoolStatus {
     pub name: PoolName,
     /// Its specification.
     pub spec: PoolSpec,
+    /// Number of this specification: grows with every change, and never comes back, also not with another pool of the name.
+    pub version: u64,
     /// Sum of what the workers have. GPUs by model are summed in `gpus`.
     pub capacity: Capacity,
     /// Sum of what can be claimed: what idle workers have; in a shared pool, what the workers that are offered have left.
@@ -348,6 +421,14 @@ pub struct PoolCounts {
     pub lost: u64,
     /// Workers that nothing has spoken for.
     pub suspect: u64,
+    /// Workers whose own end of life has come.
+    pub ended: u64,
+    /// Workers that run what they were told to stop.
+    pub stopping: u64,
+    /// Workers that are kept for claims that wait.
+    pub workers_reserved: u64,
+    /// Workers that are not offered and hold no claim, each under one reason: with the idle and the busy ones they are all.
+    pub unschedulable: UnschedulableCounts,
 }
 
 impl PoolStatus {
@@ -357,6 +438,8 @@ impl PoolStatus {
         let sum = |figure: fn(&ShardStatus) -> u64| self.shards.iter().map(figure).sum::<u64>();
         let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
         let releasing = sum(|shard| shard.releasing);
+        let mut unschedulable = UnschedulableCounts::default();
+        self.shards.iter().for_each(|shard| unschedulable.add(&shard.unschedulable));
         PoolCounts {
             total: sum(|shard| shard.workers),
             idle: sum(|shard| shard.idle),
@@ -369,6 +452,10 @@ impl PoolStatus {
             draining: sum(|shard| shard.draining),
             lost: sum(|shard| shard.lost),
             suspect: sum(|shard| shard.suspect),
+            ended: sum(|shard| shard.ended),
+            stopping: sum(|shard| shard.stopping),
+            workers_reserved: sum(|shard| shard.workers_reserved),
+            unschedulable,
         }
     }
 }

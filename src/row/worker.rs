@@ -7,7 +7,8 @@ use super::{RowError, RowKind, message, put_frame};
 use crate::engine::GangRef;
 use crate::limits;
 use crate::model::{
-    Capacity, ClaimId, ClaimSpec, ClaimState, GpuAsk, GpuCapacity, Resources, WorkerCard, WorkerId, WorkerSpec,
+    Capacity, ClaimId, ClaimSpec, ClaimState, ClaimTimes, GpuAsk, GpuCapacity, Resources, WorkerCard, WorkerId,
+    WorkerSpec,
 };
 
 /// A worker as it is stored.
@@ -177,7 +178,7 @@ pub struct ClaimRow {
     /// False: reserved. True also while it is being released.
     #[prost(bool, tag = "4")]
     pub active: bool,
-    /// How long it may stay reserved; a deadline starts anew in full after a recovery.
+    /// How long it may stay reserved, while it is; a deadline starts anew in full after a recovery.
     #[prost(uint64, tag = "5")]
     pub reserve_ms: u64,
     /// It is being released.
@@ -204,6 +205,12 @@ pub struct ClaimRow {
     /// It is being released because another claim evicted it.
     #[prost(bool, tag = "13")]
     pub evicted: bool,
+    /// Unix time in milliseconds at which its worker was given to it, if that is known: an older row does not say.
+    #[prost(uint64, optional, tag = "14")]
+    pub created_at_ms: Option<u64>,
+    /// Unix time in milliseconds at which it became active, if it has and that is known.
+    #[prost(uint64, optional, tag = "15")]
+    pub activated_at_ms: Option<u64>,
     /// What it keeps of its request, if anything.
     #[prost(message, optional, tag = "16")]
     pub spec: Option<ClaimSpecRow>,
@@ -224,13 +231,17 @@ pub struct ClaimSpecRow {
     /// It may be evicted.
     #[prost(bool, tag = "4")]
     pub preemptible: bool,
+    /// Model of the cards that it was granted, if its worker has others by now, or none; empty: those of its worker.
+    #[prost(string, tag = "5")]
+    pub granted_model: String,
 }
 
 impl From<&ClaimSpec> for ClaimSpecRow {
     fn from(spec: &ClaimSpec) -> Self {
         let resources = (!spec.resources.is_empty()).then(|| (&spec.resources).into());
         let (priority, preemptible) = (spec.priority.into(), spec.preemptible);
-        Self { labels: spec.labels.clone(), resources, priority, preemptible }
+        let granted_model = spec.granted_model.as_deref().unwrap_or_default().to_owned();
+        Self { labels: spec.labels.clone(), resources, priority, preemptible, granted_model }
     }
 }
 
@@ -240,7 +251,8 @@ impl ClaimSpecRow {
     pub fn spec(&self) -> ClaimSpec {
         let resources = self.resources.as_ref().map(Resources::from).unwrap_or_default();
         let priority = u16::try_from(self.priority).unwrap_or(limits::PRIORITY_MAX).min(limits::PRIORITY_MAX);
-        ClaimSpec { labels: self.labels.clone(), resources, priority, preemptible: self.preemptible }
+        let granted_model = Some(self.granted_model.as_str()).filter(|model| !model.is_empty()).map(Into::into);
+        ClaimSpec { labels: self.labels.clone(), resources, priority, preemptible: self.preemptible, granted_model }
     }
 }
 
@@ -297,6 +309,8 @@ pub struct ClaimStateRef<'a> {
     pub gang: Option<GangRef>,
     /// It is being released because another claim evicted it.
     pub evicted: bool,
+    /// When it was created, and when it became active.
+    pub times: ClaimTimes,
 }
 
 // Hand-written because the derived encoder takes owned strings: six allocations per claim on the hottest path
@@ -355,6 +369,8 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             // Few claims keep anything, so this part may allocate.
             let spec = claim.spec.map(ClaimSpecRow::from);
             let (active, releasing) = (claim.state != ClaimState::Reserved, claim.state == ClaimState::Releasing);
+            let created_at_ms = claim.times.created_at_ms().unwrap_or(0);
+            let activated_at_ms = claim.times.activated_at_ms().unwrap_or(0);
             let len = len_str(1, tenant)
                 + len_str(2, key)
                 + len_u64(3, claim.fence)
@@ -368,6 +384,8 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                     .gang
                     .map_or(0, |gang| len_u64(10, gang.id) + len_u64(11, gang.pool) + len_u64(12, gang.shard.into()))
                 + len_u64(13, claim.evicted.into())
+                + len_u64(14, created_at_ms)
+                + len_u64(15, activated_at_ms)
                 + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
             encode_key(13, WireType::LengthDelimited, out);
             encode_varint(len as u64, out);
@@ -386,6 +404,8 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 put_u64(out, 12, gang.shard.into());
             }
             put_u64(out, 13, claim.evicted.into());
+            put_u64(out, 14, created_at_ms);
+            put_u64(out, 15, activated_at_ms);
             if let Some(spec) = &spec {
                 prost::encoding::message::encode(16, spec, out);
             }
@@ -420,5 +440,68 @@ impl WorkerRow {
         let expires_at_ms = (self.expires_at_ms > 0).then_some(self.expires_at_ms);
         let labels = self.labels.clone();
         Ok(WorkerSpec { id, capacity, labels, node, incarnation: self.incarnation, expires_at_ms })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::model::Labels;
+    use crate::row::Frames;
+
+    #[test]
+    fn c16_a_row_is_the_bytes_that_the_derived_encoder_writes() {
+        let id = ClaimId::new("ns", "acme", "job-1").unwrap();
+        let spec = ClaimSpec { labels: Labels::from([("job".into(), "42".into())]), ..ClaimSpec::default() };
+        let claim = ClaimStateRef {
+            id: &id,
+            fence: 1_795_367_775_325_381,
+            state: ClaimState::Active,
+            reserve_ms: 0,
+            spec: Some(&spec),
+            term_ms: 60_000,
+            named: true,
+            cards: 5,
+            gang: Some(GangRef { id: 7, pool: 8, shard: 9 }),
+            evicted: true,
+            times: ClaimTimes::new(Some(1_795_367_775_325), Some(1_795_367_775_327)),
+        };
+        let reserved = ClaimStateRef {
+            state: ClaimState::Reserved,
+            reserve_ms: 30_000,
+            spec: None,
+            gang: None,
+            times: ClaimTimes::default(),
+            ..claim
+        };
+        let promised = Capacity { slots: 3, ..Capacity::default() };
+        let spec = WorkerSpec {
+            labels: Labels::from([("zone".into(), "a".into())]),
+            node: Some("n1".into()),
+            expires_at_ms: Some(1_795_367_999_999),
+            ..WorkerSpec::bare(WorkerId::new("w").unwrap())
+        };
+        let state = WorkerState {
+            card: &WorkerCard { spec },
+            version: 11,
+            idle_seq: 12,
+            affinity: 13,
+            deleted: false,
+            claims: &[claim, reserved],
+            bars: 4,
+            vouched: 5,
+            heartbeat_ttl_ms: 60_000,
+            promised: Some(&promised),
+        };
+        let mut bytes = Vec::new();
+        put_worker(&mut bytes, &state);
+        let frame = Frames::new(&bytes).next().unwrap().unwrap();
+        let row = worker(frame.id, frame.body.unwrap()).unwrap();
+        assert_eq!(row.encode_to_vec(), frame.body.unwrap()[1..], "field by field, in their order");
+        let times = row.claims.iter().map(|claim| (claim.created_at_ms, claim.activated_at_ms));
+        let known = (Some(1_795_367_775_325), Some(1_795_367_775_327));
+        assert_eq!(times.collect::<Vec<_>>(), [known, (None, None)], "a time that is not known is not written");
     }
 }

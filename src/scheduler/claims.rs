@@ -110,7 +110,7 @@ impl Scheduler {
             ticket: 0,
             affinity: request.affinity,
             reserve_ms,
-            ttl_ms: request.ttl_ms.unwrap_or(0),
+            ttl_ms: request.ttl_ms,
             durable,
             visited: Visited::default(),
             unasked: None,

@@ -33,7 +33,6 @@ impl Scheduler {
         };
         let mut surveys = Vec::new();
         for pool in item.candidates().iter().filter_map(|&number| pools.at(number)) {
-            let reserve_ms = reserve_ms.unwrap_or(pool.spec.load().reserve_ms);
             surveys.push(survey(pool, &item, reserve_ms).await);
         }
         let outcome = go(&pools, &mut item).await;
@@ -54,7 +53,7 @@ async fn go(pools: &PoolMap, item: &mut ClaimItem) -> Result<WouldTake, Refusal>
         let question = Question {
             wants: item.wants().cloned(),
             affinity: item.affinity,
-            needs_ms: item.reserve_ms + item.ttl_ms,
+            needs_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
             durable: item.durable,
             from: None,
         };
@@ -75,11 +74,12 @@ async fn go(pools: &PoolMap, item: &mut ClaimItem) -> Result<WouldTake, Refusal>
 }
 
 /// Each of the pool's workers, looked at.
-async fn survey(pool: &Pool, item: &ClaimItem, reserve_ms: Millis) -> PoolSurvey {
+async fn survey(pool: &Pool, item: &ClaimItem, reserve_ms: Option<Millis>) -> PoolSurvey {
+    let spec = pool.spec.load();
     let question = Question {
         wants: item.accepts(),
         affinity: item.affinity,
-        needs_ms: reserve_ms + item.ttl_ms,
+        needs_ms: spec.needs_ms(reserve_ms.unwrap_or(spec.reserve_ms), item.ttl_ms),
         durable: item.durable,
         from: Some(0),
     };

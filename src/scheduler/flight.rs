@@ -27,8 +27,8 @@ use crate::shard::{ClaimItem, Command, Inbox, KeyItem, Outcome, Payload, Reply, 
 pub enum Landed {
     /// Of a claim.
     Taken(Result<Taken, Refusal>),
-    /// Of a release, or of its beginning.
-    Released(Result<(), Refusal>),
+    /// Of a release, or of its beginning; false: the key held nothing.
+    Released(Result<bool, Refusal>),
     /// Of a confirm.
     Confirmed(Result<ClaimView, Refusal>),
     /// Of a renewal.
@@ -229,8 +229,8 @@ impl Flight {
         let scheduler = self.scheduler.clone();
         let call = async move {
             match verb {
-                Verb::Release => Landed::Released(scheduler.release(&id, fence).await),
-                Verb::BeginRelease => Landed::Released(scheduler.begin_release(&id, fence).await),
+                Verb::Release => Landed::Released(scheduler.release_held(&id, Some(fence)).await),
+                Verb::BeginRelease => Landed::Released(scheduler.begin_release_held(&id, Some(fence)).await),
                 Verb::Confirm => Landed::Confirmed(scheduler.confirm(&id, fence).await),
                 Verb::Renew(ttl_ms) => Landed::Renewed(scheduler.renew(&id, fence, ttl_ms).await),
             }
@@ -288,8 +288,8 @@ impl Flight {
                 };
                 match verb {
                     Verb::Release | Verb::BeginRelease => Landed::Released(match outcome {
-                        // It was gone already.
-                        Ok(_) | Err(Refusal::NotFound(_)) => Ok(()),
+                        Ok(_) => Ok(true),
+                        Err(Refusal::NotFound(_)) => Ok(false),
                         Err(refusal) => Err(refusal),
                     }),
                     Verb::Confirm => Landed::Confirmed(seen(outcome)),

@@ -58,7 +58,7 @@ impl Scheduler {
     /// The holder still needs it: its time begins anew, and from now on lasts `ttl_ms` if that is given.
     ///
     /// # Errors
-    /// `Invalid` naming the limit of `ttl_ms`; `NotFound`; `Fence` if it is not the holder's; `State` if it is not active
+    /// `Invalid` naming the limit of `ttl_ms`, which may be the pool's; `NotFound`; `Fence` if it is not the holder's; `State` if it is not active
     /// yet; `Releasing`.
     pub async fn renew(&self, id: &ClaimId, fence: Fence, ttl_ms: Option<Millis>) -> Result<ClaimView, Refusal> {
         check_ttl(ttl_ms)?;
@@ -296,5 +296,6 @@ pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimV
         spec: answer.grant.spec,
         cards: answer.grant.cards,
         evicted: answer.grant.evicted,
+        times: answer.grant.times,
     }
 }

@@ -40,15 +40,15 @@ use crate::fence::Fences;
 use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
 use crate::limits;
-use crate::metrics::{BarReason, ShardState, metrics};
-use crate::model::{Millis, PoolName, PoolSpec};
+use crate::metrics::{ShardState, metrics};
+use crate::model::{Millis, PoolName, PoolSpec, UnschedulableReason};
 use crate::ownership;
 use crate::pools::{Pool, Pools};
 use crate::recovery::{self, Recovered};
 use crate::refusal::{Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::selector::Selectors;
-use crate::shard::Supervisor;
+use crate::shard::{ShardPort, Supervisor};
 use crate::store::{SharedStore, StoreError};
 use crate::waiters::Waiters;
 
@@ -310,9 +310,12 @@ impl Scheduler {
         let mut by_state = [0_u32; ShardState::ALL.len()];
         for pool in &pools {
             let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
-            for reason in BarReason::ALL {
-                let workers: usize = pool.ports.iter().map(|port| port.barred(*reason)).sum();
-                pool.metrics.workers_barred(*reason).set(workers as f64);
+            for reason in UnschedulableReason::ALL {
+                let sum = |workers: fn(&ShardPort, UnschedulableReason) -> u32| -> u64 {
+                    pool.ports.iter().map(|port| u64::from(workers(port, reason))).sum()
+                };
+                pool.metrics.workers_barred(reason).set(sum(ShardPort::barred) as f64);
+                pool.metrics.workers_unschedulable(reason).set(sum(ShardPort::barred_free) as f64);
             }
             for port in &pool.ports {
                 by_state[port.state() as usize] += 1;
@@ -339,6 +342,7 @@ impl Scheduler {
         metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
         metrics().adoption_open.set(if self.keys().adoption.is_open() { 1.0 } else { 0.0 });
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
+        metrics().shards_max.set(self.shared.dispatch.settings.shards_max as f64);
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
             metrics().shards(*state).set(f64::from(count));
         }
@@ -353,9 +357,24 @@ impl Scheduler {
     /// Panics one shard in a run that did `step` before: for tests that inject what competes. No edge calls it.
     #[doc(hidden)]
     pub fn inject_panic_after(&self, pool: &PoolName, shard: u16, step: impl FnOnce() + Send + 'static) {
+        self.inject_step(pool, shard, |_| {
+            step();
+            panic!("injected fault")
+        });
+    }
+
+    /// Does a step in the middle of a run of one shard: for tests that inject what competes, or a fault of the engine. No
+    /// edge calls it.
+    #[doc(hidden)]
+    pub fn inject_step(
+        &self,
+        pool: &PoolName,
+        shard: u16,
+        step: impl FnOnce(&mut crate::engine::Shard) + Send + 'static,
+    ) {
         let step = crate::shard::InjectedStep(Box::new(step));
         if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
-            let _ = pool.ports[shard as usize].push(crate::shard::Command::Panic(step));
+            let _ = pool.ports[shard as usize].push(crate::shard::Command::Inject(step));
         }
     }
 

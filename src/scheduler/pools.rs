@@ -24,7 +24,8 @@ impl Scheduler {
     /// Creates a pool (true), or replaces the specification of one that is there. Durable when it returns.
     ///
     /// # Errors
-    /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change.
+    /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change, and for a new pool when
+    /// there are as many pools or shards as there may be.
     pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), Refusal> {
         self.open()?;
         let scheduler = self.clone();
@@ -34,7 +35,36 @@ impl Scheduler {
         Ok((created, self.status(&pool).await))
     }
 
-    /// The same, also before calls are answered.
+    /// Changes a pool that is there into what `change` makes of its specification. `version`: only if it is still at this
+    /// one. Of changes at one time each sees what those before it made. Durable when it returns.
+    ///
+    /// # Errors
+    /// `NotFound`; `Version` if it is at another; `Invalid` naming the field; `State` for other `shards` or another `mode`;
+    /// those of `change`.
+    pub async fn update_pool(
+        &self,
+        name: PoolName,
+        version: Option<u64>,
+        change: impl FnOnce(&PoolSpec) -> Result<PoolSpec, Refusal> + Send + 'static,
+    ) -> Result<PoolStatus, Refusal> {
+        self.open()?;
+        let scheduler = self.clone();
+        // As with `put_pool`, it goes to its end.
+        let changing = tokio::spawn(carried(async move {
+            let _one_at_a_time = scheduler.shared.changing.lock().await;
+            let pool = scheduler.pool(&name)?;
+            let (current, spec) = pool.specification();
+            if version.is_some_and(|version| version != current) {
+                return Err(Refusal::Version(current));
+            }
+            scheduler.replace_pool(&pool, change(&spec)?.settled()?).await?;
+            Ok(pool)
+        }));
+        let pool = changing.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
+        Ok(self.status(&pool).await)
+    }
+
+    /// The same as [`Self::put_pool`], also before calls are answered.
     pub(super) async fn set_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, Arc<Pool>), Refusal> {
         let spec = spec.settled()?;
         let _one_at_a_time = self.shared.changing.lock().await;
@@ -62,6 +92,7 @@ impl Scheduler {
         if self.dispatch().pools.load().len() >= limits::POOLS_MAX {
             return Err(Refusal::State(format!("at most {} pools", limits::POOLS_MAX).into()));
         }
+        self.check_total_shards(spec.shards)?;
         let catalogue = self.catalogue()?;
         // A uid that a failed attempt left in the catalogue is taken up again; a fresh one is a fence, so never used
         // before.
@@ -69,14 +100,27 @@ impl Scheduler {
             Some(row) => row.uid,
             None => self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?,
         };
-        let put = catalogue.put(catalogue::row(uid, &name, &spec, false));
+        let put = catalogue.put(catalogue::row(uid, uid, &name, &spec, false));
         self.stored(catalogue, put).await?;
-        let pool = recovery::make_pool(self.dispatch(), uid, name, spec);
+        let pool = recovery::make_pool(self.dispatch(), uid, uid, name, spec);
         if let Some(supervisor) = self.shared.supervisor.get() {
             recovery::open_new(self.dispatch(), &pool, supervisor).await;
         }
         self.dispatch().pools.insert(&pool);
         Ok(pool)
+    }
+
+    /// Counted anew each time, over the pools that are there and those that are being deleted: nothing can be forgotten.
+    fn check_total_shards(&self, more: u16) -> Result<(), Refusal> {
+        let (there, most) = (self.dispatch().pools.load().total_shards(), self.dispatch().settings.shards_max);
+        if there + usize::from(more) <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "at most {most} shards over all pools (server.max_shards): there are {there}, and this pool would add {more}; \
+             give it fewer, delete pools, or raise server.max_shards"
+        );
+        Err(Refusal::State(text.into()))
     }
 
     async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
@@ -102,11 +146,13 @@ impl Scheduler {
             return Ok(());
         }
         let catalogue = self.catalogue()?;
-        let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &spec, false));
+        // A fence, so above the one before, and never used again, whatever becomes of the pool.
+        let version = self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?;
+        let put = catalogue.put(catalogue::row(pool.uid, version, &pool.name, &spec, false));
         self.stored(catalogue, put).await?;
         let rules = Rules::from(&spec);
         // First, for a shard that is being loaded begins with what it finds here.
-        pool.respecify(spec);
+        pool.respecify(version, spec);
         if Rules::from(&*old) != rules {
             pool.ports.iter().for_each(|port| port.set_rules(rules.clone()));
         }
@@ -170,10 +216,12 @@ impl Scheduler {
             pool.closing.store(false, Ordering::Release);
             return Err(Refusal::State(text.into()));
         }
-        let put = catalogue.put(catalogue::row(pool.uid, &pool.name, &pool.spec.load(), true));
+        let (version, spec) = pool.specification();
+        let row = |deleting| catalogue::row(pool.uid, version, &pool.name, &spec, deleting);
+        let put = catalogue.put(row(true));
         if let Err(refusal) = self.stored(catalogue, put).await {
             // The mark may be in the store or not: this process goes on with the pool, a restart may finish this.
-            catalogue.put(catalogue::row(pool.uid, &pool.name, &pool.spec.load(), false));
+            catalogue.put(row(false));
             pool.closing.store(false, Ordering::Release);
             return Err(refusal);
         }
@@ -186,9 +234,15 @@ impl Scheduler {
         pool.closing.store(true, Ordering::Release);
         self.dispatch().close_line(pool);
         join_all(pool.ports.iter().map(|port| async move {
-            let (reply, answer) = Reply::one();
-            port.ask(Command::Close(reply));
-            let _ = answer.await;
+            let mut from = Some(0);
+            while let Some(at) = from {
+                let (reply, answer) = Reply::one();
+                port.ask(Command::Close(at, reply));
+                from = match answer.await {
+                    Ok(Ok(Payload::Unfinished(next))) => Some(next),
+                    _ => None,
+                };
+            }
             port.stop().await;
             let dropped = port.outbox.handed() + 1;
             self.dispatch().journal.drop_shard(&port.outbox);
@@ -230,9 +284,11 @@ impl Scheduler {
             }
         }))
         .await;
+        let (version, spec) = pool.specification();
         let mut status = PoolStatus {
             name: pool.name.clone(),
-            spec: (**pool.spec.load()).clone(),
+            spec: (*spec).clone(),
+            version,
             capacity: Capacity::default(),
             free: Capacity::default(),
             gpus: BTreeMap::new(),

@@ -6,10 +6,10 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Place, Wants};
+use crate::engine::{GangAct, ListedClaim, Place, Shard, Wants};
 use crate::keys::Ticket;
 use crate::limits;
-use crate::model::{Beat, ClaimId, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
+use crate::model::{Beat, ClaimId, ClaimState, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
 use crate::refusal::Unavailable;
 use crate::waiters::{Seek, Wait};
 
@@ -29,8 +29,8 @@ pub struct ClaimItem {
     pub affinity: u64,
     /// How long it may stay unconfirmed.
     pub reserve_ms: Millis,
-    /// How long it may stay active without a renewal; 0: as long as its worker lives.
-    pub ttl_ms: Millis,
+    /// How long it asks to stay active without a renewal; none: as long as its pool says.
+    pub ttl_ms: Option<Millis>,
     /// Its answer leaves after the store has it.
     pub durable: bool,
     /// Breaks ties between shards.
@@ -122,7 +122,7 @@ pub struct GangItem {
 }
 
 /// Step that a test injects in the middle of a run.
-pub struct InjectedStep(pub Box<dyn FnOnce() + Send>);
+pub struct InjectedStep(pub Box<dyn FnOnce(&mut Shard) + Send>);
 
 impl std::fmt::Debug for InjectedStep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -171,9 +171,9 @@ pub enum Command {
     Delete(WorkerId, Reply),
     /// What about this worker?
     Worker(WorkerId, Reply),
-    /// Workers from an ordinal on.
+    /// A part of the list of workers, from an ordinal on.
     ListWorkers(u32, usize, Reply),
-    /// Claims on workers from an ordinal on that pass the filter.
+    /// A part of the list of claims that pass the filter, from an ordinal on.
     ListClaims(u32, usize, ClaimSieve, Reply),
     /// The shard's figures.
     Report(Reply),
@@ -185,10 +185,10 @@ pub enum Command {
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
     Seal(Reply),
-    /// End everything: the pool is being deleted.
-    Close(Reply),
-    /// Panics, after this was done: fault injection for tests of the supervisor. No edge can send it.
-    Panic(InjectedStep),
+    /// End all workers from an ordinal on, a part at a time: the pool is being deleted.
+    Close(u32, Reply),
+    /// Does this in the middle of a run, or panics in it: for tests. No edge can send it.
+    Inject(InjectedStep),
 }
 
 /// What a claim would ask.
@@ -213,6 +213,22 @@ pub struct ClaimSieve {
     pub worker: Option<WorkerId>,
     /// Only of this tenant.
     pub tenant: Option<String>,
+    /// Only in one of these states; empty: in any.
+    pub states: Vec<ClaimState>,
+    /// Only those of which it is known that they were created by then, in unix milliseconds.
+    pub created_by_ms: Option<Millis>,
+}
+
+impl ClaimSieve {
+    /// Whether the listing wants this claim.
+    #[must_use]
+    pub fn matches(&self, claim: &ListedClaim<'_>) -> bool {
+        let is_old = |by_ms| claim.times.created_at_ms().is_some_and(|at_ms| at_ms <= by_ms);
+        (self.states.is_empty() || self.states.contains(&claim.state))
+            && self.created_by_ms.is_none_or(is_old)
+            && self.tenant.as_ref().is_none_or(|tenant| claim.id.tenant() == tenant)
+            && self.worker.as_ref().is_none_or(|worker| claim.worker.id == *worker)
+    }
 }
 
 impl Command {

@@ -1,4 +1,4 @@
-//! The only way into a shard: a bounded ring, and one right to run the shard. Outlives the actor: when that panics,
+//! The only way into a shard: a bounded mailbox, and one right to run the shard. Outlives the actor: when that panics,
 //! what waits in the ring waits for the next one.
 //!
 //! Whoever pushes first while nobody runs the shard runs it, there and then: the state of an idle shard is a lock
@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use crossbeam::queue::{ArrayQueue, SegQueue};
+use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
 use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
@@ -21,20 +21,22 @@ use tokio::sync::oneshot;
 
 use super::actor::Wake;
 use super::command::{ClaimItem, Command, KeyItem};
+use super::mailbox::Mailbox;
 use super::notice::Notice;
+use super::reason_cells::ReasonCells;
 use super::reply::Reply;
 use super::ring::Scheduled;
 use super::running::Running;
 use super::seized::Seized;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
-use crate::engine::{Place, Rules};
+use crate::engine::{Barred, Place, Rules};
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
-use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
-use crate::model::{ClaimId, Fence, Millis};
-use crate::refusal::{Refusal, Unavailable};
+use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
+use crate::refusal::{Refusal, Unavailable, What};
 
 /// Runs in a row by one who pushed; then the actor goes on.
 const RUNS_MAX: usize = 4;
@@ -55,7 +57,7 @@ pub struct ShardPort {
     pub shard: ShardRef,
     /// Its rows on their way to the store.
     pub outbox: Arc<Outbox>,
-    ring: CachePadded<ArrayQueue<Command>>,
+    ring: CachePadded<Mailbox>,
     scheduled: CachePadded<Scheduled>,
     state: AtomicU8,
     reason: Mutex<Option<String>>,
@@ -78,8 +80,10 @@ pub struct ShardPort {
     restarts: Mutex<Restarts>,
     /// Difference between ledger and claims, as the actor last saw it.
     drift: AtomicU64,
-    /// Workers that are not offered, by reason, as the actor last saw them.
-    barred: [AtomicUsize; BarReason::ALL.len()],
+    /// Workers that are not offered, by each reason that applies, after the last run.
+    barred: ReasonCells,
+    /// Those of them that hold no claim, by the first reason that applies.
+    barred_free: ReasonCells,
     /// Workers that may name lost claims, as the actor last saw them.
     unvouched: AtomicUsize,
     metrics: PoolMetrics,
@@ -108,7 +112,7 @@ impl ShardPort {
         let port = Arc::new(Self {
             shard,
             outbox,
-            ring: CachePadded::new(ArrayQueue::new(limits::RING_SLOTS)),
+            ring: CachePadded::new(Mailbox::default()),
             scheduled: CachePadded::new(Scheduled::default()),
             state: AtomicU8::new(ShardState::Loading as u8),
             reason: Mutex::new(None),
@@ -122,7 +126,8 @@ impl ShardPort {
             untold: Mutex::default(),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
-            barred: Default::default(),
+            barred: ReasonCells::default(),
+            barred_free: ReasonCells::default(),
             unvouched: AtomicUsize::new(0),
             metrics,
             tally: Tally::default(),
@@ -190,9 +195,9 @@ impl ShardPort {
         }
     }
 
-    /// Wakes the actor, unless somebody runs the shard or will.
+    /// Has the shard look at what changed around it: by its actor, unless somebody runs it or will.
     pub fn wake(&self) {
-        if self.scheduled.wake_needed() {
+        if self.scheduled.wake_needed_for_news() {
             self.cast();
         }
     }
@@ -245,6 +250,12 @@ impl ShardPort {
         self.next_tick_ms.load(Ordering::Relaxed) <= now_ms
     }
 
+    /// Runs of the shard so far.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.tally.runs.total()
+    }
+
     /// Requests that wait.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -275,14 +286,21 @@ impl ShardPort {
         self.drift.load(Ordering::Relaxed)
     }
 
-    /// Workers that are not offered for this reason.
+    /// Workers that are not offered for this reason, among others.
     #[must_use]
-    pub fn barred(&self, reason: BarReason) -> usize {
-        self.barred[reason as usize].load(Ordering::Relaxed)
+    pub fn barred(&self, reason: UnschedulableReason) -> u32 {
+        self.barred.get(reason)
     }
 
-    pub(super) fn set_barred(&self, reason: BarReason, workers: usize) {
-        self.barred[reason as usize].store(workers, Ordering::Relaxed);
+    /// Workers that are not offered and hold no claim, and of which this is the first reason.
+    #[must_use]
+    pub fn barred_free(&self, reason: UnschedulableReason) -> u32 {
+        self.barred_free.get(reason)
+    }
+
+    pub(super) fn set_barred(&self, barred: &Barred) {
+        self.barred.set(&barred.by_each);
+        self.barred_free.set(&barred.by_first);
     }
 
     /// Workers that may name lost claims and for which nothing has spoken yet.
@@ -389,10 +407,11 @@ impl ShardPort {
             return true;
         };
         let _flag = Flag(RUNS.replace(true));
-        let applied = running.run(command);
+        self.scheduled.take_news();
+        running.run(command);
         drop(life);
-        let is_idle = || self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty();
-        !self.scheduled.sleep_refused(|| is_idle() && self.outbox.applied() <= applied)
+        // What a run takes out in any case; what it may or may not act on is news ([`super::ring`]).
+        !self.scheduled.sleep_refused(|| self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty())
     }
 
     /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
@@ -427,8 +446,9 @@ impl ShardPort {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn pop(&self) -> Option<Command> {
-        self.ring.pop()
+    /// Takes requests out of the mailbox, at most so many, and says how many.
+    pub(super) fn take(&self, most: usize, into: &mut Vec<Command>) -> usize {
+        self.ring.take(most, into)
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
@@ -438,7 +458,7 @@ impl ShardPort {
 
     /// Brings the pool's counters up to date.
     pub(crate) fn publish_tally(&self) {
-        let Tally { created, releases, touches, give_backs } = &self.tally;
+        let Tally { created, releases, touches, give_backs, runs: _ } = &self.tally;
         let metrics = &self.metrics;
         created.publish(metrics.claims(ClaimOutcome::Created));
         releases.publish(&metrics.releases);
@@ -454,31 +474,43 @@ impl ShardPort {
     /// Answers everything that waits: nobody else will.
     pub(crate) fn refuse_all(&self) {
         let refusal = Refusal::Unavailable(self.silence());
-        while let Some(command) = self.ring.pop() {
-            self.refuse(command, &refusal);
+        let mut waiting = Vec::new();
+        while self.ring.take(limits::DRAIN_MAX, &mut waiting) > 0 {
+            waiting.drain(..).for_each(|command| self.refuse(command, &refusal));
         }
     }
 
     /// Answers a command that no shard will decide, and gives up the tickets in it.
     fn refuse(&self, command: Command, refusal: &Refusal) {
+        let dispatch = self.dispatch.upgrade();
+        // A shard stops with the service, or because its pool is deleted, and then for good: its claims are gone too.
+        let stopped = *refusal == Refusal::Unavailable(Unavailable::Stopping);
+        let deleted = stopped && dispatch.as_ref().is_some_and(|dispatch| !dispatch.is_draining());
+        let of = |what: What| if deleted { Refusal::NotFound(what) } else { refusal.clone() };
         let say = |reply: Reply| {
-            reply.send(Err(refusal.clone()));
+            reply.send(Err(of(What::Pool)));
         };
-        let give_up = |item: Box<ClaimItem>| match self.dispatch.upgrade() {
+        let say_of_claim = |reply: Reply| {
+            reply.send(Err(of(What::Claim)));
+        };
+        let give_up = |item: Box<ClaimItem>| match &dispatch {
             Some(dispatch) => dispatch.give_up(item, refusal.clone()),
             None => say(item.reply),
         };
         match command {
             Command::Claim(item) => give_up(item),
             Command::Claims(items) => items.into_iter().for_each(give_up),
-            Command::Repeat(item, _) => say(item.reply),
+            Command::Repeat(item, _) => match &dispatch {
+                Some(dispatch) => dispatch.answer(item, refusal.clone()),
+                None => say(item.reply),
+            },
             Command::Release(KeyItem { reply, .. })
             | Command::Confirm(KeyItem { reply, .. })
             | Command::Look(KeyItem { reply, .. })
             | Command::Renew(KeyItem { reply, .. }, _)
             | Command::Resize(KeyItem { reply, .. }, _)
-            | Command::BeginRelease(KeyItem { reply, .. })
-            | Command::Steer(_, _, reply)
+            | Command::BeginRelease(KeyItem { reply, .. }) => say_of_claim(reply),
+            Command::Steer(_, _, reply)
             | Command::ClearAll(reply)
             | Command::Seal(reply)
             | Command::Delete(_, reply)
@@ -488,12 +520,13 @@ impl ShardPort {
             | Command::Report(reply)
             | Command::IdleLongest(_, reply)
             | Command::Explain(_, reply)
-            | Command::Close(reply) => say(reply),
-            Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
+            | Command::Close(_, reply) => say(reply),
+            Command::Releases(items) => items.into_iter().for_each(|item| say_of_claim(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
-            Command::Gang(item) => say(item.reply),
-            Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Panic(_) => {}
+            // Whoever drives the gang finds out for itself what has become of it.
+            Command::Gang(item) => drop(item.reply.send(Err(refusal.clone()))),
+            Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Inject(_) => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! Shards as actors: `shard/` executes what the engine decides.
 //!
-//! Requests come through a bounded ring ([`ring`]); one at a time has the right to run the shard: it takes what is there,
+//! Requests come through a bounded mailbox; who runs when is in [`ring`]: one at a time has the right to run the shard: it takes what is there,
 //! decides it all, hands the changed rows to the journal, and only then lets answers leave. That is whoever pushed
 //! while nobody ran it, or else the shard's actor, which also owns its life. The handle ([`ShardPort`]) is the only way
 //! in.
@@ -8,11 +8,13 @@
 mod actor;
 mod command;
 mod handle;
+mod mailbox;
 mod notice;
+mod reason_cells;
 mod reply;
 /// What [`ring`] is made of; its model brings its own.
 mod atomic {
-    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 }
 pub mod ring;
 mod running;

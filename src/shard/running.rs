@@ -1,9 +1,9 @@
 //! Runs a shard: carries out the effects of what the engine decides. Only a recovery does so as well,
 //! for claims that it ends before their shard serves (`crate::recovery`).
 //!
-//! One run: answers that waited for the store and may leave now; what is in the ring, decided one by one; deadlines,
-//! if the ring is empty; then the changed rows go to the journal, the bounds to the router, and only then the new
-//! answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
+//! One run: answers that waited for the store and may leave now; what is in the mailbox, decided one by one; deadlines,
+//! unless requests that came before them still wait; then the changed rows go to the journal, the bounds to the router,
+//! and only then the new answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
 //! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardPort`]).
 
 mod answers;
@@ -26,8 +26,8 @@ use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, Place, Shard};
-use crate::keys::{Ticket, Unstored, Unstoreds};
+use crate::engine::{Answer, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard, Slice};
+use crate::keys::{ShardRef, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
 use crate::pools::Pool;
@@ -38,6 +38,8 @@ use crate::watch::{Happening, PoolEvent};
 
 /// How often the ledger is compared with the claims.
 const RECOUNT_MS: Millis = 1_000;
+/// Runs in a row after which all that stood in the mailbox before the first is decided, whatever has come since.
+const DRAINS_MAX: u32 = limits::RING_SLOTS.div_ceil(limits::DRAIN_MAX) as u32;
 
 /// Who waits for an answer of the engine.
 enum To {
@@ -73,6 +75,10 @@ pub(crate) struct Running {
     now_ms: Millis,
     /// How far the store was when this run looked.
     applied: Seq,
+    /// Shards that this run asked to be told by: answers here speak of records of theirs.
+    awaited: Vec<ShardRef>,
+    /// Runs since the deadlines that are due came.
+    overdue_runs: u32,
     keeps_rows: bool,
     /// The pool answers durably, as of this run.
     durable: bool,
@@ -112,7 +118,9 @@ pub(crate) struct Running {
     gone: VecDeque<(Seq, ClaimId)>,
     counted: Counters,
     /// As last published.
-    barred: Barred,
+    /// Changes of the workers that are not offered, up to what was published.
+    bar_changes: u64,
+    audit: LedgerAudit,
     recounted_ms: Millis,
     /// Claims whose grant left, and requests to release that came, in this run.
     created: u64,
@@ -141,16 +149,20 @@ impl Running {
             tickets: Vec::new(),
             members: (HashMap::new(), Unstoreds::new()),
             counted: shard.counters(),
-            barred: Barred::default(),
+            // None is as it was published.
+            bar_changes: u64::MAX,
+            audit: LedgerAudit::new(&shard),
             dispatch,
             pool,
             port,
             shard,
             now_ms: 0,
             applied: 0,
+            awaited: Vec::new(),
+            overdue_runs: 0,
             fences: 0..0,
             in_hand: Vec::new(),
-            taken: Vec::with_capacity(limits::DRAIN_MAX),
+            taken: Vec::new(),
             extra: VecDeque::new(),
             effects: Vec::new(),
             bounced: Vec::new(),
@@ -174,10 +186,10 @@ impl Running {
         running
     }
 
-    /// One run: of what is in the ring, then of `command`, which came without it. Returns how far the store was when
-    /// it looked.
-    pub(super) fn run(&mut self, command: Option<Command>) -> Seq {
+    /// One run: of what is in the mailbox, then of `command`, which came without it.
+    pub(super) fn run(&mut self, command: Option<Command>) {
         self.now_ms = self.dispatch.clock.engine_ms();
+        self.shard.set_wall_clock(self.dispatch.clock.unix_ahead_ms());
         self.release_answers();
         self.look_at_ack();
         while let Some(ticket) = self.port.pop_unkept() {
@@ -187,7 +199,7 @@ impl Running {
             self.notice(notice);
         }
         let mut taken = std::mem::take(&mut self.taken);
-        taken.extend(std::iter::from_fn(|| self.port.pop()).take(limits::DRAIN_MAX));
+        let taken_count = self.port.take(limits::DRAIN_MAX, &mut taken);
         self.look_at_watchers();
         if !taken.is_empty() {
             self.prepare(&taken);
@@ -199,11 +211,20 @@ impl Running {
             self.command_and_extra(command);
         }
         // What this run set is due later than now, so what the last one said holds.
-        if self.port.depth() == 0 && self.port.is_due(self.now_ms) {
-            self.on(Event::Tick);
+        if self.port.is_due(self.now_ms) {
+            self.sweep_after(taken_count);
         }
         self.conclude();
-        self.applied
+    }
+
+    /// Deadlines are due, and this run took so many requests. What had come before them goes first, for a renewal that waits
+    /// was in time: that is all if there were fewer than a run takes, and at the latest after [`DRAINS_MAX`] runs.
+    fn sweep_after(&mut self, taken_count: usize) {
+        self.overdue_runs += 1;
+        if taken_count < limits::DRAIN_MAX || self.overdue_runs >= DRAINS_MAX {
+            self.overdue_runs = 0;
+            self.on(Event::Tick);
+        }
     }
 
     /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
@@ -289,8 +310,8 @@ impl Running {
                 self.answer(reply, outcome, Unstoreds::new(), None);
             }
             Command::ListWorkers(from, limit, reply) => {
-                let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
-                self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
+                let workers = self.shard.workers_from(from, limit);
+                self.answer(reply, Ok(Payload::Workers(workers)), Unstoreds::new(), None);
             }
             Command::ListClaims(from, limit, sieve, reply) => {
                 let outcome = self.list_claims(from, limit, &sieve);
@@ -314,11 +335,8 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::Close(reply) => self.close(reply),
-            Command::Panic(InjectedStep(step)) => {
-                step();
-                panic!("injected fault")
-            }
+            Command::Close(from, reply) => self.close(from, reply),
+            Command::Inject(InjectedStep(step)) => step(&mut self.shard),
         }
     }
 
@@ -339,8 +357,8 @@ impl Running {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Reply { to, answer } => self.reply(to, answer),
-                Effect::Ended { id, fence, end, worker } => {
-                    self.tell_ended(&id, fence, end, worker);
+                Effect::Ended { id, fence, end, worker, times } => {
+                    self.tell_ended(&id, fence, times, end, worker);
                     self.ended(id, fence);
                 }
                 Effect::Silent { worker } => self.tell_silent(worker),
@@ -389,13 +407,7 @@ impl Running {
         }
         self.look_at_line();
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        for answer in outgoing.drain(..) {
-            if self.may_leave(&answer) {
-                self.leave(answer);
-            } else {
-                self.waiting.push_back(answer);
-            }
-        }
+        outgoing.drain(..).for_each(|answer| self.leave_or_wait(answer));
         self.outgoing = outgoing;
         self.expire_answers();
         if self.keeps_rows {
@@ -409,9 +421,10 @@ impl Running {
         self.count();
         self.tell_watchers();
         let answers = self.waiting.front().map(|answer| answer.until_ms);
-        let blocked = (!self.blocked.is_empty()).then_some(self.now_ms + 1);
+        let blocked = self.blocked.iter().map(|answer| answer.until_ms).min();
+        let recount = self.audit.is_open(&self.shard).then_some(self.recounted_ms + RECOUNT_MS);
         self.port.set_answers_waiting(self.waiting.len());
-        self.port.set_next_tick([self.shard.next_tick_ms(), answers, blocked].into_iter().flatten().min());
+        self.port.set_next_tick([self.shard.next_tick_ms(), answers, blocked, recount].into_iter().flatten().min());
     }
 
     /// Room that came, and is published, is for those who wait; so is what came in and must not pass them.
@@ -454,7 +467,7 @@ impl Running {
             let capacities: Vec<_> =
                 self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
-            self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+            self.pool.board.capacities().publish(self.port.shard.shard, capacities);
         }
         if self.counted_workers != self.shard.worker_changes() {
             self.counted_workers = self.shard.worker_changes();
@@ -470,6 +483,7 @@ impl Running {
     fn count(&mut self) {
         let now = self.shard.counters();
         let tally = &self.port.tally;
+        tally.runs.add(1);
         tally.touches.add(now.touches - self.counted.touches);
         tally.give_backs.add(now.given_back - self.counted.given_back);
         tally.created.add(std::mem::take(&mut self.created));
@@ -479,24 +493,26 @@ impl Running {
         }
         self.timed = false;
         self.counted = now;
-        if self.shard.barred() != self.barred {
+        if self.shard.bar_changes() != self.bar_changes {
             self.publish_barred();
         }
-        // A recount costs a look at every ledger line: now and then is enough to be noticed.
+        // A recount costs a look at every ledger line and at some workers: now and then is enough to be noticed.
         if self.now_ms >= self.recounted_ms + RECOUNT_MS {
             self.recounted_ms = self.now_ms;
-            self.port.set_drift(self.shard.ledger_drift());
+            self.audit.advance(&self.shard);
+            self.port.set_drift(self.audit.drift(&self.shard));
         }
     }
 
-    /// Ends every claim and worker. The rows need not go one by one: the store is told to forget the shard.
-    fn close(&mut self, reply: Reply) {
-        let workers: Vec<_> = self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card).collect();
-        for card in workers {
-            self.on(Event::Delete { id: card.spec.id.clone(), to: To::Nobody });
+    /// Ends workers from an ordinal on and what they hold, as many as one run may. The rows need not go one by one: the store is told to forget
+    /// the shard.
+    fn close(&mut self, from: u32, reply: Reply) {
+        let Slice { rows, next } = self.shard.workers_from(from, usize::MAX);
+        for (_, look) in rows {
+            self.on(Event::Delete { id: look.card.spec.id.clone(), to: To::Nobody });
         }
         self.hand_over();
-        reply.send(Ok(Payload::Done));
+        reply.send(Ok(next.map_or(Payload::Done, Payload::Unfinished)));
     }
 }
 

@@ -20,6 +20,11 @@ impl Count {
         self.now.store(self.now.load(Ordering::Relaxed) + n, Ordering::Relaxed);
     }
 
+    /// Sum of all that was added.
+    pub(super) fn total(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
     /// Adds to the counter what came since the last time.
     pub(super) fn publish(&self, counter: &Counter) {
         let now = self.now.load(Ordering::Relaxed);
@@ -40,4 +45,6 @@ pub struct Tally {
     pub(super) touches: Count,
     /// Grants that were undone because nobody was told of them.
     pub(super) give_backs: Count,
+    /// Runs, whoever ran it. No metric: tests count by it what a shard does while there is nothing for it to do.
+    pub(super) runs: Count,
 }

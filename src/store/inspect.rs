@@ -32,6 +32,8 @@ pub struct PoolContents {
     pub name: String,
     /// Part of its shards' keys.
     pub uid: u64,
+    /// Number of its specification.
+    pub version: u64,
     /// It is being deleted.
     pub deleting: bool,
     /// Version of the hash that gives workers their shards.
@@ -89,12 +91,13 @@ pub async fn inspect(store: &dyn Store, pool: Option<&str>, rows: bool) -> Resul
     let Catalogue { pools: pool_rows, quotas } = catalogue(store).await?;
     let mut pools = Vec::new();
     for row in pool_rows.into_iter().filter(|row| pool.is_none_or(|pool| pool == row.name)) {
-        let PoolRow { uid, spec_json, hash_version, deleting, name } = row;
+        let version = row.version();
+        let PoolRow { uid, spec_json, hash_version, deleting, name, version: _ } = row;
         let wrong = |error| StoreError::Unusable(format!("the catalogue's row of {name}: {error}"));
         let PoolSpec { shards, .. } = serde_json::from_str(&spec_json).map_err(wrong)?;
         let spec = serde_json::from_str(&spec_json).map_err(wrong)?;
         let shards = self::shards(store, uid, shards, rows).await?;
-        pools.push(PoolContents { name, uid, deleting, hash_version, spec, shards });
+        pools.push(PoolContents { name, uid, version, deleting, hash_version, spec, shards });
     }
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     let quotas = quotas.into_iter().filter(|_| pool.is_none()).map(|QuotaRow { name, quota_json }| {

@@ -10,7 +10,7 @@ use crate::dispatch::Dispatch;
 use crate::engine::{Eviction, Wants};
 use crate::keys::ShardRef;
 use crate::limits;
-use crate::model::{Millis, Mode};
+use crate::model::{Capacity, Millis, Mode};
 use crate::pools::Pool;
 use crate::shard::{ClaimItem, Command, ShardPort, Visited};
 
@@ -105,7 +105,7 @@ impl Dispatch {
         if parked.once || parked.pools.is_empty() || parked.seeks.load(Ordering::Acquire) {
             return;
         }
-        let (wants, needs_ms) = {
+        let (wants, reserve_ms, ttl_ms) = {
             let slot = parked.lock();
             let Some(item) = slot.as_ref().filter(|item| item.wait.as_ref().is_some_and(|wait| wait.promise.is_none()))
             else {
@@ -114,7 +114,7 @@ impl Dispatch {
             if item.is_near_only() || item.only_worker().is_some() {
                 return;
             }
-            (item.accepts().unwrap_or_default(), item.reserve_ms + item.ttl_ms)
+            (item.accepts().unwrap_or_default(), item.reserve_ms, item.ttl_ms)
         };
         for pool in &parked.pools {
             let spec = pool.spec.load();
@@ -126,7 +126,7 @@ impl Dispatch {
             }
             if !parked.seeks.swap(true, Ordering::AcqRel) {
                 let (parked, pool, wants) = (Arc::clone(parked), Arc::clone(pool), Arc::clone(&wants));
-                let visited = Visited::default();
+                let (visited, needs_ms) = (Visited::default(), spec.needs_ms(reserve_ms, ttl_ms));
                 self.seek_on(Box::new(Seek { parked, pool, visited, wants, needs_ms, evict, found: false }));
             }
             return;
@@ -155,7 +155,8 @@ impl Dispatch {
                 Some(evict) => board.cheapest_victim(evict.below, &seek.visited),
                 None => {
                     let from = (seek.ticket() % seek.pool.ports.len() as u64) as u16;
-                    board.with_capacity(from, &seek.visited, |capacity| seek.wants.is_large(capacity))
+                    let is_large = |capacity: &Capacity| seek.wants.is_large(capacity);
+                    board.capacities().shard_with(from, &seek.visited, is_large)
                 }
             };
             let Some(shard) = next else { return };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{ClaimId, Fence, Millis, WorkerCard};
+use crate::model::{ClaimId, ClaimTimes, Fence, Millis, WorkerCard};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +106,17 @@ pub struct PoolEvent {
     pub shard: u16,
     /// The worker.
     pub worker: Arc<WorkerCard>,
-    /// The claim and its fence, if it is about one.
-    pub claim: Option<(ClaimId, Fence)>,
+    /// The claim, if it is about one.
+    pub claim: Option<EventClaim>,
+}
+
+/// Claim that an event is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventClaim {
+    /// Name of the claim.
+    pub id: ClaimId,
+    /// Number of the grant.
+    pub fence: Fence,
+    /// When it was created, and when it became active: with the time of its end, how long it was held.
+    pub times: ClaimTimes,
 }

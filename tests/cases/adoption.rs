@@ -2,7 +2,9 @@
 //! Redis too.
 
 use hotpool::limits;
-use hotpool::model::{Ack, Beat, Heard, PoolSpec, Registration, RunningClaim, WorkerId, WorkerVerb};
+use hotpool::model::{
+    Ack, Beat, ClaimFilter, ClaimTimes, Heard, PoolSpec, Registration, RunningClaim, WorkerId, WorkerVerb,
+};
 
 use crate::place::Place;
 use crate::world::{World, id, ids_on, name, request, spec, until, worker};
@@ -260,4 +262,23 @@ async fn s19_nothing_is_adopted_when_every_suspect_worker_has_spoken() {
     durable.pool("d", spec(1, Ack::Durable), &["x"]).await;
     durable.stored("d").await;
     assert!(!durable.crashed().await.s.keys().adoption.is_open());
+}
+
+/// Nobody knows when a claim was created whose record was lost. It is bounded as the pool says from when it is taken over.
+#[tokio::test]
+async fn c16_an_adopted_claim_shows_no_times_and_has_the_ttl_of_its_pool() {
+    let [a, _] = pair();
+    let (world, lost) = crashed(&a).await;
+    let bounded = PoolSpec { ttl_max_ms: Some(60_000), ..memory(2) };
+    world.s.put_pool(name("p"), bounded).await.unwrap();
+    is_adopted(&world, &a, lost).await;
+    let claim = world.s.get_claim(&id("k")).await.unwrap();
+    assert_eq!(claim.times, ClaimTimes::default());
+    assert!(claim.expires_at_ms.is_some(), "{claim:?}");
+    let of_any_age = ClaimFilter { older_than_ms: Some(0), ..ClaimFilter::default() };
+    assert_eq!(world.s.list_claims(&of_any_age, None, 10).await.unwrap().items, []);
+    world.pass(59_000).await;
+    assert!(!world.is_vacant("k"));
+    world.pass(1_000).await;
+    until("it has expired", async || world.is_vacant("k")).await;
 }

@@ -28,7 +28,7 @@ fn word(said: &Landed) -> String {
     let refused = |refusal: &Refusal| refusal.to_string();
     match said {
         Landed::Taken(taken) => taken.as_ref().map_or_else(refused, |taken| format!("has {}", taken.claim.id.key())),
-        Landed::Released(released) => released.as_ref().map_or_else(refused, |()| "released".to_owned()),
+        Landed::Released(released) => released.as_ref().map_or_else(refused, |_| "released".to_owned()),
         Landed::Confirmed(claim) => claim.as_ref().map_or_else(refused, |claim| format!("{:?}", claim.state)),
         Landed::Renewed(claim) => claim.as_ref().map_or_else(refused, |claim| format!("{:?} on", claim.state)),
     }

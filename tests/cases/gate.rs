@@ -63,6 +63,9 @@ struct State {
     lose_reply: usize,
     wish: Option<ShardKey>,
     step_bytes_max: Option<usize>,
+    /// Instead of the inner store's.
+    lease_ms: Option<Millis>,
+    refuses_renewals: bool,
     stopped: usize,
     keeps_copies: bool,
     copies: Vec<Place>,
@@ -183,6 +186,16 @@ impl GatedStore {
     /// A step with more rows than this is to come in chunks.
     pub fn limit_steps(&self, bytes: usize) {
         self.change(|state| state.step_bytes_max = Some(bytes));
+    }
+
+    /// The store is owned for so long after each renewal. To be said before it is taken over.
+    pub fn lease(&self, lease_ms: Millis) {
+        self.change(|state| state.lease_ms = Some(lease_ms));
+    }
+
+    /// Whether renewals fail from now on.
+    pub fn refuse_renewals(&self, refuse: bool) {
+        self.change(|state| state.refuses_renewals = refuse);
     }
 
     /// Asks for a rewrite of the shard, once.
@@ -360,7 +373,7 @@ impl Store for GatedStore {
     }
 
     fn lease_ms(&self) -> Option<Millis> {
-        self.inner.lease_ms()
+        self.state().lease_ms.or_else(|| self.inner.lease_ms())
     }
 
     fn step_bytes_max(&self) -> usize {
@@ -384,6 +397,10 @@ impl Store for GatedStore {
     }
 
     fn renew(&self, create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
+        if self.state().refuses_renewals {
+            let refused = Err(StoreError::Away("the gate refuses renewals".into()));
+            return std::future::ready(refused).boxed();
+        }
         self.inner.renew(create)
     }
 

@@ -33,6 +33,7 @@ async fn contents(place: &Place) -> Value {
 fn all_settings() -> PoolSpec {
     serde_json::from_value(json!({
         "shards": 2, "mode": "shared", "policy": "fgd", "spare_gpu_workers": false,
+        "ttl_default_ms": 60_000, "ttl_max_ms": 90_000,
         "typical_requests": [{"cpu_milli": 1_000, "gpu": {"models": ["T4"], "count": 1, "milli": 500}, "weight": 3}],
         "ack": "durable", "labels": {"a": "b"}, "class": "gpu", "reserve_ms": 1_234, "releasing_ms": 60_000,
         "heartbeat_ttl_ms": 70_000, "unnamed_ms": 5_000, "lost_keep_ms": 0, "lag_max_ms": 9_000, "preemption": true,
@@ -95,6 +96,7 @@ async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
         resources: Resources { cpu_milli: 1_000, gpu, ..Resources::default() },
         priority: 9,
         preemptible: true,
+        ..ClaimSpec::default()
     };
     let ask = Some(Box::new(ClaimAsk { spec: kept, ..ClaimAsk::default() }));
     let share = ClaimRequest { ttl_ms: Some(MINUTE), reserve_ms: Some(0), ask, ..request("all", "share") };
@@ -132,6 +134,7 @@ async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
     );
     assert_eq!([&claim["priority"], &claim["preemptible"]], [&json!(9), &json!(true)]);
     assert_eq!([&claim["labels"]["job"], &claim["resources"]["gpu"]["milli"]], [&json!("x"), &json!(500)]);
+    assert!(claim["created_at_ms"].is_u64() && claim["activated_at_ms"].is_u64(), "{claim}");
     assert_eq!(claim["gpus"].as_array().unwrap().len(), 1, "which of its worker's cards");
     let rows = workers(&found, "p");
     let states: BTreeMap<&str, &str> = rows
@@ -187,7 +190,8 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
             RowKind::Pool => {
                 let spec = PoolSpec { shards: 1, ..PoolSpec::default() };
                 let spec_json = serde_json::to_string(&spec).unwrap();
-                let row = PoolRow { uid: 7, spec_json, hash_version: 1, deleting: true, name: "ns/p".into() };
+                let row =
+                    PoolRow { uid: 7, spec_json, hash_version: 1, deleting: true, name: "ns/p".into(), version: 9 };
                 row::put_pool(&mut catalogue, &row);
             }
             RowKind::Quota => {
@@ -207,7 +211,7 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     let contents = serde_json::to_value(inspect(&*store, None, true).await.unwrap()).unwrap();
     assert_eq!(contents["quotas"][0]["name"], "ns/acme");
     let pool = &contents["pools"][0];
-    assert_eq!([&pool["name"], &pool["deleting"]], [&json!("ns/p"), &json!(true)]);
+    assert_eq!([&pool["name"], &pool["deleting"], &pool["version"]], [&json!("ns/p"), &json!(true), &json!(9)]);
     let shard = &pool["shards"][0];
     assert_eq!([&shard["error"], &shard["fence_max"], &shard["gangs"]], [&Value::Null, &json!(4), &json!([77])]);
     assert_eq!([&shard["memory"], &shard["reserve_ms"], &shard["unclean"]], [&json!(true), &json!(30), &json!(2)]);
@@ -222,7 +226,7 @@ async fn h07_a_row_that_cannot_be_read_is_said() {
     store.take_over(Uuid::now_v7()).await.unwrap();
     let (mut catalogue, mut stray) = (Vec::new(), Vec::new());
     let spec_json = serde_json::to_string(&PoolSpec { shards: 1, ..PoolSpec::default() }).unwrap();
-    let row = PoolRow { uid: 7, spec_json, hash_version: 1, deleting: false, name: "ns/p".into() };
+    let row = PoolRow { uid: 7, spec_json, hash_version: 1, name: "ns/p".into(), ..PoolRow::default() };
     row::put_pool(&mut catalogue, &row);
     row::put_quota(&mut stray, &QuotaRow { name: "ns".into(), quota_json: "{}".into() });
     let step = |shard, rows: Vec<u8>| Step { shard, from: 0, to: 1, kind: StepKind::Rows(Bytes::from(rows)) };

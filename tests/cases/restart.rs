@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hotpool::model::{Ack, PoolSpec};
+use hotpool::model::{Ack, ClaimFilter, ClaimState, ClaimTimes, PoolSpec};
 use hotpool::refusal::Refusal;
 use hotpool::row::{ClaimRow, WorkerRow};
 use hotpool::store::redb::RedbStore;
@@ -94,6 +94,36 @@ async fn s06_a_shard_that_cannot_be_trusted_is_refused_by_name_and_the_others_se
         assert_eq!(again.claim("p", "f").await, Err(LOADING));
         assert_eq!(again.s.keys().pending(), 0);
     }
+}
+
+/// Rows of a version that kept no times are read, and what they do not say is not made up.
+#[tokio::test]
+async fn c16_claims_of_rows_without_times_show_none() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+    world.stored("p").await;
+    let place = world.gate().copy().await;
+    let row = |key: &str, fence, active| WorkerRow {
+        claims: vec![ClaimRow { active, ..claim_row(key, fence) }],
+        version: 1,
+        ..WorkerRow::default()
+    };
+    let rows = [frame("v", 1, &row("active", 5, true)), frame("x", 1, &row("reserved", 6, false))].concat();
+    tamper(place.path(), world.gate().key("ns/p", 0), rows).await;
+    let again = World::on(place).await;
+    for (key, state) in [("active", ClaimState::Active), ("reserved", ClaimState::Reserved)] {
+        let claim = again.s.get_claim(&id(key)).await.unwrap();
+        assert_eq!((claim.state, claim.times), (state, ClaimTimes::default()));
+        assert_eq!(claim.expires_at_ms.is_some(), state == ClaimState::Reserved, "it has its time to be confirmed");
+    }
+    let of_any_age = ClaimFilter { older_than_ms: Some(0), ..ClaimFilter::default() };
+    assert_eq!(again.s.list_claims(&of_any_age, None, 10).await.unwrap().items, []);
+    let times = again.s.confirm(&id("reserved"), 6).await.unwrap().times;
+    assert_eq!((times.created_at_ms(), times.activated_at_ms().is_some()), (None, true));
+    again.stored("p").await;
+    let again = again.crashed().await;
+    assert_eq!(again.s.get_claim(&id("reserved")).await.unwrap().times, times);
+    assert_eq!(again.s.get_claim(&id("active")).await.unwrap().times, ClaimTimes::default());
 }
 
 #[tokio::test]

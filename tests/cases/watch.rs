@@ -26,7 +26,7 @@ fn word(told: &Told) -> String {
         Told::Missed(None) => "missed".to_owned(),
         Told::Missed(Some(count)) => format!("missed {count}"),
         Told::Event(event) => {
-            let claim = event.claim.as_ref().map(|(id, _)| id.key());
+            let claim = event.claim.as_ref().map(|claim| claim.id.key());
             let parts =
                 [Some(event.what.word()), Some(event.worker.spec.id.as_str()), claim, event.why.map(|why| why.word())];
             parts.into_iter().flatten().collect::<Vec<_>>().join(" ")

@@ -90,7 +90,7 @@ pub struct World {
 impl World {
     pub async fn on_memory() -> Self {
         let clock = Clock::manual();
-        let settings = Settings { store_wait_ms: WAIT_MS };
+        let settings = Settings { store_wait_ms: WAIT_MS, ..Settings::default() };
         let s = Scheduler::with_clock(Arc::new(MemoryStore), settings, clock.clone());
         s.start().await.unwrap();
         Self { s, clock, gate: None, _place: None }
@@ -113,7 +113,7 @@ impl World {
         let clock = Clock::manual();
         let place = Arc::new(place);
         let gate = Arc::new(GatedStore::open(&place));
-        let settings = Settings { store_wait_ms: WAIT_MS };
+        let settings = Settings { store_wait_ms: WAIT_MS, ..Settings::default() };
         let s = Scheduler::with_clock(Arc::<GatedStore>::clone(&gate), settings, clock.clone());
         Self { s, clock, gate: Some(gate), _place: Some(place) }
     }

@@ -37,7 +37,7 @@ fn a_claim_is_taken_confirmed_and_released() {
     assert_eq!(confirmed["state"], "active");
     assert_eq!(confirmed.get("expires_at_ms"), None);
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], confirmed);
-    assert_eq!(holder(&mut client, "release", &taken).expect(200), json!({}));
+    assert_eq!(holder(&mut client, "release", &taken).expect(200), json!({"released": true}));
     client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
     let next = claim(&mut client, "b").expect(201)["claim"].take();
     assert!(next["fence"].as_u64() > taken["fence"].as_u64());

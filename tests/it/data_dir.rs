@@ -54,7 +54,7 @@ fn h03_data_is_readable_by_its_owner_alone_whatever_the_umask() {
     for umask in ["000", "022", "077", "777"] {
         let dir = TempDir::new().unwrap();
         let under = through_sh(&format!("umask {umask}"), &command(dir.path(), &[], &[]), dir.path());
-        let server = Server::spawn(dir.path(), under);
+        let server = Server::start_command(dir.path(), under);
         server.client().put("/v1/pools/ns/warm", &json!({})).expect(201);
         let data = dir.path().join("data");
         is_private(&data, &["hotpool.redb", "lock"]);
@@ -63,7 +63,7 @@ fn h03_data_is_readable_by_its_owner_alone_whatever_the_umask() {
         std::fs::rename(data.join("hotpool.redb"), data.join("hotpool.redb.unsynced")).unwrap();
         set_mode(&data.join("hotpool.redb.unsynced"), 0o644);
         let under = through_sh(&format!("umask {umask}"), &command(dir.path(), &[], &[]), dir.path());
-        let server = Server::spawn(dir.path(), under);
+        let server = Server::start_command(dir.path(), under);
         server.client().get("/v1/pools/ns/warm").expect(200);
         is_private(&data, &["hotpool.redb", "lock"]);
         assert_eq!(warnings(dir.path()), [""; 0]);

@@ -8,4 +8,5 @@ mod limits;
 pub mod link;
 mod refusals;
 mod stream;
+mod updates;
 mod waiting;

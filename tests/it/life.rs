@@ -115,15 +115,15 @@ fn w05_a_release_in_two_steps() {
         client.post("/v1/claims/ns/a:release", &body)
     };
     // Another tenant's claim of that name is gone, or never was.
-    assert_eq!(release(&mut client, "begin", "acme").expect(200), json!({}));
+    assert_eq!(release(&mut client, "begin", "acme").expect(200), json!({"released": false}));
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"]["state"], "active");
-    assert_eq!(release(&mut client, "begin", "default").expect(200), json!({}));
+    assert_eq!(release(&mut client, "begin", "default").expect(200), json!({"released": true}));
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"]["state"], "releasing");
     claim(&mut client, json!({"key": "a"})).expect_error(409, "FAILED_PRECONDITION", Some("releasing"), None);
     claim(&mut client, json!({"key": "b"})).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     release(&mut client, "end", "default").expect_error(400, "INVALID_ARGUMENT", None, Some("phase"));
     assert_eq!(client.get(POOL).expect(200)["pool"]["claims"], json!({"reserved": 0, "active": 0, "releasing": 1}));
-    assert_eq!(release(&mut client, "finish", "default").expect(200), json!({}));
+    assert_eq!(release(&mut client, "finish", "default").expect(200), json!({"released": true}));
     claim(&mut client, json!({"key": "a"})).expect(201);
 }
 

@@ -1,25 +1,33 @@
 //! The service over real sockets: the binary is started, and asked as a client would ask it.
 
+mod ages;
 mod bad_input;
+mod browser;
 mod changes;
 mod choice;
 mod claims;
 mod cli;
 mod client;
+mod connection_limits;
 mod connections;
 mod data_dir;
 mod declared_pools;
 mod examples;
 mod explain;
+mod first_hour;
 mod gangs;
 mod grpc;
 mod half_close;
 mod hang_up;
 mod heartbeats;
+mod hosts;
+mod labels;
 mod life;
 mod lifecycle;
 mod load;
+mod many_shards;
 mod openapi;
+mod pool_changes;
 mod pools;
 mod quotas;
 mod request_ids;

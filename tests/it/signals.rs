@@ -118,7 +118,7 @@ fn h02_while_the_store_is_recovered() {
 fn h02_what_nohup_ignores_stays_ignored() {
     let dir = TempDir::new().unwrap();
     let ignoring = through_sh("trap '' HUP", &command(dir.path(), &[], &[]), dir.path());
-    let server = Server::spawn(dir.path(), ignoring);
+    let server = Server::start_command(dir.path(), ignoring);
     let (hangup, process) = (1, server.child.0.id());
     assert_eq!(signals(process, "SigIgn") & hangup, hangup);
     assert_eq!(signals(process, "SigCgt") & hangup, 0);
@@ -134,7 +134,7 @@ fn h02_a_log_that_cannot_be_written_ends_nothing() {
     let dir = TempDir::new().unwrap();
     let mut full = command(dir.path(), &[], &[]);
     full.stderr(File::options().write(true).open("/dev/full").unwrap());
-    let server = Server::spawn(dir.path(), full);
+    let server = Server::start_command(dir.path(), full);
     signal("HUP", server.child.0.id());
     let mut client = server.client();
     client.put("/v1/pools/ns/warm", &serde_json::json!({})).expect(201);

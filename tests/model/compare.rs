@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Axes, Event, Grant, Replay, Resume, Shard};
-use hotpool::model::{ClaimId, ClaimState};
+use hotpool::model::{ClaimId, ClaimState, ClaimTimes, Policy, UnschedulableReason};
 use hotpool::row::{Frames, RowKind};
 
 use super::{Run, TTL_MS};
@@ -29,6 +29,55 @@ impl Run {
         }
         let ledger = shard.ledger().map(|line| (line.capacity.slots as u8, (line.workers, line.held)));
         assert_eq!(ledger.collect::<BTreeMap<_, _>>(), lines, "{op:?}");
+        self.compare_counts(op);
+        self.compare_idle_longest(op);
+    }
+
+    /// W11: each worker is in one count.
+    fn compare_counts(&self, op: &Op) {
+        let (mut by_each, mut by_first) = (BTreeMap::new(), BTreeMap::new());
+        let mut busy = 0;
+        for (id, worker) in &self.oracle.workers {
+            let held = self.oracle.claims.iter().any(|claim| claim.worker == *id);
+            let reasons = worker.reasons();
+            reasons.iter().for_each(|reason| *by_each.entry(*reason).or_insert(0) += 1);
+            match reasons.first() {
+                _ if held => busy += 1,
+                Some(first) => *by_first.entry(*first).or_insert(0) += 1,
+                None => {}
+            }
+        }
+        let counted = self.shard.barred();
+        for reason in UnschedulableReason::ALL {
+            let of = |counts: &BTreeMap<&str, u64>| counts.get(reason.word()).copied().unwrap_or(0);
+            let expected = (of(&by_each), of(&by_first));
+            assert_eq!((counted.by_each.get(reason), counted.by_first.get(reason)), expected, "{op:?}: {reason:?}");
+        }
+        let sum = self.shard.idle() as u64 + busy + counted.by_first.total();
+        assert_eq!((self.shard.busy() as u64, sum), (busy, self.shard.workers() as u64), "{op:?}");
+    }
+
+    /// D2: who holds nothing, in the order in which they should go.
+    fn compare_idle_longest(&self, op: &Op) {
+        let (shard, oracle) = (&self.shard, &self.oracle);
+        let drained = |id: &String| {
+            let worker = &oracle.workers[id];
+            let barred = worker.lost || worker.suspect || worker.unvouched || worker.stopping || worker.ended;
+            !barred && (worker.cordoned || worker.draining) && !oracle.claims.iter().any(|claim| claim.worker == *id)
+        };
+        let all = shard.list_workers().map(|(_, look)| look.card.spec.id.to_string());
+        let drained = all.filter(drained).map(|id| (id, true));
+        let expected: Vec<_> = drained.chain(oracle.idle.iter().map(|id| (id.clone(), false))).collect();
+        for limit in [0, 1, 3, usize::MAX] {
+            let found = shard.idle_longest(limit).into_iter().map(|worker| (worker.id.to_string(), worker.cordoned));
+            let found: Vec<_> = found.collect();
+            if self.policy == Policy::Random {
+                assert_eq!(found.len(), expected.len().min(limit), "{op:?}");
+                assert!(found.iter().all(|worker| expected.contains(worker)), "{op:?}: {found:?} of {expected:?}");
+            } else {
+                assert_eq!(found, expected[..expected.len().min(limit)], "{op:?}");
+            }
+        }
     }
 
     /// V1: what rows say is the shard.
@@ -83,21 +132,22 @@ impl Run {
             let wants = Some(ask.wants());
             let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () };
             replica.on(event, self.now_ms, &mut effects);
-            let may = oracle.may_take(affinity, self.now_ms, &ask);
+            let term_ms = oracle.ttl_of(0).unwrap();
+            let may = oracle.may_take(affinity, self.now_ms + term_ms, &ask);
             let Some(Answer::Granted(grant)) = split(&effects).1 else {
                 assert_eq!(may, Vec::<String>::new(), "there is room for {ask:?}");
                 continue;
             };
             let worker = grant.worker.spec.id.to_string();
             assert!(may.contains(&worker), "the replica took {worker}, might take {may:?} of {ask:?}");
-            let terms = Terms { key: "replica".into(), reserve_ms: 0, term_ms: 0, slots: 0 };
-            oracle.take(&worker, fence, affinity, terms);
+            let terms = Terms { key: "replica".into(), reserve_ms: 0, term_ms, slots: 0 };
+            oracle.take(&worker, fence, affinity, terms, self.now_ms);
         }
     }
 }
 
-/// A claim: key, fence, state, and the slots that it asked for.
-type Held = (String, u64, ClaimState, u8);
+/// A claim: key, fence, state, the slots that it asked for, and its times.
+type Held = (String, u64, ClaimState, u8, ClaimTimes);
 
 /// Per worker: incarnation, card, where it stands, and its claim.
 type State = BTreeMap<String, (u64, u8, Axes, Option<Held>)>;
@@ -108,15 +158,15 @@ fn state(shard: &Shard) -> State {
             assert_eq!(spec.labels["slots"], spec.resources.slots.to_string());
             spec.resources.slots as u8
         });
-        (id.key().to_owned(), grant.place.fence, grant.state, slots)
+        (id.key().to_owned(), grant.place.fence, grant.state, slots, grant.times)
     };
-    let workers = shard.list_workers(0, usize::MAX).map(|(_, look)| {
+    let workers = shard.list_workers().map(|(_, look)| {
         let spec = &look.card.spec;
         let held = look.claims.first().map(claim);
         (spec.id.to_string(), (spec.incarnation, asks::card(spec), look.axes, held))
     });
     let workers: State = workers.collect();
-    let listed = shard.list_claims(0).map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
+    let listed = shard.list_claims().map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
     let held = workers.iter().filter_map(|(id, (.., claim))| Some((id.clone(), claim.clone()?)));
     assert_eq!(listed.collect::<BTreeMap<_, _>>(), held.collect(), "both listings say the same");
     workers
@@ -125,7 +175,7 @@ fn state(shard: &Shard) -> State {
 fn known(oracle: &Oracle) -> State {
     let claim = |id: &String| {
         let claim = oracle.claims.iter().find(|claim| claim.worker == *id)?;
-        Some((claim.key.clone(), claim.fence, claim.state, claim.slots))
+        Some((claim.key.clone(), claim.fence, claim.state, claim.slots, claim.times))
     };
     let row = |(id, worker): (&String, &oracle::Worker)| {
         (id.clone(), (worker.incarnation, worker.card, oracle.axes(id), claim(id)))

@@ -21,7 +21,7 @@ const TTL_MS: u64 = 1_000;
 const BACK: usize = 14;
 
 fn rules(policy: Policy, times: Times) -> Rules {
-    Rules { unnamed_ms: times.unnamed_ms, lost_keep_ms: times.lost_keep_ms, ..policy.into() }
+    Rules { unnamed_ms: times.unnamed_ms, lost_keep_ms: times.lost_keep_ms, ttl: times.ttl, ..policy.into() }
 }
 
 /// A few affinities, each in a bucket of its own.
@@ -104,7 +104,8 @@ impl Run {
         let keep = self.past.len().saturating_sub(if revived { 0 } else { lost.into() }).max(1);
         self.past.truncate(keep);
         let Some((oracle, bytes, seq)) = self.past.pop() else { return };
-        self.oracle = Oracle { policy: self.policy, times: self.times, ..oracle };
+        let unix_ahead_ms = self.oracle.unix_ahead_ms;
+        self.oracle = Oracle { policy: self.policy, times: self.times, unix_ahead_ms, ..oracle };
         self.stream.truncate(bytes);
         // A revival is no new owner.
         if !revived {
@@ -115,10 +116,11 @@ impl Run {
         replay.rows(&self.stream);
         let resume = Resume { at: seq, now_ms: self.now_ms, unix_ms: self.now_ms, floor, previous_floor, revived };
         self.shard = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
+        self.shard.set_wall_clock(unix_ahead_ms);
         self.oracle.reload(self.now_ms, floor, previous_floor, revived);
         self.fence = self.fence.max(floor);
         self.past.clear();
-        self.places = self.shard.list_claims(0).map(|(_, _, grant)| grant.place).collect();
+        self.places = self.shard.list_claims().map(|(_, _, grant)| grant.place).collect();
     }
 
     fn named(&self, worker: &str, names: &Names) -> Vec<oracle::Named> {
@@ -222,7 +224,7 @@ impl Run {
             }
             Op::ClearAll => {
                 let order: Vec<String> =
-                    self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card.spec.id.to_string()).collect();
+                    self.shard.list_workers().map(|(_, look)| look.card.spec.id.to_string()).collect();
                 let said = self.oracle.clear_all(&order, now_ms);
                 self.same(Event::ClearAll { to: () }, &[], Some(said));
                 None
@@ -336,6 +338,11 @@ impl Run {
                 self.oracle.set_times(*times, now_ms);
                 Some(false)
             }
+            Op::SetWallClock(unix_ahead_ms) => {
+                self.shard.set_wall_clock(*unix_ahead_ms);
+                self.oracle.unix_ahead_ms = *unix_ahead_ms;
+                Some(false)
+            }
         }
     }
 
@@ -350,10 +357,24 @@ impl Run {
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);
         let ask = asked.cloned().unwrap_or_default();
+        let ttl_ms = match self.oracle.ttl_of(ttl_ms) {
+            Ok(ttl_ms) => ttl_ms,
+            Err(said) => {
+                self.count("ttl too long");
+                return assert_eq!(answer.map(said_by), Some(said));
+            }
+        };
         let until = self.now_ms + reserve_ms + ttl_ms;
         let may = self.oracle.may_take(affinity, until, &ask);
         if !ask.is_for_any() && may != self.oracle.may_take(affinity, 0, &ask) {
             self.count("too short a life");
+        }
+        match (may.is_empty(), self.oracle.too_short(until, &ask)) {
+            (_, 0) => {}
+            (true, 1..3) => self.count("few end too soon, none is left"),
+            (true, _) => self.count("many end too soon, none is left"),
+            (false, 1..3) => self.count("few end too soon"),
+            (false, _) => self.count("many end too soon"),
         }
         let Some(Answer::Granted(grant)) = answer else {
             let said = self.oracle.no_fit(until, &ask);
@@ -374,7 +395,7 @@ impl Run {
         self.places.push(grant.place);
         self.granted.push((worker.clone(), key.clone(), fence));
         let terms = Terms { key, reserve_ms, term_ms: ttl_ms, slots: ask.slots };
-        let said = self.oracle.take(&worker, fence, affinity, terms);
+        let said = self.oracle.take(&worker, fence, affinity, terms, self.now_ms);
         let place = grant.place;
         assert_eq!(said_by(Answer::Granted(grant)), said);
         // As a rule the answer leaves at once; of the others some leave later, and some never.
@@ -412,6 +433,7 @@ impl Run {
         let unnamed = self.unnamed(|_| true);
         let mut effects = Vec::new();
         self.shard.on(Event::Tick, self.now_ms, &mut effects);
+        self.ended_with_their_times(&effects);
         let (ended, answer) = split(&effects);
         assert_eq!(answer, None);
         let before = self.oracle.workers.len();
@@ -428,10 +450,21 @@ impl Run {
         *self.seen.entry("deleted as lost").or_default() += deleted;
     }
 
+    /// What ends is said to be as old as it was.
+    fn ended_with_their_times(&self, effects: &[Effect<()>]) {
+        let before = self.past.last().map_or(&[][..], |(oracle, ..)| &oracle.claims);
+        for effect in effects {
+            let Effect::Ended { fence, times, .. } = effect else { continue };
+            let claim = before.iter().find(|claim| claim.fence == *fence);
+            assert_eq!(claim.map(|claim| claim.times), Some(*times), "{fence}");
+        }
+    }
+
     fn same(&mut self, event: Event<()>, ended: &[Ended], said: Option<Said>) -> Vec<Effect<()>> {
         let told = format!("{event:?}");
         let mut effects = Vec::new();
         self.shard.on(event, self.now_ms, &mut effects);
+        self.ended_with_their_times(&effects);
         let (engine_ended, answer) = split(&effects);
         assert_eq!(engine_ended, ended, "{told}");
         assert_eq!(answer.map(said_by), said, "{told}");

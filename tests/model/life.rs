@@ -1,7 +1,7 @@
 //! What a worker says, what its owner wishes, what time does to it, and what a restart makes of all.
 
 use hotpool::engine::{Axes, End};
-use hotpool::model::{ClaimState, Liveness, Schedulability, Trust, WorkerVerb};
+use hotpool::model::{ClaimState, ClaimTimes, Liveness, Schedulability, Trust, WorkerVerb};
 
 use super::{Card, Claim, Ended, Named, Oracle, Said, TOMBSTONE_MS, Times, Worker, activate, stay};
 use crate::asks::slots;
@@ -188,7 +188,7 @@ impl Oracle {
 
     /// What ended, what is to stop, and what was adopted.
     fn word(&mut self, id: &str, named: Vec<Named>, ttl_ms: u64, now: u64) -> (Vec<Ended>, Vec<u64>, Option<u64>) {
-        let mut ended = Vec::new();
+        let (mut ended, unix) = (Vec::new(), self.unix(now));
         let held = self.claims.iter().position(|claim| claim.worker == id);
         let is_held = |claims: &[Claim], (key, fence, _): &Named| {
             held.is_some_and(|at| (&claims[at].key, claims[at].fence) == (key, *fence))
@@ -201,7 +201,7 @@ impl Oracle {
             let worker = self.workers.get_mut(id).unwrap();
             if names_held {
                 (claim.confirmed, claim.named, claim.answered) = (true, true, true);
-                activate(claim, now);
+                activate(claim, now, unix);
                 worker.missing_at = None;
             } else if worker.unvouched && settled {
                 let fence = claim.fence;
@@ -229,14 +229,15 @@ impl Oracle {
                 key: key.clone(),
                 fence: *fence,
                 reserve_ms: 0,
-                term_ms: 0,
+                term_ms: self.times.ttl.default_ms.unwrap_or(0),
                 state: ClaimState::Active,
                 confirmed: true,
                 named: true,
                 told: true,
                 answered: true,
-                deadline: None,
+                deadline: self.times.ttl.default_ms.map(|ms| now + ms),
                 slots: 0,
+                times: ClaimTimes::default(),
             });
             self.fence_max = self.fence_max.max(*fence);
         }

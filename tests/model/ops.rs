@@ -61,6 +61,8 @@ pub enum Op {
     Tick(u64),
     SetPolicy(Policy),
     SetTimes(Times),
+    /// The wall clock is so far ahead of the engine's time from now on.
+    SetWallClock(i64),
 }
 
 /// Which worker.

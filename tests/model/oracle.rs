@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Axes, End, NoFit};
-use hotpool::model::{ClaimState, Policy};
+use hotpool::model::{ClaimState, ClaimTimes, Policy, TtlBounds};
 
 use crate::asks::Ask;
 
@@ -32,6 +32,8 @@ pub struct Claim {
     pub deadline: Option<u64>,
     /// Slots that it asked for.
     pub slots: u8,
+    /// When it was created and became active, by the wall clock.
+    pub times: ClaimTimes,
 }
 
 /// Kinds of workers are told apart by a number: their card.
@@ -63,6 +65,21 @@ pub struct Worker {
     pub promised: Option<u8>,
 }
 
+impl Worker {
+    /// Reasons for which it is not offered, the one that counts first in front.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        let all = [
+            ("draining", self.draining),
+            ("cordoned", self.cordoned && !self.draining),
+            ("lost", self.lost),
+            ("suspect", self.suspect || self.unvouched),
+            ("ended", self.ended),
+            ("stopping", self.stopping),
+        ];
+        all.into_iter().filter(|(_, applies)| *applies).map(|(reason, _)| reason).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Said {
     Registered { created: bool, busy: bool, stop: Vec<u64> },
@@ -85,6 +102,7 @@ pub enum Said {
     ActiveElsewhere,
     Releasing,
     NotActive,
+    TtlTooLong(u64),
     Released,
 }
 
@@ -116,12 +134,15 @@ pub struct Terms {
 pub struct Times {
     pub unnamed_ms: u64,
     pub lost_keep_ms: Option<u64>,
+    pub ttl: TtlBounds,
 }
 
 #[derive(Debug, Clone)]
 pub struct Oracle {
     pub policy: Policy,
     pub times: Times,
+    /// Wall clock less the time of the engine.
+    pub unix_ahead_ms: i64,
     pub workers: BTreeMap<String, Worker>,
     /// The offered ones, in the order in which they became idle.
     pub idle: Vec<String>,
@@ -141,6 +162,7 @@ impl Oracle {
         Self {
             policy,
             times,
+            unix_ahead_ms: 0,
             workers: BTreeMap::new(),
             idle: Vec::new(),
             claims: Vec::new(),
@@ -153,15 +175,27 @@ impl Oracle {
         }
     }
 
+    /// What a claim shows of this moment: times have 48 bits.
+    fn unix(&self, now: u64) -> Option<u64> {
+        Some(now.saturating_add_signed(self.unix_ahead_ms).min((1 << 48) - 1))
+    }
+
+    /// How long a claim may be active without a renewal that asks for so long; 0: for ever.
+    pub fn ttl_of(&self, asked: u64) -> Result<u64, Said> {
+        match (asked, self.times.ttl.max_ms) {
+            (0, _) => Ok(self.times.ttl.default_ms.unwrap_or(0)),
+            (_, Some(max)) if asked > max => Err(Said::TtlTooLong(max)),
+            _ => Ok(asked),
+        }
+    }
+
     fn is_held(&self, id: &str) -> bool {
         self.claims.iter().any(|claim| claim.worker == id)
     }
 
     fn is_offered(&self, id: &str) -> bool {
         let Some(worker) = self.workers.get(id) else { return false };
-        let Worker { cordoned, draining, lost, suspect, unvouched, stopping, ended, .. } = *worker;
-        let barred = cordoned || draining || lost || suspect || unvouched || stopping || ended;
-        !barred && !self.is_held(id)
+        worker.reasons().is_empty() && !self.is_held(id)
     }
 
     /// Who is offered now and was not before comes last.
@@ -180,31 +214,19 @@ impl Oracle {
         self.workers[id].expires_at.is_none_or(|at| at > until)
     }
 
-    /// The workers that a claim may take which needs its worker until then: one, but for the policy `random`.
-    pub fn may_take(&self, affinity: u64, until: u64, ask: &Ask) -> Vec<String> {
-        let first = self.first_in_line(affinity, ask);
-        let lasts = |id: &&String| self.lasts(id, until);
-        let mut may: Vec<String> = first.iter().filter(lasts).cloned().collect();
-        if may.len() < first.len() {
-            // Then affinity counts no more.
-            let mut lasting = self.idle.iter().filter(lasts).filter(|id| self.fits(id, ask));
-            match self.policy {
-                Policy::Fifo => may.extend(lasting.next().cloned()),
-                Policy::Random => may.extend(lasting.cloned()),
-                _ => may.extend(lasting.next_back().cloned()),
-            }
-        }
-        may
+    /// Idle workers that would do but for the end of their life.
+    pub fn too_short(&self, until: u64, ask: &Ask) -> usize {
+        self.idle.iter().filter(|id| self.fits(id, ask) && !self.lasts(id, until)).count()
     }
 
     fn fits(&self, id: &str, ask: &Ask) -> bool {
         ask.fits(id, self.workers[id].card)
     }
 
-    /// Those of which the first is taken if it lives for long enough.
-    fn first_in_line(&self, affinity: u64, ask: &Ask) -> Vec<String> {
+    /// The workers that a claim may take which needs its worker until then: one, but for the policy `random`.
+    pub fn may_take(&self, affinity: u64, until: u64, ask: &Ask) -> Vec<String> {
         let warm = |id: &&String| self.workers[*id].affinity == Some(affinity);
-        let fits = |id: &&String| self.fits(id, ask);
+        let fits = |id: &&String| self.fits(id, ask) && self.lasts(id, until);
         let mut fitting = self.idle.iter().filter(fits);
         // The last that became idle among those that last ran the same; only some of these are looked at.
         let warmest = self.idle.iter().rev().filter(warm).take(WARM_LOOKS).find(fits);
@@ -214,7 +236,8 @@ impl Oracle {
             (_, Policy::Random) => {
                 let looked_at_all = self.idle.iter().filter(warm).count() <= WARM_LOOKS;
                 let warm: Vec<String> = fitting.clone().filter(warm).cloned().collect();
-                if warm.is_empty() || !(looked_at_all || ask.is_for_any()) { fitting.cloned().collect() } else { warm }
+                let all_fit = ask.is_for_any() && self.too_short(until, ask) == 0;
+                if warm.is_empty() || !(looked_at_all || all_fit) { fitting.cloned().collect() } else { warm }
             }
             (Some(id), _) => vec![id.clone()],
             (None, Policy::Fifo) => fitting.next().cloned().into_iter().collect(),
@@ -238,20 +261,19 @@ impl Oracle {
                 let there = self.idle.contains(id) && self.lasts(id, until) && but_node(id);
                 if there && ask.has_nodes() { NoFit::Node } else { NoFit::Busy }
             }
-            // There is one, but its life is too short.
-            None if self.idle.iter().any(|id| self.fits(id, ask)) => NoFit::Busy,
-            None if ask.has_nodes() && self.idle.iter().any(but_node) => NoFit::Node,
+            None if ask.has_nodes() && self.idle.iter().any(|id| but_node(id) && self.lasts(id, until)) => NoFit::Node,
             None => NoFit::Busy,
         };
         Said::NoFit(why)
     }
 
     /// A claim takes `worker`, one of those that it may take.
-    pub fn take(&mut self, worker: &str, fence: u64, affinity: u64, terms: Terms) -> Said {
+    pub fn take(&mut self, worker: &str, fence: u64, affinity: u64, terms: Terms, now: u64) -> Said {
         let Terms { key, reserve_ms, term_ms, slots } = terms;
         let taken = self.workers.get_mut(worker).unwrap();
         (taken.affinity, taken.granted) = (Some(affinity), true);
         let active = reserve_ms == 0;
+        let at = self.unix(now);
         self.claims.push(Claim {
             worker: worker.into(),
             key,
@@ -265,6 +287,7 @@ impl Oracle {
             answered: false,
             deadline: None,
             slots,
+            times: ClaimTimes::new(at, at.filter(|_| active)),
         });
         self.fence_max = self.fence_max.max(fence);
         self.requeue_one(worker);
@@ -330,11 +353,12 @@ impl Oracle {
     }
 
     pub fn confirm(&mut self, fence: u64, now: u64) -> Said {
+        let at = self.unix(now);
         match self.claim(fence) {
             Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
             Some(claim) => {
                 (claim.confirmed, claim.answered) = (true, true);
-                activate(claim, now);
+                activate(claim, now, at);
             }
             None => {}
         }
@@ -343,12 +367,21 @@ impl Oracle {
     }
 
     pub fn renew(&mut self, fence: u64, ttl_ms: Option<u64>, now: u64) -> Said {
+        let asked = match ttl_ms.map(|ttl_ms| self.ttl_of(ttl_ms)).transpose() {
+            Ok(asked) => asked,
+            Err(said) => return said,
+        };
+        let TtlBounds { default_ms, max_ms } = self.times.ttl;
         match self.claim(fence) {
             Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
             Some(claim) if claim.state == ClaimState::Reserved => return Said::NotActive,
             Some(claim) => {
                 (claim.confirmed, claim.answered) = (true, true);
-                claim.term_ms = ttl_ms.unwrap_or(claim.term_ms);
+                claim.term_ms = match (asked, claim.term_ms) {
+                    (Some(asked), _) => asked,
+                    (None, 0) => default_ms.unwrap_or(0),
+                    (None, before) => max_ms.map_or(before, |max_ms| max_ms.min(before)),
+                };
                 if claim.term_ms > 0 {
                     claim.deadline = Some(now + claim.term_ms);
                 }
@@ -391,9 +424,10 @@ fn stay(claim: &Claim) -> Option<u64> {
     (ms > 0).then_some(ms)
 }
 
-fn activate(claim: &mut Claim, now: u64) {
+fn activate(claim: &mut Claim, now: u64, at: Option<u64>) {
     if claim.state == ClaimState::Reserved {
         claim.state = ClaimState::Active;
+        claim.times = ClaimTimes::new(claim.times.created_at_ms(), at);
         claim.deadline = stay(claim).map(|ms| now + ms);
     }
 }

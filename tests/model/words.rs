@@ -84,6 +84,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::Cleared { cleared, suspect } => Said::Cleared { cleared, suspect },
         Answer::UnknownIncarnation { known } => Said::Newer { known },
         Answer::Releasing => Said::Releasing,
+        Answer::TtlTooLong { max_ms } => Said::TtlTooLong(max_ms),
         Answer::NotActive => Said::NotActive,
         Answer::Deleted { .. } => Said::Deleted,
         Answer::UnknownWorker => Said::Unknown,
@@ -92,7 +93,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::Mismatch => Said::Mismatch,
         Answer::Committed(_) | Answer::Members(_) => panic!("there are no gangs here"),
         Answer::Evicted | Answer::Promised => panic!("nobody waits here"),
-        Answer::TooManyModels => panic!("not in an exclusive pool"),
+        Answer::TooManyModels | Answer::OtherCards { .. } => panic!("not in an exclusive pool"),
         Answer::ShardFull => panic!("not that many"),
     }
 }

@@ -7,13 +7,14 @@ use super::proto::pool_service_server::PoolService;
 use super::proto::{
     ClearPoolRequest, ClearPoolResponse, DeletePoolRequest, DeletePoolResponse, GetDemandRequest, GetDemandResponse,
     GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, PoolEvent, PutPoolRequest, PutPoolResponse,
-    WatchPoolRequest,
+    UpdatePoolRequest, UpdatePoolResponse, WatchPoolRequest,
 };
 use super::write::whole_pool;
 use super::{Answer, Calls, read};
+use crate::api::http::json::PoolPatch;
 use crate::api::outcome::Failure;
 use crate::api::{stopped, watch};
-use crate::model::{Cleared, PoolName};
+use crate::model::{Cleared, PoolName, PoolSpec};
 
 #[async_trait]
 impl PoolService for Calls {
@@ -21,8 +22,24 @@ impl PoolService for Calls {
         let PutPoolRequest { namespace, pool, spec } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
+        spec.check().map_err(|refusal| refusal.within("spec")).map_err(Failure::from)?;
         let (created, status) = self.scheduler.put_pool(name, spec).await.map_err(Failure::from)?;
         Ok(Response::new(PutPoolResponse { pool: Some(whole_pool(&status)), created }))
+    }
+
+    async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> Answer<UpdatePoolResponse> {
+        let UpdatePoolRequest { namespace, pool, spec, update_mask, version } = request.into_inner();
+        let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
+        let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
+        let names = update_mask.map(|mask| mask.paths).filter(|names| !names.is_empty());
+        let names = names.ok_or_else(|| Failure::invalid("update_mask", "is required"))?;
+        let patch = PoolPatch::of(&spec, names, "update_mask")?;
+        let change = move |spec: &PoolSpec| {
+            let changed = patch.replace(spec)?;
+            changed.check().map(|()| changed).map_err(|refusal| refusal.within("spec"))
+        };
+        let status = self.scheduler.update_pool(name, version, change).await.map_err(Failure::from)?;
+        Ok(Response::new(UpdatePoolResponse { pool: Some(whole_pool(&status)) }))
     }
 
     async fn get_pool(&self, request: Request<GetPoolRequest>) -> Answer<GetPoolResponse> {

@@ -13,8 +13,8 @@ use crate::api::http::read::{List, Texts};
 use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
-    Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, Fence, GpuAsk, GpuCapacity, Mode, Policy, PoolName,
-    PoolSpec, Quota, Registration, Resources, TypicalRequest, WorkerId,
+    Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, ClaimState, Fence, GpuAsk, GpuCapacity, Mode, Policy,
+    PoolName, PoolSpec, Quota, Registration, Resources, TypicalRequest, WorkerId,
 };
 
 fn text(value: &str) -> Text<'_> {
@@ -176,8 +176,18 @@ pub(super) fn beat_of(namespace: &str, beat: &proto::WorkerHeartbeat) -> Result<
 
 /// Which claims a listing shows.
 pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, Failure> {
-    let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _ } = request;
-    Ok(ClaimFilter { namespace, pool, worker, tenant }.checked()?)
+    let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _, states, older_than_ms } =
+        request;
+    let state = |number: i32| match known("states", number)? {
+        proto::ClaimState::Reserved => Ok(ClaimState::Reserved),
+        proto::ClaimState::Active => Ok(ClaimState::Active),
+        proto::ClaimState::Releasing => Ok(ClaimState::Releasing),
+        proto::ClaimState::Unspecified | proto::ClaimState::Lost => {
+            Err(Failure::invalid("states", "must be of RESERVED, ACTIVE, RELEASING: others are not listed"))
+        }
+    };
+    let states = states.into_iter().map(state).collect::<Result<_, Failure>>()?;
+    Ok(ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?)
 }
 
 /// Items on a page.
@@ -235,7 +245,7 @@ pub(super) fn worker_id(namespace: &str, pool: &str, id: &str) -> Result<(PoolNa
     Ok((PoolName::new(namespace, pool)?, WorkerId::new(id)?))
 }
 
-/// A specification; what is left out has its default.
+/// A specification, not checked yet; what is left out has its default.
 pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
     let default = PoolSpec::default();
     let proto::PoolSpec {
@@ -256,13 +266,15 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         preemption,
         spare_gpu_workers,
         typical_requests,
+        ttl_default_ms,
+        ttl_max_ms,
     } = spec;
     let typical = typical_requests.into_iter().enumerate().map(|(i, kind)| {
         let proto::TypicalRequest { cpu_milli, gpu, weight } = kind;
         let field = format!("typical_requests[{i}].gpu");
         Ok(TypicalRequest { cpu_milli, gpu: gpu.map(|gpu| cards(&field, gpu)).transpose()?, weight })
     });
-    let spec = PoolSpec {
+    Ok(PoolSpec {
         // What does not fit is no power of two that a pool may have.
         shards: shards.map_or(default.shards, |shards| u16::try_from(shards).unwrap_or(u16::MAX)),
         mode: match known("mode", mode)? {
@@ -283,6 +295,8 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         labels,
         class,
         reserve_ms: reserve_ms.unwrap_or(default.reserve_ms),
+        ttl_default_ms,
+        ttl_max_ms,
         lag_max_ms: lag_max_ms.unwrap_or(default.lag_max_ms),
         releasing_ms: releasing_ms.unwrap_or(default.releasing_ms),
         heartbeat_ttl_ms: heartbeat_ttl_ms.unwrap_or(default.heartbeat_ttl_ms),
@@ -294,7 +308,5 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, Failure> {
         waiters_max: waiters_max.map_or(default.waiters_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
         waiters_tenant_max: waiters_tenant_max
             .map_or(default.waiters_tenant_max, |max| u32::try_from(max).unwrap_or(u32::MAX)),
-    };
-    spec.check()?;
-    Ok(spec)
+    })
 }

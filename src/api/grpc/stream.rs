@@ -148,7 +148,8 @@ impl Answers {
         let (method, outcome) = match said {
             Landed::Taken(taken) => (GrpcMethod::TakeClaim, taken.map(|taken| Outcome::Taken((&taken).into()))),
             Landed::Released(released) => {
-                (GrpcMethod::ReleaseClaim, released.map(|()| Outcome::Released(ReleaseClaimResponse {})))
+                let said = released.map(|released| Outcome::Released(ReleaseClaimResponse { released }));
+                (GrpcMethod::ReleaseClaim, said)
             }
             Landed::Confirmed(claim) => {
                 let confirmed =

@@ -4,9 +4,9 @@ use super::proto;
 use super::proto::explain_claim_response::Outcome as Explained;
 use crate::api::outcome::Failure;
 use crate::model::{
-    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, Liveness, Mode, NearMiss,
-    Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
-    ShardStatus, Taken, Trust, TypicalRequest, WorkerView, WouldTake,
+    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, HeldCards, Liveness, Mode,
+    NearMiss, Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
+    ShardStatus, Taken, Trust, TypicalRequest, UnschedulableCounts, WorkerView, WouldTake,
 };
 
 mod waiting;
@@ -26,7 +26,7 @@ impl From<&Capacity> for proto::Capacity {
 
 impl From<&ClaimView> for proto::Claim {
     fn from(claim: &ClaimView) -> Self {
-        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _, evicted } = claim;
+        let ClaimView { id, fence, pool, worker, state, expires_at_ms, spec, cards: _, evicted, times } = claim;
         let worker = &worker.spec;
         let state = match state {
             ClaimState::Reserved => proto::ClaimState::Reserved,
@@ -49,6 +49,8 @@ impl From<&ClaimView> for proto::Claim {
             labels: spec.as_ref().map(|spec| spec.labels.clone()).unwrap_or_default(),
             priority: spec.as_ref().map_or(0, |spec| spec.priority.into()),
             preemptible: spec.as_ref().is_some_and(|spec| spec.preemptible),
+            created_at_ms: times.created_at_ms(),
+            activated_at_ms: times.activated_at_ms(),
         }
     }
 }
@@ -65,12 +67,12 @@ impl From<Held<'_>> for proto::Resources {
                 });
                 Self { cpu_milli: *cpu_milli, memory_bytes: *memory_bytes, slots: *slots, gpu }
             }
-            Held::Share { resources, model, cards } => {
-                let Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
-                let gpu = gpu.as_ref().map(|gpu| proto::GpuShare {
-                    model: model.map(ToOwned::to_owned),
-                    count: Some(gpu.count),
-                    milli: Some(gpu.milli),
+            Held::Share { resources, gpu } => {
+                let Resources { cpu_milli, memory_bytes, slots, .. } = resources;
+                let gpu = gpu.map(|HeldCards { model, count, milli, cards }| proto::GpuShare {
+                    model: Some(model.to_owned()),
+                    count: Some(count),
+                    milli: Some(milli),
                     models: Vec::new(),
                     cards: (0..64).filter(|card| cards & (1 << card) != 0).collect(),
                 });
@@ -216,6 +218,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             labels,
             class,
             reserve_ms,
+            ttl_default_ms,
+            ttl_max_ms,
             releasing_ms,
             heartbeat_ttl_ms,
             unnamed_ms,
@@ -257,6 +261,8 @@ impl From<&PoolSpec> for proto::PoolSpec {
             labels: labels.clone(),
             class: class.clone(),
             reserve_ms: Some(*reserve_ms),
+            ttl_default_ms: *ttl_default_ms,
+            ttl_max_ms: *ttl_max_ms,
             lag_max_ms: Some(*lag_max_ms),
             waiters_max: Some((*waiters_max).into()),
             preemption: Some(*preemption),
@@ -294,7 +300,18 @@ impl From<&ShardStatus> for proto::ShardStatus {
             suspect: status.suspect,
             releasing: status.releasing,
             claims: status.claims,
+            ended: status.ended,
+            stopping: status.stopping,
+            workers_reserved: status.workers_reserved,
+            unschedulable: Some((&status.unschedulable).into()),
         }
+    }
+}
+
+impl From<&UnschedulableCounts> for proto::UnschedulableCounts {
+    fn from(counts: &UnschedulableCounts) -> Self {
+        let UnschedulableCounts { draining, cordoned, lost, suspect, ended, stopping, reserved } = *counts;
+        Self { draining, cordoned, lost, suspect, ended, stopping, reserved }
     }
 }
 
@@ -309,6 +326,7 @@ impl From<&PoolStatus> for proto::Pool {
             namespace: pool.name.namespace().to_owned(),
             name: pool.name.pool().to_owned(),
             spec: Some((&pool.spec).into()),
+            version: pool.version,
             workers: Some(proto::WorkerCounts {
                 total: counts.total,
                 idle: counts.idle,
@@ -317,6 +335,9 @@ impl From<&PoolStatus> for proto::Pool {
                 draining: counts.draining,
                 lost: counts.lost,
                 suspect: counts.suspect,
+                ended: counts.ended,
+                stopping: counts.stopping,
+                reserved: counts.workers_reserved,
             }),
             claims: Some(proto::ClaimCounts {
                 reserved: counts.reserved,
@@ -327,6 +348,7 @@ impl From<&PoolStatus> for proto::Pool {
             free: Some((&pool.free).into()),
             gpus: gpus.collect(),
             shards: Vec::new(),
+            unschedulable: Some((&counts.unschedulable).into()),
         }
     }
 }

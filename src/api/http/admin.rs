@@ -1,8 +1,8 @@
 //! What operators and probes ask.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Serialize;
 
 use super::{Answer, Shared, json};
@@ -17,6 +17,31 @@ pub(super) async fn healthz() -> Response {
     }
     json(StatusCode::OK, &Health { status: "ok" })
 }
+
+/// The root: the way to the viewer for a browser, and for a person with `curl` where to go on.
+pub(super) async fn root(headers: HeaderMap) -> Response {
+    let accepts_pages = headers.get_all(header::ACCEPT).iter().any(|accept| {
+        let kinds = accept.to_str().unwrap_or_default().split(',');
+        kinds.into_iter().any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "text/html"))
+    });
+    let varies = [(header::VARY, HeaderValue::from_static("accept"))];
+    match accepts_pages {
+        true => (varies, Redirect::temporary("/docs")).into_response(),
+        false => (varies, ROOT).into_response(),
+    }
+}
+
+/// What the root says.
+const ROOT: &str = concat!(
+    "Hotpool ",
+    env!("CARGO_PKG_VERSION"),
+    "\n\
+     /docs              the API, to read and to try in a browser\n\
+     /v1/openapi.json   the same for programs\n\
+     /readyz            whether it serves\n\
+     /metrics           what it does\n\
+     hotpool --help     the commands; hotpool status says how its pools are\n"
+);
 
 /// Every shard serves.
 pub(super) async fn readyz(State(api): State<Shared>) -> Answer {

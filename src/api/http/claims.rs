@@ -6,13 +6,15 @@ use axum::http::{StatusCode, Uri};
 
 use super::json::{
     BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ExplainAnswer, HolderBody, Outcomes,
-    PageJson, Phase, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
+    PageJson, Phase, ReleaseAnswer, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
 };
+use super::mend::short;
 use super::read::{Params, Segments, body, item, merge, merge_all, object};
-use super::{Answer, Shared, created, done, json};
+use super::{Answer, Shared, created, json};
 use crate::api::outcome::{Failure, Outcome};
 use crate::api::{deadline, half_close};
-use crate::model::{ClaimFilter, ClaimId, Standing};
+use crate::limits;
+use crate::model::{ClaimFilter, ClaimId, ClaimState, Standing};
 
 /// Namespace and key, as the path has them.
 type KeyPath = Segments<(String, String)>;
@@ -21,7 +23,7 @@ type KeyPath = Segments<(String, String)>;
 pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
-    let request = object::<ClaimBody<'_>>(&bytes)?.request().inspect(deadline::allow)?;
+    let request = object::<ClaimBody<'_>>(&bytes)?.request().and_then(deadline::allow)?;
     let taken = api.scheduler.claim(request).await?;
     half_close::note(std::iter::once(&taken));
     Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
@@ -41,7 +43,7 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
     let batch: ClaimsBatch<'_> = object(&bytes)?;
-    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request().inspect(deadline::allow));
+    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request().and_then(deadline::allow));
     let outcomes = match batch.mode {
         BatchMode::Independent => {
             merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
@@ -91,23 +93,38 @@ pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sen
         _ => {
             let body: ReleaseBody<'_> = object(&bytes)?;
             let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
-            match body.phase {
-                Some(Phase::Begin) => api.scheduler.begin_release(&id, fence).await?,
-                Some(Phase::Finish) | None => api.scheduler.release(&id, fence).await?,
-            }
-            return Ok(done());
+            let released = match body.phase {
+                Some(Phase::Begin) => api.scheduler.begin_release_held(&id, Some(fence)).await?,
+                Some(Phase::Finish) | None => api.scheduler.release_held(&id, Some(fence)).await?,
+            };
+            return Ok(json(StatusCode::OK, &ReleaseAnswer { released }));
         }
     };
     Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
 }
 
+/// States with commas between them; none: any.
+fn states(words: Option<String>) -> Result<Vec<ClaimState>, Failure> {
+    let Some(words) = words else { return Ok(Vec::new()) };
+    let state = |word: &str| {
+        let found = ClaimState::HELD.into_iter().find(|state| state.word() == word);
+        found.ok_or_else(|| {
+            let known = ClaimState::HELD.map(ClaimState::word).join(", ");
+            Failure::invalid("state", format!("must be of {known}, with commas between them, got {:?}", short(word)))
+        })
+    };
+    words.split(',').map(state).collect()
+}
+
 /// Page by page.
 pub(super) async fn list(State(api): State<Shared>, uri: Uri) -> Answer {
-    let mut params = Params::read(&uri, &["namespace", "pool", "worker", "tenant", "page_token", "limit"])?;
+    let known = ["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"];
+    let mut params = Params::read(&uri, &known)?;
     let (token, limit) = (params.take("page_token"), params.limit()?);
+    let (states, older_than_ms) = (states(params.take("state"))?, params.number("older_than_ms", limits::AMOUNT_MAX)?);
     let mut take = |name| params.take(name);
     let (namespace, pool, worker, tenant) = (take("namespace"), take("pool"), take("worker"), take("tenant"));
-    let filter = ClaimFilter { namespace, pool, worker, tenant }.checked()?;
+    let filter = ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?;
     let page = api.scheduler.list_claims(&filter, token.as_deref(), limit).await?;
     Ok(json(StatusCode::OK, &PageJson::<ClaimJson<'_>>::from(&page)))
 }

@@ -82,7 +82,7 @@ fn kind(path: &str, wanted: &str) -> String {
         "milli" => return format!("a whole number, 1..={}", limits::CARD_MILLI),
         "reserve_ms" | "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" | "unnamed_ms" => limits::RESERVE_MS_MAX,
         "lost_keep_ms" => limits::LOST_KEEP_MS_MAX,
-        "ttl_ms" => limits::TTL_MS_MAX,
+        "ttl_ms" | "ttl_default_ms" | "ttl_max_ms" => limits::TTL_MS_MAX,
         "wait_ms" | "ms" => limits::WAIT_MS_MAX,
         "priority" => limits::PRIORITY_MAX.into(),
         "waiters_max" | "waiters_tenant_max" => limits::WAITERS_MAX.into(),

@@ -24,11 +24,13 @@ pub(in crate::api) mod json;
 mod mend;
 mod openapi;
 mod pools;
+mod protect;
 mod quotas;
 pub(in crate::api) mod read;
 mod watch;
 mod workers;
 
+pub(in crate::api) use protect::{Caching, protect, refuse};
 pub(in crate::api) use read::BODIES_KIB_MAX;
 
 /// What the edge needs.
@@ -66,8 +68,12 @@ pub fn router(api: Api) -> Router {
     let api = Arc::new(api);
     // `{key}:verb` is one segment to the router: `claims::verb` splits it at the last colon.
     Router::new()
+        .route(Route::Root.word(), get(admin::root))
         .route(Route::Pools.word(), get(pools::list))
-        .route(Route::Pool.word(), put(pools::put).get(pools::get).delete(pools::delete).post(pools::verb))
+        .route(
+            Route::Pool.word(),
+            put(pools::put).patch(pools::patch).get(pools::get).delete(pools::delete).post(pools::verb),
+        )
         .route(Route::Demand.word(), get(pools::demand))
         .route(Route::Events.word(), get(watch::events))
         .route(Route::Workers.word(), get(workers::list))

@@ -8,16 +8,18 @@ use axum::extract::Path;
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse as _, Response};
 use bytes::Bytes;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::Answer;
 use crate::api::outcome::{Failure, Outcome};
 
+mod examples;
 mod schemas;
 
 /// `GET /v1/openapi.json`.
 pub(super) async fn document() -> Response {
-    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| describe().to_string().into());
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| text(&describe()).into());
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json)], DOCUMENT.clone()).into_response()
 }
@@ -27,9 +29,13 @@ pub(super) async fn viewer() -> Html<&'static str> {
     Html(include_str!("openapi/viewer.html"))
 }
 
-/// `GET /docs/{file}`: what the viewer consists of, always compressed.
+/// `GET /docs/{file}`: what the viewer consists of; its library is always compressed.
 pub(super) async fn file(Path(name): Path<String>) -> Answer {
     let (kind, packed): (_, &'static [u8]) = match name.as_str() {
+        "viewer.js" => {
+            let script = [(header::CONTENT_TYPE, HeaderValue::from_static("text/javascript"))];
+            return Ok((script, include_str!("openapi/viewer.js")).into_response());
+        }
         "swagger-ui-bundle.js" => {
             ("text/javascript", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui-bundle.js.gz")))
         }
@@ -58,9 +64,9 @@ struct Operation {
 }
 
 /// Errors that any operation of `/v1` may end with.
-const ERRORS_OF_ALL: [u16; 4] = [400, 500, 503, 504];
+const ERRORS_OF_ALL: [u16; 6] = [400, 403, 421, 500, 503, 504];
 /// Errors of an operation that has a body.
-const ERRORS_OF_BODY: [u16; 1] = [413];
+const ERRORS_OF_BODY: [u16; 2] = [413, 415];
 const PAGE: &[&str] = &["page_token", "limit"];
 
 #[rustfmt::skip]
@@ -68,6 +74,9 @@ const OPERATIONS: &[Operation] = &[
     Operation { method: "put", path: "/v1/pools/{namespace}/{pool}", id: "putPool", tag: "pools",
         summary: "Creates a pool, or replaces the specification of one that is there. A field that is left out goes back to its default. Durable when it returns.",
         query: &[], body: Some("PoolSpec"), success: &[(201, "Created.", "PoolAnswer"), (200, "Replaced.", "PoolAnswer")], errors: &[409] },
+    Operation { method: "patch", path: "/v1/pools/{namespace}/{pool}", id: "updatePool", tag: "pools",
+        summary: "Changes single fields of the specification of a pool that is there; null takes one back to its default, and of the labels only those change that are named. Durable when it returns.",
+        query: &["version"], body: Some("PoolPatch"), success: &[(200, "Changed.", "PoolAnswer")], errors: &[404, 409] },
     Operation { method: "get", path: "/v1/pools/{namespace}/{pool}", id: "getPool", tag: "pools",
         summary: "Specification, counts, figures by shard.",
         query: &[], body: None, success: &[(200, "The pool.", "PoolAnswer")], errors: &[404] },
@@ -81,7 +90,7 @@ const OPERATIONS: &[Operation] = &[
         summary: "What waits for a pool, how many workers would clear it, and which could go: for an autoscaler, which finds each figure at the top.",
         query: &[], body: None, success: &[(200, "What waits.", "Demand")], errors: &[404] },
     Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/events", id: "watchPool", tag: "pools",
-        summary: "What happens in a pool, as server-sent events: from now on, or from a position on. The first is started, or missed where it is not known what happened since the position: then list the pool anew. Who watches first and lists then has seen everything. Ends when the pool is deleted or the service stops.",
+        summary: "What happens in a pool, as server-sent events: from now on, or from a position on. The first is started, or missed where it is not known what happened since the position: then list the pool anew. Who watches first and lists then has seen everything. Ends when the pool is deleted or the service stops; until then a viewer that waits for the end shows nothing, so read it with curl -N.",
         query: &["from"], body: None, success: &[(200, "Events, each with its position as id, its kind as event, and this as data.", "PoolEvent")], errors: &[404, 429] },
     Operation { method: "put", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "registerWorker", tag: "workers",
         summary: "A worker is there. An upsert: what is said replaces what was known.",
@@ -130,7 +139,7 @@ const OPERATIONS: &[Operation] = &[
         query: &[], body: Some("ClaimBody"), success: &[(200, "Placed or refused, and why.", "Explanation")], errors: &[404] },
     Operation { method: "get", path: "/v1/claims", id: "listClaims", tag: "claims",
         summary: "Claims, page by page. A page may be short or empty and still have a next_page_token: go on until there is none.",
-        query: &["namespace", "pool", "worker", "tenant", "page_token", "limit"], body: None, success: &[(200, "A page.", "ClaimPage")], errors: &[] },
+        query: &["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"], body: None, success: &[(200, "A page.", "ClaimPage")], errors: &[] },
     Operation { method: "get", path: "/v1/claims/{namespace}/{key}", id: "getClaim", tag: "claims",
         summary: "What the key holds, or what it waits for.",
         query: &["tenant"], body: None, success: &[(200, "The claim, held or waiting.", "Standing")], errors: &[404] },
@@ -145,7 +154,7 @@ const OPERATIONS: &[Operation] = &[
         query: &[], body: Some("ResizeBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409, 429] },
     Operation { method: "post", path: "/v1/claims/{namespace}/{key}:release", id: "releaseClaim", tag: "claims",
         summary: "The holder is done. Succeeds also if the claim is gone already.",
-        query: &[], body: Some("ReleaseBody"), success: &[(200, "Released.", "Empty")], errors: &[409] },
+        query: &[], body: Some("ReleaseBody"), success: &[(200, "Released, or the key held no claim.", "ReleaseAnswer")], errors: &[409] },
     Operation { method: "put", path: "/v1/quotas/{namespace}/{tenant}", id: "putQuota", tag: "quotas",
         summary: "Sets how much a tenant may hold, and its weight where claims wait. What is left out is not bounded. What it holds already stays. Durable when it returns.",
         query: &[], body: Some("QuotaBody"), success: &[(201, "It had none.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
@@ -198,7 +207,10 @@ impl Operation {
         }
         let in_path = self.path.split('{').skip(1).filter_map(|rest| rest.split_once('}'));
         let parameters: Vec<_> = in_path
-            .map(|(name, _)| json!({"name": name, "in": "path", "required": true, "schema": reference("schemas", "Name")}))
+            .map(|(name, _)| {
+                let example = examples::path(self.id, name);
+                json!({"name": name, "in": "path", "required": true, "schema": reference("schemas", "Name"), "example": example})
+            })
             .chain(self.query.iter().map(|name| reference("parameters", name)))
             .chain((self.id == "watchPool").then(|| reference("parameters", "Last-Event-ID")))
             .collect();
@@ -209,11 +221,54 @@ impl Operation {
         if let Some(schema) = self.body {
             // Nothing at all is taken for `{}`, which is enough where nothing is required.
             let required = schemas::schemas()[schema]["required"] != json!([]);
-            let content = json!({"application/json": {"schema": reference("schemas", schema)}});
+            let example = examples::body(self.id);
+            let content = json!({"application/json": {"schema": reference("schemas", schema), "example": example}});
             operation["requestBody"] = json!({"required": required, "content": content});
         }
         operation
     }
+}
+
+/// The document with its paths in the order of the table, as viewers show them; a map would have them by the alphabet.
+fn text(document: &Value) -> String {
+    struct Paths<'a>(&'a Value);
+    impl Serialize for Paths<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut paths: Vec<&str> = Vec::new();
+            for Operation { path, .. } in OPERATIONS {
+                if !paths.contains(path) {
+                    paths.push(path);
+                }
+            }
+            serializer.collect_map(paths.into_iter().map(|path| (path, Methods(&self.0[path], path))))
+        }
+    }
+    struct Methods<'a>(&'a Value, &'a str);
+    impl Serialize for Methods<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let of_path = OPERATIONS.iter().filter(|operation| operation.path == self.1);
+            serializer.collect_map(of_path.map(|Operation { method, .. }| (method, &self.0[method])))
+        }
+    }
+    #[derive(Serialize)]
+    struct Document<'a> {
+        openapi: &'a Value,
+        info: &'a Value,
+        servers: &'a Value,
+        tags: &'a Value,
+        paths: Paths<'a>,
+        components: &'a Value,
+    }
+    let part = |name: &str| &document[name];
+    let document = Document {
+        openapi: part("openapi"),
+        info: part("info"),
+        servers: part("servers"),
+        tags: part("tags"),
+        paths: Paths(part("paths")),
+        components: part("components"),
+    };
+    serde_json::to_string(&document).expect("values are JSON")
 }
 
 fn reference(kind: &str, name: &str) -> Value {
@@ -235,7 +290,9 @@ fn describe() -> Value {
             "description": "Assigns work to warm workers: a claim takes a worker of a pool for a key, and gives it \
                 back. Everything may be sent again: a claim with a key that is held returns the same claim, releasing \
                 what is gone succeeds. Unknown fields and parameters are refused, and so is null where a value belongs. \
-                The content type does not matter. The same calls exist over gRPC, package hotpool.v1, on the same port.",
+                The content type does not matter. The same calls exist over gRPC, package hotpool.v1, on the same port. The examples follow each other: on a \
+                new service each works as it stands, section by section, if the deletions are left for last. The fence \
+                of an example stands for that of the claim that was taken last; the viewer of the service puts it in.",
         },
         "servers": [{"url": "/"}],
         "tags": [
@@ -290,7 +347,7 @@ mod tests {
     fn every_route_is_described() {
         let template = |path: &str| path.replace("{ns}", "{namespace}");
         let described: BTreeSet<_> = OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect();
-        let beside = [Route::OpenApi, Route::Docs, Route::DocsFile, Route::Unmatched];
+        let beside = [Route::Root, Route::OpenApi, Route::Docs, Route::DocsFile, Route::Unmatched];
         let routes = Route::ALL.iter().filter(|route| !beside.contains(route)).map(|route| template(route.word()));
         // One word for four verbs.
         let verbs = |path: String| match path.strip_suffix(":verb") {

@@ -4,10 +4,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::json::{ClearedAnswer, DemandAnswer, NoBody, PageJson, PoolAnswer, PoolJson};
+use super::json::{ClearedAnswer, DemandAnswer, NoBody, PageJson, PoolAnswer, PoolJson, PoolPatch};
 use super::read::{Params, Segments, body, object};
 use super::{Answer, Shared, created, done, json};
 use crate::api::outcome::{Failure, Outcome};
+use crate::limits::FENCE_MAX;
 use crate::model::{Cleared, PoolName, PoolSpec};
 
 /// Namespace and pool, as the path has them.
@@ -21,6 +22,15 @@ pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: PoolPath, sen
     spec.check()?;
     let (new, status) = api.scheduler.put_pool(name, spec).await?;
     Ok(json(created(new), &PoolAnswer::from(&status)))
+}
+
+/// Changes single fields, if the pool is still at the version that was read.
+pub(super) async fn patch(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
+    let version = Params::read(&uri, &["version"])?.number("version", FENCE_MAX)?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    let patch: PoolPatch = object(&body(&api, sent).await?)?;
+    let status = api.scheduler.update_pool(name, version, move |spec| patch.merge(spec)).await?;
+    Ok(json(StatusCode::OK, &PoolAnswer::from(&status)))
 }
 
 /// Spec, counts and figures by shard.

@@ -226,6 +226,15 @@ impl Params {
         }
     }
 
+    /// Takes a whole number that is at most `max`.
+    pub(super) fn number(&mut self, name: &'static str, max: u64) -> Result<Option<u64>, Failure> {
+        let Some(text) = self.take(name) else { return Ok(None) };
+        match text.parse() {
+            Ok(number) if number <= max && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(number)),
+            _ => Err(Failure::invalid(name, format!("must be a whole number, 0..={max}, got {:?}", short(&text)))),
+        }
+    }
+
     /// Takes a yes or no.
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Failure> {
         match self.take(name).as_deref() {

@@ -89,11 +89,17 @@ impl Answers {
         if self.resp3 { self.head(b'%', pairs) } else { self.array(2 * pairs) }
     }
 
-    /// `key, fence, worker, node`: in RESP3 a map, in RESP2 an array of the four.
+    /// `key, fence, worker, node`: in RESP2 an array of the four, and no more, for callers who take it apart by its length. In RESP3 a
+    /// map, with the times of the claim that are known.
     pub(super) fn claim(&mut self, claim: &ClaimView) {
         let spec = &claim.worker.spec;
         let resp3 = self.resp3;
-        self.bytes.extend_from_slice(if resp3 { b"%4\r\n" } else { b"*4\r\n" });
+        let times = [
+            (&b"$13\r\ncreated_at_ms\r\n"[..], claim.times.created_at_ms()),
+            (&b"$15\r\nactivated_at_ms\r\n"[..], claim.times.activated_at_ms()),
+        ];
+        let times = times.into_iter().filter_map(|(name, at_ms)| Some((name, at_ms.filter(|_| resp3)?)));
+        self.head(if resp3 { b'%' } else { b'*' }, 4 + times.clone().count());
         let name = |to: &mut Self, name: &'static [u8]| {
             if resp3 {
                 to.bytes.extend_from_slice(name)
@@ -109,6 +115,10 @@ impl Answers {
         match &spec.node {
             Some(node) => self.text(&**node),
             None => self.null(),
+        }
+        for (name, at_ms) in times {
+            self.bytes.extend_from_slice(name);
+            self.integer(at_ms);
         }
     }
 

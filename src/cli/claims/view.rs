@@ -24,6 +24,8 @@ pub(in crate::cli) struct ClaimView {
     #[serde(default)]
     preemptible: bool,
     pub(super) expires_at_ms: Option<u64>,
+    created_at_ms: Option<u64>,
+    activated_at_ms: Option<u64>,
 }
 
 /// A claim that waits, as the service shows it.
@@ -72,15 +74,24 @@ impl ClaimView {
         if self.tenant == TENANT_DEFAULT { self.key.clone() } else { format!("{}:{}", self.tenant, self.key) }
     }
 
+    /// How long ago it was created; empty: the service does not know.
+    pub(super) fn age(&self, now_ms: u64) -> String {
+        self.created_at_ms.map(|at| duration(now_ms.saturating_sub(at))).unwrap_or_default()
+    }
+
     /// On one line.
     pub(in crate::cli) fn line(&self, now_ms: u64) -> String {
         let ends = self.expires_at_ms.map(|at| format!(", ends {}", moment(at, now_ms))).unwrap_or_default();
         let share = Some(held(&self.resources)).filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
-        format!("{} ({}{ends}), fence {}{}", self.name(), self.state, self.fence, share.unwrap_or_default())
+        let age = Some(self.age(now_ms)).filter(|age| !age.is_empty()).map(|age| format!(", {age} old"));
+        let (age, share) = (age.unwrap_or_default(), share.unwrap_or_default());
+        format!("{} ({}{age}{ends}), fence {}{share}", self.name(), self.state, self.fence)
     }
 
     pub(super) fn sheet(&self) -> String {
-        let ends = self.expires_at_ms.map(|at| moment(at, Clock::system().unix_ms())).unwrap_or_default();
+        let now_ms = Clock::system().unix_ms();
+        let ends = self.expires_at_ms.map(|at| moment(at, now_ms)).unwrap_or_default();
+        let activated = self.activated_at_ms.map(|at| moment(at, now_ms)).unwrap_or_default();
         let name = format!("{}/{}", self.namespace, self.key);
         let tenant = if self.tenant == TENANT_DEFAULT { String::new() } else { format!(" --tenant {}", self.tenant) };
         let next = match self.state.as_str() {
@@ -93,6 +104,8 @@ impl ClaimView {
             ("claim", name),
             ("tenant", self.tenant.clone()),
             ("state", self.state.clone()),
+            ("age", self.age(now_ms)),
+            ("activated", activated),
             ("ends", ends),
             ("pool", format!("{}/{}", self.namespace, self.pool)),
             ("worker", self.worker.clone()),

@@ -32,7 +32,7 @@ impl Running {
         unstored: Unstoreds,
         made: Option<Place>,
     ) {
-        if durable && self.waiting.len() + self.outgoing.len() >= limits::ANSWERS_MAX {
+        if durable && self.answers_kept() >= limits::ANSWERS_MAX {
             // Claims are refused before it comes to this; what else is asked is done, and its answer is not waited for.
             reply.send(Err(Refusal::Unavailable(Unavailable::Store)));
             self.settle_undelivered(&outcome, made);
@@ -44,40 +44,64 @@ impl Running {
         self.outgoing.push(Outgoing { reply, outcome, seq, unstored, made, started_ns: 0, until_ms });
     }
 
-    pub(super) fn may_leave(&self, answer: &Outgoing) -> bool {
-        answer.seq == 0 || (self.port.outbox.applied() >= answer.seq && self.is_stored(&answer.unstored))
+    /// Answers that have not left.
+    pub(super) fn answers_kept(&self) -> usize {
+        self.waiting.len() + self.blocked.len() + self.outgoing.len()
     }
 
-    pub(super) fn is_stored(&self, unstored: &Unstoreds) -> bool {
-        unstored.is_empty() || {
-            let pools = self.dispatch.pools.load();
-            unstored.iter().all(|record| pools.is_stored(record))
+    /// Lets a new answer go, or keeps it until the store has what it speaks of.
+    pub(super) fn leave_or_wait(&mut self, answer: Outgoing) {
+        if self.port.outbox.applied() < answer.seq {
+            self.waiting.push_back(answer);
+        } else {
+            self.leave_or_block(answer);
         }
+    }
+
+    /// Lets an answer go whose own record the store has, or keeps it until it has those of other shards.
+    fn leave_or_block(&mut self, answer: Outgoing) {
+        if self.is_held_back(&answer.unstored) {
+            self.blocked.push(answer);
+        } else {
+            self.leave(answer);
+        }
+    }
+
+    /// Whether the store lacks one of these records. Then its shard tells this one when the store moves on there.
+    fn is_held_back(&mut self, unstored: &Unstoreds) -> bool {
+        if unstored.is_empty() {
+            return false;
+        }
+        let pools = self.dispatch.pools.load();
+        let missing = || unstored.iter().find(|record| !pools.is_stored(record));
+        // Asked first and looked at once more then, so that nothing is missed in between.
+        while let Some(record) = missing() {
+            if self.awaited.contains(&record.shard) {
+                return true;
+            }
+            self.awaited.push(record.shard);
+            if let Some(port) = pools.port(record.shard) {
+                port.outbox.tell_too(&self.port.outbox);
+            }
+        }
+        false
     }
 
     /// Lets answers go whose records the store has.
     pub(super) fn release_answers(&mut self) {
+        self.awaited.clear();
+        self.applied = self.port.outbox.applied();
         if self.keeps_rows && !self.dispatch.journal.lease().holds() {
-            // They wait for the renewal, or for their deadline.
+            // They wait for the renewal, which tells every shard, or for their deadline.
             return;
         }
-        self.applied = self.port.outbox.applied();
         let applied = self.applied;
-        while self.waiting.front().is_some_and(|answer| answer.seq <= applied) {
-            let Some(answer) = self.waiting.pop_front() else { break };
-            if self.is_stored(&answer.unstored) {
-                self.leave(answer);
-            } else {
-                self.blocked.push(answer);
-            }
+        while let Some(answer) = self.waiting.pop_front_if(|answer| answer.seq <= applied) {
+            self.leave_or_block(answer);
         }
         if !self.blocked.is_empty() {
             for answer in std::mem::take(&mut self.blocked) {
-                if self.is_stored(&answer.unstored) {
-                    self.leave(answer);
-                } else {
-                    self.blocked.push(answer);
-                }
+                self.leave_or_block(answer);
             }
         }
     }

@@ -31,7 +31,7 @@ impl Running {
             },
         };
         let (id, affinity, wants) = (item.id.clone(), item.affinity, item.wants().cloned());
-        let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms);
+        let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms.unwrap_or(0));
         let promise = item.promise_at(self.port.shard).filter(|&ticket| self.shard.has_promised(ticket)).unwrap_or(0);
         self.on(Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, promise, to: To::Claim(item) });
     }
@@ -88,7 +88,7 @@ impl Running {
         if !self.keeps_rows {
             return None;
         }
-        let answers = self.waiting.len() + self.outgoing.len();
+        let answers = self.answers_kept();
         if self.gone.len() >= limits::GONE_MAX || (durable && answers + limits::DRAIN_MAX >= limits::ANSWERS_MAX) {
             return Some(Unavailable::Store);
         }
@@ -138,6 +138,8 @@ impl Running {
                 self.answer_claim(*item, grant, false, unstored, None);
             }
             Answer::Gone | Answer::GivenBack => self.dispatch.submit(item),
+            // The pool allowed more when the request came.
+            Answer::TtlTooLong { .. } => self.dispatch.give_up(item, refusal(&answer)),
             answer => {
                 let unstored = self.unstored(&item.id);
                 self.answer(item.reply, Err(refusal(&answer)), unstored, None);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::Running;
 use crate::engine::{End, Grant};
-use crate::model::{ClaimId, Fence, WorkerCard, WorkerId, WorkerVerb};
-use crate::watch::{Happening, PoolEvent, Why};
+use crate::model::{ClaimId, ClaimTimes, Fence, WorkerCard, WorkerId, WorkerVerb};
+use crate::watch::{EventClaim, Happening, PoolEvent, Why};
 
 impl Running {
     /// After the ring was looked at: who watched before it asked is seen before it is answered.
@@ -21,7 +21,7 @@ impl Running {
     }
 
     #[cold]
-    fn tell(&mut self, what: Happening, why: Option<Why>, worker: Arc<WorkerCard>, claim: Option<(ClaimId, Fence)>) {
+    fn tell(&mut self, what: Happening, why: Option<Why>, worker: Arc<WorkerCard>, claim: Option<EventClaim>) {
         let at_ms = self.dispatch.clock.unix_of(self.now_ms);
         let shard = self.port.shard.shard;
         self.told.push(PoolEvent { what, why, at_ms, shard, worker, claim });
@@ -29,17 +29,17 @@ impl Running {
 
     pub(super) fn tell_claimed(&mut self, id: &ClaimId, grant: &Grant, why: Option<Why>) {
         if self.watched {
-            let claim = Some((id.clone(), grant.place.fence));
+            let claim = Some(EventClaim { id: id.clone(), fence: grant.place.fence, times: grant.times });
             self.tell(Happening::Claimed, why, Arc::clone(&grant.worker), claim);
         }
     }
 
-    pub(super) fn tell_ended(&mut self, id: &ClaimId, fence: Fence, end: End, worker: u32) {
+    pub(super) fn tell_ended(&mut self, id: &ClaimId, fence: Fence, times: ClaimTimes, end: End, worker: u32) {
         if self.watched
             && let Some(worker) = self.shard.card(worker)
         {
             let (worker, (what, why)) = (Arc::clone(worker), told_as(end));
-            self.tell(what, why, worker, Some((id.clone(), fence)));
+            self.tell(what, why, worker, Some(EventClaim { id: id.clone(), fence, times }));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::engine::{Answer, NoFit};
 use crate::limits;
+use crate::model::TtlBounds;
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 
 pub(super) fn refusal(answer: &Answer) -> Refusal {
@@ -18,9 +19,14 @@ pub(super) fn refusal(answer: &Answer) -> Refusal {
             "resources",
             "must be within what the claim's worker has; release it and claim anew for more",
         ),
+        Answer::OtherCards { model } => Refusal::invalid(
+            "resources.gpu.models",
+            format!("must allow `{model}`, the cards that the claim holds; release it and claim again for others"),
+        ),
         Answer::NoFit(_) => Refusal::Exhausted(Exhausted::Worker),
         Answer::Releasing => Refusal::Releasing,
         Answer::Evicted => Refusal::Preempted,
+        Answer::TtlTooLong { max_ms } => TtlBounds::too_long(*max_ms),
         Answer::NotActive => Refusal::State("the claim is not active yet: confirm it first".into()),
         Answer::Draining => {
             Refusal::State("the worker is draining, which ends only when it registers with a higher incarnation".into())

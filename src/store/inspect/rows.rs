@@ -17,7 +17,7 @@ pub struct WorkerContents {
     pub incarnation: u64,
     /// It is gone; the row keeps late words of it out.
     pub deleted: bool,
-    /// What it holds, as `tenant/key#fence state`.
+    /// What it holds, as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without the times that are not known.
     pub claims: Vec<String>,
     /// What it holds, in full.
     pub held: Vec<ClaimContents>,
@@ -78,6 +78,15 @@ pub struct ClaimContents {
     pub priority: u16,
     /// It may be evicted.
     pub preemptible: bool,
+    /// Model of the GPUs that it was granted, if its worker has others by now, or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub granted_model: Option<std::sync::Arc<str>>,
+    /// Unix time in milliseconds at which its worker was given to it, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at_ms: Option<u64>,
+    /// Unix time in milliseconds at which it became active, if it has and that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activated_at_ms: Option<u64>,
 }
 
 /// A gang that a claim is a provisional member of.
@@ -121,8 +130,11 @@ impl WorkerContents {
         } = row;
         let held: Vec<ClaimContents> = claims.into_iter().map(ClaimContents::of_row).collect();
         let claims = held.iter().map(|claim| {
-            let ClaimContents { tenant, key, fence, state, .. } = claim;
-            format!("{tenant}/{key}#{fence} {state}")
+            let ClaimContents { tenant, key, fence, state, created_at_ms, activated_at_ms, .. } = claim;
+            let time =
+                |name: &str, at_ms: &Option<u64>| at_ms.map(|at_ms| format!(" {name}={at_ms}")).unwrap_or_default();
+            let (created, activated) = (time("created_at_ms", created_at_ms), time("activated_at_ms", activated_at_ms));
+            format!("{tenant}/{key}#{fence} {state}{created}{activated}")
         });
         Ok(Self {
             id: id.to_owned(),
@@ -161,6 +173,8 @@ impl ClaimContents {
             gang_pool,
             gang_shard,
             evicted,
+            created_at_ms,
+            activated_at_ms,
             spec,
         } = row;
         let state = match (active, releasing) {
@@ -170,7 +184,7 @@ impl ClaimContents {
         };
         let gang = (gang != 0).then_some(GangContents { id: gang, pool: gang_pool, shard: gang_shard });
         let spec = spec.as_ref().map(ClaimSpecRow::spec).unwrap_or_default();
-        let ClaimSpec { labels, resources, priority, preemptible } = spec;
+        let ClaimSpec { labels, resources, priority, preemptible, granted_model } = spec;
         let gpus = (0..u64::BITS).filter(|card| cards >> card & 1 == 1).collect();
         Self {
             tenant,
@@ -187,6 +201,9 @@ impl ClaimContents {
             resources,
             priority,
             preemptible,
+            granted_model,
+            created_at_ms,
+            activated_at_ms,
         }
     }
 }

@@ -24,10 +24,8 @@ fn a_pool_is_made_changed_shown_and_removed() {
     );
 
     // Shards stay, whatever is not said; everything else goes back to its default.
-    assert_eq!(
-        server.cli("pools put demo/warm --reserve-ms 60000 --policy fifo --ack memory").good(),
-        "demo/warm updated\n"
-    );
+    let updated = server.cli("pools put demo/warm --reserve-ms 60000 --policy fifo --ack memory");
+    assert_eq!((updated.code, updated.out.as_str()), (Some(0), "demo/warm updated\n"));
     let spec = client.get("/v1/pools/demo/warm").expect(200)["pool"]["spec"].take();
     assert_eq!((&spec["shards"], &spec["class"], &spec["labels"]), (&json!(4), &Value::Null, &json!({})));
     assert_eq!(
@@ -51,9 +49,15 @@ fn a_pool_is_made_changed_shown_and_removed() {
             "0",
             "draining,",
             "0",
+            "ended,",
+            "0",
             "idle,",
             "0",
             "lost,",
+            "0",
+            "reserved,",
+            "0",
+            "stopping,",
             "0",
             "suspect"
         ]
@@ -174,7 +178,7 @@ fn a_claim_is_taken_confirmed_and_released() {
     server.cli("claims release ns/job-1 --fence 1").failed(3, &["fence", "ABORTED, fence"]);
     let next = shown.row("next")[2..].join(" ");
     assert_eq!(server.cli(&next).good(), "ns/job-1 released\n");
-    assert_eq!(server.cli(&next).good(), "ns/job-1 released\n");
+    assert_eq!(server.cli(&next).good(), "ns/job-1 holds no claim: nothing to release\n");
     server.cli("claims show ns/job-1").failed(4, &["claim not found"]);
     server.cli("claims release ns/job-1 --current").failed(4, &["claim not found"]);
 }

@@ -3,7 +3,9 @@
 mod commands;
 mod effects;
 mod failures;
+mod pools;
 mod requests;
+mod selectors;
 mod waiting;
 
 use std::io::Write as _;

@@ -25,7 +25,8 @@ fn error_end(error: &Value) -> End {
 fn plain(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
-            fields.retain(|name, _| !["fence", "expires_at_ms", "created", "labels"].contains(&name.as_str()));
+            let differs = ["fence", "expires_at_ms", "created_at_ms", "activated_at_ms", "created", "labels"];
+            fields.retain(|name, _| !differs.contains(&name.as_str()));
             fields.values_mut().for_each(|field| *field = plain(field.take()));
         }
         Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),
@@ -263,7 +264,7 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
             let fence = fence.saturating_add_signed(*off);
             let (namespace, key) = ("ns".into(), (*key).into());
             let request = ReleaseClaimRequest { namespace, key, tenant: None, fence, phase: 0 };
-            grpc_end(link.claims.release_claim(request).await, |_| json!({}))
+            grpc_end(link.claims.release_claim(request).await, |answer| json!({"released": answer.released}))
         }
     }
 }

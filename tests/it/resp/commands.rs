@@ -151,10 +151,14 @@ fn hello_chooses_the_protocol() {
     assert!(hello.contains("proto=3"), "{hello}");
     assert_eq!(wire.said("CLIENT GETNAME"), "me");
     let claim = wire.said("CLAIM ns/warm KEY a");
-    assert!(claim.starts_with("{key=a fence=") && claim.ends_with("worker=w0 node=nil}"), "{claim}");
+    let (fence, times) = claim.split_once(" worker=w0 node=nil ").expect("a map");
+    let fence = fence.strip_prefix("{key=a fence=").expect("a fence");
+    assert!(times.starts_with("created_at_ms=") && !times.contains("activated_at_ms"), "{claim}");
+    let confirmed = wire.said(&format!("CONFIRM ns a {fence}"));
+    assert!(confirmed.contains(times.trim_end_matches('}')) && confirmed.contains(" activated_at_ms="), "{confirmed}");
     wire.send(b"*1\r\n$5\r\nRESET\r\n");
     assert_eq!(text(&wire.receive()), "RESET");
-    assert!(wire.said("CLAIM ns/warm KEY a").starts_with("[a "));
+    assert_eq!(wire.said("CLAIM ns/warm KEY a"), format!("[a {fence} w0 nil]"), "four, for who takes them by number");
     assert_eq!(wire.said("CLIENT GETNAME"), "nil");
     assert!(wire.said("HELLO 2").starts_with("[server hotpool"));
     assert_eq!(wire.said("HELLO 4"), "-NOPROTO unsupported protocol version: 2 or 3");

@@ -10,15 +10,18 @@ impl From<(Position, Told)> for proto::PoolEvent {
             Told::Started => bare(PoolEventType::Started),
             Told::Missed(count) => Self { count, ..bare(PoolEventType::Missed) },
             Told::Event(event) => {
-                let (id, fence) = event.claim.unzip();
+                let claim = event.claim.as_ref();
+                let times = claim.map(|claim| claim.times).unwrap_or_default();
                 Self {
                     reason: event.why.map_or(PoolEventReason::Unspecified, Into::into) as i32,
                     at_ms: event.at_ms,
                     shard: event.shard.into(),
                     worker: event.worker.spec.id.to_string(),
-                    key: id.as_ref().map(|id| id.key().to_owned()),
-                    tenant: id.as_ref().map(|id| id.tenant().to_owned()),
-                    fence,
+                    key: claim.map(|claim| claim.id.key().to_owned()),
+                    tenant: claim.map(|claim| claim.id.tenant().to_owned()),
+                    fence: claim.map(|claim| claim.fence),
+                    created_at_ms: times.created_at_ms(),
+                    activated_at_ms: times.activated_at_ms(),
                     ..bare(event.what.into())
                 }
             }

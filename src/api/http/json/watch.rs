@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::model::{Fence, Millis};
-use crate::watch::Told;
+use crate::watch::{EventClaim, Told};
 
 /// One event.
 #[derive(Serialize)]
@@ -39,6 +39,10 @@ struct Claim<'a> {
     key: &'a str,
     tenant: &'a str,
     fence: Fence,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at_ms: Option<Millis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activated_at_ms: Option<Millis>,
 }
 
 impl<'a> EventJson<'a> {
@@ -48,7 +52,13 @@ impl<'a> EventJson<'a> {
             Told::Missed(count) => ("missed", More::Missed { count: *count }),
             Told::Event(event) => {
                 let claim = event.claim.as_ref();
-                let claim = claim.map(|(id, fence)| Claim { key: id.key(), tenant: id.tenant(), fence: *fence });
+                let claim = claim.map(|EventClaim { id, fence, times }| Claim {
+                    key: id.key(),
+                    tenant: id.tenant(),
+                    fence: *fence,
+                    created_at_ms: times.created_at_ms(),
+                    activated_at_ms: times.activated_at_ms(),
+                });
                 let worker = event.worker.spec.id.as_str();
                 let reason = event.why.map(crate::watch::Why::word);
                 let more = More::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::reference;
 use crate::limits;
-use crate::model::{PoolSpec, RuledOut, Survey};
+use crate::model::{PoolSpec, RuledOut, Survey, UnschedulableReason};
 
 mod waiting;
 mod watching;
@@ -110,6 +110,8 @@ fn pool_spec() -> Value {
         field["minimum"] = 1.into();
         field["default"] = value.into();
     }
+    let ttl_default_ms = ttl_ms("How long a claim that says no ttl_ms may stay active without a renewal; at most ttl_max_ms. Missing: ttl_max_ms, and without that as long as its worker lives.");
+    let ttl_max_ms = ttl_ms("The most that a claim or a renewal may ask for as its ttl_ms. Missing: thirty days, or no ttl_ms at all.");
     let mut waiters_max = number(limits::WAITERS_MAX.into(), "Most claims that wait for room in it; the next is refused.");
     waiters_max["default"] = default.waiters_max.into();
     let mut waiters_tenant_max = number(limits::WAITERS_MAX.into(), "Of them most of one tenant.");
@@ -125,6 +127,8 @@ fn pool_spec() -> Value {
         "labels": schema("Labels"),
         "class": described("Name", "Class of the pool, if it has one."),
         "reserve_ms": reserve_ms,
+        "ttl_default_ms": ttl_default_ms,
+        "ttl_max_ms": ttl_max_ms,
         "lag_max_ms": lag_max_ms,
         "releasing_ms": releasing_ms,
         "heartbeat_ttl_ms": heartbeat_ttl_ms,
@@ -134,6 +138,20 @@ fn pool_spec() -> Value {
         "waiters_tenant_max": waiters_tenant_max,
         "preemption": {"type": "boolean", "default": default.preemption, "description": "A claim that waits may evict claims with a lower priority that are preemptible."},
     }))
+}
+
+#[rustfmt::skip]
+fn pool_patch() -> Value {
+    let mut patch = pool_spec();
+    patch["description"] = "Fields of a specification to change.".into();
+    let or_null = |schema: Value| json!({"oneOf": [schema, {"type": "null"}]});
+    for (name, field) in patch["properties"].as_object_mut().expect("a specification has fields") {
+        let labels = json!({"type": "object", "propertyNames": schema("LabelKey"), "additionalProperties": {"type": ["string", "null"]}, "description": "Labels to set; null takes one away."});
+        // What is left out stays as it is.
+        field.as_object_mut().expect("a schema").remove("default");
+        *field = or_null(if name == "labels" { labels } else { field.take() });
+    }
+    patch
 }
 
 #[rustfmt::skip]
@@ -176,7 +194,7 @@ fn claim_body() -> Value {
             "tenant": described("Name", "Same key, other tenant: another claim. Default: default."),
             "affinity": described("Name", "An idle worker whose last claim had the same affinity is preferred. Default: the key."),
             "reserve_ms": number(limits::RESERVE_MS_MAX, "How long it may stay unconfirmed, counted from when the answer leaves; at most the pool's, which is the default. 0: active at once."),
-            "ttl_ms": ttl_ms("How long it may stay active without a renewal. Missing: as long as its worker lives."),
+            "ttl_ms": ttl_ms("How long it may stay active without a renewal; at most the ttl_max_ms of every pool that may serve it. Missing: as the pool says that it is taken from, by default as long as its worker lives."),
             "ack": {"enum": ["durable", "memory"], "description": "May ask for more than the pool promises, never for less."},
             "must_match": {"type": "boolean", "default": false, "description": "If the key is held, it must have asked for the same resources."},
             "labels": described("Labels", "Kept with the claim and shown."),
@@ -201,6 +219,13 @@ pub(super) fn schemas() -> Value {
 }
 
 /// Each reason, in its order.
+fn unschedulable_counts() -> Value {
+    let of = UnschedulableReason::ALL.map(|reason| (reason.word().to_owned(), count("Workers.")));
+    let names = UnschedulableReason::ALL.map(UnschedulableReason::word);
+    let about = "Workers that are not offered and hold no claim, each under the first reason that applies, in this order: with the idle and the busy workers they are all.";
+    answer(about, &names, Value::Object(of.into_iter().collect()))
+}
+
 fn ruled_out() -> Value {
     let of = RuledOut::ALL.map(|why| (why.word().to_owned(), count("Workers.")));
     let description =
@@ -217,8 +242,13 @@ fn pools_and_workers() -> Value {
     let shard_index = json!({"type": "integer", "minimum": 0, "maximum": limits::SHARDS_MAX - 1, "description": "Index of the shard in the pool."});
     json!({
         "Name": {"type": "string", "minLength": 1, "maxLength": limits::NAME_BYTES_MAX, "pattern": "^[A-Za-z0-9._-]+$", "description": "A name."},
+        "LabelKey": {
+            "type": "string", "minLength": 1, "maxLength": limits::LABEL_PREFIX_BYTES_MAX + 1 + limits::LABEL_NAME_BYTES_MAX,
+            "pattern": "^([A-Za-z0-9._-]{1,255}|[a-z0-9]([a-z0-9-]*[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)$",
+            "description": "A key of Kubernetes, with a prefix (topology.kubernetes.io/zone), or any name.",
+        },
         "Labels": {
-            "type": "object", "maxProperties": limits::LABELS_MAX, "propertyNames": schema("Name"),
+            "type": "object", "maxProperties": limits::LABELS_MAX, "propertyNames": schema("LabelKey"),
             "additionalProperties": {"type": "string", "maxLength": limits::LABEL_VALUE_BYTES_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"},
             "description": "Free labels. Values are at most 255 bytes, without control characters.",
         },
@@ -263,6 +293,7 @@ fn pools_and_workers() -> Value {
             "cpu_milli": count("Thousandths of a core."), "memory_bytes": count("Bytes of memory."), "slots": count("Places."),
         })),
         "PoolSpec": pool_spec(),
+        "PoolPatch": pool_patch(),
         "ShardStatus": answer("The figures of one shard.", &["shard", "state", "workers", "idle", "busy", "reserved", "seq", "applied_seq", "lag_ms", "ring_depth", "answers_waiting", "restarts"], json!({
             "shard": shard_index,
             "state": {"enum": ["loading", "serving", "refused", "stopped"], "description": "Whether it answers."},
@@ -276,13 +307,21 @@ fn pools_and_workers() -> Value {
             "cordoned": count("Workers that are cordoned."), "draining": count("Workers that are draining."),
             "lost": count("Workers that were silent for too long."), "suspect": count("Workers that nothing has spoken for."),
             "releasing": count("Claims whose worker is being cleaned."),
+            "ended": count("Workers whose own end of life has come."), "stopping": count("Workers that run what they were told to stop."),
+            "workers_reserved": count("Workers that are kept for claims that wait."),
+            "unschedulable": schema("UnschedulableCounts"),
         })),
-        "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "workers", "claims", "capacity", "free", "gpus"], json!({
+        "UnschedulableCounts": unschedulable_counts(),
+        "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "version", "workers", "claims", "capacity", "free", "gpus"], json!({
             "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
+            "version": number(limits::FENCE_MAX, "Number of the specification: grows with every change of it, and never comes back."),
             "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({
                 "total": count("All."), "idle": count("Offered."), "busy": count("Held."), "cordoned": count("Cordoned."),
                 "draining": count("Draining."), "lost": count("Silent for too long."), "suspect": count("Nothing has spoken for them."),
+                "ended": count("Their own end of life has come."), "stopping": count("They run what they were told to stop."),
+                "reserved": count("Kept for claims that wait."),
             })),
+            "unschedulable": schema("UnschedulableCounts"),
             "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use."), "releasing": count("Their workers are being cleaned.")})),
             "capacity": schema("Sum"), "free": described("Sum", "What can be claimed: what idle workers have; in a shared pool, what workers that are offered have left."),
             "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": answer("Cards of one model.", &["total", "free", "free_milli"], json!({"total": count("All."), "free": count("Those of which nothing is held and that can be claimed."), "free_milli": count("Thousandths of cards that can be claimed.")}))},
@@ -349,12 +388,15 @@ fn claims() -> Value {
         "RenewBody": closed("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
-            "ttl_ms": ttl_ms("From now on it may stay active for that long without a renewal. Missing: as long as before."),
+            "ttl_ms": ttl_ms("From now on it may stay active for that long without a renewal; at most the ttl_max_ms of its pool. Missing: as long as before, at most that; for one that had no ttl_ms the default of its pool."),
         })),
         "ResizeBody": closed("Who speaks, and what it needs.", &["fence", "resources"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
             "resources": described("Resources", "What the claim holds from now on, in all."),
+        })),
+        "ReleaseAnswer": answer("What became of a release.", &["released"], json!({
+            "released": {"type": "boolean", "description": "False if the key held no claim: it was released already, or there never was one."},
         })),
         "ReleaseBody": closed("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
@@ -373,6 +415,8 @@ fn claims() -> Value {
             "reason": {"enum": ["preempted"], "description": "Why it is being released, if its holder did not say so: a claim with a higher priority evicted it."},
             "resources": described("Held", "What it holds: all that the worker has; in a shared pool, its share."),
             "expires_at_ms": count("Unix time in milliseconds at which it ends if nothing is heard, if it has one."),
+            "created_at_ms": count("Unix time in milliseconds at which its worker was given to it. Missing if that is not known: its record is older than this field, or was lost in a crash, and its worker named the claim."),
+            "activated_at_ms": count("Unix time in milliseconds at which it became active. Missing until then, and if it is not known."),
         })),
         "Explanation": answer("What would become of a claim.", &["outcome", "pools"], json!({
             "outcome": {"enum": ["placed", "refused"], "description": "Whether it would be given a worker."},
@@ -419,7 +463,7 @@ fn rest() -> Value {
             "error": schema("ErrorBody"),
         })),
         "ErrorBody": answer("What went wrong.", &["code", "message"], json!({
-                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"], "description": "As in gRPC."},
+                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "PERMISSION_DENIED"], "description": "As in gRPC."},
                 "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
                 "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
                 "message": {"type": "string", "minLength": 1, "description": "For people."},
@@ -431,29 +475,38 @@ fn rest() -> Value {
 #[rustfmt::skip]
 pub(super) fn parameters() -> Value {
     let query = |name: &str, schema: Value, description: &str| json!({"name": name, "in": "query", "schema": schema, "description": description});
+    let mut force = query("force", json!({"type": "boolean", "default": false}), "Also ends its workers and their claims.");
+    // That of the operations has workers.
+    force["example"] = true.into();
     json!({
         "page_token": query("page_token", json!({"type": "string"}), "What the page before gave as next_page_token."),
         "limit": query("limit", json!({"type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT}), "Most rows of the page."),
-        "force": query("force", json!({"type": "boolean", "default": false}), "Also ends its workers and their claims."),
+        "version": query("version", json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": limits::FENCE_MAX}), "Only if the pool is still at this version: the one that was read."),
+        "force": force,
         "namespace": query("namespace", schema("Name"), "Only of this namespace."),
         "pool": query("pool", schema("Name"), "Only of this pool; needs namespace."),
         "worker": query("worker", schema("Name"), "Only on this worker."),
         "from": query("from", json!({"type": "string"}), "The position of the last event that was seen. Default: what happens from now on is told."),
         "Last-Event-ID": {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}, "description": "The same, as browsers say it when they come back; it stands above from."},
         "tenant": query("tenant", schema("Name"), "The tenant of the claim."),
+        "state": query("state", json!({"type": "string", "pattern": "^(reserved|active|releasing)(,(reserved|active|releasing))*$"}), "Only in this state, or in one of these, with commas between them. A lost claim is not held, so never listed."),
+        "older_than_ms": query("older_than_ms", amount("Only those that were created at least so many milliseconds ago."), "Only those that were created at least so many milliseconds ago. One whose created_at_ms is not known is left out."),
     })
 }
 
 #[rustfmt::skip]
 pub(super) fn responses() -> Value {
     let error = |description: &str| json!({"description": description, "content": {"application/json": {"schema": schema("Error")}}});
-    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store).");
+    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store), connections (as many connections as may be are open; on others only probes and the scrape are answered).");
     unavailable["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}});
     json!({
         "400": error("The request is wrong; field says where."),
+        "403": error("Reason origin: a page of another site is behind the request."),
         "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
-        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
+        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason version: the pool is at another version than the one that was said. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
+        "415": error("Reason content_encoding: the body has a Content-Encoding, and none is understood."),
+        "421": error("Reason host: the service is not known by the host of the request, which is none of localhost, an address, and the names in server.hosts."),
         "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows. Reason watchers: too many watch the pool, or all pools together."),
         "500": error("A defect of the service; the process goes on."),
         "503": unavailable,

@@ -18,6 +18,8 @@ pub(super) fn schemas() -> Value {
             "worker": schema("Name"),
             "shard": count("That of the worker."),
             "key": described("Name", "The claim, if it is about one."), "tenant": schema("Name"), "fence": number(limits::FENCE_MAX, "Its number."),
+            "created_at_ms": count("When the claim was created, as in Claim: with at_ms of its end, for how long it was held."),
+            "activated_at_ms": count("When the claim became active, as in Claim."),
             "reason": {"enum": Why::ALL.map(Why::word), "description": "Why, where that is not what it mostly is. adopted: the worker named a claim whose record a stop had lost. Of released: reserve, never confirmed; ttl, not renewed; releasing, not cleaned up in time; missing, not named any more by its worker; given_back, nobody was told of it, or its key is held elsewhere, or its gang was refused. Of deleted: lost, for as long as its pool keeps lost workers."},
         })),
     })

@@ -1,0 +1,59 @@
+//! Addresses to listen on, as people write them.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+
+use serde::{Deserialize, Deserializer};
+
+/// Why a text is no address to listen on.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// A host and a port cannot be told apart in it.
+    #[error("must be HOST:PORT, as in 127.0.0.1:7070, localhost:7070 or :7070 for all interfaces, got {0:?}")]
+    Form(String),
+    /// An address of version 6 whose end cannot be told from a port.
+    #[error("must have the address in brackets, as in [::1]:7070, got {0:?}")]
+    Brackets(String),
+    /// A name that has no address here.
+    #[error("cannot find the host {host:?}: {error}")]
+    Host {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        error: io::Error,
+    },
+}
+
+/// Reads `HOST:PORT`. A name is resolved, and an address of version 4 preferred; no host at all means all interfaces.
+///
+/// # Errors
+/// It is not of that form, or the name has no address.
+pub fn address(text: &str) -> Result<SocketAddr, ListenError> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let form = || ListenError::Form(text.to_owned());
+    let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
+    let port: u16 = port.parse().map_err(|_| form())?;
+    if host.contains(':') && !host.contains('[') {
+        return Err(ListenError::Brackets(text.to_owned()));
+    }
+    if host.is_empty() {
+        return Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    }
+    if host.contains(|c: char| c.is_whitespace() || c.is_control() || "[]/@".contains(c)) {
+        return Err(form());
+    }
+    let wrong = |error| ListenError::Host { host: host.to_owned(), error };
+    let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(wrong)?.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))
+}
+
+/// Deserializes what [`address`] reads.
+///
+/// # Errors
+/// Those of [`address`].
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    address(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}

@@ -1,0 +1,100 @@
+//! A recount of what a shard keeps as sums, some workers at a time, for as long as it may differ: `hotpool_ledger_drift`.
+//!
+//! What a worker has left is changed by every claim and derived from nothing, so an error would stay. The recount takes one
+//! worker after the other and compares what it has left, card by card, with its capacity less what its claims hold. That is
+//! exact at any moment between two events, so a pass may take as long as it likes, and claims pay nothing for it. A pass
+//! that found no change of the shard since it began is the last until the next change.
+//!
+//! Example: 10,000 workers, [`AUDIT_STEPS`] of 1,024 a second. An error is found within ten seconds of the change that
+//! made it, stands in the sum until a pass has gone by the worker and found it right, and two wrong workers count as two.
+
+use super::NIL;
+use super::shard::Shard;
+use crate::model::Seq;
+
+/// Workers and claims that one slice of a recount looks at, about: a worker counts as one, and each of its claims.
+pub const AUDIT_STEPS: u32 = 1_024;
+
+/// Recount of a shard that is under way, and what came of it.
+#[derive(Debug)]
+pub struct LedgerAudit {
+    /// Ordinal at which the next slice begins.
+    cursor: u32,
+    /// Change of the shard at which this pass began.
+    begun_at: Seq,
+    /// Last change that a whole pass has seen.
+    done_at: Seq,
+    /// Wrong workers of this pass so far, and of the whole one before.
+    wrong: u64,
+    wrong_before: u64,
+}
+
+impl LedgerAudit {
+    /// Of a shard as it is now, which was checked as a whole.
+    #[must_use]
+    pub const fn new(shard: &Shard) -> Self {
+        let seq = shard.seq();
+        Self { cursor: 0, begun_at: seq, done_at: seq, wrong: 0, wrong_before: 0 }
+    }
+
+    /// Whether there is something that no pass has looked at yet.
+    #[must_use]
+    pub const fn is_open(&self, shard: &Shard) -> bool {
+        self.done_at != shard.seq()
+    }
+
+    /// Looks at the next slice, if there is something to look at.
+    pub fn advance(&mut self, shard: &Shard) {
+        if !self.is_open(shard) {
+            return;
+        }
+        if self.cursor == 0 {
+            self.begun_at = shard.seq();
+        }
+        let mut steps = 0;
+        for at in shard.workers.iter_from(self.cursor) {
+            if steps >= AUDIT_STEPS {
+                self.cursor = at;
+                return;
+            }
+            steps += 1 + shard.claims_on(at);
+            self.wrong += u64::from(!shard.is_worker_right(at));
+        }
+        (self.cursor, self.done_at) = (0, self.begun_at);
+        self.wrong_before = std::mem::take(&mut self.wrong);
+    }
+
+    /// How far the ledger is from the claims, as far as is known: 0, or the shard is wrong.
+    #[must_use]
+    pub fn drift(&self, shard: &Shard) -> u64 {
+        shard.ledger_drift() + self.wrong.max(self.wrong_before)
+    }
+}
+
+impl Shard {
+    /// Claims of a worker, as they are counted.
+    fn claims_on(&self, at: u32) -> u32 {
+        match &self.shares {
+            Some(shares) if !self.workers.get(at).deleted => shares.holds(at).0,
+            _ => 0,
+        }
+    }
+
+    /// Whether what is kept of a worker is what follows from its registration and its claims.
+    fn is_worker_right(&self, at: u32) -> bool {
+        let worker = self.workers.get(at);
+        let claim = self.claims.at(worker.claim);
+        let is_linked = claim.is_some() == (worker.claim != NIL) && claim.is_none_or(|claim| claim.worker == at);
+        let is_counted =
+            worker.deleted || self.ledger.line(worker.line).capacity == self.workers.card(at).spec.capacity;
+        is_linked && is_counted && self.check_share(at).is_ok()
+    }
+
+    /// Takes something off what a worker of a shared pool has left, and has no claim for it: a fault, for tests that look
+    /// whether it is found.
+    #[doc(hidden)]
+    pub fn inject_drift(&mut self, worker: &crate::model::WorkerId, share: &super::fit::Share) {
+        let at = self.workers.find(worker).expect("a worker that is there");
+        self.shares.as_mut().expect("a shard of a shared pool").fleet.take(at, share);
+    }
+}
