@@ -24,6 +24,7 @@
 pub mod adoption;
 pub mod api;
 pub mod ask;
+pub mod caller;
 pub mod catalogue;
 pub mod choice;
 pub mod cli;
@@ -50,6 +51,7 @@ pub mod selector;
 pub mod service;
 pub mod shard;
 pub mod shutdown;
+pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod tenants;

@@ -50,6 +50,14 @@ pub const SWEEP_MAX: usize = 1_024;
 pub const PAGE_SLICES_MAX: usize = 256;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
+/// Largest id of a request that a caller may bring, in bytes; one that is longer is replaced.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Changes of one kind, pool and client that have a line of the log each before the rest of the row is counted.
+pub const CHANGE_LINES_MAX: u32 = 100;
+/// Kinds, pools and clients whose changes are told apart at a time, where they are counted.
+pub const CHANGE_GROUPS_MAX: usize = 64;
+/// Longest text of settings in a line of the log, in bytes.
+pub const CHANGE_TEXT_BYTES_MAX: usize = 4_096;
 /// Longest `reserve_ms`, `releasing_ms`, `heartbeat_ttl_ms`, `unnamed_ms` and `lag_max_ms` a pool may set: one day.
 pub const RESERVE_MS_MAX: u64 = 86_400_000;
 /// Longest `ttl_ms`: thirty days. Who needs a worker for longer takes it without one.

@@ -22,20 +22,54 @@ const VERSION: u8 = 1;
 
 const DELETED: u8 = 0x80;
 
-/// What a row describes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum RowKind {
+/// Declares the kinds of rows, each once: number in a frame, letter in stores that name rows by text.
+macro_rules! row_kinds {
+    ($($(#[$doc:meta])* $kind:ident = $number:literal, $letter:literal;)*) => {
+        /// Kind of thing that a row describes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum RowKind { $($(#[$doc])* $kind = $number),* }
+
+        impl RowKind {
+            /// Every kind that is written.
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            const fn of_number(number: u8) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$kind),)*
+                    _ => None,
+                }
+            }
+
+            /// Kind that goes by a letter.
+            #[must_use]
+            pub const fn of_letter(letter: u8) -> Option<Self> {
+                match letter {
+                    $($letter => Some(Self::$kind),)*
+                    _ => None,
+                }
+            }
+
+            /// Letter of the kind.
+            #[must_use]
+            pub const fn letter(self) -> u8 {
+                match self { $(Self::$kind => $letter),* }
+            }
+        }
+    };
+}
+
+row_kinds! {
     /// A worker with its claims; id = worker id.
-    Worker = 1,
+    Worker = 1, b'w';
     /// A pool of the catalogue; id = its uid.
-    Pool = 2,
+    Pool = 2, b'p';
     /// What a shard remembers of itself; no id.
-    Shard = 3,
+    Shard = 3, b's';
     /// A committed gang whose members may still be provisional; id = its number.
-    Gang = 4,
+    Gang = 4, b'g';
     /// A quota of the catalogue; id = a hash of its name.
-    Quota = 5,
+    Quota = 5, b'q';
 }
 
 /// Why a row cannot be read.
@@ -97,14 +131,8 @@ impl<'a> Frames<'a> {
 
     fn frame(&mut self) -> Result<RowFrame<'a>, RowError> {
         let (&[tag, id_len], rest) = self.rest.split_first_chunk::<2>().ok_or(RowError::Truncated)?;
-        let kind = match tag & !DELETED {
-            1 => RowKind::Worker,
-            2 => RowKind::Pool,
-            3 => RowKind::Shard,
-            4 => RowKind::Gang,
-            5 => RowKind::Quota,
-            other => return Err(RowError::Kind(other)),
-        };
+        let number = tag & !DELETED;
+        let kind = RowKind::of_number(number).ok_or(RowError::Kind(number))?;
         let (id, rest) = rest.split_at_checked(id_len.into()).ok_or(RowError::Truncated)?;
         let id = std::str::from_utf8(id)
             .map_err(|e| RowError::Damaged { id: String::from_utf8_lossy(id).into(), cause: e.to_string() })?;

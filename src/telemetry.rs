@@ -30,8 +30,11 @@ pub fn start(format: LogFormat) -> Result<(), TelemetryError> {
         Ok(_) | Err(std::env::VarError::NotPresent) => Ok(EnvFilter::new(FILTER_DEFAULT)),
         Err(error) => Err(error.to_string()),
     };
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter.map_err(TelemetryError::Filter)?).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter.map_err(TelemetryError::Filter)?)
+        .with_writer(std::io::stderr)
+        // Told of on stderr, a line that cannot be written there (its terminal is gone, its disk full) would panic.
+        .log_internal_errors(false);
     let started = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => lines.json().try_init(),

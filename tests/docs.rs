@@ -230,7 +230,10 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("use redis", &["src/store/redis"]),
     ("Instant::now", &["src/clock.rs", "src/load/"]),
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),
-    ("Uuid::now_v7", &["src/api/http/json/claims.rs", "src/ownership.rs", "src/store/data_dir.rs", "src/load/"]),
+    (
+        "Uuid::now_v7",
+        &["src/api/http/json/claims.rs", "src/caller.rs", "src/ownership.rs", "src/store/data_dir.rs", "src/load/"],
+    ),
     ("tokio::time", TIMERS),
     ("use dashmap", &["src/keys.rs", "src/keys/", "src/journal/mod.rs", "src/tenants.rs"]),
     ("use axum", &["src/api/http/"]),

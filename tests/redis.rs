@@ -17,6 +17,8 @@ mod gangs;
 mod gate;
 #[path = "cases/held_back.rs"]
 mod held_back;
+#[path = "cases/inspect.rs"]
+mod inspect;
 #[path = "cases/journal.rs"]
 mod journal;
 #[path = "redis/place.rs"]

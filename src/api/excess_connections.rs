@@ -6,6 +6,7 @@
 //! in the moment that a probe needs to send its request.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use super::half_close::Client;
 use super::listener::{self, LINGER};
 use super::outcome::{Failure, Outcome};
 use super::request_guard::{RequestHead, is_probe};
+use super::request_id::identified;
 use super::routing::refuse;
 use super::socket::{Socket, linger};
 use crate::limits::EXCESS_CONNECTIONS_MAX;
@@ -52,7 +54,7 @@ impl ExcessConnections {
     }
 
     /// Serves one in a task of its own, once the one that it displaces is closed.
-    pub(super) async fn take(self: &Arc<Self>, stream: TcpStream, edges: Edges) {
+    pub(super) async fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, edges: Edges) {
         let (displace, displaced) = oneshot::channel();
         let (id, oldest) = self.queue().admit(displace);
         // Ends that connection.
@@ -61,7 +63,7 @@ impl ExcessConnections {
         let excess = Arc::clone(self);
         tokio::spawn(async move {
             let outcome = match listener::prepare(&stream) {
-                Ok(()) => excess.serve(id, stream, edges, displaced).await,
+                Ok(()) => excess.serve(id, stream, peer, edges, displaced).await,
                 Err(_) => {
                     drop(stream);
                     ExcessOutcome::Silent
@@ -80,7 +82,14 @@ impl ExcessConnections {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(&self, id: u64, stream: TcpStream, edges: Edges, displaced: oneshot::Receiver<()>) -> ExcessOutcome {
+    async fn serve(
+        &self,
+        id: u64,
+        stream: TcpStream,
+        peer: SocketAddr,
+        edges: Edges,
+        displaced: oneshot::Receiver<()>,
+    ) -> ExcessOutcome {
         let client = Arc::new(Client::new(stream));
         let (asked, answer) = (Notify::new(), OnceLock::new());
         let service = service_fn(|request: Request<Incoming>| {
@@ -89,7 +98,9 @@ impl ExcessConnections {
             let is_served = answer.set(outcome).is_ok() && is_served;
             asked.notify_one();
             let (edges, refusal) = (edges.clone(), self.refusal());
-            async move { if is_served { edges.answer(request).await } else { Ok(refuse(&request, &refusal)) } }
+            identified(peer, request, async move |request| {
+                if is_served { edges.answer(request).await } else { Ok(refuse(&request, &refusal)) }
+            })
         });
         let mut displaced = pin!(displaced);
         let outcome = {

@@ -21,6 +21,7 @@ use super::connection_budget::{ConnectionBudget, ConnectionPermit};
 use super::deadline::{self, WaitingCalls};
 use super::excess_connections::ExcessConnections;
 use super::half_close::{self, Client};
+use super::request_id::identified;
 use super::socket::{Socket, linger};
 use crate::limits;
 use crate::metrics::metrics;
@@ -81,14 +82,14 @@ pub async fn serve(
     let http = Arc::new(protocol());
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
-    while let Some((stream, _peer)) = next_connection(&listener, stop.as_mut()).await {
+    while let Some((stream, peer)) = next_connection(&listener, stop.as_mut()).await {
         match budget.try_acquire() {
             Some(permit) => {
                 let (http, edges) = (Arc::clone(&http), edges.clone());
-                tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
+                tokio::spawn(connection(stream, peer, http, edges, graceful.watcher(), permit));
             }
             // A queue of connections would only make the wait longer.
-            None => excess.take(stream, edges.clone()).await,
+            None => excess.take(stream, peer, edges.clone()).await,
         }
     }
     drop(listener);
@@ -152,6 +153,7 @@ pub(super) fn protocol() -> auto::Builder<TokioExecutor> {
 
 async fn connection(
     stream: TcpStream,
+    peer: SocketAddr,
     http: Arc<auto::Builder<TokioExecutor>>,
     edges: Edges,
     watcher: Watcher,
@@ -171,7 +173,8 @@ async fn connection(
         if request.version() != Version::HTTP_2 {
             request.extensions_mut().insert(Arc::clone(&client));
         }
-        deadline::within(&waiting, edges.clone().answer(request))
+        let edges = edges.clone();
+        deadline::within(&waiting, identified(peer, request, |request| edges.answer(request)))
     });
     let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.

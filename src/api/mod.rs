@@ -24,6 +24,7 @@ pub mod http;
 pub mod listener;
 pub mod outcome;
 mod request_guard;
+mod request_id;
 pub mod resp;
 mod routing;
 mod socket;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 
+use crate::caller::RequestId;
 use crate::refusal::{Refusal, Unavailable};
 
 /// The words for errors, on every edge.
@@ -83,7 +84,8 @@ impl Outcome {
     }
 }
 
-/// An answer that is not success. Serialises as `{"error":{"code","reason"?,"field"?,"message"}}`.
+/// An answer that is not success. Serialises as `{"error":{"code","reason"?,"field"?,"message"}}`, as an item of a batch
+/// has it; [`Failure::answer`] is the body of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// What it is called.
@@ -103,6 +105,13 @@ impl Failure {
     /// A wrong field.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         Refusal::invalid(field, message).into()
+    }
+
+    /// Body of the answer to the request with this id.
+    pub fn answer<'f>(&'f self, request_id: Option<&'f RequestId>) -> impl Serialize + 'f {
+        let Outcome { code, reason, .. } = self.outcome;
+        let field = self.field.as_deref();
+        Envelope { error: ErrorBody { code, reason, field, message: &self.message, request_id } }
     }
 
     /// The same field, which the caller has inside of `field`, if that is one.
@@ -145,24 +154,27 @@ impl From<Unavailable> for Failure {
     }
 }
 
+/// Body of an answer that is not success.
+#[derive(Serialize)]
+struct Envelope<'f> {
+    error: ErrorBody<'f>,
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'f> {
+    code: Code,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'f str>,
+    message: &'f str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'f RequestId>,
+}
+
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Envelope<'a> {
-            error: Body<'a>,
-        }
-        #[derive(Serialize)]
-        struct Body<'a> {
-            code: Code,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            reason: Option<&'static str>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            field: Option<&'a str>,
-            message: &'a str,
-        }
-        let Outcome { code, reason, .. } = self.outcome;
-        Envelope { error: Body { code, reason, field: self.field.as_deref(), message: &self.message } }
-            .serialize(serializer)
+        self.answer(None).serialize(serializer)
     }
 }
 

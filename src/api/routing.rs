@@ -48,8 +48,11 @@ pub(super) fn refuse(request: &Request<Incoming>, failure: &Failure) -> Response
 }
 
 /// gRPC needs HTTP/2 and says so in its content type; gRPC-Web, whose type begins alike, is another protocol.
-fn is_grpc(request: &Request<Incoming>) -> bool {
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    if request.version() != Version::HTTP_2 {
+        return false;
+    }
     let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let rest = kind.strip_prefix(b"application/grpc");
-    request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }

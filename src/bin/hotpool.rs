@@ -15,6 +15,7 @@ use clap_complete::Shell;
 use hotpool::cli;
 use hotpool::config::{self, Config, HostNames, LogFormat, Overrides, RespListen, StoreUrl};
 use hotpool::service::{Addresses, Service};
+use hotpool::signals::HarmlessSignals;
 use hotpool::{shutdown, telemetry};
 
 #[global_allocator]
@@ -116,6 +117,19 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
+    // First of all, because signals are caught from when there is a runtime.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &error),
+    };
+    let caught = {
+        let _on_runtime = runtime.enter();
+        HarmlessSignals::catch()
+    };
+    let harmless = match caught {
+        Ok(harmless) => harmless,
+        Err(error) => return fail(1, &format!("signals cannot be caught: {error}")),
+    };
     let Serve { config, listen, resp_listen, hosts, data_dir, store, standby, insecure, log } = arguments;
     let store = match store.map(|url| url.parse()).transpose() {
         Ok(store) => store,
@@ -136,13 +150,10 @@ fn serve(arguments: Serve) -> ExitCode {
     if let Err(error) = telemetry::start(config.log.format) {
         return fail(EXIT_USAGE, &error);
     }
+    runtime.spawn(harmless.log());
     if let Some(dir) = unused_dir {
         tracing::warn!(dir = %dir.display(), "--data-dir is not used: the store memory: keeps nothing");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(1, &error),
-    };
     let ended = runtime.block_on(run(config));
     runtime.shutdown_timeout(LINGER);
     match ended {
@@ -159,7 +170,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("hotpool: {error}");
+    // Nothing can be done about a closed stream.
+    let _ = writeln!(std::io::stderr(), "hotpool: {error}");
     ExitCode::from(code)
 }
 

@@ -56,6 +56,9 @@ pub struct Said {
     pub field: Option<String>,
     /// For people.
     pub message: String,
+    /// Id of the request, by which its lines in the log of the service are found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
 }
 
 /// `{"error":{...}}`.
@@ -78,7 +81,8 @@ impl Failure {
     }
 
     fn new(code: &str, reason: Option<&str>, message: String) -> Self {
-        let error = Said { code: code.to_owned(), reason: reason.map(str::to_owned), field: None, message };
+        let (code, reason) = (code.to_owned(), reason.map(str::to_owned));
+        let error = Said { code, reason, field: None, message, request_id: None };
         Self { id: None, error: Box::new(error), exit: Exit::Error }
     }
 
@@ -104,9 +108,9 @@ impl Failure {
 
     /// What was asked for cannot be meant.
     pub fn usage(field: &str, message: impl Into<String>) -> Self {
-        let error =
-            Said { code: "INVALID_ARGUMENT".into(), reason: None, field: Some(field.into()), message: message.into() };
-        Self { id: None, error: Box::new(error), exit: Exit::Usage }
+        let Self { id, mut error, .. } = Self::new("INVALID_ARGUMENT", None, message.into());
+        error.field = Some(field.into());
+        Self { id, error, exit: Exit::Usage }
     }
 
     /// The same, said of one of several things.
@@ -137,7 +141,7 @@ impl Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Said { code, reason, field, message } = &*self.error;
+        let Said { code, reason, field, message, request_id: _ } = &*self.error;
         if let Some(id) = &self.id {
             write!(f, "{id}: ")?;
         }

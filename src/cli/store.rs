@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::client::{Exit, Failure};
 use super::output::{Format, print, print_json, sheet, table};
 use crate::config::{self, StoreUrl};
-use crate::store::inspect::{Contents, inspect};
+use crate::store::inspect::{Contents, WorkerContents, inspect};
 use crate::store::redb::RedbStore;
 use crate::store::redis::RedisStore;
 use crate::store::{SharedStore, StoreError};
@@ -107,25 +107,35 @@ fn text(contents: &Contents) -> String {
         let rows = pool.shards.iter().map(|shard| {
             let seq = shard.seq.map_or_else(String::new, |seq| seq.to_string());
             let [workers, held, fence] = [shard.workers, shard.held, shard.fence_max].map(|n| n.to_string());
-            vec![shard.shard.to_string(), seq, workers, held, fence, shard.error.clone().unwrap_or_default()]
+            let gangs = shard.gangs.len().to_string();
+            vec![shard.shard.to_string(), seq, workers, held, fence, gangs, shard.error.clone().unwrap_or_default()]
         });
-        text.push_str(&table(&[">SHARD", ">SEQ", ">WORKERS", ">HELD", ">FENCE MAX", "ERROR"], rows));
+        text.push_str(&table(&[">SHARD", ">SEQ", ">WORKERS", ">HELD", ">FENCE MAX", ">GANGS", "ERROR"], rows));
         let workers = pool.shards.iter().flat_map(|shard| shard.rows.iter().map(move |row| (shard.shard, row)));
         let rows: Vec<Vec<String>> = workers
             .map(|(shard, row)| {
-                let deleted = if row.deleted { "deleted" } else { "" };
-                let held = if row.deleted { deleted.to_owned() } else { row.claims.join(", ") };
-                vec![shard.to_string(), row.id.clone(), row.version.to_string(), row.incarnation.to_string(), held]
+                let [version, incarnation] = [row.version, row.incarnation].map(|n| n.to_string());
+                vec![shard.to_string(), row.id.clone(), version, incarnation, state(row), row.claims.join(", ")]
             })
             .collect();
         if !rows.is_empty() {
             text.push('\n');
             text.push('\n');
-            text.push_str(&table(&[">SHARD", "WORKER", ">VERSION", ">INCARNATION", "CLAIMS"], rows));
+            text.push_str(&table(&[">SHARD", "WORKER", ">VERSION", ">INCARNATION", "STATE", "CLAIMS"], rows));
         }
     }
     if contents.pools.is_empty() {
         text.push_str("\n\nno pools");
     }
+    if !contents.quotas.is_empty() {
+        text.push_str("\n\n");
+        let rows = contents.quotas.iter().map(|quota| vec![quota.name.clone(), quota.quota.to_string()]);
+        text.push_str(&table(&["QUOTA", "BOUNDS"], rows));
+    }
     text
+}
+
+/// Why a worker is not offered; empty: it is.
+fn state(worker: &WorkerContents) -> String {
+    if worker.deleted { "deleted".to_owned() } else { worker.unschedulable.join(", ") }
 }

@@ -138,7 +138,10 @@ pub enum Answer {
         suspect: u64,
     },
     /// The worker is deleted.
-    Deleted,
+    Deleted {
+        /// Claims that ended with it.
+        claims_lost: u64,
+    },
     /// There is no such worker.
     UnknownWorker,
     /// The registration comes from an older life of the worker. Nothing was changed.

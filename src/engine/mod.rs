@@ -73,7 +73,7 @@ pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
 pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;
 pub use ledger::LedgerLine;
-pub use life::Barred;
+pub use life::{Barred, bars};
 pub use looks::{ListedClaim, Slice};
 pub use promises::Eviction;
 pub use replay::{Replay, Resume};

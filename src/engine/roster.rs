@@ -151,12 +151,14 @@ impl Shard {
         let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
             return Answer::UnknownWorker;
         };
+        let before = self.counters.life.lost_claims;
         self.withdraw(at, effects);
+        let claims_lost = self.counters.life.lost_claims - before;
         self.tombstones.push_back((now_ms + limits::TOMBSTONE_MS, at));
         if self.tombstones.len() > limits::TOMBSTONES_MAX {
             self.forget_oldest();
         }
-        Answer::Deleted
+        Answer::Deleted { claims_lost }
     }
 
     /// Ends the worker and what it holds. What is left is its id.

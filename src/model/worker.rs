@@ -149,7 +149,7 @@ pub enum Trust {
 }
 
 /// What the owner of a worker may wish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerVerb {
     /// Offer it no more.

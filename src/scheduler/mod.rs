@@ -3,6 +3,7 @@
 //! A call is checked here, finds its key or its shard, and waits for the shard's answer. What it began goes on
 //! without it: dropping the future of a call leaves nothing pending, and a claim that nobody is told of is given back.
 
+mod change_log;
 mod claims;
 mod demand;
 mod explain;
@@ -29,6 +30,8 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use self::change_log::ChangeLog;
+use crate::caller::{Caller, ChangeSource};
 use crate::catalogue::Catalogue;
 use crate::clock::{Clock, TICK_MS};
 use crate::dispatch::Dispatch;
@@ -38,7 +41,7 @@ use crate::journal::{Journal, Outbox};
 use crate::keys::Keys;
 use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState, metrics};
-use crate::model::{PoolName, PoolSpec};
+use crate::model::{Millis, PoolName, PoolSpec};
 use crate::ownership;
 use crate::pools::{Pool, Pools};
 use crate::recovery::{self, Recovered};
@@ -66,6 +69,7 @@ struct Shared {
     /// Changes of pools go one at a time.
     changing: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    changes: Arc<ChangeLog>,
     /// Places for those who watch.
     watchers: Arc<Semaphore>,
 }
@@ -133,6 +137,7 @@ impl Scheduler {
                 supervisor: OnceLock::new(),
                 changing: tokio::sync::Mutex::new(()),
                 tasks: Mutex::default(),
+                changes: Arc::default(),
                 watchers: Arc::new(Semaphore::new(limits::WATCHERS_MAX)),
             }),
         }
@@ -166,7 +171,8 @@ impl Scheduler {
             }
         }
         for (name, spec) in pools {
-            let set = self.set_pool(name.clone(), spec).await;
+            let caller = Caller { source: ChangeSource::Configuration, request_id: None, peer: None };
+            let set = caller.carry(self.set_pool(name.clone(), spec)).await;
             set.map_err(|refusal| StartError::Pool { name, refusal })?;
         }
         self.shared.started.store(true, Ordering::Release);
@@ -187,7 +193,7 @@ impl Scheduler {
         for writer in 0..dispatch.journal.writers() {
             self.spawn(Arc::clone(&dispatch.journal).run(writer));
         }
-        self.spawn(Self::tick(Arc::clone(dispatch)));
+        self.spawn(Self::tick(Arc::clone(dispatch), Arc::clone(&self.shared.changes)));
         self.spawn(Self::keep_ceiling(Arc::clone(dispatch)));
         let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - begun).as_secs_f64();
         metrics().recovery_seconds.set(seconds);
@@ -258,6 +264,7 @@ impl Scheduler {
         for task in self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
+        self.shared.changes.log_counted(Millis::MAX);
         dispatch.journal.close();
         if flushed && !dispatch.journal.fenced() {
             dispatch.journal.lease().end();
@@ -388,7 +395,7 @@ impl Scheduler {
         self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task));
     }
 
-    async fn tick(dispatch: Arc<Dispatch>) {
+    async fn tick(dispatch: Arc<Dispatch>, changes: Arc<ChangeLog>) {
         let mut every = tokio::time::interval(Duration::from_millis(TICK_MS));
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -401,6 +408,7 @@ impl Scheduler {
                 pool.watch.tick(now_ms);
             }
             dispatch.tick_lines(now_ms);
+            changes.log_counted(now_ms);
             let pools = dispatch.pools.load();
             let mut ports = pools.iter().flat_map(|pool| pool.ports.iter());
             dispatch.keys.adoption.look(now_ms, || ports.all(|port| port.unvouched() == 0));

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
 use super::{Scheduler, wait};
+use crate::caller::carried;
 use crate::catalogue::{self, Catalogue};
 use crate::engine::Rules;
 use crate::limits;
@@ -28,7 +30,7 @@ impl Scheduler {
         self.open()?;
         let scheduler = self.clone();
         // Once begun it goes to its end, whether the caller waits or not: half a pool would keep its number and its shards.
-        let setting = tokio::spawn(async move { scheduler.set_pool(name, spec).await });
+        let setting = tokio::spawn(carried(async move { scheduler.set_pool(name, spec).await }));
         let (created, pool) = setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
         Ok((created, self.status(&pool).await))
     }
@@ -48,7 +50,7 @@ impl Scheduler {
         self.open()?;
         let scheduler = self.clone();
         // As with `put_pool`, it goes to its end.
-        let changing = tokio::spawn(async move {
+        let changing = tokio::spawn(carried(async move {
             let _one_at_a_time = scheduler.shared.changing.lock().await;
             let pool = scheduler.pool(&name)?;
             let (current, spec) = pool.specification();
@@ -57,7 +59,7 @@ impl Scheduler {
             }
             scheduler.replace_pool(&pool, change(&spec)?.settled()?).await?;
             Ok(pool)
-        });
+        }));
         let pool = changing.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
         Ok(self.status(&pool).await)
     }
@@ -67,15 +69,22 @@ impl Scheduler {
         let spec = spec.settled()?;
         let _one_at_a_time = self.shared.changing.lock().await;
         let known = self.dispatch().pools.load().get(&name).cloned();
+        let put = || self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
         match known {
             Some(pool) if pool.is_closing() => {
-                Err(Refusal::State("the pool is being deleted; try again when it is gone".into()))
+                let refused = Refusal::State("the pool is being deleted; try again when it is gone".into());
+                put().outcome(ChangeResult::Unchanged, Err(refused))
             }
             Some(pool) => {
                 self.replace_pool(&pool, spec).await?;
                 Ok((false, pool))
             }
-            None => Ok((true, self.create_pool(name, spec).await?)),
+            None => {
+                let mut change = put();
+                change.details().difference = Some(Difference::from_defaults(&spec));
+                let created = change.outcome(ChangeResult::Created, self.create_pool(name, spec).await)?;
+                Ok((true, created))
+            }
         }
     }
 
@@ -115,6 +124,14 @@ impl Scheduler {
     }
 
     async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
+        let mut change = self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&pool.name));
+        let old = pool.spec.load_full();
+        change.details().difference = Some(Difference::between(&*old, &spec));
+        let made = if *old == spec { ChangeResult::Unchanged } else { ChangeResult::Replaced };
+        change.outcome(made, self.store_specification(pool, spec).await)
+    }
+
+    async fn store_specification(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), Refusal> {
         let old = pool.spec.load_full();
         if (old.shards, old.mode) != (spec.shards, spec.mode) {
             let differs = match old.shards == spec.shards {
@@ -164,11 +181,18 @@ impl Scheduler {
         self.open()?;
         let (scheduler, name) = (self.clone(), name.clone());
         // Once begun it goes to its end, whether the caller waits or not: half a deletion would leave the pool closed.
-        let deleting = tokio::spawn(async move { scheduler.delete_to_the_end(&name, force).await });
-        deleting.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+        let deleting = tokio::spawn(carried(async move {
+            let details = ChangeDetails { forced: Some(force), ..ChangeDetails::of_pool(&name) };
+            let mut change = scheduler.change(ChangeKind::DeletePool, details);
+            let deleted = scheduler.delete_to_the_end(&name, force).await;
+            change.details().workers = deleted.as_ref().ok().copied();
+            change.outcome(ChangeResult::Done, deleted)
+        }));
+        deleting.await.unwrap_or(Err(Refusal::DeadlineExceeded)).map(drop)
     }
 
-    async fn delete_to_the_end(&self, name: &PoolName, force: bool) -> Result<(), Refusal> {
+    /// Deletes a pool; how many workers went with it.
+    async fn delete_to_the_end(&self, name: &PoolName, force: bool) -> Result<u64, Refusal> {
         let _one_at_a_time = self.shared.changing.lock().await;
         let pool = self.pool(name)?;
         let catalogue = self.catalogue()?;
@@ -202,7 +226,7 @@ impl Scheduler {
             return Err(refusal);
         }
         self.finish_deletion(&pool).await;
-        Ok(())
+        Ok(workers)
     }
 
     /// Ends the shards of a pool whose deletion is in the store, then removes its row, last.

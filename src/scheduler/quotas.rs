@@ -1,7 +1,9 @@
 //! Quotas: put, look, take away. Kept in the catalogue, so as durable as a pool.
 
 use super::Scheduler;
+use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
 use super::listing::bad_token;
+use crate::caller::carried;
 use crate::limits;
 use crate::model::{Page, Quota, QuotaStatus, Usage, check_name};
 use crate::refusal::{Refusal, What};
@@ -47,14 +49,37 @@ impl Scheduler {
     async fn set_quota(&self, name: String, quota: Option<Quota>) -> Result<Option<Quota>, Refusal> {
         let scheduler = self.clone();
         // Once begun it goes to its end, whether the caller waits or not: else the store would have another one than this process.
-        let setting = tokio::spawn(async move { scheduler.set_quota_to_the_end(&name, quota).await });
+        let setting = tokio::spawn(carried(async move { scheduler.set_quota_to_the_end(&name, quota).await }));
         setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))
     }
 
     async fn set_quota_to_the_end(&self, name: &str, quota: Option<Quota>) -> Result<Option<Quota>, Refusal> {
+        let kind = if quota.is_some() { ChangeKind::PutQuota } else { ChangeKind::DeleteQuota };
+        let mut change = self.change(kind, ChangeDetails::of_quota(name));
         let _one_at_a_time = self.shared.changing.lock().await;
+        let before = self.dispatch().keys.tenants.quota(name);
+        change.details().difference = match (&before, &quota) {
+            (Some(before), Some(quota)) => Some(Difference::between(before, quota)),
+            (None, Some(quota)) => Some(Difference::from_defaults(quota)),
+            (_, None) => None,
+        };
+        let made = match (&before, &quota) {
+            (_, None) => ChangeResult::Done,
+            (None, Some(_)) => ChangeResult::Created,
+            (before, quota) if before == quota => ChangeResult::Unchanged,
+            _ => ChangeResult::Replaced,
+        };
+        change.outcome(made, self.store_quota(name, quota, before).await)
+    }
+
+    /// Brings a quota, or that there is none, to the store and into effect; the caller lets one change go at a time.
+    async fn store_quota(
+        &self,
+        name: &str,
+        quota: Option<Quota>,
+        before: Option<Quota>,
+    ) -> Result<Option<Quota>, Refusal> {
         let tenants = &self.dispatch().keys.tenants;
-        let before = tenants.quota(name);
         match (&before, &quota) {
             (None, None) => return Err(Refusal::NotFound(What::Quota)),
             (None, Some(_)) if tenants.quotas_len() >= limits::QUOTAS_MAX => {

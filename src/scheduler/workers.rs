@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::change_log::{self, ChangeDetails, ChangeKind, ChangeResult};
 use super::held::view;
 use super::{Scheduler, wait};
 use crate::engine::WorkerLook;
@@ -27,7 +28,9 @@ impl Scheduler {
         let shard = worker.spec.id.shard(pool.ports.len() as u16);
         let (reply, answer) = Reply::one();
         pool.ports[shard as usize].ask(Command::Register(vec![(worker, reply)]));
-        self.registered(&pool, shard, wait(answer).await?)
+        let registered = self.registered(&pool, shard, wait(answer).await?);
+        self.log_registrations(&pool, std::slice::from_ref(&registered));
+        registered
     }
 
     /// Many workers in one call: each its own outcome, in order. Each shard is visited once.
@@ -43,7 +46,10 @@ impl Scheduler {
         let pool = self.pool(pool)?;
         let worker = |worker, reply| (worker, reply);
         let outcomes = by_shard(&pool, workers, |worker| &worker.spec.id, check, worker, Command::Register).await;
-        Ok(outcomes.into_iter().map(|(shard, outcome)| self.registered(&pool, shard, outcome?)).collect())
+        let registered: Vec<_> =
+            outcomes.into_iter().map(|(shard, outcome)| self.registered(&pool, shard, outcome?)).collect();
+        self.log_registrations(&pool, &registered);
+        Ok(registered)
     }
 
     /// A worker as it stands.
@@ -60,7 +66,12 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`.
     pub async fn delete_worker(&self, pool: &PoolName, id: &WorkerId) -> Result<(), Refusal> {
-        self.on_worker(pool, id, Command::Delete).await.map(drop)
+        let mut change = self.change(ChangeKind::DeleteWorker, ChangeDetails::of_worker(pool, id));
+        let deleted = self.on_worker(pool, id, Command::Delete).await;
+        if let Ok((_, _, Payload::Deleted { claims_lost })) = deleted {
+            change.details().claims_lost = Some(claims_lost);
+        }
+        change.outcome(ChangeResult::Done, deleted).map(drop)
     }
 
     /// A worker says that it is there, and perhaps what it runs. What it names and holds becomes active; what it
@@ -98,8 +109,9 @@ impl Scheduler {
     /// `NotFound`; `State` for an uncordon while it drains, and for a clear while claims that the last stop may have
     /// lost can still be started.
     pub async fn steer(&self, pool: &PoolName, id: &WorkerId, verb: WorkerVerb) -> Result<WorkerView, Refusal> {
+        let change = self.change(ChangeKind::Steer(verb), ChangeDetails::of_worker(pool, id));
         let ask = |id, reply| Command::Steer(id, verb, reply);
-        let (pool, shard, payload) = self.on_worker(pool, id, ask).await?;
+        let (pool, shard, payload) = change.outcome(ChangeResult::Done, self.on_worker(pool, id, ask).await)?;
         self.registered(&pool, shard, payload).map(|registered| registered.worker)
     }
 
@@ -109,6 +121,15 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`; the reason of a shard that does not serve.
     pub async fn clear_pool(&self, pool: &PoolName) -> Result<Cleared, Refusal> {
+        let mut change = self.change(ChangeKind::ClearPool, ChangeDetails::of_pool(pool));
+        let cleared = self.clear_shards(pool).await;
+        if let Ok(Cleared { cleared, suspect }) = cleared {
+            (change.details().cleared, change.details().suspect) = (Some(cleared), Some(suspect));
+        }
+        change.outcome(ChangeResult::Done, cleared)
+    }
+
+    async fn clear_shards(&self, pool: &PoolName) -> Result<Cleared, Refusal> {
         self.open()?;
         let pool = self.pool(pool)?;
         let answers = futures::future::join_all(pool.ports.iter().map(|port| {
@@ -139,6 +160,15 @@ impl Scheduler {
         pool.ports[shard as usize].ask(ask(id.clone(), reply));
         let payload = wait(answer).await?;
         Ok((pool, shard, payload))
+    }
+
+    fn log_registrations(&self, pool: &Pool, registered: &[Result<Registered, Refusal>]) {
+        if !change_log::are_registrations_logged() {
+            return;
+        }
+        let workers = registered.iter().filter(|registered| registered.is_ok()).count() as u64;
+        let details = ChangeDetails { workers: Some(workers), ..ChangeDetails::of_pool(&pool.name) };
+        self.change(ChangeKind::RegisterWorkers, details).end(ChangeResult::Done);
     }
 
     /// A pool that is not being deleted.

@@ -27,6 +27,11 @@ pub enum Payload {
     Members(usize),
     /// Done; there is nothing to add.
     Done,
+    /// A worker was deleted.
+    Deleted {
+        /// Claims that ended with it.
+        claims_lost: u64,
+    },
     /// Done with workers up to this ordinal, at which it goes on.
     Unfinished(u32),
     /// A worker.

@@ -1,40 +1,66 @@
-//! The data directory of a process: its lock, which one living process has, and its id.
+//! The data directory of a process: its lock, which one living process has, its id, and who may read what is in it.
+
+mod privacy;
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use uuid::Uuid;
 
 use super::StoreError;
 
+/// File of the embedded store.
+pub(super) const STORE: &str = "hotpool.redb";
+/// Name under which that file is made, so that a crash meanwhile leaves no half of it.
+pub(super) const STORE_NEW: &str = "hotpool.redb.new";
+/// Name of that file once a sync of it has failed.
+pub(super) const STORE_UNSYNCED: &str = "hotpool.redb.unsynced";
 const LOCK: &str = "lock";
 /// Which place this is, for a store that other places may use too.
 const NODE: &str = "node-id";
 /// Under this name the id is written, so that a crash meanwhile leaves no half of it.
 const NODE_NEW: &str = "node-id.new";
+/// Everything that the service puts into a data directory.
+const OWN: [&str; 6] = [STORE, STORE_NEW, STORE_UNSYNCED, LOCK, NODE, NODE_NEW];
 
-/// Whether a file of this name is one of those that every data directory may have.
+/// Whether a file of this name is one that the service puts into a data directory.
 pub(super) fn is_ours(name: &OsStr) -> bool {
-    name == LOCK || name == NODE || name == NODE_NEW
+    OWN.iter().any(|own| name == *own)
 }
 
-/// Makes the directory if it is not there.
+/// Makes the directory if it is not there, for its owner alone.
 pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
-    std::fs::create_dir_all(dir)
-        .map_err(|error| io_error(&format!("cannot create the data directory {}", dir.display()), &error))
+    let make = || {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent)?;
+        }
+        match DirBuilder::new().mode(privacy::DIR).create(dir) {
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+            made => made.and_then(|()| privacy::set(dir, privacy::DIR)),
+        }
+    };
+    make().map_err(|error| io_error(&format!("cannot create the data directory {}", dir.display()), &error))
+}
+
+/// Opens a file as `options` say, and makes it for its owner alone if it is not there.
+pub(super) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.mode(privacy::FILE).open(path)?;
+    privacy::keep_owner(&file)?;
+    Ok(file)
 }
 
 /// Takes the lock, for as long as the file lives.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     let refused = |what: &str, error: &io::Error| io_error(&format!("{what} {}", dir.display()), error);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join(LOCK))
+    let mut options = OpenOptions::new();
+    let mut file = open_private(options.read(true).write(true).create(true).truncate(false), &dir.join(LOCK))
         .map_err(|error| refused("cannot write the lock file in", &error))?;
     match file.try_lock() {
         Ok(()) => {}
@@ -50,6 +76,7 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     file.set_len(0)
         .and_then(|()| file.write_all(pid.as_bytes()))
         .map_err(|error| refused("cannot write the lock file in", &error))?;
+    privacy::narrow(dir);
     Ok(file)
 }
 
@@ -67,7 +94,9 @@ pub(super) fn take(dir: &Path) -> Result<(File, String), StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let id = Uuid::now_v7().to_string();
             let write = |mut file: File| file.write_all(id.as_bytes()).and_then(|()| file.sync_all());
-            File::create(dir.join(NODE_NEW)).and_then(write).map_err(refused)?;
+            let mut options = OpenOptions::new();
+            let made = open_private(options.write(true).create(true).truncate(true), &dir.join(NODE_NEW));
+            made.and_then(write).map_err(refused)?;
             std::fs::rename(dir.join(NODE_NEW), &path).map_err(refused)?;
             Ok((lock, id))
         }

@@ -1,21 +1,28 @@
-//! What a store holds, for people: read without taking it over.
+//! What a store holds, for people: read without taking it over. Every kind of row has its arm in a match without a rest, and
+//! every field of a row is taken apart by name ([`rows`]): what is written and not shown does not compile.
+
+mod rows;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::{ShardKey, Store, StoreError};
+use super::{Loaded, ShardKey, Store, StoreError};
 use crate::model::PoolSpec;
-use crate::row::{self, Frames, PoolRow, RowKind};
+use crate::row::{self, Frames, PoolRow, QuotaRow, RowError, RowKind, ShardRow};
+
+pub use self::rows::{ClaimContents, GangContents, WorkerContents};
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Contents {
-    /// What the store says of itself: its kind, and who owns it.
+    /// What the store says of itself: its kind, who owns it, and which fences were given out.
     pub about: BTreeMap<String, String>,
     /// Its pools, by name.
     pub pools: Vec<PoolContents>,
+    /// Its quotas, by name; none where only one pool was asked for.
+    pub quotas: Vec<QuotaContents>,
 }
 
 /// One pool.
@@ -25,12 +32,25 @@ pub struct PoolContents {
     pub name: String,
     /// Part of its shards' keys.
     pub uid: u64,
+    /// Number of its specification.
+    pub version: u64,
     /// It is being deleted.
     pub deleting: bool,
+    /// Version of the hash that gives workers their shards.
+    pub hash_version: u32,
     /// Its specification, as it is stored.
     pub spec: serde_json::Value,
     /// Its shards, in order.
     pub shards: Vec<ShardContents>,
+}
+
+/// One quota.
+#[derive(Debug, Serialize)]
+pub struct QuotaContents {
+    /// `namespace/tenant`, or `namespace` for its tenants without their own.
+    pub name: String,
+    /// The quota, as it is stored.
+    pub quota: serde_json::Value,
 }
 
 /// One shard.
@@ -40,32 +60,25 @@ pub struct ShardContents {
     pub shard: u16,
     /// Sequence number of its state; none: it cannot be read.
     pub seq: Option<u64>,
-    /// Why it cannot be read.
+    /// Why it, or a row of it, cannot be read.
     pub error: Option<String>,
     /// Rows of workers, without those that are deleted.
     pub workers: u64,
-    /// Workers that are held.
+    /// Claims that are held.
     pub held: u64,
     /// Highest fence that it granted.
     pub fence_max: u64,
+    /// It acknowledges claims from memory.
+    pub memory: bool,
+    /// How long a claim that was lost may still be started, in milliseconds.
+    pub reserve_ms: u64,
+    /// How many stops may have lost claims so far.
+    pub unclean: u64,
+    /// Numbers of committed gangs whose members may still be provisional.
+    pub gangs: Vec<u64>,
     /// Its workers, if they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rows: Vec<WorkerContents>,
-}
-
-/// One worker.
-#[derive(Debug, Serialize)]
-pub struct WorkerContents {
-    /// Its id.
-    pub id: String,
-    /// Grows with every change.
-    pub version: u64,
-    /// Grows when it starts anew.
-    pub incarnation: u64,
-    /// It is gone; the row keeps late words of it out.
-    pub deleted: bool,
-    /// What it holds, as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without the times that are not known.
-    pub claims: Vec<String>,
 }
 
 /// Reads a store. With `rows`: every worker of the pools whose name is `pool`, or of all.
@@ -75,109 +88,132 @@ pub struct WorkerContents {
 pub async fn inspect(store: &dyn Store, pool: Option<&str>, rows: bool) -> Result<Contents, StoreError> {
     let mut about = store.about().await?;
     about.insert("kind".to_owned(), store.kind().to_owned());
+    let Catalogue { pools: pool_rows, quotas } = catalogue(store).await?;
     let mut pools = Vec::new();
-    for row in catalogue(store).await? {
-        if pool.is_some_and(|pool| pool != row.name) {
-            continue;
-        }
-        let spec: PoolSpec = serde_json::from_str(&row.spec_json)
-            .map_err(|error| StoreError::Unusable(format!("the catalogue's row of {}: {error}", row.name)))?;
-        let shards = shards(store, row.uid, spec.shards, rows).await?;
-        let spec = serde_json::from_str(&row.spec_json).unwrap_or_default();
-        pools.push(PoolContents { name: row.name, uid: row.uid, deleting: row.deleting, spec, shards });
+    for row in pool_rows.into_iter().filter(|row| pool.is_none_or(|pool| pool == row.name)) {
+        let version = row.version();
+        let PoolRow { uid, spec_json, hash_version, deleting, name, version: _ } = row;
+        let wrong = |error| StoreError::Unusable(format!("the catalogue's row of {name}: {error}"));
+        let PoolSpec { shards, .. } = serde_json::from_str(&spec_json).map_err(wrong)?;
+        let spec = serde_json::from_str(&spec_json).map_err(wrong)?;
+        let shards = self::shards(store, uid, shards, rows).await?;
+        pools.push(PoolContents { name, uid, version, deleting, hash_version, spec, shards });
     }
     pools.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Contents { about, pools })
+    let quotas = quotas.into_iter().filter(|_| pool.is_none()).map(|QuotaRow { name, quota_json }| {
+        let wrong = |error| StoreError::Unusable(format!("the catalogue's quota of {name}: {error}"));
+        let quota = serde_json::from_str(&quota_json).map_err(wrong)?;
+        Ok(QuotaContents { name, quota })
+    });
+    let mut quotas = quotas.collect::<Result<Vec<_>, StoreError>>()?;
+    quotas.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Contents { about, pools, quotas })
 }
 
-async fn catalogue(store: &dyn Store) -> Result<Vec<PoolRow>, StoreError> {
-    let read: Arc<Mutex<BTreeMap<String, Result<PoolRow, String>>>> = Arc::default();
-    let into = Arc::clone(&read);
-    let sink = move |_: ShardKey, frames: &[u8]| {
-        let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
-        for frame in Frames::new(frames) {
-            match frame.map(|frame| (frame.id.to_owned(), frame.body.map(|body| row::pool(frame.id, body)))) {
-                Ok((id, None)) => drop(into.remove(&id)),
-                Ok((id, Some(row))) => drop(into.insert(id, row.map_err(|error| error.to_string()))),
-                Err(error) => drop(into.insert(String::new(), Err(error.to_string()))),
-            }
-        }
-    };
-    let damaged = |why| StoreError::Unusable(format!("the catalogue is damaged: {why}"));
-    for loaded in store.load(vec![ShardKey::CATALOGUE], Box::new(sink)).await? {
-        loaded.at.map_err(damaged)?;
-    }
-    let rows = std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner));
-    rows.into_values().map(|row| row.map_err(damaged)).collect()
+/// Bodies of the rows that are there, in the order of their keys, and the first frame of each shard that could not be read.
+#[derive(Default)]
+struct Found {
+    bodies: BTreeMap<(ShardKey, RowKind, String), Vec<u8>>,
+    wrong: BTreeMap<ShardKey, String>,
 }
 
-async fn shards(store: &dyn Store, uid: u64, shards: u16, rows: bool) -> Result<Vec<ShardContents>, StoreError> {
-    type Bodies = BTreeMap<(ShardKey, RowKind, String), Vec<u8>>;
-    let read: Arc<Mutex<Bodies>> = Arc::default();
+/// Reads shards to their last state.
+async fn read(store: &dyn Store, keys: Vec<ShardKey>) -> Result<(Vec<Loaded>, Found), StoreError> {
+    let read: Arc<Mutex<Found>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |key: ShardKey, frames: &[u8]| {
         let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
-        for frame in Frames::new(frames).flatten() {
-            let name = (key, frame.kind, frame.id.to_owned());
-            match frame.body {
-                Some(body) => drop(into.insert(name, body.to_vec())),
-                None => drop(into.remove(&name)),
+        for frame in Frames::new(frames) {
+            match frame {
+                Ok(frame) => {
+                    let name = (key, frame.kind, frame.id.to_owned());
+                    match frame.body {
+                        Some(body) => drop(into.bodies.insert(name, body.to_vec())),
+                        None => drop(into.bodies.remove(&name)),
+                    }
+                }
+                Err(error) => drop(into.wrong.entry(key).or_insert_with(|| error.to_string())),
             }
         }
     };
-    let keys = (0..shards).map(|shard| ShardKey { pool: uid, shard }).collect();
     let loaded = store.load(keys, Box::new(sink)).await?;
-    let mut found: Vec<ShardContents> = loaded
-        .into_iter()
-        .map(|loaded| {
-            let (seq, error) = match loaded.at {
-                Ok(seq) => (Some(seq), None),
-                Err(error) => (None, Some(error)),
-            };
-            ShardContents { shard: loaded.shard.shard, seq, error, ..ShardContents::default() }
-        })
-        .collect();
-    let bodies = std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner));
-    for ((key, kind, id), body) in bodies {
-        let Some(shard) = found.iter_mut().find(|shard| shard.shard == key.shard) else { continue };
-        if let Err(error) = add(shard, kind, &id, &body, rows) {
-            shard.error.get_or_insert(error.to_string());
-        }
-    }
-    Ok(found)
+    let found = std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((loaded, found))
 }
 
-fn add(shard: &mut ShardContents, kind: RowKind, id: &str, body: &[u8], rows: bool) -> Result<(), row::RowError> {
-    match kind {
-        RowKind::Worker => {
-            let worker = row::worker(id, body)?;
-            shard.workers += u64::from(!worker.deleted);
-            shard.held += worker.claims.len() as u64;
-            if rows {
-                let claims = worker.claims.iter().map(|claim| {
-                    let state = match (claim.active, claim.releasing) {
-                        (_, true) => "releasing",
-                        (true, false) => "active",
-                        (false, false) => "reserved",
-                    };
-                    let time = |name: &str, at_ms: Option<u64>| {
-                        at_ms.map(|at_ms| format!(" {name}={at_ms}")).unwrap_or_default()
-                    };
-                    let created = time("created_at_ms", claim.created_at_ms);
-                    let activated = time("activated_at_ms", claim.activated_at_ms);
-                    format!("{}/{}#{} {state}{created}{activated}", claim.tenant, claim.key, claim.fence)
-                });
-                shard.rows.push(WorkerContents {
-                    id: id.to_owned(),
-                    version: worker.version,
-                    incarnation: worker.incarnation,
-                    deleted: worker.deleted,
-                    claims: claims.collect(),
-                });
+#[derive(Default)]
+struct Catalogue {
+    pools: Vec<PoolRow>,
+    quotas: Vec<QuotaRow>,
+}
+
+async fn catalogue(store: &dyn Store) -> Result<Catalogue, StoreError> {
+    let damaged = |why: String| StoreError::Unusable(format!("the catalogue is damaged: {why}"));
+    let (loaded, found) = read(store, vec![ShardKey::CATALOGUE]).await?;
+    for loaded in loaded {
+        loaded.at.map_err(damaged)?;
+    }
+    if let Some(wrong) = found.wrong.into_values().next() {
+        return Err(damaged(wrong));
+    }
+    let mut catalogue = Catalogue::default();
+    for ((_, kind, id), body) in found.bodies {
+        let taken = match kind {
+            RowKind::Pool => row::pool(&id, &body).map(|row| catalogue.pools.push(row)),
+            RowKind::Quota => row::quota(&id, &body).map(|row| catalogue.quotas.push(row)),
+            RowKind::Worker | RowKind::Shard | RowKind::Gang => {
+                return Err(damaged(format!("a shard's row {id:?} in the catalogue")));
+            }
+        };
+        taken.map_err(|error| damaged(error.to_string()))?;
+    }
+    Ok(catalogue)
+}
+
+async fn shards(store: &dyn Store, uid: u64, shards: u16, rows: bool) -> Result<Vec<ShardContents>, StoreError> {
+    let keys = (0..shards).map(|shard| ShardKey { pool: uid, shard }).collect();
+    let (loaded, mut found) = read(store, keys).await?;
+    let mut contents: Vec<ShardContents> = loaded
+        .into_iter()
+        .map(|Loaded { shard, at }| {
+            let wrong = found.wrong.remove(&shard);
+            let (seq, error) = match at {
+                Ok(seq) => (Some(seq), wrong),
+                Err(error) => (None, Some(error)),
+            };
+            ShardContents { shard: shard.shard, seq, error, ..ShardContents::default() }
+        })
+        .collect();
+    for ((key, kind, id), body) in found.bodies {
+        let Some(shard) = contents.iter_mut().find(|shard| shard.shard == key.shard) else { continue };
+        if let Err(error) = shard.add(kind, &id, &body, rows) {
+            shard.error.get_or_insert(error);
+        }
+    }
+    Ok(contents)
+}
+
+impl ShardContents {
+    fn add(&mut self, kind: RowKind, id: &str, body: &[u8], rows: bool) -> Result<(), String> {
+        let wrong = |error: RowError| error.to_string();
+        match kind {
+            RowKind::Worker => {
+                let worker = WorkerContents::of_row(id, row::worker(id, body).map_err(wrong)?)?;
+                self.workers += u64::from(!worker.deleted);
+                self.held += worker.held.len() as u64;
+                if rows {
+                    self.rows.push(worker);
+                }
+            }
+            RowKind::Shard => {
+                let ShardRow { fence_max, memory, reserve_ms, unclean } = row::shard(body).map_err(wrong)?;
+                (self.fence_max, self.memory, self.reserve_ms, self.unclean) = (fence_max, memory, reserve_ms, unclean);
+            }
+            RowKind::Gang => self.gangs.push(id.parse().map_err(|_| format!("a gang's row has the id {id:?}"))?),
+            RowKind::Pool | RowKind::Quota => {
+                return Err(format!("a row of the catalogue, {id:?}, among those of a shard"));
             }
         }
-        RowKind::Shard => shard.fence_max = row::shard(body)?.fence_max,
-        RowKind::Pool | RowKind::Gang | RowKind::Quota => {}
+        Ok(())
     }
-    Ok(())
 }

@@ -30,7 +30,7 @@ mod heads;
 mod load;
 mod record;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,6 +166,10 @@ impl Store for RedbStore {
 
     fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>> {
         self.blocking(move |shared, ours| shared.apply(ours, &steps))
+    }
+
+    fn about(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
+        self.blocking(|shared, _| Ok(locked(&shared.core).meta.about()))
     }
 
     fn wants_rewrite(&self) -> Option<ShardKey> {

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Fields of a state: `#` is its header, `<epoch> <owner> 1 live <seq> <generation>`; `w:<worker id>` a worker with
-//! its claims, `p:<pool uid>` a pool of the catalogue, `s:` what the shard remembers of itself, `g:<number>` a gang that is
-//! committed. A value is the body of the row as [`crate::row`] writes it, its version first. `hotpool store inspect URL` prints them.
+//! its claims, `p:<pool uid>` a pool of the catalogue, `q:<hash of its name>` a quota, `s:` what the shard remembers of itself,
+//! `g:<number>` a gang that is committed. A value is the body of the row as [`crate::row`] writes it, its version first. `hotpool store inspect URL` prints them.
 //!
 //! Both keys of a shard have one hash tag, chosen so that the shards of a pool lie at equal distances around the slots
 //! ([`keys`]): one step is one slot, and a hot pool is written evenly to all masters.

@@ -25,6 +25,7 @@ mod gather;
 mod hang_ups;
 mod heartbeats;
 mod held_back;
+mod inspect;
 mod journal;
 mod life;
 mod listings;

@@ -35,11 +35,12 @@ impl Response {
         self.json()
     }
 
-    /// Checks that the body is `{"error":{"code","reason"?,"field"?,"message"}}` and no more, with these.
+    /// Checks that the body is `{"error":{"code","reason"?,"field"?,"message","request_id"}}` and no more, with these.
     #[track_caller]
     pub fn expect_error(&self, status: u16, code: &str, reason: Option<&str>, field: Option<&str>) {
         let body = self.expect(status);
         check_error(&body, code, reason, field);
+        assert_eq!(body["error"]["request_id"].as_str(), self.header("x-request-id"), "{body}");
         assert_eq!(self.header("content-type"), Some("application/json"));
         assert_eq!(self.header("retry-after"), (status == 503).then_some("1"));
     }
@@ -50,7 +51,7 @@ pub fn check_error(body: &Value, code: &str, reason: Option<&str>, field: Option
     let words = |name: &str| body["error"][name].as_str();
     assert_eq!((words("code"), words("reason"), words("field")), (Some(code), reason, field), "{body}");
     assert!(words("message").is_some_and(|message| !message.is_empty() && message.len() < 1_000), "{body}");
-    let known = ["code", "reason", "field", "message"];
+    let known = ["code", "reason", "field", "message", "request_id"];
     let keys = body["error"].as_object().unwrap().keys();
     assert!(keys.clone().all(|key| known.contains(&key.as_str())), "{body}");
     assert_eq!(body.as_object().unwrap().len(), 1, "{body}");

@@ -128,8 +128,12 @@ impl Ask {
     fn send(&self, client: &mut Client) -> String {
         let body = if self.body.is_null() { String::new() } else { self.body.to_string() };
         let answer = client.request(&self.method, &self.path, body.as_bytes());
-        let said = answer.text().to_owned();
+        let mut said = answer.text().to_owned();
         assert_eq!(answer.status >= 400, said.starts_with(r#"{"error""#), "line {}: {said}", self.line);
+        // The page leaves it out of its errors: it is another one in every answer.
+        if let Some(id) = answer.header("x-request-id") {
+            said = said.replace(&format!(r#","request_id":"{id}""#), "");
+        }
         said
     }
 

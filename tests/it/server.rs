@@ -39,6 +39,16 @@ pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
     command
 }
 
+/// The same command after a line of shell, which changes what the process inherits.
+pub fn through_sh(line: &str, plain: &Command, dir: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{line}; exec \"$0\" \"$@\"")).arg(plain.get_program()).args(plain.get_args());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let log = File::create(dir.join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+}
+
 impl Server {
     pub fn start(dir: &Path) -> Self {
         Self::start_with(dir, &[], &[])
@@ -120,7 +130,7 @@ impl Server {
     }
 }
 
-fn signal(name: &str, process: u32) {
+pub fn signal(name: &str, process: u32) {
     let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status().unwrap();
     assert!(sent.success());
 }

@@ -86,7 +86,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::Releasing => Said::Releasing,
         Answer::TtlTooLong { max_ms } => Said::TtlTooLong(max_ms),
         Answer::NotActive => Said::NotActive,
-        Answer::Deleted => Said::Deleted,
+        Answer::Deleted { .. } => Said::Deleted,
         Answer::UnknownWorker => Said::Unknown,
         Answer::StaleIncarnation { known, deleted } => Said::Stale { known, deleted },
         Answer::NoFit(why) => Said::NoFit(why),

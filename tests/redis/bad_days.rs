@@ -357,6 +357,7 @@ fn what_a_store_holds_is_printed_without_taking_it_over() {
     let mut client = server.client();
     pool(&mut client, "warm", 4, 3);
     assert_eq!(claim(&mut client, "warm", "job-1"), 201);
+    client.put("/v1/quotas/ns/acme", &json!({"claims": 7})).expect(201);
     let inspect = |more: &[&str]| {
         let hotpool = env!("CARGO_BIN_EXE_hotpool");
         let out =
@@ -366,6 +367,7 @@ fn what_a_store_holds_is_printed_without_taking_it_over() {
     let (code, text, _) = inspect(&["--rows"]);
     assert_eq!(code, Some(0));
     assert!(text.contains("ns/warm") && text.contains("default/job-1#") && text.contains("reserved"), "{text}");
+    assert!(text.contains("ns/acme") && text.contains(r#""claims":7"#), "{text}");
     let (_, json, _) = inspect(&["-o", "json", "--rows"]);
     let contents: Value = serde_json::from_str(&json).unwrap();
     let shards = contents["pools"][0]["shards"].as_array().unwrap();

@@ -13,6 +13,7 @@ use super::Grpc;
 use super::body::{BodyError, Permit};
 use crate::api::deadline;
 use crate::api::outcome::{Failure, Outcome};
+use crate::caller::Caller;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::refusal::Refusal;
 
@@ -40,7 +41,8 @@ impl Grpc {
                     Ok(Some(response)) => Ok(response),
                     Ok(None) => Err(Refusal::DeadlineExceeded.into()),
                     Err(_panic) => {
-                        tracing::error!(method = method.word(), "a handler panicked");
+                        let request_id = Caller::with_request_id(|id| id.map(ToString::to_string));
+                        tracing::error!(method = method.word(), request_id, "a handler panicked");
                         Err(Failure::new(Outcome::PANIC, "a defect of the service; the process goes on"))
                     }
                 }

@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::proto::{self, Reason};
 use crate::api::outcome::{Code, Failure};
+use crate::caller::Caller;
 
 /// `ErrorInfo.domain`: who gave the reason.
 const DOMAIN: &str = "hotpool";
@@ -51,6 +52,9 @@ impl Failure {
         }
         if let Some(field) = &self.field {
             details.add_bad_request_violation(field.as_ref(), self.message.as_ref());
+        }
+        if let Some(request_id) = Caller::with_request_id(|id| id.map(ToString::to_string)) {
+            details.set_request_info(request_id, "");
         }
         if self.outcome.code == Code::Unavailable {
             details.set_retry_info(Some(RETRY_AFTER));

@@ -13,6 +13,7 @@ use super::Shared;
 use crate::api::deadline::{self, GivenUp};
 use crate::api::half_close::{self, Client};
 use crate::api::outcome::{Failure, Outcome};
+use crate::caller::Caller;
 use crate::metrics::{Route, metrics};
 use crate::refusal::Refusal;
 
@@ -34,7 +35,8 @@ pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Nex
         Ok(Err(GivenUp::Late)) => Failure::from(Refusal::DeadlineExceeded).into_response(),
         Ok(Err(GivenUp::Departed)) => half_close::waits_no_more().into_response(),
         Err(_panic) => {
-            tracing::error!(route = route.word(), "a handler panicked");
+            let request_id = Caller::with_request_id(|id| id.map(ToString::to_string));
+            tracing::error!(route = route.word(), request_id, "a handler panicked");
             Failure::new(Outcome::PANIC, "a defect of the service; the process goes on").into_response()
         }
     };

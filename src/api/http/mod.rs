@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::api::Bounds;
 use crate::api::outcome::{Code, Failure, Outcome};
+use crate::caller::Caller;
 use crate::metrics::{Exporter, Route};
 use crate::scheduler::Scheduler;
 
@@ -126,7 +127,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let Outcome { code, status, .. } = self.outcome;
         let status = StatusCode::from_u16(status).expect("the table holds valid statuses");
-        let mut response = json(status, &self);
+        let mut response = Caller::with_request_id(|request_id| json(status, &self.answer(request_id)));
         if code == Code::Unavailable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

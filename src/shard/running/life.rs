@@ -128,7 +128,7 @@ impl Running {
                 Ok(Payload::Heard { claims, stop: running(stop).collect(), late_for })
             }
             Answer::Cleared { cleared, suspect } => Ok(Payload::Cleared(Cleared { cleared, suspect })),
-            Answer::Deleted => Ok(Payload::Done),
+            Answer::Deleted { claims_lost } => Ok(Payload::Deleted { claims_lost }),
             answer => Err(refusal(&answer)),
         };
         (outcome, unstored)

@@ -1,5 +1,6 @@
 //! The directory and the file: lock, creation, tables, the scan at opening, and what an error means.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +46,21 @@ pub(super) struct Meta {
     pub(super) fence_floor: Fence,
 }
 
+impl Meta {
+    /// Names and values, for people.
+    pub(super) fn about(&self) -> BTreeMap<String, String> {
+        let Self { owner, epoch, fence_ceiling, fence_floor } = self;
+        let all = [
+            ("owner", owner.to_string()),
+            ("epoch", epoch.to_string()),
+            ("fence_ceiling", fence_ceiling.to_string()),
+            ("fence_floor", fence_floor.to_string()),
+            ("format", FORMAT.to_string()),
+        ];
+        all.map(|(name, value)| (name.to_owned(), value)).into()
+    }
+}
+
 /// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     data_dir::make(dir)?;
@@ -52,7 +68,7 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
         let refused = |error| io_error(&format!("cannot read the data directory {}", dir.display()), &error);
         for entry in std::fs::read_dir(dir).map_err(refused)? {
             let name = entry.map_err(refused)?.file_name();
-            if name != FILE_NEW && !data_dir::is_ours(&name) {
+            if !data_dir::is_ours(&name) {
                 let dir = dir.display();
                 let name = name.display();
                 return Err(StoreError::Unusable(format!("{dir} holds {name} and no {FILE}: not a data directory")));

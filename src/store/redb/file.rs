@@ -11,12 +11,14 @@ use std::sync::{Arc, OnceLock};
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
+use super::super::data_dir;
+
 /// Name of the store's file.
-pub(super) const FILE: &str = "hotpool.redb";
+pub(super) const FILE: &str = data_dir::STORE;
 /// Under this name the file is made, so that a crash meanwhile leaves no half of it.
-pub(super) const FILE_NEW: &str = "hotpool.redb.new";
+pub(super) const FILE_NEW: &str = data_dir::STORE_NEW;
 /// Under this name stands a file of which a sync failed.
-pub(super) const FILE_UNSYNCED: &str = "hotpool.redb.unsynced";
+pub(super) const FILE_UNSYNCED: &str = data_dir::STORE_UNSYNCED;
 
 /// A call that is about to be made on the file.
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +120,8 @@ impl DiskFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let made = Self::with(disk, name, OpenOptions::new().read(true).write(true).create_new(true).open(path)?)?;
+        let file = data_dir::open_private(OpenOptions::new().read(true).write(true).create_new(true), &path)?;
+        let made = Self::with(disk, name, file)?;
         made.set_len(0)?;
         Ok(made)
     }

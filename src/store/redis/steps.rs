@@ -105,7 +105,7 @@ fn put_rows(cmd: &mut Cmd, mut rest: &[RowFrame]) {
         cmd.arg(if is_put { "P" } else { "D" }).arg(run.len() * width);
         for frame in run {
             field.clear();
-            field.extend_from_slice(&[LETTERS[frame.kind as usize], b':']);
+            field.extend_from_slice(&[frame.kind.letter(), b':']);
             field.extend_from_slice(frame.id.as_bytes());
             cmd.arg(field.as_slice());
             if let Some(body) = frame.body {
@@ -116,16 +116,12 @@ fn put_rows(cmd: &mut Cmd, mut rest: &[RowFrame]) {
     }
 }
 
-/// Letters of the kinds of rows, by [`crate::row::RowKind`]. A field of a side is `w:` and the worker's id, `p:` and the
-/// pool's uid, `s:`, `g:` and the gang's number, `q:` and a hash of the quota's name.
-const LETTERS: &[u8] = b"?wpsgq";
-const _: () = assert!(LETTERS.len() == RowKind::Quota as usize + 1, "every kind has a letter");
-
-/// Turns a field and its value back into a frame. The error says which field is not one of ours.
+/// Turns a field (the letter of a row's kind, a colon, the row's id) and its value back into a frame. The error says which
+/// field is not one of ours.
 pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     let unknown = || format!("a row has the name {:?}", String::from_utf8_lossy(field));
     let [letter, b':', id @ ..] = field else { return Err(unknown()) };
-    let kind = LETTERS.iter().skip(1).position(|known| known == letter).ok_or_else(unknown)? + 1;
+    let kind = RowKind::of_letter(*letter).ok_or_else(unknown)?;
     let id_len = u8::try_from(id.len()).map_err(|_| unknown())?;
     out.extend_from_slice(&[kind as u8, id_len]);
     out.extend_from_slice(id);

@@ -467,6 +467,7 @@ fn rest() -> Value {
                 "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
                 "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
                 "message": {"type": "string", "minLength": 1, "description": "For people."},
+                "request_id": {"type": "string", "description": "That of the request, as the header X-Request-Id of every answer has it; items of a batch have none of their own."},
         })),
     })
 }

@@ -1,0 +1,89 @@
+//! What a new specification changes, as text for the log.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::limits::CHANGE_TEXT_BYTES_MAX;
+
+/// Fields that differ between two specifications of a kind, as JSON.
+#[derive(Debug)]
+pub(in crate::scheduler) struct Difference {
+    settings: String,
+    before: Option<String>,
+}
+
+impl Difference {
+    /// What is new where nothing was before: all that differs from the defaults.
+    pub fn from_defaults<T: Serialize + Default>(new: &T) -> Self {
+        let (settings, _) = differing(&T::default(), new);
+        Self { settings: bounded(&settings), before: None }
+    }
+
+    /// What is new, and what stood there before.
+    pub fn between<T: Serialize>(old: &T, new: &T) -> Self {
+        let (settings, before) = differing(old, new);
+        Self { settings: bounded(&settings), before: Some(bounded(&before)) }
+    }
+
+    /// Fields with their new values.
+    pub fn settings(&self) -> &str {
+        &self.settings
+    }
+
+    /// The same fields with the values that they had.
+    pub fn before(&self) -> Option<&str> {
+        self.before.as_deref()
+    }
+}
+
+/// Fields of both that differ: as in `new`, as in `old`. One that is left out is null.
+fn differing<T: Serialize>(old: &T, new: &T) -> (Value, Value) {
+    let fields = |value: &T| match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    let (mut old, mut new) = (fields(old), fields(new));
+    let names: BTreeSet<String> = old.keys().chain(new.keys()).cloned().collect();
+    let (mut settings, mut before) = (Map::new(), Map::new());
+    for name in names {
+        let take = |fields: &mut Map<String, Value>| fields.remove(&name).unwrap_or_default();
+        let (then, now) = (take(&mut old), take(&mut new));
+        if then != now {
+            before.insert(name.clone(), then);
+            settings.insert(name, now);
+        }
+    }
+    (settings.into(), before.into())
+}
+
+/// Text of a value, cut where it would fill the log: a specification may have many labels.
+fn bounded(value: &Value) -> String {
+    let mut text = value.to_string();
+    if text.len() > CHANGE_TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(CHANGE_TEXT_BYTES_MAX));
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PoolSpec, Quota};
+
+    #[test]
+    fn only_what_differs_is_said_and_never_too_much() {
+        let old = PoolSpec { reserve_ms: 5_000, class: Some("a".into()), ..PoolSpec::default() };
+        let new = PoolSpec { preemption: true, class: None, ..old.clone() };
+        let difference = Difference::between(&old, &new);
+        assert_eq!(difference.settings(), r#"{"class":null,"preemption":true}"#);
+        assert_eq!(difference.before(), Some(r#"{"class":"a","preemption":false}"#));
+        let quota = Difference::from_defaults(&Quota { claims: Some(7), ..Quota::default() });
+        assert_eq!((quota.settings(), quota.before()), (r#"{"claims":7}"#, None));
+        let labels = (0..64).map(|i| (format!("label{i}"), "ä".repeat(100))).collect();
+        let many = Difference::from_defaults(&PoolSpec { labels, ..PoolSpec::default() });
+        assert!(many.settings().len() <= CHANGE_TEXT_BYTES_MAX + 3 && many.settings().ends_with("..."));
+    }
+}
