@@ -1,6 +1,9 @@
 //! A million workers: bytes of memory a worker (idle, and all held), and seconds from a cold process to serving them
 //! from redb. And the fleet that is 99 % busy: claims refused while a worker stays free through the call. Prints the
-//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
+//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size; `-- growth` for what must not grow with the fleet.
+
+#[path = "fleet/growth.rs"]
+mod growth;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +132,9 @@ async fn busy(free: usize, clients: usize) {
 fn main() {
     let workers = std::env::args().find_map(|arg| arg.strip_prefix("workers=")?.parse().ok()).unwrap_or(1_000_000);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if std::env::args().any(|arg| arg == "growth") {
+        return growth::print(&runtime);
+    }
     let dir = tempfile::tempdir().expect("a temporary directory");
     runtime.block_on(memory(workers));
     runtime.block_on(recovery(workers, dir.path()));

@@ -63,6 +63,7 @@ impl Dice {
             cards,
             card_milli,
             models: Default::default(),
+            until_ms: 0,
         }
     }
 }

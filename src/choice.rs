@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::engine::{CardFilter, GangRef, NoFit, Nodes, Wants};
-use crate::model::{Ack, Capacity, ClaimRequest, ClaimSpec, Millis, Mode, PoolSpec, Usage, WorkerId};
+use crate::model::{Ack, ClaimRequest, ClaimSpec, Millis, Mode, PoolSpec, Usage, WorkerId};
 use crate::pools::{Pool, PoolMap};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::selector::{Selector, SelectorError, Selectors};
@@ -51,13 +51,8 @@ impl Stage {
     fn is_idle_in(&self, pool: &Pool) -> bool {
         match &self.wants.cards {
             CardFilter::Any => false,
-            CardFilter::Without => {
-                !pool.spec.load().spare_gpu_workers || !pool.board.may_have(|capacity| capacity.gpu.is_some())
-            }
-            CardFilter::Only(model) => {
-                let has = |capacity: &Capacity| capacity.gpu.as_ref().is_some_and(|gpu| gpu.model == *model);
-                !pool.board.may_have(has)
-            }
+            CardFilter::Without => !pool.spec.load().spare_gpu_workers || !pool.board.capacities().may_have_gpus(),
+            CardFilter::Only(model) => !pool.board.capacities().may_have_model(model),
         }
     }
 }
@@ -284,7 +279,7 @@ impl Choice {
         if candidates().next().is_none() {
             return Refusal::NotFound(What::Pool);
         }
-        let large = |pool: &Arc<Pool>| pool.board.may_have(|capacity| self.wants.is_large(capacity));
+        let large = |pool: &Arc<Pool>| pool.board.capacities().may_have(|capacity| self.wants.is_large(capacity));
         if !candidates().any(large) {
             return Refusal::Unsatisfiable;
         }

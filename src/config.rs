@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+pub use crate::api::HostNames;
 use crate::limits;
 use crate::scheduler;
 use crate::store::redis::{FORMS, RedisOptions, RedisUrl};
@@ -27,6 +28,9 @@ use lines::Lines;
 
 /// Prefix of the variables that are read.
 const ENV_PREFIX: &str = "HOTPOOL__";
+
+/// Longest `server.idle_ms`: a week. Who wants longer says 0.
+const IDLE_MS_MAX: u64 = 7 * 86_400_000;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -51,8 +55,13 @@ pub struct Server {
     pub listen: SocketAddr,
     /// The same for RESP.
     pub resp_listen: RespListen,
-    /// Most connections at a time, of HTTP and gRPC and again of RESP; more are closed at once.
+    /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
+    pub hosts: HostNames,
+    /// Most connections at a time, of HTTP and gRPC and again of RESP; of more, those of RESP are closed at once, and the
+    /// others are answered one probe.
     pub max_connections: usize,
+    /// How long a RESP connection may be silent between two commands, in milliseconds; 0: for ever.
+    pub idle_ms: u64,
     /// Most shards of all pools together; a pool that would bring more is refused.
     pub max_shards: usize,
     /// Largest request body, in bytes.
@@ -68,7 +77,9 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             resp_listen: RespListen(Some(SocketAddr::from(([127, 0, 0, 1], 7071)))),
+            hosts: HostNames::default(),
             max_connections: 16_384,
+            idle_ms: 3_600_000,
             max_shards: limits::TOTAL_SHARDS_DEFAULT,
             max_body_bytes: 8 << 20,
             request_timeout_ms: 10_000,
@@ -315,6 +326,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// `--resp-listen`.
     pub resp_listen: Option<RespListen>,
+    /// `--hosts`.
+    pub hosts: Option<HostNames>,
     /// `--store`.
     pub store: Option<StoreUrl>,
     /// `--data-dir`: of the embedded store, or of a Redis store's lock.
@@ -417,9 +430,10 @@ impl Config {
     }
 
     fn overlay(&mut self, flags: Overrides) {
-        let Overrides { listen, resp_listen, store, data_dir, standby, insecure, log } = flags;
+        let Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = flags;
         self.server.listen = listen.unwrap_or(self.server.listen);
         self.server.resp_listen = resp_listen.unwrap_or(self.server.resp_listen);
+        self.server.hosts = hosts.unwrap_or_else(|| std::mem::take(&mut self.server.hosts));
         self.server.insecure |= insecure;
         self.log.format = log.unwrap_or(self.log.format);
         self.store.standby |= standby;
@@ -442,6 +456,7 @@ impl Config {
             }
         };
         range("server.max_connections", server.max_connections as u64, 1, 1_000_000);
+        range("server.idle_ms", server.idle_ms, 0, IDLE_MS_MAX);
         range("server.max_shards", server.max_shards as u64, 1, limits::TOTAL_SHARDS_MAX as u64);
         range("server.max_body_bytes", server.max_body_bytes as u64, 1 << 10, 64 << 20);
         range("server.request_timeout_ms", server.request_timeout_ms, 10, 600_000);

@@ -19,7 +19,9 @@ fn the_annotated_file_says_the_defaults() {
     for key in [
         "listen",
         "resp_listen",
+        "hosts",
         "max_connections",
+        "idle_ms",
         "max_shards",
         "max_body_bytes",
         "request_timeout_ms",

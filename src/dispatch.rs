@@ -12,17 +12,18 @@ use std::sync::{Arc, Mutex};
 
 pub use self::doubt::{DoubtfulGang, DoubtfulMember};
 use crate::clock::Clock;
+use crate::engine::Wants;
 use crate::fence::Fences;
 use crate::journal::Journal;
 use crate::keys::{Begun, Found, Keys, ShardRef};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Policy};
 use crate::pools::{Pool, PoolMap, Pools};
-use crate::refusal::{Exhausted, Refusal, Unavailable};
+use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::remembered::Remembered;
-use crate::router::Budget;
+use crate::router::{Budget, Rooms, ShardPreference};
 use crate::selector::Selectors;
-use crate::shard::{ClaimItem, Command, Outcome, Payload, Visited};
+use crate::shard::{ClaimItem, Command, Outcome, Payload};
 use crate::waiters::Waiters;
 
 /// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
@@ -109,17 +110,17 @@ impl Dispatch {
             Begun::Ours(item) => return Some(item),
             Begun::Joined(None) => {}
             Begun::Joined(Some((until_ms, id))) => self.wake_joiners_at(until_ms, &id),
-            Begun::Parked(item) => answer(item, Refusal::WAITED_FOR),
-            Begun::Crowded(item) => answer(item, Refusal::Unavailable(Unavailable::Overloaded)),
-            Begun::Unreadable(item) => answer(item, Refusal::Unavailable(Unavailable::Loading)),
+            Begun::Parked(item) => self.answer(item, Refusal::WAITED_FOR),
+            Begun::Crowded(item) => self.answer(item, Refusal::Unavailable(Unavailable::Overloaded)),
+            Begun::Unreadable(item) => self.answer(item, Refusal::Unavailable(Unavailable::Loading)),
             Begun::Held(item, hold) => {
                 let pools = self.pools.load();
                 match pools.port(hold.shard) {
                     // The pool is being deleted; its shard frees the key in a moment.
-                    None => answer(item, Refusal::Unavailable(Unavailable::Loading)),
+                    None => self.answer(item, Refusal::Unavailable(Unavailable::Loading)),
                     Some(port) => {
                         if let Err((Command::Repeat(item, _), why)) = port.push(Command::Repeat(item, hold.place)) {
-                            answer(item, Refusal::Unavailable(why));
+                            self.answer(item, Refusal::Unavailable(why));
                         }
                     }
                 }
@@ -211,7 +212,7 @@ impl Dispatch {
     /// once. What does not fit there in spite of that goes on by itself.
     #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
     fn route_shares(&self, pools: &PoolMap, items: Vec<Box<ClaimItem>>) {
-        let mut portions = Portions::new();
+        let mut portions = Portions::default();
         // Where the last one went: as many as fit go to one shard, and so to few workers.
         let mut last: Option<ShardRef> = None;
         for mut item in items {
@@ -221,11 +222,11 @@ impl Dispatch {
                 continue;
             };
             item.visited.insert(shard.shard);
-            portions.entry(shard).or_default().1.push(item);
+            portions.items.entry(shard).or_default().push(item);
             last = Some(shard);
         }
-        for (shard, (_, group)) in portions {
-            let Some(port) = pools.port(shard).filter(|_| !group.is_empty()) else { continue };
+        for (shard, group) in portions.items {
+            let Some(port) = pools.port(shard) else { continue };
             if let Err((Command::Claims(group), why)) = port.push(Command::Claims(group)) {
                 for mut item in group {
                     item.unasked = Some(why);
@@ -237,9 +238,28 @@ impl Dispatch {
 
     /// Gives the ticket up and answers. Whoever joined and takes over the ticket is returned, to be routed.
     pub(crate) fn refuse(&self, item: Box<ClaimItem>, refusal: Refusal) -> Option<Box<ClaimItem>> {
-        let next = self.keys.vacate(&item.id, item.ticket);
-        answer(item, refusal);
+        let mut next = self.keys.vacate(&item.id, item.ticket);
+        self.answer(item, refusal);
+        while let Some(joined) = next.take_if(|joined| self.has_no_pool(joined)) {
+            next = self.keys.vacate(&joined.id, joined.ticket);
+            self.answer(joined, Refusal::NotFound(What::Pool));
+        }
         next
+    }
+
+    /// Answers a claim that is not carried out. A shard that does not serve because its pool is deleted says no more than
+    /// that; here it is known.
+    #[allow(clippy::boxed_local, reason = "claims travel boxed; unboxing here would copy one to drop it")]
+    pub(crate) fn answer(&self, item: Box<ClaimItem>, refusal: Refusal) {
+        let silent = matches!(refusal, Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping));
+        let deleted = silent && !self.is_draining() && self.has_no_pool(&item);
+        item.reply.send(Err(if deleted { Refusal::NotFound(What::Pool) } else { refusal }));
+    }
+
+    /// Whether every pool that the claim may be taken from is deleted, or about to be.
+    pub(crate) fn has_no_pool(&self, item: &ClaimItem) -> bool {
+        let pools = self.pools.load();
+        item.candidates().iter().all(|&number| pools.at(number).is_none_or(|pool| pool.is_closing()))
     }
 
     /// The same, and routes whoever takes over.
@@ -304,11 +324,6 @@ impl Dispatch {
     }
 }
 
-#[allow(clippy::boxed_local, reason = "claims travel boxed; unboxing here would copy one to drop it")]
-fn answer(item: Box<ClaimItem>, refusal: Refusal) {
-    item.reply.send(Err(refusal));
-}
-
 /// The shard that a claim goes to next; none: every shard of its pool that could have a worker for it was asked.
 pub fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, u16)> {
     let pool = pools.at(item.pool)?;
@@ -324,21 +339,59 @@ pub fn pick<'a>(pools: &'a PoolMap, item: &ClaimItem) -> Option<(&'a Arc<Pool>, 
     }
     let salt = item.salt.rotate_left(item.visited.len() * 7);
     let shard = match (pool.board.rooms(), item.wants()) {
-        (Some(rooms), Some(wants)) => {
-            rooms.pick(pool.board.open_shards(), &item.visited, wants, salt, spreads(pool), |_| true)?
-        }
+        (Some(_), Some(wants)) => pool.board.pick_room(&item.visited, wants, salt, preference(pool), |_| true)?,
         _ => pool.board.pick(&item.visited, item.affinity, salt)?,
     };
     Some((pool, shard))
 }
 
-fn spreads(pool: &Pool) -> bool {
-    pool.spec.load().policy() == Policy::Spread
+fn preference(pool: &Pool) -> ShardPreference {
+    match pool.spec.load().policy() {
+        Policy::Spread => ShardPreference::MostLeft,
+        _ => ShardPreference::CoresPerCard,
+    }
 }
 
-/// Of a batch, what goes to each shard, and what is left there beside it.
-#[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
-type Portions = BTreeMap<ShardRef, (Option<Budget>, Vec<Box<ClaimItem>>)>;
+/// Most needs of one batch that are remembered as having found nothing left.
+const NOTHING_LEFT_MAX: usize = 16;
+
+/// Of a batch, what goes to each shard.
+#[derive(Default)]
+struct Portions {
+    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    items: BTreeMap<ShardRef, Vec<Box<ClaimItem>>>,
+    /// What is left there beside them.
+    budgets: BTreeMap<ShardRef, Budget>,
+    /// Needs for which no shard of a pool has anything left. What is left only shrinks while a batch is portioned.
+    nothing_left: Vec<(u32, Arc<Wants>)>,
+}
+
+impl Portions {
+    fn budget(&self, shard: ShardRef, rooms: &Rooms) -> Budget {
+        self.budgets.get(&shard).copied().unwrap_or_else(|| rooms.budget(shard.shard))
+    }
+
+    /// Takes what the claim asks for out of what is left of the shard. False: there is not enough.
+    fn take(&mut self, shard: ShardRef, rooms: &Rooms, wants: &Wants) -> bool {
+        let mut budget = self.budget(shard, rooms);
+        let enough = budget.take(wants);
+        if enough {
+            self.budgets.insert(shard, budget);
+        }
+        enough
+    }
+
+    fn has_nothing_for(&self, pool: u32, wants: &Wants) -> bool {
+        let needs = |wants: &Wants| (wants.spec.as_ref().map(|spec| spec.resources.clone()), wants.cards.clone());
+        self.nothing_left.iter().any(|(of, known)| *of == pool && needs(known) == needs(wants))
+    }
+
+    fn note_nothing_for(&mut self, pool: u32, wants: &Arc<Wants>) {
+        if self.nothing_left.len() < NOTHING_LEFT_MAX {
+            self.nothing_left.push((pool, Arc::clone(wants)));
+        }
+    }
+}
 
 /// The shard of a batch's portion that a claim for a share goes to, and what it takes of that.
 fn portion(pools: &PoolMap, item: &ClaimItem, portions: &mut Portions, last: Option<ShardRef>) -> Option<ShardRef> {
@@ -347,25 +400,24 @@ fn portion(pools: &PoolMap, item: &ClaimItem, portions: &mut Portions, last: Opt
         return pick(pools, item).map(|(pool, shard)| ShardRef { pool: pool.number, shard });
     }
     let (rooms, wants) = (pool.board.rooms()?, item.wants()?);
-    let mut take = |shard: u16| {
-        let (budget, _) = portions.entry(ShardRef { pool: pool.number, shard }).or_default();
-        budget.get_or_insert_with(|| rooms.budget(shard)).take(wants)
-    };
+    let of = |shard: u16| ShardRef { pool: pool.number, shard };
+    let preference = preference(pool);
     let stay = last.filter(|last| last.pool == pool.number && !item.visited.contains(last.shard));
-    if let Some(last) = stay.filter(|last| !spreads(pool) && rooms.may_fit(last.shard, wants) && take(last.shard)) {
+    let stay = stay.filter(|last| preference != ShardPreference::MostLeft && rooms.may_fit(last.shard, wants));
+    if let Some(last) = stay.filter(|last| portions.take(*last, rooms, wants)) {
         return Some(last);
     }
-    let salt = item.salt.rotate_left(item.visited.len() * 7);
-    let mut full = Visited::default();
-    loop {
-        let open = |shard: u16| !full.contains(shard);
-        let Some(shard) = rooms.pick(pool.board.open_shards(), &item.visited, wants, salt, spreads(pool), open) else {
-            // What is left of each is spoken for, as far as is known. Whoever may have more is asked all the same.
-            return pick(pools, item).map(|(pool, shard)| ShardRef { pool: pool.number, shard });
-        };
-        if take(shard) {
-            return Some(ShardRef { pool: pool.number, shard });
+    if !portions.has_nothing_for(pool.number, wants) {
+        let salt = item.salt.rotate_left(item.visited.len() * 7);
+        let has = |shard: u16| portions.budget(of(shard), rooms).take(wants);
+        if let Some(shard) = pool.board.pick_room(&item.visited, wants, salt, preference, has) {
+            let taken = portions.take(of(shard), rooms, wants);
+            return taken.then_some(of(shard));
         }
-        full.insert(shard);
+        if item.visited.is_empty() {
+            portions.note_nothing_for(pool.number, wants);
+        }
     }
+    // What is left of each is spoken for, as far as is known. Whoever may have more is asked all the same.
+    pick(pools, item).map(|(_, shard)| of(shard))
 }

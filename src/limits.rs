@@ -42,8 +42,12 @@ pub const SHARD_MODELS_MAX: usize = 4_096;
 pub const WORKER_CLAIMS_MAX: u32 = 4_096;
 /// Most kinds of requests in a pool's `typical_requests`.
 pub const TYPICAL_REQUESTS_MAX: usize = 256;
-/// Workers of a shard that one command of an explanation looks at.
-pub const EXPLAIN_WORKERS: u32 = 4_096;
+/// Workers or claims of a shard that one command of a listing or an explanation looks at.
+pub const SLICE_ENTRIES: u32 = 1_024;
+/// Deadlines that one tick of a shard carries out; what is due beyond waits for the next.
+pub const SWEEP_MAX: usize = 1_024;
+/// Commands that one page of a listing gives to shards; past it the page is short, and goes on with the next.
+pub const PAGE_SLICES_MAX: usize = 256;
 /// Largest fence, for the same reason.
 pub const FENCE_MAX: u64 = (1 << 53) - 1;
 /// Longest `reserve_ms`, `releasing_ms`, `heartbeat_ttl_ms`, `unnamed_ms` and `lag_max_ms` a pool may set: one day.
@@ -69,6 +73,12 @@ pub const RING_SLOTS: usize = 4096;
 pub const DRAIN_MAX: usize = 1024;
 /// Requests in flight on one claim stream; what is sent beyond waits in the stream.
 pub const STREAM_REQUESTS_MAX: usize = 2_048;
+/// Requests in flight on one HTTP/2 connection, calls of gRPC among them: what is begun beyond waits in the client, behind
+/// all others.
+pub const CONNECTION_STREAMS_MAX: u32 = 16_384;
+/// Of these requests those that may wait for room at the same time; past it they are refused (`overloaded`), so that
+/// releases and the like always find a stream.
+pub const CONNECTION_WAITING_MAX: usize = 12_288;
 /// Largest message of a claim stream, in bytes: as large as any body may be without asking for room.
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Claim streams of one service; past it they are refused (`overloaded`).
@@ -85,6 +95,14 @@ pub const WATCHERS_MAX: usize = 256;
 pub const TRANSACTION_COMMANDS_MAX: usize = BATCH_ITEMS_MAX;
 /// Most bytes of such commands together.
 pub const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+/// Connections beyond `server.max_connections` at a time, each of which is answered one probe.
+pub const EXCESS_CONNECTIONS_MAX: usize = 64;
+/// Most host names of `server.hosts`.
+pub const HOSTS_MAX: usize = 64;
+/// Longest host name, in bytes, as in DNS.
+pub const HOST_BYTES_MAX: usize = 253;
+/// Longest label of a host name, in bytes.
+pub const HOST_LABEL_BYTES_MAX: usize = 63;
 /// Requests that may wait behind one pending key.
 pub const JOINERS_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).
@@ -131,6 +149,11 @@ pub const CAPACITIES_MAX: usize = 1024;
 
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");
 const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
+const _: () = assert!(
+    CONNECTION_WAITING_MAX + STREAMS_MAX + WATCHERS_MAX < CONNECTION_STREAMS_MAX as usize,
+    "what may stay on one connection for long leaves streams for calls that do not"
+);
+const _: () = assert!(QUOTA_WAITERS_MAX < CONNECTION_WAITING_MAX, "a tenant may wait on one connection");
 const _: () = assert!(SHARD_MODELS_MAX < u16::MAX as usize, "models are numbered in 16 bits");
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

@@ -106,7 +106,9 @@ definitions! {
     RING_WAIT = "hotpool_ring_wait_seconds", Kind::Histogram(RING_WAIT_BOUNDS), ["pool"],
         "Time that requests wait until their shard looks at them. Of the requests that hotpool_claim_seconds times.";
     RELEASES = "hotpool_releases_total", Kind::Counter, ["pool"], "Releases that a shard carried out, whoever asked: the second of two steps counts, the first does not.";
-    WORKERS = "hotpool_workers", Kind::Gauge, ["state", "pool"], "Workers by occupancy.";
+    WORKERS = "hotpool_workers", Kind::Gauge, ["state", "pool"],
+        "Workers by what can be had of them, each once: idle, busy, or not offered and without a claim, by the first \
+         reason that applies. Their sum is all workers.";
     RING_DEPTH = "hotpool_ring_depth", Kind::Gauge, ["pool"], "Requests that wait in the rings of a pool's shards.";
     RING_REFUSALS = "hotpool_ring_refusals_total", Kind::Counter, ["pool"],
         "Requests refused because a shard's ring was full.";
@@ -129,7 +131,7 @@ definitions! {
     LOST_WORKERS_DELETED = "hotpool_lost_workers_deleted_total", Kind::Counter, ["pool"],
         "Workers that were deleted because they had been lost for as long as the pool keeps them.";
     WORKERS_BARRED = "hotpool_workers_barred", Kind::Gauge, ["reason", "pool"],
-        "Workers that are not offered, held or not, by reason. One may have several.";
+        "Workers that are not offered, held or not, by reason. One may have several: it counts under each.";
     HEARTBEATS = "hotpool_heartbeats_total", Kind::Counter, ["pool"], "Heartbeats of workers that are there.";
     HEARTBEATS_IGNORED = "hotpool_heartbeats_ignored_total", Kind::Counter, ["pool"],
         "Of these heartbeats those that came late: with a lower seq than one before, since the worker was registered.";
@@ -195,7 +197,11 @@ definitions! {
         "Connections of RESP clients that the service ended, by reason.";
     HTTP_CONNECTIONS = "hotpool_http_connections", Kind::Gauge, [], "Open connections, of HTTP and gRPC.";
     HTTP_REFUSED = "hotpool_http_connections_refused_total", Kind::Counter, [],
-        "Connections closed at once because too many were open.";
+        "Connections beyond server.max_connections that were closed without the answer to a probe or a scrape.";
+    HTTP_EXCESS = "hotpool_http_excess_connections_total", Kind::Counter, ["outcome"],
+        "Connections beyond server.max_connections, by what became of them: each is answered one probe or scrape.";
+    REQUESTS_REFUSED = "hotpool_requests_refused_total", Kind::Counter, ["reason"],
+        "Requests of HTTP and gRPC that were refused by their head: for a host that is not served, or because a page of another site          is behind them.";
 }
 
 /// Handles of the metrics that belong to no pool.
@@ -241,10 +247,12 @@ pub struct ProcessMetrics {
     pub http_connections: Gauge,
     /// `hotpool_http_connections_refused_total`.
     pub http_connections_refused: Counter,
+    http_excess: Vec<Counter>,
+    requests_refused: Vec<Counter>,
 }
 
 /// Every status that the HTTP edge answers with; any other is counted as `other`.
-const STATUSES: &[u16] = &[200, 201, 400, 404, 405, 409, 413, 429, 500, 503, 504];
+const STATUSES: &[u16] = &[200, 201, 400, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503, 504];
 
 impl ProcessMetrics {
     fn new() -> Self {
@@ -283,6 +291,14 @@ impl ProcessMetrics {
             resp_ended: RespEnd::ALL.iter().map(|end| metrics::counter!(RESP_ENDED, "reason" => end.word())).collect(),
             http_connections: metrics::gauge!(HTTP_CONNECTIONS),
             http_connections_refused: metrics::counter!(HTTP_REFUSED),
+            http_excess: ExcessOutcome::ALL
+                .iter()
+                .map(|outcome| metrics::counter!(HTTP_EXCESS, "outcome" => outcome.word()))
+                .collect(),
+            requests_refused: RequestRefusal::ALL
+                .iter()
+                .map(|reason| metrics::counter!(REQUESTS_REFUSED, "reason" => reason.word()))
+                .collect(),
         }
     }
 
@@ -331,6 +347,16 @@ impl ProcessMetrics {
     pub fn resp_commands(&self, command: RespCommand, outcome: RespOutcome) -> &Counter {
         self.resp_commands[command as usize * RespOutcome::ALL.len() + outcome as usize]
             .get_or_init(|| metrics::counter!(RESP_COMMANDS, "command" => command.word(), "outcome" => outcome.word()))
+    }
+
+    /// Counter of connections beyond the limit of which this became.
+    pub fn http_excess_connections(&self, outcome: ExcessOutcome) -> &Counter {
+        &self.http_excess[outcome as usize]
+    }
+
+    /// Counter of requests that were refused by their head for this reason.
+    pub fn requests_refused(&self, reason: RequestRefusal) -> &Counter {
+        &self.requests_refused[reason as usize]
     }
 
     /// Counter of RESP connections that were ended for this reason.

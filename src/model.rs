@@ -8,6 +8,7 @@ mod names;
 mod pool;
 mod quota;
 mod strict;
+mod unschedulable;
 mod worker;
 
 pub use capacity::*;
@@ -18,6 +19,7 @@ pub use names::*;
 pub use pool::*;
 pub use quota::*;
 pub use strict::*;
+pub use unschedulable::*;
 pub use worker::*;
 
 /// Milliseconds: engine time (monotonic, pauses taken out) or unix time, as the name says.

@@ -10,8 +10,8 @@ use hashbrown::HashMap;
 
 use self::numbers::NumberTable;
 use crate::keys::{ShardRef, Unstored};
-use crate::metrics::{BarReason, ClaimOutcome, PoolMetrics, ShardState};
-use crate::model::{Ack, PoolName, PoolSpec};
+use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
+use crate::model::{Ack, PoolName, PoolSpec, UnschedulableReason};
 use crate::router::Board;
 use crate::shard::ShardPort;
 use crate::waiters::Line;
@@ -135,9 +135,12 @@ impl Pool {
         metrics.give_backs.raise_to(give_backs);
         metrics.workers_idle.set(f64::from(idle));
         metrics.workers_busy.set(f64::from(busy));
-        for reason in BarReason::ALL {
-            let workers: usize = self.ports.iter().map(|port| port.barred(*reason)).sum();
-            metrics.workers_barred(*reason).set(workers as f64);
+        for reason in UnschedulableReason::ALL {
+            let sum = |workers: fn(&ShardPort, UnschedulableReason) -> u32| -> u64 {
+                self.ports.iter().map(|port| u64::from(workers(port, reason))).sum()
+            };
+            metrics.workers_barred(reason).set(sum(ShardPort::barred) as f64);
+            metrics.workers_unschedulable(reason).set(sum(ShardPort::barred_free) as f64);
         }
         let shards = || self.ports.iter().map(|port| port.shard.shard);
         let held = |shard| self.board.held(shard);

@@ -405,9 +405,9 @@ fn tell_of_total_shards(dispatch: &Dispatch) {
 
 /// Operators should not have to find out by claims that are refused.
 fn tell_of_suspects(found: &[FoundShard]) {
-    let mut suspects: BTreeMap<&PoolName, usize> = BTreeMap::new();
+    let mut suspects: BTreeMap<&PoolName, u64> = BTreeMap::new();
     for found in found {
-        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().suspect);
+        let suspect = found.shard.as_ref().map_or(0, |shard| shard.barred().by_each.suspect);
         *suspects.entry(&found.pool.name).or_default() += suspect;
     }
     for (pool, workers) in suspects.into_iter().filter(|&(_, workers)| workers > 0) {
@@ -454,7 +454,7 @@ async fn open(dispatch: Arc<Dispatch>, found: FoundShard, supervisor: ActorCell)
 
 /// What the directory must know of a shard that is about to serve.
 fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Kept)> {
-    shard.list_claims(0).map(|(_, id, grant)| (id, (grant.place, grant.spec)))
+    shard.list_claims().map(|(_, id, grant)| (id, (grant.place, grant.spec)))
 }
 
 /// A held claim, and what it keeps of its request.

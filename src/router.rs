@@ -9,19 +9,22 @@
 //! First comes the shard where the claim's affinity was last seen, then, of two shards picked at random that have
 //! idle workers, the one with fewer held (two choices keep the fullest bin at `log log n`: Mitzenmacher, 2001).
 
+mod capacities;
 mod hints;
 mod rooms;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
 use crossbeam::utils::CachePadded;
+use smallvec::SmallVec;
 
 use crate::engine::fit::{Most, Sum};
 
+pub use self::capacities::Capacities;
 use self::hints::AffinityHints;
-pub use self::rooms::{Budget, Rooms};
-use crate::model::{Capacity, Mode, Usage};
+pub use self::rooms::{Budget, Rooms, ShardPreference};
+use crate::engine::Wants;
+use crate::model::{Mode, Usage};
 use crate::shard::Visited;
 
 #[derive(Debug, Default)]
@@ -43,8 +46,8 @@ pub struct Board {
     victims: Box<[AtomicU32]>,
     /// By shard: what its workers have in all: how many there are, cores, memory, thousandths of cards.
     totals: Box<[[AtomicU64; 4]]>,
-    /// By shard: the distinct capacities of its workers, busy ones too; none: too many to tell.
-    capacities: Box<[ArcSwapOption<Vec<Capacity>>]>,
+    /// The distinct capacities of workers, busy ones too.
+    capacities: Capacities,
 }
 
 impl Board {
@@ -59,7 +62,7 @@ impl Board {
             hints: AffinityHints::default(),
             victims: std::iter::repeat_with(AtomicU32::default).take(shards.into()).collect(),
             totals: std::iter::repeat_with(Default::default).take(shards.into()).collect(),
-            capacities: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
+            capacities: Capacities::new(shards),
         }
     }
 
@@ -104,14 +107,29 @@ impl Board {
         self.rooms.as_ref()
     }
 
+    /// In a shared pool: the shard to ask next, of those with workers to offer that were not visited ([`Rooms::pick`]).
+    pub fn pick_room(
+        &self,
+        visited: &Visited,
+        wants: &Wants,
+        salt: u64,
+        preference: ShardPreference,
+        portion: impl Fn(u16) -> bool,
+    ) -> Option<u16> {
+        let open = |(word, bits): (usize, &CachePadded<AtomicU64>)| bits.load(Ordering::Acquire) & !visited.word(word);
+        let open: SmallVec<[u64; 16]> = self.idle.iter().enumerate().map(open).collect();
+        self.rooms.as_ref()?.pick(&open, wants, salt, preference, portion)
+    }
+
     /// The shards that have workers to offer.
     pub fn open_shards(&self) -> impl Iterator<Item = u16> {
         (0..self.loads.len() as u16).filter(|&shard| self.is_open(shard))
     }
 
-    /// Shard `shard` says which capacities its workers have, each once; none: too many to tell.
-    pub fn publish_capacities(&self, shard: u16, capacities: Option<Vec<Capacity>>) {
-        self.capacities[shard as usize].store(capacities.map(std::sync::Arc::new));
+    /// Capacities of the pool's workers, busy ones too.
+    #[must_use]
+    pub const fn capacities(&self) -> &Capacities {
+        &self.capacities
     }
 
     /// Shard `shard` says what the lowest priority of a claim is that may be evicted there.
@@ -128,18 +146,6 @@ impl Board {
         lower.min_by_key(lowest)
     }
 
-    /// The shard, from the one with this number on and not visited yet, that has a worker whose capacity passes.
-    #[must_use]
-    pub fn with_capacity(&self, from: u16, visited: &Visited, passes: impl Fn(&Capacity) -> bool) -> Option<u16> {
-        let shards = self.capacities.len() as u16;
-        let has = |shard: &u16| {
-            let known = self.capacities[*shard as usize].load();
-            known.as_ref().is_none_or(|known| known.iter().any(&passes))
-        };
-        let from_it = (0..shards).map(|step| (from + step) % shards);
-        from_it.filter(|shard| !visited.contains(*shard)).find(has)
-    }
-
     /// Shard `shard` says what its workers have in all.
     pub fn publish_total(&self, shard: u16, total: &Usage) {
         for (cell, amount) in self.totals[shard as usize].iter().zip(total.each()) {
@@ -152,31 +158,6 @@ impl Board {
     pub fn total(&self) -> Usage {
         let sum = |i: usize| self.totals.iter().map(|shard| shard[i].load(Ordering::Relaxed)).sum();
         Usage { claims: sum(0), cpu_milli: sum(1), memory_bytes: sum(2), gpu_milli: sum(3) }
-    }
-
-    /// False only if there are workers, idle or not, and none has a capacity that passes: then none ever will, until
-    /// others come.
-    pub fn may_have(&self, passes: impl Fn(&Capacity) -> bool) -> bool {
-        let mut any = false;
-        for shard in &self.capacities {
-            let known = shard.load();
-            let Some(known) = known.as_ref() else { return true };
-            if known.iter().any(&passes) {
-                return true;
-            }
-            any |= !known.is_empty();
-        }
-        !any
-    }
-
-    /// The distinct capacities of the pool's workers, as far as its shards tell.
-    #[must_use]
-    pub fn capacities(&self) -> Vec<Capacity> {
-        let known = self.capacities.iter().filter_map(ArcSwapOption::load_full);
-        let mut all: Vec<Capacity> = known.flat_map(|shard| shard.to_vec()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
     }
 
     /// Idle workers that `shard` published.

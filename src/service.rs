@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::api::{Bounds, Edges, listener};
+use crate::api::resp::ConnectionLimits;
+use crate::api::{Bounds, ConnectionBudget, Edges, listener};
 use crate::config::{self, Config, Pool, RespListen, Server, StoreUrl};
+use crate::limits::EXCESS_CONNECTIONS_MAX;
 use crate::metrics::{self, Exporter, InstallError};
 use crate::model::PoolName;
 use crate::refusal::Refusal;
@@ -30,8 +32,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 const BIND_PAUSE: Duration = Duration::from_millis(50);
 /// How often it is tried again: for two seconds.
 const BIND_TRIES: u32 = 40;
-/// File descriptors beside those of the connections: the store, the runtime, the standard streams.
-const FILES_BESIDE: u64 = 128;
+/// File descriptors beside those of the connections: the store, the runtime, the standard streams, and the connections that
+/// are kept for probes.
+const FILES_BESIDE: u64 = 128 + EXCESS_CONNECTIONS_MAX as u64;
 
 const _: () = assert!(GRACE.as_secs() + FLUSH.as_secs() < 10);
 
@@ -85,6 +88,8 @@ pub struct Service {
     addresses: Addresses,
     scheduler: Scheduler,
     exporter: Exporter,
+    /// Most connections of all ports together.
+    connections: usize,
     config: Config,
 }
 
@@ -94,8 +99,8 @@ impl Service {
     /// # Errors
     /// One of them cannot be had.
     pub async fn build(config: Config) -> Result<Self, StartError> {
-        let edges = if config.server.resp_listen.0.is_some() { 2 } else { 1 };
-        raise_file_limit(edges * config.server.max_connections as u64);
+        let ports = if config.server.resp_listen.0.is_some() { 2 } else { 1 };
+        let connections = allowed_connections(ports * config.server.max_connections);
         let exporter = metrics::install()?;
         let Server { listen: address, resp_listen: RespListen(resp_address), .. } = config.server;
         let wrong = |flag, address| move |error| StartError::Listen { address, flag, error };
@@ -109,7 +114,8 @@ impl Service {
         let url = config.store.url.clone();
         let store = open(config.store.clone()).await.map_err(|error| StartError::Store { url, error })?;
         let settings = Settings { store_wait_ms: config.store.wait_ms, shards_max: config.server.max_shards };
-        Ok(Self { http, resp, addresses, scheduler: Scheduler::new(store, settings), exporter, config })
+        let scheduler = Scheduler::new(store, settings);
+        Ok(Self { http, resp, addresses, scheduler, exporter, connections, config })
     }
 
     /// Serves until `stop` resolves. While the store is recovered every call is answered 503 `loading`; then
@@ -118,22 +124,26 @@ impl Service {
     /// # Errors
     /// The store cannot be recovered, or a pool of the configuration cannot be set up.
     pub async fn run(self, ready: impl FnOnce(Addresses), stop: impl Future<Output = ()>) -> Result<(), StartError> {
-        let Self { http, resp, addresses, scheduler, exporter, config } = self;
+        let Self { http, resp, addresses, scheduler, exporter, connections, config } = self;
         let (stopping, mut stopped) = watch::channel(());
         let bounds = Bounds {
             body_bytes_max: config.server.max_body_bytes,
             timeout: Duration::from_millis(config.server.request_timeout_ms),
         };
         let edges = Edges::new(scheduler.clone(), exporter.clone(), bounds, stopped.clone());
-        let connections_max = config.server.max_connections;
+        let edges = edges.with_hosts(config.server.hosts);
+        let idle = Some(Duration::from_millis(config.server.idle_ms)).filter(|idle| !idle.is_zero());
+        let connections = Arc::new(Semaphore::new(connections));
+        let budget = || ConnectionBudget::sharing(config.server.max_connections, &connections);
+        let limits = ConnectionLimits { budget: budget(), idle };
         let resp = match resp.zip(addresses.resp) {
             Some((resp, address)) => {
-                let started = edges.resp.clone().start(resp, connections_max, GRACE, stopped.clone());
+                let started = edges.resp.clone().start(resp, limits, GRACE, stopped.clone());
                 Some(started.map_err(|error| StartError::Listen { address, flag: "--resp-listen", error })?)
             }
             None => None,
         };
-        let edge = tokio::spawn(listener::serve(http, edges, connections_max, GRACE, async move {
+        let edge = tokio::spawn(listener::serve(http, edges, budget(), GRACE, async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopped.changed().await;
         }));
@@ -212,14 +222,25 @@ fn keep_up(exporter: Exporter) -> JoinHandle<()> {
     })
 }
 
-/// Each connection takes a file descriptor, and the usual limit is 1,024.
-fn raise_file_limit(connections: u64) {
-    let wanted = connections + FILES_BESIDE;
-    match rlimit::increase_nofile_limit(wanted) {
-        Ok(limit) if limit < wanted => {
-            tracing::warn!(limit, wanted, "the limit of open files is below what server.max_connections needs");
+/// Connections of all ports together, at most `wanted`. Each takes an open file, of which the usual limit is 1,024; it is raised
+/// as far as it goes. With more connections than files nobody could be accepted for whom some are kept.
+fn allowed_connections(wanted: usize) -> usize {
+    let files = wanted as u64 + FILES_BESIDE;
+    let limit = match rlimit::increase_nofile_limit(files) {
+        Ok(limit) => limit,
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            return wanted;
         }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    };
+    let allowed = usize::try_from(limit.saturating_sub(FILES_BESIDE)).unwrap_or(usize::MAX).clamp(1, wanted);
+    if allowed < wanted {
+        tracing::warn!(
+            limit,
+            needed = files,
+            connections = allowed,
+            "the limit of open files is below what server.max_connections needs: the ports together take fewer connections"
+        );
     }
+    allowed
 }

@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use hotpool::metrics::{
-    ALL, Appears, BarReason, ClaimOutcome, GrpcCode, GrpcMethod, Kind, POOL_FAMILIES, RespCommand, RespEnd,
-    RespOutcome, Route, ShardState, Spread, StepResult, Sweep,
+    ALL, Appears, ClaimOutcome, ExcessOutcome, GrpcCode, GrpcMethod, Kind, POOL_FAMILIES, RequestRefusal, RespCommand,
+    RespEnd, RespOutcome, Route, ShardState, Spread, StepResult, Sweep,
 };
+use hotpool::model::UnschedulableReason;
 
 /// Set to 1, it writes what is generated instead of comparing.
 const BLESS: &str = "HOTPOOL_BLESS";
@@ -46,12 +47,14 @@ fn metrics_page() -> String {
          | `pool` | all that have it | `namespace/pool`; `none` for claims that name no pool that there is |\n\
          | `outcome` | `hotpool_claims_total` | {} |\n\
          | `outcome` | `hotpool_steps_total` | {} |\n\
-         | `state` | `hotpool_workers` | `idle` `busy` |\n\
+         | `state` | `hotpool_workers` | `idle` `busy` {} |\n\
          | `reason` | `hotpool_workers_barred` | {} |\n\
          | `deadline` | `hotpool_sweeps_total` | {} |\n\
          | `state` | `hotpool_shards` | {} |\n\
          | `route` | `hotpool_http_requests_total` | {} |\n\
          | `status` | `hotpool_http_requests_total` | the HTTP status, or `other` |\n\
+         | `reason` | `hotpool_requests_refused_total` | {} |\n\
+         | `outcome` | `hotpool_http_excess_connections_total` | {} |\n\
          | `method` | `hotpool_grpc_requests_total` | {} |\n\
          | `code` | `hotpool_grpc_requests_total` | {} |\n\
          | `command` | `hotpool_resp_commands_total` | {} |\n\
@@ -59,10 +62,13 @@ fn metrics_page() -> String {
          | `reason` | `hotpool_resp_connections_ended_total` | {} |\n",
         words(ClaimOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(StepResult::ALL.iter().map(|result| result.word()).collect()),
-        words(BarReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
+        words(UnschedulableReason::ALL.iter().map(|reason| reason.word()).collect()),
         words(Sweep::ALL.iter().map(|deadline| deadline.word()).collect()),
         words(ShardState::ALL.iter().map(|state| state.word()).collect()),
         words(Route::ALL.iter().map(|route| route.word()).collect()),
+        words(RequestRefusal::ALL.iter().map(|reason| reason.word()).collect()),
+        words(ExcessOutcome::ALL.iter().map(|outcome| outcome.word()).collect()),
         words(GrpcMethod::ALL.iter().map(|method| method.word()).collect()),
         words(GrpcCode::ALL.iter().map(|code| code.word()).collect()),
         words(RespCommand::ALL.iter().map(|command| command.word()).collect()),
@@ -106,7 +112,8 @@ fn pool_series() -> String {
          They come when the pool first needs them, stay at whatever value until it is deleted, and go with it: no scrape after its\n\
          deletion shows them, and a pool that is made anew under the same name counts from 0. An idle pool, one whose workers are\n\
          registered and that nobody uses, is 8 lines, under 500 bytes if its name (`namespace/pool`) has up to 20. One in use is\n\
-         3 to 5 kB, and 6 KiB if everything that can be counted was, if its name has up to 10; each further byte adds one a line.\n\n\
+         3 to 5 kB, and up to 6 if whatever can be counted was and its name has up to 10; workers that are not offered add 0.1 a\n\
+         reason, and each further byte of the name one a line.\n\n\
          | comes | metric |\n|---|---|\n",
     );
     for appears in Appears::ALL {
@@ -117,6 +124,11 @@ fn pool_series() -> String {
             .filter(|outcome| outcome.appears() == appears)
             .map(|outcome| format!("`{}`", outcome.word()))
             .collect();
+        if appears == Appears::WithPool {
+            names[0] += " with `idle` `busy`";
+        } else if appears == Appears::WhenNeeded {
+            names.push("`hotpool_workers` with the other states".to_owned());
+        }
         if !outcomes.is_empty() {
             names.push(format!("`{CLAIMS}` with {}", outcomes.join(" ")));
         }

@@ -201,7 +201,7 @@ impl World {
         }
         let needs_ms = if ask.long { LONG_MS } else { SHORT_MS };
         let look = |shard: &Shard| {
-            let workers: Vec<_> = shard.list_workers(0, usize::MAX).collect();
+            let workers: Vec<_> = shard.list_workers().collect();
             (shard.seq(), shard.idle(), shard.held(), shard.counters(), shard.rooms(), workers)
         };
         let before = look(&self.shard);
@@ -259,8 +259,7 @@ impl World {
     }
 
     fn shard_fence(&mut self) -> u64 {
-        self.fence =
-            self.fence.max(self.shard.list_claims(0).map(|(_, _, grant)| grant.place.fence).max().unwrap_or(0));
+        self.fence = self.fence.max(self.shard.list_claims().map(|(_, _, grant)| grant.place.fence).max().unwrap_or(0));
         self.fence += 1;
         self.fence
     }

@@ -4,6 +4,7 @@
 use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, Kind, NO_MODEL, Need, Pick, Placement, Room, Share, typical};
 use hotpool::model::{Capacity, GpuCapacity};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 
 const MODELS: [&str; 3] = ["A10", "T4", "V100"];
 
@@ -14,11 +15,13 @@ struct Known {
     room: Room,
     cards: Vec<u16>,
     offered: bool,
+    ends_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Enter(Capacity),
+    End(usize, Option<u64>),
     Take(Need, Placement),
     Give(usize),
     Withhold(usize),
@@ -44,13 +47,17 @@ fn need() -> impl Strategy<Value = Need> {
         2 => prop::sample::select(vec![1_u16, 2, 4, 8]).prop_map(|count| (count, CARD_MILLI)),
     ];
     let models = prop_oneof![3 => Just(vec![]), 1 => Just(vec![1]), 1 => Just(vec![3, 2])];
-    (0..5_u64, 0..4_u64, 0..3_u64, cards, models).prop_map(|(cpu, memory, slots, (cards, card_milli), models)| Need {
-        cpu_milli: cpu * 2_000,
-        memory_bytes: memory << 32,
-        slots,
-        cards,
-        card_milli,
-        models: if cards == 0 { vec![].into() } else { models.into() },
+    let until_ms = prop_oneof![2 => Just(0), 1 => 0..9_000_u64, 1 => Just(100_000)];
+    (0..5_u64, 0..4_u64, 0..3_u64, cards, models, until_ms).prop_map(|(cpu, memory, slots, cards, models, until_ms)| {
+        Need {
+            cpu_milli: cpu * 2_000,
+            memory_bytes: memory << 32,
+            slots,
+            cards: cards.0,
+            card_milli: cards.1,
+            models: if cards.0 == 0 { vec![].into() } else { models.into() },
+            until_ms,
+        }
     })
 }
 
@@ -58,6 +65,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let placement = prop::sample::select(vec![Placement::BestFit, Placement::Spread, Placement::Fgd]);
     let step = prop_oneof![
         3 => capacity().prop_map(Step::Enter),
+        // Near ends, of which some differ by less than a bound of the index tells, and far ones.
+        8 => (any::<usize>(), prop::option::weighted(0.9, prop_oneof![3 => 1..9_000_u64, 1 => 90_000..110_000_u64]))
+            .prop_map(|(nth, ends_ms)| Step::End(nth, ends_ms)),
         8 => (need(), placement).prop_map(|(need, placement)| Step::Take(need, placement)),
         4 => any::<usize>().prop_map(Step::Give),
         1 => any::<usize>().prop_map(Step::Withhold),
@@ -115,13 +125,15 @@ struct World {
     fgd: Fgd,
     known: Vec<Option<Known>>,
     held: Vec<(u32, Share)>,
+    /// Needs met while no worker that has room ends too soon, while some do, and not met because all do.
+    seen: [u32; 3],
 }
 
 impl World {
     fn new() -> Self {
         let mut fleet = Fleet::default();
         MODELS.iter().for_each(|model| _ = fleet.model(model));
-        Self { fleet, fgd: Fgd::given(mix()), known: Vec::new(), held: Vec::new() }
+        Self { fleet, fgd: Fgd::given(mix()), known: Vec::new(), held: Vec::new(), seen: [0; 3] }
     }
 
     fn enter(&mut self, capacity: Capacity) {
@@ -130,7 +142,7 @@ impl World {
         let model = capacity.gpu.as_ref().map_or(0, |gpu| self.fleet.known_model(&gpu.model).unwrap());
         let room = Room::whole(&capacity, model);
         let cards = room.cards.to_vec();
-        self.known.push(Some(Known { capacity, room, cards, offered: true }));
+        self.known.push(Some(Known { capacity, room, cards, offered: true, ends_ms: None }));
     }
 
     fn step(&mut self, step: Step) {
@@ -146,6 +158,10 @@ impl World {
         match step {
             Step::Enter(capacity) => self.enter(capacity),
             Step::Take(need, placement) => self.take(&need, placement),
+            Step::End(nth, ends_ms) => self.each(nth, |fleet, at, known| {
+                fleet.set_ends_ms(at, ends_ms);
+                known.ends_ms = ends_ms;
+            }),
             Step::Give(nth) if !self.held.is_empty() => {
                 let (at, share) = self.held.swap_remove(nth % self.held.len());
                 self.fleet.give(at, &share);
@@ -163,6 +179,7 @@ impl World {
                 let at = nth % self.known.len();
                 if self.known[at].take().is_some() {
                     self.fleet.leave(at as u32);
+                    self.fleet.set_ends_ms(at as u32, None);
                     self.held.retain(|(worker, _)| *worker != at as u32);
                 }
             }
@@ -198,6 +215,7 @@ impl World {
         let offered = self.known.iter().enumerate().filter_map(|(at, known)| Some((at as u32, known.as_ref()?)));
         let fitting: Vec<(u32, &Room)> = offered
             .filter(|(_, known)| known.offered && known.room.fits(need) && model(&known.room))
+            .filter(|(_, known)| known.ends_ms.is_none_or(|ends_ms| ends_ms > need.until_ms))
             .map(|(at, known)| (at, &known.room))
             .collect();
         let plain: Vec<_> = fitting.iter().copied().filter(|(_, room)| room.model == 0).collect();
@@ -205,6 +223,12 @@ impl World {
     }
 
     fn take(&mut self, need: &Need, placement: Placement) {
+        let endless = self.fitting(&Need { until_ms: 0, ..need.clone() }).len();
+        match (self.fitting(need).len(), endless) {
+            (0, 1..) => self.seen[2] += 1,
+            (some, all) if some < all => self.seen[1] += 1,
+            (_, all) => self.seen[0] += u32::from(all > 0),
+        }
         let Some(Pick { worker, from, .. }) = sparing(&self.fleet, need, placement, &mut self.fgd) else {
             assert!(self.fitting(need).is_empty(), "N1: {need:?} fits and was refused");
             return;
@@ -257,6 +281,21 @@ proptest! {
         }
         world.fleet.check().unwrap();
     }
+}
+
+/// The runs above meet workers that end too soon: none, some of those that have room, and all of them.
+#[test]
+fn c11_random_runs_reach_every_mix_of_ends() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut seen = [0; 3];
+    for _ in 0..100 {
+        let mut world = World::new();
+        for step in steps().new_tree(&mut runner).unwrap().current() {
+            world.step_unchecked(step);
+        }
+        seen.iter_mut().zip(world.seen).for_each(|(sum, more)| *sum += more);
+    }
+    assert!(seen.iter().all(|&seen| seen > 20), "{seen:?}");
 }
 
 /// As a claim goes: work without cards takes workers with cards only when no other fits.

@@ -10,6 +10,8 @@
 mod asks;
 #[path = "model/drive.rs"]
 mod drive;
+#[path = "model/kept.rs"]
+mod kept;
 #[path = "model/ops.rs"]
 mod ops;
 #[path = "model/oracle.rs"]
@@ -123,7 +125,14 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
             let mut run = Run::new(policy, times, now_ms);
             for i in 0..workers {
                 let (id, card) = (100 + (i % 156), i % asks::CARDS);
-                run.step(&Op::Register { id, more: 0, card, ends_in: None, names: None });
+                // Of a quarter of the fleets each worker ends soon, of another soon or late, of another some do, of the last none.
+                let (near, far) = (Some(500 + u64::from(i)), Some(20_000 + u64::from(i)));
+                let ends_in = match (now_ms % 4, i % 4) {
+                    (0, _) | (1 | 2, 0) => near,
+                    (1, _) | (2, 1) => far,
+                    _ => None,
+                };
+                run.step(&Op::Register { id, more: 0, card, ends_in, names: None });
             }
             for op in &ops {
                 run.step(op);
@@ -149,7 +158,9 @@ fn v1_the_engine_does_what_a_naive_oracle_does_and_so_do_its_replicas() {
         "kept",
         "ttl too long",
     ];
-    for what in befell.into_iter().chain(answered).chain(agents).chain(["too short a life"]) {
+    let short = ["too short a life", "few end too soon", "many end too soon"];
+    let none = ["few end too soon, none is left", "many end too soon, none is left"];
+    for what in befell.into_iter().chain(answered).chain(agents).chain(short).chain(none) {
         assert!(happened.get(what).is_some_and(|&times| times > 2), "{what} hardly occurred: {happened:?}");
     }
     assert!(seen.iter().all(|&times| times > 50), "0, 1, 2, many workers occurred {seen:?} times");

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates and the Debian
-# packages prometheus, curl, redis-server, redis-tools, nodejs, node-redis and python3-redis; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
+# packages prometheus, curl, redis-server, redis-tools, nodejs, node-redis, python3-redis and chromium; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,8 +16,9 @@ skipped=()
 # promtool tests the alert rules, and a real Prometheus scrapes the service.
 # The Redis store is tested on servers that the tests start themselves.
 # RESP is spoken by clients of several languages.
+# Pages of other sites, and the service's own, are opened in a real browser.
 missing=()
-for tool in promtool:prometheus prometheus:prometheus curl:curl redis-server:redis-server redis-benchmark:redis-tools node:nodejs; do
+for tool in promtool:prometheus prometheus:prometheus curl:curl redis-server:redis-server redis-benchmark:redis-tools node:nodejs chromium:chromium; do
     if ! command -v "${tool%:*}" >/dev/null; then missing+=("${tool#*:}"); fi
 done
 if ! /usr/bin/python3 -c 'import redis' 2>/dev/null; then missing+=(python3-redis); fi

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use hotpool::engine::{Answer, Effect, Event, Heartbeat, NoFit, Place, Rules, Shard};
 use hotpool::model::{Capacity, ClaimId, GpuCapacity, Policy, Resources, WorkerId, WorkerSpec, WorkerVerb};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 
 use crate::asks::{Step, steps, wants};
 use crate::oracle::World;
@@ -47,6 +49,23 @@ proptest! {
         prop_assert_eq!(sums[0].1 + sums[1].1, all(|capacity| capacity.memory_bytes));
         prop_assert_eq!(sums[1].2, all(|capacity| capacity.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * 1_000)));
     }
+}
+
+/// The runs above meet workers that end too soon: none, some of those that have room, and all of them.
+#[test]
+fn c11_random_runs_reach_every_mix_of_ends() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen = [0; 3];
+    for policy in [Policy::BestFit, Policy::Spread, Policy::Fgd] {
+        for _ in 0..100 {
+            let mut world = World::new(policy);
+            for step in steps().new_tree(&mut runner).unwrap().current() {
+                world.step(step);
+            }
+            seen.iter_mut().zip(world.seen).for_each(|(sum, more)| *sum += more);
+        }
+    }
+    assert!(seen.iter().all(|&seen| seen > 20), "{seen:?}");
 }
 
 /// P03: 1,000 equal requests fill one worker exactly; 3 onto room for 2 place 2; 70 tiny ones pack onto one.

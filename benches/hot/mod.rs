@@ -91,6 +91,7 @@ pub fn shares() -> Shares {
         cards: 0,
         card_milli: 0,
         models: Default::default(),
+        until_ms: 0,
     };
     Shares { fleet, need, fgd: Fgd::default() }
 }

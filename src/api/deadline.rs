@@ -3,18 +3,52 @@
 //! The time begins with a request's head, and how long it may wait stands in its body. So the handler says it when it has
 //! read that, and whoever looks at the clock asks for it when the time is up.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
+use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::ClaimRequest;
+use crate::refusal::Unavailable;
 
 tokio::task_local! {
-    /// How much longer the request may take that this task runs.
-    static WAITS: Cell<Duration>;
+    /// Wait of the request that this task runs.
+    static WAITS: Waits;
+    /// Connection on which the request came that this task runs.
+    static CONNECTION: WaitingCalls;
+}
+
+/// How much longer than others a request may take, and that its connection bears it.
+#[derive(Default)]
+struct Waits {
+    longest: Cell<Duration>,
+    permit: OnceCell<OwnedSemaphorePermit>,
+}
+
+/// Room for requests of one connection that wait at the same time, [`limits::CONNECTION_WAITING_MAX`] of them.
+#[derive(Debug, Clone)]
+pub(super) struct WaitingCalls(Arc<Semaphore>);
+
+impl Default for WaitingCalls {
+    fn default() -> Self {
+        Self::new(limits::CONNECTION_WAITING_MAX)
+    }
+}
+
+impl WaitingCalls {
+    fn new(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
+    }
+}
+
+/// Runs a request that came on this connection.
+pub(super) fn within<F: Future>(connection: &WaitingCalls, request: F) -> impl Future<Output = F::Output> + use<F> {
+    CONNECTION.scope(connection.clone(), request)
 }
 
 /// Why a request was given up.
@@ -40,7 +74,7 @@ pub(super) async fn run_for<F: Future>(
 ) -> Result<F::Output, GivenUp> {
     let watched = async {
         let allowed = || {
-            let all = limit + WAITS.with(Cell::get);
+            let all = limit + WAITS.with(|waits| waits.longest.get());
             most.map_or(all, |most| all.min(most))
         };
         let (mut request, mut departs, mut is_there) = (pin!(request), pin!(departs), true);
@@ -50,7 +84,7 @@ pub(super) async fn run_for<F: Future>(
             tokio::select! {
                 biased;
                 answer = &mut request => return Ok(answer),
-                () = &mut departs, if is_there => match WAITS.with(Cell::get) {
+                () = &mut departs, if is_there => match WAITS.with(|waits| waits.longest.get()) {
                     Duration::ZERO => {
                         is_there = false;
                         continue;
@@ -68,14 +102,30 @@ pub(super) async fn run_for<F: Future>(
             late.as_mut().reset(until);
         }
     };
-    WAITS.scope(Cell::new(Duration::ZERO), watched).await
+    WAITS.scope(Waits::default(), watched).await
 }
 
-/// The request that is being run may wait as long as this claim of it; of several the longest counts.
-pub(super) fn allow(claim: &ClaimRequest) {
+/// Lets the request that is being run wait as long as this claim of it; of several the longest counts.
+///
+/// # Errors
+/// `overloaded`: as many requests of its connection wait already as may.
+pub(super) fn allow(claim: ClaimRequest) -> Result<ClaimRequest, Failure> {
     let wait = Duration::from_millis(claim.waits_ms().min(limits::WAIT_MS_MAX));
     // Outside of `run` nothing has a deadline.
-    let _ = WAITS.try_with(|waits| waits.set(waits.get().max(wait)));
+    let allowed = WAITS.try_with(|waits| {
+        if !wait.is_zero() && waits.permit.get().is_none() {
+            let permit = CONNECTION.try_with(|connection| Arc::clone(&connection.0).try_acquire_owned());
+            match permit {
+                Ok(Ok(permit)) => drop(waits.permit.set(permit)),
+                Ok(Err(_)) => return false,
+                // It came on no connection.
+                Err(_) => {}
+            }
+        }
+        waits.longest.set(waits.longest.get().max(wait));
+        true
+    });
+    if allowed.unwrap_or(true) { Ok(claim) } else { Err(Unavailable::Overloaded.into()) }
 }
 
 #[cfg(test)]
@@ -88,8 +138,12 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(20);
 
     fn waits(wait_ms: u64) {
+        claim(wait_ms).unwrap();
+    }
+
+    fn claim(wait_ms: u64) -> Result<ClaimRequest, Failure> {
         let id = ClaimId::new("ns", "default", "k").unwrap();
-        allow(&ClaimRequest { wait_ms, ..ClaimRequest::new(id, PoolName::new("ns", "p").unwrap()) });
+        allow(ClaimRequest { wait_ms, ..ClaimRequest::new(id, PoolName::new("ns", "p").unwrap()) })
     }
 
     /// Whether a request that waits so long is answered, if it takes a while; none: it is still under way some time later.
@@ -121,5 +175,26 @@ mod tests {
         };
         assert!(run(LIMIT, None, late).await.is_some());
         waits(1);
+    }
+
+    /// Calls that wait leave streams of their connection for others; a batch that waits is one call.
+    #[tokio::test]
+    async fn q02_a_connection_bears_so_many_calls_that_wait() {
+        let connection = WaitingCalls::new(2);
+        let call = |waits: &'static [u64]| {
+            let request = async move {
+                let outcomes: Vec<bool> = waits.iter().map(|ms| claim(*ms).is_ok()).collect();
+                tokio::task::yield_now().await;
+                outcomes
+            };
+            Box::pin(within(&connection, run(LIMIT, None, request)))
+        };
+        let (mut first, mut second) = (call(&[60_000, 60_000]), call(&[60_000]));
+        assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending());
+        assert_eq!(call(&[0, 1, 0]).await, Some(vec![true, false, true]));
+        assert_eq!(first.await, Some(vec![true, true]));
+        assert_eq!(call(&[1]).await, Some(vec![true]));
+        drop(second);
+        assert_eq!(call(&[1]).await, Some(vec![true]));
     }
 }

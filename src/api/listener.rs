@@ -1,27 +1,28 @@
 //! Accepts connections, a bounded number of them: HTTP/1.1, HTTP/2 and gRPC on one port. RESP has another.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
-use tower::Service as _;
 
 use super::Edges;
+use super::connection_budget::{ConnectionBudget, ConnectionPermit};
+use super::deadline::{self, WaitingCalls};
+use super::excess_connections::ExcessConnections;
 use super::half_close::{self, Client};
-use super::socket::Socket;
+use super::socket::{Socket, linger};
+use crate::limits;
 use crate::metrics::metrics;
 
 /// How long a request's head may take, and a connection may idle between requests.
@@ -32,10 +33,10 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a connection may be silent before the system asks whether its peer lives.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Most requests in flight on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 1024;
 /// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
 const BACKLOG: u32 = 4096;
+/// How long the rest of what a client sends is read once its connection ends, so that it sees the answer and not a reset.
+pub(super) const LINGER: Duration = Duration::from_millis(500);
 /// Pause after the system refused to accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -67,46 +68,47 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `stop` resolves; then accepts no more and waits at most `grace` for the requests in flight.
+/// Serves until `stop` resolves; then accepts no more and waits at most `grace` for the requests in flight. Connections
+/// beyond the budget are [answered one probe](super::excess_connections).
 pub async fn serve(
     listener: TcpListener,
     edges: Edges,
-    max_connections: usize,
+    budget: ConnectionBudget,
     grace: Duration,
     stop: impl Future<Output = ()>,
 ) {
-    let connections = Arc::new(Semaphore::new(max_connections));
+    let excess = ExcessConnections::new(budget.max());
     let http = Arc::new(protocol());
     let graceful = GracefulShutdown::new();
-    let take = |stream, _peer| match Arc::clone(&connections).try_acquire_owned() {
-        Ok(permit) => {
-            let (http, edges) = (Arc::clone(&http), edges.clone());
-            tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
+    let mut stop = pin!(stop);
+    while let Some((stream, _peer)) = next_connection(&listener, stop.as_mut()).await {
+        match budget.try_acquire() {
+            Some(permit) => {
+                let (http, edges) = (Arc::clone(&http), edges.clone());
+                tokio::spawn(connection(stream, http, edges, graceful.watcher(), permit));
+            }
+            // A queue of connections would only make the wait longer.
+            None => excess.take(stream, edges.clone()).await,
         }
-        // Closed by the drop: a queue of connections would only make the wait longer.
-        Err(_) => metrics().http_connections_refused.increment(1),
-    };
-    accept(&listener, take, stop).await;
+    }
     drop(listener);
     if timeout(grace, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still in flight at the deadline of the shutdown");
     }
 }
 
-/// Hands every connection to `take`, until `stop` resolves.
-pub(super) async fn accept(
+/// The next connection; none: `stop` has resolved.
+pub(super) async fn next_connection(
     listener: &TcpListener,
-    take: impl Fn(TcpStream, SocketAddr),
-    stop: impl Future<Output = ()>,
-) {
-    let mut stop = std::pin::pin!(stop);
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut stop => return,
+            () = &mut stop => return None,
         };
         match accepted {
-            Ok((stream, peer)) => take(stream, peer),
+            Ok(accepted) => return Some(accepted),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // A peer that went away in the queue costs nothing; anything else needs time to pass.
@@ -135,28 +137,17 @@ fn bound_writes(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     Ok(())
 }
 
-fn protocol() -> auto::Builder<TokioExecutor> {
+/// HTTP as this service speaks it.
+pub(super) fn protocol() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Without it, whoever has sent all that it has to say is taken for one that is gone.
     http.http1().half_close(true);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_concurrent_streams(STREAMS_MAX);
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .max_concurrent_streams(limits::CONNECTION_STREAMS_MAX);
     http
-}
-
-/// One request, to the edge that it is for.
-async fn answer(mut edges: Edges, request: Request<Incoming>) -> Result<Response<axum::body::Body>, Infallible> {
-    if is_grpc(&request) {
-        return Ok(edges.grpc.call(request).await.map(axum::body::Body::new));
-    }
-    edges.http.call(request).await
-}
-
-/// gRPC needs HTTP/2 and says so in its content type; gRPC-Web, whose type begins alike, is another protocol.
-fn is_grpc(request: &Request<Incoming>) -> bool {
-    let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    let rest = kind.strip_prefix(b"application/grpc");
-    request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 async fn connection(
@@ -164,7 +155,7 @@ async fn connection(
     http: Arc<auto::Builder<TokioExecutor>>,
     edges: Edges,
     watcher: Watcher,
-    _permit: OwnedSemaphorePermit,
+    _permit: ConnectionPermit,
 ) {
     if let Err(error) = prepare(&stream).and_then(|()| bound_writes(&stream, edges.patience)) {
         tracing::debug!(%error, "a connection was gone before it was served");
@@ -173,13 +164,14 @@ async fn connection(
     metrics().http_connections.increment(1.0);
     let asked = Arc::new(AtomicBool::new(false));
     let client = Arc::new(Client::new(stream));
+    let waiting = WaitingCalls::default();
     let service = service_fn(|mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         // Over HTTP/2 a peer that sends nothing any more cannot keep to the protocol: it is gone.
         if request.version() != Version::HTTP_2 {
             request.extensions_mut().insert(Arc::clone(&client));
         }
-        answer(edges.clone(), request)
+        deadline::within(&waiting, edges.clone().answer(request))
     });
     let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
@@ -195,7 +187,10 @@ async fn connection(
         () = silence => false,
     };
     match ended {
-        true => half_close::settle(&edges.scheduler, client.untold(), &client.stream, edges.patience).await,
+        true => {
+            half_close::settle(&edges.scheduler, client.untold(), &client.stream, edges.patience).await;
+            linger(&client.stream, LINGER).await;
+        }
         false => half_close::give_back(&edges.scheduler, client.untold()),
     }
     metrics().http_connections.decrement(1.0);

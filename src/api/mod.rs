@@ -8,22 +8,31 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Semaphore;
 
+pub use self::connection_budget::ConnectionBudget;
+pub use self::host::{HostName, HostNames};
+use self::request_guard::RequestGuard;
 use crate::metrics::Exporter;
 use crate::scheduler::Scheduler;
 
+mod connection_budget;
 mod deadline;
+mod excess_connections;
 pub mod grpc;
 mod half_close;
+mod host;
 pub mod http;
 pub mod listener;
 pub mod outcome;
+mod request_guard;
 pub mod resp;
+mod routing;
 mod socket;
 mod watch;
 
 /// Every edge of the service. Cheap to clone.
 #[derive(Clone)]
 pub struct Edges {
+    guard: RequestGuard,
     http: axum::Router,
     grpc: Arc<grpc::Grpc>,
     scheduler: Scheduler,
@@ -58,12 +67,19 @@ impl Edges {
         let resp = resp::Resp::new(scheduler.clone(), bounds, Arc::clone(&bodies));
         let patience = bounds.timeout;
         Self {
+            guard: RequestGuard::new(HostNames::default()),
             patience,
             http: http::router(api),
             grpc: Arc::new(grpc::Grpc::new(scheduler.clone(), bounds, bodies, stopping)),
             scheduler,
             resp,
         }
+    }
+
+    /// Serves requests under these host names as well, beside `localhost` and addresses.
+    #[must_use]
+    pub fn with_hosts(self, hosts: HostNames) -> Self {
+        Self { guard: RequestGuard::new(hosts), ..self }
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Code {
     DeadlineExceeded,
     /// A defect of the service.
     Internal,
+    /// The caller may not ask.
+    PermissionDenied,
 }
 
 /// How one outcome is said.
@@ -46,6 +48,15 @@ impl Outcome {
     pub const METHOD: Self = Self { code: Code::InvalidArgument, status: 405, reason: Some("method") };
     /// The body is larger than the service takes.
     pub const BODY_TOO_LARGE: Self = Self { code: Code::InvalidArgument, status: 413, reason: Some("body_too_large") };
+    /// The service is not known by the host of the request.
+    pub const HOST: Self = Self { code: Code::InvalidArgument, status: 421, reason: Some("host") };
+    /// The page behind the request is of another origin.
+    pub const ORIGIN: Self = Self { code: Code::PermissionDenied, status: 403, reason: Some("origin") };
+    /// The body is in a form that the service does not read.
+    pub const CONTENT_ENCODING: Self =
+        Self { code: Code::InvalidArgument, status: 415, reason: Some("content_encoding") };
+    /// As many connections as may be are open.
+    pub const CONNECTIONS: Self = Self { code: Code::Unavailable, status: 503, reason: Some("connections") };
     /// A handler panicked.
     pub const PANIC: Self = Self { code: Code::Internal, status: 500, reason: Some("panic") };
 

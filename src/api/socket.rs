@@ -8,8 +8,12 @@ use std::task::{Context, Poll, ready};
 use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Duration, timeout};
 
 use super::half_close::Client;
+
+/// Bytes of unread input that are forgotten at a time.
+const UNREAD_BYTES: usize = 4 << 10;
 
 /// A stream that others may look at.
 pub(super) struct Socket(pub(super) Arc<Client>);
@@ -32,6 +36,25 @@ impl Socket {
             }
         }
     }
+}
+
+/// Ends the sending side, then reads and forgets what the peer still sends, for at most `patience`: a connection that is
+/// closed over unread input is reset, and its last answer lost.
+pub(super) async fn linger(stream: &TcpStream, patience: Duration) {
+    // An error here is one that reading finds as well.
+    let _ = rustix::net::shutdown(stream, Shutdown::Write);
+    let mut unread = [0; UNREAD_BYTES];
+    let read_all = async {
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut unread) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    let _ = timeout(patience, read_all).await;
 }
 
 impl AsyncRead for Socket {

@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::config::{self, Config, LogFormat, Overrides, RespListen, StoreUrl};
+use hotpool::config::{self, Config, HostNames, LogFormat, Overrides, RespListen, StoreUrl};
 use hotpool::service::{Addresses, Service};
 use hotpool::{shutdown, telemetry};
 
@@ -61,6 +61,9 @@ struct Serve {
     /// Address and port for Redis clients (RESP), or off.
     #[arg(long, value_name = "HOST:PORT|off")]
     resp_listen: Option<RespListen>,
+    /// Host names by which clients know the service, with commas between; localhost and addresses are always served.
+    #[arg(long, value_name = "NAME,...")]
+    hosts: Option<HostNames>,
     /// Keep records in this directory, which one process may use at a time. With a Redis store: only its lock and id,
     /// by which a restart in this place takes the store over at once. With memory: it is not used.
     #[arg(long, value_name = "DIR")]
@@ -113,7 +116,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    let Serve { config, listen, resp_listen, data_dir, store, standby, insecure, log } = arguments;
+    let Serve { config, listen, resp_listen, hosts, data_dir, store, standby, insecure, log } = arguments;
     let store = match store.map(|url| url.parse()).transpose() {
         Ok(store) => store,
         Err(error) => return fail(EXIT_USAGE, &format!("--store: {error}")),
@@ -122,7 +125,7 @@ fn serve(arguments: Serve) -> ExitCode {
     if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_))) {
         return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
     }
-    let flags = Overrides { listen, resp_listen, store, data_dir, standby, insecure, log };
+    let flags = Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log };
     // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));

@@ -84,7 +84,11 @@ pub(super) struct PoolView {
     spec: Map<String, Value>,
     #[serde(default)]
     version: u64,
+    /// Workers in all, idle and busy; and under each reason that applies to them.
     workers: BTreeMap<String, u64>,
+    /// Workers that are neither idle nor busy, each under one reason. Not there: the service is an older one.
+    #[serde(default)]
+    unschedulable: Option<BTreeMap<String, u64>>,
     claims: BTreeMap<String, u64>,
     capacity: Capacity,
     free: Capacity,
@@ -93,13 +97,27 @@ pub(super) struct PoolView {
     shards: Vec<ShardStatus>,
 }
 
+/// Counts of workers that have no reason to go with them.
+const PLAIN_COUNTS: [&str; 3] = ["total", "idle", "busy"];
+
 impl PoolView {
-    /// Counts as cells: workers in all, idle, busy; out of the ordinary (`lost=1,suspect=2`); claims by state.
+    /// Workers that are neither idle nor busy, by reason.
+    fn unschedulable(&self) -> BTreeMap<String, u64> {
+        self.unschedulable.clone().unwrap_or_else(|| self.by_reason())
+    }
+
+    /// Workers under each reason that applies to them.
+    fn by_reason(&self) -> BTreeMap<String, u64> {
+        let reasons = self.workers.iter().filter(|(name, _)| !PLAIN_COUNTS.contains(&name.as_str()));
+        reasons.map(|(name, count)| (name.clone(), *count)).collect()
+    }
+
+    /// Counts as cells: workers in all, idle, busy, and the others by reason (`lost=1,suspect=2`); claims by state.
     pub(super) fn cells(&self) -> Vec<String> {
         let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
-        let usual = ["total", "idle", "busy"];
-        let unusual = self.workers.iter().filter(|(name, count)| **count > 0 && !usual.contains(&name.as_str()));
-        let mut cells = usual.map(|name| count(&self.workers, name)).to_vec();
+        let unschedulable = self.unschedulable();
+        let unusual = unschedulable.iter().filter(|(_, count)| **count > 0);
+        let mut cells = PLAIN_COUNTS.map(|name| count(&self.workers, name)).to_vec();
         cells.push(unusual.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(","));
         cells.extend(["reserved", "active", "releasing"].map(|name| count(&self.claims, name)));
         cells
@@ -201,7 +219,10 @@ fn show(pool: &PoolView) -> String {
     // Whatever the service calls a setting: a newer one may have more.
     lines.extend(pool.spec.iter().map(|(name, value)| (name.as_str(), word(value))));
     lines.push(("version", pool.version.to_string()));
-    lines.push(("workers", counts(&pool.workers)));
+    let plain = PLAIN_COUNTS.iter().filter_map(|name| Some(((*name).to_owned(), *pool.workers.get(*name)?)));
+    lines.push(("workers", counts(&plain.chain(pool.unschedulable()).collect())));
+    // Of those, busy ones included, by each reason that applies.
+    lines.push(("not offered", counts(&pool.by_reason())));
     lines.push(("claims", counts(&pool.claims)));
     let amounts = |sum: &Capacity, cards: fn(&str, Cards) -> String| {
         let cards = pool.gpus.iter().map(|(model, &both)| cards(model, both));

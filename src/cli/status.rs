@@ -23,7 +23,7 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 /// Whether the service is ready, and every pool with its counts.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 0 when the service is ready, 1 when it is not.\n\n\
-                        Columns: OUT counts workers that are cordoned, draining, lost or suspect. LAG is the age of the oldest record that the store lacks. WORKERS/SHARD and BUSY/SHARD \
+                        Columns: OUT counts the workers that are neither idle nor busy, each under one reason: draining, cordoned, lost, suspect, ended, stopping or reserved. LAG is the age of the oldest record that the store lacks. WORKERS/SHARD and BUSY/SHARD \
                         are the least and the most that a shard has, and how many times the mean the most is.\n\n\
                         Examples:\n  hotpool status\n  hotpool status --watch 5\n  hotpool status --output json")]
 pub struct Status {

@@ -8,6 +8,7 @@ use super::event::Place;
 use super::life::{bars, notes};
 use super::shard::{Shard, term};
 use super::wants::Wants;
+use crate::limits;
 use crate::model::{ClaimState, Fence, Millis, TtlBounds};
 
 impl Shard {
@@ -191,9 +192,12 @@ impl Shard {
             worker.idle_seq = self.seq + 1;
             self.ledger.free(worker.line);
             self.busy -= 1;
-            let (barred, line) = (worker.bars != 0, worker.line);
-            if barred {
+            let (bars, line) = (worker.bars, worker.line);
+            if bars != 0 {
                 self.ledger.bar(line);
+                self.barred.enter_free(bars);
+                self.bar_changes += 1;
+                self.note_drained(claim.worker);
             } else {
                 self.idle.push(self.workers.hot_mut(), claim.worker);
             }
@@ -212,29 +216,37 @@ impl Shard {
     }
 
     pub(super) fn sweep<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        while let Some(at) = self.timers.expire(now_ms) {
-            let Some(claim) = self.claims.at(at) else { continue };
-            let (place, state) = (Place { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
-            let (count, end) = match state {
-                ClaimState::Reserved => (&mut self.counters.life.swept, End::Swept),
-                ClaimState::Active | ClaimState::Lost => (&mut self.counters.life.expired, End::Expired),
-                ClaimState::Releasing => (&mut self.counters.life.uncleaned, End::Uncleaned),
-            };
-            *count += 1;
-            if end == End::Uncleaned {
-                // Of several nobody knows which is clean: only who speaks for the whole worker does.
-                let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
-                *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
-                self.bar(place.worker, bars::SUSPECT, 0);
-                self.remember(place, ClaimState::Releasing, effects);
+        // What is left is due at the next tick, so that the shard serves others in between.
+        for _ in 0..limits::SWEEP_MAX {
+            if let Some(at) = self.timers.expire(now_ms) {
+                self.sweep_claim(at, effects);
+            } else if let Some(at) = self.beats.expire(now_ms) {
+                self.sweep_worker(at, now_ms, effects);
+            } else if self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
+                self.forget_oldest();
+            } else {
+                return;
             }
-            self.end(place, end, effects);
         }
-        while let Some(at) = self.beats.expire(now_ms) {
-            self.sweep_worker(at, now_ms, effects);
+    }
+
+    /// A deadline of a claim has passed.
+    fn sweep_claim<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+        let Some(claim) = self.claims.at(at) else { return };
+        let (place, state) = (Place { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
+        let (count, end) = match state {
+            ClaimState::Reserved => (&mut self.counters.life.swept, End::Swept),
+            ClaimState::Active | ClaimState::Lost => (&mut self.counters.life.expired, End::Expired),
+            ClaimState::Releasing => (&mut self.counters.life.uncleaned, End::Uncleaned),
+        };
+        *count += 1;
+        if end == End::Uncleaned {
+            // Of several nobody knows which is clean: only who speaks for the whole worker does.
+            let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
+            *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
+            self.bar(place.worker, bars::SUSPECT, 0);
+            self.remember(place, ClaimState::Releasing, effects);
         }
-        while self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
-            self.forget_oldest();
-        }
+        self.end(place, end, effects);
     }
 }

@@ -143,6 +143,11 @@ impl Claims {
         self.len
     }
 
+    /// Number of ordinals given out so far; each is a claim or free.
+    pub const fn ordinals(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
     /// Claims that are not active yet.
     pub const fn reserved(&self) -> usize {
         self.reserved

@@ -157,6 +157,11 @@ pub enum Answer {
     ShardFull,
     /// The worker has a GPU model beside as many as the shard can number. Nothing was changed.
     TooManyModels,
+    /// The claim holds cards of this model, and was asked to hold others. Nothing was changed.
+    OtherCards {
+        /// Model of the cards that it holds.
+        model: Arc<str>,
+    },
 }
 
 /// A held claim.

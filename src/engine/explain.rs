@@ -157,16 +157,9 @@ impl Shard {
     /// What room has nothing to do with, and comes before it.
     fn barred_for(&self, at: u32, wants: &Wants, asked: &Resources) -> Option<RuledOut> {
         let (worker, spec) = (self.workers.get(at), &self.workers.card(at).spec);
-        let bars = [
-            (bars::CORDONED, RuledOut::Cordoned),
-            (bars::DRAINING, RuledOut::Draining),
-            (bars::LOST, RuledOut::Lost),
-            (bars::DISTRUST, RuledOut::Suspect),
-            (bars::ENDED, RuledOut::Ended),
-            (bars::STOPPING, RuledOut::Stopping),
-        ];
-        if let Some((_, why)) = bars.into_iter().find(|(bar, _)| worker.bars & bar != 0) {
-            return Some(why);
+        // One that is kept for another claim may still be too small for this one, or busy: that comes before.
+        if let Some(reason) = bars::reasons(worker.bars & !bars::PROMISED).next() {
+            return Some(reason.into());
         }
         if wants.selector.as_ref().is_some_and(|selector| !selector.matches(&spec.labels)) {
             return Some(RuledOut::Selector);
@@ -195,7 +188,9 @@ impl Shard {
             Some(shares) if shares.is_over(at) => Some(RuledOut::Overcommitted),
             Some(shares) => shares.is_crowded(at).then_some(RuledOut::Claims),
         };
+        let reserved = self.workers.get(at).bars & bars::PROMISED != 0;
         why.or_else(|| (!self.lasts(at, until_ms)).then_some(RuledOut::Expires))
+            .or_else(|| reserved.then_some(RuledOut::Reserved))
     }
 
     fn room_of(&self, at: u32) -> Room {

@@ -178,7 +178,7 @@ impl Shard {
     /// Workers that may name lost claims and for which nothing that may has spoken yet.
     #[must_use]
     pub const fn unvouched(&self) -> usize {
-        if self.shares.is_some() { 0 } else { self.barred.unvouched }
+        if self.shares.is_some() { 0 } else { self.barred.unvouched as usize }
     }
 
     /// Whether the stop before the start may have lost claims that can be adopted; then how long one may still be started.
@@ -250,11 +250,14 @@ impl Shard {
     fn take(&mut self, at: u32, claim: u32) {
         let worker = self.workers.get_mut(at);
         worker.claim = claim;
-        let (line, offered) = (worker.line, worker.bars == 0);
-        if offered {
+        let (line, bars) = (worker.line, worker.bars);
+        if bars == 0 {
             self.idle.remove(self.workers.hot_mut(), at);
         } else {
             self.ledger.unbar(line);
+            self.barred.leave_free(bars);
+            self.bar_changes += 1;
+            self.note_drained(at);
         }
         self.ledger.hold(line);
         self.busy += 1;

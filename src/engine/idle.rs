@@ -6,6 +6,10 @@
 //! bucket may hold several affinities; each worker remembers its own, and a look gives up after [`WARM_LOOKS`]:
 //! affinity is a preference and must not cost more than it saves.
 //!
+//! Workers with an end of life stand apart, in a tree that finds the first of them that lives for long enough
+//! ([`super::expiries`]); a claim compares that one with the first of the list, by when they became idle. So does a worker that
+//! comes into the middle of the order. A pool whose workers never end has an empty tree, and looks at the list alone.
+//!
 //! Claims that ask for certain workers are served by [`super::shapes`], which holds the same workers once more, by shape.
 //!
 //! Whether a worker may be offered at all is not decided here: whoever owns its state calls [`Idle::push`] when it may
@@ -15,10 +19,11 @@
 //! `c` is newer; one with affinity `z` takes `c`; one with `x` takes `c`, the most recent of its bucket.
 
 use super::NIL;
+use super::expiries::{Expiries, ExpiryTree, NEVER, SearchFrom};
 use super::shapes::Shapes;
 use super::wants::Wants;
 use super::workers::Worker;
-use crate::model::{Fence, Policy};
+use crate::model::{Fence, Millis, Policy, Seq};
 
 /// Entries of a warm bucket that are looked at before the policy decides.
 const WARM_LOOKS: usize = 8;
@@ -32,8 +37,12 @@ pub struct Idle {
     /// Newest and oldest of the list.
     head: u32,
     tail: u32,
-    /// With policy `random`: all of them, in no order.
+    /// With policy `random`, in place of the list: in no order.
     any: Vec<u32>,
+    /// Ends of all workers, idle or not.
+    expiries: Expiries,
+    /// Idle workers that stand in neither list nor vector ([`order_key`]).
+    ending: ExpiryTree,
     /// Most recent idle worker by affinity; a power of two.
     warm: Vec<u32>,
     /// The same workers by shape, once a claim has asked for certain ones.
@@ -42,11 +51,33 @@ pub struct Idle {
 
 impl Idle {
     pub fn new(policy: Policy) -> Self {
-        Self { policy, len: 0, head: NIL, tail: NIL, any: Vec::new(), warm: vec![NIL; BUCKETS_MIN], shapes: None }
+        Self {
+            policy,
+            len: 0,
+            head: NIL,
+            tail: NIL,
+            any: Vec::new(),
+            expiries: Expiries::default(),
+            ending: ExpiryTree::default(),
+            warm: vec![NIL; BUCKETS_MIN],
+            shapes: None,
+        }
+    }
+
+    /// Begins anew under another policy, with no idle workers. Ends of life are kept.
+    pub fn reset(&mut self, policy: Policy) {
+        assert_eq!(self.len, 0, "Q1: a queue that begins anew is empty");
+        let expiries = std::mem::take(&mut self.expiries);
+        *self = Self { expiries, ..Self::new(policy) };
     }
 
     pub const fn len(&self) -> usize {
         self.len
+    }
+
+    /// End of a worker's life, as it is known here.
+    pub fn ends_ms(&self, at: u32) -> Option<Millis> {
+        Some(self.expiries.ends_ms(at)).filter(|&ends_ms| ends_ms != NEVER)
     }
 
     /// A worker became idle: from now on it may be offered. Its `idle_seq` is above that of all that are idle. Keep the
@@ -59,7 +90,10 @@ impl Idle {
         );
         self.len += 1;
         workers[at as usize].idle = true;
-        if self.policy == Policy::Random {
+        let ends_ms = self.expiries.ends_ms(at);
+        if ends_ms != NEVER {
+            self.enter_tree(workers, at);
+        } else if self.policy == Policy::Random {
             workers[at as usize].idle_prev = self.any.len() as u32;
             self.any.push(at);
         } else {
@@ -73,16 +107,41 @@ impl Idle {
         }
         self.warm_push(workers, at);
         if let Some(shapes) = &mut self.shapes {
-            shapes.push(workers, at);
+            shapes.push(workers, at, ends_ms);
         }
     }
 
-    /// The worker that a claim with this affinity takes: looks only, takes nothing.
-    pub fn pick(&self, workers: &[Worker], affinity: u64, fence: Fence) -> Option<u32> {
+    /// Sets the end of a worker's life. If it is idle, it keeps its place in the order.
+    pub fn set_ends_ms(&mut self, workers: &mut [Worker], at: u32, ends_ms: Option<Millis>) {
+        let ends_ms = ends_ms.unwrap_or(NEVER);
+        if self.expiries.ends_ms(at) == ends_ms {
+            return;
+        }
+        if !workers[at as usize].idle {
+            return self.expiries.set_ends_ms(at, ends_ms);
+        }
+        self.leave_order(workers, at);
+        self.expiries.set_ends_ms(at, ends_ms);
+        self.enter_tree(workers, at);
+        if let Some(shapes) = &mut self.shapes {
+            shapes.renew(workers, at, ends_ms);
+        }
+    }
+
+    fn enter_tree(&mut self, workers: &[Worker], at: u32) {
+        let key = order_key(self.policy, workers[at as usize].idle_seq, self.expiries.ends_ms(at));
+        self.expiries.insert(&mut self.ending, at, key);
+    }
+
+    /// The worker that a claim with this affinity takes which needs it until `until_ms`: looks only, takes nothing.
+    pub fn pick(&self, workers: &[Worker], affinity: u64, fence: Fence, until_ms: Millis) -> Option<u32> {
         if self.len == 0 {
             return None;
         }
-        if let Some(at) = self.warmest(workers, affinity, |_| true) {
+        if !self.ending.is_empty() {
+            return self.pick_lasting(workers, affinity, fence, until_ms);
+        }
+        if let Some(at) = self.warmest(workers, affinity, |_, _| true) {
             return Some(at);
         }
         Some(match self.policy {
@@ -92,24 +151,53 @@ impl Idle {
         })
     }
 
-    /// The worker that a claim with these wants takes, which may name no worker. Takes nothing. The first such claim
-    /// costs a walk over the idle workers.
+    /// The same where some idle workers stand in the tree.
     #[cold]
-    pub fn select(&mut self, workers: &[Worker], wants: &Wants, affinity: u64, fence: Fence) -> Option<u32> {
-        let warm = self.warmest(workers, affinity, |worker| wants.fits(&worker.card().spec));
-        warm.or_else(|| self.shapes(workers).pick(workers, wants, fence))
+    fn pick_lasting(&self, workers: &[Worker], affinity: u64, fence: Fence, until_ms: Millis) -> Option<u32> {
+        if let Some(at) = self.warmest(workers, affinity, |at, _| self.expiries.lasts(at, until_ms)) {
+            return Some(at);
+        }
+        let ending = |from| self.expiries.find(self.ending, from, until_ms, &mut |_| true);
+        let listed = |at: u32| Some(at).filter(|&at| at != NIL);
+        let idle_seq = |at: &u32| workers[*at as usize].idle_seq;
+        match self.policy {
+            Policy::Fifo => listed(self.tail).into_iter().chain(ending(SearchFrom::First)).min_by_key(idle_seq),
+            Policy::Random => {
+                let lasting = self.expiries.count_by_end(self.ending, until_ms);
+                let all = (self.any.len() + lasting) as u64;
+                let nth = scatter(fence).checked_rem(all)? as usize;
+                self.any.get(nth).copied().or_else(|| self.expiries.nth_last(self.ending, nth - self.any.len()))
+            }
+            _ => listed(self.head).into_iter().chain(ending(SearchFrom::Last)).max_by_key(idle_seq),
+        }
     }
 
-    /// Whether an idle worker would fit if it were on another node.
-    pub fn fits_but_node(&mut self, workers: &[Worker], wants: &Wants) -> bool {
-        self.shapes(workers).fits_but_node(workers, wants)
+    /// The worker that a claim with these wants takes which needs it until `until_ms`; the wants may name no worker. Takes
+    /// nothing. The first such claim costs a walk over the idle workers.
+    #[cold]
+    pub fn select(
+        &mut self,
+        workers: &[Worker],
+        wants: &Wants,
+        affinity: u64,
+        fence: Fence,
+        until_ms: Millis,
+    ) -> Option<u32> {
+        let may = |at, worker: &Worker| self.expiries.lasts(at, until_ms) && wants.fits(&worker.card().spec);
+        let warm = self.warmest(workers, affinity, may);
+        warm.or_else(|| self.shapes(workers).pick(workers, wants, fence, until_ms))
+    }
+
+    /// Whether an idle worker that lives beyond `until_ms` would fit if it were on another node.
+    pub fn fits_but_node(&mut self, workers: &[Worker], wants: &Wants, until_ms: Millis) -> bool {
+        self.shapes(workers).fits_but_node(workers, wants, until_ms)
     }
 
     fn shapes(&mut self, workers: &[Worker]) -> &Shapes {
         if self.shapes.is_none() {
             let mut shapes = Shapes::new(self.policy);
             for at in self.oldest_first(workers) {
-                shapes.push(workers, at);
+                shapes.push(workers, at, self.expiries.ends_ms(at));
             }
             self.shapes = Some(Box::new(shapes));
         }
@@ -119,23 +207,30 @@ impl Idle {
     /// The registration of a worker has changed. If it is idle, it keeps its place.
     pub fn renew(&mut self, workers: &[Worker], at: u32) {
         if let Some(shapes) = &mut self.shapes {
-            shapes.renew(workers, at);
+            shapes.renew(workers, at, self.expiries.ends_ms(at));
         }
     }
 
     /// The registration of a worker that is not idle has ended.
     pub fn forget(&mut self, at: u32) {
+        self.expiries.set_ends_ms(at, NEVER);
         if let Some(shapes) = &mut self.shapes {
             shapes.forget(at);
         }
     }
 
-    /// Whether the shapes hold what the queue holds.
+    /// Nodes of trees that searches for workers that live for long enough have looked at so far.
+    pub fn steps(&self) -> u64 {
+        self.expiries.steps() + self.shapes.as_ref().map_or(0, |shapes| shapes.steps())
+    }
+
+    /// Whether the tree is in order, and the shapes hold what the queue holds.
     ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, workers: &[Worker]) -> Result<(), String> {
-        self.shapes.as_ref().map_or(Ok(()), |shapes| shapes.check(workers))
+        self.expiries.check(self.ending)?;
+        self.shapes.as_ref().map_or(Ok(()), |shapes| shapes.check(workers, &self.expiries))
     }
 
     /// A worker is idle no more: it was taken, or may not be offered.
@@ -144,6 +239,18 @@ impl Idle {
         debug_assert!(worker.idle, "only an idle worker leaves the queue");
         worker.idle = false;
         self.len -= 1;
+        self.leave_order(workers, at);
+        self.warm_remove(workers, at);
+        if let Some(shapes) = &mut self.shapes {
+            shapes.remove(at);
+        }
+    }
+
+    fn leave_order(&mut self, workers: &mut [Worker], at: u32) {
+        if self.expiries.contains(at) {
+            return self.expiries.remove(&mut self.ending, at);
+        }
+        let worker = &workers[at as usize];
         let (prev, next) = (worker.idle_prev, worker.idle_next);
         if self.policy == Policy::Random {
             self.any.swap_remove(prev as usize);
@@ -160,10 +267,6 @@ impl Idle {
                 next => workers[next as usize].idle_prev = prev,
             }
         }
-        self.warm_remove(workers, at);
-        if let Some(shapes) = &mut self.shapes {
-            shapes.remove(at);
-        }
     }
 
     /// Keeps as many buckets as there are workers, so that a bucket is short. Called when workers are added.
@@ -179,24 +282,23 @@ impl Idle {
 
     /// All idle workers, oldest first (in no order with policy `random`).
     pub fn oldest_first(&self, workers: &[Worker]) -> Vec<u32> {
-        if self.policy == Policy::Random {
-            return self.any.clone();
-        }
-        let next = |&at: &u32| Some(workers[at as usize].idle_prev).filter(|&at| at != NIL);
-        std::iter::successors(Some(self.tail).filter(|&at| at != NIL), next).collect()
+        self.oldest(workers, self.len)
     }
 
-    /// Idle workers in the order in which claims take them (in no order with policy `random`), one after the other: who
-    /// needs the second costs no walk over the rest.
-    pub fn in_turn<'a>(&'a self, workers: &'a [Worker]) -> impl Iterator<Item = u32> + 'a {
-        let lifo = self.policy == Policy::Lifo;
-        let first = if lifo { self.head } else { self.tail };
-        let next = move |&at: &u32| {
-            let worker = &workers[at as usize];
-            Some(if lifo { worker.idle_next } else { worker.idle_prev }).filter(|&at| at != NIL)
-        };
-        // Of the list and the vector one is empty.
-        std::iter::successors(Some(first).filter(|&at| at != NIL), next).chain(self.any.iter().copied())
+    /// The idle workers that became idle first, at most so many (with policy `random` any, in no order).
+    pub fn oldest(&self, workers: &[Worker], limit: usize) -> Vec<u32> {
+        let next = |&at: &u32| Some(workers[at as usize].idle_prev).filter(|&at| at != NIL);
+        let listed = std::iter::successors(Some(self.tail).filter(|&at| at != NIL), next);
+        // Of list and vector one is empty.
+        let mut oldest: Vec<u32> = listed.chain(self.any.iter().copied()).take(limit).collect();
+        if !self.ending.is_empty() {
+            oldest.extend(self.expiries.first(self.ending, limit));
+            if self.policy != Policy::Random {
+                oldest.sort_unstable_by_key(|&at| (workers[at as usize].idle_seq, at));
+            }
+            oldest.truncate(limit);
+        }
+        oldest
     }
 
     /// Head of the bucket of this affinity, whatever it is.
@@ -208,11 +310,11 @@ impl Idle {
         affinity as usize & (self.warm.len() - 1)
     }
 
-    fn warmest(&self, workers: &[Worker], affinity: u64, may: impl Fn(&Worker) -> bool) -> Option<u32> {
+    fn warmest(&self, workers: &[Worker], affinity: u64, may: impl Fn(u32, &Worker) -> bool) -> Option<u32> {
         let next = |&at: &u32| Some(workers[at as usize].warm_next).filter(|&at| at != NIL);
         std::iter::successors(Some(self.warm[self.bucket(affinity)]).filter(|&at| at != NIL), next)
             .take(WARM_LOOKS)
-            .find(|&at| workers[at as usize].affinity == affinity && may(&workers[at as usize]))
+            .find(|&at| workers[at as usize].affinity == affinity && may(at, &workers[at as usize]))
     }
 
     fn warm_push(&mut self, workers: &mut [Worker], at: u32) {
@@ -243,6 +345,12 @@ impl Idle {
             workers[next as usize].warm_prev = prev;
         }
     }
+}
+
+/// Key of a worker in a tree of idle ones: with policy `random` its end, so that those that live for long enough are counted
+/// without a look at each; else the number by which it became idle.
+pub(super) const fn order_key(policy: Policy, idle_seq: Seq, ends_ms: Millis) -> u64 {
+    if matches!(policy, Policy::Random) { ends_ms } else { idle_seq }
 }
 
 /// Spreads a fence over 64 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).

@@ -2,8 +2,8 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
-use super::fit::Fleet;
-use super::life::Barred;
+use super::fit::{Fleet, Sum};
+use super::life::{Barred, bars, notes};
 use super::shard::Shard;
 
 #[cfg(debug_assertions)]
@@ -19,6 +19,7 @@ impl Shard {
     pub fn check(&self) -> Result<(), String> {
         let (mut idle, mut held, mut deleted, mut barred, mut claims) = (0, 0, 0, 0, 0);
         let mut axes = Barred::default();
+        let promised = self.promised();
         for at in self.workers.iter_from(0) {
             let worker = self.workers.get(at);
             let id = &self.workers.card(at).spec.id;
@@ -32,11 +33,31 @@ impl Shard {
             if one_of.into_iter().filter(|is| *is).count() != 1 {
                 return Err(format!("W1: worker {id} must be one of idle, held, deleted, barred: {one_of:?}"));
             }
+            if self.drained.contains(&at) != self.is_drained(at) {
+                return Err(format!("W1: worker {id} must be among the drained ones: {}", self.is_drained(at)));
+            }
+            if worker.idle && self.idle.ends_ms(at) != self.lives.get(at).ends_ms {
+                return Err(format!("Q1: worker {id} ends at another time than the idle queue knows"));
+            }
             let deadline = self.lives.get(at).next_ms();
             if self.beats.get(at).is_some() != deadline.is_some() {
                 return Err(format!("W1: worker {id} has a deadline at {deadline:?} and none is set, or the reverse"));
             }
             axes.enter(worker.bars);
+            if is_barred {
+                axes.enter_free(worker.bars);
+            }
+            if promised.contains(&at) != (worker.bars & bars::PROMISED != 0) {
+                return Err(format!(
+                    "W1: worker {id} is kept for a claim, and is counted as one that is not, or the reverse"
+                ));
+            }
+            let (ends, over) = (worker.notes & notes::ENDS != 0, worker.bars & bars::ENDED != 0);
+            if !worker.deleted && (ends && !over) != self.lives.get(at).ends_ms.is_some() {
+                return Err(format!(
+                    "W1: worker {id} is counted as one that has ended, or not: no deadline says which"
+                ));
+            }
             barred += usize::from(is_barred);
             idle += usize::from(worker.idle);
             held += usize::from(claim.is_some());
@@ -54,7 +75,7 @@ impl Shard {
             ));
         }
         self.idle.check(self.workers.all())?;
-        if axes != self.barred || self.present != idle + held + barred {
+        if axes != self.barred || axes.by_first.total() != barred as u64 || self.present != idle + held + barred {
             return Err(format!(
                 "W1: {axes:?} of {} workers are counted as {:?} of {}",
                 idle + held + barred,
@@ -72,6 +93,13 @@ impl Shard {
         self.check_shares()?;
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
+        }
+        let mut total = Sum::default();
+        for line in self.ledger.lines() {
+            (0..line.workers).for_each(|_| total.add_capacity(&line.capacity));
+        }
+        if total != *self.ledger.total() {
+            return Err(format!("L1: workers have {total:?} together, counted is {:?}", self.ledger.total()));
         }
         let sums = self.ledger.lines().fold((0, 0, 0), |(w, h, b), line| {
             (w + line.workers as usize, h + line.held as usize, b + line.barred as usize)
@@ -119,6 +147,9 @@ impl Shard {
         if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
             return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
         }
+        if shares.fleet.ends_ms(at) != self.lives.get(at).ends_ms {
+            return Err(format!("Q1: worker {} ends at another time than its fleet knows", card.spec.id));
+        }
         if shares.fleet.is_offered(at) != self.is_offered(at) {
             return Err(format!("Q1: worker {} must be offered: {}", card.spec.id, self.is_offered(at)));
         }
@@ -140,5 +171,7 @@ impl Shard {
             assert!(found.is_ok(), "{found:?}");
         }
         assert_eq!(self.ledger_drift(), 0, "L2: the ledger and the claims differ");
+        let counted = self.idle.len() + self.busy + self.barred.by_first.total() as usize;
+        assert_eq!(counted, self.present, "W11: each worker is in one count");
     }
 }

@@ -1,10 +1,12 @@
 //! How much there is and how much of it is held, by distinct capacity vector.
 //!
 //! A fleet has few distinct vectors, so a line per vector with two counts is the whole sum: a claim changes one
-//! counter instead of adding four numbers, and every total is derived when somebody asks.
+//! counter instead of adding four numbers, and totals of what is held are derived when somebody asks. What all workers have
+//! together changes with registrations only, and is kept.
 
 use std::collections::BTreeMap;
 
+use super::fit::Sum;
 use crate::model::Capacity;
 
 /// Workers with one capacity vector.
@@ -34,6 +36,8 @@ pub struct Ledger {
     lines: Vec<LedgerLine>,
     by_capacity: BTreeMap<Capacity, u32>,
     unused: Vec<u32>,
+    /// What all workers have together, models of cards aside.
+    total: Sum,
     /// Changes of which lines there are.
     version: u64,
     /// Workers that entered or left.
@@ -45,6 +49,7 @@ impl Ledger {
     pub fn enter(&mut self, capacity: &Capacity) -> u32 {
         let at = self.by_capacity.get(capacity).copied().unwrap_or_else(|| self.open(capacity));
         self.lines[at as usize].workers += 1;
+        self.total.add_capacity(capacity);
         self.moves += 1;
         at
     }
@@ -66,6 +71,7 @@ impl Ledger {
         let line = &mut self.lines[at as usize];
         debug_assert!(line.workers > line.held + line.barred, "only a free worker leaves the ledger");
         line.workers -= 1;
+        self.total.take_capacity(&line.capacity);
         self.moves += 1;
         if line.workers == 0 {
             self.version += 1;
@@ -103,6 +109,11 @@ impl Ledger {
     /// The lines in use.
     pub fn lines(&self) -> impl Iterator<Item = &LedgerLine> {
         self.lines.iter().filter(|line| line.workers > 0)
+    }
+
+    /// What all workers have together.
+    pub const fn total(&self) -> &Sum {
+        &self.total
     }
 
     /// Moves whenever a capacity comes or goes.

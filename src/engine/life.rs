@@ -10,11 +10,14 @@ use super::NIL;
 use super::effect::{Answer, Axes, Effect, End};
 use super::event::Place;
 use super::shard::Shard;
-use super::wants::Wants;
-use crate::model::{Capacity, ClaimState, Fence, Liveness, Millis, Schedulability, Trust, WorkerId, WorkerVerb};
+use crate::model::{
+    Capacity, ClaimState, Fence, Liveness, Millis, Schedulability, Trust, UnschedulableCounts, WorkerId, WorkerVerb,
+};
 
 /// Why a worker is not offered. A worker without any of these, that is neither held nor deleted, is idle.
 pub mod bars {
+    use crate::model::UnschedulableReason;
+
     /// Its owner said so; it outlives registrations and restarts.
     pub const CORDONED: u8 = 1;
     /// Its owner said so for the rest of this incarnation.
@@ -39,6 +42,24 @@ pub mod bars {
     pub const OF_ONE_LIFE: u8 = DRAINING | LOST | SUSPECT | UNVOUCHED | STOPPING;
     /// Both kinds of distrust.
     pub const DISTRUST: u8 = SUSPECT | UNVOUCHED;
+
+    /// Reasons that these bars stand for, the one that counts first in front. A drain goes beyond a cordon, and hides it.
+    pub(crate) fn reasons(bars: u8) -> impl Iterator<Item = UnschedulableReason> {
+        let shown = if bars & DRAINING != 0 { bars & !CORDONED } else { bars };
+        UnschedulableReason::ALL.into_iter().filter(move |reason| shown & of(*reason) != 0)
+    }
+
+    const fn of(reason: UnschedulableReason) -> u8 {
+        match reason {
+            UnschedulableReason::Draining => DRAINING,
+            UnschedulableReason::Cordoned => CORDONED,
+            UnschedulableReason::Lost => LOST,
+            UnschedulableReason::Suspect => DISTRUST,
+            UnschedulableReason::Ended => ENDED,
+            UnschedulableReason::Stopping => STOPPING,
+            UnschedulableReason::Reserved => PROMISED,
+        }
+    }
 }
 
 /// What the hot part of a worker says about its cold one.
@@ -118,36 +139,38 @@ impl Lives {
     }
 }
 
-/// How many workers stand on each axis where it is not the normal place; what operators watch.
+/// Workers that are not offered, by reason. Kept up to date by every change of a worker's bars or claims.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Barred {
-    /// Cordoned and not draining.
-    pub cordoned: usize,
-    /// Draining.
-    pub draining: usize,
-    /// Lost.
-    pub lost: usize,
-    /// Suspect.
-    pub suspect: usize,
+    /// Every such worker, under each reason that applies: one that holds claims too.
+    pub by_each: UnschedulableCounts,
+    /// Those that hold no claim, each under the first reason that applies. With the idle and the busy workers these are all.
+    pub by_first: UnschedulableCounts,
     /// Suspect workers for which nothing has spoken since a stop that may have lost claims.
-    pub unvouched: usize,
+    pub unvouched: u64,
 }
 
 impl Barred {
-    pub(super) const fn enter(&mut self, bars: u8) {
-        self.cordoned += (bars & (bars::CORDONED | bars::DRAINING) == bars::CORDONED) as usize;
-        self.draining += (bars & bars::DRAINING != 0) as usize;
-        self.lost += (bars & bars::LOST != 0) as usize;
-        self.suspect += (bars & bars::DISTRUST != 0) as usize;
-        self.unvouched += (bars & bars::UNVOUCHED != 0) as usize;
+    /// A worker has these bars from now on.
+    pub(super) fn enter(&mut self, bars: u8) {
+        bars::reasons(bars).for_each(|reason| *self.by_each.get_mut(reason) += 1);
+        self.unvouched += u64::from(bars & bars::UNVOUCHED != 0);
     }
 
-    pub(super) const fn leave(&mut self, bars: u8) {
-        self.cordoned -= (bars & (bars::CORDONED | bars::DRAINING) == bars::CORDONED) as usize;
-        self.draining -= (bars & bars::DRAINING != 0) as usize;
-        self.lost -= (bars & bars::LOST != 0) as usize;
-        self.suspect -= (bars & bars::DISTRUST != 0) as usize;
-        self.unvouched -= (bars & bars::UNVOUCHED != 0) as usize;
+    /// A worker does not have these bars any more.
+    pub(super) fn leave(&mut self, bars: u8) {
+        bars::reasons(bars).for_each(|reason| *self.by_each.get_mut(reason) -= 1);
+        self.unvouched -= u64::from(bars & bars::UNVOUCHED != 0);
+    }
+
+    /// A worker with these bars holds no claim from now on.
+    pub(super) fn enter_free(&mut self, bars: u8) {
+        bars::reasons(bars).take(1).for_each(|reason| *self.by_first.get_mut(reason) += 1);
+    }
+
+    /// A worker with these bars is not among those that hold no claim any more.
+    pub(super) fn leave_free(&mut self, bars: u8) {
+        bars::reasons(bars).take(1).for_each(|reason| *self.by_first.get_mut(reason) -= 1);
     }
 }
 
@@ -167,6 +190,11 @@ impl Shard {
         self.raised += u64::from(after == 0);
         self.barred.leave(before);
         self.barred.enter(after);
+        if free {
+            self.barred.leave_free(before);
+            self.barred.enter_free(after);
+        }
+        self.bar_changes += 1;
         if free && before == 0 {
             self.idle.remove(self.workers.hot_mut(), at);
             self.ledger.bar(line);
@@ -175,10 +203,27 @@ impl Shard {
             self.workers.get_mut(at).idle_seq = self.seq + 1;
             self.idle.push(self.workers.hot_mut(), at);
         }
+        self.note_drained(at);
         if self.shares.is_some() {
             self.offer_share(at);
         }
         self.touch(at);
+    }
+
+    /// Brings the set of drained workers up to date: this one's claims or the reasons why it is not offered have changed.
+    pub(super) fn note_drained(&mut self, at: u32) {
+        if self.is_drained(at) {
+            self.drained.insert(at);
+        } else {
+            self.drained.remove(&at);
+        }
+    }
+
+    /// Whether the worker holds nothing and is not offered only because it is cordoned or draining.
+    pub(super) fn is_drained(&self, at: u32) -> bool {
+        const OWNERS: u8 = bars::CORDONED | bars::DRAINING;
+        let worker = self.workers.get(at);
+        !worker.deleted && worker.claim == NIL && worker.bars & OWNERS != 0 && worker.bars & !OWNERS == 0
     }
 
     /// What the owner of a worker wishes.
@@ -214,7 +259,7 @@ impl Shard {
         for at in wanted {
             self.vouch(at);
         }
-        Answer::Cleared { cleared: cleared as u64, suspect: self.barred.suspect as u64 }
+        Answer::Cleared { cleared: cleared as u64, suspect: self.barred.by_each.suspect }
     }
 
     /// How long nothing can speak for the worker yet: claims that the last stop may have lost can still be started.
@@ -282,11 +327,21 @@ impl Shard {
         if ends_ms.is_some() || self.lives.get(at).ends_ms.is_some() {
             self.lives.get_mut(at).ends_ms = ends_ms.filter(|_| !over);
         }
+        self.index_end(at);
         let worker = self.workers.get_mut(at);
         worker.notes = (worker.notes & !notes::ENDS) | if ends_ms.is_some() { notes::ENDS } else { 0 };
         let (set, clear) = if over { (bars::ENDED, 0) } else { (0, bars::ENDED) };
         self.bar(at, set, clear);
         self.schedule(at);
+    }
+
+    /// Brings the orders in which workers are found up to date with the end of its life.
+    pub(super) fn index_end(&mut self, at: u32) {
+        let ends_ms = self.lives.get(at).ends_ms;
+        self.idle.set_ends_ms(self.workers.hot_mut(), at, ends_ms);
+        if let Some(shares) = &mut self.shares {
+            shares.fleet.set_ends_ms(at, ends_ms);
+        }
     }
 
     /// Sets the worker's deadline to the next of those in its life.
@@ -410,12 +465,5 @@ impl Shard {
     pub(super) fn lasts(&self, at: u32, until_ms: Millis) -> bool {
         self.workers.get(at).notes & notes::ENDS == 0
             || self.lives.get(at).ends_ms.is_some_and(|ends_ms| ends_ms > until_ms)
-    }
-
-    /// The next worker in turn that lives long enough, where the first does not. Costs a look at each that does not.
-    #[cold]
-    pub(super) fn pick_lasting(&self, until_ms: Millis, wants: Option<&Wants>) -> Option<u32> {
-        let fits = |at: u32| wants.is_none_or(|wants| wants.fits(&self.workers.card(at).spec));
-        self.idle.in_turn(self.workers.all()).find(|&at| self.lasts(at, until_ms) && fits(at))
     }
 }

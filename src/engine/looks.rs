@@ -2,16 +2,39 @@
 
 use std::sync::Arc;
 
-use super::NIL;
 use super::claims::Told;
 use super::effect::{Grant, WorkerLook};
 use super::event::Place;
 use super::fit::{Most, Sum};
 use super::ledger::LedgerLine;
-use super::life::{Barred, bars};
+use super::life::Barred;
 use super::shard::{Counters, Shard};
 use crate::limits;
-use crate::model::{ClaimId, ClaimState, Fence, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId};
+use crate::model::{
+    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId, WorkerSpec,
+};
+
+/// A part of a list that is taken in one run of the shard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slice<T> {
+    /// What was found.
+    pub rows: Vec<T>,
+    /// Ordinal at which the list goes on; none: it ends here.
+    pub next: Option<u32>,
+}
+
+/// What a filter of claims may look at.
+#[derive(Debug, Clone, Copy)]
+pub struct ListedClaim<'a> {
+    /// Key of the claim.
+    pub id: &'a ClaimId,
+    /// State of the claim.
+    pub state: ClaimState,
+    /// When it was created and became active.
+    pub times: ClaimTimes,
+    /// Worker that it holds.
+    pub worker: &'a WorkerSpec,
+}
 
 impl Shard {
     /// Last change decided.
@@ -56,10 +79,16 @@ impl Shard {
         self.present
     }
 
-    /// How many of them stand where on which axis.
+    /// Workers that are not offered, by reason.
     #[must_use]
     pub const fn barred(&self) -> Barred {
         self.barred
+    }
+
+    /// Number that moves whenever [`Self::barred`] does.
+    #[must_use]
+    pub const fn bar_changes(&self) -> u64 {
+        self.bar_changes
     }
 
     /// What was done so far.
@@ -88,16 +117,14 @@ impl Shard {
     /// What the workers have in all; as many claims as there are workers.
     #[must_use]
     pub fn total(&self) -> Usage {
-        self.ledger.lines().fold(Usage::default(), |sum, line| {
-            let (capacity, workers) = (&line.capacity, u64::from(line.workers));
-            let cards = capacity.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(limits::CARD_MILLI));
-            sum.plus(&Usage {
-                claims: workers,
-                cpu_milli: capacity.cpu_milli.saturating_mul(workers),
-                memory_bytes: capacity.memory_bytes.saturating_mul(workers),
-                gpu_milli: cards * workers,
-            })
-        })
+        let most = |amount: u128| u64::try_from(amount).unwrap_or(u64::MAX);
+        let Sum { workers, cpu_milli, memory_bytes, cards_milli, .. } = *self.ledger.total();
+        Usage {
+            claims: workers,
+            cpu_milli: most(cpu_milli),
+            memory_bytes: most(memory_bytes),
+            gpu_milli: most(cards_milli),
+        }
     }
 
     /// A time before which [`Event::Tick`] changes nothing, if it ever will.
@@ -107,19 +134,19 @@ impl Shard {
         [self.timers.next_ms(), self.beats.next_ms(), tombstone].into_iter().flatten().min()
     }
 
-    /// Workers that hold nothing, at most so many: those that are only cordoned, then those that became idle first. Costs a look at
-    /// all.
+    /// Workers that hold nothing, at most so many: those that are only cordoned or draining, then those that became idle first.
     #[must_use]
     pub fn idle_longest(&self, limit: usize) -> Vec<IdleWorker> {
-        let cordoned = self.workers.iter_from(0).filter(|&at| {
-            let worker = self.workers.get(at);
-            let owner = bars::CORDONED | bars::DRAINING;
-            !worker.deleted && worker.claim == NIL && worker.bars & owner != 0 && worker.bars & !owner == 0
-        });
-        let cordoned = cordoned.map(|at| (at, true));
-        let idle = self.idle.oldest_first(self.workers.all()).into_iter().map(|at| (at, false));
+        let drained = self.drained.iter().map(|&at| (at, true)).take(limit);
+        let idle = self.idle.oldest(self.workers.all(), limit.saturating_sub(self.drained.len()));
         let named = |(at, cordoned)| IdleWorker { id: self.workers.card(at).spec.id.clone(), cordoned };
-        cordoned.chain(idle).take(limit).map(named).collect()
+        drained.chain(idle.into_iter().map(|at| (at, false))).map(named).collect()
+    }
+
+    /// Things that searches for a worker have looked at so far, beyond the first: what they cost, whatever the machine.
+    #[must_use]
+    pub fn search_steps(&self) -> u64 {
+        self.idle.steps() + self.shares.as_ref().map_or(0, |shares| shares.fleet.steps())
     }
 
     /// Fences of claims of which no answer was given: their grants may be rolled back.
@@ -233,20 +260,86 @@ impl Shard {
         self.workers.find(id).map(|at| self.workers.card(at))
     }
 
-    /// At most `limit` workers with ordinal >= `from`, each with its ordinal, in that order.
-    pub fn list_workers(&self, from: u32, limit: usize) -> impl Iterator<Item = (u32, WorkerLook)> {
-        let present = self.workers.iter_from(from).filter(|&at| !self.workers.get(at).deleted);
-        present.take(limit).map(|at| (at, self.look(at)))
+    /// Workers with their ordinals, in that order.
+    pub fn list_workers(&self) -> impl Iterator<Item = (u32, WorkerLook)> {
+        let present = self.workers.iter_from(0).filter(|&at| !self.workers.get(at).deleted);
+        present.map(|at| (at, self.look(at)))
     }
 
-    /// Held claims with ordinal >= `from`, each with that ordinal, in that order; provisional ones excluded. A claim keeps
-    /// it while it is held.
-    pub fn list_claims(&self, from: u32) -> impl Iterator<Item = (u32, ClaimId, Grant)> {
-        let shown = |(at, _): &(u32, _)| self.gangs.of(*at).is_none();
-        self.claims.iter_from(from).filter(shown).filter_map(|(at, held)| {
-            let grant = self.grant(Place { claim: at, worker: held.worker, fence: held.fence })?;
-            Some((at, held.id.clone(), grant))
-        })
+    /// Held claims with their ordinals, in that order; provisional ones excluded. A claim keeps its ordinal while it is held.
+    pub fn list_claims(&self) -> impl Iterator<Item = (u32, ClaimId, Grant)> {
+        self.claims.iter_from(0).filter_map(|(at, _)| self.listed(at, &|_| true))
+    }
+
+    /// A part of the list of workers, from an ordinal on: at most `limit` of them, and as few as can be found in one run.
+    #[must_use]
+    pub fn workers_from(&self, from: u32, limit: usize) -> Slice<(u32, WorkerLook)> {
+        let mut rows = Vec::new();
+        let mut looked_at = 0;
+        for at in from..self.workers.ordinals() {
+            if rows.len() == limit || looked_at >= limits::SLICE_ENTRIES {
+                return Slice { rows, next: Some(at) };
+            }
+            looked_at += 1;
+            if self.workers.is_used(at) && !self.workers.get(at).deleted {
+                let look = self.look(at);
+                looked_at += look.claims.len() as u32;
+                rows.push((at, look));
+            }
+        }
+        Slice { rows, next: None }
+    }
+
+    /// A part of the list of claims that pass, from an ordinal on, as of [`Self::workers_from`].
+    pub fn claims_from(
+        &self,
+        from: u32,
+        limit: usize,
+        passes: impl Fn(&ListedClaim<'_>) -> bool,
+    ) -> Slice<(u32, ClaimId, Grant)> {
+        let ordinals = self.claims.ordinals();
+        let end = from.saturating_add(limits::SLICE_ENTRIES).min(ordinals);
+        self.claims_among(from..end, limit, passes, (end < ordinals).then_some(end))
+    }
+
+    /// The same of the claims of one worker.
+    pub fn claims_of_from(
+        &self,
+        worker: &WorkerId,
+        from: u32,
+        limit: usize,
+        passes: impl Fn(&ListedClaim<'_>) -> bool,
+    ) -> Slice<(u32, ClaimId, Grant)> {
+        let worker = self.workers.find(worker);
+        let places = worker.map(|at| self.places_on(at)).unwrap_or_default();
+        let mut claims: Vec<u32> = places.iter().map(|place| place.claim).filter(|&claim| claim >= from).collect();
+        claims.sort_unstable();
+        self.claims_among(claims, limit, passes, None)
+    }
+
+    fn claims_among(
+        &self,
+        claims: impl IntoIterator<Item = u32>,
+        limit: usize,
+        passes: impl Fn(&ListedClaim<'_>) -> bool,
+        next: Option<u32>,
+    ) -> Slice<(u32, ClaimId, Grant)> {
+        let mut listed = claims.into_iter().filter_map(|at| self.listed(at, &passes));
+        let rows: Vec<_> = listed.by_ref().take(limit).collect();
+        let next = listed.next().map(|(at, ..)| at).or(next);
+        Slice { rows, next }
+    }
+
+    /// The claim with this ordinal, if it is shown and passes. What does not pass is not copied.
+    fn listed(&self, at: u32, passes: &impl Fn(&ListedClaim<'_>) -> bool) -> Option<(u32, ClaimId, Grant)> {
+        let held = self.claims.at(at).filter(|_| self.gangs.of(at).is_none())?;
+        let worker = &self.workers.card(held.worker).spec;
+        let shown = ListedClaim { id: &held.id, state: held.state, times: held.times(), worker };
+        if !passes(&shown) {
+            return None;
+        }
+        let grant = self.grant(Place { claim: at, worker: held.worker, fence: held.fence })?;
+        Some((at, held.id.clone(), grant))
     }
 
     /// In a shared pool: what the offered workers have left, those without cards and those with, in sum and at most.

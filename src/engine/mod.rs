@@ -22,6 +22,7 @@
 //! | `claims` | which claims are held |
 //! | `stamps` | when a claim was created and became active |
 //! | `idle` | which worker is taken next; which is warm for an affinity |
+//! | `expiries` | which worker of an order lives for long enough |
 //! | `shapes` | which worker is taken by a claim that asks for certain ones |
 //! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
 //! | `resize` | a claim that needs more or less of its worker than before |
@@ -43,6 +44,7 @@ mod claim_life;
 mod claims;
 pub mod effect;
 pub mod event;
+mod expiries;
 mod explain;
 pub mod fit;
 mod gangs;
@@ -72,6 +74,7 @@ pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;
 pub use ledger::LedgerLine;
 pub use life::Barred;
+pub use looks::{ListedClaim, Slice};
 pub use promises::Eviction;
 pub use replay::{Replay, Resume};
 pub use shard::{Counters, LifeCounters, Rules, Shard};

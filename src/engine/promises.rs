@@ -90,6 +90,11 @@ impl Shard {
         if self.is_evicted(claim) { Answer::Evicted } else { Answer::Releasing }
     }
 
+    /// Workers that are promised to somebody, each once.
+    pub(super) fn promised(&self) -> BTreeSet<u32> {
+        self.promises.workers.values().copied().collect()
+    }
+
     /// Whether a worker is promised to this ticket.
     #[must_use]
     pub fn has_promised(&self, ticket: u64) -> bool {
@@ -253,6 +258,11 @@ impl Shard {
         let wants = wants.unwrap_or(&nothing);
         let there = self.workers.is_used(at) && self.workers.get(at).bars & bars::PROMISED != 0;
         if !there || self.workers.get(at).bars != bars::PROMISED || !wants.fits(&self.workers.card(at).spec) {
+            self.break_promise(ticket);
+            return None;
+        }
+        if !self.lasts(at, until_ms) {
+            // It did when it was promised, and time has passed since.
             self.break_promise(ticket);
             return None;
         }

@@ -254,6 +254,7 @@ impl Replay {
                     bars |= bars::ENDED;
                 } else {
                     shard.lives.get_mut(at).ends_ms = Some(resume.now_ms + left_ms);
+                    shard.index_end(at);
                 }
                 shard.workers.get_mut(at).notes |= notes::ENDS;
             }
@@ -292,14 +293,17 @@ impl Replay {
             shard.present += 1;
             rooms.push(worker);
             shard.barred.enter(hot.bars);
+            shard.bar_changes += 1;
             if hot.claim == NIL {
                 if hot.bars == 0 {
                     free.push((hot.idle_seq, worker));
                 } else {
                     shard.ledger.bar(hot.line);
+                    shard.barred.enter_free(hot.bars);
                 }
             }
         }
+        shard.drained = shard.workers.iter_from(0).filter(|&at| shard.is_drained(at)).collect();
         free.sort_unstable();
         dead.sort_unstable();
         for (_, worker) in free {

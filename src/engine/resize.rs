@@ -8,7 +8,7 @@ use super::event::Place;
 use super::fit::Share;
 use super::shard::Shard;
 use super::wants::{CardFilter, NoFit};
-use crate::model::{ClaimSpec, ClaimState, Resources};
+use crate::model::{ClaimSpec, ClaimState, GpuAsk, Resources};
 
 /// Those of some cards with the lowest numbers.
 fn lowest(cards: u64, count: u32) -> u64 {
@@ -22,14 +22,23 @@ fn lowest(cards: u64, count: u32) -> u64 {
     kept
 }
 
-/// Whether a claim that holds one gives something back, and takes nothing, by turning to the other.
-fn shrinks(from: &Resources, to: &Resources) -> bool {
+/// Whether a claim that holds one gives something back, and takes nothing, by turning to the other. `granted`: model of the
+/// cards that it holds.
+fn shrinks(from: &Resources, to: &Resources, granted: Option<&Arc<str>>) -> bool {
     let cards = match (&from.gpu, &to.gpu) {
         (_, None) => true,
         (None, Some(_)) => false,
-        (Some(from), Some(to)) => to.count <= from.count && to.milli <= from.milli,
+        (Some(from), Some(to)) => {
+            let same = to.models == from.models || allows(to, granted);
+            same && to.count <= from.count && to.milli <= from.milli
+        }
     };
     cards && to.cpu_milli <= from.cpu_milli && to.memory_bytes <= from.memory_bytes && to.slots <= from.slots
+}
+
+/// Whether cards of this model will do.
+fn allows(asked: &GpuAsk, model: Option<&Arc<str>>) -> bool {
+    asked.models.is_empty() || model.is_some_and(|model| asked.models.contains(model))
 }
 
 impl Shard {
@@ -42,22 +51,32 @@ impl Shard {
         let nothing = ClaimSpec::default();
         let held = claim.spec.as_deref().unwrap_or(&nothing).clone();
         let at = claim.worker;
-        if !resources.fit_in(&self.workers.card(at).spec.capacity) && !shrinks(&held.resources, &resources) {
-            return Answer::NoFit(NoFit::Small);
+        let capacity = &self.workers.card(at).spec.capacity;
+        let present = capacity.gpu.as_ref().map(|gpu| &gpu.model);
+        let granted = held.granted_model.as_ref().or(present);
+        let shrinks = shrinks(&held.resources, &resources, granted);
+        if !resources.fit_in(capacity) && !shrinks {
+            let other = resources.gpu.as_ref().filter(|gpu| !allows(gpu, granted) && !allows(gpu, present));
+            return match other.and(granted) {
+                Some(model) => Answer::OtherCards { model: Arc::clone(model) },
+                None => Answer::NoFit(NoFit::Small),
+            };
         }
-        let cards = match &self.shares {
-            None => 0,
-            Some(shares) if shrinks(&held.resources, &resources) => {
-                lowest(shares.cards(place.claim), resources.gpu.as_ref().map_or(0, |gpu| gpu.count))
+        let (cards, granted_model) = match &self.shares {
+            None => (0, None),
+            Some(shares) if shrinks => {
+                let count = resources.gpu.as_ref().map_or(0, |gpu| gpu.count);
+                (lowest(shares.cards(place.claim), count), held.granted_model.clone().filter(|_| count > 0))
             }
+            // From now on it holds cards that its worker has now.
             Some(_) => match self.regrow(place, &resources) {
-                Some(cards) => cards,
+                Some(cards) => (cards, None),
                 None => return Answer::NoFit(NoFit::Busy),
             },
         };
         if resources != held.resources {
             if let Some(claim) = self.claims.get_mut(place) {
-                claim.spec = Some(Arc::new(ClaimSpec { resources, ..held }));
+                claim.spec = Some(Arc::new(ClaimSpec { resources, granted_model, ..held }));
             }
             if let Some(shares) = &mut self.shares {
                 shares.set_cards(place.claim, cards);

@@ -135,6 +135,11 @@ impl Shard {
             self.workers.get_mut(at).line = line;
         }
         let before = self.shares.is_some().then(|| self.workers.card(at).spec.capacity.clone());
+        if let Some(gpu) = before.as_ref().and_then(|before| before.gpu.as_ref())
+            && spec.capacity.gpu.as_ref().is_none_or(|after| after.model != gpu.model)
+        {
+            self.keep_granted_model(at, &gpu.model);
+        }
         self.workers.set_card(at, Arc::new(WorkerCard { spec }));
         self.idle.renew(self.workers.all(), at);
         self.enter_share(at, before.as_ref());
@@ -165,6 +170,9 @@ impl Shard {
         } else {
             self.ledger.unbar(line);
             self.barred.leave(barred);
+            self.barred.leave_free(barred);
+            self.bar_changes += 1;
+            self.note_drained(at);
         }
         if barred & bars::PROMISED != 0 {
             self.void_promises(at);

@@ -9,8 +9,8 @@
 //! Example: policy `lifo`, idle with `idle_seq`: `a1:4 a2:9 b1:7 c1:8`, a shape per letter. A claim for `a` or `b` compares
 //! `a2:9` with `b1:7` and takes `a2`; the next one compares `a1:4` with `b1:7` and takes `b1`.
 //!
-//! The queues are an intrusive list (`lifo`, `fifo`) or a vector (`random`), as that of [`super::idle`], but their links
-//! lie here and not in the workers: a shard builds all this when the first such claim comes, and one that never sees
+//! The queues are an intrusive list (`lifo`, `fifo`) or a vector (`random`), and a tree beside it for workers that end or come
+//! into the middle of the order, as that of [`super::idle`], but their links lie here and not in the workers: a shard builds all this when the first such claim comes, and one that never sees
 //! any pays nothing. Which shape a worker has is worked out when it first becomes idle and kept until its registration
 //! changes or ends.
 //!
@@ -26,11 +26,12 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::NIL;
-use super::idle::scatter;
+use super::expiries::{Expiries, ExpiryTree, NEVER, SearchFrom};
+use super::idle::{order_key, scatter};
 use super::wants::{Wants, node_hash};
 use super::workers::Worker;
 use crate::limits;
-use crate::model::{Fence, Policy, WorkerCard, WorkerSpec};
+use crate::model::{Fence, Millis, Policy, WorkerCard, WorkerSpec};
 
 /// The shape of workers that have none of their own.
 const MIXED: u32 = 0;
@@ -58,13 +59,16 @@ struct Shape {
     /// Newest and oldest of the queue.
     head: u32,
     tail: u32,
-    /// With policy `random`: all of them, in no order.
+    /// With policy `random`, in place of the queue: in no order.
     any: Vec<u32>,
+    /// Those that stand in neither.
+    ending: ExpiryTree,
 }
 
 impl Shape {
-    const fn new(card: Option<Arc<WorkerCard>>, node: u64) -> Self {
-        Self { card, node, members: 0, idle: 0, head: NIL, tail: NIL, any: Vec::new() }
+    fn new(card: Option<Arc<WorkerCard>>, node: u64) -> Self {
+        let ending = ExpiryTree::default();
+        Self { card, node, members: 0, idle: 0, head: NIL, tail: NIL, any: Vec::new(), ending }
     }
 }
 
@@ -73,6 +77,8 @@ impl Shape {
 pub struct Shapes {
     policy: Policy,
     links: Vec<Link>,
+    /// Of idle workers.
+    expiries: Expiries,
     shapes: Vec<Shape>,
     by_look: HashTable<u32>,
     unused: Vec<u32>,
@@ -81,13 +87,28 @@ pub struct Shapes {
 impl Shapes {
     pub fn new(policy: Policy) -> Self {
         let mixed = Shape::new(None, 0);
-        Self { policy, links: Vec::new(), shapes: vec![mixed], by_look: HashTable::new(), unused: Vec::new() }
+        Self {
+            policy,
+            links: Vec::new(),
+            expiries: Expiries::default(),
+            shapes: vec![mixed],
+            by_look: HashTable::new(),
+            unused: Vec::new(),
+        }
     }
 
     /// A worker became idle, after all that are.
-    pub fn push(&mut self, workers: &[Worker], at: u32) {
+    pub fn push(&mut self, workers: &[Worker], at: u32, ends_ms: Millis) {
         self.enter(workers, at);
-        self.link(at, NIL);
+        self.expiries.set_ends_ms(at, ends_ms);
+        if ends_ms == NEVER { self.link(at) } else { self.enter_tree(workers, at) }
+    }
+
+    fn enter_tree(&mut self, workers: &[Worker], at: u32) {
+        let key = order_key(self.policy, workers[at as usize].idle_seq, self.expiries.ends_ms(at));
+        let shape = &mut self.shapes[self.links[at as usize].shape as usize];
+        shape.idle += 1;
+        self.expiries.insert(&mut shape.ending, at, key);
     }
 
     /// Makes sure that the worker has a shape.
@@ -100,8 +121,8 @@ impl Shapes {
         }
     }
 
-    /// Puts a worker into the queue of its shape, behind `prev`, the next newer one.
-    fn link(&mut self, at: u32, prev: u32) {
+    /// Puts a worker into the queue of its shape, as the newest.
+    fn link(&mut self, at: u32) {
         let links = &mut self.links;
         let shape = &mut self.shapes[links[at as usize].shape as usize];
         shape.idle += 1;
@@ -110,45 +131,27 @@ impl Shapes {
             shape.any.push(at);
             return;
         }
-        let next = match prev {
-            NIL => std::mem::replace(&mut shape.head, at),
-            prev => std::mem::replace(&mut links[prev as usize].next, at),
-        };
+        let next = std::mem::replace(&mut shape.head, at);
         match next {
             NIL => shape.tail = at,
             next => links[next as usize].prev = at,
         }
-        (links[at as usize].prev, links[at as usize].next) = (prev, next);
+        (links[at as usize].prev, links[at as usize].next) = (NIL, next);
     }
 
     /// The registration of a worker has changed: if it is idle, it takes its place in another queue, by when it became
-    /// idle. Costs a walk to that place from the nearer end.
-    pub fn renew(&mut self, workers: &[Worker], at: u32) {
-        let worker = &workers[at as usize];
-        if worker.idle {
+    /// idle.
+    pub fn renew(&mut self, workers: &[Worker], at: u32, ends_ms: Millis) {
+        let idle = workers[at as usize].idle;
+        if idle {
             self.remove(at);
         }
         self.forget(at);
-        if !worker.idle {
-            return;
+        if idle {
+            self.enter(workers, at);
+            self.expiries.set_ends_ms(at, ends_ms);
+            self.enter_tree(workers, at);
         }
-        self.enter(workers, at);
-        let shape = &self.shapes[self.links[at as usize].shape as usize];
-        let idle_seq = |at: u32| workers[at as usize].idle_seq;
-        let (mut newer, mut older) = (NIL, shape.tail);
-        let mut ahead = shape.head;
-        // `newer` stands before `ahead`, and `older` comes from the other end.
-        let prev = loop {
-            if ahead == NIL || idle_seq(ahead) < worker.idle_seq {
-                break newer;
-            }
-            if idle_seq(older) > worker.idle_seq {
-                break older;
-            }
-            (newer, ahead) = (ahead, self.links[ahead as usize].next);
-            older = self.links[older as usize].prev;
-        };
-        self.link(at, prev);
     }
 
     /// An idle worker is idle no more.
@@ -157,6 +160,9 @@ impl Shapes {
         let Link { shape, prev, next } = links[at as usize];
         let shape = &mut self.shapes[shape as usize];
         shape.idle -= 1;
+        if self.expiries.contains(at) {
+            return self.expiries.remove(&mut shape.ending, at);
+        }
         if self.policy == Policy::Random {
             shape.any.swap_remove(prev as usize);
             if let Some(&moved) = shape.any.get(prev as usize) {
@@ -219,41 +225,78 @@ impl Shapes {
         at
     }
 
-    /// The worker that a claim with these wants takes: looks only, takes nothing.
-    pub fn pick(&self, workers: &[Worker], wants: &Wants, fence: Fence) -> Option<u32> {
+    /// The worker that a claim with these wants takes which needs it until `until_ms`: looks only, takes nothing.
+    pub fn pick(&self, workers: &[Worker], wants: &Wants, fence: Fence, until_ms: Millis) -> Option<u32> {
         let idle_seq = |at: &u32| workers[*at as usize].idle_seq;
         // Those of one shape fit or not together, which was seen already.
         let fits = |shape: &Shape, at: u32| shape.card.is_some() || wants.fits(&workers[at as usize].card().spec);
+        let ending = |shape: &Shape, from| self.expiries.find(shape.ending, from, until_ms, &mut |at| fits(shape, at));
         let fitting = self.shapes.iter().filter(|shape| shape.idle > 0 && shape.may_fit(wants));
         match self.policy {
             Policy::Fifo => {
-                fitting.filter_map(|shape| self.oldest_first(shape).find(|&at| fits(shape, at))).min_by_key(idle_seq)
+                let listed = |shape: &Shape| self.oldest_first(shape).find(|&at| fits(shape, at));
+                let oldest = |shape| [listed(shape), ending(shape, SearchFrom::First)];
+                fitting.flat_map(oldest).flatten().min_by_key(idle_seq)
             }
-            Policy::Random => {
-                let all = |shape: &'_ Shape| match &shape.card {
-                    Some(_) => shape.any.len(),
-                    None => shape.any.iter().filter(|&&at| fits(shape, at)).count(),
-                };
-                let counts: SmallVec<[(&Shape, usize); 16]> = fitting.map(|shape| (shape, all(shape))).collect();
-                let total: usize = counts.iter().map(|(_, count)| count).sum();
-                let mut nth = (scatter(fence) % (total as u64).max(1)) as usize;
-                let (shape, _) = counts.into_iter().find(|&(_, count)| {
-                    let here = nth < count;
-                    nth -= if here { 0 } else { count };
-                    here
-                })?;
-                shape.any.iter().filter(|&&at| fits(shape, at)).nth(nth).copied()
+            Policy::Random => self.pick_any(fitting, fits, fence, until_ms),
+            _ => {
+                let listed = |shape: &Shape| self.newest_first(shape).find(|&at| fits(shape, at));
+                let newest = |shape| [listed(shape), ending(shape, SearchFrom::Last)];
+                fitting.flat_map(newest).flatten().max_by_key(idle_seq)
             }
-            _ => fitting.filter_map(|shape| self.newest_first(shape).find(|&at| fits(shape, at))).max_by_key(idle_seq),
         }
     }
 
-    /// Whether an idle worker would fit if it were on another node.
-    pub fn fits_but_node(&self, workers: &[Worker], wants: &Wants) -> bool {
+    /// Any of the workers of some shapes that fit and live beyond `until_ms`.
+    fn pick_any<'a>(
+        &'a self,
+        shapes: impl Iterator<Item = &'a Shape>,
+        fits: impl Fn(&Shape, u32) -> bool,
+        fence: Fence,
+        until_ms: Millis,
+    ) -> Option<u32> {
+        let count = |shape: &'a Shape| match &shape.card {
+            Some(_) => shape.any.len() + self.expiries.count_by_end(shape.ending, until_ms),
+            None => self.lasting(shape, until_ms).filter(|&at| fits(shape, at)).count(),
+        };
+        let counts: SmallVec<[(&Shape, usize); 16]> = shapes.map(|shape| (shape, count(shape))).collect();
+        let total: usize = counts.iter().map(|(_, count)| count).sum();
+        let mut nth = scatter(fence).checked_rem(total as u64)? as usize;
+        let (shape, _) = counts.into_iter().find(|&(_, count)| {
+            let here = nth < count;
+            nth -= if here { 0 } else { count };
+            here
+        })?;
+        match &shape.card {
+            None => self.lasting(shape, until_ms).filter(|&at| fits(shape, at)).nth(nth),
+            Some(_) => {
+                let ending = || self.expiries.nth_last(shape.ending, nth - shape.any.len());
+                shape.any.get(nth).copied().or_else(ending)
+            }
+        }
+    }
+
+    /// Whether an idle worker that lives beyond `until_ms` would fit if it were on another node.
+    pub fn fits_but_node(&self, workers: &[Worker], wants: &Wants, until_ms: Millis) -> bool {
+        let fits = |at: u32| wants.fits_but_node(&workers[at as usize].card().spec);
         self.shapes.iter().filter(|shape| shape.idle > 0).any(|shape| match &shape.card {
-            Some(card) => wants.fits_but_node(&card.spec),
-            None => self.all(shape).any(|at| wants.fits_but_node(&workers[at as usize].card().spec)),
+            Some(card) => wants.fits_but_node(&card.spec) && self.has_lasting(shape, until_ms),
+            None => self.lasting(shape, until_ms).any(fits),
         })
+    }
+
+    /// Nodes of trees that searches have looked at so far.
+    pub fn steps(&self) -> u64 {
+        self.expiries.steps()
+    }
+
+    fn has_lasting(&self, shape: &Shape, until_ms: Millis) -> bool {
+        shape.idle as usize > self.expiries.len(shape.ending) || self.expiries.latest_ms(shape.ending) > until_ms
+    }
+
+    /// The idle workers of a shape that live beyond `until_ms`, in no order.
+    fn lasting(&self, shape: &Shape, until_ms: Millis) -> impl Iterator<Item = u32> {
+        self.all(shape).filter(move |&at| self.expiries.lasts(at, until_ms))
     }
 
     fn newest_first(&self, shape: &Shape) -> impl Iterator<Item = u32> {
@@ -266,9 +309,9 @@ impl Shapes {
         std::iter::successors(Some(shape.tail).filter(|&at| at != NIL), next)
     }
 
-    /// The idle workers of a shape, in no order: one of the two holds them.
+    /// The idle workers of a shape, in no order: list or vector, and the tree.
     fn all(&self, shape: &Shape) -> impl Iterator<Item = u32> {
-        self.newest_first(shape).chain(shape.any.iter().copied())
+        self.newest_first(shape).chain(shape.any.iter().copied()).chain(self.expiries.all(shape.ending))
     }
 
     /// Whether this holds exactly the idle workers, each under the shape that its registration has, and in the order
@@ -276,7 +319,7 @@ impl Shapes {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn check(&self, workers: &[Worker]) -> Result<(), String> {
+    pub fn check(&self, workers: &[Worker], ends: &Expiries) -> Result<(), String> {
         let mut held = 0;
         for (at, shape) in self.shapes.iter().enumerate() {
             let idle: Vec<u32> = self.all(shape).collect();
@@ -292,7 +335,12 @@ impl Shapes {
             if let Some(&stray) = idle.iter().find(strays) {
                 return Err(format!("Q1: worker {} is not idle in shape {at}", worker(stray).card().spec.id));
             }
-            let ordered = idle.windows(2).all(|pair| worker(pair[0]).idle_seq >= worker(pair[1]).idle_seq);
+            if let Some(&stray) = idle.iter().find(|&&of| self.expiries.ends_ms(of) != ends.ends_ms(of)) {
+                return Err(format!("Q1: worker {} has two ends of life", worker(stray).card().spec.id));
+            }
+            self.expiries.check(shape.ending)?;
+            let listed = idle[..idle.len() - self.expiries.len(shape.ending)].windows(2);
+            let ordered = listed.into_iter().all(|pair| worker(pair[0]).idle_seq >= worker(pair[1]).idle_seq);
             if self.policy != Policy::Random && !ordered {
                 return Err(format!("Q1: shape {at} is not in the order of becoming idle"));
             }

@@ -1,7 +1,7 @@
 //! What each event does to a shard. Every change of a worker goes through [`Shard::touch`], which counts it, moves
 //! the sequence number and marks the worker's row for the journal; nothing else does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -46,6 +46,10 @@ pub struct Shard {
     /// Workers that are not deleted.
     pub(super) present: usize,
     pub(super) barred: Barred,
+    /// Changes of `barred`: it is published when this has moved.
+    pub(super) bar_changes: u64,
+    /// Workers that hold nothing and are not offered only because they are cordoned or draining.
+    pub(super) drained: BTreeSet<u32>,
     /// Highest fence that was granted or adopted here.
     pub(super) fence_max: Fence,
     /// Fences that the shard may have granted without a record, before it was loaded.
@@ -175,6 +179,8 @@ impl Shard {
             beats: Timers::new(now_ms),
             present: 0,
             barred: Barred::default(),
+            bar_changes: 0,
+            drained: BTreeSet::new(),
             fence_max: 0,
             lost_tail: 0..0,
             settled_ms: 0,
@@ -341,11 +347,7 @@ impl Shard {
     ) -> Result<u32, Answer> {
         match wants {
             Some(wants) if !wants.any_worker() => self.select(wants, affinity, fence, until_ms).map_err(Answer::NoFit),
-            _ => match self.idle.pick(self.workers.all(), affinity, fence) {
-                Some(worker) if self.lasts(worker, until_ms) => Ok(worker),
-                Some(_) => self.pick_lasting(until_ms, None).ok_or(Answer::NoRoom),
-                None => Err(Answer::NoRoom),
-            },
+            _ => self.idle.pick(self.workers.all(), affinity, fence, until_ms).ok_or(Answer::NoRoom),
         }
     }
 
@@ -419,11 +421,10 @@ impl Shard {
                 _ => Err(NoFit::Busy),
             };
         }
-        match self.idle.select(self.workers.all(), wants, affinity, fence) {
-            Some(worker) if self.lasts(worker, until_ms) => Ok(worker),
-            Some(_) => self.pick_lasting(until_ms, Some(wants)).ok_or(NoFit::Busy),
+        match self.idle.select(self.workers.all(), wants, affinity, fence, until_ms) {
+            Some(worker) => Ok(worker),
             None if wants.nodes.is_empty() => Err(NoFit::Busy),
-            None if self.idle.fits_but_node(self.workers.all(), wants) => Err(NoFit::Node),
+            None if self.idle.fits_but_node(self.workers.all(), wants, until_ms) => Err(NoFit::Node),
             None => Err(NoFit::Busy),
         }
     }
@@ -492,7 +493,7 @@ impl Shard {
         for &(_, at) in &idle {
             self.idle.remove(self.workers.hot_mut(), at);
         }
-        self.idle = Idle::new(policy);
+        self.idle.reset(policy);
         self.idle.grow(self.workers.hot_mut());
         for (_, at) in idle {
             self.idle.push(self.workers.hot_mut(), at);

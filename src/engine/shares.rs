@@ -8,6 +8,8 @@
 //! A worker is offered while nothing bars it, it holds fewer than [`limits::WORKER_CLAIMS_MAX`] claims, and it has at least
 //! what its claims sum to. A registration may take that away: then it is *overcommitted* until they fit again.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::NIL;
@@ -17,7 +19,7 @@ use super::profiles::{MIXED, Profiles};
 use super::shard::{Rules, Shard};
 use super::wants::{CardFilter, NoFit, Wants};
 use crate::limits;
-use crate::model::{Capacity, GpuAsk, Millis, Policy, Resources};
+use crate::model::{Capacity, ClaimSpec, GpuAsk, Millis, Policy, Resources};
 
 /// A claim among those of its worker.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +165,7 @@ impl Shares {
             }
         }
         let Resources { cpu_milli, memory_bytes, slots, .. } = *resources;
-        Some(Need { cpu_milli, memory_bytes, slots, cards: count, card_milli, models })
+        Some(Need { cpu_milli, memory_bytes, slots, cards: count, card_milli, models, until_ms: 0 })
     }
 }
 
@@ -191,6 +193,17 @@ impl Shard {
         held.spec.as_ref().map_or_else(Share::default, |spec| share(&spec.resources, shares.cards(claim)))
     }
 
+    /// The worker is about to have other cards than those of this model, or none: claims that were granted some go on saying
+    /// which.
+    pub(super) fn keep_granted_model(&mut self, at: u32, model: &Arc<str>) {
+        for place in self.places_on(at) {
+            let Some(spec) = self.claims.get_mut(place).and_then(|claim| claim.spec.as_mut()) else { continue };
+            if spec.resources.gpu.is_some() && spec.granted_model.is_none() {
+                *spec = Arc::new(ClaimSpec { granted_model: Some(Arc::clone(model)), ..ClaimSpec::clone(spec) });
+            }
+        }
+    }
+
     /// The worker that a claim takes a share of, and which.
     pub(super) fn select_share(&mut self, wants: &Wants, until_ms: Millis) -> Result<(u32, Share), NoFit> {
         let nothing = Resources::default();
@@ -198,30 +211,26 @@ impl Shard {
         if let Some(id) = &wants.worker {
             return self.select_share_of(id, wants, resources, until_ms);
         }
-        let Some(need) = self.shares.as_ref().and_then(|shares| shares.need(resources, &wants.cards)) else {
-            return Err(NoFit::Busy);
+        let needed = |shares: &Shares| {
+            let need = shares.need(resources, &wants.cards)?;
+            Some(Need { until_ms: if shares.fleet.has_ends() { until_ms } else { 0 }, ..need })
         };
+        let Some(need) = self.shares.as_deref().and_then(needed) else { return Err(NoFit::Busy) };
         let filtered = wants.selector.is_some() || !wants.nodes.is_empty();
         if filtered {
             self.make_profiles();
         }
-        if let Some(found) = self.pick_share(&need, wants, filtered, false, until_ms) {
+        if let Some(found) = self.pick_share(&need, wants, filtered, false) {
             return Ok(found);
         }
-        let elsewhere = !wants.nodes.is_empty() && self.pick_share(&need, wants, true, true, until_ms).is_some();
+        let elsewhere = !wants.nodes.is_empty() && self.pick_share(&need, wants, true, true).is_some();
         Err(if elsewhere { NoFit::Node } else { NoFit::Busy })
     }
 
-    fn pick_share(
-        &mut self,
-        need: &Need,
-        wants: &Wants,
-        filtered: bool,
-        anywhere: bool,
-        until_ms: Millis,
-    ) -> Option<(u32, Share)> {
+    fn pick_share(&mut self, need: &Need, wants: &Wants, filtered: bool, anywhere: bool) -> Option<(u32, Share)> {
         let mut shares = self.shares.take()?;
         let Shares { fleet, placement, fgd, profiles, .. } = &mut *shares;
+        let fleet = &*fleet;
         if let Some(profiles) = profiles.as_mut().filter(|_| filtered) {
             profiles.begin_look();
         }
@@ -236,8 +245,8 @@ impl Shard {
             };
             match passes {
                 Some(false) => None,
-                Some(true) => group.members().find(|&at| self.lasts(at, until_ms)),
-                None => group.members().find(|&at| self.lasts(at, until_ms) && allows(at)),
+                Some(true) => fleet.first_lasting(group, need.until_ms, |_| true),
+                None => fleet.first_lasting(group, need.until_ms, allows),
             }
         };
         let pick = fleet.pick_among(need, *placement, fgd, &mut member);
@@ -365,6 +374,7 @@ impl Shard {
         let Some(shares) = &mut self.shares else { return };
         let profile = shares.fleet.room(at).profile;
         shares.fleet.leave(at);
+        shares.fleet.set_ends_ms(at, None);
         shares.holders[at as usize] = Holder::default();
         if let Some(profiles) = &mut shares.profiles {
             profiles.leave(profile);

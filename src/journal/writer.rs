@@ -255,10 +255,10 @@ impl Journal {
             metrics().steps(flight.result(outcome)).increment(1);
             metrics().step_rows.record(flight.rows as f64);
             metrics().step_bytes.record(flight.bytes() as f64);
-            if let Some((outbox, applied)) = self.settle(flight, outcome, rewrites) {
-                if outbox.advance(applied) {
-                    moved.push(outbox);
-                }
+            if let Some((outbox, applied)) = self.settle(flight, outcome, rewrites)
+                && outbox.advance(applied)
+            {
+                moved.push(outbox);
             }
         }
         // All shards move on before any of them is told: an answer may wait for the records of several.

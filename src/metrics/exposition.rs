@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram};
 use super::*;
+use crate::model::UnschedulableReason;
 
 /// From when on a pool shows a series. It then stays until the pool is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,8 @@ impl ClaimOutcome {
 pub struct PoolFamily {
     /// Its name in [`ALL`].
     pub name: &'static str,
-    /// Of `hotpool_claims_total` it depends on the outcome: [`ClaimOutcome::appears`].
+    /// Of `hotpool_claims_total` it depends on the outcome: [`ClaimOutcome::appears`]. Of `hotpool_workers` only those that
+    /// are idle and busy come with the pool.
     pub appears: Appears,
     write: fn(&PoolMetrics, &mut SeriesWriter<'_>),
 }
@@ -74,6 +76,10 @@ families! {
     WORKERS, WithPool, |pool, series| {
         series.gauge("idle", &pool.workers_idle);
         series.gauge("busy", &pool.workers_busy);
+        series.appears = Appears::WhenNeeded;
+        for reason in UnschedulableReason::ALL {
+            series.gauge(reason.word(), pool.workers_unschedulable(reason));
+        }
     };
     RING_DEPTH, WithUse, |pool, series| series.gauge("", &pool.ring_depth);
     RING_REFUSALS, WhenNeeded, |pool, series| series.counter("", &pool.ring_refusals);
@@ -88,7 +94,7 @@ families! {
     WORKERS_LOST, WithPool, |pool, series| series.counter("", &pool.workers_lost);
     LOST_WORKERS_DELETED, WhenNeeded, |pool, series| series.counter("", &pool.lost_workers_deleted);
     WORKERS_BARRED, WhenNeeded, |pool, series| {
-        BarReason::ALL.iter().for_each(|reason| series.gauge(reason.word(), pool.workers_barred(*reason)));
+        UnschedulableReason::ALL.iter().for_each(|reason| series.gauge(reason.word(), pool.workers_barred(*reason)));
     };
     HEARTBEATS, WithUse, |pool, series| series.counter("", &pool.heartbeats);
     HEARTBEATS_IGNORED, WhenNeeded, |pool, series| series.counter("", &pool.heartbeats_ignored);

@@ -114,20 +114,6 @@ label! {
 }
 
 label! {
-    /// Why a worker is not offered.
-    BarReason {
-        /// Its owner said so.
-        Cordoned = "cordoned",
-        /// Its owner said so, for the rest of this incarnation.
-        Draining = "draining",
-        /// It was silent for too long.
-        Lost = "lost",
-        /// Nothing has spoken for it yet.
-        Suspect = "suspect",
-    }
-}
-
-label! {
     /// The store's answer to one step.
     StepResult {
         /// Applied.
@@ -238,6 +224,38 @@ label! {
         DebugShards = "/debug/shards",
         /// None of the above.
         Unmatched = "unmatched",
+    }
+}
+
+label! {
+    /// Why a request was refused by its head.
+    RequestRefusal {
+        /// Not one host, or none that can be read.
+        InvalidHost = "invalid_host",
+        /// A host that is not served.
+        Host = "host",
+        /// A page of another origin.
+        Origin = "origin",
+        /// A page of another site.
+        FetchSite = "fetch_site",
+        /// A body in a form that nobody reads.
+        ContentEncoding = "content_encoding",
+    }
+}
+
+label! {
+    /// What became of a connection beyond `server.max_connections`.
+    ExcessOutcome {
+        /// A probe or a scrape was answered.
+        Answered = "answered",
+        /// It asked for something else.
+        Refused = "refused",
+        /// It asked for nothing in time.
+        Silent = "silent",
+        /// It could not be answered in time.
+        Late = "late",
+        /// It went for the next.
+        Displaced = "displaced",
     }
 }
 
@@ -465,6 +483,10 @@ label! {
         TooMany = "too_many",
         /// What came was no command.
         Protocol = "protocol",
+        /// What came was HTTP, as from a page in a browser.
+        Http = "http",
+        /// Nothing came for too long.
+        Idle = "idle",
         /// The client did not read its answers.
         SlowReader = "slow_reader",
         /// A command did not come to its end.

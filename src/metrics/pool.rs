@@ -1,8 +1,8 @@
 //! What is counted of one pool.
 
 use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, Spread};
-use super::{BarReason, CLAIM_SECONDS_BOUNDS, PROBES, RING_WAIT_BOUNDS, Sweep, WAITS};
-use crate::model::PoolName;
+use super::{CLAIM_SECONDS_BOUNDS, PROBES, RING_WAIT_BOUNDS, Sweep, WAITS};
+use crate::model::{PoolName, UnschedulableReason};
 
 /// Nanoseconds in a second.
 const NS: f64 = 1e9;
@@ -41,14 +41,15 @@ pub struct PoolMetrics {
     pub worker_touches: PoolCounter,
     /// `hotpool_store_lag_seconds`.
     pub store_lag_seconds: PoolGauge,
-    pub(super) sweeps: [PoolCounter; Sweep::ALL.len()],
+    sweeps: [PoolCounter; Sweep::ALL.len()],
     /// `hotpool_claims_lost_total`.
     pub claims_lost: PoolCounter,
     /// `hotpool_workers_lost_total`.
     pub workers_lost: PoolCounter,
     /// `hotpool_lost_workers_deleted_total`.
     pub lost_workers_deleted: PoolCounter,
-    pub(super) workers_barred: [PoolGauge; BarReason::ALL.len()],
+    workers_barred: [PoolGauge; UnschedulableReason::ALL.len()],
+    workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
     /// `hotpool_heartbeats_total`.
     pub heartbeats: PoolCounter,
     /// `hotpool_heartbeats_ignored_total`.
@@ -101,6 +102,7 @@ impl PoolMetrics {
             workers_lost: PoolCounter::default(),
             lost_workers_deleted: PoolCounter::default(),
             workers_barred: Default::default(),
+            workers_unschedulable: Default::default(),
             heartbeats: PoolCounter::default(),
             heartbeats_ignored: PoolCounter::default(),
             adoptions: PoolCounter::default(),
@@ -130,8 +132,14 @@ impl PoolMetrics {
 
     /// Gauge of workers that are not offered for this reason.
     #[must_use]
-    pub fn workers_barred(&self, reason: BarReason) -> &PoolGauge {
+    pub fn workers_barred(&self, reason: UnschedulableReason) -> &PoolGauge {
         &self.workers_barred[reason as usize]
+    }
+
+    /// Gauge of workers that hold no claim and are not offered, with this as the first reason.
+    #[must_use]
+    pub fn workers_unschedulable(&self, reason: UnschedulableReason) -> &PoolGauge {
+        &self.workers_unschedulable[reason as usize]
     }
 
     /// Whether anybody has claimed, released or sent a heartbeat, or a claim was there from before a restart. Workers that

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::PoolName;
+use crate::model::{PoolName, UnschedulableReason};
 
 fn pool(name: &str) -> Arc<PoolMetrics> {
     Arc::new(PoolMetrics::new(&PoolName::new("ns", name).unwrap()))
@@ -22,7 +22,10 @@ fn use_up(pool: &PoolMetrics) {
     const MANY: u64 = 1_234_567;
     ClaimOutcome::ALL.iter().for_each(|outcome| pool.claims(*outcome).increment(MANY));
     Sweep::ALL.iter().for_each(|deadline| pool.sweeps(*deadline).increment(MANY));
-    BarReason::ALL.iter().for_each(|reason| pool.workers_barred(*reason).set(1e4));
+    for reason in UnschedulableReason::ALL {
+        pool.workers_barred(reason).set(1e4);
+        pool.workers_unschedulable(reason).set(1e4);
+    }
     let counters = [
         &pool.releases,
         &pool.ring_refusals,
@@ -143,8 +146,16 @@ fn h04_a_pool_is_as_large_as_its_use() {
     let (idle, used) = (pool("idle-pool"), pool("used-01"));
     use_up(&used);
     assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
-    // More than a pool ever shows: every outcome, every reason, every defect. The name has ten bytes.
-    assert!(bytes(&used) <= 6_144, "{}", bytes(&used));
+    // More than a pool ever shows: every outcome, every defect, and workers that are out for each of the reasons, which are a
+    // tenth of it. The name has ten bytes.
+    assert!(bytes(&used) <= 6_800, "{}", bytes(&used));
+    let reasons = page(std::slice::from_ref(&used));
+    let reasons = reasons
+        .lines()
+        .filter(|line| line.starts_with("hotpool_workers") && line.ends_with(" 10000"))
+        .filter(|line| !line.contains("\"idle\"") && !line.contains("\"busy\""));
+    let reasons: usize = reasons.map(|line| line.len() + 1).sum();
+    assert!(bytes(&used) - reasons <= 6_000, "{}", bytes(&used) - reasons);
     // Workers that are there and nothing else are no use.
     idle.workers_idle.set(100.0);
     idle.worker_touches.increment(100);
@@ -161,8 +172,8 @@ fn h04_a_pool_is_as_large_as_its_use() {
     }
     assert!(after.contains(r#"hotpool_claim_seconds_count{pool="ns/idle-pool"} 0"#));
     assert!(!after.contains("hotpool_wait_seconds"), "the others come with their first amount");
-    idle.workers_barred(BarReason::Lost).set(1.0);
-    idle.workers_barred(BarReason::Lost).set(0.0);
+    idle.workers_barred(UnschedulableReason::Lost).set(1.0);
+    idle.workers_barred(UnschedulableReason::Lost).set(0.0);
     let series = r#"hotpool_workers_barred{reason="lost",pool="ns/idle-pool"} 0"#;
     assert!(page(&[idle]).contains(series), "a gauge that was shown stays");
 }

@@ -61,6 +61,8 @@ pub struct ClaimSpec {
     pub priority: u16,
     /// A claim with a higher priority may evict it, in a pool that allows that.
     pub preemptible: bool,
+    /// In a shared pool, model of the cards that it was granted, once its worker was registered anew with others or none.
+    pub granted_model: Option<Arc<str>>,
 }
 
 impl ClaimSpec {
@@ -164,11 +166,22 @@ pub enum Held<'a> {
     Share {
         /// How much.
         resources: &'a Resources,
-        /// Model of the worker's cards, if it has any.
-        model: Option<&'a str>,
-        /// Which of its cards: bit `i` stands for card `i`.
-        cards: u64,
+        /// Cards, if it holds any.
+        gpu: Option<HeldCards<'a>>,
     },
+}
+
+/// Cards that a claim holds a share of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldCards<'a> {
+    /// Model of the cards, as it was granted.
+    pub model: &'a str,
+    /// Number of cards.
+    pub count: u32,
+    /// Thousandths of each card.
+    pub milli: u32,
+    /// Which of its worker's cards: bit `i` stands for card `i`.
+    pub cards: u64,
 }
 
 impl ClaimView {
@@ -178,8 +191,15 @@ impl ClaimView {
         let capacity = &self.worker.spec.capacity;
         match (self.cards, &self.spec) {
             (Some(cards), Some(spec)) => {
-                let model = capacity.gpu.as_ref().map(|gpu| &*gpu.model);
-                Held::Share { resources: &spec.resources, model, cards }
+                // Without a model, which rows of an older version may lack, nothing can be said of them.
+                let model = spec.granted_model.as_ref().or_else(|| Some(&capacity.gpu.as_ref()?.model));
+                let gpu = spec.resources.gpu.as_ref().zip(model).map(|(gpu, model)| HeldCards {
+                    model,
+                    count: gpu.count,
+                    milli: gpu.milli,
+                    cards,
+                });
+                Held::Share { resources: &spec.resources, gpu }
             }
             _ => Held::Whole(capacity),
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{PoolName, WorkerId, is_zero};
+use super::{PoolName, UnschedulableReason, WorkerId, is_zero};
 use crate::refusal::Refusal;
 
 /// What would become of a claim at this moment, and why.
@@ -38,7 +38,8 @@ pub struct PoolSurvey {
     pub survey: Survey,
 }
 
-/// Why a worker does not take a claim. Each worker counts under the first that applies, in this order.
+/// Why a worker does not take a claim. Each worker counts under the first that applies, in this order, but for a drain,
+/// which comes before a cordon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuledOut {
@@ -78,11 +79,27 @@ pub enum RuledOut {
     Claims,
     /// Its own end of life comes before the claim is done with it.
     Expires,
+    /// It is kept for another claim, which waits.
+    Reserved,
+}
+
+impl From<UnschedulableReason> for RuledOut {
+    fn from(reason: UnschedulableReason) -> Self {
+        match reason {
+            UnschedulableReason::Draining => Self::Draining,
+            UnschedulableReason::Cordoned => Self::Cordoned,
+            UnschedulableReason::Lost => Self::Lost,
+            UnschedulableReason::Suspect => Self::Suspect,
+            UnschedulableReason::Ended => Self::Ended,
+            UnschedulableReason::Stopping => Self::Stopping,
+            UnschedulableReason::Reserved => Self::Reserved,
+        }
+    }
 }
 
 impl RuledOut {
     /// All of them, in order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Cordoned,
         Self::Draining,
         Self::Lost,
@@ -101,6 +118,7 @@ impl RuledOut {
         Self::Overcommitted,
         Self::Claims,
         Self::Expires,
+        Self::Reserved,
     ];
 
     /// The word on the wire.
@@ -125,6 +143,7 @@ impl RuledOut {
             Self::Overcommitted => "overcommitted",
             Self::Claims => "claims",
             Self::Expires => "expires",
+            Self::Reserved => "reserved",
         }
     }
 }

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Capacity, GpuAsk, Labels, Millis, PoolName, Resources, Seq, check_labels, check_name, present, some_object,
+    Capacity, GpuAsk, Labels, Millis, PoolName, Resources, Seq, UnschedulableCounts, check_labels, check_name, present,
+    some_object,
 };
 use crate::limits;
 use crate::refusal::Refusal;
@@ -340,6 +341,15 @@ pub struct ShardStatus {
     pub lost: u64,
     /// Of them suspect.
     pub suspect: u64,
+    /// Of them those whose own end of life has come.
+    pub ended: u64,
+    /// Of them those that run what they were told to stop.
+    pub stopping: u64,
+    /// Of them those that are kept for claims that wait.
+    pub workers_reserved: u64,
+    /// Of the workers those that are not offered and hold no claim, each under one reason: with the idle and the busy ones they
+    /// are all.
+    pub unschedulable: UnschedulableCounts,
     /// Claims not confirmed yet.
     pub reserved: u64,
     /// Claims whose worker is being cleaned.
@@ -411,6 +421,14 @@ pub struct PoolCounts {
     pub lost: u64,
     /// Workers that nothing has spoken for.
     pub suspect: u64,
+    /// Workers whose own end of life has come.
+    pub ended: u64,
+    /// Workers that run what they were told to stop.
+    pub stopping: u64,
+    /// Workers that are kept for claims that wait.
+    pub workers_reserved: u64,
+    /// Workers that are not offered and hold no claim, each under one reason: with the idle and the busy ones they are all.
+    pub unschedulable: UnschedulableCounts,
 }
 
 impl PoolStatus {
@@ -420,6 +438,8 @@ impl PoolStatus {
         let sum = |figure: fn(&ShardStatus) -> u64| self.shards.iter().map(figure).sum::<u64>();
         let (busy, reserved) = (sum(|shard| shard.busy), sum(|shard| shard.reserved));
         let releasing = sum(|shard| shard.releasing);
+        let mut unschedulable = UnschedulableCounts::default();
+        self.shards.iter().for_each(|shard| unschedulable.add(&shard.unschedulable));
         PoolCounts {
             total: sum(|shard| shard.workers),
             idle: sum(|shard| shard.idle),
@@ -432,6 +452,10 @@ impl PoolStatus {
             draining: sum(|shard| shard.draining),
             lost: sum(|shard| shard.lost),
             suspect: sum(|shard| shard.suspect),
+            ended: sum(|shard| shard.ended),
+            stopping: sum(|shard| shard.stopping),
+            workers_reserved: sum(|shard| shard.workers_reserved),
+            unschedulable,
         }
     }
 }

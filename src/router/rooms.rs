@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use smallvec::SmallVec;
 
+use super::nth_bit;
 use crate::engine::fit::{CARD_MILLI, Most, Sum, cores_per_card};
 use crate::engine::{CardFilter, Wants};
 use crate::model::Resources;
-use crate::shard::Visited;
 
 #[derive(Debug, Default)]
 struct Part {
@@ -25,6 +25,20 @@ struct Part {
     sum_memory_bytes: AtomicU64,
     sum_slots: AtomicU64,
     sum_cards_milli: AtomicU64,
+}
+
+/// Shards that a claim draws before it looks at each.
+const DRAWS: usize = 8;
+/// The golden ratio, as a multiplier that spreads bits.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Which of two shards with room is asked first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardPreference {
+    /// The one with more cores left for each card ([`cores_per_card`]).
+    CoresPerCard,
+    /// The one with more of everything.
+    MostLeft,
 }
 
 /// What all shards of a pool say.
@@ -97,30 +111,64 @@ impl Rooms {
         }))
     }
 
-    /// Which of the shards in `open` that were not visited is asked next: of two by `salt` that may have room and that
-    /// `portion` has something left for, the one with more cores left for each card ([`cores_per_card`]); with `spread`, the
-    /// one with more of everything.
+    /// Which of the shards in `open`, a set of bits, is asked next: of two that may have room and that `portion` has something
+    /// left for, the preferred one. None only if no shard of `open` may have room and something left.
+    ///
+    /// Shards are drawn by `salt`, a few at most, so in a pool with room in many shards a claim looks at few. Only if none of
+    /// those drawn will do is each looked at.
     pub fn pick(
         &self,
-        open: impl Iterator<Item = u16>,
-        visited: &Visited,
+        open: &[u64],
         wants: &Wants,
         salt: u64,
-        spread: bool,
+        preference: ShardPreference,
         portion: impl Fn(u16) -> bool,
     ) -> Option<u16> {
-        let fits = |&shard: &u16| !visited.contains(shard) && self.may_fit(shard, wants) && portion(shard);
-        let shards: SmallVec<[u16; 64]> = open.filter(fits).collect();
-        let nth = |hash: u64| ((u128::from(hash) * shards.len() as u128) >> 64) as usize;
-        let one = *shards.get(nth(salt))?;
-        let two = shards[nth(salt.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15))];
-        let more = if spread {
-            self.budget(two).weight() > self.budget(one).weight()
-        } else {
-            self.cores_per_card(two, wants) > self.cores_per_card(one, wants)
-        };
-        Some(if more { two } else { one })
+        let fits = |&shard: &u16| self.may_fit(shard, wants) && portion(shard);
+        let count: u32 = open.iter().map(|bits| bits.count_ones()).sum();
+        let hashes = std::iter::successors(Some(salt), |hash| Some(hash.rotate_left(32).wrapping_mul(SPREAD)));
+        let drawn = hashes.take(DRAWS).filter_map(|hash| nth_shard(open, scale(hash, count as usize) as u32));
+        let mut fitting = drawn.filter(fits);
+        if let Some(one) = fitting.next() {
+            return Some(fitting.next().map_or(one, |two| self.preferred(one, two, wants, preference)));
+        }
+        let shards: SmallVec<[u16; 64]> = all_shards(open).filter(fits).collect();
+        let one = *shards.get(scale(salt, shards.len()))?;
+        let two = shards[scale(salt.rotate_left(32).wrapping_mul(SPREAD), shards.len())];
+        Some(self.preferred(one, two, wants, preference))
     }
+
+    fn preferred(&self, one: u16, two: u16, wants: &Wants, preference: ShardPreference) -> u16 {
+        let more = match preference {
+            ShardPreference::MostLeft => self.budget(two).weight() > self.budget(one).weight(),
+            ShardPreference::CoresPerCard => self.cores_per_card(two, wants) > self.cores_per_card(one, wants),
+        };
+        if more { two } else { one }
+    }
+}
+
+/// Position of a hash in `0..count` (Lemire's multiply-shift).
+fn scale(hash: u64, count: usize) -> usize {
+    ((u128::from(hash) * count as u128) >> 64) as usize
+}
+
+/// The `n`-th shard of a set of bits, from 0.
+fn nth_shard(open: &[u64], mut n: u32) -> Option<u16> {
+    for (word, &bits) in open.iter().enumerate() {
+        let ones = bits.count_ones();
+        if n < ones {
+            return Some((word * 64) as u16 + nth_bit(bits, n));
+        }
+        n -= ones;
+    }
+    None
+}
+
+fn all_shards(open: &[u64]) -> impl Iterator<Item = u16> {
+    open.iter().enumerate().flat_map(|(word, &bits)| {
+        let rest = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
+        rest.take_while(|&bits| bits != 0).map(move |bits| (word * 64) as u16 + bits.trailing_zeros() as u16)
+    })
 }
 
 impl Part {
@@ -165,5 +213,92 @@ impl Budget {
             u128::from(cpu) + u128::from(memory >> 22) + u128::from(slots) * 1_000 + u128::from(cards) * 16
         };
         self.0.into_iter().map(of).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{ClaimSpec, Mode};
+    use crate::router::Board;
+    use crate::shard::Visited;
+    use proptest::prelude::*;
+
+    fn wants(cpu_milli: u64) -> Wants {
+        let resources = Resources { cpu_milli, ..Resources::default() };
+        Wants { spec: Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() })), ..Wants::default() }
+    }
+
+    /// Shards with as much left as is said, the most of one worker; none: they offer no worker.
+    fn board(left: &[Option<u64>]) -> Board {
+        let board = Board::new(left.len() as u16, Mode::Shared);
+        for (shard, cpu_milli) in (0..).zip(left) {
+            let (workers, cpu_milli) = (u64::from(cpu_milli.is_some()), cpu_milli.unwrap_or(0));
+            let sum = Sum { workers, cpu_milli: cpu_milli.into(), ..Sum::default() };
+            let most = Most { cpu_milli, ..Most::default() };
+            board.publish_rooms(shard, &[(sum, most), (Sum::default(), Most::default())]);
+        }
+        board
+    }
+
+    fn preference() -> impl Strategy<Value = ShardPreference> {
+        prop_oneof![Just(ShardPreference::CoresPerCard), Just(ShardPreference::MostLeft)]
+    }
+
+    proptest! {
+        /// N1: asking until there is nothing left reaches every shard that may have room, once, and no other; whether nearly
+        /// all have or one of many does.
+        #[test]
+        fn n1_every_shard_that_may_have_room_is_asked_once(
+            shards in (0..=10_u32).prop_map(|log| 1_usize << log),
+            fits_of_64 in prop_oneof![Just(0_u64), 1..4_u64, 20..60_u64, Just(64)],
+            seed: u64,
+            preference in preference(),
+        ) {
+            let mut hash = seed;
+            let left: Vec<Option<u64>> = (0..shards).map(|_| {
+                hash = hash.wrapping_add(SPREAD).rotate_left(29).wrapping_mul(SPREAD);
+                let fits = hash >> 58 < fits_of_64;
+                if fits { Some(2_000) } else { [None, Some(0), Some(1_999)][(hash % 3) as usize] }
+            }).collect();
+            let board = board(&left);
+            let wants = wants(2_000);
+            let expected: Vec<u16> = (0..).zip(&left).filter(|(_, left)| **left == Some(2_000)).map(|(at, _)| at).collect();
+            let (mut visited, mut asked) = (Visited::default(), Vec::new());
+            let mut salt = seed;
+            while let Some(shard) = board.pick_room(&visited, &wants, salt, preference, |_| true) {
+                prop_assert!(!asked.contains(&shard));
+                visited.insert(shard);
+                asked.push(shard);
+                salt = salt.rotate_left(7);
+            }
+            asked.sort_unstable();
+            prop_assert_eq!(asked, expected);
+        }
+    }
+
+    /// N1: with room in all shards a claim looks at as few of 1,024 as of 16, and takes them all in turn.
+    #[test]
+    fn n1_a_claim_looks_at_few_shards_while_there_is_room() {
+        for shards in [16, 256, 1_024] {
+            let board = board(&vec![Some(2_000); shards]);
+            let (wants, mut chosen) = (wants(1_000), std::collections::BTreeSet::new());
+            for n in 1..20_000_u64 {
+                let looked_at = Cell::new(0);
+                let portion = |_| {
+                    looked_at.set(looked_at.get() + 1);
+                    true
+                };
+                let salt = n.wrapping_mul(SPREAD);
+                let preference = ShardPreference::MostLeft;
+                let shard = board.pick_room(&Visited::default(), &wants, salt, preference, portion);
+                chosen.insert(shard.expect("there is room"));
+                assert!(looked_at.get() <= DRAWS, "{} of {shards} shards", looked_at.get());
+            }
+            assert_eq!(chosen.len(), shards);
+        }
     }
 }

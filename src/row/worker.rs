@@ -231,13 +231,17 @@ pub struct ClaimSpecRow {
     /// It may be evicted.
     #[prost(bool, tag = "4")]
     pub preemptible: bool,
+    /// Model of the cards that it was granted, if its worker has others by now, or none; empty: those of its worker.
+    #[prost(string, tag = "5")]
+    pub granted_model: String,
 }
 
 impl From<&ClaimSpec> for ClaimSpecRow {
     fn from(spec: &ClaimSpec) -> Self {
         let resources = (!spec.resources.is_empty()).then(|| (&spec.resources).into());
         let (priority, preemptible) = (spec.priority.into(), spec.preemptible);
-        Self { labels: spec.labels.clone(), resources, priority, preemptible }
+        let granted_model = spec.granted_model.as_deref().unwrap_or_default().to_owned();
+        Self { labels: spec.labels.clone(), resources, priority, preemptible, granted_model }
     }
 }
 
@@ -247,7 +251,8 @@ impl ClaimSpecRow {
     pub fn spec(&self) -> ClaimSpec {
         let resources = self.resources.as_ref().map(Resources::from).unwrap_or_default();
         let priority = u16::try_from(self.priority).unwrap_or(limits::PRIORITY_MAX).min(limits::PRIORITY_MAX);
-        ClaimSpec { labels: self.labels.clone(), resources, priority, preemptible: self.preemptible }
+        let granted_model = Some(self.granted_model.as_str()).filter(|model| !model.is_empty()).map(Into::into);
+        ClaimSpec { labels: self.labels.clone(), resources, priority, preemptible: self.preemptible, granted_model }
     }
 }
 

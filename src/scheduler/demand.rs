@@ -17,7 +17,7 @@ impl Scheduler {
         self.open()?;
         let pool = self.pool(name)?;
         let mut shapes = self.dispatch().demand(&pool);
-        let capacities = pool.board.capacities();
+        let capacities = pool.board.capacities().all();
         let mut needed = 0.0;
         for shape in shapes.iter_mut().filter(|shape| shape.reason != "quota") {
             let each = match pool.spec.load().mode {

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use super::held::view;
 use super::{Scheduler, wait};
+use crate::engine::Slice;
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};
 use crate::pools::Pool;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, What};
 use crate::shard::{ClaimSieve, Command, Payload, Reply};
-
-/// Shards asked for one page of claims; past it the page is short and goes on with the next.
-const ASKS_MAX: usize = 256;
 
 impl Scheduler {
     /// Claims that wait for room in the pool; 0 if there is no such pool.
@@ -54,16 +52,17 @@ impl Scheduler {
         let pool = self.pool(pool)?;
         let (mut shard, mut from) = token.map_or(Ok((0, 0)), cursor)?;
         let mut items = Vec::new();
-        while (shard as usize) < pool.ports.len() && items.len() < limit {
+        for _ in 0..limits::PAGE_SLICES_MAX {
+            if (shard as usize) >= pool.ports.len() || items.len() == limit {
+                break;
+            }
             let (reply, answer) = Reply::one();
             pool.ports[shard as usize].ask(Command::ListWorkers(from, limit - items.len(), reply));
-            let Payload::Workers(rows) = wait(answer).await? else { unreachable!("workers are asked for") };
-            let full = items.len() + rows.len() == limit;
-            from = rows.last().map_or(from, |(at, _)| at + 1);
+            let Payload::Workers(Slice { rows, next }) = wait(answer).await? else {
+                unreachable!("workers are asked for")
+            };
             items.extend(rows.into_iter().map(|(_, look)| self.worker_view(&pool, shard, look)));
-            if !full {
-                (shard, from) = (shard + 1, 0);
-            }
+            (shard, from) = next.map_or((shard + 1, 0), |next| (shard, next));
         }
         let next = ((shard as usize) < pool.ports.len()).then(|| format!("{shard}-{from}"));
         Ok(Page { items, next })
@@ -97,7 +96,7 @@ impl Scheduler {
         })?;
         let pools = self.sorted_pools(|name| name >= start && wanted(filter, name));
         let mut items = Vec::new();
-        let mut asks = 0;
+        let mut slices = 0;
         for pool in &pools {
             if pool.name.as_str() != start {
                 (shard, from) = (0, 0);
@@ -105,18 +104,24 @@ impl Scheduler {
             while (shard as usize) < pool.ports.len() {
                 let elsewhere = sieve.worker.as_ref().is_some_and(|id| id.shard(pool.ports.len() as u16) != shard);
                 if !elsewhere {
-                    if items.len() == limit || asks == ASKS_MAX {
+                    if items.len() == limit || slices == limits::PAGE_SLICES_MAX {
                         return Ok(Page { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
                     }
-                    asks += 1;
+                    slices += 1;
                     let (reply, answer) = Reply::one();
                     let want = limit - items.len();
                     pool.ports[shard as usize].ask(Command::ListClaims(from, want, sieve.clone(), reply));
-                    let Payload::Claims(rows, more) = wait(answer).await? else { unreachable!("claims are asked for") };
-                    from = rows.last().map_or(from, |(at, _, _)| at + 1);
-                    items.extend(rows.into_iter().map(|(_, id, answer)| view(&id, &pool.name, answer)));
-                    if more {
-                        return Ok(Page { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
+                    let Slice { rows, next } = match wait(answer).await {
+                        Ok(Payload::Claims(slice)) => slice,
+                        // Its claims are gone with it.
+                        Err(Refusal::NotFound(What::Pool)) => Slice { rows: Vec::new(), next: None },
+                        Err(refusal) => return Err(refusal),
+                        Ok(_) => unreachable!("claims are asked for"),
+                    };
+                    items.extend(rows.into_iter().map(|(id, answer)| view(&id, &pool.name, answer)));
+                    if let Some(next) = next {
+                        from = next;
+                        continue;
                     }
                 }
                 (shard, from) = (shard + 1, 0);

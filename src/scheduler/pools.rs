@@ -210,9 +210,15 @@ impl Scheduler {
         pool.closing.store(true, Ordering::Release);
         self.dispatch().close_line(pool);
         join_all(pool.ports.iter().map(|port| async move {
-            let (reply, answer) = Reply::one();
-            port.ask(Command::Close(reply));
-            let _ = answer.await;
+            let mut from = Some(0);
+            while let Some(at) = from {
+                let (reply, answer) = Reply::one();
+                port.ask(Command::Close(at, reply));
+                from = match answer.await {
+                    Ok(Ok(Payload::Unfinished(next))) => Some(next),
+                    _ => None,
+                };
+            }
             port.stop().await;
             let dropped = port.outbox.handed() + 1;
             self.dispatch().journal.drop_shard(&port.outbox);

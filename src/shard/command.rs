@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::reply::Reply;
 use crate::choice::Choice;
-use crate::engine::{GangAct, Grant, Place, Shard, Wants};
+use crate::engine::{GangAct, ListedClaim, Place, Shard, Wants};
 use crate::keys::Ticket;
 use crate::limits;
 use crate::model::{Beat, ClaimId, ClaimState, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
@@ -171,9 +171,9 @@ pub enum Command {
     Delete(WorkerId, Reply),
     /// What about this worker?
     Worker(WorkerId, Reply),
-    /// Workers from an ordinal on.
+    /// A part of the list of workers, from an ordinal on.
     ListWorkers(u32, usize, Reply),
-    /// Claims on workers from an ordinal on that pass the filter.
+    /// A part of the list of claims that pass the filter, from an ordinal on.
     ListClaims(u32, usize, ClaimSieve, Reply),
     /// The shard's figures.
     Report(Reply),
@@ -185,8 +185,8 @@ pub enum Command {
     Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
     Seal(Reply),
-    /// End everything: the pool is being deleted.
-    Close(Reply),
+    /// End all workers from an ordinal on, a part at a time: the pool is being deleted.
+    Close(u32, Reply),
     /// Does this in the middle of a run, or panics in it: for tests. No edge can send it.
     Inject(InjectedStep),
 }
@@ -222,12 +222,12 @@ pub struct ClaimSieve {
 impl ClaimSieve {
     /// Whether the listing wants this claim.
     #[must_use]
-    pub fn matches(&self, id: &ClaimId, grant: &Grant) -> bool {
-        let is_old = |by_ms| grant.times.created_at_ms().is_some_and(|at_ms| at_ms <= by_ms);
-        (self.states.is_empty() || self.states.contains(&grant.state))
+    pub fn matches(&self, claim: &ListedClaim<'_>) -> bool {
+        let is_old = |by_ms| claim.times.created_at_ms().is_some_and(|at_ms| at_ms <= by_ms);
+        (self.states.is_empty() || self.states.contains(&claim.state))
             && self.created_by_ms.is_none_or(is_old)
-            && self.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant)
-            && self.worker.as_ref().is_none_or(|worker| grant.worker.spec.id == *worker)
+            && self.tenant.as_ref().is_none_or(|tenant| claim.id.tenant() == tenant)
+            && self.worker.as_ref().is_none_or(|worker| claim.worker.id == *worker)
     }
 }
 

@@ -23,19 +23,20 @@ use super::actor::Wake;
 use super::command::{ClaimItem, Command, KeyItem};
 use super::mailbox::Mailbox;
 use super::notice::Notice;
+use super::reason_cells::ReasonCells;
 use super::reply::Reply;
 use super::ring::Scheduled;
 use super::running::Running;
 use super::seized::Seized;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
-use crate::engine::{Place, Rules};
+use crate::engine::{Barred, Place, Rules};
 use crate::journal::{Outbox, Source};
 use crate::keys::{ShardRef, Ticket};
 use crate::limits;
-use crate::metrics::{BarReason, PoolMetrics, ShardState};
-use crate::model::{ClaimId, Fence, Millis};
-use crate::refusal::{Refusal, Unavailable};
+use crate::metrics::{PoolMetrics, ShardState};
+use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
+use crate::refusal::{Refusal, Unavailable, What};
 
 /// Runs in a row by one who pushed; then the actor goes on.
 const RUNS_MAX: usize = 4;
@@ -79,8 +80,10 @@ pub struct ShardPort {
     restarts: Mutex<Restarts>,
     /// Difference between ledger and claims, as the actor last saw it.
     drift: AtomicU64,
-    /// Workers that are not offered, by reason, as the actor last saw them.
-    barred: [AtomicUsize; BarReason::ALL.len()],
+    /// Workers that are not offered, by each reason that applies, after the last run.
+    barred: ReasonCells,
+    /// Those of them that hold no claim, by the first reason that applies.
+    barred_free: ReasonCells,
     /// Workers that may name lost claims, as the actor last saw them.
     unvouched: AtomicUsize,
     metrics: Arc<PoolMetrics>,
@@ -123,7 +126,8 @@ impl ShardPort {
             untold: Mutex::default(),
             restarts: Mutex::default(),
             drift: AtomicU64::new(0),
-            barred: Default::default(),
+            barred: ReasonCells::default(),
+            barred_free: ReasonCells::default(),
             unvouched: AtomicUsize::new(0),
             metrics,
             tally: Tally::default(),
@@ -282,14 +286,21 @@ impl ShardPort {
         self.drift.load(Ordering::Relaxed)
     }
 
-    /// Workers that are not offered for this reason.
+    /// Workers that are not offered for this reason, among others.
     #[must_use]
-    pub fn barred(&self, reason: BarReason) -> usize {
-        self.barred[reason as usize].load(Ordering::Relaxed)
+    pub fn barred(&self, reason: UnschedulableReason) -> u32 {
+        self.barred.get(reason)
     }
 
-    pub(super) fn set_barred(&self, reason: BarReason, workers: usize) {
-        self.barred[reason as usize].store(workers, Ordering::Relaxed);
+    /// Workers that are not offered and hold no claim, and of which this is the first reason.
+    #[must_use]
+    pub fn barred_free(&self, reason: UnschedulableReason) -> u32 {
+        self.barred_free.get(reason)
+    }
+
+    pub(super) fn set_barred(&self, barred: &Barred) {
+        self.barred.set(&barred.by_each);
+        self.barred_free.set(&barred.by_first);
     }
 
     /// Workers that may name lost claims and for which nothing has spoken yet.
@@ -460,24 +471,35 @@ impl ShardPort {
 
     /// Answers a command that no shard will decide, and gives up the tickets in it.
     fn refuse(&self, command: Command, refusal: &Refusal) {
+        let dispatch = self.dispatch.upgrade();
+        // A shard stops with the service, or because its pool is deleted, and then for good: its claims are gone too.
+        let stopped = *refusal == Refusal::Unavailable(Unavailable::Stopping);
+        let deleted = stopped && dispatch.as_ref().is_some_and(|dispatch| !dispatch.is_draining());
+        let of = |what: What| if deleted { Refusal::NotFound(what) } else { refusal.clone() };
         let say = |reply: Reply| {
-            reply.send(Err(refusal.clone()));
+            reply.send(Err(of(What::Pool)));
         };
-        let give_up = |item: Box<ClaimItem>| match self.dispatch.upgrade() {
+        let say_of_claim = |reply: Reply| {
+            reply.send(Err(of(What::Claim)));
+        };
+        let give_up = |item: Box<ClaimItem>| match &dispatch {
             Some(dispatch) => dispatch.give_up(item, refusal.clone()),
             None => say(item.reply),
         };
         match command {
             Command::Claim(item) => give_up(item),
             Command::Claims(items) => items.into_iter().for_each(give_up),
-            Command::Repeat(item, _) => say(item.reply),
+            Command::Repeat(item, _) => match &dispatch {
+                Some(dispatch) => dispatch.answer(item, refusal.clone()),
+                None => say(item.reply),
+            },
             Command::Release(KeyItem { reply, .. })
             | Command::Confirm(KeyItem { reply, .. })
             | Command::Look(KeyItem { reply, .. })
             | Command::Renew(KeyItem { reply, .. }, _)
             | Command::Resize(KeyItem { reply, .. }, _)
-            | Command::BeginRelease(KeyItem { reply, .. })
-            | Command::Steer(_, _, reply)
+            | Command::BeginRelease(KeyItem { reply, .. }) => say_of_claim(reply),
+            Command::Steer(_, _, reply)
             | Command::ClearAll(reply)
             | Command::Seal(reply)
             | Command::Delete(_, reply)
@@ -487,11 +509,12 @@ impl ShardPort {
             | Command::Report(reply)
             | Command::IdleLongest(_, reply)
             | Command::Explain(_, reply)
-            | Command::Close(reply) => say(reply),
-            Command::Releases(items) => items.into_iter().for_each(|item| say(item.reply)),
+            | Command::Close(_, reply) => say(reply),
+            Command::Releases(items) => items.into_iter().for_each(|item| say_of_claim(item.reply)),
             Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
             Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
-            Command::Gang(item) => say(item.reply),
+            // Whoever drives the gang finds out for itself what has become of it.
+            Command::Gang(item) => drop(item.reply.send(Err(refusal.clone()))),
             Command::Promise(_) | Command::Dump(..) | Command::Yield(_) | Command::Inject(_) => {}
         }
     }

@@ -10,6 +10,7 @@ mod command;
 mod handle;
 mod mailbox;
 mod notice;
+mod reason_cells;
 mod reply;
 /// What [`ring`] is made of; its model brings its own.
 mod atomic {

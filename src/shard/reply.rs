@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::engine::{Grant, LedgerLine, NoFit, WorkerLook};
+use crate::engine::{Grant, LedgerLine, NoFit, Slice, WorkerLook};
 use crate::keys::ShardRef;
 use crate::model::{Capacity, ClaimId, Cleared, IdleWorker, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
 use crate::refusal::Refusal;
@@ -27,6 +27,8 @@ pub enum Payload {
     Members(usize),
     /// Done; there is nothing to add.
     Done,
+    /// Done with workers up to this ordinal, at which it goes on.
+    Unfinished(u32),
     /// A worker.
     Worker {
         /// False if it was known.
@@ -47,10 +49,10 @@ pub enum Payload {
     },
     /// Workers of the shard that are trusted since, and those that are not yet.
     Cleared(Cleared),
-    /// Workers with their ordinals.
-    Workers(Vec<(u32, WorkerLook)>),
-    /// Claims with the ordinals of their workers, and whether there may be more.
-    Claims(Vec<(u32, ClaimId, ClaimAnswer)>, bool),
+    /// Workers with their ordinals, a part of the list.
+    Workers(Slice<(u32, WorkerLook)>),
+    /// Claims, a part of the list.
+    Claims(Slice<(ClaimId, ClaimAnswer)>),
     /// The shard's figures.
     Report(Box<ShardReport>),
     /// Workers that hold nothing.

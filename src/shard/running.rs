@@ -25,7 +25,7 @@ use super::command::{ClaimItem, Command, InjectedStep, KeyItem};
 use super::handle::ShardPort;
 use super::reply::{Outcome, Payload, Reply};
 use crate::dispatch::Dispatch;
-use crate::engine::{Answer, Barred, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard};
+use crate::engine::{Answer, Counters, Effect, Event, GangAct, LedgerAudit, Place, Shard, Slice};
 use crate::keys::{ShardRef, Ticket, Unstored, Unstoreds};
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, Seq};
@@ -117,7 +117,8 @@ pub(crate) struct Running {
     gone: VecDeque<(Seq, ClaimId)>,
     counted: Counters,
     /// As last published.
-    barred: Barred,
+    /// Changes of the workers that are not offered, up to what was published.
+    bar_changes: u64,
     audit: LedgerAudit,
     recounted_ms: Millis,
     /// Claims whose grant left, and requests to release that came, in this run.
@@ -147,8 +148,9 @@ impl Running {
             tickets: Vec::new(),
             members: (HashMap::new(), Unstoreds::new()),
             counted: shard.counters(),
+            // None is as it was published.
+            bar_changes: u64::MAX,
             audit: LedgerAudit::new(&shard),
-            barred: Barred::default(),
             dispatch,
             pool,
             port,
@@ -307,8 +309,8 @@ impl Running {
                 self.answer(reply, outcome, Unstoreds::new(), None);
             }
             Command::ListWorkers(from, limit, reply) => {
-                let rows: Vec<_> = self.shard.list_workers(from, limit).collect();
-                self.answer(reply, Ok(Payload::Workers(rows)), Unstoreds::new(), None);
+                let workers = self.shard.workers_from(from, limit);
+                self.answer(reply, Ok(Payload::Workers(workers)), Unstoreds::new(), None);
             }
             Command::ListClaims(from, limit, sieve, reply) => {
                 let outcome = self.list_claims(from, limit, &sieve);
@@ -332,7 +334,7 @@ impl Running {
                 self.hand_over();
                 let _ = to.send((rows, next));
             }
-            Command::Close(reply) => self.close(reply),
+            Command::Close(from, reply) => self.close(from, reply),
             Command::Inject(InjectedStep(step)) => step(&mut self.shard),
         }
     }
@@ -464,7 +466,7 @@ impl Running {
             let capacities: Vec<_> =
                 self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
-            self.pool.board.publish_capacities(self.port.shard.shard, capacities);
+            self.pool.board.capacities().publish(self.port.shard.shard, capacities);
         }
         if self.counted_workers != self.shard.worker_changes() {
             self.counted_workers = self.shard.worker_changes();
@@ -490,7 +492,7 @@ impl Running {
         }
         self.timed = false;
         self.counted = now;
-        if self.shard.barred() != self.barred {
+        if self.shard.bar_changes() != self.bar_changes {
             self.publish_barred();
         }
         // A recount costs a look at every ledger line and at some workers: now and then is enough to be noticed.
@@ -501,14 +503,15 @@ impl Running {
         }
     }
 
-    /// Ends every claim and worker. The rows need not go one by one: the store is told to forget the shard.
-    fn close(&mut self, reply: Reply) {
-        let workers: Vec<_> = self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card).collect();
-        for card in workers {
-            self.on(Event::Delete { id: card.spec.id.clone(), to: To::Nobody });
+    /// Ends workers from an ordinal on and what they hold, as many as one run may. The rows need not go one by one: the store is told to forget
+    /// the shard.
+    fn close(&mut self, from: u32, reply: Reply) {
+        let Slice { rows, next } = self.shard.workers_from(from, usize::MAX);
+        for (_, look) in rows {
+            self.on(Event::Delete { id: look.card.spec.id.clone(), to: To::Nobody });
         }
         self.hand_over();
-        reply.send(Ok(Payload::Done));
+        reply.send(Ok(next.map_or(Payload::Done, Payload::Unfinished)));
     }
 }
 

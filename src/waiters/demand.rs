@@ -11,7 +11,7 @@ use crate::pools::Pool;
 type Key = (Resources, Option<String>, Vec<String>, &'static str);
 
 impl Line {
-    fn all(&self) -> Vec<Arc<Parked>> {
+    pub(super) fn all(&self) -> Vec<Arc<Parked>> {
         self.lock().queue.iter().filter(|waiter| !waiter.once).map(|waiter| Arc::clone(&waiter.item)).collect()
     }
 }

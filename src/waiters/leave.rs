@@ -1,5 +1,6 @@
 //! How claims leave the lines without a worker: their time is over, their caller has gone, their pool is deleted, the service stops.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,10 +9,18 @@ use crate::dispatch::Dispatch;
 use crate::model::{ClaimId, Millis};
 use crate::pools::Pool;
 use crate::refusal::{Refusal, Unavailable, What};
+use crate::shard::ClaimItem;
 use crate::tenants::Tenant;
 
 /// Claims whose time has come that one tick deals with in one line.
 const DUE_MAX: usize = 16_384;
+
+/// Answers one of many callers: if it panics when it is woken, the others are answered all the same.
+fn apart(answer: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(answer)).is_err() {
+        tracing::error!("a caller panicked when it was answered");
+    }
+}
 
 impl Dispatch {
     /// Time has passed: those whose time is over are refused, those who waited for preferred nodes take any.
@@ -100,20 +109,34 @@ impl Dispatch {
             let others = parked.pools.iter().any(|other| other.number != pool.number && !other.is_closing());
             if !others && let Some(item) = parked.take() {
                 parked.leave();
-                self.give_up(item, Refusal::NotFound(What::Pool));
+                apart(|| self.give_up(item, Refusal::NotFound(What::Pool)));
+            }
+        }
+        // Those who wait for their tenants' quotas stand in no pool's line.
+        let tenants: Vec<Arc<Tenant>> = self.waiters.quota_lines().values().cloned().collect();
+        for parked in tenants.iter().flat_map(|tenant| tenant.line.all()) {
+            match &parked.gang {
+                Some(gang) => gang.wake(),
+                None => apart(|| self.leave_closed(&parked)),
             }
         }
     }
 
-    /// Its lines may have been closed while it had a turn, or was on its way into them: whoever closed them did not find it.
+    /// Takes a claim out that can be served nowhere any more. Its lines may have been closed while it had a turn, or was on its
+    /// way into them: whoever closed them did not find it.
     pub(super) fn leave_closed(&self, parked: &Parked) {
-        let deleted = !parked.pools.is_empty() && parked.pools.iter().all(|pool| pool.is_closing());
-        let refusal = match self.is_draining() {
-            true => Refusal::Unavailable(Unavailable::Stopping),
-            false if deleted => Refusal::NotFound(What::Pool),
-            false => return,
+        let (draining, of_quota) = (self.is_draining(), parked.pools.is_empty());
+        if !draining && !of_quota && !parked.pools.iter().all(|pool| pool.is_closing()) {
+            return;
+        }
+        let refusal =
+            if draining { Refusal::Unavailable(Unavailable::Stopping) } else { Refusal::NotFound(What::Pool) };
+        let item = {
+            let mut slot = parked.lock();
+            let leaves = |item: &ClaimItem| draining || !of_quota || self.has_no_pool(item);
+            if slot.as_deref().is_some_and(leaves) { slot.take() } else { None }
         };
-        if let Some(item) = parked.take() {
+        if let Some(item) = item {
             parked.leave();
             self.give_up(item, refusal);
         }

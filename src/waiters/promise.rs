@@ -10,7 +10,7 @@ use crate::dispatch::Dispatch;
 use crate::engine::{Eviction, Wants};
 use crate::keys::ShardRef;
 use crate::limits;
-use crate::model::{Millis, Mode};
+use crate::model::{Capacity, Millis, Mode};
 use crate::pools::Pool;
 use crate::shard::{ClaimItem, Command, ShardPort, Visited};
 
@@ -155,7 +155,8 @@ impl Dispatch {
                 Some(evict) => board.cheapest_victim(evict.below, &seek.visited),
                 None => {
                     let from = (seek.ticket() % seek.pool.ports.len() as u64) as u16;
-                    board.with_capacity(from, &seek.visited, |capacity| seek.wants.is_large(capacity))
+                    let is_large = |capacity: &Capacity| seek.wants.is_large(capacity);
+                    board.capacities().shard_with(from, &seek.visited, is_large)
                 }
             };
             let Some(shard) = next else { return };

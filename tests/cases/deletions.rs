@@ -1,8 +1,9 @@
 //! What a deleted pool leaves behind: nothing, whatever it could not read, and whoever raced its deletion.
 
 use futures::FutureExt as _;
+use hotpool::ask::PoolChoice;
 use hotpool::metrics::ClaimOutcome;
-use hotpool::model::{Ack, ClaimRequest, Quota, Registration};
+use hotpool::model::{Ack, ClaimRequest, Quota, Registration, WorkerId};
 use hotpool::refusal::{Refusal, What};
 use hotpool::row::{RowKind, put_deletion};
 use hotpool::scheduler::Scheduler;
@@ -10,7 +11,7 @@ use hotpool::shard::{Command, Reply};
 use hotpool::store::{ShardKey, Step, StepKind, StepOutcome};
 
 use crate::place::Place;
-use crate::world::{LOADING, World, done, ids_on, name, request, spec, until, worker};
+use crate::world::{LOADING, World, done, id, ids_on, name, request, spec, until, worker};
 
 /// A copy of what is stored, in which a row of the shard cannot be read.
 async fn damaged(world: &World, shard: ShardKey) -> Place {
@@ -213,4 +214,104 @@ async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one(
     // Another scheduler of the process shows its own pools.
     let other = World::on_memory().await;
     assert!(!other.scrape().contains("ns/p") && other.scrape().contains("pool=\"none\""));
+}
+
+const GONE: Refusal = Refusal::NotFound(What::Pool);
+
+fn waits(pool: &str, key: &str) -> ClaimRequest {
+    ClaimRequest { wait_ms: 600_000, ..request(pool, key) }
+}
+
+/// Whoever waits for a pool, for whatever reason and in whatever company, is told that it is gone.
+#[tokio::test]
+async fn s17_everybody_who_waits_for_a_pool_that_is_deleted_is_told_so() {
+    let world = World::on_memory().await;
+    for pool in ["p", "q"] {
+        world.pool(pool, spec(1, Ack::Memory), &["w"]).await;
+    }
+    quota(&world, 1).await;
+    world.hold("p", "held").await;
+    let quota_waiters = || world.s.get_quota("ns", Some("default")).unwrap().waiting;
+    let alone = world.begin_request(waits("p", "alone")).await;
+    let along = world.begin_request(waits("p", "alone")).await;
+    let batch =
+        world.begin(|s| async move { s.claim_batch(vec![waits("p", "x"), waits("p", "y")]).await }.boxed()).await;
+    let gang = world.begin(|s| async move { s.claim_gang(vec![waits("p", "g")]).await }.boxed()).await;
+    let elsewhere = world.begin_request(waits("q", "elsewhere")).await;
+    let both = PoolChoice::Listed(vec![name("p"), name("q")]);
+    let both = world.begin_request(ClaimRequest { pools: both, ..waits("p", "both") }).await;
+    until("all wait for the quota", async || quota_waiters() == 6).await;
+    world.s.delete_pool(&name("p"), true).await.unwrap();
+    for waited in [alone, along] {
+        assert_eq!(done(waited).await, Err(GONE));
+    }
+    assert_eq!(done(batch).await, [Err(GONE), Err(GONE)]);
+    assert_eq!(done(gang).await, [Err(GONE)]);
+    // Those who can be served elsewhere are, one after the other.
+    let taken = done(elsewhere).await.unwrap().claim;
+    world.s.release(&taken.id, taken.fence).await.unwrap();
+    assert_eq!(done(both).await.unwrap().claim.pool, name("q"));
+    assert_eq!(quota_waiters(), 0);
+}
+
+/// With the quota held elsewhere nothing comes free by the deletion: those who wait are told all the same.
+#[tokio::test]
+async fn s17_those_who_wait_for_a_quota_held_elsewhere_are_told_too() {
+    let world = World::on_memory().await;
+    for pool in ["p", "q"] {
+        world.pool(pool, spec(1, Ack::Memory), &["w"]).await;
+    }
+    quota(&world, 1).await;
+    world.hold("q", "held").await;
+    let alone = world.begin_request(waits("p", "alone")).await;
+    let gang = world.begin(|s| async move { s.claim_gang(vec![waits("p", "g")]).await }.boxed()).await;
+    until("both wait", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 2).await;
+    world.s.delete_pool(&name("p"), true).await.unwrap();
+    assert_eq!(done(alone).await, Err(GONE));
+    assert_eq!(done(gang).await, [Err(GONE)]);
+}
+
+/// The deletion of a pool gives quota back before all of it is gone: whoever gets that asks shards that do not serve any more.
+#[tokio::test]
+async fn s17_a_quota_that_a_deletion_gives_back_is_of_no_use_in_the_same_pool() {
+    let world = World::on_store().await;
+    let workers = ids_on(0, 2, 2, "w");
+    world.pool("p", spec(2, Ack::Memory), &[&workers[0], &workers[1]]).await;
+    quota(&world, 1).await;
+    world.hold("p", "held").await;
+    world.stored("p").await;
+    let waited = world.begin_request(waits("p", "k")).await;
+    until("it waits", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 1).await;
+    world.gate().hold_all();
+    let scheduler = world.s.clone();
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), true).await });
+    world.gate().stopped().await;
+    // The shard without workers does not close before the other one has.
+    let seized = world.s.inject_busy(&name("p"), 1).unwrap();
+    world.gate().open_gate();
+    until("the claim is gone", async || world.s.get_quota("ns", Some("default")).unwrap().used.claims == 0).await;
+    world.clock.tick();
+    assert_eq!(done(waited).await, Err(GONE));
+    drop(seized);
+    assert_eq!(done(deleting).await, Ok(()));
+}
+
+/// What stands in the mailbox of a shard when its pool is deleted is answered as what comes after it is.
+#[tokio::test]
+async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_told_that_it_is_gone() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, Ack::Memory), &["w", "v"]).await;
+    let fence = world.hold("p", "held").await;
+    let pool = world.s.inject_pool(&name("p")).unwrap();
+    let busy = world.busy("p").await;
+    let scheduler = world.s.clone();
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), true).await });
+    until("it is being looked at", async || busy.depth() == 1).await;
+    drop(busy);
+    assert_eq!(done(deleting).await, Ok(()));
+    // The pool was found before, and its shards are asked after.
+    let (reply, answer) = Reply::one();
+    pool.ports[0].ask(Command::Worker(WorkerId::new("w").unwrap(), reply));
+    assert_eq!(answer.await.unwrap(), Err(GONE));
+    assert_eq!(world.s.release(&id("held"), fence).await, Ok(()));
 }

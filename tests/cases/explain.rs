@@ -188,7 +188,7 @@ async fn an_explanation_refuses_what_is_wrong_and_says_who_is_silent() {
 /// More workers than one command looks at.
 #[tokio::test]
 async fn a_large_shard_is_looked_at_in_pieces() {
-    const WORKERS: usize = hotpool::limits::EXPLAIN_WORKERS as usize + 100;
+    const WORKERS: usize = hotpool::limits::SLICE_ENTRIES as usize + 100;
     let world = World::on_memory().await;
     world.pool("p", shared(1, Policy::BestFit), &[]).await;
     for from in (0..WORKERS).step_by(1_000) {

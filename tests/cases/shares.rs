@@ -283,6 +283,33 @@ async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
     world.share("m", &cards(&[], 1, 1)).await.unwrap();
 }
 
+/// Every field of a resize counts: one that names other cards than the claim holds is refused, and says so.
+#[tokio::test]
+async fn c08_a_resize_to_cards_of_another_model_is_refused() {
+    for policy in [Policy::BestFit, Policy::Lifo] {
+        let world = World::on_memory().await;
+        let shared = PoolSpec { mode: policy_mode(policy), ..shared(1, policy) };
+        world.shared(shared, vec![sized("w", 4_000, Some(("T4", 2)))]).await;
+        let ask = Resources { cpu_milli: 1_000, ..cards(&["A10", "T4"], 1, 1_000) };
+        let claim = world.share("k", &ask).await.unwrap().claim;
+        let other = |models: &[&str], milli| Resources { cpu_milli: 1_000, ..cards(models, 1, milli) };
+        for (models, milli) in [(&["A10"][..], 1_000), (&["A10"][..], 500), (&["H100", "A10"][..], 1_000)] {
+            let refused = world.s.resize(&id("k"), claim.fence, other(models, milli)).await;
+            let Err(Refusal::Invalid { field, message }) = &refused else { panic!("{models:?}: {refused:?}") };
+            assert!(field == "resources.gpu.models" && message.contains("T4"), "{refused:?}");
+            assert_eq!(world.s.get_claim(&id("k")).await.unwrap(), claim, "nothing changed");
+        }
+        for models in [&["T4"][..], &[], &["A10", "T4"]] {
+            let resized = world.s.resize(&id("k"), claim.fence, other(models, 1_000)).await.unwrap();
+            assert_eq!(resized.spec.unwrap().resources, other(models, 1_000));
+        }
+    }
+}
+
+fn policy_mode(policy: Policy) -> hotpool::model::Mode {
+    if policy == Policy::Lifo { hotpool::model::Mode::Exclusive } else { hotpool::model::Mode::Shared }
+}
+
 /// N1: claims of all sizes until nothing fits any more. At no time is one refused that a worker has room for, and one that
 /// is granted never had none.
 #[tokio::test]

@@ -390,7 +390,7 @@ fn the_content_type_does_not_matter() {
     for (key, kind) in [("a", "application/x-www-form-urlencoded"), ("b", "image/png")] {
         let body = claim_with(&format!(r#""key":"{key}""#));
         let head = format!(
-            "POST {CLAIMS} HTTP/1.1\r\nhost: it\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {CLAIMS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         client.send(head.as_bytes()).unwrap();
@@ -409,7 +409,7 @@ fn a_large_body_is_413_and_the_service_lives() {
     // In chunks, so that the length is not announced.
     let mut client = server.client();
     client
-        .send(format!("POST {CLAIMS} HTTP/1.1\r\nhost: it\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes())
+        .send(format!("POST {CLAIMS} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes())
         .unwrap();
     for _ in 0..5 {
         let _ = client.send(&[&b"400\r\n"[..], &large[..1024], b"\r\n"].concat());
@@ -430,8 +430,9 @@ fn large_bodies_together_are_bounded_and_hold_no_small_one() {
     let dir = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "67108864")]);
     // Four announce 64 MiB each, which is all the room, and send nothing.
-    let announce =
-        format!("POST {CLAIMS} HTTP/1.1\r\nhost: it\r\nexpect: 100-continue\r\ncontent-length: 67108864\r\n\r\n");
+    let announce = format!(
+        "POST {CLAIMS} HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 67108864\r\n\r\n"
+    );
     let mut slow: Vec<_> = (0..4).map(|_| server.client()).collect();
     for client in &mut slow {
         client.send(announce.as_bytes()).unwrap();
@@ -465,7 +466,7 @@ fn what_is_not_http_is_refused() {
         }
     }
     let mut client = server.client();
-    let _ = client.send(format!("GET / HTTP/1.1\r\nhost: it\r\nx: {}\r\n\r\n", "y".repeat(2 << 20)).as_bytes());
+    let _ = client.send(format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(2 << 20)).as_bytes());
     if let Ok(answer) = client.receive() {
         assert_eq!(answer.status, 431);
     }

@@ -105,7 +105,7 @@ impl Client {
     }
 
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Response {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: it\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
         // The service may refuse a body before it has read it.
         let _ = self.send(&[head.as_bytes(), body].concat());
         self.receive().unwrap_or_else(|error| panic!("{method} {path}: {error}"))

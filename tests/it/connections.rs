@@ -35,28 +35,29 @@ fn idle_connections_do_not_stop_others() {
 }
 
 #[test]
-fn a_connection_too_many_is_closed_and_counted() {
+fn a_connection_too_many_is_refused_closed_and_counted() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "3")]);
     let mut held: Vec<_> = (0..3).map(|_| server.client()).collect();
     for client in &mut held {
         client.get("/healthz").expect(200);
     }
-    for _ in 0..2 {
-        assert!(server.client().is_closed());
+    for asks in [true, false] {
+        let mut client = server.client();
+        if asks {
+            client.get("/v1/pools").expect_error(503, "UNAVAILABLE", Some("connections"), None);
+        }
+        assert!(client.is_closed());
     }
-    let scrape = held[0].get("/metrics");
-    assert!(scrape.text().contains("hotpool_http_connections_refused_total 2"), "{}", scrape.text());
+    while !held[0].get("/metrics").text().contains("hotpool_http_connections_refused_total 2\n") {}
     // A place that is given back can be taken.
     held.pop();
     loop {
-        let mut client = server.client();
-        if client.send(b"GET /healthz HTTP/1.1\r\nhost: it\r\n\r\n").is_ok()
-            && let Ok(answer) = client.receive()
-        {
-            answer.expect(200);
+        let answer = server.client().get("/v1/pools");
+        if answer.status == 200 {
             break;
         }
+        assert_eq!(answer.status, 503);
     }
 }
 
@@ -67,8 +68,8 @@ fn half_a_request_holds_nobody_else() {
         b"",
         b"P",
         b"PRI * HTTP/2.0\r\n",
-        b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-le",
-        b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-length: 60\r\n\r\n{\"namespace\":\"ns\",",
+        b"POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-le",
+        b"POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-length: 60\r\n\r\n{\"namespace\":\"ns\",",
     ];
     let mut waiting = Vec::new();
     for half in halves {
@@ -95,7 +96,7 @@ fn a_body_that_never_comes_is_504() {
     let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &[], &waits);
     let mut client = server.client();
-    client.send(b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-length: 60\r\n\r\n{").unwrap();
+    client.send(b"POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-length: 60\r\n\r\n{").unwrap();
     client.receive().unwrap().expect_error(504, "DEADLINE_EXCEEDED", None, None);
     server.client().get("/healthz").expect(200);
 }
@@ -104,7 +105,7 @@ fn a_body_that_never_comes_is_504() {
 fn requests_can_be_pipelined() {
     let (_dir, server, _good) = with_pool(1);
     let mut client = server.client();
-    client.send("GET /healthz HTTP/1.1\r\nhost: it\r\n\r\n".repeat(100).as_bytes()).unwrap();
+    client.send("GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(100).as_bytes()).unwrap();
     for _ in 0..100 {
         client.receive().unwrap().expect(200);
     }

@@ -19,7 +19,8 @@ const KEEP: &str = "";
 
 fn request(method: &str, path: &str, body: &Value, more: &str) -> Vec<u8> {
     let body = body.to_string();
-    format!("{method} {path} HTTP/1.1\r\nhost: it\r\n{more}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{more}content-length: {}\r\n\r\n{body}", body.len())
+        .into_bytes()
 }
 
 /// Sends it, and no more.
@@ -201,7 +202,7 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
 #[test]
 fn c15_a_stream_of_events_ends_with_its_client() {
     let (_dir, server, _client) = with_pool(1);
-    let ask = b"GET /v1/pools/ns/warm/events HTTP/1.1\r\nhost: it\r\n\r\n";
+    let ask = b"GET /v1/pools/ns/warm/events HTTP/1.1\r\nhost: localhost\r\n\r\n";
     for opened in 0..300 {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

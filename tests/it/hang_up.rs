@@ -51,7 +51,7 @@ fn everything(fence: &Value) -> Vec<(&'static str, String, Value)> {
 
 fn sent(method: &str, path: &str, body: &Value) -> Vec<u8> {
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    format!("{method} {path} HTTP/1.1\r\nhost: it\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
 /// Asks until the answer is as it should be.

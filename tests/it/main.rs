@@ -2,10 +2,12 @@
 
 mod ages;
 mod bad_input;
+mod browser;
 mod choice;
 mod claims;
 mod cli;
 mod client;
+mod connection_limits;
 mod connections;
 mod declared_pools;
 mod examples;
@@ -16,6 +18,7 @@ mod grpc;
 mod half_close;
 mod hang_up;
 mod heartbeats;
+mod hosts;
 mod labels;
 mod life;
 mod lifecycle;

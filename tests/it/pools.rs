@@ -20,11 +20,66 @@ fn a_pool_is_created_replaced_read_and_deleted() {
     client.put(pool, &spec).expect(200);
     let read = client.get(pool).expect(200);
     assert_eq!(read["pool"]["spec"], spec);
-    let counts = ["total", "idle", "busy", "cordoned", "draining", "lost", "suspect"];
-    assert_eq!(read["pool"]["workers"], counts.iter().map(|of| (*of, 0)).collect::<Value>());
+    let reasons = ["draining", "cordoned", "lost", "suspect", "ended", "stopping", "reserved"];
+    let none = |names: &[&str]| names.iter().map(|of| (*of, 0)).collect::<Value>();
+    assert_eq!(read["pool"]["workers"], none(&[&["total", "idle", "busy"], &reasons[..]].concat()));
+    assert_eq!(read["pool"]["unschedulable"], none(&reasons));
     assert_eq!(client.delete(pool).expect(200), json!({}));
     client.delete(pool).expect_error(404, "NOT_FOUND", None, None);
     client.get(pool).expect_error(404, "NOT_FOUND", None, None);
+}
+
+/// Every worker is in one count: of the totals that HTTP, gRPC, metrics and the commands show, and of an explanation.
+#[tokio::test]
+async fn w11_the_counts_of_a_pool_add_up_wherever_they_are_shown() {
+    let (_dir, server, mut client) = with_pool(4);
+    let pool = "/v1/pools/ns/warm";
+    for (id, expires_at_ms) in [("past", 1), ("cordoned-past", 1), ("far", 4_000_000_000_000_u64)] {
+        client.put(&format!("{pool}/workers/{id}"), &json!({"expires_at_ms": expires_at_ms})).expect(201);
+    }
+    let claim = json!({"namespace": "ns", "pool": "warm", "key": "k", "worker": "w0", "reserve_ms": 0});
+    client.post("/v1/claims", &claim).expect(201);
+    for (worker, verb) in [("w0", "drain"), ("w1", "drain"), ("w1", "cordon"), ("cordoned-past", "cordon")] {
+        client.request("POST", &format!("{pool}/workers/{worker}:{verb}"), b"").expect(200);
+    }
+    let free = json!({"draining": 1, "cordoned": 1, "lost": 0, "suspect": 0, "ended": 1, "stopping": 0, "reserved": 0});
+    let all = json!({"total": 7, "idle": 3, "busy": 1, "draining": 2, "cordoned": 1, "lost": 0, "suspect": 0, "ended": 2,
+        "stopping": 0, "reserved": 0});
+    for shown in [client.get(pool).expect(200)["pool"].take(), client.get("/v1/pools").expect(200)["items"][0].take()] {
+        assert_eq!((&shown["workers"], &shown["unschedulable"]), (&all, &free));
+    }
+
+    let mut link = crate::grpc::link::Link::open(server.address).await;
+    let get = hotpool::api::grpc::proto::GetPoolRequest { namespace: "ns".into(), pool: "warm".into() };
+    let shown = link.pools.get_pool(get).await.unwrap().into_inner().pool.unwrap();
+    let workers = shown.workers.unwrap();
+    assert_eq!((workers.total, workers.idle, workers.busy), (7, 3, 1));
+    assert_eq!((workers.draining, workers.cordoned, workers.ended), (2, 1, 2));
+    let free = shown.unschedulable.unwrap();
+    assert_eq!((free.draining, free.cordoned, free.ended, free.reserved), (1, 1, 1, 0));
+    assert_eq!(shown.shards.iter().map(|shard| shard.unschedulable.unwrap().ended).sum::<u64>(), 1);
+
+    let scrape = client.get("/metrics");
+    let text = scrape.text();
+    let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64;
+    let of_pool = |line: &&str| line.contains(r#"pool="ns/warm""#);
+    let states = text.lines().filter(|line| line.starts_with("hotpool_workers{")).filter(of_pool);
+    assert_eq!(states.map(value).sum::<u64>(), 7);
+    for (name, label, workers) in [
+        ("hotpool_workers{", r#"state="ended""#, 1),
+        ("hotpool_workers{", r#"state="draining""#, 1),
+        ("hotpool_workers_barred{", r#"reason="ended""#, 2),
+        ("hotpool_workers_barred{", r#"reason="draining""#, 2),
+    ] {
+        let mut of_name = text.lines().filter(|line| line.starts_with(name)).filter(of_pool);
+        let shown = of_name.find(|line| line.contains(label)).map(value);
+        assert_eq!(shown, Some(workers), "{name} {label} in\n{text}");
+    }
+
+    let explained = client.post("/v1/explain", &json!({"namespace": "ns", "pool": "warm"})).expect(200);
+    let survey = &explained["pools"][0];
+    assert_eq!((&survey["workers"], &survey["fits"]), (&json!(7), &json!(3)));
+    assert_eq!(survey["ruled_out"], json!({"draining": 2, "cordoned": 1, "ended": 1}));
 }
 
 #[test]

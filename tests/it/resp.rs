@@ -6,6 +6,7 @@ mod clients;
 mod commands;
 mod crowds;
 mod half_close;
+mod idle;
 mod pipelines;
 mod transactions;
 pub mod wire;

@@ -46,7 +46,13 @@ impl Server {
 
     /// Starts the service and waits until it is ready.
     pub fn start_with(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Running(command(dir, arguments, environment).spawn().unwrap());
+        Self::start_command(dir, command(dir, arguments, environment))
+    }
+
+    /// Runs what [`command`] has made, perhaps by way of another program, and waits until the service is ready.
+    pub fn start_command(dir: &Path, mut command: Command) -> Self {
+        command.stdout(Stdio::piped());
+        let mut child = Running(command.spawn().unwrap());
         let mut out = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let mut welcome = Vec::new();
         // The ready line, `try:`, and three commands.

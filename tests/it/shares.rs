@@ -223,3 +223,57 @@ fn the_commands_take_shares_and_show_them() {
     }
     assert!(server.cli("workers ls ns/p").row("g1")[2].ends_with(",+2"), "{:?}", server.cli("workers ls ns/p"));
 }
+
+/// A worker is registered anew with other cards, or with none: its claims show those that they were granted, over every
+/// restart, and no view says a word that is empty.
+#[test]
+fn c04_a_claim_shows_the_cards_that_it_was_granted_when_its_worker_has_lost_them() {
+    let (dir, server, mut client) = fresh();
+    shared(&mut client, 1, &json!([gpus(2)]));
+    let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
+    let taken = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    client.put(&format!("{POOL}/workers/g1"), &json!({"capacity": {"cpu_milli": 8000}})).expect(200);
+    let views = |client: &mut Client| {
+        let listed = client.get("/v1/claims?namespace=ns").expect(200)["items"][0].take();
+        let of_worker = client.get(&format!("{POOL}/workers/g1")).expect(200)["worker"].take();
+        assert_eq!(of_worker["overcommitted"], true);
+        let again = client.post("/v1/claims", &item("a", &ask)).expect(200)["claim"].take();
+        let strict = client.post("/v1/claims", &{
+            let mut strict = item("a", &ask);
+            strict["must_match"] = json!(true);
+            strict
+        });
+        let strict = strict.expect(200)["claim"].take();
+        [
+            client.get("/v1/claims/ns/a").expect(200)["claim"].take(),
+            listed,
+            of_worker["claims"][0].clone(),
+            again,
+            strict,
+        ]
+    };
+    for view in views(&mut client) {
+        assert_eq!(view, taken);
+    }
+    server.kill();
+    let server = Server::start(dir.path());
+    let mut client = server.client();
+    for view in views(&mut client) {
+        assert_eq!(view, taken);
+    }
+    // What it gives back is taken, and what it keeps is shown as before.
+    let resized = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "a100", "milli": 250}}));
+    assert_eq!(resized.expect(200)["claim"]["resources"]["gpu"], taken["resources"]["gpu"]);
+    let other = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "h100", "milli": 250}}));
+    other.expect_error(400, "INVALID_ARGUMENT", None, Some("resources.gpu.models"));
+    // Other cards in their place are not those that it was granted; once it asks for them it has them.
+    let others = json!({"capacity": {"cpu_milli": 8000, "gpu": {"model": "h100", "count": 1}}});
+    client.put(&format!("{POOL}/workers/g1"), &others).expect(200);
+    let seen = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
+    assert_eq!(seen["resources"]["gpu"]["model"], "a100");
+    let resized = resize(&mut client, &taken, &json!({"gpu": {"model": "h100", "milli": 500}})).expect(200);
+    assert_eq!(
+        resized["claim"]["resources"],
+        json!({"gpu": {"model": "h100", "count": 1, "milli": 500, "cards": [0]}})
+    );
+}

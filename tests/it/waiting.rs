@@ -90,7 +90,7 @@ fn q02_a_client_that_hangs_up_leaves_the_line() {
     for (path, body) in ["/v1/claims", "/v1/claims:batch"].into_iter().zip(bodies) {
         let mut leaves = server.client();
         let body = body.to_string();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: it\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
         leaves.send(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
         until(&mut client, "it waits", |client| waiters(client) != "1");
         drop(leaves);

@@ -25,7 +25,7 @@ impl Watcher {
     pub fn open(address: SocketAddr, path: &str, headers: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: it\r\n{headers}\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n").unwrap();
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -233,7 +233,9 @@ fn bad_positions_are_refused_and_watchers_are_bounded() {
     for from in ["", "x", "1-", "1-2-3", "-1-1"] {
         let refused = client.get(&format!("{EVENTS}?from={from}"));
         refused.expect_error(400, "INVALID_ARGUMENT", None, Some("from"));
-        client.send(format!("GET {EVENTS} HTTP/1.1\r\nhost: it\r\nlast-event-id: {from}\r\n\r\n").as_bytes()).unwrap();
+        client
+            .send(format!("GET {EVENTS} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {from}\r\n\r\n").as_bytes())
+            .unwrap();
         let refused = client.receive().unwrap();
         refused.expect_error(400, "INVALID_ARGUMENT", None, Some("Last-Event-ID"));
     }

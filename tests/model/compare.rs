@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Axes, Event, Grant, Replay, Resume, Shard};
-use hotpool::model::{ClaimId, ClaimState, ClaimTimes};
+use hotpool::model::{ClaimId, ClaimState, ClaimTimes, Policy, UnschedulableReason};
 use hotpool::row::{Frames, RowKind};
 
 use super::{Run, TTL_MS};
@@ -29,6 +29,55 @@ impl Run {
         }
         let ledger = shard.ledger().map(|line| (line.capacity.slots as u8, (line.workers, line.held)));
         assert_eq!(ledger.collect::<BTreeMap<_, _>>(), lines, "{op:?}");
+        self.compare_counts(op);
+        self.compare_idle_longest(op);
+    }
+
+    /// W11: each worker is in one count.
+    fn compare_counts(&self, op: &Op) {
+        let (mut by_each, mut by_first) = (BTreeMap::new(), BTreeMap::new());
+        let mut busy = 0;
+        for (id, worker) in &self.oracle.workers {
+            let held = self.oracle.claims.iter().any(|claim| claim.worker == *id);
+            let reasons = worker.reasons();
+            reasons.iter().for_each(|reason| *by_each.entry(*reason).or_insert(0) += 1);
+            match reasons.first() {
+                _ if held => busy += 1,
+                Some(first) => *by_first.entry(*first).or_insert(0) += 1,
+                None => {}
+            }
+        }
+        let counted = self.shard.barred();
+        for reason in UnschedulableReason::ALL {
+            let of = |counts: &BTreeMap<&str, u64>| counts.get(reason.word()).copied().unwrap_or(0);
+            let expected = (of(&by_each), of(&by_first));
+            assert_eq!((counted.by_each.get(reason), counted.by_first.get(reason)), expected, "{op:?}: {reason:?}");
+        }
+        let sum = self.shard.idle() as u64 + busy + counted.by_first.total();
+        assert_eq!((self.shard.busy() as u64, sum), (busy, self.shard.workers() as u64), "{op:?}");
+    }
+
+    /// D2: who holds nothing, in the order in which they should go.
+    fn compare_idle_longest(&self, op: &Op) {
+        let (shard, oracle) = (&self.shard, &self.oracle);
+        let drained = |id: &String| {
+            let worker = &oracle.workers[id];
+            let barred = worker.lost || worker.suspect || worker.unvouched || worker.stopping || worker.ended;
+            !barred && (worker.cordoned || worker.draining) && !oracle.claims.iter().any(|claim| claim.worker == *id)
+        };
+        let all = shard.list_workers().map(|(_, look)| look.card.spec.id.to_string());
+        let drained = all.filter(drained).map(|id| (id, true));
+        let expected: Vec<_> = drained.chain(oracle.idle.iter().map(|id| (id.clone(), false))).collect();
+        for limit in [0, 1, 3, usize::MAX] {
+            let found = shard.idle_longest(limit).into_iter().map(|worker| (worker.id.to_string(), worker.cordoned));
+            let found: Vec<_> = found.collect();
+            if self.policy == Policy::Random {
+                assert_eq!(found.len(), expected.len().min(limit), "{op:?}");
+                assert!(found.iter().all(|worker| expected.contains(worker)), "{op:?}: {found:?} of {expected:?}");
+            } else {
+                assert_eq!(found, expected[..expected.len().min(limit)], "{op:?}");
+            }
+        }
     }
 
     /// V1: what rows say is the shard.
@@ -111,13 +160,13 @@ fn state(shard: &Shard) -> State {
         });
         (id.key().to_owned(), grant.place.fence, grant.state, slots, grant.times)
     };
-    let workers = shard.list_workers(0, usize::MAX).map(|(_, look)| {
+    let workers = shard.list_workers().map(|(_, look)| {
         let spec = &look.card.spec;
         let held = look.claims.first().map(claim);
         (spec.id.to_string(), (spec.incarnation, asks::card(spec), look.axes, held))
     });
     let workers: State = workers.collect();
-    let listed = shard.list_claims(0).map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
+    let listed = shard.list_claims().map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
     let held = workers.iter().filter_map(|(id, (.., claim))| Some((id.clone(), claim.clone()?)));
     assert_eq!(listed.collect::<BTreeMap<_, _>>(), held.collect(), "both listings say the same");
     workers

@@ -120,7 +120,7 @@ impl Run {
         self.oracle.reload(self.now_ms, floor, previous_floor, revived);
         self.fence = self.fence.max(floor);
         self.past.clear();
-        self.places = self.shard.list_claims(0).map(|(_, _, grant)| grant.place).collect();
+        self.places = self.shard.list_claims().map(|(_, _, grant)| grant.place).collect();
     }
 
     fn named(&self, worker: &str, names: &Names) -> Vec<oracle::Named> {
@@ -224,7 +224,7 @@ impl Run {
             }
             Op::ClearAll => {
                 let order: Vec<String> =
-                    self.shard.list_workers(0, usize::MAX).map(|(_, look)| look.card.spec.id.to_string()).collect();
+                    self.shard.list_workers().map(|(_, look)| look.card.spec.id.to_string()).collect();
                 let said = self.oracle.clear_all(&order, now_ms);
                 self.same(Event::ClearAll { to: () }, &[], Some(said));
                 None
@@ -368,6 +368,13 @@ impl Run {
         let may = self.oracle.may_take(affinity, until, &ask);
         if !ask.is_for_any() && may != self.oracle.may_take(affinity, 0, &ask) {
             self.count("too short a life");
+        }
+        match (may.is_empty(), self.oracle.too_short(until, &ask)) {
+            (_, 0) => {}
+            (true, 1..3) => self.count("few end too soon, none is left"),
+            (true, _) => self.count("many end too soon, none is left"),
+            (false, 1..3) => self.count("few end too soon"),
+            (false, _) => self.count("many end too soon"),
         }
         let Some(Answer::Granted(grant)) = answer else {
             let said = self.oracle.no_fit(until, &ask);

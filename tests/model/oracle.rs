@@ -65,6 +65,21 @@ pub struct Worker {
     pub promised: Option<u8>,
 }
 
+impl Worker {
+    /// Reasons for which it is not offered, the one that counts first in front.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        let all = [
+            ("draining", self.draining),
+            ("cordoned", self.cordoned && !self.draining),
+            ("lost", self.lost),
+            ("suspect", self.suspect || self.unvouched),
+            ("ended", self.ended),
+            ("stopping", self.stopping),
+        ];
+        all.into_iter().filter(|(_, applies)| *applies).map(|(reason, _)| reason).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Said {
     Registered { created: bool, busy: bool, stop: Vec<u64> },
@@ -180,9 +195,7 @@ impl Oracle {
 
     fn is_offered(&self, id: &str) -> bool {
         let Some(worker) = self.workers.get(id) else { return false };
-        let Worker { cordoned, draining, lost, suspect, unvouched, stopping, ended, .. } = *worker;
-        let barred = cordoned || draining || lost || suspect || unvouched || stopping || ended;
-        !barred && !self.is_held(id)
+        worker.reasons().is_empty() && !self.is_held(id)
     }
 
     /// Who is offered now and was not before comes last.
@@ -201,31 +214,19 @@ impl Oracle {
         self.workers[id].expires_at.is_none_or(|at| at > until)
     }
 
-    /// The workers that a claim may take which needs its worker until then: one, but for the policy `random`.
-    pub fn may_take(&self, affinity: u64, until: u64, ask: &Ask) -> Vec<String> {
-        let first = self.first_in_line(affinity, ask);
-        let lasts = |id: &&String| self.lasts(id, until);
-        let mut may: Vec<String> = first.iter().filter(lasts).cloned().collect();
-        if may.len() < first.len() {
-            // Then affinity counts no more.
-            let mut lasting = self.idle.iter().filter(lasts).filter(|id| self.fits(id, ask));
-            match self.policy {
-                Policy::Fifo => may.extend(lasting.next().cloned()),
-                Policy::Random => may.extend(lasting.cloned()),
-                _ => may.extend(lasting.next_back().cloned()),
-            }
-        }
-        may
+    /// Idle workers that would do but for the end of their life.
+    pub fn too_short(&self, until: u64, ask: &Ask) -> usize {
+        self.idle.iter().filter(|id| self.fits(id, ask) && !self.lasts(id, until)).count()
     }
 
     fn fits(&self, id: &str, ask: &Ask) -> bool {
         ask.fits(id, self.workers[id].card)
     }
 
-    /// Those of which the first is taken if it lives for long enough.
-    fn first_in_line(&self, affinity: u64, ask: &Ask) -> Vec<String> {
+    /// The workers that a claim may take which needs its worker until then: one, but for the policy `random`.
+    pub fn may_take(&self, affinity: u64, until: u64, ask: &Ask) -> Vec<String> {
         let warm = |id: &&String| self.workers[*id].affinity == Some(affinity);
-        let fits = |id: &&String| self.fits(id, ask);
+        let fits = |id: &&String| self.fits(id, ask) && self.lasts(id, until);
         let mut fitting = self.idle.iter().filter(fits);
         // The last that became idle among those that last ran the same; only some of these are looked at.
         let warmest = self.idle.iter().rev().filter(warm).take(WARM_LOOKS).find(fits);
@@ -235,7 +236,8 @@ impl Oracle {
             (_, Policy::Random) => {
                 let looked_at_all = self.idle.iter().filter(warm).count() <= WARM_LOOKS;
                 let warm: Vec<String> = fitting.clone().filter(warm).cloned().collect();
-                if warm.is_empty() || !(looked_at_all || ask.is_for_any()) { fitting.cloned().collect() } else { warm }
+                let all_fit = ask.is_for_any() && self.too_short(until, ask) == 0;
+                if warm.is_empty() || !(looked_at_all || all_fit) { fitting.cloned().collect() } else { warm }
             }
             (Some(id), _) => vec![id.clone()],
             (None, Policy::Fifo) => fitting.next().cloned().into_iter().collect(),
@@ -259,9 +261,7 @@ impl Oracle {
                 let there = self.idle.contains(id) && self.lasts(id, until) && but_node(id);
                 if there && ask.has_nodes() { NoFit::Node } else { NoFit::Busy }
             }
-            // There is one, but its life is too short.
-            None if self.idle.iter().any(|id| self.fits(id, ask)) => NoFit::Busy,
-            None if ask.has_nodes() && self.idle.iter().any(but_node) => NoFit::Node,
+            None if ask.has_nodes() && self.idle.iter().any(|id| but_node(id) && self.lasts(id, until)) => NoFit::Node,
             None => NoFit::Busy,
         };
         Said::NoFit(why)

@@ -93,7 +93,7 @@ pub fn said_by(answer: Answer) -> Said {
         Answer::Mismatch => Said::Mismatch,
         Answer::Committed(_) | Answer::Members(_) => panic!("there are no gangs here"),
         Answer::Evicted | Answer::Promised => panic!("nobody waits here"),
-        Answer::TooManyModels => panic!("not in an exclusive pool"),
+        Answer::TooManyModels | Answer::OtherCards { .. } => panic!("not in an exclusive pool"),
         Answer::ShardFull => panic!("not that many"),
     }
 }

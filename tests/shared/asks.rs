@@ -12,6 +12,7 @@ pub enum Step {
     Register {
         worker: u8,
         card: u8,
+        ends: Ends,
     },
     Delete {
         worker: u8,
@@ -24,6 +25,7 @@ pub enum Step {
         key: u8,
         ask: u8,
         filter: u8,
+        needs_ms: u64,
     },
     Release {
         key: u8,
@@ -51,12 +53,40 @@ pub enum Step {
     Restart,
 }
 
+/// End of a worker's life, from its registration on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Ends {
+    Never,
+    Near,
+    Far,
+}
+
+impl Ends {
+    pub const fn in_ms(self) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::Near => Some(3_500),
+            Self::Far => Some(50_000),
+        }
+    }
+}
+
+fn ends() -> impl Strategy<Value = Ends> {
+    prop_oneof![1 => Just(Ends::Never), 2 => Just(Ends::Near), 1 => Just(Ends::Far)]
+}
+
+/// Beyond no end, beyond near ones, beyond all.
+fn needs_ms() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => Just(0_u64), 1 => Just(3_400), 2 => Just(3_500), 1 => Just(20_000), 1 => Just(100_000)]
+}
+
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => (0..6u8, 0..10u8).prop_map(|(worker, card)| Step::Register { worker, card }),
+        3 => (0..6u8, 0..10u8, ends()).prop_map(|(worker, card, ends)| Step::Register { worker, card, ends }),
         1 => (0..6u8).prop_map(|worker| Step::Delete { worker }),
         1 => (0..6u8, any::<bool>()).prop_map(|(worker, on)| Step::Cordon { worker, on }),
-        12 => (0..24u8, 0..14u8, 0..8u8).prop_map(|(key, ask, filter)| Step::Claim { key, ask, filter }),
+        12 => (0..24u8, 0..14u8, 0..8u8, needs_ms())
+            .prop_map(|(key, ask, filter, needs_ms)| Step::Claim { key, ask, filter, needs_ms }),
         6 => (0..24u8).prop_map(|key| Step::Release { key }),
         3 => (0..24u8, 0..14u8).prop_map(|(key, ask)| Step::Resize { key, ask }),
         1 => (0..6u8, any::<u8>()).prop_map(|(worker, names)| Step::Heartbeat { worker, names }),

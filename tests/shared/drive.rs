@@ -7,14 +7,10 @@ use hotpool::engine::{Answer, CardFilter, Effect, Event, GangAct, GangRef, Grant
 use hotpool::model::{ClaimId, ClaimState, Resources, WorkerId, WorkerSpec, WorkerVerb};
 
 use crate::asks::{Step, ask, id, wants, worker};
-use crate::oracle::{Held, Worker, World};
+use crate::oracle::{Held, UNIX_MS, Worker, World};
 
 impl World {
-    pub fn claim(&mut self, key: u8, asked: u8, filter: u8) -> Option<u64> {
-        self.claim_for(key, asked, filter, None)
-    }
-
-    pub fn claim_for(&mut self, key: u8, asked: u8, filter: u8, gang: Option<GangRef>) -> Option<u64> {
+    pub fn claim_for(&mut self, key: u8, asked: u8, filter: u8, needs_ms: u64, gang: Option<GangRef>) -> Option<u64> {
         let id = id(key);
         if self.claims.contains_key(id.key()) {
             return None;
@@ -29,18 +25,21 @@ impl World {
                 world.has_room(id, &resources, None)
             }
         };
-        let fits: Vec<String> = self
-            .workers
-            .values()
-            .filter(|worker| passes(self, worker))
-            .map(|worker| worker.spec.id.to_string())
-            .collect();
+        let until_ms = self.now_ms + needs_ms;
+        let passing: Vec<&Worker> = self.workers.values().filter(|worker| passes(self, worker)).collect();
+        let lasting = passing.iter().filter(|worker| worker.ends_ms.is_none_or(|ends_ms| ends_ms > until_ms));
+        let fits: Vec<String> = lasting.map(|worker| worker.spec.id.to_string()).collect();
+        match (fits.len(), passing.len()) {
+            (0, 1..) => self.seen[2] += 1,
+            (some, all) if some < all => self.seen[1] += 1,
+            (_, all) => self.seen[0] += u32::from(all > 0),
+        }
         let event = Event::Claim {
             id: id.clone(),
             fence,
             affinity: 7,
             reserve_ms: 0,
-            ttl_ms: 0,
+            ttl_ms: needs_ms,
             wants: Some(Arc::new(wants.clone())),
             promise: 0,
             to: (),
@@ -53,12 +52,14 @@ impl World {
         let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
         match answer {
             Answer::Granted(Grant { place, worker, cards, state, .. }) => {
+                let model = worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+                let model = model.filter(|_| resources.gpu.is_some());
                 let worker = worker.spec.id.to_string();
                 assert!(fits.contains(&worker), "{worker} of {fits:?} for {resources:?}");
                 assert_eq!(state, ClaimState::Active);
                 let version = version(self, &worker);
                 let gang = gang.map(|gang| gang.id);
-                let held = Held { place, worker, resources, cards: cards.unwrap(), gang };
+                let held = Held { place, worker, resources, cards: cards.unwrap(), model, gang };
                 self.claims.insert(id.key().to_owned(), held);
                 Some(version)
             }
@@ -75,12 +76,18 @@ impl World {
 
     pub fn step(&mut self, step: Step) {
         match step {
-            Step::Register { worker: number, card } => {
-                let spec = worker(number, card);
+            Step::Register { worker: number, card, ends } => {
+                let ends_ms = ends.in_ms().map(|ms| self.now_ms + ms);
+                let expires_at_ms = ends.in_ms().map(|ms| UNIX_MS + ms);
+                let spec = WorkerSpec { expires_at_ms, ..worker(number, card) };
                 self.workers
                     .entry(spec.id.to_string())
-                    .and_modify(|known| known.spec = spec.clone())
-                    .or_insert_with(|| Worker { spec: WorkerSpec { incarnation: 0, ..spec.clone() }, cordoned: false });
+                    .and_modify(|known| (known.spec, known.ends_ms) = (spec.clone(), ends_ms))
+                    .or_insert_with(|| Worker {
+                        spec: WorkerSpec { incarnation: 0, ..spec.clone() },
+                        cordoned: false,
+                        ends_ms,
+                    });
                 let deleted = self.shard.find_worker(&spec.id).is_none();
                 // A tombstone wants a higher incarnation.
                 let incarnation = if deleted {
@@ -91,7 +98,7 @@ impl World {
                 self.fence += 1;
                 let spec = WorkerSpec { incarnation, ..spec };
                 self.workers.get_mut(spec.id.as_str()).unwrap().spec = spec.clone();
-                self.on(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 1_000, to: () });
+                self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 1_000, to: () });
             }
             Step::Delete { worker: number } => {
                 let id = WorkerId::new(&format!("w{number}")).unwrap();
@@ -107,8 +114,8 @@ impl World {
                     self.on(Event::Steer { id, verb, to: () });
                 }
             }
-            Step::Claim { key, ask, filter } => {
-                self.claim(key, ask, filter);
+            Step::Claim { key, ask, filter, needs_ms } => {
+                self.claim_for(key, ask, filter, needs_ms, None);
                 self.on(Event::Tick);
             }
             Step::Release { key } => {
@@ -129,7 +136,7 @@ impl World {
                 let mut versions = BTreeMap::new();
                 for (i, asked) in (0..).zip(asks) {
                     let key = (first + i) % 24;
-                    if let Some(version) = self.claim(key, asked, 0) {
+                    if let Some(version) = self.claim_for(key, asked, 0, 0, None) {
                         let worker = self.claims[id(key).key()].worker.clone();
                         let first = *versions.entry(worker).or_insert(version);
                         assert_eq!(first, version, "B03: one version a worker and batch");
@@ -144,7 +151,7 @@ impl World {
                 let gang = GangRef { id: self.fence, pool: 7, shard: 3 };
                 self.shard.begin_batch();
                 for (i, asked) in (0..).zip(asks) {
-                    self.claim_for((first + i) % 24, asked, 0, Some(gang));
+                    self.claim_for((first + i) % 24, asked, 0, 0, Some(gang));
                 }
                 self.shard.end_batch();
                 self.on(Event::Tick);
@@ -172,10 +179,15 @@ impl World {
         let Some(held) = self.claims.get(key).filter(|held| held.gang.is_none()).cloned() else { return };
         let fits = self.has_room(&held.worker, to, Some(key)) && to.fit_in(&self.workers[&held.worker].spec.capacity);
         let from = &held.resources;
+        let present = self.workers[&held.worker].spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+        let allows = |model: &Option<Arc<str>>| {
+            let named = to.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
+            named.is_empty() || model.as_ref().is_some_and(|model| named.contains(model))
+        };
         let cards = match (&from.gpu, &to.gpu) {
             (_, None) => true,
             (None, Some(_)) => false,
-            (Some(from), Some(to)) => to.count <= from.count && to.milli <= from.milli,
+            (Some(from), Some(to)) => allows(&held.model) && to.count <= from.count && to.milli <= from.milli,
         };
         let amounts = |of: &Resources| [of.cpu_milli, of.memory_bytes, of.slots];
         let shrinks = cards && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
@@ -190,9 +202,14 @@ impl World {
             Answer::Held(grant) => {
                 assert!(fits || shrinks, "{from:?} to {to:?}");
                 assert_eq!(grant.place, held.place, "the fence stays");
-                let now = Held { resources: to.clone(), cards: grant.cards.unwrap(), ..held };
+                let model = if shrinks { held.model.clone() } else { present }.filter(|_| to.gpu.is_some());
+                let shown = grant.spec.as_ref().and_then(|spec| spec.granted_model.clone());
+                let of_worker = grant.worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+                assert_eq!(shown.or(of_worker).filter(|_| to.gpu.is_some()), model, "as it was granted");
+                let now = Held { resources: to.clone(), cards: grant.cards.unwrap(), model, ..held };
                 self.claims.insert(key.to_owned(), now);
             }
+            Answer::OtherCards { .. } => assert!(!shrinks && !allows(&held.model) && !allows(&present), "{to:?}"),
             Answer::NoFit(_) => assert!(!fits && !shrinks, "{from:?} to {to:?} has room"),
             other => panic!("{other:?}"),
         }

@@ -1,6 +1,7 @@
 //! The naive oracle: workers and claims as lists, and what is left by adding up; beside it the shard.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hotpool::engine::{Answer, Effect, Event, Grant, Place, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, Policy, Resources, WorkerId, WorkerSpec};
@@ -11,7 +12,12 @@ use hotpool::row::put_shard;
 pub struct Worker {
     pub spec: WorkerSpec,
     pub cordoned: bool,
+    /// End of its life, in engine time.
+    pub ends_ms: Option<u64>,
 }
+
+/// Unix time of the world, which stands still.
+pub const UNIX_MS: u64 = 1_000_000;
 
 /// A claim as the oracle has it.
 #[derive(Debug, Clone)]
@@ -20,6 +26,8 @@ pub struct Held {
     pub worker: String,
     pub resources: Resources,
     pub cards: u64,
+    /// Model of the cards that it was granted, if any.
+    pub model: Option<Arc<str>>,
     /// The gang for which it is held provisionally.
     pub gang: Option<u64>,
 }
@@ -32,6 +40,8 @@ pub struct World {
     pub rows: Vec<u8>,
     pub workers: BTreeMap<String, Worker>,
     pub claims: BTreeMap<String, Held>,
+    /// Claims made while no worker with room ended too soon, while some did, and refused because all did.
+    pub seen: [u32; 3],
 }
 
 /// What is left of a worker: cores, memory, places, and of each card.
@@ -51,6 +61,7 @@ impl World {
             rows: Vec::new(),
             workers: BTreeMap::new(),
             claims: BTreeMap::new(),
+            seen: [0; 3],
         }
     }
 
@@ -156,7 +167,7 @@ impl World {
         let resume = Resume {
             at: self.shard.seq(),
             now_ms: self.now_ms,
-            unix_ms: 1_000_000,
+            unix_ms: UNIX_MS,
             floor: self.fence,
             previous_floor: 0,
             revived: true,
@@ -164,7 +175,7 @@ impl World {
         let shard = replay.finish(resume).map_err(|(wrong, _)| wrong).unwrap();
         let claims = |shard: &Shard| {
             let mut all: Vec<_> = shard
-                .list_claims(0)
+                .list_claims()
                 .map(|(_, id, grant)| {
                     let Grant { place, cards, spec, state, times, .. } = grant;
                     (id.key().to_owned(), place.fence, cards, spec, state, times)
@@ -176,7 +187,7 @@ impl World {
         assert_eq!(claims(&shard), claims(&self.shard));
         assert_eq!(shard.rooms(), self.shard.rooms());
         self.shard = shard;
-        for (_, id, grant) in self.shard.list_claims(0) {
+        for (_, id, grant) in self.shard.list_claims() {
             self.claims.get_mut(id.key()).unwrap().place = grant.place;
         }
         for (_, id, place) in self.shard.provisional() {

@@ -36,7 +36,7 @@ impl ClaimService for Calls {
     }
 
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
-        let request = read::claim(request.get_ref()).inspect(deadline::allow)?;
+        let request = read::claim(request.get_ref()).and_then(deadline::allow)?;
         let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;
         Ok(Response::new((&taken).into()))
     }
@@ -44,7 +44,7 @@ impl ClaimService for Calls {
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
         let BatchTakeClaimsRequest { mode, items } = request.into_inner();
         let whole = read::batch(mode, items.len())?;
-        let requests = items.iter().map(|item| read::claim(item).inspect(deadline::allow));
+        let requests = items.iter().map(|item| read::claim(item).and_then(deadline::allow));
         let outcomes = if whole {
             merge_all("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await)).await?
         } else {

@@ -16,7 +16,9 @@ use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
 use crate::api::Bounds;
+use crate::api::outcome::Failure;
 use crate::limits;
+use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::scheduler::Scheduler;
 
 mod body;
@@ -70,6 +72,14 @@ pub(crate) struct Calls {
 
 /// A service whose type the library keeps to itself.
 type Unnamed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Answer to a call that is refused before any service sees it. It is counted, as every answer is.
+pub(in crate::api) fn refuse(path: &str, failure: &Failure) -> Response<Body> {
+    let status = failure.status();
+    let code = GrpcCode::ALL.get(status.code() as usize).copied().unwrap_or(GrpcCode::Unknown);
+    metrics().grpc_requests(GrpcMethod::of(path), code).increment(1);
+    status.into_http()
+}
 
 /// The gRPC edge.
 pub struct Grpc {

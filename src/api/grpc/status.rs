@@ -25,6 +25,7 @@ impl Code {
             Self::ResourceExhausted => GrpcCode::ResourceExhausted,
             Self::Unavailable => GrpcCode::Unavailable,
             Self::DeadlineExceeded => GrpcCode::DeadlineExceeded,
+            Self::PermissionDenied => GrpcCode::PermissionDenied,
             Self::Internal => GrpcCode::Internal,
         }
     }

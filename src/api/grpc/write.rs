@@ -4,9 +4,9 @@ use super::proto;
 use super::proto::explain_claim_response::Outcome as Explained;
 use crate::api::outcome::Failure;
 use crate::model::{
-    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, Liveness, Mode, NearMiss,
-    Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
-    ShardStatus, Taken, Trust, TypicalRequest, WorkerView, WouldTake,
+    Ack, Amounts, Capacity, ClaimState, ClaimView, Explanation, GpuAsk, GpuSum, Heard, Held, HeldCards, Liveness, Mode,
+    NearMiss, Policy, PoolSpec, PoolStatus, PoolSurvey, Registered, Resources, RuledOut, RunningClaim, Schedulability,
+    ShardStatus, Taken, Trust, TypicalRequest, UnschedulableCounts, WorkerView, WouldTake,
 };
 
 mod waiting;
@@ -67,12 +67,12 @@ impl From<Held<'_>> for proto::Resources {
                 });
                 Self { cpu_milli: *cpu_milli, memory_bytes: *memory_bytes, slots: *slots, gpu }
             }
-            Held::Share { resources, model, cards } => {
-                let Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
-                let gpu = gpu.as_ref().map(|gpu| proto::GpuShare {
-                    model: model.map(ToOwned::to_owned),
-                    count: Some(gpu.count),
-                    milli: Some(gpu.milli),
+            Held::Share { resources, gpu } => {
+                let Resources { cpu_milli, memory_bytes, slots, .. } = resources;
+                let gpu = gpu.map(|HeldCards { model, count, milli, cards }| proto::GpuShare {
+                    model: Some(model.to_owned()),
+                    count: Some(count),
+                    milli: Some(milli),
                     models: Vec::new(),
                     cards: (0..64).filter(|card| cards & (1 << card) != 0).collect(),
                 });
@@ -300,7 +300,18 @@ impl From<&ShardStatus> for proto::ShardStatus {
             suspect: status.suspect,
             releasing: status.releasing,
             claims: status.claims,
+            ended: status.ended,
+            stopping: status.stopping,
+            workers_reserved: status.workers_reserved,
+            unschedulable: Some((&status.unschedulable).into()),
         }
+    }
+}
+
+impl From<&UnschedulableCounts> for proto::UnschedulableCounts {
+    fn from(counts: &UnschedulableCounts) -> Self {
+        let UnschedulableCounts { draining, cordoned, lost, suspect, ended, stopping, reserved } = *counts;
+        Self { draining, cordoned, lost, suspect, ended, stopping, reserved }
     }
 }
 
@@ -324,6 +335,9 @@ impl From<&PoolStatus> for proto::Pool {
                 draining: counts.draining,
                 lost: counts.lost,
                 suspect: counts.suspect,
+                ended: counts.ended,
+                stopping: counts.stopping,
+                reserved: counts.workers_reserved,
             }),
             claims: Some(proto::ClaimCounts {
                 reserved: counts.reserved,
@@ -334,6 +348,7 @@ impl From<&PoolStatus> for proto::Pool {
             free: Some((&pool.free).into()),
             gpus: gpus.collect(),
             shards: Vec::new(),
+            unschedulable: Some((&counts.unschedulable).into()),
         }
     }
 }

@@ -23,7 +23,7 @@ type KeyPath = Segments<(String, String)>;
 pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
-    let request = object::<ClaimBody<'_>>(&bytes)?.request().inspect(deadline::allow)?;
+    let request = object::<ClaimBody<'_>>(&bytes)?.request().and_then(deadline::allow)?;
     let taken = api.scheduler.claim(request).await?;
     half_close::note(std::iter::once(&taken));
     Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
@@ -43,7 +43,7 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
     Params::read(&uri, &[])?;
     let bytes = body(&api, sent).await?;
     let batch: ClaimsBatch<'_> = object(&bytes)?;
-    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request().inspect(deadline::allow));
+    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request().and_then(deadline::allow));
     let outcomes = match batch.mode {
         BatchMode::Independent => {
             merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?

@@ -23,12 +23,14 @@ pub(in crate::api) mod json;
 mod mend;
 mod openapi;
 mod pools;
+mod protect;
 mod quotas;
 pub(in crate::api) mod read;
 mod scrape;
 mod watch;
 mod workers;
 
+pub(in crate::api) use protect::{Caching, protect, refuse};
 pub(in crate::api) use read::BODIES_KIB_MAX;
 
 /// What the edge needs.

@@ -64,9 +64,9 @@ struct Operation {
 }
 
 /// Errors that any operation of `/v1` may end with.
-const ERRORS_OF_ALL: [u16; 4] = [400, 500, 503, 504];
+const ERRORS_OF_ALL: [u16; 6] = [400, 403, 421, 500, 503, 504];
 /// Errors of an operation that has a body.
-const ERRORS_OF_BODY: [u16; 1] = [413];
+const ERRORS_OF_BODY: [u16; 2] = [413, 415];
 const PAGE: &[&str] = &["page_token", "limit"];
 
 #[rustfmt::skip]

@@ -9,6 +9,7 @@
 //! not make a whole command yet is copied from there. Answers are written before more is taken, so what waits to be
 //! written is bounded; a client that reads nothing is not read from, and after a while dropped.
 
+mod idle;
 mod io;
 mod leave;
 
@@ -22,12 +23,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Sleep, timeout};
 
+use self::idle::IdleTimer;
 use self::leave::WrittenClaims;
 use super::Shared;
 use super::answer::Answers;
 use super::call::{Call, Said, count, late};
 use super::commands;
-use super::frame::Parser;
+use super::frame::{Parser, ProtocolError};
 use super::read::{self, shown};
 use super::run::{Asked, End, Run, Step};
 use super::session::Session;
@@ -116,6 +118,7 @@ pub(super) struct Connection<'a> {
     written: WrittenClaims,
     /// Since the client has closed its sending side: until then its claims may wait.
     grace: Option<Pin<Box<Sleep>>>,
+    idle: IdleTimer,
 }
 
 impl<'a> Connection<'a> {
@@ -142,6 +145,7 @@ impl<'a> Connection<'a> {
             untold: None,
             written: WrittenClaims::default(),
             grace: None,
+            idle: IdleTimer::default(),
         }
     }
 
@@ -293,7 +297,8 @@ impl<'a> Connection<'a> {
                     Err(error) => {
                         return run.step().unwrap_or_else(|| {
                             answers.error("ERR", &format!("Protocol error: {error}"));
-                            Step::End(End::By(RespEnd::Protocol))
+                            let is_http = error == ProtocolError::Http;
+                            Step::End(End::By(if is_http { RespEnd::Http } else { RespEnd::Protocol }))
                         });
                     }
                 };

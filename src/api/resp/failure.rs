@@ -21,7 +21,8 @@ impl Failure {
                 _ => RespOutcome::Unavailable,
             },
             Code::DeadlineExceeded => RespOutcome::Timeout,
-            Code::Internal => RespOutcome::Error,
+            // Nothing that RESP carries is denied to anybody.
+            Code::Internal | Code::PermissionDenied => RespOutcome::Error,
         }
     }
 

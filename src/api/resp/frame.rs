@@ -164,13 +164,24 @@ impl Parser {
             }
             from += word.len() + 1;
         }
-        // What a page in a browser can make it send begins so; nothing else that is sent here does.
-        let word = self.args(input).get(0).unwrap_or_default();
-        if word.eq_ignore_ascii_case(b"POST") || word.eq_ignore_ascii_case(b"Host:") {
+        if is_http(self.args(input)) {
             return Err(ProtocolError::Http);
         }
         Ok(Some(length + 1))
     }
+}
+
+/// Methods of HTTP that are no commands of Redis, which people try here too.
+const METHODS: [&[u8]; 8] = [b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"PATCH", b"CONNECT", b"TRACE"];
+
+/// Whether a line is one that a page in a browser can make it send. Nothing that may be carried out comes before such a
+/// line, and nothing behind it is.
+fn is_http(line: Args<'_>) -> bool {
+    let Some(first) = line.get(0) else { return false };
+    let last = line.get(line.len() - 1).unwrap_or_default();
+    METHODS.iter().any(|method| first.eq_ignore_ascii_case(method))
+        || first.eq_ignore_ascii_case(b"Host:")
+        || last.get(..5).is_some_and(|version| version.eq_ignore_ascii_case(b"HTTP/"))
 }
 
 /// Most bytes of a header's number with its end.

@@ -8,15 +8,16 @@
 //! because tasks that move between cores cost a request as much as deciding it.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::{Bounds, listener};
+use super::{Bounds, ConnectionBudget, listener};
 use crate::metrics::{RespEnd, metrics};
 use crate::scheduler::Scheduler;
 
@@ -44,16 +45,19 @@ pub(super) struct Shared {
     bounds: Bounds,
     /// Room for large commands, in KiB, shared with the other edges.
     bodies: Arc<Semaphore>,
-    /// Places for connections.
-    places: Arc<Semaphore>,
-    connections_max: usize,
+    limits: ConnectionLimits,
+}
+
+/// What bounds the connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimits {
+    /// How many there may be at a time.
+    pub budget: ConnectionBudget,
+    /// How long one may be silent between two commands, outside of a transaction; none: for ever.
+    pub idle: Option<Duration>,
 }
 
 impl Shared {
-    fn connections(&self) -> usize {
-        self.connections_max - self.places.available_permits()
-    }
-
     fn room(&self, kib: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.bodies).try_acquire_many_owned(u32::try_from(kib).ok()?).ok()
     }
@@ -73,21 +77,20 @@ impl Resp {
         Self { scheduler, bounds, bodies }
     }
 
-    /// Starts its threads, and a task that serves until `stopping` closes, at most `connections_max` at a time; that then
-    /// accepts no more, and waits at most `grace` for the commands in flight.
+    /// Starts its threads, and a task that serves until `stopping` closes, within `limits`; that then accepts no more, and
+    /// waits at most `grace` for the commands in flight.
     ///
     /// # Errors
     /// The system has no thread left.
     pub fn start(
         self,
         listener: TcpListener,
-        connections_max: usize,
+        limits: ConnectionLimits,
         grace: Duration,
         stopping: watch::Receiver<()>,
     ) -> std::io::Result<JoinHandle<()>> {
         let Self { scheduler, bounds, bodies } = self;
-        let places = Arc::new(Semaphore::new(connections_max));
-        let shared = Arc::new(Shared { scheduler, bounds, bodies, places, connections_max });
+        let shared = Arc::new(Shared { scheduler, bounds, bodies, limits });
         let threads = Threads::start(&shared, &stopping)?;
         Ok(tokio::spawn(accept(listener, shared, threads, grace, stopping)))
     }
@@ -100,25 +103,24 @@ async fn accept(
     grace: Duration,
     mut stopping: watch::Receiver<()>,
 ) {
-    let accept = |stream: TcpStream, peer| {
-        let refused = match Arc::clone(&shared.places).try_acquire_owned() {
-            Ok(place) => {
-                let accepted = Box::new(Accepted { client: Client::new(stream, peer), place });
-                threads.hand(accepted).err().map(|accepted| accepted.client)
+    let mut stop = pin!(async move {
+        // Either outcome means the end: a word, or nobody left to say it.
+        let _ = stopping.changed().await;
+    });
+    while let Some((stream, peer)) = listener::next_connection(&listener, stop.as_mut()).await {
+        let refused = match shared.limits.budget.try_acquire() {
+            Some(permit) => {
+                let accepted = Box::new(Accepted { client: Client::new(stream, peer), permit });
+                threads.hand(accepted).await.err().map(|accepted| accepted.client)
             }
-            Err(_) => Some(Client::new(stream, peer)),
+            None => Some(Client::new(stream, peer)),
         };
         if let Some(client) = refused {
             metrics().resp_ended(RespEnd::TooMany).increment(1);
             // Who does not take it at once goes without.
             let _ = client.stream().try_write(b"-ERR max number of clients reached\r\n");
         }
-    };
-    listener::accept(&listener, accept, async move {
-        // Either outcome means the end: a word, or nobody left to say it.
-        let _ = stopping.changed().await;
-    })
-    .await;
+    }
     drop(listener);
     if threads.end(grace).await.is_err() {
         tracing::warn!("commands were still in flight at the deadline of the shutdown");

@@ -14,7 +14,7 @@ use crate::limits;
 use crate::metrics::{RespCommand, RespEnd, RespOutcome};
 
 /// Settings that clients ask for, with what is true here: nothing is saved the way Redis does.
-const SETTINGS: [(&str, &str); 4] = [("appendonly", "no"), ("databases", "1"), ("save", ""), ("timeout", "0")];
+const SETTINGS: [(&str, &str); 3] = [("appendonly", "no"), ("databases", "1"), ("save", "")];
 
 /// One connection's own.
 pub(super) struct Session {
@@ -72,7 +72,7 @@ impl Session {
                     return Err(Wrong::subcommand(args, "COUNT, LIST, INFO, DOCS"));
                 }
             }
-            (RespCommand::Config, _) => settings(args, answers)?,
+            (RespCommand::Config, _) => settings(args, shared, answers)?,
             (RespCommand::Client, _) => self.client(args, answers)?,
             (RespCommand::Select, Some(b"0")) => answers.ok(),
             (RespCommand::Select, _) => return Err(Wrong::err("DB index is out of range: there is database 0")),
@@ -232,14 +232,17 @@ fn client_name(name: Option<&[u8]>) -> Result<Box<str>, Wrong> {
     }
 }
 
-fn settings(args: &Args<'_>, answers: &mut Answers) -> Result<(), Wrong> {
+fn settings(args: &Args<'_>, shared: &Shared, answers: &mut Answers) -> Result<(), Wrong> {
     if !args.get(1).unwrap_or_default().eq_ignore_ascii_case(b"GET") {
         return Err(Wrong::subcommand(args, "GET"));
     }
     let asked = |name: &str| {
         args.iter().skip(2).any(|pattern| pattern == b"*" || pattern.eq_ignore_ascii_case(name.as_bytes()))
     };
-    let found = || SETTINGS.into_iter().filter(|(name, _)| asked(name));
+    // In seconds, as in Redis; 0: for ever.
+    let idle_ms = shared.limits.idle.map_or(0, |idle| idle.as_millis());
+    let timeout = idle_ms.div_ceil(1_000).to_string();
+    let found = || SETTINGS.into_iter().chain([("timeout", timeout.as_str())]).filter(|(name, _)| asked(name));
     answers.map(found().count());
     for (name, value) in found() {
         answers.text(name);
@@ -259,8 +262,8 @@ fn info(shared: &Shared) -> String {
          # Hotpool\r\nready:{ready}\r\nreasons:{}\r\n",
         env!("CARGO_PKG_VERSION"),
         std::process::id(),
-        shared.connections(),
-        shared.connections_max,
+        shared.limits.budget.used(),
+        shared.limits.budget.max(),
         1 - ready,
         readiness.reasons.join("; "),
     )

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{error::Elapsed, timeout};
 
 use super::connection::Client;
 use super::{Shared, serve};
+use crate::api::connection_budget::ConnectionPermit;
 
 /// Connections that wait for their thread to take them.
 const HANDED_MAX: usize = 1024;
@@ -25,8 +26,8 @@ const HANDED_MAX: usize = 1024;
 /// A connection that nobody serves yet.
 pub(super) struct Accepted {
     pub(super) client: Client,
-    /// Its place among those that there may be.
-    pub(super) place: OwnedSemaphorePermit,
+    /// Counts it among those that there may be.
+    pub(super) permit: ConnectionPermit,
 }
 
 /// A connection on its way to its thread.
@@ -96,14 +97,13 @@ impl Threads {
         Ok(Self { threads, ended })
     }
 
-    /// To the thread that serves the fewest, of those that serve new ones. Gives it back if that has too many that it did
-    /// not take yet.
-    pub(super) fn hand(&self, accepted: Box<Accepted>) -> Result<(), Box<Accepted>> {
+    /// To the thread that serves the fewest, of those that serve new ones, once that has taken of what it was handed before:
+    /// until then more wait in the system's queue. Gives it back if the thread has ended.
+    pub(super) async fn hand(&self, accepted: Box<Accepted>) -> Result<(), Box<Accepted>> {
         let first = &self.threads[..self.threads.len().div_ceil(2)];
-        match first.iter().min_by_key(|thread| thread.load()) {
-            Some(thread) => thread.hand(accepted, self.threads.len() == 1),
-            None => Err(accepted),
-        }
+        let Some(thread) = first.iter().min_by_key(|thread| thread.load()) else { return Err(accepted) };
+        let handed = Handed { accepted, load: Arc::clone(&thread.load), stays: self.threads.len() == 1 };
+        thread.handed.send(handed).await.map_err(|refused| refused.0.accepted)
     }
 
     /// No more will come: waits until all are served, at most so long.
@@ -131,7 +131,7 @@ async fn run(own: Arc<Own>, mut accepted: mpsc::Receiver<Handed>, _life: mpsc::S
 impl Own {
     /// Serves one, here until its end, or until it moves.
     async fn serve(&self, Handed { accepted, load, mut stays }: Handed) {
-        let Accepted { client, mut place } = *accepted;
+        let Accepted { client, mut permit } = *accepted;
         // From the events of the thread that it comes from to this one's.
         let mut client = match client.moved() {
             Ok(client) => client,
@@ -147,11 +147,11 @@ impl Own {
             if number == self.number || least.load() + 1 >= Arc::strong_count(&load) {
                 continue;
             }
-            match least.hand(Box::new(Accepted { client, place }), true) {
+            match least.hand(Box::new(Accepted { client, permit }), true) {
                 Ok(()) => return,
-                Err(refused) => Accepted { client, place } = *refused,
+                Err(refused) => Accepted { client, permit } = *refused,
             }
         }
-        drop(place);
+        drop(permit);
     }
 }

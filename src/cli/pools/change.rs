@@ -64,6 +64,12 @@ struct Spec {
     /// How long a claim may stay unconfirmed
     #[arg(long, value_name = "MS")]
     reserve_ms: Option<u64>,
+    /// Ttl of a claim that asks for none
+    #[arg(long, value_name = "MS")]
+    ttl_default_ms: Option<u64>,
+    /// Longest ttl that a claim may ask for
+    #[arg(long, value_name = "MS")]
+    ttl_max_ms: Option<u64>,
     /// How long a worker may be cleaned before it is suspect
     #[arg(long, value_name = "MS")]
     releasing_ms: Option<u64>,

@@ -5,18 +5,23 @@
 //! the way down a tree, and FGD a look at each distinct room that fits, however many workers there are.
 //!
 //! A worker that may not be offered is in no group. It keeps its room all the same.
+//!
+//! Workers with an end of life stand apart in their group, in a tree that finds the first of them that lives for long enough;
+//! and what an [`Order`] knows of a group is also the latest end in it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-use super::left::Sum;
-use super::node::Tops;
+use super::left::FleetLeft;
+use super::node::{Tops, life_bound};
 use super::order::{Key, Order};
 use super::room::{CARD_MILLI, Cards, ModelId, NO_MODEL, Need, Room, Share};
 use crate::engine::NIL;
+use crate::engine::expiries::{Expiries, ExpiryTree, NEVER, SearchFrom};
 use crate::limits;
-use crate::model::Capacity;
+use crate::model::{Capacity, Millis};
 
 /// Workers with equal rooms.
 #[derive(Debug)]
@@ -26,27 +31,21 @@ pub struct Group {
     place: u32,
     /// See [`Room::mark`].
     pub mark: u64,
-    /// Ordinals, highest first: the one that is taken leaves at the end.
-    pub(super) members: Vec<u32>,
+    /// Ordinals of those that never end, highest first: the one that is taken leaves at the end, and one that registers
+    /// comes to the front.
+    pub(super) members: VecDeque<u32>,
+    /// The others, by ordinal.
+    ending: ExpiryTree,
+    /// Latest end, as the order has it.
+    latest: u32,
     birth: u64,
 }
 
 impl Group {
-    /// The member that is taken next.
-    #[must_use]
-    pub fn first(&self) -> u32 {
-        *self.members.last().expect("a group has members")
-    }
-
     /// Tells this group from every other that there was under its number.
     #[must_use]
     pub const fn birth(&self) -> u64 {
         self.birth
-    }
-
-    /// Its members, the one that is taken next first.
-    pub fn members(&self) -> impl Iterator<Item = u32> {
-        self.members.iter().rev().copied()
     }
 
     const fn key(&self, at: u32) -> Key {
@@ -73,9 +72,9 @@ pub struct Fleet {
     by_room: HashTable<u32>,
     /// By model.
     pub(super) orders: Vec<Order>,
+    expiries: Expiries,
     births: u64,
-    /// What all offered workers have left together: those without cards, and those with.
-    pub(super) sums: [Sum; 2],
+    pub(super) left: FleetLeft,
 }
 
 impl Fleet {
@@ -158,6 +157,58 @@ impl Fleet {
             let room = Room { profile, ..self.part(at) };
             self.join(at, room);
         }
+    }
+
+    /// Sets the end of a worker's life.
+    pub fn set_ends_ms(&mut self, at: u32, ends_ms: Option<Millis>) {
+        let ends_ms = ends_ms.unwrap_or(NEVER);
+        if self.expiries.ends_ms(at) == ends_ms {
+            return;
+        }
+        let group = if self.is_in(at) { self.slot(at).group } else { NIL };
+        if group != NIL {
+            self.unseat(group, at);
+        }
+        self.expiries.set_ends_ms(at, ends_ms);
+        if group != NIL {
+            self.seat(group, at);
+            self.bound(group);
+        }
+    }
+
+    /// End of a worker's life.
+    #[must_use]
+    pub fn ends_ms(&self, at: u32) -> Option<Millis> {
+        Some(self.expiries.ends_ms(at)).filter(|&ends_ms| ends_ms != NEVER)
+    }
+
+    /// Whether the end of any worker's life was ever set.
+    #[must_use]
+    pub const fn has_ends(&self) -> bool {
+        self.expiries.has_ends()
+    }
+
+    /// The member of a group that is taken next by whoever needs it until `until_ms`, if one lives beyond that and passes.
+    pub fn first_lasting(&self, group: &Group, until_ms: Millis, mut passes: impl FnMut(u32) -> bool) -> Option<u32> {
+        let endless = group.members.iter().rev().copied().find(|&at| passes(at));
+        if group.ending.is_empty() {
+            return endless;
+        }
+        self.expiries.count_step();
+        let ending = self.expiries.find(group.ending, SearchFrom::First, until_ms, &mut passes);
+        endless.into_iter().chain(ending).min()
+    }
+
+    /// How many members a group has.
+    #[must_use]
+    pub fn members(&self, group: &Group) -> usize {
+        group.members.len() + self.expiries.len(group.ending)
+    }
+
+    /// Groups and nodes of trees that searches for workers that live for long enough have looked at so far.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.expiries.steps()
     }
 
     /// Takes a worker out.
@@ -252,20 +303,19 @@ impl Fleet {
     fn change_room(&mut self, at: u32, number: u32, room: Room) {
         let (place, mark) = (room.place(), room.mark());
         let group = &self.groups[number as usize];
-        let stays = group.members.len() == 1 && group.place == place && group.room.model == room.model;
+        let stays = group.place == place && group.room.model == room.model && self.members(group) == 1;
         if !stays || self.find(&room, mark).is_some() {
             self.part(at);
             self.join(at, room);
             return;
         }
-        let sum = &mut self.sums[usize::from(room.model != NO_MODEL)];
-        sum.take(&group.room);
-        sum.add(&room);
-        let (key, old) = (group.key(number), group.mark);
+        self.left.take(&group.room);
+        self.left.add(&room);
+        let (key, old, latest) = (group.key(number), group.mark, group.latest);
         if let Ok(entry) = self.by_room.find_entry(old, |&found| found == number) {
             entry.remove();
         }
-        self.orders[room.model as usize].update(&key, &Tops::of(&room, mark));
+        self.orders[room.model as usize].update(&key, &Tops::of(&room, mark, latest));
         self.births += 1;
         let group = &mut self.groups[number as usize];
         (group.room, group.mark, group.birth) = (room, mark, self.births);
@@ -305,22 +355,65 @@ impl Fleet {
 
     /// Puts a worker into the group of its room.
     fn join(&mut self, at: u32, room: Room) {
-        self.sums[usize::from(room.model != NO_MODEL)].add(&room);
+        self.left.add(&room);
         let mark = room.mark();
-        let group = self.find(&room, mark).unwrap_or_else(|| self.open(room, mark));
-        let members = &mut self.groups[group as usize].members;
-        let place = members.partition_point(|&member| member > at);
-        members.insert(place, at);
+        let known = self.find(&room, mark);
+        let latest = life_bound(self.expiries.ends_ms(at));
+        let group = known.unwrap_or_else(|| self.open(room, mark, latest));
+        self.seat(group, at);
         self.slot_mut(at).group = group;
+        if latest > self.groups[group as usize].latest {
+            self.bound(group);
+        }
     }
 
-    fn open(&mut self, room: Room, mark: u64) -> u32 {
+    /// Puts a worker among the members of a group.
+    fn seat(&mut self, group: u32, at: u32) {
+        let group = &mut self.groups[group as usize];
+        if self.expiries.ends_ms(at) != NEVER {
+            return self.expiries.insert(&mut group.ending, at, at.into());
+        }
+        let place = group.members.partition_point(|&member| member > at);
+        group.members.insert(place, at);
+    }
+
+    fn unseat(&mut self, group: u32, at: u32) {
+        let group = &mut self.groups[group as usize];
+        if self.expiries.contains(at) {
+            return self.expiries.remove(&mut group.ending, at);
+        }
+        let place = group.members.binary_search_by(|member| at.cmp(member)).expect("it is in its group");
+        group.members.remove(place);
+    }
+
+    /// Latest end among the members of a group.
+    fn latest(&self, group: &Group) -> u32 {
+        let ending = || life_bound(self.expiries.latest_ms(group.ending));
+        if group.members.is_empty() { ending() } else { life_bound(NEVER) }
+    }
+
+    /// Tells the order how long the members of a group live, if that is another time than before.
+    fn bound(&mut self, number: u32) {
+        let group = &self.groups[number as usize];
+        let latest = self.latest(group);
+        if latest == group.latest {
+            return;
+        }
+        let (key, tops) = (group.key(number), Tops::of(&group.room, group.mark, latest));
+        self.orders[group.room.model as usize].update(&key, &tops);
+        self.groups[number as usize].latest = latest;
+    }
+
+    fn open(&mut self, room: Room, mark: u64, latest: u32) -> u32 {
         self.births += 1;
         let at = self.unused.pop().unwrap_or(self.groups.len() as u32);
-        let (place, tops, model) = (room.place(), Tops::of(&room, mark), room.model as usize);
+        let (place, tops, model) = (room.place(), Tops::of(&room, mark, latest), room.model as usize);
+        let (ending, birth) = (ExpiryTree::default(), self.births);
         match self.groups.get_mut(at as usize) {
-            Some(group) => (group.room, group.place, group.mark, group.birth) = (room, place, mark, self.births),
-            None => self.groups.push(Group { room, place, mark, members: Vec::new(), birth: self.births }),
+            Some(group) => {
+                (group.room, group.place, group.mark, group.latest, group.birth) = (room, place, mark, latest, birth);
+            }
+            None => self.groups.push(Group { room, place, mark, members: VecDeque::new(), ending, latest, birth }),
         }
         if self.orders.len() <= model {
             self.orders.resize_with(model + 1, Order::default);
@@ -334,12 +427,13 @@ impl Fleet {
     /// Takes a worker out of its group, and says what it has left.
     fn part(&mut self, at: u32) -> Room {
         let number = std::mem::replace(&mut self.slot_mut(at).group, NIL);
+        self.left.take(&self.groups[number as usize].room);
+        self.unseat(number, at);
         let group = &mut self.groups[number as usize];
-        self.sums[usize::from(group.room.model != NO_MODEL)].take(&group.room);
-        let place = group.members.binary_search_by(|member| at.cmp(member)).expect("it is in its group");
-        group.members.remove(place);
-        if !group.members.is_empty() {
-            return group.room.clone();
+        if !group.members.is_empty() || !group.ending.is_empty() {
+            let room = group.room.clone();
+            self.bound(number);
+            return room;
         }
         let (key, mark) = (group.key(number), group.mark);
         let room = std::mem::take(&mut group.room);
@@ -372,20 +466,23 @@ impl Fleet {
             order.each(&Need::default(), &mut |at| {
                 let group = &self.groups[at as usize];
                 let key = group.key(at);
-                let strays = group.members.iter().any(|&member| self.slot(member).group != at);
-                if last.is_some_and(|last| last >= key) || strays || group.members.is_empty() {
+                let mut members = group.members.iter().copied().chain(self.expiries.all(group.ending));
+                let strays = members.any(|member| self.slot(member).group != at);
+                if last.is_some_and(|last| last >= key) || strays || self.members(group) == 0 {
                     wrong = Some(format!("Q1: group {at} of {:?} is not in its place", group.room));
                 }
-                (last, grouped) = (Some(key), grouped + group.members.len());
+                if group.latest != self.latest(group) {
+                    wrong = Some(format!("Q1: group {at} of {:?} ends at another time", group.room));
+                }
+                if let Err(other) = self.expiries.check(group.ending) {
+                    wrong = Some(other);
+                }
+                (last, grouped) = (Some(key), grouped + self.members(group));
             });
             wrong.map_or(Ok(()), Err)?;
         }
-        let mut sums = [Sum::default(); 2];
         let rooms = (0..).zip(&self.slots).filter(|(_, slot)| slot.as_ref().is_some_and(|slot| slot.group != NIL));
-        rooms.map(|(at, _)| self.room(at)).for_each(|room| sums[usize::from(room.model != NO_MODEL)].add(room));
-        if sums != self.sums {
-            return Err(format!("L1: what is left sums to {sums:?}, counted are {:?}", self.sums));
-        }
+        self.left.check(rooms.map(|(at, _)| self.room(at)))?;
         if grouped != offered {
             return Err(format!("Q1: {offered} workers are offered, {grouped} stand in groups"));
         }

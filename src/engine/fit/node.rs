@@ -3,12 +3,16 @@
 use super::order::Key;
 use super::room::{CARD_MILLI, Need, Room};
 use crate::engine::NIL;
+use crate::engine::expiries::NEVER;
+use crate::model::Millis;
 
 /// Items of a node: a node is looked through in one go, so few enough for that to be quick.
 pub const FAN: usize = 16;
 
 /// Bytes of memory that count as one here: amounts are kept small, so that a node is few cache lines.
 const MEMORY_UNIT: u64 = 1 << 20;
+/// Milliseconds of a life that count as one here.
+const LIFE_UNIT: Millis = 1_000;
 
 /// Bounds of the amounts of some rooms, rounded up; or of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub struct Tops {
     slots: u32,
     card_milli: u16,
     idle_cards: u16,
+    /// Latest end of a life.
+    latest: u32,
     /// Least and largest rank.
     light: u64,
     heavy: u64,
@@ -31,6 +37,7 @@ pub struct Ask {
     slots: u32,
     card_milli: u16,
     idle_cards: u16,
+    latest: u32,
 }
 
 /// As `u32`, where the most stands for that much or more.
@@ -56,15 +63,23 @@ impl Ask {
             slots: small(need.slots),
             card_milli,
             idle_cards,
+            // Of who ends one millisecond later.
+            latest: small(need.until_ms / LIFE_UNIT + 1),
         }
     }
 }
 
+/// An end of life as bounds have it.
+pub fn life_bound(ends_ms: Millis) -> u32 {
+    if ends_ms == NEVER { u32::MAX } else { small(ends_ms.div_ceil(LIFE_UNIT)) }
+}
+
 impl Tops {
     pub const NONE: Self =
-        Self { cpu_milli: 0, memory: 0, slots: 0, card_milli: 0, idle_cards: 0, light: u64::MAX, heavy: 0 };
+        Self { cpu_milli: 0, memory: 0, slots: 0, card_milli: 0, idle_cards: 0, latest: 0, light: u64::MAX, heavy: 0 };
 
-    pub fn of(room: &Room, mark: u64) -> Self {
+    /// Of workers with this room, the last of which ends then ([`life_bound`]).
+    pub fn of(room: &Room, mark: u64, latest: u32) -> Self {
         let rank = room.rank(mark);
         Self {
             cpu_milli: small(room.cpu_milli),
@@ -72,6 +87,7 @@ impl Tops {
             slots: small(room.slots),
             card_milli: room.cards.first().copied().unwrap_or(0),
             idle_cards: room.idle_cards(),
+            latest,
             light: rank,
             heavy: rank,
         }
@@ -83,6 +99,7 @@ impl Tops {
         self.slots = self.slots.max(other.slots);
         self.card_milli = self.card_milli.max(other.card_milli);
         self.idle_cards = self.idle_cards.max(other.idle_cards);
+        self.latest = self.latest.max(other.latest);
         self.light = self.light.min(other.light);
         self.heavy = self.heavy.max(other.heavy);
     }
@@ -113,6 +130,7 @@ pub struct Node {
     card_milli: [u16; FAN],
     idle_cards: [u16; FAN],
     slots: [u32; FAN],
+    latest: [u32; FAN],
     pub below: [u32; FAN],
     pub heavy: [u64; FAN],
     pub keys: [Key; FAN],
@@ -127,6 +145,7 @@ impl Node {
         card_milli: [0; FAN],
         idle_cards: [0; FAN],
         slots: [0; FAN],
+        latest: [0; FAN],
         below: [NIL; FAN],
         heavy: [0; FAN],
         keys: [(0, 0); FAN],
@@ -147,6 +166,9 @@ impl Node {
         if ask.slots > 0 {
             fit.iter_mut().zip(self.slots).for_each(|(fit, has)| *fit &= has >= ask.slots);
         }
+        if ask.latest > 1 {
+            fit.iter_mut().zip(self.latest).for_each(|(fit, has)| *fit &= has >= ask.latest);
+        }
         let bits = fit.iter().enumerate().fold(0, |bits, (at, &fit)| bits | u32::from(fit) << at);
         bits & ((1 << self.len) - 1)
     }
@@ -158,6 +180,7 @@ impl Node {
             slots: self.slots[at],
             card_milli: self.card_milli[at],
             idle_cards: self.idle_cards[at],
+            latest: self.latest[at],
             light: self.light[at],
             heavy: self.heavy[at],
         }
@@ -169,6 +192,7 @@ impl Node {
         self.slots[at] = tops.slots;
         self.card_milli[at] = tops.card_milli;
         self.idle_cards[at] = tops.idle_cards;
+        self.latest[at] = tops.latest;
         self.light[at] = tops.light;
         self.heavy[at] = tops.heavy;
     }
@@ -192,6 +216,7 @@ impl Node {
         self.slots.copy_within(items.clone(), to);
         self.card_milli.copy_within(items.clone(), to);
         self.idle_cards.copy_within(items.clone(), to);
+        self.latest.copy_within(items.clone(), to);
         self.light.copy_within(items.clone(), to);
         self.heavy.copy_within(items.clone(), to);
         self.keys.copy_within(items.clone(), to);

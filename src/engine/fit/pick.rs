@@ -30,7 +30,7 @@ pub struct Pick {
 impl Fleet {
     /// The worker that a need takes, and from which card. Looks only.
     pub fn pick(&self, need: &Need, placement: Placement, fgd: &mut Fgd) -> Option<Pick> {
-        self.pick_among(need, placement, fgd, &mut |group| Some(group.first()))
+        self.pick_among(need, placement, fgd, &mut |group| self.first_lasting(group, need.until_ms, |_| true))
     }
 
     /// The same among the workers that pass: `member` says which member of a group is taken, if any. Looks only.
@@ -95,7 +95,8 @@ impl Fleet {
                 if !group.room.fits(need) {
                     return;
                 }
-                let (score, worker) = (score(at, group), group.first());
+                let Some(worker) = self.first_lasting(group, need.until_ms, |_| true) else { return };
+                let score = score(at, group);
                 if best.is_none_or(|(high, first)| score > high || (score == high && worker < first)) {
                     best = Some((score, worker));
                 }

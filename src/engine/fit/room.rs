@@ -5,7 +5,7 @@ use std::hash::{Hash as _, Hasher as _};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::model::Capacity;
+use crate::model::{Capacity, Millis};
 
 /// A whole card, in thousandths.
 pub const CARD_MILLI: u16 = 1_000;
@@ -51,6 +51,8 @@ pub struct Need {
     pub card_milli: u16,
     /// Models that will do; empty: any.
     pub models: SmallVec<[ModelId; 4]>,
+    /// Engine time beyond which its worker must live.
+    pub until_ms: Millis,
 }
 
 /// What one claim holds of its worker.

@@ -208,6 +208,7 @@ fn request(file: &Path, row: usize, line: RequestLine, names: &Fleet) -> Result<
     }
     let words = if line.num_gpu == 0 { "" } else { line.gpu_spec.as_str() };
     let models = words.split('|').filter_map(|name| names.known_model(name)).collect();
-    let need = Need { cpu_milli: line.cpu_milli, memory_bytes, slots: 0, cards: line.num_gpu, card_milli, models };
+    let cards = line.num_gpu;
+    let need = Need { cpu_milli: line.cpu_milli, memory_bytes, slots: 0, cards, card_milli, models, until_ms: 0 };
     Ok(Request { need, models: words.into() })
 }

@@ -4,7 +4,7 @@
 use super::{Running, To, refusal};
 use crate::engine::{Answer, Event, Grant, Heartbeat, LifeCounters, Named, Place};
 use crate::keys::{Found, Hold, Unstoreds};
-use crate::metrics::{BarReason, Sweep};
+use crate::metrics::Sweep;
 use crate::model::{Beat, ClaimId, Cleared, Fence, Registration, RunningClaim, WorkerId};
 use crate::shard::command::{Command, KeyItem};
 use crate::shard::reply::{ClaimAnswer, Outcome, Payload, Reply};
@@ -150,19 +150,10 @@ impl Running {
         metrics.evictions.increment(now.evicted - before.evicted);
     }
 
-    /// Why workers are not offered, for operators.
+    /// Publishes how many workers are not offered, and why.
     pub(super) fn publish_barred(&mut self) {
-        let barred = self.shard.barred();
-        self.barred = barred;
+        self.bar_changes = self.shard.bar_changes();
         self.port.set_unvouched(self.shard.unvouched());
-        let all = [
-            (BarReason::Cordoned, barred.cordoned),
-            (BarReason::Draining, barred.draining),
-            (BarReason::Lost, barred.lost),
-            (BarReason::Suspect, barred.suspect),
-        ];
-        for (reason, workers) in all {
-            self.port.set_barred(reason, workers);
-        }
+        self.port.set_barred(&self.shard.barred());
     }
 }

@@ -4,24 +4,26 @@ use std::sync::Arc;
 
 use super::Running;
 use crate::engine::fit::Sum;
+use crate::engine::{Barred, Grant, ListedClaim, Slice};
 use crate::limits;
-use crate::model::{Capacity, ShardStatus};
+use crate::model::{Capacity, ClaimId, ShardStatus};
 use crate::refusal::Refusal;
 use crate::shard::command::{ClaimSieve, Question};
 use crate::shard::reply::{ClaimAnswer, Left, Outcome, Payload, ShardReport};
 
 impl Running {
-    pub(super) fn list_claims(&mut self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
-        let mut claims = self.shard.list_claims(from).filter(|(_, id, grant)| sieve.matches(id, grant));
-        let mut rows = Vec::new();
+    pub(super) fn list_claims(&self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
+        let passes = |claim: &ListedClaim<'_>| sieve.matches(claim);
+        let Slice { rows, next } = match &sieve.worker {
+            Some(worker) => self.shard.claims_of_from(worker, from, limit, passes),
+            None => self.shard.claims_from(from, limit, passes),
+        };
         let shard = self.port.shard;
-        for (at, id, grant) in claims.by_ref().take(limit) {
+        let answer = |(_, id, grant): (u32, ClaimId, Grant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-            rows.push((at, id, ClaimAnswer { grant, created: false, shard, expires_at_ms }));
-        }
-        let more = claims.next().is_some();
-        drop(claims);
-        Payload::Claims(rows, more)
+            (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
+        };
+        Payload::Claims(Slice { rows: rows.into_iter().map(answer).collect(), next })
     }
 
     /// What can be claimed, if it is shares.
@@ -42,7 +44,7 @@ impl Running {
         let Question { wants, affinity, needs_ms, durable, from } = question;
         let wants = wants.as_deref();
         if let Some(from) = from {
-            let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::EXPLAIN_WORKERS);
+            let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
             return Ok(Payload::Survey(Box::new(survey), next));
         }
         if let Some(why) = self.overload(*durable) {
@@ -53,6 +55,7 @@ impl Running {
 
     pub(super) fn report(&self) -> ShardReport {
         let outbox = &self.port.outbox;
+        let Barred { by_each, by_first, .. } = self.shard.barred();
         ShardReport {
             status: ShardStatus {
                 shard: self.port.shard.shard,
@@ -62,10 +65,14 @@ impl Running {
                 idle: self.shard.idle() as u64,
                 busy: self.shard.busy() as u64,
                 claims: self.shard.held() as u64,
-                cordoned: self.shard.barred().cordoned as u64,
-                draining: self.shard.barred().draining as u64,
-                lost: self.shard.barred().lost as u64,
-                suspect: self.shard.barred().suspect as u64,
+                cordoned: by_each.cordoned,
+                draining: by_each.draining,
+                lost: by_each.lost,
+                suspect: by_each.suspect,
+                ended: by_each.ended,
+                stopping: by_each.stopping,
+                workers_reserved: by_each.reserved,
+                unschedulable: by_first,
                 reserved: self.shard.reserved() as u64,
                 releasing: self.shard.releasing() as u64,
                 seq: self.shard.seq(),

@@ -19,6 +19,10 @@ pub(super) fn refusal(answer: &Answer) -> Refusal {
             "resources",
             "must be within what the claim's worker has; release it and claim anew for more",
         ),
+        Answer::OtherCards { model } => Refusal::invalid(
+            "resources.gpu.models",
+            format!("must allow `{model}`, the cards that the claim holds; release it and claim again for others"),
+        ),
         Answer::NoFit(_) => Refusal::Exhausted(Exhausted::Worker),
         Answer::Releasing => Refusal::Releasing,
         Answer::Evicted => Refusal::Preempted,

@@ -49,9 +49,15 @@ fn a_pool_is_made_changed_shown_and_removed() {
             "0",
             "draining,",
             "0",
+            "ended,",
+            "0",
             "idle,",
             "0",
             "lost,",
+            "0",
+            "reserved,",
+            "0",
+            "stopping,",
             "0",
             "suspect"
         ]

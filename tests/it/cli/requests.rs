@@ -122,8 +122,13 @@ fn workers_out_of_service_are_counted_where_pools_are_listed() {
         "workers": {"total": 9, "idle": 4, "busy": 2, "cordoned": 0, "draining": 0, "lost": 1, "suspect": 2},
         "claims": {"reserved": 0, "active": 1, "releasing": 1},
     });
-    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [pool]}));
+    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [pool.clone()]}));
     assert_eq!(ran.row("demo/warm")[5..], ["9", "4", "2", "lost=1,suspect=2", "0", "1", "1", "-", "-"]);
+    // W11: those that are counted once, where the service says which they are.
+    let mut newer = pool;
+    newer["unschedulable"] = json!({"draining": 0, "lost": 1, "suspect": 1, "ended": 1, "reserved": 0});
+    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [newer]}));
+    assert_eq!(ran.row("demo/warm")[5..9], ["9", "4", "2", "ended=1,lost=1,suspect=1"]);
 }
 
 #[test]

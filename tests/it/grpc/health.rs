@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotpool::api::grpc::proto::GetPoolRequest;
-use hotpool::api::{Bounds, Edges, listener};
+use hotpool::api::{Bounds, ConnectionBudget, Edges, listener};
 use hotpool::metrics;
 use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::store::memory::MemoryStore;
@@ -35,9 +35,10 @@ async fn w06_health_says_loading_ready_and_stopping() {
     let (running, mut stopping) = watch::channel(());
     let bounds = Bounds { body_bytes_max: 1 << 20, timeout: Duration::from_secs(10) };
     let edges = Edges::new(scheduler.clone(), metrics::install().unwrap(), bounds, stopping.clone());
-    let serving = tokio::spawn(listener::serve(socket, edges, 16, Duration::from_secs(60), async move {
-        let _ = stopping.changed().await;
-    }));
+    let serving =
+        tokio::spawn(listener::serve(socket, edges, ConnectionBudget::new(16), Duration::from_secs(60), async move {
+            let _ = stopping.changed().await;
+        }));
 
     let mut link = Link::open(address).await;
     let mut health = HealthClient::new(link.channel.clone());

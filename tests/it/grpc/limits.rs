@@ -111,13 +111,14 @@ async fn what_is_no_call_is_refused() {
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);
     for kind in ["application/json", "application/grpc-web", "application/grpc-web+proto"] {
-        let request = hyper::Request::post(format!("http://it{TAKE}")).header("content-type", kind);
+        let request = hyper::Request::post(format!("http://localhost{TAKE}")).header("content-type", kind);
         assert_eq!(sender.send_request(request.body(body.clone()).unwrap()).await.unwrap().status(), 404, "{kind}");
     }
-    let request = hyper::Request::get("http://it/v1/pools/ns/warm").body(body).unwrap();
+    let request = hyper::Request::get("http://localhost/v1/pools/ns/warm").body(body).unwrap();
     assert_eq!(sender.send_request(request).await.unwrap().status(), 200, "JSON over the same HTTP/2 connection");
-    let head =
-        format!("POST {TAKE} HTTP/1.1\r\nhost: it\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
+    let head = format!(
+        "POST {TAKE} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n"
+    );
     http.send(head.as_bytes()).unwrap();
     http.receive().unwrap().expect_error(404, "NOT_FOUND", Some("route"), None);
 }

@@ -132,7 +132,7 @@ impl Raw {
         headers: &[(&str, &str)],
         body: RawBody,
     ) -> impl Future<Output = Response<hyper::body::Incoming>> + use<> {
-        let mut request = Request::post(format!("http://it{path}")).header("te", "trailers");
+        let mut request = Request::post(format!("http://localhost{path}")).header("te", "trailers");
         if !headers.iter().any(|(name, _)| *name == "content-type") {
             request = request.header("content-type", "application/grpc");
         }

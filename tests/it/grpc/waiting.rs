@@ -130,3 +130,32 @@ async fn a_stop_answers_those_who_wait_at_once() {
     drop(link);
     assert_eq!(server.wait().code(), Some(0));
 }
+
+/// Calls that wait take streams of their channel, and leave some for calls that do not: a release is answered beside as
+/// many waiting claims as a channel may hold.
+#[tokio::test]
+async fn q02_a_release_passes_the_claims_that_wait_on_its_channel() {
+    const WAIT: usize = 1_500;
+    let (_dir, server, mut http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    let held = link.claims.take_claim(waits("held", 0)).await.unwrap().into_inner().claim.unwrap();
+    let waiting: Vec<_> = (0..WAIT).map(|n| begin(&link, waits(&format!("w{n}"), 600_000))).collect();
+    let parked = |http: &mut crate::client::Client| {
+        http.get("/v1/pools/ns/warm/demand").expect(200)["waiting"].as_u64().unwrap() as usize
+    };
+    let begun = Instant::now();
+    while parked(&mut http) < 1_024 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} wait", parked(&mut http));
+        tokio::task::yield_now().await;
+    }
+    let release = ReleaseClaimRequest {
+        namespace: "ns".into(),
+        key: "held".into(),
+        fence: held.fence,
+        ..ReleaseClaimRequest::default()
+    };
+    let released = tokio::time::timeout(Duration::from_secs(20), link.claims.release_claim(release)).await;
+    released.expect("a release beside 1,024 claims that wait is answered").unwrap();
+    let served = tokio::time::timeout(Duration::from_secs(20), futures::future::select_all(waiting)).await;
+    assert!(served.expect("one of those that wait is served").0.unwrap().is_ok());
+}

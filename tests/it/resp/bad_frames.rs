@@ -13,7 +13,7 @@ fn ended(client: &mut crate::client::Client, reason: &str) -> u64 {
 fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
     let (_dir, _server, mut client, mut good) = with_pool(1);
     let address = good.stream().peer_addr().unwrap();
-    let table: [(&[u8], &str); 14] = [
+    let table: [(&[u8], &str); 13] = [
         (b"*1\r\n$9223372036854775808\r\n", "invalid bulk length"),
         (b"*1\r\n$9223372036854775807\r\n", "invalid bulk length"),
         (b"*1\r\n$-5\r\n", "invalid bulk length"),
@@ -26,7 +26,6 @@ fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
         (b"*2\r\n$4\r\nPING\r\n#t\r\n", "expected '$', got '#'"),
         (b"%1\r\n+a\r\n+b\r\n", "expected '*' or a command's name, got '%'"),
         (b"\x16\x03\x01\x02\x00\x01", "got 0x16"),
-        (b"POST /v1/claims HTTP/1.1\r\nHost: a\r\n\r\nCLAIM ns/warm\r\n", "does not speak HTTP"),
         (&[b'a'; (64 << 10) + 1], "too big inline request"),
     ];
     for (bytes, words) in table {
@@ -39,6 +38,42 @@ fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
         assert!(rest.ends_with("\r\n") && rest.lines().count() == 1, "{rest}");
     }
     assert_eq!(ended(&mut client, "protocol"), table.len() as u64);
+    assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
+}
+
+#[test]
+fn h01_what_a_browser_can_send_is_ended_before_anything_behind_it() {
+    let (_dir, _server, mut client, mut good) = with_pool(1);
+    let address = good.stream().peer_addr().unwrap();
+    let behind = "Host: localhost:7071\r\nContent-Length: 99\r\n\r\nCLAIM ns/warm KEY page\r\n";
+    let lines = [
+        "POST / HTTP/1.1",
+        "post / http/1.1",
+        "GET / HTTP/1.1",
+        "HEAD / HTTP/1.0",
+        "PUT / HTTP/1.1",
+        "DELETE / HTTP/1.1",
+        "OPTIONS / HTTP/1.1",
+        "PATCH / HTTP/1.1",
+        "CONNECT a:1 HTTP/1.1",
+        "TRACE / HTTP/1.1",
+        "POST",
+        "PRI * HTTP/2.0",
+        "Host: localhost",
+        "host:",
+        "BREW /pot HTTP/1.1",
+    ];
+    for line in lines {
+        let mut wire = Wire::connect(address);
+        wire.send(format!("{line}\r\n{behind}").as_bytes());
+        let rest = wire.rest();
+        assert_eq!(rest, "-ERR Protocol error: this port does not speak HTTP\r\n", "{line}");
+    }
+    assert_eq!(ended(&mut client, "http"), lines.len() as u64);
+    // People may try a command of Redis by hand, and any word may be sent as a frame.
+    assert!(good.said("GET HTTP/1.1").contains("unknown command 'GET'"));
+    good.send(b"GET key\r\n");
+    assert!(text(&good.receive()).contains("unknown command 'GET'"));
     assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
 }
 

@@ -23,7 +23,8 @@ fn ten_thousand_idle_connections_are_little() {
     let mut idle: Vec<Wire> = (0..IDLE).map(|_| Wire::connect(address)).collect();
     for wire in &mut idle {
         // Each has been of use once.
-        assert!(wire.said("CLAIM ns/warm KEY a").starts_with("[a "));
+        let said = wire.said("CLAIM ns/warm KEY a");
+        assert!(said.starts_with("[a "), "{said}");
     }
     let after = metric(&mut client, "process_resident_memory_bytes");
     let each = (after - before) / IDLE as u64;

@@ -9,8 +9,9 @@ use crate::api::outcome::Failure;
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
 use crate::model::{
-    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, Labels, Millis, PoolName,
-    Resources, Taken, WaitingView, WorkerId, affinity_hash, check_name, is_zero, json_object, present, some_object,
+    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, HeldCards, Labels, Millis,
+    PoolName, Resources, Taken, WaitingView, WorkerId, affinity_hash, check_name, is_zero, json_object, present,
+    some_object,
 };
 
 /// A key for a claim that brings none.
@@ -167,7 +168,13 @@ impl ClaimBody<'_> {
             worker: worker.transpose()?,
             class: class.map(text),
             preferred_wait_ms,
-            spec: ClaimSpec { labels, resources: resources.unwrap_or_default(), priority, preemptible },
+            spec: ClaimSpec {
+                labels,
+                resources: resources.unwrap_or_default(),
+                priority,
+                preemptible,
+                ..ClaimSpec::default()
+            },
             must_match,
         })))
     }
@@ -364,14 +371,14 @@ impl<'a> From<Held<'a>> for HeldJson<'a> {
     fn from(held: Held<'a>) -> Self {
         match held {
             Held::Whole(capacity) => Self::Whole(capacity),
-            Held::Share { resources, model, cards } => Self::Share(Box::new(ShareJson {
+            Held::Share { resources, gpu } => Self::Share(Box::new(ShareJson {
                 cpu_milli: resources.cpu_milli,
                 memory_bytes: resources.memory_bytes,
                 slots: resources.slots,
-                gpu: resources.gpu.as_ref().map(|gpu| CardsJson {
-                    model: model.unwrap_or_default(),
-                    count: gpu.count,
-                    milli: gpu.milli,
+                gpu: gpu.map(|HeldCards { model, count, milli, cards }| CardsJson {
+                    model,
+                    count,
+                    milli,
                     cards: (0..64).filter(|card| cards & (1 << card) != 0).collect(),
                 }),
             })),
@@ -437,14 +444,14 @@ impl<'a> From<&'a WaitingView> for WaitingAnswer<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum ClaimOutcome<'a> {
-    Done { claim: ClaimJson<'a>, created: bool },
+    Done { claim: Box<ClaimJson<'a>>, created: bool },
     Failed(&'a Failure),
 }
 
 impl<'a> From<&'a Result<Taken, Failure>> for ClaimOutcome<'a> {
     fn from(outcome: &'a Result<Taken, Failure>) -> Self {
         match outcome {
-            Ok(taken) => Self::Done { claim: (&taken.claim).into(), created: taken.created },
+            Ok(taken) => Self::Done { claim: Box::new((&taken.claim).into()), created: taken.created },
             Err(failure) => Self::Failed(failure),
         }
     }

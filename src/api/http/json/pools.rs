@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::api::http::read::object;
 use crate::api::outcome::Failure;
-use crate::model::{Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, field_names};
+use crate::model::{Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, UnschedulableCounts, field_names};
 use crate::refusal::Refusal;
 
 /// Fields of a specification that are to change, with what they are to be; null is the default.
@@ -112,6 +112,9 @@ struct WorkerCounts {
     draining: u64,
     lost: u64,
     suspect: u64,
+    ended: u64,
+    stopping: u64,
+    reserved: u64,
 }
 
 #[derive(Serialize)]
@@ -142,6 +145,7 @@ pub(in crate::api) struct PoolJson<'a> {
     spec: &'a PoolSpec,
     version: u64,
     workers: WorkerCounts,
+    unschedulable: UnschedulableCounts,
     claims: ClaimCounts,
     capacity: &'a Capacity,
     free: &'a Capacity,
@@ -167,7 +171,11 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
                 draining: counts.draining,
                 lost: counts.lost,
                 suspect: counts.suspect,
+                ended: counts.ended,
+                stopping: counts.stopping,
+                reserved: counts.workers_reserved,
             },
+            unschedulable: counts.unschedulable,
             claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
             capacity: &pool.capacity,
             free: &pool.free,

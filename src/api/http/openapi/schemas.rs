@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::reference;
 use crate::limits;
-use crate::model::{PoolSpec, RuledOut, Survey};
+use crate::model::{PoolSpec, RuledOut, Survey, UnschedulableReason};
 
 mod waiting;
 mod watching;
@@ -219,6 +219,13 @@ pub(super) fn schemas() -> Value {
 }
 
 /// Each reason, in its order.
+fn unschedulable_counts() -> Value {
+    let of = UnschedulableReason::ALL.map(|reason| (reason.word().to_owned(), count("Workers.")));
+    let names = UnschedulableReason::ALL.map(UnschedulableReason::word);
+    let about = "Workers that are not offered and hold no claim, each under the first reason that applies, in this order: with the idle and the busy workers they are all.";
+    answer(about, &names, Value::Object(of.into_iter().collect()))
+}
+
 fn ruled_out() -> Value {
     let of = RuledOut::ALL.map(|why| (why.word().to_owned(), count("Workers.")));
     let description =
@@ -300,14 +307,21 @@ fn pools_and_workers() -> Value {
             "cordoned": count("Workers that are cordoned."), "draining": count("Workers that are draining."),
             "lost": count("Workers that were silent for too long."), "suspect": count("Workers that nothing has spoken for."),
             "releasing": count("Claims whose worker is being cleaned."),
+            "ended": count("Workers whose own end of life has come."), "stopping": count("Workers that run what they were told to stop."),
+            "workers_reserved": count("Workers that are kept for claims that wait."),
+            "unschedulable": schema("UnschedulableCounts"),
         })),
+        "UnschedulableCounts": unschedulable_counts(),
         "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "version", "workers", "claims", "capacity", "free", "gpus"], json!({
             "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
             "version": number(limits::FENCE_MAX, "Number of the specification: grows with every change of it, and never comes back."),
             "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({
                 "total": count("All."), "idle": count("Offered."), "busy": count("Held."), "cordoned": count("Cordoned."),
                 "draining": count("Draining."), "lost": count("Silent for too long."), "suspect": count("Nothing has spoken for them."),
+                "ended": count("Their own end of life has come."), "stopping": count("They run what they were told to stop."),
+                "reserved": count("Kept for claims that wait."),
             })),
+            "unschedulable": schema("UnschedulableCounts"),
             "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use."), "releasing": count("Their workers are being cleaned.")})),
             "capacity": schema("Sum"), "free": described("Sum", "What can be claimed: what idle workers have; in a shared pool, what workers that are offered have left."),
             "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": answer("Cards of one model.", &["total", "free", "free_milli"], json!({"total": count("All."), "free": count("Those of which nothing is held and that can be claimed."), "free_milli": count("Thousandths of cards that can be claimed.")}))},
@@ -449,7 +463,7 @@ fn rest() -> Value {
             "error": schema("ErrorBody"),
         })),
         "ErrorBody": answer("What went wrong.", &["code", "message"], json!({
-                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"], "description": "As in gRPC."},
+                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "PERMISSION_DENIED"], "description": "As in gRPC."},
                 "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
                 "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
                 "message": {"type": "string", "minLength": 1, "description": "For people."},
@@ -482,13 +496,16 @@ pub(super) fn parameters() -> Value {
 #[rustfmt::skip]
 pub(super) fn responses() -> Value {
     let error = |description: &str| json!({"description": description, "content": {"application/json": {"schema": schema("Error")}}});
-    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store).");
+    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store), connections (as many connections as may be are open; on others only probes and the scrape are answered).");
     unavailable["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}});
     json!({
         "400": error("The request is wrong; field says where."),
+        "403": error("Reason origin: a page of another site is behind the request."),
         "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
         "409": error("Reason fence: the caller is not, or no longer, the holder. Reason version: the pool is at another version than the one that was said. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
         "413": error("The body is larger than server.max_body_bytes."),
+        "415": error("Reason content_encoding: the body has a Content-Encoding, and none is understood."),
+        "421": error("Reason host: the service is not known by the host of the request, which is none of localhost, an address, and the names in server.hosts."),
         "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows. Reason watchers: too many watch the pool, or all pools together."),
         "500": error("A defect of the service; the process goes on."),
         "503": unavailable,

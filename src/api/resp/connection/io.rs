@@ -59,7 +59,8 @@ impl Connection<'_> {
             self.room = None;
         }
         self.make_room()?;
-        let Self { stream, input, patience, shared, .. } = self;
+        let idle_limit = self.shared.limits.idle.filter(|_| self.session.transaction.is_none());
+        let Self { stream, input, patience, shared, idle, .. } = self;
         let more = poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let mut into = ReadBuf::new(scratch);
@@ -79,8 +80,12 @@ impl Connection<'_> {
         let mut patience = patience;
         let mut ended = poll_fn(|context| match &mut patience {
             Some(patience) => patience.as_mut().poll(context).map(|()| End::By(RespEnd::SlowWriter)),
-            // Between two commands the service may stop.
-            None => stop.as_mut().poll(context).map(|()| End::Gone),
+            // Between two commands the service may stop, or nothing come for too long.
+            None => match (stop.as_mut().poll(context), idle_limit) {
+                (Poll::Ready(()), _) => Poll::Ready(End::Gone),
+                (Poll::Pending, Some(limit)) => idle.poll(limit, context).map(|()| End::By(RespEnd::Idle)),
+                (Poll::Pending, None) => Poll::Pending,
+            },
         });
         // What would end it is looked at only when there is nothing to read.
         let read = poll_fn(|context| match more.as_mut().poll(context) {
@@ -89,6 +94,7 @@ impl Connection<'_> {
         })
         .await;
         if read.is_ok() {
+            self.idle.note_use();
             self.written.clear();
         }
         if let Err(End::By(RespEnd::SlowWriter)) = read {

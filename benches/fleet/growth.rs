@@ -1,0 +1,146 @@
+//! What must not grow with the fleet: `-- growth`. Nanoseconds of one decision, or of one run of a shard, by workers idle in a
+//! shard, claims held in it, or shards of a pool.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hotpool::ask::ClaimAsk;
+use hotpool::engine::{Answer, Effect, Event, Shard, Wants};
+use hotpool::model::{
+    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, Mode, Policy, PoolSpec, Resources, WorkerId, WorkerSpec,
+};
+use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::store::memory::MemoryStore;
+
+use super::pool;
+
+const WORKERS: [u32; 3] = [1_000, 10_000, 100_000];
+const SHARDS: [u16; 3] = [16, 256, 1_024];
+/// When all workers but one end, and how long a claim needs its worker.
+const NEAR_MS: u64 = 100_000;
+const NEEDS_MS: u64 = 1_000_000;
+
+fn on(shard: &mut Shard, event: Event<()>) -> Option<Answer> {
+    let mut effects = Vec::new();
+    shard.on(event, 1, &mut effects);
+    shard.drop_rows();
+    effects.into_iter().find_map(|effect| match effect {
+        Effect::Reply { answer, .. } => Some(answer),
+        _ => None,
+    })
+}
+
+fn register(shard: &mut Shard, number: u32, ends_ms: Option<u64>) {
+    let capacity = Capacity { cpu_milli: 8_000, ..Capacity::default() };
+    let id = WorkerId::new(&format!("worker-{number:07}")).expect("a name");
+    let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::bare(id) };
+    on(shard, Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+}
+
+/// Nanoseconds of a call, the median of many.
+fn time(calls: usize, mut call: impl FnMut()) -> u64 {
+    call();
+    let mut took: Vec<u64> = (0..calls)
+        .map(|_| {
+            let start = Instant::now();
+            call();
+            start.elapsed().as_nanos() as u64
+        })
+        .collect();
+    took.sort_unstable();
+    took[calls / 2]
+}
+
+fn row(what: &str, of: impl Iterator<Item = u64>) {
+    let figures: Vec<String> = of.map(|ns| format!("{ns:>12}")).collect();
+    println!("{what:<58}{}", figures.join(""));
+}
+
+/// All workers end too soon but the first that registered, which a shard of policy `lifo` comes to last.
+fn ending(policy: Policy, workers: u32) -> u64 {
+    let mut shard = Shard::new(policy, 1);
+    (0..workers).for_each(|n| register(&mut shard, n, (n > 0).then_some(NEAR_MS + u64::from(n % 5_000))));
+    let resources = Resources { cpu_milli: 1_000, ..Resources::default() };
+    let spec = Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() }));
+    let wants = matches!(policy, Policy::BestFit).then(|| Wants { spec, ..Wants::default() });
+    time(100, || assert!(black_box(shard.would_take(wants.as_ref(), 7, NEEDS_MS, 1)).is_ok()))
+}
+
+/// No worker ends: what a claim costs as a rule.
+fn endless(workers: u32) -> u64 {
+    let mut shard = Shard::new(Policy::Lifo, 1);
+    (0..workers).for_each(|n| register(&mut shard, n, None));
+    time(10_000, || assert!(black_box(shard.would_take(None, 7, NEEDS_MS, 1)).is_ok()))
+}
+
+fn idle_longest(workers: u32) -> u64 {
+    let mut shard = Shard::new(Policy::Lifo, 1);
+    (0..workers).for_each(|n| register(&mut shard, n, None));
+    time(100, || assert_eq!(black_box(shard.idle_longest(100)).len(), 100))
+}
+
+/// One run of a shard for a list of claims of a tenant that has none.
+fn filtered(claims: u32) -> u64 {
+    let mut shard = Shard::new(Policy::Lifo, 1);
+    for n in 0..claims {
+        register(&mut shard, n, None);
+        let id = ClaimId::new("bench", "default", &format!("key-{n:09}")).expect("a name");
+        let (fence, wants) = (u64::from(n) + 1, None);
+        on(&mut shard, Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () });
+    }
+    time(100, || assert!(black_box(shard.claims_from(0, 100, |claim| claim.id.tenant() == "nobody")).rows.is_empty()))
+}
+
+fn share(n: usize) -> ClaimRequest {
+    let id = ClaimId::new("bench", "default", &format!("key-{n:09}")).expect("a name");
+    let resources = Resources { cpu_milli: 1_000, ..Resources::default() };
+    let spec = ClaimSpec { resources, ..ClaimSpec::default() };
+    let ask = Some(Box::new(ClaimAsk { spec, ..ClaimAsk::default() }));
+    ClaimRequest { ask, reserve_ms: Some(0), ..ClaimRequest::new(id, pool()) }
+}
+
+/// A claim for a share and its release, of workers that report their memory to the byte: 40 of them a shard, no two alike.
+async fn shares(shards: u16, cpu_milli: u64) -> u64 {
+    let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
+    scheduler.start().await.expect("starts");
+    let spec = PoolSpec { shards, ack: Ack::Memory, mode: Mode::Shared, ..PoolSpec::default() };
+    scheduler.put_pool(pool(), spec).await.expect("a pool");
+    let workers = 40 * u64::from(shards);
+    for from in (0..workers).step_by(10_000) {
+        let specs = (from..workers.min(from + 10_000)).map(|n| {
+            let cpu_milli = if n == 0 { 2_000 } else { cpu_milli };
+            let capacity = Capacity { cpu_milli, memory_bytes: (64 << 30) + n, ..Capacity::default() };
+            let id = WorkerId::new(&format!("worker-{n:07}")).expect("a name");
+            WorkerSpec { capacity, ..WorkerSpec::bare(id) }.into()
+        });
+        let outcomes = scheduler.register_batch(&pool(), specs.collect()).await.expect("a pool");
+        assert!(outcomes.iter().all(Result::is_ok));
+    }
+    let mut took = Vec::new();
+    for n in 0..5_000 {
+        let start = Instant::now();
+        let taken = scheduler.claim(share(n)).await.expect("there is room");
+        scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("it is held");
+        took.push(start.elapsed().as_nanos() as u64);
+    }
+    took.sort_unstable();
+    scheduler.stop().await;
+    took[took.len() / 2]
+}
+
+/// Prints all of them.
+pub fn print(runtime: &tokio::runtime::Runtime) {
+    println!("ns, workers or claims of a shard: {WORKERS:?}");
+    row("claim, no worker ends (lifo)", WORKERS.into_iter().map(endless));
+    for policy in [Policy::Lifo, Policy::Random, Policy::BestFit] {
+        let what = format!("claim, all workers but one end too soon ({policy:?})");
+        row(&what, WORKERS.into_iter().map(|workers| ending(policy, workers)));
+    }
+    row("list of claims that has none, one run", WORKERS.into_iter().map(filtered));
+    row("100 workers that were idle for longest", WORKERS.into_iter().map(idle_longest));
+    println!("ns, shards of a pool: {SHARDS:?}");
+    let pair = |cpu_milli| SHARDS.into_iter().map(move |shards| runtime.block_on(shares(shards, cpu_milli)));
+    row("share taken and given back, room everywhere", pair(8_000));
+    row("share taken and given back, room in one shard", pair(500));
+}

@@ -1,0 +1,209 @@
+//! Connections beyond `server.max_connections`: each is answered one probe or one scrape and closed, so that whoever holds
+//! all connections neither blinds those who watch the service nor has it restarted by them.
+//!
+//! They are few, and each has a second to ask and a second to be answered. When all are taken the next one displaces the
+//! one that has asked for nothing for longest, so idle ones keep nobody out: it would take [`EXCESS_CONNECTIONS_MAX`] new ones
+//! in the moment that a probe needs to send its request.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::sleep;
+
+use super::Edges;
+use super::half_close::Client;
+use super::listener::{self, LINGER};
+use super::outcome::{Failure, Outcome};
+use super::request_guard::{RequestHead, is_probe};
+use super::routing::refuse;
+use super::socket::{Socket, linger};
+use crate::limits::EXCESS_CONNECTIONS_MAX;
+use crate::metrics::{ExcessOutcome, Route, metrics};
+
+/// How long a connection may take to send its request, and again to be answered.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The connections beyond those that the service takes.
+pub(super) struct ExcessConnections {
+    queue: Mutex<ExcessQueue<oneshot::Sender<()>>>,
+    /// Sockets that are open. One that was displaced is, until its task has seen it.
+    open: Arc<Semaphore>,
+    http: auto::Builder<TokioExecutor>,
+    max_connections: usize,
+}
+
+impl ExcessConnections {
+    /// `max_connections`: how many there may be before one is an excess.
+    pub(super) fn new(max_connections: usize) -> Arc<Self> {
+        let mut http = listener::protocol();
+        http.http1().keep_alive(false);
+        http.http2().max_concurrent_streams(1);
+        let open = Arc::new(Semaphore::new(EXCESS_CONNECTIONS_MAX));
+        Arc::new(Self { queue: Mutex::default(), open, http, max_connections })
+    }
+
+    /// Serves one in a task of its own, once the one that it displaces is closed.
+    pub(super) async fn take(self: &Arc<Self>, stream: TcpStream, edges: Edges) {
+        let (displace, displaced) = oneshot::channel();
+        let (id, oldest) = self.queue().admit(displace);
+        // Ends that connection.
+        drop(oldest);
+        let permit = Arc::clone(&self.open).acquire_owned().await.expect("nobody closes it");
+        let excess = Arc::clone(self);
+        tokio::spawn(async move {
+            let outcome = match listener::prepare(&stream) {
+                Ok(()) => excess.serve(id, stream, edges, displaced).await,
+                Err(_) => {
+                    drop(stream);
+                    ExcessOutcome::Silent
+                }
+            };
+            excess.queue().remove(id);
+            metrics().http_excess_connections(outcome).increment(1);
+            if outcome != ExcessOutcome::Answered {
+                metrics().http_connections_refused.increment(1);
+            }
+            drop(permit);
+        });
+    }
+
+    fn queue(&self) -> MutexGuard<'_, ExcessQueue<oneshot::Sender<()>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn serve(&self, id: u64, stream: TcpStream, edges: Edges, displaced: oneshot::Receiver<()>) -> ExcessOutcome {
+        let client = Arc::new(Client::new(stream));
+        let (asked, answer) = (Notify::new(), OnceLock::new());
+        let service = service_fn(|request: Request<Incoming>| {
+            let is_served = may_be_answered(&request);
+            let outcome = if is_served { ExcessOutcome::Answered } else { ExcessOutcome::Refused };
+            let is_served = answer.set(outcome).is_ok() && is_served;
+            asked.notify_one();
+            let (edges, refusal) = (edges.clone(), self.refusal());
+            async move { if is_served { edges.answer(request).await } else { Ok(refuse(&request, &refusal)) } }
+        });
+        let mut displaced = pin!(displaced);
+        let outcome = {
+            let serving = self.http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service);
+            let (mut serving, mut late) = (pin!(serving), pin!(sleep(PATIENCE)));
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = &mut serving => break answer.get().copied().unwrap_or(ExcessOutcome::Silent),
+                    () = asked.notified() => {
+                        self.queue().note_request(id);
+                        serving.as_mut().graceful_shutdown();
+                        late.set(sleep(PATIENCE));
+                    }
+                    _ = &mut displaced => break ExcessOutcome::Displaced,
+                    () = &mut late => {
+                        break if answer.get().is_some() { ExcessOutcome::Late } else { ExcessOutcome::Silent };
+                    }
+                }
+            }
+        };
+        if outcome == ExcessOutcome::Refused {
+            tokio::select! {
+                () = linger(&client.stream, LINGER) => {}
+                _ = displaced => {}
+            }
+        }
+        outcome
+    }
+
+    fn refusal(&self) -> Failure {
+        let message = format!(
+            "as many connections are open as may be (server.max_connections: {}, fewer if open files are): on others only \
+             probes and /metrics are answered; retry later",
+            self.max_connections
+        );
+        Failure::new(Outcome::CONNECTIONS, message)
+    }
+}
+
+/// Whether those who watch the service ask.
+fn may_be_answered(request: &Request<Incoming>) -> bool {
+    is_probe(&RequestHead::from(request))
+        || (request.method() == Method::GET && request.uri().path() == Route::Metrics.word())
+}
+
+/// Which connections there are beyond the limit, and which has to go for the next.
+#[derive(Debug)]
+struct ExcessQueue<H> {
+    /// In the order in which they came.
+    entries: VecDeque<ExcessEntry<H>>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct ExcessEntry<H> {
+    id: u64,
+    has_asked: bool,
+    handle: H,
+}
+
+impl<H> Default for ExcessQueue<H> {
+    fn default() -> Self {
+        Self { entries: VecDeque::with_capacity(EXCESS_CONNECTIONS_MAX), next_id: 0 }
+    }
+}
+
+impl<H> ExcessQueue<H> {
+    /// Takes one, and gives it a number. The other handle is of the one that goes for it: the first of those that have not
+    /// asked for anything, or of all.
+    fn admit(&mut self, handle: H) -> (u64, Option<H>) {
+        let displaced = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
+            let at = self.entries.iter().position(|entry| !entry.has_asked).unwrap_or(0);
+            self.entries.remove(at).expect("the queue is full").handle
+        });
+        let id = self.next_id;
+        self.next_id += 1;
+        self.entries.push_back(ExcessEntry { id, has_asked: false, handle });
+        assert!(self.entries.len() <= EXCESS_CONNECTIONS_MAX, "excess connections are bounded");
+        (id, displaced)
+    }
+
+    fn note_request(&mut self, id: u64) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.id == id) {
+            entry.has_asked = true;
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        self.entries.retain(|entry| entry.id != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h06_who_has_asked_for_nothing_goes_first() {
+        let mut queue = ExcessQueue::default();
+        for handle in 0..EXCESS_CONNECTIONS_MAX {
+            assert_eq!(queue.admit(handle), (handle as u64, None));
+        }
+        queue.note_request(0);
+        queue.note_request(2);
+        assert_eq!(queue.admit(100).1, Some(1));
+        assert_eq!(queue.admit(101).1, Some(3));
+        // A place that is given back displaces nobody.
+        queue.remove(4);
+        queue.remove(1);
+        assert_eq!(queue.admit(102).1, None);
+        // When all have asked, the one that came first goes.
+        (0..queue.next_id).for_each(|id| queue.note_request(id));
+        assert_eq!(queue.admit(103).1, Some(0));
+        assert_eq!(queue.admit(104).1, Some(103));
+    }
+}

@@ -1,0 +1,266 @@
+//! Hosts, as a request's head, the origin of a page and the configuration name them.
+//!
+//! Read strictly and by hand: `http::uri::Authority` takes user names and ports that are none, and `url::Host` turns `127.1`
+//! and `0x7f.1` into addresses. Browsers write addresses in their usual form before they send them, so whatever else
+//! arrives here is a name.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+
+use crate::limits::{HOST_BYTES_MAX, HOST_LABEL_BYTES_MAX, HOSTS_MAX};
+
+/// Name by which every machine knows itself.
+const LOCALHOST: &str = "localhost";
+
+/// A host and perhaps a port: the value of `Host`, an `:authority`, the end of an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HostPort<'a> {
+    pub(super) host: Host<'a>,
+    pub(super) port: Option<u16>,
+}
+
+/// A host by address or by name.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Host<'a> {
+    /// An address in its usual form.
+    Address(IpAddr),
+    /// A name without its final dot, in the case in which it came.
+    Name(&'a str),
+}
+
+impl PartialEq for Host<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(one), Self::Address(other)) => one == other,
+            (Self::Name(one), Self::Name(other)) => one.eq_ignore_ascii_case(other),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Host<'_> {}
+
+impl<'a> HostPort<'a> {
+    /// Reads an authority. None: it is none, or has a user name.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (address, port) = rest.split_once(']')?;
+                (Host::Address(address.parse::<Ipv6Addr>().ok()?.into()), port)
+            }
+            None => {
+                let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+                (Host::parse(host)?, port)
+            }
+        };
+        let digits = match port.strip_prefix(':') {
+            Some(digits) => digits,
+            None if port.is_empty() => "",
+            None => return None,
+        };
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let port = if digits.is_empty() { None } else { Some(digits.parse().ok()?) };
+        Some(Self { host, port })
+    }
+}
+
+impl<'a> Host<'a> {
+    /// Reads an IPv4 address or a name, which may be empty.
+    fn parse(text: &'a str) -> Option<Self> {
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Some(Self::Address(address.into()));
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        text.bytes().all(is_plain).then(|| Self::Name(text.strip_suffix('.').unwrap_or(text)))
+    }
+
+    /// Whether no one but this machine's administrator decides what the host means: rebinding always carries a name.
+    pub(super) fn is_local_or_address(&self) -> bool {
+        match self {
+            Self::Address(_) => true,
+            Self::Name(name) => name.eq_ignore_ascii_case(LOCALHOST),
+        }
+    }
+
+    /// Whether it is one of these names.
+    pub(super) fn is_in(&self, names: &[HostName]) -> bool {
+        match self {
+            Self::Address(_) => false,
+            Self::Name(name) => names.iter().any(|known| known.0.eq_ignore_ascii_case(name)),
+        }
+    }
+}
+
+/// A host name of the configuration: lower case, without a final dot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(Box<str>);
+
+impl FromStr for HostName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| Err(format!("{text:?} {why}"));
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if text.contains('*') {
+            return wrong("is a pattern: list each name, there are no wildcards");
+        }
+        if !text.is_ascii() {
+            return wrong("is not ASCII: write the name as browsers send it, as in xn--e1afmkfd.example");
+        }
+        if text.parse::<IpAddr>().is_ok() || text.starts_with('[') {
+            return wrong("is an address: addresses are always served, list names alone");
+        }
+        if text.contains(['/', ':', '@']) {
+            return wrong("is more than a name: leave out scheme, user and port, any port is served");
+        }
+        let is_label = |label: &str| {
+            (1..=HOST_LABEL_BYTES_MAX).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+        };
+        if name.len() > HOST_BYTES_MAX || !name.split('.').all(is_label) {
+            return Err(format!(
+                "{:?} is no host name: 1..={HOST_BYTES_MAX} bytes, labels of 1..={HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] with dots \
+                 between",
+                &text[..text.len().min(HOST_BYTES_MAX)]
+            ));
+        }
+        let last = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+        let is_number = match last.strip_prefix("0x") {
+            Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            None => last.bytes().all(|byte| byte.is_ascii_digit()),
+        };
+        if is_number {
+            return wrong("ends like an address: browsers take it for one, and addresses are always served");
+        }
+        Ok(Self(name.to_ascii_lowercase().into()))
+    }
+}
+
+/// The host names of the configuration, a bounded number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostNames(pub Vec<HostName>);
+
+impl HostNames {
+    fn read<'t>(names: impl Iterator<Item = &'t str>) -> Result<Self, String> {
+        let (mut good, mut problems) = (Vec::new(), Vec::new());
+        for (number, name) in names.enumerate() {
+            if number == HOSTS_MAX {
+                return Err(format!("at most {HOSTS_MAX} names"));
+            }
+            match name.parse() {
+                Ok(name) => good.push(name),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if problems.is_empty() { Ok(Self(good)) } else { Err(problems.join("; ")) }
+    }
+}
+
+impl FromStr for HostNames {
+    type Err = String;
+
+    /// Names with commas between; nothing at all means none.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        Self::read(text.split(',').map(str::trim))
+    }
+}
+
+impl<'de> Deserialize<'de> for HostNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = HostNames;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of host names")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<HostNames, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<HostNames, A::Error> {
+                let mut names: Vec<String> = Vec::new();
+                // Whatever is wrong is the list's fault, so that its path is the key of the configuration.
+                while let Some(value) = seq.next_element::<serde_json::Value>()? {
+                    match value {
+                        serde_json::Value::String(name) if names.len() <= HOSTS_MAX => names.push(name),
+                        serde_json::Value::String(_) => {}
+                        other => return Err(serde::de::Error::custom(format!("{other} is no host name"))),
+                    }
+                }
+                HostNames::read(names.iter().map(String::as_str)).map_err(serde::de::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(Names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h01_names_of_the_configuration_are_names() {
+        for (text, name) in [
+            ("Pool.Example.COM.", "pool.example.com"),
+            ("hotpool", "hotpool"),
+            ("hot_pool-1.default.svc.cluster.local", "hot_pool-1.default.svc.cluster.local"),
+            ("xn--e1afmkfd.example", "xn--e1afmkfd.example"),
+            ("localhost", "localhost"),
+            ("1.example", "1.example"),
+        ] {
+            assert_eq!(text.parse(), Ok(HostName(name.into())), "{text}");
+        }
+        let (long_label, long_name) = (format!("{}.example", "a".repeat(64)), "a.".repeat(127) + "example");
+        for (text, why) in [
+            ("", "is no host name"),
+            (".", "is no host name"),
+            ("a..b", "is no host name"),
+            ("a b", "is no host name"),
+            ("a,b", "is no host name"),
+            (long_label.as_str(), "is no host name"),
+            (long_name.as_str(), "is no host name"),
+            ("*.example.com", "there are no wildcards"),
+            ("pool.example.com:7070", "leave out scheme, user and port"),
+            ("http://pool.example.com", "leave out scheme, user and port"),
+            ("user@pool.example.com", "leave out scheme, user and port"),
+            ("127.0.0.1", "addresses are always served"),
+            ("::1", "addresses are always served"),
+            ("[::1]", "addresses are always served"),
+            ("127.1", "addresses are always served"),
+            ("0x7f", "addresses are always served"),
+            ("пример.example", "is not ASCII"),
+        ] {
+            let error = text.parse::<HostName>().expect_err(text);
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn h01_lists_of_names_are_bounded_and_tell_every_problem() {
+        let names = |text: &str| text.parse::<HostNames>().map(|names| names.0.len());
+        assert_eq!((names(""), names(" "), names("a"), names("a, b ,c.d")), (Ok(0), Ok(0), Ok(1), Ok(3)));
+        let problems = names("a:1,b,*").unwrap_err();
+        assert!(
+            problems.contains("\"a:1\"") && problems.contains("\"*\"") && !problems.contains("\"b\""),
+            "{problems}"
+        );
+        assert_eq!(names(&vec!["a"; HOSTS_MAX].join(",")), Ok(HOSTS_MAX));
+        assert!(names(&vec!["a"; HOSTS_MAX + 1].join(",")).unwrap_err().contains("at most 64"));
+        let list = |json: serde_json::Value| serde_json::from_value::<HostNames>(json).map(|names| names.0.len());
+        assert_eq!(list(serde_json::json!(["a", "b"])).unwrap(), 2);
+        assert_eq!(list(serde_json::json!("a,b")).unwrap(), 2);
+        assert!(list(serde_json::json!(["a", 1])).unwrap_err().to_string().contains("1 is no host name"));
+        assert!(list(serde_json::json!(7)).unwrap_err().to_string().contains("a list of host names"));
+        assert!(list(serde_json::json!(vec!["a"; 100])).unwrap_err().to_string().contains("at most 64"));
+    }
+}

@@ -1,0 +1,243 @@
+//! Decides from a request's head, and nothing else, whether it may be carried out at all: HTTP, server-sent events and gRPC
+//! alike. Nobody is asked who they are, so everything that reaches the port is believed; what a browser sends on behalf of a
+//! page must not be.
+//!
+//! **Host.** A page whose name its owner lets point at this machine ("DNS rebinding") is of the same origin as the service
+//! to its browser, and may read and change everything. Such a request always carries that name, so only `localhost`,
+//! addresses, and names of the configuration are served.
+//!
+//! **Origin.** Some requests a page may send anywhere without asking (a POST of plain text, a form), though it cannot read
+//! the answers. Browsers say so: in `Origin`, or in `Sec-Fetch-Site`. Programs that are no browsers send neither.
+//!
+//! Probes are let through whatever they say: load balancers send any host or none, and the answers tell nothing.
+
+use std::sync::Arc;
+
+use hyper::header::{CONTENT_ENCODING, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::{Method, Request, Uri, Version};
+
+use super::host::{HostName, HostNames, HostPort};
+use super::outcome::{Failure, Outcome};
+use crate::metrics::RequestRefusal;
+use crate::refusal::Refusal;
+
+/// Paths of probes, which are answered under any host.
+const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+/// Method of gRPC that probes call.
+pub(super) const GRPC_PROBE: &str = "/grpc.health.v1.Health/Check";
+/// Paths of pages, to which others may link.
+const PAGES: [&str; 2] = ["/", "/docs"];
+/// Most bytes of a foreign value that are repeated to whoever sent it.
+const ECHO_BYTES_MAX: usize = 100;
+
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+static SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+
+/// What comes before the body of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestHead<'a> {
+    pub(super) version: Version,
+    pub(super) method: &'a Method,
+    pub(super) uri: &'a Uri,
+    pub(super) headers: &'a HeaderMap,
+}
+
+impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
+    fn from(request: &'a Request<B>) -> Self {
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        Self { version: request.version(), method, uri, headers }
+    }
+}
+
+/// Why a request is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RequestRejection {
+    /// A `Host` is required and there is none, there are several, it is none, or the target says another.
+    InvalidHost(&'static str),
+    /// The service is not known by this name.
+    ForeignHost(String),
+    /// The page behind it is of another origin.
+    ForeignOrigin(String),
+    /// The page behind it is of another site.
+    ForeignSite,
+    /// Its body is in a form that nobody here reads.
+    UnknownEncoding(String),
+}
+
+/// The decision about requests, for one configuration. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct RequestGuard {
+    hosts: Arc<[HostName]>,
+}
+
+impl RequestGuard {
+    /// `hosts`: names by which the service is known beside `localhost`.
+    pub(super) fn new(hosts: HostNames) -> Self {
+        Self { hosts: hosts.0.into() }
+    }
+
+    /// Lets a request through, or says why not.
+    pub(super) fn check(&self, head: &RequestHead<'_>) -> Result<(), RequestRejection> {
+        let host = host_header(head)?;
+        if is_probe(head) {
+            return Ok(());
+        }
+        let own = self.check_host(head, host)?;
+        self.check_page(head, own)?;
+        check_encoding(head.headers)
+    }
+
+    /// The host and port that the request is for.
+    fn check_host<'a>(
+        &self,
+        head: &RequestHead<'a>,
+        header: Option<&'a HeaderValue>,
+    ) -> Result<HostPort<'a>, RequestRejection> {
+        let malformed = RequestRejection::InvalidHost("must be a host name or an address, and perhaps a port");
+        let read = |text: Option<&'a str>| text.and_then(HostPort::parse).ok_or_else(|| malformed.clone());
+        let header = header.map(|value| read(value.to_str().ok())).transpose()?;
+        let target = head.uri.authority().map(|authority| read(Some(authority.as_str()))).transpose()?;
+        let own = match (target, header) {
+            (Some(target), Some(header)) if target != header => {
+                return Err(RequestRejection::InvalidHost("must be the host and port of the request's target"));
+            }
+            (Some(own), _) | (None, Some(own)) => own,
+            (None, None) => return Err(RequestRejection::ForeignHost(String::new())),
+        };
+        if own.host.is_local_or_address() || own.host.is_in(&self.hosts) {
+            return Ok(own);
+        }
+        let said = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let said = said.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
+        Err(RequestRejection::ForeignHost(shown(said.unwrap_or_default())))
+    }
+
+    /// Checks what a browser says of the page that sends the request.
+    fn check_page(&self, head: &RequestHead<'_>, own: HostPort<'_>) -> Result<(), RequestRejection> {
+        let foreign = head.headers.get_all(ORIGIN).iter().find(|origin| !self.is_own(origin, own));
+        if let Some(origin) = foreign {
+            return Err(RequestRejection::ForeignOrigin(shown(origin.as_bytes())));
+        }
+        let mut sites = head.headers.get_all(&SEC_FETCH_SITE).iter();
+        let is_own = sites.all(|site| ["same-origin", "none"].iter().any(|own| site == own));
+        if is_own || is_link(head) { Ok(()) } else { Err(RequestRejection::ForeignSite) }
+    }
+
+    /// Whether an origin is the service's own.
+    fn is_own(&self, origin: &HeaderValue, own: HostPort<'_>) -> bool {
+        let Some((scheme, rest)) = origin.to_str().ok().and_then(|text| text.split_once("://")) else { return false };
+        let usual_port = match scheme {
+            "http" => 80,
+            "https" => 443,
+            _ => return false,
+        };
+        let Some(HostPort { host, port }) = HostPort::parse(rest) else { return false };
+        let same_port = port.unwrap_or(usual_port) == own.port.unwrap_or(usual_port);
+        (host == own.host && same_port) || host.is_in(&self.hosts)
+    }
+}
+
+/// The one `Host` of a request.
+fn host_header<'a>(head: &RequestHead<'a>) -> Result<Option<&'a HeaderValue>, RequestRejection> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(RequestRejection::InvalidHost("is given twice"));
+    }
+    let is_missing = match head.version {
+        Version::HTTP_09 | Version::HTTP_10 => false,
+        Version::HTTP_11 => host.is_none(),
+        _ => host.is_none() && head.uri.authority().is_none(),
+    };
+    if is_missing { Err(RequestRejection::InvalidHost("is required")) } else { Ok(host) }
+}
+
+/// Whether a load balancer or a supervisor asks how the service is.
+pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
+    let path = head.uri.path();
+    match *head.method {
+        Method::GET | Method::HEAD => PROBES.contains(&path),
+        Method::POST => path == GRPC_PROBE && head.version == Version::HTTP_2,
+        _ => false,
+    }
+}
+
+/// Whether somebody follows a link to a page: the window shows it, and the page with the link learns nothing.
+fn is_link(head: &RequestHead<'_>) -> bool {
+    let says = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|said| said == value);
+    head.method == Method::GET
+        && PAGES.contains(&head.uri.path())
+        && says(&SEC_FETCH_MODE, "navigate")
+        && says(&SEC_FETCH_DEST, "document")
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), RequestRejection> {
+    let is_identity = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
+    let is_understood = |value: &&HeaderValue| {
+        value.to_str().is_ok_and(|codings| codings.split(',').all(|coding| is_identity(coding.trim())))
+    };
+    match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_understood(value)) {
+        Some(value) => Err(RequestRejection::UnknownEncoding(shown(value.as_bytes()))),
+        None => Ok(()),
+    }
+}
+
+/// A foreign value as an answer may repeat it: bounded, and nothing but printable ASCII.
+fn shown(value: &[u8]) -> String {
+    let rest = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
+    format!("{}{rest}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
+}
+
+impl RequestRejection {
+    /// Label of the metric that counts it.
+    pub(super) const fn label(&self) -> RequestRefusal {
+        match self {
+            Self::InvalidHost(_) => RequestRefusal::InvalidHost,
+            Self::ForeignHost(_) => RequestRefusal::Host,
+            Self::ForeignOrigin(_) => RequestRefusal::Origin,
+            Self::ForeignSite => RequestRefusal::FetchSite,
+            Self::UnknownEncoding(_) => RequestRefusal::ContentEncoding,
+        }
+    }
+}
+
+impl From<RequestRejection> for Failure {
+    fn from(rejection: RequestRejection) -> Self {
+        let of_field = |outcome, field: &'static str, message: String| Self {
+            field: Some(field.into()),
+            ..Self::new(outcome, message)
+        };
+        match rejection {
+            RequestRejection::InvalidHost(message) => Refusal::invalid("host", message).into(),
+            RequestRejection::ForeignHost(host) => {
+                let message = format!(
+                    "this service is not known as \"{host}\"; it is served as localhost, under addresses, and under the names in \
+                     server.hosts: to serve another, add it there (hosts = [...] in [server], \
+                     HOTPOOL__SERVER__HOSTS, or --hosts)"
+                );
+                of_field(Outcome::HOST, "host", message)
+            }
+            RequestRejection::ForeignOrigin(origin) => {
+                let message = format!(
+                    "a page of \"{origin}\" may not use this service: that is neither the host and port of the request \
+                     nor a name in server.hosts"
+                );
+                Self::new(Outcome::ORIGIN, message)
+            }
+            RequestRejection::ForeignSite => {
+                let message =
+                    "a page of another site may not use this service; type its address, or begin at its own page";
+                Self::new(Outcome::ORIGIN, message)
+            }
+            RequestRejection::UnknownEncoding(coding) => {
+                let message = format!("the content coding \"{coding}\" is not understood: send the body as it is");
+                of_field(Outcome::CONTENT_ENCODING, "content-encoding", message)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "request_guard_tests.rs"]
+mod tests;

@@ -1,0 +1,51 @@
+//! Where a request goes: past the [guard](super::request_guard), then to the edge that it is for.
+
+use std::convert::Infallible;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Response, Version};
+use tower::Service as _;
+
+use super::outcome::Failure;
+use super::request_guard::RequestHead;
+use super::{Edges, grpc, http};
+use crate::metrics::metrics;
+
+/// Body of an answer, of either edge.
+type AnswerBody = axum::body::Body;
+
+impl Edges {
+    /// Answers one request.
+    pub(super) async fn answer(mut self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+        if let Err(rejection) = self.guard.check(&RequestHead::from(&request)) {
+            metrics().requests_refused(rejection.label()).increment(1);
+            tracing::debug!(?rejection, method = %request.method(), "a request was refused");
+            return Ok(refuse(&request, &rejection.into()));
+        }
+        if is_grpc(&request) {
+            return Ok(self.grpc.call(request).await.map(AnswerBody::new));
+        }
+        let caching = http::Caching::of(request.uri().path());
+        let mut response = self.http.call(request).await?;
+        http::protect(&mut response, caching);
+        Ok(response)
+    }
+}
+
+/// Answer to a request that no edge sees: its body is not read.
+pub(super) fn refuse(request: &Request<Incoming>, failure: &Failure) -> Response<AnswerBody> {
+    if is_grpc(request) {
+        return grpc::refuse(request.uri().path(), failure).map(AnswerBody::new);
+    }
+    let mut response = http::refuse(failure);
+    http::protect(&mut response, http::Caching::of(request.uri().path()));
+    response
+}
+
+/// gRPC needs HTTP/2 and says so in its content type; gRPC-Web, whose type begins alike, is another protocol.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let rest = kind.strip_prefix(b"application/grpc");
+    request.version() == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}

@@ -1,0 +1,257 @@
+//! What decisions and listings look at does not grow with the fleet: counted in steps, not in time, on shards of 1,000 and of
+//! 100,000 workers.
+
+use std::sync::Arc;
+
+use hotpool::engine::{Answer, Effect, Event, Place, Shard, Wants};
+use hotpool::limits;
+use hotpool::model::{Capacity, ClaimId, ClaimSpec, Labels, Policy, Resources, WorkerId, WorkerSpec, WorkerVerb};
+use hotpool::selector::Selector;
+
+const SIZES: [u32; 2] = [1_000, 100_000];
+/// End of workers that end soon, and how long claims need one.
+const NEAR_MS: u64 = 10_000;
+const NEEDS_MS: u64 = 50_000;
+/// Steps that a decision may take, however many workers there are: a few ways down a tree, each about as long as
+/// twice the binary logarithm of 100,000.
+const STEPS_MAX: u64 = 200;
+
+const EXCLUSIVE: [Policy; 3] = [Policy::Lifo, Policy::Fifo, Policy::Random];
+const SHARED: [Policy; 3] = [Policy::BestFit, Policy::Spread, Policy::Fgd];
+
+struct Fleet {
+    shard: Shard,
+    fence: u64,
+}
+
+impl Fleet {
+    fn new(policy: Policy) -> Self {
+        Self { shard: Shard::new(policy, 1), fence: 0 }
+    }
+
+    fn on(&mut self, event: Event<()>) -> Option<Answer> {
+        let mut effects = Vec::new();
+        self.shard.on(event, 1, &mut effects);
+        self.shard.drop_rows();
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Reply { answer, .. } => Some(answer),
+            _ => None,
+        })
+    }
+
+    fn register(&mut self, number: u32, ends_ms: Option<u64>) {
+        let capacity = Capacity { cpu_milli: 8_000, slots: (number % 4).into(), ..Capacity::default() };
+        let zone = ["a", "b", "c"][number as usize % 3];
+        let spec = WorkerSpec {
+            capacity,
+            labels: Labels::from([("zone".into(), zone.into())]),
+            expires_at_ms: ends_ms,
+            ..WorkerSpec::bare(WorkerId::new(&format!("w{number}")).unwrap())
+        };
+        self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+    }
+
+    fn steer(&mut self, number: u32, verb: WorkerVerb) {
+        self.on(Event::Steer { id: WorkerId::new(&format!("w{number}")).unwrap(), verb, to: () });
+    }
+
+    /// What the claim was given, and the steps that it took.
+    fn claim(&mut self, wants: Option<Wants>, ttl_ms: u64) -> (Option<Place>, u64) {
+        self.fence += 1;
+        let (fence, before) = (self.fence, self.shard.search_steps());
+        let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
+        let wants = wants.map(Arc::new);
+        let event = Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, wants, promise: 0, to: () };
+        let place = match self.on(event) {
+            Some(Answer::Granted(grant)) => Some(grant.place),
+            Some(Answer::NoRoom | Answer::NoFit(_)) => None,
+            other => panic!("{other:?}"),
+        };
+        (place, self.shard.search_steps() - before)
+    }
+}
+
+fn wants(selector: Option<&str>) -> Wants {
+    let resources = Resources { cpu_milli: 1_000, ..Resources::default() };
+    Wants {
+        selector: selector.map(|text| Arc::new(Selector::parse(text).unwrap())),
+        spec: Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() })),
+        ..Wants::default()
+    }
+}
+
+/// C11: all workers but some end too soon, each at another time; then all do.
+#[test]
+fn c11_a_claim_that_needs_longer_passes_over_those_that_end_too_soon() {
+    for policy in EXCLUSIVE.into_iter().chain(SHARED) {
+        let shared = SHARED.contains(&policy);
+        for workers in SIZES {
+            let mut fleet = Fleet::new(policy);
+            let lasting = |number: u32| number % (workers / 4) == 7;
+            for number in 0..workers {
+                let ends_ms = NEAR_MS + u64::from(number % 5_000);
+                fleet.register(number, Some(if lasting(number) { 10 * NEEDS_MS } else { ends_ms }));
+            }
+            // Builds what the first claim of its kind does.
+            fleet.claim(Some(wants(Some("zone=a"))), 0);
+            let asked = [Some(wants(None)), Some(wants(Some("zone in (a, b, c)"))), None];
+            for asked in asked.into_iter().filter(|asked| asked.is_some() || !shared) {
+                let (place, steps) = fleet.claim(asked.clone(), NEEDS_MS);
+                let place = place.expect("four last");
+                assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps beside {workers} idle workers for {asked:?}");
+                if !shared {
+                    continue;
+                }
+                fleet.on(Event::Release { place, to: () });
+            }
+            for number in (0..workers).filter(|&number| lasting(number)) {
+                fleet.steer(number, WorkerVerb::Cordon);
+            }
+            for asked in [Some(wants(None)), Some(wants(Some("zone!=a")))] {
+                let (place, steps) = fleet.claim(asked.clone(), NEEDS_MS);
+                assert_eq!(place, None, "all end too soon");
+                assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps to refuse among {workers} workers");
+            }
+            let (place, _) = fleet.claim(Some(wants(None)), 0);
+            assert!(place.is_some(), "a short one is served");
+        }
+    }
+}
+
+/// C11 in a shared pool where hardly two workers have as much left.
+#[test]
+fn c11_distinct_rooms_that_end_too_soon_are_passed_over_together() {
+    for policy in SHARED {
+        // Each event compares the ledger's lines, of which there are as many as workers.
+        for workers in [1_000_u32, 8_000] {
+            let mut fleet = Fleet::new(policy);
+            for number in 0..workers {
+                let capacity = Capacity { cpu_milli: 8_000 + u64::from(number), ..Capacity::default() };
+                let ends_ms = Some(NEAR_MS + u64::from(number % 5_000));
+                let id = WorkerId::new(&format!("w{number}")).unwrap();
+                let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::bare(id) };
+                fleet.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+            }
+            let (place, steps) = fleet.claim(Some(wants(None)), NEEDS_MS);
+            assert!(place.is_none() && steps <= STEPS_MAX, "{policy:?}: {steps} steps among {workers} rooms");
+        }
+    }
+}
+
+/// D2: the list of those that were idle for longest looks at as many as it says.
+#[test]
+fn d2_those_that_were_idle_for_longest_are_found_without_a_look_at_the_others() {
+    const LIMIT: usize = 100;
+    for policy in EXCLUSIVE {
+        for workers in SIZES {
+            let mut fleet = Fleet::new(policy);
+            // Every other one ends, some are cordoned.
+            (0..workers).for_each(|number| fleet.register(number, (number % 2 == 0).then_some(NEEDS_MS)));
+            (0..7).for_each(|number| fleet.steer(number * 11, WorkerVerb::Cordon));
+            let before = fleet.shard.search_steps();
+            let found = fleet.shard.idle_longest(LIMIT);
+            let steps = fleet.shard.search_steps() - before;
+            assert_eq!(found.len(), LIMIT);
+            assert_eq!(found.iter().filter(|worker| worker.cordoned).count(), 7);
+            assert!(steps <= 5 * LIMIT as u64, "{policy:?}: {steps} steps for {LIMIT} of {workers} workers");
+        }
+    }
+}
+
+/// W08: one run of a shard looks at a bounded number of claims, whatever passes, and a list has each claim once.
+#[test]
+fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
+    const CLAIMS: u32 = 20_000;
+    let mut fleet = Fleet::new(Policy::Lifo);
+    (0..CLAIMS).for_each(|number| fleet.register(number, None));
+    let places: Vec<Place> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
+    // Holes, so that a slice is one of ordinals and not of claims.
+    for place in places.iter().filter(|place| place.fence % 7 == 0) {
+        fleet.on(Event::Release { place: *place, to: () });
+    }
+    let fence = |id: &ClaimId| id.key()[1..].parse::<u64>().unwrap();
+    type FenceFilter = fn(u64) -> bool;
+    let filters: [(&str, FenceFilter); 4] = [
+        ("nothing", |_| false),
+        ("few", |fence| fence.is_multiple_of(5_000)),
+        ("some", |fence| fence.is_multiple_of(3)),
+        ("all", |_| true),
+    ];
+    for (what, filter) in filters {
+        for limit in [1, 50, 1_000] {
+            let (mut listed, mut from, mut runs) = (Vec::new(), Some(0), 0);
+            while let Some(at) = from {
+                let looked_at = std::cell::Cell::new(0);
+                let slice = fleet.shard.claims_from(at, limit, |claim| {
+                    looked_at.set(looked_at.get() + 1);
+                    filter(fence(claim.id))
+                });
+                assert!(looked_at.get() <= limits::SLICE_ENTRIES, "{what}: {} claims in a run", looked_at.get());
+                assert!(slice.rows.len() <= limit);
+                listed.extend(slice.rows.iter().map(|(_, id, _)| fence(id)));
+                assert!(slice.next.is_none_or(|next| next > at), "it goes on");
+                (from, runs) = (slice.next, runs + 1);
+            }
+            let mut expected: Vec<u64> =
+                places.iter().map(|place| place.fence).filter(|fence| fence % 7 != 0).collect();
+            expected.retain(|&fence| filter(fence));
+            listed.sort_unstable();
+            assert_eq!(listed, expected, "{what}, {limit} a time");
+            assert!(runs as usize <= CLAIMS as usize / limits::SLICE_ENTRIES as usize + 1 + expected.len() / limit);
+        }
+    }
+}
+
+/// W08: the same of workers, with what they hold, and of ordinals that are free.
+#[test]
+fn w08_a_list_of_workers_is_taken_in_slices() {
+    const WORKERS: u32 = 5_000;
+    let mut fleet = Fleet::new(Policy::BestFit);
+    (0..WORKERS).for_each(|number| fleet.register(number, None));
+    for _ in 0..3_000 {
+        fleet.claim(Some(wants(None)), 0);
+    }
+    for number in 500..4_500 {
+        fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap(), to: () });
+    }
+    let (mut listed, mut from) = (Vec::new(), Some(0));
+    while let Some(at) = from {
+        let slice = fleet.shard.workers_from(at, usize::MAX);
+        let claims: usize = slice.rows.iter().map(|(_, look)| look.claims.len()).sum();
+        let slack = limits::WORKER_CLAIMS_MAX as usize;
+        assert!(slice.rows.len() + claims < limits::SLICE_ENTRIES as usize + slack);
+        assert!(slice.next.is_none_or(|next| next > at && next - at <= limits::SLICE_ENTRIES));
+        listed.extend(slice.rows.into_iter().map(|(_, look)| look.card.spec.id.to_string()));
+        from = slice.next;
+    }
+    let expected: Vec<String> = (0..500).chain(4_500..WORKERS).map(|number| format!("w{number}")).collect();
+    assert_eq!(listed, expected);
+}
+
+/// C10: claims that expire at once are ended a bounded number at a time, each of them, in the order of their deadlines.
+#[test]
+fn c10_deadlines_that_pass_together_are_carried_out_in_slices() {
+    const CLAIMS: usize = 3 * limits::SWEEP_MAX + 10;
+    let mut fleet = Fleet::new(Policy::Lifo);
+    (0..CLAIMS as u32).for_each(|number| fleet.register(number, None));
+    for _ in 0..CLAIMS {
+        let place = fleet.claim(None, 100).0.unwrap();
+        fleet.on(Event::Departed { place, at_ms: 1 });
+    }
+    let mut ended = Vec::new();
+    for run in 1..=4 {
+        assert!(fleet.shard.next_tick_ms().is_some_and(|at| at <= 200), "the next run is due");
+        let mut effects: Vec<Effect<()>> = Vec::new();
+        fleet.shard.on(Event::Tick, 200, &mut effects);
+        fleet.shard.drop_rows();
+        assert!(effects.len() <= limits::SWEEP_MAX, "{} ends in one run", effects.len());
+        ended.extend(effects.into_iter().filter_map(|effect| match effect {
+            Effect::Ended { fence, .. } => Some(fence),
+            _ => None,
+        }));
+        assert_eq!(ended.len(), CLAIMS.min(run * limits::SWEEP_MAX));
+    }
+    ended.sort_unstable();
+    ended.dedup();
+    assert_eq!((ended.len(), fleet.shard.held(), fleet.shard.next_tick_ms()), (CLAIMS, 0, None));
+}

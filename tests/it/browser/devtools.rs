@@ -1,0 +1,117 @@
+//! Chromium without a window, driven over the pipe of its DevTools protocol.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::server::Running;
+
+/// Longest wait for a page: a test that takes it has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Browser {
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    /// Session of the one page.
+    session: Option<String>,
+    last_id: u64,
+    events: Vec<Value>,
+    _child: Running,
+    _profile: TempDir,
+}
+
+impl Browser {
+    /// With a blank page. `rules` say what host names mean.
+    pub fn start(rules: &str) -> Self {
+        let profile = TempDir::new().unwrap();
+        let mut command = Command::new("sh");
+        // The protocol is spoken over the third and the fourth descriptor.
+        command.args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "chromium"]);
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
+        command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
+        command.args(["--disable-dev-shm-usage", "--disable-features=HttpsUpgrades", "--remote-debugging-pipe"]);
+        command.arg(format!("--host-resolver-rules={rules}"));
+        command.arg(format!("--user-data-dir={}", profile.path().display()));
+        command.arg("about:blank").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = Running(command.spawn().unwrap());
+        let (to, from) = (child.0.stdin.take().unwrap(), BufReader::new(child.0.stdout.take().unwrap()));
+        let mut browser =
+            Self { to, from, session: None, last_id: 0, events: Vec::new(), _child: child, _profile: profile };
+        let page = browser.call("Target.createTarget", &json!({"url": "about:blank"}))["targetId"].take();
+        let attached = browser.call("Target.attachToTarget", &json!({"targetId": page, "flatten": true}));
+        browser.session = Some(attached["sessionId"].as_str().unwrap().to_owned());
+        for domain in ["Page", "Runtime", "Log"] {
+            browser.call(&format!("{domain}.enable"), &json!({}));
+        }
+        browser
+    }
+
+    /// The result of a command.
+    fn call(&mut self, method: &str, params: &Value) -> Value {
+        self.last_id += 1;
+        let mut message = json!({"id": self.last_id, "method": method, "params": params});
+        if let Some(session) = &self.session {
+            message["sessionId"] = session.as_str().into();
+        }
+        let sent = self.to.write_all(format!("{message}\0").as_bytes());
+        sent.expect("chromium runs (tests/run.sh installs it, or install Debian's package chromium)");
+        loop {
+            let mut bytes = Vec::new();
+            self.from.read_until(0, &mut bytes).unwrap();
+            assert_eq!(bytes.pop(), Some(0), "chromium has ended (tests/run.sh installs it)");
+            let mut said: Value = serde_json::from_slice(&bytes).unwrap();
+            if said["id"] == self.last_id {
+                assert!(said["error"].is_null(), "{method} {params}: {said}");
+                return said["result"].take();
+            }
+            self.events.push(said);
+        }
+    }
+
+    /// Goes to a page, and waits until its scripts have begun.
+    pub fn open(&mut self, url: &str) {
+        let gone = self.call("Page.navigate", &json!({"url": url}));
+        assert!(gone["errorText"].is_null(), "{url}: {gone}");
+        self.wait_for("document.readyState != 'loading'");
+    }
+
+    /// Value of an expression, or of the promise that it is.
+    pub fn evaluate(&mut self, expression: &str) -> Value {
+        let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let mut said = self.call("Runtime.evaluate", &params);
+        assert!(said["exceptionDetails"].is_null(), "{expression}: {said}");
+        said["result"]["value"].take()
+    }
+
+    /// Waits until an expression is true, of which a page in the making may know nothing; its value then.
+    pub fn wait_for(&mut self, expression: &str) -> Value {
+        let begun = Instant::now();
+        let params = json!({"expression": format!("(() => {{ const it = {expression}; return it instanceof Element || it; }})()"), "returnByValue": true});
+        loop {
+            let mut said = self.call("Runtime.evaluate", &params);
+            let value = said["result"]["value"].take();
+            if said["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != "" {
+                return value;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{expression}: {said}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What the console shows, but for the statuses of answers.
+    pub fn complaints(&mut self) -> Vec<String> {
+        self.evaluate("0");
+        let of_page = |event: &&Value| match event["method"].as_str() {
+            Some("Log.entryAdded") => event["params"]["entry"]["source"] != "network",
+            Some("Runtime.exceptionThrown") => true,
+            Some("Runtime.consoleAPICalled") => {
+                ["error", "warning"].contains(&event["params"]["type"].as_str().unwrap())
+            }
+            _ => false,
+        };
+        self.events.iter().filter(of_page).map(Value::to_string).collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! What is answered while one peer holds all the connections that it can.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::client::{Client, Response};
+use crate::server::{Server, command};
+
+/// Connections that the services of these tests take.
+const MAX: usize = 3_000;
+/// Idle connections that are opened beyond them.
+const BEYOND: usize = 500;
+
+/// Raises the limit of open files of this process.
+fn allow_files(wanted: u64) {
+    let allowed = rlimit::increase_nofile_limit(wanted).unwrap();
+    assert!(allowed >= wanted, "this test needs {wanted} open files, and the hard limit is {allowed}: raise it");
+}
+
+fn get(address: SocketAddr, path: &str) -> std::io::Result<Response> {
+    let mut client = Client::connect(address)?;
+    client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())?;
+    client.receive()
+}
+
+/// Waits until the service has taken so many connections of HTTP: what lies in its queue holds nothing.
+fn wait_until_taken(client: &mut Client, connections: usize) {
+    let wanted = format!("\nhotpool_http_connections {connections}\n");
+    while !client.get("/metrics").text().contains(&wanted) {}
+}
+
+fn expect_probes(address: SocketAddr) {
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let answer = get(address, path).unwrap_or_else(|error| panic!("{path} is not answered: {error}"));
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn h06_probes_answer_while_one_peer_holds_all_connections() {
+    allow_files((MAX + BEYOND + 500) as u64);
+    let dir = TempDir::new().unwrap();
+    let max = MAX.to_string();
+    let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_CONNECTIONS", &max)]);
+    let mut first = server.client();
+    let idle: Vec<Client> = (1..MAX).map(|_| server.client()).collect();
+    wait_until_taken(&mut first, MAX);
+    let beyond: Vec<Client> = (0..BEYOND).map(|_| server.client()).collect();
+    for _ in 0..3 {
+        expect_probes(server.address);
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+        let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+        health.check(HealthCheckRequest::default()).await.unwrap();
+    }
+    // Anything else is refused with its reason, however much of it is sent.
+    let body = json!({"items": vec![json!({"namespace": "ns", "pool": "warm"}); 9_000]});
+    for mut client in [server.client(), server.client()] {
+        let refused = client.post("/v1/claims:batch", &body);
+        refused.expect_error(503, "UNAVAILABLE", Some("connections"), None);
+        assert_eq!(refused.header("connection"), Some("close"));
+        assert!(client.is_closed());
+    }
+    // What holds no place among those that are served, and says nothing, is closed.
+    for mut client in beyond {
+        assert!(client.is_closed());
+    }
+    let counted = |client: &mut Client, outcome: &str| {
+        let scrape = client.get("/metrics");
+        let series = format!(r#"hotpool_http_excess_connections_total{{outcome="{outcome}"}} "#);
+        let line = scrape.text().lines().find_map(|line| line.strip_prefix(series.as_str()).map(str::to_owned));
+        line.map_or(0, |count| count.parse::<usize>().unwrap())
+    };
+    let (answered, refused) = (counted(&mut first, "answered"), counted(&mut first, "refused"));
+    assert_eq!((answered, refused), (12, 2));
+    // All that came beyond is counted once, by what became of it.
+    while counted(&mut first, "silent") + counted(&mut first, "displaced") < BEYOND {}
+    // A place that is given back is anybody's.
+    drop(idle);
+    while get(server.address, "/v1/pools").map_or(503, |answer| answer.status) != 200 {}
+}
+
+#[test]
+fn h06_probes_answer_when_open_files_are_few() {
+    const FILES: usize = 700;
+    allow_files(2_000);
+    let dir = TempDir::new().unwrap();
+    let serve = command(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg(format!("ulimit -n {FILES} && exec \"$0\" \"$@\"")).arg(serve.get_program());
+    limited.args(serve.get_args()).stderr(File::create(dir.path().join("log")).unwrap());
+    let server = Server::start_command(dir.path(), limited);
+    // More than both ports could hold together.
+    let resp = server.resp.unwrap();
+    let _idle: Vec<Client> =
+        [server.address, resp].iter().flat_map(|at| (0..FILES).map(|_| Client::connect(*at).unwrap())).collect();
+    for _ in 0..3 {
+        expect_probes(server.address);
+    }
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(log.contains("server.max_connections") && !log.contains("cannot accept a connection"), "{log}");
+}
