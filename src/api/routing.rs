@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, Version};
 use tower::Service as _;
 
@@ -40,6 +40,10 @@ pub(super) fn refuse(request: &Request<Incoming>, failure: &Failure) -> Response
     }
     let mut response = http::refuse(failure);
     http::protect(&mut response, http::Caching::of(request.uri().path()));
+    if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
+        // What nobody reads of the body cannot be told from a next request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -77,9 +77,7 @@ families! {
         series.gauge("idle", &pool.workers_idle);
         series.gauge("busy", &pool.workers_busy);
         series.appears = Appears::WhenNeeded;
-        for reason in UnschedulableReason::ALL {
-            series.gauge(reason.word(), pool.workers_unschedulable(reason));
-        }
+        UnschedulableReason::ALL.iter().for_each(|reason| series.gauge(reason.word(), pool.workers_unschedulable(*reason)));
     };
     RING_DEPTH, WithUse, |pool, series| series.gauge("", &pool.ring_depth);
     RING_REFUSALS, WhenNeeded, |pool, series| series.counter("", &pool.ring_refusals);

@@ -22,10 +22,8 @@ fn use_up(pool: &PoolMetrics) {
     const MANY: u64 = 1_234_567;
     ClaimOutcome::ALL.iter().for_each(|outcome| pool.claims(*outcome).increment(MANY));
     Sweep::ALL.iter().for_each(|deadline| pool.sweeps(*deadline).increment(MANY));
-    for reason in UnschedulableReason::ALL {
-        pool.workers_barred(reason).set(1e4);
-        pool.workers_unschedulable(reason).set(1e4);
-    }
+    UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_barred(*reason).set(1e4));
+    UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_unschedulable(*reason).set(1e4));
     let counters = [
         &pool.releases,
         &pool.ring_refusals,

@@ -45,7 +45,7 @@ use crate::recovery::{self, Recovered};
 use crate::refusal::{Refusal, Unavailable};
 use crate::remembered::Remembered;
 use crate::selector::Selectors;
-use crate::shard::{ShardPort, Supervisor};
+use crate::shard::Supervisor;
 use crate::store::{SharedStore, StoreError};
 use crate::waiters::Waiters;
 

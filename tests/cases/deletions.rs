@@ -191,31 +191,6 @@ async fn s17_a_shard_that_is_loaded_while_its_pool_is_deleted_leaves_no_keys() {
     assert_eq!(world.s.keys().len(), 1);
 }
 
-#[tokio::test]
-async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one() {
-    let world = World::on_memory().await;
-    world.pool("p", spec(2, Ack::Memory), &["v", "w"]).await;
-    world.s.claim(request("p", "a")).await.unwrap();
-    world.s.claim(request("p", "b")).await.unwrap();
-    let of_pool = |outcome: &str| format!("hotpool_claims_total{{pool=\"ns/p\",outcome=\"{outcome}\"}} ");
-    assert!(world.scrape().contains(&(of_pool("created") + "2\n")), "{}", world.scrape());
-    // Somebody looked the pool up before it was deleted, and counts after that.
-    let old = world.s.inject_pool(&name("p")).unwrap();
-    world.s.delete_pool(&name("p"), true).await.unwrap();
-    old.metrics.claims(ClaimOutcome::Deadline).increment(1);
-    old.observe();
-    assert!(!world.scrape().contains("ns/p"), "{}", world.scrape());
-    world.pool("p", spec(2, Ack::Memory), &["v"]).await;
-    world.s.claim(request("p", "c")).await.unwrap();
-    old.metrics.claims(ClaimOutcome::Created).increment(5);
-    for (outcome, count) in [("created", "1\n"), ("deadline", "0\n")] {
-        assert!(world.scrape().contains(&(of_pool(outcome) + count)), "{}", world.scrape());
-    }
-    // Another scheduler of the process shows its own pools.
-    let other = World::on_memory().await;
-    assert!(!other.scrape().contains("ns/p") && other.scrape().contains("pool=\"none\""));
-}
-
 const GONE: Refusal = Refusal::NotFound(What::Pool);
 
 fn waits(pool: &str, key: &str) -> ClaimRequest {
@@ -314,4 +289,29 @@ async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_told_that_it_is_gon
     pool.ports[0].ask(Command::Worker(WorkerId::new("w").unwrap(), reply));
     assert_eq!(answer.await.unwrap(), Err(GONE));
     assert_eq!(world.s.release(&id("held"), fence).await, Ok(()));
+}
+
+#[tokio::test]
+async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(2, Ack::Memory), &["v", "w"]).await;
+    world.s.claim(request("p", "a")).await.unwrap();
+    world.s.claim(request("p", "b")).await.unwrap();
+    let of_pool = |outcome: &str| format!("hotpool_claims_total{{pool=\"ns/p\",outcome=\"{outcome}\"}} ");
+    assert!(world.scrape().contains(&(of_pool("created") + "2\n")), "{}", world.scrape());
+    // Somebody looked the pool up before it was deleted, and counts after that.
+    let old = world.s.inject_pool(&name("p")).unwrap();
+    world.s.delete_pool(&name("p"), true).await.unwrap();
+    old.metrics.claims(ClaimOutcome::Deadline).increment(1);
+    old.observe();
+    assert!(!world.scrape().contains("ns/p"), "{}", world.scrape());
+    world.pool("p", spec(2, Ack::Memory), &["v"]).await;
+    world.s.claim(request("p", "c")).await.unwrap();
+    old.metrics.claims(ClaimOutcome::Created).increment(5);
+    for (outcome, count) in [("created", "1\n"), ("deadline", "0\n")] {
+        assert!(world.scrape().contains(&(of_pool(outcome) + count)), "{}", world.scrape());
+    }
+    // Another scheduler of the process shows its own pools.
+    let other = World::on_memory().await;
+    assert!(!other.scrape().contains("ns/p") && other.scrape().contains("pool=\"none\""));
 }

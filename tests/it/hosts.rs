@@ -233,8 +233,10 @@ fn h01_what_is_refused_is_not_read() {
         let mut client = server.client();
         let head = format!("POST /v1/claims HTTP/1.1\n{headers}\nexpect: 100-continue\ncontent-length: 8000000\n\n");
         client.send(head.replace('\n', "\r\n").as_bytes()).unwrap();
-        let status = client.receive().unwrap().status;
-        assert!([421, 403, 415].contains(&status), "{headers}: {status}");
+        let answer = client.receive().unwrap();
+        assert!([421, 403, 415].contains(&answer.status), "{headers}: {}", answer.status);
+        assert_eq!(answer.header("connection"), Some("close"), "{headers}");
+        assert!(client.is_closed());
     }
     // Whoever sends all of it without waiting for a word is answered too, and not reset.
     let mut client = server.client();

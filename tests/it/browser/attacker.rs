@@ -2,7 +2,7 @@
 //! change of what its name means in DNS.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 /// Tries of a page. Each says what it read; a request whose answer is hidden from the page reads nothing.
@@ -130,8 +130,12 @@ fn serve(mut stream: TcpStream, service: SocketAddr, resp: SocketAddr) {
     }
     let Ok(mut there) = TcpStream::connect(service) else { return };
     let (Ok(mut back), Ok(mut from)) = (stream.try_clone(), there.try_clone()) else { return };
-    thread::spawn(move || std::io::copy(&mut from, &mut back));
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut back);
+        let _ = back.shutdown(Shutdown::Both);
+    });
     if there.write_all(&head).is_ok() {
         let _ = std::io::copy(&mut stream, &mut there);
     }
+    let _ = there.shutdown(Shutdown::Write);
 }
