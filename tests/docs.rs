@@ -112,7 +112,8 @@ fn pool_series() -> String {
          They come when the pool first needs them, stay at whatever value until it is deleted, and go with it: no scrape after its\n\
          deletion shows them, and a pool that is made anew under the same name counts from 0. An idle pool, one whose workers are\n\
          registered and that nobody uses, is 8 lines, under 500 bytes if its name (`namespace/pool`) has up to 20. One in use is\n\
-         3 to 5 kB, and 6 KiB if everything that can be counted was, if its name has up to 10; each further byte adds one a line.\n\n\
+         3 to 5 kB, and up to 6 if whatever can be counted was and its name has up to 10; workers that are not offered add 0.1 a\n\
+         reason, and each further byte of the name one a line.\n\n\
          | comes | metric |\n|---|---|\n",
     );
     for appears in Appears::ALL {
@@ -123,6 +124,11 @@ fn pool_series() -> String {
             .filter(|outcome| outcome.appears() == appears)
             .map(|outcome| format!("`{}`", outcome.word()))
             .collect();
+        if appears == Appears::WithPool {
+            names[0] += " with `idle` `busy`";
+        } else if appears == Appears::WhenNeeded {
+            names.push("`hotpool_workers` with the other states".to_owned());
+        }
         if !outcomes.is_empty() {
             names.push(format!("`{CLAIMS}` with {}", outcomes.join(" ")));
         }

@@ -54,7 +54,8 @@ impl ClaimOutcome {
 pub struct PoolFamily {
     /// Its name in [`ALL`].
     pub name: &'static str,
-    /// Of `hotpool_claims_total` it depends on the outcome: [`ClaimOutcome::appears`].
+    /// Of `hotpool_claims_total` it depends on the outcome: [`ClaimOutcome::appears`]. Of `hotpool_workers` only those that
+    /// are idle and busy come with the pool.
     pub appears: Appears,
     write: fn(&PoolMetrics, &mut SeriesWriter<'_>),
 }

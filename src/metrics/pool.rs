@@ -41,15 +41,15 @@ pub struct PoolMetrics {
     pub worker_touches: PoolCounter,
     /// `hotpool_store_lag_seconds`.
     pub store_lag_seconds: PoolGauge,
-    pub(super) sweeps: [PoolCounter; Sweep::ALL.len()],
+    sweeps: [PoolCounter; Sweep::ALL.len()],
     /// `hotpool_claims_lost_total`.
     pub claims_lost: PoolCounter,
     /// `hotpool_workers_lost_total`.
     pub workers_lost: PoolCounter,
     /// `hotpool_lost_workers_deleted_total`.
     pub lost_workers_deleted: PoolCounter,
-    pub(super) workers_barred: [PoolGauge; UnschedulableReason::ALL.len()],
-    pub(super) workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
+    workers_barred: [PoolGauge; UnschedulableReason::ALL.len()],
+    workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
     /// `hotpool_heartbeats_total`.
     pub heartbeats: PoolCounter,
     /// `hotpool_heartbeats_ignored_total`.

@@ -94,7 +94,7 @@ fn h04_an_idle_pool_is_a_few_lines_and_one_in_use_a_few_kilobytes() {
     let mut waiting = claim("5");
     waiting["wait_ms"] = json!(10_000);
     let body = waiting.to_string();
-    let head = format!("POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let head = format!("POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut waiter = _server.client();
     waiter.send(head.as_bytes()).unwrap();
     while !client.get("/metrics").text().contains("hotpool_waiters{pool=\"prod/used\"} 1\n") {}
@@ -135,7 +135,7 @@ fn h04_an_idle_pool_is_a_few_lines_and_one_in_use_a_few_kilobytes() {
 
 fn scrape_as(client: &mut Client, accept: &str) -> Response {
     let header = if accept.is_empty() { String::new() } else { format!("accept-encoding: {accept}\r\n") };
-    client.send(format!("GET /metrics HTTP/1.1\r\nhost: it\r\n{header}\r\n").as_bytes()).unwrap();
+    client.send(format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\n{header}\r\n").as_bytes()).unwrap();
     client.receive().unwrap()
 }
 
@@ -160,7 +160,7 @@ fn h04_a_scrape_is_compressed_for_who_accepts_it() {
         assert!(text.contains("hotpool_workers{state=\"idle\",pool=\"ns/p49\"} 0\n"));
         assert!(text.contains("process_start_time_seconds"));
     }
-    let other = "GET /v1/pools HTTP/1.1\r\nhost: it\r\naccept-encoding: gzip\r\n\r\n";
+    let other = "GET /v1/pools HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n\r\n";
     client.send(other.as_bytes()).unwrap();
     assert_eq!(client.receive().unwrap().header("content-encoding"), None, "only the scrape is worth it");
 }
