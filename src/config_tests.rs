@@ -62,7 +62,9 @@ fn h05_declared_pools_have_no_more_shards_than_there_may_be() {
     };
     assert_eq!(load(4).unwrap().server.max_shards, 20);
     let error = load(8).unwrap_err().to_string();
-    assert_eq!(error, "pools: they have 24 shards together, more than server.max_shards (20)");
+    let found =
+        format!("{}:3: pools: they have 24 shards together, more than server.max_shards (20)", file.path().display());
+    assert_eq!(error, found);
 }
 
 #[test]

@@ -376,6 +376,7 @@ impl Shard {
         }
         if ended {
             self.bar(at, bars::ENDED, 0);
+            self.index_end(at);
         }
         if deleted {
             self.counters.life.deleted_workers += 1;

@@ -56,7 +56,7 @@ impl Seeded {
 /// One request; none: the service is gone, and nobody knows what became of it.
 pub fn ask(client: &mut Client, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
     let body = body.to_string();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: crash\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     client.send(&[head.as_bytes(), body.as_bytes()].concat()).ok()?;
     let answer = client.receive().ok()?;
     Some((answer.status, answer.json()))

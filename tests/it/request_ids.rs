@@ -14,7 +14,7 @@ use crate::server::{fresh, with_pool};
 const HEADER: &str = "x-request-id";
 
 fn send(client: &mut Client, path: &str, headers: &[&[u8]]) -> Response {
-    let mut head = format!("GET {path} HTTP/1.1\r\nhost: it\r\n").into_bytes();
+    let mut head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n").into_bytes();
     for header in headers {
         head.extend_from_slice(header);
         head.extend_from_slice(b"\r\n");

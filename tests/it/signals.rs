@@ -88,7 +88,7 @@ fn h02_before_its_configuration_is_read_and_while_it_stops() {
     }
     // Half a request keeps it stopping for a while.
     let mut client = Client::connect(address).unwrap();
-    client.send(b"POST /v1/claims HTTP/1.1\r\nhost: it\r\ncontent-length: 60\r\n\r\n{").unwrap();
+    client.send(b"POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-length: 60\r\n\r\n{").unwrap();
     signal("TERM", service.0.id());
     assert_eq!(flood_until_the_end(&mut service, "HUP"), Some(0));
 }

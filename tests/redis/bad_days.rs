@@ -268,7 +268,7 @@ fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
     pool(&mut client, "other", 1, 1);
     redis.signal("STOP");
     let mut leaving = server.client();
-    leaving.send(b"DELETE /v1/pools/ns/warm?force=true HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    leaving.send(b"DELETE /v1/pools/ns/warm?force=true HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("sent");
     // When it has begun, its caller does not wait for the end.
     until("its deletion has begun", || client.get("/v1/pools/ns/warm").status == 404);
     drop(leaving);
