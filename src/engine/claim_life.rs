@@ -73,7 +73,7 @@ impl Shard {
         let TtlBounds { default_ms, max_ms } = self.rules.ttl;
         let asked = match ttl_ms.map(|ttl_ms| self.ttl_of(ttl_ms)).transpose() {
             Ok(asked) => asked,
-            Err(answer) => return answer,
+            Err(max_ms) => return Answer::TtlTooLong { max_ms },
         };
         let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
         match claim.state {
@@ -103,16 +103,19 @@ impl Shard {
     }
 
     /// Unix time in milliseconds of that moment of the engine's time.
+    #[inline]
     pub(super) const fn unix_ms(&self, now_ms: Millis) -> Millis {
         now_ms.saturating_add_signed(self.unix_ahead_ms)
     }
 
     /// Time that a claim may stay active without a renewal which asks for `ttl_ms`, or with 0 for none; 0: as long as its worker lives.
-    pub(super) fn ttl_of(&self, ttl_ms: Millis) -> Result<Millis, Answer> {
+    /// Fails with the most that is allowed.
+    #[inline]
+    pub(super) fn ttl_of(&self, ttl_ms: Millis) -> Result<Millis, Millis> {
         let TtlBounds { default_ms, max_ms } = self.rules.ttl;
         match max_ms {
             _ if ttl_ms == 0 => Ok(default_ms.unwrap_or(0)),
-            Some(max_ms) if ttl_ms > max_ms => Err(Answer::TtlTooLong { max_ms }),
+            Some(max_ms) if ttl_ms > max_ms => Err(max_ms),
             _ => Ok(ttl_ms),
         }
     }

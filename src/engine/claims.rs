@@ -91,20 +91,24 @@ pub enum Told {
 
 impl Claim {
     /// How long it may stay in the state that it is in; 0: for ever.
+    #[inline]
     pub fn stay_ms(&self) -> Millis {
         stay_ms(self.state, self.reserve_ms().into(), self.term_ms.into())
     }
 
     /// How long it may stay reserved, in milliseconds; 0 once it is not reserved any more.
+    #[inline]
     pub fn reserve_ms(&self) -> u32 {
         if self.is_reserved() { self.stamps.reserve_ms() } else { 0 }
     }
 
     /// When it was created, and when it became active if it did.
+    #[inline]
     pub fn times(&self) -> ClaimTimes {
         if self.is_reserved() { self.stamps.of_reserved() } else { self.stamps.of_begun() }
     }
 
+    #[inline]
     pub fn is_reserved(&self) -> bool {
         self.state == ClaimState::Reserved
     }

@@ -73,6 +73,7 @@ pub enum SearchFrom {
 
 impl Expiries {
     /// End of a worker, in a tree or not; [`NEVER`]: it has none.
+    #[inline]
     pub fn ends_ms(&self, at: u32) -> Millis {
         self.nodes.get(at as usize).map_or(NEVER, |node| node.ends_ms)
     }
@@ -98,6 +99,7 @@ impl Expiries {
     }
 
     /// Whether the worker stands in a tree.
+    #[inline]
     pub fn contains(&self, at: u32) -> bool {
         self.nodes.get(at as usize).is_some_and(|node| node.size > 0)
     }

@@ -246,6 +246,7 @@ impl Idle {
         }
     }
 
+    #[inline(always)]
     fn leave_order(&mut self, workers: &mut [Worker], at: u32) {
         if self.expiries.contains(at) {
             return self.expiries.remove(&mut self.ending, at);

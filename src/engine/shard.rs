@@ -203,7 +203,7 @@ impl Shard {
             Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, promise, to } => {
                 let ttl_ms = match self.ttl_of(ttl_ms) {
                     Ok(ttl_ms) => ttl_ms,
-                    Err(answer) => return effects.push(Effect::Reply { to, answer }),
+                    Err(max_ms) => return effects.push(Effect::Reply { to, answer: Answer::TtlTooLong { max_ms } }),
                 };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;

@@ -18,11 +18,13 @@ struct Millis48 {
 }
 
 impl Millis48 {
+    #[inline]
     fn new(ms: Millis) -> Self {
         let ms = ms.min(MILLIS_MAX);
         Self { low: ms as u32, high: (ms >> 32) as u16 }
     }
 
+    #[inline]
     fn get(self) -> Millis {
         Millis::from(self.low) | Millis::from(self.high) << 32
     }
@@ -40,33 +42,39 @@ const _: () = assert!(size_of::<ClaimStamps>() == 12);
 
 impl ClaimStamps {
     /// Stamps of a claim that is reserved for at most `reserve_ms`.
+    #[inline]
     pub fn reserved(created_at_ms: Option<Millis>, reserve_ms: u32) -> Self {
         let created = Millis48::new(created_at_ms.unwrap_or(0));
         Self { created, reserve_or_activated: Millis48::new(reserve_ms.into()) }
     }
 
     /// Stamps of a claim that is not reserved, or not any more.
+    #[inline]
     pub fn begun(times: ClaimTimes) -> Self {
         let kept = |at_ms: Option<Millis>| Millis48::new(at_ms.unwrap_or(0));
         Self { created: kept(times.created_at_ms()), reserve_or_activated: kept(times.activated_at_ms()) }
     }
 
     /// Time for which a reserved claim may stay so.
+    #[inline]
     pub fn reserve_ms(self) -> u32 {
         self.reserve_or_activated.low
     }
 
     /// Times of a claim that is reserved.
+    #[inline]
     pub fn of_reserved(self) -> ClaimTimes {
         ClaimTimes::new(Some(self.created.get()), None)
     }
 
     /// Times of a claim that is not reserved, or not any more.
+    #[inline]
     pub fn of_begun(self) -> ClaimTimes {
         ClaimTimes::new(Some(self.created.get()), Some(self.reserve_or_activated.get()))
     }
 
     /// Ends the reservation: the claim became active at `activated_at_ms`, or never does.
+    #[inline]
     pub fn end_reservation(&mut self, activated_at_ms: Option<Millis>) {
         self.reserve_or_activated = Millis48::new(activated_at_ms.unwrap_or(0));
     }

@@ -114,6 +114,7 @@ pub struct ClaimTimes {
 impl ClaimTimes {
     /// Times in unix milliseconds, as far as they are known.
     #[must_use]
+    #[inline]
     pub fn new(created_at_ms: Option<Millis>, activated_at_ms: Option<Millis>) -> Self {
         let known = |at_ms: Option<Millis>| at_ms.and_then(NonZeroU64::new);
         Self { created: known(created_at_ms), activated: known(activated_at_ms) }
@@ -121,12 +122,14 @@ impl ClaimTimes {
 
     /// Unix time in milliseconds at which its worker was given to it.
     #[must_use]
+    #[inline]
     pub fn created_at_ms(self) -> Option<Millis> {
         self.created.map(NonZeroU64::get)
     }
 
     /// Unix time in milliseconds at which it became active; none also while it has not.
     #[must_use]
+    #[inline]
     pub fn activated_at_ms(self) -> Option<Millis> {
         self.activated.map(NonZeroU64::get)
     }
