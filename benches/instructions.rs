@@ -22,19 +22,19 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(42_170))]
+#[library_benchmark(config = at_most(37_519))]
 #[bench::run_of_64(hot::idle())]
 fn claim(engine: Engine) -> Engine {
     hot::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(43_405))]
+#[library_benchmark(config = at_most(38_785))]
 #[bench::run_of_64(hot::idle())]
 fn batch(engine: Engine) -> Engine {
     hot::batch(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(37_120))]
+#[library_benchmark(config = at_most(35_204))]
 #[bench::run_of_64(hot::held())]
 fn release(engine: Engine) -> Engine {
     hot::release(black_box(engine))

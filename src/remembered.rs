@@ -102,18 +102,17 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Place;
+    use crate::engine::{ClaimStamps, Place};
     use crate::model::{ClaimState, WorkerCard, WorkerId, WorkerSpec};
 
     fn ended(fence: Fence) -> Ended {
         let spec = WorkerSpec::bare(WorkerId::new("w").unwrap());
         let grant = Grant {
             evicted: false,
-            times: crate::model::ClaimTimes::default(),
             place: Place { claim: 0, worker: 0, fence },
             worker: std::sync::Arc::new(WorkerCard { spec }),
             state: ClaimState::Lost,
-            reserve_ms: 0,
+            stamps: ClaimStamps::default(),
             term_ms: 0,
             deadline_ms: None,
             spec: None,

@@ -99,13 +99,13 @@ impl Claim {
     /// How long it may stay reserved, in milliseconds; 0 once it is not reserved any more.
     #[inline]
     pub fn reserve_ms(&self) -> u32 {
-        if self.is_reserved() { self.stamps.reserve_ms() } else { 0 }
+        self.stamps.reserve_ms(self.state)
     }
 
     /// When it was created, and when it became active if it did.
     #[inline]
     pub fn times(&self) -> ClaimTimes {
-        if self.is_reserved() { self.stamps.of_reserved() } else { self.stamps.of_begun() }
+        self.stamps.times(self.state)
     }
 
     #[inline]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::claims::stay_ms;
 use super::event::{Named, Place};
+use super::stamps::ClaimStamps;
 use super::wants::NoFit;
 use crate::model::{
     ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard,
@@ -176,8 +177,6 @@ pub struct Grant {
     pub worker: Arc<WorkerCard>,
     /// Where it is in its life.
     pub state: ClaimState,
-    /// How long it may stay unconfirmed from when the answer leaves; 0 once it is not reserved any more.
-    pub reserve_ms: Millis,
     /// How long it may stay active without a renewal, or releasing; 0: for ever.
     pub term_ms: Millis,
     /// Its deadline, if it runs already.
@@ -188,15 +187,27 @@ pub struct Grant {
     pub cards: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
-    /// When it was created, and when it became active.
-    pub times: ClaimTimes,
+    /// Its times, in the form of the claim's own entry: a grant is copied with every answer.
+    pub stamps: ClaimStamps,
 }
 
 impl Grant {
+    /// Time that it may stay unconfirmed from when the answer leaves; 0 once it is not reserved any more.
+    #[must_use]
+    pub fn reserve_ms(&self) -> Millis {
+        self.stamps.reserve_ms(self.state).into()
+    }
+
+    /// Times at which it was created and became active.
+    #[must_use]
+    pub fn times(&self) -> ClaimTimes {
+        self.stamps.times(self.state)
+    }
+
     /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever.
     #[must_use]
-    pub const fn stay_ms(&self) -> Option<Millis> {
-        match stay_ms(self.state, self.reserve_ms, self.term_ms) {
+    pub fn stay_ms(&self) -> Option<Millis> {
+        match stay_ms(self.state, self.reserve_ms(), self.term_ms) {
             0 => None,
             ms => Some(ms),
         }

@@ -225,13 +225,12 @@ impl Shard {
             place: Place { worker: claim.worker, ..place },
             worker: Arc::clone(self.workers.card(claim.worker)),
             state: claim.state,
-            reserve_ms: claim.reserve_ms().into(),
             term_ms: claim.term_ms.into(),
             deadline_ms: self.timers.get(place.claim),
             spec: claim.spec.clone(),
             cards: self.shares.as_ref().map(|shares| shares.cards(place.claim)),
             evicted: claim.state == ClaimState::Releasing && self.is_evicted(place.claim),
-            times: claim.times(),
+            stamps: claim.stamps,
         })
     }
 

@@ -78,6 +78,7 @@ pub use looks::{ListedClaim, Slice};
 pub use promises::Eviction;
 pub use replay::{Replay, Resume};
 pub use shard::{Counters, LifeCounters, Rules, Shard};
+pub use stamps::ClaimStamps;
 pub use wants::{CardFilter, NoFit, Nodes, Wants};
 
 /// No worker, no claim, end of a list.

@@ -20,7 +20,7 @@ use super::stamps::ClaimStamps;
 use super::timers::Timers;
 use super::wants::{NoFit, Wants};
 use super::workers::Workers;
-use crate::model::{ClaimState, ClaimTimes, Fence, Millis, Policy, PoolSpec, Seq, TtlBounds, TypicalRequest, WorkerId};
+use crate::model::{ClaimState, Fence, Millis, Policy, PoolSpec, Seq, TtlBounds, TypicalRequest, WorkerId};
 use crate::row::ShardRow;
 
 /// One shard of a pool.
@@ -217,10 +217,10 @@ impl Shard {
                 let answer = match taken {
                     Ok((worker, share)) => {
                         let spec = wants.and_then(|wants| wants.spec.clone());
-                        let at_ms = Some(self.unix_ms(now_ms));
+                        let at_ms = self.unix_ms(now_ms);
                         let (state, stamps) = match term(reserve_ms) {
-                            0 => (ClaimState::Active, ClaimStamps::begun(ClaimTimes::new(at_ms, at_ms))),
-                            reserve_ms => (ClaimState::Reserved, ClaimStamps::reserved(at_ms, reserve_ms)),
+                            0 => (ClaimState::Active, ClaimStamps::active(at_ms)),
+                            reserve_ms => (ClaimState::Reserved, ClaimStamps::reserved(Some(at_ms), reserve_ms)),
                         };
                         let claim = Claim {
                             id,
@@ -347,7 +347,10 @@ impl Shard {
     ) -> Result<u32, Answer> {
         match wants {
             Some(wants) if !wants.any_worker() => self.select(wants, affinity, fence, until_ms).map_err(Answer::NoFit),
-            _ => self.idle.pick(self.workers.all(), affinity, fence, until_ms).ok_or(Answer::NoRoom),
+            _ => match self.idle.pick(self.workers.all(), affinity, fence, until_ms) {
+                Some(worker) => Ok(worker),
+                None => Err(Answer::NoRoom),
+            },
         }
     }
 
@@ -370,7 +373,7 @@ impl Shard {
 
     fn grant_new(&mut self, claim: Claim, affinity: u64, share: Option<&Share>, gang: Option<GangRef>) -> Answer {
         let Claim { fence, worker, state, term_ms, .. } = claim;
-        let (reserve_ms, times, spec) = (claim.reserve_ms(), claim.times(), claim.spec.clone());
+        let (stamps, spec) = (claim.stamps, claim.spec.clone());
         let claim = self.claims.insert(claim);
         let hot = self.workers.get_mut(worker);
         hot.notes |= notes::GRANTED;
@@ -397,13 +400,12 @@ impl Shard {
             place: Place { claim, worker, fence },
             worker: card,
             state,
-            reserve_ms: reserve_ms.into(),
             term_ms: term_ms.into(),
             deadline_ms: None,
             spec,
             cards: share.map(|share| share.cards),
             evicted: false,
-            times,
+            stamps,
         })
     }
 

@@ -4,13 +4,13 @@
 //! That one is of no use from the moment at which the claim becomes active, so both share their bytes: 12 in all, which makes the
 //! entry of a claim one cache line. Which of the two is there is what the state of the claim says ([`super::claims::Claim`]).
 
-use crate::model::{ClaimTimes, Millis};
+use crate::model::{ClaimState, ClaimTimes, Millis};
 
 /// Most that [`Millis48`] holds.
 const MILLIS_MAX: Millis = (1 << 48) - 1;
 
 /// Milliseconds in six bytes; larger ones are the largest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(Rust, packed(2))]
 struct Millis48 {
     low: u32,
@@ -32,7 +32,7 @@ impl Millis48 {
 
 /// Time at which a claim was created, and beside it the time for which it may stay reserved or, once it is not reserved any more, the
 /// time at which it became active. One that is not known is kept as 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClaimStamps {
     created: Millis48,
     reserve_or_activated: Millis48,
@@ -55,22 +55,24 @@ impl ClaimStamps {
         Self { created: kept(times.created_at_ms()), reserve_or_activated: kept(times.activated_at_ms()) }
     }
 
-    /// Time for which a reserved claim may stay so.
+    /// Stamps of a claim that is active from the moment at which it is created.
     #[inline]
-    pub fn reserve_ms(self) -> u32 {
-        self.reserve_or_activated.low
+    pub fn active(created_at_ms: Millis) -> Self {
+        let created = Millis48::new(created_at_ms);
+        Self { created, reserve_or_activated: created }
     }
 
-    /// Times of a claim that is reserved.
+    /// Time for which a claim in this state may stay reserved, in milliseconds; 0 if it is not reserved any more.
     #[inline]
-    pub fn of_reserved(self) -> ClaimTimes {
-        ClaimTimes::new(Some(self.created.get()), None)
+    pub fn reserve_ms(self, state: ClaimState) -> u32 {
+        if state == ClaimState::Reserved { self.reserve_or_activated.low } else { 0 }
     }
 
-    /// Times of a claim that is not reserved, or not any more.
+    /// Times of a claim in this state.
     #[inline]
-    pub fn of_begun(self) -> ClaimTimes {
-        ClaimTimes::new(Some(self.created.get()), Some(self.reserve_or_activated.get()))
+    pub fn times(self, state: ClaimState) -> ClaimTimes {
+        let activated_at_ms = (state != ClaimState::Reserved).then(|| self.reserve_or_activated.get());
+        ClaimTimes::new(Some(self.created.get()), activated_at_ms)
     }
 
     /// Ends the reservation: the claim became active at `activated_at_ms`, or never does.
@@ -88,13 +90,20 @@ mod tests {
     fn c16_times_of_a_claim_are_kept_to_the_millisecond() {
         let (created, activated) = (Some(1_795_367_775_325), Some(MILLIS_MAX));
         let mut stamps = ClaimStamps::reserved(created, u32::MAX);
-        assert_eq!((stamps.reserve_ms(), stamps.of_reserved()), (u32::MAX, ClaimTimes::new(created, None)));
+        assert_eq!(
+            (stamps.reserve_ms(ClaimState::Reserved), stamps.times(ClaimState::Reserved)),
+            (u32::MAX, ClaimTimes::new(created, None))
+        );
         stamps.end_reservation(activated);
-        assert_eq!(stamps.of_begun(), ClaimTimes::new(created, activated));
+        assert_eq!(stamps.times(ClaimState::Active), ClaimTimes::new(created, activated));
         let larger = ClaimTimes::new(created, Some(Millis::MAX));
         assert_eq!(stamps, ClaimStamps::begun(larger), "what is larger is the largest");
         stamps.end_reservation(None);
-        assert_eq!(stamps.of_begun(), ClaimTimes::new(created, None));
-        assert_eq!(ClaimStamps::begun(ClaimTimes::default()).of_begun(), ClaimTimes::default(), "not known is not 0");
+        assert_eq!(stamps.times(ClaimState::Active), ClaimTimes::new(created, None));
+        assert_eq!(
+            ClaimStamps::begun(ClaimTimes::default()).times(ClaimState::Active),
+            ClaimTimes::default(),
+            "not known is not 0"
+        );
     }
 }

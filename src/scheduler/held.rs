@@ -286,6 +286,7 @@ impl Scheduler {
 
 /// A claim as the service shows it.
 pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimView {
+    let times = answer.grant.times();
     ClaimView {
         id: id.clone(),
         fence: answer.grant.place.fence,
@@ -296,6 +297,6 @@ pub(super) fn view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimV
         spec: answer.grant.spec,
         cards: answer.grant.cards,
         evicted: answer.grant.evicted,
-        times: answer.grant.times,
+        times,
     }
 }

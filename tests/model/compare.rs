@@ -158,7 +158,7 @@ fn state(shard: &Shard) -> State {
             assert_eq!(spec.labels["slots"], spec.resources.slots.to_string());
             spec.resources.slots as u8
         });
-        (id.key().to_owned(), grant.place.fence, grant.state, slots, grant.times)
+        (id.key().to_owned(), grant.place.fence, grant.state, slots, grant.times())
     };
     let workers = shard.list_workers().map(|(_, look)| {
         let spec = &look.card.spec;

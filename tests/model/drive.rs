@@ -391,7 +391,7 @@ impl Run {
         self.count(if ask.is_for_any() { "plain" } else { "granted" });
         let worker = grant.worker.spec.id.to_string();
         assert!(may.contains(&worker), "took {worker}, might take {may:?} of {ask:?}");
-        assert_eq!((grant.place.fence, grant.reserve_ms, grant.term_ms), (fence, reserve_ms, ttl_ms));
+        assert_eq!((grant.place.fence, grant.reserve_ms(), grant.term_ms), (fence, reserve_ms, ttl_ms));
         self.places.push(grant.place);
         self.granted.push((worker.clone(), key.clone(), fence));
         let terms = Terms { key, reserve_ms, term_ms: ttl_ms, slots: ask.slots };

@@ -177,7 +177,8 @@ impl World {
             let mut all: Vec<_> = shard
                 .list_claims()
                 .map(|(_, id, grant)| {
-                    let Grant { place, cards, spec, state, times, .. } = grant;
+                    let times = grant.times();
+                    let Grant { place, cards, spec, state, .. } = grant;
                     (id.key().to_owned(), place.fence, cards, spec, state, times)
                 })
                 .collect();

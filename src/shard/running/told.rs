@@ -29,7 +29,7 @@ impl Running {
 
     pub(super) fn tell_claimed(&mut self, id: &ClaimId, grant: &Grant, why: Option<Why>) {
         if self.watched {
-            let claim = Some(EventClaim { id: id.clone(), fence: grant.place.fence, times: grant.times });
+            let claim = Some(EventClaim { id: id.clone(), fence: grant.place.fence, times: grant.times() });
             self.tell(Happening::Claimed, why, Arc::clone(&grant.worker), claim);
         }
     }
