@@ -7,7 +7,8 @@
 //!   in the way of others for long.
 //! - A claim that was answered after the FIN is given back unless the client's system acknowledged the answer.
 //! - A stream of events goes on, and something is written to it at once.
-//! - A reset, at any time, is a client that is gone.
+//! - A reset, at any time, is a client that is gone. A claim whose answer its system had acknowledged before is kept: whether
+//!   the client had read it cannot be known, and to give the worker back could give it out twice.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};

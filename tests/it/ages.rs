@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::cli::{command, run};
 use crate::client::Client;
 use crate::grpc::link::{Link, expect, put_pool, take};
-use crate::server::{Server, fresh, with_pool};
+use crate::server::{Server, fresh, until, with_pool};
 use crate::watch::Watcher;
 
 /// How far the time that a claim shows may be off: the service's time moves in ticks, and follows the wall clock loosely.
@@ -139,7 +139,9 @@ fn c16_lists_choose_by_state_tenant_and_age() {
         assert_eq!(listed(&mut client, query), keys, "{query}");
     }
     // They grow older.
-    while listed(&mut client, "older_than_ms=50&state=active,reserved,releasing") != all {}
+    until("all are older than 50 ms", || {
+        listed(&mut client, "older_than_ms=50&state=active,reserved,releasing") == all
+    });
     for (query, field) in [
         ("state=lost", "state"),
         ("state=", "state"),

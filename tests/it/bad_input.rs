@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use crate::server::{Server, with_pool};
+use crate::server::{Server, until, with_pool};
 
 const CLAIMS: &str = "/v1/claims";
 const QUOTA: &str = "/v1/quotas/ns/acme";
@@ -444,9 +444,7 @@ fn large_bodies_together_are_bounded_and_hold_no_small_one() {
     server.client().request("POST", CLAIMS, b"{}").expect_error(400, "INVALID_ARGUMENT", None, Some("namespace"));
     // They go, and their room is free again.
     drop(slow);
-    while server.client().request("POST", CLAIMS, &large).status == 503 {
-        std::thread::yield_now();
-    }
+    until("the body's bytes are free again", || server.client().request("POST", CLAIMS, &large).status != 503);
 }
 
 #[test]

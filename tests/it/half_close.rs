@@ -2,13 +2,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::server::with_pool;
+use crate::server::{until, with_pool};
 
 /// Longest wait for one answer: a test that takes it has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -114,9 +113,7 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     assert!(said.starts_with("HTTP/1.1 429 ") && said.contains("pool_exhausted"), "{said}");
     // A worker comes in time.
     let served = only(server.address, &claim("b", 60_000));
-    while !waiting(&mut client) {
-        thread::yield_now();
-    }
+    until("the claim waits", || waiting(&mut client));
     client.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
     let said = answers(served);
     assert!(said.starts_with("HTTP/1.1 201 "), "{said}");
@@ -126,9 +123,7 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     assert!(said.starts_with("HTTP/1.1 504 "), "{said}");
     let why = "the client has closed its sending side, and a claim waits at most 2000 ms from then on";
     assert!(said.contains(why), "{said}");
-    while waiting(&mut client) {
-        thread::yield_now();
-    }
+    until("the claim waits no more", || !waiting(&mut client));
 }
 
 /// Whether nothing is held. To ask for a claim would be to be told of it, and then it is not given back.
@@ -153,18 +148,12 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
     let gang = request("POST", "/v1/claims:batch", &items, KEEP);
     for (name, bytes) in [("one", one), ("many", many), ("gang", gang)] {
         let gone = only(server.address, &bytes);
-        while !waiting(&mut client) {
-            thread::yield_now();
-        }
+        until("the claim waits", || waiting(&mut client));
         drop(gone);
         for (i, fence) in fences.iter().enumerate() {
             client.post(&format!("/v1/claims/ns/held{i}:release"), &json!({"fence": fence})).expect(200);
         }
-        let begun = Instant::now();
-        while waiting(&mut client) || !is_idle(&mut client) {
-            assert!(begun.elapsed() < PATIENCE, "{name}: {}", client.get("/v1/claims").text());
-            thread::yield_now();
-        }
+        until(&format!("what was claimed for {name} is given back"), || !waiting(&mut client) && is_idle(&mut client));
         fences = [take(&mut client, "held0"), take(&mut client, "held1")];
     }
 }
@@ -186,15 +175,10 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
                 rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
             }
         });
-        let begun = Instant::now();
-        let mut is_idle = || {
+        until(&format!("the claim of round {round} is given back"), || {
             let workers = client.get(&format!("/v1/pools/ns/{pool}")).expect(200)["pool"]["workers"].take();
             workers["idle"] == workers["total"]
-        };
-        while !is_idle() {
-            assert!(begun.elapsed() < PATIENCE, "round {round} is still held");
-            thread::yield_now();
-        }
+        });
     }
 }
 

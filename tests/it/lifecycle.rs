@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::server::{Running, Server, command, fresh, with_pool};
+use crate::server::{Running, Server, command, fresh, until, with_pool};
 
 /// Runs the service to its end; exit code and what it wrote to stderr.
 fn run(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
@@ -67,9 +67,7 @@ fn a_request_in_flight_is_finished_before_the_end() {
     // The service asks for the body: the request is in flight.
     assert_eq!(client.receive().unwrap().status, 100);
     server.terminate();
-    while Client::connect(server.address).is_ok() {
-        std::thread::yield_now();
-    }
+    until("no connection is taken any more", || Client::connect(server.address).is_err());
     client.send(body.as_bytes()).unwrap();
     client.receive().unwrap().expect(201);
     assert_eq!(server.wait().code(), Some(0));

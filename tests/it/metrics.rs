@@ -5,7 +5,7 @@ use std::io::Read as _;
 use serde_json::json;
 
 use crate::client::{Client, Response};
-use crate::server::{Server, fresh};
+use crate::server::{Server, fresh, until};
 
 /// Largest exposition of a pool that was made and never used.
 const IDLE_BYTES_MAX: usize = 500;
@@ -97,12 +97,13 @@ fn h04_an_idle_pool_is_a_few_lines_and_one_in_use_a_few_kilobytes() {
     let head = format!("POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut waiter = _server.client();
     waiter.send(head.as_bytes()).unwrap();
-    while !client.get("/metrics").text().contains("hotpool_waiters{pool=\"prod/used\"} 1\n") {}
+    let waits = "hotpool_waiters{pool=\"prod/used\"} 1\n";
+    until("the claim waits", || client.get("/metrics").text().contains(waits));
     client.post("/v1/claims/prod/1:release", &json!({"fence": fences[0]})).expect(200);
     assert_eq!(waiter.receive().unwrap().status, 201);
     for worker in ["a", "b", "c"] {
-        let beat = json!({"incarnation": 1, "seq": 1, "claims": []});
-        client.post(&format!("/v1/pools/prod/used/workers/{worker}:heartbeat"), &beat);
+        let beat = json!({"seq": 1, "claims": []});
+        client.post(&format!("/v1/pools/prod/used/workers/{worker}:heartbeat"), &beat).expect(200);
         client.post(&format!("/v1/pools/prod/used/workers/{worker}:cordon"), &json!({})).expect(200);
     }
     let scrape = client.get("/metrics");

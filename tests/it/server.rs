@@ -5,11 +5,15 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::client::Client;
+
+/// Longest time that a service is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running service.
 pub struct Server {
@@ -124,10 +128,30 @@ impl Server {
     /// Runs `meanwhile` while the service stands still: it finds all of it done when it goes on.
     pub fn paused<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
         signal("STOP", self.child.0.id());
+        // The signal stops one thread after the other, and one that still runs could answer.
+        until("every thread of the service is stopped", || is_stopped(self.child.0.id()));
         let done = meanwhile();
         signal("CONT", self.child.0.id());
         done
     }
+}
+
+/// Waits for what another process does, so there is nothing to wait on; fails with `what` after [`PATIENCE`].
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Whether every thread of a process is stopped, by its state in `/proc`.
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap()).all(|stat| {
+        // The name of the thread, in parentheses, may have any character.
+        stat.rsplit_once(") ").unwrap().1.starts_with('T')
+    })
 }
 
 pub fn signal(name: &str, process: u32) {

@@ -1,8 +1,7 @@
 //! Many connections.
 
-use std::time::Duration;
-
 use super::wire::{Wire, metric, with_pool, with_pool_in};
+use crate::server::until;
 
 #[test]
 fn ten_thousand_idle_connections_are_little() {
@@ -32,9 +31,7 @@ fn ten_thousand_idle_connections_are_little() {
     assert_eq!(metric(&mut client, "hotpool_resp_connections"), IDLE as u64 + 1);
     assert_eq!(good.said("RELEASE ns a *"), "1");
     drop(idle);
-    while metric(&mut client, "hotpool_resp_connections") > 1 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("one connection is left", || metric(&mut client, "hotpool_resp_connections") <= 1);
     assert_eq!(good.said("PING"), "PONG");
 }
 
@@ -55,8 +52,6 @@ fn a_connection_too_many_is_told_and_counted() {
     assert!(first.said("INFO").contains("connected_clients:3\r\nmaxclients:3\r\n"));
     // A place that is given back can be taken.
     held.pop();
-    while metric(&mut client, "hotpool_resp_connections") > 2 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("two connections are left", || metric(&mut client, "hotpool_resp_connections") <= 2);
     assert_eq!(Wire::connect(address).said("PING"), "PONG");
 }

@@ -1,12 +1,12 @@
 //! Clients that close their sending side and read on.
 
 use std::net::{Shutdown, SocketAddr};
-use std::thread;
 
 use redis::Value;
 
 use super::wire::{Wire, frame, metric, text, with_pool};
 use crate::client::Client;
+use crate::server::until;
 
 /// Sends all of it, and no more.
 fn only(address: SocketAddr, commands: &[&str]) -> Wire {
@@ -60,9 +60,7 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     assert_eq!(text(&short.receive()), "PONG");
     // A worker comes in time.
     let mut served = only(address, &["CLAIM ns/warm KEY b WAIT 60000 RESERVE 0", "PING"]);
-    while waiting(&mut client) < 1 {
-        thread::yield_now();
-    }
+    until("the claim waits", || waiting(&mut client) >= 1);
     assert_eq!(wire.said("RELEASE ns held *"), "1");
     assert!(text(&served.receive()).starts_with("[b "));
     assert_eq!(text(&served.receive()), "PONG");
@@ -98,17 +96,27 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
             assert!(wire.said(&format!("CLAIM ns/warm KEY {key}")).starts_with('['));
         }
         let gone = only(server.resp.unwrap(), &[claim]);
-        while waiting(&mut client) < 1 {
-            thread::yield_now();
-        }
+        until("the claim waits", || waiting(&mut client) >= 1);
         drop(gone);
         for key in held {
             assert_eq!(wire.said(&format!("RELEASE ns {key} *")), "1");
         }
-        while waiting(&mut client) > 0 || !is_idle(&mut client) {
-            thread::yield_now();
-        }
+        until("all is given back", || waiting(&mut client) == 0 && is_idle(&mut client));
     }
+}
+
+/// The system of the client acknowledged the answer, and whether the client read it before it reset the connection cannot be
+/// known. To give the worker back could give it out twice.
+#[test]
+fn c12_a_claim_whose_answer_arrived_is_kept_after_a_reset() {
+    let (_dir, server, mut client, _wire) = with_pool(1);
+    let mut wire = Wire::connect(server.resp.unwrap());
+    wire.send(&frame("CLAIM ns/warm KEY k RESERVE 0"));
+    // The answer lies in the client's socket, so the end of the client is a reset.
+    wire.stream().peek(&mut [0; 1]).unwrap();
+    drop(wire);
+    until("the connection is over", || metric(&mut client, "hotpool_resp_connections") == 1);
+    assert!(is_held(&mut client, "k"));
 }
 
 /// Claims that wait for nothing but the store, and whose client is gone before they are answered.
@@ -126,8 +134,6 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
         let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
         // Gone before the service reads the first byte, so what it answers is refused.
         server.paused(|| drop(only(address, &commands)));
-        while !is_idle(&mut client) {
-            thread::yield_now();
-        }
+        until("all is given back", || is_idle(&mut client));
     }
 }

@@ -6,6 +6,7 @@ use std::thread;
 use redis::Value;
 
 use super::wire::{Wire, frame, metric, text, texts, with_pool};
+use crate::server::until;
 
 /// Sends all at once, and reads as many answers.
 fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
@@ -177,16 +178,12 @@ fn q02_a_claim_that_waits_keeps_no_answer_back_and_is_gone_with_its_client() {
     assert!(other.said("CLAIM ns/warm KEY c WAIT 30").starts_with("-NOCAPACITY pool_exhausted "));
     other.send(&frame("CLAIM ns/warm KEY d WAIT 20000"));
     let waiting = |client: &mut _| metric(client, r#"hotpool_waiters{pool="ns/warm"}"#);
-    while waiting(&mut client) < 2 {
-        thread::yield_now();
-    }
+    until("both wait", || waiting(&mut client) >= 2);
     // What it sends meanwhile is no reason to stop waiting; that it leaves is.
     other.send(&frame("PING"));
     assert_eq!(waiting(&mut client), 2);
     drop(other);
-    while waiting(&mut client) > 1 {
-        thread::yield_now();
-    }
+    until("one waits", || waiting(&mut client) <= 1);
     let mut third = Wire::connect(address);
     assert_eq!(third.said("RELEASE ns a *"), "1");
     assert!(text(&wire.receive()).starts_with("[b "));
@@ -200,9 +197,7 @@ fn q02_a_claim_that_waits_keeps_no_answer_back_and_is_gone_with_its_client() {
 fn a_stop_does_not_wait_for_those_who_wait() {
     let (_dir, server, mut client, mut wire) = with_pool(0);
     wire.send(&frame("CLAIM ns/warm WAIT 60000"));
-    while metric(&mut client, r#"hotpool_waiters{pool="ns/warm"}"#) < 1 {
-        thread::yield_now();
-    }
+    until("it waits", || metric(&mut client, r#"hotpool_waiters{pool="ns/warm"}"#) >= 1);
     drop(client);
     let begun = std::time::Instant::now();
     assert_eq!(server.stop().code(), Some(0));
