@@ -156,7 +156,8 @@ impl Board {
     /// What the pool's workers have in all; as many claims as there are workers.
     #[must_use]
     pub fn total(&self) -> Usage {
-        let sum = |i: usize| self.totals.iter().map(|shard| shard[i].load(Ordering::Relaxed)).sum();
+        let each = |i: usize| self.totals.iter().map(move |shard| shard[i].load(Ordering::Relaxed));
+        let sum = |i: usize| each(i).fold(0, u64::saturating_add);
         Usage { claims: sum(0), cpu_milli: sum(1), memory_bytes: sum(2), gpu_milli: sum(3) }
     }
 
@@ -237,6 +238,14 @@ const fn nth_bit(mut bits: u64, n: u32) -> u16 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn c07_totals_that_no_number_holds_are_the_largest_number() {
+        let board = Board::new(2, Mode::Shared);
+        let most = Usage { cpu_milli: u64::MAX, ..Usage::default() };
+        (0..2).for_each(|shard| board.publish_total(shard, &most));
+        assert_eq!(board.total().cpu_milli, u64::MAX);
+    }
 
     proptest! {
         /// Asking until there is nothing left reaches every shard with idle workers, once, and no other.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{Answer, Effect, Event, Place, Shard, Wants};
+use hotpool::engine::{Answer, Effect, Event, Heartbeat, Place, Shard, Wants};
 use hotpool::limits;
 use hotpool::model::{Capacity, ClaimId, ClaimSpec, Labels, Policy, Resources, WorkerId, WorkerSpec, WorkerVerb};
 use hotpool::selector::Selector;
@@ -254,4 +254,51 @@ fn c10_deadlines_that_pass_together_are_carried_out_in_slices() {
     ended.sort_unstable();
     ended.dedup();
     assert_eq!((ended.len(), fleet.shard.held(), fleet.shard.next_tick_ms()), (CLAIMS, 0, None));
+}
+
+/// C10: workers that fall silent together hold many claims each; how many of those end in one run is bounded as well.
+#[test]
+fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
+    const WORKERS: u32 = 200;
+    const EACH: usize = 8;
+    let mut fleet = Fleet::new(Policy::BestFit);
+    for number in 0..WORKERS {
+        fleet.register(number, None);
+        let beat = Heartbeat { incarnation: 0, seq: Some(1), claims: None, ttl_ms: 100 };
+        fleet.on(Event::Heartbeat { id: WorkerId::new(&format!("w{number}")).unwrap(), beat, to: () });
+    }
+    let claims = WORKERS as usize * EACH;
+    for _ in 0..claims {
+        fleet.claim(Some(wants(None)), 0).0.expect("each worker has eight times what a claim asks for");
+    }
+    let (mut ended, mut runs) = (0, 0);
+    while fleet.shard.next_tick_ms().is_some_and(|at| at <= 200) {
+        let mut effects: Vec<Effect<()>> = Vec::new();
+        fleet.shard.on(Event::Tick, 200, &mut effects);
+        fleet.shard.drop_rows();
+        // The last worker that a run deals with ends what it holds.
+        assert!(effects.len() < limits::SWEEP_MAX + 1 + 2 * EACH, "{} effects in one run", effects.len());
+        ended += effects.iter().filter(|effect| matches!(effect, Effect::Ended { .. })).count();
+        runs += 1;
+    }
+    assert_eq!((ended, fleet.shard.held()), (claims, 0));
+    assert!(runs > 1, "all in one run");
+}
+
+/// N1: what a claim would find is looked up in slices of ordinals, also where most of them are free.
+#[test]
+fn n1_a_survey_looks_at_no_more_than_its_slice() {
+    const WORKERS: u32 = 5_000;
+    let mut fleet = Fleet::new(Policy::Lifo);
+    (0..WORKERS).for_each(|number| fleet.register(number, None));
+    for number in 1..WORKERS - 1 {
+        fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap(), to: () });
+    }
+    let (mut workers, mut slices, mut from) = (0, 0, Some(0));
+    while let Some(at) = from {
+        let (survey, next) = fleet.shard.survey(None, 0, 1, at, limits::SLICE_ENTRIES);
+        assert!(next.is_none_or(|next| next - at == limits::SLICE_ENTRIES));
+        (workers, slices, from) = (workers + survey.workers, slices + 1, next);
+    }
+    assert_eq!((workers, slices), (2, WORKERS.div_ceil(limits::SLICE_ENTRIES)));
 }

@@ -35,7 +35,8 @@ impl Dispatch {
             return;
         }
         if departures.begun_ms < departures.at_ms && !self.holds(id, answer) {
-            (answer.grant.state, answer.grant.deadline_ms, answer.expires_at_ms) = (ClaimState::Lost, None, None);
+            answer.grant.end_as(ClaimState::Lost);
+            answer.expires_at_ms = None;
             return;
         }
         if let Some(due_ms) = due_ms {

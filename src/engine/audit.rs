@@ -5,14 +5,15 @@
 //! exact at any moment between two events, so a pass may take as long as it likes, and claims pay nothing for it. A pass
 //! that found no change of the shard since it began is the last until the next change.
 //!
-//! Example: 10,000 workers, [`AUDIT_STEPS`] of 1,024 a second. An error is found within ten seconds of the change that
-//! made it, stands in the sum until a pass has gone by the worker and found it right, and two wrong workers count as two.
+//! Example: 10,000 workers without claims, one slice of [`AUDIT_STEPS`], 1,024, a second: a pass takes ten seconds. An error is found
+//! within two passes of the change that made it, because that pass may have gone by the worker already; it leaves the sum at the end
+//! of the pass that finds the worker right. Two wrong workers count as two. Claims make a pass longer by a step each.
 
 use super::NIL;
 use super::shard::Shard;
 use crate::model::Seq;
 
-/// Workers and claims that one slice of a recount looks at, about: a worker counts as one, and each of its claims.
+/// Workers, ordinals that are free, and claims that one slice of a recount looks at, about: each counts as one.
 pub const AUDIT_STEPS: u32 = 1_024;
 
 /// Recount of a shard that is under way, and what came of it.
@@ -52,13 +53,16 @@ impl LedgerAudit {
             self.begun_at = shard.seq();
         }
         let mut steps = 0;
-        for at in shard.workers.iter_from(self.cursor) {
+        for at in self.cursor..shard.workers.ordinals() {
             if steps >= AUDIT_STEPS {
                 self.cursor = at;
                 return;
             }
-            steps += 1 + shard.claims_on(at);
-            self.wrong += u64::from(!shard.is_worker_right(at));
+            steps += 1;
+            if shard.workers.is_used(at) {
+                steps += shard.claims_on(at);
+                self.wrong += u64::from(!shard.is_worker_right(at));
+            }
         }
         (self.cursor, self.done_at) = (0, self.begun_at);
         self.wrong_before = std::mem::take(&mut self.wrong);

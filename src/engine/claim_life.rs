@@ -219,8 +219,11 @@ impl Shard {
     }
 
     pub(super) fn sweep<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        // What is left is due at the next tick, so that the shard serves others in between.
-        for _ in 0..limits::SWEEP_MAX {
+        // What is left stays due, and the shard serves others in between. One silent worker may hold many claims, so what is done
+        // counts as well as the deadlines.
+        let (begun, mut deadlines) = (effects.len(), 0);
+        while deadlines.max(effects.len() - begun) < limits::SWEEP_MAX {
+            deadlines += 1;
             if let Some(at) = self.timers.expire(now_ms) {
                 self.sweep_claim(at, effects);
             } else if let Some(at) = self.beats.expire(now_ms) {

@@ -204,6 +204,15 @@ impl Grant {
         self.stamps.times(self.state)
     }
 
+    /// Shows the claim as it ended: `lost`, or `releasing` if its clean-up was given up. A reservation has ended without
+    /// the claim becoming active.
+    pub fn end_as(&mut self, state: ClaimState) {
+        if self.state == ClaimState::Reserved {
+            self.stamps.end_reservation(None);
+        }
+        (self.state, self.deadline_ms) = (state, None);
+    }
+
     /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever.
     #[must_use]
     pub fn stay_ms(&self) -> Option<Millis> {

@@ -115,8 +115,8 @@ impl Shard {
         let wants = wants.unwrap_or(&nothing);
         let end = from.saturating_add(limit);
         let mut survey = Survey::default();
-        for at in self.workers.iter_from(from).take_while(|&at| at < end) {
-            if !self.workers.get(at).deleted {
+        for at in from..end.min(self.workers.ordinals()) {
+            if self.workers.is_used(at) && !self.workers.get(at).deleted {
                 self.look_at(at, wants, now_ms + needs_ms, &mut survey);
             }
         }

@@ -404,9 +404,8 @@ impl Shard {
             // Nobody was told of it.
             return;
         }
-        if let (Some(claim), Some(grant)) = (self.claims.get(place), self.grant(place)) {
-            let mut grant = grant;
-            (grant.state, grant.deadline_ms) = (state, None);
+        if let (Some(claim), Some(mut grant)) = (self.claims.get(place), self.grant(place)) {
+            grant.end_as(state);
             effects.push(Effect::Remember { id: claim.id.clone(), grant });
         }
     }

@@ -251,6 +251,7 @@ impl Outbox {
     fn lose(&self) {
         self.lost.store(true, Ordering::Release);
         self.journal.progress.notify_waiters();
+        self.tell_awaiting();
     }
 
     /// The store lacks part of the shard, and the shard that could have mended it is gone.
@@ -295,7 +296,8 @@ impl Outbox {
         }
     }
 
-    fn tell_awaiting(&self) {
+    /// Tells the sources that wait for a record of this shard to look again.
+    pub fn tell_awaiting(&self) {
         let awaiting = std::mem::take(&mut *self.awaited_by.lock().unwrap_or_else(PoisonError::into_inner));
         awaiting.into_values().filter_map(|other| other.upgrade()).for_each(|other| other.tell_source());
     }
@@ -386,6 +388,8 @@ impl Journal {
         for lane in &self.lanes {
             lane.work.notify_one();
         }
+        // Answers that wait for the store will never leave: their callers are refused now.
+        self.outboxes().iter().for_each(|outbox| outbox.tell_source());
     }
 
     /// The lease on the store.

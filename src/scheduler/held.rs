@@ -143,7 +143,11 @@ impl Scheduler {
         let (reply, answer) = Reply::one();
         let started_ns = self.dispatch().stopwatch();
         port.ask(Command::Release(KeyItem { id: id.clone(), place: ended.grant.place, started_ns, reply }));
-        wait(answer).await.map(drop)
+        match wait(answer).await {
+            // The pool was deleted meanwhile, and the worker with it.
+            Ok(_) | Err(Refusal::NotFound(_)) => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// Many releases in one call: each its own outcome, as of [`Self::release`], in order. Each shard is visited once.

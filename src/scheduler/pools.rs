@@ -18,7 +18,11 @@ use crate::model::{Capacity, PoolName, PoolSpec, PoolStatus, Seq, ShardStatus};
 use crate::pools::Pool;
 use crate::recovery;
 use crate::refusal::{Refusal, Unavailable};
-use crate::shard::{Command, Payload, Reply, ShardReport};
+use crate::shard::{Command, Payload, Reply, ShardPort, ShardReport};
+
+/// Attempts to have a shard end its workers that found its queue full or the shard restarting, and the pause between two.
+const END_ATTEMPTS: u32 = 20;
+const END_PAUSE: Duration = Duration::from_millis(50);
 
 impl Scheduler {
     /// Creates a pool (true), or replaces the specification of one that is there. Durable when it returns.
@@ -234,15 +238,7 @@ impl Scheduler {
         pool.closing.store(true, Ordering::Release);
         self.dispatch().close_line(pool);
         join_all(pool.ports.iter().map(|port| async move {
-            let mut from = Some(0);
-            while let Some(at) = from {
-                let (reply, answer) = Reply::one();
-                port.ask(Command::Close(at, reply));
-                from = match answer.await {
-                    Ok(Ok(Payload::Unfinished(next))) => Some(next),
-                    _ => None,
-                };
-            }
+            end_workers(port).await;
             port.stop().await;
             let dropped = port.outbox.handed() + 1;
             self.dispatch().journal.drop_shard(&port.outbox);
@@ -250,6 +246,8 @@ impl Scheduler {
         }))
         .await;
         self.dispatch().pools.remove(pool);
+        // Records of a pool that is gone hold back no answer.
+        pool.ports.iter().for_each(|port| port.outbox.tell_awaiting());
         pool.watch.close();
         self.dispatch().keys.forget_pool(pool.number);
         self.undo_gangs_of(pool.uid).await;
@@ -344,6 +342,26 @@ fn add_ledger(status: &mut PoolStatus, report: &ShardReport) {
         for (model, idle, milli) in left.cards.iter().filter(|(_, _, milli)| *milli > 0) {
             let cards = status.gpus.entry(model.to_string()).or_default();
             (cards.free, cards.free_milli) = (cards.free + idle, cards.free_milli + milli);
+        }
+    }
+}
+
+/// Has a shard end its workers and what they hold, in slices. One that does not answer in time keeps the rest, which goes with
+/// the pool and is reported to nobody.
+async fn end_workers(port: &ShardPort) {
+    let (mut at, mut attempts) = (0, 0);
+    while attempts < END_ATTEMPTS {
+        let (reply, answer) = Reply::one();
+        port.ask(Command::Close(at, reply));
+        match answer.await {
+            Ok(Ok(Payload::Unfinished(next))) => at = next,
+            Ok(Ok(_)) => return,
+            Ok(Err(Refusal::Unavailable(Unavailable::Overloaded | Unavailable::Loading))) | Err(_) => {
+                // A shard that has panicked numbers its workers anew.
+                (at, attempts) = (0, attempts + 1);
+                tokio::time::sleep(END_PAUSE).await;
+            }
+            Ok(Err(_)) => return,
         }
     }
 }

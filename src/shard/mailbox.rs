@@ -6,7 +6,8 @@ use super::command::Command;
 use super::ring::QueueBound;
 use crate::limits;
 
-/// Queue of requests, bounded by [`limits::RING_SLOTS`], that many push to and one at a time pops from. Locks nothing.
+/// Queue of requests, bounded by [`limits::RING_SLOTS`], that many push to and one at a time pops from. Takes no
+/// lock; a pop waits for a push that is under way.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     bound: QueueBound,

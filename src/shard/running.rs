@@ -15,7 +15,7 @@ mod notices;
 mod told;
 mod words;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::told::wish;
@@ -75,7 +75,7 @@ pub(crate) struct Running {
     /// How far the store was when this run looked.
     applied: Seq,
     /// Shards that this run asked to be told by: answers here speak of records of theirs.
-    awaited: Vec<ShardRef>,
+    awaited: HashSet<ShardRef>,
     /// Runs since the deadlines that are due came.
     overdue_runs: u32,
     keeps_rows: bool,
@@ -116,7 +116,6 @@ pub(crate) struct Running {
     /// Keys that were freed here, whose record the store may lack.
     gone: VecDeque<(Seq, ClaimId)>,
     counted: Counters,
-    /// As last published.
     /// Changes of the workers that are not offered, up to what was published.
     bar_changes: u64,
     audit: LedgerAudit,
@@ -132,8 +131,8 @@ pub(crate) struct Running {
     told: Vec<PoolEvent>,
     /// Version of the ledger whose capacities are published; none yet.
     capacities: Option<u64>,
-    /// The same of the sum of what workers have.
-    counted_workers: u64,
+    /// Changes of workers that are in the sum of capacities that was published; none yet.
+    counted_workers: Option<u64>,
 }
 
 impl Running {
@@ -157,7 +156,7 @@ impl Running {
             shard,
             now_ms: 0,
             applied: 0,
-            awaited: Vec::new(),
+            awaited: HashSet::new(),
             overdue_runs: 0,
             fences: 0..0,
             in_hand: Vec::new(),
@@ -179,7 +178,7 @@ impl Running {
             watched: false,
             told: Vec::new(),
             capacities: None,
-            counted_workers: 0,
+            counted_workers: None,
         };
         running.publish();
         running
@@ -463,17 +462,20 @@ impl Running {
         let version = Some(self.shard.ledger_version());
         if self.capacities != version {
             self.capacities = version;
-            let capacities: Vec<_> =
-                self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
-            let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
+            let are_few = self.shard.ledger().nth(limits::CAPACITIES_MAX).is_none();
+            let capacities = are_few.then(|| self.shard.ledger().map(|line| line.capacity.clone()).collect());
             self.pool.board.capacities().publish(self.port.shard.shard, capacities);
         }
-        if self.counted_workers != self.shard.worker_changes() {
-            self.counted_workers = self.shard.worker_changes();
+        if self.counted_workers != Some(self.shard.worker_changes()) {
+            self.counted_workers = Some(self.shard.worker_changes());
             self.pool.board.publish_total(self.port.shard.shard, &self.shard.total());
         }
         self.pool.board.publish_victim(self.port.shard.shard, self.shard.lowest_victim());
         self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.busy());
+        // Beside the others, before any answer leaves: whoever was told of a cordon finds the worker in one of the counts.
+        if self.shard.bar_changes() != self.bar_changes {
+            self.publish_barred();
+        }
         if let Some(left) = self.shard.rooms() {
             self.pool.board.publish_rooms(self.port.shard.shard, &left);
         }
@@ -492,9 +494,6 @@ impl Running {
         }
         self.timed = false;
         self.counted = now;
-        if self.shard.bar_changes() != self.bar_changes {
-            self.publish_barred();
-        }
         // A recount costs a look at every ledger line and at some workers: now and then is enough to be noticed.
         if self.now_ms >= self.recounted_ms + RECOUNT_MS {
             self.recounted_ms = self.now_ms;

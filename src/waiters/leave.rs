@@ -56,7 +56,9 @@ impl Dispatch {
                 }
             };
             for joiner in self.keys.late_joiners(&id, now_ms) {
-                joiner.reply.send(Err(Refusal::WAITED_FOR));
+                apart(|| {
+                    joiner.reply.send(Err(Refusal::WAITED_FOR));
+                });
             }
         }
     }
@@ -80,9 +82,9 @@ impl Dispatch {
             if item.is_near_only() {
                 // It has waited for its preferred nodes for long enough.
                 self.keys.unpark(&mut item);
-                self.route_anew(item, now_ms);
+                apart(|| self.route_anew(item, now_ms));
             } else {
-                self.give_up(item, Refusal::Exhausted(parked.why));
+                apart(|| self.give_up(item, Refusal::Exhausted(parked.why)));
             }
         }
     }
@@ -156,7 +158,7 @@ impl Dispatch {
             }
             if let Some(item) = parked.take() {
                 parked.leave();
-                self.give_up(item, Refusal::Unavailable(Unavailable::Stopping));
+                apart(|| self.give_up(item, Refusal::Unavailable(Unavailable::Stopping)));
             }
         }
     }

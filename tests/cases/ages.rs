@@ -87,6 +87,17 @@ async fn c16_a_claim_keeps_its_times_whatever_becomes_of_it() {
     assert!(is_after(next.created_at_ms(), created, 7) && next.activated_at_ms() == next.created_at_ms());
 }
 
+#[tokio::test]
+async fn c16_a_claim_that_is_lost_while_it_is_reserved_was_never_active() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, Ack::Memory), &["w"]).await;
+    let taken = world.claim("p", "k").await.unwrap().claim;
+    world.s.delete_worker(&name("p"), &taken.worker.spec.id).await.unwrap();
+    let lost = world.s.get_claim(&taken.id).await.unwrap();
+    assert_eq!((lost.state, lost.times), (ClaimState::Lost, taken.times));
+    assert_eq!(lost.times.activated_at_ms(), None);
+}
+
 /// Times are told as they were, also if the clock was wrong.
 #[tokio::test]
 async fn c16_a_clock_that_is_set_back_changes_no_time_that_was_taken() {

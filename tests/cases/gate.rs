@@ -66,6 +66,7 @@ struct State {
     /// Instead of the inner store's.
     lease_ms: Option<Millis>,
     refuses_renewals: bool,
+    is_superseded: bool,
     stopped: usize,
     keeps_copies: bool,
     copies: Vec<Place>,
@@ -196,6 +197,11 @@ impl GatedStore {
     /// Whether renewals fail from now on.
     pub fn refuse_renewals(&self, refuse: bool) {
         self.change(|state| state.refuses_renewals = refuse);
+    }
+
+    /// Lets the next renewal find another owner.
+    pub fn supersede(&self) {
+        self.change(|state| state.is_superseded = true);
     }
 
     /// Asks for a rewrite of the shard, once.
@@ -397,6 +403,9 @@ impl Store for GatedStore {
     }
 
     fn renew(&self, create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
+        if self.state().is_superseded {
+            return std::future::ready(Ok(Renewal::Fenced)).boxed();
+        }
         if self.state().refuses_renewals {
             let refused = Err(StoreError::Away("the gate refuses renewals".into()));
             return std::future::ready(refused).boxed();

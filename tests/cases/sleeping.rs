@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hotpool::limits::{DRAIN_MAX, RING_SLOTS};
 use hotpool::model::{Ack, PoolSpec};
+use hotpool::refusal::{Refusal, Unavailable};
 use hotpool::scheduler::Scheduler;
 use hotpool::shard::ShardPort;
 
@@ -52,6 +53,20 @@ async fn s18_a_shard_that_may_not_answer_sleeps_until_the_lease_is_renewed() {
     assert!(done(claim).await.unwrap().created);
     let runs = runs_in_a_thousand_turns(&port).await;
     assert!(runs <= RUNS_FEW, "the shard ran {runs} times after its last answer");
+}
+
+/// No time passes for the answer: it would end by itself after `store_wait_ms`.
+#[tokio::test]
+async fn s03_answers_that_wait_for_the_store_are_refused_as_soon_as_another_owns_it() {
+    let world = World::closed(Place::empty());
+    world.gate().lease(LEASE_MS);
+    world.s.start().await.unwrap();
+    world.pool("p", spec(1, Ack::Durable), &["w"]).await;
+    world.gate().hold_all();
+    let claim = world.begin_claim("p", "k").await;
+    assert!(!claim.is_finished());
+    world.gate().supersede();
+    assert_eq!(done(claim).await.unwrap_err(), Refusal::Unavailable(Unavailable::Fenced));
 }
 
 #[tokio::test]

@@ -185,7 +185,8 @@ impl Scheduler {
         match self.get_claim(&member.id).await {
             Ok(claim) if claim.fence == lost.grant.place.fence => Ok(Taken { claim, created: true }),
             _ => {
-                (lost.grant.state, lost.grant.deadline_ms, lost.expires_at_ms) = (ClaimState::Lost, None, None);
+                lost.grant.end_as(ClaimState::Lost);
+                lost.expires_at_ms = None;
                 self.taken_in(&member.id, lost)
             }
         }

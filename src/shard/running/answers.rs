@@ -77,7 +77,7 @@ impl Running {
             if self.awaited.contains(&record.shard) {
                 return true;
             }
-            self.awaited.push(record.shard);
+            self.awaited.insert(record.shard);
             if let Some(port) = pools.port(record.shard) {
                 port.outbox.tell_too(&self.port.outbox);
             }
@@ -89,6 +89,11 @@ impl Running {
     pub(super) fn release_answers(&mut self) {
         self.awaited.clear();
         self.applied = self.port.outbox.applied();
+        if self.keeps_rows && self.dispatch.journal.fenced() {
+            let never: Vec<_> = self.waiting.drain(..).chain(self.blocked.drain(..)).collect();
+            never.into_iter().for_each(|answer| self.expire(answer));
+            return;
+        }
         if self.keeps_rows && !self.dispatch.journal.lease().holds() {
             // They wait for the renewal, which tells every shard, or for their deadline.
             return;
