@@ -18,7 +18,7 @@
 //! [`shard`], [`engine`]; then [`row`], [`journal`], [`store`], [`ownership`], [`catalogue`], [`recovery`], [`adoption`],
 //! [`remembered`]. Around them:
 //! [`model`], [`selector`] and [`refusal`] (the nouns, which of them, the ways to say no), [`limits`], [`fence`],
-//! [`clock`], [`metrics`], [`config`], [`service`], [`cli`], the client commands, and [`load`], the harness.
+//! [`clock`], [`metrics`], [`config`], [`service`] and [`cli`], the client commands. The harness is a package of its own in `src/load`.
 #![warn(missing_docs)]
 
 pub mod adoption;
@@ -36,7 +36,6 @@ pub mod fence;
 pub mod journal;
 pub mod keys;
 pub mod limits;
-pub mod load;
 pub mod metrics;
 pub mod model;
 pub mod ownership;

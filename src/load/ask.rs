@@ -1,6 +1,6 @@
 //! What is asked of a target, and what it gives.
 
-use crate::model::{Ack, ClaimId, Fence, Mode, PoolSpec, affinity_hash};
+use hotpool::model::{Ack, ClaimId, Fence, Mode, PoolSpec, affinity_hash};
 
 /// Namespace of every pool and claim of this harness.
 pub const NAMESPACE: &str = "load";

@@ -37,7 +37,7 @@ use super::ask::{Ask, Counts, Grant};
 use super::check::worker_id;
 use super::stats::Failure;
 use super::wire::failed;
-use crate::model::{ClaimId, Fence};
+use hotpool::model::{ClaimId, Fence};
 
 /// How often a claim or a release is tried anew because somebody else was faster.
 const ATTEMPTS_MAX: u32 = 256;

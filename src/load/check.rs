@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::FENCE_MAX;
+use hotpool::limits::FENCE_MAX;
 
 /// Set while the worker is held. Fences lie below it.
 const HELD: u64 = 1 << 63;

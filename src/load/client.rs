@@ -9,7 +9,7 @@ use super::check::Check;
 use super::link::Link;
 use super::pace::Stop;
 use super::stats::{Failure, Stats, record};
-use crate::model::{ClaimId, Fence};
+use hotpool::model::{ClaimId, Fence};
 
 /// Digits of a claim's number in its key: letters of names, and a power of two of them, so that a digit is a mask.
 const DIGITS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-";
@@ -282,7 +282,7 @@ mod tests {
         for number in (0..10_000).chain([u64::MAX, u64::MAX - 1]) {
             let mut text = String::new();
             push_digits(&mut text, number);
-            crate::model::check_name("key", &text).unwrap();
+            hotpool::model::check_name("key", &text).unwrap();
             assert!(seen.insert(text), "{number}");
         }
     }

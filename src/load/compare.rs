@@ -23,7 +23,7 @@ use super::run::{Drive, Plan, run};
 use super::servers::{Cluster, Service, bytes_read};
 use super::sweep::{Sweep, SweepArgs, at_rate, sweep};
 use super::url::TargetUrl;
-use crate::model::Ack;
+use hotpool::model::Ack;
 
 /// Options of `compare`.
 #[derive(Debug, Clone, Args, Serialize)]

@@ -7,10 +7,10 @@ use super::grpc::GrpcLink;
 use super::http::HttpLink;
 use super::resp::RespLink;
 use super::stats::Failure;
-use crate::ask::ClaimAsk;
-use crate::model::{ClaimId, ClaimRequest, ClaimSpec, Fence, PoolName, Resources, Taken};
-use crate::refusal::Refusal;
-use crate::scheduler::Scheduler;
+use hotpool::ask::ClaimAsk;
+use hotpool::model::{ClaimId, ClaimRequest, ClaimSpec, Fence, PoolName, Resources, Taken};
+use hotpool::refusal::Refusal;
+use hotpool::scheduler::Scheduler;
 
 /// One client's way in.
 pub enum Link {

@@ -289,7 +289,7 @@ pub fn leaked(registered: u32, counts: Counts, claims: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::stats::record;
+    use crate::stats::record;
 
     fn report() -> Report {
         let mut report = Report::new("bench", "r1", serde_json::json!({"clients": 1}));
@@ -308,7 +308,7 @@ mod tests {
         for (found, wanted) in [(p50, 50.0), (p90, 90.0), (p99, 99.0), (p999, 100.0), (max, 100.0)] {
             assert!((found - wanted).abs() <= wanted / 1_000.0, "{found} for {wanted}");
         }
-        assert_eq!(Latency::of(&crate::load::stats::histogram()), Latency::default());
+        assert_eq!(Latency::of(&crate::stats::histogram()), Latency::default());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::http::HttpLink;
 use super::pipe::{Pipe, Value, command};
 use super::stats::Failure;
 use super::wire::failed;
-use crate::model::{ClaimId, Fence};
+use hotpool::model::{ClaimId, Fence};
 
 /// Most words of a command's options, beside its keys.
 const OPTIONS_MAX: usize = 10;

@@ -14,8 +14,8 @@ use serde_path_to_error::Segment;
 use super::ask::Fleet;
 use super::client::Call;
 use super::url::TargetUrl;
-use crate::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
-use crate::model::Ack;
+use hotpool::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
+use hotpool::model::Ack;
 
 /// Problems of one file that are told.
 const PROBLEMS_MAX: usize = 100;
@@ -202,7 +202,7 @@ pub enum ScenarioError {
     #[error("{}", .0.join("\n"))]
     Problems(Vec<String>),
     /// A trace that it needs is not on this machine.
-    #[error("skipped: the trace {0} is absent ({TRACES} says where traces are)")]
+    #[error("the trace {0} is absent ({TRACES} says where traces are)")]
     NoTrace(PathBuf),
     /// A trace that is there is no good.
     #[error("{0}")]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ClaimId, Fence};
+use hotpool::model::{ClaimId, Fence};
 
 /// Different error messages that are kept, with their counts; the rest is summed up under one word.
 const MESSAGES_MAX: usize = 16;

@@ -14,12 +14,12 @@ use super::link::Link;
 use super::resp::RespLink;
 use super::stats::Failure;
 use super::url::TargetUrl;
-use crate::config::{self, StoreUrl};
-use crate::limits::BATCH_ITEMS_MAX;
-use crate::model::{Capacity, ClaimFilter, PoolName, WorkerId, WorkerSpec};
-use crate::refusal::Refusal;
-use crate::scheduler::{Scheduler, Settings};
-use crate::service;
+use hotpool::config::{self, StoreUrl};
+use hotpool::limits::BATCH_ITEMS_MAX;
+use hotpool::model::{Capacity, ClaimFilter, PoolName, WorkerId, WorkerSpec};
+use hotpool::refusal::Refusal;
+use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::service;
 
 /// What is loaded, with the pool of this run.
 pub struct Target {
@@ -158,7 +158,7 @@ impl Target {
         match &self.kind {
             Kind::Inproc(scheduler) => {
                 let status = scheduler.get_pool(&self.name()?).await?;
-                let sum = |figure: fn(&crate::model::ShardStatus) -> u64| status.shards.iter().map(figure).sum();
+                let sum = |figure: fn(&hotpool::model::ShardStatus) -> u64| status.shards.iter().map(figure).sum();
                 Ok(Counts { total: sum(|s| s.workers), idle: sum(|s| s.idle), busy: sum(|s| s.busy) })
             }
             Kind::Http { link, .. } => link.counts().await,
@@ -209,7 +209,7 @@ impl Target {
                     pool: Some(self.pool.clone()),
                     ..ClaimFilter::default()
                 };
-                let page = scheduler.list_claims(&filter, None, crate::limits::PAGE_ITEMS_MAX).await?;
+                let page = scheduler.list_claims(&filter, None, hotpool::limits::PAGE_ITEMS_MAX).await?;
                 Ok(page.items.len() as u64)
             }
             Kind::Http { link, .. } => link.claims().await,

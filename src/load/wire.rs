@@ -9,7 +9,7 @@ use super::ask::{Ask, Counts, Grant, NAMESPACE, Want};
 use super::check::{worker_id, worker_ordinal};
 use super::http::HttpLink;
 use super::stats::Failure;
-use crate::model::{Ack, ClaimId, Fence, Mode, PoolSpec};
+use hotpool::model::{Ack, ClaimId, Fence, Mode, PoolSpec};
 
 /// Longest piece of a foreign answer that goes into a message, in bytes.
 const QUOTE_BYTES_MAX: usize = 200;

@@ -272,6 +272,13 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// The harness is another package of the workspace, and its program lies beside the service's: `cargo build --bins` makes both.
+fn harness() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_hotpool")).with_file_name("hotpool-load");
+    assert!(program.exists(), "{} is not built; run cargo build --bins", program.display());
+    program
+}
+
 /// Runs a block of commands; what it wrote to stdout.
 fn shell(dir: &Path, server: &Server, block: &Block<'_>, line: usize) -> String {
     let address = server.address.to_string();
@@ -285,7 +292,7 @@ fn shell(dir: &Path, server: &Server, block: &Block<'_>, line: usize) -> String 
         // Before the paths of this checkout, which may be under it.
         .replace("/tmp", dir.to_str().unwrap())
         .replace("target/release/hotpool", env!("CARGO_BIN_EXE_hotpool"))
-        .replace("cargo run --release --bin hotpool-load --", env!("CARGO_BIN_EXE_hotpool-load"))
+        .replace("cargo run --release --bin hotpool-load --", harness().to_str().unwrap())
         .replace("../shared/traces", traces().to_str().unwrap());
     let mut command = Command::new("sh");
     command.args(["-e", "-c", &script]).current_dir(dir).env("HOTPOOL_ADDR", &address);

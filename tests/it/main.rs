@@ -24,7 +24,6 @@ mod hosts;
 mod labels;
 mod life;
 mod lifecycle;
-mod load;
 mod many_shards;
 mod metrics;
 mod openapi;

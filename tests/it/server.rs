@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,20 @@ pub struct Server {
     pub child: Running,
 }
 
+/// The service's program. In the tests of another package Cargo does not say where it is: it lies beside that package's own, and
+/// `cargo build --bins` makes both.
+fn program() -> PathBuf {
+    let program = match option_env!("CARGO_BIN_EXE_hotpool") {
+        Some(program) => PathBuf::from(program),
+        None => std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("hotpool"),
+    };
+    assert!(program.exists(), "{} is not built; run cargo build --bins", program.display());
+    program
+}
+
 /// The command, with a data directory and a log file beside it.
 pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));
+    let mut command = Command::new(program());
     command.arg("serve").args(arguments).envs(environment.iter().copied());
     if !arguments.contains(&"--store") && !arguments.contains(&"--data-dir") {
         command.arg("--data-dir").arg(dir.join("data"));

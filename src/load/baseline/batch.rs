@@ -22,11 +22,11 @@ use super::lock::{get, lock, put, unlock};
 use super::nodes::Session;
 use super::rows::{self, Held};
 use super::{ATTEMPTS_MAX, BaselineLink};
-use crate::load::ask::{Ask, Grant};
-use crate::load::check::worker_ordinal;
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
-use crate::model::{ClaimId, Fence};
+use crate::ask::{Ask, Grant};
+use crate::check::worker_ordinal;
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::model::{ClaimId, Fence};
 
 type Outcome = Result<Grant, Failure>;
 

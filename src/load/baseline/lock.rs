@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use super::nodes::Session;
 use super::rows::{self, Held, Row};
-use crate::load::ask::{Ask, Grant};
-use crate::load::check::worker_ordinal;
-use crate::load::pipe::Value;
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
-use crate::model::{ClaimId, Fence};
+use crate::ask::{Ask, Grant};
+use crate::check::worker_ordinal;
+use crate::pipe::Value;
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::model::{ClaimId, Fence};
 
 /// How long a lock lives if its holder dies, in milliseconds.
 const LOCK_MS: &[u8] = b"10000";

@@ -9,12 +9,12 @@
 
 use super::Base;
 use super::nodes::Lane;
-use crate::load::ask::{Ask, Grant};
-use crate::load::check::worker_ordinal;
-use crate::load::pipe::{Pipe, Value, command};
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
-use crate::model::{ClaimId, Fence};
+use crate::ask::{Ask, Grant};
+use crate::check::worker_ordinal;
+use crate::pipe::{Pipe, Value, command};
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::model::{ClaimId, Fence};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 

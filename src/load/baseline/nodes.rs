@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OnceCell;
 
 use super::Base;
-use crate::load::pipe::{Pipe, Replies, Value, command};
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
+use crate::pipe::{Pipe, Replies, Value, command};
+use crate::stats::Failure;
+use crate::wire::failed;
 
 /// Names that a server is asked to look at for one page of a listing.
 const SCAN_COUNT: &[u8] = b"1000";

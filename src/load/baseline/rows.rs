@@ -1,11 +1,11 @@
 //! Records of workers and claims, and the ways to read and write them.
 
 use super::nodes::Session;
-use crate::load::check::worker_ordinal;
-use crate::load::pipe::Value;
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
-use crate::model::Fence;
+use crate::check::worker_ordinal;
+use crate::pipe::Value;
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::model::Fence;
 
 /// A worker's record: `version free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

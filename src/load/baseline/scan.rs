@@ -16,11 +16,11 @@
 use super::ATTEMPTS_MAX;
 use super::nodes::Session;
 use super::rows::{self, Change, Held, Row};
-use crate::load::ask::{Ask, Grant};
-use crate::load::check::worker_ordinal;
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
-use crate::model::{ClaimId, Fence};
+use crate::ask::{Ask, Grant};
+use crate::check::worker_ordinal;
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::model::{ClaimId, Fence};
 
 pub(super) async fn claim(session: &mut Session<'_>, ask: Ask) -> Result<Grant, Failure> {
     let slots = ask.want.slots.max(1);

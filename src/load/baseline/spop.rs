@@ -13,10 +13,10 @@
 use super::nodes::Session;
 use super::rows::{Held, Row};
 use super::scan;
-use crate::load::ask::{Ask, Grant};
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
-use crate::model::{ClaimId, Fence};
+use crate::ask::{Ask, Grant};
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::model::{ClaimId, Fence};
 
 pub(super) async fn claim(session: &mut Session<'_>, ask: Ask) -> Result<Grant, Failure> {
     let set = session.base.idle();

@@ -56,7 +56,7 @@ impl BaselineUrl {
     }
 
     /// Of the parts of a URL; none if they are not one.
-    pub(in crate::load) fn read(word: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
+    pub(crate) fn read(word: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
         let way = Way::ALL.into_iter().find(|way| way.word() == word)?;
         let host = |host: &str| {
             let host: Authority = host.parse().ok()?;

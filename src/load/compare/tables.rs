@@ -1,9 +1,9 @@
 //! What a comparison found, against what was promised, and as parts of a report.
 
 use super::{Comparison, Contest, Promise, Row, SPOP};
-use crate::load::page::{Section, of_runs, row};
-use crate::load::picture::{self, figure};
-use crate::load::report::Report;
+use crate::page::{Section, of_runs, row};
+use crate::picture::{self, figure};
+use crate::report::Report;
 
 impl Contest {
     fn section(&self) -> Result<Section, String> {

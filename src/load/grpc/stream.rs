@@ -10,12 +10,12 @@ use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
 use super::refusal;
-use crate::api::grpc::proto;
-use crate::api::grpc::proto::claim_service_client::ClaimServiceClient;
-use crate::api::grpc::proto::claim_stream_request::Request;
-use crate::api::grpc::proto::claim_stream_response::Outcome;
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
+use crate::stats::Failure;
+use crate::wire::failed;
+use hotpool::api::grpc::proto;
+use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
+use hotpool::api::grpc::proto::claim_stream_request::Request;
+use hotpool::api::grpc::proto::claim_stream_response::Outcome;
 
 /// Requests that wait to be written; what is beyond waits for its place.
 const WRITTEN_MAX: usize = 1_024;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
 
-use crate::engine::fit::Placement;
-use crate::limits::SHARDS_MAX;
+use hotpool::engine::fit::Placement;
+use hotpool::limits::SHARDS_MAX;
 
 /// Options of `pack`.
 #[derive(Debug, Clone, ClapArgs, Serialize)]

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::args::PackArgs;
-use crate::engine::fit::{CARD_MILLI, Fleet, Kind, Need, typical};
-use crate::limits::{AMOUNT_MAX, GPUS_MAX};
-use crate::load::trace;
-use crate::model::{Capacity, GpuCapacity};
+use crate::trace;
+use hotpool::engine::fit::{CARD_MILLI, Fleet, Kind, Need, typical};
+use hotpool::limits::{AMOUNT_MAX, GPUS_MAX};
+use hotpool::model::{Capacity, GpuCapacity};
 
 /// Most nodes, and most requests: the orders are lists of 16-bit numbers.
 const ROWS_MAX: usize = 1 << 16;

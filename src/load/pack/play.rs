@@ -8,9 +8,9 @@ use smallvec::SmallVec;
 use super::curve::Point;
 use super::input::{Input, Request};
 use super::published::Published;
-use crate::engine::fit::{Fgd, Fleet, NO_MODEL, Need, Placement, cores_per_card};
-use crate::load::stats;
-use crate::model::WorkerId;
+use crate::stats;
+use hotpool::engine::fit::{Fgd, Fleet, NO_MODEL, Need, Placement, cores_per_card};
+use hotpool::model::WorkerId;
 
 /// 2^64 over the golden ratio.
 const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;

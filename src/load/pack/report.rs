@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::curve::{LAST_PERCENT, curve};
 use super::input::Input;
 use super::play::Played;
-use crate::load::report::{Latency, Machine};
+use crate::report::{Latency, Machine};
 
 /// Time per decision, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

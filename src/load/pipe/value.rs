@@ -3,8 +3,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::load::stats::Failure;
-use crate::load::wire::failed;
+use crate::stats::Failure;
+use crate::wire::failed;
 
 /// Values within values of an answer.
 const DEPTH_MAX: usize = 8;
@@ -13,7 +13,7 @@ const LENGTH_MAX: usize = 64 << 20;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::load) enum Value {
+pub(crate) enum Value {
     /// Nothing there.
     Nil,
     /// A whole number.
@@ -31,7 +31,7 @@ impl Value {
     ///
     /// # Errors
     /// What the server said.
-    pub(in crate::load) fn accepted(self) -> Result<Self, Failure> {
+    pub(crate) fn accepted(self) -> Result<Self, Failure> {
         match self {
             Self::Error(said) => Err(failed(said, false)),
             Self::Array(values) => match values.iter().find(|value| matches!(value, Self::Error(_))) {
@@ -43,7 +43,7 @@ impl Value {
     }
 
     /// The text, if it is one in UTF-8.
-    pub(in crate::load) fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => std::str::from_utf8(text).ok(),
             _ => None,
@@ -51,7 +51,7 @@ impl Value {
     }
 
     /// The values of an array; none of anything else.
-    pub(in crate::load) fn items(&self) -> &[Self] {
+    pub(crate) fn items(&self) -> &[Self] {
         match self {
             Self::Array(items) => items,
             _ => &[],
@@ -59,7 +59,7 @@ impl Value {
     }
 
     /// The number, if it is one and not negative.
-    pub(in crate::load) fn number(&self) -> Option<u64> {
+    pub(crate) fn number(&self) -> Option<u64> {
         match self {
             Self::Int(number) => u64::try_from(*number).ok(),
             _ => None,
@@ -68,7 +68,7 @@ impl Value {
 }
 
 /// Appends a command.
-pub(in crate::load) fn command(out: &mut Vec<u8>, words: &[&[u8]]) {
+pub(crate) fn command(out: &mut Vec<u8>, words: &[&[u8]]) {
     head(out, b'*', words.len());
     for word in words {
         head(out, b'$', word.len());

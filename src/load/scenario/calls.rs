@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Burst, Calls, Phase, ScenarioError, TRACES, Trace, TraceKind};
-use crate::load::ask::Want;
-use crate::load::client::Call;
-use crate::load::{pace, replay, trace};
+use crate::ask::Want;
+use crate::client::Call;
+use crate::{pace, replay, trace};
 
 impl Phase {
     /// Appends what is due within `duration`, counted from the start of the phase.

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hotpool::engine::fit::Placement;
-use hotpool::load::pack::args::{PackArgs, PolicyArg};
-use hotpool::load::pack::curve::{LAST_PERCENT, curve};
-use hotpool::load::pack::input::Input;
-use hotpool::load::pack::play::{Decider, play};
-use hotpool::load::pack::published::Published;
+use hotpool_load::pack::args::{PackArgs, PolicyArg};
+use hotpool_load::pack::curve::{LAST_PERCENT, curve};
+use hotpool_load::pack::input::Input;
+use hotpool_load::pack::play::{Decider, play};
+use hotpool_load::pack::published::Published;
 use serde_json::Value;
 
 /// The curve of a published run, by trace, policy and seed.
@@ -23,7 +23,7 @@ struct Traces(PathBuf);
 
 impl Traces {
     fn find() -> Option<Self> {
-        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/traces");
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
         let found = std::env::var_os("HOTPOOL_TRACES").map_or_else(default, PathBuf::from).join("openb");
         if !found.is_dir() {
             eprintln!("skipped: no traces at {}", found.display());
@@ -33,7 +33,7 @@ impl Traces {
     }
 
     fn published(&self) -> PublishedRuns {
-        let file = hotpool::load::trace::open(&self.0.join("published_seeds_42_43.csv.gz")).unwrap();
+        let file = hotpool_load::trace::open(&self.0.join("published_seeds_42_43.csv.gz")).unwrap();
         let mut runs = PublishedRuns::new();
         for row in csv::Reader::from_reader(file).into_records() {
             let row = row.unwrap();

@@ -3,15 +3,17 @@
 #[path = "load/baselines.rs"]
 mod baselines;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "it/client.rs"]
+#[path = "../../../tests/it/client.rs"]
 mod client;
+#[path = "load/over_sockets.rs"]
+mod over_sockets;
 #[path = "load/scenarios.rs"]
 mod scenarios;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "it/server.rs"]
+#[path = "../../../tests/it/server.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with the tests of the Redis store, which use all of it")]
-#[path = "redis/servers.rs"]
+#[path = "../../../tests/redis/servers.rs"]
 mod servers;
 
 use std::path::Path;
@@ -21,7 +23,8 @@ use serde_json::Value;
 
 fn load(args: &[&str], report: Option<&Path>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool-load"));
-    command.args(args);
+    // Scenarios name traces from the root of the repository.
+    command.args(args).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     if let Some(report) = report {
         command.arg("--report-json").arg(report);
     }

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use hotpool::load;
-use hotpool::load::args::{Args, Command};
-use hotpool::load::page::{Section, html, markdown, of_runs};
-use hotpool::load::report::{EXIT_USAGE, Report};
+use hotpool_load as load;
+use hotpool_load::args::{Args, Command};
+use hotpool_load::page::{Section, html, markdown, of_runs};
+use hotpool_load::report::{EXIT_USAGE, Report};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
