@@ -14,6 +14,7 @@ use super::{Answer, Calls, read};
 use crate::api::http::json::PoolPatch;
 use crate::api::outcome::Failure;
 use crate::api::{stopped, watch};
+use crate::limits;
 use crate::model::{Cleared, PoolName, PoolSpec};
 
 #[async_trait]
@@ -36,6 +37,9 @@ impl PoolService for Calls {
         let patch = PoolPatch::of(&spec, names, "update_mask")?;
         let change = move |spec: &PoolSpec| {
             let changed = patch.replace(spec)?;
+        if version.is_some_and(|version| version > limits::FENCE_MAX) {
+            return Err(Failure::invalid("version", format!("must be 0..={}", limits::FENCE_MAX)).into());
+        }
             changed.check().map(|()| changed).map_err(|refusal| refusal.within("spec"))
         };
         let status = self.scheduler.update_pool(name, version, change).await.map_err(Failure::from)?;
