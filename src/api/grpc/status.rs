@@ -90,6 +90,8 @@ mod tests {
     fn said(failure: &Failure) -> (GrpcCode, Option<String>, Option<String>, bool) {
         let status = failure.status();
         let details = status.get_error_details();
+    use std::collections::BTreeSet;
+
         let reason = details.error_info().map(|info| {
             assert_eq!(info.domain, "hotpool");
             info.reason.clone()
@@ -137,3 +139,42 @@ mod tests {
         assert_eq!(Failure::from(Refusal::Fence).inside("spec").field, None);
     }
 }
+    /// Reasons in the head of hotpool.proto, each behind its code.
+    #[test]
+    fn the_list_of_errors_in_the_interface_has_every_outcome() {
+        let text = include_str!("hotpool/v1/hotpool.proto");
+        let (_, list) = text.split_once("//\n//   INVALID_ARGUMENT").expect("the list of errors");
+        let (list, _) = list.split_once("\n//\n").expect("the end of the list");
+        let list = format!("   INVALID_ARGUMENT{list}");
+        let (mut code, mut said) = ("", BTreeSet::new());
+        for line in list.lines() {
+            let line = line.trim_start_matches("//");
+            let is_word = |word: &&str| word.len() > 3 && word.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_'));
+            let mut words = line.split([' ', ',', ':', ';', '.']).filter(is_word);
+            if line.starts_with("   ") && !line.starts_with("    ") {
+                code = words.next().expect("a code begins the line");
+                said.insert((code, ""));
+            }
+            said.extend(words.map(|word| (code, word)));
+        }
+        let mut wanted: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
+        let words: Vec<_> = Outcome::every()
+            .into_iter()
+            // Outcomes that only HTTP has.
+            .filter(|outcome| ![Outcome::ROUTE, Outcome::METHOD].contains(outcome))
+            .map(|Outcome { code, reason, .. }| {
+                let code = serde_json::to_value(code).unwrap();
+                (code.as_str().unwrap().to_owned(), reason.unwrap_or_default().to_ascii_uppercase())
+            })
+            .collect();
+        for (code, reason) in &words {
+            wanted.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
+        }
+        assert_eq!(said, wanted);
+        // A reason of the enumeration that no outcome has would be missing above.
+        let named = (1..).map_while(|number| Reason::try_from(number).ok());
+        for reason in named.map(|reason| reason.as_str_name().trim_start_matches("REASON_")) {
+            assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is no reason of the outcome table");
+        }
+    }
+
