@@ -63,6 +63,14 @@ impl Failure {
     }
 }
 
+/// A status that was made where the caller is not known, or by the library, with the id of the request in its details.
+pub(super) fn with_request_id(status: Status) -> Status {
+    let Some(request_id) = Caller::with_request_id(|id| id.map(ToString::to_string)) else { return status };
+    let mut details = status.get_error_details();
+    details.set_request_info(request_id, "");
+    Status::with_error_details(status.code(), status.message(), details)
+}
+
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         failure.status()
@@ -82,6 +90,8 @@ impl From<&Failure> for proto::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::api::outcome::Outcome;
     use crate::refusal::{Exhausted, Refusal, Unavailable, What};
@@ -90,8 +100,6 @@ mod tests {
     fn said(failure: &Failure) -> (GrpcCode, Option<String>, Option<String>, bool) {
         let status = failure.status();
         let details = status.get_error_details();
-    use std::collections::BTreeSet;
-
         let reason = details.error_info().map(|info| {
             assert_eq!(info.domain, "hotpool");
             info.reason.clone()
@@ -132,13 +140,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_field_is_named_by_its_whole_path() {
-        let failure = Failure::invalid("labels", "x").inside("spec");
-        assert_eq!(failure.field.as_deref(), Some("spec.labels"));
-        assert_eq!(Failure::from(Refusal::Fence).inside("spec").field, None);
-    }
-}
     /// Reasons in the head of hotpool.proto, each behind its code.
     #[test]
     fn the_list_of_errors_in_the_interface_has_every_outcome() {
@@ -178,3 +179,10 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_field_is_named_by_its_whole_path() {
+        let failure = Failure::invalid("labels", "x").inside("spec");
+        assert_eq!(failure.field.as_deref(), Some("spec.labels"));
+        assert_eq!(Failure::from(Refusal::Fence).inside("spec").field, None);
+    }
+}
