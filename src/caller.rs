@@ -155,6 +155,14 @@ impl Caller {
         CALLER.sync_scope(self, work)
     }
 
+    /// Carries out `work`, which does not wait, for a caller that was kept, as a stream keeps its own; none: for nobody.
+    pub fn lend_kept<T>(caller: Option<&Self>, work: impl FnOnce() -> T) -> T {
+        match caller {
+            Some(caller) => caller.clone().lend(work),
+            None => work(),
+        }
+    }
+
     /// Lends the id of the present task's request, if it has one.
     pub fn with_request_id<T>(read: impl FnOnce(Option<&RequestId>) -> T) -> T {
         let mut read = Some(read);

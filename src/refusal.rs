@@ -50,8 +50,8 @@ pub enum Refusal {
     /// So many watch the pool, or all pools together, that no more may.
     #[error("too many watch the pool, or all pools together")]
     Watchers,
-    /// Cannot be answered now. A claim that says so holds nothing that nobody was told of; what a confirm, a release
-    /// or a registration changed before the store failed to take it stays.
+    /// Cannot be answered now. A claim that says so holds nothing that nobody was told of, and a change of a pool or a quota
+    /// is undone; what a confirm, a release or a registration changed before the store failed to take it stays.
     #[error("{0}")]
     Unavailable(Unavailable),
     /// The answer did not come in time; the outcome is unknown, a retry with the same key finds it.

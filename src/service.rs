@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -133,17 +133,21 @@ impl Service {
         let edges = Edges::new(scheduler.clone(), exporter.clone(), bounds, stopped.clone());
         let edges = edges.with_hosts(config.server.hosts);
         let idle = Some(Duration::from_millis(config.server.idle_ms)).filter(|idle| !idle.is_zero());
-        let connections = Arc::new(Semaphore::new(connections));
-        let budget = || ConnectionBudget::sharing(config.server.max_connections, &connections);
-        let limits = ConnectionLimits { budget: budget(), idle };
-        let resp = match resp.zip(addresses.resp) {
+        let max = config.server.max_connections;
+        let (budget, resp) = match resp.zip(addresses.resp) {
             Some((resp, address)) => {
+                let [budget, of_resp] = ConnectionBudget::of_ports(max, connections);
+                let limits = ConnectionLimits { budget: of_resp, idle };
                 let started = edges.resp.clone().start(resp, limits, GRACE, stopped.clone());
-                Some(started.map_err(|error| StartError::Listen { address, flag: "--resp-listen", error })?)
+                let wrong = |error| StartError::Listen { address, flag: "--resp-listen", error };
+                (budget, Some(started.map_err(wrong)?))
             }
-            None => None,
+            None => {
+                let [budget] = ConnectionBudget::of_ports(max, connections);
+                (budget, None)
+            }
         };
-        let edge = tokio::spawn(listener::serve(http, edges, budget(), GRACE, async move {
+        let edge = tokio::spawn(listener::serve(http, edges, budget, GRACE, async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopped.changed().await;
         }));

@@ -4,12 +4,20 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// Part of what all ports may have together that each port has for itself: 1 / this.
+const OWN_PART: usize = 4;
+
 /// The connections of one port. Cheap to clone.
+///
+/// All ports together may have fewer connections than their bounds add up to, for each connection takes an open file. Each
+/// port has a part of them that no other port takes, so that whoever fills one port does not close the others.
 #[derive(Debug, Clone)]
 pub struct ConnectionBudget {
     port: Arc<Semaphore>,
-    /// Connections of all ports, each of which takes an open file.
-    all: Arc<Semaphore>,
+    /// Connections that only this port may have.
+    own: Arc<Semaphore>,
+    /// Connections that any port may have.
+    shared: Arc<Semaphore>,
     max: usize,
 }
 
@@ -17,20 +25,30 @@ pub struct ConnectionBudget {
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     _port: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 impl ConnectionBudget {
     /// At most `max` connections.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self::sharing(max, &Arc::new(Semaphore::new(max)))
+        let [budget] = Self::of_ports(max, max);
+        budget
     }
 
-    /// At most `max` connections, and no more than `all` has left for several ports.
+    /// Budgets of `PORTS` ports, of which each may have at most `max` connections, and all together `all`, but no port less
+    /// than one.
     #[must_use]
-    pub fn sharing(max: usize, all: &Arc<Semaphore>) -> Self {
-        Self { port: Arc::new(Semaphore::new(max)), all: Arc::clone(all), max }
+    pub fn of_ports<const PORTS: usize>(max: usize, all: usize) -> [Self; PORTS] {
+        const { assert!(PORTS <= OWN_PART, "the ports' own parts are no more than the whole") };
+        let own = (all / OWN_PART).max(1).min(max);
+        let shared = Arc::new(Semaphore::new(all.saturating_sub(PORTS * own)));
+        [(); PORTS].map(|()| Self {
+            port: Arc::new(Semaphore::new(max)),
+            own: Arc::new(Semaphore::new(own)),
+            shared: Arc::clone(&shared),
+            max,
+        })
     }
 
     /// Most connections of the port.
@@ -46,8 +64,9 @@ impl ConnectionBudget {
     /// Takes one more, if there may be one.
     pub(super) fn try_acquire(&self) -> Option<ConnectionPermit> {
         let port = Arc::clone(&self.port).try_acquire_owned().ok()?;
-        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        Some(ConnectionPermit { _port: port, _all: all })
+        let places = [&self.own, &self.shared].into_iter();
+        let place = places.map(Arc::clone).find_map(|places| places.try_acquire_owned().ok())?;
+        Some(ConnectionPermit { _port: port, _place: place })
     }
 }
 
@@ -55,16 +74,46 @@ impl ConnectionBudget {
 mod tests {
     use super::*;
 
+    fn fill(budget: &ConnectionBudget) -> Vec<ConnectionPermit> {
+        std::iter::from_fn(|| budget.try_acquire()).collect()
+    }
+
     #[test]
     fn h06_ports_share_what_there_is_and_keep_their_own_bound() {
-        let all = Arc::new(Semaphore::new(3));
-        let (http, resp) = (ConnectionBudget::sharing(2, &all), ConnectionBudget::sharing(2, &all));
-        let mut held: Vec<_> = (0..2).map(|_| http.try_acquire().unwrap()).collect();
-        assert!(http.try_acquire().is_none(), "its own bound");
-        held.push(resp.try_acquire().unwrap());
-        assert!(resp.try_acquire().is_none(), "nothing is left");
-        assert_eq!((http.used(), resp.used()), (2, 1));
-        held.remove(0);
-        assert!(resp.try_acquire().is_some() && http.try_acquire().is_some());
+        let [http, resp] = ConnectionBudget::of_ports(2, 3);
+        let mut held = fill(&http);
+        assert_eq!(held.len(), 2, "its own bound");
+        held.append(&mut fill(&resp));
+        assert_eq!((http.used(), resp.used()), (2, 1), "nothing is left");
+        drop(held);
+        assert_eq!((http.used(), resp.used()), (0, 0));
+        assert_eq!(fill(&resp).len(), 2);
+    }
+
+    #[test]
+    fn h06_a_port_keeps_a_quarter_while_another_takes_all_that_it_can() {
+        let budgets: [ConnectionBudget; 2] = ConnectionBudget::of_ports(1_000, 400);
+        for (greedy, other) in [(0, 1), (1, 0)] {
+            let mut held = fill(&budgets[greedy]);
+            assert_eq!(held.len(), 300);
+            assert_eq!(fill(&budgets[other]).len(), 100);
+            // A place that is given back is anybody's, except for those that are the port's own.
+            held.truncate(250);
+            let others = fill(&budgets[other]);
+            assert_eq!(held.len() + others.len(), 400);
+            drop(held);
+            assert_eq!((others.len(), fill(&budgets[greedy]).len()), (150, 250));
+        }
+    }
+
+    #[test]
+    fn h06_every_port_has_one_however_few_there_are() {
+        for all in 1..8 {
+            let budgets: [ConnectionBudget; 2] = ConnectionBudget::of_ports(16, all);
+            let held = fill(&budgets[0]);
+            assert!(!held.is_empty() && budgets[1].try_acquire().is_some(), "{all}");
+        }
+        // A single port may have all of them.
+        assert_eq!(fill(&ConnectionBudget::new(7)).len(), 7);
     }
 }

@@ -122,7 +122,7 @@ impl ExcessConnections {
                 }
             }
         };
-        if outcome == ExcessOutcome::Refused {
+        if matches!(outcome, ExcessOutcome::Answered | ExcessOutcome::Refused) {
             tokio::select! {
                 () = linger(&client.stream, LINGER) => {}
                 _ = displaced => {}

@@ -179,9 +179,76 @@ impl Serialize for Failure {
 }
 
 #[cfg(test)]
+impl Outcome {
+    /// Every outcome that is not success, some of them twice.
+    pub(in crate::api) fn every() -> Vec<Self> {
+        use crate::model::Counted;
+        use crate::refusal::{Exhausted, What};
+
+        let refusals = [
+            Refusal::invalid("key", "x"),
+            Refusal::NotFound(What::Pool),
+            Refusal::Fence,
+            Refusal::Releasing,
+            Refusal::Preempted,
+            Refusal::Version(1),
+            Refusal::State("x".into()),
+            Refusal::Unsatisfiable,
+            Refusal::GangTooLarge,
+            Refusal::Gang(0),
+            Refusal::Watchers,
+            Refusal::DeadlineExceeded,
+        ];
+        let exhausted = [
+            Exhausted::Pool,
+            Exhausted::Worker,
+            Exhausted::NodeLocality,
+            Exhausted::NoEligiblePool,
+            Exhausted::Quota(Counted::Cpu),
+        ];
+        let unavailable = [
+            Unavailable::Overloaded,
+            Unavailable::Loading,
+            Unavailable::Store,
+            Unavailable::Fenced,
+            Unavailable::Stopping,
+        ];
+        let more = exhausted.map(Refusal::Exhausted).into_iter().chain(unavailable.map(Refusal::Unavailable));
+        let of_edges = [
+            Self::ROUTE,
+            Self::METHOD,
+            Self::BODY_TOO_LARGE,
+            Self::HOST,
+            Self::ORIGIN,
+            Self::CONTENT_ENCODING,
+            Self::CONNECTIONS,
+            Self::PANIC,
+        ];
+        refusals.into_iter().chain(more).map(|refusal| Self::of(&refusal)).chain(of_edges).collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::refusal::{Exhausted, What};
+
+    #[test]
+    fn the_table_in_the_docs_has_every_outcome() {
+        let (_, table) = include_str!("../../docs/API.md").split_once("| status | code | reason |").expect("the table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let said: BTreeSet<String> = rows
+            .map(|row| row.split('|').skip(1).take(3).map(|cell| cell.trim_matches(['`', ' '])))
+            .map(|cells| cells.collect::<Vec<_>>().join(" ").trim_end().to_owned())
+            .collect();
+        let wanted = Outcome::every().into_iter().map(|Outcome { code, status, reason }| {
+            let code = serde_json::to_value(code).unwrap();
+            format!("{status} {} {}", code.as_str().unwrap(), reason.unwrap_or_default()).trim_end().to_owned()
+        });
+        assert_eq!(said, wanted.collect());
+    }
 
     #[test]
     fn every_refusal_has_its_words() {

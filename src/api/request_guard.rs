@@ -9,7 +9,8 @@
 //! **Origin.** Some requests a page may send anywhere without asking (a POST of plain text, a form), though it cannot read
 //! the answers. Browsers say so: in `Origin`, or in `Sec-Fetch-Site`. Programs that are no browsers send neither.
 //!
-//! Probes are let through whatever they say: load balancers send any host or none, and the answers tell nothing.
+//! Probes are let through whatever they say: load balancers send any host or none. Under a host that is not known they are
+//! answered with the status alone, for a page may read it; reasons name pools.
 
 use std::sync::Arc;
 
@@ -65,6 +66,10 @@ pub(super) enum RequestRejection {
     UnknownEncoding(String),
 }
 
+/// Extension of a probe's request under a host by which the service is not known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UnknownHost;
+
 /// The decision about requests, for one configuration. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct RequestGuard {
@@ -86,6 +91,11 @@ impl RequestGuard {
         let own = self.check_host(head, host)?;
         self.check_page(head, own)?;
         check_encoding(head.headers)
+    }
+
+    /// Whether a probe is let through though the service is not known by its host.
+    pub(super) fn is_probe_of_unknown_host(&self, head: &RequestHead<'_>) -> bool {
+        is_probe(head) && host_header(head).and_then(|host| self.check_host(head, host)).is_err()
     }
 
     /// The host and port that the request is for.

@@ -8,7 +8,7 @@ use hyper::{Request, Response, Version};
 use tower::Service as _;
 
 use super::outcome::Failure;
-use super::request_guard::RequestHead;
+use super::request_guard::{RequestHead, UnknownHost};
 use super::{Edges, grpc, http};
 use crate::metrics::metrics;
 
@@ -17,11 +17,14 @@ type AnswerBody = axum::body::Body;
 
 impl Edges {
     /// Answers one request.
-    pub(super) async fn answer(mut self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+    pub(super) async fn answer(mut self, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
         if let Err(rejection) = self.guard.check(&RequestHead::from(&request)) {
             metrics().requests_refused(rejection.label()).increment(1);
             tracing::debug!(?rejection, method = %request.method(), "a request was refused");
             return Ok(refuse(&request, &rejection.into()));
+        }
+        if self.guard.is_probe_of_unknown_host(&RequestHead::from(&request)) {
+            request.extensions_mut().insert(UnknownHost);
         }
         if is_grpc(&request) {
             return Ok(self.grpc.call(request).await.map(AnswerBody::new));

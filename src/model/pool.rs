@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Capacity, GpuAsk, Labels, Millis, PoolName, Resources, Seq, UnschedulableCounts, check_labels, check_name, present,
-    some_object,
+    some_object, unique_keys,
 };
 use crate::limits;
 use crate::refusal::Refusal;
@@ -116,6 +116,7 @@ pub struct PoolSpec {
     /// When answers leave, unless a request asks for more.
     pub ack: Ack,
     /// Free labels of the pool.
+    #[serde(deserialize_with = "unique_keys")]
     pub labels: Labels,
     /// Class of the pool, if it has one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]

@@ -1,11 +1,14 @@
 //! Reading that takes no more than it should, for the derived readers of the model and of the edges.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// Deserializes an optional field that, when present, must not be `null`.
 ///
@@ -33,6 +36,95 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
         }
     }
     deserializer.deserialize_map(Object(PhantomData))
+}
+
+/// Deserializes a map in which no key comes twice: a derived one would take the last.
+///
+/// # Errors
+/// Those of `T`; `duplicate field` for a key that comes again.
+pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    struct Unique<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Unique<T> {
+        type Value = BTreeMap<String, T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut values = BTreeMap::new();
+            while let Some(key) = map.next_key::<String>()? {
+                match values.entry(key) {
+                    Entry::Vacant(place) => drop(place.insert(map.next_value()?)),
+                    Entry::Occupied(twice) => return Err(given_twice(twice.key())),
+                }
+            }
+            Ok(values)
+        }
+    }
+    deserializer.deserialize_map(Unique(PhantomData))
+}
+
+/// Error of a key that comes again, as a derived reader says it of a field.
+fn given_twice<E: Error>(key: &str) -> E {
+    E::custom(format_args!("duplicate field `{key}`"))
+}
+
+/// A JSON value, within which no object has a key twice.
+#[derive(Debug)]
+pub struct UniqueValue(pub Value);
+
+impl<'de> Deserialize<'de> for UniqueValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+        impl<'de> Visitor<'de> for Unique {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(UniqueValue(value)) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(values.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
+                let fields = unique_keys::<_, UniqueValue>(MapAccessDeserializer::new(map))?;
+                Ok(Value::Object(fields.into_iter().map(|(key, UniqueValue(value))| (key, value)).collect()))
+            }
+        }
+        deserializer.deserialize_any(Unique).map(Self)
+    }
 }
 
 /// Names of the fields that a derived reader of a struct takes, none of which may be flattened.

@@ -75,10 +75,7 @@ impl Scheduler {
         let known = self.dispatch().pools.load().get(&name).cloned();
         let put = || self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
         match known {
-            Some(pool) if pool.is_closing() => {
-                let refused = Refusal::State("the pool is being deleted; try again when it is gone".into());
-                put().outcome(ChangeResult::Unchanged, Err(refused))
-            }
+            Some(pool) if pool.is_closing() => put().outcome(ChangeResult::Unchanged, Err(being_deleted())),
             Some(pool) => {
                 self.replace_pool(&pool, spec).await?;
                 Ok((false, pool))
@@ -98,14 +95,14 @@ impl Scheduler {
         }
         self.check_total_shards(spec.shards)?;
         let catalogue = self.catalogue()?;
-        // A uid that a failed attempt left in the catalogue is taken up again; a fresh one is a fence, so never used
-        // before.
-        let uid = match catalogue.find(&name) {
-            Some(row) => row.uid,
-            None => self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?,
-        };
-        let put = catalogue.put(catalogue::row(uid, uid, &name, &spec, false));
-        self.stored(catalogue, put).await?;
+        // A row without a pool is that of a deletion that goes on after a restart, which removes it last.
+        if catalogue.find(&name).is_some() {
+            return Err(being_deleted());
+        }
+        // A fence, so never used before.
+        let uid = self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?;
+        let row = catalogue::row(uid, uid, &name, &spec, false);
+        self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.remove(uid)).await?;
         let pool = recovery::make_pool(self.dispatch(), uid, uid, name, spec);
         if let Some(supervisor) = self.shared.supervisor.get() {
             recovery::open_new(self.dispatch(), &pool, supervisor).await;
@@ -146,14 +143,16 @@ impl Scheduler {
                 format!("shards and mode of a pool never change: {differs}; make a new pool and move its workers");
             return Err(Refusal::State(text.into()));
         }
-        if *old == spec {
-            return Ok(());
-        }
         let catalogue = self.catalogue()?;
+        if *old == spec {
+            // A row that a failed change put back may still be on its way.
+            return self.stored(catalogue, catalogue.outbox().handed()).await;
+        }
         // A fence, so above the one before, and never used again, whatever becomes of the pool.
         let version = self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?;
-        let put = catalogue.put(catalogue::row(pool.uid, version, &pool.name, &spec, false));
-        self.stored(catalogue, put).await?;
+        let row = catalogue::row(pool.uid, version, &pool.name, &spec, false);
+        let row_before = catalogue::row(pool.uid, pool.specification().0, &pool.name, &old, false);
+        self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
         let rules = Rules::from(&spec);
         // First, for a shard that is being loaded begins with what it finds here.
         pool.respecify(version, spec);
@@ -222,10 +221,8 @@ impl Scheduler {
         }
         let (version, spec) = pool.specification();
         let row = |deleting| catalogue::row(pool.uid, version, &pool.name, &spec, deleting);
-        let put = catalogue.put(row(true));
-        if let Err(refusal) = self.stored(catalogue, put).await {
-            // The mark may be in the store or not: this process goes on with the pool, a restart may finish this.
-            catalogue.put(row(false));
+        let marked = self.change_catalogue(catalogue, |rows| rows.put(row(true)), |rows| rows.put(row(false))).await;
+        if let Err(refusal) = marked {
             pool.closing.store(false, Ordering::Release);
             return Err(refusal);
         }
@@ -261,7 +258,25 @@ impl Scheduler {
         self.shared.catalogue.get().ok_or(Refusal::Unavailable(Unavailable::Loading))
     }
 
-    pub(super) async fn stored(&self, catalogue: &Catalogue, seq: Seq) -> Result<(), Refusal> {
+    /// Makes `change` and waits until the store has it. If the store does not take it in time, `undo` follows it there: the
+    /// change may be stored or not, and only a restart before the store has both may bring it into force. One at a time.
+    ///
+    /// # Errors
+    /// `store` or `fenced`; the change is undone.
+    pub(super) async fn change_catalogue(
+        &self,
+        catalogue: &Catalogue,
+        change: impl FnOnce(&Catalogue) -> Seq,
+        undo: impl FnOnce(&Catalogue) -> Seq,
+    ) -> Result<(), Refusal> {
+        let stored = self.stored(catalogue, change(catalogue)).await;
+        if stored.is_err() {
+            undo(catalogue);
+        }
+        stored
+    }
+
+    async fn stored(&self, catalogue: &Catalogue, seq: Seq) -> Result<(), Refusal> {
         let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
         match tokio::time::timeout(limit, catalogue.stored(seq)).await {
             Ok(true) => Ok(()),
@@ -297,6 +312,10 @@ impl Scheduler {
         }
         status
     }
+}
+
+fn being_deleted() -> Refusal {
+    Refusal::State("the pool is being deleted; try again when it is gone".into())
 }
 
 fn silent(port: &crate::shard::ShardPort) -> ShardReport {

@@ -4,6 +4,7 @@ use super::Scheduler;
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
 use super::listing::bad_token;
 use crate::caller::carried;
+use crate::catalogue::Catalogue;
 use crate::limits;
 use crate::model::{Page, Quota, QuotaStatus, Usage, check_name};
 use crate::refusal::{Refusal, What};
@@ -88,11 +89,8 @@ impl Scheduler {
             _ => {}
         }
         let catalogue = self.catalogue()?;
-        let put = catalogue.put_quota(name, quota.as_ref());
-        if let Err(refusal) = self.stored(catalogue, put).await {
-            catalogue.put_quota(name, before.as_ref());
-            return Err(refusal);
-        }
+        let put = |rows: &Catalogue, quota: &Option<Quota>| rows.put_quota(name, quota.as_ref());
+        self.change_catalogue(catalogue, |rows| put(rows, &quota), |rows| put(rows, &before)).await?;
         tenants.set_quota(name, quota);
         self.dispatch().pump_quotas();
         Ok(before)

@@ -7,6 +7,7 @@ mod adoption;
 mod agents;
 mod ages;
 mod batches;
+mod catalogue;
 mod choice;
 mod claim_life;
 mod claims;

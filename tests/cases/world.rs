@@ -111,10 +111,15 @@ impl World {
 
     /// The same, not started.
     pub fn closed(place: Place) -> Self {
+        Self::closed_with(place, WAIT_MS)
+    }
+
+    /// A world that is not started, and in which changes of pools and quotas wait for the store for `store_wait_ms` of real time.
+    pub fn closed_with(place: Place, store_wait_ms: u64) -> Self {
         let clock = Clock::manual();
         let place = Arc::new(place);
         let gate = Arc::new(GatedStore::open(&place));
-        let settings = Settings { store_wait_ms: WAIT_MS, ..Settings::default() };
+        let settings = Settings { store_wait_ms, ..Settings::default() };
         let s = Scheduler::with_clock(Arc::<GatedStore>::clone(&gate), settings, clock.clone());
         Self { s, clock, gate: Some(gate), _place: Some(place) }
     }

@@ -106,3 +106,21 @@ fn h06_probes_answer_when_open_files_are_few() {
     let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
     assert!(log.contains("server.max_connections") && !log.contains("cannot accept a connection"), "{log}");
 }
+
+/// A probe behind which its client has sent more than is read.
+#[test]
+fn h06_an_excess_connection_is_answered_before_it_is_closed() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "1")]);
+    let mut only = server.client();
+    only.get("/healthz").expect(200);
+    let rest = vec![b' '; 4 << 20];
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let mut client = server.client();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", rest.len());
+        client.send(head.as_bytes()).unwrap();
+        // A reset would end this early, and take the answer with it.
+        client.send(&rest).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(client.receive().unwrap_or_else(|error| panic!("{path}: {error}")).status, 200);
+    }
+}

@@ -1,7 +1,7 @@
 //! Who may send requests at all: by host, by origin, by what a browser says of the page behind a request. On every edge
 //! of the port, before anything of a body is read.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -18,7 +18,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::client::{Client, Response};
 use crate::grpc::link::{said, take};
-use crate::server::{Server, with_pool};
+use crate::server::{Running, Server, command, until, with_pool};
 use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
 
 const CLAIM: &str = r#"{"namespace":"ns","pool":"warm","key":"foreign"}"#;
@@ -142,6 +142,27 @@ async fn h01_probes_answer_under_any_host() {
         assert_eq!(ask(at, &format!("GET {path} HTTP/1.0"), "").status, 421, "{path}");
     }
     assert_eq!(ask(at, "GET /metrics HTTP/1.0\nhost: 127.0.0.1", "").status, 200);
+}
+
+/// Names of pools stand in the reasons, and under a host that is not known a page may read the answer.
+#[test]
+fn h01_a_probe_under_an_unknown_host_is_told_no_reasons() {
+    let dir = TempDir::new().unwrap();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Nobody listens there, so the service never becomes ready.
+    let (at, nowhere) = (free(), format!("redis://{}", free()));
+    let listen = at.to_string();
+    let _service = Running(command(dir.path(), &["--store", &nowhere, "--listen", &listen], &[]).spawn().unwrap());
+    until("it answers", || Client::connect(at).is_ok());
+    let reason = "recovering from the store";
+    let known = get(at, "/readyz", "host: localhost");
+    known.expect_error(503, "UNAVAILABLE", Some("loading"), None);
+    assert!(known.text().contains(reason), "{}", known.text());
+    for head in ["HTTP/1.0", "HTTP/1.0\nhost: evil.test", "HTTP/1.1\nhost: evil.test:1"] {
+        let unknown = ask(at, &format!("GET /readyz {head}"), "");
+        unknown.expect_error(503, "UNAVAILABLE", Some("loading"), None);
+        assert!(!unknown.text().contains(reason), "{head}: {}", unknown.text());
+    }
 }
 
 #[test]

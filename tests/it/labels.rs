@@ -43,7 +43,8 @@ fn label_keys_are_those_of_kubernetes_over_http() {
     client.put(POOL, &json!({"shards": 1})).expect(201);
     for (n, key) in good_keys().into_iter().enumerate() {
         let labels = json!({ &key: "v" });
-        client.put("/v1/pools/ns/other", &json!({"labels": labels})).json();
+        let other = client.put("/v1/pools/ns/other", &json!({"labels": labels}));
+        assert_eq!(other.expect(if n == 0 { 201 } else { 200 })["pool"]["spec"]["labels"], labels, "{key}");
         client.put(&format!("{POOL}/workers/w{n}"), &json!({"labels": labels})).expect(201);
         let claim = json!({"namespace": "ns", "pool": "warm", "key": format!("k{n}"), "labels": labels, "selector": format!("{key}=v")});
         let claim = client.post("/v1/claims", &claim).expect(201)["claim"].take();
@@ -69,6 +70,41 @@ fn label_keys_are_those_of_kubernetes_over_http() {
             client.post("/v1/claims", &body).expect_error(400, "INVALID_ARGUMENT", None, Some("selector"));
         }
     }
+}
+
+#[test]
+fn a_label_that_is_given_twice_is_refused_on_every_edge() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
+    let mut client = server.client();
+    client.put(POOL, &json!({"shards": 1, "labels": {"a": "0"}})).expect(201);
+    let worker = format!("{POOL}/workers/w");
+    let batch = format!("{POOL}/workers:batch");
+    for (method, path, body) in [
+        ("PUT", POOL, r#"{"shards":1,"labels":{"a":"1","b":"","a":"2"}}"#),
+        ("PATCH", POOL, r#"{"labels":{"a":"1","b":"","a":"2"}}"#),
+        ("PATCH", POOL, r#"{"labels":{"a":null,"a":null}}"#),
+        ("PUT", &worker, r#"{"labels":{"a":"1","a":"1"}}"#),
+        ("POST", "/v1/claims", r#"{"namespace":"ns","pool":"warm","labels":{"a":"1","a":"2"}}"#),
+    ] {
+        let refused = client.request(method, path, body.as_bytes());
+        refused.expect_error(400, "INVALID_ARGUMENT", None, Some("labels.a"));
+        assert_eq!(refused.json()["error"]["message"], "is given twice", "{method} {path}");
+    }
+    let items = client.request("POST", &batch, br#"{"workers":[{"id":"w","labels":{"a":"1","a":"2"}}]}"#).expect(200);
+    assert_eq!(items["items"][0]["error"]["field"], "workers[0].labels.a", "{items}");
+    // Any other field of a patch as well.
+    let twice = br#"{"typical_requests":[{"weight":1,"weight":2}]}"#;
+    client.request("PATCH", POOL, twice).expect_error(
+        400,
+        "INVALID_ARGUMENT",
+        None,
+        Some("typical_requests[0].weight"),
+    );
+    let mut wire = Wire::connect(server.resp.unwrap());
+    assert!(wire.said("REGISTER ns/warm w LABEL a 1 LABEL a 2").starts_with("-BADREQ labels one is given twice"));
+    let pool = client.get(POOL).expect(200)["pool"].take();
+    assert_eq!((&pool["spec"]["labels"], &pool["workers"]["total"]), (&json!({"a": "0"}), &json!(0)));
 }
 
 #[test]

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use hotpool::api::grpc::proto::{GetClaimRequest, ListPoolsRequest, WatchPoolRequest};
+use hotpool::api::grpc::proto::claim_stream_request::Request as Ask;
+use hotpool::api::grpc::proto::{
+    ClaimStreamRequest, GetClaimRequest, ListPoolsRequest, TakeClaimRequest, WatchPoolRequest,
+};
 use serde_json::json;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::client::{Client, Response};
-use crate::grpc::link::{Link, Raw};
+use crate::grpc::link::{Link, Raw, take};
 use crate::server::{fresh, with_pool};
 
 const HEADER: &str = "x-request-id";
@@ -116,4 +119,45 @@ async fn over_grpc_it_is_metadata_and_in_the_details_of_an_error() {
             (Code::Unimplemented, &b"ticket-18"[..])
         );
     }
+}
+
+/// Streams end long after their call was answered, and often with an error.
+#[tokio::test]
+async fn the_status_that_ends_a_stream_says_it() {
+    let (_dir, server, mut http) = with_pool(1);
+    let mut link = Link::open(server.address).await;
+    let named = |request| {
+        let mut request = Request::new(request);
+        request.metadata_mut().insert(HEADER, "ticket-19".parse().unwrap());
+        request
+    };
+    let id = |status: &Status| status.get_details_request_info().map(|info| info.request_id);
+    // A message that is larger than those of a stream may be.
+    let large = TakeClaimRequest { class: Some("x".repeat(17 << 10)), ..take("a") };
+    let large = ClaimStreamRequest { id: 1, request: Some(Ask::Take(large)) };
+    let mut request = Request::new(futures::stream::iter([large]));
+    request.metadata_mut().insert(HEADER, "ticket-18".parse().unwrap());
+    let mut answers = link.claims.claim_stream(request).await.unwrap().into_inner();
+    let end = answers.message().await.unwrap_err();
+    assert_eq!((end.code(), id(&end).as_deref()), (Code::InvalidArgument, Some("ticket-18")), "{end:?}");
+    // What is no message.
+    let mut raw = Raw::open(server.address).await;
+    let garbage = [0, 0, 0, 0, 2, 0x0a, 0x05].to_vec();
+    let answer = raw.begin("/hotpool.v1.ClaimService/ClaimStream", &[(HEADER, "ticket-20")], garbage).await;
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+    let end = Status::from_header_map(body.trailers().unwrap()).unwrap();
+    assert_eq!((end.code(), id(&end).as_deref()), (Code::InvalidArgument, Some("ticket-20")), "{end:?}");
+    assert!(end.get_details_bad_request().is_some(), "its other details are kept: {end:?}");
+    // A pool that is deleted.
+    let watch = WatchPoolRequest { namespace: "ns".into(), pool: "warm".into(), from: None };
+    let mut events = link.pools.watch_pool(named(watch)).await.unwrap().into_inner();
+    events.message().await.unwrap().unwrap();
+    http.request("DELETE", "/v1/pools/ns/warm?force=true", b"").expect(200);
+    let end = loop {
+        match events.message().await {
+            Ok(event) => drop(event.unwrap()),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!((end.code(), id(&end).as_deref()), (Code::NotFound, Some("ticket-19")), "{end:?}");
 }

@@ -14,6 +14,8 @@ use super::{Answer, Calls, read};
 use crate::api::http::json::PoolPatch;
 use crate::api::outcome::Failure;
 use crate::api::{stopped, watch};
+use crate::caller::Caller;
+use crate::limits;
 use crate::model::{Cleared, PoolName, PoolSpec};
 
 #[async_trait]
@@ -34,6 +36,9 @@ impl PoolService for Calls {
         let names = update_mask.map(|mask| mask.paths).filter(|names| !names.is_empty());
         let names = names.ok_or_else(|| Failure::invalid("update_mask", "is required"))?;
         let patch = PoolPatch::of(&spec, names, "update_mask")?;
+        if version.is_some_and(|version| version > limits::FENCE_MAX) {
+            return Err(Failure::invalid("version", format!("must be 0..={}", limits::FENCE_MAX)).into());
+        }
         let change = move |spec: &PoolSpec| {
             let changed = patch.replace(spec)?;
             changed.check().map(|()| changed).map_err(|refusal| refusal.within("spec"))
@@ -79,7 +84,10 @@ impl PoolService for Calls {
         let from = from.as_deref().map(str::parse).transpose().map_err(Failure::from)?;
         let watcher = self.scheduler.watch_pool(&name, from).map_err(Failure::from)?;
         let told = watch::told(watcher, stopped(&self.stopping));
-        let events = told.map(|told| told.map(PoolEvent::from).map_err(|why| Failure::from(why).status()));
+        // The end comes after the call was answered, when the task does not know the caller any more.
+        let caller = Caller::current();
+        let end = move |why| Caller::lend_kept(caller.as_ref(), || Failure::from(why).status());
+        let events = told.map(move |told| told.map(PoolEvent::from).map_err(&end));
         Ok(Response::new(events.boxed()))
     }
 

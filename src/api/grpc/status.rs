@@ -63,6 +63,14 @@ impl Failure {
     }
 }
 
+/// A status that was made where the caller is not known, or by the library, with the id of the request in its details.
+pub(super) fn with_request_id(status: Status) -> Status {
+    let Some(request_id) = Caller::with_request_id(|id| id.map(ToString::to_string)) else { return status };
+    let mut details = status.get_error_details();
+    details.set_request_info(request_id, "");
+    Status::with_error_details(status.code(), status.message(), details)
+}
+
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         failure.status()
@@ -82,6 +90,8 @@ impl From<&Failure> for proto::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::api::outcome::Outcome;
     use crate::refusal::{Exhausted, Refusal, Unavailable, What};
@@ -127,6 +137,45 @@ mod tests {
         ];
         for (failure, (code, reason, field, retry)) in table {
             assert_eq!(said(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
+        }
+    }
+
+    /// Reasons in the head of hotpool.proto, each behind its code.
+    #[test]
+    fn the_list_of_errors_in_the_interface_has_every_outcome() {
+        let text = include_str!("hotpool/v1/hotpool.proto");
+        let (_, list) = text.split_once("//\n//   INVALID_ARGUMENT").expect("the list of errors");
+        let (list, _) = list.split_once("\n//\n").expect("the end of the list");
+        let list = format!("   INVALID_ARGUMENT{list}");
+        let (mut code, mut said) = ("", BTreeSet::new());
+        for line in list.lines() {
+            let line = line.trim_start_matches("//");
+            let is_word = |word: &&str| word.len() > 3 && word.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_'));
+            let mut words = line.split([' ', ',', ':', ';', '.']).filter(is_word);
+            if line.starts_with("   ") && !line.starts_with("    ") {
+                code = words.next().expect("a code begins the line");
+                said.insert((code, ""));
+            }
+            said.extend(words.map(|word| (code, word)));
+        }
+        let mut wanted: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
+        let words: Vec<_> = Outcome::every()
+            .into_iter()
+            // Outcomes that only HTTP has.
+            .filter(|outcome| ![Outcome::ROUTE, Outcome::METHOD].contains(outcome))
+            .map(|Outcome { code, reason, .. }| {
+                let code = serde_json::to_value(code).unwrap();
+                (code.as_str().unwrap().to_owned(), reason.unwrap_or_default().to_ascii_uppercase())
+            })
+            .collect();
+        for (code, reason) in &words {
+            wanted.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
+        }
+        assert_eq!(said, wanted);
+        // A reason of the enumeration that no outcome has would be missing above.
+        let named = (1..).map_while(|number| Reason::try_from(number).ok());
+        for reason in named.map(|reason| reason.as_str_name().trim_start_matches("REASON_")) {
+            assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is no reason of the outcome table");
         }
     }
 

@@ -19,9 +19,11 @@ use super::proto::{
     self, ClaimStreamRequest, ClaimStreamResponse, ConfirmClaimResponse, ReleaseClaimResponse, RenewClaimResponse,
 };
 use super::read;
+use super::status::with_request_id;
 use crate::api::http::json::Phase;
 use crate::api::http::read::too_large;
 use crate::api::outcome::Failure;
+use crate::caller::Caller;
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::model::ClaimView;
@@ -40,6 +42,8 @@ pub(crate) struct Answers {
     late: Option<Pin<Box<Sleep>>>,
     limit: Duration,
     stop: BoxFuture<'static, ()>,
+    /// Caller of the stream, for the status that ends it, which is made after the call was answered.
+    caller: Option<Caller>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -53,19 +57,23 @@ impl Answers {
         place: OwnedSemaphorePermit,
     ) -> Self {
         let (landed, ready) = (Vec::new(), VecDeque::new());
-        Self { input, end: None, flight, landed, ready, late: None, limit, stop, _place: place }
+        let caller = Caller::current();
+        Self { input, end: None, flight, landed, ready, late: None, limit, stop, caller, _place: place }
     }
 
     /// Takes what has come, as far as there is room for it, and sends it together.
     fn read(&mut self, context: &mut Context<'_>) {
         if self.end.is_none() && self.stop.poll_unpin(context).is_ready() {
-            self.end = Some(Err(Failure::from(Unavailable::Stopping).status()));
+            let status = || Failure::from(Unavailable::Stopping).status();
+            self.end = Some(Err(Caller::lend_kept(self.caller.as_ref(), status)));
         }
         while self.end.is_none() && self.flight.room() > 0 {
             match Pin::new(&mut self.input).poll_next(context) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.end = Some(Ok(())),
-                Poll::Ready(Some(Err(status))) => self.end = Some(Err(broken(status))),
+                Poll::Ready(Some(Err(status))) => {
+                    self.end = Some(Err(Caller::lend_kept(self.caller.as_ref(), || broken(status))));
+                }
                 Poll::Ready(Some(Ok(request))) => {
                     let id = request.id;
                     if let Err((method, failure)) = self.take(request) {
@@ -217,6 +225,6 @@ const fn field(method: GrpcMethod) -> &'static str {
 fn broken(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => too_large(limits::STREAM_MESSAGE_BYTES_MAX).status(),
-        _ => status,
+        _ => with_request_id(status),
     }
 }

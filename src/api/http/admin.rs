@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Answer, Shared, json};
 use crate::api::outcome::{Failure, Outcome};
+use crate::api::request_guard::UnknownHost;
 use crate::refusal::Unavailable;
 
 /// The process lives.
@@ -43,14 +44,14 @@ const ROOT: &str = concat!(
      hotpool --help     the commands; hotpool status says how its pools are\n"
 );
 
-/// Every shard serves.
-pub(super) async fn readyz(State(api): State<Shared>) -> Answer {
+/// Every shard serves. Under a host that is not known the reasons are left out.
+pub(super) async fn readyz(State(api): State<Shared>, request: Request) -> Answer {
     let readiness = api.scheduler.readiness();
     if readiness.ready {
         return Ok(json(StatusCode::OK, &readiness));
     }
     let mut failure = Failure::from(Unavailable::Loading);
-    if !readiness.reasons.is_empty() {
+    if request.extensions().get::<UnknownHost>().is_none() && !readiness.reasons.is_empty() {
         failure.message = readiness.reasons.join("; ").into();
     }
     Err(failure)

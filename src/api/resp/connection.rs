@@ -68,11 +68,15 @@ pub(super) struct Client {
     stream: TcpStream,
     session: Session,
     resp3: bool,
+    /// Claims that may have to be given back, as [`Connection`] keeps them.
+    untold: Option<Untold>,
+    written: WrittenClaims,
 }
 
 impl Client {
     pub(super) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
-        Self { stream, session: Session::new(peer), resp3: false }
+        let (untold, written) = (None, WrittenClaims::default());
+        Self { stream, session: Session::new(peer), resp3: false, untold, written }
     }
 
     /// The same, its events told to the runtime that calls this.
@@ -124,7 +128,7 @@ pub(super) struct Connection<'a> {
 impl<'a> Connection<'a> {
     /// `may_move`: it may end for its thread by moving to another.
     pub(super) fn new(shared: &'a Shared, client: Client, may_move: bool) -> Self {
-        let Client { stream, session, resp3 } = client;
+        let Client { stream, session, resp3, untold, written } = client;
         Self {
             shared,
             stream,
@@ -142,8 +146,8 @@ impl<'a> Connection<'a> {
             went_last: false,
             exec_end: 0,
             waited: false,
-            untold: None,
-            written: WrittenClaims::default(),
+            untold,
+            written,
             grace: None,
             idle: IdleTimer::default(),
         }
@@ -160,8 +164,8 @@ impl<'a> Connection<'a> {
                 break end;
             }
             if self.moves() {
-                let Self { stream, session, answers, .. } = self;
-                return Some(Client { stream, session, resp3: answers.resp3 });
+                let Self { stream, session, answers, untold, written, .. } = self;
+                return Some(Client { stream, session, resp3: answers.resp3, untold, written });
             }
         };
         // What was decided is told, if the client still listens.

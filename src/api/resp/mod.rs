@@ -53,7 +53,7 @@ pub(super) struct Shared {
 pub struct ConnectionLimits {
     /// How many there may be at a time.
     pub budget: ConnectionBudget,
-    /// How long one may be silent between two commands, outside of a transaction; none: for ever.
+    /// How long one may be silent between two commands, four times as long within a transaction; none: for ever.
     pub idle: Option<Duration>,
 }
 

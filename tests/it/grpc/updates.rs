@@ -64,6 +64,11 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
         let refused = link.pools.update_pool(update(spec, mask, None)).await;
         expect(refused, Code::InvalidArgument, None, Some(field));
     }
+    // Out of range, as over HTTP, and not another version.
+    for version in [1 << 53, u64::MAX] {
+        let refused = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(version))).await;
+        expect(refused, Code::InvalidArgument, None, Some("version"));
+    }
     let none = UpdatePoolRequest { update_mask: None, ..update(PoolSpec::default(), &[], None) };
     expect(link.pools.update_pool(none).await, Code::InvalidArgument, None, Some("update_mask"));
     let other = PoolSpec { shards: Some(8), ..PoolSpec::default() };

@@ -26,7 +26,11 @@ fn is_held(client: &mut Client, key: &str) -> bool {
 
 /// Whether nothing is held. To ask for a claim would be to be told of it, and then it is not given back.
 fn is_idle(client: &mut Client) -> bool {
-    let workers = client.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"].take();
+    all_are_idle(client, "warm")
+}
+
+fn all_are_idle(client: &mut Client, pool: &str) -> bool {
+    let workers = client.get(&format!("/v1/pools/ns/{pool}")).expect(200)["pool"]["workers"].take();
     workers["idle"] == workers["total"]
 }
 
@@ -135,5 +139,35 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
         // Gone before the service reads the first byte, so what it answers is refused.
         server.paused(|| drop(only(address, &commands)));
         until("all is given back", || is_idle(&mut client));
+    }
+}
+
+/// A connection that turns out to be deep begins anew, perhaps on another thread, and what it may have to give back goes along.
+#[test]
+fn c12_claims_of_a_deep_connection_whose_client_is_gone_are_given_back() {
+    const PIPELINE: usize = 4;
+    let (_dir, server, mut client, _wire) = with_pool(PIPELINE);
+    client.put("/v1/pools/ns/quick", &serde_json::json!({"shards": 1, "ack": "memory"})).expect(201);
+    for n in 0..PIPELINE {
+        client.put(&format!("/v1/pools/ns/quick/workers/q{n}"), &serde_json::json!({})).expect(201);
+    }
+    // Answered after a wait for the store, and at once.
+    for pool in ["warm", "quick"] {
+        let mut wire = Wire::connect(server.resp.unwrap());
+        for _ in 0..7 {
+            wire.send(&frame("PING").repeat(PIPELINE));
+            for _ in 0..PIPELINE {
+                assert_eq!(text(&wire.receive()), "PONG");
+            }
+        }
+        let claims = (0..PIPELINE).flat_map(|n| frame(&format!("CLAIM ns/{pool} KEY {pool}{n} RESERVE 0")));
+        let claims: Vec<u8> = claims.collect();
+        server.paused(|| {
+            wire.send(&claims);
+            drop(wire);
+        });
+        until("all is given back", || {
+            metric(&mut client, "hotpool_resp_connections") == 1 && all_are_idle(&mut client, pool)
+        });
     }
 }

@@ -1,5 +1,8 @@
 //! Connections on which nothing happens.
 
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use super::wire::{Wire, metric, text, with_pool_in};
 
 const IDLE: usize = 2_000;
@@ -13,11 +16,9 @@ fn h06_idle_connections_end_and_those_in_use_stay() {
     let address = server.resp.unwrap();
     assert_eq!(holder.said("CONFIG GET timeout"), "[timeout 1]");
     assert!(holder.said("CLAIM ns/warm KEY a RESERVE 0").starts_with("[a "));
-    // One waits for room, one is in a transaction, one asks for something now and then.
+    // One waits for room, one asks for something now and then.
     let mut waiting = Wire::connect(address);
     waiting.send(b"CLAIM ns/warm KEY b WAIT 60000\r\n");
-    let mut transaction = Wire::connect(address);
-    assert_eq!(transaction.said("MULTI"), "OK");
     let mut busy = Wire::connect(address);
     let mut idle: Vec<Wire> = (0..IDLE).map(|_| Wire::connect(address)).collect();
     for wire in idle.iter_mut().step_by(2) {
@@ -30,10 +31,31 @@ fn h06_idle_connections_end_and_those_in_use_stay() {
     for wire in &mut idle {
         assert_eq!(wire.rest(), "", "no word that a client could take for an answer");
     }
-    assert_eq!(transaction.said("RELEASE ns a *"), "QUEUED");
-    assert_eq!(transaction.said("EXEC"), "[1]");
+    assert_eq!(holder.said("RELEASE ns a *"), "1");
     assert!(text(&waiting.receive()).starts_with("[b "));
     assert_eq!(metric(&mut client, ENDED), IDLE as u64);
+}
+
+/// Transactions may be silent for longer than others, and not for ever.
+#[test]
+fn h06_a_transaction_that_is_silent_for_four_times_as_long_ends_undone() {
+    let (_dir, server, mut client, mut other) = with_pool_in(1, &[("HOTPOOL__SERVER__IDLE_MS", "1000")]);
+    let [mut transaction, mut busy] = [(); 2].map(|()| Wire::connect(server.resp.unwrap()));
+    assert_eq!(busy.said("MULTI"), "OK");
+    assert_eq!(transaction.said("MULTI"), "OK");
+    let begun = Instant::now();
+    assert_eq!(transaction.said("CLAIM ns/warm KEY a RESERVE 0"), "QUEUED");
+    while metric(&mut client, ENDED) < 1 {
+        assert_eq!(other.said("PING"), "PONG");
+        sleep(Duration::from_millis(100));
+        assert_eq!(busy.said("PING"), "QUEUED");
+        assert!(begun.elapsed() < Duration::from_secs(30), "the transaction is kept for ever");
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(4), "ended after {:?}", begun.elapsed());
+    assert_eq!(transaction.rest(), "");
+    let pongs = busy.said("EXEC");
+    assert!(pongs.starts_with("[PONG"), "{pongs}");
+    client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::limits;
 use crate::model::{
     Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, HeldCards, Labels, Millis,
     PoolName, Resources, Taken, WaitingView, WorkerId, affinity_hash, check_name, is_zero, json_object, present,
-    some_object,
+    some_object, unique_keys,
 };
 
 /// A key for a claim that brings none.
@@ -56,7 +56,7 @@ pub(in crate::api) struct ClaimBody<'a> {
     pub(in crate::api) ack: Option<Ack>,
     #[serde(default)]
     pub(in crate::api) must_match: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_keys")]
     pub(in crate::api) labels: Labels,
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api) wait_ms: Option<Millis>,

@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::api::http::read::object;
 use crate::api::outcome::Failure;
-use crate::model::{Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, UnschedulableCounts, field_names};
+use crate::model::{
+    Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, UniqueValue, UnschedulableCounts, field_names,
+};
 use crate::refusal::Refusal;
 
 /// Fields of a specification that are to change, with what they are to be; null is the default.
@@ -85,7 +87,8 @@ impl<'de> Deserialize<'de> for PoolPatch {
                     let Some(known) = known.iter().find(|known| **known == name) else {
                         return Err(A::Error::unknown_field(&name, known));
                     };
-                    if fields.insert(name, map.next_value()?).is_some() {
+                    let UniqueValue(value) = map.next_value()?;
+                    if fields.insert(name, value).is_some() {
                         return Err(A::Error::duplicate_field(known));
                     }
                 }

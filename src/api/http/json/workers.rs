@@ -8,7 +8,7 @@ use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
     Beat, Capacity, ClaimId, Fence, Heard, Labels, Liveness, Millis, Registered, Registration, RunningClaim,
-    Schedulability, Seq, Trust, WorkerId, WorkerSpec, WorkerView, json_object, present,
+    Schedulability, Seq, Trust, WorkerId, WorkerSpec, WorkerView, json_object, present, unique_keys,
 };
 
 /// A claim that a worker says it runs. Its namespace is the pool's.
@@ -83,6 +83,7 @@ impl HeartbeatItem<'_> {
 pub(in crate::api) struct WorkerBody<'a> {
     #[serde(deserialize_with = "json_object")]
     pub(in crate::api) capacity: Capacity,
+    #[serde(deserialize_with = "unique_keys")]
     pub(in crate::api) labels: Labels,
     #[serde(deserialize_with = "present")]
     pub(in crate::api) node: Option<String>,
@@ -112,7 +113,7 @@ pub(in crate::api::http) struct WorkerItem<'a> {
     id: Text<'a>,
     #[serde(default, deserialize_with = "json_object")]
     capacity: Capacity,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique_keys")]
     labels: Labels,
     #[serde(default, deserialize_with = "present")]
     node: Option<String>,

@@ -6,8 +6,11 @@ use super::reference;
 use crate::limits;
 use crate::model::{PoolSpec, RuledOut, Survey, UnschedulableReason};
 
+mod errors;
 mod waiting;
 mod watching;
+
+pub(super) use errors::responses;
 
 fn schema(name: &str) -> Value {
     reference("schemas", name)
@@ -211,14 +214,14 @@ fn with(mut properties: Value, name: &str, schema: Value) -> Value {
 
 pub(super) fn schemas() -> Value {
     let mut schemas = pools_and_workers();
-    for more in [claims(), waiting::schemas(), watching::schemas(), rest()] {
+    for more in [claims(), waiting::schemas(), watching::schemas(), errors::schemas(), rest()] {
         let Value::Object(more) = more else { unreachable!("both are objects") };
         schemas.as_object_mut().expect("it is one").extend(more);
     }
     schemas
 }
 
-/// Each reason, in its order.
+/// Counts of workers, one for each [`UnschedulableReason`] in its order.
 fn unschedulable_counts() -> Value {
     let of = UnschedulableReason::ALL.map(|reason| (reason.word().to_owned(), count("Workers.")));
     let names = UnschedulableReason::ALL.map(UnschedulableReason::word);
@@ -226,6 +229,7 @@ fn unschedulable_counts() -> Value {
     answer(about, &names, Value::Object(of.into_iter().collect()))
 }
 
+/// Counts of workers, one for each [`RuledOut`] in its order.
 fn ruled_out() -> Value {
     let of = RuledOut::ALL.map(|why| (why.word().to_owned(), count("Workers.")));
     let description =
@@ -459,16 +463,6 @@ fn rest() -> Value {
             "keys": count("Keys in the directory."),
             "pools": {"type": "object", "additionalProperties": {"type": "array", "items": schema("ShardStatus")}},
         })),
-        "Error": answer("What went wrong.", &["error"], json!({
-            "error": schema("ErrorBody"),
-        })),
-        "ErrorBody": answer("What went wrong.", &["code", "message"], json!({
-                "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "PERMISSION_DENIED"], "description": "As in gRPC."},
-                "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
-                "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
-                "message": {"type": "string", "minLength": 1, "description": "For people."},
-                "request_id": {"type": "string", "description": "That of the request, as the header X-Request-Id of every answer has it; items of a batch have none of their own."},
-        })),
     })
 }
 
@@ -491,25 +485,5 @@ pub(super) fn parameters() -> Value {
         "tenant": query("tenant", schema("Name"), "The tenant of the claim."),
         "state": query("state", json!({"type": "string", "pattern": "^(reserved|active|releasing)(,(reserved|active|releasing))*$"}), "Only in this state, or in one of these, with commas between them. A lost claim is not held, so never listed."),
         "older_than_ms": query("older_than_ms", amount("Only those that were created at least so many milliseconds ago."), "Only those that were created at least so many milliseconds ago. One whose created_at_ms is not known is left out."),
-    })
-}
-
-#[rustfmt::skip]
-pub(super) fn responses() -> Value {
-    let error = |description: &str| json!({"description": description, "content": {"application/json": {"schema": schema("Error")}}});
-    let mut unavailable = error("Cannot be answered now; retry. Reasons: overloaded (a queue is full, or the store lags too far), loading (a shard that must be asked does not serve), store (the store did not take the record in time), fenced (another process owns the store), connections (as many connections as may be are open; on others only probes and the scrape are answered).");
-    unavailable["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}});
-    json!({
-        "400": error("The request is wrong; field says where."),
-        "403": error("Reason origin: a page of another site is behind the request."),
-        "404": error("No such pool, worker, claim or quota; with the reason route, no such path."),
-        "409": error("Reason fence: the caller is not, or no longer, the holder. Reason version: the pool is at another version than the one that was said. Reason releasing: the key's claim is being released. Reason state: what is there does not allow it; the message says what."),
-        "413": error("The body is larger than server.max_body_bytes."),
-        "415": error("Reason content_encoding: the body has a Content-Encoding, and none is understood."),
-        "421": error("Reason host: the service is not known by the host of the request, which is none of localhost, an address, and the names in server.hosts."),
-        "429": error("No room. Reason pool_exhausted: every shard that could have such a worker said no; of a resize, its worker has not as much left. Reason node_locality: none on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the tenant would hold more than its quota allows. Reason watchers: too many watch the pool, or all pools together."),
-        "500": error("A defect of the service; the process goes on."),
-        "503": unavailable,
-        "504": error("No answer in time; the outcome is unknown, a retry with the same key finds it."),
     })
 }

@@ -8,6 +8,26 @@ use tokio::time::{Duration, Sleep, sleep};
 /// Parts of the time that a connection may be idle. It ends when nothing has come for as many of them, so up to one part
 /// late; in exchange what comes costs no look at a clock.
 const PARTS: u32 = 4;
+/// How many times as long a connection may be idle within a transaction: its client may be deciding what comes next.
+const TRANSACTION_FACTOR: u32 = 4;
+
+/// Phase of a connection from which nothing comes, which decides for how long nothing may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IdlePhase {
+    /// Between two commands.
+    Commands,
+    /// Between `MULTI` and `EXEC`.
+    Transaction,
+}
+
+impl IdlePhase {
+    const fn parts(self) -> u32 {
+        match self {
+            Self::Commands => PARTS,
+            Self::Transaction => PARTS * TRANSACTION_FACTOR,
+        }
+    }
+}
 
 /// Notices that nothing comes. It runs only while it is polled: between two commands, with all answers written.
 #[derive(Default)]
@@ -25,9 +45,9 @@ struct QuietParts {
 
 impl QuietParts {
     /// Ends a part. True: there were as many without use as a connection may have.
-    fn end_part(&mut self) -> bool {
+    fn end_part(&mut self, phase: IdlePhase) -> bool {
         self.in_a_row = if std::mem::take(&mut self.was_used) { 0 } else { self.in_a_row + 1 };
-        self.in_a_row >= PARTS
+        self.in_a_row >= phase.parts()
     }
 }
 
@@ -37,13 +57,13 @@ impl IdleTimer {
         self.quiet.was_used = true;
     }
 
-    /// Ready when nothing has come for `limit`.
-    pub(super) fn poll(&mut self, limit: Duration, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when nothing has come for `limit`, or for some times as long within a transaction.
+    pub(super) fn poll(&mut self, limit: Duration, phase: IdlePhase, context: &mut Context<'_>) -> Poll<()> {
         let part = limit / PARTS;
         let timer = self.part.get_or_insert_with(|| Box::pin(sleep(part)));
         loop {
             ready!(timer.as_mut().poll(context));
-            if self.quiet.end_part() {
+            if self.quiet.end_part(phase) {
                 return Poll::Ready(());
             }
             // From now on: time in which nobody polled is no idleness.
@@ -59,15 +79,18 @@ mod tests {
     #[test]
     fn h06_a_connection_is_idle_after_a_row_of_quiet_parts() {
         let mut quiet = QuietParts::default();
-        let ends: Vec<bool> = (0..4).map(|_| quiet.end_part()).collect();
+        let ends: Vec<bool> = (0..4).map(|_| quiet.end_part(IdlePhase::Commands)).collect();
         assert_eq!(ends, [false, false, false, true]);
+        // Within a transaction the row is four times as long, and what was quiet before it does not count.
+        let mut quiet = QuietParts { in_a_row: 3, was_used: true };
+        assert!((0..16).all(|_| !quiet.end_part(IdlePhase::Transaction)) && quiet.end_part(IdlePhase::Transaction));
         // Any use begins the row anew.
         let mut quiet = QuietParts::default();
         for _ in 0..10 {
-            assert!((0..3).all(|_| !quiet.end_part()));
+            assert!((0..3).all(|_| !quiet.end_part(IdlePhase::Commands)));
             quiet.was_used = true;
-            assert!(!quiet.end_part());
+            assert!(!quiet.end_part(IdlePhase::Commands));
         }
-        assert!((0..3).all(|_| !quiet.end_part()) && quiet.end_part());
+        assert!((0..3).all(|_| !quiet.end_part(IdlePhase::Commands)) && quiet.end_part(IdlePhase::Commands));
     }
 }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
+use super::idle::IdlePhase;
 use super::{Connection, KEPT_BYTES, LINGER, READ_BYTES, SCRATCH};
 use crate::api::resp::NO_ROOM;
 use crate::api::resp::run::End;
@@ -59,7 +60,8 @@ impl Connection<'_> {
             self.room = None;
         }
         self.make_room()?;
-        let idle_limit = self.shared.limits.idle.filter(|_| self.session.transaction.is_none());
+        let idle_limit = self.shared.limits.idle;
+        let phase = if self.session.transaction.is_none() { IdlePhase::Commands } else { IdlePhase::Transaction };
         let Self { stream, input, patience, shared, idle, .. } = self;
         let more = poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
@@ -83,7 +85,7 @@ impl Connection<'_> {
             // Between two commands the service may stop, or nothing come for too long.
             None => match (stop.as_mut().poll(context), idle_limit) {
                 (Poll::Ready(()), _) => Poll::Ready(End::Gone),
-                (Poll::Pending, Some(limit)) => idle.poll(limit, context).map(|()| End::By(RespEnd::Idle)),
+                (Poll::Pending, Some(limit)) => idle.poll(limit, phase, context).map(|()| End::By(RespEnd::Idle)),
                 (Poll::Pending, None) => Poll::Pending,
             },
         });
