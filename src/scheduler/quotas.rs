@@ -20,9 +20,7 @@ impl Scheduler {
         tenant: Option<&str>,
         quota: Quota,
     ) -> Result<(bool, QuotaStatus), Refusal> {
-        self.open()?;
         let name = name(namespace, tenant)?;
-        quota.check()?;
         let created = self.set_quota(name.clone(), Some(quota)).await?.is_none();
         Ok((created, self.quota_status(&name)))
     }
@@ -41,7 +39,6 @@ impl Scheduler {
     /// # Errors
     /// `NotFound` if none was set.
     pub async fn delete_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<(), Refusal> {
-        self.open()?;
         self.set_quota(name(namespace, tenant)?, None).await.map(drop)
     }
 
@@ -79,6 +76,8 @@ impl Scheduler {
         quota: Option<Quota>,
         before: Option<Quota>,
     ) -> Result<Option<Quota>, Refusal> {
+        self.open()?;
+        quota.as_ref().map_or(Ok(()), Quota::check)?;
         let tenants = &self.dispatch().keys.tenants;
         match (&before, &quota) {
             (None, None) => return Err(Refusal::NotFound(What::Quota)),

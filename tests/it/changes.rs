@@ -110,6 +110,50 @@ fn every_change_is_logged_with_who_asked_for_it_and_what_became_of_it() {
     assert!(!log.contains("hotpool::change\",\"level\":\"DEBUG"), "registrations and claims are not for this log");
 }
 
+#[test]
+fn a_change_of_single_fields_is_logged_and_so_is_every_refusal_with_its_reason() {
+    let dir = TempDir::new().unwrap();
+    let server = start(dir.path());
+    let mut client = server.client();
+    let (pool, too_long) = ("/v1/pools/ns/warm", json!({"reserve_ms": 86_400_001}));
+    let mut patch = |path: &str, body: &Value| client.request("PATCH", path, body.to_string().as_bytes());
+    patch(pool, &json!({"reserve_ms": 7})).expect(404);
+    server.client().put(pool, &json!({"reserve_ms": 5})).expect(201);
+    let version = patch(pool, &json!({"reserve_ms": 7})).expect(200)["pool"]["version"].as_u64().unwrap();
+    patch(&format!("{pool}?version={version}"), &json!({"reserve_ms": 7})).expect(200);
+    patch(&format!("{pool}?version={}", version - 1), &json!({"reserve_ms": 8})).expect(409);
+    patch(pool, &too_long).expect(400);
+    patch(pool, &json!({"shards": 4})).expect(409);
+    client.put(pool, &too_long).expect(400);
+    client.put("/v1/quotas/ns", &json!({"weight": 0})).expect(400);
+    assert_eq!(server.stop().code(), Some(0));
+
+    let lines = logged(dir.path());
+    let found: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let (change, result, subject) = words(line);
+            (change, result, subject, line["fields"]["error"].as_str().unwrap_or_default().to_owned())
+        })
+        .collect();
+    let expected = [
+        ("put_pool", "refused", "ns/warm", "pool not found"),
+        ("put_pool", "created", "ns/warm", ""),
+        ("put_pool", "replaced", "ns/warm", ""),
+        ("put_pool", "refused", "ns/warm", "version"),
+        ("put_pool", "refused", "ns/warm", "must be"),
+        ("put_pool", "refused", "ns/warm", "shards"),
+        ("put_pool", "refused", "ns/warm", "must be"),
+        ("put_quota", "refused", "ns", "must be"),
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for ((change, result, subject, error), (kind, outcome, name, reason)) in found.iter().zip(expected) {
+        assert_eq!((&**change, &**result, &**subject), (kind, outcome, name), "{found:?}");
+        assert!(error.contains(reason) && error.is_empty() == reason.is_empty(), "{error:?} is not {reason:?}");
+    }
+    assert!(lines.iter().all(|line| line["fields"]["source"] == "http"), "{lines:?}");
+}
+
 #[tokio::test]
 async fn a_change_over_grpc_is_logged_as_well() {
     let dir = TempDir::new().unwrap();
