@@ -135,7 +135,7 @@ fn text(contents: &Contents) -> String {
     text
 }
 
-/// Why a worker is not offered; empty: it is.
+/// Reasons for which a worker is not offered, as far as they follow from its row; empty: none does.
 fn state(worker: &WorkerContents) -> String {
     if worker.deleted { "deleted".to_owned() } else { worker.unschedulable.join(", ") }
 }

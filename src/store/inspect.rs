@@ -184,7 +184,10 @@ async fn shards(store: &dyn Store, uid: u64, shards: u16, rows: bool) -> Result<
             ShardContents { shard: shard.shard, seq, error, ..ShardContents::default() }
         })
         .collect();
-    for ((key, kind, id), body) in found.bodies {
+    // The shard's own row first: it says which of its workers nothing has spoken for.
+    let (heads, others): (Vec<_>, Vec<_>) =
+        found.bodies.into_iter().partition(|((_, kind, _), _)| *kind == RowKind::Shard);
+    for ((key, kind, id), body) in heads.into_iter().chain(others) {
         let Some(shard) = contents.iter_mut().find(|shard| shard.shard == key.shard) else { continue };
         if let Err(error) = shard.add(kind, &id, &body, rows) {
             shard.error.get_or_insert(error);
@@ -198,7 +201,7 @@ impl ShardContents {
         let wrong = |error: RowError| error.to_string();
         match kind {
             RowKind::Worker => {
-                let worker = WorkerContents::of_row(id, row::worker(id, body).map_err(wrong)?)?;
+                let worker = WorkerContents::of_row(id, row::worker(id, body).map_err(wrong)?, self.unclean)?;
                 self.workers += u64::from(!worker.deleted);
                 self.held += worker.held.len() as u64;
                 if rows {
