@@ -1,7 +1,7 @@
 //! Configuration: defaults, then a TOML file (only if one is named), then `HOTPOOL__SECTION__KEY` from the
 //! environment, then flags. Everything is checked, and every problem told at once, before a port is bound.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -52,7 +52,7 @@ pub struct Server {
     /// Address and port; a name is resolved, no host means all interfaces. Port 0 takes any free one.
     #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
-    /// The same for RESP.
+    /// Address and port of RESP, or `off`.
     pub resp_listen: RespListen,
     /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
     pub hosts: HostNames,
@@ -118,46 +118,67 @@ impl FromStr for LogFormat {
     }
 }
 
-/// What flags say; it goes over everything else.
+/// Values of flags, which go over everything else.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// `--listen`.
+    /// Value of `--listen`, if given.
     pub listen: Option<SocketAddr>,
-    /// `--resp-listen`.
+    /// Value of `--resp-listen`, if given.
     pub resp_listen: Option<RespListen>,
-    /// `--hosts`.
+    /// Value of `--hosts`, if given.
     pub hosts: Option<HostNames>,
-    /// `--store`.
+    /// Value of `--store`, if given.
     pub store: Option<StoreUrl>,
-    /// `--data-dir`: of the embedded store, or of a Redis store's lock.
+    /// Value of `--data-dir`, if given: the directory of the embedded store, or of a Redis store's lock.
     pub data_dir: Option<PathBuf>,
-    /// `--standby`.
+    /// Whether `--standby` is given.
     pub standby: bool,
-    /// `--insecure`.
+    /// Whether `--insecure` is given.
     pub insecure: bool,
-    /// `--log`.
+    /// Value of `--log`, if given.
     pub log: Option<LogFormat>,
 }
 
 impl Overrides {
-    /// Keys that flags go over.
+    /// Keys whose values the flags set.
     fn keys(&self) -> impl Iterator<Item = &'static str> {
-        let said = [
-            (self.listen.is_some(), "server.listen"),
-            (self.resp_listen.is_some(), "server.resp_listen"),
-            (self.store.is_some() || self.data_dir.is_some(), "store.url"),
-            (self.data_dir.is_some(), "store.data_dir"),
-            (self.standby, "store.standby"),
-            (self.insecure, "server.insecure"),
-            (self.log.is_some(), "log.format"),
+        let Self { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = self;
+        let given = [
+            (listen.is_some(), "server.listen"),
+            (resp_listen.is_some(), "server.resp_listen"),
+            (hosts.is_some(), "server.hosts"),
+            (store.is_some() || data_dir.is_some(), "store.url"),
+            (data_dir.is_some(), "store.data_dir"),
+            (*standby, "store.standby"),
+            (*insecure, "server.insecure"),
+            (log.is_some(), "log.format"),
         ];
-        said.into_iter().filter_map(|(said, key)| said.then_some(key))
+        given.into_iter().filter_map(|(is_given, key)| is_given.then_some(key))
     }
 }
 
-/// The key that a variable goes over: `server.listen` for `HOTPOOL__SERVER__LISTEN`.
+/// Key that a variable sets: `server.listen` for `HOTPOOL__SERVER__LISTEN`.
 fn key_of(variable: &str) -> String {
-    variable.trim_start_matches(ENV_PREFIX).to_lowercase().replace("__", ".")
+    variable.strip_prefix(ENV_PREFIX).unwrap_or(variable).to_lowercase().replace("__", ".")
+}
+
+/// Whether a key is `outer` or stands inside of its value, as `server.listen` does of `server`.
+fn is_within(key: &str, outer: &str) -> bool {
+    key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// Problems with the file's name and line in front, unless one of the `elsewhere` keys has set the value or part of it.
+fn located(problems: Vec<String>, file: Option<&(&Path, Lines<'_>)>, elsewhere: &[String]) -> Vec<String> {
+    let locate = |problem: String| {
+        let key = problem.split(": ").next().unwrap_or_default();
+        let is_elsewhere = elsewhere.iter().any(|other| is_within(key, other) || is_within(other, key));
+        let line = file.filter(|_| !is_elsewhere).and_then(|(path, lines)| Some((path, lines.of(key)?)));
+        match line {
+            Some((path, line)) => format!("{}:{line}: {problem}", path.display()),
+            None => problem,
+        }
+    };
+    problems.into_iter().map(locate).collect()
 }
 
 /// The configuration cannot be used.
@@ -166,19 +187,19 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {path}: {error}")]
     Read {
-        /// Which.
+        /// Path of that file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         error: std::io::Error,
     },
     /// The file is not TOML.
     #[error("{path}:{line}: {message}")]
     Toml {
-        /// Which.
+        /// Path of that file.
         path: PathBuf,
-        /// The line that is wrong, from 1.
+        /// Line that is wrong, from 1.
         line: usize,
-        /// Why.
+        /// Complaint of the parser.
         message: String,
     },
     /// The parts cannot be put together.
@@ -212,19 +233,14 @@ impl Config {
         }
         let ours: HashMap<_, _> = environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
         let variables = Environment::with_prefix("HOTPOOL").prefix_separator("__").separator("__");
-        let mut elsewhere: HashSet<String> = ours.keys().map(|name| key_of(name)).collect();
-        elsewhere.extend(flags.keys().map(str::to_owned));
+        let mut elsewhere: Vec<String> = ours.keys().map(|name| key_of(name)).collect();
         sources = sources.add_source(variables.try_parsing(true).source(Some(ours)));
-        let (mut config, mut problems) = parse(sources.build()?.try_deserialize()?);
+        let (mut config, unread) = parse(sources.build()?.try_deserialize()?);
+        // What cannot be read is so whatever flags say: they come after it, and are read already.
+        let mut problems = located(unread, lines.as_ref(), &elsewhere);
+        elsewhere.extend(flags.keys().map(str::to_owned));
         config.overlay(flags);
-        problems.extend(config.problems());
-        for problem in &mut problems {
-            let key = problem.split(": ").next().unwrap_or_default();
-            let in_file = lines.as_ref().filter(|_| !elsewhere.contains(key));
-            if let Some((path, line)) = in_file.and_then(|(path, lines)| Some((path, lines.of(key)?))) {
-                *problem = format!("{}:{line}: {problem}", path.display());
-            }
-        }
+        problems.extend(located(config.problems(), lines.as_ref(), &elsewhere));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Problems(problems)) }
     }
 
@@ -245,7 +261,7 @@ impl Config {
         }
     }
 
-    /// What is wrong with values that parsed.
+    /// Problems of values that parsed, each with the path of its field.
     fn problems(&self) -> Vec<String> {
         let Self { server, store, pools, .. } = self;
         let mut problems = Vec::new();
