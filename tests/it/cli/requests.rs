@@ -137,25 +137,58 @@ fn workers_out_of_service_are_counted_where_pools_are_listed() {
 /// Most calls that a command has under way at a time.
 const CALLS: usize = 16;
 
-/// Runs a command against a service that lists `workers` workers, perhaps as a page of several, and is too busy for all else.
-fn ran_while_overloaded(arguments: &[&str], workers: usize, next_page_token: Option<&str>) -> Ran {
+/// Runs a command against a service that answers each request by its first line with a status and a body.
+fn ran_against(arguments: &[&str], answer: impl Fn(&str) -> (&'static str, String) + Clone + Send + 'static) -> Ran {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let items: Vec<_> = (0..workers).map(|i| json!({"id": format!("w{i:02}"), "labels": {}})).collect();
-    let page = json!({"items": items, "next_page_token": next_page_token}).to_string();
-    let busy = json!({"error": {"code": "UNAVAILABLE", "reason": "overloaded", "message": "retry later"}}).to_string();
     // Ends with the process of the test, for a command that gives up calls leaves connections behind.
     spawn(move || {
         for stream in listener.incoming() {
-            let (page, busy) = (page.clone(), busy.clone());
-            let answer = move |first: &str| match first.starts_with("GET ") {
-                true => ("200 OK", page),
-                false => ("503 Service Unavailable", busy),
-            };
+            let answer = answer.clone();
             spawn(move || answer_one(stream.unwrap(), answer));
         }
     });
     run(command(arguments).env("HOTPOOL_ADDR", address), "")
+}
+
+/// Answer that lists so many workers, perhaps as a page of several.
+fn page(workers: usize, next_page_token: Option<&str>) -> (&'static str, String) {
+    let items: Vec<_> = (0..workers).map(|i| json!({"id": format!("w{i:02}"), "labels": {}})).collect();
+    ("200 OK", json!({"items": items, "next_page_token": next_page_token}).to_string())
+}
+
+/// Answer of a service that is too busy.
+fn busy() -> (&'static str, String) {
+    let error = json!({"error": {"code": "UNAVAILABLE", "reason": "overloaded", "message": "retry later"}});
+    ("503 Service Unavailable", error.to_string())
+}
+
+/// Runs a command against a service that lists workers and is too busy for all else.
+fn ran_while_overloaded(arguments: &[&str], workers: usize, next_page_token: Option<&'static str>) -> Ran {
+    ran_against(arguments, move |first| match first.starts_with("GET ") {
+        true => page(workers, next_page_token),
+        false => busy(),
+    })
+}
+
+#[test]
+fn what_was_done_before_a_page_that_cannot_be_read_is_told() {
+    let drain = ["workers", "drain", "demo/warm", "--selector", "!x", "-o"];
+    let ran = |output| {
+        ran_against(&[&drain[..], &[output]].concat(), |first| match first {
+            _ if first.contains("page_token=") => busy(),
+            _ if first.starts_with("GET ") => page(2, Some("w01")),
+            _ => ("200 OK", json!({"worker": {}}).to_string()),
+        })
+    };
+    let table = ran("table");
+    let said = "demo/warm w00 draining\ndemo/warm w01 draining\n\
+                2 of the first 2 workers fit, and the rest was left as it is\n";
+    assert_eq!((table.code, &*table.out), (Some(1), said), "{table:?}");
+    assert!(table.err.contains("retry later"), "{table:?}");
+    let json = ran("json");
+    let items: Value = serde_json::from_str(&json.out).unwrap_or_else(|error| panic!("{error}: {json:?}"));
+    assert_eq!((json.code, items["items"].as_array().map(Vec::len)), (Some(1), Some(2)), "{json:?}");
 }
 
 #[test]
