@@ -59,7 +59,7 @@ pub struct Server {
     /// Most connections at a time, of HTTP and gRPC and again of RESP; of more, those of RESP are closed at once, and the
     /// others are answered one probe.
     pub max_connections: usize,
-    /// How long a RESP connection may be silent between two commands, in milliseconds; 0: for ever.
+    /// Longest silence of a RESP connection between two commands, in milliseconds; 0: for ever.
     pub idle_ms: u64,
     /// Most shards of all pools together; a pool that would bring more is refused.
     pub max_shards: usize,
@@ -91,11 +91,11 @@ impl Default for Server {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// How lines are written.
+    /// Form in which lines are written.
     pub format: LogFormat,
 }
 
-/// How log lines are written.
+/// Form in which log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {

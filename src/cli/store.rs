@@ -59,7 +59,7 @@ struct Inspect {
 }
 
 impl StoreCommand {
-    /// How to say what went wrong.
+    /// Form in which a failure is told.
     pub(super) const fn output(&self) -> Format {
         let Verb::Inspect(inspect) = &self.verb;
         inspect.output

@@ -291,7 +291,7 @@ impl Scheduler {
         }
     }
 
-    /// What every shard says of itself; of those that do not answer, what their handles know.
+    /// Reports of all shards; for those that do not answer, from what their handles know.
     pub(super) async fn status(&self, pool: &Arc<Pool>) -> PoolStatus {
         let reports = join_all(pool.ports.iter().map(|port| async move {
             let (reply, answer) = Reply::one();

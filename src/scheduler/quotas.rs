@@ -25,7 +25,7 @@ impl Scheduler {
         Ok((created, self.quota_status(&name)))
     }
 
-    /// What a tenant may hold, and what it holds; without one, the quota of tenants of the namespace that have none of their own.
+    /// Quota of a tenant, and what the tenant holds; without a tenant, the quota of tenants of the namespace that have none of their own.
     ///
     /// # Errors
     /// `Invalid` for a name that is none.
