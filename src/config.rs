@@ -1,28 +1,27 @@
 //! Configuration: defaults, then a TOML file (only if one is named), then `HOTPOOL__SECTION__KEY` from the
 //! environment, then flags. Everything is checked, and every problem told at once, before a port is bound.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use config::{Environment, File, FileFormat};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
 pub use crate::api::HostNames;
 use crate::limits;
-use crate::scheduler;
-use crate::store::redis::{FORMS, RedisOptions, RedisUrl};
 
 mod lines;
 mod listen;
 mod pools;
+mod store;
 
-pub use listen::{ListenError, address};
+pub use listen::{ListenError, RespListen, address};
 pub use pools::Pool;
+pub use store::{LEASE_MS, STANDBY_LEASE_MS, Store, StoreUrl};
 
 use lines::Lines;
 
@@ -53,14 +52,14 @@ pub struct Server {
     /// Address and port; a name is resolved, no host means all interfaces. Port 0 takes any free one.
     #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
-    /// The same for RESP.
+    /// Address and port of RESP, or `off`.
     pub resp_listen: RespListen,
     /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
     pub hosts: HostNames,
     /// Most connections at a time, of HTTP and gRPC and again of RESP; of more, those of RESP are closed at once, and the
     /// others are answered one probe.
     pub max_connections: usize,
-    /// How long a RESP connection may be silent between two commands, in milliseconds; 0: for ever.
+    /// Longest silence of a RESP connection between two commands, in milliseconds; 0: for ever.
     pub idle_ms: u64,
     /// Most shards of all pools together; a pool that would bring more is refused.
     pub max_shards: usize,
@@ -88,215 +87,15 @@ impl Default for Server {
     }
 }
 
-/// Where RESP is served, or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct RespListen(pub Option<SocketAddr>);
-
-impl FromStr for RespListen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self(None)),
-            _ => match address(text) {
-                Ok(address) => Ok(Self(Some(address))),
-                Err(ListenError::Form(_)) => Err(format!("must be HOST:PORT or off, got {text:?}")),
-                Err(error) => Err(error.to_string()),
-            },
-        }
-    }
-}
-
-impl TryFrom<String> for RespListen {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// `[store]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Store {
-    /// Where records go.
-    pub url: StoreUrl,
-    /// How long a durable answer waits for the store, in milliseconds.
-    pub wait_ms: u64,
-    /// The rest is for Redis. Directory whose lock shows that the process that was the owner before is dead.
-    pub data_dir: PathBuf,
-    /// What the keys begin with.
-    pub key_prefix: String,
-    /// Longest wait for a connection and for an answer of a server, in milliseconds.
-    pub command_ms: u64,
-    /// Whether to wait for the end of another owner and take over then.
-    pub standby: bool,
-    /// How long the process owns the store after its last renewal, in milliseconds; 0: [`LEASE_MS`], or with `standby`
-    /// [`STANDBY_LEASE_MS`].
-    pub lease_ms: u64,
-    /// Certificates of the authorities to trust, in PEM; empty: the system's.
-    pub tls_ca_file: PathBuf,
-    /// Certificate to show, in PEM; empty: none.
-    pub tls_cert_file: PathBuf,
-    /// Its private key, in PEM.
-    pub tls_key_file: PathBuf,
-}
-
-/// Lease of an owner that nobody waits for.
-pub const LEASE_MS: u64 = 90_000;
-/// Lease of an owner that others stand by for, as each of them does for the other.
-pub const STANDBY_LEASE_MS: u64 = 5_000;
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            url: StoreUrl::default(),
-            wait_ms: scheduler::Settings::default().store_wait_ms,
-            data_dir: DATA_DIR.into(),
-            key_prefix: "hotpool".to_owned(),
-            command_ms: 1_000,
-            standby: false,
-            lease_ms: 0,
-            tls_ca_file: PathBuf::new(),
-            tls_cert_file: PathBuf::new(),
-            tls_key_file: PathBuf::new(),
-        }
-    }
-}
-
-impl Store {
-    /// What a Redis store must know.
-    #[must_use]
-    pub fn redis(&self, url: RedisUrl) -> RedisOptions {
-        let file = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
-        RedisOptions {
-            url,
-            key_prefix: self.key_prefix.clone(),
-            command_ms: self.command_ms,
-            lease_ms: self.lease_ms(),
-            standby: self.standby,
-            data_dir: self.data_dir.clone(),
-            tls_ca_file: file(&self.tls_ca_file),
-            tls_cert_file: file(&self.tls_cert_file),
-            tls_key_file: file(&self.tls_key_file),
-        }
-    }
-
-    /// The lease that holds.
-    const fn lease_ms(&self) -> u64 {
-        match (self.lease_ms, self.standby) {
-            (0, true) => STANDBY_LEASE_MS,
-            (0, false) => LEASE_MS,
-            (lease_ms, _) => lease_ms,
-        }
-    }
-
-    fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let prefix = &self.key_prefix;
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:".contains(&byte);
-        if !(1..=64).contains(&prefix.len()) || !prefix.bytes().all(is_plain) {
-            problems.push(format!("store.key_prefix: must be 1..=64 bytes of [A-Za-z0-9._:-], got {prefix:?}"));
-        }
-        if self.lease_ms() < 3 * self.command_ms {
-            let least = 3 * self.command_ms;
-            problems.push(format!(
-                "store.lease_ms: must be at least 3 * store.command_ms ({least}), or one slow answer ends it, got {}",
-                self.lease_ms()
-            ));
-        }
-        let StoreUrl::Redis(url) = &self.url else {
-            if self.standby {
-                problems.push(format!("store.standby: {} has one owner at a time by its lock; use Redis", self.url));
-            }
-            return problems;
-        };
-        let files = [("ca", &self.tls_ca_file), ("cert", &self.tls_cert_file), ("key", &self.tls_key_file)];
-        for (name, path) in files.iter().filter(|(_, path)| !path.as_os_str().is_empty()) {
-            if !url.tls {
-                problems.push(format!(
-                    "store.tls_{name}_file: {} is not encrypted; its TLS form begins with rediss",
-                    self.url
-                ));
-            } else if let Err(error) = std::fs::File::open(path) {
-                problems.push(format!("store.tls_{name}_file: cannot read {}: {error}", path.display()));
-            }
-        }
-        if self.tls_cert_file.as_os_str().is_empty() != self.tls_key_file.as_os_str().is_empty() {
-            problems.push("store.tls_cert_file: it and store.tls_key_file go together".to_owned());
-        }
-        problems
-    }
-}
-
 /// `[log]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// How lines are written.
+    /// Form in which lines are written.
     pub format: LogFormat,
 }
 
-/// Where records go.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum StoreUrl {
-    /// `redb:DIR`: embedded, in a directory.
-    Redb(PathBuf),
-    /// `memory:`: nothing is kept.
-    Memory,
-    /// Redis, in one of its forms.
-    Redis(RedisUrl),
-}
-
-const DATA_DIR: &str = "./hotpool-data";
-
-impl Default for StoreUrl {
-    fn default() -> Self {
-        Self::Redb(DATA_DIR.into())
-    }
-}
-
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("redb", "")) => Err("redb: needs a directory, as in redb:./hotpool-data".to_owned()),
-            Some(("redb", dir)) => Ok(Self::Redb(dir.into())),
-            Some(("memory", "")) => Ok(Self::Memory),
-            Some((scheme, _)) if scheme.starts_with("redis") => text.parse().map(Self::Redis),
-            _ => Err(format!("must be redb:DIR, memory: or one of {FORMS}")),
-        }
-    }
-}
-
-impl TryFrom<String> for StoreUrl {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl Serialize for StoreUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl fmt::Display for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Redb(dir) => write!(f, "redb:{}", dir.display()),
-            Self::Memory => f.write_str("memory:"),
-            Self::Redis(url) => url.fmt(f),
-        }
-    }
-}
-
-/// How log lines are written.
+/// Form in which log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
@@ -319,46 +118,67 @@ impl FromStr for LogFormat {
     }
 }
 
-/// What flags say; it goes over everything else.
+/// Values of flags, which go over everything else.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// `--listen`.
+    /// Value of `--listen`, if given.
     pub listen: Option<SocketAddr>,
-    /// `--resp-listen`.
+    /// Value of `--resp-listen`, if given.
     pub resp_listen: Option<RespListen>,
-    /// `--hosts`.
+    /// Value of `--hosts`, if given.
     pub hosts: Option<HostNames>,
-    /// `--store`.
+    /// Value of `--store`, if given.
     pub store: Option<StoreUrl>,
-    /// `--data-dir`: of the embedded store, or of a Redis store's lock.
+    /// Value of `--data-dir`, if given: the directory of the embedded store, or of a Redis store's lock.
     pub data_dir: Option<PathBuf>,
-    /// `--standby`.
+    /// Whether `--standby` is given.
     pub standby: bool,
-    /// `--insecure`.
+    /// Whether `--insecure` is given.
     pub insecure: bool,
-    /// `--log`.
+    /// Value of `--log`, if given.
     pub log: Option<LogFormat>,
 }
 
 impl Overrides {
-    /// Keys that flags go over.
+    /// Keys whose values the flags set.
     fn keys(&self) -> impl Iterator<Item = &'static str> {
-        let said = [
-            (self.listen.is_some(), "server.listen"),
-            (self.resp_listen.is_some(), "server.resp_listen"),
-            (self.store.is_some() || self.data_dir.is_some(), "store.url"),
-            (self.data_dir.is_some(), "store.data_dir"),
-            (self.standby, "store.standby"),
-            (self.insecure, "server.insecure"),
-            (self.log.is_some(), "log.format"),
+        let Self { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = self;
+        let given = [
+            (listen.is_some(), "server.listen"),
+            (resp_listen.is_some(), "server.resp_listen"),
+            (hosts.is_some(), "server.hosts"),
+            (store.is_some() || data_dir.is_some(), "store.url"),
+            (data_dir.is_some(), "store.data_dir"),
+            (*standby, "store.standby"),
+            (*insecure, "server.insecure"),
+            (log.is_some(), "log.format"),
         ];
-        said.into_iter().filter_map(|(said, key)| said.then_some(key))
+        given.into_iter().filter_map(|(is_given, key)| is_given.then_some(key))
     }
 }
 
-/// The key that a variable goes over: `server.listen` for `HOTPOOL__SERVER__LISTEN`.
+/// Key that a variable sets: `server.listen` for `HOTPOOL__SERVER__LISTEN`.
 fn key_of(variable: &str) -> String {
-    variable.trim_start_matches(ENV_PREFIX).to_lowercase().replace("__", ".")
+    variable.strip_prefix(ENV_PREFIX).unwrap_or(variable).to_lowercase().replace("__", ".")
+}
+
+/// Whether a key is `outer` or stands inside of its value, as `server.listen` does of `server`.
+fn is_within(key: &str, outer: &str) -> bool {
+    key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// Problems with the file's name and line in front, unless one of the `elsewhere` keys has set the value or part of it.
+fn located(problems: Vec<String>, file: Option<&(&Path, Lines<'_>)>, elsewhere: &[String]) -> Vec<String> {
+    let locate = |problem: String| {
+        let key = problem.split(": ").next().unwrap_or_default();
+        let is_elsewhere = elsewhere.iter().any(|other| is_within(key, other) || is_within(other, key));
+        let line = file.filter(|_| !is_elsewhere).and_then(|(path, lines)| Some((path, lines.of(key)?)));
+        match line {
+            Some((path, line)) => format!("{}:{line}: {problem}", path.display()),
+            None => problem,
+        }
+    };
+    problems.into_iter().map(locate).collect()
 }
 
 /// The configuration cannot be used.
@@ -367,19 +187,19 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {path}: {error}")]
     Read {
-        /// Which.
+        /// Path of that file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         error: std::io::Error,
     },
     /// The file is not TOML.
     #[error("{path}:{line}: {message}")]
     Toml {
-        /// Which.
+        /// Path of that file.
         path: PathBuf,
-        /// The line that is wrong, from 1.
+        /// Line that is wrong, from 1.
         line: usize,
-        /// Why.
+        /// Complaint of the parser.
         message: String,
     },
     /// The parts cannot be put together.
@@ -413,19 +233,14 @@ impl Config {
         }
         let ours: HashMap<_, _> = environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
         let variables = Environment::with_prefix("HOTPOOL").prefix_separator("__").separator("__");
-        let mut elsewhere: HashSet<String> = ours.keys().map(|name| key_of(name)).collect();
-        elsewhere.extend(flags.keys().map(str::to_owned));
+        let mut elsewhere: Vec<String> = ours.keys().map(|name| key_of(name)).collect();
         sources = sources.add_source(variables.try_parsing(true).source(Some(ours)));
-        let (mut config, mut problems) = parse(sources.build()?.try_deserialize()?);
+        let (mut config, unread) = parse(sources.build()?.try_deserialize()?);
+        // What cannot be read is so whatever flags say: they come after it, and are read already.
+        let mut problems = located(unread, lines.as_ref(), &elsewhere);
+        elsewhere.extend(flags.keys().map(str::to_owned));
         config.overlay(flags);
-        problems.extend(config.problems());
-        for problem in &mut problems {
-            let key = problem.split(": ").next().unwrap_or_default();
-            let in_file = lines.as_ref().filter(|_| !elsewhere.contains(key));
-            if let Some((path, line)) = in_file.and_then(|(path, lines)| Some((path, lines.of(key)?))) {
-                *problem = format!("{}:{line}: {problem}", path.display());
-            }
-        }
+        problems.extend(located(config.problems(), lines.as_ref(), &elsewhere));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Problems(problems)) }
     }
 
@@ -446,7 +261,7 @@ impl Config {
         }
     }
 
-    /// What is wrong with values that parsed.
+    /// Problems of values that parsed, each with the path of its field.
     fn problems(&self) -> Vec<String> {
         let Self { server, store, pools, .. } = self;
         let mut problems = Vec::new();

@@ -152,6 +152,47 @@ fn every_problem_is_told_at_once() {
     assert_eq!(error.lines().count(), environment.len());
 }
 
+/// What is wrong with a file of this text, with the name of the file cut down to `FILE`.
+fn problems_of(text: &str, environment: &[(&str, &str)], flags: Overrides) -> Vec<String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    let error = Config::load(Some(file.path()), environment, flags).unwrap_err().to_string();
+    error.lines().map(|line| line.replace(&file.path().display().to_string(), "FILE")).collect()
+}
+
+#[test]
+fn a_problem_has_the_line_of_the_file_only_where_the_file_has_it() {
+    let is_in = |place: &str, problems: Vec<String>| {
+        assert!(matches!(&problems[..], [problem] if problem.starts_with(place)), "{place}: {problems:?}");
+    };
+    let open = || Overrides { listen: Some(SocketAddr::from(([0, 0, 0, 0], 1))), ..Overrides::default() };
+    let (good, bad) = ("[server]\nlisten = \"127.0.0.1:1\"\n", "[server]\nlisten = \"nowhere\"\n");
+    let other = [("HOTPOOL__SERVER__IDLE_MS", "1")];
+    is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &other, Overrides::default()));
+    // A flag goes over the value, and does not make the file right.
+    let local = Overrides { listen: Some(SocketAddr::from(([127, 0, 0, 1], 1))), ..Overrides::default() };
+    is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &[], local));
+    let hosts = "[server]\nhosts = 7\n";
+    let flag = Overrides { hosts: Some(HostNames::default()), ..Overrides::default() };
+    is_in("FILE:2: server.hosts: ", problems_of(hosts, &[], flag));
+    // The flag's own value is wrong.
+    is_in("server.listen: 0.0.0.0:1 can be reached", problems_of(good, &[], open()));
+    // Variables are wrong: at the key, below it, above it.
+    for (name, value, place) in [
+        ("HOTPOOL__SERVER__LISTEN", "nowhere", "server.listen: must be HOST:PORT"),
+        ("HOTPOOL__SERVER__LISTEN", "0.0.0.0:1", "server.listen: 0.0.0.0:1 can be reached"),
+        ("HOTPOOL__SERVER__LISTEN__PORT", "1", "server.listen: invalid type"),
+        ("HOTPOOL__SERVER", "x", "server: invalid type"),
+    ] {
+        is_in(place, problems_of(good, &[(name, value)], Overrides::default()));
+    }
+    // A variable that is named alike is not the key's.
+    let alike = [("HOTPOOL__SERVER__LIS", "x")];
+    let both = problems_of(bad, &alike, Overrides::default());
+    assert_eq!(both.iter().filter(|problem| problem.starts_with("FILE:2: server.listen: ")).count(), 1, "{both:?}");
+}
+
 #[test]
 fn addresses_to_listen_on() {
     let read = |text: &str| address(text).map(|address| address.to_string()).map_err(|error| error.to_string());

@@ -234,10 +234,10 @@ fn allowed_connections(wanted: usize) -> usize {
         Ok(limit) => limit,
         Err(error) => {
             tracing::warn!(%error, "cannot raise the limit of open files");
-            return wanted;
+            return wanted.max(1);
         }
     };
-    let allowed = usize::try_from(limit.saturating_sub(FILES_BESIDE)).unwrap_or(usize::MAX).clamp(1, wanted);
+    let allowed = usize::try_from(limit.saturating_sub(FILES_BESIDE)).unwrap_or(usize::MAX).min(wanted).max(1);
     if allowed < wanted {
         tracing::warn!(
             limit,
@@ -247,4 +247,14 @@ fn allowed_connections(wanted: usize) -> usize {
         );
     }
     allowed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_wants_no_connections_is_allowed_one() {
+        assert_eq!(allowed_connections(0), 1);
+    }
 }

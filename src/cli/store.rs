@@ -59,7 +59,7 @@ struct Inspect {
 }
 
 impl StoreCommand {
-    /// How to say what went wrong.
+    /// Form in which a failure is told.
     pub(super) const fn output(&self) -> Format {
         let Verb::Inspect(inspect) = &self.verb;
         inspect.output
@@ -135,7 +135,7 @@ fn text(contents: &Contents) -> String {
     text
 }
 
-/// Why a worker is not offered; empty: it is.
+/// Reasons for which a worker is not offered, as far as they follow from its row; empty: none does.
 fn state(worker: &WorkerContents) -> String {
     if worker.deleted { "deleted".to_owned() } else { worker.unschedulable.join(", ") }
 }

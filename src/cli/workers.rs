@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 
 use clap::{ArgGroup, Args, Subcommand};
-use futures::stream::{self, StreamExt as _};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::args::{self, Has, Labels, said, with_stdin};
 use super::claims::ClaimView;
@@ -16,9 +14,10 @@ use super::output::{Format, capacity, labels, left, moment, note, print, print_j
 use super::pools::path;
 use super::{Connection, Context};
 use crate::clock::Clock;
-use crate::limits::PAGE_ITEMS_MAX;
 use crate::model::{Capacity, PoolName};
 use crate::selector::Selector;
+
+mod calls;
 
 /// Registrations in one request; a request also ends at [`BATCH_BYTES`].
 const BATCH_ITEMS: usize = 1_000;
@@ -30,8 +29,6 @@ const COUNT_MAX: i64 = 1_000_000;
 const COMPLAINTS: usize = 20;
 /// Claims of one worker that a row of a table names; `show` names all.
 const NAMED: usize = 3;
-/// Calls about single workers that are under way at a time.
-const CALLS: usize = 16;
 
 /// Workers of a pool: register, look at, take out of service.
 #[derive(Debug, Args)]
@@ -148,7 +145,7 @@ struct Add {
     spec: Spec,
 }
 
-/// What all of them have.
+/// Specification that all workers of one command have.
 #[derive(Debug, Args, Serialize)]
 struct Spec {
     #[command(flatten)]
@@ -313,120 +310,6 @@ fn batch(ids: &[String], spec: &Value) -> (Value, usize) {
         worker
     });
     (serde_json::json!({"workers": workers.collect::<Vec<_>>()}), fitting)
-}
-
-/// The same call about one worker after the other.
-struct Calls<'a> {
-    context: &'a Context,
-    pool: &'a PoolName,
-    method: Method,
-    verb: &'a str,
-    /// What one is, once the call has gone well.
-    done: &'a str,
-    exit: Exit,
-    failed: usize,
-    items: Vec<Box<RawValue>>,
-}
-
-impl<'a> Calls<'a> {
-    fn new(context: &'a Context, pool: &'a PoolName, method: Method, verb: &'a str, done: &'a str) -> Self {
-        Self { context, pool, method, verb, done, exit: Exit::Ok, failed: 0, items: Vec::new() }
-    }
-
-    /// Makes the calls, several at a time; one that fails harms no other. Outcomes are shown in order. False: the service is
-    /// away or not ready, so the others would only say the same.
-    async fn make(&mut self, ids: Vec<String>) -> Result<bool, Failure> {
-        let Self { context, pool, verb, .. } = *self;
-        let call = |id: String| {
-            let (method, target) = (self.method.clone(), format!("{}/workers/{id}{verb}", path(pool)));
-            async move { (id, context.client.call(method, &target, None).await) }
-        };
-        let mut calls = stream::iter(ids).map(call).buffered(CALLS);
-        let mut outcomes = Vec::new();
-        while let Some((id, outcome)) = calls.next().await {
-            match (outcome, context.output) {
-                (Ok(answer), Format::Json) => outcomes.push(answer.json),
-                (Ok(_), Format::Table) => print(&format!("{pool} {id} {}", self.done))?,
-                (Err(failure), format) => {
-                    self.exit = self.exit.max(failure.exit);
-                    self.failed += 1;
-                    let failure = failure.about(&id);
-                    format.complain(&failure);
-                    outcomes.push(serde_json::value::to_raw_value(&failure).expect("a failure is plain data"));
-                    if failure.exit == Exit::Error {
-                        drop(calls);
-                        self.items.extend(outcomes);
-                        return Ok(false);
-                    }
-                }
-            }
-        }
-        drop(calls);
-        self.items.extend(outcomes);
-        Ok(true)
-    }
-
-    /// Ends what was shown.
-    fn end(self) -> Result<Exit, Failure> {
-        if self.context.output == Format::Json {
-            print_json(&Items { items: self.items, next_page_token: None })?;
-        }
-        Ok(self.exit)
-    }
-}
-
-impl Ids {
-    async fn each(self, context: &Context, method: Method, verb: &str, done: &str) -> Result<Exit, Failure> {
-        let mut calls = Calls::new(context, &self.pool, method, verb, done);
-        calls.make(with_stdin(&self.ids)?).await?;
-        calls.end()
-    }
-}
-
-impl Chosen {
-    async fn steer(self, context: &Context, verb: &str, done: &str) -> Result<Exit, Failure> {
-        let Self { pool, ids, selector, dry_run } = self;
-        let Some(selector) = selector else { return Ids { pool, ids }.each(context, Method::POST, verb, done).await };
-        let mut calls = Calls::new(context, &pool, Method::POST, verb, done);
-        let (mut fit, mut all, mut page_token) = (0, 0, None);
-        let target = format!("{}/workers", path(&pool));
-        loop {
-            // A page at a time, so that neither side holds the whole pool.
-            let page = context.client.page(&target, &[], PAGE_ITEMS_MAX, page_token.as_deref()).await?;
-            let mut ids = Vec::new();
-            for (raw, worker) in page.items.iter().zip(context.client.read_items::<Labelled>(&page)?) {
-                all += 1;
-                if !selector.matches(&worker.labels) {
-                    continue;
-                }
-                fit += 1;
-                match (dry_run, context.output) {
-                    (false, _) => ids.push(worker.id),
-                    (true, Format::Json) => calls.items.push(raw.clone()),
-                    (true, Format::Table) => print(&format!("{pool} {} would be {done}", worker.id))?,
-                }
-            }
-            let go_on = calls.make(ids).await?;
-            page_token = page.next_page_token;
-            if !go_on || page_token.is_none() {
-                break;
-            }
-        }
-        if context.output == Format::Table {
-            let failed = if calls.failed > 0 { format!(", {} failed", calls.failed) } else { String::new() };
-            let so_far = if page_token.is_some() { ", and the rest was not looked at" } else { "" };
-            print(&format!("{fit} of {all} workers fit{failed}{so_far}"))?;
-        }
-        calls.end()
-    }
-}
-
-/// What a selector looks at.
-#[derive(Deserialize)]
-struct Labelled {
-    id: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
 }
 
 async fn list(context: &Context, pool: &PoolName, limit: Option<u32>) -> Result<(), Failure> {

@@ -2,24 +2,25 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-/// Why a text is no address to listen on.
+/// Reason for which a text is no address to listen on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// A host and a port cannot be told apart in it.
+    /// Text in which a host and a port cannot be told apart.
     #[error("must be HOST:PORT, as in 127.0.0.1:7070, localhost:7070 or :7070 for all interfaces, got {0:?}")]
     Form(String),
-    /// An address of version 6 whose end cannot be told from a port.
+    /// Address of version 6 whose end cannot be told from a port.
     #[error("must have the address in brackets, as in [::1]:7070, got {0:?}")]
     Brackets(String),
-    /// A name that has no address here.
+    /// Name that has no address on this machine.
     #[error("cannot find the host {host:?}: {error}")]
     Host {
-        /// The name.
+        /// Host that was to be resolved.
         host: String,
-        /// What the resolver said.
+        /// Error of the resolver.
         error: io::Error,
     },
 }
@@ -27,7 +28,7 @@ pub enum ListenError {
 /// Reads `HOST:PORT`. A name is resolved, and an address of version 4 preferred; no host at all means all interfaces.
 ///
 /// # Errors
-/// It is not of that form, or the name has no address.
+/// The text is not of that form, or the name has no address.
 pub fn address(text: &str) -> Result<SocketAddr, ListenError> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -56,4 +57,32 @@ pub fn address(text: &str) -> Result<SocketAddr, ListenError> {
 /// Those of [`address`].
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     address(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+/// Address on which RESP is served; none: `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RespListen(pub Option<SocketAddr>);
+
+impl FromStr for RespListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => match address(text) {
+                Ok(address) => Ok(Self(Some(address))),
+                Err(ListenError::Form(_)) => Err(format!("must be HOST:PORT or off, got {text:?}")),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for RespListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }

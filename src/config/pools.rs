@@ -14,9 +14,9 @@ use crate::refusal::Refusal;
 /// One pool: `name`, and beside it the fields of its specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
-    /// `namespace/pool`.
+    /// Name of the pool, `namespace/pool`.
     pub name: PoolName,
-    /// What is left out has its default, as in `PUT /v1/pools/{ns}/{pool}`.
+    /// Specification; a field that is left out has its default, as in `PUT /v1/pools/{ns}/{pool}`.
     pub spec: PoolSpec,
 }
 
@@ -126,7 +126,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
 struct Key<K>(K);
 
 enum Either<K, V> {
-    /// It is `name`; the seed was not needed.
+    /// Key `name`, which did not need the seed.
     Name(K),
     Spec(V),
 }

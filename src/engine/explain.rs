@@ -1,8 +1,9 @@
 //! What a claim would find: which worker it would be given, and of the others why not. Takes nothing and changes nothing.
 //!
-//! The worker is chosen by the very pick of the decision. The count looks at each worker by itself, a few thousand at a
-//! time, so that a shard of a million workers is not kept from its claims; it asks the same questions as the pick
-//! ([`Wants::allows`], room, bars, end of life), only one after another and by name. A test holds both together.
+//! The worker is chosen by the very pick of the decision. The count looks at each worker by itself, at most
+//! [`limits::SLICE_ENTRIES`] at a time, so that a shard of a million workers is not kept from its claims; it asks the same
+//! questions as the pick ([`Wants::allows`], room, bars, end of life), only one after another and by name. A test holds both
+//! together.
 
 use std::sync::Arc;
 

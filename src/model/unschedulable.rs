@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 /// that it is in while it holds no claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UnschedulableReason {
-    /// Its owner said so, for the rest of this incarnation.
+    /// Owner drains the worker, for the rest of this incarnation.
     Draining,
-    /// Its owner said so.
+    /// Owner keeps claims off the worker until an uncordon.
     Cordoned,
-    /// It was silent for too long.
+    /// Worker was silent for longer than its pool's `heartbeat_ttl_ms`.
     Lost,
-    /// Nothing has spoken for it yet.
+    /// Worker may run what the service does not know of, and nothing has spoken for it since.
     Suspect,
-    /// Its own end of life has come.
+    /// Worker has reached its `expires_at_ms`.
     Ended,
-    /// It runs what it was told to stop.
+    /// Worker runs a claim that it was told to stop.
     Stopping,
-    /// It is kept for a claim that waits.
+    /// Worker is kept for a claim that waits.
     Reserved,
 }
 

@@ -1,4 +1,4 @@
-//! What operators change, in the log: who asked, for what, and what became of it. Every edge goes through the facade, so the
+//! Log of what operators change: who asked, for what, and what became of it. Every edge goes through the facade, so the
 //! lines are written here, once for all of them. Claims and releases are not an operator's changes and have no line;
 //! registrations of workers have one at debug.
 //!
@@ -32,7 +32,7 @@ pub(super) enum ChangeKind {
     DeleteQuota,
     Steer(WorkerVerb),
     DeleteWorker,
-    /// At debug only.
+    /// Registration of workers, which has a line at debug only.
     RegisterWorkers,
 }
 
@@ -54,16 +54,16 @@ impl ChangeKind {
     }
 }
 
-/// What became of a change.
+/// Outcome of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum ChangeResult {
     Created,
     Replaced,
-    /// It was so before: a line at debug only.
+    /// Everything was so before, so the line is one at debug only.
     Unchanged,
     Done,
     Refused,
-    /// It was begun, and its outcome is not known.
+    /// Begun, and with an outcome that is not known.
     Unknown,
 }
 
@@ -80,14 +80,14 @@ impl ChangeResult {
     }
 }
 
-/// What a line says of a change beside its kind and result.
+/// Details of a change, which its line has beside kind and result.
 #[derive(Debug, Default)]
 pub(super) struct ChangeDetails {
     pub pool: Option<PoolName>,
     pub worker: Option<WorkerId>,
-    /// `namespace/tenant`, or `namespace`.
+    /// Name of a quota: `namespace/tenant`, or `namespace`.
     pub quota: Option<String>,
-    /// A pool is deleted with its workers.
+    /// Whether a pool may be deleted with its workers.
     pub forced: Option<bool>,
     /// Workers that the change is about.
     pub workers: Option<u64>,
@@ -97,9 +97,9 @@ pub(super) struct ChangeDetails {
     pub suspect: Option<u64>,
     /// Claims that ended with their worker.
     pub claims_lost: Option<u64>,
-    /// What was set.
+    /// Settings that the change sets, and what they were.
     pub difference: Option<Difference>,
-    /// Why it was refused.
+    /// Reason for which the change was refused.
     pub error: Option<String>,
 }
 
@@ -131,7 +131,7 @@ pub(super) struct PendingChange<'s> {
 }
 
 impl PendingChange<'_> {
-    /// Adds to what the line says.
+    /// Details of the line, to be added to.
     pub fn details(&mut self) -> &mut ChangeDetails {
         &mut self.details
     }
@@ -175,7 +175,7 @@ impl Scheduler {
     }
 }
 
-/// Log of changes, and what of them is only counted so far.
+/// Log of changes, with the counts that are still to be written.
 #[derive(Debug, Default)]
 pub(super) struct ChangeLog {
     budget: Mutex<ChangeBudget>,
@@ -193,16 +193,13 @@ impl ChangeLog {
         let is_quiet = result == ChangeResult::Unchanged || kind == ChangeKind::RegisterWorkers;
         let peer = caller.and_then(|caller| caller.peer);
         let line = match is_quiet {
-            true => ChangeLine::Counted,
+            true => ChangeLine::Detail,
             false => {
                 let group = ChangeGroup { kind, result, pool: details.pool.clone(), peer: peer.map(|peer| peer.ip()) };
                 self.budget().on_change(group, now_ms)
             }
         };
-        match line {
-            ChangeLine::Own => write_line(Level::Info, kind, result, caller, details),
-            ChangeLine::Counted => write_line(Level::Debug, kind, result, caller, details),
-        }
+        write_line(line, kind, result, caller, details);
     }
 
     /// Writes the counts that are due.
@@ -231,12 +228,13 @@ pub(super) fn are_registrations_logged() -> bool {
     tracing::enabled!(target: TARGET, tracing::Level::DEBUG)
 }
 
-enum Level {
-    Info,
-    Debug,
-}
-
-fn write_line(level: Level, kind: ChangeKind, result: ChangeResult, caller: Option<&Caller>, details: &ChangeDetails) {
+fn write_line(
+    line: ChangeLine,
+    kind: ChangeKind,
+    result: ChangeResult,
+    caller: Option<&Caller>,
+    details: &ChangeDetails,
+) {
     let ChangeDetails { pool, worker, quota, forced, workers, cleared, suspect, claims_lost, difference, error } =
         details;
     // Texts are written as such, not as they would be displayed: so whatever stands in them, they stay inside of their line.
@@ -266,8 +264,8 @@ fn write_line(level: Level, kind: ChangeKind, result: ChangeResult, caller: Opti
             )
         };
     }
-    match level {
-        Level::Info => line!(info),
-        Level::Debug => line!(debug),
+    match line {
+        ChangeLine::Own => line!(info),
+        ChangeLine::Detail => line!(debug),
     }
 }

@@ -31,10 +31,12 @@ impl Scheduler {
     /// `Invalid` naming the field; `State` for other `shards` or another `mode`, which never change, and for a new pool when
     /// there are as many pools or shards as there may be.
     pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), Refusal> {
-        self.open()?;
         let scheduler = self.clone();
         // Once begun it goes to its end, whether the caller waits or not: half a pool would keep its number and its shards.
-        let setting = tokio::spawn(carried(async move { scheduler.set_pool(name, spec).await }));
+        let setting = tokio::spawn(carried(async move {
+            scheduler.open().or_else(|refusal| scheduler.refuse_put(&name, refusal))?;
+            scheduler.set_pool(name, spec).await
+        }));
         let (created, pool) = setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
         Ok((created, self.status(&pool).await))
     }
@@ -51,42 +53,59 @@ impl Scheduler {
         version: Option<u64>,
         change: impl FnOnce(&PoolSpec) -> Result<PoolSpec, Refusal> + Send + 'static,
     ) -> Result<PoolStatus, Refusal> {
-        self.open()?;
         let scheduler = self.clone();
         // As with `put_pool`, it goes to its end.
         let changing = tokio::spawn(carried(async move {
             let _one_at_a_time = scheduler.shared.changing.lock().await;
-            let pool = scheduler.pool(&name)?;
-            let (current, spec) = pool.specification();
-            if version.is_some_and(|version| version != current) {
-                return Err(Refusal::Version(current));
-            }
-            scheduler.replace_pool(&pool, change(&spec)?.settled()?).await?;
+            let changed = scheduler.changed_specification(&name, version, change);
+            let (pool, spec) = changed.or_else(|refusal| scheduler.refuse_put(&name, refusal))?;
+            scheduler.replace_pool(&pool, spec).await?;
             Ok(pool)
         }));
         let pool = changing.await.unwrap_or(Err(Refusal::DeadlineExceeded))?;
         Ok(self.status(&pool).await)
     }
 
-    /// The same as [`Self::put_pool`], also before calls are answered.
+    /// Specification that a pool would have, and the pool; the caller lets one change go at a time.
+    fn changed_specification(
+        &self,
+        name: &PoolName,
+        version: Option<u64>,
+        change: impl FnOnce(&PoolSpec) -> Result<PoolSpec, Refusal>,
+    ) -> Result<(Arc<Pool>, PoolSpec), Refusal> {
+        self.open()?;
+        let pool = self.pool(name)?;
+        let (current, spec) = pool.specification();
+        if version.is_some_and(|version| version != current) {
+            return Err(Refusal::Version(current));
+        }
+        let changed = change(&spec)?.settled()?;
+        Ok((pool, changed))
+    }
+
+    /// Creates a pool (true), or replaces its specification, as [`Self::put_pool`] does; also before calls are answered.
     pub(super) async fn set_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, Arc<Pool>), Refusal> {
-        let spec = spec.settled()?;
+        let spec = spec.settled().or_else(|refusal| self.refuse_put(&name, refusal))?;
         let _one_at_a_time = self.shared.changing.lock().await;
         let known = self.dispatch().pools.load().get(&name).cloned();
-        let put = || self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
         match known {
-            Some(pool) if pool.is_closing() => put().outcome(ChangeResult::Unchanged, Err(being_deleted())),
+            Some(pool) if pool.is_closing() => self.refuse_put(&name, being_deleted()),
             Some(pool) => {
                 self.replace_pool(&pool, spec).await?;
                 Ok((false, pool))
             }
             None => {
-                let mut change = put();
+                let mut change = self.change(ChangeKind::PutPool, ChangeDetails::of_pool(&name));
                 change.details().difference = Some(Difference::from_defaults(&spec));
                 let created = change.outcome(ChangeResult::Created, self.create_pool(name, spec).await)?;
                 Ok((true, created))
             }
         }
+    }
+
+    /// Logs a pool's specification that is refused before anything is begun, and passes the refusal on.
+    fn refuse_put<T>(&self, name: &PoolName, refusal: Refusal) -> Result<T, Refusal> {
+        self.change(ChangeKind::PutPool, ChangeDetails::of_pool(name)).outcome(ChangeResult::Unchanged, Err(refusal))
     }
 
     async fn create_pool(&self, name: PoolName, spec: PoolSpec) -> Result<Arc<Pool>, Refusal> {
@@ -181,7 +200,6 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`; `State` if it has workers.
     pub async fn delete_pool(&self, name: &PoolName, force: bool) -> Result<(), Refusal> {
-        self.open()?;
         let (scheduler, name) = (self.clone(), name.clone());
         // Once begun it goes to its end, whether the caller waits or not: half a deletion would leave the pool closed.
         let deleting = tokio::spawn(carried(async move {
@@ -196,6 +214,7 @@ impl Scheduler {
 
     /// Deletes a pool; how many workers went with it.
     async fn delete_to_the_end(&self, name: &PoolName, force: bool) -> Result<u64, Refusal> {
+        self.open()?;
         let _one_at_a_time = self.shared.changing.lock().await;
         let pool = self.pool(name)?;
         let catalogue = self.catalogue()?;
@@ -285,7 +304,7 @@ impl Scheduler {
         }
     }
 
-    /// What every shard says of itself; of those that do not answer, what their handles know.
+    /// Reports of all shards; for those that do not answer, from what their handles know.
     pub(super) async fn status(&self, pool: &Arc<Pool>) -> PoolStatus {
         let reports = join_all(pool.ports.iter().map(|port| async move {
             let (reply, answer) = Reply::one();

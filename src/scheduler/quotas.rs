@@ -21,14 +21,12 @@ impl Scheduler {
         tenant: Option<&str>,
         quota: Quota,
     ) -> Result<(bool, QuotaStatus), Refusal> {
-        self.open()?;
         let name = name(namespace, tenant)?;
-        quota.check()?;
         let created = self.set_quota(name.clone(), Some(quota)).await?.is_none();
         Ok((created, self.quota_status(&name)))
     }
 
-    /// What a tenant may hold, and what it holds; without one, the quota of tenants of the namespace that have none of their own.
+    /// Quota of a tenant, and what the tenant holds; without a tenant, the quota of tenants of the namespace that have none of their own.
     ///
     /// # Errors
     /// `Invalid` for a name that is none.
@@ -42,7 +40,6 @@ impl Scheduler {
     /// # Errors
     /// `NotFound` if none was set.
     pub async fn delete_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<(), Refusal> {
-        self.open()?;
         self.set_quota(name(namespace, tenant)?, None).await.map(drop)
     }
 
@@ -80,6 +77,8 @@ impl Scheduler {
         quota: Option<Quota>,
         before: Option<Quota>,
     ) -> Result<Option<Quota>, Refusal> {
+        self.open()?;
+        quota.as_ref().map_or(Ok(()), Quota::check)?;
         let tenants = &self.dispatch().keys.tenants;
         match (&before, &quota) {
             (None, None) => return Err(Refusal::NotFound(What::Quota)),

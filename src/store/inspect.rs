@@ -14,69 +14,69 @@ use crate::row::{self, Frames, PoolRow, QuotaRow, RowError, RowKind, ShardRow};
 
 pub use self::rows::{ClaimContents, GangContents, WorkerContents};
 
-/// Everything that was found.
+/// Contents of a store, as far as they were asked for.
 #[derive(Debug, Serialize)]
 pub struct Contents {
-    /// What the store says of itself: its kind, who owns it, and which fences were given out.
+    /// Properties of the store by name: its kind, who owns it, and which fences were given out.
     pub about: BTreeMap<String, String>,
-    /// Its pools, by name.
+    /// Pools, ordered by name.
     pub pools: Vec<PoolContents>,
-    /// Its quotas, by name; none where only one pool was asked for.
+    /// Quotas, ordered by name; none where only one pool was asked for.
     pub quotas: Vec<QuotaContents>,
 }
 
-/// One pool.
+/// One pool, as the catalogue has it.
 #[derive(Debug, Serialize)]
 pub struct PoolContents {
-    /// `ns/pool`.
+    /// Name of the pool, `ns/pool`.
     pub name: String,
-    /// Part of its shards' keys.
+    /// Uid of the pool, part of the keys of its shards.
     pub uid: u64,
-    /// Number of its specification.
+    /// Version of the specification.
     pub version: u64,
-    /// It is being deleted.
+    /// Whether the pool is being deleted.
     pub deleting: bool,
     /// Version of the hash that gives workers their shards.
     pub hash_version: u32,
-    /// Its specification, as it is stored.
+    /// Specification, as it is stored.
     pub spec: serde_json::Value,
-    /// Its shards, in order.
+    /// Shards, ordered by index.
     pub shards: Vec<ShardContents>,
 }
 
-/// One quota.
+/// One quota, as the catalogue has it.
 #[derive(Debug, Serialize)]
 pub struct QuotaContents {
-    /// `namespace/tenant`, or `namespace` for its tenants without their own.
+    /// Name of the quota: `namespace/tenant`, or `namespace` for its tenants without their own.
     pub name: String,
-    /// The quota, as it is stored.
+    /// Bounds of the quota, as they are stored.
     pub quota: serde_json::Value,
 }
 
-/// One shard.
+/// One shard, as its rows have it.
 #[derive(Debug, Default, Serialize)]
 pub struct ShardContents {
-    /// Index.
+    /// Index of the shard in its pool.
     pub shard: u16,
-    /// Sequence number of its state; none: it cannot be read.
+    /// Sequence number of the state that was read; none: the shard cannot be read.
     pub seq: Option<u64>,
-    /// Why it, or a row of it, cannot be read.
+    /// Reason for which the shard, or a row of it, cannot be read.
     pub error: Option<String>,
-    /// Rows of workers, without those that are deleted.
+    /// Number of workers, without those that are deleted.
     pub workers: u64,
-    /// Claims that are held.
+    /// Number of claims that are held.
     pub held: u64,
-    /// Highest fence that it granted.
+    /// Highest fence that the shard granted.
     pub fence_max: u64,
-    /// It acknowledges claims from memory.
+    /// Whether the shard acknowledges claims from memory.
     pub memory: bool,
-    /// How long a claim that was lost may still be started, in milliseconds.
+    /// Time for which a claim that was lost may still be started, in milliseconds.
     pub reserve_ms: u64,
-    /// How many stops may have lost claims so far.
+    /// Number of stops so far that may have lost claims.
     pub unclean: u64,
     /// Numbers of committed gangs whose members may still be provisional.
     pub gangs: Vec<u64>,
-    /// Its workers, if they were asked for.
+    /// Workers of the shard, if they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rows: Vec<WorkerContents>,
 }
@@ -184,7 +184,10 @@ async fn shards(store: &dyn Store, uid: u64, shards: u16, rows: bool) -> Result<
             ShardContents { shard: shard.shard, seq, error, ..ShardContents::default() }
         })
         .collect();
-    for ((key, kind, id), body) in found.bodies {
+    // The shard's own row first: it says which of its workers nothing has spoken for.
+    let (heads, others): (Vec<_>, Vec<_>) =
+        found.bodies.into_iter().partition(|((_, kind, _), _)| *kind == RowKind::Shard);
+    for ((key, kind, id), body) in heads.into_iter().chain(others) {
         let Some(shard) = contents.iter_mut().find(|shard| shard.shard == key.shard) else { continue };
         if let Err(error) = shard.add(kind, &id, &body, rows) {
             shard.error.get_or_insert(error);
@@ -198,7 +201,7 @@ impl ShardContents {
         let wrong = |error: RowError| error.to_string();
         match kind {
             RowKind::Worker => {
-                let worker = WorkerContents::of_row(id, row::worker(id, body).map_err(wrong)?)?;
+                let worker = WorkerContents::of_row(id, row::worker(id, body).map_err(wrong)?, self.unclean)?;
                 self.workers += u64::from(!worker.deleted);
                 self.held += worker.held.len() as u64;
                 if rows {

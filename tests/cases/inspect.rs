@@ -136,6 +136,10 @@ async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
     assert_eq!([&claim["labels"]["job"], &claim["resources"]["gpu"]["milli"]], [&json!("x"), &json!(500)]);
     assert!(claim["created_at_ms"].is_u64() && claim["activated_at_ms"].is_u64(), "{claim}");
     assert_eq!(claim["gpus"].as_array().unwrap().len(), 1, "which of its worker's cards");
+    let beats = [&row["heartbeat_ttl_ms"], &workers(&found, "p")[named.worker.spec.id.as_str()]["heartbeat_ttl_ms"]];
+    assert_eq!(beats, [&Value::Null, &json!(MINUTE)], "only one of them ever sent a heartbeat");
+    let lasting = &workers(&found, "p")[active.worker.spec.id.as_str()]["held"][0];
+    assert_eq!([lasting.get("term_ms"), row.get("affinity")], [None, None], "what there is not is left out");
     let rows = workers(&found, "p");
     let states: BTreeMap<&str, &str> = rows
         .values()
@@ -148,6 +152,20 @@ async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
     assert_eq!(rows["gone"]["deleted"], true);
     let ceiling = found["about"]["fence_ceiling"].as_str().and_then(|ceiling| ceiling.parse::<u64>().ok());
     assert!(ceiling >= Some(named.fence), "{}", found["about"]);
+}
+
+#[tokio::test]
+async fn h07_a_worker_that_nothing_speaks_for_since_an_unclean_stop_is_shown_as_suspect() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Memory), &["spoken", "silent"]).await;
+    world.stored("p").await;
+    let world = world.crashed().await;
+    world.spec_of_worker("p", WorkerSpec { incarnation: 1, ..worker("spoken") }).await;
+    world.stored("p").await;
+    let found = contents(&world.gate().copy().await).await;
+    let rows = workers(&found, "p");
+    assert_eq!(rows["silent"]["unschedulable"], json!(["suspect"]), "{rows:?}");
+    assert_eq!(rows["spoken"]["unschedulable"], json!([]), "{rows:?}");
 }
 
 /// A gang whose row is stored while its home is silent.

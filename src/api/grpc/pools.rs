@@ -24,8 +24,8 @@ impl PoolService for Calls {
         let PutPoolRequest { namespace, pool, spec } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
-        spec.check().map_err(|refusal| refusal.within("spec")).map_err(Failure::from)?;
-        let (created, status) = self.scheduler.put_pool(name, spec).await.map_err(Failure::from)?;
+        let put = self.scheduler.put_pool(name, spec).await;
+        let (created, status) = put.map_err(|refusal| refusal.within("spec")).map_err(Failure::from)?;
         Ok(Response::new(PutPoolResponse { pool: Some(whole_pool(&status)), created }))
     }
 

@@ -9,15 +9,18 @@ use super::proto::{
 };
 use super::{Answer, Calls, read};
 use crate::api::outcome::Failure;
+use crate::model::check_name;
 
 #[async_trait]
 impl QuotaService for Calls {
     async fn put_quota(&self, request: Request<PutQuotaRequest>) -> Answer<PutQuotaResponse> {
         let PutQuotaRequest { namespace, tenant, spec } = request.get_ref();
         let quota = read::quota(spec.unwrap_or_default());
-        quota.check().map_err(|refusal| Failure::from(refusal).inside("spec"))?;
+        // Names first: what else is invalid is within the specification.
+        check_name("namespace", namespace).map_err(Failure::from)?;
+        tenant.as_ref().map_or(Ok(()), |tenant| check_name("tenant", tenant)).map_err(Failure::from)?;
         let put = self.scheduler.put_quota(namespace, tenant.as_deref(), quota).await;
-        let (created, status) = put.map_err(Failure::from)?;
+        let (created, status) = put.map_err(|refusal| refusal.within("spec")).map_err(Failure::from)?;
         Ok(Response::new(PutQuotaResponse { quota: Some((&status).into()), created }))
     }
 

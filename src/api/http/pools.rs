@@ -19,7 +19,6 @@ pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: PoolPath, sen
     Params::read(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let spec: PoolSpec = object(&body(&api, sent).await?)?;
-    spec.check()?;
     let (new, status) = api.scheduler.put_pool(name, spec).await?;
     Ok(json(created(new), &PoolAnswer::from(&status)))
 }

@@ -183,15 +183,24 @@ impl Set {
                 }
                 _ => Ok(()),
             };
+            let whole_and_single = || Failure::usage("--reset", "labels cannot be reset as a whole and one by one");
             match field.split_once('.') {
+                Some(("labels", "")) => {
+                    let message = "labels. names no label; say labels.KEY, or labels for all of them";
+                    return Err(Failure::usage("--reset", message));
+                }
                 // A key may hold points itself.
                 Some(("labels", key)) => {
                     let labels = patch.entry("labels").or_insert_with(|| json!({}));
-                    let labels = labels
-                        .as_object_mut()
-                        .ok_or_else(|| Failure::usage("--reset", "labels cannot be reset as a whole and one by one"))?;
+                    let labels = labels.as_object_mut().ok_or_else(whole_and_single)?;
                     twice(labels.insert(key.to_owned(), Value::Null))?;
                 }
+                _ if field == "labels" => match patch.insert(field.clone(), Value::Null) {
+                    Some(Value::Object(labels)) if labels.values().all(Value::is_null) => {
+                        return Err(whole_and_single());
+                    }
+                    known => twice(known)?,
+                },
                 // As the flag has it, or as the API.
                 _ => twice(patch.insert(field.replace('-', "_"), Value::Null))?,
             }

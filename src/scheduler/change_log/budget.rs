@@ -32,11 +32,13 @@ impl ChangeGroup {
     }
 }
 
-/// Line that a change has.
+/// Line of a single change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ChangeLine {
+    /// Line at info, for everybody who reads the log.
     Own,
-    Counted,
+    /// Line at debug, for whoever asks for each change.
+    Detail,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,7 @@ pub(in crate::scheduler) struct ChangeBudget {
 }
 
 impl ChangeBudget {
-    /// Takes one change, and says which line it has.
+    /// Counts one change, and says which line it has: [`ChangeLine::Detail`] once it is only in the count.
     pub(super) fn on_change(&mut self, group: ChangeGroup, now_ms: Millis) -> ChangeLine {
         let is_known = self.rows.contains_key(&group) || self.rows.len() < CHANGE_GROUPS_MAX;
         let group = if is_known { group } else { group.at_large() };
@@ -71,7 +73,7 @@ impl ChangeBudget {
             row.counted_ms = now_ms;
         }
         row.more += 1;
-        ChangeLine::Counted
+        ChangeLine::Detail
     }
 
     /// Takes the counts that are to be written now, and forgets what was quiet.

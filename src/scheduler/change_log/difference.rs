@@ -15,30 +15,30 @@ pub(in crate::scheduler) struct Difference {
 }
 
 impl Difference {
-    /// What is new where nothing was before: all that differs from the defaults.
+    /// Settings of something new: all that differ from the defaults.
     pub fn from_defaults<T: Serialize + Default>(new: &T) -> Self {
         let (settings, _) = differing(&T::default(), new);
         Self { settings: bounded(&settings), before: None }
     }
 
-    /// What is new, and what stood there before.
+    /// Settings that `new` changes, with the values of both.
     pub fn between<T: Serialize>(old: &T, new: &T) -> Self {
         let (settings, before) = differing(old, new);
         Self { settings: bounded(&settings), before: Some(bounded(&before)) }
     }
 
-    /// Fields with their new values.
+    /// Changed fields with their new values, as JSON.
     pub fn settings(&self) -> &str {
         &self.settings
     }
 
-    /// The same fields with the values that they had.
+    /// Changed fields with the values that `old` had, as JSON; none for something new.
     pub fn before(&self) -> Option<&str> {
         self.before.as_deref()
     }
 }
 
-/// Fields of both that differ: as in `new`, as in `old`. One that is left out is null.
+/// Fields that differ: as in `new`, and as in `old`. A field that is left out is null.
 fn differing<T: Serialize>(old: &T, new: &T) -> (Value, Value) {
     let fields = |value: &T| match serde_json::to_value(value) {
         Ok(Value::Object(fields)) => fields,

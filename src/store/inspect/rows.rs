@@ -1,90 +1,95 @@
 //! Rows of workers and claims as they are shown.
 
+use std::num::NonZeroU64;
+
 use serde::Serialize;
 
 use crate::engine::bars;
 use crate::model::{Capacity, ClaimSpec, Labels, Resources};
 use crate::row::{ClaimRow, ClaimSpecRow, WorkerRow};
 
-/// One worker.
+/// One worker, as its row has it.
 #[derive(Debug, Serialize)]
 pub struct WorkerContents {
-    /// Its id.
+    /// Id of the worker.
     pub id: String,
-    /// Grows with every change.
+    /// Version, which grows with every change of the worker.
     pub version: u64,
-    /// Grows when it starts anew.
+    /// Incarnation, which grows when the worker starts anew.
     pub incarnation: u64,
-    /// It is gone; the row keeps late words of it out.
+    /// Whether the worker is deleted; the row refuses what still comes from it.
     pub deleted: bool,
-    /// What it holds, as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without the times that are not known.
+    /// Claims as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without the times that are not known.
     pub claims: Vec<String>,
-    /// What it holds, in full.
+    /// Claims with all that is stored of them.
     pub held: Vec<ClaimContents>,
-    /// What it has.
+    /// Capacity that the worker registered.
     pub capacity: Capacity,
-    /// What its claim was promised, if that is more than it has now.
+    /// Capacity that the claim was promised, if that is more than the worker has now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promised: Option<Capacity>,
-    /// Its labels.
+    /// Labels that the worker registered.
     pub labels: Labels,
-    /// Its machine, if that is known.
+    /// Machine that the worker runs on, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Why it is not offered.
+    /// Reasons for which the worker is not offered, as far as they follow from what is stored.
     pub unschedulable: Vec<String>,
-    /// Unclean stops of its shard before something last spoke for it.
+    /// Number of unclean stops of the shard when something last spoke for the worker.
     pub vouched: u64,
-    /// How long it may be silent, in milliseconds; 0: it never sent a heartbeat.
-    pub heartbeat_ttl_ms: u64,
-    /// Its own end of life, in unix milliseconds.
+    /// Longest silence of the worker, in milliseconds; none before its first heartbeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_ttl_ms: Option<NonZeroU64>,
+    /// Unix time in milliseconds at which the worker ends by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at_ms: Option<u64>,
-    /// Sequence number of its becoming idle.
+    /// Sequence number at which the worker became idle.
     pub idle_seq: u64,
-    /// Hash of the affinity of its last claim; 0: none.
-    pub affinity: u64,
+    /// Hash of the affinity of the last claim, if that had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<NonZeroU64>,
 }
 
-/// One claim.
+/// One claim, as the row of its worker has it.
 #[derive(Debug, Serialize)]
 pub struct ClaimContents {
-    /// Its tenant.
+    /// Tenant that the claim belongs to.
     pub tenant: String,
-    /// Its key.
+    /// Key that the claim holds.
     pub key: String,
-    /// Number of the grant.
+    /// Fence, the number of the grant.
     pub fence: u64,
-    /// `reserved`, `active` or `releasing`.
+    /// State: `reserved`, `active` or `releasing`.
     pub state: &'static str,
-    /// How long it may stay reserved, in milliseconds.
+    /// Longest time for which the claim stays reserved, in milliseconds.
     pub reserve_ms: u64,
-    /// How long it may stay active without a renewal, or releasing, in milliseconds; 0: for ever.
-    pub term_ms: u64,
-    /// Its worker named it.
+    /// Longest time for which the claim stays active without a renewal, or releasing, in milliseconds; none: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub term_ms: Option<NonZeroU64>,
+    /// Whether a list of the worker has named the claim.
     pub named: bool,
-    /// In a shared pool, which GPUs of its worker it holds.
+    /// Indices of the worker's GPUs that the claim holds, in a shared pool.
     pub gpus: Vec<u32>,
-    /// The gang for which it is held provisionally.
+    /// Gang for which the claim is held provisionally.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gang: Option<GangContents>,
-    /// It is being released because another claim evicted it.
+    /// Whether the claim is being released because another one evicted it.
     pub evicted: bool,
-    /// Labels of its request.
+    /// Labels of the claim's request.
     pub labels: Labels,
-    /// What it asked for.
+    /// Resources that the claim asked for.
     pub resources: Resources,
-    /// Its priority.
+    /// Priority of the claim; lower ones may be evicted for it.
     pub priority: u16,
-    /// It may be evicted.
+    /// Whether the claim may be evicted.
     pub preemptible: bool,
-    /// Model of the GPUs that it was granted, if its worker has others by now, or none.
+    /// Model of the GPUs that were granted, if the worker has others by now, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub granted_model: Option<std::sync::Arc<str>>,
-    /// Unix time in milliseconds at which its worker was given to it, if that is known.
+    /// Unix time in milliseconds at which the claim was granted, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_at_ms: Option<u64>,
-    /// Unix time in milliseconds at which it became active, if it has and that is known.
+    /// Unix time in milliseconds at which the claim became active, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activated_at_ms: Option<u64>,
 }
@@ -92,20 +97,20 @@ pub struct ClaimContents {
 /// A gang that a claim is a provisional member of.
 #[derive(Debug, Serialize)]
 pub struct GangContents {
-    /// Its number.
+    /// Number of the gang.
     pub id: u64,
-    /// Uid of the pool of its home.
+    /// Uid of the pool that the gang's home is in.
     pub pool: u64,
-    /// Index of the home there.
+    /// Index of the gang's home among the shards of that pool.
     pub shard: u32,
 }
 
 impl WorkerContents {
-    /// A row of a worker.
+    /// Contents of a worker's row, in a shard that had so many `unclean` stops.
     ///
     /// # Errors
-    /// It does not describe a worker.
-    pub(super) fn of_row(id: &str, row: WorkerRow) -> Result<Self, String> {
+    /// The row does not describe a worker.
+    pub(super) fn of_row(id: &str, row: WorkerRow, unclean: u64) -> Result<Self, String> {
         let spec = row.spec(id).map_err(|error| error.to_string())?;
         let WorkerRow {
             incarnation,
@@ -136,6 +141,7 @@ impl WorkerContents {
             let (created, activated) = (time("created_at_ms", created_at_ms), time("activated_at_ms", activated_at_ms));
             format!("{tenant}/{key}#{fence} {state}{created}{activated}")
         });
+        let is_unvouched = !deleted && vouched < unclean;
         Ok(Self {
             id: id.to_owned(),
             version,
@@ -147,12 +153,12 @@ impl WorkerContents {
             promised: promised.as_ref().map(Capacity::from),
             labels,
             node: Some(node).filter(|node| !node.is_empty()),
-            unschedulable: unschedulable(bars),
+            unschedulable: unschedulable(bars, if is_unvouched { bars::UNVOUCHED } else { 0 }),
             vouched,
-            heartbeat_ttl_ms,
+            heartbeat_ttl_ms: NonZeroU64::new(heartbeat_ttl_ms),
             expires_at_ms: spec.expires_at_ms,
             idle_seq,
-            affinity,
+            affinity: NonZeroU64::new(affinity),
         })
     }
 }
@@ -192,7 +198,7 @@ impl ClaimContents {
             fence,
             state,
             reserve_ms,
-            term_ms,
+            term_ms: NonZeroU64::new(term_ms),
             named,
             gpus,
             gang,
@@ -208,20 +214,22 @@ impl ClaimContents {
     }
 }
 
-/// Words for the reasons that a row carries. One that is not known is of a later version.
-fn unschedulable(stored: u32) -> Vec<String> {
+/// Words for reasons: for those that a row has as bits, and for the `derived` ones that follow from its other fields. A
+/// bit that is not known is of a later version.
+fn unschedulable(stored: u32, derived: u8) -> Vec<String> {
     let known = [
         (bars::CORDONED, "cordoned"),
         (bars::DRAINING, "draining"),
         (bars::LOST, "lost"),
-        (bars::SUSPECT, "suspect"),
+        (bars::DISTRUST, "suspect"),
         (bars::STOPPING, "stopping"),
     ];
     const _: () = assert!(
         bars::STORED == bars::CORDONED | bars::DRAINING | bars::LOST | bars::SUSPECT | bars::STOPPING,
         "every reason that is stored has a word"
     );
-    let has = |bar: u8| stored & u32::from(bar) != 0;
+    let bars = stored & u32::from(bars::STORED) | u32::from(derived);
+    let has = |bar: u8| bars & u32::from(bar) != 0;
     let words = known.iter().filter(|(bar, _)| has(*bar)).map(|(_, word)| (*word).to_owned());
     let unknown = stored & !u32::from(bars::STORED);
     words.chain((unknown != 0).then(|| format!("unknown ({unknown:#x})"))).collect()

@@ -121,6 +121,14 @@ fn set_changes_single_fields() {
     server.cli("pools set demo/warm").failed(64, &["nothing to set"]);
     server.cli("pools set demo/warm --reset frobnicate").failed(64, &["frobnicate", "unknown field"]);
     server.cli("pools set demo/warm --reset ack --ack memory").failed(64, &["ack", "--reset"]);
+    for both in ["--reset labels.d --reset labels", "--reset labels --reset labels.d"] {
+        let words = &["labels", "as a whole and one by one"];
+        server.cli(&format!("pools set demo/warm {both}")).failed(64, words);
+    }
+    server
+        .cli("pools set demo/warm --label d=1 --reset labels")
+        .failed(64, &["labels cannot be set and reset at once"]);
+    server.cli("pools set demo/warm --reset labels.").failed(64, &["labels. names no label", "labels.KEY"]);
     server.cli("pools set demo/none --ack memory").failed(4, &["pool not found"]);
     server.cli("pools set demo/warm --shards 4").failed(3, &["never change"]);
 }

@@ -1,7 +1,7 @@
 //! What goes over the wire, read by a listener that is no service: every flag is where the API has it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::thread::spawn;
 
 use serde_json::{Value, json};
@@ -14,35 +14,38 @@ fn asked(arguments: &[&str], answer: &Value) -> (String, Value, Option<i32>) {
     (first, body, ran.code)
 }
 
-/// The same, with all that the command wrote.
+/// Runs a command against a listener that answers `answer` once; what it was asked, and all that the command wrote.
 fn asked_ran(arguments: &[&str], answer: &Value) -> (String, Value, Ran) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let answer = answer.to_string();
-    let listening = spawn(move || {
-        let (stream, _) = listener.accept().unwrap();
-        let mut reader = BufReader::new(stream);
-        let (mut first, mut length) = (String::new(), 0);
-        reader.read_line(&mut first).unwrap();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            match line.trim_end().split_once(": ") {
-                Some(("content-length", value)) => length = value.parse().unwrap(),
-                Some(_) => {}
-                None => break,
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).unwrap();
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
-        reader.get_mut().write_all(&[head.as_bytes(), answer.as_bytes()].concat()).unwrap();
-        let first = first.trim_end().strip_suffix(" HTTP/1.1").unwrap().to_owned();
-        (first, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
-    });
+    let listening = spawn(move || answer_one(listener.accept().unwrap().0, |_| ("200 OK", answer)));
     let ran = run(command(arguments).env("HOTPOOL_ADDR", address), "");
     let (first, body) = listening.join().unwrap();
     (first, body, ran)
+}
+
+/// Answers one request, by its first line, with a status and a body; what was asked.
+fn answer_one(stream: TcpStream, answer: impl FnOnce(&str) -> (&'static str, String)) -> (String, Value) {
+    let mut reader = BufReader::new(stream);
+    let (mut first, mut length) = (String::new(), 0);
+    reader.read_line(&mut first).unwrap();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        match line.trim_end().split_once(": ") {
+            Some(("content-length", value)) => length = value.parse().unwrap(),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let first = first.trim_end().strip_suffix(" HTTP/1.1").unwrap().to_owned();
+    let (status, answer) = answer(&first);
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
+    reader.get_mut().write_all(&[head.as_bytes(), answer.as_bytes()].concat()).unwrap();
+    (first, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
 }
 
 #[test]
@@ -129,6 +132,86 @@ fn workers_out_of_service_are_counted_where_pools_are_listed() {
     newer["unschedulable"] = json!({"draining": 0, "lost": 1, "suspect": 1, "ended": 1, "reserved": 0});
     let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [newer]}));
     assert_eq!(ran.row("demo/warm")[5..9], ["9", "4", "2", "ended=1,lost=1,suspect=1"]);
+}
+
+/// Most calls that a command has under way at a time.
+const CALLS: usize = 16;
+
+/// Runs a command against a service that answers each request by its first line with a status and a body.
+fn ran_against(arguments: &[&str], answer: impl Fn(&str) -> (&'static str, String) + Clone + Send + 'static) -> Ran {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Ends with the process of the test, for a command that gives up calls leaves connections behind.
+    spawn(move || {
+        for stream in listener.incoming() {
+            let answer = answer.clone();
+            spawn(move || answer_one(stream.unwrap(), answer));
+        }
+    });
+    run(command(arguments).env("HOTPOOL_ADDR", address), "")
+}
+
+/// Answer that lists so many workers, perhaps as a page of several.
+fn page(workers: usize, next_page_token: Option<&str>) -> (&'static str, String) {
+    let items: Vec<_> = (0..workers).map(|i| json!({"id": format!("w{i:02}"), "labels": {}})).collect();
+    ("200 OK", json!({"items": items, "next_page_token": next_page_token}).to_string())
+}
+
+/// Answer of a service that is too busy.
+fn busy() -> (&'static str, String) {
+    let error = json!({"error": {"code": "UNAVAILABLE", "reason": "overloaded", "message": "retry later"}});
+    ("503 Service Unavailable", error.to_string())
+}
+
+/// Runs a command against a service that lists workers and is too busy for all else.
+fn ran_while_overloaded(arguments: &[&str], workers: usize, next_page_token: Option<&'static str>) -> Ran {
+    ran_against(arguments, move |first| match first.starts_with("GET ") {
+        true => page(workers, next_page_token),
+        false => busy(),
+    })
+}
+
+#[test]
+fn what_was_done_before_a_page_that_cannot_be_read_is_told() {
+    let drain = ["workers", "drain", "demo/warm", "--selector", "!x", "-o"];
+    let ran = |output| {
+        ran_against(&[&drain[..], &[output]].concat(), |first| match first {
+            _ if first.contains("page_token=") => busy(),
+            _ if first.starts_with("GET ") => page(2, Some("w01")),
+            _ => ("200 OK", json!({"worker": {}}).to_string()),
+        })
+    };
+    let table = ran("table");
+    let said = "demo/warm w00 draining\ndemo/warm w01 draining\n\
+                2 of the first 2 workers fit, and the rest was left as it is\n";
+    assert_eq!((table.code, &*table.out), (Some(1), said), "{table:?}");
+    assert!(table.err.contains("retry later"), "{table:?}");
+    let json = ran("json");
+    let items: Value = serde_json::from_str(&json.out).unwrap_or_else(|error| panic!("{error}: {json:?}"));
+    assert_eq!((json.code, items["items"].as_array().map(Vec::len)), (Some(1), Some(2)), "{json:?}");
+}
+
+#[test]
+fn workers_that_a_failure_left_as_they_are_are_not_passed_over_in_silence() {
+    let drain = ["workers", "drain", "demo/warm", "--selector", "!x"];
+    let ran = ran_while_overloaded(&drain, CALLS, None);
+    assert_eq!((ran.code, &*ran.out), (Some(1), "16 of 16 workers fit, 16 failed\n"), "{ran:?}");
+    for next_page_token in [None, Some("w39")] {
+        let ran = ran_while_overloaded(&drain, 40, next_page_token);
+        let first = if next_page_token.is_some() { "the first " } else { "" };
+        let said = format!("40 of {first}40 workers fit, 16 failed, and the rest was left as it is\n");
+        assert_eq!((ran.code, &ran.out), (Some(1), &said), "{ran:?}");
+        assert_eq!(ran.err.lines().count(), CALLS, "each that was called is told of: {ran:?}");
+    }
+    // Scripts count the items, and people read the rest of what ids do not tell.
+    let ran = ran_while_overloaded(&[&drain[..], &["-o", "json"]].concat(), 40, None);
+    let said: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, said["items"].as_array().unwrap().len()), (Some(1), CALLS), "{ran:?}");
+    let ids: Vec<String> = (0..20).map(|i| format!("w{i:02}")).collect();
+    let named = [vec!["workers", "rm", "demo/warm"], ids.iter().map(String::as_str).collect()].concat();
+    let ran = ran_while_overloaded(&named, 0, None);
+    assert_eq!((ran.code, &*ran.out, ran.err.lines().count()), (Some(1), "", CALLS + 1), "{ran:?}");
+    assert_eq!(ran.err.lines().last(), Some("workers left as they are: 4"), "{ran:?}");
 }
 
 #[test]
