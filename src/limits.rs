@@ -44,7 +44,7 @@ pub const WORKER_CLAIMS_MAX: u32 = 4_096;
 pub const TYPICAL_REQUESTS_MAX: usize = 256;
 /// Workers or claims of a shard that one command of a listing or an explanation looks at.
 pub const SLICE_ENTRIES: u32 = 1_024;
-/// Deadlines that one tick of a shard carries out; what is due beyond waits for the next.
+/// Deadlines that one run of a shard carries out; what is due beyond is left to the next, which follows at once.
 pub const SWEEP_MAX: usize = 1_024;
 /// Commands that one page of a listing gives to shards; past it the page is short, and goes on with the next.
 pub const PAGE_SLICES_MAX: usize = 256;

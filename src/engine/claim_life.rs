@@ -219,7 +219,7 @@ impl Shard {
     }
 
     pub(super) fn sweep<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        // What is left is due at the next tick, so that the shard serves others in between.
+        // What is left stays due, so that the shard serves others before it goes on.
         for _ in 0..limits::SWEEP_MAX {
             if let Some(at) = self.timers.expire(now_ms) {
                 self.sweep_claim(at, effects);
