@@ -152,7 +152,8 @@ pub const CLAIM_NODES_MAX: usize = 256;
 pub const CLAIM_LABELS_BYTES_MAX: usize = 4096;
 /// Distinct shapes of idle workers (labels, node, capacity) that one shard keeps apart; the rest is looked at one by one.
 pub const SHAPES_MAX: usize = 4096;
-/// Distinct capacities that a shard tells the router; with more, it tells none.
+/// Distinct capacities that a shard tells the router, and that the router looks at for one pool. With more, in a shard or in
+/// all, only the largest of each amount is known.
 pub const CAPACITIES_MAX: usize = 1024;
 
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");

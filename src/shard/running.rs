@@ -482,7 +482,8 @@ impl Running {
             let capacities: Vec<_> =
                 self.shard.ledger().take(limits::CAPACITIES_MAX + 1).map(|line| line.capacity.clone()).collect();
             let capacities = Some(capacities).filter(|capacities| capacities.len() <= limits::CAPACITIES_MAX);
-            self.pool.board.capacities().publish(self.port.shard.shard, capacities);
+            let largest = self.shard.largest_amounts();
+            self.pool.board.capacities().publish(self.port.shard.shard, capacities, largest);
         }
         if self.counted_workers != self.shard.worker_changes() {
             self.counted_workers = self.shard.worker_changes();
