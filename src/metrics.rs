@@ -252,7 +252,7 @@ pub struct ProcessMetrics {
 }
 
 /// Every status that the HTTP edge answers with; any other is counted as `other`.
-const STATUSES: &[u16] = &[200, 201, 400, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503, 504];
+const STATUSES: &[u16] = &[200, 201, 307, 400, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503, 504];
 
 impl ProcessMetrics {
     fn new() -> Self {
