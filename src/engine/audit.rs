@@ -5,14 +5,17 @@
 //! exact at any moment between two events, so a pass may take as long as it likes, and claims pay nothing for it. A pass
 //! that found no change of the shard since it began is the last until the next change.
 //!
-//! Example: 10,000 workers, [`AUDIT_STEPS`] of 1,024 a second. An error is found within ten seconds of the change that
-//! made it, stands in the sum until a pass has gone by the worker and found it right, and two wrong workers count as two.
+//! Example: 10,000 workers of a shared pool with four claims each are 50,000 steps, of which a slice of [`AUDIT_STEPS`] is taken
+//! a second; in an exclusive pool a worker is one step, held or not, so these would be 10,000. An error is found within 49
+//! seconds of the change that made it, stands in the sum until a pass has gone by the worker and found it right, and two wrong
+//! workers count as two.
 
 use super::NIL;
 use super::shard::Shard;
 use crate::model::Seq;
 
-/// Workers and claims that one slice of a recount looks at, about: a worker counts as one, and each of its claims.
+/// Workers and claims that one slice of a recount looks at, about: a worker counts as one, and so does each of its claims in a
+/// shared pool. Only the last worker of a slice may go beyond.
 pub const AUDIT_STEPS: u32 = 1_024;
 
 /// Recount of a shard that is under way, and what came of it.
