@@ -41,6 +41,7 @@ mod shares;
 mod sharing;
 mod sleeping;
 mod store_wait;
+mod wait_order;
 mod waiting;
 mod watch;
 mod workers;
