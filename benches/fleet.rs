@@ -4,6 +4,8 @@
 
 #[path = "fleet/growth.rs"]
 mod growth;
+#[path = "fleet/resident.rs"]
+mod resident;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,14 +18,10 @@ use hotpool::store::SharedStore;
 use hotpool::store::memory::MemoryStore;
 use hotpool::store::redb::RedbStore;
 
+use self::resident::resident_bytes;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn resident_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
-}
 
 fn pool() -> PoolName {
     PoolName::new("bench", "fleet").expect("a name")

@@ -2,6 +2,9 @@
 //! what a quota costs, and how ten tenants share a pool when one sends a hundred times as much as the others. Prints the figures
 //! in docs/BENCHMARKS.md; `-- wake bytes deadline quota fairness` picks some, `plot=FILE.svg` draws the last.
 
+#[path = "fleet/resident.rs"]
+mod resident;
+
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
@@ -18,6 +21,8 @@ use hotpool::tenants::Tenants;
 use hotpool::waiters::{Parked, Wait};
 use plotters::prelude::*;
 use tokio::sync::mpsc;
+
+use self::resident::resident_bytes;
 
 /// Adds up what is asked for and not given back, while it is told to.
 struct Counting;
@@ -125,12 +130,6 @@ async fn wake() {
         us(0.99),
         latency.max() as f64 / 1e3
     );
-}
-
-fn resident_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
 }
 
 /// What the service keeps for a claim that waits: of claims that came in batches, so that no task stands behind each, less what

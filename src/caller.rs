@@ -1,6 +1,5 @@
-//! Who asked: the id of a request, and the caller that it came from. Known to the task that carries the request out, so
-//! that a line of the log or the body of an error says it wherever that is made, and a claim that needs neither pays for
-//! neither.
+//! Id of a request, and the caller that it came from. Both are known to the task that carries the request out, so that a line of
+//! the log or the body of an error says them wherever that is made, and a claim that needs neither pays for neither.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::ask::{ClaimAsk, PoolChoice};
 use crate::engine::{CardFilter, GangRef, NoFit, Nodes, Wants};
-use crate::model::{Ack, ClaimRequest, ClaimSpec, Millis, Mode, PoolSpec, Usage, WorkerId};
+use crate::model::{Ack, Capacity, ClaimRequest, ClaimSpec, Millis, Mode, PoolSpec, Resources, Usage, WorkerId};
 use crate::pools::{Pool, PoolMap};
 use crate::refusal::{Exhausted, Refusal, Unavailable, What};
 use crate::selector::{Selector, SelectorError, Selectors};
@@ -279,8 +279,10 @@ impl Choice {
         if candidates().next().is_none() {
             return Refusal::NotFound(What::Pool);
         }
-        let large = |pool: &Arc<Pool>| pool.board.capacities().may_have(|capacity| self.wants.is_large(capacity));
-        if !candidates().any(large) {
+        let nothing = Resources::default();
+        let asked = self.wants.spec.as_ref().map_or(&nothing, |spec| &spec.resources);
+        let is_large = |capacity: &Capacity| self.wants.is_large(capacity);
+        if !candidates().any(|pool| pool.board.capacities().may_have(asked, is_large)) {
             return Refusal::Unsatisfiable;
         }
         Refusal::Exhausted(if node { Exhausted::NodeLocality } else { Exhausted::Pool })

@@ -44,7 +44,7 @@ pub const WORKER_CLAIMS_MAX: u32 = 4_096;
 pub const TYPICAL_REQUESTS_MAX: usize = 256;
 /// Workers or claims of a shard that one command of a listing or an explanation looks at.
 pub const SLICE_ENTRIES: u32 = 1_024;
-/// Deadlines that one tick of a shard carries out; what is due beyond waits for the next.
+/// Deadlines that one run of a shard carries out; what is due beyond is left to the next, which follows at once.
 pub const SWEEP_MAX: usize = 1_024;
 /// Commands that one page of a listing gives to shards; past it the page is short, and goes on with the next.
 pub const PAGE_SLICES_MAX: usize = 256;
@@ -152,7 +152,8 @@ pub const CLAIM_NODES_MAX: usize = 256;
 pub const CLAIM_LABELS_BYTES_MAX: usize = 4096;
 /// Distinct shapes of idle workers (labels, node, capacity) that one shard keeps apart; the rest is looked at one by one.
 pub const SHAPES_MAX: usize = 4096;
-/// Distinct capacities that a shard tells the router; with more, it tells none.
+/// Distinct capacities that a shard tells the router, and that the router looks at for one pool. With more, in a shard or in
+/// all, only the largest of each amount is known.
 pub const CAPACITIES_MAX: usize = 1024;
 
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");

@@ -152,15 +152,16 @@ definitions! {
     LEDGER_DRIFT = "hotpool_ledger_drift", Kind::Gauge, ["pool"],
         "Difference between two counts of workers that hold claims, the ledgers' and the shards' own; and workers of which \
          capacity, claims and what is left, card by card, do not go together. Must stay 0. Shards that do something compare \
-         the counts once a second, and look at 1,024 of their workers and the claims on these each time until they have looked at \
-         all since their last change. It does not see the sums over workers; debug builds and recoveries recount these too.";
+         the counts once a second, and each time take so many of their workers that these and the claims on them are about 1,024, \
+         until they have taken all since their last change. It does not see the sums over workers; debug builds and recoveries \
+         recount these too.";
     SHARD_RESTARTS = "hotpool_shard_restarts_total", Kind::Counter, ["pool"], "Shards restarted after a panic.";
     SHARDS = "hotpool_shards", Kind::Gauge, ["state"], "Shards by state. Ready means that all are serving.";
     SHARDS_MAX = "hotpool_shards_max", Kind::Gauge, [],
         "Shards of all pools together that there may be (server.max_shards): a PUT of a pool that would bring more is answered 409.";
     READY = "hotpool_ready", Kind::Gauge, [], "1 if every shard serves and the store takes records, else 0; /readyz says why.";
     SHARD_WORKERS = "hotpool_shard_workers", Kind::Gauge, ["stat", "pool"],
-        "Fewest, mean and most workers of a shard: how evenly the hash spreads them.";
+        "Fewest, mean and most workers of a shard, offered or not: how evenly the hash spreads them.";
     SHARD_HELD = "hotpool_shard_held", Kind::Gauge, ["stat", "pool"],
         "Fewest, mean and most held workers of a shard: how evenly claims are spread.";
     FENCE_REFUSALS = "hotpool_fence_refusals_total", Kind::Counter, [],
@@ -201,7 +202,8 @@ definitions! {
     HTTP_EXCESS = "hotpool_http_excess_connections_total", Kind::Counter, ["outcome"],
         "Connections beyond server.max_connections, by what became of them: each is answered one probe or scrape.";
     REQUESTS_REFUSED = "hotpool_requests_refused_total", Kind::Counter, ["reason"],
-        "Requests of HTTP and gRPC that were refused by their head: for a host that is not served, or because a page of another site          is behind them.";
+        "Requests of HTTP and gRPC that were refused by their head: for a host that is not served, or because a page of another site \
+         is behind them.";
 }
 
 /// Handles of the metrics that belong to no pool.
@@ -252,7 +254,7 @@ pub struct ProcessMetrics {
 }
 
 /// Every status that the HTTP edge answers with; any other is counted as `other`.
-const STATUSES: &[u16] = &[200, 201, 400, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503, 504];
+const STATUSES: &[u16] = &[200, 201, 307, 400, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503, 504];
 
 impl ProcessMetrics {
     fn new() -> Self {

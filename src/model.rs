@@ -31,7 +31,7 @@ pub type Seq = u64;
 /// Grows with every grant of the process, also across restarts; below 2^53.
 pub type Fence = u64;
 
-/// One page of a listing.
+/// Page of a listing: some rows, and where the next page begins.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T> {
     /// The rows.

@@ -142,10 +142,14 @@ impl Pool {
             metrics.workers_barred(reason).set(sum(ShardPort::barred) as f64);
             metrics.workers_unschedulable(reason).set(sum(ShardPort::barred_free) as f64);
         }
-        let shards = || self.ports.iter().map(|port| port.shard.shard);
-        let held = |shard| self.board.held(shard);
-        metrics.shard_workers.set(shards().map(|shard| self.board.idle(shard) + held(shard)));
-        metrics.shard_held.set(shards().map(held));
+        let held = |port: &Arc<ShardPort>| self.board.held(port.shard.shard);
+        // Each worker is idle, busy, or not offered for a first reason.
+        let workers = |port: &Arc<ShardPort>| {
+            let unschedulable: u32 = UnschedulableReason::ALL.iter().map(|reason| port.barred_free(*reason)).sum();
+            self.board.idle(port.shard.shard) + held(port) + unschedulable
+        };
+        metrics.shard_workers.set(self.ports.iter().map(workers));
+        metrics.shard_held.set(self.ports.iter().map(held));
         metrics.ring_depth.set(depth as f64);
         metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
         metrics.ledger_drift.set(drift as f64);

@@ -136,9 +136,11 @@ fn pool_series() -> String {
     }
     section.push_str(
         "\nThe use of a pool begins when a claim is asked for, ends, or is found after a restart, or when a worker sends a heartbeat. What\n\
-         comes *with its use* comes at 0, but for what began it. What comes *when needed* comes with its first count, and Prometheus\n\
-         sees no increase from nothing to 1: `increase()` and `rate()` begin with the second. So a rule that must see the first asks\n\
-         for one of the others, as those of `config/prometheus/alerts.yml` do. An absent series of a pool that is there is 0:\n\
+         comes *with the pool* or *with its use* comes with whatever was counted before the first scrape that shows it: often 0, but\n\
+         what began the use is in it, and so is all that happened since. Prometheus sees no increase from nothing to a first value, so\n\
+         `increase()` and `rate()` never have that much. What comes *when needed* comes with its first count, so there they never have\n\
+         the first. A rule that must see a single one asks for one of the others, as those of `config/prometheus/alerts.yml` do, and\n\
+         misses it only if it came before the first scrape. An absent series of a pool that is there is 0:\n\
          `sum(hotpool_give_backs_total{pool=\"demo/warm\"}) or vector(0)`.\n",
     );
     section

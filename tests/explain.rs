@@ -101,7 +101,7 @@ fn resources(number: u8) -> Resources {
 struct World {
     shard: Shard,
     shared: bool,
-    /// Which worker is taken follows from the shard alone, not from the fence too.
+    /// Whether the worker that a claim takes follows from the shard alone, and not from the fence too.
     exact: bool,
     now_ms: u64,
     fence: u64,

@@ -1,5 +1,5 @@
-//! What must not grow with the fleet: `-- growth`. Nanoseconds of one decision, or of one run of a shard, by workers idle in a
-//! shard, claims held in it, or shards of a pool.
+//! What must not grow with the fleet: `-- growth`. Nanoseconds of one pick of a worker, or of one run of a shard, by workers idle in
+//! a shard, claims held in it, or shards of a pool. A pick is the part of a claim that searches; nothing is taken.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use hotpool::engine::{Answer, Effect, Event, Shard, Wants};
 use hotpool::model::{
     Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, Mode, Policy, PoolSpec, Resources, WorkerId, WorkerSpec,
 };
+use hotpool::refusal::Refusal;
 use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::store::memory::MemoryStore;
 
@@ -17,6 +18,8 @@ use super::pool;
 
 const WORKERS: [u32; 3] = [1_000, 10_000, 100_000];
 const SHARDS: [u16; 3] = [16, 256, 1_024];
+/// Workers of a shard of a shared pool.
+const SHARED_WORKERS: u64 = 40;
 /// When all workers but one end, and how long a claim needs its worker.
 const NEAR_MS: u64 = 100_000;
 const NEEDS_MS: u64 = 1_000_000;
@@ -40,11 +43,17 @@ fn register(shard: &mut Shard, number: u32, ends_ms: Option<u64>) {
 
 /// Nanoseconds of a call, the median of many.
 fn time(calls: usize, mut call: impl FnMut()) -> u64 {
-    call();
+    time_of(&mut (), calls, |()| (), |()| call())
+}
+
+/// Nanoseconds of a call, the median of many, each after something that is not timed.
+fn time_of<T>(state: &mut T, calls: usize, mut prepare: impl FnMut(&mut T), mut call: impl FnMut(&mut T)) -> u64 {
+    call(state);
     let mut took: Vec<u64> = (0..calls)
         .map(|_| {
+            prepare(state);
             let start = Instant::now();
-            call();
+            call(state);
             start.elapsed().as_nanos() as u64
         })
         .collect();
@@ -57,8 +66,8 @@ fn row(what: &str, of: impl Iterator<Item = u64>) {
     println!("{what:<58}{}", figures.join(""));
 }
 
-/// All workers end too soon but the first that registered, which a shard of policy `lifo` comes to last.
-fn ending(policy: Policy, workers: u32) -> u64 {
+/// Pick where all workers end too soon but the first that registered, which a shard of policy `lifo` comes to last.
+fn pick_lasting_one(policy: Policy, workers: u32) -> u64 {
     let mut shard = Shard::new(policy, 1);
     (0..workers).for_each(|n| register(&mut shard, n, (n > 0).then_some(NEAR_MS + u64::from(n % 5_000))));
     let resources = Resources { cpu_milli: 1_000, ..Resources::default() };
@@ -67,8 +76,29 @@ fn ending(policy: Policy, workers: u32) -> u64 {
     time(100, || assert!(black_box(shard.would_take(wants.as_ref(), 7, NEEDS_MS, 1)).is_ok()))
 }
 
-/// No worker ends: what a claim costs as a rule.
-fn endless(workers: u32) -> u64 {
+/// Pick of policy `random` where every second worker ends too soon. The fence says which of the others, so it moves on each time.
+fn pick_lasting_half(workers: u32) -> u64 {
+    let mut shard = Shard::new(Policy::Random, 1);
+    (0..workers).for_each(|n| {
+        let ends_ms = NEAR_MS + u64::from(n % 5_000) + if n % 2 > 0 { 2 * NEEDS_MS } else { 0 };
+        register(&mut shard, n, Some(ends_ms));
+    });
+    let mut fence = 0;
+    let raise_fence = |shard: &mut Shard| {
+        fence += 1;
+        let id = ClaimId::new("bench", "default", "key").expect("a name");
+        let wants = None;
+        let claim = Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, promise: 0, to: () };
+        let Some(Answer::Granted(grant)) = on(shard, claim) else { panic!("there is an idle worker") };
+        on(shard, Event::Release { place: grant.place, to: () });
+    };
+    time_of(&mut shard, 1_000, raise_fence, |shard| {
+        assert!(black_box(shard.would_take(None, 8, NEEDS_MS, 1)).is_ok());
+    })
+}
+
+/// Pick where no worker ends: what a claim costs as a rule.
+fn pick_endless(workers: u32) -> u64 {
     let mut shard = Shard::new(Policy::Lifo, 1);
     (0..workers).for_each(|n| register(&mut shard, n, None));
     time(10_000, || assert!(black_box(shard.would_take(None, 7, NEEDS_MS, 1)).is_ok()))
@@ -100,23 +130,28 @@ fn share(n: usize) -> ClaimRequest {
     ClaimRequest { ask, reserve_ms: Some(0), ..ClaimRequest::new(id, pool()) }
 }
 
-/// A claim for a share and its release, of workers that report their memory to the byte: 40 of them a shard, no two alike.
-async fn shares(shards: u16, cpu_milli: u64) -> u64 {
+/// A shared pool of workers that report their memory to the byte: [`SHARED_WORKERS`] a shard, no two alike.
+async fn shared_pool(shards: u16, cpu_milli: impl Fn(u64) -> u64) -> Scheduler {
     let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
     scheduler.start().await.expect("starts");
     let spec = PoolSpec { shards, ack: Ack::Memory, mode: Mode::Shared, ..PoolSpec::default() };
     scheduler.put_pool(pool(), spec).await.expect("a pool");
-    let workers = 40 * u64::from(shards);
+    let workers = SHARED_WORKERS * u64::from(shards);
     for from in (0..workers).step_by(10_000) {
         let specs = (from..workers.min(from + 10_000)).map(|n| {
-            let cpu_milli = if n == 0 { 2_000 } else { cpu_milli };
-            let capacity = Capacity { cpu_milli, memory_bytes: (64 << 30) + n, ..Capacity::default() };
+            let capacity = Capacity { cpu_milli: cpu_milli(n), memory_bytes: (64 << 30) + n, ..Capacity::default() };
             let id = WorkerId::new(&format!("worker-{n:07}")).expect("a name");
             WorkerSpec { capacity, ..WorkerSpec::bare(id) }.into()
         });
         let outcomes = scheduler.register_batch(&pool(), specs.collect()).await.expect("a pool");
         assert!(outcomes.iter().all(Result::is_ok));
     }
+    scheduler
+}
+
+/// Nanoseconds of a claim for a share and its release, where one worker has room and the others have `cpu_milli`.
+async fn shares(shards: u16, cpu_milli: u64) -> u64 {
+    let scheduler = shared_pool(shards, |n| if n == 0 { 2_000 } else { cpu_milli }).await;
     let mut took = Vec::new();
     for n in 0..5_000 {
         let start = Instant::now();
@@ -129,18 +164,39 @@ async fn shares(shards: u16, cpu_milli: u64) -> u64 {
     took[took.len() / 2]
 }
 
-/// Prints all of them.
+/// Nanoseconds of a claim for a share that is refused, for all that every worker has is held.
+async fn refused_shares(shards: u16) -> u64 {
+    let scheduler = shared_pool(shards, |_| 1_000).await;
+    let held = SHARED_WORKERS as usize * usize::from(shards);
+    for n in 0..held {
+        scheduler.claim(share(n)).await.expect("there is room");
+    }
+    let mut took = Vec::new();
+    for n in held..held + 5_000 {
+        let start = Instant::now();
+        let refused = scheduler.claim(share(n)).await;
+        took.push(start.elapsed().as_nanos() as u64);
+        assert!(matches!(refused, Err(Refusal::Exhausted(_))), "{refused:?}");
+    }
+    took.sort_unstable();
+    scheduler.stop().await;
+    took[took.len() / 2]
+}
+
+/// Prints one row of figures for each scenario.
 pub fn print(runtime: &tokio::runtime::Runtime) {
     println!("ns, workers or claims of a shard: {WORKERS:?}");
-    row("claim, no worker ends (lifo)", WORKERS.into_iter().map(endless));
+    row("pick, no worker ends (Lifo)", WORKERS.into_iter().map(pick_endless));
     for policy in [Policy::Lifo, Policy::Random, Policy::BestFit] {
-        let what = format!("claim, all workers but one end too soon ({policy:?})");
-        row(&what, WORKERS.into_iter().map(|workers| ending(policy, workers)));
+        let what = format!("pick, all workers but one end too soon ({policy:?})");
+        row(&what, WORKERS.into_iter().map(|workers| pick_lasting_one(policy, workers)));
     }
+    row("pick, every second worker ends too soon (Random)", WORKERS.into_iter().map(pick_lasting_half));
     row("list of claims that has none, one run", WORKERS.into_iter().map(filtered));
     row("100 workers that were idle for longest", WORKERS.into_iter().map(idle_longest));
     println!("ns, shards of a pool: {SHARDS:?}");
     let pair = |cpu_milli| SHARDS.into_iter().map(move |shards| runtime.block_on(shares(shards, cpu_milli)));
     row("share taken and given back, room everywhere", pair(8_000));
     row("share taken and given back, room in one shard", pair(500));
+    row("share refused, room nowhere", SHARDS.into_iter().map(|shards| runtime.block_on(refused_shares(shards))));
 }

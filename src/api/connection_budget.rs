@@ -21,7 +21,7 @@ pub struct ConnectionBudget {
     max: usize,
 }
 
-/// One connection, counted until this is dropped.
+/// Place of a connection within the budget; dropping it gives the place back.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     _port: OwnedSemaphorePermit,
@@ -61,7 +61,7 @@ impl ConnectionBudget {
         self.max - self.port.available_permits()
     }
 
-    /// Takes one more, if there may be one.
+    /// Takes a place for one more connection; none: the budget is used up.
     pub(super) fn try_acquire(&self) -> Option<ConnectionPermit> {
         let port = Arc::clone(&self.port).try_acquire_owned().ok()?;
         let places = [&self.own, &self.shared].into_iter();

@@ -1,8 +1,8 @@
 //! Connections beyond `server.max_connections`: each is answered one probe or one scrape and closed, so that whoever holds
 //! all connections neither blinds those who watch the service nor has it restarted by them.
 //!
-//! They are few, and each has a second to ask and a second to be answered. When all are taken the next one displaces the
-//! one that has asked for nothing for longest, so idle ones keep nobody out: it would take [`EXCESS_CONNECTIONS_MAX`] new ones
+//! Excess connections are few, and each has a second to ask and a second to be answered. When all are taken the next one displaces
+//! the one that has asked for nothing for longest, so idle ones keep nobody out: it would take [`EXCESS_CONNECTIONS_MAX`] new ones
 //! in the moment that a probe needs to send its request.
 
 use std::collections::VecDeque;
@@ -147,7 +147,7 @@ fn may_be_answered(request: &Request<Incoming>) -> bool {
         || (request.method() == Method::GET && request.uri().path() == Route::Metrics.word())
 }
 
-/// Which connections there are beyond the limit, and which has to go for the next.
+/// Register of the connections beyond the limit, which chooses the one that goes for the next.
 #[derive(Debug)]
 struct ExcessQueue<H> {
     /// In the order in which they came.

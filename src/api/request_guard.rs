@@ -62,7 +62,7 @@ pub(super) enum RequestRejection {
     ForeignOrigin(String),
     /// The page behind it is of another site.
     ForeignSite,
-    /// Its body is in a form that nobody here reads.
+    /// The body has a content encoding that the service does not read.
     UnknownEncoding(String),
 }
 

@@ -358,7 +358,7 @@ impl Client {
         }
     }
 
-    /// One page of a listing, of at most `room` items, from `token` on.
+    /// Asks for a page of a listing, from `token` on. At most `room` items.
     ///
     /// # Errors
     /// Those of the call.

@@ -5,15 +5,17 @@
 //! exact at any moment between two events, so a pass may take as long as it likes, and claims pay nothing for it. A pass
 //! that found no change of the shard since it began is the last until the next change.
 //!
-//! Example: 10,000 workers without claims, one slice of [`AUDIT_STEPS`], 1,024, a second: a pass takes ten seconds. An error is found
-//! within two passes of the change that made it, because that pass may have gone by the worker already; it leaves the sum at the end
-//! of the pass that finds the worker right. Two wrong workers count as two. Claims make a pass longer by a step each.
+//! Example: 10,000 workers of a shared pool with four claims each are 50,000 steps, of which a slice of [`AUDIT_STEPS`] is taken
+//! a second; in an exclusive pool a worker is one step, held or not, so these would be 10,000. A pass takes 49 seconds, and an
+//! error is found within two: the one that is under way may have gone by the worker already. It leaves the sum at the end of
+//! the pass that finds the worker right, and two wrong workers count as two.
 
 use super::NIL;
 use super::shard::Shard;
 use crate::model::Seq;
 
-/// Workers, ordinals that are free, and claims that one slice of a recount looks at, about: each counts as one.
+/// Workers, ordinals that are free, and claims of shared workers that one slice of a recount looks at, about: each counts as
+/// one. Only the last worker of a slice may go beyond.
 pub const AUDIT_STEPS: u32 = 1_024;
 
 /// Recount of a shard that is under way, and what came of it.

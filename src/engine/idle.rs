@@ -1,4 +1,4 @@
-//! Which worker is taken next.
+//! Queue of the idle workers, in the order in which claims take them.
 //!
 //! The idle queue is an intrusive list through the workers (`lifo`, `fifo`) or a vector of ordinals (`random`), so
 //! that a worker also leaves its middle in O(1). Beside it stand the warm buckets: a table of lists of idle workers

@@ -5,6 +5,7 @@ use super::NIL;
 use super::fit::{Fleet, Sum};
 use super::life::{Barred, bars, notes};
 use super::shard::Shard;
+use crate::model::LargestAmounts;
 
 #[cfg(debug_assertions)]
 const FULL_CHECK_WORKERS: u32 = 64;
@@ -94,9 +95,13 @@ impl Shard {
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
         }
-        let mut total = Sum::default();
+        let (mut total, mut largest) = (Sum::default(), LargestAmounts::default());
         for line in self.ledger.lines() {
             (0..line.workers).for_each(|_| total.add_capacity(&line.capacity));
+            largest = largest.max(LargestAmounts::from(&line.capacity));
+        }
+        if largest != self.ledger.largest() {
+            return Err(format!("L1: the largest amounts are {largest:?}, kept are {:?}", self.ledger.largest()));
         }
         if total != *self.ledger.total() {
             return Err(format!("L1: workers have {total:?} together, counted is {:?}", self.ledger.total()));

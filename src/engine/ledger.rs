@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::fit::Sum;
-use crate::model::Capacity;
+use crate::model::{Capacity, LargestAmounts};
 
 /// Workers with one capacity vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +30,47 @@ impl LedgerLine {
     }
 }
 
+/// Numbers of lines by amount, of each resource: what tells the largest when the line with it has gone. They change with
+/// the lines that there are, so neither claims nor workers that are like others pay for them.
+#[derive(Debug, Default)]
+struct LineAmounts([BTreeMap<u64, u32>; 4]);
+
+impl LineAmounts {
+    fn of(capacity: &Capacity) -> [u64; 4] {
+        let gpus = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count.into());
+        [capacity.cpu_milli, capacity.memory_bytes, capacity.slots, gpus]
+    }
+
+    fn add(&mut self, capacity: &Capacity) {
+        for (lines, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
+            *lines.entry(amount).or_default() += 1;
+        }
+    }
+
+    fn take(&mut self, capacity: &Capacity) {
+        for (lines, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
+            let count = lines.get_mut(&amount).expect("what goes was added");
+            *count -= 1;
+            if *count == 0 {
+                lines.remove(&amount);
+            }
+        }
+    }
+
+    fn largest(&self) -> LargestAmounts {
+        let [cpu_milli, memory_bytes, slots, gpus] =
+            self.0.each_ref().map(|lines| lines.last_key_value().map_or(0, |(&amount, _)| amount));
+        LargestAmounts { cpu_milli, memory_bytes, slots, gpus }
+    }
+}
+
 /// The ledger of a shard.
 #[derive(Debug, Default)]
 pub struct Ledger {
     lines: Vec<LedgerLine>,
     by_capacity: BTreeMap<Capacity, u32>,
     unused: Vec<u32>,
+    amounts: LineAmounts,
     /// What all workers have together, models of cards aside.
     total: Sum,
     /// Changes of which lines there are.
@@ -63,6 +98,7 @@ impl Ledger {
             None => self.lines.push(line),
         }
         self.by_capacity.insert(capacity.clone(), at);
+        self.amounts.add(capacity);
         at
     }
 
@@ -76,6 +112,7 @@ impl Ledger {
         if line.workers == 0 {
             self.version += 1;
             self.by_capacity.remove(&line.capacity);
+            self.amounts.take(&line.capacity);
             self.unused.push(at);
         }
     }
@@ -114,6 +151,11 @@ impl Ledger {
     /// What all workers have together.
     pub const fn total(&self) -> &Sum {
         &self.total
+    }
+
+    /// Largest amount of each resource that any worker has, held or not.
+    pub fn largest(&self) -> LargestAmounts {
+        self.amounts.largest()
     }
 
     /// Moves whenever a capacity comes or goes.

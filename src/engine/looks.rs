@@ -11,7 +11,8 @@ use super::life::Barred;
 use super::shard::{Counters, Shard};
 use crate::limits;
 use crate::model::{
-    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, Millis, Seq, Usage, WorkerCard, WorkerId, WorkerSpec,
+    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, LargestAmounts, Millis, Seq, Usage, WorkerCard, WorkerId,
+    WorkerSpec,
 };
 
 /// A part of a list that is taken in one run of the shard.
@@ -100,6 +101,12 @@ impl Shard {
     /// Sums by capacity vector.
     pub fn ledger(&self) -> impl Iterator<Item = &LedgerLine> {
         self.ledger.lines()
+    }
+
+    /// Largest amount of each resource that any worker has. Changes only with [`Self::ledger_version`].
+    #[must_use]
+    pub fn largest_amounts(&self) -> LargestAmounts {
+        self.ledger.largest()
     }
 
     /// Moves whenever a worker's capacity is the first of its kind, or the last.

@@ -17,7 +17,7 @@ pub enum Appears {
     /// As soon as there is the pool.
     WithPool,
     /// When the pool is used for the first time: a claim is asked for, ends, or is there from before a restart, or a worker
-    /// sends a heartbeat. At 0, unless it counts that.
+    /// sends a heartbeat. The first value is what was counted until the first scrape after that.
     WithUse,
     /// When it is other than 0 for the first time.
     WhenNeeded,

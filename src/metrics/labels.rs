@@ -248,13 +248,13 @@ label! {
     ExcessOutcome {
         /// A probe or a scrape was answered.
         Answered = "answered",
-        /// It asked for something else.
+        /// Another request came, and was refused.
         Refused = "refused",
-        /// It asked for nothing in time.
+        /// No request came in time.
         Silent = "silent",
-        /// It could not be answered in time.
+        /// The answer could not be sent in time.
         Late = "late",
-        /// It went for the next.
+        /// A newer connection beyond the limit took its place.
         Displaced = "displaced",
     }
 }

@@ -77,7 +77,7 @@ pub struct PoolMetrics {
 }
 
 impl PoolMetrics {
-    /// All at 0. Make one per pool, not per shard.
+    /// Metrics of a pool of which nothing was counted yet. The shards of a pool share one.
     #[must_use]
     pub fn new(pool: &PoolName) -> Self {
         let label = pool.to_string().into_boxed_str();

@@ -100,6 +100,7 @@ fn names_are_unique_and_buckets_grow() {
     for (i, metric) in ALL.iter().enumerate() {
         assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
         assert!(metric.help.ends_with('.') && !metric.help.contains(['\\', '\n']), "{}", metric.name);
+        assert!(!metric.help.contains("  "), "stray blanks in the help text of {}", metric.name);
         if let Kind::Histogram(buckets) = metric.kind {
             assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]), "{}", metric.name);
         }
@@ -159,7 +160,7 @@ fn h04_a_pool_is_as_large_as_its_use() {
     idle.worker_touches.increment(100);
     idle.shard_workers.set([25, 25, 25, 25].into_iter());
     assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
-    // With its first use it shows at 0 what rules ask for, and keeps all that it showed.
+    // The first use brings what rules ask for, also what is still 0, and all that was shown stays.
     idle.heartbeats.increment(1);
     let after = page(std::slice::from_ref(&idle));
     for series in [

@@ -10,7 +10,7 @@ use super::ClaimOutcome;
 pub struct PoolCounter(AtomicU64);
 
 impl PoolCounter {
-    /// Adds to it.
+    /// Counts `by` more.
     pub fn increment(&self, by: u64) {
         // Most of what a run reports is 0, and other cores have this cache line too.
         if by > 0 {
@@ -18,7 +18,7 @@ impl PoolCounter {
         }
     }
 
-    /// Raises it to a total that is kept elsewhere. Of two scrapes at the same time the later total stands.
+    /// Raises the count to a total that is kept elsewhere. Of two scrapes at the same time the later total stands.
     pub fn raise_to(&self, total: u64) {
         self.0.fetch_max(total, Ordering::Relaxed);
     }
@@ -50,7 +50,7 @@ impl PoolGauge {
         f64::from_bits(self.bits.load(Ordering::Relaxed))
     }
 
-    /// Whether a scrape ever found it other than 0. From then on it is shown, also as 0.
+    /// Whether the value was ever set to another than 0. From then on the series is shown, also as 0.
     pub(super) fn was_set(&self) -> bool {
         self.was_set.load(Ordering::Relaxed)
     }
@@ -91,13 +91,13 @@ pub struct PoolHistogram {
 }
 
 impl PoolHistogram {
-    /// With these upper bounds. `units_per_one`: how many of the unit that it is given make 1 of what it shows.
+    /// An empty distribution with these upper bounds. `units_per_one`: how many of the recorded units make 1 of what is shown.
     pub(super) fn new(bounds: &'static [f64], units_per_one: f64) -> Self {
         let buckets = std::iter::repeat_with(AtomicU64::default).take(bounds.len() + 1).collect();
         Self { bounds, units_per_one, buckets, sum_units: AtomicU64::default() }
     }
 
-    /// Counts one amount, in its unit.
+    /// Counts one amount, in the recorded unit.
     pub fn record(&self, units: u64) {
         let amount = units as f64 / self.units_per_one;
         let bucket = self.bounds.partition_point(|&bound| bound < amount);

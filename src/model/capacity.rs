@@ -78,6 +78,49 @@ impl Capacity {
     }
 }
 
+/// Largest amount of each resource that any of several workers has. No single worker needs to have all of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LargestAmounts {
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Places, in the unit of the pool.
+    pub slots: u64,
+    /// Number of cards, of whatever model.
+    pub gpus: u64,
+}
+
+impl From<&Capacity> for LargestAmounts {
+    fn from(capacity: &Capacity) -> Self {
+        let Capacity { cpu_milli, memory_bytes, slots, ref gpu } = *capacity;
+        Self { cpu_milli, memory_bytes, slots, gpus: gpu.as_ref().map_or(0, |gpu| gpu.count.into()) }
+    }
+}
+
+impl LargestAmounts {
+    /// Largest amounts of the workers of both.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            cpu_milli: self.cpu_milli.max(other.cpu_milli),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            slots: self.slots.max(other.slots),
+            gpus: self.gpus.max(other.gpus),
+        }
+    }
+
+    /// Whether no amount that is asked for exceeds the largest. If one does, none of the workers is large enough; otherwise
+    /// one may be.
+    #[must_use]
+    pub fn may_fit(self, asked: &Resources) -> bool {
+        self.cpu_milli >= asked.cpu_milli
+            && self.memory_bytes >= asked.memory_bytes
+            && self.slots >= asked.slots
+            && asked.gpu.as_ref().is_none_or(|asked| self.gpus >= asked.count.into())
+    }
+}
+
 /// What a claim asks for. All of it comes from one worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::handle::ShardPort;
+use super::handle::{RunEnd, ShardPort};
 use super::running::Running;
 use crate::dispatch::Dispatch;
 use crate::engine::Shard;
@@ -61,7 +61,12 @@ impl Actor for ShardActor {
                     // Whoever is about to ask asks first.
                     tokio::task::yield_now().await;
                 }
-                if !life.0.run(None) {
+                let end = life.0.run(None);
+                if end == RunEnd::MoreDeadlines {
+                    // A slice of deadlines takes long: other tasks of this thread, and what they ask, go before the next.
+                    tokio::task::yield_now().await;
+                }
+                if end != RunEnd::Asleep {
                     // Other messages (stop) and other actors have their turn in between.
                     let _ = me.send_message(Wake::Run);
                 }

@@ -26,7 +26,7 @@ use super::notice::Notice;
 use super::reason_cells::ReasonCells;
 use super::reply::Reply;
 use super::ring::Scheduled;
-use super::running::Running;
+use super::running::{DueDeadlines, Running};
 use super::seized::Seized;
 use super::tally::Tally;
 use crate::dispatch::Dispatch;
@@ -46,6 +46,17 @@ const COMBINE_MIN: usize = 16;
 thread_local! {
     /// This thread runs a shard. What it pushes to others is theirs to run: a run within a run would have no bound.
     static RUNS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What a run leaves to do. Unless the shard is asleep, the right to run it is still the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunEnd {
+    /// Nothing: the next push runs the shard, or wakes it.
+    Asleep,
+    /// Requests, notices or news that came meanwhile.
+    MoreRequests,
+    /// Deadlines that are due, beyond those that one run carries out.
+    MoreDeadlines,
 }
 
 /// Why a command was not taken.
@@ -372,9 +383,11 @@ impl ShardPort {
     /// Uses the right to run, on this thread.
     fn run_here(&self, mut command: Option<Command>) {
         // Whoever asks must not fall with the shard: its panic is the actor's, which has a supervisor.
-        match catch_unwind(AssertUnwindSafe(|| (0..RUNS_MAX).any(|_| self.run(command.take())))) {
-            Ok(true) => {}
-            Ok(false) => self.cast(),
+        let mut ends = (0..RUNS_MAX).map(|_| self.run(command.take()));
+        match catch_unwind(AssertUnwindSafe(|| ends.find(|end| *end != RunEnd::MoreRequests))) {
+            Ok(Some(RunEnd::Asleep)) => {}
+            // Deadlines are the actor's: whoever asks does not wait for those of others.
+            Ok(Some(RunEnd::MoreDeadlines | RunEnd::MoreRequests) | None) => self.cast(),
             Err(panic) => {
                 // Before anybody else asks: what comes until the supervisor knows must not wait for the next life.
                 let (serving, loading) = (ShardState::Serving as u8, ShardState::Loading as u8);
@@ -389,8 +402,8 @@ impl ShardPort {
         }
     }
 
-    /// One run, by who has the right to. False: the right is still the caller's, and there is more to do.
-    pub(super) fn run(&self, command: Option<Command>) -> bool {
+    /// One run, by who has the right to.
+    pub(super) fn run(&self, command: Option<Command>) -> RunEnd {
         struct Flag(bool);
         impl Drop for Flag {
             fn drop(&mut self) {
@@ -403,14 +416,18 @@ impl ShardPort {
             if let Some(Err(command)) = command.map(|command| self.ring.push(command)) {
                 self.refuse(command, &Refusal::Unavailable(Unavailable::Overloaded));
             }
-            return true;
+            return RunEnd::Asleep;
         };
         let _flag = Flag(RUNS.replace(true));
         self.scheduled.take_news();
-        running.run(command);
+        let due = running.run(command);
         drop(life);
+        if due == DueDeadlines::Left {
+            return RunEnd::MoreDeadlines;
+        }
         // What a run takes out in any case; what it may or may not act on is news ([`super::ring`]).
-        !self.scheduled.sleep_refused(|| self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty())
+        let is_idle = || self.ring.is_empty() && self.unkept.is_empty() && self.notices.is_empty();
+        if self.scheduled.sleep_refused(is_idle) { RunEnd::MoreRequests } else { RunEnd::Asleep }
     }
 
     /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests

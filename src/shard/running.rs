@@ -40,6 +40,15 @@ const RECOUNT_MS: Millis = 1_000;
 /// Runs in a row after which all that stood in the mailbox before the first is decided, whatever has come since.
 const DRAINS_MAX: u32 = limits::RING_SLOTS.div_ceil(limits::DRAIN_MAX) as u32;
 
+/// Whether a run left deadlines that are due: one carries out a bounded number, and none while older requests wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DueDeadlines {
+    /// Every deadline that was due is carried out.
+    Met,
+    /// More are due, and the next run goes on.
+    Left,
+}
+
 /// Who waits for an answer of the engine.
 enum To {
     Claim(Box<ClaimItem>),
@@ -185,7 +194,7 @@ impl Running {
     }
 
     /// One run: of what is in the mailbox, then of `command`, which came without it.
-    pub(super) fn run(&mut self, command: Option<Command>) {
+    pub(super) fn run(&mut self, command: Option<Command>) -> DueDeadlines {
         self.now_ms = self.dispatch.clock.engine_ms();
         self.shard.set_wall_clock(self.dispatch.clock.unix_ahead_ms());
         self.release_answers();
@@ -209,19 +218,26 @@ impl Running {
             self.command_and_extra(command);
         }
         // What this run set is due later than now, so what the last one said holds.
-        if self.port.is_due(self.now_ms) {
-            self.sweep_after(taken_count);
-        }
+        let due = match self.port.is_due(self.now_ms) {
+            true => self.sweep_after(taken_count),
+            false => DueDeadlines::Met,
+        };
         self.conclude();
+        due
     }
 
     /// Deadlines are due, and this run took so many requests. What had come before them goes first, for a renewal that waits
     /// was in time: that is all if there were fewer than a run takes, and at the latest after [`DRAINS_MAX`] runs.
-    fn sweep_after(&mut self, taken_count: usize) {
+    fn sweep_after(&mut self, taken_count: usize) -> DueDeadlines {
         self.overdue_runs += 1;
         if taken_count < limits::DRAIN_MAX || self.overdue_runs >= DRAINS_MAX {
             self.overdue_runs = 0;
             self.on(Event::Tick);
+        }
+        // Of the engine's deadlines alone: what else is due the end of this run sees to.
+        match self.shard.next_tick_ms() {
+            Some(at_ms) if at_ms <= self.now_ms => DueDeadlines::Left,
+            _ => DueDeadlines::Met,
         }
     }
 
@@ -464,7 +480,8 @@ impl Running {
             self.capacities = version;
             let are_few = self.shard.ledger().nth(limits::CAPACITIES_MAX).is_none();
             let capacities = are_few.then(|| self.shard.ledger().map(|line| line.capacity.clone()).collect());
-            self.pool.board.capacities().publish(self.port.shard.shard, capacities);
+            let largest = self.shard.largest_amounts();
+            self.pool.board.capacities().publish(self.port.shard.shard, capacities, largest);
         }
         if self.counted_workers != Some(self.shard.worker_changes()) {
             self.counted_workers = Some(self.shard.worker_changes());

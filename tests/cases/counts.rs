@@ -6,7 +6,7 @@ use hotpool::ask::ClaimAsk;
 use hotpool::model::{Ack, ClaimRequest, Policy, PoolSpec, RuledOut, WorkerId, WorkerSpec, WorkerVerb};
 
 use crate::sharing::{asking, cpu, shared, sized};
-use crate::world::{FULL, World, id, name, request, spec, until, worker};
+use crate::world::{FULL, World, id, ids_on, name, request, spec, until, worker};
 
 const MINUTE: u64 = 60_000;
 
@@ -123,4 +123,28 @@ async fn w11_explain_counts_a_worker_that_is_kept_for_another_claim() {
     assert_eq!((explained.outcome, survey.fits, &ruled_out[..]), (Err(FULL), 0, &[("reserved", 1)][..]));
     world.s.release(&small.id, small.fence).await.unwrap();
     assert!(crate::world::done(large).await.unwrap().created);
+}
+
+/// W11: how evenly workers are spread does not depend on whether they are offered.
+#[tokio::test]
+async fn w11_the_spread_over_shards_counts_workers_that_are_not_offered() {
+    let world = World::on_memory().await;
+    let (first, second) = (ids_on(0, 2, 3, "w"), ids_on(1, 2, 1, "w"));
+    let workers: Vec<&str> = first.iter().chain(&second).map(String::as_str).collect();
+    world.pool("p", spec(2, Ack::Memory), &workers).await;
+    world.hold("p", "k").await;
+    let spread = || {
+        let scrape = world.scrape();
+        let of = |stat: &str| {
+            let series = format!("hotpool_shard_workers{{stat=\"{stat}\",pool=\"ns/p\"}} ");
+            scrape.lines().find_map(|line| line.strip_prefix(&series)).map(str::to_owned)
+        };
+        ["min", "mean", "max"].map(|stat| of(stat).expect("a pool in use"))
+    };
+    assert_eq!(spread(), ["1", "2", "3"]);
+    for worker in &workers {
+        world.s.steer(&name("p"), &WorkerId::new(worker).unwrap(), WorkerVerb::Cordon).await.unwrap();
+    }
+    assert_eq!(world.states("p").await, counted([("busy", 1), ("cordoned", 3)]));
+    assert_eq!(spread(), ["1", "2", "3"]);
 }

@@ -11,6 +11,7 @@ use hotpool::shard::{Command, Reply};
 use hotpool::store::{ShardKey, Step, StepKind, StepOutcome};
 
 use crate::place::Place;
+use crate::waiting::{one_full_worker, waiting};
 use crate::world::{LOADING, World, done, id, ids_on, name, request, spec, until, worker};
 
 /// A copy of what is stored, in which a row of the shard cannot be read.
@@ -314,4 +315,18 @@ async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one(
     // Another scheduler of the process shows its own pools.
     let other = World::on_memory().await;
     assert!(!other.scrape().contains("ns/p") && other.scrape().contains("pool=\"none\""));
+}
+
+#[tokio::test]
+async fn w02_a_deleted_pool_refuses_those_who_wait_for_it_alone() {
+    let (world, _) = one_full_worker().await;
+    world.pool("q", spec(1, Ack::Memory), &["v0"]).await;
+    let other = world.hold("q", "other").await;
+    let alone = world.parked(waiting("p", "a")).await;
+    let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
+    let both = world.parked(ClaimRequest { pools, ..waiting("p", "b") }).await;
+    world.s.delete_pool(&name("p"), true).await.unwrap();
+    assert_eq!(done(alone).await, Err(Refusal::NotFound(What::Pool)));
+    world.s.release(&id("other"), other).await.unwrap();
+    assert_eq!(done(both).await.unwrap().claim.pool, name("q"));
 }

@@ -4,9 +4,12 @@
 //! workers are free when it begins, makes fewer claims than that, and releases others at the same time: at least one
 //! of those that were free is never taken in the round, and no claim of the round may be told that the pool is full.
 
-use hotpool::model::{Ack, ClaimId, Fence};
+use hotpool::limits::CAPACITIES_MAX;
+use hotpool::model::{Ack, Capacity, ClaimId, Fence, GpuCapacity, Resources, WorkerId, WorkerSpec};
+use hotpool::refusal::Refusal;
 
-use crate::world::{FULL, World, done, request, spec};
+use crate::sharing::{asking, cards, cpu};
+use crate::world::{FULL, World, done, name, request, spec, worker};
 
 const WORKERS: usize = 10_000;
 
@@ -74,5 +77,44 @@ async fn n1_the_one_free_worker_of_ten_thousand_is_found() {
         assert_eq!(world.claim("p", &format!("too-many-{round}")).await, Err(FULL));
         let (id, fence) = std::mem::replace(held, (taken.claim.id, taken.claim.fence));
         world.s.release(&id, fence).await.unwrap();
+    }
+}
+
+/// N1, W07: with more distinct capacities than are told, in one shard or in all together, what exceeds the largest of an
+/// amount is still known to fit nowhere.
+#[tokio::test]
+async fn w07_what_exceeds_every_worker_is_unsatisfiable_however_many_capacities_there_are() {
+    const WORKERS: u64 = CAPACITIES_MAX as u64 + 40;
+    let (most_cpu, most_memory, most_slots) = (999 + WORKERS, 5_000, 7);
+    let nothing = Resources::default;
+    for shards in [1, 4] {
+        let world = World::on_memory().await;
+        world.pool("p", spec(shards, Ack::Memory), &[]).await;
+        let of_number = |number: u64| {
+            let gpu = (number == 0).then(|| GpuCapacity { model: "A10".into(), count: 2 });
+            let (cpu_milli, memory_bytes) = (1_000 + number, most_memory - number);
+            let capacity = Capacity { cpu_milli, memory_bytes, slots: most_slots, gpu };
+            WorkerSpec { capacity, ..worker(&format!("w{number}")) }
+        };
+        world.enlist((0..WORKERS).map(of_number).collect()).await;
+        let mut asked = 0;
+        let mut ask = async |resources: Resources| {
+            asked += 1;
+            let taken = world.s.claim(asking("p", &format!("k{asked}"), &resources)).await?;
+            Ok(taken.claim.worker.spec.id.to_string())
+        };
+        let unsatisfiable = Err(Refusal::Unsatisfiable);
+        assert_eq!(ask(cpu(most_cpu + 1)).await, unsatisfiable, "{shards} shards");
+        assert_eq!(ask(Resources { memory_bytes: most_memory + 1, ..nothing() }).await, unsatisfiable);
+        assert_eq!(ask(Resources { slots: most_slots + 1, ..nothing() }).await, unsatisfiable);
+        assert_eq!(ask(cards(&[], 3, 1_000)).await, unsatisfiable);
+        let on_no_single_one = Resources { memory_bytes: most_memory, ..cpu(most_cpu) };
+        assert_eq!(ask(on_no_single_one).await, Err(FULL), "amounts are not looked at together");
+        let largest = format!("w{}", WORKERS - 1);
+        assert_eq!(ask(cpu(most_cpu)).await, Ok(largest.clone()));
+        assert_eq!(ask(cards(&[], 2, 1_000)).await.as_deref(), Ok("w0"));
+        assert_eq!(ask(cpu(most_cpu)).await, Err(FULL), "one could, and is busy");
+        world.s.delete_worker(&name("p"), &WorkerId::new(&largest).unwrap()).await.unwrap();
+        assert_eq!(ask(cpu(most_cpu)).await, unsatisfiable, "the largest has gone, of {shards} shards");
     }
 }

@@ -42,6 +42,7 @@ mod shares;
 mod sharing;
 mod sleeping;
 mod store_wait;
+mod wait_order;
 mod waiting;
 mod watch;
 mod workers;

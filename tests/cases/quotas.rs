@@ -8,7 +8,8 @@ use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::store::memory::MemoryStore;
 
 use crate::sharing::{cards, cpu, shared, sized};
-use crate::world::{World, id, name, request, spec, until, worker};
+use crate::waiting::waiting;
+use crate::world::{World, done, id, name, request, spec, until, worker};
 
 const CLAIMS: Refusal = Refusal::Exhausted(Exhausted::Quota(Counted::Claims));
 const CPU: Refusal = Refusal::Exhausted(Exhausted::Quota(Counted::Cpu));
@@ -254,4 +255,25 @@ async fn q02_a_panic_in_the_middle_of_a_quotas_queue_blocks_nobody_else_in_it() 
     world.s.release(&id("held"), held).await.unwrap();
     let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("its turn comes");
     assert!(second.unwrap().unwrap().created);
+}
+
+#[tokio::test]
+async fn q02_a_wait_for_quota_is_a_wait_too() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(2, Ack::Memory), &["w0", "w1", "w2"]).await;
+    world.s.put_quota("ns", Some("default"), Quota { claims: Some(1), ..Quota::default() }).await.unwrap();
+    let fence = world.hold("p", "held0").await;
+    let a = world.begin_request(waiting("p", "a")).await;
+    until("it waits", async || world.view("a").await.is_some()).await;
+    assert_eq!(world.view("a").await.unwrap().reason, "quota");
+    let b = world.begin_request(ClaimRequest { wait_ms: 500, ..waiting("p", "b") }).await;
+    world.pass(501).await;
+    assert_eq!(done(b).await, Err(CLAIMS));
+    world.s.release(&id("held0"), fence).await.unwrap();
+    done(a).await.unwrap();
+    let c = world.begin_request(waiting("p", "c")).await;
+    until("it waits", async || world.view("c").await.is_some()).await;
+    world.s.put_quota("ns", Some("default"), Quota { claims: Some(2), ..Quota::default() }).await.unwrap();
+    done(c).await.unwrap();
+    assert_eq!(world.s.get_quota("ns", Some("default")).unwrap().waiting, 0);
 }

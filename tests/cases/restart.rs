@@ -4,14 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hotpool::model::{Ack, ClaimFilter, ClaimState, ClaimTimes, PoolSpec};
+use hotpool::ask::ClaimAsk;
+use hotpool::model::{Ack, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimTimes, PoolSpec};
 use hotpool::refusal::Refusal;
 use hotpool::row::{ClaimRow, WorkerRow};
 use hotpool::store::redb::RedbStore;
 use hotpool::store::{ShardKey, Step, StepKind, StepOutcome, Store};
 use prost::Message as _;
 
-use crate::world::{LOADING, World, id, ids_on, name, spec};
+use crate::world::{LOADING, World, id, ids_on, name, request, spec};
 
 /// A row as a store holds it, of whatever version.
 fn frame(id: &str, version: u8, row: &WorkerRow) -> Vec<u8> {
@@ -244,4 +245,17 @@ async fn open_when_free(dir: &Path) -> RedbStore {
     })
     .await;
     opened.unwrap()
+}
+
+#[tokio::test]
+async fn a_held_claim_keeps_its_priority_over_a_crash() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, Ack::Durable), &["w0"]).await;
+    let ask =
+        ClaimAsk { spec: ClaimSpec { priority: 7, preemptible: true, ..ClaimSpec::default() }, ..ClaimAsk::default() };
+    let request = ClaimRequest { ask: Some(Box::new(ask)), reserve_ms: Some(0), ..request("p", "a") };
+    world.s.claim(request).await.unwrap();
+    let after = world.crashed().await;
+    let held = after.s.get_claim(&id("a")).await.unwrap().spec.unwrap();
+    assert_eq!((held.priority, held.preemptible), (7, true));
 }

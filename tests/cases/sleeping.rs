@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hotpool::limits::{DRAIN_MAX, RING_SLOTS};
+use hotpool::limits::{DRAIN_MAX, RING_SLOTS, SWEEP_MAX};
 use hotpool::model::{Ack, PoolSpec};
 use hotpool::refusal::{Refusal, Unavailable};
 use hotpool::scheduler::Scheduler;
@@ -176,4 +176,36 @@ async fn c10_a_deadline_does_not_wait_for_a_mailbox_that_never_empties() {
         assert!(crowd.seen_vacant.load(Ordering::Relaxed), "still reserved after {decided} requests");
         assert!(decided <= RING_SLOTS, "of {crowd_size}, {decided} went before the deadline");
     }
+}
+
+/// C10: what one run may not carry out is carried out by the next ones, with no tick between them, and whoever else has
+/// something to do has a turn after each.
+#[tokio::test]
+async fn c10_deadlines_beyond_what_a_run_carries_out_do_not_wait_for_a_tick() {
+    const CLAIMS: usize = 3 * SWEEP_MAX + 10;
+    const RUNS: u64 = CLAIMS.div_ceil(SWEEP_MAX) as u64;
+    let world = World::on_memory().await;
+    let reserve_ms = 100;
+    let workers: Vec<String> = (0..CLAIMS).map(|number| format!("w{number}")).collect();
+    let workers: Vec<&str> = workers.iter().map(String::as_str).collect();
+    world.pool("p", PoolSpec { reserve_ms, ..spec(1, Ack::Memory) }, &workers).await;
+    for number in 0..CLAIMS {
+        assert!(world.claim("p", &format!("k{number}")).await.unwrap().created);
+    }
+    world.quiet().await;
+    let (port, mut held) = (port(&world, "p"), world.s.keys().len());
+    assert_eq!(held, CLAIMS);
+    let before = port.runs();
+    world.clock.advance(Duration::from_millis(reserve_ms + 1));
+    port.tick(world.clock.tick());
+    // So few turns take less time than the ticks that these deadlines would otherwise need.
+    for _ in 0..2 * RUNS {
+        tokio::task::yield_now().await;
+        let left = world.s.keys().len();
+        assert!(held - left <= SWEEP_MAX, "{} deadlines passed without a turn for others", held - left);
+        held = left;
+    }
+    let runs = port.runs() - before;
+    assert_eq!(held, 0, "claims that wait for the next tick, after {runs} runs");
+    assert!((RUNS..=RUNS + RUNS_FEW).contains(&runs), "the shard ran {runs} times for {CLAIMS} deadlines");
 }

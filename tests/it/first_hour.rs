@@ -25,6 +25,8 @@ fn the_root_leads_to_the_viewer() {
     let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
     let page = accepting(&mut client, "/", browser);
     assert_eq!((page.status, page.header("location")), (307, Some("/docs")));
+    let (scrape, redirects) = (client.get("/metrics"), r#"hotpool_http_requests_total{route="/",status="307"} 1"#);
+    assert!(scrape.text().contains(redirects), "{redirects} is not in {}", scrape.text());
     assert_eq!(accepting(&mut client, "/docs", browser).status, 200);
     for accept in ["*/*", "application/json"] {
         let answer = accepting(&mut client, "/", accept);

@@ -8,12 +8,6 @@ use crate::server::Server;
 
 const SHARD_KIB_MAX: u64 = 32;
 
-fn resident_kib(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.0.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says it");
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 fn put(client: &mut Client, pool: &str, shards: u16) -> crate::client::Response {
     client.put(&format!("/v1/pools/ns/{pool}"), &json!({"shards": shards}))
 }
@@ -25,11 +19,11 @@ fn h05_an_empty_shard_costs_kilobytes() {
     let mut client = server.client();
     // Threads, buffers and tables are there after the first.
     put(&mut client, "first", 1_024).expect(201);
-    let before = resident_kib(&server);
+    let before = server.resident_kib();
     for pool in ["second", "third", "fourth"] {
         put(&mut client, pool, 1_024).expect(201);
     }
-    let shard_kib = (resident_kib(&server) - before) / (3 * 1_024);
+    let shard_kib = (server.resident_kib() - before) / (3 * 1_024);
     println!("an empty shard takes {shard_kib} KiB");
     assert!(shard_kib <= SHARD_KIB_MAX, "an empty shard takes {shard_kib} KiB, allowed are {SHARD_KIB_MAX}");
 }

@@ -96,6 +96,13 @@ impl Server {
         Client::connect(self.address).unwrap()
     }
 
+    /// Resident memory of the process, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says it");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         signal("TERM", self.child.0.id());

@@ -44,7 +44,7 @@ struct Spec {
     /// How claims use workers; never changes
     #[arg(long, value_name = "exclusive|shared")]
     mode: Option<String>,
-    /// Which worker is taken: the first three in an exclusive pool, the others in a shared one
+    /// Choice among the workers that will do: the first three in an exclusive pool, the others in a shared one
     #[arg(long, value_name = "lifo|fifo|random|best_fit|spread|fgd")]
     policy: Option<String>,
     /// Whether work without GPUs leaves workers with GPUs alone while others fit

@@ -2,15 +2,11 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::server::Running;
-
-/// Longest wait for a page: a test that takes it has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::server::{Running, until};
 
 pub struct Browser {
     to: ChildStdin,
@@ -49,8 +45,13 @@ impl Browser {
         browser
     }
 
-    /// The result of a command.
+    /// The result of a command that succeeds.
     fn call(&mut self, method: &str, params: &Value) -> Value {
+        self.try_call(method, params).unwrap_or_else(|error| panic!("{method} {params}: {error}"))
+    }
+
+    /// The result of a command, or the error that the browser answers.
+    fn try_call(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
         self.last_id += 1;
         let mut message = json!({"id": self.last_id, "method": method, "params": params});
         if let Some(session) = &self.session {
@@ -64,8 +65,7 @@ impl Browser {
             assert_eq!(bytes.pop(), Some(0), "chromium has ended (tests/run.sh installs it)");
             let mut said: Value = serde_json::from_slice(&bytes).unwrap();
             if said["id"] == self.last_id {
-                assert!(said["error"].is_null(), "{method} {params}: {said}");
-                return said["result"].take();
+                return if said["error"].is_null() { Ok(said["result"].take()) } else { Err(said["error"].take()) };
             }
             self.events.push(said);
         }
@@ -86,19 +86,17 @@ impl Browser {
         said["result"]["value"].take()
     }
 
-    /// Waits until an expression is true, of which a page in the making may know nothing; its value then.
+    /// Waits until an expression is true; its value then. A page in the making may know nothing of it, and one that another page
+    /// follows answers no command.
     pub fn wait_for(&mut self, expression: &str) -> Value {
-        let begun = Instant::now();
         let params = json!({"expression": format!("(() => {{ const it = {expression}; return it instanceof Element || it; }})()"), "returnByValue": true});
-        loop {
-            let mut said = self.call("Runtime.evaluate", &params);
-            let value = said["result"]["value"].take();
-            if said["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != "" {
-                return value;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{expression}: {said}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut value = Value::Null;
+        until(expression, || {
+            let Ok(mut said) = self.try_call("Runtime.evaluate", &params) else { return false };
+            value = said["result"]["value"].take();
+            said["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != ""
+        });
+        value
     }
 
     /// What the console shows, but for the statuses of answers.

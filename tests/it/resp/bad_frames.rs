@@ -1,9 +1,10 @@
 //! Bytes that no good client would send.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::wire::{Wire, frame, metric, text, with_pool, with_pool_in};
+use crate::server::until;
 
 fn ended(client: &mut crate::client::Client, reason: &str) -> u64 {
     metric(client, &format!(r#"hotpool_resp_connections_ended_total{{reason="{reason}"}}"#))
@@ -126,6 +127,7 @@ fn a_client_that_never_reads_is_dropped() {
 
 #[test]
 fn one_that_reads_slowly_is_not() {
+    const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
     let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1000"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let (_dir, _server, _client, wire) = with_pool_in(1, &waits);
     let (mut to, mut from) = (wire.stream().try_clone().unwrap(), wire.stream().try_clone().unwrap());
@@ -133,7 +135,8 @@ fn one_that_reads_slowly_is_not() {
     let sender = std::thread::spawn(move || to.write_all(&frame("COMMAND DOCS").repeat(ASKED)));
     let mut bytes = vec![0; 256 << 10];
     let (mut read, mut size) = (0, None);
-    // It takes longer than a request may, but takes something all the time.
+    // All of it takes twice as long as a request may, and something is taken all the time.
+    let begun = Instant::now();
     while size.is_none_or(|size: usize| read < size * ASKED) {
         let took = from.read(&mut bytes).unwrap();
         assert!(took > 0, "closed after {read}");
@@ -142,8 +145,12 @@ fn one_that_reads_slowly_is_not() {
             let more = bytes[1..took].windows(8).position(|part| part == b"*50\r\n$5\r");
             size = more.map(|at| at + 1);
         }
-        std::thread::sleep(std::time::Duration::from_micros(500));
+        if let Some(size) = size {
+            let due = 2 * REQUEST_TIMEOUT.mul_f64(read as f64 / (size * ASKED) as f64);
+            until("the next part is due", || begun.elapsed() >= due);
+        }
     }
+    assert!(begun.elapsed() > REQUEST_TIMEOUT, "read within {:?}", begun.elapsed());
     sender.join().unwrap().unwrap();
 }
 

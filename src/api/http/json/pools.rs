@@ -55,7 +55,7 @@ impl PoolPatch {
             .map_err(|Failure { field, message, .. }| Refusal::Invalid { field: field.unwrap_or_default(), message })
     }
 
-    /// The same, but of the labels only those that are named: a JSON merge patch (RFC 7396).
+    /// Specification after a JSON merge patch (RFC 7396): fields that are named replace those of `spec`, and so does each label.
     ///
     /// # Errors
     /// `Invalid` naming the field.

@@ -341,7 +341,7 @@ fn pools_and_workers() -> Value {
         "Worker": answer("A worker.", &["id", "capacity", "labels", "incarnation", "occupancy", "schedulability", "liveness", "trust", "overcommitted", "version", "shard", "claims"], json!({
             "id": schema("Name"), "capacity": schema("Capacity"), "labels": schema("Labels"), "node": schema("Name"),
             "incarnation": amount("Grows when the worker starts anew."),
-            "occupancy": {"enum": ["idle", "busy"], "description": "Whether it is held."},
+            "occupancy": {"enum": ["idle", "busy"], "description": "busy: it holds a claim, or runs what it was told to stop. Pools count one that only does the latter as stopping."},
             "schedulability": {"enum": ["open", "cordoned", "draining"], "description": "Whether it may be offered, as its owner wishes."},
             "liveness": {"enum": ["live", "lost"], "description": "Whether it is heard of."},
             "trust": {"enum": ["trusted", "suspect"], "description": "Whether it can be what it is thought to be."},
