@@ -49,7 +49,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(id, more, seq, names)| Op::Heartbeat { who: Who::Named(id), more, seq, names }),
         9 => (past(), prop::option::weighted(0.8, names()))
             .prop_map(|(at, names)| Op::Heartbeat { who: Who::Holding(at), more: 1, seq: None, names }),
-        6 => past().prop_map(|at| Op::Heartbeat { who: Who::Holding(at), more: 1, seq: None, names: Some(Names::NONE) }),
+        9 => past().prop_map(|at| Op::Heartbeat { who: Who::Holding(at), more: 1, seq: None, names: Some(Names::NONE) }),
         6 => (past(), names())
             .prop_map(|(at, names)| Op::Heartbeat { who: Who::Recent(at), more: 1, seq: None, names: Some(names) }),
         4 => (worker(), verb()).prop_map(|(id, verb)| Op::Steer(id, verb)),
@@ -85,7 +85,9 @@ fn times() -> impl Strategy<Value = Times> {
         2 => (ms(), ms()).prop_map(|(one, two)| (Some(one.min(two)), Some(one.max(two)))),
     ];
     let ttl = ttl.prop_map(|(default_ms, max_ms)| TtlBounds { default_ms, max_ms });
-    (ms(), prop::option::weighted(0.8, ms()), ttl).prop_map(|(unnamed_ms, lost_keep_ms, ttl)| Times {
+    // Short ones often, or hardly any claim is left out for long enough before something else befalls it.
+    let unnamed_ms = prop_oneof![2 => Just(1), 3 => 1..300u64, 2 => ms()];
+    (unnamed_ms, prop::option::weighted(0.8, ms()), ttl).prop_map(|(unnamed_ms, lost_keep_ms, ttl)| Times {
         unnamed_ms,
         lost_keep_ms,
         ttl,
