@@ -135,8 +135,9 @@ impl Grpc {
         B::Error: Into<BodyError> + Send,
     {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
-        let bounded = |request: Request<B>| {
+        let bounded = |mut request: Request<B>| {
             let room = Arc::clone(&self.bodies);
+            request.extensions_mut().insert(Permit::clone(&permit));
             request.map(|body| OneMessage::new(body, self.bounds.body_bytes_max, room, permit))
         };
         let answer = match service {
