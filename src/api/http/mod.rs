@@ -40,6 +40,7 @@ pub struct Api {
     exporter: Exporter,
     bounds: Bounds,
     bodies: Arc<Semaphore>,
+    scrapes: scrape::Renders,
     stopping: Stopping,
 }
 
@@ -57,7 +58,7 @@ impl Api {
         bodies: Arc<Semaphore>,
         stopping: Stopping,
     ) -> Self {
-        Self { scheduler, exporter, bounds, bodies, stopping }
+        Self { scheduler, exporter, bounds, bodies, scrapes: scrape::Renders::default(), stopping }
     }
 }
 
