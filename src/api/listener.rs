@@ -163,7 +163,7 @@ async fn connection(
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }
-    metrics().http_connections.increment(1.0);
+    let open = OpenConnection::count();
     let asked = Arc::new(AtomicBool::new(false));
     let client = Arc::new(Client::new(stream));
     let waiting = WaitingCalls::default();
@@ -196,5 +196,45 @@ async fn connection(
         }
         false => half_close::give_back(&edges.scheduler, client.untold()),
     }
-    metrics().http_connections.decrement(1.0);
+    drop(open);
+}
+
+/// A connection in the gauge, until this is dropped: also when its task panics.
+struct OpenConnection;
+
+impl OpenConnection {
+    fn count() -> Self {
+        metrics().http_connections.increment(1.0);
+        Self
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        metrics().http_connections.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn h06_a_connection_leaves_the_gauge_when_its_task_panics() {
+        let exporter = crate::metrics::install().unwrap();
+        let connections = || {
+            let mut text = Vec::new();
+            exporter.write(&[], &mut text).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            text.lines().find_map(|line| line.strip_prefix("hotpool_http_connections ").map(str::to_owned))
+        };
+        drop(OpenConnection::count());
+        let before = connections();
+        let task = tokio::spawn(async {
+            let _open = OpenConnection::count();
+            panic!("a test's own")
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(connections(), before);
+    }
 }
