@@ -15,8 +15,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use crate::api::Bounds;
 use crate::api::outcome::Failure;
+use crate::api::Bounds;
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::scheduler::Scheduler;
@@ -26,6 +26,7 @@ mod claims;
 pub(crate) mod codec;
 mod guard;
 mod health;
+mod lasting;
 mod pools;
 mod quotas;
 mod read;
@@ -36,6 +37,7 @@ mod write;
 
 use body::{BodyError, OneMessage, Permit};
 use health::Health;
+use lasting::LastingStreams;
 
 /// What is made of the `.proto` file: messages, clients and servers.
 #[allow(missing_docs, reason = "generated")]
@@ -57,6 +59,9 @@ const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
 /// The method whose requests are not one message each.
 const CLAIM_STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
+
+/// The method of health that answers for as long as its client listens.
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// What a handler says.
 type Answer<T> = Result<GrpcResponse<T>, Status>;
@@ -94,6 +99,7 @@ pub struct Grpc {
     reflection_alpha: Unnamed,
     bounds: Bounds,
     bodies: Arc<Semaphore>,
+    lasting: LastingStreams,
 }
 
 impl Grpc {
@@ -111,7 +117,8 @@ impl Grpc {
         let reflection = described().build_v1().expect("descriptors that the build has made");
         let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
-        let calls = Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, stopping: stopping.clone() });
+        let calls =
+            Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, stopping: stopping.clone() });
         let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
         Self {
             claims: claims(max_bytes),
@@ -119,6 +126,7 @@ impl Grpc {
             workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             quotas: QuotaServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            lasting: LastingStreams::new(stopping.clone()),
             health: HealthServer::new(Health::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
             reflection: Unnamed::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
@@ -148,10 +156,15 @@ impl Grpc {
             "hotpool.v1.WorkerService" => self.workers.clone().call(bounded(request)).await,
             "hotpool.v1.PoolService" => self.pools.clone().call(bounded(request)).await,
             "hotpool.v1.QuotaService" => self.quotas.clone().call(bounded(request)).await,
+            "grpc.health.v1.Health" if request.uri().path() == HEALTH_WATCH => {
+                self.lasting.serve(self.health.clone().call(request)).await
+            }
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
-            "grpc.reflection.v1.ServerReflection" => self.reflection.clone().call(request.map(Body::new)).await,
+            "grpc.reflection.v1.ServerReflection" => {
+                self.lasting.serve(self.reflection.clone().call(self.lasting.until_stop(request))).await
+            }
             "grpc.reflection.v1alpha.ServerReflection" => {
-                self.reflection_alpha.clone().call(request.map(Body::new)).await
+                self.lasting.serve(self.reflection_alpha.clone().call(self.lasting.until_stop(request))).await
             }
             _ => Ok(Status::unimplemented("no such service; see grpc.reflection.v1.ServerReflection").into_http()),
         };
