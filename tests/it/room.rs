@@ -1,10 +1,18 @@
 //! Memory that all requests share: who waits, or does not read, keeps none of it from others.
 
 use std::thread::spawn;
+use std::time::Duration;
 
+use bytes::Bytes;
 use hotpool::api::grpc::proto::TakeClaimRequest;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::client::Client;
@@ -15,6 +23,7 @@ const CLAIMS: &str = "/v1/claims";
 /// Requests that announce nothing, each of which could be a quarter of the room.
 const LARGE: usize = 4;
 const MESSAGE_BYTES_MAX: usize = 8 << 20;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A service that takes bodies of 64 MiB, with one worker, which is held.
 fn full() -> (TempDir, Server, Client) {
@@ -115,4 +124,33 @@ async fn q02_calls_that_wait_hold_no_room_for_messages() {
     assert_ne!(status.code(), Code::Unavailable, "calls that wait hold the room: {status:?}");
     assert!(has_room(&mut client));
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// A connection over HTTP/2 that grants each answer a window of so many bytes.
+async fn windowed(server: &Server, bytes: u32) -> http2::SendRequest<Empty<Bytes>> {
+    let io = TokioIo::new(TcpStream::connect(server.address).await.unwrap());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) =
+        builder.initial_stream_window_size(bytes).adaptive_window(false).handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn h06_an_answer_that_nobody_reads_is_given_up() {
+    let dir = TempDir::new().unwrap();
+    let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
+    let get = |path: &str| Request::get(format!("http://localhost{path}")).body(Empty::new()).unwrap();
+    for path in ["/metrics", "/healthz", "/v1/openapi.json"] {
+        let mut sender = windowed(&server, 0).await;
+        let answer = sender.send_request(get(path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let ended = timeout(PATIENCE, answer.into_body().collect()).await;
+        ended.expect("the stream ends").expect_err("the answer did not fit into the window");
+        // One that reads gets all of it.
+        let answer = windowed(&server, 1 << 16).await.send_request(get(path)).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.len() > 10, "{path}: {} bytes", body.len());
+    }
 }

@@ -48,6 +48,7 @@ impl ClaimService for Calls {
     }
 
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
+        self.answers.check()?;
         let (whole, requests) = before_waiting(request, |BatchTakeClaimsRequest { mode, items }| {
             let whole = read::batch(mode, items.len())?;
             let requests: Vec<_> = items.iter().map(|item| read::claim(item).and_then(deadline::allow)).collect();

@@ -15,8 +15,9 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
+use crate::api::answer_body::Kind;
 use crate::api::outcome::Failure;
-use crate::api::Bounds;
+use crate::api::{AnswerRoom, Bounds, Rooms};
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::scheduler::Scheduler;
@@ -72,6 +73,7 @@ pub(crate) struct Calls {
     bounds: Bounds,
     /// Places for claim streams.
     streams: Arc<Semaphore>,
+    answers: AnswerRoom,
     stopping: watch::Receiver<()>,
 }
 
@@ -84,6 +86,29 @@ pub(in crate::api) fn refuse(path: &str, failure: &Failure) -> Response<Body> {
     let code = GrpcCode::ALL.get(status.code() as usize).copied().unwrap_or(GrpcCode::Unknown);
     metrics().grpc_requests(GrpcMethod::of(path), code).increment(1);
     status.into_http()
+}
+
+/// What the answer to a call of this method may be, or none: it is a stream that lasts, with bounds of its own.
+pub(in crate::api) fn answer_kind(path: &str) -> Option<Kind> {
+    match GrpcMethod::of(path) {
+        GrpcMethod::ClaimStream
+        | GrpcMethod::WatchPool
+        | GrpcMethod::HealthWatch
+        | GrpcMethod::Reflection
+        | GrpcMethod::ReflectionAlpha => None,
+        GrpcMethod::GetPool
+        | GrpcMethod::ListPools
+        | GrpcMethod::GetDemand
+        | GrpcMethod::GetWorker
+        | GrpcMethod::ListWorkers
+        | GrpcMethod::ExplainClaim
+        | GrpcMethod::GetClaim
+        | GrpcMethod::ListClaims
+        | GrpcMethod::GetQuota
+        | GrpcMethod::ListQuotas
+        | GrpcMethod::HealthCheck => Some(Kind::Read),
+        _ => Some(Kind::Write),
+    }
 }
 
 /// The gRPC edge.
@@ -103,11 +128,12 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// `bodies`: room for large messages, in KiB, shared with the other edges.
+    /// `rooms` are shared with the other edges.
     /// `stopping` closes when the service begins to stop. Until then a task of the present tokio runtime looks out for
     /// those who watch the health of the service.
     #[must_use]
-    pub fn new(scheduler: Scheduler, bounds: Bounds, bodies: Arc<Semaphore>, stopping: watch::Receiver<()>) -> Self {
+    pub fn new(scheduler: Scheduler, bounds: Bounds, rooms: Rooms, stopping: watch::Receiver<()>) -> Self {
+        let Rooms { bodies, answers } = rooms;
         let max_bytes = bounds.body_bytes_max;
         let described = || {
             tonic_reflection::server::Builder::configure()
@@ -118,7 +144,7 @@ impl Grpc {
         let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
         let calls =
-            Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, stopping: stopping.clone() });
+            Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, answers, stopping: stopping.clone() });
         let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
         Self {
             claims: claims(max_bytes),

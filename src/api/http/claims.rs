@@ -47,6 +47,7 @@ pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body)
     let (mode, requests) = {
         // Its claims may wait for a day: nothing of the body is kept meanwhile.
         let bytes = body(&api, sent).await?;
+        api.rooms.answers.check()?;
         let batch: ClaimsBatch<'_> = object(&bytes)?;
         let request = |raw| item::<ClaimBody<'_>>(raw)?.request().and_then(deadline::allow);
         let requests: Vec<_> = batch.items.0.into_iter().map(request).collect();

@@ -77,7 +77,7 @@ pub(super) async fn body(api: &Api, mut body: Body) -> Result<Sent<'_>, Failure>
     if announced.lower() > max as u64 {
         return Err(too_large(max));
     }
-    let mut room = BodyRoom::of(&api.bodies);
+    let mut room = BodyRoom::of(&api.rooms.bodies);
     let announced_bytes = announced.upper().unwrap_or(announced.lower());
     room.hold(announced_bytes)?;
     // Most bodies are one piece, which is not copied.
