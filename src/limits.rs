@@ -91,6 +91,8 @@ pub const CONNECTION_WAITING_MAX: usize = 12_288;
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Claim streams of one service; past it they are refused (`overloaded`).
 pub const STREAMS_MAX: usize = 1_024;
+/// Streams over gRPC of `Health/Watch` and of reflection of one service; past it they are refused (`overloaded`).
+pub const LASTING_STREAMS_MAX: usize = 256;
 /// Events of a pool that are kept for those who watch it; the oldest go first.
 pub const WATCH_EVENTS_MAX: usize = 65_536;
 /// How long they are kept when nobody watches any more, in milliseconds.
@@ -159,7 +161,7 @@ pub const CAPACITIES_MAX: usize = 1024;
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");
 const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
 const _: () = assert!(
-    CONNECTION_WAITING_MAX + STREAMS_MAX + WATCHERS_MAX < CONNECTION_STREAMS_MAX as usize,
+    CONNECTION_WAITING_MAX + STREAMS_MAX + WATCHERS_MAX + LASTING_STREAMS_MAX < CONNECTION_STREAMS_MAX as usize,
     "what may stay on one connection for long leaves streams for calls that do not"
 );
 const _: () = assert!(QUOTA_WAITERS_MAX < CONNECTION_WAITING_MAX, "a tenant may wait on one connection");

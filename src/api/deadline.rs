@@ -14,7 +14,6 @@ use tokio::time::sleep;
 use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::ClaimRequest;
-use crate::refusal::Unavailable;
 
 tokio::task_local! {
     /// Wait of the request that this task runs.
@@ -125,7 +124,14 @@ pub(super) fn allow(claim: ClaimRequest) -> Result<ClaimRequest, Failure> {
         waits.longest.set(waits.longest.get().max(wait));
         true
     });
-    if allowed.unwrap_or(true) { Ok(claim) } else { Err(Unavailable::Overloaded.into()) }
+    if allowed.unwrap_or(true) {
+        return Ok(claim);
+    }
+    Err(Failure::overloaded(format!(
+        "{} requests of this connection wait for room, which is as many as may: let some of them end, or open another \
+         connection",
+        limits::CONNECTION_WAITING_MAX
+    )))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::connection_budget::{ConnectionBudget, ConnectionPermit};
 use super::deadline::{self, WaitingCalls};
 use super::excess_connections::ExcessConnections;
 use super::half_close::{self, Client};
+use super::patience::{PatientExecutor, PatientSocket};
 use super::request_id::identified;
 use super::socket::{Socket, linger};
 use crate::limits;
@@ -34,6 +35,13 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a connection may be silent before the system asks whether its peer lives.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Pause between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// Questions without an answer after which the peer is gone.
+const KEEPALIVE_PROBES: u32 = 3;
+/// Time after which a silent peer is gone: the system heeds no number of questions where it has a limit for what is not
+/// acknowledged, and a shorter limit would end a connection over one question that was lost.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60 + 3 * 20);
 /// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
 const BACKLOG: u32 = 4096;
 /// How long the rest of what a client sends is read once its connection ends, so that it sees the answer and not a reset.
@@ -79,7 +87,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let excess = ExcessConnections::new(budget.max());
-    let http = Arc::new(protocol());
+    let http = Arc::new(protocol_on(PatientExecutor { patience: edges.patience }));
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
     while let Some((stream, peer)) = next_connection(&listener, stop.as_mut()).await {
@@ -127,20 +135,27 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     rustix::net::sockopt::set_tcp_keepidle(stream, KEEPALIVE)?;
-    rustix::net::sockopt::set_tcp_keepintvl(stream, KEEPALIVE / 3)?;
+    rustix::net::sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    rustix::net::sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
     Ok(())
 }
 
-/// A peer that takes nothing of what was written for so long is dropped: a stream of events would else fill its buffers, and
-/// wait for ever.
+/// A peer whose system acknowledges nothing of what was written for so long is dropped. One whose system does, and that reads
+/// nothing, is dropped by [`PatientSocket`].
 fn bound_writes(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.as_millis()).unwrap_or(u32::MAX))?;
+    let limit_ms = patience.max(UNACKNOWLEDGED).as_millis();
+    rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(limit_ms).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
 /// HTTP as this service speaks it.
 pub(super) fn protocol() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+    protocol_on(TokioExecutor::new())
+}
+
+/// HTTP as this service speaks it, with the streams of HTTP/2 run by this executor.
+fn protocol_on<E>(executor: E) -> auto::Builder<E> {
+    let mut http = auto::Builder::new(executor);
     // Without it, whoever has sent all that it has to say is taken for one that is gone.
     http.http1().half_close(true);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
@@ -154,7 +169,7 @@ pub(super) fn protocol() -> auto::Builder<TokioExecutor> {
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    http: Arc<auto::Builder<TokioExecutor>>,
+    http: Arc<auto::Builder<PatientExecutor>>,
     edges: Edges,
     watcher: Watcher,
     _permit: ConnectionPermit,
@@ -163,7 +178,7 @@ async fn connection(
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }
-    metrics().http_connections.increment(1.0);
+    let open = OpenConnection::count();
     let asked = Arc::new(AtomicBool::new(false));
     let client = Arc::new(Client::new(stream));
     let waiting = WaitingCalls::default();
@@ -176,7 +191,8 @@ async fn connection(
         let edges = edges.clone();
         deadline::within(&waiting, identified(peer, request, |request| edges.answer(request)))
     });
-    let serving = watcher.watch(http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service));
+    let socket = PatientSocket::new(Socket(Arc::clone(&client)), edges.patience);
+    let serving = watcher.watch(http.serve_connection(TokioIo::new(socket), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
     let silence = async {
         sleep(HEAD_TIMEOUT).await;
@@ -196,5 +212,50 @@ async fn connection(
         }
         false => half_close::give_back(&edges.scheduler, client.untold()),
     }
-    metrics().http_connections.decrement(1.0);
+    drop(open);
+}
+
+/// A connection in the gauge, until this is dropped: also when its task panics.
+struct OpenConnection;
+
+impl OpenConnection {
+    fn count() -> Self {
+        metrics().http_connections.increment(1.0);
+        Self
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        metrics().http_connections.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h06_a_probe_that_is_lost_ends_no_connection() {
+        assert_eq!(UNACKNOWLEDGED, KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES);
+    }
+
+    #[tokio::test]
+    async fn h06_a_connection_leaves_the_gauge_when_its_task_panics() {
+        let exporter = crate::metrics::install().unwrap();
+        let connections = || {
+            let mut text = Vec::new();
+            exporter.write(&[], &mut text).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            text.lines().find_map(|line| line.strip_prefix("hotpool_http_connections ").map(str::to_owned))
+        };
+        drop(OpenConnection::count());
+        let before = connections();
+        let task = tokio::spawn(async {
+            let _open = OpenConnection::count();
+            panic!("a test's own")
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(connections(), before);
+    }
 }

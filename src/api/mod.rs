@@ -8,12 +8,15 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Semaphore;
 
+pub use self::answer_room::AnswerRoom;
 pub use self::connection_budget::ConnectionBudget;
 pub use self::host::{HostName, HostNames};
 use self::request_guard::RequestGuard;
 use crate::metrics::Exporter;
 use crate::scheduler::Scheduler;
 
+mod answer_body;
+mod answer_room;
 mod connection_budget;
 mod deadline;
 mod excess_connections;
@@ -23,6 +26,7 @@ mod host;
 pub mod http;
 pub mod listener;
 pub mod outcome;
+mod patience;
 mod request_guard;
 mod request_id;
 pub mod resp;
@@ -37,6 +41,7 @@ pub struct Edges {
     http: axum::Router,
     grpc: Arc<grpc::Grpc>,
     scheduler: Scheduler,
+    answers: AnswerRoom,
     /// How long a client may take nothing of what was written to it.
     patience: Duration,
     /// RESP.
@@ -53,6 +58,15 @@ pub struct Bounds {
     pub timeout: Duration,
 }
 
+/// Memory that all requests share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Rooms {
+    /// Room for large bodies, in KiB.
+    pub bodies: Arc<Semaphore>,
+    /// Room for large answers.
+    pub answers: AnswerRoom,
+}
+
 impl Edges {
     /// Over a scheduler. `stopping` closes when the service begins to stop. Needs a tokio runtime.
     #[must_use]
@@ -64,15 +78,18 @@ impl Edges {
     ) -> Self {
         // Many connections times the largest body would be all of memory.
         let bodies = Arc::new(Semaphore::new(http::BODIES_KIB_MAX));
-        let api = http::Api::new(scheduler.clone(), exporter, bounds, Arc::clone(&bodies), stopping.clone());
-        let resp = resp::Resp::new(scheduler.clone(), bounds, Arc::clone(&bodies));
+        let answers = AnswerRoom::default();
+        let rooms = Rooms { bodies: Arc::clone(&bodies), answers: answers.clone() };
+        let api = http::Api::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());
+        let resp = resp::Resp::new(scheduler.clone(), bounds, bodies);
         let patience = bounds.timeout;
         Self {
             guard: RequestGuard::new(HostNames::default()),
             patience,
             http: http::router(api),
-            grpc: Arc::new(grpc::Grpc::new(scheduler.clone(), bounds, bodies, stopping)),
+            grpc: Arc::new(grpc::Grpc::new(scheduler.clone(), bounds, rooms, stopping)),
             scheduler,
+            answers,
             resp,
         }
     }

@@ -107,6 +107,11 @@ impl Failure {
         Refusal::invalid(field, message).into()
     }
 
+    /// A limit of the edges that is reached: `message` names it and says what helps.
+    pub(in crate::api) fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Outcome::of(&Refusal::Unavailable(Unavailable::Overloaded)), message)
+    }
+
     /// Body of the answer to the request with this id.
     pub fn answer<'f>(&'f self, request_id: Option<&'f RequestId>) -> impl Serialize + 'f {
         let Outcome { code, reason, .. } = self.outcome;

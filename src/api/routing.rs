@@ -4,9 +4,10 @@ use std::convert::Infallible;
 
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response, Version};
+use hyper::{Method, Request, Response, Version};
 use tower::Service as _;
 
+use super::answer_body::{self, Kind};
 use super::outcome::Failure;
 use super::request_guard::{RequestHead, UnknownHost};
 use super::{Edges, grpc, http};
@@ -14,6 +15,9 @@ use crate::metrics::metrics;
 
 /// Body of an answer, of either edge.
 type AnswerBody = axum::body::Body;
+
+/// Type of a stream of events, which lasts.
+const EVENT_STREAM: &str = "text/event-stream";
 
 impl Edges {
     /// Answers one request.
@@ -26,11 +30,30 @@ impl Edges {
         if self.guard.is_probe_of_unknown_host(&RequestHead::from(&request)) {
             request.extensions_mut().insert(UnknownHost);
         }
+        let version = request.version();
         if is_grpc(&request) {
-            return Ok(self.grpc.call(request).await.map(AnswerBody::new));
+            let kind = grpc::answer_kind(request.uri().path());
+            let (head, body) = self.grpc.call(request).await.into_parts();
+            let bounded = match kind {
+                Some(kind) => answer_body::bounded(body, version, kind, &self.answers, self.patience),
+                None => Ok(AnswerBody::new(body)),
+            };
+            return Ok(match bounded {
+                Ok(body) => Response::from_parts(head, body),
+                Err(failure) => failure.status().into_http::<AnswerBody>(),
+            });
         }
         let caching = http::Caching::of(request.uri().path());
-        let mut response = self.http.call(request).await?;
+        let kind = if request.method() == Method::GET { Kind::Read } else { Kind::Write };
+        let (head, body) = self.http.call(request).await?.into_parts();
+        let bounded = match head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind == EVENT_STREAM) {
+            false => answer_body::bounded(body, version, kind, &self.answers, self.patience),
+            true => Ok(body),
+        };
+        let mut response = match bounded {
+            Ok(body) => Response::from_parts(head, body),
+            Err(failure) => http::answer(failure),
+        };
         http::protect(&mut response, caching);
         Ok(response)
     }

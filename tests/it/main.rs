@@ -32,6 +32,7 @@ mod pools;
 mod quotas;
 mod request_ids;
 mod resp;
+mod room;
 mod server;
 mod shares;
 mod signals;

@@ -2,17 +2,16 @@
 //! all edges share.
 
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
+use tonic::{Request, Status};
 
-use crate::api::http::read::{BODIES_KIB_MAX, BODY_SMALL_BYTES, too_large};
+use crate::api::http::read::{BODIES_KIB_MAX, BODY_SMALL_BYTES, no_room, too_large};
 use crate::api::outcome::Failure;
-use crate::refusal::Unavailable;
 
 /// Bytes before each message: a flag, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -37,8 +36,25 @@ pub(super) struct OneMessage<B> {
     permit: Permit,
 }
 
-/// The place of a large message among all, kept until the call is answered.
-pub(super) type Permit = Arc<OnceLock<OwnedSemaphorePermit>>;
+/// The place of a large message among all: kept until the call is answered, or [begins to wait](before_waiting).
+#[derive(Debug, Clone, Default)]
+pub(super) struct Permit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+impl Permit {
+    fn set(&self, permit: Option<OwnedSemaphorePermit>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    }
+}
+
+/// Makes of a message what its call needs, which may wait for a day: the message is dropped, and its room given back.
+pub(super) fn before_waiting<M, T>(request: Request<M>, read: impl FnOnce(M) -> T) -> T {
+    let (_, mut extensions, message) = request.into_parts();
+    let read = read(message);
+    if let Some(permit) = extensions.remove::<Permit>() {
+        permit.set(None);
+    }
+    read
+}
 
 impl<B> OneMessage<B> {
     /// `room`: KiB that messages which are not small may take.
@@ -71,9 +87,8 @@ impl<B> OneMessage<B> {
         self.rest_bytes = bytes;
         if bytes as u64 > BODY_SMALL_BYTES {
             let kib = ((bytes as u64 * GROWTH) >> 10).min(SHARE_KIB_MAX);
-            let permit =
-                Arc::clone(&self.room).try_acquire_many_owned(kib as u32).map_err(|_| Unavailable::Overloaded)?;
-            let _ = self.permit.set(permit);
+            let permit = Arc::clone(&self.room).try_acquire_many_owned(kib as u32).map_err(|_| no_room())?;
+            self.permit.set(Some(permit));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Streaming, async_trait};
 
+use super::body::before_waiting;
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
@@ -19,8 +20,8 @@ use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
 use crate::api::outcome::Failure;
 use crate::api::{deadline, stopped};
+use crate::limits;
 use crate::model::{Standing, Taken};
-use crate::refusal::Unavailable;
 
 #[async_trait]
 impl ClaimService for Calls {
@@ -28,7 +29,12 @@ impl ClaimService for Calls {
 
     async fn claim_stream(&self, request: Request<Streaming<ClaimStreamRequest>>) -> Answer<stream::Answers> {
         let place = Arc::clone(&self.streams).try_acquire_owned();
-        let place = place.map_err(|_| Failure::from(Unavailable::Overloaded))?;
+        let place = place.map_err(|_| {
+            Failure::overloaded(format!(
+                "{} claim streams are open, which is as many as may be: close one, or make calls of one request each",
+                limits::STREAMS_MAX
+            ))
+        })?;
         let limit = self.bounds.timeout;
         let flight = self.scheduler.flight(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let answers = stream::Answers::new(request.into_inner(), flight, limit, stopped(&self.stopping), place);
@@ -36,15 +42,18 @@ impl ClaimService for Calls {
     }
 
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
-        let request = read::claim(request.get_ref()).and_then(deadline::allow)?;
+        let request = before_waiting(request, |claim| read::claim(&claim).and_then(deadline::allow))?;
         let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;
         Ok(Response::new((&taken).into()))
     }
 
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
-        let BatchTakeClaimsRequest { mode, items } = request.into_inner();
-        let whole = read::batch(mode, items.len())?;
-        let requests = items.iter().map(|item| read::claim(item).and_then(deadline::allow));
+        self.answers.check()?;
+        let (whole, requests) = before_waiting(request, |BatchTakeClaimsRequest { mode, items }| {
+            let whole = read::batch(mode, items.len())?;
+            let requests: Vec<_> = items.iter().map(|item| read::claim(item).and_then(deadline::allow)).collect();
+            Ok::<_, Failure>((whole, requests.into_iter()))
+        })?;
         let outcomes = if whole {
             merge_all("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await)).await?
         } else {

@@ -101,7 +101,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::api::Bounds;
+    use crate::api::{AnswerRoom, Bounds, Rooms};
     use crate::metrics::install;
     use crate::scheduler::{Scheduler, Settings};
     use crate::store::memory::MemoryStore;
@@ -130,7 +130,8 @@ mod tests {
         let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
         let bounds = Bounds { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = watch::channel(());
-        let grpc = Grpc::new(scheduler, bounds, Arc::new(Semaphore::new(1)), stopping);
+        let rooms = Rooms { bodies: Arc::new(Semaphore::new(1)), answers: AnswerRoom::default() };
+        let grpc = Grpc::new(scheduler, bounds, rooms, stopping);
         for (body, method, code, reason) in [
             (Bad::Panics, "hotpool.v1.ClaimService/RenewClaim", "INTERNAL", Some("PANIC")),
             (Bad::Hangs, "hotpool.v1.ClaimService/GetClaim", "DEADLINE_EXCEEDED", None),

@@ -15,8 +15,9 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use crate::api::Bounds;
+use crate::api::answer_body::Kind;
 use crate::api::outcome::Failure;
+use crate::api::{AnswerRoom, Bounds, Rooms};
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::scheduler::Scheduler;
@@ -26,6 +27,7 @@ mod claims;
 pub(crate) mod codec;
 mod guard;
 mod health;
+mod lasting;
 mod pools;
 mod quotas;
 mod read;
@@ -36,6 +38,7 @@ mod write;
 
 use body::{BodyError, OneMessage, Permit};
 use health::Health;
+use lasting::LastingStreams;
 
 /// What is made of the `.proto` file: messages, clients and servers.
 #[allow(missing_docs, reason = "generated")]
@@ -58,6 +61,9 @@ const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// The method whose requests are not one message each.
 const CLAIM_STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
 
+/// The method of health that answers for as long as its client listens.
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+
 /// What a handler says.
 type Answer<T> = Result<GrpcResponse<T>, Status>;
 
@@ -67,6 +73,7 @@ pub(crate) struct Calls {
     bounds: Bounds,
     /// Places for claim streams.
     streams: Arc<Semaphore>,
+    answers: AnswerRoom,
     stopping: watch::Receiver<()>,
 }
 
@@ -79,6 +86,29 @@ pub(in crate::api) fn refuse(path: &str, failure: &Failure) -> Response<Body> {
     let code = GrpcCode::ALL.get(status.code() as usize).copied().unwrap_or(GrpcCode::Unknown);
     metrics().grpc_requests(GrpcMethod::of(path), code).increment(1);
     status.into_http()
+}
+
+/// What the answer to a call of this method may be, or none: it is a stream that lasts, with bounds of its own.
+pub(in crate::api) fn answer_kind(path: &str) -> Option<Kind> {
+    match GrpcMethod::of(path) {
+        GrpcMethod::ClaimStream
+        | GrpcMethod::WatchPool
+        | GrpcMethod::HealthWatch
+        | GrpcMethod::Reflection
+        | GrpcMethod::ReflectionAlpha => None,
+        GrpcMethod::GetPool
+        | GrpcMethod::ListPools
+        | GrpcMethod::GetDemand
+        | GrpcMethod::GetWorker
+        | GrpcMethod::ListWorkers
+        | GrpcMethod::ExplainClaim
+        | GrpcMethod::GetClaim
+        | GrpcMethod::ListClaims
+        | GrpcMethod::GetQuota
+        | GrpcMethod::ListQuotas
+        | GrpcMethod::HealthCheck => Some(Kind::Read),
+        _ => Some(Kind::Write),
+    }
 }
 
 /// The gRPC edge.
@@ -94,14 +124,16 @@ pub struct Grpc {
     reflection_alpha: Unnamed,
     bounds: Bounds,
     bodies: Arc<Semaphore>,
+    lasting: LastingStreams,
 }
 
 impl Grpc {
-    /// `bodies`: room for large messages, in KiB, shared with the other edges.
+    /// `rooms` are shared with the other edges.
     /// `stopping` closes when the service begins to stop. Until then a task of the present tokio runtime looks out for
     /// those who watch the health of the service.
     #[must_use]
-    pub fn new(scheduler: Scheduler, bounds: Bounds, bodies: Arc<Semaphore>, stopping: watch::Receiver<()>) -> Self {
+    pub fn new(scheduler: Scheduler, bounds: Bounds, rooms: Rooms, stopping: watch::Receiver<()>) -> Self {
+        let Rooms { bodies, answers } = rooms;
         let max_bytes = bounds.body_bytes_max;
         let described = || {
             tonic_reflection::server::Builder::configure()
@@ -111,7 +143,8 @@ impl Grpc {
         let reflection = described().build_v1().expect("descriptors that the build has made");
         let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
-        let calls = Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, stopping: stopping.clone() });
+        let calls =
+            Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, answers, stopping: stopping.clone() });
         let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
         Self {
             claims: claims(max_bytes),
@@ -119,6 +152,7 @@ impl Grpc {
             workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             quotas: QuotaServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            lasting: LastingStreams::new(stopping.clone()),
             health: HealthServer::new(Health::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
             reflection: Unnamed::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
@@ -135,8 +169,9 @@ impl Grpc {
         B::Error: Into<BodyError> + Send,
     {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
-        let bounded = |request: Request<B>| {
+        let bounded = |mut request: Request<B>| {
             let room = Arc::clone(&self.bodies);
+            request.extensions_mut().insert(Permit::clone(&permit));
             request.map(|body| OneMessage::new(body, self.bounds.body_bytes_max, room, permit))
         };
         let answer = match service {
@@ -147,10 +182,15 @@ impl Grpc {
             "hotpool.v1.WorkerService" => self.workers.clone().call(bounded(request)).await,
             "hotpool.v1.PoolService" => self.pools.clone().call(bounded(request)).await,
             "hotpool.v1.QuotaService" => self.quotas.clone().call(bounded(request)).await,
+            "grpc.health.v1.Health" if request.uri().path() == HEALTH_WATCH => {
+                self.lasting.serve(self.health.clone().call(request)).await
+            }
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
-            "grpc.reflection.v1.ServerReflection" => self.reflection.clone().call(request.map(Body::new)).await,
+            "grpc.reflection.v1.ServerReflection" => {
+                self.lasting.serve(self.reflection.clone().call(self.lasting.until_stop(request))).await
+            }
             "grpc.reflection.v1alpha.ServerReflection" => {
-                self.reflection_alpha.clone().call(request.map(Body::new)).await
+                self.lasting.serve(self.reflection_alpha.clone().call(self.lasting.until_stop(request))).await
             }
             _ => Ok(Status::unimplemented("no such service; see grpc.reflection.v1.ServerReflection").into_http()),
         };

@@ -44,7 +44,7 @@ impl Reason {
 
 impl Failure {
     /// The answer to a call.
-    pub(super) fn status(&self) -> Status {
+    pub(in crate::api) fn status(&self) -> Status {
         let mut details = ErrorDetails::new();
         let reason = Reason::of(self.outcome.reason);
         if reason != Reason::Unspecified {

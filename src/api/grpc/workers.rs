@@ -33,6 +33,7 @@ impl WorkerService for Calls {
         &self,
         request: Request<BatchRegisterWorkersRequest>,
     ) -> Answer<BatchRegisterWorkersResponse> {
+        self.answers.check()?;
         let BatchRegisterWorkersRequest { namespace, pool, workers } = request.into_inner();
         let pool = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         read::batch_size("workers", workers.len())?;
@@ -80,6 +81,7 @@ impl WorkerService for Calls {
         &self,
         request: Request<BatchHeartbeatWorkersRequest>,
     ) -> Answer<BatchHeartbeatWorkersResponse> {
+        self.answers.check()?;
         let BatchHeartbeatWorkersRequest { namespace, pool, workers } = request.get_ref();
         let pool = PoolName::new(namespace, pool).map_err(Failure::from)?;
         read::batch_size("workers", workers.len())?;

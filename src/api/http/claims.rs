@@ -22,8 +22,11 @@ type KeyPath = Segments<(String, String)>;
 /// Takes a worker, or finds that the key has one.
 pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
-    let bytes = body(&api, sent).await?;
-    let request = object::<ClaimBody<'_>>(&bytes)?.request().and_then(deadline::allow)?;
+    let request = {
+        // A claim may wait for a day: nothing of its body is kept meanwhile.
+        let bytes = body(&api, sent).await?;
+        object::<ClaimBody<'_>>(&bytes)?.request().and_then(deadline::allow)?
+    };
     let taken = api.scheduler.claim(request).await?;
     half_close::note(std::iter::once(&taken));
     Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
@@ -41,15 +44,21 @@ pub(super) async fn explain(State(api): State<Shared>, uri: Uri, sent: Body) -> 
 /// Many claims; a bad one harms no other.
 pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
     Params::read(&uri, &[])?;
-    let bytes = body(&api, sent).await?;
-    let batch: ClaimsBatch<'_> = object(&bytes)?;
-    let read = batch.items.0.iter().map(|raw| item::<ClaimBody<'_>>(raw)?.request().and_then(deadline::allow));
-    let outcomes = match batch.mode {
+    let (mode, requests) = {
+        // Its claims may wait for a day: nothing of the body is kept meanwhile.
+        let bytes = body(&api, sent).await?;
+        api.rooms.answers.check()?;
+        let batch: ClaimsBatch<'_> = object(&bytes)?;
+        let request = |raw| item::<ClaimBody<'_>>(raw)?.request().and_then(deadline::allow);
+        let requests: Vec<_> = batch.items.0.into_iter().map(request).collect();
+        (batch.mode, requests.into_iter())
+    };
+    let outcomes = match mode {
         BatchMode::Independent => {
-            merge("items", read, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
+            merge("items", requests, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
         }
         BatchMode::AllOrNothing => {
-            merge_all("items", read, async |requests| Ok(api.scheduler.claim_gang(requests).await)).await?
+            merge_all("items", requests, async |requests| Ok(api.scheduler.claim_gang(requests).await)).await?
         }
     };
     half_close::note(outcomes.iter().flatten());

@@ -80,8 +80,8 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::api::Bounds;
     use crate::api::http::Api;
+    use crate::api::{AnswerRoom, Bounds, Rooms};
     use crate::metrics::install;
     use crate::scheduler::{Scheduler, Settings};
     use crate::store::memory::MemoryStore;
@@ -100,7 +100,8 @@ mod tests {
         let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
         let bounds = Bounds { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = tokio::sync::watch::channel(());
-        let api = Arc::new(Api::new(scheduler, exporter.clone(), bounds, Arc::new(Semaphore::new(1)), stopping));
+        let rooms = Rooms { bodies: Arc::new(Semaphore::new(1)), answers: AnswerRoom::default() };
+        let api = Arc::new(Api::new(scheduler, exporter.clone(), bounds, rooms, stopping));
         let router = Router::new()
             .route(Route::DebugShards.word(), get(panics))
             .route(Route::Readyz.word(), get(hangs))

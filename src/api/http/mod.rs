@@ -9,10 +9,9 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::Serialize;
-use tokio::sync::Semaphore;
 
-use crate::api::Bounds;
 use crate::api::outcome::{Code, Failure, Outcome};
+use crate::api::{Bounds, Rooms};
 use crate::caller::Caller;
 use crate::metrics::{Exporter, Route};
 use crate::scheduler::Scheduler;
@@ -39,7 +38,8 @@ pub struct Api {
     scheduler: Scheduler,
     exporter: Exporter,
     bounds: Bounds,
-    bodies: Arc<Semaphore>,
+    rooms: Rooms,
+    scrapes: scrape::Renders,
     stopping: Stopping,
 }
 
@@ -47,17 +47,10 @@ pub struct Api {
 type Stopping = tokio::sync::watch::Receiver<()>;
 
 impl Api {
-    /// `bodies`: room for large bodies, in KiB, shared with the other edges. `stopping` closes when the service begins to
-    /// stop.
+    /// `rooms` are shared with the other edges. `stopping` closes when the service begins to stop.
     #[must_use]
-    pub fn new(
-        scheduler: Scheduler,
-        exporter: Exporter,
-        bounds: Bounds,
-        bodies: Arc<Semaphore>,
-        stopping: Stopping,
-    ) -> Self {
-        Self { scheduler, exporter, bounds, bodies, stopping }
+    pub fn new(scheduler: Scheduler, exporter: Exporter, bounds: Bounds, rooms: Rooms, stopping: Stopping) -> Self {
+        Self { scheduler, exporter, bounds, rooms, scrapes: scrape::Renders::default(), stopping }
     }
 }
 
@@ -111,6 +104,11 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// Answer to a request that failed.
+pub(in crate::api) fn answer(failure: Failure) -> Response {
+    failure.into_response()
 }
 
 /// `{}`: done, and there is nothing to say.

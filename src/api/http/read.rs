@@ -7,30 +7,30 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
 use axum::http::request::Parts;
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Api;
 use super::json::Text;
 use super::mend::{mend, short};
 use crate::api::outcome::{Failure, Outcome};
 use crate::limits;
-use crate::refusal::{Refusal, Unavailable};
+use crate::refusal::Refusal;
 
 /// Largest body that is read without asking for room, in bytes: that of any call but a batch.
 pub(in crate::api) const BODY_SMALL_BYTES: u64 = 16 << 10;
 /// Most that larger bodies may take together, in KiB. Past it they are refused (`overloaded`).
 pub(in crate::api) const BODIES_KIB_MAX: usize = 256 << 10;
 
-/// A body that was read, and its place among the large ones.
+/// A body that was read, and its place among the large ones. A handler that waits for long drops it before.
 pub(super) struct Sent<'a> {
     bytes: Bytes,
-    _room: Option<SemaphorePermit<'a>>,
+    _room: BodyRoom<'a>,
 }
 
 impl std::ops::Deref for Sent<'_> {
@@ -41,26 +41,77 @@ impl std::ops::Deref for Sent<'_> {
     }
 }
 
-/// Reads a body.
-pub(super) async fn body(api: &Api, body: Body) -> Result<Sent<'_>, Failure> {
+/// Room that one body takes of that for large ones.
+struct BodyRoom<'a> {
+    bodies: &'a Semaphore,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> BodyRoom<'a> {
+    fn of(bodies: &'a Semaphore) -> Self {
+        Self { bodies, permit: None }
+    }
+
+    /// Takes as much as a body of so many bytes needs in all.
+    fn hold(&mut self, bytes: u64) -> Result<(), Failure> {
+        if bytes <= BODY_SMALL_BYTES {
+            return Ok(());
+        }
+        let has_kib = self.permit.as_ref().map_or(0, SemaphorePermit::num_permits) as u64;
+        let more_kib = bytes.div_ceil(1 << 10).saturating_sub(has_kib);
+        let more = self.bodies.try_acquire_many(u32::try_from(more_kib).unwrap_or(u32::MAX)).map_err(|_| no_room())?;
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// Reads a body. One that announces its length has room for all of it before it is read; another as it comes, so that whoever
+/// sends little keeps no room from others.
+pub(super) async fn body(api: &Api, mut body: Body) -> Result<Sent<'_>, Failure> {
     let max = api.bounds.body_bytes_max;
     // What announces its length is refused unread.
     let announced = body.size_hint();
     if announced.lower() > max as u64 {
         return Err(too_large(max));
     }
-    let most = announced.upper().unwrap_or(max as u64);
-    let room = if most <= BODY_SMALL_BYTES {
-        None
-    } else {
-        let kib = u32::try_from(most.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        Some(api.bodies.try_acquire_many(kib).map_err(|_| Unavailable::Overloaded)?)
-    };
-    match Limited::new(body, max).collect().await {
-        Ok(read) => Ok(Sent { bytes: read.to_bytes(), _room: room }),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(max)),
-        Err(error) => Err(Failure::invalid("body", format!("could not be read: {error}"))),
+    let mut room = BodyRoom::of(&api.rooms.bodies);
+    let announced_bytes = announced.upper().unwrap_or(announced.lower());
+    room.hold(announced_bytes)?;
+    // Most bodies are one piece, which is not copied.
+    let (mut first, mut joined) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::invalid("body", format!("could not be read: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let bytes = first.len() + joined.len() + data.len();
+        if bytes > max {
+            return Err(too_large(max));
+        }
+        room.hold(bytes as u64)?;
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+            continue;
+        }
+        if joined.is_empty() {
+            joined.reserve(bytes.max(announced_bytes as usize));
+            joined.extend_from_slice(&std::mem::take(&mut first));
+        }
+        joined.extend_from_slice(&data);
     }
+    let bytes = if joined.is_empty() { first } else { joined.freeze() };
+    Ok(Sent { bytes, _room: room })
+}
+
+/// Answer to a body that is not small and finds no room.
+pub(in crate::api) fn no_room() -> Failure {
+    Failure::overloaded(format!(
+        "bodies over {} KiB take all of the {} MiB that they may take together, where gRPC messages count eightfold; retry \
+         later, or send smaller batches",
+        BODY_SMALL_BYTES >> 10,
+        BODIES_KIB_MAX >> 10
+    ))
 }
 
 /// A body past the limit.

@@ -1,35 +1,48 @@
 //! The scrape, compressed for those who accept that.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use self::renders::Coding;
+pub(super) use self::renders::Renders;
 use super::{Failure, Shared};
 use crate::refusal::Unavailable;
 
+mod renders;
+
 /// Every metric.
 pub(super) async fn metrics(State(api): State<Shared>, headers: HeaderMap) -> Response {
-    let gzip = accepts_gzip(headers.get_all(header::ACCEPT_ENCODING).iter());
+    let coding = match accepts_gzip(headers.get_all(header::ACCEPT_ENCODING).iter()) {
+        true => Coding::Gzip,
+        false => Coding::Identity,
+    };
     // Looking at thousands of pools and rendering them takes milliseconds, which no claim should wait for.
-    let rendered = tokio::task::spawn_blocking(move || {
-        let pools = api.scheduler.observe();
-        if gzip {
-            // Names and labels repeat so much that a higher level costs time and saves little.
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-            api.exporter.write(&pools, &mut encoder).and_then(|()| encoder.finish())
-        } else {
-            let mut text = Vec::new();
-            api.exporter.write(&pools, &mut text).map(|()| text)
+    let rendering = Arc::clone(&api);
+    let rendered = api.scrapes.get(coding, move || {
+        let pools = rendering.scheduler.observe();
+        match coding {
+            Coding::Gzip => {
+                // Names and labels repeat so much that a higher level costs time and saves little.
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                rendering.exporter.write(&pools, &mut encoder).and_then(|()| encoder.finish())
+            }
+            Coding::Identity => {
+                let mut text = Vec::new();
+                rendering.exporter.write(&pools, &mut text).map(|()| text)
+            }
         }
     });
-    let Ok(Ok(body)) = rendered.await else { return Failure::from(Unavailable::Stopping).into_response() };
+    let Ok(body) = rendered.await else { return Failure::from(Unavailable::Stopping).into_response() };
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
-    if gzip {
+    if coding == Coding::Gzip {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response

@@ -221,12 +221,20 @@ fn words(syntax: &'static str) -> Vec<Word> {
     parts.into_iter().map(word).collect()
 }
 
-/// `COMMAND` and what may follow it. False: no such thing.
-pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> bool {
+/// Why a `COMMAND` is refused.
+pub(super) enum WrongCommand {
+    /// The word after it is none that it takes.
+    Subcommand,
+    /// So many of its names are those of commands that its answer would be of any length.
+    Names(usize),
+}
+
+/// `COMMAND` and what may follow it.
+pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> Result<(), WrongCommand> {
     let Some(verb) = args.get(1) else {
         answers.array(ALL.len());
         ALL.iter().for_each(|spec| spec.info(answers));
-        return true;
+        return Ok(());
     };
     let named = || args.iter().skip(2);
     let all_or_named = || if args.len() > 2 { named().map(find).collect() } else { ALL.iter().map(Some).collect() };
@@ -238,6 +246,10 @@ pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> bool {
         }
         b"INFO" => {
             let specs: Vec<Option<&Spec>> = all_or_named();
+            let known = specs.iter().flatten().count();
+            if known > ALL.len() {
+                return Err(WrongCommand::Names(known));
+            }
             answers.array(specs.len());
             for spec in specs {
                 match spec {
@@ -248,13 +260,19 @@ pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> bool {
         }
         b"DOCS" => {
             let specs: Vec<Option<&Spec>> = all_or_named();
-            let known = || specs.iter().flatten();
-            answers.map(known().count());
-            known().for_each(|spec| spec.docs(answers));
+            // A map has each of its keys once.
+            let mut known: Vec<&Spec> = Vec::with_capacity(ALL.len());
+            for spec in specs.into_iter().flatten() {
+                if !known.iter().any(|other| std::ptr::eq(*other, spec)) {
+                    known.push(spec);
+                }
+            }
+            answers.map(known.len());
+            known.iter().for_each(|spec| spec.docs(answers));
         }
-        _ => return false,
+        _ => return Err(WrongCommand::Subcommand),
     }
-    true
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
 use super::answer::Answers;
-use super::commands;
+use super::commands::{self, WrongCommand};
 use super::frame::Args;
 use super::read::shown;
 use super::run::End;
@@ -68,9 +68,10 @@ impl Session {
             (RespCommand::Auth, _) => return Err(Wrong::nobody_is_asked()),
             (RespCommand::Info, _) => answers.text(info(shared)),
             (RespCommand::Command, _) => {
-                if !commands::command(args, answers) {
-                    return Err(Wrong::subcommand(args, "COUNT, LIST, INFO, DOCS"));
-                }
+                commands::command(args, answers).map_err(|wrong| match wrong {
+                    WrongCommand::Subcommand => Wrong::subcommand(args, "COUNT, LIST, INFO, DOCS"),
+                    WrongCommand::Names(names) => Wrong::err(format!("{names} commands are named: name each once")),
+                })?;
             }
             (RespCommand::Config, _) => settings(args, shared, answers)?,
             (RespCommand::Client, _) => self.client(args, answers)?,

@@ -2,11 +2,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use hotpool::api::grpc::proto::GetPoolRequest;
 use hotpool::api::{Bounds, ConnectionBudget, Edges, listener};
-use hotpool::metrics;
 use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::store::memory::MemoryStore;
+use hotpool::{limits, metrics};
 use tokio::sync::watch;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -62,13 +63,47 @@ async fn w06_health_says_loading_ready_and_stopping() {
     let missing = health.check(of("hotpool.v1.Nothing")).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
 
+    let questions = futures::stream::once(async { listing() }).chain(futures::stream::pending());
+    let mut reflection = ServerReflectionClient::new(link.channel.clone());
+    let mut reflected = reflection.server_reflection_info(questions).await.unwrap().into_inner();
+    assert!(reflected.message().await.unwrap().is_some());
+
     // Those who watch are told, and then let go: the end waits for nobody who only listens.
     drop(running);
+    let end = tokio::time::timeout(Duration::from_secs(20), reflected.message()).await.expect("reflection ends");
+    assert!(end.unwrap().is_none());
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert!(watched.message().await.unwrap().is_none());
     assert!(unknown.message().await.unwrap().is_none());
     tokio::time::timeout(Duration::from_secs(20), serving).await.expect("the edge ends").unwrap();
     scheduler.stop().await;
+}
+
+fn listing() -> ServerReflectionRequest {
+    let message_request = Some(MessageRequest::ListServices(String::new()));
+    ServerReflectionRequest { host: String::new(), message_request }
+}
+
+#[tokio::test]
+async fn h06_streams_of_health_and_reflection_are_bounded_together() {
+    let (_dir, server, _http) = fresh();
+    let link = Link::open(server.address).await;
+    let mut health = HealthClient::new(link.channel.clone());
+    let mut reflection = ServerReflectionClient::new(link.channel.clone());
+    let mut watches = Vec::new();
+    for _ in 1..limits::LASTING_STREAMS_MAX {
+        watches.push(health.watch(of("")).await.unwrap());
+    }
+    let open = reflection.server_reflection_info(futures::stream::pending()).await.unwrap();
+    for _ in 0..2 {
+        expect(health.watch(of("")).await, Code::Unavailable, Some("OVERLOADED"), None);
+        let refused = reflection.server_reflection_info(futures::stream::pending()).await;
+        expect(refused, Code::Unavailable, Some("OVERLOADED"), None);
+    }
+    // What asks once is answered all the same, and a place that is given back is anybody's.
+    health.check(of("")).await.unwrap();
+    drop(open);
+    while health.watch(of("")).await.is_err() {}
 }
 
 async fn reflected(link: &Link, question: MessageRequest) -> MessageResponse {

@@ -98,6 +98,7 @@ pub fn expect<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason:
 type RawBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
 /// HTTP/2 without gRPC, to send what no good client would.
+#[derive(Clone)]
 pub struct Raw(SendRequest<RawBody>);
 
 impl Raw {

@@ -53,10 +53,13 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
 
     let refused = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(pool.version))).await;
     expect(refused, Code::Aborted, Some("VERSION"), None);
+    let endless = "x".repeat(1 << 20);
     for (spec, mask, field) in [
         (PoolSpec::default(), &[][..], "update_mask"),
         (PoolSpec::default(), &["frobnicate"], "update_mask"),
         (PoolSpec::default(), &["labels.c"], "update_mask"),
+        (PoolSpec::default(), &[endless.as_str()], "update_mask"),
+        (PoolSpec { reserve_ms: Some(9), ..PoolSpec::default() }, &["reserve_ms", "reserve_ms"], "update_mask"),
         (PoolSpec { reserve_ms: Some(u64::MAX), ..PoolSpec::default() }, &["reserve_ms"], "spec.reserve_ms"),
         (PoolSpec { mode: 9, ..PoolSpec::default() }, &["mode"], "spec.mode"),
         (PoolSpec { policy: Policy::Spread as i32, ..PoolSpec::default() }, &["policy"], "spec.policy"),

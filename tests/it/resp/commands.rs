@@ -224,6 +224,21 @@ fn what_is_no_command_of_ours_gets_a_hint() {
 }
 
 #[test]
+fn a_command_that_is_named_again_and_again_is_described_once() {
+    const NAMES: usize = 4_000;
+    let (_dir, _server, _client, mut wire) = with_pool(1);
+    let named = |verb: &str| format!("COMMAND {verb}{}", " claim".repeat(NAMES));
+    let once = wire.said("COMMAND DOCS claim");
+    assert!(wire.said(&named("DOCS")) == once, "more than one description");
+    // An answer by place: as many as were asked for, and no more than there are commands.
+    assert_eq!(wire.said("COMMAND INFO claim nothing claim"), wire.said("COMMAND INFO CLAIM nothing CLAIM"));
+    let refused = wire.said(&named("INFO"));
+    assert!(refused.starts_with("-ERR ") && refused.len() < 1_000, "{} bytes", refused.len());
+    let parameters = wire.said(&format!("CONFIG GET{}", " databases".repeat(NAMES)));
+    assert!(parameters == wire.said("CONFIG GET databases"), "more than one answer");
+}
+
+#[test]
 fn people_may_type_it() {
     let (_dir, _server, _client, mut wire) = with_pool(1);
     wire.send(b"\r\nPING\r\nCLAIM ns/warm   KEY a\nRELEASE ns a *\r\n");

@@ -7,6 +7,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::api::http::mend::short;
 use crate::api::http::read::object;
 use crate::api::outcome::Failure;
 use crate::model::{
@@ -22,15 +23,19 @@ impl PoolPatch {
     /// The fields of this name, as `spec` has them.
     ///
     /// # Errors
-    /// `Invalid` naming `field` for a name that no field has.
+    /// `Invalid` naming `field` for a name that no field has, or that is given twice.
     pub(in crate::api) fn of(spec: &PoolSpec, names: Vec<String>, field: &'static str) -> Result<Self, Failure> {
         let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a spec is an object") };
         let known = field_names::<PoolSpec>();
         let mut patch = Map::new();
         for name in names {
             if !known.contains(&&*name) {
+                let name = short(&name);
                 let message = format!("{name:?} is no field of a specification; known: {}", known.join(", "));
                 return Err(Failure::invalid(field, message));
+            }
+            if patch.contains_key(&name) {
+                return Err(Failure::invalid(field, format!("{name:?} is given twice")));
             }
             let value = fields.remove(&name).unwrap_or_default();
             patch.insert(name, value);

@@ -1,0 +1,156 @@
+//! Memory that all requests share: who waits, or does not read, keeps none of it from others.
+
+use std::thread::spawn;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hotpool::api::grpc::proto::TakeClaimRequest;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::client::Client;
+use crate::grpc::link::{Raw, framed, take};
+use crate::server::{Server, until, with_pool};
+
+const CLAIMS: &str = "/v1/claims";
+/// Requests that announce nothing, each of which could be a quarter of the room.
+const LARGE: usize = 4;
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A service that takes bodies of 64 MiB, with one worker, which is held.
+fn full() -> (TempDir, Server, Client) {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "67108864")]);
+    let mut client = server.client();
+    client.put("/v1/pools/ns/warm", &json!({"shards": 1})).expect(201);
+    client.put("/v1/pools/ns/warm/workers/w0", &json!({})).expect(201);
+    client.post(CLAIMS, &json!({"namespace": "ns", "pool": "warm", "key": "held", "reserve_ms": 0})).expect(201);
+    (dir, server, client)
+}
+
+fn chunked(path: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+}
+
+/// Waits until so many claims are queued.
+fn until_waiting(client: &mut Client, wanted: usize) {
+    let demand = "/v1/pools/ns/warm/demand";
+    until("the claims wait", || client.get(demand).expect(200)["waiting"] == json!(wanted));
+}
+
+/// Whether a body that needs room finds it: then the request itself is found to be wrong.
+fn has_room(client: &mut Client) -> bool {
+    let answer = client.request("POST", CLAIMS, &[b' '; 20_000]);
+    assert!([400, 503].contains(&answer.status), "{}", answer.text());
+    answer.status == 400
+}
+
+#[test]
+fn q02_claims_that_wait_hold_no_room_for_bodies() {
+    let (_dir, server, mut client) = full();
+    let claim = |key: String| json!({"namespace": "ns", "pool": "warm", "key": key, "wait_ms": 60_000});
+    let single = (0..LARGE).map(|i| (CLAIMS, claim(format!("single{i}"))));
+    let batches =
+        (0..LARGE).map(|i| ("/v1/claims:batch", json!({"mode": "independent", "items": [claim(format!("batch{i}"))]})));
+    let mut waiting = Vec::new();
+    for (path, body) in single.chain(batches) {
+        let (mut client, body) = (server.client(), body.to_string());
+        client.send(format!("{}{:x}\r\n{body}\r\n0\r\n\r\n", chunked(path), body.len()).as_bytes()).unwrap();
+        waiting.push(client);
+        // One after the other, or one finds no room for what the others announce while they are read.
+        until_waiting(&mut server.client(), waiting.len());
+    }
+    assert!(has_room(&mut client), "calls that wait hold the room");
+}
+
+#[test]
+fn h06_a_body_of_unknown_length_takes_the_room_that_came_of_it() {
+    let (_dir, server, mut client) = full();
+    let mut slow: Vec<Client> = (0..LARGE).map(|_| server.client()).collect();
+    for client in &mut slow {
+        let head = chunked(CLAIMS).replace("\r\n\r\n", "\r\nexpect: 100-continue\r\n\r\n");
+        client.send(head.as_bytes()).unwrap();
+        // The body is being read.
+        assert_eq!(client.receive().unwrap().status, 100);
+        client.send(b"1\r\n{\r\n").unwrap();
+    }
+    assert!(has_room(&mut client), "bodies of a byte hold the room");
+    // All of what comes counts, and stops at the limit.
+    let mut long = server.client();
+    long.send(chunked(CLAIMS).as_bytes()).unwrap();
+    let piece = [b"100000\r\n".as_slice(), &[b' '; 1 << 20], b"\r\n"].concat();
+    let refused = spawn(move || {
+        while long.send(&piece).is_ok() {}
+        long.receive()
+    });
+    if let Ok(answer) = refused.join().unwrap() {
+        answer.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
+    }
+    until("the room is free again", || has_room(&mut client));
+}
+
+#[tokio::test]
+async fn q02_calls_that_wait_hold_no_room_for_messages() {
+    let (_dir, server, mut client) = with_pool(1);
+    client.post(CLAIMS, &json!({"namespace": "ns", "pool": "warm", "key": "held", "reserve_ms": 0})).expect(201);
+    let mut raw = Raw::open(server.address).await;
+    let mut waiting = Vec::new();
+    for i in 0..LARGE {
+        let request = TakeClaimRequest { wait_ms: Some(60_000), ..take(&format!("a{i}")) };
+        let mut message = framed(&request);
+        // The rest of 8 MiB is a field that nobody knows.
+        prost::encoding::encode_key(1000, prost::encoding::WireType::LengthDelimited, &mut message);
+        // Four bytes say its length; five are before the message.
+        let rest = MESSAGE_BYTES_MAX - (message.len() - 5) - 4;
+        prost::encoding::encode_varint(rest as u64, &mut message);
+        message.resize(message.len() + rest, b'x');
+        assert_eq!(message.len() - 5, MESSAGE_BYTES_MAX);
+        let length = u32::try_from(message.len() - 5).unwrap();
+        message[1..5].copy_from_slice(&length.to_be_bytes());
+        let mut call = raw.clone();
+        waiting.push(tokio::spawn(async move { call.call("/hotpool.v1.ClaimService/TakeClaim", &[], message).await }));
+        let mut server_client = server.client();
+        tokio::task::spawn_blocking(move || until_waiting(&mut server_client, i + 1)).await.unwrap();
+    }
+    let status = raw.call("/hotpool.v1.ClaimService/GetClaim", &[], vec![0, 0, 0, 0x50, 0]).await;
+    assert_ne!(status.code(), Code::Unavailable, "calls that wait hold the room: {status:?}");
+    assert!(has_room(&mut client));
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// A connection over HTTP/2 that grants each answer a window of so many bytes.
+async fn windowed(server: &Server, bytes: u32) -> http2::SendRequest<Empty<Bytes>> {
+    let io = TokioIo::new(TcpStream::connect(server.address).await.unwrap());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) =
+        builder.initial_stream_window_size(bytes).adaptive_window(false).handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn h06_an_answer_that_nobody_reads_is_given_up() {
+    let dir = TempDir::new().unwrap();
+    let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
+    let get = |path: &str| Request::get(format!("http://localhost{path}")).body(Empty::new()).unwrap();
+    for path in ["/metrics", "/healthz", "/v1/openapi.json"] {
+        let mut sender = windowed(&server, 0).await;
+        let answer = sender.send_request(get(path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let ended = timeout(PATIENCE, answer.into_body().collect()).await;
+        ended.expect("the stream ends").expect_err("the answer did not fit into the window");
+        // One that reads gets all of it.
+        let answer = windowed(&server, 1 << 16).await.send_request(get(path)).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.len() > 10, "{path}: {} bytes", body.len());
+    }
+}
