@@ -40,7 +40,7 @@ fn release(engine: Engine) -> Engine {
     hot::release(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(3_036))]
+#[library_benchmark(config = at_most(2_490))]
 #[bench::of_1024_workers(hot::shares())]
 fn pick(mut shares: Shares) -> Shares {
     black_box(hot::pick(black_box(&mut shares)));

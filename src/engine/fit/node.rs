@@ -243,16 +243,19 @@ impl Node {
     }
 }
 
-/// Of the items in `bits` the one with the least of these.
+/// Item with the least of these amounts among those in `bits`, of which there is at least one; the first of equal ones.
+#[inline]
 pub fn least(of: &[u64; FAN], bits: u32) -> usize {
-    let mut rest = bits;
-    let mut best = (u64::MAX, 0);
+    debug_assert!(bits != 0 && bits >> FAN == 0);
+    let first = |bits: u32| bits.trailing_zeros() as usize % FAN;
+    let mut best = first(bits);
+    let (mut amount, mut rest) = (of[best], bits & (bits - 1));
     while rest != 0 {
-        let at = rest.trailing_zeros() as usize;
-        if of[at] < best.0 || best.0 == u64::MAX {
-            best = (of[at], at);
+        let at = first(rest);
+        if of[at] < amount {
+            (best, amount) = (at, of[at]);
         }
         rest &= rest - 1;
     }
-    best.1
+    best
 }
