@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -93,12 +95,20 @@ pub struct Service {
     config: Config,
 }
 
+/// Called once, when calls are answered.
+type Ready = Box<dyn FnOnce(Addresses) + Send>;
+
 impl Service {
     /// Binds the ports, then opens the store.
     ///
     /// # Errors
     /// One of them cannot be had.
-    pub async fn build(config: Config) -> Result<Self, StartError> {
+    pub fn build(config: Config) -> BoxFuture<'static, Result<Self, StartError>> {
+        // Boxed, so that the code of the service is made with the library and not with each program that runs it.
+        Self::bind(config).boxed()
+    }
+
+    async fn bind(config: Config) -> Result<Self, StartError> {
         let ports = if config.server.resp_listen.0.is_some() { 2 } else { 1 };
         let connections = allowed_connections(ports * config.server.max_connections);
         let exporter = metrics::install()?;
@@ -123,7 +133,19 @@ impl Service {
     ///
     /// # Errors
     /// The store cannot be recovered, or a pool of the configuration cannot be set up.
-    pub async fn run(self, ready: impl FnOnce(Addresses), stop: impl Future<Output = ()>) -> Result<(), StartError> {
+    pub fn run(
+        self,
+        ready: impl FnOnce(Addresses) + Send + 'static,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> BoxFuture<'static, Result<(), StartError>> {
+        self.run_boxed(Box::new(ready), stop.boxed())
+    }
+
+    fn run_boxed(self, ready: Ready, stop: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<(), StartError>> {
+        self.serve(ready, stop).boxed()
+    }
+
+    async fn serve(self, ready: Ready, mut stop: BoxFuture<'static, ()>) -> Result<(), StartError> {
         let Self { http, resp, addresses, scheduler, exporter, connections, config } = self;
         let (stopping, mut stopped) = watch::channel(());
         let bounds = Bounds {
@@ -154,7 +176,6 @@ impl Service {
         let upkeep = keep_up(exporter);
 
         let pools = config.pools.into_iter().map(|Pool { name, spec }| (name, spec)).collect();
-        let mut stop = std::pin::pin!(stop);
         let started = tokio::select! {
             started = scheduler.start_with(pools) => started.map(|()| true),
             () = &mut stop => Ok(false),

@@ -166,7 +166,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let stop = shutdown::requested()?;
     let store = config.store.url.clone();
     let service = Service::build(config).await?;
-    Ok(service.run(|addresses| welcome(addresses, &store), stop).await?)
+    Ok(service.run(move |addresses| welcome(addresses, &store), stop).await?)
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
