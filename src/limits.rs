@@ -92,7 +92,7 @@ pub const STREAM_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Claim streams of one service; past it they are refused (`overloaded`).
 pub const STREAMS_MAX: usize = 1_024;
 /// Streams over gRPC of `Health/Watch` and of reflection of one service; past it they are refused (`overloaded`).
-pub const LASTING_STREAMS_MAX: usize = 256;
+pub const LASTING_STREAMS_MAX: usize = 2048;
 /// Events of a pool that are kept for those who watch it; the oldest go first.
 pub const WATCH_EVENTS_MAX: usize = 65_536;
 /// How long they are kept when nobody watches any more, in milliseconds.

@@ -32,13 +32,15 @@ type StdError = Box<dyn std::error::Error + Send + Sync>;
 /// Largest piece of a body over HTTP/2, in bytes: so much a client must read within its time.
 const PIECE_BYTES_MAX: usize = 32 << 10;
 
-/// How an answer may end that has no room.
+/// What a large answer does where there is no room for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Nothing was changed, so it may be refused.
-    Read,
-    /// Its outcome must be told.
-    Write,
+pub(super) enum AnswerClass {
+    /// Nothing was changed, so the answer may be refused.
+    Refusable,
+    /// What was done must be told, and a scrape must not be lost: it takes room whatever there is.
+    Owed,
+    /// All clients are sent the same bytes, so it takes no room.
+    Shared,
 }
 
 /// A body whose client is not waited for longer than `patience`.
@@ -54,7 +56,7 @@ struct AnswerBody<B> {
 
 /// What a large body has beside its bytes.
 struct Large {
-    charge: Arc<AnswerCharge>,
+    charge: Option<Arc<AnswerCharge>>,
     piece: Arc<PieceState>,
     version: Version,
     late: Option<Pin<Box<Sleep>>>,
@@ -71,7 +73,7 @@ struct PieceState {
 struct Piece {
     bytes: Bytes,
     state: Arc<PieceState>,
-    _charge: Arc<AnswerCharge>,
+    _charge: Option<Arc<AnswerCharge>>,
 }
 
 impl AsRef<[u8]> for Piece {
@@ -96,7 +98,7 @@ impl Drop for Piece {
 pub(super) fn bounded<B>(
     mut body: B,
     version: Version,
-    kind: Kind,
+    class: AnswerClass,
     room: &AnswerRoom,
     patience: Duration,
 ) -> Result<axum::body::Body, Failure>
@@ -121,11 +123,12 @@ where
     let large = if data.len() <= ANSWER_SMALL_BYTES {
         None
     } else {
-        let charge = match kind {
-            Kind::Read => room.try_charge(data.len())?,
-            Kind::Write => room.charge(data.len()),
+        let charge = match class {
+            AnswerClass::Refusable => Some(room.try_charge(data.len())?),
+            AnswerClass::Owed => Some(room.charge(data.len())),
+            AnswerClass::Shared => None,
         };
-        Some(Large { charge: Arc::new(charge), piece: Arc::default(), version, late: None })
+        Some(Large { charge: charge.map(Arc::new), piece: Arc::default(), version, late: None })
     };
     Ok(axum::body::Body::new(AnswerBody { data, other, rest: body, large, patience }))
 }
@@ -138,7 +141,7 @@ impl Large {
 
     fn piece(&self, bytes: Bytes) -> Bytes {
         self.piece.is_out.store(true, Ordering::Relaxed);
-        Bytes::from_owner(Piece { bytes, state: Arc::clone(&self.piece), _charge: Arc::clone(&self.charge) })
+        Bytes::from_owner(Piece { bytes, state: Arc::clone(&self.piece), _charge: self.charge.clone() })
     }
 
     /// Ready when the last piece is sent, with whether it was in time.
@@ -234,7 +237,7 @@ mod tests {
 
     fn body(bytes: usize, version: Version, room: &AnswerRoom) -> axum::body::Body {
         let full = Full::new(Bytes::from(vec![b'x'; bytes]));
-        bounded(full, version, Kind::Read, room, PATIENCE).unwrap()
+        bounded(full, version, AnswerClass::Refusable, room, PATIENCE).unwrap()
     }
 
     async fn piece(body: &mut axum::body::Body) -> Option<Result<usize, String>> {

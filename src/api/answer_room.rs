@@ -43,8 +43,11 @@ impl AnswerRoom {
     /// # Errors
     /// `overloaded`: there is not as much.
     pub(super) fn try_charge(&self, bytes: usize) -> Result<AnswerCharge, Failure> {
-        let charge = self.charge(bytes);
-        if self.0.load(Ordering::Relaxed) <= ANSWERS_BYTES_MAX { Ok(charge) } else { Err(no_room()) }
+        let sum = |taken: usize| taken.checked_add(bytes).filter(|&taken| taken <= ANSWERS_BYTES_MAX);
+        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum) {
+            Ok(_) => Ok(AnswerCharge { room: self.clone(), bytes }),
+            Err(_) => Err(no_room()),
+        }
     }
 }
 

@@ -87,7 +87,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let excess = ExcessConnections::new(budget.max());
-    let http = Arc::new(protocol_on(PatientExecutor { patience: edges.patience }));
+    let http = Arc::new(protocol_on(PatientExecutor { patience: edges.answer_patience }));
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
     while let Some((stream, peer)) = next_connection(&listener, stop.as_mut()).await {
@@ -191,7 +191,7 @@ async fn connection(
         let edges = edges.clone();
         deadline::within(&waiting, identified(peer, request, |request| edges.answer(request)))
     });
-    let socket = PatientSocket::new(Socket(Arc::clone(&client)), edges.patience);
+    let socket = PatientSocket::new(Socket(Arc::clone(&client)), edges.answer_patience);
     let serving = watcher.watch(http.serve_connection(TokioIo::new(socket), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
     let silence = async {
@@ -256,6 +256,7 @@ mod tests {
             panic!("a test's own")
         });
         assert!(task.await.unwrap_err().is_panic());
+        assert!(before.is_some(), "the gauge has another name");
         assert_eq!(connections(), before);
     }
 }

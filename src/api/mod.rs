@@ -44,6 +44,8 @@ pub struct Edges {
     answers: AnswerRoom,
     /// How long a client may take nothing of what was written to it.
     patience: Duration,
+    /// Longest time for which a piece of an answer may wait for its client.
+    answer_patience: Duration,
     /// RESP.
     pub resp: resp::Resp,
 }
@@ -57,6 +59,10 @@ pub struct Bounds {
     /// caller.
     pub timeout: Duration,
 }
+
+/// Times `server.request_timeout_ms` for which a piece of an answer may wait for its client: the answers of many streams share
+/// one connection, and each waits while the others are sent.
+const ANSWER_PATIENCE_TIMEOUTS: u32 = 6;
 
 /// Memory that all requests share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -82,10 +88,11 @@ impl Edges {
         let rooms = Rooms { bodies: Arc::clone(&bodies), answers: answers.clone() };
         let api = http::Api::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());
         let resp = resp::Resp::new(scheduler.clone(), bounds, bodies);
-        let patience = bounds.timeout;
+        let (patience, answer_patience) = (bounds.timeout, bounds.timeout * ANSWER_PATIENCE_TIMEOUTS);
         Self {
             guard: RequestGuard::new(HostNames::default()),
             patience,
+            answer_patience,
             http: http::router(api),
             grpc: Arc::new(grpc::Grpc::new(scheduler.clone(), bounds, rooms, stopping)),
             scheduler,

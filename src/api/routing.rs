@@ -7,7 +7,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, Version};
 use tower::Service as _;
 
-use super::answer_body::{self, Kind};
+use super::answer_body::{self, AnswerClass};
 use super::outcome::Failure;
 use super::request_guard::{RequestHead, UnknownHost};
 use super::{Edges, grpc, http};
@@ -32,10 +32,10 @@ impl Edges {
         }
         let version = request.version();
         if is_grpc(&request) {
-            let kind = grpc::answer_kind(request.uri().path());
+            let class = grpc::answer_class(request.uri().path());
             let (head, body) = self.grpc.call(request).await.into_parts();
-            let bounded = match kind {
-                Some(kind) => answer_body::bounded(body, version, kind, &self.answers, self.patience),
+            let bounded = match class {
+                Some(class) => answer_body::bounded(body, version, class, &self.answers, self.answer_patience),
                 None => Ok(AnswerBody::new(body)),
             };
             return Ok(match bounded {
@@ -44,10 +44,10 @@ impl Edges {
             });
         }
         let caching = http::Caching::of(request.uri().path());
-        let kind = if request.method() == Method::GET { Kind::Read } else { Kind::Write };
+        let class = http_class(&request);
         let (head, body) = self.http.call(request).await?.into_parts();
         let bounded = match head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind == EVENT_STREAM) {
-            false => answer_body::bounded(body, version, kind, &self.answers, self.patience),
+            false => answer_body::bounded(body, version, class, &self.answers, self.answer_patience),
             true => Ok(body),
         };
         let mut response = match bounded {
@@ -56,6 +56,19 @@ impl Edges {
         };
         http::protect(&mut response, caching);
         Ok(response)
+    }
+}
+
+/// What the answer to a request over HTTP does where there is no room for it. Monitoring is not refused because others do not
+/// read, and pages and documents are part of the program.
+fn http_class<B>(request: &Request<B>) -> AnswerClass {
+    let path = request.uri().path();
+    match *request.method() {
+        _ if path == "/metrics" => AnswerClass::Owed,
+        Method::GET if path == "/v1/openapi.json" || path.starts_with("/docs") => AnswerClass::Shared,
+        Method::GET => AnswerClass::Refusable,
+        _ if path == "/v1/explain" => AnswerClass::Refusable,
+        _ => AnswerClass::Owed,
     }
 }
 

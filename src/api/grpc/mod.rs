@@ -15,7 +15,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use crate::api::answer_body::Kind;
+use crate::api::answer_body::AnswerClass;
 use crate::api::outcome::Failure;
 use crate::api::{AnswerRoom, Bounds, Rooms};
 use crate::limits;
@@ -89,7 +89,7 @@ pub(in crate::api) fn refuse(path: &str, failure: &Failure) -> Response<Body> {
 }
 
 /// What the answer to a call of this method may be, or none: it is a stream that lasts, with bounds of its own.
-pub(in crate::api) fn answer_kind(path: &str) -> Option<Kind> {
+pub(in crate::api) fn answer_class(path: &str) -> Option<AnswerClass> {
     match GrpcMethod::of(path) {
         GrpcMethod::ClaimStream
         | GrpcMethod::WatchPool
@@ -106,8 +106,8 @@ pub(in crate::api) fn answer_kind(path: &str) -> Option<Kind> {
         | GrpcMethod::ListClaims
         | GrpcMethod::GetQuota
         | GrpcMethod::ListQuotas
-        | GrpcMethod::HealthCheck => Some(Kind::Read),
-        _ => Some(Kind::Write),
+        | GrpcMethod::HealthCheck => Some(AnswerClass::Refusable),
+        _ => Some(AnswerClass::Owed),
     }
 }
 

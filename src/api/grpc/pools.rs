@@ -21,6 +21,7 @@ use crate::model::{Cleared, PoolName, PoolSpec};
 #[async_trait]
 impl PoolService for Calls {
     async fn put_pool(&self, request: Request<PutPoolRequest>) -> Answer<PutPoolResponse> {
+        self.answers.check()?;
         let PutPoolRequest { namespace, pool, spec } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
@@ -30,6 +31,7 @@ impl PoolService for Calls {
     }
 
     async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> Answer<UpdatePoolResponse> {
+        self.answers.check()?;
         let UpdatePoolRequest { namespace, pool, spec, update_mask, version } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
         let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;

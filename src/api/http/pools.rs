@@ -19,6 +19,7 @@ pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: PoolPath, sen
     Params::read(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let spec: PoolSpec = object(&body(&api, sent).await?)?;
+    api.rooms.answers.check()?;
     let (new, status) = api.scheduler.put_pool(name, spec).await?;
     Ok(json(created(new), &PoolAnswer::from(&status)))
 }
@@ -28,6 +29,7 @@ pub(super) async fn patch(State(api): State<Shared>, uri: Uri, path: PoolPath, s
     let version = Params::read(&uri, &["version"])?.number("version", FENCE_MAX)?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let patch: PoolPatch = object(&body(&api, sent).await?)?;
+    api.rooms.answers.check()?;
     let status = api.scheduler.update_pool(name, version, move |spec| patch.merge(spec)).await?;
     Ok(json(StatusCode::OK, &PoolAnswer::from(&status)))
 }
