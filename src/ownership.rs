@@ -88,6 +88,7 @@ pub async fn patiently<'a, T>(
     mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>> + Send,
 ) -> Result<T, StoreError> {
     let mut pause_ms = START_MS;
+    let mut logged = None;
     loop {
         let result = attempt().await;
         let text = match &result {
@@ -95,11 +96,16 @@ pub async fn patiently<'a, T>(
             _ => None,
         };
         let waits = text.is_some();
-        if dispatch.journal.set_trouble(Trouble::Start, text)
+        dispatch.journal.set_trouble(Trouble::Start, text);
+        if let Err(error) = &result
             && waits
-            && let Err(error) = &result
         {
-            tracing::warn!(%error, "waiting for the store");
+            // That another owner holds the store is said once: how long for is different each time.
+            let kind = if matches!(error, StoreError::Held(_)) { String::new() } else { error.to_string() };
+            if logged.as_ref() != Some(&kind) {
+                tracing::warn!(%error, "waiting for the store");
+                logged = Some(kind);
+            }
         }
         if !waits {
             return result;

@@ -33,6 +33,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How often an idle HTTP/2 peer is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Bytes of answers that the system may keep for a connection; Linux takes twice as much memory for them.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// How long a connection may be silent before the system asks whether its peer lives.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Pause between two such questions.
@@ -130,9 +132,11 @@ pub(super) async fn next_connection(
 }
 
 /// A small answer would otherwise wait for the peer's acknowledgement of the one before; and a peer that vanished without
-/// a word would be taken for one that is silent.
+/// a word would be taken for one that is silent. What the system keeps unsent is bounded: it tells of room only when a third of
+/// that is free, which a client that reads slowly must reach in time.
 pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER_BYTES)?;
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     rustix::net::sockopt::set_tcp_keepidle(stream, KEEPALIVE)?;
     rustix::net::sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;

@@ -72,6 +72,9 @@ impl StoreCommand {
         let opened = match url {
             StoreUrl::Memory => return Err(Failure::local("memory: keeps nothing")),
             StoreUrl::Redb(dir) if !dir.is_dir() => Err(StoreError::Unusable("there is no such directory".to_owned())),
+            StoreUrl::Redb(dir) if !RedbStore::is_in(&dir) => {
+                Err(StoreError::Unusable("there is no store in this directory".to_owned()))
+            }
             StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
             StoreUrl::Redis(url) => {
                 let settings = config::Store {

@@ -148,7 +148,10 @@ impl PendingChange<'_> {
             Err(Refusal::DeadlineExceeded) => ChangeResult::Unknown,
             Err(_) => ChangeResult::Refused,
         };
-        self.details.error = outcome.as_ref().err().map(ToString::to_string);
+        self.details.error = outcome.as_ref().err().map(|refusal| match refusal {
+            Refusal::Invalid { field, message } => format!("{field}: {message}"),
+            other => other.to_string(),
+        });
         self.log(result);
         outcome
     }

@@ -96,6 +96,12 @@ impl RedbStore {
         Self::with(dir, None)
     }
 
+    /// Whether a directory holds a store, which [`Self::open`] would otherwise make.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        [super::data_dir::STORE, super::data_dir::STORE_UNSYNCED].iter().any(|name| dir.join(name).exists())
+    }
+
     /// Opens the store on a disk that fails when `probe` says so, for tests.
     ///
     /// # Errors

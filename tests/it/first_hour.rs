@@ -192,6 +192,11 @@ fn the_address_may_stand_before_the_command() {
     run(&["--timeout-ms", "9", "completions", "bash"]).failed(64, &["--timeout-ms"]);
     run(&["--addr", &address, "store", "inspect", "redb:/nowhere"]).failed(64, &["--addr"]);
     run(&["-o", "json", "store", "inspect", "redb:/nowhere"]).failed(1, &["{\"error\":"]);
+    // Looking makes nothing.
+    let empty = TempDir::new().unwrap();
+    let url = format!("redb:{}", empty.path().display());
+    run(&["store", "inspect", &url]).failed(1, &["there is no store in this directory"]);
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Memory that all requests share: who waits, or does not read, keeps none of it from others.
 
+use std::io::{Read as _, Write as _};
 use std::thread::spawn;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -153,4 +154,38 @@ async fn h06_an_answer_that_nobody_reads_is_given_up() {
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert!(body.len() > 10, "{path}: {} bytes", body.len());
     }
+}
+
+/// A client reads slowly, but all the time: far more than the system keeps for it, for much longer than one piece may wait.
+#[test]
+fn h06_an_answer_that_is_read_slowly_arrives_as_a_whole() {
+    // Times six, which a piece may wait, is 3 s.
+    let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
+    let mut client = server.client();
+    client.put("/v1/pools/ns/warm", &json!({"shards": 1})).expect(201);
+    let labels: serde_json::Map<String, Value> = (0..45).map(|i| (format!("l{i}"), json!("x".repeat(220)))).collect();
+    for from in [0, 250] {
+        let workers: Vec<_> = (from..from + 250).map(|i| json!({"id": format!("w{i}"), "labels": labels})).collect();
+        client.post("/v1/pools/ns/warm/workers:batch", &json!({"workers": workers})).expect(200);
+    }
+    let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 32 << 10).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = b"GET /v1/pools/ns/warm/workers?limit=1000 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(head).unwrap();
+    let (mut answer, mut piece) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        match stream.read(&mut piece).unwrap() {
+            0 => break,
+            bytes => answer.extend_from_slice(&piece[..bytes]),
+        }
+        // The pace of the client is what is tested.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let body = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let body: Value = serde_json::from_slice(&answer[body..]).expect("the whole answer");
+    assert_eq!(body["items"].as_array().unwrap().len(), 500);
+    assert!(answer.len() > 4 << 20, "{} bytes are too few to be kept unread", answer.len());
 }
