@@ -240,7 +240,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn c07_totals_that_no_number_holds_are_the_largest_number() {
+    fn totals_that_no_number_holds_are_the_largest_number() {
         let board = Board::new(2, Mode::Shared);
         let most = Usage { cpu_milli: u64::MAX, ..Usage::default() };
         (0..2).for_each(|shard| board.publish_total(shard, &most));
