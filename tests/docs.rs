@@ -251,7 +251,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("metrics::gauge!", &["src/metrics.rs", "src/metrics/"]),
     ("metrics::histogram!", &["src/metrics.rs", "src/metrics/"]),
     ("store().apply(", &["src/journal/"]),
-    ("board.publish(", &["src/shard/running.rs", "src/router.rs"]),
+    ("board.publish(", &["src/shard/running/publish.rs", "src/router.rs"]),
 ];
 
 #[test]

@@ -156,7 +156,7 @@ impl Large {
     }
 }
 
-/// Its client has not read an answer in time.
+/// Failure of an answer that its client has not read in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the client has not read the answer in time")]
 struct Unread;

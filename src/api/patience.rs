@@ -22,11 +22,11 @@ tokio::task_local! {
 /// What became of the last frame that a body gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Handed {
-    /// No frame waits, or the next one was asked for.
+    /// Frame taken, or none given yet.
     Taken,
-    /// It was given since the clock was looked at.
+    /// Frame given since the clock was looked at.
     Given,
-    /// The clock runs.
+    /// Frame that waits, with the clock running.
     Waits,
 }
 

@@ -187,7 +187,7 @@ pub struct Grant {
     pub cards: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
-    /// Its times, in the form of the claim's own entry: a grant is copied with every answer.
+    /// Times in the form of the claim's own entry, as a grant is copied with every answer.
     pub stamps: ClaimStamps,
 }
 

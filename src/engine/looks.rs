@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::claims::Told;
+use super::counters::Counters;
 use super::effect::{Grant, WorkerLook};
 use super::event::Place;
 use super::fit::{Most, Sum};
 use super::ledger::LedgerLine;
 use super::life::Barred;
-use super::shard::{Counters, Shard};
+use super::shard::Shard;
 use crate::limits;
 use crate::model::{
     ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, LargestAmounts, Millis, Seq, Usage, WorkerCard, WorkerId,

@@ -14,6 +14,8 @@
 //! | `shard` | where each event goes; which worker a claim takes |
 //! | `claim_life` | what becomes of a claim that is held, and how it ends |
 //! | `roster` | which workers come and go |
+//! | `rules` | what the specification of the pool sets, and what changes with it |
+//! | `counters` | counts of what the shard did |
 //! | `rows` | what the journal takes |
 //! | `looks` | what is shown |
 //! | `workers` | which workers are there, and in which state |
@@ -42,6 +44,7 @@
 mod audit;
 mod claim_life;
 mod claims;
+mod counters;
 pub mod effect;
 pub mod event;
 mod expiries;
@@ -60,6 +63,7 @@ mod replay;
 mod resize;
 mod roster;
 mod rows;
+mod rules;
 mod shapes;
 mod shard;
 mod shares;
@@ -69,6 +73,7 @@ pub mod wants;
 mod workers;
 
 pub use audit::LedgerAudit;
+pub use counters::{Counters, LifeCounters};
 pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
 pub use event::{Event, GangAct, Heartbeat, Named, Place};
 pub use gangs::GangRef;
@@ -77,7 +82,8 @@ pub use life::{Barred, bars};
 pub use looks::{ListedClaim, Slice};
 pub use promises::Eviction;
 pub use replay::{Replay, Resume};
-pub use shard::{Counters, LifeCounters, Rules, Shard};
+pub use rules::Rules;
+pub use shard::Shard;
 pub use stamps::ClaimStamps;
 pub use wants::{CardFilter, NoFit, Nodes, Wants};
 

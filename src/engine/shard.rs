@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::NIL;
 use super::claims::{Claim, Claims, Disclosed};
+use super::counters::Counters;
 use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Event, Place};
 use super::fit::Share;
@@ -15,12 +16,13 @@ use super::idle::Idle;
 use super::ledger::Ledger;
 use super::life::{Barred, Lives, notes};
 use super::promises::Promises;
+use super::rules::Rules;
 use super::shares::Shares;
 use super::stamps::ClaimStamps;
 use super::timers::Timers;
 use super::wants::{NoFit, Wants};
 use super::workers::Workers;
-use crate::model::{ClaimState, Fence, Millis, Policy, PoolSpec, Seq, TtlBounds, TypicalRequest, WorkerId};
+use crate::model::{ClaimState, Fence, Millis, Seq, WorkerId};
 use crate::row::ShardRow;
 
 /// One shard of a pool.
@@ -75,39 +77,6 @@ pub struct Shard {
     pub(super) counters: Counters,
 }
 
-/// What a pool's specification tells its shards.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
-    /// Which worker a claim takes; and so whether it takes all of it.
-    pub policy: Policy,
-    /// What policy `fgd` takes for usual; empty: it learns that.
-    pub typical_requests: Vec<TypicalRequest>,
-    /// How long the lists of a worker may leave out a claim that they never named.
-    pub unnamed_ms: Millis,
-    /// How long a lost worker is kept; none: for ever.
-    pub lost_keep_ms: Option<Millis>,
-    /// Bounds of the time that a claim may stay active without a renewal.
-    pub ttl: TtlBounds,
-}
-
-impl From<Policy> for Rules {
-    fn from(policy: Policy) -> Self {
-        Self::from(&PoolSpec { policy: Some(policy), ..PoolSpec::default() })
-    }
-}
-
-impl From<&PoolSpec> for Rules {
-    fn from(spec: &PoolSpec) -> Self {
-        Self {
-            policy: spec.policy(),
-            typical_requests: spec.typical_requests.clone(),
-            unnamed_ms: spec.unnamed_ms(),
-            lost_keep_ms: (spec.lost_keep_ms > 0).then_some(spec.lost_keep_ms),
-            ttl: spec.ttl(),
-        }
-    }
-}
-
 /// What a shard remembers of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Head {
@@ -117,46 +86,6 @@ pub(super) struct Head {
     pub reserve_ms: Millis,
     /// How many stops may have lost claims. A worker for which something spoke since the last is vouched for.
     pub unclean: u64,
-}
-
-/// What a shard did so far; it only grows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Changes of a worker: each is one ledger change, one version, one row.
-    pub touches: u64,
-    /// Grants that were undone because nobody was told of them.
-    pub given_back: u64,
-    /// What befell workers, and claims without their holder's doing.
-    pub life: LifeCounters,
-}
-
-/// What befell workers, and claims without their holder's doing; it only grows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LifeCounters {
-    /// Reservations that were never confirmed.
-    pub swept: u64,
-    /// Active claims that were not renewed in time.
-    pub expired: u64,
-    /// Releases that were begun and not finished in time.
-    pub uncleaned: u64,
-    /// Claims that their worker does not run any more.
-    pub missing: u64,
-    /// Claims that were lost with their worker.
-    pub lost_claims: u64,
-    /// Workers that were silent for too long.
-    pub lost_workers: u64,
-    /// Workers that were deleted because they had been lost for long.
-    pub deleted_workers: u64,
-    /// Claims that others with a higher priority evicted.
-    pub evicted: u64,
-    /// Heartbeats of workers that are there.
-    pub heartbeats: u64,
-    /// Heartbeats that came late and were ignored.
-    pub late_heartbeats: u64,
-    /// Claims taken over because their worker named them.
-    pub adopted: u64,
-    /// Claims that a worker was told to stop.
-    pub stops: u64,
 }
 
 impl Shard {
@@ -464,42 +393,6 @@ impl Shard {
     /// The batch is through.
     pub const fn end_batch(&mut self) {
         self.batch_from = Seq::MAX;
-    }
-
-    /// Another way to choose workers: in an exclusive pool from the order in which they became idle. Other times hold from
-    /// now on.
-    pub fn set_rules(&mut self, rules: &Rules, now_ms: Millis) {
-        let before = std::mem::replace(&mut self.rules, rules.clone());
-        if before.lost_keep_ms != rules.lost_keep_ms {
-            self.keep_all_lost(now_ms);
-        }
-        if (before.policy, &before.typical_requests) != (rules.policy, &rules.typical_requests) {
-            if let Some(shares) = &mut self.shares {
-                shares.set_rules(rules);
-            } else {
-                self.set_policy(rules.policy);
-            }
-        }
-        #[cfg(debug_assertions)]
-        self.assert_invariants();
-    }
-
-    fn set_policy(&mut self, policy: Policy) {
-        let mut idle: Vec<(Seq, u32)> = self
-            .idle
-            .oldest_first(self.workers.all())
-            .into_iter()
-            .map(|at| (self.workers.get(at).idle_seq, at))
-            .collect();
-        idle.sort_unstable();
-        for &(_, at) in &idle {
-            self.idle.remove(self.workers.hot_mut(), at);
-        }
-        self.idle.reset(policy);
-        self.idle.grow(self.workers.hot_mut());
-        for (_, at) in idle {
-            self.idle.push(self.workers.hot_mut(), at);
-        }
     }
 }
 

@@ -12,12 +12,14 @@ mod gangs;
 mod life;
 mod looks;
 mod notices;
+mod publish;
 mod told;
 mod words;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use self::publish::RECOUNT_MS;
 use self::told::wish;
 use self::words::refusal;
 use super::actor::Spawn;
@@ -35,8 +37,6 @@ use crate::remembered::Ended;
 use crate::waiters::Seek;
 use crate::watch::{Happening, PoolEvent};
 
-/// How often the ledger is compared with the claims.
-const RECOUNT_MS: Millis = 1_000;
 /// Runs in a row after which all that stood in the mailbox before the first is decided, whatever has come since.
 const DRAINS_MAX: u32 = limits::RING_SLOTS.div_ceil(limits::DRAIN_MAX) as u32;
 
@@ -472,51 +472,6 @@ impl Running {
             shard.drop_rows();
         }
         true
-    }
-
-    fn publish(&mut self) {
-        let version = Some(self.shard.ledger_version());
-        if self.capacities != version {
-            self.capacities = version;
-            let are_few = self.shard.ledger().nth(limits::CAPACITIES_MAX).is_none();
-            let capacities = are_few.then(|| self.shard.ledger().map(|line| line.capacity.clone()).collect());
-            let largest = self.shard.largest_amounts();
-            self.pool.board.capacities().publish(self.port.shard.shard, capacities, largest);
-        }
-        if self.counted_workers != Some(self.shard.worker_changes()) {
-            self.counted_workers = Some(self.shard.worker_changes());
-            self.pool.board.publish_total(self.port.shard.shard, &self.shard.total());
-        }
-        self.pool.board.publish_victim(self.port.shard.shard, self.shard.lowest_victim());
-        self.pool.board.publish(self.port.shard.shard, self.shard.idle(), self.shard.busy());
-        // Beside the others, before any answer leaves: whoever was told of a cordon finds the worker in one of the counts.
-        if self.shard.bar_changes() != self.bar_changes {
-            self.publish_barred();
-        }
-        if let Some(left) = self.shard.rooms() {
-            self.pool.board.publish_rooms(self.port.shard.shard, &left);
-        }
-    }
-
-    fn count(&mut self) {
-        let now = self.shard.counters();
-        let tally = &self.port.tally;
-        tally.runs.add(1);
-        tally.touches.add(now.touches - self.counted.touches);
-        tally.give_backs.add(now.given_back - self.counted.given_back);
-        tally.created.add(std::mem::take(&mut self.created));
-        tally.releases.add(std::mem::take(&mut self.releases));
-        if now.life != self.counted.life {
-            self.count_life(&now.life);
-        }
-        self.timed = false;
-        self.counted = now;
-        // A recount costs a look at every ledger line and at some workers: now and then is enough to be noticed.
-        if self.now_ms >= self.recounted_ms + RECOUNT_MS {
-            self.recounted_ms = self.now_ms;
-            self.audit.advance(&self.shard);
-            self.port.set_drift(self.audit.drift(&self.shard));
-        }
     }
 
     /// Ends workers from an ordinal on and what they hold, as many as one run may. The rows need not go one by one: the store is told to forget

@@ -25,7 +25,7 @@ pub struct Contents {
     pub quotas: Vec<QuotaContents>,
 }
 
-/// One pool, as the catalogue has it.
+/// Pool as the catalogue has it.
 #[derive(Debug, Serialize)]
 pub struct PoolContents {
     /// Name of the pool, `ns/pool`.
@@ -44,7 +44,7 @@ pub struct PoolContents {
     pub shards: Vec<ShardContents>,
 }
 
-/// One quota, as the catalogue has it.
+/// Quota as the catalogue has it.
 #[derive(Debug, Serialize)]
 pub struct QuotaContents {
     /// Name of the quota: `namespace/tenant`, or `namespace` for its tenants without their own.
@@ -53,7 +53,7 @@ pub struct QuotaContents {
     pub quota: serde_json::Value,
 }
 
-/// One shard, as its rows have it.
+/// Shard as its rows have it.
 #[derive(Debug, Default, Serialize)]
 pub struct ShardContents {
     /// Index of the shard in its pool.

@@ -2,9 +2,8 @@
 //! becomes an event, and its answer an outcome. Also whether this shard may acknowledge from memory.
 
 use super::{Running, To, refusal};
-use crate::engine::{Answer, Event, Grant, Heartbeat, LifeCounters, Named, Place};
+use crate::engine::{Answer, Event, Grant, Heartbeat, Named, Place};
 use crate::keys::{Found, Hold, Unstoreds};
-use crate::metrics::Sweep;
 use crate::model::{Beat, ClaimId, Cleared, Fence, Registration, RunningClaim, WorkerId};
 use crate::shard::command::{Command, KeyItem};
 use crate::shard::reply::{ClaimAnswer, Outcome, Payload, Reply};
@@ -132,28 +131,5 @@ impl Running {
             answer => Err(refusal(&answer)),
         };
         (outcome, unstored)
-    }
-
-    pub(super) fn count_life(&self, now: &LifeCounters) {
-        let (metrics, before) = (&self.pool.metrics, &self.counted.life);
-        metrics.sweeps(Sweep::Reserve).increment(now.swept - before.swept);
-        metrics.sweeps(Sweep::Ttl).increment(now.expired - before.expired);
-        metrics.sweeps(Sweep::Releasing).increment(now.uncleaned - before.uncleaned);
-        metrics.sweeps(Sweep::Missing).increment(now.missing - before.missing);
-        metrics.claims_lost.increment(now.lost_claims - before.lost_claims);
-        metrics.workers_lost.increment(now.lost_workers - before.lost_workers);
-        metrics.lost_workers_deleted.increment(now.deleted_workers - before.deleted_workers);
-        metrics.heartbeats.increment(now.heartbeats - before.heartbeats);
-        metrics.heartbeats_ignored.increment(now.late_heartbeats - before.late_heartbeats);
-        metrics.adoptions.increment(now.adopted - before.adopted);
-        metrics.stops.increment(now.stops - before.stops);
-        metrics.evictions.increment(now.evicted - before.evicted);
-    }
-
-    /// Publishes how many workers are not offered, and why.
-    pub(super) fn publish_barred(&mut self) {
-        self.bar_changes = self.shard.bar_changes();
-        self.port.set_unvouched(self.shard.unvouched());
-        self.port.set_barred(&self.shard.barred());
     }
 }

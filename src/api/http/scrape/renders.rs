@@ -1,4 +1,4 @@
-//! One rendering for all who ask meanwhile. A rendering takes a thread of those on which the store commits, and goes on when
+//! Renderings of the scrape, one at a time for all who ask meanwhile. A rendering takes a thread of those on which the store commits, and goes on when
 //! its request is dropped; one for each request would let whoever asks often enough hold up every commit.
 //!
 //! Nobody is given what was rendered before they asked: a request waits for its turn, and takes the last rendering if that
