@@ -18,16 +18,16 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use service::Server;
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{
     Capacity, ClaimId, ClaimRequest, ClaimSpec, Mode, PoolName, PoolSpec, Registration, Resources, Taken, WorkerId,
     WorkerSpec,
 };
-use hotpool::refusal::Refusal;
+use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::memory::MemoryStore;
+use hotpool::persist::store::redb::RedbStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::SharedStore;
-use hotpool::store::memory::MemoryStore;
-use hotpool::store::redb::RedbStore;
 
 const CLAIMS: usize = 100;
 const ROUNDS: usize = 400;

@@ -11,12 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
-use hotpool::refusal::Refusal;
+use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::memory::MemoryStore;
+use hotpool::persist::store::redb::RedbStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::SharedStore;
-use hotpool::store::memory::MemoryStore;
-use hotpool::store::redb::RedbStore;
 
 use self::resident::resident_bytes;
 

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
-use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, NO_MODEL, Need, Pick, Placement, Share};
+use hotpool::engine::placement::bin_packing::{CARD_MILLI, Fgd, Fleet, NO_MODEL, Need, Pick, Placement, Share};
 use hotpool::model::{Capacity, GpuCapacity};
 
 const SHARDS: usize = 16;

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use hotpool::config;
 use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::memory::MemoryStore;
+use hotpool::persist::store::redis::RedisStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::SharedStore;
-use hotpool::store::memory::MemoryStore;
-use hotpool::store::redis::RedisStore;
+use hotpool::server::config;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper::header::HOST;

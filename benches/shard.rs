@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::memory::MemoryStore;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

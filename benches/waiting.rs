@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use hotpool::ask::PoolChoice;
+use hotpool::admission::tenants::Tenants;
+use hotpool::admission::waiters::{Parked, Wait};
 use hotpool::clock::Clock;
+use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::{Ack, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
+use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::shard::{ClaimItem, Outcome};
-use hotpool::store::memory::MemoryStore;
-use hotpool::tenants::Tenants;
-use hotpool::waiters::{Parked, Wait};
 use plotters::prelude::*;
 use tokio::sync::mpsc;
 

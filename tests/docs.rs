@@ -27,7 +27,7 @@ fn metrics_page() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
          Everything that `GET /metrics` shows, in Prometheus' text format. This page is generated from\n\
-         `src/metrics.rs`; after a change there run `HOTPOOL_BLESS=1 cargo test --test docs`.\n\n\
+         `src/metrics/mod.rs`; after a change there run `HOTPOOL_BLESS=1 cargo test --test docs`.\n\n\
          | metric | kind | labels | what it says |\n|---|---|---|---|\n",
     );
     for metric in ALL {
@@ -156,7 +156,7 @@ fn the_metrics_page_is_what_the_code_has() {
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         found == page,
-        "docs/METRICS.md is not what src/metrics.rs says; run: {BLESS}=1 cargo test --test docs\n\
+        "docs/METRICS.md is not what src/metrics/mod.rs says; run: {BLESS}=1 cargo test --test docs\n\
          first difference: {:?}",
         page.lines().zip(found.lines().chain(std::iter::repeat(""))).find(|(ours, theirs)| ours != theirs)
     );
@@ -176,7 +176,7 @@ fn backticked(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// Whether it reads like a file or a directory of this repository: `src/keys.rs`, `src/engine/`, `Cargo.toml`.
+/// Whether it reads like a file or a directory of this repository: `src/admission/keys/mod.rs`, `src/engine/`, `Cargo.toml`.
 fn is_path(word: &str) -> bool {
     let plain = !word.starts_with('/') && word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let file = [".rs", ".toml", ".md", ".sh"].iter().any(|end| word.len() > end.len() && word.ends_with(end));
@@ -223,35 +223,39 @@ fn the_flow_map_knows_every_file() {
 const TIMERS: &[&str] = &[
     "src/api/",
     "src/cli/",
-    "src/journal/",
     "src/load/",
-    "src/ownership.rs",
-    "src/recovery.rs",
+    "src/persist/journal/",
+    "src/persist/store/redis/",
     "src/scheduler/",
-    "src/service.rs",
-    "src/store/redis/",
+    "src/server/",
 ];
 
 /// What stands in code only where the second part says: the absences of ARCHITECTURE.md that can be searched for.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("use redb", &["src/store/redb"]),
-    ("use redis", &["src/store/redis"]),
+    ("use redb", &["src/persist/store/redb"]),
+    ("use redis", &["src/persist/store/redis"]),
     ("Instant::now", &["src/clock.rs", "src/load/"]),
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),
     (
         "Uuid::now_v7",
-        &["src/api/http/json/claims.rs", "src/caller.rs", "src/ownership.rs", "src/store/data_dir.rs", "src/load/"],
+        &[
+            "src/api/http/json/claims.rs",
+            "src/scheduler/caller.rs",
+            "src/scheduler/ownership.rs",
+            "src/persist/store/data_dir/mod.rs",
+            "src/load/",
+        ],
     ),
     ("tokio::time", TIMERS),
-    ("use dashmap", &["src/keys.rs", "src/keys/", "src/journal/mod.rs", "src/tenants.rs"]),
+    ("use dashmap", &["src/admission/keys/", "src/persist/journal/mod.rs", "src/admission/tenants.rs"]),
     ("use axum", &["src/api/http/"]),
     ("use tonic", &["src/api/grpc/", "src/load/grpc"]),
-    ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/recovery.rs"]),
-    ("metrics::counter!", &["src/metrics.rs", "src/metrics/"]),
-    ("metrics::gauge!", &["src/metrics.rs", "src/metrics/"]),
-    ("metrics::histogram!", &["src/metrics.rs", "src/metrics/"]),
-    ("store().apply(", &["src/journal/"]),
-    ("board.publish(", &["src/shard/running/publish.rs", "src/router.rs"]),
+    ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/scheduler/recovery.rs"]),
+    ("metrics::counter!", &["src/metrics/"]),
+    ("metrics::gauge!", &["src/metrics/"]),
+    ("metrics::histogram!", &["src/metrics/"]),
+    ("store().apply(", &["src/persist/journal/"]),
+    ("board.publish(", &["src/shard/runner/statistics.rs", "src/admission/router/mod.rs"]),
 ];
 
 #[test]
@@ -269,17 +273,77 @@ fn what_is_said_to_be_absent_is_absent() {
         }
     }
     for path in sources("src/cli").iter().filter(|path| *path != "src/cli/store.rs") {
-        for word in ["crate::scheduler", "crate::engine", "crate::shard", "crate::store", "crate::service"] {
+        for word in ["crate::scheduler", "crate::engine", "crate::shard", "crate::persist", "crate::server::service"] {
             assert!(!text(path).contains(word), "{word:?} in {path}: the commands know the service by its answers");
         }
     }
     for path in sources("src/api") {
-        for word in ["crate::engine", "crate::router", "crate::store", "crate::journal"] {
+        for word in ["crate::engine", "crate::admission", "crate::persist", "crate::shard"] {
             let code = text(&path);
             let code = code.split("#[cfg(test)]").next().unwrap();
             assert!(!code.contains(word), "{word:?} in {path}: an edge translates and no more");
         }
     }
+}
+
+/// Modules of the library from the bottom up: a module imports from rows below its own, never from its own row or above.
+const LAYERS: &[&[&str]] = &[
+    &["limits"],
+    &["model"],
+    &["clock", "metrics"],
+    &["events", "persist"],
+    &["engine"],
+    &["admission", "shard"],
+    &["scheduler"],
+    &["api"],
+    &["server"],
+    &["cli"],
+];
+
+/// Imports within a row or upwards that still stand, each with its reason.
+const LAYER_EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("admission", "shard", "claims travel from shard to shard, so admission knows the commands of a shard"),
+    ("shard", "admission", "a shard calls the key directory, the router and the wait queue in the middle of a run"),
+];
+
+/// Modules of the library that `code` names in paths that begin with `crate::`, comments and tests left out.
+fn imports(code: &str) -> BTreeSet<String> {
+    let code = code.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let paths = lines.flat_map(|line| line.split("crate::").skip(1));
+    let module = |path: &str| path.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
+    let grouped = code.match_indices("use crate::{").count();
+    assert_eq!(grouped, 0, "an import that begins with `use crate::{{` hides its modules");
+    paths.map(module).filter(|module| !module.is_empty()).collect()
+}
+
+#[test]
+fn imports_point_down() {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in sources("src") {
+        let module = path["src/".len()..].split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        if !["lib", "build", "bin", "load"].contains(&module.as_str()) && !path.ends_with("tests.rs") {
+            let entry = found.entry(module.clone()).or_default();
+            entry.extend(imports(&text(&path)).into_iter().filter(|import| *import != module));
+        }
+    }
+    let layer = |module: &str| LAYERS.iter().position(|row| row.contains(&module));
+    for (number, row) in LAYERS.iter().enumerate().rev() {
+        println!("{number:2} {}", row.join(", "));
+    }
+    let unplaced: Vec<_> = found.keys().filter(|module| layer(module).is_none()).collect();
+    assert!(unplaced.is_empty(), "no layer has these modules: {unplaced:?}");
+    let mut upward = BTreeSet::new();
+    for (module, imports) in &found {
+        for import in imports.iter().filter(|import| layer(import) >= layer(module)) {
+            upward.insert((module.as_str(), import.as_str()));
+        }
+    }
+    let excepted: BTreeSet<_> = LAYER_EXCEPTIONS.iter().map(|(from, to, _)| (*from, *to)).collect();
+    let new: Vec<_> = upward.difference(&excepted).collect();
+    assert!(new.is_empty(), "these modules import from their own layer or a higher one: {new:?}");
+    let gone: Vec<_> = excepted.difference(&upward).collect();
+    assert!(gone.is_empty(), "these exceptions are not needed any more: {gone:?}");
 }
 
 /// Splits off the ids that the name of a test begins with, in capitals: `C03` and `C05` of `c03_c05_a_claim`.

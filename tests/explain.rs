@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use hotpool::engine::{Answer, Effect, Event, Grant, Nodes, Place, Shard, Wants};
+use hotpool::model::label_selector::Selector;
 use hotpool::model::{
     Amounts, Capacity, ClaimId, ClaimSpec, GpuAsk, GpuCapacity, Labels, Policy, Resources, RuledOut, Survey, WorkerId,
     WorkerSpec, WorkerVerb,
 };
-use hotpool::selector::Selector;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]

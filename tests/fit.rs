@@ -1,7 +1,9 @@
 //! Placement against a naive oracle: random fleets, random claims taken and given back, workers that come, go and are
 //! withheld; after each step the fleet picks what a look at every worker would pick.
 
-use hotpool::engine::fit::{CARD_MILLI, Fgd, Fleet, Kind, NO_MODEL, Need, Pick, Placement, Room, Share, typical};
+use hotpool::engine::placement::bin_packing::{
+    CARD_MILLI, Fgd, Fleet, Kind, NO_MODEL, Need, Pick, Placement, Room, Share, typical,
+};
 use hotpool::model::{Capacity, GpuCapacity};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use hotpool::engine::{Answer, Effect, Event, Heartbeat, Place, Shard, Wants};
 use hotpool::limits;
+use hotpool::model::label_selector::Selector;
 use hotpool::model::{Capacity, ClaimId, ClaimSpec, Labels, Policy, Resources, WorkerId, WorkerSpec, WorkerVerb};
-use hotpool::selector::Selector;
 
 const SIZES: [u32; 2] = [1_000, 100_000];
 /// End of workers that end soon, and how long claims need one.

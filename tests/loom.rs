@@ -6,11 +6,11 @@
 //! runs in an ordinary build. It failed when the second look in `sleep_refused` was left out, and when that look came
 //! before the store of `false`.
 
-#[path = "../src/journal/lag.rs"]
+#[path = "../src/persist/journal/lag.rs"]
 mod lag;
-#[path = "../src/journal/lease_end.rs"]
+#[path = "../src/persist/journal/lease_end.rs"]
 mod lease_end;
-#[path = "../src/shard/ring.rs"]
+#[path = "../src/shard/schedule.rs"]
 mod ring;
 
 mod atomic {

@@ -1,4 +1,4 @@
-//! The contract of `hotpool::store`, held against the embedded store on a real disk.
+//! The contract of `hotpool::persist::store`, held against the embedded store on a real disk.
 
 #[path = "store/damage.rs"]
 mod damage;
@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use hotpool::store::redb::RedbStore;
-use hotpool::store::{FenceSpan, Loaded, Ownership, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::{FenceSpan, Loaded, Ownership, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
 use tempfile::TempDir;
 use uuid::Uuid;
 

@@ -5,14 +5,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hotpool::ask::ClaimAsk;
 use hotpool::engine::{Answer, Effect, Event, Shard, Wants};
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{
     Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, Mode, Policy, PoolSpec, Resources, WorkerId, WorkerSpec,
 };
-use hotpool::refusal::Refusal;
+use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::memory::MemoryStore;
 
 use super::pool;
 

@@ -2,7 +2,7 @@
 //! (`benches/instructions.rs`). Each is one call on something made ready before.
 
 use hotpool::api::resp::frame::Parser;
-use hotpool::engine::fit::{Fgd, Fleet, Need, Pick, Placement};
+use hotpool::engine::placement::bin_packing::{Fgd, Fleet, Need, Pick, Placement};
 use hotpool::engine::{Answer, Effect, Event, Place, Shard};
 use hotpool::model::{Capacity, ClaimId, Policy, WorkerId, WorkerSpec};
 

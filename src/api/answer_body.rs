@@ -23,7 +23,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
 use super::answer_room::{ANSWER_SMALL_BYTES, AnswerCharge, AnswerRoom};
-use super::outcome::Failure;
+use super::error_table::Failure;
 use super::patience;
 
 /// Error of a body, of either edge.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::outcome::Failure;
+use super::error_table::Failure;
 
 /// Largest answer that takes no part in the room, in bytes.
 pub(super) const ANSWER_SMALL_BYTES: usize = 4 << 10;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::limits;
 use crate::model::ClaimRequest;
 

@@ -21,9 +21,9 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::sleep;
 
 use super::Edges;
+use super::error_table::{Failure, Outcome};
 use super::half_close::Client;
 use super::listener::{self, LINGER};
-use super::outcome::{Failure, Outcome};
 use super::request_guard::{RequestHead, is_probe};
 use super::request_id::identified;
 use super::routing::refuse;

@@ -21,9 +21,9 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::outcome::{Failure, Outcome};
+use super::error_table::{Failure, Outcome};
+use crate::model::rejection::Refusal;
 use crate::model::{ClaimId, Fence, Taken};
-use crate::refusal::Refusal;
 use crate::scheduler::Scheduler;
 
 /// How long a claim goes on waiting whose client has closed its sending side.

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use hyper::header::{CONTENT_ENCODING, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Uri, Version};
 
+use super::error_table::{Failure, Outcome};
 use super::host::{HostName, HostNames, HostPort};
-use super::outcome::{Failure, Outcome};
 use crate::metrics::RequestRefusal;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// Paths of probes, which are answered under any host.
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];

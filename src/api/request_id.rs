@@ -9,7 +9,7 @@ use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Request, Response};
 
 use super::routing::is_grpc;
-use crate::caller::{Caller, ChangeSource, RequestId};
+use crate::scheduler::caller::{Caller, ChangeSource, RequestId};
 
 /// Name of the header, and of the metadata in gRPC.
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");

@@ -8,7 +8,7 @@ use hyper::{Method, Request, Response, Version};
 use tower::Service as _;
 
 use super::answer_body::{self, AnswerClass};
-use super::outcome::Failure;
+use super::error_table::Failure;
 use super::request_guard::{RequestHead, UnknownHost};
 use super::{Edges, grpc, http};
 use crate::metrics::metrics;

@@ -3,8 +3,8 @@
 use futures::future::BoxFuture;
 use futures::stream::{self, Stream, StreamExt as _};
 
-use crate::refusal::{Refusal, Unavailable, What};
-use crate::watch::{Position, Told, Watcher};
+use crate::events::{Position, Told, Watcher};
+use crate::model::rejection::{Refusal, Unavailable, What};
 
 /// Everything with its position; the last says why there is no more. `stop` resolves when the service begins to stop.
 pub(super) fn told(

@@ -13,10 +13,10 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::config::{self, Config, HostNames, LogFormat, Overrides, RespListen, StoreUrl};
-use hotpool::service::{Addresses, Service};
-use hotpool::signals::HarmlessSignals;
-use hotpool::{shutdown, telemetry};
+use hotpool::server::config::{self, Config, HostNames, LogFormat, Overrides, RespListen, StoreUrl};
+use hotpool::server::service::{Addresses, Service};
+use hotpool::server::signals::HarmlessSignals;
+use hotpool::server::{shutdown, telemetry};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::client::Failure;
-use crate::config;
 use crate::limits::AMOUNT_MAX;
+use crate::model::label_selector::Selector;
 use crate::model::{PoolName, check_label_key, check_name};
-use crate::selector::Selector;
+use crate::server::config;
 
 /// `http://HOST:PORT`, without anything behind it.
 #[derive(Debug, Clone)]

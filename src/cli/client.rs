@@ -386,7 +386,7 @@ impl Client {
 mod tests {
     use super::*;
     use crate::api;
-    use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+    use crate::model::rejection::{Exhausted, Refusal, Unavailable, What};
 
     #[test]
     fn every_refusal_has_its_exit_code() {
@@ -400,7 +400,7 @@ mod tests {
             (Refusal::DeadlineExceeded, Exit::Error),
         ];
         for (refusal, exit) in table {
-            let json = serde_json::to_string(&api::outcome::Failure::from(refusal)).unwrap();
+            let json = serde_json::to_string(&api::error_table::Failure::from(refusal)).unwrap();
             let failure: Failure = serde_json::from_str(&json).unwrap();
             assert_eq!(failure.with_exit().exit, exit, "{json}");
         }

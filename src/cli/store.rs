@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 
 use super::client::{Exit, Failure};
 use super::output::{Format, print, print_json, sheet, table};
-use crate::config::{self, StoreUrl};
-use crate::store::inspect::{Contents, WorkerContents, inspect};
-use crate::store::redb::RedbStore;
-use crate::store::redis::RedisStore;
-use crate::store::{SharedStore, StoreError};
+use crate::persist::store::inspect::{Contents, WorkerContents, inspect};
+use crate::persist::store::redb::RedbStore;
+use crate::persist::store::redis::RedisStore;
+use crate::persist::store::{SharedStore, StoreError};
+use crate::server::config::{self, StoreUrl};
 
 /// The store behind a service.
 #[derive(Debug, Args)]

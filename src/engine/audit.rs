@@ -99,7 +99,7 @@ impl Shard {
     /// Takes something off what a worker of a shared pool has left, and has no claim for it: a fault, for tests that look
     /// whether it is found.
     #[doc(hidden)]
-    pub fn inject_drift(&mut self, worker: &crate::model::WorkerId, share: &super::fit::Share) {
+    pub fn inject_drift(&mut self, worker: &crate::model::WorkerId, share: &super::placement::bin_packing::Share) {
         let at = self.workers.find(worker).expect("a worker that is there");
         self.shares.as_mut().expect("a shard of a shared pool").fleet.take(at, share);
     }

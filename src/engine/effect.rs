@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::claims::stay_ms;
+use super::claims::timestamps::ClaimStamps;
 use super::event::{Named, Place};
-use super::stamps::ClaimStamps;
-use super::wants::NoFit;
+use super::placement::constraints::NoFit;
 use crate::model::{
     ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard,
 };

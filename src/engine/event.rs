@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::promises::Eviction;
-use super::wants::Wants;
+use super::placement::constraints::Wants;
+use super::placement::promises::Eviction;
 use crate::model::{ClaimId, Fence, Millis, Resources, WorkerId, WorkerSpec, WorkerVerb};
 
 /// Where a claim is: the shard's own ordinals plus the fence that proves that it is still that claim. Ordinals are

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::NIL;
 use super::effect::Answer;
-use super::life::bars;
+use super::placement::constraints::{CardFilter, NoFit, Wants};
 use super::shard::Shard;
-use super::wants::{CardFilter, NoFit, Wants};
 use crate::limits;
+use crate::model::unschedulable_bits;
 use crate::model::{Amounts, Millis, NearMiss, Resources, RuledOut, Survey, WorkerCard};
 
 /// What of a worker a claim can have: all of it, or what is left of it.
@@ -159,7 +159,7 @@ impl Shard {
     fn barred_for(&self, at: u32, wants: &Wants, asked: &Resources) -> Option<RuledOut> {
         let (worker, spec) = (self.workers.get(at), &self.workers.card(at).spec);
         // One that is kept for another claim may still be too small for this one, or busy: that comes before.
-        if let Some(reason) = bars::reasons(worker.bars & !bars::PROMISED).next() {
+        if let Some(reason) = unschedulable_bits::reasons(worker.bars & !unschedulable_bits::PROMISED).next() {
             return Some(reason.into());
         }
         if wants.selector.as_ref().is_some_and(|selector| !selector.matches(&spec.labels)) {
@@ -189,7 +189,7 @@ impl Shard {
             Some(shares) if shares.is_over(at) => Some(RuledOut::Overcommitted),
             Some(shares) => shares.is_crowded(at).then_some(RuledOut::Claims),
         };
-        let reserved = self.workers.get(at).bars & bars::PROMISED != 0;
+        let reserved = self.workers.get(at).bars & unschedulable_bits::PROMISED != 0;
         why.or_else(|| (!self.lasts(at, until_ms)).then_some(RuledOut::Expires))
             .or_else(|| reserved.then_some(RuledOut::Reserved))
     }

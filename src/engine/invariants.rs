@@ -2,10 +2,11 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
-use super::fit::{Fleet, Sum};
-use super::life::{Barred, bars, notes};
+use super::placement::bin_packing::{Fleet, Sum};
 use super::shard::Shard;
+use super::workers::conditions::{Barred, notes};
 use crate::model::LargestAmounts;
+use crate::model::unschedulable_bits;
 
 #[cfg(debug_assertions)]
 const FULL_CHECK_WORKERS: u32 = 64;
@@ -48,12 +49,12 @@ impl Shard {
             if is_barred {
                 axes.enter_free(worker.bars);
             }
-            if promised.contains(&at) != (worker.bars & bars::PROMISED != 0) {
+            if promised.contains(&at) != (worker.bars & unschedulable_bits::PROMISED != 0) {
                 return Err(format!(
                     "W1: worker {id} is kept for a claim, and is counted as one that is not, or the reverse"
                 ));
             }
-            let (ends, over) = (worker.notes & notes::ENDS != 0, worker.bars & bars::ENDED != 0);
+            let (ends, over) = (worker.notes & notes::ENDS != 0, worker.bars & unschedulable_bits::ENDED != 0);
             if !worker.deleted && (ends && !over) != self.lives.get(at).ends_ms.is_some() {
                 return Err(format!(
                     "W1: worker {id} is counted as one that has ended, or not: no deadline says which"

@@ -41,51 +41,36 @@
 //! | `audit` | whether it is, while the shard is in use |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod accounting;
 mod audit;
-mod claim_life;
 mod claims;
 mod counters;
+mod dirty_rows;
 pub mod effect;
 pub mod event;
-mod expiries;
 mod explain;
-pub mod fit;
-mod gangs;
-mod heartbeat;
-mod idle;
 mod invariants;
-mod ledger;
-mod life;
-mod looks;
-mod profiles;
-mod promises;
+pub mod placement;
 mod replay;
-mod resize;
-mod roster;
-mod rows;
 mod rules;
-mod shapes;
 mod shard;
-mod shares;
-mod stamps;
-mod timers;
-pub mod wants;
+mod timer_wheel;
+mod views;
 mod workers;
 
+pub use accounting::LedgerLine;
 pub use audit::LedgerAudit;
+pub use claims::timestamps::ClaimStamps;
 pub use counters::{Counters, LifeCounters};
 pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
 pub use event::{Event, GangAct, Heartbeat, Named, Place};
-pub use gangs::GangRef;
-pub use ledger::LedgerLine;
-pub use life::{Barred, bars};
-pub use looks::{ListedClaim, Slice};
-pub use promises::Eviction;
+pub use placement::constraints::{CardFilter, NoFit, Nodes, Wants};
+pub use placement::promises::Eviction;
 pub use replay::{Replay, Resume};
 pub use rules::Rules;
 pub use shard::Shard;
-pub use stamps::ClaimStamps;
-pub use wants::{CardFilter, NoFit, Nodes, Wants};
+pub use views::{ListedClaim, Slice};
+pub use workers::conditions::Barred;
 
 /// No worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

@@ -5,16 +5,17 @@
 use std::sync::Arc;
 
 use super::NIL;
+use super::claims::timestamps::ClaimStamps;
 use super::claims::{Claim, Disclosed};
 use super::event::Place;
-use super::gangs::GangRef;
-use super::life::{bars, notes};
 use super::rules::Rules;
 use super::shard::{Head, Shard, term};
-use super::stamps::ClaimStamps;
+use super::workers::conditions::notes;
 use crate::limits;
+use crate::model::GangRef;
+use crate::model::unschedulable_bits;
 use crate::model::{Capacity, ClaimId, ClaimState, ClaimTimes, Fence, Millis, Seq, WorkerCard, WorkerId};
-use crate::row::{self, ClaimRow, Frames, RowKind, ShardRow, WorkerRow};
+use crate::persist::row::{self, ClaimRow, Frames, RowKind, ShardRow, WorkerRow};
 
 /// Where a shard that was loaded goes on.
 #[derive(Debug, Clone, Copy)]
@@ -116,9 +117,9 @@ impl Replay {
         hot.line = line;
         (hot.version, hot.idle_seq, hot.affinity, hot.deleted) = (row.version, row.idle_seq, row.affinity, row.deleted);
         hot.notes = 0;
-        hot.bars = u8::try_from(row.bars).ok().filter(|stored| stored & !bars::STORED == 0).ok_or_else(|| {
-            format!("W1: worker {id} is barred for reasons that this build does not know: {}", row.bars)
-        })?;
+        hot.bars = u8::try_from(row.bars).ok().filter(|stored| stored & !unschedulable_bits::STORED == 0).ok_or_else(
+            || format!("W1: worker {id} is barred for reasons that this build does not know: {}", row.bars),
+        )?;
         if row.deleted {
             self.shard.ledger.leave(line);
         }
@@ -246,13 +247,13 @@ impl Replay {
         for at in workers {
             let mut bars = shard.workers.get(at).bars;
             if self.vouched[at as usize] < shard.head.unclean {
-                bars |= bars::UNVOUCHED;
+                bars |= unschedulable_bits::UNVOUCHED;
                 shard.settled_ms = resume.now_ms + self.head.reserve_ms;
             }
             if let Some(expires_at_ms) = shard.workers.card(at).spec.expires_at_ms {
                 let left_ms = expires_at_ms.saturating_sub(resume.unix_ms);
                 if left_ms == 0 {
-                    bars |= bars::ENDED;
+                    bars |= unschedulable_bits::ENDED;
                 } else {
                     shard.lives.get_mut(at).ends_ms = Some(resume.now_ms + left_ms);
                     shard.index_end(at);
@@ -260,7 +261,7 @@ impl Replay {
                 shard.workers.get_mut(at).notes |= notes::ENDS;
             }
             shard.workers.get_mut(at).bars = bars;
-            if shard.lives.get(at).ttl_ms > 0 && bars & bars::LOST == 0 {
+            if shard.lives.get(at).ttl_ms > 0 && bars & unschedulable_bits::LOST == 0 {
                 let life = shard.lives.get_mut(at);
                 life.silent_at_ms = Some(resume.now_ms + life.ttl_ms);
             }

@@ -6,24 +6,25 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::NIL;
+use super::accounting::Ledger;
+use super::claims::gangs::Gangs;
+use super::claims::timestamps::ClaimStamps;
 use super::claims::{Claim, Claims, Disclosed};
 use super::counters::Counters;
 use super::effect::{Answer, Effect, End, Grant};
 use super::event::{Event, Place};
-use super::fit::Share;
-use super::gangs::{GangRef, Gangs};
-use super::idle::Idle;
-use super::ledger::Ledger;
-use super::life::{Barred, Lives, notes};
-use super::promises::Promises;
+use super::placement::bin_packing::Share;
+use super::placement::constraints::{NoFit, Wants};
+use super::placement::idle_queue::Idle;
+use super::placement::promises::Promises;
+use super::placement::shared::Shares;
 use super::rules::Rules;
-use super::shares::Shares;
-use super::stamps::ClaimStamps;
-use super::timers::Timers;
-use super::wants::{NoFit, Wants};
+use super::timer_wheel::Timers;
 use super::workers::Workers;
+use super::workers::conditions::{Barred, Lives, notes};
+use crate::model::GangRef;
 use crate::model::{ClaimState, Fence, Millis, Seq, WorkerId};
-use crate::row::ShardRow;
+use crate::persist::row::ShardRow;
 
 /// One shard of a pool.
 #[derive(Debug)]

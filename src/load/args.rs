@@ -13,9 +13,9 @@ use super::processes::Member;
 use super::runs::RunArgs;
 use super::sweep::SweepArgs;
 use super::url::TargetUrl;
-use hotpool::config::StoreUrl;
 use hotpool::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use hotpool::model::Ack;
+use hotpool::server::config::StoreUrl;
 
 /// Most workers of one run.
 const WORKERS_MAX: i64 = 10_000_000;

@@ -7,9 +7,9 @@ use super::grpc::GrpcLink;
 use super::http::HttpLink;
 use super::resp::RespLink;
 use super::stats::Failure;
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{ClaimId, ClaimRequest, ClaimSpec, Fence, PoolName, Resources, Taken};
-use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 
 /// One client's way in.

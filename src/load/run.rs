@@ -20,8 +20,8 @@ use super::stats::{self, Stats};
 use super::target::{Target, run_tag};
 use super::timeline::Timeline;
 use super::url::TargetUrl;
-use hotpool::config::StoreUrl;
 use hotpool::limits::BATCH_ITEMS_MAX;
+use hotpool::server::config::StoreUrl;
 
 /// How long the service may take to show everything idle after the last release was answered, and how long claims
 /// in doubt are pursued.

@@ -14,7 +14,7 @@ use super::report::{EXIT_VIOLATION, Report};
 use super::run::{Drive, Plan, run};
 use super::scenario::{Scenario, ScenarioError};
 use super::url::TargetUrl;
-use hotpool::config::StoreUrl;
+use hotpool::server::config::StoreUrl;
 
 /// Options of `run`.
 #[derive(Debug, Clone, Args, Serialize)]

@@ -20,8 +20,8 @@ use super::picture::{self, figure};
 use super::report::{EXIT_VIOLATION, Latency, Machine, Report};
 use super::run::{Drive, Plan, run};
 use super::url::TargetUrl;
-use hotpool::config::StoreUrl;
 use hotpool::limits::SHARDS_MAX;
+use hotpool::server::config::StoreUrl;
 
 /// Part of the offered rate that must be granted.
 const GRANTED_MIN: f64 = 0.95;

@@ -14,12 +14,12 @@ use super::link::Link;
 use super::resp::RespLink;
 use super::stats::Failure;
 use super::url::TargetUrl;
-use hotpool::config::{self, StoreUrl};
 use hotpool::limits::BATCH_ITEMS_MAX;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Capacity, ClaimFilter, PoolName, WorkerId, WorkerSpec};
-use hotpool::refusal::Refusal;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::service;
+use hotpool::server::config::{self, StoreUrl};
+use hotpool::server::service;
 
 /// What is loaded, with the pool of this run.
 pub struct Target {

@@ -1,7 +1,7 @@
 //! The labels whose values are known beforehand, so that no series comes from what a caller says.
 
 use crate::model::Taken;
-use crate::refusal::{Exhausted, Refusal, Unavailable};
+use crate::model::rejection::{Exhausted, Refusal, Unavailable};
 
 /// Declares a label whose values are an enum.
 macro_rules! label {

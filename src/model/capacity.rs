@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{check_name, present, some_object};
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// What a worker has. A resource that was not reported is 0: it takes nothing that needs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     Ack, Capacity, ClaimId, Fence, Labels, Millis, PoolName, Resources, WorkerCard, affinity_hash, check_name,
 };
-use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::claim_request::{ClaimAsk, PoolChoice};
+use crate::model::rejection::Refusal;
 
 /// A request for one worker.
 #[derive(Debug, Clone)]
@@ -259,4 +259,15 @@ impl ClaimFilter {
         self.states = ClaimState::HELD.into_iter().filter(|state| self.states.contains(state)).collect();
         Ok(self)
     }
+}
+
+/// A gang, and where its row is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GangRef {
+    /// Number; a fence, so never used twice.
+    pub id: Fence,
+    /// Uid of its home's pool.
+    pub pool: u64,
+    /// Index of its home there.
+    pub shard: u16,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{PoolName, UnschedulableReason, WorkerId, is_zero};
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// What would become of a claim at this moment, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// Seed of the worker hash, version 1. Pinned: it decides which shard owns a worker, on disk too.
 const WORKER_HASH_SEED: u64 = 0x686f_7470_6f6f_6c31;

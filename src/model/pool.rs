@@ -10,7 +10,7 @@ use super::{
     some_object, unique_keys,
 };
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// How claims of a pool use workers. Never changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ClaimSpec, Millis, present};
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// What claims hold, or may hold, in the four amounts that quotas count. Resources are those that claims ask for: one that
 /// asks for none counts as a claim only, whatever its worker has.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Capacity, ClaimId, ClaimView, Fence, Labels, Millis, Seq, WorkerId, check_labels, check_name};
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// A worker as its registrar describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

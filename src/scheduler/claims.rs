@@ -6,14 +6,14 @@ use tokio::sync::oneshot;
 
 use super::held::view;
 use super::{Scheduler, wait};
-use crate::ask::PoolChoice;
-use crate::choice::Start;
+use crate::admission::choice::Start;
+use crate::admission::waiters::Wait;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
+use crate::model::claim_request::PoolChoice;
+use crate::model::rejection::{Refusal, What};
 use crate::model::{ClaimId, ClaimRequest, Fence, Millis, Taken};
-use crate::refusal::{Refusal, What};
 use crate::shard::{Batch, BatchAnswers, ClaimItem, Outcome, Payload, Reply, Visited};
-use crate::waiters::Wait;
 
 impl Scheduler {
     /// Takes a worker for a key, or finds what the key holds already.

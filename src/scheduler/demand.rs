@@ -4,8 +4,8 @@ use futures::future::join_all;
 
 use super::{Scheduler, wait};
 use crate::limits;
+use crate::model::rejection::Refusal;
 use crate::model::{Demand, IdleWorker, Mode, PoolName, claims_per_worker};
-use crate::refusal::Refusal;
 use crate::shard::{Command, Payload, Reply};
 
 impl Scheduler {
@@ -46,7 +46,7 @@ impl Scheduler {
         })
     }
 
-    async fn idle_longest(&self, pool: &crate::pools::Pool) -> Vec<IdleWorker> {
+    async fn idle_longest(&self, pool: &crate::admission::pools::Pool) -> Vec<IdleWorker> {
         let shards = join_all(pool.ports.iter().map(|port| async move {
             let (reply, answer) = Reply::one();
             port.ask(Command::IdleLongest(limits::DEMAND_SHAPES_MAX, reply));

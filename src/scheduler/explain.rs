@@ -6,10 +6,10 @@ use std::sync::Arc;
 use futures::future::join_all;
 
 use super::{Scheduler, wait};
-use crate::dispatch::pick;
+use crate::admission::dispatch::pick;
+use crate::admission::pools::{Pool, PoolMap};
+use crate::model::rejection::{Exhausted, Refusal};
 use crate::model::{ClaimRequest, Explanation, Millis, PoolSurvey, Survey, WouldTake};
-use crate::pools::{Pool, PoolMap};
-use crate::refusal::{Exhausted, Refusal};
 use crate::shard::{ClaimItem, Command, Payload, Question, Reply, ShardPort};
 
 impl Scheduler {

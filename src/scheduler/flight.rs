@@ -15,11 +15,11 @@ use hashbrown::HashMap;
 
 use super::Scheduler;
 use super::claims::check_ttl;
-use crate::ask::PoolChoice;
-use crate::keys::{Found, Hold, ShardRef};
+use crate::admission::keys::{Found, Hold, ShardRef};
 use crate::limits;
+use crate::model::claim_request::PoolChoice;
+use crate::model::rejection::{Refusal, What};
 use crate::model::{ClaimId, ClaimRequest, ClaimView, Fence, Millis, Taken};
-use crate::refusal::{Refusal, What};
 use crate::shard::{ClaimItem, Command, Inbox, KeyItem, Outcome, Payload, Reply, ShardPort};
 
 /// What became of a request.

@@ -3,7 +3,7 @@
 use super::Scheduler;
 use super::claims::Claiming;
 use crate::model::ClaimRequest;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 use crate::shard::ClaimItem;
 
 /// Claims of several callers that are to be decided in one go, as those of a batch are.

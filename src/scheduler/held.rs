@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::claims::check_ttl;
 use super::{Scheduler, wait};
-use crate::keys::{Found, Hold, ShardRef, Unstoreds};
+use crate::admission::keys::{Found, Hold, ShardRef, Unstoreds};
+use crate::admission::pools::Pool;
+use crate::admission::remembered::Ended;
 use crate::metrics::metrics;
+use crate::model::rejection::{Refusal, Unavailable, What};
 use crate::model::{Ack, ClaimId, ClaimState, ClaimView, Fence, Millis, PoolName, Resources, Standing};
-use crate::pools::Pool;
-use crate::refusal::{Refusal, Unavailable, What};
-use crate::remembered::Ended;
 use crate::shard::{Batch, ClaimAnswer, Command, KeyItem, Payload, Reply};
 
 impl Scheduler {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::held::view;
 use super::{Scheduler, wait};
+use crate::admission::pools::Pool;
 use crate::engine::Slice;
 use crate::limits;
+use crate::model::rejection::{Refusal, What};
 use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};
-use crate::pools::Pool;
-use crate::refusal::{Refusal, What};
 use crate::shard::{ClaimSieve, Command, Payload, Reply};
 
 impl Scheduler {

@@ -3,6 +3,7 @@
 //! A call is checked here, finds its key or its shard, and waits for the shard's answer. What it began goes on
 //! without it: dropping the future of a call leaves nothing pending, and a claim that nobody is told of is given back.
 
+pub mod caller;
 mod change_log;
 mod claims;
 mod demand;
@@ -12,8 +13,10 @@ mod gangs;
 mod gather;
 mod held;
 mod listing;
+pub mod ownership;
 mod pools;
 mod quotas;
+pub mod recovery;
 mod watch;
 mod workers;
 
@@ -30,27 +33,26 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use self::caller::{Caller, ChangeSource};
 use self::change_log::ChangeLog;
-use crate::caller::{Caller, ChangeSource};
-use crate::catalogue::Catalogue;
+use self::recovery::Recovered;
+use crate::admission::dispatch::Dispatch;
+pub use crate::admission::dispatch::Settings;
+use crate::admission::keys::Keys;
+use crate::admission::pools::{Pool, Pools};
+use crate::admission::remembered::Remembered;
+use crate::admission::waiters::Waiters;
 use crate::clock::{Clock, TICK_MS};
-use crate::dispatch::Dispatch;
-pub use crate::dispatch::Settings;
-use crate::fence::Fences;
-use crate::journal::{Journal, Outbox};
-use crate::keys::Keys;
 use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState, metrics};
+use crate::model::label_selector::Selectors;
+use crate::model::rejection::{Refusal, Unavailable};
 use crate::model::{Millis, PoolName, PoolSpec};
-use crate::ownership;
-use crate::pools::{Pool, Pools};
-use crate::recovery::{self, Recovered};
-use crate::refusal::{Refusal, Unavailable};
-use crate::remembered::Remembered;
-use crate::selector::Selectors;
+use crate::persist::catalog::Catalogue;
+use crate::persist::fencing::Fences;
+use crate::persist::journal::{Journal, Outbox};
+use crate::persist::store::{SharedStore, StoreError};
 use crate::shard::Supervisor;
-use crate::store::{SharedStore, StoreError};
-use crate::waiters::Waiters;
 
 /// How often the ceiling of fences is looked at.
 const CEILING_EVERY: Duration = Duration::from_secs(1);

@@ -9,15 +9,15 @@ use futures::future::join_all;
 
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
 use super::{Scheduler, wait};
-use crate::caller::carried;
-use crate::catalogue::{self, Catalogue};
+use crate::admission::pools::Pool;
 use crate::engine::Rules;
 use crate::limits;
 use crate::metrics::ShardState;
+use crate::model::rejection::{Refusal, Unavailable};
 use crate::model::{Capacity, PoolName, PoolSpec, PoolStatus, Seq, ShardStatus};
-use crate::pools::Pool;
-use crate::recovery;
-use crate::refusal::{Refusal, Unavailable};
+use crate::persist::catalog::{self, Catalogue};
+use crate::scheduler::caller::carried;
+use crate::scheduler::recovery;
 use crate::shard::{Command, Payload, Reply, ShardPort, ShardReport};
 
 /// Attempts to have a shard end its workers that found its queue full or the shard restarting, and the pause between two.
@@ -120,7 +120,7 @@ impl Scheduler {
         }
         // A fence, so never used before.
         let uid = self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?;
-        let row = catalogue::row(uid, uid, &name, &spec, false);
+        let row = catalog::row(uid, uid, &name, &spec, false);
         self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.remove(uid)).await?;
         let pool = recovery::make_pool(self.dispatch(), uid, uid, name, spec);
         if let Some(supervisor) = self.shared.supervisor.get() {
@@ -169,8 +169,8 @@ impl Scheduler {
         }
         // A fence, so above the one before, and never used again, whatever becomes of the pool.
         let version = self.dispatch().draw_fences(1).map_err(Refusal::Unavailable)?;
-        let row = catalogue::row(pool.uid, version, &pool.name, &spec, false);
-        let row_before = catalogue::row(pool.uid, pool.specification().0, &pool.name, &old, false);
+        let row = catalog::row(pool.uid, version, &pool.name, &spec, false);
+        let row_before = catalog::row(pool.uid, pool.specification().0, &pool.name, &old, false);
         self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
         let rules = Rules::from(&spec);
         // First, for a shard that is being loaded begins with what it finds here.
@@ -239,7 +239,7 @@ impl Scheduler {
             return Err(Refusal::State(text.into()));
         }
         let (version, spec) = pool.specification();
-        let row = |deleting| catalogue::row(pool.uid, version, &pool.name, &spec, deleting);
+        let row = |deleting| catalog::row(pool.uid, version, &pool.name, &spec, deleting);
         let marked = self.change_catalogue(catalogue, |rows| rows.put(row(true)), |rows| rows.put(row(false))).await;
         if let Err(refusal) = marked {
             pool.closing.store(false, Ordering::Release);

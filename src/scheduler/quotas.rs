@@ -3,11 +3,11 @@
 use super::Scheduler;
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
 use super::listing::bad_token;
-use crate::caller::carried;
-use crate::catalogue::Catalogue;
 use crate::limits;
+use crate::model::rejection::{Refusal, What};
 use crate::model::{Page, Quota, QuotaStatus, Usage, check_name};
-use crate::refusal::{Refusal, What};
+use crate::persist::catalog::Catalogue;
+use crate::scheduler::caller::carried;
 
 impl Scheduler {
     /// Sets the quota of a tenant; without one, that of all tenants of the namespace that have none of their own. True: there was

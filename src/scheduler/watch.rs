@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Scheduler;
+use crate::events::{Position, Watcher};
 use crate::model::PoolName;
-use crate::refusal::Refusal;
-use crate::watch::{Position, Watcher};
+use crate::model::rejection::Refusal;
 
 impl Scheduler {
     /// Watches a pool, from now on or from where somebody left off. Dropped, the watcher is gone.
@@ -17,6 +17,6 @@ impl Scheduler {
         let pool = self.pool(name)?;
         let place = Arc::clone(&self.shared.watchers).try_acquire_owned();
         let place = place.map_err(|_| Refusal::Watchers)?;
-        Watcher::new(pool, from, &self.dispatch().clock, place)
+        Watcher::new(Arc::clone(&pool.watch), Arc::clone(&pool.metrics), from, &self.dispatch().clock, place)
     }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::change_log::{self, ChangeDetails, ChangeKind, ChangeResult};
 use super::held::view;
 use super::{Scheduler, wait};
+use crate::admission::keys::ShardRef;
+use crate::admission::pools::Pool;
 use crate::engine::WorkerLook;
-use crate::keys::ShardRef;
 use crate::limits;
+use crate::model::rejection::{Refusal, What};
 use crate::model::{
     Beat, Cleared, Heard, PoolName, Registered, Registration, RunningClaim, WorkerId, WorkerVerb, WorkerView,
 };
-use crate::pools::Pool;
-use crate::refusal::{Refusal, What};
 use crate::shard::{Batch, ClaimAnswer, Command, Outcome, Payload, Reply};
 
 impl Scheduler {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::handle::{RunEnd, ShardPort};
-use super::running::Running;
-use crate::dispatch::Dispatch;
+use super::runner::Running;
+use crate::admission::dispatch::Dispatch;
+use crate::admission::pools::Pool;
 use crate::engine::Shard;
 use crate::model::{ClaimId, Seq};
-use crate::pools::Pool;
 
 /// What an actor is told.
 #[derive(Debug)]

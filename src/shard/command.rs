@@ -5,13 +5,13 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::reply::Reply;
-use crate::choice::Choice;
+use crate::admission::choice::Choice;
+use crate::admission::keys::Ticket;
+use crate::admission::waiters::{Seek, Wait};
 use crate::engine::{GangAct, ListedClaim, Place, Shard, Wants};
-use crate::keys::Ticket;
 use crate::limits;
+use crate::model::rejection::Unavailable;
 use crate::model::{Beat, ClaimId, ClaimState, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
-use crate::refusal::Unavailable;
-use crate::waiters::{Seek, Wait};
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
 /// its caller still listens; so a caller that hangs up leaves nothing pending.
@@ -23,7 +23,7 @@ pub struct ClaimItem {
     pub pool: u32,
     /// What it asks beyond any worker of that pool. Boxed: most claims have none.
     pub choice: Option<Box<Choice>>,
-    /// The right to decide for its key, once [`crate::keys::Keys::begin`] gave it.
+    /// The right to decide for its key, once [`crate::admission::keys::Keys::begin`] gave it.
     pub ticket: Ticket,
     /// Hash of its affinity word.
     pub affinity: u64,
@@ -39,7 +39,7 @@ pub struct ClaimItem {
     pub visited: Visited,
     /// A shard that might have had room could not be asked: the answer cannot be "full".
     pub unasked: Option<Unavailable>,
-    /// When it came in; 0: it is not timed ([`crate::dispatch::Dispatch::stopwatch`]).
+    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::Dispatch::stopwatch`]).
     pub started_ns: u64,
     /// Where the answer goes.
     pub reply: Reply,
@@ -102,7 +102,7 @@ pub struct KeyItem {
     pub id: ClaimId,
     /// Where it is held.
     pub place: Place,
-    /// When it came in; 0: it is not timed ([`crate::dispatch::Dispatch::stopwatch`]).
+    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::Dispatch::stopwatch`]).
     pub started_ns: u64,
     /// Where the answer goes.
     pub reply: Reply,

@@ -3,7 +3,7 @@
 use crossbeam::queue::SegQueue;
 
 use super::command::Command;
-use super::ring::QueueBound;
+use super::schedule::QueueBound;
 use crate::limits;
 
 /// Queue of requests, bounded by [`limits::RING_SLOTS`], that many push to and one at a time pops from. Takes no

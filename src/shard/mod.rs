@@ -16,11 +16,11 @@ mod reply;
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 }
-pub mod ring;
-mod running;
+mod counters;
+mod runner;
+pub mod schedule;
 mod seized;
 mod supervisor;
-mod tally;
 
 pub use command::{ClaimItem, ClaimSieve, Command, GangItem, InjectedStep, KeyItem, Question, Visited};
 pub use handle::{ShardPort, Why};

@@ -8,11 +8,11 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::actor::{ShardActor, Spawn};
 use super::handle::ShardPort;
-use crate::dispatch::Dispatch;
+use crate::admission::dispatch::Dispatch;
+use crate::admission::pools::Pool;
 use crate::engine::Shard;
 use crate::metrics::ShardState;
 use crate::model::{ClaimId, Seq};
-use crate::pools::Pool;
 
 /// Restarts of one shard within [`WINDOW_MS`] after which it is left alone: something in it is broken for good.
 const RESTARTS_MAX: usize = 5;

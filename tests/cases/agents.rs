@@ -1,9 +1,9 @@
 //! W09, W10, Q12: agents that start anew and count from 1, that never name what they were given, that never come back.
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{
     Ack, Beat, ClaimRequest, ClaimState, Liveness, PoolSpec, Registration, Trust, WorkerId, WorkerVerb,
 };
-use hotpool::refusal::{Refusal, What};
 
 use crate::heartbeats::running;
 use crate::sharing::{cpu, shared, sized};

@@ -1,12 +1,12 @@
 //! C16: the times of a claim, which are those of the wall clock, whatever becomes of the claim; and how long a pool lets its
 //! claims stay without a renewal.
 
-use hotpool::ask::{ClaimAsk, PoolChoice};
+use hotpool::model::claim_request::{ClaimAsk, PoolChoice};
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{
     Ack, Beat, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimTimes, ClaimView, Policy, PoolSpec, RunningClaim,
     WorkerId, WorkerSpec,
 };
-use hotpool::refusal::Refusal;
 
 use crate::sharing::{asking, cpu, shared, sized};
 use crate::world::{FULL, World, done, id, ids_on, name, request, spec, until, worker};

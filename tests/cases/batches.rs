@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Policy, WorkerId};
-use hotpool::refusal::Refusal;
 
 use crate::sharing::{asking, cards, cpu, shared, sized};
 use crate::world::{World, done, ids_on};

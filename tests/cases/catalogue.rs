@@ -1,7 +1,7 @@
 //! Changes of pools and quotas that the store did not take in time: refused, and then not in force, also after a restart.
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, PoolSpec, Quota};
-use hotpool::refusal::{Refusal, What};
 
 use crate::world::{STORE, World, name, spec, until};
 

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use hotpool::ask::{ClaimAsk, PoolChoice};
+use hotpool::model::claim_request::{ClaimAsk, PoolChoice};
+use hotpool::model::rejection::{Exhausted, Refusal, What};
 use hotpool::model::{Ack, Capacity, ClaimRequest, ClaimSpec, GpuCapacity, Labels, PoolSpec, WorkerId, WorkerSpec};
-use hotpool::refusal::{Exhausted, Refusal, What};
 
 use crate::world::{Claimed, FULL, LOADING, Seeded, World, done, id, ids_on, name, request, spec, until, worker};
 

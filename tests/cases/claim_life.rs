@@ -1,8 +1,8 @@
 //! C10 and W05 for claims: two-step release, and claims that have to be renewed.
 
 use hotpool::limits;
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimRequest, ClaimState, PoolSpec, Trust, WorkerId, WorkerVerb};
-use hotpool::refusal::{Refusal, What};
 
 use crate::world::{FULL, World, id, name, request, spec};
 

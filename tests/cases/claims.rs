@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimId, ClaimRequest, ClaimState, PoolSpec};
-use hotpool::refusal::{Refusal, What};
 
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
 use hotpool::model::{Ack, ClaimRequest, Policy, PoolSpec, RuledOut, WorkerId, WorkerSpec, WorkerVerb};
 
 use crate::sharing::{asking, cpu, shared, sized};

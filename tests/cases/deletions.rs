@@ -1,14 +1,14 @@
 //! What a deleted pool leaves behind: nothing, whatever it could not read, and whoever raced its deletion.
 
 use futures::FutureExt as _;
-use hotpool::ask::PoolChoice;
 use hotpool::metrics::ClaimOutcome;
+use hotpool::model::claim_request::PoolChoice;
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimRequest, Quota, Registration, WorkerId};
-use hotpool::refusal::{Refusal, What};
-use hotpool::row::{RowKind, put_deletion};
+use hotpool::persist::row::{RowKind, put_deletion};
+use hotpool::persist::store::{ShardKey, Step, StepKind, StepOutcome};
 use hotpool::scheduler::Scheduler;
 use hotpool::shard::{Command, Reply};
-use hotpool::store::{ShardKey, Step, StepKind, StepOutcome};
 
 use crate::place::Place;
 use crate::waiting::{one_full_worker, waiting};

@@ -1,7 +1,7 @@
 //! What waits for a pool, as an autoscaler reads it.
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimId, ClaimRequest, Policy, Quota, WorkerId, WorkerVerb};
-use hotpool::refusal::{Refusal, What};
 
 use crate::sharing::{asking, cpu, shared, sized};
 use crate::waiting::{MINUTE, with_priority};

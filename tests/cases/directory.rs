@@ -1,7 +1,7 @@
 //! Callers that hang up, and claims that move: the key directory keeps nothing that nobody decides.
 
 use hotpool::model::Ack;
-use hotpool::refusal::Refusal;
+use hotpool::model::rejection::Refusal;
 
 use crate::world::{FULL, World, done, id, request, spec, until};
 

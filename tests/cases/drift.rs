@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotpool::engine::fit::Share;
+use hotpool::engine::placement::bin_packing::Share;
 use hotpool::model::{Policy, WorkerId};
 
 use crate::sharing::{cards, shared, sized};

@@ -1,11 +1,11 @@
 //! What a claim would get, over all shards and pools; held against what the claim then gets.
 
-use hotpool::ask::{ClaimAsk, PoolChoice};
+use hotpool::model::claim_request::{ClaimAsk, PoolChoice};
+use hotpool::model::rejection::{Exhausted, Refusal, Unavailable, What};
 use hotpool::model::{
     Ack, Capacity, ClaimRequest, ClaimSpec, GpuAsk, GpuCapacity, Mode, Policy, PoolSpec, Resources, RuledOut, Survey,
     WorkerId, WorkerSpec, WorkerVerb,
 };
-use hotpool::refusal::{Exhausted, Refusal, Unavailable, What};
 
 use crate::world::{FULL, Seeded, World, id, ids_on, name, request, spec, until, worker};
 

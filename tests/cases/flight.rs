@@ -5,8 +5,8 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use hotpool::limits::RING_SLOTS;
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimRequest};
-use hotpool::refusal::{Refusal, What};
 use hotpool::scheduler::{Flight, Landed, Verb};
 
 use crate::world::{FULL, World, id, request, spec, until};

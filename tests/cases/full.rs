@@ -5,8 +5,8 @@
 //! of those that were free is never taken in the round, and no claim of the round may be told that the pool is full.
 
 use hotpool::limits::CAPACITIES_MAX;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, Capacity, ClaimId, Fence, GpuCapacity, Resources, WorkerId, WorkerSpec};
-use hotpool::refusal::Refusal;
 
 use crate::sharing::{asking, cards, cpu};
 use crate::world::{FULL, World, done, name, request, spec, worker};

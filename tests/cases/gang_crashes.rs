@@ -1,8 +1,8 @@
 //! B04, B05: a gang is whole or nowhere, whatever is lost of its steps, and whatever becomes of its members' workers.
 
 use futures::FutureExt as _;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, ClaimRequest, ClaimState, PoolSpec, Quota, Taken, WorkerId};
-use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 use tokio::task::JoinHandle;
 

@@ -1,11 +1,11 @@
 //! Gangs: all claims of a call or none, whatever comes in between.
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::{Exhausted, Refusal, What};
 use hotpool::model::{
     Ack, Capacity, ClaimRequest, ClaimSpec, Mode, PoolSpec, Registration, Resources, Standing, Taken, WorkerId,
     WorkerSpec,
 };
-use hotpool::refusal::{Exhausted, Refusal, What};
 use tokio::task::JoinHandle;
 
 use crate::world::{FULL, STORE, World, done, id, name, request, spec, until};

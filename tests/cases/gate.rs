@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hotpool::model::{Millis, Seq};
-use hotpool::row::{self, Frames, RowKind};
-use hotpool::store::{
+use hotpool::persist::row::{self, Frames, RowKind};
+use hotpool::persist::store::{
     FenceSpan, Loaded, Ownership, Renewal, RowSink, ShardKey, SharedStore, Step, StepKind, StepOutcome, Store,
     StoreError,
 };

@@ -1,7 +1,7 @@
 //! Single claims of several callers that are decided in one go.
 
 use hotpool::model::Ack;
-use hotpool::refusal::{Refusal, What};
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::scheduler::Gathered;
 
 use crate::world::{World, request, spec};

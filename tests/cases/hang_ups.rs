@@ -1,8 +1,8 @@
 //! C12: what was granted to a caller that left is rolled back, wherever its answer had got to.
 
 use futures::FutureExt as _;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, Beat, ClaimRequest, WorkerId};
-use hotpool::refusal::Refusal;
 use hotpool::scheduler::{Gathered, Scheduler};
 
 use crate::world::{STORE, WAIT_MS, World, done, id, ids_on, name, request, spec, until};
@@ -150,7 +150,7 @@ async fn c16_a_reservation_that_outlives_its_maker_is_swept() {
     until("b is rolled back", async || world.counts("p").await == (1, 1, 1)).await;
     world.pass(1_200).await;
     nothing_is_held(&world, 2).await;
-    assert_eq!(world.s.get_claim(&id("a")).await, Err(Refusal::NotFound(hotpool::refusal::What::Claim)));
+    assert_eq!(world.s.get_claim(&id("a")).await, Err(Refusal::NotFound(hotpool::model::rejection::What::Claim)));
 }
 
 /// What nobody was told of yet is not shown to the worker either, so that it can still be rolled back.

@@ -1,10 +1,10 @@
 //! W02, W04, W05: what a worker says of itself, when it says nothing, and what is made of it.
 
 use hotpool::limits;
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{
     Ack, Beat, ClaimId, ClaimState, Heard, Liveness, PoolSpec, RunningClaim, Trust, WorkerId, WorkerView,
 };
-use hotpool::refusal::{Refusal, What};
 
 use crate::world::{FULL, World, id, name, spec, worker};
 

@@ -1,7 +1,7 @@
 //! S12: a release whose record the store lacks, and what may be said about its key meanwhile.
 
 use hotpool::model::Ack;
-use hotpool::refusal::{Refusal, What};
+use hotpool::model::rejection::{Refusal, What};
 use tokio::task::JoinHandle;
 
 use crate::world::{World, done, id, spec, until};
@@ -69,7 +69,7 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
     let first = world.begin_release("k", fence).await;
     let claim = world.begin_claim("b", "k").await;
     let_b_be_stored(&world).await;
-    let hotpool::keys::Found::Held(hold) = world.s.keys().find(&id("k")) else { panic!("b has it") };
+    let hotpool::admission::keys::Found::Held(hold) = world.s.keys().find(&id("k")) else { panic!("b has it") };
     let second = world.begin_release("k", hold.place.fence).await;
     let third = world.begin_release("k", hold.place.fence).await;
     let batch = world.begin(move |s| Box::pin(async move { s.release_batch(vec![(id("k"), fence)]).await })).await;
@@ -162,7 +162,7 @@ async fn s12_what_recovery_gives_back_is_waited_for_too() {
     crashed.gate().gap(a, usize::MAX);
     crashed.s.start().await.unwrap();
     crashed.quiet().await;
-    let hotpool::keys::Found::Held(hold) = crashed.s.keys().find(&id("k")) else { panic!("b has it") };
+    let hotpool::admission::keys::Found::Held(hold) = crashed.s.keys().find(&id("k")) else { panic!("b has it") };
     assert_eq!((crashed.counts("a").await, crashed.counts("b").await), ((1, 0, 0), (0, 1, 1)));
     let release = crashed.begin_release("k", hold.place.fence).await;
     let_b_be_stored(&crashed).await;

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
 use hotpool::model::{
     Ack, Beat, Capacity, ClaimRequest, ClaimSpec, GpuAsk, GpuCapacity, PoolSpec, Quota, Resources, RunningClaim,
     WorkerId, WorkerSpec, WorkerVerb,
 };
-use hotpool::row::{self, PoolRow, QuotaRow, RowKind, ShardRow};
+use hotpool::persist::row::{self, PoolRow, QuotaRow, RowKind, ShardRow};
+use hotpool::persist::store::inspect::inspect;
+use hotpool::persist::store::{FenceSpan, ShardKey, SharedStore, Step, StepKind};
 use hotpool::scheduler::Scheduler;
-use hotpool::store::inspect::inspect;
-use hotpool::store::{FenceSpan, ShardKey, SharedStore, Step, StepKind};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotpool::model::{Ack, PoolSpec, WorkerId, WorkerSpec};
-use hotpool::store::{StepKind, StepOutcome};
+use hotpool::persist::store::{StepKind, StepOutcome};
 
 use crate::world::{Row, Seeded, World, done, id, name, spec, until, worker};
 

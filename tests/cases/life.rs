@@ -1,11 +1,11 @@
 //! W01, W03, C11, and capacity that shrinks: a worker through its life, as its owner and its registrar lead it.
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{
     Ack, Capacity, ClaimRequest, ClaimState, Policy, PoolSpec, Registration, Schedulability, Trust, WorkerId,
     WorkerSpec, WorkerVerb,
 };
-use hotpool::refusal::Refusal;
 
 use crate::heartbeats::running;
 use crate::world::{FULL, World, id, name, request, spec, worker};

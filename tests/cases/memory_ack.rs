@@ -1,9 +1,9 @@
 //! What `ack: memory` promises over a stop that may have lost claims: workers are suspect until the longest
 //! reservation has passed and then something has spoken for them.
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimState, Cleared, PoolSpec, Registration, WorkerId, WorkerSpec, WorkerVerb};
-use hotpool::refusal::{Refusal, What};
-use hotpool::store::StepKind;
+use hotpool::persist::store::StepKind;
 
 use crate::heartbeats::running;
 use crate::world::{FULL, World, done, id, ids_on, name, request, spec, worker};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt as _;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, Beat, WorkerId, WorkerVerb};
-use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 
 use crate::world::{LOADING, Seeded, World, done, id, ids_on, name, request, spec, until};

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hotpool::store::SharedStore;
-use hotpool::store::redb::RedbStore;
+use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::redb::RedbStore;
 use tempfile::TempDir;
 
 /// A directory, and what is stored in it.

@@ -1,8 +1,8 @@
 //! Claims that make room for others with a higher priority, and workers that are kept for claims that wait.
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, Beat, ClaimRequest, ClaimSpec, ClaimState, Policy, PoolSpec, Resources, WorkerId};
-use hotpool::refusal::Refusal;
 use tokio::task::JoinHandle;
 
 use crate::sharing::{asking, cpu, shared, sized};

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use hotpool::model::rejection::{Exhausted, Refusal, What};
 use hotpool::model::{Ack, ClaimId, ClaimRequest, Counted, Policy, PoolName, Quota, QuotaSource, Usage};
-use hotpool::refusal::{Exhausted, Refusal, What};
+use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::memory::MemoryStore;
 
 use crate::sharing::{cards, cpu, shared, sized};
 use crate::waiting::waiting;

@@ -1,8 +1,8 @@
 //! C13, C16: the times of a claim count from when its answer leaves, whichever way it leaves or ends.
 
 use futures::FutureExt as _;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, Beat, ClaimRequest, ClaimState, PoolSpec, RunningClaim, Taken, WorkerId};
-use hotpool::refusal::Refusal;
 use hotpool::scheduler::Scheduler;
 use tokio::task::JoinHandle;
 

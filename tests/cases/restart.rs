@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimTimes, PoolSpec};
-use hotpool::refusal::Refusal;
-use hotpool::row::{ClaimRow, WorkerRow};
-use hotpool::store::redb::RedbStore;
-use hotpool::store::{ShardKey, Step, StepKind, StepOutcome, Store};
+use hotpool::persist::row::{ClaimRow, WorkerRow};
+use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::{ShardKey, Step, StepKind, StepOutcome, Store};
 use prost::Message as _;
 
 use crate::world::{LOADING, World, id, ids_on, name, request, spec};

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use hotpool::clock::Clock;
-use hotpool::journal::{Journal, Outbox};
-use hotpool::row::{Frames, RowKind, ShardRow, put_deletion, shard};
-use hotpool::store::{ShardKey, SharedStore, StepKind, Store as _};
+use hotpool::persist::journal::{Journal, Outbox};
+use hotpool::persist::row::{Frames, RowKind, ShardRow, put_deletion, shard};
+use hotpool::persist::store::{ShardKey, SharedStore, StepKind, Store as _};
 use uuid::Uuid;
 
 use crate::gate::GatedStore;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use hotpool::model::rejection::{Exhausted, Refusal};
 use hotpool::model::{
     Ack, Capacity, ClaimRequest, ClaimState, ClaimView, Policy, PoolSpec, Resources, Trust, WorkerId, WorkerSpec,
     WorkerVerb,
 };
-use hotpool::refusal::{Exhausted, Refusal};
 
 use crate::sharing::{asking, cards, cpu, held, shared, sized};
 use crate::world::{FULL, Seeded, World, id, ids_on, name, worker};
@@ -431,7 +431,7 @@ async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
     }
     assert_eq!(
         world.s.get_claim(&id("b")).await.map(|claim| claim.id),
-        Err(Refusal::NotFound(hotpool::refusal::What::Claim))
+        Err(Refusal::NotFound(hotpool::model::rejection::What::Claim))
     );
     assert_eq!((world.state("a").await, world.state("c").await), (ClaimState::Active, ClaimState::Active));
     assert_eq!(world.left().await, (4_000, 600));

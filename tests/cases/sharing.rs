@@ -1,11 +1,11 @@
 //! What tests of shared pools say: workers by size, claims by what they ask for, and what is left.
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{
     Ack, Capacity, ClaimFilter, ClaimRequest, ClaimSpec, ClaimView, GpuAsk, GpuCapacity, Mode, Policy, PoolSpec,
     Resources, WorkerSpec,
 };
-use hotpool::refusal::Refusal;
 
 use crate::world::{Claimed, World, name, request, spec, worker};
 

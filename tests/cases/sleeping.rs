@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hotpool::limits::{DRAIN_MAX, RING_SLOTS, SWEEP_MAX};
+use hotpool::model::rejection::{Refusal, Unavailable};
 use hotpool::model::{Ack, PoolSpec};
-use hotpool::refusal::{Refusal, Unavailable};
 use hotpool::scheduler::Scheduler;
 use hotpool::shard::ShardPort;
 
@@ -145,7 +145,7 @@ impl Crowd {
     fn join(self: Arc<Self>) {
         let s = self.s.clone();
         s.inject_step(&name("p"), 0, move |_| {
-            if self.s.keys().find(&id("k")) == hotpool::keys::Found::Vacant {
+            if self.s.keys().find(&id("k")) == hotpool::admission::keys::Found::Vacant {
                 self.seen_vacant.store(true, Ordering::Relaxed);
             } else if self.decided.fetch_add(1, Ordering::Relaxed) < 4 * RING_SLOTS {
                 self.join();

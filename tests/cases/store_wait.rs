@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimState};
-use hotpool::refusal::{Refusal, What};
 
 use crate::gate::GatedStore;
 use crate::world::{STORE, WAIT_MS, World, done, id, name, request, spec, until};

@@ -1,6 +1,6 @@
 //! The order in which claims that wait are served, and what does not hold them up.
 
-use hotpool::ask::ClaimAsk;
+use hotpool::model::claim_request::ClaimAsk;
 use hotpool::model::{Ack, ClaimRequest, Policy, Quota, WorkerId, WorkerSpec};
 use tokio::task::JoinHandle;
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use hotpool::ask::{ClaimAsk, PoolChoice};
+use hotpool::model::claim_request::{ClaimAsk, PoolChoice};
+use hotpool::model::rejection::{Refusal, Unavailable};
 use hotpool::model::{Ack, ClaimId, ClaimRequest, Standing, WaitingView, WorkerId, WorkerSpec, WorkerVerb};
-use hotpool::refusal::{Refusal, Unavailable};
+use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::store::memory::MemoryStore;
 use tokio::task::JoinHandle;
 
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
@@ -284,7 +284,7 @@ async fn a_line_is_bounded_by_pool_and_by_tenant() {
     assert_eq!(world.s.claim(of("t", "c")).await, overloaded);
     let _c = world.parked(of("u", "c")).await;
     assert_eq!(world.s.claim(of("v", "d")).await, overloaded);
-    assert!(world.s.keys().find(&ClaimId::new("ns", "v", "d").unwrap()) == hotpool::keys::Found::Vacant);
+    assert!(world.s.keys().find(&ClaimId::new("ns", "v", "d").unwrap()) == hotpool::admission::keys::Found::Vacant);
     let year = ClaimRequest { wait_ms: 365 * 86_400_000, ..waiting("p", "e") };
     assert!(matches!(world.s.claim(year).await, Err(Refusal::Invalid { field, .. }) if field == "wait_ms"));
     let high = with_priority(waiting("p", "e"), 5_000);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use hotpool::events::{Position, Told, Watcher};
 use hotpool::limits;
+use hotpool::model::rejection::Refusal;
 use hotpool::model::{Ack, PoolSpec};
-use hotpool::refusal::Refusal;
-use hotpool::watch::{Position, Told, Watcher};
 
 use crate::world::{WAIT_MS, World, done, id, name, request, spec, until};
 
@@ -166,5 +166,8 @@ async fn the_end_of_the_pool_is_the_end_of_the_watch() {
     world.s.delete_pool(&name("a"), true).await.unwrap();
     assert_eq!(told(&mut watcher).await.0, ["started", "claimed w k", "lost w k"]);
     assert!(!watcher.next(&mut Vec::new()).await);
-    assert_eq!(world.s.watch_pool(&name("a"), None).err(), Some(Refusal::NotFound(hotpool::refusal::What::Pool)));
+    assert_eq!(
+        world.s.watch_pool(&name("a"), None).err(),
+        Some(Refusal::NotFound(hotpool::model::rejection::What::Pool))
+    );
 }

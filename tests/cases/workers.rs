@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use hotpool::model::rejection::{Refusal, What};
 use hotpool::model::{Ack, ClaimState, WorkerId, WorkerSpec};
-use hotpool::refusal::{Refusal, What};
 
 use crate::world::{LOADING, Seeded, World, done, id, name, request, spec, worker};
 

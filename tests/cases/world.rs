@@ -4,16 +4,16 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hotpool::admission::keys::Found;
 use hotpool::clock::Clock;
-use hotpool::keys::Found;
 use hotpool::metrics::write_pools;
+use hotpool::model::rejection::{Exhausted, Refusal, Unavailable};
 use hotpool::model::{
     Ack, ClaimFilter, ClaimId, ClaimRequest, ClaimState, PoolName, PoolSpec, ShardStatus, Taken, WorkerId, WorkerSpec,
 };
-use hotpool::refusal::{Exhausted, Refusal, Unavailable};
+use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, Settings};
 use hotpool::shard::Seized;
-use hotpool::store::memory::MemoryStore;
 use tokio::task::JoinHandle;
 
 use crate::gate::GatedStore;

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use hotpool::engine::{CardFilter, Nodes, Wants};
+use hotpool::model::label_selector::Selector;
 use hotpool::model::{Capacity, ClaimSpec, Labels, Resources, WorkerId, WorkerSpec};
-use hotpool::selector::Selector;
 use proptest::prelude::*;
 
 /// Cards differ in slots (3), zone (3) and node (3).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Axes, Event, Grant, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, ClaimState, ClaimTimes, Policy, UnschedulableReason};
-use hotpool::row::{Frames, RowKind};
+use hotpool::persist::row::{Frames, RowKind};
 
 use super::{Run, TTL_MS};
 use crate::asks::{self, Ask, spec};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hotpool::engine::{Answer, Effect, End, Event, Heartbeat, NoFit, Place, Replay, Resume, Rules, Shard};
 use hotpool::model::{ClaimId, ClaimState, Policy, WorkerId, WorkerSpec};
-use hotpool::row::put_shard;
+use hotpool::persist::row::put_shard;
 use proptest::prelude::*;
 
 use crate::asks::{Ask, spec};

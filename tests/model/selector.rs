@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::selector::Selector;
+use hotpool::model::label_selector::Selector;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -89,7 +89,7 @@ proptest! {
     fn any_text_is_read_or_refused(text in prop_oneof![".*", "[ab=!,() in]{0,40}"]) {
         match Selector::parse(&text) {
             Ok(selector) => prop_assert_eq!(selector.as_str(), &text),
-            Err(hotpool::selector::SelectorError::Syntax { at, .. } | hotpool::selector::SelectorError::Word { at, .. }) => {
+            Err(hotpool::model::label_selector::SelectorError::Syntax { at, .. } | hotpool::model::label_selector::SelectorError::Word { at, .. }) => {
                 prop_assert!(text.is_char_boundary(at));
             }
             Err(_) => prop_assert!(text.trim().is_empty() || text.len() > 4096),

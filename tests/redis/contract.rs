@@ -1,8 +1,8 @@
-//! The contract of `hotpool::store`, held against real Redis servers.
+//! The contract of `hotpool::persist::store`, held against real Redis servers.
 
 use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
-use hotpool::store::redis::{RedisOptions, RedisStore};
-use hotpool::store::{FenceSpan, Ownership, Renewal, ShardKey, StepOutcome, Store, StoreError};
+use hotpool::persist::store::redis::{RedisOptions, RedisStore};
+use hotpool::persist::store::{FenceSpan, Ownership, Renewal, ShardKey, StepOutcome, Store, StoreError};
 use tempfile::TempDir;
 use uuid::Uuid;
 

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use hotpool::store::SharedStore;
-use hotpool::store::redis::{RedisOptions, RedisStore};
+use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::redis::{RedisOptions, RedisStore};
 use tempfile::TempDir;
 
 use crate::servers::Cluster;

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use hotpool::row::Frames;
-use hotpool::store::redis::RedisStore;
-use hotpool::store::{ShardKey, StepOutcome, Store, StoreError};
+use hotpool::persist::row::Frames;
+use hotpool::persist::store::redis::RedisStore;
+use hotpool::persist::store::{ShardKey, StepOutcome, Store, StoreError};
 use redis::Value;
 use tempfile::TempDir;
 use tokio::runtime::Handle;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use hotpool::config;
-use hotpool::row::{Frames, PoolRow, RowKind, put_deletion, put_pool};
-use hotpool::store::redis::{RedisOptions, RedisStore};
-use hotpool::store::{ShardKey, Step, StepKind, StepOutcome, Store};
+use hotpool::persist::row::{Frames, PoolRow, RowKind, put_deletion, put_pool};
+use hotpool::persist::store::redis::{RedisOptions, RedisStore};
+use hotpool::persist::store::{ShardKey, Step, StepKind, StepOutcome, Store};
+use hotpool::server::config;
 use tempfile::TempDir;
 use uuid::Uuid;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hotpool::engine::{CardFilter, Nodes, Wants};
+use hotpool::model::label_selector::Selector;
 use hotpool::model::{Capacity, ClaimId, ClaimSpec, GpuAsk, GpuCapacity, Labels, Resources, WorkerId, WorkerSpec};
-use hotpool::selector::Selector;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hotpool::engine::{Answer, CardFilter, Effect, Event, GangAct, GangRef, Grant, Heartbeat, Named, NoFit, Wants};
+use hotpool::engine::{Answer, CardFilter, Effect, Event, GangAct, Grant, Heartbeat, Named, NoFit, Wants};
+use hotpool::model::GangRef;
 use hotpool::model::{ClaimId, ClaimState, Resources, WorkerId, WorkerSpec, WorkerVerb};
 
 use crate::asks::{Step, ask, id, wants, worker};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hotpool::engine::{Answer, Effect, Event, Grant, Place, Replay, Resume, Shard};
 use hotpool::model::{ClaimId, Policy, Resources, WorkerId, WorkerSpec};
-use hotpool::row::put_shard;
+use hotpool::persist::row::put_shard;
 
 /// A worker as the oracle has it.
 #[derive(Debug, Clone)]

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use hotpool::store::redb::RedbStore;
-use hotpool::store::{ShardKey, Store, StoreError};
+use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::{ShardKey, Store, StoreError};
 use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hotpool::store::redb::RedbStore;
-use hotpool::store::{ShardKey, Step, StepKind, StepOutcome};
+use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::{ShardKey, Step, StepKind, StepOutcome};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tempfile::TempDir;

@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hotpool::store::redb::{DiskCall, DiskProbe, RedbStore};
-use hotpool::store::{FenceSpan, Store, StoreError};
+use hotpool::persist::store::redb::{DiskCall, DiskProbe, RedbStore};
+use hotpool::persist::store::{FenceSpan, Store, StoreError};
 use rustix::io::Errno;
 use tempfile::TempDir;
 use uuid::Uuid;

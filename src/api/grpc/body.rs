@@ -10,8 +10,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Status};
 
+use crate::api::error_table::Failure;
 use crate::api::http::read::{BODIES_KIB_MAX, BODY_SMALL_BYTES, no_room, too_large};
-use crate::api::outcome::Failure;
 
 /// Bytes before each message: a flag, and its length.
 const PREFIX_BYTES: usize = 5;

@@ -16,9 +16,9 @@ use super::proto::{
     ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
 use super::{Answer, Calls, read, stream};
+use crate::api::error_table::Failure;
 use crate::api::http::json::Phase;
 use crate::api::http::read::{merge, merge_all};
-use crate::api::outcome::Failure;
 use crate::api::{deadline, stopped};
 use crate::limits;
 use crate::model::{Standing, Taken};

@@ -10,7 +10,7 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::limits;
 
 /// Most fields of one message, counted at its top: the items of the largest batch, and room for what stands beside them. Two

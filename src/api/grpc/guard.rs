@@ -12,10 +12,10 @@ use tonic::body::Body;
 use super::Grpc;
 use super::body::{BodyError, Permit};
 use crate::api::deadline;
-use crate::api::outcome::{Failure, Outcome};
-use crate::caller::Caller;
+use crate::api::error_table::{Failure, Outcome};
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
+use crate::scheduler::caller::Caller;
 
 /// How long the caller wants to wait.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -103,8 +103,8 @@ mod tests {
     use super::*;
     use crate::api::{AnswerRoom, Bounds, Rooms};
     use crate::metrics::install;
+    use crate::persist::store::memory::MemoryStore;
     use crate::scheduler::{Scheduler, Settings};
-    use crate::store::memory::MemoryStore;
 
     /// Panics when it is read, or never comes.
     enum Bad {

@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::body::Body;
 
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::api::stopped;
 use crate::limits;
 

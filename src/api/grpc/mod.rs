@@ -16,7 +16,7 @@ use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
 use crate::api::answer_body::AnswerClass;
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::api::{AnswerRoom, Bounds, Rooms};
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};

@@ -11,12 +11,12 @@ use super::proto::{
 };
 use super::write::whole_pool;
 use super::{Answer, Calls, read};
+use crate::api::error_table::Failure;
 use crate::api::http::json::PoolPatch;
-use crate::api::outcome::Failure;
 use crate::api::{stopped, watch};
-use crate::caller::Caller;
 use crate::limits;
 use crate::model::{Cleared, PoolName, PoolSpec};
+use crate::scheduler::caller::Caller;
 
 #[async_trait]
 impl PoolService for Calls {

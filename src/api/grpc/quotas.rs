@@ -8,7 +8,7 @@ use super::proto::{
     PutQuotaRequest, PutQuotaResponse,
 };
 use super::{Answer, Calls, read};
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::model::check_name;
 
 #[async_trait]

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 
 use super::proto;
 use super::proto::take_claim_request::Candidates;
+use crate::api::error_table::Failure;
 use crate::api::http::json::{
     ClaimBody, HeartbeatBody, HolderBody, NamedBodies, NamedBody, NodeBody, Phase, TENANT_DEFAULT, Text, ThenWaitBody,
     WorkerBody,
 };
 use crate::api::http::read::{List, Texts};
-use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
     Ack, Beat, Capacity, ClaimFilter, ClaimId, ClaimRequest, ClaimState, Fence, GpuAsk, GpuCapacity, Mode, Policy,

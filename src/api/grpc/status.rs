@@ -7,8 +7,8 @@ use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::proto::{self, Reason};
-use crate::api::outcome::{Code, Failure};
-use crate::caller::Caller;
+use crate::api::error_table::{Code, Failure};
+use crate::scheduler::caller::Caller;
 
 /// `ErrorInfo.domain`: who gave the reason.
 const DOMAIN: &str = "hotpool";
@@ -93,8 +93,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::api::outcome::Outcome;
-    use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+    use crate::api::error_table::Outcome;
+    use crate::model::rejection::{Exhausted, Refusal, Unavailable, What};
 
     /// Code, reason, field, whether to retry; as a call says it, and as an item of a batch does.
     fn said(failure: &Failure) -> (GrpcCode, Option<String>, Option<String>, bool) {

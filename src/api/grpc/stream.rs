@@ -20,14 +20,14 @@ use super::proto::{
 };
 use super::read;
 use super::status::with_request_id;
+use crate::api::error_table::Failure;
 use crate::api::http::json::Phase;
 use crate::api::http::read::too_large;
-use crate::api::outcome::Failure;
-use crate::caller::Caller;
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::model::ClaimView;
-use crate::refusal::Unavailable;
+use crate::model::rejection::Unavailable;
+use crate::scheduler::caller::Caller;
 use crate::scheduler::{Flight, Landed, Verb};
 
 /// The answers of one call, in the order in which they are decided.

@@ -13,8 +13,8 @@ use super::proto::{
     RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest, UncordonWorkerResponse, Worker,
 };
 use super::{Answer, Calls, read};
+use crate::api::error_table::Failure;
 use crate::api::http::read::merge;
-use crate::api::outcome::Failure;
 use crate::model::{Heard, PoolName, Registered, WorkerVerb};
 
 #[async_trait]

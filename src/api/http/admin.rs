@@ -6,9 +6,9 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Serialize;
 
 use super::{Answer, Shared, json};
-use crate::api::outcome::{Failure, Outcome};
+use crate::api::error_table::{Failure, Outcome};
 use crate::api::request_guard::UnknownHost;
-use crate::refusal::Unavailable;
+use crate::model::rejection::Unavailable;
 
 /// The process lives.
 pub(super) async fn healthz() -> Response {

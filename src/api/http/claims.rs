@@ -8,10 +8,10 @@ use super::json::{
     BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ExplainAnswer, HolderBody, Outcomes,
     PageJson, Phase, ReleaseAnswer, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
 };
-use super::mend::short;
+use super::parse_errors::short;
 use super::read::{Params, Segments, body, item, merge, merge_all, object};
 use super::{Answer, Shared, created, json};
-use crate::api::outcome::{Failure, Outcome};
+use crate::api::error_table::{Failure, Outcome};
 use crate::api::{deadline, half_close};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimId, ClaimState, Standing};

@@ -11,11 +11,11 @@ use futures::future::OptionFuture;
 
 use super::Shared;
 use crate::api::deadline::{self, GivenUp};
+use crate::api::error_table::{Failure, Outcome};
 use crate::api::half_close::{self, Client};
-use crate::api::outcome::{Failure, Outcome};
-use crate::caller::Caller;
 use crate::metrics::{Route, metrics};
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
+use crate::scheduler::caller::Caller;
 
 /// Runs one request.
 pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
@@ -83,8 +83,8 @@ mod tests {
     use crate::api::http::Api;
     use crate::api::{AnswerRoom, Bounds, Rooms};
     use crate::metrics::install;
+    use crate::persist::store::memory::MemoryStore;
     use crate::scheduler::{Scheduler, Settings};
-    use crate::store::memory::MemoryStore;
 
     async fn panics() -> Response {
         panic!("a test's own")

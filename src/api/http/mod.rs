@@ -10,18 +10,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::Serialize;
 
-use crate::api::outcome::{Code, Failure, Outcome};
+use crate::api::error_table::{Code, Failure, Outcome};
 use crate::api::{Bounds, Rooms};
-use crate::caller::Caller;
 use crate::metrics::{Exporter, Route};
 use crate::scheduler::Scheduler;
+use crate::scheduler::caller::Caller;
 
 mod admin;
 mod claims;
 mod guard;
 pub(in crate::api) mod json;
-mod mend;
 mod openapi;
+mod parse_errors;
 mod pools;
 mod protect;
 mod quotas;

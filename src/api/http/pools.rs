@@ -7,7 +7,7 @@ use axum::http::{StatusCode, Uri};
 use super::json::{ClearedAnswer, DemandAnswer, NoBody, PageJson, PoolAnswer, PoolJson, PoolPatch};
 use super::read::{Params, Segments, body, object};
 use super::{Answer, Shared, created, done, json};
-use crate::api::outcome::{Failure, Outcome};
+use crate::api::error_table::{Failure, Outcome};
 use crate::limits::FENCE_MAX;
 use crate::model::{Cleared, PoolName, PoolSpec};
 

@@ -4,7 +4,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::metrics::{Route, metrics};
 
 /// What pages may do: run and show what this service serves, ask this service, and stand in no other page. Styles may stand in

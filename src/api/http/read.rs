@@ -17,10 +17,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Api;
 use super::json::Text;
-use super::mend::{mend, short};
-use crate::api::outcome::{Failure, Outcome};
+use super::parse_errors::{mend, short};
+use crate::api::error_table::{Failure, Outcome};
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// Largest body that is read without asking for room, in bytes: that of any call but a batch.
 pub(in crate::api) const BODY_SMALL_BYTES: u64 = 16 << 10;

@@ -13,10 +13,10 @@ use super::json::EventJson;
 use super::pools::PoolPath;
 use super::read::Params;
 use super::{Answer, Shared};
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::api::{half_close, stopped, watch};
+use crate::events::{Position, Told};
 use crate::model::PoolName;
-use crate::watch::{Position, Told};
 
 /// How often something is sent when nothing happens, so that nobody in between takes the connection for a dead one.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

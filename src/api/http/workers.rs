@@ -11,7 +11,7 @@ use super::json::{
 use super::pools::PoolPath;
 use super::read::{Params, Segments, body, item, merge, object};
 use super::{Answer, Shared, created, done, json};
-use crate::api::outcome::{Failure, Outcome};
+use crate::api::error_table::{Failure, Outcome};
 use crate::model::{PoolName, WorkerId, WorkerVerb};
 
 /// Namespace, pool and worker, as the path has them.

@@ -3,7 +3,7 @@
 use itoa::Buffer;
 use serde_json::Value;
 
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::model::ClaimView;
 
 /// Room that is kept between two answers; what needed more gives the memory back.

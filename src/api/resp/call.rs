@@ -5,12 +5,12 @@ use serde::Serialize;
 use super::answer::Answers;
 use super::frame::Args;
 use super::read::{self, Holder};
+use crate::api::error_table::Failure;
 use crate::api::http::json::{ExplainAnswer, PageJson, PoolJson};
 use crate::api::http::read::merge;
-use crate::api::outcome::Failure;
 use crate::metrics::{RespCommand, RespOutcome, metrics};
+use crate::model::rejection::Refusal;
 use crate::model::{Beat, ClaimRequest, Millis, PoolName, Registration, RunningClaim, Taken, WorkerId};
-use crate::refusal::Refusal;
 use crate::scheduler::Scheduler;
 
 /// What is asked.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::api::outcome::{Code, Failure};
+use crate::api::error_table::{Code, Failure};
 use crate::metrics::RespOutcome;
 
 impl Failure {
@@ -47,7 +47,7 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::refusal::{Exhausted, Refusal, Unavailable, What};
+    use crate::model::rejection::{Exhausted, Refusal, Unavailable, What};
 
     #[test]
     fn every_refusal_has_its_word() {

@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use super::frame::Args;
+use crate::api::error_table::Failure;
 use crate::api::http::json::{ClaimBody, TENANT_DEFAULT, Text, fence, fresh_key};
-use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
     Ack, Beat, Capacity, ClaimId, ClaimRequest, Fence, GpuAsk, GpuCapacity, Millis, PoolName, Registration, Resources,

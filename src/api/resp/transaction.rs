@@ -12,7 +12,7 @@ use super::call::{Call, count};
 use super::connection::{READ_BYTES, fail, unknown};
 use super::frame::Args;
 use super::read;
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::limits;
 use crate::metrics::{RespCommand, RespOutcome};
 

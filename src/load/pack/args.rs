@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
 
-use hotpool::engine::fit::Placement;
+use hotpool::engine::placement::bin_packing::Placement;
 use hotpool::limits::SHARDS_MAX;
 
 /// Options of `pack`.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::args::PackArgs;
 use crate::trace;
-use hotpool::engine::fit::{CARD_MILLI, Fleet, Kind, Need, typical};
+use hotpool::engine::placement::bin_packing::{CARD_MILLI, Fleet, Kind, Need, typical};
 use hotpool::limits::{AMOUNT_MAX, GPUS_MAX};
 use hotpool::model::{Capacity, GpuCapacity};
 

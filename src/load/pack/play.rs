@@ -9,7 +9,7 @@ use super::curve::Point;
 use super::input::{Input, Request};
 use super::published::Published;
 use crate::stats;
-use hotpool::engine::fit::{Fgd, Fleet, NO_MODEL, Need, Placement, cores_per_card};
+use hotpool::engine::placement::bin_packing::{Fgd, Fleet, NO_MODEL, Need, Placement, cores_per_card};
 use hotpool::model::WorkerId;
 
 /// 2^64 over the golden ratio.

@@ -1,6 +1,6 @@
 //! The scores of the published runs, digit for digit: best fit and FGD as the paper's own simulator has them (Weng et
 //! al., "Beware of Fragmentation", USENIX ATC 2023), over rooms that the engine keeps. Only for comparison with what was
-//! published; the service has its own order ([`hotpool::engine::fit`]).
+//! published; the service has its own order ([`hotpool::engine::placement::bin_packing`]).
 //!
 //! They are floating-point numbers cut to integers from 0 to 100, so the order of additions matters and is kept.
 
@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::input::{Input, Request};
-use hotpool::engine::fit::{CARD_MILLI, CardRule, Cards, Fleet, Group, ModelId, Share, choose_cards};
+use hotpool::engine::placement::bin_packing::{
+    CARD_MILLI, CardRule, Cards, Fleet, Group, ModelId, Share, choose_cards,
+};
 
 /// What a typical request asks for, and its share.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use hotpool::engine::fit::Placement;
+use hotpool::engine::placement::bin_packing::Placement;
 use hotpool_load::pack::args::{PackArgs, PolicyArg};
 use hotpool_load::pack::curve::{LAST_PERCENT, curve};
 use hotpool_load::pack::input::Input;

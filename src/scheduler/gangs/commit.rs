@@ -17,11 +17,12 @@ use std::time::Duration;
 use super::super::wait;
 use super::doubt::doubtful;
 use super::{Member, Outcomes, Scheduler};
-use crate::engine::{GangAct, GangRef};
-use crate::keys::{ShardRef, Ticket};
+use crate::admission::keys::{ShardRef, Ticket};
+use crate::engine::GangAct;
 use crate::metrics::ShardState;
+use crate::model::GangRef;
+use crate::model::rejection::{Refusal, Unavailable, What};
 use crate::model::{ClaimId, ClaimState, Fence, Taken};
-use crate::refusal::{Refusal, Unavailable, What};
 use crate::shard::{ClaimAnswer, Command, GangItem, Outcome, Payload, Reply};
 
 /// How long a step that was not answered waits before it goes again; doubled each time, up to the second.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::commit::Until;
 use super::{Member, Scheduler};
-use crate::dispatch::{DoubtfulGang, DoubtfulMember};
-use crate::engine::{GangAct, GangRef};
-use crate::journal::Outbox;
-use crate::keys::{ShardRef, Ticket};
+use crate::admission::dispatch::{DoubtfulGang, DoubtfulMember};
+use crate::admission::keys::{ShardRef, Ticket};
+use crate::engine::GangAct;
+use crate::model::GangRef;
+use crate::model::rejection::{Refusal, Unavailable, What};
 use crate::model::{ClaimId, Fence};
-use crate::refusal::{Refusal, Unavailable, What};
+use crate::persist::journal::Outbox;
 use crate::shard::{ClaimAnswer, Payload};
 
 /// The gang with the members that were granted.

@@ -3,7 +3,7 @@
 use super::{ShardPort, Why};
 use crate::limits;
 use crate::metrics::ShardState;
-use crate::refusal::{Refusal, Unavailable, What};
+use crate::model::rejection::{Refusal, Unavailable, What};
 use crate::shard::command::{ClaimItem, Command, KeyItem};
 use crate::shard::reply::Reply;
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Outcome;
-use crate::refusal::Refusal;
+use crate::model::rejection::Refusal;
 
 /// Collects the answers to the items of one call.
 #[derive(Debug)]

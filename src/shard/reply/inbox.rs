@@ -76,7 +76,7 @@ mod tests {
     use futures::task::{ArcWake, waker};
 
     use super::*;
-    use crate::refusal::Refusal;
+    use crate::model::rejection::Refusal;
     use crate::shard::{Payload, Reply};
 
     #[derive(Default)]

@@ -1,7 +1,7 @@
 //! The events of a pool as messages.
 
 use super::super::proto::{self, PoolEventReason, PoolEventType};
-use crate::watch::{Happening, Position, Told, Why};
+use crate::events::{Happening, Position, Told, Why};
 
 impl From<(Position, Told)> for proto::PoolEvent {
     fn from((at, told): (Position, Told)) -> Self {

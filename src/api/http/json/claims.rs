@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{TENANT_DEFAULT, Text};
+use crate::api::error_table::Failure;
 use crate::api::http::read::{Items, Texts};
-use crate::api::outcome::Failure;
-use crate::ask::{ClaimAsk, PoolChoice};
 use crate::limits;
+use crate::model::claim_request::{ClaimAsk, PoolChoice};
 use crate::model::{
     Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, HeldCards, Labels, Millis,
     PoolName, Resources, Taken, WaitingView, WorkerId, affinity_hash, check_name, is_zero, json_object, present,

@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
-use crate::api::outcome::Failure;
+use crate::api::error_table::Failure;
 use crate::model::{Amounts, Explanation, NearMiss, PoolSurvey, RuledOut, Survey, WouldTake, is_zero};
 
 /// `{"outcome","would_take"?,"error"?,"pools"}`.

@@ -7,13 +7,13 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::api::http::mend::short;
+use crate::api::error_table::Failure;
+use crate::api::http::parse_errors::short;
 use crate::api::http::read::object;
-use crate::api::outcome::Failure;
+use crate::model::rejection::Refusal;
 use crate::model::{
     Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, UniqueValue, UnschedulableCounts, field_names,
 };
-use crate::refusal::Refusal;
 
 /// Fields of a specification that are to change, with what they are to be; null is the default.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
+use crate::events::{EventClaim, Told};
 use crate::model::{Fence, Millis};
-use crate::watch::{EventClaim, Told};
 
 /// One event.
 #[derive(Serialize)]
 pub(in crate::api::http) struct EventJson<'a> {
-    /// What happened: a word of [`crate::watch::Happening`], `started` or `missed`.
+    /// What happened: a word of [`crate::events::Happening`], `started` or `missed`.
     pub(in crate::api::http) event: &'static str,
     position: &'a str,
     #[serde(flatten)]
@@ -60,7 +60,7 @@ impl<'a> EventJson<'a> {
                     activated_at_ms: times.activated_at_ms(),
                 });
                 let worker = event.worker.spec.id.as_str();
-                let reason = event.why.map(crate::watch::Why::word);
+                let reason = event.why.map(crate::events::Why::word);
                 let more = More::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
                 (event.what.word(), more)
             }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ClaimJson, TENANT_DEFAULT, Text, fence};
+use crate::api::error_table::Failure;
 use crate::api::http::read::{Items, List};
-use crate::api::outcome::Failure;
 use crate::limits;
 use crate::model::{
     Beat, Capacity, ClaimId, Fence, Heard, Labels, Liveness, Millis, Registered, Registration, RunningClaim,

@@ -9,8 +9,8 @@ use crate::api::half_close::{self, Departure, Untold};
 use crate::api::resp::call::late;
 use crate::api::resp::run::End;
 use crate::metrics::RespCommand;
+use crate::model::rejection::Unavailable;
 use crate::model::{ClaimState, Millis, Taken};
-use crate::refusal::Unavailable;
 
 /// Claims that no deadline ends, by the write that carried their answers: a client that is gone before it sends anything more
 /// may not have had the last of them.

@@ -46,7 +46,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::api::outcome::Outcome;
+    use crate::api::error_table::Outcome;
 
     /// Reasons that a description explains.
     fn explained(description: &str) -> BTreeSet<&str> {

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{answer, count, described, number, schema};
+use crate::events::{Happening, Why};
 use crate::limits;
-use crate::watch::{Happening, Why};
 
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {

@@ -1,0 +1,496 @@
+//! Who holds a key: the one thing that crosses shards and pools.
+//!
+//! An entry goes `vacant -> pending(ticket) -> held -> gone -> vacant`. Who turns it pending gets the ticket and tries
+//! shards; requests that come meanwhile join. The shard that grants turns it held, in the same actor step as its
+//! ledger; whatever ends the claim turns it gone, again in that step. *Gone* is claimable at once, but remembers
+//! which shards' records the store still lacks about the key ([`Unstored`]): a durable answer about the key waits
+//! for all of them, whoever gives it, and a successor carries the list on. So a crash can never bring an older
+//! holder back after somebody was told durably that it is gone.
+//!
+//! An entry carries what its claim counts for with its tenant ([`Charge`]): taken with the ticket, given back with the entry.
+//!
+//! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file
+//! and the directory beside it, where `rebuild` fills the map at a recovery.
+
+mod prehashed;
+mod rebuild;
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
+use smallvec::SmallVec;
+
+pub use self::prehashed::Prehashed;
+use crate::admission::adoption::Adoption;
+use crate::admission::tenants::{Charge, Tenants};
+use crate::admission::waiters::Parked;
+use crate::engine::Place;
+use crate::limits;
+use crate::model::{ClaimId, ClaimSpec, Counted, Fence, Millis, Seq};
+use crate::shard::ClaimItem;
+
+/// A shard in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardRef {
+    /// Number of the pool in this process.
+    pub pool: u32,
+    /// Index of the shard in it.
+    pub shard: u16,
+}
+
+/// Where a key is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// The shard.
+    pub shard: ShardRef,
+    /// The place in it.
+    pub place: Place,
+}
+
+/// A record about a key that the store does not have yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unstored {
+    /// Whose record.
+    pub shard: ShardRef,
+    /// The store has it when it has this.
+    pub seq: Seq,
+}
+
+/// The records that a durable answer about a key waits for, besides that of its own shard. Mostly none.
+pub type Unstoreds = SmallVec<[Unstored; 1]>;
+
+/// The right to decide for a pending key.
+pub type Ticket = u64;
+
+/// Requests that wait for a key that is being decided. Boxed, because nearly always there are none and every entry
+/// of the directory has room for it.
+#[allow(clippy::box_collection, reason = "8 bytes an entry instead of 32")]
+type Joiners = Option<Box<VecDeque<Box<ClaimItem>>>>;
+
+#[derive(Debug)]
+enum Entry {
+    Pending {
+        ticket: Ticket,
+        joiners: Joiners,
+        unstored: Unstoreds,
+        /// None: its tenant's quota is used up, it waits, or it is about to be adopted.
+        charge: Option<Charge>,
+        /// The claim that has the ticket, while it waits for room or for its quota.
+        parked: Option<Arc<Parked>>,
+    },
+    Held {
+        hold: Hold,
+        unstored: Unstoreds,
+        charge: Charge,
+    },
+    Gone {
+        unstored: Unstoreds,
+    },
+    /// Named by a row of a shard that does not serve, or by a member of a gang whose home does not. It counts all the same.
+    Unreadable {
+        fence: Fence,
+        /// Shard of the row that names the key.
+        shard: ShardRef,
+        _charge: Charge,
+    },
+}
+
+/// What a claim finds.
+#[derive(Debug)]
+pub enum Begun {
+    /// The ticket is in the item: find it a worker.
+    Ours(Box<ClaimItem>),
+    /// It waits with the ticket's holder; if that is parked, until then.
+    Joined(Option<(Millis, ClaimId)>),
+    /// The claim that has the ticket waits for room, and this one does not wait.
+    Parked(Box<ClaimItem>),
+    /// Ask there.
+    Held(Box<ClaimItem>, Hold),
+    /// Too many wait for this key already.
+    Crowded(Box<ClaimItem>),
+    /// Its shard does not serve.
+    Unreadable(Box<ClaimItem>),
+}
+
+/// What any other request finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nobody holds it, and the store knows.
+    Vacant,
+    /// Nobody holds it (or nobody yet), but the store still lacks these.
+    Gone(Unstoreds),
+    /// Ask there.
+    Held(Hold),
+    /// Its shard does not serve.
+    Unreadable,
+}
+
+/// Locks of the map. Far more than threads: two requests seldom meet at one.
+const LOCKS: usize = 1024;
+
+/// The key directory.
+#[derive(Debug)]
+pub struct Keys {
+    map: DashMap<ClaimId, Entry, BuildHasherDefault<Prehashed>>,
+    /// What tenants hold, and how much they may.
+    pub tenants: Tenants,
+    /// Keys that a lost claim may still get.
+    pub adoption: Adoption,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), LOCKS);
+        Self { map, tenants: Tenants::default(), adoption: Adoption::default() }
+    }
+}
+
+/// A number that no other ticket of this process has. Each thread has a range of its own, so that claims on
+/// different cores do not meet at one counter.
+fn fresh_ticket() -> Ticket {
+    static RANGES: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static NEXT: Cell<Ticket> = Cell::new(RANGES.fetch_add(1, Ordering::Relaxed) << 40);
+    }
+    NEXT.with(|next| next.replace(next.get() + 1))
+}
+
+fn pending(ticket: Ticket, charge: Option<Charge>, unstored: Unstoreds) -> Entry {
+    Entry::Pending { ticket, joiners: None, unstored, charge, parked: None }
+}
+
+impl Keys {
+    /// Gives the claim a ticket, and charges its tenant; past its quota the claim says so ([`ClaimItem::over_quota`]).
+    fn grant_ticket(&self, item: &mut ClaimItem) -> (Ticket, Option<Charge>) {
+        item.ticket = fresh_ticket();
+        (item.ticket, self.charge(item))
+    }
+
+    fn charge(&self, item: &mut ClaimItem) -> Option<Charge> {
+        let charge = self.tenants.take(&item.id, item.spec(), item.pool);
+        item.over_quota = charge.as_ref().err().copied();
+        charge.ok()
+    }
+
+    /// A claim for `item.id`.
+    pub fn begin(&self, mut item: Box<ClaimItem>) -> Begun {
+        match self.map.entry(item.id.clone()) {
+            Slot::Vacant(slot) => {
+                let (ticket, charge) = self.grant_ticket(&mut item);
+                slot.insert(pending(ticket, charge, Unstoreds::new()));
+                Begun::Ours(item)
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                Entry::Held { hold, .. } => Begun::Held(item, *hold),
+                Entry::Unreadable { .. } => Begun::Unreadable(item),
+                Entry::Gone { unstored } => {
+                    let unstored = std::mem::take(unstored);
+                    let (ticket, charge) = self.grant_ticket(&mut item);
+                    slot.insert(pending(ticket, charge, unstored));
+                    Begun::Ours(item)
+                }
+                Entry::Pending { parked: Some(_), .. } if !item.waits() => Begun::Parked(item),
+                Entry::Pending { joiners, parked, .. } => {
+                    let joiners = joiners.get_or_insert_default();
+                    if joiners.len() >= limits::JOINERS_MAX {
+                        joiners.retain(|joiner| !joiner.reply.is_closed());
+                    }
+                    if joiners.len() >= limits::JOINERS_MAX {
+                        return Begun::Crowded(item);
+                    }
+                    let until = parked.as_ref().map(|_| (item.wait_until_ms(), item.id.clone()));
+                    joiners.push_back(item);
+                    Begun::Joined(until)
+                }
+            },
+        }
+    }
+
+    /// Takes the ticket of a key that nobody holds, wants or is known to hold, without a claim on its way: for one with
+    /// this fence that may be adopted. Whoever takes it calls [`Keys::hold`] or [`Keys::vacate`].
+    pub fn take_vacant(&self, id: &ClaimId, fence: Fence) -> Option<Ticket> {
+        let ticket = fresh_ticket();
+        // Under the entry's guard: whoever held the key before has said so.
+        let take = || if self.adoption.allows(id.hash64(), fence) { Ok((ticket, None)) } else { Err(None) };
+        self.enter_vacant(id, take).is_ok().then_some(ticket)
+    }
+
+    /// The same for a member of a gang, which is charged.
+    ///
+    /// # Errors
+    /// None: the key is not free. Or what would be over the tenant's quota.
+    pub fn take_member(&self, item: &mut ClaimItem) -> Result<(), Option<Counted>> {
+        let id = item.id.clone();
+        self.enter_vacant(&id, || {
+            let (ticket, charge) = self.grant_ticket(item);
+            item.over_quota.take().map_or(Ok((ticket, charge)), |over| Err(Some(over)))
+        })
+    }
+
+    fn enter_vacant(
+        &self,
+        id: &ClaimId,
+        take: impl FnOnce() -> Result<(Ticket, Option<Charge>), Option<Counted>>,
+    ) -> Result<(), Option<Counted>> {
+        match self.map.entry(id.clone()) {
+            Slot::Vacant(slot) => {
+                let (ticket, charge) = take()?;
+                slot.insert(pending(ticket, charge, Unstoreds::new()));
+                Ok(())
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                Entry::Gone { unstored } => {
+                    let (ticket, charge) = take()?;
+                    let unstored = std::mem::take(unstored);
+                    slot.insert(pending(ticket, charge, unstored));
+                    Ok(())
+                }
+                Entry::Held { .. } | Entry::Unreadable { .. } | Entry::Pending { .. } => Err(None),
+            },
+        }
+    }
+
+    /// The claim with this ticket waits, and is not charged meanwhile. Those who joined and do not wait are returned, and when the
+    /// others give up. False: the ticket is not its any more.
+    pub fn park(
+        &self,
+        id: &ClaimId,
+        ticket: Ticket,
+        claim: &Arc<Parked>,
+    ) -> Option<(Vec<Box<ClaimItem>>, Vec<Millis>)> {
+        let mut entry = self.map.get_mut(id)?;
+        let Entry::Pending { ticket: ours, joiners, charge, parked, .. } = &mut *entry else { return None };
+        if *ours != ticket {
+            return None;
+        }
+        *parked = Some(Arc::clone(claim));
+        drop(charge.take());
+        let Some(joiners) = joiners else { return Some((Vec::new(), Vec::new())) };
+        let (wait, leave): (Vec<_>, Vec<_>) = joiners.drain(..).partition(|item| item.waits());
+        **joiners = wait.into();
+        Some((leave, joiners.iter().map(|item| item.wait_until_ms()).collect()))
+    }
+
+    /// The claim that waited goes on its way: its tenant is charged again, or it says that its quota is used up.
+    pub fn unpark(&self, item: &mut ClaimItem) {
+        let Some(mut entry) = self.map.get_mut(&item.id) else { return };
+        let Entry::Pending { ticket, charge, parked, .. } = &mut *entry else { return };
+        if *ticket == item.ticket {
+            *parked = None;
+            *charge = self.charge(item);
+        }
+    }
+
+    /// The claim that waits for this key to come free or to be given room.
+    #[must_use]
+    pub fn parked(&self, id: &ClaimId) -> Option<Arc<Parked>> {
+        match self.map.get(id).as_deref() {
+            Some(Entry::Pending { parked, .. }) => parked.clone(),
+            _ => None,
+        }
+    }
+
+    /// Those who joined a key that is waited for and have waited for long enough themselves.
+    pub fn late_joiners(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<ClaimItem>> {
+        let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
+        let Entry::Pending { joiners: Some(joiners), .. } = &mut *entry else { return Vec::new() };
+        let (late, wait): (Vec<_>, Vec<_>) = joiners.drain(..).partition(|item| item.wait_until_ms() <= now_ms);
+        **joiners = wait.into();
+        late
+    }
+
+    /// The claim with this fence counts for what `spec` asks for. Returns what it counted for.
+    ///
+    /// # Errors
+    /// What would be over the tenant's quota; nothing changed.
+    pub fn resize(
+        &self,
+        id: &ClaimId,
+        fence: Fence,
+        spec: Option<Arc<ClaimSpec>>,
+    ) -> Result<Option<Arc<ClaimSpec>>, Counted> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(Entry::Held { hold, charge, .. }) if hold.place.fence == fence => charge.resize(spec),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes [`Self::resize`] back.
+    pub fn unresize(&self, id: &ClaimId, fence: Fence, spec: Option<Arc<ClaimSpec>>) {
+        if let Some(Entry::Held { hold, charge, .. }) = self.map.get_mut(id).as_deref_mut()
+            && hold.place.fence == fence
+        {
+            charge.set(spec);
+        }
+    }
+
+    /// The holder of `ticket` granted: the key is held. Returns those who joined, and what a durable answer waits for.
+    ///
+    /// # Panics
+    /// If the ticket is not that of the entry: only its holder can take it away, so this cannot happen.
+    pub fn hold(
+        &self,
+        id: &ClaimId,
+        ticket: Ticket,
+        hold: Hold,
+        spec: Option<&Arc<ClaimSpec>>,
+    ) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
+        let mut entry = self.map.get_mut(id).expect("K1: a key with a ticket is in the directory");
+        let Entry::Pending { ticket: ours, joiners, unstored, charge, .. } = &mut *entry else {
+            unreachable!("K1: a key with a ticket is pending")
+        };
+        assert_eq!(*ours, ticket, "K1: one ticket a key");
+        let (joiners, unstored) = (joiners.take(), std::mem::take(unstored));
+        let mut charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), hold.shard.pool));
+        charge.enter(hold.shard.pool);
+        *entry = Entry::Held { hold, unstored: unstored.clone(), charge };
+        (joiners.map(|joiners| *joiners).unwrap_or_default(), unstored)
+    }
+
+    /// A gang with this member, whose `ticket` was taken, is committed. The same as [`Keys::hold`], but it may come again,
+    /// if the shard panicked before the store had it.
+    pub fn commit(
+        &self,
+        id: &ClaimId,
+        ticket: Ticket,
+        hold: Hold,
+        spec: Option<&Arc<ClaimSpec>>,
+    ) -> (VecDeque<Box<ClaimItem>>, Unstoreds) {
+        let again = match self.map.get(id).as_deref() {
+            Some(Entry::Held { hold: known, .. }) => known.place.fence == hold.place.fence,
+            _ => false,
+        };
+        if again { (VecDeque::new(), self.unstored(id)) } else { self.hold(id, ticket, hold, spec) }
+    }
+
+    /// The holder of `ticket` gives up. The oldest who joined and still listens gets a fresh ticket and is returned.
+    pub fn vacate(&self, id: &ClaimId, ticket: Ticket) -> Option<Box<ClaimItem>> {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
+        let Entry::Pending { ticket: ours, joiners, unstored, charge, parked } = slot.get_mut() else { return None };
+        if *ours != ticket {
+            return None;
+        }
+        let next = joiners.as_mut().and_then(|joiners| {
+            while joiners.front().is_some_and(|joiner| joiner.reply.is_closed()) {
+                joiners.pop_front();
+            }
+            joiners.pop_front()
+        });
+        match next {
+            Some(mut next) => {
+                // First given back, then taken: it may be just that.
+                drop(charge.take());
+                (*ours, *charge) = self.grant_ticket(&mut next);
+                *parked = None;
+                Some(next)
+            }
+            None if unstored.is_empty() => {
+                slot.remove();
+                None
+            }
+            None => {
+                let unstored = std::mem::take(unstored);
+                slot.insert(Entry::Gone { unstored });
+                None
+            }
+        }
+    }
+
+    /// The claim with this fence is over. `record`: the store lacks that yet. Returns what a durable answer waits for.
+    pub fn end(&self, id: &ClaimId, fence: Fence, record: Option<Unstored>) -> Unstoreds {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return Unstoreds::new() };
+        let Entry::Held { hold, unstored, .. } = slot.get_mut() else { return Unstoreds::new() };
+        if hold.place.fence != fence {
+            return Unstoreds::new();
+        }
+        self.adoption.over(id.hash64(), fence);
+        let earlier = unstored.clone();
+        if let Some(record) = record {
+            // One record a shard is enough: a later one covers the earlier.
+            unstored.retain(|known| known.shard != record.shard);
+            unstored.push(record);
+        }
+        if unstored.is_empty() {
+            slot.remove();
+        } else {
+            let unstored = std::mem::take(unstored);
+            slot.insert(Entry::Gone { unstored });
+        }
+        earlier
+    }
+
+    /// The store lacks a record about the key, whoever holds it now: a recovered shard gave its claim back.
+    pub fn owe(&self, id: &ClaimId, record: Unstored) {
+        match self.map.entry(id.clone()) {
+            Slot::Vacant(slot) => drop(slot.insert(Entry::Gone { unstored: Unstoreds::from_iter([record]) })),
+            Slot::Occupied(mut slot) => {
+                if let Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored } =
+                    slot.get_mut()
+                {
+                    unstored.retain(|known| known.shard != record.shard);
+                    unstored.push(record);
+                }
+            }
+        }
+    }
+
+    /// The store has all of `shard` up to `seq`: nothing about this key waits for that any more.
+    pub fn settle(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
+        let (Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) =
+            slot.get_mut()
+        else {
+            return;
+        };
+        unstored.retain(|known| known.shard != shard || known.seq > seq);
+        if matches!(slot.get(), Entry::Gone { unstored } if unstored.is_empty()) {
+            slot.remove();
+        }
+    }
+
+    /// Who holds the key.
+    #[must_use]
+    pub fn find(&self, id: &ClaimId) -> Found {
+        match self.map.get(id).as_deref() {
+            None => Found::Vacant,
+            Some(Entry::Held { hold, .. }) => Found::Held(*hold),
+            Some(Entry::Unreadable { .. }) => Found::Unreadable,
+            Some(Entry::Pending { unstored, .. } | Entry::Gone { unstored }) if unstored.is_empty() => Found::Vacant,
+            Some(Entry::Pending { unstored, .. } | Entry::Gone { unstored }) => Found::Gone(unstored.clone()),
+        }
+    }
+
+    /// What a durable answer about the key waits for, besides its own shard's record.
+    #[must_use]
+    pub fn unstored(&self, id: &ClaimId) -> Unstoreds {
+        match self.map.get(id).as_deref() {
+            Some(Entry::Pending { unstored, .. } | Entry::Held { unstored, .. } | Entry::Gone { unstored }) => {
+                unstored.clone()
+            }
+            _ => Unstoreds::new(),
+        }
+    }
+
+    /// Entries, of whatever kind.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Keys that somebody is about to claim. Costs a walk; for tests and `/debug/shards`.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.map.iter().filter(|entry| matches!(entry.value(), Entry::Pending { .. })).count()
+    }
+}

@@ -1,0 +1,38 @@
+//! Which worker has room for a share, and which of those that have it gives it.
+//!
+//! ```text
+//! need -> fleet: groups of workers with equal rooms -> worker
+//!         best fit: the lightest that fits   spread: the heaviest
+//!         fgd: the one of whose idle cards the fewest become useless, by the typical mix
+//!      -> cards                                     -> share
+//! ```
+//!
+//! | file | question it answers |
+//! |---|---|
+//! | `room` | what is left, what is needed, does it fit, which cards |
+//! | `pick` | which of those workers a need takes |
+//! | `left` | what is left of all workers together, and at most |
+//! | `node` | bounds of a few rooms, in few cache lines |
+//! | `order` | which is the lightest of all that fit |
+//! | `fleet` | which workers have equal rooms; what is taken and given back |
+//! | `mix` | what is usually asked |
+//! | `fgd` | how much idle capacity becomes useless |
+//!
+//! Everything here is decided by what was put in, in which order: equal weights are told apart by a hash of the room,
+//! equal rooms by the worker's ordinal.
+
+mod fleet;
+mod fragmentation;
+mod free_index;
+mod free_resources;
+mod index_node;
+mod pick;
+mod request_mix;
+mod total_free;
+
+pub use fleet::{Fleet, Group};
+pub use fragmentation::Fgd;
+pub use free_resources::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};
+pub use pick::{Pick, Placement};
+pub use request_mix::{COVERED_PERCENT, Kind, typical};
+pub use total_free::{Most, Sum, cores_per_card};

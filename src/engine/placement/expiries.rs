@@ -1,0 +1,394 @@
+//! Workers in an order, each with the end of its life, so that the first in the order that lives for long enough is found
+//! without a look at those that do not.
+//!
+//! Trees are treaps (Seidel and Aragon, Algorithmica 1996) whose nodes know the latest end and the number of workers below
+//! them. Several trees share one slab of nodes, by ordinal: a worker stands in one of them at a time. Priorities are
+//! a hash of the ordinal, so a tree is the same after every replay.
+//!
+//! Example: keys 1 to 5 with ends `9 3 7 2 4`. The last that ends after 3 is that with key 5; after 4 it is that with key 3,
+//! found past the subtree `2 4`, whose latest end is 4.
+
+use std::cell::Cell;
+
+use super::idle_queue::scatter;
+use crate::engine::NIL;
+use crate::model::Millis;
+
+/// End of a worker that has none.
+pub const NEVER: Millis = Millis::MAX;
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    key: u64,
+    ends_ms: Millis,
+    /// Latest end of this worker and those below.
+    latest_ms: Millis,
+    left: u32,
+    right: u32,
+    /// Number of workers here and below; 0: the worker stands in no tree.
+    size: u32,
+}
+
+impl Node {
+    /// Of a worker that stands in no tree.
+    const fn outside(ends_ms: Millis) -> Self {
+        Self { key: 0, ends_ms, latest_ms: 0, left: NIL, right: NIL, size: 0 }
+    }
+}
+
+/// Ends of workers, and the nodes of all trees.
+#[derive(Debug, Default)]
+pub struct Expiries {
+    nodes: Vec<Node>,
+    /// Nodes that searches looked at.
+    steps: Cell<u64>,
+}
+
+/// One order of workers, by key and then by ordinal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpiryTree {
+    root: u32,
+}
+
+impl Default for ExpiryTree {
+    fn default() -> Self {
+        Self { root: NIL }
+    }
+}
+
+impl ExpiryTree {
+    pub const fn is_empty(self) -> bool {
+        self.root == NIL
+    }
+}
+
+/// Direction of a search through a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SearchFrom {
+    /// From the least key on.
+    First,
+    /// From the greatest key on.
+    Last,
+}
+
+impl Expiries {
+    /// End of a worker, in a tree or not; [`NEVER`]: it has none.
+    #[inline]
+    pub fn ends_ms(&self, at: u32) -> Millis {
+        self.nodes.get(at as usize).map_or(NEVER, |node| node.ends_ms)
+    }
+
+    /// Whether the end of any worker was ever set.
+    pub const fn has_ends(&self) -> bool {
+        !self.nodes.is_empty()
+    }
+
+    /// Whether the worker lives beyond `until_ms`.
+    pub fn lasts(&self, at: u32, until_ms: Millis) -> bool {
+        self.ends_ms(at) > until_ms
+    }
+
+    /// Sets the end of a worker that stands in no tree.
+    pub fn set_ends_ms(&mut self, at: u32, ends_ms: Millis) {
+        if self.ends_ms(at) == ends_ms {
+            return;
+        }
+        self.reach(at);
+        assert_eq!(self.nodes[at as usize].size, 0, "Q1: only the end of a worker outside of all trees changes");
+        self.nodes[at as usize].ends_ms = ends_ms;
+    }
+
+    /// Whether the worker stands in a tree.
+    #[inline]
+    pub fn contains(&self, at: u32) -> bool {
+        self.nodes.get(at as usize).is_some_and(|node| node.size > 0)
+    }
+
+    pub fn len(&self, tree: ExpiryTree) -> usize {
+        self.size(tree.root) as usize
+    }
+
+    /// Latest end in the tree; 0: it is empty.
+    pub fn latest_ms(&self, tree: ExpiryTree) -> Millis {
+        self.nodes.get(tree.root as usize).map_or(0, |node| node.latest_ms)
+    }
+
+    pub fn insert(&mut self, tree: &mut ExpiryTree, at: u32, key: u64) {
+        self.reach(at);
+        let node = &mut self.nodes[at as usize];
+        assert_eq!(node.size, 0, "Q1: a worker stands in one tree at most");
+        *node = Node { key, latest_ms: node.ends_ms, size: 1, ..Node::outside(node.ends_ms) };
+        tree.root = self.insert_below(tree.root, at);
+    }
+
+    /// Takes a worker out, which must be in the tree.
+    pub fn remove(&mut self, tree: &mut ExpiryTree, at: u32) {
+        tree.root = self.remove_below(tree.root, at);
+        self.nodes[at as usize] = Node::outside(self.nodes[at as usize].ends_ms);
+    }
+
+    /// The first worker from one side that lives beyond `until_ms` and passes.
+    pub fn find(
+        &self,
+        tree: ExpiryTree,
+        from: SearchFrom,
+        until_ms: Millis,
+        passes: &mut impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        self.find_below(tree.root, from, until_ms, passes)
+    }
+
+    /// How many workers of a tree whose keys are their ends live beyond `until_ms`.
+    pub fn count_by_end(&self, tree: ExpiryTree, until_ms: Millis) -> usize {
+        let (mut at, mut count) = (tree.root, 0);
+        while let Some(node) = self.node(at) {
+            if node.ends_ms > until_ms {
+                count += self.size(node.right) as usize + 1;
+                at = node.left;
+            } else {
+                at = node.right;
+            }
+        }
+        count
+    }
+
+    /// The worker with so many behind it.
+    pub fn nth_last(&self, tree: ExpiryTree, mut nth: usize) -> Option<u32> {
+        let mut at = tree.root;
+        while let Some(node) = self.node(at) {
+            let behind = self.size(node.right) as usize;
+            at = match nth {
+                n if n < behind => node.right,
+                n if n == behind => return Some(at),
+                _ => {
+                    nth -= behind + 1;
+                    node.left
+                }
+            };
+        }
+        None
+    }
+
+    /// All workers of a tree, in order.
+    pub fn all(&self, tree: ExpiryTree) -> Vec<u32> {
+        self.first(tree, usize::MAX)
+    }
+
+    /// The first workers of a tree, in order.
+    pub fn first(&self, tree: ExpiryTree, limit: usize) -> Vec<u32> {
+        let mut first = Vec::with_capacity(self.len(tree).min(limit));
+        if limit > 0 {
+            self.find(tree, SearchFrom::First, 0, &mut |at| {
+                first.push(at);
+                first.len() == limit
+            });
+        }
+        first
+    }
+
+    /// Counts something that a search looked at.
+    pub fn count_step(&self) {
+        self.steps.set(self.steps.get() + 1);
+    }
+
+    /// Nodes that searches have looked at so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.get()
+    }
+
+    /// Whether keys are in order and bounds are those of what is below.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self, tree: ExpiryTree) -> Result<(), String> {
+        let all = self.all(tree);
+        let key = |at: u32| (self.nodes[at as usize].key, at);
+        if !all.is_sorted_by_key(|&at| key(at)) || all.len() != self.len(tree) {
+            return Err(format!("Q1: {} of {} workers stand in the order of their keys", all.len(), self.len(tree)));
+        }
+        for &at in &all {
+            let mut pulled = self.nodes[at as usize];
+            self.pull_node(&mut pulled);
+            let node = &self.nodes[at as usize];
+            if (pulled.size, pulled.latest_ms) != (node.size, node.latest_ms) {
+                return Err(format!("Q1: the node of worker {at} has bounds of other workers"));
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&self, at: u32) -> Option<&Node> {
+        let node = self.nodes.get(at as usize)?;
+        self.count_step();
+        Some(node)
+    }
+
+    fn reach(&mut self, at: u32) {
+        if self.nodes.len() <= at as usize {
+            self.nodes.resize(at as usize + 1, Node::outside(NEVER));
+        }
+    }
+
+    fn size(&self, at: u32) -> u32 {
+        self.nodes.get(at as usize).map_or(0, |node| node.size)
+    }
+
+    fn is_before(&self, one: u32, two: u32) -> bool {
+        (self.nodes[one as usize].key, one) < (self.nodes[two as usize].key, two)
+    }
+
+    fn pull(&mut self, at: u32) {
+        let mut node = self.nodes[at as usize];
+        self.pull_node(&mut node);
+        self.nodes[at as usize] = node;
+    }
+
+    fn pull_node(&self, node: &mut Node) {
+        let latest = |at: u32| self.nodes.get(at as usize).map_or(0, |node| node.latest_ms);
+        node.size = self.size(node.left) + self.size(node.right) + 1;
+        node.latest_ms = node.ends_ms.max(latest(node.left)).max(latest(node.right));
+    }
+
+    fn insert_below(&mut self, root: u32, at: u32) -> u32 {
+        if root == NIL {
+            return at;
+        }
+        if priority(at) > priority(root) {
+            let (left, right) = self.split(root, at);
+            (self.nodes[at as usize].left, self.nodes[at as usize].right) = (left, right);
+            self.pull(at);
+            return at;
+        }
+        if self.is_before(at, root) {
+            self.nodes[root as usize].left = self.insert_below(self.nodes[root as usize].left, at);
+        } else {
+            self.nodes[root as usize].right = self.insert_below(self.nodes[root as usize].right, at);
+        }
+        self.pull(root);
+        root
+    }
+
+    /// Those before a worker, and those after it.
+    fn split(&mut self, root: u32, at: u32) -> (u32, u32) {
+        if root == NIL {
+            return (NIL, NIL);
+        }
+        let halves = if self.is_before(at, root) {
+            let (left, right) = self.split(self.nodes[root as usize].left, at);
+            self.nodes[root as usize].left = right;
+            (left, root)
+        } else {
+            let (left, right) = self.split(self.nodes[root as usize].right, at);
+            self.nodes[root as usize].right = left;
+            (root, right)
+        };
+        self.pull(root);
+        halves
+    }
+
+    fn remove_below(&mut self, root: u32, at: u32) -> u32 {
+        assert!(root != NIL, "Q1: only a worker that is in the tree is taken out");
+        if root == at {
+            return self.merge(self.nodes[at as usize].left, self.nodes[at as usize].right);
+        }
+        if self.is_before(at, root) {
+            self.nodes[root as usize].left = self.remove_below(self.nodes[root as usize].left, at);
+        } else {
+            self.nodes[root as usize].right = self.remove_below(self.nodes[root as usize].right, at);
+        }
+        self.pull(root);
+        root
+    }
+
+    /// One tree of two, of which the first is before the second.
+    fn merge(&mut self, left: u32, right: u32) -> u32 {
+        if left == NIL || right == NIL {
+            return if left == NIL { right } else { left };
+        }
+        if priority(left) > priority(right) {
+            self.nodes[left as usize].right = self.merge(self.nodes[left as usize].right, right);
+            self.pull(left);
+            left
+        } else {
+            self.nodes[right as usize].left = self.merge(left, self.nodes[right as usize].left);
+            self.pull(right);
+            right
+        }
+    }
+
+    fn find_below(
+        &self,
+        at: u32,
+        from: SearchFrom,
+        until_ms: Millis,
+        passes: &mut impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        let node = self.node(at).filter(|node| node.latest_ms > until_ms)?;
+        let (near, far) = match from {
+            SearchFrom::First => (node.left, node.right),
+            SearchFrom::Last => (node.right, node.left),
+        };
+        self.find_below(near, from, until_ms, passes)
+            .or_else(|| (node.ends_ms > until_ms && passes(at)).then_some(at))
+            .or_else(|| self.find_below(far, from, until_ms, passes))
+    }
+}
+
+fn priority(at: u32) -> u64 {
+    scatter(at.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against lists: two trees on one slab find, count and number what a look at every worker would.
+        #[test]
+        fn c11_trees_find_what_a_look_at_every_worker_would(
+            ops in prop::collection::vec((0..40_u32, 0..2_usize, 0..30_u64, 1..20_u64, any::<bool>()), 1..200),
+        ) {
+            let mut expiries = Expiries::default();
+            let mut trees = [ExpiryTree::default(); 2];
+            // By tree: key, worker, end.
+            let mut oracle: [Vec<(u64, u32, u64)>; 2] = Default::default();
+            for (at, tree, key, ends_ms, by_end) in ops {
+                match oracle.iter().position(|of| of.iter().any(|&(_, known, _)| known == at)) {
+                    Some(of) => {
+                        expiries.remove(&mut trees[of], at);
+                        oracle[of].retain(|&(_, known, _)| known != at);
+                    }
+                    None => {
+                        // Keys of the first tree are ends.
+                        let ends_ms = if by_end { NEVER } else { ends_ms };
+                        let key = if tree == 0 { ends_ms } else { key };
+                        expiries.set_ends_ms(at, ends_ms);
+                        expiries.insert(&mut trees[tree], at, key);
+                        oracle[tree].push((key, at, ends_ms));
+                        oracle[tree].sort_unstable();
+                    }
+                }
+                for (tree, of) in trees.into_iter().zip(&oracle) {
+                    expiries.check(tree).unwrap();
+                    prop_assert_eq!(expiries.all(tree), of.iter().map(|&(_, at, _)| at).collect::<Vec<_>>());
+                    prop_assert_eq!(expiries.latest_ms(tree), of.iter().map(|&(.., ends_ms)| ends_ms).max().unwrap_or(0));
+                    for until_ms in [0, 5, 19, 20] {
+                        let passing = || of.iter().filter(|&&(_, at, ends_ms)| ends_ms > until_ms && at % 3 > 0);
+                        let find = |from| expiries.find(tree, from, until_ms, &mut |at| at % 3 > 0);
+                        prop_assert_eq!(find(SearchFrom::First), passing().next().map(|&(_, at, _)| at));
+                        prop_assert_eq!(find(SearchFrom::Last), passing().next_back().map(|&(_, at, _)| at));
+                    }
+                }
+                for until_ms in [0, 5, 19, 20] {
+                    let lasting: Vec<u32> =
+                        oracle[0].iter().filter(|&&(.., ends_ms)| ends_ms > until_ms).map(|&(_, at, _)| at).collect();
+                    prop_assert_eq!(expiries.count_by_end(trees[0], until_ms), lasting.len());
+                    for (nth, at) in lasting.iter().rev().enumerate() {
+                        prop_assert_eq!(expiries.nth_last(trees[0], nth), Some(*at));
+                    }
+                }
+            }
+        }
+    }
+}

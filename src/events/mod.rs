@@ -1,0 +1,304 @@
+//! What happens in a pool, for those who watch it.
+//!
+//! The events of a pool stand in one ring, filled by its shards at the end of each run: what befalls one worker is told in
+//! order, and every event has a position. A watcher is a place in that ring and no more, so a slow one costs nothing; what
+//! the ring has dropped before the watcher came to it is told as a number ([`Told::Missed`]), and it goes on with the oldest
+//! that is left. Whoever comes back with the position of the last event that it saw gets what came since.
+//!
+//! Nobody watches most pools. So events are kept only while somebody does, and [`limits::WATCH_LINGER_MS`] longer for who
+//! comes back; else a run of a shard looks at one flag, and nothing is made. Positions begin with an *epoch*, which is
+//! another one whenever the thread of events was cut: the ring began anew, the process, or a shard after a panic. With
+//! a position of another epoch nobody knows how many were missed, so the watcher has to look at the pool as it is.
+//!
+//! **A watch is for observation.** Events are told when they are decided, which may be before the store has them, and
+//! before or after the answer that speaks of them. What is undone because its record could not be stored is told as well
+//! (`given_back`); what a crash undoes is beyond an epoch. Who watches first and lists then has seen everything: what the
+//! list does not show is told after it.
+
+mod event;
+mod position;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+pub use self::event::{EventClaim, Happening, PoolEvent, Why};
+pub use self::position::Position;
+use crate::clock::Clock;
+use crate::limits;
+use crate::metrics::PoolMetrics;
+use crate::model::Millis;
+use crate::model::rejection::Refusal;
+
+/// Most events that a watcher is handed at a time.
+const BATCH: usize = 256;
+
+/// The events of one pool.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// What shards look at.
+    kept: AtomicBool,
+    ring: Mutex<Ring>,
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    epoch: u64,
+    events: VecDeque<PoolEvent>,
+    /// Number of the next event.
+    next: u64,
+    watchers: usize,
+    /// Engine time when the last of them left.
+    alone_since_ms: Millis,
+    /// The pool is gone.
+    closed: bool,
+}
+
+/// What a watcher is told.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// It sees what comes from here on.
+    Started,
+    /// It did not see so many events; none: nobody knows how many, and the pool may be in any state.
+    Missed(Option<u64>),
+    /// Something happened.
+    Event(PoolEvent),
+}
+
+impl Watch {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether events are kept: else there is nothing to tell them to.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// How many watch.
+    #[must_use]
+    pub fn watchers(&self) -> usize {
+        self.ring().watchers
+    }
+
+    /// Takes the events of one run of a shard.
+    pub fn tell(&self, events: &mut Vec<PoolEvent>) {
+        {
+            let mut ring = self.ring();
+            if !self.is_kept() {
+                events.clear();
+                return;
+            }
+            for event in events.drain(..) {
+                if ring.events.len() == limits::WATCH_EVENTS_MAX {
+                    ring.events.pop_front();
+                }
+                ring.events.push_back(event);
+                ring.next += 1;
+            }
+        }
+        self.news.notify_waiters();
+    }
+
+    /// The thread of events is cut: a shard lost its mind, and what it had to tell.
+    pub fn cut(&self, unix_us: u64) {
+        {
+            let mut ring = self.ring();
+            if !self.is_kept() {
+                return;
+            }
+            ring.begin(unix_us);
+        }
+        self.news.notify_waiters();
+    }
+
+    /// The pool is gone: watchers get what there is, and then the end.
+    pub fn close(&self) {
+        self.ring().closed = true;
+        self.news.notify_waiters();
+    }
+
+    /// Forgets events that nobody has watched for a while.
+    pub fn tick(&self, now_ms: Millis) {
+        if !self.is_kept() {
+            return;
+        }
+        let mut ring = self.ring();
+        if ring.is_forgotten(now_ms) {
+            self.kept.store(false, Ordering::Relaxed);
+            ring.events = VecDeque::new();
+        }
+    }
+
+    /// Another watcher: of what comes from now on, or of what came after `from` as well.
+    fn enter(&self, from: Option<Position>, clock: &Clock) -> Result<(Position, Option<Told>), Refusal> {
+        let mut ring = self.ring();
+        if ring.watchers >= limits::POOL_WATCHERS_MAX {
+            return Err(Refusal::Watchers);
+        }
+        if !self.is_kept() || ring.is_forgotten(clock.engine_ms()) {
+            ring.begin(clock.unix_us());
+            self.kept.store(true, Ordering::Relaxed);
+        }
+        let here = Position { epoch: ring.epoch, number: ring.next - 1 };
+        let begins = match from {
+            None => (here, Some(Told::Started)),
+            Some(from) if from.epoch != ring.epoch => (here, Some(Told::Missed(None))),
+            Some(from) if from.number > here.number => {
+                return Err(Refusal::invalid("from", "must be a position that was told, and this is yet to come"));
+            }
+            Some(from) => (from, None),
+        };
+        ring.watchers += 1;
+        Ok(begins)
+    }
+
+    fn leave(&self, clock: &Clock) {
+        let mut ring = self.ring();
+        ring.watchers -= 1;
+        ring.alone_since_ms = clock.engine_ms();
+    }
+}
+
+impl Ring {
+    /// Nobody watches, and nobody has for so long that nobody will come back.
+    fn is_forgotten(&self, now_ms: Millis) -> bool {
+        self.watchers == 0 && now_ms >= self.alone_since_ms + limits::WATCH_LINGER_MS
+    }
+
+    /// Another epoch, and no events.
+    fn begin(&mut self, unix_us: u64) {
+        self.epoch = unix_us.max(self.epoch + 1);
+        self.next = 1;
+        self.events.clear();
+    }
+
+    /// What comes after `at`, which moves on. False: there is nothing.
+    fn take(&self, at: &mut Position, told: &mut Vec<(Position, Told)>) -> bool {
+        let oldest = self.next - self.events.len() as u64;
+        let missed = if at.epoch != self.epoch {
+            *at = Position { epoch: self.epoch, number: self.next - 1 };
+            Some(None)
+        } else if at.number + 1 < oldest {
+            let missed = oldest - 1 - at.number;
+            at.number = oldest - 1;
+            Some(Some(missed))
+        } else {
+            None
+        };
+        told.extend(missed.map(|missed| (*at, Told::Missed(missed))));
+        let seen = (at.number + 1 - oldest) as usize;
+        for event in self.events.range(seen.min(self.events.len())..).take(BATCH) {
+            at.number += 1;
+            told.push((*at, Told::Event(event.clone())));
+        }
+        !told.is_empty()
+    }
+}
+
+/// One who watches a pool.
+pub struct Watcher {
+    watch: Arc<Watch>,
+    metrics: Arc<PoolMetrics>,
+    /// The last that it was told.
+    at: Position,
+    first: Option<Told>,
+    clock: Clock,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Watcher {
+    /// `from`: what it was told last; none: it wants what comes from now on.
+    ///
+    /// # Errors
+    /// `Watchers` if too many watch the pool; `Invalid` naming `from`, which is yet to come.
+    pub fn new(
+        watch: Arc<Watch>,
+        metrics: Arc<PoolMetrics>,
+        from: Option<Position>,
+        clock: &Clock,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Self, Refusal> {
+        let (at, first) = watch.enter(from, clock)?;
+        Ok(Self { watch, metrics, at, first, clock: clock.clone(), _place: place })
+    }
+
+    /// Waits for what comes next, and puts it with its position into `told`, which is empty. False: the pool is gone.
+    pub async fn next(&mut self, told: &mut Vec<(Position, Told)>) -> bool {
+        debug_assert!(told.is_empty(), "what was told before is dealt with");
+        if let Some(first) = self.first.take() {
+            told.push((self.at, first));
+            return true;
+        }
+        let watch = &self.watch;
+        loop {
+            let mut news = std::pin::pin!(watch.news.notified());
+            // From here on none is overheard.
+            news.as_mut().enable();
+            let closed = {
+                let ring = watch.ring();
+                if ring.take(&mut self.at, told) {
+                    break;
+                }
+                ring.closed
+            };
+            if closed {
+                return false;
+            }
+            news.await;
+        }
+        let missed = told.iter().filter_map(|(_, told)| match told {
+            Told::Missed(missed) => *missed,
+            _ => None,
+        });
+        self.metrics.watch_missed.increment(missed.sum());
+        true
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.watch.leave(&self.clock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{WorkerCard, WorkerId, WorkerSpec};
+
+    fn event() -> PoolEvent {
+        let spec = WorkerSpec::bare(WorkerId::new("w").unwrap());
+        let worker = Arc::new(WorkerCard { spec });
+        PoolEvent { what: Happening::Registered, why: None, at_ms: 1, shard: 0, worker, claim: None }
+    }
+
+    #[test]
+    fn without_a_watcher_nothing_is_kept_and_no_room_is() {
+        let (watch, clock) = (Watch::default(), Clock::manual());
+        watch.tell(&mut vec![event()]);
+        assert!(!watch.is_kept() && watch.ring().events.capacity() == 0);
+        watch.enter(None, &clock).unwrap();
+        watch.tell(&mut vec![event()]);
+        watch.leave(&clock);
+        watch.tick(clock.engine_ms() + limits::WATCH_LINGER_MS - 1);
+        assert!(watch.is_kept() && watch.ring().events.len() == 1);
+        watch.tick(clock.engine_ms() + limits::WATCH_LINGER_MS);
+        assert!(!watch.is_kept() && watch.ring().events.capacity() == 0);
+        // Who comes back later finds another epoch, also where the tick has not been yet.
+        let (first, _) = watch.enter(None, &clock).unwrap();
+        watch.leave(&clock);
+        for _ in 0..=limits::WATCH_LINGER_MS / 200 {
+            clock.advance(Duration::from_millis(200));
+            clock.tick();
+        }
+        let (again, told) = watch.enter(Some(first), &clock).unwrap();
+        assert!(again.epoch > first.epoch && matches!(told, Some(Told::Missed(None))));
+    }
+}

@@ -1,0 +1,132 @@
+//! The catalogue: which pools and which quotas there are. A record stream like a shard's, with one row each, but no actor: it
+//! changes rarely, and one change waits for the other.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use futures::future::{BoxFuture, FutureExt as _, ready};
+
+use crate::model::{HASH_VERSION, PoolName, PoolSpec, Quota, Seq};
+use crate::persist::journal::{Journal, Outbox, Source};
+use crate::persist::row::{self, PoolRow, QuotaRow, RowKind};
+use crate::persist::store::ShardKey;
+
+/// What the catalogue holds.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Pools by uid.
+    pub pools: BTreeMap<u64, PoolRow>,
+    /// Quotas by name; while they are being read, by the ids of their rows.
+    pub quotas: BTreeMap<String, QuotaRow>,
+}
+
+/// The rows of the catalogue and their way to the store.
+#[derive(Debug)]
+pub struct Catalogue {
+    rows: Mutex<Rows>,
+    outbox: Arc<Outbox>,
+}
+
+impl Catalogue {
+    /// As the store has it at `at`.
+    #[must_use]
+    pub fn new(journal: &Arc<Journal>, at: Seq, rows: Rows) -> Arc<Self> {
+        let outbox = Outbox::new(journal, ShardKey::CATALOGUE, at);
+        let catalogue = Arc::new(Self { rows: Mutex::new(rows), outbox });
+        let source: Weak<dyn Source> = Arc::downgrade(&catalogue) as Weak<dyn Source>;
+        catalogue.outbox.attach(source);
+        catalogue
+    }
+
+    /// The row of a pool of that name.
+    #[must_use]
+    pub fn find(&self, name: &PoolName) -> Option<PoolRow> {
+        self.lock().pools.values().find(|row| row.name == name.as_str()).cloned()
+    }
+
+    /// Puts a pool's row; [`Self::stored`] of the result waits until the store has it.
+    pub fn put(&self, row: PoolRow) -> Seq {
+        self.change(|rows, out| {
+            row::put_pool(out, &row);
+            rows.pools.insert(row.uid, row);
+        })
+    }
+
+    /// Removes a pool's row.
+    pub fn remove(&self, uid: u64) -> Seq {
+        self.change(|rows, out| {
+            row::put_deletion(out, RowKind::Pool, &uid.to_string());
+            rows.pools.remove(&uid);
+        })
+    }
+
+    /// Puts the quota of that name, or says that there is none.
+    pub fn put_quota(&self, name: &str, quota: Option<&Quota>) -> Seq {
+        self.change(|rows, out| match quota {
+            Some(quota) => {
+                let quota_json = serde_json::to_string(quota).expect("a quota is plain data");
+                let row = QuotaRow { name: name.to_owned(), quota_json };
+                row::put_quota(out, &row);
+                rows.quotas.insert(name.to_owned(), row);
+            }
+            None => {
+                row::put_no_quota(out, name);
+                rows.quotas.remove(name);
+            }
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Rows, &mut Vec<u8>)) -> Seq {
+        // The lock makes "change and hand over" one step; nothing in it waits.
+        let mut rows = self.lock();
+        let seq = self.outbox.handed() + 1;
+        self.outbox.hand(seq, None, |out| {
+            change(&mut rows, out);
+            1
+        });
+        seq
+    }
+
+    /// Waits until the store has the change; false: it never will.
+    pub async fn stored(&self, seq: Seq) -> bool {
+        self.outbox.stored(seq).await
+    }
+
+    /// Its outbox.
+    #[must_use]
+    pub const fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source for Catalogue {
+    // Whoever waits for the catalogue waits on the outbox itself.
+    fn progressed(&self) {}
+
+    fn dump(&self, _from: u32, _bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
+        // At most `POOLS_MAX` and `QUOTAS_MAX` rows: one piece.
+        let mut out = Vec::new();
+        let rows = self.lock();
+        rows.pools.values().for_each(|row| row::put_pool(&mut out, row));
+        rows.quotas.values().for_each(|row| row::put_quota(&mut out, row));
+        drop(rows);
+        ready(Some((out, None))).boxed()
+    }
+}
+
+/// The row of a pool.
+#[must_use]
+pub fn row(uid: u64, version: u64, name: &PoolName, spec: &PoolSpec, deleting: bool) -> PoolRow {
+    PoolRow {
+        uid,
+        version,
+        name: name.as_str().into(),
+        spec_json: serde_json::to_string(spec).expect("a spec is plain data"),
+        hash_version: HASH_VERSION,
+        deleting,
+    }
+}

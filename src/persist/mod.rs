@@ -1,0 +1,7 @@
+//! Persistence: rows, the journal that writes them, the stores that keep them, the catalog, and fences.
+
+pub mod catalog;
+pub mod fencing;
+pub mod journal;
+pub mod row;
+pub mod store;

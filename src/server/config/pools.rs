@@ -1,0 +1,144 @@
+//! `[[pools]]`: pools that are there, as they are declared, before the service is ready.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer as _, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::limits;
+use crate::model::rejection::Refusal;
+use crate::model::{PoolName, PoolSpec};
+
+/// One pool: `name`, and beside it the fields of its specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Name of the pool, `namespace/pool`.
+    pub name: PoolName,
+    /// Specification; a field that is left out has its default, as in `PUT /v1/pools/{ns}/{pool}`.
+    pub spec: PoolSpec,
+}
+
+/// Problems of values that parsed, each with the path of its field.
+pub(super) fn problems(pools: &[Pool], shards_max: usize) -> Vec<String> {
+    let mut problems = Vec::new();
+    if pools.len() > limits::POOLS_MAX {
+        problems.push(format!("pools: at most {}, got {}", limits::POOLS_MAX, pools.len()));
+    }
+    let shards: usize = pools.iter().map(|pool| usize::from(pool.spec.shards)).sum();
+    if shards > shards_max {
+        problems.push(format!("pools: they have {shards} shards together, more than server.max_shards ({shards_max})"));
+    }
+    for (index, Pool { name, spec }) in pools.iter().enumerate() {
+        if let Some(first) = pools[..index].iter().position(|pool| pool.name == *name) {
+            problems.push(format!("pools[{index}].name: {name} is declared by pools[{first}] already"));
+        }
+        let of_spec = spec_problems(spec).into_iter();
+        problems.extend(of_spec.map(|problem| format!("pools[{index}].{problem}")));
+    }
+    problems
+}
+
+/// A check ends at the first wrong field; with that one back at its default the next check finds the next.
+fn spec_problems(spec: &PoolSpec) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut fields = serde_json::to_value(spec).unwrap_or_default();
+    while let Ok(spec) = PoolSpec::deserialize(&fields) {
+        let Err(Refusal::Invalid { field, message }) = spec.check() else { break };
+        problems.push(format!("{field}: {message}"));
+        let top = field.split(['.', '[']).next().unwrap_or_default();
+        if fields.as_object_mut().and_then(|fields| fields.remove(top)).is_none() {
+            break;
+        }
+    }
+    problems
+}
+
+/// Puts something good in the place of a pool, or of its name, that is wrong, so that the rest can be read.
+pub(super) fn stand_in(pool: &mut Value, number: usize) {
+    let name = Value::String(format!("wrong/{number}"));
+    match pool {
+        Value::Object(fields) if !fields.contains_key("name") => {
+            fields.insert("name".to_owned(), name);
+        }
+        _ => *pool = serde_json::json!({"name": name}),
+    }
+}
+
+// By hand, because a flattened field takes unknown ones and loses the path of a wrong one.
+impl<'de> Deserialize<'de> for Pool {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Table;
+        impl<'de> Visitor<'de> for Table {
+            type Value = Pool;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Pool, A::Error> {
+                let mut name = None;
+                let spec = PoolSpec::deserialize(MapAccessDeserializer::new(Fields { map, name: &mut name }))?;
+                let Name(name) = name.ok_or_else(|| A::Error::missing_field("name"))?;
+                Ok(Pool { name, spec })
+            }
+        }
+        deserializer.deserialize_map(Table)
+    }
+}
+
+struct Name(PoolName);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        PoolName::parse(&String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// The fields of a pool without its name, which goes aside.
+struct Fields<'a, A> {
+    map: A,
+    name: &'a mut Option<Name>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, mut seed: K) -> Result<Option<K::Value>, A::Error> {
+        loop {
+            match self.map.next_key_seed(Key(seed))? {
+                None => return Ok(None),
+                Some(Either::Spec(key)) => return Ok(Some(key)),
+                Some(Either::Name(unused)) => {
+                    *self.name = Some(self.map.next_value()?);
+                    seed = unused;
+                }
+            }
+        }
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
+}
+
+struct Key<K>(K);
+
+enum Either<K, V> {
+    /// Key `name`, which did not need the seed.
+    Name(K),
+    Spec(V),
+}
+
+impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<K> {
+    type Value = Either<K, K::Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        let key = String::deserialize(deserializer)?;
+        if key == "name" {
+            return Ok(Either::Name(self.0));
+        }
+        self.0.deserialize(key.into_deserializer()).map(Either::Spec)
+    }
+}
