@@ -18,16 +18,16 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use service::Server;
 
-use hotpool::model::claim_request::ClaimAsk;
-use hotpool::model::rejection::Refusal;
+use hotpool::model::claim_request::ClaimConstraints;
+use hotpool::model::request_error::RequestError;
 use hotpool::model::{
-    Capacity, ClaimId, ClaimRequest, ClaimSpec, Mode, PoolName, PoolSpec, Registration, Resources, Taken, WorkerId,
-    WorkerSpec,
+    ClaimId, ClaimRequest, ClaimResult, ClaimSpec, PoolMode, PoolName, PoolSpec, RegistrationRequest,
+    ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
 };
 use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::persist::store::redb::RedbStore;
-use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 const CLAIMS: usize = 100;
 const ROUNDS: usize = 400;
@@ -54,21 +54,21 @@ fn pool() -> PoolName {
 }
 
 fn request(key: &str) -> ClaimRequest {
-    let resources = Resources { cpu_milli: CPU_MILLI, ..Resources::default() };
-    let ask = ClaimAsk { spec: ClaimSpec { resources, ..ClaimSpec::default() }, ..ClaimAsk::default() };
+    let resources = ResourceRequirements { cpu_milli: CPU_MILLI, ..ResourceRequirements::default() };
+    let ask = ClaimConstraints { spec: ClaimSpec { resources, ..ClaimSpec::default() }, ..ClaimConstraints::default() };
     let id = ClaimId::new("bench", "default", key).expect("a key");
-    ClaimRequest { ask: Some(Box::new(ask)), ..ClaimRequest::new(id, pool()) }
+    ClaimRequest { constraints: Some(Box::new(ask)), ..ClaimRequest::new(id, pool()) }
 }
 
 async fn scheduler(store: SharedStore, workers: usize, cpu_milli: u64) -> Scheduler {
-    let scheduler = Scheduler::new(store, Settings::default());
+    let scheduler = Scheduler::new(store, SchedulerSettings::default());
     scheduler.start().await.expect("a start");
-    let spec = PoolSpec { mode: Mode::Shared, ..PoolSpec::default() };
+    let spec = PoolSpec { mode: PoolMode::Shared, ..PoolSpec::default() };
     scheduler.put_pool(pool(), spec).await.expect("a pool");
     let workers = (0..workers).map(|n| {
-        let capacity = Capacity { cpu_milli, ..Capacity::default() };
+        let capacity = WorkerCapacity { cpu_milli, ..WorkerCapacity::default() };
         let id = WorkerId::new(&format!("worker-{n:04}")).expect("an id");
-        Registration::from(WorkerSpec { capacity, ..WorkerSpec::bare(id) })
+        RegistrationRequest::from(WorkerSpec { capacity, ..WorkerSpec::with_id(id) })
     });
     for done in scheduler.register_batch(&pool(), workers.collect()).await.expect("the pool") {
         done.expect("a worker");
@@ -76,7 +76,7 @@ async fn scheduler(store: SharedStore, workers: usize, cpu_milli: u64) -> Schedu
     scheduler
 }
 
-async fn release(scheduler: &Scheduler, taken: &[Result<Taken, Refusal>]) {
+async fn release(scheduler: &Scheduler, taken: &[Result<ClaimResult, RequestError>]) {
     let held = taken.iter().map(|taken| {
         let claim = &taken.as_ref().expect("room for all").claim;
         (claim.id.clone(), claim.fence)
@@ -87,7 +87,7 @@ async fn release(scheduler: &Scheduler, taken: &[Result<Taken, Refusal>]) {
 }
 
 /// Distinct workers that hold these.
-fn workers_of(taken: &[Result<Taken, Refusal>]) -> usize {
+fn workers_of(taken: &[Result<ClaimResult, RequestError>]) -> usize {
     let ids = taken.iter().map(|taken| taken.as_ref().expect("room for all").claim.worker.spec.id.to_string());
     let mut ids: Vec<String> = ids.collect();
     ids.sort_unstable();
@@ -159,7 +159,7 @@ impl Service {
             Request::get(format!("http://{}/metrics", self.server.address)).body(Full::default()).expect("a request");
         let answer = self.client.request(request).await.expect("metrics").into_body().collect().await.expect("a body");
         let text = String::from_utf8(answer.to_bytes().to_vec()).expect("text");
-        let line = text.lines().find(|line| line.starts_with("hotpool_worker_touches_total")).expect("the counter");
+        let line = text.lines().find(|line| line.starts_with("hotpool_worker_updates_total")).expect("the counter");
         line.rsplit(' ').next().and_then(|count| count.parse().ok()).expect("a number")
     }
 

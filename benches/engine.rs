@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hotpool::engine::{Answer, Effect, Event, Place, Shard};
-use hotpool::model::{ClaimId, Policy, WorkerId, WorkerSpec};
+use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, Shard};
+use hotpool::model::{ClaimId, PlacementPolicy, WorkerId, WorkerSpec};
 
 struct Counting(mimalloc::MiMalloc);
 
@@ -47,43 +47,55 @@ const RUN: usize = 64;
 struct Bench {
     shard: Shard,
     effects: Vec<Effect<()>>,
-    held: Vec<Place>,
+    held: Vec<ClaimHandle>,
     fence: u64,
 }
 
 impl Bench {
     fn new(workers: usize, held: usize) -> Self {
-        let mut shard = Shard::new(Policy::Lifo, 1);
+        let mut shard = Shard::new(PlacementPolicy::Lifo, 1);
         let mut effects: Vec<Effect<()>> = Vec::new();
         for n in 0..workers {
-            let spec = WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name"));
-            shard.on(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () }, 1, &mut effects);
+            let spec = WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:07}")).expect("a name"));
+            shard.handle_event(
+                Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () },
+                1,
+                &mut effects,
+            );
             effects.clear();
         }
-        shard.drop_rows();
+        shard.discard_changes();
         let mut bench = Self { shard, effects, held: Vec::new(), fence: 0 };
         for _ in 0..held {
             bench.claim(fresh_id(bench.fence));
             bench.collect();
         }
-        bench.shard.drop_rows();
+        bench.shard.discard_changes();
         bench
     }
 
     fn claim(&mut self, id: ClaimId) {
         self.fence += 1;
         let affinity = id.hash64();
-        let event =
-            Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, ttl_ms: 0, wants: None, promise: 0, to: () };
-        self.shard.on(event, 1, &mut self.effects);
+        let event = Event::Claim {
+            id,
+            fence: self.fence,
+            affinity,
+            reserve_ms: 0,
+            ttl_ms: 0,
+            wants: None,
+            reservation_ticket: 0,
+            to: (),
+        };
+        self.shard.handle_event(event, 1, &mut self.effects);
     }
 
     /// Notes what was granted; frees the ids of what ended.
     fn collect(&mut self) {
         for effect in self.effects.drain(..) {
             match effect {
-                Effect::Reply { answer: Answer::Granted(grant), .. } => self.held.push(grant.place),
-                Effect::Reply { answer: Answer::Released, .. } | Effect::Ended { .. } => {}
+                Effect::Reply { answer: EngineReply::Granted(grant), .. } => self.held.push(grant.handle),
+                Effect::Reply { answer: EngineReply::Released, .. } | Effect::ClaimEnded { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -106,13 +118,13 @@ impl Bench {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             let start = Instant::now();
             if ahead {
-                self.shard.look_ahead(victims.iter().copied(), ids.iter().map(ClaimId::hash64));
+                self.shard.prefetch(victims.iter().copied(), ids.iter().map(ClaimId::hash64));
             }
             for (place, id) in victims.drain(..).zip(ids.drain(..)) {
-                self.shard.on(Event::Release { place, to: () }, 1, &mut self.effects);
+                self.shard.handle_event(Event::Release { place, to: () }, 1, &mut self.effects);
                 self.claim(id);
             }
-            self.shard.drop_rows();
+            self.shard.discard_changes();
             ns += start.elapsed().as_nanos();
             allocations += ALLOCATIONS.load(Ordering::Relaxed) - before;
             self.collect();

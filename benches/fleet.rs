@@ -11,12 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hotpool::model::rejection::Refusal;
-use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::model::request_error::RequestError;
+use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::persist::store::redb::RedbStore;
-use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 use self::resident::resident_bytes;
 
@@ -33,8 +33,8 @@ fn request(n: usize) -> ClaimRequest {
     ClaimRequest { affinity, reserve_ms: Some(0), ..ClaimRequest::new(id, pool()) }
 }
 
-async fn start(store: SharedStore, shards: u16, ack: Ack) -> Scheduler {
-    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000, ..Settings::default() });
+async fn start(store: SharedStore, shards: u16, ack: AckLevel) -> Scheduler {
+    let scheduler = Scheduler::new(store, SchedulerSettings { store_wait_ms: 60_000, ..SchedulerSettings::default() });
     scheduler.start().await.expect("starts");
     scheduler.put_pool(pool(), PoolSpec { shards, ack, ..PoolSpec::default() }).await.expect("a pool");
     scheduler
@@ -43,7 +43,7 @@ async fn start(store: SharedStore, shards: u16, ack: Ack) -> Scheduler {
 async fn register(scheduler: &Scheduler, workers: usize) {
     for from in (0..workers).step_by(10_000) {
         let specs = (from..workers.min(from + 10_000))
-            .map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
+            .map(|n| WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
         let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     }
@@ -58,7 +58,7 @@ async fn claim(scheduler: &Scheduler, claims: usize) {
 
 async fn memory(workers: usize) {
     let before = resident_bytes();
-    let scheduler = start(Arc::new(MemoryStore), 16, Ack::Memory).await;
+    let scheduler = start(Arc::new(MemoryStore), 16, AckLevel::Memory).await;
     register(&scheduler, workers).await;
     let idle = resident_bytes() - before;
     claim(&scheduler, workers).await;
@@ -69,7 +69,7 @@ async fn memory(workers: usize) {
 
 async fn recovery(workers: usize, dir: &Path) {
     let open = || Arc::new(RedbStore::open(dir).expect("a directory of our own"));
-    let scheduler = start(open(), 16, Ack::Durable).await;
+    let scheduler = start(open(), 16, AckLevel::Durable).await;
     register(&scheduler, workers).await;
     claim(&scheduler, workers / 10).await;
     scheduler.stop().await;
@@ -81,7 +81,7 @@ async fn recovery(workers: usize, dir: &Path) {
     let begin = Instant::now();
     let store = open();
     let opened = begin.elapsed();
-    let scheduler = Scheduler::new(store, Settings::default());
+    let scheduler = Scheduler::new(store, SchedulerSettings::default());
     scheduler.start().await.expect("recovers");
     println!(
         "{workers} workers, a tenth of them held: serving after {:.2} s ({:.2} s of it opening the file)",
@@ -100,7 +100,7 @@ async fn recovery(workers: usize, dir: &Path) {
 async fn busy(free: usize, clients: usize) {
     const WORKERS: usize = 10_000;
     const CLAIMS: usize = 200_000;
-    let scheduler = start(Arc::new(MemoryStore), 64, Ack::Memory).await;
+    let scheduler = start(Arc::new(MemoryStore), 64, AckLevel::Memory).await;
     register(&scheduler, WORKERS).await;
     claim(&scheduler, WORKERS - free).await;
     let tasks: Vec<_> = (0..clients)
@@ -111,7 +111,7 @@ async fn busy(free: usize, clients: usize) {
                 for n in 0..CLAIMS / clients {
                     match scheduler.claim(request(1_000_000 * (client + 1) + n)).await {
                         Ok(taken) => scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held"),
-                        Err(Refusal::Exhausted(_)) => refused += 1,
+                        Err(RequestError::Exhausted(_)) => refused += 1,
                         Err(other) => panic!("{other}"),
                     }
                 }

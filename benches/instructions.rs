@@ -4,14 +4,14 @@
 //!
 //! `tests/instructions.sh` runs it and installs what it needs.
 
-#[path = "hot/mod.rs"]
-mod hot;
+#[path = "hot_paths/mod.rs"]
+mod hot_paths;
 
 use std::hint::black_box;
 
 use gungraun::prelude::*;
 use gungraun::{Callgrind, EventKind};
-use hot::{Engine, Shares};
+use hot_paths::{Engine, Shares};
 
 /// Fails above this many instructions and 5 % more.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
@@ -23,36 +23,36 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark(config = at_most(37_519))]
-#[bench::run_of_64(hot::idle())]
+#[bench::run_of_64(hot_paths::idle())]
 fn claim(engine: Engine) -> Engine {
-    hot::claim(black_box(engine))
+    hot_paths::claim(black_box(engine))
 }
 
 #[library_benchmark(config = at_most(38_785))]
-#[bench::run_of_64(hot::idle())]
+#[bench::run_of_64(hot_paths::idle())]
 fn batch(engine: Engine) -> Engine {
-    hot::batch(black_box(engine))
+    hot_paths::batch(black_box(engine))
 }
 
 #[library_benchmark(config = at_most(35_204))]
-#[bench::run_of_64(hot::held())]
+#[bench::run_of_64(hot_paths::held())]
 fn release(engine: Engine) -> Engine {
-    hot::release(black_box(engine))
+    hot_paths::release(black_box(engine))
 }
 
 #[library_benchmark(config = at_most(2_490))]
-#[bench::of_1024_workers(hot::shares())]
+#[bench::of_1024_workers(hot_paths::shares())]
 fn pick(mut shares: Shares) -> Shares {
-    black_box(hot::pick(black_box(&mut shares)));
+    black_box(hot_paths::pick(black_box(&mut shares)));
     shares
 }
 
 #[library_benchmark(config = at_most(30_294))]
-#[bench::pipeline_of_64(hot::pipeline())]
+#[bench::pipeline_of_64(hot_paths::pipeline())]
 fn parse(input: Vec<u8>) -> Vec<u8> {
-    black_box(hot::parse(black_box(&input)));
+    black_box(hot_paths::parse(black_box(&input)));
     input
 }
 
-library_benchmark_group!(name = hot_paths, benchmarks = [claim, batch, release, pick, parse]);
-main!(library_benchmark_groups = hot_paths);
+library_benchmark_group!(name = instruction_counts, benchmarks = [claim, batch, release, pick, parse]);
+main!(library_benchmark_groups = instruction_counts);

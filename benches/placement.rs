@@ -5,8 +5,11 @@
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
-use hotpool::engine::placement::bin_packing::{CARD_MILLI, Fgd, Fleet, NO_MODEL, Need, Pick, Placement, Share};
-use hotpool::model::{Capacity, GpuCapacity};
+use hotpool::engine::placement::bin_packing::{
+    FitStrategy, FleetIndex, FragmentationScorer, GPU_MILLI, NO_MODEL, PlacementDecision, ResourceAllocation,
+    ResourceRequest,
+};
+use hotpool::model::{GpuCapacity, WorkerCapacity};
 
 const SHARDS: usize = 16;
 const DECISIONS: usize = 400_000;
@@ -28,7 +31,7 @@ impl Dice {
     }
 
     /// Twelve shapes, as a mixed fleet has them.
-    fn worker(&mut self) -> Capacity {
+    fn worker(&mut self) -> WorkerCapacity {
         let (cores, gib, gpu) = self.one(&[
             (16, 64, None),
             (32, 128, None),
@@ -44,24 +47,24 @@ impl Dice {
             (8, 32, Some(("V100", 1))),
         ]);
         let gpu = gpu.map(|(model, count): (&str, u32)| GpuCapacity { model: model.into(), count });
-        Capacity { cpu_milli: cores * 1_000, memory_bytes: gib << 30, slots: 0, gpu }
+        WorkerCapacity { cpu_milli: cores * 1_000, memory_bytes: gib << 30, slots: 0, gpu }
     }
 
-    fn need(&mut self) -> Need {
+    fn need(&mut self) -> ResourceRequest {
         let cpu_milli = self.one(&[250, 500, 1_000, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000, 16_000]);
         let mib_per_milli = self.one(&[1, 2, 4, 8]);
         let (cards, card_milli) = match self.roll(10) {
             0..6 => (0, 0),
             6..8 => (1, self.one(&[100, 200, 250, 300, 500, 700])),
-            8 => (1, CARD_MILLI),
-            _ => (self.one(&[2, 4]), CARD_MILLI),
+            8 => (1, GPU_MILLI),
+            _ => (self.one(&[2, 4]), GPU_MILLI),
         };
-        Need {
+        ResourceRequest {
             cpu_milli,
             memory_bytes: (cpu_milli * mib_per_milli) << 20,
             slots: 0,
-            cards,
-            card_milli,
+            gpu_count: cards,
+            gpu_milli: card_milli,
             models: Default::default(),
             until_ms: 0,
         }
@@ -69,26 +72,27 @@ impl Dice {
 }
 
 /// As the service: work without cards takes workers with cards only when no other fits.
-fn sparing(fleet: &Fleet, need: &Need, fgd: &mut Fgd) -> Option<Pick> {
-    let without = (need.cards == 0).then(|| Need { models: [NO_MODEL][..].into(), ..need.clone() });
-    let spared = without.and_then(|without| fleet.pick(&without, Placement::BestFit, fgd));
-    spared.or_else(|| fleet.pick(need, Placement::BestFit, fgd))
+fn sparing(fleet: &FleetIndex, need: &ResourceRequest, fgd: &mut FragmentationScorer) -> Option<PlacementDecision> {
+    let without = (need.gpu_count == 0).then(|| ResourceRequest { models: [NO_MODEL][..].into(), ..need.clone() });
+    let spared = without.and_then(|without| fleet.pick(&without, FitStrategy::BestFit, fgd));
+    spared.or_else(|| fleet.pick(need, FitStrategy::BestFit, fgd))
 }
 
 struct Bench {
-    shards: Vec<Fleet>,
-    held: Vec<(usize, u32, Share)>,
-    fgd: Fgd,
+    shards: Vec<FleetIndex>,
+    held: Vec<(usize, u32, ResourceAllocation)>,
+    fgd: FragmentationScorer,
     dice: Dice,
 }
 
 impl Bench {
     fn new(workers: usize) -> Self {
-        let mut bench = Self { shards: Vec::new(), held: Vec::new(), fgd: Fgd::default(), dice: Dice(7) };
+        let mut bench =
+            Self { shards: Vec::new(), held: Vec::new(), fgd: FragmentationScorer::default(), dice: Dice(7) };
         for shard in 0..SHARDS {
-            let mut fleet = Fleet::default();
+            let mut fleet = FleetIndex::default();
             let here = workers * (shard + 1) / SHARDS - workers * shard / SHARDS;
-            (0..here as u32).for_each(|at| fleet.enter(at, &bench.dice.worker()));
+            (0..here as u32).for_each(|at| fleet.insert(at, &bench.dice.worker()));
             bench.shards.push(fleet);
         }
         // Full when a fifth of as many requests as there are workers found no room.
@@ -102,8 +106,8 @@ impl Bench {
         let fleet = &mut self.shards[shard];
         let start = Instant::now();
         let pick = sparing(fleet, &need, &mut self.fgd)?;
-        let share = fleet.share(&need, pick)?;
-        fleet.take(pick.worker, &share);
+        let share = fleet.allocation(&need, pick)?;
+        fleet.allocate(pick.worker, &share);
         let took = start.elapsed().as_nanos() as u64;
         self.held.push((shard, pick.worker, share));
         Some(took)
@@ -112,7 +116,7 @@ impl Bench {
     fn release(&mut self) -> u64 {
         let (shard, worker, share) = self.held.swap_remove(self.dice.roll(self.held.len()));
         let start = Instant::now();
-        self.shards[shard].give(worker, &share);
+        self.shards[shard].release(worker, &share);
         start.elapsed().as_nanos() as u64
     }
 }
@@ -132,7 +136,7 @@ fn main() {
                 claims.saturating_record(took);
             }
         }
-        let rooms: usize = bench.shards.iter().map(Fleet::rooms).sum();
+        let rooms: usize = bench.shards.iter().map(FleetIndex::distinct_free).sum();
         let at = |histogram: &Histogram<u64>, quantile| histogram.value_at_quantile(quantile);
         println!(
             "{workers:<12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>12}",

@@ -2,24 +2,25 @@
 //! itself reaches, how evenly one hot pool lands on the masters, what `ack: memory` costs over `memory:`, lag, and
 //! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline alone http durable spread steady recovery` picks some.
 
+mod baseline;
 mod processor;
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/redis/servers.rs"]
 mod servers;
 mod service;
-mod usual;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use baseline::{Cost, usual};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::persist::store::redis::RedisStore;
-use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::server::config;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
@@ -30,7 +31,6 @@ use servers::Cluster;
 use service::Server;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-use usual::{Cost, usual};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,18 +48,18 @@ fn request(pool: &PoolName, key: &str) -> ClaimRequest {
 }
 
 fn open(url: &str, dir: &TempDir) -> SharedStore {
-    let settings = config::Store { data_dir: dir.path().to_owned(), ..config::Store::default() };
-    Arc::new(RedisStore::open(settings.redis(url.parse().expect("a URL"))).expect("opens"))
+    let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
+    Arc::new(RedisStore::open(settings.redis_options(url.parse().expect("a URL"))).expect("opens"))
 }
 
-async fn scheduler(store: SharedStore, shards: u16, ack: Ack, workers: usize) -> Scheduler {
-    let scheduler = Scheduler::new(store, Settings { store_wait_ms: 60_000, ..Settings::default() });
+async fn scheduler(store: SharedStore, shards: u16, ack: AckLevel, workers: usize) -> Scheduler {
+    let scheduler = Scheduler::new(store, SchedulerSettings { store_wait_ms: 60_000, ..SchedulerSettings::default() });
     scheduler.start().await.expect("starts");
     let spec = PoolSpec { shards, ack, lag_max_ms: 60_000, ..PoolSpec::default() };
     scheduler.put_pool(pool(), spec).await.expect("a pool");
     for from in (0..workers).step_by(10_000) {
         let specs = (from..workers.min(from + 10_000))
-            .map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
+            .map(|n| WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
         let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     }
@@ -133,7 +133,7 @@ async fn durable(cluster: &Cluster) {
         for clients in [64, 1_024, 4_096] {
             flush(cluster);
             let dir = TempDir::new().expect("a directory");
-            let scheduler = scheduler(open(&cluster.url(), &dir), shards, Ack::Durable, 20_000).await;
+            let scheduler = scheduler(open(&cluster.url(), &dir), shards, AckLevel::Durable, 20_000).await;
             let rate = pairs(&scheduler, clients, TIME).await;
             println!(
                 "{:<56} {rate:>10.0} pairs/s",
@@ -157,7 +157,7 @@ async fn alone(cluster: &Cluster) {
         usual.print(&format!("{round}: SPOP and versioned rows, the better of 16 and 64 clients"));
         flush(cluster);
         let dir = TempDir::new().expect("a directory");
-        let scheduler = scheduler(open(&cluster.url(), &dir), 16, Ack::Durable, 1_000_000).await;
+        let scheduler = scheduler(open(&cluster.url(), &dir), 16, AckLevel::Durable, 1_000_000).await;
         settled(&scheduler).await;
         let cost = Cost::of(cluster, claims(&scheduler, 1_024, Duration::from_secs(3))).await;
         cost.print(&format!("{round}: durable claims alone, in process, 16 shards, 1024 in flight"));
@@ -236,7 +236,7 @@ async fn spread(cluster: &Cluster) {
     for shards in [64, 16] {
         flush(cluster);
         let dir = TempDir::new().expect("a directory");
-        let scheduler = scheduler(open(&cluster.url(), &dir), shards, Ack::Durable, 100_000).await;
+        let scheduler = scheduler(open(&cluster.url(), &dir), shards, AckLevel::Durable, 100_000).await;
         for master in &cluster.masters {
             let _: () = master.ask(&["CONFIG", "RESETSTAT"]);
         }
@@ -264,7 +264,7 @@ async fn spread(cluster: &Cluster) {
 /// Claims and releases at a fixed rate, memory-acknowledged; latency from the intended moment. Prints p50, p99, and the lag.
 async fn steady(name: &str, store: SharedStore, rate: usize, settle: bool) {
     const CLIENTS: usize = 64;
-    let scheduler = scheduler(store, 16, Ack::Memory, 20_000).await;
+    let scheduler = scheduler(store, 16, AckLevel::Memory, 20_000).await;
     settled(&scheduler).await;
     let start = Instant::now();
     let done = Arc::new(AtomicUsize::new(0));
@@ -317,19 +317,19 @@ async fn recovery(cluster: &Cluster, workers: usize) {
     flush(cluster);
     let dir = TempDir::new().expect("a directory");
     let url = cluster.url();
-    let first = scheduler(open(&url, &dir), 16, Ack::Durable, workers).await;
+    let first = scheduler(open(&url, &dir), 16, AckLevel::Durable, workers).await;
     first.stop().await;
     drop(first);
-    let settings = config::Store { data_dir: dir.path().to_owned(), ..config::Store::default() };
+    let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
     let store = loop {
         // The actors' last references go when their tasks have ended.
-        match RedisStore::open(settings.redis(url.parse().expect("a URL"))) {
+        match RedisStore::open(settings.redis_options(url.parse().expect("a URL"))) {
             Ok(store) => break store,
             Err(_) => tokio::task::yield_now().await,
         }
     };
     let begin = Instant::now();
-    let second = Scheduler::new(Arc::new(store), Settings::default());
+    let second = Scheduler::new(Arc::new(store), SchedulerSettings::default());
     second.start().await.expect("recovers");
     println!("{:<56} {:>10.2} s", format!("recovery of {workers} workers"), begin.elapsed().as_secs_f64());
     let status = second.get_pool(&pool()).await.expect("recovered");

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hotpool::model::{Ack, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
+use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::persist::store::memory::MemoryStore;
-use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,12 +15,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const WORKERS: usize = 10_000;
 
 async fn scheduler(shards: u16) -> (Scheduler, PoolName) {
-    let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
+    let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
     scheduler.start().await.expect("memory: always starts");
     let pool = PoolName::new("bench", "pool").expect("a name");
-    let spec = PoolSpec { shards, ack: Ack::Memory, ..PoolSpec::default() };
+    let spec = PoolSpec { shards, ack: AckLevel::Memory, ..PoolSpec::default() };
     scheduler.put_pool(pool.clone(), spec).await.expect("a pool");
-    let spec = |n| WorkerSpec::bare(WorkerId::new(&format!("w-{n}")).expect("a name"));
+    let spec = |n| WorkerSpec::with_id(WorkerId::new(&format!("w-{n}")).expect("a name"));
     let registered =
         scheduler.register_batch(&pool, (0..WORKERS).map(|n| spec(n).into()).collect()).await.expect("a pool");
     assert!(registered.iter().all(Result::is_ok));

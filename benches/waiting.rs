@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use hotpool::admission::tenants::Tenants;
-use hotpool::admission::waiters::{Parked, Wait};
+use hotpool::admission::tenants::TenantRegistry;
+use hotpool::admission::wait_queue::{QueuedClaim, WaitState};
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::PoolChoice;
-use hotpool::model::{Ack, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
+use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
 use hotpool::persist::store::memory::MemoryStore;
-use hotpool::scheduler::{Scheduler, Settings};
-use hotpool::shard::{ClaimItem, Outcome};
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use hotpool::shard::{PendingClaim, ShardOutcome};
 use plotters::prelude::*;
 use tokio::sync::mpsc;
 
@@ -72,18 +72,21 @@ fn waiting(tenant: &str, key: &str, wait_ms: u64) -> ClaimRequest {
 }
 
 async fn scheduler(clock: Clock, shards: u16, workers: usize) -> Scheduler {
-    let scheduler =
-        Scheduler::with_clock(Arc::new(MemoryStore), Settings { store_wait_ms: 60_000, ..Settings::default() }, clock);
+    let scheduler = Scheduler::with_clock(
+        Arc::new(MemoryStore),
+        SchedulerSettings { store_wait_ms: 60_000, ..SchedulerSettings::default() },
+        clock,
+    );
     scheduler.start().await.expect("starts");
     let spec = PoolSpec {
         shards,
-        ack: Ack::Memory,
+        ack: AckLevel::Memory,
         waiters_max: 1_000_000,
         waiters_tenant_max: 1_000_000,
         ..PoolSpec::default()
     };
     scheduler.put_pool(pool(), spec).await.expect("a pool");
-    let specs = (0..workers).map(|n| WorkerSpec::bare(WorkerId::new(&format!("worker-{n:04}")).expect("a name")));
+    let specs = (0..workers).map(|n| WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:04}")).expect("a name")));
     let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
     assert!(outcomes.iter().all(Result::is_ok));
     scheduler
@@ -147,13 +150,13 @@ async fn bytes() {
     parked(&scheduler, WAITERS).await;
     let live = LIVE_BYTES.load(Ordering::Relaxed).unsigned_abs();
     COUNTS.store(false, Ordering::Relaxed);
-    let callers = size_of::<Option<Outcome>>() + size_of::<ClaimId>() + size_of::<PoolChoice>();
+    let callers = size_of::<Option<ShardOutcome>>() + size_of::<ClaimId>() + size_of::<PoolChoice>();
     println!(
         "bytes of a claim that waits: {} asked for, {callers} of them for its caller; {} resident",
         live / WAITERS,
         (resident_bytes() - before) / WAITERS
     );
-    let [item, wait, parked] = [size_of::<ClaimItem>(), size_of::<Wait>(), size_of::<Parked>()];
+    let [item, wait, parked] = [size_of::<PendingClaim>(), size_of::<WaitState>(), size_of::<QueuedClaim>()];
     println!("  a claim on its way {item}, its wait {wait}, its place {parked}");
 }
 
@@ -161,9 +164,9 @@ async fn bytes() {
 async fn deadline() {
     let scheduler = scheduler(Clock::system(), 16, 0).await;
     let other = PoolName::new("bench", "other").expect("a name");
-    scheduler.put_pool(other.clone(), PoolSpec { ack: Ack::Memory, ..PoolSpec::default() }).await.expect("a pool");
+    scheduler.put_pool(other.clone(), PoolSpec { ack: AckLevel::Memory, ..PoolSpec::default() }).await.expect("a pool");
     for n in 0..64 {
-        let spec = WorkerSpec::bare(WorkerId::new(&format!("w{n}")).expect("a name"));
+        let spec = WorkerSpec::with_id(WorkerId::new(&format!("w{n}")).expect("a name"));
         scheduler.register(&other, spec).await.expect("a pool");
     }
     let end = Instant::now() + Duration::from_secs(6);
@@ -220,13 +223,13 @@ async fn deadline() {
 fn quota() {
     const ROUNDS: u32 = 5_000_000;
     let id = ClaimId::new("bench", "default", "key").expect("a name");
-    let tenants = Tenants::default();
+    let tenants = TenantRegistry::default();
     for quota in [None, Some(Quota { claims: Some(1_000), cpu_milli: Some(1_000), ..Quota::default() })] {
         let named = if quota.is_some() { "with a quota" } else { "without a quota" };
         tenants.set_quota("bench/default", quota);
         let begun = Instant::now();
         for _ in 0..ROUNDS {
-            drop(std::hint::black_box(tenants.take(&id, None, 0)).expect("within the quota"));
+            drop(std::hint::black_box(tenants.try_charge(&id, None, 0)).expect("within the quota"));
         }
         println!(
             "count a claim and give it back, {named}: {:.0} ns",

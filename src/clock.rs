@@ -4,7 +4,7 @@
 //! - `mono_ns`: durations (metrics);
 //! - `boot_ns`: the lease on the store; runs while the machine sleeps;
 //! - `unix_us`: fences and times shown to people; may jump, and nothing expires by it;
-//! - `engine_ms`: deadlines. It moves only in [`Clock::tick`], by at most [`STEP_MAX_MS`] a tick: a process that was
+//! - `engine_ms`: deadlines. It moves only in [`Clock::tick`], by at most [`TICK_STEP_MAX_MS`] a tick: a process that was
 //!   paused for an hour wakes up a moment later, so nobody is swept for its pause.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crossbeam::utils::CachePadded;
 use crate::model::Millis;
 
 /// Most that one tick moves the engine's time. Ticks come every [`TICK_MS`], so a larger gap is a pause.
-pub const STEP_MAX_MS: Millis = 250;
+pub const TICK_STEP_MAX_MS: Millis = 250;
 /// How often the service ticks.
 pub const TICK_MS: Millis = 5;
 /// How far wall clock and engine may drift apart before times shown to people follow the wall clock again.
@@ -24,10 +24,10 @@ const DRIFT_MAX_MS: u64 = 50;
 
 /// Cheap to clone; all clones show the same time.
 #[derive(Debug, Clone)]
-pub struct Clock(Arc<Inner>);
+pub struct Clock(Arc<ClockState>);
 
 #[derive(Debug)]
-struct Inner {
+struct ClockState {
     origin: Instant,
     /// Nanoseconds since the origin, for a clock that only moves by hand; negative: the system's.
     manual_ns: AtomicI64,
@@ -54,7 +54,7 @@ impl Clock {
 
     fn starting(manual_ns: i64) -> Self {
         let origin = Instant::now();
-        let clock = Self(Arc::new(Inner {
+        let clock = Self(Arc::new(ClockState {
             origin,
             manual_ns: AtomicI64::new(manual_ns),
             unix_shift_us: AtomicI64::new(0),
@@ -123,14 +123,14 @@ impl Clock {
     #[must_use]
     pub fn engine_now_ms(&self) -> Millis {
         let since = (self.mono_ns() / 1_000_000).saturating_sub(self.0.last_tick_ms.load(Ordering::Relaxed));
-        self.engine_ms() + since.min(STEP_MAX_MS)
+        self.engine_ms() + since.min(TICK_STEP_MAX_MS)
     }
 
     /// Moves the engine's time on and returns it.
     pub fn tick(&self) -> Millis {
         let now = self.mono_ns() / 1_000_000;
         let last = self.0.last_tick_ms.swap(now, Ordering::Relaxed);
-        let step = now.saturating_sub(last).min(STEP_MAX_MS);
+        let step = now.saturating_sub(last).min(TICK_STEP_MAX_MS);
         let engine_ms = self.0.engine_ms.fetch_add(step, Ordering::Relaxed) + step;
         let ahead_ms = self.unix_ms().cast_signed() - engine_ms.cast_signed();
         if ahead_ms.abs_diff(self.0.unix_ahead_ms.load(Ordering::Relaxed)) > DRIFT_MAX_MS {

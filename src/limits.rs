@@ -33,7 +33,7 @@ pub const AMOUNT_MAX: u64 = (1 << 53) - 1;
 /// Most GPUs on one worker.
 pub const GPUS_MAX: u32 = 64;
 /// A whole GPU card, in thousandths.
-pub const CARD_MILLI: u32 = 1_000;
+pub const GPU_MILLI: u32 = 1_000;
 /// Most GPU models that a claim may list.
 pub const CLAIM_MODELS_MAX: usize = 8;
 /// Most GPU models that one shard of a shared pool tells apart; workers with others are refused.
@@ -45,7 +45,7 @@ pub const TYPICAL_REQUESTS_MAX: usize = 256;
 /// Workers or claims of a shard that one command of a listing or an explanation looks at.
 pub const SLICE_ENTRIES: u32 = 1_024;
 /// Deadlines that one run of a shard carries out; what is due beyond is left to the next, which follows at once.
-pub const SWEEP_MAX: usize = 1_024;
+pub const EXPIRIES_PER_RUN_MAX: usize = 1_024;
 /// Commands that one page of a listing gives to shards; past it the page is short, and goes on with the next.
 pub const PAGE_SLICES_MAX: usize = 256;
 /// Largest fence, for the same reason.
@@ -65,18 +65,18 @@ pub const TTL_MS_MAX: u64 = 30 * 86_400_000;
 /// Longest `lost_keep_ms` a pool may set: thirty days.
 pub const LOST_KEEP_MS_MAX: u64 = 30 * 86_400_000;
 /// Most claims that one heartbeat or registration names.
-pub const NAMED_CLAIMS_MAX: usize = 10_000;
+pub const REPORTED_CLAIMS_MAX: usize = 10_000;
 /// Claims that ended without their holder's doing and that callers may still ask about; the oldest are forgotten.
-pub const REMEMBERED_MAX: usize = 65_536;
+pub const ENDED_CLAIMS_MAX: usize = 65_536;
 /// How long such a claim is remembered, in milliseconds.
-pub const REMEMBERED_MS: u64 = 600_000;
+pub const ENDED_CLAIMS_MS: u64 = 600_000;
 /// Keys that are remembered after a stop that may have lost claims, so that none goes back to a lower fence; past it no
 /// lost claim is adopted any more.
 pub const ADOPTION_KEYS_MAX: usize = 1 << 20;
 /// How long lost claims are adopted after a start, in milliseconds.
 pub const ADOPTION_MS: u64 = 600_000;
 /// Commands that wait in one shard's ring; past it the shard refuses (`overloaded`).
-pub const RING_SLOTS: usize = 4096;
+pub const MAILBOX_SLOTS: usize = 4096;
 /// Commands that an actor takes from its ring before it lets others run.
 pub const DRAIN_MAX: usize = 1024;
 /// Requests in flight on one claim stream; what is sent beyond waits in the stream.
@@ -114,11 +114,11 @@ pub const HOST_BYTES_MAX: usize = 253;
 /// Longest label of a host name, in bytes.
 pub const HOST_LABEL_BYTES_MAX: usize = 63;
 /// Requests that may wait behind one pending key.
-pub const JOINERS_MAX: usize = 256;
+pub const WAITING_DUPLICATES_MAX: usize = 256;
 /// Keys freed in one shard whose end the store does not have yet; past it new claims are refused (`store`).
-pub const GONE_MAX: usize = 262_144;
+pub const UNSTORED_ENDS_MAX: usize = 262_144;
 /// Durable answers of one shard that wait for the store; past it requests are refused (`store`).
-pub const ANSWERS_MAX: usize = 65_536;
+pub const PENDING_REPLIES_MAX: usize = 65_536;
 /// Deleted workers that one shard remembers, so that a late register does not resurrect them.
 pub const TOMBSTONES_MAX: usize = 4096;
 /// How long a deleted worker is remembered, in milliseconds.
@@ -129,7 +129,7 @@ pub const SELECTOR_BYTES_MAX: usize = 4096;
 /// Most terms of one selector.
 pub const SELECTOR_TERMS_MAX: usize = 64;
 /// Selectors that are kept as read, by their text.
-pub const SELECTORS_KEPT: usize = 4096;
+pub const SELECTORS_CACHED_MAX: usize = 4096;
 /// Largest weight of a tenant.
 pub const WEIGHT_MAX: u32 = 1_000;
 /// Highest priority of a claim.
@@ -153,13 +153,13 @@ pub const CLAIM_NODES_MAX: usize = 256;
 /// Most bytes of a claim's labels, keys and values together: they are part of its worker's row.
 pub const CLAIM_LABELS_BYTES_MAX: usize = 4096;
 /// Distinct shapes of idle workers (labels, node, capacity) that one shard keeps apart; the rest is looked at one by one.
-pub const SHAPES_MAX: usize = 4096;
+pub const WORKER_CLASSES_MAX: usize = 4096;
 /// Distinct capacities that a shard tells the router, and that the router looks at for one pool. With more, in a shard or in
 /// all, only the largest of each amount is known.
 pub const CAPACITIES_MAX: usize = 1024;
 
 const _: () = assert!(RESERVE_MS_MAX <= TTL_MS_MAX && TTL_MS_MAX <= u32::MAX as u64, "claims keep them in 32 bits");
-const _: () = assert!(DRAIN_MAX <= RING_SLOTS && RING_SLOTS < ANSWERS_MAX);
+const _: () = assert!(DRAIN_MAX <= MAILBOX_SLOTS && MAILBOX_SLOTS < PENDING_REPLIES_MAX);
 const _: () = assert!(
     CONNECTION_WAITING_MAX + STREAMS_MAX + WATCHERS_MAX + LASTING_STREAMS_MAX < CONNECTION_STREAMS_MAX as usize,
     "what may stay on one connection for long leaves streams for calls that do not"

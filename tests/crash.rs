@@ -10,7 +10,7 @@
 #[path = "crash/campaign.rs"]
 mod campaign;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "it/client.rs"]
+#[path = "end_to_end/client.rs"]
 mod client;
 #[path = "crash/memory_ack.rs"]
 mod memory_ack;
@@ -18,7 +18,7 @@ mod memory_ack;
 #[path = "crash/redis.rs"]
 mod redis;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "it/server.rs"]
+#[path = "end_to_end/server.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with the tests of the Redis store, which use all of it")]
 #[path = "redis/servers.rs"]

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{Answer, Effect, Event, Grant, Nodes, Place, Shard, Wants};
-use hotpool::model::label_selector::Selector;
+use hotpool::engine::{ClaimGrant, ClaimHandle, Effect, EngineReply, Event, NodeSet, PlacementConstraints, Shard};
+use hotpool::model::label_selector::LabelSelector;
 use hotpool::model::{
-    Amounts, Capacity, ClaimId, ClaimSpec, GpuAsk, GpuCapacity, Labels, Policy, Resources, RuledOut, Survey, WorkerId,
-    WorkerSpec, WorkerVerb,
+    ClaimId, ClaimSpec, FilterReason, GpuCapacity, GpuRequest, Labels, PlacementPolicy, ResourceAmounts,
+    ResourceRequirements, WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec, WorkerSurvey,
 };
 use proptest::prelude::*;
 
@@ -59,7 +59,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..50)
 }
 
-fn capacity(size: u8) -> Capacity {
+fn capacity(size: u8) -> WorkerCapacity {
     let (cpu_milli, memory_bytes, slots, gpu) = [
         (4_000, 8, 0, None),
         (8_000, 16, 4, None),
@@ -72,10 +72,10 @@ fn capacity(size: u8) -> Capacity {
         (0, 64, 9, None),
     ][usize::from(size)];
     let gpu = gpu.map(|(model, count): (&str, u32)| GpuCapacity { model: model.into(), count });
-    Capacity { cpu_milli, memory_bytes, slots, gpu }
+    WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }
 }
 
-fn resources(number: u8) -> Resources {
+fn resources(number: u8) -> ResourceRequirements {
     let (cpu_milli, memory_bytes, slots, gpu) = [
         (0, 0, 0, None),
         (1_000, 0, 0, None),
@@ -90,12 +90,12 @@ fn resources(number: u8) -> Resources {
         (0, 0, 0, Some((&["none"][..], 1, 100))),
         (100, 0, 0, Some((&["A10"][..], 1, 700))),
     ][usize::from(number)];
-    let gpu = gpu.map(|(models, count, milli): (&[&str], u32, u32)| GpuAsk {
+    let gpu = gpu.map(|(models, count, milli): (&[&str], u32, u32)| GpuRequest {
         models: models.iter().map(|&model| model.into()).collect(),
         count,
         milli,
     });
-    Resources { cpu_milli, memory_bytes, slots, gpu }
+    ResourceRequirements { cpu_milli, memory_bytes, slots, gpu }
 }
 
 struct World {
@@ -105,7 +105,7 @@ struct World {
     exact: bool,
     now_ms: u64,
     fence: u64,
-    held: Vec<Place>,
+    held: Vec<ClaimHandle>,
     /// How often a claim was granted, refused, and a near miss was made good.
     seen: [u32; 3],
 }
@@ -115,11 +115,11 @@ const LONG_MS: u64 = 100_000;
 const SHORT_MS: u64 = 1_000;
 
 impl World {
-    fn on(&mut self, event: Event<()>) -> Answer {
+    fn on(&mut self, event: Event<()>) -> EngineReply {
         let mut effects = Vec::new();
-        self.shard.on(event, self.now_ms, &mut effects);
+        self.shard.handle_event(event, self.now_ms, &mut effects);
         let ended = |effect: &Effect<()>| match effect {
-            Effect::Ended { fence, .. } => Some(*fence),
+            Effect::ClaimEnded { fence, .. } => Some(*fence),
             _ => None,
         };
         let gone: Vec<u64> = effects.iter().filter_map(ended).collect();
@@ -128,10 +128,10 @@ impl World {
             Effect::Reply { answer, .. } => Some(answer),
             _ => None,
         });
-        answer.unwrap_or(Answer::Gone)
+        answer.unwrap_or(EngineReply::StaleHandle)
     }
 
-    fn register(&mut self, id: &WorkerId, capacity: Capacity, ends_ms: Option<u64>) {
+    fn register(&mut self, id: &WorkerId, capacity: WorkerCapacity, ends_ms: Option<u64>) {
         let number = id.as_str().as_bytes()[1];
         let known = self.shard.find_worker(id);
         self.fence += 1;
@@ -140,8 +140,8 @@ impl World {
             labels: Labels::from([("zone".into(), ["a", "b"][usize::from(number % 2)].into())]),
             node: (!number.is_multiple_of(3)).then(|| format!("n{}", number % 3).into()),
             // A tombstone wants a higher one.
-            incarnation: known.map_or(self.fence, |look| look.card.spec.incarnation),
-            ..WorkerSpec::bare(id.clone())
+            incarnation: known.map_or(self.fence, |look| look.registration.spec.incarnation),
+            ..WorkerSpec::with_id(id.clone())
         };
         self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
     }
@@ -155,9 +155,9 @@ impl World {
             }
             Step::Delete { worker } => drop(self.on(Event::Delete { id: id(worker), to: () })),
             Step::Steer { worker, verb } => {
-                let verb =
-                    [WorkerVerb::Cordon, WorkerVerb::Uncordon, WorkerVerb::Drain, WorkerVerb::Clear][usize::from(verb)];
-                self.on(Event::Steer { id: id(worker), verb, to: () });
+                let verb = [WorkerCommand::Cordon, WorkerCommand::Uncordon, WorkerCommand::Drain, WorkerCommand::Clear]
+                    [usize::from(verb)];
+                self.on(Event::WorkerCommand { id: id(worker), command: verb, to: () });
             }
             Step::Claim(ask) => self.claim(&ask),
             Step::Release { nth } if !self.held.is_empty() => {
@@ -174,8 +174,8 @@ impl World {
         }
     }
 
-    fn survey(&self, wants: &Wants, needs_ms: u64, chunk: u32) -> Survey {
-        let (mut all, mut from) = (Survey::default(), Some(0));
+    fn survey(&self, wants: &PlacementConstraints, needs_ms: u64, chunk: u32) -> WorkerSurvey {
+        let (mut all, mut from) = (WorkerSurvey::default(), Some(0));
         while let Some(at) = from {
             let (survey, next) = self.shard.survey(Some(wants), needs_ms, self.now_ms, at, chunk);
             all.merge(survey);
@@ -191,10 +191,10 @@ impl World {
             return;
         }
         let spec = Some(Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() }));
-        let mut wants = Wants { spec, ..Wants::default() };
+        let mut wants = PlacementConstraints { spec, ..PlacementConstraints::default() };
         match ask.filter {
-            4 => wants.selector = Some(Arc::new(Selector::parse("zone=a").unwrap())),
-            5 => wants.nodes = Nodes::new(["n1".into()]),
+            4 => wants.selector = Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
+            5 => wants.nodes = NodeSet::new(["n1".into()]),
             6 => wants.worker = Some(WorkerId::new("w1").unwrap()),
             7 => wants.worker = Some(WorkerId::new("w9").unwrap()),
             _ => {}
@@ -202,22 +202,22 @@ impl World {
         let needs_ms = if ask.long { LONG_MS } else { SHORT_MS };
         let look = |shard: &Shard| {
             let workers: Vec<_> = shard.list_workers().collect();
-            (shard.seq(), shard.idle(), shard.held(), shard.counters(), shard.rooms(), workers)
+            (shard.seq(), shard.idle(), shard.held(), shard.counters(), shard.free_summary(), workers)
         };
         let before = look(&self.shard);
         let mut rows = Vec::new();
         self.shard.take_rows(&mut rows);
-        self.shard.take_head();
+        self.shard.take_header();
         let survey = self.survey(&wants, needs_ms, 4_096);
         assert_eq!(self.survey(&wants, needs_ms, 2), survey, "in pieces it is the same");
         let affinity = u64::from(ask.filter);
-        let would = self.shard.would_take(Some(&wants), affinity, needs_ms, self.now_ms);
+        let would = self.shard.preview_placement(Some(&wants), affinity, needs_ms, self.now_ms);
         assert!(look(&self.shard) == before && !self.shard.has_rows(), "explaining changes nothing");
         self.shard.check().unwrap();
         assert_eq!(survey.workers, self.shard.workers() as u64);
-        assert_eq!(survey.fits + survey.ruled_out.iter().sum::<u64>(), survey.workers);
+        assert_eq!(survey.fits + survey.filtered.iter().sum::<u64>(), survey.workers);
         if let Some(miss) = survey.nearest.first() {
-            self.make_good(&wants, &miss.worker.clone(), miss.short, needs_ms);
+            self.make_good(&wants, &miss.worker.clone(), miss.shortfall, needs_ms);
         }
 
         let fence = self.shard_fence();
@@ -229,11 +229,11 @@ impl World {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             wants: Some(Arc::new(wants.clone())),
-            promise: 0,
+            reservation_ticket: 0,
             to: (),
         };
         match self.on(event) {
-            Answer::Granted(Grant { place, worker, .. }) => {
+            EngineReply::Granted(ClaimGrant { handle: place, worker, .. }) => {
                 self.seen[0] += 1;
                 let id = &worker.spec.id;
                 let would = would.as_ref().map(|card| &card.spec.id);
@@ -242,15 +242,15 @@ impl World {
                 self.held.push(place);
                 // It was among those that fit: counted by itself, with its claim given back, it is.
                 self.on(Event::Release { place, to: () });
-                let only = Wants { worker: Some(id.clone()), ..wants };
+                let only = PlacementConstraints { worker: Some(id.clone()), ..wants };
                 assert_eq!(self.survey(&only, needs_ms, 4_096).fits, 1);
                 self.claim_again(&only, affinity, needs_ms);
             }
-            Answer::NoFit(why) => {
+            EngineReply::NotPlaced(why) => {
                 self.seen[1] += 1;
                 assert_eq!((would.map(|card| card.spec.id.clone()), survey.fits), (Err(Some(why)), 0), "{survey:?}");
             }
-            Answer::NoRoom => {
+            EngineReply::NoCapacity => {
                 self.seen[1] += 1;
                 assert_eq!((would.map(|card| card.spec.id.clone()), survey.fits), (Err(None), 0), "{survey:?}");
             }
@@ -259,24 +259,26 @@ impl World {
     }
 
     fn shard_fence(&mut self) -> u64 {
-        self.fence = self.fence.max(self.shard.list_claims().map(|(_, _, grant)| grant.place.fence).max().unwrap_or(0));
+        self.fence =
+            self.fence.max(self.shard.list_claims().map(|(_, _, grant)| grant.handle.fence).max().unwrap_or(0));
         self.fence += 1;
         self.fence
     }
 
-    fn claim_again(&mut self, wants: &Wants, affinity: u64, needs_ms: u64) {
+    fn claim_again(&mut self, wants: &PlacementConstraints, affinity: u64, needs_ms: u64) {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
         let wants = Some(Arc::new(wants.clone()));
-        let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, wants, promise: 0, to: () };
-        let Answer::Granted(grant) = self.on(event) else { panic!("it fits") };
-        self.held.push(grant.place);
+        let event =
+            Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, wants, reservation_ticket: 0, to: () };
+        let EngineReply::Granted(grant) = self.on(event) else { panic!("it fits") };
+        self.held.push(grant.handle);
     }
 
     /// With as much more as it is short of, a worker does; then it is as it was.
-    fn make_good(&mut self, wants: &Wants, id: &WorkerId, short: Amounts, needs_ms: u64) {
+    fn make_good(&mut self, wants: &PlacementConstraints, id: &WorkerId, short: ResourceAmounts, needs_ms: u64) {
         let look = self.shard.find_worker(id).unwrap();
-        let before = look.card.spec.capacity.clone();
+        let before = look.registration.spec.capacity.clone();
         if short.gpu_milli > 0 {
             return;
         }
@@ -290,23 +292,23 @@ impl World {
             let gpu = more.gpu.get_or_insert(GpuCapacity { model, count: 0 });
             gpu.count += short.gpu as u32;
         }
-        let spec = WorkerSpec { capacity: more, ..look.card.spec.clone() };
-        let only = Wants { worker: Some(id.clone()), ..wants.clone() };
+        let spec = WorkerSpec { capacity: more, ..look.registration.spec.clone() };
+        let only = PlacementConstraints { worker: Some(id.clone()), ..wants.clone() };
         let mut again = |spec| {
             let ends_ms = None;
             self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
             self.survey(&only, needs_ms, 4_096).fits
         };
         assert_eq!(again(spec), 1, "{id} {before:?} is short of {short:?}");
-        assert_eq!(again(look.card.spec.clone()), 0);
+        assert_eq!(again(look.registration.spec.clone()), 0);
         self.seen[2] += 1;
     }
 }
 
-fn run(steps: Vec<Step>, policy: Policy) -> [u32; 3] {
-    let shared = matches!(policy, Policy::BestFit | Policy::Spread | Policy::Fgd);
+fn run(steps: Vec<Step>, policy: PlacementPolicy) -> [u32; 3] {
+    let shared = matches!(policy, PlacementPolicy::BestFit | PlacementPolicy::Spread | PlacementPolicy::Fgd);
     let shard = Shard::new(policy, 1);
-    let exact = policy != Policy::Random;
+    let exact = policy != PlacementPolicy::Random;
     let mut world = World { shard, shared, exact, now_ms: 1, fence: 0, held: Vec::new(), seen: [0; 3] };
     for step in steps {
         world.step(step);
@@ -320,7 +322,7 @@ proptest! {
     /// P02: what an explanation says is what the decision does.
     #[test]
     fn p02_explain_and_decision_agree(steps in steps(), policy in 0..6usize) {
-        let policies = [Policy::Lifo, Policy::Fifo, Policy::Random, Policy::BestFit, Policy::Spread, Policy::Fgd];
+        let policies = [PlacementPolicy::Lifo, PlacementPolicy::Fifo, PlacementPolicy::Random, PlacementPolicy::BestFit, PlacementPolicy::Spread, PlacementPolicy::Fgd];
         run(steps, policies[policy]);
     }
 }
@@ -330,7 +332,7 @@ proptest! {
 fn random_runs_reach_every_end() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut seen = [0; 3];
-    for policy in [Policy::Lifo, Policy::BestFit] {
+    for policy in [PlacementPolicy::Lifo, PlacementPolicy::BestFit] {
         for _ in 0..40 {
             let steps = proptest::strategy::ValueTree::current(&steps().new_tree(&mut runner).unwrap());
             seen.iter_mut().zip(run(steps, policy)).for_each(|(sum, more)| *sum += more);
@@ -343,7 +345,7 @@ fn random_runs_reach_every_end() {
 #[test]
 fn p02_each_filter_is_named() {
     let mut world = World {
-        shard: Shard::new(Policy::BestFit, 1),
+        shard: Shard::new(PlacementPolicy::BestFit, 1),
         shared: true,
         exact: true,
         now_ms: 1,
@@ -356,45 +358,49 @@ fn p02_each_filter_is_named() {
         world.register(&id(number), capacity(size), (number == 5).then_some(LONG_MS / 2));
     }
     let spec = |resources| Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() }));
-    let said = |world: &World, wants: &Wants| {
+    let said = |world: &World, wants: &PlacementConstraints| {
         let survey = world.survey(wants, LONG_MS, 2);
-        let counted = RuledOut::ALL.into_iter().filter(|why| survey.count(*why) > 0);
-        let counted: Vec<_> = counted.map(|why| (why.word(), survey.count(why))).collect();
+        let counted = FilterReason::ALL.into_iter().filter(|why| survey.count(*why) > 0);
+        let counted: Vec<_> = counted.map(|why| (why.as_str(), survey.count(why))).collect();
         (survey.fits, counted)
     };
-    let asked = |cpu_milli, memory_bytes, slots, gpu| spec(Resources { cpu_milli, memory_bytes, slots, gpu });
-    let gpu = |model: &str, count| Some(GpuAsk { models: vec![model.into()], count, milli: 1_000 });
-    let wants = |spec| Wants { spec, ..Wants::default() };
+    let asked =
+        |cpu_milli, memory_bytes, slots, gpu| spec(ResourceRequirements { cpu_milli, memory_bytes, slots, gpu });
+    let gpu = |model: &str, count| Some(GpuRequest { models: vec![model.into()], count, milli: 1_000 });
+    let wants = |spec| PlacementConstraints { spec, ..PlacementConstraints::default() };
     assert_eq!(said(&world, &wants(asked(8_000, 16, 0, None))), (3, vec![("cpu_milli", 2), ("expires", 1)]));
     assert_eq!(
         said(&world, &wants(asked(1, 16, 4, None))),
         (1, vec![("cpu_milli", 1), ("memory_bytes", 1), ("slots", 3)])
     );
     assert_eq!(said(&world, &wants(asked(1, 0, 0, gpu("A10", 3)))), (0, vec![("gpu_model", 4), ("gpu", 2)]));
-    world.on(Event::Steer { id: id(0), verb: WorkerVerb::Cordon, to: () });
-    world.on(Event::Steer { id: id(1), verb: WorkerVerb::Drain, to: () });
-    let zone = Wants { selector: Some(Arc::new(Selector::parse("zone=a").unwrap())), ..wants(asked(1, 0, 0, None)) };
+    world.on(Event::WorkerCommand { id: id(0), command: WorkerCommand::Cordon, to: () });
+    world.on(Event::WorkerCommand { id: id(1), command: WorkerCommand::Drain, to: () });
+    let zone = PlacementConstraints {
+        selector: Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
+        ..wants(asked(1, 0, 0, None))
+    };
     // "w1", as a byte, is odd.
     assert_eq!(said(&world, &zone), (2, vec![("cordoned", 1), ("draining", 1), ("selector", 2)]));
-    let named = Wants {
+    let named = PlacementConstraints {
         worker: Some(id(3)),
-        nodes: Nodes::new(["n0".into(), "n1".into(), "n2".into()]),
+        nodes: NodeSet::new(["n0".into(), "n1".into(), "n2".into()]),
         ..wants(asked(1, 0, 0, None))
     };
     assert_eq!(said(&world, &named).0 + said(&world, &named).1.iter().map(|(_, count)| count).sum::<u64>(), 6);
     // Half a card is left of the only one that comes near.
     world.on(Event::Delete { id: id(3), to: () });
     world.on(Event::Delete { id: id(5), to: () });
-    let share = |milli| asked(0, 0, 0, Some(GpuAsk { models: Vec::new(), count: 1, milli }));
+    let share = |milli| asked(0, 0, 0, Some(GpuRequest { models: Vec::new(), count: 1, milli }));
     world.claim_again(&wants(share(500)), 0, SHORT_MS);
     world.claim_again(&wants(share(800)), 0, SHORT_MS);
     let survey = world.survey(&wants(share(600)), SHORT_MS, 2);
     let near = &survey.nearest[0];
     assert_eq!(
-        (survey.fits, near.text().as_str(), survey.most_free.gpu_milli),
+        (survey.fits, near.describe().as_str(), survey.most_free.gpu_milli),
         (0, "short by 100 thousandths of a GPU on w4", 500)
     );
     assert_eq!(survey.too_small, 1, "the one without cards");
     let survey = world.survey(&wants(asked(0, 0, 0, gpu("A10", 1))), SHORT_MS, 2);
-    assert_eq!(survey.nearest[0].text(), "short by 1 GPU on w4");
+    assert_eq!(survey.nearest[0].describe(), "short by 1 GPU on w4");
 }

@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{Answer, Effect, Event, Heartbeat, Place, Shard, Wants};
+use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, HeartbeatReport, PlacementConstraints, Shard};
 use hotpool::limits;
-use hotpool::model::label_selector::Selector;
-use hotpool::model::{Capacity, ClaimId, ClaimSpec, Labels, Policy, Resources, WorkerId, WorkerSpec, WorkerVerb};
+use hotpool::model::label_selector::LabelSelector;
+use hotpool::model::{
+    ClaimId, ClaimSpec, Labels, PlacementPolicy, ResourceRequirements, WorkerCapacity, WorkerCommand, WorkerId,
+    WorkerSpec,
+};
 
 const SIZES: [u32; 2] = [1_000, 100_000];
 /// End of workers that end soon, and how long claims need one.
@@ -16,8 +19,8 @@ const NEEDS_MS: u64 = 50_000;
 /// twice the binary logarithm of 100,000.
 const STEPS_MAX: u64 = 200;
 
-const EXCLUSIVE: [Policy; 3] = [Policy::Lifo, Policy::Fifo, Policy::Random];
-const SHARED: [Policy; 3] = [Policy::BestFit, Policy::Spread, Policy::Fgd];
+const EXCLUSIVE: [PlacementPolicy; 3] = [PlacementPolicy::Lifo, PlacementPolicy::Fifo, PlacementPolicy::Random];
+const SHARED: [PlacementPolicy; 3] = [PlacementPolicy::BestFit, PlacementPolicy::Spread, PlacementPolicy::Fgd];
 
 struct Fleet {
     shard: Shard,
@@ -25,14 +28,14 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(policy: Policy) -> Self {
+    fn new(policy: PlacementPolicy) -> Self {
         Self { shard: Shard::new(policy, 1), fence: 0 }
     }
 
-    fn on(&mut self, event: Event<()>) -> Option<Answer> {
+    fn on(&mut self, event: Event<()>) -> Option<EngineReply> {
         let mut effects = Vec::new();
-        self.shard.on(event, 1, &mut effects);
-        self.shard.drop_rows();
+        self.shard.handle_event(event, 1, &mut effects);
+        self.shard.discard_changes();
         effects.into_iter().find_map(|effect| match effect {
             Effect::Reply { answer, .. } => Some(answer),
             _ => None,
@@ -40,43 +43,44 @@ impl Fleet {
     }
 
     fn register(&mut self, number: u32, ends_ms: Option<u64>) {
-        let capacity = Capacity { cpu_milli: 8_000, slots: (number % 4).into(), ..Capacity::default() };
+        let capacity = WorkerCapacity { cpu_milli: 8_000, slots: (number % 4).into(), ..WorkerCapacity::default() };
         let zone = ["a", "b", "c"][number as usize % 3];
         let spec = WorkerSpec {
             capacity,
             labels: Labels::from([("zone".into(), zone.into())]),
             expires_at_ms: ends_ms,
-            ..WorkerSpec::bare(WorkerId::new(&format!("w{number}")).unwrap())
+            ..WorkerSpec::with_id(WorkerId::new(&format!("w{number}")).unwrap())
         };
         self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
     }
 
-    fn steer(&mut self, number: u32, verb: WorkerVerb) {
-        self.on(Event::Steer { id: WorkerId::new(&format!("w{number}")).unwrap(), verb, to: () });
+    fn steer(&mut self, number: u32, verb: WorkerCommand) {
+        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command: verb, to: () });
     }
 
     /// What the claim was given, and the steps that it took.
-    fn claim(&mut self, wants: Option<Wants>, ttl_ms: u64) -> (Option<Place>, u64) {
+    fn claim(&mut self, wants: Option<PlacementConstraints>, ttl_ms: u64) -> (Option<ClaimHandle>, u64) {
         self.fence += 1;
         let (fence, before) = (self.fence, self.shard.search_steps());
         let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
         let wants = wants.map(Arc::new);
-        let event = Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, wants, promise: 0, to: () };
+        let event =
+            Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, wants, reservation_ticket: 0, to: () };
         let place = match self.on(event) {
-            Some(Answer::Granted(grant)) => Some(grant.place),
-            Some(Answer::NoRoom | Answer::NoFit(_)) => None,
+            Some(EngineReply::Granted(grant)) => Some(grant.handle),
+            Some(EngineReply::NoCapacity | EngineReply::NotPlaced(_)) => None,
             other => panic!("{other:?}"),
         };
         (place, self.shard.search_steps() - before)
     }
 }
 
-fn wants(selector: Option<&str>) -> Wants {
-    let resources = Resources { cpu_milli: 1_000, ..Resources::default() };
-    Wants {
-        selector: selector.map(|text| Arc::new(Selector::parse(text).unwrap())),
+fn wants(selector: Option<&str>) -> PlacementConstraints {
+    let resources = ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() };
+    PlacementConstraints {
+        selector: selector.map(|text| Arc::new(LabelSelector::parse(text).unwrap())),
         spec: Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() })),
-        ..Wants::default()
+        ..PlacementConstraints::default()
     }
 }
 
@@ -105,7 +109,7 @@ fn c11_a_claim_that_needs_longer_passes_over_those_that_end_too_soon() {
                 fleet.on(Event::Release { place, to: () });
             }
             for number in (0..workers).filter(|&number| lasting(number)) {
-                fleet.steer(number, WorkerVerb::Cordon);
+                fleet.steer(number, WorkerCommand::Cordon);
             }
             for asked in [Some(wants(None)), Some(wants(Some("zone!=a")))] {
                 let (place, steps) = fleet.claim(asked.clone(), NEEDS_MS);
@@ -126,10 +130,10 @@ fn c11_distinct_rooms_that_end_too_soon_are_passed_over_together() {
         for workers in [1_000_u32, 8_000] {
             let mut fleet = Fleet::new(policy);
             for number in 0..workers {
-                let capacity = Capacity { cpu_milli: 8_000 + u64::from(number), ..Capacity::default() };
+                let capacity = WorkerCapacity { cpu_milli: 8_000 + u64::from(number), ..WorkerCapacity::default() };
                 let ends_ms = Some(NEAR_MS + u64::from(number % 5_000));
                 let id = WorkerId::new(&format!("w{number}")).unwrap();
-                let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::bare(id) };
+                let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::with_id(id) };
                 fleet.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
             }
             let (place, steps) = fleet.claim(Some(wants(None)), NEEDS_MS);
@@ -147,7 +151,7 @@ fn d2_those_that_were_idle_for_longest_are_found_without_a_look_at_the_others() 
             let mut fleet = Fleet::new(policy);
             // Every other one ends, some are cordoned.
             (0..workers).for_each(|number| fleet.register(number, (number % 2 == 0).then_some(NEEDS_MS)));
-            (0..7).for_each(|number| fleet.steer(number * 11, WorkerVerb::Cordon));
+            (0..7).for_each(|number| fleet.steer(number * 11, WorkerCommand::Cordon));
             let before = fleet.shard.search_steps();
             let found = fleet.shard.idle_longest(LIMIT);
             let steps = fleet.shard.search_steps() - before;
@@ -162,9 +166,9 @@ fn d2_those_that_were_idle_for_longest_are_found_without_a_look_at_the_others() 
 #[test]
 fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
     const CLAIMS: u32 = 20_000;
-    let mut fleet = Fleet::new(Policy::Lifo);
+    let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..CLAIMS).for_each(|number| fleet.register(number, None));
-    let places: Vec<Place> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
+    let places: Vec<ClaimHandle> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
     // Holes, so that a slice is one of ordinals and not of claims.
     for place in places.iter().filter(|place| place.fence % 7 == 0) {
         fleet.on(Event::Release { place: *place, to: () });
@@ -206,7 +210,7 @@ fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
 #[test]
 fn w08_a_list_of_workers_is_taken_in_slices() {
     const WORKERS: u32 = 5_000;
-    let mut fleet = Fleet::new(Policy::BestFit);
+    let mut fleet = Fleet::new(PlacementPolicy::BestFit);
     (0..WORKERS).for_each(|number| fleet.register(number, None));
     for _ in 0..3_000 {
         fleet.claim(Some(wants(None)), 0);
@@ -221,7 +225,7 @@ fn w08_a_list_of_workers_is_taken_in_slices() {
         let slack = limits::WORKER_CLAIMS_MAX as usize;
         assert!(slice.rows.len() + claims < limits::SLICE_ENTRIES as usize + slack);
         assert!(slice.next.is_none_or(|next| next > at && next - at <= limits::SLICE_ENTRIES));
-        listed.extend(slice.rows.into_iter().map(|(_, look)| look.card.spec.id.to_string()));
+        listed.extend(slice.rows.into_iter().map(|(_, look)| look.registration.spec.id.to_string()));
         from = slice.next;
     }
     let expected: Vec<String> = (0..500).chain(4_500..WORKERS).map(|number| format!("w{number}")).collect();
@@ -231,25 +235,25 @@ fn w08_a_list_of_workers_is_taken_in_slices() {
 /// C10: claims that expire at once are ended a bounded number at a time, each of them, in the order of their deadlines.
 #[test]
 fn c10_deadlines_that_pass_together_are_carried_out_in_slices() {
-    const CLAIMS: usize = 3 * limits::SWEEP_MAX + 10;
-    let mut fleet = Fleet::new(Policy::Lifo);
+    const CLAIMS: usize = 3 * limits::EXPIRIES_PER_RUN_MAX + 10;
+    let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..CLAIMS as u32).for_each(|number| fleet.register(number, None));
     for _ in 0..CLAIMS {
         let place = fleet.claim(None, 100).0.unwrap();
-        fleet.on(Event::Departed { place, at_ms: 1 });
+        fleet.on(Event::ReplySent { place, at_ms: 1 });
     }
     let mut ended = Vec::new();
     for run in 1..=4 {
         assert!(fleet.shard.next_tick_ms().is_some_and(|at| at <= 200), "the next run is due");
         let mut effects: Vec<Effect<()>> = Vec::new();
-        fleet.shard.on(Event::Tick, 200, &mut effects);
-        fleet.shard.drop_rows();
-        assert!(effects.len() <= limits::SWEEP_MAX, "{} ends in one run", effects.len());
+        fleet.shard.handle_event(Event::Tick, 200, &mut effects);
+        fleet.shard.discard_changes();
+        assert!(effects.len() <= limits::EXPIRIES_PER_RUN_MAX, "{} ends in one run", effects.len());
         ended.extend(effects.into_iter().filter_map(|effect| match effect {
-            Effect::Ended { fence, .. } => Some(fence),
+            Effect::ClaimEnded { fence, .. } => Some(fence),
             _ => None,
         }));
-        assert_eq!(ended.len(), CLAIMS.min(run * limits::SWEEP_MAX));
+        assert_eq!(ended.len(), CLAIMS.min(run * limits::EXPIRIES_PER_RUN_MAX));
     }
     ended.sort_unstable();
     ended.dedup();
@@ -261,10 +265,10 @@ fn c10_deadlines_that_pass_together_are_carried_out_in_slices() {
 fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     const WORKERS: u32 = 200;
     const EACH: usize = 8;
-    let mut fleet = Fleet::new(Policy::BestFit);
+    let mut fleet = Fleet::new(PlacementPolicy::BestFit);
     for number in 0..WORKERS {
         fleet.register(number, None);
-        let beat = Heartbeat { incarnation: 0, seq: Some(1), claims: None, ttl_ms: 100 };
+        let beat = HeartbeatReport { incarnation: 0, seq: Some(1), claims: None, ttl_ms: 100 };
         fleet.on(Event::Heartbeat { id: WorkerId::new(&format!("w{number}")).unwrap(), beat, to: () });
     }
     let claims = WORKERS as usize * EACH;
@@ -274,11 +278,11 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     let (mut ended, mut runs) = (0, 0);
     while fleet.shard.next_tick_ms().is_some_and(|at| at <= 200) {
         let mut effects: Vec<Effect<()>> = Vec::new();
-        fleet.shard.on(Event::Tick, 200, &mut effects);
-        fleet.shard.drop_rows();
+        fleet.shard.handle_event(Event::Tick, 200, &mut effects);
+        fleet.shard.discard_changes();
         // The last worker that a run deals with ends what it holds.
-        assert!(effects.len() < limits::SWEEP_MAX + 1 + 2 * EACH, "{} effects in one run", effects.len());
-        ended += effects.iter().filter(|effect| matches!(effect, Effect::Ended { .. })).count();
+        assert!(effects.len() < limits::EXPIRIES_PER_RUN_MAX + 1 + 2 * EACH, "{} effects in one run", effects.len());
+        ended += effects.iter().filter(|effect| matches!(effect, Effect::ClaimEnded { .. })).count();
         runs += 1;
     }
     assert_eq!((ended, fleet.shard.held()), (claims, 0));
@@ -289,7 +293,7 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
 #[test]
 fn n1_a_survey_looks_at_no_more_than_its_slice() {
     const WORKERS: u32 = 5_000;
-    let mut fleet = Fleet::new(Policy::Lifo);
+    let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..WORKERS).for_each(|number| fleet.register(number, None));
     for number in 1..WORKERS - 1 {
         fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap(), to: () });

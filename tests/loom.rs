@@ -1,17 +1,17 @@
-//! Every interleaving of a shard's one wake ([`ring::Scheduled`]): no push and no news is left behind by a sleeping drainer,
-//! and none keeps it awake that may not act on them ([`lease_end::LeaseEnd`]); of the bound of its queue
-//! ([`ring::QueueBound`]); and of the clock of its lag ([`lag::LagClock`]): no change that the store lacks is forgotten.
+//! Every interleaving of a shard's one wake ([`schedule::RunSchedule`]): no push and no news is left behind by a sleeping drainer,
+//! and none keeps it awake that may not act on them ([`lease_deadline::LeaseDeadline`]); of the bound of its queue
+//! ([`schedule::QueueBound`]); and of the clock of its lag ([`lag::LagTracker`]): no change that the store lacks is forgotten.
 //!
 //! The files of the service are compiled here once more, with loom's atomics in the place of the standard ones; so this
-//! runs in an ordinary build. It failed when the second look in `sleep_refused` was left out, and when that look came
+//! runs in an ordinary build. It failed when the second look in `must_run_again` was left out, and when that look came
 //! before the store of `false`.
 
 #[path = "../src/persist/journal/lag.rs"]
 mod lag;
-#[path = "../src/persist/journal/lease_end.rs"]
-mod lease_end;
+#[path = "../src/persist/journal/lease_deadline.rs"]
+mod lease_deadline;
 #[path = "../src/shard/schedule.rs"]
-mod ring;
+mod schedule;
 
 mod atomic {
     pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -19,17 +19,17 @@ mod atomic {
 
 use std::collections::VecDeque;
 
-use lag::LagClock;
-use lease_end::LeaseEnd;
+use lag::LagTracker;
+use lease_deadline::LeaseDeadline;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use ring::{QueueBound, Scheduled};
+use schedule::{QueueBound, RunSchedule};
 
-/// What stands around `Scheduled` in the service: the ring, the actor's mailbox, and what was handled.
+/// What stands around `RunSchedule` in the service: the ring, the actor's mailbox, and what was handled.
 #[derive(Default)]
 struct Port {
-    scheduled: Scheduled,
+    scheduled: RunSchedule,
     queue: Mutex<VecDeque<u32>>,
     wakes: AtomicUsize,
     /// How far the store is, and how far the drainer knows it is.
@@ -37,7 +37,7 @@ struct Port {
     seen: AtomicUsize,
     /// How far it was when an answer left: none does while the lease does not hold.
     answered: AtomicUsize,
-    lease: LeaseEnd,
+    lease: LeaseDeadline,
     runs: AtomicUsize,
     handled: Mutex<Vec<u32>>,
 }
@@ -68,7 +68,7 @@ impl Port {
     }
 
     fn tell(&self) {
-        if self.scheduled.wake_needed_for_news() {
+        if self.scheduled.wake_needed_for_change() {
             self.wakes.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -80,17 +80,17 @@ impl Port {
         }
         self.wakes.fetch_sub(1, Ordering::SeqCst);
         self.runs.fetch_add(1, Ordering::Relaxed);
-        self.scheduled.take_news();
+        self.scheduled.begin_run();
         let applied = self.applied.load(Ordering::Acquire);
         self.seen.store(applied, Ordering::Relaxed);
-        if self.lease.holds(|| 0) {
+        if self.lease.is_valid(|| 0) {
             self.answered.store(applied, Ordering::Relaxed);
         }
         for _ in 0..most {
             let Some(item) = self.queue.lock().unwrap().pop_front() else { break };
             self.handled.lock().unwrap().push(item);
         }
-        if self.scheduled.sleep_refused(|| self.is_empty()) {
+        if self.scheduled.must_run_again(|| self.is_empty()) {
             self.wakes.fetch_add(1, Ordering::SeqCst);
         }
         true
@@ -149,7 +149,7 @@ fn q05_who_pushes_runs_the_shard_and_one_at_a_time_does() {
                 port.handled.lock().unwrap().push(item);
             }
             inside.fetch_sub(1, Ordering::SeqCst);
-            if !port.scheduled.sleep_refused(|| port.is_empty()) {
+            if !port.scheduled.must_run_again(|| port.is_empty()) {
                 return;
             }
         }
@@ -242,11 +242,11 @@ fn q05_no_more_wait_than_may() {
             .map(|_| {
                 let (bound, inside) = (Arc::clone(&bound), Arc::clone(&inside));
                 thread::spawn(move || {
-                    let entered = bound.enter(1);
+                    let entered = bound.try_acquire(1);
                     if entered {
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two wait where one may");
                         inside.fetch_sub(1, Ordering::SeqCst);
-                        bound.leave(1);
+                        bound.release(1);
                     }
                     entered
                 })
@@ -254,7 +254,7 @@ fn q05_no_more_wait_than_may() {
             .collect();
         let entered = pushers.into_iter().map(|pusher| pusher.join().unwrap()).filter(|entered| *entered).count();
         assert!(entered > 0, "one of two is let in");
-        assert_eq!(bound.taken(), 0);
+        assert_eq!(bound.in_use(), 0);
     });
 }
 
@@ -284,22 +284,22 @@ fn s08_a_new_drainer_sees_what_the_last_one_left() {
 #[test]
 fn j2_a_change_that_is_handed_over_while_another_is_applied_counts_as_lag() {
     loom::model(|| {
-        let lag = Arc::new(LagClock::default());
-        lag.hand(10);
-        lag.take();
+        let lag = Arc::new(LagTracker::default());
+        lag.mark_appended(10);
+        lag.mark_in_flight();
         let shard = {
             let lag = Arc::clone(&lag);
             thread::spawn(move || {
-                lag.hand(20);
+                lag.mark_appended(20);
                 assert!(lag.since_ns().is_some(), "nobody has taken it");
             })
         };
-        lag.apply();
+        lag.mark_applied();
         shard.join().unwrap();
         assert_eq!(lag.since_ns(), Some(20));
-        lag.take();
+        lag.mark_in_flight();
         assert_eq!(lag.since_ns(), Some(20), "on its way, so the store lacks it still");
-        lag.apply();
+        lag.mark_applied();
         assert_eq!(lag.since_ns(), None);
     });
 }
@@ -308,17 +308,17 @@ fn j2_a_change_that_is_handed_over_while_another_is_applied_counts_as_lag() {
 #[test]
 fn j2_whoever_looks_while_a_change_is_taken_sees_its_lag() {
     loom::model(|| {
-        let lag = Arc::new(LagClock::default());
-        lag.hand(10);
+        let lag = Arc::new(LagTracker::default());
+        lag.mark_appended(10);
         let writer = {
             let lag = Arc::clone(&lag);
-            thread::spawn(move || lag.take())
+            thread::spawn(move || lag.mark_in_flight())
         };
         assert_eq!(lag.since_ns(), Some(10));
         writer.join().unwrap();
         // More of it may be taken before the store has the first, as a rewrite does.
-        lag.hand(30);
-        lag.take();
+        lag.mark_appended(30);
+        lag.mark_in_flight();
         assert_eq!(lag.since_ns(), Some(10));
     });
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use hotpool::metrics::{ALL, Appears, ClaimOutcome, Kind, POOL_FAMILIES};
+use hotpool::metrics::{ALL, ClaimOutcome, MetricKind, POOL_FAMILIES, SeriesVisibility};
 use tempfile::TempDir;
 
 /// A wait that takes this long has failed.
@@ -47,11 +47,11 @@ fn names(text: &str) -> BTreeSet<String> {
 }
 
 fn exists(name: &str, scraped: &str) -> bool {
-    let ours = |metric: &hotpool::metrics::Definition| match metric.kind {
-        Kind::Histogram(_) => {
+    let ours = |metric: &hotpool::metrics::MetricDefinition| match metric.kind {
+        MetricKind::Histogram(_) => {
             name.strip_prefix(metric.name).is_some_and(|suffix| ["_bucket", "_sum", "_count"].contains(&suffix))
         }
-        Kind::Counter | Kind::Gauge => name == metric.name,
+        MetricKind::Counter | MetricKind::Gauge => name == metric.name,
     };
     ALL.iter().any(ours) || scraped.lines().any(|line| line.starts_with(&format!("{name} ")))
 }
@@ -66,18 +66,22 @@ fn h04_rules_ask_for_what_is_there_before_it_counts() {
     assert!(scaling.len() == 2, "{query}");
     for family in POOL_FAMILIES {
         if scaling.contains(family.name) {
-            assert_eq!(family.appears, Appears::WithPool, "an unused pool is scaled too: {}", family.name);
+            assert_eq!(family.visibility, SeriesVisibility::WithPool, "an unused pool is scaled too: {}", family.name);
         }
         // A histogram is looked at by quantiles, which the first amount does not change.
         let histogram =
-            ALL.iter().any(|metric| metric.name == family.name && matches!(metric.kind, Kind::Histogram(_)));
+            ALL.iter().any(|metric| metric.name == family.name && matches!(metric.kind, MetricKind::Histogram(_)));
         if names(&rules).contains(family.name) && !histogram {
-            assert_ne!(family.appears, Appears::WhenNeeded, "{}", family.name);
+            assert_ne!(family.visibility, SeriesVisibility::WhenNeeded, "{}", family.name);
         }
     }
-    for outcome in ClaimOutcome::ALL.iter().filter(|outcome| outcome.appears() == Appears::WhenNeeded) {
+    for outcome in ClaimOutcome::ALL.iter().filter(|outcome| outcome.visibility() == SeriesVisibility::WhenNeeded) {
         let mut asked = rules.split("hotpool_claims_total{").skip(1).map(|after| after.split('}').next().unwrap());
-        assert!(!asked.any(|labels| labels.split(['"', '|']).any(|word| word == outcome.word())), "{}", outcome.word());
+        assert!(
+            !asked.any(|labels| labels.split(['"', '|']).any(|word| word == outcome.as_str())),
+            "{}",
+            outcome.as_str()
+        );
     }
 }
 
@@ -193,5 +197,5 @@ fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
     }
     // The rules are evaluated, and none that pages is in order on a service that is well.
     let rules = get(&format!("http://127.0.0.1:{port}/api/v1/rules"));
-    assert!(rules.contains("HotpoolLedgerDrift") && !rules.contains(r#""state":"firing""#), "{rules}");
+    assert!(rules.contains("HotpoolAccountingMismatch") && !rules.contains(r#""state":"firing""#), "{rules}");
 }

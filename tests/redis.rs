@@ -1,25 +1,25 @@
 //! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12, S19, G1,
 //! and the journal's) run here as well as on the embedded one: the same text, with [`place`] for the other one's.
 
-#[path = "cases/adoption.rs"]
+#[path = "behavior/adoption.rs"]
 mod adoption;
 #[path = "redis/bad_days.rs"]
 mod bad_days;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "it/client.rs"]
+#[path = "end_to_end/client.rs"]
 mod client;
 #[path = "redis/contract.rs"]
 mod contract;
-#[path = "cases/gangs.rs"]
+#[path = "behavior/gangs.rs"]
 mod gangs;
 #[allow(dead_code, reason = "shared with the cases, which use all of it")]
-#[path = "cases/gate.rs"]
+#[path = "behavior/gate.rs"]
 mod gate;
-#[path = "cases/held_back.rs"]
+#[path = "behavior/held_back.rs"]
 mod held_back;
-#[path = "cases/inspect.rs"]
+#[path = "behavior/inspect.rs"]
 mod inspect;
-#[path = "cases/journal.rs"]
+#[path = "behavior/journal.rs"]
 mod journal;
 #[path = "redis/place.rs"]
 mod place;
@@ -28,15 +28,15 @@ mod relay;
 #[path = "redis/scans.rs"]
 mod scans;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "it/server.rs"]
+#[path = "end_to_end/server.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with the crash campaigns, which use all of it")]
 #[path = "redis/servers.rs"]
 mod servers;
-#[path = "cases/store_wait.rs"]
+#[path = "behavior/store_wait.rs"]
 mod store_wait;
 #[path = "redis/stores.rs"]
 mod stores;
 #[allow(dead_code, reason = "shared with the cases, which use all of it")]
-#[path = "cases/world.rs"]
+#[path = "behavior/world.rs"]
 mod world;

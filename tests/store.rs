@@ -13,11 +13,13 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use hotpool::persist::store::redb::RedbStore;
-use hotpool::persist::store::{FenceSpan, Loaded, Ownership, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use hotpool::persist::store::{
+    FenceSpan, LoadedShard, OwnershipRecord, ShardKey, Store, StoreError, WriteBatch, WriteKind, WriteOutcome,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
+use WriteOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
 
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 const B: ShardKey = ShardKey { pool: 7, shard: 1 };
@@ -34,29 +36,29 @@ fn span(floor: u64, ceiling: u64) -> FenceSpan {
     FenceSpan { floor, ceiling }
 }
 
-fn rows(shard: ShardKey, from: u64, to: u64, rows: &str) -> Step {
-    Step { shard, from, to, kind: StepKind::Rows(Bytes::copy_from_slice(rows.as_bytes())) }
+fn rows(shard: ShardKey, from: u64, to: u64, rows: &str) -> WriteBatch {
+    WriteBatch { shard, from, to, kind: WriteKind::Rows(Bytes::copy_from_slice(rows.as_bytes())) }
 }
 
-fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &str) -> Step {
+fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &str) -> WriteBatch {
     let rows = Bytes::copy_from_slice(rows.as_bytes());
-    Step { shard, from: 0, to: 0, kind: StepKind::Chunk { generation, number, rows } }
+    WriteBatch { shard, from: 0, to: 0, kind: WriteKind::Chunk { generation, number, rows } }
 }
 
-fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &str) -> Step {
+fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &str) -> WriteBatch {
     let rows = Bytes::copy_from_slice(rows.as_bytes());
-    Step { shard, from: to, to, kind: StepKind::Flip { generation, chunks, rows } }
+    WriteBatch { shard, from: to, to, kind: WriteKind::Install { generation, chunks, rows } }
 }
 
-fn drop_of(shard: ShardKey, at: u64) -> Step {
-    Step { shard, from: at, to: at, kind: StepKind::Drop }
+fn drop_of(shard: ShardKey, at: u64) -> WriteBatch {
+    WriteBatch { shard, from: at, to: at, kind: WriteKind::Drop }
 }
 
-async fn apply(store: &RedbStore, steps: &[Step]) -> Vec<StepOutcome> {
+async fn apply(store: &RedbStore, steps: &[WriteBatch]) -> Vec<WriteOutcome> {
     store.apply(steps.to_vec()).await.expect("apply")
 }
 
-async fn one(store: &RedbStore, step: Step) -> StepOutcome {
+async fn one(store: &RedbStore, step: WriteBatch) -> WriteOutcome {
     apply(store, &[step]).await[0]
 }
 
@@ -67,7 +69,7 @@ async fn load(store: &RedbStore, shards: &[ShardKey]) -> Found {
     let loaded = store.load(shards.to_vec(), sink).await.expect("load");
     assert_eq!(loaded.iter().map(|l| l.shard).collect::<Vec<_>>(), shards, "one answer a shard, in order");
     let mut read = read.lock().unwrap();
-    loaded.into_iter().map(|Loaded { shard, at }| (shard, (at, read.remove(&shard).unwrap_or_default()))).collect()
+    loaded.into_iter().map(|LoadedShard { shard, at }| (shard, (at, read.remove(&shard).unwrap_or_default()))).collect()
 }
 
 /// What a shard holds, which must be readable.
@@ -146,12 +148,12 @@ async fn s03_an_owner_that_was_superseded_is_fenced() {
     let dir = dir();
     let old = opened(dir.path()).await;
     assert_eq!(one(&old, rows(A, 0, 1, "a")).await, Applied);
-    let new = old.another();
+    let new = old.second_handle();
     assert!(unusable(new.apply(vec![rows(A, 1, 2, "x")]).await).contains("take-over"));
     let first = new.take_over(Uuid::now_v7()).await.unwrap();
     assert_eq!(state(&old, A).await, is(1, "a"), "reading is free, and adopts nothing");
     assert_eq!(one(&new, rows(A, 1, 2, "x")).await, Gap);
-    let all = [rows(A, 1, 2, "x"), rows(B, 0, 1, "x"), drop_of(C, 0), chunk(ShardKey::CATALOGUE, 1, 0, "x")];
+    let all = [rows(A, 1, 2, "x"), rows(B, 0, 1, "x"), drop_of(C, 0), chunk(ShardKey::CATALOG, 1, 0, "x")];
     assert_eq!(apply(&old, &all).await, [Fenced; 4]);
     assert_eq!(one(&old, flip(A, 7, 1, 0, "x")).await, Fenced);
     assert!(unusable(old.raise_fence_ceiling(span(0, 99)).await).contains("another owner"));
@@ -181,7 +183,7 @@ async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
     let dir = dir();
     let take = async |raise_to: Option<u64>| {
         let store = RedbStore::open(dir.path()).unwrap();
-        let Ownership { fence_floor, fence_ceiling, .. } = store.take_over(Uuid::now_v7()).await.unwrap();
+        let OwnershipRecord { fence_floor, fence_ceiling, .. } = store.take_over(Uuid::now_v7()).await.unwrap();
         if let Some(ceiling) = raise_to {
             store.raise_fence_ceiling(span(fence_ceiling, ceiling)).await.unwrap();
         }
@@ -308,14 +310,14 @@ async fn a_long_log_asks_for_rewrites_of_the_oldest_and_is_emptied() {
     assert_eq!(one(&store, rows(A, 0, 1, "first")).await, Applied);
     for n in 0..64 {
         assert_eq!(one(&store, rows(B, n, n + 1, &mib)).await, Applied);
-        assert_eq!(store.wants_rewrite().is_some(), n == 63, "64 MiB are free, and a header is past them");
+        assert_eq!(store.snapshot_candidate().is_some(), n == 63, "64 MiB are free, and a header is past them");
     }
-    assert_eq!(store.wants_rewrite(), Some(A), "the oldest, not the largest");
+    assert_eq!(store.snapshot_candidate(), Some(A), "the oldest, not the largest");
     assert_eq!(one(&store, flip(A, 1, 1, 0, "base of a")).await, Applied);
-    assert_eq!(store.wants_rewrite(), Some(B));
+    assert_eq!(store.snapshot_candidate(), Some(B));
     assert_eq!(one(&store, chunk(B, 1, 0, &mib)).await, Applied);
     assert_eq!(one(&store, flip(B, 64, 1, 1, "base of b")).await, Applied);
-    assert_eq!(store.wants_rewrite(), None, "a shard without a tail never holds the log back");
+    assert_eq!(store.snapshot_candidate(), None, "a shard without a tail never holds the log back");
     for n in 0..8 {
         assert_eq!(one(&store, rows(C, n, n + 1, "c")).await, Applied);
     }
@@ -376,11 +378,11 @@ async fn a_load_sees_one_moment_while_others_write() {
         }
     });
     let loaded = store.load(vec![A], sink).await.unwrap();
-    assert_eq!(loaded, [Loaded { shard: A, at: Ok(50) }]);
+    assert_eq!(loaded, [LoadedShard { shard: A, at: Ok(50) }]);
     assert_eq!(*seen.lock().unwrap(), 50);
     assert_eq!(state(&store, A).await, is(50, "base"));
 }
 
-fn rows_of_b(n: u64) -> Step {
+fn rows_of_b(n: u64) -> WriteBatch {
     rows(B, n, n + 1, "b")
 }

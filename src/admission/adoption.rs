@@ -7,50 +7,50 @@
 //! nothing has spoken for has spoken, and for [`limits::ADOPTION_MS`] at most; from then on nothing is adopted. A stop
 //! that can have lost nothing begins none of it.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
 
-use crate::admission::keys::Prehashed;
+use crate::admission::key_directory::PrehashedHasher;
 use crate::limits;
 use crate::model::{Fence, Millis};
 
 /// Maps that keys fall into by their hash.
-const STRIPES: usize = 64;
+const STRIPE_COUNT: usize = 64;
 
-type Stripe = HashMap<u64, Fence, BuildHasherDefault<Prehashed>>;
+type Stripe = HashMap<u64, Fence, BuildHasherDefault<PrehashedHasher>>;
 
 /// Keys whose claim ended since the start.
 #[derive(Debug)]
-pub struct Adoption {
+pub struct AdoptionWindow {
     /// Engine time at which nothing is adopted any more; 0: nothing is.
     until_ms: AtomicU64,
     /// Until then a worker may come that the store never knew.
-    settled_ms: AtomicU64,
+    late_workers_until_ms: AtomicU64,
     /// Keys that may still be remembered.
-    room: AtomicUsize,
+    free_entries: AtomicUsize,
     stripes: Box<[Mutex<Stripe>]>,
 }
 
-impl Default for Adoption {
+impl Default for AdoptionWindow {
     fn default() -> Self {
         Self {
             until_ms: AtomicU64::new(0),
-            settled_ms: AtomicU64::new(0),
-            room: AtomicUsize::new(0),
-            stripes: std::iter::repeat_with(Mutex::default).take(STRIPES).collect(),
+            late_workers_until_ms: AtomicU64::new(0),
+            free_entries: AtomicUsize::new(0),
+            stripes: std::iter::repeat_with(Mutex::default).take(STRIPE_COUNT).collect(),
         }
     }
 }
 
-impl Adoption {
+impl AdoptionWindow {
     /// The last stop may have lost claims: they are adopted from now on. Before `settled_ms` a worker may come that the
     /// store never knew. Called before anything is granted.
     pub fn open(&self, now_ms: Millis, settled_ms: Millis) {
-        self.room.store(limits::ADOPTION_KEYS_MAX, Ordering::Relaxed);
-        self.settled_ms.store(settled_ms, Ordering::Relaxed);
+        self.free_entries.store(limits::ADOPTION_KEYS_MAX, Ordering::Relaxed);
+        self.late_workers_until_ms.store(settled_ms, Ordering::Relaxed);
         self.until_ms.store(now_ms + limits::ADOPTION_MS, Ordering::Release);
         let minutes = limits::ADOPTION_MS / 60_000;
         tracing::info!(minutes, "lost claims are adopted when their workers name them, for so long at most");
@@ -69,7 +69,7 @@ impl Adoption {
     }
 
     /// A claim with this fence held the key, and does no more. Called before anybody else can have the key.
-    pub fn over(&self, hash: u64, fence: Fence) {
+    pub fn record_ended(&self, hash: u64, fence: Fence) {
         if !self.is_open() {
             return;
         }
@@ -82,7 +82,7 @@ impl Adoption {
             *last = fence.max(*last);
             return;
         }
-        if self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(1)).is_ok() {
+        if self.free_entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(1)).is_ok() {
             stripe.insert(hash, fence);
             return;
         }
@@ -100,13 +100,13 @@ impl Adoption {
     }
 
     /// Looks whether it is time to end this. `all_spoke`: no worker is left that nothing has spoken for.
-    pub fn look(&self, now_ms: Millis, all_spoke: impl FnOnce() -> bool) {
+    pub fn close_if_due(&self, now_ms: Millis, all_spoke: impl FnOnce() -> bool) {
         if !self.is_open() {
             return;
         }
         if !self.is_open_at(now_ms) {
             self.close("some workers have not spoken in all the time that they had");
-        } else if now_ms >= self.settled_ms.load(Ordering::Relaxed) && all_spoke() {
+        } else if now_ms >= self.late_workers_until_ms.load(Ordering::Relaxed) && all_spoke() {
             self.close("every worker has spoken");
         }
     }
@@ -123,11 +123,11 @@ impl Adoption {
 
     fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
         // Other bits than those by which a map finds its place.
-        locked(&self.stripes[(hash >> 32) as usize % STRIPES])
+        locked(&self.stripes[(hash >> 32) as usize % STRIPE_COUNT])
     }
 }
 
 /// Nothing here is left half changed by a panic.
 fn locked(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
-    stripe.lock().unwrap_or_else(PoisonError::into_inner)
+    stripe.lock()
 }

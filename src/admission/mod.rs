@@ -3,11 +3,11 @@
 //! Shards and this layer still call each other (see the exceptions of the layer test); everything below imports neither.
 
 pub mod adoption;
-pub mod choice;
+pub mod candidate_plan;
+pub mod capacity_board;
 pub mod dispatch;
-pub mod keys;
-pub mod pools;
-pub mod remembered;
-pub mod router;
+pub mod ended_claims;
+pub mod key_directory;
+pub mod pool_registry;
 pub mod tenants;
-pub mod waiters;
+pub mod wait_queue;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Part of what all ports may have together that each port has for itself: 1 / this.
-const OWN_PART: usize = 4;
+const RESERVED_DIVISOR: usize = 4;
 
 /// The connections of one port. Cheap to clone.
 ///
@@ -15,7 +15,7 @@ const OWN_PART: usize = 4;
 pub struct ConnectionBudget {
     port: Arc<Semaphore>,
     /// Connections that only this port may have.
-    own: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
     /// Connections that any port may have.
     shared: Arc<Semaphore>,
     max: usize,
@@ -25,27 +25,27 @@ pub struct ConnectionBudget {
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     _port: OwnedSemaphorePermit,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl ConnectionBudget {
     /// At most `max` connections.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        let [budget] = Self::of_ports(max, max);
+        let [budget] = Self::for_ports(max, max);
         budget
     }
 
     /// Budgets of `PORTS` ports, of which each may have at most `max` connections, and all together `all`, but no port less
     /// than one.
     #[must_use]
-    pub fn of_ports<const PORTS: usize>(max: usize, all: usize) -> [Self; PORTS] {
-        const { assert!(PORTS <= OWN_PART, "the ports' own parts are no more than the whole") };
-        let own = (all / OWN_PART).max(1).min(max);
+    pub fn for_ports<const PORTS: usize>(max: usize, all: usize) -> [Self; PORTS] {
+        const { assert!(PORTS <= RESERVED_DIVISOR, "the ports' own parts are no more than the whole") };
+        let own = (all / RESERVED_DIVISOR).max(1).min(max);
         let shared = Arc::new(Semaphore::new(all.saturating_sub(PORTS * own)));
         [(); PORTS].map(|()| Self {
             port: Arc::new(Semaphore::new(max)),
-            own: Arc::new(Semaphore::new(own)),
+            reserved: Arc::new(Semaphore::new(own)),
             shared: Arc::clone(&shared),
             max,
         })
@@ -64,9 +64,9 @@ impl ConnectionBudget {
     /// Takes a place for one more connection; none: the budget is used up.
     pub(super) fn try_acquire(&self) -> Option<ConnectionPermit> {
         let port = Arc::clone(&self.port).try_acquire_owned().ok()?;
-        let places = [&self.own, &self.shared].into_iter();
+        let places = [&self.reserved, &self.shared].into_iter();
         let place = places.map(Arc::clone).find_map(|places| places.try_acquire_owned().ok())?;
-        Some(ConnectionPermit { _port: port, _place: place })
+        Some(ConnectionPermit { _port: port, _slot: place })
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn h06_ports_share_what_there_is_and_keep_their_own_bound() {
-        let [http, resp] = ConnectionBudget::of_ports(2, 3);
+        let [http, resp] = ConnectionBudget::for_ports(2, 3);
         let mut held = fill(&http);
         assert_eq!(held.len(), 2, "its own bound");
         held.append(&mut fill(&resp));
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn h06_a_port_keeps_a_quarter_while_another_takes_all_that_it_can() {
-        let budgets: [ConnectionBudget; 2] = ConnectionBudget::of_ports(1_000, 400);
+        let budgets: [ConnectionBudget; 2] = ConnectionBudget::for_ports(1_000, 400);
         for (greedy, other) in [(0, 1), (1, 0)] {
             let mut held = fill(&budgets[greedy]);
             assert_eq!(held.len(), 300);
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn h06_every_port_has_one_however_few_there_are() {
         for all in 1..8 {
-            let budgets: [ConnectionBudget; 2] = ConnectionBudget::of_ports(16, all);
+            let budgets: [ConnectionBudget; 2] = ConnectionBudget::for_ports(16, all);
             let held = fill(&budgets[0]);
             assert!(!held.is_empty() && budgets[1].try_acquire().is_some(), "{all}");
         }

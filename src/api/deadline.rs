@@ -11,69 +11,76 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use crate::api::error_table::Failure;
+use crate::api::error_table::ApiError;
 use crate::limits;
 use crate::model::ClaimRequest;
 
 tokio::task_local! {
     /// Wait of the request that this task runs.
-    static WAITS: Waits;
+    static WAIT_ALLOWANCE: WaitAllowance;
     /// Connection on which the request came that this task runs.
-    static CONNECTION: WaitingCalls;
+    static CONNECTION_WAITS: WaitPermits;
 }
 
 /// How much longer than others a request may take, and that its connection bears it.
 #[derive(Default)]
-struct Waits {
+struct WaitAllowance {
     longest: Cell<Duration>,
     permit: OnceCell<OwnedSemaphorePermit>,
 }
 
 /// Room for requests of one connection that wait at the same time, [`limits::CONNECTION_WAITING_MAX`] of them.
 #[derive(Debug, Clone)]
-pub(super) struct WaitingCalls(Arc<Semaphore>);
+pub(super) struct WaitPermits(Arc<Semaphore>);
 
-impl Default for WaitingCalls {
+impl Default for WaitPermits {
     fn default() -> Self {
         Self::new(limits::CONNECTION_WAITING_MAX)
     }
 }
 
-impl WaitingCalls {
+impl WaitPermits {
     fn new(most: usize) -> Self {
         Self(Arc::new(Semaphore::new(most)))
     }
 }
 
 /// Runs a request that came on this connection.
-pub(super) fn within<F: Future>(connection: &WaitingCalls, request: F) -> impl Future<Output = F::Output> + use<F> {
-    CONNECTION.scope(connection.clone(), request)
+pub(super) fn with_connection<F: Future>(
+    connection: &WaitPermits,
+    request: F,
+) -> impl Future<Output = F::Output> + use<F> {
+    CONNECTION_WAITS.scope(connection.clone(), request)
 }
 
 /// Why a request was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GivenUp {
+pub(super) enum AbandonReason {
     /// Time for the request was over.
-    Late,
+    TimedOut,
     /// Nobody is waited for any longer who has closed the sending side.
-    Departed,
+    ClientGone,
 }
 
 /// Runs a request to its end. None: it took longer than `limit` and the time that it [waits](allow), or than `most` in all.
-pub(super) async fn run<F: Future>(limit: Duration, most: Option<Duration>, request: F) -> Option<F::Output> {
-    run_for(std::future::pending(), limit, most, request).await.ok()
+pub(super) async fn run_with_deadline<F: Future>(
+    limit: Duration,
+    most: Option<Duration>,
+    request: F,
+) -> Option<F::Output> {
+    run_until_client_leaves(std::future::pending(), limit, most, request).await.ok()
 }
 
 /// Runs a request as [`run`] does, and gives one that waits up when its client `departs`.
-pub(super) async fn run_for<F: Future>(
+pub(super) async fn run_until_client_leaves<F: Future>(
     departs: impl Future<Output = ()>,
     limit: Duration,
     most: Option<Duration>,
     request: F,
-) -> Result<F::Output, GivenUp> {
+) -> Result<F::Output, AbandonReason> {
     let watched = async {
         let allowed = || {
-            let all = limit + WAITS.with(|waits| waits.longest.get());
+            let all = limit + WAIT_ALLOWANCE.with(|waits| waits.longest.get());
             most.map_or(all, |most| all.min(most))
         };
         let (mut request, mut departs, mut is_there) = (pin!(request), pin!(departs), true);
@@ -83,37 +90,37 @@ pub(super) async fn run_for<F: Future>(
             tokio::select! {
                 biased;
                 answer = &mut request => return Ok(answer),
-                () = &mut departs, if is_there => match WAITS.with(|waits| waits.longest.get()) {
+                () = &mut departs, if is_there => match WAIT_ALLOWANCE.with(|waits| waits.longest.get()) {
                     Duration::ZERO => {
                         is_there = false;
                         continue;
                     }
-                    _ => return Err(GivenUp::Departed),
+                    _ => return Err(AbandonReason::ClientGone),
                 },
                 () = &mut late => {}
             }
             let more = allowed().saturating_sub(so_far);
             if more.is_zero() {
-                return Err(GivenUp::Late);
+                return Err(AbandonReason::TimedOut);
             }
             so_far += more;
             let until = late.deadline() + more;
             late.as_mut().reset(until);
         }
     };
-    WAITS.scope(Waits::default(), watched).await
+    WAIT_ALLOWANCE.scope(WaitAllowance::default(), watched).await
 }
 
 /// Lets the request that is being run wait as long as this claim of it; of several the longest counts.
 ///
 /// # Errors
 /// `overloaded`: as many requests of its connection wait already as may.
-pub(super) fn allow(claim: ClaimRequest) -> Result<ClaimRequest, Failure> {
-    let wait = Duration::from_millis(claim.waits_ms().min(limits::WAIT_MS_MAX));
+pub(super) fn extend_for_wait(claim: ClaimRequest) -> Result<ClaimRequest, ApiError> {
+    let wait = Duration::from_millis(claim.max_wait_ms().min(limits::WAIT_MS_MAX));
     // Outside of `run` nothing has a deadline.
-    let allowed = WAITS.try_with(|waits| {
+    let allowed = WAIT_ALLOWANCE.try_with(|waits| {
         if !wait.is_zero() && waits.permit.get().is_none() {
-            let permit = CONNECTION.try_with(|connection| Arc::clone(&connection.0).try_acquire_owned());
+            let permit = CONNECTION_WAITS.try_with(|connection| Arc::clone(&connection.0).try_acquire_owned());
             match permit {
                 Ok(Ok(permit)) => drop(waits.permit.set(permit)),
                 Ok(Err(_)) => return false,
@@ -127,7 +134,7 @@ pub(super) fn allow(claim: ClaimRequest) -> Result<ClaimRequest, Failure> {
     if allowed.unwrap_or(true) {
         return Ok(claim);
     }
-    Err(Failure::overloaded(format!(
+    Err(ApiError::overloaded(format!(
         "{} requests of this connection wait for room, which is as many as may: let some of them end, or open another \
          connection",
         limits::CONNECTION_WAITING_MAX
@@ -147,9 +154,9 @@ mod tests {
         claim(wait_ms).unwrap();
     }
 
-    fn claim(wait_ms: u64) -> Result<ClaimRequest, Failure> {
+    fn claim(wait_ms: u64) -> Result<ClaimRequest, ApiError> {
         let id = ClaimId::new("ns", "default", "k").unwrap();
-        allow(ClaimRequest { wait_ms, ..ClaimRequest::new(id, PoolName::new("ns", "p").unwrap()) })
+        extend_for_wait(ClaimRequest { wait_ms, ..ClaimRequest::new(id, PoolName::new("ns", "p").unwrap()) })
     }
 
     /// Whether a request that waits so long is answered, if it takes a while; none: it is still under way some time later.
@@ -158,7 +165,7 @@ mod tests {
             wait_ms.iter().for_each(|ms| waits(*ms));
             sleep(takes).await;
         };
-        timeout(LIMIT * 10, run(LIMIT, most, request)).await.ok().map(|answer| answer.is_some())
+        timeout(LIMIT * 10, run_with_deadline(LIMIT, most, request)).await.ok().map(|answer| answer.is_some())
     }
 
     #[tokio::test]
@@ -179,21 +186,21 @@ mod tests {
             waits(1_000);
             sleep(LIMIT * 3).await;
         };
-        assert!(run(LIMIT, None, late).await.is_some());
+        assert!(run_with_deadline(LIMIT, None, late).await.is_some());
         waits(1);
     }
 
     /// Calls that wait leave streams of their connection for others; a batch that waits is one call.
     #[tokio::test]
     async fn q02_a_connection_bears_so_many_calls_that_wait() {
-        let connection = WaitingCalls::new(2);
+        let connection = WaitPermits::new(2);
         let call = |waits: &'static [u64]| {
             let request = async move {
                 let outcomes: Vec<bool> = waits.iter().map(|ms| claim(*ms).is_ok()).collect();
                 tokio::task::yield_now().await;
                 outcomes
             };
-            Box::pin(within(&connection, run(LIMIT, None, request)))
+            Box::pin(with_connection(&connection, run_with_deadline(LIMIT, None, request)))
         };
         let (mut first, mut second) = (call(&[60_000, 60_000]), call(&[60_000]));
         assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending());

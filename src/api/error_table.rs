@@ -1,16 +1,16 @@
-//! The one table of outcomes: [`Refusal`] to code word, HTTP status and reason; and the error that edges send.
+//! The one table of outcomes: [`RequestError`] to code word, HTTP status and reason; and the error that edges send.
 
 use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
 
-use crate::model::rejection::{Refusal, Unavailable};
+use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::scheduler::caller::RequestId;
 
 /// The words for errors, on every edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Code {
+pub enum ErrorCode {
     /// The request is wrong, whatever the state of the service.
     InvalidArgument,
     /// The named thing does not exist.
@@ -33,52 +33,53 @@ pub enum Code {
 
 /// How one outcome is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome {
+pub struct ErrorStatus {
     /// The word.
-    pub code: Code,
+    pub code: ErrorCode,
     /// HTTP status.
     pub status: u16,
     /// The finer word, where callers can act on it.
     pub reason: Option<&'static str>,
 }
 
-impl Outcome {
+impl ErrorStatus {
     /// No such route.
-    pub const ROUTE: Self = Self { code: Code::NotFound, status: 404, reason: Some("route") };
+    pub const ROUTE: Self = Self { code: ErrorCode::NotFound, status: 404, reason: Some("route") };
     /// The route exists, the method does not.
-    pub const METHOD: Self = Self { code: Code::InvalidArgument, status: 405, reason: Some("method") };
+    pub const METHOD: Self = Self { code: ErrorCode::InvalidArgument, status: 405, reason: Some("method") };
     /// The body is larger than the service takes.
-    pub const BODY_TOO_LARGE: Self = Self { code: Code::InvalidArgument, status: 413, reason: Some("body_too_large") };
+    pub const BODY_TOO_LARGE: Self =
+        Self { code: ErrorCode::InvalidArgument, status: 413, reason: Some("body_too_large") };
     /// The service is not known by the host of the request.
-    pub const HOST: Self = Self { code: Code::InvalidArgument, status: 421, reason: Some("host") };
+    pub const HOST: Self = Self { code: ErrorCode::InvalidArgument, status: 421, reason: Some("host") };
     /// The page behind the request is of another origin.
-    pub const ORIGIN: Self = Self { code: Code::PermissionDenied, status: 403, reason: Some("origin") };
+    pub const ORIGIN: Self = Self { code: ErrorCode::PermissionDenied, status: 403, reason: Some("origin") };
     /// The body is in a form that the service does not read.
     pub const CONTENT_ENCODING: Self =
-        Self { code: Code::InvalidArgument, status: 415, reason: Some("content_encoding") };
+        Self { code: ErrorCode::InvalidArgument, status: 415, reason: Some("content_encoding") };
     /// As many connections as may be are open.
-    pub const CONNECTIONS: Self = Self { code: Code::Unavailable, status: 503, reason: Some("connections") };
+    pub const CONNECTIONS: Self = Self { code: ErrorCode::Unavailable, status: 503, reason: Some("connections") };
     /// A handler panicked.
-    pub const PANIC: Self = Self { code: Code::Internal, status: 500, reason: Some("panic") };
+    pub const PANIC: Self = Self { code: ErrorCode::Internal, status: 500, reason: Some("panic") };
 
     /// The table.
     #[must_use]
-    pub const fn of(refusal: &Refusal) -> Self {
+    pub const fn from_refusal(refusal: &RequestError) -> Self {
         let (code, status, reason) = match refusal {
-            Refusal::Invalid { .. } => (Code::InvalidArgument, 400, None),
-            Refusal::NotFound(_) => (Code::NotFound, 404, None),
-            Refusal::Fence => (Code::Aborted, 409, Some("fence")),
-            Refusal::Releasing => (Code::FailedPrecondition, 409, Some("releasing")),
-            Refusal::Preempted => (Code::FailedPrecondition, 409, Some("preempted")),
-            Refusal::Version(_) => (Code::Aborted, 409, Some("version")),
-            Refusal::State(_) => (Code::FailedPrecondition, 409, Some("state")),
-            Refusal::GangTooLarge => (Code::InvalidArgument, 400, Some("unsatisfiable")),
-            Refusal::Gang(_) => (Code::Aborted, 409, Some("gang")),
-            Refusal::Unsatisfiable => (Code::InvalidArgument, 400, Some("unsatisfiable")),
-            Refusal::Exhausted(what) => (Code::ResourceExhausted, 429, Some(what.reason())),
-            Refusal::Watchers => (Code::ResourceExhausted, 429, Some("watchers")),
-            Refusal::Unavailable(why) => (Code::Unavailable, 503, Some(why.reason())),
-            Refusal::DeadlineExceeded => (Code::DeadlineExceeded, 504, None),
+            RequestError::Invalid { .. } => (ErrorCode::InvalidArgument, 400, None),
+            RequestError::NotFound(_) => (ErrorCode::NotFound, 404, None),
+            RequestError::FenceMismatch => (ErrorCode::Aborted, 409, Some("fence")),
+            RequestError::Releasing => (ErrorCode::FailedPrecondition, 409, Some("releasing")),
+            RequestError::Preempted => (ErrorCode::FailedPrecondition, 409, Some("preempted")),
+            RequestError::VersionConflict(_) => (ErrorCode::Aborted, 409, Some("version")),
+            RequestError::FailedPrecondition(_) => (ErrorCode::FailedPrecondition, 409, Some("state")),
+            RequestError::GangTooLarge => (ErrorCode::InvalidArgument, 400, Some("unsatisfiable")),
+            RequestError::GangMemberRejected(_) => (ErrorCode::Aborted, 409, Some("gang")),
+            RequestError::Unsatisfiable => (ErrorCode::InvalidArgument, 400, Some("unsatisfiable")),
+            RequestError::Exhausted(what) => (ErrorCode::ResourceExhausted, 429, Some(what.as_str())),
+            RequestError::TooManyWatchers => (ErrorCode::ResourceExhausted, 429, Some("watchers")),
+            RequestError::Unavailable(why) => (ErrorCode::Unavailable, 503, Some(why.as_str())),
+            RequestError::DeadlineExceeded => (ErrorCode::DeadlineExceeded, 504, None),
         };
         Self { code, status, reason }
     }
@@ -87,41 +88,41 @@ impl Outcome {
 /// An answer that is not success. Serialises as `{"error":{"code","reason"?,"field"?,"message"}}`, as an item of a batch
 /// has it; [`Failure::answer`] is the body of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct ApiError {
     /// What it is called.
-    pub outcome: Outcome,
+    pub status: ErrorStatus,
     /// Path of the offending field, if one is to blame.
     pub field: Option<Cow<'static, str>>,
     /// For people.
     pub message: Cow<'static, str>,
 }
 
-impl Failure {
+impl ApiError {
     /// A failure that names no field.
-    pub fn new(outcome: Outcome, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { outcome, field: None, message: message.into() }
+    pub fn new(outcome: ErrorStatus, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status: outcome, field: None, message: message.into() }
     }
 
     /// A wrong field.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
-        Refusal::invalid(field, message).into()
+        RequestError::invalid(field, message).into()
     }
 
     /// A limit of the edges that is reached: `message` names it and says what helps.
     pub(in crate::api) fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Outcome::of(&Refusal::Unavailable(Unavailable::Overloaded)), message)
+        Self::new(ErrorStatus::from_refusal(&RequestError::Unavailable(UnavailableReason::Overloaded)), message)
     }
 
     /// Body of the answer to the request with this id.
-    pub fn answer<'f>(&'f self, request_id: Option<&'f RequestId>) -> impl Serialize + 'f {
-        let Outcome { code, reason, .. } = self.outcome;
+    pub fn body<'f>(&'f self, request_id: Option<&'f RequestId>) -> impl Serialize + 'f {
+        let ErrorStatus { code, reason, .. } = self.status;
         let field = self.field.as_deref();
-        Envelope { error: ErrorBody { code, reason, field, message: &self.message, request_id } }
+        ErrorEnvelope { error: ErrorBody { code, reason, field, message: &self.message, request_id } }
     }
 
     /// The same field, which the caller has inside of `field`, if that is one.
     #[must_use]
-    pub(in crate::api) fn inside(mut self, field: &str) -> Self {
+    pub(in crate::api) fn nested_in(mut self, field: &str) -> Self {
         if let Some(inner) = self.field.as_ref().filter(|_| !field.is_empty()) {
             self.field = Some(format!("{field}.{inner}").into());
         }
@@ -130,7 +131,7 @@ impl Failure {
 
     /// The same, said of one item of a batch: the field is under `items[index]`.
     #[must_use]
-    pub fn in_item(mut self, items: &str, index: usize) -> Self {
+    pub fn for_item(mut self, items: &str, index: usize) -> Self {
         if let Some(field) = &self.field {
             let dot = if field.is_empty() { "" } else { "." };
             self.field = Some(format!("{items}[{index}]{dot}{field}").into());
@@ -139,35 +140,35 @@ impl Failure {
     }
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        let outcome = Outcome::of(&refusal);
+impl From<RequestError> for ApiError {
+    fn from(refusal: RequestError) -> Self {
+        let outcome = ErrorStatus::from_refusal(&refusal);
         match refusal {
-            Refusal::Invalid { field, message } => Self { outcome, field: Some(field), message },
-            Refusal::State(message) => Self { outcome, field: None, message },
-            Refusal::Unsatisfiable => {
-                Self { outcome, field: Some("resources".into()), message: refusal.to_string().into() }
+            RequestError::Invalid { field, message } => Self { status: outcome, field: Some(field), message },
+            RequestError::FailedPrecondition(message) => Self { status: outcome, field: None, message },
+            RequestError::Unsatisfiable => {
+                Self { status: outcome, field: Some("resources".into()), message: refusal.to_string().into() }
             }
-            other => Self { outcome, field: None, message: other.to_string().into() },
+            other => Self { status: outcome, field: None, message: other.to_string().into() },
         }
     }
 }
 
-impl From<Unavailable> for Failure {
-    fn from(why: Unavailable) -> Self {
-        Refusal::Unavailable(why).into()
+impl From<UnavailableReason> for ApiError {
+    fn from(why: UnavailableReason) -> Self {
+        RequestError::Unavailable(why).into()
     }
 }
 
 /// Body of an answer that is not success.
 #[derive(Serialize)]
-struct Envelope<'f> {
+struct ErrorEnvelope<'f> {
     error: ErrorBody<'f>,
 }
 
 #[derive(Serialize)]
 struct ErrorBody<'f> {
-    code: Code,
+    code: ErrorCode,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,48 +178,48 @@ struct ErrorBody<'f> {
     request_id: Option<&'f RequestId>,
 }
 
-impl Serialize for Failure {
+impl Serialize for ApiError {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.answer(None).serialize(serializer)
+        self.body(None).serialize(serializer)
     }
 }
 
 #[cfg(test)]
-impl Outcome {
+impl ErrorStatus {
     /// Every outcome that is not success, some of them twice.
-    pub(in crate::api) fn every() -> Vec<Self> {
-        use crate::model::Counted;
-        use crate::model::rejection::{Exhausted, What};
+    pub(in crate::api) fn all() -> Vec<Self> {
+        use crate::model::QuotaResource;
+        use crate::model::request_error::{ExhaustionReason, ObjectKind};
 
         let refusals = [
-            Refusal::invalid("key", "x"),
-            Refusal::NotFound(What::Pool),
-            Refusal::Fence,
-            Refusal::Releasing,
-            Refusal::Preempted,
-            Refusal::Version(1),
-            Refusal::State("x".into()),
-            Refusal::Unsatisfiable,
-            Refusal::GangTooLarge,
-            Refusal::Gang(0),
-            Refusal::Watchers,
-            Refusal::DeadlineExceeded,
+            RequestError::invalid("key", "x"),
+            RequestError::NotFound(ObjectKind::Pool),
+            RequestError::FenceMismatch,
+            RequestError::Releasing,
+            RequestError::Preempted,
+            RequestError::VersionConflict(1),
+            RequestError::FailedPrecondition("x".into()),
+            RequestError::Unsatisfiable,
+            RequestError::GangTooLarge,
+            RequestError::GangMemberRejected(0),
+            RequestError::TooManyWatchers,
+            RequestError::DeadlineExceeded,
         ];
         let exhausted = [
-            Exhausted::Pool,
-            Exhausted::Worker,
-            Exhausted::NodeLocality,
-            Exhausted::NoEligiblePool,
-            Exhausted::Quota(Counted::Cpu),
+            ExhaustionReason::Pool,
+            ExhaustionReason::Worker,
+            ExhaustionReason::NodeLocality,
+            ExhaustionReason::NoEligiblePool,
+            ExhaustionReason::Quota(QuotaResource::Cpu),
         ];
         let unavailable = [
-            Unavailable::Overloaded,
-            Unavailable::Loading,
-            Unavailable::Store,
-            Unavailable::Fenced,
-            Unavailable::Stopping,
+            UnavailableReason::Overloaded,
+            UnavailableReason::Loading,
+            UnavailableReason::Store,
+            UnavailableReason::Fenced,
+            UnavailableReason::Stopping,
         ];
-        let more = exhausted.map(Refusal::Exhausted).into_iter().chain(unavailable.map(Refusal::Unavailable));
+        let more = exhausted.map(RequestError::Exhausted).into_iter().chain(unavailable.map(RequestError::Unavailable));
         let of_edges = [
             Self::ROUTE,
             Self::METHOD,
@@ -229,7 +230,7 @@ impl Outcome {
             Self::CONNECTIONS,
             Self::PANIC,
         ];
-        refusals.into_iter().chain(more).map(|refusal| Self::of(&refusal)).chain(of_edges).collect()
+        refusals.into_iter().chain(more).map(|refusal| Self::from_refusal(&refusal)).chain(of_edges).collect()
     }
 }
 
@@ -238,7 +239,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::model::rejection::{Exhausted, What};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind};
 
     #[test]
     fn the_table_in_the_docs_has_every_outcome() {
@@ -248,7 +249,7 @@ mod tests {
             .map(|row| row.split('|').skip(1).take(3).map(|cell| cell.trim_matches(['`', ' '])))
             .map(|cells| cells.collect::<Vec<_>>().join(" ").trim_end().to_owned())
             .collect();
-        let wanted = Outcome::every().into_iter().map(|Outcome { code, status, reason }| {
+        let wanted = ErrorStatus::all().into_iter().map(|ErrorStatus { code, status, reason }| {
             let code = serde_json::to_value(code).unwrap();
             format!("{status} {} {}", code.as_str().unwrap(), reason.unwrap_or_default()).trim_end().to_owned()
         });
@@ -257,50 +258,53 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_words() {
-        let said = |refusal: Refusal| {
-            let status = Outcome::of(&refusal).status;
-            format!("{status} {}", serde_json::to_string(&Failure::from(refusal)).unwrap())
+        let said = |refusal: RequestError| {
+            let status = ErrorStatus::from_refusal(&refusal).status;
+            format!("{status} {}", serde_json::to_string(&ApiError::from(refusal)).unwrap())
         };
         let table = [
             (
-                Refusal::invalid("key", "must be 1..=255 bytes, got 0"),
+                RequestError::invalid("key", "must be 1..=255 bytes, got 0"),
                 r#"400 {"error":{"code":"INVALID_ARGUMENT","field":"key","message":"must be 1..=255 bytes, got 0"}}"#,
             ),
-            (Refusal::NotFound(What::Claim), r#"404 {"error":{"code":"NOT_FOUND","message":"claim not found"}}"#),
             (
-                Refusal::Fence,
+                RequestError::NotFound(ObjectKind::Claim),
+                r#"404 {"error":{"code":"NOT_FOUND","message":"claim not found"}}"#,
+            ),
+            (
+                RequestError::FenceMismatch,
                 r#"409 {"error":{"code":"ABORTED","reason":"fence","message":"the fence is not the holder's"}}"#,
             ),
             (
-                Refusal::Version(7),
+                RequestError::VersionConflict(7),
                 r#"409 {"error":{"code":"ABORTED","reason":"version","message":"it is at version 7 now; read it again, and decide anew"}}"#,
             ),
             (
-                Refusal::State("it has workers".into()),
+                RequestError::FailedPrecondition("it has workers".into()),
                 r#"409 {"error":{"code":"FAILED_PRECONDITION","reason":"state","message":"it has workers"}}"#,
             ),
             (
-                Refusal::Exhausted(Exhausted::Pool),
+                RequestError::Exhausted(ExhaustionReason::Pool),
                 r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"pool_exhausted","message":"no worker that the request allows is free"}}"#,
             ),
             (
-                Refusal::Exhausted(Exhausted::NodeLocality),
+                RequestError::Exhausted(ExhaustionReason::NodeLocality),
                 r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"node_locality","message":"a worker is free, but none on a node that the request requires"}}"#,
             ),
             (
-                Refusal::Exhausted(Exhausted::NoEligiblePool),
+                RequestError::Exhausted(ExhaustionReason::NoEligiblePool),
                 r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"no_eligible_pool","message":"no pool has the class and the labels that the request asks for"}}"#,
             ),
             (
-                Refusal::Unsatisfiable,
+                RequestError::Unsatisfiable,
                 r#"400 {"error":{"code":"INVALID_ARGUMENT","reason":"unsatisfiable","field":"resources","message":"no worker of any pool that the request allows has these resources"}}"#,
             ),
             (
-                Refusal::Unavailable(Unavailable::Overloaded),
+                RequestError::Unavailable(UnavailableReason::Overloaded),
                 r#"503 {"error":{"code":"UNAVAILABLE","reason":"overloaded","message":"a queue is full; retry later"}}"#,
             ),
             (
-                Refusal::DeadlineExceeded,
+                RequestError::DeadlineExceeded,
                 r#"504 {"error":{"code":"DEADLINE_EXCEEDED","message":"no answer within the deadline; the outcome is unknown, retry with the same key"}}"#,
             ),
         ];
@@ -311,8 +315,8 @@ mod tests {
 
     #[test]
     fn an_item_is_named_by_its_index() {
-        let field = |f: Failure| f.in_item("items", 3).field.unwrap();
-        assert_eq!(field(Failure::invalid("pool", "is required")), "items[3].pool");
-        assert_eq!(field(Failure::invalid("", "must be an object")), "items[3]");
+        let field = |f: ApiError| f.for_item("items", 3).field.unwrap();
+        assert_eq!(field(ApiError::invalid("pool", "is required")), "items[3].pool");
+        assert_eq!(field(ApiError::invalid("", "must be an object")), "items[3]");
     }
 }

@@ -5,10 +5,11 @@
 //! the one that has asked for nothing for longest, so idle ones keep nobody out: it would take [`EXCESS_CONNECTIONS_MAX`] new ones
 //! in the moment that a probe needs to send its request.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -20,19 +21,19 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::sleep;
 
-use super::Edges;
-use super::error_table::{Failure, Outcome};
-use super::half_close::Client;
+use super::ApiEdges;
+use super::error_table::{ApiError, ErrorStatus};
+use super::half_close::HttpPeer;
 use super::listener::{self, LINGER};
 use super::request_guard::{RequestHead, is_probe};
-use super::request_id::identified;
-use super::routing::refuse;
-use super::socket::{Socket, linger};
+use super::request_id::with_request_id;
+use super::routing::reject;
+use super::socket::{ClientSocket, linger};
 use crate::limits::EXCESS_CONNECTIONS_MAX;
-use crate::metrics::{ExcessOutcome, Route, metrics};
+use crate::metrics::{ExcessOutcome, HttpRoute, metrics};
 
 /// How long a connection may take to send its request, and again to be answered.
-const PATIENCE: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connections beyond those that the service takes.
 pub(super) struct ExcessConnections {
@@ -46,7 +47,7 @@ pub(super) struct ExcessConnections {
 impl ExcessConnections {
     /// `max_connections`: how many there may be before one is an excess.
     pub(super) fn new(max_connections: usize) -> Arc<Self> {
-        let mut http = listener::protocol();
+        let mut http = listener::http_builder();
         http.http1().keep_alive(false);
         http.http2().max_concurrent_streams(1);
         let open = Arc::new(Semaphore::new(EXCESS_CONNECTIONS_MAX));
@@ -54,7 +55,7 @@ impl ExcessConnections {
     }
 
     /// Serves one in a task of its own, once the one that it displaces is closed.
-    pub(super) async fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, edges: Edges) {
+    pub(super) async fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, edges: ApiEdges) {
         let (displace, displaced) = oneshot::channel();
         let (id, oldest) = self.queue().admit(displace);
         // Ends that connection.
@@ -62,7 +63,7 @@ impl ExcessConnections {
         let permit = Arc::clone(&self.open).acquire_owned().await.expect("nobody closes it");
         let excess = Arc::clone(self);
         tokio::spawn(async move {
-            let outcome = match listener::prepare(&stream) {
+            let outcome = match listener::configure_socket(&stream) {
                 Ok(()) => excess.serve(id, stream, peer, edges, displaced).await,
                 Err(_) => {
                     drop(stream);
@@ -79,7 +80,7 @@ impl ExcessConnections {
     }
 
     fn queue(&self) -> MutexGuard<'_, ExcessQueue<oneshot::Sender<()>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     async fn serve(
@@ -87,25 +88,25 @@ impl ExcessConnections {
         id: u64,
         stream: TcpStream,
         peer: SocketAddr,
-        edges: Edges,
+        edges: ApiEdges,
         displaced: oneshot::Receiver<()>,
     ) -> ExcessOutcome {
-        let client = Arc::new(Client::new(stream));
+        let client = Arc::new(HttpPeer::new(stream));
         let (asked, answer) = (Notify::new(), OnceLock::new());
         let service = service_fn(|request: Request<Incoming>| {
-            let is_served = may_be_answered(&request);
+            let is_served = is_monitoring_request(&request);
             let outcome = if is_served { ExcessOutcome::Answered } else { ExcessOutcome::Refused };
             let is_served = answer.set(outcome).is_ok() && is_served;
             asked.notify_one();
             let (edges, refusal) = (edges.clone(), self.refusal());
-            identified(peer, request, async move |request| {
-                if is_served { edges.answer(request).await } else { Ok(refuse(&request, &refusal)) }
+            with_request_id(peer, request, async move |request| {
+                if is_served { edges.route(request).await } else { Ok(reject(&request, &refusal)) }
             })
         });
         let mut displaced = pin!(displaced);
         let outcome = {
-            let serving = self.http.serve_connection(TokioIo::new(Socket(Arc::clone(&client))), service);
-            let (mut serving, mut late) = (pin!(serving), pin!(sleep(PATIENCE)));
+            let serving = self.http.serve_connection(TokioIo::new(ClientSocket(Arc::clone(&client))), service);
+            let (mut serving, mut late) = (pin!(serving), pin!(sleep(REQUEST_TIMEOUT)));
             loop {
                 tokio::select! {
                     biased;
@@ -113,7 +114,7 @@ impl ExcessConnections {
                     () = asked.notified() => {
                         self.queue().note_request(id);
                         serving.as_mut().graceful_shutdown();
-                        late.set(sleep(PATIENCE));
+                        late.set(sleep(REQUEST_TIMEOUT));
                     }
                     _ = &mut displaced => break ExcessOutcome::Displaced,
                     () = &mut late => {
@@ -131,20 +132,20 @@ impl ExcessConnections {
         outcome
     }
 
-    fn refusal(&self) -> Failure {
+    fn refusal(&self) -> ApiError {
         let message = format!(
             "as many connections are open as may be (server.max_connections: {}, fewer if open files are): on others only \
              probes and /metrics are answered; retry later",
             self.max_connections
         );
-        Failure::new(Outcome::CONNECTIONS, message)
+        ApiError::new(ErrorStatus::CONNECTIONS, message)
     }
 }
 
 /// Whether those who watch the service ask.
-fn may_be_answered(request: &Request<Incoming>) -> bool {
+fn is_monitoring_request(request: &Request<Incoming>) -> bool {
     is_probe(&RequestHead::from(request))
-        || (request.method() == Method::GET && request.uri().path() == Route::Metrics.word())
+        || (request.method() == Method::GET && request.uri().path() == HttpRoute::Metrics.as_str())
 }
 
 /// Register of the connections beyond the limit, which chooses the one that goes for the next.
@@ -158,7 +159,7 @@ struct ExcessQueue<H> {
 #[derive(Debug)]
 struct ExcessEntry<H> {
     id: u64,
-    has_asked: bool,
+    has_requested: bool,
     handle: H,
 }
 
@@ -173,19 +174,19 @@ impl<H> ExcessQueue<H> {
     /// asked for anything, or of all.
     fn admit(&mut self, handle: H) -> (u64, Option<H>) {
         let displaced = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
-            let at = self.entries.iter().position(|entry| !entry.has_asked).unwrap_or(0);
+            let at = self.entries.iter().position(|entry| !entry.has_requested).unwrap_or(0);
             self.entries.remove(at).expect("the queue is full").handle
         });
         let id = self.next_id;
         self.next_id += 1;
-        self.entries.push_back(ExcessEntry { id, has_asked: false, handle });
+        self.entries.push_back(ExcessEntry { id, has_requested: false, handle });
         assert!(self.entries.len() <= EXCESS_CONNECTIONS_MAX, "excess connections are bounded");
         (id, displaced)
     }
 
     fn note_request(&mut self, id: u64) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.id == id) {
-            entry.has_asked = true;
+            entry.has_requested = true;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Hosts, as a request's head, the origin of a page and the configuration name them.
 //!
-//! Read strictly and by hand: `http::uri::Authority` takes user names and ports that are none, and `url::Host` turns `127.1`
+//! Read strictly and by hand: `http::uri::Authority` takes user names and ports that are none, and `url::HostAddress` turns `127.1`
 //! and `0x7f.1` into addresses. Browsers write addresses in their usual form before they send them, so whatever else
 //! arrives here is a name.
 
@@ -15,23 +15,23 @@ use crate::limits::{HOST_BYTES_MAX, HOST_LABEL_BYTES_MAX, HOSTS_MAX};
 /// Name by which every machine knows itself.
 const LOCALHOST: &str = "localhost";
 
-/// A host and perhaps a port: the value of `Host`, an `:authority`, the end of an origin.
+/// A host and perhaps a port: the value of `HostAddress`, an `:authority`, the end of an origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostPort<'a> {
-    pub(super) host: Host<'a>,
+    pub(super) host: HostAddress<'a>,
     pub(super) port: Option<u16>,
 }
 
 /// A host by address or by name.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Host<'a> {
+pub(super) enum HostAddress<'a> {
     /// An address in its usual form.
     Address(IpAddr),
     /// A name without its final dot, in the case in which it came.
     Name(&'a str),
 }
 
-impl PartialEq for Host<'_> {
+impl PartialEq for HostAddress<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Address(one), Self::Address(other)) => one == other,
@@ -41,7 +41,7 @@ impl PartialEq for Host<'_> {
     }
 }
 
-impl Eq for Host<'_> {}
+impl Eq for HostAddress<'_> {}
 
 impl<'a> HostPort<'a> {
     /// Reads an authority. None: it is none, or has a user name.
@@ -49,11 +49,11 @@ impl<'a> HostPort<'a> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (address, port) = rest.split_once(']')?;
-                (Host::Address(address.parse::<Ipv6Addr>().ok()?.into()), port)
+                (HostAddress::Address(address.parse::<Ipv6Addr>().ok()?.into()), port)
             }
             None => {
                 let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-                (Host::parse(host)?, port)
+                (HostAddress::parse(host)?, port)
             }
         };
         let digits = match port.strip_prefix(':') {
@@ -69,7 +69,7 @@ impl<'a> HostPort<'a> {
     }
 }
 
-impl<'a> Host<'a> {
+impl<'a> HostAddress<'a> {
     /// Reads an IPv4 address or a name, which may be empty.
     fn parse(text: &'a str) -> Option<Self> {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
@@ -88,7 +88,7 @@ impl<'a> Host<'a> {
     }
 
     /// Whether it is one of these names.
-    pub(super) fn is_in(&self, names: &[HostName]) -> bool {
+    pub(super) fn matches_any(&self, names: &[HostName]) -> bool {
         match self {
             Self::Address(_) => false,
             Self::Name(name) => names.iter().any(|known| known.0.eq_ignore_ascii_case(name)),
@@ -146,7 +146,7 @@ impl FromStr for HostName {
 pub struct HostNames(pub Vec<HostName>);
 
 impl HostNames {
-    fn read<'t>(names: impl Iterator<Item = &'t str>) -> Result<Self, String> {
+    fn parse_all<'t>(names: impl Iterator<Item = &'t str>) -> Result<Self, String> {
         let (mut good, mut problems) = (Vec::new(), Vec::new());
         for (number, name) in names.enumerate() {
             if number == HOSTS_MAX {
@@ -169,14 +169,14 @@ impl FromStr for HostNames {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        Self::read(text.split(',').map(str::trim))
+        Self::parse_all(text.split(',').map(str::trim))
     }
 }
 
 impl<'de> Deserialize<'de> for HostNames {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
+        struct HostNamesVisitor;
+        impl<'de> Visitor<'de> for HostNamesVisitor {
             type Value = HostNames;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -197,10 +197,10 @@ impl<'de> Deserialize<'de> for HostNames {
                         other => return Err(serde::de::Error::custom(format!("{other} is no host name"))),
                     }
                 }
-                HostNames::read(names.iter().map(String::as_str)).map_err(serde::de::Error::custom)
+                HostNames::parse_all(names.iter().map(String::as_str)).map_err(serde::de::Error::custom)
             }
         }
-        deserializer.deserialize_any(Names)
+        deserializer.deserialize_any(HostNamesVisitor)
     }
 }
 

@@ -16,14 +16,14 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use super::Edges;
+use super::ApiEdges;
 use super::connection_budget::{ConnectionBudget, ConnectionPermit};
-use super::deadline::{self, WaitingCalls};
+use super::deadline::{self, WaitPermits};
 use super::excess_connections::ExcessConnections;
-use super::half_close::{self, Client};
-use super::patience::{PatientExecutor, PatientSocket};
-use super::request_id::identified;
-use super::socket::{Socket, linger};
+use super::half_close::{self, HttpPeer};
+use super::request_id::with_request_id;
+use super::socket::{ClientSocket, linger};
+use super::write_timeout::{WriteTimeoutExecutor, WriteTimeoutSocket};
 use crate::limits;
 use crate::metrics::metrics;
 
@@ -43,7 +43,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_PROBES: u32 = 3;
 /// Time after which a silent peer is gone: the system heeds no number of questions where it has a limit for what is not
 /// acknowledged, and a shorter limit would end a connection over one question that was lost.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(60 + 3 * 20);
+const USER_TIMEOUT: Duration = Duration::from_secs(60 + 3 * 20);
 /// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
 const BACKLOG: u32 = 4096;
 /// How long the rest of what a client sends is read once its connection ends, so that it sees the answer and not a reset.
@@ -83,13 +83,13 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
 /// beyond the budget are [answered one probe](super::excess_connections).
 pub async fn serve(
     listener: TcpListener,
-    edges: Edges,
+    edges: ApiEdges,
     budget: ConnectionBudget,
     grace: Duration,
     stop: impl Future<Output = ()>,
 ) {
     let excess = ExcessConnections::new(budget.max());
-    let http = Arc::new(protocol_on(PatientExecutor { patience: edges.answer_patience }));
+    let http = Arc::new(http_builder_with(WriteTimeoutExecutor { write_timeout: edges.response_timeout }));
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
     while let Some((stream, peer)) = next_connection(&listener, stop.as_mut()).await {
@@ -99,7 +99,7 @@ pub async fn serve(
                 tokio::spawn(connection(stream, peer, http, edges, graceful.watcher(), permit));
             }
             // A queue of connections would only make the wait longer.
-            None => excess.take(stream, peer, edges.clone()).await,
+            None => excess.accept(stream, peer, edges.clone()).await,
         }
     }
     drop(listener);
@@ -134,7 +134,7 @@ pub(super) async fn next_connection(
 /// A small answer would otherwise wait for the peer's acknowledgement of the one before; and a peer that vanished without
 /// a word would be taken for one that is silent. What the system keeps unsent is bounded: it tells of room only when a third of
 /// that is free, which a client that reads slowly must reach in time.
-pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+pub(super) fn configure_socket(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER_BYTES)?;
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;
@@ -145,20 +145,20 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// A peer whose system acknowledges nothing of what was written for so long is dropped. One whose system does, and that reads
-/// nothing, is dropped by [`PatientSocket`].
-fn bound_writes(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    let limit_ms = patience.max(UNACKNOWLEDGED).as_millis();
+/// nothing, is dropped by [`WriteTimeoutSocket`].
+fn set_write_timeout(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    let limit_ms = patience.max(USER_TIMEOUT).as_millis();
     rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(limit_ms).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
 /// HTTP as this service speaks it.
-pub(super) fn protocol() -> auto::Builder<TokioExecutor> {
-    protocol_on(TokioExecutor::new())
+pub(super) fn http_builder() -> auto::Builder<TokioExecutor> {
+    http_builder_with(TokioExecutor::new())
 }
 
 /// HTTP as this service speaks it, with the streams of HTTP/2 run by this executor.
-fn protocol_on<E>(executor: E) -> auto::Builder<E> {
+fn http_builder_with<E>(executor: E) -> auto::Builder<E> {
     let mut http = auto::Builder::new(executor);
     // Without it, whoever has sent all that it has to say is taken for one that is gone.
     http.http1().half_close(true);
@@ -173,19 +173,19 @@ fn protocol_on<E>(executor: E) -> auto::Builder<E> {
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    http: Arc<auto::Builder<PatientExecutor>>,
-    edges: Edges,
+    http: Arc<auto::Builder<WriteTimeoutExecutor>>,
+    edges: ApiEdges,
     watcher: Watcher,
     _permit: ConnectionPermit,
 ) {
-    if let Err(error) = prepare(&stream).and_then(|()| bound_writes(&stream, edges.patience)) {
+    if let Err(error) = configure_socket(&stream).and_then(|()| set_write_timeout(&stream, edges.write_timeout)) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }
     let open = OpenConnection::count();
     let asked = Arc::new(AtomicBool::new(false));
-    let client = Arc::new(Client::new(stream));
-    let waiting = WaitingCalls::default();
+    let client = Arc::new(HttpPeer::new(stream));
+    let waiting = WaitPermits::default();
     let service = service_fn(|mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         // Over HTTP/2 a peer that sends nothing any more cannot keep to the protocol: it is gone.
@@ -193,9 +193,9 @@ async fn connection(
             request.extensions_mut().insert(Arc::clone(&client));
         }
         let edges = edges.clone();
-        deadline::within(&waiting, identified(peer, request, |request| edges.answer(request)))
+        deadline::with_connection(&waiting, with_request_id(peer, request, |request| edges.route(request)))
     });
-    let socket = PatientSocket::new(Socket(Arc::clone(&client)), edges.answer_patience);
+    let socket = WriteTimeoutSocket::new(ClientSocket(Arc::clone(&client)), edges.response_timeout);
     let serving = watcher.watch(http.serve_connection(TokioIo::new(socket), service));
     // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
     let silence = async {
@@ -206,15 +206,21 @@ async fn connection(
     };
     let ended = tokio::select! {
         ended = serving => ended.inspect_err(|error| tracing::debug!(%error, "a connection ended early")).is_ok(),
-        () = half_close::gone(&client.stream) => false,
+        () = half_close::reset_by_peer(&client.stream) => false,
         () = silence => false,
     };
     match ended {
         true => {
-            half_close::settle(&edges.scheduler, client.untold(), &client.stream, edges.patience).await;
+            half_close::roll_back_unacknowledged(
+                &edges.scheduler,
+                client.take_undelivered(),
+                &client.stream,
+                edges.write_timeout,
+            )
+            .await;
             linger(&client.stream, LINGER).await;
         }
-        false => half_close::give_back(&edges.scheduler, client.untold()),
+        false => half_close::roll_back_all(&edges.scheduler, client.take_undelivered()),
     }
     drop(open);
 }
@@ -241,7 +247,7 @@ mod tests {
 
     #[test]
     fn h06_a_probe_that_is_lost_ends_no_connection() {
-        assert_eq!(UNACKNOWLEDGED, KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES);
+        assert_eq!(USER_TIMEOUT, KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES);
     }
 
     #[tokio::test]

@@ -8,51 +8,51 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Semaphore;
 
-pub use self::answer_room::AnswerRoom;
 pub use self::connection_budget::ConnectionBudget;
 pub use self::host::{HostName, HostNames};
 use self::request_guard::RequestGuard;
-use crate::metrics::Exporter;
+pub use self::response_budget::ResponseBudget;
+use crate::metrics::MetricsExporter;
 use crate::scheduler::Scheduler;
 
-mod answer_body;
-mod answer_room;
 mod connection_budget;
 mod deadline;
 pub mod error_table;
+mod event_stream;
 mod excess_connections;
 pub mod grpc;
 mod half_close;
 mod host;
 pub mod http;
 pub mod listener;
-mod patience;
 mod request_guard;
 mod request_id;
 pub mod resp;
+mod response_body;
+mod response_budget;
 mod routing;
 mod socket;
-mod watch;
+mod write_timeout;
 
 /// Every edge of the service. Cheap to clone.
 #[derive(Clone)]
-pub struct Edges {
+pub struct ApiEdges {
     guard: RequestGuard,
     http: axum::Router,
-    grpc: Arc<grpc::Grpc>,
+    grpc: Arc<grpc::GrpcEdge>,
     scheduler: Scheduler,
-    answers: AnswerRoom,
+    response_budget: ResponseBudget,
     /// How long a client may take nothing of what was written to it.
-    patience: Duration,
+    write_timeout: Duration,
     /// Longest time for which a piece of an answer may wait for its client.
-    answer_patience: Duration,
+    response_timeout: Duration,
     /// RESP.
-    pub resp: resp::Resp,
+    pub resp: resp::RespEdge,
 }
 
 /// What bounds a request, on any edge.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct RequestLimits {
     /// Largest request body, in bytes.
     pub body_bytes_max: usize,
     /// From a request's head to its answer, beside the time that it waits for room; past it the outcome is unknown to the
@@ -62,41 +62,41 @@ pub struct Bounds {
 
 /// Times `server.request_timeout_ms` for which a piece of an answer may wait for its client: the answers of many streams share
 /// one connection, and each waits while the others are sent.
-const ANSWER_PATIENCE_TIMEOUTS: u32 = 6;
+const RESPONSE_TIMEOUT_FACTOR: u32 = 6;
 
 /// Memory that all requests share. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Rooms {
+pub struct MemoryBudgets {
     /// Room for large bodies, in KiB.
     pub bodies: Arc<Semaphore>,
     /// Room for large answers.
-    pub answers: AnswerRoom,
+    pub responses: ResponseBudget,
 }
 
-impl Edges {
+impl ApiEdges {
     /// Over a scheduler. `stopping` closes when the service begins to stop. Needs a tokio runtime.
     #[must_use]
     pub fn new(
         scheduler: Scheduler,
-        exporter: Exporter,
-        bounds: Bounds,
+        exporter: MetricsExporter,
+        bounds: RequestLimits,
         stopping: tokio::sync::watch::Receiver<()>,
     ) -> Self {
         // Many connections times the largest body would be all of memory.
-        let bodies = Arc::new(Semaphore::new(http::BODIES_KIB_MAX));
-        let answers = AnswerRoom::default();
-        let rooms = Rooms { bodies: Arc::clone(&bodies), answers: answers.clone() };
-        let api = http::Api::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());
-        let resp = resp::Resp::new(scheduler.clone(), bounds, bodies);
-        let (patience, answer_patience) = (bounds.timeout, bounds.timeout * ANSWER_PATIENCE_TIMEOUTS);
+        let bodies = Arc::new(Semaphore::new(http::BODY_BUDGET_KIB));
+        let answers = ResponseBudget::default();
+        let rooms = MemoryBudgets { bodies: Arc::clone(&bodies), responses: answers.clone() };
+        let api = http::HttpState::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());
+        let resp = resp::RespEdge::new(scheduler.clone(), bounds, bodies);
+        let (patience, answer_patience) = (bounds.timeout, bounds.timeout * RESPONSE_TIMEOUT_FACTOR);
         Self {
             guard: RequestGuard::new(HostNames::default()),
-            patience,
-            answer_patience,
+            write_timeout: patience,
+            response_timeout: answer_patience,
             http: http::router(api),
-            grpc: Arc::new(grpc::Grpc::new(scheduler.clone(), bounds, rooms, stopping)),
+            grpc: Arc::new(grpc::GrpcEdge::new(scheduler.clone(), bounds, rooms, stopping)),
             scheduler,
-            answers,
+            response_budget: answers,
             resp,
         }
     }
@@ -109,7 +109,7 @@ impl Edges {
 }
 
 /// Resolves when the service begins to stop.
-fn stopped(stopping: &tokio::sync::watch::Receiver<()>) -> BoxFuture<'static, ()> {
+fn wait_for_stop(stopping: &tokio::sync::watch::Receiver<()>) -> BoxFuture<'static, ()> {
     let mut stopping = stopping.clone();
     async move {
         // Either outcome means the end: a word, or nobody left to say it.

@@ -7,7 +7,7 @@
 //! addresses, and names of the configuration are served.
 //!
 //! **Origin.** Some requests a page may send anywhere without asking (a POST of plain text, a form), though it cannot read
-//! the answers. Browsers say so: in `Origin`, or in `Sec-Fetch-Site`. Programs that are no browsers send neither.
+//! the answers. Browsers say so: in `ServiceOrigin`, or in `Sec-Fetch-Site`. Programs that are no browsers send neither.
 //!
 //! Probes are let through whatever they say: load balancers send any host or none. Under a host that is not known they are
 //! answered with the status alone, for a page may read it; reasons name pools.
@@ -17,17 +17,17 @@ use std::sync::Arc;
 use hyper::header::{CONTENT_ENCODING, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Uri, Version};
 
-use super::error_table::{Failure, Outcome};
+use super::error_table::{ApiError, ErrorStatus};
 use super::host::{HostName, HostNames, HostPort};
 use crate::metrics::RequestRefusal;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// Paths of probes, which are answered under any host.
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];
 /// Method of gRPC that probes call.
 pub(super) const GRPC_PROBE: &str = "/grpc.health.v1.Health/Check";
 /// Paths of pages, to which others may link.
-const PAGES: [&str; 2] = ["/", "/docs"];
+const LINKABLE_PATHS: [&str; 2] = ["/", "/docs"];
 /// Most bytes of a foreign value that are repeated to whoever sent it.
 const ECHO_BYTES_MAX: usize = 100;
 
@@ -54,7 +54,7 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
 /// Why a request is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RequestRejection {
-    /// A `Host` is required and there is none, there are several, it is none, or the target says another.
+    /// A `HostAddress` is required and there is none, there are several, it is none, or the target says another.
     InvalidHost(&'static str),
     /// The service is not known by this name.
     ForeignHost(String),
@@ -89,7 +89,7 @@ impl RequestGuard {
             return Ok(());
         }
         let own = self.check_host(head, host)?;
-        self.check_page(head, own)?;
+        self.check_origin(head, own)?;
         check_encoding(head.headers)
     }
 
@@ -115,27 +115,27 @@ impl RequestGuard {
             (Some(own), _) | (None, Some(own)) => own,
             (None, None) => return Err(RequestRejection::ForeignHost(String::new())),
         };
-        if own.host.is_local_or_address() || own.host.is_in(&self.hosts) {
+        if own.host.is_local_or_address() || own.host.matches_any(&self.hosts) {
             return Ok(own);
         }
         let said = head.uri.authority().map(|authority| authority.as_str().as_bytes());
         let said = said.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
-        Err(RequestRejection::ForeignHost(shown(said.unwrap_or_default())))
+        Err(RequestRejection::ForeignHost(escape_for_message(said.unwrap_or_default())))
     }
 
     /// Checks what a browser says of the page that sends the request.
-    fn check_page(&self, head: &RequestHead<'_>, own: HostPort<'_>) -> Result<(), RequestRejection> {
-        let foreign = head.headers.get_all(ORIGIN).iter().find(|origin| !self.is_own(origin, own));
+    fn check_origin(&self, head: &RequestHead<'_>, own: HostPort<'_>) -> Result<(), RequestRejection> {
+        let foreign = head.headers.get_all(ORIGIN).iter().find(|origin| !self.is_same_origin(origin, own));
         if let Some(origin) = foreign {
-            return Err(RequestRejection::ForeignOrigin(shown(origin.as_bytes())));
+            return Err(RequestRejection::ForeignOrigin(escape_for_message(origin.as_bytes())));
         }
         let mut sites = head.headers.get_all(&SEC_FETCH_SITE).iter();
         let is_own = sites.all(|site| ["same-origin", "none"].iter().any(|own| site == own));
-        if is_own || is_link(head) { Ok(()) } else { Err(RequestRejection::ForeignSite) }
+        if is_own || is_navigation(head) { Ok(()) } else { Err(RequestRejection::ForeignSite) }
     }
 
     /// Whether an origin is the service's own.
-    fn is_own(&self, origin: &HeaderValue, own: HostPort<'_>) -> bool {
+    fn is_same_origin(&self, origin: &HeaderValue, own: HostPort<'_>) -> bool {
         let Some((scheme, rest)) = origin.to_str().ok().and_then(|text| text.split_once("://")) else { return false };
         let usual_port = match scheme {
             "http" => 80,
@@ -144,11 +144,11 @@ impl RequestGuard {
         };
         let Some(HostPort { host, port }) = HostPort::parse(rest) else { return false };
         let same_port = port.unwrap_or(usual_port) == own.port.unwrap_or(usual_port);
-        (host == own.host && same_port) || host.is_in(&self.hosts)
+        (host == own.host && same_port) || host.matches_any(&self.hosts)
     }
 }
 
-/// The one `Host` of a request.
+/// The one `HostAddress` of a request.
 fn host_header<'a>(head: &RequestHead<'a>) -> Result<Option<&'a HeaderValue>, RequestRejection> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -174,10 +174,10 @@ pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
 }
 
 /// Whether somebody follows a link to a page: the window shows it, and the page with the link learns nothing.
-fn is_link(head: &RequestHead<'_>) -> bool {
+fn is_navigation(head: &RequestHead<'_>) -> bool {
     let says = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|said| said == value);
     head.method == Method::GET
-        && PAGES.contains(&head.uri.path())
+        && LINKABLE_PATHS.contains(&head.uri.path())
         && says(&SEC_FETCH_MODE, "navigate")
         && says(&SEC_FETCH_DEST, "document")
 }
@@ -188,13 +188,13 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), RequestRejection> {
         value.to_str().is_ok_and(|codings| codings.split(',').all(|coding| is_identity(coding.trim())))
     };
     match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_understood(value)) {
-        Some(value) => Err(RequestRejection::UnknownEncoding(shown(value.as_bytes()))),
+        Some(value) => Err(RequestRejection::UnknownEncoding(escape_for_message(value.as_bytes()))),
         None => Ok(()),
     }
 }
 
 /// A foreign value as an answer may repeat it: bounded, and nothing but printable ASCII.
-fn shown(value: &[u8]) -> String {
+fn escape_for_message(value: &[u8]) -> String {
     let rest = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
     format!("{}{rest}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
 }
@@ -212,37 +212,37 @@ impl RequestRejection {
     }
 }
 
-impl From<RequestRejection> for Failure {
+impl From<RequestRejection> for ApiError {
     fn from(rejection: RequestRejection) -> Self {
         let of_field = |outcome, field: &'static str, message: String| Self {
             field: Some(field.into()),
             ..Self::new(outcome, message)
         };
         match rejection {
-            RequestRejection::InvalidHost(message) => Refusal::invalid("host", message).into(),
+            RequestRejection::InvalidHost(message) => RequestError::invalid("host", message).into(),
             RequestRejection::ForeignHost(host) => {
                 let message = format!(
                     "this service is not known as \"{host}\"; it is served as localhost, under addresses, and under the names in \
                      server.hosts: to serve another, add it there (hosts = [...] in [server], \
                      HOTPOOL__SERVER__HOSTS, or --hosts)"
                 );
-                of_field(Outcome::HOST, "host", message)
+                of_field(ErrorStatus::HOST, "host", message)
             }
             RequestRejection::ForeignOrigin(origin) => {
                 let message = format!(
                     "a page of \"{origin}\" may not use this service: that is neither the host and port of the request \
                      nor a name in server.hosts"
                 );
-                Self::new(Outcome::ORIGIN, message)
+                Self::new(ErrorStatus::ORIGIN, message)
             }
             RequestRejection::ForeignSite => {
                 let message =
                     "a page of another site may not use this service; type its address, or begin at its own page";
-                Self::new(Outcome::ORIGIN, message)
+                Self::new(ErrorStatus::ORIGIN, message)
             }
             RequestRejection::UnknownEncoding(coding) => {
                 let message = format!("the content coding \"{coding}\" is not understood: send the body as it is");
-                of_field(Outcome::CONTENT_ENCODING, "content-encoding", message)
+                of_field(ErrorStatus::CONTENT_ENCODING, "content-encoding", message)
             }
         }
     }

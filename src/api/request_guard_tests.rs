@@ -25,7 +25,7 @@ fn verdict(guard: &RequestGuard, head: &str) -> Result<(), &'static str> {
         request = request.header(name, value.trim());
     }
     let request = request.body(()).unwrap();
-    guard.check(&RequestHead::from(&request)).map_err(|rejection| rejection.label().word())
+    guard.check(&RequestHead::from(&request)).map_err(|rejection| rejection.label().as_str())
 }
 
 /// Rows of the table of hosts in docs/OPERATING.md: a host, and whether it is served.
@@ -212,8 +212,8 @@ fn h01_links_lead_to_pages_alone() {
 #[test]
 fn h01_refusals_repeat_little_and_nothing_that_is_not_plain() {
     let host = [&b"evil\"<script>\xff"[..], &[b'e'; 5_000]].concat();
-    assert_eq!(shown(&host).len(), "evil\\\"<script>\\xff".len() + ECHO_BYTES_MAX - 14 + 3);
-    let failure = Failure::from(RequestRejection::ForeignHost(shown(&host)));
+    assert_eq!(escape_for_message(&host).len(), "evil\\\"<script>\\xff".len() + ECHO_BYTES_MAX - 14 + 3);
+    let failure = ApiError::from(RequestRejection::ForeignHost(escape_for_message(&host)));
     assert!(failure.message.len() < 600 && failure.message.is_ascii(), "{}", failure.message);
     let body = serde_json::to_string(&failure).unwrap();
     assert!(body.contains("server.hosts") && body.contains("HOTPOOL__SERVER__HOSTS") && body.contains("--hosts"));

@@ -9,13 +9,13 @@ use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Request, Response};
 
 use super::routing::is_grpc;
-use crate::scheduler::caller::{Caller, ChangeSource, RequestId};
+use crate::scheduler::caller::{CallerContext, ChangeSource, RequestId};
 
 /// Name of the header, and of the metadata in gRPC.
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers one request of a client at `peer`.
-pub(super) async fn identified<B, R, E, A>(
+pub(super) async fn with_request_id<B, R, E, A>(
     peer: SocketAddr,
     request: Request<B>,
     answer: impl FnOnce(Request<B>) -> A,
@@ -23,19 +23,19 @@ pub(super) async fn identified<B, R, E, A>(
 where
     A: Future<Output = Result<Response<R>, E>>,
 {
-    let request_id = of(request.headers());
+    let request_id = request_id_of(request.headers());
     let source = if is_grpc(&request) { ChangeSource::Grpc } else { ChangeSource::Http };
-    let caller = Caller { source, request_id: Some(request_id.clone()), peer: Some(peer) };
+    let caller = CallerContext { source, request_id: Some(request_id.clone()), peer: Some(peer) };
     // Stays where it is made: it has room for every state of every edge, and moving that costs more than all else here.
     let mut answered = pin!(answer(request));
-    let mut response = poll_fn(|context| caller.clone().lend(|| answered.as_mut().poll(context))).await?;
+    let mut response = poll_fn(|context| caller.clone().sync_scope(|| answered.as_mut().poll(context))).await?;
     response.headers_mut().insert(HEADER, request_id.header());
     Ok(response)
 }
 
-fn of(headers: &HeaderMap) -> RequestId {
+fn request_id_of(headers: &HeaderMap) -> RequestId {
     let sent = headers.get(HEADER);
     // Of two ids nobody knows which one is looked for later.
     let is_one = sent.is_some() && headers.get_all(HEADER).iter().nth(1).is_none();
-    RequestId::sent_or_made(sent.filter(|_| is_one))
+    RequestId::from_header_or_generate(sent.filter(|_| is_one))
 }

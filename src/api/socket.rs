@@ -10,15 +10,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, timeout};
 
-use super::half_close::Client;
+use super::half_close::HttpPeer;
 
 /// Bytes of unread input that are forgotten at a time.
 const UNREAD_BYTES: usize = 4 << 10;
 
 /// A stream that others may look at.
-pub(super) struct Socket(pub(super) Arc<Client>);
+pub(super) struct ClientSocket(pub(super) Arc<HttpPeer>);
 
-impl Socket {
+impl ClientSocket {
     fn stream(&self) -> &TcpStream {
         &self.0.stream
     }
@@ -57,7 +57,7 @@ pub(super) async fn linger(stream: &TcpStream, patience: Duration) {
     let _ = timeout(patience, read_all).await;
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ClientSocket {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream().poll_read_ready(context))?;
@@ -69,7 +69,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ClientSocket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_with(context, |stream| stream.try_write(bytes))
     }

@@ -13,8 +13,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::server::config::{self, Config, HostNames, LogFormat, Overrides, RespListen, StoreUrl};
-use hotpool::server::service::{Addresses, Service};
+use hotpool::server::config::{self, Config, ConfigOverrides, HostNames, LogFormat, RespListen, StoreUrl};
+use hotpool::server::service::{ListenAddresses, Service};
 use hotpool::server::signals::HarmlessSignals;
 use hotpool::server::{shutdown, telemetry};
 
@@ -24,7 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Wrong usage or configuration, as in `sysexits.h`.
 const EXIT_USAGE: u8 = 64;
 /// How long what still runs may delay the end.
-const LINGER: Duration = Duration::from_secs(1);
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Assigns work to warm workers: the service, and commands that speak to one.
 ///
@@ -32,26 +32,26 @@ const LINGER: Duration = Duration::from_secs(1);
 /// 64 wrong usage or configuration.
 #[derive(Parser)]
 #[command(name = "hotpool", version, arg_required_else_help = true)]
-struct Cli {
+struct ProgramArgs {
     #[command(flatten)]
     leading: cli::LeadingOptions,
     #[command(subcommand)]
-    command: Command,
+    command: ProgramCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ProgramCommand {
     /// Run the service
-    Serve(Serve),
+    Serve(ServeArgs),
     #[command(flatten)]
-    Client(cli::Command),
+    Client(cli::ClientCommand),
     /// Write a script that completes these commands, for a shell
     #[command(after_help = "Example, for the present bash:\n  source <(hotpool completions bash)")]
     Completions { shell: Shell },
 }
 
 #[derive(Args)]
-struct Serve {
+struct ServeArgs {
     /// Configuration file (TOML). Without it no file is looked for.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -85,22 +85,22 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
-    let parsed = Cli::try_parse().and_then(|Cli { leading, command }| {
-        let client = if let Command::Client(command) = &command { Some(command) } else { None };
-        match leading.useless(client) {
+    let parsed = ProgramArgs::try_parse().and_then(|ProgramArgs { leading, command }| {
+        let client = if let ProgramCommand::Client(command) = &command { Some(command) } else { None };
+        match leading.unused_option(client) {
             None => Ok(command),
             Some(option) => {
                 let message = format!("{option} is of no use to this command, which speaks to no service");
-                Err(Cli::command().error(ErrorKind::UnknownArgument, message))
+                Err(ProgramArgs::command().error(ErrorKind::UnknownArgument, message))
             }
         }
     });
     match parsed {
-        Ok(Command::Serve(arguments)) => serve(arguments),
-        Ok(Command::Client(command)) => cli::run(command),
-        Ok(Command::Completions { shell }) => {
+        Ok(ProgramCommand::Serve(arguments)) => serve(arguments),
+        Ok(ProgramCommand::Client(command)) => cli::run(command),
+        Ok(ProgramCommand::Completions { shell }) => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "hotpool", &mut script);
+            clap_complete::generate(shell, &mut ProgramArgs::command(), "hotpool", &mut script);
             // Nothing can be done about a closed stream.
             let _ = std::io::stdout().write_all(&script);
             ExitCode::SUCCESS
@@ -116,11 +116,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(arguments: Serve) -> ExitCode {
+fn serve(arguments: ServeArgs) -> ExitCode {
     // First of all, because signals are caught from when there is a runtime.
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(1, &error),
+        Err(error) => return exit_with_error(1, &error),
     };
     let caught = {
         let _on_runtime = runtime.enter();
@@ -128,56 +128,56 @@ fn serve(arguments: Serve) -> ExitCode {
     };
     let harmless = match caught {
         Ok(harmless) => harmless,
-        Err(error) => return fail(1, &format!("signals cannot be caught: {error}")),
+        Err(error) => return exit_with_error(1, &format!("signals cannot be caught: {error}")),
     };
-    let Serve { config, listen, resp_listen, hosts, data_dir, store, standby, insecure, log } = arguments;
+    let ServeArgs { config, listen, resp_listen, hosts, data_dir, store, standby, insecure, log } = arguments;
     let store = match store.map(|url| url.parse()).transpose() {
         Ok(store) => store,
-        Err(error) => return fail(EXIT_USAGE, &format!("--store: {error}")),
+        Err(error) => return exit_with_error(EXIT_USAGE, &format!("--store: {error}")),
     };
     let unused_dir = data_dir.clone().filter(|_| matches!(store, Some(StoreUrl::Memory)));
     if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_))) {
-        return fail(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
+        return exit_with_error(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
     }
-    let flags = Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log };
+    let flags = ConfigOverrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log };
     // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
     let config = match Config::load(config.as_deref(), environment, flags) {
         Ok(config) => config,
-        Err(error) => return fail(EXIT_USAGE, &error),
+        Err(error) => return exit_with_error(EXIT_USAGE, &error),
     };
     if let Err(error) = telemetry::start(config.log.format) {
-        return fail(EXIT_USAGE, &error);
+        return exit_with_error(EXIT_USAGE, &error);
     }
     runtime.spawn(harmless.log());
     if let Some(dir) = unused_dir {
         tracing::warn!(dir = %dir.display(), "--data-dir is not used: the store memory: keeps nothing");
     }
     let ended = runtime.block_on(run(config));
-    runtime.shutdown_timeout(LINGER);
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &error),
+        Err(error) => exit_with_error(1, &error),
     }
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    let stop = shutdown::requested()?;
+    let stop = shutdown::shutdown_signal()?;
     let store = config.store.url.clone();
     let service = Service::build(config).await?;
-    Ok(service.run(move |addresses| welcome(addresses, &store), stop).await?)
+    Ok(service.run(move |addresses| print_welcome(addresses, &store), stop).await?)
 }
 
-fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+fn exit_with_error(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
     // Nothing can be done about a closed stream.
     let _ = writeln!(std::io::stderr(), "hotpool: {error}");
     ExitCode::from(code)
 }
 
 /// Says where the service is and how to try it.
-fn welcome(addresses: Addresses, store: &StoreUrl) {
-    let Addresses { http: address, resp } = addresses;
+fn print_welcome(addresses: ListenAddresses, store: &StoreUrl) {
+    let ListenAddresses { http: address, resp } = addresses;
     let resp = resp.map_or_else(String::new, |resp| format!(" and redis://{resp}"));
     let text = format!(
         "hotpool is ready on http://{address}{resp} (store: {store})\n\

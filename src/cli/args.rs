@@ -9,23 +9,23 @@ use hyper::Uri;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::client::Failure;
+use super::client::CommandFailure;
 use crate::limits::AMOUNT_MAX;
-use crate::model::label_selector::Selector;
+use crate::model::label_selector::LabelSelector;
 use crate::model::{PoolName, check_label_key, check_name};
 use crate::server::config;
 
 /// `http://HOST:PORT`, without anything behind it.
 #[derive(Debug, Clone)]
-pub struct Address(String);
+pub struct ServiceUrl(String);
 
-impl Default for Address {
+impl Default for ServiceUrl {
     fn default() -> Self {
-        Self(format!("http://{}", config::Server::default().listen))
+        Self(format!("http://{}", config::ServerConfig::default().listen))
     }
 }
 
-impl FromStr for Address {
+impl FromStr for ServiceUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -46,19 +46,19 @@ impl FromStr for Address {
             Some(port) => Ok(Self(format!("http://{host}:{port}"))),
             // A port that is no number, or an address that only looks like one: `::1`.
             None if rest != host => Err(wrong()),
-            None => Ok(Self(format!("http://{host}:{}", config::Server::default().listen.port()))),
+            None => Ok(Self(format!("http://{host}:{}", config::ServerConfig::default().listen.port()))),
         }
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ServiceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
 /// Reads `NS/POOL`.
-pub(super) fn pool(text: &str) -> Result<PoolName, String> {
+pub(super) fn parse_pool(text: &str) -> Result<PoolName, String> {
     PoolName::parse(text).map_err(|refusal| match text.contains('/') {
         true => refusal.to_string(),
         false => "must be NAMESPACE/POOL, as in demo/warm".to_owned(),
@@ -66,7 +66,7 @@ pub(super) fn pool(text: &str) -> Result<PoolName, String> {
 }
 
 /// Reads one name: a worker, a tenant, a node.
-pub(super) fn name(text: &str) -> Result<String, String> {
+pub(super) fn parse_name(text: &str) -> Result<String, String> {
     check_name("name", text).map(|()| text.to_owned()).map_err(|refusal| refusal.to_string())
 }
 
@@ -84,7 +84,7 @@ impl FromStr for ClaimName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (namespace, key) = text.split_once('/').ok_or("must be NAMESPACE/KEY, as in demo/job-1")?;
-        Ok(Self { namespace: name(namespace)?, key: name(key)? })
+        Ok(Self { namespace: parse_name(namespace)?, key: parse_name(key)? })
     }
 }
 
@@ -95,26 +95,26 @@ impl fmt::Display for ClaimName {
 }
 
 /// Reads `KEY=VALUE`.
-pub(super) fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, as in zone=a")?;
     check_label_key("key", key).map_err(|refusal| format!("key {key:?}: {refusal}"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Reads a selector, as the service would.
-pub(super) fn selector(text: &str) -> Result<Selector, String> {
-    Selector::parse(text).map_err(|error| error.to_string())
+pub(super) fn parse_selector(text: &str) -> Result<LabelSelector, String> {
+    LabelSelector::parse(text).map_err(|error| error.to_string())
 }
 
 /// Labels as the API has them; the last value of a key counts.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(super) struct Labels {
+pub(super) struct LabelArgs {
     /// A label, KEY=VALUE; may be said many times
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
 }
 
-impl Serialize for Labels {
+impl Serialize for LabelArgs {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.labels.iter().cloned().collect::<BTreeMap<_, _>>().serialize(serializer)
     }
@@ -122,61 +122,61 @@ impl Serialize for Labels {
 
 /// What a worker has.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-pub(super) struct Has {
+pub(super) struct CapacityArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    amounts: Amounts,
+    amounts: AmountArgs,
     /// Cards of one model, as in a100=2
     #[arg(long, value_name = "MODEL=COUNT", help_heading = "Resources")]
-    gpu: Option<Gpu>,
+    gpu: Option<GpuCapacityArg>,
 }
 
 /// What a claim needs.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-pub(super) struct Asks {
+pub(super) struct ClaimResourceArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    amounts: Amounts,
+    amounts: AmountArgs,
     /// Cards of one of these models, the most wanted first, or of any: a100:2, a100,h100:1, :1; and of one card a part, in
     /// thousandths: a100:1:500
     #[arg(long, value_name = "[MODEL,..]:COUNT[:MILLI]", help_heading = "Resources")]
-    gpu: Option<GpuAsk>,
+    gpu: Option<GpuRequestArg>,
 }
 
 /// Amounts that can be summed.
 #[derive(Debug, Clone, clap::Args, Serialize)]
-struct Amounts {
+struct AmountArgs {
     /// Thousandths of a core
-    #[arg(long, value_name = "N", value_parser = amount, help_heading = "Resources")]
+    #[arg(long, value_name = "N", value_parser = parse_amount, help_heading = "Resources")]
     cpu_milli: Option<u64>,
     /// Bytes of memory; Ki, Mi, Gi and Ti may follow the number
-    #[arg(long, value_name = "N[Gi]", value_parser = amount, help_heading = "Resources")]
+    #[arg(long, value_name = "N[Gi]", value_parser = parse_amount, help_heading = "Resources")]
     memory_bytes: Option<u64>,
     /// Places, in a unit of your own
-    #[arg(long, value_name = "N", value_parser = amount, help_heading = "Resources")]
+    #[arg(long, value_name = "N", value_parser = parse_amount, help_heading = "Resources")]
     slots: Option<u64>,
 }
 
 /// Cards of one model.
 #[derive(Debug, Clone, Serialize)]
-struct Gpu {
+struct GpuCapacityArg {
     model: String,
     count: u32,
 }
 
-impl FromStr for Gpu {
+impl FromStr for GpuCapacityArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = "must be MODEL=COUNT, as in a100=2";
         let (model, count) = text.split_once('=').ok_or(wrong)?;
-        Ok(Self { model: name(model)?, count: count.parse().map_err(|_| wrong)? })
+        Ok(Self { model: parse_name(model)?, count: count.parse().map_err(|_| wrong)? })
     }
 }
 
 /// Whole cards, or a part of one.
 #[derive(Debug, Clone, Serialize)]
-struct GpuAsk {
+struct GpuRequestArg {
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -186,7 +186,7 @@ struct GpuAsk {
     milli: Option<u32>,
 }
 
-impl FromStr for GpuAsk {
+impl FromStr for GpuRequestArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -195,14 +195,14 @@ impl FromStr for GpuAsk {
         let (count, milli) = rest.split_once(':').map_or((rest, None), |(count, milli)| (count, Some(milli)));
         let number = |text: &str| text.parse().map_err(|_| wrong.to_owned());
         let names = names.split(',').filter(|_| !names.is_empty());
-        let mut models = names.map(name).collect::<Result<Vec<_>, _>>()?;
+        let mut models = names.map(parse_name).collect::<Result<Vec<_>, _>>()?;
         let model = if models.len() == 1 { models.pop() } else { None };
         Ok(Self { model, models, count: number(count)?, milli: milli.map(number).transpose()? })
     }
 }
 
 /// Reads a number, which may end in a binary unit.
-pub(super) fn amount(text: &str) -> Result<u64, String> {
+pub(super) fn parse_amount(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &text[digits.len()..] {
         "" => 0,
@@ -218,7 +218,7 @@ pub(super) fn amount(text: &str) -> Result<u64, String> {
 }
 
 /// A JSON object of what was said: what was not is left to the service, where the defaults stand.
-pub(super) fn said(fields: &impl Serialize) -> Value {
+pub(super) fn to_sparse_json(fields: &impl Serialize) -> Value {
     let mut fields = serde_json::to_value(fields).expect("arguments are plain data");
     if let Value::Object(fields) = &mut fields {
         fields.retain(|_, value| match value {
@@ -238,7 +238,7 @@ pub(super) fn said(fields: &impl Serialize) -> Value {
 ///
 /// # Errors
 /// One is no name, or stdin cannot be read.
-pub(super) fn with_stdin(ids: &[String]) -> Result<Vec<String>, Failure> {
+pub(super) fn expand_stdin(ids: &[String]) -> Result<Vec<String>, CommandFailure> {
     let mut all = Vec::with_capacity(ids.len());
     for id in ids {
         if id != "-" {
@@ -246,8 +246,8 @@ pub(super) fn with_stdin(ids: &[String]) -> Result<Vec<String>, Failure> {
             continue;
         }
         for line in std::io::stdin().lock().lines() {
-            for id in line.map_err(Failure::local)?.split_whitespace() {
-                all.push(name(id).map_err(|message| Failure::usage(id, message))?);
+            for id in line.map_err(CommandFailure::from_local)?.split_whitespace() {
+                all.push(parse_name(id).map_err(|message| CommandFailure::usage(id, message))?);
             }
         }
     }
@@ -269,31 +269,31 @@ mod tests {
             ("[::1]", "http://[::1]:7070"),
         ];
         for (text, address) in good {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), address);
+            assert_eq!(text.parse::<ServiceUrl>().unwrap().to_string(), address);
         }
         for bad in ["", "http://", "https://h:1", "ftp://h", "h:x", "h:99999", "h/v1", "u@h:1", "a b", "::1", "h:1?x"] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
+            assert!(bad.parse::<ServiceUrl>().is_err(), "{bad}");
         }
-        assert_eq!(Address::default().to_string(), "http://127.0.0.1:7070");
+        assert_eq!(ServiceUrl::default().to_string(), "http://127.0.0.1:7070");
     }
 
     #[test]
     fn amounts() {
-        assert_eq!(amount("0"), Ok(0));
-        assert_eq!(amount("4Gi"), Ok(4 << 30));
+        assert_eq!(parse_amount("0"), Ok(0));
+        assert_eq!(parse_amount("4Gi"), Ok(4 << 30));
         for (text, json) in [
             ("a100:2", serde_json::json!({"model": "a100", "count": 2})),
             ("a100=1", serde_json::json!({"model": "a100", "count": 1})),
             ("a100,h100:1:500", serde_json::json!({"models": ["a100", "h100"], "count": 1, "milli": 500})),
             (":4", serde_json::json!({"count": 4})),
         ] {
-            assert_eq!(serde_json::to_value(text.parse::<GpuAsk>().unwrap()).unwrap(), json);
+            assert_eq!(serde_json::to_value(text.parse::<GpuRequestArg>().unwrap()).unwrap(), json);
         }
         for bad in ["", "a100", "a100:", "a100:x", "a100:1:", "a100:1:2:3", "a100,:1", "a b:1", "a100:-1"] {
-            assert!(bad.parse::<GpuAsk>().is_err(), "{bad}");
+            assert!(bad.parse::<GpuRequestArg>().is_err(), "{bad}");
         }
         for bad in ["", "-1", "1.5", "4G", "Gi", "99999999999Ti", "9007199254740992", "٣"] {
-            assert!(amount(bad).is_err(), "{bad}");
+            assert!(parse_amount(bad).is_err(), "{bad}");
         }
     }
 }

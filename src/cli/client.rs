@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::Connection;
-use super::args::Address;
+use super::ConnectionArgs;
+use super::args::ServiceUrl;
 use crate::limits::PAGE_ITEMS_MAX;
 
 /// Largest answer that is read, in bytes: whatever answers, this process stays small.
@@ -30,7 +30,7 @@ const UNREACHABLE: &str = "unreachable";
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Exit {
+pub enum CommandExit {
     /// Done.
     Ok = 0,
     /// It could not be done or is not known to be done: the service is away, not ready, or answered in no known way.
@@ -45,7 +45,7 @@ pub enum Exit {
 
 /// Why a call brought nothing, as the service says it. What goes wrong on the way is said in the same words.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Said {
+pub struct ServiceError {
     /// The word of the table in `docs/API.md`.
     pub code: String,
     /// The finer word.
@@ -63,37 +63,37 @@ pub struct Said {
 
 /// `{"error":{...}}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Failure {
+pub struct CommandFailure {
     /// Which of several things it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// What was said.
-    pub error: Box<Said>,
+    pub error: Box<ServiceError>,
     /// How the program should end for it.
-    #[serde(skip, default = "Failure::unread")]
-    pub exit: Exit,
+    #[serde(skip, default = "CommandFailure::default_exit")]
+    pub exit: CommandExit,
 }
 
-impl Failure {
+impl CommandFailure {
     /// Until [`Self::with_exit`] has looked at it.
-    const fn unread() -> Exit {
-        Exit::Error
+    const fn default_exit() -> CommandExit {
+        CommandExit::Error
     }
 
     fn new(code: &str, reason: Option<&str>, message: String) -> Self {
         let (code, reason) = (code.to_owned(), reason.map(str::to_owned));
-        let error = Said { code, reason, field: None, message, request_id: None };
-        Self { id: None, error: Box::new(error), exit: Exit::Error }
+        let error = ServiceError { code, reason, field: None, message, request_id: None };
+        Self { id: None, error: Box::new(error), exit: CommandExit::Error }
     }
 
     /// Something on this machine failed.
-    pub fn local(error: impl std::fmt::Display) -> Self {
+    pub fn from_local(error: impl std::fmt::Display) -> Self {
         Self::new("INTERNAL", Some("client"), error.to_string())
     }
 
     /// What there is does not allow it.
     pub fn state(message: String) -> Self {
-        Self { exit: Exit::Refused, ..Self::new("FAILED_PRECONDITION", Some("state"), message) }
+        Self { exit: CommandExit::Refused, ..Self::new("FAILED_PRECONDITION", Some("state"), message) }
     }
 
     /// What was to go on has come to its end.
@@ -103,45 +103,45 @@ impl Failure {
 
     /// What was asked for is not there.
     pub fn not_found(message: String) -> Self {
-        Self { exit: Exit::NotFound, ..Self::new("NOT_FOUND", None, message) }
+        Self { exit: CommandExit::NotFound, ..Self::new("NOT_FOUND", None, message) }
     }
 
     /// What was asked for cannot be meant.
     pub fn usage(field: &str, message: impl Into<String>) -> Self {
         let Self { id, mut error, .. } = Self::new("INVALID_ARGUMENT", None, message.into());
         error.field = Some(field.into());
-        Self { id, error, exit: Exit::Usage }
+        Self { id, error, exit: CommandExit::Usage }
     }
 
     /// The same, said of one of several things.
     #[must_use]
-    pub fn about(self, id: &str) -> Self {
+    pub fn with_id(self, id: &str) -> Self {
         Self { id: Some(id.to_owned()), ..self }
     }
 
     /// Whether the service answered, and says that it cannot now.
     #[must_use]
-    pub fn said_not_now(&self) -> bool {
+    pub fn is_unavailable(&self) -> bool {
         self.error.code == "UNAVAILABLE" && self.error.reason.as_deref() != Some(UNREACHABLE)
     }
 
     /// By what the service said: a refusal that a retry may end is no decision, so it is an error.
     pub fn with_exit(mut self) -> Self {
-        let Said { code, reason, .. } = &*self.error;
+        let ServiceError { code, reason, .. } = &*self.error;
         self.exit = match (code.as_str(), reason.as_deref()) {
-            ("NOT_FOUND", None) => Exit::NotFound,
-            ("INVALID_ARGUMENT", None) => Exit::Usage,
+            ("NOT_FOUND", None) => CommandExit::NotFound,
+            ("INVALID_ARGUMENT", None) => CommandExit::Usage,
             ("INVALID_ARGUMENT", Some("unsatisfiable"))
-            | ("ABORTED" | "FAILED_PRECONDITION" | "RESOURCE_EXHAUSTED", _) => Exit::Refused,
-            _ => Exit::Error,
+            | ("ABORTED" | "FAILED_PRECONDITION" | "RESOURCE_EXHAUSTED", _) => CommandExit::Refused,
+            _ => CommandExit::Error,
         };
         self
     }
 }
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for CommandFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Said { code, reason, field, message, request_id: _ } = &*self.error;
+        let ServiceError { code, reason, field, message, request_id: _ } = &*self.error;
         if let Some(id) = &self.id {
             write!(f, "{id}: ")?;
         }
@@ -158,7 +158,7 @@ impl std::fmt::Display for Failure {
 }
 
 /// A good answer: JSON, as it came.
-pub struct Answer {
+pub struct ServiceResponse {
     /// The text.
     pub json: Box<RawValue>,
     /// Whether it says that something was made: 201.
@@ -167,7 +167,7 @@ pub struct Answer {
 
 /// The items of one answer, as they came: outcomes of a batch, or a listing with its pages put together.
 #[derive(Serialize, Deserialize)]
-pub struct Items {
+pub struct ItemList {
     /// In order.
     pub items: Vec<Box<RawValue>>,
     /// Where the rest begins, if this is not all.
@@ -176,21 +176,22 @@ pub struct Items {
 }
 
 /// Server-sent events that carry JSON.
-pub struct Events<'a> {
-    client: &'a Client,
+pub struct SseStream<'a> {
+    client: &'a ApiClient,
     lines: Pin<Box<dyn Stream<Item = std::io::Result<String>> + 'a>>,
 }
 
-impl Events<'_> {
+impl SseStream<'_> {
     /// The data of the next one; none: there are no more. Of the other fields, the service has all in the data.
     ///
     /// # Errors
     /// The connection breaks, or what comes is not JSON.
-    pub async fn next(&mut self) -> Result<Option<Box<RawValue>>, Failure> {
+    pub async fn next(&mut self) -> Result<Option<Box<RawValue>>, CommandFailure> {
         while let Some(line) = self.lines.next().await {
-            let line = line.map_err(|error| Failure::ended(format!("the connection broke: {error}")))?;
+            let line = line.map_err(|error| CommandFailure::ended(format!("the connection broke: {error}")))?;
             if let Some(data) = line.strip_prefix("data:") {
-                let json = serde_json::from_str(data).map_err(|_| self.client.rubbish("an event that is not JSON"))?;
+                let json = serde_json::from_str(data)
+                    .map_err(|_| self.client.invalid_response("an event that is not JSON"))?;
                 return Ok(Some(json));
             }
         }
@@ -199,14 +200,14 @@ impl Events<'_> {
 }
 
 /// A way to one service. Connections are kept open between calls.
-pub struct Client {
+pub struct ApiClient {
     http: hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>,
-    address: Address,
+    address: ServiceUrl,
     timeout: Duration,
 }
 
-impl Client {
-    pub(super) fn new(connection: &Connection) -> Self {
+impl ApiClient {
+    pub(super) fn new(connection: &ConnectionArgs) -> Self {
         Self {
             http: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http(),
             address: connection.addr.clone(),
@@ -215,7 +216,7 @@ impl Client {
     }
 
     /// The service's address.
-    pub const fn address(&self) -> &Address {
+    pub const fn address(&self) -> &ServiceUrl {
         &self.address
     }
 
@@ -223,7 +224,7 @@ impl Client {
     ///
     /// # Errors
     /// Every answer that is not success, and every way not to get one.
-    pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
+    pub async fn get(&self, path: &str) -> Result<ServiceResponse, CommandFailure> {
         self.call(Method::GET, path, None).await
     }
 
@@ -231,74 +232,82 @@ impl Client {
     ///
     /// # Errors
     /// Every answer that is not success, and every way not to get one.
-    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
-        self.wait_for(Duration::ZERO, method, path, body).await
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<ServiceResponse, CommandFailure> {
+        self.call_with_wait(Duration::ZERO, method, path, body).await
     }
 
     /// Makes a call that the service may let wait for so long before it answers.
     ///
     /// # Errors
     /// Every answer that is not success, and every way not to get one.
-    pub async fn wait_for(
+    pub async fn call_with_wait(
         &self,
         wait: Duration,
         method: Method,
         path: &str,
         body: Option<&Value>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<ServiceResponse, CommandFailure> {
         let exchange = self.exchange(method, path, body.map(ToString::to_string).unwrap_or_default());
         let limit = self.timeout.saturating_add(wait);
-        let (status, body) = tokio::time::timeout(limit, exchange).await.map_err(|_| self.late(limit))??;
+        let (status, body) = tokio::time::timeout(limit, exchange).await.map_err(|_| self.timeout_failure(limit))??;
         if !status.is_success() {
-            return Err(self.refused(status, &body));
+            return Err(self.failure_from_response(status, &body));
         }
-        let json = serde_json::from_slice(&body).map_err(|_| self.rubbish("success, but not JSON"))?;
-        Ok(Answer { json, created: status == StatusCode::CREATED })
+        let json = serde_json::from_slice(&body).map_err(|_| self.invalid_response("success, but not JSON"))?;
+        Ok(ServiceResponse { json, created: status == StatusCode::CREATED })
     }
 
     /// Asks for server-sent events.
     ///
     /// # Errors
     /// Every answer that is not success, and every way not to get one.
-    pub async fn events(&self, path: &str) -> Result<Events<'_>, Failure> {
+    pub async fn events(&self, path: &str) -> Result<SseStream<'_>, CommandFailure> {
         let asked = tokio::time::timeout(self.timeout, self.send(Method::GET, path, String::new()));
-        let answer = asked.await.map_err(|_| self.late(self.timeout))??;
+        let answer = asked.await.map_err(|_| self.timeout_failure(self.timeout))??;
         let status = answer.status();
         if !status.is_success() {
-            return Err(self.refused(status, &self.whole(answer).await?));
+            return Err(self.failure_from_response(status, &self.read_body(answer).await?));
         }
         let lines = answer.into_body().into_data_stream().map_err(std::io::Error::other).into_async_read().lines();
-        Ok(Events { client: self, lines: Box::pin(lines) })
+        Ok(SseStream { client: self, lines: Box::pin(lines) })
     }
 
-    fn late(&self, limit: Duration) -> Failure {
+    fn timeout_failure(&self, limit: Duration) -> CommandFailure {
         let message =
             format!("no answer from {} within {} ms; the outcome is unknown", self.address, limit.as_millis());
-        Failure::new("DEADLINE_EXCEEDED", Some("client"), message)
+        CommandFailure::new("DEADLINE_EXCEEDED", Some("client"), message)
     }
 
-    fn refused(&self, status: StatusCode, body: &[u8]) -> Failure {
-        let said: Result<Failure, _> = serde_json::from_slice(body);
-        said.map_or_else(|_| self.rubbish(&format!("HTTP {status}, without an error")), Failure::with_exit)
+    fn failure_from_response(&self, status: StatusCode, body: &[u8]) -> CommandFailure {
+        let said: Result<CommandFailure, _> = serde_json::from_slice(body);
+        said.map_or_else(
+            |_| self.invalid_response(&format!("HTTP {status}, without an error")),
+            CommandFailure::with_exit,
+        )
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), Failure> {
+    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), CommandFailure> {
         let answer = self.send(method, path, body).await?;
-        Ok((answer.status(), self.whole(answer).await?))
+        Ok((answer.status(), self.read_body(answer).await?))
     }
 
-    async fn whole(&self, answer: Response<Incoming>) -> Result<Bytes, Failure> {
+    async fn read_body(&self, answer: Response<Incoming>) -> Result<Bytes, CommandFailure> {
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        Ok(body.map_err(|error| self.rubbish(&error.to_string()))?.to_bytes())
+        Ok(body.map_err(|error| self.invalid_response(&error.to_string()))?.to_bytes())
     }
 
-    async fn send(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, CommandFailure> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.address))
             .header(hyper::header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| Failure::usage("path", error.to_string()))?;
+            .map_err(|error| CommandFailure::usage("path", error.to_string()))?;
         self.http.request(request).await.map_err(|error| {
             // The innermost says most: "connection refused", "invalid HTTP version parsed".
             let mut cause = error.source();
@@ -312,32 +321,32 @@ impl Client {
                      names another address",
                     self.address
                 );
-                Failure::new("UNAVAILABLE", Some(UNREACHABLE), message)
+                CommandFailure::new("UNAVAILABLE", Some(UNREACHABLE), message)
             } else {
-                self.rubbish(&cause)
+                self.invalid_response(&cause)
             }
         })
     }
 
     /// What answers is no Hotpool, or one of another age.
-    pub fn rubbish(&self, what: &str) -> Failure {
+    pub fn invalid_response(&self, what: &str) -> CommandFailure {
         let message = format!("{} does not answer as this version of hotpool does: {what}", self.address);
-        Failure::new("INTERNAL", Some("unexpected_answer"), message)
+        CommandFailure::new("INTERNAL", Some("unexpected_answer"), message)
     }
 
     /// Reads an answer.
     ///
     /// # Errors
     /// It has not the shape that it should have.
-    pub fn read<T: DeserializeOwned>(&self, json: &RawValue) -> Result<T, Failure> {
-        serde_json::from_str(json.get()).map_err(|error| self.rubbish(&error.to_string()))
+    pub fn read<T: DeserializeOwned>(&self, json: &RawValue) -> Result<T, CommandFailure> {
+        serde_json::from_str(json.get()).map_err(|error| self.invalid_response(&error.to_string()))
     }
 
     /// Reads the items of an answer.
     ///
     /// # Errors
     /// One has not the shape that it should have.
-    pub fn read_items<T: DeserializeOwned>(&self, all: &Items) -> Result<Vec<T>, Failure> {
+    pub fn read_items<T: DeserializeOwned>(&self, all: &ItemList) -> Result<Vec<T>, CommandFailure> {
         all.items.iter().map(|item| self.read(item)).collect()
     }
 
@@ -345,8 +354,13 @@ impl Client {
     ///
     /// # Errors
     /// Those of the calls. What was read before is dropped: half a listing would look like a whole one.
-    pub async fn list(&self, path: &str, filter: &[(&str, &str)], limit: Option<usize>) -> Result<Items, Failure> {
-        let mut all = Items { items: Vec::new(), next_page_token: None };
+    pub async fn list(
+        &self,
+        path: &str,
+        filter: &[(&str, &str)],
+        limit: Option<usize>,
+    ) -> Result<ItemList, CommandFailure> {
+        let mut all = ItemList { items: Vec::new(), next_page_token: None };
         loop {
             let room = limit.map_or(PAGE_ITEMS_MAX, |limit| limit - all.items.len()).min(PAGE_ITEMS_MAX);
             let page = self.page(path, filter, room, all.next_page_token.as_deref()).await?;
@@ -368,15 +382,15 @@ impl Client {
         filter: &[(&str, &str)],
         room: usize,
         token: Option<&str>,
-    ) -> Result<Items, Failure> {
+    ) -> Result<ItemList, CommandFailure> {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(filter).append_pair("limit", &room.to_string());
         if let Some(token) = token {
             query.append_pair("page_token", token);
         }
-        let page: Items = self.read(&self.get(&format!("{path}?{}", query.finish())).await?.json)?;
+        let page: ItemList = self.read(&self.get(&format!("{path}?{}", query.finish())).await?.json)?;
         if page.next_page_token.is_some() && page.next_page_token.as_deref() == token {
-            return Err(self.rubbish("the same page again and again"));
+            return Err(self.invalid_response("the same page again and again"));
         }
         Ok(page)
     }
@@ -386,26 +400,26 @@ impl Client {
 mod tests {
     use super::*;
     use crate::api;
-    use crate::model::rejection::{Exhausted, Refusal, Unavailable, What};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 
     #[test]
     fn every_refusal_has_its_exit_code() {
         let table = [
-            (Refusal::invalid("key", "too long"), Exit::Usage),
-            (Refusal::NotFound(What::Claim), Exit::NotFound),
-            (Refusal::Fence, Exit::Refused),
-            (Refusal::State("it has workers".into()), Exit::Refused),
-            (Refusal::Exhausted(Exhausted::Pool), Exit::Refused),
-            (Refusal::Unavailable(Unavailable::Overloaded), Exit::Error),
-            (Refusal::DeadlineExceeded, Exit::Error),
+            (RequestError::invalid("key", "too long"), CommandExit::Usage),
+            (RequestError::NotFound(ObjectKind::Claim), CommandExit::NotFound),
+            (RequestError::FenceMismatch, CommandExit::Refused),
+            (RequestError::FailedPrecondition("it has workers".into()), CommandExit::Refused),
+            (RequestError::Exhausted(ExhaustionReason::Pool), CommandExit::Refused),
+            (RequestError::Unavailable(UnavailableReason::Overloaded), CommandExit::Error),
+            (RequestError::DeadlineExceeded, CommandExit::Error),
         ];
         for (refusal, exit) in table {
-            let json = serde_json::to_string(&api::error_table::Failure::from(refusal)).unwrap();
-            let failure: Failure = serde_json::from_str(&json).unwrap();
+            let json = serde_json::to_string(&api::error_table::ApiError::from(refusal)).unwrap();
+            let failure: CommandFailure = serde_json::from_str(&json).unwrap();
             assert_eq!(failure.with_exit().exit, exit, "{json}");
         }
         // Another version's path is not a missing worker.
         let json = r#"{"error":{"code":"NOT_FOUND","reason":"route","message":"no such route"}}"#;
-        assert_eq!(serde_json::from_str::<Failure>(json).unwrap().with_exit().exit, Exit::Error);
+        assert_eq!(serde_json::from_str::<CommandFailure>(json).unwrap().with_exit().exit, CommandExit::Error);
     }
 }

@@ -6,39 +6,39 @@ use clap::Args;
 use hyper::Method;
 use serde::Deserialize;
 
-use super::claims::Take;
-use super::client::{Exit, Failure, Said};
-use super::output::{Format, amounts, print, sheet};
-use super::{Connection, Context};
+use super::claims::TakeArgs;
+use super::client::{CommandExit, CommandFailure, ServiceError};
+use super::output::{OutputFormat, describe_amounts, print, property_list};
+use super::{CommandContext, ConnectionArgs};
 
 /// What a claim would get, and why; takes nothing
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 0: the claim would be placed. 3: it would be refused.\n\n\
                         Examples:\n  hotpool explain demo/gpu --cpu-milli 2000 --gpu a100:2\n  \
                         hotpool explain demo/warm demo/cold --selector 'zone=a' --node n1")]
-pub struct Explain {
+pub struct ExplainCommand {
     #[command(flatten)]
-    pub(super) connection: Connection,
+    pub(super) connection: ConnectionArgs,
     #[command(flatten)]
-    take: Take,
+    take: TakeArgs,
 }
 
 #[derive(Deserialize)]
-struct Explanation {
-    would_take: Option<WouldTake>,
-    error: Option<Said>,
-    pools: Vec<PoolSurvey>,
+struct ExplainReply {
+    would_take: Option<PlacementReply>,
+    error: Option<ServiceError>,
+    pools: Vec<PoolSurveyReply>,
 }
 
 #[derive(Deserialize)]
-struct WouldTake {
+struct PlacementReply {
     pool: String,
     worker: String,
     node: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct PoolSurvey {
+struct PoolSurveyReply {
     pool: String,
     workers: u64,
     fits: u64,
@@ -46,34 +46,34 @@ struct PoolSurvey {
     ruled_out: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
     too_small: u64,
-    nearest: Vec<Near>,
+    nearest: Vec<NearestWorker>,
     most_free: BTreeMap<String, u64>,
     #[serde(default)]
     silent_shards: u64,
 }
 
 #[derive(Deserialize)]
-struct Near {
+struct NearestWorker {
     node: Option<String>,
     text: String,
 }
 
-impl Explain {
-    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+impl ExplainCommand {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
         let answer = context.client.call(Method::POST, "/v1/explain", Some(&self.take.body()?)).await?;
-        let explanation: Explanation = context.client.read(&answer.json)?;
+        let explanation: ExplainReply = context.client.read(&answer.json)?;
         match context.output {
-            Format::Json => print(answer.json.get())?,
-            Format::Table => print(&explanation.text())?,
+            OutputFormat::Json => print(answer.json.get())?,
+            OutputFormat::Table => print(&explanation.text())?,
         }
-        Ok(if explanation.would_take.is_some() { Exit::Ok } else { Exit::Refused })
+        Ok(if explanation.would_take.is_some() { CommandExit::Ok } else { CommandExit::Refused })
     }
 }
 
-impl Explanation {
+impl ExplainReply {
     fn text(&self) -> String {
         let outcome = match (&self.would_take, &self.error) {
-            (Some(WouldTake { pool, worker, node }), _) => {
+            (Some(PlacementReply { pool, worker, node }), _) => {
                 let node = node.as_ref().map(|node| format!(" on node {node}")).unwrap_or_default();
                 format!("placed: worker {worker} of {pool}{node}")
             }
@@ -83,12 +83,12 @@ impl Explanation {
             }
             (None, None) => "refused".to_owned(),
         };
-        let pools = self.pools.iter().map(PoolSurvey::text);
-        [sheet(&[("outcome", outcome)])].into_iter().chain(pools).collect::<Vec<_>>().join("\n\n")
+        let pools = self.pools.iter().map(PoolSurveyReply::text);
+        [property_list(&[("outcome", outcome)])].into_iter().chain(pools).collect::<Vec<_>>().join("\n\n")
     }
 }
 
-impl PoolSurvey {
+impl PoolSurveyReply {
     fn text(&self) -> String {
         let out: Vec<_> = self.ruled_out.iter().map(|(why, count)| format!("{why} {count}")).collect();
         let small = match self.too_small {
@@ -110,7 +110,7 @@ impl PoolSurvey {
             let node = near.node.as_ref().map(|node| format!(" (node {node})")).unwrap_or_default();
             ("nearest", format!("{}{node}", near.text))
         }));
-        lines.push(("most free", amounts(&self.most_free)));
-        sheet(&lines)
+        lines.push(("most free", describe_amounts(&self.most_free)));
+        property_list(&lines)
     }
 }

@@ -7,31 +7,31 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::client::{Exit, Failure};
-use crate::model::Capacity;
+use super::client::{CommandExit, CommandFailure};
+use crate::model::WorkerCapacity;
 
 /// How answers are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     /// For people.
     Table,
     /// For scripts.
     Json,
 }
 
-impl Format {
+impl OutputFormat {
     /// Says on stderr what went wrong, in the same form as answers.
-    pub fn complain(self, failure: &Failure) {
+    pub fn print_failure(self, failure: &CommandFailure) {
         let text = match self {
             Self::Table => format!("hotpool: {failure}"),
             Self::Json => serde_json::to_string(failure).expect("a failure is plain data"),
         };
-        note(&text);
+        print_note(&text);
     }
 }
 
 /// Says something on stderr that is no answer. Whoever closed the stream does not want to know.
-pub fn note(text: &str) {
+pub fn print_note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
@@ -39,12 +39,12 @@ pub fn note(text: &str) {
 ///
 /// # Errors
 /// Anything else, such as a full disk.
-pub fn print(text: &str) -> Result<(), Failure> {
+pub fn print(text: &str) -> Result<(), CommandFailure> {
     let mut out = std::io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
     match write!(out, "{text}{end}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(i32::from(Exit::Ok as u8)),
-        written => written.map_err(Failure::local),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(i32::from(CommandExit::Ok as u8)),
+        written => written.map_err(CommandFailure::from_local),
     }
 }
 
@@ -52,7 +52,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Those of [`print`].
-pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub fn print_json(value: &impl Serialize) -> Result<(), CommandFailure> {
     print(&serde_json::to_string(value).expect("answers are plain data"))
 }
 
@@ -65,20 +65,20 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
     for row in rows {
         table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
     }
-    lay_out(&mut table, headings)
+    render_table(&mut table, headings)
 }
 
 /// What one thing is, a line a property. Empty ones are left out.
-pub fn sheet(lines: &[(&str, String)]) -> String {
+pub fn property_list(lines: &[(&str, String)]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     for (name, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
         table.add_row([*name, value]);
     }
-    lay_out(&mut table, &["", ""])
+    render_table(&mut table, &["", ""])
 }
 
-fn lay_out(table: &mut Table, headings: &[&str]) -> String {
+fn render_table(table: &mut Table, headings: &[&str]) -> String {
     for (column, heading) in table.column_iter_mut().zip(headings) {
         column.set_padding((0, 2));
         if heading.starts_with('>') {
@@ -101,7 +101,7 @@ pub fn duration(ms: u64) -> String {
 }
 
 /// A moment, seen from now: `in 23s`, `5s ago`.
-pub fn moment(at_ms: u64, now_ms: u64) -> String {
+pub fn relative_time(at_ms: u64, now_ms: u64) -> String {
     match at_ms.checked_sub(now_ms) {
         Some(left) => format!("in {}", duration(left)),
         None => format!("{} ago", duration(now_ms - at_ms)),
@@ -115,7 +115,7 @@ pub fn labels(labels: &BTreeMap<String, String>) -> String {
 
 /// Cards of one model: in all, free.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
-pub struct Cards {
+pub struct GpuAvailability {
     /// In all.
     pub total: u64,
     /// Those of which nothing is held and that can be claimed.
@@ -125,9 +125,9 @@ pub struct Cards {
     pub free_milli: u64,
 }
 
-impl Cards {
+impl GpuAvailability {
     /// What can be claimed: `gpu 2 a100`, and `gpu 2 a100 (2.7 in all)` where parts of others are left too.
-    pub fn left(self, model: &str) -> String {
+    pub fn describe_free(self, model: &str) -> String {
         let whole = format!("gpu {} {model}", self.free);
         let more = self.free_milli > self.free * 1_000;
         if more { format!("{whole} ({} in all)", self.free_milli as f64 / 1e3) } else { whole }
@@ -137,30 +137,30 @@ impl Cards {
 /// What a claim holds.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct Held {
+pub struct ClaimedResources {
     cpu_milli: u64,
     memory_bytes: u64,
     slots: u64,
-    gpu: Option<HeldCards>,
+    gpu: Option<ClaimedGpus>,
 }
 
 /// Cards that a claim holds.
 #[derive(Debug, Clone, Deserialize)]
-struct HeldCards {
+struct ClaimedGpus {
     model: String,
     count: u32,
     /// Thousandths of each, if it is a share of a worker.
     milli: Option<u32>,
     /// Which ones.
     #[serde(default)]
-    cards: Vec<u32>,
+    indices: Vec<u32>,
 }
 
 /// `cpu 2, memory 4Gi, gpu 0.5 a100 (card 3)`.
-pub fn held(held: &Held) -> String {
-    let Held { cpu_milli, memory_bytes, slots, ref gpu } = *held;
-    let sum = capacity(&Capacity { cpu_milli, memory_bytes, slots, gpu: None });
-    let cards = gpu.as_ref().map(|HeldCards { model, count, milli, cards }| {
+pub fn describe_resources(held: &ClaimedResources) -> String {
+    let ClaimedResources { cpu_milli, memory_bytes, slots, ref gpu } = *held;
+    let sum = describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None });
+    let cards = gpu.as_ref().map(|ClaimedGpus { model, count, milli, indices: cards }| {
         let amount = f64::from(*count) * f64::from(milli.unwrap_or(1_000)) / 1e3;
         let numbers = cards.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         match cards.len() {
@@ -173,10 +173,10 @@ pub fn held(held: &Held) -> String {
 }
 
 /// Amounts by their names, as explanations have them: `cpu 4, memory 2Gi, gpu 0.7 of one card`.
-pub fn amounts(amounts: &BTreeMap<String, u64>) -> String {
+pub fn describe_amounts(amounts: &BTreeMap<String, u64>) -> String {
     let get = |name: &str| amounts.get(name).copied().unwrap_or_default();
     let (cpu_milli, memory_bytes, slots) = (get("cpu_milli"), get("memory_bytes"), get("slots"));
-    let sum = capacity(&Capacity { cpu_milli, memory_bytes, slots, gpu: None });
+    let sum = describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None });
     let cards = match (get("gpu"), get("gpu_milli")) {
         (0, 0) => String::new(),
         (0, milli) => format!("gpu {} of one card", milli as f64 / 1e3),
@@ -186,14 +186,14 @@ pub fn amounts(amounts: &BTreeMap<String, u64>) -> String {
 }
 
 /// What claims leave of a worker that holds any.
-pub fn left<'a>(capacity: &Capacity, claims: impl Iterator<Item = &'a Held> + Clone) -> String {
+pub fn left<'a>(capacity: &WorkerCapacity, claims: impl Iterator<Item = &'a ClaimedResources> + Clone) -> String {
     // In an exclusive pool a claim holds all, and no card by its number.
-    let takes_all = |held: &Held| held.gpu.as_ref().is_some_and(|gpu| gpu.milli.is_none());
+    let takes_all = |held: &ClaimedResources| held.gpu.as_ref().is_some_and(|gpu| gpu.milli.is_none());
     if claims.clone().next().is_none() || claims.clone().any(takes_all) {
         return String::new();
     }
-    let sum = |amount: fn(&Held) -> u64| claims.clone().map(amount).sum::<u64>();
-    let left = Held {
+    let sum = |amount: fn(&ClaimedResources) -> u64| claims.clone().map(amount).sum::<u64>();
+    let left = ClaimedResources {
         cpu_milli: capacity.cpu_milli.saturating_sub(sum(|held| held.cpu_milli)),
         memory_bytes: capacity.memory_bytes.saturating_sub(sum(|held| held.memory_bytes)),
         slots: capacity.slots.saturating_sub(sum(|held| held.slots)),
@@ -202,21 +202,21 @@ pub fn left<'a>(capacity: &Capacity, claims: impl Iterator<Item = &'a Held> + Cl
     let cards = capacity.gpu.as_ref().map(|gpu| {
         let mut milli = vec![1_000_u64; gpu.count as usize];
         for share in claims.clone().filter_map(|held| held.gpu.as_ref()) {
-            for &card in &share.cards {
+            for &card in &share.indices {
                 if let Some(left) = milli.get_mut(card as usize) {
                     *left = left.saturating_sub(share.milli.map_or(1_000, u64::from));
                 }
             }
         }
         let free = milli.iter().filter(|&&left| left == 1_000).count() as u64;
-        Cards { total: gpu.count.into(), free, free_milli: milli.iter().sum() }.left(&gpu.model)
+        GpuAvailability { total: gpu.count.into(), free, free_milli: milli.iter().sum() }.describe_free(&gpu.model)
     });
-    let amounts = self::held(&left);
+    let amounts = self::describe_resources(&left);
     Some(amounts).filter(|text| !text.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
 }
 
 /// `cpu 2, memory 4Gi, slots 8, gpu 2 a100`; cores with a fraction only where there is one.
-pub fn capacity(capacity: &Capacity) -> String {
+pub fn describe_capacity(capacity: &WorkerCapacity) -> String {
     let mut parts = Vec::new();
     if capacity.cpu_milli > 0 {
         parts.push(format!("cpu {}", capacity.cpu_milli as f64 / 1e3));
@@ -269,7 +269,10 @@ mod tests {
         for (ms, text) in durations {
             assert_eq!(duration(ms), text);
         }
-        assert_eq!((moment(5_000, 2_000), moment(2_000, 5_000)), ("in 3s".to_owned(), "3s ago".to_owned()));
+        assert_eq!(
+            (relative_time(5_000, 2_000), relative_time(2_000, 5_000)),
+            ("in 3s".to_owned(), "3s ago".to_owned())
+        );
         let sizes = [(0, "0"), (1023, "1023"), (1024, "1Ki"), (1536, "1.5Ki"), (4 << 30, "4Gi"), (3 << 50, "3072Ti")];
         for (size, text) in sizes {
             assert_eq!(bytes(size), text);

@@ -7,22 +7,22 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 
-use super::args::{self, amount, said};
-use super::client::{Exit, Failure};
-use super::output::{Format, bytes, note, print, print_json, sheet, table};
-use super::{Connection, Context};
+use super::args::{self, parse_amount, to_sparse_json};
+use super::client::{CommandExit, CommandFailure};
+use super::output::{OutputFormat, bytes, print, print_json, print_note, property_list, table};
+use super::{CommandContext, ConnectionArgs};
 
 /// Quotas: how much tenants may hold, and their weights.
 #[derive(Debug, Args)]
-pub struct Quotas {
+pub struct QuotasCommand {
     #[command(flatten)]
-    pub(super) connection: Connection,
+    pub(super) connection: ConnectionArgs,
     #[command(subcommand)]
-    verb: Verb,
+    verb: QuotasSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum QuotasSubcommand {
     /// Set how much a tenant may hold, or each tenant of a namespace that has no quota of its own
     #[command(
         alias = "set",
@@ -32,9 +32,9 @@ enum Verb {
     )]
     Put {
         #[command(flatten)]
-        of: Of,
+        of: QuotaTargetArg,
         #[command(flatten)]
-        quota: Amounts,
+        quota: QuotaLimitArgs,
     },
     /// List all quotas that were set
     #[command(alias = "list")]
@@ -45,41 +45,41 @@ enum Verb {
     },
     /// Show what a tenant may hold, and what it holds
     #[command(alias = "get")]
-    Show(Of),
+    Show(QuotaTargetArg),
     /// Take a quota away
     #[command(alias = "delete")]
-    Rm(Of),
+    Rm(QuotaTargetArg),
 }
 
 #[derive(Debug, Args)]
-struct Of {
+struct QuotaTargetArg {
     /// NAMESPACE/TENANT, or NAMESPACE: each of its tenants without a quota of its own
     #[arg(value_name = "NS[/TENANT]")]
-    of: Owner,
+    of: QuotaTarget,
 }
 
 /// `NS` or `NS/TENANT`.
 #[derive(Debug, Clone)]
-struct Owner(String);
+struct QuotaTarget(String);
 
-impl FromStr for Owner {
+impl FromStr for QuotaTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (namespace, tenant) = text.split_once('/').map_or((text, None), |(ns, tenant)| (ns, Some(tenant)));
-        args::name(namespace)?;
-        tenant.map_or(Ok(String::new()), args::name)?;
+        args::parse_name(namespace)?;
+        tenant.map_or(Ok(String::new()), args::parse_name)?;
         Ok(Self(text.to_owned()))
     }
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for QuotaTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Owner {
+impl QuotaTarget {
     /// Names need no encoding.
     fn path(&self) -> String {
         format!("/v1/quotas/{self}")
@@ -88,18 +88,18 @@ impl Owner {
 
 /// A quota, as far as it is said. The service knows defaults and limits.
 #[derive(Debug, Args, Serialize)]
-struct Amounts {
+struct QuotaLimitArgs {
     /// Claims
     #[arg(long, value_name = "N")]
     claims: Option<u64>,
     /// Thousandths of a core that claims ask for
-    #[arg(long, value_name = "N", value_parser = amount)]
+    #[arg(long, value_name = "N", value_parser = parse_amount)]
     cpu_milli: Option<u64>,
     /// Bytes of memory that claims ask for; Ki, Mi, Gi and Ti may follow the number
-    #[arg(long, value_name = "N[Gi]", value_parser = amount)]
+    #[arg(long, value_name = "N[Gi]", value_parser = parse_amount)]
     memory_bytes: Option<u64>,
     /// Thousandths of GPU cards that claims ask for
-    #[arg(long, value_name = "N", value_parser = amount)]
+    #[arg(long, value_name = "N", value_parser = parse_amount)]
     gpu_milli: Option<u64>,
     /// Share beside other tenants, where claims wait: 1..=1000
     #[arg(long, value_name = "N")]
@@ -113,24 +113,24 @@ struct QuotaView {
     tenant: Option<String>,
     source: String,
     #[serde(flatten)]
-    limits: Held,
+    limits: QuotaAmounts,
     weight: u64,
-    used: Option<Held>,
+    used: Option<QuotaAmounts>,
     waiting: Option<u64>,
 }
 
 /// What is held, or may be.
 #[derive(Debug, Clone, Deserialize)]
-struct Held {
+struct QuotaAmounts {
     claims: Option<u64>,
     cpu_milli: Option<u64>,
     memory_bytes: Option<u64>,
     gpu_milli: Option<u64>,
 }
 
-impl Held {
+impl QuotaAmounts {
     /// In words, each amount by itself: claims, cores, memory, cards. None: it is not bounded.
-    fn words(&self) -> [Option<String>; 4] {
+    fn amount_texts(&self) -> [Option<String>; 4] {
         let thousandths = |milli: u64| (milli as f64 / 1e3).to_string();
         [
             self.claims.map(|claims| claims.to_string()),
@@ -149,17 +149,17 @@ impl QuotaView {
 
     /// What is held of what may be: `3 of 10`; `3` where nothing bounds it.
     fn cells(&self) -> [String; 4] {
-        let limits = self.limits.words();
-        let mut used = self.used.as_ref().map_or([const { None }; 4], Held::words).into_iter();
+        let limits = self.limits.amount_texts();
+        let mut used = self.used.as_ref().map_or([const { None }; 4], QuotaAmounts::amount_texts).into_iter();
         limits.map(|limit| match (used.next().flatten(), limit) {
             (Some(used), Some(limit)) => format!("{used} of {limit}"),
             (used, limit) => used.or(limit).unwrap_or_default(),
         })
     }
 
-    fn sheet(&self) -> String {
+    fn property_list(&self) -> String {
         let [claims, cpu, memory, gpu] = self.cells();
-        sheet(&[
+        property_list(&[
             ("quota", self.name()),
             ("source", self.source.clone()),
             ("claims", claims),
@@ -173,41 +173,43 @@ impl QuotaView {
 }
 
 #[derive(Deserialize)]
-struct QuotaAnswer {
+struct QuotaReply {
     quota: QuotaView,
 }
 
-impl Quotas {
-    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+impl QuotasCommand {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
         match self.verb {
-            Verb::Put { of: Of { of }, quota } => {
-                let answer = context.client.call(Method::PUT, &of.path(), Some(&said(&quota))).await?;
-                context.done(&answer, &format!("{of} {}", if answer.created { "set" } else { "changed" }))?;
+            QuotasSubcommand::Put { of: QuotaTargetArg { of }, quota } => {
+                let answer = context.client.call(Method::PUT, &of.path(), Some(&to_sparse_json(&quota))).await?;
+                context.print_done(&answer, &format!("{of} {}", if answer.created { "set" } else { "changed" }))?;
             }
-            Verb::Ls { limit } => list(context, limit).await?,
-            Verb::Show(Of { of }) => {
+            QuotasSubcommand::Ls { limit } => list(context, limit).await?,
+            QuotasSubcommand::Show(QuotaTargetArg { of }) => {
                 let answer = context.client.get(&of.path()).await?;
                 match context.output {
-                    Format::Json => print(answer.json.get())?,
-                    Format::Table => print(&context.client.read::<QuotaAnswer>(&answer.json)?.quota.sheet())?,
+                    OutputFormat::Json => print(answer.json.get())?,
+                    OutputFormat::Table => {
+                        print(&context.client.read::<QuotaReply>(&answer.json)?.quota.property_list())?
+                    }
                 }
             }
-            Verb::Rm(Of { of }) => {
+            QuotasSubcommand::Rm(QuotaTargetArg { of }) => {
                 let answer = context.client.call(Method::DELETE, &of.path(), None).await?;
-                context.done(&answer, &format!("{of} removed"))?;
+                context.print_done(&answer, &format!("{of} removed"))?;
             }
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     }
 }
 
-async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
+async fn list(context: &CommandContext, limit: Option<u32>) -> Result<(), CommandFailure> {
     let all = context.client.list("/v1/quotas", &[], limit.map(|limit| limit as usize)).await?;
-    if context.output == Format::Json {
+    if context.output == OutputFormat::Json {
         return print_json(&all);
     }
     if all.items.is_empty() {
-        note("no quotas; set one: hotpool quotas put demo/acme --claims 100");
+        print_note("no quotas; set one: hotpool quotas put demo/acme --claims 100");
         return Ok(());
     }
     let rows = context.client.read_items::<QuotaView>(&all)?.into_iter().map(|quota| {
@@ -218,6 +220,6 @@ async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
         row
     });
     print(&table(&["QUOTA", "CLAIMS", "CPU", "MEMORY", "GPU", ">WEIGHT", ">WAITING"], rows))?;
-    context.told_if_cut(&all);
+    context.warn_if_truncated(&all);
     Ok(())
 }

@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::client::{Exit, Failure};
-use super::output::{Format, duration, print, table};
+use super::client::{CommandExit, CommandFailure};
+use super::output::{OutputFormat, duration, print, table};
 use super::pools::PoolView;
-use super::{Connection, Context};
+use super::{CommandContext, ConnectionArgs};
 use crate::model::ShardStatus;
 
 /// Puts the cursor to the upper left and clears what is below it.
@@ -26,9 +26,9 @@ const REDRAW: &str = "\x1b[H\x1b[J";
                         Columns: OUT counts the workers that are neither idle nor busy, each under one reason: draining, cordoned, lost, suspect, ended, stopping or reserved. LAG is the age of the oldest record that the store lacks. WORKERS/SHARD and BUSY/SHARD \
                         are the least and the most that a shard has, and how many times the mean the most is.\n\n\
                         Examples:\n  hotpool status\n  hotpool status --watch 5\n  hotpool status --output json")]
-pub struct Status {
+pub struct StatusCommand {
     #[command(flatten)]
-    pub(super) connection: Connection,
+    pub(super) connection: ConnectionArgs,
     /// Show it again every so many seconds, until Ctrl-C
     #[arg(
         long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
@@ -38,13 +38,13 @@ pub struct Status {
 }
 
 /// All that is shown.
-struct Picture {
+struct StatusSnapshot {
     reasons: Vec<String>,
     /// Not there while the service cannot tell.
-    pools: Option<Pools>,
+    pools: Option<PoolsSnapshot>,
 }
 
-struct Pools {
+struct PoolsSnapshot {
     /// As they came.
     items: Vec<Box<RawValue>>,
     debug: DebugShards,
@@ -58,38 +58,38 @@ struct DebugShards {
 }
 
 #[derive(Deserialize)]
-struct Readiness {
+struct ReadinessReply {
     reasons: Vec<String>,
 }
 
-impl Status {
-    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+impl StatusCommand {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
         let Some(seconds) = self.watch else {
-            let picture = Picture::take(context).await?;
-            print(&picture.show(context)?)?;
-            return Ok(picture.exit());
+            let picture = StatusSnapshot::fetch(context).await?;
+            print(&picture.render(context)?)?;
+            return Ok(picture.command_exit());
         };
         tokio::select! {
-            stopped = tokio::signal::ctrl_c() => stopped.map(|()| Exit::Ok).map_err(Failure::local),
+            stopped = tokio::signal::ctrl_c() => stopped.map(|()| CommandExit::Ok).map_err(CommandFailure::from_local),
             failed = watch(context, Duration::from_secs(seconds)) => Err(failed),
         }
     }
 }
 
 /// Goes on when the service is away: that is what somebody watches for. Ends only when nothing can be written.
-async fn watch(context: &Context, every: Duration) -> Failure {
-    let live = context.output == Format::Table && std::io::stdout().is_terminal();
+async fn watch(context: &CommandContext, every: Duration) -> CommandFailure {
+    let live = context.output == OutputFormat::Table && std::io::stdout().is_terminal();
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let shown = match Picture::take(context).await {
-            Ok(picture) => picture.show(context),
+        let shown = match StatusSnapshot::fetch(context).await {
+            Ok(picture) => picture.render(context),
             Err(failure) => Err(failure),
         };
         let text = shown.unwrap_or_else(|failure| match context.output {
-            Format::Json => json!(failure).to_string(),
-            Format::Table => failure.to_string(),
+            OutputFormat::Json => json!(failure).to_string(),
+            OutputFormat::Table => failure.to_string(),
         });
         let written = if live { print(&format!("{REDRAW}{text}")) } else { print(&text) };
         if let Err(failure) = written {
@@ -98,41 +98,43 @@ async fn watch(context: &Context, every: Duration) -> Failure {
     }
 }
 
-impl Picture {
-    async fn take(context: &Context) -> Result<Self, Failure> {
+impl StatusSnapshot {
+    async fn fetch(context: &CommandContext) -> Result<Self, CommandFailure> {
         let client = &context.client;
         let reasons = match client.get("/readyz").await {
-            Ok(answer) => client.read::<Readiness>(&answer.json)?.reasons,
-            Err(failure) if failure.said_not_now() => vec![failure.error.message.clone()],
+            Ok(answer) => client.read::<ReadinessReply>(&answer.json)?.reasons,
+            Err(failure) if failure.is_unavailable() => vec![failure.error.message.clone()],
             Err(failure) => return Err(failure),
         };
         let pools = match client.list("/v1/pools", &[], None).await {
-            Ok(all) => Some(Pools { items: all.items, debug: client.read(&client.get("/debug/shards").await?.json)? }),
-            Err(failure) if failure.said_not_now() => None,
+            Ok(all) => {
+                Some(PoolsSnapshot { items: all.items, debug: client.read(&client.get("/debug/shards").await?.json)? })
+            }
+            Err(failure) if failure.is_unavailable() => None,
             Err(failure) => return Err(failure),
         };
         Ok(Self { reasons, pools })
     }
 
-    fn exit(&self) -> Exit {
-        if self.reasons.is_empty() { Exit::Ok } else { Exit::Error }
+    fn command_exit(&self) -> CommandExit {
+        if self.reasons.is_empty() { CommandExit::Ok } else { CommandExit::Error }
     }
 
-    fn show(&self, context: &Context) -> Result<String, Failure> {
+    fn render(&self, context: &CommandContext) -> Result<String, CommandFailure> {
         match context.output {
-            Format::Json => self.json(context).map(|json| json.to_string()),
-            Format::Table => self.text(context),
+            OutputFormat::Json => self.json(context).map(|json| json.to_string()),
+            OutputFormat::Table => self.text(context),
         }
     }
 
     /// Pools as in their listing, each with its `shards`.
-    fn json(&self, context: &Context) -> Result<Value, Failure> {
+    fn json(&self, context: &CommandContext) -> Result<Value, CommandFailure> {
         let mut whole = json!({
             "address": context.client.address().to_string(),
             "ready": self.reasons.is_empty(),
             "reasons": self.reasons,
         });
-        if let Some(Pools { items, debug }) = &self.pools {
+        if let Some(PoolsSnapshot { items, debug }) = &self.pools {
             whole["keys"] = debug.keys.into();
             let mut pools = Vec::with_capacity(items.len());
             for item in items {
@@ -150,7 +152,7 @@ impl Picture {
         Ok(whole)
     }
 
-    fn text(&self, context: &Context) -> Result<String, Failure> {
+    fn text(&self, context: &CommandContext) -> Result<String, CommandFailure> {
         let mut text = context.client.address().to_string();
         match self.reasons.as_slice() {
             [] => text.push_str(" is ready"),
@@ -161,7 +163,7 @@ impl Picture {
                 }
             }
         }
-        let Some(Pools { items, debug }) = &self.pools else { return Ok(text) };
+        let Some(PoolsSnapshot { items, debug }) = &self.pools else { return Ok(text) };
         let _ = writeln!(text, "\npools: {}, keys held: {}", items.len(), debug.keys);
         let mut rows = Vec::with_capacity(items.len());
         for item in items {
@@ -185,7 +187,7 @@ impl Picture {
             ">ACTIVE",
             ">RELEASING",
             ">LAG",
-            ">RING",
+            ">QUEUE",
             "WORKERS/SHARD",
             "BUSY/SHARD",
         ];
@@ -199,16 +201,16 @@ impl Picture {
 fn row(name: String, pool: &PoolView, shards: &[ShardStatus]) -> Vec<String> {
     let serving = shards.iter().filter(|shard| shard.state == "serving").count();
     let mut row = vec![name, pool.setting("ack"), format!("{serving}/{}", shards.len())];
-    row.extend(pool.cells());
+    row.extend(pool.table_cells());
     row.push(duration(shards.iter().map(|shard| shard.lag_ms).max().unwrap_or_default()));
-    row.push(shards.iter().map(|shard| shard.ring_depth).sum::<u64>().to_string());
-    row.push(spread(shards, |shard| shard.workers));
-    row.push(spread(shards, |shard| shard.busy));
+    row.push(shards.iter().map(|shard| shard.queue_depth).sum::<u64>().to_string());
+    row.push(imbalance_text(shards, |shard| shard.workers));
+    row.push(imbalance_text(shards, |shard| shard.busy));
     row
 }
 
 /// `3..9 x1.50`: the least and the most of a shard, and how many times the mean the most is.
-fn spread(shards: &[ShardStatus], figure: fn(&ShardStatus) -> u64) -> String {
+fn imbalance_text(shards: &[ShardStatus], figure: fn(&ShardStatus) -> u64) -> String {
     let figures = || shards.iter().map(figure);
     let (least, most, sum) =
         (figures().min().unwrap_or_default(), figures().max().unwrap_or_default(), figures().sum::<u64>());
@@ -227,8 +229,8 @@ mod tests {
         let shards = |busy: &[u64]| -> Vec<ShardStatus> {
             busy.iter().map(|&busy| ShardStatus { busy, ..ShardStatus::default() }).collect()
         };
-        assert_eq!(spread(&shards(&[3, 3, 6]), |shard| shard.busy), "3..6 x1.50");
-        assert_eq!(spread(&shards(&[0, 0]), |shard| shard.busy), "");
-        assert_eq!(spread(&[], |shard| shard.busy), "");
+        assert_eq!(imbalance_text(&shards(&[3, 3, 6]), |shard| shard.busy), "3..6 x1.50");
+        assert_eq!(imbalance_text(&shards(&[0, 0]), |shard| shard.busy), "");
+        assert_eq!(imbalance_text(&[], |shard| shard.busy), "");
     }
 }

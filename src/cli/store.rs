@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::client::{Exit, Failure};
-use super::output::{Format, print, print_json, sheet, table};
-use crate::persist::store::inspect::{Contents, WorkerContents, inspect};
+use super::client::{CommandExit, CommandFailure};
+use super::output::{OutputFormat, print, print_json, property_list, table};
+use crate::persist::store::inspect::{StoreContents, WorkerContents, inspect};
 use crate::persist::store::redb::RedbStore;
 use crate::persist::store::redis::RedisStore;
 use crate::persist::store::{SharedStore, StoreError};
@@ -16,20 +16,20 @@ use crate::server::config::{self, StoreUrl};
 #[derive(Debug, Args)]
 pub struct StoreCommand {
     #[command(subcommand)]
-    verb: Verb,
+    verb: StoreSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum StoreSubcommand {
     /// Print what a store holds, without taking it over
     #[command(after_help = "A directory (redb:DIR) must not be in use; Redis may be.\n\n\
                             Examples:\n  hotpool store inspect redis://127.0.0.1:6379\n  \
                             hotpool store inspect redis-cluster://a:6379,b:6379 --pool demo/warm --rows")]
-    Inspect(Inspect),
+    Inspect(InspectArgs),
 }
 
 #[derive(Debug, Args)]
-struct Inspect {
+struct InspectArgs {
     /// redb:DIR, or one of the forms of Redis
     url: StoreUrl,
     /// Only this pool
@@ -39,7 +39,7 @@ struct Inspect {
     #[arg(long)]
     rows: bool,
     /// What the keys begin with
-    #[arg(long, value_name = "PREFIX", default_value_t = config::Store::default().key_prefix)]
+    #[arg(long, value_name = "PREFIX", default_value_t = config::StoreConfig::default().key_prefix)]
     key_prefix: String,
     /// Certificates of the authorities to trust, in PEM
     #[arg(long, value_name = "FILE")]
@@ -52,58 +52,66 @@ struct Inspect {
     tls_key_file: Option<std::path::PathBuf>,
     /// A table for people, or JSON for scripts
     #[arg(
-        long, short, global = true, value_enum, value_name = "table|json", default_value_t = Format::Table,
+        long, short, global = true, value_enum, value_name = "table|json", default_value_t = OutputFormat::Table,
         hide_possible_values = true
     )]
-    output: Format,
+    output: OutputFormat,
 }
 
 impl StoreCommand {
     /// Form in which a failure is told.
-    pub(super) const fn output(&self) -> Format {
-        let Verb::Inspect(inspect) = &self.verb;
+    pub(super) const fn output(&self) -> OutputFormat {
+        let StoreSubcommand::Inspect(inspect) = &self.verb;
         inspect.output
     }
 
-    pub(super) async fn run(self) -> Result<Exit, Failure> {
-        let Verb::Inspect(Inspect { url, pool, rows, key_prefix, tls_ca_file, tls_cert_file, tls_key_file, output }) =
-            self.verb;
+    pub(super) async fn run(self) -> Result<CommandExit, CommandFailure> {
+        let StoreSubcommand::Inspect(InspectArgs {
+            url,
+            pool,
+            rows,
+            key_prefix,
+            tls_ca_file,
+            tls_cert_file,
+            tls_key_file,
+            output,
+        }) = self.verb;
         let shown = url.to_string();
         let opened = match url {
-            StoreUrl::Memory => return Err(Failure::local("memory: keeps nothing")),
+            StoreUrl::Memory => return Err(CommandFailure::from_local("memory: keeps nothing")),
             StoreUrl::Redb(dir) if !dir.is_dir() => Err(StoreError::Unusable("there is no such directory".to_owned())),
             StoreUrl::Redb(dir) if !RedbStore::is_in(&dir) => {
                 Err(StoreError::Unusable("there is no store in this directory".to_owned()))
             }
             StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
             StoreUrl::Redis(url) => {
-                let settings = config::Store {
+                let settings = config::StoreConfig {
                     key_prefix,
                     tls_ca_file: tls_ca_file.unwrap_or_default(),
                     tls_cert_file: tls_cert_file.unwrap_or_default(),
                     tls_key_file: tls_key_file.unwrap_or_default(),
-                    ..config::Store::default()
+                    ..config::StoreConfig::default()
                 };
-                RedisStore::to_inspect(settings.redis(url)).map(|store| Arc::new(store) as SharedStore)
+                RedisStore::open_read_only(settings.redis_options(url)).map(|store| Arc::new(store) as SharedStore)
             }
         };
-        let wrong = |error: StoreError| Failure::local(format!("cannot read {shown}: {error}"));
+        let wrong = |error: StoreError| CommandFailure::from_local(format!("cannot read {shown}: {error}"));
         let contents = inspect(&*opened.map_err(wrong)?, pool.as_deref(), rows).await.map_err(wrong)?;
         if let (Some(pool), true) = (&pool, contents.pools.is_empty()) {
-            return Err(Failure::not_found(format!("no pool {pool} in {shown}")));
+            return Err(CommandFailure::not_found(format!("no pool {pool} in {shown}")));
         }
         match output {
-            Format::Json => print_json(&contents)?,
-            Format::Table => print(&text(&contents))?,
+            OutputFormat::Json => print_json(&contents)?,
+            OutputFormat::Table => print(&text(&contents))?,
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     }
 }
 
-fn text(contents: &Contents) -> String {
+fn text(contents: &StoreContents) -> String {
     let about: Vec<(&str, String)> =
         contents.about.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-    let mut text = sheet(&about);
+    let mut text = property_list(&about);
     for pool in &contents.pools {
         let deleting = if pool.deleting { ", being deleted" } else { "" };
         text.push_str(&format!("\n\n{} (uid {}{deleting})\n", pool.name, pool.uid));

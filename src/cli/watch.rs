@@ -3,18 +3,18 @@
 use clap::Args;
 use serde::Deserialize;
 
-use super::Context;
+use super::CommandContext;
 use super::args;
-use super::client::{Exit, Failure};
-use super::output::{Format, duration, print};
+use super::client::{CommandExit, CommandFailure};
+use super::output::{OutputFormat, duration, print};
 use super::pools::path;
 use crate::model::PoolName;
 
 /// Tell what happens in a pool, until it is stopped.
 #[derive(Debug, Args)]
-pub(super) struct WatchPool {
+pub(super) struct WatchPoolArgs {
     /// NAMESPACE/POOL
-    #[arg(value_name = "NS/POOL", value_parser = args::pool)]
+    #[arg(value_name = "NS/POOL", value_parser = args::parse_pool)]
     pool: PoolName,
     /// Go on behind the event with this position
     #[arg(long, value_name = "POSITION")]
@@ -22,7 +22,7 @@ pub(super) struct WatchPool {
 }
 
 #[derive(Deserialize)]
-struct Event {
+struct PoolEventReply {
     event: String,
     position: String,
     worker: Option<String>,
@@ -35,26 +35,26 @@ struct Event {
     created_at_ms: Option<u64>,
 }
 
-impl WatchPool {
-    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+impl WatchPoolArgs {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(self.from.iter().map(|from| ("from", from)));
         let mut events = context.client.events(&format!("{}/events?{}", path(&self.pool), query.finish())).await?;
         let mut last = self.from;
         while let Some(json) = events.next().await? {
-            let event: Event = context.client.read(&json)?;
+            let event: PoolEventReply = context.client.read(&json)?;
             match context.output {
-                Format::Json => print(json.get())?,
-                Format::Table => print(&event.line())?,
+                OutputFormat::Json => print(json.get())?,
+                OutputFormat::Table => print(&event.line())?,
             }
             last = Some(event.position);
         }
         let from = last.map_or_else(String::new, |last| format!("; go on with --from {last}"));
-        Err(Failure::ended(format!("the service ended the events: it stops, or the pool is gone{from}")))
+        Err(CommandFailure::ended(format!("the service ended the events: it stops, or the pool is gone{from}")))
     }
 }
 
-impl Event {
+impl PoolEventReply {
     /// `1795367775333526-7  claimed     w1  default/job-1  fence 1795367775330505`
     fn line(&self) -> String {
         let claim = match (&self.tenant, &self.key) {

@@ -2,26 +2,26 @@
 
 /// What a shard did so far; it only grows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct ShardCounters {
     /// Changes of a worker: each is one ledger change, one version, one row.
-    pub touches: u64,
+    pub worker_updates: u64,
     /// Grants that were undone because nobody was told of them.
-    pub given_back: u64,
+    pub rolled_back: u64,
     /// What befell workers, and claims without their holder's doing.
-    pub life: LifeCounters,
+    pub lifecycle: LifecycleCounters,
 }
 
 /// What befell workers, and claims without their holder's doing; it only grows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LifeCounters {
+pub struct LifecycleCounters {
     /// Reservations that were never confirmed.
-    pub swept: u64,
+    pub reservations_expired: u64,
     /// Active claims that were not renewed in time.
     pub expired: u64,
     /// Releases that were begun and not finished in time.
-    pub uncleaned: u64,
+    pub cleanups_timed_out: u64,
     /// Claims that their worker does not run any more.
-    pub missing: u64,
+    pub not_reported: u64,
     /// Claims that were lost with their worker.
     pub lost_claims: u64,
     /// Workers that were silent for too long.
@@ -37,5 +37,5 @@ pub struct LifeCounters {
     /// Claims taken over because their worker named them.
     pub adopted: u64,
     /// Claims that a worker was told to stop.
-    pub stops: u64,
+    pub revocations: u64,
 }

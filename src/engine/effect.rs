@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::claims::stay_ms;
-use super::claims::timestamps::ClaimStamps;
-use super::event::{Named, Place};
-use super::placement::constraints::NoFit;
+use super::claims::timestamps::ClaimTimestamps;
+use super::event::{ClaimHandle, ReportedClaim};
+use super::placement::constraints::PlacementFailure;
 use crate::model::{
-    ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Liveness, Millis, Schedulability, Seq, Trust, WorkerCard,
+    ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, LivenessState, Millis, SchedulingState, Seq, TrustState,
+    WorkerRegistration,
 };
 
 /// Something to do.
@@ -18,79 +19,79 @@ pub enum Effect<R> {
         /// Whom.
         to: R,
         /// What.
-        answer: Answer,
+        answer: EngineReply,
     },
     /// A claim is over: its key is free.
-    Ended {
+    ClaimEnded {
         /// Whose.
         id: ClaimId,
         /// Number of the grant that is over.
         fence: Fence,
         /// Why.
-        end: End,
+        end: EndReason,
         /// Ordinal of the worker that held it.
         worker: u32,
         /// When it had been created, and had become active.
         times: ClaimTimes,
     },
     /// A worker was silent for too long. What it held ends with the next effects.
-    Silent {
+    WorkerLost {
         /// Its ordinal.
         worker: u32,
     },
     /// A worker that had been lost for long was deleted.
-    Deleted {
+    WorkerDeleted {
         /// As it was registered.
-        worker: Arc<WorkerCard>,
+        worker: Arc<WorkerRegistration>,
     },
     /// The next effect ends a claim that callers may still ask about.
-    Remember {
+    RetainEnded {
         /// Whose.
         id: ClaimId,
         /// As it was, in the state in which it is remembered: `lost`, or `releasing` if its clean-up was given up.
-        grant: Grant,
+        grant: ClaimGrant,
     },
     /// A gang's member is a claim like any other: its key is held.
-    Committed {
+    ClaimCommitted {
         /// Whose.
         id: ClaimId,
         /// Where.
-        place: Place,
+        place: ClaimHandle,
     },
     /// A claim that a worker named was taken over: its key is held.
-    Adopted {
+    ClaimAdopted {
         /// Whose.
         id: ClaimId,
         /// Where.
-        place: Place,
+        place: ClaimHandle,
     },
 }
 
 /// What a request is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum EngineReply {
     /// The claim is made.
-    Granted(Grant),
+    Granted(ClaimGrant),
     /// No idle worker here; another shard may have one. Nothing was changed.
-    NoRoom,
+    NoCapacity,
     /// The same, for a claim that asked for certain workers.
-    NoFit(NoFit),
+    NotPlaced(PlacementFailure),
     /// It is held as it was; with the deadline as it stands.
-    Held(Grant),
+    Held(ClaimGrant),
     /// What was held at the place is gone. Nothing was changed.
-    Gone,
+    StaleHandle,
     /// The held claim did not satisfy the request and was given back: the key may be claimed anew.
-    GivenBack,
+    RolledBack,
     /// The held claim does not satisfy the request and is active. Nothing was changed.
-    ActiveElsewhere,
+    ActiveConflict,
     /// The held claim asked for other resources, and the request must have the same. Nothing was changed.
-    Mismatch,
+    ResourceMismatch,
     /// It is being released already. Nothing was changed.
     Releasing,
     /// The same, because a claim with a higher priority evicted it. Nothing was changed.
     Evicted,
     /// A worker is kept for whoever waits.
-    Promised,
+    WorkerReserved,
     /// It is not active yet. Nothing was changed.
     NotActive,
     /// It asks to stay active without a renewal for longer than the pool allows. Nothing was changed.
@@ -101,33 +102,33 @@ pub enum Answer {
     /// The claim is over.
     Released,
     /// So many members of a gang are held here. Nothing was changed.
-    Members(usize),
+    GangMembers(usize),
     /// The members of a gang that are held here, from now on as claims like any other.
-    Committed(Vec<(ClaimId, Grant)>),
+    Committed(Vec<(ClaimId, ClaimGrant)>),
     /// The worker is registered.
     Registered {
         /// False if it was known.
         created: bool,
         /// As it stands now.
-        worker: Box<WorkerLook>,
+        worker: Box<WorkerSnapshot>,
         /// What it said that it runs and must not.
-        stop: Vec<Named>,
+        stop: Vec<ReportedClaim>,
     },
     /// A heartbeat was taken, or came too late for that.
-    Heard {
+    HeartbeatHandled {
         /// What the worker holds.
-        claims: Vec<(ClaimId, Grant)>,
+        claims: Vec<(ClaimId, ClaimGrant)>,
         /// What it said that it runs and must not.
-        stop: Vec<Named>,
+        stop: Vec<ReportedClaim>,
         /// Nothing of it was taken, because one with this higher number was.
-        late_for: Option<u64>,
+        superseded_by: Option<u64>,
     },
     /// The owner's wish is done.
-    Steered(Box<WorkerLook>),
+    WorkerUpdated(Box<WorkerSnapshot>),
     /// It is draining, which only a new incarnation ends. Nothing was changed.
     Draining,
     /// Claims that the last stop may have lost can still be started. Nothing was changed.
-    Settling {
+    Quarantined {
         /// For this long.
         left_ms: Millis,
     },
@@ -162,7 +163,7 @@ pub enum Answer {
     /// The worker has a GPU model beside as many as the shard can number. Nothing was changed.
     TooManyModels,
     /// The claim holds cards of this model, and was asked to hold others. Nothing was changed.
-    OtherCards {
+    GpuModelMismatch {
         /// Model of the cards that it holds.
         model: Arc<str>,
     },
@@ -170,11 +171,11 @@ pub enum Answer {
 
 /// A held claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
+pub struct ClaimGrant {
     /// Where it is.
-    pub place: Place,
+    pub handle: ClaimHandle,
     /// On which worker.
-    pub worker: Arc<WorkerCard>,
+    pub worker: Arc<WorkerRegistration>,
     /// Where it is in its life.
     pub state: ClaimState,
     /// How long it may stay active without a renewal, or releasing; 0: for ever.
@@ -184,38 +185,38 @@ pub struct Grant {
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
     /// In a shared pool, which cards of the worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
-    pub cards: Option<u64>,
+    pub gpu_mask: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
     /// Times in the form of the claim's own entry, as a grant is copied with every answer.
-    pub stamps: ClaimStamps,
+    pub timestamps: ClaimTimestamps,
 }
 
-impl Grant {
+impl ClaimGrant {
     /// Time that it may stay unconfirmed from when the answer leaves; 0 once it is not reserved any more.
     #[must_use]
     pub fn reserve_ms(&self) -> Millis {
-        self.stamps.reserve_ms(self.state).into()
+        self.timestamps.reserve_ms(self.state).into()
     }
 
     /// Times at which it was created and became active.
     #[must_use]
     pub fn times(&self) -> ClaimTimes {
-        self.stamps.times(self.state)
+        self.timestamps.times(self.state)
     }
 
     /// Shows the claim as it ended: `lost`, or `releasing` if its clean-up was given up. A reservation has ended without
     /// the claim becoming active.
-    pub fn end_as(&mut self, state: ClaimState) {
+    pub fn mark_ended(&mut self, state: ClaimState) {
         if self.state == ClaimState::Reserved {
-            self.stamps.end_reservation(None);
+            self.timestamps.end_reservation(None);
         }
         (self.state, self.deadline_ms) = (state, None);
     }
 
     /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever.
     #[must_use]
-    pub fn stay_ms(&self) -> Option<Millis> {
+    pub fn state_ttl_ms(&self) -> Option<Millis> {
         match stay_ms(self.state, self.reserve_ms(), self.term_ms) {
             0 => None,
             ms => Some(ms),
@@ -225,47 +226,47 @@ impl Grant {
 
 /// A worker on its axes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Axes {
+pub struct WorkerConditions {
     /// It holds a claim, or runs what it should not.
     pub busy: bool,
     /// As its owner wishes.
-    pub schedulability: Schedulability,
+    pub schedulability: SchedulingState,
     /// Whether it is heard of.
-    pub liveness: Liveness,
+    pub liveness: LivenessState,
     /// Whether it can be what it is thought to be.
-    pub trust: Trust,
+    pub trust: TrustState,
     /// It has less than its claim was promised.
     pub overcommitted: bool,
 }
 
 /// A worker as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerLook {
+pub struct WorkerSnapshot {
     /// Its registration.
-    pub card: Arc<WorkerCard>,
+    pub registration: Arc<WorkerRegistration>,
     /// Sequence number of its last change.
     pub version: Seq,
     /// Where it stands on each axis.
-    pub axes: Axes,
+    pub conditions: WorkerConditions,
     /// What it holds.
-    pub claims: Vec<(ClaimId, Grant)>,
+    pub claims: Vec<(ClaimId, ClaimGrant)>,
 }
 
 /// How a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum EndReason {
     /// The holder released it.
     Released,
     /// It was never confirmed.
-    Swept,
+    ReservationExpired,
     /// It was active, and nobody renewed it in time.
     Expired,
     /// Its clean-up was not finished in time.
-    Uncleaned,
+    CleanupTimedOut,
     /// Its worker does not run it any more.
-    Missing,
+    NotReported,
     /// Its worker is gone.
     Lost,
     /// Nobody was ever told of it, or its key is held elsewhere.
-    GivenBack,
+    RolledBack,
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::placement::constraints::Wants;
-use super::placement::promises::Eviction;
-use crate::model::{ClaimId, Fence, Millis, Resources, WorkerId, WorkerSpec, WorkerVerb};
+use super::placement::constraints::PlacementConstraints;
+use super::placement::reservations::EvictionPolicy;
+use crate::model::{ClaimId, Fence, Millis, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
 
 /// Where a claim is: the shard's own ordinals plus the fence that proves that it is still that claim. Ordinals are
 /// used again; the fence is not, so a stale place is recognised without a look at any name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct ClaimHandle {
     /// Ordinal of the claim in its shard.
     pub claim: u32,
     /// Ordinal of the worker in its shard.
@@ -20,26 +20,26 @@ pub struct Place {
 
 /// A claim that a worker says it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
+pub struct ReportedClaim {
     /// Whose.
     pub id: ClaimId,
     /// Number of the grant, as the worker was told.
     pub fence: Fence,
     /// Nobody holds the key, and nobody can take it while this event is decided: the claim may be adopted.
-    pub vacant: bool,
+    pub key_vacant: bool,
     /// An older claim of the key, which this one proves to be over, is about to end: nothing is decided before.
-    pub pending: bool,
+    pub predecessor_pending: bool,
 }
 
 /// What a worker says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heartbeat {
+pub struct HeartbeatReport {
     /// Which life of the worker speaks.
     pub incarnation: u64,
     /// Grows from one to the next; what comes later with a lower one is ignored.
     pub seq: Option<u64>,
     /// What it runs; none: it says nothing about that.
-    pub claims: Option<Vec<Named>>,
+    pub claims: Option<Vec<ReportedClaim>>,
     /// How long the pool lets it be silent.
     pub ttl_ms: Millis,
 }
@@ -54,7 +54,7 @@ pub enum Event<R> {
         /// The end of life that it describes, in engine time.
         ends_ms: Option<Millis>,
         /// What it runs; none: nothing is said about that.
-        claims: Option<Vec<Named>>,
+        claims: Option<Vec<ReportedClaim>>,
         /// How long the pool lets a worker be silent.
         ttl_ms: Millis,
         /// Who waits for the answer.
@@ -72,16 +72,16 @@ pub enum Event<R> {
         /// Which.
         id: WorkerId,
         /// What it says.
-        beat: Heartbeat,
+        beat: HeartbeatReport,
         /// Who waits for the answer.
         to: R,
     },
     /// The owner of a worker wishes.
-    Steer {
+    WorkerCommand {
         /// Which.
         id: WorkerId,
         /// What.
-        verb: WorkerVerb,
+        command: WorkerCommand,
         /// Who waits for the answer.
         to: R,
     },
@@ -103,34 +103,34 @@ pub enum Event<R> {
         /// How long it may stay active without a renewal; 0: by the rules of the pool.
         ttl_ms: Millis,
         /// Which workers it may take; none: any.
-        wants: Option<Arc<Wants>>,
+        wants: Option<Arc<PlacementConstraints>>,
         /// It waited with this ticket, and a worker may be promised to it; 0: it did not.
-        promise: u64,
+        reservation_ticket: u64,
         /// Who waits for the answer.
         to: R,
     },
     /// The key that is held at `place` is asked for once more.
-    Repeat {
+    Reacquire {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// The request accepts the pool. What it does not accept is given back if it is reserved, and refused if active.
         satisfies: bool,
         /// Which workers it accepts; none: any.
-        wants: Option<Arc<Wants>>,
+        wants: Option<Arc<PlacementConstraints>>,
         /// Who waits for the answer.
         to: R,
     },
     /// The holder has started.
     Confirm {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// Who waits for the answer.
         to: R,
     },
     /// The holder still needs it.
     Renew {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// From now on it may go without a renewal for this long; none: as long as before, within the rules of the pool.
         ttl_ms: Option<Millis>,
         /// Who waits for the answer.
@@ -139,78 +139,78 @@ pub enum Event<R> {
     /// The holder needs another share of its worker than before.
     Resize {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// All that it needs from now on.
-        resources: Resources,
+        resources: ResourceRequirements,
         /// Who waits for the answer.
         to: R,
     },
     /// The holder is done. Also the end of what [`Event::BeginRelease`] began.
     Release {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// Who waits for the answer.
         to: R,
     },
     /// The holder is done, but the worker has to be cleaned before it can be used again.
     BeginRelease {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// How long that may take. Then the claim ends all the same, and its worker is suspect.
         releasing_ms: Millis,
         /// Who waits for the answer.
         to: R,
     },
     /// Somebody asks what is held at `place`.
-    Look {
+    Get {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// Who waits for the answer.
         to: R,
     },
     /// An answer that speaks of the claim has left: the first deadline of a claim runs from then. One that an earlier
     /// answer started moves on with it, unless the holder has confirmed since.
-    Departed {
+    ReplySent {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
         /// Engine time at which the answer left.
         at_ms: Millis,
     },
     /// The answer that granted the claim can never reach its caller. Ends the claim, but only if nobody confirmed
     /// it and no other answer spoke of it.
-    GiveBack {
+    Rollback {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
     },
     /// Ends the claim without a question: the key is held elsewhere under a higher fence (recovery).
-    Yield {
+    Relinquish {
         /// Where it is held.
-        place: Place,
+        place: ClaimHandle,
     },
     /// Something happens to the members of a gang that this shard holds, or to the gang's row.
     Gang {
         /// Which.
         id: Fence,
         /// What.
-        act: GangAct,
+        action: GangAction,
         /// Who waits for the answer.
         to: R,
     },
     /// A claim that waits wants a worker kept for it.
-    Promise {
+    Reserve {
         /// Number of its wait.
         ticket: u64,
         /// Which workers it may take.
-        wants: Arc<Wants>,
+        wants: Arc<PlacementConstraints>,
         /// Who may be evicted for it; none: nobody, and what comes free is kept.
-        evict: Option<Eviction>,
+        evict: Option<EvictionPolicy>,
         /// Until when it would need the worker.
         until_ms: Millis,
         /// Who waits for the answer.
         to: R,
     },
     /// Nobody waits with this ticket any more.
-    BreakPromise {
+    CancelReservation {
         /// Number of its wait.
         ticket: u64,
     },
@@ -220,7 +220,7 @@ pub enum Event<R> {
 
 /// What happens to a gang. Each may come twice: the second changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GangAct {
+pub enum GangAction {
     /// Its members are claims like any other from now on.
     Commit,
     /// Its members are given back.

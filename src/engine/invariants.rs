@@ -2,10 +2,10 @@
 //! small), at the end of every recovery, and by the tests.
 
 use super::NIL;
-use super::placement::bin_packing::{Fleet, Sum};
+use super::placement::bin_packing::{FleetIndex, ResourceTotals};
 use super::shard::Shard;
-use super::workers::conditions::{Barred, notes};
-use crate::model::LargestAmounts;
+use super::workers::conditions::{UnschedulableSummary, notes};
+use crate::model::MaxCapacity;
 use crate::model::unschedulable_bits;
 
 #[cfg(debug_assertions)]
@@ -20,17 +20,17 @@ impl Shard {
     /// The first one that is violated, by id, with what was found.
     pub fn check(&self) -> Result<(), String> {
         let (mut idle, mut held, mut deleted, mut barred, mut claims) = (0, 0, 0, 0, 0);
-        let mut axes = Barred::default();
-        let promised = self.promised();
+        let mut axes = UnschedulableSummary::default();
+        let promised = self.reserved_workers();
         for at in self.workers.iter_from(0) {
             let worker = self.workers.get(at);
-            let id = &self.workers.card(at).spec.id;
-            let claim = self.claims.at(worker.claim);
+            let id = &self.workers.registration(at).spec.id;
+            let claim = self.claims.by_ordinal(worker.claim);
             if claim.is_some() != (worker.claim != NIL) || claim.is_some_and(|claim| claim.worker != at) {
                 return Err(format!("L2: worker {id} and its claim do not name each other"));
             }
-            claims += self.places_on(at).len();
-            let is_barred = worker.bars != 0 && claim.is_none();
+            claims += self.handles_on(at).len();
+            let is_barred = worker.unschedulable_bits != 0 && claim.is_none();
             let one_of = [worker.idle, claim.is_some(), worker.deleted, is_barred];
             if one_of.into_iter().filter(|is| *is).count() != 1 {
                 return Err(format!("W1: worker {id} must be one of idle, held, deleted, barred: {one_of:?}"));
@@ -38,24 +38,25 @@ impl Shard {
             if self.drained.contains(&at) != self.is_drained(at) {
                 return Err(format!("W1: worker {id} must be among the drained ones: {}", self.is_drained(at)));
             }
-            if worker.idle && self.idle.ends_ms(at) != self.lives.get(at).ends_ms {
+            if worker.idle && self.idle_queue.ends_ms(at) != self.liveness.get(at).ends_ms {
                 return Err(format!("Q1: worker {id} ends at another time than the idle queue knows"));
             }
-            let deadline = self.lives.get(at).next_ms();
-            if self.beats.get(at).is_some() != deadline.is_some() {
+            let deadline = self.liveness.get(at).next_ms();
+            if self.liveness_timers.get(at).is_some() != deadline.is_some() {
                 return Err(format!("W1: worker {id} has a deadline at {deadline:?} and none is set, or the reverse"));
             }
-            axes.enter(worker.bars);
+            axes.add(worker.unschedulable_bits);
             if is_barred {
-                axes.enter_free(worker.bars);
+                axes.add_unclaimed(worker.unschedulable_bits);
             }
-            if promised.contains(&at) != (worker.bars & unschedulable_bits::PROMISED != 0) {
+            if promised.contains(&at) != (worker.unschedulable_bits & unschedulable_bits::RESERVED != 0) {
                 return Err(format!(
                     "W1: worker {id} is kept for a claim, and is counted as one that is not, or the reverse"
                 ));
             }
-            let (ends, over) = (worker.notes & notes::ENDS != 0, worker.bars & unschedulable_bits::ENDED != 0);
-            if !worker.deleted && (ends && !over) != self.lives.get(at).ends_ms.is_some() {
+            let (ends, over) =
+                (worker.lookup_flags & notes::ENDS != 0, worker.unschedulable_bits & unschedulable_bits::ENDED != 0);
+            if !worker.deleted && (ends && !over) != self.liveness.get(at).ends_ms.is_some() {
                 return Err(format!(
                     "W1: worker {id} is counted as one that has ended, or not: no deadline says which"
                 ));
@@ -65,24 +66,27 @@ impl Shard {
             held += usize::from(claim.is_some());
             deleted += usize::from(worker.deleted);
         }
-        let queue = self.idle.oldest_first(self.workers.all());
+        let queue = self.idle_queue.oldest_first(self.workers.all());
         let mut seen: Vec<u32> = queue.clone();
         seen.sort_unstable();
         seen.dedup();
-        if queue.len() != idle || seen.len() != idle || self.idle.len() != idle {
+        if queue.len() != idle || seen.len() != idle || self.idle_queue.len() != idle {
             return Err(format!(
                 "Q1: {idle} workers are idle, the queue holds {} ({} of them once)",
                 queue.len(),
                 seen.len()
             ));
         }
-        self.idle.check(self.workers.all())?;
-        if axes != self.barred || axes.by_first.total() != barred as u64 || self.present != idle + held + barred {
+        self.idle_queue.check(self.workers.all())?;
+        if axes != self.unschedulable
+            || axes.by_first_reason.total() != barred as u64
+            || self.worker_count != idle + held + barred
+        {
             return Err(format!(
                 "W1: {axes:?} of {} workers are counted as {:?} of {}",
                 idle + held + barred,
-                self.barred,
-                self.present
+                self.unschedulable,
+                self.worker_count
             ));
         }
         if self.claims.len() != claims || self.busy != held {
@@ -92,23 +96,26 @@ impl Shard {
                 self.claims.len()
             ));
         }
-        self.check_shares()?;
+        self.check_allocations()?;
         if self.tombstones.len() != deleted {
             return Err(format!("W1: {deleted} workers are deleted, {} are remembered", self.tombstones.len()));
         }
-        let (mut total, mut largest) = (Sum::default(), LargestAmounts::default());
-        for line in self.ledger.lines() {
+        let (mut total, mut largest) = (ResourceTotals::default(), MaxCapacity::default());
+        for line in self.accounting.usages() {
             (0..line.workers).for_each(|_| total.add_capacity(&line.capacity));
-            largest = largest.max(LargestAmounts::from(&line.capacity));
+            largest = largest.max(MaxCapacity::from(&line.capacity));
         }
-        if largest != self.ledger.largest() {
-            return Err(format!("L1: the largest amounts are {largest:?}, kept are {:?}", self.ledger.largest()));
+        if largest != self.accounting.max_capacity() {
+            return Err(format!(
+                "L1: the largest amounts are {largest:?}, kept are {:?}",
+                self.accounting.max_capacity()
+            ));
         }
-        if total != *self.ledger.total() {
-            return Err(format!("L1: workers have {total:?} together, counted is {:?}", self.ledger.total()));
+        if total != *self.accounting.total() {
+            return Err(format!("L1: workers have {total:?} together, counted is {:?}", self.accounting.total()));
         }
-        let sums = self.ledger.lines().fold((0, 0, 0), |(w, h, b), line| {
-            (w + line.workers as usize, h + line.held as usize, b + line.barred as usize)
+        let sums = self.accounting.usages().fold((0, 0, 0), |(w, h, b), line| {
+            (w + line.workers as usize, h + line.held as usize, b + line.unschedulable as usize)
         });
         if sums != (idle + held + barred, held, barred) {
             return Err(format!(
@@ -123,37 +130,37 @@ impl Shard {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    fn check_shares(&self) -> Result<(), String> {
-        let Some(shares) = &self.shares else { return Ok(()) };
+    fn check_allocations(&self) -> Result<(), String> {
+        let Some(shares) = &self.shared else { return Ok(()) };
         shares.fleet.check()?;
-        self.workers.iter_from(0).try_for_each(|at| self.check_share(at))
+        self.workers.iter_from(0).try_for_each(|at| self.check_allocation(at))
     }
 
     /// The same for one worker.
-    pub(super) fn check_share(&self, at: u32) -> Result<(), String> {
-        let Some(shares) = &self.shares else { return Ok(()) };
-        let (worker, card) = (self.workers.get(at), self.workers.card(at));
+    pub(super) fn check_allocation(&self, at: u32) -> Result<(), String> {
+        let Some(shares) = &self.shared else { return Ok(()) };
+        let (worker, card) = (self.workers.get(at), self.workers.registration(at));
         if worker.deleted {
-            return match shares.fleet.is_in(at) {
+            return match shares.fleet.contains(at) {
                 true => Err(format!("W1: worker {} is deleted and has room", card.spec.id)),
                 false => Ok(()),
             };
         }
-        let places = self.places_on(at);
-        let (count, over) = shares.holds(at);
+        let places = self.handles_on(at);
+        let (count, over) = shares.load(at);
         if count as usize != places.len() || places.iter().any(|place| self.claims.get(*place).is_none()) {
             return Err(format!("L2: worker {} counts {} claims and holds others", card.spec.id, count));
         }
-        let mut fresh = Fleet::default();
-        let held = places.iter().map(|place| self.share_of(place.claim));
-        let enough = fresh.enter_with(0, &card.spec.capacity, 0, held);
-        let (room, left) = (shares.fleet.room(at), fresh.room(0));
-        let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.cards)
-            == (left.cpu_milli, left.memory_bytes, left.slots, &left.cards);
-        if enough == over || !same || shares.fleet.cards(at) != fresh.cards(0) {
+        let mut fresh = FleetIndex::default();
+        let held = places.iter().map(|place| self.allocation_of(place.claim));
+        let enough = fresh.insert_with(0, &card.spec.capacity, 0, held);
+        let (room, left) = (shares.fleet.free(at), fresh.free(0));
+        let same = (room.cpu_milli, room.memory_bytes, room.slots, &room.gpus)
+            == (left.cpu_milli, left.memory_bytes, left.slots, &left.gpus);
+        if enough == over || !same || shares.fleet.gpus(at) != fresh.gpus(0) {
             return Err(format!("L1: worker {} has {room:?} left, its claims leave {left:?}", card.spec.id));
         }
-        if shares.fleet.ends_ms(at) != self.lives.get(at).ends_ms {
+        if shares.fleet.ends_ms(at) != self.liveness.get(at).ends_ms {
             return Err(format!("Q1: worker {} ends at another time than its fleet knows", card.spec.id));
         }
         if shares.fleet.is_offered(at) != self.is_offered(at) {
@@ -165,8 +172,8 @@ impl Shard {
     /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong. What each worker has left is
     /// [`super::audit`]'s.
     #[must_use]
-    pub fn ledger_drift(&self) -> u64 {
-        let held: u64 = self.ledger.lines().map(|line| u64::from(line.held)).sum();
+    pub fn accounting_mismatch(&self) -> u64 {
+        let held: u64 = self.accounting.usages().map(|line| u64::from(line.held)).sum();
         held.abs_diff(self.busy as u64)
     }
 
@@ -176,8 +183,8 @@ impl Shard {
             let found = self.check();
             assert!(found.is_ok(), "{found:?}");
         }
-        assert_eq!(self.ledger_drift(), 0, "L2: the ledger and the claims differ");
-        let counted = self.idle.len() + self.busy + self.barred.by_first.total() as usize;
-        assert_eq!(counted, self.present, "W11: each worker is in one count");
+        assert_eq!(self.accounting_mismatch(), 0, "L2: the ledger and the claims differ");
+        let counted = self.idle_queue.len() + self.busy + self.unschedulable.by_first_reason.total() as usize;
+        assert_eq!(counted, self.worker_count, "W11: each worker is in one count");
     }
 }

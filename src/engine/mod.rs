@@ -52,25 +52,25 @@ mod explain;
 mod invariants;
 pub mod placement;
 mod replay;
-mod rules;
 mod shard;
+mod shard_config;
 mod timer_wheel;
 mod views;
 mod workers;
 
-pub use accounting::LedgerLine;
-pub use audit::LedgerAudit;
-pub use claims::timestamps::ClaimStamps;
-pub use counters::{Counters, LifeCounters};
-pub use effect::{Answer, Axes, Effect, End, Grant, WorkerLook};
-pub use event::{Event, GangAct, Heartbeat, Named, Place};
-pub use placement::constraints::{CardFilter, NoFit, Nodes, Wants};
-pub use placement::promises::Eviction;
-pub use replay::{Replay, Resume};
-pub use rules::Rules;
+pub use accounting::CapacityUsage;
+pub use audit::AccountingAudit;
+pub use claims::timestamps::ClaimTimestamps;
+pub use counters::{LifecycleCounters, ShardCounters};
+pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};
+pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, ReportedClaim};
+pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
+pub use placement::reservations::EvictionPolicy;
+pub use replay::{ResumePoint, ShardReplay};
 pub use shard::Shard;
-pub use views::{ListedClaim, Slice};
-pub use workers::conditions::Barred;
+pub use shard_config::ShardConfig;
+pub use views::{ListedClaim, ListingSlice};
+pub use workers::conditions::UnschedulableSummary;
 
 /// No worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

@@ -16,29 +16,29 @@ const SLOTS: usize = 1 << SLOT_BITS;
 /// Furthest deadline: what lies beyond is taken as this far (2.1 years). One slot of the top level short of a full
 /// turn, so that a deadline never falls into the slot that `now` is in.
 const HORIZON_MS: Millis = (1 << (LEVELS * SLOT_BITS)) - (1 << ((LEVELS - 1) * SLOT_BITS));
-const UNSET: u16 = u16::MAX;
+const NO_BUCKET: u16 = u16::MAX;
 
 #[derive(Debug, Clone, Copy)]
-struct Node {
+struct TimerNode {
     deadline: Millis,
     prev: u32,
     next: u32,
-    /// `level * SLOTS + slot`, or `UNSET`.
+    /// `level * SLOTS + slot`, or `NO_BUCKET`.
     bucket: u16,
 }
 
-const IDLE_NODE: Node = Node { deadline: 0, prev: NIL, next: NIL, bucket: UNSET };
+const IDLE_NODE: TimerNode = TimerNode { deadline: 0, prev: NIL, next: NIL, bucket: NO_BUCKET };
 
 /// Deadlines of things that are numbered densely.
 #[derive(Debug)]
-pub struct Timers {
-    nodes: Vec<Node>,
+pub struct TimerWheel {
+    nodes: Vec<TimerNode>,
     heads: Box<[u32; LEVELS * SLOTS]>,
     occupied: [u64; LEVELS],
     now: Millis,
 }
 
-impl Timers {
+impl TimerWheel {
     pub fn new(now: Millis) -> Self {
         Self { nodes: Vec::new(), heads: Box::new([NIL; LEVELS * SLOTS]), occupied: [0; LEVELS], now }
     }
@@ -56,12 +56,12 @@ impl Timers {
 
     /// The deadline of `id`, if one is set.
     pub fn get(&self, id: u32) -> Option<Millis> {
-        self.nodes.get(id as usize).filter(|node| node.bucket != UNSET).map(|node| node.deadline)
+        self.nodes.get(id as usize).filter(|node| node.bucket != NO_BUCKET).map(|node| node.deadline)
     }
 
     /// Forgets the deadline of `id`.
     pub fn cancel(&mut self, id: u32) {
-        let Some(node) = self.nodes.get(id as usize).copied().filter(|node| node.bucket != UNSET) else { return };
+        let Some(node) = self.nodes.get(id as usize).copied().filter(|node| node.bucket != NO_BUCKET) else { return };
         if node.prev == NIL {
             self.heads[node.bucket as usize] = node.next;
             if node.next == NIL {
@@ -114,7 +114,7 @@ impl Timers {
             self.nodes[next as usize].prev = id;
         }
         self.occupied[level] |= 1 << slot;
-        self.nodes[id as usize] = Node { deadline, prev: NIL, next, bucket: bucket as u16 };
+        self.nodes[id as usize] = TimerNode { deadline, prev: NIL, next, bucket: bucket as u16 };
     }
 
     /// The first bucket that holds something, and the time at which its slot starts. Lower levels come first: what
@@ -157,7 +157,7 @@ mod tests {
         /// Against a sorted map: everything fires at the first expiry at or after its deadline, once, and nothing else.
         #[test]
         fn fires_what_a_sorted_map_would(start in 0..1u64 << 40, ops in proptest::collection::vec(op(), 1..200)) {
-            let mut timers = Timers::new(start);
+            let mut timers = TimerWheel::new(start);
             let mut oracle: BTreeMap<u32, u64> = BTreeMap::new();
             let mut now = start;
             for op in ops {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::model::{ClaimId, ClaimTimes, Fence, Millis, WorkerCard};
+use crate::model::{ClaimId, ClaimTimes, Fence, Millis, WorkerRegistration};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happening {
+pub enum PoolEventKind {
     /// A worker was given to a claim.
     Claimed,
     /// A claim is over.
@@ -25,7 +25,7 @@ pub enum Happening {
     Draining,
 }
 
-impl Happening {
+impl PoolEventKind {
     /// Every one.
     pub const ALL: [Self; 8] = [
         Self::Claimed,
@@ -40,7 +40,7 @@ impl Happening {
 
     /// The word on the wire.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Claimed => "claimed",
             Self::Released => "released",
@@ -56,7 +56,7 @@ impl Happening {
 
 /// Why, where that is not what it mostly is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum PoolEventReason {
     /// Claimed: the worker named a claim whose record was lost.
     Adopted,
     /// Released: it was never confirmed.
@@ -68,26 +68,26 @@ pub enum Why {
     /// Released: its worker does not run it any more.
     Missing,
     /// Released: nobody was told of it, or its key is held elsewhere.
-    GivenBack,
+    RolledBack,
     /// Deleted: it had been lost for as long as its pool keeps it.
     Lost,
 }
 
-impl Why {
+impl PoolEventReason {
     /// Every one.
     pub const ALL: [Self; 7] =
-        [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::GivenBack, Self::Lost];
+        [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::RolledBack, Self::Lost];
 
     /// The word on the wire.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Adopted => "adopted",
             Self::Reserve => "reserve",
             Self::Ttl => "ttl",
             Self::Releasing => "releasing",
             Self::Missing => "missing",
-            Self::GivenBack => "given_back",
+            Self::RolledBack => "given_back",
             Self::Lost => "lost",
         }
     }
@@ -97,15 +97,15 @@ impl Why {
 #[derive(Debug, Clone)]
 pub struct PoolEvent {
     /// What happened.
-    pub what: Happening,
+    pub kind: PoolEventKind,
     /// Why, where that is not what it mostly is.
-    pub why: Option<Why>,
+    pub reason: Option<PoolEventReason>,
     /// Unix time, as of the run of the shard.
     pub at_ms: Millis,
     /// The shard of the worker.
     pub shard: u16,
     /// The worker.
-    pub worker: Arc<WorkerCard>,
+    pub worker: Arc<WorkerRegistration>,
     /// The claim, if it is about one.
     pub claim: Option<EventClaim>,
 }

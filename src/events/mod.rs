@@ -18,65 +18,66 @@
 mod event;
 mod position;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-pub use self::event::{EventClaim, Happening, PoolEvent, Why};
-pub use self::position::Position;
+pub use self::event::{EventClaim, PoolEvent, PoolEventKind, PoolEventReason};
+pub use self::position::EventPosition;
 use crate::clock::Clock;
 use crate::limits;
 use crate::metrics::PoolMetrics;
 use crate::model::Millis;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// Most events that a watcher is handed at a time.
-const BATCH: usize = 256;
+const READ_BATCH: usize = 256;
 
 /// The events of one pool.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub struct PoolEventLog {
     /// What shards look at.
-    kept: AtomicBool,
-    ring: Mutex<Ring>,
-    news: Notify,
+    recording: AtomicBool,
+    ring: Mutex<EventRing>,
+    notify: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Ring {
+struct EventRing {
     epoch: u64,
     events: VecDeque<PoolEvent>,
     /// Number of the next event.
     next: u64,
     watchers: usize,
     /// Engine time when the last of them left.
-    alone_since_ms: Millis,
+    idle_since_ms: Millis,
     /// The pool is gone.
     closed: bool,
 }
 
 /// What a watcher is told.
 #[derive(Debug, Clone)]
-pub enum Told {
+pub enum WatchItem {
     /// It sees what comes from here on.
     Started,
     /// It did not see so many events; none: nobody knows how many, and the pool may be in any state.
-    Missed(Option<u64>),
+    Dropped(Option<u64>),
     /// Something happened.
     Event(PoolEvent),
 }
 
-impl Watch {
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+impl PoolEventLog {
+    fn ring(&self) -> MutexGuard<'_, EventRing> {
+        self.ring.lock()
     }
 
     /// Whether events are kept: else there is nothing to tell them to.
     #[must_use]
-    pub fn is_kept(&self) -> bool {
-        self.kept.load(Ordering::Relaxed)
+    pub fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Relaxed)
     }
 
     /// How many watch.
@@ -86,10 +87,10 @@ impl Watch {
     }
 
     /// Takes the events of one run of a shard.
-    pub fn tell(&self, events: &mut Vec<PoolEvent>) {
+    pub fn append(&self, events: &mut Vec<PoolEvent>) {
         {
             let mut ring = self.ring();
-            if !self.is_kept() {
+            if !self.is_recording() {
                 events.clear();
                 return;
             }
@@ -101,55 +102,59 @@ impl Watch {
                 ring.next += 1;
             }
         }
-        self.news.notify_waiters();
+        self.notify.notify_waiters();
     }
 
     /// The thread of events is cut: a shard lost its mind, and what it had to tell.
-    pub fn cut(&self, unix_us: u64) {
+    pub fn reset(&self, unix_us: u64) {
         {
             let mut ring = self.ring();
-            if !self.is_kept() {
+            if !self.is_recording() {
                 return;
             }
-            ring.begin(unix_us);
+            ring.start_epoch(unix_us);
         }
-        self.news.notify_waiters();
+        self.notify.notify_waiters();
     }
 
     /// The pool is gone: watchers get what there is, and then the end.
     pub fn close(&self) {
         self.ring().closed = true;
-        self.news.notify_waiters();
+        self.notify.notify_waiters();
     }
 
     /// Forgets events that nobody has watched for a while.
     pub fn tick(&self, now_ms: Millis) {
-        if !self.is_kept() {
+        if !self.is_recording() {
             return;
         }
         let mut ring = self.ring();
-        if ring.is_forgotten(now_ms) {
-            self.kept.store(false, Ordering::Relaxed);
+        if ring.is_expired(now_ms) {
+            self.recording.store(false, Ordering::Relaxed);
             ring.events = VecDeque::new();
         }
     }
 
     /// Another watcher: of what comes from now on, or of what came after `from` as well.
-    fn enter(&self, from: Option<Position>, clock: &Clock) -> Result<(Position, Option<Told>), Refusal> {
+    fn subscribe(
+        &self,
+        from: Option<EventPosition>,
+        clock: &Clock,
+    ) -> Result<(EventPosition, Option<WatchItem>), RequestError> {
         let mut ring = self.ring();
         if ring.watchers >= limits::POOL_WATCHERS_MAX {
-            return Err(Refusal::Watchers);
+            return Err(RequestError::TooManyWatchers);
         }
-        if !self.is_kept() || ring.is_forgotten(clock.engine_ms()) {
-            ring.begin(clock.unix_us());
-            self.kept.store(true, Ordering::Relaxed);
+        if !self.is_recording() || ring.is_expired(clock.engine_ms()) {
+            ring.start_epoch(clock.unix_us());
+            self.recording.store(true, Ordering::Relaxed);
         }
-        let here = Position { epoch: ring.epoch, number: ring.next - 1 };
+        let here = EventPosition { epoch: ring.epoch, number: ring.next - 1 };
         let begins = match from {
-            None => (here, Some(Told::Started)),
-            Some(from) if from.epoch != ring.epoch => (here, Some(Told::Missed(None))),
+            None => (here, Some(WatchItem::Started)),
+            Some(from) if from.epoch != ring.epoch => (here, Some(WatchItem::Dropped(None))),
             Some(from) if from.number > here.number => {
-                return Err(Refusal::invalid("from", "must be a position that was told, and this is yet to come"));
+                return Err(RequestError::invalid("from", "must be a position that was told, and this is yet to come"));
             }
             Some(from) => (from, None),
         };
@@ -157,31 +162,31 @@ impl Watch {
         Ok(begins)
     }
 
-    fn leave(&self, clock: &Clock) {
+    fn unsubscribe(&self, clock: &Clock) {
         let mut ring = self.ring();
         ring.watchers -= 1;
-        ring.alone_since_ms = clock.engine_ms();
+        ring.idle_since_ms = clock.engine_ms();
     }
 }
 
-impl Ring {
+impl EventRing {
     /// Nobody watches, and nobody has for so long that nobody will come back.
-    fn is_forgotten(&self, now_ms: Millis) -> bool {
-        self.watchers == 0 && now_ms >= self.alone_since_ms + limits::WATCH_LINGER_MS
+    fn is_expired(&self, now_ms: Millis) -> bool {
+        self.watchers == 0 && now_ms >= self.idle_since_ms + limits::WATCH_LINGER_MS
     }
 
     /// Another epoch, and no events.
-    fn begin(&mut self, unix_us: u64) {
+    fn start_epoch(&mut self, unix_us: u64) {
         self.epoch = unix_us.max(self.epoch + 1);
         self.next = 1;
         self.events.clear();
     }
 
     /// What comes after `at`, which moves on. False: there is nothing.
-    fn take(&self, at: &mut Position, told: &mut Vec<(Position, Told)>) -> bool {
+    fn read_after(&self, at: &mut EventPosition, told: &mut Vec<(EventPosition, WatchItem)>) -> bool {
         let oldest = self.next - self.events.len() as u64;
         let missed = if at.epoch != self.epoch {
-            *at = Position { epoch: self.epoch, number: self.next - 1 };
+            *at = EventPosition { epoch: self.epoch, number: self.next - 1 };
             Some(None)
         } else if at.number + 1 < oldest {
             let missed = oldest - 1 - at.number;
@@ -190,58 +195,58 @@ impl Ring {
         } else {
             None
         };
-        told.extend(missed.map(|missed| (*at, Told::Missed(missed))));
+        told.extend(missed.map(|missed| (*at, WatchItem::Dropped(missed))));
         let seen = (at.number + 1 - oldest) as usize;
-        for event in self.events.range(seen.min(self.events.len())..).take(BATCH) {
+        for event in self.events.range(seen.min(self.events.len())..).take(READ_BATCH) {
             at.number += 1;
-            told.push((*at, Told::Event(event.clone())));
+            told.push((*at, WatchItem::Event(event.clone())));
         }
         !told.is_empty()
     }
 }
 
 /// One who watches a pool.
-pub struct Watcher {
-    watch: Arc<Watch>,
+pub struct PoolWatcher {
+    watch: Arc<PoolEventLog>,
     metrics: Arc<PoolMetrics>,
     /// The last that it was told.
-    at: Position,
-    first: Option<Told>,
+    position: EventPosition,
+    first: Option<WatchItem>,
     clock: Clock,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Watcher {
+impl PoolWatcher {
     /// `from`: what it was told last; none: it wants what comes from now on.
     ///
     /// # Errors
-    /// `Watchers` if too many watch the pool; `Invalid` naming `from`, which is yet to come.
+    /// `TooManyWatchers` if too many watch the pool; `Invalid` naming `from`, which is yet to come.
     pub fn new(
-        watch: Arc<Watch>,
+        watch: Arc<PoolEventLog>,
         metrics: Arc<PoolMetrics>,
-        from: Option<Position>,
+        from: Option<EventPosition>,
         clock: &Clock,
         place: OwnedSemaphorePermit,
-    ) -> Result<Self, Refusal> {
-        let (at, first) = watch.enter(from, clock)?;
-        Ok(Self { watch, metrics, at, first, clock: clock.clone(), _place: place })
+    ) -> Result<Self, RequestError> {
+        let (at, first) = watch.subscribe(from, clock)?;
+        Ok(Self { watch, metrics, position: at, first, clock: clock.clone(), _permit: place })
     }
 
     /// Waits for what comes next, and puts it with its position into `told`, which is empty. False: the pool is gone.
-    pub async fn next(&mut self, told: &mut Vec<(Position, Told)>) -> bool {
+    pub async fn next(&mut self, told: &mut Vec<(EventPosition, WatchItem)>) -> bool {
         debug_assert!(told.is_empty(), "what was told before is dealt with");
         if let Some(first) = self.first.take() {
-            told.push((self.at, first));
+            told.push((self.position, first));
             return true;
         }
         let watch = &self.watch;
         loop {
-            let mut news = std::pin::pin!(watch.news.notified());
+            let mut news = std::pin::pin!(watch.notify.notified());
             // From here on none is overheard.
             news.as_mut().enable();
             let closed = {
                 let ring = watch.ring();
-                if ring.take(&mut self.at, told) {
+                if ring.read_after(&mut self.position, told) {
                     break;
                 }
                 ring.closed
@@ -252,17 +257,17 @@ impl Watcher {
             news.await;
         }
         let missed = told.iter().filter_map(|(_, told)| match told {
-            Told::Missed(missed) => *missed,
+            WatchItem::Dropped(missed) => *missed,
             _ => None,
         });
-        self.metrics.watch_missed.increment(missed.sum());
+        self.metrics.watch_events_dropped.increment(missed.sum());
         true
     }
 }
 
-impl Drop for Watcher {
+impl Drop for PoolWatcher {
     fn drop(&mut self) {
-        self.watch.leave(&self.clock);
+        self.watch.unsubscribe(&self.clock);
     }
 }
 
@@ -271,34 +276,34 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{WorkerCard, WorkerId, WorkerSpec};
+    use crate::model::{WorkerId, WorkerRegistration, WorkerSpec};
 
     fn event() -> PoolEvent {
-        let spec = WorkerSpec::bare(WorkerId::new("w").unwrap());
-        let worker = Arc::new(WorkerCard { spec });
-        PoolEvent { what: Happening::Registered, why: None, at_ms: 1, shard: 0, worker, claim: None }
+        let spec = WorkerSpec::with_id(WorkerId::new("w").unwrap());
+        let worker = Arc::new(WorkerRegistration { spec });
+        PoolEvent { kind: PoolEventKind::Registered, reason: None, at_ms: 1, shard: 0, worker, claim: None }
     }
 
     #[test]
     fn without_a_watcher_nothing_is_kept_and_no_room_is() {
-        let (watch, clock) = (Watch::default(), Clock::manual());
-        watch.tell(&mut vec![event()]);
-        assert!(!watch.is_kept() && watch.ring().events.capacity() == 0);
-        watch.enter(None, &clock).unwrap();
-        watch.tell(&mut vec![event()]);
-        watch.leave(&clock);
+        let (watch, clock) = (PoolEventLog::default(), Clock::manual());
+        watch.append(&mut vec![event()]);
+        assert!(!watch.is_recording() && watch.ring().events.capacity() == 0);
+        watch.subscribe(None, &clock).unwrap();
+        watch.append(&mut vec![event()]);
+        watch.unsubscribe(&clock);
         watch.tick(clock.engine_ms() + limits::WATCH_LINGER_MS - 1);
-        assert!(watch.is_kept() && watch.ring().events.len() == 1);
+        assert!(watch.is_recording() && watch.ring().events.len() == 1);
         watch.tick(clock.engine_ms() + limits::WATCH_LINGER_MS);
-        assert!(!watch.is_kept() && watch.ring().events.capacity() == 0);
+        assert!(!watch.is_recording() && watch.ring().events.capacity() == 0);
         // Who comes back later finds another epoch, also where the tick has not been yet.
-        let (first, _) = watch.enter(None, &clock).unwrap();
-        watch.leave(&clock);
+        let (first, _) = watch.subscribe(None, &clock).unwrap();
+        watch.unsubscribe(&clock);
         for _ in 0..=limits::WATCH_LINGER_MS / 200 {
             clock.advance(Duration::from_millis(200));
             clock.tick();
         }
-        let (again, told) = watch.enter(Some(first), &clock).unwrap();
-        assert!(again.epoch > first.epoch && matches!(told, Some(Told::Missed(None))));
+        let (again, told) = watch.subscribe(Some(first), &clock).unwrap();
+        assert!(again.epoch > first.epoch && matches!(told, Some(WatchItem::Dropped(None))));
     }
 }

@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use super::compare::CompareArgs;
 use super::pack::args::PackArgs;
-use super::processes::Member;
-use super::runs::RunArgs;
+use super::processes::GeneratorId;
+use super::run_scenarios::RunArgs;
 use super::sweep::SweepArgs;
 use super::url::TargetUrl;
 use hotpool::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
-use hotpool::model::Ack;
+use hotpool::model::AckLevel;
 use hotpool::server::config::StoreUrl;
 
 /// Most workers of one run.
@@ -24,7 +24,7 @@ const CLIENTS_MAX: i64 = 10_000;
 /// Most processes of one run.
 const PROCESSES_MAX: i64 = 64;
 /// Requests that an open loop lets wait, unless told otherwise.
-const OPEN_IN_FLIGHT: usize = 100_000;
+const OPEN_LOOP_IN_FLIGHT: usize = 100_000;
 
 /// Loads Hotpool and checks it while doing so, or packs a trace.
 ///
@@ -33,18 +33,18 @@ const OPEN_IN_FLIGHT: usize = 100_000;
 /// service could not be reached, the run was interrupted, or a scenario is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "hotpool-load", version)]
-pub struct Args {
+pub struct HarnessArgs {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: HarnessCommand,
 }
 
 /// What the harness can do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum HarnessCommand {
     /// Load a service.
     #[command(flatten)]
-    Load(Load),
+    Load(LoadCommand),
     /// Carries out scenarios from files on one or more targets
     Run(RunArgs),
     /// Finds the highest rate that a target sustains
@@ -55,7 +55,7 @@ pub enum Command {
     Pack(PackArgs),
 }
 
-impl Command {
+impl HarnessCommand {
     /// Checks what depends on more than one option.
     ///
     /// # Errors
@@ -98,14 +98,14 @@ impl Command {
 
 /// The kinds of load.
 #[derive(Debug, Subcommand)]
-pub enum Load {
+pub enum LoadCommand {
     /// Claims and releases, as fast as the answers come or at a given rate
     Bench(BenchArgs),
     /// Replays a trace of function invocations at the times it says
     Replay(ReplayArgs),
 }
 
-impl Load {
+impl LoadCommand {
     /// What both kinds have in common.
     #[must_use]
     pub const fn common(&self) -> &CommonArgs {
@@ -167,7 +167,7 @@ pub struct CommonArgs {
     /// The place of this process among them; they are started so
     #[arg(long, hide = true)]
     #[serde(skip)]
-    pub member: Option<Member>,
+    pub member: Option<GeneratorId>,
     /// When the service answers
     #[arg(long, value_enum, default_value = "durable")]
     pub ack: AckArg,
@@ -207,10 +207,10 @@ pub struct BenchArgs {
     pub batch: usize,
     /// Claims per second over all clients, sent on time whatever the answers do [default: each client sends when
     /// its answer is there]
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = parse_positive)]
     pub rate: Option<f64>,
     /// How long to send, in seconds
-    #[arg(long, default_value_t = 10.0, value_parser = positive)]
+    #[arg(long, default_value_t = 10.0, value_parser = parse_positive)]
     pub duration_s: f64,
 }
 
@@ -218,7 +218,7 @@ impl BenchArgs {
     /// Requests outstanding: kept so without a rate, at most so with one.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.unwrap_or(if self.rate.is_some() { OPEN_IN_FLIGHT } else { self.common.clients })
+        self.in_flight.unwrap_or(if self.rate.is_some() { OPEN_LOOP_IN_FLIGHT } else { self.common.clients })
     }
 }
 
@@ -233,16 +233,16 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "FILE")]
     pub trace: PathBuf,
     /// How many times faster than it happened
-    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, default_value_t = 1.0, value_parser = parse_positive)]
     pub speed: f64,
     /// Ends after so many seconds of this run [default: with the trace]
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = parse_positive)]
     pub duration_s: Option<f64>,
     /// Workers to register
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
     pub workers: u32,
     /// Invocations that may be under way; what is due beyond that is an error
-    #[arg(long, default_value_t = OPEN_IN_FLIGHT)]
+    #[arg(long, default_value_t = OPEN_LOOP_IN_FLIGHT)]
     pub in_flight: usize,
 }
 
@@ -251,13 +251,13 @@ fn to_usize(n: u32) -> usize {
 }
 
 /// A number above zero that is also a duration's worth of seconds.
-pub(super) fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn parse_positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "must be a number".to_owned())?;
     let usable = number > 0.0 && Duration::try_from_secs_f64(number).is_ok();
     usable.then_some(number).ok_or_else(|| "must be above 0".to_owned())
 }
 
-/// [`Ack`] as the command line spells it.
+/// [`AckLevel`] as the command line spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AckArg {
@@ -267,7 +267,7 @@ pub enum AckArg {
     Durable,
 }
 
-impl From<AckArg> for Ack {
+impl From<AckArg> for AckLevel {
     fn from(ack: AckArg) -> Self {
         match ack {
             AckArg::Memory => Self::Memory,
@@ -280,24 +280,27 @@ impl From<AckArg> for Ack {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Command, String> {
+    fn parse(line: &str) -> Result<HarnessCommand, String> {
         let words = std::iter::once("hotpool-load").chain(line.split_whitespace());
-        let args = Args::try_parse_from(words).map_err(|error| error.to_string())?;
+        let args = HarnessArgs::try_parse_from(words).map_err(|error| error.to_string())?;
         args.command.check().map(|()| args.command)
     }
 
     #[test]
     fn the_command_is_well_formed() {
-        <Args as clap::CommandFactory>::command().debug_assert();
+        <HarnessArgs as clap::CommandFactory>::command().debug_assert();
     }
 
     #[test]
     fn defaults_follow_the_kind_of_loop() {
-        let Ok(Command::Load(Load::Bench(closed))) = parse("bench --clients 8") else { panic!() };
+        let Ok(HarnessCommand::Load(LoadCommand::Bench(closed))) = parse("bench --clients 8") else { panic!() };
         assert_eq!((closed.in_flight(), closed.common.target.clone()), (8, TargetUrl::Inproc));
-        let Ok(Command::Load(Load::Bench(open))) = parse("bench --clients 8 --rate 1e5") else { panic!() };
-        assert_eq!(open.in_flight(), OPEN_IN_FLIGHT);
-        let Ok(Command::Load(Load::Replay(replay))) = parse("replay --trace x --target grpc://[::1]:80") else {
+        let Ok(HarnessCommand::Load(LoadCommand::Bench(open))) = parse("bench --clients 8 --rate 1e5") else {
+            panic!()
+        };
+        assert_eq!(open.in_flight(), OPEN_LOOP_IN_FLIGHT);
+        let Ok(HarnessCommand::Load(LoadCommand::Replay(replay))) = parse("replay --trace x --target grpc://[::1]:80")
+        else {
             panic!()
         };
         assert_eq!(replay.common.target.to_string(), "grpc://[::1]:80");

@@ -16,41 +16,41 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
-use super::stats::Failure;
-use super::wire::failed;
+use super::http_calls::target_error;
+use super::stats::TargetError;
 
 /// Longest wait for a connection or an answer.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections beside those of the clients, and files, of this process.
-const FILES_SPARE: u64 = 16_384;
+const NOFILE_LIMIT: u64 = 16_384;
 
 /// Where the service is, and the paths that this run uses.
 #[derive(Debug)]
-pub struct Origin {
+pub struct ServiceOrigin {
     authority: String,
     pool: String,
     /// `/v1/claims`, asked all the time.
-    claims: Place,
-    claims_batch: Place,
+    claims: RequestPath,
+    claims_batch: RequestPath,
 }
 
 /// A path in the two forms in which it is sent.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct RequestPath {
     path: Uri,
     absolute: Uri,
 }
 
-impl Origin {
+impl ServiceOrigin {
     /// For the service at `authority` (`HOST:PORT`) and the pool `load/{pool}`.
     ///
     /// # Errors
     /// The authority is not part of an address.
     pub fn new(authority: &str, pool: &str) -> Result<Self> {
         // Thousands of connections are more than the usual 1,024 open files; if it fails, connecting will say so.
-        let _ = rlimit::increase_nofile_limit(FILES_SPARE);
-        let place = |path: &str| -> Result<Place> {
-            Ok(Place { path: path.parse()?, absolute: format!("http://{authority}{path}").parse()? })
+        let _ = rlimit::increase_nofile_limit(NOFILE_LIMIT);
+        let place = |path: &str| -> Result<RequestPath> {
+            Ok(RequestPath { path: path.parse()?, absolute: format!("http://{authority}{path}").parse()? })
         };
         Ok(Self {
             authority: authority.to_owned(),
@@ -65,50 +65,51 @@ impl Origin {
         &self.pool
     }
 
-    pub(super) const fn claims(&self) -> &Place {
+    pub(super) const fn claims(&self) -> &RequestPath {
         &self.claims
     }
 
-    pub(super) const fn claims_batch(&self) -> &Place {
+    pub(super) const fn claims_batch(&self) -> &RequestPath {
         &self.claims_batch
     }
 
     /// A path of the service.
-    pub(super) fn place(&self, path: &str) -> Result<Place, Failure> {
-        let parse = |text: &str| text.parse().map_err(|error| failed(format!("bad address {text}: {error}"), false));
-        Ok(Place { path: parse(path)?, absolute: parse(&format!("http://{}{path}", self.authority))? })
+    pub(super) fn request_path(&self, path: &str) -> Result<RequestPath, TargetError> {
+        let parse =
+            |text: &str| text.parse().map_err(|error| target_error(format!("bad address {text}: {error}"), false));
+        Ok(RequestPath { path: parse(path)?, absolute: parse(&format!("http://{}{path}", self.authority))? })
     }
 }
 
-enum Sender {
-    One(http1::SendRequest<Full<Bytes>>),
-    Many(http2::SendRequest<Full<Bytes>>),
+enum HttpSender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 /// One client's connection.
-pub struct HttpLink {
-    origin: Arc<Origin>,
+pub struct HttpTargetClient {
+    origin: Arc<ServiceOrigin>,
     multiplexed: bool,
-    sender: Mutex<Option<Sender>>,
+    sender: Mutex<Option<HttpSender>>,
 }
 
-impl HttpLink {
+impl HttpTargetClient {
     /// Connects.
     ///
     /// # Errors
     /// Nobody listens there, or what listens does not speak HTTP.
-    pub async fn open(origin: Arc<Origin>, multiplexed: bool) -> Result<Self> {
+    pub async fn open(origin: Arc<ServiceOrigin>, multiplexed: bool) -> Result<Self> {
         let link = Self { origin, multiplexed, sender: Mutex::new(None) };
         let sender = link.connect().await.with_context(|| format!("cannot connect to {}", link.origin.authority))?;
         *link.sender.lock().await = Some(sender);
         Ok(link)
     }
 
-    pub(super) fn origin(&self) -> &Origin {
+    pub(super) fn origin(&self) -> &ServiceOrigin {
         &self.origin
     }
 
-    async fn connect(&self) -> Result<Sender> {
+    async fn connect(&self) -> Result<HttpSender> {
         let connect = async {
             let stream = TcpStream::connect(&self.origin.authority).await?;
             stream.set_nodelay(true)?;
@@ -116,66 +117,69 @@ impl HttpLink {
             if self.multiplexed {
                 let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
                 tokio::spawn(connection); // how it ends is seen by whoever sends next
-                anyhow::Ok(Sender::Many(sender))
+                anyhow::Ok(HttpSender::Http2(sender))
             } else {
                 let (sender, connection) = http1::handshake(io).await?;
                 tokio::spawn(connection);
-                Ok(Sender::One(sender))
+                Ok(HttpSender::Http1(sender))
             }
         };
-        tokio::time::timeout(ANSWER_MAX, connect).await.map_err(|_| anyhow!("no answer"))?
+        tokio::time::timeout(RESPONSE_TIMEOUT, connect).await.map_err(|_| anyhow!("no answer"))?
     }
 
     /// Sends one request and reads the whole answer. A broken connection fails this request and is replaced by the next.
     pub(super) async fn call(
         &self,
         method: Method,
-        place: &Place,
+        place: &RequestPath,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Failure> {
+    ) -> Result<(StatusCode, Bytes), TargetError> {
         let exchange = async {
             let mut slot = self.sender.lock().await;
             let closed = match &*slot {
-                Some(Sender::One(sender)) => sender.is_closed(),
-                Some(Sender::Many(sender)) => sender.is_closed(),
+                Some(HttpSender::Http1(sender)) => sender.is_closed(),
+                Some(HttpSender::Http2(sender)) => sender.is_closed(),
                 None => true,
             };
             if closed {
-                *slot = Some(self.connect().await.map_err(|error| failed(format!("cannot connect: {error}"), false))?);
+                *slot = Some(
+                    self.connect().await.map_err(|error| target_error(format!("cannot connect: {error}"), false))?,
+                );
             }
             let request = Request::builder().method(method).header(CONTENT_TYPE, "application/json");
-            let broken = |error: hyper::Error| failed(format!("connection: {error}"), true);
-            let bad = |error: hyper::http::Error| failed(format!("bad request: {error}"), false);
+            let broken = |error: hyper::Error| target_error(format!("connection: {error}"), true);
+            let bad = |error: hyper::http::Error| target_error(format!("bad request: {error}"), false);
             match slot.take() {
-                Some(Sender::Many(sender)) => {
+                Some(HttpSender::Http2(sender)) => {
                     let mut mine = sender.clone();
-                    *slot = Some(Sender::Many(sender));
+                    *slot = Some(HttpSender::Http2(sender));
                     drop(slot);
                     let request = request.uri(place.absolute.clone()).body(Full::new(body)).map_err(bad)?;
                     mine.ready().await.map_err(broken)?;
-                    read(mine.send_request(request).await.map_err(broken)?).await
+                    read_response(mine.send_request(request).await.map_err(broken)?).await
                 }
                 // Not in its slot while it is used: if this future is dropped halfway, the connection goes with it.
-                Some(Sender::One(mut sender)) => {
+                Some(HttpSender::Http1(mut sender)) => {
                     let request = request.header(HOST, &self.origin.authority).uri(place.path.clone());
                     let request = request.body(Full::new(body)).map_err(bad)?;
                     sender.ready().await.map_err(broken)?;
-                    let answer = read(sender.send_request(request).await.map_err(broken)?).await?;
-                    *slot = Some(Sender::One(sender));
+                    let answer = read_response(sender.send_request(request).await.map_err(broken)?).await?;
+                    *slot = Some(HttpSender::Http1(sender));
                     Ok(answer)
                 }
-                None => Err(failed("no connection".into(), false)),
+                None => Err(target_error("no connection".into(), false)),
             }
         };
-        match tokio::time::timeout(ANSWER_MAX, exchange).await {
+        match tokio::time::timeout(RESPONSE_TIMEOUT, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(failed(format!("no answer within {} s", ANSWER_MAX.as_secs()), true)),
+            Err(_) => Err(target_error(format!("no answer within {} s", RESPONSE_TIMEOUT.as_secs()), true)),
         }
     }
 }
 
-async fn read(answer: hyper::Response<hyper::body::Incoming>) -> Result<(StatusCode, Bytes), Failure> {
+async fn read_response(answer: hyper::Response<hyper::body::Incoming>) -> Result<(StatusCode, Bytes), TargetError> {
     let status = answer.status();
-    let body = answer.into_body().collect().await.map_err(|error| failed(format!("connection: {error}"), true))?;
+    let body =
+        answer.into_body().collect().await.map_err(|error| target_error(format!("connection: {error}"), true))?;
     Ok((status, body.to_bytes()))
 }

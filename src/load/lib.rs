@@ -17,36 +17,36 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod args;
-pub mod ask;
 pub mod baseline;
-pub mod check;
-pub mod client;
+pub mod charts;
+pub mod claim_input;
 pub mod compare;
+pub mod disruptions;
 pub mod driver;
-pub mod events;
+pub mod grant_checker;
 mod grpc;
+pub mod html_report;
 mod http;
-pub mod link;
-pub mod pace;
+mod http_calls;
+pub mod load_client;
+pub mod pacing;
 pub mod pack;
-pub mod page;
-pub mod picture;
-mod pipe;
 pub mod processes;
 pub mod replay;
 pub mod report;
 mod resp;
+mod resp_pipeline;
 pub mod run;
-pub mod runs;
+pub mod run_scenarios;
 pub mod scenario;
 mod servers;
 pub mod stats;
 pub mod sweep;
 pub mod target;
+pub mod target_client;
 pub mod timeline;
 pub mod trace;
 pub mod url;
-mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,20 +54,20 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::args::{BenchArgs, CommonArgs, Load, ReplayArgs};
-use self::ask::Fleet;
-use self::client::Call;
-use self::pace::Stop;
-use self::processes::{Member, Part};
-use self::report::Report;
-use self::run::{Drive, Plan};
+use self::args::{BenchArgs, CommonArgs, LoadCommand, ReplayArgs};
+use self::claim_input::TargetPool;
+use self::load_client::LoadOperation;
+use self::pacing::StopSignal;
+use self::processes::{GeneratorId, GeneratorReport};
+use self::report::LoadReport;
+use self::run::{ArrivalModel, RunPlan};
 
 /// Runs a load as the command line says.
 ///
 /// # Errors
 /// As [`run::run`], or the trace is no good.
-pub async fn load(command: &Load, stop: &Arc<Stop>) -> Result<Report> {
-    let (plan, drive) = planned(command)?;
+pub async fn run_load(command: &LoadCommand, stop: &Arc<StopSignal>) -> Result<LoadReport> {
+    let (plan, drive) = plan_command(command)?;
     let common = command.common();
     run::run(&common.target, common.store.as_ref(), plan, drive, stop).await
 }
@@ -76,16 +76,20 @@ pub async fn load(command: &Load, stop: &Arc<Stop>) -> Result<Report> {
 ///
 /// # Errors
 /// As [`run::member`], or the trace is no good.
-pub async fn member(command: &Load, member: &Member, stop: &Arc<Stop>) -> Result<Part> {
-    let (plan, drive) = planned(command)?;
-    run::member(&command.common().target, plan, drive, member, stop).await
+pub async fn run_generator(
+    command: &LoadCommand,
+    member: &GeneratorId,
+    stop: &Arc<StopSignal>,
+) -> Result<GeneratorReport> {
+    let (plan, drive) = plan_command(command)?;
+    run::run_generator(&command.common().target, plan, drive, member, stop).await
 }
 
-fn planned(command: &Load) -> Result<(Plan, Drive)> {
+fn plan_command(command: &LoadCommand) -> Result<(RunPlan, ArrivalModel)> {
     // Read it first: a trace that is no good should cost nothing.
     match command {
-        Load::Bench(bench) => bench_plan(bench),
-        Load::Replay(replay) => replay_plan(replay),
+        LoadCommand::Bench(bench) => bench_plan(bench),
+        LoadCommand::Replay(replay) => replay_plan(replay),
     }
 }
 
@@ -93,10 +97,10 @@ fn planned(command: &Load) -> Result<(Plan, Drive)> {
 ///
 /// # Errors
 /// The system does not tell of signals.
-pub fn listen() -> Result<Arc<Stop>> {
+pub fn stop_on_signal() -> Result<Arc<StopSignal>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
-    let stop = Arc::new(Stop::default());
+    let stop = Arc::new(StopSignal::default());
     let ask = Arc::clone(&stop);
     tokio::spawn(async move {
         loop {
@@ -104,10 +108,10 @@ pub fn listen() -> Result<Arc<Stop>> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if ask.asked() {
+            if ask.is_requested() {
                 std::process::exit(1);
             }
-            ask.ask();
+            ask.request();
         }
     });
     Ok(stop)
@@ -119,9 +123,9 @@ fn plan(
     common: &CommonArgs,
     workers: u32,
     duration: Duration,
-) -> Plan {
-    let fleet = Fleet { workers, slots: 0, shards: common.shards, ack: common.ack.into() };
-    Plan {
+) -> RunPlan {
+    let fleet = TargetPool { workers, slots: 0, shards: common.shards, ack: common.ack.into() };
+    RunPlan {
         command,
         parameters,
         fleet,
@@ -133,24 +137,24 @@ fn plan(
     }
 }
 
-fn bench_plan(bench: &BenchArgs) -> Result<(Plan, Drive)> {
+fn bench_plan(bench: &BenchArgs) -> Result<(RunPlan, ArrivalModel)> {
     let duration = Duration::from_secs_f64(bench.duration_s);
-    let call = Call::plain(bench.batch);
+    let call = LoadOperation::whole_workers(bench.batch);
     let drive = match bench.rate {
-        None => Drive::Closed(bench.in_flight(), call),
+        None => ArrivalModel::ClosedLoop(bench.in_flight(), call),
         Some(rate) => {
-            let calls = pace::steady(rate, bench.batch, duration).map(move |(at, ())| (at, call));
-            Drive::Open(bench.in_flight(), Box::new(calls))
+            let calls = pacing::steady_schedule(rate, bench.batch, duration).map(move |(at, ())| (at, call));
+            ArrivalModel::OpenLoop(bench.in_flight(), Box::new(calls))
         }
     };
     Ok((plan("bench", serde_json::to_value(bench)?, &bench.common, bench.workers, duration), drive))
 }
 
-fn replay_plan(replay: &ReplayArgs) -> Result<(Plan, Drive)> {
+fn replay_plan(replay: &ReplayArgs) -> Result<(RunPlan, ArrivalModel)> {
     let trace = trace::read(&replay.trace).with_context(|| replay.trace.display().to_string())?;
     let cut = replay.duration_s.map(Duration::from_secs_f64);
-    let duration = replay::length(&trace, replay.speed, cut);
+    let duration = replay::replay_duration(&trace, replay.speed, cut);
     let calls = replay::schedule(trace, replay.speed, cut);
-    let drive = Drive::Open(replay.in_flight, Box::new(calls));
+    let drive = ArrivalModel::OpenLoop(replay.in_flight, Box::new(calls));
     Ok((plan("replay", serde_json::to_value(replay)?, &replay.common, replay.workers, duration), drive))
 }

@@ -8,15 +8,15 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use hotpool_load as load;
-use hotpool_load::args::{Args, Command};
-use hotpool_load::page::{Section, html, markdown, of_runs};
-use hotpool_load::report::{EXIT_USAGE, Report};
+use hotpool_load::args::{HarnessArgs, HarnessCommand};
+use hotpool_load::html_report::{ReportSection, run_sections, to_html, to_markdown};
+use hotpool_load::report::{EXIT_USAGE, LoadReport};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match HarnessArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
@@ -38,56 +38,56 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<u8> {
+fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
     let (json, page) = (args.command.report_json(), args.command.report_html());
-    if let Command::Pack(pack) = &args.command {
+    if let HarnessCommand::Pack(pack) = &args.command {
         let report = load::pack::run(pack)?;
         println!("{}", report.table());
         return write_json(json, &report).map(|()| 0);
     }
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let _inside = runtime.enter();
-    let stop = load::listen()?;
+    let stop = load::stop_on_signal()?;
     match &args.command {
-        Command::Load(load) => {
+        HarnessCommand::Load(load) => {
             if let Some(member) = &load.common().member {
-                let part = runtime.block_on(load::member(load, member, &stop))?;
+                let part = runtime.block_on(load::run_generator(load, member, &stop))?;
                 println!("{}", serde_json::to_string(&part)?);
                 return Ok(0);
             }
-            let mut report = runtime.block_on(load::load(load, &stop))?;
+            let mut report = runtime.block_on(load::run_load(load, &stop))?;
             let name = load.common().target.to_string();
             let written = write_json(json, &report).and_then(|()| write_runs(page, &[(name, &report)]));
             report.failures.extend(written.err().map(|error| format!("{error:#}")));
             println!("{}", report.table());
             Ok(report.exit_code())
         }
-        Command::Run(run) => {
-            let outcomes = runtime.block_on(load::runs::runs(run, &stop))?;
+        HarnessCommand::Run(run) => {
+            let outcomes = runtime.block_on(load::run_scenarios::run_scenarios(run, &stop))?;
             println!("{}", outcomes.table());
             write_json(json, &outcomes)?;
             write_runs(page, &outcomes.reports())?;
             Ok(outcomes.exit_code())
         }
-        Command::Sweep(sweep) => {
+        HarnessCommand::Sweep(sweep) => {
             let found = runtime.block_on(load::sweep::sweep(sweep, &stop))?;
             let sections = [found.section().map_err(|error| anyhow!(error))?];
-            println!("{}", markdown("hotpool-load sweep", &sections));
+            println!("{}", to_markdown("hotpool-load sweep", &sections));
             write_json(json, &found)?;
             write_page(page, &sections)?;
             Ok(found.exit_code())
         }
-        Command::Compare(compare) => {
+        HarnessCommand::Compare(compare) => {
             let found = runtime.block_on(load::compare::compare(compare, &stop))?;
             let sections = found.sections().map_err(|error| anyhow!(error))?;
-            let text = markdown("hotpool-load compare", &sections);
+            let text = to_markdown("hotpool-load compare", &sections);
             println!("{text}");
             write_json(json, &found)?;
             write_page(page, &sections)?;
             write(compare.report_md.as_deref(), || Ok(text.into_bytes()))?;
             Ok(found.exit_code())
         }
-        Command::Pack(_) => Ok(0), // above
+        HarnessCommand::Pack(_) => Ok(0), // above
     }
 }
 
@@ -100,13 +100,13 @@ fn write_json(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Re
     write(file, || Ok(serde_json::to_vec_pretty(report)?))
 }
 
-fn write_runs(file: Option<&Path>, runs: &[(String, &Report)]) -> anyhow::Result<()> {
+fn write_runs(file: Option<&Path>, runs: &[(String, &LoadReport)]) -> anyhow::Result<()> {
     if file.is_none() {
         return Ok(());
     }
-    write_page(file, &of_runs(runs).map_err(|error| anyhow!(error))?)
+    write_page(file, &run_sections(runs).map_err(|error| anyhow!(error))?)
 }
 
-fn write_page(file: Option<&Path>, sections: &[Section]) -> anyhow::Result<()> {
-    write(file, || Ok(html("hotpool-load", sections).into_bytes()))
+fn write_page(file: Option<&Path>, sections: &[ReportSection]) -> anyhow::Result<()> {
+    write(file, || Ok(to_html("hotpool-load", sections).into_bytes()))
 }

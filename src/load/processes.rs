@@ -13,24 +13,24 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::baseline::TripCounts;
-use super::check::Faults;
-use super::pace::Stop;
-use super::report::Latency;
-use super::run::{Drive, Loaded};
-use super::stats::{Recorded, Stats, histogram};
-use super::timeline::{Slice, Timeline};
+use super::baseline::RoundTripCounts;
+use super::grant_checker::GrantViolations;
+use super::pacing::StopSignal;
+use super::report::LatencySummary;
+use super::run::{ArrivalModel, LoadResult};
+use super::stats::{ClientStats, RecordedHistogram, histogram};
+use super::timeline::{LoadTimeline, TimelineSlice};
 
 /// A place among the processes of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct GeneratorId {
     /// Name of the run.
     pub run: String,
     /// Which of them, from 0.
     pub number: usize,
 }
 
-impl FromStr for Member {
+impl FromStr for GeneratorId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -40,16 +40,16 @@ impl FromStr for Member {
     }
 }
 
-impl Drive {
+impl ArrivalModel {
     /// The part of one of `of` processes.
     #[must_use]
-    pub fn part(self, number: usize, of: usize) -> Self {
+    pub fn share_of(self, number: usize, of: usize) -> Self {
         let share = |whole: usize| (whole / of + usize::from(number < whole % of)).max(1);
         match self {
-            Self::Closed(in_flight, call) => Self::Closed(share(in_flight), call),
-            Self::Open(in_flight, calls) => {
+            Self::ClosedLoop(in_flight, call) => Self::ClosedLoop(share(in_flight), call),
+            Self::OpenLoop(in_flight, calls) => {
                 let mine = calls.enumerate().filter(move |(n, _)| n % of == number).map(|(_, call)| call);
-                Self::Open(share(in_flight), Box::new(mine))
+                Self::OpenLoop(share(in_flight), Box::new(mine))
             }
         }
     }
@@ -57,32 +57,43 @@ impl Drive {
 
 /// What one process tells the first.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Part {
+pub struct GeneratorReport {
     claims_ok: u64,
     claims_refused: u64,
     errors: u64,
     releases_ok: u64,
     warm: u64,
     messages: std::collections::BTreeMap<String, u64>,
-    claims: Recorded,
-    releases: Recorded,
-    pacing: Option<Recorded>,
+    claims: RecordedHistogram,
+    releases: RecordedHistogram,
+    pacing: Option<RecordedHistogram>,
     elapsed_s: f64,
-    faults: Faults,
-    slices: Vec<Slice>,
-    windows: Vec<Recorded>,
+    faults: GrantViolations,
+    slices: Vec<TimelineSlice>,
+    windows: Vec<RecordedHistogram>,
     doubts_settled: u64,
     functions: bool,
-    trips: Option<TripCounts>,
+    trips: Option<RoundTripCounts>,
     drained: bool,
     failures: Vec<String>,
 }
 
-impl Part {
+impl GeneratorReport {
     /// Of what this process found.
     #[must_use]
-    pub fn of(loaded: &Loaded, doubts_settled: u64) -> Self {
-        let Loaded { stats, timeline, pacing, elapsed, faults, functions, trips, failures, drained, .. } = loaded;
+    pub fn new(loaded: &LoadResult, doubts_settled: u64) -> Self {
+        let LoadResult {
+            stats,
+            timeline,
+            pacing,
+            elapsed,
+            faults,
+            saw_functions: functions,
+            trips,
+            failures,
+            drained,
+            ..
+        } = loaded;
         Self {
             claims_ok: stats.claims_ok,
             claims_refused: stats.claims_refused,
@@ -90,13 +101,13 @@ impl Part {
             releases_ok: stats.releases_ok,
             warm: stats.warm,
             messages: stats.messages.clone(),
-            claims: Recorded::of(&stats.claims),
-            releases: Recorded::of(&stats.releases),
-            pacing: pacing.as_ref().map(Recorded::of),
+            claims: RecordedHistogram::from_histogram(&stats.claims),
+            releases: RecordedHistogram::from_histogram(&stats.releases),
+            pacing: pacing.as_ref().map(RecordedHistogram::from_histogram),
             elapsed_s: elapsed.as_secs_f64(),
             faults: *faults,
             slices: timeline.slices.clone(),
-            windows: timeline.windows.iter().map(Recorded::of).collect(),
+            windows: timeline.windows.iter().map(RecordedHistogram::from_histogram).collect(),
             doubts_settled,
             functions: *functions,
             trips: *trips,
@@ -108,15 +119,16 @@ impl Part {
 
 /// Adds up what the processes found; also how many doubts they settled.
 #[must_use]
-pub fn merged(parts: Vec<Part>, mut timeline: Timeline) -> (Loaded, u64) {
-    let mut stats = Stats::default();
+pub fn merge_reports(parts: Vec<GeneratorReport>, mut timeline: LoadTimeline) -> (LoadResult, u64) {
+    let mut stats = ClientStats::default();
     let mut pacing: Option<Histogram<u64>> = None;
-    let (mut faults, mut elapsed_s, mut functions, mut doubts_settled) = (Faults::default(), 0.0_f64, false, 0);
-    let (mut failures, mut trips, mut drained) = (Vec::new(), None::<TripCounts>, true);
+    let (mut faults, mut elapsed_s, mut functions, mut doubts_settled) =
+        (GrantViolations::default(), 0.0_f64, false, 0);
+    let (mut failures, mut trips, mut drained) = (Vec::new(), None::<RoundTripCounts>, true);
     let longest = parts.iter().map(|part| part.slices.len()).max().unwrap_or(0);
     for n in 0..longest {
         let mut window = histogram();
-        let mut sum: Option<Slice> = None;
+        let mut sum: Option<TimelineSlice> = None;
         for part in &parts {
             let Some((slice, recorded)) = part.slices.get(n).zip(part.windows.get(n)) else { continue };
             recorded.add_to(&mut window);
@@ -129,7 +141,9 @@ pub fn merged(parts: Vec<Part>, mut timeline: Timeline) -> (Loaded, u64) {
                 none => *none = Some(slice.clone()),
             }
         }
-        timeline.slices.extend(sum.map(|sum| Slice { latency_us: Latency::of(&window), ..sum }));
+        timeline
+            .slices
+            .extend(sum.map(|sum| TimelineSlice { latency_us: LatencySummary::from_histogram(&window), ..sum }));
     }
     for part in parts {
         stats.claims_ok += part.claims_ok;
@@ -137,7 +151,7 @@ pub fn merged(parts: Vec<Part>, mut timeline: Timeline) -> (Loaded, u64) {
         stats.releases_ok += part.releases_ok;
         stats.warm += part.warm;
         for (message, count) in &part.messages {
-            stats.error(message, *count);
+            stats.record_error(message, *count);
         }
         part.claims.add_to(&mut stats.claims);
         part.releases.add_to(&mut stats.releases);
@@ -160,8 +174,18 @@ pub fn merged(parts: Vec<Part>, mut timeline: Timeline) -> (Loaded, u64) {
         failures.extend(part.failures);
     }
     let elapsed = Duration::from_secs_f64(elapsed_s);
-    let loaded =
-        Loaded { stats, timeline, pacing, elapsed, faults, functions, trips, failures, drained, settler: None };
+    let loaded = LoadResult {
+        stats,
+        timeline,
+        pacing,
+        elapsed,
+        faults,
+        saw_functions: functions,
+        trips,
+        failures,
+        drained,
+        resolver: None,
+    };
     (loaded, doubts_settled)
 }
 
@@ -169,7 +193,7 @@ pub fn merged(parts: Vec<Part>, mut timeline: Timeline) -> (Loaded, u64) {
 ///
 /// # Errors
 /// One of them could not be started, or ended without telling what it found.
-pub async fn spawn(run: &str, processes: usize, stop: &Arc<Stop>) -> Result<Vec<Part>> {
+pub async fn run_generators(run: &str, processes: usize, stop: &Arc<StopSignal>) -> Result<Vec<GeneratorReport>> {
     let program = std::env::current_exe().context("where is this program?")?;
     let mut children = Vec::new();
     for number in 0..processes {

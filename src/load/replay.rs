@@ -1,34 +1,34 @@
 //! Replays a trace: a claim when an invocation arrives, its release when it has run.
 //!
 //! The claim's affinity is the function. Both ends are divided by the speed. Releases are timed by the runtime, whose timers count whole milliseconds and
-//! round up, so a worker is held up to 2 ms longer than the trace says; claims are timed by [`super::pace`].
+//! round up, so a worker is held up to 2 ms longer than the trace says; claims are timed by [`super::pacing`].
 
 use std::time::Duration;
 
-use super::ask::Want;
-use super::client::Call;
-use super::trace::Invocation;
+use super::claim_input::ClaimParams;
+use super::load_client::LoadOperation;
+use super::trace::TraceInvocation;
 
 /// The calls of a trace that are due before `duration`, each with the time from the start.
 pub fn schedule(
-    trace: Vec<Invocation>,
+    trace: Vec<TraceInvocation>,
     speed: f64,
     duration: Option<Duration>,
-) -> impl Iterator<Item = (Duration, Call)> + Send {
+) -> impl Iterator<Item = (Duration, LoadOperation)> + Send {
     trace
         .into_iter()
         .map(move |invocation| {
             let at = Duration::from_micros(invocation.t_us).div_f64(speed);
             let hold = Duration::from_millis(invocation.dur_ms.into()).div_f64(speed);
-            let want = Want { function: invocation.function, ..Want::default() };
-            (at, Call { want, hold, ..Call::plain(1) })
+            let want = ClaimParams { function: invocation.function, ..ClaimParams::default() };
+            (at, LoadOperation { params: want, hold, ..LoadOperation::whole_workers(1) })
         })
         .take_while(move |(at, _)| duration.is_none_or(|duration| *at < duration))
 }
 
 /// When the replay ends: at `duration`, or when the last invocation of the trace has run.
 #[must_use]
-pub fn length(trace: &[Invocation], speed: f64, duration: Option<Duration>) -> Duration {
+pub fn replay_duration(trace: &[TraceInvocation], speed: f64, duration: Option<Duration>) -> Duration {
     let end_us = trace.iter().map(|invocation| invocation.t_us + u64::from(invocation.dur_ms) * 1_000).max();
     let whole = Duration::from_micros(end_us.unwrap_or(0)).div_f64(speed);
     duration.map_or(whole, |duration| duration.min(whole))
@@ -38,9 +38,9 @@ pub fn length(trace: &[Invocation], speed: f64, duration: Option<Duration>) -> D
 mod tests {
     use super::*;
 
-    fn trace() -> Vec<Invocation> {
+    fn trace() -> Vec<TraceInvocation> {
         [(0, 3, 100), (1_000, 4, 20), (500_000, 3, 1)]
-            .map(|(t_us, function, dur_ms)| Invocation { t_us, function: Some(function), dur_ms })
+            .map(|(t_us, function, dur_ms)| TraceInvocation { t_us, function: Some(function), dur_ms })
             .to_vec()
     }
 
@@ -48,8 +48,11 @@ mod tests {
     fn speed_divides_both_arrival_and_hold() {
         let calls: Vec<_> = schedule(trace(), 10.0, None).collect();
         let call = |at_us, function, hold_us| {
-            let want = Want { function: Some(function), ..Want::default() };
-            (Duration::from_micros(at_us), Call { want, hold: Duration::from_micros(hold_us), ..Call::plain(1) })
+            let want = ClaimParams { function: Some(function), ..ClaimParams::default() };
+            (
+                Duration::from_micros(at_us),
+                LoadOperation { params: want, hold: Duration::from_micros(hold_us), ..LoadOperation::whole_workers(1) },
+            )
         };
         assert_eq!(calls, [call(0, 3, 10_000), call(100, 4, 2_000), call(50_000, 3, 100)]);
     }
@@ -58,8 +61,8 @@ mod tests {
     fn the_duration_is_that_of_the_run() {
         let cut = Some(Duration::from_millis(50));
         assert_eq!(schedule(trace(), 10.0, cut).count(), 2);
-        assert_eq!(length(&trace(), 10.0, cut), Duration::from_millis(50));
-        assert_eq!(length(&trace(), 10.0, None), Duration::from_micros(50_100));
-        assert_eq!(length(&trace(), 1.0, Some(Duration::from_secs(9))), Duration::from_millis(501));
+        assert_eq!(replay_duration(&trace(), 10.0, cut), Duration::from_millis(50));
+        assert_eq!(replay_duration(&trace(), 10.0, None), Duration::from_micros(50_100));
+        assert_eq!(replay_duration(&trace(), 1.0, Some(Duration::from_secs(9))), Duration::from_millis(501));
     }
 }

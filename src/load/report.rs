@@ -9,11 +9,11 @@ use comfy_table::{CellAlignment, Table, presets};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::ask::Counts;
-use super::baseline::TripCounts;
-use super::check::Faults;
-use super::stats::Stats;
-use super::timeline::Slice;
+use super::baseline::RoundTripCounts;
+use super::claim_input::PoolOccupancy;
+use super::grant_checker::GrantViolations;
+use super::stats::ClientStats;
+use super::timeline::TimelineSlice;
 
 /// Exit code of a run that showed the service to be wrong.
 pub const EXIT_VIOLATION: u8 = 2;
@@ -22,7 +22,7 @@ pub const EXIT_USAGE: u8 = 64;
 
 /// Percentiles in microseconds, from a histogram of three significant digits; all 0 if there is nothing in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
+pub struct LatencySummary {
     /// Half lie at or below.
     pub p50: f64,
     /// Nine in ten.
@@ -35,10 +35,10 @@ pub struct Latency {
     pub max: f64,
 }
 
-impl Latency {
+impl LatencySummary {
     /// Of a histogram in nanoseconds.
     #[must_use]
-    pub fn of(histogram: &Histogram<u64>) -> Self {
+    pub fn from_histogram(histogram: &Histogram<u64>) -> Self {
         let us = |ns: u64| ns as f64 / 1_000.0;
         let at = |quantile| us(histogram.value_at_quantile(quantile));
         Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: us(histogram.max()) }
@@ -47,7 +47,7 @@ impl Latency {
 
 /// Where the run took place.
 #[derive(Debug, Clone, Serialize)]
-pub struct Machine {
+pub struct MachineSpec {
     /// Cores that this process may use.
     pub cpus: usize,
     /// Model of the processor, if the system says.
@@ -58,10 +58,10 @@ pub struct Machine {
     pub arch: &'static str,
 }
 
-impl Machine {
+impl MachineSpec {
     /// This one.
     #[must_use]
-    pub fn here() -> Self {
+    pub fn detect() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
@@ -77,7 +77,7 @@ impl Machine {
 /// The report. Latencies count from the intended time of sending: the schedule's in an open loop, the actual one in
 /// a closed loop. Only what succeeded has a latency.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct LoadReport {
     /// `bench`, `replay` or `run`.
     pub command: &'static str,
     /// Name of the run: its pool was `load/{run}`.
@@ -87,7 +87,7 @@ pub struct Report {
     /// The command line with its defaults.
     pub parameters: serde_json::Value,
     /// Where it ran.
-    pub machine: Machine,
+    pub machine: MachineSpec,
     /// From the first request to the last answer, in seconds.
     pub duration_s: f64,
     /// Claims granted.
@@ -101,18 +101,18 @@ pub struct Report {
     /// Claims granted per second.
     pub throughput_per_s: f64,
     /// Of granted claims.
-    pub latency_us: Latency,
+    pub latency_us: LatencySummary,
     /// Releases that succeeded.
     pub releases_ok: u64,
     /// Of successful releases.
-    pub release_latency_us: Latency,
+    pub release_latency_us: LatencySummary,
     /// Open loop: how late this harness sent its requests. Part of `latency_us`.
-    pub pacing_us: Option<Latency>,
+    pub pacing_us: Option<LatencySummary>,
     /// Share of grants that met a worker whose last claim was of the same function; none if there are no functions.
     pub warm_ratio: Option<f64>,
     /// What was wrong with grants.
     #[serde(flatten)]
-    pub faults: Faults,
+    pub faults: GrantViolations,
     /// Workers that were not idle, or not there, after everything was released; none if it could not be asked.
     pub leaked: Option<u64>,
     /// Claims in doubt at the end (their request or release got no clear answer) that were found and ended.
@@ -133,14 +133,14 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub longest_stall_s: Option<f64>,
     /// How it went over time.
-    pub timeline: Vec<Slice>,
+    pub timeline: Vec<TimelineSlice>,
     /// Ended early by a signal.
     pub interrupted: bool,
     /// What kept the run from being whole.
     pub failures: Vec<String>,
 }
 
-impl Report {
+impl LoadReport {
     /// A report of a run that has counted nothing yet.
     #[must_use]
     pub fn new(command: &'static str, run: &str, parameters: serde_json::Value) -> Self {
@@ -149,19 +149,19 @@ impl Report {
             run: run.to_owned(),
             version: env!("CARGO_PKG_VERSION"),
             parameters,
-            machine: Machine::here(),
+            machine: MachineSpec::detect(),
             duration_s: 0.0,
             claims_ok: 0,
             claims_refused: 0,
             errors: 0,
             error_messages: BTreeMap::new(),
             throughput_per_s: 0.0,
-            latency_us: Latency::default(),
+            latency_us: LatencySummary::default(),
             releases_ok: 0,
-            release_latency_us: Latency::default(),
+            release_latency_us: LatencySummary::default(),
             pacing_us: None,
             warm_ratio: None,
-            faults: Faults::default(),
+            faults: GrantViolations::default(),
             leaked: None,
             doubts_settled: 0,
             round_trips_per_claim: None,
@@ -176,7 +176,7 @@ impl Report {
     }
 
     /// Takes over what the clients counted in `elapsed`. `functions`: their claims named functions.
-    pub fn count(&mut self, stats: &Stats, elapsed: Duration, functions: bool) {
+    pub fn record_stats(&mut self, stats: &ClientStats, elapsed: Duration, functions: bool) {
         let ratio = |part: u64, whole: f64| if whole > 0.0 { part as f64 / whole } else { 0.0 };
         self.duration_s = elapsed.as_secs_f64();
         self.claims_ok = stats.claims_ok;
@@ -184,14 +184,14 @@ impl Report {
         self.errors = stats.errors;
         self.error_messages.clone_from(&stats.messages);
         self.throughput_per_s = ratio(stats.claims_ok, self.duration_s);
-        self.latency_us = Latency::of(&stats.claims);
+        self.latency_us = LatencySummary::from_histogram(&stats.claims);
         self.releases_ok = stats.releases_ok;
-        self.release_latency_us = Latency::of(&stats.releases);
+        self.release_latency_us = LatencySummary::from_histogram(&stats.releases);
         self.warm_ratio = functions.then(|| ratio(stats.warm, stats.claims_ok as f64));
     }
 
     /// Takes over what the target counted.
-    pub fn count_trips(&mut self, trips: TripCounts) {
+    pub fn record_round_trips(&mut self, trips: RoundTripCounts) {
         let per = |trips: u64, each: u64| (each > 0).then(|| trips as f64 / each as f64);
         self.round_trips_per_claim = per(trips.claims, self.claims_ok);
         self.round_trips_per_release = per(trips.releases, self.releases_ok);
@@ -200,14 +200,14 @@ impl Report {
 
     /// Whether the service was shown to be wrong.
     #[must_use]
-    pub fn violated(&self) -> bool {
-        self.faults != Faults::default() || self.leaked.is_some_and(|leaked| leaked > 0)
+    pub fn has_violations(&self) -> bool {
+        self.faults != GrantViolations::default() || self.leaked.is_some_and(|leaked| leaked > 0)
     }
 
     /// [`EXIT_VIOLATION`], else 1 if the run is not whole or granted nothing, else 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        if self.violated() {
+        if self.has_violations() {
             EXIT_VIOLATION
         } else {
             u8::from(self.interrupted || self.claims_ok == 0 || !self.failures.is_empty())
@@ -226,7 +226,7 @@ impl Report {
         let mut counts = Table::new();
         counts.load_preset(presets::NOTHING);
         let faults = &self.faults;
-        let checked = if self.violated() {
+        let checked = if self.has_violations() {
             "VIOLATED"
         } else if self.leaked.is_none() {
             "not finished"
@@ -261,7 +261,7 @@ impl Report {
             ("sent late", self.pacing_us),
         ];
         for (name, latency) in rows.into_iter().filter_map(|(name, latency)| Some((name, latency?))) {
-            let Latency { p50, p90, p99, p999, max } = latency;
+            let LatencySummary { p50, p90, p99, p999, max } = latency;
             let figures = [p50, p90, p99, p999, max].map(|us| format!("{us:.1}"));
             latencies.add_row(std::iter::once(name.to_owned()).chain(figures));
         }
@@ -281,7 +281,7 @@ impl Report {
 
 /// Capacity that is missing, or held, or too much, when nothing should be held: in workers.
 #[must_use]
-pub fn leaked(registered: u32, counts: Counts, claims: u64) -> u64 {
+pub fn leaked_workers(registered: u32, counts: PoolOccupancy, claims: u64) -> u64 {
     let registered = u64::from(registered);
     registered.abs_diff(counts.idle).max(registered.abs_diff(counts.total)).max(counts.busy).max(claims)
 }
@@ -291,24 +291,24 @@ mod tests {
     use super::*;
     use crate::stats::record;
 
-    fn report() -> Report {
-        let mut report = Report::new("bench", "r1", serde_json::json!({"clients": 1}));
-        let mut stats = Stats { claims_ok: 100, warm: 25, releases_ok: 100, ..Stats::default() };
+    fn report() -> LoadReport {
+        let mut report = LoadReport::new("bench", "r1", serde_json::json!({"clients": 1}));
+        let mut stats = ClientStats { claims_ok: 100, warm: 25, releases_ok: 100, ..ClientStats::default() };
         for us in 1..=100 {
             record(&mut stats.claims, Duration::from_micros(us), 1);
         }
-        report.count(&stats, Duration::from_secs(2), true);
+        report.record_stats(&stats, Duration::from_secs(2), true);
         report.leaked = Some(0);
         report
     }
 
     #[test]
     fn percentiles_are_in_microseconds() {
-        let Latency { p50, p90, p99, p999, max } = report().latency_us;
+        let LatencySummary { p50, p90, p99, p999, max } = report().latency_us;
         for (found, wanted) in [(p50, 50.0), (p90, 90.0), (p99, 99.0), (p999, 100.0), (max, 100.0)] {
             assert!((found - wanted).abs() <= wanted / 1_000.0, "{found} for {wanted}");
         }
-        assert_eq!(Latency::of(&crate::stats::histogram()), Latency::default());
+        assert_eq!(LatencySummary::from_histogram(&crate::stats::histogram()), LatencySummary::default());
     }
 
     #[test]
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn the_exit_code_tells_who_is_wrong() {
         assert_eq!(report().exit_code(), 0);
-        let with = |change: fn(&mut Report)| {
+        let with = |change: fn(&mut LoadReport)| {
             let mut report = report();
             change(&mut report);
             report.exit_code()
@@ -345,12 +345,12 @@ mod tests {
 
     #[test]
     fn capacity_that_is_not_as_registered_is_leaked() {
-        let counts = |total, idle, busy| Counts { total, idle, busy };
-        assert_eq!(leaked(10, counts(10, 10, 0), 0), 0);
-        assert_eq!(leaked(10, counts(10, 8, 2), 2), 2);
-        assert_eq!(leaked(10, counts(9, 9, 0), 0), 1, "a worker is gone");
-        assert_eq!(leaked(10, counts(10, 11, 0), 0), 1, "a worker is idle twice");
-        assert_eq!(leaked(10, counts(10, 10, 0), 3), 3, "claims without workers");
+        let counts = |total, idle, busy| PoolOccupancy { total, idle, busy };
+        assert_eq!(leaked_workers(10, counts(10, 10, 0), 0), 0);
+        assert_eq!(leaked_workers(10, counts(10, 8, 2), 2), 2);
+        assert_eq!(leaked_workers(10, counts(9, 9, 0), 0), 1, "a worker is gone");
+        assert_eq!(leaked_workers(10, counts(10, 11, 0), 0), 1, "a worker is idle twice");
+        assert_eq!(leaked_workers(10, counts(10, 10, 0), 3), 3, "claims without workers");
     }
 
     #[test]

@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 
-use super::pipe::Pipe;
-use super::stats::Failure;
+use super::resp_pipeline::RespPipeline;
+use super::stats::TargetError;
 
 /// A server that takes longer for anything has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Slots of a cluster.
 const SLOTS: usize = 16_384;
 
 /// A process that ends with its handle.
-struct Running(Child);
+struct ChildGuard(Child);
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         // It may be gone already.
         let _ = self.0.kill();
@@ -47,19 +47,19 @@ fn free_port() -> Result<u16> {
 }
 
 /// What a connection failed with, as an error.
-fn said(failure: Failure) -> anyhow::Error {
+fn to_anyhow(failure: TargetError) -> anyhow::Error {
     anyhow!("{failure}")
 }
 
 /// Masters that share the slots; nothing is on disk.
-pub struct Cluster {
+pub struct TestCluster {
     /// `HOST:PORT` of each.
     pub hosts: Vec<String>,
-    _servers: Vec<Running>,
+    _servers: Vec<ChildGuard>,
     _dirs: Vec<TempDir>,
 }
 
-impl Cluster {
+impl TestCluster {
     /// Starts them and waits until they serve.
     ///
     /// # Errors
@@ -75,35 +75,40 @@ impl Cluster {
             let child =
                 command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start redis-server")?;
             cluster.hosts.push(format!("127.0.0.1:{port}"));
-            cluster._servers.push(Running(child));
+            cluster._servers.push(ChildGuard(child));
             cluster._dirs.push(dir);
             addresses.push((port, bus));
         }
         let mut pipes = Vec::new();
         for host in &cluster.hosts {
-            pipes.push(connected(host).await?);
+            pipes.push(connect_when_ready(host).await?);
         }
         for (n, pipe) in pipes.iter().enumerate() {
             let (first, last) = (n * SLOTS / masters, (n + 1) * SLOTS / masters - 1);
             let (first, last, epoch) = (first.to_string(), last.to_string(), (n + 1).to_string());
-            pipe.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()]).await.map_err(said)?;
-            pipe.ask(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]).await.map_err(said)?;
+            pipe.execute(&[b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()])
+                .await
+                .map_err(to_anyhow)?;
+            pipe.execute(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]).await.map_err(to_anyhow)?;
             let (port, bus) = &addresses[n];
-            pipes[0].ask(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes(), bus.as_bytes()]).await.map_err(said)?;
+            pipes[0]
+                .execute(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes(), bus.as_bytes()])
+                .await
+                .map_err(to_anyhow)?;
         }
         let start = Instant::now();
         for pipe in &pipes {
             loop {
-                let about = pipe.ask(&[b"CLUSTER", b"INFO"]).await.map_err(said)?;
+                let about = pipe.execute(&[b"CLUSTER", b"INFO"]).await.map_err(to_anyhow)?;
                 let about = about.text().unwrap_or_default().to_owned();
                 let all = format!("cluster_known_nodes:{masters}\r");
                 if about.contains("cluster_state:ok") && about.contains(&all) {
                     break;
                 }
-                if start.elapsed() > PATIENCE {
-                    bail!("the cluster does not serve within {} s", PATIENCE.as_secs());
+                if start.elapsed() > START_TIMEOUT {
+                    bail!("the cluster does not serve within {} s", START_TIMEOUT.as_secs());
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
         Ok(cluster)
@@ -111,13 +116,13 @@ impl Cluster {
 }
 
 /// A connection, once the server answers.
-async fn connected(host: &str) -> Result<Pipe> {
+async fn connect_when_ready(host: &str) -> Result<RespPipeline> {
     let start = Instant::now();
     loop {
-        match Pipe::open(host, false).await {
+        match RespPipeline::open(host, false).await {
             Ok(pipe) => return Ok(pipe),
-            Err(failure) if start.elapsed() > PATIENCE => return Err(said(failure)),
-            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(failure) if start.elapsed() > START_TIMEOUT => return Err(to_anyhow(failure)),
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
@@ -129,8 +134,8 @@ async fn connected(host: &str) -> Result<Pipe> {
 pub async fn bytes_read(hosts: &[String]) -> Result<Vec<u64>> {
     let mut all = Vec::new();
     for host in hosts {
-        let pipe = Pipe::open(host, false).await.map_err(said)?;
-        let about = pipe.ask(&[b"INFO", b"stats"]).await.map_err(said)?;
+        let pipe = RespPipeline::open(host, false).await.map_err(to_anyhow)?;
+        let about = pipe.execute(&[b"INFO", b"stats"]).await.map_err(to_anyhow)?;
         let line =
             about.text().unwrap_or_default().lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
         all.push(line.and_then(|bytes| bytes.trim().parse().ok()).with_context(|| format!("{host} counts no bytes"))?);
@@ -139,16 +144,16 @@ pub async fn bytes_read(hosts: &[String]) -> Result<Vec<u64>> {
 }
 
 /// The service.
-pub struct Service {
+pub struct ServiceProcess {
     /// `HOST:PORT` of its HTTP and gRPC edge.
     pub http: String,
     /// `HOST:PORT` of its RESP edge.
     pub resp: String,
-    _running: Running,
+    _running: ChildGuard,
     _dir: TempDir,
 }
 
-impl Service {
+impl ServiceProcess {
     /// Starts the binary beside this one on a store, and waits until it is ready.
     ///
     /// # Errors
@@ -170,13 +175,13 @@ impl Service {
         ]);
         command.arg(dir.path().join("data")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut running = Running(child);
+        let mut running = ChildGuard(child);
         let out = running.0.stdout.take().context("no output")?;
         let read = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
             BufReader::new(out).read_line(&mut line).map(|_| line)
         });
-        let line = tokio::time::timeout(PATIENCE, read).await.context("the service is not ready in time")???;
+        let line = tokio::time::timeout(START_TIMEOUT, read).await.context("the service is not ready in time")???;
         let after = |scheme: &str| {
             let (_, rest) = line.split_once(scheme)?;
             rest.split_whitespace().next().map(str::to_owned)

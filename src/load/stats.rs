@@ -1,4 +1,4 @@
-//! What the clients count. One [`Stats`] a client, merged at the end.
+//! What the clients count. One [`ClientStats`] a client, merged at the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -31,12 +31,12 @@ pub fn record(histogram: &mut Histogram<u64>, duration: Duration, count: u64) {
 
 /// A histogram on its way between processes: values and how often each occurred. Recorded anew they give the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recorded(Vec<(u64, u64)>);
+pub struct RecordedHistogram(Vec<(u64, u64)>);
 
-impl Recorded {
+impl RecordedHistogram {
     /// What a histogram has.
     #[must_use]
-    pub fn of(histogram: &Histogram<u64>) -> Self {
+    pub fn from_histogram(histogram: &Histogram<u64>) -> Self {
         Self(histogram.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect())
     }
 
@@ -51,9 +51,9 @@ impl Recorded {
 
 /// A request that did not end well.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub enum TargetError {
     /// No worker is free: a normal outcome.
-    Refused,
+    NoCapacity,
     /// The service said no for another reason, or said nothing.
     Failed {
         /// What it said.
@@ -63,21 +63,21 @@ pub enum Failure {
     },
 }
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for TargetError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Refused => f.write_str("no worker is free"),
+            Self::NoCapacity => f.write_str("no worker is free"),
             Self::Failed { message, .. } => f.write_str(message),
         }
     }
 }
 
 /// A claim that may still be held although nobody here holds it: its fence, if it is known.
-pub type Doubt = (ClaimId, Option<Fence>);
+pub type UnresolvedClaim = (ClaimId, Option<Fence>);
 
 /// Counts and latencies.
 #[derive(Debug, Clone)]
-pub struct Stats {
+pub struct ClientStats {
     /// Claims granted.
     pub claims_ok: u64,
     /// Claims refused for want of a free worker.
@@ -96,12 +96,12 @@ pub struct Stats {
     /// Errors by message.
     pub messages: BTreeMap<String, u64>,
     /// To be settled before the last check.
-    pub doubts: Vec<Doubt>,
+    pub doubts: Vec<UnresolvedClaim>,
     /// When the last answer came.
     pub last: Option<Instant>,
 }
 
-impl Default for Stats {
+impl Default for ClientStats {
     fn default() -> Self {
         Self {
             claims_ok: 0,
@@ -118,16 +118,16 @@ impl Default for Stats {
     }
 }
 
-impl Stats {
+impl ClientStats {
     /// Counts `count` errors under one message.
-    pub fn error(&mut self, message: &str, count: u64) {
+    pub fn record_error(&mut self, message: &str, count: u64) {
         self.errors += count;
         let known = self.messages.len() < MESSAGES_MAX || self.messages.contains_key(message);
         *self.messages.entry(if known { message } else { "others" }.to_owned()).or_default() += count;
     }
 
     /// Remembers a claim that may still be held.
-    pub fn doubt(&mut self, doubt: Doubt) {
+    pub fn record_doubt(&mut self, doubt: UnresolvedClaim) {
         if self.doubts.len() < DOUBTS_MAX {
             self.doubts.push(doubt);
         }
@@ -143,7 +143,7 @@ impl Stats {
         let _ = self.claims.add(&other.claims);
         let _ = self.releases.add(&other.releases);
         for (message, count) in other.messages {
-            self.error(&message, count);
+            self.record_error(&message, count);
         }
         self.doubts.extend(other.doubts);
         self.last = self.last.max(other.last);
@@ -160,9 +160,9 @@ mod tests {
         for n in 1..5_000_u64 {
             record(&mut sent, Duration::from_nanos(n * n * 7), n % 3 + 1);
         }
-        let text = serde_json::to_string(&Recorded::of(&sent)).unwrap();
+        let text = serde_json::to_string(&RecordedHistogram::from_histogram(&sent)).unwrap();
         let mut got = histogram();
-        serde_json::from_str::<Recorded>(&text).unwrap().add_to(&mut got);
+        serde_json::from_str::<RecordedHistogram>(&text).unwrap().add_to(&mut got);
         assert_eq!((got.len(), got.max()), (sent.len(), sent.max()));
         for quantile in [0.1, 0.5, 0.9, 0.99, 0.999] {
             assert_eq!(got.value_at_quantile(quantile), sent.value_at_quantile(quantile));
@@ -171,13 +171,14 @@ mod tests {
 
     #[test]
     fn merging_adds_everything_up_and_bounds_the_messages() {
-        let mut all = Stats::default();
+        let mut all = ClientStats::default();
         for client in 0..4 {
-            let mut stats = Stats { claims_ok: 2, claims_refused: 3, releases_ok: 1, warm: 1, ..Stats::default() };
+            let mut stats =
+                ClientStats { claims_ok: 2, claims_refused: 3, releases_ok: 1, warm: 1, ..ClientStats::default() };
             record(&mut stats.claims, Duration::from_micros(10), 2);
             record(&mut stats.releases, Duration::from_secs(10_000), 1);
             for n in 0..10 {
-                stats.error(&format!("message {client} {n}"), 2);
+                stats.record_error(&format!("message {client} {n}"), 2);
             }
             all.merge(stats);
         }

@@ -11,14 +11,14 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{AckArg, ReportArgs, positive};
-use super::ask::Fleet;
-use super::client::Call;
-use super::pace::{self, Stop};
-use super::page::{Section, row};
-use super::picture::{self, figure};
-use super::report::{EXIT_VIOLATION, Latency, Machine, Report};
-use super::run::{Drive, Plan, run};
+use super::args::{AckArg, ReportArgs, parse_positive};
+use super::charts::{self, format_number};
+use super::claim_input::TargetPool;
+use super::html_report::{ReportSection, table_row};
+use super::load_client::LoadOperation;
+use super::pacing::{self, StopSignal};
+use super::report::{EXIT_VIOLATION, LatencySummary, LoadReport, MachineSpec};
+use super::run::{ArrivalModel, RunPlan, run};
 use super::url::TargetUrl;
 use hotpool::limits::SHARDS_MAX;
 use hotpool::server::config::StoreUrl;
@@ -55,13 +55,13 @@ pub struct SweepArgs {
     #[arg(long, value_enum, default_value = "durable")]
     pub ack: AckArg,
     /// The first rate, in claims per second
-    #[arg(long, default_value_t = 1_000.0, value_parser = positive)]
+    #[arg(long, default_value_t = 1_000.0, value_parser = parse_positive)]
     pub from: f64,
     /// How long each rate is sent, in seconds
-    #[arg(long, default_value_t = 3.0, value_parser = positive)]
+    #[arg(long, default_value_t = 3.0, value_parser = parse_positive)]
     pub step_s: f64,
     /// The 99th percentile of claims may be so many milliseconds
-    #[arg(long, default_value_t = 5.0, value_parser = positive)]
+    #[arg(long, default_value_t = 5.0, value_parser = parse_positive)]
     pub p99_ms: f64,
     /// Where the report goes.
     #[command(flatten)]
@@ -84,35 +84,35 @@ impl SweepArgs {
 
 /// What one rate came to.
 #[derive(Debug, Clone, Serialize)]
-pub struct Step {
+pub struct SweepStep {
     /// Claims per second that were to be sent.
     pub rate_per_s: f64,
     /// Claims per second that were granted.
     pub granted_per_s: f64,
     /// Of granted claims, from the intended sending.
-    pub latency_us: Latency,
+    pub latency_us: LatencySummary,
     /// Whether the rate is sustained.
     pub sustained: bool,
 }
 
 /// What a sweep found.
 #[derive(Debug, Serialize)]
-pub struct Sweep {
+pub struct SweepReport {
     /// Always `sweep`.
     pub command: &'static str,
     /// The command line with its defaults.
     pub parameters: SweepArgs,
     /// Where it ran.
-    pub machine: Machine,
+    pub machine: MachineSpec,
     /// The highest rate that is sustained, in claims per second; 0 if none of those tried was.
     pub knee_per_s: f64,
     /// By rate.
-    pub steps: Vec<Step>,
+    pub steps: Vec<SweepStep>,
     /// A step showed the target to be wrong.
     pub violated: bool,
 }
 
-impl Sweep {
+impl SweepReport {
     /// [`EXIT_VIOLATION`], else 1 if no rate was sustained, else 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -123,28 +123,29 @@ impl Sweep {
     ///
     /// # Errors
     /// A picture cannot be drawn, in words.
-    pub fn section(&self) -> Result<Section, String> {
-        let mut table = vec![row(["rate/s", "granted/s", "p50 us", "p99 us", "p99.9 us", "sustained"])];
+    pub fn section(&self) -> Result<ReportSection, String> {
+        let mut table = vec![table_row(["rate/s", "granted/s", "p50 us", "p99 us", "p99.9 us", "sustained"])];
         for step in &self.steps {
-            let Latency { p50, p99, p999, .. } = step.latency_us;
-            let mut cells = [step.rate_per_s, step.granted_per_s, p50, p99, p999].map(figure).to_vec();
+            let LatencySummary { p50, p99, p999, .. } = step.latency_us;
+            let mut cells = [step.rate_per_s, step.granted_per_s, p50, p99, p999].map(format_number).to_vec();
             cells.push(if step.sustained { "yes" } else { "no" }.to_owned());
             table.push(cells);
         }
-        let over = |of: fn(&Step) -> f64| self.steps.iter().map(|step| (step.rate_per_s, of(step))).collect::<Vec<_>>();
+        let over =
+            |of: fn(&SweepStep) -> f64| self.steps.iter().map(|step| (step.rate_per_s, of(step))).collect::<Vec<_>>();
         let lines = [
             ("p50".to_owned(), over(|step| step.latency_us.p50)),
             ("p99".to_owned(), over(|step| step.latency_us.p99)),
             ("p99.9".to_owned(), over(|step| step.latency_us.p999)),
         ];
         let title = format!("latency over rate, {}", self.parameters.target);
-        let picture = picture::lines(&title, ["claims/s offered", "us"], &lines)?;
+        let picture = charts::line_chart(&title, ["claims/s offered", "us"], &lines)?;
         let text = format!(
             "The knee is at {} claims/s: beyond it the 99th percentile is above {} ms, or less than 95 % is granted.",
-            figure(self.knee_per_s),
+            format_number(self.knee_per_s),
             self.parameters.p99_ms
         );
-        Ok(Section { title: "Knee".into(), text, table, pictures: vec![picture] })
+        Ok(ReportSection { title: "Knee".into(), text, table, charts: vec![picture] })
     }
 }
 
@@ -152,18 +153,18 @@ impl Sweep {
 ///
 /// # Errors
 /// A run could not be made at all.
-pub async fn sweep(args: &SweepArgs, stop: &Arc<Stop>) -> Result<Sweep> {
-    let mut found = Sweep {
+pub async fn sweep(args: &SweepArgs, stop: &Arc<StopSignal>) -> Result<SweepReport> {
+    let mut found = SweepReport {
         command: "sweep",
         parameters: args.clone(),
-        machine: Machine::here(),
+        machine: MachineSpec::detect(),
         knee_per_s: 0.0,
         steps: Vec::new(),
         violated: false,
     };
     let (mut rate, mut too_much) = (args.from, None);
     for _ in 0..DOUBLINGS_MAX {
-        if stop.asked() || !found.sustains(rate, stop).await? {
+        if stop.is_requested() || !found.sustains(rate, stop).await? {
             too_much = Some(rate);
             break;
         }
@@ -171,7 +172,7 @@ pub async fn sweep(args: &SweepArgs, stop: &Arc<Stop>) -> Result<Sweep> {
     }
     let mut too_much = too_much.unwrap_or(rate);
     for _ in 0..HALVINGS {
-        if stop.asked() {
+        if stop.is_requested() {
             break;
         }
         let between = f64::midpoint(found.knee_per_s, too_much);
@@ -183,22 +184,22 @@ pub async fn sweep(args: &SweepArgs, stop: &Arc<Stop>) -> Result<Sweep> {
     Ok(found)
 }
 
-impl Sweep {
+impl SweepReport {
     /// Tries one rate, and once more if it was not sustained: a hiccup of the machine is no knee.
-    async fn sustains(&mut self, rate: f64, stop: &Arc<Stop>) -> Result<bool> {
-        Ok(self.step(rate, stop).await? || (!stop.asked() && self.step(rate, stop).await?))
+    async fn sustains(&mut self, rate: f64, stop: &Arc<StopSignal>) -> Result<bool> {
+        Ok(self.try_rate(rate, stop).await? || (!stop.is_requested() && self.try_rate(rate, stop).await?))
     }
 
-    async fn step(&mut self, rate: f64, stop: &Arc<Stop>) -> Result<bool> {
-        let report = at_rate(&self.parameters, rate, self.parameters.step_s, stop).await?;
+    async fn try_rate(&mut self, rate: f64, stop: &Arc<StopSignal>) -> Result<bool> {
+        let report = run_at_rate(&self.parameters, rate, self.parameters.step_s, stop).await?;
         let fast = report.latency_us.p99 <= self.parameters.p99_ms * 1_000.0;
         let enough = report.throughput_per_s >= GRANTED_MIN * rate && report.claims_refused == 0;
         let sustained = fast && enough && report.errors == 0 && report.failures.is_empty();
-        self.violated |= report.violated();
+        self.violated |= report.has_violations();
         if sustained {
             self.knee_per_s = self.knee_per_s.max(rate);
         }
-        self.steps.push(Step {
+        self.steps.push(SweepStep {
             rate_per_s: rate,
             granted_per_s: report.throughput_per_s,
             latency_us: report.latency_us,
@@ -212,18 +213,18 @@ impl Sweep {
 ///
 /// # Errors
 /// The run could not be made at all.
-pub async fn at_rate(args: &SweepArgs, rate: f64, seconds: f64, stop: &Arc<Stop>) -> Result<Report> {
+pub async fn run_at_rate(args: &SweepArgs, rate: f64, seconds: f64, stop: &Arc<StopSignal>) -> Result<LoadReport> {
     let duration = Duration::from_secs_f64(seconds);
-    let plan = Plan {
+    let plan = RunPlan {
         command: "sweep",
         parameters: serde_json::json!({"target": args.target, "rate": rate}),
-        fleet: Fleet { workers: args.workers, slots: 0, shards: args.shards, ack: args.ack.into() },
+        fleet: TargetPool { workers: args.workers, slots: 0, shards: args.shards, ack: args.ack.into() },
         clients: args.clients as usize,
         duration,
         processes: 1,
         churn: None,
         failover: None,
     };
-    let calls = pace::steady(rate, 1, duration).map(|(at, ())| (at, Call::plain(1)));
-    run(&args.target, args.store.as_ref(), plan, Drive::Open(IN_FLIGHT, Box::new(calls)), stop).await
+    let calls = pacing::steady_schedule(rate, 1, duration).map(|(at, ())| (at, LoadOperation::whole_workers(1)));
+    run(&args.target, args.store.as_ref(), plan, ArrivalModel::OpenLoop(IN_FLIGHT, Box::new(calls)), stop).await
 }

@@ -5,59 +5,59 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::ask::{Counts, Fleet, NAMESPACE};
-use super::baseline::{Baseline, TripCounts};
-use super::check::worker_id;
-use super::grpc::GrpcLink;
-use super::http::{HttpLink, Origin};
-use super::link::Link;
-use super::resp::RespLink;
-use super::stats::Failure;
+use super::baseline::{BaselineTarget, RoundTripCounts};
+use super::claim_input::{NAMESPACE, PoolOccupancy, TargetPool};
+use super::grant_checker::worker_id;
+use super::grpc::GrpcTargetClient;
+use super::http::{HttpTargetClient, ServiceOrigin};
+use super::resp::RespTargetClient;
+use super::stats::TargetError;
+use super::target_client::TargetClient;
 use super::url::TargetUrl;
 use hotpool::limits::BATCH_ITEMS_MAX;
-use hotpool::model::rejection::Refusal;
-use hotpool::model::{Capacity, ClaimFilter, PoolName, WorkerId, WorkerSpec};
-use hotpool::scheduler::{Scheduler, Settings};
+use hotpool::model::request_error::RequestError;
+use hotpool::model::{ClaimFilter, PoolName, WorkerCapacity, WorkerId, WorkerSpec};
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::server::config::{self, StoreUrl};
 use hotpool::server::service;
 
 /// What is loaded, with the pool of this run.
-pub struct Target {
+pub struct LoadTarget {
     pool: String,
-    kind: Kind,
+    kind: TargetKind,
 }
 
-enum Kind {
+enum TargetKind {
     Inproc(Scheduler),
     /// With claims over RESP where `resp` says.
     Http {
-        origin: Arc<Origin>,
-        link: Arc<HttpLink>,
+        origin: Arc<ServiceOrigin>,
+        link: Arc<HttpTargetClient>,
         resp: Option<String>,
     },
     Grpc {
         authority: String,
-        link: Box<GrpcLink>,
+        link: Box<GrpcTargetClient>,
         /// Claims and releases go over streams.
         streams: bool,
     },
-    Baseline(Baseline),
+    Baseline(BaselineTarget),
 }
 
 /// What a link or a baseline failed with, as an error of the set-up.
-fn said(failure: Failure) -> anyhow::Error {
+fn to_anyhow(failure: TargetError) -> anyhow::Error {
     anyhow!("{failure}")
 }
 
-impl Kind {
+impl TargetKind {
     async fn http(authority: &str, pool: &str, resp: Option<String>) -> Result<Self> {
-        let origin = Arc::new(Origin::new(authority, pool)?);
-        let link = Arc::new(HttpLink::open(Arc::clone(&origin), false).await?);
+        let origin = Arc::new(ServiceOrigin::new(authority, pool)?);
+        let link = Arc::new(HttpTargetClient::open(Arc::clone(&origin), false).await?);
         Ok(Self::Http { origin, link, resp })
     }
 }
 
-impl Target {
+impl LoadTarget {
     /// Starts the scheduler or reaches the service. Makes nothing yet; `pool` is the name that the pool will have.
     ///
     /// # Errors
@@ -66,20 +66,26 @@ impl Target {
         let kind = match url {
             TargetUrl::Inproc => {
                 let url = store.cloned().unwrap_or(StoreUrl::Memory);
-                let settings = config::Store { url, ..config::Store::default() };
-                let store = service::open(settings).await.context("cannot open the store")?;
-                let scheduler = Scheduler::new(store, Settings::default());
+                let settings = config::StoreConfig { url, ..config::StoreConfig::default() };
+                let store = service::open_store(settings).await.context("cannot open the store")?;
+                let scheduler = Scheduler::new(store, SchedulerSettings::default());
                 scheduler.start().await.context("cannot start the scheduler")?;
-                Kind::Inproc(scheduler)
+                TargetKind::Inproc(scheduler)
             }
-            TargetUrl::Http(authority) => Kind::http(authority, pool, None).await?,
-            TargetUrl::Resp { address, http } => Kind::http(http, pool, Some(address.clone())).await?,
+            TargetUrl::Http(authority) => TargetKind::http(authority, pool, None).await?,
+            TargetUrl::Resp { address, http } => TargetKind::http(http, pool, Some(address.clone())).await?,
             TargetUrl::Grpc(authority) | TargetUrl::GrpcStream(authority) => {
-                let link = Box::new(GrpcLink::open(authority, pool).await?);
-                Kind::Grpc { authority: authority.clone(), link, streams: matches!(url, TargetUrl::GrpcStream(_)) }
+                let link = Box::new(GrpcTargetClient::open(authority, pool).await?);
+                TargetKind::Grpc {
+                    authority: authority.clone(),
+                    link,
+                    streams: matches!(url, TargetUrl::GrpcStream(_)),
+                }
             }
             // The keys of the run's claims begin with the same.
-            TargetUrl::Baseline(url) => Kind::Baseline(Baseline::open(url, run_tag(pool)).await.map_err(said)?),
+            TargetUrl::Baseline(url) => {
+                TargetKind::Baseline(BaselineTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
+            }
         };
         Ok(Self { pool: pool.to_owned(), kind })
     }
@@ -92,13 +98,13 @@ impl Target {
     ///
     /// # Errors
     /// The service's, or the pool is there already.
-    pub async fn create(&self, fleet: &Fleet) -> Result<()> {
+    pub async fn create(&self, fleet: &TargetPool) -> Result<()> {
         let spec = fleet.spec();
         let created = match &self.kind {
-            Kind::Inproc(scheduler) => scheduler.put_pool(self.name()?, spec).await?.0,
-            Kind::Http { link, .. } => link.put_pool(&spec).await?,
-            Kind::Grpc { link, .. } => link.put_pool(&spec).await?,
-            Kind::Baseline(baseline) => baseline.create(fleet.slots).map(|()| true).map_err(said)?,
+            TargetKind::Inproc(scheduler) => scheduler.put_pool(self.name()?, spec).await?.0,
+            TargetKind::Http { link, .. } => link.put_pool(&spec).await?,
+            TargetKind::Grpc { link, .. } => link.put_pool(&spec).await?,
+            TargetKind::Baseline(baseline) => baseline.create(fleet.slots).map(|()| true).map_err(to_anyhow)?,
         };
         if !created {
             bail!("the pool {NAMESPACE}/{} is there already", self.pool);
@@ -113,19 +119,19 @@ impl Target {
     pub async fn register(&self, workers: std::ops::Range<u32>, slots: u32) -> Result<()> {
         debug_assert!(workers.len() <= BATCH_ITEMS_MAX);
         match &self.kind {
-            Kind::Inproc(scheduler) => {
-                let capacity = Capacity { slots: slots.into(), ..Capacity::default() };
-                let spec = |id| WorkerSpec { capacity: capacity.clone(), ..WorkerSpec::bare(id) };
-                let specs: Result<Vec<_>, Refusal> =
+            TargetKind::Inproc(scheduler) => {
+                let capacity = WorkerCapacity { slots: slots.into(), ..WorkerCapacity::default() };
+                let spec = |id| WorkerSpec { capacity: capacity.clone(), ..WorkerSpec::with_id(id) };
+                let specs: Result<Vec<_>, RequestError> =
                     workers.map(|n| WorkerId::new(&worker_id(n)).map(|id| spec(id).into())).collect();
                 for outcome in scheduler.register_batch(&self.name()?, specs?).await? {
                     outcome?;
                 }
                 Ok(())
             }
-            Kind::Http { link, .. } => link.register(workers, slots).await,
-            Kind::Grpc { link, .. } => link.register(workers, slots).await,
-            Kind::Baseline(baseline) => baseline.register(workers).await.map_err(said),
+            TargetKind::Http { link, .. } => link.register(workers, slots).await,
+            TargetKind::Grpc { link, .. } => link.register(workers, slots).await,
+            TargetKind::Baseline(baseline) => baseline.register(workers).await.map_err(to_anyhow),
         }
     }
 
@@ -133,20 +139,24 @@ impl Target {
     ///
     /// # Errors
     /// The service does not take a connection.
-    pub async fn link(&self, multiplexed: bool) -> Result<Link> {
+    pub async fn connect(&self, multiplexed: bool) -> Result<TargetClient> {
         Ok(match &self.kind {
             // A name of its own: the clients would otherwise fight for the counter of one shared name.
-            Kind::Inproc(scheduler) => Link::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
-            Kind::Http { link, resp: Some(address), .. } => {
-                let opened = RespLink::open(address, &self.pool, multiplexed, Arc::clone(link)).await;
-                Link::Resp(opened.map_err(said)?)
+            TargetKind::Inproc(scheduler) => TargetClient::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
+            TargetKind::Http { link, resp: Some(address), .. } => {
+                let opened = RespTargetClient::open(address, &self.pool, multiplexed, Arc::clone(link)).await;
+                TargetClient::Resp(opened.map_err(to_anyhow)?)
             }
-            Kind::Http { origin, .. } => Link::Http(HttpLink::open(Arc::clone(origin), multiplexed).await?),
-            Kind::Grpc { authority, streams: true, .. } => {
-                Link::Grpc(GrpcLink::open_stream(authority, &self.pool).await?)
+            TargetKind::Http { origin, .. } => {
+                TargetClient::Http(HttpTargetClient::open(Arc::clone(origin), multiplexed).await?)
             }
-            Kind::Grpc { authority, .. } => Link::Grpc(GrpcLink::open(authority, &self.pool).await?),
-            Kind::Baseline(baseline) => Link::Baseline(baseline.link()),
+            TargetKind::Grpc { authority, streams: true, .. } => {
+                TargetClient::Grpc(GrpcTargetClient::open_stream(authority, &self.pool).await?)
+            }
+            TargetKind::Grpc { authority, .. } => {
+                TargetClient::Grpc(GrpcTargetClient::open(authority, &self.pool).await?)
+            }
+            TargetKind::Baseline(baseline) => TargetClient::Baseline(baseline.link()),
         })
     }
 
@@ -154,16 +164,16 @@ impl Target {
     ///
     /// # Errors
     /// The service's.
-    pub async fn counts(&self) -> Result<Counts> {
+    pub async fn counts(&self) -> Result<PoolOccupancy> {
         match &self.kind {
-            Kind::Inproc(scheduler) => {
+            TargetKind::Inproc(scheduler) => {
                 let status = scheduler.get_pool(&self.name()?).await?;
                 let sum = |figure: fn(&hotpool::model::ShardStatus) -> u64| status.shards.iter().map(figure).sum();
-                Ok(Counts { total: sum(|s| s.workers), idle: sum(|s| s.idle), busy: sum(|s| s.busy) })
+                Ok(PoolOccupancy { total: sum(|s| s.workers), idle: sum(|s| s.idle), busy: sum(|s| s.busy) })
             }
-            Kind::Http { link, .. } => link.counts().await,
-            Kind::Grpc { link, .. } => link.counts().await,
-            Kind::Baseline(baseline) => baseline.counts().await.map_err(said),
+            TargetKind::Http { link, .. } => link.counts().await,
+            TargetKind::Grpc { link, .. } => link.counts().await,
+            TargetKind::Baseline(baseline) => baseline.counts().await.map_err(to_anyhow),
         }
     }
 
@@ -173,12 +183,12 @@ impl Target {
     /// The service's.
     pub async fn shards(&self) -> Result<Vec<u64>> {
         match &self.kind {
-            Kind::Inproc(scheduler) => {
+            TargetKind::Inproc(scheduler) => {
                 let status = scheduler.get_pool(&self.name()?).await?;
                 Ok(status.shards.iter().map(|shard| shard.seq).collect())
             }
-            Kind::Http { link, .. } => link.shards().await,
-            Kind::Grpc { .. } | Kind::Baseline(_) => Ok(Vec::new()),
+            TargetKind::Http { link, .. } => link.shards().await,
+            TargetKind::Grpc { .. } | TargetKind::Baseline(_) => Ok(Vec::new()),
         }
     }
 
@@ -188,12 +198,12 @@ impl Target {
     /// The service's, or the target has no such call.
     pub async fn delete_worker(&self, worker: u32) -> Result<()> {
         match &self.kind {
-            Kind::Inproc(scheduler) => {
+            TargetKind::Inproc(scheduler) => {
                 Ok(scheduler.delete_worker(&self.name()?, &WorkerId::new(&worker_id(worker))?).await?)
             }
-            Kind::Http { link, .. } => link.delete_worker(worker).await,
-            Kind::Grpc { link, .. } => link.delete_worker(worker).await,
-            Kind::Baseline(_) => bail!("the workers of a baseline do not come and go"),
+            TargetKind::Http { link, .. } => link.delete_worker(worker).await,
+            TargetKind::Grpc { link, .. } => link.delete_worker(worker).await,
+            TargetKind::Baseline(_) => bail!("the workers of a baseline do not come and go"),
         }
     }
 
@@ -203,7 +213,7 @@ impl Target {
     /// The service's.
     pub async fn claims(&self) -> Result<u64> {
         match &self.kind {
-            Kind::Inproc(scheduler) => {
+            TargetKind::Inproc(scheduler) => {
                 let filter = ClaimFilter {
                     namespace: Some(NAMESPACE.into()),
                     pool: Some(self.pool.clone()),
@@ -212,17 +222,17 @@ impl Target {
                 let page = scheduler.list_claims(&filter, None, hotpool::limits::PAGE_ITEMS_MAX).await?;
                 Ok(page.items.len() as u64)
             }
-            Kind::Http { link, .. } => link.claims().await,
-            Kind::Grpc { link, .. } => link.claims().await,
-            Kind::Baseline(baseline) => baseline.claims().await.map_err(said),
+            TargetKind::Http { link, .. } => link.claims().await,
+            TargetKind::Grpc { link, .. } => link.claims().await,
+            TargetKind::Baseline(baseline) => baseline.claims().await.map_err(to_anyhow),
         }
     }
 
     /// Round trips that claims and releases took, if the target counts them.
     #[must_use]
-    pub fn trips(&self) -> Option<TripCounts> {
+    pub fn round_trips(&self) -> Option<RoundTripCounts> {
         match &self.kind {
-            Kind::Baseline(baseline) => Some(baseline.trips()),
+            TargetKind::Baseline(baseline) => Some(baseline.round_trips()),
             _ => None,
         }
     }
@@ -233,19 +243,19 @@ impl Target {
     /// The service's.
     pub async fn remove(&self) -> Result<()> {
         match &self.kind {
-            Kind::Inproc(scheduler) => match scheduler.delete_pool(&self.name()?, true).await {
-                Ok(()) | Err(Refusal::NotFound(_)) => Ok(()),
+            TargetKind::Inproc(scheduler) => match scheduler.delete_pool(&self.name()?, true).await {
+                Ok(()) | Err(RequestError::NotFound(_)) => Ok(()),
                 Err(refusal) => Err(refusal.into()),
             },
-            Kind::Http { link, .. } => link.delete_pool().await,
-            Kind::Grpc { link, .. } => link.delete_pool().await,
-            Kind::Baseline(baseline) => baseline.remove().await.map_err(said),
+            TargetKind::Http { link, .. } => link.delete_pool().await,
+            TargetKind::Grpc { link, .. } => link.delete_pool().await,
+            TargetKind::Baseline(baseline) => baseline.remove().await.map_err(to_anyhow),
         }
     }
 
     /// Stops the scheduler in this process; a service goes on.
     pub async fn close(self) {
-        if let Kind::Inproc(scheduler) = self.kind {
+        if let TargetKind::Inproc(scheduler) = self.kind {
             scheduler.stop().await;
         }
     }

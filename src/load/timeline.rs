@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::client::Client;
-use super::report::Latency;
+use super::load_client::LoadClient;
+use super::report::LatencySummary;
 use super::stats::histogram;
 
 /// Slices of a run, about.
@@ -22,7 +22,7 @@ const SLICE_MIN_CLIENT: Duration = Duration::from_millis(2);
 
 /// What happened in one slice of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Slice {
+pub struct TimelineSlice {
     /// When it ended, in seconds from the start of the run.
     pub t_s: f64,
     /// How long it was, in seconds.
@@ -34,26 +34,26 @@ pub struct Slice {
     /// Claims and releases that failed otherwise.
     pub errors: u64,
     /// Of the claims granted, in microseconds.
-    pub latency_us: Latency,
+    pub latency_us: LatencySummary,
 }
 
 /// Slices so far, and the sum of them.
 #[derive(Debug)]
-pub struct Timeline {
+pub struct LoadTimeline {
     start: Instant,
     last: Instant,
     width: Duration,
-    keep: bool,
+    keeps_windows: bool,
     before: [u64; 3],
     /// Latencies of all granted claims so far, in nanoseconds.
     pub total: Histogram<u64>,
     /// In order.
-    pub slices: Vec<Slice>,
+    pub slices: Vec<TimelineSlice>,
     /// Latencies of each slice, if they are kept.
     pub windows: Vec<Histogram<u64>>,
 }
 
-impl Timeline {
+impl LoadTimeline {
     /// Of a run that begins now. `keep`: the latencies of each slice, to be added to those of other processes.
     #[must_use]
     pub fn new(start: Instant, duration: Duration, clients: usize, keep: bool) -> Self {
@@ -63,7 +63,7 @@ impl Timeline {
             start,
             last: start,
             width,
-            keep,
+            keeps_windows: keep,
             before: [0; 3],
             total: histogram(),
             slices: Vec::new(),
@@ -72,14 +72,14 @@ impl Timeline {
     }
 
     /// Ends the slice if it is time.
-    pub fn look(&mut self, now: Instant, clients: &[Arc<Client>]) {
+    pub fn tick(&mut self, now: Instant, clients: &[Arc<LoadClient>]) {
         if now.duration_since(self.last) >= self.width {
-            self.end(now, clients);
+            self.end_slice(now, clients);
         }
     }
 
     /// Ends the slice.
-    pub fn end(&mut self, now: Instant, clients: &[Arc<Client>]) {
+    pub fn end_slice(&mut self, now: Instant, clients: &[Arc<LoadClient>]) {
         let mut window = histogram();
         let mut counts = [0; 3];
         for client in clients {
@@ -93,15 +93,15 @@ impl Timeline {
         }
         let _ = self.total.add(&window);
         let [claims_ok, claims_refused, errors] = std::array::from_fn(|i| counts[i] - self.before[i]);
-        self.slices.push(Slice {
+        self.slices.push(TimelineSlice {
             t_s: (now - self.start).as_secs_f64(),
             length_s: (now - self.last).as_secs_f64(),
             claims_ok,
             claims_refused,
             errors,
-            latency_us: Latency::of(&window),
+            latency_us: LatencySummary::from_histogram(&window),
         });
-        if self.keep {
+        if self.keeps_windows {
             self.windows.push(window);
         }
         self.before = counts;
@@ -110,7 +110,7 @@ impl Timeline {
 
     /// The longest span of time without a granted claim between two slices with some, in seconds, from slice to slice.
     #[must_use]
-    pub fn longest_stall_s(slices: &[Slice]) -> f64 {
+    pub fn longest_stall_s(slices: &[TimelineSlice]) -> f64 {
         let (mut longest, mut present) = (0.0_f64, 0.0);
         for slice in slices {
             if slice.claims_ok == 0 {

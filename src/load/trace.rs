@@ -18,7 +18,7 @@ const INVOCATIONS_MAX: usize = 50_000_000;
 
 /// One invocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Invocation {
+pub struct TraceInvocation {
     /// When it arrives, in microseconds from the start of the trace; never before the one above it.
     pub t_us: u64,
     /// Which function is called, if the trace says.
@@ -47,7 +47,7 @@ pub enum TraceError {
 ///
 /// # Errors
 /// `Io`, or `Line` with the first line that is wrong.
-pub fn read(path: &Path) -> Result<Vec<Invocation>, TraceError> {
+pub fn read(path: &Path) -> Result<Vec<TraceInvocation>, TraceError> {
     parse(open(path)?)
 }
 
@@ -59,12 +59,12 @@ const LLM_TOKEN_US: [u64; 2] = [100, 20_000];
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_llm(path: &Path) -> Result<Vec<Invocation>, TraceError> {
+pub fn read_llm(path: &Path) -> Result<Vec<TraceInvocation>, TraceError> {
     parse_llm(open(path)?)
 }
 
-fn parse_llm(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
-    let mut trace: Vec<Invocation> = Vec::new();
+fn parse_llm(text: impl BufRead) -> Result<Vec<TraceInvocation>, TraceError> {
+    let mut trace: Vec<TraceInvocation> = Vec::new();
     // The first request, and the midnights since.
     let (mut first_us, mut date, mut days) = (None, String::new(), 0);
     for (line, text) in (1..).zip(text.lines()) {
@@ -96,7 +96,7 @@ fn parse_llm(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
         if trace.len() == INVOCATIONS_MAX {
             return Err(wrong("too many invocations"));
         }
-        trace.push(Invocation { t_us, function: None, dur_ms });
+        trace.push(TraceInvocation { t_us, function: None, dur_ms });
     }
     if trace.is_empty() {
         return Err(TraceError::Line { line: 1, problem: "the trace is empty" });
@@ -134,8 +134,8 @@ pub fn open(path: &Path) -> std::io::Result<Box<dyn BufRead>> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
-    let mut trace: Vec<Invocation> = Vec::new();
+pub fn parse(text: impl BufRead) -> Result<Vec<TraceInvocation>, TraceError> {
+    let mut trace: Vec<TraceInvocation> = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
         let text = text?;
         let text = text.trim_end();
@@ -164,13 +164,13 @@ pub fn parse(text: impl BufRead) -> Result<Vec<Invocation>, TraceError> {
     Ok(trace)
 }
 
-fn parse_line(text: &str) -> Option<Invocation> {
+fn parse_line(text: &str) -> Option<TraceInvocation> {
     let mut fields = text.split(',');
     let t_us = fields.next()?.parse().ok()?;
     let function = Some(fields.next()?.parse().ok()?);
     let dur_ms = fields.next()?.parse().ok()?;
     let _mem_mb: u64 = fields.next()?.parse().ok()?;
-    fields.next().is_none().then_some(Invocation { t_us, function, dur_ms })
+    fields.next().is_none().then_some(TraceInvocation { t_us, function, dur_ms })
 }
 
 #[cfg(test)]
@@ -181,10 +181,10 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "t_us,func,dur_ms,mem_mb\n0,3,18,26\n0,4,1,162\n1500,3,400,135\n";
-    const PARSED: [Invocation; 3] = [
-        Invocation { t_us: 0, function: Some(3), dur_ms: 18 },
-        Invocation { t_us: 0, function: Some(4), dur_ms: 1 },
-        Invocation { t_us: 1500, function: Some(3), dur_ms: 400 },
+    const PARSED: [TraceInvocation; 3] = [
+        TraceInvocation { t_us: 0, function: Some(3), dur_ms: 18 },
+        TraceInvocation { t_us: 0, function: Some(4), dur_ms: 1 },
+        TraceInvocation { t_us: 1500, function: Some(3), dur_ms: 400 },
     ];
 
     #[test]
@@ -221,7 +221,7 @@ mod tests {
     fn requests_to_a_language_model_are_read() {
         let head = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
         let text = format!("{head}2023-11-16 23:59:59.9799600,4800,10\n2023-11-17 00:00:00.5,100,1\n");
-        let invocation = |t_us, dur_ms| Invocation { t_us, function: None, dur_ms };
+        let invocation = |t_us, dur_ms| TraceInvocation { t_us, function: None, dur_ms };
         assert_eq!(parse_llm(text.as_bytes()).unwrap(), [invocation(0, 680), invocation(520_040, 30)]);
         for wrong in
             ["2023-11-16,1,1\n", "2023-11-16 1:2,1,1\n", "2023-11-16 1:2:3,1\n", "2023-11-16 1:2:3,1,1,1\n", ""]

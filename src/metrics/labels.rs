@@ -1,7 +1,7 @@
 //! The labels whose values are known beforehand, so that no series comes from what a caller says.
 
-use crate::model::Taken;
-use crate::model::rejection::{Exhausted, Refusal, Unavailable};
+use crate::model::ClaimResult;
+use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 
 /// Declares a label whose values are an enum.
 macro_rules! label {
@@ -16,7 +16,7 @@ macro_rules! label {
 
             /// The word on the wire.
             #[must_use]
-            pub const fn word(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),* }
             }
         }
@@ -62,27 +62,33 @@ label! {
 impl ClaimOutcome {
     /// The outcome that an answer is counted under.
     #[must_use]
-    pub const fn of(answer: &Result<Taken, Refusal>) -> Self {
+    pub const fn of(answer: &Result<ClaimResult, RequestError>) -> Self {
         match answer {
-            Ok(Taken { created: true, .. }) => Self::Created,
+            Ok(ClaimResult { created: true, .. }) => Self::Created,
             Ok(_) => Self::Existing,
-            Err(Refusal::Invalid { .. }) => Self::Invalid,
-            Err(Refusal::NotFound(_)) => Self::NotFound,
-            Err(Refusal::Fence | Refusal::Releasing | Refusal::Preempted | Refusal::Version(_) | Refusal::State(_)) => {
-                Self::Conflict
-            }
-            Err(Refusal::Exhausted(Exhausted::Pool | Exhausted::Worker)) => Self::PoolExhausted,
-            Err(Refusal::Exhausted(Exhausted::NodeLocality)) => Self::NodeLocality,
-            Err(Refusal::Exhausted(Exhausted::NoEligiblePool)) => Self::NoEligiblePool,
-            Err(Refusal::Exhausted(Exhausted::Quota(_))) => Self::Quota,
-            Err(Refusal::Unsatisfiable | Refusal::GangTooLarge) => Self::Unsatisfiable,
-            Err(Refusal::Gang(_)) => Self::Conflict,
+            Err(RequestError::Invalid { .. }) => Self::Invalid,
+            Err(RequestError::NotFound(_)) => Self::NotFound,
+            Err(
+                RequestError::FenceMismatch
+                | RequestError::Releasing
+                | RequestError::Preempted
+                | RequestError::VersionConflict(_)
+                | RequestError::FailedPrecondition(_),
+            ) => Self::Conflict,
+            Err(RequestError::Exhausted(ExhaustionReason::Pool | ExhaustionReason::Worker)) => Self::PoolExhausted,
+            Err(RequestError::Exhausted(ExhaustionReason::NodeLocality)) => Self::NodeLocality,
+            Err(RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => Self::NoEligiblePool,
+            Err(RequestError::Exhausted(ExhaustionReason::Quota(_))) => Self::Quota,
+            Err(RequestError::Unsatisfiable | RequestError::GangTooLarge) => Self::Unsatisfiable,
+            Err(RequestError::GangMemberRejected(_)) => Self::Conflict,
             // No claim is refused for those who watch.
-            Err(Refusal::Unavailable(Unavailable::Overloaded) | Refusal::Watchers) => Self::Overloaded,
-            Err(Refusal::Unavailable(Unavailable::Loading | Unavailable::Stopping)) => Self::Loading,
-            Err(Refusal::Unavailable(Unavailable::Store)) => Self::Store,
-            Err(Refusal::Unavailable(Unavailable::Fenced)) => Self::Fenced,
-            Err(Refusal::DeadlineExceeded) => Self::Deadline,
+            Err(RequestError::Unavailable(UnavailableReason::Overloaded) | RequestError::TooManyWatchers) => {
+                Self::Overloaded
+            }
+            Err(RequestError::Unavailable(UnavailableReason::Loading | UnavailableReason::Stopping)) => Self::Loading,
+            Err(RequestError::Unavailable(UnavailableReason::Store)) => Self::Store,
+            Err(RequestError::Unavailable(UnavailableReason::Fenced)) => Self::Fenced,
+            Err(RequestError::DeadlineExceeded) => Self::Deadline,
         }
     }
 }
@@ -101,7 +107,7 @@ label! {
 
 label! {
     /// Which deadline ended a claim.
-    Sweep {
+    ExpiryReason {
         /// It was never confirmed.
         Reserve = "reserve",
         /// It was not renewed.
@@ -115,7 +121,7 @@ label! {
 
 label! {
     /// The store's answer to one step.
-    StepResult {
+    StoreWriteResult {
         /// Applied.
         Ok = "ok",
         /// It had it already.
@@ -161,7 +167,7 @@ label! {
 
 label! {
     /// The matched route of an HTTP request.
-    Route {
+    HttpRoute {
         /// Where to go on from the address alone.
         Root = "/",
         /// All pools.
@@ -346,7 +352,7 @@ impl GrpcMethod {
     #[must_use]
     pub fn of(path: &str) -> Self {
         let word = path.strip_prefix('/').unwrap_or_default();
-        Self::ALL.iter().copied().find(|method| method.word() == word).unwrap_or(Self::Unmatched)
+        Self::ALL.iter().copied().find(|method| method.as_str() == word).unwrap_or(Self::Unmatched)
     }
 }
 
@@ -478,7 +484,7 @@ label! {
 
 label! {
     /// Why a RESP connection was ended by the service.
-    RespEnd {
+    RespCloseReason {
         /// Too many were open.
         TooMany = "too_many",
         /// What came was no command.

@@ -1,7 +1,8 @@
 //! What is counted per server of the store.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use metrics::Counter;
 
@@ -13,7 +14,7 @@ const NODES_MAX: usize = 64;
 /// Handles of one server's metrics.
 #[derive(Clone)]
 pub struct NodeMetrics {
-    /// `hotpool_store_node_steps_total`.
+    /// `hotpool_store_node_writes_total`.
     pub steps: Counter,
     /// `hotpool_store_node_bytes_total`.
     pub bytes: Counter,
@@ -24,7 +25,7 @@ impl NodeMetrics {
     #[must_use]
     pub fn new(node: &str) -> Self {
         static KNOWN: LazyLock<Mutex<HashMap<String, NodeMetrics>>> = LazyLock::new(Mutex::default);
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = KNOWN.lock();
         let name = if known.contains_key(node) || known.len() < NODES_MAX { node } else { "other" };
         let make = || Self {
             steps: metrics::counter!(NODE_STEPS, "node" => name.to_owned()),

@@ -1,7 +1,7 @@
 //! What is counted of one pool.
 
-use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, Spread};
-use super::{CLAIM_SECONDS_BOUNDS, PROBES, RING_WAIT_BOUNDS, Sweep, WAITS};
+use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, ShardDistribution};
+use super::{CLAIM_SECONDS_BOUNDS, ExpiryReason, QUEUE_WAIT_BOUNDS, SHARDS_TRIED_BOUNDS, WAIT_SECONDS_BOUNDS};
 use crate::model::{PoolName, UnschedulableReason};
 
 /// Nanoseconds in a second.
@@ -19,8 +19,8 @@ pub struct PoolMetrics {
     pub claims: ClaimCounters,
     /// `hotpool_claim_seconds`, in nanoseconds.
     pub claim_seconds: PoolHistogram,
-    /// `hotpool_ring_wait_seconds`, in nanoseconds.
-    pub ring_wait_seconds: PoolHistogram,
+    /// `hotpool_shard_queue_wait_seconds`, in nanoseconds.
+    pub queue_wait_seconds: PoolHistogram,
     /// `hotpool_releases_total`.
     pub releases: PoolCounter,
     /// `hotpool_workers{state="idle"}`.
@@ -28,50 +28,50 @@ pub struct PoolMetrics {
     /// `hotpool_workers{state="busy"}`.
     pub workers_busy: PoolGauge,
     /// `hotpool_shard_workers`.
-    pub shard_workers: Spread,
+    pub shard_workers: ShardDistribution,
     /// `hotpool_shard_held`.
-    pub shard_held: Spread,
-    /// `hotpool_ring_depth`.
-    pub ring_depth: PoolGauge,
-    /// `hotpool_ring_refusals_total`.
-    pub ring_refusals: PoolCounter,
-    /// `hotpool_claim_probes`.
-    pub claim_probes: PoolHistogram,
-    /// `hotpool_worker_touches_total`.
-    pub worker_touches: PoolCounter,
+    pub shard_busy_workers: ShardDistribution,
+    /// `hotpool_shard_queue_depth`.
+    pub queue_depth: PoolGauge,
+    /// `hotpool_shard_queue_rejections_total`.
+    pub queue_rejections: PoolCounter,
+    /// `hotpool_claim_shards_tried`.
+    pub claim_shards_tried: PoolHistogram,
+    /// `hotpool_worker_updates_total`.
+    pub worker_updates: PoolCounter,
     /// `hotpool_store_lag_seconds`.
     pub store_lag_seconds: PoolGauge,
-    sweeps: [PoolCounter; Sweep::ALL.len()],
+    claims_expired: [PoolCounter; ExpiryReason::ALL.len()],
     /// `hotpool_claims_lost_total`.
     pub claims_lost: PoolCounter,
     /// `hotpool_workers_lost_total`.
     pub workers_lost: PoolCounter,
     /// `hotpool_lost_workers_deleted_total`.
     pub lost_workers_deleted: PoolCounter,
-    workers_barred: [PoolGauge; UnschedulableReason::ALL.len()],
     workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
+    workers_unschedulable_idle: [PoolGauge; UnschedulableReason::ALL.len()],
     /// `hotpool_heartbeats_total`.
     pub heartbeats: PoolCounter,
     /// `hotpool_heartbeats_ignored_total`.
     pub heartbeats_ignored: PoolCounter,
-    /// `hotpool_adoptions_total`.
-    pub adoptions: PoolCounter,
-    /// `hotpool_stops_total`.
-    pub stops: PoolCounter,
-    /// `hotpool_give_backs_total`.
-    pub give_backs: PoolCounter,
-    /// `hotpool_waiters`.
-    pub waiters: PoolGauge,
+    /// `hotpool_claims_readopted_total`.
+    pub claims_readopted: PoolCounter,
+    /// `hotpool_claim_revocations_total`.
+    pub claim_revocations: PoolCounter,
+    /// `hotpool_claims_rolled_back_total`.
+    pub claims_rolled_back: PoolCounter,
+    /// `hotpool_claims_pending`.
+    pub claims_pending: PoolGauge,
     /// `hotpool_wait_seconds`, in milliseconds.
     pub wait_seconds: PoolHistogram,
     /// `hotpool_watchers`.
     pub watchers: PoolGauge,
-    /// `hotpool_watch_missed_total`.
-    pub watch_missed: PoolCounter,
+    /// `hotpool_watch_events_dropped_total`.
+    pub watch_events_dropped: PoolCounter,
     /// `hotpool_evictions_total`.
     pub evictions: PoolCounter,
-    /// `hotpool_ledger_drift`.
-    pub ledger_drift: PoolGauge,
+    /// `hotpool_accounting_mismatch`.
+    pub accounting_mismatch: PoolGauge,
     /// `hotpool_shard_restarts_total`.
     pub shard_restarts: PoolCounter,
 }
@@ -86,34 +86,34 @@ impl PoolMetrics {
             label,
             claims: ClaimCounters::default(),
             claim_seconds: PoolHistogram::new(CLAIM_SECONDS_BOUNDS, NS),
-            ring_wait_seconds: PoolHistogram::new(RING_WAIT_BOUNDS, NS),
+            queue_wait_seconds: PoolHistogram::new(QUEUE_WAIT_BOUNDS, NS),
             releases: PoolCounter::default(),
             workers_idle: PoolGauge::default(),
             workers_busy: PoolGauge::default(),
-            shard_workers: Spread::default(),
-            shard_held: Spread::default(),
-            ring_depth: PoolGauge::default(),
-            ring_refusals: PoolCounter::default(),
-            claim_probes: PoolHistogram::new(PROBES, 1.0),
-            worker_touches: PoolCounter::default(),
+            shard_workers: ShardDistribution::default(),
+            shard_busy_workers: ShardDistribution::default(),
+            queue_depth: PoolGauge::default(),
+            queue_rejections: PoolCounter::default(),
+            claim_shards_tried: PoolHistogram::new(SHARDS_TRIED_BOUNDS, 1.0),
+            worker_updates: PoolCounter::default(),
             store_lag_seconds: PoolGauge::default(),
-            sweeps: Default::default(),
+            claims_expired: Default::default(),
             claims_lost: PoolCounter::default(),
             workers_lost: PoolCounter::default(),
             lost_workers_deleted: PoolCounter::default(),
-            workers_barred: Default::default(),
             workers_unschedulable: Default::default(),
+            workers_unschedulable_idle: Default::default(),
             heartbeats: PoolCounter::default(),
             heartbeats_ignored: PoolCounter::default(),
-            adoptions: PoolCounter::default(),
-            stops: PoolCounter::default(),
-            give_backs: PoolCounter::default(),
-            waiters: PoolGauge::default(),
-            wait_seconds: PoolHistogram::new(WAITS, MS),
+            claims_readopted: PoolCounter::default(),
+            claim_revocations: PoolCounter::default(),
+            claims_rolled_back: PoolCounter::default(),
+            claims_pending: PoolGauge::default(),
+            wait_seconds: PoolHistogram::new(WAIT_SECONDS_BOUNDS, MS),
             watchers: PoolGauge::default(),
-            watch_missed: PoolCounter::default(),
+            watch_events_dropped: PoolCounter::default(),
             evictions: PoolCounter::default(),
-            ledger_drift: PoolGauge::default(),
+            accounting_mismatch: PoolGauge::default(),
             shard_restarts: PoolCounter::default(),
         }
     }
@@ -126,27 +126,27 @@ impl PoolMetrics {
 
     /// Counter of claims that this deadline ended.
     #[must_use]
-    pub fn sweeps(&self, deadline: Sweep) -> &PoolCounter {
-        &self.sweeps[deadline as usize]
+    pub fn claims_expired(&self, deadline: ExpiryReason) -> &PoolCounter {
+        &self.claims_expired[deadline as usize]
     }
 
     /// Gauge of workers that are not offered for this reason.
-    #[must_use]
-    pub fn workers_barred(&self, reason: UnschedulableReason) -> &PoolGauge {
-        &self.workers_barred[reason as usize]
-    }
-
-    /// Gauge of workers that hold no claim and are not offered, with this as the first reason.
     #[must_use]
     pub fn workers_unschedulable(&self, reason: UnschedulableReason) -> &PoolGauge {
         &self.workers_unschedulable[reason as usize]
     }
 
+    /// Gauge of workers that hold no claim and are not offered, with this as the first reason.
+    #[must_use]
+    pub fn workers_unschedulable_idle(&self, reason: UnschedulableReason) -> &PoolGauge {
+        &self.workers_unschedulable_idle[reason as usize]
+    }
+
     /// Whether anybody has claimed, released or sent a heartbeat, or a claim was there from before a restart. Workers that
     /// are only there are no use.
     pub(super) fn is_in_use(&self) -> bool {
-        let ends = self.sweeps.iter().chain([&self.claims_lost, &self.releases]);
+        let ends = self.claims_expired.iter().chain([&self.claims_lost, &self.releases]);
         let counted = ends.chain([&self.heartbeats]).any(|counter| counter.value() > 0);
-        counted || self.claims.any() || self.workers_busy.was_set() || self.waiters.was_set()
+        counted || self.claims.any() || self.workers_busy.was_set() || self.claims_pending.was_set()
     }
 }

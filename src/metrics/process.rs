@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::{BUILD_INFO, RUNTIME_BUSY, RUNTIME_QUEUE, RUNTIME_TASKS, RUNTIME_WORKERS};
 
-pub(super) struct Vitals {
+pub(super) struct ProcessGauges {
     process: Collector,
     build_info: Gauge,
     workers: Gauge,
@@ -16,7 +16,7 @@ pub(super) struct Vitals {
     busy: Gauge,
 }
 
-impl Vitals {
+impl ProcessGauges {
     /// Made once the recorder is installed.
     pub(super) fn new() -> Self {
         let process = Collector::default();

@@ -21,22 +21,22 @@ fn bytes(pool: &Arc<PoolMetrics>) -> usize {
 fn use_up(pool: &PoolMetrics) {
     const MANY: u64 = 1_234_567;
     ClaimOutcome::ALL.iter().for_each(|outcome| pool.claims(*outcome).increment(MANY));
-    Sweep::ALL.iter().for_each(|deadline| pool.sweeps(*deadline).increment(MANY));
-    UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_barred(*reason).set(1e4));
+    ExpiryReason::ALL.iter().for_each(|deadline| pool.claims_expired(*deadline).increment(MANY));
     UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_unschedulable(*reason).set(1e4));
+    UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_unschedulable_idle(*reason).set(1e4));
     let counters = [
         &pool.releases,
-        &pool.ring_refusals,
-        &pool.worker_touches,
+        &pool.queue_rejections,
+        &pool.worker_updates,
         &pool.claims_lost,
         &pool.workers_lost,
         &pool.lost_workers_deleted,
         &pool.heartbeats,
         &pool.heartbeats_ignored,
-        &pool.adoptions,
-        &pool.stops,
-        &pool.give_backs,
-        &pool.watch_missed,
+        &pool.claims_readopted,
+        &pool.claim_revocations,
+        &pool.claims_rolled_back,
+        &pool.watch_events_dropped,
         &pool.evictions,
         &pool.shard_restarts,
     ];
@@ -44,16 +44,16 @@ fn use_up(pool: &PoolMetrics) {
     let gauges = [
         &pool.workers_idle,
         &pool.workers_busy,
-        &pool.ring_depth,
+        &pool.queue_depth,
         &pool.store_lag_seconds,
-        &pool.waiters,
+        &pool.claims_pending,
         &pool.watchers,
-        &pool.ledger_drift,
+        &pool.accounting_mismatch,
     ];
     gauges.into_iter().for_each(|gauge| gauge.set(1e4));
     pool.shard_workers.set([1_000, 1_000, 1_001].into_iter());
-    pool.shard_held.set([1_000, 1_000, 1_001].into_iter());
-    for histogram in [&pool.claim_seconds, &pool.ring_wait_seconds, &pool.claim_probes, &pool.wait_seconds] {
+    pool.shard_busy_workers.set([1_000, 1_000, 1_001].into_iter());
+    for histogram in [&pool.claim_seconds, &pool.queue_wait_seconds, &pool.claim_shards_tried, &pool.wait_seconds] {
         (0..1_000).for_each(|_| histogram.record(1));
     }
 }
@@ -65,12 +65,12 @@ fn what_is_counted_is_scraped_under_its_name_and_help() {
     let pool = pool("scraped");
     pool.claims(ClaimOutcome::Created).increment(3);
     pool.claim_seconds.record(30_000);
-    pool.claim_probes.record(2);
+    pool.claim_shards_tried.record(2);
     pool.wait_seconds.record(1_500);
     pool.workers_busy.set(7.0);
-    metrics().steps(StepResult::Gap).increment(1);
-    metrics().http_requests(Route::Release, 200).increment(2);
-    metrics().http_requests(Route::Release, 418).increment(1);
+    metrics().store_writes(StoreWriteResult::Gap).increment(1);
+    metrics().http_requests(HttpRoute::Release, 200).increment(2);
+    metrics().http_requests(HttpRoute::Release, 418).increment(1);
     exporter.upkeep();
     let mut text = Vec::new();
     again.write(&[pool], &mut text).unwrap();
@@ -83,10 +83,10 @@ fn what_is_counted_is_scraped_under_its_name_and_help() {
         r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="0.00003"} 1"#,
         r#"hotpool_claim_seconds_bucket{pool="ns/scraped",le="+Inf"} 1"#,
         r#"hotpool_claim_seconds_sum{pool="ns/scraped"} 0.00003"#,
-        r#"hotpool_claim_probes_bucket{pool="ns/scraped",le="256"} 1"#,
+        r#"hotpool_claim_shards_tried_bucket{pool="ns/scraped",le="256"} 1"#,
         r#"hotpool_wait_seconds_sum{pool="ns/scraped"} 1.5"#,
         r#"hotpool_workers{state="busy",pool="ns/scraped"} 7"#,
-        r#"hotpool_steps_total{outcome="gap"} 1"#,
+        r#"hotpool_store_writes_total{outcome="gap"} 1"#,
         r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="200"} 2"#,
         r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="other"} 1"#,
         "# HELP hotpool_claims_total Claims asked for, by what became of them.\n# TYPE hotpool_claims_total counter\n",
@@ -101,7 +101,7 @@ fn names_are_unique_and_buckets_grow() {
         assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
         assert!(metric.help.ends_with('.') && !metric.help.contains(['\\', '\n']), "{}", metric.name);
         assert!(!metric.help.contains("  "), "stray blanks in the help text of {}", metric.name);
-        if let Kind::Histogram(buckets) = metric.kind {
+        if let MetricKind::Histogram(buckets) = metric.kind {
             assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]), "{}", metric.name);
         }
     }
@@ -157,7 +157,7 @@ fn h04_a_pool_is_as_large_as_its_use() {
     assert!(bytes(&used) - reasons <= 6_000, "{}", bytes(&used) - reasons);
     // Workers that are there and nothing else are no use.
     idle.workers_idle.set(100.0);
-    idle.worker_touches.increment(100);
+    idle.worker_updates.increment(100);
     idle.shard_workers.set([25, 25, 25, 25].into_iter());
     assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
     // The first use brings what rules ask for, also what is still 0, and all that was shown stays.
@@ -165,15 +165,15 @@ fn h04_a_pool_is_as_large_as_its_use() {
     let after = page(std::slice::from_ref(&idle));
     for series in [
         r#"claims_total{pool="ns/idle-pool",outcome="overloaded"} 0"#,
-        r#"sweeps_total{pool="ns/idle-pool",deadline="ttl"} 0"#,
+        r#"claims_expired_total{pool="ns/idle-pool",reason="ttl"} 0"#,
     ] {
         assert!(after.contains(series), "{series} is not in\n{after}");
     }
     assert!(after.contains(r#"hotpool_claim_seconds_count{pool="ns/idle-pool"} 0"#));
     assert!(!after.contains("hotpool_wait_seconds"), "the others come with their first amount");
-    idle.workers_barred(UnschedulableReason::Lost).set(1.0);
-    idle.workers_barred(UnschedulableReason::Lost).set(0.0);
-    let series = r#"hotpool_workers_barred{reason="lost",pool="ns/idle-pool"} 0"#;
+    idle.workers_unschedulable(UnschedulableReason::Lost).set(1.0);
+    idle.workers_unschedulable(UnschedulableReason::Lost).set(0.0);
+    let series = r#"hotpool_workers_unschedulable{reason="lost",pool="ns/idle-pool"} 0"#;
     assert!(page(&[idle]).contains(series), "a gauge that was shown stays");
 }
 

@@ -58,9 +58,9 @@ impl PoolGauge {
 
 /// Fewest, mean and most of what the shards of a pool have. A series a shard would be thousands.
 #[derive(Debug, Default)]
-pub struct Spread([PoolGauge; 3]);
+pub struct ShardDistribution([PoolGauge; 3]);
 
-impl Spread {
+impl ShardDistribution {
     /// Values of the label `stat`, in order.
     pub const STATS: [&str; 3] = ["min", "mean", "max"];
 

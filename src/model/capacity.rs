@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{check_name, present, some_object};
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// What a worker has. A resource that was not reported is 0: it takes nothing that needs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Capacity {
+pub struct WorkerCapacity {
     /// Thousandths of a core.
     #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
@@ -42,24 +42,24 @@ pub struct GpuCapacity {
     pub count: u32,
 }
 
-impl Capacity {
+impl WorkerCapacity {
     /// Checks every amount against its limit. `name`: what the caller calls it, e.g. `capacity`.
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self, name: &str) -> Result<(), Refusal> {
+    pub fn check(&self, name: &str) -> Result<(), RequestError> {
         let amounts = [("cpu_milli", self.cpu_milli), ("memory_bytes", self.memory_bytes), ("slots", self.slots)];
         for (field, amount) in amounts {
             if amount > limits::AMOUNT_MAX {
                 let message = format!("must be at most {}", limits::AMOUNT_MAX);
-                return Err(Refusal::invalid(format!("{name}.{field}"), message));
+                return Err(RequestError::invalid(format!("{name}.{field}"), message));
             }
         }
         if let Some(gpu) = &self.gpu {
-            check_name("gpu.model", &gpu.model).map_err(|refusal| refusal.within(name))?;
+            check_name("gpu.model", &gpu.model).map_err(|refusal| refusal.with_field_prefix(name))?;
             if gpu.count == 0 || gpu.count > limits::GPUS_MAX {
                 let message = format!("must be 1..={}", limits::GPUS_MAX);
-                return Err(Refusal::invalid(format!("{name}.gpu.count"), message));
+                return Err(RequestError::invalid(format!("{name}.gpu.count"), message));
             }
         }
         Ok(())
@@ -80,7 +80,7 @@ impl Capacity {
 
 /// Largest amount of each resource that any of several workers has. No single worker needs to have all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LargestAmounts {
+pub struct MaxCapacity {
     /// Thousandths of a core.
     pub cpu_milli: u64,
     /// Bytes of memory.
@@ -91,14 +91,14 @@ pub struct LargestAmounts {
     pub gpus: u64,
 }
 
-impl From<&Capacity> for LargestAmounts {
-    fn from(capacity: &Capacity) -> Self {
-        let Capacity { cpu_milli, memory_bytes, slots, ref gpu } = *capacity;
+impl From<&WorkerCapacity> for MaxCapacity {
+    fn from(capacity: &WorkerCapacity) -> Self {
+        let WorkerCapacity { cpu_milli, memory_bytes, slots, ref gpu } = *capacity;
         Self { cpu_milli, memory_bytes, slots, gpus: gpu.as_ref().map_or(0, |gpu| gpu.count.into()) }
     }
 }
 
-impl LargestAmounts {
+impl MaxCapacity {
     /// Largest amounts of the workers of both.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
@@ -113,7 +113,7 @@ impl LargestAmounts {
     /// Whether no amount that is asked for exceeds the largest. If one does, none of the workers is large enough; otherwise
     /// one may be.
     #[must_use]
-    pub fn may_fit(self, asked: &Resources) -> bool {
+    pub fn may_fit(self, asked: &ResourceRequirements) -> bool {
         self.cpu_milli >= asked.cpu_milli
             && self.memory_bytes >= asked.memory_bytes
             && self.slots >= asked.slots
@@ -124,7 +124,7 @@ impl LargestAmounts {
 /// What a claim asks for. All of it comes from one worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Resources {
+pub struct ResourceRequirements {
     /// Thousandths of a core.
     #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
@@ -136,13 +136,13 @@ pub struct Resources {
     pub slots: u64,
     /// Cards.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
-    pub gpu: Option<GpuAsk>,
+    pub gpu: Option<GpuRequest>,
 }
 
 /// Cards that a claim asks for: whole ones, or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "GpuAskBody")]
-pub struct GpuAsk {
+#[serde(try_from = "GpuRequestBody")]
+pub struct GpuRequest {
     /// Models that will do, the most wanted first: at most [`limits::CLAIM_MODELS_MAX`]; empty: any.
     pub models: Vec<Arc<str>>,
     /// Number of cards, 1..=64.
@@ -154,7 +154,7 @@ pub struct GpuAsk {
 /// As it is sent.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct GpuAskBody {
+struct GpuRequestBody {
     #[serde(default, deserialize_with = "present")]
     model: Option<Arc<str>>,
     #[serde(default, deserialize_with = "present")]
@@ -165,52 +165,52 @@ struct GpuAskBody {
     milli: Option<u32>,
 }
 
-impl TryFrom<GpuAskBody> for GpuAsk {
+impl TryFrom<GpuRequestBody> for GpuRequest {
     type Error = &'static str;
 
-    fn try_from(body: GpuAskBody) -> Result<Self, Self::Error> {
+    fn try_from(body: GpuRequestBody) -> Result<Self, Self::Error> {
         let models = match (body.model, body.models) {
             (Some(_), Some(_)) => return Err("only one of model and models may be given"),
             (Some(model), None) => vec![model],
             (None, models) => models.unwrap_or_default(),
         };
-        Ok(Self { models, count: body.count.unwrap_or(1), milli: body.milli.unwrap_or(limits::CARD_MILLI) })
+        Ok(Self { models, count: body.count.unwrap_or(1), milli: body.milli.unwrap_or(limits::GPU_MILLI) })
     }
 }
 
 /// All that a worker of this capacity has.
-impl From<Capacity> for Resources {
-    fn from(Capacity { cpu_milli, memory_bytes, slots, gpu }: Capacity) -> Self {
-        let gpu = gpu.map(|gpu| GpuAsk { models: vec![gpu.model], count: gpu.count, milli: limits::CARD_MILLI });
+impl From<WorkerCapacity> for ResourceRequirements {
+    fn from(WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }: WorkerCapacity) -> Self {
+        let gpu = gpu.map(|gpu| GpuRequest { models: vec![gpu.model], count: gpu.count, milli: limits::GPU_MILLI });
         Self { cpu_milli, memory_bytes, slots, gpu }
     }
 }
 
-impl Resources {
+impl ResourceRequirements {
     /// Checks every amount against its limit. `name`: what the caller calls it, e.g. `resources`.
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self, name: &str) -> Result<(), Refusal> {
+    pub fn check(&self, name: &str) -> Result<(), RequestError> {
         let Self { cpu_milli, memory_bytes, slots, .. } = *self;
-        Capacity { cpu_milli, memory_bytes, slots, gpu: None }.check(name)?;
-        let Some(GpuAsk { models, count, milli }) = &self.gpu else { return Ok(()) };
-        let invalid = |field: &str, message: String| Err(Refusal::invalid(format!("{name}.gpu.{field}"), message));
+        WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None }.check(name)?;
+        let Some(GpuRequest { models, count, milli }) = &self.gpu else { return Ok(()) };
+        let invalid = |field: &str, message: String| Err(RequestError::invalid(format!("{name}.gpu.{field}"), message));
         if *count == 0 || *count > limits::GPUS_MAX {
             return invalid("count", format!("must be 1..={}", limits::GPUS_MAX));
         }
-        if *milli == 0 || *milli > limits::CARD_MILLI {
-            return invalid("milli", format!("must be 1..={}: thousandths of each card", limits::CARD_MILLI));
+        if *milli == 0 || *milli > limits::GPU_MILLI {
+            return invalid("milli", format!("must be 1..={}: thousandths of each card", limits::GPU_MILLI));
         }
-        if *count > 1 && *milli != limits::CARD_MILLI {
-            let whole = limits::CARD_MILLI;
+        if *count > 1 && *milli != limits::GPU_MILLI {
+            let whole = limits::GPU_MILLI;
             return invalid("milli", format!("must be {whole} with a count above 1: only one card can be shared"));
         }
         if models.len() > limits::CLAIM_MODELS_MAX {
             return invalid("models", format!("must be at most {}, got {}", limits::CLAIM_MODELS_MAX, models.len()));
         }
         for (i, model) in models.iter().enumerate() {
-            check_name("gpu.model", model).map_err(|refusal| refusal.within(name))?;
+            check_name("gpu.model", model).map_err(|refusal| refusal.with_field_prefix(name))?;
             if models[..i].contains(model) {
                 return invalid(&format!("models[{i}]"), "is given twice".into());
             }
@@ -222,10 +222,10 @@ impl Resources {
     ///
     /// # Errors
     /// `Invalid` naming the field, under `resources`.
-    pub fn check_some(&self) -> Result<(), Refusal> {
+    pub fn check_non_empty(&self) -> Result<(), RequestError> {
         self.check("resources")?;
         if self.is_empty() {
-            return Err(Refusal::invalid(
+            return Err(RequestError::invalid(
                 "resources",
                 "must ask for something: the claim holds just that of its worker",
             ));
@@ -241,8 +241,8 @@ impl Resources {
 
     /// Whether a worker of this capacity, holding nothing, has all of it.
     #[must_use]
-    pub fn fit_in(&self, capacity: &Capacity) -> bool {
-        let cards = |asked: &GpuAsk| {
+    pub fn fits_in(&self, capacity: &WorkerCapacity) -> bool {
+        let cards = |asked: &GpuRequest| {
             let has = |gpu: &GpuCapacity| {
                 gpu.count >= asked.count && (asked.models.is_empty() || asked.models.contains(&gpu.model))
             };

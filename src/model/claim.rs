@@ -6,11 +6,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ack, Capacity, ClaimId, Fence, Labels, Millis, PoolName, Resources, WorkerCard, affinity_hash, check_name,
+    AckLevel, ClaimId, Fence, Labels, Millis, PoolName, ResourceRequirements, WorkerCapacity, WorkerRegistration,
+    affinity_hash, check_name,
 };
 use crate::limits;
-use crate::model::claim_request::{ClaimAsk, PoolChoice};
-use crate::model::rejection::Refusal;
+use crate::model::claim_request::{ClaimConstraints, PoolChoice};
+use crate::model::request_error::RequestError;
 
 /// A request for one worker.
 #[derive(Debug, Clone)]
@@ -28,11 +29,11 @@ pub struct ClaimRequest {
     /// that of the pool that it is taken from, and without one as long as its worker lives.
     pub ttl_ms: Option<u64>,
     /// A stronger acknowledgement than the pool's; a weaker one is refused.
-    pub ack: Option<Ack>,
+    pub ack: Option<AckLevel>,
     /// How long it waits if there is no room, in milliseconds; 0: it does not.
     pub wait_ms: u64,
     /// What else it asks for; none: any worker will do.
-    pub ask: Option<Box<ClaimAsk>>,
+    pub constraints: Option<Box<ClaimConstraints>>,
 }
 
 impl ClaimRequest {
@@ -40,13 +41,22 @@ impl ClaimRequest {
     #[must_use]
     pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
         let affinity = affinity_hash(id.key());
-        Self { id, pools: pools.into(), affinity, reserve_ms: None, ttl_ms: None, ack: None, wait_ms: 0, ask: None }
+        Self {
+            id,
+            pools: pools.into(),
+            affinity,
+            reserve_ms: None,
+            ttl_ms: None,
+            ack: None,
+            wait_ms: 0,
+            constraints: None,
+        }
     }
 
     /// How long it may wait, for preferred nodes or for any, in milliseconds; 0: it does not.
     #[must_use]
-    pub fn waits_ms(&self) -> Millis {
-        self.wait_ms.max(self.ask.as_ref().map_or(0, |ask| ask.preferred_wait_ms))
+    pub fn max_wait_ms(&self) -> Millis {
+        self.wait_ms.max(self.constraints.as_ref().map_or(0, |ask| ask.preferred_wait_ms))
     }
 }
 
@@ -56,7 +66,7 @@ pub struct ClaimSpec {
     /// Free labels, shown with the claim.
     pub labels: Labels,
     /// What it asked for. In a shared pool it holds just that, in an exclusive one its whole worker.
-    pub resources: Resources,
+    pub resources: ResourceRequirements,
     /// Where it comes among those that wait, and whom it may evict: 0..=1000, the highest first.
     pub priority: u16,
     /// A claim with a higher priority may evict it, in a pool that allows that.
@@ -93,7 +103,7 @@ impl ClaimState {
 
     /// The word on the wire.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Reserved => "reserved",
             Self::Active => "active",
@@ -145,7 +155,7 @@ pub struct ClaimView {
     /// The pool it was taken from.
     pub pool: PoolName,
     /// The worker: id, node, capacity.
-    pub worker: Arc<WorkerCard>,
+    pub worker: Arc<WorkerRegistration>,
     /// Where it is in its life.
     pub state: ClaimState,
     /// Unix time in milliseconds at which it ends if nothing is heard, if it has one.
@@ -153,7 +163,7 @@ pub struct ClaimView {
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
     /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
-    pub cards: Option<u64>,
+    pub gpu_mask: Option<u64>,
     /// It is being released because a claim with a higher priority evicted it.
     pub evicted: bool,
     /// When it was created, and when it became active.
@@ -162,21 +172,21 @@ pub struct ClaimView {
 
 /// What a claim holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Held<'a> {
+pub enum HeldResources<'a> {
     /// All of a worker with this capacity.
-    Whole(&'a Capacity),
+    Whole(&'a WorkerCapacity),
     /// A share of one.
     Share {
         /// How much.
-        resources: &'a Resources,
+        resources: &'a ResourceRequirements,
         /// Cards, if it holds any.
-        gpu: Option<HeldCards<'a>>,
+        gpu: Option<HeldGpus<'a>>,
     },
 }
 
 /// Cards that a claim holds a share of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldCards<'a> {
+pub struct HeldGpus<'a> {
     /// Model of the cards, as it was granted.
     pub model: &'a str,
     /// Number of cards.
@@ -184,34 +194,34 @@ pub struct HeldCards<'a> {
     /// Thousandths of each card.
     pub milli: u32,
     /// Which of its worker's cards: bit `i` stands for card `i`.
-    pub cards: u64,
+    pub gpu_mask: u64,
 }
 
 impl ClaimView {
     /// What it holds.
     #[must_use]
-    pub fn held(&self) -> Held<'_> {
+    pub fn held(&self) -> HeldResources<'_> {
         let capacity = &self.worker.spec.capacity;
-        match (self.cards, &self.spec) {
+        match (self.gpu_mask, &self.spec) {
             (Some(cards), Some(spec)) => {
                 // Without a model, which rows of an older version may lack, nothing can be said of them.
                 let model = spec.granted_model.as_ref().or_else(|| Some(&capacity.gpu.as_ref()?.model));
-                let gpu = spec.resources.gpu.as_ref().zip(model).map(|(gpu, model)| HeldCards {
+                let gpu = spec.resources.gpu.as_ref().zip(model).map(|(gpu, model)| HeldGpus {
                     model,
                     count: gpu.count,
                     milli: gpu.milli,
-                    cards,
+                    gpu_mask: cards,
                 });
-                Held::Share { resources: &spec.resources, gpu }
+                HeldResources::Share { resources: &spec.resources, gpu }
             }
-            _ => Held::Whole(capacity),
+            _ => HeldResources::Whole(capacity),
         }
     }
 }
 
 /// A claim that was taken, or found to be held already.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
+pub struct ClaimResult {
     /// The claim.
     pub claim: ClaimView,
     /// False if the key held it before this request.
@@ -240,20 +250,23 @@ impl ClaimFilter {
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn checked(mut self) -> Result<Self, Refusal> {
+    pub fn checked(mut self) -> Result<Self, RequestError> {
         let names =
             [("namespace", &self.namespace), ("pool", &self.pool), ("worker", &self.worker), ("tenant", &self.tenant)];
         for (field, name) in names {
             name.as_deref().map_or(Ok(()), |name| check_name(field, name))?;
         }
         if self.pool.is_some() && self.namespace.is_none() {
-            return Err(Refusal::invalid("namespace", "is required with pool"));
+            return Err(RequestError::invalid("namespace", "is required with pool"));
         }
         if self.states.contains(&ClaimState::Lost) {
-            return Err(Refusal::invalid("state", "must be of reserved, active, releasing: a lost claim is not held"));
+            return Err(RequestError::invalid(
+                "state",
+                "must be of reserved, active, releasing: a lost claim is not held",
+            ));
         }
         if self.older_than_ms.is_some_and(|ms| ms > limits::AMOUNT_MAX) {
-            return Err(Refusal::invalid("older_than_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
+            return Err(RequestError::invalid("older_than_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
         }
         // Each once, however often it was said: every claim is compared with all of them.
         self.states = ClaimState::HELD.into_iter().filter(|state| self.states.contains(state)).collect();

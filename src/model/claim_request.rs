@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 use crate::model::{ClaimSpec, PoolName, WorkerId, check_labels, check_name};
 
 /// The pools that a claim may be taken from. All are in the claim's namespace.
@@ -34,14 +34,14 @@ impl PoolChoice {
         }
     }
 
-    fn check(&self) -> Result<(), Refusal> {
+    fn check(&self) -> Result<(), RequestError> {
         let Self::Listed(names) = self else { return Ok(()) };
         if names.is_empty() || names.len() > limits::CLAIM_POOLS_MAX {
             let message = format!("must be 1..={} pools, got {}", limits::CLAIM_POOLS_MAX, names.len());
-            return Err(Refusal::invalid("pools", message));
+            return Err(RequestError::invalid("pools", message));
         }
         match (0..names.len()).find(|&i| names[..i].contains(&names[i])) {
-            Some(twice) => Err(Refusal::invalid(format!("pools[{twice}]"), "is given twice")),
+            Some(twice) => Err(RequestError::invalid(format!("pools[{twice}]"), "is given twice")),
             None => Ok(()),
         }
     }
@@ -49,7 +49,7 @@ impl PoolChoice {
 
 /// What a claim asks of its worker and its pool. All that is asked must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ClaimAsk {
+pub struct ClaimConstraints {
     /// The worker's labels pass this selector.
     pub selector: Option<String>,
     /// The worker is on one of these nodes; empty: no restriction.
@@ -65,20 +65,20 @@ pub struct ClaimAsk {
     /// For how long only preferred nodes will do, in milliseconds; it waits for them.
     pub preferred_wait_ms: u64,
     /// If the key is held already, it must have asked for the same resources.
-    pub must_match: bool,
+    pub require_same_resources: bool,
 }
 
-impl ClaimAsk {
+impl ClaimConstraints {
     /// Checks every part against its limit; selectors are read, and so checked, by whoever evaluates them.
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self, pools: &PoolChoice) -> Result<(), Refusal> {
+    pub fn check(&self, pools: &PoolChoice) -> Result<(), RequestError> {
         pools.check()?;
         for (field, nodes) in [("node.required", &self.nodes_required), ("node.preferred", &self.nodes_preferred)] {
             if nodes.len() > limits::CLAIM_NODES_MAX {
                 let message = format!("must be at most {} nodes, got {}", limits::CLAIM_NODES_MAX, nodes.len());
-                return Err(Refusal::invalid(field, message));
+                return Err(RequestError::invalid(field, message));
             }
             for node in nodes {
                 check_name(field, node)?;
@@ -86,11 +86,11 @@ impl ClaimAsk {
         }
         if self.preferred_wait_ms > limits::WAIT_MS_MAX {
             let message = format!("must be at most {}", limits::WAIT_MS_MAX);
-            return Err(Refusal::invalid("node.preferred_then_wait.ms", message));
+            return Err(RequestError::invalid("node.preferred_then_wait.ms", message));
         }
         if self.spec.priority > limits::PRIORITY_MAX {
             let message = format!("must be 0..={}, got {}", limits::PRIORITY_MAX, self.spec.priority);
-            return Err(Refusal::invalid("priority", message));
+            return Err(RequestError::invalid("priority", message));
         }
         if let Some(class) = &self.class {
             check_name("class", class)?;
@@ -103,7 +103,7 @@ impl ClaimAsk {
                 "keys and values together must be at most {} bytes, got {bytes}",
                 limits::CLAIM_LABELS_BYTES_MAX
             );
-            return Err(Refusal::invalid("labels", message));
+            return Err(RequestError::invalid("labels", message));
         }
         Ok(())
     }

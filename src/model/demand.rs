@@ -1,13 +1,13 @@
 //! Demand: what waits for a pool, in a form that an autoscaler reads, and which workers are idle for longest.
 
-use super::{Capacity, Millis, PoolName, Resources, WorkerId};
+use super::{Millis, PoolName, ResourceRequirements, WorkerCapacity, WorkerId};
 use crate::limits;
 
 /// Claims that wait for the same thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DemandShape {
     /// What each of them asks for; in an exclusive pool each needs a worker.
-    pub resources: Resources,
+    pub resources: ResourceRequirements,
     /// Which workers would do, by their labels.
     pub selector: Option<String>,
     /// Nodes that would do; empty: any.
@@ -35,7 +35,7 @@ pub struct IdleWorker {
 
 /// What waits for a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Demand {
+pub struct PoolDemand {
     /// Which pool.
     pub pool: PoolName,
     /// How many claims wait for room in it.
@@ -54,7 +54,7 @@ pub struct Demand {
     pub idle: Vec<IdleWorker>,
 }
 
-impl Demand {
+impl PoolDemand {
     /// How many workers it should have: those that are busy, and those that are needed.
     #[must_use]
     pub const fn workers_wanted(&self) -> u64 {
@@ -64,39 +64,42 @@ impl Demand {
 
 /// How many claims that ask for this an empty worker of one of these capacities holds; at least 1, also if none is known.
 #[must_use]
-pub fn claims_per_worker<'a>(asked: &Resources, capacities: impl Iterator<Item = &'a Capacity>) -> u64 {
-    let fit = |capacity: &Capacity| {
+pub fn claims_per_worker<'a>(
+    asked: &ResourceRequirements,
+    capacities: impl Iterator<Item = &'a WorkerCapacity>,
+) -> u64 {
+    let fit = |capacity: &WorkerCapacity| {
         let of = |has: u64, wants: u64| has.checked_div(wants).unwrap_or(u64::MAX);
         let cards = asked.gpu.as_ref().map_or(u64::MAX, |gpu| {
             let has = capacity.gpu.as_ref().map_or(0, |has| u64::from(has.count));
             // A share comes from one card, so what is left of a card is of no use to the next.
-            has / u64::from(gpu.count.max(1)) * u64::from(limits::CARD_MILLI / gpu.milli.clamp(1, limits::CARD_MILLI))
+            has / u64::from(gpu.count.max(1)) * u64::from(limits::GPU_MILLI / gpu.milli.clamp(1, limits::GPU_MILLI))
         });
         of(capacity.cpu_milli, asked.cpu_milli)
             .min(of(capacity.memory_bytes, asked.memory_bytes))
             .min(of(capacity.slots, asked.slots))
             .min(cards)
     };
-    let most = capacities.filter(|capacity| asked.fit_in(capacity)).map(fit).max().unwrap_or(1);
+    let most = capacities.filter(|capacity| asked.fits_in(capacity)).map(fit).max().unwrap_or(1);
     most.clamp(1, u64::from(limits::WORKER_CLAIMS_MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{GpuAsk, GpuCapacity};
+    use crate::model::{GpuCapacity, GpuRequest};
 
     #[test]
     fn as_many_as_the_scarcest_amount_allows() {
-        let has = |cpu_milli, cards| Capacity {
+        let has = |cpu_milli, cards| WorkerCapacity {
             cpu_milli,
             gpu: (cards > 0).then(|| GpuCapacity { model: "a".into(), count: cards }),
-            ..Capacity::default()
+            ..WorkerCapacity::default()
         };
-        let asks = |cpu_milli, count, milli| Resources {
+        let asks = |cpu_milli, count, milli| ResourceRequirements {
             cpu_milli,
-            gpu: (count > 0).then(|| GpuAsk { models: Vec::new(), count, milli }),
-            ..Resources::default()
+            gpu: (count > 0).then(|| GpuRequest { models: Vec::new(), count, milli }),
+            ..ResourceRequirements::default()
         };
         let fleet = [has(4_000, 0), has(16_000, 2)];
         for (asked, expected) in [

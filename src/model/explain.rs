@@ -5,20 +5,20 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{PoolName, UnschedulableReason, WorkerId, is_zero};
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// What would become of a claim at this moment, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explanation {
+pub struct ClaimExplanation {
     /// The worker that it would be given, or why it would be refused.
-    pub outcome: Result<WouldTake, Refusal>,
+    pub outcome: Result<PlacementPreview, RequestError>,
     /// The pools that it may use, in the order in which they would be tried.
     pub pools: Vec<PoolSurvey>,
 }
 
 /// A worker that a claim would be given. Among equal ones it may be another the next time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WouldTake {
+pub struct PlacementPreview {
     /// Its pool.
     pub pool: PoolName,
     /// Its id.
@@ -35,14 +35,14 @@ pub struct PoolSurvey {
     /// Shards that could not be asked: what their workers are is not in the survey.
     pub silent_shards: u64,
     /// Its workers.
-    pub survey: Survey,
+    pub survey: WorkerSurvey,
 }
 
 /// Why a worker does not take a claim. Each worker counts under the first that applies, in this order, but for a drain,
 /// which comes before a cordon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RuledOut {
+pub enum FilterReason {
     /// Its owner said so.
     Cordoned,
     /// Its owner said so, for the rest of this incarnation.
@@ -83,7 +83,7 @@ pub enum RuledOut {
     Reserved,
 }
 
-impl From<UnschedulableReason> for RuledOut {
+impl From<UnschedulableReason> for FilterReason {
     fn from(reason: UnschedulableReason) -> Self {
         match reason {
             UnschedulableReason::Draining => Self::Draining,
@@ -97,7 +97,7 @@ impl From<UnschedulableReason> for RuledOut {
     }
 }
 
-impl RuledOut {
+impl FilterReason {
     /// All of them, in order.
     pub const ALL: [Self; 19] = [
         Self::Cordoned,
@@ -123,7 +123,7 @@ impl RuledOut {
 
     /// The word on the wire.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Cordoned => "cordoned",
             Self::Draining => "draining",
@@ -150,7 +150,7 @@ impl RuledOut {
 
 /// What workers have left, or what a claim is short of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Amounts {
+pub struct ResourceAmounts {
     /// Thousandths of cores.
     #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
@@ -168,7 +168,7 @@ pub struct Amounts {
     pub gpu_milli: u64,
 }
 
-impl Amounts {
+impl ResourceAmounts {
     /// Each of them, with its name and its unit for people.
     #[must_use]
     pub const fn parts(&self) -> [(&'static str, u64, &'static str); 5] {
@@ -182,7 +182,7 @@ impl Amounts {
     }
 
     /// The larger of each.
-    pub fn raise(&mut self, other: &Self) {
+    pub fn merge_max(&mut self, other: &Self) {
         self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
         self.slots = self.slots.max(other.slots);
@@ -199,7 +199,7 @@ pub struct NearMiss {
     /// The machine it runs on, if known.
     pub node: Option<Arc<str>>,
     /// What it is short of.
-    pub short: Amounts,
+    pub shortfall: ResourceAmounts,
     /// How near: whether it is too small in all, of how many kinds it is short, by how many millionths of what is asked for,
     /// summed. Less is nearer.
     pub rank: (bool, u32, u64),
@@ -208,42 +208,42 @@ pub struct NearMiss {
 impl NearMiss {
     /// For people: `short by 1 GPU on w-17`.
     #[must_use]
-    pub fn text(&self) -> String {
-        let parts = self.short.parts().into_iter().filter(|(_, amount, _)| *amount > 0);
+    pub fn describe(&self) -> String {
+        let parts = self.shortfall.parts().into_iter().filter(|(_, amount, _)| *amount > 0);
         let parts: Vec<_> = parts.map(|(_, amount, unit)| format!("{amount} {unit}")).collect();
         format!("short by {} on {}", parts.join(" and "), self.worker)
     }
 }
 
-/// What a claim finds among some workers. What [`RuledOut`] counts and `fits` sum to `workers`.
+/// What a claim finds among some workers. What [`FilterReason`] counts and `fits` sum to `workers`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Survey {
+pub struct WorkerSurvey {
     /// How many they are.
     pub workers: u64,
     /// How many would take it now.
     pub fits: u64,
-    /// How many do not, by reason, in the order of [`RuledOut::ALL`].
-    pub ruled_out: [u64; RuledOut::ALL.len()],
+    /// How many do not, by reason, in the order of [`FilterReason::ALL`].
+    pub filtered: [u64; FilterReason::ALL.len()],
     /// Of those that have too little of something, how many would have too little also if they held nothing.
     pub too_small: u64,
     /// Those that lack nothing but room, the nearest first; at most [`Self::NEAREST`].
     pub nearest: Vec<NearMiss>,
     /// Resource by resource, the most that any worker has left which lacks at most room.
-    pub most_free: Amounts,
+    pub most_free: ResourceAmounts,
 }
 
-impl Survey {
+impl WorkerSurvey {
     /// Near misses that are told.
     pub const NEAREST: usize = 3;
 
     /// How many a reason ruled out.
     #[must_use]
-    pub const fn count(&self, why: RuledOut) -> u64 {
-        self.ruled_out[why as usize]
+    pub const fn count(&self, why: FilterReason) -> u64 {
+        self.filtered[why as usize]
     }
 
     /// Adds one that would do if it had more.
-    pub fn near(&mut self, miss: NearMiss) {
+    pub fn add_near_miss(&mut self, miss: NearMiss) {
         let order = |miss: &NearMiss| (miss.rank, miss.worker.as_str().to_owned());
         if self.nearest.len() == Self::NEAREST && self.nearest.last().is_some_and(|last| last.rank < miss.rank) {
             return;
@@ -258,9 +258,9 @@ impl Survey {
         self.workers += other.workers;
         self.fits += other.fits;
         self.too_small += other.too_small;
-        self.ruled_out.iter_mut().zip(other.ruled_out).for_each(|(sum, more)| *sum += more);
-        self.most_free.raise(&other.most_free);
-        other.nearest.into_iter().for_each(|miss| self.near(miss));
+        self.filtered.iter_mut().zip(other.filtered).for_each(|(sum, more)| *sum += more);
+        self.most_free.merge_max(&other.most_free);
+        other.nearest.into_iter().for_each(|miss| self.add_near_miss(miss));
     }
 }
 
@@ -273,26 +273,26 @@ mod tests {
         let miss = |id: &str, rank| NearMiss {
             worker: WorkerId::new(id).unwrap(),
             node: None,
-            short: Amounts { gpu: 1, memory_bytes: 5, ..Amounts::default() },
+            shortfall: ResourceAmounts { gpu: 1, memory_bytes: 5, ..ResourceAmounts::default() },
             rank,
         };
-        let mut survey = Survey::default();
+        let mut survey = WorkerSurvey::default();
         for (id, rank) in [("d", (2, 1)), ("c", (1, 9)), ("b", (1, 3)), ("a", (1, 3)), ("e", (1, 4))] {
             let (kinds, millionths) = rank;
-            survey.near(miss(id, (false, kinds, millionths)));
+            survey.add_near_miss(miss(id, (false, kinds, millionths)));
         }
-        let ids = |survey: &Survey| survey.nearest.iter().map(|miss| miss.worker.to_string()).collect::<Vec<_>>();
+        let ids = |survey: &WorkerSurvey| survey.nearest.iter().map(|miss| miss.worker.to_string()).collect::<Vec<_>>();
         assert_eq!(ids(&survey), ["a", "b", "e"]);
-        let mut all = Survey::default();
-        all.near(miss("y", (true, 1, 1)));
-        all.near(miss("z", (false, 1, 2)));
+        let mut all = WorkerSurvey::default();
+        all.add_near_miss(miss("y", (true, 1, 1)));
+        all.add_near_miss(miss("z", (false, 1, 2)));
         all.merge(survey);
         assert_eq!(ids(&all), ["z", "a", "b"]);
-        assert_eq!(all.nearest[0].text(), "short by 5 bytes of memory and 1 GPU on z");
+        assert_eq!(all.nearest[0].describe(), "short by 5 bytes of memory and 1 GPU on z");
     }
 
     #[test]
     fn reasons_stand_in_their_order() {
-        assert!(RuledOut::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+        assert!(FilterReason::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
     }
 }

@@ -7,34 +7,35 @@
 //! A word ends at white space, `,` `(` `)` `=` `!` `<` `>` or a control character; a value that holds one of these cannot
 //! be named. `in` and `notin` are words like others where a key or a value is expected.
 
+use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use crate::limits;
 use crate::model::{Labels, check_label_key};
 
 /// A selector that was read: pure data.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selector {
+pub struct LabelSelector {
     text: Arc<str>,
-    terms: Box<[Term]>,
+    terms: Box<[LabelRequirement]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Term {
+struct LabelRequirement {
     key: Box<str>,
-    test: Test,
+    test: LabelPredicate,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Test {
+enum LabelPredicate {
     /// The value is one of these, which are sorted.
     In(Box<[Box<str>]>),
     /// It is none of these, or the label is not there.
     NotIn(Box<[Box<str>]>),
     Exists,
-    Missing,
+    DoesNotExist,
 }
 
 /// Why a text is no selector.
@@ -70,7 +71,7 @@ pub enum SelectorError {
     },
 }
 
-impl Selector {
+impl LabelSelector {
     /// As it was given.
     #[must_use]
     pub fn text(&self) -> &str {
@@ -85,7 +86,7 @@ impl Selector {
         if text.len() > limits::SELECTOR_BYTES_MAX {
             return Err(SelectorError::TooLong { got: text.len() });
         }
-        let mut reader = Reader { text, at: 0 };
+        let mut reader = SelectorParser { text, at: 0 };
         reader.skip_space();
         if reader.rest().is_empty() {
             return Err(SelectorError::Empty);
@@ -109,13 +110,13 @@ impl Selector {
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
         let holds = |values: &[Box<str>], value: &str| values.binary_search_by(|known| (**known).cmp(value)).is_ok();
-        self.terms.iter().all(|Term { key, test }| {
+        self.terms.iter().all(|LabelRequirement { key, test }| {
             let value = labels.get(&**key);
             match test {
-                Test::In(values) => value.is_some_and(|value| holds(values, value)),
-                Test::NotIn(values) => !value.is_some_and(|value| holds(values, value)),
-                Test::Exists => value.is_some(),
-                Test::Missing => value.is_none(),
+                LabelPredicate::In(values) => value.is_some_and(|value| holds(values, value)),
+                LabelPredicate::NotIn(values) => !value.is_some_and(|value| holds(values, value)),
+                LabelPredicate::Exists => value.is_some(),
+                LabelPredicate::DoesNotExist => value.is_none(),
             }
         })
     }
@@ -127,18 +128,18 @@ impl Selector {
     }
 }
 
-impl fmt::Display for Selector {
+impl fmt::Display for LabelSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-struct Reader<'a> {
+struct SelectorParser<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> SelectorParser<'a> {
     fn rest(&self) -> &'a str {
         &self.text[self.at..]
     }
@@ -171,7 +172,7 @@ impl<'a> Reader<'a> {
         (at, word)
     }
 
-    fn term(&mut self) -> Result<Term, SelectorError> {
+    fn term(&mut self) -> Result<LabelRequirement, SelectorError> {
         let missing = self.eat('!');
         let (at, key) = self.word();
         if key.is_empty() {
@@ -180,25 +181,25 @@ impl<'a> Reader<'a> {
         if let Err(wrong) = check_label_key("selector", key) {
             return Err(SelectorError::Word { at, wrong: wrong.to_string() });
         }
-        let test = if missing { Test::Missing } else { self.test()? };
-        Ok(Term { key: key.into(), test })
+        let test = if missing { LabelPredicate::DoesNotExist } else { self.test()? };
+        Ok(LabelRequirement { key: key.into(), test })
     }
 
-    fn test(&mut self) -> Result<Test, SelectorError> {
+    fn test(&mut self) -> Result<LabelPredicate, SelectorError> {
         if self.eat('=') {
             self.eat('=');
-            return Ok(Test::In([self.value()?].into()));
+            return Ok(LabelPredicate::In([self.value()?].into()));
         }
         if self.rest().starts_with("!=") {
             self.at += 2;
             self.skip_space();
-            return Ok(Test::NotIn([self.value()?].into()));
+            return Ok(LabelPredicate::NotIn([self.value()?].into()));
         }
         match self.rest().chars().next() {
-            None | Some(',') => Ok(Test::Exists),
+            None | Some(',') => Ok(LabelPredicate::Exists),
             _ => match self.word() {
-                (_, "in") => self.values().map(Test::In),
-                (_, "notin") => self.values().map(Test::NotIn),
+                (_, "in") => self.values().map(LabelPredicate::In),
+                (_, "notin") => self.values().map(LabelPredicate::NotIn),
                 (at, _) => Err(SelectorError::Syntax { at, expected: "=, ==, !=, in, notin, a comma or the end" }),
             },
         }
@@ -239,30 +240,30 @@ impl<'a> Reader<'a> {
 /// full it becomes the old one, and what is asked for again comes back from there; so what is in use stays, and the
 /// memory is bounded whatever is asked for.
 #[derive(Debug, Default)]
-pub struct Selectors(RwLock<Generations>);
+pub struct SelectorCache(RwLock<CacheGenerations>);
 
 #[derive(Debug, Default)]
-struct Generations {
-    young: HashMap<Arc<str>, Arc<Selector>>,
-    old: HashMap<Arc<str>, Arc<Selector>>,
+struct CacheGenerations {
+    young: HashMap<Arc<str>, Arc<LabelSelector>>,
+    old: HashMap<Arc<str>, Arc<LabelSelector>>,
 }
 
-impl Selectors {
+impl SelectorCache {
     /// The selector of this text.
     ///
     /// # Errors
     /// What is wrong with the text.
-    pub fn get(&self, text: &str) -> Result<Arc<Selector>, SelectorError> {
-        if let Some(known) = self.0.read().unwrap_or_else(PoisonError::into_inner).young.get(text) {
+    pub fn get(&self, text: &str) -> Result<Arc<LabelSelector>, SelectorError> {
+        if let Some(known) = self.0.read().young.get(text) {
             return Ok(Arc::clone(known));
         }
-        let mut generations = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Generations { young, old } = &mut *generations;
+        let mut generations = self.0.write();
+        let CacheGenerations { young, old } = &mut *generations;
         let selector = match old.get(text) {
             Some(known) => Arc::clone(known),
-            None => Arc::new(Selector::parse(text)?),
+            None => Arc::new(LabelSelector::parse(text)?),
         };
-        if young.len() >= limits::SELECTORS_KEPT / 2 {
+        if young.len() >= limits::SELECTORS_CACHED_MAX / 2 {
             *old = std::mem::take(young);
         }
         young.insert(Arc::clone(&selector.text), Arc::clone(&selector));
@@ -302,21 +303,21 @@ mod tests {
             ("\u{fc}=b", "byte 0: may hold only [A-Za-z0-9._-]; byte 0 is not one of them"),
         ];
         for (text, said) in table {
-            assert_eq!(Selector::parse(text).unwrap_err().to_string(), said, "{text:?}");
+            assert_eq!(LabelSelector::parse(text).unwrap_err().to_string(), said, "{text:?}");
         }
         let long = "x".repeat(256);
-        let said = |text: &str| Selector::parse(text).unwrap_err().to_string();
+        let said = |text: &str| LabelSelector::parse(text).unwrap_err().to_string();
         assert_eq!(said(&format!("{long}=b")), "byte 0: must be 1..=255 bytes, got 256");
         assert_eq!(said(&format!("a={long}")), "byte 2: a value must be at most 255 bytes");
         assert_eq!(said(&vec!["a"; 65].join(",")), "must be at most 64 terms");
         assert_eq!(said(&vec!["a"; 10_000].join(",")), "must be at most 4096 bytes, got 19999");
-        assert!(Selector::parse(&vec!["a"; 64].join(",")).is_ok());
+        assert!(LabelSelector::parse(&vec!["a"; 64].join(",")).is_ok());
     }
 
     /// P01: two terms about one key are both evaluated, never merged.
     #[test]
     fn p01_terms_about_one_key_are_all_evaluated() {
-        let matches = |text: &str, of: &[(&str, &str)]| Selector::parse(text).unwrap().matches(&labels(of));
+        let matches = |text: &str, of: &[(&str, &str)]| LabelSelector::parse(text).unwrap().matches(&labels(of));
         assert!(!matches("zone=a,zone=b", &[("zone", "a")]) && !matches("zone=a,zone=b", &[("zone", "b")]));
         assert!(
             matches("zone in (a,b),zone!=b", &[("zone", "a")]) && !matches("zone in (a,b),zone!=b", &[("zone", "b")])
@@ -331,15 +332,15 @@ mod tests {
 
     #[test]
     fn what_is_in_use_stays_and_the_rest_is_bounded() {
-        let selectors = Selectors::default();
+        let selectors = SelectorCache::default();
         let kept = selectors.get("zone=a").unwrap();
-        for i in 0..3 * limits::SELECTORS_KEPT {
+        for i in 0..3 * limits::SELECTORS_CACHED_MAX {
             selectors.get(&format!("k{i}")).unwrap();
             if i % 100 == 0 {
                 assert!(Arc::ptr_eq(&kept, &selectors.get("zone=a").unwrap()));
             }
-            let generations = selectors.0.read().unwrap();
-            assert!(generations.young.len() + generations.old.len() <= limits::SELECTORS_KEPT);
+            let generations = selectors.0.read();
+            assert!(generations.young.len() + generations.old.len() <= limits::SELECTORS_CACHED_MAX);
         }
         assert!(selectors.get("zone=").is_ok() && selectors.get("=").is_err());
     }

@@ -9,7 +9,7 @@ pub mod label_selector;
 mod names;
 mod pool;
 mod quota;
-pub mod rejection;
+pub mod request_error;
 mod strict;
 mod unschedulable;
 pub mod unschedulable_bits;
@@ -37,7 +37,7 @@ pub type Fence = u64;
 
 /// Page of a listing: some rows, and where the next page begins.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Page<T> {
+pub struct ListPage<T> {
     /// The rows.
     pub items: Vec<T>,
     /// Opaque start of the next page; none on the last.

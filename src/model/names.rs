@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// Seed of the worker hash, version 1. Pinned: it decides which shard owns a worker, on disk too.
 const WORKER_HASH_SEED: u64 = 0x686f_7470_6f6f_6c31;
@@ -35,9 +35,9 @@ const NAME_BYTES: [bool; 256] = {
 ///
 /// # Errors
 /// `Invalid` naming `field` and the limit.
-pub fn check_name(field: &'static str, value: &str) -> Result<(), Refusal> {
+pub fn check_name(field: &'static str, value: &str) -> Result<(), RequestError> {
     if value.is_empty() || value.len() > limits::NAME_BYTES_MAX {
-        return Err(Refusal::invalid(
+        return Err(RequestError::invalid(
             field,
             format!("must be 1..={} bytes, got {}", limits::NAME_BYTES_MAX, value.len()),
         ));
@@ -48,7 +48,9 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), Refusal> {
     }
     match value.bytes().position(|b| !NAME_BYTES[b as usize]) {
         None => Ok(()),
-        Some(at) => Err(Refusal::invalid(field, format!("may hold only [A-Za-z0-9._-]; byte {at} is not one of them"))),
+        Some(at) => {
+            Err(RequestError::invalid(field, format!("may hold only [A-Za-z0-9._-]; byte {at} is not one of them")))
+        }
     }
 }
 
@@ -67,8 +69,9 @@ impl PoolName {
     ///
     /// # Errors
     /// `Invalid` naming `namespace` or `pool`.
-    pub fn new(namespace: &str, pool: &str) -> Result<Self, Refusal> {
-        if let Some(last) = LAST_POOL.with_borrow(|last| last.as_ref().filter(|last| last.is(namespace, pool)).cloned())
+    pub fn new(namespace: &str, pool: &str) -> Result<Self, RequestError> {
+        if let Some(last) =
+            LAST_POOL.with_borrow(|last| last.as_ref().filter(|last| last.matches_parts(namespace, pool)).cloned())
         {
             return Ok(last);
         }
@@ -80,7 +83,7 @@ impl PoolName {
     }
 
     /// Whether it is made of these.
-    fn is(&self, namespace: &str, pool: &str) -> bool {
+    fn matches_parts(&self, namespace: &str, pool: &str) -> bool {
         let rest = self.0.strip_prefix(namespace).and_then(|rest| rest.strip_prefix('/'));
         rest == Some(pool)
     }
@@ -89,9 +92,9 @@ impl PoolName {
     ///
     /// # Errors
     /// `Invalid` naming `pool`.
-    pub fn parse(text: &str) -> Result<Self, Refusal> {
+    pub fn parse(text: &str) -> Result<Self, RequestError> {
         let (namespace, pool) =
-            text.split_once('/').ok_or_else(|| Refusal::invalid("pool", "must be namespace/pool"))?;
+            text.split_once('/').ok_or_else(|| RequestError::invalid("pool", "must be namespace/pool"))?;
         Self::new(namespace, pool)
     }
 
@@ -135,7 +138,7 @@ impl WorkerId {
     ///
     /// # Errors
     /// `Invalid` naming `id`.
-    pub fn new(id: &str) -> Result<Self, Refusal> {
+    pub fn new(id: &str) -> Result<Self, RequestError> {
         check_name("id", id)?;
         Ok(Self(id.into()))
     }
@@ -189,7 +192,7 @@ impl ClaimId {
     ///
     /// # Errors
     /// `Invalid` naming `namespace`, `tenant` or `key`.
-    pub fn new(namespace: &str, tenant: &str, key: &str) -> Result<Self, Refusal> {
+    pub fn new(namespace: &str, tenant: &str, key: &str) -> Result<Self, RequestError> {
         check_name("namespace", namespace)?;
         check_name("tenant", tenant)?;
         check_name("key", key)?;
@@ -297,7 +300,7 @@ pub fn affinity_hash(word: &str) -> u64 {
 ///
 /// # Errors
 /// `Invalid` naming `field` and the rule.
-pub fn check_label_key(field: &'static str, key: &str) -> Result<(), Refusal> {
+pub fn check_label_key(field: &'static str, key: &str) -> Result<(), RequestError> {
     let Some((prefix, name)) = key.split_once('/') else { return check_name(field, key) };
     let is_inner = |bytes: &[u8], good: fn(&u8) -> bool| match bytes {
         [] => false,
@@ -311,20 +314,20 @@ pub fn check_label_key(field: &'static str, key: &str) -> Result<(), Refusal> {
             "what stands before the slash must be a DNS subdomain (lower case letters, digits, - and .) of at most {} bytes",
             limits::LABEL_PREFIX_BYTES_MAX
         );
-        return Err(Refusal::invalid(field, message));
+        return Err(RequestError::invalid(field, message));
     }
     if name.len() > limits::LABEL_NAME_BYTES_MAX || !is_inner(name.as_bytes(), |byte| NAME_BYTES[usize::from(*byte)]) {
         let message = format!(
             "what stands behind the slash must be 1..={} bytes of [A-Za-z0-9._-] that begin and end with a letter or digit",
             limits::LABEL_NAME_BYTES_MAX
         );
-        return Err(Refusal::invalid(field, message));
+        return Err(RequestError::invalid(field, message));
     }
     Ok(())
 }
 
 /// The beginning of a key, for an error, which stays small whatever somebody sends.
-fn shown(key: &str) -> String {
+fn truncated(key: &str) -> String {
     key.chars().take(limits::LABEL_PREFIX_BYTES_MAX).collect()
 }
 
@@ -332,20 +335,23 @@ fn shown(key: &str) -> String {
 ///
 /// # Errors
 /// `Invalid` naming `labels`, and in its message the key.
-pub fn check_labels(labels: &Labels) -> Result<(), Refusal> {
+pub fn check_labels(labels: &Labels) -> Result<(), RequestError> {
     if labels.len() > limits::LABELS_MAX {
-        return Err(Refusal::invalid("labels", format!("at most {} labels, got {}", limits::LABELS_MAX, labels.len())));
+        return Err(RequestError::invalid(
+            "labels",
+            format!("at most {} labels, got {}", limits::LABELS_MAX, labels.len()),
+        ));
     }
     for (key, value) in labels {
         if let Err(wrong) = check_label_key("labels", key) {
-            return Err(Refusal::invalid("labels", format!("key {:?}: {wrong}", shown(key))));
+            return Err(RequestError::invalid("labels", format!("key {:?}: {wrong}", truncated(key))));
         }
         if value.len() > limits::LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
             let message = format!(
                 "value of key {key:?} must be at most {} bytes without control characters",
                 limits::LABEL_VALUE_BYTES_MAX
             );
-            return Err(Refusal::invalid("labels", message));
+            return Err(RequestError::invalid("labels", message));
         }
     }
     Ok(())

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Capacity, GpuAsk, Labels, Millis, PoolName, Resources, Seq, UnschedulableCounts, check_labels, check_name, present,
-    some_object, unique_keys,
+    GpuRequest, Labels, Millis, PoolName, ResourceRequirements, Seq, UnschedulableCounts, WorkerCapacity, check_labels,
+    check_name, present, some_object, unique_keys,
 };
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// How claims of a pool use workers. Never changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mode {
+pub enum PoolMode {
     /// A claim takes a whole worker.
     #[default]
     Exclusive,
@@ -27,7 +27,7 @@ pub enum Mode {
 /// ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Policy {
+pub enum PlacementPolicy {
     /// The one that became idle last: the warmest.
     #[default]
     Lifo,
@@ -43,19 +43,19 @@ pub enum Policy {
     Fgd,
 }
 
-impl Policy {
+impl PlacementPolicy {
     /// Whether pools of this mode may have it.
     #[must_use]
-    pub const fn is_of(self, mode: Mode) -> bool {
+    pub const fn is_allowed_in(self, mode: PoolMode) -> bool {
         let shared = matches!(self, Self::BestFit | Self::Spread | Self::Fgd);
-        shared == matches!(mode, Mode::Shared)
+        shared == matches!(mode, PoolMode::Shared)
     }
 }
 
-impl Mode {
+impl PoolMode {
     /// The word on the wire.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Exclusive => "exclusive",
             Self::Shared => "shared",
@@ -64,10 +64,10 @@ impl Mode {
 
     /// The policy of a pool that does not say.
     #[must_use]
-    pub const fn default_policy(self) -> Policy {
+    pub const fn default_policy(self) -> PlacementPolicy {
         match self {
-            Self::Exclusive => Policy::Lifo,
-            Self::Shared => Policy::BestFit,
+            Self::Exclusive => PlacementPolicy::Lifo,
+            Self::Shared => PlacementPolicy::BestFit,
         }
     }
 }
@@ -81,7 +81,7 @@ pub struct TypicalRequest {
     pub cpu_milli: u64,
     /// Cards, if any.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
-    pub gpu: Option<GpuAsk>,
+    pub gpu: Option<GpuRequest>,
     /// How often, beside the others: 1..=1,000,000.
     pub weight: u32,
 }
@@ -89,7 +89,7 @@ pub struct TypicalRequest {
 /// When an answer leaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ack {
+pub enum AckLevel {
     /// At once; lost with the process if the store does not have it yet.
     Memory,
     /// After the store has it.
@@ -104,17 +104,17 @@ pub struct PoolSpec {
     /// Number of shards: a power of two, 1..=1024.
     pub shards: u16,
     /// How claims use workers.
-    pub mode: Mode,
+    pub mode: PoolMode,
     /// Which worker a claim takes; none: [`Mode::default_policy`]. Always there once it is [settled](Self::settled).
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
-    pub policy: Option<Policy>,
+    pub policy: Option<PlacementPolicy>,
     /// A claim that asks for resources and no GPU takes a worker with GPUs only when no other fits.
     pub spare_gpu_workers: bool,
     /// What policy `fgd` takes for usual; empty: it learns that from the claims that come.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub typical_requests: Vec<TypicalRequest>,
     /// When answers leave, unless a request asks for more.
-    pub ack: Ack,
+    pub ack: AckLevel,
     /// Free labels of the pool.
     #[serde(deserialize_with = "unique_keys")]
     pub labels: Labels,
@@ -154,11 +154,11 @@ impl Default for PoolSpec {
     fn default() -> Self {
         Self {
             shards: limits::SHARDS_DEFAULT,
-            mode: Mode::default(),
+            mode: PoolMode::default(),
             policy: None,
             spare_gpu_workers: true,
             typical_requests: Vec::new(),
-            ack: Ack::default(),
+            ack: AckLevel::default(),
             labels: Labels::new(),
             class: None,
             reserve_ms: 30_000,
@@ -181,14 +181,14 @@ impl PoolSpec {
     ///
     /// # Errors
     /// `Invalid` naming the field that is out of its limit.
-    pub fn settled(self) -> Result<Self, Refusal> {
+    pub fn with_defaults(self) -> Result<Self, RequestError> {
         self.check()?;
         Ok(Self { policy: Some(self.policy()), ..self })
     }
 
     /// Which worker a claim takes.
     #[must_use]
-    pub fn policy(&self) -> Policy {
+    pub fn policy(&self) -> PlacementPolicy {
         self.policy.unwrap_or(self.mode.default_policy())
     }
 
@@ -215,43 +215,46 @@ impl PoolSpec {
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self) -> Result<(), Refusal> {
-        if !self.policy().is_of(self.mode) {
+    pub fn check(&self) -> Result<(), RequestError> {
+        if !self.policy().is_allowed_in(self.mode) {
             let known = match self.mode {
-                Mode::Exclusive => "lifo, fifo, random",
-                Mode::Shared => "best_fit, spread, fgd",
+                PoolMode::Exclusive => "lifo, fifo, random",
+                PoolMode::Shared => "best_fit, spread, fgd",
             };
-            return Err(Refusal::invalid("policy", format!("of a pool of this mode it must be one of {known}")));
+            return Err(RequestError::invalid("policy", format!("of a pool of this mode it must be one of {known}")));
         }
-        check_typical(self)?;
+        check_typical_requests(self)?;
         if !self.shards.is_power_of_two() || self.shards > limits::SHARDS_MAX {
             let message = format!("must be a power of two, 1..={}, got {}", limits::SHARDS_MAX, self.shards);
-            return Err(Refusal::invalid("shards", message));
+            return Err(RequestError::invalid("shards", message));
         }
         if let Some(class) = &self.class {
             check_name("class", class)?;
         }
         check_labels(&self.labels)?;
         if self.reserve_ms > limits::RESERVE_MS_MAX {
-            return Err(Refusal::invalid("reserve_ms", format!("must be at most {}", limits::RESERVE_MS_MAX)));
+            return Err(RequestError::invalid("reserve_ms", format!("must be at most {}", limits::RESERVE_MS_MAX)));
         }
         for (field, ttl_ms) in [("ttl_default_ms", self.ttl_default_ms), ("ttl_max_ms", self.ttl_max_ms)] {
             if ttl_ms.is_some_and(|ms| ms == 0 || ms > limits::TTL_MS_MAX) {
-                return Err(Refusal::invalid(field, format!("must be 1..={}", limits::TTL_MS_MAX)));
+                return Err(RequestError::invalid(field, format!("must be 1..={}", limits::TTL_MS_MAX)));
             }
         }
         if let (Some(default_ms), Some(max_ms)) = (self.ttl_default_ms, self.ttl_max_ms)
             && default_ms > max_ms
         {
-            return Err(Refusal::invalid("ttl_default_ms", format!("must be at most ttl_max_ms, which is {max_ms}")));
+            return Err(RequestError::invalid(
+                "ttl_default_ms",
+                format!("must be at most ttl_max_ms, which is {max_ms}"),
+            ));
         }
         for (field, waiters) in [("waiters_max", self.waiters_max), ("waiters_tenant_max", self.waiters_tenant_max)] {
             if waiters > limits::WAITERS_MAX {
-                return Err(Refusal::invalid(field, format!("must be at most {}", limits::WAITERS_MAX)));
+                return Err(RequestError::invalid(field, format!("must be at most {}", limits::WAITERS_MAX)));
             }
         }
         if self.lost_keep_ms > limits::LOST_KEEP_MS_MAX {
-            return Err(Refusal::invalid("lost_keep_ms", format!("must be at most {}", limits::LOST_KEEP_MS_MAX)));
+            return Err(RequestError::invalid("lost_keep_ms", format!("must be at most {}", limits::LOST_KEEP_MS_MAX)));
         }
         let times = [
             ("releasing_ms", self.releasing_ms),
@@ -261,7 +264,7 @@ impl PoolSpec {
         ];
         for (field, ms) in times {
             if ms == 0 || ms > limits::RESERVE_MS_MAX {
-                return Err(Refusal::invalid(field, format!("must be 1..={}", limits::RESERVE_MS_MAX)));
+                return Err(RequestError::invalid(field, format!("must be 1..={}", limits::RESERVE_MS_MAX)));
             }
         }
         Ok(())
@@ -282,34 +285,35 @@ impl TtlBounds {
     ///
     /// # Errors
     /// `Invalid` naming `ttl_ms` and the limit.
-    pub fn check(self, ttl_ms: Option<Millis>) -> Result<(), Refusal> {
+    pub fn check(self, ttl_ms: Option<Millis>) -> Result<(), RequestError> {
         match (ttl_ms, self.max_ms) {
-            (Some(ttl_ms), Some(max_ms)) if ttl_ms > max_ms => Err(Self::too_long(max_ms)),
+            (Some(ttl_ms), Some(max_ms)) if ttl_ms > max_ms => Err(Self::ttl_too_long(max_ms)),
             _ => Ok(()),
         }
     }
 
     /// The refusal of a ttl that is longer than `max_ms`.
     #[must_use]
-    pub fn too_long(max_ms: Millis) -> Refusal {
-        Refusal::invalid("ttl_ms", format!("must be at most the pool's {max_ms} (ttl_max_ms)"))
+    pub fn ttl_too_long(max_ms: Millis) -> RequestError {
+        RequestError::invalid("ttl_ms", format!("must be at most the pool's {max_ms} (ttl_max_ms)"))
     }
 }
 
-fn check_typical(spec: &PoolSpec) -> Result<(), Refusal> {
+fn check_typical_requests(spec: &PoolSpec) -> Result<(), RequestError> {
     let all = &spec.typical_requests;
     if all.len() > limits::TYPICAL_REQUESTS_MAX {
         let message = format!("must be at most {}, got {}", limits::TYPICAL_REQUESTS_MAX, all.len());
-        return Err(Refusal::invalid("typical_requests", message));
+        return Err(RequestError::invalid("typical_requests", message));
     }
-    if !all.is_empty() && spec.policy() != Policy::Fgd {
-        return Err(Refusal::invalid("typical_requests", "is of use with policy fgd only"));
+    if !all.is_empty() && spec.policy() != PlacementPolicy::Fgd {
+        return Err(RequestError::invalid("typical_requests", "is of use with policy fgd only"));
     }
     for (i, TypicalRequest { cpu_milli, gpu, weight }) in all.iter().enumerate() {
-        let resources = Resources { cpu_milli: *cpu_milli, gpu: gpu.clone(), ..Resources::default() };
+        let resources =
+            ResourceRequirements { cpu_milli: *cpu_milli, gpu: gpu.clone(), ..ResourceRequirements::default() };
         resources.check(&format!("typical_requests[{i}]"))?;
         if *weight == 0 || *weight > 1_000_000 {
-            return Err(Refusal::invalid(format!("typical_requests[{i}].weight"), "must be 1..=1000000"));
+            return Err(RequestError::invalid(format!("typical_requests[{i}].weight"), "must be 1..=1000000"));
         }
     }
     Ok(())
@@ -362,7 +366,7 @@ pub struct ShardStatus {
     /// Age of the oldest change that the store does not have, in milliseconds.
     pub lag_ms: u64,
     /// Requests waiting in the ring.
-    pub ring_depth: u64,
+    pub queue_depth: u64,
     /// Durable answers that wait for the store.
     pub answers_waiting: u64,
     /// Times its actor was restarted after a panic.
@@ -379,18 +383,18 @@ pub struct PoolStatus {
     /// Number of this specification: grows with every change, and never comes back, also not with another pool of the name.
     pub version: u64,
     /// Sum of what the workers have. GPUs by model are summed in `gpus`.
-    pub capacity: Capacity,
+    pub capacity: WorkerCapacity,
     /// Sum of what can be claimed: what idle workers have; in a shared pool, what the workers that are offered have left.
-    pub free: Capacity,
+    pub free: WorkerCapacity,
     /// Per GPU model.
-    pub gpus: BTreeMap<String, GpuSum>,
+    pub gpus: BTreeMap<String, GpuTotals>,
     /// Figures by shard.
     pub shards: Vec<ShardStatus>,
 }
 
 /// The cards of one model in a pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GpuSum {
+pub struct GpuTotals {
     /// In all.
     pub total: u64,
     /// Of them those of which nothing is held and that can be claimed.
@@ -461,9 +465,9 @@ impl PoolStatus {
     }
 }
 
-/// Answer to [`WorkerVerb::Clear`] for a whole pool.
+/// Answer to [`WorkerCommand::Clear`] for a whole pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Cleared {
+pub struct ClearResult {
     /// Workers that are trusted since.
     pub cleared: u64,
     /// Workers that are not yet: claims that the last stop may have lost can still be started.

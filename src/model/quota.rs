@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{ClaimSpec, Millis, present};
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// What claims hold, or may hold, in the four amounts that quotas count. Resources are those that claims ask for: one that
 /// asks for none counts as a claim only, whatever its worker has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
+pub struct ResourceUsage {
     /// Claims.
     pub claims: u64,
     /// Thousandths of a core.
@@ -22,7 +22,7 @@ pub struct Usage {
 
 /// One of the amounts that a quota bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
+pub enum QuotaResource {
     /// Claims.
     Claims,
     /// Cores.
@@ -33,13 +33,13 @@ pub enum Counted {
     Gpu,
 }
 
-impl Counted {
-    /// In the order of [`Usage::each`].
+impl QuotaResource {
+    /// In the order of [`ResourceUsage::each`].
     pub const ALL: [Self; 4] = [Self::Claims, Self::Cpu, Self::Memory, Self::Gpu];
 
     /// The field of a quota.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Claims => "claims",
             Self::Cpu => "cpu_milli",
@@ -49,7 +49,7 @@ impl Counted {
     }
 }
 
-impl Usage {
+impl ResourceUsage {
     /// No bound.
     pub const UNBOUNDED: Self =
         Self { claims: u64::MAX, cpu_milli: u64::MAX, memory_bytes: u64::MAX, gpu_milli: u64::MAX };
@@ -64,16 +64,17 @@ impl Usage {
 
     /// The four, in the order of [`Counted::ALL`].
     #[must_use]
-    pub const fn each(&self) -> [u64; 4] {
+    pub const fn to_array(&self) -> [u64; 4] {
         [self.claims, self.cpu_milli, self.memory_bytes, self.gpu_milli]
     }
 
     /// The amount that would pass `limit` if `more` came on top of `self`; one that does not grow never does.
     #[must_use]
-    pub fn over(&self, more: &Self, limit: &Self) -> Option<Counted> {
-        let over =
-            |i: &usize| more.each()[*i] > 0 && self.each()[*i].saturating_add(more.each()[*i]) > limit.each()[*i];
-        (0..4).find(over).map(|i| Counted::ALL[i])
+    pub fn first_exceeded(&self, more: &Self, limit: &Self) -> Option<QuotaResource> {
+        let over = |i: &usize| {
+            more.to_array()[*i] > 0 && self.to_array()[*i].saturating_add(more.to_array()[*i]) > limit.to_array()[*i]
+        };
+        (0..4).find(over).map(|i| QuotaResource::ALL[i])
     }
 
     /// The sum.
@@ -130,23 +131,23 @@ impl Quota {
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self) -> Result<(), Refusal> {
+    pub fn check(&self) -> Result<(), RequestError> {
         let amounts = [self.claims, self.cpu_milli, self.memory_bytes, self.gpu_milli];
-        for (counted, amount) in Counted::ALL.into_iter().zip(amounts) {
+        for (counted, amount) in QuotaResource::ALL.into_iter().zip(amounts) {
             if amount.is_some_and(|amount| amount > limits::AMOUNT_MAX) {
-                return Err(Refusal::invalid(counted.word(), format!("must be at most {}", limits::AMOUNT_MAX)));
+                return Err(RequestError::invalid(counted.as_str(), format!("must be at most {}", limits::AMOUNT_MAX)));
             }
         }
         if self.weight == 0 || self.weight > limits::WEIGHT_MAX {
-            return Err(Refusal::invalid("weight", format!("must be 1..={}", limits::WEIGHT_MAX)));
+            return Err(RequestError::invalid("weight", format!("must be 1..={}", limits::WEIGHT_MAX)));
         }
         Ok(())
     }
 
     /// As bounds.
     #[must_use]
-    pub fn limits(&self) -> Usage {
-        Usage {
+    pub fn limits(&self) -> ResourceUsage {
+        ResourceUsage {
             claims: self.claims.unwrap_or(u64::MAX),
             cpu_milli: self.cpu_milli.unwrap_or(u64::MAX),
             memory_bytes: self.memory_bytes.unwrap_or(u64::MAX),
@@ -179,14 +180,14 @@ pub struct QuotaStatus {
     /// Where that comes from.
     pub source: QuotaSource,
     /// What it holds; of a namespace's default nothing is said.
-    pub used: Usage,
+    pub used: ResourceUsage,
     /// Its claims that wait because its quota is used up.
     pub waiting: u64,
 }
 
 /// A claim that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WaitingView {
+pub struct QueuedClaimView {
     /// Whose.
     pub id: super::ClaimId,
     /// Pools in whose queues it stands, in the order in which it prefers them.
@@ -207,9 +208,9 @@ pub struct WaitingView {
 
 /// A key that is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum ClaimStatus {
     /// It holds this.
     Held(super::ClaimView),
     /// It waits.
-    Waiting(WaitingView),
+    Queued(QueuedClaimView),
 }

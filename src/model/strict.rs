@@ -23,8 +23,8 @@ pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) 
 /// # Errors
 /// Those of `T`.
 pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    struct Object<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+    struct ObjectVisitor<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,7 +35,7 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
             T::deserialize(MapAccessDeserializer::new(map))
         }
     }
-    deserializer.deserialize_map(Object(PhantomData))
+    deserializer.deserialize_map(ObjectVisitor(PhantomData))
 }
 
 /// Deserializes a map in which no key comes twice: a derived one would take the last.
@@ -45,8 +45,8 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
 pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, T>, D::Error> {
-    struct Unique<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Unique<T> {
+    struct UniqueMapVisitor<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueMapVisitor<T> {
         type Value = BTreeMap<String, T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,17 +58,17 @@ pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
             while let Some(key) = map.next_key::<String>()? {
                 match values.entry(key) {
                     Entry::Vacant(place) => drop(place.insert(map.next_value()?)),
-                    Entry::Occupied(twice) => return Err(given_twice(twice.key())),
+                    Entry::Occupied(twice) => return Err(duplicate_key_error(twice.key())),
                 }
             }
             Ok(values)
         }
     }
-    deserializer.deserialize_map(Unique(PhantomData))
+    deserializer.deserialize_map(UniqueMapVisitor(PhantomData))
 }
 
 /// Error of a key that comes again, as a derived reader says it of a field.
-fn given_twice<E: Error>(key: &str) -> E {
+fn duplicate_key_error<E: Error>(key: &str) -> E {
     E::custom(format_args!("duplicate field `{key}`"))
 }
 
@@ -78,8 +78,8 @@ pub struct UniqueValue(pub Value);
 
 impl<'de> Deserialize<'de> for UniqueValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Unique;
-        impl<'de> Visitor<'de> for Unique {
+        struct UniqueValueVisitor;
+        impl<'de> Visitor<'de> for UniqueValueVisitor {
             type Value = Value;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -123,15 +123,15 @@ impl<'de> Deserialize<'de> for UniqueValue {
                 Ok(Value::Object(fields.into_iter().map(|(key, UniqueValue(value))| (key, value)).collect()))
             }
         }
-        deserializer.deserialize_any(Unique).map(Self)
+        deserializer.deserialize_any(UniqueValueVisitor).map(Self)
     }
 }
 
 /// Names of the fields that a derived reader of a struct takes, none of which may be flattened.
 #[must_use]
 pub fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
-    struct Fields<'a>(&'a mut &'static [&'static str]);
-    impl<'de> Deserializer<'de> for Fields<'_> {
+    struct FieldsDeserializer<'a>(&'a mut &'static [&'static str]);
+    impl<'de> Deserializer<'de> for FieldsDeserializer<'_> {
         type Error = serde::de::value::Error;
 
         fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
@@ -154,7 +154,7 @@ pub fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
         }
     }
     let mut names: &'static [&'static str] = &[];
-    let _never_read = T::deserialize(Fields(&mut names));
+    let _never_read = T::deserialize(FieldsDeserializer(&mut names));
     debug_assert!(!names.is_empty(), "a struct has fields");
     names
 }

@@ -29,7 +29,7 @@ impl UnschedulableReason {
 
     /// Word of the reason on the wire.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Draining => "draining",
             Self::Cordoned => "cordoned",

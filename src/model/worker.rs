@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capacity, ClaimId, ClaimView, Fence, Labels, Millis, Seq, WorkerId, check_labels, check_name};
+use super::{ClaimId, ClaimView, Fence, Labels, Millis, Seq, WorkerCapacity, WorkerId, check_labels, check_name};
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 
 /// A worker as its registrar describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct WorkerSpec {
     /// Unique within the pool.
     pub id: WorkerId,
     /// What it has.
-    pub capacity: Capacity,
+    pub capacity: WorkerCapacity,
     /// Free labels.
     pub labels: Labels,
     /// The machine it runs on, if known.
@@ -28,10 +28,10 @@ pub struct WorkerSpec {
 impl WorkerSpec {
     /// A worker with nothing but its id.
     #[must_use]
-    pub fn bare(id: WorkerId) -> Self {
+    pub fn with_id(id: WorkerId) -> Self {
         Self {
             id,
-            capacity: Capacity::default(),
+            capacity: WorkerCapacity::default(),
             labels: Labels::new(),
             node: None,
             incarnation: 0,
@@ -43,17 +43,17 @@ impl WorkerSpec {
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub fn check(&self) -> Result<(), Refusal> {
+    pub fn check(&self) -> Result<(), RequestError> {
         self.capacity.check("capacity")?;
         check_labels(&self.labels)?;
         if let Some(node) = &self.node {
             check_name("node", node)?;
         }
         if self.incarnation > limits::AMOUNT_MAX {
-            return Err(Refusal::invalid("incarnation", format!("must be at most {}", limits::AMOUNT_MAX)));
+            return Err(RequestError::invalid("incarnation", format!("must be at most {}", limits::AMOUNT_MAX)));
         }
         if self.expires_at_ms.is_some_and(|at| at > limits::AMOUNT_MAX) {
-            return Err(Refusal::invalid("expires_at_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
+            return Err(RequestError::invalid("expires_at_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
         }
         Ok(())
     }
@@ -70,14 +70,14 @@ pub struct RunningClaim {
 
 /// A worker is there (again).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
+pub struct RegistrationRequest {
     /// As its registrar describes it.
     pub spec: WorkerSpec,
     /// What it runs; none: nothing is said about that.
     pub claims: Option<Vec<RunningClaim>>,
 }
 
-impl From<WorkerSpec> for Registration {
+impl From<WorkerSpec> for RegistrationRequest {
     fn from(spec: WorkerSpec) -> Self {
         Self { spec, claims: None }
     }
@@ -85,7 +85,7 @@ impl From<WorkerSpec> for Registration {
 
 /// What a worker says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
+pub struct HeartbeatRequest {
     /// Which life of the worker speaks.
     pub incarnation: u64,
     /// Grows from one to the next: what comes later with a lower one is ignored. A registration begins the count anew.
@@ -96,19 +96,19 @@ pub struct Beat {
 
 /// Answer to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
+pub struct HeartbeatResponse {
     /// What the worker holds, so what it should run.
     pub claims: Vec<ClaimView>,
     /// What it named and should not run.
     pub stop: Vec<RunningClaim>,
     /// Nothing of it was taken, because one with this higher `seq` was: the next has to exceed it, or the worker to be
     /// registered again.
-    pub late_for: Option<u64>,
+    pub superseded_by: Option<u64>,
 }
 
 /// The registration of a worker, shared by the engine and the answers that name it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct WorkerCard {
+pub struct WorkerRegistration {
     /// What the registrar said.
     pub spec: WorkerSpec,
 }
@@ -116,7 +116,7 @@ pub struct WorkerCard {
 /// Whether a worker may be offered, as its owner wishes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Schedulability {
+pub enum SchedulingState {
     /// Offered.
     #[default]
     Open,
@@ -129,7 +129,7 @@ pub enum Schedulability {
 /// Whether a worker is heard of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Liveness {
+pub enum LivenessState {
     /// It is, or it never promised to be.
     #[default]
     Live,
@@ -140,7 +140,7 @@ pub enum Liveness {
 /// Whether a worker can be what it is thought to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trust {
+pub enum TrustState {
     /// It can.
     #[default]
     Trusted,
@@ -151,7 +151,7 @@ pub enum Trust {
 /// What the owner of a worker may wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum WorkerVerb {
+pub enum WorkerCommand {
     /// Offer it no more.
     Cordon,
     /// Offer it again.
@@ -166,15 +166,15 @@ pub enum WorkerVerb {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerView {
     /// Its registration.
-    pub card: Arc<WorkerCard>,
+    pub registration: Arc<WorkerRegistration>,
     /// It holds a claim, or runs what it should not.
     pub busy: bool,
     /// As its owner wishes.
-    pub schedulability: Schedulability,
+    pub schedulability: SchedulingState,
     /// Whether it is heard of.
-    pub liveness: Liveness,
+    pub liveness: LivenessState,
     /// Whether it can be what it is thought to be.
-    pub trust: Trust,
+    pub trust: TrustState,
     /// It has less than its claim was promised.
     pub overcommitted: bool,
     /// Sequence number, in its shard, of the last change to this worker.
@@ -187,7 +187,7 @@ pub struct WorkerView {
 
 /// Answer to a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegistrationResponse {
     /// False if the worker was known.
     pub created: bool,
     /// The worker after the registration.

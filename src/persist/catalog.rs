@@ -1,19 +1,20 @@
 //! The catalogue: which pools and which quotas there are. A record stream like a shard's, with one row each, but no actor: it
 //! changes rarely, and one change waits for the other.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use futures::future::{BoxFuture, FutureExt as _, ready};
 
 use crate::model::{HASH_VERSION, PoolName, PoolSpec, Quota, Seq};
-use crate::persist::journal::{Journal, Outbox, Source};
+use crate::persist::journal::{Journal, Outbox, RowSource};
 use crate::persist::row::{self, PoolRow, QuotaRow, RowKind};
 use crate::persist::store::ShardKey;
 
 /// What the catalogue holds.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub struct CatalogRows {
     /// Pools by uid.
     pub pools: BTreeMap<u64, PoolRow>,
     /// Quotas by name; while they are being read, by the ids of their rows.
@@ -22,18 +23,18 @@ pub struct Rows {
 
 /// The rows of the catalogue and their way to the store.
 #[derive(Debug)]
-pub struct Catalogue {
-    rows: Mutex<Rows>,
+pub struct PoolCatalog {
+    rows: Mutex<CatalogRows>,
     outbox: Arc<Outbox>,
 }
 
-impl Catalogue {
+impl PoolCatalog {
     /// As the store has it at `at`.
     #[must_use]
-    pub fn new(journal: &Arc<Journal>, at: Seq, rows: Rows) -> Arc<Self> {
-        let outbox = Outbox::new(journal, ShardKey::CATALOGUE, at);
+    pub fn new(journal: &Arc<Journal>, at: Seq, rows: CatalogRows) -> Arc<Self> {
+        let outbox = Outbox::new(journal, ShardKey::CATALOG, at);
         let catalogue = Arc::new(Self { rows: Mutex::new(rows), outbox });
-        let source: Weak<dyn Source> = Arc::downgrade(&catalogue) as Weak<dyn Source>;
+        let source: Weak<dyn RowSource> = Arc::downgrade(&catalogue) as Weak<dyn RowSource>;
         catalogue.outbox.attach(source);
         catalogue
     }
@@ -70,17 +71,17 @@ impl Catalogue {
                 rows.quotas.insert(name.to_owned(), row);
             }
             None => {
-                row::put_no_quota(out, name);
+                row::put_quota_deletion(out, name);
                 rows.quotas.remove(name);
             }
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Rows, &mut Vec<u8>)) -> Seq {
+    fn change(&self, change: impl FnOnce(&mut CatalogRows, &mut Vec<u8>)) -> Seq {
         // The lock makes "change and hand over" one step; nothing in it waits.
         let mut rows = self.lock();
-        let seq = self.outbox.handed() + 1;
-        self.outbox.hand(seq, None, |out| {
+        let seq = self.outbox.appended_seq() + 1;
+        self.outbox.append(seq, None, |out| {
             change(&mut rows, out);
             1
         });
@@ -88,8 +89,8 @@ impl Catalogue {
     }
 
     /// Waits until the store has the change; false: it never will.
-    pub async fn stored(&self, seq: Seq) -> bool {
-        self.outbox.stored(seq).await
+    pub async fn wait_stored(&self, seq: Seq) -> bool {
+        self.outbox.wait_stored(seq).await
     }
 
     /// Its outbox.
@@ -98,16 +99,16 @@ impl Catalogue {
         &self.outbox
     }
 
-    fn lock(&self) -> MutexGuard<'_, Rows> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CatalogRows> {
+        self.rows.lock()
     }
 }
 
-impl Source for Catalogue {
+impl RowSource for PoolCatalog {
     // Whoever waits for the catalogue waits on the outbox itself.
-    fn progressed(&self) {}
+    fn on_progress(&self) {}
 
-    fn dump(&self, _from: u32, _bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
+    fn snapshot_rows(&self, _from: u32, _bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
         // At most `POOLS_MAX` and `QUOTAS_MAX` rows: one piece.
         let mut out = Vec::new();
         let rows = self.lock();
@@ -120,7 +121,7 @@ impl Source for Catalogue {
 
 /// The row of a pool.
 #[must_use]
-pub fn row(uid: u64, version: u64, name: &PoolName, spec: &PoolSpec, deleting: bool) -> PoolRow {
+pub fn pool_row(uid: u64, version: u64, name: &PoolName, spec: &PoolSpec, deleting: bool) -> PoolRow {
     PoolRow {
         uid,
         version,

@@ -15,24 +15,24 @@ use crate::model::Fence;
 /// How far ahead of the last fence a ceiling is set: ten minutes of microseconds.
 pub const CEILING_AHEAD: u64 = 600_000_000;
 /// A ceiling that is nearer than this wants to be raised.
-const CEILING_NEAR: u64 = CEILING_AHEAD / 2;
+const CEILING_LOW_WATER: u64 = CEILING_AHEAD / 2;
 
 /// Time closer to the ceiling than this does not count.
-const TIME_MARGIN: u64 = CEILING_NEAR / 2;
+const TIME_MARGIN: u64 = CEILING_LOW_WATER / 2;
 
 /// Draws fences.
 #[derive(Debug)]
-pub struct Fences {
+pub struct FenceGenerator {
     floor: AtomicU64,
     previous_floor: AtomicU64,
     last: CachePadded<AtomicU64>,
     ceiling: CachePadded<AtomicU64>,
 }
 
-impl Fences {
+impl FenceGenerator {
     /// No fence can be drawn until [`Fences::start`].
     #[must_use]
-    pub const fn closed() -> Self {
+    pub const fn new_closed() -> Self {
         Self {
             floor: AtomicU64::new(0),
             previous_floor: AtomicU64::new(0),
@@ -67,11 +67,11 @@ impl Fences {
 
     /// The ceiling that the store should be told next, if the present one is near.
     #[must_use]
-    pub fn wanted_ceiling(&self, unix_us: u64) -> Option<Fence> {
+    pub fn next_ceiling(&self, unix_us: u64) -> Option<Fence> {
         let last = self.last.load(Ordering::Relaxed);
         let front = last.max(unix_us.min(last + CEILING_AHEAD));
         let front = if last == 0 { unix_us } else { front };
-        (self.ceiling.load(Ordering::Relaxed) < front + CEILING_NEAR)
+        (self.ceiling.load(Ordering::Relaxed) < front + CEILING_LOW_WATER)
             .then_some((front + CEILING_AHEAD).min(limits::FENCE_MAX))
     }
 
@@ -79,7 +79,7 @@ impl Fences {
     ///
     /// Draw after the request left the ring: whoever held the key before drew earlier, so the new fence is higher.
     #[must_use]
-    pub fn draw(&self, n: u64, unix_us: u64) -> Option<Fence> {
+    pub fn allocate(&self, n: u64, unix_us: u64) -> Option<Fence> {
         let ceiling = self.ceiling.load(Ordering::Acquire);
         let mut first = 0;
         self.last
@@ -99,24 +99,24 @@ mod tests {
 
     #[test]
     fn s13_fences_grow_over_a_restart_with_the_clock_set_back() {
-        let before = Fences::closed();
-        before.set_ceiling(before.wanted_ceiling(5_000_000).expect("no ceiling yet"));
-        let last = before.draw(3, 5_000_000).expect("below the ceiling") + 2;
+        let before = FenceGenerator::new_closed();
+        before.set_ceiling(before.next_ceiling(5_000_000).expect("no ceiling yet"));
+        let last = before.allocate(3, 5_000_000).expect("below the ceiling") + 2;
         // The tail is lost, the clock an hour back: only the stored ceiling is left.
-        let after = Fences::closed();
+        let after = FenceGenerator::new_closed();
         after.start(before.ceiling.load(Ordering::Relaxed), 0);
-        after.set_ceiling(after.wanted_ceiling(1_000).expect("the old ceiling is the new floor"));
-        assert!(after.draw(1, 1_000).expect("below the ceiling") > last);
+        after.set_ceiling(after.next_ceiling(1_000).expect("the old ceiling is the new floor"));
+        assert!(after.allocate(1, 1_000).expect("below the ceiling") > last);
     }
 
     #[test]
     fn s09_a_clock_that_leaps_ahead_stays_under_the_ceiling() {
-        let fences = Fences::closed();
-        assert_eq!(fences.draw(1, 10), None, "closed");
+        let fences = FenceGenerator::new_closed();
+        assert_eq!(fences.allocate(1, 10), None, "closed");
         fences.set_ceiling(TIME_MARGIN + 1_000);
-        assert_eq!(fences.draw(1, 10), Some(10));
-        assert_eq!(fences.draw(1, u64::MAX), Some(11), "a leap does not count");
-        assert_eq!(fences.draw(TIME_MARGIN + 989, 10), Some(12));
-        assert_eq!(fences.draw(1, 10), None, "the ceiling is in the way");
+        assert_eq!(fences.allocate(1, 10), Some(10));
+        assert_eq!(fences.allocate(1, u64::MAX), Some(11), "a leap does not count");
+        assert_eq!(fences.allocate(TIME_MARGIN + 989, 10), Some(12));
+        assert_eq!(fences.allocate(1, 10), None, "the ceiling is in the way");
     }
 }

@@ -31,36 +31,36 @@ const NUMBER_BYTES: usize = 20;
 #[derive(Debug, Clone)]
 pub enum RequestId {
     /// The caller's own.
-    Sent(HeaderValue),
+    Received(HeaderValue),
     /// Made by this process: a number, and text only where somebody reads it.
-    Made(u64),
+    Generated(u64),
 }
 
 impl RequestId {
     /// Id that a caller sent, if it is 1 to [`REQUEST_ID_BYTES_MAX`] bytes of visible ASCII; else one that is made.
     #[must_use]
-    pub fn sent_or_made(sent: Option<&HeaderValue>) -> Self {
+    pub fn from_header_or_generate(sent: Option<&HeaderValue>) -> Self {
         let is_good = |id: &&HeaderValue| {
             (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
         };
         match sent.filter(is_good) {
-            Some(sent) => Self::Sent(sent.clone()),
-            None => Self::made(),
+            Some(sent) => Self::Received(sent.clone()),
+            None => Self::generate(),
         }
     }
 
     /// Id that nobody else has.
     #[must_use]
-    pub fn made() -> Self {
+    pub fn generate() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self::Made(NEXT.fetch_add(1, Ordering::Relaxed))
+        Self::Generated(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Lends the text of the id.
     fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         match self {
-            Self::Sent(sent) => read(sent.as_bytes()),
-            Self::Made(number) => {
+            Self::Received(sent) => read(sent.as_bytes()),
+            Self::Generated(number) => {
                 let mut text = [0; PREFIX_BYTES + NUMBER_BYTES];
                 let mut digits = itoa::Buffer::new();
                 let digits = digits.format(*number).as_bytes();
@@ -80,8 +80,8 @@ impl RequestId {
     #[must_use]
     pub fn header(&self) -> HeaderValue {
         match self {
-            Self::Sent(sent) => sent.clone(),
-            Self::Made(_) => self.with_bytes(|text| HeaderValue::from_bytes(text).expect("digits and a dash")),
+            Self::Received(sent) => sent.clone(),
+            Self::Generated(_) => self.with_bytes(|text| HeaderValue::from_bytes(text).expect("digits and a dash")),
         }
     }
 }
@@ -112,7 +112,7 @@ pub enum ChangeSource {
 impl ChangeSource {
     /// Word in the log.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Grpc => "grpc",
@@ -123,7 +123,7 @@ impl ChangeSource {
 
 /// Caller of the request that a task carries out.
 #[derive(Debug, Clone)]
-pub struct Caller {
+pub struct CallerContext {
     /// Way in which the request came.
     pub source: ChangeSource,
     /// Id of the request; none: there was no request.
@@ -133,10 +133,10 @@ pub struct Caller {
 }
 
 tokio::task_local! {
-    static CALLER: Caller;
+    static CALLER: CallerContext;
 }
 
-impl Caller {
+impl CallerContext {
     /// Caller of the present task's request. None: a program that embeds the library, or RESP, which changes nothing that is
     /// an operator's.
     #[must_use]
@@ -145,19 +145,19 @@ impl Caller {
     }
 
     /// Carries out what this caller asked for.
-    pub fn carry<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         CALLER.scope(self, work)
     }
 
     /// Does what this caller asked for, which does not wait.
-    pub fn lend<T>(self, work: impl FnOnce() -> T) -> T {
+    pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
         CALLER.sync_scope(self, work)
     }
 
     /// Carries out `work`, which does not wait, for a caller that was kept, as a stream keeps its own; none: for nobody.
-    pub fn lend_kept<T>(caller: Option<&Self>, work: impl FnOnce() -> T) -> T {
+    pub fn sync_scope_or_plain<T>(caller: Option<&Self>, work: impl FnOnce() -> T) -> T {
         match caller {
-            Some(caller) => caller.clone().lend(work),
+            Some(caller) => caller.clone().sync_scope(work),
             None => work(),
         }
     }
@@ -175,9 +175,9 @@ impl Caller {
 }
 
 /// Work that another task carries out for the caller of this one.
-pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
-    match Caller::current() {
-        Some(caller) => Either::Left(caller.carry(work)),
+pub fn with_current_caller<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    match CallerContext::current() {
+        Some(caller) => Either::Left(caller.scope(work)),
         None => Either::Right(work),
     }
 }
@@ -188,25 +188,25 @@ mod tests {
 
     #[test]
     fn an_id_that_is_made_is_new_and_short() {
-        let ids = [RequestId::made(), RequestId::made()].map(|id| id.to_string());
+        let ids = [RequestId::generate(), RequestId::generate()].map(|id| id.to_string());
         assert_ne!(ids[0], ids[1]);
         for id in ids {
             assert!(id.len() > PREFIX_BYTES && id.len() <= PREFIX_BYTES + NUMBER_BYTES);
             assert!(id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'), "{id}");
         }
-        let largest = RequestId::Made(u64::MAX);
+        let largest = RequestId::Generated(u64::MAX);
         assert!(largest.to_string().ends_with("-18446744073709551615"));
         assert_eq!(largest.header().to_str().unwrap(), largest.to_string());
     }
 
     #[tokio::test]
     async fn work_for_a_caller_knows_it_in_another_task_as_well() {
-        let id = || Caller::with_request_id(|id| id.map(ToString::to_string));
+        let id = || CallerContext::with_request_id(|id| id.map(ToString::to_string));
         assert_eq!(id(), None);
-        let request_id = Some(RequestId::Sent(HeaderValue::from_static("ticket-17")));
-        let caller = Caller { source: ChangeSource::Http, request_id, peer: None };
-        let there = caller.carry(async { tokio::spawn(carried(async move { id() })).await.unwrap() }).await;
+        let request_id = Some(RequestId::Received(HeaderValue::from_static("ticket-17")));
+        let caller = CallerContext { source: ChangeSource::Http, request_id, peer: None };
+        let there = caller.scope(async { tokio::spawn(with_current_caller(async move { id() })).await.unwrap() }).await;
         assert_eq!(there.as_deref(), Some("ticket-17"));
-        assert_eq!(tokio::spawn(carried(async move { id() })).await.unwrap(), None);
+        assert_eq!(tokio::spawn(with_current_caller(async move { id() })).await.unwrap(), None);
     }
 }

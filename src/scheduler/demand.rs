@@ -2,27 +2,27 @@
 
 use futures::future::join_all;
 
-use super::{Scheduler, wait};
+use super::{Scheduler, recv_outcome};
 use crate::limits;
-use crate::model::rejection::Refusal;
-use crate::model::{Demand, IdleWorker, Mode, PoolName, claims_per_worker};
-use crate::shard::{Command, Payload, Reply};
+use crate::model::request_error::RequestError;
+use crate::model::{IdleWorker, PoolDemand, PoolMode, PoolName, claims_per_worker};
+use crate::shard::{Command, ReplyPayload, ReplySender};
 
 impl Scheduler {
     /// What waits for a pool, by what it asks for; and workers that could go. Costs a walk over those that wait.
     ///
     /// # Errors
     /// `NotFound`; `loading`.
-    pub async fn demand(&self, name: &PoolName) -> Result<Demand, Refusal> {
-        self.open()?;
+    pub async fn demand(&self, name: &PoolName) -> Result<PoolDemand, RequestError> {
+        self.check_serving()?;
         let pool = self.pool(name)?;
         let mut shapes = self.dispatch().demand(&pool);
-        let capacities = pool.board.capacities().all();
+        let capacities = pool.board.capacities().distinct();
         let mut needed = 0.0;
         for shape in shapes.iter_mut().filter(|shape| shape.reason != "quota") {
             let each = match pool.spec.load().mode {
-                Mode::Exclusive => 1,
-                Mode::Shared => claims_per_worker(&shape.resources, capacities.iter()),
+                PoolMode::Exclusive => 1,
+                PoolMode::Shared => claims_per_worker(&shape.resources, capacities.iter()),
             };
             shape.workers_needed = shape.waiting.div_ceil(each);
             needed += shape.waiting as f64 / each as f64;
@@ -32,8 +32,8 @@ impl Scheduler {
         let (waiting, oldest_ms) = (room().map(|shape| shape.waiting).sum(), room().map(|shape| shape.oldest_ms).max());
         let waiting_for_quota = shapes.iter().map(|shape| shape.waiting).sum::<u64>() - waiting;
         shapes.truncate(limits::DEMAND_SHAPES_MAX);
-        let workers_busy = pool.ports.iter().map(|port| u64::from(pool.board.held(port.shard.shard))).sum();
-        Ok(Demand {
+        let workers_busy = pool.shards.iter().map(|port| u64::from(pool.board.busy(port.shard.shard))).sum();
+        Ok(PoolDemand {
             pool: name.clone(),
             waiting,
             waiting_for_quota,
@@ -46,12 +46,12 @@ impl Scheduler {
         })
     }
 
-    async fn idle_longest(&self, pool: &crate::admission::pools::Pool) -> Vec<IdleWorker> {
-        let shards = join_all(pool.ports.iter().map(|port| async move {
-            let (reply, answer) = Reply::one();
-            port.ask(Command::IdleLongest(limits::DEMAND_SHAPES_MAX, reply));
-            match wait(answer).await {
-                Ok(Payload::Idle(workers)) => workers,
+    async fn idle_longest(&self, pool: &crate::admission::pool_registry::Pool) -> Vec<IdleWorker> {
+        let shards = join_all(pool.shards.iter().map(|port| async move {
+            let (reply, answer) = ReplySender::oneshot();
+            port.push_or_reject(Command::IdleLongest(limits::DEMAND_SHAPES_MAX, reply));
+            match recv_outcome(answer).await {
+                Ok(ReplyPayload::Idle(workers)) => workers,
                 _ => Vec::new(),
             }
         }));

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 
-use super::{Scheduler, wait};
-use crate::admission::dispatch::pick;
-use crate::admission::pools::{Pool, PoolMap};
-use crate::model::rejection::{Exhausted, Refusal};
-use crate::model::{ClaimRequest, Explanation, Millis, PoolSurvey, Survey, WouldTake};
-use crate::shard::{ClaimItem, Command, Payload, Question, Reply, ShardPort};
+use super::{Scheduler, recv_outcome};
+use crate::admission::dispatch::next_shard;
+use crate::admission::pool_registry::{Pool, PoolMap};
+use crate::model::request_error::{ExhaustionReason, RequestError};
+use crate::model::{ClaimExplanation, ClaimRequest, Millis, PlacementPreview, PoolSurvey, WorkerSurvey};
+use crate::shard::{Command, ExplainQuery, PendingClaim, ReplyPayload, ReplySender, ShardHandle};
 
 impl Scheduler {
     /// What would become of a claim now, and why: the worker that it would be given or the reason of its refusal, and for
@@ -20,71 +20,71 @@ impl Scheduler {
     /// # Errors
     /// Those of a claim that have nothing to do with workers: `Invalid` naming the field, `NotFound` for the pool,
     /// `loading`.
-    pub async fn explain(&self, request: ClaimRequest) -> Result<Explanation, Refusal> {
-        self.open()?;
+    pub async fn explain(&self, request: ClaimRequest) -> Result<ClaimExplanation, RequestError> {
+        self.check_serving()?;
         let pools = Arc::clone(&self.dispatch().pools.load());
         let reserve_ms = request.reserve_ms;
-        let mut item = match self.item(request, 0, Reply::nobody()) {
+        let mut item = match self.prepare_claim(request, 0, ReplySender::discard()) {
             Ok(item) => item,
-            Err(refusal @ Refusal::Exhausted(Exhausted::NoEligiblePool)) => {
-                return Ok(Explanation { outcome: Err(refusal), pools: Vec::new() });
+            Err(refusal @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
+                return Ok(ClaimExplanation { outcome: Err(refusal), pools: Vec::new() });
             }
             Err(refusal) => return Err(refusal),
         };
         let mut surveys = Vec::new();
-        for pool in item.candidates().iter().filter_map(|&number| pools.at(number)) {
-            surveys.push(survey(pool, &item, reserve_ms).await);
+        for pool in item.candidate_pools().iter().filter_map(|&number| pools.by_number(number)) {
+            surveys.push(survey_pool(pool, &item, reserve_ms).await);
         }
-        let outcome = go(&pools, &mut item).await;
-        Ok(Explanation { outcome, pools: surveys })
+        let outcome = dry_run(&pools, &mut item).await;
+        Ok(ClaimExplanation { outcome, pools: surveys })
     }
 }
 
 /// The way of the claim, dry.
-async fn go(pools: &PoolMap, item: &mut ClaimItem) -> Result<WouldTake, Refusal> {
+async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPreview, RequestError> {
     loop {
-        let Some((pool, shard)) = pick(pools, item) else {
-            if item.fall_back(pools) {
+        let Some((pool, shard)) = next_shard(pools, item) else {
+            if item.advance_stage(pools) {
                 continue;
             }
             return Err(item.refusal(pools));
         };
-        item.visited.insert(shard);
-        let question = Question {
-            wants: item.wants().cloned(),
+        item.tried_shards.insert(shard);
+        let question = ExplainQuery {
+            constraints: item.constraints().cloned(),
             affinity: item.affinity,
-            needs_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
+            duration_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
             durable: item.durable,
-            from: None,
+            from_ordinal: None,
         };
-        let (reply, answer) = Reply::one();
-        if let Err((_, why)) = pool.ports[shard as usize].push(Command::Explain(question, reply)) {
-            item.unasked = Some(why);
+        let (reply, answer) = ReplySender::oneshot();
+        if let Err((_, why)) = pool.shards[shard as usize].push(Command::Explain(question, reply)) {
+            item.unreachable = Some(why);
             continue;
         }
-        match wait(answer).await? {
-            Payload::WouldTake(Ok(card)) => {
+        match recv_outcome(answer).await? {
+            ReplyPayload::WouldTake(Ok(card)) => {
                 let node = card.spec.node.as_deref().map(Into::into);
-                return Ok(WouldTake { pool: pool.name.clone(), worker: card.spec.id.clone(), node });
+                return Ok(PlacementPreview { pool: pool.name.clone(), worker: card.spec.id.clone(), node });
             }
-            Payload::WouldTake(Err(Some(why))) => item.note(why),
+            ReplyPayload::WouldTake(Err(Some(why))) => item.record_failure(why),
             _ => {}
         }
     }
 }
 
 /// Each of the pool's workers, looked at.
-async fn survey(pool: &Pool, item: &ClaimItem, reserve_ms: Option<Millis>) -> PoolSurvey {
+async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis>) -> PoolSurvey {
     let spec = pool.spec.load();
-    let question = Question {
-        wants: item.accepts(),
+    let question = ExplainQuery {
+        constraints: item.accepts(),
         affinity: item.affinity,
-        needs_ms: spec.needs_ms(reserve_ms.unwrap_or(spec.reserve_ms), item.ttl_ms),
+        duration_ms: spec.needs_ms(reserve_ms.unwrap_or(spec.reserve_ms), item.ttl_ms),
         durable: item.durable,
-        from: Some(0),
+        from_ordinal: Some(0),
     };
-    let shards = join_all(pool.ports.iter().map(|port| survey_shard(port, question.clone()))).await;
-    let mut all = PoolSurvey { pool: pool.name.clone(), silent_shards: 0, survey: Survey::default() };
+    let shards = join_all(pool.shards.iter().map(|port| survey_shard(port, question.clone()))).await;
+    let mut all = PoolSurvey { pool: pool.name.clone(), silent_shards: 0, survey: WorkerSurvey::default() };
     for shard in shards {
         match shard {
             Some(survey) => all.survey.merge(survey),
@@ -95,14 +95,14 @@ async fn survey(pool: &Pool, item: &ClaimItem, reserve_ms: Option<Millis>) -> Po
 }
 
 /// The same of one shard, some thousand at a time. None: it did not answer.
-async fn survey_shard(port: &ShardPort, mut question: Question) -> Option<Survey> {
-    let mut all = Survey::default();
-    while question.from.is_some() {
-        let (reply, answer) = Reply::one();
-        port.ask(Command::Explain(question.clone(), reply));
-        let Ok(Payload::Survey(survey, next)) = wait(answer).await else { return None };
+async fn survey_shard(port: &ShardHandle, mut question: ExplainQuery) -> Option<WorkerSurvey> {
+    let mut all = WorkerSurvey::default();
+    while question.from_ordinal.is_some() {
+        let (reply, answer) = ReplySender::oneshot();
+        port.push_or_reject(Command::Explain(question.clone(), reply));
+        let Ok(ReplyPayload::Survey(survey, next)) = recv_outcome(answer).await else { return None };
         all.merge(*survey);
-        question.from = next;
+        question.from_ordinal = next;
     }
     Some(all)
 }

@@ -3,28 +3,28 @@
 
 use std::sync::Arc;
 
-use super::held::view;
-use super::{Scheduler, wait};
-use crate::admission::pools::Pool;
-use crate::engine::Slice;
+use super::claim_operations::claim_view;
+use super::{Scheduler, recv_outcome};
+use crate::admission::pool_registry::Pool;
+use crate::engine::ListingSlice;
 use crate::limits;
-use crate::model::rejection::{Refusal, What};
-use crate::model::{ClaimFilter, ClaimView, Page, PoolName, PoolStatus, WorkerId, WorkerView};
-use crate::shard::{ClaimSieve, Command, Payload, Reply};
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{ClaimFilter, ClaimView, ListPage, PoolName, PoolStatus, WorkerId, WorkerView};
+use crate::shard::{ClaimSieve, Command, ReplyPayload, ReplySender};
 
 impl Scheduler {
     /// Claims that wait for room in the pool; 0 if there is no such pool.
     #[must_use]
     pub fn waiting(&self, pool: &PoolName) -> usize {
-        self.dispatch().pools.load().get(pool).map_or(0, |pool| pool.line.waiting())
+        self.dispatch().pools.load().get(pool).map_or(0, |pool| pool.wait_queue.waiting())
     }
 
     /// Pools by name, from the one after `token` on.
     ///
     /// # Errors
     /// `loading`; `Invalid` for a token that is no page's.
-    pub async fn list_pools(&self, token: Option<&str>, limit: usize) -> Result<Page<PoolStatus>, Refusal> {
-        self.open()?;
+    pub async fn list_pools(&self, token: Option<&str>, limit: usize) -> Result<ListPage<PoolStatus>, RequestError> {
+        self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
         token.map_or(Ok(()), pool_name)?;
         let pools = self.sorted_pools(|name| token.is_none_or(|token| name > token));
@@ -34,7 +34,7 @@ impl Scheduler {
             items.push(self.status(pool).await);
         }
         let next = items.last().filter(|_| more).map(|last: &PoolStatus| last.name.to_string());
-        Ok(Page { items, next })
+        Ok(ListPage { items, next })
     }
 
     /// Workers of a pool, from `token` on.
@@ -46,26 +46,26 @@ impl Scheduler {
         pool: &PoolName,
         token: Option<&str>,
         limit: usize,
-    ) -> Result<Page<WorkerView>, Refusal> {
-        self.open()?;
+    ) -> Result<ListPage<WorkerView>, RequestError> {
+        self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
         let pool = self.pool(pool)?;
         let (mut shard, mut from) = token.map_or(Ok((0, 0)), cursor)?;
         let mut items = Vec::new();
         for _ in 0..limits::PAGE_SLICES_MAX {
-            if (shard as usize) >= pool.ports.len() || items.len() == limit {
+            if (shard as usize) >= pool.shards.len() || items.len() == limit {
                 break;
             }
-            let (reply, answer) = Reply::one();
-            pool.ports[shard as usize].ask(Command::ListWorkers(from, limit - items.len(), reply));
-            let Payload::Workers(Slice { rows, next }) = wait(answer).await? else {
+            let (reply, answer) = ReplySender::oneshot();
+            pool.shards[shard as usize].push_or_reject(Command::ListWorkers(from, limit - items.len(), reply));
+            let ReplyPayload::Workers(ListingSlice { rows, next }) = recv_outcome(answer).await? else {
                 unreachable!("workers are asked for")
             };
             items.extend(rows.into_iter().map(|(_, look)| self.worker_view(&pool, shard, look)));
             (shard, from) = next.map_or((shard + 1, 0), |next| (shard, next));
         }
-        let next = ((shard as usize) < pool.ports.len()).then(|| format!("{shard}-{from}"));
-        Ok(Page { items, next })
+        let next = ((shard as usize) < pool.shards.len()).then(|| format!("{shard}-{from}"));
+        Ok(ListPage { items, next })
     }
 
     /// Held claims that pass the filter, from `token` on.
@@ -78,11 +78,11 @@ impl Scheduler {
         filter: &ClaimFilter,
         token: Option<&str>,
         limit: usize,
-    ) -> Result<Page<ClaimView>, Refusal> {
-        self.open()?;
+    ) -> Result<ListPage<ClaimView>, RequestError> {
+        self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
         if filter.pool.is_some() && filter.namespace.is_none() {
-            return Err(Refusal::invalid("namespace", "must be given with pool"));
+            return Err(RequestError::invalid("namespace", "must be given with pool"));
         }
         let worker = filter.worker.as_deref().map(WorkerId::new).transpose()?;
         // By the clock that claims are dated by, so that no claim is younger than 0.
@@ -90,35 +90,35 @@ impl Scheduler {
         let created_by_ms = filter.older_than_ms.map(|ms| clock.unix_of(clock.engine_now_ms()).saturating_sub(ms));
         let sieve = ClaimSieve { worker, tenant: filter.tenant.clone(), states: filter.states.clone(), created_by_ms };
         let (start, (mut shard, mut from)) = token.map_or(Ok(("", (0, 0))), |token| {
-            let (pool, rest) = token.split_once(':').ok_or_else(bad_token)?;
+            let (pool, rest) = token.split_once(':').ok_or_else(invalid_token)?;
             pool_name(pool)?;
             cursor(rest).map(|cursor| (pool, cursor))
         })?;
-        let pools = self.sorted_pools(|name| name >= start && wanted(filter, name));
+        let pools = self.sorted_pools(|name| name >= start && matches_filter(filter, name));
         let mut items = Vec::new();
         let mut slices = 0;
         for pool in &pools {
             if pool.name.as_str() != start {
                 (shard, from) = (0, 0);
             }
-            while (shard as usize) < pool.ports.len() {
-                let elsewhere = sieve.worker.as_ref().is_some_and(|id| id.shard(pool.ports.len() as u16) != shard);
+            while (shard as usize) < pool.shards.len() {
+                let elsewhere = sieve.worker.as_ref().is_some_and(|id| id.shard(pool.shards.len() as u16) != shard);
                 if !elsewhere {
                     if items.len() == limit || slices == limits::PAGE_SLICES_MAX {
-                        return Ok(Page { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
+                        return Ok(ListPage { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
                     }
                     slices += 1;
-                    let (reply, answer) = Reply::one();
+                    let (reply, answer) = ReplySender::oneshot();
                     let want = limit - items.len();
-                    pool.ports[shard as usize].ask(Command::ListClaims(from, want, sieve.clone(), reply));
-                    let Slice { rows, next } = match wait(answer).await {
-                        Ok(Payload::Claims(slice)) => slice,
+                    pool.shards[shard as usize].push_or_reject(Command::ListClaims(from, want, sieve.clone(), reply));
+                    let ListingSlice { rows, next } = match recv_outcome(answer).await {
+                        Ok(ReplyPayload::Claims(slice)) => slice,
                         // Its claims are gone with it.
-                        Err(Refusal::NotFound(What::Pool)) => Slice { rows: Vec::new(), next: None },
+                        Err(RequestError::NotFound(ObjectKind::Pool)) => ListingSlice { rows: Vec::new(), next: None },
                         Err(refusal) => return Err(refusal),
                         Ok(_) => unreachable!("claims are asked for"),
                     };
-                    items.extend(rows.into_iter().map(|(id, answer)| view(&id, &pool.name, answer)));
+                    items.extend(rows.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)));
                     if let Some(next) = next {
                         from = next;
                         continue;
@@ -127,7 +127,7 @@ impl Scheduler {
                 (shard, from) = (shard + 1, 0);
             }
         }
-        Ok(Page { items, next: None })
+        Ok(ListPage { items, next: None })
     }
 
     /// The figures of every shard.
@@ -148,22 +148,22 @@ impl Scheduler {
     }
 }
 
-fn wanted(filter: &ClaimFilter, name: &str) -> bool {
+fn matches_filter(filter: &ClaimFilter, name: &str) -> bool {
     let (namespace, pool) = name.split_once('/').unwrap_or_default();
     filter.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
         && filter.pool.as_deref().is_none_or(|wanted| wanted == pool)
 }
 
 /// Pages of pools, and of claims by pool, go on from a name.
-fn pool_name(token: &str) -> Result<(), Refusal> {
-    PoolName::parse(token).map(drop).map_err(|_| bad_token())
+fn pool_name(token: &str) -> Result<(), RequestError> {
+    PoolName::parse(token).map(drop).map_err(|_| invalid_token())
 }
 
-fn cursor(token: &str) -> Result<(u16, u32), Refusal> {
-    let (shard, from) = token.split_once('-').ok_or_else(bad_token)?;
-    Ok((shard.parse().map_err(|_| bad_token())?, from.parse().map_err(|_| bad_token())?))
+fn cursor(token: &str) -> Result<(u16, u32), RequestError> {
+    let (shard, from) = token.split_once('-').ok_or_else(invalid_token)?;
+    Ok((shard.parse().map_err(|_| invalid_token())?, from.parse().map_err(|_| invalid_token())?))
 }
 
-pub(super) fn bad_token() -> Refusal {
-    Refusal::invalid("page_token", "must be a next_page_token of this listing")
+pub(super) fn invalid_token() -> RequestError {
+    RequestError::invalid("page_token", "must be a next_page_token of this listing")
 }

@@ -5,27 +5,28 @@
 
 pub mod caller;
 mod change_log;
+mod claim_operations;
 mod claims;
 mod demand;
 mod explain;
-mod flight;
 mod gangs;
 mod gather;
-mod held;
 mod listing;
 pub mod ownership;
 mod pools;
 mod quotas;
 pub mod recovery;
+mod request_stream;
 mod watch;
 mod workers;
 
-pub use self::claims::Claiming;
-pub use self::flight::{Flight, Landed, Verb};
-pub use self::gather::Gathered;
+pub use self::claims::ClaimCall;
+pub use self::gather::ClaimBatchBuilder;
+pub use self::request_stream::{ClaimVerb, RequestCompletion, RequestStream};
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ractor::{Actor as _, ActorCell};
@@ -33,43 +34,43 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use self::caller::{Caller, ChangeSource};
+use self::caller::{CallerContext, ChangeSource};
 use self::change_log::ChangeLog;
-use self::recovery::Recovered;
-use crate::admission::dispatch::Dispatch;
-pub use crate::admission::dispatch::Settings;
-use crate::admission::keys::Keys;
-use crate::admission::pools::{Pool, Pools};
-use crate::admission::remembered::Remembered;
-use crate::admission::waiters::Waiters;
+use self::recovery::RecoveredState;
+use crate::admission::dispatch::ClaimDispatcher;
+pub use crate::admission::dispatch::SchedulerSettings;
+use crate::admission::ended_claims::EndedClaims;
+use crate::admission::key_directory::KeyDirectory;
+use crate::admission::pool_registry::{Pool, PoolRegistry};
+use crate::admission::wait_queue::WaitQueues;
 use crate::clock::{Clock, TICK_MS};
 use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState, metrics};
-use crate::model::label_selector::Selectors;
-use crate::model::rejection::{Refusal, Unavailable};
+use crate::model::label_selector::SelectorCache;
+use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{Millis, PoolName, PoolSpec};
-use crate::persist::catalog::Catalogue;
-use crate::persist::fencing::Fences;
+use crate::persist::catalog::PoolCatalog;
+use crate::persist::fencing::FenceGenerator;
 use crate::persist::journal::{Journal, Outbox};
 use crate::persist::store::{SharedStore, StoreError};
-use crate::shard::Supervisor;
+use crate::shard::ShardSupervisor;
 
 /// How often the ceiling of fences is looked at.
-const CEILING_EVERY: Duration = Duration::from_secs(1);
+const FENCE_CEILING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The scheduler. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Scheduler {
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerInner>,
 }
 
-struct Shared {
-    dispatch: Arc<Dispatch>,
+struct SchedulerInner {
+    dispatch: Arc<ClaimDispatcher>,
     started: AtomicBool,
-    catalogue: OnceLock<Arc<Catalogue>>,
+    catalogue: OnceLock<Arc<PoolCatalog>>,
     supervisor: OnceLock<ActorCell>,
     /// Changes of pools go one at a time.
-    changing: tokio::sync::Mutex<()>,
+    pool_change_lock: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     changes: Arc<ChangeLog>,
     /// Places for those who watch.
@@ -84,7 +85,7 @@ impl std::fmt::Debug for Scheduler {
 
 /// It could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum SchedulerStartError {
     /// The store cannot be taken over or read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -94,13 +95,13 @@ pub enum StartError {
         /// Which.
         name: PoolName,
         /// Why.
-        refusal: Refusal,
+        refusal: RequestError,
     },
 }
 
 /// Whether every shard serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Readiness {
+pub struct ReadinessStatus {
     /// Every shard serves and the store takes records.
     pub ready: bool,
     /// Why not, if not; at most a handful.
@@ -110,34 +111,34 @@ pub struct Readiness {
 impl Scheduler {
     /// Over a store, on the system's clock. Answers `loading` until [`Scheduler::start`] is through.
     #[must_use]
-    pub fn new(store: SharedStore, settings: Settings) -> Self {
+    pub fn new(store: SharedStore, settings: SchedulerSettings) -> Self {
         Self::with_clock(store, settings, Clock::system())
     }
 
     /// The same, on the caller's clock.
     #[must_use]
-    pub fn with_clock(store: SharedStore, settings: Settings, clock: Clock) -> Self {
-        let dispatch = Dispatch {
-            keys: Keys::default(),
-            waiters: Waiters::default(),
-            pools: Pools::default(),
-            selectors: Selectors::default(),
+    pub fn with_clock(store: SharedStore, settings: SchedulerSettings, clock: Clock) -> Self {
+        let dispatch = ClaimDispatcher {
+            keys: KeyDirectory::default(),
+            wait_queues: WaitQueues::default(),
+            pools: PoolRegistry::default(),
+            selectors: SelectorCache::default(),
             journal: Journal::new(store, clock.clone()),
             clock,
-            remembered: Remembered::default(),
+            ended_claims: EndedClaims::default(),
             gangs_in_doubt: Mutex::default(),
-            fences: Fences::closed(),
+            fences: FenceGenerator::new_closed(),
             settings,
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         };
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SchedulerInner {
                 dispatch: Arc::new(dispatch),
                 started: AtomicBool::new(false),
                 catalogue: OnceLock::new(),
                 supervisor: OnceLock::new(),
-                changing: tokio::sync::Mutex::new(()),
+                pool_change_lock: tokio::sync::Mutex::new(()),
                 tasks: Mutex::default(),
                 changes: Arc::default(),
                 watchers: Arc::new(Semaphore::new(limits::WATCHERS_MAX)),
@@ -163,7 +164,7 @@ impl Scheduler {
     /// # Errors
     /// [`StartError::Pool`] if one cannot be, above all for other `shards` or another `mode` than the store has: those
     /// never change.
-    pub async fn start_with(&self, pools: Vec<(PoolName, PoolSpec)>) -> Result<(), StartError> {
+    pub async fn start_with(&self, pools: Vec<(PoolName, PoolSpec)>) -> Result<(), SchedulerStartError> {
         for pool in self.recover().await? {
             // What is to be made anew must be gone first.
             if pools.iter().any(|(name, _)| *name == pool.name) {
@@ -173,9 +174,9 @@ impl Scheduler {
             }
         }
         for (name, spec) in pools {
-            let caller = Caller { source: ChangeSource::Configuration, request_id: None, peer: None };
-            let set = caller.carry(self.set_pool(name.clone(), spec)).await;
-            set.map_err(|refusal| StartError::Pool { name, refusal })?;
+            let caller = CallerContext { source: ChangeSource::Configuration, request_id: None, peer: None };
+            let set = caller.scope(self.set_pool(name.clone(), spec)).await;
+            set.map_err(|refusal| SchedulerStartError::Pool { name, refusal })?;
         }
         self.shared.started.store(true, Ordering::Release);
         Ok(())
@@ -186,17 +187,17 @@ impl Scheduler {
         let dispatch = &self.shared.dispatch;
         let begun = dispatch.clock.mono_ns();
         let supervisor = self.supervisor().await?;
-        recovery::own(dispatch).await?;
+        recovery::acquire_ownership(dispatch).await?;
         // From now on, also while the records are read.
-        self.spawn(ownership::keep(Arc::clone(dispatch)));
-        let Recovered { catalogue, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
+        self.spawn(ownership::renew_loop(Arc::clone(dispatch)));
+        let RecoveredState { catalogue, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
         let _ = self.shared.catalogue.set(catalogue);
         self.spawn(self.clone().forget_gangs(gangs));
-        for writer in 0..dispatch.journal.writers() {
+        for writer in 0..dispatch.journal.writer_count() {
             self.spawn(Arc::clone(&dispatch.journal).run(writer));
         }
         self.spawn(Self::tick(Arc::clone(dispatch), Arc::clone(&self.shared.changes)));
-        self.spawn(Self::keep_ceiling(Arc::clone(dispatch)));
+        self.spawn(Self::renew_fence_ceiling(Arc::clone(dispatch)));
         let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - begun).as_secs_f64();
         metrics().recovery_seconds.set(seconds);
         Ok(deleting)
@@ -214,12 +215,12 @@ impl Scheduler {
         let dispatch = Arc::downgrade(&self.shared.dispatch);
         let revive = move |pool, port, supervisor| -> futures::future::BoxFuture<'static, ()> {
             match dispatch.upgrade() {
-                Some(dispatch) => Box::pin(recovery::revive(dispatch, pool, port, supervisor)),
+                Some(dispatch) => Box::pin(recovery::restart_shard(dispatch, pool, port, supervisor)),
                 None => Box::pin(async {}),
             }
         };
-        let supervisor = Supervisor::new(&self.shared.dispatch, Box::new(revive));
-        let (actor, _) = Supervisor::spawn(None, supervisor, ())
+        let supervisor = ShardSupervisor::new(&self.shared.dispatch, Box::new(revive));
+        let (actor, _) = ShardSupervisor::spawn(None, supervisor, ())
             .await
             .map_err(|error| StoreError::Unusable(format!("the supervisor did not start: {error}")))?;
         Ok(self.shared.supervisor.get_or_init(|| actor.get_cell()).clone())
@@ -229,7 +230,7 @@ impl Scheduler {
     /// any more. For the time between the wish to stop and [`Scheduler::stop`].
     pub fn drain(&self) {
         self.dispatch().draining.store(true, Ordering::Release);
-        self.dispatch().close_lines();
+        self.dispatch().close_wait_queues();
     }
 
     /// Lets what is in flight finish, brings everything to the store, ends all shards. New requests are refused. True
@@ -239,10 +240,10 @@ impl Scheduler {
         let dispatch = &self.shared.dispatch;
         dispatch.stopping.store(true, Ordering::Release);
         let pools: Vec<Arc<Pool>> = dispatch.pools.load().iter().cloned().collect();
-        let ports = || pools.iter().flat_map(|pool| pool.ports.iter());
+        let ports = || pools.iter().flat_map(|pool| pool.shards.iter());
         for port in ports() {
             // An answer from the shard says that it decided what was before it.
-            let (reply, answer) = crate::shard::Reply::one();
+            let (reply, answer) = crate::shard::ReplySender::oneshot();
             if port.push(crate::shard::Command::Seal(reply)).is_ok() {
                 let _ = answer.await;
             }
@@ -251,10 +252,10 @@ impl Scheduler {
             .map(|port| Arc::clone(&port.outbox))
             .chain(self.shared.catalogue.get().map(|catalogue| Arc::clone(catalogue.outbox())))
             .collect();
-        let flushed = dispatch.journal.flushed(outboxes).await;
+        let flushed = dispatch.journal.wait_flushed(outboxes).await;
         for port in ports() {
             // Once more, so that answers whose record has just been stored leave before the actor does.
-            let (reply, answer) = crate::shard::Reply::one();
+            let (reply, answer) = crate::shard::ReplySender::oneshot();
             if port.push(crate::shard::Command::Report(reply)).is_ok() {
                 let _ = answer.await;
             }
@@ -263,13 +264,13 @@ impl Scheduler {
         if let Some(supervisor) = self.shared.supervisor.get() {
             supervisor.stop(None);
         }
-        for task in self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for task in self.shared.tasks.lock().drain(..) {
             task.abort();
         }
         self.shared.changes.log_counted(Millis::MAX);
         dispatch.journal.close();
-        if flushed && !dispatch.journal.fenced() {
-            dispatch.journal.lease().end();
+        if flushed && !dispatch.journal.is_fenced() {
+            dispatch.journal.lease().revoke();
             if let Err(error) = dispatch.journal.store().resign().await {
                 tracing::warn!(%error, "cannot give the store back: another place must wait for the end of the lease");
             }
@@ -279,7 +280,7 @@ impl Scheduler {
 
     /// Whether every shard serves and the store takes records.
     #[must_use]
-    pub fn readiness(&self) -> Readiness {
+    pub fn readiness(&self) -> ReadinessStatus {
         const REASONS_MAX: usize = 16;
         let dispatch = &self.shared.dispatch;
         let mut reasons = Vec::new();
@@ -288,22 +289,23 @@ impl Scheduler {
         } else if !self.shared.started.load(Ordering::Acquire) {
             reasons.push("recovering from the store".to_owned());
         }
-        if dispatch.journal.fenced() {
+        if dispatch.journal.is_fenced() {
             reasons.push("another process owns the store".to_owned());
         }
-        if !dispatch.journal.fenced() && !dispatch.journal.lease().holds() {
+        if !dispatch.journal.is_fenced() && !dispatch.journal.lease().is_valid() {
             reasons.push("the ownership of the store has lapsed: nothing is answered until it is renewed".to_owned());
         }
-        reasons.extend(dispatch.journal.troubles().into_iter().map(|why| format!("the store takes no records: {why}")));
+        reasons.extend(dispatch.journal.faults().into_iter().map(|why| format!("the store takes no records: {why}")));
         for pool in dispatch.pools.load().iter() {
-            for port in pool.ports.iter().filter(|port| port.state() != ShardState::Serving) {
+            for port in pool.shards.iter().filter(|port| port.state() != ShardState::Serving) {
                 if reasons.len() < REASONS_MAX {
-                    let default = || format!("shard {} of {} is {}", port.shard.shard, pool.name, port.state().word());
+                    let default =
+                        || format!("shard {} of {} is {}", port.shard.shard, pool.name, port.state().as_str());
                     reasons.push(port.reason().unwrap_or_else(default));
                 }
             }
         }
-        Readiness { ready: reasons.is_empty(), reasons }
+        ReadinessStatus { ready: reasons.is_empty(), reasons }
     }
 
     /// Brings what mirrors something up to date, for a scrape, and returns the metrics of the pools that there are, in the
@@ -313,11 +315,11 @@ impl Scheduler {
         let pools = self.shared.dispatch.pools.load_full();
         let mut by_state = [0_u32; ShardState::ALL.len()];
         for pool in pools.in_order() {
-            pool.observe();
-            pool.ports.iter().for_each(|port| by_state[port.state() as usize] += 1);
+            pool.update_metrics();
+            pool.shards.iter().for_each(|port| by_state[port.state() as usize] += 1);
         }
-        metrics().quota_waiters.set(self.shared.dispatch.quota_waiters() as f64);
-        metrics().store_lease.set(self.shared.dispatch.journal.lease().left_seconds().unwrap_or(-1.0));
+        metrics().quota_claims_pending.set(self.shared.dispatch.quota_waiting_len() as f64);
+        metrics().store_lease.set(self.shared.dispatch.journal.lease().remaining_seconds().unwrap_or(-1.0));
         metrics().adoption_open.set(if self.keys().adoption.is_open() { 1.0 } else { 0.0 });
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         metrics().shards_max.set(self.shared.dispatch.settings.shards_max as f64);
@@ -353,7 +355,7 @@ impl Scheduler {
     ) {
         let step = crate::shard::InjectedStep(Box::new(step));
         if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
-            let _ = pool.ports[shard as usize].push(crate::shard::Command::Inject(step));
+            let _ = pool.shards[shard as usize].push(crate::shard::Command::Inject(step));
         }
     }
 
@@ -367,58 +369,58 @@ impl Scheduler {
     /// Keeps one shard from running, if it does not at this moment: for tests that inject what competes. No edge calls it.
     #[doc(hidden)]
     #[must_use]
-    pub fn inject_busy(&self, pool: &crate::model::PoolName, shard: u16) -> Option<crate::shard::Seized> {
-        self.shared.dispatch.pools.load().get(pool)?.ports[shard as usize].seize()
+    pub fn inject_busy(&self, pool: &crate::model::PoolName, shard: u16) -> Option<crate::shard::PausedShard> {
+        self.shared.dispatch.pools.load().get(pool)?.shards[shard as usize].pause()
     }
 
     /// The directory, for tests that look for leftovers.
     #[doc(hidden)]
     #[must_use]
-    pub fn keys(&self) -> &Keys {
+    pub fn keys(&self) -> &KeyDirectory {
         &self.shared.dispatch.keys
     }
 
-    fn dispatch(&self) -> &Arc<Dispatch> {
+    fn dispatch(&self) -> &Arc<ClaimDispatcher> {
         &self.shared.dispatch
     }
 
     /// Refuses while there is nothing to ask yet, or no more.
-    fn open(&self) -> Result<(), Refusal> {
+    fn check_serving(&self) -> Result<(), RequestError> {
         if self.dispatch().is_stopping() {
-            return Err(Refusal::Unavailable(Unavailable::Stopping));
+            return Err(RequestError::Unavailable(UnavailableReason::Stopping));
         }
         if !self.shared.started.load(Ordering::Acquire) {
-            return Err(Refusal::Unavailable(Unavailable::Loading));
+            return Err(RequestError::Unavailable(UnavailableReason::Loading));
         }
-        self.dispatch().journal.silence().map_or(Ok(()), |why| Err(Refusal::Unavailable(why)))
+        self.dispatch().journal.reply_blocker().map_or(Ok(()), |why| Err(RequestError::Unavailable(why)))
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task));
+        self.shared.tasks.lock().push(tokio::spawn(task));
     }
 
-    async fn tick(dispatch: Arc<Dispatch>, changes: Arc<ChangeLog>) {
+    async fn tick(dispatch: Arc<ClaimDispatcher>, changes: Arc<ChangeLog>) {
         let mut every = tokio::time::interval(Duration::from_millis(TICK_MS));
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
             let now_ms = dispatch.clock.tick();
             for pool in dispatch.pools.load().iter() {
-                for port in &pool.ports {
+                for port in &pool.shards {
                     port.tick(now_ms);
                 }
-                pool.watch.tick(now_ms);
+                pool.event_log.tick(now_ms);
             }
-            dispatch.tick_lines(now_ms);
+            dispatch.tick_wait_queues(now_ms);
             changes.log_counted(now_ms);
             let pools = dispatch.pools.load();
-            let mut ports = pools.iter().flat_map(|pool| pool.ports.iter());
-            dispatch.keys.adoption.look(now_ms, || ports.all(|port| port.unvouched() == 0));
+            let mut ports = pools.iter().flat_map(|pool| pool.shards.iter());
+            dispatch.keys.adoption.close_if_due(now_ms, || ports.all(|port| port.unreconciled() == 0));
         }
     }
 
-    async fn keep_ceiling(dispatch: Arc<Dispatch>) {
-        let mut every = tokio::time::interval(CEILING_EVERY);
+    async fn renew_fence_ceiling(dispatch: Arc<ClaimDispatcher>) {
+        let mut every = tokio::time::interval(FENCE_CEILING_INTERVAL);
         loop {
             every.tick().await;
             if let Err(error) = recovery::raise_fence_ceiling(&dispatch).await {
@@ -429,8 +431,8 @@ impl Scheduler {
 }
 
 /// The answer of one call; if its shard could not keep it, the outcome is unknown.
-async fn wait(
-    answer: impl Future<Output = Result<crate::shard::Outcome, tokio::sync::oneshot::error::RecvError>>,
-) -> crate::shard::Outcome {
-    answer.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+async fn recv_outcome(
+    answer: impl Future<Output = Result<crate::shard::ShardOutcome, tokio::sync::oneshot::error::RecvError>>,
+) -> crate::shard::ShardOutcome {
+    answer.await.unwrap_or(Err(RequestError::DeadlineExceeded))
 }

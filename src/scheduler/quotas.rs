@@ -1,13 +1,13 @@
 //! Quotas: put, look, take away. Kept in the catalogue, so as durable as a pool.
 
 use super::Scheduler;
-use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, Difference};
-use super::listing::bad_token;
+use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
+use super::listing::invalid_token;
 use crate::limits;
-use crate::model::rejection::{Refusal, What};
-use crate::model::{Page, Quota, QuotaStatus, Usage, check_name};
-use crate::persist::catalog::Catalogue;
-use crate::scheduler::caller::carried;
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{ListPage, Quota, QuotaStatus, ResourceUsage, check_name};
+use crate::persist::catalog::PoolCatalog;
+use crate::scheduler::caller::with_current_caller;
 
 impl Scheduler {
     /// Sets the quota of a tenant; without one, that of all tenants of the namespace that have none of their own. True: there was
@@ -20,8 +20,8 @@ impl Scheduler {
         namespace: &str,
         tenant: Option<&str>,
         quota: Quota,
-    ) -> Result<(bool, QuotaStatus), Refusal> {
-        let name = name(namespace, tenant)?;
+    ) -> Result<(bool, QuotaStatus), RequestError> {
+        let name = quota_name(namespace, tenant)?;
         let created = self.set_quota(name.clone(), Some(quota)).await?.is_none();
         Ok((created, self.quota_status(&name)))
     }
@@ -30,35 +30,35 @@ impl Scheduler {
     ///
     /// # Errors
     /// `Invalid` for a name that is none.
-    pub fn get_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<QuotaStatus, Refusal> {
-        self.open()?;
-        Ok(self.quota_status(&name(namespace, tenant)?))
+    pub fn get_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<QuotaStatus, RequestError> {
+        self.check_serving()?;
+        Ok(self.quota_status(&quota_name(namespace, tenant)?))
     }
 
     /// Takes a quota away: the namespace's holds from then on, or none. Durable when it returns.
     ///
     /// # Errors
     /// `NotFound` if none was set.
-    pub async fn delete_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<(), Refusal> {
-        self.set_quota(name(namespace, tenant)?, None).await.map(drop)
+    pub async fn delete_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<(), RequestError> {
+        self.set_quota(quota_name(namespace, tenant)?, None).await.map(drop)
     }
 
     /// Sets a quota, or takes it away; the one before.
-    async fn set_quota(&self, name: String, quota: Option<Quota>) -> Result<Option<Quota>, Refusal> {
+    async fn set_quota(&self, name: String, quota: Option<Quota>) -> Result<Option<Quota>, RequestError> {
         let scheduler = self.clone();
         // Once begun it goes to its end, whether the caller waits or not: else the store would have another one than this process.
-        let setting = tokio::spawn(carried(async move { scheduler.set_quota_to_the_end(&name, quota).await }));
-        setting.await.unwrap_or(Err(Refusal::DeadlineExceeded))
+        let setting = tokio::spawn(with_current_caller(async move { scheduler.run_quota_change(&name, quota).await }));
+        setting.await.unwrap_or(Err(RequestError::DeadlineExceeded))
     }
 
-    async fn set_quota_to_the_end(&self, name: &str, quota: Option<Quota>) -> Result<Option<Quota>, Refusal> {
+    async fn run_quota_change(&self, name: &str, quota: Option<Quota>) -> Result<Option<Quota>, RequestError> {
         let kind = if quota.is_some() { ChangeKind::PutQuota } else { ChangeKind::DeleteQuota };
         let mut change = self.change(kind, ChangeDetails::of_quota(name));
-        let _one_at_a_time = self.shared.changing.lock().await;
+        let _one_at_a_time = self.shared.pool_change_lock.lock().await;
         let before = self.dispatch().keys.tenants.quota(name);
         change.details().difference = match (&before, &quota) {
-            (Some(before), Some(quota)) => Some(Difference::between(before, quota)),
-            (None, Some(quota)) => Some(Difference::from_defaults(quota)),
+            (Some(before), Some(quota)) => Some(SpecDiff::between(before, quota)),
+            (None, Some(quota)) => Some(SpecDiff::from_defaults(quota)),
             (_, None) => None,
         };
         let made = match (&before, &quota) {
@@ -76,22 +76,22 @@ impl Scheduler {
         name: &str,
         quota: Option<Quota>,
         before: Option<Quota>,
-    ) -> Result<Option<Quota>, Refusal> {
-        self.open()?;
+    ) -> Result<Option<Quota>, RequestError> {
+        self.check_serving()?;
         quota.as_ref().map_or(Ok(()), Quota::check)?;
         let tenants = &self.dispatch().keys.tenants;
         match (&before, &quota) {
-            (None, None) => return Err(Refusal::NotFound(What::Quota)),
+            (None, None) => return Err(RequestError::NotFound(ObjectKind::Quota)),
             (None, Some(_)) if tenants.quotas_len() >= limits::QUOTAS_MAX => {
-                return Err(Refusal::State(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
+                return Err(RequestError::FailedPrecondition(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
             }
             _ => {}
         }
         let catalogue = self.catalogue()?;
-        let put = |rows: &Catalogue, quota: &Option<Quota>| rows.put_quota(name, quota.as_ref());
+        let put = |rows: &PoolCatalog, quota: &Option<Quota>| rows.put_quota(name, quota.as_ref());
         self.change_catalogue(catalogue, |rows| put(rows, &quota), |rows| put(rows, &before)).await?;
         tenants.set_quota(name, quota);
-        self.dispatch().pump_quotas();
+        self.dispatch().dispatch_quota_queues();
         Ok(before)
     }
 
@@ -99,25 +99,25 @@ impl Scheduler {
     ///
     /// # Errors
     /// `loading`; `Invalid` for a token that is no page's.
-    pub fn list_quotas(&self, token: Option<&str>, limit: usize) -> Result<Page<QuotaStatus>, Refusal> {
-        self.open()?;
+    pub fn list_quotas(&self, token: Option<&str>, limit: usize) -> Result<ListPage<QuotaStatus>, RequestError> {
+        self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
         if let Some(token) = token {
             let (namespace, tenant) = token.split_once('/').map_or((token, None), |(ns, tenant)| (ns, Some(tenant)));
-            name(namespace, tenant).map_err(|_| bad_token())?;
+            quota_name(namespace, tenant).map_err(|_| invalid_token())?;
         }
         let names = self.dispatch().keys.tenants.quotas_after(token, limit + 1);
         let more = names.len() > limit;
         let items: Vec<QuotaStatus> = names.iter().take(limit).map(|(name, _)| self.quota_status(name)).collect();
         let next = more.then(|| names[limit - 1].0.clone());
-        Ok(Page { items, next })
+        Ok(ListPage { items, next })
     }
 
     fn quota_status(&self, name: &str) -> QuotaStatus {
         let tenants = &self.dispatch().keys.tenants;
         match name.split_once('/') {
             Some((namespace, tenant)) => {
-                let (quota, source, used, waiting) = tenants.look(name);
+                let (quota, source, used, waiting) = tenants.quota_usage(name);
                 let (namespace, tenant) = (namespace.to_owned(), Some(tenant.to_owned()));
                 QuotaStatus { namespace, tenant, quota, source, used, waiting }
             }
@@ -130,13 +130,13 @@ impl Scheduler {
                 };
                 let quota = known.unwrap_or_default();
                 let namespace = name.to_owned();
-                QuotaStatus { namespace, tenant: None, quota, source, used: Usage::default(), waiting: 0 }
+                QuotaStatus { namespace, tenant: None, quota, source, used: ResourceUsage::default(), waiting: 0 }
             }
         }
     }
 }
 
-fn name(namespace: &str, tenant: Option<&str>) -> Result<String, Refusal> {
+fn quota_name(namespace: &str, tenant: Option<&str>) -> Result<String, RequestError> {
     check_name("namespace", namespace)?;
     match tenant {
         Some(tenant) => check_name("tenant", tenant).map(|()| format!("{namespace}/{tenant}")),

@@ -20,7 +20,7 @@ pub enum TelemetryError {
     Filter(String),
     /// The program has set up logging already.
     #[error("logging: {0}")]
-    Taken(String),
+    AlreadyInstalled(String),
 }
 
 /// Starts logging; once per process.
@@ -29,8 +29,8 @@ pub enum TelemetryError {
 /// A filter that cannot be read.
 pub fn start(format: LogFormat) -> Result<(), TelemetryError> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => read(&filter),
-        Ok(_) | Err(std::env::VarError::NotPresent) => read(FILTER_DEFAULT),
+        Ok(filter) if !filter.is_empty() => parse_filter(&filter),
+        Ok(_) | Err(std::env::VarError::NotPresent) => parse_filter(FILTER_DEFAULT),
         Err(error) => Err(TelemetryError::Filter(error.to_string())),
     }?;
     let lines = tracing_subscriber::fmt::layer()
@@ -42,11 +42,11 @@ pub fn start(format: LogFormat) -> Result<(), TelemetryError> {
         LogFormat::Json => lines.json().boxed(),
     };
     let started = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
-    started.map_err(|error| TelemetryError::Taken(error.to_string()))
+    started.map_err(|error| TelemetryError::AlreadyInstalled(error.to_string()))
 }
 
 /// Reads directives such as `info,hotpool=debug`: a level for all targets, or for those that begin with a name.
-fn read(filter: &str) -> Result<Targets, TelemetryError> {
+fn parse_filter(filter: &str) -> Result<Targets, TelemetryError> {
     let wrong = |text: String| TelemetryError::Filter(text);
     for directive in filter.split(',').map(str::trim) {
         if directive.starts_with('=') {
@@ -66,10 +66,10 @@ mod tests {
     #[test]
     fn a_filter_is_levels_by_target_and_anything_else_is_refused_by_name() {
         for good in ["info", "off", FILTER_DEFAULT, "warn, hotpool::change=debug", "hotpool=trace"] {
-            assert!(read(good).is_ok(), "{good}");
+            assert!(parse_filter(good).is_ok(), "{good}");
         }
         for (bad, named) in [("info,=", "\"=\""), ("info,hotpool[claim]=debug", "span"), ("hotpool=loud", "level")] {
-            let refused = read(bad).expect_err(bad).to_string();
+            let refused = parse_filter(bad).expect_err(bad).to_string();
             assert!(refused.starts_with("RUST_LOG: ") && refused.contains(named), "{bad}: {refused}");
         }
     }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::handle::{RunEnd, ShardPort};
-use super::runner::Running;
-use crate::admission::dispatch::Dispatch;
-use crate::admission::pools::Pool;
+use super::handle::{RunEnd, ShardHandle};
+use super::runner::ShardRunner;
+use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::pool_registry::Pool;
 use crate::engine::Shard;
 use crate::model::{ClaimId, Seq};
 
 /// What an actor is told.
 #[derive(Debug)]
-pub(crate) enum Wake {
+pub(crate) enum ActorMessage {
     /// Run: something waits, and nobody else runs the shard.
     Run,
     /// Whoever ran the shard panicked in it: end as if it had happened here.
@@ -22,42 +22,51 @@ pub(crate) enum Wake {
 }
 
 /// What an actor starts from.
-pub(crate) struct Spawn {
-    pub dispatch: Arc<Dispatch>,
+pub(crate) struct SpawnArgs {
+    pub dispatch: Arc<ClaimDispatcher>,
     pub pool: Arc<Pool>,
-    pub port: Arc<ShardPort>,
+    pub handle: Arc<ShardHandle>,
     pub shard: Shard,
     /// Keys that recovery freed here, each with the sequence number of its record.
-    pub gone: VecDeque<(Seq, ClaimId)>,
+    pub pending_ends: VecDeque<(Seq, ClaimId)>,
 }
 
 /// Owns one shard's life.
 pub(crate) struct ShardActor;
 
 /// A life of a shard: when the actor ends, however it does, the shard's state goes with it.
-pub(crate) struct Life(Arc<ShardPort>);
+pub(crate) struct ActorLifetime(Arc<ShardHandle>);
 
-impl Drop for Life {
+impl Drop for ActorLifetime {
     fn drop(&mut self) {
-        self.0.end_life();
+        self.0.remove_runner();
     }
 }
 
 impl Actor for ShardActor {
-    type Msg = Wake;
-    type State = Life;
-    type Arguments = Spawn;
+    type Msg = ActorMessage;
+    type State = ActorLifetime;
+    type Arguments = SpawnArgs;
 
-    async fn pre_start(&self, _me: ActorRef<Wake>, spawn: Spawn) -> Result<Life, ActorProcessingErr> {
-        let port = Arc::clone(&spawn.port);
-        port.begin_life(Running::new(spawn));
-        Ok(Life(port))
+    async fn pre_start(
+        &self,
+        _me: ActorRef<ActorMessage>,
+        spawn: SpawnArgs,
+    ) -> Result<ActorLifetime, ActorProcessingErr> {
+        let port = Arc::clone(&spawn.handle);
+        port.install_runner(ShardRunner::new(spawn));
+        Ok(ActorLifetime(port))
     }
 
-    async fn handle(&self, me: ActorRef<Wake>, wake: Wake, life: &mut Life) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<ActorMessage>,
+        wake: ActorMessage,
+        life: &mut ActorLifetime,
+    ) -> Result<(), ActorProcessingErr> {
         match wake {
-            Wake::Run => {
-                if life.0.combines() {
+            ActorMessage::Run => {
+                if life.0.should_batch() {
                     // Whoever is about to ask asks first.
                     tokio::task::yield_now().await;
                 }
@@ -68,11 +77,11 @@ impl Actor for ShardActor {
                 }
                 if end != RunEnd::Asleep {
                     // Other messages (stop) and other actors have their turn in between.
-                    let _ = me.send_message(Wake::Run);
+                    let _ = me.send_message(ActorMessage::Run);
                 }
                 Ok(())
             }
-            Wake::Panicked(text) => Err(text.into()),
+            ActorMessage::Panicked(text) => Err(text.into()),
         }
     }
 }

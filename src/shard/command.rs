@@ -4,27 +4,30 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::reply::Reply;
-use crate::admission::choice::Choice;
-use crate::admission::keys::Ticket;
-use crate::admission::waiters::{Seek, Wait};
-use crate::engine::{GangAct, ListedClaim, Place, Shard, Wants};
+use super::reply::ReplySender;
+use crate::admission::candidate_plan::CandidatePlan;
+use crate::admission::key_directory::KeyTicket;
+use crate::admission::wait_queue::{ReservationRequest, WaitState};
+use crate::engine::{ClaimHandle, GangAction, ListedClaim, PlacementConstraints, Shard};
 use crate::limits;
-use crate::model::rejection::Unavailable;
-use crate::model::{Beat, ClaimId, ClaimState, Counted, Fence, Millis, Registration, Resources, WorkerId, WorkerVerb};
+use crate::model::request_error::UnavailableReason;
+use crate::model::{
+    ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest, ResourceRequirements,
+    WorkerCommand, WorkerId,
+};
 
 /// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
 /// its caller still listens; so a caller that hangs up leaves nothing pending.
 #[derive(Debug)]
-pub struct ClaimItem {
+pub struct PendingClaim {
     /// Whose.
     pub id: ClaimId,
     /// Number, in this process, of the pool that it wants.
     pub pool: u32,
     /// What it asks beyond any worker of that pool. Boxed: most claims have none.
-    pub choice: Option<Box<Choice>>,
-    /// The right to decide for its key, once [`crate::admission::keys::Keys::begin`] gave it.
-    pub ticket: Ticket,
+    pub plan: Option<Box<CandidatePlan>>,
+    /// The right to decide for its key, once [`crate::admission::key_directory::KeyDirectory::begin`] gave it.
+    pub ticket: KeyTicket,
     /// Hash of its affinity word.
     pub affinity: u64,
     /// How long it may stay unconfirmed.
@@ -34,29 +37,29 @@ pub struct ClaimItem {
     /// Its answer leaves after the store has it.
     pub durable: bool,
     /// Breaks ties between shards.
-    pub salt: u64,
+    pub tie_break: u64,
     /// Shards asked so far.
-    pub visited: Visited,
+    pub tried_shards: ShardSet,
     /// A shard that might have had room could not be asked: the answer cannot be "full".
-    pub unasked: Option<Unavailable>,
-    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::Dispatch::stopwatch`]).
+    pub unreachable: Option<UnavailableReason>,
+    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
     pub started_ns: u64,
     /// Where the answer goes.
-    pub reply: Reply,
+    pub reply: ReplySender,
     /// How it waits, if it does or did. Boxed: most claims do not.
-    pub wait: Option<Box<Wait>>,
+    pub wait: Option<Box<WaitState>>,
     /// What its tenant would hold too much of, if it got its ticket in spite of that.
-    pub over_quota: Option<Counted>,
+    pub over_quota: Option<QuotaResource>,
 }
 
 /// A set of shards. Most claims need only the first; the rest is allocated when that one said no.
 #[derive(Debug, Default)]
-pub struct Visited {
+pub struct ShardSet {
     first: Option<u16>,
     more: Option<Box<[u64; Self::WORDS]>>,
 }
 
-impl Visited {
+impl ShardSet {
     const WORDS: usize = limits::SHARDS_MAX as usize / 64;
 
     /// Adds a shard.
@@ -70,7 +73,7 @@ impl Visited {
 
     /// The shards `64 * word ..` in it, as bits.
     #[must_use]
-    pub fn word(&self, word: usize) -> u64 {
+    pub fn bits(&self, word: usize) -> u64 {
         let first = self.first.filter(|&shard| shard as usize / 64 == word).map_or(0, |shard| 1 << (shard % 64));
         first | self.more.as_ref().map_or(0, |more| more[word])
     }
@@ -78,7 +81,7 @@ impl Visited {
     /// Whether the shard is in it.
     #[must_use]
     pub fn contains(&self, shard: u16) -> bool {
-        self.word(shard as usize / 64) & (1 << (shard % 64)) != 0
+        self.bits(shard as usize / 64) & (1 << (shard % 64)) != 0
     }
 
     /// How many.
@@ -97,15 +100,15 @@ impl Visited {
 
 /// Something about a key that is held.
 #[derive(Debug)]
-pub struct KeyItem {
+pub struct ClaimOp {
     /// Whose.
     pub id: ClaimId,
     /// Where it is held.
-    pub place: Place,
-    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::Dispatch::stopwatch`]).
+    pub handle: ClaimHandle,
+    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
     pub started_ns: u64,
     /// Where the answer goes.
-    pub reply: Reply,
+    pub reply: ReplySender,
 }
 
 /// A step of a gang at one shard.
@@ -114,11 +117,11 @@ pub struct GangItem {
     /// Number of the gang.
     pub id: Fence,
     /// What happens.
-    pub act: GangAct,
+    pub act: GangAction,
     /// To commit: the members that were granted here, each with the right to decide for its key.
-    pub tickets: Vec<(ClaimId, Ticket)>,
+    pub tickets: Vec<(ClaimId, KeyTicket)>,
     /// Where the answer goes.
-    pub reply: Reply,
+    pub reply: ReplySender,
 }
 
 /// Step that a test injects in the middle of a run.
@@ -134,76 +137,76 @@ impl std::fmt::Debug for InjectedStep {
 #[derive(Debug)]
 pub enum Command {
     /// Find it a worker.
-    Claim(Box<ClaimItem>),
+    Claim(Box<PendingClaim>),
     /// The same for many: one place in the ring, one wake.
-    Claims(Vec<Box<ClaimItem>>),
+    Claims(Vec<Box<PendingClaim>>),
     /// Its key is held here already.
-    Repeat(Box<ClaimItem>, Place),
+    Reacquire(Box<PendingClaim>, ClaimHandle),
     /// The holder is done.
-    Release(KeyItem),
+    Release(ClaimOp),
     /// The same for many.
-    Releases(Vec<KeyItem>),
+    Releases(Vec<ClaimOp>),
     /// The holder has started.
-    Confirm(KeyItem),
+    Confirm(ClaimOp),
     /// The holder still needs it, and may need it for another time than before.
-    Renew(KeyItem, Option<Millis>),
+    Renew(ClaimOp, Option<Millis>),
     /// The holder needs that much from now on.
-    Resize(KeyItem, Box<Resources>),
+    Resize(ClaimOp, Box<ResourceRequirements>),
     /// The holder is done, but the worker has to be cleaned.
-    BeginRelease(KeyItem),
+    BeginRelease(ClaimOp),
     /// Keep a worker for a claim that waits.
-    Promise(Box<Seek>),
+    Reserve(Box<ReservationRequest>),
     /// A step of a gang.
     Gang(Box<GangItem>),
     /// The claim there is over: a worker runs a later one of its key, whose record was lost.
-    Yield(Place),
+    Relinquish(ClaimHandle),
     /// What is held?
-    Look(KeyItem),
+    GetClaim(ClaimOp),
     /// Workers are there.
-    Register(Vec<(Registration, Reply)>),
+    Register(Vec<(RegistrationRequest, ReplySender)>),
     /// Workers say that they are there.
-    Heartbeat(Vec<(WorkerId, Beat, Reply)>),
+    Heartbeat(Vec<(WorkerId, HeartbeatRequest, ReplySender)>),
     /// The owner of a worker wishes.
-    Steer(WorkerId, WorkerVerb, Reply),
+    CommandWorker(WorkerId, WorkerCommand, ReplySender),
     /// The owner of all workers speaks for them.
-    ClearAll(Reply),
+    ClearWorkers(ReplySender),
     /// A worker is gone.
-    Delete(WorkerId, Reply),
+    DeleteWorker(WorkerId, ReplySender),
     /// What about this worker?
-    Worker(WorkerId, Reply),
+    GetWorker(WorkerId, ReplySender),
     /// A part of the list of workers, from an ordinal on.
-    ListWorkers(u32, usize, Reply),
+    ListWorkers(u32, usize, ReplySender),
     /// A part of the list of claims that pass the filter, from an ordinal on.
-    ListClaims(u32, usize, ClaimSieve, Reply),
+    ListClaims(u32, usize, ClaimSieve, ReplySender),
     /// The shard's figures.
-    Report(Reply),
+    Report(ReplySender),
     /// Workers that hold nothing, at most so many.
-    IdleLongest(usize, Reply),
+    IdleLongest(usize, ReplySender),
     /// What would a claim find? Nothing is taken.
-    Explain(Question, Reply),
+    Explain(ExplainQuery, ReplySender),
     /// Rows for a rewrite: from a cursor on, about so many bytes.
-    Dump(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
+    SnapshotRows(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
-    Seal(Reply),
+    Seal(ReplySender),
     /// End all workers from an ordinal on, a part at a time: the pool is being deleted.
-    Close(u32, Reply),
+    EndWorkers(u32, ReplySender),
     /// Does this in the middle of a run, or panics in it: for tests. No edge can send it.
     Inject(InjectedStep),
 }
 
 /// What a claim would ask.
 #[derive(Debug, Clone)]
-pub struct Question {
+pub struct ExplainQuery {
     /// Of a worker; none: any will do.
-    pub wants: Option<Arc<Wants>>,
+    pub constraints: Option<Arc<PlacementConstraints>>,
     /// Hash of its affinity word.
     pub affinity: u64,
     /// For how long it would need it.
-    pub needs_ms: Millis,
+    pub duration_ms: Millis,
     /// Its answer would wait for the store.
     pub durable: bool,
     /// Which workers would do, from this ordinal on; none: which one it would be given.
-    pub from: Option<u32>,
+    pub from_ordinal: Option<u32>,
 }
 
 /// Which claims a listing wants.
@@ -233,7 +236,7 @@ impl ClaimSieve {
 
 impl Command {
     /// The claims in it that want a worker.
-    pub fn items(&self) -> impl Iterator<Item = &ClaimItem> + Clone {
+    pub fn claim_items(&self) -> impl Iterator<Item = &PendingClaim> + Clone {
         let items = match self {
             Self::Claim(item) => std::slice::from_ref(item),
             Self::Claims(items) => items.as_slice(),
@@ -244,11 +247,11 @@ impl Command {
 
     /// The requests in it about keys that are held.
     #[must_use]
-    pub fn keys(&self) -> &[KeyItem] {
+    pub fn key_items(&self) -> &[ClaimOp] {
         match self {
             Self::Release(item)
             | Self::Confirm(item)
-            | Self::Look(item)
+            | Self::GetClaim(item)
             | Self::Renew(item, _)
             | Self::Resize(item, _)
             | Self::BeginRelease(item) => std::slice::from_ref(item),
@@ -258,13 +261,13 @@ impl Command {
     }
 
     /// The places that it is about.
-    pub fn places(&self) -> impl Iterator<Item = Place> + Clone {
-        self.keys().iter().map(|item| item.place)
+    pub fn handles(&self) -> impl Iterator<Item = ClaimHandle> + Clone {
+        self.key_items().iter().map(|item| item.handle)
     }
 
     /// How many fences it may need.
     #[must_use]
-    pub const fn fences(&self) -> u64 {
+    pub const fn fences_needed(&self) -> u64 {
         match self {
             Self::Claim(_) => 1,
             Self::Claims(items) => items.len() as u64,

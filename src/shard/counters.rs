@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that one thread at a time adds to.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+pub struct SingleWriterCounter(AtomicU64);
 
-impl Count {
+impl SingleWriterCounter {
     /// Adds, by whoever runs the shard.
     pub(super) fn add(&self, n: u64) {
         // No read-modify-write: only one adds.
@@ -22,15 +22,15 @@ impl Count {
 
 /// The counts of one shard.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct RunnerCounters {
     /// Claims whose grant left.
-    pub(crate) created: Count,
+    pub(crate) created: SingleWriterCounter,
     /// Requests to release.
-    pub(crate) releases: Count,
+    pub(crate) releases: SingleWriterCounter,
     /// Changes of a worker.
-    pub(crate) touches: Count,
+    pub(crate) worker_updates: SingleWriterCounter,
     /// Grants that were undone because nobody was told of them.
-    pub(crate) give_backs: Count,
+    pub(crate) rolled_back: SingleWriterCounter,
     /// Runs, whoever ran it. No metric: tests count by it what a shard does while there is nothing for it to do.
-    pub(super) runs: Count,
+    pub(super) runs: SingleWriterCounter,
 }

@@ -2,7 +2,7 @@
 //!
 //! Requests come through a bounded mailbox; who runs when is in [`ring`]: one at a time has the right to run the shard: it takes what is there,
 //! decides it all, hands the changed rows to the journal, and only then lets answers leave. That is whoever pushed
-//! while nobody ran it, or else the shard's actor, which also owns its life. The handle ([`ShardPort`]) is the only way
+//! while nobody ran it, or else the shard's actor, which also owns its life. The handle ([`ShardHandle`]) is the only way
 //! in.
 
 mod actor;
@@ -17,15 +17,17 @@ mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 }
 mod counters;
+mod paused_shard;
 mod runner;
 pub mod schedule;
-mod seized;
 mod supervisor;
 
-pub use command::{ClaimItem, ClaimSieve, Command, GangItem, InjectedStep, KeyItem, Question, Visited};
-pub use handle::{ShardPort, Why};
-pub use reply::{Batch, BatchAnswers, ClaimAnswer, Inbox, Outcome, Payload, Reply, ShardReport};
-pub use seized::Seized;
-pub use supervisor::{Revive, Supervisor};
+pub use command::{ClaimOp, ClaimSieve, Command, ExplainQuery, GangItem, InjectedStep, PendingClaim, ShardSet};
+pub use handle::{PushRejection, ShardHandle};
+pub use paused_shard::PausedShard;
+pub use reply::{
+    BatchAnswers, ClaimAnswer, CompletionQueue, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardReport,
+};
+pub use supervisor::{RestartShard, ShardSupervisor};
 
-pub(crate) use supervisor::start;
+pub(crate) use supervisor::start_shard;

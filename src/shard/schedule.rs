@@ -22,42 +22,42 @@ use super::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Whether the drainer is awake or will be, and whether there is something that it has not looked at.
 #[derive(Debug)]
-pub struct Scheduled {
+pub struct RunSchedule {
     awake: AtomicBool,
-    news: AtomicBool,
+    changed: AtomicBool,
 }
 
-impl Default for Scheduled {
+impl Default for RunSchedule {
     fn default() -> Self {
-        Self { awake: AtomicBool::new(false), news: AtomicBool::new(false) }
+        Self { awake: AtomicBool::new(false), changed: AtomicBool::new(false) }
     }
 }
 
-impl Scheduled {
+impl RunSchedule {
     /// After a push: true if the caller must wake the drainer.
     pub fn wake_needed(&self) -> bool {
         !self.awake.swap(true, Ordering::SeqCst)
     }
 
     /// After a change of what the drainer looks at, beside what is pushed: true if the caller must wake it.
-    pub fn wake_needed_for_news(&self) -> bool {
-        self.news.store(true, Ordering::SeqCst);
+    pub fn wake_needed_for_change(&self) -> bool {
+        self.changed.store(true, Ordering::SeqCst);
         self.wake_needed()
     }
 
     /// Begins a run: what changed until now is looked at in it.
-    pub fn take_news(&self) {
+    pub fn begin_run(&self) {
         // Most runs are about what was pushed.
-        if self.news.load(Ordering::SeqCst) {
-            self.news.swap(false, Ordering::SeqCst);
+        if self.changed.load(Ordering::SeqCst) {
+            self.changed.swap(false, Ordering::SeqCst);
         }
     }
 
     /// After a drain that left nothing to do: true if the drainer must run again. `is_idle` looks at everything that
     /// may have been pushed.
-    pub fn sleep_refused(&self, is_idle: impl FnOnce() -> bool) -> bool {
+    pub fn must_run_again(&self, is_idle: impl FnOnce() -> bool) -> bool {
         self.awake.swap(false, Ordering::SeqCst);
-        let is_done = is_idle() && !self.news.load(Ordering::SeqCst);
+        let is_done = is_idle() && !self.changed.load(Ordering::SeqCst);
         !is_done && !self.awake.swap(true, Ordering::SeqCst)
     }
 
@@ -80,21 +80,21 @@ impl Default for QueueBound {
 
 impl QueueBound {
     /// Takes one of so many slots before something is pushed; false: none is left.
-    pub fn enter(&self, slots: usize) -> bool {
+    pub fn try_acquire(&self, slots: usize) -> bool {
         let entered = self.0.fetch_add(1, Ordering::Relaxed) < slots;
         if !entered {
-            self.leave(1);
+            self.release(1);
         }
         entered
     }
 
     /// Gives as many slots back as were popped.
-    pub fn leave(&self, popped: usize) {
+    pub fn release(&self, popped: usize) {
         self.0.fetch_sub(popped, Ordering::Relaxed);
     }
 
     /// Slots that are taken; for a moment more by those that are being refused.
-    pub fn taken(&self) -> usize {
+    pub fn in_use(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }

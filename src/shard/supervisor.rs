@@ -6,10 +6,10 @@ use std::sync::{Arc, Weak};
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-use super::actor::{ShardActor, Spawn};
-use super::handle::ShardPort;
-use crate::admission::dispatch::Dispatch;
-use crate::admission::pools::Pool;
+use super::actor::{ShardActor, SpawnArgs};
+use super::handle::ShardHandle;
+use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::pool_registry::Pool;
 use crate::engine::Shard;
 use crate::metrics::ShardState;
 use crate::model::{ClaimId, Seq};
@@ -19,31 +19,31 @@ const RESTARTS_MAX: usize = 5;
 const WINDOW_MS: u64 = 60_000;
 
 /// Rebuilds a shard that panicked and starts it anew.
-pub type Revive = Box<dyn Fn(Arc<Pool>, Arc<ShardPort>, ActorCell) -> BoxFuture<'static, ()> + Send + Sync>;
+pub type RestartShard = Box<dyn Fn(Arc<Pool>, Arc<ShardHandle>, ActorCell) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// The supervisor of all shards of one scheduler.
-pub struct Supervisor {
-    dispatch: Weak<Dispatch>,
-    revive: Revive,
+pub struct ShardSupervisor {
+    dispatch: Weak<ClaimDispatcher>,
+    restart: RestartShard,
 }
 
-impl Supervisor {
+impl ShardSupervisor {
     /// Rebuilds with `revive` what panics.
     #[must_use]
-    pub fn new(dispatch: &Arc<Dispatch>, revive: Revive) -> Self {
-        Self { dispatch: Arc::downgrade(dispatch), revive }
+    pub fn new(dispatch: &Arc<ClaimDispatcher>, revive: RestartShard) -> Self {
+        Self { dispatch: Arc::downgrade(dispatch), restart: revive }
     }
 
-    fn find(&self, actor: &ActorCell) -> Option<(Arc<Pool>, Arc<ShardPort>)> {
+    fn find(&self, actor: &ActorCell) -> Option<(Arc<Pool>, Arc<ShardHandle>)> {
         let pools = Arc::clone(&self.dispatch.upgrade()?.pools.load());
         pools.iter().find_map(|pool| {
-            let port = pool.ports.iter().find(|port| port.is_run_by(actor.get_id()))?;
+            let port = pool.shards.iter().find(|port| port.is_run_by(actor.get_id()))?;
             Some((Arc::clone(pool), Arc::clone(port)))
         })
     }
 }
 
-impl Actor for Supervisor {
+impl Actor for ShardSupervisor {
     type Msg = ();
     type State = ();
     type Arguments = ();
@@ -65,10 +65,10 @@ impl Actor for Supervisor {
         tracing::error!("{reason}");
         port.set_state(ShardState::Loading, Some(reason.clone()));
         // Nobody decides for these keys any more.
-        port.end_life();
-        port.outbox.orphan();
+        port.remove_runner();
+        port.outbox.mark_orphaned();
         for (id, ticket) in port.empty_hand() {
-            if let Some(next) = dispatch.keys.vacate(&id, ticket) {
+            if let Some(next) = dispatch.keys.release_ticket(&id, ticket) {
                 dispatch.route(next);
             }
         }
@@ -77,11 +77,11 @@ impl Actor for Supervisor {
                 ShardState::Refused,
                 Some(format!("{reason}; it did so {} times in a minute", RESTARTS_MAX + 1)),
             );
-            port.refuse_all();
+            port.reject_all();
             return Ok(());
         }
         // The store may take its time; other shards may need help meanwhile.
-        tokio::spawn((self.revive)(pool, port, me.get_cell()));
+        tokio::spawn((self.restart)(pool, port, me.get_cell()));
         Ok(())
     }
 }
@@ -90,15 +90,15 @@ impl Actor for Supervisor {
 ///
 /// # Errors
 /// Those of the actor runtime.
-pub(crate) async fn start(
-    dispatch: Arc<Dispatch>,
+pub(crate) async fn start_shard(
+    dispatch: Arc<ClaimDispatcher>,
     pool: Arc<Pool>,
-    port: Arc<ShardPort>,
+    port: Arc<ShardHandle>,
     shard: Shard,
     gone: VecDeque<(Seq, ClaimId)>,
     supervisor: ActorCell,
 ) -> Result<(), ractor::SpawnErr> {
-    let spawn = Spawn { dispatch, pool, port: Arc::clone(&port), shard, gone };
+    let spawn = SpawnArgs { dispatch, pool, handle: Arc::clone(&port), shard, pending_ends: gone };
     let (actor, _) = ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await?;
     port.serve(actor);
     Ok(())

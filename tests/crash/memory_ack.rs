@@ -197,7 +197,7 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
             client.post(&format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence})).expect(200);
         }
         let metrics = String::from_utf8(client.request("GET", "/metrics", b"").body).unwrap();
-        let line = metrics.lines().find(|line| line.starts_with("hotpool_adoptions_total{pool=\"ns/memory\"}"));
+        let line = metrics.lines().find(|line| line.starts_with("hotpool_claims_readopted_total{pool=\"ns/memory\"}"));
         let here: u64 = line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap());
         println!("round {round}: {} held at the kill, {here} of them adopted", held.len());
         adopted += here;

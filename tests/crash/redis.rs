@@ -76,7 +76,7 @@ fn s04_a_server_that_comes_back_without_its_last_writes_is_written_anew() {
         load.answers(300);
         campaign.end(load);
         flushed(&mut server.client());
-        assert!(counted(&mut server.client(), "hotpool_store_rewrites_total") > 0.0, "nothing was lost: no test");
+        assert!(counted(&mut server.client(), "hotpool_shard_snapshots_total") > 0.0, "nothing was lost: no test");
         campaign.check(&mut server.client());
         // And now the store alone must know.
         server.kill();
@@ -110,7 +110,7 @@ fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_answer() {
     campaign.end(load);
     until("the service is ready", || is_ready(&server));
     flushed(&mut server.client());
-    assert!(counted(&mut server.client(), "hotpool_store_rewrites_total") > 0.0, "nothing was lost: no test");
+    assert!(counted(&mut server.client(), "hotpool_shard_snapshots_total") > 0.0, "nothing was lost: no test");
     campaign.check(&mut server.client());
     server.kill();
     // The old master is gone for good: the URL names others too.

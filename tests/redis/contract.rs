@@ -1,8 +1,8 @@
 //! The contract of `hotpool::persist::store`, held against real Redis servers.
 
-use StepOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
+use WriteOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
-use hotpool::persist::store::{FenceSpan, Ownership, Renewal, ShardKey, StepOutcome, Store, StoreError};
+use hotpool::persist::store::{FenceSpan, OwnershipRecord, RenewalOutcome, ShardKey, Store, StoreError, WriteOutcome};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -61,7 +61,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_re
     assert_eq!(one(&old, flip(A, 2, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, chunk(A, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, drop_of(A)).await, Fenced);
-    assert_eq!(old.renew(true).await.expect("renew"), Renewal::Fenced);
+    assert_eq!(old.renew(true).await.expect("renew"), RenewalOutcome::Fenced);
     assert!(old.raise_fence_ceiling(span(0, u64::from(u32::MAX))).await.is_err());
     // The new owner has not read B: what the old one still writes there is found when it does.
     assert_eq!(one(&old, rows(B, 1, 2, &[(2, Some(1))])).await, Applied);
@@ -132,10 +132,10 @@ async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisSto
     let record: Vec<String> = server.ask(&["HMGET", owner_key(server).as_str(), "owner", "epoch"]);
     let epoch: u64 = record[1].parse().unwrap();
     let _: i64 = server.ask(&["HSET", &owner_key(server), "epoch", &(epoch - 1).to_string()]);
-    let twin = RedisStore::to_inspect(options(&server.url(), dir)).expect("open");
+    let twin = RedisStore::open_read_only(options(&server.url(), dir)).expect("open");
     let _: i64 = server.ask(&["HSET", &owner_key(server), "node", ""]);
     twin.take_over(record[0].parse::<Uuid>().unwrap()).await.expect("take over");
-    assert_eq!(store.renew(false).await.expect("renew"), Renewal::Renewed, "the same owner");
+    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
     twin
 }
 
@@ -155,9 +155,9 @@ async fn s04_what_a_store_lost_is_a_gap_and_a_rewrite_mends_it() {
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, flip(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
     assert_eq!(load(&store, A).await, is(2, &[(1, 1), (2, 1)]));
-    assert_eq!(store.renew(false).await.expect("renew"), Renewal::Missing, "the record was lost too");
-    assert_eq!(store.renew(true).await.expect("renew"), Renewal::Renewed);
-    assert_eq!(store.renew(false).await.expect("renew"), Renewal::Renewed);
+    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Missing, "the record was lost too");
+    assert_eq!(store.renew(true).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Renewed);
 }
 
 #[tokio::test]
@@ -218,8 +218,13 @@ async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
     let (server, dir) = (Server::start(&[]), dir());
     let take = async |raise_to: Option<u64>| {
         let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
-        let Ownership { fence_floor, fence_ceiling, .. } = store.take_over(Uuid::now_v7()).await.expect("take over");
-        assert_eq!(store.renew(true).await.expect("renew"), Renewal::Renewed, "that alone says nothing of fences");
+        let OwnershipRecord { fence_floor, fence_ceiling, .. } =
+            store.take_over(Uuid::now_v7()).await.expect("take over");
+        assert_eq!(
+            store.renew(true).await.expect("renew"),
+            RenewalOutcome::Renewed,
+            "that alone says nothing of fences"
+        );
         if let Some(ceiling) = raise_to {
             store.raise_fence_ceiling(span(fence_ceiling, ceiling)).await.expect("raise");
         }
@@ -239,7 +244,7 @@ async fn s19_a_record_that_is_written_again_has_its_floor() {
     let store = owned(&server.url(), &dir).await;
     store.raise_fence_ceiling(span(50, 77)).await.expect("raise");
     let _: () = server.ask(&["FLUSHALL"]);
-    assert_eq!(store.renew(true).await.expect("renew"), Renewal::Renewed);
+    assert_eq!(store.renew(true).await.expect("renew"), RenewalOutcome::Renewed);
     drop(store);
     let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
     let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
@@ -261,7 +266,7 @@ async fn steps_of_all_shards_reach_their_masters_in_a_cluster() {
     // Beside the shards: the record of ownership.
     assert_eq!(sizes.iter().sum::<i64>(), 65);
     assert!(sizes.iter().all(|size| (21..=23).contains(size)), "{sizes:?}");
-    let lanes: std::collections::BTreeSet<usize> = shards.iter().map(|&shard| store.lane(shard)).collect();
+    let lanes: std::collections::BTreeSet<usize> = shards.iter().map(|&shard| store.writer_partition(shard)).collect();
     assert_eq!(lanes, [0, 1, 2].into());
 }
 
@@ -273,7 +278,7 @@ async fn s03_a_take_over_whose_answer_was_lost_keeps_others_waiting_and_not_its_
     drop(owned(&server.url(), &second).await);
     let other = RedisStore::open(options(&server.url(), &third)).expect("open");
     let held = other.take_over(Uuid::now_v7()).await.expect_err("it is not free any more");
-    assert!(matches!(held, StoreError::Held(_)), "{held}");
+    assert!(matches!(held, StoreError::OwnedElsewhere(_)), "{held}");
     let again = RedisStore::open(options(&server.url(), &second)).expect("open");
     assert_eq!(again.take_over(Uuid::now_v7()).await.expect("its own").epoch, 3);
 }

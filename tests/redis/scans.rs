@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use hotpool::persist::row::Frames;
+use hotpool::persist::row::RowFrames;
 use hotpool::persist::store::redis::RedisStore;
-use hotpool::persist::store::{ShardKey, StepOutcome, Store, StoreError};
+use hotpool::persist::store::{ShardKey, Store, StoreError, WriteOutcome};
 use redis::Value;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -31,7 +31,7 @@ fn all(mark: u32) -> Vec<(u64, Option<u32>)> {
 /// A store with a shard of many pages at 1.
 async fn filled(url: &str, dir: &TempDir) -> RedisStore {
     let store = owned(url, dir).await;
-    assert_eq!(one(&store, rows(A, 0, 1, &all(1))).await, StepOutcome::Ok);
+    assert_eq!(one(&store, rows(A, 0, 1, &all(1))).await, WriteOutcome::Ok);
     store
 }
 
@@ -110,7 +110,7 @@ async fn s14_a_load_over_a_slot_move_has_every_row() {
         moving.end();
     }));
     holds(&load(&store, A).await, 1, ROWS);
-    assert_eq!(one(&store, rows(A, 1, 2, &[(1, Some(2))])).await, StepOutcome::Ok, "and is the owner's");
+    assert_eq!(one(&store, rows(A, 1, 2, &[(1, Some(2))])).await, WriteOutcome::Ok, "and is the owner's");
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn s14_a_slot_that_goes_on_moving_is_away_for_a_bounded_number_of_pages_an
     });
     for _ in 0..3 {
         let error = store.load(vec![A], Box::new(|_, _| panic!("a row of half a scan"))).await.expect_err("on its way");
-        assert!(matches!(&error, StoreError::Away(why) if why.contains("on their way")), "{error:?}");
+        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("on their way")), "{error:?}");
     }
     assert_eq!(pages.load(Ordering::SeqCst), MIDDLE, "what cannot be looked at is not read");
     moving.end();
@@ -173,7 +173,7 @@ async fn single() -> (Server, TempDir, RedisStore, Relay) {
 }
 
 fn reader(relay: &Relay, dir: &TempDir) -> RedisStore {
-    RedisStore::to_inspect(options(&format!("redis://127.0.0.1:{}", relay.port), dir)).expect("open")
+    RedisStore::open_read_only(options(&format!("redis://127.0.0.1:{}", relay.port), dir)).expect("open")
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn s14_rows_that_come_behind_the_headers_back_are_missed_by_no_load() {
     let sink = Box::new(move |_, page: &[u8]| into.lock().unwrap().extend(page));
     assert_eq!(client.load(vec![A], sink).await.expect("load")[0].at, Ok(1));
     let read = read.lock().unwrap();
-    let ids: BTreeSet<&str> = Frames::new(&read).map(|frame| frame.expect("whole").id).collect();
+    let ids: BTreeSet<&str> = RowFrames::new(&read).map(|frame| frame.expect("whole").id).collect();
     assert_eq!(ids.len() as u64, ROWS + 500);
 }
 
@@ -217,7 +217,7 @@ async fn s14_who_only_looks_is_given_no_row_of_a_side_that_was_replaced_meanwhil
     let (client, runtime, owner) = (reader(&relay, &dir), Handle::current(), Arc::new(owner));
     let flipping = Arc::clone(&owner);
     relay.on_page(once(move || {
-        assert_eq!(runtime.block_on(one(&flipping, flip(A, 2, 9, 0, &[(3, Some(2))]))), StepOutcome::Ok);
+        assert_eq!(runtime.block_on(one(&flipping, flip(A, 2, 9, 0, &[(3, Some(2))]))), WriteOutcome::Ok);
     }));
     assert_eq!(load(&client, A).await, is(2, &[(3, 2)]));
 }
@@ -228,7 +228,7 @@ async fn s14_who_only_looks_sees_a_shard_that_is_written_all_the_time() {
     let (client, runtime) = (reader(&relay, &dir), Handle::current());
     let mut at = 1;
     relay.on_page(move |_| {
-        assert_eq!(runtime.block_on(one(&owner, rows(A, at, at + 1, &[(ROWS, Some(7))]))), StepOutcome::Ok);
+        assert_eq!(runtime.block_on(one(&owner, rows(A, at, at + 1, &[(ROWS, Some(7))]))), WriteOutcome::Ok);
         at += 1;
     });
     let (at, found) = load(&client, A).await;

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use hotpool::persist::row::{Frames, PoolRow, RowKind, put_deletion, put_pool};
+use hotpool::persist::row::{PoolRow, RowFrames, RowKind, put_deletion, put_pool};
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
-use hotpool::persist::store::{ShardKey, Step, StepKind, StepOutcome, Store};
+use hotpool::persist::store::{ShardKey, Store, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::server::config;
 use tempfile::TempDir;
 use uuid::Uuid;
 
 /// As the configuration's defaults are, with a directory of its own.
 pub fn options(url: &str, dir: &TempDir) -> RedisOptions {
-    let settings = config::Store { data_dir: dir.path().to_owned(), ..config::Store::default() };
-    settings.redis(url.parse().expect("a URL"))
+    let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
+    settings.redis_options(url.parse().expect("a URL"))
 }
 
 /// Opened and taken over.
@@ -35,23 +35,23 @@ pub fn frames(rows: &[(u64, Option<u32>)]) -> Vec<u8> {
     out
 }
 
-pub fn rows(shard: ShardKey, from: u64, to: u64, rows: &[(u64, Option<u32>)]) -> Step {
-    Step { shard, from, to, kind: StepKind::Rows(frames(rows).into()) }
+pub fn rows(shard: ShardKey, from: u64, to: u64, rows: &[(u64, Option<u32>)]) -> WriteBatch {
+    WriteBatch { shard, from, to, kind: WriteKind::Rows(frames(rows).into()) }
 }
 
-pub fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &[(u64, Option<u32>)]) -> Step {
-    Step { shard, from: 0, to: 0, kind: StepKind::Chunk { generation, number, rows: frames(rows).into() } }
+pub fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &[(u64, Option<u32>)]) -> WriteBatch {
+    WriteBatch { shard, from: 0, to: 0, kind: WriteKind::Chunk { generation, number, rows: frames(rows).into() } }
 }
 
-pub fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &[(u64, Option<u32>)]) -> Step {
-    Step { shard, from: 0, to, kind: StepKind::Flip { generation, chunks, rows: frames(rows).into() } }
+pub fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &[(u64, Option<u32>)]) -> WriteBatch {
+    WriteBatch { shard, from: 0, to, kind: WriteKind::Install { generation, chunks, rows: frames(rows).into() } }
 }
 
-pub fn drop_of(shard: ShardKey) -> Step {
-    Step { shard, from: 0, to: 0, kind: StepKind::Drop }
+pub fn drop_of(shard: ShardKey) -> WriteBatch {
+    WriteBatch { shard, from: 0, to: 0, kind: WriteKind::Drop }
 }
 
-pub async fn one(store: &RedisStore, step: Step) -> StepOutcome {
+pub async fn one(store: &RedisStore, step: WriteBatch) -> WriteOutcome {
     store.apply(vec![step]).await.expect("apply")[0]
 }
 
@@ -62,7 +62,7 @@ pub async fn load(store: &RedisStore, shard: ShardKey) -> State {
     let read: Arc<Mutex<BTreeMap<u64, u32>>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
-        for frame in Frames::new(frames) {
+        for frame in RowFrames::new(frames) {
             let frame = frame.expect("a frame");
             let row: PoolRow = prost::Message::decode(&frame.body.expect("a state")[1..]).expect("a row");
             into.lock().unwrap().insert(row.uid, row.hash_version);

@@ -341,12 +341,12 @@ async fn on_a_full_disk(dir: &Path) {
         }
         at += 1;
     };
-    assert!(matches!(&away, StoreError::Away(message) if message.contains("hotpool.redb")), "{away:?}");
+    assert!(matches!(&away, StoreError::Unavailable(message) if message.contains("hotpool.redb")), "{away:?}");
     assert!(at > 5, "some steps went in first");
     // It is tried again and again, and stays away, until there is room.
     for _ in 0..3 {
         let again = store.apply(vec![rows(A, at, at + 1, &rows_a)]).await;
-        assert!(matches!(again, Err(StoreError::Away(_))), "{again:?}");
+        assert!(matches!(again, Err(StoreError::Unavailable(_))), "{again:?}");
     }
     rlimit::setrlimit(rlimit::Resource::FSIZE, unlimited.0, unlimited.1).unwrap();
     let outcome = one(&store, rows(A, at, at + 1, &rows_a)).await;

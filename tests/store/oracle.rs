@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hotpool::persist::store::redb::RedbStore;
-use hotpool::persist::store::{ShardKey, Step, StepKind, StepOutcome};
+use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tempfile::TempDir;
@@ -94,7 +94,7 @@ struct Shard {
 
 impl Shard {
     /// The step that an op means here, its answer, and the change if that is `Ok`.
-    fn step(&mut self, shard: ShardKey, op: &Op) -> (Step, StepOutcome) {
+    fn step(&mut self, shard: ShardKey, op: &Op) -> (WriteBatch, WriteOutcome) {
         let bytes = |rows: &Rows| Bytes::from(rows.iter().flat_map(|(id, value)| [*id, *value]).collect::<Vec<_>>());
         let (mut from, mut to) = (self.at, self.at);
         let (kind, answer) = match op {
@@ -111,7 +111,7 @@ impl Shard {
                     (self.known, self.current, self.at) = (true, true, to);
                     self.rows.extend(rows.iter().copied());
                 }
-                (StepKind::Rows(bytes(rows)), answer)
+                (WriteKind::Rows(bytes(rows)), answer)
             }
             Op::Chunk { fresh, skip, rows } => {
                 if *fresh || self.chunks.is_empty() {
@@ -120,14 +120,14 @@ impl Shard {
                 }
                 let number = self.chunks.last_key_value().map_or(0, |(last, _)| last + 1) + u32::from(*skip);
                 self.chunks.insert(number, rows.clone());
-                (StepKind::Chunk { generation: self.generation, number, rows: bytes(rows) }, Applied)
+                (WriteKind::Chunk { generation: self.generation, number, rows: bytes(rows) }, Applied)
             }
             Op::Flip { extra, ahead, rows } => {
                 if self.chunks.is_empty() {
                     self.generation += 1;
                 }
                 let chunks = self.chunks.last_key_value().map_or(0, |(last, _)| last + 1) + u32::from(*extra);
-                let kind = StepKind::Flip { generation: self.generation, chunks, rows: bytes(rows) };
+                let kind = WriteKind::Install { generation: self.generation, chunks, rows: bytes(rows) };
                 to = self.at + u64::from(*ahead);
                 let whole = self.chunks.len() == chunks as usize;
                 if whole {
@@ -140,10 +140,10 @@ impl Shard {
             Op::Drop => {
                 let answer = if self.known || !self.chunks.is_empty() { Applied } else { Duplicate };
                 *self = Self { generation: self.generation, ..Self::default() };
-                (StepKind::Drop, answer)
+                (WriteKind::Drop, answer)
             }
         };
-        (Step { shard, from, to, kind }, answer)
+        (WriteBatch { shard, from, to, kind }, answer)
     }
 }
 
@@ -151,7 +151,7 @@ struct Run {
     dir: TempDir,
     store: Option<RedbStore>,
     shards: Vec<Shard>,
-    last: Vec<Step>,
+    last: Vec<WriteBatch>,
 }
 
 impl Run {

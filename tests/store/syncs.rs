@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hotpool::persist::store::redb::{DiskCall, DiskProbe, RedbStore};
+use hotpool::persist::store::redb::{DiskOperation, DiskProbe, RedbStore};
 use hotpool::persist::store::{FenceSpan, Store, StoreError};
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -35,20 +35,20 @@ enum Kind {
 }
 
 impl Platter {
-    fn call(&mut self, call: DiskCall<'_>) -> io::Result<()> {
+    fn call(&mut self, call: DiskOperation<'_>) -> io::Result<()> {
         let kind = match call {
-            DiskCall::Write(..) => Kind::Write,
-            DiskCall::SetLen(_) => Kind::SetLen,
-            DiskCall::Sync => Kind::Sync,
-            DiskCall::SyncNames => Kind::SyncNames,
+            DiskOperation::Write(..) => Kind::Write,
+            DiskOperation::SetLen(_) => Kind::SetLen,
+            DiskOperation::Sync => Kind::Sync,
+            DiskOperation::SyncNames => Kind::SyncNames,
         };
         let fault = self.fault.take_if(|(which, _)| *which == kind);
         match call {
             _ if fault.is_some() && kind != Kind::Sync => {}
-            DiskCall::Write(offset, bytes) => self.pending.push(Pending::Write(offset as usize, bytes.to_vec())),
-            DiskCall::SetLen(len) => self.pending.push(Pending::SetLen(len as usize)),
-            DiskCall::SyncNames => {}
-            DiskCall::Sync => {
+            DiskOperation::Write(offset, bytes) => self.pending.push(Pending::Write(offset as usize, bytes.to_vec())),
+            DiskOperation::SetLen(len) => self.pending.push(Pending::SetLen(len as usize)),
+            DiskOperation::SyncNames => {}
+            DiskOperation::Sync => {
                 let pending = std::mem::take(&mut self.pending);
                 if fault.is_none() {
                     pending.into_iter().for_each(|call| self.settle(call));
@@ -157,7 +157,10 @@ async fn s15_what_fails_before_a_sync_is_sent_again_and_counts() {
         let second = rows(A, 1, 2, &large);
         place.fail(kind, Errno::NOSPC);
         let away = store.apply(vec![second.clone()]).await;
-        assert!(matches!(&away, Err(StoreError::Away(why)) if why.contains("hotpool.redb")), "{kind:?}: {away:?}");
+        assert!(
+            matches!(&away, Err(StoreError::Unavailable(why)) if why.contains("hotpool.redb")),
+            "{kind:?}: {away:?}"
+        );
         assert_eq!(apply(&store, &[second]).await, [Applied], "{kind:?}");
         assert_eq!(place.after_a_power_failure().await, (2, "a".to_owned() + &large), "{kind:?}");
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Streaming, async_trait};
 
-use super::body::before_waiting;
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
@@ -15,51 +14,64 @@ use super::proto::{
     ListClaimsResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse,
     ResizeClaimRequest, ResizeClaimResponse, TakeClaimRequest, TakeClaimResponse,
 };
-use super::{Answer, Calls, read, stream};
-use crate::api::error_table::Failure;
-use crate::api::http::json::Phase;
-use crate::api::http::read::{merge, merge_all};
-use crate::api::{deadline, stopped};
+use super::unary_body::release_before_waiting;
+use super::{GrpcHandlers, RpcResult, from_proto, stream};
+use crate::api::error_table::ApiError;
+use crate::api::http::extract::{submit_all_or_none, submit_valid};
+use crate::api::http::json::ReleasePhase;
+use crate::api::{deadline, wait_for_stop};
 use crate::limits;
-use crate::model::{Standing, Taken};
+use crate::model::{ClaimResult, ClaimStatus};
 
 #[async_trait]
-impl ClaimService for Calls {
-    type ClaimStreamStream = stream::Answers;
+impl ClaimService for GrpcHandlers {
+    type ClaimStreamStream = stream::ClaimStreamResponses;
 
-    async fn claim_stream(&self, request: Request<Streaming<ClaimStreamRequest>>) -> Answer<stream::Answers> {
+    async fn claim_stream(
+        &self,
+        request: Request<Streaming<ClaimStreamRequest>>,
+    ) -> RpcResult<stream::ClaimStreamResponses> {
         let place = Arc::clone(&self.streams).try_acquire_owned();
         let place = place.map_err(|_| {
-            Failure::overloaded(format!(
+            ApiError::overloaded(format!(
                 "{} claim streams are open, which is as many as may be: close one, or make calls of one request each",
                 limits::STREAMS_MAX
             ))
         })?;
         let limit = self.bounds.timeout;
-        let flight = self.scheduler.flight(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        let answers = stream::Answers::new(request.into_inner(), flight, limit, stopped(&self.stopping), place);
+        let flight = self.scheduler.request_stream(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let answers = stream::ClaimStreamResponses::new(
+            request.into_inner(),
+            flight,
+            limit,
+            wait_for_stop(&self.stopping),
+            place,
+        );
         Ok(Response::new(answers))
     }
 
-    async fn take_claim(&self, request: Request<TakeClaimRequest>) -> Answer<TakeClaimResponse> {
-        let request = before_waiting(request, |claim| read::claim(&claim).and_then(deadline::allow))?;
-        let taken = self.scheduler.claim(request).await.map_err(Failure::from)?;
+    async fn take_claim(&self, request: Request<TakeClaimRequest>) -> RpcResult<TakeClaimResponse> {
+        let request =
+            release_before_waiting(request, |claim| from_proto::claim(&claim).and_then(deadline::extend_for_wait))?;
+        let taken = self.scheduler.claim(request).await.map_err(ApiError::from)?;
         Ok(Response::new((&taken).into()))
     }
 
-    async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> Answer<BatchTakeClaimsResponse> {
-        self.answers.check()?;
-        let (whole, requests) = before_waiting(request, |BatchTakeClaimsRequest { mode, items }| {
-            let whole = read::batch(mode, items.len())?;
-            let requests: Vec<_> = items.iter().map(|item| read::claim(item).and_then(deadline::allow)).collect();
-            Ok::<_, Failure>((whole, requests.into_iter()))
+    async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> RpcResult<BatchTakeClaimsResponse> {
+        self.answers.check_available()?;
+        let (whole, requests) = release_before_waiting(request, |BatchTakeClaimsRequest { mode, items }| {
+            let whole = from_proto::is_all_or_nothing(mode, items.len())?;
+            let requests: Vec<_> =
+                items.iter().map(|item| from_proto::claim(item).and_then(deadline::extend_for_wait)).collect();
+            Ok::<_, ApiError>((whole, requests.into_iter()))
         })?;
         let outcomes = if whole {
-            merge_all("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await)).await?
+            submit_all_or_none("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await))
+                .await?
         } else {
-            merge("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?
+            submit_valid("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?
         };
-        let item = |outcome: &Result<Taken, Failure>| match outcome {
+        let item = |outcome: &Result<ClaimResult, ApiError>| match outcome {
             Ok(taken) => Outcome::Taken(taken.into()),
             Err(failure) => Outcome::Error(failure.into()),
         };
@@ -67,62 +79,63 @@ impl ClaimService for Calls {
         Ok(Response::new(BatchTakeClaimsResponse { items }))
     }
 
-    async fn explain_claim(&self, request: Request<ExplainClaimRequest>) -> Answer<ExplainClaimResponse> {
-        let claim = request.get_ref().claim.as_ref().ok_or(Failure::invalid("claim", "is required"))?;
-        let explanation = self.scheduler.explain(read::claim(claim)?).await.map_err(Failure::from)?;
+    async fn explain_claim(&self, request: Request<ExplainClaimRequest>) -> RpcResult<ExplainClaimResponse> {
+        let claim = request.get_ref().claim.as_ref().ok_or(ApiError::invalid("claim", "is required"))?;
+        let explanation = self.scheduler.explain(from_proto::claim(claim)?).await.map_err(ApiError::from)?;
         Ok(Response::new((&explanation).into()))
     }
 
-    async fn get_claim(&self, request: Request<GetClaimRequest>) -> Answer<GetClaimResponse> {
+    async fn get_claim(&self, request: Request<GetClaimRequest>) -> RpcResult<GetClaimResponse> {
         let GetClaimRequest { namespace, key, tenant } = request.get_ref();
-        let id = read::claim_id(namespace, tenant.as_deref(), key)?;
-        let standing = match self.scheduler.standing(&id).await.map_err(Failure::from)? {
-            Standing::Held(claim) => Shown::Claim((&claim).into()),
-            Standing::Waiting(waiting) => Shown::Waiting((&waiting).into()),
+        let id = from_proto::claim_id(namespace, tenant.as_deref(), key)?;
+        let standing = match self.scheduler.claim_status(&id).await.map_err(ApiError::from)? {
+            ClaimStatus::Held(claim) => Shown::Claim((&claim).into()),
+            ClaimStatus::Queued(waiting) => Shown::Waiting((&waiting).into()),
         };
         Ok(Response::new(GetClaimResponse { standing: Some(standing) }))
     }
 
-    async fn list_claims(&self, request: Request<ListClaimsRequest>) -> Answer<ListClaimsResponse> {
+    async fn list_claims(&self, request: Request<ListClaimsRequest>) -> RpcResult<ListClaimsResponse> {
         let mut request = request.into_inner();
-        let (token, limit) = (request.page_token.take(), read::limit(request.limit)?);
-        let filter = read::filter(request)?;
-        let page = self.scheduler.list_claims(&filter, token.as_deref(), limit).await.map_err(Failure::from)?;
+        let (token, limit) = (request.page_token.take(), from_proto::limit(request.limit)?);
+        let filter = from_proto::filter(request)?;
+        let page = self.scheduler.list_claims(&filter, token.as_deref(), limit).await.map_err(ApiError::from)?;
         let claims = page.items.iter().map(Into::into).collect();
         Ok(Response::new(ListClaimsResponse { claims, next_page_token: page.next }))
     }
 
-    async fn confirm_claim(&self, request: Request<ConfirmClaimRequest>) -> Answer<ConfirmClaimResponse> {
+    async fn confirm_claim(&self, request: Request<ConfirmClaimRequest>) -> RpcResult<ConfirmClaimResponse> {
         let ConfirmClaimRequest { namespace, key, tenant, fence } = request.get_ref();
-        let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
-        let claim = self.scheduler.confirm(&id, fence).await.map_err(Failure::from)?;
+        let (id, fence) = from_proto::claim_and_fence(namespace, tenant.as_deref(), key, *fence)?;
+        let claim = self.scheduler.confirm(&id, fence).await.map_err(ApiError::from)?;
         Ok(Response::new(ConfirmClaimResponse { claim: Some((&claim).into()) }))
     }
 
-    async fn renew_claim(&self, request: Request<RenewClaimRequest>) -> Answer<RenewClaimResponse> {
+    async fn renew_claim(&self, request: Request<RenewClaimRequest>) -> RpcResult<RenewClaimResponse> {
         let RenewClaimRequest { namespace, key, tenant, fence, ttl_ms } = request.get_ref();
-        let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
-        let claim = self.scheduler.renew(&id, fence, *ttl_ms).await.map_err(Failure::from)?;
+        let (id, fence) = from_proto::claim_and_fence(namespace, tenant.as_deref(), key, *fence)?;
+        let claim = self.scheduler.renew(&id, fence, *ttl_ms).await.map_err(ApiError::from)?;
         Ok(Response::new(RenewClaimResponse { claim: Some((&claim).into()) }))
     }
 
-    async fn resize_claim(&self, request: Request<ResizeClaimRequest>) -> Answer<ResizeClaimResponse> {
+    async fn resize_claim(&self, request: Request<ResizeClaimRequest>) -> RpcResult<ResizeClaimResponse> {
         let ResizeClaimRequest { namespace, key, tenant, fence, resources } = request.into_inner();
-        let (id, fence) = read::holder(&namespace, tenant.as_deref(), &key, fence)?;
-        let resources = resources.ok_or(Failure::invalid("resources", "is required"))?;
-        let claim = self.scheduler.resize(&id, fence, read::resources(resources)?).await.map_err(Failure::from)?;
+        let (id, fence) = from_proto::claim_and_fence(&namespace, tenant.as_deref(), &key, fence)?;
+        let resources = resources.ok_or(ApiError::invalid("resources", "is required"))?;
+        let claim =
+            self.scheduler.resize(&id, fence, from_proto::resources(resources)?).await.map_err(ApiError::from)?;
         Ok(Response::new(ResizeClaimResponse { claim: Some((&claim).into()) }))
     }
 
-    async fn release_claim(&self, request: Request<ReleaseClaimRequest>) -> Answer<ReleaseClaimResponse> {
+    async fn release_claim(&self, request: Request<ReleaseClaimRequest>) -> RpcResult<ReleaseClaimResponse> {
         let ReleaseClaimRequest { namespace, key, tenant, fence, phase } = request.get_ref();
-        let phase = read::phase(*phase)?;
-        let (id, fence) = read::holder(namespace, tenant.as_deref(), key, *fence)?;
+        let phase = from_proto::phase(*phase)?;
+        let (id, fence) = from_proto::claim_and_fence(namespace, tenant.as_deref(), key, *fence)?;
         let released = match phase {
-            Some(Phase::Begin) => self.scheduler.begin_release_held(&id, Some(fence)).await,
-            Some(Phase::Finish) | None => self.scheduler.release_held(&id, Some(fence)).await,
+            Some(ReleasePhase::Begin) => self.scheduler.begin_release_held(&id, Some(fence)).await,
+            Some(ReleasePhase::Finish) | None => self.scheduler.release_held(&id, Some(fence)).await,
         };
-        let released = released.map_err(Failure::from)?;
+        let released = released.map_err(ApiError::from)?;
         Ok(Response::new(ReleaseClaimResponse { released }))
     }
 }

@@ -10,7 +10,7 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
-use crate::api::error_table::Failure;
+use crate::api::error_table::ApiError;
 use crate::limits;
 
 /// Most fields of one message, counted at its top: the items of the largest batch, and room for what stands beside them. Two
@@ -49,17 +49,17 @@ impl<U: Message + Default> Decoder for ProtoDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        read(buffer.copy_to_bytes(buffer.remaining())).map(Some).map_err(|failure| failure.status())
+        read(buffer.copy_to_bytes(buffer.remaining())).map(Some).map_err(|failure| failure.to_status())
     }
 }
 
-fn read<U: Message + Default>(message: Bytes) -> Result<U, Failure> {
-    let broken = |error: DecodeError| Failure::invalid("body", format!("is no message of this method: {error}"));
+fn read<U: Message + Default>(message: Bytes) -> Result<U, ApiError> {
+    let broken = |error: DecodeError| ApiError::invalid("body", format!("is no message of this method: {error}"));
     let mut rest = message.clone();
     let mut fields = 0;
     while rest.has_remaining() {
         if fields == FIELDS_MAX {
-            return Err(Failure::invalid("body", format!("at most {} items", limits::BATCH_ITEMS_MAX)));
+            return Err(ApiError::invalid("body", format!("at most {} items", limits::BATCH_ITEMS_MAX)));
         }
         fields += 1;
         let (tag, kind) = decode_key(&mut rest).map_err(broken)?;

@@ -9,20 +9,20 @@ use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use tonic::body::Body;
 
-use super::Grpc;
-use super::body::{BodyError, Permit};
+use super::GrpcEdge;
+use super::unary_body::{BodyError, MessagePermit};
 use crate::api::deadline;
-use crate::api::error_table::{Failure, Outcome};
+use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
-use crate::model::rejection::Refusal;
-use crate::scheduler::caller::Caller;
+use crate::model::request_error::RequestError;
+use crate::scheduler::caller::CallerContext;
 
 /// How long the caller wants to wait.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 /// Most digits that it may have.
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
-impl Grpc {
+impl GrpcEdge {
     /// Runs one call.
     pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
@@ -30,34 +30,34 @@ impl Grpc {
         B::Error: Into<BodyError> + Send,
     {
         let method = GrpcMethod::of(request.uri().path());
-        let permit = Permit::default();
-        let answer = match limit(request.headers()) {
+        let permit = MessagePermit::default();
+        let answer = match timeout(request.headers()) {
             Ok(limit) => {
                 // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing
                 // half done.
-                let call = self.dispatch(request, Permit::clone(&permit));
-                let call = deadline::run(self.bounds.timeout, limit, call);
+                let call = self.dispatch(request, MessagePermit::clone(&permit));
+                let call = deadline::run_with_deadline(self.bounds.timeout, limit, call);
                 match AssertUnwindSafe(call).catch_unwind().await {
                     Ok(Some(response)) => Ok(response),
-                    Ok(None) => Err(Refusal::DeadlineExceeded.into()),
+                    Ok(None) => Err(RequestError::DeadlineExceeded.into()),
                     Err(_panic) => {
-                        let request_id = Caller::with_request_id(|id| id.map(ToString::to_string));
-                        tracing::error!(method = method.word(), request_id, "a handler panicked");
-                        Err(Failure::new(Outcome::PANIC, "a defect of the service; the process goes on"))
+                        let request_id = CallerContext::with_request_id(|id| id.map(ToString::to_string));
+                        tracing::error!(method = method.as_str(), request_id, "a handler panicked");
+                        Err(ApiError::new(ErrorStatus::PANIC, "a defect of the service; the process goes on"))
                     }
                 }
             }
             Err(failure) => Err(failure),
         };
-        let response = answer.unwrap_or_else(|failure| failure.status().into_http());
-        metrics().grpc_requests(method, code(response.headers())).increment(1);
+        let response = answer.unwrap_or_else(|failure| failure.to_status().into_http());
+        metrics().grpc_requests(method, initial_code(response.headers())).increment(1);
         response
     }
 }
 
 /// The status that an answer begins with. One that has a message says it at its end, and then it is OK: a stream that
 /// breaks later is counted as what it began as.
-fn code(headers: &HeaderMap) -> GrpcCode {
+fn initial_code(headers: &HeaderMap) -> GrpcCode {
     headers
         .get("grpc-status")
         .and_then(|status| status.to_str().ok()?.parse::<usize>().ok())
@@ -65,7 +65,7 @@ fn code(headers: &HeaderMap) -> GrpcCode {
 }
 
 /// How long the caller waits, if it says.
-fn limit(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(|text| {
         let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -85,7 +85,7 @@ fn limit(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
     });
     parsed
         .map(Some)
-        .ok_or_else(|| Failure::invalid(TIMEOUT_HEADER, "must be 1 to 8 digits and one of H, M, S, m, u, n"))
+        .ok_or_else(|| ApiError::invalid(TIMEOUT_HEADER, "must be 1 to 8 digits and one of H, M, S, m, u, n"))
 }
 
 #[cfg(test)]
@@ -101,10 +101,10 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::api::{AnswerRoom, Bounds, Rooms};
+    use crate::api::{MemoryBudgets, RequestLimits, ResponseBudget};
     use crate::metrics::install;
     use crate::persist::store::memory::MemoryStore;
-    use crate::scheduler::{Scheduler, Settings};
+    use crate::scheduler::{Scheduler, SchedulerSettings};
 
     /// Panics when it is read, or never comes.
     enum Bad {
@@ -127,11 +127,11 @@ mod tests {
     #[tokio::test]
     async fn a_panic_and_a_hang_are_answered_and_counted() {
         let exporter = install().unwrap();
-        let scheduler = Scheduler::new(Arc::new(MemoryStore), Settings::default());
-        let bounds = Bounds { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
+        let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
+        let bounds = RequestLimits { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = watch::channel(());
-        let rooms = Rooms { bodies: Arc::new(Semaphore::new(1)), answers: AnswerRoom::default() };
-        let grpc = Grpc::new(scheduler, bounds, rooms, stopping);
+        let rooms = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
+        let grpc = GrpcEdge::new(scheduler, bounds, rooms, stopping);
         for (body, method, code, reason) in [
             (Bad::Panics, "hotpool.v1.ClaimService/RenewClaim", "INTERNAL", Some("PANIC")),
             (Bad::Hangs, "hotpool.v1.ClaimService/GetClaim", "DEADLINE_EXCEEDED", None),
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn the_callers_limit_is_read_or_refused() {
         let limit = |value: &'static [u8]| {
-            limit(&HeaderMap::from_iter([(TIMEOUT_HEADER.parse().unwrap(), HeaderValue::from_bytes(value).unwrap())]))
+            timeout(&HeaderMap::from_iter([(TIMEOUT_HEADER.parse().unwrap(), HeaderValue::from_bytes(value).unwrap())]))
         };
         for (value, nanos) in [
             (&b"1H"[..], 3_600_000_000_000),
@@ -165,6 +165,6 @@ mod tests {
         for value in [&b""[..], b"1", b"S", b"1s", b"-1S", b"+1S", b"1.5S", b"123456789n", b"1 S", b"1\xffS", b"\xff"] {
             assert_eq!(limit(value).unwrap_err().field.as_deref(), Some(TIMEOUT_HEADER), "{value:?}");
         }
-        assert!(super::limit(&HeaderMap::new()).unwrap().is_none());
+        assert!(super::timeout(&HeaderMap::new()).unwrap().is_none());
     }
 }

@@ -23,26 +23,26 @@ const SERVICES: [&str; 5] = [
     quota_service_server::SERVICE_NAME,
 ];
 /// How often those who watch are told of a change.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The health service.
-pub(super) struct Health {
+pub(super) struct GrpcHealth {
     scheduler: Scheduler,
     stopping: watch::Receiver<()>,
     watched: watch::Receiver<ServingStatus>,
 }
 
-impl Health {
+impl GrpcHealth {
     /// Starts the task that looks for those who watch; it ends when `stopping` closes, and their streams with it.
     pub(super) fn new(scheduler: Scheduler, mut stopping: watch::Receiver<()>) -> Self {
         let (tell, watched) = watch::channel(ServingStatus::NotServing);
         let health = Self { scheduler: scheduler.clone(), stopping: stopping.clone(), watched };
         tokio::spawn(async move {
-            let mut looks = interval(LOOK_EVERY);
+            let mut looks = interval(POLL_INTERVAL);
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 let seen = tokio::select! {
-                    _ = looks.tick() => look(&scheduler),
+                    _ = looks.tick() => serving_status(&scheduler),
                     // It carries nothing: it can only close.
                     _ = stopping.changed() => break,
                 };
@@ -60,31 +60,31 @@ impl Health {
     }
 }
 
-fn look(scheduler: &Scheduler) -> ServingStatus {
+fn serving_status(scheduler: &Scheduler) -> ServingStatus {
     if scheduler.readiness().ready { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
-fn answer(status: ServingStatus) -> HealthCheckResponse {
+fn health_response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status as i32 }
 }
 
 #[async_trait]
-impl HealthService for Health {
+impl HealthService for GrpcHealth {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         if !SERVICES.contains(&request.get_ref().service.as_str()) {
             return Err(Status::not_found("no such service"));
         }
-        let status = if self.is_stopping() { ServingStatus::NotServing } else { look(&self.scheduler) };
-        Ok(Response::new(answer(status)))
+        let status = if self.is_stopping() { ServingStatus::NotServing } else { serving_status(&self.scheduler) };
+        Ok(Response::new(health_response(status)))
     }
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         if !SERVICES.contains(&request.get_ref().service.as_str()) {
             // What the protocol asks for: the name may become known. Here it never does.
             let mut stopping = self.stopping.clone();
-            let unknown = stream::once(async { Ok(answer(ServingStatus::ServiceUnknown)) });
+            let unknown = stream::once(async { Ok(health_response(ServingStatus::ServiceUnknown)) });
             let until_the_end = stream::once(async move { stopping.changed().await }).filter_map(async |_| None);
             return Ok(Response::new(Box::pin(unknown.chain(until_the_end))));
         }
@@ -94,7 +94,7 @@ impl HealthService for Health {
         let statuses = stream::unfold(watched, async |mut watched| {
             watched.changed().await.ok()?;
             let status = *watched.borrow_and_update();
-            Some((Ok(answer(status)), watched))
+            Some((Ok(health_response(status)), watched))
         });
         Ok(Response::new(Box::pin(statuses)))
     }

@@ -15,30 +15,30 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use crate::api::answer_body::AnswerClass;
-use crate::api::error_table::Failure;
-use crate::api::{AnswerRoom, Bounds, Rooms};
+use crate::api::error_table::ApiError;
+use crate::api::response_body::ResponseClass;
+use crate::api::{MemoryBudgets, RequestLimits, ResponseBudget};
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::scheduler::Scheduler;
 
-mod body;
 mod claims;
 pub(crate) mod codec;
+mod from_proto;
 mod guard;
 mod health;
-mod lasting;
+mod long_lived;
 mod pools;
 mod quotas;
-mod read;
 mod status;
 mod stream;
+mod to_proto;
+mod unary_body;
 mod workers;
-mod write;
 
-use body::{BodyError, OneMessage, Permit};
-use health::Health;
-use lasting::LastingStreams;
+use health::GrpcHealth;
+use long_lived::LongLivedStreams;
+use unary_body::{BodyError, MessagePermit, UnaryBody};
 
 /// What is made of the `.proto` file: messages, clients and servers.
 #[allow(missing_docs, reason = "generated")]
@@ -65,31 +65,31 @@ const CLAIM_STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// What a handler says.
-type Answer<T> = Result<GrpcResponse<T>, Status>;
+type RpcResult<T> = Result<GrpcResponse<T>, Status>;
 
 /// What the handlers of all services need.
-pub(crate) struct Calls {
+pub(crate) struct GrpcHandlers {
     scheduler: Scheduler,
-    bounds: Bounds,
+    bounds: RequestLimits,
     /// Places for claim streams.
     streams: Arc<Semaphore>,
-    answers: AnswerRoom,
+    answers: ResponseBudget,
     stopping: watch::Receiver<()>,
 }
 
 /// A service whose type the library keeps to itself.
-type Unnamed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+type BoxedService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// Answer to a call that is refused before any service sees it. It is counted, as every answer is.
-pub(in crate::api) fn refuse(path: &str, failure: &Failure) -> Response<Body> {
-    let status = failure.status();
+pub(in crate::api) fn reject(path: &str, failure: &ApiError) -> Response<Body> {
+    let status = failure.to_status();
     let code = GrpcCode::ALL.get(status.code() as usize).copied().unwrap_or(GrpcCode::Unknown);
     metrics().grpc_requests(GrpcMethod::of(path), code).increment(1);
     status.into_http()
 }
 
 /// What the answer to a call of this method may be, or none: it is a stream that lasts, with bounds of its own.
-pub(in crate::api) fn answer_class(path: &str) -> Option<AnswerClass> {
+pub(in crate::api) fn response_class(path: &str) -> Option<ResponseClass> {
     match GrpcMethod::of(path) {
         GrpcMethod::ClaimStream
         | GrpcMethod::WatchPool
@@ -106,34 +106,39 @@ pub(in crate::api) fn answer_class(path: &str) -> Option<AnswerClass> {
         | GrpcMethod::ListClaims
         | GrpcMethod::GetQuota
         | GrpcMethod::ListQuotas
-        | GrpcMethod::HealthCheck => Some(AnswerClass::Refusable),
-        _ => Some(AnswerClass::Owed),
+        | GrpcMethod::HealthCheck => Some(ResponseClass::Refusable),
+        _ => Some(ResponseClass::MustDeliver),
     }
 }
 
 /// The gRPC edge.
-pub struct Grpc {
-    claims: ClaimServiceServer<Calls>,
+pub struct GrpcEdge {
+    claims: ClaimServiceServer<GrpcHandlers>,
     /// The same, for the one of its methods that takes more than one message.
-    claim_stream: ClaimServiceServer<Calls>,
-    workers: WorkerServiceServer<Calls>,
-    pools: PoolServiceServer<Calls>,
-    quotas: QuotaServiceServer<Calls>,
-    health: HealthServer<Health>,
-    reflection: Unnamed,
-    reflection_alpha: Unnamed,
-    bounds: Bounds,
+    claim_stream: ClaimServiceServer<GrpcHandlers>,
+    workers: WorkerServiceServer<GrpcHandlers>,
+    pools: PoolServiceServer<GrpcHandlers>,
+    quotas: QuotaServiceServer<GrpcHandlers>,
+    health: HealthServer<GrpcHealth>,
+    reflection: BoxedService,
+    reflection_alpha: BoxedService,
+    bounds: RequestLimits,
     bodies: Arc<Semaphore>,
-    lasting: LastingStreams,
+    long_lived: LongLivedStreams,
 }
 
-impl Grpc {
+impl GrpcEdge {
     /// `rooms` are shared with the other edges.
     /// `stopping` closes when the service begins to stop. Until then a task of the present tokio runtime looks out for
     /// those who watch the health of the service.
     #[must_use]
-    pub fn new(scheduler: Scheduler, bounds: Bounds, rooms: Rooms, stopping: watch::Receiver<()>) -> Self {
-        let Rooms { bodies, answers } = rooms;
+    pub fn new(
+        scheduler: Scheduler,
+        bounds: RequestLimits,
+        rooms: MemoryBudgets,
+        stopping: watch::Receiver<()>,
+    ) -> Self {
+        let MemoryBudgets { bodies, responses: answers } = rooms;
         let max_bytes = bounds.body_bytes_max;
         let described = || {
             tonic_reflection::server::Builder::configure()
@@ -143,8 +148,13 @@ impl Grpc {
         let reflection = described().build_v1().expect("descriptors that the build has made");
         let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
-        let calls =
-            Arc::new(Calls { scheduler: scheduler.clone(), bounds, streams, answers, stopping: stopping.clone() });
+        let calls = Arc::new(GrpcHandlers {
+            scheduler: scheduler.clone(),
+            bounds,
+            streams,
+            answers,
+            stopping: stopping.clone(),
+        });
         let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
         Self {
             claims: claims(max_bytes),
@@ -152,18 +162,18 @@ impl Grpc {
             workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
             quotas: QuotaServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            lasting: LastingStreams::new(stopping.clone()),
-            health: HealthServer::new(Health::new(scheduler, stopping))
+            long_lived: LongLivedStreams::new(stopping.clone()),
+            health: HealthServer::new(GrpcHealth::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
-            reflection: Unnamed::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
-            reflection_alpha: Unnamed::new(reflection_alpha.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
+            reflection: BoxedService::new(reflection.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
+            reflection_alpha: BoxedService::new(reflection_alpha.max_decoding_message_size(NAME_MESSAGE_BYTES_MAX)),
             bounds,
             bodies,
         }
     }
 
     /// One call, to its service: a copy of it, which costs a few counted references.
-    async fn dispatch<B>(&self, request: Request<B>, permit: Permit) -> Response<Body>
+    async fn dispatch<B>(&self, request: Request<B>, permit: MessagePermit) -> Response<Body>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError> + Send,
@@ -171,8 +181,8 @@ impl Grpc {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let bounded = |mut request: Request<B>| {
             let room = Arc::clone(&self.bodies);
-            request.extensions_mut().insert(Permit::clone(&permit));
-            request.map(|body| OneMessage::new(body, self.bounds.body_bytes_max, room, permit))
+            request.extensions_mut().insert(MessagePermit::clone(&permit));
+            request.map(|body| UnaryBody::new(body, self.bounds.body_bytes_max, room, permit))
         };
         let answer = match service {
             "hotpool.v1.ClaimService" if request.uri().path() == CLAIM_STREAM => {
@@ -183,14 +193,14 @@ impl Grpc {
             "hotpool.v1.PoolService" => self.pools.clone().call(bounded(request)).await,
             "hotpool.v1.QuotaService" => self.quotas.clone().call(bounded(request)).await,
             "grpc.health.v1.Health" if request.uri().path() == HEALTH_WATCH => {
-                self.lasting.serve(self.health.clone().call(request)).await
+                self.long_lived.serve(self.health.clone().call(request)).await
             }
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
             "grpc.reflection.v1.ServerReflection" => {
-                self.lasting.serve(self.reflection.clone().call(self.lasting.until_stop(request))).await
+                self.long_lived.serve(self.reflection.clone().call(self.long_lived.until_stop(request))).await
             }
             "grpc.reflection.v1alpha.ServerReflection" => {
-                self.lasting.serve(self.reflection_alpha.clone().call(self.lasting.until_stop(request))).await
+                self.long_lived.serve(self.reflection_alpha.clone().call(self.long_lived.until_stop(request))).await
             }
             _ => Ok(Status::unimplemented("no such service; see grpc.reflection.v1.ServerReflection").into_http()),
         };

@@ -9,94 +9,94 @@ use super::proto::{
     GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, PoolEvent, PutPoolRequest, PutPoolResponse,
     UpdatePoolRequest, UpdatePoolResponse, WatchPoolRequest,
 };
-use super::write::whole_pool;
-use super::{Answer, Calls, read};
-use crate::api::error_table::Failure;
+use super::to_proto::pool_with_shards;
+use super::{GrpcHandlers, RpcResult, from_proto};
+use crate::api::error_table::ApiError;
 use crate::api::http::json::PoolPatch;
-use crate::api::{stopped, watch};
+use crate::api::{event_stream, wait_for_stop};
 use crate::limits;
-use crate::model::{Cleared, PoolName, PoolSpec};
-use crate::scheduler::caller::Caller;
+use crate::model::{ClearResult, PoolName, PoolSpec};
+use crate::scheduler::caller::CallerContext;
 
 #[async_trait]
-impl PoolService for Calls {
-    async fn put_pool(&self, request: Request<PutPoolRequest>) -> Answer<PutPoolResponse> {
-        self.answers.check()?;
+impl PoolService for GrpcHandlers {
+    async fn put_pool(&self, request: Request<PutPoolRequest>) -> RpcResult<PutPoolResponse> {
+        self.answers.check_available()?;
         let PutPoolRequest { namespace, pool, spec } = request.into_inner();
-        let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
-        let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
+        let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
+        let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
         let put = self.scheduler.put_pool(name, spec).await;
-        let (created, status) = put.map_err(|refusal| refusal.within("spec")).map_err(Failure::from)?;
-        Ok(Response::new(PutPoolResponse { pool: Some(whole_pool(&status)), created }))
+        let (created, status) = put.map_err(|refusal| refusal.with_field_prefix("spec")).map_err(ApiError::from)?;
+        Ok(Response::new(PutPoolResponse { pool: Some(pool_with_shards(&status)), created }))
     }
 
-    async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> Answer<UpdatePoolResponse> {
-        self.answers.check()?;
+    async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> RpcResult<UpdatePoolResponse> {
+        self.answers.check_available()?;
         let UpdatePoolRequest { namespace, pool, spec, update_mask, version } = request.into_inner();
-        let name = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
-        let spec = read::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.inside("spec"))?;
+        let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
+        let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
         let names = update_mask.map(|mask| mask.paths).filter(|names| !names.is_empty());
-        let names = names.ok_or_else(|| Failure::invalid("update_mask", "is required"))?;
-        let patch = PoolPatch::of(&spec, names, "update_mask")?;
+        let names = names.ok_or_else(|| ApiError::invalid("update_mask", "is required"))?;
+        let patch = PoolPatch::from_fields(&spec, names, "update_mask")?;
         if version.is_some_and(|version| version > limits::FENCE_MAX) {
-            return Err(Failure::invalid("version", format!("must be 0..={}", limits::FENCE_MAX)).into());
+            return Err(ApiError::invalid("version", format!("must be 0..={}", limits::FENCE_MAX)).into());
         }
         let change = move |spec: &PoolSpec| {
-            let changed = patch.replace(spec)?;
-            changed.check().map(|()| changed).map_err(|refusal| refusal.within("spec"))
+            let changed = patch.apply_replace(spec)?;
+            changed.check().map(|()| changed).map_err(|refusal| refusal.with_field_prefix("spec"))
         };
-        let status = self.scheduler.update_pool(name, version, change).await.map_err(Failure::from)?;
-        Ok(Response::new(UpdatePoolResponse { pool: Some(whole_pool(&status)) }))
+        let status = self.scheduler.update_pool(name, version, change).await.map_err(ApiError::from)?;
+        Ok(Response::new(UpdatePoolResponse { pool: Some(pool_with_shards(&status)) }))
     }
 
-    async fn get_pool(&self, request: Request<GetPoolRequest>) -> Answer<GetPoolResponse> {
+    async fn get_pool(&self, request: Request<GetPoolRequest>) -> RpcResult<GetPoolResponse> {
         let GetPoolRequest { namespace, pool } = request.get_ref();
-        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        let status = self.scheduler.get_pool(&name).await.map_err(Failure::from)?;
-        Ok(Response::new(GetPoolResponse { pool: Some(whole_pool(&status)) }))
+        let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        let status = self.scheduler.get_pool(&name).await.map_err(ApiError::from)?;
+        Ok(Response::new(GetPoolResponse { pool: Some(pool_with_shards(&status)) }))
     }
 
-    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> Answer<ListPoolsResponse> {
+    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> RpcResult<ListPoolsResponse> {
         let ListPoolsRequest { page_token, limit } = request.get_ref();
-        let limit = read::limit(*limit)?;
-        let page = self.scheduler.list_pools(page_token.as_deref(), limit).await.map_err(Failure::from)?;
+        let limit = from_proto::limit(*limit)?;
+        let page = self.scheduler.list_pools(page_token.as_deref(), limit).await.map_err(ApiError::from)?;
         let pools = page.items.iter().map(Into::into).collect();
         Ok(Response::new(ListPoolsResponse { pools, next_page_token: page.next }))
     }
 
-    async fn delete_pool(&self, request: Request<DeletePoolRequest>) -> Answer<DeletePoolResponse> {
+    async fn delete_pool(&self, request: Request<DeletePoolRequest>) -> RpcResult<DeletePoolResponse> {
         let DeletePoolRequest { namespace, pool, force } = request.get_ref();
-        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        self.scheduler.delete_pool(&name, *force).await.map_err(Failure::from)?;
+        let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        self.scheduler.delete_pool(&name, *force).await.map_err(ApiError::from)?;
         Ok(Response::new(DeletePoolResponse {}))
     }
 
-    async fn clear_pool(&self, request: Request<ClearPoolRequest>) -> Answer<ClearPoolResponse> {
+    async fn clear_pool(&self, request: Request<ClearPoolRequest>) -> RpcResult<ClearPoolResponse> {
         let ClearPoolRequest { namespace, pool } = request.get_ref();
-        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        let Cleared { cleared, suspect } = self.scheduler.clear_pool(&name).await.map_err(Failure::from)?;
+        let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        let ClearResult { cleared, suspect } = self.scheduler.clear_pool(&name).await.map_err(ApiError::from)?;
         Ok(Response::new(ClearPoolResponse { cleared, suspect }))
     }
 
     type WatchPoolStream = BoxStream<'static, Result<PoolEvent, Status>>;
 
-    async fn watch_pool(&self, request: Request<WatchPoolRequest>) -> Answer<Self::WatchPoolStream> {
+    async fn watch_pool(&self, request: Request<WatchPoolRequest>) -> RpcResult<Self::WatchPoolStream> {
         let WatchPoolRequest { namespace, pool, from } = request.get_ref();
-        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        let from = from.as_deref().map(str::parse).transpose().map_err(Failure::from)?;
-        let watcher = self.scheduler.watch_pool(&name, from).map_err(Failure::from)?;
-        let told = watch::told(watcher, stopped(&self.stopping));
+        let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        let from = from.as_deref().map(str::parse).transpose().map_err(ApiError::from)?;
+        let watcher = self.scheduler.watch_pool(&name, from).map_err(ApiError::from)?;
+        let told = event_stream::event_stream(watcher, wait_for_stop(&self.stopping));
         // The end comes after the call was answered, when the task does not know the caller any more.
-        let caller = Caller::current();
-        let end = move |why| Caller::lend_kept(caller.as_ref(), || Failure::from(why).status());
+        let caller = CallerContext::current();
+        let end = move |why| CallerContext::sync_scope_or_plain(caller.as_ref(), || ApiError::from(why).to_status());
         let events = told.map(move |told| told.map(PoolEvent::from).map_err(&end));
         Ok(Response::new(events.boxed()))
     }
 
-    async fn get_demand(&self, request: Request<GetDemandRequest>) -> Answer<GetDemandResponse> {
+    async fn get_demand(&self, request: Request<GetDemandRequest>) -> RpcResult<GetDemandResponse> {
         let GetDemandRequest { namespace, pool } = request.get_ref();
-        let name = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        let demand = self.scheduler.demand(&name).await.map_err(Failure::from)?;
+        let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        let demand = self.scheduler.demand(&name).await.map_err(ApiError::from)?;
         Ok(Response::new((&demand).into()))
     }
 }

@@ -7,39 +7,39 @@ use super::proto::{
     DeleteQuotaRequest, DeleteQuotaResponse, GetQuotaRequest, GetQuotaResponse, ListQuotasRequest, ListQuotasResponse,
     PutQuotaRequest, PutQuotaResponse,
 };
-use super::{Answer, Calls, read};
-use crate::api::error_table::Failure;
+use super::{GrpcHandlers, RpcResult, from_proto};
+use crate::api::error_table::ApiError;
 use crate::model::check_name;
 
 #[async_trait]
-impl QuotaService for Calls {
-    async fn put_quota(&self, request: Request<PutQuotaRequest>) -> Answer<PutQuotaResponse> {
+impl QuotaService for GrpcHandlers {
+    async fn put_quota(&self, request: Request<PutQuotaRequest>) -> RpcResult<PutQuotaResponse> {
         let PutQuotaRequest { namespace, tenant, spec } = request.get_ref();
-        let quota = read::quota(spec.unwrap_or_default());
+        let quota = from_proto::quota(spec.unwrap_or_default());
         // Names first: what else is invalid is within the specification.
-        check_name("namespace", namespace).map_err(Failure::from)?;
-        tenant.as_ref().map_or(Ok(()), |tenant| check_name("tenant", tenant)).map_err(Failure::from)?;
+        check_name("namespace", namespace).map_err(ApiError::from)?;
+        tenant.as_ref().map_or(Ok(()), |tenant| check_name("tenant", tenant)).map_err(ApiError::from)?;
         let put = self.scheduler.put_quota(namespace, tenant.as_deref(), quota).await;
-        let (created, status) = put.map_err(|refusal| refusal.within("spec")).map_err(Failure::from)?;
+        let (created, status) = put.map_err(|refusal| refusal.with_field_prefix("spec")).map_err(ApiError::from)?;
         Ok(Response::new(PutQuotaResponse { quota: Some((&status).into()), created }))
     }
 
-    async fn get_quota(&self, request: Request<GetQuotaRequest>) -> Answer<GetQuotaResponse> {
+    async fn get_quota(&self, request: Request<GetQuotaRequest>) -> RpcResult<GetQuotaResponse> {
         let GetQuotaRequest { namespace, tenant } = request.get_ref();
-        let status = self.scheduler.get_quota(namespace, tenant.as_deref()).map_err(Failure::from)?;
+        let status = self.scheduler.get_quota(namespace, tenant.as_deref()).map_err(ApiError::from)?;
         Ok(Response::new(GetQuotaResponse { quota: Some((&status).into()) }))
     }
 
-    async fn delete_quota(&self, request: Request<DeleteQuotaRequest>) -> Answer<DeleteQuotaResponse> {
+    async fn delete_quota(&self, request: Request<DeleteQuotaRequest>) -> RpcResult<DeleteQuotaResponse> {
         let DeleteQuotaRequest { namespace, tenant } = request.get_ref();
-        self.scheduler.delete_quota(namespace, tenant.as_deref()).await.map_err(Failure::from)?;
+        self.scheduler.delete_quota(namespace, tenant.as_deref()).await.map_err(ApiError::from)?;
         Ok(Response::new(DeleteQuotaResponse {}))
     }
 
-    async fn list_quotas(&self, request: Request<ListQuotasRequest>) -> Answer<ListQuotasResponse> {
+    async fn list_quotas(&self, request: Request<ListQuotasRequest>) -> RpcResult<ListQuotasResponse> {
         let ListQuotasRequest { page_token, limit } = request.get_ref();
-        let limit = read::limit(*limit)?;
-        let page = self.scheduler.list_quotas(page_token.as_deref(), limit).map_err(Failure::from)?;
+        let limit = from_proto::limit(*limit)?;
+        let page = self.scheduler.list_quotas(page_token.as_deref(), limit).map_err(ApiError::from)?;
         let quotas = page.items.iter().map(Into::into).collect();
         Ok(Response::new(ListQuotasResponse { quotas, next_page_token: page.next }))
     }

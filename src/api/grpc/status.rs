@@ -7,17 +7,17 @@ use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::proto::{self, Reason};
-use crate::api::error_table::{Code, Failure};
-use crate::scheduler::caller::Caller;
+use crate::api::error_table::{ApiError, ErrorCode};
+use crate::scheduler::caller::CallerContext;
 
 /// `ErrorInfo.domain`: who gave the reason.
 const DOMAIN: &str = "hotpool";
 /// When to try again what was refused for now: as HTTP's Retry-After.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-impl Code {
+impl ErrorCode {
     /// The same word in gRPC.
-    const fn grpc(self) -> GrpcCode {
+    const fn grpc_code(self) -> GrpcCode {
         match self {
             Self::InvalidArgument => GrpcCode::InvalidArgument,
             Self::NotFound => GrpcCode::NotFound,
@@ -34,7 +34,7 @@ impl Code {
 
 impl Reason {
     /// The value for a word of the outcome table.
-    pub(super) fn of(word: Option<&str>) -> Self {
+    pub(super) fn from_word(word: Option<&str>) -> Self {
         let Some(word) = word else { return Self::Unspecified };
         let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
         debug_assert!(found.is_some(), "{word} is a reason of the outcome table and not of hotpool.proto");
@@ -42,46 +42,46 @@ impl Reason {
     }
 }
 
-impl Failure {
+impl ApiError {
     /// The answer to a call.
-    pub(in crate::api) fn status(&self) -> Status {
+    pub(in crate::api) fn to_status(&self) -> Status {
         let mut details = ErrorDetails::new();
-        let reason = Reason::of(self.outcome.reason);
+        let reason = Reason::from_word(self.status.reason);
         if reason != Reason::Unspecified {
             details.set_error_info(reason.as_str_name().trim_start_matches("REASON_"), DOMAIN, HashMap::new());
         }
         if let Some(field) = &self.field {
             details.add_bad_request_violation(field.as_ref(), self.message.as_ref());
         }
-        if let Some(request_id) = Caller::with_request_id(|id| id.map(ToString::to_string)) {
+        if let Some(request_id) = CallerContext::with_request_id(|id| id.map(ToString::to_string)) {
             details.set_request_info(request_id, "");
         }
-        if self.outcome.code == Code::Unavailable {
+        if self.status.code == ErrorCode::Unavailable {
             details.set_retry_info(Some(RETRY_AFTER));
         }
-        Status::with_error_details(self.outcome.code.grpc(), self.message.as_ref(), details)
+        Status::with_error_details(self.status.code.grpc_code(), self.message.as_ref(), details)
     }
 }
 
 /// A status that was made where the caller is not known, or by the library, with the id of the request in its details.
 pub(super) fn with_request_id(status: Status) -> Status {
-    let Some(request_id) = Caller::with_request_id(|id| id.map(ToString::to_string)) else { return status };
+    let Some(request_id) = CallerContext::with_request_id(|id| id.map(ToString::to_string)) else { return status };
     let mut details = status.get_error_details();
     details.set_request_info(request_id, "");
     Status::with_error_details(status.code(), status.message(), details)
 }
 
-impl From<Failure> for Status {
-    fn from(failure: Failure) -> Self {
-        failure.status()
+impl From<ApiError> for Status {
+    fn from(failure: ApiError) -> Self {
+        failure.to_status()
     }
 }
 
-impl From<&Failure> for proto::Error {
-    fn from(failure: &Failure) -> Self {
+impl From<&ApiError> for proto::Error {
+    fn from(failure: &ApiError) -> Self {
         Self {
-            code: failure.outcome.code.grpc() as i32,
-            reason: Reason::of(failure.outcome.reason) as i32,
+            code: failure.status.code.grpc_code() as i32,
+            reason: Reason::from_word(failure.status.reason) as i32,
             field: failure.field.as_deref().unwrap_or_default().to_owned(),
             message: failure.message.to_string(),
         }
@@ -93,12 +93,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::api::error_table::Outcome;
-    use crate::model::rejection::{Exhausted, Refusal, Unavailable, What};
+    use crate::api::error_table::ErrorStatus;
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 
     /// Code, reason, field, whether to retry; as a call says it, and as an item of a batch does.
-    fn said(failure: &Failure) -> (GrpcCode, Option<String>, Option<String>, bool) {
-        let status = failure.status();
+    fn said(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
+        let status = failure.to_status();
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| {
             assert_eq!(info.domain, "hotpool");
@@ -121,19 +121,25 @@ mod tests {
     fn every_outcome_of_the_table_has_its_words() {
         use GrpcCode as C;
         let table = [
-            (Refusal::invalid("key", "x").into(), (C::InvalidArgument, None, Some("key"), false)),
-            (Refusal::NotFound(What::Claim).into(), (C::NotFound, None, None, false)),
-            (Refusal::Fence.into(), (C::Aborted, Some("FENCE"), None, false)),
-            (Refusal::State("x".into()).into(), (C::FailedPrecondition, Some("STATE"), None, false)),
-            (Refusal::Exhausted(Exhausted::Pool).into(), (C::ResourceExhausted, Some("POOL_EXHAUSTED"), None, false)),
-            (Unavailable::Overloaded.into(), (C::Unavailable, Some("OVERLOADED"), None, true)),
-            (Unavailable::Loading.into(), (C::Unavailable, Some("LOADING"), None, true)),
-            (Unavailable::Stopping.into(), (C::Unavailable, Some("LOADING"), None, true)),
-            (Unavailable::Store.into(), (C::Unavailable, Some("STORE"), None, true)),
-            (Unavailable::Fenced.into(), (C::Unavailable, Some("FENCED"), None, true)),
-            (Refusal::DeadlineExceeded.into(), (C::DeadlineExceeded, None, None, false)),
-            (Failure::new(Outcome::BODY_TOO_LARGE, "x"), (C::InvalidArgument, Some("BODY_TOO_LARGE"), None, false)),
-            (Failure::new(Outcome::PANIC, "x"), (C::Internal, Some("PANIC"), None, false)),
+            (RequestError::invalid("key", "x").into(), (C::InvalidArgument, None, Some("key"), false)),
+            (RequestError::NotFound(ObjectKind::Claim).into(), (C::NotFound, None, None, false)),
+            (RequestError::FenceMismatch.into(), (C::Aborted, Some("FENCE"), None, false)),
+            (RequestError::FailedPrecondition("x".into()).into(), (C::FailedPrecondition, Some("STATE"), None, false)),
+            (
+                RequestError::Exhausted(ExhaustionReason::Pool).into(),
+                (C::ResourceExhausted, Some("POOL_EXHAUSTED"), None, false),
+            ),
+            (UnavailableReason::Overloaded.into(), (C::Unavailable, Some("OVERLOADED"), None, true)),
+            (UnavailableReason::Loading.into(), (C::Unavailable, Some("LOADING"), None, true)),
+            (UnavailableReason::Stopping.into(), (C::Unavailable, Some("LOADING"), None, true)),
+            (UnavailableReason::Store.into(), (C::Unavailable, Some("STORE"), None, true)),
+            (UnavailableReason::Fenced.into(), (C::Unavailable, Some("FENCED"), None, true)),
+            (RequestError::DeadlineExceeded.into(), (C::DeadlineExceeded, None, None, false)),
+            (
+                ApiError::new(ErrorStatus::BODY_TOO_LARGE, "x"),
+                (C::InvalidArgument, Some("BODY_TOO_LARGE"), None, false),
+            ),
+            (ApiError::new(ErrorStatus::PANIC, "x"), (C::Internal, Some("PANIC"), None, false)),
         ];
         for (failure, (code, reason, field, retry)) in table {
             assert_eq!(said(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
@@ -159,11 +165,11 @@ mod tests {
             said.extend(words.map(|word| (code, word)));
         }
         let mut wanted: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
-        let words: Vec<_> = Outcome::every()
+        let words: Vec<_> = ErrorStatus::all()
             .into_iter()
             // Outcomes that only HTTP has.
-            .filter(|outcome| ![Outcome::ROUTE, Outcome::METHOD].contains(outcome))
-            .map(|Outcome { code, reason, .. }| {
+            .filter(|outcome| ![ErrorStatus::ROUTE, ErrorStatus::METHOD].contains(outcome))
+            .map(|ErrorStatus { code, reason, .. }| {
                 let code = serde_json::to_value(code).unwrap();
                 (code.as_str().unwrap().to_owned(), reason.unwrap_or_default().to_ascii_uppercase())
             })
@@ -181,8 +187,8 @@ mod tests {
 
     #[test]
     fn a_field_is_named_by_its_whole_path() {
-        let failure = Failure::invalid("labels", "x").inside("spec");
+        let failure = ApiError::invalid("labels", "x").nested_in("spec");
         assert_eq!(failure.field.as_deref(), Some("spec.labels"));
-        assert_eq!(Failure::from(Refusal::Fence).inside("spec").field, None);
+        assert_eq!(ApiError::from(RequestError::FenceMismatch).nested_in("spec").field, None);
     }
 }

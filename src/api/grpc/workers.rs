@@ -12,34 +12,35 @@ use super::proto::{
     GetWorkerResponse, HeartbeatWorkerRequest, HeartbeatWorkerResponse, ListWorkersRequest, ListWorkersResponse,
     RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest, UncordonWorkerResponse, Worker,
 };
-use super::{Answer, Calls, read};
-use crate::api::error_table::Failure;
-use crate::api::http::read::merge;
-use crate::model::{Heard, PoolName, Registered, WorkerVerb};
+use super::{GrpcHandlers, RpcResult, from_proto};
+use crate::api::error_table::ApiError;
+use crate::api::http::extract::submit_valid;
+use crate::model::{HeartbeatResponse, PoolName, RegistrationResponse, WorkerCommand};
 
 #[async_trait]
-impl WorkerService for Calls {
-    async fn register_worker(&self, request: Request<RegisterWorkerRequest>) -> Answer<RegisterWorkerResponse> {
+impl WorkerService for GrpcHandlers {
+    async fn register_worker(&self, request: Request<RegisterWorkerRequest>) -> RpcResult<RegisterWorkerResponse> {
         let RegisterWorkerRequest { namespace, pool, worker } = request.into_inner();
-        let pool = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
-        let worker = worker.ok_or_else(|| Failure::invalid("worker", "is required"))?;
-        let spec = read::worker(&namespace, worker).map_err(|failure| failure.inside("worker"))?;
+        let pool = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
+        let worker = worker.ok_or_else(|| ApiError::invalid("worker", "is required"))?;
+        let spec = from_proto::worker(&namespace, worker).map_err(|failure| failure.nested_in("worker"))?;
         let registered = self.scheduler.register(&pool, spec).await;
-        let registered = registered.map_err(|refusal| Failure::from(refusal).inside("worker"))?;
+        let registered = registered.map_err(|refusal| ApiError::from(refusal).nested_in("worker"))?;
         Ok(Response::new((&registered).into()))
     }
 
     async fn batch_register_workers(
         &self,
         request: Request<BatchRegisterWorkersRequest>,
-    ) -> Answer<BatchRegisterWorkersResponse> {
-        self.answers.check()?;
+    ) -> RpcResult<BatchRegisterWorkersResponse> {
+        self.answers.check_available()?;
         let BatchRegisterWorkersRequest { namespace, pool, workers } = request.into_inner();
-        let pool = PoolName::new(&namespace, &pool).map_err(Failure::from)?;
-        read::batch_size("workers", workers.len())?;
-        let specs = workers.into_iter().map(|worker| read::worker(&namespace, worker));
-        let outcomes = merge("workers", specs, async |specs| self.scheduler.register_batch(&pool, specs).await).await?;
-        let item = |outcome: &Result<Registered, Failure>| match outcome {
+        let pool = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
+        from_proto::check_batch_size("workers", workers.len())?;
+        let specs = workers.into_iter().map(|worker| from_proto::worker(&namespace, worker));
+        let outcomes =
+            submit_valid("workers", specs, async |specs| self.scheduler.register_batch(&pool, specs).await).await?;
+        let item = |outcome: &Result<RegistrationResponse, ApiError>| match outcome {
             Ok(registered) => registrations::item::Outcome::Registered(registered.into()),
             Err(failure) => registrations::item::Outcome::Error(failure.into()),
         };
@@ -47,48 +48,49 @@ impl WorkerService for Calls {
         Ok(Response::new(BatchRegisterWorkersResponse { items }))
     }
 
-    async fn get_worker(&self, request: Request<GetWorkerRequest>) -> Answer<GetWorkerResponse> {
+    async fn get_worker(&self, request: Request<GetWorkerRequest>) -> RpcResult<GetWorkerResponse> {
         let GetWorkerRequest { namespace, pool, id } = request.get_ref();
-        let (pool, id) = read::worker_id(namespace, pool, id)?;
-        let worker = self.scheduler.get_worker(&pool, &id).await.map_err(Failure::from)?;
+        let (pool, id) = from_proto::worker_id(namespace, pool, id)?;
+        let worker = self.scheduler.get_worker(&pool, &id).await.map_err(ApiError::from)?;
         Ok(Response::new(GetWorkerResponse { worker: Some((&worker).into()) }))
     }
 
-    async fn list_workers(&self, request: Request<ListWorkersRequest>) -> Answer<ListWorkersResponse> {
+    async fn list_workers(&self, request: Request<ListWorkersRequest>) -> RpcResult<ListWorkersResponse> {
         let ListWorkersRequest { namespace, pool, page_token, limit } = request.get_ref();
-        let limit = read::limit(*limit)?;
-        let pool = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        let page = self.scheduler.list_workers(&pool, page_token.as_deref(), limit).await.map_err(Failure::from)?;
+        let limit = from_proto::limit(*limit)?;
+        let pool = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        let page = self.scheduler.list_workers(&pool, page_token.as_deref(), limit).await.map_err(ApiError::from)?;
         let workers = page.items.iter().map(Into::into).collect();
         Ok(Response::new(ListWorkersResponse { workers, next_page_token: page.next }))
     }
 
-    async fn delete_worker(&self, request: Request<DeleteWorkerRequest>) -> Answer<DeleteWorkerResponse> {
+    async fn delete_worker(&self, request: Request<DeleteWorkerRequest>) -> RpcResult<DeleteWorkerResponse> {
         let DeleteWorkerRequest { namespace, pool, id } = request.get_ref();
-        let (pool, id) = read::worker_id(namespace, pool, id)?;
-        self.scheduler.delete_worker(&pool, &id).await.map_err(Failure::from)?;
+        let (pool, id) = from_proto::worker_id(namespace, pool, id)?;
+        self.scheduler.delete_worker(&pool, &id).await.map_err(ApiError::from)?;
         Ok(Response::new(DeleteWorkerResponse {}))
     }
 
-    async fn heartbeat_worker(&self, request: Request<HeartbeatWorkerRequest>) -> Answer<HeartbeatWorkerResponse> {
+    async fn heartbeat_worker(&self, request: Request<HeartbeatWorkerRequest>) -> RpcResult<HeartbeatWorkerResponse> {
         let request = request.get_ref();
-        let (pool, id) = read::worker_id(&request.namespace, &request.pool, &request.id)?;
-        let heard = self.scheduler.heartbeat(&pool, &id, read::beat(request)?).await.map_err(Failure::from)?;
+        let (pool, id) = from_proto::worker_id(&request.namespace, &request.pool, &request.id)?;
+        let heard =
+            self.scheduler.heartbeat(&pool, &id, from_proto::heartbeat(request)?).await.map_err(ApiError::from)?;
         Ok(Response::new((&heard).into()))
     }
 
     async fn batch_heartbeat_workers(
         &self,
         request: Request<BatchHeartbeatWorkersRequest>,
-    ) -> Answer<BatchHeartbeatWorkersResponse> {
+    ) -> RpcResult<BatchHeartbeatWorkersResponse> {
         // Never refused for answers that others do not read: workers would be lost.
         let BatchHeartbeatWorkersRequest { namespace, pool, workers } = request.get_ref();
-        let pool = PoolName::new(namespace, pool).map_err(Failure::from)?;
-        read::batch_size("workers", workers.len())?;
-        let beats = workers.iter().map(|beat| read::beat_of(namespace, beat));
+        let pool = PoolName::new(namespace, pool).map_err(ApiError::from)?;
+        from_proto::check_batch_size("workers", workers.len())?;
+        let beats = workers.iter().map(|beat| from_proto::batch_heartbeat(namespace, beat));
         let outcomes =
-            merge("workers", beats, async |beats| self.scheduler.heartbeat_batch(&pool, beats).await).await?;
-        let item = |outcome: &Result<Heard, Failure>| match outcome {
+            submit_valid("workers", beats, async |beats| self.scheduler.heartbeat_batch(&pool, beats).await).await?;
+        let item = |outcome: &Result<HeartbeatResponse, ApiError>| match outcome {
             Ok(heard) => heartbeats::item::Outcome::Heard(heard.into()),
             Err(failure) => heartbeats::item::Outcome::Error(failure.into()),
         };
@@ -96,34 +98,40 @@ impl WorkerService for Calls {
         Ok(Response::new(BatchHeartbeatWorkersResponse { items }))
     }
 
-    async fn cordon_worker(&self, request: Request<CordonWorkerRequest>) -> Answer<CordonWorkerResponse> {
+    async fn cordon_worker(&self, request: Request<CordonWorkerRequest>) -> RpcResult<CordonWorkerResponse> {
         let CordonWorkerRequest { namespace, pool, id } = request.get_ref();
-        let worker = self.steer(namespace, pool, id, WorkerVerb::Cordon).await?;
+        let worker = self.run_worker_command(namespace, pool, id, WorkerCommand::Cordon).await?;
         Ok(Response::new(CordonWorkerResponse { worker: Some(worker) }))
     }
 
-    async fn uncordon_worker(&self, request: Request<UncordonWorkerRequest>) -> Answer<UncordonWorkerResponse> {
+    async fn uncordon_worker(&self, request: Request<UncordonWorkerRequest>) -> RpcResult<UncordonWorkerResponse> {
         let UncordonWorkerRequest { namespace, pool, id } = request.get_ref();
-        let worker = self.steer(namespace, pool, id, WorkerVerb::Uncordon).await?;
+        let worker = self.run_worker_command(namespace, pool, id, WorkerCommand::Uncordon).await?;
         Ok(Response::new(UncordonWorkerResponse { worker: Some(worker) }))
     }
 
-    async fn drain_worker(&self, request: Request<DrainWorkerRequest>) -> Answer<DrainWorkerResponse> {
+    async fn drain_worker(&self, request: Request<DrainWorkerRequest>) -> RpcResult<DrainWorkerResponse> {
         let DrainWorkerRequest { namespace, pool, id } = request.get_ref();
-        let worker = self.steer(namespace, pool, id, WorkerVerb::Drain).await?;
+        let worker = self.run_worker_command(namespace, pool, id, WorkerCommand::Drain).await?;
         Ok(Response::new(DrainWorkerResponse { worker: Some(worker) }))
     }
 
-    async fn clear_worker(&self, request: Request<ClearWorkerRequest>) -> Answer<ClearWorkerResponse> {
+    async fn clear_worker(&self, request: Request<ClearWorkerRequest>) -> RpcResult<ClearWorkerResponse> {
         let ClearWorkerRequest { namespace, pool, id } = request.get_ref();
-        let worker = self.steer(namespace, pool, id, WorkerVerb::Clear).await?;
+        let worker = self.run_worker_command(namespace, pool, id, WorkerCommand::Clear).await?;
         Ok(Response::new(ClearWorkerResponse { worker: Some(worker) }))
     }
 }
 
-impl Calls {
-    async fn steer(&self, namespace: &str, pool: &str, id: &str, verb: WorkerVerb) -> Result<Worker, Failure> {
-        let (pool, id) = read::worker_id(namespace, pool, id)?;
-        Ok((&self.scheduler.steer(&pool, &id, verb).await?).into())
+impl GrpcHandlers {
+    async fn run_worker_command(
+        &self,
+        namespace: &str,
+        pool: &str,
+        id: &str,
+        verb: WorkerCommand,
+    ) -> Result<Worker, ApiError> {
+        let (pool, id) = from_proto::worker_id(namespace, pool, id)?;
+        Ok((&self.scheduler.command_worker(&pool, &id, verb).await?).into())
     }
 }

@@ -5,18 +5,18 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Serialize;
 
-use super::{Answer, Shared, json};
-use crate::api::error_table::{Failure, Outcome};
+use super::{HandlerResult, SharedState, json};
+use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::api::request_guard::UnknownHost;
-use crate::model::rejection::Unavailable;
+use crate::model::request_error::UnavailableReason;
 
 /// The process lives.
 pub(super) async fn healthz() -> Response {
     #[derive(Serialize)]
-    struct Health {
+    struct HealthBody {
         status: &'static str,
     }
-    json(StatusCode::OK, &Health { status: "ok" })
+    json(StatusCode::OK, &HealthBody { status: "ok" })
 }
 
 /// The root: the way to the viewer for a browser, and for a person with `curl` where to go on.
@@ -28,12 +28,12 @@ pub(super) async fn root(headers: HeaderMap) -> Response {
     let varies = [(header::VARY, HeaderValue::from_static("accept"))];
     match accepts_pages {
         true => (varies, Redirect::temporary("/docs")).into_response(),
-        false => (varies, ROOT).into_response(),
+        false => (varies, INDEX_TEXT).into_response(),
     }
 }
 
 /// What the root says.
-const ROOT: &str = concat!(
+const INDEX_TEXT: &str = concat!(
     "Hotpool ",
     env!("CARGO_PKG_VERSION"),
     "\n\
@@ -45,12 +45,12 @@ const ROOT: &str = concat!(
 );
 
 /// Every shard serves. Under a host that is not known the reasons are left out.
-pub(super) async fn readyz(State(api): State<Shared>, request: Request) -> Answer {
+pub(super) async fn readyz(State(api): State<SharedState>, request: Request) -> HandlerResult {
     let readiness = api.scheduler.readiness();
     if readiness.ready {
         return Ok(json(StatusCode::OK, &readiness));
     }
-    let mut failure = Failure::from(Unavailable::Loading);
+    let mut failure = ApiError::from(UnavailableReason::Loading);
     if request.extensions().get::<UnknownHost>().is_none() && !readiness.reasons.is_empty() {
         failure.message = readiness.reasons.join("; ").into();
     }
@@ -58,20 +58,20 @@ pub(super) async fn readyz(State(api): State<Shared>, request: Request) -> Answe
 }
 
 /// Every shard of every pool.
-pub(super) async fn debug_shards(State(api): State<Shared>) -> Response {
+pub(super) async fn debug_shards(State(api): State<SharedState>) -> Response {
     json(StatusCode::OK, &api.scheduler.debug_shards().await)
 }
 
 /// Nothing is served under this path.
-pub(super) async fn no_route(request: Request) -> Failure {
+pub(super) async fn route_not_found(request: Request) -> ApiError {
     let path = request.uri().path();
     if path.starts_with("/v1/") && path.ends_with('/') {
-        return Failure::invalid("path", "must not end in a slash: names are 1..=255 bytes");
+        return ApiError::invalid("path", "must not end in a slash: names are 1..=255 bytes");
     }
-    Failure::new(Outcome::ROUTE, "no such route")
+    ApiError::new(ErrorStatus::ROUTE, "no such route")
 }
 
 /// The path is served, but not with this method.
-pub(super) async fn no_method() -> Failure {
-    Failure::new(Outcome::METHOD, "this route does not take this method; see the Allow header")
+pub(super) async fn method_not_allowed() -> ApiError {
+    ApiError::new(ErrorStatus::METHOD, "this route does not take this method; see the Allow header")
 }

@@ -4,133 +4,140 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::json::{
-    BatchMode, ClaimAnswer, ClaimBody, ClaimJson, ClaimOutcome, ClaimsBatch, ExplainAnswer, HolderBody, Outcomes,
-    PageJson, Phase, ReleaseAnswer, ReleaseBody, RenewBody, ResizeBody, TENANT_DEFAULT, WaitingAnswer, holder,
+use super::extract::{
+    PathSegments, QueryParams, parse_item, parse_object, read_body, submit_all_or_none, submit_valid,
 };
-use super::parse_errors::short;
-use super::read::{Params, Segments, body, item, merge, merge_all, object};
-use super::{Answer, Shared, created, json};
-use crate::api::error_table::{Failure, Outcome};
+use super::json::{
+    BatchMode, BatchOutcomes, ClaimBody, ClaimJson, ClaimOutcome, ClaimResponseBody, ClaimsBatch, DEFAULT_TENANT,
+    ExplainResponseBody, HolderBody, PageJson, ReleaseBody, ReleasePhase, ReleaseResponseBody, RenewBody, ResizeBody,
+    WaitingResponseBody, holder,
+};
+use super::parse_errors::truncate;
+use super::{HandlerResult, SharedState, created_or_ok, json};
+use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::api::{deadline, half_close};
 use crate::limits;
-use crate::model::{ClaimFilter, ClaimId, ClaimState, Standing};
+use crate::model::{ClaimFilter, ClaimId, ClaimState, ClaimStatus};
 
 /// Namespace and key, as the path has them.
-type KeyPath = Segments<(String, String)>;
+type KeyPath = PathSegments<(String, String)>;
 
 /// Takes a worker, or finds that the key has one.
-pub(super) async fn claim(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
-    Params::read(&uri, &[])?;
+pub(super) async fn claim(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
     let request = {
         // A claim may wait for a day: nothing of its body is kept meanwhile.
-        let bytes = body(&api, sent).await?;
-        object::<ClaimBody<'_>>(&bytes)?.request().and_then(deadline::allow)?
+        let bytes = read_body(&api, sent).await?;
+        parse_object::<ClaimBody<'_>>(&bytes)?.into_request().and_then(deadline::extend_for_wait)?
     };
     let taken = api.scheduler.claim(request).await?;
-    half_close::note(std::iter::once(&taken));
-    Ok(json(created(taken.created), &ClaimAnswer::from(&taken.claim)))
+    half_close::record_undelivered(std::iter::once(&taken));
+    Ok(json(created_or_ok(taken.created), &ClaimResponseBody::from(&taken.claim)))
 }
 
 /// What a claim would find.
-pub(super) async fn explain(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
-    Params::read(&uri, &[])?;
-    let bytes = body(&api, sent).await?;
-    let request = object::<ClaimBody<'_>>(&bytes)?.request()?;
+pub(super) async fn explain(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
+    let bytes = read_body(&api, sent).await?;
+    let request = parse_object::<ClaimBody<'_>>(&bytes)?.into_request()?;
     let explanation = api.scheduler.explain(request).await?;
-    Ok(json(StatusCode::OK, &ExplainAnswer::from(&explanation)))
+    Ok(json(StatusCode::OK, &ExplainResponseBody::from(&explanation)))
 }
 
 /// Many claims; a bad one harms no other.
-pub(super) async fn claim_batch(State(api): State<Shared>, uri: Uri, sent: Body) -> Answer {
-    Params::read(&uri, &[])?;
+pub(super) async fn claim_batch(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
     let (mode, requests) = {
         // Its claims may wait for a day: nothing of the body is kept meanwhile.
-        let bytes = body(&api, sent).await?;
-        api.rooms.answers.check()?;
-        let batch: ClaimsBatch<'_> = object(&bytes)?;
-        let request = |raw| item::<ClaimBody<'_>>(raw)?.request().and_then(deadline::allow);
+        let bytes = read_body(&api, sent).await?;
+        api.budgets.responses.check_available()?;
+        let batch: ClaimsBatch<'_> = parse_object(&bytes)?;
+        let request = |raw| parse_item::<ClaimBody<'_>>(raw)?.into_request().and_then(deadline::extend_for_wait);
         let requests: Vec<_> = batch.items.0.into_iter().map(request).collect();
         (batch.mode, requests.into_iter())
     };
     let outcomes = match mode {
         BatchMode::Independent => {
-            merge("items", requests, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
+            submit_valid("items", requests, async |requests| Ok(api.scheduler.claim_batch(requests).await)).await?
         }
         BatchMode::AllOrNothing => {
-            merge_all("items", requests, async |requests| Ok(api.scheduler.claim_gang(requests).await)).await?
+            submit_all_or_none("items", requests, async |requests| Ok(api.scheduler.claim_gang(requests).await)).await?
         }
     };
-    half_close::note(outcomes.iter().flatten());
-    Ok(json(StatusCode::OK, &Outcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
+    half_close::record_undelivered(outcomes.iter().flatten());
+    Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
 }
 
 /// Who holds the key, or what it waits for.
-pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: KeyPath) -> Answer {
-    let tenant = Params::read(&uri, &["tenant"])?.take("tenant");
-    let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(TENANT_DEFAULT), &path.0.1)?;
-    Ok(match api.scheduler.standing(&id).await? {
-        Standing::Held(claim) => json(StatusCode::OK, &ClaimAnswer::from(&claim)),
-        Standing::Waiting(waiting) => json(StatusCode::OK, &WaitingAnswer::from(&waiting)),
+pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: KeyPath) -> HandlerResult {
+    let tenant = QueryParams::parse(&uri, &["tenant"])?.take("tenant");
+    let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(DEFAULT_TENANT), &path.0.1)?;
+    Ok(match api.scheduler.claim_status(&id).await? {
+        ClaimStatus::Held(claim) => json(StatusCode::OK, &ClaimResponseBody::from(&claim)),
+        ClaimStatus::Queued(waiting) => json(StatusCode::OK, &WaitingResponseBody::from(&waiting)),
     })
 }
 
 /// `{key}:confirm`, `{key}:renew`, `{key}:resize` and `{key}:release`. A key holds no colon, so the last one begins the verb.
-pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: KeyPath, sent: Body) -> Answer {
-    Params::read(&uri, &[])?;
-    let Segments((namespace, segment)) = path;
+pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path: KeyPath, sent: Body) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
+    let PathSegments((namespace, segment)) = path;
     let (key, verb) = match segment.rsplit_once(':') {
         Some((key, verb @ ("confirm" | "renew" | "release" | "resize"))) => (key, verb),
-        _ => return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :confirm, :renew, :resize, :release")),
+        _ => return Err(ApiError::new(ErrorStatus::ROUTE, "no such verb; known: :confirm, :renew, :resize, :release")),
     };
-    let bytes = body(&api, sent).await?;
+    let bytes = read_body(&api, sent).await?;
     let claim = match verb {
         "confirm" => {
-            let (id, fence) = object::<HolderBody<'_>>(&bytes)?.holder(&namespace, key)?;
+            let (id, fence) = parse_object::<HolderBody<'_>>(&bytes)?.claim_and_fence(&namespace, key)?;
             api.scheduler.confirm(&id, fence).await?
         }
         "renew" => {
-            let body: RenewBody<'_> = object(&bytes)?;
+            let body: RenewBody<'_> = parse_object(&bytes)?;
             let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
             api.scheduler.renew(&id, fence, body.ttl_ms).await?
         }
         "resize" => {
-            let body: ResizeBody<'_> = object(&bytes)?;
+            let body: ResizeBody<'_> = parse_object(&bytes)?;
             let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
             api.scheduler.resize(&id, fence, body.resources).await?
         }
         _ => {
-            let body: ReleaseBody<'_> = object(&bytes)?;
+            let body: ReleaseBody<'_> = parse_object(&bytes)?;
             let (id, fence) = holder(&namespace, body.tenant.as_ref(), key, body.fence)?;
             let released = match body.phase {
-                Some(Phase::Begin) => api.scheduler.begin_release_held(&id, Some(fence)).await?,
-                Some(Phase::Finish) | None => api.scheduler.release_held(&id, Some(fence)).await?,
+                Some(ReleasePhase::Begin) => api.scheduler.begin_release_held(&id, Some(fence)).await?,
+                Some(ReleasePhase::Finish) | None => api.scheduler.release_held(&id, Some(fence)).await?,
             };
-            return Ok(json(StatusCode::OK, &ReleaseAnswer { released }));
+            return Ok(json(StatusCode::OK, &ReleaseResponseBody { released }));
         }
     };
-    Ok(json(StatusCode::OK, &ClaimAnswer::from(&claim)))
+    Ok(json(StatusCode::OK, &ClaimResponseBody::from(&claim)))
 }
 
 /// States with commas between them; none: any.
-fn states(words: Option<String>) -> Result<Vec<ClaimState>, Failure> {
+fn parse_states(words: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
     let Some(words) = words else { return Ok(Vec::new()) };
     let state = |word: &str| {
-        let found = ClaimState::HELD.into_iter().find(|state| state.word() == word);
+        let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == word);
         found.ok_or_else(|| {
-            let known = ClaimState::HELD.map(ClaimState::word).join(", ");
-            Failure::invalid("state", format!("must be of {known}, with commas between them, got {:?}", short(word)))
+            let known = ClaimState::HELD.map(ClaimState::as_str).join(", ");
+            ApiError::invalid(
+                "state",
+                format!("must be of {known}, with commas between them, got {:?}", truncate(word)),
+            )
         })
     };
     words.split(',').map(state).collect()
 }
 
 /// Page by page.
-pub(super) async fn list(State(api): State<Shared>, uri: Uri) -> Answer {
+pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
     let known = ["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"];
-    let mut params = Params::read(&uri, &known)?;
+    let mut params = QueryParams::parse(&uri, &known)?;
     let (token, limit) = (params.take("page_token"), params.limit()?);
-    let (states, older_than_ms) = (states(params.take("state"))?, params.number("older_than_ms", limits::AMOUNT_MAX)?);
+    let (states, older_than_ms) =
+        (parse_states(params.take("state"))?, params.number("older_than_ms", limits::AMOUNT_MAX)?);
     let mut take = |name| params.take(name);
     let (namespace, pool, worker, tenant) = (take("namespace"), take("pool"), take("worker"), take("tenant"));
     let filter = ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?;

@@ -10,89 +10,98 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::Serialize;
 
-use crate::api::error_table::{Code, Failure, Outcome};
-use crate::api::{Bounds, Rooms};
-use crate::metrics::{Exporter, Route};
+use crate::api::error_table::{ApiError, ErrorCode, ErrorStatus};
+use crate::api::{MemoryBudgets, RequestLimits};
+use crate::metrics::{HttpRoute, MetricsExporter};
 use crate::scheduler::Scheduler;
-use crate::scheduler::caller::Caller;
+use crate::scheduler::caller::CallerContext;
 
 mod admin;
 mod claims;
+mod events;
+pub(in crate::api) mod extract;
 mod guard;
 pub(in crate::api) mod json;
 mod openapi;
 mod parse_errors;
 mod pools;
-mod protect;
 mod quotas;
-pub(in crate::api) mod read;
 mod scrape;
-mod watch;
+mod security_headers;
 mod workers;
 
-pub(in crate::api) use protect::{Caching, protect, refuse};
-pub(in crate::api) use read::BODIES_KIB_MAX;
+pub(in crate::api) use extract::BODY_BUDGET_KIB;
+pub(in crate::api) use security_headers::{CachePolicy, add_security_headers, reject_unrouted};
 
 /// What the edge needs.
-pub struct Api {
+pub struct HttpState {
     scheduler: Scheduler,
-    exporter: Exporter,
-    bounds: Bounds,
-    rooms: Rooms,
-    scrapes: scrape::Renders,
-    stopping: Stopping,
+    exporter: MetricsExporter,
+    bounds: RequestLimits,
+    budgets: MemoryBudgets,
+    scrape_cache: scrape::ScrapeCache,
+    stopping: StopReceiver,
 }
 
 /// Closes when the service begins to stop.
-type Stopping = tokio::sync::watch::Receiver<()>;
+type StopReceiver = tokio::sync::watch::Receiver<()>;
 
-impl Api {
+impl HttpState {
     /// `rooms` are shared with the other edges. `stopping` closes when the service begins to stop.
     #[must_use]
-    pub fn new(scheduler: Scheduler, exporter: Exporter, bounds: Bounds, rooms: Rooms, stopping: Stopping) -> Self {
-        Self { scheduler, exporter, bounds, rooms, scrapes: scrape::Renders::default(), stopping }
+    pub fn new(
+        scheduler: Scheduler,
+        exporter: MetricsExporter,
+        bounds: RequestLimits,
+        rooms: MemoryBudgets,
+        stopping: StopReceiver,
+    ) -> Self {
+        Self { scheduler, exporter, bounds, budgets: rooms, scrape_cache: scrape::ScrapeCache::default(), stopping }
     }
 }
 
-type Shared = Arc<Api>;
-type Answer = Result<Response, Failure>;
+type SharedState = Arc<HttpState>;
+type HandlerResult = Result<Response, ApiError>;
 
 /// Every route of the service.
-pub fn router(api: Api) -> Router {
+pub fn router(api: HttpState) -> Router {
     let api = Arc::new(api);
     // `{key}:verb` is one segment to the router: `claims::verb` splits it at the last colon.
     Router::new()
-        .route(Route::Root.word(), get(admin::root))
-        .route(Route::Pools.word(), get(pools::list))
+        .route(HttpRoute::Root.as_str(), get(admin::root))
+        .route(HttpRoute::Pools.as_str(), get(pools::list))
         .route(
-            Route::Pool.word(),
-            put(pools::put).patch(pools::patch).get(pools::get).delete(pools::delete).post(pools::verb),
+            HttpRoute::Pool.as_str(),
+            put(pools::put).patch(pools::patch).get(pools::get).delete(pools::delete).post(pools::pool_action),
         )
-        .route(Route::Demand.word(), get(pools::demand))
-        .route(Route::Events.word(), get(watch::events))
-        .route(Route::Workers.word(), get(workers::list))
-        .route(Route::WorkersBatch.word(), post(workers::put_batch))
-        .route(Route::WorkersHeartbeat.word(), post(workers::heartbeat_batch))
-        .route(Route::Worker.word(), put(workers::put).get(workers::get).delete(workers::delete).post(workers::verb))
-        .route(Route::Claims.word(), post(claims::claim).get(claims::list))
-        .route(Route::ClaimsBatch.word(), post(claims::claim_batch))
-        .route(Route::Explain.word(), post(claims::explain))
-        .route(Route::Claim.word(), get(claims::get).post(claims::verb))
-        .route(Route::Quotas.word(), get(quotas::list))
+        .route(HttpRoute::Demand.as_str(), get(pools::demand))
+        .route(HttpRoute::Events.as_str(), get(events::events))
+        .route(HttpRoute::Workers.as_str(), get(workers::list))
+        .route(HttpRoute::WorkersBatch.as_str(), post(workers::put_batch))
+        .route(HttpRoute::WorkersHeartbeat.as_str(), post(workers::heartbeat_batch))
         .route(
-            Route::NamespaceQuota.word(),
+            HttpRoute::Worker.as_str(),
+            put(workers::put).get(workers::get).delete(workers::delete).post(workers::worker_action),
+        )
+        .route(HttpRoute::Claims.as_str(), post(claims::claim).get(claims::list))
+        .route(HttpRoute::ClaimsBatch.as_str(), post(claims::claim_batch))
+        .route(HttpRoute::Explain.as_str(), post(claims::explain))
+        .route(HttpRoute::Claim.as_str(), get(claims::get).post(claims::claim_action))
+        .route(HttpRoute::Quotas.as_str(), get(quotas::list))
+        .route(
+            HttpRoute::NamespaceQuota.as_str(),
             put(quotas::put_default).get(quotas::get_default).delete(quotas::delete_default),
         )
-        .route(Route::Quota.word(), put(quotas::put).get(quotas::get).delete(quotas::delete))
-        .route(Route::OpenApi.word(), get(openapi::document))
-        .route(Route::Docs.word(), get(openapi::viewer))
-        .route(Route::DocsFile.word(), get(openapi::file))
-        .route(Route::Healthz.word(), get(admin::healthz))
-        .route(Route::Readyz.word(), get(admin::readyz))
-        .route(Route::Metrics.word(), get(scrape::metrics))
-        .route(Route::DebugShards.word(), get(admin::debug_shards))
-        .fallback(admin::no_route)
-        .method_not_allowed_fallback(admin::no_method)
+        .route(HttpRoute::Quota.as_str(), put(quotas::put).get(quotas::get).delete(quotas::delete))
+        .route(HttpRoute::OpenApi.as_str(), get(openapi::document))
+        .route(HttpRoute::Docs.as_str(), get(openapi::viewer))
+        .route(HttpRoute::DocsFile.as_str(), get(openapi::viewer_file))
+        .route(HttpRoute::Healthz.as_str(), get(admin::healthz))
+        .route(HttpRoute::Readyz.as_str(), get(admin::readyz))
+        .route(HttpRoute::Metrics.as_str(), get(scrape::metrics))
+        .route(HttpRoute::DebugShards.as_str(), get(admin::debug_shards))
+        .fallback(admin::route_not_found)
+        .method_not_allowed_fallback(admin::method_not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)
 }
@@ -107,26 +116,26 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
 }
 
 /// Answer to a request that failed.
-pub(in crate::api) fn answer(failure: Failure) -> Response {
+pub(in crate::api) fn error_response(failure: ApiError) -> Response {
     failure.into_response()
 }
 
 /// `{}`: done, and there is nothing to say.
-fn done() -> Response {
-    json(StatusCode::OK, &json::Empty {})
+fn empty_response() -> Response {
+    json(StatusCode::OK, &json::EmptyBody {})
 }
 
 /// 201 for what is new, 200 for what was there.
-const fn created(created: bool) -> StatusCode {
+const fn created_or_ok(created: bool) -> StatusCode {
     if created { StatusCode::CREATED } else { StatusCode::OK }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let Outcome { code, status, .. } = self.outcome;
+        let ErrorStatus { code, status, .. } = self.status;
         let status = StatusCode::from_u16(status).expect("the table holds valid statuses");
-        let mut response = Caller::with_request_id(|request_id| json(status, &self.answer(request_id)));
-        if code == Code::Unavailable {
+        let mut response = CallerContext::with_request_id(|request_id| json(status, &self.body(request_id)));
+        if code == ErrorCode::Unavailable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::error::Category;
 
-use crate::api::error_table::Failure;
+use crate::api::error_table::ApiError;
 use crate::limits;
 
 /// Longest piece of a caller's own text that is said back, in bytes.
@@ -12,28 +12,28 @@ const ECHO_BYTES_MAX: usize = 100;
 
 /// Why `body` is not a `T`.
 #[cold]
-pub(super) fn mend<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Failure {
+pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let (path, error) = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(error) => (error.path().to_string(), error.into_inner()),
         Ok(_) => match reader.end() {
             Err(error) => (String::new(), error),
-            Ok(()) => return Failure::invalid("body", "could not be parsed"),
+            Ok(()) => return ApiError::invalid("body", "could not be parsed"),
         },
     };
     if error.classify() != Category::Data {
-        return Failure::invalid("body", format!("is not valid JSON: {error}"));
+        return ApiError::invalid("body", format!("is not valid JSON: {error}"));
     }
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _where)| what);
     // serde_path_to_error calls the root `.` and an unknown step `?`.
     let path = path.trim_matches(['.', '?']);
-    let (field, message) = say(path, text);
-    Failure::invalid(short(if field.is_empty() { "body" } else { &field }), message)
+    let (field, message) = describe(path, text);
+    ApiError::invalid(truncate(if field.is_empty() { "body" } else { &field }), message)
 }
 
 /// The field and the message for serde's words about `path`.
-fn say(path: &str, text: &str) -> (String, String) {
+fn describe(path: &str, text: &str) -> (String, String) {
     let inside = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     if let Some(name) = quoted(text, "missing field `") {
         return (inside(name), "is required".to_owned());
@@ -46,15 +46,15 @@ fn say(path: &str, text: &str) -> (String, String) {
         return (field, format!("unknown field; {}", expected(text)));
     }
     if let Some(name) = quoted(text, "unknown variant `") {
-        return (path.to_owned(), format!("unknown value {:?}; {}", short(name), expected(text)));
+        return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), expected(text)));
     }
     let wrong = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
     // A caller's own text may hold the words, so the last ones count.
     if let Some((got, wanted)) = wrong.and_then(|rest| rest.rsplit_once(", expected ")) {
         let got = got.trim_start_matches("integer ").trim_start_matches("floating point ");
-        return (path.to_owned(), format!("must be {}, got {}", kind(path, wanted), short(got)));
+        return (path.to_owned(), format!("must be {}, got {}", expected_type(path, wanted), truncate(got)));
     }
-    (path.to_owned(), short(text))
+    (path.to_owned(), truncate(text))
 }
 
 fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
@@ -75,11 +75,11 @@ fn expected(text: &str) -> String {
 }
 
 /// What a field must be, with its limit if it is a number.
-fn kind(path: &str, wanted: &str) -> String {
+fn expected_type(path: &str, wanted: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
         "count" => return format!("a whole number, 1..={}", limits::GPUS_MAX),
-        "milli" => return format!("a whole number, 1..={}", limits::CARD_MILLI),
+        "milli" => return format!("a whole number, 1..={}", limits::GPU_MILLI),
         "reserve_ms" | "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" | "unnamed_ms" => limits::RESERVE_MS_MAX,
         "lost_keep_ms" => limits::LOST_KEEP_MS_MAX,
         "ttl_ms" | "ttl_default_ms" | "ttl_max_ms" => limits::TTL_MS_MAX,
@@ -105,7 +105,7 @@ fn kind(path: &str, wanted: &str) -> String {
 }
 
 /// The beginning of a text that a caller chose, so that an error stays small.
-pub(super) fn short(text: &str) -> String {
+pub(super) fn truncate(text: &str) -> String {
     if text.len() <= ECHO_BYTES_MAX {
         return text.to_owned();
     }
@@ -116,12 +116,12 @@ pub(super) fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::http::extract::parse_object;
     use crate::api::http::json::{ClaimBody, ClaimsBatch, WorkerBody};
-    use crate::api::http::read::object;
     use crate::model::PoolSpec;
 
     fn said<'a, T: Deserialize<'a>>(body: &'a str) -> String {
-        let failure = object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was taken"));
+        let failure = parse_object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was taken"));
         format!("{}: {}", failure.field.unwrap_or_default(), failure.message)
     }
 
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn invalid_utf8_is_refused() {
         for body in [&b"{\"namespace\":\"\xff\"}"[..], b"{\"\xff\":1}", b"\xff"] {
-            assert_eq!(object::<ClaimBody<'_>>(body).err().unwrap().field.unwrap(), "body");
+            assert_eq!(parse_object::<ClaimBody<'_>>(body).err().unwrap().field.unwrap(), "body");
         }
     }
 
@@ -206,7 +206,7 @@ mod tests {
     fn a_batch_is_bounded_and_its_items_stay_unparsed() {
         let items = |n: usize| format!(r#"{{"mode":"independent","items":[{}]}}"#, vec!["0"; n].join(","));
         assert_eq!(said::<ClaimsBatch<'_>>(&items(10_001)), "items: at most 10000 items");
-        assert_eq!(object::<ClaimsBatch<'_>>(items(10_000).as_bytes()).unwrap().items.0.len(), 10_000);
+        assert_eq!(parse_object::<ClaimsBatch<'_>>(items(10_000).as_bytes()).unwrap().items.0.len(), 10_000);
         assert_eq!(said::<ClaimsBatch<'_>>(r#"{"mode":"independent"}"#), "items: is required");
         assert_eq!(said::<ClaimsBatch<'_>>(r#"{"mode":"independent","items":{}}"#), "items: must be an array, got map");
     }

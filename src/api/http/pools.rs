@@ -4,76 +4,76 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::json::{ClearedAnswer, DemandAnswer, NoBody, PageJson, PoolAnswer, PoolJson, PoolPatch};
-use super::read::{Params, Segments, body, object};
-use super::{Answer, Shared, created, done, json};
-use crate::api::error_table::{Failure, Outcome};
+use super::extract::{PathSegments, QueryParams, parse_object, read_body};
+use super::json::{ClearResponseBody, DemandResponseBody, NoBody, PageJson, PoolJson, PoolPatch, PoolResponseBody};
+use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
+use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::limits::FENCE_MAX;
-use crate::model::{Cleared, PoolName, PoolSpec};
+use crate::model::{ClearResult, PoolName, PoolSpec};
 
 /// Namespace and pool, as the path has them.
-pub(super) type PoolPath = Segments<(String, String)>;
+pub(super) type PoolPath = PathSegments<(String, String)>;
 
 /// Creates or replaces.
-pub(super) async fn put(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
-    Params::read(&uri, &[])?;
+pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
-    let spec: PoolSpec = object(&body(&api, sent).await?)?;
-    api.rooms.answers.check()?;
+    let spec: PoolSpec = parse_object(&read_body(&api, sent).await?)?;
+    api.budgets.responses.check_available()?;
     let (new, status) = api.scheduler.put_pool(name, spec).await?;
-    Ok(json(created(new), &PoolAnswer::from(&status)))
+    Ok(json(created_or_ok(new), &PoolResponseBody::from(&status)))
 }
 
 /// Changes single fields, if the pool is still at the version that was read.
-pub(super) async fn patch(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
-    let version = Params::read(&uri, &["version"])?.number("version", FENCE_MAX)?;
+pub(super) async fn patch(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
+    let version = QueryParams::parse(&uri, &["version"])?.number("version", FENCE_MAX)?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
-    let patch: PoolPatch = object(&body(&api, sent).await?)?;
-    api.rooms.answers.check()?;
-    let status = api.scheduler.update_pool(name, version, move |spec| patch.merge(spec)).await?;
-    Ok(json(StatusCode::OK, &PoolAnswer::from(&status)))
+    let patch: PoolPatch = parse_object(&read_body(&api, sent).await?)?;
+    api.budgets.responses.check_available()?;
+    let status = api.scheduler.update_pool(name, version, move |spec| patch.apply_merge(spec)).await?;
+    Ok(json(StatusCode::OK, &PoolResponseBody::from(&status)))
 }
 
 /// Spec, counts and figures by shard.
-pub(super) async fn get(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
-    Params::read(&uri, &[])?;
+pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let status = api.scheduler.get_pool(&name).await?;
-    Ok(json(StatusCode::OK, &PoolAnswer::from(&status)))
+    Ok(json(StatusCode::OK, &PoolResponseBody::from(&status)))
 }
 
 /// Deletes a pool without workers, or with `force=true` any pool.
-pub(super) async fn delete(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
-    let force = Params::read(&uri, &["force"])?.flag("force")?;
+pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
+    let force = QueryParams::parse(&uri, &["force"])?.flag("force")?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     api.scheduler.delete_pool(&name, force).await?;
-    Ok(done())
+    Ok(empty_response())
 }
 
 /// `{pool}:clear`: its owner speaks for all workers.
-pub(super) async fn verb(State(api): State<Shared>, uri: Uri, path: PoolPath, sent: Body) -> Answer {
-    Params::read(&uri, &[])?;
-    let Segments((namespace, segment)) = path;
+pub(super) async fn pool_action(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
+    let PathSegments((namespace, segment)) = path;
     let Some(pool) = segment.strip_suffix(":clear") else {
-        return Err(Failure::new(Outcome::ROUTE, "no such verb; known: :clear"));
+        return Err(ApiError::new(ErrorStatus::ROUTE, "no such verb; known: :clear"));
     };
     let name = PoolName::new(&namespace, pool)?;
-    object::<NoBody>(&body(&api, sent).await?)?;
-    let Cleared { cleared, suspect } = api.scheduler.clear_pool(&name).await?;
-    Ok(json(StatusCode::OK, &ClearedAnswer { cleared, suspect }))
+    parse_object::<NoBody>(&read_body(&api, sent).await?)?;
+    let ClearResult { cleared, suspect } = api.scheduler.clear_pool(&name).await?;
+    Ok(json(StatusCode::OK, &ClearResponseBody { cleared, suspect }))
 }
 
 /// What waits for a pool.
-pub(super) async fn demand(State(api): State<Shared>, uri: Uri, path: PoolPath) -> Answer {
-    Params::read(&uri, &[])?;
+pub(super) async fn demand(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
+    QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let demand = api.scheduler.demand(&name).await?;
-    Ok(json(StatusCode::OK, &DemandAnswer::from(&demand)))
+    Ok(json(StatusCode::OK, &DemandResponseBody::from(&demand)))
 }
 
 /// Page by page.
-pub(super) async fn list(State(api): State<Shared>, uri: Uri) -> Answer {
-    let mut params = Params::read(&uri, &["page_token", "limit"])?;
+pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
+    let mut params = QueryParams::parse(&uri, &["page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);
     let page = api.scheduler.list_pools(token.as_deref(), limit).await?;
     Ok(json(StatusCode::OK, &PageJson::<PoolJson<'_>>::from(&page)))

@@ -1,11 +1,11 @@
 //! Every command: its words, and what it says of itself in `COMMAND`.
 
-use super::answer::Answers;
-use super::frame::Args;
+use super::frame::CommandArgs;
+use super::reply_buffer::ReplyBuffer;
 use crate::metrics::RespCommand;
 
 /// A command.
-pub(super) struct Spec {
+pub(super) struct CommandSpec {
     pub(super) command: RespCommand,
     /// Number of its words, its name among them; negative: at least so many.
     arity: i8,
@@ -28,7 +28,7 @@ const READ: &[&str] = &["readonly"];
 const FAST: &[&str] = &["fast", "loading", "stale"];
 
 /// All of them, what comes most often first.
-pub(super) const ALL: &[Spec] = &[
+pub(super) const ALL: &[CommandSpec] = &[
     spec(RespCommand::Claim, -2, CLAIM, "Takes a worker for a key, or finds the one that it has.", "hotpool", WRITE),
     spec(
         RespCommand::Release,
@@ -105,23 +105,23 @@ const fn spec(
     summary: &'static str,
     group: &'static str,
     flags: &'static [&'static str],
-) -> Spec {
-    Spec { command, arity, syntax, summary, group, flags }
+) -> CommandSpec {
+    CommandSpec { command, arity, syntax, summary, group, flags }
 }
 
 /// The command of this name.
 #[inline]
-pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
+pub(super) fn find(name: &[u8]) -> Option<&'static CommandSpec> {
     ALL.iter().find(|spec| name.eq_ignore_ascii_case(spec.name().as_bytes()))
 }
 
-impl Spec {
+impl CommandSpec {
     const fn name(&self) -> &'static str {
-        self.command.word()
+        self.command.as_str()
     }
 
     /// Whether it can have so many words.
-    pub(super) const fn takes(&self, words: usize) -> bool {
+    pub(super) const fn accepts_arity(&self, words: usize) -> bool {
         let least = self.arity.unsigned_abs() as usize;
         if self.arity < 0 { words >= least } else { words == least }
     }
@@ -135,38 +135,38 @@ impl Spec {
     }
 
     /// As `COMMAND INFO` has it: name, arity, flags, no keys, and what Hotpool has none of.
-    fn info(&self, answers: &mut Answers) {
+    fn info(&self, answers: &mut ReplyBuffer) {
         answers.array(10);
-        answers.text(self.name());
+        answers.bulk_string(self.name());
         answers.json(&self.arity.into());
         answers.array(self.flags.len());
-        self.flags.iter().for_each(|flag| answers.text(flag));
+        self.flags.iter().for_each(|flag| answers.bulk_string(flag));
         (0..3).for_each(|_| answers.integer(0));
         (0..4).for_each(|_| answers.array(0));
     }
 
     /// As `COMMAND DOCS` has it.
-    fn docs(&self, answers: &mut Answers) {
-        let words = words(self.syntax);
-        answers.text(self.name());
+    fn docs(&self, answers: &mut ReplyBuffer) {
+        let words = syntax_parts(self.syntax);
+        answers.bulk_string(self.name());
         answers.map(if words.is_empty() { 3 } else { 4 });
         for (name, value) in [("summary", self.summary), ("since", "0.1.0"), ("group", self.group)] {
-            answers.text(name);
-            answers.text(value);
+            answers.bulk_string(name);
+            answers.bulk_string(value);
         }
         if words.is_empty() {
             return;
         }
-        answers.text("arguments");
+        answers.bulk_string("arguments");
         answers.array(words.len());
         for word in &words {
-            let Word { name, token, optional, multiple } = word;
+            let SyntaxPart { name, token, optional, multiple } = word;
             let flags: Vec<&str> =
                 [(*optional, "optional"), (*multiple, "multiple")].into_iter().filter(|f| f.0).map(|f| f.1).collect();
             answers.map(2 + usize::from(token.is_some()) + usize::from(!flags.is_empty()));
             let mut pair = |name: &str, value: &str| {
-                answers.text(name);
-                answers.text(value);
+                answers.bulk_string(name);
+                answers.bulk_string(value);
             };
             pair("name", name);
             pair("type", "string");
@@ -174,16 +174,16 @@ impl Spec {
                 pair("token", token);
             }
             if !flags.is_empty() {
-                answers.text("flags");
+                answers.bulk_string("flags");
                 answers.array(flags.len());
-                flags.iter().for_each(|flag| answers.simple(flag));
+                flags.iter().for_each(|flag| answers.simple_string(flag));
             }
         }
     }
 }
 
 /// One part of a command's syntax.
-struct Word {
+struct SyntaxPart {
     name: String,
     token: Option<&'static str>,
     optional: bool,
@@ -191,7 +191,7 @@ struct Word {
 }
 
 /// The parts of a syntax: what stands in brackets may be left out, and a word in capitals in there stands for itself.
-fn words(syntax: &'static str) -> Vec<Word> {
+fn syntax_parts(syntax: &'static str) -> Vec<SyntaxPart> {
     let mut parts: Vec<(&str, bool)> = Vec::new();
     let mut rest = syntax;
     while let Some(at) = rest.find(|c: char| c != ' ') {
@@ -216,13 +216,13 @@ fn words(syntax: &'static str) -> Vec<Word> {
             _ => (None, part),
         };
         let (name, multiple) = name.strip_suffix("...").map_or((name, false), |name| (name, true));
-        Word { name: name.to_owned(), token, optional, multiple }
+        SyntaxPart { name: name.to_owned(), token, optional, multiple }
     };
     parts.into_iter().map(word).collect()
 }
 
 /// Why a `COMMAND` is refused.
-pub(super) enum WrongCommand {
+pub(super) enum CommandQueryError {
     /// The word after it is none that it takes.
     Subcommand,
     /// So many of its names are those of commands that its answer would be of any length.
@@ -230,7 +230,7 @@ pub(super) enum WrongCommand {
 }
 
 /// `COMMAND` and what may follow it.
-pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> Result<(), WrongCommand> {
+pub(super) fn write_command_reply(args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), CommandQueryError> {
     let Some(verb) = args.get(1) else {
         answers.array(ALL.len());
         ALL.iter().for_each(|spec| spec.info(answers));
@@ -242,13 +242,13 @@ pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> Result<(), Wron
         b"COUNT" => answers.integer(ALL.len() as u64),
         b"LIST" => {
             answers.array(ALL.len());
-            ALL.iter().for_each(|spec| answers.text(spec.name()));
+            ALL.iter().for_each(|spec| answers.bulk_string(spec.name()));
         }
         b"INFO" => {
-            let specs: Vec<Option<&Spec>> = all_or_named();
+            let specs: Vec<Option<&CommandSpec>> = all_or_named();
             let known = specs.iter().flatten().count();
             if known > ALL.len() {
-                return Err(WrongCommand::Names(known));
+                return Err(CommandQueryError::Names(known));
             }
             answers.array(specs.len());
             for spec in specs {
@@ -259,9 +259,9 @@ pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> Result<(), Wron
             }
         }
         b"DOCS" => {
-            let specs: Vec<Option<&Spec>> = all_or_named();
+            let specs: Vec<Option<&CommandSpec>> = all_or_named();
             // A map has each of its keys once.
-            let mut known: Vec<&Spec> = Vec::with_capacity(ALL.len());
+            let mut known: Vec<&CommandSpec> = Vec::with_capacity(ALL.len());
             for spec in specs.into_iter().flatten() {
                 if !known.iter().any(|other| std::ptr::eq(*other, spec)) {
                     known.push(spec);
@@ -270,7 +270,7 @@ pub(super) fn command(args: &Args<'_>, answers: &mut Answers) -> Result<(), Wron
             answers.map(known.len());
             known.iter().for_each(|spec| spec.docs(answers));
         }
-        _ => return Err(WrongCommand::Subcommand),
+        _ => return Err(CommandQueryError::Subcommand),
     }
     Ok(())
 }
@@ -283,7 +283,7 @@ mod tests {
     fn every_command_is_there_once_and_found_in_any_case() {
         for command in RespCommand::ALL {
             let specs = ALL.iter().filter(|spec| spec.command == *command).count();
-            assert_eq!(specs, usize::from(*command != RespCommand::Unknown), "{}", command.word());
+            assert_eq!(specs, usize::from(*command != RespCommand::Unknown), "{}", command.as_str());
         }
         assert!(find(b"cLaIm").is_some_and(|spec| spec.command == RespCommand::Claim));
         assert!(find(b"unknown").is_none() && find(b"CLAI").is_none() && find(b"").is_none());
@@ -291,12 +291,13 @@ mod tests {
 
     #[test]
     fn a_syntax_is_taken_apart() {
-        let said: Vec<String> = words("ns/pool id [GPU model n] [CLAIMS n [tenant/]key fence...] [BEGIN|FINISH]")
-            .into_iter()
-            .map(|Word { name, token, optional, multiple }| {
-                format!("{} {name} {optional} {multiple}", token.unwrap_or("-"))
-            })
-            .collect();
+        let said: Vec<String> =
+            syntax_parts("ns/pool id [GPU model n] [CLAIMS n [tenant/]key fence...] [BEGIN|FINISH]")
+                .into_iter()
+                .map(|SyntaxPart { name, token, optional, multiple }| {
+                    format!("{} {name} {optional} {multiple}", token.unwrap_or("-"))
+                })
+                .collect();
         assert_eq!(
             said,
             [

@@ -6,7 +6,7 @@ const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 /// Every command in the input, and how it ended. `cuts`: where what has come so far ends, in rising order.
 fn read(input: &[u8], cuts: &[usize]) -> (Vec<Vec<Vec<u8>>>, Result<(), ProtocolError>) {
-    let mut parser = Parser::new(COMMAND_BYTES_MAX);
+    let mut parser = FrameParser::new(COMMAND_BYTES_MAX);
     let (mut commands, mut from) = (Vec::new(), 0);
     for &cut in cuts.iter().chain([&input.len()]) {
         loop {
@@ -116,7 +116,7 @@ proptest! {
 
 /// What the first command of `input` is.
 fn first(input: &[u8]) -> Result<Option<usize>, ProtocolError> {
-    Parser::new(COMMAND_BYTES_MAX).next(input)
+    FrameParser::new(COMMAND_BYTES_MAX).next(input)
 }
 
 #[test]
@@ -133,27 +133,30 @@ fn lengths_that_lie_are_refused_before_anything_is_kept() {
         (b"*1\r\n$65537\r\n", ProtocolError::Length),
         (b"*1\r\n$-1\r\n", ProtocolError::Length),
         (b"*1\r\n$+1\r\n", ProtocolError::Length),
-        (b"*1\r\n$3\r\nPINGS\r\n", ProtocolError::NoEnd(3)),
-        (b"*1\r\n$5\r\nPING\r\n\r\n", ProtocolError::NoEnd(5)),
+        (b"*1\r\n$3\r\nPINGS\r\n", ProtocolError::MissingTerminator(3)),
+        (b"*1\r\n$5\r\nPING\r\n\r\n", ProtocolError::MissingTerminator(5)),
     ] {
         assert_eq!(first(input), Err(error), "{:?}", String::from_utf8_lossy(input));
     }
     assert_eq!(first(b"*32768\r\n"), Ok(None));
-    let mut parser = Parser::new(COMMAND_BYTES_MAX);
+    let mut parser = FrameParser::new(COMMAND_BYTES_MAX);
     assert_eq!(parser.next(b"*32768\r\n$65536\r\n"), Ok(None));
-    assert_eq!(parser.places.capacity(), 0);
+    assert_eq!(parser.spans.capacity(), 0);
 }
 
 #[test]
 fn other_types_where_a_string_belongs_are_refused() {
     for kind in b"+-:_,#!=(%~>*|" {
-        assert_eq!(first(&[b"*1\r\n", &[*kind][..], b"4\r\nPING\r\n"].concat()), Err(ProtocolError::NoBulk(*kind)));
+        assert_eq!(
+            first(&[b"*1\r\n", &[*kind][..], b"4\r\nPING\r\n"].concat()),
+            Err(ProtocolError::ExpectedBulkString(*kind))
+        );
         if *kind != b'*' {
-            assert_eq!(first(&[&[*kind][..], b"4\r\nPING\r\n"].concat()), Err(ProtocolError::NoCommand(*kind)));
+            assert_eq!(first(&[&[*kind][..], b"4\r\nPING\r\n"].concat()), Err(ProtocolError::UnexpectedByte(*kind)));
         }
     }
-    assert_eq!(first(b"\x16\x03\x01"), Err(ProtocolError::NoCommand(0x16)));
-    assert_eq!(ProtocolError::NoBulk(0).to_string(), "expected '$', got 0x00");
+    assert_eq!(first(b"\x16\x03\x01"), Err(ProtocolError::UnexpectedByte(0x16)));
+    assert_eq!(ProtocolError::ExpectedBulkString(0).to_string(), "expected '$', got 0x00");
 }
 
 #[test]
@@ -188,7 +191,7 @@ fn a_command_has_a_largest_size() {
 #[test]
 fn a_large_frame_byte_by_byte_is_read_once() {
     let input = encoded(&[vec![b"k".to_vec(); ARGS_MAX]]);
-    let mut parser = Parser::new(COMMAND_BYTES_MAX);
+    let mut parser = FrameParser::new(COMMAND_BYTES_MAX);
     let mut before = 0;
     for end in 1..input.len() {
         assert_eq!(parser.next(&input[..end]), Ok(None));
@@ -199,5 +202,5 @@ fn a_large_frame_byte_by_byte_is_read_once() {
     assert_eq!(parser.args(&input).len(), ARGS_MAX);
     // Nothing of it stays.
     assert_eq!(parser.next(b"*1\r\n$4\r\nPING\r\n"), Ok(Some(14)));
-    assert!(parser.places.capacity() <= PLACES_KEPT);
+    assert!(parser.spans.capacity() <= SPANS_RETAINED);
 }

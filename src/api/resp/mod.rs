@@ -17,32 +17,32 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::{Bounds, ConnectionBudget, listener};
-use crate::metrics::{RespEnd, metrics};
+use super::{ConnectionBudget, RequestLimits, listener};
+use crate::metrics::{RespCloseReason, metrics};
 use crate::scheduler::Scheduler;
 
-mod answer;
-mod call;
+mod command_batch;
 mod commands;
 mod connection;
-mod failure;
+mod error_reply;
 pub mod frame;
-mod read;
-mod run;
+mod parse_args;
+mod reply_buffer;
 mod session;
+mod single_call;
 mod threads;
 mod transaction;
 
-use connection::{Client, Connection};
-use threads::{Accepted, Threads};
+use connection::{IdleConnection, RespConnection};
+use threads::{AcceptedConnection, RespThreads};
 
 /// Said when the room for large commands is used up.
-const NO_ROOM: &str = "too many large requests at a time; retry later";
+const BODY_BUDGET_EXCEEDED: &str = "too many large requests at a time; retry later";
 
 /// What every connection needs.
-pub(super) struct Shared {
+pub(super) struct RespContext {
     scheduler: Scheduler,
-    bounds: Bounds,
+    bounds: RequestLimits,
     /// Room for large commands, in KiB, shared with the other edges.
     bodies: Arc<Semaphore>,
     limits: ConnectionLimits,
@@ -57,23 +57,23 @@ pub struct ConnectionLimits {
     pub idle: Option<Duration>,
 }
 
-impl Shared {
-    fn room(&self, kib: usize) -> Option<OwnedSemaphorePermit> {
+impl RespContext {
+    fn try_reserve(&self, kib: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.bodies).try_acquire_many_owned(u32::try_from(kib).ok()?).ok()
     }
 }
 
 /// The RESP edge. Cheap to clone.
 #[derive(Clone)]
-pub struct Resp {
+pub struct RespEdge {
     scheduler: Scheduler,
-    bounds: Bounds,
+    bounds: RequestLimits,
     bodies: Arc<Semaphore>,
 }
 
-impl Resp {
+impl RespEdge {
     /// `bodies`: room for large commands, in KiB, shared with the other edges.
-    pub(super) const fn new(scheduler: Scheduler, bounds: Bounds, bodies: Arc<Semaphore>) -> Self {
+    pub(super) const fn new(scheduler: Scheduler, bounds: RequestLimits, bodies: Arc<Semaphore>) -> Self {
         Self { scheduler, bounds, bodies }
     }
 
@@ -90,16 +90,16 @@ impl Resp {
         stopping: watch::Receiver<()>,
     ) -> std::io::Result<JoinHandle<()>> {
         let Self { scheduler, bounds, bodies } = self;
-        let shared = Arc::new(Shared { scheduler, bounds, bodies, limits });
-        let threads = Threads::start(&shared, &stopping)?;
+        let shared = Arc::new(RespContext { scheduler, bounds, bodies, limits });
+        let threads = RespThreads::start(&shared, &stopping)?;
         Ok(tokio::spawn(accept(listener, shared, threads, grace, stopping)))
     }
 }
 
 async fn accept(
     listener: TcpListener,
-    shared: Arc<Shared>,
-    threads: Threads,
+    shared: Arc<RespContext>,
+    threads: RespThreads,
     grace: Duration,
     mut stopping: watch::Receiver<()>,
 ) {
@@ -110,35 +110,40 @@ async fn accept(
     while let Some((stream, peer)) = listener::next_connection(&listener, stop.as_mut()).await {
         let refused = match shared.limits.budget.try_acquire() {
             Some(permit) => {
-                let accepted = Box::new(Accepted { client: Client::new(stream, peer), permit });
-                threads.hand(accepted).await.err().map(|accepted| accepted.client)
+                let accepted = Box::new(AcceptedConnection { client: IdleConnection::new(stream, peer), permit });
+                threads.assign(accepted).await.err().map(|accepted| accepted.client)
             }
-            None => Some(Client::new(stream, peer)),
+            None => Some(IdleConnection::new(stream, peer)),
         };
         if let Some(client) = refused {
-            metrics().resp_ended(RespEnd::TooMany).increment(1);
+            metrics().resp_ended(RespCloseReason::TooMany).increment(1);
             // Who does not take it at once goes without.
             let _ = client.stream().try_write(b"-ERR max number of clients reached\r\n");
         }
     }
     drop(listener);
-    if threads.end(grace).await.is_err() {
+    if threads.join(grace).await.is_err() {
         tracing::warn!("commands were still in flight at the deadline of the shutdown");
     }
 }
 
 /// Serves a client. Gives it back when it might do better on another thread, if it may.
-async fn serve(shared: &Shared, client: Client, stopping: watch::Receiver<()>, may_move: bool) -> Option<Client> {
-    if let Err(error) = listener::prepare(client.stream()) {
+async fn serve(
+    shared: &RespContext,
+    client: IdleConnection,
+    stopping: watch::Receiver<()>,
+    may_move: bool,
+) -> Option<IdleConnection> {
+    if let Err(error) = listener::configure_socket(client.stream()) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return None;
     }
     metrics().resp_connections.increment(1.0);
-    let served = AssertUnwindSafe(Connection::new(shared, client, may_move).serve(stopping)).catch_unwind().await;
+    let served = AssertUnwindSafe(RespConnection::new(shared, client, may_move).serve(stopping)).catch_unwind().await;
     metrics().resp_connections.decrement(1.0);
     served.unwrap_or_else(|_| {
         tracing::error!("the handler of a RESP connection panicked");
-        metrics().resp_ended(RespEnd::Panic).increment(1);
+        metrics().resp_ended(RespCloseReason::Panic).increment(1);
         None
     })
 }

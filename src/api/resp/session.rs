@@ -3,114 +3,116 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Shared;
-use super::answer::Answers;
-use super::commands::{self, WrongCommand};
-use super::frame::Args;
-use super::read::shown;
-use super::run::End;
-use super::transaction::Transaction;
+use super::RespContext;
+use super::command_batch::ConnectionEnd;
+use super::commands::{self, CommandQueryError};
+use super::frame::CommandArgs;
+use super::parse_args::escape_for_message;
+use super::reply_buffer::ReplyBuffer;
+use super::transaction::RespTransaction;
 use crate::limits;
-use crate::metrics::{RespCommand, RespEnd, RespOutcome};
+use crate::metrics::{RespCloseReason, RespCommand, RespOutcome};
 
 /// Settings that clients ask for, with what is true here: nothing is saved the way Redis does.
 const SETTINGS: [(&str, &str); 3] = [("appendonly", "no"), ("databases", "1"), ("save", "")];
 
 /// One connection's own.
-pub(super) struct Session {
+pub(super) struct RespSession {
     id: u64,
     peer: SocketAddr,
     name: Box<str>,
     /// Commands that were queued since `MULTI`.
-    pub(super) transaction: Option<Box<Transaction>>,
+    pub(super) transaction: Option<Box<RespTransaction>>,
     /// A `WATCH` was refused: the transaction that it was meant for must not be carried out.
-    unwatched: bool,
+    watch_refused: bool,
     /// Why it ends when what came before is answered: `QUIT` was said, or what would leave the client guessing.
-    pub(super) over: Option<End>,
+    pub(super) end: Option<ConnectionEnd>,
 }
 
-impl Session {
+impl RespSession {
     pub(super) fn new(peer: SocketAddr) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { id, peer, name: Box::default(), transaction: None, unwatched: false, over: None }
+        Self { id, peer, name: Box::default(), transaction: None, watch_refused: false, end: None }
     }
 
     /// Answers a command that is about the connection or the service.
     pub(super) fn answer(
         &mut self,
         command: RespCommand,
-        args: &Args<'_>,
-        shared: &Shared,
-        answers: &mut Answers,
+        args: &CommandArgs<'_>,
+        shared: &RespContext,
+        answers: &mut ReplyBuffer,
     ) -> RespOutcome {
-        match self.say(command, args, shared, answers) {
+        match self.execute(command, args, shared, answers) {
             Ok(()) => RespOutcome::Ok,
-            Err(Wrong { word, text }) => {
+            Err(SessionError { word, text }) => {
                 answers.error(word, &text);
                 RespOutcome::Error
             }
         }
     }
 
-    fn say(
+    fn execute(
         &mut self,
         command: RespCommand,
-        args: &Args<'_>,
-        shared: &Shared,
-        answers: &mut Answers,
-    ) -> Result<(), Wrong> {
+        args: &CommandArgs<'_>,
+        shared: &RespContext,
+        answers: &mut ReplyBuffer,
+    ) -> Result<(), SessionError> {
         match (command, args.get(1)) {
-            (RespCommand::Ping, None) => answers.simple("PONG"),
-            (RespCommand::Ping, Some(_)) if args.len() > 2 => return Err(Wrong::arguments("ping")),
-            (RespCommand::Ping | RespCommand::Echo, message) => answers.text(message.unwrap_or_default()),
+            (RespCommand::Ping, None) => answers.simple_string("PONG"),
+            (RespCommand::Ping, Some(_)) if args.len() > 2 => return Err(SessionError::wrong_arity("ping")),
+            (RespCommand::Ping | RespCommand::Echo, message) => answers.bulk_string(message.unwrap_or_default()),
             (RespCommand::Hello, _) => self.hello(args, answers)?,
-            (RespCommand::Auth, _) => return Err(Wrong::nobody_is_asked()),
-            (RespCommand::Info, _) => answers.text(info(shared)),
+            (RespCommand::Auth, _) => return Err(SessionError::auth_unsupported()),
+            (RespCommand::Info, _) => answers.bulk_string(info(shared)),
             (RespCommand::Command, _) => {
-                commands::command(args, answers).map_err(|wrong| match wrong {
-                    WrongCommand::Subcommand => Wrong::subcommand(args, "COUNT, LIST, INFO, DOCS"),
-                    WrongCommand::Names(names) => Wrong::err(format!("{names} commands are named: name each once")),
+                commands::write_command_reply(args, answers).map_err(|wrong| match wrong {
+                    CommandQueryError::Subcommand => SessionError::unknown_subcommand(args, "COUNT, LIST, INFO, DOCS"),
+                    CommandQueryError::Names(names) => {
+                        SessionError::new(format!("{names} commands are named: name each once"))
+                    }
                 })?;
             }
             (RespCommand::Config, _) => settings(args, shared, answers)?,
             (RespCommand::Client, _) => self.client(args, answers)?,
             (RespCommand::Select, Some(b"0")) => answers.ok(),
-            (RespCommand::Select, _) => return Err(Wrong::err("DB index is out of range: there is database 0")),
+            (RespCommand::Select, _) => return Err(SessionError::new("DB index is out of range: there is database 0")),
             (RespCommand::Quit, _) => {
-                self.over = Some(End::Gone);
+                self.end = Some(ConnectionEnd::ClientGone);
                 answers.ok();
             }
             (RespCommand::Reset, _) => {
                 answers.resp3 = false;
                 self.name = Box::default();
-                (self.transaction, self.unwatched) = (None, false);
-                answers.simple("RESET");
+                (self.transaction, self.watch_refused) = (None, false);
+                answers.simple_string("RESET");
             }
             (RespCommand::Multi, _) if self.transaction.is_some() => {
-                return Err(Wrong::err("MULTI calls can not be nested"));
+                return Err(SessionError::new("MULTI calls can not be nested"));
             }
             (RespCommand::Multi, _) => {
-                let refused = std::mem::take(&mut self.unwatched);
-                let begun = if refused { Transaction::refused() } else { Transaction::default() };
+                let refused = std::mem::take(&mut self.watch_refused);
+                let begun = if refused { RespTransaction::aborted() } else { RespTransaction::default() };
                 self.transaction = Some(Box::new(begun));
                 answers.ok();
             }
             (RespCommand::Discard, _) => {
-                self.transaction.take().ok_or_else(|| Wrong::err("DISCARD without MULTI"))?;
+                self.transaction.take().ok_or_else(|| SessionError::new("DISCARD without MULTI"))?;
                 answers.ok();
             }
             (RespCommand::Watch, _) if self.transaction.is_some() => {
-                return Err(Wrong::err("WATCH inside MULTI is not allowed"));
+                return Err(SessionError::new("WATCH inside MULTI is not allowed"));
             }
             (RespCommand::Watch, _) => {
-                self.unwatched = true;
-                return Err(Wrong::err(
+                self.watch_refused = true;
+                return Err(SessionError::new(
                     "WATCH is not supported: there are no values to watch; the next EXEC is refused",
                 ));
             }
             (RespCommand::Unwatch, _) => {
-                self.unwatched = false;
+                self.watch_refused = false;
                 answers.ok();
             }
             _ => unreachable!("the others go to the scheduler"),
@@ -119,7 +121,7 @@ impl Session {
     }
 
     /// Takes the commands that `EXEC` is to carry out. None: an error was answered.
-    pub(super) fn exec(&mut self, answers: &mut Answers) -> Option<Transaction> {
+    pub(super) fn exec(&mut self, answers: &mut ReplyBuffer) -> Option<RespTransaction> {
         let Some(transaction) = self.transaction.take() else {
             answers.error("ERR", "EXEC without MULTI");
             return None;
@@ -131,12 +133,14 @@ impl Session {
         queued
     }
 
-    fn hello(&mut self, args: &Args<'_>, answers: &mut Answers) -> Result<(), Wrong> {
+    fn hello(&mut self, args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), SessionError> {
         let resp3 = match args.get(1) {
             None => answers.resp3,
             Some(b"2") => false,
             Some(b"3") => true,
-            Some(_) => return Err(Wrong { word: "NOPROTO", text: "unsupported protocol version: 2 or 3".into() }),
+            Some(_) => {
+                return Err(SessionError { word: "NOPROTO", text: "unsupported protocol version: 2 or 3".into() });
+            }
         };
         let mut name = None;
         let mut at = 2;
@@ -145,37 +149,40 @@ impl Session {
                 name = Some(client_name(args.get(at + 1))?);
                 at += 2;
             } else if option.eq_ignore_ascii_case(b"AUTH") {
-                return Err(Wrong::nobody_is_asked());
+                return Err(SessionError::auth_unsupported());
             } else {
-                return Err(Wrong::err(format!("syntax error in HELLO option '{}'", shown(option))));
+                return Err(SessionError::new(format!(
+                    "syntax error in HELLO option '{}'",
+                    escape_for_message(option)
+                )));
             }
         }
         self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
         answers.resp3 = resp3;
         answers.map(7);
         let mut pair = |name: &str, value: &str| {
-            answers.text(name);
-            answers.text(value);
+            answers.bulk_string(name);
+            answers.bulk_string(value);
         };
         pair("server", "hotpool");
         pair("version", env!("CARGO_PKG_VERSION"));
         pair("mode", "standalone");
         pair("role", "master");
-        answers.text("proto");
+        answers.bulk_string("proto");
         answers.integer(if resp3 { 3 } else { 2 });
-        answers.text("id");
+        answers.bulk_string("id");
         answers.integer(self.id);
-        answers.text("modules");
+        answers.bulk_string("modules");
         answers.array(0);
         Ok(())
     }
 
-    fn client(&mut self, args: &Args<'_>, answers: &mut Answers) -> Result<(), Wrong> {
+    fn client(&mut self, args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), SessionError> {
         let verb = args.get(1).unwrap_or_default().to_ascii_uppercase();
         match (verb.as_slice(), args.len()) {
             (b"ID", 2) => answers.integer(self.id),
             (b"GETNAME", 2) if self.name.is_empty() => answers.null(),
-            (b"GETNAME", 2) => answers.text(self.name.as_bytes()),
+            (b"GETNAME", 2) => answers.bulk_string(self.name.as_bytes()),
             (b"SETNAME", 3) => {
                 self.name = client_name(args.get(2))?;
                 answers.ok();
@@ -185,57 +192,64 @@ impl Session {
             (b"REPLY", 3) if args.get(2).is_some_and(|word| word.eq_ignore_ascii_case(b"ON")) => answers.ok(),
             (b"REPLY", 3) => {
                 // A client that reads no answers would take those of now for those of later.
-                self.over = Some(End::By(RespEnd::Protocol));
-                return Err(Wrong::err("CLIENT REPLY is always ON: every command is answered; the connection ends"));
+                self.end = Some(ConnectionEnd::Closed(RespCloseReason::Protocol));
+                return Err(SessionError::new(
+                    "CLIENT REPLY is always ON: every command is answered; the connection ends",
+                ));
             }
             (b"LIST" | b"INFO", _) => {
                 let Self { id, peer, name, .. } = self;
                 let resp = if answers.resp3 { 3 } else { 2 };
-                answers.text(format!("id={id} addr={peer} name={name} db=0 resp={resp}\n"));
+                answers.bulk_string(format!("id={id} addr={peer} name={name} db=0 resp={resp}\n"));
             }
-            (b"ID" | b"GETNAME" | b"SETNAME" | b"SETINFO", _) => return Err(Wrong::arguments("client")),
-            _ => return Err(Wrong::subcommand(args, "ID, GETNAME, SETNAME, SETINFO, LIST, INFO")),
+            (b"ID" | b"GETNAME" | b"SETNAME" | b"SETINFO", _) => return Err(SessionError::wrong_arity("client")),
+            _ => return Err(SessionError::unknown_subcommand(args, "ID, GETNAME, SETNAME, SETINFO, LIST, INFO")),
         }
         Ok(())
     }
 }
 
 /// An error that is not of the outcome table: of the protocol, not of a claim.
-struct Wrong {
+struct SessionError {
     word: &'static str,
     text: String,
 }
 
-impl Wrong {
-    fn err(text: impl Into<String>) -> Self {
+impl SessionError {
+    fn new(text: impl Into<String>) -> Self {
         Self { word: "ERR", text: text.into() }
     }
 
-    fn arguments(command: &str) -> Self {
-        Self::err(format!("wrong number of arguments for '{command}' command"))
+    fn wrong_arity(command: &str) -> Self {
+        Self::new(format!("wrong number of arguments for '{command}' command"))
     }
 
-    fn subcommand(args: &Args<'_>, known: &str) -> Self {
-        Self::err(format!("unknown subcommand '{}'; known: {known}", shown(args.get(1).unwrap_or_default())))
+    fn unknown_subcommand(args: &CommandArgs<'_>, known: &str) -> Self {
+        Self::new(format!(
+            "unknown subcommand '{}'; known: {known}",
+            escape_for_message(args.get(1).unwrap_or_default())
+        ))
     }
 
     /// Who set a password for this service believes that it is asked for.
-    fn nobody_is_asked() -> Self {
-        Self::err("AUTH called without any password configured: this version asks nobody who they are")
+    fn auth_unsupported() -> Self {
+        Self::new("AUTH called without any password configured: this version asks nobody who they are")
     }
 }
 
-fn client_name(name: Option<&[u8]>) -> Result<Box<str>, Wrong> {
+fn client_name(name: Option<&[u8]>) -> Result<Box<str>, SessionError> {
     let name = name.unwrap_or_default();
     match std::str::from_utf8(name) {
         Ok(text) if name.len() <= limits::NAME_BYTES_MAX && name.iter().all(u8::is_ascii_graphic) => Ok(text.into()),
-        _ => Err(Wrong::err("client names are at most 255 bytes without spaces, newlines or special characters")),
+        _ => {
+            Err(SessionError::new("client names are at most 255 bytes without spaces, newlines or special characters"))
+        }
     }
 }
 
-fn settings(args: &Args<'_>, shared: &Shared, answers: &mut Answers) -> Result<(), Wrong> {
+fn settings(args: &CommandArgs<'_>, shared: &RespContext, answers: &mut ReplyBuffer) -> Result<(), SessionError> {
     if !args.get(1).unwrap_or_default().eq_ignore_ascii_case(b"GET") {
-        return Err(Wrong::subcommand(args, "GET"));
+        return Err(SessionError::unknown_subcommand(args, "GET"));
     }
     let asked = |name: &str| {
         args.iter().skip(2).any(|pattern| pattern == b"*" || pattern.eq_ignore_ascii_case(name.as_bytes()))
@@ -246,14 +260,14 @@ fn settings(args: &Args<'_>, shared: &Shared, answers: &mut Answers) -> Result<(
     let found = || SETTINGS.into_iter().chain([("timeout", timeout.as_str())]).filter(|(name, _)| asked(name));
     answers.map(found().count());
     for (name, value) in found() {
-        answers.text(name);
-        answers.text(value);
+        answers.bulk_string(name);
+        answers.bulk_string(value);
     }
     Ok(())
 }
 
 /// Whatever section is asked for: there is one page.
-fn info(shared: &Shared) -> String {
+fn info(shared: &RespContext) -> String {
     let readiness = shared.scheduler.readiness();
     let ready = u8::from(readiness.ready);
     format!(

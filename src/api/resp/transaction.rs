@@ -6,36 +6,36 @@
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Shared;
-use super::answer::Answers;
-use super::call::{Call, count};
-use super::connection::{READ_BYTES, fail, unknown};
-use super::frame::Args;
-use super::read;
-use crate::api::error_table::Failure;
+use super::RespContext;
+use super::connection::{READ_BYTES, reply_error, reply_unknown_command};
+use super::frame::CommandArgs;
+use super::parse_args;
+use super::reply_buffer::ReplyBuffer;
+use super::single_call::{SingleCall, count};
+use crate::api::error_table::ApiError;
 use crate::limits;
 use crate::metrics::{RespCommand, RespOutcome};
 
 /// Commands that wait for their `EXEC`.
 #[derive(Default)]
-pub(super) struct Transaction {
+pub(super) struct RespTransaction {
     /// Frames of the commands, one behind the other.
     pub(super) frames: Vec<u8>,
     pub(super) commands: usize,
     /// Room for frames beyond [`READ_BYTES`].
-    pub(super) room: Option<OwnedSemaphorePermit>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
     /// Set once a command was refused: none will be carried out.
-    dirty: bool,
+    is_aborted: bool,
 }
 
-impl Transaction {
+impl RespTransaction {
     /// A transaction that will not be carried out, whatever comes.
-    pub(super) fn refused() -> Self {
-        Self { dirty: true, ..Self::default() }
+    pub(super) fn aborted() -> Self {
+        Self { is_aborted: true, ..Self::default() }
     }
 
     /// Whether a command is queued, and not carried out at once.
-    pub(super) const fn takes(command: RespCommand) -> bool {
+    pub(super) const fn is_queued(command: RespCommand) -> bool {
         use RespCommand::{Discard, Exec, Multi, Quit, Reset, Watch};
         !matches!(command, Multi | Exec | Discard | Watch | Quit | Reset)
     }
@@ -45,30 +45,30 @@ impl Transaction {
         &mut self,
         command: RespCommand,
         frame: &[u8],
-        args: Args<'_>,
-        shared: &Shared,
-        answers: &mut Answers,
+        args: CommandArgs<'_>,
+        shared: &RespContext,
+        answers: &mut ReplyBuffer,
     ) {
         let refused = answers.bytes().len();
         if command == RespCommand::Unknown {
             count(command, RespOutcome::Error, 1);
-            unknown(args.get(0).unwrap_or_default(), answers);
+            reply_unknown_command(args.get(0).unwrap_or_default(), answers);
         } else if let Err(failure) = check(command, args) {
-            fail(command, &failure, answers);
-        } else if let Err((word, text)) = self.keep(frame, shared) {
+            reply_error(command, &failure, answers);
+        } else if let Err((word, text)) = self.push_frame(frame, shared) {
             count(command, RespOutcome::Error, 1);
             answers.error(word, &text);
         }
         if answers.bytes().len() == refused {
-            answers.simple("QUEUED");
+            answers.simple_string("QUEUED");
         } else {
-            *self = Self::refused();
+            *self = Self::aborted();
         }
     }
 
-    fn keep(&mut self, frame: &[u8], shared: &Shared) -> Result<(), (&'static str, String)> {
+    fn push_frame(&mut self, frame: &[u8], shared: &RespContext) -> Result<(), (&'static str, String)> {
         // Nothing of it will be needed.
-        if self.dirty {
+        if self.is_aborted {
             return Ok(());
         }
         let (commands, bytes) = (self.commands + 1, self.frames.len() + frame.len());
@@ -77,11 +77,12 @@ impl Transaction {
             let text = format!("a transaction is at most {most} commands of {most_bytes} bytes together");
             return Err(("ERR", text));
         }
-        let has = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let has = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let needs = (bytes.saturating_sub(READ_BYTES)).div_ceil(1 << 10).saturating_sub(has);
         if needs > 0 {
-            let more = shared.room(needs).ok_or_else(|| ("OVERLOADED", super::NO_ROOM.to_owned()))?;
-            merge(&mut self.room, more);
+            let more =
+                shared.try_reserve(needs).ok_or_else(|| ("OVERLOADED", super::BODY_BUDGET_EXCEEDED.to_owned()))?;
+            merge_permits(&mut self.permit, more);
         }
         self.commands = commands;
         self.frames.extend_from_slice(frame);
@@ -90,12 +91,12 @@ impl Transaction {
 
     /// Ends the queue: what is to be carried out, or nothing because something was refused.
     pub(super) fn exec(self) -> Option<Self> {
-        (!self.dirty).then_some(self)
+        (!self.is_aborted).then_some(self)
     }
 }
 
 /// Adds one permit to another.
-pub(super) fn merge(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
+pub(super) fn merge_permits(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
     match room {
         Some(room) => room.merge(more),
         none => *none = Some(more),
@@ -103,11 +104,11 @@ pub(super) fn merge(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphor
 }
 
 /// Checks a command as far as possible before it is carried out.
-fn check(command: RespCommand, args: Args<'_>) -> Result<(), Failure> {
+fn check(command: RespCommand, args: CommandArgs<'_>) -> Result<(), ApiError> {
     match command {
-        RespCommand::Claim => read::claim(args).map(drop),
-        RespCommand::Release => read::release(args).map(drop),
-        command if Call::is(command) => Call::read(command, args).map(drop),
+        RespCommand::Claim => parse_args::claim(args).map(drop),
+        RespCommand::Release => parse_args::release(args).map(drop),
+        command if SingleCall::handles(command) => SingleCall::parse(command, args).map(drop),
         _ => Ok(()),
     }
 }

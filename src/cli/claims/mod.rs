@@ -9,12 +9,12 @@ use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub(super) use self::view::ClaimView;
-use self::view::Standing;
-use super::args::{self, Asks, ClaimName, Labels, said};
-use super::client::{Answer, Exit, Failure, Items};
-use super::output::{Format, held, moment, note, print, print_json, table};
-use super::{Connection, Context};
+pub(super) use self::view::ClaimDetails;
+use self::view::KeyStatus;
+use super::args::{self, ClaimName, ClaimResourceArgs, LabelArgs, to_sparse_json};
+use super::client::{CommandExit, CommandFailure, ItemList, ServiceResponse};
+use super::output::{OutputFormat, describe_resources, print, print_json, print_note, relative_time, table};
+use super::{CommandContext, ConnectionArgs};
 use crate::clock::Clock;
 use crate::limits;
 use crate::model::PoolName;
@@ -24,15 +24,15 @@ const TENANT_DEFAULT: &str = "default";
 
 /// Claims: take a worker, keep it, give it back.
 #[derive(Debug, Args)]
-pub struct Claims {
+pub struct ClaimsCommand {
     #[command(flatten)]
-    pub(super) connection: Connection,
+    pub(super) connection: ConnectionArgs,
     #[command(subcommand)]
-    verb: Verb,
+    verb: ClaimsSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum ClaimsSubcommand {
     /// Take a worker, or a share of one, under a key; the same key again is the same claim
     #[command(
         after_help = "A claim starts reserved: confirm it in time, or it is given back. --reserve-ms 0 makes it \
@@ -46,23 +46,23 @@ enum Verb {
     )]
     Take {
         #[command(flatten)]
-        take: Box<Take>,
+        take: Box<TakeArgs>,
         #[command(flatten)]
-        many: Many,
+        many: BatchArgs,
     },
     /// List claims: all, of a namespace, or of a pool
     #[command(after_help = "Example, what has been active for a day or longer:\n  \
                             hotpool claims ls demo/warm --state active --older-than-ms 86400000")]
-    Ls(Ls),
+    Ls(ListClaimsArgs),
     /// Show who holds a key, or what it waits for
-    Show(Holder),
+    Show(ClaimRefArgs),
     /// Say that the work has begun: the claim is kept
     #[command(after_help = EXAMPLE_FENCE)]
-    Confirm(Fenced),
+    Confirm(FencedClaimArgs),
     /// Keep a claim that has a ttl for longer
     Renew {
         #[command(flatten)]
-        fenced: Fenced,
+        fenced: FencedClaimArgs,
         /// The new ttl, in milliseconds; not said: the one that it has
         #[arg(long, value_name = "MS")]
         ttl_ms: Option<u64>,
@@ -72,15 +72,15 @@ enum Verb {
                             Example:\n  hotpool claims resize demo/job-2 --current --cpu-milli 4000 --gpu a100:1")]
     Resize {
         #[command(flatten)]
-        fenced: Fenced,
+        fenced: FencedClaimArgs,
         #[command(flatten)]
-        resources: Asks,
+        resources: ClaimResourceArgs,
     },
     /// Give the worker back; says so if the key holds nothing, which is success as well
     #[command(after_help = EXAMPLE_FENCE)]
     Release {
         #[command(flatten)]
-        fenced: Fenced,
+        fenced: FencedClaimArgs,
         /// In two steps: begin keeps the worker from others while it is cleaned, finish gives it back
         #[arg(long, value_name = "begin|finish")]
         phase: Option<String>,
@@ -93,32 +93,32 @@ const EXAMPLE_FENCE: &str = "The fence is in what `claims take` and `claims show
 /// What a claim asks for.
 #[derive(Debug, Args)]
 #[group(skip)]
-pub(super) struct Take {
+pub(super) struct TakeArgs {
     /// NAMESPACE/POOL; several, of one namespace, are tried in this order
-    #[arg(value_name = "NS/POOL", value_parser = args::pool, required_unless_present = "pool_selector")]
+    #[arg(value_name = "NS/POOL", value_parser = args::parse_pool, required_unless_present = "pool_selector")]
     pools: Vec<PoolName>,
     /// Instead of names: pools whose labels fit, as in 'tier in (gold,silver)'
     #[arg(long, value_name = "SELECTOR", conflicts_with = "pools", requires = "namespace")]
     pool_selector: Option<String>,
     /// Namespace of --pool-selector
-    #[arg(long, value_name = "NS", requires = "pool_selector", value_parser = args::name)]
+    #[arg(long, value_name = "NS", requires = "pool_selector", value_parser = args::parse_name)]
     namespace: Option<String>,
     /// A node that it must be on; several: on one of them
-    #[arg(long = "node", value_name = "NODE", value_parser = args::name)]
+    #[arg(long = "node", value_name = "NODE", value_parser = args::parse_name)]
     nodes: Vec<String>,
     /// A node that it should be on
-    #[arg(long = "prefer-node", value_name = "NODE", value_parser = args::name)]
+    #[arg(long = "prefer-node", value_name = "NODE", value_parser = args::parse_name)]
     preferred: Vec<String>,
     /// Wait for those nodes for so long before any other will do
     #[arg(long, value_name = "MS", requires = "preferred")]
     prefer_node_ms: Option<u64>,
     #[command(flatten)]
-    fields: Fields,
+    fields: ClaimFieldArgs,
 }
 
 /// What goes to the service as it is said.
 #[derive(Debug, Args, Serialize)]
-struct Fields {
+struct ClaimFieldArgs {
     /// Who asks: a name of your own choice; not said: the service makes one
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -161,14 +161,14 @@ struct Fields {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     must_match: bool,
     #[command(flatten)]
-    labels: Labels,
+    labels: LabelArgs,
     #[command(flatten)]
-    resources: Asks,
+    resources: ClaimResourceArgs,
 }
 
 /// Several claims in one call.
 #[derive(Debug, Args)]
-struct Many {
+struct BatchArgs {
     /// So many claims, under the keys KEY-0, KEY-1, ...
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=limits::BATCH_ITEMS_MAX as i64))]
     count: Option<u32>,
@@ -179,27 +179,27 @@ struct Many {
 
 /// What became of a release.
 #[derive(Deserialize)]
-struct Released {
-    #[serde(default = "Released::unsaid")]
+struct ReleaseReply {
+    #[serde(default = "ReleaseReply::default_released")]
     released: bool,
 }
 
-impl Released {
-    const fn unsaid() -> bool {
+impl ReleaseReply {
+    const fn default_released() -> bool {
         true
     }
 }
 
 /// What became of one of several.
 #[derive(Deserialize)]
-struct Outcome {
-    claim: Option<ClaimView>,
+struct BatchItemReply {
+    claim: Option<ClaimDetails>,
     #[serde(flatten)]
-    failure: Option<Failure>,
+    failure: Option<CommandFailure>,
 }
 
 #[derive(Debug, Args)]
-struct Ls {
+struct ListClaimsArgs {
     /// NAMESPACE, or NAMESPACE/POOL
     #[arg(value_name = "NS[/POOL]")]
     of: Option<String>,
@@ -221,20 +221,20 @@ struct Ls {
 }
 
 #[derive(Debug, Args)]
-struct Holder {
+struct ClaimRefArgs {
     /// NAMESPACE/KEY
     #[arg(value_name = "NS/KEY")]
     claim: ClaimName,
     /// Whose
-    #[arg(long, default_value = TENANT_DEFAULT, value_parser = args::name)]
+    #[arg(long, default_value = TENANT_DEFAULT, value_parser = args::parse_name)]
     tenant: String,
 }
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("which").required(true))]
-struct Fenced {
+struct FencedClaimArgs {
     #[command(flatten)]
-    holder: Holder,
+    holder: ClaimRefArgs,
     /// The fence of the claim that is meant
     #[arg(long, value_name = "N", group = "which")]
     fence: Option<u64>,
@@ -243,62 +243,62 @@ struct Fenced {
     current: bool,
 }
 
-impl Claims {
-    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+impl ClaimsCommand {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
         match self.verb {
-            Verb::Take { take, many: Many { count: Some(count), all_or_nothing } } => {
-                return take.many(context, count, all_or_nothing).await;
+            ClaimsSubcommand::Take { take, many: BatchArgs { count: Some(count), all_or_nothing } } => {
+                return take.take_batch(context, count, all_or_nothing).await;
             }
-            Verb::Take { take, .. } => {
+            ClaimsSubcommand::Take { take, .. } => {
                 let (wait, body) = (take.wait(), take.body()?);
-                let answer = context.client.wait_for(wait, Method::POST, "/v1/claims", Some(&body)).await?;
-                if !answer.created && context.output == Format::Table {
-                    note("the key holds this claim already");
+                let answer = context.client.call_with_wait(wait, Method::POST, "/v1/claims", Some(&body)).await?;
+                if !answer.created && context.output == OutputFormat::Table {
+                    print_note("the key holds this claim already");
                 }
                 context.claim(&answer)?;
             }
-            Verb::Ls(ls) => ls.run(context).await?,
-            Verb::Show(holder) => context.claim(&holder.get(context).await?)?,
-            Verb::Confirm(fenced) => context.claim(&fenced.call(context, ":confirm", json!({})).await?)?,
-            Verb::Renew { fenced, ttl_ms } => {
-                let body = said(&json!({"ttl_ms": ttl_ms}));
+            ClaimsSubcommand::Ls(ls) => ls.run(context).await?,
+            ClaimsSubcommand::Show(holder) => context.claim(&holder.get(context).await?)?,
+            ClaimsSubcommand::Confirm(fenced) => context.claim(&fenced.call(context, ":confirm", json!({})).await?)?,
+            ClaimsSubcommand::Renew { fenced, ttl_ms } => {
+                let body = to_sparse_json(&json!({"ttl_ms": ttl_ms}));
                 context.claim(&fenced.call(context, ":renew", body).await?)?;
             }
-            Verb::Resize { fenced, resources } => {
-                let body = said(&json!({"resources": resources}));
+            ClaimsSubcommand::Resize { fenced, resources } => {
+                let body = to_sparse_json(&json!({"resources": resources}));
                 context.claim(&fenced.call(context, ":resize", body).await?)?;
             }
-            Verb::Release { fenced, phase } => {
-                let body = said(&json!({"phase": phase}));
+            ClaimsSubcommand::Release { fenced, phase } => {
+                let body = to_sparse_json(&json!({"phase": phase}));
                 let answer = fenced.call(context, ":release", body).await?;
                 // A service of before says nothing, and may have released it.
-                let Released { released } = context.client.read(&answer.json)?;
+                let ReleaseReply { released } = context.client.read(&answer.json)?;
                 let became = match phase.as_deref() {
                     _ if !released => "holds no claim: nothing to release",
                     Some("begin") => "releasing",
                     _ => "released",
                 };
-                context.done(&answer, &format!("{} {became}", fenced.holder.claim))?;
+                context.print_done(&answer, &format!("{} {became}", fenced.holder.claim))?;
             }
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     }
 }
 
-impl Take {
+impl TakeArgs {
     /// The body of the request.
-    pub(super) fn body(&self) -> Result<Value, Failure> {
-        let mut body = said(&self.fields);
+    pub(super) fn body(&self) -> Result<Value, CommandFailure> {
+        let mut body = to_sparse_json(&self.fields);
         let (namespace, which, value) = match (self.pools.as_slice(), &self.namespace, &self.pool_selector) {
             ([pool], ..) => (pool.namespace(), "pool", json!(pool.pool())),
             ([first, others @ ..], ..) => {
                 if others.iter().any(|pool| pool.namespace() != first.namespace()) {
-                    return Err(Failure::usage("NS/POOL", "pools of one claim must be of one namespace"));
+                    return Err(CommandFailure::usage("NS/POOL", "pools of one claim must be of one namespace"));
                 }
                 (first.namespace(), "pools", self.pools.iter().map(PoolName::pool).collect())
             }
             ([], Some(namespace), Some(selector)) => (namespace.as_str(), "pool_selector", json!(selector)),
-            ([], ..) => return Err(Failure::usage("NS/POOL", "a pool, or --namespace and --pool-selector")),
+            ([], ..) => return Err(CommandFailure::usage("NS/POOL", "a pool, or --namespace and --pool-selector")),
         };
         body["namespace"] = namespace.into();
         body[which] = value;
@@ -309,7 +309,7 @@ impl Take {
                 "preferred_then_wait": {"nodes": self.preferred, "ms": ms},
             }),
         };
-        let node = said(&json!({"node": node}));
+        let node = to_sparse_json(&json!({"node": node}));
         if let Some(node) = node.get("node") {
             body["node"] = node.clone();
         }
@@ -317,13 +317,18 @@ impl Take {
     }
 }
 
-impl Take {
+impl TakeArgs {
     /// How long the service may let it wait.
     fn wait(&self) -> Duration {
         Duration::from_millis(self.fields.wait_ms.max(self.prefer_node_ms).unwrap_or_default())
     }
 
-    async fn many(&self, context: &Context, count: u32, whole: bool) -> Result<Exit, Failure> {
+    async fn take_batch(
+        &self,
+        context: &CommandContext,
+        count: u32,
+        whole: bool,
+    ) -> Result<CommandExit, CommandFailure> {
         let body = self.body()?;
         let item = |n: u32| {
             let mut item = body.clone();
@@ -335,32 +340,39 @@ impl Take {
         let items: Vec<Value> = (0..count).map(item).collect();
         let mode = if whole { "all_or_nothing" } else { "independent" };
         let batch = json!({"mode": mode, "items": items});
-        let answer = context.client.wait_for(self.wait(), Method::POST, "/v1/claims:batch", Some(&batch)).await?;
-        let items = context.client.read::<Items>(&answer.json)?.items;
-        let mut exit = Exit::Ok;
+        let answer = context.client.call_with_wait(self.wait(), Method::POST, "/v1/claims:batch", Some(&batch)).await?;
+        let items = context.client.read::<ItemList>(&answer.json)?.items;
+        let mut exit = CommandExit::Ok;
         let mut rows = Vec::new();
         for (n, item) in items.iter().enumerate() {
-            let Outcome { claim, failure } = context.client.read(item)?;
-            if let Some(failure) = failure.map(Failure::with_exit) {
+            let BatchItemReply { claim, failure } = context.client.read(item)?;
+            if let Some(failure) = failure.map(CommandFailure::with_exit) {
                 exit = exit.max(failure.exit);
-                context.output.complain(&failure.about(&n.to_string()));
+                context.output.print_failure(&failure.with_id(&n.to_string()));
             }
             rows.extend(claim.map(|claim| {
                 let key = format!("{}/{}", claim.namespace, claim.key);
-                vec![key, claim.state, claim.pool, claim.worker, held(&claim.resources), claim.fence.to_string()]
+                vec![
+                    key,
+                    claim.state,
+                    claim.pool,
+                    claim.worker,
+                    describe_resources(&claim.resources),
+                    claim.fence.to_string(),
+                ]
             }));
         }
         match context.output {
-            Format::Json => print(answer.json.get())?,
-            Format::Table if rows.is_empty() => {}
-            Format::Table => print(&table(&["CLAIM", "STATE", "POOL", "WORKER", "HOLDS", ">FENCE"], rows))?,
+            OutputFormat::Json => print(answer.json.get())?,
+            OutputFormat::Table if rows.is_empty() => {}
+            OutputFormat::Table => print(&table(&["CLAIM", "STATE", "POOL", "WORKER", "HOLDS", ">FENCE"], rows))?,
         }
         Ok(exit)
     }
 }
 
-impl Ls {
-    async fn run(self, context: &Context) -> Result<(), Failure> {
+impl ListClaimsArgs {
+    async fn run(self, context: &CommandContext) -> Result<(), CommandFailure> {
         let (namespace, pool) = match self.of.as_deref().map(|of| of.split_once('/').ok_or(of)) {
             Some(Ok((namespace, pool))) => (Some(namespace), Some(pool)),
             Some(Err(namespace)) => (Some(namespace), None),
@@ -377,50 +389,57 @@ impl Ls {
         ];
         let filter: Vec<_> = filter.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         let all = context.client.list("/v1/claims", &filter, self.limit.map(|limit| limit as usize)).await?;
-        if context.output == Format::Json {
+        if context.output == OutputFormat::Json {
             return print_json(&all);
         }
         if all.items.is_empty() {
-            note("no such claims");
+            print_note("no such claims");
             return Ok(());
         }
         let now_ms = Clock::system().unix_ms();
-        let rows = context.client.read_items::<ClaimView>(&all)?.into_iter().map(|claim| {
+        let rows = context.client.read_items::<ClaimDetails>(&all)?.into_iter().map(|claim| {
             let age = claim.age(now_ms);
             vec![
                 format!("{}/{}", claim.namespace, claim.key),
                 claim.tenant,
                 claim.state,
-                claim.expires_at_ms.map(|at| moment(at, now_ms)).unwrap_or_default(),
+                claim.expires_at_ms.map(|at| relative_time(at, now_ms)).unwrap_or_default(),
                 claim.pool,
                 claim.worker,
                 claim.node.unwrap_or_default(),
-                held(&claim.resources),
+                describe_resources(&claim.resources),
                 claim.fence.to_string(),
                 age,
             ]
         });
         print(&table(&["CLAIM", "TENANT", "STATE", "ENDS", "POOL", "WORKER", "NODE", "HOLDS", ">FENCE", "AGE"], rows))?;
-        context.told_if_cut(&all);
+        context.warn_if_truncated(&all);
         Ok(())
     }
 }
 
-impl Holder {
-    async fn get(&self, context: &Context) -> Result<Answer, Failure> {
+impl ClaimRefArgs {
+    async fn get(&self, context: &CommandContext) -> Result<ServiceResponse, CommandFailure> {
         let Self { claim: ClaimName { namespace, key }, tenant } = self;
         context.client.get(&format!("/v1/claims/{namespace}/{key}?tenant={tenant}")).await
     }
 }
 
-impl Fenced {
-    async fn call(&self, context: &Context, verb: &str, mut body: Value) -> Result<Answer, Failure> {
-        let Self { holder: Holder { claim: ClaimName { namespace, key }, tenant }, fence, .. } = self;
+impl FencedClaimArgs {
+    async fn call(
+        &self,
+        context: &CommandContext,
+        verb: &str,
+        mut body: Value,
+    ) -> Result<ServiceResponse, CommandFailure> {
+        let Self { holder: ClaimRefArgs { claim: ClaimName { namespace, key }, tenant }, fence, .. } = self;
         let fence = match fence {
             Some(fence) => *fence,
             None => match context.client.read(&self.holder.get(context).await?.json)? {
-                Standing::Claim(claim) => claim.fence,
-                Standing::Waiting(_) => return Err(Failure::state("the key waits, and holds nothing yet".to_owned())),
+                KeyStatus::Claim(claim) => claim.fence,
+                KeyStatus::Waiting(_) => {
+                    return Err(CommandFailure::state("the key waits, and holds nothing yet".to_owned()));
+                }
             },
         };
         body["fence"] = fence.into();
@@ -429,14 +448,14 @@ impl Fenced {
     }
 }
 
-impl Context {
+impl CommandContext {
     /// Shows the claim of an answer.
-    fn claim(&self, answer: &Answer) -> Result<(), Failure> {
+    fn claim(&self, answer: &ServiceResponse) -> Result<(), CommandFailure> {
         match self.output {
-            Format::Json => print(answer.json.get()),
-            Format::Table => print(&match self.client.read(&answer.json)? {
-                Standing::Claim(claim) => claim.sheet(),
-                Standing::Waiting(waiting) => waiting.sheet(),
+            OutputFormat::Json => print(answer.json.get()),
+            OutputFormat::Table => print(&match self.client.read(&answer.json)? {
+                KeyStatus::Claim(claim) => claim.sheet(),
+                KeyStatus::Waiting(waiting) => waiting.sheet(),
             }),
         }
     }

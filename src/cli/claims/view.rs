@@ -3,12 +3,12 @@
 use serde::Deserialize;
 
 use super::TENANT_DEFAULT;
-use crate::cli::output::{Held, duration, held, moment, sheet};
+use crate::cli::output::{ClaimedResources, describe_resources, duration, property_list, relative_time};
 use crate::clock::Clock;
 
 /// A claim as the service shows it.
 #[derive(Debug, Deserialize)]
-pub(in crate::cli) struct ClaimView {
+pub(in crate::cli) struct ClaimDetails {
     pub(super) key: String,
     pub(super) tenant: String,
     pub(super) fence: u64,
@@ -18,7 +18,7 @@ pub(in crate::cli) struct ClaimView {
     pub(super) node: Option<String>,
     pub(super) state: String,
     #[serde(default)]
-    pub(in crate::cli) resources: Held,
+    pub(in crate::cli) resources: ClaimedResources,
     #[serde(default)]
     priority: u64,
     #[serde(default)]
@@ -30,7 +30,7 @@ pub(in crate::cli) struct ClaimView {
 
 /// A claim that waits, as the service shows it.
 #[derive(Debug, Deserialize)]
-pub(super) struct WaitingView {
+pub(super) struct QueuedClaimDetails {
     key: String,
     tenant: String,
     namespace: String,
@@ -43,9 +43,9 @@ pub(super) struct WaitingView {
     estimate_ms: Option<u64>,
 }
 
-impl WaitingView {
+impl QueuedClaimDetails {
     pub(super) fn sheet(&self) -> String {
-        sheet(&[
+        property_list(&[
             ("claim", format!("{}/{}", self.namespace, self.key)),
             ("tenant", self.tenant.clone()),
             ("state", "waiting".to_owned()),
@@ -54,7 +54,7 @@ impl WaitingView {
                 "pools",
                 self.pools.iter().map(|pool| format!("{}/{pool}", self.namespace)).collect::<Vec<_>>().join(", "),
             ),
-            ("priority", number(self.priority)),
+            ("priority", nonzero_text(self.priority)),
             ("ahead", self.ahead.to_string()),
             ("waited", duration(self.waited_ms)),
             ("left", duration(self.left_ms)),
@@ -64,11 +64,11 @@ impl WaitingView {
 }
 
 /// A number that is only shown if there is something to say.
-fn number(number: u64) -> String {
+fn nonzero_text(number: u64) -> String {
     if number == 0 { String::new() } else { number.to_string() }
 }
 
-impl ClaimView {
+impl ClaimDetails {
     /// `key`, with the tenant in front if it is not the default one.
     pub(in crate::cli) fn name(&self) -> String {
         if self.tenant == TENANT_DEFAULT { self.key.clone() } else { format!("{}:{}", self.tenant, self.key) }
@@ -81,8 +81,9 @@ impl ClaimView {
 
     /// On one line.
     pub(in crate::cli) fn line(&self, now_ms: u64) -> String {
-        let ends = self.expires_at_ms.map(|at| format!(", ends {}", moment(at, now_ms))).unwrap_or_default();
-        let share = Some(held(&self.resources)).filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
+        let ends = self.expires_at_ms.map(|at| format!(", ends {}", relative_time(at, now_ms))).unwrap_or_default();
+        let share =
+            Some(describe_resources(&self.resources)).filter(|text| !text.is_empty()).map(|text| format!(": {text}"));
         let age = Some(self.age(now_ms)).filter(|age| !age.is_empty()).map(|age| format!(", {age} old"));
         let (age, share) = (age.unwrap_or_default(), share.unwrap_or_default());
         format!("{} ({}{age}{ends}), fence {}{share}", self.name(), self.state, self.fence)
@@ -90,8 +91,8 @@ impl ClaimView {
 
     pub(super) fn sheet(&self) -> String {
         let now_ms = Clock::system().unix_ms();
-        let ends = self.expires_at_ms.map(|at| moment(at, now_ms)).unwrap_or_default();
-        let activated = self.activated_at_ms.map(|at| moment(at, now_ms)).unwrap_or_default();
+        let ends = self.expires_at_ms.map(|at| relative_time(at, now_ms)).unwrap_or_default();
+        let activated = self.activated_at_ms.map(|at| relative_time(at, now_ms)).unwrap_or_default();
         let name = format!("{}/{}", self.namespace, self.key);
         let tenant = if self.tenant == TENANT_DEFAULT { String::new() } else { format!(" --tenant {}", self.tenant) };
         let next = match self.state.as_str() {
@@ -100,7 +101,7 @@ impl ClaimView {
             "active" => format!("hotpool claims release {name}{tenant} --fence {}", self.fence),
             _ => String::new(),
         };
-        sheet(&[
+        property_list(&[
             ("claim", name),
             ("tenant", self.tenant.clone()),
             ("state", self.state.clone()),
@@ -110,8 +111,8 @@ impl ClaimView {
             ("pool", format!("{}/{}", self.namespace, self.pool)),
             ("worker", self.worker.clone()),
             ("node", self.node.clone().unwrap_or_default()),
-            ("holds", held(&self.resources)),
-            ("priority", number(self.priority)),
+            ("holds", describe_resources(&self.resources)),
+            ("priority", nonzero_text(self.priority)),
             ("preemptible", if self.preemptible { "yes" } else { "" }.to_owned()),
             ("fence", self.fence.to_string()),
             ("next", next),
@@ -122,7 +123,7 @@ impl ClaimView {
 /// What a key holds, or what it waits for.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Standing {
-    Claim(ClaimView),
-    Waiting(WaitingView),
+pub(super) enum KeyStatus {
+    Claim(ClaimDetails),
+    Waiting(QueuedClaimDetails),
 }

@@ -5,28 +5,28 @@ use hyper::Method;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Name, PoolAnswer, PoolView, path, word};
-use crate::cli::Context;
-use crate::cli::args::{Labels, said};
-use crate::cli::client::{Exit, Failure};
-use crate::cli::output::{Format, note, print};
+use super::{PoolNameArg, PoolReply, PoolView, path, setting_text};
+use crate::cli::CommandContext;
+use crate::cli::args::{LabelArgs, to_sparse_json};
+use crate::cli::client::{CommandExit, CommandFailure};
+use crate::cli::output::{OutputFormat, print, print_note};
 
 /// A pool and what it is to be.
 #[derive(Debug, Args)]
-pub(super) struct Put {
+pub(super) struct PutPoolArgs {
     #[command(flatten)]
-    name: Name,
+    name: PoolNameArg,
     #[command(flatten)]
-    spec: Spec,
+    spec: PoolSpecArgs,
 }
 
 /// A pool and what is to change of it.
 #[derive(Debug, Args)]
-pub(super) struct Set {
+pub(super) struct SetPoolArgs {
     #[command(flatten)]
-    name: Name,
+    name: PoolNameArg,
     #[command(flatten)]
-    spec: Spec,
+    spec: PoolSpecArgs,
     /// A setting that goes back to its default, as in class, or a label that goes, as in labels.tier; may be said many times
     #[arg(long, value_name = "FIELD")]
     reset: Vec<String>,
@@ -37,7 +37,7 @@ pub(super) struct Set {
 
 /// A specification, as far as it is said. The service knows defaults and limits.
 #[derive(Debug, Args, Serialize)]
-struct Spec {
+struct PoolSpecArgs {
     /// Into how many parts the pool is split: a power of two, 1..=1024; never changes
     #[arg(long, value_name = "N")]
     shards: Option<u64>,
@@ -57,7 +57,7 @@ struct Spec {
     #[arg(long, value_name = "durable|memory")]
     ack: Option<String>,
     #[command(flatten)]
-    labels: Labels,
+    labels: LabelArgs,
     /// Class: claims that name one take from pools of it only
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
@@ -102,10 +102,10 @@ fn json(text: &str) -> Result<Value, String> {
 }
 
 /// A setting that differs before and after: its name and both values.
-type Change = (String, Option<Value>, Option<Value>);
+type SettingChange = (String, Option<Value>, Option<Value>);
 
 /// Settings that differ between two specifications, by name. Labels that are empty are none.
-fn changes(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<Change> {
+fn changed_settings(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<SettingChange> {
     let there = |value: &Value| *value != json!({}) && *value != json!([]);
     let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
     names.sort();
@@ -115,17 +115,17 @@ fn changes(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<Chang
     both.filter(|(_, before, after)| before != after).collect()
 }
 
-fn shown(value: Option<&Value>) -> String {
-    value.map_or_else(|| "none".to_owned(), word)
+fn optional_setting_text(value: Option<&Value>) -> String {
+    value.map_or_else(|| "none".to_owned(), setting_text)
 }
 
-impl Put {
-    pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
+impl PutPoolArgs {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<(), CommandFailure> {
         let pool = &self.name.pool;
-        let mut spec = said(&self.spec);
+        let mut spec = to_sparse_json(&self.spec);
         let known = match context.client.get(&path(pool)).await {
-            Ok(answer) => Some(context.client.read::<PoolAnswer>(&answer.json)?.pool.spec),
-            Err(failure) if failure.exit == Exit::NotFound => None,
+            Ok(answer) => Some(context.client.read::<PoolReply>(&answer.json)?.pool.spec),
+            Err(failure) if failure.exit == CommandExit::NotFound => None,
             Err(failure) => return Err(failure),
         };
         for name in ["shards", "mode"] {
@@ -135,59 +135,60 @@ impl Put {
             }
         }
         let answer = context.client.call(Method::PUT, &path(pool), Some(&spec)).await?;
-        context.done(&answer, &format!("{pool} {}", if answer.created { "created" } else { "updated" }))?;
-        if let (Some(known), Format::Table) = (known, context.output) {
-            let PoolView { spec: after, .. } = context.client.read::<PoolAnswer>(&answer.json)?.pool;
-            let reset = changes(&known, &after).into_iter().filter(|(name, ..)| spec.get(name).is_none());
-            let reset: Vec<_> = reset.map(|(name, was, _)| (name, shown(was.as_ref()))).collect();
+        context.print_done(&answer, &format!("{pool} {}", if answer.created { "created" } else { "updated" }))?;
+        if let (Some(known), OutputFormat::Table) = (known, context.output) {
+            let PoolView { spec: after, .. } = context.client.read::<PoolReply>(&answer.json)?.pool;
+            let reset = changed_settings(&known, &after).into_iter().filter(|(name, ..)| spec.get(name).is_none());
+            let reset: Vec<_> = reset.map(|(name, was, _)| (name, optional_setting_text(was.as_ref()))).collect();
             for (name, was) in &reset {
-                note(&format!("back to default, because it was not said: {name} (was {was})"));
+                print_note(&format!("back to default, because it was not said: {name} (was {was})"));
             }
             if !reset.is_empty() {
-                note("to change single settings: hotpool pools set");
+                print_note("to change single settings: hotpool pools set");
             }
         }
         Ok(())
     }
 }
 
-impl Set {
-    pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
+impl SetPoolArgs {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<(), CommandFailure> {
         let patch = self.patch()?;
         let pool = &self.name.pool;
         let read = context.client.get(&path(pool)).await?;
-        let PoolView { spec: before, version, .. } = context.client.read::<PoolAnswer>(&read.json)?.pool;
+        let PoolView { spec: before, version, .. } = context.client.read::<PoolReply>(&read.json)?.pool;
         let target = format!("{}?version={}", path(pool), self.version.unwrap_or(version));
         let answer = context.client.call(Method::PATCH, &target, Some(&patch)).await?;
-        if context.output == Format::Json {
+        if context.output == OutputFormat::Json {
             return print(answer.json.get());
         }
-        let PoolView { spec: after, .. } = context.client.read::<PoolAnswer>(&answer.json)?.pool;
-        let changes = changes(&before, &after);
+        let PoolView { spec: after, .. } = context.client.read::<PoolReply>(&answer.json)?.pool;
+        let changes = changed_settings(&before, &after);
         if changes.is_empty() {
             return print(&format!("{pool} is so already"));
         }
-        let lines = changes
-            .iter()
-            .map(|(name, was, is)| format!("  {name}: {} -> {}", shown(was.as_ref()), shown(is.as_ref())));
+        let lines = changes.iter().map(|(name, was, is)| {
+            format!("  {name}: {} -> {}", optional_setting_text(was.as_ref()), optional_setting_text(is.as_ref()))
+        });
         print(&format!("{pool} set\n{}", lines.collect::<Vec<_>>().join("\n")))
     }
 
     /// A JSON merge patch.
-    fn patch(&self) -> Result<Value, Failure> {
-        let Value::Object(mut patch) = said(&self.spec) else { unreachable!("a specification is an object") };
+    fn patch(&self) -> Result<Value, CommandFailure> {
+        let Value::Object(mut patch) = to_sparse_json(&self.spec) else { unreachable!("a specification is an object") };
         for field in &self.reset {
             let twice = |known: Option<Value>| match known {
                 Some(known) if !known.is_null() => {
-                    Err(Failure::usage("--reset", format!("{field} cannot be set and reset at once")))
+                    Err(CommandFailure::usage("--reset", format!("{field} cannot be set and reset at once")))
                 }
                 _ => Ok(()),
             };
-            let whole_and_single = || Failure::usage("--reset", "labels cannot be reset as a whole and one by one");
+            let whole_and_single =
+                || CommandFailure::usage("--reset", "labels cannot be reset as a whole and one by one");
             match field.split_once('.') {
                 Some(("labels", "")) => {
                     let message = "labels. names no label; say labels.KEY, or labels for all of them";
-                    return Err(Failure::usage("--reset", message));
+                    return Err(CommandFailure::usage("--reset", message));
                 }
                 // A key may hold points itself.
                 Some(("labels", key)) => {
@@ -206,7 +207,7 @@ impl Set {
             }
         }
         if patch.is_empty() {
-            return Err(Failure::usage("FLAGS", "nothing to set; say a setting, or --reset FIELD"));
+            return Err(CommandFailure::usage("FLAGS", "nothing to set; say a setting, or --reset FIELD"));
         }
         Ok(Value::Object(patch))
     }

@@ -9,25 +9,28 @@ use hyper::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use self::change::{Put, Set};
+use self::change::{PutPoolArgs, SetPoolArgs};
 use super::args;
-use super::client::{Exit, Failure};
-use super::output::{self, Cards, Format, capacity, counts, duration, note, print, print_json, sheet, table};
-use super::watch::WatchPool;
-use super::{Connection, Context};
-use crate::model::{Capacity, PoolName, ShardStatus};
+use super::client::{CommandExit, CommandFailure};
+use super::output::{
+    self, GpuAvailability, OutputFormat, counts, describe_capacity, duration, print, print_json, print_note,
+    property_list, table,
+};
+use super::watch::WatchPoolArgs;
+use super::{CommandContext, ConnectionArgs};
+use crate::model::{PoolName, ShardStatus, WorkerCapacity};
 
 /// Pools: make, look at, remove.
 #[derive(Debug, Args)]
-pub struct Pools {
+pub struct PoolsCommand {
     #[command(flatten)]
-    pub(super) connection: Connection,
+    pub(super) connection: ConnectionArgs,
     #[command(subcommand)]
-    verb: Verb,
+    verb: PoolsSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum PoolsSubcommand {
     /// Make a pool, or replace its specification
     #[command(
         after_help = "A setting that is not said goes back to its default, and that is told; shards and mode stay as they \
@@ -36,7 +39,7 @@ enum Verb {
                             hotpool pools put demo/shared --mode shared --policy spread\n  \
                             hotpool pools put demo/gpu --shards 4 --ack memory --reserve-ms 60000 --label tier=gold"
     )]
-    Put(Box<Put>),
+    Put(Box<PutPoolArgs>),
     /// Change single settings of a pool; the others stay
     #[command(
         after_help = "It is refused if somebody else changes the pool between its reading and its changing, or with \
@@ -44,7 +47,7 @@ enum Verb {
                             Examples:\n  hotpool pools set demo/warm --preemption true --label tier=gold\n  \
                             hotpool pools set demo/warm --reset class --reset labels.tier"
     )]
-    Set(Box<Set>),
+    Set(Box<SetPoolArgs>),
     /// List all pools with their counts
     Ls {
         /// Show at most so many
@@ -52,27 +55,27 @@ enum Verb {
         limit: Option<u32>,
     },
     /// Show one pool: specification, counts, every shard
-    Show(Name),
+    Show(PoolNameArg),
     /// Remove a pool that has no workers
     Rm {
         #[command(flatten)]
-        name: Name,
+        name: PoolNameArg,
         /// Remove it with its workers; what they hold is lost
         #[arg(long)]
         force: bool,
     },
     /// Accept all workers that are suspect after a crash as they are
-    Clear(Name),
+    Clear(PoolNameArg),
     /// Tell what happens in a pool, a line an event, until it is stopped
     #[command(after_help = "Example, the claims that end without their holder's doing:\n  \
                             hotpool pools watch demo/warm -o json | jq -c 'select(.event == \"released\" and .reason)'")]
-    Watch(WatchPool),
+    Watch(WatchPoolArgs),
 }
 
 #[derive(Debug, Args)]
-struct Name {
+struct PoolNameArg {
     /// NAMESPACE/POOL
-    #[arg(value_name = "NS/POOL", value_parser = args::pool)]
+    #[arg(value_name = "NS/POOL", value_parser = args::parse_pool)]
     pool: PoolName,
 }
 
@@ -90,9 +93,9 @@ pub(super) struct PoolView {
     #[serde(default)]
     unschedulable: Option<BTreeMap<String, u64>>,
     claims: BTreeMap<String, u64>,
-    capacity: Capacity,
-    free: Capacity,
-    gpus: BTreeMap<String, Cards>,
+    capacity: WorkerCapacity,
+    free: WorkerCapacity,
+    gpus: BTreeMap<String, GpuAvailability>,
     #[serde(default)]
     shards: Vec<ShardStatus>,
 }
@@ -113,7 +116,7 @@ impl PoolView {
     }
 
     /// Counts as cells: workers in all, idle, busy, and the others by reason (`lost=1,suspect=2`); claims by state.
-    pub(super) fn cells(&self) -> Vec<String> {
+    pub(super) fn table_cells(&self) -> Vec<String> {
         let count = |counts: &BTreeMap<String, u64>, name| counts.get(name).copied().unwrap_or_default().to_string();
         let unschedulable = self.unschedulable();
         let unusual = unschedulable.iter().filter(|(_, count)| **count > 0);
@@ -125,19 +128,19 @@ impl PoolView {
 
     /// A setting as a word.
     pub(super) fn setting(&self, name: &str) -> String {
-        self.spec.get(name).map(word).unwrap_or_default()
+        self.spec.get(name).map(setting_text).unwrap_or_default()
     }
 }
 
 /// Of `:clear`.
 #[derive(Deserialize)]
-struct Cleared {
+struct ClearReply {
     cleared: u64,
     suspect: u64,
 }
 
 #[derive(Deserialize)]
-struct PoolAnswer {
+struct PoolReply {
     pool: PoolView,
 }
 
@@ -146,50 +149,51 @@ pub(super) fn path(pool: &PoolName) -> String {
     format!("/v1/pools/{pool}")
 }
 
-impl Pools {
-    pub(super) async fn run(self, context: &Context) -> Result<Exit, Failure> {
+impl PoolsCommand {
+    pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
         match self.verb {
-            Verb::Put(put) => put.run(context).await?,
-            Verb::Set(set) => set.run(context).await?,
-            Verb::Watch(watch) => return watch.run(context).await,
-            Verb::Ls { limit } => list(context, limit).await?,
-            Verb::Show(Name { pool }) => {
+            PoolsSubcommand::Put(put) => put.run(context).await?,
+            PoolsSubcommand::Set(set) => set.run(context).await?,
+            PoolsSubcommand::Watch(watch) => return watch.run(context).await,
+            PoolsSubcommand::Ls { limit } => list(context, limit).await?,
+            PoolsSubcommand::Show(PoolNameArg { pool }) => {
                 let answer = context.client.get(&path(&pool)).await?;
                 match context.output {
-                    Format::Json => print(answer.json.get())?,
-                    Format::Table => print(&show(&context.client.read::<PoolAnswer>(&answer.json)?.pool))?,
+                    OutputFormat::Json => print(answer.json.get())?,
+                    OutputFormat::Table => print(&show(&context.client.read::<PoolReply>(&answer.json)?.pool))?,
                 }
             }
-            Verb::Rm { name: Name { pool }, force } => {
+            PoolsSubcommand::Rm { name: PoolNameArg { pool }, force } => {
                 let query = if force { "?force=true" } else { "" };
                 let answer = context.client.call(Method::DELETE, &format!("{}{query}", path(&pool)), None).await?;
-                context.done(&answer, &format!("{pool} removed"))?;
+                context.print_done(&answer, &format!("{pool} removed"))?;
             }
-            Verb::Clear(Name { pool }) => {
+            PoolsSubcommand::Clear(PoolNameArg { pool }) => {
                 let answer = context.client.call(Method::POST, &format!("{}:clear", path(&pool)), None).await?;
-                let Cleared { cleared, suspect } = context.client.read(&answer.json)?;
+                let ClearReply { cleared, suspect } = context.client.read(&answer.json)?;
                 let why = ", because claims that the last stop may have lost can still be started; try again later";
                 let why = if suspect > 0 { why } else { "" };
-                context.done(&answer, &format!("{pool}: {cleared} workers cleared, {suspect} still suspect{why}"))?;
+                context
+                    .print_done(&answer, &format!("{pool}: {cleared} workers cleared, {suspect} still suspect{why}"))?;
             }
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     }
 }
 
-async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
+async fn list(context: &CommandContext, limit: Option<u32>) -> Result<(), CommandFailure> {
     let all = context.client.list("/v1/pools", &[], limit.map(|limit| limit as usize)).await?;
-    if context.output == Format::Json {
+    if context.output == OutputFormat::Json {
         return print_json(&all);
     }
     if all.items.is_empty() {
-        note("no pools; make one: hotpool pools put demo/warm");
+        print_note("no pools; make one: hotpool pools put demo/warm");
         return Ok(());
     }
     let rows = context.client.read_items::<PoolView>(&all)?.into_iter().map(|pool| {
         let mut row = vec![format!("{}/{}", pool.namespace, pool.name)];
         row.extend(["mode", "ack", "policy", "shards"].map(|name| pool.setting(name)));
-        row.extend(pool.cells());
+        row.extend(pool.table_cells());
         row.extend([pool.setting("class"), pool.setting("labels")]);
         row
     });
@@ -210,27 +214,32 @@ async fn list(context: &Context, limit: Option<u32>) -> Result<(), Failure> {
         "LABELS",
     ];
     print(&table(&headings, rows))?;
-    context.told_if_cut(&all);
+    context.warn_if_truncated(&all);
     Ok(())
 }
 
 fn show(pool: &PoolView) -> String {
     let mut lines = vec![("pool", format!("{}/{}", pool.namespace, pool.name))];
     // Whatever the service calls a setting: a newer one may have more.
-    lines.extend(pool.spec.iter().map(|(name, value)| (name.as_str(), word(value))));
+    lines.extend(pool.spec.iter().map(|(name, value)| (name.as_str(), setting_text(value))));
     lines.push(("version", pool.version.to_string()));
     let plain = PLAIN_COUNTS.iter().filter_map(|name| Some(((*name).to_owned(), *pool.workers.get(*name)?)));
     lines.push(("workers", counts(&plain.chain(pool.unschedulable()).collect())));
     // Of those, busy ones included, by each reason that applies.
     lines.push(("not offered", counts(&pool.by_reason())));
     lines.push(("claims", counts(&pool.claims)));
-    let amounts = |sum: &Capacity, cards: fn(&str, Cards) -> String| {
+    let amounts = |sum: &WorkerCapacity, cards: fn(&str, GpuAvailability) -> String| {
         let cards = pool.gpus.iter().map(|(model, &both)| cards(model, both));
-        Some(capacity(sum)).filter(|text| !text.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
+        Some(describe_capacity(sum))
+            .filter(|text| !text.is_empty())
+            .into_iter()
+            .chain(cards)
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     lines.push(("capacity", amounts(&pool.capacity, |model, cards| format!("gpu {} {model}", cards.total))));
-    lines.push(("free", amounts(&pool.free, |model, cards| cards.left(model))));
-    format!("{}\n\n{}", sheet(&lines), shards(&pool.shards))
+    lines.push(("free", amounts(&pool.free, |model, cards| cards.describe_free(model))));
+    format!("{}\n\n{}", property_list(&lines), shards(&pool.shards))
 }
 
 fn shards(shards: &[ShardStatus]) -> String {
@@ -244,7 +253,7 @@ fn shards(shards: &[ShardStatus]) -> String {
         ">RESERVED",
         ">SEQ",
         ">LAG",
-        ">RING",
+        ">QUEUE",
         ">WAITING",
         ">RESTARTS",
         "REASON",
@@ -256,7 +265,7 @@ fn shards(shards: &[ShardStatus]) -> String {
         let counts = [shard.workers, shard.idle, shard.busy, shard.claims, shard.reserved, shard.seq];
         row.extend(counts.map(|count| count.to_string()));
         row.push(duration(shard.lag_ms));
-        row.extend([shard.ring_depth, shard.answers_waiting, shard.restarts].map(|count| count.to_string()));
+        row.extend([shard.queue_depth, shard.answers_waiting, shard.restarts].map(|count| count.to_string()));
         row.extend(wrong.then(|| shard.reason.clone().unwrap_or_default()));
         row
     });
@@ -264,10 +273,12 @@ fn shards(shards: &[ShardStatus]) -> String {
 }
 
 /// A value without the quotes that JSON needs; a map as `key=value,...`.
-fn word(value: &Value) -> String {
+fn setting_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Object(map) => output::labels(&map.iter().map(|(key, value)| (key.clone(), word(value))).collect()),
+        Value::Object(map) => {
+            output::labels(&map.iter().map(|(key, value)| (key.clone(), setting_text(value))).collect())
+        }
         other => other.to_string(),
     }
 }

@@ -10,52 +10,52 @@ use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 
-use crate::engine::effect::{Answer, Effect, End};
-use crate::engine::event::{GangAct, Place};
+use crate::engine::effect::{Effect, EndReason, EngineReply};
+use crate::engine::event::{ClaimHandle, GangAction};
 use crate::engine::shard::Shard;
 use crate::model::{ClaimId, Fence, GangRef};
 
 /// What a shard knows of gangs.
 #[derive(Debug, Default)]
-pub struct Gangs {
+pub struct GangTable {
     /// Provisional claims, by ordinal.
     members: HashMap<u32, GangRef>,
     /// Gangs whose home this is and that are committed.
-    rows: BTreeSet<Fence>,
+    committed: BTreeSet<Fence>,
     /// Of these the journal does not have the latest.
     changed: BTreeSet<Fence>,
 }
 
-impl Gangs {
+impl GangTable {
     /// The gang of a provisional claim.
-    pub fn of(&self, claim: u32) -> Option<GangRef> {
+    pub fn gang_of(&self, claim: u32) -> Option<GangRef> {
         if self.members.is_empty() { None } else { self.members.get(&claim).copied() }
     }
 
     /// A claim is provisional.
-    pub fn join(&mut self, claim: u32, gang: GangRef) {
+    pub fn add_member(&mut self, claim: u32, gang: GangRef) {
         self.members.insert(claim, gang);
     }
 
     /// It is no more.
-    pub fn leave(&mut self, claim: u32) {
+    pub fn remove_member(&mut self, claim: u32) {
         if !self.members.is_empty() {
             self.members.remove(&claim);
         }
     }
 
     /// A row was read.
-    pub fn recover(&mut self, id: Fence, there: bool) {
+    pub fn load_row(&mut self, id: Fence, there: bool) {
         if there {
-            self.rows.insert(id);
+            self.committed.insert(id);
         } else {
-            self.rows.remove(&id);
+            self.committed.remove(&id);
         }
     }
 
     /// Gangs that are committed, as far as this home knows.
     pub fn rows(&self) -> impl Iterator<Item = Fence> {
-        self.rows.iter().copied()
+        self.committed.iter().copied()
     }
 
     /// Whether the journal lacks rows.
@@ -66,55 +66,60 @@ impl Gangs {
     /// The rows that it lacks, each with whether it is there.
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Fence, bool)> {
         let changed = std::mem::take(&mut self.changed);
-        changed.into_iter().map(|id| (id, self.rows.contains(&id)))
+        changed.into_iter().map(|id| (id, self.committed.contains(&id)))
     }
 }
 
 impl Shard {
     /// Something happens to a gang.
-    pub(in crate::engine) fn gang<R>(&mut self, id: Fence, act: GangAct, effects: &mut Vec<Effect<R>>) -> Answer {
+    pub(in crate::engine) fn apply_gang_action<R>(
+        &mut self,
+        id: Fence,
+        act: GangAction,
+        effects: &mut Vec<Effect<R>>,
+    ) -> EngineReply {
         match act {
-            GangAct::Record | GangAct::Forget | GangAct::Retract => {
+            GangAction::Record | GangAction::Forget | GangAction::Retract => {
                 let moved = match act {
-                    GangAct::Record => self.gangs.rows.insert(id),
-                    _ => self.gangs.rows.remove(&id),
+                    GangAction::Record => self.gangs.committed.insert(id),
+                    _ => self.gangs.committed.remove(&id),
                 };
                 if moved {
                     self.seq += 1;
                     self.gangs.changed.insert(id);
                 }
-                Answer::Released
+                EngineReply::Released
             }
-            GangAct::Count => Answer::Members(self.members_of(id).len()),
-            GangAct::Abort => {
-                for place in self.members_of(id) {
-                    self.end(place, End::GivenBack, effects);
+            GangAction::Count => EngineReply::GangMembers(self.gang_members(id).len()),
+            GangAction::Abort => {
+                for place in self.gang_members(id) {
+                    self.end_claim(place, EndReason::RolledBack, effects);
                 }
-                Answer::Released
+                EngineReply::Released
             }
-            GangAct::Commit => {
+            GangAction::Commit => {
                 let mut committed = Vec::new();
                 self.begin_batch();
-                for place in self.members_of(id) {
-                    self.gangs.leave(place.claim);
-                    self.index_victim(place.claim);
-                    self.touch_in_batch(place.worker);
+                for place in self.gang_members(id) {
+                    self.gangs.remove_member(place.claim);
+                    self.index_evictable(place.claim);
+                    self.record_change_in_batch(place.worker);
                     let Some(id) = self.claims.get(place).map(|claim| claim.id.clone()) else { continue };
-                    effects.push(Effect::Committed { id: id.clone(), place });
+                    effects.push(Effect::ClaimCommitted { id: id.clone(), place });
                     committed.extend(self.grant(place).map(|grant| (id, grant)));
                 }
                 self.end_batch();
-                Answer::Committed(committed)
+                EngineReply::Committed(committed)
             }
         }
     }
 
-    fn members_of(&self, id: Fence) -> Vec<Place> {
+    fn gang_members(&self, id: Fence) -> Vec<ClaimHandle> {
         let of = self.gangs.members.iter().filter(|(_, gang)| gang.id == id).map(|(&claim, _)| claim);
-        let mut places: Vec<Place> = of
+        let mut places: Vec<ClaimHandle> = of
             .filter_map(|claim| {
-                let held = self.claims.at(claim)?;
-                Some(Place { claim, worker: held.worker, fence: held.fence })
+                let held = self.claims.by_ordinal(claim)?;
+                Some(ClaimHandle { claim, worker: held.worker, fence: held.fence })
             })
             .collect();
         // As they were granted.
@@ -124,15 +129,15 @@ impl Shard {
 
     /// Whether the claim is held for a gang that is not committed.
     #[must_use]
-    pub fn is_provisional(&self, place: Place) -> bool {
-        self.gangs.of(place.claim).is_some()
+    pub fn is_provisional(&self, place: ClaimHandle) -> bool {
+        self.gangs.gang_of(place.claim).is_some()
     }
 
     /// Claims that are held for gangs that are not committed.
-    pub fn provisional(&self) -> impl Iterator<Item = (GangRef, &ClaimId, Place)> {
+    pub fn provisional(&self) -> impl Iterator<Item = (GangRef, &ClaimId, ClaimHandle)> {
         self.gangs.members.iter().filter_map(|(&claim, &gang)| {
-            let held = self.claims.at(claim)?;
-            Some((gang, &held.id, Place { claim, worker: held.worker, fence: held.fence }))
+            let held = self.claims.by_ordinal(claim)?;
+            Some((gang, &held.id, ClaimHandle { claim, worker: held.worker, fence: held.fence }))
         })
     }
 

@@ -2,84 +2,89 @@
 //! when its time has passed. Every end goes through [`Shard::end`], and nothing else frees a worker.
 
 use crate::engine::NIL;
-use crate::engine::claims::{Claim, Told};
-use crate::engine::effect::{Answer, Effect, End};
-use crate::engine::event::Place;
-use crate::engine::placement::constraints::Wants;
-use crate::engine::shard::{Shard, term};
+use crate::engine::claims::{Claim, DisclosureState};
+use crate::engine::effect::{Effect, EndReason, EngineReply};
+use crate::engine::event::ClaimHandle;
+use crate::engine::placement::constraints::PlacementConstraints;
+use crate::engine::shard::{Shard, saturating_millis};
 use crate::engine::workers::conditions::notes;
 use crate::limits;
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Fence, Millis, TtlBounds};
 
 impl Shard {
-    pub(in crate::engine) fn repeat<R>(
+    pub(in crate::engine) fn reacquire<R>(
         &mut self,
-        place: Place,
+        place: ClaimHandle,
         satisfies: bool,
-        wants: Option<&Wants>,
+        wants: Option<&PlacementConstraints>,
         effects: &mut Vec<Effect<R>>,
-    ) -> Answer {
-        let Some(claim) = self.claims.get(place) else { return Answer::Gone };
+    ) -> EngineReply {
+        let Some(claim) = self.claims.get(place) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
-            return self.why_releasing(place.claim);
+            return self.releasing_reply(place.claim);
         }
-        let worker = &self.workers.card(claim.worker).spec;
+        let worker = &self.workers.registration(claim.worker).spec;
         if satisfies && wants.is_none_or(|wants| wants.allows(worker)) {
             return match wants {
-                Some(wants) if !wants.matches(claim.spec.as_deref()) => Answer::Mismatch,
-                _ => self.tell(place),
+                Some(wants) if !wants.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
+                _ => self.disclose(place),
             };
         }
         if !claim.is_reserved() {
-            return Answer::ActiveElsewhere;
+            return EngineReply::ActiveConflict;
         }
-        self.end(place, End::GivenBack, effects);
-        Answer::GivenBack
+        self.end_claim(place, EndReason::RolledBack, effects);
+        EngineReply::RolledBack
     }
 
-    pub(in crate::engine) fn confirm(&mut self, place: Place, now_ms: Millis) -> Answer {
-        let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
+    pub(in crate::engine) fn confirm(&mut self, place: ClaimHandle, now_ms: Millis) -> EngineReply {
+        let Some(claim) = self.claims.get_mut(place) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
-            return self.why_releasing(place.claim);
+            return self.releasing_reply(place.claim);
         }
         claim.confirmed = true;
-        claim.disclosed.set_answered();
+        claim.disclosure.set_reply_sent();
         self.activate(place, now_ms);
-        self.spoken_for(place);
-        self.tell(place)
+        self.reset_report_grace(place);
+        self.disclose(place)
     }
 
     /// Makes a reserved claim active; from now on it needs renewals, if it has a time. False: it was no reservation.
-    pub(in crate::engine) fn activate(&mut self, place: Place, now_ms: Millis) -> bool {
+    pub(in crate::engine) fn activate(&mut self, place: ClaimHandle, now_ms: Millis) -> bool {
         if !self.claims.get(place).is_some_and(Claim::is_reserved) {
             return false;
         }
-        self.claims.turn(place, ClaimState::Active, Some(self.unix_ms(now_ms)));
+        self.claims.transition(place, ClaimState::Active, Some(self.unix_ms(now_ms)));
         self.timers.cancel(place.claim);
-        self.start_stay(place, now_ms);
-        self.touch(place.worker);
+        self.start_state_timer(place, now_ms);
+        self.record_change(place.worker);
         true
     }
 
     /// The claim may stay in its state for its time, from now on.
-    pub(in crate::engine) fn start_stay(&mut self, place: Place, now_ms: Millis) {
-        let stay_ms = self.claims.get(place).map_or(0, Claim::stay_ms);
+    pub(in crate::engine) fn start_state_timer(&mut self, place: ClaimHandle, now_ms: Millis) {
+        let stay_ms = self.claims.get(place).map_or(0, Claim::state_ttl_ms);
         if stay_ms > 0 {
             self.timers.set(place.claim, now_ms + stay_ms);
         }
     }
 
-    pub(in crate::engine) fn renew(&mut self, place: Place, ttl_ms: Option<Millis>, now_ms: Millis) -> Answer {
-        let TtlBounds { default_ms, max_ms } = self.rules.ttl;
-        let asked = match ttl_ms.map(|ttl_ms| self.ttl_of(ttl_ms)).transpose() {
+    pub(in crate::engine) fn renew(
+        &mut self,
+        place: ClaimHandle,
+        ttl_ms: Option<Millis>,
+        now_ms: Millis,
+    ) -> EngineReply {
+        let TtlBounds { default_ms, max_ms } = self.config.ttl;
+        let asked = match ttl_ms.map(|ttl_ms| self.effective_ttl(ttl_ms)).transpose() {
             Ok(asked) => asked,
-            Err(max_ms) => return Answer::TtlTooLong { max_ms },
+            Err(max_ms) => return EngineReply::TtlTooLong { max_ms },
         };
-        let Some(claim) = self.claims.get_mut(place) else { return Answer::Gone };
+        let Some(claim) = self.claims.get_mut(place) else { return EngineReply::StaleHandle };
         match claim.state {
-            ClaimState::Releasing => return self.why_releasing(place.claim),
-            ClaimState::Reserved => return Answer::NotActive,
+            ClaimState::Releasing => return self.releasing_reply(place.claim),
+            ClaimState::Reserved => return EngineReply::NotActive,
             ClaimState::Active | ClaimState::Lost => {}
         }
         let after = match (asked, claim.term_ms.into()) {
@@ -88,14 +93,14 @@ impl Shard {
             (None, before) => before.min(max_ms.unwrap_or(before)),
         };
         claim.confirmed = true;
-        claim.disclosed.set_answered();
-        let before = std::mem::replace(&mut claim.term_ms, term(after));
+        claim.disclosure.set_reply_sent();
+        let before = std::mem::replace(&mut claim.term_ms, saturating_millis(after));
         if claim.term_ms != before {
-            self.touch(place.worker);
+            self.record_change(place.worker);
         }
-        self.start_stay(place, now_ms);
-        self.spoken_for(place);
-        self.tell(place)
+        self.start_state_timer(place, now_ms);
+        self.reset_report_grace(place);
+        self.disclose(place)
     }
 
     /// Says how far the wall clock is ahead of the engine's time, which claims are dated by from now on.
@@ -112,8 +117,8 @@ impl Shard {
     /// Time that a claim may stay active without a renewal which asks for `ttl_ms`, or with 0 for none; 0: as long as its worker lives.
     /// Fails with the most that is allowed.
     #[inline]
-    pub(in crate::engine) fn ttl_of(&self, ttl_ms: Millis) -> Result<Millis, Millis> {
-        let TtlBounds { default_ms, max_ms } = self.rules.ttl;
+    pub(in crate::engine) fn effective_ttl(&self, ttl_ms: Millis) -> Result<Millis, Millis> {
+        let TtlBounds { default_ms, max_ms } = self.config.ttl;
         match max_ms {
             _ if ttl_ms == 0 => Ok(default_ms.unwrap_or(0)),
             Some(max_ms) if ttl_ms > max_ms => Err(max_ms),
@@ -121,39 +126,39 @@ impl Shard {
         }
     }
 
-    pub(in crate::engine) fn release<R>(&mut self, place: Place, effects: &mut Vec<Effect<R>>) {
-        if !self.end(place, End::Released, effects) {
-            self.cleaned(place);
+    pub(in crate::engine) fn release<R>(&mut self, place: ClaimHandle, effects: &mut Vec<Effect<R>>) {
+        if !self.end_claim(place, EndReason::Released, effects) {
+            self.finish_late_cleanup(place);
         }
     }
 
-    pub(in crate::engine) fn begin_release(&mut self, place: Place, releasing_ms: Millis, now_ms: Millis) {
+    pub(in crate::engine) fn begin_release(&mut self, place: ClaimHandle, releasing_ms: Millis, now_ms: Millis) {
         let Some(claim) = self.claims.get_mut(place).filter(|claim| claim.state != ClaimState::Releasing) else {
             return;
         };
-        (claim.confirmed, claim.term_ms) = (true, term(releasing_ms));
-        claim.disclosed.set_answered();
-        self.claims.turn(place, ClaimState::Releasing, None);
-        self.index_victim(place.claim);
+        (claim.confirmed, claim.term_ms) = (true, saturating_millis(releasing_ms));
+        claim.disclosure.set_reply_sent();
+        self.claims.transition(place, ClaimState::Releasing, None);
+        self.index_evictable(place.claim);
         self.timers.cancel(place.claim);
-        self.start_stay(place, now_ms);
-        self.touch(place.worker);
+        self.start_state_timer(place, now_ms);
+        self.record_change(place.worker);
     }
 
     /// Says what is held, and remembers that it was said.
-    pub(in crate::engine) fn tell(&mut self, place: Place) -> Answer {
+    pub(in crate::engine) fn disclose(&mut self, place: ClaimHandle) -> EngineReply {
         match self.claims.get_mut(place) {
-            None => Answer::Gone,
+            None => EngineReply::StaleHandle,
             Some(claim) => {
-                claim.disclosed.set_told(Told::Others);
-                self.grant(place).map_or(Answer::Gone, Answer::Held)
+                claim.disclosure.set_disclosed(DisclosureState::Disclosed);
+                self.grant(place).map_or(EngineReply::StaleHandle, EngineReply::Held)
             }
         }
     }
 
-    pub(in crate::engine) fn departed(&mut self, place: Place, at_ms: Millis) {
+    pub(in crate::engine) fn reply_sent(&mut self, place: ClaimHandle, at_ms: Millis) {
         let Some(claim) = self.claims.get(place) else { return };
-        let (stay_ms, settled) = (claim.stay_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
+        let (stay_ms, settled) = (claim.state_ttl_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
         let moves_on = match self.timers.get(place.claim) {
             None => true,
             Some(deadline_ms) => !settled && deadline_ms < at_ms + stay_ms,
@@ -162,75 +167,80 @@ impl Shard {
             return;
         }
         if let Some(claim) = self.claims.get_mut(place) {
-            claim.disclosed.set_answered();
+            claim.disclosure.set_reply_sent();
         }
         if moves_on {
-            self.start_stay(place, at_ms);
+            self.start_state_timer(place, at_ms);
         }
     }
 
-    pub(in crate::engine) fn give_back<R>(&mut self, place: Place, effects: &mut Vec<Effect<R>>) {
-        if self.claims.get(place).is_some_and(|claim| !claim.confirmed && !claim.disclosed.is_told()) {
-            self.counters.given_back += 1;
-            self.end(place, End::GivenBack, effects);
+    pub(in crate::engine) fn rollback<R>(&mut self, place: ClaimHandle, effects: &mut Vec<Effect<R>>) {
+        if self.claims.get(place).is_some_and(|claim| !claim.confirmed && !claim.disclosure.is_disclosed()) {
+            self.counters.rolled_back += 1;
+            self.end_claim(place, EndReason::RolledBack, effects);
         }
     }
 
     /// Ends the claim at `place`, if it is still that one: its key is free, its worker is idle unless it is barred.
     /// False: it is gone.
-    pub(in crate::engine) fn end<R>(&mut self, place: Place, end: End, effects: &mut Vec<Effect<R>>) -> bool {
+    pub(in crate::engine) fn end_claim<R>(
+        &mut self,
+        place: ClaimHandle,
+        end: EndReason,
+        effects: &mut Vec<Effect<R>>,
+    ) -> bool {
         let Some(worker) = self.claims.get(place).map(|claim| claim.worker) else { return false };
-        if self.shares.is_some() {
-            self.detach_share(place.claim, worker);
+        if self.shared.is_some() {
+            self.detach_claim(place.claim, worker);
         } else {
             self.workers.get_mut(worker).claim = NIL;
         }
-        self.raised += 1;
-        self.forget_victim(place.claim);
+        self.capacity_epoch += 1;
+        self.unindex_evictable(place.claim);
         let claim = self.claims.remove(place.claim);
-        self.gangs.leave(place.claim);
+        self.gangs.remove_member(place.claim);
         self.timers.cancel(place.claim);
         let worker = self.workers.get_mut(claim.worker);
-        let noted = worker.notes & notes::OF_CLAIM != 0;
+        let noted = worker.lookup_flags & notes::CLAIM_NOTES != 0;
         if worker.claim == NIL {
             worker.idle_seq = self.seq + 1;
-            self.ledger.free(worker.line);
+            self.accounting.mark_free(worker.usage_index);
             self.busy -= 1;
-            let (bars, line) = (worker.bars, worker.line);
+            let (bars, line) = (worker.unschedulable_bits, worker.usage_index);
             if bars != 0 {
-                self.ledger.bar(line);
-                self.barred.enter_free(bars);
-                self.bar_changes += 1;
+                self.accounting.mark_unschedulable(line);
+                self.unschedulable.add_unclaimed(bars);
+                self.unschedulable_version += 1;
                 self.note_drained(claim.worker);
             } else {
-                self.idle.push(self.workers.hot_mut(), claim.worker);
+                self.idle_queue.push(self.workers.hot_mut(), claim.worker);
             }
         }
         if noted {
-            self.forget_claim(place);
+            self.forget_claim_notes(place);
         }
         if claim.fence < self.lost_tail.end {
-            let settled = &mut self.lives.get_mut(claim.worker).settled;
+            let settled = &mut self.liveness.get_mut(claim.worker).ended_fence_max;
             *settled = claim.fence.max(*settled);
         }
-        self.touch(claim.worker);
+        self.record_change(claim.worker);
         let times = claim.times();
-        effects.push(Effect::Ended { id: claim.id, fence: claim.fence, end, worker: claim.worker, times });
+        effects.push(Effect::ClaimEnded { id: claim.id, fence: claim.fence, end, worker: claim.worker, times });
         true
     }
 
-    pub(in crate::engine) fn sweep<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn expire_due<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         // What is left stays due, and the shard serves others in between. One silent worker may hold many claims, so what is done
         // counts as well as the deadlines.
         let (begun, mut deadlines) = (effects.len(), 0);
-        while deadlines.max(effects.len() - begun) < limits::SWEEP_MAX {
+        while deadlines.max(effects.len() - begun) < limits::EXPIRIES_PER_RUN_MAX {
             deadlines += 1;
             if let Some(at) = self.timers.expire(now_ms) {
-                self.sweep_claim(at, effects);
-            } else if let Some(at) = self.beats.expire(now_ms) {
-                self.sweep_worker(at, now_ms, effects);
+                self.expire_claim(at, effects);
+            } else if let Some(at) = self.liveness_timers.expire(now_ms) {
+                self.expire_worker(at, now_ms, effects);
             } else if self.tombstones.front().is_some_and(|&(until, _)| until <= now_ms) {
-                self.forget_oldest();
+                self.drop_oldest_tombstone();
             } else {
                 return;
             }
@@ -238,22 +248,22 @@ impl Shard {
     }
 
     /// A deadline of a claim has passed.
-    fn sweep_claim<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
-        let Some(claim) = self.claims.at(at) else { return };
-        let (place, state) = (Place { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
+    fn expire_claim<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+        let Some(claim) = self.claims.by_ordinal(at) else { return };
+        let (place, state) = (ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
         let (count, end) = match state {
-            ClaimState::Reserved => (&mut self.counters.life.swept, End::Swept),
-            ClaimState::Active | ClaimState::Lost => (&mut self.counters.life.expired, End::Expired),
-            ClaimState::Releasing => (&mut self.counters.life.uncleaned, End::Uncleaned),
+            ClaimState::Reserved => (&mut self.counters.lifecycle.reservations_expired, EndReason::ReservationExpired),
+            ClaimState::Active | ClaimState::Lost => (&mut self.counters.lifecycle.expired, EndReason::Expired),
+            ClaimState::Releasing => (&mut self.counters.lifecycle.cleanups_timed_out, EndReason::CleanupTimedOut),
         };
         *count += 1;
-        if end == End::Uncleaned {
+        if end == EndReason::CleanupTimedOut {
             // Of several nobody knows which is clean: only who speaks for the whole worker does.
-            let uncleaned = &mut self.lives.get_mut(place.worker).uncleaned;
+            let uncleaned = &mut self.liveness.get_mut(place.worker).cleanup_timed_out;
             *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
-            self.bar(place.worker, unschedulable_bits::SUSPECT, 0);
-            self.remember(place, ClaimState::Releasing, effects);
+            self.update_unschedulable(place.worker, unschedulable_bits::SUSPECT, 0);
+            self.retain_ended(place, ClaimState::Releasing, effects);
         }
-        self.end(place, end, effects);
+        self.end_claim(place, end, effects);
     }
 }

@@ -8,8 +8,8 @@ pub(in crate::engine) mod timestamps;
 
 use std::sync::Arc;
 
-use super::claims::timestamps::ClaimStamps;
-use super::{NIL, Place};
+use super::claims::timestamps::ClaimTimestamps;
+use super::{ClaimHandle, NIL};
 use crate::model::{ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Millis};
 
 /// A held claim.
@@ -18,7 +18,7 @@ pub struct Claim {
     pub id: ClaimId,
     pub fence: Fence,
     /// When it was created and became active, or how long it may stay reserved.
-    pub stamps: ClaimStamps,
+    pub timestamps: ClaimTimestamps,
     /// How long it may stay as it is once it is not reserved any more, in milliseconds: active without a renewal, or
     /// releasing. 0: for ever.
     pub term_ms: u32,
@@ -28,58 +28,58 @@ pub struct Claim {
     /// The holder itself confirmed it: it knows of the claim.
     pub confirmed: bool,
     /// Its worker named it.
-    pub named: bool,
+    pub reported: bool,
     /// Parties that know of the claim.
-    pub disclosed: Disclosed,
+    pub disclosure: DisclosureFlags,
     /// What it keeps of its request, if anything.
     pub spec: Option<Arc<ClaimSpec>>,
 }
 
-const _: () = assert!(size_of::<Entry>() <= 64, "a claim is at most a cache line");
+const _: () = assert!(size_of::<SlabEntry>() <= 64, "a claim is at most a cache line");
 
 /// Parties that know of a claim.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Disclosed(u8);
+pub struct DisclosureFlags(u8);
 
-impl Disclosed {
+impl DisclosureFlags {
     /// As of a claim that is read from its row: whoever may know of it does.
-    pub const ALL: Self = Self(Self::TOLD | Self::ANSWERED | Self::SPOKEN_OF);
+    pub const ALL: Self = Self(Self::DISCLOSED | Self::REPLY_SENT | Self::REFERENCED);
 
-    const TOLD: u8 = 1;
-    const ANSWERED: u8 = 2;
-    const SPOKEN_OF: u8 = 4;
+    const DISCLOSED: u8 = 1;
+    const REPLY_SENT: u8 = 2;
+    const REFERENCED: u8 = 4;
     const ORPHAN: u8 = 8;
 
     /// An answer other than the one that granted it spoke of it: it must not be undone silently.
-    pub const fn is_told(self) -> bool {
-        self.0 & Self::TOLD != 0
+    pub const fn is_disclosed(self) -> bool {
+        self.0 & Self::DISCLOSED != 0
     }
 
-    pub const fn set_told(&mut self, told: Told) {
+    pub const fn set_disclosed(&mut self, told: DisclosureState) {
         self.0 = match told {
-            Told::Others => self.0 | Self::TOLD,
-            Told::Nobody => self.0 & !(Self::TOLD | Self::ORPHAN),
+            DisclosureState::Disclosed => self.0 | Self::DISCLOSED,
+            DisclosureState::Undisclosed => self.0 & !(Self::DISCLOSED | Self::ORPHAN),
         }
     }
 
     /// The answer that grants it has left or ended: before that no clock of it runs, and its worker is not shown it, nor judged
     /// by it.
-    pub const fn is_answered(self) -> bool {
-        self.0 & Self::ANSWERED != 0
+    pub const fn is_reply_sent(self) -> bool {
+        self.0 & Self::REPLY_SENT != 0
     }
 
-    pub const fn set_answered(&mut self) {
-        self.0 |= Self::ANSWERED;
+    pub const fn set_reply_sent(&mut self) {
+        self.0 |= Self::REPLY_SENT;
     }
 
     /// Another answer that speaks of it has left.
-    pub const fn set_spoken_of(&mut self) {
-        self.0 |= Self::TOLD | Self::SPOKEN_OF;
+    pub const fn set_referenced(&mut self) {
+        self.0 |= Self::DISCLOSED | Self::REFERENCED;
     }
 
     /// The answer that grants it reached nobody, and others that speak of it are on their way.
     pub const fn is_orphan(self) -> bool {
-        self.0 & (Self::ORPHAN | Self::SPOKEN_OF) == Self::ORPHAN
+        self.0 & (Self::ORPHAN | Self::REFERENCED) == Self::ORPHAN
     }
 
     pub const fn set_orphan(&mut self) {
@@ -89,28 +89,28 @@ impl Disclosed {
 
 /// Whether others than its maker were told of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    Nobody,
-    Others,
+pub enum DisclosureState {
+    Undisclosed,
+    Disclosed,
 }
 
 impl Claim {
     /// How long it may stay in the state that it is in; 0: for ever.
     #[inline]
-    pub fn stay_ms(&self) -> Millis {
+    pub fn state_ttl_ms(&self) -> Millis {
         stay_ms(self.state, self.reserve_ms().into(), self.term_ms.into())
     }
 
     /// How long it may stay reserved, in milliseconds; 0 once it is not reserved any more.
     #[inline]
     pub fn reserve_ms(&self) -> u32 {
-        self.stamps.reserve_ms(self.state)
+        self.timestamps.reserve_ms(self.state)
     }
 
     /// When it was created, and when it became active if it did.
     #[inline]
     pub fn times(&self) -> ClaimTimes {
-        self.stamps.times(self.state)
+        self.timestamps.times(self.state)
     }
 
     #[inline]
@@ -128,24 +128,24 @@ pub const fn stay_ms(state: ClaimState, reserve_ms: Millis, term_ms: Millis) -> 
 }
 
 #[derive(Debug)]
-enum Entry {
+enum SlabEntry {
     Held(Claim),
     Free { next: u32 },
 }
 
 /// The claims of a shard.
 #[derive(Debug)]
-pub struct Claims {
-    entries: Vec<Entry>,
-    free: u32,
+pub struct ClaimSlab {
+    entries: Vec<SlabEntry>,
+    free_head: u32,
     len: usize,
     reserved: usize,
     releasing: usize,
 }
 
-impl Claims {
+impl ClaimSlab {
     pub const fn new() -> Self {
-        Self { entries: Vec::new(), free: NIL, len: 0, reserved: 0, releasing: 0 }
+        Self { entries: Vec::new(), free_head: NIL, len: 0, reserved: 0, releasing: 0 }
     }
 
     pub const fn len(&self) -> usize {
@@ -172,49 +172,49 @@ impl Claims {
         self.len += 1;
         self.reserved += usize::from(claim.is_reserved());
         self.releasing += usize::from(claim.state == ClaimState::Releasing);
-        if self.free == NIL {
-            self.entries.push(Entry::Held(claim));
+        if self.free_head == NIL {
+            self.entries.push(SlabEntry::Held(claim));
             return (self.entries.len() - 1) as u32;
         }
-        let at = self.free;
-        let Entry::Free { next } = std::mem::replace(&mut self.entries[at as usize], Entry::Held(claim)) else {
+        let at = self.free_head;
+        let SlabEntry::Free { next } = std::mem::replace(&mut self.entries[at as usize], SlabEntry::Held(claim)) else {
             unreachable!("the free list holds free entries only")
         };
-        self.free = next;
+        self.free_head = next;
         at
     }
 
     /// The claim at `place`, if it is still that one.
-    pub fn get(&self, place: Place) -> Option<&Claim> {
+    pub fn get(&self, place: ClaimHandle) -> Option<&Claim> {
         match self.entries.get(place.claim as usize)? {
-            Entry::Held(claim) if claim.fence == place.fence => Some(claim),
+            SlabEntry::Held(claim) if claim.fence == place.fence => Some(claim),
             _ => None,
         }
     }
 
     /// The same, to be changed. Its state goes through [`Self::turn`].
-    pub fn get_mut(&mut self, place: Place) -> Option<&mut Claim> {
+    pub fn get_mut(&mut self, place: ClaimHandle) -> Option<&mut Claim> {
         match self.entries.get_mut(place.claim as usize)? {
-            Entry::Held(claim) if claim.fence == place.fence => Some(claim),
+            SlabEntry::Held(claim) if claim.fence == place.fence => Some(claim),
             _ => None,
         }
     }
 
     /// The claim with this ordinal, whichever it is.
-    pub fn at(&self, at: u32) -> Option<&Claim> {
+    pub fn by_ordinal(&self, at: u32) -> Option<&Claim> {
         match self.entries.get(at as usize)? {
-            Entry::Held(claim) => Some(claim),
-            Entry::Free { .. } => None,
+            SlabEntry::Held(claim) => Some(claim),
+            SlabEntry::Free { .. } => None,
         }
     }
 
     /// Brings a claim into a later state. One that was reserved until then never becomes active, unless `activated_at_ms` says when
     /// it does.
-    pub fn turn(&mut self, place: Place, state: ClaimState, activated_at_ms: Option<Millis>) {
+    pub fn transition(&mut self, place: ClaimHandle, state: ClaimState, activated_at_ms: Option<Millis>) {
         let Some(claim) = self.get_mut(place) else { return };
         debug_assert!(state != ClaimState::Reserved, "L3: no claim becomes reserved again");
         if std::mem::replace(&mut claim.state, state) == ClaimState::Reserved {
-            claim.stamps.end_reservation(activated_at_ms);
+            claim.timestamps.end_reservation(activated_at_ms);
             self.reserved -= 1;
         }
         self.releasing += usize::from(state == ClaimState::Releasing);
@@ -222,11 +222,12 @@ impl Claims {
 
     /// Takes the claim with this ordinal out.
     pub fn remove(&mut self, at: u32) -> Claim {
-        let Entry::Held(claim) = std::mem::replace(&mut self.entries[at as usize], Entry::Free { next: self.free })
+        let SlabEntry::Held(claim) =
+            std::mem::replace(&mut self.entries[at as usize], SlabEntry::Free { next: self.free_head })
         else {
             unreachable!("only a held claim is removed")
         };
-        self.free = at;
+        self.free_head = at;
         self.len -= 1;
         self.reserved -= usize::from(claim.is_reserved());
         self.releasing -= usize::from(claim.state == ClaimState::Releasing);
@@ -236,16 +237,16 @@ impl Claims {
     /// Every held claim, to be changed. Its state goes through [`Self::turn`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Claim> {
         self.entries.iter_mut().filter_map(|entry| match entry {
-            Entry::Held(claim) => Some(claim),
-            Entry::Free { .. } => None,
+            SlabEntry::Held(claim) => Some(claim),
+            SlabEntry::Free { .. } => None,
         })
     }
 
     /// Every held claim with its ordinal, from ordinal `from` on.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &Claim)> {
         self.entries.iter().enumerate().skip(from as usize).filter_map(|(at, entry)| match entry {
-            Entry::Held(claim) => Some((at as u32, claim)),
-            Entry::Free { .. } => None,
+            SlabEntry::Held(claim) => Some((at as u32, claim)),
+            SlabEntry::Free { .. } => None,
         })
     }
 }

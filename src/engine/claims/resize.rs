@@ -3,15 +3,15 @@
 
 use std::sync::Arc;
 
-use crate::engine::effect::Answer;
-use crate::engine::event::Place;
-use crate::engine::placement::bin_packing::Share;
-use crate::engine::placement::constraints::{CardFilter, NoFit};
+use crate::engine::effect::EngineReply;
+use crate::engine::event::ClaimHandle;
+use crate::engine::placement::bin_packing::ResourceAllocation;
+use crate::engine::placement::constraints::{GpuFilter, PlacementFailure};
 use crate::engine::shard::Shard;
-use crate::model::{ClaimSpec, ClaimState, GpuAsk, Resources};
+use crate::model::{ClaimSpec, ClaimState, GpuRequest, ResourceRequirements};
 
 /// Those of some cards with the lowest numbers.
-fn lowest(cards: u64, count: u32) -> u64 {
+fn lowest_bits(cards: u64, count: u32) -> u64 {
     let mut kept = 0;
     let mut left = cards;
     for _ in 0..count {
@@ -24,7 +24,7 @@ fn lowest(cards: u64, count: u32) -> u64 {
 
 /// Whether a claim that holds one gives something back, and takes nothing, by turning to the other. `granted`: model of the
 /// cards that it holds.
-fn shrinks(from: &Resources, to: &Resources, granted: Option<&Arc<str>>) -> bool {
+fn is_shrink(from: &ResourceRequirements, to: &ResourceRequirements, granted: Option<&Arc<str>>) -> bool {
     let cards = match (&from.gpu, &to.gpu) {
         (_, None) => true,
         (None, Some(_)) => false,
@@ -37,88 +37,88 @@ fn shrinks(from: &Resources, to: &Resources, granted: Option<&Arc<str>>) -> bool
 }
 
 /// Whether cards of this model will do.
-fn allows(asked: &GpuAsk, model: Option<&Arc<str>>) -> bool {
+fn allows(asked: &GpuRequest, model: Option<&Arc<str>>) -> bool {
     asked.models.is_empty() || model.is_some_and(|model| asked.models.contains(model))
 }
 
 impl Shard {
     /// The claim holds as much as is said now, on its worker, or what it held.
-    pub(in crate::engine) fn resize(&mut self, place: Place, resources: Resources) -> Answer {
-        let Some(claim) = self.claims.get(place) else { return Answer::Gone };
+    pub(in crate::engine) fn resize(&mut self, place: ClaimHandle, resources: ResourceRequirements) -> EngineReply {
+        let Some(claim) = self.claims.get(place) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
-            return self.why_releasing(place.claim);
+            return self.releasing_reply(place.claim);
         }
         let nothing = ClaimSpec::default();
         let held = claim.spec.as_deref().unwrap_or(&nothing).clone();
         let at = claim.worker;
-        let capacity = &self.workers.card(at).spec.capacity;
+        let capacity = &self.workers.registration(at).spec.capacity;
         let present = capacity.gpu.as_ref().map(|gpu| &gpu.model);
         let granted = held.granted_model.as_ref().or(present);
-        let shrinks = shrinks(&held.resources, &resources, granted);
-        if !resources.fit_in(capacity) && !shrinks {
+        let shrinks = is_shrink(&held.resources, &resources, granted);
+        if !resources.fits_in(capacity) && !shrinks {
             let other = resources.gpu.as_ref().filter(|gpu| !allows(gpu, granted) && !allows(gpu, present));
             return match other.and(granted) {
-                Some(model) => Answer::OtherCards { model: Arc::clone(model) },
-                None => Answer::NoFit(NoFit::Small),
+                Some(model) => EngineReply::GpuModelMismatch { model: Arc::clone(model) },
+                None => EngineReply::NotPlaced(PlacementFailure::TooSmall),
             };
         }
-        let (cards, granted_model) = match &self.shares {
+        let (cards, granted_model) = match &self.shared {
             None => (0, None),
             Some(shares) if shrinks => {
                 let count = resources.gpu.as_ref().map_or(0, |gpu| gpu.count);
-                (lowest(shares.cards(place.claim), count), held.granted_model.clone().filter(|_| count > 0))
+                (lowest_bits(shares.gpu_mask(place.claim), count), held.granted_model.clone().filter(|_| count > 0))
             }
             // From now on it holds cards that its worker has now.
-            Some(_) => match self.regrow(place, &resources) {
+            Some(_) => match self.reallocate_gpus(place, &resources) {
                 Some(cards) => (cards, None),
-                None => return Answer::NoFit(NoFit::Busy),
+                None => return EngineReply::NotPlaced(PlacementFailure::Busy),
             },
         };
         if resources != held.resources {
             if let Some(claim) = self.claims.get_mut(place) {
                 claim.spec = Some(Arc::new(ClaimSpec { resources, granted_model, ..held }));
             }
-            if let Some(shares) = &mut self.shares {
-                shares.set_cards(place.claim, cards);
-                self.recount_room(at);
+            if let Some(shares) = &mut self.shared {
+                shares.set_gpu_mask(place.claim, cards);
+                self.recompute_free(at);
             }
-            self.raised += 1;
-            self.touch(at);
+            self.capacity_epoch += 1;
+            self.record_change(at);
         }
         if let Some(claim) = self.claims.get_mut(place) {
             claim.confirmed = true;
-            claim.disclosed.set_answered();
+            claim.disclosure.set_reply_sent();
         }
-        self.tell(place)
+        self.disclose(place)
     }
 
     /// The cards that a claim holds if it is given that much, by what else is held of its worker; none: there is no room.
-    fn regrow(&mut self, place: Place, resources: &Resources) -> Option<u64> {
+    fn reallocate_gpus(&mut self, place: ClaimHandle, resources: &ResourceRequirements) -> Option<u64> {
         let at = place.worker;
-        let own = self.share_of(place.claim);
-        let others: Vec<Share> = self
-            .places_on(at)
+        let own = self.allocation_of(place.claim);
+        let others: Vec<ResourceAllocation> = self
+            .handles_on(at)
             .iter()
             .filter(|other| **other != place)
-            .map(|other| self.share_of(other.claim))
+            .map(|other| self.allocation_of(other.claim))
             .collect();
-        let capacity = &self.workers.card(at).spec.capacity;
-        let shares = self.shares.as_mut()?;
-        let need = shares.need(resources, &CardFilter::Any)?;
-        let profile = shares.fleet.room(at).profile;
-        shares.fleet.leave(at);
-        let enough = shares.fleet.enter_with(at, capacity, profile, others);
-        let (room, cards) = (shares.fleet.room(at), shares.fleet.cards(at));
+        let capacity = &self.workers.registration(at).spec.capacity;
+        let shares = self.shared.as_mut()?;
+        let need = shares.resource_request(resources, &GpuFilter::Any)?;
+        let profile = shares.fleet.free(at).class_id;
+        shares.fleet.remove(at);
+        let enough = shares.fleet.insert_with(at, capacity, profile, others);
+        let (room, cards) = (shares.fleet.free(at), shares.fleet.gpus(at));
         // The cards that it has, if they will do.
-        let free = |card: &usize| cards.get(*card).is_some_and(|&milli| milli >= need.card_milli);
-        let same = own.cards.count_ones() == u32::from(need.cards)
-            && (0..64).filter(|card| own.cards & (1 << card) != 0).all(|card| free(&card));
+        let free = |card: &usize| cards.get(*card).is_some_and(|&milli| milli >= need.gpu_milli);
+        let same = own.gpu_mask.count_ones() == u32::from(need.gpu_count)
+            && (0..64).filter(|card| own.gpu_mask & (1 << card) != 0).all(|card| free(&card));
         let found = match (enough && room.fits(&need), same) {
             (false, _) => None,
-            (true, true) => Some(own.cards),
-            (true, false) => self.cards_of(at, &need).map(|share| share.cards),
+            (true, true) => Some(own.gpu_mask),
+            (true, false) => self.choose_allocation(at, &need).map(|share| share.gpu_mask),
         };
-        self.recount_room(at);
+        self.recompute_free(at);
         found
     }
 }

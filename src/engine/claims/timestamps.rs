@@ -6,18 +6,18 @@
 
 use crate::model::{ClaimState, ClaimTimes, Millis};
 
-/// Most that [`Millis48`] holds.
+/// Most that [`CompactMillis`] holds.
 const MILLIS_MAX: Millis = (1 << 48) - 1;
 
 /// Milliseconds in six bytes; larger ones are the largest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(Rust, packed(2))]
-struct Millis48 {
+struct CompactMillis {
     low: u32,
     high: u16,
 }
 
-impl Millis48 {
+impl CompactMillis {
     #[inline]
     fn new(ms: Millis) -> Self {
         let ms = ms.min(MILLIS_MAX);
@@ -33,32 +33,32 @@ impl Millis48 {
 /// Time at which a claim was created, and beside it the time for which it may stay reserved or, once it is not reserved any more, the
 /// time at which it became active. One that is not known is kept as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ClaimStamps {
-    created: Millis48,
-    reserve_or_activated: Millis48,
+pub struct ClaimTimestamps {
+    created: CompactMillis,
+    reserve_or_activated: CompactMillis,
 }
 
-const _: () = assert!(size_of::<ClaimStamps>() == 12);
+const _: () = assert!(size_of::<ClaimTimestamps>() == 12);
 
-impl ClaimStamps {
+impl ClaimTimestamps {
     /// Stamps of a claim that is reserved for at most `reserve_ms`.
     #[inline]
     pub fn reserved(created_at_ms: Option<Millis>, reserve_ms: u32) -> Self {
-        let created = Millis48::new(created_at_ms.unwrap_or(0));
-        Self { created, reserve_or_activated: Millis48::new(reserve_ms.into()) }
+        let created = CompactMillis::new(created_at_ms.unwrap_or(0));
+        Self { created, reserve_or_activated: CompactMillis::new(reserve_ms.into()) }
     }
 
     /// Stamps of a claim that is not reserved, or not any more.
     #[inline]
-    pub fn begun(times: ClaimTimes) -> Self {
-        let kept = |at_ms: Option<Millis>| Millis48::new(at_ms.unwrap_or(0));
+    pub fn started(times: ClaimTimes) -> Self {
+        let kept = |at_ms: Option<Millis>| CompactMillis::new(at_ms.unwrap_or(0));
         Self { created: kept(times.created_at_ms()), reserve_or_activated: kept(times.activated_at_ms()) }
     }
 
     /// Stamps of a claim that is active from the moment at which it is created.
     #[inline]
     pub fn active(created_at_ms: Millis) -> Self {
-        let created = Millis48::new(created_at_ms);
+        let created = CompactMillis::new(created_at_ms);
         Self { created, reserve_or_activated: created }
     }
 
@@ -78,7 +78,7 @@ impl ClaimStamps {
     /// Ends the reservation: the claim became active at `activated_at_ms`, or never does.
     #[inline]
     pub fn end_reservation(&mut self, activated_at_ms: Option<Millis>) {
-        self.reserve_or_activated = Millis48::new(activated_at_ms.unwrap_or(0));
+        self.reserve_or_activated = CompactMillis::new(activated_at_ms.unwrap_or(0));
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn c16_times_of_a_claim_are_kept_to_the_millisecond() {
         let (created, activated) = (Some(1_795_367_775_325), Some(MILLIS_MAX));
-        let mut stamps = ClaimStamps::reserved(created, u32::MAX);
+        let mut stamps = ClaimTimestamps::reserved(created, u32::MAX);
         assert_eq!(
             (stamps.reserve_ms(ClaimState::Reserved), stamps.times(ClaimState::Reserved)),
             (u32::MAX, ClaimTimes::new(created, None))
@@ -97,11 +97,11 @@ mod tests {
         stamps.end_reservation(activated);
         assert_eq!(stamps.times(ClaimState::Active), ClaimTimes::new(created, activated));
         let larger = ClaimTimes::new(created, Some(Millis::MAX));
-        assert_eq!(stamps, ClaimStamps::begun(larger), "what is larger is the largest");
+        assert_eq!(stamps, ClaimTimestamps::started(larger), "what is larger is the largest");
         stamps.end_reservation(None);
         assert_eq!(stamps.times(ClaimState::Active), ClaimTimes::new(created, None));
         assert_eq!(
-            ClaimStamps::begun(ClaimTimes::default()).times(ClaimState::Active),
+            ClaimTimestamps::started(ClaimTimes::default()).times(ClaimState::Active),
             ClaimTimes::default(),
             "not known is not 0"
         );

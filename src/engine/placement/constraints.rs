@@ -6,58 +6,58 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::model::GangRef;
-use crate::model::label_selector::Selector;
-use crate::model::{Capacity, ClaimSpec, Resources, WorkerId, WorkerSpec};
+use crate::model::label_selector::LabelSelector;
+use crate::model::{ClaimSpec, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec};
 
 /// What a worker must be for a claim to take it.
 #[derive(Debug, Clone, Default)]
-pub struct Wants {
+pub struct PlacementConstraints {
     /// Its labels pass this.
-    pub selector: Option<Arc<Selector>>,
+    pub selector: Option<Arc<LabelSelector>>,
     /// It is on one of these nodes; empty: on any, or on none.
-    pub nodes: Nodes,
+    pub nodes: NodeSet,
     /// It is this very one.
     pub worker: Option<WorkerId>,
     /// What the claim keeps of its request; its worker has at least these resources.
     pub spec: Option<Arc<ClaimSpec>>,
     /// Which workers it prefers by their cards: of those that would do, only these.
-    pub cards: CardFilter,
+    pub gpus: GpuFilter,
     /// It is granted as a member of this gang only.
     pub gang: Option<GangRef>,
     /// A claim that is held already is this request's only if it asked for the same resources.
-    pub must_match: bool,
+    pub require_same_resources: bool,
 }
 
 /// Which workers a claim looks at, by their cards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum CardFilter {
+pub enum GpuFilter {
     /// Whatever its resources ask for.
     #[default]
     Any,
     /// Those without cards.
-    Without,
+    NoGpus,
     /// Those with cards of this model.
-    Only(Arc<str>),
+    Model(Arc<str>),
 }
 
-impl CardFilter {
-    fn passes(&self, capacity: &Capacity) -> bool {
+impl GpuFilter {
+    fn passes(&self, capacity: &WorkerCapacity) -> bool {
         match self {
             Self::Any => true,
-            Self::Without => capacity.gpu.is_none(),
-            Self::Only(model) => capacity.gpu.as_ref().is_some_and(|gpu| gpu.model == *model),
+            Self::NoGpus => capacity.gpu.is_none(),
+            Self::Model(model) => capacity.gpu.as_ref().is_some_and(|gpu| gpu.model == *model),
         }
     }
 }
 
-impl Wants {
+impl PlacementConstraints {
     /// Whether any idle worker will do.
     #[must_use]
-    pub fn any_worker(&self) -> bool {
+    pub fn is_unconstrained(&self) -> bool {
         self.selector.is_none()
             && self.nodes.is_empty()
             && self.worker.is_none()
-            && self.cards == CardFilter::Any
+            && self.gpus == GpuFilter::Any
             && !self.needs_resources()
     }
 
@@ -70,37 +70,37 @@ impl Wants {
     /// Whether the worker may hold the claim, room aside: it is one of those that were asked for.
     #[must_use]
     pub fn allows(&self, worker: &WorkerSpec) -> bool {
-        self.nodes.allows(worker.node.as_deref()) && self.allows_but_node(worker)
+        self.nodes.allows(worker.node.as_deref()) && self.allows_ignoring_node(worker)
     }
 
     /// Whether the worker, if idle, may be taken.
     #[must_use]
     pub fn fits(&self, worker: &WorkerSpec) -> bool {
-        self.is_large(&worker.capacity) && self.allows(worker)
+        self.is_large_enough(&worker.capacity) && self.allows(worker)
     }
 
     /// The same, wherever it is.
     #[must_use]
-    pub fn fits_but_node(&self, worker: &WorkerSpec) -> bool {
-        self.is_large(&worker.capacity) && self.allows_but_node(worker)
+    pub fn fits_ignoring_node(&self, worker: &WorkerSpec) -> bool {
+        self.is_large_enough(&worker.capacity) && self.allows_ignoring_node(worker)
     }
 
     /// Whether a claim that keeps this of its request may be this request's.
     #[must_use]
     pub fn matches(&self, held: Option<&ClaimSpec>) -> bool {
-        let nothing = Resources::default();
+        let nothing = ResourceRequirements::default();
         let held = held.map_or(&nothing, |spec| &spec.resources);
-        !self.must_match || *held == *self.spec.as_deref().map_or(&nothing, |spec| &spec.resources)
+        !self.require_same_resources || *held == *self.spec.as_deref().map_or(&nothing, |spec| &spec.resources)
     }
 
     /// Whether a worker of this capacity is large enough.
     #[must_use]
-    pub fn is_large(&self, capacity: &Capacity) -> bool {
-        self.cards.passes(capacity) && self.spec.as_ref().is_none_or(|spec| spec.resources.fit_in(capacity))
+    pub fn is_large_enough(&self, capacity: &WorkerCapacity) -> bool {
+        self.gpus.passes(capacity) && self.spec.as_ref().is_none_or(|spec| spec.resources.fits_in(capacity))
     }
 
     /// The same, wherever it is.
-    pub(in crate::engine) fn allows_but_node(&self, worker: &WorkerSpec) -> bool {
+    pub(in crate::engine) fn allows_ignoring_node(&self, worker: &WorkerSpec) -> bool {
         self.worker.as_ref().is_none_or(|id| *id == worker.id)
             && self.selector.as_ref().is_none_or(|selector| selector.matches(&worker.labels))
     }
@@ -108,9 +108,9 @@ impl Wants {
 
 /// A set of nodes, by hash, so that most workers are told apart without a look at a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Nodes(Box<[(u64, Arc<str>)]>);
+pub struct NodeSet(Box<[(u64, Arc<str>)]>);
 
-impl Nodes {
+impl NodeSet {
     /// Of these names.
     pub fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {
         let mut nodes: Vec<_> = names.into_iter().map(|name| (node_hash(Some(&name)), name)).collect();
@@ -143,7 +143,7 @@ impl Nodes {
 
     /// Those of them that are also in `other`; all, if `other` restricts nothing.
     #[must_use]
-    pub fn within(&self, other: &Self) -> Self {
+    pub fn intersection(&self, other: &Self) -> Self {
         Self(self.0.iter().filter(|(_, name)| other.allows(Some(name))).cloned().collect())
     }
 }
@@ -155,13 +155,13 @@ pub(in crate::engine) fn node_hash(node: Option<&str>) -> u64 {
 
 /// Why no worker of the shard was taken by a claim that asked for more than room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoFit {
+pub enum PlacementFailure {
     /// None that it allows is idle and large enough.
     Busy,
     /// One is idle and large enough, but on another node.
-    Node,
+    OtherNode,
     /// The one that it names is here and too small.
-    Small,
+    TooSmall,
     /// The one that it names is not here.
-    Unknown,
+    UnknownWorker,
 }

@@ -10,7 +10,7 @@
 
 use std::cell::Cell;
 
-use super::idle_queue::scatter;
+use super::idle_queue::splitmix64;
 use crate::engine::NIL;
 use crate::model::Millis;
 
@@ -18,7 +18,7 @@ use crate::model::Millis;
 pub const NEVER: Millis = Millis::MAX;
 
 #[derive(Debug, Clone, Copy)]
-struct Node {
+struct ExpiryNode {
     key: u64,
     ends_ms: Millis,
     /// Latest end of this worker and those below.
@@ -29,7 +29,7 @@ struct Node {
     size: u32,
 }
 
-impl Node {
+impl ExpiryNode {
     /// Of a worker that stands in no tree.
     const fn outside(ends_ms: Millis) -> Self {
         Self { key: 0, ends_ms, latest_ms: 0, left: NIL, right: NIL, size: 0 }
@@ -38,8 +38,8 @@ impl Node {
 
 /// Ends of workers, and the nodes of all trees.
 #[derive(Debug, Default)]
-pub struct Expiries {
-    nodes: Vec<Node>,
+pub struct ExpiryForest {
+    nodes: Vec<ExpiryNode>,
     /// Nodes that searches looked at.
     steps: Cell<u64>,
 }
@@ -64,14 +64,14 @@ impl ExpiryTree {
 
 /// Direction of a search through a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SearchFrom {
+pub enum SearchDirection {
     /// From the least key on.
-    First,
+    Ascending,
     /// From the greatest key on.
-    Last,
+    Descending,
 }
 
-impl Expiries {
+impl ExpiryForest {
     /// End of a worker, in a tree or not; [`NEVER`]: it has none.
     #[inline]
     pub fn ends_ms(&self, at: u32) -> Millis {
@@ -84,7 +84,7 @@ impl Expiries {
     }
 
     /// Whether the worker lives beyond `until_ms`.
-    pub fn lasts(&self, at: u32, until_ms: Millis) -> bool {
+    pub fn outlives(&self, at: u32, until_ms: Millis) -> bool {
         self.ends_ms(at) > until_ms
     }
 
@@ -93,7 +93,7 @@ impl Expiries {
         if self.ends_ms(at) == ends_ms {
             return;
         }
-        self.reach(at);
+        self.ensure_node(at);
         assert_eq!(self.nodes[at as usize].size, 0, "Q1: only the end of a worker outside of all trees changes");
         self.nodes[at as usize].ends_ms = ends_ms;
     }
@@ -114,24 +114,24 @@ impl Expiries {
     }
 
     pub fn insert(&mut self, tree: &mut ExpiryTree, at: u32, key: u64) {
-        self.reach(at);
+        self.ensure_node(at);
         let node = &mut self.nodes[at as usize];
         assert_eq!(node.size, 0, "Q1: a worker stands in one tree at most");
-        *node = Node { key, latest_ms: node.ends_ms, size: 1, ..Node::outside(node.ends_ms) };
+        *node = ExpiryNode { key, latest_ms: node.ends_ms, size: 1, ..ExpiryNode::outside(node.ends_ms) };
         tree.root = self.insert_below(tree.root, at);
     }
 
     /// Takes a worker out, which must be in the tree.
     pub fn remove(&mut self, tree: &mut ExpiryTree, at: u32) {
         tree.root = self.remove_below(tree.root, at);
-        self.nodes[at as usize] = Node::outside(self.nodes[at as usize].ends_ms);
+        self.nodes[at as usize] = ExpiryNode::outside(self.nodes[at as usize].ends_ms);
     }
 
     /// The first worker from one side that lives beyond `until_ms` and passes.
     pub fn find(
         &self,
         tree: ExpiryTree,
-        from: SearchFrom,
+        from: SearchDirection,
         until_ms: Millis,
         passes: &mut impl FnMut(u32) -> bool,
     ) -> Option<u32> {
@@ -139,7 +139,7 @@ impl Expiries {
     }
 
     /// How many workers of a tree whose keys are their ends live beyond `until_ms`.
-    pub fn count_by_end(&self, tree: ExpiryTree, until_ms: Millis) -> usize {
+    pub fn count_outliving(&self, tree: ExpiryTree, until_ms: Millis) -> usize {
         let (mut at, mut count) = (tree.root, 0);
         while let Some(node) = self.node(at) {
             if node.ends_ms > until_ms {
@@ -178,7 +178,7 @@ impl Expiries {
     pub fn first(&self, tree: ExpiryTree, limit: usize) -> Vec<u32> {
         let mut first = Vec::with_capacity(self.len(tree).min(limit));
         if limit > 0 {
-            self.find(tree, SearchFrom::First, 0, &mut |at| {
+            self.find(tree, SearchDirection::Ascending, 0, &mut |at| {
                 first.push(at);
                 first.len() == limit
             });
@@ -217,15 +217,15 @@ impl Expiries {
         Ok(())
     }
 
-    fn node(&self, at: u32) -> Option<&Node> {
+    fn node(&self, at: u32) -> Option<&ExpiryNode> {
         let node = self.nodes.get(at as usize)?;
         self.count_step();
         Some(node)
     }
 
-    fn reach(&mut self, at: u32) {
+    fn ensure_node(&mut self, at: u32) {
         if self.nodes.len() <= at as usize {
-            self.nodes.resize(at as usize + 1, Node::outside(NEVER));
+            self.nodes.resize(at as usize + 1, ExpiryNode::outside(NEVER));
         }
     }
 
@@ -237,13 +237,13 @@ impl Expiries {
         (self.nodes[one as usize].key, one) < (self.nodes[two as usize].key, two)
     }
 
-    fn pull(&mut self, at: u32) {
+    fn recompute(&mut self, at: u32) {
         let mut node = self.nodes[at as usize];
         self.pull_node(&mut node);
         self.nodes[at as usize] = node;
     }
 
-    fn pull_node(&self, node: &mut Node) {
+    fn pull_node(&self, node: &mut ExpiryNode) {
         let latest = |at: u32| self.nodes.get(at as usize).map_or(0, |node| node.latest_ms);
         node.size = self.size(node.left) + self.size(node.right) + 1;
         node.latest_ms = node.ends_ms.max(latest(node.left)).max(latest(node.right));
@@ -256,7 +256,7 @@ impl Expiries {
         if priority(at) > priority(root) {
             let (left, right) = self.split(root, at);
             (self.nodes[at as usize].left, self.nodes[at as usize].right) = (left, right);
-            self.pull(at);
+            self.recompute(at);
             return at;
         }
         if self.is_before(at, root) {
@@ -264,7 +264,7 @@ impl Expiries {
         } else {
             self.nodes[root as usize].right = self.insert_below(self.nodes[root as usize].right, at);
         }
-        self.pull(root);
+        self.recompute(root);
         root
     }
 
@@ -282,7 +282,7 @@ impl Expiries {
             self.nodes[root as usize].right = left;
             (root, right)
         };
-        self.pull(root);
+        self.recompute(root);
         halves
     }
 
@@ -296,7 +296,7 @@ impl Expiries {
         } else {
             self.nodes[root as usize].right = self.remove_below(self.nodes[root as usize].right, at);
         }
-        self.pull(root);
+        self.recompute(root);
         root
     }
 
@@ -307,11 +307,11 @@ impl Expiries {
         }
         if priority(left) > priority(right) {
             self.nodes[left as usize].right = self.merge(self.nodes[left as usize].right, right);
-            self.pull(left);
+            self.recompute(left);
             left
         } else {
             self.nodes[right as usize].left = self.merge(left, self.nodes[right as usize].left);
-            self.pull(right);
+            self.recompute(right);
             right
         }
     }
@@ -319,14 +319,14 @@ impl Expiries {
     fn find_below(
         &self,
         at: u32,
-        from: SearchFrom,
+        from: SearchDirection,
         until_ms: Millis,
         passes: &mut impl FnMut(u32) -> bool,
     ) -> Option<u32> {
         let node = self.node(at).filter(|node| node.latest_ms > until_ms)?;
         let (near, far) = match from {
-            SearchFrom::First => (node.left, node.right),
-            SearchFrom::Last => (node.right, node.left),
+            SearchDirection::Ascending => (node.left, node.right),
+            SearchDirection::Descending => (node.right, node.left),
         };
         self.find_below(near, from, until_ms, passes)
             .or_else(|| (node.ends_ms > until_ms && passes(at)).then_some(at))
@@ -335,7 +335,7 @@ impl Expiries {
 }
 
 fn priority(at: u32) -> u64 {
-    scatter(at.into())
+    splitmix64(at.into())
 }
 
 #[cfg(test)]
@@ -349,7 +349,7 @@ mod tests {
         fn c11_trees_find_what_a_look_at_every_worker_would(
             ops in prop::collection::vec((0..40_u32, 0..2_usize, 0..30_u64, 1..20_u64, any::<bool>()), 1..200),
         ) {
-            let mut expiries = Expiries::default();
+            let mut expiries = ExpiryForest::default();
             let mut trees = [ExpiryTree::default(); 2];
             // By tree: key, worker, end.
             let mut oracle: [Vec<(u64, u32, u64)>; 2] = Default::default();
@@ -376,14 +376,14 @@ mod tests {
                     for until_ms in [0, 5, 19, 20] {
                         let passing = || of.iter().filter(|&&(_, at, ends_ms)| ends_ms > until_ms && at % 3 > 0);
                         let find = |from| expiries.find(tree, from, until_ms, &mut |at| at % 3 > 0);
-                        prop_assert_eq!(find(SearchFrom::First), passing().next().map(|&(_, at, _)| at));
-                        prop_assert_eq!(find(SearchFrom::Last), passing().next_back().map(|&(_, at, _)| at));
+                        prop_assert_eq!(find(SearchDirection::Ascending), passing().next().map(|&(_, at, _)| at));
+                        prop_assert_eq!(find(SearchDirection::Descending), passing().next_back().map(|&(_, at, _)| at));
                     }
                 }
                 for until_ms in [0, 5, 19, 20] {
                     let lasting: Vec<u32> =
                         oracle[0].iter().filter(|&&(.., ends_ms)| ends_ms > until_ms).map(|&(_, at, _)| at).collect();
-                    prop_assert_eq!(expiries.count_by_end(trees[0], until_ms), lasting.len());
+                    prop_assert_eq!(expiries.count_outliving(trees[0], until_ms), lasting.len());
                     for (nth, at) in lasting.iter().rev().enumerate() {
                         prop_assert_eq!(expiries.nth_last(trees[0], nth), Some(*at));
                     }

@@ -10,7 +10,7 @@
 //! ([`super::expiries`]); a claim compares that one with the first of the list, by when they became idle. So does a worker that
 //! comes into the middle of the order. A pool whose workers never end has an empty tree, and looks at the list alone.
 //!
-//! Claims that ask for certain workers are served by [`super::worker_class`], which holds the same workers once more, by shape.
+//! Claims that ask for certain workers are served by [`super::idle_classes`], which holds the same workers once more, by shape.
 //!
 //! Whether a worker may be offered at all is not decided here: whoever owns its state calls [`Idle::push`] when it may
 //! and [`Idle::remove`] when it may not, at most one after the other, and nothing else makes a worker idle.
@@ -18,54 +18,54 @@
 //! Example: policy `lifo`, idle from oldest to newest `a(x) b(y) c(x)`. A claim with affinity `y` takes `b`, though
 //! `c` is newer; one with affinity `z` takes `c`; one with `x` takes `c`, the most recent of its bucket.
 
-use super::constraints::Wants;
-use super::expiries::{Expiries, ExpiryTree, NEVER, SearchFrom};
-use super::worker_class::Shapes;
+use super::constraints::PlacementConstraints;
+use super::expiries::{ExpiryForest, ExpiryTree, NEVER, SearchDirection};
+use super::idle_classes::IdleClasses;
 use crate::engine::NIL;
 use crate::engine::workers::Worker;
-use crate::model::{Fence, Millis, Policy, Seq};
+use crate::model::{Fence, Millis, PlacementPolicy, Seq};
 
 /// Entries of a warm bucket that are looked at before the policy decides.
-const WARM_LOOKS: usize = 8;
+const WARM_SCAN_MAX: usize = 8;
 const BUCKETS_MIN: usize = 64;
 
 /// The idle workers of a shard.
 #[derive(Debug)]
-pub struct Idle {
-    policy: Policy,
+pub struct IdleQueue {
+    policy: PlacementPolicy,
     len: usize,
     /// Newest and oldest of the list.
     head: u32,
     tail: u32,
     /// With policy `random`, in place of the list: in no order.
-    any: Vec<u32>,
+    unordered: Vec<u32>,
     /// Ends of all workers, idle or not.
-    expiries: Expiries,
+    expiries: ExpiryForest,
     /// Idle workers that stand in neither list nor vector ([`order_key`]).
-    ending: ExpiryTree,
+    expiring: ExpiryTree,
     /// Most recent idle worker by affinity; a power of two.
-    warm: Vec<u32>,
+    warm_buckets: Vec<u32>,
     /// The same workers by shape, once a claim has asked for certain ones.
-    shapes: Option<Box<Shapes>>,
+    shapes: Option<Box<IdleClasses>>,
 }
 
-impl Idle {
-    pub fn new(policy: Policy) -> Self {
+impl IdleQueue {
+    pub fn new(policy: PlacementPolicy) -> Self {
         Self {
             policy,
             len: 0,
             head: NIL,
             tail: NIL,
-            any: Vec::new(),
-            expiries: Expiries::default(),
-            ending: ExpiryTree::default(),
-            warm: vec![NIL; BUCKETS_MIN],
+            unordered: Vec::new(),
+            expiries: ExpiryForest::default(),
+            expiring: ExpiryTree::default(),
+            warm_buckets: vec![NIL; BUCKETS_MIN],
             shapes: None,
         }
     }
 
     /// Begins anew under another policy, with no idle workers. Ends of life are kept.
-    pub fn reset(&mut self, policy: Policy) {
+    pub fn reset(&mut self, policy: PlacementPolicy) {
         assert_eq!(self.len, 0, "Q1: a queue that begins anew is empty");
         let expiries = std::mem::take(&mut self.expiries);
         *self = Self { expiries, ..Self::new(policy) };
@@ -93,9 +93,9 @@ impl Idle {
         let ends_ms = self.expiries.ends_ms(at);
         if ends_ms != NEVER {
             self.enter_tree(workers, at);
-        } else if self.policy == Policy::Random {
-            workers[at as usize].idle_prev = self.any.len() as u32;
-            self.any.push(at);
+        } else if self.policy == PlacementPolicy::Random {
+            workers[at as usize].idle_prev = self.unordered.len() as u32;
+            self.unordered.push(at);
         } else {
             workers[at as usize].idle_prev = NIL;
             workers[at as usize].idle_next = self.head;
@@ -124,13 +124,13 @@ impl Idle {
         self.expiries.set_ends_ms(at, ends_ms);
         self.enter_tree(workers, at);
         if let Some(shapes) = &mut self.shapes {
-            shapes.renew(workers, at, ends_ms);
+            shapes.reindex(workers, at, ends_ms);
         }
     }
 
     fn enter_tree(&mut self, workers: &[Worker], at: u32) {
         let key = order_key(self.policy, workers[at as usize].idle_seq, self.expiries.ends_ms(at));
-        self.expiries.insert(&mut self.ending, at, key);
+        self.expiries.insert(&mut self.expiring, at, key);
     }
 
     /// The worker that a claim with this affinity takes which needs it until `until_ms`: looks only, takes nothing.
@@ -138,15 +138,15 @@ impl Idle {
         if self.len == 0 {
             return None;
         }
-        if !self.ending.is_empty() {
+        if !self.expiring.is_empty() {
             return self.pick_lasting(workers, affinity, fence, until_ms);
         }
         if let Some(at) = self.warmest(workers, affinity, |_, _| true) {
             return Some(at);
         }
         Some(match self.policy {
-            Policy::Fifo => self.tail,
-            Policy::Random => self.any[(scatter(fence) % self.any.len() as u64) as usize],
+            PlacementPolicy::Fifo => self.tail,
+            PlacementPolicy::Random => self.unordered[(splitmix64(fence) % self.unordered.len() as u64) as usize],
             _ => self.head,
         })
     }
@@ -154,21 +154,26 @@ impl Idle {
     /// The same where some idle workers stand in the tree.
     #[cold]
     fn pick_lasting(&self, workers: &[Worker], affinity: u64, fence: Fence, until_ms: Millis) -> Option<u32> {
-        if let Some(at) = self.warmest(workers, affinity, |at, _| self.expiries.lasts(at, until_ms)) {
+        if let Some(at) = self.warmest(workers, affinity, |at, _| self.expiries.outlives(at, until_ms)) {
             return Some(at);
         }
-        let ending = |from| self.expiries.find(self.ending, from, until_ms, &mut |_| true);
+        let ending = |from| self.expiries.find(self.expiring, from, until_ms, &mut |_| true);
         let listed = |at: u32| Some(at).filter(|&at| at != NIL);
         let idle_seq = |at: &u32| workers[*at as usize].idle_seq;
         match self.policy {
-            Policy::Fifo => listed(self.tail).into_iter().chain(ending(SearchFrom::First)).min_by_key(idle_seq),
-            Policy::Random => {
-                let lasting = self.expiries.count_by_end(self.ending, until_ms);
-                let all = (self.any.len() + lasting) as u64;
-                let nth = scatter(fence).checked_rem(all)? as usize;
-                self.any.get(nth).copied().or_else(|| self.expiries.nth_last(self.ending, nth - self.any.len()))
+            PlacementPolicy::Fifo => {
+                listed(self.tail).into_iter().chain(ending(SearchDirection::Ascending)).min_by_key(idle_seq)
             }
-            _ => listed(self.head).into_iter().chain(ending(SearchFrom::Last)).max_by_key(idle_seq),
+            PlacementPolicy::Random => {
+                let lasting = self.expiries.count_outliving(self.expiring, until_ms);
+                let all = (self.unordered.len() + lasting) as u64;
+                let nth = splitmix64(fence).checked_rem(all)? as usize;
+                self.unordered
+                    .get(nth)
+                    .copied()
+                    .or_else(|| self.expiries.nth_last(self.expiring, nth - self.unordered.len()))
+            }
+            _ => listed(self.head).into_iter().chain(ending(SearchDirection::Descending)).max_by_key(idle_seq),
         }
     }
 
@@ -178,24 +183,24 @@ impl Idle {
     pub fn select(
         &mut self,
         workers: &[Worker],
-        wants: &Wants,
+        wants: &PlacementConstraints,
         affinity: u64,
         fence: Fence,
         until_ms: Millis,
     ) -> Option<u32> {
-        let may = |at, worker: &Worker| self.expiries.lasts(at, until_ms) && wants.fits(&worker.card().spec);
+        let may = |at, worker: &Worker| self.expiries.outlives(at, until_ms) && wants.fits(&worker.registration().spec);
         let warm = self.warmest(workers, affinity, may);
         warm.or_else(|| self.shapes(workers).pick(workers, wants, fence, until_ms))
     }
 
     /// Whether an idle worker that lives beyond `until_ms` would fit if it were on another node.
-    pub fn fits_but_node(&mut self, workers: &[Worker], wants: &Wants, until_ms: Millis) -> bool {
-        self.shapes(workers).fits_but_node(workers, wants, until_ms)
+    pub fn fits_ignoring_node(&mut self, workers: &[Worker], wants: &PlacementConstraints, until_ms: Millis) -> bool {
+        self.shapes(workers).fits_ignoring_node(workers, wants, until_ms)
     }
 
-    fn shapes(&mut self, workers: &[Worker]) -> &Shapes {
+    fn shapes(&mut self, workers: &[Worker]) -> &IdleClasses {
         if self.shapes.is_none() {
-            let mut shapes = Shapes::new(self.policy);
+            let mut shapes = IdleClasses::new(self.policy);
             for at in self.oldest_first(workers) {
                 shapes.push(workers, at, self.expiries.ends_ms(at));
             }
@@ -205,9 +210,9 @@ impl Idle {
     }
 
     /// The registration of a worker has changed. If it is idle, it keeps its place.
-    pub fn renew(&mut self, workers: &[Worker], at: u32) {
+    pub fn reindex(&mut self, workers: &[Worker], at: u32) {
         if let Some(shapes) = &mut self.shapes {
-            shapes.renew(workers, at, self.expiries.ends_ms(at));
+            shapes.reindex(workers, at, self.expiries.ends_ms(at));
         }
     }
 
@@ -229,7 +234,7 @@ impl Idle {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, workers: &[Worker]) -> Result<(), String> {
-        self.expiries.check(self.ending)?;
+        self.expiries.check(self.expiring)?;
         self.shapes.as_ref().map_or(Ok(()), |shapes| shapes.check(workers, &self.expiries))
     }
 
@@ -249,13 +254,13 @@ impl Idle {
     #[inline(always)]
     fn leave_order(&mut self, workers: &mut [Worker], at: u32) {
         if self.expiries.contains(at) {
-            return self.expiries.remove(&mut self.ending, at);
+            return self.expiries.remove(&mut self.expiring, at);
         }
         let worker = &workers[at as usize];
         let (prev, next) = (worker.idle_prev, worker.idle_next);
-        if self.policy == Policy::Random {
-            self.any.swap_remove(prev as usize);
-            if let Some(&moved) = self.any.get(prev as usize) {
+        if self.policy == PlacementPolicy::Random {
+            self.unordered.swap_remove(prev as usize);
+            if let Some(&moved) = self.unordered.get(prev as usize) {
                 workers[moved as usize].idle_prev = prev;
             }
         } else {
@@ -271,11 +276,11 @@ impl Idle {
     }
 
     /// Keeps as many buckets as there are workers, so that a bucket is short. Called when workers are added.
-    pub fn grow(&mut self, workers: &mut [Worker]) {
-        if workers.len() <= self.warm.len() {
+    pub fn resize_buckets(&mut self, workers: &mut [Worker]) {
+        if workers.len() <= self.warm_buckets.len() {
             return;
         }
-        self.warm = vec![NIL; workers.len().next_power_of_two()];
+        self.warm_buckets = vec![NIL; workers.len().next_power_of_two()];
         for at in self.oldest_first(workers) {
             self.warm_push(workers, at);
         }
@@ -291,10 +296,10 @@ impl Idle {
         let next = |&at: &u32| Some(workers[at as usize].idle_prev).filter(|&at| at != NIL);
         let listed = std::iter::successors(Some(self.tail).filter(|&at| at != NIL), next);
         // Of list and vector one is empty.
-        let mut oldest: Vec<u32> = listed.chain(self.any.iter().copied()).take(limit).collect();
-        if !self.ending.is_empty() {
-            oldest.extend(self.expiries.first(self.ending, limit));
-            if self.policy != Policy::Random {
+        let mut oldest: Vec<u32> = listed.chain(self.unordered.iter().copied()).take(limit).collect();
+        if !self.expiring.is_empty() {
+            oldest.extend(self.expiries.first(self.expiring, limit));
+            if self.policy != PlacementPolicy::Random {
                 oldest.sort_unstable_by_key(|&at| (workers[at as usize].idle_seq, at));
             }
             oldest.truncate(limit);
@@ -303,18 +308,18 @@ impl Idle {
     }
 
     /// Head of the bucket of this affinity, whatever it is.
-    pub fn peek(&self, affinity: u64) -> u32 {
-        self.warm[self.bucket(affinity)]
+    pub fn warm_head(&self, affinity: u64) -> u32 {
+        self.warm_buckets[self.bucket(affinity)]
     }
 
     fn bucket(&self, affinity: u64) -> usize {
-        affinity as usize & (self.warm.len() - 1)
+        affinity as usize & (self.warm_buckets.len() - 1)
     }
 
     fn warmest(&self, workers: &[Worker], affinity: u64, may: impl Fn(u32, &Worker) -> bool) -> Option<u32> {
         let next = |&at: &u32| Some(workers[at as usize].warm_next).filter(|&at| at != NIL);
-        std::iter::successors(Some(self.warm[self.bucket(affinity)]).filter(|&at| at != NIL), next)
-            .take(WARM_LOOKS)
+        std::iter::successors(Some(self.warm_buckets[self.bucket(affinity)]).filter(|&at| at != NIL), next)
+            .take(WARM_SCAN_MAX)
             .find(|&at| workers[at as usize].affinity == affinity && may(at, &workers[at as usize]))
     }
 
@@ -324,7 +329,7 @@ impl Idle {
             return;
         }
         let bucket = self.bucket(affinity);
-        let next = std::mem::replace(&mut self.warm[bucket], at);
+        let next = std::mem::replace(&mut self.warm_buckets[bucket], at);
         workers[at as usize].warm_prev = NIL;
         workers[at as usize].warm_next = next;
         if next != NIL {
@@ -339,7 +344,7 @@ impl Idle {
         }
         let (prev, next, bucket) = (worker.warm_prev, worker.warm_next, self.bucket(worker.affinity));
         match prev {
-            NIL => self.warm[bucket] = next,
+            NIL => self.warm_buckets[bucket] = next,
             prev => workers[prev as usize].warm_next = next,
         }
         if next != NIL {
@@ -350,12 +355,12 @@ impl Idle {
 
 /// Key of a worker in a tree of idle ones: with policy `random` its end, so that those that live for long enough are counted
 /// without a look at each; else the number by which it became idle.
-pub(in crate::engine) const fn order_key(policy: Policy, idle_seq: Seq, ends_ms: Millis) -> u64 {
-    if matches!(policy, Policy::Random) { ends_ms } else { idle_seq }
+pub(in crate::engine) const fn order_key(policy: PlacementPolicy, idle_seq: Seq, ends_ms: Millis) -> u64 {
+    if matches!(policy, PlacementPolicy::Random) { ends_ms } else { idle_seq }
 }
 
 /// Spreads a fence over 64 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
-pub(in crate::engine) const fn scatter(fence: Fence) -> u64 {
+pub(in crate::engine) const fn splitmix64(fence: Fence) -> u64 {
     let mut x = fence.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

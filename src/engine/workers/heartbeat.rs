@@ -23,11 +23,11 @@ use smallvec::SmallVec;
 
 use super::conditions::notes;
 use crate::engine::NIL;
-use crate::engine::claims::timestamps::ClaimStamps;
-use crate::engine::claims::{Claim, Disclosed};
-use crate::engine::effect::{Answer, Effect, End, Grant};
-use crate::engine::event::{Heartbeat, Named, Place};
-use crate::engine::shard::{Shard, term};
+use crate::engine::claims::timestamps::ClaimTimestamps;
+use crate::engine::claims::{Claim, DisclosureFlags};
+use crate::engine::effect::{ClaimGrant, Effect, EndReason, EngineReply};
+use crate::engine::event::{ClaimHandle, HeartbeatReport, ReportedClaim};
+use crate::engine::shard::{Shard, saturating_millis};
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimId, ClaimState, ClaimTimes, Fence, Millis, WorkerId};
 
@@ -35,232 +35,236 @@ impl Shard {
     pub(in crate::engine) fn heartbeat<R>(
         &mut self,
         id: &WorkerId,
-        beat: Heartbeat,
+        beat: HeartbeatReport,
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
-    ) -> Answer {
+    ) -> EngineReply {
         let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
-            return Answer::UnknownWorker;
+            return EngineReply::UnknownWorker;
         };
-        let known = self.workers.card(at).spec.incarnation;
+        let known = self.workers.registration(at).spec.incarnation;
         if beat.incarnation < known {
-            return Answer::StaleIncarnation { known, deleted: false };
+            return EngineReply::StaleIncarnation { known, deleted: false };
         }
         if beat.incarnation > known {
-            return Answer::UnknownIncarnation { known };
+            return EngineReply::UnknownIncarnation { known };
         }
-        self.counters.life.heartbeats += 1;
-        let last = self.lives.get(at).beat_seq;
+        self.counters.lifecycle.heartbeats += 1;
+        let last = self.liveness.get(at).heartbeat_seq;
         let late_for = last.filter(|&last| beat.seq.is_some_and(|seq| seq < last));
         let mut stop = Vec::new();
         if late_for.is_some() {
-            self.counters.life.late_heartbeats += 1;
+            self.counters.lifecycle.late_heartbeats += 1;
         } else {
-            self.lives.get_mut(at).beat_seq = beat.seq.or(last);
-            self.heard(at, beat.ttl_ms, now_ms);
+            self.liveness.get_mut(at).heartbeat_seq = beat.seq.or(last);
+            self.refresh_liveness(at, beat.ttl_ms, now_ms);
             if let Some(named) = beat.claims {
-                stop = self.word(at, named, beat.ttl_ms, now_ms, effects);
+                stop = self.reconcile_claims(at, named, beat.ttl_ms, now_ms, effects);
             }
         }
-        Answer::Heard { claims: self.announce(at), stop, late_for }
+        EngineReply::HeartbeatHandled { claims: self.disclose_held(at), stop, superseded_by: late_for }
     }
 
     /// Claims of the worker that answers have spoken of, which are told from then on. A grant that may still be rolled back
     /// is kept from the worker.
-    pub(in crate::engine) fn announce(&mut self, at: u32) -> Vec<(ClaimId, Grant)> {
-        let mut claims = self.look(at).claims;
-        claims.retain(|(_, grant)| self.is_answered(grant.place));
-        claims.iter().for_each(|(_, grant)| self.mark_spoken_of(grant.place));
+    pub(in crate::engine) fn disclose_held(&mut self, at: u32) -> Vec<(ClaimId, ClaimGrant)> {
+        let mut claims = self.worker_snapshot(at).claims;
+        claims.retain(|(_, grant)| self.is_reply_sent(grant.handle));
+        claims.iter().for_each(|(_, grant)| self.mark_referenced(grant.handle));
         claims
     }
 
     /// The worker, which may be silent for `ttl_ms`, says which claims it runs. Returns those that it has to stop.
-    pub(in crate::engine) fn word<R>(
+    pub(in crate::engine) fn reconcile_claims<R>(
         &mut self,
         at: u32,
-        named: Vec<Named>,
+        named: Vec<ReportedClaim>,
         ttl_ms: Millis,
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
-    ) -> Vec<Named> {
-        let mut held: SmallVec<[(Place, bool); 1]> =
-            self.places_on(at).into_iter().map(|place| (place, false)).collect();
+    ) -> Vec<ReportedClaim> {
+        let mut held: SmallVec<[(ClaimHandle, bool); 1]> =
+            self.handles_on(at).into_iter().map(|place| (place, false)).collect();
         // Few claims are looked through; many are found by their fences.
         held.sort_unstable_by_key(|(place, _)| place.fence);
         let (mut names_held, mut pending) = (false, false);
-        let mut stop: Vec<Named> = Vec::new();
+        let mut stop: Vec<ReportedClaim> = Vec::new();
         for name in named {
             let found = held.binary_search_by_key(&name.fence, |(place, _)| place.fence).ok();
             let found = found.filter(|&i| self.claims.get(held[i].0).is_some_and(|claim| claim.id == name.id));
             if let Some(i) = found {
                 (held[i].1, names_held) = (true, true);
-            } else if name.pending {
+            } else if name.predecessor_pending {
                 pending = true;
             } else {
                 stop.push(name);
             }
         }
-        let unvouched = self.workers.get(at).bars & unschedulable_bits::UNVOUCHED != 0;
-        let settled = !pending && self.settles_in(at, now_ms).is_none();
+        let unvouched = self.workers.get(at).unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
+        let settled = !pending && self.quarantine_left(at, now_ms).is_none();
         for (place, is_named) in held {
             if is_named {
-                self.named(place, now_ms);
+                self.mark_reported(place, now_ms);
             } else if unvouched && settled {
-                self.end(place, End::Missing, effects);
-                self.counters.life.missing += 1;
+                self.end_claim(place, EndReason::NotReported, effects);
+                self.counters.lifecycle.not_reported += 1;
             } else {
-                self.misses(place, ttl_ms, now_ms);
+                self.mark_unreported(place, ttl_ms, now_ms);
             }
         }
-        if !names_held && let Some(adopted) = self.adoptable(at, &stop) {
+        if !names_held && let Some(adopted) = self.newest_adoptable(at, &stop) {
             let name = stop.swap_remove(adopted);
             self.adopt(at, name, now_ms, effects);
         }
         let mut clear = 0;
         if settled {
-            clear |= unschedulable_bits::DISTRUST;
-            self.lives.get_mut(at).uncleaned = 0;
+            clear |= unschedulable_bits::UNTRUSTED;
+            self.liveness.get_mut(at).cleanup_timed_out = 0;
         }
         let set = if stop.is_empty() { 0 } else { unschedulable_bits::STOPPING };
-        self.counters.life.stops += stop.len() as u64;
-        self.bar(at, set, clear | (unschedulable_bits::STOPPING & !set));
-        if self.workers.get(at).notes & notes::OF_CLAIM != 0 {
+        self.counters.lifecycle.revocations += stop.len() as u64;
+        self.update_unschedulable(at, set, clear | (unschedulable_bits::STOPPING & !set));
+        if self.workers.get(at).lookup_flags & notes::CLAIM_NOTES != 0 {
             self.schedule(at);
         }
         stop
     }
 
     /// The worker runs the claim that it holds.
-    fn named(&mut self, place: Place, now_ms: Millis) {
-        if self.workers.get(place.worker).notes & notes::OF_CLAIM != 0 {
-            self.lives.get_mut(place.worker).missing.remove(&place.fence);
+    fn mark_reported(&mut self, place: ClaimHandle, now_ms: Millis) {
+        if self.workers.get(place.worker).lookup_flags & notes::CLAIM_NOTES != 0 {
+            self.liveness.get_mut(place.worker).unreported.remove(&place.fence);
         }
         let Some(claim) = self.claims.get_mut(place) else { return };
         claim.confirmed = true;
-        claim.disclosed.set_answered();
-        let first = !std::mem::replace(&mut claim.named, true);
+        claim.disclosure.set_reply_sent();
+        let first = !std::mem::replace(&mut claim.reported, true);
         if !self.activate(place, now_ms) && first {
-            self.touch(place.worker);
+            self.record_change(place.worker);
         }
     }
 
     /// The worker does not name the claim that it holds.
-    fn misses(&mut self, place: Place, ttl_ms: Millis, now_ms: Millis) {
+    fn mark_unreported(&mut self, place: ClaimHandle, ttl_ms: Millis, now_ms: Millis) {
         let Some(claim) = self.claims.get(place) else { return };
         // What is being cleaned is not run any more, what is reserved has its own deadline, and nobody can run what nobody
         // was told of: an item of a batch that is not answered yet, a member of a gang that is not committed.
-        if claim.state != ClaimState::Active || !claim.disclosed.is_answered() || self.is_provisional(place) {
+        if claim.state != ClaimState::Active || !claim.disclosure.is_reply_sent() || self.is_provisional(place) {
             return;
         }
         // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
-        let grace_ms = if claim.named { ttl_ms / 2 } else { self.rules.unnamed_ms };
+        let grace_ms = if claim.reported { ttl_ms / 2 } else { self.config.unnamed_ms };
         let due = now_ms + grace_ms;
-        let missing = &mut self.lives.get_mut(place.worker).missing;
+        let missing = &mut self.liveness.get_mut(place.worker).unreported;
         // The first list that leaves it out counts, and a time of the pool that was made shorter since.
         missing.entry(place.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((place, due));
-        self.workers.get_mut(place.worker).notes |= notes::OF_CLAIM;
+        self.workers.get_mut(place.worker).lookup_flags |= notes::CLAIM_NOTES;
     }
 
     /// The holder has spoken for a claim: its worker, if it never named it, has all the time for that anew.
-    pub(in crate::engine) fn spoken_for(&mut self, place: Place) {
-        let noted = self.workers.get(place.worker).notes & notes::OF_CLAIM != 0;
-        let unnamed = || self.claims.get(place).is_some_and(|claim| !claim.named);
-        if noted && unnamed() && self.lives.get_mut(place.worker).missing.remove(&place.fence).is_some() {
+    pub(in crate::engine) fn reset_report_grace(&mut self, place: ClaimHandle) {
+        let noted = self.workers.get(place.worker).lookup_flags & notes::CLAIM_NOTES != 0;
+        let unnamed = || self.claims.get(place).is_some_and(|claim| !claim.reported);
+        if noted && unnamed() && self.liveness.get_mut(place.worker).unreported.remove(&place.fence).is_some() {
             self.schedule(place.worker);
         }
     }
 
     /// Whether nothing that may has spoken for the worker yet, since a stop that may have lost claims.
     #[must_use]
-    pub fn is_unvouched(&self, id: &WorkerId) -> bool {
-        self.workers.find(id).is_some_and(|at| self.workers.get(at).bars & unschedulable_bits::UNVOUCHED != 0)
+    pub fn is_unverified(&self, id: &WorkerId) -> bool {
+        self.workers
+            .find(id)
+            .is_some_and(|at| self.workers.get(at).unschedulable_bits & unschedulable_bits::UNVERIFIED != 0)
     }
 
     /// Workers that may name lost claims and for which nothing that may has spoken yet.
     #[must_use]
-    pub const fn unvouched(&self) -> usize {
-        if self.shares.is_some() { 0 } else { self.barred.unvouched as usize }
+    pub const fn unverified(&self) -> usize {
+        if self.shared.is_some() { 0 } else { self.unschedulable.unverified as usize }
     }
 
     /// Whether the stop before the start may have lost claims that can be adopted; then how long one may still be started.
     #[must_use]
     pub fn may_have_lost(&self) -> Option<Millis> {
-        (self.shares.is_none() && self.head.memory).then_some(self.head.reserve_ms)
+        (self.shared.is_none() && self.header.memory_acks).then_some(self.header.reserve_ms)
     }
 
     /// Whether a claim with this fence, named by the worker, may be one whose record was lost. In a shared pool none may:
     /// nobody knows how much of the worker it held.
     #[must_use]
     pub fn may_adopt(&self, id: &WorkerId, fence: Fence) -> bool {
-        self.shares.is_none()
+        self.shared.is_none()
             && self.lost_tail.contains(&fence)
-            && self.workers.find(id).is_none_or(|at| self.has_room_for(at, fence))
+            && self.workers.find(id).is_none_or(|at| self.can_readopt(at, fence))
     }
 
-    fn has_room_for(&self, at: u32, fence: Fence) -> bool {
+    fn can_readopt(&self, at: u32, fence: Fence) -> bool {
         let worker = self.workers.get(at);
         // A claim that it got later than what it holds proves that this is over: in the lost tail it was released.
         let over = || {
-            let held = self.claims.at(worker.claim);
-            worker.bars & unschedulable_bits::UNVOUCHED != 0 && held.is_none_or(|held| held.fence < fence)
+            let held = self.claims.by_ordinal(worker.claim);
+            worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0
+                && held.is_none_or(|held| held.fence < fence)
         };
         !worker.deleted
-            && worker.notes & notes::GRANTED == 0
-            && self.lives.get(at).settled < fence
+            && worker.lookup_flags & notes::GRANTED == 0
+            && self.liveness.get(at).ended_fence_max < fence
             && (worker.claim == NIL || over())
     }
 
     /// Which of these is adopted: the youngest that may.
-    fn adoptable(&self, at: u32, named: &[Named]) -> Option<usize> {
-        if self.lost_tail.is_empty() || self.shares.is_some() {
+    fn newest_adoptable(&self, at: u32, named: &[ReportedClaim]) -> Option<usize> {
+        if self.lost_tail.is_empty() || self.shared.is_some() {
             return None;
         }
-        let may =
-            |name: &Named| name.vacant && self.lost_tail.contains(&name.fence) && self.has_room_for(at, name.fence);
+        let may = |name: &ReportedClaim| {
+            name.key_vacant && self.lost_tail.contains(&name.fence) && self.can_readopt(at, name.fence)
+        };
         let youngest = named.iter().enumerate().filter(|(_, name)| may(name)).max_by_key(|(_, name)| name.fence);
         youngest.map(|(index, _)| index)
     }
 
-    fn adopt<R>(&mut self, at: u32, name: Named, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        for place in self.places_on(at) {
-            self.end(place, End::Missing, effects);
-            self.counters.life.missing += 1;
+    fn adopt<R>(&mut self, at: u32, name: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        for place in self.handles_on(at) {
+            self.end_claim(place, EndReason::NotReported, effects);
+            self.counters.lifecycle.not_reported += 1;
         }
         let fence = name.fence;
         let claim = self.claims.insert(Claim {
             id: name.id.clone(),
             fence,
-            stamps: ClaimStamps::begun(ClaimTimes::default()),
-            term_ms: term(self.rules.ttl.default_ms.unwrap_or(0)),
+            timestamps: ClaimTimestamps::started(ClaimTimes::default()),
+            term_ms: saturating_millis(self.config.ttl.default_ms.unwrap_or(0)),
             worker: at,
             state: ClaimState::Active,
             confirmed: true,
-            disclosed: Disclosed::ALL,
-            named: true,
+            disclosure: DisclosureFlags::ALL,
+            reported: true,
             spec: None,
         });
-        self.take(at, claim);
-        self.start_stay(Place { claim, worker: at, fence }, now_ms);
+        self.occupy_worker(at, claim);
+        self.start_state_timer(ClaimHandle { claim, worker: at, fence }, now_ms);
         self.fence_max = self.fence_max.max(fence);
-        self.counters.life.adopted += 1;
-        self.touch(at);
-        effects.push(Effect::Adopted { id: name.id, place: Place { claim, worker: at, fence } });
+        self.counters.lifecycle.adopted += 1;
+        self.record_change(at);
+        effects.push(Effect::ClaimAdopted { id: name.id, place: ClaimHandle { claim, worker: at, fence } });
     }
 
     /// A claim takes a worker that is free, offered or not.
-    fn take(&mut self, at: u32, claim: u32) {
+    fn occupy_worker(&mut self, at: u32, claim: u32) {
         let worker = self.workers.get_mut(at);
         worker.claim = claim;
-        let (line, bars) = (worker.line, worker.bars);
+        let (line, bars) = (worker.usage_index, worker.unschedulable_bits);
         if bars == 0 {
-            self.idle.remove(self.workers.hot_mut(), at);
+            self.idle_queue.remove(self.workers.hot_mut(), at);
         } else {
-            self.ledger.unbar(line);
-            self.barred.leave_free(bars);
-            self.bar_changes += 1;
+            self.accounting.mark_schedulable(line);
+            self.unschedulable.remove_unclaimed(bars);
+            self.unschedulable_version += 1;
             self.note_drained(at);
         }
-        self.ledger.hold(line);
+        self.accounting.mark_held(line);
         self.busy += 1;
     }
 }

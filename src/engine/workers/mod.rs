@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 
 use super::NIL;
 use crate::limits;
-use crate::model::{Seq, WorkerCard, WorkerId};
+use crate::model::{Seq, WorkerId, WorkerRegistration};
 
 /// One worker, hot part.
 #[derive(Debug, Clone)]
@@ -24,11 +24,11 @@ pub struct Worker {
     /// Sequence number of its becoming idle.
     pub idle_seq: Seq,
     /// Its registration; none: the ordinal is free.
-    card: Option<Arc<WorkerCard>>,
+    registration: Option<Arc<WorkerRegistration>>,
     /// The claim that holds it, or `NIL`.
     pub claim: u32,
     /// Its line in the ledger.
-    pub line: u32,
+    pub usage_index: u32,
     /// Neighbours in the idle list; with policy `random`, `idle_prev` is the position in the idle vector.
     pub idle_prev: u32,
     pub idle_next: u32,
@@ -42,22 +42,22 @@ pub struct Worker {
     /// Deleted, and remembered for a while.
     pub deleted: bool,
     /// Why it is not offered, if it is not ([`super::workers::conditions::bars`]).
-    pub bars: u8,
+    pub unschedulable_bits: u8,
     /// What there is to look up about it elsewhere ([`super::workers::conditions::notes`]).
-    pub notes: u8,
+    pub lookup_flags: u8,
 }
 
 const _: () = assert!(size_of::<Worker>() == 64, "a worker's hot part is one cache line");
 
 impl Worker {
-    const fn new(card: Option<Arc<WorkerCard>>, line: u32) -> Self {
+    const fn new(card: Option<Arc<WorkerRegistration>>, line: u32) -> Self {
         Self {
-            card,
+            registration: card,
             affinity: 0,
             version: 0,
             idle_seq: 0,
             claim: NIL,
-            line,
+            usage_index: line,
             idle_prev: NIL,
             idle_next: NIL,
             warm_prev: NIL,
@@ -65,26 +65,26 @@ impl Worker {
             idle: false,
             dirty: false,
             deleted: false,
-            bars: 0,
-            notes: 0,
+            unschedulable_bits: 0,
+            lookup_flags: 0,
         }
     }
 
     /// Its registration.
-    pub fn card(&self) -> &Arc<WorkerCard> {
-        self.card.as_ref().expect("an ordinal in use has a card")
+    pub fn registration(&self) -> &Arc<WorkerRegistration> {
+        self.registration.as_ref().expect("an ordinal in use has a card")
     }
 }
 
 /// The workers of a shard, by ordinal and by id. Ordinals of removed workers are used again.
 #[derive(Debug, Default)]
-pub struct Workers {
+pub struct WorkerTable {
     hot: Vec<Worker>,
     by_id: HashTable<u32>,
     free: Vec<u32>,
 }
 
-impl Workers {
+impl WorkerTable {
     /// Number of ordinals given out so far; each is a worker or free.
     pub fn ordinals(&self) -> u32 {
         self.hot.len() as u32
@@ -97,12 +97,12 @@ impl Workers {
     /// The ordinal of `id`, of a deleted one too.
     pub fn find(&self, id: &WorkerId) -> Option<u32> {
         let hash = id.hash64();
-        let is = |&at: &u32| self.hot[at as usize].card.as_ref().is_some_and(|card| card.spec.id == *id);
+        let is = |&at: &u32| self.hot[at as usize].registration.as_ref().is_some_and(|card| card.spec.id == *id);
         self.by_id.find(hash, is).copied()
     }
 
     /// Takes a worker in whose id is not there.
-    pub fn insert(&mut self, card: Arc<WorkerCard>, line: u32) -> u32 {
+    pub fn insert(&mut self, card: Arc<WorkerRegistration>, line: u32) -> u32 {
         let hash = card.spec.id.hash64();
         let worker = Worker::new(Some(card), line);
         let at = match self.free.pop() {
@@ -116,14 +116,14 @@ impl Workers {
             }
         };
         let hot = &self.hot;
-        let hash_of = |&at: &u32| hot[at as usize].card.as_ref().map_or(0, |card| card.spec.id.hash64());
+        let hash_of = |&at: &u32| hot[at as usize].registration.as_ref().map_or(0, |card| card.spec.id.hash64());
         self.by_id.insert_unique(hash, at, hash_of);
         at
     }
 
     /// Forgets a worker and its id.
-    pub fn remove(&mut self, at: u32) -> Arc<WorkerCard> {
-        let card = self.hot[at as usize].card.take().expect("only a worker that is there is removed");
+    pub fn remove(&mut self, at: u32) -> Arc<WorkerRegistration> {
+        let card = self.hot[at as usize].registration.take().expect("only a worker that is there is removed");
         if let Ok(entry) = self.by_id.find_entry(card.spec.id.hash64(), |&found| found == at) {
             entry.remove();
         }
@@ -132,13 +132,13 @@ impl Workers {
     }
 
     /// Replaces the registration of a worker; the id stays.
-    pub fn set_card(&mut self, at: u32, card: Arc<WorkerCard>) {
-        debug_assert_eq!(self.card(at).spec.id, card.spec.id);
-        self.hot[at as usize].card = Some(card);
+    pub fn set_registration(&mut self, at: u32, card: Arc<WorkerRegistration>) {
+        debug_assert_eq!(self.registration(at).spec.id, card.spec.id);
+        self.hot[at as usize].registration = Some(card);
     }
 
-    pub fn card(&self, at: u32) -> &Arc<WorkerCard> {
-        self.hot[at as usize].card()
+    pub fn registration(&self, at: u32) -> &Arc<WorkerRegistration> {
+        self.hot[at as usize].registration()
     }
 
     pub fn get(&self, at: u32) -> &Worker {
@@ -146,13 +146,13 @@ impl Workers {
     }
 
     /// The affinity of a worker if there is one, read for the sake of the cache line.
-    pub fn peek(&self, at: u32) -> u64 {
+    pub fn prefetch(&self, at: u32) -> u64 {
         self.hot.get(at as usize).map_or(0, |worker| worker.affinity)
     }
 
     /// The same for the line that a copy of its card writes to.
-    pub fn peek_card(&self, at: u32) -> usize {
-        self.hot.get(at as usize).and_then(|worker| worker.card.as_ref()).map_or(0, Arc::strong_count)
+    pub fn prefetch_registration(&self, at: u32) -> usize {
+        self.hot.get(at as usize).and_then(|worker| worker.registration.as_ref()).map_or(0, Arc::strong_count)
     }
 
     pub fn get_mut(&mut self, at: u32) -> &mut Worker {
@@ -160,7 +160,7 @@ impl Workers {
     }
 
     pub fn is_used(&self, at: u32) -> bool {
-        self.hot[at as usize].card.is_some()
+        self.hot[at as usize].registration.is_some()
     }
 
     /// Hot parts of all ordinals.
@@ -175,7 +175,7 @@ impl Workers {
 
     /// Ordinals in use from `from` on, deleted ones too.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = u32> {
-        let used = |(_, worker): &(usize, &Worker)| worker.card.is_some();
+        let used = |(_, worker): &(usize, &Worker)| worker.registration.is_some();
         self.hot.iter().enumerate().skip(from as usize).filter(used).map(|(at, _)| at as u32)
     }
 }

@@ -19,19 +19,19 @@ use std::collections::BTreeMap;
 use futures::{FutureExt as _, StreamExt as _};
 
 use super::lock::{get, lock, put, unlock};
-use super::nodes::Session;
-use super::rows::{self, Held};
-use super::{ATTEMPTS_MAX, BaselineLink};
-use crate::ask::{Ask, Grant};
-use crate::check::worker_ordinal;
-use crate::stats::Failure;
-use crate::wire::failed;
+use super::nodes::BaselineSession;
+use super::rows::{self, BaselineClaimRow};
+use super::{ATTEMPTS_MAX, BaselineClient};
+use crate::claim_input::{ClaimInput, ReceivedGrant};
+use crate::grant_checker::worker_ordinal;
+use crate::http_calls::target_error;
+use crate::stats::TargetError;
 use hotpool::model::{ClaimId, Fence};
 
-type Outcome = Result<Grant, Failure>;
+type GrantResult = Result<ReceivedGrant, TargetError>;
 
-pub(super) async fn claim(link: &BaselineLink, asks: Vec<Ask>) -> Vec<Outcome> {
-    let mut outcomes: Vec<Option<Outcome>> = asks.iter().map(|_| None).collect();
+pub(super) async fn claim(link: &BaselineClient, asks: Vec<ClaimInput>) -> Vec<GrantResult> {
+    let mut outcomes: Vec<Option<GrantResult>> = asks.iter().map(|_| None).collect();
     let mut open: Vec<usize> = (0..asks.len()).collect();
     for _ in 0..ATTEMPTS_MAX {
         let plan = match plan(link, &asks, &open).await {
@@ -43,11 +43,12 @@ pub(super) async fn claim(link: &BaselineLink, asks: Vec<Ask>) -> Vec<Outcome> {
         };
         for at in &open {
             if !plan.values().any(|planned| planned.contains(at)) {
-                outcomes[*at] = Some(Err(Failure::Refused));
+                outcomes[*at] = Some(Err(TargetError::NoCapacity));
             }
         }
-        let fill: Vec<_> = plan.iter().map(|(worker, planned)| fill(link, worker, planned, &asks).boxed()).collect();
-        let filled: Vec<Vec<(usize, Option<Outcome>)>> =
+        let fill: Vec<_> =
+            plan.iter().map(|(worker, planned)| grant_on_worker(link, worker, planned, &asks).boxed()).collect();
+        let filled: Vec<Vec<(usize, Option<GrantResult>)>> =
             futures::stream::iter(fill).buffer_unordered(link.base.concurrent).collect().await;
         open.clear();
         for (at, outcome) in filled.into_iter().flatten() {
@@ -60,25 +61,29 @@ pub(super) async fn claim(link: &BaselineLink, asks: Vec<Ask>) -> Vec<Outcome> {
             break;
         }
     }
-    let late = || Err(failed(format!("others were faster {ATTEMPTS_MAX} times"), false));
+    let late = || Err(target_error(format!("others were faster {ATTEMPTS_MAX} times"), false));
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(late)).collect()
 }
 
 /// Which claims go to which worker.
-async fn plan(link: &BaselineLink, asks: &[Ask], open: &[usize]) -> Result<BTreeMap<String, Vec<usize>>, Failure> {
-    let lane = link.lane();
-    let mut session = Session::new(&link.base, &lane);
+async fn plan(
+    link: &BaselineClient,
+    asks: &[ClaimInput],
+    open: &[usize],
+) -> Result<BTreeMap<String, Vec<usize>>, TargetError> {
+    let lane = link.checkout();
+    let mut session = BaselineSession::new(&link.base, &lane);
     let workers = rows::read_all(&mut session).await;
-    session.count(&link.base.trips.claims);
+    session.add_round_trips(&link.base.trips.claims);
     let mut workers = workers?;
-    link.back(lane);
+    link.checkin(lane);
     // From a place of its own, so that two batches do not want the same workers.
     let first = asks.first().map_or(0, |ask| xxhash_rust::xxh3::xxh3_64(ask.id.key().as_bytes()));
     let turn = usize::try_from(first % workers.len().max(1) as u64).unwrap_or(0);
     workers.rotate_left(turn);
     let mut plan: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for at in open {
-        let slots = asks[*at].want.slots.max(1);
+        let slots = asks[*at].params.slots.max(1);
         let Some((worker, row)) = workers.iter_mut().find(|(_, row)| row.free >= slots) else { continue };
         row.free -= slots;
         plan.entry(worker.clone()).or_default().push(*at);
@@ -87,26 +92,31 @@ async fn plan(link: &BaselineLink, asks: &[Ask], open: &[usize]) -> Result<BTree
 }
 
 /// Gives a worker to the claims that are planned for it. None: it had no room for that claim any more.
-async fn fill(link: &BaselineLink, worker: &str, planned: &[usize], asks: &[Ask]) -> Vec<(usize, Option<Outcome>)> {
-    let lane = link.lane();
-    let mut session = Session::new(&link.base, &lane);
-    let done = locked_fill(&mut session, worker, planned, asks).await;
-    session.count(&link.base.trips.claims);
+async fn grant_on_worker(
+    link: &BaselineClient,
+    worker: &str,
+    planned: &[usize],
+    asks: &[ClaimInput],
+) -> Vec<(usize, Option<GrantResult>)> {
+    let lane = link.checkout();
+    let mut session = BaselineSession::new(&link.base, &lane);
+    let done = grant_locked(&mut session, worker, planned, asks).await;
+    session.add_round_trips(&link.base.trips.claims);
     match done {
         Ok(outcomes) => {
-            link.back(lane);
+            link.checkin(lane);
             outcomes
         }
         Err(failure) => planned.iter().map(|at| (*at, Some(Err(failure.clone())))).collect(),
     }
 }
 
-async fn locked_fill(
-    session: &mut Session<'_>,
+async fn grant_locked(
+    session: &mut BaselineSession<'_>,
     worker: &str,
     planned: &[usize],
-    asks: &[Ask],
-) -> Result<Vec<(usize, Option<Outcome>)>, Failure> {
+    asks: &[ClaimInput],
+) -> Result<Vec<(usize, Option<GrantResult>)>, TargetError> {
     let token = planned.first().map_or("", |at| asks[*at].id.key());
     let name = lock_name(session, worker);
     lock(session, &name, token).await?;
@@ -116,16 +126,16 @@ async fn locked_fill(
     let mut records = Vec::new();
     for at in planned {
         let ask = &asks[*at];
-        let slots = ask.want.slots.max(1);
+        let slots = ask.params.slots.max(1);
         if row.free < slots {
-            session.retry();
+            session.count_retry();
             outcomes.push((*at, None));
             continue;
         }
         row.free -= slots;
-        let held = Held { fence: version, worker: worker.to_owned(), slots };
-        records.push((session.base.claim(ask.id.key()), held.text()));
-        let grant = Grant { fence: version, worker: worker_ordinal(worker), id: ask.id.clone() };
+        let held = BaselineClaimRow { fence: version, worker: worker.to_owned(), slots };
+        records.push((session.base.claim_key(ask.id.key()), held.text()));
+        let grant = ReceivedGrant { fence: version, worker: worker_ordinal(worker), id: ask.id.clone() };
         outcomes.push((*at, Some(Ok(grant))));
     }
     if !records.is_empty() {
@@ -137,25 +147,26 @@ async fn locked_fill(
     Ok(outcomes)
 }
 
-fn lock_name(session: &Session<'_>, worker: &str) -> String {
+fn lock_name(session: &BaselineSession<'_>, worker: &str) -> String {
     format!("lock:{{{}.{worker}}}", session.base.tag)
 }
 
-pub(super) async fn release(link: &BaselineLink, claims: &[(ClaimId, Fence)]) -> Vec<Result<(), Failure>> {
-    let found = match find(link, claims).await {
+pub(super) async fn release(link: &BaselineClient, claims: &[(ClaimId, Fence)]) -> Vec<Result<(), TargetError>> {
+    let found = match claim_rows(link, claims).await {
         Ok(found) => found,
         Err(failure) => return claims.iter().map(|_| Err(failure.clone())).collect(),
     };
-    let mut outcomes: Vec<Result<(), Failure>> = claims.iter().map(|_| Ok(())).collect();
+    let mut outcomes: Vec<Result<(), TargetError>> = claims.iter().map(|_| Ok(())).collect();
     let mut of_worker: BTreeMap<String, Vec<(usize, u32)>> = BTreeMap::new();
     for (at, held) in found.into_iter().enumerate() {
-        match rows::checked(held, claims[at].1) {
+        match rows::check_fence(held, claims[at].1) {
             Ok(Some(held)) => of_worker.entry(held.worker).or_default().push((at, held.slots)),
             Ok(None) => {}
             Err(failure) => outcomes[at] = Err(failure),
         }
     }
-    let empty: Vec<_> = of_worker.iter().map(|(worker, held)| empty(link, worker, held, claims).boxed()).collect();
+    let empty: Vec<_> =
+        of_worker.iter().map(|(worker, held)| release_on_worker(link, worker, held, claims).boxed()).collect();
     let emptied: Vec<_> = futures::stream::iter(empty).buffer_unordered(link.base.concurrent).collect().await;
     for (done, held) in emptied {
         if let Err(failure) = done {
@@ -166,46 +177,49 @@ pub(super) async fn release(link: &BaselineLink, claims: &[(ClaimId, Fence)]) ->
 }
 
 /// Gives a worker's claims back. Returns which those were, too.
-async fn empty<'h>(
-    link: &BaselineLink,
+async fn release_on_worker<'h>(
+    link: &BaselineClient,
     worker: &str,
     held: &'h [(usize, u32)],
     claims: &[(ClaimId, Fence)],
-) -> (Result<(), Failure>, &'h [(usize, u32)]) {
-    let lane = link.lane();
-    let mut session = Session::new(&link.base, &lane);
-    let done = locked_empty(&mut session, worker, held, claims).await;
-    session.count(&link.base.trips.releases);
+) -> (Result<(), TargetError>, &'h [(usize, u32)]) {
+    let lane = link.checkout();
+    let mut session = BaselineSession::new(&link.base, &lane);
+    let done = release_locked(&mut session, worker, held, claims).await;
+    session.add_round_trips(&link.base.trips.releases);
     if done.is_ok() {
-        link.back(lane);
+        link.checkin(lane);
     }
     (done, held)
 }
 
 /// The records of the claims.
-async fn find(link: &BaselineLink, claims: &[(ClaimId, Fence)]) -> Result<Vec<Option<Held>>, Failure> {
-    let lane = link.lane();
-    let mut session = Session::new(&link.base, &lane);
-    let names: Vec<String> = claims.iter().map(|(id, _)| link.base.claim(id.key())).collect();
-    let records = session.ask_each(names.iter().map(|name| vec!["GET", name.as_str()])).await;
-    session.count(&link.base.trips.releases);
+async fn claim_rows(
+    link: &BaselineClient,
+    claims: &[(ClaimId, Fence)],
+) -> Result<Vec<Option<BaselineClaimRow>>, TargetError> {
+    let lane = link.checkout();
+    let mut session = BaselineSession::new(&link.base, &lane);
+    let names: Vec<String> = claims.iter().map(|(id, _)| link.base.claim_key(id.key())).collect();
+    let records = session.execute_each(names.iter().map(|name| vec!["GET", name.as_str()])).await;
+    session.add_round_trips(&link.base.trips.releases);
     let records = records?;
-    link.back(lane);
-    Ok(records.iter().map(|record| record.text().and_then(Held::read)).collect())
+    link.checkin(lane);
+    Ok(records.iter().map(|record| record.text().and_then(BaselineClaimRow::read)).collect())
 }
 
-async fn locked_empty(
-    session: &mut Session<'_>,
+async fn release_locked(
+    session: &mut BaselineSession<'_>,
     worker: &str,
     held: &[(usize, u32)],
     claims: &[(ClaimId, Fence)],
-) -> Result<(), Failure> {
+) -> Result<(), TargetError> {
     let token = held.first().map_or("", |(at, _)| claims[*at].0.key());
     let name = lock_name(session, worker);
     lock(session, &name, token).await?;
     let row = get(session, worker).await?;
-    put(session, worker, row.given(held.iter().map(|(_, slots)| slots).sum())).await?;
-    let names: Vec<String> = held.iter().map(|(at, _)| session.base.claim(claims[*at].0.key())).collect();
-    session.ask_each(names.iter().map(|name| vec!["DEL", name.as_str()])).await?;
+    put(session, worker, row.with_returned(held.iter().map(|(_, slots)| slots).sum())).await?;
+    let names: Vec<String> = held.iter().map(|(at, _)| session.base.claim_key(claims[*at].0.key())).collect();
+    session.execute_each(names.iter().map(|name| vec!["DEL", name.as_str()])).await?;
     unlock(session, &name, token).await
 }

@@ -7,13 +7,13 @@
 //!
 //! Claims of one batch, and of many clients of this process, go in one writing. A batch is one round trip.
 
-use super::Base;
-use super::nodes::Lane;
-use crate::ask::{Ask, Grant};
-use crate::check::worker_ordinal;
-use crate::pipe::{Pipe, Value, command};
-use crate::stats::Failure;
-use crate::wire::failed;
+use super::BaselineState;
+use super::nodes::BaselineConnections;
+use crate::claim_input::{ClaimInput, ReceivedGrant};
+use crate::grant_checker::worker_ordinal;
+use crate::http_calls::target_error;
+use crate::resp_pipeline::{RespPipeline, RespValue, encode_command};
+use crate::stats::TargetError;
 use hotpool::model::{ClaimId, Fence};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
@@ -45,12 +45,12 @@ return 1";
 static NAMES: OnceLock<[String; 2]> = OnceLock::new();
 
 /// Makes the scripts known to the server that has the pool.
-pub(super) async fn load(base: &Base) -> Result<(), Failure> {
-    let lane = Lane::new(&base.nodes, false);
-    let pipe = lane.at(&base.nodes, base.nodes.of(&base.idle())).await?;
+pub(super) async fn load(base: &BaselineState) -> Result<(), TargetError> {
+    let lane = BaselineConnections::new(&base.nodes, false);
+    let pipe = lane.connection(&base.nodes, base.nodes.node_of(&base.idle_key())).await?;
     let mut names = Vec::new();
     for script in [CLAIM, RELEASE] {
-        let name = pipe.ask(&[b"SCRIPT", b"LOAD", script.as_bytes()]).await?;
+        let name = pipe.execute(&[b"SCRIPT", b"LOAD", script.as_bytes()]).await?;
         names.push(name.text().unwrap_or_default().to_owned());
     }
     let [claim, release] = [names.remove(0), names.remove(0)];
@@ -62,19 +62,23 @@ fn name(at: usize) -> &'static str {
     NAMES.get().map_or("", |names| &names[at])
 }
 
-async fn pipe<'a>(base: &Base, lane: &'a Lane) -> Result<&'a Pipe, Failure> {
-    lane.at(&base.nodes, base.nodes.of(&base.idle())).await
+async fn pipe<'a>(base: &BaselineState, lane: &'a BaselineConnections) -> Result<&'a RespPipeline, TargetError> {
+    lane.connection(&base.nodes, base.nodes.node_of(&base.idle_key())).await
 }
 
-pub(super) async fn claim(base: &Base, lane: &Lane, asks: &[Ask]) -> Vec<Result<Grant, Failure>> {
+pub(super) async fn claim(
+    base: &BaselineState,
+    lane: &BaselineConnections,
+    asks: &[ClaimInput],
+) -> Vec<Result<ReceivedGrant, TargetError>> {
     base.trips.claims.fetch_add(1, Ordering::Relaxed);
-    let (set, workers) = (base.idle(), base.worker(""));
+    let (set, workers) = (base.idle_key(), base.worker_key(""));
     let encode = |out: &mut Vec<u8>| {
         for ask in asks {
-            let record = base.claim(ask.id.key());
+            let record = base.claim_key(ask.id.key());
             let words: [&[u8]; 6] =
                 [b"EVALSHA", name(0).as_bytes(), b"2", set.as_bytes(), record.as_bytes(), workers.as_bytes()];
-            command(out, &words);
+            encode_command(out, &words);
         }
     };
     let replies = match pipe(base, lane).await {
@@ -87,25 +91,29 @@ pub(super) async fn claim(base: &Base, lane: &Lane, asks: &[Ask]) -> Vec<Result<
     }
 }
 
-fn granted(ask: &Ask, reply: Value) -> Result<Grant, Failure> {
-    match reply.accepted()? {
-        Value::Nil => Err(Failure::Refused),
-        Value::Array(words) => {
-            let (fence, worker) = (words.first().and_then(Value::number), words.get(1).and_then(Value::text));
-            let (fence, worker) = fence.zip(worker).ok_or_else(|| failed("unreadable answer".into(), true))?;
-            Ok(Grant { id: ask.id.clone(), fence, worker: worker_ordinal(worker) })
+fn granted(ask: &ClaimInput, reply: RespValue) -> Result<ReceivedGrant, TargetError> {
+    match reply.into_result()? {
+        RespValue::Nil => Err(TargetError::NoCapacity),
+        RespValue::Array(words) => {
+            let (fence, worker) = (words.first().and_then(RespValue::number), words.get(1).and_then(RespValue::text));
+            let (fence, worker) = fence.zip(worker).ok_or_else(|| target_error("unreadable answer".into(), true))?;
+            Ok(ReceivedGrant { id: ask.id.clone(), fence, worker: worker_ordinal(worker) })
         }
-        other => Err(failed(format!("unreadable answer: {other:?}"), true)),
+        other => Err(target_error(format!("unreadable answer: {other:?}"), true)),
     }
 }
 
-pub(super) async fn release(base: &Base, lane: &Lane, claims: &[(ClaimId, Fence)]) -> Vec<Result<(), Failure>> {
+pub(super) async fn release(
+    base: &BaselineState,
+    lane: &BaselineConnections,
+    claims: &[(ClaimId, Fence)],
+) -> Vec<Result<(), TargetError>> {
     base.trips.releases.fetch_add(1, Ordering::Relaxed);
-    let (set, workers) = (base.idle(), base.worker(""));
+    let (set, workers) = (base.idle_key(), base.worker_key(""));
     let encode = |out: &mut Vec<u8>| {
         let mut digits = itoa::Buffer::new();
         for (id, fence) in claims {
-            let record = base.claim(id.key());
+            let record = base.claim_key(id.key());
             let words: [&[u8]; 7] = [
                 b"EVALSHA",
                 name(1).as_bytes(),
@@ -115,7 +123,7 @@ pub(super) async fn release(base: &Base, lane: &Lane, claims: &[(ClaimId, Fence)
                 workers.as_bytes(),
                 digits.format(*fence).as_bytes(),
             ];
-            command(out, &words);
+            encode_command(out, &words);
         }
     };
     let replies = match pipe(base, lane).await {
@@ -123,19 +131,22 @@ pub(super) async fn release(base: &Base, lane: &Lane, claims: &[(ClaimId, Fence)
         Err(failure) => Err(failure),
     };
     match replies {
-        Ok(replies) => replies.into_iter().map(|reply| reply.accepted().map(drop)).collect(),
+        Ok(replies) => replies.into_iter().map(|reply| reply.into_result().map(drop)).collect(),
         Err(failure) => claims.iter().map(|_| Err(failure.clone())).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::Held;
+    use super::super::rows::BaselineClaimRow;
     use super::*;
 
     #[test]
     fn the_scripts_write_records_that_the_rest_reads() {
-        assert_eq!(Held::read("7 w0000001 1"), Some(Held { fence: 7, worker: "w0000001".into(), slots: 1 }));
+        assert_eq!(
+            BaselineClaimRow::read("7 w0000001 1"),
+            Some(BaselineClaimRow { fence: 7, worker: "w0000001".into(), slots: 1 })
+        );
         assert!(CLAIM.contains("'%d %s 1'") && RELEASE.contains("'^(%d+) (%S+)'"));
     }
 }

@@ -1,33 +1,33 @@
 //! Records of workers and claims, and the ways to read and write them.
 
-use super::nodes::Session;
-use crate::check::worker_ordinal;
-use crate::pipe::Value;
-use crate::stats::Failure;
-use crate::wire::failed;
+use super::nodes::BaselineSession;
+use crate::grant_checker::worker_ordinal;
+use crate::http_calls::target_error;
+use crate::resp_pipeline::RespValue;
+use crate::stats::TargetError;
 use hotpool::model::Fence;
 
 /// A worker's record: `version free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct BaselineWorkerRow {
     pub(super) version: u64,
     /// Slots that nothing holds; of a worker that is claimed whole, 1 or 0.
     pub(super) free: u32,
 }
 
-impl Row {
+impl BaselineWorkerRow {
     pub(super) fn read(text: &str) -> Option<Self> {
         let (version, free) = text.split_once(' ')?;
         Some(Self { version: version.parse().ok()?, free: free.parse().ok()? })
     }
 
     /// The next version, with less free.
-    pub(super) fn taken(self, slots: u32) -> Option<Self> {
+    pub(super) fn with_taken(self, slots: u32) -> Option<Self> {
         Some(Self { version: self.version + 1, free: self.free.checked_sub(slots)? })
     }
 
     /// The next version, with more free.
-    pub(super) const fn given(self, slots: u32) -> Self {
+    pub(super) const fn with_returned(self, slots: u32) -> Self {
         Self { version: self.version + 1, free: self.free + slots }
     }
 
@@ -38,14 +38,14 @@ impl Row {
 
 /// A claim's record: `fence worker slots`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct BaselineClaimRow {
     pub(super) fence: Fence,
     /// The worker's id.
     pub(super) worker: String,
     pub(super) slots: u32,
 }
 
-impl Held {
+impl BaselineClaimRow {
     pub(super) fn read(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let (fence, worker, slots) = (words.next()?, words.next()?, words.next()?);
@@ -59,7 +59,9 @@ impl Held {
 
 /// Every worker with its record: of each server page by page, and of each page all records in one writing. Two round trips
 /// for each page that has a worker.
-pub(super) async fn read_all(session: &mut Session<'_>) -> Result<Vec<(String, Row)>, Failure> {
+pub(super) async fn read_all(
+    session: &mut BaselineSession<'_>,
+) -> Result<Vec<(String, BaselineWorkerRow)>, TargetError> {
     let base = session.base;
     let pattern = format!("w:{{{}*", base.tag);
     let mut found = Vec::new();
@@ -70,7 +72,9 @@ pub(super) async fn read_all(session: &mut Session<'_>) -> Result<Vec<(String, R
             let commands: Vec<Vec<&[u8]>> = names.iter().map(|name| vec![&b"GET"[..], name.as_bytes()]).collect();
             if !commands.is_empty() {
                 let rows = session.pipeline(node, &commands).await?;
-                let read = |(name, row): (&String, Value)| Some((id_of(name)?.to_owned(), Row::read(row.text()?)?));
+                let read = |(name, row): (&String, RespValue)| {
+                    Some((id_of(name)?.to_owned(), BaselineWorkerRow::read(row.text()?)?))
+                };
                 found.extend(names.iter().zip(rows).filter_map(read));
             }
             cursor = next;
@@ -91,58 +95,68 @@ fn id_of(name: &str) -> Option<&str> {
 }
 
 /// One of the workers that have room; which one is up to `seed`, so that clients do not all take the first.
-pub(super) fn pick(workers: &[(String, Row)], slots: u32, seed: &str) -> Option<(String, Row)> {
-    let with_room: Vec<&(String, Row)> = workers.iter().filter(|(_, row)| row.free >= slots).collect();
+pub(super) fn pick_worker(
+    workers: &[(String, BaselineWorkerRow)],
+    slots: u32,
+    seed: &str,
+) -> Option<(String, BaselineWorkerRow)> {
+    let with_room: Vec<&(String, BaselineWorkerRow)> = workers.iter().filter(|(_, row)| row.free >= slots).collect();
     let hash = xxhash_rust::xxh3::xxh3_64(seed.as_bytes());
     let at = usize::try_from(hash % with_room.len().max(1) as u64).unwrap_or(0);
     with_room.get(at).map(|(id, row)| (id.clone(), *row))
 }
 
 /// The record of a claim, if there is one: one round trip.
-pub(super) async fn held(session: &mut Session<'_>, key: &str) -> Result<Option<Held>, Failure> {
-    let name = session.base.claim(key);
-    let row = session.ask(&name, &[b"GET", name.as_bytes()]).await?;
-    Ok(row.text().and_then(Held::read))
+pub(super) async fn claim_row(
+    session: &mut BaselineSession<'_>,
+    key: &str,
+) -> Result<Option<BaselineClaimRow>, TargetError> {
+    let name = session.base.claim_key(key);
+    let row = session.execute(&name, &[b"GET", name.as_bytes()]).await?;
+    Ok(row.text().and_then(BaselineClaimRow::read))
 }
 
 /// The record of a claim that must be held under `fence`; none if it is gone already: one round trip.
-pub(super) fn checked(held: Option<Held>, fence: Fence) -> Result<Option<Held>, Failure> {
+pub(super) fn check_fence(
+    held: Option<BaselineClaimRow>,
+    fence: Fence,
+) -> Result<Option<BaselineClaimRow>, TargetError> {
     match held {
-        Some(held) if held.fence != fence => Err(failed("the fence is not the holder's".into(), false)),
+        Some(held) if held.fence != fence => Err(target_error("the fence is not the holder's".into(), false)),
         held => Ok(held),
     }
 }
 
 /// What becomes of a record.
-pub(super) enum Change {
+pub(super) enum BaselineRowChange {
     Set(String),
     Delete,
     /// What was read does not allow it.
-    Leave,
+    Keep,
 }
 
 /// Changes a record only if nobody else does meanwhile: `WATCH`, `GET`, then `MULTI`, the change and `EXEC` in one writing.
 /// Three round trips. True: it was changed. False: somebody else was faster, or it was to be left.
-pub(super) async fn versioned(
-    session: &mut Session<'_>,
+pub(super) async fn update_if_unchanged(
+    session: &mut BaselineSession<'_>,
     name: &str,
-    change: impl FnOnce(Option<&str>) -> Change,
-) -> Result<bool, Failure> {
-    session.ask(name, &[b"WATCH", name.as_bytes()]).await?;
-    let row = session.ask(name, &[b"GET", name.as_bytes()]).await?;
+    change: impl FnOnce(Option<&str>) -> BaselineRowChange,
+) -> Result<bool, TargetError> {
+    session.execute(name, &[b"WATCH", name.as_bytes()]).await?;
+    let row = session.execute(name, &[b"GET", name.as_bytes()]).await?;
     let change = change(row.text());
     let written: Vec<&[u8]> = match &change {
-        Change::Set(value) => vec![b"SET", name.as_bytes(), value.as_bytes()],
-        Change::Delete => vec![b"DEL", name.as_bytes()],
-        Change::Leave => {
-            session.ask(name, &[b"UNWATCH"]).await?;
+        BaselineRowChange::Set(value) => vec![b"SET", name.as_bytes(), value.as_bytes()],
+        BaselineRowChange::Delete => vec![b"DEL", name.as_bytes()],
+        BaselineRowChange::Keep => {
+            session.execute(name, &[b"UNWATCH"]).await?;
             return Ok(false);
         }
     };
-    let node = session.base.nodes.of(name);
+    let node = session.base.nodes.node_of(name);
     let mut replies = session.pipeline(node, &[vec![b"MULTI"], written, vec![b"EXEC"]]).await?;
-    let done = replies.pop().unwrap_or(Value::Nil).accepted()?;
-    Ok(done != Value::Nil)
+    let done = replies.pop().unwrap_or(RespValue::Nil).into_result()?;
+    Ok(done != RespValue::Nil)
 }
 
 #[cfg(test)]
@@ -151,13 +165,13 @@ mod tests {
 
     #[test]
     fn records_round_trip() {
-        let row = Row { version: 7, free: 3 };
-        assert_eq!(Row::read(&row.text()), Some(row));
-        assert_eq!(row.taken(3), Some(Row { version: 8, free: 0 }));
-        assert_eq!(row.taken(4), None);
-        let held = Held { fence: 9, worker: "w0000001".into(), slots: 2 };
-        assert_eq!(Held::read(&held.text()), Some(held));
-        assert_eq!((Row::read("x"), Held::read("1 w")), (None, None));
+        let row = BaselineWorkerRow { version: 7, free: 3 };
+        assert_eq!(BaselineWorkerRow::read(&row.text()), Some(row));
+        assert_eq!(row.with_taken(3), Some(BaselineWorkerRow { version: 8, free: 0 }));
+        assert_eq!(row.with_taken(4), None);
+        let held = BaselineClaimRow { fence: 9, worker: "w0000001".into(), slots: 2 };
+        assert_eq!(BaselineClaimRow::read(&held.text()), Some(held));
+        assert_eq!((BaselineWorkerRow::read("x"), BaselineClaimRow::read("1 w")), (None, None));
     }
 
     #[test]
@@ -169,11 +183,11 @@ mod tests {
 
     #[test]
     fn only_workers_with_room_are_picked() {
-        let workers: Vec<(String, Row)> =
-            (0..4).map(|free| (format!("w{free:07}"), Row { version: 0, free })).collect();
+        let workers: Vec<(String, BaselineWorkerRow)> =
+            (0..4).map(|free| (format!("w{free:07}"), BaselineWorkerRow { version: 0, free })).collect();
         for seed in ["a", "b", "c", "d", "e"] {
-            assert!(pick(&workers, 2, seed).is_some_and(|(_, row)| row.free >= 2));
+            assert!(pick_worker(&workers, 2, seed).is_some_and(|(_, row)| row.free >= 2));
         }
-        assert_eq!(pick(&workers, 4, "a"), None);
+        assert_eq!(pick_worker(&workers, 4, "a"), None);
     }
 }

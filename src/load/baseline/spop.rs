@@ -10,32 +10,32 @@
 //! (1). So a claim takes 8 round trips and a release 7. The set is one name, so all claims of a pool go through one server,
 //! and nothing but good luck keeps set and records in step when a client dies in between.
 
-use super::nodes::Session;
-use super::rows::{Held, Row};
+use super::nodes::BaselineSession;
+use super::rows::{BaselineClaimRow, BaselineWorkerRow};
 use super::scan;
-use crate::ask::{Ask, Grant};
-use crate::stats::Failure;
-use crate::wire::failed;
+use crate::claim_input::{ClaimInput, ReceivedGrant};
+use crate::http_calls::target_error;
+use crate::stats::TargetError;
 use hotpool::model::{ClaimId, Fence};
 
-pub(super) async fn claim(session: &mut Session<'_>, ask: Ask) -> Result<Grant, Failure> {
-    let set = session.base.idle();
-    let popped = session.ask(&set, &[b"SPOP", set.as_bytes()]).await?;
-    let Some(worker) = popped.text().map(str::to_owned) else { return Err(Failure::Refused) };
-    let name = session.base.worker(&worker);
-    let row = session.ask(&name, &[b"GET", name.as_bytes()]).await?;
-    if row.text().and_then(Row::read).is_none_or(|row| row.free == 0) {
-        return Err(failed(format!("{worker} is in the set of idle workers and is not idle"), false));
+pub(super) async fn claim(session: &mut BaselineSession<'_>, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
+    let set = session.base.idle_key();
+    let popped = session.execute(&set, &[b"SPOP", set.as_bytes()]).await?;
+    let Some(worker) = popped.text().map(str::to_owned) else { return Err(TargetError::NoCapacity) };
+    let name = session.base.worker_key(&worker);
+    let row = session.execute(&name, &[b"GET", name.as_bytes()]).await?;
+    if row.text().and_then(BaselineWorkerRow::read).is_none_or(|row| row.free == 0) {
+        return Err(target_error(format!("{worker} is in the set of idle workers and is not idle"), false));
     }
-    match scan::take(session, &worker, 1).await? {
-        Some(fence) => scan::record(session, ask, Held { fence, worker, slots: 1 }).await,
-        None => Err(failed(format!("{worker} was popped here and taken by somebody else"), false)),
+    match scan::take_slots(session, &worker, 1).await? {
+        Some(fence) => scan::write_claim(session, ask, BaselineClaimRow { fence, worker, slots: 1 }).await,
+        None => Err(target_error(format!("{worker} was popped here and taken by somebody else"), false)),
     }
 }
 
-pub(super) async fn release(session: &mut Session<'_>, id: &ClaimId, fence: Fence) -> Result<(), Failure> {
-    let Some(held) = scan::forget(session, id, fence).await? else { return Ok(()) };
-    scan::give(session, &held).await?;
-    let set = session.base.idle();
-    session.ask(&set, &[b"SADD", set.as_bytes(), held.worker.as_bytes()]).await.map(drop)
+pub(super) async fn release(session: &mut BaselineSession<'_>, id: &ClaimId, fence: Fence) -> Result<(), TargetError> {
+    let Some(held) = scan::delete_claim(session, id, fence).await? else { return Ok(()) };
+    scan::return_slots(session, &held).await?;
+    let set = session.base.idle_key();
+    session.execute(&set, &[b"SADD", set.as_bytes(), held.worker.as_bytes()]).await.map(drop)
 }

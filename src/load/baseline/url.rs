@@ -4,7 +4,7 @@ use hyper::http::uri::Authority;
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum BaselineKind {
     /// Read every worker, pick, write under its version.
     Scan,
     /// A set of idle workers.
@@ -17,13 +17,13 @@ pub enum Way {
     Lua,
 }
 
-impl Way {
+impl BaselineKind {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Scan, Self::Spop, Self::Lock, Self::Batch, Self::Lua];
 
     /// The word before `://`.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn scheme(self) -> &'static str {
         match self {
             Self::Scan => "redis-scan",
             Self::Spop => "redis-spop",
@@ -38,7 +38,7 @@ impl Way {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaselineUrl {
     /// Which way.
-    pub way: Way,
+    pub kind: BaselineKind,
     /// `HOST:PORT` of servers to ask; at least one.
     pub hosts: Vec<String>,
     /// Most claims (`redis-batch`: workers) of one batch that are handled at the same time.
@@ -52,12 +52,12 @@ impl BaselineUrl {
     /// Whether it can only give workers whole.
     #[must_use]
     pub const fn whole_workers(&self) -> bool {
-        matches!(self.way, Way::Spop | Way::Lua)
+        matches!(self.kind, BaselineKind::Spop | BaselineKind::Lua)
     }
 
     /// Of the parts of a URL; none if they are not one.
     pub(crate) fn read(word: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
-        let way = Way::ALL.into_iter().find(|way| way.word() == word)?;
+        let way = BaselineKind::ALL.into_iter().find(|way| way.scheme() == word)?;
         let host = |host: &str| {
             let host: Authority = host.parse().ok()?;
             host.port_u16().map(|_| host.to_string())
@@ -68,13 +68,13 @@ impl BaselineUrl {
             Some(query) => query.strip_prefix("concurrent=")?.parse().ok()?,
         };
         let fits = (1..=Self::CONCURRENT_MAX).contains(&concurrent);
-        hosts.filter(|_| fits).map(|hosts| Self { way, hosts, concurrent })
+        hosts.filter(|_| fits).map(|hosts| Self { kind: way, hosts, concurrent })
     }
 }
 
 impl std::fmt::Display for BaselineUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}://{}", self.way.word(), self.hosts.join(","))?;
+        write!(f, "{}://{}", self.kind.scheme(), self.hosts.join(","))?;
         if self.concurrent > 1 {
             write!(f, "?concurrent={}", self.concurrent)?;
         }

@@ -1,13 +1,13 @@
 //! What a comparison found, against what was promised, and as parts of a report.
 
-use super::{Comparison, Contest, Promise, Row, SPOP};
-use crate::page::{Section, of_runs, row};
-use crate::picture::{self, figure};
-use crate::report::Report;
+use super::{ComparisonReport, ComparisonRow, PerformanceGoal, SPOP, WorkloadComparison};
+use crate::charts::{self, format_number};
+use crate::html_report::{ReportSection, run_sections, table_row};
+use crate::report::LoadReport;
 
-impl Contest {
-    fn section(&self) -> Result<Section, String> {
-        let mut table = vec![row([
+impl WorkloadComparison {
+    fn section(&self) -> Result<ReportSection, String> {
+        let mut table = vec![table_row([
             "",
             "claims/s",
             "p50 us",
@@ -22,14 +22,14 @@ impl Contest {
         ])];
         for row in &self.rows {
             let last = row.turns.last();
-            let trips = |of: fn(&Report) -> Option<f64>| last.and_then(of).map_or_else(String::new, figure);
-            let sum = |of: fn(&Report) -> u64| row.turns.iter().map(of).sum::<u64>().to_string();
-            let wrong = row.turns.iter().any(Report::violated);
+            let trips = |of: fn(&LoadReport) -> Option<f64>| last.and_then(of).map_or_else(String::new, format_number);
+            let sum = |of: fn(&LoadReport) -> u64| row.turns.iter().map(of).sum::<u64>().to_string();
+            let wrong = row.turns.iter().any(LoadReport::has_violations);
             table.push(vec![
                 row.name.to_owned(),
-                figure(row.claims_per_s),
-                figure(row.p50_us),
-                figure(row.p99_us),
+                format_number(row.claims_per_s),
+                format_number(row.p50_us),
+                format_number(row.p99_us),
                 trips(|turn| turn.round_trips_per_claim),
                 trips(|turn| turn.round_trips_per_release),
                 sum(|turn| turn.retries.unwrap_or(0)),
@@ -39,36 +39,50 @@ impl Contest {
                 if wrong { "VIOLATED" } else { "ok" }.to_owned(),
             ]);
         }
-        let bars = |of: fn(&Row) -> f64| self.rows.iter().map(|row| (row.name.to_owned(), of(row))).collect::<Vec<_>>();
+        let bars = |of: fn(&ComparisonRow) -> f64| {
+            self.rows.iter().map(|row| (row.name.to_owned(), of(row))).collect::<Vec<_>>()
+        };
         let pictures = vec![
-            picture::bars("claims granted per second", "claims/s, median of the turns", &bars(|row| row.claims_per_s))?,
-            picture::bars("99th percentile", "us, median of the turns", &bars(|row| row.p99_us))?,
-            picture::bars("load of the fullest master over the mean", "max/mean of bytes read", &bars(Row::spread))?,
+            charts::bar_chart(
+                "claims granted per second",
+                "claims/s, median of the turns",
+                &bars(|row| row.claims_per_s),
+            )?,
+            charts::bar_chart("99th percentile", "us, median of the turns", &bars(|row| row.p99_us))?,
+            charts::bar_chart(
+                "load of the fullest master over the mean",
+                "max/mean of bytes read",
+                &bars(ComparisonRow::spread),
+            )?,
         ];
-        Ok(Section { title: self.name.to_owned(), text: self.about.clone(), table, pictures })
+        Ok(ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, charts: pictures })
     }
 }
 
 /// `half_knee`: none if no rate was sustained.
-pub(super) fn promises(pairs: &Contest, burst: &Contest, half_knee: Option<&Report>) -> Vec<Promise> {
+pub(super) fn promises(
+    pairs: &WorkloadComparison,
+    burst: &WorkloadComparison,
+    half_knee: Option<&LoadReport>,
+) -> Vec<PerformanceGoal> {
     let (ours, lua) = ("hotpool, RESP, 1 024", "redis-lua, 1 024");
-    let rate = |report: &Report| report.throughput_per_s;
-    let p50 = |report: &Report| report.latency_us.p50;
-    let p99 = |report: &Report| report.latency_us.p99;
-    let at_least = |what: &str, wanted: f64, found: f64| Promise {
+    let rate = |report: &LoadReport| report.throughput_per_s;
+    let p50 = |report: &LoadReport| report.latency_us.p50;
+    let p99 = |report: &LoadReport| report.latency_us.p99;
+    let at_least = |what: &str, wanted: f64, found: f64| PerformanceGoal {
         what: what.to_owned(),
         wanted: format!(">= {wanted}"),
         found,
         held: found >= wanted,
     };
-    let at_most = |what: &str, wanted: f64, found: f64| Promise {
+    let at_most = |what: &str, wanted: f64, found: f64| PerformanceGoal {
         what: what.to_owned(),
         wanted: format!("<= {wanted}"),
         found,
         held: found > 0.0 && found <= wanted,
     };
     // Nothing was found, so nothing is held.
-    let at_half = |of: fn(&Report) -> f64| half_knee.map_or(0.0, of);
+    let at_half = |of: fn(&LoadReport) -> f64| half_knee.map_or(0.0, of);
     vec![
         at_least(
             "durable, RESP with 1 024 in flight: claims/s over redis-spop's best",
@@ -89,28 +103,34 @@ pub(super) fn promises(pairs: &Contest, burst: &Contest, half_knee: Option<&Repo
     ]
 }
 
-impl Comparison {
+impl ComparisonReport {
     /// As parts of a report.
     ///
     /// # Errors
     /// A picture cannot be drawn, in words.
-    pub fn sections(&self) -> Result<Vec<Section>, String> {
-        let mut table = vec![row(["what", "wanted", "found", "held"])];
-        for Promise { what, wanted, found, held } in &self.promises {
-            table.push(vec![what.clone(), wanted.clone(), figure(*found), if *held { "yes" } else { "no" }.to_owned()]);
+    pub fn sections(&self) -> Result<Vec<ReportSection>, String> {
+        let mut table = vec![table_row(["what", "wanted", "found", "held"])];
+        for PerformanceGoal { what, wanted, found, held } in &self.promises {
+            table.push(vec![
+                what.clone(),
+                wanted.clone(),
+                format_number(*found),
+                if *held { "yes" } else { "no" }.to_owned(),
+            ]);
         }
         let text = format!("Medians of {} rounds; ratios are medians of the rounds' ratios.", self.parameters.rounds);
-        let mut sections = vec![Section { title: "Promises".into(), text, table, pictures: Vec::new() }];
+        let mut sections = vec![ReportSection { title: "Promises".into(), text, table, charts: Vec::new() }];
         for contest in &self.contests {
             sections.push(contest.section()?);
         }
         sections.push(self.knee.section()?);
         if let Some(report) = &self.half_knee {
-            sections.extend(of_runs(&[("RESP at half the knee, acknowledged from memory".to_owned(), report)])?);
+            sections.extend(run_sections(&[("RESP at half the knee, acknowledged from memory".to_owned(), report)])?);
         }
         let first = self.contests.first().and_then(|contest| contest.rows.first()).and_then(|row| row.turns.last());
         if let Some(report) = first {
-            sections.extend(of_runs(&[("RESP, durable, 1 024 in flight".to_owned(), report)])?.into_iter().skip(1));
+            sections
+                .extend(run_sections(&[("RESP, durable, 1 024 in flight".to_owned(), report)])?.into_iter().skip(1));
         }
         Ok(sections)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
 
-use hotpool::engine::placement::bin_packing::Placement;
+use hotpool::engine::placement::bin_packing::FitStrategy;
 use hotpool::limits::SHARDS_MAX;
 
 /// Options of `pack`.
@@ -70,7 +70,7 @@ impl PackArgs {
     }
 }
 
-/// [`Placement`] as the command line spells it.
+/// [`FitStrategy`] as the command line spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -89,7 +89,7 @@ impl PolicyArg {
 
     /// As it is written.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::BestFit => "best_fit",
             Self::Spread => "spread",
@@ -98,7 +98,7 @@ impl PolicyArg {
     }
 }
 
-impl From<PolicyArg> for Placement {
+impl From<PolicyArg> for FitStrategy {
     fn from(policy: PolicyArg) -> Self {
         match policy {
             PolicyArg::BestFit => Self::BestFit,

@@ -10,9 +10,9 @@ use serde::Deserialize;
 
 use super::args::PackArgs;
 use crate::trace;
-use hotpool::engine::placement::bin_packing::{CARD_MILLI, Fleet, Kind, Need, typical};
+use hotpool::engine::placement::bin_packing::{FleetIndex, GPU_MILLI, RequestShape, ResourceRequest, most_frequent};
 use hotpool::limits::{AMOUNT_MAX, GPUS_MAX};
-use hotpool::model::{Capacity, GpuCapacity};
+use hotpool::model::{GpuCapacity, WorkerCapacity};
 
 /// Most nodes, and most requests: the orders are lists of 16-bit numbers.
 const ROWS_MAX: usize = 1 << 16;
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum InputError {
+pub enum PackInputError {
     /// It cannot be read.
     #[error("cannot read {0}: {1}")]
     Io(String, std::io::Error),
@@ -34,7 +34,7 @@ pub enum InputError {
 
 /// A line of the nodes.
 #[derive(Debug, Clone, Deserialize)]
-struct NodeLine {
+struct NodeCsvRow {
     sn: String,
     cpu_milli: u64,
     memory_mib: u64,
@@ -44,7 +44,7 @@ struct NodeLine {
 
 /// A line of the requests. `gpu_spec` is missing where no request names a model.
 #[derive(Debug, Clone, Deserialize)]
-struct RequestLine {
+struct RequestCsvRow {
     cpu_milli: u64,
     memory_mib: u64,
     num_gpu: u16,
@@ -55,53 +55,53 @@ struct RequestLine {
 
 /// A request, and the words by which its models were given.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct PackRequest {
     /// What it needs of one node.
-    pub need: Need,
+    pub need: ResourceRequest,
     /// As the file has it: `A|B`, or empty.
     pub models: Arc<str>,
 }
 
-impl Request {
+impl PackRequest {
     /// Thousandths of cards that it asks for.
     #[must_use]
     pub fn gpu_milli(&self) -> u64 {
-        u64::from(self.need.card_milli) * u64::from(self.need.cards)
+        u64::from(self.need.gpu_milli) * u64::from(self.need.gpu_count)
     }
 }
 
 /// What a run plays.
 #[derive(Debug)]
-pub struct Input {
+pub struct PackInput {
     /// Name and capacity of each node, in the order in which equal ones are taken.
-    pub nodes: Vec<(String, Capacity)>,
+    pub nodes: Vec<(String, WorkerCapacity)>,
     /// Numbers of models are those of every fleet that was [prepared](Self::fleet).
-    pub requests: Vec<Request>,
+    pub requests: Vec<PackRequest>,
     /// Rows of `requests`, as they arrive.
     pub events: Vec<u16>,
     /// Every model, in the order of its number.
     models: Vec<String>,
 }
 
-impl Input {
+impl PackInput {
     /// Reads all files.
     ///
     /// # Errors
     /// The first file that cannot be used.
-    pub fn read(args: &PackArgs) -> Result<Self, InputError> {
-        let mut nodes: Vec<NodeLine> = rows(&args.nodes)?;
+    pub fn read(args: &PackArgs) -> Result<Self, PackInputError> {
+        let mut nodes: Vec<NodeCsvRow> = rows(&args.nodes)?;
         nodes.sort_by(|one, two| one.sn.cmp(&two.sn));
-        let lines: Vec<RequestLine> = rows(&args.requests)?;
+        let lines: Vec<RequestCsvRow> = rows(&args.requests)?;
         let events =
             args.events.as_deref().map_or_else(|| Ok((0..lines.len()).map(|n| n as u16).collect()), numbers)?;
         if let (Some(file), Some(event)) = (&args.events, events.iter().find(|&&event| event as usize >= lines.len())) {
-            return Err(content(file, format!("row {event} of {} requests", lines.len())));
+            return Err(content_error(file, format!("row {event} of {} requests", lines.len())));
         }
         let ordered = match &args.rank {
             None => nodes,
-            Some(file) => in_order(nodes, &numbers(file)?).map_err(|problem| content(file, problem))?,
+            Some(file) => sort_by_rank(nodes, &numbers(file)?).map_err(|problem| content_error(file, problem))?,
         };
-        let mut names = Fleet::default();
+        let mut names = FleetIndex::default();
         let nodes: Vec<_> = ordered.into_iter().map(|node| capacity(&args.nodes, node)).collect::<Result<_, _>>()?;
         // The models of nodes first, in the order of their names.
         let mut models: Vec<String> =
@@ -123,8 +123,8 @@ impl Input {
 
     /// A fleet without workers that knows the models by the numbers that `requests` use.
     #[must_use]
-    pub fn fleet(&self) -> Fleet {
-        let mut fleet = Fleet::default();
+    pub fn fleet(&self) -> FleetIndex {
+        let mut fleet = FleetIndex::default();
         self.models.iter().for_each(|model| _ = fleet.model(model));
         fleet
     }
@@ -137,48 +137,48 @@ impl Input {
 
     /// What the requests typically ask for.
     #[must_use]
-    pub fn mix(&self) -> Vec<(Kind, f64)> {
-        let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
-        self.requests.iter().for_each(|request| *counts.entry(Kind::of(&request.need)).or_default() += 1);
-        typical(counts.iter().map(|(kind, &count)| (kind, count)))
+    pub fn request_mix(&self) -> Vec<(RequestShape, f64)> {
+        let mut counts: BTreeMap<RequestShape, usize> = BTreeMap::new();
+        self.requests.iter().for_each(|request| *counts.entry(RequestShape::of(&request.need)).or_default() += 1);
+        most_frequent(counts.iter().map(|(kind, &count)| (kind, count)))
     }
 }
 
-fn content(file: &Path, problem: String) -> InputError {
-    InputError::Content(file.display().to_string(), problem)
+fn content_error(file: &Path, problem: String) -> PackInputError {
+    PackInputError::Content(file.display().to_string(), problem)
 }
 
-fn rows<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<Vec<T>, InputError> {
+fn rows<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<Vec<T>, PackInputError> {
     let name = || file.display().to_string();
-    let text = trace::open(file).map_err(|error| InputError::Io(name(), error))?;
+    let text = trace::open(file).map_err(|error| PackInputError::Io(name(), error))?;
     let rows: Result<Vec<T>, _> = csv::Reader::from_reader(text).deserialize().take(ROWS_MAX + 1).collect();
-    let rows = rows.map_err(|error| InputError::Csv(name(), error))?;
+    let rows = rows.map_err(|error| PackInputError::Csv(name(), error))?;
     match rows.len() {
-        0 => Err(content(file, "has no rows".into())),
+        0 => Err(content_error(file, "has no rows".into())),
         1..=ROWS_MAX => Ok(rows),
-        _ => Err(content(file, format!("has more than {ROWS_MAX} rows"))),
+        _ => Err(content_error(file, format!("has more than {ROWS_MAX} rows"))),
     }
 }
 
 /// Little-endian 16-bit numbers.
-fn numbers(file: &Path) -> Result<Vec<u16>, InputError> {
-    let failed = |error| InputError::Io(file.display().to_string(), error);
+fn numbers(file: &Path) -> Result<Vec<u16>, PackInputError> {
+    let failed = |error| PackInputError::Io(file.display().to_string(), error);
     let mut bytes = Vec::new();
     // A thousand rounds through the largest list of requests; more is no list of this kind.
     let limit = (ROWS_MAX * 2_000) as u64;
     trace::open(file).map_err(failed)?.take(limit).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.is_empty() || bytes.len() % 2 != 0 {
-        return Err(content(file, format!("has {} bytes, which is no list of 16-bit numbers", bytes.len())));
+        return Err(content_error(file, format!("has {} bytes, which is no list of 16-bit numbers", bytes.len())));
     }
     Ok(bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect())
 }
 
 /// The nodes in the order of their ranks.
-fn in_order(nodes: Vec<NodeLine>, ranks: &[u16]) -> Result<Vec<NodeLine>, String> {
+fn sort_by_rank(nodes: Vec<NodeCsvRow>, ranks: &[u16]) -> Result<Vec<NodeCsvRow>, String> {
     if ranks.len() != nodes.len() {
         return Err(format!("ranks {} nodes, there are {}", ranks.len(), nodes.len()));
     }
-    let mut ranked: Vec<(u16, NodeLine)> = ranks.iter().copied().zip(nodes).collect();
+    let mut ranked: Vec<(u16, NodeCsvRow)> = ranks.iter().copied().zip(nodes).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
     match ranked.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         Some(twice) => Err(format!("gives rank {} twice", twice[0].0)),
@@ -186,29 +186,37 @@ fn in_order(nodes: Vec<NodeLine>, ranks: &[u16]) -> Result<Vec<NodeLine>, String
     }
 }
 
-fn capacity(file: &Path, node: NodeLine) -> Result<(String, Capacity), InputError> {
+fn capacity(file: &Path, node: NodeCsvRow) -> Result<(String, WorkerCapacity), PackInputError> {
     let gpu = (node.gpu > 0).then(|| GpuCapacity { model: node.model.into(), count: node.gpu });
     let memory_bytes = node.memory_mib.saturating_mul(MIB);
-    let capacity = Capacity { cpu_milli: node.cpu_milli, memory_bytes, slots: 0, gpu };
+    let capacity = WorkerCapacity { cpu_milli: node.cpu_milli, memory_bytes, slots: 0, gpu };
     match capacity.check(&node.sn) {
         Ok(()) => Ok((node.sn, capacity)),
-        Err(refusal) => Err(content(file, refusal.to_string())),
+        Err(refusal) => Err(content_error(file, refusal.to_string())),
     }
 }
 
-fn request(file: &Path, row: usize, line: RequestLine, names: &Fleet) -> Result<Request, InputError> {
-    let wrong = |problem: &str| content(file, format!("request {row}: {problem}"));
+fn request(file: &Path, row: usize, line: RequestCsvRow, names: &FleetIndex) -> Result<PackRequest, PackInputError> {
+    let wrong = |problem: &str| content_error(file, format!("request {row}: {problem}"));
     let memory_bytes = line.memory_mib.saturating_mul(MIB);
     if line.cpu_milli > AMOUNT_MAX || memory_bytes > AMOUNT_MAX || u32::from(line.num_gpu) > GPUS_MAX {
         return Err(wrong("asks for more than any worker may have"));
     }
-    let card_milli = if line.num_gpu == 0 { 0 } else { line.gpu_milli.min(CARD_MILLI) };
-    if line.num_gpu > 0 && (card_milli == 0 || (line.num_gpu > 1 && card_milli < CARD_MILLI)) {
+    let card_milli = if line.num_gpu == 0 { 0 } else { line.gpu_milli.min(GPU_MILLI) };
+    if line.num_gpu > 0 && (card_milli == 0 || (line.num_gpu > 1 && card_milli < GPU_MILLI)) {
         return Err(wrong("asks for shares of several cards, or for nothing of one"));
     }
     let words = if line.num_gpu == 0 { "" } else { line.gpu_spec.as_str() };
     let models = words.split('|').filter_map(|name| names.known_model(name)).collect();
     let cards = line.num_gpu;
-    let need = Need { cpu_milli: line.cpu_milli, memory_bytes, slots: 0, cards, card_milli, models, until_ms: 0 };
-    Ok(Request { need, models: words.into() })
+    let need = ResourceRequest {
+        cpu_milli: line.cpu_milli,
+        memory_bytes,
+        slots: 0,
+        gpu_count: cards,
+        gpu_milli: card_milli,
+        models,
+        until_ms: 0,
+    };
+    Ok(PackRequest { need, models: words.into() })
 }

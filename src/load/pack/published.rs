@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::input::{Input, Request};
+use super::input::{PackInput, PackRequest};
 use hotpool::engine::placement::bin_packing::{
-    CARD_MILLI, CardRule, Cards, Fleet, Group, ModelId, Share, choose_cards,
+    Cards, FleetIndex, GPU_MILLI, GpuPacking, ModelId, ResourceAllocation, WorkerGroup, choose_gpus,
 };
 
 /// What a typical request asks for, and its share.
 #[derive(Debug)]
-struct Typical {
+struct WeightedDemand {
     cpu_milli: u64,
     card_milli: u16,
     cards: usize,
@@ -25,22 +25,26 @@ struct Typical {
 
 /// How a run of the published scores decides.
 #[derive(Debug)]
-pub enum Published {
+pub enum PublishedPolicy {
     /// Best fit.
     BestFit,
     /// FGD over this mix.
-    Fgd(Box<Gradient>),
+    Fgd(Box<FragmentationGradient>),
 }
 
-impl Published {
+impl PublishedPolicy {
     /// FGD over the mix of the requests.
     #[must_use]
-    pub fn fgd(input: &Input) -> Self {
-        Self::Fgd(Box::new(Gradient { mix: mix(input), fragments: Vec::new(), scores: HashMap::new() }))
+    pub fn fgd(input: &PackInput) -> Self {
+        Self::Fgd(Box::new(FragmentationGradient {
+            mix: request_mix(input),
+            fragments: Vec::new(),
+            scores: HashMap::new(),
+        }))
     }
 
     /// The worker that the request takes, and what it takes there.
-    pub fn decide(&mut self, fleet: &Fleet, request: &Request) -> Option<(u32, Share)> {
+    pub fn decide(&mut self, fleet: &FleetIndex, request: &PackRequest) -> Option<(u32, ResourceAllocation)> {
         let need = &request.need;
         // A list of which no model is known is not the same as no list.
         if need.models.is_empty() && !request.models.is_empty() {
@@ -49,40 +53,40 @@ impl Published {
         match self {
             Self::BestFit => {
                 let worker = fleet.pick_by(need, |_, group| best_fit(group, request))?;
-                let from = CardRule::Fullest.from(&fleet.room(worker).cards, need);
-                Some((worker, need.share(choose_cards(fleet.cards(worker), need, from)?)))
+                let from = GpuPacking::Fullest.free_milli_of_pick(&fleet.free(worker).gpus, need);
+                Some((worker, need.allocation(choose_gpus(fleet.gpus(worker), need, from)?)))
             }
             Self::Fgd(gradient) => {
                 let worker = fleet.pick_by(need, |at, group| gradient.score(at, group, request))?;
                 let cards = gradient.choose(fleet, worker, request)?;
-                Some((worker, need.share(cards)))
+                Some((worker, need.allocation(cards)))
             }
         }
     }
 }
 
-fn best_fit(group: &Group, request: &Request) -> i64 {
-    let room = &group.room;
+fn best_fit(group: &WorkerGroup, request: &PackRequest) -> i64 {
+    let room = &group.free;
     let mut left = (room.cpu_milli - request.need.cpu_milli) as f64 / 128_000.0 * 0.5;
-    left += (u64::from(room.cards_milli()) - request.gpu_milli()) as f64 / 8_000.0 * 0.5;
+    left += (u64::from(room.free_gpu_milli()) - request.gpu_milli()) as f64 / 8_000.0 * 0.5;
     ((1.0 - left) * 100.0) as i64
 }
 
 /// The mix, and what was worked out.
 #[derive(Debug)]
-pub struct Gradient {
-    mix: Vec<Typical>,
+pub struct FragmentationGradient {
+    mix: Vec<WeightedDemand>,
     /// Of groups: their birth, and their fragments.
     fragments: Vec<(u64, f64)>,
     /// By cores, cards and thousandths of the request: per group its birth, and the score.
     scores: HashMap<(u64, u16, u16), Vec<(u64, i64)>>,
 }
 
-impl Gradient {
-    fn score(&mut self, at: u32, group: &Group, request: &Request) -> i64 {
+impl FragmentationGradient {
+    fn score(&mut self, at: u32, group: &WorkerGroup, request: &PackRequest) -> i64 {
         let need = &request.need;
-        let (at, birth) = (at as usize, group.birth());
-        let row = self.scores.entry((need.cpu_milli, need.cards, need.card_milli)).or_default();
+        let (at, birth) = (at as usize, group.generation());
+        let row = self.scores.entry((need.cpu_milli, need.gpu_count, need.gpu_milli)).or_default();
         if row.len() <= at {
             row.resize(at + 1, (0, 0));
         }
@@ -92,48 +96,48 @@ impl Gradient {
         if self.fragments.len() <= at {
             self.fragments.resize(at + 1, (0, 0.0));
         }
-        let room = &group.room;
+        let room = &group.free;
         if self.fragments[at].0 != birth {
-            self.fragments[at] = (birth, fragments(&self.mix, room.cpu_milli, &room.cards, room.model));
+            self.fragments[at] = (birth, fragments(&self.mix, room.cpu_milli, &room.gpus, room.model));
         }
         let before = self.fragments[at].1;
-        let mut cards = room.cards.clone();
+        let mut cards = room.gpus.clone();
         let cpu_milli = room.cpu_milli - need.cpu_milli;
-        let score = if need.cards == 1 && need.card_milli < CARD_MILLI {
+        let score = if need.gpu_count == 1 && need.gpu_milli < GPU_MILLI {
             let each = 0..cards.len();
-            let scores = each.filter(|&card| room.cards[card] >= need.card_milli).map(|card| {
-                cards[card] -= need.card_milli;
-                let score = growth(before - fragments(&self.mix, cpu_milli, &cards, room.model));
-                cards[card] += need.card_milli;
+            let scores = each.filter(|&card| room.gpus[card] >= need.gpu_milli).map(|card| {
+                cards[card] -= need.gpu_milli;
+                let score = sigmoid_score(before - fragments(&self.mix, cpu_milli, &cards, room.model));
+                cards[card] += need.gpu_milli;
                 score
             });
             scores.max().unwrap_or(0)
         } else {
-            cards[..need.cards as usize].fill(0);
-            growth(before - fragments(&self.mix, cpu_milli, &cards, room.model))
+            cards[..need.gpu_count as usize].fill(0);
+            sigmoid_score(before - fragments(&self.mix, cpu_milli, &cards, room.model))
         };
         row[at] = (birth, score);
         score
     }
 
     /// A share takes the card with the best score, the first of them in the order of the cards.
-    fn choose(&self, fleet: &Fleet, worker: u32, request: &Request) -> Option<u64> {
+    fn choose(&self, fleet: &FleetIndex, worker: u32, request: &PackRequest) -> Option<u64> {
         let need = &request.need;
-        if need.cards != 1 || need.card_milli == CARD_MILLI {
-            return choose_cards(fleet.cards(worker), need, CARD_MILLI);
+        if need.gpu_count != 1 || need.gpu_milli == GPU_MILLI {
+            return choose_gpus(fleet.gpus(worker), need, GPU_MILLI);
         }
-        let room = fleet.room(worker);
-        let before = fragments(&self.mix, room.cpu_milli, &room.cards, room.model);
-        let mut cards: Cards = fleet.cards(worker).iter().copied().collect();
+        let room = fleet.free(worker);
+        let before = fragments(&self.mix, room.cpu_milli, &room.gpus, room.model);
+        let mut cards: Cards = fleet.gpus(worker).iter().copied().collect();
         let mut best: Option<(i64, usize)> = None;
         for card in 0..cards.len() {
-            if cards[card] < need.card_milli {
+            if cards[card] < need.gpu_milli {
                 continue;
             }
-            cards[card] -= need.card_milli;
+            cards[card] -= need.gpu_milli;
             let after = fragments(&self.mix, room.cpu_milli - need.cpu_milli, &cards, room.model);
-            cards[card] += need.card_milli;
-            let score = growth(before - after);
+            cards[card] += need.gpu_milli;
+            let score = sigmoid_score(before - after);
             if best.is_none_or(|(high, _)| score > high) {
                 best = Some((score, card));
             }
@@ -142,12 +146,12 @@ impl Gradient {
     }
 }
 
-fn growth(less: f64) -> i64 {
+fn sigmoid_score(less: f64) -> i64 {
     (100.0 / (1.0 + (-less / 1000.0).exp())) as i64
 }
 
 /// Idle thousandths that a typical request cannot use, summed up by why not, as the published runs do.
-fn fragments(mix: &[Typical], cpu_milli: u64, cards: &[u16], model: ModelId) -> f64 {
+fn fragments(mix: &[WeightedDemand], cpu_milli: u64, cards: &[u16], model: ModelId) -> f64 {
     let idle = cards.iter().map(|&milli| u32::from(milli)).sum::<u32>();
     let mut sums = [0.0_f64; 6];
     for typical in mix {
@@ -181,15 +185,15 @@ fn fragments(mix: &[Typical], cpu_milli: u64, cards: &[u16], model: ModelId) -> 
 
 /// The most frequent requests, memory aside, that make up 95 % of the rows. Equal counts go by the demand itself, the
 /// words for its models included.
-fn mix(input: &Input) -> Vec<Typical> {
+fn request_mix(input: &PackInput) -> Vec<WeightedDemand> {
     type Demand = (u64, u16, u16, Arc<str>);
-    let mut counts: HashMap<Demand, (usize, &Request)> = HashMap::new();
+    let mut counts: HashMap<Demand, (usize, &PackRequest)> = HashMap::new();
     for request in &input.requests {
         let need = &request.need;
-        let demand = (need.cpu_milli, need.card_milli, need.cards, Arc::clone(&request.models));
+        let demand = (need.cpu_milli, need.gpu_milli, need.gpu_count, Arc::clone(&request.models));
         counts.entry(demand).or_insert((0, request)).0 += 1;
     }
-    let mut counts: Vec<(usize, Demand, &Request)> =
+    let mut counts: Vec<(usize, Demand, &PackRequest)> =
         counts.into_iter().map(|(demand, (count, request))| (count, demand, request)).collect();
     counts.sort_by(|one, two| (two.0, &two.1).cmp(&(one.0, &one.1)));
     let total = input.requests.len() as f64;
@@ -199,10 +203,10 @@ fn mix(input: &Input) -> Vec<Typical> {
         many += 1;
     }
     let whole = if many < counts.len() { covered / total } else { 1.0 };
-    let typical = counts[..many].iter().map(|(count, _, request)| Typical {
+    let typical = counts[..many].iter().map(|(count, _, request)| WeightedDemand {
         cpu_milli: request.need.cpu_milli,
-        card_milli: request.need.card_milli,
-        cards: request.need.cards as usize,
+        card_milli: request.need.gpu_milli,
+        cards: request.need.gpu_count as usize,
         models: (!request.models.is_empty()).then(|| request.need.models.to_vec()),
         share: *count as f64 / total / whole,
     });

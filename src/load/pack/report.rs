@@ -6,9 +6,9 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::curve::{LAST_PERCENT, curve};
-use super::input::Input;
-use super::play::Played;
-use crate::report::{Latency, Machine};
+use super::input::PackInput;
+use super::simulate::SimulationResult;
+use crate::report::{LatencySummary, MachineSpec};
 
 /// Time per decision, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -23,7 +23,7 @@ pub struct DecisionTime {
 
 /// The report.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct PackReport {
     /// `pack`.
     pub command: &'static str,
     /// Version of this harness.
@@ -31,7 +31,7 @@ pub struct Report {
     /// The command line with its defaults.
     pub parameters: serde_json::Value,
     /// Where it ran.
-    pub machine: Machine,
+    pub machine: MachineSpec,
     /// Allocated per cent of all cards by the time that so many per cent had arrived.
     pub alloc_at: BTreeMap<&'static str, Option<f64>>,
     /// The same at 0, 1, ... per cent arrived.
@@ -46,18 +46,18 @@ pub struct Report {
     pub decision_us: DecisionTime,
 }
 
-impl Report {
+impl PackReport {
     /// Of a run.
     #[must_use]
-    pub fn new(input: &Input, played: &Played, parameters: serde_json::Value) -> Self {
+    pub fn new(input: &PackInput, played: &SimulationResult, parameters: serde_json::Value) -> Self {
         let curve = curve(&played.points, input.cards());
-        let Latency { p50, p99, max, .. } = Latency::of(&played.decisions);
+        let LatencySummary { p50, p99, max, .. } = LatencySummary::from_histogram(&played.decisions);
         let requests = played.points.len() as u64;
         Self {
             command: "pack",
             version: env!("CARGO_PKG_VERSION"),
             parameters,
-            machine: Machine::here(),
+            machine: MachineSpec::detect(),
             alloc_at: BTreeMap::from([("100", curve[100]), ("130", curve[LAST_PERCENT])]),
             curve,
             requests,

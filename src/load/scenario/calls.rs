@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Burst, Calls, Phase, ScenarioError, TRACES, Trace, TraceKind};
-use crate::ask::Want;
-use crate::client::Call;
-use crate::{pace, replay, trace};
+use super::{BurstLoad, OperationSchedule, ScenarioError, ScenarioPhase, TRACES_ENV, TraceKind, TraceSource};
+use crate::claim_input::ClaimParams;
+use crate::load_client::LoadOperation;
+use crate::{pacing, replay, trace};
 
-impl Phase {
+impl ScenarioPhase {
     /// Appends what is due within `duration`, counted from the start of the phase.
-    pub(super) fn calls(&self, duration: Duration, calls: &mut Calls) -> Result<(), ScenarioError> {
+    pub(super) fn calls(&self, duration: Duration, calls: &mut OperationSchedule) -> Result<(), ScenarioError> {
         let hold = Duration::from_millis(self.hold_ms);
         let batch = self.batch as usize;
         // Spread evenly: 8 of one size and 2 of another are not 8 in a row.
@@ -26,14 +26,14 @@ impl Phase {
             picked.map_or(0, |size| size.slots)
         };
         let call = |n: usize| {
-            let want = Want { slots: size(n), wait_ms: self.wait_ms, function: None };
-            Call { want, claims: batch, gang: self.gang, hold }
+            let want = ClaimParams { slots: size(n), wait_ms: self.wait_ms, function: None };
+            LoadOperation { params: want, claims: batch, gang: self.gang, hold }
         };
         if let Some(rate) = self.rate {
-            let due = pace::steady(rate, batch, duration);
+            let due = pacing::steady_schedule(rate, batch, duration);
             calls.extend(due.enumerate().map(|(n, (at, ()))| (at, call(n))));
         }
-        if let Some(Burst { claims, every_ms }) = self.burst {
+        if let Some(BurstLoad { claims, every_ms }) = self.burst {
             let every = Duration::from_millis(every_ms);
             let bursts = (0_u32..).map(|n| every * n).take_while(|at| *at < duration);
             let each = claims as usize / batch;
@@ -43,17 +43,17 @@ impl Phase {
             let invocations = recorded.read()?;
             let replayed = replay::schedule(invocations, recorded.speed, Some(duration));
             calls.extend(replayed.map(|(at, call)| {
-                let want = Want { slots: size(0), wait_ms: self.wait_ms, ..call.want };
-                (at, Call { want, ..call })
+                let want = ClaimParams { slots: size(0), wait_ms: self.wait_ms, ..call.params };
+                (at, LoadOperation { params: want, ..call })
             }));
         }
         Ok(())
     }
 }
 
-impl Trace {
-    fn read(&self) -> Result<Vec<trace::Invocation>, ScenarioError> {
-        let dir = std::env::var_os(TRACES).map_or_else(|| PathBuf::from("../shared/traces"), PathBuf::from);
+impl TraceSource {
+    fn read(&self) -> Result<Vec<trace::TraceInvocation>, ScenarioError> {
+        let dir = std::env::var_os(TRACES_ENV).map_or_else(|| PathBuf::from("../shared/traces"), PathBuf::from);
         let path = dir.join(&self.file);
         if !path.exists() {
             return Err(ScenarioError::NoTrace(path));

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn of(text: &str) -> Result<Scenario, Vec<String>> {
-    Scenario::of(toml::from_str(text).expect("TOML"))
+fn of(text: &str) -> Result<LoadScenario, Vec<String>> {
+    LoadScenario::from_tree(toml::from_str(text).expect("TOML"))
 }
 
 const STEADY: &str = "about = 'x'\n[pool]\nworkers = 10\n[[phases]]\nduration_s = 1\nrate = 100\n";
@@ -14,7 +14,7 @@ fn a_short_file_is_enough() {
     assert_eq!((scenario.pool.shards, scenario.clients.count, scenario.duration_s()), (16, 8, 1.0));
     let calls = scenario.calls().unwrap();
     assert_eq!(calls.len(), 100);
-    assert_eq!(calls[50], (Duration::from_millis(500), Call::plain(1)));
+    assert_eq!(calls[50], (Duration::from_millis(500), LoadOperation::whole_workers(1)));
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn phases_come_one_after_the_other() {
     assert_eq!(calls[0].1.hold, Duration::from_millis(5));
     let burst: Vec<u128> = calls[100..].iter().map(|(at, _)| at.as_millis()).collect();
     assert_eq!(burst, [1_000, 1_000, 1_400, 1_400, 1_800, 1_800]);
-    assert_eq!(calls[100].1, Call::plain(2));
+    assert_eq!(calls[100].1, LoadOperation::whole_workers(2));
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn sizes_come_as_often_as_their_weights_say_and_mixed() {
     let text = "about = 'x'\n[pool]\nworkers = 10\nslots = 8\n[[phases]]\nduration_s = 1\nrate = 1000\n\
                 sizes = [{ slots = 1, weight = 7 }, { slots = 4, weight = 2 }, { slots = 8, weight = 1 }]\n";
     let calls = of(text).unwrap().calls().unwrap();
-    let count = |slots| calls.iter().filter(|(_, call)| call.want.slots == slots).count();
+    let count = |slots| calls.iter().filter(|(_, call)| call.params.slots == slots).count();
     assert_eq!((count(1), count(4), count(8)), (700, 200, 100));
     let in_row = calls.chunk_by(|(_, a), (_, b)| a == b).map(<[_]>::len).max();
     assert!(in_row < Some(10), "{in_row:?} of one size in a row");
@@ -79,7 +79,7 @@ fn some_targets_cannot_do_some_scenarios() {
         .replace("workers = 10", "workers = 10\nslots = 2")
         .replace("rate", "sizes = [{slots=1,weight=1}]\nrate"))
     .unwrap();
-    let refused = |scenario: &Scenario, url: &str| scenario.refused_by(&url.parse().unwrap()).is_some();
+    let refused = |scenario: &LoadScenario, url: &str| scenario.unsupported_by(&url.parse().unwrap()).is_some();
     for (url, whole, waits_refused, shares) in [
         ("inproc", false, false, false),
         ("grpc://a:1", false, false, false),

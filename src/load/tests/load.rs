@@ -3,14 +3,14 @@
 #[path = "load/baselines.rs"]
 mod baselines;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "../../../tests/it/client.rs"]
+#[path = "../../../tests/end_to_end/client.rs"]
 mod client;
-#[path = "load/over_sockets.rs"]
-mod over_sockets;
+#[path = "load/network_targets.rs"]
+mod network_targets;
 #[path = "load/scenarios.rs"]
 mod scenarios;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
-#[path = "../../../tests/it/server.rs"]
+#[path = "../../../tests/end_to_end/server.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with the tests of the Redis store, which use all of it")]
 #[path = "../../../tests/redis/servers.rs"]

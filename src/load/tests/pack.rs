@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use hotpool::engine::placement::bin_packing::Placement;
+use hotpool::engine::placement::bin_packing::FitStrategy;
 use hotpool_load::pack::args::{PackArgs, PolicyArg};
 use hotpool_load::pack::curve::{LAST_PERCENT, curve};
-use hotpool_load::pack::input::Input;
-use hotpool_load::pack::play::{Decider, play};
-use hotpool_load::pack::published::Published;
+use hotpool_load::pack::input::PackInput;
+use hotpool_load::pack::published::PublishedPolicy;
+use hotpool_load::pack::simulate::{PlacementDecider, simulate};
 use serde_json::Value;
 
 /// The curve of a published run, by trace, policy and seed.
@@ -62,18 +62,18 @@ impl Traces {
         }
     }
 
-    fn input(&self, trace: &str, seed: u32) -> Input {
-        Input::read(&self.args(trace, seed)).unwrap()
+    fn input(&self, trace: &str, seed: u32) -> PackInput {
+        PackInput::read(&self.args(trace, seed)).unwrap()
     }
 }
 
-fn reproduces(policy: &str, published: impl Fn(&Input) -> Published) {
+fn reproduces(policy: &str, published: impl Fn(&PackInput) -> PublishedPolicy) {
     let Some(traces) = Traces::find() else { return };
     let runs = traces.published();
     let mut compared = 0;
     for ((trace, _, seed), wanted) in runs.iter().filter(|((_, name, _), _)| name == policy) {
         let input = traces.input(trace, *seed);
-        let played = play(&input, &mut Decider::published(&input, published(&input)), |_| {});
+        let played = simulate(&input, &mut PlacementDecider::published(&input, published(&input)), |_| {});
         assert_eq!(&curve(&played.points, input.cards()), wanted, "{policy} of {trace}, seed {seed}");
         compared += 1;
     }
@@ -82,12 +82,12 @@ fn reproduces(policy: &str, published: impl Fn(&Input) -> Published) {
 
 #[test]
 fn openb_best_fit_is_reproduced_digit_for_digit() {
-    reproduces("BestFit", |_| Published::BestFit);
+    reproduces("BestFit", |_| PublishedPolicy::BestFit);
 }
 
 #[test]
 fn openb_fgd_is_reproduced_digit_for_digit() {
-    reproduces("FGD", Published::fgd);
+    reproduces("FGD", PublishedPolicy::fgd);
 }
 
 /// The service's own order, at 100 % arrived, less the published one: by trace and seed.
@@ -96,8 +96,8 @@ fn gains(shards: u16) -> Option<BTreeMap<String, Vec<f64>>> {
     let mut gains: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for ((trace, _, seed), wanted) in traces.published().iter().filter(|((_, name, _), _)| name == "FGD") {
         let input = traces.input(trace, *seed);
-        let mut own = Decider::own(&input, Placement::Fgd, shards, false).unwrap();
-        let found = curve(&play(&input, &mut own, |_| {}).points, input.cards());
+        let mut own = PlacementDecider::service(&input, FitStrategy::Fgd, shards, false).unwrap();
+        let found = curve(&simulate(&input, &mut own, |_| {}).points, input.cards());
         gains.entry(trace.clone()).or_default().push(found[100].unwrap() - wanted[100].unwrap());
     }
     Some(gains)

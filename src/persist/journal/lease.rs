@@ -2,7 +2,7 @@
 
 use crossbeam::utils::CachePadded;
 
-use super::lease_end::LeaseEnd;
+use super::lease_deadline::LeaseDeadline;
 use crate::clock::Clock;
 use crate::model::Millis;
 
@@ -11,12 +11,12 @@ use crate::model::Millis;
 pub struct Lease {
     clock: Clock,
     /// On the clock that also runs while the machine sleeps.
-    end: CachePadded<LeaseEnd>,
+    end: CachePadded<LeaseDeadline>,
 }
 
 impl Lease {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, end: CachePadded::new(LeaseEnd::default()) }
+        Self { clock, end: CachePadded::new(LeaseDeadline::default()) }
     }
 
     /// The store has acknowledged what was sent at `sent_ns`, on [`Clock::boot_ns`]. True if somebody was told that the lease
@@ -26,19 +26,19 @@ impl Lease {
     }
 
     /// It is given back: nothing may be answered from now on.
-    pub fn end(&self) {
+    pub fn revoke(&self) {
         self.end.extend(0);
     }
 
     /// Whether answers may leave. If not, every shard is told when they may.
     #[must_use]
-    pub fn holds(&self) -> bool {
-        self.end.holds(|| self.clock.boot_ns())
+    pub fn is_valid(&self) -> bool {
+        self.end.is_valid(|| self.clock.boot_ns())
     }
 
     /// Seconds that are left; none if there is no lease.
     #[must_use]
-    pub fn left_seconds(&self) -> Option<f64> {
+    pub fn remaining_seconds(&self) -> Option<f64> {
         self.end.until_ns().map(|until_ns| until_ns.saturating_sub(self.clock.boot_ns()) as f64 / 1e9)
     }
 }

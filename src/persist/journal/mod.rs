@@ -13,16 +13,17 @@
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 }
-mod coalesce;
+mod compaction;
 mod lag;
 mod lease;
-mod lease_end;
-mod rewrite;
+mod lease_deadline;
+mod snapshot;
 mod writer;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
@@ -30,59 +31,59 @@ use dashmap::DashMap;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
-use self::lag::LagClock;
+use self::lag::LagTracker;
 pub use self::lease::Lease;
 use crate::clock::Clock;
-use crate::model::rejection::Unavailable;
+use crate::model::request_error::UnavailableReason;
 use crate::model::{Millis, Seq};
 use crate::persist::row::{ShardRow, put_shard};
 use crate::persist::store::{ShardKey, SharedStore};
 
 /// Rows waiting in one outbox are folded when they are more than this, and again when they have doubled since.
-const FOLD_BYTES: usize = 256 << 10;
+const COMPACT_BYTES: usize = 256 << 10;
 /// Bytes that are made room for in advance, at most.
-const ROOM_BYTES_MAX: usize = 16 << 10;
+const SIZE_HINT_BYTES_MAX: usize = 16 << 10;
 /// What a shard's own row takes, about.
-const HEAD_BYTES: usize = 48;
+const HEADER_BYTES: usize = 48;
 
 /// Writers at most. Lanes beyond share them.
-const LANES_MAX: usize = 16;
+const PARTITIONS_MAX: usize = 16;
 /// Between two looks at all shards that were caused by gaps.
-const CHECK_NS: u64 = 1_000_000_000;
+const CHECK_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Who has an outbox: a shard's handle, or the catalogue.
-pub trait Source: Send + Sync {
-    /// The store moved on, here or where [`Outbox::tell_too`] said; or answers may leave again.
-    fn progressed(&self);
+pub trait RowSource: Send + Sync {
+    /// The store moved on, here or where [`Outbox::notify_also`] said; or answers may leave again.
+    fn on_progress(&self);
 
     /// All rows from cursor `from` on, about `bytes` of them, and where to go on. None: the source is gone.
-    fn dump(&self, from: u32, bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>>;
+    fn snapshot_rows(&self, from: u32, bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>>;
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct PendingRows {
     rows: Vec<u8>,
     /// The shard's own row, last of them: it changes with every claim, and only its last state counts.
-    head: Option<ShardRow>,
+    header: Option<ShardRow>,
     count: usize,
     from: Seq,
     to: Seq,
-    fold_at: usize,
+    compact_at: usize,
     /// About how many bytes of rows the last step had: so many are made room for at once.
-    room: usize,
+    size_hint: usize,
 }
 
 /// The rows of one shard on their way to the store.
 pub struct Outbox {
     key: ShardKey,
     /// Its writer, for good: two writers could overtake each other.
-    lane: usize,
+    partition: usize,
     journal: Arc<Journal>,
-    source: OnceLock<Weak<dyn Source>>,
-    waiting: Mutex<Waiting>,
+    source: OnceLock<Weak<dyn RowSource>>,
+    pending: Mutex<PendingRows>,
     applied: AtomicU64,
     /// Times of what the store lacks; handed to and taken from with `waiting` locked.
-    lag: LagClock,
+    lag: LagTracker,
     /// In its writer's queue.
     queued: AtomicBool,
     /// The store was told to forget the shard: nothing is to be written of it any more.
@@ -90,20 +91,20 @@ pub struct Outbox {
     /// A step goes out even if nothing has changed: to see whether the store still has all.
     check: AtomicBool,
     /// Counts the shard's lives: each numbers its workers anew.
-    lives: AtomicU64,
+    incarnations: AtomicU64,
     /// The store answered a gap, and what is to mend it is not dumped yet.
     needs_source: AtomicBool,
     /// The shard panicked: until it is restarted it dumps nothing.
     orphaned: AtomicBool,
     /// The shard panicked when only it could mend the gap.
-    lost: AtomicBool,
+    unrecoverable: AtomicBool,
     /// Outboxes of shards with answers that wait for records of this one: told once.
-    awaited_by: Mutex<BTreeMap<ShardKey, Weak<Self>>>,
+    waiters: Mutex<BTreeMap<ShardKey, Weak<Self>>>,
 }
 
 impl std::fmt::Debug for Outbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outbox").field("key", &self.key).field("applied", &self.applied()).finish_non_exhaustive()
+        f.debug_struct("Outbox").field("key", &self.key).field("applied", &self.applied_seq()).finish_non_exhaustive()
     }
 }
 
@@ -113,27 +114,27 @@ impl Outbox {
     pub fn new(journal: &Arc<Journal>, key: ShardKey, at: Seq) -> Arc<Self> {
         let outbox = Arc::new(Self {
             key,
-            lane: journal.store.lane(key) % LANES_MAX,
+            partition: journal.store.writer_partition(key) % PARTITIONS_MAX,
             journal: Arc::clone(journal),
             source: OnceLock::new(),
-            waiting: Mutex::new(Waiting { from: at, to: at, ..Waiting::default() }),
+            pending: Mutex::new(PendingRows { from: at, to: at, ..PendingRows::default() }),
             applied: AtomicU64::new(at),
-            lag: LagClock::default(),
+            lag: LagTracker::default(),
             queued: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             check: AtomicBool::new(false),
-            lives: AtomicU64::new(0),
+            incarnations: AtomicU64::new(0),
             needs_source: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-            awaited_by: Mutex::default(),
+            unrecoverable: AtomicBool::new(false),
+            waiters: Mutex::default(),
         });
         journal.outboxes.insert(key, Arc::downgrade(&outbox));
         outbox
     }
 
     /// Says whom to tell of progress and to ask for rows. Once.
-    pub fn attach(&self, source: Weak<dyn Source>) {
+    pub fn attach(&self, source: Weak<dyn RowSource>) {
         let _ = self.source.set(source);
     }
 
@@ -141,14 +142,14 @@ impl Outbox {
     pub fn restart(&self, at: Seq) {
         {
             let mut waiting = self.lock();
-            *waiting = Waiting { from: at, to: at, ..Waiting::default() };
-            self.lag.take();
-            self.lag.apply();
+            *waiting = PendingRows { from: at, to: at, ..PendingRows::default() };
+            self.lag.mark_in_flight();
+            self.lag.mark_applied();
         }
-        self.lives.fetch_add(1, Ordering::Release);
+        self.incarnations.fetch_add(1, Ordering::Release);
         self.orphaned.store(false, Ordering::Release);
         self.applied.store(at, Ordering::Release);
-        self.tell_awaiting();
+        self.notify_waiters();
     }
 
     /// Which shard's.
@@ -165,25 +166,25 @@ impl Outbox {
 
     /// Takes copies of the rows that changed up to `to`; `write` appends them and says how many, the shard's own row is
     /// `head`, if it changed.
-    pub fn hand(self: &Arc<Self>, to: Seq, head: Option<ShardRow>, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    pub fn append(self: &Arc<Self>, to: Seq, head: Option<ShardRow>, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         {
             let mut waiting = self.lock();
             debug_assert!(to >= waiting.to, "J2: the record stream only grows");
             if waiting.count == 0 {
-                self.lag.hand(self.journal.clock.mono_ns());
-                let room = waiting.room;
+                self.lag.mark_appended(self.journal.clock.mono_ns());
+                let room = waiting.size_hint;
                 waiting.rows.reserve(room);
             }
             waiting.count += write(&mut waiting.rows);
             if head.is_some() {
-                waiting.count += usize::from(waiting.head.is_none());
-                waiting.head = head;
+                waiting.count += usize::from(waiting.header.is_none());
+                waiting.header = head;
             }
             waiting.to = to;
-            self.journal.lanes[self.lane].hands.fetch_add(1, Ordering::Relaxed);
-            if waiting.rows.len() > waiting.fold_at.max(FOLD_BYTES) {
-                coalesce::fold(&mut waiting.rows);
-                waiting.fold_at = 2 * waiting.rows.len();
+            self.journal.partitions[self.partition].append_count.fetch_add(1, Ordering::Relaxed);
+            if waiting.rows.len() > waiting.compact_at.max(COMPACT_BYTES) {
+                compaction::compact(&mut waiting.rows);
+                waiting.compact_at = 2 * waiting.rows.len();
             }
         }
         self.journal.enqueue(self);
@@ -191,13 +192,13 @@ impl Outbox {
 
     /// The store has everything up to here.
     #[must_use]
-    pub fn applied(&self) -> Seq {
+    pub fn applied_seq(&self) -> Seq {
         self.applied.load(Ordering::Acquire)
     }
 
     /// Everything up to here was handed over.
     #[must_use]
-    pub fn handed(&self) -> Seq {
+    pub fn appended_seq(&self) -> Seq {
         self.lock().to
     }
 
@@ -208,13 +209,13 @@ impl Outbox {
     }
 
     /// Waits until the store has everything up to `seq`, or will never (fenced): false.
-    pub async fn stored(&self, seq: Seq) -> bool {
+    pub async fn wait_stored(&self, seq: Seq) -> bool {
         loop {
             let progress = self.journal.progress.notified();
-            if self.applied() >= seq {
+            if self.applied_seq() >= seq {
                 return true;
             }
-            if self.journal.fenced() || self.is_lost() {
+            if self.journal.is_fenced() || self.is_unrecoverable() {
                 return false;
             }
             progress.await;
@@ -222,52 +223,52 @@ impl Outbox {
     }
 
     /// The shard panicked: nobody need wait for its dump.
-    pub fn orphan(&self) {
+    pub fn mark_orphaned(&self) {
         self.orphaned.store(true, Ordering::Release);
-        self.journal.lanes[self.lane].work.notify_one();
+        self.journal.partitions[self.partition].work.notify_one();
     }
 
     /// After [`Self::orphan`]: waits until the store has the tail. False: it never will, fenced or [`Self::is_lost`].
-    pub async fn drained(&self) -> bool {
+    pub async fn wait_drained(&self) -> bool {
         loop {
             let progress = self.journal.progress.notified();
-            if self.applied() >= self.handed() {
+            if self.applied_seq() >= self.appended_seq() {
                 return true;
             }
-            if self.journal.fenced() {
+            if self.journal.is_fenced() {
                 return false;
             }
             if self.needs_source.load(Ordering::Acquire) {
-                self.lose();
+                self.mark_unrecoverable();
                 return false;
             }
-            if self.is_lost() {
+            if self.is_unrecoverable() {
                 return false;
             }
             progress.await;
         }
     }
 
-    fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
+    fn mark_unrecoverable(&self) {
+        self.unrecoverable.store(true, Ordering::Release);
         self.journal.progress.notify_waiters();
-        self.tell_awaiting();
+        self.notify_waiters();
     }
 
     /// The store lacks part of the shard, and the shard that could have mended it is gone.
     #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+    pub fn is_unrecoverable(&self) -> bool {
+        self.unrecoverable.load(Ordering::Acquire)
     }
 
-    fn take(&self) -> Waiting {
+    fn take(&self) -> PendingRows {
         let mut taken = {
             let mut waiting = self.lock();
-            let (to, room) = (waiting.to, (waiting.rows.len() + HEAD_BYTES).min(ROOM_BYTES_MAX));
-            self.lag.take();
-            std::mem::replace(&mut *waiting, Waiting { from: to, to, room, ..Waiting::default() })
+            let (to, room) = (waiting.to, (waiting.rows.len() + HEADER_BYTES).min(SIZE_HINT_BYTES_MAX));
+            self.lag.mark_in_flight();
+            std::mem::replace(&mut *waiting, PendingRows { from: to, to, size_hint: room, ..PendingRows::default() })
         };
-        if let Some(head) = &taken.head {
+        if let Some(head) = &taken.header {
             put_shard(&mut taken.rows, head);
         }
         taken
@@ -276,7 +277,7 @@ impl Outbox {
     /// The store has all that was taken, up to here: a shard has one step at a time on its way, and a gap nothing but its
     /// rewrite. False if that was known: the step was there to see whether the store still has it.
     fn advance(&self, applied: Seq) -> bool {
-        self.lag.apply();
+        self.lag.mark_applied();
         self.applied.fetch_max(applied, Ordering::Release) < applied
     }
 
@@ -286,32 +287,32 @@ impl Outbox {
 
     /// Tells the source of `other` as well when the store next moves on here: an answer there speaks of a record of this
     /// shard. What [`Self::applied`] says after this call is news to nobody.
-    pub fn tell_too(&self, other: &Arc<Self>) {
-        self.awaited_by.lock().unwrap_or_else(PoisonError::into_inner).insert(other.key, Arc::downgrade(other));
+    pub fn notify_also(&self, other: &Arc<Self>) {
+        self.waiters.lock().insert(other.key, Arc::downgrade(other));
     }
 
-    fn tell_source(&self) {
+    fn notify_source(&self) {
         if let Some(source) = self.source.get().and_then(Weak::upgrade) {
-            source.progressed();
+            source.on_progress();
         }
     }
 
     /// Tells the sources that wait for a record of this shard to look again.
-    pub fn tell_awaiting(&self) {
-        let awaiting = std::mem::take(&mut *self.awaited_by.lock().unwrap_or_else(PoisonError::into_inner));
-        awaiting.into_values().filter_map(|other| other.upgrade()).for_each(|other| other.tell_source());
+    pub fn notify_waiters(&self) {
+        let awaiting = std::mem::take(&mut *self.waiters.lock());
+        awaiting.into_values().filter_map(|other| other.upgrade()).for_each(|other| other.notify_source());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, PendingRows> {
+        self.pending.lock()
     }
 }
 
 /// What waits for one writer.
 #[derive(Default)]
-struct Lane {
+struct WriterPartition {
     /// Counts hand-overs, for the writer to see that more keeps coming.
-    hands: CachePadded<AtomicU64>,
+    append_count: CachePadded<AtomicU64>,
     dirty: SegQueue<Arc<Outbox>>,
     drops: SegQueue<Arc<Outbox>>,
     work: Notify,
@@ -319,13 +320,13 @@ struct Lane {
 
 /// What has trouble with the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
+pub enum StoreFault {
     /// It cannot be taken over or read yet.
-    Start,
+    Startup,
     /// Its ownership cannot be renewed.
     Renewal,
     /// A writer's steps are not taken.
-    Steps(usize),
+    Writes(usize),
 }
 
 /// All outboxes of one store.
@@ -334,10 +335,10 @@ pub struct Journal {
     clock: Clock,
     lease: Lease,
     outboxes: DashMap<ShardKey, Weak<Outbox>>,
-    lanes: Box<[Lane]>,
+    partitions: Box<[WriterPartition]>,
     progress: Notify,
     fenced: AtomicBool,
-    troubles: Mutex<BTreeMap<Trouble, String>>,
+    faults: Mutex<BTreeMap<StoreFault, String>>,
     generations: AtomicU64,
     checked_ns: AtomicU64,
 }
@@ -358,10 +359,10 @@ impl Journal {
             lease: Lease::new(clock.clone()),
             clock,
             outboxes: DashMap::new(),
-            lanes: std::iter::repeat_with(Lane::default).take(LANES_MAX).collect(),
+            partitions: std::iter::repeat_with(WriterPartition::default).take(PARTITIONS_MAX).collect(),
             progress: Notify::new(),
             fenced: AtomicBool::new(false),
-            troubles: Mutex::default(),
+            faults: Mutex::default(),
             generations,
             checked_ns: AtomicU64::new(0),
         })
@@ -375,21 +376,21 @@ impl Journal {
 
     /// Another process owns the store: nothing may be answered any more.
     #[must_use]
-    pub fn fenced(&self) -> bool {
+    pub fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Acquire)
     }
 
     /// Another process owns the store: from now on nothing is answered.
-    pub fn fence(&self) {
+    pub fn mark_fenced(&self) {
         if !self.fenced.swap(true, Ordering::AcqRel) {
             tracing::error!(store = self.store.kind(), "another process owns the store: no answer leaves any more");
         }
         self.progress.notify_waiters();
-        for lane in &self.lanes {
+        for lane in &self.partitions {
             lane.work.notify_one();
         }
         // Answers that wait for the store will never leave: their callers are refused now.
-        self.outboxes().iter().for_each(|outbox| outbox.tell_source());
+        self.outboxes().iter().for_each(|outbox| outbox.notify_source());
     }
 
     /// The lease on the store.
@@ -403,7 +404,7 @@ impl Journal {
     pub fn extend_lease(&self, sent_ns: u64, lease_ms: Millis) -> bool {
         let lapsed = self.lease.extend(sent_ns, lease_ms);
         if lapsed {
-            self.outboxes().iter().for_each(|outbox| outbox.tell_source());
+            self.outboxes().iter().for_each(|outbox| outbox.notify_source());
         }
         lapsed
     }
@@ -414,20 +415,20 @@ impl Journal {
 
     /// Why no answer may leave at present, if so.
     #[must_use]
-    pub fn silence(&self) -> Option<Unavailable> {
-        if self.fenced() {
-            Some(Unavailable::Fenced)
-        } else if self.lease.holds() {
+    pub fn reply_blocker(&self) -> Option<UnavailableReason> {
+        if self.is_fenced() {
+            Some(UnavailableReason::Fenced)
+        } else if self.lease.is_valid() {
             None
         } else {
-            Some(Unavailable::Store)
+            Some(UnavailableReason::Store)
         }
     }
 
     /// What keeps the store from taking records at present; each once.
     #[must_use]
-    pub fn troubles(&self) -> Vec<String> {
-        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn faults(&self) -> Vec<String> {
+        let troubles = self.faults.lock();
         let mut texts: Vec<String> = troubles.values().cloned().collect();
         texts.sort_unstable();
         texts.dedup();
@@ -435,8 +436,8 @@ impl Journal {
     }
 
     /// Says what the trouble is, or that there is none any more. True if that is news.
-    pub fn set_trouble(&self, what: Trouble, text: Option<String>) -> bool {
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn set_fault(&self, what: StoreFault, text: Option<String>) -> bool {
+        let mut troubles = self.faults.lock();
         match text {
             Some(text) => troubles.insert(what, text.clone()).as_ref() != Some(&text),
             None => troubles.remove(&what).is_some(),
@@ -454,36 +455,36 @@ impl Journal {
 
     /// One shard has a gap: so may others.
     fn check_after_gap(&self) {
-        if self.clock.mono_ns().saturating_sub(self.checked_ns.load(Ordering::Relaxed)) > CHECK_NS {
+        if self.clock.mono_ns().saturating_sub(self.checked_ns.load(Ordering::Relaxed)) > CHECK_INTERVAL_NS {
             self.check_all();
         }
     }
 
     /// How many writers there are: each is to be [`Journal::run`].
     #[must_use]
-    pub const fn writers(&self) -> usize {
-        self.lanes.len()
+    pub const fn writer_count(&self) -> usize {
+        self.partitions.len()
     }
 
     /// Asks that the store forgets the shard; [`Outbox::stored`] of `outbox.handed() + 1` says when it has.
     pub fn drop_shard(&self, outbox: &Arc<Outbox>) {
-        let lane = &self.lanes[outbox.lane];
+        let lane = &self.partitions[outbox.partition];
         lane.drops.push(Arc::clone(outbox));
         lane.work.notify_one();
     }
 
     /// Waits until nothing waits for the store.
-    pub async fn flushed(&self, outboxes: impl IntoIterator<Item = Arc<Outbox>>) -> bool {
+    pub async fn wait_flushed(&self, outboxes: impl IntoIterator<Item = Arc<Outbox>>) -> bool {
         let mut all = true;
         for outbox in outboxes {
-            all &= outbox.stored(outbox.handed()).await;
+            all &= outbox.wait_stored(outbox.appended_seq()).await;
         }
         all
     }
 
     /// Forgets what is queued: the service ends, and an outbox in the queue would keep the store open for ever.
     pub fn close(&self) {
-        for lane in &self.lanes {
+        for lane in &self.partitions {
             while lane.dirty.pop().is_some() || lane.drops.pop().is_some() {}
         }
     }
@@ -494,7 +495,7 @@ impl Journal {
 
     fn enqueue(&self, outbox: &Arc<Outbox>) {
         if !outbox.queued.swap(true, Ordering::AcqRel) {
-            let lane = &self.lanes[outbox.lane];
+            let lane = &self.partitions[outbox.partition];
             lane.dirty.push(Arc::clone(outbox));
             lane.work.notify_one();
         }

@@ -112,11 +112,11 @@ pub struct RowFrame<'a> {
 
 /// Reads frames back to back. After an error it ends.
 #[derive(Debug, Clone)]
-pub struct Frames<'a> {
+pub struct RowFrames<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Frames<'a> {
+impl<'a> RowFrames<'a> {
     /// Over `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
@@ -147,7 +147,7 @@ impl<'a> Frames<'a> {
     }
 }
 
-impl<'a> Iterator for Frames<'a> {
+impl<'a> Iterator for RowFrames<'a> {
     type Item = Result<RowFrame<'a>, RowError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -183,7 +183,7 @@ pub fn put_deletion(out: &mut Vec<u8>, kind: RowKind, id: &str) {
     put_id(out, kind as u8 | DELETED, id);
 }
 
-fn message<M: prost::Message + Default>(id: &str, body: &[u8]) -> Result<M, RowError> {
+fn decode_message<M: prost::Message + Default>(id: &str, body: &[u8]) -> Result<M, RowError> {
     let (&version, rest) = body.split_first().ok_or(RowError::Truncated)?;
     if version != VERSION {
         return Err(RowError::Version { id: id.into(), version });
@@ -199,13 +199,13 @@ pub struct ShardRow {
     pub fence_max: u64,
     /// It acknowledges claims from memory: a stop that does not take this back may have lost some.
     #[prost(bool, tag = "2")]
-    pub memory: bool,
+    pub memory_acks: bool,
     /// How long one that was lost may still be started.
     #[prost(uint64, tag = "3")]
     pub reserve_ms: u64,
     /// How many stops may have lost claims so far.
     #[prost(uint64, tag = "4")]
-    pub unclean: u64,
+    pub unclean_stops: u64,
 }
 
 /// Writes a shard's own row.
@@ -226,8 +226,8 @@ pub fn put_gang(out: &mut Vec<u8>, id: u64, there: bool) {
 ///
 /// # Errors
 /// An unknown version, or damage.
-pub fn shard(body: &[u8]) -> Result<ShardRow, RowError> {
-    message("of the shard itself", body)
+pub fn decode_shard(body: &[u8]) -> Result<ShardRow, RowError> {
+    decode_message("of the shard itself", body)
 }
 
 /// A pool as it is stored in the catalogue.
@@ -270,8 +270,8 @@ pub fn put_pool(out: &mut Vec<u8>, row: &PoolRow) {
 ///
 /// # Errors
 /// An unknown version, or damage.
-pub fn pool(id: &str, body: &[u8]) -> Result<PoolRow, RowError> {
-    message(id, body)
+pub fn decode_pool(id: &str, body: &[u8]) -> Result<PoolRow, RowError> {
+    decode_message(id, body)
 }
 
 /// A quota as it is stored in the catalogue.
@@ -297,7 +297,7 @@ pub fn put_quota(out: &mut Vec<u8>, row: &QuotaRow) {
 }
 
 /// Writes that the quota of that name is gone.
-pub fn put_no_quota(out: &mut Vec<u8>, name: &str) {
+pub fn put_quota_deletion(out: &mut Vec<u8>, name: &str) {
     put_deletion(out, RowKind::Quota, &quota_id(name));
 }
 
@@ -305,8 +305,8 @@ pub fn put_no_quota(out: &mut Vec<u8>, name: &str) {
 ///
 /// # Errors
 /// An unknown version, or damage.
-pub fn quota(id: &str, body: &[u8]) -> Result<QuotaRow, RowError> {
-    message(id, body)
+pub fn decode_quota(id: &str, body: &[u8]) -> Result<QuotaRow, RowError> {
+    decode_message(id, body)
 }
 
 #[cfg(test)]
@@ -318,8 +318,8 @@ mod tests {
         let old = PoolRow { uid: 7, ..PoolRow::default() };
         let mut frames = Vec::new();
         put_pool(&mut frames, &old);
-        let RowFrame { id, body, .. } = Frames::new(&frames).next().unwrap().unwrap();
-        let read = pool(id, body.unwrap()).unwrap();
+        let RowFrame { id, body, .. } = RowFrames::new(&frames).next().unwrap().unwrap();
+        let read = decode_pool(id, body.unwrap()).unwrap();
         assert_eq!((read.version, read.version()), (0, 7));
         assert_eq!(PoolRow { version: 9, ..old }.version(), 9);
     }

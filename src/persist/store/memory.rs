@@ -2,7 +2,7 @@
 
 use futures::future::{BoxFuture, FutureExt as _, ready};
 
-use super::{FenceSpan, Loaded, Ownership, RowSink, ShardKey, Step, StepOutcome, Store, StoreError};
+use super::{FenceSpan, LoadedShard, OwnershipRecord, RowSink, ShardKey, Store, StoreError, WriteBatch, WriteOutcome};
 
 /// A store that answers `Ok` and keeps nothing.
 #[derive(Debug, Default)]
@@ -17,23 +17,23 @@ impl Store for MemoryStore {
         false
     }
 
-    fn take_over(&self, _owner: uuid::Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
-        ready(Ok(Ownership { epoch: 1, fence_ceiling: 0, fence_floor: 0 })).boxed()
+    fn take_over(&self, _owner: uuid::Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>> {
+        ready(Ok(OwnershipRecord { epoch: 1, fence_ceiling: 0, fence_floor: 0 })).boxed()
     }
 
     fn raise_fence_ceiling(&self, _span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
         ready(Ok(())).boxed()
     }
 
-    fn load(&self, shards: Vec<ShardKey>, _sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
-        ready(Ok(shards.into_iter().map(|shard| Loaded { shard, at: Ok(0) }).collect())).boxed()
+    fn load(&self, shards: Vec<ShardKey>, _sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>> {
+        ready(Ok(shards.into_iter().map(|shard| LoadedShard { shard, at: Ok(0) }).collect())).boxed()
     }
 
-    fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>> {
-        ready(Ok(vec![StepOutcome::Ok; steps.len()])).boxed()
+    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
+        ready(Ok(vec![WriteOutcome::Ok; steps.len()])).boxed()
     }
 
-    fn wants_rewrite(&self) -> Option<ShardKey> {
+    fn snapshot_candidate(&self) -> Option<ShardKey> {
         None
     }
 }

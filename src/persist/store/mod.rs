@@ -6,10 +6,10 @@
 //!
 //! | the store | the answer |
 //! |---|---|
-//! | a higher epoch than ours, or our epoch with another owner | [`StepOutcome::Fenced`] |
-//! | a lower epoch than ours, nothing there, or `at < from` | [`StepOutcome::Gap`] |
-//! | `to <= at` | [`StepOutcome::Duplicate`] |
-//! | `from <= at < to` | applied: [`StepOutcome::Ok`] |
+//! | a higher epoch than ours, or our epoch with another owner | [`WriteOutcome::FencedClaimArgs`] |
+//! | a lower epoch than ours, nothing there, or `at < from` | [`WriteOutcome::Gap`] |
+//! | `to <= at` | [`WriteOutcome::Duplicate`] |
+//! | `from <= at < to` | applied: [`WriteOutcome::Ok`] |
 //!
 //! A shard that the store does not know is at 0 of the present epoch, so its first step starts `from: 0`.
 //!
@@ -43,12 +43,12 @@ pub struct ShardKey {
 
 impl ShardKey {
     /// The catalogue: pool specifications, one row a pool.
-    pub const CATALOGUE: Self = Self { pool: 0, shard: 0 };
+    pub const CATALOG: Self = Self { pool: 0, shard: 0 };
 }
 
 /// A shard's change, ready to be applied.
 #[derive(Debug, Clone)]
-pub struct Step {
+pub struct WriteBatch {
     /// Whose.
     pub shard: ShardKey,
     /// The state that it starts from: every change up to here is in the store already.
@@ -56,12 +56,12 @@ pub struct Step {
     /// The state that it leads to.
     pub to: Seq,
     /// What to do.
-    pub kind: StepKind,
+    pub kind: WriteKind,
 }
 
 /// What a step does. `rows` are frames as `crate::persist::row` writes them.
 #[derive(Debug, Clone)]
-pub enum StepKind {
+pub enum WriteKind {
     /// Puts and deletes rows.
     Rows(Bytes),
     /// Part `number` (from 0) of a new generation. Does not move `at`; `from` and `to` are ignored.
@@ -75,7 +75,7 @@ pub enum StepKind {
     },
     /// Makes the generation the shard's state: its `chunks` in order, then `rows`. Moves `at` to `to`
     /// whatever it was before (only the epoch is checked), so it also mends a gap.
-    Flip {
+    Install {
         /// That of the chunks.
         generation: u64,
         /// How many there must be.
@@ -89,7 +89,7 @@ pub enum StepKind {
 
 /// What became of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StepOutcome {
+pub enum WriteOutcome {
     /// Applied.
     Ok,
     /// The store had it already.
@@ -99,12 +99,12 @@ pub enum StepOutcome {
     /// Another owner has the store: stop answering.
     Fenced,
     /// Not answered: it may or may not be applied, and is to be sent again. Others of the same call are not touched by it.
-    Away,
+    Unanswered,
 }
 
 /// The ownership record after a take-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ownership {
+pub struct OwnershipRecord {
     /// Grows with every take-over.
     pub epoch: u64,
     /// No fence was ever given out above this one.
@@ -124,7 +124,7 @@ pub struct FenceSpan {
 
 /// What [`Store::load`] found of one shard, after its rows went to the sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
+pub struct LoadedShard {
     /// Which.
     pub shard: ShardKey,
     /// The sequence number of its state (0: nothing there), or why it cannot be read.
@@ -139,10 +139,10 @@ pub type RowSink = Box<dyn FnMut(ShardKey, &[u8]) + Send>;
 pub enum StoreError {
     /// Trying again may help: the store is away, the disk is full.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     /// Somebody else owns it, perhaps not for long: trying again may help.
     #[error("{0}")]
-    Held(String),
+    OwnedElsewhere(String),
     /// It was ours under an epoch that was given out before: take it over again, then try again.
     #[error("{0}")]
     Superseded(String),
@@ -156,14 +156,16 @@ impl StoreError {
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
-            Self::Away(text) | Self::Held(text) | Self::Superseded(text) | Self::Unusable(text) => text,
+            Self::Unavailable(text) | Self::OwnedElsewhere(text) | Self::Superseded(text) | Self::Unusable(text) => {
+                text
+            }
         }
     }
 }
 
 /// What became of a renewal of ownership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Renewal {
+pub enum RenewalOutcome {
     /// The store is ours for another lease.
     Renewed,
     /// The record is gone: somebody emptied the store.
@@ -187,30 +189,30 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Bytes of rows in one step; a shard with more to write is rewritten in chunks.
-    fn step_bytes_max(&self) -> usize {
+    fn batch_bytes_max(&self) -> usize {
         usize::MAX
     }
 
     /// Why a step was answered `Away` last, for people.
-    fn fault(&self) -> String {
+    fn last_fault(&self) -> String {
         String::new()
     }
 
     /// Steps of shards of one lane go together, and lanes do not wait for each other. Any number.
-    fn lane(&self, _shard: ShardKey) -> usize {
+    fn writer_partition(&self, _shard: ShardKey) -> usize {
         0
     }
 
     /// Becomes the owner under a fresh epoch, durably. `Held` while somebody else may still be the owner.
-    fn take_over(&self, owner: uuid::Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>>;
+    fn take_over(&self, owner: uuid::Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>>;
 
     /// Raises the ceiling of fences in the ownership record, and the floor with it, durably and in one step. Fails if it
     /// is no longer ours.
     fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Renews a lease. `create`: writes the record anew if it is gone.
-    fn renew(&self, _create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
-        ready(Ok(Renewal::Renewed)).boxed()
+    fn renew(&self, _create: bool) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
+        ready(Ok(RenewalOutcome::Renewed)).boxed()
     }
 
     /// Gives a lease back: the next owner need not wait for its end. Nothing may be answered afterwards.
@@ -219,19 +221,19 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Reads shards; those of an owner are its own from then on. Without a take-over it only reads. Damage of one shard is reported for that shard and does not stop the others.
-    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>>;
+    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>>;
 
     /// Applies steps of many shards (at most one of a shard), each atomically, and returns when they are durable: one outcome a step, in order.
     /// After `Err` any of them may or may not be applied; sending them again is safe.
-    fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>>;
+    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>>;
 
     /// What the store says of itself, such as who owns it; names and values for people.
-    fn about(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
+    fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
         ready(Ok(BTreeMap::new())).boxed()
     }
 
     /// A shard whose rewrite would let the store free space, if there is one worth it.
-    fn wants_rewrite(&self) -> Option<ShardKey>;
+    fn snapshot_candidate(&self) -> Option<ShardKey>;
 }
 
 /// A store, shared.

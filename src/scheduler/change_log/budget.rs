@@ -27,7 +27,7 @@ pub(in crate::scheduler) struct ChangeGroup {
 
 impl ChangeGroup {
     /// Group for those that there are too many groups of: of each kind and result one.
-    fn at_large(self) -> Self {
+    fn coarse(self) -> Self {
         Self { pool: None, peer: None, ..self }
     }
 }
@@ -42,7 +42,7 @@ pub(super) enum ChangeLine {
 }
 
 #[derive(Debug)]
-struct Row {
+struct GroupCount {
     /// Changes that had a line of their own.
     lines: u32,
     /// Changes that were counted since the last count was written.
@@ -55,15 +55,16 @@ struct Row {
 /// Budget of lines. Empty when nothing was changed for a while.
 #[derive(Debug, Default)]
 pub(in crate::scheduler) struct ChangeBudget {
-    rows: HashMap<ChangeGroup, Row>,
+    rows: HashMap<ChangeGroup, GroupCount>,
 }
 
 impl ChangeBudget {
     /// Counts one change, and says which line it has: [`ChangeLine::Detail`] once it is only in the count.
     pub(super) fn on_change(&mut self, group: ChangeGroup, now_ms: Millis) -> ChangeLine {
         let is_known = self.rows.contains_key(&group) || self.rows.len() < CHANGE_GROUPS_MAX;
-        let group = if is_known { group } else { group.at_large() };
-        let row = self.rows.entry(group).or_insert(Row { lines: 0, more: 0, last_ms: now_ms, counted_ms: now_ms });
+        let group = if is_known { group } else { group.coarse() };
+        let row =
+            self.rows.entry(group).or_insert(GroupCount { lines: 0, more: 0, last_ms: now_ms, counted_ms: now_ms });
         row.last_ms = now_ms;
         if row.lines < CHANGE_LINES_MAX {
             row.lines += 1;
@@ -94,12 +95,12 @@ impl ChangeBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::WorkerVerb;
+    use crate::model::WorkerCommand;
 
     fn drain(pool: &str) -> ChangeGroup {
         let pool = Some(PoolName::new("ns", pool).unwrap());
         let peer = Some(IpAddr::from([127, 0, 0, 1]));
-        ChangeGroup { kind: ChangeKind::Steer(WorkerVerb::Drain), result: ChangeResult::Done, pool, peer }
+        ChangeGroup { kind: ChangeKind::CommandWorker(WorkerCommand::Drain), result: ChangeResult::Done, pool, peer }
     }
 
     #[test]

@@ -9,12 +9,12 @@ use crate::limits::CHANGE_TEXT_BYTES_MAX;
 
 /// Fields that differ between two specifications of a kind, as JSON.
 #[derive(Debug)]
-pub(in crate::scheduler) struct Difference {
+pub(in crate::scheduler) struct SpecDiff {
     settings: String,
     before: Option<String>,
 }
 
-impl Difference {
+impl SpecDiff {
     /// Settings of something new: all that differ from the defaults.
     pub fn from_defaults<T: Serialize + Default>(new: &T) -> Self {
         let (settings, _) = differing(&T::default(), new);
@@ -77,13 +77,13 @@ mod tests {
     fn only_what_differs_is_said_and_never_too_much() {
         let old = PoolSpec { reserve_ms: 5_000, class: Some("a".into()), ..PoolSpec::default() };
         let new = PoolSpec { preemption: true, class: None, ..old.clone() };
-        let difference = Difference::between(&old, &new);
+        let difference = SpecDiff::between(&old, &new);
         assert_eq!(difference.settings(), r#"{"class":null,"preemption":true}"#);
         assert_eq!(difference.before(), Some(r#"{"class":"a","preemption":false}"#));
-        let quota = Difference::from_defaults(&Quota { claims: Some(7), ..Quota::default() });
+        let quota = SpecDiff::from_defaults(&Quota { claims: Some(7), ..Quota::default() });
         assert_eq!((quota.settings(), quota.before()), (r#"{"claims":7}"#, None));
         let labels = (0..64).map(|i| (format!("label{i}"), "ä".repeat(100))).collect();
-        let many = Difference::from_defaults(&PoolSpec { labels, ..PoolSpec::default() });
+        let many = SpecDiff::from_defaults(&PoolSpec { labels, ..PoolSpec::default() });
         assert!(many.settings().len() <= CHANGE_TEXT_BYTES_MAX + 3 && many.settings().ends_with("..."));
     }
 }

@@ -9,15 +9,15 @@
 mod budget;
 mod difference;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::budget::{ChangeBudget, ChangeGroup, ChangeLine};
-pub(super) use self::difference::Difference;
+pub(super) use self::difference::SpecDiff;
 use super::Scheduler;
-use crate::model::rejection::Refusal;
-use crate::model::{Millis, PoolName, WorkerId, WorkerVerb};
-use crate::scheduler::caller::{Caller, ChangeSource};
+use crate::model::request_error::RequestError;
+use crate::model::{Millis, PoolName, WorkerCommand, WorkerId};
+use crate::scheduler::caller::{CallerContext, ChangeSource};
 
 /// Target of the lines, by which `RUST_LOG` chooses them.
 const TARGET: &str = "hotpool::change";
@@ -30,24 +30,24 @@ pub(super) enum ChangeKind {
     ClearPool,
     PutQuota,
     DeleteQuota,
-    Steer(WorkerVerb),
+    CommandWorker(WorkerCommand),
     DeleteWorker,
     /// Registration of workers, which has a line at debug only.
     RegisterWorkers,
 }
 
 impl ChangeKind {
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::PutPool => "put_pool",
             Self::DeletePool => "delete_pool",
             Self::ClearPool => "clear_pool",
             Self::PutQuota => "put_quota",
             Self::DeleteQuota => "delete_quota",
-            Self::Steer(WorkerVerb::Cordon) => "cordon_worker",
-            Self::Steer(WorkerVerb::Uncordon) => "uncordon_worker",
-            Self::Steer(WorkerVerb::Drain) => "drain_worker",
-            Self::Steer(WorkerVerb::Clear) => "clear_worker",
+            Self::CommandWorker(WorkerCommand::Cordon) => "cordon_worker",
+            Self::CommandWorker(WorkerCommand::Uncordon) => "uncordon_worker",
+            Self::CommandWorker(WorkerCommand::Drain) => "drain_worker",
+            Self::CommandWorker(WorkerCommand::Clear) => "clear_worker",
             Self::DeleteWorker => "delete_worker",
             Self::RegisterWorkers => "register_workers",
         }
@@ -62,19 +62,19 @@ pub(super) enum ChangeResult {
     /// Everything was so before, so the line is one at debug only.
     Unchanged,
     Done,
-    Refused,
+    Rejected,
     /// Begun, and with an outcome that is not known.
     Unknown,
 }
 
 impl ChangeResult {
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Replaced => "replaced",
             Self::Unchanged => "unchanged",
             Self::Done => "done",
-            Self::Refused => "refused",
+            Self::Rejected => "refused",
             Self::Unknown => "unknown",
         }
     }
@@ -98,7 +98,7 @@ pub(super) struct ChangeDetails {
     /// Claims that ended with their worker.
     pub claims_lost: Option<u64>,
     /// Settings that the change sets, and what they were.
-    pub difference: Option<Difference>,
+    pub difference: Option<SpecDiff>,
     /// Reason for which the change was refused.
     pub error: Option<String>,
 }
@@ -125,7 +125,7 @@ impl ChangeDetails {
 pub(super) struct PendingChange<'s> {
     scheduler: &'s Scheduler,
     kind: ChangeKind,
-    caller: Option<Caller>,
+    caller: Option<CallerContext>,
     details: ChangeDetails,
     is_logged: bool,
 }
@@ -142,14 +142,14 @@ impl PendingChange<'_> {
     }
 
     /// Writes the line of a change that was `made` or refused, and passes the outcome on.
-    pub fn outcome<T>(mut self, made: ChangeResult, outcome: Result<T, Refusal>) -> Result<T, Refusal> {
+    pub fn outcome<T>(mut self, made: ChangeResult, outcome: Result<T, RequestError>) -> Result<T, RequestError> {
         let result = match &outcome {
             Ok(_) => made,
-            Err(Refusal::DeadlineExceeded) => ChangeResult::Unknown,
-            Err(_) => ChangeResult::Refused,
+            Err(RequestError::DeadlineExceeded) => ChangeResult::Unknown,
+            Err(_) => ChangeResult::Rejected,
         };
         self.details.error = outcome.as_ref().err().map(|refusal| match refusal {
-            Refusal::Invalid { field, message } => format!("{field}: {message}"),
+            RequestError::Invalid { field, message } => format!("{field}: {message}"),
             other => other.to_string(),
         });
         self.log(result);
@@ -174,7 +174,7 @@ impl Drop for PendingChange<'_> {
 impl Scheduler {
     /// Begins a change on behalf of the present task's caller.
     pub(super) fn change(&self, kind: ChangeKind, details: ChangeDetails) -> PendingChange<'_> {
-        PendingChange { scheduler: self, kind, caller: Caller::current(), details, is_logged: false }
+        PendingChange { scheduler: self, kind, caller: CallerContext::current(), details, is_logged: false }
     }
 }
 
@@ -189,7 +189,7 @@ impl ChangeLog {
         &self,
         kind: ChangeKind,
         result: ChangeResult,
-        caller: Option<&Caller>,
+        caller: Option<&CallerContext>,
         details: &ChangeDetails,
         now_ms: Millis,
     ) {
@@ -211,8 +211,8 @@ impl ChangeLog {
         for (ChangeGroup { kind, result, pool, peer }, more) in due {
             tracing::info!(
                 target: TARGET,
-                change = kind.word(),
-                result = result.word(),
+                change = kind.as_str(),
+                result = result.as_str(),
                 more,
                 pool = pool.as_ref().map(PoolName::as_str),
                 peer = peer.map(|peer| peer.to_string()),
@@ -222,7 +222,7 @@ impl ChangeLog {
     }
 
     fn budget(&self) -> MutexGuard<'_, ChangeBudget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+        self.budget.lock()
     }
 }
 
@@ -235,7 +235,7 @@ fn write_line(
     line: ChangeLine,
     kind: ChangeKind,
     result: ChangeResult,
-    caller: Option<&Caller>,
+    caller: Option<&CallerContext>,
     details: &ChangeDetails,
 ) {
     let ChangeDetails { pool, worker, quota, forced, workers, cleared, suspect, claims_lost, difference, error } =
@@ -245,8 +245,8 @@ fn write_line(
         ($write:ident) => {
             tracing::$write!(
                 target: TARGET,
-                change = kind.word(),
-                result = result.word(),
+                change = kind.as_str(),
+                result = result.as_str(),
                 pool = pool.as_ref().map(PoolName::as_str),
                 worker = worker.as_ref().map(WorkerId::as_str),
                 quota = quota.as_deref(),
@@ -255,15 +255,15 @@ fn write_line(
                 cleared,
                 suspect,
                 claims_lost,
-                settings = difference.as_ref().map(Difference::settings),
-                before = difference.as_ref().and_then(Difference::before),
+                settings = difference.as_ref().map(SpecDiff::settings),
+                before = difference.as_ref().and_then(SpecDiff::before),
                 error = error.as_deref(),
-                source = caller.map(|caller| caller.source).map(ChangeSource::word),
+                source = caller.map(|caller| caller.source).map(ChangeSource::as_str),
                 peer = caller.and_then(|caller| caller.peer).as_ref().map(SocketAddr::to_string),
                 request_id = caller.and_then(|caller| caller.request_id.as_ref()).map(ToString::to_string),
                 "{} {}",
-                kind.word(),
-                result.word()
+                kind.as_str(),
+                result.as_str()
             )
         };
     }

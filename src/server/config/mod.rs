@@ -14,16 +14,15 @@ use serde_path_to_error::Segment;
 pub use crate::api::HostNames;
 use crate::limits;
 
-mod lines;
 mod listen;
 mod pools;
 mod store;
 
 pub use listen::{ListenError, RespListen, address};
-pub use pools::Pool;
-pub use store::{LEASE_MS, STANDBY_LEASE_MS, Store, StoreUrl};
+pub use pools::PoolConfig;
+pub use store::{LEASE_MS, STANDBY_LEASE_MS, StoreConfig, StoreUrl};
 
-use lines::Lines;
+use source_map::ConfigSourceMap;
 
 /// Prefix of the variables that are read.
 const ENV_PREFIX: &str = "HOTPOOL__";
@@ -36,19 +35,19 @@ const IDLE_MS_MAX: u64 = 7 * 86_400_000;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The HTTP server.
-    pub server: Server,
+    pub server: ServerConfig,
     /// The store.
-    pub store: Store,
+    pub store: StoreConfig,
     /// Logging.
-    pub log: Log,
+    pub log: LogConfig,
     /// Pools that are there before the service is ready.
-    pub pools: Vec<Pool>,
+    pub pools: Vec<PoolConfig>,
 }
 
 /// `[server]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Server {
+pub struct ServerConfig {
     /// Address and port; a name is resolved, no host means all interfaces. Port 0 takes any free one.
     #[serde(deserialize_with = "listen::deserialize")]
     pub listen: SocketAddr,
@@ -71,7 +70,7 @@ pub struct Server {
     pub insecure: bool,
 }
 
-impl Default for Server {
+impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
@@ -90,7 +89,7 @@ impl Default for Server {
 /// `[log]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Log {
+pub struct LogConfig {
     /// Form in which lines are written.
     pub format: LogFormat,
 }
@@ -120,7 +119,7 @@ impl FromStr for LogFormat {
 
 /// Values of flags, which go over everything else.
 #[derive(Debug, Clone, Default)]
-pub struct Overrides {
+pub struct ConfigOverrides {
     /// Value of `--listen`, if given.
     pub listen: Option<SocketAddr>,
     /// Value of `--resp-listen`, if given.
@@ -139,7 +138,7 @@ pub struct Overrides {
     pub log: Option<LogFormat>,
 }
 
-impl Overrides {
+impl ConfigOverrides {
     /// Keys whose values the flags set.
     fn keys(&self) -> impl Iterator<Item = &'static str> {
         let Self { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = self;
@@ -168,11 +167,15 @@ fn is_within(key: &str, outer: &str) -> bool {
 }
 
 /// Problems with the file's name and line in front, unless one of the `elsewhere` keys has set the value or part of it.
-fn located(problems: Vec<String>, file: Option<&(&Path, Lines<'_>)>, elsewhere: &[String]) -> Vec<String> {
+fn with_locations(
+    problems: Vec<String>,
+    file: Option<&(&Path, ConfigSourceMap<'_>)>,
+    elsewhere: &[String],
+) -> Vec<String> {
     let locate = |problem: String| {
         let key = problem.split(": ").next().unwrap_or_default();
         let is_elsewhere = elsewhere.iter().any(|other| is_within(key, other) || is_within(other, key));
-        let line = file.filter(|_| !is_elsewhere).and_then(|(path, lines)| Some((path, lines.of(key)?)));
+        let line = file.filter(|_| !is_elsewhere).and_then(|(path, lines)| Some((path, lines.line_of(key)?)));
         match line {
             Some((path, line)) => format!("{}:{line}: {problem}", path.display()),
             None => problem,
@@ -218,7 +221,7 @@ impl Config {
     pub fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
-        flags: Overrides,
+        flags: ConfigOverrides,
     ) -> Result<Self, ConfigError> {
         let mut sources = config::Config::builder();
         let read = |path: &Path| {
@@ -228,7 +231,7 @@ impl Config {
         let mut lines = None;
         if let (Some(path), Some(text)) = (file, &text) {
             let wrong = |(line, message)| ConfigError::Toml { path: path.to_owned(), line, message };
-            lines = Some((path, Lines::parse(text).map_err(wrong)?));
+            lines = Some((path, ConfigSourceMap::parse(text).map_err(wrong)?));
             sources = sources.add_source(File::from_str(text, FileFormat::Toml));
         }
         let ours: HashMap<_, _> = environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
@@ -237,15 +240,15 @@ impl Config {
         sources = sources.add_source(variables.try_parsing(true).source(Some(ours)));
         let (mut config, unread) = parse(sources.build()?.try_deserialize()?);
         // What cannot be read is so whatever flags say: they come after it, and are read already.
-        let mut problems = located(unread, lines.as_ref(), &elsewhere);
+        let mut problems = with_locations(unread, lines.as_ref(), &elsewhere);
         elsewhere.extend(flags.keys().map(str::to_owned));
-        config.overlay(flags);
-        problems.extend(located(config.problems(), lines.as_ref(), &elsewhere));
+        config.apply_overrides(flags);
+        problems.extend(with_locations(config.validation_errors(), lines.as_ref(), &elsewhere));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Problems(problems)) }
     }
 
-    fn overlay(&mut self, flags: Overrides) {
-        let Overrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = flags;
+    fn apply_overrides(&mut self, flags: ConfigOverrides) {
+        let ConfigOverrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log } = flags;
         self.server.listen = listen.unwrap_or(self.server.listen);
         self.server.resp_listen = resp_listen.unwrap_or(self.server.resp_listen);
         self.server.hosts = hosts.unwrap_or_else(|| std::mem::take(&mut self.server.hosts));
@@ -262,7 +265,7 @@ impl Config {
     }
 
     /// Problems of values that parsed, each with the path of its field.
-    fn problems(&self) -> Vec<String> {
+    fn validation_errors(&self) -> Vec<String> {
         let Self { server, store, pools, .. } = self;
         let mut problems = Vec::new();
         let mut range = |key: &str, value: u64, min: u64, max: u64| {
@@ -291,8 +294,8 @@ impl Config {
                 ));
             }
         }
-        problems.extend(store.problems());
-        problems.extend(pools::problems(pools, server.max_shards));
+        problems.extend(store.validation_errors());
+        problems.extend(pools::validation_errors(pools, server.max_shards));
         problems
     }
 }
@@ -306,7 +309,7 @@ fn parse(mut tree: Value) -> (Config, Vec<String>) {
             Err(error) => {
                 problems.push(format!("{}: {}", error.path(), error.inner()));
                 let path: Vec<&Segment> = error.path().iter().collect();
-                if !remove(&mut tree, &path, problems.len()) {
+                if !remove_value(&mut tree, &path, problems.len()) {
                     return (Config::default(), problems);
                 }
             }
@@ -315,7 +318,7 @@ fn parse(mut tree: Value) -> (Config, Vec<String>) {
 }
 
 /// Takes the value at this path out of the tree; false if there is none. `number` is one that no other call had.
-fn remove(tree: &mut Value, path: &[&Segment], number: usize) -> bool {
+fn remove_value(tree: &mut Value, path: &[&Segment], number: usize) -> bool {
     let Some((last, before)) = path.split_last() else { return false };
     let inner = before.iter().try_fold(tree, |tree, step| match step {
         Segment::Map { key } => tree.get_mut(key),
@@ -326,16 +329,17 @@ fn remove(tree: &mut Value, path: &[&Segment], number: usize) -> bool {
         // A pool without a name would be one more problem.
         (Some(pool), Segment::Map { key }) if key == "name" && matches!(before.last(), Some(Segment::Seq { .. })) => {
             let wrong = pool.as_object_mut().and_then(|pool| pool.remove(key));
-            pools::stand_in(pool, number);
+            pools::replace_with_placeholder(pool, number);
             wrong.is_some()
         }
         (Some(Value::Object(table)), Segment::Map { key }) => table.remove(key).is_some(),
         (Some(Value::Array(pools)), Segment::Seq { index }) => {
-            pools.get_mut(*index).map(|pool| pools::stand_in(pool, number)).is_some()
+            pools.get_mut(*index).map(|pool| pools::replace_with_placeholder(pool, number)).is_some()
         }
         _ => false,
     }
 }
 
+mod source_map;
 #[cfg(test)]
 mod tests;

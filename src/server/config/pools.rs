@@ -8,12 +8,12 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer as _
 use serde_json::Value;
 
 use crate::limits;
-use crate::model::rejection::Refusal;
+use crate::model::request_error::RequestError;
 use crate::model::{PoolName, PoolSpec};
 
 /// One pool: `name`, and beside it the fields of its specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
+pub struct PoolConfig {
     /// Name of the pool, `namespace/pool`.
     pub name: PoolName,
     /// Specification; a field that is left out has its default, as in `PUT /v1/pools/{ns}/{pool}`.
@@ -21,7 +21,7 @@ pub struct Pool {
 }
 
 /// Problems of values that parsed, each with the path of its field.
-pub(super) fn problems(pools: &[Pool], shards_max: usize) -> Vec<String> {
+pub(super) fn validation_errors(pools: &[PoolConfig], shards_max: usize) -> Vec<String> {
     let mut problems = Vec::new();
     if pools.len() > limits::POOLS_MAX {
         problems.push(format!("pools: at most {}, got {}", limits::POOLS_MAX, pools.len()));
@@ -30,7 +30,7 @@ pub(super) fn problems(pools: &[Pool], shards_max: usize) -> Vec<String> {
     if shards > shards_max {
         problems.push(format!("pools: they have {shards} shards together, more than server.max_shards ({shards_max})"));
     }
-    for (index, Pool { name, spec }) in pools.iter().enumerate() {
+    for (index, PoolConfig { name, spec }) in pools.iter().enumerate() {
         if let Some(first) = pools[..index].iter().position(|pool| pool.name == *name) {
             problems.push(format!("pools[{index}].name: {name} is declared by pools[{first}] already"));
         }
@@ -45,7 +45,7 @@ fn spec_problems(spec: &PoolSpec) -> Vec<String> {
     let mut problems = Vec::new();
     let mut fields = serde_json::to_value(spec).unwrap_or_default();
     while let Ok(spec) = PoolSpec::deserialize(&fields) {
-        let Err(Refusal::Invalid { field, message }) = spec.check() else { break };
+        let Err(RequestError::Invalid { field, message }) = spec.check() else { break };
         problems.push(format!("{field}: {message}"));
         let top = field.split(['.', '[']).next().unwrap_or_default();
         if fields.as_object_mut().and_then(|fields| fields.remove(top)).is_none() {
@@ -56,7 +56,7 @@ fn spec_problems(spec: &PoolSpec) -> Vec<String> {
 }
 
 /// Puts something good in the place of a pool, or of its name, that is wrong, so that the rest can be read.
-pub(super) fn stand_in(pool: &mut Value, number: usize) {
+pub(super) fn replace_with_placeholder(pool: &mut Value, number: usize) {
     let name = Value::String(format!("wrong/{number}"));
     match pool {
         Value::Object(fields) if !fields.contains_key("name") => {
@@ -67,50 +67,50 @@ pub(super) fn stand_in(pool: &mut Value, number: usize) {
 }
 
 // By hand, because a flattened field takes unknown ones and loses the path of a wrong one.
-impl<'de> Deserialize<'de> for Pool {
+impl<'de> Deserialize<'de> for PoolConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Table;
-        impl<'de> Visitor<'de> for Table {
-            type Value = Pool;
+        struct PoolVisitor;
+        impl<'de> Visitor<'de> for PoolVisitor {
+            type Value = PoolConfig;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a table")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Pool, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PoolConfig, A::Error> {
                 let mut name = None;
-                let spec = PoolSpec::deserialize(MapAccessDeserializer::new(Fields { map, name: &mut name }))?;
-                let Name(name) = name.ok_or_else(|| A::Error::missing_field("name"))?;
-                Ok(Pool { name, spec })
+                let spec = PoolSpec::deserialize(MapAccessDeserializer::new(SpecMapAccess { map, name: &mut name }))?;
+                let PoolNameField(name) = name.ok_or_else(|| A::Error::missing_field("name"))?;
+                Ok(PoolConfig { name, spec })
             }
         }
-        deserializer.deserialize_map(Table)
+        deserializer.deserialize_map(PoolVisitor)
     }
 }
 
-struct Name(PoolName);
+struct PoolNameField(PoolName);
 
-impl<'de> Deserialize<'de> for Name {
+impl<'de> Deserialize<'de> for PoolNameField {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         PoolName::parse(&String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
     }
 }
 
 /// The fields of a pool without its name, which goes aside.
-struct Fields<'a, A> {
+struct SpecMapAccess<'a, A> {
     map: A,
-    name: &'a mut Option<Name>,
+    name: &'a mut Option<PoolNameField>,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for SpecMapAccess<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, mut seed: K) -> Result<Option<K::Value>, A::Error> {
         loop {
-            match self.map.next_key_seed(Key(seed))? {
+            match self.map.next_key_seed(PoolKeySeed(seed))? {
                 None => return Ok(None),
-                Some(Either::Spec(key)) => return Ok(Some(key)),
-                Some(Either::Name(unused)) => {
+                Some(PoolKey::Spec(key)) => return Ok(Some(key)),
+                Some(PoolKey::Name(unused)) => {
                     *self.name = Some(self.map.next_value()?);
                     seed = unused;
                 }
@@ -123,22 +123,22 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
     }
 }
 
-struct Key<K>(K);
+struct PoolKeySeed<K>(K);
 
-enum Either<K, V> {
+enum PoolKey<K, V> {
     /// Key `name`, which did not need the seed.
     Name(K),
     Spec(V),
 }
 
-impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<K> {
-    type Value = Either<K, K::Value>;
+impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for PoolKeySeed<K> {
+    type Value = PoolKey<K, K::Value>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         let key = String::deserialize(deserializer)?;
         if key == "name" {
-            return Ok(Either::Name(self.0));
+            return Ok(PoolKey::Name(self.0));
         }
-        self.0.deserialize(key.into_deserializer()).map(Either::Spec)
+        self.0.deserialize(key.into_deserializer()).map(PoolKey::Spec)
     }
 }

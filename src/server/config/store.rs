@@ -12,7 +12,7 @@ use crate::scheduler;
 /// `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Store {
+pub struct StoreConfig {
     /// Store that records go to.
     pub url: StoreUrl,
     /// Longest wait of a durable answer for the store, in milliseconds.
@@ -41,11 +41,11 @@ pub const LEASE_MS: u64 = 90_000;
 /// Lease of an owner that others stand by for, as each of them does for the other.
 pub const STANDBY_LEASE_MS: u64 = 5_000;
 
-impl Default for Store {
+impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             url: StoreUrl::default(),
-            wait_ms: scheduler::Settings::default().store_wait_ms,
+            wait_ms: scheduler::SchedulerSettings::default().store_wait_ms,
             data_dir: DATA_DIR.into(),
             key_prefix: "hotpool".to_owned(),
             command_ms: 1_000,
@@ -58,10 +58,10 @@ impl Default for Store {
     }
 }
 
-impl Store {
+impl StoreConfig {
     /// Options with which a Redis store at `url` is opened.
     #[must_use]
-    pub fn redis(&self, url: RedisUrl) -> RedisOptions {
+    pub fn redis_options(&self, url: RedisUrl) -> RedisOptions {
         let file = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
         RedisOptions {
             url,
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// Problems of values that parsed, each with the path of its field.
-    pub(super) fn problems(&self) -> Vec<String> {
+    pub(super) fn validation_errors(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let prefix = &self.key_prefix;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:".contains(&byte);

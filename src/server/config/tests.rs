@@ -1,11 +1,11 @@
 use super::*;
-use crate::model::{Ack, Labels, PoolName, PoolSpec};
+use crate::model::{AckLevel, Labels, PoolName, PoolSpec};
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(path)
 }
 
-fn load(file: Option<&str>, environment: &[(&str, &str)], flags: Overrides) -> Result<Config, String> {
+fn load(file: Option<&str>, environment: &[(&str, &str)], flags: ConfigOverrides) -> Result<Config, String> {
     let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
     let file = file.map(here);
     Config::load(file.as_deref(), environment, flags).map_err(|error| error.to_string())
@@ -13,7 +13,7 @@ fn load(file: Option<&str>, environment: &[(&str, &str)], flags: Overrides) -> R
 
 #[test]
 fn the_annotated_file_says_the_defaults() {
-    assert_eq!(load(Some("hotpool.toml"), &[], Overrides::default()).unwrap(), Config::default());
+    assert_eq!(load(Some("hotpool.toml"), &[], ConfigOverrides::default()).unwrap(), Config::default());
     // It also names every key, so that none goes undocumented.
     let text = std::fs::read_to_string(here("hotpool.toml")).unwrap();
     for key in [
@@ -42,8 +42,8 @@ fn the_annotated_file_names_every_field_of_a_pool_with_its_default() {
         block.lines().map(|line| line.strip_prefix("# ").expect("the block ends the file")).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("[[pools]]\n{}", lines.join("\n"))).unwrap();
-    let pools = Config::load(Some(file.path()), [], Overrides::default()).unwrap().pools;
-    assert_eq!(pools, [Pool { name: PoolName::new("demo", "warm").unwrap(), spec: PoolSpec::default() }]);
+    let pools = Config::load(Some(file.path()), [], ConfigOverrides::default()).unwrap().pools;
+    assert_eq!(pools, [PoolConfig { name: PoolName::new("demo", "warm").unwrap(), spec: PoolSpec::default() }]);
     // With a class, so that it is among them.
     let spec = PoolSpec { class: Some("gold".into()), ..PoolSpec::default() };
     for field in serde_json::to_value(spec).unwrap().as_object().unwrap().keys() {
@@ -58,7 +58,7 @@ fn h05_declared_pools_have_no_more_shards_than_there_may_be() {
     let text = "[server]\nmax_shards = 20\n[[pools]]\nname = \"demo/warm\"\n[[pools]]\nname = \"demo/cold\"\nshards = ";
     let load = |shards: u16| {
         std::fs::write(file.path(), format!("{text}{shards}\n")).unwrap();
-        Config::load(Some(file.path()), [], Overrides::default())
+        Config::load(Some(file.path()), [], ConfigOverrides::default())
     };
     assert_eq!(load(4).unwrap().server.max_shards, 20);
     let error = load(8).unwrap_err().to_string();
@@ -73,10 +73,10 @@ fn a_pool_is_read_with_all_that_it_says() {
     let text = "[[pools]]\nname = \"demo/warm\"\nshards = 2\nack = \"memory\"\nclass = \"gold\"\n\
                 labels = { Zone = \"A\", \"example.com-x\" = \"y\" }\n[[pools]]\nname = \"demo/cold\"\n";
     std::fs::write(file.path(), text).unwrap();
-    let pools = Config::load(Some(file.path()), [], Overrides::default()).unwrap().pools;
+    let pools = Config::load(Some(file.path()), [], ConfigOverrides::default()).unwrap().pools;
     assert_eq!((pools.len(), pools[1].name.as_str(), &pools[1].spec), (2, "demo/cold", &PoolSpec::default()));
     let spec = &pools[0].spec;
-    assert_eq!((spec.shards, spec.ack, spec.class.as_deref()), (2, Ack::Memory, Some("gold")));
+    assert_eq!((spec.shards, spec.ack, spec.class.as_deref()), (2, AckLevel::Memory, Some("gold")));
     let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(spec.labels, Labels::from([label("Zone", "A"), label("example.com-x", "y")]));
 }
@@ -87,7 +87,7 @@ fn every_invalid_file_is_refused_with_its_words() {
     for entry in std::fs::read_dir(here("invalid")).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let error = Config::load(Some(&path), [], Overrides::default()).expect_err(&path.display().to_string());
+        let error = Config::load(Some(&path), [], ConfigOverrides::default()).expect_err(&path.display().to_string());
         // `#! words` in a fixture must come in the message.
         let words: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#! ")).collect();
         assert!(!words.is_empty(), "{} says no words", path.display());
@@ -112,11 +112,14 @@ fn variables_go_over_the_file_and_flags_over_both() {
         ("HOTPOOL_OTHER", "x"),
         ("PATH", "y"),
     ];
-    let config = load(Some("hotpool.toml"), &environment, Overrides::default()).unwrap();
+    let config = load(Some("hotpool.toml"), &environment, ConfigOverrides::default()).unwrap();
     assert_eq!(config.store.url, StoreUrl::Memory);
     assert_eq!(config.server.max_connections, 7);
-    let flags =
-        Overrides { store: Some(StoreUrl::Redb("d".into())), log: Some(LogFormat::Json), ..Overrides::default() };
+    let flags = ConfigOverrides {
+        store: Some(StoreUrl::Redb("d".into())),
+        log: Some(LogFormat::Json),
+        ..ConfigOverrides::default()
+    };
     let config = load(Some("hotpool.toml"), &environment, flags).unwrap();
     assert_eq!(config.store.url, StoreUrl::Redb("d".into()));
     assert_eq!(config.log.format, LogFormat::Json);
@@ -135,7 +138,7 @@ fn every_problem_is_told_at_once() {
         ("HOTPOOL__STORE__WAIT_MS", "20000"),
         ("HOTPOOL__LGO__FORMAT", "json"),
     ];
-    let error = load(None, &environment, Overrides::default()).unwrap_err();
+    let error = load(None, &environment, ConfigOverrides::default()).unwrap_err();
     for words in [
         "server.listen: ",
         "server.listenn: unknown field",
@@ -153,7 +156,7 @@ fn every_problem_is_told_at_once() {
 }
 
 /// What is wrong with a file of this text, with the name of the file cut down to `FILE`.
-fn problems_of(text: &str, environment: &[(&str, &str)], flags: Overrides) -> Vec<String> {
+fn problems_of(text: &str, environment: &[(&str, &str)], flags: ConfigOverrides) -> Vec<String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
@@ -166,15 +169,15 @@ fn a_problem_has_the_line_of_the_file_only_where_the_file_has_it() {
     let is_in = |place: &str, problems: Vec<String>| {
         assert!(matches!(&problems[..], [problem] if problem.starts_with(place)), "{place}: {problems:?}");
     };
-    let open = || Overrides { listen: Some(SocketAddr::from(([0, 0, 0, 0], 1))), ..Overrides::default() };
+    let open = || ConfigOverrides { listen: Some(SocketAddr::from(([0, 0, 0, 0], 1))), ..ConfigOverrides::default() };
     let (good, bad) = ("[server]\nlisten = \"127.0.0.1:1\"\n", "[server]\nlisten = \"nowhere\"\n");
     let other = [("HOTPOOL__SERVER__IDLE_MS", "1")];
-    is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &other, Overrides::default()));
+    is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &other, ConfigOverrides::default()));
     // A flag goes over the value, and does not make the file right.
-    let local = Overrides { listen: Some(SocketAddr::from(([127, 0, 0, 1], 1))), ..Overrides::default() };
+    let local = ConfigOverrides { listen: Some(SocketAddr::from(([127, 0, 0, 1], 1))), ..ConfigOverrides::default() };
     is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &[], local));
     let hosts = "[server]\nhosts = 7\n";
-    let flag = Overrides { hosts: Some(HostNames::default()), ..Overrides::default() };
+    let flag = ConfigOverrides { hosts: Some(HostNames::default()), ..ConfigOverrides::default() };
     is_in("FILE:2: server.hosts: ", problems_of(hosts, &[], flag));
     // The flag's own value is wrong.
     is_in("server.listen: 0.0.0.0:1 can be reached", problems_of(good, &[], open()));
@@ -185,11 +188,11 @@ fn a_problem_has_the_line_of_the_file_only_where_the_file_has_it() {
         ("HOTPOOL__SERVER__LISTEN__PORT", "1", "server.listen: invalid type"),
         ("HOTPOOL__SERVER", "x", "server: invalid type"),
     ] {
-        is_in(place, problems_of(good, &[(name, value)], Overrides::default()));
+        is_in(place, problems_of(good, &[(name, value)], ConfigOverrides::default()));
     }
     // A variable that is named alike is not the key's.
     let alike = [("HOTPOOL__SERVER__LIS", "x")];
-    let both = problems_of(bad, &alike, Overrides::default());
+    let both = problems_of(bad, &alike, ConfigOverrides::default());
     assert_eq!(both.iter().filter(|problem| problem.starts_with("FILE:2: server.listen: ")).count(), 1, "{both:?}");
 }
 
@@ -214,13 +217,13 @@ fn addresses_to_listen_on() {
 #[test]
 fn other_machines_are_served_only_when_said() {
     let listen = |text: &str, insecure| {
-        load(None, &[], Overrides { listen: Some(text.parse().unwrap()), insecure, ..Overrides::default() })
+        load(None, &[], ConfigOverrides { listen: Some(text.parse().unwrap()), insecure, ..ConfigOverrides::default() })
     };
     assert!(listen("0.0.0.0:7070", false).unwrap_err().contains("--insecure"));
     assert!(listen("192.0.2.1:7070", false).is_err());
     let resp = |text: &str| {
         let resp_listen = Some(text.parse().unwrap());
-        load(None, &[], Overrides { resp_listen, ..Overrides::default() })
+        load(None, &[], ConfigOverrides { resp_listen, ..ConfigOverrides::default() })
     };
     assert!(resp("0.0.0.0:7071").unwrap_err().contains("server.resp_listen: 0.0.0.0:7071 can be reached"));
     assert_eq!(resp("off").unwrap().server.resp_listen, RespListen(None));
@@ -230,7 +233,7 @@ fn other_machines_are_served_only_when_said() {
 
 #[test]
 fn a_missing_file_is_named() {
-    assert!(load(Some("nowhere.toml"), &[], Overrides::default()).unwrap_err().contains("nowhere.toml"));
+    assert!(load(Some("nowhere.toml"), &[], ConfigOverrides::default()).unwrap_err().contains("nowhere.toml"));
 }
 
 #[test]

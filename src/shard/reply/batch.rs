@@ -1,19 +1,20 @@
 //! Answers that leave together, when the last of them is there.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::Outcome;
-use crate::model::rejection::Refusal;
+use super::ShardOutcome;
+use crate::model::request_error::RequestError;
 
 /// Collects the answers to the items of one call.
 #[derive(Debug)]
-pub struct Batch(Mutex<Places>);
+pub struct ReplyBatch(Mutex<ReplySlots>);
 
 #[derive(Debug)]
-struct Places {
-    outcomes: Vec<Option<Outcome>>,
+struct ReplySlots {
+    outcomes: Vec<Option<ShardOutcome>>,
     /// Answers that are not there yet.
     missing: usize,
     waker: Option<Waker>,
@@ -21,30 +22,30 @@ struct Places {
     closed: bool,
 }
 
-impl Places {
+impl ReplySlots {
     /// Nobody takes anything from now on but what is returned.
-    fn end(&mut self) -> Vec<Option<Outcome>> {
+    fn end(&mut self) -> Vec<Option<ShardOutcome>> {
         (self.closed, self.waker) = (true, None);
         std::mem::take(&mut self.outcomes)
     }
 }
 
-/// The receiving end of a [`Batch`]. Dropped, it closes the batch: what comes later finds nobody.
+/// The receiving end of a [`ReplyBatch`]. Dropped, it closes the batch: what comes later finds nobody.
 #[derive(Debug)]
-pub struct BatchAnswers(Arc<Batch>);
+pub struct BatchAnswers(Arc<ReplyBatch>);
 
-impl Batch {
+impl ReplyBatch {
     /// A batch of `len` items, which is at least one.
     #[must_use]
     pub fn new(len: usize) -> (Arc<Self>, BatchAnswers) {
         let mut outcomes = Vec::new();
         outcomes.resize_with(len, || None);
-        let batch = Arc::new(Self(Mutex::new(Places { outcomes, missing: len, waker: None, closed: false })));
+        let batch = Arc::new(Self(Mutex::new(ReplySlots { outcomes, missing: len, waker: None, closed: false })));
         (Arc::clone(&batch), BatchAnswers(batch))
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, ReplySlots> {
+        self.0.lock()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -52,7 +53,7 @@ impl Batch {
     }
 
     /// Puts an answer in. False: nobody will take it.
-    pub(super) fn fill(&self, place: u32, outcome: Outcome) -> bool {
+    pub(super) fn fill(&self, place: u32, outcome: ShardOutcome) -> bool {
         let waker = {
             let mut places = self.places();
             if places.closed {
@@ -74,15 +75,15 @@ impl Batch {
 
 impl BatchAnswers {
     /// Closes the batch, and returns the answers that came before, each with its place.
-    pub fn close(&self) -> Vec<(usize, Outcome)> {
+    pub fn close(&self) -> Vec<(usize, ShardOutcome)> {
         self.0.places().end().into_iter().enumerate().filter_map(|(place, outcome)| Some((place, outcome?))).collect()
     }
 }
 
 impl Future for BatchAnswers {
-    type Output = Vec<Outcome>;
+    type Output = Vec<ShardOutcome>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Vec<Outcome>> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Vec<ShardOutcome>> {
         let mut places = self.0.places();
         if places.missing > 0 {
             match &mut places.waker {
@@ -91,7 +92,9 @@ impl Future for BatchAnswers {
             }
             return Poll::Pending;
         }
-        Poll::Ready(places.end().into_iter().map(|outcome| outcome.unwrap_or(Err(Refusal::DeadlineExceeded))).collect())
+        Poll::Ready(
+            places.end().into_iter().map(|outcome| outcome.unwrap_or(Err(RequestError::DeadlineExceeded))).collect(),
+        )
     }
 }
 
@@ -104,34 +107,37 @@ impl Drop for BatchAnswers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::{Payload, Reply};
+    use crate::shard::{ReplyPayload, ReplySender};
 
-    fn poll(answers: &mut BatchAnswers) -> Poll<Vec<Outcome>> {
+    fn poll(answers: &mut BatchAnswers) -> Poll<Vec<ShardOutcome>> {
         Pin::new(answers).poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn answers_leave_together_in_the_order_of_their_items() {
-        let (batch, mut answers) = Batch::new(3);
-        assert!(Reply::part(Arc::clone(&batch), 2).send(Ok(Payload::Done)));
+        let (batch, mut answers) = ReplyBatch::new(3);
+        assert!(ReplySender::batch_part(Arc::clone(&batch), 2).send(Ok(ReplyPayload::Done)));
         assert!(poll(&mut answers).is_pending());
-        assert!(Reply::part(Arc::clone(&batch), 0).send(Err(Refusal::Fence)));
+        assert!(ReplySender::batch_part(Arc::clone(&batch), 0).send(Err(RequestError::FenceMismatch)));
         // The shard of the last one panicked.
-        drop(Reply::part(batch, 1));
-        let unknown = Err(Refusal::DeadlineExceeded);
-        assert_eq!(poll(&mut answers), Poll::Ready(vec![Err(Refusal::Fence), unknown, Ok(Payload::Done)]));
+        drop(ReplySender::batch_part(batch, 1));
+        let unknown = Err(RequestError::DeadlineExceeded);
+        assert_eq!(
+            poll(&mut answers),
+            Poll::Ready(vec![Err(RequestError::FenceMismatch), unknown, Ok(ReplyPayload::Done)])
+        );
         assert_eq!(answers.close(), []);
     }
 
     #[test]
     fn c12_a_closed_batch_hands_back_what_came_and_takes_nothing_more() {
-        let (batch, answers) = Batch::new(3);
-        assert!(Reply::part(Arc::clone(&batch), 1).send(Ok(Payload::Done)));
-        assert_eq!(answers.close(), [(1, Ok(Payload::Done))]);
-        let late = Reply::part(Arc::clone(&batch), 0);
-        assert!(late.is_gone() && !late.send(Ok(Payload::Done)));
+        let (batch, answers) = ReplyBatch::new(3);
+        assert!(ReplySender::batch_part(Arc::clone(&batch), 1).send(Ok(ReplyPayload::Done)));
+        assert_eq!(answers.close(), [(1, Ok(ReplyPayload::Done))]);
+        let late = ReplySender::batch_part(Arc::clone(&batch), 0);
+        assert!(late.is_abandoned() && !late.send(Ok(ReplyPayload::Done)));
         assert_eq!(answers.close(), []);
         drop(answers);
-        assert!(!Reply::part(batch, 2).send(Ok(Payload::Done)), "the last one finds nobody either");
+        assert!(!ReplySender::batch_part(batch, 2).send(Ok(ReplyPayload::Done)), "the last one finds nobody either");
     }
 }

@@ -2,23 +2,26 @@
 //! an inbox that has each as soon as it is there.
 
 mod batch;
-mod inbox;
+mod completion_queue;
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::admission::keys::ShardRef;
-use crate::engine::{Grant, LedgerLine, NoFit, Slice, WorkerLook};
-use crate::model::rejection::Refusal;
-use crate::model::{Capacity, ClaimId, Cleared, IdleWorker, Millis, RunningClaim, ShardStatus, Survey, WorkerCard};
+use crate::admission::key_directory::ShardRef;
+use crate::engine::{CapacityUsage, ClaimGrant, ListingSlice, PlacementFailure, WorkerSnapshot};
+use crate::model::request_error::RequestError;
+use crate::model::{
+    ClaimId, ClearResult, IdleWorker, Millis, RunningClaim, ShardStatus, WorkerCapacity, WorkerRegistration,
+    WorkerSurvey,
+};
 
-pub use self::batch::{Batch, BatchAnswers};
-pub use self::inbox::Inbox;
+pub use self::batch::{BatchAnswers, ReplyBatch};
+pub use self::completion_queue::CompletionQueue;
 
 /// What a shard says.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Payload {
+pub enum ReplyPayload {
     /// A held claim.
     Claim(ClaimAnswer),
     /// Members of a gang, which are claims from now on.
@@ -39,33 +42,33 @@ pub enum Payload {
         /// False if it was known.
         created: bool,
         /// As it stands.
-        look: Box<WorkerLook>,
+        worker: Box<WorkerSnapshot>,
         /// What it named and should not run.
-        stop: Vec<RunningClaim>,
+        revoked: Vec<RunningClaim>,
     },
     /// Of a worker that sent a heartbeat.
-    Heard {
+    Heartbeat {
         /// What it holds.
         claims: Vec<(ClaimId, ClaimAnswer)>,
         /// What it named and should not run.
-        stop: Vec<RunningClaim>,
+        revoked: Vec<RunningClaim>,
         /// Nothing of it was taken, because one with this higher number was.
         late_for: Option<u64>,
     },
     /// Workers of the shard that are trusted since, and those that are not yet.
-    Cleared(Cleared),
+    Cleared(ClearResult),
     /// Workers with their ordinals, a part of the list.
-    Workers(Slice<(u32, WorkerLook)>),
+    Workers(ListingSlice<(u32, WorkerSnapshot)>),
     /// Claims, a part of the list.
-    Claims(Slice<(ClaimId, ClaimAnswer)>),
+    Claims(ListingSlice<(ClaimId, ClaimAnswer)>),
     /// The shard's figures.
     Report(Box<ShardReport>),
     /// Workers that hold nothing.
     Idle(Vec<IdleWorker>),
     /// The worker that a claim would be given, or why none; no reason: none is free.
-    WouldTake(Result<Arc<WorkerCard>, Option<NoFit>>),
+    WouldTake(Result<Arc<WorkerRegistration>, Option<PlacementFailure>>),
     /// What a claim finds among some workers, and the ordinal at which to go on.
-    Survey(Box<Survey>, Option<u32>),
+    Survey(Box<WorkerSurvey>, Option<u32>),
 }
 
 /// A shard's figures.
@@ -74,27 +77,27 @@ pub struct ShardReport {
     /// Counts and positions.
     pub status: ShardStatus,
     /// Sums by capacity vector.
-    pub ledger: Vec<LedgerLine>,
+    pub accounting: Vec<CapacityUsage>,
     /// In a shared pool: what can be claimed.
-    pub left: Option<Left>,
+    pub claimable: Option<ClaimableCapacity>,
     /// Must be 0.
-    pub drift: u64,
+    pub accounting_mismatch: u64,
 }
 
 /// What can be claimed of workers that are offered.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Left {
+pub struct ClaimableCapacity {
     /// Cores, memory and places.
-    pub capacity: Capacity,
+    pub capacity: WorkerCapacity,
     /// Per GPU model: cards of which nothing is held, and thousandths of cards.
-    pub cards: Vec<(Arc<str>, u64, u64)>,
+    pub gpus: Vec<(Arc<str>, u64, u64)>,
 }
 
 /// A held claim as it is answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimAnswer {
     /// What the engine said.
-    pub grant: Grant,
+    pub grant: ClaimGrant,
     /// It was made by this request.
     pub created: bool,
     /// Shard that holds it.
@@ -104,90 +107,90 @@ pub struct ClaimAnswer {
 }
 
 /// An answer.
-pub type Outcome = Result<Payload, Refusal>;
+pub type ShardOutcome = Result<ReplyPayload, RequestError>;
 
 #[derive(Debug)]
-enum Address {
-    One(oneshot::Sender<Outcome>),
-    Part(Arc<Batch>, u32),
-    Inbox(Arc<Inbox>, u32),
+enum ReplyTarget {
+    One(oneshot::Sender<ShardOutcome>),
+    Part(Arc<ReplyBatch>, u32),
+    Inbox(Arc<CompletionQueue>, u32),
     Nobody,
 }
 
 /// Sends one answer. Dropped without one (its shard panicked), it says that the outcome is unknown.
 #[derive(Debug)]
-pub struct Reply(Address);
+pub struct ReplySender(ReplyTarget);
 
-impl Reply {
+impl ReplySender {
     /// To one caller.
     #[must_use]
-    pub fn one() -> (Self, oneshot::Receiver<Outcome>) {
+    pub fn oneshot() -> (Self, oneshot::Receiver<ShardOutcome>) {
         let (to, answer) = oneshot::channel();
-        (Self(Address::One(to)), answer)
+        (Self(ReplyTarget::One(to)), answer)
     }
 
     /// Into a place of a batch.
     #[must_use]
-    pub const fn part(batch: Arc<Batch>, place: u32) -> Self {
-        Self(Address::Part(batch, place))
+    pub const fn batch_part(batch: Arc<ReplyBatch>, place: u32) -> Self {
+        Self(ReplyTarget::Part(batch, place))
     }
 
     /// To a caller who has many requests in flight, and calls this one `place`.
     #[must_use]
-    pub const fn to(inbox: Arc<Inbox>, place: u32) -> Self {
-        Self(Address::Inbox(inbox, place))
+    pub const fn completion(inbox: Arc<CompletionQueue>, place: u32) -> Self {
+        Self(ReplyTarget::Inbox(inbox, place))
     }
 
     /// To nobody: what is asked for is done for its own sake.
     #[must_use]
-    pub const fn nobody() -> Self {
-        Self(Address::Nobody)
+    pub const fn discard() -> Self {
+        Self(ReplyTarget::Nobody)
     }
 
     /// The caller is known to be gone: an answer would reach nobody.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
-            Address::One(to) => to.is_closed(),
-            Address::Inbox(inbox, _) => inbox.is_closed(),
+            ReplyTarget::One(to) => to.is_closed(),
+            ReplyTarget::Inbox(inbox, _) => inbox.is_closed(),
             // Whether anybody listens to a batch is seen when the answer is put there: a lock less.
-            Address::Part(..) | Address::Nobody => false,
+            ReplyTarget::Part(..) | ReplyTarget::Nobody => false,
         }
     }
 
     /// The answer leaves with others: when the last of them is there, not when this one is sent.
     #[must_use]
     pub const fn is_part(&self) -> bool {
-        matches!(self.0, Address::Part(..))
+        matches!(self.0, ReplyTarget::Part(..))
     }
 
     /// The same, also of a batch, at the price of its lock.
     #[must_use]
-    pub fn is_gone(&self) -> bool {
+    pub fn is_abandoned(&self) -> bool {
         match &self.0 {
-            Address::Part(batch, _) => batch.is_closed(),
+            ReplyTarget::Part(batch, _) => batch.is_closed(),
             _ => self.is_closed(),
         }
     }
 
     /// Sends. False: the caller is gone.
-    pub fn send(mut self, outcome: Outcome) -> bool {
-        match std::mem::replace(&mut self.0, Address::Nobody) {
-            Address::One(to) => to.send(outcome).is_ok(),
-            Address::Part(batch, place) => batch.fill(place, outcome),
-            Address::Inbox(inbox, place) => inbox.put(place, outcome),
-            Address::Nobody => true,
+    pub fn send(mut self, outcome: ShardOutcome) -> bool {
+        match std::mem::replace(&mut self.0, ReplyTarget::Nobody) {
+            ReplyTarget::One(to) => to.send(outcome).is_ok(),
+            ReplyTarget::Part(batch, place) => batch.fill(place, outcome),
+            ReplyTarget::Inbox(inbox, place) => inbox.put(place, outcome),
+            ReplyTarget::Nobody => true,
         }
     }
 }
 
-impl Drop for Reply {
+impl Drop for ReplySender {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.0, Address::Nobody) {
-            Address::One(to) => drop(to.send(Err(Refusal::DeadlineExceeded))),
-            Address::Part(batch, place) => drop(batch.fill(place, Err(Refusal::DeadlineExceeded))),
-            Address::Inbox(inbox, place) => drop(inbox.put(place, Err(Refusal::DeadlineExceeded))),
-            Address::Nobody => {}
+        match std::mem::replace(&mut self.0, ReplyTarget::Nobody) {
+            ReplyTarget::One(to) => drop(to.send(Err(RequestError::DeadlineExceeded))),
+            ReplyTarget::Part(batch, place) => drop(batch.fill(place, Err(RequestError::DeadlineExceeded))),
+            ReplyTarget::Inbox(inbox, place) => drop(inbox.put(place, Err(RequestError::DeadlineExceeded))),
+            ReplyTarget::Nobody => {}
         }
     }
 }

@@ -1,45 +1,45 @@
 //! Steps of gangs: how each becomes an event, and its answer an outcome.
 
-use super::{Running, To};
-use crate::admission::keys::{Hold, Unstoreds};
-use crate::engine::{Answer, Event, GangAct, Place};
+use super::{ReplyRoute, ShardRunner};
+use crate::admission::key_directory::{KeyHolder, PendingWrites};
+use crate::engine::{ClaimHandle, EngineReply, Event, GangAction};
 use crate::model::ClaimId;
 use crate::shard::command::{Command, GangItem};
-use crate::shard::reply::{ClaimAnswer, Payload, Reply};
+use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender};
 
-impl Running {
+impl ShardRunner {
     pub(super) fn gang(&mut self, item: GangItem) {
         let GangItem { id, act, tickets, reply } = item;
         self.members.0.extend(tickets);
-        self.on(Event::Gang { id, act, to: To::Gang(reply, act) });
+        self.apply(Event::Gang { id, action: act, to: ReplyRoute::Gang(reply, act) });
         self.members.0.clear();
     }
 
     /// A member is a claim: its key is held.
-    pub(super) fn committed(&mut self, id: &ClaimId, place: Place) {
+    pub(super) fn committed(&mut self, id: &ClaimId, place: ClaimHandle) {
         let Some(&ticket) = self.members.0.get(id) else { return };
-        let hold = Hold { shard: self.port.shard, place };
+        let hold = KeyHolder { shard: self.handle.shard, handle: place };
         let spec = self.shard.grant(place).and_then(|grant| grant.spec);
-        let (joined, unstored) = self.dispatch.keys.commit(id, ticket, hold, spec.as_ref());
+        let (joined, unstored) = self.dispatch.keys.set_committed(id, ticket, hold, spec.as_ref());
         self.members.1.extend(unstored);
-        self.dispatch.remembered.forget(id);
+        self.dispatch.ended_claims.remove_on_grant(id);
         self.created += 1;
-        self.extra.extend(joined.into_iter().map(|joiner| Command::Repeat(joiner, place)));
+        self.follow_ups.extend(joined.into_iter().map(|joiner| Command::Reacquire(joiner, place)));
     }
 
-    pub(super) fn reply_gang(&mut self, reply: Reply, act: GangAct, answer: Answer) {
-        let unstored = std::mem::replace(&mut self.members.1, Unstoreds::new());
-        let shard = self.port.shard;
+    pub(super) fn reply_gang(&mut self, reply: ReplySender, act: GangAction, answer: EngineReply) {
+        let unstored = std::mem::replace(&mut self.members.1, PendingWrites::new());
+        let shard = self.handle.shard;
         let payload = match answer {
-            Answer::Committed(members) => {
+            EngineReply::Committed(members) => {
                 let answer = |(id, grant)| (id, ClaimAnswer { grant, created: true, shard, expires_at_ms: None });
-                Payload::Gang(members.into_iter().map(answer).collect())
+                ReplyPayload::Gang(members.into_iter().map(answer).collect())
             }
-            Answer::Members(held) => Payload::Members(held),
-            _ => Payload::Done,
+            EngineReply::GangMembers(held) => ReplyPayload::Members(held),
+            _ => ReplyPayload::Done,
         };
         // Whatever the pool promises: the next step of the gang stands on this one. Nothing stands on the others.
-        let durable = self.keeps_rows && matches!(act, GangAct::Record | GangAct::Commit | GangAct::Retract);
-        self.send_or_wait(reply, Ok(payload), durable, unstored, None);
+        let durable = self.keeps_rows && matches!(act, GangAction::Record | GangAction::Commit | GangAction::Retract);
+        self.send_when_stored(reply, Ok(payload), durable, unstored, None);
     }
 }

@@ -2,65 +2,68 @@
 
 use std::sync::Arc;
 
-use super::Running;
-use crate::engine::placement::bin_packing::Sum;
-use crate::engine::{Barred, Grant, ListedClaim, Slice};
+use super::ShardRunner;
+use crate::engine::placement::bin_packing::ResourceTotals;
+use crate::engine::{ClaimGrant, ListedClaim, ListingSlice, UnschedulableSummary};
 use crate::limits;
-use crate::model::rejection::Refusal;
-use crate::model::{Capacity, ClaimId, ShardStatus};
-use crate::shard::command::{ClaimSieve, Question};
-use crate::shard::reply::{ClaimAnswer, Left, Outcome, Payload, ShardReport};
+use crate::model::request_error::RequestError;
+use crate::model::{ClaimId, ShardStatus, WorkerCapacity};
+use crate::shard::command::{ClaimSieve, ExplainQuery};
+use crate::shard::reply::{ClaimAnswer, ClaimableCapacity, ReplyPayload, ShardOutcome, ShardReport};
 
-impl Running {
-    pub(super) fn list_claims(&self, from: u32, limit: usize, sieve: &ClaimSieve) -> Payload {
+impl ShardRunner {
+    pub(super) fn list_claims(&self, from: u32, limit: usize, sieve: &ClaimSieve) -> ReplyPayload {
         let passes = |claim: &ListedClaim<'_>| sieve.matches(claim);
-        let Slice { rows, next } = match &sieve.worker {
-            Some(worker) => self.shard.claims_of_from(worker, from, limit, passes),
+        let ListingSlice { rows, next } = match &sieve.worker {
+            Some(worker) => self.shard.worker_claims_from(worker, from, limit, passes),
             None => self.shard.claims_from(from, limit, passes),
         };
-        let shard = self.port.shard;
-        let answer = |(_, id, grant): (u32, ClaimId, Grant)| {
+        let shard = self.handle.shard;
+        let answer = |(_, id, grant): (u32, ClaimId, ClaimGrant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
             (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
         };
-        Payload::Claims(Slice { rows: rows.into_iter().map(answer).collect(), next })
+        ReplyPayload::Claims(ListingSlice { rows: rows.into_iter().map(answer).collect(), next })
     }
 
     /// What can be claimed, if it is shares.
-    fn left(&self) -> Option<Left> {
-        let sums = self.shard.rooms()?.map(|(sum, _)| sum);
-        let all = |amount: fn(&Sum) -> u128| u64::try_from(sums.iter().map(amount).sum::<u128>()).unwrap_or(u64::MAX);
-        let capacity = Capacity {
+    fn claimable(&self) -> Option<ClaimableCapacity> {
+        let sums = self.shard.free_summary()?.map(|(sum, _)| sum);
+        let all = |amount: fn(&ResourceTotals) -> u128| {
+            u64::try_from(sums.iter().map(amount).sum::<u128>()).unwrap_or(u64::MAX)
+        };
+        let capacity = WorkerCapacity {
             cpu_milli: all(|sum| sum.cpu_milli),
             memory_bytes: all(|sum| sum.memory_bytes),
             slots: all(|sum| sum.slots),
             gpu: None,
         };
-        let cards = self.shard.free_cards().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
-        Some(Left { capacity, cards })
+        let cards = self.shard.free_gpus().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
+        Some(ClaimableCapacity { capacity, gpus: cards })
     }
 
-    pub(super) fn explain(&mut self, question: &Question) -> Outcome {
-        let Question { wants, affinity, needs_ms, durable, from } = question;
+    pub(super) fn explain(&mut self, question: &ExplainQuery) -> ShardOutcome {
+        let ExplainQuery { constraints: wants, affinity, duration_ms: needs_ms, durable, from_ordinal: from } =
+            question;
         let wants = wants.as_deref();
         if let Some(from) = from {
             let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
-            return Ok(Payload::Survey(Box::new(survey), next));
+            return Ok(ReplyPayload::Survey(Box::new(survey), next));
         }
-        if let Some(why) = self.overload(*durable) {
-            return Err(Refusal::Unavailable(why));
+        if let Some(why) = self.overload_reason(*durable) {
+            return Err(RequestError::Unavailable(why));
         }
-        Ok(Payload::WouldTake(self.shard.would_take(wants, *affinity, *needs_ms, self.now_ms)))
+        Ok(ReplyPayload::WouldTake(self.shard.preview_placement(wants, *affinity, *needs_ms, self.now_ms)))
     }
 
     pub(super) fn report(&self) -> ShardReport {
-        let outbox = &self.port.outbox;
-        let Barred { by_each, by_first, .. } = self.shard.barred();
+        let outbox = &self.handle.outbox;
+        let UnschedulableSummary { by_reason: by_each, by_first_reason: by_first, .. } = self.shard.unschedulable();
         ShardReport {
             status: ShardStatus {
-                shard: self.port.shard.shard,
-                state: self.port.state().word().into(),
-                reason: self.port.reason(),
+                shard: self.handle.shard.shard,
+                state: self.handle.state().as_str().into(),
+                reason: self.handle.reason(),
                 workers: self.shard.workers() as u64,
                 idle: self.shard.idle() as u64,
                 busy: self.shard.busy() as u64,
@@ -76,15 +79,15 @@ impl Running {
                 reserved: self.shard.reserved() as u64,
                 releasing: self.shard.releasing() as u64,
                 seq: self.shard.seq(),
-                applied_seq: outbox.applied(),
+                applied_seq: outbox.applied_seq(),
                 lag_ms: outbox.lag_ms(),
-                ring_depth: self.port.depth() as u64,
-                answers_waiting: (self.waiting.len() + self.blocked.len()) as u64,
-                restarts: self.port.restarts(),
+                queue_depth: self.handle.queue_depth() as u64,
+                answers_waiting: (self.awaiting_store.len() + self.awaiting_other_shards.len()) as u64,
+                restarts: self.handle.restarts(),
             },
-            ledger: self.shard.ledger().cloned().collect(),
-            left: self.left(),
-            drift: self.audit.drift(&self.shard),
+            accounting: self.shard.capacity_usage().cloned().collect(),
+            claimable: self.claimable(),
+            accounting_mismatch: self.audit.mismatch(&self.shard),
         }
     }
 }

@@ -3,19 +3,19 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{TENANT_DEFAULT, Text};
-use crate::api::error_table::Failure;
-use crate::api::http::read::{Items, Texts};
+use super::{BorrowedText, DEFAULT_TENANT};
+use crate::api::error_table::ApiError;
+use crate::api::http::extract::{BoundedTexts, RawItems};
 use crate::limits;
-use crate::model::claim_request::{ClaimAsk, PoolChoice};
+use crate::model::claim_request::{ClaimConstraints, PoolChoice};
 use crate::model::{
-    Ack, Capacity, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView, Fence, Held, HeldCards, Labels, Millis,
-    PoolName, Resources, Taken, WaitingView, WorkerId, affinity_hash, check_name, is_zero, json_object, present,
-    some_object, unique_keys,
+    AckLevel, ClaimId, ClaimRequest, ClaimResult, ClaimSpec, ClaimState, ClaimView, Fence, HeldGpus, HeldResources,
+    Labels, Millis, PoolName, QueuedClaimView, ResourceRequirements, WorkerCapacity, WorkerId, affinity_hash,
+    check_name, is_zero, json_object, present, some_object, unique_keys,
 };
 
 /// A key for a claim that brings none.
-pub(in crate::api) fn fresh_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) -> &str {
+pub(in crate::api) fn generate_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) -> &str {
     Uuid::now_v7().hyphenated().encode_lower(text)
 }
 
@@ -24,36 +24,36 @@ pub(in crate::api) fn fresh_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) 
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ClaimBody<'a> {
     #[serde(borrow)]
-    pub(in crate::api) namespace: Text<'a>,
+    pub(in crate::api) namespace: BorrowedText<'a>,
     // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) key: Option<Text<'a>>,
+    pub(in crate::api) key: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) tenant: Option<Text<'a>>,
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) pool: Option<Text<'a>>,
+    pub(in crate::api) pool: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) pools: Option<Texts<'a, { limits::CLAIM_POOLS_MAX }>>,
+    pub(in crate::api) pools: Option<BoundedTexts<'a, { limits::CLAIM_POOLS_MAX }>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) pool_selector: Option<Text<'a>>,
+    pub(in crate::api) pool_selector: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) class: Option<Text<'a>>,
+    pub(in crate::api) class: Option<BorrowedText<'a>>,
     #[serde(default, deserialize_with = "some_object")]
-    pub(in crate::api) resources: Option<Resources>,
+    pub(in crate::api) resources: Option<ResourceRequirements>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) selector: Option<Text<'a>>,
+    pub(in crate::api) selector: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "some_object")]
-    pub(in crate::api) node: Option<NodeBody<'a>>,
+    pub(in crate::api) node: Option<NodeConstraintsBody<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) worker: Option<Text<'a>>,
+    pub(in crate::api) worker: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) affinity: Option<Text<'a>>,
+    pub(in crate::api) affinity: Option<BorrowedText<'a>>,
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api) reserve_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api) ttl_ms: Option<Millis>,
     #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) ack: Option<Ack>,
+    pub(in crate::api) ack: Option<AckLevel>,
     #[serde(default)]
     pub(in crate::api) must_match: bool,
     #[serde(default, deserialize_with = "unique_keys")]
@@ -69,32 +69,32 @@ pub(in crate::api) struct ClaimBody<'a> {
 /// On which nodes.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::api) struct NodeBody<'a> {
+pub(in crate::api) struct NodeConstraintsBody<'a> {
     #[serde(borrow, default)]
-    pub(in crate::api) required: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) required: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
     #[serde(borrow, default)]
-    pub(in crate::api) preferred: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) preferred: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
     #[serde(borrow, default, deserialize_with = "some_object")]
-    pub(in crate::api) preferred_then_wait: Option<ThenWaitBody<'a>>,
+    pub(in crate::api) preferred_then_wait: Option<PreferredWaitBody<'a>>,
 }
 
 /// Preferred nodes, and for how long only they will do.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::api) struct ThenWaitBody<'a> {
+pub(in crate::api) struct PreferredWaitBody<'a> {
     #[serde(borrow)]
-    pub(in crate::api) nodes: Texts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) nodes: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
     pub(in crate::api) ms: Millis,
 }
 
 impl ClaimBody<'_> {
     /// Checks every name.
-    pub(in crate::api) fn request(self) -> Result<ClaimRequest, Failure> {
-        let tenant = self.tenant.as_ref().map_or(TENANT_DEFAULT, |text| &text.0);
+    pub(in crate::api) fn into_request(self) -> Result<ClaimRequest, ApiError> {
+        let tenant = self.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
         let mut made = [0; _];
         let key = match &self.key {
             Some(text) => &*text.0,
-            None => fresh_key(&mut made),
+            None => generate_key(&mut made),
         };
         let affinity = match &self.affinity {
             Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
@@ -102,66 +102,66 @@ impl ClaimBody<'_> {
         };
         Ok(ClaimRequest {
             id: ClaimId::new(&self.namespace.0, tenant, key)?,
-            pools: self.pools()?,
+            pools: self.pool_choice()?,
             affinity: affinity_hash(affinity),
             reserve_ms: self.reserve_ms,
             ttl_ms: self.ttl_ms,
             ack: self.ack,
             wait_ms: self.wait_ms.unwrap_or(0),
-            ask: self.ask()?,
+            constraints: self.into_constraints()?,
         })
     }
 
     /// Exactly one of the three ways to name pools.
-    fn pools(&self) -> Result<PoolChoice, Failure> {
+    fn pool_choice(&self) -> Result<PoolChoice, ApiError> {
         let namespace = &self.namespace.0;
         match (&self.pool, &self.pools, &self.pool_selector) {
             (Some(pool), None, None) => Ok(PoolName::new(namespace, &pool.0)?.into()),
             (None, Some(pools), None) => {
-                let name = |(i, pool): (usize, &Text<'_>)| {
+                let name = |(i, pool): (usize, &BorrowedText<'_>)| {
                     let wrong =
-                        |refusal| Failure { field: Some(format!("pools[{i}]").into()), ..Failure::from(refusal) };
+                        |refusal| ApiError { field: Some(format!("pools[{i}]").into()), ..ApiError::from(refusal) };
                     check_name("pools", &pool.0).map_err(wrong)?;
                     Ok(PoolName::new(namespace, &pool.0)?)
                 };
-                Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, Failure>>()?))
+                Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, ApiError>>()?))
             }
             (None, None, Some(selector)) => {
                 check_name("namespace", namespace)?;
                 Ok(PoolChoice::Selected(selector.0.to_string()))
             }
-            (None, None, None) => Err(Failure::invalid("pool", "is required, or else pools or pool_selector")),
+            (None, None, None) => Err(ApiError::invalid("pool", "is required, or else pools or pool_selector")),
             (pool, _, selector) => {
                 let field = if pool.is_none() || selector.is_none() { "pools" } else { "pool_selector" };
-                Err(Failure::invalid(field, "only one of pool, pools and pool_selector may be given"))
+                Err(ApiError::invalid(field, "only one of pool, pools and pool_selector may be given"))
             }
         }
     }
 
     /// What it asks beyond any worker, if anything.
-    fn ask(self) -> Result<Option<Box<ClaimAsk>>, Failure> {
+    fn into_constraints(self) -> Result<Option<Box<ClaimConstraints>>, ApiError> {
         let Self { class, resources, selector, node, worker, must_match, labels, priority, preemptible, .. } = self;
         let priority = u16::try_from(priority.unwrap_or(0)).unwrap_or(u16::MAX);
         let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
         if !asks && !must_match && !preemptible && priority == 0 && labels.is_empty() {
             return Ok(None);
         }
-        let text = |text: Text<'_>| text.0.into_owned();
+        let text = |text: BorrowedText<'_>| text.0.into_owned();
         let (required, mut preferred, then_wait) =
             node.map_or_else(Default::default, |node| (node.required, node.preferred, node.preferred_then_wait));
         let mut preferred_wait_ms = 0;
-        if let Some(ThenWaitBody { nodes, ms }) = then_wait {
+        if let Some(PreferredWaitBody { nodes, ms }) = then_wait {
             if !preferred.0.is_empty() || nodes.0.is_empty() || ms == 0 {
                 let message = "needs nodes and ms, and no node.preferred beside it";
-                return Err(Failure::invalid("node.preferred_then_wait", message));
+                return Err(ApiError::invalid("node.preferred_then_wait", message));
             }
             (preferred, preferred_wait_ms) = (nodes, ms);
         }
         let worker = worker.map(|id| {
-            let wrong = |refusal| Failure { field: Some("worker".into()), ..Failure::from(refusal) };
+            let wrong = |refusal| ApiError { field: Some("worker".into()), ..ApiError::from(refusal) };
             WorkerId::new(&id.0).map_err(wrong)
         });
-        Ok(Some(Box::new(ClaimAsk {
+        Ok(Some(Box::new(ClaimConstraints {
             selector: selector.map(text),
             nodes_required: required.0.into_iter().map(|node| node.0.into()).collect(),
             nodes_preferred: preferred.0.into_iter().map(|node| node.0.into()).collect(),
@@ -175,7 +175,7 @@ impl ClaimBody<'_> {
                 preemptible,
                 ..ClaimSpec::default()
             },
-            must_match,
+            require_same_resources: must_match,
         })))
     }
 }
@@ -196,7 +196,7 @@ pub(in crate::api::http) enum BatchMode {
 pub(in crate::api::http) struct ClaimsBatch<'a> {
     pub(in crate::api::http) mode: BatchMode,
     #[serde(borrow)]
-    pub(in crate::api::http) items: Items<'a>,
+    pub(in crate::api::http) items: RawItems<'a>,
 }
 
 /// The body of `:confirm`.
@@ -205,12 +205,12 @@ pub(in crate::api::http) struct ClaimsBatch<'a> {
 pub(in crate::api) struct HolderBody<'a> {
     pub(in crate::api) fence: Fence,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) tenant: Option<Text<'a>>,
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
 }
 
 impl HolderBody<'_> {
     /// Whose claim, and under which fence.
-    pub(in crate::api) fn holder(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), Failure> {
+    pub(in crate::api) fn claim_and_fence(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), ApiError> {
         holder(namespace, self.tenant.as_ref(), key, self.fence)
     }
 }
@@ -218,12 +218,12 @@ impl HolderBody<'_> {
 /// Whose claim, and under which fence.
 pub(in crate::api) fn holder(
     namespace: &str,
-    tenant: Option<&Text<'_>>,
+    tenant: Option<&BorrowedText<'_>>,
     key: &str,
     number: Fence,
-) -> Result<(ClaimId, Fence), Failure> {
-    let fence = fence(number)?;
-    let tenant = tenant.map_or(TENANT_DEFAULT, |text| &text.0);
+) -> Result<(ClaimId, Fence), ApiError> {
+    let fence = check_fence(number)?;
+    let tenant = tenant.map_or(DEFAULT_TENANT, |text| &text.0);
     Ok((ClaimId::new(namespace, tenant, key)?, fence))
 }
 
@@ -233,7 +233,7 @@ pub(in crate::api) fn holder(
 pub(in crate::api::http) struct RenewBody<'a> {
     pub(in crate::api::http) fence: Fence,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api::http) tenant: Option<Text<'a>>,
+    pub(in crate::api::http) tenant: Option<BorrowedText<'a>>,
     #[serde(default, deserialize_with = "present")]
     pub(in crate::api::http) ttl_ms: Option<Millis>,
 }
@@ -244,15 +244,15 @@ pub(in crate::api::http) struct RenewBody<'a> {
 pub(in crate::api::http) struct ResizeBody<'a> {
     pub(in crate::api::http) fence: Fence,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api::http) tenant: Option<Text<'a>>,
+    pub(in crate::api::http) tenant: Option<BorrowedText<'a>>,
     #[serde(deserialize_with = "json_object")]
-    pub(in crate::api::http) resources: Resources,
+    pub(in crate::api::http) resources: ResourceRequirements,
 }
 
 /// One of two steps of a release.
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::api) enum Phase {
+pub(in crate::api) enum ReleasePhase {
     /// The holder is done; the worker has to be cleaned.
     Begin,
     /// The worker is clean.
@@ -265,21 +265,21 @@ pub(in crate::api) enum Phase {
 pub(in crate::api::http) struct ReleaseBody<'a> {
     pub(in crate::api::http) fence: Fence,
     #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api::http) tenant: Option<Text<'a>>,
+    pub(in crate::api::http) tenant: Option<BorrowedText<'a>>,
     #[serde(default, deserialize_with = "present")]
-    pub(in crate::api::http) phase: Option<Phase>,
+    pub(in crate::api::http) phase: Option<ReleasePhase>,
 }
 
 /// `{"released":...}`: whether the key held a claim.
 #[derive(Serialize)]
-pub(in crate::api::http) struct ReleaseAnswer {
+pub(in crate::api::http) struct ReleaseResponseBody {
     pub(in crate::api::http) released: bool,
 }
 
 /// Checks a fence.
-pub(in crate::api) fn fence(fence: Fence) -> Result<Fence, Failure> {
+pub(in crate::api) fn check_fence(fence: Fence) -> Result<Fence, ApiError> {
     if fence > limits::FENCE_MAX {
-        return Err(Failure::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
+        return Err(ApiError::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
     }
     Ok(fence)
 }
@@ -298,7 +298,7 @@ pub(in crate::api::http) struct ClaimJson<'a> {
     state: ClaimState,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
-    resources: HeldJson<'a>,
+    resources: HeldResourcesJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<&'a Labels>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -340,14 +340,14 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
 /// What a claim holds.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum HeldJson<'a> {
-    Whole(&'a Capacity),
-    Share(Box<ShareJson<'a>>),
+enum HeldResourcesJson<'a> {
+    Whole(&'a WorkerCapacity),
+    Share(Box<AllocationJson<'a>>),
 }
 
 /// A share of a worker.
 #[derive(Serialize)]
-struct ShareJson<'a> {
+struct AllocationJson<'a> {
     #[serde(skip_serializing_if = "is_zero")]
     cpu_milli: u64,
     #[serde(skip_serializing_if = "is_zero")]
@@ -355,27 +355,27 @@ struct ShareJson<'a> {
     #[serde(skip_serializing_if = "is_zero")]
     slots: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<CardsJson<'a>>,
+    gpu: Option<GpusJson<'a>>,
 }
 
 /// Which cards of the worker, and how much of each.
 #[derive(Serialize)]
-struct CardsJson<'a> {
+struct GpusJson<'a> {
     model: &'a str,
     count: u32,
     milli: u32,
     cards: Vec<u32>,
 }
 
-impl<'a> From<Held<'a>> for HeldJson<'a> {
-    fn from(held: Held<'a>) -> Self {
+impl<'a> From<HeldResources<'a>> for HeldResourcesJson<'a> {
+    fn from(held: HeldResources<'a>) -> Self {
         match held {
-            Held::Whole(capacity) => Self::Whole(capacity),
-            Held::Share { resources, gpu } => Self::Share(Box::new(ShareJson {
+            HeldResources::Whole(capacity) => Self::Whole(capacity),
+            HeldResources::Share { resources, gpu } => Self::Share(Box::new(AllocationJson {
                 cpu_milli: resources.cpu_milli,
                 memory_bytes: resources.memory_bytes,
                 slots: resources.slots,
-                gpu: gpu.map(|HeldCards { model, count, milli, cards }| CardsJson {
+                gpu: gpu.map(|HeldGpus { model, count, milli, gpu_mask: cards }| GpusJson {
                     model,
                     count,
                     milli,
@@ -388,11 +388,11 @@ impl<'a> From<Held<'a>> for HeldJson<'a> {
 
 /// `{"claim":{...}}`.
 #[derive(Serialize)]
-pub(in crate::api::http) struct ClaimAnswer<'a> {
+pub(in crate::api::http) struct ClaimResponseBody<'a> {
     claim: ClaimJson<'a>,
 }
 
-impl<'a> From<&'a ClaimView> for ClaimAnswer<'a> {
+impl<'a> From<&'a ClaimView> for ClaimResponseBody<'a> {
     fn from(claim: &'a ClaimView) -> Self {
         Self { claim: claim.into() }
     }
@@ -416,13 +416,13 @@ struct WaitingJson<'a> {
 
 /// `{"waiting":{...}}`.
 #[derive(Serialize)]
-pub(in crate::api::http) struct WaitingAnswer<'a> {
+pub(in crate::api::http) struct WaitingResponseBody<'a> {
     waiting: WaitingJson<'a>,
 }
 
-impl<'a> From<&'a WaitingView> for WaitingAnswer<'a> {
-    fn from(view: &'a WaitingView) -> Self {
-        let WaitingView { id, pools, reason, priority, ahead, waited_ms, left_ms, estimate_ms } = view;
+impl<'a> From<&'a QueuedClaimView> for WaitingResponseBody<'a> {
+    fn from(view: &'a QueuedClaimView) -> Self {
+        let QueuedClaimView { id, pools, reason, priority, ahead, waited_ms, left_ms, estimate_ms } = view;
         Self {
             waiting: WaitingJson {
                 key: id.key(),
@@ -445,11 +445,11 @@ impl<'a> From<&'a WaitingView> for WaitingAnswer<'a> {
 #[serde(untagged)]
 pub(in crate::api::http) enum ClaimOutcome<'a> {
     Done { claim: Box<ClaimJson<'a>>, created: bool },
-    Failed(&'a Failure),
+    Failed(&'a ApiError),
 }
 
-impl<'a> From<&'a Result<Taken, Failure>> for ClaimOutcome<'a> {
-    fn from(outcome: &'a Result<Taken, Failure>) -> Self {
+impl<'a> From<&'a Result<ClaimResult, ApiError>> for ClaimOutcome<'a> {
+    fn from(outcome: &'a Result<ClaimResult, ApiError>) -> Self {
         match outcome {
             Ok(taken) => Self::Done { claim: Box::new((&taken.claim).into()), created: taken.created },
             Err(failure) => Self::Failed(failure),

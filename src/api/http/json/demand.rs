@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use crate::model::{Demand, DemandShape, IdleWorker, Millis, Resources};
+use crate::model::{DemandShape, IdleWorker, Millis, PoolDemand, ResourceRequirements};
 
 /// What waits for a pool. Its figures stand at the top, where a scaler that reads one number finds them.
 #[derive(Serialize)]
-pub(in crate::api::http) struct DemandAnswer<'a> {
+pub(in crate::api::http) struct DemandResponseBody<'a> {
     namespace: &'a str,
     pool: &'a str,
     waiting: u64,
@@ -15,13 +15,13 @@ pub(in crate::api::http) struct DemandAnswer<'a> {
     workers_busy: u64,
     workers_needed: u64,
     workers_wanted: u64,
-    shapes: Vec<ShapeJson<'a>>,
-    idle: Vec<IdleJson<'a>>,
+    shapes: Vec<DemandShapeJson<'a>>,
+    idle: Vec<IdleWorkerJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct ShapeJson<'a> {
-    resources: &'a Resources,
+struct DemandShapeJson<'a> {
+    resources: &'a ResourceRequirements,
     #[serde(skip_serializing_if = "Option::is_none")]
     selector: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -34,14 +34,15 @@ struct ShapeJson<'a> {
 }
 
 #[derive(Serialize)]
-struct IdleJson<'a> {
+struct IdleWorkerJson<'a> {
     worker: &'a str,
     cordoned: bool,
 }
 
-impl<'a> From<&'a Demand> for DemandAnswer<'a> {
-    fn from(demand: &'a Demand) -> Self {
-        let Demand { pool, waiting, waiting_for_quota, oldest_ms, workers_busy, workers_needed, shapes, idle } = demand;
+impl<'a> From<&'a PoolDemand> for DemandResponseBody<'a> {
+    fn from(demand: &'a PoolDemand) -> Self {
+        let PoolDemand { pool, waiting, waiting_for_quota, oldest_ms, workers_busy, workers_needed, shapes, idle } =
+            demand;
         Self {
             namespace: pool.namespace(),
             pool: pool.pool(),
@@ -57,7 +58,7 @@ impl<'a> From<&'a Demand> for DemandAnswer<'a> {
     }
 }
 
-impl<'a> From<&'a DemandShape> for ShapeJson<'a> {
+impl<'a> From<&'a DemandShape> for DemandShapeJson<'a> {
     fn from(shape: &'a DemandShape) -> Self {
         let DemandShape { resources, selector, nodes, reason, waiting, oldest_ms, priority, workers_needed } = shape;
         Self {
@@ -73,7 +74,7 @@ impl<'a> From<&'a DemandShape> for ShapeJson<'a> {
     }
 }
 
-impl<'a> From<&'a IdleWorker> for IdleJson<'a> {
+impl<'a> From<&'a IdleWorker> for IdleWorkerJson<'a> {
     fn from(IdleWorker { id, cordoned }: &'a IdleWorker) -> Self {
         Self { worker: id.as_str(), cordoned: *cordoned }
     }

@@ -2,19 +2,21 @@
 
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
-use crate::api::error_table::Failure;
-use crate::model::{Amounts, Explanation, NearMiss, PoolSurvey, RuledOut, Survey, WouldTake, is_zero};
+use crate::api::error_table::ApiError;
+use crate::model::{
+    ClaimExplanation, FilterReason, NearMiss, PlacementPreview, PoolSurvey, ResourceAmounts, WorkerSurvey, is_zero,
+};
 
 /// `{"outcome","would_take"?,"error"?,"pools"}`.
 #[derive(serde::Serialize)]
-pub(in crate::api) struct ExplainAnswer<'a> {
+pub(in crate::api) struct ExplainResponseBody<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     would_take: Option<WouldTakeJson<'a>>,
     /// As the claim would be answered: `{"error":{...}}`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    error: Option<Failure>,
-    pools: Vec<PoolJson<'a>>,
+    error: Option<ApiError>,
+    pools: Vec<PoolSurveyJson<'a>>,
 }
 
 #[derive(serde::Serialize)]
@@ -26,56 +28,56 @@ struct WouldTakeJson<'a> {
 }
 
 #[derive(serde::Serialize)]
-struct PoolJson<'a> {
+struct PoolSurveyJson<'a> {
     pool: &'a str,
     workers: u64,
     fits: u64,
-    ruled_out: Counts<'a>,
+    ruled_out: RuledOutJson<'a>,
     #[serde(skip_serializing_if = "is_zero")]
     too_small: u64,
-    nearest: Vec<NearJson<'a>>,
-    most_free: &'a Amounts,
+    nearest: Vec<NearMissJson<'a>>,
+    most_free: &'a ResourceAmounts,
     #[serde(skip_serializing_if = "is_zero")]
     silent_shards: u64,
 }
 
 /// Reasons that ruled anybody out, in their order.
-struct Counts<'a>(&'a Survey);
+struct RuledOutJson<'a>(&'a WorkerSurvey);
 
-impl Serialize for Counts<'_> {
+impl Serialize for RuledOutJson<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for why in RuledOut::ALL.into_iter().filter(|why| self.0.count(*why) > 0) {
-            map.serialize_entry(why.word(), &self.0.count(why))?;
+        for why in FilterReason::ALL.into_iter().filter(|why| self.0.count(*why) > 0) {
+            map.serialize_entry(why.as_str(), &self.0.count(why))?;
         }
         map.end()
     }
 }
 
 #[derive(serde::Serialize)]
-struct NearJson<'a> {
+struct NearMissJson<'a> {
     worker: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
-    short: &'a Amounts,
+    short: &'a ResourceAmounts,
     text: String,
 }
 
-impl<'a> From<&'a NearMiss> for NearJson<'a> {
+impl<'a> From<&'a NearMiss> for NearMissJson<'a> {
     fn from(miss: &'a NearMiss) -> Self {
-        let NearMiss { worker, node, short, rank: _ } = miss;
-        Self { worker: worker.as_str(), node: node.as_deref(), short, text: miss.text() }
+        let NearMiss { worker, node, shortfall: short, rank: _ } = miss;
+        Self { worker: worker.as_str(), node: node.as_deref(), short, text: miss.describe() }
     }
 }
 
-impl<'a> From<&'a PoolSurvey> for PoolJson<'a> {
+impl<'a> From<&'a PoolSurvey> for PoolSurveyJson<'a> {
     fn from(of: &'a PoolSurvey) -> Self {
         let PoolSurvey { pool, silent_shards, survey } = of;
         Self {
             pool: pool.pool(),
             workers: survey.workers,
             fits: survey.fits,
-            ruled_out: Counts(survey),
+            ruled_out: RuledOutJson(survey),
             too_small: survey.too_small,
             nearest: survey.nearest.iter().map(Into::into).collect(),
             most_free: &survey.most_free,
@@ -84,11 +86,11 @@ impl<'a> From<&'a PoolSurvey> for PoolJson<'a> {
     }
 }
 
-impl<'a> From<&'a Explanation> for ExplainAnswer<'a> {
-    fn from(explanation: &'a Explanation) -> Self {
+impl<'a> From<&'a ClaimExplanation> for ExplainResponseBody<'a> {
+    fn from(explanation: &'a ClaimExplanation) -> Self {
         let pools = explanation.pools.iter().map(Into::into).collect();
         match &explanation.outcome {
-            Ok(WouldTake { pool, worker, node }) => {
+            Ok(PlacementPreview { pool, worker, node }) => {
                 let would_take = WouldTakeJson { pool: pool.pool(), worker: worker.as_str(), node: node.as_deref() };
                 Self { outcome: "placed", would_take: Some(would_take), error: None, pools }
             }

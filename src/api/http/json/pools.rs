@@ -7,12 +7,12 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::api::error_table::Failure;
-use crate::api::http::parse_errors::short;
-use crate::api::http::read::object;
-use crate::model::rejection::Refusal;
+use crate::api::error_table::ApiError;
+use crate::api::http::extract::parse_object;
+use crate::api::http::parse_errors::truncate;
+use crate::model::request_error::RequestError;
 use crate::model::{
-    Capacity, GpuSum, PoolSpec, PoolStatus, ShardStatus, UniqueValue, UnschedulableCounts, field_names,
+    GpuTotals, PoolSpec, PoolStatus, ShardStatus, UniqueValue, UnschedulableCounts, WorkerCapacity, field_names,
 };
 
 /// Fields of a specification that are to change, with what they are to be; null is the default.
@@ -24,18 +24,22 @@ impl PoolPatch {
     ///
     /// # Errors
     /// `Invalid` naming `field` for a name that no field has, or that is given twice.
-    pub(in crate::api) fn of(spec: &PoolSpec, names: Vec<String>, field: &'static str) -> Result<Self, Failure> {
+    pub(in crate::api) fn from_fields(
+        spec: &PoolSpec,
+        names: Vec<String>,
+        field: &'static str,
+    ) -> Result<Self, ApiError> {
         let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a spec is an object") };
         let known = field_names::<PoolSpec>();
         let mut patch = Map::new();
         for name in names {
             if !known.contains(&&*name) {
-                let name = short(&name);
+                let name = truncate(&name);
                 let message = format!("{name:?} is no field of a specification; known: {}", known.join(", "));
-                return Err(Failure::invalid(field, message));
+                return Err(ApiError::invalid(field, message));
             }
             if patch.contains_key(&name) {
-                return Err(Failure::invalid(field, format!("{name:?} is given twice")));
+                return Err(ApiError::invalid(field, format!("{name:?} is given twice")));
             }
             let value = fields.remove(&name).unwrap_or_default();
             patch.insert(name, value);
@@ -47,7 +51,7 @@ impl PoolPatch {
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub(in crate::api) fn replace(self, spec: &PoolSpec) -> Result<PoolSpec, Refusal> {
+    pub(in crate::api) fn apply_replace(self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
         let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a spec is an object") };
         for (name, value) in self.0 {
             match value {
@@ -56,29 +60,31 @@ impl PoolPatch {
             };
         }
         let changed = serde_json::to_vec(&fields).expect("a map of values is JSON");
-        object::<PoolSpec>(&changed)
-            .map_err(|Failure { field, message, .. }| Refusal::Invalid { field: field.unwrap_or_default(), message })
+        parse_object::<PoolSpec>(&changed).map_err(|ApiError { field, message, .. }| RequestError::Invalid {
+            field: field.unwrap_or_default(),
+            message,
+        })
     }
 
     /// Specification after a JSON merge patch (RFC 7396): fields that are named replace those of `spec`, and so does each label.
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub(in crate::api::http) fn merge(mut self, spec: &PoolSpec) -> Result<PoolSpec, Refusal> {
+    pub(in crate::api::http) fn apply_merge(mut self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
         if let Some(Value::Object(change)) = self.0.get_mut("labels") {
             let of_pool = spec.labels.iter().filter(|(key, _)| !change.contains_key(*key));
             let kept: Vec<_> = of_pool.map(|(key, value)| (key.clone(), value.as_str().into())).collect();
             change.retain(|_, value| !value.is_null());
             change.extend(kept);
         }
-        self.replace(spec)
+        self.apply_replace(spec)
     }
 }
 
 impl<'de> Deserialize<'de> for PoolPatch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
+        struct PoolPatchVisitor;
+        impl<'de> Visitor<'de> for PoolPatchVisitor {
             type Value = PoolPatch;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,13 +106,13 @@ impl<'de> Deserialize<'de> for PoolPatch {
                 Ok(PoolPatch(fields))
             }
         }
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_map(PoolPatchVisitor)
     }
 }
 
 /// `{"cleared":n,"suspect":n}`.
 #[derive(Serialize)]
-pub(in crate::api::http) struct ClearedAnswer {
+pub(in crate::api::http) struct ClearResponseBody {
     pub(in crate::api::http) cleared: u64,
     pub(in crate::api::http) suspect: u64,
 }
@@ -139,8 +145,8 @@ struct GpuCounts {
     free_milli: u64,
 }
 
-impl From<&GpuSum> for GpuCounts {
-    fn from(&GpuSum { total, free, free_milli }: &GpuSum) -> Self {
+impl From<&GpuTotals> for GpuCounts {
+    fn from(&GpuTotals { total, free, free_milli }: &GpuTotals) -> Self {
         Self { total, free, free_milli }
     }
 }
@@ -155,8 +161,8 @@ pub(in crate::api) struct PoolJson<'a> {
     workers: WorkerCounts,
     unschedulable: UnschedulableCounts,
     claims: ClaimCounts,
-    capacity: &'a Capacity,
-    free: &'a Capacity,
+    capacity: &'a WorkerCapacity,
+    free: &'a WorkerCapacity,
     gpus: BTreeMap<&'a str, GpuCounts>,
     /// Not in listings: a page of them could be hundreds of megabytes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,11 +201,11 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
 
 /// `{"pool":{...}}`.
 #[derive(Serialize)]
-pub(in crate::api::http) struct PoolAnswer<'a> {
+pub(in crate::api::http) struct PoolResponseBody<'a> {
     pool: PoolJson<'a>,
 }
 
-impl<'a> From<&'a PoolStatus> for PoolAnswer<'a> {
+impl<'a> From<&'a PoolStatus> for PoolResponseBody<'a> {
     fn from(pool: &'a PoolStatus) -> Self {
         Self { pool: PoolJson { shards: Some(&pool.shards), ..pool.into() } }
     }

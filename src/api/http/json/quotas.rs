@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::{Quota, QuotaSource, QuotaStatus, Usage};
+use crate::model::{Quota, QuotaSource, QuotaStatus, ResourceUsage};
 
 /// A quota, and what its tenant holds.
 #[derive(Serialize)]
@@ -15,7 +15,7 @@ pub(in crate::api::http) struct QuotaJson<'a> {
     quota: &'a Quota,
     /// Of a namespace's quota nothing is said: each of its tenants has all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    used: Option<Usage>,
+    used: Option<ResourceUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<u64>,
 }
@@ -37,11 +37,11 @@ impl<'a> From<&'a QuotaStatus> for QuotaJson<'a> {
 
 /// `{"quota":{...}}`.
 #[derive(Serialize)]
-pub(in crate::api::http) struct QuotaAnswer<'a> {
+pub(in crate::api::http) struct QuotaResponseBody<'a> {
     quota: QuotaJson<'a>,
 }
 
-impl<'a> From<&'a QuotaStatus> for QuotaAnswer<'a> {
+impl<'a> From<&'a QuotaStatus> for QuotaResponseBody<'a> {
     fn from(status: &'a QuotaStatus) -> Self {
         Self { quota: status.into() }
     }

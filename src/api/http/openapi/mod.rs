@@ -11,15 +11,15 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::Answer;
-use crate::api::error_table::{Failure, Outcome};
+use super::HandlerResult;
+use crate::api::error_table::{ApiError, ErrorStatus};
 
 mod examples;
 mod schemas;
 
 /// `GET /v1/openapi.json`.
 pub(super) async fn document() -> Response {
-    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| text(&describe()).into());
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| serialize_in_order(&describe()).into());
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json)], DOCUMENT.clone()).into_response()
 }
@@ -30,7 +30,7 @@ pub(super) async fn viewer() -> Html<&'static str> {
 }
 
 /// `GET /docs/{file}`: what the viewer consists of; its library is always compressed.
-pub(super) async fn file(Path(name): Path<String>) -> Answer {
+pub(super) async fn viewer_file(Path(name): Path<String>) -> HandlerResult {
     let (kind, packed): (_, &'static [u8]) = match name.as_str() {
         "viewer.js" => {
             let script = [(header::CONTENT_TYPE, HeaderValue::from_static("text/javascript"))];
@@ -40,14 +40,14 @@ pub(super) async fn file(Path(name): Path<String>) -> Answer {
             ("text/javascript", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui-bundle.js.gz")))
         }
         "swagger-ui.css" => ("text/css", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui.css.gz"))),
-        _ => return Err(Failure::new(Outcome::ROUTE, "no such file of the viewer")),
+        _ => return Err(ApiError::new(ErrorStatus::ROUTE, "no such file of the viewer")),
     };
     let headers = [(header::CONTENT_TYPE, kind), (header::CONTENT_ENCODING, "gzip")];
     Ok((headers.map(|(name, value)| (name, HeaderValue::from_static(value))), packed).into_response())
 }
 
 /// One operation.
-struct Operation {
+struct OperationSpec {
     method: &'static str,
     path: &'static str,
     id: &'static str,
@@ -70,127 +70,127 @@ const ERRORS_OF_BODY: [u16; 2] = [413, 415];
 const PAGE: &[&str] = &["page_token", "limit"];
 
 #[rustfmt::skip]
-const OPERATIONS: &[Operation] = &[
-    Operation { method: "put", path: "/v1/pools/{namespace}/{pool}", id: "putPool", tag: "pools",
+const OPERATIONS: &[OperationSpec] = &[
+    OperationSpec { method: "put", path: "/v1/pools/{namespace}/{pool}", id: "putPool", tag: "pools",
         summary: "Creates a pool, or replaces the specification of one that is there. A field that is left out goes back to its default. Durable when it returns.",
         query: &[], body: Some("PoolSpec"), success: &[(201, "Created.", "PoolAnswer"), (200, "Replaced.", "PoolAnswer")], errors: &[409] },
-    Operation { method: "patch", path: "/v1/pools/{namespace}/{pool}", id: "updatePool", tag: "pools",
+    OperationSpec { method: "patch", path: "/v1/pools/{namespace}/{pool}", id: "updatePool", tag: "pools",
         summary: "Changes single fields of the specification of a pool that is there; null takes one back to its default, and of the labels only those change that are named. Durable when it returns.",
         query: &["version"], body: Some("PoolPatch"), success: &[(200, "Changed.", "PoolAnswer")], errors: &[404, 409] },
-    Operation { method: "get", path: "/v1/pools/{namespace}/{pool}", id: "getPool", tag: "pools",
+    OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}", id: "getPool", tag: "pools",
         summary: "Specification, counts, figures by shard.",
         query: &[], body: None, success: &[(200, "The pool.", "PoolAnswer")], errors: &[404] },
-    Operation { method: "delete", path: "/v1/pools/{namespace}/{pool}", id: "deletePool", tag: "pools",
+    OperationSpec { method: "delete", path: "/v1/pools/{namespace}/{pool}", id: "deletePool", tag: "pools",
         summary: "Deletes a pool; one with workers only with force=true, which also ends them and their claims. Durable when it returns.",
         query: &["force"], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404, 409] },
-    Operation { method: "get", path: "/v1/pools", id: "listPools", tag: "pools",
+    OperationSpec { method: "get", path: "/v1/pools", id: "listPools", tag: "pools",
         summary: "Pools by name, page by page, without their shards.",
         query: PAGE, body: None, success: &[(200, "A page.", "PoolPage")], errors: &[] },
-    Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/demand", id: "getDemand", tag: "pools",
+    OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/demand", id: "getDemand", tag: "pools",
         summary: "What waits for a pool, how many workers would clear it, and which could go: for an autoscaler, which finds each figure at the top.",
         query: &[], body: None, success: &[(200, "What waits.", "Demand")], errors: &[404] },
-    Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/events", id: "watchPool", tag: "pools",
+    OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/events", id: "watchPool", tag: "pools",
         summary: "What happens in a pool, as server-sent events: from now on, or from a position on. The first is started, or missed where it is not known what happened since the position: then list the pool anew. Who watches first and lists then has seen everything. Ends when the pool is deleted or the service stops; until then a viewer that waits for the end shows nothing, so read it with curl -N.",
         query: &["from"], body: None, success: &[(200, "Events, each with its position as id, its kind as event, and this as data.", "PoolEvent")], errors: &[404, 429] },
-    Operation { method: "put", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "registerWorker", tag: "workers",
+    OperationSpec { method: "put", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "registerWorker", tag: "workers",
         summary: "A worker is there. An upsert: what is said replaces what was known.",
         query: &[], body: Some("WorkerBody"), success: &[(201, "It is new.", "WorkerAnswer"), (200, "It was known.", "WorkerAnswer")], errors: &[404, 409] },
-    Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "getWorker", tag: "workers",
+    OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "getWorker", tag: "workers",
         summary: "A worker, with what it holds.",
         query: &[], body: None, success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
-    Operation { method: "delete", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "deleteWorker", tag: "workers",
+    OperationSpec { method: "delete", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "deleteWorker", tag: "workers",
         summary: "The worker is gone: what it held is lost, and its keys are free. It is remembered for a minute, so that a late registration does not bring it back.",
         query: &[], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404] },
-    Operation { method: "get", path: "/v1/pools/{namespace}/{pool}/workers", id: "listWorkers", tag: "workers",
+    OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/workers", id: "listWorkers", tag: "workers",
         summary: "The workers of a pool, page by page. One that stays is seen exactly once, whoever comes and goes meanwhile.",
         query: PAGE, body: None, success: &[(200, "A page.", "WorkerPage")], errors: &[404] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:batch", id: "registerWorkers", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:batch", id: "registerWorkers", tag: "workers",
         summary: "Many workers in one call, each with its own outcome, in order: a bad one harms no other.",
         query: &[], body: Some("WorkersBatch"), success: &[(200, "One outcome a worker.", "WorkerOutcomes")], errors: &[404] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}:clear", id: "clearPool", tag: "pools",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}:clear", id: "clearPool", tag: "pools",
         summary: "The owner of all workers speaks for them, as they stand: those that were suspect are trusted.",
         query: &[], body: Some("NoBody"), success: &[(200, "How many.", "Cleared")], errors: &[404] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:heartbeat", id: "heartbeat", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:heartbeat", id: "heartbeat", tag: "workers",
         summary: "The worker lives, and says what it runs; the answer says what it should run, and what it should stop.",
         query: &[], body: Some("HeartbeatBody"), success: &[(200, "Heard.", "Heard")], errors: &[404, 409] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:heartbeat", id: "heartbeats", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:heartbeat", id: "heartbeats", tag: "workers",
         summary: "Many workers live, each with its own outcome, in order: a bad one harms no other. For agents that speak for many: one call costs little more than one heartbeat.",
         query: &[], body: Some("HeartbeatBatch"), success: &[(200, "One outcome a worker.", "HeardOutcomes")], errors: &[404] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:cordon", id: "cordonWorker", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:cordon", id: "cordonWorker", tag: "workers",
         summary: "It is no longer offered; it keeps what it holds. Outlives registrations and restarts.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:uncordon", id: "uncordonWorker", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:uncordon", id: "uncordonWorker", tag: "workers",
         summary: "It is offered again.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404, 409] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:drain", id: "drainWorker", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:drain", id: "drainWorker", tag: "workers",
         summary: "It is not offered any more in this incarnation; it keeps what it holds until that is released.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
-    Operation { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:clear", id: "clearWorker", tag: "workers",
+    OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:clear", id: "clearWorker", tag: "workers",
         summary: "Its owner speaks for it, as it stands: it is trusted again.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
-    Operation { method: "post", path: "/v1/claims", id: "claim", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/claims", id: "claim", tag: "claims",
         summary: "Takes a worker for a key, or finds what the key holds already. Sent again with the same key, it is the same claim. With wait_ms the answer comes when there is room, or when that time is over.",
         query: &[], body: Some("ClaimBody"), success: &[(201, "Taken by this request.", "ClaimAnswer"), (200, "The key held it.", "ClaimAnswer")], errors: &[404, 409, 429] },
-    Operation { method: "post", path: "/v1/claims:batch", id: "claimMany", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/claims:batch", id: "claimMany", tag: "claims",
         summary: "Many claims in one call, each with its own outcome, in order: a bad one harms no other.",
         query: &[], body: Some("ClaimsBatch"), success: &[(200, "One outcome an item.", "ClaimOutcomes")], errors: &[] },
-    Operation { method: "post", path: "/v1/explain", id: "explainClaim", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/explain", id: "explainClaim", tag: "claims",
         summary: "What a claim would get at this moment, and why: of each pool how many workers would take it, what rules the others out, and who comes nearest. Takes nothing; the key does not matter.",
         query: &[], body: Some("ClaimBody"), success: &[(200, "Placed or refused, and why.", "Explanation")], errors: &[404] },
-    Operation { method: "get", path: "/v1/claims", id: "listClaims", tag: "claims",
+    OperationSpec { method: "get", path: "/v1/claims", id: "listClaims", tag: "claims",
         summary: "Claims, page by page. A page may be short or empty and still have a next_page_token: go on until there is none.",
         query: &["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"], body: None, success: &[(200, "A page.", "ClaimPage")], errors: &[] },
-    Operation { method: "get", path: "/v1/claims/{namespace}/{key}", id: "getClaim", tag: "claims",
+    OperationSpec { method: "get", path: "/v1/claims/{namespace}/{key}", id: "getClaim", tag: "claims",
         summary: "What the key holds, or what it waits for.",
         query: &["tenant"], body: None, success: &[(200, "The claim, held or waiting.", "Standing")], errors: &[404] },
-    Operation { method: "post", path: "/v1/claims/{namespace}/{key}:confirm", id: "confirmClaim", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:confirm", id: "confirmClaim", tag: "claims",
         summary: "The holder has started: the claim is active.",
         query: &[], body: Some("HolderBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409] },
-    Operation { method: "post", path: "/v1/claims/{namespace}/{key}:renew", id: "renewClaim", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:renew", id: "renewClaim", tag: "claims",
         summary: "The holder still needs it: its time begins anew.",
         query: &[], body: Some("RenewBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409] },
-    Operation { method: "post", path: "/v1/claims/{namespace}/{key}:resize", id: "resizeClaim", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:resize", id: "resizeClaim", tag: "claims",
         summary: "The holder needs another share of its worker than before, as much as is said here in all. Worker and fence stay. Without room for it nothing changes.",
         query: &[], body: Some("ResizeBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409, 429] },
-    Operation { method: "post", path: "/v1/claims/{namespace}/{key}:release", id: "releaseClaim", tag: "claims",
+    OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:release", id: "releaseClaim", tag: "claims",
         summary: "The holder is done. Succeeds also if the claim is gone already.",
         query: &[], body: Some("ReleaseBody"), success: &[(200, "Released, or the key held no claim.", "ReleaseAnswer")], errors: &[409] },
-    Operation { method: "put", path: "/v1/quotas/{namespace}/{tenant}", id: "putQuota", tag: "quotas",
+    OperationSpec { method: "put", path: "/v1/quotas/{namespace}/{tenant}", id: "putQuota", tag: "quotas",
         summary: "Sets how much a tenant may hold, and its weight where claims wait. What is left out is not bounded. What it holds already stays. Durable when it returns.",
         query: &[], body: Some("QuotaBody"), success: &[(201, "It had none.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
-    Operation { method: "get", path: "/v1/quotas/{namespace}/{tenant}", id: "getQuota", tag: "quotas",
+    OperationSpec { method: "get", path: "/v1/quotas/{namespace}/{tenant}", id: "getQuota", tag: "quotas",
         summary: "What a tenant may hold, where that comes from, and what it holds.",
         query: &[], body: None, success: &[(200, "The quota.", "QuotaAnswer")], errors: &[] },
-    Operation { method: "delete", path: "/v1/quotas/{namespace}/{tenant}", id: "deleteQuota", tag: "quotas",
+    OperationSpec { method: "delete", path: "/v1/quotas/{namespace}/{tenant}", id: "deleteQuota", tag: "quotas",
         summary: "Takes the quota of a tenant away: that of its namespace holds from then on, or none. Durable when it returns.",
         query: &[], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404] },
-    Operation { method: "put", path: "/v1/quotas/{namespace}", id: "putNamespaceQuota", tag: "quotas",
+    OperationSpec { method: "put", path: "/v1/quotas/{namespace}", id: "putNamespaceQuota", tag: "quotas",
         summary: "Sets how much each tenant of the namespace may hold that has no quota of its own. Durable when it returns.",
         query: &[], body: Some("QuotaBody"), success: &[(201, "There was none.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
-    Operation { method: "get", path: "/v1/quotas/{namespace}", id: "getNamespaceQuota", tag: "quotas",
+    OperationSpec { method: "get", path: "/v1/quotas/{namespace}", id: "getNamespaceQuota", tag: "quotas",
         summary: "How much each tenant of the namespace may hold that has no quota of its own.",
         query: &[], body: None, success: &[(200, "The quota.", "QuotaAnswer")], errors: &[] },
-    Operation { method: "delete", path: "/v1/quotas/{namespace}", id: "deleteNamespaceQuota", tag: "quotas",
+    OperationSpec { method: "delete", path: "/v1/quotas/{namespace}", id: "deleteNamespaceQuota", tag: "quotas",
         summary: "Takes it away: tenants without their own are not bounded any more. Durable when it returns.",
         query: &[], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404] },
-    Operation { method: "get", path: "/v1/quotas", id: "listQuotas", tag: "quotas",
+    OperationSpec { method: "get", path: "/v1/quotas", id: "listQuotas", tag: "quotas",
         summary: "Quotas that were set, by name, page by page.",
         query: PAGE, body: None, success: &[(200, "A page.", "QuotaPage")], errors: &[] },
-    Operation { method: "get", path: "/healthz", id: "health", tag: "probes",
+    OperationSpec { method: "get", path: "/healthz", id: "health", tag: "probes",
         summary: "Whether the process lives.",
         query: &[], body: None, success: &[(200, "It does.", "Health")], errors: &[] },
-    Operation { method: "get", path: "/readyz", id: "readiness", tag: "probes",
+    OperationSpec { method: "get", path: "/readyz", id: "readiness", tag: "probes",
         summary: "Whether every shard serves and the store takes records. If not, 503 with the reasons as its message.",
         query: &[], body: None, success: &[(200, "They do.", "Readiness")], errors: &[503] },
-    Operation { method: "get", path: "/metrics", id: "metrics", tag: "probes",
+    OperationSpec { method: "get", path: "/metrics", id: "metrics", tag: "probes",
         summary: "All metrics, in the text format of Prometheus.",
         query: &[], body: None, success: &[(200, "The scrape.", "")], errors: &[] },
-    Operation { method: "get", path: "/debug/shards", id: "debugShards", tag: "probes",
+    OperationSpec { method: "get", path: "/debug/shards", id: "debugShards", tag: "probes",
         summary: "Every shard of every pool, and the number of keys in the directory. For people; its shape may change.",
         query: &[], body: None, success: &[(200, "The shards.", "Shards")], errors: &[] },
 ];
 
-impl Operation {
+impl OperationSpec {
     fn describe(&self) -> Value {
         let of_all = self.path.starts_with("/v1/").then_some(ERRORS_OF_ALL);
         let of_body = self.body.map(|_| ERRORS_OF_BODY);
@@ -230,42 +230,42 @@ impl Operation {
 }
 
 /// The document with its paths in the order of the table, as viewers show them; a map would have them by the alphabet.
-fn text(document: &Value) -> String {
-    struct Paths<'a>(&'a Value);
-    impl Serialize for Paths<'_> {
+fn serialize_in_order(document: &Value) -> String {
+    struct OrderedPaths<'a>(&'a Value);
+    impl Serialize for OrderedPaths<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut paths: Vec<&str> = Vec::new();
-            for Operation { path, .. } in OPERATIONS {
+            for OperationSpec { path, .. } in OPERATIONS {
                 if !paths.contains(path) {
                     paths.push(path);
                 }
             }
-            serializer.collect_map(paths.into_iter().map(|path| (path, Methods(&self.0[path], path))))
+            serializer.collect_map(paths.into_iter().map(|path| (path, OrderedMethods(&self.0[path], path))))
         }
     }
-    struct Methods<'a>(&'a Value, &'a str);
-    impl Serialize for Methods<'_> {
+    struct OrderedMethods<'a>(&'a Value, &'a str);
+    impl Serialize for OrderedMethods<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let of_path = OPERATIONS.iter().filter(|operation| operation.path == self.1);
-            serializer.collect_map(of_path.map(|Operation { method, .. }| (method, &self.0[method])))
+            serializer.collect_map(of_path.map(|OperationSpec { method, .. }| (method, &self.0[method])))
         }
     }
     #[derive(Serialize)]
-    struct Document<'a> {
+    struct OpenApiDocument<'a> {
         openapi: &'a Value,
         info: &'a Value,
         servers: &'a Value,
         tags: &'a Value,
-        paths: Paths<'a>,
+        paths: OrderedPaths<'a>,
         components: &'a Value,
     }
     let part = |name: &str| &document[name];
-    let document = Document {
+    let document = OpenApiDocument {
         openapi: part("openapi"),
         info: part("info"),
         servers: part("servers"),
         tags: part("tags"),
-        paths: Paths(part("paths")),
+        paths: OrderedPaths(part("paths")),
         components: part("components"),
     };
     serde_json::to_string(&document).expect("values are JSON")
@@ -316,7 +316,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::metrics::Route;
+    use crate::metrics::HttpRoute;
 
     #[test]
     fn every_reference_leads_somewhere_and_every_component_is_used() {
@@ -347,8 +347,9 @@ mod tests {
     fn every_route_is_described() {
         let template = |path: &str| path.replace("{ns}", "{namespace}");
         let described: BTreeSet<_> = OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect();
-        let beside = [Route::Root, Route::OpenApi, Route::Docs, Route::DocsFile, Route::Unmatched];
-        let routes = Route::ALL.iter().filter(|route| !beside.contains(route)).map(|route| template(route.word()));
+        let beside = [HttpRoute::Root, HttpRoute::OpenApi, HttpRoute::Docs, HttpRoute::DocsFile, HttpRoute::Unmatched];
+        let routes =
+            HttpRoute::ALL.iter().filter(|route| !beside.contains(route)).map(|route| template(route.as_str()));
         // One word for four verbs.
         let verbs = |path: String| match path.strip_suffix(":verb") {
             Some(path) => ["cordon", "uncordon", "drain", "clear"].map(|verb| format!("{path}:{verb}")).to_vec(),

@@ -1,5 +1,7 @@
 //! The scrape, compressed for those who accept that.
 
+mod cache;
+
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -8,41 +10,39 @@ use axum::response::{IntoResponse as _, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use self::renders::Coding;
-pub(super) use self::renders::Renders;
-use super::{Failure, Shared};
-use crate::model::rejection::Unavailable;
-
-mod renders;
+use self::cache::ContentCoding;
+pub(super) use self::cache::ScrapeCache;
+use super::{ApiError, SharedState};
+use crate::model::request_error::UnavailableReason;
 
 /// Every metric.
-pub(super) async fn metrics(State(api): State<Shared>, headers: HeaderMap) -> Response {
+pub(super) async fn metrics(State(api): State<SharedState>, headers: HeaderMap) -> Response {
     let coding = match accepts_gzip(headers.get_all(header::ACCEPT_ENCODING).iter()) {
-        true => Coding::Gzip,
-        false => Coding::Identity,
+        true => ContentCoding::Gzip,
+        false => ContentCoding::Identity,
     };
     // Looking at thousands of pools and rendering them takes milliseconds, which no claim should wait for.
     let rendering = Arc::clone(&api);
-    let rendered = api.scrapes.get(coding, move || {
+    let rendered = api.scrape_cache.get_or_render(coding, move || {
         let pools = rendering.scheduler.observe();
         match coding {
-            Coding::Gzip => {
+            ContentCoding::Gzip => {
                 // Names and labels repeat so much that a higher level costs time and saves little.
                 let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
                 rendering.exporter.write(&pools, &mut encoder).and_then(|()| encoder.finish())
             }
-            Coding::Identity => {
+            ContentCoding::Identity => {
                 let mut text = Vec::new();
                 rendering.exporter.write(&pools, &mut text).map(|()| text)
             }
         }
     });
-    let Ok(body) = rendered.await else { return Failure::from(Unavailable::Stopping).into_response() };
+    let Ok(body) = rendered.await else { return ApiError::from(UnavailableReason::Stopping).into_response() };
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
-    if coding == Coding::Gzip {
+    if coding == ContentCoding::Gzip {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response

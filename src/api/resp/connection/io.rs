@@ -9,60 +9,60 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use super::idle::IdlePhase;
-use super::{Connection, KEPT_BYTES, LINGER, READ_BYTES, SCRATCH};
-use crate::api::resp::NO_ROOM;
-use crate::api::resp::run::End;
-use crate::api::resp::transaction::merge;
-use crate::metrics::RespEnd;
+use super::{LINGER, READ_BYTES, RETAINED_INPUT_BYTES, RespConnection, SCRATCH};
+use crate::api::resp::BODY_BUDGET_EXCEEDED;
+use crate::api::resp::command_batch::ConnectionEnd;
+use crate::api::resp::transaction::merge_permits;
+use crate::metrics::RespCloseReason;
 
-impl Connection<'_> {
+impl RespConnection<'_> {
     /// Writes all answers. A client that takes nothing of them for as long as a request may last is dropped.
-    pub(super) async fn write(&mut self) -> Result<(), End> {
-        self.depth += std::mem::take(&mut self.round);
-        self.went_last = false;
-        let nothing = self.answers.bytes().is_empty();
+    pub(super) async fn write(&mut self) -> Result<(), ConnectionEnd> {
+        self.pipeline_depth += std::mem::take(&mut self.pending_commands);
+        self.has_yielded = false;
+        let nothing = self.replies.bytes().is_empty();
         let written = self.write_all().await;
-        self.answers.clear();
+        self.replies.clear();
         match written {
             Ok(()) if nothing => {}
-            Ok(()) => self.told(),
+            Ok(()) => self.forget_delivered(),
             Err(_) => self.roll_back_undelivered(),
         }
         written
     }
 
-    async fn write_all(&mut self) -> Result<(), End> {
+    async fn write_all(&mut self) -> Result<(), ConnectionEnd> {
         let mut written = 0;
-        while written < self.answers.bytes().len() {
-            match self.stream.try_write(&self.answers.bytes()[written..]) {
-                Ok(0) => return Err(End::Gone),
+        while written < self.replies.bytes().len() {
+            match self.stream.try_write(&self.replies.bytes()[written..]) {
+                Ok(0) => return Err(ConnectionEnd::ClientGone),
                 Ok(bytes) => written += bytes,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     match timeout(self.shared.bounds.timeout, self.stream.writable()).await {
                         Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Err(End::Gone),
-                        Err(_elapsed) => return Err(End::By(RespEnd::SlowReader)),
+                        Ok(Err(_)) => return Err(ConnectionEnd::ClientGone),
+                        Err(_elapsed) => return Err(ConnectionEnd::Closed(RespCloseReason::SlowReader)),
                     }
                 }
-                Err(_) => return Err(End::Gone),
+                Err(_) => return Err(ConnectionEnd::ClientGone),
             }
         }
         Ok(())
     }
 
     /// Waits for more input.
-    pub(super) async fn read(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
-        self.input.drain(..std::mem::take(&mut self.taken));
+    pub(super) async fn read(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), ConnectionEnd> {
+        self.input.drain(..std::mem::take(&mut self.consumed));
         self.exec_end = 0;
         let within = !self.input.is_empty();
         if !within {
-            self.input.shrink_to(KEPT_BYTES);
-            self.room = None;
+            self.input.shrink_to(RETAINED_INPUT_BYTES);
+            self.permit = None;
         }
-        self.make_room()?;
+        self.reserve_input()?;
         let idle_limit = self.shared.limits.idle;
         let phase = if self.session.transaction.is_none() { IdlePhase::Commands } else { IdlePhase::Transaction };
-        let Self { stream, input, patience, shared, idle, .. } = self;
+        let Self { stream, input, command_deadline: patience, shared, idle, .. } = self;
         let more = poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let mut into = ReadBuf::new(scratch);
@@ -73,7 +73,7 @@ impl Connection<'_> {
                         input.extend_from_slice(into.filled());
                         Ok(())
                     }
-                    _ => Err(End::Gone),
+                    _ => Err(ConnectionEnd::ClientGone),
                 })
             })
         });
@@ -81,11 +81,15 @@ impl Connection<'_> {
         let patience = within.then(|| patience.get_or_insert_with(|| Box::pin(sleep(shared.bounds.timeout))));
         let mut patience = patience;
         let mut ended = poll_fn(|context| match &mut patience {
-            Some(patience) => patience.as_mut().poll(context).map(|()| End::By(RespEnd::SlowWriter)),
+            Some(patience) => {
+                patience.as_mut().poll(context).map(|()| ConnectionEnd::Closed(RespCloseReason::SlowWriter))
+            }
             // Between two commands the service may stop, or nothing come for too long.
             None => match (stop.as_mut().poll(context), idle_limit) {
-                (Poll::Ready(()), _) => Poll::Ready(End::Gone),
-                (Poll::Pending, Some(limit)) => idle.poll(limit, phase, context).map(|()| End::By(RespEnd::Idle)),
+                (Poll::Ready(()), _) => Poll::Ready(ConnectionEnd::ClientGone),
+                (Poll::Pending, Some(limit)) => {
+                    idle.poll(limit, phase, context).map(|()| ConnectionEnd::Closed(RespCloseReason::Idle))
+                }
                 (Poll::Pending, None) => Poll::Pending,
             },
         });
@@ -96,31 +100,31 @@ impl Connection<'_> {
         })
         .await;
         if read.is_ok() {
-            self.idle.note_use();
+            self.idle.record_activity();
             self.written.clear();
         }
-        if let Err(End::By(RespEnd::SlowWriter)) = read {
-            self.answers.error("ERR", "Protocol error: the command did not come to its end in time");
+        if let Err(ConnectionEnd::Closed(RespCloseReason::SlowWriter)) = read {
+            self.replies.error("ERR", "Protocol error: the command did not come to its end in time");
         }
         read
     }
 
     /// Asks for room for what a long command needs beyond a usual one.
-    fn make_room(&mut self) -> Result<(), End> {
+    fn reserve_input(&mut self) -> Result<(), ConnectionEnd> {
         if self.input.len() <= READ_BYTES {
             return Ok(());
         }
         self.input.reserve(READ_BYTES);
-        let has = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let has = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let needs = (self.input.capacity() >> 10).saturating_sub(has);
-        match self.shared.room(needs) {
+        match self.shared.try_reserve(needs) {
             Some(more) => {
-                merge(&mut self.room, more);
+                merge_permits(&mut self.permit, more);
                 Ok(())
             }
             None => {
-                self.answers.error("OVERLOADED", NO_ROOM);
-                Err(End::By(RespEnd::NoRoom))
+                self.replies.error("OVERLOADED", BODY_BUDGET_EXCEEDED);
+                Err(ConnectionEnd::Closed(RespCloseReason::NoRoom))
             }
         }
     }

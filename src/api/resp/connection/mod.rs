@@ -11,7 +11,7 @@
 
 mod idle;
 mod io;
-mod leave;
+mod undelivered;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -24,63 +24,63 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Sleep, timeout};
 
 use self::idle::IdleTimer;
-use self::leave::WrittenClaims;
-use super::Shared;
-use super::answer::Answers;
-use super::call::{Call, Said, count, late};
+use self::undelivered::WrittenClaims;
+use super::RespContext;
+use super::command_batch::{CommandBatch, ConnectionEnd, ConnectionStep, SchedulerRequest};
 use super::commands;
-use super::frame::{Parser, ProtocolError};
-use super::read::{self, shown};
-use super::run::{Asked, End, Run, Step};
-use super::session::Session;
-use super::transaction::{Transaction, merge};
-use crate::api::error_table::Failure;
-use crate::api::half_close::Untold;
-use crate::metrics::{RespCommand, RespEnd, RespOutcome, metrics};
-use crate::model::rejection::Refusal;
-use crate::model::{ClaimRequest, Taken};
-use crate::scheduler::Gathered;
+use super::frame::{FrameParser, ProtocolError};
+use super::parse_args::{self, escape_for_message};
+use super::reply_buffer::ReplyBuffer;
+use super::session::RespSession;
+use super::single_call::{CallReply, SingleCall, count, deadline_exceeded};
+use super::transaction::{RespTransaction, merge_permits};
+use crate::api::error_table::ApiError;
+use crate::api::half_close::UndeliveredClaims;
+use crate::metrics::{RespCloseReason, RespCommand, RespOutcome, metrics};
+use crate::model::request_error::RequestError;
+use crate::model::{ClaimRequest, ClaimResult};
+use crate::scheduler::ClaimBatchBuilder;
 
 /// Bytes read at a time.
 pub(super) const READ_BYTES: usize = 16 << 10;
 /// Bytes of answers that are written before more is taken.
-const ANSWER_BYTES: usize = 64 << 10;
+const WRITE_THRESHOLD_BYTES: usize = 64 << 10;
 /// Most commands that are taken before what they are answered is written.
-const TAKE_MAX: usize = 1024;
+const COMMANDS_PER_WRITE_MAX: usize = 1024;
 /// Room that a connection keeps without asking for it; a longer command takes part in the room for large bodies.
-const KEPT_BYTES: usize = 4 << 10;
+const RETAINED_INPUT_BYTES: usize = 4 << 10;
 /// Commands in a read that make it a deep one, and how many of those in a row make a deep connection.
-const DEEP: usize = 4;
-const DEEP_READS: u32 = 8;
+const DEEP_PIPELINE_COMMANDS: usize = 4;
+const DEEP_PIPELINE_READS: u32 = 8;
 /// How long the rest of what an erring client sends is read, so that it sees the error and not a reset.
 const LINGER: Duration = Duration::from_millis(500);
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
     /// Keys of a run.
-    static SEEN: RefCell<HashSet<u64>> = RefCell::default();
+    static BATCH_KEYS: RefCell<HashSet<u64>> = RefCell::default();
     /// Claims of the thread's connections that are decided in one go.
-    static GATHERED: RefCell<Gathered> = RefCell::default();
+    static CLAIM_BATCH: RefCell<ClaimBatchBuilder> = RefCell::default();
 }
 
 /// A connection with nothing under way, which may go to another thread.
-pub(super) struct Client {
+pub(super) struct IdleConnection {
     stream: TcpStream,
-    session: Session,
+    session: RespSession,
     resp3: bool,
     /// Claims that may have to be given back, as [`Connection`] keeps them.
-    untold: Option<Untold>,
+    undelivered: Option<UndeliveredClaims>,
     written: WrittenClaims,
 }
 
-impl Client {
+impl IdleConnection {
     pub(super) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
         let (untold, written) = (None, WrittenClaims::default());
-        Self { stream, session: Session::new(peer), resp3: false, untold, written }
+        Self { stream, session: RespSession::new(peer), resp3: false, undelivered: untold, written }
     }
 
     /// The same, its events told to the runtime that calls this.
-    pub(super) fn moved(self) -> std::io::Result<Self> {
+    pub(super) fn reregister(self) -> std::io::Result<Self> {
         let stream = TcpStream::from_std(self.stream.into_std()?)?;
         Ok(Self { stream, ..self })
     }
@@ -90,34 +90,34 @@ impl Client {
     }
 }
 
-pub(super) struct Connection<'a> {
-    shared: &'a Shared,
+pub(super) struct RespConnection<'a> {
+    shared: &'a RespContext,
     stream: TcpStream,
-    parser: Parser,
+    parser: FrameParser,
     input: Vec<u8>,
     /// Of the input, what was taken.
-    taken: usize,
+    consumed: usize,
     /// Commands taken since the last write.
-    round: usize,
-    answers: Answers,
-    session: Session,
+    pending_commands: usize,
+    replies: ReplyBuffer,
+    session: RespSession,
     /// For an input beyond [`READ_BYTES`].
-    room: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     /// Until then the command whose beginning was read must be complete.
-    patience: Option<Pin<Box<Sleep>>>,
+    command_deadline: Option<Pin<Box<Sleep>>>,
     /// Commands taken since the last read.
-    depth: usize,
-    /// Reads in a row that brought [`DEEP`] commands and more.
+    pipeline_depth: usize,
+    /// Reads in a row that brought [`DEEP_PIPELINE_COMMANDS`] commands and more.
     deep_reads: u32,
-    may_move: bool,
+    is_movable: bool,
     /// Others went first since the last write.
-    went_last: bool,
+    has_yielded: bool,
     /// Where in the input the commands end that an `EXEC` carries out; 0: there are none.
     exec_end: usize,
     /// Set while the command that is being answered was waited for: its client may have left meanwhile.
-    waited: bool,
+    has_waited: bool,
     /// Claims that were made, and are given back unless their answers arrive; only kept while that is in doubt.
-    untold: Option<Untold>,
+    undelivered: Option<UndeliveredClaims>,
     /// Claims whose answers were written since the client sent something last.
     written: WrittenClaims,
     /// Since the client has closed its sending side: until then its claims may wait.
@@ -125,28 +125,28 @@ pub(super) struct Connection<'a> {
     idle: IdleTimer,
 }
 
-impl<'a> Connection<'a> {
+impl<'a> RespConnection<'a> {
     /// `may_move`: it may end for its thread by moving to another.
-    pub(super) fn new(shared: &'a Shared, client: Client, may_move: bool) -> Self {
-        let Client { stream, session, resp3, untold, written } = client;
+    pub(super) fn new(shared: &'a RespContext, client: IdleConnection, may_move: bool) -> Self {
+        let IdleConnection { stream, session, resp3, undelivered: untold, written } = client;
         Self {
             shared,
             stream,
-            parser: Parser::new(shared.bounds.body_bytes_max),
+            parser: FrameParser::new(shared.bounds.body_bytes_max),
             input: Vec::new(),
-            taken: 0,
-            round: 0,
-            answers: Answers::new(resp3),
+            consumed: 0,
+            pending_commands: 0,
+            replies: ReplyBuffer::new(resp3),
             session,
-            room: None,
-            patience: None,
-            depth: 0,
+            permit: None,
+            command_deadline: None,
+            pipeline_depth: 0,
             deep_reads: 0,
-            may_move,
-            went_last: false,
+            is_movable: may_move,
+            has_yielded: false,
             exec_end: 0,
-            waited: false,
-            untold,
+            has_waited: false,
+            undelivered: untold,
             written,
             grace: None,
             idle: IdleTimer::default(),
@@ -154,7 +154,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Until the client leaves, errs, or the service stops. Gives it back when it shows itself to be deep, if it may move.
-    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) -> Option<Client> {
+    pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) -> Option<IdleConnection> {
         let mut stop = pin!(async move {
             // Either outcome means the end: a word, or nobody left to say it.
             let _ = stopping.changed().await;
@@ -163,15 +163,15 @@ impl<'a> Connection<'a> {
             if let Err(end) = self.step(stop.as_mut()).await {
                 break end;
             }
-            if self.moves() {
-                let Self { stream, session, answers, untold, written, .. } = self;
-                return Some(Client { stream, session, resp3: answers.resp3, untold, written });
+            if self.should_move() {
+                let Self { stream, session, replies: answers, undelivered: untold, written, .. } = self;
+                return Some(IdleConnection { stream, session, resp3: answers.resp3, undelivered: untold, written });
             }
         };
         // What was decided is told, if the client still listens.
         let told = self.write().await.is_ok();
-        self.settle_untold().await;
-        if let End::By(reason) = end {
+        self.finish_undelivered().await;
+        if let ConnectionEnd::Closed(reason) = end {
             metrics().resp_ended(reason).increment(1);
             if told {
                 self.linger().await;
@@ -181,79 +181,79 @@ impl<'a> Connection<'a> {
     }
 
     /// Whether it is deep, and nothing is half read, half decided or half written.
-    fn moves(&self) -> bool {
-        self.may_move
-            && self.deep_reads >= DEEP_READS
-            && self.taken == self.input.len()
-            && self.answers.bytes().is_empty()
+    fn should_move(&self) -> bool {
+        self.is_movable
+            && self.deep_reads >= DEEP_PIPELINE_READS
+            && self.consumed == self.input.len()
+            && self.replies.bytes().is_empty()
             && self.grace.is_none()
     }
 
-    async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), End> {
+    async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), ConnectionEnd> {
         let scheduler = &self.shared.scheduler;
-        match self.take() {
-            Step::Read => {
-                let depth = std::mem::take(&mut self.depth) + self.round;
-                self.deep_reads = if depth >= DEEP { self.deep_reads.saturating_add(1) } else { 0 };
-                if depth < DEEP && !self.answers.bytes().is_empty() {
-                    self.after_others().await;
+        match self.next_step() {
+            ConnectionStep::Read => {
+                let depth = std::mem::take(&mut self.pipeline_depth) + self.pending_commands;
+                self.deep_reads = if depth >= DEEP_PIPELINE_COMMANDS { self.deep_reads.saturating_add(1) } else { 0 };
+                if depth < DEEP_PIPELINE_COMMANDS && !self.replies.bytes().is_empty() {
+                    self.yield_once().await;
                 }
                 self.write().await?;
-                if self.moves() {
+                if self.should_move() {
                     return Ok(());
                 }
                 return self.read(stop).await;
             }
-            Step::Write => return self.write().await,
-            Step::End(end) => return Err(end),
-            Step::Claim(request) => {
-                let wait_ms = self.may_wait(request.wait_ms);
+            ConnectionStep::Write => return self.write().await,
+            ConnectionStep::End(end) => return Err(end),
+            ConnectionStep::Claim(request) => {
+                let wait_ms = self.allowed_wait(request.wait_ms);
                 let request = ClaimRequest { wait_ms, ..request };
                 if wait_ms == 0 {
                     let taken = self.claim(request).await?;
-                    self.claimed(&[taken.unwrap_or(Err(Refusal::DeadlineExceeded))]);
+                    self.reply_claimed(&[taken.unwrap_or(Err(RequestError::DeadlineExceeded))]);
                 } else {
                     let work = Box::pin(scheduler.claim(request));
-                    if let Some(taken) = self.wait(wait_ms, RespCommand::Claim, work, stop).await? {
-                        self.claimed(&[taken]);
+                    if let Some(taken) = self.await_capacity(wait_ms, RespCommand::Claim, work, stop).await? {
+                        self.reply_claimed(&[taken]);
                     }
                 }
             }
-            Step::Release(id, fence) => {
-                let released = self.settle(scheduler.release_held(&id, fence)).await?;
-                self.released(&[released.unwrap_or(Err(Refusal::DeadlineExceeded))]);
+            ConnectionStep::Release(id, fence) => {
+                let released = self.await_reply(scheduler.release_held(&id, fence)).await?;
+                self.reply_released(&[released.unwrap_or(Err(RequestError::DeadlineExceeded))]);
             }
-            Step::Claims(requests) => {
+            ConnectionStep::Claims(requests) => {
                 let len = requests.len();
-                let taken = self.settle(Box::pin(scheduler.claim_batch(requests))).await?;
-                self.claimed(&taken.unwrap_or_else(|| vec![Err(Refusal::DeadlineExceeded); len]));
+                let taken = self.await_reply(Box::pin(scheduler.claim_batch(requests))).await?;
+                self.reply_claimed(&taken.unwrap_or_else(|| vec![Err(RequestError::DeadlineExceeded); len]));
             }
-            Step::Releases(claims) => {
+            ConnectionStep::Releases(claims) => {
                 let len = claims.len();
-                let released = self.settle(Box::pin(scheduler.release_held_batch(claims))).await?;
-                self.released(&released.unwrap_or_else(|| vec![Err(Refusal::DeadlineExceeded); len]));
+                let released = self.await_reply(Box::pin(scheduler.release_held_batch(claims))).await?;
+                self.reply_released(&released.unwrap_or_else(|| vec![Err(RequestError::DeadlineExceeded); len]));
             }
-            Step::Call(mut call) => {
+            ConnectionStep::Call(mut call) => {
                 let command = call.command();
-                let wait_ms = self.may_wait(call.wait_ms());
+                let wait_ms = self.allowed_wait(call.wait_ms());
                 let said = if wait_ms == 0 {
-                    call.do_not_wait();
-                    self.settle(Box::pin(call.run(scheduler))).await?.unwrap_or_else(|| Err(late()))
+                    call.clear_wait();
+                    self.await_reply(Box::pin(call.run(scheduler))).await?.unwrap_or_else(|| Err(deadline_exceeded()))
                 } else {
-                    match self.wait(wait_ms, command, Box::pin(call.run(scheduler)), stop).await? {
+                    match self.await_capacity(wait_ms, command, Box::pin(call.run(scheduler)), stop).await? {
                         Some(said) => said,
                         None => return Ok(()),
                     }
                 };
                 match said {
                     Ok(said) => {
-                        if let Said::Claims(outcomes) = &said {
-                            self.note(outcomes.iter().flatten());
+                        if let CallReply::Claims(outcomes) = &said {
+                            self.record_undelivered(outcomes.iter().flatten());
                         }
-                        said.count(command);
-                        said.write(&mut self.answers);
+                        said.record_replies(command);
+                        said.write(&mut self.replies);
                     }
-                    Err(failure) => fail(command, &failure, &mut self.answers),
+                    Err(failure) => reply_error(command, &failure, &mut self.replies),
                 }
             }
         }
@@ -262,34 +262,51 @@ impl<'a> Connection<'a> {
 
     /// Others that have something to read go first, once before each write: reading, deciding and writing by turns for each
     /// connection is dearer than each of them for all.
-    async fn after_others(&mut self) {
-        if !std::mem::replace(&mut self.went_last, true) {
+    async fn yield_once(&mut self) {
+        if !std::mem::replace(&mut self.has_yielded, true) {
             tokio::task::yield_now().await;
         }
     }
 
     /// A claim that does not wait: decided in one go with what other connections of the thread ask for at the same time, as a
     /// batch is. Whoever of them comes first decides for all.
-    async fn claim(&mut self, request: ClaimRequest) -> Result<Option<Result<Taken, Refusal>>, End> {
+    async fn claim(
+        &mut self,
+        request: ClaimRequest,
+    ) -> Result<Option<Result<ClaimResult, RequestError>>, ConnectionEnd> {
         let scheduler = &self.shared.scheduler;
-        let claiming = match GATHERED.with_borrow_mut(|gathered| scheduler.gather(request, gathered)) {
+        let claiming = match CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.gather(request, gathered)) {
             Ok(claiming) => claiming,
             Err(refusal) => return Ok(Some(Err(refusal))),
         };
-        self.after_others().await;
-        GATHERED.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
-        self.settle(claiming.taken()).await
+        self.yield_once().await;
+        CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
+        self.await_reply(claiming.taken()).await
     }
 
     /// Takes commands until something must be waited for. What is answered on the spot is.
-    fn take(&mut self) -> Step {
-        SEEN.with_borrow_mut(|seen| {
-            let mut run = Run::Nothing;
+    fn next_step(&mut self) -> ConnectionStep {
+        BATCH_KEYS.with_borrow_mut(|seen| {
+            let mut run = CommandBatch::Nothing;
             seen.clear();
             let Self {
-                shared, parser, input, taken, round, answers, session, patience, room, exec_end, untold, ..
+                shared,
+                parser,
+                input,
+                consumed: taken,
+                pending_commands: round,
+                replies: answers,
+                session,
+                command_deadline: patience,
+                permit: room,
+                exec_end,
+                undelivered: untold,
+                ..
             } = self;
-            while *round < TAKE_MAX && answers.bytes().len() < ANSWER_BYTES && session.over.is_none() {
+            while *round < COMMANDS_PER_WRITE_MAX
+                && answers.bytes().len() < WRITE_THRESHOLD_BYTES
+                && session.end.is_none()
+            {
                 if *exec_end > 0 && *taken == *exec_end && !run.is_empty() {
                     // The answers of an `EXEC` leave together, and nothing that comes behind it has to do with them.
                     break;
@@ -297,12 +314,16 @@ impl<'a> Connection<'a> {
                 let rest = &input[*taken..];
                 let length = match parser.next(rest) {
                     Ok(Some(length)) => length,
-                    Ok(None) => return run.step().unwrap_or(Step::Read),
+                    Ok(None) => return run.into_step().unwrap_or(ConnectionStep::Read),
                     Err(error) => {
-                        return run.step().unwrap_or_else(|| {
+                        return run.into_step().unwrap_or_else(|| {
                             answers.error("ERR", &format!("Protocol error: {error}"));
                             let is_http = error == ProtocolError::Http;
-                            Step::End(End::By(if is_http { RespEnd::Http } else { RespEnd::Protocol }))
+                            ConnectionStep::End(ConnectionEnd::Closed(if is_http {
+                                RespCloseReason::Http
+                            } else {
+                                RespCloseReason::Protocol
+                            }))
                         });
                     }
                 };
@@ -316,34 +337,36 @@ impl<'a> Connection<'a> {
                     accept();
                     continue;
                 };
-                let spec = commands::find(name).filter(|spec| spec.takes(args.len()));
+                let spec = commands::find(name).filter(|spec| spec.accepts_arity(args.len()));
                 let command = spec.map_or(RespCommand::Unknown, |spec| spec.command);
                 if let Some(transaction) = &mut session.transaction
-                    && Transaction::takes(command)
+                    && RespTransaction::is_queued(command)
                 {
                     accept();
                     transaction.queue(command, &rest[..length], args, shared, answers);
                     continue;
                 }
                 let read = match command {
-                    RespCommand::Claim if run.may_claim() => read::claim(args).map(Asked::Claim),
-                    RespCommand::Release if run.may_release() => read::release(args).map(Asked::release),
+                    RespCommand::Claim if run.accepts_claims() => parse_args::claim(args).map(SchedulerRequest::Claim),
+                    RespCommand::Release if run.accepts_releases() => {
+                        parse_args::release(args).map(SchedulerRequest::release)
+                    }
                     // Its turn comes when the run is answered.
                     _ if !run.is_empty() => break,
                     RespCommand::Unknown => {
                         accept();
                         count(command, RespOutcome::Error, 1);
-                        unknown(name, answers);
+                        reply_unknown_command(name, answers);
                         continue;
                     }
-                    call if Call::is(call) => Call::read(call, args).map(Asked::Call),
+                    call if SingleCall::handles(call) => SingleCall::parse(call, args).map(SchedulerRequest::Call),
                     RespCommand::Exec => {
                         accept();
                         let queued = session.exec(answers);
                         count(command, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
-                        if let Some(Transaction { frames, commands, room: more, .. }) = queued {
+                        if let Some(RespTransaction { frames, commands, permit: more, .. }) = queued {
                             answers.array(commands);
-                            more.into_iter().for_each(|more| merge(room, more));
+                            more.into_iter().for_each(|more| merge_permits(room, more));
                             *exec_end = frames.len();
                             untold.get_or_insert_default();
                             input.splice(..std::mem::take(taken), frames);
@@ -360,45 +383,45 @@ impl<'a> Connection<'a> {
                     Err(_) if !run.is_empty() => break,
                     Err(failure) => {
                         accept();
-                        fail(command, &failure, answers);
+                        reply_error(command, &failure, answers);
                     }
-                    Ok(Asked::Call(_)) if !run.is_empty() => break,
-                    Ok(Asked::Call(call)) => {
+                    Ok(SchedulerRequest::Call(_)) if !run.is_empty() => break,
+                    Ok(SchedulerRequest::Call(call)) => {
                         accept();
-                        return Step::Call(call);
+                        return ConnectionStep::Call(call);
                     }
                     // Alone, as most are. One that waits must not keep the answers of others.
-                    Ok(asked) if run.is_empty() && (rest.len() == length || asked.waits()) => {
+                    Ok(asked) if run.is_empty() && (rest.len() == length || asked.may_wait()) => {
                         accept();
-                        return asked.step();
+                        return asked.into_step();
                     }
-                    Ok(asked) if asked.waits() || !seen.insert(asked.hash()) => break,
+                    Ok(asked) if asked.may_wait() || !seen.insert(asked.key_hash()) => break,
                     Ok(asked) => {
                         accept();
                         run.push(asked);
                     }
                 }
             }
-            run.step().unwrap_or_else(|| session.over.take().map_or(Step::Write, Step::End))
+            run.into_step().unwrap_or_else(|| session.end.take().map_or(ConnectionStep::Write, ConnectionStep::End))
         })
     }
 
     /// Waits for what was asked. What is answered already is written first, unless this is answered at once too. None: the
     /// deadline has passed.
-    async fn settle<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, End> {
+    async fn await_reply<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, ConnectionEnd> {
         // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
         let mut work = pin!(work);
         if let Some(done) = work.as_mut().now_or_never() {
             return Ok(Some(done));
         }
-        self.waited = true;
+        self.has_waited = true;
         self.write_before_waiting().await?;
         Ok(timeout(self.shared.bounds.timeout, work).await.ok())
     }
 
-    fn claimed(&mut self, outcomes: &[Result<Taken, Refusal>]) {
-        self.note(outcomes.iter().flatten());
-        let answers = &mut self.answers;
+    fn reply_claimed(&mut self, outcomes: &[Result<ClaimResult, RequestError>]) {
+        self.record_undelivered(outcomes.iter().flatten());
+        let answers = &mut self.replies;
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
@@ -406,14 +429,14 @@ impl<'a> Connection<'a> {
                     done += 1;
                     answers.claim(&taken.claim);
                 }
-                Err(refusal) => fail(RespCommand::Claim, &refusal.clone().into(), answers),
+                Err(refusal) => reply_error(RespCommand::Claim, &refusal.clone().into(), answers),
             }
         }
         count(RespCommand::Claim, RespOutcome::Ok, done);
     }
 
-    fn released(&mut self, outcomes: &[Result<bool, Refusal>]) {
-        let answers = &mut self.answers;
+    fn reply_released(&mut self, outcomes: &[Result<bool, RequestError>]) {
+        let answers = &mut self.replies;
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
@@ -421,24 +444,24 @@ impl<'a> Connection<'a> {
                     done += 1;
                     answers.integer(u64::from(*was_held));
                 }
-                Err(refusal) => fail(RespCommand::Release, &refusal.clone().into(), answers),
+                Err(refusal) => reply_error(RespCommand::Release, &refusal.clone().into(), answers),
             }
         }
         count(RespCommand::Release, RespOutcome::Ok, done);
     }
 }
 
-pub(super) fn fail(command: RespCommand, failure: &Failure, answers: &mut Answers) {
-    count(command, failure.resp(), 1);
+pub(super) fn reply_error(command: RespCommand, failure: &ApiError, answers: &mut ReplyBuffer) {
+    count(command, failure.resp_outcome(), 1);
     answers.failure(failure);
 }
 
 #[cold]
-pub(super) fn unknown(name: &[u8], answers: &mut Answers) {
+pub(super) fn reply_unknown_command(name: &[u8], answers: &mut ReplyBuffer) {
     match commands::find(name) {
         Some(spec) => answers.error("ERR", &spec.usage()),
         None => {
-            let name = shown(name);
+            let name = escape_for_message(name);
             let hint = "Hotpool assigns workers and keeps no values: COMMAND LIST names what it answers";
             answers.error("ERR", &format!("unknown command '{name}'. {hint}"));
         }

@@ -14,9 +14,9 @@
 //!
 //! - **Cores run short too.** The mean says what the next request cannot use. A worker with many idle cards and few cores
 //!   has room for the next, and none for those after it. So what the cores left do not suffice for, at
-//!   [`CORES_PART`] of the cores that the mix asks for with each thousandth of a card, counts as useless as well. This is
+//!   [`CORES_FRACTION`] of the cores that the mix asks for with each thousandth of a card, counts as useless as well. This is
 //!   what keeps requests with many cores away from workers with few cores a card.
-//! - **Growth is told apart in steps of [`STEP`]**, rounded down. Finer differences are noise of the mix, and obeying them
+//! - **Growth is told apart in steps of [`GROWTH_STEP_MILLI`]**, rounded down. Finer differences are noise of the mix, and obeying them
 //!   spreads work over more workers.
 //! - **Among equals the first worker is taken**, whichever has the least left: so those that come last stay empty for
 //!   requests that need much.
@@ -25,21 +25,21 @@
 //! mix is another one. A mix is compiled, for each model, into what a room must be compared with: per demand for cards and
 //! number of cores the share of the mix for which so many cores are enough.
 
-use super::fleet::Group;
-use super::free_resources::{CARD_MILLI, Cards, ModelId, Need, Room, take_cards};
-use super::request_mix::{Kind, Learned};
+use super::fleet::WorkerGroup;
+use super::free_resources::{Cards, FreeResources, GPU_MILLI, ModelId, ResourceRequest, allocate_gpus};
+use super::request_mix::{LearnedMix, RequestShape};
 
 /// Results that are kept at most.
-const KEPT_MAX: usize = 1 << 20;
+const CACHED_SCORES_MAX: usize = 1 << 20;
 
 /// Growth of what is useless is told apart by this many thousandths of a card.
-const STEP: f64 = 160.0;
+const GROWTH_STEP_MILLI: f64 = 160.0;
 /// How many cores must be left for an idle card, as a part of those that the mix asks for with one.
-const CORES_PART: f64 = 0.8;
+const CORES_FRACTION: f64 = 0.8;
 
 /// The typical mix as it looks from a worker with cards of one model.
 #[derive(Debug)]
-struct View {
+struct ModelDemand {
     /// Thousandths and number of the cards that are asked for, in order.
     demands: Vec<(u16, u16)>,
     /// The numbers of cores that are asked for, in order.
@@ -49,36 +49,36 @@ struct View {
     /// Thousandths of cards for which one thousandth of a core suffices.
     cards_per_core: f64,
     /// The share of the mix that can use no card of this model at all.
-    without: f64,
+    unusable_share: f64,
 }
 
 /// The typical mix, compiled.
 #[derive(Debug, Default)]
-struct Mix {
-    kinds: Vec<(Kind, f64)>,
+struct WorkloadMix {
+    request_shapes: Vec<(RequestShape, f64)>,
     /// By model.
-    views: Vec<View>,
+    by_model: Vec<ModelDemand>,
 }
 
-impl Mix {
-    const fn new(kinds: Vec<(Kind, f64)>) -> Self {
-        Self { kinds, views: Vec::new() }
+impl WorkloadMix {
+    const fn new(kinds: Vec<(RequestShape, f64)>) -> Self {
+        Self { request_shapes: kinds, by_model: Vec::new() }
     }
 
-    fn view(&mut self, model: ModelId) -> &View {
-        while self.views.len() <= model as usize {
-            let view = View::new(&self.kinds, self.views.len() as ModelId);
-            self.views.push(view);
+    fn view(&mut self, model: ModelId) -> &ModelDemand {
+        while self.by_model.len() <= model as usize {
+            let view = ModelDemand::new(&self.request_shapes, self.by_model.len() as ModelId);
+            self.by_model.push(view);
         }
-        &self.views[model as usize]
+        &self.by_model[model as usize]
     }
 }
 
-impl View {
-    fn new(kinds: &[(Kind, f64)], model: ModelId) -> Self {
-        let asks = |kind: &Kind| kind.cards > 0 && (kind.models.is_empty() || kind.models.contains(&model));
-        let kinds: Vec<&(Kind, f64)> = kinds.iter().filter(|(kind, _)| asks(kind)).collect();
-        let mut demands: Vec<(u16, u16)> = kinds.iter().map(|(kind, _)| (kind.card_milli, kind.cards)).collect();
+impl ModelDemand {
+    fn new(kinds: &[(RequestShape, f64)], model: ModelId) -> Self {
+        let asks = |kind: &RequestShape| kind.gpu_count > 0 && (kind.models.is_empty() || kind.models.contains(&model));
+        let kinds: Vec<&(RequestShape, f64)> = kinds.iter().filter(|(kind, _)| asks(kind)).collect();
+        let mut demands: Vec<(u16, u16)> = kinds.iter().map(|(kind, _)| (kind.gpu_milli, kind.gpu_count)).collect();
         let mut cores: Vec<u64> = kinds.iter().map(|(kind, _)| kind.cpu_milli).collect();
         demands.sort_unstable();
         demands.dedup();
@@ -88,19 +88,19 @@ impl View {
         let (mut cpu, mut milli) = (0.0, 0.0);
         for (kind, share) in kinds.iter().copied() {
             cpu += share * kind.cpu_milli as f64;
-            milli += share * f64::from(kind.cards) * f64::from(kind.card_milli);
-            let demand = demands.partition_point(|&demand| demand < (kind.card_milli, kind.cards));
+            milli += share * f64::from(kind.gpu_count) * f64::from(kind.gpu_milli);
+            let demand = demands.partition_point(|&demand| demand < (kind.gpu_milli, kind.gpu_count));
             let enough = cores.partition_point(|&cores| cores < kind.cpu_milli) + 1;
             shares.chunks_exact_mut(demands.len()).skip(enough).for_each(|row| row[demand] += share);
         }
-        let cards_per_core = if cpu > 0.0 { milli / cpu / CORES_PART } else { f64::INFINITY };
+        let cards_per_core = if cpu > 0.0 { milli / cpu / CORES_FRACTION } else { f64::INFINITY };
         let without = 1.0 - kinds.iter().map(|(_, share)| share).sum::<f64>();
-        Self { demands, cores, shares, cards_per_core, without }
+        Self { demands, cores, shares, cards_per_core, unusable_share: without }
     }
 
     /// Thousandths of idle cards that are of no use: those that a request of the mix cannot use, on average, and those for
     /// which there are no cores. Cards in order, largest first.
-    fn useless(&self, cpu_milli: u64, cards: &[u16]) -> f64 {
+    fn fragmented_milli(&self, cpu_milli: u64, cards: &[u16]) -> f64 {
         let idle: u32 = cards.iter().map(|&milli| u32::from(milli)).sum();
         if idle == 0 {
             return 0.0;
@@ -129,71 +129,71 @@ impl View {
 
 /// How a room stands to one kind of request.
 #[derive(Debug, Clone, Copy)]
-struct Kept {
+struct CachedScore {
     /// Of the group; 0: nothing is kept.
-    birth: u64,
+    group_generation: u64,
     /// Steps by which what is useless grows.
     growth: i32,
     /// From which card.
     from: u16,
 }
 
-const NOTHING: Kept = Kept { birth: 0, growth: 0, from: 0 };
+const EMPTY_SCORE: CachedScore = CachedScore { group_generation: 0, growth: 0, from: 0 };
 
 /// The state of FGD over one fleet: the mix, and what was worked out.
 #[derive(Debug, Default)]
-pub struct Fgd {
-    mix: Mix,
-    learned: Option<Learned>,
+pub struct FragmentationScorer {
+    mix: WorkloadMix,
+    learned: Option<LearnedMix>,
     /// Cores, cards and thousandths of requests, and what is kept for them by group.
-    kept: Vec<((u64, u16, u16), Vec<Kept>)>,
+    cached_scores: Vec<((u64, u16, u16), Vec<CachedScore>)>,
     /// What is useless in groups, with their births.
-    useless: Vec<(u64, f64)>,
+    fragmented: Vec<(u64, f64)>,
 }
 
-impl Fgd {
+impl FragmentationScorer {
     /// With a mix that does not change.
     #[must_use]
-    pub fn given(kinds: Vec<(Kind, f64)>) -> Self {
-        Self { mix: Mix::new(kinds), ..Self::default() }
+    pub fn with_fixed_mix(kinds: Vec<(RequestShape, f64)>) -> Self {
+        Self { mix: WorkloadMix::new(kinds), ..Self::default() }
     }
 
     /// With a mix that is learned from what is [noted](Self::note).
     #[must_use]
-    pub fn learning() -> Self {
-        Self { learned: Some(Learned::default()), ..Self::default() }
+    pub fn with_learned_mix() -> Self {
+        Self { learned: Some(LearnedMix::default()), ..Self::default() }
     }
 
     /// A request was made.
-    pub fn note(&mut self, need: &Need) {
-        if let Some(kinds) = self.learned.as_mut().and_then(|learned| learned.note(need)) {
-            self.mix = Mix::new(kinds);
-            self.kept.clear();
-            self.useless.clear();
+    pub fn record_request(&mut self, need: &ResourceRequest) {
+        if let Some(kinds) = self.learned.as_mut().and_then(|learned| learned.record_request(need)) {
+            self.mix = WorkloadMix::new(kinds);
+            self.cached_scores.clear();
+            self.fragmented.clear();
         }
     }
 
     /// Looks for the best of some groups, of which there are `groups`.
-    pub(super) fn look<'a>(&'a mut self, need: &'a Need, groups: usize) -> Look<'a> {
-        let key = (need.cpu_milli, need.cards, need.card_milli);
-        let row = match self.kept.iter().position(|(known, _)| *known == key) {
+    pub(super) fn search<'a>(&'a mut self, need: &'a ResourceRequest, groups: usize) -> FragmentationSearch<'a> {
+        let key = (need.cpu_milli, need.gpu_count, need.gpu_milli);
+        let row = match self.cached_scores.iter().position(|(known, _)| *known == key) {
             Some(row) => row,
             None => {
-                if (self.kept.len() + 1) * groups > KEPT_MAX {
-                    self.kept.clear();
+                if (self.cached_scores.len() + 1) * groups > CACHED_SCORES_MAX {
+                    self.cached_scores.clear();
                 }
-                self.kept.push((key, Vec::new()));
-                self.kept.len() - 1
+                self.cached_scores.push((key, Vec::new()));
+                self.cached_scores.len() - 1
             }
         };
-        let kept = &mut self.kept[row].1;
+        let kept = &mut self.cached_scores[row].1;
         if kept.len() < groups {
-            kept.resize(groups, NOTHING);
+            kept.resize(groups, EMPTY_SCORE);
         }
-        if self.useless.len() < groups {
-            self.useless.resize(groups, (0, 0.0));
+        if self.fragmented.len() < groups {
+            self.fragmented.resize(groups, (0, 0.0));
         }
-        Look { need, mix: &mut self.mix, kept, useless: &mut self.useless, best: None }
+        FragmentationSearch { need, mix: &mut self.mix, kept, useless: &mut self.fragmented, best: None }
     }
 }
 
@@ -201,20 +201,20 @@ impl Fgd {
 type Rank = (i32, u32);
 
 /// One look for the best group.
-pub(super) struct Look<'a> {
-    need: &'a Need,
-    mix: &'a mut Mix,
-    kept: &'a mut [Kept],
+pub(super) struct FragmentationSearch<'a> {
+    need: &'a ResourceRequest,
+    mix: &'a mut WorkloadMix,
+    kept: &'a mut [CachedScore],
     useless: &'a mut [(u64, f64)],
     best: Option<(Rank, u16)>,
 }
 
-impl Look<'_> {
+impl FragmentationSearch<'_> {
     /// A group that fits, and the member that would be taken.
-    pub fn see(&mut self, at: u32, group: &Group, worker: u32) {
+    pub fn consider(&mut self, at: u32, group: &WorkerGroup, worker: u32) {
         let mut kept = self.kept[at as usize];
-        if kept.birth != group.birth() {
-            let Some(found) = self.work_out(at, group, worker) else { return };
+        if kept.group_generation != group.generation() {
+            let Some(found) = self.score(at, group, worker) else { return };
             kept = found;
             self.kept[at as usize] = kept;
         }
@@ -230,23 +230,23 @@ impl Look<'_> {
     }
 
     /// How the group stands to the need; none if it cannot be the best, which is cheaper to say.
-    fn work_out(&mut self, at: u32, group: &Group, worker: u32) -> Option<Kept> {
-        let (room, need) = (&group.room, self.need);
+    fn score(&mut self, at: u32, group: &WorkerGroup, worker: u32) -> Option<CachedScore> {
+        let (room, need) = (&group.free, self.need);
         let view = self.mix.view(room.model);
         let useless = &mut self.useless[at as usize];
-        if useless.0 != group.birth() {
-            *useless = (group.birth(), view.useless(room.cpu_milli, &room.cards));
+        if useless.0 != group.generation() {
+            *useless = (group.generation(), view.fragmented_milli(room.cpu_milli, &room.gpus));
         }
         let before = useless.1;
         if let Some((best, ..)) = self.best {
             // Whatever is left, for this share of the mix it is of no use. Sums of floats may differ by a little.
-            let left = f64::from(room.cards_milli()) - f64::from(need.cards) * f64::from(need.card_milli);
-            if rank(steps(view.without * left - before - 1e-6), worker) >= best {
+            let left = f64::from(room.free_gpu_milli()) - f64::from(need.gpu_count) * f64::from(need.gpu_milli);
+            if rank(steps(view.unusable_share * left - before - 1e-6), worker) >= best {
                 return None;
             }
         }
         let (growth, from) = growth(view, room, need, before);
-        Some(Kept { birth: group.birth(), growth, from })
+        Some(CachedScore { group_generation: group.generation(), growth, from })
     }
 }
 
@@ -256,25 +256,25 @@ fn rank(growth: i32, worker: u32) -> Rank {
 
 /// Growth in steps, rounded down.
 fn steps(growth: f64) -> i32 {
-    let steps = growth / STEP;
+    let steps = growth / GROWTH_STEP_MILLI;
     steps as i32 - i32::from(steps < f64::from(steps as i32))
 }
 
 /// By how many steps that which is useless in a room grows at least, and from which card that is.
-fn growth(view: &View, room: &Room, need: &Need, before: f64) -> (i32, u16) {
+fn growth(view: &ModelDemand, room: &FreeResources, need: &ResourceRequest, before: f64) -> (i32, u16) {
     let cpu_milli = room.cpu_milli - need.cpu_milli;
     let after = |from: u16| {
-        let mut cards: Cards = room.cards.clone();
-        take_cards(&mut cards, need, from);
-        steps(view.useless(cpu_milli, &cards) - before)
+        let mut cards: Cards = room.gpus.clone();
+        allocate_gpus(&mut cards, need, from);
+        steps(view.fragmented_milli(cpu_milli, &cards) - before)
     };
-    if need.cards != 1 || need.card_milli == CARD_MILLI {
-        return (after(CARD_MILLI), if need.cards == 0 { 0 } else { CARD_MILLI });
+    if need.gpu_count != 1 || need.gpu_milli == GPU_MILLI {
+        return (after(GPU_MILLI), if need.gpu_count == 0 { 0 } else { GPU_MILLI });
     }
     let mut best = (i32::MAX, 0);
     let mut last = 0;
     // The fullest first, so that it is taken among equals.
-    for &from in room.cards.iter().rev().filter(|&&milli| milli >= need.card_milli) {
+    for &from in room.gpus.iter().rev().filter(|&&milli| milli >= need.gpu_milli) {
         if from != last {
             last = from;
             best = best.min((after(from), from));

@@ -12,8 +12,8 @@
 //! that of weights, in which one with many cores stands beside one with much memory, but a curve that keeps
 //! neighbours in all resources together ([`Room::place`]).
 
-use super::free_resources::Need;
-use super::index_node::{Ask, FAN, Item, Node, Tops, least};
+use super::free_resources::ResourceRequest;
+use super::index_node::{CompactRequest, FANOUT, FreeBounds, IndexEntry, IndexNode, argmin};
 
 /// Where a room stands ([`Room::place`]), and the number that the caller knows it by.
 pub type Key = (u32, u32);
@@ -23,36 +23,36 @@ pub type Found = (u64, u32);
 
 /// Rooms in order of their keys.
 #[derive(Debug)]
-pub struct Order {
-    nodes: Vec<Node>,
+pub struct FreeIndex {
+    nodes: Vec<IndexNode>,
     unused: Vec<u32>,
     root: u32,
     /// Levels above the leaves.
     height: u32,
 }
 
-impl Default for Order {
+impl Default for FreeIndex {
     fn default() -> Self {
-        Self { nodes: vec![Node::EMPTY], unused: Vec::new(), root: 0, height: 0 }
+        Self { nodes: vec![IndexNode::EMPTY], unused: Vec::new(), root: 0, height: 0 }
     }
 }
 
-impl Order {
+impl FreeIndex {
     /// Puts one in. No other may have this key.
-    pub fn insert(&mut self, key: Key, tops: Tops, below: u32) {
-        let item = Item { tops, key, below };
+    pub fn insert(&mut self, key: Key, tops: FreeBounds, below: u32) {
+        let item = IndexEntry { bounds: tops, key, child: below };
         if let Some(right) = self.insert_below(self.root, self.height, item) {
             let left = self.item(self.root);
-            let mut root = Node::EMPTY;
-            root.put(0, left);
-            root.put(1, right);
-            self.root = self.add(root);
+            let mut root = IndexNode::EMPTY;
+            root.insert(0, left);
+            root.insert(1, right);
+            self.root = self.alloc_node(root);
             self.height += 1;
         }
     }
 
     /// The one with this key, which must be there, has other amounts now.
-    pub fn update(&mut self, key: &Key, tops: &Tops) {
+    pub fn update(&mut self, key: &Key, tops: &FreeBounds) {
         self.update_below(self.root, self.height, key, tops);
     }
 
@@ -61,7 +61,7 @@ impl Order {
         self.remove_below(self.root, self.height, key);
         while self.height > 0 && self.nodes[self.root as usize].len == 1 {
             let old = self.root;
-            self.root = self.nodes[old as usize].below[0];
+            self.root = self.nodes[old as usize].children[0];
             self.unused.push(old);
             self.height -= 1;
         }
@@ -69,27 +69,37 @@ impl Order {
 
     /// The one with the least rank that passes, if that is below `best`. It is for `may` to say whether it fits; those that
     /// cannot are not asked about.
-    pub fn lightest(&self, need: &Need, may: &mut impl FnMut(u32) -> bool, best: Option<Found>) -> Option<Found> {
-        self.lightest_below(self.root, self.height, &Ask::of(need), may, best)
+    pub fn best_fit(
+        &self,
+        need: &ResourceRequest,
+        may: &mut impl FnMut(u32) -> bool,
+        best: Option<Found>,
+    ) -> Option<Found> {
+        self.best_fit_below(self.root, self.height, &CompactRequest::of(need), may, best)
     }
 
     /// The one with the largest rank that passes, if that is above `best`.
-    pub fn heaviest(&self, need: &Need, may: &mut impl FnMut(u32) -> bool, best: Option<Found>) -> Option<Found> {
-        self.heaviest_below(self.root, self.height, &Ask::of(need), may, best)
+    pub fn worst_fit(
+        &self,
+        need: &ResourceRequest,
+        may: &mut impl FnMut(u32) -> bool,
+        best: Option<Found>,
+    ) -> Option<Found> {
+        self.worst_fit_below(self.root, self.height, &CompactRequest::of(need), may, best)
     }
 
     /// The largest amounts of all.
-    pub fn tops(&self) -> Option<Tops> {
+    pub fn bounds(&self) -> Option<FreeBounds> {
         let root = &self.nodes[self.root as usize];
-        (root.len > 0).then(|| self.item(self.root).tops)
+        (root.len > 0).then(|| self.item(self.root).bounds)
     }
 
     /// Every one that may fit, in order.
-    pub fn each(&self, need: &Need, see: &mut impl FnMut(u32)) {
-        self.each_below(self.root, self.height, &Ask::of(need), see);
+    pub fn for_each_fit(&self, need: &ResourceRequest, see: &mut impl FnMut(u32)) {
+        self.for_each_fit_below(self.root, self.height, &CompactRequest::of(need), see);
     }
 
-    fn add(&mut self, node: Node) -> u32 {
+    fn alloc_node(&mut self, node: IndexNode) -> u32 {
         match self.unused.pop() {
             Some(at) => {
                 self.nodes[at as usize] = node;
@@ -103,24 +113,24 @@ impl Order {
     }
 
     /// The item that stands for a node which is not empty.
-    fn item(&self, at: u32) -> Item {
+    fn item(&self, at: u32) -> IndexEntry {
         let node = &self.nodes[at as usize];
-        let mut tops = Tops::NONE;
-        (0..node.len).for_each(|at| tops.raise(&node.tops(at)));
-        Item { tops, key: node.keys[0], below: at }
+        let mut tops = FreeBounds::NONE;
+        (0..node.len).for_each(|at| tops.merge_max(&node.bounds(at)));
+        IndexEntry { bounds: tops, key: node.keys[0], child: at }
     }
 
     /// What had to be split off, to stand right of this node.
-    fn insert_below(&mut self, at: u32, height: u32, item: Item) -> Option<Item> {
+    fn insert_below(&mut self, at: u32, height: u32, item: IndexEntry) -> Option<IndexEntry> {
         let node = &mut self.nodes[at as usize];
         let mut place = node.find(&item.key);
         let mut put = item;
         if height > 0 {
             node.keys[place] = node.keys[place].min(item.key);
-            let mut tops = node.tops(place);
-            tops.raise(&item.tops);
-            node.set_tops(place, &tops);
-            let child = node.below[place];
+            let mut tops = node.bounds(place);
+            tops.merge_max(&item.bounds);
+            node.set_bounds(place, &tops);
+            let child = node.children[place];
             let right = self.insert_below(child, height - 1, item)?;
             let left = self.item(child);
             self.nodes[at as usize].set(place, left);
@@ -130,37 +140,37 @@ impl Order {
             place += 1;
         }
         let node = &mut self.nodes[at as usize];
-        if node.len < FAN {
-            node.put(place, put);
+        if node.len < FANOUT {
+            node.insert(place, put);
             return None;
         }
-        let mut right = Node::EMPTY;
-        right.append(node, FAN / 2);
-        node.len = FAN / 2;
-        if place <= FAN / 2 {
-            node.put(place, put)
+        let mut right = IndexNode::EMPTY;
+        right.append(node, FANOUT / 2);
+        node.len = FANOUT / 2;
+        if place <= FANOUT / 2 {
+            node.insert(place, put)
         } else {
-            right.put(place - FAN / 2, put)
+            right.insert(place - FANOUT / 2, put)
         }
-        let right = self.add(right);
+        let right = self.alloc_node(right);
         Some(self.item(right))
     }
 
     /// False: nothing changes above.
-    fn update_below(&mut self, at: u32, height: u32, key: &Key, tops: &Tops) -> bool {
+    fn update_below(&mut self, at: u32, height: u32, key: &Key, tops: &FreeBounds) -> bool {
         let node = &self.nodes[at as usize];
-        let (place, child) = (node.find(key), node.below[node.find(key)]);
+        let (place, child) = (node.find(key), node.children[node.find(key)]);
         let now = if height == 0 {
             assert!(node.len > 0 && node.keys[place] == *key, "only what is there changes");
             *tops
         } else if self.update_below(child, height - 1, key, tops) {
-            self.item(child).tops
+            self.item(child).bounds
         } else {
             return false;
         };
         let node = &mut self.nodes[at as usize];
-        let changed = node.tops(place) != now;
-        node.set_tops(place, &now);
+        let changed = node.bounds(place) != now;
+        node.set_bounds(place, &now);
         changed
     }
 
@@ -169,13 +179,13 @@ impl Order {
         let place = node.find(key);
         if height == 0 {
             assert!(node.len > 0 && node.keys[place] == *key, "only what is there is taken out");
-            node.cut(place);
+            node.remove(place);
             return;
         }
-        let child = node.below[place];
+        let child = node.children[place];
         self.remove_below(child, height - 1, key);
         if self.nodes[child as usize].len == 0 {
-            self.nodes[at as usize].cut(place);
+            self.nodes[at as usize].remove(place);
             self.unused.push(child);
             return;
         }
@@ -191,29 +201,29 @@ impl Order {
             return;
         }
         let left = place.min(node.len - 2);
-        let (one, two) = (node.below[left], node.below[left + 1]);
+        let (one, two) = (node.children[left], node.children[left + 1]);
         // Only then is it worth a look at the neighbour.
-        if self.nodes[node.below[place] as usize].len > FAN / 4 {
+        if self.nodes[node.children[place] as usize].len > FANOUT / 4 {
             return;
         }
         let (many, more) = (self.nodes[one as usize].len, self.nodes[two as usize].len);
-        if many + more > FAN / 2 {
+        if many + more > FANOUT / 2 {
             return;
         }
-        let moved = std::mem::replace(&mut self.nodes[two as usize], Node::EMPTY);
+        let moved = std::mem::replace(&mut self.nodes[two as usize], IndexNode::EMPTY);
         self.nodes[one as usize].append(&moved, 0);
         let item = self.item(one);
         let node = &mut self.nodes[at as usize];
         node.set(left, item);
-        node.cut(left + 1);
+        node.remove(left + 1);
         self.unused.push(two);
     }
 
-    fn lightest_below(
+    fn best_fit_below(
         &self,
         at: u32,
         height: u32,
-        ask: &Ask,
+        ask: &CompactRequest,
         may: &mut impl FnMut(u32) -> bool,
         mut best: Option<Found>,
     ) -> Option<Found> {
@@ -221,55 +231,55 @@ impl Order {
         let mut left = node.may_fit(ask);
         while left != 0 {
             // The most promising first: what it finds spares the looks at most others.
-            let at = least(&node.light, left);
+            let at = argmin(&node.min_sort_key, left);
             left &= !(1 << at);
-            if best.is_some_and(|(rank, _)| node.light[at] >= rank) {
+            if best.is_some_and(|(rank, _)| node.min_sort_key[at] >= rank) {
                 break;
             }
             if height > 0 {
-                best = self.lightest_below(node.below[at], height - 1, ask, may, best);
-            } else if may(node.below[at]) {
-                return Some((node.light[at], node.below[at]));
+                best = self.best_fit_below(node.children[at], height - 1, ask, may, best);
+            } else if may(node.children[at]) {
+                return Some((node.min_sort_key[at], node.children[at]));
             }
         }
         best
     }
 
-    fn heaviest_below(
+    fn worst_fit_below(
         &self,
         at: u32,
         height: u32,
-        ask: &Ask,
+        ask: &CompactRequest,
         may: &mut impl FnMut(u32) -> bool,
         mut best: Option<Found>,
     ) -> Option<Found> {
         let node = &self.nodes[at as usize];
-        let from_above = node.heavy.map(|rank| !rank);
+        let from_above = node.max_sort_key.map(|rank| !rank);
         let mut left = node.may_fit(ask);
         while left != 0 {
-            let at = least(&from_above, left);
+            let at = argmin(&from_above, left);
             left &= !(1 << at);
-            if best.is_some_and(|(rank, _)| node.heavy[at] <= rank) {
+            if best.is_some_and(|(rank, _)| node.max_sort_key[at] <= rank) {
                 break;
             }
             if height > 0 {
-                best = self.heaviest_below(node.below[at], height - 1, ask, may, best);
-            } else if may(node.below[at]) {
-                return Some((node.heavy[at], node.below[at]));
+                best = self.worst_fit_below(node.children[at], height - 1, ask, may, best);
+            } else if may(node.children[at]) {
+                return Some((node.max_sort_key[at], node.children[at]));
             }
         }
         best
     }
 
-    fn each_below(&self, at: u32, height: u32, ask: &Ask, see: &mut impl FnMut(u32)) {
+    fn for_each_fit_below(&self, at: u32, height: u32, ask: &CompactRequest, see: &mut impl FnMut(u32)) {
         let node = &self.nodes[at as usize];
         let mut left = node.may_fit(ask);
         while left != 0 {
             let at = left.trailing_zeros() as usize;
             left &= left - 1;
             match height {
-                0 => see(node.below[at]),
-                _ => self.each_below(node.below[at], height - 1, ask, see),
+                0 => see(node.children[at]),
+                _ => self.for_each_fit_below(node.children[at], height - 1, ask, see),
             }
         }
     }

@@ -30,9 +30,11 @@ mod pick;
 mod request_mix;
 mod total_free;
 
-pub use fleet::{Fleet, Group};
-pub use fragmentation::Fgd;
-pub use free_resources::{CARD_MILLI, CardRule, Cards, ModelId, NO_MODEL, Need, Room, Share, choose_cards};
-pub use pick::{Pick, Placement};
-pub use request_mix::{COVERED_PERCENT, Kind, typical};
-pub use total_free::{Most, Sum, cores_per_card};
+pub use fleet::{FleetIndex, WorkerGroup};
+pub use fragmentation::FragmentationScorer;
+pub use free_resources::{
+    Cards, FreeResources, GPU_MILLI, GpuPacking, ModelId, NO_MODEL, ResourceAllocation, ResourceRequest, choose_gpus,
+};
+pub use pick::{FitStrategy, PlacementDecision};
+pub use request_mix::{COVERAGE_PERCENT, RequestShape, most_frequent};
+pub use total_free::{MaxFree, ResourceTotals, cores_per_gpu};

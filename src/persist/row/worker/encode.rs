@@ -5,14 +5,14 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use super::{CapacityRow, ClaimSpecRow};
 use crate::model::GangRef;
-use crate::model::{Capacity, ClaimId, ClaimSpec, ClaimState, ClaimTimes, WorkerCard};
+use crate::model::{ClaimId, ClaimSpec, ClaimState, ClaimTimes, WorkerCapacity, WorkerRegistration};
 use crate::persist::row::{RowKind, put_frame};
 
 /// A worker's state to be written, borrowed from the engine. Writing it allocates nothing.
 #[derive(Debug, Clone, Copy)]
-pub struct WorkerState<'a> {
+pub struct WorkerRowRef<'a> {
     /// Its registration.
-    pub card: &'a WorkerCard,
+    pub registration: &'a WorkerRegistration,
     /// Sequence number of its last change.
     pub version: u64,
     /// Sequence number of its becoming idle.
@@ -22,20 +22,20 @@ pub struct WorkerState<'a> {
     /// Deleted and remembered.
     pub deleted: bool,
     /// The claims that it holds.
-    pub claims: &'a [ClaimStateRef<'a>],
+    pub claims: &'a [ClaimRowRef<'a>],
     /// Why it is not offered.
-    pub bars: u8,
+    pub unschedulable_bits: u8,
     /// Unclean stops before something last spoke for it.
     pub vouched: u64,
     /// How long it may be silent.
     pub heartbeat_ttl_ms: u64,
     /// What its claim was promised, if that is more than it has.
-    pub promised: Option<&'a Capacity>,
+    pub promised: Option<&'a WorkerCapacity>,
 }
 
 /// A claim's state to be written.
 #[derive(Debug, Clone, Copy)]
-pub struct ClaimStateRef<'a> {
+pub struct ClaimRowRef<'a> {
     /// Whose.
     pub id: &'a ClaimId,
     /// Number of the grant.
@@ -49,9 +49,9 @@ pub struct ClaimStateRef<'a> {
     /// How long it may stay as it is once it is not reserved any more.
     pub term_ms: u64,
     /// Its worker named it.
-    pub named: bool,
+    pub reported: bool,
     /// Which cards it holds.
-    pub cards: u64,
+    pub gpu_mask: u64,
     /// The gang for which it is held provisionally.
     pub gang: Option<GangRef>,
     /// It is being released because another claim evicted it.
@@ -86,8 +86,8 @@ fn len_str(tag: u32, value: &str) -> usize {
 }
 
 /// Writes a worker's row.
-pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
-    let spec = &state.card.spec;
+pub fn put_worker(out: &mut Vec<u8>, state: &WorkerRowRef<'_>) {
+    let spec = &state.registration.spec;
     put_frame(out, RowKind::Worker, spec.id.as_str(), |out| {
         put_u64(out, 1, spec.incarnation);
         put_u64(out, 2, spec.capacity.cpu_milli);
@@ -125,8 +125,8 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 + len_u64(5, claim.reserve_ms)
                 + len_u64(6, releasing.into())
                 + len_u64(7, claim.term_ms)
-                + len_u64(8, claim.named.into())
-                + len_u64(9, claim.cards)
+                + len_u64(8, claim.reported.into())
+                + len_u64(9, claim.gpu_mask)
                 + claim
                     .gang
                     .map_or(0, |gang| len_u64(10, gang.id) + len_u64(11, gang.pool) + len_u64(12, gang.shard.into()))
@@ -143,8 +143,8 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
             put_u64(out, 5, claim.reserve_ms);
             put_u64(out, 6, releasing.into());
             put_u64(out, 7, claim.term_ms);
-            put_u64(out, 8, claim.named.into());
-            put_u64(out, 9, claim.cards);
+            put_u64(out, 8, claim.reported.into());
+            put_u64(out, 9, claim.gpu_mask);
             if let Some(gang) = claim.gang {
                 put_u64(out, 10, gang.id);
                 put_u64(out, 11, gang.pool);
@@ -157,7 +157,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerState<'_>) {
                 prost::encoding::message::encode(16, spec, out);
             }
         }
-        put_u64(out, 14, state.bars.into());
+        put_u64(out, 14, state.unschedulable_bits.into());
         put_u64(out, 15, state.vouched);
         put_u64(out, 16, state.heartbeat_ttl_ms);
         put_u64(out, 17, spec.expires_at_ms.unwrap_or(0));

@@ -2,10 +2,10 @@
 
 mod encode;
 
-pub use self::encode::{ClaimStateRef, WorkerState, put_worker};
-use super::{RowError, message};
+pub use self::encode::{ClaimRowRef, WorkerRowRef, put_worker};
+use super::{RowError, decode_message};
 use crate::limits;
-use crate::model::{Capacity, ClaimSpec, GpuAsk, GpuCapacity, Resources, WorkerId, WorkerSpec};
+use crate::model::{ClaimSpec, GpuCapacity, GpuRequest, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec};
 
 /// A worker as it is stored.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -51,7 +51,7 @@ pub struct WorkerRow {
     pub claims: Vec<ClaimRow>,
     /// Why it is not offered, one bit a reason.
     #[prost(uint32, tag = "14")]
-    pub bars: u32,
+    pub unschedulable_bits: u32,
     /// How many unclean stops of its shard had been when something last spoke for it.
     #[prost(uint64, tag = "15")]
     pub vouched: u64,
@@ -112,8 +112,8 @@ pub struct ResourcesRow {
     pub gpu_milli: u32,
 }
 
-impl From<&Resources> for ResourcesRow {
-    fn from(resources: &Resources) -> Self {
+impl From<&ResourceRequirements> for ResourcesRow {
+    fn from(resources: &ResourceRequirements) -> Self {
         let gpu = resources.gpu.as_ref();
         let mut models = gpu.into_iter().flat_map(|gpu| &gpu.models).map(ToString::to_string);
         Self {
@@ -123,25 +123,25 @@ impl From<&Resources> for ResourcesRow {
             gpu_model: models.next().unwrap_or_default(),
             gpu_count: gpu.map_or(0, |gpu| gpu.count),
             gpu_models: models.collect(),
-            gpu_milli: gpu.map(|gpu| gpu.milli).filter(|&milli| milli < limits::CARD_MILLI).unwrap_or(0),
+            gpu_milli: gpu.map(|gpu| gpu.milli).filter(|&milli| milli < limits::GPU_MILLI).unwrap_or(0),
         }
     }
 }
 
-impl From<&ResourcesRow> for Resources {
+impl From<&ResourcesRow> for ResourceRequirements {
     fn from(row: &ResourcesRow) -> Self {
         let first = Some(&row.gpu_model).filter(|model| !model.is_empty());
-        let gpu = (row.gpu_count > 0).then(|| GpuAsk {
+        let gpu = (row.gpu_count > 0).then(|| GpuRequest {
             models: first.into_iter().chain(&row.gpu_models).map(|model| model.as_str().into()).collect(),
             count: row.gpu_count,
-            milli: if row.gpu_milli == 0 { limits::CARD_MILLI } else { row.gpu_milli },
+            milli: if row.gpu_milli == 0 { limits::GPU_MILLI } else { row.gpu_milli },
         });
         Self { cpu_milli: row.cpu_milli, memory_bytes: row.memory_bytes, slots: row.slots, gpu }
     }
 }
 
-impl From<&Capacity> for CapacityRow {
-    fn from(capacity: &Capacity) -> Self {
+impl From<&WorkerCapacity> for CapacityRow {
+    fn from(capacity: &WorkerCapacity) -> Self {
         let gpu = capacity.gpu.as_ref();
         Self {
             cpu_milli: capacity.cpu_milli,
@@ -153,7 +153,7 @@ impl From<&Capacity> for CapacityRow {
     }
 }
 
-impl From<&CapacityRow> for Capacity {
+impl From<&CapacityRow> for WorkerCapacity {
     fn from(row: &CapacityRow) -> Self {
         capacity(row.cpu_milli, row.memory_bytes, row.slots, &row.gpu_model, row.gpu_count)
     }
@@ -185,10 +185,10 @@ pub struct ClaimRow {
     pub term_ms: u64,
     /// Its worker named it.
     #[prost(bool, tag = "8")]
-    pub named: bool,
+    pub reported: bool,
     /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`.
     #[prost(uint64, tag = "9")]
-    pub cards: u64,
+    pub gpu_mask: u64,
     /// The gang for which it is held provisionally; 0: none.
     #[prost(uint64, tag = "10")]
     pub gang: u64,
@@ -244,25 +244,25 @@ impl From<&ClaimSpec> for ClaimSpecRow {
 impl ClaimSpecRow {
     /// What is in it.
     #[must_use]
-    pub fn spec(&self) -> ClaimSpec {
-        let resources = self.resources.as_ref().map(Resources::from).unwrap_or_default();
+    pub fn to_spec(&self) -> ClaimSpec {
+        let resources = self.resources.as_ref().map(ResourceRequirements::from).unwrap_or_default();
         let priority = u16::try_from(self.priority).unwrap_or(limits::PRIORITY_MAX).min(limits::PRIORITY_MAX);
         let granted_model = Some(self.granted_model.as_str()).filter(|model| !model.is_empty()).map(Into::into);
         ClaimSpec { labels: self.labels.clone(), resources, priority, preemptible: self.preemptible, granted_model }
     }
 }
 
-fn capacity(cpu_milli: u64, memory_bytes: u64, slots: u64, gpu_model: &str, gpu_count: u32) -> Capacity {
+fn capacity(cpu_milli: u64, memory_bytes: u64, slots: u64, gpu_model: &str, gpu_count: u32) -> WorkerCapacity {
     let gpu = (gpu_count > 0).then(|| GpuCapacity { model: gpu_model.into(), count: gpu_count });
-    Capacity { cpu_milli, memory_bytes, slots, gpu }
+    WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }
 }
 
 /// Reads a worker's row.
 ///
 /// # Errors
 /// An unknown version, or damage.
-pub fn worker(id: &str, body: &[u8]) -> Result<WorkerRow, RowError> {
-    message(id, body)
+pub fn decode_worker(id: &str, body: &[u8]) -> Result<WorkerRow, RowError> {
+    decode_message(id, body)
 }
 
 impl WorkerRow {
@@ -270,7 +270,7 @@ impl WorkerRow {
     ///
     /// # Errors
     /// `Damaged` if the id is not a worker's id.
-    pub fn spec(&self, id: &str) -> Result<WorkerSpec, RowError> {
+    pub fn to_spec(&self, id: &str) -> Result<WorkerSpec, RowError> {
         let id = WorkerId::new(id).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })?;
         let capacity = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);
         let node = (!self.node.is_empty()).then(|| self.node.as_str().into());
@@ -286,27 +286,27 @@ mod tests {
 
     use super::*;
     use crate::model::GangRef;
-    use crate::model::{ClaimId, ClaimState, ClaimTimes, Labels, WorkerCard};
-    use crate::persist::row::Frames;
+    use crate::model::{ClaimId, ClaimState, ClaimTimes, Labels, WorkerRegistration};
+    use crate::persist::row::RowFrames;
 
     #[test]
     fn c16_a_row_is_the_bytes_that_the_derived_encoder_writes() {
         let id = ClaimId::new("ns", "acme", "job-1").unwrap();
         let spec = ClaimSpec { labels: Labels::from([("job".into(), "42".into())]), ..ClaimSpec::default() };
-        let claim = ClaimStateRef {
+        let claim = ClaimRowRef {
             id: &id,
             fence: 1_795_367_775_325_381,
             state: ClaimState::Active,
             reserve_ms: 0,
             spec: Some(&spec),
             term_ms: 60_000,
-            named: true,
-            cards: 5,
+            reported: true,
+            gpu_mask: 5,
             gang: Some(GangRef { id: 7, pool: 8, shard: 9 }),
             evicted: true,
             times: ClaimTimes::new(Some(1_795_367_775_325), Some(1_795_367_775_327)),
         };
-        let reserved = ClaimStateRef {
+        let reserved = ClaimRowRef {
             state: ClaimState::Reserved,
             reserve_ms: 30_000,
             spec: None,
@@ -314,29 +314,29 @@ mod tests {
             times: ClaimTimes::default(),
             ..claim
         };
-        let promised = Capacity { slots: 3, ..Capacity::default() };
+        let promised = WorkerCapacity { slots: 3, ..WorkerCapacity::default() };
         let spec = WorkerSpec {
             labels: Labels::from([("zone".into(), "a".into())]),
             node: Some("n1".into()),
             expires_at_ms: Some(1_795_367_999_999),
-            ..WorkerSpec::bare(WorkerId::new("w").unwrap())
+            ..WorkerSpec::with_id(WorkerId::new("w").unwrap())
         };
-        let state = WorkerState {
-            card: &WorkerCard { spec },
+        let state = WorkerRowRef {
+            registration: &WorkerRegistration { spec },
             version: 11,
             idle_seq: 12,
             affinity: 13,
             deleted: false,
             claims: &[claim, reserved],
-            bars: 4,
+            unschedulable_bits: 4,
             vouched: 5,
             heartbeat_ttl_ms: 60_000,
             promised: Some(&promised),
         };
         let mut bytes = Vec::new();
         put_worker(&mut bytes, &state);
-        let frame = Frames::new(&bytes).next().unwrap().unwrap();
-        let row = worker(frame.id, frame.body.unwrap()).unwrap();
+        let frame = RowFrames::new(&bytes).next().unwrap().unwrap();
+        let row = decode_worker(frame.id, frame.body.unwrap()).unwrap();
         assert_eq!(row.encode_to_vec(), frame.body.unwrap()[1..], "field by field, in their order");
         let times = row.claims.iter().map(|claim| (claim.created_at_ms, claim.activated_at_ms));
         let known = (Some(1_795_367_775_325), Some(1_795_367_775_327));

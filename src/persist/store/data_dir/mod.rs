@@ -1,6 +1,6 @@
 //! The data directory of a process: its lock, which one living process has, its id, and who may read what is in it.
 
-mod privacy;
+mod permissions;
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -24,15 +24,15 @@ const NODE: &str = "node-id";
 /// Under this name the id is written, so that a crash meanwhile leaves no half of it.
 const NODE_NEW: &str = "node-id.new";
 /// Everything that the service puts into a data directory.
-const OWN: [&str; 6] = [STORE, STORE_NEW, STORE_UNSYNCED, LOCK, NODE, NODE_NEW];
+const OWN_FILES: [&str; 6] = [STORE, STORE_NEW, STORE_UNSYNCED, LOCK, NODE, NODE_NEW];
 
 /// Whether a file of this name is one that the service puts into a data directory.
 pub(super) fn is_ours(name: &OsStr) -> bool {
-    OWN.iter().any(|own| name == *own)
+    OWN_FILES.iter().any(|own| name == *own)
 }
 
 /// Makes the directory if it is not there, for its owner alone.
-pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
+pub(super) fn create(dir: &Path) -> Result<(), StoreError> {
     let make = || {
         if dir.is_dir() {
             return Ok(());
@@ -40,10 +40,10 @@ pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;
         }
-        match DirBuilder::new().mode(privacy::DIR).create(dir) {
+        match DirBuilder::new().mode(permissions::DIR_MODE).create(dir) {
             // Somebody else was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
-            made => made.and_then(|()| privacy::set(dir, privacy::DIR)),
+            made => made.and_then(|()| permissions::set(dir, permissions::DIR_MODE)),
         }
     };
     make().map_err(|error| io_error(&format!("cannot create the data directory {}", dir.display()), &error))
@@ -51,8 +51,8 @@ pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
 
 /// Opens a file as `options` say, and makes it for its owner alone if it is not there.
 pub(super) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let file = options.mode(privacy::FILE).open(path)?;
-    privacy::keep_owner(&file)?;
+    let file = options.mode(permissions::FILE_MODE).open(path)?;
+    permissions::restore_owner_bits(&file)?;
     Ok(file)
 }
 
@@ -76,13 +76,13 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     file.set_len(0)
         .and_then(|()| file.write_all(pid.as_bytes()))
         .map_err(|error| refused("cannot write the lock file in", &error))?;
-    privacy::narrow(dir);
+    permissions::restrict(dir);
     Ok(file)
 }
 
 /// Makes and locks the directory, and reads its id, or draws one.
-pub(super) fn take(dir: &Path) -> Result<(File, String), StoreError> {
-    make(dir)?;
+pub(super) fn lock_and_identify(dir: &Path) -> Result<(File, String), StoreError> {
+    create(dir)?;
     let lock = lock(dir)?;
     let path = dir.join(NODE);
     let refused = |error| io_error(&format!("cannot use {}", path.display()), &error);
@@ -110,7 +110,7 @@ pub(super) fn io_error(doing: &str, error: &io::Error) -> StoreError {
     let message = format!("{doing}: {error}");
     match error.kind() {
         FileTooLarge | Interrupted | OutOfMemory | QuotaExceeded | StorageFull | WouldBlock => {
-            StoreError::Away(message)
+            StoreError::Unavailable(message)
         }
         _ => StoreError::Unusable(message),
     }

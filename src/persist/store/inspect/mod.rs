@@ -3,20 +3,21 @@
 
 mod rows;
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Loaded, ShardKey, Store, StoreError};
+use super::{LoadedShard, ShardKey, Store, StoreError};
 use crate::model::PoolSpec;
-use crate::persist::row::{self, Frames, PoolRow, QuotaRow, RowError, RowKind, ShardRow};
+use crate::persist::row::{self, PoolRow, QuotaRow, RowError, RowFrames, RowKind, ShardRow};
 
 pub use self::rows::{ClaimContents, GangContents, WorkerContents};
 
 /// Contents of a store, as far as they were asked for.
 #[derive(Debug, Serialize)]
-pub struct Contents {
+pub struct StoreContents {
     /// Properties of the store by name: its kind, who owns it, and which fences were given out.
     pub about: BTreeMap<String, String>,
     /// Pools, ordered by name.
@@ -85,10 +86,10 @@ pub struct ShardContents {
 ///
 /// # Errors
 /// The store cannot be read, or its catalogue is damaged.
-pub async fn inspect(store: &dyn Store, pool: Option<&str>, rows: bool) -> Result<Contents, StoreError> {
-    let mut about = store.about().await?;
+pub async fn inspect(store: &dyn Store, pool: Option<&str>, rows: bool) -> Result<StoreContents, StoreError> {
+    let mut about = store.properties().await?;
     about.insert("kind".to_owned(), store.kind().to_owned());
-    let Catalogue { pools: pool_rows, quotas } = catalogue(store).await?;
+    let StoredCatalog { pools: pool_rows, quotas } = catalogue(store).await?;
     let mut pools = Vec::new();
     for row in pool_rows.into_iter().filter(|row| pool.is_none_or(|pool| pool == row.name)) {
         let version = row.version();
@@ -107,23 +108,23 @@ pub async fn inspect(store: &dyn Store, pool: Option<&str>, rows: bool) -> Resul
     });
     let mut quotas = quotas.collect::<Result<Vec<_>, StoreError>>()?;
     quotas.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Contents { about, pools, quotas })
+    Ok(StoreContents { about, pools, quotas })
 }
 
 /// Bodies of the rows that are there, in the order of their keys, and the first frame of each shard that could not be read.
 #[derive(Default)]
-struct Found {
+struct LatestRows {
     bodies: BTreeMap<(ShardKey, RowKind, String), Vec<u8>>,
-    wrong: BTreeMap<ShardKey, String>,
+    errors: BTreeMap<ShardKey, String>,
 }
 
 /// Reads shards to their last state.
-async fn read(store: &dyn Store, keys: Vec<ShardKey>) -> Result<(Vec<Loaded>, Found), StoreError> {
-    let read: Arc<Mutex<Found>> = Arc::default();
+async fn read(store: &dyn Store, keys: Vec<ShardKey>) -> Result<(Vec<LoadedShard>, LatestRows), StoreError> {
+    let read: Arc<Mutex<LatestRows>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |key: ShardKey, frames: &[u8]| {
-        let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
-        for frame in Frames::new(frames) {
+        let mut into = into.lock();
+        for frame in RowFrames::new(frames) {
             match frame {
                 Ok(frame) => {
                     let name = (key, frame.kind, frame.id.to_owned());
@@ -132,35 +133,35 @@ async fn read(store: &dyn Store, keys: Vec<ShardKey>) -> Result<(Vec<Loaded>, Fo
                         None => drop(into.bodies.remove(&name)),
                     }
                 }
-                Err(error) => drop(into.wrong.entry(key).or_insert_with(|| error.to_string())),
+                Err(error) => drop(into.errors.entry(key).or_insert_with(|| error.to_string())),
             }
         }
     };
     let loaded = store.load(keys, Box::new(sink)).await?;
-    let found = std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner));
+    let found = std::mem::take(&mut *read.lock());
     Ok((loaded, found))
 }
 
 #[derive(Default)]
-struct Catalogue {
+struct StoredCatalog {
     pools: Vec<PoolRow>,
     quotas: Vec<QuotaRow>,
 }
 
-async fn catalogue(store: &dyn Store) -> Result<Catalogue, StoreError> {
+async fn catalogue(store: &dyn Store) -> Result<StoredCatalog, StoreError> {
     let damaged = |why: String| StoreError::Unusable(format!("the catalogue is damaged: {why}"));
-    let (loaded, found) = read(store, vec![ShardKey::CATALOGUE]).await?;
+    let (loaded, found) = read(store, vec![ShardKey::CATALOG]).await?;
     for loaded in loaded {
         loaded.at.map_err(damaged)?;
     }
-    if let Some(wrong) = found.wrong.into_values().next() {
+    if let Some(wrong) = found.errors.into_values().next() {
         return Err(damaged(wrong));
     }
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = StoredCatalog::default();
     for ((_, kind, id), body) in found.bodies {
         let taken = match kind {
-            RowKind::Pool => row::pool(&id, &body).map(|row| catalogue.pools.push(row)),
-            RowKind::Quota => row::quota(&id, &body).map(|row| catalogue.quotas.push(row)),
+            RowKind::Pool => row::decode_pool(&id, &body).map(|row| catalogue.pools.push(row)),
+            RowKind::Quota => row::decode_quota(&id, &body).map(|row| catalogue.quotas.push(row)),
             RowKind::Worker | RowKind::Shard | RowKind::Gang => {
                 return Err(damaged(format!("a shard's row {id:?} in the catalogue")));
             }
@@ -175,8 +176,8 @@ async fn shards(store: &dyn Store, uid: u64, shards: u16, rows: bool) -> Result<
     let (loaded, mut found) = read(store, keys).await?;
     let mut contents: Vec<ShardContents> = loaded
         .into_iter()
-        .map(|Loaded { shard, at }| {
-            let wrong = found.wrong.remove(&shard);
+        .map(|LoadedShard { shard, at }| {
+            let wrong = found.errors.remove(&shard);
             let (seq, error) = match at {
                 Ok(seq) => (Some(seq), wrong),
                 Err(error) => (None, Some(error)),
@@ -201,7 +202,7 @@ impl ShardContents {
         let wrong = |error: RowError| error.to_string();
         match kind {
             RowKind::Worker => {
-                let worker = WorkerContents::of_row(id, row::worker(id, body).map_err(wrong)?, self.unclean)?;
+                let worker = WorkerContents::of_row(id, row::decode_worker(id, body).map_err(wrong)?, self.unclean)?;
                 self.workers += u64::from(!worker.deleted);
                 self.held += worker.held.len() as u64;
                 if rows {
@@ -209,7 +210,8 @@ impl ShardContents {
                 }
             }
             RowKind::Shard => {
-                let ShardRow { fence_max, memory, reserve_ms, unclean } = row::shard(body).map_err(wrong)?;
+                let ShardRow { fence_max, memory_acks: memory, reserve_ms, unclean_stops: unclean } =
+                    row::decode_shard(body).map_err(wrong)?;
                 (self.fence_max, self.memory, self.reserve_ms, self.unclean) = (fence_max, memory, reserve_ms, unclean);
             }
             RowKind::Gang => self.gangs.push(id.parse().map_err(|_| format!("a gang's row has the id {id:?}"))?),

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use serde::Serialize;
 
 use crate::model::unschedulable_bits;
-use crate::model::{Capacity, ClaimSpec, Labels, Resources};
+use crate::model::{ClaimSpec, Labels, ResourceRequirements, WorkerCapacity};
 use crate::persist::row::{ClaimRow, ClaimSpecRow, WorkerRow};
 
 /// One worker, as its row has it.
@@ -24,10 +24,10 @@ pub struct WorkerContents {
     /// Claims with all that is stored of them.
     pub held: Vec<ClaimContents>,
     /// Capacity that the worker registered.
-    pub capacity: Capacity,
+    pub capacity: WorkerCapacity,
     /// Capacity that the claim was promised, if that is more than the worker has now.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub promised: Option<Capacity>,
+    pub promised: Option<WorkerCapacity>,
     /// Labels that the worker registered.
     pub labels: Labels,
     /// Machine that the worker runs on, if that is known.
@@ -78,7 +78,7 @@ pub struct ClaimContents {
     /// Labels of the claim's request.
     pub labels: Labels,
     /// Resources that the claim asked for.
-    pub resources: Resources,
+    pub resources: ResourceRequirements,
     /// Priority of the claim; lower ones may be evicted for it.
     pub priority: u16,
     /// Whether the claim may be evicted.
@@ -111,7 +111,7 @@ impl WorkerContents {
     /// # Errors
     /// The row does not describe a worker.
     pub(super) fn of_row(id: &str, row: WorkerRow, unclean: u64) -> Result<Self, String> {
-        let spec = row.spec(id).map_err(|error| error.to_string())?;
+        let spec = row.to_spec(id).map_err(|error| error.to_string())?;
         let WorkerRow {
             incarnation,
             // These make up `spec.capacity`.
@@ -127,7 +127,7 @@ impl WorkerContents {
             affinity,
             deleted,
             claims,
-            bars,
+            unschedulable_bits: bars,
             vouched,
             heartbeat_ttl_ms,
             expires_at_ms: _,
@@ -150,10 +150,10 @@ impl WorkerContents {
             claims: claims.collect(),
             held,
             capacity: spec.capacity,
-            promised: promised.as_ref().map(Capacity::from),
+            promised: promised.as_ref().map(WorkerCapacity::from),
             labels,
             node: Some(node).filter(|node| !node.is_empty()),
-            unschedulable: unschedulable(bars, if is_unvouched { unschedulable_bits::UNVOUCHED } else { 0 }),
+            unschedulable: unschedulable(bars, if is_unvouched { unschedulable_bits::UNVERIFIED } else { 0 }),
             vouched,
             heartbeat_ttl_ms: NonZeroU64::new(heartbeat_ttl_ms),
             expires_at_ms: spec.expires_at_ms,
@@ -173,8 +173,8 @@ impl ClaimContents {
             reserve_ms,
             releasing,
             term_ms,
-            named,
-            cards,
+            reported: named,
+            gpu_mask: cards,
             gang,
             gang_pool,
             gang_shard,
@@ -189,7 +189,7 @@ impl ClaimContents {
             (false, false) => "reserved",
         };
         let gang = (gang != 0).then_some(GangContents { id: gang, pool: gang_pool, shard: gang_shard });
-        let spec = spec.as_ref().map(ClaimSpecRow::spec).unwrap_or_default();
+        let spec = spec.as_ref().map(ClaimSpecRow::to_spec).unwrap_or_default();
         let ClaimSpec { labels, resources, priority, preemptible, granted_model } = spec;
         let gpus = (0..u64::BITS).filter(|card| cards >> card & 1 == 1).collect();
         Self {
@@ -221,11 +221,11 @@ fn unschedulable(stored: u32, derived: u8) -> Vec<String> {
         (unschedulable_bits::CORDONED, "cordoned"),
         (unschedulable_bits::DRAINING, "draining"),
         (unschedulable_bits::LOST, "lost"),
-        (unschedulable_bits::DISTRUST, "suspect"),
+        (unschedulable_bits::UNTRUSTED, "suspect"),
         (unschedulable_bits::STOPPING, "stopping"),
     ];
     const _: () = assert!(
-        unschedulable_bits::STORED
+        unschedulable_bits::PERSISTED
             == unschedulable_bits::CORDONED
                 | unschedulable_bits::DRAINING
                 | unschedulable_bits::LOST
@@ -233,9 +233,9 @@ fn unschedulable(stored: u32, derived: u8) -> Vec<String> {
                 | unschedulable_bits::STOPPING,
         "every reason that is stored has a word"
     );
-    let bars = stored & u32::from(unschedulable_bits::STORED) | u32::from(derived);
+    let bars = stored & u32::from(unschedulable_bits::PERSISTED) | u32::from(derived);
     let has = |bar: u8| bars & u32::from(bar) != 0;
     let words = known.iter().filter(|(bar, _)| has(*bar)).map(|(_, word)| (*word).to_owned());
-    let unknown = stored & !u32::from(unschedulable_bits::STORED);
+    let unknown = stored & !u32::from(unschedulable_bits::PERSISTED);
     words.chain((unknown != 0).then(|| format!("unknown ({unknown:#x})"))).collect()
 }

@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use super::super::data_dir::{self, io_error};
 use super::super::{ShardKey, StoreError};
-use super::file::{Disk, DiskFile, FILE, FILE_NEW, FILE_UNSYNCED};
-use super::heads::{Base, Heads, Mark};
-use super::record::{self, Kind, Record, Records, u64_at};
+use super::file::{DiskFile, FILE, FILE_NEW, FILE_UNSYNCED, StoreDir};
+use super::record::{self, DiskRecord, DiskRecords, RecordKind, u64_at};
+use super::shard_index::{BaseSnapshot, LogPosition, ShardIndex};
 use crate::model::Fence;
 
 /// Version of the tables and of a record's header, stored in the file. Another one is refused.
@@ -39,16 +39,16 @@ pub(super) type ChunkKey = (u64, u16, u64, u64, u32);
 
 /// The ownership record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Meta {
+pub(super) struct MetaRecord {
     pub(super) owner: Uuid,
     pub(super) epoch: u64,
     pub(super) fence_ceiling: Fence,
     pub(super) fence_floor: Fence,
 }
 
-impl Meta {
+impl MetaRecord {
     /// Names and values, for people.
-    pub(super) fn about(&self) -> BTreeMap<String, String> {
+    pub(super) fn properties(&self) -> BTreeMap<String, String> {
         let Self { owner, epoch, fence_ceiling, fence_floor } = self;
         let all = [
             ("owner", owner.to_string()),
@@ -63,7 +63,7 @@ impl Meta {
 
 /// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
-    data_dir::make(dir)?;
+    data_dir::create(dir)?;
     if !dir.join(FILE).exists() && !dir.join(FILE_UNSYNCED).exists() {
         let refused = |error| io_error(&format!("cannot read the data directory {}", dir.display()), &error);
         for entry in std::fs::read_dir(dir).map_err(refused)? {
@@ -79,7 +79,7 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// Opens the file (the caller has the lock) and reads what is in it; makes an empty one if there is none.
-pub(super) fn open(disk: &Disk) -> Result<(Database, Meta, Heads), StoreError> {
+pub(super) fn open(disk: &StoreDir) -> Result<(Database, MetaRecord, ShardIndex), StoreError> {
     // redb trusts what its checksums do not cover, or covered last time: a damaged file can make it panic.
     catch_unwind(AssertUnwindSafe(|| {
         let failed = |error| store_error(disk, error);
@@ -112,9 +112,9 @@ fn builder() -> Builder {
 
 /// Makes the file under another name and renames it once it is durable: that of which a sync failed, written anew, or an
 /// empty one.
-fn make(disk: &Disk) -> Result<(), Error> {
+fn make(disk: &StoreDir) -> Result<(), Error> {
     if disk.path(FILE_UNSYNCED).exists() {
-        write_anew(disk)?;
+        copy_unsynced(disk)?;
     } else {
         create(disk)?;
     }
@@ -130,7 +130,7 @@ fn make(disk: &Disk) -> Result<(), Error> {
 
 /// Copies every byte as the system shows it: whatever of them is not on the disk, no sync would bring there but that of a file
 /// in which they were just written.
-fn write_anew(disk: &Disk) -> Result<(), Error> {
+fn copy_unsynced(disk: &StoreDir) -> Result<(), Error> {
     let mut from = File::open(disk.path(FILE_UNSYNCED))?;
     let to = DiskFile::create(disk, FILE_NEW)?;
     let (mut at, mut block) = (0, Vec::new());
@@ -143,7 +143,7 @@ fn write_anew(disk: &Disk) -> Result<(), Error> {
 }
 
 /// An empty store: the tables, and what the meta table has from the beginning.
-fn create(disk: &Disk) -> Result<(), Error> {
+fn create(disk: &StoreDir) -> Result<(), Error> {
     let db = builder().create_with_backend(DiskFile::create(disk, FILE_NEW)?)?;
     let write = db.begin_write()?;
     {
@@ -159,7 +159,7 @@ fn create(disk: &Disk) -> Result<(), Error> {
     Ok(db.close()?)
 }
 
-fn meta(disk: &Disk, read: &ReadTransaction) -> Result<Meta, StoreError> {
+fn meta(disk: &StoreDir, read: &ReadTransaction) -> Result<MetaRecord, StoreError> {
     let foreign = || StoreError::Unusable(format!("{} was not written by hotpool", disk.path(FILE).display()));
     let table = match read.open_table(META) {
         Ok(table) => table,
@@ -177,7 +177,7 @@ fn meta(disk: &Disk, read: &ReadTransaction) -> Result<Meta, StoreError> {
         let message = format!("{} has format {format}, this program reads {FORMAT}", disk.path(FILE).display());
         return Err(StoreError::Unusable(message));
     }
-    Ok(Meta {
+    Ok(MetaRecord {
         owner: Uuid::from_u128(get("owner")?),
         epoch: number("epoch", get("epoch")?)?,
         fence_ceiling: number("fence_ceiling", get("fence_ceiling")?)?,
@@ -187,8 +187,8 @@ fn meta(disk: &Disk, read: &ReadTransaction) -> Result<Meta, StoreError> {
 }
 
 /// Finds where every shard stands: the bases, then the headers of the log in order, then which chunks are left over.
-fn scan(read: &ReadTransaction) -> Result<Heads, Error> {
-    let mut heads = Heads::default();
+fn scan(read: &ReadTransaction) -> Result<ShardIndex, Error> {
+    let mut heads = ShardIndex::default();
     for entry in read.open_table(BASES)?.iter()? {
         let (key, value) = entry?;
         let (pool, shard) = key.value();
@@ -202,13 +202,13 @@ fn scan(read: &ReadTransaction) -> Result<Heads, Error> {
         }
     }
     scan_log(read, &mut heads)?;
-    find_litter(read, &mut heads)?;
+    find_orphan_chunks(read, &mut heads)?;
     Ok(heads)
 }
 
-fn scan_log(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
+fn scan_log(read: &ReadTransaction, heads: &mut ShardIndex) -> Result<(), Error> {
     let log = read.open_table(LOG)?;
-    let (mut mark, mut first, mut due) = (Mark::default(), None, None);
+    let (mut mark, mut first, mut due) = (LogPosition::default(), None, None);
     for entry in log.iter()? {
         let (key, value) = entry?;
         mark.position = key.value();
@@ -216,7 +216,7 @@ fn scan_log(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
             heads.unreadable.insert(mark.position - 1, "the entry is missing".into());
         }
         due = Some(mark.position + 1);
-        for record in Records::of(value.value()) {
+        for record in DiskRecords::new(value.value()) {
             match record {
                 Ok(record) => replay(heads, &record, mark),
                 Err(flaw) => {
@@ -233,12 +233,12 @@ fn scan_log(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
     }
     // Never below a base's position, also when the log is empty: a step there would not count.
     let next = if log.is_empty()? { 0 } else { mark.position + 1 };
-    heads.end = Mark { position: heads.end.position.max(next), offset: mark.offset };
+    heads.end = LogPosition { position: heads.end.position.max(next), offset: mark.offset };
     heads.first = first.unwrap_or(heads.end.position);
     Ok(())
 }
 
-fn replay(heads: &mut Heads, record: &Record<'_>, mark: Mark) {
+fn replay(heads: &mut ShardIndex, record: &DiskRecord<'_>, mark: LogPosition) {
     let base = heads.get(record.shard).and_then(|head| head.base);
     if base.is_some_and(|base| mark.position < base.position) {
         return;
@@ -251,15 +251,15 @@ fn replay(heads: &mut Heads, record: &Record<'_>, mark: Mark) {
 }
 
 /// One look per generation, not per chunk: looking at a chunk reads it.
-fn find_litter(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
+fn find_orphan_chunks(read: &ReadTransaction, heads: &mut ShardIndex) -> Result<(), Error> {
     let chunks = read.open_table(CHUNKS)?;
     let mut from: ChunkKey = (0, 0, 0, 0, 0);
     while let Some(entry) = chunks.range(from..)?.next() {
         let (pool, shard, epoch, generation, _) = entry?.0.value();
         let shard = ShardKey { pool, shard };
         // No rewrite is under way when the file has just been opened, so only the base keeps chunks.
-        if !heads.kept(shard, 0).contains(&(epoch, generation)) {
-            heads.litter.insert(shard);
+        if !heads.referenced_generations(shard, 0).contains(&(epoch, generation)) {
+            heads.orphan_chunks.insert(shard);
         }
         from = (pool, shard.shard, epoch, generation.saturating_add(1), 0);
         if generation == u64::MAX {
@@ -270,23 +270,23 @@ fn find_litter(read: &ReadTransaction, heads: &mut Heads) -> Result<(), Error> {
 }
 
 /// What the bases hold of a shard.
-pub(super) fn base_record(shard: ShardKey, base: &Base) -> Vec<u8> {
+pub(super) fn base_record(shard: ShardKey, base: &BaseSnapshot) -> Vec<u8> {
     let mut body = Vec::with_capacity(20);
     body.extend_from_slice(&base.position.to_le_bytes());
     body.extend_from_slice(&base.bytes.to_le_bytes());
     body.extend_from_slice(&base.parts.to_le_bytes());
     let mut out = Vec::new();
-    record::write(&mut out, Kind::Base, shard, base.epoch, [base.generation, base.at], &body);
+    record::write(&mut out, RecordKind::Base, shard, base.epoch, [base.generation, base.at], &body);
     out
 }
 
-fn read_base(shard: ShardKey, blob: &[u8]) -> Result<Base, String> {
-    let record = Record::only(blob, Kind::Base)?;
-    let body = record.body(Kind::Base)?;
+fn read_base(shard: ShardKey, blob: &[u8]) -> Result<BaseSnapshot, String> {
+    let record = DiskRecord::read_single(blob, RecordKind::Base)?;
+    let body = record.body(RecordKind::Base)?;
     if record.shard != shard || body.len() != 20 {
         return Err(format!("it is that of shard {} of pool {}", record.shard.shard, record.shard.pool));
     }
-    Ok(Base {
+    Ok(BaseSnapshot {
         epoch: record.epoch,
         generation: record.from,
         at: record.to,
@@ -296,12 +296,12 @@ fn read_base(shard: ShardKey, blob: &[u8]) -> Result<Base, String> {
     })
 }
 
-fn damaged(disk: &Disk, what: &str) -> StoreError {
+fn damaged(disk: &StoreDir, what: &str) -> StoreError {
     StoreError::Unusable(format!("{} is damaged: {what}", disk.path(FILE).display()))
 }
 
 /// What an error of redb means to the caller.
-pub(super) fn store_error(disk: &Disk, error: Error) -> StoreError {
+pub(super) fn store_error(disk: &StoreDir, error: Error) -> StoreError {
     if let Some(why) = disk.unsynced() {
         return StoreError::Unusable(why.to_owned());
     }
@@ -313,7 +313,7 @@ pub(super) fn store_error(disk: &Disk, error: Error) -> StoreError {
         Error::Io(error) => io_error(&format!("cannot use {}", path.display()), &error),
         Error::Corrupted(what) => damaged(disk, &what),
         // Only after an error that was answered itself; the file is opened again.
-        Error::PreviousIo | Error::DatabaseClosed => StoreError::Away(format!("{}: {error}", path.display())),
+        Error::PreviousIo | Error::DatabaseClosed => StoreError::Unavailable(format!("{}: {error}", path.display())),
         error => StoreError::Unusable(format!("{}: {error}", path.display())),
     }
 }

@@ -22,7 +22,7 @@ pub(super) const FILE_UNSYNCED: &str = data_dir::STORE_UNSYNCED;
 
 /// A call that is about to be made on the file.
 #[derive(Debug, Clone, Copy)]
-pub enum DiskCall<'a> {
+pub enum DiskOperation<'a> {
     /// Bytes go to an offset.
     Write(u64, &'a [u8]),
     /// The file gets this length.
@@ -34,24 +34,24 @@ pub enum DiskCall<'a> {
 }
 
 /// Hears of each call before it is made; an error is that of the call, which is then not made. A disk that fails, for tests.
-pub type DiskProbe = Arc<dyn Fn(DiskCall<'_>) -> io::Result<()> + Send + Sync>;
+pub type DiskProbe = Arc<dyn Fn(DiskOperation<'_>) -> io::Result<()> + Send + Sync>;
 
 /// The directory, and what became of its syncs.
 #[derive(Clone)]
-pub(super) struct Disk {
+pub(super) struct StoreDir {
     dir: PathBuf,
     probe: Option<DiskProbe>,
     /// Says which sync failed first, for people.
     unsynced: Arc<OnceLock<String>>,
 }
 
-impl std::fmt::Debug for Disk {
+impl std::fmt::Debug for StoreDir {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Disk").field("dir", &self.dir).field("unsynced", &self.unsynced).finish_non_exhaustive()
     }
 }
 
-impl Disk {
+impl StoreDir {
     pub(super) fn new(dir: &Path, probe: Option<DiskProbe>) -> Self {
         Self { dir: dir.to_path_buf(), probe, unsynced: Arc::default() }
     }
@@ -69,13 +69,13 @@ impl Disk {
         self.unsynced.get().map(String::as_str)
     }
 
-    fn is_about(&self, call: DiskCall<'_>) -> io::Result<()> {
+    fn probe_call(&self, call: DiskOperation<'_>) -> io::Result<()> {
         self.probe.as_ref().map_or(Ok(()), |probe| probe(call))
     }
 
     /// Makes the names in a directory last.
     pub(super) fn sync_names(&self, dir: &Path) -> io::Result<()> {
-        self.is_about(DiskCall::SyncNames)?;
+        self.probe_call(DiskOperation::SyncNames)?;
         Ok(rustix::fs::fsync(File::open(dir)?)?)
     }
 
@@ -95,7 +95,7 @@ impl Disk {
 /// An open file. redb's own does the work.
 #[derive(Debug)]
 pub(super) struct DiskFile {
-    disk: Disk,
+    disk: StoreDir,
     name: &'static str,
     inner: FileBackend,
     /// Descriptor of that open file, to sync it.
@@ -104,7 +104,7 @@ pub(super) struct DiskFile {
 
 impl DiskFile {
     /// Opens a file that is there.
-    pub(super) fn open(disk: &Disk, name: &'static str) -> io::Result<Self> {
+    pub(super) fn open(disk: &StoreDir, name: &'static str) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(disk.path(name))?;
         // redb would make a store of it.
         if file.metadata()?.len() == 0 {
@@ -114,7 +114,7 @@ impl DiskFile {
     }
 
     /// Makes an empty file in the place of whatever has the name.
-    pub(super) fn create(disk: &Disk, name: &'static str) -> io::Result<Self> {
+    pub(super) fn create(disk: &StoreDir, name: &'static str) -> io::Result<Self> {
         let path = disk.path(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -126,7 +126,7 @@ impl DiskFile {
         Ok(made)
     }
 
-    fn with(disk: &Disk, name: &'static str, file: File) -> io::Result<Self> {
+    fn with(disk: &StoreDir, name: &'static str, file: File) -> io::Result<Self> {
         let inner = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
         Ok(Self { disk: disk.clone(), name, inner, file })
     }
@@ -142,18 +142,18 @@ impl StorageBackend for DiskFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.is_about(DiskCall::SetLen(len))?;
+        self.disk.probe_call(DiskOperation::SetLen(len))?;
         self.inner.set_len(len)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.is_about(DiskCall::Write(offset, data))?;
+        self.disk.probe_call(DiskOperation::Write(offset, data))?;
         self.inner.write(offset, data)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         // Syncs once: the standard library would go on after EINTR, and a second sync does not prove what the first one missed.
-        let synced = self.disk.is_about(DiskCall::Sync).and_then(|()| Ok(rustix::fs::fdatasync(&self.file)?));
+        let synced = self.disk.probe_call(DiskOperation::Sync).and_then(|()| Ok(rustix::fs::fdatasync(&self.file)?));
         // Any other file is made anew by whoever tries again.
         if let (FILE, Err(error)) = (self.name, &synced) {
             self.disk.set_aside(error);

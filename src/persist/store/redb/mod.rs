@@ -26,26 +26,29 @@
 
 mod disk;
 mod file;
-mod heads;
 mod load;
 mod record;
+mod shard_index;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use redb::{Database, Error, ReadTransaction, ReadableDatabase as _, WriteTransaction};
 use uuid::Uuid;
 
-use self::disk::{BASES, CHUNKS, ChunkKey, LOG, META, Meta};
-use self::file::Disk;
-pub use self::file::{DiskCall, DiskProbe};
-use self::heads::{Heads, Mark};
-use self::load::Load;
-use self::record::Kind;
-use super::{FenceSpan, Loaded, Ownership, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use self::disk::{BASES, CHUNKS, ChunkKey, LOG, META, MetaRecord};
+use self::file::StoreDir;
+pub use self::file::{DiskOperation, DiskProbe};
+use self::load::ShardLoader;
+use self::record::RecordKind;
+use self::shard_index::{LogPosition, ShardIndex};
+use super::{
+    FenceSpan, LoadedShard, OwnershipRecord, RowSink, ShardKey, Store, StoreError, WriteBatch, WriteKind, WriteOutcome,
+};
 
 /// Obsolete log entries removed by one commit, which adds one: the log shrinks, and no commit pays much.
 const LOG_REMOVED_MAX: u64 = 16;
@@ -59,28 +62,28 @@ const _: () = assert!(CALL_BYTES_MAX < u32::MAX as usize);
 /// The embedded store.
 #[derive(Debug)]
 pub struct RedbStore {
-    shared: Arc<Shared>,
+    shared: Arc<RedbShared>,
     /// Who this handle is since its take-over: only with these it may write.
     ours: Mutex<Option<(Uuid, u64)>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    disk: Disk,
-    core: Mutex<Core>,
-    /// Answer of `wants_rewrite`, kept apart so that nobody waits for a commit to read it.
-    wanted: Mutex<Option<ShardKey>>,
+struct RedbShared {
+    disk: StoreDir,
+    core: Mutex<RedbState>,
+    /// Answer of `snapshot_candidate`, kept apart so that nobody waits for a commit to read it.
+    snapshot_candidate: Mutex<Option<ShardKey>>,
     /// Held until all else is dropped (fields go in order).
     _lock: File,
 }
 
 /// One writer at a time has this.
 #[derive(Debug)]
-struct Core {
+struct RedbState {
     /// None after a failure: redb refuses to go on after an I/O error, so the file is opened again.
     db: Option<Database>,
-    meta: Meta,
-    heads: Heads,
+    meta: MetaRecord,
+    heads: ShardIndex,
     /// The failure after which nothing is tried any more.
     broken: Option<StoreError>,
 }
@@ -112,32 +115,32 @@ impl RedbStore {
 
     fn with(dir: &Path, probe: Option<DiskProbe>) -> Result<Self, StoreError> {
         let lock = disk::lock(dir)?;
-        let disk = Disk::new(dir, probe);
+        let disk = StoreDir::new(dir, probe);
         let (db, meta, heads) = disk::open(&disk)?;
-        let core = Mutex::new(Core { db: Some(db), meta, heads, broken: None });
-        let shared = Shared { disk, core, wanted: Mutex::new(None), _lock: lock };
+        let core = Mutex::new(RedbState { db: Some(db), meta, heads, broken: None });
+        let shared = RedbShared { disk, core, snapshot_candidate: Mutex::new(None), _lock: lock };
         Ok(Self { shared: Arc::new(shared), ours: Mutex::new(None) })
     }
 
     /// Another handle on the same open file, as another owner in this process would have it: it writes nothing until
     /// its take-over, which fences this one.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn second_handle(&self) -> Self {
         Self { shared: Arc::clone(&self.shared), ours: Mutex::new(None) }
     }
 
     /// Runs `work` where it may block: an fsync takes as long as the disk pleases.
     fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Shared, Option<(Uuid, u64)>) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&RedbShared, Option<(Uuid, u64)>) -> Result<T, StoreError> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let shared = Arc::clone(&self.shared);
-        let ours = *locked(&self.ours);
+        let ours = *lock_unpoisoned(&self.ours);
         async move {
             match tokio::task::spawn_blocking(move || work(&shared, ours)).await {
                 Ok(done) => done,
                 Err(error) if error.is_panic() => Err(StoreError::Unusable(format!("the store panicked: {error}"))),
-                Err(_) => Err(StoreError::Away("the runtime is shutting down".into())),
+                Err(_) => Err(StoreError::Unavailable("the runtime is shutting down".into())),
             }
         }
         .boxed()
@@ -153,10 +156,10 @@ impl Store for RedbStore {
         true
     }
 
-    fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
+    fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>> {
         async move {
             let taken = self.blocking(move |shared, _| shared.take_over(owner)).await?;
-            *locked(&self.ours) = Some((owner, taken.epoch));
+            *lock_unpoisoned(&self.ours) = Some((owner, taken.epoch));
             Ok(taken)
         }
         .boxed()
@@ -166,32 +169,32 @@ impl Store for RedbStore {
         self.blocking(move |shared, ours| shared.raise_fence_ceiling(ours, span))
     }
 
-    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
+    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>> {
         self.blocking(move |shared, ours| shared.load(ours, shards, sink))
     }
 
-    fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>> {
+    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
         self.blocking(move |shared, ours| shared.apply(ours, &steps))
     }
 
-    fn about(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
-        self.blocking(|shared, _| Ok(locked(&shared.core).meta.about()))
+    fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
+        self.blocking(|shared, _| Ok(lock_unpoisoned(&shared.core).meta.properties()))
     }
 
-    fn wants_rewrite(&self) -> Option<ShardKey> {
-        *locked(&self.shared.wanted)
+    fn snapshot_candidate(&self) -> Option<ShardKey> {
+        *lock_unpoisoned(&self.shared.snapshot_candidate)
     }
 }
 
-impl Shared {
+impl RedbShared {
     /// Runs `work` with the open file. After an error (or a panic) the file is closed; the next call opens it again
     /// and finds out what of the failed commit is there, unless a sync failed: then nothing that is there proves anything.
     fn with<T>(
         &self,
-        work: impl FnOnce(&Database, &mut Meta, &mut Heads) -> Result<T, Error>,
+        work: impl FnOnce(&Database, &mut MetaRecord, &mut ShardIndex) -> Result<T, Error>,
     ) -> Result<T, StoreError> {
         // A panic leaves no file open and nothing half done, so a poisoned lock means nothing.
-        let mut core = locked(&self.core);
+        let mut core = lock_unpoisoned(&self.core);
         let core = &mut *core;
         let unsynced = || self.disk.unsynced().map(|why| StoreError::Unusable(why.to_owned()));
         if let Some(broken) = core.broken.clone().or_else(unsynced) {
@@ -204,7 +207,7 @@ impl Shared {
         match work(&db, &mut core.meta, &mut core.heads) {
             Ok(done) => {
                 core.db = Some(db);
-                *locked(&self.wanted) = core.heads.wants_rewrite(core.meta.epoch);
+                *lock_unpoisoned(&self.snapshot_candidate) = core.heads.snapshot_candidate(core.meta.epoch);
                 Ok(done)
             }
             Err(error) => {
@@ -217,13 +220,13 @@ impl Shared {
         }
     }
 
-    fn take_over(&self, owner: Uuid) -> Result<Ownership, StoreError> {
+    fn take_over(&self, owner: Uuid) -> Result<OwnershipRecord, StoreError> {
         self.with(|db, meta, _| {
-            let taken = Meta { owner, epoch: meta.epoch + 1, ..*meta };
+            let taken = MetaRecord { owner, epoch: meta.epoch + 1, ..*meta };
             write_meta(db, &taken)?;
             *meta = taken;
-            let Meta { epoch, fence_ceiling, fence_floor, .. } = taken;
-            Ok(Ownership { epoch, fence_ceiling, fence_floor })
+            let MetaRecord { epoch, fence_ceiling, fence_floor, .. } = taken;
+            Ok(OwnershipRecord { epoch, fence_ceiling, fence_floor })
         })
     }
 
@@ -234,7 +237,7 @@ impl Shared {
             }
             if span.ceiling > meta.fence_ceiling {
                 let fence_floor = span.floor.max(meta.fence_floor);
-                let raised = Meta { fence_ceiling: span.ceiling, fence_floor, ..*meta };
+                let raised = MetaRecord { fence_ceiling: span.ceiling, fence_floor, ..*meta };
                 write_meta(db, &raised)?;
                 *meta = raised;
             }
@@ -248,9 +251,9 @@ impl Shared {
         ours: Option<(Uuid, u64)>,
         shards: Vec<ShardKey>,
         mut sink: RowSink,
-    ) -> Result<Vec<Loaded>, StoreError> {
-        let (load, read): (Load, ReadTransaction) =
-            self.with(|db, _, heads| Ok((Load::new(heads, shards), db.begin_read()?)))?;
+    ) -> Result<Vec<LoadedShard>, StoreError> {
+        let (load, read): (ShardLoader, ReadTransaction) =
+            self.with(|db, _, heads| Ok((ShardLoader::new(heads, shards), db.begin_read()?)))?;
         // Others may write meanwhile; the transaction goes on seeing what stood when it began.
         let loaded = load.run(&read, &mut sink).map_err(|error| disk::store_error(&self.disk, error))?;
         drop(read);
@@ -264,7 +267,7 @@ impl Shared {
         })
     }
 
-    fn apply(&self, ours: Option<(Uuid, u64)>, steps: &[Step]) -> Result<Vec<StepOutcome>, StoreError> {
+    fn apply(&self, ours: Option<(Uuid, u64)>, steps: &[WriteBatch]) -> Result<Vec<WriteOutcome>, StoreError> {
         let Some((owner, epoch)) = ours else {
             return Err(StoreError::Unusable("nothing may be applied before a take-over".into()));
         };
@@ -277,11 +280,11 @@ impl Shared {
         }
         self.with(|db, meta, heads| {
             if (meta.owner, meta.epoch) != (owner, epoch) {
-                return Ok(vec![StepOutcome::Fenced; steps.len()]);
+                return Ok(vec![WriteOutcome::Fenced; steps.len()]);
             }
-            let outcomes: Vec<_> = steps.iter().map(|step| heads.answer(step, epoch)).collect();
-            let good: Vec<&Step> =
-                steps.iter().zip(&outcomes).filter(|(_, o)| **o == StepOutcome::Ok).map(|(step, _)| step).collect();
+            let outcomes: Vec<_> = steps.iter().map(|step| heads.outcome_of(step, epoch)).collect();
+            let good: Vec<&WriteBatch> =
+                steps.iter().zip(&outcomes).filter(|(_, o)| **o == WriteOutcome::Ok).map(|(step, _)| step).collect();
             if !good.is_empty() {
                 commit(db, heads, epoch, &good)?;
             }
@@ -290,27 +293,27 @@ impl Shared {
     }
 }
 
-impl Core {
+impl RedbState {
     /// Opens the file again after a failure.
-    fn reopen(&mut self, disk: &Disk) -> Result<Database, StoreError> {
+    fn reopen(&mut self, disk: &StoreDir) -> Result<Database, StoreError> {
         let (db, meta, heads) = disk::open(disk)?;
         let old = std::mem::replace(&mut self.heads, heads);
-        self.heads.inherit(old, meta.epoch);
+        self.heads.merge_reopened(old, meta.epoch);
         self.meta = meta;
         Ok(db)
     }
 }
 
 /// Writes steps that were all answered `Ok`, in one transaction, and then takes them into the heads.
-fn commit(db: &Database, heads: &mut Heads, epoch: u64, steps: &[&Step]) -> Result<(), Error> {
+fn commit(db: &Database, heads: &mut ShardIndex, epoch: u64, steps: &[&WriteBatch]) -> Result<(), Error> {
     let mut blob = Vec::new();
     for step in steps {
         let range = [step.from, step.to];
         match &step.kind {
-            StepKind::Rows(rows) => record::write(&mut blob, Kind::Rows, step.shard, epoch, range, rows),
+            WriteKind::Rows(rows) => record::write(&mut blob, RecordKind::Rows, step.shard, epoch, range, rows),
             // Also where only a base is left: older entries of the shard may still be in the log.
-            StepKind::Drop => record::write(&mut blob, Kind::Drop, step.shard, epoch, range, &[]),
-            StepKind::Chunk { .. } | StepKind::Flip { .. } => {}
+            WriteKind::Drop => record::write(&mut blob, RecordKind::Drop, step.shard, epoch, range, &[]),
+            WriteKind::Chunk { .. } | WriteKind::Install { .. } => {}
         }
     }
     let mark = heads.end;
@@ -318,42 +321,48 @@ fn commit(db: &Database, heads: &mut Heads, epoch: u64, steps: &[&Step]) -> Resu
 
     let write = db.begin_write()?;
     // Before anything is added: the heads do not know of it yet.
-    let swept = sweep(&write, heads, epoch)?;
+    let swept = remove_orphan_chunks(&write, heads, epoch)?;
     for step in steps {
         write_base(&write, heads, epoch, step, next)?;
     }
     let first = write_log(&write, heads, &blob)?;
     write.commit()?;
 
-    heads.end = Mark { position: next, offset: mark.offset + blob.len() as u64 };
+    heads.end = LogPosition { position: next, offset: mark.offset + blob.len() as u64 };
     heads.first = first;
     if let Some(swept) = swept {
-        heads.litter.remove(&swept);
+        heads.orphan_chunks.remove(&swept);
     }
     for step in steps {
-        heads.accept(step, epoch, mark, next);
+        heads.apply_committed(step, epoch, mark, next);
     }
     Ok(())
 }
 
 /// What a step changes besides the log: chunks and the base.
-fn write_base(write: &WriteTransaction, heads: &Heads, epoch: u64, step: &Step, next: u64) -> Result<(), Error> {
+fn write_base(
+    write: &WriteTransaction,
+    heads: &ShardIndex,
+    epoch: u64,
+    step: &WriteBatch,
+    next: u64,
+) -> Result<(), Error> {
     let shard = step.shard;
     let part = |generation, number, rows: &[u8]| -> Result<(), Error> {
         let mut value = Vec::new();
-        record::write(&mut value, Kind::Part, shard, epoch, [generation, u64::from(number)], rows);
+        record::write(&mut value, RecordKind::Part, shard, epoch, [generation, u64::from(number)], rows);
         write.open_table(CHUNKS)?.insert((shard.pool, shard.shard, epoch, generation, number), value.as_slice())?;
         Ok(())
     };
     match &step.kind {
-        StepKind::Rows(_) => {}
-        StepKind::Chunk { generation, number, rows } => part(*generation, *number, rows)?,
-        StepKind::Flip { generation, chunks, rows } => {
+        WriteKind::Rows(_) => {}
+        WriteKind::Chunk { generation, number, rows } => part(*generation, *number, rows)?,
+        WriteKind::Install { generation, chunks, rows } => {
             part(*generation, *chunks, rows)?;
-            let base = heads.flipped(step, epoch, next).map(|base| disk::base_record(shard, &base));
+            let base = heads.installed_base(step, epoch, next).map(|base| disk::base_record(shard, &base));
             write.open_table(BASES)?.insert((shard.pool, shard.shard), base.unwrap_or_default().as_slice())?;
         }
-        StepKind::Drop => {
+        WriteKind::Drop => {
             write.open_table(BASES)?.remove((shard.pool, shard.shard))?;
         }
     }
@@ -361,7 +370,7 @@ fn write_base(write: &WriteTransaction, heads: &Heads, epoch: u64, step: &Step, 
 }
 
 /// Appends this commit's entry, if there is one, and removes some that no shard needs. Returns the first that stays.
-fn write_log(write: &WriteTransaction, heads: &Heads, blob: &[u8]) -> Result<u64, Error> {
+fn write_log(write: &WriteTransaction, heads: &ShardIndex, blob: &[u8]) -> Result<u64, Error> {
     let first = heads.needed_from().min(heads.first + LOG_REMOVED_MAX);
     if blob.is_empty() && first == heads.first {
         return Ok(first);
@@ -377,14 +386,14 @@ fn write_log(write: &WriteTransaction, heads: &Heads, blob: &[u8]) -> Result<u64
 }
 
 /// Removes some chunks that nothing refers to, of one shard. Returns the shard if that were all of them.
-fn sweep(write: &WriteTransaction, heads: &Heads, epoch: u64) -> Result<Option<ShardKey>, Error> {
-    let Some(&shard) = heads.litter.first() else { return Ok(None) };
+fn remove_orphan_chunks(write: &WriteTransaction, heads: &ShardIndex, epoch: u64) -> Result<Option<ShardKey>, Error> {
+    let Some(&shard) = heads.orphan_chunks.first() else { return Ok(None) };
     let key = |epoch, generation| -> ChunkKey { (shard.pool, shard.shard, epoch, generation, 0) };
     let mut chunks = write.open_table(CHUNKS)?;
     let mut left = CHUNKS_REMOVED_MAX;
     let mut from = key(0, 0);
     // Between the generations that stay, so that these are not read.
-    for kept in heads.kept(shard, epoch).into_iter().map(Some).chain([None]) {
+    for kept in heads.referenced_generations(shard, epoch).into_iter().map(Some).chain([None]) {
         let to = kept.map_or((shard.pool, shard.shard, u64::MAX, u64::MAX, u32::MAX), |(e, g)| key(e, g));
         for removed in chunks.extract_from_if(from..to, |_, _| true)?.take(left) {
             removed?;
@@ -397,7 +406,7 @@ fn sweep(write: &WriteTransaction, heads: &Heads, epoch: u64) -> Result<Option<S
     Ok((left > 0).then_some(shard))
 }
 
-fn write_meta(db: &Database, meta: &Meta) -> Result<(), Error> {
+fn write_meta(db: &Database, meta: &MetaRecord) -> Result<(), Error> {
     let write = db.begin_write()?;
     {
         let mut table = write.open_table(META)?;
@@ -410,14 +419,14 @@ fn write_meta(db: &Database, meta: &Meta) -> Result<(), Error> {
     Ok(())
 }
 
-fn rows(step: &Step) -> &[u8] {
+fn rows(step: &WriteBatch) -> &[u8] {
     match &step.kind {
-        StepKind::Rows(rows) | StepKind::Chunk { rows, .. } | StepKind::Flip { rows, .. } => rows,
-        StepKind::Drop => &[],
+        WriteKind::Rows(rows) | WriteKind::Chunk { rows, .. } | WriteKind::Install { rows, .. } => rows,
+        WriteKind::Drop => &[],
     }
 }
 
 /// Nothing here is left half changed by a panic, so a poisoned lock is as good as any.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock()
 }

@@ -15,11 +15,11 @@ pub(super) const VERSION: u8 = 1;
 /// Bytes before the body.
 pub(super) const HEADER_BYTES: usize = 56;
 /// Bytes of the header that its own sum covers.
-const SUMMED_BYTES: usize = HEADER_BYTES - 8;
+const CHECKSUMMED_BYTES: usize = HEADER_BYTES - 8;
 
 /// What a record is. The numbers are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RecordKind {
     /// In the log: rows that changed in `(from, to]`.
     Rows = 1,
     /// In the log: the shard is gone.
@@ -32,19 +32,26 @@ pub(super) enum Kind {
 
 /// One record as found: its header is sound, its body not yet checked.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Record<'a> {
+pub(super) struct DiskRecord<'a> {
     pub(super) shard: ShardKey,
     pub(super) epoch: u64,
     pub(super) from: u64,
     pub(super) to: u64,
     version: u8,
     kind: u8,
-    body_sum: u64,
+    body_checksum: u64,
     body: &'a [u8],
 }
 
 /// Appends a record. The body is at most 4 GiB (see `CALL_BYTES_MAX`).
-pub(super) fn write(out: &mut Vec<u8>, kind: Kind, shard: ShardKey, epoch: u64, [from, to]: [u64; 2], body: &[u8]) {
+pub(super) fn write(
+    out: &mut Vec<u8>,
+    kind: RecordKind,
+    shard: ShardKey,
+    epoch: u64,
+    [from, to]: [u64; 2],
+    body: &[u8],
+) {
     let length = u32::try_from(body.len()).expect("bounded by CALL_BYTES_MAX");
     let start = out.len();
     out.reserve(HEADER_BYTES + body.len());
@@ -61,13 +68,13 @@ pub(super) fn write(out: &mut Vec<u8>, kind: Kind, shard: ShardKey, epoch: u64, 
     out.extend_from_slice(body);
 }
 
-impl<'a> Record<'a> {
+impl<'a> DiskRecord<'a> {
     /// Splits the first record off.
     fn split(blob: &'a [u8]) -> Result<(Self, &'a [u8]), String> {
         let Some((header, rest)) = blob.split_first_chunk::<HEADER_BYTES>() else {
             return Err(format!("{} bytes where a header takes {HEADER_BYTES}", blob.len()));
         };
-        if u64_at(header, SUMMED_BYTES) != xxh3_64(&header[..SUMMED_BYTES]) {
+        if u64_at(header, CHECKSUMMED_BYTES) != xxh3_64(&header[..CHECKSUMMED_BYTES]) {
             return Err("checksum of a header is wrong".into());
         }
         let length = u32::from_le_bytes([header[36], header[37], header[38], header[39]]) as usize;
@@ -82,7 +89,7 @@ impl<'a> Record<'a> {
             to: u64_at(header, 28),
             version: header[0],
             kind: header[1],
-            body_sum: u64_at(header, 40),
+            body_checksum: u64_at(header, 40),
             body,
         };
         Ok((record, rest))
@@ -92,7 +99,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// What is wrong with it, its body included.
-    pub(super) fn only(blob: &'a [u8], kind: Kind) -> Result<Self, String> {
+    pub(super) fn read_single(blob: &'a [u8], kind: RecordKind) -> Result<Self, String> {
         let (record, rest) = Self::split(blob)?;
         if !rest.is_empty() {
             return Err(format!("{} bytes too many", rest.len()));
@@ -103,21 +110,21 @@ impl<'a> Record<'a> {
 
     /// True if the shard was dropped here.
     pub(super) fn is_drop(&self) -> bool {
-        self.kind == Kind::Drop as u8
+        self.kind == RecordKind::Drop as u8
     }
 
     /// The body, checked.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn body(&self, kind: Kind) -> Result<&'a [u8], String> {
+    pub(super) fn body(&self, kind: RecordKind) -> Result<&'a [u8], String> {
         if self.version != VERSION {
             return Err(format!("record version {} is unknown, this program reads {VERSION}", self.version));
         }
         if self.kind != kind as u8 {
             return Err(format!("record kind {} where {} is expected", self.kind, kind as u8));
         }
-        if xxh3_64(self.body) != self.body_sum {
+        if xxh3_64(self.body) != self.body_checksum {
             return Err("checksum of the rows is wrong".into());
         }
         Ok(self.body)
@@ -125,22 +132,22 @@ impl<'a> Record<'a> {
 }
 
 /// The records of a blob, in order. After an error nothing more comes: where the next would start is unknown.
-pub(super) struct Records<'a> {
+pub(super) struct DiskRecords<'a> {
     rest: Option<&'a [u8]>,
 }
 
-impl<'a> Records<'a> {
+impl<'a> DiskRecords<'a> {
     /// Of a blob with at least one record.
-    pub(super) fn of(blob: &'a [u8]) -> Self {
+    pub(super) fn new(blob: &'a [u8]) -> Self {
         Self { rest: Some(blob) }
     }
 }
 
-impl<'a> Iterator for Records<'a> {
-    type Item = Result<Record<'a>, String>;
+impl<'a> Iterator for DiskRecords<'a> {
+    type Item = Result<DiskRecord<'a>, String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let split = Record::split(self.rest.take()?);
+        let split = DiskRecord::split(self.rest.take()?);
         Some(split.map(|(record, rest)| {
             self.rest = (!rest.is_empty()).then_some(rest);
             record

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::super::StoreError;
-use super::url::{Address, Kind, RedisUrl};
+use super::url::{RedisTopology, RedisUrl, ServerAddress};
 
 /// First version with functions.
 const MAJOR_MIN: u32 = 7;
@@ -27,40 +27,40 @@ const CLOSED_MAX: u32 = 12;
 
 /// Why a server cannot be asked.
 #[derive(Debug, Clone)]
-pub(super) enum Fault {
+pub(super) enum ServerFault {
     /// It may come back.
-    Away(String),
+    Unavailable(String),
     /// It will not: another kind of server, a wrong password.
     Unusable(String),
 }
 
-impl Fault {
+impl ServerFault {
     pub fn text(&self) -> &str {
         match self {
-            Self::Away(text) | Self::Unusable(text) => text,
+            Self::Unavailable(text) | Self::Unusable(text) => text,
         }
     }
 }
 
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
+impl From<ServerFault> for StoreError {
+    fn from(fault: ServerFault) -> Self {
         match fault {
-            Fault::Away(text) => Self::Away(text),
-            Fault::Unusable(text) => Self::Unusable(text),
+            ServerFault::Unavailable(text) => Self::Unavailable(text),
+            ServerFault::Unusable(text) => Self::Unusable(text),
         }
     }
 }
 
 /// What a server must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum ServerMode {
     Standalone,
     Cluster,
     Sentinel,
 }
 
-impl Mode {
-    const fn word(self) -> &'static str {
+impl ServerMode {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Standalone => "standalone",
             Self::Cluster => "cluster",
@@ -71,11 +71,11 @@ impl Mode {
 
 /// How to connect to one server.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(super) struct RedisConnector {
     address: ConnectionAddr,
     login: RedisConnectionInfo,
     tls: Option<Arc<TlsCertificates>>,
-    mode: Mode,
+    mode: ServerMode,
     limit: Duration,
     /// Connections that were closed without a word, while none was ever served; shared by all.
     closed: Arc<AtomicU32>,
@@ -83,9 +83,9 @@ pub(super) struct Connector {
     closed_max: u32,
 }
 
-const SERVED: u32 = u32::MAX;
+const CONNECTED_ONCE: u32 = u32::MAX;
 
-impl Connector {
+impl RedisConnector {
     /// To the first server of the URL; every connect and every answer takes at most `limit`.
     pub fn new(url: &RedisUrl, tls: Option<TlsCertificates>, limit: Duration) -> Self {
         let mut login = RedisConnectionInfo::default().set_db(url.db);
@@ -95,15 +95,15 @@ impl Connector {
         if let Some(password) = &url.password {
             login = login.set_password(password);
         }
-        let servers = match &url.kind {
-            Kind::Single(_) | Kind::Unix(_) => 1,
-            Kind::Cluster(addresses) | Kind::Sentinel(addresses, _) => addresses.len() as u32,
+        let servers = match &url.topology {
+            RedisTopology::Standalone(_) | RedisTopology::Unix(_) => 1,
+            RedisTopology::Cluster(addresses) | RedisTopology::Sentinel(addresses, _) => addresses.len() as u32,
         };
-        let (address, mode) = match &url.kind {
-            Kind::Single(address) => (tcp(address, url.tls), Mode::Standalone),
-            Kind::Unix(path) => (ConnectionAddr::Unix(path.clone()), Mode::Standalone),
-            Kind::Cluster(addresses) => (tcp(&addresses[0], url.tls), Mode::Cluster),
-            Kind::Sentinel(addresses, _) => (tcp(&addresses[0], url.tls), Mode::Standalone),
+        let (address, mode) = match &url.topology {
+            RedisTopology::Standalone(address) => (tcp(address, url.tls), ServerMode::Standalone),
+            RedisTopology::Unix(path) => (ConnectionAddr::Unix(path.clone()), ServerMode::Standalone),
+            RedisTopology::Cluster(addresses) => (tcp(&addresses[0], url.tls), ServerMode::Cluster),
+            RedisTopology::Sentinel(addresses, _) => (tcp(&addresses[0], url.tls), ServerMode::Standalone),
         };
         Self {
             address,
@@ -117,14 +117,14 @@ impl Connector {
     }
 
     /// The same, to another address.
-    pub fn to(&self, address: &Address) -> Self {
+    pub fn with_address(&self, address: &ServerAddress) -> Self {
         let is_tls = matches!(self.address, ConnectionAddr::TcpTls { .. });
         Self { address: tcp(address, is_tls), ..self.clone() }
     }
 
     /// To a sentinel. It has no users and databases of the servers that it watches.
-    pub fn to_sentinel(&self, address: &Address) -> Self {
-        Self { login: RedisConnectionInfo::default(), mode: Mode::Sentinel, ..self.to(address) }
+    pub fn to_sentinel(&self, address: &ServerAddress) -> Self {
+        Self { login: RedisConnectionInfo::default(), mode: ServerMode::Sentinel, ..self.with_address(address) }
     }
 
     /// The host, as it was given.
@@ -136,7 +136,7 @@ impl Connector {
     }
 
     /// Connects, authenticates, and looks whether it is the server that it should be.
-    pub async fn connect(&self) -> Result<MultiplexedConnection, Fault> {
+    pub async fn connect(&self) -> Result<MultiplexedConnection, ServerFault> {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.limit))
             .set_response_timeout(Some(self.limit))
@@ -155,23 +155,23 @@ impl Connector {
         // The library's limits cover the parts; this one covers whatever lies between them.
         match tokio::time::timeout(2 * self.limit, connecting).await {
             Ok(Ok((connection, about))) => {
-                self.closed.store(SERVED, Ordering::Relaxed);
+                self.closed.store(CONNECTED_ONCE, Ordering::Relaxed);
                 self.check(&about)?;
                 Ok(connection)
             }
-            Ok(Err(error)) if !error.is_timeout() => Err(self.refused(&error)),
-            Ok(Err(_)) | Err(_) if self.speaks_plainly().await => {
-                Err(Fault::Unusable(format!("{self} speaks without TLS; its URL begins with redis, not rediss")))
+            Ok(Err(error)) if !error.is_timeout() => Err(self.map_connect_error(&error)),
+            Ok(Err(_)) | Err(_) if self.is_plaintext().await => {
+                Err(ServerFault::Unusable(format!("{self} speaks without TLS; its URL begins with redis, not rediss")))
             }
-            Ok(Err(_)) | Err(_) => Err(Fault::Away(self.silent())),
+            Ok(Err(_)) | Err(_) => Err(ServerFault::Unavailable(self.closed_message())),
         }
     }
 
     /// A server without TLS takes the beginning of TLS for a line that has not ended, and waits: so this end asks it, once
     /// it has never been served, in words that it knows.
-    async fn speaks_plainly(&self) -> bool {
+    async fn is_plaintext(&self) -> bool {
         let ConnectionAddr::TcpTls { host, port, .. } = &self.address else { return false };
-        if self.closed.load(Ordering::Relaxed) == SERVED {
+        if self.closed.load(Ordering::Relaxed) == CONNECTED_ONCE {
             return false;
         }
         let asking = async {
@@ -185,91 +185,97 @@ impl Connector {
     }
 
     /// The address of a master, by a sentinel.
-    pub async fn ask_master(&self, name: &str) -> Result<Address, Fault> {
+    pub async fn ask_master(&self, name: &str) -> Result<ServerAddress, ServerFault> {
         let mut connection = self.connect().await?;
         let asked = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
         let answer: Result<Option<(String, u16)>, _> = asked.query_async(&mut connection).await;
         match answer {
-            Ok(Some((host, port))) => Ok(Address { host, port }),
-            Ok(None) => Err(Fault::Away(format!("the sentinel {self} knows no master {name:?}"))),
-            Err(error) => Err(self.failed(&error)),
+            Ok(Some((host, port))) => Ok(ServerAddress { host, port }),
+            Ok(None) => Err(ServerFault::Unavailable(format!("the sentinel {self} knows no master {name:?}"))),
+            Err(error) => Err(self.map_call_error(&error)),
         }
     }
 
     /// What a failure in the middle means.
-    pub fn failed(&self, error: &RedisError) -> Fault {
+    pub fn map_call_error(&self, error: &RedisError) -> ServerFault {
         match (error.kind(), error.code()) {
             (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) | (ErrorKind::AuthenticationFailed, _) => {
-                Fault::Unusable(format!("{self}: {error}"))
+                ServerFault::Unusable(format!("{self}: {error}"))
             }
-            _ if error.is_timeout() => Fault::Away(self.silent()),
-            _ => Fault::Away(format!("{self}: {error}")),
+            _ if error.is_timeout() => ServerFault::Unavailable(self.closed_message()),
+            _ => ServerFault::Unavailable(format!("{self}: {error}")),
         }
     }
 
     /// What a failure to connect means.
-    fn refused(&self, error: &RedisError) -> Fault {
+    fn map_connect_error(&self, error: &RedisError) -> ServerFault {
         match error.kind() {
-            ErrorKind::Io if is_tls(error) => Fault::Unusable(format!("{self}: TLS failed: {error}")),
-            ErrorKind::Io if error.is_connection_refusal() => Fault::Away(format!("{self} refuses connections")),
+            ErrorKind::Io if is_tls(error) => ServerFault::Unusable(format!("{self}: TLS failed: {error}")),
+            ErrorKind::Io if error.is_connection_refusal() => {
+                ServerFault::Unavailable(format!("{self} refuses connections"))
+            }
             ErrorKind::Io | ErrorKind::Parse => {
-                let count = |seen: u32| (seen != SERVED).then_some(seen.saturating_add(1));
+                let count = |seen: u32| (seen != CONNECTED_ONCE).then_some(seen.saturating_add(1));
                 let seen = self.closed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count);
                 let is_plain = !matches!(self.address, ConnectionAddr::TcpTls { .. });
                 if error.is_connection_dropped() && seen.is_ok_and(|seen| seen + 1 >= self.closed_max) && is_plain {
                     let hint = "is it a TLS port (rediss://)?";
-                    return Fault::Unusable(format!("{self} closes every connection without an answer: {hint}"));
+                    return ServerFault::Unusable(format!("{self} closes every connection without an answer: {hint}"));
                 }
-                Fault::Away(format!("{self}: {error}"))
+                ServerFault::Unavailable(format!("{self}: {error}"))
             }
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown,
-            ) => Fault::Away(format!("{self}: {error}")),
+            ) => ServerFault::Unavailable(format!("{self}: {error}")),
             // It may pass. The library calls it a failure to authenticate if it was the answer to the password.
             _ if error.to_string().contains("max number of clients") || error.code() == Some("BUSY") => {
-                Fault::Away(format!("{self}: {error}"))
+                ServerFault::Unavailable(format!("{self}: {error}"))
             }
-            ErrorKind::AuthenticationFailed => Fault::Unusable(format!("{self} refuses user and password: {error}")),
-            _ => Fault::Unusable(format!("{self}: {error}")),
+            ErrorKind::AuthenticationFailed => {
+                ServerFault::Unusable(format!("{self} refuses user and password: {error}"))
+            }
+            _ => ServerFault::Unusable(format!("{self}: {error}")),
         }
     }
 
-    fn silent(&self) -> String {
+    fn closed_message(&self) -> String {
         format!("{self} does not answer within {} ms", self.limit.as_millis())
     }
 
-    fn check(&self, about: &str) -> Result<(), Fault> {
+    fn check(&self, about: &str) -> Result<(), ServerFault> {
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         // Valkey calls it by its own name.
         let mode = field("redis_mode").or_else(|| field("server_mode")).unwrap_or("standalone");
-        if mode != self.mode.word() {
+        if mode != self.mode.as_str() {
             let advice = match mode {
                 "cluster" => "redis-cluster://",
                 "sentinel" => "redis-sentinel://",
                 _ => "redis://",
             };
-            return Err(Fault::Unusable(format!(
+            return Err(ServerFault::Unusable(format!(
                 "{self} is a {mode} server, not a {} one; its URL begins with {advice}",
-                self.mode.word()
+                self.mode.as_str()
             )));
         }
         let version = field("redis_version").unwrap_or("unknown");
         let major = version.split('.').next().and_then(|major| major.parse().ok());
-        if self.mode != Mode::Sentinel && major.is_none_or(|major: u32| major < MAJOR_MIN) {
-            return Err(Fault::Unusable(format!("{self} is Redis {version}; version {MAJOR_MIN} or newer is needed")));
+        if self.mode != ServerMode::Sentinel && major.is_none_or(|major: u32| major < MAJOR_MIN) {
+            return Err(ServerFault::Unusable(format!(
+                "{self} is Redis {version}; version {MAJOR_MIN} or newer is needed"
+            )));
         }
         Ok(())
     }
 }
 
-impl fmt::Display for Connector {
+impl fmt::Display for RedisConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.address.fmt(f)
     }
 }
 
-fn tcp(address: &Address, tls: bool) -> ConnectionAddr {
-    let Address { host, port } = address.clone();
+fn tcp(address: &ServerAddress, tls: bool) -> ConnectionAddr {
+    let ServerAddress { host, port } = address.clone();
     if tls {
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
     } else {
@@ -291,14 +297,14 @@ mod tests {
     #[test]
     fn valkey_says_in_its_own_words_what_kind_of_server_it_is() {
         let url = "redis://h".parse().expect("a URL");
-        let connector = Connector::new(&url, None, Duration::from_secs(1));
+        let connector = RedisConnector::new(&url, None, Duration::from_secs(1));
         let about = |mode: &str| format!("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\n{mode}\r\n");
         for mode in ["server_mode:standalone", "redis_mode:standalone"] {
             assert!(connector.check(&about(mode)).is_ok(), "{mode}");
         }
         for (mode, scheme) in [("cluster", "redis-cluster://"), ("sentinel", "redis-sentinel://")] {
             let refused = connector.check(&about(&format!("server_mode:{mode}"))).expect_err("of another kind");
-            assert!(matches!(&refused, Fault::Unusable(why) if why.contains(scheme)), "{refused:?}");
+            assert!(matches!(&refused, ServerFault::Unusable(why) if why.contains(scheme)), "{refused:?}");
         }
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn sides(prefix: &str, key: ShardKey) -> [String; 2] {
 
 /// The key of the record of ownership; it lies beside the catalogue.
 pub(super) fn owner(prefix: &str) -> String {
-    format!("{prefix}:{{{}}}:owner", tag(slot(ShardKey::CATALOGUE)))
+    format!("{prefix}:{{{}}}:owner", tag(slot(ShardKey::CATALOG)))
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! proof is the header, which is as it was before the first page, and the number of rows, counted by Redis in the same
 //! call: it must be that of the distinct fields that came. Nobody is given a row that was not proved.
 
+use parking_lot::Mutex;
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -15,11 +15,11 @@ use redis::{Value, cmd};
 use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::super::{Loaded, RowSink, ShardKey, StoreError};
-use super::connect::Fault;
+use super::super::{LoadedShard, RowSink, ShardKey, StoreError};
+use super::connect::ServerFault;
 use super::keys;
-use super::nodes::{Answer, Call, Nodes};
-use super::steps::{self, Owner, Seen, Side, text};
+use super::nodes::{Answer, RedisCall, RedisNodes};
+use super::writes::{self, KeySide, OwnerEpoch, ShardProbe, text};
 
 /// Rows asked for at a time: Redis is busy with a page for well under a millisecond.
 const PAGE: usize = 1_000;
@@ -32,12 +32,12 @@ const SHARDS_AT_ONCE: usize = 16;
 /// Rows of all shards that are read at the same time, unless a single one has more: they are kept until they are proved.
 const ROWS_AT_ONCE: u32 = 1 << 17;
 /// Shards looked at in one call.
-const LOOKS_AT_ONCE: usize = 1_024;
+const PROBES_AT_ONCE: usize = 1_024;
 
 /// What became of one shard.
-pub(super) enum Read {
+pub(super) enum ShardRead {
     /// It is there, or nothing is; with an owner: its live side.
-    Done(Loaded, Option<Side>),
+    Done(LoadedShard, Option<KeySide>),
     /// Somebody took it under this epoch.
     Fenced(u64),
 }
@@ -45,69 +45,69 @@ pub(super) enum Read {
 /// Reads shards; with an owner, takes them first. One that cannot even be looked at (its slot is moving) fails the load
 /// before a row is read: it may be tried again as long as that lasts.
 pub(super) async fn load(
-    nodes: &Nodes,
+    nodes: &RedisNodes,
     prefix: &str,
-    owner: Option<Owner>,
+    owner: Option<OwnerEpoch>,
     shards: Vec<ShardKey>,
     sink: RowSink,
-) -> Result<Vec<Read>, StoreError> {
-    let looks: Vec<Call> = shards.iter().map(|&shard| steps::look(prefix, owner, shard)).collect();
+) -> Result<Vec<ShardRead>, StoreError> {
+    let looks: Vec<RedisCall> = shards.iter().map(|&shard| writes::probe(prefix, owner, shard)).collect();
     let mut found = Vec::with_capacity(shards.len());
-    for looks in looks.chunks(LOOKS_AT_ONCE) {
+    for looks in looks.chunks(PROBES_AT_ONCE) {
         for answer in nodes.call(looks).await? {
-            found.push(steps::seen(answer?).map_err(StoreError::Unusable)?);
+            found.push(writes::parse_probe(answer?).map_err(StoreError::Unusable)?);
         }
     }
     let room = Semaphore::new(ROWS_AT_ONCE as usize);
-    let reader = Reader { nodes, prefix, owner, sink: Mutex::new(sink), room };
+    let reader = ShardReader { nodes, prefix, owner, sink: Mutex::new(sink), row_permits: room };
     let read = futures::stream::iter(shards.into_iter().zip(found)).map(|(shard, seen)| reader.shard(shard, seen));
     read.buffered(SHARDS_AT_ONCE).collect::<Vec<_>>().await.into_iter().collect()
 }
 
-struct Reader<'a> {
-    nodes: &'a Nodes,
+struct ShardReader<'a> {
+    nodes: &'a RedisNodes,
     prefix: &'a str,
-    owner: Option<Owner>,
+    owner: Option<OwnerEpoch>,
     sink: Mutex<RowSink>,
     /// Holds a permit for each row.
-    room: Semaphore,
+    row_permits: Semaphore,
 }
 
-impl Reader<'_> {
-    async fn shard(&self, shard: ShardKey, mut seen: Seen) -> Result<Read, StoreError> {
+impl ShardReader<'_> {
+    async fn shard(&self, shard: ShardKey, mut seen: ShardProbe) -> Result<ShardRead, StoreError> {
         for _ in 1..SCANS {
             match self.scan(shard, seen).await {
-                Err(Fault::Away(why)) => tracing::info!(?shard, why, "the shard is read anew"),
+                Err(ServerFault::Unavailable(why)) => tracing::info!(?shard, why, "the shard is read anew"),
                 read => return Ok(read?),
             }
             tokio::time::sleep(PAUSE).await;
-            let look = self.nodes.call(&[steps::look(self.prefix, self.owner, shard)]).await?.pop();
-            let gone = || Err(Fault::Away("a call was left without an answer".to_owned()));
-            seen = steps::seen(look.unwrap_or_else(gone)?).map_err(StoreError::Unusable)?;
+            let look = self.nodes.call(&[writes::probe(self.prefix, self.owner, shard)]).await?.pop();
+            let gone = || Err(ServerFault::Unavailable("a call was left without an answer".to_owned()));
+            seen = writes::parse_probe(look.unwrap_or_else(gone)?).map_err(StoreError::Unusable)?;
         }
         Ok(self.scan(shard, seen).await?)
     }
 
     /// Scans one shard, from the first page to the proof. After `Away` a scan may be begun anew.
-    async fn scan(&self, shard: ShardKey, seen: Seen) -> Result<Read, Fault> {
-        let done = |at, side| Ok(Read::Done(Loaded { shard, at }, side));
+    async fn scan(&self, shard: ShardKey, seen: ShardProbe) -> Result<ShardRead, ServerFault> {
+        let done = |at, side| Ok(ShardRead::Done(LoadedShard { shard, at }, side));
         let (side, at, header, count) = match seen {
-            Seen::Live { side, at, header, rows } => (side, at, header, rows),
-            Seen::Nothing => return done(Ok(0), None),
-            Seen::Fenced { epoch } => return Ok(Read::Fenced(epoch)),
-            Seen::Bad(why) => return done(Err(why), None),
+            ShardProbe::Live { side, at, header, rows } => (side, at, header, rows),
+            ShardProbe::Absent => return done(Ok(0), None),
+            ShardProbe::Fenced { epoch } => return Ok(ShardRead::Fenced(epoch)),
+            ShardProbe::Damaged(why) => return done(Err(why), None),
         };
         let room = u32::try_from(count).unwrap_or(u32::MAX).min(ROWS_AT_ONCE);
-        let _room = self.room.acquire_many(room).await.expect("the semaphore is never closed");
+        let _room = self.row_permits.acquire_many(room).await.expect("the semaphore is never closed");
         let names = keys::sides(self.prefix, shard);
         let key = side.key(&names);
         let slot = keys::slot(shard);
         let connection = self.nodes.connection(slot).await?;
-        let mut rows = Rows::default();
+        let mut rows = ScannedRows::default();
         let mut cursor = "0".to_owned();
         loop {
             let scan = cmd("HSCAN").arg(key).arg(&cursor).arg("COUNT").arg(PAGE).take();
-            let page = match self.nodes.ask(&connection, &Call { slot, cmd: scan, step_bytes: 0 }).await? {
+            let page = match self.nodes.call_on(&connection, &RedisCall { slot, cmd: scan, step_bytes: 0 }).await? {
                 Ok(page) => page,
                 Err(refused) => return done(Err(refused.text), None),
             };
@@ -119,10 +119,10 @@ impl Reader<'_> {
                 break;
             }
         }
-        let again = self.nodes.ask(&connection, &steps::look(self.prefix, self.owner, shard)).await?;
-        self.proved(key, side, &header, again, rows.fields.len())?;
+        let again = self.nodes.call_on(&connection, &writes::probe(self.prefix, self.owner, shard)).await?;
+        self.verify_complete(key, side, &header, again, rows.fields.len())?;
         for page in rows.pages {
-            (*self.sink.lock().unwrap_or_else(PoisonError::into_inner))(shard, &page);
+            (*self.sink.lock())(shard, &page);
             // A shard may have a million rows, and this thread other things to do.
             tokio::task::yield_now().await;
         }
@@ -135,15 +135,22 @@ impl Reader<'_> {
     /// Whether `rows` distinct rows are what stood under `header`. Who only looks meets the owner at work: rows that were
     /// there from the first page to the last all came, those that changed meanwhile as they were at some moment, and
     /// their number says nothing. Only a side that was flipped is no whole any more.
-    fn proved(&self, key: &str, side: Side, header: &str, again: Answer, rows: usize) -> Result<(), Fault> {
-        let changed = || Fault::Away(format!("{key} changed while it was read"));
+    fn verify_complete(
+        &self,
+        key: &str,
+        side: KeySide,
+        header: &str,
+        again: Answer,
+        rows: usize,
+    ) -> Result<(), ServerFault> {
+        let changed = || ServerFault::Unavailable(format!("{key} changed while it was read"));
         let generation = |header: &str| header.rsplit(' ').next().map(ToOwned::to_owned);
-        match steps::seen(again).map_err(Fault::Away)? {
-            Seen::Live { side: now, header: then, rows: count, .. } if now == side && then == header => {
-                let differs = || Fault::Away(format!("{rows} rows of {key} were read, it has {count}"));
+        match writes::parse_probe(again).map_err(ServerFault::Unavailable)? {
+            ShardProbe::Live { side: now, header: then, rows: count, .. } if now == side && then == header => {
+                let differs = || ServerFault::Unavailable(format!("{rows} rows of {key} were read, it has {count}"));
                 if count == rows as u64 { Ok(()) } else { Err(differs()) }
             }
-            Seen::Live { side: now, header: then, .. }
+            ShardProbe::Live { side: now, header: then, .. }
                 if self.owner.is_none() && now == side && generation(&then) == generation(header) =>
             {
                 Ok(())
@@ -155,7 +162,7 @@ impl Reader<'_> {
 
 /// Rows that a scan has brought so far.
 #[derive(Default)]
-struct Rows {
+struct ScannedRows {
     /// Frames, a page each. A row may come more than once.
     pages: Vec<Vec<u8>>,
     /// Hashes of the fields that came.
@@ -164,7 +171,7 @@ struct Rows {
     flaw: Option<String>,
 }
 
-impl Rows {
+impl ScannedRows {
     /// Takes one page of `HSCAN`; returns its cursor.
     fn add(&mut self, page: &Value) -> Result<String, String> {
         let odd = || "HSCAN gave an odd answer".to_owned();
@@ -177,7 +184,7 @@ impl Rows {
                 continue;
             }
             self.fields.insert(xxh3_128(field));
-            if let Err(flaw) = steps::frame(field, body, &mut frames) {
+            if let Err(flaw) = writes::frame(field, body, &mut frames) {
                 self.flaw.get_or_insert(flaw);
             }
         }
@@ -198,7 +205,7 @@ mod tests {
 
     #[test]
     fn s14_a_row_that_comes_twice_counts_once_and_the_header_not_at_all() {
-        let mut rows = Rows::default();
+        let mut rows = ScannedRows::default();
         assert_eq!(rows.add(&page("7", &["#", "w:a", "w:b"])), Ok("7".to_owned()));
         assert_eq!(rows.add(&page("0", &["w:b", "w:c"])), Ok("0".to_owned()));
         assert_eq!((rows.fields.len(), rows.pages.len(), rows.flaw), (3, 2, None));
@@ -206,7 +213,7 @@ mod tests {
 
     #[test]
     fn s14_a_field_that_is_none_of_ours_keeps_no_other_from_being_read() {
-        let mut rows = Rows::default();
+        let mut rows = ScannedRows::default();
         assert_eq!(rows.add(&page("0", &["w:a", "junk", "w:b"])), Ok("0".to_owned()));
         assert_eq!(rows.fields.len(), 3, "Redis counts it too");
         assert!(rows.flaw.is_some_and(|flaw| flaw.contains("junk")));

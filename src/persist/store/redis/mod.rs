@@ -33,35 +33,38 @@ mod library;
 mod load;
 mod nodes;
 mod owner;
-mod steps;
 mod url;
+mod writes;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use redis::{ClientTlsConfig, TlsCertificates, Value, cmd};
 use uuid::Uuid;
 
-use self::connect::Connector;
-use self::load::Read;
-use self::nodes::Nodes;
-use self::owner::{Candidate, Claimant, Verdict, Watch};
-use self::steps::{Owner, Seen, Side};
-pub use self::url::{Address, FORMS, Kind, RedisUrl};
+use self::connect::RedisConnector;
+use self::load::ShardRead;
+use self::nodes::RedisNodes;
+use self::owner::{OwnerFields, OwnerWatch, TakeoverCandidate, TakeoverDecision};
+pub use self::url::{FORMS, RedisTopology, RedisUrl, ServerAddress};
+use self::writes::{KeySide, OwnerEpoch, ShardProbe};
 use super::data_dir;
-use super::{FenceSpan, Loaded, Ownership, Renewal, RowSink, ShardKey, Step, StepKind, StepOutcome, Store, StoreError};
+use super::{
+    FenceSpan, LoadedShard, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, Store, StoreError, WriteBatch,
+    WriteKind, WriteOutcome,
+};
 use crate::clock::Clock;
 use crate::model::Millis;
 
 /// Bytes of rows in one step; more goes as a rewrite. One step keeps a server busy for a few milliseconds.
 const STEP_BYTES_MAX: usize = 1 << 20;
 /// How long a take-over waits for a replica to have it.
-const REPLICA: Duration = Duration::from_millis(500);
+const REPLICA_WAIT: Duration = Duration::from_millis(500);
 
 /// What a Redis store must know.
 #[derive(Debug, Clone)]
@@ -89,16 +92,16 @@ pub struct RedisOptions {
 /// A Redis server, cluster, or master behind sentinels.
 pub struct RedisStore {
     options: RedisOptions,
-    nodes: Nodes,
+    nodes: RedisNodes,
     /// Id of the data directory, and its lock.
     node: String,
     _lock: Option<File>,
-    who: String,
+    owner_label: String,
     clock: Clock,
-    ours: Mutex<Option<Owner>>,
+    ours: Mutex<Option<OwnerEpoch>>,
     /// Held while ownership changes or is renewed.
-    owning: tokio::sync::Mutex<()>,
-    watch: Mutex<Watch>,
+    ownership_lock: tokio::sync::Mutex<()>,
+    owner_watch: Mutex<OwnerWatch>,
     /// An epoch that some shard was found at, above that of the record: a take-over that Redis lost.
     epoch_floor: AtomicU64,
     fence_ceiling: AtomicU64,
@@ -107,7 +110,7 @@ pub struct RedisStore {
     /// Why a step was not taken last.
     fault: Mutex<String>,
     /// Live sides, of the shards that this owner has taken.
-    sides: Mutex<HashMap<ShardKey, Side>>,
+    sides: Mutex<HashMap<ShardKey, KeySide>>,
 }
 
 impl std::fmt::Debug for RedisStore {
@@ -122,7 +125,7 @@ impl RedisStore {
     /// # Errors
     /// `Unusable` if another process has the directory, or a file cannot be read.
     pub fn open(options: RedisOptions) -> Result<Self, StoreError> {
-        let (lock, node) = data_dir::take(&options.data_dir)?;
+        let (lock, node) = data_dir::lock_and_identify(&options.data_dir)?;
         Self::with(options, Some(lock), node)
     }
 
@@ -130,24 +133,24 @@ impl RedisStore {
     ///
     /// # Errors
     /// A TLS file cannot be read.
-    pub fn to_inspect(options: RedisOptions) -> Result<Self, StoreError> {
+    pub fn open_read_only(options: RedisOptions) -> Result<Self, StoreError> {
         Self::with(options, None, String::new())
     }
 
     fn with(options: RedisOptions, lock: Option<File>, node: String) -> Result<Self, StoreError> {
         let tls = if options.url.tls { Some(certificates(&options)?) } else { None };
-        let connector = Connector::new(&options.url, tls, Duration::from_millis(options.command_ms));
+        let connector = RedisConnector::new(&options.url, tls, Duration::from_millis(options.command_ms));
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Ok(Self {
-            nodes: Nodes::new(options.url.kind.clone(), connector),
+            nodes: RedisNodes::new(options.url.topology.clone(), connector),
             node,
             _lock: lock,
-            who: format!("{host}, pid {}", std::process::id()),
+            owner_label: format!("{host}, pid {}", std::process::id()),
             clock: Clock::system(),
             ours: Mutex::default(),
-            owning: tokio::sync::Mutex::new(()),
+            ownership_lock: tokio::sync::Mutex::new(()),
             fault: Mutex::default(),
-            watch: Mutex::default(),
+            owner_watch: Mutex::default(),
             epoch_floor: AtomicU64::new(0),
             fence_ceiling: AtomicU64::new(0),
             fence_floor: AtomicU64::new(0),
@@ -165,137 +168,144 @@ impl RedisStore {
         FenceSpan { floor: of(&self.fence_floor), ceiling: of(&self.fence_ceiling) }
     }
 
-    fn owner(&self) -> Option<Owner> {
-        *locked(&self.ours)
+    fn owner(&self) -> Option<OwnerEpoch> {
+        *lock_unpoisoned(&self.ours)
     }
 
-    fn claimant(&self, owner: Owner) -> Claimant<'_> {
-        let (prefix, node, who) = (self.prefix(), self.node.as_str(), self.who.as_str());
-        Claimant { prefix, owner: owner.id, epoch: owner.epoch, node, who, lease_ms: self.options.lease_ms }
+    fn owner_fields(&self, owner: OwnerEpoch) -> OwnerFields<'_> {
+        let (prefix, node, who) = (self.prefix(), self.node.as_str(), self.owner_label.as_str());
+        OwnerFields { prefix, owner: owner.id, epoch: owner.epoch, node, who, lease_ms: self.options.lease_ms }
     }
 
     /// One call in the slot of the record of ownership, which must be answered.
-    async fn ask(&self, call: nodes::Call) -> Result<Value, StoreError> {
+    async fn ask(&self, call: nodes::RedisCall) -> Result<Value, StoreError> {
         match self.nodes.call(&[call]).await?.pop() {
-            Some(answer) => answered(answer?),
-            None => Err(StoreError::Away("a call was left without an answer".to_owned())),
+            Some(answer) => expect_reply(answer?),
+            None => Err(StoreError::Unavailable("a call was left without an answer".to_owned())),
         }
     }
 
-    async fn take(&self, id: Uuid) -> Result<Ownership, StoreError> {
+    async fn take(&self, id: Uuid) -> Result<OwnershipRecord, StoreError> {
         // A renewal in the middle of it would go out under the old epoch.
-        let _alone = self.owning.lock().await;
+        let _alone = self.ownership_lock.lock().await;
         let read = self.ask(owner::read(self.prefix())).await?;
-        let record = owner::record(&read).map_err(StoreError::Unusable)?;
+        let record = owner::parse_record(&read).map_err(StoreError::Unusable)?;
         let RedisOptions { standby, lease_ms, .. } = self.options;
-        let candidate = Candidate { node: self.node.clone(), standby, lease_ms };
+        let candidate = TakeoverCandidate { node: self.node.clone(), standby, lease_ms };
         let now_ms = self.clock.mono_ns() / 1_000_000;
-        let verdict = locked(&self.watch).verdict(&candidate, record.as_ref(), now_ms);
+        let verdict = lock_unpoisoned(&self.owner_watch).decide(&candidate, record.as_ref(), now_ms);
         match verdict {
-            Verdict::Take => {}
-            Verdict::Wait(why) => return Err(StoreError::Held(why)),
-            Verdict::Refuse(why) => return Err(StoreError::Unusable(why)),
+            TakeoverDecision::Take => {}
+            TakeoverDecision::Wait(why) => return Err(StoreError::OwnedElsewhere(why)),
+            TakeoverDecision::Refuse(why) => return Err(StoreError::Unusable(why)),
         }
-        let known = record.as_ref().map_or(0, |record| record.epoch).max(locked(&self.watch).epoch());
-        let owner = Owner { id, epoch: known.max(self.epoch_floor.load(Ordering::Relaxed)) + 1 };
-        let taken = self.ask(self.claimant(owner).take(record.as_ref())).await?;
-        let Some(fence_ceiling) = owner::taken(&taken).map_err(StoreError::Unusable)? else {
-            return Err(StoreError::Held("somebody else took the store over at this moment".to_owned()));
+        let known = record.as_ref().map_or(0, |record| record.epoch).max(lock_unpoisoned(&self.owner_watch).epoch());
+        let owner = OwnerEpoch { id, epoch: known.max(self.epoch_floor.load(Ordering::Relaxed)) + 1 };
+        let taken = self.ask(self.owner_fields(owner).take(record.as_ref())).await?;
+        let Some(fence_ceiling) = owner::parse_take(&taken).map_err(StoreError::Unusable)? else {
+            return Err(StoreError::OwnedElsewhere("somebody else took the store over at this moment".to_owned()));
         };
-        locked(&self.sides).clear();
+        lock_unpoisoned(&self.sides).clear();
         self.fence_ceiling.fetch_max(fence_ceiling, Ordering::Relaxed);
-        *locked(&self.ours) = Some(owner);
+        *lock_unpoisoned(&self.ours) = Some(owner);
         self.reach_replica(owner).await?;
         // What was taken is what was read.
         let fence_floor = record.map_or(0, |record| record.fence_floor);
-        Ok(Ownership { epoch: owner.epoch, fence_ceiling, fence_floor })
+        Ok(OwnershipRecord { epoch: owner.epoch, fence_ceiling, fence_floor })
     }
 
     /// An epoch counts once a replica has it, where there are replicas: a failover must not give it out again.
-    async fn reach_replica(&self, owner: Owner) -> Result<(), StoreError> {
+    async fn reach_replica(&self, owner: OwnerEpoch) -> Result<(), StoreError> {
         // `WAIT` speaks of the writes of its own connection: so role, write and wait go down the same one.
         let connection = self.nodes.connection(owner::slot()).await?;
-        let about = answered(self.nodes.ask(&connection, &owner::call(cmd("INFO").arg("replication").take())).await?)?;
+        let about =
+            expect_reply(self.nodes.call_on(&connection, &owner::call(cmd("INFO").arg("replication").take())).await?)?;
         let about: String = redis::from_redis_value(about).unwrap_or_default();
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         if field("role:") != Some("master") {
-            return Err(StoreError::Away("the server that took the take-over is no master any more".to_owned()));
+            return Err(StoreError::Unavailable("the server that took the take-over is no master any more".to_owned()));
         }
         if field("connected_slaves:").is_none_or(|replicas| replicas == "0") {
             return Ok(());
         }
-        let limit_ms = (REPLICA.as_millis() as u64).min(self.options.command_ms / 2);
-        let write = self.claimant(owner).renew(self.fence_span(), false);
-        let written = self.nodes.ask(&connection, &write).await?.is_ok_and(|answer| steps::text(&answer) == Some("ok"));
+        let limit_ms = (REPLICA_WAIT.as_millis() as u64).min(self.options.command_ms / 2);
+        let write = self.owner_fields(owner).renew(self.fence_span(), false);
+        let written =
+            self.nodes.call_on(&connection, &write).await?.is_ok_and(|answer| writes::text(&answer) == Some("ok"));
         let wait = owner::call(cmd("WAIT").arg(1).arg(limit_ms).take());
-        match self.nodes.ask(&connection, &wait).await? {
+        match self.nodes.call_on(&connection, &wait).await? {
             Ok(Value::Int(reached)) if written && reached > 0 => Ok(()),
-            _ => Err(StoreError::Away("no replica has confirmed the take-over yet".to_owned())),
+            _ => Err(StoreError::Unavailable("no replica has confirmed the take-over yet".to_owned())),
         }
     }
 
-    async fn renewed(&self, lease_ms: Millis, create: bool) -> Result<Renewal, StoreError> {
-        let _alone = self.owning.lock().await;
+    async fn renewed(&self, lease_ms: Millis, create: bool) -> Result<RenewalOutcome, StoreError> {
+        let _alone = self.ownership_lock.lock().await;
         let owner = self.owner().ok_or_else(|| StoreError::Unusable("nothing is owned before a take-over".into()))?;
-        let claimant = Claimant { lease_ms, ..self.claimant(owner) };
+        let claimant = OwnerFields { lease_ms, ..self.owner_fields(owner) };
         let answer = self.ask(claimant.renew(self.fence_span(), create)).await?;
-        match steps::text(&answer) {
-            Some("ok") => Ok(Renewal::Renewed),
-            Some("missing") => Ok(Renewal::Missing),
-            Some("fenced") => Ok(Renewal::Fenced),
+        match writes::text(&answer) {
+            Some("ok") => Ok(RenewalOutcome::Renewed),
+            Some("missing") => Ok(RenewalOutcome::Missing),
+            Some("fenced") => Ok(RenewalOutcome::Fenced),
             _ => Err(StoreError::Unusable(format!("a renewal was answered {answer:?}"))),
         }
     }
 
     /// Finds the live sides of shards that are not known. Says what of that failed, by shard.
-    async fn find_sides(&self, owner: Owner, steps: &[Step]) -> Result<HashMap<ShardKey, StepOutcome>, StoreError> {
+    async fn find_sides(
+        &self,
+        owner: OwnerEpoch,
+        steps: &[WriteBatch],
+    ) -> Result<HashMap<ShardKey, WriteOutcome>, StoreError> {
         // To be dropped, a shard need not be there.
-        let sided = steps.iter().filter(|step| !matches!(step.kind, StepKind::Drop)).map(|step| step.shard);
+        let sided = steps.iter().filter(|step| !matches!(step.kind, WriteKind::Drop)).map(|step| step.shard);
         let unknown: Vec<ShardKey> = {
-            let sides = locked(&self.sides);
+            let sides = lock_unpoisoned(&self.sides);
             sided.filter(|shard| !sides.contains_key(shard)).collect()
         };
         let mut failed = HashMap::new();
         if unknown.is_empty() {
             return Ok(failed);
         }
-        let looks: Vec<_> = unknown.iter().map(|&shard| steps::look(self.prefix(), Some(owner), shard)).collect();
+        let looks: Vec<_> = unknown.iter().map(|&shard| writes::probe(self.prefix(), Some(owner), shard)).collect();
         for (shard, answer) in unknown.into_iter().zip(self.nodes.call(&looks).await?) {
             let answer = match answer {
                 Ok(answer) => answer,
                 Err(fault) => {
-                    failed.insert(shard, self.later(fault.text()));
+                    failed.insert(shard, self.unanswered(fault.text()));
                     continue;
                 }
             };
-            match steps::seen(answer).map_err(StoreError::Unusable)? {
-                Seen::Live { side, .. } => {
-                    locked(&self.sides).insert(shard, side);
+            match writes::parse_probe(answer).map_err(StoreError::Unusable)? {
+                ShardProbe::Live { side, .. } => {
+                    lock_unpoisoned(&self.sides).insert(shard, side);
                 }
-                Seen::Fenced { .. } => {
-                    failed.insert(shard, StepOutcome::Fenced);
+                ShardProbe::Fenced { .. } => {
+                    failed.insert(shard, WriteOutcome::Fenced);
                 }
                 // What this owner has in memory counts; a rewrite puts it in the place of what is there.
-                Seen::Nothing | Seen::Bad(_) => {
-                    locked(&self.sides).insert(shard, Side::A);
+                ShardProbe::Absent | ShardProbe::Damaged(_) => {
+                    lock_unpoisoned(&self.sides).insert(shard, KeySide::A);
                 }
             }
         }
         Ok(failed)
     }
 
-    fn later(&self, fault: &str) -> StepOutcome {
-        fault.clone_into(&mut locked(&self.fault));
-        StepOutcome::Away
+    fn unanswered(&self, fault: &str) -> WriteOutcome {
+        fault.clone_into(&mut lock_unpoisoned(&self.fault));
+        WriteOutcome::Unanswered
     }
 
-    async fn apply_all(&self, steps: &[Step]) -> Result<Vec<StepOutcome>, StoreError> {
+    async fn apply_all(&self, steps: &[WriteBatch]) -> Result<Vec<WriteOutcome>, StoreError> {
         let owner =
             self.owner().ok_or_else(|| StoreError::Unusable("nothing may be applied before a take-over".into()))?;
         let failed = self.find_sides(owner, steps).await?;
-        let side = |shard| locked(&self.sides).get(&shard).copied().unwrap_or(Side::A);
-        let sent: Vec<&Step> = steps.iter().filter(|step| !failed.contains_key(&step.shard)).collect();
-        let calls: Vec<_> = sent.iter().map(|step| steps::call(self.prefix(), owner, step, side(step.shard))).collect();
+        let side = |shard| lock_unpoisoned(&self.sides).get(&shard).copied().unwrap_or(KeySide::A);
+        let sent: Vec<&WriteBatch> = steps.iter().filter(|step| !failed.contains_key(&step.shard)).collect();
+        let calls: Vec<_> =
+            sent.iter().map(|step| writes::call(self.prefix(), owner, step, side(step.shard))).collect();
         let mut answers = self.nodes.call(&calls).await?.into_iter();
         let mut outcomes = Vec::with_capacity(steps.len());
         for step in steps {
@@ -304,16 +314,16 @@ impl RedisStore {
                 continue;
             }
             let outcome = match answers.next() {
-                Some(Ok(answer)) => steps::outcome(answer).unwrap_or_else(|fault| self.later(&fault)),
-                Some(Err(fault)) => self.later(fault.text()),
-                None => self.later("a step was left without an answer"),
+                Some(Ok(answer)) => writes::parse_outcome(answer).unwrap_or_else(|fault| self.unanswered(&fault)),
+                Some(Err(fault)) => self.unanswered(fault.text()),
+                None => self.unanswered("a step was left without an answer"),
             };
-            let mut sides = locked(&self.sides);
+            let mut sides = lock_unpoisoned(&self.sides);
             match (&step.kind, outcome) {
-                (_, StepOutcome::Gap) | (StepKind::Drop, _) => {
+                (_, WriteOutcome::Gap) | (WriteKind::Drop, _) => {
                     sides.remove(&step.shard);
                 }
-                (StepKind::Flip { .. }, StepOutcome::Ok | StepOutcome::Duplicate) => {
+                (WriteKind::Install { .. }, WriteOutcome::Ok | WriteOutcome::Duplicate) => {
                     sides.entry(step.shard).and_modify(|side| *side = side.other());
                 }
                 _ => {}
@@ -337,19 +347,19 @@ impl Store for RedisStore {
         Some(self.options.lease_ms)
     }
 
-    fn step_bytes_max(&self) -> usize {
+    fn batch_bytes_max(&self) -> usize {
         STEP_BYTES_MAX
     }
 
-    fn fault(&self) -> String {
-        locked(&self.fault).clone()
+    fn last_fault(&self) -> String {
+        lock_unpoisoned(&self.fault).clone()
     }
 
-    fn lane(&self, shard: ShardKey) -> usize {
-        self.nodes.lane(keys::slot(shard))
+    fn writer_partition(&self, shard: ShardKey) -> usize {
+        self.nodes.writer_partition(keys::slot(shard))
     }
 
-    fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<Ownership, StoreError>> {
+    fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>> {
         self.take(owner).boxed()
     }
 
@@ -358,15 +368,15 @@ impl Store for RedisStore {
             self.fence_floor.fetch_max(span.floor, Ordering::Relaxed);
             self.fence_ceiling.fetch_max(span.ceiling, Ordering::Relaxed);
             match self.renewed(self.options.lease_ms, false).await? {
-                Renewal::Renewed => Ok(()),
-                Renewal::Missing => Err(StoreError::Away("the record of ownership is gone".into())),
-                Renewal::Fenced => Err(StoreError::Unusable("the store has another owner".into())),
+                RenewalOutcome::Renewed => Ok(()),
+                RenewalOutcome::Missing => Err(StoreError::Unavailable("the record of ownership is gone".into())),
+                RenewalOutcome::Fenced => Err(StoreError::Unusable("the store has another owner".into())),
             }
         }
         .boxed()
     }
 
-    fn renew(&self, create: bool) -> BoxFuture<'_, Result<Renewal, StoreError>> {
+    fn renew(&self, create: bool) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
         self.renewed(self.options.lease_ms, create).boxed()
     }
 
@@ -381,19 +391,19 @@ impl Store for RedisStore {
         .boxed()
     }
 
-    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<Loaded>, StoreError>> {
+    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>> {
         async move {
             let owner = self.owner();
             let mut loaded = Vec::with_capacity(shards.len());
             for read in load::load(&self.nodes, self.prefix(), owner, shards, sink).await? {
                 match read {
-                    Read::Done(one, side) => {
+                    ShardRead::Done(one, side) => {
                         if let (Some(side), Some(_)) = (side, owner) {
-                            locked(&self.sides).insert(one.shard, side);
+                            lock_unpoisoned(&self.sides).insert(one.shard, side);
                         }
                         loaded.push(one);
                     }
-                    Read::Fenced(epoch) => {
+                    ShardRead::Fenced(epoch) => {
                         // The record says that the store is ours, so its owner of that epoch lost it in a failover.
                         self.epoch_floor.fetch_max(epoch, Ordering::Relaxed);
                         let why = format!("a shard is at epoch {epoch}, above ours: taking over once more");
@@ -406,11 +416,11 @@ impl Store for RedisStore {
         .boxed()
     }
 
-    fn apply(&self, steps: Vec<Step>) -> BoxFuture<'_, Result<Vec<StepOutcome>, StoreError>> {
+    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
         async move { self.apply_all(&steps).await }.boxed()
     }
 
-    fn about(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
+    fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
         async move {
             let read = self.ask(owner::read(self.prefix())).await?;
             let mut about: BTreeMap<String, String> =
@@ -421,13 +431,13 @@ impl Store for RedisStore {
         .boxed()
     }
 
-    fn wants_rewrite(&self) -> Option<ShardKey> {
+    fn snapshot_candidate(&self) -> Option<ShardKey> {
         None
     }
 }
 
 /// What was answered to a call that no server has a reason to refuse.
-fn answered(answer: nodes::Answer) -> Result<Value, StoreError> {
+fn expect_reply(answer: nodes::Answer) -> Result<Value, StoreError> {
     answer.map_err(|refused| StoreError::Unusable(refused.text))
 }
 
@@ -446,6 +456,6 @@ fn certificates(options: &RedisOptions) -> Result<TlsCertificates, StoreError> {
     Ok(TlsCertificates { client_tls, root_cert })
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock()
 }

@@ -19,14 +19,14 @@ pub const FORMS: &str = "redis://[user:password@]host[:port][/db], redis+unix://
 
 /// A host and its port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address {
+pub struct ServerAddress {
     /// Name or address; an IPv6 address without its brackets.
     pub host: String,
     /// TCP port.
     pub port: u16,
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -38,22 +38,22 @@ impl fmt::Display for Address {
 
 /// What stands behind the addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum RedisTopology {
     /// One server.
-    Single(Address),
+    Standalone(ServerAddress),
     /// One server, over a Unix socket.
     Unix(PathBuf),
     /// Some nodes of a cluster.
-    Cluster(Vec<Address>),
+    Cluster(Vec<ServerAddress>),
     /// Sentinels, and the name of the master that they watch.
-    Sentinel(Vec<Address>, String),
+    Sentinel(Vec<ServerAddress>, String),
 }
 
 /// A parsed URL. Shown without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     /// Where.
-    pub kind: Kind,
+    pub topology: RedisTopology,
     /// Whether connections are encrypted.
     pub tls: bool,
     /// The user to authenticate as; none: `default`.
@@ -89,24 +89,24 @@ impl FromStr for RedisUrl {
             if !rest.starts_with('/') {
                 return Err("redis+unix:// needs an absolute path, as in redis+unix:///run/redis.sock".to_owned());
             }
-            return Ok(Self { kind: Kind::Unix(rest.into()), tls, user, password, db: 0 });
+            return Ok(Self { topology: RedisTopology::Unix(rest.into()), tls, user, password, db: 0 });
         }
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let kind = match form {
-            "" => Kind::Single(one(addresses(hosts, PORT)?)?),
-            "-cluster" => Kind::Cluster(addresses(hosts, PORT)?),
-            "-sentinel" => Kind::Sentinel(addresses(hosts, SENTINEL_PORT)?, master(path)?),
+            "" => RedisTopology::Standalone(single_address(addresses(hosts, PORT)?)?),
+            "-cluster" => RedisTopology::Cluster(addresses(hosts, PORT)?),
+            "-sentinel" => RedisTopology::Sentinel(addresses(hosts, SENTINEL_PORT)?, master(path)?),
             _ => return Err(format!("must be one of {FORMS}")),
         };
         let db = match &kind {
-            Kind::Sentinel(..) => 0,
-            Kind::Cluster(_) if !matches!(path, "" | "0") => {
+            RedisTopology::Sentinel(..) => 0,
+            RedisTopology::Cluster(_) if !matches!(path, "" | "0") => {
                 return Err(format!("a cluster has no databases, got /{path}"));
             }
             _ if path.is_empty() => 0,
             _ => path.parse().map_err(|_| format!("the database must be a number, got /{path}"))?,
         };
-        Ok(Self { kind, tls, user, password, db })
+        Ok(Self { topology: kind, tls, user, password, db })
     }
 }
 
@@ -115,7 +115,7 @@ fn decoded(text: &str) -> Result<Option<String>, String> {
     Ok(Some(text.into_owned()).filter(|text| !text.is_empty()))
 }
 
-fn addresses(text: &str, port: u16) -> Result<Vec<Address>, String> {
+fn addresses(text: &str, port: u16) -> Result<Vec<ServerAddress>, String> {
     let addresses = text.split(',').map(|text| address(text, port)).collect::<Result<Vec<_>, _>>()?;
     if addresses.len() > HOSTS_MAX {
         return Err(format!("at most {HOSTS_MAX} addresses, got {}", addresses.len()));
@@ -123,7 +123,7 @@ fn addresses(text: &str, port: u16) -> Result<Vec<Address>, String> {
     Ok(addresses)
 }
 
-fn address(text: &str, port: u16) -> Result<Address, String> {
+fn address(text: &str, port: u16) -> Result<ServerAddress, String> {
     let wrong = || format!("{text:?} is not host:port");
     let (host, rest) = match text.strip_prefix('[') {
         Some(inner) => inner.split_once(']').ok_or_else(wrong)?,
@@ -137,10 +137,10 @@ fn address(text: &str, port: u16) -> Result<Address, String> {
     if host.is_empty() {
         return Err("needs a host, as in redis://127.0.0.1:6379".to_owned());
     }
-    Ok(Address { host: host.to_owned(), port })
+    Ok(ServerAddress { host: host.to_owned(), port })
 }
 
-fn one(mut addresses: Vec<Address>) -> Result<Address, String> {
+fn single_address(mut addresses: Vec<ServerAddress>) -> Result<ServerAddress, String> {
     match addresses.pop() {
         Some(address) if addresses.is_empty() => Ok(address),
         _ => Err("several addresses are a cluster's (redis-cluster://) or sentinels' (redis-sentinel://)".to_owned()),
@@ -157,11 +157,11 @@ fn master(path: &str) -> Result<String, String> {
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = if self.tls { "s" } else { "" };
-        let form = match &self.kind {
-            Kind::Single(_) => "",
-            Kind::Unix(_) => "+unix",
-            Kind::Cluster(_) => "-cluster",
-            Kind::Sentinel(..) => "-sentinel",
+        let form = match &self.topology {
+            RedisTopology::Standalone(_) => "",
+            RedisTopology::Unix(_) => "+unix",
+            RedisTopology::Cluster(_) => "-cluster",
+            RedisTopology::Sentinel(..) => "-sentinel",
         };
         write!(f, "redis{s}{form}://")?;
         match (&self.user, &self.password) {
@@ -169,12 +169,13 @@ impl fmt::Display for RedisUrl {
             (Some(user), None) => write!(f, "{user}@")?,
             (None, None) => {}
         }
-        let list = |addresses: &[Address]| addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
-        match &self.kind {
-            Kind::Single(address) => write!(f, "{address}")?,
-            Kind::Unix(path) => write!(f, "{}", path.display())?,
-            Kind::Cluster(addresses) => f.write_str(&list(addresses))?,
-            Kind::Sentinel(addresses, master) => write!(f, "{}/{master}", list(addresses))?,
+        let list =
+            |addresses: &[ServerAddress]| addresses.iter().map(ServerAddress::to_string).collect::<Vec<_>>().join(",");
+        match &self.topology {
+            RedisTopology::Standalone(address) => write!(f, "{address}")?,
+            RedisTopology::Unix(path) => write!(f, "{}", path.display())?,
+            RedisTopology::Cluster(addresses) => f.write_str(&list(addresses))?,
+            RedisTopology::Sentinel(addresses, master) => write!(f, "{}/{master}", list(addresses))?,
         }
         if self.db != 0 { write!(f, "/{}", self.db) } else { Ok(()) }
     }

@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::{answer, schema};
+use super::{open_object, schema};
 
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
     json!({
-        "Error": answer("What went wrong.", &["error"], json!({
+        "Error": open_object("What went wrong.", &["error"], json!({
             "error": schema("ErrorBody"),
         })),
-        "ErrorBody": answer("What went wrong.", &["code", "message"], json!({
+        "ErrorBody": open_object("What went wrong.", &["code", "message"], json!({
                 "code": {"enum": ["INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "PERMISSION_DENIED"], "description": "As in gRPC."},
                 "reason": {"type": "string", "description": "The finer word, where callers can act on it."},
                 "field": {"type": "string", "description": "Path of the field that is to blame, if one is."},
@@ -46,7 +46,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::api::error_table::Outcome;
+    use crate::api::error_table::ErrorStatus;
 
     /// Reasons that a description explains.
     fn explained(description: &str) -> BTreeSet<&str> {
@@ -63,9 +63,9 @@ mod tests {
     fn each_status_has_the_reasons_of_the_outcome_table() {
         let responses = responses();
         let mut wanted: BTreeSet<(String, &str)> = BTreeSet::new();
-        for outcome in Outcome::every() {
+        for outcome in ErrorStatus::all() {
             // No operation of the document has a method that its path does not take.
-            if outcome != Outcome::METHOD {
+            if outcome != ErrorStatus::METHOD {
                 let status = outcome.status.to_string();
                 assert!(responses.get(&status).is_some(), "{outcome:?}");
                 wanted.extend(outcome.reason.map(|reason| (status, reason)));

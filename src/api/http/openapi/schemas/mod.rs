@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::reference;
 use crate::limits;
-use crate::model::{PoolSpec, RuledOut, Survey, UnschedulableReason};
+use crate::model::{FilterReason, PoolSpec, UnschedulableReason, WorkerSurvey};
 
+mod demand;
 mod errors;
-mod waiting;
-mod watching;
+mod events;
 
 pub(super) use errors::responses;
 
@@ -40,7 +40,7 @@ fn described(name: &str, description: &str) -> Value {
 }
 
 /// An object that takes no other fields.
-fn closed(description: &str, required: &[&str], properties: Value) -> Value {
+fn closed_object(description: &str, required: &[&str], properties: Value) -> Value {
     json!({
         "type": "object", "description": description, "required": required, "properties": properties,
         "additionalProperties": false,
@@ -48,12 +48,12 @@ fn closed(description: &str, required: &[&str], properties: Value) -> Value {
 }
 
 /// An object of an answer: later versions may say more.
-fn answer(description: &str, required: &[&str], properties: Value) -> Value {
+fn open_object(description: &str, required: &[&str], properties: Value) -> Value {
     json!({"type": "object", "description": description, "required": required, "properties": properties})
 }
 
 fn page(of: &str) -> Value {
-    answer(
+    open_object(
         "A page.",
         &["items"],
         json!({
@@ -65,7 +65,7 @@ fn page(of: &str) -> Value {
 
 /// `{name, created}` or an error, one each.
 fn outcomes(name: &str, of: &str) -> Value {
-    let done = answer(
+    let done = open_object(
         "Done.",
         &[name, "created"],
         json!({
@@ -73,12 +73,12 @@ fn outcomes(name: &str, of: &str) -> Value {
             "created": {"type": "boolean", "description": "False if it was there before this request."},
         }),
     );
-    either(done)
+    done_or_error(done)
 }
 
 /// `done` or an error, one each.
-fn either(done: Value) -> Value {
-    answer(
+fn done_or_error(done: Value) -> Value {
+    open_object(
         "One outcome each, in order.",
         &["items"],
         json!({
@@ -120,7 +120,7 @@ fn pool_spec() -> Value {
     let mut waiters_tenant_max = number(limits::WAITERS_MAX.into(), "Of them most of one tenant.");
     waiters_tenant_max["default"] = default.waiters_tenant_max.into();
     let shards: Vec<u16> = (0..).map(|n| 1 << n).take_while(|&shards| shards <= limits::SHARDS_MAX).collect();
-    closed("The specification of a pool.", &[], json!({
+    closed_object("The specification of a pool.", &[], json!({
         "shards": {"type": "integer", "enum": shards, "default": default.shards, "description": "Number of shards. Never changes."},
         "mode": {"enum": ["exclusive", "shared"], "default": default.mode, "description": "How claims use workers: a claim takes a whole one, or as much of one as it asks for. Never changes."},
         "policy": {"enum": ["lifo", "fifo", "random", "best_fit", "spread", "fgd"], "description": "Which worker a claim takes. Exclusive pools: the one that became idle last (lifo, the warmest; the default), first, or any. Shared pools: of those that fit the one with the least left (best_fit, the default), with the most (spread), or of whose idle GPU cards the fewest become useless for what is usually asked (fgd)."},
@@ -171,10 +171,10 @@ fn worker_fields() -> Value {
 
 #[rustfmt::skip]
 fn node_choice() -> Value {
-    closed("On which machines. An empty list restricts nothing.", &[], json!({
+    closed_object("On which machines. An empty list restricts nothing.", &[], json!({
                 "required": {"type": "array", "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "One of these, or nothing."},
                 "preferred": {"type": "array", "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "One of these if possible, else any."},
-                "preferred_then_wait": closed("One of these nodes if it becomes free in time, else any. Instead of preferred.", &["nodes", "ms"], json!({
+                "preferred_then_wait": closed_object("One of these nodes if it becomes free in time, else any. Instead of preferred.", &["nodes", "ms"], json!({
                     "nodes": {"type": "array", "minItems": 1, "maxItems": limits::CLAIM_NODES_MAX, "items": schema("Name"), "description": "The nodes."},
                     "ms": at_least_1(number(limits::WAIT_MS_MAX, "For how long only they will do.")),
                 })),
@@ -183,7 +183,7 @@ fn node_choice() -> Value {
 
 #[rustfmt::skip]
 fn claim_body() -> Value {
-    closed("A request for one worker. Exactly one of pool, pools and pool_selector names where.", &["namespace"], json!({
+    closed_object("A request for one worker. Exactly one of pool, pools and pool_selector names where.", &["namespace"], json!({
             "namespace": described("Name", "Where; the pools are in it."),
             "pool": described("Name", "The pool that may serve it."),
             "pools": {"type": "array", "maxItems": limits::CLAIM_POOLS_MAX, "items": schema("Name"), "description": "The pools that may serve it, in order: one that has no room falls back to the next."},
@@ -207,14 +207,14 @@ fn claim_body() -> Value {
         }))
 }
 
-fn with(mut properties: Value, name: &str, schema: Value) -> Value {
+fn with_property(mut properties: Value, name: &str, schema: Value) -> Value {
     properties[name] = schema;
     properties
 }
 
 pub(super) fn schemas() -> Value {
     let mut schemas = pools_and_workers();
-    for more in [claims(), waiting::schemas(), watching::schemas(), errors::schemas(), rest()] {
+    for more in [claims(), demand::schemas(), events::schemas(), errors::schemas(), miscellaneous()] {
         let Value::Object(more) = more else { unreachable!("both are objects") };
         schemas.as_object_mut().expect("it is one").extend(more);
     }
@@ -223,18 +223,18 @@ pub(super) fn schemas() -> Value {
 
 /// Counts of workers, one for each [`UnschedulableReason`] in its order.
 fn unschedulable_counts() -> Value {
-    let of = UnschedulableReason::ALL.map(|reason| (reason.word().to_owned(), count("Workers.")));
-    let names = UnschedulableReason::ALL.map(UnschedulableReason::word);
+    let of = UnschedulableReason::ALL.map(|reason| (reason.as_str().to_owned(), count("Workers.")));
+    let names = UnschedulableReason::ALL.map(UnschedulableReason::as_str);
     let about = "Workers that are not offered and hold no claim, each under the first reason that applies, in this order: with the idle and the busy workers they are all.";
-    answer(about, &names, Value::Object(of.into_iter().collect()))
+    open_object(about, &names, Value::Object(of.into_iter().collect()))
 }
 
-/// Counts of workers, one for each [`RuledOut`] in its order.
+/// Counts of workers, one for each [`FilterReason`] in its order.
 fn ruled_out() -> Value {
-    let of = RuledOut::ALL.map(|why| (why.word().to_owned(), count("Workers.")));
+    let of = FilterReason::ALL.map(|why| (why.as_str().to_owned(), count("Workers.")));
     let description =
         "Why the others would not, each counted under the first that applies, in this order. None: left out.";
-    answer(description, &[], Value::Object(of.into_iter().collect()))
+    open_object(description, &[], Value::Object(of.into_iter().collect()))
 }
 
 fn count(description: &str) -> Value {
@@ -256,49 +256,49 @@ fn pools_and_workers() -> Value {
             "additionalProperties": {"type": "string", "maxLength": limits::LABEL_VALUE_BYTES_MAX, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"},
             "description": "Free labels. Values are at most 255 bytes, without control characters.",
         },
-        "Capacity": closed("What there is, or what is taken. What is left out is 0.", &[], json!({
+        "Capacity": closed_object("What there is, or what is taken. What is left out is 0.", &[], json!({
             "cpu_milli": amount("Thousandths of a core."),
             "memory_bytes": amount("Bytes of memory."),
             "slots": amount("Places, in a unit that the pool's owner chooses."),
-            "gpu": closed("Cards of one model.", &["model", "count"], json!({
+            "gpu": closed_object("Cards of one model.", &["model", "count"], json!({
                 "model": described("Name", "Model name, as in A10."),
                 "count": {"type": "integer", "minimum": 1, "maximum": limits::GPUS_MAX, "description": "Number of cards."},
             })),
         })),
-        "Resources": closed("What a claim asks for. All of it comes from one worker.", &[], json!({
+        "Resources": closed_object("What a claim asks for. All of it comes from one worker.", &[], json!({
             "cpu_milli": amount("Thousandths of a core."),
             "memory_bytes": amount("Bytes of memory."),
             "slots": amount("Places, in a unit that the pool's owner chooses."),
             "gpu": schema("GpuAsk"),
         })),
-        "GpuAsk": closed("Whole cards, or a part of one. Only one of model and models may be given.", &[], json!({
+        "GpuAsk": closed_object("Whole cards, or a part of one. Only one of model and models may be given.", &[], json!({
             "model": described("Name", "The model that it must be. Default: any."),
             "models": {"type": "array", "maxItems": limits::CLAIM_MODELS_MAX, "uniqueItems": true, "items": schema("Name"), "description": "Models that will do, the most wanted first."},
             "count": {"type": "integer", "minimum": 1, "maximum": limits::GPUS_MAX, "default": 1, "description": "Number of cards."},
-            "milli": {"type": "integer", "minimum": 1, "maximum": limits::CARD_MILLI, "default": limits::CARD_MILLI, "description": "Thousandths of each card. A part of a card only with a count of 1."},
+            "milli": {"type": "integer", "minimum": 1, "maximum": limits::GPU_MILLI, "default": limits::GPU_MILLI, "description": "Thousandths of each card. A part of a card only with a count of 1."},
         })),
-        "Held": answer("What a claim holds. What is left out is 0.", &[], json!({
+        "Held": open_object("What a claim holds. What is left out is 0.", &[], json!({
             "cpu_milli": amount("Thousandths of a core."),
             "memory_bytes": amount("Bytes of memory."),
             "slots": amount("Places, in a unit that the pool's owner chooses."),
-            "gpu": answer("Cards of one model.", &["model", "count"], json!({
+            "gpu": open_object("Cards of one model.", &["model", "count"], json!({
                 "model": described("Name", "Model name, as in A10."),
                 "count": {"type": "integer", "minimum": 1, "maximum": limits::GPUS_MAX, "description": "Number of cards."},
-                "milli": {"type": "integer", "minimum": 1, "maximum": limits::CARD_MILLI, "description": "Thousandths of each. Only in a shared pool."},
+                "milli": {"type": "integer", "minimum": 1, "maximum": limits::GPU_MILLI, "description": "Thousandths of each. Only in a shared pool."},
                 "cards": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": limits::GPUS_MAX - 1}, "description": "Which cards of the worker, from 0. Only in a shared pool."},
             })),
         })),
-        "TypicalRequest": closed("A kind of request that a pool usually gets.", &["weight"], json!({
+        "TypicalRequest": closed_object("A kind of request that a pool usually gets.", &["weight"], json!({
             "cpu_milli": amount("Thousandths of a core."),
             "gpu": schema("GpuAsk"),
             "weight": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "description": "How often, beside the others."},
         })),
-        "Sum": answer("A sum over workers; GPUs are summed by model elsewhere.", &[], json!({
+        "Sum": open_object("A sum over workers; GPUs are summed by model elsewhere.", &[], json!({
             "cpu_milli": count("Thousandths of a core."), "memory_bytes": count("Bytes of memory."), "slots": count("Places."),
         })),
         "PoolSpec": pool_spec(),
         "PoolPatch": pool_patch(),
-        "ShardStatus": answer("The figures of one shard.", &["shard", "state", "workers", "idle", "busy", "reserved", "seq", "applied_seq", "lag_ms", "ring_depth", "answers_waiting", "restarts"], json!({
+        "ShardStatus": open_object("The figures of one shard.", &["shard", "state", "workers", "idle", "busy", "reserved", "seq", "applied_seq", "lag_ms", "queue_depth", "answers_waiting", "restarts"], json!({
             "shard": shard_index,
             "state": {"enum": ["loading", "serving", "refused", "stopped"], "description": "Whether it answers."},
             "reason": {"type": "string", "description": "Why it does not, if it does not."},
@@ -306,7 +306,7 @@ fn pools_and_workers() -> Value {
             "reserved": count("Claims not confirmed yet."),
             "seq": count("Last change decided."), "applied_seq": count("Last change that the store has."),
             "lag_ms": count("Age of the oldest change that the store does not have."),
-            "ring_depth": count("Requests waiting in its ring."), "answers_waiting": count("Durable answers that wait for the store."),
+            "queue_depth": count("Requests waiting in its ring."), "answers_waiting": count("Durable answers that wait for the store."),
             "restarts": count("Times it was restarted after a panic."),
             "cordoned": count("Workers that are cordoned."), "draining": count("Workers that are draining."),
             "lost": count("Workers that were silent for too long."), "suspect": count("Workers that nothing has spoken for."),
@@ -316,29 +316,29 @@ fn pools_and_workers() -> Value {
             "unschedulable": schema("UnschedulableCounts"),
         })),
         "UnschedulableCounts": unschedulable_counts(),
-        "Pool": answer("A pool, with its figures.", &["namespace", "name", "spec", "version", "workers", "claims", "capacity", "free", "gpus"], json!({
+        "Pool": open_object("A pool, with its figures.", &["namespace", "name", "spec", "version", "workers", "claims", "capacity", "free", "gpus"], json!({
             "namespace": schema("Name"), "name": schema("Name"), "spec": schema("PoolSpec"),
             "version": number(limits::FENCE_MAX, "Number of the specification: grows with every change of it, and never comes back."),
-            "workers": answer("Workers by occupancy.", &["total", "idle", "busy"], json!({
+            "workers": open_object("Workers by occupancy.", &["total", "idle", "busy"], json!({
                 "total": count("All."), "idle": count("Offered."), "busy": count("Held."), "cordoned": count("Cordoned."),
                 "draining": count("Draining."), "lost": count("Silent for too long."), "suspect": count("Nothing has spoken for them."),
                 "ended": count("Their own end of life has come."), "stopping": count("They run what they were told to stop."),
                 "reserved": count("Kept for claims that wait."),
             })),
             "unschedulable": schema("UnschedulableCounts"),
-            "claims": answer("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use."), "releasing": count("Their workers are being cleaned.")})),
+            "claims": open_object("Claims by state.", &["reserved", "active"], json!({"reserved": count("Not confirmed yet."), "active": count("In use."), "releasing": count("Their workers are being cleaned.")})),
             "capacity": schema("Sum"), "free": described("Sum", "What can be claimed: what idle workers have; in a shared pool, what workers that are offered have left."),
-            "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": answer("Cards of one model.", &["total", "free", "free_milli"], json!({"total": count("All."), "free": count("Those of which nothing is held and that can be claimed."), "free_milli": count("Thousandths of cards that can be claimed.")}))},
+            "gpus": {"type": "object", "description": "Cards by model.", "additionalProperties": open_object("Cards of one model.", &["total", "free", "free_milli"], json!({"total": count("All."), "free": count("Those of which nothing is held and that can be claimed."), "free_milli": count("Thousandths of cards that can be claimed.")}))},
             "shards": {"type": "array", "maxItems": limits::SHARDS_MAX, "items": schema("ShardStatus"), "description": "Figures by shard. Missing in lists."},
         })),
-        "PoolAnswer": answer("A pool.", &["pool"], json!({"pool": schema("Pool")})),
+        "PoolAnswer": open_object("A pool.", &["pool"], json!({"pool": schema("Pool")})),
         "PoolPage": page("Pool"),
-        "WorkerBody": closed("A worker as its registrar describes it; its id is in the path.", &[], worker_fields()),
-        "WorkerItem": closed("A worker as its registrar describes it.", &["id"], with(worker_fields(), "id", described("Name", "Unique in its pool."))),
-        "WorkersBatch": closed("Many workers.", &["workers"], json!({
+        "WorkerBody": closed_object("A worker as its registrar describes it; its id is in the path.", &[], worker_fields()),
+        "WorkerItem": closed_object("A worker as its registrar describes it.", &["id"], with_property(worker_fields(), "id", described("Name", "Unique in its pool."))),
+        "WorkersBatch": closed_object("Many workers.", &["workers"], json!({
             "workers": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("WorkerItem")},
         })),
-        "Worker": answer("A worker.", &["id", "capacity", "labels", "incarnation", "occupancy", "schedulability", "liveness", "trust", "overcommitted", "version", "shard", "claims"], json!({
+        "Worker": open_object("A worker.", &["id", "capacity", "labels", "incarnation", "occupancy", "schedulability", "liveness", "trust", "overcommitted", "version", "shard", "claims"], json!({
             "id": schema("Name"), "capacity": schema("Capacity"), "labels": schema("Labels"), "node": schema("Name"),
             "incarnation": amount("Grows when the worker starts anew."),
             "occupancy": {"enum": ["idle", "busy"], "description": "busy: it holds a claim, or runs what it was told to stop. Pools count one that only does the latter as stopping."},
@@ -351,26 +351,26 @@ fn pools_and_workers() -> Value {
             "shard": shard_index,
             "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."},
         })),
-        "WorkerAnswer": answer("A worker.", &["worker"], json!({"worker": schema("Worker"), "stop": described("HeldClaims", "What it said that it runs and should not. Missing if there is none.")})),
-        "HeldClaim": closed("A claim by its name and number. Its namespace is the pool's.", &["key", "fence"], json!({
+        "WorkerAnswer": open_object("A worker.", &["worker"], json!({"worker": schema("Worker"), "stop": described("HeldClaims", "What it said that it runs and should not. Missing if there is none.")})),
+        "HeldClaim": closed_object("A claim by its name and number. Its namespace is the pool's.", &["key", "fence"], json!({
             "tenant": described("Name", "Default: default."), "key": schema("Name"), "fence": number(limits::FENCE_MAX, "Number of the grant."),
         })),
-        "HeldClaims": {"type": "array", "maxItems": limits::NAMED_CLAIMS_MAX, "items": schema("HeldClaim"), "description": "Claims of one worker."},
-        "HeartbeatBody": closed("What a worker says of itself.", &[], heartbeat_fields()),
-        "HeartbeatItem": closed("What a worker says of itself.", &["id"], with(heartbeat_fields(), "id", described("Name", "The worker."))),
-        "HeartbeatBatch": closed("Many heartbeats.", &["workers"], json!({
+        "HeldClaims": {"type": "array", "maxItems": limits::REPORTED_CLAIMS_MAX, "items": schema("HeldClaim"), "description": "Claims of one worker."},
+        "HeartbeatBody": closed_object("What a worker says of itself.", &[], heartbeat_fields()),
+        "HeartbeatItem": closed_object("What a worker says of itself.", &["id"], with_property(heartbeat_fields(), "id", described("Name", "The worker."))),
+        "HeartbeatBatch": closed_object("Many heartbeats.", &["workers"], json!({
             "workers": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("HeartbeatItem")},
         })),
-        "Heard": answer("What the worker should run, and what it should stop.", &["claims", "stop"], json!({
+        "Heard": open_object("What the worker should run, and what it should stop.", &["claims", "stop"], json!({
             "claims": {"type": "array", "items": schema("Claim"), "description": "What it holds."}, "stop": described("HeldClaims", "What it named and should not run."),
             "ignored": {"type": "boolean", "description": "True: it came late, and nothing of it was taken. Else missing."},
             "last_seq": count("Of one that was ignored: the highest seq that was taken. The next has to exceed it, or the worker to be registered again, which begins the count anew."),
         })),
-        "HeardOutcomes": either(schema("Heard")),
-        "Cleared": answer("How many workers.", &["cleared", "suspect"], json!({
+        "HeardOutcomes": done_or_error(schema("Heard")),
+        "Cleared": open_object("How many workers.", &["cleared", "suspect"], json!({
             "cleared": count("Trusted since."), "suspect": count("Not yet: claims that the last stop may have lost can still be started."),
         })),
-        "NoBody": closed("Nothing.", &[], json!({})),
+        "NoBody": closed_object("Nothing.", &[], json!({})),
         "WorkerPage": page("Worker"),
         "WorkerOutcomes": outcomes("worker", "Worker"),
     })
@@ -381,33 +381,33 @@ fn claims() -> Value {
     json!({
         "ClaimBody": claim_body(),
         "Selector": {"type": "string", "maxLength": limits::SELECTOR_BYTES_MAX, "description": "As label selectors of Kubernetes: zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot"},
-        "ClaimsBatch": closed("Many claims.", &["mode", "items"], json!({
+        "ClaimsBatch": closed_object("Many claims.", &["mode", "items"], json!({
             "mode": {"enum": ["independent", "all_or_nothing"], "description": "Each item for itself; or a gang: all items, under keys that are free, or none, durably whatever the pool promises."},
             "items": {"type": "array", "maxItems": limits::BATCH_ITEMS_MAX, "items": schema("ClaimBody")},
         })),
-        "HolderBody": closed("Who speaks.", &["fence"], json!({
+        "HolderBody": closed_object("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
         })),
-        "RenewBody": closed("Who speaks.", &["fence"], json!({
+        "RenewBody": closed_object("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
             "ttl_ms": ttl_ms("From now on it may stay active for that long without a renewal; at most the ttl_max_ms of its pool. Missing: as long as before, at most that; for one that had no ttl_ms the default of its pool."),
         })),
-        "ResizeBody": closed("Who speaks, and what it needs.", &["fence", "resources"], json!({
+        "ResizeBody": closed_object("Who speaks, and what it needs.", &["fence", "resources"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
             "resources": described("Resources", "What the claim holds from now on, in all."),
         })),
-        "ReleaseAnswer": answer("What became of a release.", &["released"], json!({
+        "ReleaseAnswer": open_object("What became of a release.", &["released"], json!({
             "released": {"type": "boolean", "description": "False if the key held no claim: it was released already, or there never was one."},
         })),
-        "ReleaseBody": closed("Who speaks.", &["fence"], json!({
+        "ReleaseBody": closed_object("Who speaks.", &["fence"], json!({
             "fence": number(limits::FENCE_MAX, "The holder's."),
             "tenant": described("Name", "Default: default."),
             "phase": {"enum": ["begin", "finish"], "description": "The work has ended and the worker is being cleaned; it is clean. Missing: all in one call."},
         })),
-        "Claim": answer("A claim.", &["key", "tenant", "fence", "namespace", "pool", "worker", "state", "resources"], json!({
+        "Claim": open_object("A claim.", &["key", "tenant", "fence", "namespace", "pool", "worker", "state", "resources"], json!({
             "key": schema("Name"), "tenant": schema("Name"),
             "fence": number(limits::FENCE_MAX, "Number of this grant: higher than that of every claim before. Sent along with confirm and release; a worker can refuse an older holder by it."),
             "namespace": schema("Name"), "pool": schema("Name"), "worker": schema("Name"),
@@ -422,44 +422,44 @@ fn claims() -> Value {
             "created_at_ms": count("Unix time in milliseconds at which its worker was given to it. Missing if that is not known: its record is older than this field, or was lost in a crash, and its worker named the claim."),
             "activated_at_ms": count("Unix time in milliseconds at which it became active. Missing until then, and if it is not known."),
         })),
-        "Explanation": answer("What would become of a claim.", &["outcome", "pools"], json!({
+        "Explanation": open_object("What would become of a claim.", &["outcome", "pools"], json!({
             "outcome": {"enum": ["placed", "refused"], "description": "Whether it would be given a worker."},
-            "would_take": answer("The worker that it would be given; among equal ones it may be another the next time. Missing if it would be refused.", &["pool", "worker"], json!({
+            "would_take": open_object("The worker that it would be given; among equal ones it may be another the next time. Missing if it would be refused.", &["pool", "worker"], json!({
                 "pool": schema("Name"), "worker": schema("Name"), "node": described("Name", "The machine that the worker runs on, if known."),
             })),
             "error": described("ErrorBody", "As the claim would be refused. Missing if it would be placed."),
             "pools": {"type": "array", "maxItems": limits::POOLS_MAX, "items": schema("PoolSurvey"), "description": "The pools that it may use, in the order in which they would be tried."},
         })),
-        "PoolSurvey": answer("What a claim finds in a pool. What is ruled out and fits sum to the workers.", &["pool", "workers", "fits", "ruled_out", "nearest", "most_free"], json!({
+        "PoolSurvey": open_object("What a claim finds in a pool. What is ruled out and fits sum to the workers.", &["pool", "workers", "fits", "ruled_out", "nearest", "most_free"], json!({
             "pool": schema("Name"), "workers": count("All that were looked at."), "fits": count("Those that would take it now."),
             "ruled_out": ruled_out(),
             "too_small": count("Of those that have too little of something: how many would also if they held nothing."),
-            "nearest": {"type": "array", "maxItems": Survey::NEAREST, "description": "Those that lack nothing but room, the nearest first.", "items": answer("A worker that would take it if it had more.", &["worker", "short", "text"], json!({
+            "nearest": {"type": "array", "maxItems": WorkerSurvey::NEAREST, "description": "Those that lack nothing but room, the nearest first.", "items": open_object("A worker that would take it if it had more.", &["worker", "short", "text"], json!({
                 "worker": schema("Name"), "node": described("Name", "The machine that it runs on, if known."),
                 "short": described("Amounts", "What it is short of."), "text": {"type": "string", "description": "For people."},
             }))},
             "most_free": described("Amounts", "Resource by resource, the most that any worker has left which lacks at most room."),
             "silent_shards": count("Shards that could not be asked: their workers are not in the survey."),
         })),
-        "Amounts": answer("Amounts. What is left out is 0.", &[], json!({
+        "Amounts": open_object("Amounts. What is left out is 0.", &[], json!({
             "cpu_milli": count("Thousandths of a core."), "memory_bytes": count("Bytes of memory."), "slots": count("Places."),
             "gpu": count("Whole cards."), "gpu_milli": count("Thousandths of one card."),
         })),
-        "ClaimAnswer": answer("A claim.", &["claim"], json!({"claim": schema("Claim")})),
+        "ClaimAnswer": open_object("A claim.", &["claim"], json!({"claim": schema("Claim")})),
         "ClaimPage": page("Claim"),
         "ClaimOutcomes": outcomes("claim", "Claim"),
     })
 }
 
 #[rustfmt::skip]
-fn rest() -> Value {
+fn miscellaneous() -> Value {
     json!({
-        "Empty": answer("Done, and there is nothing to say.", &[], json!({})),
-        "Health": answer("The process lives.", &["status"], json!({"status": {"const": "ok"}})),
-        "Readiness": answer("Whether every shard serves.", &["ready", "reasons"], json!({
+        "Empty": open_object("Done, and there is nothing to say.", &[], json!({})),
+        "Health": open_object("The process lives.", &["status"], json!({"status": {"const": "ok"}})),
+        "Readiness": open_object("Whether every shard serves.", &["ready", "reasons"], json!({
             "ready": {"type": "boolean"}, "reasons": {"type": "array", "items": {"type": "string"}},
         })),
-        "Shards": answer("Every shard.", &["keys", "pools"], json!({
+        "Shards": open_object("Every shard.", &["keys", "pools"], json!({
             "keys": count("Keys in the directory."),
             "pools": {"type": "object", "additionalProperties": {"type": "array", "items": schema("ShardStatus")}},
         })),

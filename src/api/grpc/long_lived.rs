@@ -1,0 +1,103 @@
+//! Streams of services that are not ours, which last as long as their clients listen: health that is watched, and reflection.
+//! Each takes one of the streams of its connection, so all together are bounded, and none outlasts the service.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
+use hyper::body::{Body as HttpBody, Frame};
+use hyper::{Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tonic::body::Body;
+
+use crate::api::error_table::ApiError;
+use crate::api::wait_for_stop;
+use crate::limits;
+
+/// Places for such streams.
+pub(super) struct LongLivedStreams {
+    permits: Arc<Semaphore>,
+    stopping: watch::Receiver<()>,
+}
+
+impl LongLivedStreams {
+    /// `stopping` closes when the service begins to stop.
+    pub(super) fn new(stopping: watch::Receiver<()>) -> Self {
+        Self { permits: Arc::new(Semaphore::new(limits::LASTING_STREAMS_MAX)), stopping }
+    }
+
+    /// Answers a call, if there is a place for its stream.
+    pub(super) async fn serve(
+        &self,
+        call: impl Future<Output = Result<Response<Body>, Infallible>>,
+    ) -> Result<Response<Body>, Infallible> {
+        let Ok(place) = Arc::clone(&self.permits).try_acquire_owned() else {
+            let message = format!(
+                "{} streams of health and reflection are open, which is as many as may be: close one, or ask \
+                 grpc.health.v1.Health/Check now and then",
+                limits::LASTING_STREAMS_MAX
+            );
+            return Ok(ApiError::overloaded(message).to_status().into_http());
+        };
+        Ok(call.await?.map(|stream| Body::new(PermittedBody { stream, _permit: place })))
+    }
+
+    /// A call that asks no more once the service begins to stop, so that whoever answers it ends as well.
+    pub(super) fn until_stop<B>(&self, call: Request<B>) -> Request<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError>,
+    {
+        let stop = wait_for_stop(&self.stopping);
+        call.map(|questions| Body::new(StoppableBody { requests: questions, stop: Some(stop) }))
+    }
+}
+
+/// A stream with its place.
+struct PermittedBody {
+    stream: Body,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl HttpBody for PermittedBody {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.stream).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
+
+/// What a client asks, until the service begins to stop.
+struct StoppableBody<B> {
+    requests: B,
+    /// None: it has begun to.
+    stop: Option<BoxFuture<'static, ()>>,
+}
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for StoppableBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(stop) = &mut self.stop else { return Poll::Ready(None) };
+        if stop.poll_unpin(context).is_ready() {
+            self.stop = None;
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.requests).poll_frame(context)
+    }
+}

@@ -1,0 +1,69 @@
+//! The events of a pool, as server-sent events (HTML standard, section 9.2): `id` is the position, `event` what happened.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::IntoResponse as _;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::stream::{self, Stream, StreamExt as _};
+
+use super::extract::QueryParams;
+use super::json::EventJson;
+use super::pools::PoolPath;
+use super::{HandlerResult, SharedState};
+use crate::api::error_table::ApiError;
+use crate::api::{event_stream, half_close, wait_for_stop};
+use crate::events::{EventPosition, WatchItem};
+use crate::model::PoolName;
+
+/// How often something is sent when nothing happens, so that nobody in between takes the connection for a dead one.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Where a client that comes back says what it saw last.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// From now on, or from a position.
+pub(super) async fn events(
+    State(api): State<SharedState>,
+    uri: Uri,
+    path: PoolPath,
+    headers: HeaderMap,
+) -> HandlerResult {
+    let mut params = QueryParams::parse(&uri, &["from"])?;
+    let name = PoolName::new(&path.0.0, &path.0.1)?;
+    let watcher = api.scheduler.watch_pool(&name, start_position(params.take("from"), &headers)?)?;
+    // The last says why there is no more: here the end says that.
+    let told = event_stream::event_stream(watcher, wait_for_stop(&api.stopping))
+        .take_while(|told| std::future::ready(told.is_ok()));
+    let events = told.filter_map(async |told| told.ok()).map(|(at, told)| Ok::<_, Infallible>(sse_event(at, &told)));
+    let events = Box::pin(end_with_comment(events, half_close::client_half_closed()));
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// Writes something when the client has closed its sending side: a client that is gone answers it with a reset, and does not
+/// keep a watcher's place until the next event.
+fn end_with_comment(
+    events: impl Stream<Item = Result<Event, Infallible>>,
+    finished: impl Future<Output = ()>,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let probe = stream::once(finished).map(|()| Some(Ok(Event::default().comment("")))).chain(stream::pending());
+    let events = events.map(Some).chain(stream::once(std::future::ready(None)));
+    stream::select(events, probe).take_while(|event| std::future::ready(event.is_some())).filter_map(std::future::ready)
+}
+
+/// A browser that comes back asks for the same address again, so what it saw since counts.
+fn start_position(param: Option<String>, headers: &HeaderMap) -> Result<Option<EventPosition>, ApiError> {
+    let Some(last) = headers.get(LAST_EVENT_ID) else {
+        return Ok(param.map(|from| from.parse()).transpose()?);
+    };
+    let last = last.to_str().unwrap_or_default().parse().map_err(ApiError::from);
+    last.map(Some).map_err(|failure| ApiError { field: Some("Last-Event-ID".into()), ..failure })
+}
+
+fn sse_event(at: EventPosition, told: &WatchItem) -> Event {
+    let at = at.to_string();
+    let body = EventJson::new(&at, told);
+    let data = serde_json::to_string(&body).expect("every body is structs, strings and numbers");
+    Event::default().event(body.event).data(data).id(at)
+}

@@ -1,0 +1,151 @@
+//! Renderings of the scrape, one at a time for all who ask meanwhile. A rendering takes a thread of those on which the store commits, and goes on when
+//! its request is dropped; one for each request would let whoever asks often enough hold up every commit.
+//!
+//! Nobody is given what was rendered before they asked: a request waits for its turn, and takes the last rendering if that
+//! began after the request came. So of a hundred requests that come while one is being rendered, the first renders and the
+//! others take that.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::spawn_blocking;
+
+/// How a rendering is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContentCoding {
+    Identity,
+    Gzip,
+}
+
+/// The renderings of one text, one at a time.
+#[derive(Debug, Default)]
+pub(in crate::api::http) struct ScrapeCache {
+    latest: Arc<Mutex<LatestRenderings>>,
+    /// Requests so far.
+    requests: Arc<AtomicU64>,
+}
+
+/// The last rendering in each coding, as long as somebody may want it.
+#[derive(Debug, Default)]
+struct LatestRenderings {
+    identity: Option<ScrapeRendering>,
+    gzip: Option<ScrapeRendering>,
+}
+
+#[derive(Debug, Clone)]
+struct ScrapeRendering {
+    /// Requests that had come when it began: those with a lower number may have it.
+    requests: u64,
+    text: Bytes,
+}
+
+impl LatestRenderings {
+    const fn slot_mut(&mut self, coding: ContentCoding) -> &mut Option<ScrapeRendering> {
+        match coding {
+            ContentCoding::Identity => &mut self.identity,
+            ContentCoding::Gzip => &mut self.gzip,
+        }
+    }
+}
+
+impl ScrapeCache {
+    /// What `render` makes, or another has made in this coding since the call.
+    ///
+    /// # Errors
+    /// That of `render`, or `Other` if it panicked or the runtime is shutting down.
+    pub(super) async fn get_or_render(
+        &self,
+        coding: ContentCoding,
+        render: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
+    ) -> io::Result<Bytes> {
+        let number = self.requests.fetch_add(1, Ordering::AcqRel);
+        let mut turn = Arc::clone(&self.latest).lock_owned().await;
+        let nobody_waits = has_no_waiters(&turn);
+        let latest = turn.slot_mut(coding).as_ref();
+        if let Some(text) = latest.filter(|latest| number < latest.requests).map(|latest| latest.text.clone()) {
+            if nobody_waits {
+                *turn = LatestRenderings::default();
+            }
+            return Ok(text);
+        }
+        let requests = Arc::clone(&self.requests);
+        // The turn goes with the rendering, which goes on if this future is dropped.
+        spawn_blocking(move || {
+            let requests = requests.load(Ordering::Acquire);
+            let text = Bytes::from(render()?);
+            match has_no_waiters(&turn) {
+                true => *turn = LatestRenderings::default(),
+                false => *turn.slot_mut(coding) = Some(ScrapeRendering { requests, text: text.clone() }),
+            }
+            Ok(text)
+        })
+        .await?
+    }
+}
+
+/// Whether nobody waits for the next turn: the owner and the present turn have the only references.
+fn has_no_waiters(turn: &OwnedMutexGuard<LatestRenderings>) -> bool {
+    Arc::strong_count(OwnedMutexGuard::mutex(turn)) <= 2
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use futures::future::join_all;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn h04_many_scrapes_at_a_time_take_few_renderings() {
+        let renders = Arc::new(ScrapeCache::default());
+        let count = Arc::new(AtomicU64::new(0));
+        let render = |begin: Option<mpsc::Receiver<()>>| {
+            let count = Arc::clone(&count);
+            move || {
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                begin.into_iter().for_each(|begin| begin.recv().unwrap());
+                Ok(number.to_string().into_bytes())
+            }
+        };
+        // The first is under way, and the one that asked for it goes.
+        let (go_on, begin) = mpsc::channel();
+        let mut first = Box::pin(renders.get_or_render(ContentCoding::Identity, render(Some(begin))));
+        assert!(futures::poll!(&mut first).is_pending());
+        while count.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        // Those who come now may not have it: what they did before may be missing there.
+        let ask = |coding| Box::pin(renders.get_or_render(coding, render(None)));
+        let mut plain: Vec<_> = (0..100).map(|_| ask(ContentCoding::Identity)).collect();
+        for (i, plain) in plain.iter_mut().enumerate() {
+            assert!(futures::poll!(&mut *plain).is_pending());
+            if i % 2 == 0 {
+                *plain = ask(ContentCoding::Identity);
+                assert!(futures::poll!(&mut *plain).is_pending());
+            }
+        }
+        let mut gzip = ask(ContentCoding::Gzip);
+        assert!(futures::poll!(&mut gzip).is_pending());
+        assert_eq!(count.load(Ordering::Relaxed), 1, "one at a time");
+        go_on.send(()).unwrap();
+        let texts = timeout(Duration::from_secs(20), join_all(plain)).await.unwrap();
+        assert!(texts.into_iter().all(|text| text.unwrap() == "1"));
+        assert_eq!(gzip.await.unwrap(), "2", "another coding is another text");
+        // Nobody waits, so nothing is kept; and who comes later gets a later one.
+        let kept = renders.latest.lock().await;
+        assert!(kept.identity.is_none() && kept.gzip.is_none());
+        drop(kept);
+        assert_eq!(ask(ContentCoding::Identity).await.unwrap(), "3");
+        // One that fails holds nobody up.
+        let failed = renders.get_or_render(ContentCoding::Identity, || panic!("a test's own")).await;
+        assert!(failed.is_err());
+        assert_eq!(ask(ContentCoding::Identity).await.unwrap(), "4");
+    }
+}

@@ -1,0 +1,104 @@
+//! What commands become on their way to the scheduler: alone, or in runs that it is asked for together.
+
+use super::parse_args::{ReleaseStep, RespClaimRef};
+use super::single_call::SingleCall;
+use crate::metrics::RespCloseReason;
+use crate::model::{ClaimId, ClaimRequest, Fence};
+
+/// Why a connection is over.
+pub(super) enum ConnectionEnd {
+    /// The client is gone, or was asked to be.
+    ClientGone,
+    /// By the service.
+    Closed(RespCloseReason),
+}
+
+/// What was taken, and must be waited for.
+pub(super) enum ConnectionStep {
+    /// Nothing: more must come.
+    Read,
+    /// Nothing more before the answers are written.
+    Write,
+    Claim(ClaimRequest),
+    Claims(Vec<ClaimRequest>),
+    Release(ClaimId, Option<Fence>),
+    Releases(Vec<(ClaimId, Option<Fence>)>),
+    Call(SingleCall),
+    End(ConnectionEnd),
+}
+
+/// A command for the scheduler.
+pub(super) enum SchedulerRequest {
+    Claim(ClaimRequest),
+    Release(ClaimId, Option<Fence>),
+    Call(SingleCall),
+}
+
+impl SchedulerRequest {
+    pub(super) fn release((holder, phase): (RespClaimRef, ReleaseStep)) -> Self {
+        match phase {
+            ReleaseStep::Finish => Self::Release(holder.id, holder.fence),
+            ReleaseStep::Begin => Self::Call(SingleCall::BeginRelease(holder)),
+        }
+    }
+
+    pub(super) const fn may_wait(&self) -> bool {
+        matches!(self, Self::Claim(request) if request.wait_ms > 0)
+    }
+
+    /// Of its key.
+    pub(super) fn key_hash(&self) -> u64 {
+        match self {
+            Self::Claim(request) => request.id.hash64(),
+            Self::Release(id, _) => id.hash64(),
+            Self::Call(_) => 0,
+        }
+    }
+
+    pub(super) fn into_step(self) -> ConnectionStep {
+        match self {
+            Self::Claim(request) => ConnectionStep::Claim(request),
+            Self::Release(id, fence) => ConnectionStep::Release(id, fence),
+            Self::Call(call) => ConnectionStep::Call(call),
+        }
+    }
+}
+
+/// Commands that are carried out together.
+pub(super) enum CommandBatch {
+    Nothing,
+    Claims(Vec<ClaimRequest>),
+    Releases(Vec<(ClaimId, Option<Fence>)>),
+}
+
+impl CommandBatch {
+    pub(super) const fn is_empty(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+
+    pub(super) const fn accepts_claims(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Claims(_))
+    }
+
+    pub(super) const fn accepts_releases(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Releases(_))
+    }
+
+    pub(super) fn push(&mut self, asked: SchedulerRequest) {
+        match (&mut *self, asked) {
+            (Self::Claims(requests), SchedulerRequest::Claim(request)) => requests.push(request),
+            (Self::Releases(claims), SchedulerRequest::Release(id, fence)) => claims.push((id, fence)),
+            (_, SchedulerRequest::Claim(request)) => *self = Self::Claims(vec![request]),
+            (_, SchedulerRequest::Release(id, fence)) => *self = Self::Releases(vec![(id, fence)]),
+            (_, SchedulerRequest::Call(_)) => unreachable!("a call is no part of a run"),
+        }
+    }
+
+    pub(super) fn into_step(self) -> Option<ConnectionStep> {
+        match self {
+            Self::Nothing => None,
+            Self::Claims(requests) => Some(ConnectionStep::Claims(requests)),
+            Self::Releases(claims) => Some(ConnectionStep::Releases(claims)),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Clients that may leave before they are answered: claims that wait, and claims whose answers may not arrive.
+
+use std::pin::{Pin, pin};
+
+use tokio::time::{Duration, timeout};
+
+use super::{RespConnection, reply_error};
+use crate::api::half_close::{self, ClientDeparture, UndeliveredClaims};
+use crate::api::resp::command_batch::ConnectionEnd;
+use crate::api::resp::single_call::deadline_exceeded;
+use crate::metrics::RespCommand;
+use crate::model::request_error::UnavailableReason;
+use crate::model::{ClaimResult, ClaimState, Millis};
+
+/// Claims that no deadline ends, by the write that carried their answers: a client that is gone before it sends anything more
+/// may not have had the last of them.
+#[derive(Default)]
+pub(super) struct WrittenClaims {
+    pending: UndeliveredClaims,
+    written: UndeliveredClaims,
+}
+
+impl WrittenClaims {
+    fn mark_written(&mut self) {
+        std::mem::swap(&mut self.written, &mut self.pending);
+        self.pending.clear();
+    }
+
+    /// Forgets them: the client has sent something since.
+    pub(super) fn clear(&mut self) {
+        self.written.clear();
+    }
+}
+
+impl RespConnection<'_> {
+    /// Part of `wait_ms` that a claim may wait.
+    pub(super) fn allowed_wait(&self, wait_ms: Millis) -> Millis {
+        match &self.grace {
+            Some(grace) if grace.is_elapsed() => 0,
+            // As in Redis nothing blocks within a transaction: its answers leave together, and those that are there would
+            // grow old meanwhile.
+            _ if self.exec_end > 0 && self.consumed <= self.exec_end => 0,
+            _ => wait_ms,
+        }
+    }
+
+    /// Writes the answers that are there before something is waited for; those of an `EXEC` leave together.
+    pub(super) async fn write_before_waiting(&mut self) -> Result<(), ConnectionEnd> {
+        if self.exec_end > 0 && self.consumed <= self.exec_end { Ok(()) } else { self.write().await }
+    }
+
+    /// Waits for what may wait for room, so long that its client may leave meanwhile, or the service stop. None: it
+    /// did not come to its end, and why not is answered.
+    pub(super) async fn await_capacity<T>(
+        &mut self,
+        wait_ms: Millis,
+        command: RespCommand,
+        work: Pin<Box<impl Future<Output = T>>>,
+        stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<T>, ConnectionEnd> {
+        self.has_waited = true;
+        self.write_before_waiting().await?;
+        let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
+        let Self { stream, grace, replies: answers, .. } = self;
+        let mut departure = pin!(half_close::departure(stream, grace));
+        let failure = tokio::select! {
+            biased;
+            done = timeout(limit, work) => match done {
+                Ok(done) => return Ok(Some(done)),
+                Err(_elapsed) => deadline_exceeded(),
+            },
+            why = &mut departure => match why {
+                ClientDeparture::Gone => return Err(ConnectionEnd::ClientGone),
+                ClientDeparture::HalfClosed => half_close::wait_abandoned_error(),
+            },
+            () = stop => {
+                reply_error(command, &UnavailableReason::Stopping.into(), answers);
+                return Err(ConnectionEnd::ClientGone);
+            }
+        };
+        reply_error(command, &failure, answers);
+        Ok(None)
+    }
+
+    /// Notes claims that were made while it is in doubt whether their answers arrive.
+    #[inline]
+    pub(super) fn record_undelivered<'t>(&mut self, taken: impl Iterator<Item = &'t ClaimResult>) {
+        // What was decided at once is answered at once, as if its client had left a moment later.
+        let waited = std::mem::take(&mut self.has_waited);
+        if self.undelivered.is_some() || self.grace.is_some() || (waited && half_close::is_half_closed(&self.stream)) {
+            self.undelivered.get_or_insert_default().extend(half_close::created_claims(taken));
+        } else {
+            // One that is reserved ends by itself.
+            self.written
+                .pending
+                .extend(half_close::created_claims(taken.filter(|taken| taken.claim.state == ClaimState::Active)));
+        }
+    }
+
+    /// Forgets claims whose answers have been written, unless the client may be gone.
+    #[inline]
+    pub(super) fn forget_delivered(&mut self) {
+        self.written.mark_written();
+        let is_sure = || self.grace.is_none() && !half_close::is_half_closed(&self.stream);
+        if self.undelivered.is_some() && self.consumed >= self.exec_end && is_sure() {
+            self.undelivered = None;
+        }
+    }
+
+    /// Gives claims back whose answers could not be written.
+    #[cold]
+    pub(super) fn roll_back_undelivered(&mut self) {
+        let mut untold = self.undelivered.take().unwrap_or_default();
+        untold.append(&mut self.written.pending);
+        half_close::roll_back_all(&self.shared.scheduler, untold);
+    }
+
+    /// The connection ends: claims whose answers do not arrive are given back. So are those of a transaction that did
+    /// not come to its end.
+    pub(super) async fn finish_undelivered(&mut self) {
+        if self.consumed < self.exec_end {
+            return self.roll_back_undelivered();
+        }
+        let mut untold = self.undelivered.take().unwrap_or_default();
+        if !self.written.written.is_empty() && half_close::is_half_closed(&self.stream) {
+            untold.append(&mut self.written.written);
+        }
+        half_close::roll_back_unacknowledged(&self.shared.scheduler, untold, &self.stream, self.shared.bounds.timeout)
+            .await;
+    }
+}

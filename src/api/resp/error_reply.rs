@@ -1,0 +1,93 @@
+//! The outcome table in RESP: the first word of an error is what clients tell errors apart by.
+
+use std::borrow::Cow;
+
+use crate::api::error_table::{ApiError, ErrorCode};
+use crate::metrics::RespOutcome;
+
+impl ApiError {
+    /// What it is counted as.
+    pub(super) const fn resp_outcome(&self) -> RespOutcome {
+        match self.status.code {
+            ErrorCode::InvalidArgument => RespOutcome::BadRequest,
+            ErrorCode::NotFound => RespOutcome::NotFound,
+            // Of what RESP has, only a fence can be wrong so.
+            ErrorCode::Aborted => RespOutcome::Fenced,
+            ErrorCode::FailedPrecondition => RespOutcome::Conflict,
+            ErrorCode::ResourceExhausted => RespOutcome::NoCapacity,
+            ErrorCode::Unavailable => match self.status.reason {
+                Some(reason) if matches!(reason.as_bytes(), b"overloaded") => RespOutcome::Overloaded,
+                Some(reason) if matches!(reason.as_bytes(), b"loading") => RespOutcome::Loading,
+                _ => RespOutcome::Unavailable,
+            },
+            ErrorCode::DeadlineExceeded => RespOutcome::Timeout,
+            // Nothing that RESP carries is denied to anybody.
+            ErrorCode::Internal | ErrorCode::PermissionDenied => RespOutcome::Error,
+        }
+    }
+
+    /// The error's first word.
+    pub(super) const fn resp_prefix(&self) -> &'static str {
+        self.resp_outcome().as_str()
+    }
+
+    /// What follows it: the reason unless the word says it, the field, the message.
+    pub(super) fn resp_message(&self) -> Cow<'_, str> {
+        let says_it =
+            matches!(self.resp_outcome(), RespOutcome::Fenced | RespOutcome::Overloaded | RespOutcome::Loading);
+        let reason = self.status.reason.filter(|_| !says_it);
+        let words = [reason, self.field.as_deref().filter(|field| !field.is_empty())];
+        let mut text = Cow::Borrowed(&*self.message);
+        for word in words.into_iter().flatten().rev() {
+            text = format!("{word} {text}").into();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+
+    #[test]
+    fn every_refusal_has_its_word() {
+        let table = [
+            (RequestError::invalid("key", "must be 1..=255 bytes, got 0"), "BADREQ key must be 1..=255 bytes, got 0"),
+            (RequestError::NotFound(ObjectKind::Pool), "NOTFOUND pool not found"),
+            (RequestError::FenceMismatch, "FENCED the fence is not the holder's"),
+            (
+                RequestError::Releasing,
+                "CONFLICT releasing the key's claim is being released; try again when that is finished",
+            ),
+            (RequestError::FailedPrecondition("it is so".into()), "CONFLICT state it is so"),
+            (
+                RequestError::Unsatisfiable,
+                "BADREQ unsatisfiable resources no worker of any pool that the request allows has these resources",
+            ),
+            (
+                RequestError::Exhausted(ExhaustionReason::Pool),
+                "NOCAPACITY pool_exhausted no worker that the request allows is free",
+            ),
+            (RequestError::Unavailable(UnavailableReason::Overloaded), "OVERLOADED a queue is full; retry later"),
+            (
+                RequestError::Unavailable(UnavailableReason::Loading),
+                "LOADING a shard that must be asked is not serving yet",
+            ),
+            (RequestError::Unavailable(UnavailableReason::Stopping), "LOADING the service is shutting down"),
+            (
+                RequestError::Unavailable(UnavailableReason::Store),
+                "UNAVAILABLE store the store did not take the record in time",
+            ),
+            (RequestError::Unavailable(UnavailableReason::Fenced), "UNAVAILABLE fenced another process owns the store"),
+            (
+                RequestError::DeadlineExceeded,
+                "TIMEOUT no answer within the deadline; the outcome is unknown, retry with the same key",
+            ),
+        ];
+        for (refusal, said) in table {
+            let failure = ApiError::from(refusal);
+            assert_eq!(format!("{} {}", failure.resp_prefix(), failure.resp_message()), said);
+        }
+    }
+}

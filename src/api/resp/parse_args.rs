@@ -1,0 +1,473 @@
+//! From the words of a command to checked values. Where HTTP has the same request, it is filled in and checked there, so
+//! that both edges refuse the same and name the same field.
+
+use std::borrow::Cow;
+
+use super::frame::CommandArgs;
+use crate::api::error_table::ApiError;
+use crate::api::http::json::{BorrowedText, ClaimBody, DEFAULT_TENANT, check_fence, generate_key};
+use crate::limits;
+use crate::model::{
+    AckLevel, ClaimId, ClaimRequest, Fence, GpuCapacity, GpuRequest, HeartbeatRequest, Millis, PoolName,
+    RegistrationRequest, ResourceRequirements, RunningClaim, WorkerCapacity, WorkerId, WorkerSpec, affinity_hash,
+};
+
+/// Longest word that an error says back, in bytes.
+const ECHO_BYTES_MAX: usize = 64;
+
+/// A word of the caller's, as an error can say it.
+pub(super) fn escape_for_message(word: &[u8]) -> Cow<'_, str> {
+    let shown = String::from_utf8_lossy(&word[..word.len().min(ECHO_BYTES_MAX)]);
+    if word.len() > ECHO_BYTES_MAX { format!("{shown}...").into() } else { shown }
+}
+
+/// The words behind a command's name, one after the other.
+pub(super) struct ArgCursor<'a> {
+    args: CommandArgs<'a>,
+    at: usize,
+}
+
+impl<'a> ArgCursor<'a> {
+    pub(super) const fn new(args: CommandArgs<'a>) -> Self {
+        Self { args, at: 1 }
+    }
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let word = self.args.get(self.at)?;
+        self.at += 1;
+        Some(word)
+    }
+
+    fn required(&mut self, field: &'static str) -> Result<&'a [u8], ApiError> {
+        self.next().ok_or_else(|| ApiError::invalid(field, "is required"))
+    }
+
+    fn text(&mut self, field: &'static str) -> Result<&'a str, ApiError> {
+        let word = self.required(field)?;
+        std::str::from_utf8(word).map_err(|_| ApiError::invalid(field, "must be UTF-8"))
+    }
+
+    /// A number. That it is at most `max` is for whoever takes it to see, as over HTTP.
+    fn number(&mut self, field: &'static str, max: u64) -> Result<u64, ApiError> {
+        let word = self.required(field)?;
+        let add = |sum: u64, digit: &u8| {
+            let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+            sum.checked_mul(10)?.checked_add(digit)
+        };
+        let number = if word.is_empty() { None } else { word.iter().try_fold(0, add) };
+        number.ok_or_else(|| {
+            ApiError::invalid(field, format!("must be a whole number, 0..={max}, got {:?}", escape_for_message(word)))
+        })
+    }
+
+    /// How many of something follow, or there may be.
+    fn count(&mut self, field: &'static str, max: usize) -> Result<usize, ApiError> {
+        let count = self.number(field, max as u64)?;
+        match usize::try_from(count) {
+            Ok(count) if count <= max => Ok(count),
+            _ => Err(ApiError::invalid(field, format!("must be a whole number, 0..={max}, got {count}"))),
+        }
+    }
+
+    /// A number that is kept in 32 bits; a larger one is too large for whoever takes it.
+    fn number_u32(&mut self, field: &'static str, max: u32) -> Result<u32, ApiError> {
+        Ok(u32::try_from(self.number(field, max.into())?).unwrap_or(u32::MAX))
+    }
+
+    /// `ns/pool`, its parts still to be checked.
+    fn namespace_and_pool(&mut self) -> Result<(&'a str, &'a str), ApiError> {
+        self.text("pool")?.split_once('/').ok_or_else(|| ApiError::invalid("pool", "must be namespace/pool"))
+    }
+
+    fn pool(&mut self) -> Result<PoolName, ApiError> {
+        let (namespace, pool) = self.namespace_and_pool()?;
+        Ok(PoolName::new(namespace, pool)?)
+    }
+
+    /// The next option, if there is one.
+    fn option<O: Copy>(&mut self, known: &[(&'static str, O)]) -> Result<Option<O>, ApiError> {
+        let Some(word) = self.next() else { return Ok(None) };
+        match known.iter().find(|(name, _)| word.eq_ignore_ascii_case(name.as_bytes())) {
+            Some(&(_, option)) => Ok(Some(option)),
+            None => Err(unknown_option(word, known)),
+        }
+    }
+}
+
+#[cold]
+fn unknown_option<O>(word: &[u8], known: &[(&'static str, O)]) -> ApiError {
+    let known: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    ApiError::invalid(escape_for_message(word).into_owned(), format!("unknown option; known: {}", known.join(", ")))
+}
+
+/// Fills a field that may be given once.
+fn set_once<T>(slot: &mut Option<T>, field: &'static str, value: T) -> Result<(), ApiError> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(ApiError::invalid(field, "is given twice")),
+    }
+}
+
+const fn text(word: &str) -> BorrowedText<'_> {
+    BorrowedText(Cow::Borrowed(word))
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum ClaimOption {
+    Key,
+    Keys,
+    Tenant,
+    Affinity,
+    Wait,
+    Ttl,
+    Reserve,
+    Ack,
+    Cpu,
+    Mem,
+    Slots,
+    Gpu,
+}
+
+const CLAIM: [(&str, ClaimOption); 11] = [
+    ("KEY", ClaimOption::Key),
+    ("TENANT", ClaimOption::Tenant),
+    ("AFFINITY", ClaimOption::Affinity),
+    ("WAIT", ClaimOption::Wait),
+    ("TTL", ClaimOption::Ttl),
+    ("RESERVE", ClaimOption::Reserve),
+    ("ACK", ClaimOption::Ack),
+    ("CPU", ClaimOption::Cpu),
+    ("MEM", ClaimOption::Mem),
+    ("SLOTS", ClaimOption::Slots),
+    ("GPU", ClaimOption::Gpu),
+];
+
+/// The same for many.
+const CLAIMS: [(&str, ClaimOption); 11] = {
+    let mut options = CLAIM;
+    options[0] = ("KEYS", ClaimOption::Keys);
+    options
+};
+
+/// `CLAIM ns/pool ...`, also behind `EXPLAIN`.
+pub(super) fn claim(args: CommandArgs<'_>) -> Result<ClaimRequest, ApiError> {
+    if let Some(plain) = parse_plain_claim(args) {
+        return plain;
+    }
+    claim_body(&mut ArgCursor::new(args), &CLAIM, &mut Vec::new(), 0)?.into_request()
+}
+
+/// `CLAIM ns/pool` and `CLAIM ns/pool KEY k`, which most are, without the way past all that a claim may ask for.
+fn parse_plain_claim(args: CommandArgs<'_>) -> Option<Result<ClaimRequest, ApiError>> {
+    let text = |word| std::str::from_utf8(word).ok();
+    let mut made = [0; _];
+    let key = match args.len() {
+        2 => generate_key(&mut made),
+        4 if args.get(2)?.eq_ignore_ascii_case(b"KEY") => text(args.get(3)?)?,
+        _ => return None,
+    };
+    let (namespace, pool) = text(args.get(1)?)?.split_once('/')?;
+    let request =
+        || Ok(ClaimRequest::new(ClaimId::new(namespace, DEFAULT_TENANT, key)?, PoolName::new(namespace, pool)?));
+    Some(request())
+}
+
+/// `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
+pub(super) fn claims(args: CommandArgs<'_>) -> Result<Vec<Result<ClaimRequest, ApiError>>, ApiError> {
+    let mut words = ArgCursor::new(args);
+    let n = words.count("n", limits::BATCH_ITEMS_MAX)?;
+    let mut keys = Vec::new();
+    let body = claim_body(&mut words, &CLAIMS, &mut keys, n)?;
+    let has_affinity = body.affinity.is_some();
+    let pattern = body.into_request()?;
+    let mut made = [0; _];
+    let one = |number: usize| {
+        let key = match keys.get(number) {
+            Some(key) => *key,
+            None => generate_key(&mut made),
+        };
+        let id = ClaimId::new(pattern.id.namespace(), pattern.id.tenant(), key)?;
+        let affinity = if has_affinity { pattern.affinity } else { affinity_hash(key) };
+        Ok(ClaimRequest { id, affinity, ..pattern.clone() })
+    };
+    Ok((0..n).map(one).collect())
+}
+
+fn claim_body<'a>(
+    words: &mut ArgCursor<'a>,
+    known: &[(&'static str, ClaimOption)],
+    keys: &mut Vec<&'a str>,
+    n: usize,
+) -> Result<ClaimBody<'a>, ApiError> {
+    let (namespace, pool) = words.namespace_and_pool()?;
+    let mut body = ClaimBody { namespace: text(namespace), pool: Some(text(pool)), ..ClaimBody::default() };
+    let mut amounts = ResourceOptions::default();
+    while let Some(option) = words.option(known)? {
+        match option {
+            ClaimOption::Key => set_once(&mut body.key, "key", text(words.text("key")?))?,
+            ClaimOption::Keys if keys.is_empty() => {
+                for _ in 0..n {
+                    keys.push(words.text("keys")?);
+                }
+            }
+            ClaimOption::Keys => return Err(ApiError::invalid("keys", "is given twice")),
+            ClaimOption::Tenant => set_once(&mut body.tenant, "tenant", text(words.text("tenant")?))?,
+            ClaimOption::Affinity => set_once(&mut body.affinity, "affinity", text(words.text("affinity")?))?,
+            ClaimOption::Wait => set_once(&mut body.wait_ms, "wait_ms", words.number("wait_ms", limits::WAIT_MS_MAX)?)?,
+            ClaimOption::Ttl => set_once(&mut body.ttl_ms, "ttl_ms", words.number("ttl_ms", limits::TTL_MS_MAX)?)?,
+            ClaimOption::Reserve => {
+                set_once(&mut body.reserve_ms, "reserve_ms", words.number("reserve_ms", limits::RESERVE_MS_MAX)?)?
+            }
+            ClaimOption::Ack => set_once(&mut body.ack, "ack", ack(words)?)?,
+            ClaimOption::Gpu => {
+                set_once(&mut body.resources.get_or_insert_default().gpu, "resources.gpu", parse_gpu(words)?)?
+            }
+            amount => amounts.read(amount, words, "resources")?,
+        }
+    }
+    if amounts != ResourceOptions::default() {
+        let gpu = body.resources.and_then(|resources| resources.gpu);
+        let [cpu_milli, memory_bytes, slots] = amounts.values();
+        body.resources = Some(ResourceRequirements { cpu_milli, memory_bytes, slots, gpu });
+    }
+    Ok(body)
+}
+
+fn ack(words: &mut ArgCursor<'_>) -> Result<AckLevel, ApiError> {
+    let word = words.required("ack")?;
+    if word.eq_ignore_ascii_case(b"memory") {
+        Ok(AckLevel::Memory)
+    } else if word.eq_ignore_ascii_case(b"durable") {
+        Ok(AckLevel::Durable)
+    } else {
+        Err(ApiError::invalid("ack", format!("unknown value {:?}; known: memory or durable", escape_for_message(word))))
+    }
+}
+
+/// `model n milli`: of any model with `*`; of several, the most wanted first, with commas between them.
+fn parse_gpu(words: &mut ArgCursor<'_>) -> Result<GpuRequest, ApiError> {
+    let models = match words.text("resources.gpu.models")? {
+        "*" => Vec::new(),
+        models => models.split(',').map(Into::into).collect(),
+    };
+    let count = words.number_u32("resources.gpu.count", limits::GPUS_MAX)?;
+    let milli = words.number_u32("resources.gpu.milli", limits::GPU_MILLI)?;
+    Ok(GpuRequest { models, count, milli })
+}
+
+/// Cores, memory and places.
+#[derive(Default, PartialEq)]
+struct ResourceOptions {
+    cpu_milli: Option<u64>,
+    memory_bytes: Option<u64>,
+    slots: Option<u64>,
+}
+
+impl ResourceOptions {
+    fn read(&mut self, of: ClaimOption, words: &mut ArgCursor<'_>, within: &'static str) -> Result<(), ApiError> {
+        let (field, slot) = match of {
+            ClaimOption::Cpu => ("cpu_milli", &mut self.cpu_milli),
+            ClaimOption::Mem => ("memory_bytes", &mut self.memory_bytes),
+            _ => ("slots", &mut self.slots),
+        };
+        let amount = words.number(field, limits::AMOUNT_MAX).and_then(|amount| set_once(slot, field, amount));
+        amount.map_err(|failure| failure.nested_in(within))
+    }
+
+    fn values(&self) -> [u64; 3] {
+        [self.cpu_milli, self.memory_bytes, self.slots].map(Option::unwrap_or_default)
+    }
+}
+
+/// Whose claim, under which fence.
+pub(super) struct RespClaimRef {
+    pub(super) id: ClaimId,
+    /// None: whoever has it.
+    pub(super) fence: Option<Fence>,
+}
+
+/// A step of a release.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum ReleaseStep {
+    Begin,
+    Finish,
+}
+
+#[derive(Clone, Copy)]
+enum HolderOption {
+    Tenant,
+    Ttl,
+    Step(ReleaseStep),
+}
+
+/// `ns key fence` and those of `known` that follow.
+fn holder(
+    args: CommandArgs<'_>,
+    known: &[(&'static str, HolderOption)],
+) -> Result<(RespClaimRef, Option<Millis>, Option<ReleaseStep>), ApiError> {
+    let mut words = ArgCursor::new(args);
+    let (namespace, key) = (words.text("namespace")?, words.text("key")?);
+    // Without an option that says so, a release of whoever holds it cannot be asked for by mistake.
+    let any = args.get(3) == Some(b"*") && known.iter().any(|(_, option)| matches!(option, HolderOption::Step(_)));
+    let fence = if any {
+        words.next();
+        None
+    } else {
+        Some(check_fence(words.number("fence", limits::FENCE_MAX)?)?)
+    };
+    let (mut tenant, mut ttl_ms, mut step) = (None, None, None);
+    while let Some(option) = words.option(known)? {
+        match option {
+            HolderOption::Tenant => set_once(&mut tenant, "tenant", words.text("tenant")?)?,
+            HolderOption::Ttl => set_once(&mut ttl_ms, "ttl_ms", words.number("ttl_ms", limits::TTL_MS_MAX)?)?,
+            HolderOption::Step(phase) => set_once(&mut step, "phase", phase)?,
+        }
+    }
+    let id = ClaimId::new(namespace, tenant.unwrap_or(DEFAULT_TENANT), key)?;
+    Ok((RespClaimRef { id, fence }, ttl_ms, step))
+}
+
+/// `RELEASE ns key fence|* [TENANT t] [BEGIN|FINISH]`.
+pub(super) fn release(args: CommandArgs<'_>) -> Result<(RespClaimRef, ReleaseStep), ApiError> {
+    let known = [
+        ("TENANT", HolderOption::Tenant),
+        ("BEGIN", HolderOption::Step(ReleaseStep::Begin)),
+        ("FINISH", HolderOption::Step(ReleaseStep::Finish)),
+    ];
+    let (holder, _, step) = holder(args, &known)?;
+    Ok((holder, step.unwrap_or(ReleaseStep::Finish)))
+}
+
+/// `CONFIRM ns key fence [TENANT t]`.
+pub(super) fn confirm(args: CommandArgs<'_>) -> Result<RespClaimRef, ApiError> {
+    Ok(holder(args, &[("TENANT", HolderOption::Tenant)])?.0)
+}
+
+/// `RENEW ns key fence [TTL ms] [TENANT t]`.
+pub(super) fn renew(args: CommandArgs<'_>) -> Result<(RespClaimRef, Option<Millis>), ApiError> {
+    let (holder, ttl_ms, _) = holder(args, &[("TTL", HolderOption::Ttl), ("TENANT", HolderOption::Tenant)])?;
+    Ok((holder, ttl_ms))
+}
+
+#[derive(Clone, Copy)]
+enum RegisterOption {
+    Amount(ClaimOption),
+    Gpu,
+    Node,
+    Label,
+    Incarnation,
+    Expires,
+}
+
+/// `REGISTER ns/pool id ...`.
+pub(super) fn register(args: CommandArgs<'_>) -> Result<(PoolName, RegistrationRequest), ApiError> {
+    const KNOWN: [(&str, RegisterOption); 8] = [
+        ("CPU", RegisterOption::Amount(ClaimOption::Cpu)),
+        ("MEM", RegisterOption::Amount(ClaimOption::Mem)),
+        ("SLOTS", RegisterOption::Amount(ClaimOption::Slots)),
+        ("GPU", RegisterOption::Gpu),
+        ("NODE", RegisterOption::Node),
+        ("LABEL", RegisterOption::Label),
+        ("INCARNATION", RegisterOption::Incarnation),
+        ("EXPIRES", RegisterOption::Expires),
+    ];
+    let mut words = ArgCursor::new(args);
+    let pool = words.pool()?;
+    let mut spec = WorkerSpec::with_id(WorkerId::new(words.text("id")?)?);
+    let (mut amounts, mut incarnation) = (ResourceOptions::default(), None);
+    while let Some(option) = words.option(&KNOWN)? {
+        match option {
+            RegisterOption::Amount(of) => amounts.read(of, &mut words, "capacity")?,
+            RegisterOption::Gpu => {
+                let model = words.text("capacity.gpu.model")?.into();
+                let count = words.number_u32("capacity.gpu.count", limits::GPUS_MAX)?;
+                set_once(&mut spec.capacity.gpu, "capacity.gpu", GpuCapacity { model, count })?;
+            }
+            RegisterOption::Node => set_once(&mut spec.node, "node", words.text("node")?.into())?,
+            RegisterOption::Label => {
+                let (name, value) = (words.text("labels")?.to_owned(), words.text("labels")?.to_owned());
+                if spec.labels.insert(name, value).is_some() {
+                    return Err(ApiError::invalid("labels", "one is given twice"));
+                }
+            }
+            RegisterOption::Incarnation => {
+                set_once(&mut incarnation, "incarnation", words.number("incarnation", limits::AMOUNT_MAX)?)?;
+            }
+            RegisterOption::Expires => {
+                let at = words.number("expires_at_ms", limits::AMOUNT_MAX)?;
+                set_once(&mut spec.expires_at_ms, "expires_at_ms", at)?;
+            }
+        }
+    }
+    let [cpu_milli, memory_bytes, slots] = amounts.values();
+    spec.capacity = WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: spec.capacity.gpu };
+    spec.incarnation = incarnation.unwrap_or_default();
+    spec.check()?;
+    Ok((pool, spec.into()))
+}
+
+#[derive(Clone, Copy)]
+enum HeartbeatOption {
+    Incarnation,
+    Seq,
+    Claims,
+}
+
+/// `HEARTBEAT ns/pool id ...`.
+pub(super) fn heartbeat(args: CommandArgs<'_>) -> Result<(PoolName, WorkerId, HeartbeatRequest), ApiError> {
+    const KNOWN: [(&str, HeartbeatOption); 3] = [
+        ("INCARNATION", HeartbeatOption::Incarnation),
+        ("SEQ", HeartbeatOption::Seq),
+        ("CLAIMS", HeartbeatOption::Claims),
+    ];
+    let mut words = ArgCursor::new(args);
+    let (pool, id) = (words.pool()?, WorkerId::new(words.text("id")?)?);
+    let (mut incarnation, mut seq, mut claims) = (None, None, None);
+    while let Some(option) = words.option(&KNOWN)? {
+        match option {
+            HeartbeatOption::Incarnation => {
+                set_once(&mut incarnation, "incarnation", words.number("incarnation", limits::AMOUNT_MAX)?)?;
+            }
+            HeartbeatOption::Seq => set_once(&mut seq, "seq", words.number("seq", limits::AMOUNT_MAX)?)?,
+            HeartbeatOption::Claims => {
+                let n = words.count("claims", limits::REPORTED_CLAIMS_MAX)?;
+                let named = (0..n).map(|number| {
+                    parse_reported_claim(pool.namespace(), &mut words)
+                        .map_err(|failure| failure.for_item("claims", number))
+                });
+                set_once(&mut claims, "claims", named.collect::<Result<Vec<_>, _>>()?)?;
+            }
+        }
+    }
+    Ok((pool, id, HeartbeatRequest { incarnation: incarnation.unwrap_or_default(), seq, claims }))
+}
+
+/// `[tenant/]key fence`.
+fn parse_reported_claim(namespace: &str, words: &mut ArgCursor<'_>) -> Result<RunningClaim, ApiError> {
+    let word = words.text("key")?;
+    let (tenant, key) = word.split_once('/').unwrap_or((DEFAULT_TENANT, word));
+    let fence = check_fence(words.number("fence", limits::FENCE_MAX)?)?;
+    Ok(RunningClaim { id: ClaimId::new(namespace, tenant, key)?, fence })
+}
+
+#[derive(Clone, Copy)]
+enum ListOption {
+    Limit,
+    After,
+}
+
+/// `POOLS [LIMIT n] [AFTER ns/pool]`.
+pub(super) fn pools(args: CommandArgs<'_>) -> Result<(Option<String>, usize), ApiError> {
+    let mut words = ArgCursor::new(args);
+    let (mut after, mut limit) = (None, None);
+    while let Some(option) = words.option(&[("LIMIT", ListOption::Limit), ("AFTER", ListOption::After)])? {
+        match option {
+            ListOption::Limit => set_once(&mut limit, "limit", words.count("limit", limits::PAGE_ITEMS_MAX)?)?,
+            ListOption::After => set_once(&mut after, "after", words.pool()?.as_str().to_owned())?,
+        }
+    }
+    match limit {
+        Some(0) => Err(ApiError::invalid("limit", format!("must be a whole number, 1..={}", limits::PAGE_ITEMS_MAX))),
+        limit => Ok((after, limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT))),
+    }
+}

@@ -1,0 +1,205 @@
+//! Calls that come one at a time: everything but a run of claims or releases.
+
+use serde::Serialize;
+
+use super::frame::CommandArgs;
+use super::parse_args::{self, RespClaimRef};
+use super::reply_buffer::ReplyBuffer;
+use crate::api::error_table::ApiError;
+use crate::api::http::extract::submit_valid;
+use crate::api::http::json::{ExplainResponseBody, PageJson, PoolJson};
+use crate::metrics::{RespCommand, RespOutcome, metrics};
+use crate::model::request_error::RequestError;
+use crate::model::{
+    ClaimRequest, ClaimResult, HeartbeatRequest, Millis, PoolName, RegistrationRequest, RunningClaim, WorkerId,
+};
+use crate::scheduler::Scheduler;
+
+/// What is asked.
+pub(super) enum SingleCall {
+    Claims(Vec<Result<ClaimRequest, ApiError>>),
+    BeginRelease(RespClaimRef),
+    Confirm(RespClaimRef),
+    Renew(RespClaimRef, Option<Millis>),
+    Register(PoolName, RegistrationRequest),
+    Heartbeat(PoolName, WorkerId, HeartbeatRequest),
+    Explain(ClaimRequest),
+    Pools(Option<String>, usize),
+}
+
+impl SingleCall {
+    /// Whether a command is one of these.
+    pub(super) const fn handles(command: RespCommand) -> bool {
+        use RespCommand::{Claims, Confirm, Explain, Heartbeat, Pools, Register, Renew};
+        matches!(command, Claims | Confirm | Renew | Register | Heartbeat | Explain | Pools)
+    }
+
+    /// Reads one.
+    pub(super) fn parse(command: RespCommand, args: CommandArgs<'_>) -> Result<Self, ApiError> {
+        Ok(match command {
+            RespCommand::Claims => Self::Claims(parse_args::claims(args)?),
+            RespCommand::Confirm => Self::Confirm(parse_args::confirm(args)?),
+            RespCommand::Renew => {
+                let (holder, ttl_ms) = parse_args::renew(args)?;
+                Self::Renew(holder, ttl_ms)
+            }
+            RespCommand::Register => {
+                let (pool, worker) = parse_args::register(args)?;
+                Self::Register(pool, worker)
+            }
+            RespCommand::Heartbeat => {
+                let (pool, id, beat) = parse_args::heartbeat(args)?;
+                Self::Heartbeat(pool, id, beat)
+            }
+            RespCommand::Explain => Self::Explain(parse_args::claim(args)?),
+            RespCommand::Pools => {
+                let (after, limit) = parse_args::pools(args)?;
+                Self::Pools(after, limit)
+            }
+            _ => unreachable!("the others are claims, releases, or about the connection"),
+        })
+    }
+
+    /// What it is counted as.
+    pub(super) const fn command(&self) -> RespCommand {
+        match self {
+            Self::Claims(_) => RespCommand::Claims,
+            Self::BeginRelease(_) => RespCommand::Release,
+            Self::Confirm(_) => RespCommand::Confirm,
+            Self::Renew(..) => RespCommand::Renew,
+            Self::Register(..) => RespCommand::Register,
+            Self::Heartbeat(..) => RespCommand::Heartbeat,
+            Self::Explain(_) => RespCommand::Explain,
+            Self::Pools(..) => RespCommand::Pools,
+        }
+    }
+
+    /// How long it may wait for room.
+    pub(super) fn wait_ms(&self) -> Millis {
+        match self {
+            Self::Claims(read) => read.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// Takes the time to wait from its claims.
+    pub(super) fn clear_wait(&mut self) {
+        if let Self::Claims(read) = self {
+            read.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
+        }
+    }
+
+    /// Carries it out.
+    pub(super) async fn run(self, scheduler: &Scheduler) -> Result<CallReply, ApiError> {
+        Ok(match self {
+            Self::Claims(read) => {
+                let send = async |requests| Ok(scheduler.claim_batch(requests).await);
+                CallReply::Claims(submit_valid("keys", read.into_iter(), send).await?)
+            }
+            Self::BeginRelease(RespClaimRef { id, fence }) => {
+                CallReply::Number(u64::from(scheduler.begin_release_held(&id, fence).await?))
+            }
+            Self::Confirm(holder) => {
+                let (id, fence) = require_fence(holder)?;
+                CallReply::Claim(Box::new(scheduler.confirm(&id, fence).await?))
+            }
+            Self::Renew(holder, ttl_ms) => {
+                let (id, fence) = require_fence(holder)?;
+                CallReply::ExpiresAt(scheduler.renew(&id, fence, ttl_ms).await?.expires_at_ms)
+            }
+            Self::Register(pool, worker) => {
+                CallReply::Number(u64::from(scheduler.register(&pool, worker).await?.created))
+            }
+            Self::Heartbeat(pool, id, beat) => {
+                let heard = scheduler.heartbeat(&pool, &id, beat).await?;
+                let held = heard.claims.into_iter().map(|claim| RunningClaim { id: claim.id, fence: claim.fence });
+                CallReply::Heartbeat { held: held.collect(), stop: heard.stop, late_for: heard.superseded_by }
+            }
+            Self::Explain(request) => json(&ExplainResponseBody::from(&scheduler.explain(request).await?)),
+            Self::Pools(after, limit) => {
+                json(&PageJson::<PoolJson<'_>>::from(&scheduler.list_pools(after.as_deref(), limit).await?))
+            }
+        })
+    }
+}
+
+fn require_fence(
+    RespClaimRef { id, fence }: RespClaimRef,
+) -> Result<(crate::model::ClaimId, crate::model::Fence), ApiError> {
+    let fence = fence.ok_or_else(|| ApiError::invalid("fence", "is required"))?;
+    Ok((id, fence))
+}
+
+fn json(answer: &impl Serialize) -> CallReply {
+    CallReply::Json(serde_json::to_value(answer).expect("every body is structs, strings and numbers"))
+}
+
+/// What is answered.
+pub(super) enum CallReply {
+    Claims(Vec<Result<ClaimResult, ApiError>>),
+    Claim(Box<crate::model::ClaimView>),
+    Number(u64),
+    ExpiresAt(Option<Millis>),
+    Heartbeat { held: Vec<RunningClaim>, stop: Vec<RunningClaim>, late_for: Option<u64> },
+    Json(serde_json::Value),
+}
+
+impl CallReply {
+    /// Writes it down.
+    pub(super) fn write(&self, answers: &mut ReplyBuffer) {
+        match self {
+            Self::Claims(outcomes) => {
+                answers.array(outcomes.len());
+                for outcome in outcomes {
+                    match outcome {
+                        Ok(taken) => answers.claim(&taken.claim),
+                        Err(failure) => answers.failure(failure),
+                    }
+                }
+            }
+            Self::Claim(claim) => answers.claim(claim),
+            Self::Number(number) | Self::ExpiresAt(Some(number)) => answers.integer(*number),
+            Self::ExpiresAt(None) => answers.null(),
+            Self::Heartbeat { held, stop, late_for } => {
+                answers.map(2 + usize::from(late_for.is_some()));
+                for (name, claims) in [("claims", held), ("stop", stop)] {
+                    answers.bulk_string(name);
+                    answers.array(claims.len());
+                    for RunningClaim { id, fence } in claims {
+                        answers.array(3);
+                        answers.bulk_string(id.tenant());
+                        answers.bulk_string(id.key());
+                        answers.integer(*fence);
+                    }
+                }
+                if let Some(last_seq) = late_for {
+                    answers.bulk_string("last_seq");
+                    answers.integer(*last_seq);
+                }
+            }
+            Self::Json(value) => answers.json(value),
+        }
+    }
+
+    /// Counts what became of it.
+    pub(super) fn record_replies(&self, command: RespCommand) {
+        match self {
+            Self::Claims(outcomes) => {
+                for outcome in outcomes {
+                    count(command, outcome.as_ref().map_or_else(ApiError::resp_outcome, |_| RespOutcome::Ok), 1);
+                }
+            }
+            _ => count(command, RespOutcome::Ok, 1),
+        }
+    }
+}
+
+/// Counts answers.
+pub(super) fn count(command: RespCommand, outcome: RespOutcome, answers: u64) {
+    metrics().resp_commands(command, outcome).increment(answers);
+}
+
+/// The deadline has passed.
+pub(super) fn deadline_exceeded() -> ApiError {
+    RequestError::DeadlineExceeded.into()
+}

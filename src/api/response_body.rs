@@ -1,0 +1,286 @@
+//! The body of an answer, which does not wait for ever for a client that reads nothing of it. Bodies of streams that last
+//! (events, claim streams, health, reflection) are not among these: they are few, and each has its own bounds.
+//!
+//! Over HTTP/2 hyper takes a frame of the body and lets it wait until the client has opened its window, and then h2 keeps it
+//! until all of it is sent. Neither gives up. So a large body is handed out in pieces, the next one only when h2 has sent
+//! the last, and the end when it has sent all: a piece knows when it is dropped. Until then the body looks at the clock,
+//! and resets the stream when it is late. For the piece that waits in hyper, which asks for no more meanwhile,
+//! [`WriteTimeoutExecutor`](super::write_timeout::WriteTimeoutExecutor) looks at it. Over HTTP/1.1 it is the socket that waits, and
+//! [`WriteTimeoutSocket`](super::write_timeout::WriteTimeoutSocket) that gives up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::task::AtomicWaker;
+use http_body_util::BodyExt as _;
+use hyper::Version;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+use super::error_table::ApiError;
+use super::response_budget::{ResponseBudget, ResponsePermit, SMALL_RESPONSE_BYTES};
+use super::write_timeout;
+
+/// Error of a body, of either edge.
+type StdError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Largest piece of a body over HTTP/2, in bytes: so much a client must read within its time.
+const CHUNK_BYTES_MAX: usize = 32 << 10;
+
+/// What a large answer does where there is no room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ResponseClass {
+    /// Nothing was changed, so the answer may be refused.
+    Refusable,
+    /// What was done must be told, and a scrape must not be lost: it takes room whatever there is.
+    MustDeliver,
+    /// All clients are sent the same bytes, so it takes no room.
+    Shared,
+}
+
+/// A body whose client is not waited for longer than `patience`.
+struct ResponseBody<B> {
+    /// What is left of the first frame.
+    data: Bytes,
+    /// What came first and is no data.
+    trailers: Option<Frame<Bytes>>,
+    rest: B,
+    large: Option<LargeBody>,
+    read_timeout: Duration,
+}
+
+/// What a large body has beside its bytes.
+struct LargeBody {
+    permit: Option<Arc<ResponsePermit>>,
+    chunk: Arc<ChunkState>,
+    version: Version,
+    read_timeout: Option<Pin<Box<Sleep>>>,
+}
+
+/// Whether a piece has been handed out and not been dropped yet.
+#[derive(Default)]
+struct ChunkState {
+    in_flight: AtomicBool,
+    dropped: AtomicWaker,
+}
+
+/// Bytes that were handed out.
+struct BodyChunk {
+    bytes: Bytes,
+    state: Arc<ChunkState>,
+    _permit: Option<Arc<ResponsePermit>>,
+}
+
+impl AsRef<[u8]> for BodyChunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for BodyChunk {
+    fn drop(&mut self) {
+        // The bytes go before anybody hears of it.
+        self.bytes = Bytes::new();
+        self.state.in_flight.store(false, Ordering::Release);
+        self.state.dropped.wake();
+    }
+}
+
+/// Bounds how long and how much of an answer waits for its client.
+///
+/// # Errors
+/// `overloaded`: there is no room for an answer of this size.
+pub(super) fn bound_response<B>(
+    mut body: B,
+    version: Version,
+    class: ResponseClass,
+    room: &ResponseBudget,
+    patience: Duration,
+) -> Result<axum::body::Body, ApiError>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<StdError>,
+{
+    if body.is_end_stream() {
+        return Ok(axum::body::Body::new(body));
+    }
+    // Answers are there as a whole. A call of gRPC would be encoded only when its client opens the window, and nobody knew how
+    // large it is.
+    let (data, other) = match body.frame().now_or_never() {
+        Some(Some(Ok(frame))) => match frame.into_data() {
+            Ok(data) => (data, None),
+            Err(other) => (Bytes::new(), Some(other)),
+        },
+        Some(Some(Err(error))) => return Ok(axum::body::Body::new(FailedBody(Some(error.into())))),
+        Some(None) => return Ok(axum::body::Body::empty()),
+        None => (Bytes::new(), None),
+    };
+    let large = if data.len() <= SMALL_RESPONSE_BYTES {
+        None
+    } else {
+        let charge = match class {
+            ResponseClass::Refusable => Some(room.try_acquire(data.len())?),
+            ResponseClass::MustDeliver => Some(room.acquire(data.len())),
+            ResponseClass::Shared => None,
+        };
+        Some(LargeBody { permit: charge.map(Arc::new), chunk: Arc::default(), version, read_timeout: None })
+    };
+    Ok(axum::body::Body::new(ResponseBody { data, trailers: other, rest: body, large, read_timeout: patience }))
+}
+
+impl LargeBody {
+    /// Bytes of the next piece.
+    fn chunk_bytes(&self, left: usize) -> usize {
+        if self.version == Version::HTTP_2 { left.min(CHUNK_BYTES_MAX) } else { left }
+    }
+
+    fn next_chunk(&self, bytes: Bytes) -> Bytes {
+        self.chunk.in_flight.store(true, Ordering::Relaxed);
+        Bytes::from_owner(BodyChunk { bytes, state: Arc::clone(&self.chunk), _permit: self.permit.clone() })
+    }
+
+    /// Ready when the last piece is sent, with whether it was in time.
+    fn poll_sent(&mut self, context: &mut Context<'_>, patience: Duration) -> Poll<Result<(), ClientReadTimeout>> {
+        self.chunk.dropped.register(context.waker());
+        if !self.chunk.in_flight.load(Ordering::Acquire) {
+            self.read_timeout = None;
+            return Poll::Ready(Ok(()));
+        }
+        let late = self.read_timeout.get_or_insert_with(|| Box::pin(sleep(patience)));
+        late.as_mut().poll(context).map(|()| Err(ClientReadTimeout))
+    }
+}
+
+/// Failure of an answer that its client has not read in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has not read the answer in time")]
+struct ClientReadTimeout;
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        write_timeout::record_frame_consumed();
+        if let Some(large) = &mut this.large
+            && let Err(unread) = ready!(large.poll_sent(context, this.read_timeout))
+        {
+            return Poll::Ready(Some(Err(unread.into())));
+        }
+        if !this.data.is_empty() {
+            let piece = match &this.large {
+                Some(large) => large.next_chunk(this.data.split_to(large.chunk_bytes(this.data.len()))),
+                None => std::mem::take(&mut this.data),
+            };
+            write_timeout::record_frame_yielded();
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        if let Some(other) = this.trailers.take() {
+            return Poll::Ready(Some(Ok(other)));
+        }
+        let frame = ready!(Pin::new(&mut this.rest).poll_frame(context));
+        if frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data)) {
+            write_timeout::record_frame_yielded();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // Over HTTP/2 the end of a large one is told when all of it is sent.
+        let ends_with_data = self.large.as_ref().is_none_or(|large| large.version != Version::HTTP_2);
+        ends_with_data && self.data.is_empty() && self.trailers.is_none() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, data) = (self.rest.size_hint(), self.data.len() as u64);
+        let mut all = SizeHint::new();
+        all.set_lower(rest.lower() + data);
+        if let Some(upper) = rest.upper() {
+            all.set_upper(upper + data);
+        }
+        all
+    }
+}
+
+/// A body that could not be made.
+struct FailedBody(Option<StdError>);
+
+impl Body for FailedBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.take().map(Err))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(20);
+
+    fn body(bytes: usize, version: Version, room: &ResponseBudget) -> axum::body::Body {
+        let full = Full::new(Bytes::from(vec![b'x'; bytes]));
+        bound_response(full, version, ResponseClass::Refusable, room, PATIENCE).unwrap()
+    }
+
+    async fn piece(body: &mut axum::body::Body) -> Option<Result<usize, String>> {
+        let frame = body.frame().await?;
+        Some(frame.map(|frame| frame.into_data().unwrap().len()).map_err(|error| error.to_string()))
+    }
+
+    #[tokio::test]
+    async fn h06_the_next_piece_is_there_when_the_last_is_sent() {
+        let room = ResponseBudget::default();
+        let mut body = body(CHUNK_BYTES_MAX + 1, Version::HTTP_2, &room);
+        assert_eq!(body.size_hint().exact(), Some(CHUNK_BYTES_MAX as u64 + 1));
+        let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(first.len(), CHUNK_BYTES_MAX);
+        assert!(body.frame().now_or_never().is_none() && !body.is_end_stream());
+        drop(first);
+        assert_eq!(piece(&mut body).await, Some(Ok(1)));
+        assert!(!body.is_end_stream(), "the end comes by itself");
+        assert_eq!(piece(&mut body).await, None);
+    }
+
+    #[tokio::test]
+    async fn h06_a_piece_that_is_not_sent_breaks_the_answer_and_keeps_its_room() {
+        let room = ResponseBudget::default();
+        for bytes in [CHUNK_BYTES_MAX, 3 * CHUNK_BYTES_MAX] {
+            let mut body = body(bytes, Version::HTTP_2, &room);
+            let held = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(piece(&mut body).await, Some(Err(ClientReadTimeout.to_string())));
+            drop(body);
+            let all = 256 << 20;
+            assert!(room.try_acquire(all).is_err(), "the piece is still in memory");
+            drop(held);
+            drop(room.try_acquire(all).unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn h06_over_http_1_and_in_small_an_answer_is_one_frame() {
+        let room = ResponseBudget::default();
+        for (bytes, version) in [(1 << 20, Version::HTTP_11), (SMALL_RESPONSE_BYTES, Version::HTTP_2)] {
+            let mut body = body(bytes, version, &room);
+            assert_eq!(piece(&mut body).await, Some(Ok(bytes)));
+            assert!(body.is_end_stream());
+        }
+    }
+}

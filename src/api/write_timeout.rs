@@ -1,0 +1,141 @@
+//! What gives up on clients that read nothing of what is sent to them. A peer that is gone is found by its system, which
+//! acknowledges nothing; these find the one that is there and does not read.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::rt::Executor;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::socket::ClientSocket;
+
+tokio::task_local! {
+    /// State of the answer of the HTTP/2 stream that this task serves.
+    static LAST_FRAME: Cell<FrameState>;
+}
+
+/// What became of the last frame that a body gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FrameState {
+    /// Frame taken, or none given yet.
+    Consumed,
+    /// Frame given since the clock was looked at.
+    Yielded,
+    /// Frame that waits, with the clock running.
+    Stalled,
+}
+
+/// Notes that a body is asked for a frame: the last one waits no more.
+pub(super) fn record_frame_consumed() {
+    // Where nobody looks at the clock there is nothing to note.
+    let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Consumed));
+}
+
+/// Notes that a body gives a frame.
+pub(super) fn record_frame_yielded() {
+    let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Yielded));
+}
+
+/// Runs each HTTP/2 stream in a task, and ends one whose client lets the same frame wait for `patience`: dropping it resets
+/// the stream.
+#[derive(Debug, Clone)]
+pub(super) struct WriteTimeoutExecutor {
+    pub(super) write_timeout: Duration,
+}
+
+impl<F> Executor<F> for WriteTimeoutExecutor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(run_with_write_timeout(self.write_timeout, stream));
+    }
+}
+
+async fn run_with_write_timeout<F: Future>(patience: Duration, stream: F) {
+    let run = async move {
+        let mut stream = pin!(stream);
+        let mut late: Option<Pin<Box<Sleep>>> = None;
+        poll_fn(|context| {
+            if stream.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            match LAST_FRAME.with(Cell::get) {
+                FrameState::Consumed => late = None,
+                FrameState::Yielded => {
+                    LAST_FRAME.with(|handed| handed.set(FrameState::Stalled));
+                    late = Some(Box::pin(sleep(patience)));
+                }
+                FrameState::Stalled => {}
+            }
+            let Some(late) = &mut late else { return Poll::Pending };
+            late.as_mut().poll(context).map(|()| tracing::debug!("an answer was not read in time"))
+        })
+        .await;
+    };
+    LAST_FRAME.scope(Cell::new(FrameState::Consumed), run).await;
+}
+
+/// A socket on which writing fails when the peer has taken nothing for `patience`.
+pub(super) struct WriteTimeoutSocket {
+    socket: ClientSocket,
+    write_timeout: Duration,
+    /// Runs while something waits to be written.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl WriteTimeoutSocket {
+    pub(super) const fn new(socket: ClientSocket, patience: Duration) -> Self {
+        Self { socket, write_timeout: patience, deadline: None }
+    }
+
+    fn check_write<T>(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if wrote.is_ready() {
+            self.deadline = None;
+            return wrote;
+        }
+        let late = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
+        late.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for WriteTimeoutSocket {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for WriteTimeoutSocket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.socket).poll_write(context, bytes);
+        this.check_write(context, wrote)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
+        this.check_write(context, wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(context)
+    }
+}

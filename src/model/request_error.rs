@@ -1,0 +1,188 @@
+//! Why a request was not carried out. A refusal is a normal outcome: it has a reason, a metric and,
+//! where the caller can mend it, the field and the limit. The edges translate it in one table
+//! ([`crate::api::error_table`]).
+
+use std::borrow::Cow;
+
+use crate::model::QuotaResource;
+
+/// An outcome that is not success.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The request itself is wrong; `field` names where.
+    #[error("{message}")]
+    Invalid {
+        /// Path of the offending field, e.g. `key` or `items[3].pool`.
+        field: Cow<'static, str>,
+        /// What is wrong and what the limit is.
+        message: Cow<'static, str>,
+    },
+    /// The named thing does not exist.
+    #[error("{0} not found")]
+    NotFound(ObjectKind),
+    /// The fence is not the holder's: the caller is not, or no longer, the holder.
+    #[error("the fence is not the holder's")]
+    FenceMismatch,
+    /// The key's claim is being released: its worker is being cleaned.
+    #[error("the key's claim is being released; try again when that is finished")]
+    Releasing,
+    /// The same, because a claim with a higher priority evicted it.
+    #[error("a claim with a higher priority takes its place: stop the work and release it")]
+    Preempted,
+    /// What was read is not what there is any more.
+    #[error("it is at version {0} now; read it again, and decide anew")]
+    VersionConflict(u64),
+    /// What is there does not allow this.
+    #[error("{0}")]
+    FailedPrecondition(Cow<'static, str>),
+    /// No worker of any pool that it may use is large enough.
+    #[error("no worker of any pool that the request allows has these resources")]
+    Unsatisfiable,
+    /// The pools that it may use are too small for the gang, whatever else they hold.
+    #[error("the pools that the gang may use are smaller than what it asks for in all")]
+    GangTooLarge,
+    /// A member of the same gang was refused, so none was made.
+    #[error("nothing of the gang was made, because items[{0}] was refused")]
+    GangMemberRejected(usize),
+    /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
+    #[error("{0}")]
+    Exhausted(ExhaustionReason),
+    /// So many watch the pool, or all pools together, that no more may.
+    #[error("too many watch the pool, or all pools together")]
+    TooManyWatchers,
+    /// Cannot be answered now. A claim that says so holds nothing that nobody was told of, and a change of a pool or a quota
+    /// is undone; what a confirm, a release or a registration changed before the store failed to take it stays.
+    #[error("{0}")]
+    Unavailable(UnavailableReason),
+    /// The answer did not come in time; the outcome is unknown, a retry with the same key finds it.
+    #[error("no answer within the deadline; the outcome is unknown, retry with the same key")]
+    DeadlineExceeded,
+}
+
+/// What was not found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// No pool of that name.
+    Pool,
+    /// No worker of that id in the pool.
+    Worker,
+    /// No claim under that key.
+    Claim,
+    /// No quota was set under that name.
+    Quota,
+}
+
+impl std::fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "pool",
+            Self::Worker => "worker",
+            Self::Claim => "claim",
+            Self::Quota => "quota",
+        })
+    }
+}
+
+/// Which capacity is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExhaustionReason {
+    /// No worker that the request allows is free.
+    Pool,
+    /// The claim's worker has not as much left.
+    Worker,
+    /// One would be free if the request did not insist on its nodes.
+    NodeLocality,
+    /// No pool has the class or the labels that the request asks for.
+    NoEligiblePool,
+    /// The tenant would hold more of this than its quota allows.
+    Quota(QuotaResource),
+}
+
+impl ExhaustionReason {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pool | Self::Worker => "pool_exhausted",
+            Self::NodeLocality => "node_locality",
+            Self::NoEligiblePool => "no_eligible_pool",
+            Self::Quota(_) => "quota",
+        }
+    }
+}
+
+impl std::fmt::Display for ExhaustionReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "no worker that the request allows is free",
+            Self::Worker => "the claim's worker has not as much left; release the claim and take it anew elsewhere",
+            Self::NodeLocality => "a worker is free, but none on a node that the request requires",
+            Self::NoEligiblePool => "no pool has the class and the labels that the request asks for",
+            Self::Quota(QuotaResource::Claims) => "the tenant's quota of claims is used up",
+            Self::Quota(QuotaResource::Cpu) => "the tenant's quota of cpu_milli is used up",
+            Self::Quota(QuotaResource::Memory) => "the tenant's quota of memory_bytes is used up",
+            Self::Quota(QuotaResource::Gpu) => "the tenant's quota of gpu_milli is used up",
+        })
+    }
+}
+
+/// Why nothing can be said at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnavailableReason {
+    /// A queue is full, or the store lags too far behind: slow down and retry.
+    Overloaded,
+    /// A shard that must be asked is still loading, restarting, or refused to serve.
+    Loading,
+    /// The store did not take the record in time.
+    Store,
+    /// Another process owns the store now.
+    Fenced,
+    /// The service is shutting down.
+    Stopping,
+}
+
+impl UnavailableReason {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Overloaded => "overloaded",
+            Self::Loading | Self::Stopping => "loading",
+            Self::Store => "store",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+impl std::fmt::Display for UnavailableReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Overloaded => "a queue is full; retry later",
+            Self::Loading => "a shard that must be asked is not serving yet",
+            Self::Store => "the store did not take the record in time",
+            Self::Fenced => "another process owns the store",
+            Self::Stopping => "the service is shutting down",
+        })
+    }
+}
+
+impl RequestError {
+    /// The key is being waited for by another request.
+    pub const KEY_ALREADY_WAITED_FOR: Self = Self::FailedPrecondition(Cow::Borrowed(
+        "another request waits for this key; retry with wait_ms to wait with it",
+    ));
+
+    /// A wrong request.
+    pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::Invalid { field: field.into(), message: message.into() }
+    }
+
+    /// The same, its field being within `outer`.
+    #[must_use]
+    pub fn with_field_prefix(self, outer: &str) -> Self {
+        match self {
+            Self::Invalid { field, message } => Self::invalid(format!("{outer}.{field}"), message),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Callers that hang up, and claims that move: the key directory keeps nothing that nobody decides.
+
+use hotpool::model::AckLevel;
+use hotpool::model::request_error::RequestError;
+
+use crate::world::{FULL, World, done, id, request, spec, until};
+
+#[tokio::test]
+async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
+    let world = World::on_store().await;
+    world.pool("p", spec(2, AckLevel::Durable), &["v", "w"]).await;
+    let busy = world.busy("p").await;
+    // Polled once: its claim is in a ring, and no shard has run.
+    assert!(futures::FutureExt::now_or_never(world.s.claim(request("p", "k"))).is_none());
+    assert_eq!(world.s.keys().pending_len(), 1);
+    drop(busy);
+    world.is_clean().await;
+    assert_eq!(world.counts("p").await, (2, 0, 0));
+}
+
+#[tokio::test]
+async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
+    let world = World::on_store().await;
+    world.pool("p", spec(4, AckLevel::Durable), &["u", "v", "w"]).await;
+    let requests = (0..10).map(|i| request("p", &format!("k{i}"))).collect();
+    let busy = world.busy("p").await;
+    assert!(futures::FutureExt::now_or_never(world.s.claim_batch(requests)).is_none());
+    assert_eq!(world.s.keys().pending_len(), 10);
+    drop(busy);
+    world.is_clean().await;
+    until("all are idle", async || world.counts("p").await == (3, 0, 0)).await;
+}
+
+#[tokio::test]
+async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
+    let world = World::on_store().await;
+    world.pool("p", spec(2, AckLevel::Durable), &["w"]).await;
+    let busy = world.busy("p").await;
+    let first = world.s.claim(request("p", "k"));
+    assert!(futures::FutureExt::now_or_never(first).is_none());
+    let gone = world.s.claim(request("p", "k"));
+    assert!(futures::FutureExt::now_or_never(gone).is_none());
+    drop(busy);
+    let third = world.claim("p", "k").await.unwrap();
+    assert!(third.created, "the one who is still there gets it");
+    assert_eq!(world.counts("p").await, (0, 1, 1));
+    world.s.release(&id("k"), third.claim.fence).await.unwrap();
+    world.is_clean().await;
+}
+
+/// The first is refused by a full pool; who joined wants another one, and decides for itself.
+#[tokio::test]
+async fn k1_who_joined_decides_for_itself_after_a_refusal() {
+    let world = World::on_store().await;
+    world.pool("full", spec(2, AckLevel::Durable), &["f"]).await;
+    world.pool("free", spec(2, AckLevel::Durable), &["w"]).await;
+    // Two claims in one ring: the second of them finds no room, and is not refused before the third has joined.
+    let busy = world.busy("full").await;
+    let taker = world.s.clone();
+    let taker = tokio::spawn(async move { taker.claim(request("full", "taker")).await });
+    let first = world.s.clone();
+    let first = tokio::spawn(async move { first.claim(request("full", "k")).await });
+    let second = world.s.clone();
+    let second = tokio::spawn(async move { second.claim(request("free", "k")).await });
+    busy.until_asked(2).await;
+    done(taker).await.unwrap();
+    assert_eq!(done(first).await, Err(FULL));
+    let second = done(second).await.unwrap();
+    assert_eq!(second.claim.worker.spec.id.as_str(), "w");
+    assert_eq!(world.s.keys().pending_len(), 0);
+}
+
+/// C09: the old pool does not satisfy the request any more.
+#[tokio::test]
+async fn c09_a_reservation_in_another_pool_is_given_back_and_taken_anew() {
+    let world = World::on_store().await;
+    world.pool("a", spec(2, AckLevel::Durable), &["wa"]).await;
+    world.pool("b", spec(2, AckLevel::Durable), &["wb"]).await;
+    let old = world.claim("a", "k").await.unwrap();
+    let new = world.claim("b", "k").await.unwrap();
+    assert!(new.created && new.claim.fence > old.claim.fence);
+    assert_eq!((world.counts("a").await, world.counts("b").await), ((1, 0, 0), (0, 1, 1)));
+    assert_eq!(world.s.confirm(&id("k"), old.claim.fence).await, Err(RequestError::FenceMismatch));
+    world.s.confirm(&id("k"), new.claim.fence).await.unwrap();
+    // Active: it stays.
+    assert!(matches!(world.claim("a", "k").await, Err(RequestError::FailedPrecondition(_))));
+    let again = world.restarted().await;
+    assert_eq!(again.held().await, [("k".into(), "wb".into(), new.claim.fence)]);
+}

@@ -1,0 +1,122 @@
+//! N1: no false "full". Ten thousand workers on 64 shards.
+//!
+//! A worker that stays free through the whole call is what the invariant speaks of. So each round knows how many
+//! workers are free when it begins, makes fewer claims than that, and releases others at the same time: at least one
+//! of those that were free is never taken in the round, and no claim of the round may be told that the pool is full.
+
+use hotpool::limits::CAPACITIES_MAX;
+use hotpool::model::request_error::RequestError;
+use hotpool::model::{
+    AckLevel, ClaimId, Fence, GpuCapacity, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
+};
+
+use crate::sharing::{asking, cards, cpu};
+use crate::world::{FULL, World, done, name, request, spec, worker};
+
+const WORKERS: usize = 10_000;
+
+/// A pool with all but `free` workers held, and the claims.
+async fn busy_pool(free: usize) -> (World, Vec<(ClaimId, Fence)>) {
+    let world = World::on_memory().await;
+    world.pool("p", spec(64, AckLevel::Durable), &[]).await;
+    let ids: Vec<_> = (0..WORKERS).map(|i| format!("w{i}")).collect();
+    world.add("p", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let requests = (0..WORKERS - free).map(|i| request("p", &format!("old-{i}"))).collect();
+    let held: Vec<_> = world.s.claim_batch(requests).await.into_iter().map(|taken| taken.unwrap().claim).collect();
+    (world, held.into_iter().map(|claim| (claim.id, claim.fence)).collect())
+}
+
+/// `rounds` times: as many claims as leave one of the `free` workers alone, and as many releases, all at once.
+async fn churn(free: usize, rounds: usize) {
+    let (world, mut held) = busy_pool(free).await;
+    for round in 0..rounds {
+        let claims: Vec<_> = (1..free)
+            .map(|i| {
+                let s = world.s.clone();
+                tokio::spawn(async move { s.claim(request("p", &format!("new-{round}-{i}"))).await })
+            })
+            .collect();
+        // The oldest go, so that what comes free is spread over all shards.
+        let releases: Vec<_> = held
+            .drain(..free - 1)
+            .map(|(id, fence)| {
+                let s = world.s.clone();
+                tokio::spawn(async move { s.release(&id, fence).await })
+            })
+            .collect();
+        for claim in claims {
+            let taken = done(claim).await.unwrap_or_else(|refusal| panic!("round {round}: {refusal}"));
+            held.push((taken.claim.id, taken.claim.fence));
+        }
+        for release in releases {
+            done(release).await.unwrap();
+        }
+    }
+    assert_eq!(world.counts("p").await, (free as u64, (WORKERS - free) as u64, (WORKERS - free) as u64));
+    assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (WORKERS - free, 0));
+    // And when there is really none, it is said.
+    let requests = (0..=free).map(|i| request("p", &format!("last-{i}"))).collect();
+    let answers = world.s.claim_batch(requests).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), free);
+    assert_eq!(answers.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n1_at_99_percent_busy_nobody_is_told_that_the_pool_is_full() {
+    churn(100, 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n1_with_two_free_workers_one_claim_and_one_release_at_a_time_always_finds_one() {
+    churn(2, 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n1_the_one_free_worker_of_ten_thousand_is_found() {
+    let (world, mut held) = busy_pool(1).await;
+    for (round, held) in held.iter_mut().take(500).enumerate() {
+        let taken = world.claim("p", &format!("new-{round}")).await.unwrap();
+        assert_eq!(world.claim("p", &format!("too-many-{round}")).await, Err(FULL));
+        let (id, fence) = std::mem::replace(held, (taken.claim.id, taken.claim.fence));
+        world.s.release(&id, fence).await.unwrap();
+    }
+}
+
+/// N1, W07: with more distinct capacities than are told, in one shard or in all together, what exceeds the largest of an
+/// amount is still known to fit nowhere.
+#[tokio::test]
+async fn w07_what_exceeds_every_worker_is_unsatisfiable_however_many_capacities_there_are() {
+    const WORKERS: u64 = CAPACITIES_MAX as u64 + 40;
+    let (most_cpu, most_memory, most_slots) = (999 + WORKERS, 5_000, 7);
+    let nothing = ResourceRequirements::default;
+    for shards in [1, 4] {
+        let world = World::on_memory().await;
+        world.pool("p", spec(shards, AckLevel::Memory), &[]).await;
+        let of_number = |number: u64| {
+            let gpu = (number == 0).then(|| GpuCapacity { model: "A10".into(), count: 2 });
+            let (cpu_milli, memory_bytes) = (1_000 + number, most_memory - number);
+            let capacity = WorkerCapacity { cpu_milli, memory_bytes, slots: most_slots, gpu };
+            WorkerSpec { capacity, ..worker(&format!("w{number}")) }
+        };
+        world.enlist((0..WORKERS).map(of_number).collect()).await;
+        let mut asked = 0;
+        let mut ask = async |resources: ResourceRequirements| {
+            asked += 1;
+            let taken = world.s.claim(asking("p", &format!("k{asked}"), &resources)).await?;
+            Ok(taken.claim.worker.spec.id.to_string())
+        };
+        let unsatisfiable = Err(RequestError::Unsatisfiable);
+        assert_eq!(ask(cpu(most_cpu + 1)).await, unsatisfiable, "{shards} shards");
+        assert_eq!(ask(ResourceRequirements { memory_bytes: most_memory + 1, ..nothing() }).await, unsatisfiable);
+        assert_eq!(ask(ResourceRequirements { slots: most_slots + 1, ..nothing() }).await, unsatisfiable);
+        assert_eq!(ask(cards(&[], 3, 1_000)).await, unsatisfiable);
+        let on_no_single_one = ResourceRequirements { memory_bytes: most_memory, ..cpu(most_cpu) };
+        assert_eq!(ask(on_no_single_one).await, Err(FULL), "amounts are not looked at together");
+        let largest = format!("w{}", WORKERS - 1);
+        assert_eq!(ask(cpu(most_cpu)).await, Ok(largest.clone()));
+        assert_eq!(ask(cards(&[], 2, 1_000)).await.as_deref(), Ok("w0"));
+        assert_eq!(ask(cpu(most_cpu)).await, Err(FULL), "one could, and is busy");
+        world.s.delete_worker(&name("p"), &WorkerId::new(&largest).unwrap()).await.unwrap();
+        assert_eq!(ask(cpu(most_cpu)).await, unsatisfiable, "the largest has gone, of {shards} shards");
+    }
+}

@@ -1,0 +1,200 @@
+//! C12: what was granted to a caller that left is rolled back, wherever its answer had got to.
+
+use futures::FutureExt as _;
+use hotpool::model::request_error::RequestError;
+use hotpool::model::{AckLevel, ClaimRequest, HeartbeatRequest, WorkerId};
+use hotpool::scheduler::{ClaimBatchBuilder, Scheduler};
+
+use crate::world::{STORE, WAIT_MS, World, done, id, ids_on, name, request, spec, until};
+
+/// A claim that is active at once: no deadline would ever end it.
+fn forever(key: &str) -> ClaimRequest {
+    ClaimRequest { reserve_ms: Some(0), ..request("p", key) }
+}
+
+fn waits(request: ClaimRequest) -> ClaimRequest {
+    ClaimRequest { wait_ms: 60_000, ..request }
+}
+
+async fn nothing_is_held(world: &World, workers: u64) {
+    until("all workers are idle", async || world.counts("p").await == (workers, 0, 0)).await;
+    world.is_clean().await;
+}
+
+/// Two workers on each of two shards.
+async fn two_shards(world: &World, ack: AckLevel) {
+    let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 2, "w")).collect();
+    world.pool("p", spec(2, ack), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+}
+
+#[tokio::test]
+async fn c12_a_batch_whose_caller_leaves_while_an_item_waits_is_rolled_back() {
+    for (world, ack) in [
+        (World::on_memory().await, AckLevel::Memory),
+        (World::on_store().await, AckLevel::Memory),
+        (World::on_store().await, AckLevel::Durable),
+    ] {
+        two_shards(&world, ack).await;
+        let batch: Vec<ClaimRequest> = (0..5).map(|i| forever(&format!("k{i}"))).collect();
+        let batch = batch.into_iter().map(|item| if item.id.key() == "k4" { waits(item) } else { item }).collect();
+        let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
+        until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
+        if world.gate.is_some() {
+            world.stored("p").await;
+        }
+        assert_eq!(world.counts("p").await.1, 4, "the others are granted");
+        begun.abort();
+        nothing_is_held(&world, 4).await;
+    }
+}
+
+/// One shard's answers are there when the caller leaves, the other's come later.
+#[tokio::test]
+async fn c12_a_batch_whose_caller_leaves_between_its_answers_is_rolled_back() {
+    for late in 0..2 {
+        let world = World::on_store().await;
+        two_shards(&world, AckLevel::Durable).await;
+        world.stored("p").await;
+        let late = world.gate().key("ns/p", late);
+        world.gate().leave_unanswered(late, usize::MAX);
+        let batch = (0..4).map(|i| forever(&format!("k{i}"))).collect();
+        let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
+        until("one shard is stored", async || {
+            world.shards("p").await.iter().any(|shard| shard.busy > 0 && shard.applied_seq == shard.seq)
+        })
+        .await;
+        world.quiet().await;
+        assert!(!begun.is_finished());
+        begun.abort();
+        world.quiet().await;
+        world.gate().open_gate();
+        nothing_is_held(&world, 4).await;
+    }
+}
+
+/// A claim that others were told of stays: only its maker has left.
+#[tokio::test]
+async fn c12_a_batch_that_is_rolled_back_leaves_what_others_were_told_of() {
+    let world = World::on_memory().await;
+    two_shards(&world, AckLevel::Memory).await;
+    let batch =
+        (0..5).map(|i| forever(&format!("k{i}"))).map(|item| if item.id.key() == "k4" { waits(item) } else { item });
+    let batch = batch.collect();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
+    until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
+    let told = world.s.claim(forever("k1")).await.unwrap();
+    assert!(!told.created);
+    begun.abort();
+    until("the others are rolled back", async || world.counts("p").await == (3, 1, 0)).await;
+    assert_eq!(world.s.get_claim(&id("k1")).await.unwrap().fence, told.claim.fence);
+}
+
+/// The answer lies there, and its caller leaves without having read it.
+#[tokio::test]
+async fn c12_a_claim_whose_caller_leaves_with_its_answer_unread_is_rolled_back() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
+    world.stored("p").await;
+    world.gate().hold_all();
+    let scheduler = world.s.clone();
+    let mut claim = async move { scheduler.claim(forever("k")).await }.boxed();
+    assert!(futures::poll!(&mut claim).is_pending());
+    world.gate().open_gate();
+    world.stored("p").await;
+    world.quiet().await;
+    drop(claim);
+    nothing_is_held(&world, 1).await;
+}
+
+#[tokio::test]
+async fn c12_a_gathered_claim_whose_caller_leaves_with_its_answer_unread_is_rolled_back() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
+    let mut gathered = ClaimBatchBuilder::default();
+    let claim = world.s.gather(forever("k"), &mut gathered).unwrap();
+    world.s.decide_gathered(&mut gathered);
+    assert_eq!(world.counts("p").await.1, 1);
+    drop(claim);
+    nothing_is_held(&world, 1).await;
+}
+
+#[tokio::test]
+async fn c12_a_gang_whose_caller_leaves_with_its_answer_unread_is_rolled_back() {
+    let world = World::on_store().await;
+    two_shards(&world, AckLevel::Durable).await;
+    world.stored("p").await;
+    world.gate().hold_all();
+    let scheduler = world.s.clone();
+    let gang = ["a", "b", "c"].map(forever).to_vec();
+    let mut call = async move { scheduler.claim_gang(gang).await }.boxed();
+    assert!(futures::poll!(&mut call).is_pending());
+    world.gate().open_gate();
+    until("the gang is forgotten", async || world.gate().gangs_forgotten() == 1).await;
+    world.stored("p").await;
+    world.quiet().await;
+    drop(call);
+    nothing_is_held(&world, 4).await;
+}
+
+/// A reservation that cannot be rolled back, because somebody else was told of it, has a deadline all the same.
+#[tokio::test]
+async fn c16_a_reservation_that_outlives_its_maker_is_swept() {
+    let world = World::on_memory().await;
+    world.pool("p", hotpool::model::PoolSpec { reserve_ms: 1_000, ..spec(1, AckLevel::Memory) }, &["v", "w"]).await;
+    let batch = ["a", "b", "c"].map(|key| request("p", key));
+    let batch = batch.into_iter().map(|item| if item.id.key() == "c" { waits(item) } else { item }).collect();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
+    until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
+    assert!(!world.s.claim(request("p", "a")).await.unwrap().created);
+    begun.abort();
+    until("b is rolled back", async || world.counts("p").await == (1, 1, 1)).await;
+    world.pass(1_200).await;
+    nothing_is_held(&world, 2).await;
+    assert_eq!(
+        world.s.get_claim(&id("a")).await,
+        Err(RequestError::NotFound(hotpool::model::request_error::ObjectKind::Claim))
+    );
+}
+
+/// What nobody was told of yet is not shown to the worker either, so that it can still be rolled back.
+#[tokio::test]
+async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["v", "w"]).await;
+    let batch = vec![forever("a"), forever("b"), waits(forever("c"))];
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
+    until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
+    // Nor do lists.
+    assert_eq!(world.held().await.len(), 2);
+    world.s.list_workers(&name("p"), None, 10).await.unwrap();
+    for worker in ["v", "w"] {
+        let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
+        let heard = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+        assert!(heard.claims.is_empty(), "{worker} is not to run anything yet");
+    }
+    begun.abort();
+    nothing_is_held(&world, 2).await;
+}
+
+/// Answers that ask about a claim end like the one that grants it: nobody was told, so it is rolled back with the last.
+#[tokio::test]
+async fn s11_a_claim_that_only_refused_answers_spoke_of_is_rolled_back() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
+    world.stored("p").await;
+    world.gate().hold_all();
+    let claim = world.begin_request(forever("k")).await;
+    world.gate().stopped().await;
+    world.pass(1_000).await;
+    let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
+    let again = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS - 900).await;
+    assert_eq!(done(claim).await, Err(STORE));
+    assert_eq!(world.counts("p").await.1, 1, "others wait for it");
+    world.pass(1_200).await;
+    assert_eq!(done(read).await.unwrap_err(), STORE);
+    assert_eq!(done(again).await, Err(STORE));
+    world.gate().open_gate();
+    until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
+}

@@ -1,0 +1,435 @@
+//! S08: a panic inside one shard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::FutureExt as _;
+use hotpool::model::request_error::RequestError;
+use hotpool::model::{AckLevel, HeartbeatRequest, WorkerCommand, WorkerId};
+use hotpool::scheduler::Scheduler;
+
+use crate::world::{LOADING, Seeded, World, done, id, ids_on, name, request, spec, until};
+
+/// Pool `p` of two shards with `n` workers on each.
+async fn two_shards(n: usize, ack: AckLevel) -> World {
+    let world = World::on_store().await;
+    world.pool("p", spec(2, ack), &[]).await;
+    for shard in 0..2 {
+        let ids = ids_on(shard, 2, n, "w");
+        world.add("p", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    world
+}
+
+/// A key that is held on the shard.
+async fn hold_on(world: &World, shard: u16, prefix: &str) -> (String, u64) {
+    for i in 0.. {
+        let key = format!("{prefix}{i}");
+        let taken = world.claim("p", &key).await.unwrap();
+        if taken.claim.worker.spec.id.shard(2) == shard {
+            world.s.confirm(&id(&key), taken.claim.fence).await.unwrap();
+            return (key, taken.claim.fence);
+        }
+        world.s.release(&id(&key), taken.claim.fence).await.unwrap();
+    }
+    unreachable!("there is room on every shard")
+}
+
+async fn restarted(world: &World, shard: usize, times: u64) {
+    until("the shard is back", async || {
+        let status = &world.shards("p").await[shard];
+        status.restarts == times && status.state == "serving"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn s08_a_shard_that_panics_is_restarted_with_its_claims_and_keys() {
+    let world = two_shards(3, AckLevel::Durable).await;
+    let (on_0, fence_0) = hold_on(&world, 0, "a").await;
+    let (on_1, fence_1) = hold_on(&world, 1, "b").await;
+    world.stored("p").await;
+    let before = world.rows("p").await;
+    world.s.inject_panic(&name("p"), 0);
+    restarted(&world, 0, 1).await;
+    assert_eq!(world.rows("p").await, before);
+    assert_eq!(world.shards("p").await[1].restarts, 0);
+    for (key, fence) in [(on_0, fence_0), (on_1, fence_1)] {
+        let again = world.claim("p", &key).await.unwrap();
+        assert!(!again.created);
+        assert_eq!(again.claim.fence, fence);
+        world.s.release(&id(&key), fence).await.unwrap();
+    }
+    world.is_clean().await;
+    assert_eq!(world.counts("p").await, (6, 0, 0));
+    hold_on(&world, 0, "c").await;
+}
+
+#[tokio::test]
+async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
+    let world = two_shards(2, AckLevel::Memory).await;
+    let (on_0, fence_0) = hold_on(&world, 0, "a").await;
+    let (on_1, fence_1) = hold_on(&world, 1, "b").await;
+    // The last thing it decided is in the journal's tail only, so the restart has to wait for the store.
+    world.gate().hold_all();
+    let (tail, tail_fence) = hold_on(&world, 0, "t").await;
+    world.s.inject_panic(&name("p"), 0);
+    until("it is away", async || world.shards("p").await[0].state == "loading").await;
+    assert_eq!(world.s.get_claim(&id(&on_0)).await, Err(LOADING));
+    assert_eq!(world.claim("p", &on_0).await, Err(LOADING));
+    assert_eq!(world.s.release(&id(&on_0), fence_0).await, Err(LOADING));
+    assert_eq!(world.s.get_claim(&id(&on_1)).await.unwrap().fence, fence_1);
+    let other = world.claim("p", "other").await.unwrap();
+    assert_eq!(other.claim.worker.spec.id.shard(2), 1);
+    // Shard 1 is full now, but nobody may say that the pool is.
+    assert_eq!(world.claim("p", "one-too-many").await, Err(LOADING));
+    // Of heartbeats in one call those of shard 1 are heard.
+    let silent = || HeartbeatRequest { incarnation: 0, seq: None, claims: None };
+    let workers: Vec<WorkerId> =
+        (0..2).map(|shard| WorkerId::new(&ids_on(shard, 2, 1, "w").remove(0)).unwrap()).collect();
+    let beats = workers.into_iter().map(|id| (id, silent())).collect();
+    let heard = world.s.heartbeat_batch(&name("p"), beats).await.unwrap();
+    assert_eq!((heard[0].clone().err(), heard[1].is_ok()), (Some(LOADING), true), "{heard:?}");
+    assert_eq!(world.s.keys().pending_len(), 0);
+    let says = |reason: &String| reason.contains("shard 0 of ns/p panicked");
+    until("readiness says so", async || world.s.readiness().reasons.iter().any(says)).await;
+    world.gate().open_gate();
+    restarted(&world, 0, 1).await;
+    assert_eq!(world.s.get_claim(&id(&on_0)).await.unwrap().fence, fence_0);
+    assert_eq!(world.s.get_claim(&id(&tail)).await.unwrap().fence, tail_fence, "the tail was not lost");
+    assert_eq!(world.s.release(&id(&tail), tail_fence).await, Ok(()));
+    until("readiness forgets", async || world.s.readiness().ready).await;
+}
+
+/// What a run decided before the panic was never handed over: its callers do not know, and it did not happen.
+#[tokio::test]
+async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
+    let fence = world.hold("p", "held").await;
+    world.stored("p").await;
+    let before = world.rows("p").await;
+    // The shard does not run before all of these stand in the ring.
+    let busy = world.busy("p").await;
+    let claim = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.claim(request("p", "k")).await })
+    };
+    let release = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.release(&id("held"), fence).await })
+    };
+    let panic = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
+    };
+    let behind = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.claim(request("p", "behind")).await })
+    };
+    busy.until_asked(4).await;
+    assert_eq!(done(claim).await, Err(RequestError::DeadlineExceeded));
+    assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
+    done(panic).await;
+    assert_eq!(done(behind).await, Err(RequestError::DeadlineExceeded));
+    restarted(&world, 0, 1).await;
+    assert_eq!(world.rows("p").await, before);
+    assert!(world.is_vacant("k") && world.is_vacant("behind"));
+    assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (1, 0));
+    world.s.release(&id("held"), fence).await.unwrap();
+    world.is_clean().await;
+}
+
+/// A release undone by the panic, and the key claimed elsewhere before the shard is back: it yields.
+#[tokio::test]
+async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
+    let world = World::on_store().await;
+    world.pool("a", spec(1, AckLevel::Durable), &["wa"]).await;
+    world.pool("b", spec(1, AckLevel::Durable), &["wb"]).await;
+    let fence = world.hold("a", "k").await;
+    world.stored("a").await;
+    world.gate().hold_loads();
+    let busy = world.busy("a").await;
+    let release = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.release(&id("k"), fence).await })
+    };
+    let panic = {
+        let s = world.s.clone();
+        tokio::spawn(async move { s.inject_panic(&name("a"), 0) })
+    };
+    busy.until_asked(2).await;
+    assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
+    done(panic).await;
+    until("it is away", async || world.shards("a").await[0].state == "loading").await;
+    let claim = world.begin_claim("b", "k").await;
+    assert_eq!(world.counts("b").await, (0, 1, 1));
+    // Its answer waits for a record of the release that will never be: the shard has to give the claim back.
+    world.gate().open_gate();
+    until("it is back", async || world.shards("a").await[0].state == "serving").await;
+    world.stored("a").await;
+    world.pass(1).await;
+    let taken = done(claim).await.unwrap();
+    assert!(taken.claim.fence > fence);
+    assert_eq!(world.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
+    assert_eq!(world.counts("a").await, (1, 0, 0));
+    assert_eq!(world.crashed().await.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
+}
+
+/// The same release asked for again, while the key seems to be free and the shard is away.
+#[tokio::test]
+async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened() {
+    for by_batch in [false, true] {
+        let world = World::on_store().await;
+        world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
+        let fence = world.hold("p", "k").await;
+        world.stored("p").await;
+        world.gate().hold_loads();
+        let busy = world.busy("p").await;
+        let release = {
+            let s = world.s.clone();
+            tokio::spawn(async move { s.release(&id("k"), fence).await })
+        };
+        let panic = {
+            let s = world.s.clone();
+            tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
+        };
+        busy.until_asked(2).await;
+        assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
+        done(panic).await;
+        let again = if by_batch {
+            let call = move |s: Scheduler| async move { s.release_batch(vec![(id("k"), fence)]).await.remove(0) };
+            world.begin(move |s| Box::pin(call(s))).await
+        } else {
+            world.begin_release("k", fence).await
+        };
+        let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
+        assert!(!again.is_finished() && !read.is_finished());
+        world.gate().open_gate();
+        restarted(&world, 0, 1).await;
+        // The shard goes on, past the sequence number that the release had.
+        world.add("p", &["x", "y", "z"]).await;
+        let (again, read) = (done(again).await, done(read).await);
+        match &again {
+            Ok(()) => assert!(!world.held().await.iter().any(|(key, ..)| key == "k"), "acknowledged, and still held"),
+            Err(refusal) => assert!(matches!(refusal, RequestError::Unavailable(_)), "{refusal}"),
+        }
+        // The read may have come before the release or after it.
+        assert!(read.is_ok_and(|claim| claim.fence == fence) || again.is_ok());
+        world.s.release(&id("k"), fence).await.unwrap();
+        world.is_clean().await;
+        assert_eq!(world.counts("p").await, (4, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn s08_a_shard_that_panics_again_and_again_is_refused_by_name() {
+    let world = two_shards(2, AckLevel::Durable).await;
+    let (on_0, _) = hold_on(&world, 0, "a").await;
+    let (on_1, fence_1) = hold_on(&world, 1, "b").await;
+    for times in 1..=5 {
+        world.s.inject_panic(&name("p"), 0);
+        restarted(&world, 0, times).await;
+    }
+    world.s.inject_panic(&name("p"), 0);
+    until("it is refused", async || world.shards("p").await[0].state == "refused").await;
+    let ready = world.s.readiness();
+    assert!(!ready.ready && ready.reasons.iter().any(|reason| reason.contains("shard 0 of ns/p")), "{ready:?}");
+    assert_eq!(world.claim("p", &on_0).await, Err(LOADING));
+    assert_eq!(world.s.get_claim(&id(&on_0)).await, Err(LOADING));
+    assert_eq!(world.s.get_claim(&id(&on_1)).await.unwrap().fence, fence_1);
+    world.claim("p", "more").await.unwrap();
+    assert_eq!(world.claim("p", "too-many").await, Err(LOADING), "not: full");
+    assert_eq!(world.s.keys().pending_len(), 0);
+}
+
+/// One task's claims, one after the other: every call gets an answer, and asking again settles every doubt.
+async fn churn(s: Scheduler, task: u64, seed: u64, stop: Arc<AtomicBool>) -> u64 {
+    let mut random = Seeded(seed ^ (task << 32));
+    let (mut doubts, mut nth) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        // A fresh key goes anywhere; the same one would follow its affinity to the shard that is not hurt.
+        let request = request("p", &format!("t{task}-{nth}"));
+        let key = request.id.clone();
+        nth += 1;
+        let taken = loop {
+            match s.claim(request.clone()).await {
+                Ok(taken) => break taken,
+                Err(RequestError::DeadlineExceeded | RequestError::Unavailable(_)) => doubts += 1,
+                Err(other) => panic!("{other}"),
+            }
+            tokio::task::yield_now().await;
+        };
+        if random.below(2) == 0 && s.confirm(&key, taken.claim.fence).await.is_err() {
+            doubts += 1;
+        }
+        loop {
+            match s.release(&key, taken.claim.fence).await {
+                Ok(()) => break,
+                Err(RequestError::DeadlineExceeded | RequestError::Unavailable(_)) => doubts += 1,
+                Err(other) => panic!("{other}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    doubts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s08_with_claims_in_flight_from_many_tasks() {
+    const SEED: u64 = 8;
+    println!("seed {SEED}: change SEED to reproduce another run");
+    let world = two_shards(8, AckLevel::Durable).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let tasks: Vec<_> =
+        (0..8).map(|task| tokio::spawn(churn(world.s.clone(), task, SEED, Arc::clone(&stop)))).collect();
+    for times in 1..=5 {
+        let before = world.shards("p").await[0].seq;
+        until("it does something", async || {
+            world.pass(1).await;
+            world.shards("p").await[0].seq > before + 10
+        })
+        .await;
+        world.s.inject_panic(&name("p"), 0);
+        restarted(&world, 0, times).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    until("all tasks end", async || {
+        world.pass(1).await;
+        tasks.iter().all(tokio::task::JoinHandle::is_finished)
+    })
+    .await;
+    for task in tasks {
+        done(task).await;
+    }
+    world.is_clean().await;
+    assert_eq!(world.counts("p").await, (16, 0, 0));
+    let live = world.rows("p").await;
+    world.stored("p").await;
+    assert_eq!(world.crashed().await.rows("p").await, live);
+}
+
+/// Commands that came while the shard panicked are decided by its next life, which numbers its claims anew: each means
+/// the claim that it was given for.
+#[tokio::test]
+async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
+    for verb in ["release", "batch", "confirm", "renew", "get", "begin release", "repeat"] {
+        let world = World::on_store().await;
+        world.pool("p", spec(1, AckLevel::Memory), &["u", "v", "w"]).await;
+        world.stored("p").await;
+        // One run hands over the row of b's worker before that of a's, because that changed first. So the ordinals of the
+        // two claims are swapped when the rows are replayed.
+        let busy = world.busy("p").await;
+        let steer = |verb| {
+            let worker = WorkerId::new("v").unwrap();
+            let _ = world.s.command_worker(&name("p"), &worker, verb).now_or_never();
+        };
+        let claim = |key| {
+            let scheduler = world.s.clone();
+            let mut claim = Box::pin(async move { scheduler.claim(request("p", key)).await });
+            assert!(claim.as_mut().now_or_never().is_none());
+            claim
+        };
+        steer(WorkerCommand::Cordon);
+        let first = claim("a");
+        steer(WorkerCommand::Uncordon);
+        let second = claim("b");
+        drop(busy);
+        let (first, second) = (first.await.unwrap().claim, second.await.unwrap().claim);
+        assert_eq!([&first, &second].map(|claim| claim.worker.spec.id.as_str()), ["w", "v"]);
+        let (first, second) = (first.fence, second.fence);
+        if verb == "renew" {
+            world.s.confirm(&id("a"), first).await.unwrap();
+        }
+        world.stored("p").await;
+        let (told, outcome) = tokio::sync::oneshot::channel();
+        let scheduler = world.s.clone();
+        world.s.inject_panic_after(&name("p"), 0, move || {
+            // Within the run, so it stands in the ring when the shard panics.
+            let mut call: futures::future::BoxFuture<'static, Result<(), RequestError>> = match verb {
+                "release" => Box::pin(async move { scheduler.release(&id("a"), first).await }),
+                "batch" => Box::pin(async move { scheduler.release_batch(vec![(id("a"), first)]).await.remove(0) }),
+                "confirm" => Box::pin(async move { scheduler.confirm(&id("a"), first).await.map(drop) }),
+                "renew" => Box::pin(async move { scheduler.renew(&id("a"), first, Some(60_000)).await.map(drop) }),
+                "get" => Box::pin(async move { scheduler.get_claim(&id("a")).await.map(drop) }),
+                "begin release" => Box::pin(async move { scheduler.begin_release(&id("a"), first).await }),
+                _ => Box::pin(async move { scheduler.claim(request("p", "a")).await.map(drop) }),
+            };
+            assert!((&mut call).now_or_never().is_none(), "it waits in the ring");
+            drop(told.send(call));
+        });
+        let call = outcome.await.unwrap();
+        restarted(&world, 0, 1).await;
+        let outcome = tokio::time::timeout(std::time::Duration::from_secs(30), call).await.expect("an answer");
+        assert_eq!(outcome, Ok(()), "{verb}");
+        let held = world.s.get_claim(&id("a")).await;
+        match verb {
+            "release" | "batch" => assert!(held.is_err(), "{verb} was acknowledged, so it happened"),
+            "begin release" => assert_eq!(held.unwrap().state, hotpool::model::ClaimState::Releasing),
+            _ => assert_eq!(held.unwrap().fence, first, "{verb}"),
+        }
+        assert_eq!(world.s.get_claim(&id("b")).await.unwrap().fence, second, "the other is not touched");
+    }
+}
+
+/// A claim whose caller leaves while its shard panics is rolled back by the next life.
+#[tokio::test]
+async fn s16_a_roll_back_outlives_a_panic() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["u", "v", "w"]).await;
+    let other = world.s.claim(forever("other")).await.unwrap().claim.fence;
+    let mut gathered = hotpool::scheduler::ClaimBatchBuilder::default();
+    // Leaked: the step of a test outlives it.
+    let scheduler: &'static Scheduler = Box::leak(Box::new(world.s.clone()));
+    let claiming = scheduler.gather(forever("k"), &mut gathered).unwrap();
+    world.s.decide_gathered(&mut gathered);
+    world.s.release(&id("other"), other).await.unwrap();
+    let told = world.s.claim(forever("told")).await.unwrap().claim.fence;
+    assert!(!world.s.claim(forever("told")).await.unwrap().created);
+    world.stored("p").await;
+    world.s.inject_panic_after(&name("p"), 0, move || drop(claiming));
+    restarted(&world, 0, 1).await;
+    until("it is rolled back", async || world.counts("p").await == (2, 1, 0)).await;
+    until("its key is free", async || world.is_vacant("k")).await;
+    assert_eq!(world.s.get_claim(&id("told")).await.unwrap().fence, told);
+}
+
+/// A claim that is active at once, which no deadline would ever end.
+fn forever(key: &str) -> hotpool::model::ClaimRequest {
+    hotpool::model::ClaimRequest { reserve_ms: Some(0), ..request("p", key) }
+}
+
+/// The panic drops the answer that would have told of a claim, whose record is stored all the same.
+#[tokio::test]
+async fn s16_a_claim_whose_answer_a_panic_dropped_is_rolled_back() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
+    world.stored("p").await;
+    world.gate().hold_all();
+    let claim = world.begin_request(forever("k")).await;
+    world.gate().stopped().await;
+    world.s.inject_panic(&name("p"), 0);
+    assert_eq!(done(claim).await, Err(RequestError::DeadlineExceeded));
+    world.gate().open_gate();
+    restarted(&world, 0, 1).await;
+    until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
+}
+
+/// The run that rolled a claim back panics before it has handed that over.
+#[tokio::test]
+async fn s16_a_roll_back_that_a_panic_undid_is_made_again() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
+    let mut gathered = hotpool::scheduler::ClaimBatchBuilder::default();
+    let claiming = world.s.gather(forever("k"), &mut gathered).unwrap();
+    world.s.decide_gathered(&mut gathered);
+    world.stored("p").await;
+    let busy = world.busy("p").await;
+    drop(claiming);
+    world.s.inject_panic(&name("p"), 0);
+    drop(busy);
+    restarted(&world, 0, 1).await;
+    until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
+}

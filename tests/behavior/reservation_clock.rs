@@ -1,0 +1,265 @@
+//! C13, C16: the times of a claim count from when its answer leaves, whichever way it leaves or ends.
+
+use futures::FutureExt as _;
+use hotpool::model::request_error::RequestError;
+use hotpool::model::{
+    AckLevel, ClaimRequest, ClaimResult, ClaimState, HeartbeatRequest, PoolSpec, RunningClaim, WorkerId,
+};
+use hotpool::scheduler::Scheduler;
+use tokio::task::JoinHandle;
+
+use crate::world::{WAIT_MS, World, done, id, ids_on, name, request, spec, until, worker};
+
+const RESERVE_MS: u64 = 1_000;
+
+type Outcomes = Vec<Result<ClaimResult, RequestError>>;
+
+fn short(shards: u16, ack: AckLevel) -> PoolSpec {
+    PoolSpec { reserve_ms: RESERVE_MS, ..spec(shards, ack) }
+}
+
+fn waits(key: &str) -> ClaimRequest {
+    ClaimRequest { wait_ms: 60_000, ..request("p", key) }
+}
+
+async fn begin_batch(world: &World, batch: Vec<ClaimRequest>) -> JoinHandle<Outcomes> {
+    world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await
+}
+
+fn workers(outcomes: &Outcomes) -> Vec<String> {
+    let mut workers: Vec<String> =
+        outcomes.iter().map(|taken| taken.as_ref().unwrap().claim.worker.spec.id.to_string()).collect();
+    workers.sort_unstable();
+    workers.dedup();
+    workers
+}
+
+#[tokio::test]
+async fn c13_no_item_of_a_batch_is_swept_while_another_waits() {
+    for ack in [AckLevel::Memory, AckLevel::Durable] {
+        let world = World::on_store().await;
+        world.pool("p", short(1, ack), &["v", "w"]).await;
+        let held = world.hold("p", "held").await;
+        let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
+        until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+        // Whoever asks meanwhile starts no clock: the answer that counts is still to come.
+        assert_eq!(world.s.get_claim(&id("e1")).await.unwrap().expires_at_ms, None);
+        assert!(!world.claim("p", "e1").await.unwrap().created);
+        world.pass(3 * RESERVE_MS).await;
+        world.s.release(&id("held"), held).await.unwrap();
+        let outcomes = done(begun).await;
+        assert_eq!(workers(&outcomes).len(), 2, "never two items on one worker");
+        let now = world.s.get_claim(&id("e1")).await.unwrap();
+        let told = outcomes[0].as_ref().unwrap().claim.expires_at_ms;
+        assert_eq!((now.expires_at_ms, told.is_some()), (told, true), "every answer gives the same deadline");
+        // Just before its deadline each can still be confirmed.
+        world.pass(RESERVE_MS - 200).await;
+        for taken in outcomes.iter().flatten() {
+            world.s.confirm(&taken.claim.id, taken.claim.fence).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn c13_the_reservations_of_a_batch_run_from_when_its_answer_leaves() {
+    let world = World::on_memory().await;
+    world.pool("p", short(2, AckLevel::Memory), &["u", "v", "w"]).await;
+    let held = world.hold("p", "held").await;
+    let begun = begin_batch(&world, vec![request("p", "e1"), request("p", "e2"), waits("e3")]).await;
+    until("the last waits", async || world.s.waiting(&name("p")) == 1).await;
+    world.pass(3 * RESERVE_MS).await;
+    world.s.release(&id("held"), held).await.unwrap();
+    assert_eq!(done(begun).await.iter().flatten().count(), 3);
+    world.pass(RESERVE_MS + 200).await;
+    assert_eq!(world.counts("p").await, (3, 0, 0), "nobody confirmed: all are swept");
+    world.is_clean().await;
+}
+
+/// No item waits for capacity: one shard's answers wait for the store.
+#[tokio::test]
+async fn c13_no_item_of_a_batch_is_swept_while_the_store_keeps_another() {
+    for late in 0..2 {
+        let world = World::on_store().await;
+        let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 1, "w")).collect();
+        world.pool("p", short(2, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        world.stored("p").await;
+        let late = world.gate().key("ns/p", late);
+        world.gate().leave_unanswered(late, usize::MAX);
+        let begun = begin_batch(&world, vec![request("p", "e1"), request("p", "e2")]).await;
+        until("one shard is stored", async || {
+            world.shards("p").await.iter().any(|shard| shard.busy > 0 && shard.applied_seq == shard.seq)
+        })
+        .await;
+        world.pass(3 * RESERVE_MS).await;
+        world.gate().open_gate();
+        let outcomes = done(begun).await;
+        for taken in &outcomes {
+            let claim = &taken.as_ref().unwrap().claim;
+            world.s.confirm(&claim.id, claim.fence).await.unwrap();
+        }
+        assert_eq!(workers(&outcomes).len(), 2);
+    }
+}
+
+/// Active at once, to be renewed: the time to the first renewal counts in the same way.
+#[tokio::test]
+async fn c13_a_ttl_counts_from_when_the_answer_of_the_batch_leaves() {
+    let world = World::on_memory().await;
+    world.pool("p", short(1, AckLevel::Memory), &["v", "w"]).await;
+    let held = world.hold("p", "held").await;
+    let lives = |request| ClaimRequest { reserve_ms: Some(0), ttl_ms: Some(RESERVE_MS), ..request };
+    let begun = begin_batch(&world, vec![lives(request("p", "e1")), lives(waits("e2"))]).await;
+    until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+    world.pass(3 * RESERVE_MS).await;
+    world.s.release(&id("held"), held).await.unwrap();
+    let outcomes = done(begun).await;
+    assert_eq!(workers(&outcomes).len(), 2);
+    let claim = &outcomes[0].as_ref().unwrap().claim;
+    world.s.renew(&claim.id, claim.fence, None).await.unwrap();
+    world.pass(RESERVE_MS + 200).await;
+    world.is_clean().await;
+}
+
+/// The commits of a gang's shards are stored at different times: no member is swept before the gang is answered.
+#[tokio::test]
+async fn c16_the_reservations_of_a_gang_run_from_when_it_is_answered() {
+    let world = World::on_store().await;
+    let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 2, "w")).collect();
+    world.pool("p", short(2, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    world.stored("p").await;
+    let gang: Vec<ClaimRequest> = ["a", "b", "c", "d"].map(|key| request("p", key)).to_vec();
+    world.gate().hold_gang_rows();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    // The gang's row goes through; of the commits those of one shard do not.
+    let home = world.gate().gang_home();
+    let other = world.gate().key("ns/p", 1 - home.shard);
+    world.gate().open_gate();
+    world.gate().leave_unanswered(other, usize::MAX);
+    until("the other shard's commit waits for the store", async || {
+        let shards = world.shards("p").await;
+        let [home, other] = [&shards[home.shard as usize], &shards[other.shard as usize]];
+        home.applied_seq == home.seq && other.applied_seq < other.seq
+    })
+    .await;
+    world.pass(3 * RESERVE_MS).await;
+    world.gate().open_gate();
+    let outcomes = done(begun).await;
+    for taken in &outcomes {
+        let claim = &taken.as_ref().unwrap().claim;
+        world.s.confirm(&claim.id, claim.fence).await.unwrap();
+    }
+}
+
+/// The commit is decided, its answer is too late: what the gang holds ends by itself.
+#[tokio::test]
+async fn b06_a_gang_whose_commit_is_acknowledged_late_is_swept() {
+    let world = World::on_store().await;
+    world.pool("p", short(1, AckLevel::Durable), &["u", "v", "w"]).await;
+    world.stored("p").await;
+    let gang: Vec<ClaimRequest> = ["a", "b", "c"].map(|key| request("p", key)).to_vec();
+    world.gate().hold_gang_rows();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    world.gate().hold_all_but_gang_rows();
+    until("the gang is recorded", async || world.gate().gang_rows() == 1).await;
+    // Its members are committed, and their rows stand at the gate.
+    world.gate().stopped().await;
+    world.pass(WAIT_MS + 200).await;
+    let outcomes = done(begun).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Err(RequestError::DeadlineExceeded)), "{outcomes:?}");
+    world.gate().open_gate();
+    world.stored("p").await;
+    world.pass(RESERVE_MS + 200).await;
+    assert_eq!(world.counts("p").await, (3, 0, 0), "swept, though nobody asked for the keys");
+    world.is_clean().await;
+    // The gang's row is of no use any more.
+    until("the gang is forgotten", async || world.gate().gang_rows() == 0).await;
+}
+
+/// The commit finds no place among the answers that wait for the store: what it made ends in time all the same.
+#[tokio::test]
+async fn c16_a_gang_whose_commit_finds_too_many_answers_waiting_is_swept() {
+    let world = World::on_store().await;
+    world.pool("p", short(1, AckLevel::Durable), &["u", "v", "w"]).await;
+    world.hold("p", "held").await;
+    world.stored("p").await;
+    world.gate().hold_gang_rows();
+    let gang: Vec<ClaimRequest> = ["a", "b"].map(|key| request("p", key)).to_vec();
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    // Decided after the gang's record, so answers from now on wait for more than that.
+    assert!(world.s.register(&name("p"), worker("x")).now_or_never().is_none());
+    let read = || {
+        let scheduler = world.s.clone();
+        async move { scheduler.get_claim(&id("held")).await }.boxed()
+    };
+    let mut waiting: Vec<_> = (0..hotpool::limits::PENDING_REPLIES_MAX).map(|_| read()).collect();
+    // As many at a time as the shard's mailbox holds.
+    for calls in waiting.chunks_mut(1_024) {
+        for call in calls {
+            let _ = futures::poll!(call);
+        }
+        world.quiet().await;
+    }
+    world.gate().hold_all_but_gang_rows();
+    // The record's answer leaves, and makes a place, which the next one takes.
+    until("the gang is answered", async || {
+        let mut call = read();
+        let _ = futures::poll!(&mut call);
+        waiting.push(call);
+        begun.is_finished()
+    })
+    .await;
+    let outcomes = done(begun).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Err(RequestError::DeadlineExceeded)), "{outcomes:?}");
+    assert_eq!((world.gate().gang_rows(), world.counts("p").await.2), (1, 2), "the gang is committed");
+    world.pass(RESERVE_MS + 200).await;
+    assert_eq!(world.counts("p").await, (3, 1, 0), "swept, though nobody asked for the keys");
+}
+
+/// A worker's list says nothing of a claim of which nobody was told yet.
+#[tokio::test]
+async fn c13_no_item_of_a_batch_ends_by_its_workers_list_while_another_waits() {
+    let world = World::on_memory().await;
+    let pool = PoolSpec { unnamed_ms: Some(RESERVE_MS), ..short(1, AckLevel::Memory) };
+    world.pool("p", pool, &["v", "w"]).await;
+    let held = world.hold("p", "held").await;
+    let now = |request| ClaimRequest { reserve_ms: Some(0), ..request };
+    let begun = begin_batch(&world, vec![now(request("p", "e1")), now(waits("e2"))]).await;
+    until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+    let runs = async |of_w: Vec<RunningClaim>| {
+        for (worker, claims) in [("v", Vec::new()), ("w", of_w)] {
+            let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(claims) };
+            world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+        }
+    };
+    for _ in 0..4 {
+        runs(vec![RunningClaim { id: id("held"), fence: held }]).await;
+        world.pass(RESERVE_MS / 2 + 200).await;
+    }
+    world.s.release(&id("held"), held).await.unwrap();
+    let outcomes = done(begun).await;
+    assert_eq!(workers(&outcomes).len(), 2, "never two items on one worker");
+    // From now on it counts.
+    for _ in 0..4 {
+        runs(Vec::new()).await;
+        world.pass(RESERVE_MS / 2 + 200).await;
+    }
+    assert_eq!(world.counts("p").await, (2, 0, 0));
+}
+
+/// An item's worker goes and comes back while another item waits for it: the first is answered as lost.
+#[tokio::test]
+async fn c13_an_item_that_was_lost_while_another_waited_is_answered_as_lost() {
+    let world = World::on_memory().await;
+    world.pool("p", short(1, AckLevel::Memory), &["v"]).await;
+    let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
+    until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
+    world.pass(RESERVE_MS).await;
+    let again = hotpool::model::WorkerSpec { incarnation: 1, ..worker("v") };
+    world.s.register(&name("p"), again).await.unwrap();
+    let outcomes = done(begun).await;
+    let states: Vec<ClaimState> = outcomes.iter().map(|taken| taken.as_ref().unwrap().claim.state).collect();
+    assert_eq!(states, [ClaimState::Lost, ClaimState::Reserved], "one claim on the worker");
+}

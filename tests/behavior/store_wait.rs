@@ -1,0 +1,265 @@
+//! S11: an answer that waits for the store when its deadline passes, or whose caller is gone.
+
+use std::future::Future as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
+
+use hotpool::model::request_error::{ObjectKind, RequestError};
+use hotpool::model::{AckLevel, ClaimState};
+
+use crate::gate::GatedStore;
+use crate::world::{STORE, WAIT_MS, World, done, id, name, request, spec, until};
+
+async fn one_worker() -> World {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
+    world
+}
+
+/// The claim must be gone from memory now, and from the store too once it is back.
+async fn nothing_is_left(world: World) {
+    assert_eq!(world.counts("p").await, (1, 0, 0));
+    world.gate().open_gate();
+    world.is_clean().await;
+    let again = world.restarted().await;
+    assert_eq!(again.counts("p").await, (1, 0, 0));
+    assert!(again.s.keys().is_empty());
+}
+
+#[tokio::test]
+async fn s11_a_claim_that_the_store_kept_too_long_is_given_back() {
+    for reserve_ms in [None, Some(0)] {
+        let world = one_worker().await;
+        world.gate().hold_all();
+        let claim = world.begin_request(hotpool::model::ClaimRequest { reserve_ms, ..request("p", "k") }).await;
+        world.pass(WAIT_MS - 1).await;
+        assert!(!claim.is_finished());
+        assert_eq!(world.counts("p").await.1, 1, "until then it is held");
+        world.pass(1).await;
+        assert_eq!(done(claim).await, Err(STORE));
+        nothing_is_left(world).await;
+    }
+}
+
+#[tokio::test]
+async fn s11_the_key_may_be_claimed_again_at_once() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(first).await, Err(STORE));
+    let second = world.begin_claim("p", "k").await;
+    assert_eq!(world.counts("p").await.1, 1);
+    world.gate().open_gate();
+    let second = done(second).await.unwrap();
+    assert!(second.created);
+    let again = world.restarted().await;
+    assert_eq!(again.held().await, [("k".into(), "w".into(), second.claim.fence)]);
+}
+
+#[tokio::test]
+async fn s11_a_claim_stays_if_a_repeat_of_it_waits() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(1_000).await;
+    let repeat = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS - 1_000).await;
+    assert_eq!(done(first).await, Err(STORE));
+    assert!(!repeat.is_finished());
+    world.gate().open_gate();
+    let repeat = done(repeat).await.unwrap();
+    assert!(!repeat.created);
+    assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
+    assert_eq!(repeat.claim.state, ClaimState::Reserved);
+    world.s.confirm(&id("k"), repeat.claim.fence).await.unwrap();
+}
+
+#[tokio::test]
+async fn s11_a_claim_of_which_no_answer_told_is_given_back_with_the_last() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(1_000).await;
+    let repeat = world.begin_claim("p", "k").await;
+    world.pass(WAIT_MS - 1_000).await;
+    assert_eq!(done(first).await, Err(STORE));
+    assert_eq!(world.counts("p").await, (0, 1, 1), "an answer about it waits, so it is not undone yet");
+    world.pass(1_000).await;
+    assert_eq!(done(repeat).await, Err(STORE));
+    assert_eq!(world.counts("p").await, (1, 0, 0), "nobody was told of it, and nobody will be");
+    nothing_is_left(world).await;
+}
+
+#[tokio::test]
+async fn s11_a_read_keeps_the_claim_too() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    world.pass(1).await;
+    let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
+    let listed = world
+        .begin(|s| Box::pin(async move { s.list_claims(&hotpool::model::ClaimFilter::default(), None, 10).await }));
+    let listed = listed.await;
+    assert!(!read.is_finished() && !listed.is_finished(), "reads wait for the store as well");
+    world.pass(WAIT_MS - 1).await;
+    assert_eq!(done(first).await, Err(STORE));
+    world.gate().open_gate();
+    let read = done(read).await.unwrap();
+    assert_eq!(done(listed).await.unwrap().items[0].fence, read.fence);
+    assert_eq!(world.held().await, [("k".into(), "w".into(), read.fence)]);
+}
+
+#[tokio::test]
+async fn s11_confirm_and_release_undo_nothing() {
+    let world = one_worker().await;
+    let fence = world.claim("p", "k").await.unwrap().claim.fence;
+    world.gate().hold_all();
+    let confirm = world.begin(move |s| Box::pin(async move { s.confirm(&id("k"), fence).await })).await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(confirm).await, Err(STORE));
+    assert_eq!(world.counts("p").await, (0, 1, 0), "held and active");
+    // Once more: a confirm that changes nothing waits for the first one's record.
+    let confirm = world.begin(move |s| Box::pin(async move { s.confirm(&id("k"), fence).await })).await;
+    assert!(!confirm.is_finished());
+    world.gate().open_gate();
+    assert_eq!(done(confirm).await.unwrap().state, ClaimState::Active);
+    world.gate().hold_all();
+    let release = world.begin_release("k", fence).await;
+    world.pass(WAIT_MS).await;
+    assert_eq!(done(release).await, Err(STORE));
+    nothing_is_left(world).await;
+}
+
+#[tokio::test]
+async fn s11_a_claim_whose_caller_left_is_given_back_when_its_answer_would_leave() {
+    for reserve_ms in [None, Some(0)] {
+        let world = one_worker().await;
+        world.gate().hold_all();
+        let claim = world.begin_request(hotpool::model::ClaimRequest { reserve_ms, ..request("p", "k") }).await;
+        assert_eq!(world.counts("p").await.1, 1);
+        claim.abort();
+        assert!(claim.await.unwrap_err().is_cancelled());
+        world.gate().open_gate();
+        until("it is given back", async || world.counts("p").await == (1, 0, 0)).await;
+        nothing_is_left(world).await;
+    }
+}
+
+#[tokio::test]
+async fn s11_a_caller_that_left_takes_nothing_from_a_repeat() {
+    let world = one_worker().await;
+    world.gate().hold_all();
+    let first = world.begin_claim("p", "k").await;
+    let repeat = world.begin_claim("p", "k").await;
+    first.abort();
+    world.quiet().await;
+    world.gate().open_gate();
+    let repeat = done(repeat).await.unwrap();
+    assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
+    // And a repeat whose caller left takes nothing either.
+    world.s.confirm(&id("k"), repeat.claim.fence).await.unwrap();
+    let third = world.begin_claim("p", "k").await;
+    third.abort();
+    world.quiet().await;
+    assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
+}
+
+#[tokio::test]
+async fn s11_only_durable_answers_wait() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["v", "w"]).await;
+    world.gate().hold_all();
+    let fence = world.claim("p", "k").await.unwrap().claim.fence;
+    let asked = hotpool::model::ClaimRequest { ack: Some(AckLevel::Durable), ..request("p", "d") };
+    let durable = world.begin_request(asked).await;
+    assert!(!durable.is_finished(), "it asked for more than its pool promises");
+    world.s.confirm(&id("k"), fence).await.unwrap();
+    world.s.release(&id("k"), fence).await.unwrap();
+    assert_eq!(world.s.get_claim(&id("k")).await, Err(RequestError::NotFound(ObjectKind::Claim)));
+    world.gate().open_gate();
+    assert!(done(durable).await.unwrap().created);
+}
+
+/// Runs inside the shard's run, when that sends an answer: the store takes what was held back, and the shard is told of
+/// it while it is awake.
+struct Inject {
+    gate: Arc<GatedStore>,
+    stored: Arc<AtomicBool>,
+    was_run: AtomicBool,
+}
+
+impl Wake for Inject {
+    fn wake(self: Arc<Self>) {
+        if !self.was_run.swap(true, Ordering::SeqCst) {
+            // By a thread of no runtime: what this one wakes would wait behind this very run.
+            let gate = Arc::clone(&self.gate);
+            std::thread::spawn(move || gate.open_gate()).join().unwrap();
+            // The watch runs when the writer has told its shards and rests. Seldom the runtime keeps a task behind this
+            // very run on the same thread; then the store moves on after it, and the answers must leave all the same.
+            let begun = std::time::Instant::now();
+            while !self.stored.load(Ordering::SeqCst) && begun.elapsed().as_secs() < 2 {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
+    let fence = world.hold("p", "g").await;
+    world.gate().hold_all();
+    let release = world.begin_release("g", fence).await;
+    let claim = world.begin_claim("p", "k").await;
+    until("both are decided", async || world.counts("p").await == (1, 1, 1)).await;
+    let stored = Arc::new(AtomicBool::new(false));
+    let watch = {
+        // It waits for the record of the first release at the journal, not at the shard.
+        let (s, stored) = (world.s.clone(), Arc::clone(&stored));
+        tokio::spawn(async move {
+            s.release(&id("g"), fence).await.unwrap();
+            stored.store(true, Ordering::SeqCst);
+        })
+    };
+    let inject = Inject { gate: Arc::clone(world.gate()), stored, was_run: AtomicBool::new(false) };
+    let inject = Arc::new(inject);
+    let (pool, waker) = (name("p"), Waker::from(Arc::clone(&inject)));
+    let busy = world.busy("p").await;
+    let mut report = Box::pin(world.s.get_pool(&pool));
+    // It stands in the ring, and its answer will wake this.
+    assert!(report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    busy.until_asked(1).await;
+    while report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        std::thread::yield_now();
+    }
+    // No time goes by and nobody asks anything more: only the store's progress can let these go.
+    done(claim).await.unwrap();
+    done(release).await.unwrap();
+    done(watch).await;
+    assert!(inject.was_run.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn s11_claims_go_on_being_decided_while_many_answers_wait() {
+    const CLAIMS: u64 = 40;
+    let world = World::on_store().await;
+    let workers: Vec<String> = (0..CLAIMS).map(|n| format!("w{n}")).collect();
+    let workers: Vec<&str> = workers.iter().map(String::as_str).collect();
+    world.pool("p", spec(1, AckLevel::Durable), &workers).await;
+    world.gate().hold_all();
+    let mut claims = Vec::new();
+    for n in 0..CLAIMS {
+        claims.push(world.begin_claim("p", &format!("k{n}")).await);
+    }
+    until("all answers wait", async || world.shards("p").await[0].answers_waiting == CLAIMS).await;
+    assert_eq!(world.counts("p").await.1, CLAIMS, "each has its worker");
+    assert!(claims.iter().all(|claim| !claim.is_finished()));
+    world.gate().open_gate();
+    for claim in claims {
+        assert!(done(claim).await.unwrap().created);
+    }
+    assert_eq!(world.held().await.len() as u64, CLAIMS);
+}

@@ -1,0 +1,366 @@
+//! Claims that wait for room: what wakes them, and what ends their wait.
+
+use std::sync::Arc;
+
+use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
+use hotpool::model::request_error::{RequestError, UnavailableReason};
+use hotpool::model::{
+    AckLevel, ClaimId, ClaimRequest, ClaimStatus, QueuedClaimView, WorkerCommand, WorkerId, WorkerSpec,
+};
+use hotpool::persist::store::memory::MemoryStore;
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use tokio::task::JoinHandle;
+
+use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
+
+pub const MINUTE: u64 = 60_000;
+
+pub fn waiting(pool: &str, key: &str) -> ClaimRequest {
+    ClaimRequest { wait_ms: MINUTE, reserve_ms: Some(0), ..request(pool, key) }
+}
+
+pub fn of(tenant: &str, key: &str) -> ClaimRequest {
+    ClaimRequest { id: ClaimId::new("ns", tenant, key).unwrap(), ..waiting("p", key) }
+}
+
+pub fn with_priority(request: ClaimRequest, priority: u16) -> ClaimRequest {
+    let mut ask = request.constraints.unwrap_or_default();
+    ask.spec.priority = priority;
+    ClaimRequest { constraints: Some(ask), ..request }
+}
+
+pub fn labelled(selector: &str) -> Option<Box<ClaimConstraints>> {
+    Some(Box::new(ClaimConstraints { selector: Some(selector.into()), ..ClaimConstraints::default() }))
+}
+
+impl World {
+    /// What a key waits for.
+    pub async fn view(&self, key: &str) -> Option<QueuedClaimView> {
+        match self.s.claim_status(&id(key)).await {
+            Ok(ClaimStatus::Queued(view)) => Some(view),
+            _ => None,
+        }
+    }
+
+    pub async fn waiters(&self, pool: &str) -> usize {
+        self.s.waiting(&name(pool))
+    }
+
+    /// A claim that waits by now.
+    pub async fn parked(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
+        let before = self.waiters("p").await;
+        let begun = self.begin_request(request).await;
+        until("it waits", async || self.waiters("p").await == before + 1).await;
+        begun
+    }
+
+    pub async fn full(&self, workers: usize) -> Vec<u64> {
+        let mut fences = Vec::new();
+        for n in 0..workers {
+            fences.push(self.hold("p", &format!("held{n}")).await);
+        }
+        fences
+    }
+}
+
+pub async fn one_full_worker() -> (World, u64) {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
+    let fence = world.hold("p", "held0").await;
+    (world, fence)
+}
+
+#[tokio::test]
+async fn q02_a_release_wakes_who_waits() {
+    let (world, fence) = one_full_worker().await;
+    let begun = world.parked(waiting("p", "a")).await;
+    let view = world.view("a").await.unwrap();
+    assert_eq!((view.reason, view.ahead, &view.pools[..]), ("pool_exhausted", 0, &[name("p")][..]));
+    world.s.release(&id("held0"), fence).await.unwrap();
+    let taken = done(begun).await.unwrap();
+    assert!(taken.created);
+    assert_eq!(world.held().await.len(), 1);
+    assert_eq!(world.waiters("p").await, 0);
+    assert!(world.view("a").await.is_none());
+}
+
+#[tokio::test]
+async fn q02_a_registration_an_uncordon_and_a_clear_wake_who_waits() {
+    let (world, _) = one_full_worker().await;
+    let begun = world.parked(waiting("p", "a")).await;
+    world.add("p", &["w1"]).await;
+    assert_eq!(done(begun).await.unwrap().claim.worker.spec.id.as_str(), "w1");
+
+    world.s.register(&name("p"), worker("w2")).await.unwrap();
+    let w2 = WorkerId::new("w2").unwrap();
+    world.s.command_worker(&name("p"), &w2, WorkerCommand::Cordon).await.unwrap();
+    let begun = world.parked(waiting("p", "b")).await;
+    world.s.command_worker(&name("p"), &w2, WorkerCommand::Uncordon).await.unwrap();
+    let b = done(begun).await.unwrap().claim;
+    assert_eq!(b.worker.spec.id.as_str(), "w2");
+
+    // A clean-up that never finishes leaves the worker suspect.
+    world.s.begin_release(&b.id, b.fence).await.unwrap();
+    let begun = world.parked(ClaimRequest { wait_ms: 10 * MINUTE, ..waiting("p", "c") }).await;
+    world.pass(MINUTE + 1).await;
+    assert!(world.is_vacant("b") && !begun.is_finished(), "nobody has spoken for the worker");
+    world.s.command_worker(&name("p"), &w2, WorkerCommand::Clear).await.unwrap();
+    assert_eq!(done(begun).await.unwrap().claim.worker.spec.id.as_str(), "w2");
+}
+
+#[tokio::test]
+async fn q02_a_sweep_wakes_who_waits() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
+    world.claim("p", "never-confirmed").await.unwrap();
+    let begun = world.parked(waiting("p", "a")).await;
+    world.pass(30_001).await;
+    assert!(done(begun).await.is_ok());
+}
+
+#[tokio::test]
+async fn q02_a_wait_ends_at_its_deadline_with_what_it_waited_for() {
+    let (world, fence) = one_full_worker().await;
+    let begun = world.parked(ClaimRequest { wait_ms: 1_000, ..waiting("p", "a") }).await;
+    world.pass(900).await;
+    assert!(world.view("a").await.is_some());
+    world.pass(101).await;
+    assert_eq!(done(begun).await, Err(FULL));
+    world.s.release(&id("held0"), fence).await.unwrap();
+    world.is_clean().await;
+    assert_eq!((world.waiters("p").await, world.counts("p").await), (0, (1, 0, 0)));
+}
+
+#[tokio::test]
+async fn q02_a_caller_that_leaves_leaves_the_line() {
+    let (world, fence) = one_full_worker().await;
+    let gone = world.parked(waiting("p", "a")).await;
+    let stays = world.parked(waiting("p", "b")).await;
+    gone.abort();
+    until("it has left", async || world.waiters("p").await == 1).await;
+    assert!(world.is_vacant("a"));
+    world.s.release(&id("held0"), fence).await.unwrap();
+    done(stays).await.unwrap();
+}
+
+/// Its turn has come, its claim is made, and then nobody is there: the next gets the worker.
+#[tokio::test]
+async fn q02_a_claim_made_for_a_caller_that_left_is_given_back_to_the_next() {
+    let (world, fence) = one_full_worker().await;
+    let gone = world.parked(waiting("p", "a")).await;
+    let stays = world.parked(waiting("p", "b")).await;
+    let busy = world.busy("p").await;
+    let s = world.s.clone();
+    let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
+    until("it stands in the ring", async || busy.depth() == 1).await;
+    gone.abort();
+    drop(busy);
+    release.await.unwrap().unwrap();
+    assert_eq!(done(stays).await.unwrap().claim.id, id("b"));
+    assert!(world.is_vacant("a"));
+}
+
+#[tokio::test]
+async fn q02_thousands_that_leave_leave_nothing_behind() {
+    let (world, fence) = one_full_worker().await;
+    let all: Vec<_> = (0..2_000).map(|n| world.begin_request_alone(waiting("p", &format!("k{n}")))).collect();
+    until("all wait", async || world.waiters("p").await == 2_000).await;
+    all.iter().for_each(JoinHandle::abort);
+    until("all have left", async || world.waiters("p").await == 0).await;
+    assert_eq!(world.s.keys().len(), 1);
+    world.s.release(&id("held0"), fence).await.unwrap();
+    world.is_clean().await;
+}
+
+/// A release that comes after a claim found nothing and before it stands in line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn q05_no_wake_up_is_lost() {
+    let s = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
+    s.start().await.unwrap();
+    s.put_pool(name("p"), spec(4, AckLevel::Memory)).await.unwrap();
+    for n in 0..3 {
+        s.register(&name("p"), worker(&format!("w{n}"))).await.unwrap();
+    }
+    let tasks: Vec<_> = (0..12)
+        .map(|task| {
+            let s = s.clone();
+            tokio::spawn(async move {
+                for round in 0..3_000 {
+                    let request = ClaimRequest { wait_ms: 20_000, ..waiting("p", &format!("{task}-{round}")) };
+                    let taken = s.claim(request).await.expect("its turn comes");
+                    s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(s.keys().is_empty());
+    assert_eq!(s.waiting(&name("p")), 0);
+    assert!(s.stop().await);
+}
+
+#[tokio::test]
+async fn p04_one_that_may_use_several_pools_is_served_once_by_whichever_comes_free() {
+    let (world, _) = one_full_worker().await;
+    world.pool("q", spec(2, AckLevel::Memory), &["v0"]).await;
+    let other = world.hold("q", "other").await;
+    let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
+    let begun = world.parked(ClaimRequest { pools, ..waiting("p", "a") }).await;
+    assert_eq!(world.view("a").await.unwrap().pools, [name("p"), name("q")]);
+    assert_eq!((world.waiters("p").await, world.waiters("q").await), (1, 1));
+    world.s.release(&id("other"), other).await.unwrap();
+    assert_eq!(done(begun).await.unwrap().claim.pool, name("q"));
+    assert_eq!((world.waiters("p").await, world.waiters("q").await), (0, 0));
+}
+
+#[tokio::test]
+async fn p07_who_waits_for_one_pool_does_not_hold_up_another() {
+    let (world, _) = one_full_worker().await;
+    world.pool("q", spec(1, AckLevel::Memory), &["v0"]).await;
+    let _waits = world.parked(waiting("p", "a")).await;
+    world.hold("q", "b").await;
+    let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
+    world.add("q", &["v1"]).await;
+    let taken = world.s.claim(ClaimRequest { pools, ..waiting("p", "c") }).await.unwrap();
+    assert_eq!(taken.claim.pool, name("q"), "ready capacity in a fallback beats waiting for the first");
+}
+
+#[tokio::test]
+async fn c03_requests_for_a_key_that_waits_wait_with_it_or_are_told() {
+    let (world, fence) = one_full_worker().await;
+    let first = world.parked(waiting("p", "a")).await;
+    let short = world.begin_request(ClaimRequest { wait_ms: 100, ..waiting("p", "a") }).await;
+    let joins = world.begin_request(waiting("p", "a")).await;
+    assert!(matches!(world.claim("p", "a").await, Err(RequestError::FailedPrecondition(_))));
+    world.pass(150).await;
+    assert!(matches!(done(short).await, Err(RequestError::FailedPrecondition(_))));
+    world.s.release(&id("held0"), fence).await.unwrap();
+    let (first, joined) = (done(first).await.unwrap(), done(joins).await.unwrap());
+    assert_eq!((first.created, joined.created), (true, false));
+    assert_eq!(first.claim.fence, joined.claim.fence);
+}
+
+/// The one whose ticket it was leaves: who joined waits on in its own right.
+#[tokio::test]
+async fn q02_who_joined_waits_on_when_the_first_leaves() {
+    let (world, fence) = one_full_worker().await;
+    let first = world.parked(waiting("p", "a")).await;
+    let joins = world.begin_request(waiting("p", "a")).await;
+    first.abort();
+    until("it has left", async || first.is_finished()).await;
+    until("the other waits", async || world.waiters("p").await == 1 && world.view("a").await.is_some()).await;
+    world.s.release(&id("held0"), fence).await.unwrap();
+    assert!(done(joins).await.unwrap().created);
+}
+
+/// A release speaks of a grant; one that waits has none, so it waits on.
+#[tokio::test]
+async fn c05_a_release_of_a_key_that_waits_changes_nothing() {
+    let (world, fence) = one_full_worker().await;
+    let begun = world.parked(waiting("p", "a")).await;
+    world.s.release(&id("a"), 7).await.unwrap();
+    assert!(world.view("a").await.is_some());
+    world.s.release(&id("held0"), fence).await.unwrap();
+    done(begun).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_answers_all_who_wait() {
+    let (world, _) = one_full_worker().await;
+    let begun = world.parked(waiting("p", "a")).await;
+    assert!(world.s.stop().await);
+    assert_eq!(done(begun).await, Err(RequestError::Unavailable(UnavailableReason::Stopping)));
+}
+
+#[tokio::test]
+async fn a_line_is_bounded_by_pool_and_by_tenant() {
+    let world = World::on_memory().await;
+    let spec = hotpool::model::PoolSpec { waiters_max: 3, waiters_tenant_max: 2, ..spec(1, AckLevel::Memory) };
+    world.pool("p", spec, &["w0"]).await;
+    world.hold("p", "held0").await;
+    let overloaded = Err(RequestError::Unavailable(UnavailableReason::Overloaded));
+    let _a = world.parked(of("t", "a")).await;
+    let _b = world.parked(of("t", "b")).await;
+    assert_eq!(world.s.claim(of("t", "c")).await, overloaded);
+    let _c = world.parked(of("u", "c")).await;
+    assert_eq!(world.s.claim(of("v", "d")).await, overloaded);
+    assert!(
+        world.s.keys().lookup(&ClaimId::new("ns", "v", "d").unwrap())
+            == hotpool::admission::key_directory::KeyLookup::Vacant
+    );
+    let year = ClaimRequest { wait_ms: 365 * 86_400_000, ..waiting("p", "e") };
+    assert!(matches!(world.s.claim(year).await, Err(RequestError::Invalid { field, .. }) if field == "wait_ms"));
+    let high = with_priority(waiting("p", "e"), 5_000);
+    assert!(matches!(world.s.claim(high).await, Err(RequestError::Invalid { field, .. }) if field == "priority"));
+}
+
+fn near(key: &str, node: &str, wait_ms: u64, ms: u64) -> ClaimRequest {
+    let ask =
+        ClaimConstraints { nodes_preferred: vec![node.into()], preferred_wait_ms: ms, ..ClaimConstraints::default() };
+    ClaimRequest { wait_ms, reserve_ms: Some(0), constraints: Some(Box::new(ask)), ..request("p", key) }
+}
+
+#[tokio::test]
+async fn p05_preferred_then_wait_waits_its_time_first() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(2, AckLevel::Memory), &["far0", "far1"]).await;
+    let on = |id: &str, node: &str| WorkerSpec { node: Some(node.into()), ..worker(id) };
+    world.s.register(&name("p"), on("near0", "n1")).await.unwrap();
+    let first = world.s.claim(near("a", "n1", 0, 1_000)).await.unwrap();
+    assert_eq!(first.claim.worker.spec.id.as_str(), "near0");
+    // The preferred node has none left: it waits, though others are free, and then takes one of those.
+    let settles = world.parked(near("b", "n1", 0, 1_000)).await;
+    world.pass(900).await;
+    assert!(!settles.is_finished());
+    world.pass(101).await;
+    assert!(done(settles).await.unwrap().claim.worker.spec.id.as_str().starts_with("far"));
+    // If it comes free in time, it is that.
+    let lucky = world.parked(near("c", "n1", 0, 1_000)).await;
+    world.s.release(&first.claim.id, first.claim.fence).await.unwrap();
+    assert_eq!(done(lucky).await.unwrap().claim.worker.spec.id.as_str(), "near0");
+    // With wait_ms on top it goes on to wait for any.
+    world.hold("p", "last").await;
+    let both = world.parked(near("d", "n1", 5_000, 1_000)).await;
+    world.pass(1_500).await;
+    assert!(!both.is_finished());
+    world.s.register(&name("p"), on("far2", "n2")).await.unwrap();
+    assert_eq!(done(both).await.unwrap().claim.worker.spec.id.as_str(), "far2");
+}
+
+/// Durable claims wait like any other; what a crash finds is what was granted.
+#[tokio::test]
+async fn s01_who_waits_leaves_no_trace_in_the_store() {
+    let world = World::on_store().await;
+    world.pool("p", spec(2, AckLevel::Durable), &["w0"]).await;
+    let fence = world.hold("p", "held0").await;
+    let waits = world.parked(waiting("p", "a")).await;
+    world.stored("p").await;
+    let after = world.crashed().await;
+    assert_eq!(after.held().await.len(), 1);
+    assert!(after.is_vacant("a"));
+    world.s.release(&id("held0"), fence).await.unwrap();
+    done(waits).await.unwrap();
+    let after = world.crashed().await;
+    assert_eq!(after.held().await.iter().map(|(key, ..)| key.as_str()).collect::<Vec<_>>(), ["a"]);
+}
+
+#[tokio::test]
+async fn q02_claims_of_a_batch_wait_each_for_itself() {
+    let (world, fence) = one_full_worker().await;
+    let requests = vec![waiting("p", "a"), ClaimRequest { wait_ms: 0, ..waiting("p", "b") }];
+    let s = world.s.clone();
+    let begun = tokio::spawn(async move { s.claim_batch(requests).await });
+    until("one waits", async || world.waiters("p").await == 1).await;
+    world.s.release(&id("held0"), fence).await.unwrap();
+    let outcomes = done(begun).await;
+    assert!(outcomes[0].is_ok());
+    assert_eq!(outcomes[1], Err(FULL));
+    // A batch whose caller leaves takes what waits with it.
+    let s = world.s.clone();
+    let begun = tokio::spawn(async move { s.claim_batch(vec![waiting("p", "c"), waiting("p", "d")]).await });
+    until("both wait", async || world.waiters("p").await == 2).await;
+    begun.abort();
+    until("both have left", async || world.waiters("p").await == 0).await;
+}

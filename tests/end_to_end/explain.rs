@@ -1,0 +1,138 @@
+//! What a claim would get, over HTTP, gRPC and as a command.
+
+use hotpool::api::grpc::proto;
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::grpc::link::Link;
+use crate::server::{Server, fresh};
+
+fn pools(client: &mut Client) {
+    client.put("/v1/pools/ns/gpu", &json!({"mode": "shared", "shards": 2, "class": "gpu"})).expect(201);
+    client.put("/v1/pools/ns/cpu", &json!({"shards": 2})).expect(201);
+    for (id, gpus) in [("g1", 2), ("g2", 4)] {
+        let worker = json!({"capacity": {"cpu_milli": 8000, "gpu": {"model": "a100", "count": gpus}}, "node": "n1"});
+        client.put(&format!("/v1/pools/ns/gpu/workers/{id}"), &worker).expect(201);
+    }
+    client.put("/v1/pools/ns/cpu/workers/c1", &json!({"capacity": {"cpu_milli": 4000}})).expect(201);
+    client.post("/v1/pools/ns/gpu/workers/g2:cordon", &json!({})).expect(200);
+    let share =
+        json!({"namespace": "ns", "pool": "gpu", "key": "a", "reserve_ms": 0, "resources": {"gpu": {"milli": 250}}});
+    client.post("/v1/claims", &share).expect(201);
+}
+
+fn ready() -> (tempfile::TempDir, Server, Client) {
+    let (dir, server, mut client) = fresh();
+    pools(&mut client);
+    (dir, server, client)
+}
+
+fn explain(client: &mut Client, more: &Value) -> Value {
+    let mut body = json!({"namespace": "ns"});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    client.post("/v1/explain", &body).expect(200)
+}
+
+#[test]
+fn p02_a_claim_is_explained_and_not_made() {
+    let (_dir, _server, mut client) = ready();
+    let two = json!({"pool": "gpu", "key": "b", "resources": {"gpu": {"count": 2}}});
+    let refused = json!({
+        "outcome": "refused",
+        "error": {
+            "code": "RESOURCE_EXHAUSTED", "reason": "pool_exhausted",
+            "message": "no worker that the request allows is free",
+        },
+        "pools": [{
+            "pool": "gpu", "workers": 2, "fits": 0, "ruled_out": {"cordoned": 1, "gpu": 1},
+            "nearest": [{"worker": "g1", "node": "n1", "short": {"gpu": 1}, "text": "short by 1 GPU on g1"}],
+            "most_free": {"cpu_milli": 8000, "gpu": 1, "gpu_milli": 1000},
+        }],
+    });
+    assert_eq!(explain(&mut client, &two), refused);
+    client.get("/v1/claims/ns/b").expect_error(404, "NOT_FOUND", None, None);
+    // Without a key as well; what it says is what the claim gets.
+    let list = json!({"pools": ["gpu", "cpu"], "resources": {"cpu_milli": 4000}, "selector": "!zone", "node": {"preferred": ["n1"]}});
+    let placed = explain(&mut client, &list);
+    assert_eq!(
+        (&placed["outcome"], &placed["would_take"]),
+        (&json!("placed"), &json!({"pool": "gpu", "worker": "g1", "node": "n1"}))
+    );
+    assert_eq!(
+        (&placed["pools"][0]["fits"], &placed["pools"][1]["fits"], placed.get("error")),
+        (&json!(1), &json!(1), None)
+    );
+    let unsatisfiable = explain(&mut client, &json!({"pool": "cpu", "resources": {"slots": 1}}));
+    assert_eq!(
+        (&unsatisfiable["error"]["reason"], &unsatisfiable["pools"][0]["too_small"]),
+        (&json!("unsatisfiable"), &json!(1))
+    );
+    assert_eq!(explain(&mut client, &json!({"pool": "cpu", "class": "x"}))["error"]["reason"], "no_eligible_pool");
+    // What is wrong with the request itself is refused as a claim is.
+    for (body, field) in [
+        (json!({}), "namespace"),
+        (json!({"namespace": "ns"}), "pool"),
+        (json!({"namespace": "ns", "pool": "gpu"}), "resources"),
+        (json!({"namespace": "ns", "pool": "cpu", "frobnicate": 1}), "frobnicate"),
+        (json!({"namespace": "ns", "pool": "cpu", "resources": {"gpu": {"milli": 1500}}}), "resources.gpu.milli"),
+    ] {
+        client.post("/v1/explain", &body).expect_error(400, "INVALID_ARGUMENT", None, Some(field));
+    }
+    client.post("/v1/explain", &json!({"namespace": "ns", "pool": "none"})).expect_error(404, "NOT_FOUND", None, None);
+    let scrape = client.get("/metrics");
+    assert!(scrape.text().contains(r#"route="/v1/explain""#), "{}", scrape.text());
+}
+
+#[tokio::test]
+async fn p02_grpc_explains_the_same() {
+    use proto::explain_claim_response::Outcome;
+    let (_dir, server, _client) = ready();
+    let mut link = Link::open(server.address).await;
+    let ask = |pool: &str, count| {
+        let gpu = Some(proto::GpuShare { count: Some(count), ..proto::GpuShare::default() });
+        let claim = proto::TakeClaimRequest {
+            namespace: "ns".into(),
+            candidates: Some(proto::take_claim_request::Candidates::Pool(pool.into())),
+            resources: Some(proto::Resources { gpu, ..proto::Resources::default() }),
+            ..proto::TakeClaimRequest::default()
+        };
+        proto::ExplainClaimRequest { claim: Some(claim) }
+    };
+    let said = link.claims.explain_claim(ask("gpu", 2)).await.unwrap().into_inner();
+    let Some(Outcome::Error(error)) = said.outcome else { panic!("{said:?}") };
+    assert_eq!(error.reason(), proto::Reason::PoolExhausted);
+    let survey = &said.pools[0];
+    let counted: Vec<_> = survey.ruled_out.iter().map(|out| (out.by(), out.workers)).collect();
+    assert_eq!(counted, [(proto::RuledOutBy::Cordoned, 1), (proto::RuledOutBy::Gpu, 1)]);
+    assert_eq!((survey.workers, survey.fits, survey.nearest[0].text.as_str()), (2, 0, "short by 1 GPU on g1"));
+    assert_eq!(survey.most_free.unwrap().gpu, 1);
+    let said = link.claims.explain_claim(ask("gpu", 1)).await.unwrap().into_inner();
+    let Some(Outcome::WouldTake(would)) = said.outcome else { panic!("{said:?}") };
+    assert_eq!((would.pool.as_str(), would.worker.as_str(), would.node()), ("gpu", "g1", "n1"));
+    let missing = link.claims.explain_claim(proto::ExplainClaimRequest { claim: None }).await;
+    crate::grpc::link::expect(missing, tonic::Code::InvalidArgument, None, Some("claim"));
+    // Each reason has its word under its number.
+    for (at, why) in hotpool::model::FilterReason::ALL.into_iter().enumerate() {
+        let by = proto::RuledOutBy::try_from(at as i32 + 1).unwrap();
+        assert_eq!(by.as_str_name(), format!("RULED_OUT_BY_{}", why.as_str().to_uppercase()));
+    }
+}
+
+#[test]
+fn the_command_explains_and_its_code_says_whether() {
+    let (_dir, server, _client) = ready();
+    let placed = server.cli("explain ns/gpu --cpu-milli 1000 --gpu a100:1:500");
+    placed.good();
+    assert_eq!(placed.row("outcome")[1..].join(" "), "placed: worker g1 of gpu on node n1");
+    let refused = server.cli("explain ns/gpu --gpu a100:2");
+    assert_eq!((refused.code, refused.err.as_str()), (Some(3), ""), "{refused:?}");
+    assert!(refused.out.contains("(RESOURCE_EXHAUSTED, pool_exhausted)"), "{refused:?}");
+    assert_eq!(refused.row("ruled")[2..].join(" "), "cordoned 1, gpu 1");
+    assert_eq!(refused.row("nearest")[1..].join(" "), "short by 1 GPU on g1 (node n1)");
+    assert_eq!(refused.row("most")[2..].join(" "), "cpu 8, gpu 1");
+    let json = server.cli("explain ns/gpu ns/cpu --cpu-milli 4000 -o json").json();
+    assert_eq!((&json["outcome"], json["pools"].as_array().unwrap().len()), (&json!("placed"), 2));
+    server.cli("explain ns/none").failed(4, &["pool not found"]);
+    server.cli("explain ns/gpu").failed(64, &["resources: is required"]);
+    server.cli("explain").failed(64, &["<NS/POOL>"]);
+}

@@ -1,0 +1,148 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use hotpool::api::grpc::proto::GetPoolRequest;
+use hotpool::api::{ApiEdges, ConnectionBudget, RequestLimits, listener};
+use hotpool::persist::store::memory::MemoryStore;
+use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use hotpool::{limits, metrics};
+use tokio::sync::watch;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+use super::link::{Link, expect, take};
+use crate::server::fresh;
+
+const SERVICES: [&str; 4] =
+    ["hotpool.v1.ClaimService", "hotpool.v1.PoolService", "hotpool.v1.QuotaService", "hotpool.v1.WorkerService"];
+
+fn of(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.into() }
+}
+
+#[tokio::test]
+async fn w06_health_says_loading_ready_and_stopping() {
+    let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
+    let socket = listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = socket.local_addr().unwrap();
+    let (running, mut stopping) = watch::channel(());
+    let bounds = RequestLimits { body_bytes_max: 1 << 20, timeout: Duration::from_secs(10) };
+    let edges = ApiEdges::new(scheduler.clone(), metrics::install().unwrap(), bounds, stopping.clone());
+    let serving =
+        tokio::spawn(listener::serve(socket, edges, ConnectionBudget::new(16), Duration::from_secs(60), async move {
+            let _ = stopping.changed().await;
+        }));
+
+    let mut link = Link::open(address).await;
+    let mut health = HealthClient::new(link.channel.clone());
+    for service in SERVICES.into_iter().chain([""]) {
+        let status = health.check(of(service)).await.unwrap().into_inner().status();
+        assert_eq!(status, ServingStatus::NotServing, "{service}");
+    }
+    let get = GetPoolRequest { namespace: "ns".into(), pool: "warm".into() };
+    expect(link.pools.get_pool(get).await, Code::Unavailable, Some("LOADING"), None);
+    expect(link.claims.take_claim(take("a")).await, Code::Unavailable, Some("LOADING"), None);
+    let mut watched = health.watch(of(SERVICES[0])).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    let mut unknown = health.watch(of("hotpool.v1.Nothing")).await.unwrap().into_inner();
+    assert_eq!(unknown.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+
+    scheduler.start().await.unwrap();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    for service in SERVICES.into_iter().chain([""]) {
+        assert_eq!(health.check(of(service)).await.unwrap().into_inner().status(), ServingStatus::Serving);
+    }
+    let missing = health.check(of("hotpool.v1.Nothing")).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+
+    let questions = futures::stream::once(async { listing() }).chain(futures::stream::pending());
+    let mut reflection = ServerReflectionClient::new(link.channel.clone());
+    let mut reflected = reflection.server_reflection_info(questions).await.unwrap().into_inner();
+    assert!(reflected.message().await.unwrap().is_some());
+
+    // Those who watch are told, and then let go: the end waits for nobody who only listens.
+    drop(running);
+    let end = tokio::time::timeout(Duration::from_secs(20), reflected.message()).await.expect("reflection ends");
+    assert!(end.unwrap().is_none());
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(watched.message().await.unwrap().is_none());
+    assert!(unknown.message().await.unwrap().is_none());
+    tokio::time::timeout(Duration::from_secs(20), serving).await.expect("the edge ends").unwrap();
+    scheduler.stop().await;
+}
+
+fn listing() -> ServerReflectionRequest {
+    let message_request = Some(MessageRequest::ListServices(String::new()));
+    ServerReflectionRequest { host: String::new(), message_request }
+}
+
+#[tokio::test]
+async fn h06_streams_of_health_and_reflection_are_bounded_together() {
+    let (_dir, server, _http) = fresh();
+    let link = Link::open(server.address).await;
+    let mut health = HealthClient::new(link.channel.clone());
+    let mut reflection = ServerReflectionClient::new(link.channel.clone());
+    let mut watches = Vec::new();
+    for _ in 1..limits::LASTING_STREAMS_MAX {
+        watches.push(health.watch(of("")).await.unwrap());
+    }
+    let open = reflection.server_reflection_info(futures::stream::pending()).await.unwrap();
+    for _ in 0..2 {
+        expect(health.watch(of("")).await, Code::Unavailable, Some("OVERLOADED"), None);
+        let refused = reflection.server_reflection_info(futures::stream::pending()).await;
+        expect(refused, Code::Unavailable, Some("OVERLOADED"), None);
+    }
+    // What asks once is answered all the same, and a place that is given back is anybody's.
+    health.check(of("")).await.unwrap();
+    drop(open);
+    while health.watch(of("")).await.is_err() {}
+}
+
+async fn reflected(link: &Link, question: MessageRequest) -> MessageResponse {
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    let questions = futures::stream::iter([request]);
+    let mut client = ServerReflectionClient::new(link.channel.clone());
+    let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
+    let answer: ServerReflectionResponse = answers.message().await.unwrap().unwrap();
+    answer.message_response.unwrap()
+}
+
+#[tokio::test]
+async fn reflection_lists_and_describes_the_services() {
+    let (_dir, server, _http) = fresh();
+    let link = Link::open(server.address).await;
+    let MessageResponse::ListServicesResponse(list) =
+        reflected(&link, MessageRequest::ListServices(String::new())).await
+    else {
+        panic!("services are asked for")
+    };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    for name in SERVICES.into_iter().chain(["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]) {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    let symbol = MessageRequest::FileContainingSymbol("hotpool.v1.ClaimService.TakeClaim".into());
+    let MessageResponse::FileDescriptorResponse(files) = reflected(&link, symbol).await else {
+        panic!("a file is asked for")
+    };
+    let file = String::from_utf8_lossy(&files.file_descriptor_proto[0]).into_owned();
+    assert!(file.contains("hotpool/v1/hotpool.proto") && file.contains("BatchTakeClaims"), "{file}");
+    // Older tools ask the older service.
+    let mut alpha =
+        tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(link.channel.clone());
+    let request = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
+    };
+    let mut answers = alpha.server_reflection_info(futures::stream::iter([request])).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+}

@@ -1,0 +1,194 @@
+//! `MULTI` to `EXEC`: all of the commands with their answers, or none of them.
+
+use super::wire::{Wire, frame, metric, text, texts, with_pool};
+use crate::client::Client;
+
+const ABORTED: &str = "-EXECABORT Transaction discarded because of previous errors.";
+
+/// Sends all at once, and reads as many answers.
+fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
+    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    commands.iter().map(|_| text(&wire.receive())).collect()
+}
+
+/// Keys of all claims that are held.
+fn held(client: &mut Client) -> Vec<String> {
+    let page = client.get("/v1/claims?limit=1000").expect(200)["items"].take();
+    let mut keys: Vec<_> =
+        page.as_array().unwrap().iter().map(|claim| claim["key"].as_str().unwrap().to_owned()).collect();
+    keys.sort();
+    keys
+}
+
+#[test]
+fn c14_a_transaction_is_answered_as_its_commands_would_be() {
+    let (_dir, _server, mut client, mut wire) = with_pool(2);
+    let said =
+        all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "ECHO hi", "CLAIM ns/warm KEY b", "CLAIM ns/warm KEY c"]);
+    assert_eq!(said, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert_eq!(held(&mut client), [""; 0], "nothing is carried out before EXEC");
+    let answers = texts(&wire.ask("EXEC"));
+    assert!(answers[0].starts_with("[a ") && answers[2].starts_with("[b "), "{answers:?}");
+    assert_eq!((&*answers[1], answers.len()), ("hi", 4));
+    assert_eq!(answers[3], "-NOCAPACITY pool_exhausted no worker that the request allows is free");
+    // Nothing is left of it on the connection.
+    assert_eq!(wire.said("EXEC"), "-ERR EXEC without MULTI");
+    let said = all(
+        &mut wire,
+        &[
+            "MULTI",
+            "RELEASE ns a *",
+            "CLAIM ns/warm KEY c",
+            "RELEASE ns b *",
+            "CLAIMS 2 ns/warm KEYS c d",
+            "EXEC",
+            "PING",
+        ],
+    );
+    assert_eq!(said[..5], ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert!(said[5].starts_with("[1 [c ") && said[5].contains(" 1 [[c ") && said[5].contains(" [d "), "{said:?}");
+    assert_eq!(said[6], "PONG");
+    assert_eq!(held(&mut client), ["c", "d"]);
+    let series = |command| format!(r#"hotpool_resp_commands_total{{command="{command}",outcome="OK"}}"#);
+    let counted = ["multi", "exec", "claim"].map(|command| metric(&mut client, &series(command)));
+    assert_eq!(counted, [2, 2, 3]);
+}
+
+#[test]
+fn c14_a_refused_command_discards_the_transaction() {
+    let (_dir, _server, mut client, mut wire) = with_pool(3);
+    for wrong in ["SET a b", "CLAIM", "CLAIM ns/warm TTL soon", "RELEASE ns a", "CONFIRM ns a *", "MULTI x"] {
+        let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", wrong, "CLAIM ns/warm KEY b", "EXEC"]);
+        assert_eq!((&*said[1], &*said[3], &*said[4]), ("QUEUED", "QUEUED", ABORTED), "{wrong}");
+        assert!(said[2].starts_with("-ERR ") || said[2].starts_with("-BADREQ "), "{said:?}");
+        assert_eq!(held(&mut client), [""; 0], "{wrong}");
+    }
+    assert_eq!(
+        all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "DISCARD", "EXEC"])[2..],
+        ["OK", "-ERR EXEC without MULTI"]
+    );
+    assert_eq!(wire.said("DISCARD"), "-ERR DISCARD without MULTI");
+    assert_eq!(
+        all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "RESET", "EXEC"])[2..],
+        ["RESET", "-ERR EXEC without MULTI"]
+    );
+    assert_eq!(held(&mut client), [""; 0]);
+    assert_eq!(all(&mut wire, &["MULTI", "EXEC"]), ["OK", "[]"]);
+    // An error of the protocol ends it all.
+    wire.send(&[frame("MULTI"), frame("CLAIM ns/warm KEY a"), b"*1\r\n:1\r\n".to_vec()].concat());
+    assert!(wire.rest().contains("Protocol error"));
+    assert_eq!(held(&mut client), [""; 0]);
+}
+
+#[test]
+fn c14_nested_and_watched_transactions_are_answered_as_redis_does() {
+    let (_dir, _server, mut client, mut wire) = with_pool(3);
+    let said = all(&mut wire, &["MULTI", "MULTI", "WATCH a", "UNWATCH", "CLAIM ns/warm KEY a", "EXEC"]);
+    assert_eq!(said[1..4], ["-ERR MULTI calls can not be nested", "-ERR WATCH inside MULTI is not allowed", "QUEUED"]);
+    assert!(said[5].starts_with("[OK [a "), "{said:?}");
+    // Whoever watched something would not want this to be carried out unwatched.
+    let said =
+        all(&mut wire, &["WATCH a", "MULTI", "CLAIM ns/warm KEY b", "EXEC", "MULTI", "CLAIM ns/warm KEY b", "EXEC"]);
+    assert!(said[0].starts_with("-ERR WATCH "), "{said:?}");
+    assert_eq!((&*said[2], &*said[3]), ("QUEUED", ABORTED));
+    assert!(said[6].starts_with("[[b "), "{said:?}");
+    assert_eq!(all(&mut wire, &["WATCH a", "UNWATCH", "MULTI", "PING", "EXEC"])[4], "[PONG]");
+    assert_eq!(held(&mut client), ["a", "b"]);
+}
+
+#[test]
+fn c14_a_transaction_that_is_not_executed_changes_nothing() {
+    let (_dir, _server, mut client, mut wire) = with_pool(3);
+    let address = wire.stream().peer_addr().unwrap();
+    assert_eq!(all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", "CLAIM ns/warm KEY b"])[2], "QUEUED");
+    wire.send(&frame("EXEC")[..10]);
+    drop(wire);
+    let mut wire = Wire::connect(address);
+    assert_eq!(all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", "QUIT"])[2], "OK");
+    assert_eq!(wire.rest(), "");
+    assert_eq!(held(&mut client), [""; 0]);
+}
+
+/// Byte by byte, as lines, in both protocols, and from a connection that has moved to another thread meanwhile.
+#[test]
+fn c14_a_transaction_may_come_in_any_way() {
+    let (_dir, server, _client, mut wire) = with_pool(8);
+    let bytes =
+        [frame("HELLO 3"), frame("MULTI"), frame("CLAIM ns/warm KEY a"), b"ECHO hi\r\n\r\n".to_vec(), frame("EXEC")]
+            .concat();
+    for byte in bytes {
+        wire.send(&[byte]);
+    }
+    wire.receive();
+    let said: Vec<String> = (0..4).map(|_| text(&wire.receive())).collect();
+    assert!(
+        said[3].starts_with("[{key=a ") && said[3].contains(" node=nil created_at_ms=") && said[3].ends_with("} hi]"),
+        "{said:?}"
+    );
+    // The protocol changes where the transaction says so.
+    let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "HELLO 2", "CLAIM ns/warm KEY a", "EXEC"]);
+    assert!(said[4].starts_with("[{key=a ") && said[4].contains("] [a "), "{said:?}");
+    let mut deep = Wire::connect(server.resp.unwrap());
+    assert_eq!(all(&mut deep, &["CLIENT SETNAME me", "MULTI", "CLAIM ns/warm KEY b"])[2], "QUEUED");
+    for _ in 0..20 {
+        assert_eq!(all(&mut deep, &["PING"; 8]), ["QUEUED"; 8]);
+    }
+    let answers = texts(&deep.ask("EXEC"));
+    assert!(answers[0].starts_with("[b "), "{answers:?}");
+    assert_eq!(answers[1..], ["PONG"; 160]);
+    assert_eq!(deep.said("CLIENT GETNAME"), "me");
+}
+
+#[test]
+fn c14_a_transaction_is_bounded() {
+    let (_dir, _server, mut client, mut wire) = with_pool(1);
+    let mut commands = vec!["MULTI", "CLAIM ns/warm KEY a"];
+    commands.extend(vec!["PING"; 10_000]);
+    commands.push("EXEC");
+    let said = all(&mut wire, &commands);
+    assert_eq!(said[10_000], "QUEUED");
+    assert_eq!(said[10_001], "-ERR a transaction is at most 10000 commands of 4194304 bytes together");
+    assert_eq!(said[10_002], ABORTED);
+    assert_eq!(held(&mut client), [""; 0]);
+    let commands = [vec!["MULTI"], vec!["PING"; 10_000], vec!["EXEC"]].concat();
+    let said = all(&mut wire, &commands);
+    assert_eq!(said[10_001], format!("[{}]", ["PONG"; 10_000].join(" ")));
+    let long = format!("ECHO {}", "x".repeat(60_000));
+    let commands = [vec!["MULTI"], vec![&*long; 70], vec!["EXEC"]].concat();
+    let said = all(&mut wire, &commands);
+    assert_eq!((&*said[69], &*said[71]), ("QUEUED", ABORTED));
+    assert!(said[70].starts_with("-ERR a transaction is at most "), "{}", said[70]);
+    assert_eq!(wire.said("PING"), "PONG");
+}
+
+/// As in Redis nothing blocks within a transaction: what was granted before would grow old in an array that is not complete.
+#[test]
+fn c14_no_command_waits_within_a_transaction() {
+    let (_dir, server, mut client, mut wire) = with_pool(1);
+    let mut other = Wire::connect(server.resp.unwrap());
+    assert!(other.said("CLAIM ns/warm KEY held").starts_with("[held "));
+    wire.send(
+        &["MULTI", "PING", "CLAIM ns/warm KEY a WAIT 60000", "CLAIMS 1 ns/warm KEYS b WAIT 60000", "EXEC"]
+            .map(frame)
+            .concat(),
+    );
+    let said: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
+    let full = "-NOCAPACITY pool_exhausted no worker that the request allows is free";
+    assert_eq!(said[4], format!("[PONG {full} [{full}]]"));
+    assert_eq!(metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#), 0);
+    assert_eq!(other.said("RELEASE ns held *"), "1");
+    assert!(other.said("CLAIM ns/warm KEY d").starts_with("[d "));
+}
+
+/// A refusal of one command must not leave the next with another meaning.
+#[test]
+fn c14_a_client_that_wants_no_answers_is_not_served() {
+    let (_dir, server, mut client, mut wire) = with_pool(1);
+    assert_eq!(wire.said("CLIENT REPLY ON"), "OK");
+    for mode in ["OFF", "SKIP"] {
+        let mut wire = Wire::connect(server.resp.unwrap());
+        wire.send(&[frame(&format!("CLIENT REPLY {mode}")), frame("CLAIM ns/warm KEY a")].concat());
+        assert_eq!(wire.rest(), "-ERR CLIENT REPLY is always ON: every command is answered; the connection ends\r\n");
+    }
+    assert_eq!(held(&mut client), [""; 0]);
+}

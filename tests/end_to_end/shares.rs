@@ -1,0 +1,279 @@
+//! Shared pools, as a client sees them.
+
+use serde_json::{Value, json};
+
+use crate::client::{Client, Response, check_error};
+use crate::server::{Server, fresh};
+
+const POOL: &str = "/v1/pools/ns/p";
+
+fn shared(client: &mut Client, shards: u16, workers: &Value) {
+    client.put(POOL, &json!({"mode": "shared", "shards": shards})).expect(201);
+    let answer = client.post(&format!("{POOL}/workers:batch"), &json!({"workers": workers})).expect(200);
+    assert!(answer["items"].as_array().unwrap().iter().all(|item| item["created"] == true), "{answer}");
+}
+
+fn item(key: &str, resources: &Value) -> Value {
+    json!({"namespace": "ns", "pool": "p", "key": key, "reserve_ms": 0, "resources": resources})
+}
+
+fn share(client: &mut Client, key: &str, resources: &Value) -> Response {
+    client.post("/v1/claims", &item(key, resources))
+}
+
+fn resize(client: &mut Client, claim: &Value, resources: &Value) -> Response {
+    let key = claim["key"].as_str().unwrap();
+    client.post(&format!("/v1/claims/ns/{key}:resize"), &json!({"fence": claim["fence"], "resources": resources}))
+}
+
+fn pool(client: &mut Client) -> Value {
+    client.get(POOL).expect(200)["pool"].take()
+}
+
+fn gpus(count: u32) -> Value {
+    json!({"id": "g1", "capacity": {"cpu_milli": 8000, "slots": 4, "gpu": {"model": "a100", "count": count}}})
+}
+
+#[test]
+fn c04_a_share_is_taken_found_resized_and_given_back() {
+    let (dir, server, mut client) = fresh();
+    shared(&mut client, 2, &json!([gpus(2)]));
+    assert_eq!(
+        (&pool(&mut client)["spec"]["mode"], &pool(&mut client)["spec"]["policy"]),
+        (&json!("shared"), &json!("best_fit"))
+    );
+    let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
+    let taken = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    let held = json!({"cpu_milli": 2000, "gpu": {"model": "a100", "count": 1, "milli": 250, "cards": [0]}});
+    assert_eq!((&taken["resources"], &taken["worker"]), (&held, &json!("g1")));
+    // Other resources: the claim as it is, or 409 if they must match.
+    let mut other = item("a", &json!({"cpu_milli": 1}));
+    assert_eq!(client.post("/v1/claims", &other).expect(200)["claim"], taken);
+    other["must_match"] = json!(true);
+    client.post("/v1/claims", &other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    // Best fit: the card that is in use already.
+    let second = share(&mut client, "b", &json!({"gpu": {"milli": 500}})).expect(201)["claim"].take();
+    assert_eq!(second["resources"]["gpu"]["cards"], json!([0]));
+    share(&mut client, "c", &json!({"gpu": {"count": 2}})).expect_error(
+        429,
+        "RESOURCE_EXHAUSTED",
+        Some("pool_exhausted"),
+        None,
+    );
+    share(&mut client, "c", &json!({"gpu": {"count": 3}})).expect_error(
+        400,
+        "INVALID_ARGUMENT",
+        Some("unsatisfiable"),
+        Some("resources"),
+    );
+    let shown = pool(&mut client);
+    assert_eq!(
+        (&shown["free"], &shown["gpus"]),
+        (&json!({"cpu_milli": 6000, "slots": 4}), &json!({"a100": {"total": 2, "free": 1, "free_milli": 1250}}))
+    );
+    assert_eq!((&shown["workers"]["busy"], &shown["claims"]["active"]), (&json!(1), &json!(2)));
+
+    // Absolute, in place, with the same fence.
+    let whole = json!({"gpu": {"count": 1}});
+    let resized = resize(&mut client, &taken, &whole).expect(200)["claim"].take();
+    assert_eq!((&resized["fence"], &resized["resources"]["gpu"]["cards"]), (&taken["fence"], &json!([1])));
+    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], resized);
+    assert_eq!(resize(&mut client, &taken, &whole).expect(200)["claim"], resized);
+    let refused = resize(&mut client, &second, &json!({"gpu": {"milli": 501}, "slots": 5}));
+    refused.expect_error(400, "INVALID_ARGUMENT", None, Some("resources"));
+    let refused = resize(&mut client, &second, &json!({"gpu": {"count": 2}}));
+    refused.expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
+    assert_eq!(client.get("/v1/claims/ns/b").expect(200)["claim"], second, "nothing changed");
+    let mut stranger = taken.clone();
+    stranger["fence"] = json!(1);
+    resize(&mut client, &stranger, &whole).expect_error(409, "ABORTED", Some("fence"), None);
+
+    // It outlives kill -9, cards and all.
+    let before = pool(&mut client);
+    server.kill();
+    let server = Server::start(dir.path());
+    let mut client = server.client();
+    let after = pool(&mut client);
+    assert_eq!((&after["free"], &after["gpus"]), (&before["free"], &before["gpus"]));
+    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], resized);
+    let worker = client.get(&format!("{POOL}/workers/g1")).expect(200)["worker"].take();
+    assert_eq!(worker["claims"].as_array().unwrap().len(), 2);
+    for claim in [&resized, &second] {
+        let path = format!("/v1/claims/ns/{}:release", claim["key"].as_str().unwrap());
+        client.post(&path, &json!({"fence": claim["fence"]})).expect(200);
+    }
+    assert_eq!(pool(&mut client)["gpus"]["a100"]["free_milli"], 2000);
+}
+
+/// Lines of the scrape about the pool, summed.
+fn scraped(client: &mut Client, name: &str) -> u64 {
+    let scrape = client.get("/metrics");
+    let lines = scrape.text().lines().filter(|line| line.starts_with(name) && line.contains(r#"pool="ns/p""#));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+}
+
+#[test]
+fn b03_a_hundred_claims_on_twenty_workers_are_twenty_touches() {
+    let (_dir, _server, mut client) = fresh();
+    let workers: Vec<_> = (0..20).map(|i| json!({"id": format!("w{i}"), "capacity": {"slots": 5}})).collect();
+    shared(&mut client, 4, &json!(workers));
+    let counted = |client: &mut Client| {
+        let shards = pool(client)["shards"].take();
+        let seq: u64 = shards.as_array().unwrap().iter().map(|shard| shard["seq"].as_u64().unwrap()).sum();
+        (scraped(client, "hotpool_worker_updates_total"), scraped(client, "hotpool_claims_total"), seq)
+    };
+    let before = counted(&mut client);
+    let items: Vec<_> = (0..100).map(|i| item(&format!("k{i}"), &json!({"slots": 1}))).collect();
+    let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
+    assert!(answer["items"].as_array().unwrap().iter().all(|item| item["created"] == true), "{answer}");
+    let after = counted(&mut client);
+    assert_eq!((after.0 - before.0, after.1 - before.1, after.2 - before.2), (20, 100, 20));
+    share(&mut client, "more", &json!({"slots": 1})).expect_error(
+        429,
+        "RESOURCE_EXHAUSTED",
+        Some("pool_exhausted"),
+        None,
+    );
+}
+
+#[test]
+fn b01_bad_items_are_named_by_index_and_harm_no_other() {
+    let (_dir, _server, mut client) = fresh();
+    shared(&mut client, 4, &json!([gpus(2)]));
+    let terms = vec!["a"; 10_000].join(",");
+    let mut selecting = item("s", &json!({"slots": 1}));
+    selecting["selector"] = json!(terms);
+    let items = json!([
+        item("a", &json!({"cpu_milli": 1000})),
+        item("b", &json!({"cpu_milli": -1})),
+        item("c", &json!({"memory_bytes": 18_446_744_073_709_551_615_u64})),
+        item("d", &json!({"gpu": {"milli": 1500}})),
+        item("e", &json!({"gpu": {"count": 2, "milli": 500}})),
+        item("f", &json!({"gpu": {"models": ["a100", "a100"]}})),
+        item("g", &json!({"gpu": {"model": "a100", "models": ["a100"]}})),
+        item("h", &json!({})),
+        {"namespace": "ns", "pool": "p", "key": "i"},
+        selecting,
+        item("j", &json!({"gpu": {"models": ["h100", "a100"], "milli": 1}})),
+        item("k", &json!({"memory_bytes": 1})),
+    ]);
+    let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
+    let said = answer["items"].as_array().unwrap();
+    for (at, field) in
+        [(1, "cpu_milli"), (2, "memory_bytes"), (3, "gpu.milli"), (4, "gpu.milli"), (5, "gpu.models[1]"), (6, "gpu")]
+    {
+        check_error(&said[at], "INVALID_ARGUMENT", None, Some(&format!("items[{at}].resources.{field}")));
+    }
+    check_error(&said[7], "INVALID_ARGUMENT", None, Some("items[7].resources"));
+    check_error(&said[8], "INVALID_ARGUMENT", None, Some("items[8].resources"));
+    check_error(&said[9], "INVALID_ARGUMENT", None, Some("items[9].selector"));
+    check_error(&said[11], "INVALID_ARGUMENT", Some("unsatisfiable"), Some("items[11].resources"));
+    assert_eq!((&said[0]["claim"]["key"], &said[10]["claim"]["key"]), (&json!("a"), &json!("j")));
+    assert_eq!(pool(&mut client)["claims"]["active"], 2);
+}
+
+#[test]
+fn a_pool_stays_in_its_mode() {
+    let (_dir, _server, mut client) = fresh();
+    shared(&mut client, 2, &json!([gpus(1)]));
+    let refused = client.put(POOL, &json!({"shards": 2}));
+    refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    assert!(refused.text().contains("it is shared, got exclusive"), "{}", refused.text());
+    // The policy may change, while claims are held.
+    share(&mut client, "a", &json!({"gpu": {"milli": 300}})).expect(201);
+    for policy in ["spread", "fgd", "best_fit"] {
+        let spec = json!({"mode": "shared", "shards": 2, "policy": policy});
+        assert_eq!(client.put(POOL, &spec).expect(200)["pool"]["spec"]["policy"], policy);
+        share(&mut client, policy, &json!({"gpu": {"milli": 200}})).expect(201);
+    }
+    share(&mut client, "b", &json!({"gpu": {"milli": 101}})).expect_error(
+        429,
+        "RESOURCE_EXHAUSTED",
+        Some("pool_exhausted"),
+        None,
+    );
+}
+
+#[test]
+fn the_commands_take_shares_and_show_them() {
+    let (_dir, server, mut client) = fresh();
+    server.cli("pools put ns/p --mode shared --policy fgd --shards 1 --spare-gpu-workers false").good();
+    assert_eq!(pool(&mut client)["spec"]["spare_gpu_workers"], false);
+    server.cli("workers add ns/p g1 --cpu-milli 8000 --memory-bytes 16Gi --gpu a100=2").good();
+    let taken = server.cli("claims take ns/p --key a --reserve-ms 0 --cpu-milli 1500 --gpu h100,a100:1:250");
+    taken.good();
+    assert_eq!(taken.row("holds")[1..], ["cpu", "1.5,", "gpu", "0.25", "a100", "(card", "0)"]);
+    let resized = server.cli("claims resize ns/a --current --memory-bytes 4Gi --gpu a100:2");
+    resized.good();
+    assert_eq!(resized.row("holds")[1..].join(" "), "memory 4Gi, gpu 2 a100 (cards 0,1)");
+    assert_eq!(resized.row("fence"), taken.row("fence"));
+    server.cli("claims resize ns/a --current --gpu a100:3").failed(64, &["resources: "]);
+    server.cli("claims resize ns/a --current").failed(64, &["resources: is required"]);
+    server.cli("claims take ns/p --key b --gpu a100:1").failed(3, &["pool_exhausted"]);
+    server.cli("claims take ns/p --key b").failed(64, &["resources: is required: the pool is shared"]);
+    server.cli("claims resize ns/a --current --gpu a100:1:700").good();
+    assert!(server.cli("claims ls ns").row("ns/a").join(" ").contains("gpu 0.7 a100 (card 0)"));
+    let shown = server.cli("pools show ns/p");
+    assert_eq!(shown.row("free")[1..].join(" "), "cpu 8, memory 16Gi, gpu 1 a100 (1.3 in all)");
+    let worker = server.cli("workers show ns/p g1");
+    assert_eq!(worker.row("left")[1..].join(" "), "cpu 8, memory 16Gi, gpu 1 a100 (1.3 in all)");
+    assert!(worker.row("holds").join(" ").ends_with("gpu 0.7 a100 (card 0)"), "{worker:?}");
+    for key in ["c", "d", "e", "f"] {
+        server.cli(&format!("claims take ns/p --key {key} --cpu-milli 1")).good();
+    }
+    assert!(server.cli("workers ls ns/p").row("g1")[2].ends_with(",+2"), "{:?}", server.cli("workers ls ns/p"));
+}
+
+/// A worker is registered anew with other cards, or with none: its claims show those that they were granted, over every
+/// restart, and no view says a word that is empty.
+#[test]
+fn c04_a_claim_shows_the_cards_that_it_was_granted_when_its_worker_has_lost_them() {
+    let (dir, server, mut client) = fresh();
+    shared(&mut client, 1, &json!([gpus(2)]));
+    let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
+    let taken = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    client.put(&format!("{POOL}/workers/g1"), &json!({"capacity": {"cpu_milli": 8000}})).expect(200);
+    let views = |client: &mut Client| {
+        let listed = client.get("/v1/claims?namespace=ns").expect(200)["items"][0].take();
+        let of_worker = client.get(&format!("{POOL}/workers/g1")).expect(200)["worker"].take();
+        assert_eq!(of_worker["overcommitted"], true);
+        let again = client.post("/v1/claims", &item("a", &ask)).expect(200)["claim"].take();
+        let strict = client.post("/v1/claims", &{
+            let mut strict = item("a", &ask);
+            strict["must_match"] = json!(true);
+            strict
+        });
+        let strict = strict.expect(200)["claim"].take();
+        [
+            client.get("/v1/claims/ns/a").expect(200)["claim"].take(),
+            listed,
+            of_worker["claims"][0].clone(),
+            again,
+            strict,
+        ]
+    };
+    for view in views(&mut client) {
+        assert_eq!(view, taken);
+    }
+    server.kill();
+    let server = Server::start(dir.path());
+    let mut client = server.client();
+    for view in views(&mut client) {
+        assert_eq!(view, taken);
+    }
+    // What it gives back is taken, and what it keeps is shown as before.
+    let resized = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "a100", "milli": 250}}));
+    assert_eq!(resized.expect(200)["claim"]["resources"]["gpu"], taken["resources"]["gpu"]);
+    let other = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "h100", "milli": 250}}));
+    other.expect_error(400, "INVALID_ARGUMENT", None, Some("resources.gpu.models"));
+    // Other cards in their place are not those that it was granted; once it asks for them it has them.
+    let others = json!({"capacity": {"cpu_milli": 8000, "gpu": {"model": "h100", "count": 1}}});
+    client.put(&format!("{POOL}/workers/g1"), &others).expect(200);
+    let seen = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
+    assert_eq!(seen["resources"]["gpu"]["model"], "a100");
+    let resized = resize(&mut client, &taken, &json!({"gpu": {"model": "h100", "milli": 500}})).expect(200);
+    assert_eq!(
+        resized["claim"]["resources"],
+        json!({"gpu": {"model": "h100", "count": 1, "milli": 500, "cards": [0]}})
+    );
+}

@@ -1,0 +1,216 @@
+//! Claims that wait for room, as clients wait for them.
+
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::client::{Client, Response};
+use crate::server::{Server, with_pool};
+
+const POOL: &str = "/v1/pools/ns/warm";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn waits(key: &str, wait_ms: u64) -> Value {
+    json!({"namespace": "ns", "pool": "warm", "key": key, "reserve_ms": 0, "wait_ms": wait_ms})
+}
+
+/// Asks until it is so.
+fn until(client: &mut Client, what: &str, mut is: impl FnMut(&mut Client) -> bool) {
+    let begun = Instant::now();
+    while !is(client) {
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn is_waiting(client: &mut Client, key: &str) -> bool {
+    let answer = client.get(&format!("/v1/claims/ns/{key}"));
+    answer.status == 200 && answer.json()["waiting"].is_object()
+}
+
+/// A request on a connection of its own, and that it waits by now.
+fn parked(server: &Server, path: &'static str, body: Value, key: &str) -> JoinHandle<Response> {
+    let mut client = server.client();
+    let begun = spawn(move || client.post(path, &body));
+    until(&mut server.client(), "it waits", |client| is_waiting(client, key));
+    begun
+}
+
+fn waiters(client: &mut Client) -> String {
+    let scrape = client.get("/metrics");
+    let line = scrape.text().lines().find(|line| line.starts_with(r#"hotpool_claims_pending{pool="ns/warm"}"#));
+    line.expect("the gauge").rsplit(' ').next().unwrap().to_owned()
+}
+
+fn full() -> (TempDir, Server, Client, Value) {
+    let (dir, server, mut client) = with_pool(1);
+    let held = client.post("/v1/claims", &waits("held", 0)).expect(201)["claim"].take();
+    (dir, server, client, held)
+}
+
+#[test]
+fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
+    let (_dir, server, mut client, _) = full();
+    let mut body = waits("a", 60_000);
+    (body["priority"], body["preemptible"]) = (json!(7), json!(true));
+    let first = parked(&server, "/v1/claims", body, "a");
+    let second = parked(&server, "/v1/claims", waits("b", 50_000), "b");
+    let mut view = client.get("/v1/claims/ns/b").expect(200)["waiting"].take();
+    let (waited, left) = (view["waited_ms"].take().as_u64().unwrap(), view["left_ms"].take().as_u64().unwrap());
+    assert_eq!(waited + left, 50_000);
+    let expected = json!({"key": "b", "tenant": "default", "namespace": "ns", "pools": ["warm"], "reason": "pool_exhausted",
+        "priority": 0, "ahead": 1, "waited_ms": null, "left_ms": null});
+    assert_eq!(view, expected);
+    assert_eq!(waiters(&mut client), "2");
+    // What does not wait is told at once; one that waits holds nothing that could be confirmed.
+    client.post("/v1/claims", &waits("c", 0)).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
+    client.post("/v1/claims", &waits("a", 0)).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    client.post("/v1/claims/ns/a:confirm", &json!({"fence": 1})).expect_error(404, "NOT_FOUND", None, None);
+
+    client.put(&format!("{POOL}/workers/w1"), &json!({})).expect(201);
+    let taken = first.join().unwrap().expect(201)["claim"].take();
+    assert_eq!((&taken["worker"], &taken["priority"], &taken["preemptible"]), (&json!("w1"), &json!(7), &json!(true)));
+    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], taken);
+    let worker = client.get(&format!("{POOL}/workers/w1")).expect(200)["worker"]["claims"][0].take();
+    assert_eq!(worker, taken);
+    client.post("/v1/claims/ns/a:release", &json!({"fence": taken["fence"]})).expect(200);
+    let taken = second.join().unwrap().expect(201)["claim"].take();
+    assert_eq!((taken.get("priority"), taken.get("preemptible")), (None, None));
+    assert_eq!(waiters(&mut client), "0");
+}
+
+#[test]
+fn q02_a_client_that_hangs_up_leaves_the_line() {
+    let (_dir, server, mut client, held) = full();
+    let stays = parked(&server, "/v1/claims", waits("stays", 60_000), "stays");
+    let bodies =
+        [waits("gone", 60_000), json!({"mode": "independent", "items": [waits("x", 60_000), waits("y", 60_000)]})];
+    for (path, body) in ["/v1/claims", "/v1/claims:batch"].into_iter().zip(bodies) {
+        let mut leaves = server.client();
+        let body = body.to_string();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+        leaves.send(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
+        until(&mut client, "it waits", |client| waiters(client) != "1");
+        drop(leaves);
+        until(&mut client, "it has left", |client| waiters(client) == "1");
+    }
+    client.get("/v1/claims/ns/gone").expect_error(404, "NOT_FOUND", None, None);
+    client.post("/v1/claims/ns/held:release", &json!({"fence": held["fence"]})).expect(200);
+    assert_eq!(stays.join().unwrap().expect(201)["claim"]["key"], "stays");
+    assert_eq!(waiters(&mut client), "0");
+}
+
+/// A service that gives requests 200 ms.
+fn hurried() -> (TempDir, Server, Client) {
+    let dir = TempDir::new().unwrap();
+    let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
+    let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
+    let mut client = server.client();
+    client.put(POOL, &json!({"shards": 1})).expect(201);
+    client.put(&format!("{POOL}/workers/w0"), &json!({"node": "n0"})).expect(201);
+    (dir, server, client)
+}
+
+#[test]
+fn the_services_own_deadline_cuts_no_wait_short() {
+    let (_dir, _server, mut client) = hurried();
+    client.post("/v1/claims", &waits("held", 0)).expect(201);
+    let begun = Instant::now();
+    client.post("/v1/claims", &waits("a", 600)).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
+    assert!(begun.elapsed() > Duration::from_millis(400));
+    // Of a batch the longest wait counts.
+    let batch = json!({"mode": "independent", "items": [waits("b", 500), waits("c", 0), waits("d", 300)]});
+    let items = client.post("/v1/claims:batch", &batch).expect(200)["items"].take();
+    assert!(items.as_array().unwrap().iter().all(|item| item["error"]["reason"] == "pool_exhausted"), "{items}");
+}
+
+#[test]
+fn p05_preferred_then_wait_outlasts_the_services_own_deadline() {
+    let (_dir, _server, mut client) = hurried();
+    let mut near = waits("near", 0);
+    near["node"] = json!({"preferred_then_wait": {"nodes": ["n1"], "ms": 500}});
+    let begun = Instant::now();
+    assert_eq!(client.post("/v1/claims", &near).expect(201)["claim"]["node"], "n0");
+    assert!(begun.elapsed() > Duration::from_millis(300), "it waited for its node first");
+    // That is a wait, and no slow answer.
+    let scrape = client.get("/metrics");
+    let value = |name: &str| {
+        let line = scrape.text().lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(value(r#"hotpool_wait_seconds_count{pool="ns/warm"}"#), 1.0);
+    assert!(value(r#"hotpool_claim_seconds_sum{pool="ns/warm"}"#) < 0.2);
+}
+
+#[test]
+fn a_stop_answers_those_who_wait_at_once() {
+    let (_dir, server, _client, _) = full();
+    let waits: Vec<_> = (0..3)
+        .map(|n| {
+            let key = format!("k{n}");
+            parked(&server, "/v1/claims", self::waits(&key, 60_000), &key)
+        })
+        .collect();
+    let begun = Instant::now();
+    server.terminate();
+    for waiting in waits {
+        waiting.join().unwrap().expect_error(503, "UNAVAILABLE", Some("loading"), None);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "they were not let wait until requests in flight are given up");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn demand_says_what_waits_and_who_could_go() {
+    let (_dir, server, mut client) = with_pool(2);
+    let idle = client.get(&format!("{POOL}/demand")).expect(200);
+    assert_eq!(idle["idle"].as_array().unwrap().len(), 2);
+    client.post(&format!("{POOL}/workers/w1:cordon"), &json!({})).expect(200);
+    client.post("/v1/claims", &waits("held", 0)).expect(201);
+    client.put("/v1/quotas/ns/poor", &json!({"claims": 0})).expect(201);
+    let mut body = waits("a", 60_000);
+    body["selector"] = json!("zone=x");
+    body["node"] = json!({"required": ["n1", "n2"]});
+    let a = parked(&server, "/v1/claims", body, "a");
+    let b = parked(&server, "/v1/claims", waits("b", 60_000), "b");
+    let mut client_of_poor = server.client();
+    let poor = json!({"namespace": "ns", "pool": "warm", "key": "p", "tenant": "poor", "wait_ms": 60_000});
+    let poor = spawn(move || client_of_poor.post("/v1/claims", &poor));
+    let waiting = |client: &mut Client| client.get("/v1/quotas/ns/poor").json()["quota"]["waiting"].as_u64();
+    until(&mut client, "it waits for quota", |client| waiting(client) == Some(1));
+
+    let mut demand = client.get(&format!("{POOL}/demand")).expect(200);
+    let numbers = ["waiting", "waiting_for_quota", "workers_busy", "workers_needed", "workers_wanted"];
+    assert_eq!(numbers.map(|name| demand[name].as_u64().unwrap()), [2, 1, 1, 2, 3]);
+    assert_eq!(demand["idle"], json!([{"worker": "w1", "cordoned": true}]));
+    let mut shapes = demand["shapes"].take();
+    for shape in shapes.as_array_mut().unwrap() {
+        assert!(shape["oldest_ms"].take().is_u64());
+    }
+    let shape = |more: Value| {
+        let mut shape = json!({"resources": {}, "reason": "pool_exhausted", "waiting": 1, "oldest_ms": null, "priority": 0,
+            "workers_needed": 1});
+        shape.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        shape
+    };
+    for expected in [
+        shape(json!({"selector": "zone=x", "nodes": ["n1", "n2"]})),
+        shape(json!({})),
+        shape(json!({"reason": "quota", "workers_needed": 0})),
+    ] {
+        assert!(shapes.as_array().unwrap().contains(&expected), "{expected} is not in {shapes}");
+    }
+    client.get("/v1/pools/ns/none/demand").expect_error(404, "NOT_FOUND", None, None);
+
+    // What it says would clear them clears them.
+    client.post(&format!("{POOL}/workers/w1:uncordon"), &json!({})).expect(200);
+    b.join().unwrap().expect(201);
+    let x = json!({"labels": {"zone": "x"}, "node": "n2"});
+    client.put(&format!("{POOL}/workers/x1"), &x).expect(201);
+    a.join().unwrap().expect(201);
+    client.put("/v1/quotas/ns/poor", &json!({})).expect(200);
+    client.put(&format!("{POOL}/workers/w2"), &json!({})).expect(201);
+    poor.join().unwrap().expect(201);
+}
