@@ -14,18 +14,46 @@
 //! Imports point down this picture; `tests/docs.rs` holds them to it, with the exceptions that it lists. [`engine`]
 //! decides, [`shard`] executes, [`persist`] remembers, [`api`] translates. The crate is a library first:
 //! [`scheduler::Scheduler`] over a [`persist::store::Store`] is the whole service without its edges.
+//!
+//! # Embedding
+//!
+//! With `default-features = false` the crate is the scheduler on the embedded store ([`persist::store::redb`]) or the memory store;
+//! the feature `redis` adds the Redis store, `server` the edges and the service, `cli` the program. What `internals` opens is
+//! for the tests and benches of this repository and may change at any time.
+//!
+#![doc = concat!("```\n", include_str!("../docs/examples/embed.rs"), "```")]
 #![warn(missing_docs)]
+// What only tests, benches and the harness use is reached through the feature `internals`.
+#![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod admission;
+#[cfg(not(feature = "internals"))]
+mod admission;
+#[cfg(all(feature = "server", feature = "internals"))]
+#[doc(hidden)]
 pub mod api;
+#[cfg(all(feature = "server", not(feature = "internals")))]
+mod api;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod clock;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod engine;
+#[cfg(not(feature = "internals"))]
+mod engine;
 pub mod events;
 pub mod limits;
 pub mod metrics;
 pub mod model;
 pub mod persist;
 pub mod scheduler;
+#[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod shard;
+#[cfg(not(feature = "internals"))]
+mod shard;

@@ -18,12 +18,14 @@ use std::io;
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, KeyName, Recorder as _};
+#[cfg(feature = "server")]
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use self::exposition::{POOL_FAMILIES, PoolFamily, SeriesVisibility, write_pools};
 pub use self::labels::*;
 pub use self::node::NodeMetrics;
 pub use self::pool::PoolMetrics;
+#[cfg(feature = "server")]
 use self::process::ProcessGauges;
 pub use self::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, ShardDistribution};
 
@@ -381,6 +383,7 @@ pub fn metrics() -> &'static ProcessMetrics {
 }
 
 /// The process has no exporter.
+#[cfg(feature = "server")]
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsInstallError {
     /// A bucket list is wrong.
@@ -391,6 +394,7 @@ pub enum MetricsInstallError {
     RecorderInstalled,
 }
 
+#[cfg(feature = "server")]
 /// Renders what is scraped, and keeps the memory of histograms bounded. Cheap to clone.
 #[derive(Clone)]
 pub struct MetricsExporter {
@@ -398,6 +402,7 @@ pub struct MetricsExporter {
     process: Arc<ProcessGauges>,
 }
 
+#[cfg(feature = "server")]
 impl MetricsExporter {
     /// Writes every metric of the process and of these pools in Prometheus' text format. What it says of the runtime is of
     /// the one that it is called in.
@@ -416,6 +421,7 @@ impl MetricsExporter {
     }
 }
 
+#[cfg(feature = "server")]
 /// Installs the exporter of this process, or returns the one that is installed. Call it before anything is counted, and
 /// [`MetricsExporter::upkeep`] from then on.
 ///
@@ -451,6 +457,7 @@ pub fn install() -> Result<MetricsExporter, MetricsInstallError> {
     Ok(installed.insert(exporter).clone())
 }
 
+#[cfg(feature = "server")]
 mod process;
 #[cfg(test)]
 mod tests;

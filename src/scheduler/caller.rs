@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::Either;
-use hyper::header::HeaderValue;
+use http::HeaderValue;
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 

@@ -30,6 +30,7 @@ mod data_dir;
 pub mod inspect;
 pub mod memory;
 pub mod redb;
+#[cfg(feature = "redis")]
 pub mod redis;
 
 /// Which record stream: a pool's uid and the shard's index. Pool 0 is the catalogue of pools.
