@@ -193,6 +193,39 @@ fn every_path_in_the_architecture_exists() {
     assert!(gone.is_empty(), "docs/ARCHITECTURE.md names what is not there: {gone:?}");
 }
 
+/// Whether it reads like a name of the code: `PendingReply`, `handle_event`, `Shard::handle_event`, `LAYERS`.
+fn is_name(word: &str) -> bool {
+    let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
+    let telling = word.contains('_') || (word.len() > 3 && word.starts_with(|c: char| c.is_ascii_uppercase()));
+    plain && telling && !word.starts_with("hotpool_")
+}
+
+#[test]
+fn every_name_in_the_architecture_exists() {
+    let code: String = ["src", "tests"].into_iter().flat_map(sources).map(|path| text(&path)).collect();
+    let identifiers: BTreeSet<_> = code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let words = backticked(&text("docs/ARCHITECTURE.md"));
+    let names: BTreeSet<_> = words.iter().filter(|word| is_name(word)).flat_map(|word| word.split("::")).collect();
+    assert!(names.len() > 10, "the document names little of the code: {names:?}");
+    let gone: Vec<_> = names.iter().filter(|name| !identifiers.contains(*name)).collect();
+    assert!(gone.is_empty(), "docs/ARCHITECTURE.md uses names that the code does not have: {gone:?}");
+}
+
+#[test]
+fn the_architecture_fits_on_a_few_pages() {
+    let lines = text("docs/ARCHITECTURE.md").lines().count();
+    assert!(lines <= 250, "docs/ARCHITECTURE.md has {lines} lines, and may have 250");
+}
+
+/// Returns the cells of each row of the tables under `heading` in `document`, without header and rule.
+fn table_rows(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let (_, section) = document.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---"));
+    let cells = rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect());
+    cells.skip(1).collect()
+}
+
 /// Every Rust file under `dir`, as a path from the root.
 fn sources(dir: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -284,6 +317,19 @@ fn what_is_said_to_be_absent_is_absent() {
     }
 }
 
+#[test]
+fn the_architecture_lists_the_absences() {
+    let listed: BTreeMap<String, BTreeSet<String>> = table_rows(&text("docs/ARCHITECTURE.md"), "Absences")
+        .iter()
+        .map(|row| (row[0].trim_matches('`').to_owned(), backticked(&row[1])))
+        .collect();
+    let checked: BTreeMap<String, BTreeSet<String>> = ONLY_IN
+        .iter()
+        .map(|(words, places)| ((*words).to_owned(), places.iter().map(|place| (*place).to_owned()).collect()))
+        .collect();
+    assert_eq!(listed, checked, "docs/ARCHITECTURE.md lists other absences than ONLY_IN");
+}
+
 /// Modules of the library from the bottom up: a module imports from rows below its own, never from its own row or above.
 const LAYERS: &[&[&str]] = &[
     &["limits"],
@@ -297,6 +343,17 @@ const LAYERS: &[&[&str]] = &[
     &["server"],
     &["cli"],
 ];
+
+#[test]
+fn the_architecture_lists_the_layers() {
+    let listed: BTreeSet<(String, String)> = table_rows(&text("docs/ARCHITECTURE.md"), "Modules and layers")
+        .iter()
+        .map(|row| (row[0].clone(), row[1].trim_matches('`').to_owned()))
+        .collect();
+    let numbered = LAYERS.iter().enumerate().flat_map(|(number, row)| row.iter().map(move |module| (number, *module)));
+    let checked: BTreeSet<_> = numbered.map(|(number, module)| (number.to_string(), module.to_owned())).collect();
+    assert_eq!(listed, checked, "docs/ARCHITECTURE.md lists other layers than LAYERS");
+}
 
 /// Imports within a row or upwards that still stand, each with its reason.
 const LAYER_EXCEPTIONS: &[(&str, &str, &str)] = &[
