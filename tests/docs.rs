@@ -213,6 +213,87 @@ fn every_name_in_the_architecture_and_the_glossary_exists() {
     }
 }
 
+/// README.md and every Markdown file below `docs`.
+fn documents() -> Vec<String> {
+    let mut found = vec!["README.md".to_owned()];
+    for dir in ["docs", "docs/decisions"] {
+        let files = std::fs::read_dir(root().join(dir)).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = files.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".md"));
+        found.extend(names.map(|name| format!("{dir}/{name}")));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn every_file_that_a_document_names_exists() {
+    const FOLDERS: &[&str] = &["src/", "tests/", "benches/", "config/", "docs/"];
+    let mut gone = Vec::new();
+    for document in documents() {
+        for word in backticked(&text(&document)) {
+            let named = is_path(&word) && FOLDERS.iter().any(|folder| word.starts_with(folder));
+            if named && !root().join(&word).exists() {
+                gone.push(format!("{document}: {word}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "documents name files that are not there:\n{}", gone.join("\n"));
+}
+
+/// Anchors of a document's headings, as GitHub makes them.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = document.lines().filter(|line| line.starts_with('#'));
+    let plain = |heading: &str| heading.trim_start_matches('#').trim().to_lowercase();
+    let anchor = |heading: String| -> String {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(|heading| anchor(plain(heading))).collect()
+}
+
+#[test]
+fn every_link_of_a_document_leads_somewhere() {
+    let (mut links, mut dangling) = (0, Vec::new());
+    for document in documents() {
+        let content = text(&document);
+        let targets = content.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://") && !target.contains(' ')) {
+            links += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if file.is_empty() {
+                root().join(&document)
+            } else {
+                root().join(&document).parent().unwrap().join(file)
+            };
+            let reached = path.exists()
+                && (anchor.is_empty() || anchors(&std::fs::read_to_string(&path).unwrap()).contains(anchor));
+            if !reached {
+                dangling.push(format!("{document}: {target}"));
+            }
+        }
+    }
+    assert!(links > 100, "only {links} links were found");
+    assert!(dangling.is_empty(), "links that lead nowhere:\n{}", dangling.join("\n"));
+}
+
+#[test]
+fn every_metric_that_a_document_names_exists() {
+    let names: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
+    let files = ["config/prometheus/alerts.yml", "config/grafana/hotpool.json"].map(str::to_owned);
+    let is_old = |document: &String| ["docs/CHANGELOG.md", "docs/benchmark-log.md"].contains(&document.as_str());
+    let mut gone = BTreeSet::new();
+    for document in documents().into_iter().filter(|document| !is_old(document)).chain(files) {
+        let content = text(&document);
+        for word in content.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            if word.starts_with("hotpool_") && !names.contains(word) && !names.contains(base) {
+                gone.insert(format!("{document}: {word}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "metrics that the code does not have: {gone:?}");
+}
+
 #[test]
 fn the_architecture_fits_on_a_few_pages() {
     let lines = text("docs/ARCHITECTURE.md").lines().count();
