@@ -319,7 +319,7 @@ fn sources(dir: &str) -> Vec<String> {
             let path = dir.join(entry.unwrap().file_name());
             if root().join(&path).is_dir() {
                 dirs.push(path);
-            } else if path.extension().is_some_and(|end| end == "rs") {
+            } else if path.extension().is_some_and(|end| end == "rs") && !path.starts_with("src/api/grpc/generated") {
                 found.push(path.to_str().unwrap().to_owned());
             }
         }

@@ -44,10 +44,10 @@ use unary_body::{BodyError, MessagePermit, UnaryBody};
 #[allow(missing_docs, reason = "generated")]
 #[allow(clippy::all, clippy::pedantic, reason = "generated")]
 pub mod proto {
-    tonic::include_proto!("hotpool.v1");
+    include!("generated/hotpool.v1.rs");
 
     /// The descriptors of the file, encoded.
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hotpool.v1.bin"));
+    pub const DESCRIPTORS: &[u8] = include_bytes!("generated/hotpool.v1.bin");
 }
 
 use proto::claim_service_server::ClaimServiceServer;
