@@ -1,8 +1,8 @@
-//! How much there is and how much of it is held, by distinct capacity vector.
+//! Total and used capacity, by distinct capacity vector.
 //!
-//! A fleet has few distinct vectors, so a line per vector with two counts is the whole sum: a claim changes one
-//! counter instead of adding four numbers, and totals of what is held are derived when somebody asks. What all workers have
-//! together changes with registrations only, and is kept.
+//! A fleet has few distinct vectors, so one entry per vector with its counts is the whole accounting: a claim changes
+//! one counter instead of adding four amounts, and used totals are derived on demand. The total of all workers
+//! changes with registrations only, and is kept.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,26 @@ use crate::model::{MaxCapacity, WorkerCapacity};
 /// Workers with one capacity vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapacityUsage {
-    /// What each of them has.
+    /// Capacity of each of them.
     pub capacity: WorkerCapacity,
-    /// How many there are.
+    /// Number of workers in all.
     pub workers: u32,
-    /// How many of them are held.
+    /// Number of workers with claims.
     pub held: u32,
-    /// How many are neither held nor offered.
+    /// Number of unschedulable workers without claims.
     pub unschedulable: u32,
 }
 
 impl CapacityUsage {
-    /// How many of them are idle.
+    /// Number of idle workers.
     #[must_use]
     pub const fn free(&self) -> u32 {
         self.workers - self.held - self.unschedulable
     }
 }
 
-/// Numbers of lines by amount, of each resource: what tells the largest when the line with it has gone. They change with
-/// the lines that there are, so neither claims nor workers that are like others pay for them.
+/// Number of entries by amount, for each resource: gives the largest amount after an entry is removed. It changes
+/// with the set of entries, so neither claims nor workers with a common capacity pay for it.
 #[derive(Debug, Default)]
 struct AmountIndex([BTreeMap<u64, u32>; 4]);
 
@@ -42,133 +42,133 @@ impl AmountIndex {
     }
 
     fn add(&mut self, capacity: &WorkerCapacity) {
-        for (lines, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
-            *lines.entry(amount).or_default() += 1;
+        for (counts, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
+            *counts.entry(amount).or_default() += 1;
         }
     }
 
-    fn take(&mut self, capacity: &WorkerCapacity) {
-        for (lines, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
-            let count = lines.get_mut(&amount).expect("what goes was added");
+    fn remove(&mut self, capacity: &WorkerCapacity) {
+        for (counts, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
+                        let count = counts.get_mut(&amount).expect("an amount that is removed was added");
             *count -= 1;
             if *count == 0 {
-                lines.remove(&amount);
+                counts.remove(&amount);
             }
         }
     }
 
     fn largest(&self) -> MaxCapacity {
         let [cpu_milli, memory_bytes, slots, gpus] =
-            self.0.each_ref().map(|lines| lines.last_key_value().map_or(0, |(&amount, _)| amount));
+            self.0.each_ref().map(|counts| counts.last_key_value().map_or(0, |(&amount, _)| amount));
         MaxCapacity { cpu_milli, memory_bytes, slots, gpus }
     }
 }
 
-/// The ledger of a shard.
+/// Capacity accounting of a shard.
 #[derive(Debug, Default)]
 pub struct CapacityAccounting {
-    lines: Vec<CapacityUsage>,
+    usages: Vec<CapacityUsage>,
     by_capacity: BTreeMap<WorkerCapacity, u32>,
-    unused: Vec<u32>,
+    free_slots: Vec<u32>,
     amounts: AmountIndex,
-    /// What all workers have together, models of cards aside.
+    /// Total of all workers, GPU models aside.
     total: ResourceTotals,
-    /// Changes of which lines there are.
+    /// Version of the set of entries.
     version: u64,
-    /// Workers that entered or left.
-    moves: u64,
+    /// Number of workers that were added or removed.
+    membership_version: u64,
 }
 
 impl CapacityAccounting {
-    /// Enters a worker and returns its line.
+    /// Adds a worker and returns the index of its entry.
     pub fn add_worker(&mut self, capacity: &WorkerCapacity) -> u32 {
-        let at = self.by_capacity.get(capacity).copied().unwrap_or_else(|| self.open(capacity));
-        self.lines[at as usize].workers += 1;
+        let at = self.by_capacity.get(capacity).copied().unwrap_or_else(|| self.add_usage(capacity));
+        self.usages[at as usize].workers += 1;
         self.total.add_capacity(capacity);
-        self.moves += 1;
+        self.membership_version += 1;
         at
     }
 
-    fn open(&mut self, capacity: &WorkerCapacity) -> u32 {
+    fn add_usage(&mut self, capacity: &WorkerCapacity) -> u32 {
         self.version += 1;
-        let line = CapacityUsage { capacity: capacity.clone(), workers: 0, held: 0, unschedulable: 0 };
-        let at = self.unused.pop().unwrap_or(self.lines.len() as u32);
-        match self.lines.get_mut(at as usize) {
-            Some(unused) => *unused = line,
-            None => self.lines.push(line),
+        let usage = CapacityUsage { capacity: capacity.clone(), workers: 0, held: 0, unschedulable: 0 };
+        let at = self.free_slots.pop().unwrap_or(self.usages.len() as u32);
+        match self.usages.get_mut(at as usize) {
+                        Some(slot) => *slot = usage,
+            None => self.usages.push(usage),
         }
         self.by_capacity.insert(capacity.clone(), at);
         self.amounts.add(capacity);
         at
     }
 
-    /// Takes a worker out that is not held.
+    /// Removes a worker that is idle.
     pub fn remove_worker(&mut self, at: u32) {
-        let line = &mut self.lines[at as usize];
-        debug_assert!(line.workers > line.held + line.unschedulable, "only a free worker leaves the ledger");
-        line.workers -= 1;
-        self.total.take_capacity(&line.capacity);
-        self.moves += 1;
-        if line.workers == 0 {
+        let usage = &mut self.usages[at as usize];
+        debug_assert!(usage.workers > usage.held + usage.unschedulable, "only a free worker leaves the ledger");
+        usage.workers -= 1;
+        self.total.take_capacity(&usage.capacity);
+        self.membership_version += 1;
+        if usage.workers == 0 {
             self.version += 1;
-            self.by_capacity.remove(&line.capacity);
-            self.amounts.take(&line.capacity);
-            self.unused.push(at);
+            self.by_capacity.remove(&usage.capacity);
+                        self.amounts.remove(&usage.capacity);
+            self.free_slots.push(at);
         }
     }
 
-    pub fn mark_held(&mut self, line: u32) {
-        let line = &mut self.lines[line as usize];
-        debug_assert!(line.held + line.unschedulable < line.workers, "L1: more held than there is");
-        line.held += 1;
+    pub fn mark_held(&mut self, usage: u32) {
+        let usage = &mut self.usages[usage as usize];
+        debug_assert!(usage.held + usage.unschedulable < usage.workers, "L1: more held than there is");
+        usage.held += 1;
     }
 
-    pub fn mark_free(&mut self, line: u32) {
-        let line = &mut self.lines[line as usize];
-        debug_assert!(line.held > 0, "L1: freed what was not held");
-        line.held -= 1;
+    pub fn mark_free(&mut self, usage: u32) {
+        let usage = &mut self.usages[usage as usize];
+        debug_assert!(usage.held > 0, "L1: freed what was not held");
+        usage.held -= 1;
     }
 
-    /// A free worker is not offered any more.
-    pub fn mark_unschedulable(&mut self, line: u32) {
-        let line = &mut self.lines[line as usize];
-        debug_assert!(line.held + line.unschedulable < line.workers, "L1: more held than there is");
-        line.unschedulable += 1;
+    /// Counts an idle worker as unschedulable.
+    pub fn mark_unschedulable(&mut self, usage: u32) {
+        let usage = &mut self.usages[usage as usize];
+        debug_assert!(usage.held + usage.unschedulable < usage.workers, "L1: more held than there is");
+        usage.unschedulable += 1;
     }
 
-    /// A worker that was not offered is free.
-    pub fn mark_schedulable(&mut self, line: u32) {
-        let line = &mut self.lines[line as usize];
-        debug_assert!(line.unschedulable > 0, "L1: freed what was not barred");
-        line.unschedulable -= 1;
+    /// Counts an unschedulable worker as idle.
+    pub fn mark_schedulable(&mut self, usage: u32) {
+        let usage = &mut self.usages[usage as usize];
+        debug_assert!(usage.unschedulable > 0, "L1: freed what was not barred");
+        usage.unschedulable -= 1;
     }
 
-    /// The lines in use.
+    /// Entries that have workers.
     pub fn usages(&self) -> impl Iterator<Item = &CapacityUsage> {
-        self.lines.iter().filter(|line| line.workers > 0)
+        self.usages.iter().filter(|usage| usage.workers > 0)
     }
 
-    /// What all workers have together.
+    /// Total capacity of all workers.
     pub const fn total(&self) -> &ResourceTotals {
         &self.total
     }
 
-    /// Largest amount of each resource that any worker has, held or not.
+    /// Largest amount of each resource that any worker has, used or not.
     pub fn max_capacity(&self) -> MaxCapacity {
         self.amounts.largest()
     }
 
-    /// Moves whenever a capacity comes or goes.
+    /// Version that advances with every new or removed capacity vector.
     pub const fn version(&self) -> u64 {
         self.version
     }
 
-    /// Moves whenever a worker enters or leaves.
+    /// Version that advances whenever a worker is added or removed.
     pub const fn membership_version(&self) -> u64 {
-        self.moves
+        self.membership_version
     }
 
     pub fn usage(&self, at: u32) -> &CapacityUsage {
-        &self.lines[at as usize]
+        &self.usages[at as usize]
     }
 }

@@ -1,4 +1,4 @@
-//! What the journal takes of a shard: rows of workers that changed, all rows for a rewrite, and the shard's own row.
+//! Rows for the journal: those of changed workers and gangs, a snapshot of all, and the shard's own row.
 
 use smallvec::SmallVec;
 
@@ -9,13 +9,14 @@ use crate::model::unschedulable_bits;
 use crate::persist::row::{self, ClaimRowRef, RowKind, ShardRow, WorkerRowRef};
 
 impl Shard {
-    /// Writes the rows of workers and gangs that changed since the last call and returns how many there were. The
-    /// shard's own row is apart ([`Self::take_header`]): it changes with every grant, and a step carries only its last state.
+    /// Writes the rows of workers and gangs that changed since the last call and returns their number. The shard's
+    /// own row is separate ([`Self::take_header`]): it changes with every grant, and a write batch carries only its
+    /// last state.
     pub fn take_rows(&mut self, out: &mut Vec<u8>) -> usize {
         let mut dirty = std::mem::take(&mut self.dirty);
         let mut removed = std::mem::take(&mut self.removed);
         let rows = dirty.len() + removed.len();
-        // Removals first: an id that was forgotten and registered again is there.
+        // Deletions first: an id that was forgotten and registered again exists.
         for id in removed.drain(..) {
             row::put_deletion(out, RowKind::Worker, id.as_str());
         }
@@ -34,12 +35,12 @@ impl Shard {
         rows
     }
 
-    /// The shard's own row, if it changed since the last call.
+    /// Takes the shard's own row, if it changed since the last call.
     pub fn take_header(&mut self) -> Option<ShardRow> {
-        let head = self.header_row();
-        (head != self.header_taken).then(|| {
-            self.header_taken = head;
-            head
+        let header = self.header_row();
+        (header != self.header_taken).then(|| {
+            self.header_taken = header;
+            header
         })
     }
 
@@ -52,30 +53,30 @@ impl Shard {
         }
     }
 
-    /// Whether its own row says that claims are acknowledged from memory.
+    /// Whether the shard's row says that claims are acknowledged from memory.
     #[must_use]
     pub const fn acks_from_memory(&self) -> bool {
         self.header.memory_acks
     }
 
-    /// Says whether claims are acknowledged from memory from now on, and how long one of them may stay reserved. True
-    /// if that is news: until the store has it, they must not be.
+    /// Sets whether claims are acknowledged from memory, and for how long one of them may stay reserved. True if the
+    /// row changed: until it is stored, they must not be.
     pub fn set_memory_acks(&mut self, reserve_ms: Option<Millis>) -> bool {
-        // Earlier claims may have been given more time, and may be lost yet.
-        let head = ShardHeader {
+        // Earlier claims may have longer reservations, and may still be lost.
+        let header = ShardHeader {
             memory_acks: reserve_ms.is_some(),
             reserve_ms: self.header.reserve_ms.max(reserve_ms.unwrap_or(0)),
             ..self.header
         };
-        let news = self.header != head;
-        if news {
-            self.header = head;
+        let changed = self.header != header;
+        if changed {
+            self.header = header;
             self.seq += 1;
         }
-        news
+        changed
     }
 
-    /// Whether [`Self::take_rows`] or [`Self::take_header`] has any.
+    /// Whether [`Self::take_rows`] or [`Self::take_header`] has something to write.
     #[must_use]
     pub fn has_rows(&self) -> bool {
         !self.dirty.is_empty()
@@ -84,7 +85,7 @@ impl Shard {
             || self.header_row() != self.header_taken
     }
 
-    /// Forgets which rows changed, where no store wants them.
+    /// Discards the record of changed rows, for shards without a store.
     pub fn discard_changes(&mut self) {
         self.removed.clear();
         if self.gangs.has_changed() {
@@ -96,7 +97,8 @@ impl Shard {
         }
     }
 
-    /// Writes all rows from ordinal `from` on until about `bytes` are written; returns where to go on, if anywhere.
+    /// Writes rows from ordinal `from` on until about `bytes` are written; returns the ordinal to continue at, if
+    /// any.
     pub fn snapshot_rows(&self, from: u32, bytes: usize, out: &mut Vec<u8>) -> Option<u32> {
         for at in self.workers.iter_from(from) {
             if out.len() >= bytes {
@@ -122,15 +124,15 @@ impl Shard {
                 term_ms: claim.term_ms.into(),
                 reported: claim.reported,
                 gang: self.gangs.gang_of(next),
-                gpu_mask: self.shared.as_ref().map_or(0, |shares| shares.gpu_mask(next)),
+                gpu_mask: self.shared.as_ref().map_or(0, |shared| shared.gpu_mask(next)),
                 spec: claim.spec.as_deref(),
                 evicted: self.is_evicted(next),
                 times: claim.times(),
             });
-            next = self.shared.as_ref().map_or(NIL, |shares| shares.next_claim(next));
+            next = self.shared.as_ref().map_or(NIL, |shared| shared.next_claim(next));
         }
         let life = self.liveness.get(at);
-        let unvouched = worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
+        let unverified = worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
         let state = WorkerRowRef {
             registration: self.workers.registration(at),
             version: worker.version,
@@ -139,7 +141,7 @@ impl Shard {
             deleted: worker.deleted,
             claims: &claims,
             unschedulable_bits: worker.unschedulable_bits & unschedulable_bits::PERSISTED,
-            vouched: self.header.unclean_stops - u64::from(unvouched),
+            vouched: self.header.unclean_stops - u64::from(unverified),
             heartbeat_ttl_ms: life.ttl_ms,
             promised: life.promised_capacity.as_deref(),
         };

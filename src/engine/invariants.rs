@@ -1,5 +1,5 @@
-//! What must be true between two events. Checked after every event in debug builds (in full while the shard is
-//! small), at the end of every recovery, and by the tests.
+//! Invariants between two events. Checked after every event in debug builds (in full while the shard is small), at
+//! the end of every recovery, and by the tests.
 
 use super::NIL;
 use super::placement::bin_packing::{FleetIndex, ResourceTotals};
@@ -126,17 +126,18 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether what is left of each worker is what its claims leave, and whether just those are offered that may be.
+    /// Checks the free resources of each worker against its claims, and that exactly the schedulable workers are
+    /// offered.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first violated invariant.
     fn check_allocations(&self) -> Result<(), String> {
         let Some(shares) = &self.shared else { return Ok(()) };
         shares.fleet.check()?;
         self.workers.iter_from(0).try_for_each(|at| self.check_allocation(at))
     }
 
-    /// The same for one worker.
+    /// Checks the free resources of one worker against its claims.
     pub(super) fn check_allocation(&self, at: u32) -> Result<(), String> {
         let Some(shares) = &self.shared else { return Ok(()) };
         let (worker, card) = (self.workers.get(at), self.workers.registration(at));
@@ -169,8 +170,8 @@ impl Shard {
         Ok(())
     }
 
-    /// How far the ledger is from the workers that hold claims: 0, or the shard is wrong. What each worker has left is
-    /// [`super::audit`]'s.
+    /// Difference between the accounting and the workers that hold claims; above 0 the shard is wrong. Free resources
+    /// of each worker are left to [`super::audit`].
     #[must_use]
     pub fn accounting_mismatch(&self) -> u64 {
         let held: u64 = self.accounting.usages().map(|line| u64::from(line.held)).sum();

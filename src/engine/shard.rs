@@ -1,5 +1,5 @@
-//! What each event does to a shard. Every change of a worker goes through [`Shard::touch`], which counts it, moves
-//! the sequence number and marks the worker's row for the journal; nothing else does.
+//! Decides what each event does to a shard. Every change of a worker is recorded by [`Shard::record_change`], which
+//! counts it, advances the sequence number and marks the worker's row dirty for the journal; nothing else does.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -26,83 +26,84 @@ use crate::model::GangRef;
 use crate::model::{ClaimState, Fence, Millis, Seq, WorkerId};
 use crate::persist::row::ShardRow;
 
-/// One shard of a pool.
+/// Shard of a pool: the only writer of its workers and claims.
 #[derive(Debug)]
 pub struct Shard {
     pub(super) config: ShardConfig,
-    /// Wall clock less engine time, in milliseconds: what dates claims.
+    /// Wall clock minus engine time in milliseconds: dates claims.
     pub(super) unix_ahead_ms: i64,
     pub(super) seq: Seq,
     pub(super) workers: WorkerTable,
     pub(super) claims: ClaimSlab,
     pub(super) idle_queue: IdleQueue,
-    /// Deadlines of claims.
+    /// Deadlines of claims, by ordinal.
     pub(super) timers: TimerWheel,
     pub(super) accounting: CapacityAccounting,
-    /// In a shared pool: shares of workers. None: claims take whole ones.
+    /// Free resources of workers in a shared pool. None: exclusive pool, claims take whole workers.
     pub(super) shared: Option<Box<SharedCapacity>>,
     pub(super) gangs: GangTable,
     pub(super) reservations: WorkerReservations,
     pub(super) liveness: LivenessTable,
-    /// Deadlines of workers: the next of each life.
+    /// Next deadline of each worker's liveness.
     pub(super) liveness_timers: TimerWheel,
-    /// Workers that are not deleted.
+    /// Number of workers that are not deleted.
     pub(super) worker_count: usize,
     pub(super) unschedulable: UnschedulableSummary,
-    /// Changes of `barred`: it is published when this has moved.
+    /// Version of `unschedulable`: it is published when this has changed.
     pub(super) unschedulable_version: u64,
-    /// Workers that hold nothing and are not offered only because they are cordoned or draining.
+    /// Workers without a claim that are unschedulable only because they are cordoned or draining.
     pub(super) drained: BTreeSet<u32>,
-    /// Highest fence that was granted or adopted here.
+    /// Highest fence that was granted or readopted here.
     pub(super) fence_max: Fence,
-    /// Fences that the shard may have granted without a record, before it was loaded.
+    /// Fences that the shard may have granted without a record before it was loaded.
     pub(super) lost_tail: Range<Fence>,
-    /// From then on something can speak for an unvouched worker.
+    /// Engine time from which unverified workers can be verified.
     pub(super) quarantine_until_ms: Millis,
-    /// What the shard's own row says beside `fence_max`.
+    /// Contents of the shard's own row beside `fence_max`.
     pub(super) header: ShardHeader,
-    /// As the journal has it.
+    /// Shard row that the journal took last.
     pub(super) header_taken: ShardRow,
-    /// Deleted workers, oldest first, each with the time at which it is forgotten.
+    /// Deleted workers, oldest first, each with the engine time at which it is forgotten.
     pub(super) tombstones: VecDeque<(Millis, u32)>,
     /// Workers whose row changed since the journal last took it.
     pub(super) dirty: Vec<u32>,
-    /// Ids of rows that are gone since then.
+    /// Ids whose rows were deleted since then.
     pub(super) removed: Vec<WorkerId>,
-    /// Where a batch of claims began: a worker that was touched since is not counted again. `Seq::MAX`: there is none.
+    /// Sequence number at which a batch of claims began: a worker that changed since is not recorded again.
+    /// `Seq::MAX`: no batch.
     batch_start_seq: Seq,
-    /// How often room came that was not there before.
+    /// Number of times that capacity became free.
     pub(super) capacity_epoch: u64,
-    /// Workers that hold claims.
+    /// Number of workers with claims.
     pub(super) busy: usize,
     pub(super) counters: ShardCounters,
 }
 
-/// What a shard remembers of itself.
+/// Facts about the shard as a whole that are stored in its own row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ShardHeader {
-    /// Claims are acknowledged from memory, so a stop that does not take this back may lose some.
+    /// True if claims are acknowledged from memory, so that an unclean stop may lose some.
     pub memory_acks: bool,
-    /// How long one that was lost may still be started.
+    /// Longest time for which a lost reservation may still be confirmed, in milliseconds.
     pub reserve_ms: Millis,
-    /// How many stops may have lost claims. A worker for which something spoke since the last is vouched for.
+    /// Number of stops that may have lost claims. A worker that was verified since the last is trusted.
     pub unclean_stops: u64,
 }
 
 impl Shard {
-    /// An empty shard at sequence number 0.
+    /// Creates an empty shard at sequence number 0.
     #[must_use]
-    pub fn new(rules: impl Into<ShardConfig>, now_ms: Millis) -> Self {
-        let rules = rules.into();
+    pub fn new(config: impl Into<ShardConfig>, now_ms: Millis) -> Self {
+        let config = config.into();
         Self {
             unix_ahead_ms: 0,
             seq: 0,
             workers: WorkerTable::default(),
             claims: ClaimSlab::new(),
-            idle_queue: IdleQueue::new(rules.policy),
+            idle_queue: IdleQueue::new(config.policy),
             timers: TimerWheel::new(now_ms),
             accounting: CapacityAccounting::default(),
-            shared: SharedCapacity::new(&rules),
+            shared: SharedCapacity::new(&config),
             gangs: GangTable::default(),
             reservations: WorkerReservations::default(),
             liveness: LivenessTable::default(),
@@ -123,11 +124,11 @@ impl Shard {
             capacity_epoch: 0,
             busy: 0,
             counters: ShardCounters::default(),
-            config: rules,
+            config,
         }
     }
 
-    /// Decides. `now_ms` is monotonic time; `effects` is appended to and must be carried out in order.
+    /// Decides about one event. `now_ms` is monotonic time; `effects` is appended to and must be executed in order.
     pub fn handle_event<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         match event {
             Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, reservation_ticket: promise, to } => {
@@ -241,24 +242,24 @@ impl Shard {
         self.assert_invariants();
     }
 
-    /// Looks at what the next events will touch: those at `places`, and claims with `affinities`. Changes nothing. On
-    /// a large fleet each is a cache miss, and looking at many in a row lets the misses overlap instead of standing in
-    /// line: first what is reached directly, then what lies behind it.
-    pub fn prefetch(&self, places: impl Iterator<Item = ClaimHandle> + Clone, affinities: impl Iterator<Item = u64>) {
-        let first = places.clone().fold(0, |sum: u64, place| {
-            let claim = self.claims.by_ordinal(place.claim).map_or(0, |claim| claim.fence);
-            sum.wrapping_add(claim).wrapping_add(self.workers.prefetch(place.worker))
+    /// Prefetches what the next events will read: the claims at `handles`, and workers warm for `affinities`. Changes
+    /// nothing. On a large fleet each read is a cache miss, and reading many in a row lets the misses overlap: first
+    /// what is reached directly, then what lies behind it.
+    pub fn prefetch(&self, handles: impl Iterator<Item = ClaimHandle> + Clone, affinities: impl Iterator<Item = u64>) {
+        let first = handles.clone().fold(0, |sum: u64, handle| {
+            let claim = self.claims.by_ordinal(handle.claim).map_or(0, |claim| claim.fence);
+            sum.wrapping_add(claim).wrapping_add(self.workers.prefetch(handle.worker))
         });
         let first =
             affinities.fold(first, |sum, affinity| sum.wrapping_add(self.idle_queue.warm_head(affinity).into()));
-        let behind = places.fold(0, |sum: u64, place| {
-            let bucket = self.idle_queue.warm_head(self.workers.prefetch(place.worker));
-            sum.wrapping_add(bucket.into()).wrapping_add(self.workers.prefetch_registration(place.worker) as u64)
+        let behind = handles.fold(0, |sum: u64, handle| {
+            let bucket = self.idle_queue.warm_head(self.workers.prefetch(handle.worker));
+            sum.wrapping_add(bucket.into()).wrapping_add(self.workers.prefetch_registration(handle.worker) as u64)
         });
         std::hint::black_box((first, behind));
     }
 
-    /// The worker that a claim takes, or why there is none.
+    /// Picks a worker for a claim and removes it from the idle queue.
     fn take_worker(
         &mut self,
         affinity: u64,
@@ -271,7 +272,7 @@ impl Shard {
         Ok(worker)
     }
 
-    /// The same, without taking it.
+    /// Picks a worker for a claim without removing it.
     pub(super) fn pick_worker(
         &mut self,
         affinity: u64,
@@ -290,7 +291,7 @@ impl Shard {
         }
     }
 
-    /// The share of a worker that a claim takes, or why there is none.
+    /// Picks a worker with enough free resources and removes it from the idle queue.
     #[cold]
     pub(super) fn allocate_share(
         &mut self,
@@ -351,7 +352,7 @@ impl Shard {
         })
     }
 
-    /// The worker that a claim takes which asks for certain ones, or why there is none.
+    /// Selects a worker for a claim with constraints.
     #[cold]
     fn select(
         &mut self,
@@ -385,14 +386,14 @@ impl Shard {
         }
     }
 
-    /// The same as [`Self::touch`], but once a worker and batch.
+    /// Records a change of a worker, but only the first within a batch.
     pub(super) fn record_change_in_batch(&mut self, at: u32) {
         if self.workers.get(at).version <= self.batch_start_seq {
             self.record_change(at);
         }
     }
 
-    /// Counts one change of a worker: one version, one row.
+    /// Records a change of a worker: one sequence number, one dirty row.
     pub(super) fn record_change(&mut self, at: u32) {
         self.seq += 1;
         self.counters.worker_updates += 1;
@@ -404,24 +405,24 @@ impl Shard {
         }
     }
 
-    /// Claims that come until [`Self::end_batch`] came together: each worker that they use is touched once.
+    /// Begins a batch of claims, which lasts until [`Self::end_batch`]: each worker is recorded once.
     pub const fn begin_batch(&mut self) {
         self.batch_start_seq = self.seq;
     }
 
-    /// How often room came that was not there before: claims that found none may find some now.
+    /// Number of times that capacity became free: claims that found none before may find some now.
     #[must_use]
     pub const fn capacity_epoch(&self) -> u64 {
         self.capacity_epoch
     }
 
-    /// The batch is through.
+    /// Ends the batch that [`Self::begin_batch`] began.
     pub const fn end_batch(&mut self) {
         self.batch_start_seq = Seq::MAX;
     }
 }
 
-/// A time of a claim, as it is kept. The rim bounds them to what fits.
+/// Duration as a claim stores it. The edges limit durations to what fits.
 pub(super) fn saturating_millis(ms: Millis) -> u32 {
     u32::try_from(ms).unwrap_or(u32::MAX)
 }
