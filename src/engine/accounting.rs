@@ -49,7 +49,7 @@ impl AmountIndex {
 
     fn remove(&mut self, capacity: &WorkerCapacity) {
         for (counts, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
-                        let count = counts.get_mut(&amount).expect("an amount that is removed was added");
+            let count = counts.get_mut(&amount).expect("an amount that is removed was added");
             *count -= 1;
             if *count == 0 {
                 counts.remove(&amount);
@@ -94,7 +94,7 @@ impl CapacityAccounting {
         let usage = CapacityUsage { capacity: capacity.clone(), workers: 0, held: 0, unschedulable: 0 };
         let at = self.free_slots.pop().unwrap_or(self.usages.len() as u32);
         match self.usages.get_mut(at as usize) {
-                        Some(slot) => *slot = usage,
+            Some(slot) => *slot = usage,
             None => self.usages.push(usage),
         }
         self.by_capacity.insert(capacity.clone(), at);
@@ -107,12 +107,12 @@ impl CapacityAccounting {
         let usage = &mut self.usages[at as usize];
         debug_assert!(usage.workers > usage.held + usage.unschedulable, "only a free worker leaves the ledger");
         usage.workers -= 1;
-        self.total.take_capacity(&usage.capacity);
+        self.total.subtract_capacity(&usage.capacity);
         self.membership_version += 1;
         if usage.workers == 0 {
             self.version += 1;
             self.by_capacity.remove(&usage.capacity);
-                        self.amounts.remove(&usage.capacity);
+            self.amounts.remove(&usage.capacity);
             self.free_slots.push(at);
         }
     }

@@ -103,7 +103,7 @@ impl Shard {
         worker: &crate::model::WorkerId,
         allocation: &super::placement::bin_packing::ResourceAllocation,
     ) {
-                let at = self.workers.find(worker).expect("the worker is registered");
-                self.shared.as_mut().expect("the pool is shared").fleet.allocate(at, allocation);
+        let at = self.workers.find(worker).expect("the worker is registered");
+        self.shared.as_mut().expect("the pool is shared").fleet.allocate(at, allocation);
     }
 }

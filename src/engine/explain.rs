@@ -58,9 +58,10 @@ impl FreeAmounts {
                 short.gpu_milli = amounts[4].saturating_sub(have.gpu_milli);
             }
         }
-                let missing = short.parts().map(|(_, amount, _)| amount).into_iter().zip(amounts).filter(|(amount, _)| *amount > 0);
-                let millionths = |(amount, of): (u64, u64)| (u128::from(amount) * 1_000_000 / u128::from(of)) as u64;
-                let rank = missing.fold((0, 0), |(kinds, sum), part| (kinds + 1, sum + millionths(part)));
+        let missing =
+            short.parts().map(|(_, amount, _)| amount).into_iter().zip(amounts).filter(|(amount, _)| *amount > 0);
+        let millionths = |(amount, of): (u64, u64)| (u128::from(amount) * 1_000_000 / u128::from(of)) as u64;
+        let rank = missing.fold((0, 0), |(kinds, sum), part| (kinds + 1, sum + millionths(part)));
         (short, rank)
     }
 }
@@ -149,7 +150,8 @@ impl Shard {
                 survey.too_small += u64::from(too_small);
                 if late_reason.is_none() {
                     let rank = (too_small, rank.0, rank.1);
-                    let (worker, node) = (registration.spec.id.clone(), registration.spec.node.as_deref().map(Into::into));
+                    let (worker, node) =
+                        (registration.spec.id.clone(), registration.spec.node.as_deref().map(Into::into));
                     survey.add_near_miss(NearMiss { worker, node, shortfall: short, rank });
                 }
             }
@@ -198,7 +200,8 @@ impl Shard {
             Some(shared) => shared.is_full(at).then_some(FilterReason::Claims),
         };
         let reserved = self.workers.get(at).unschedulable_bits & unschedulable_bits::RESERVED != 0;
-        reason.or_else(|| (!self.outlives(at, until_ms)).then_some(FilterReason::Expires))
+        reason
+            .or_else(|| (!self.outlives(at, until_ms)).then_some(FilterReason::Expires))
             .or_else(|| reserved.then_some(FilterReason::Reserved))
     }
 
@@ -206,12 +209,7 @@ impl Shard {
         if let Some(shared) = &self.shared {
             let free = shared.fleet.free(at);
             let gpus = free.gpus.to_vec();
-            return FreeAmounts {
-                cpu_milli: free.cpu_milli,
-                memory_bytes: free.memory_bytes,
-                slots: free.slots,
-                gpus,
-            };
+            return FreeAmounts { cpu_milli: free.cpu_milli, memory_bytes: free.memory_bytes, slots: free.slots, gpus };
         }
         let capacity = &self.workers.registration(at).spec.capacity;
         let count = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize);

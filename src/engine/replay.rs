@@ -72,16 +72,16 @@ impl ShardReplay {
                         }
                         Ok(())
                     }
-                                        Err(_) => Err(format!("the row of a gang has an invalid id: {:?}", frame.id)),
+                    Err(_) => Err(format!("the row of a gang has an invalid id: {:?}", frame.id)),
                 },
-                                RowKind::Pool | RowKind::Quota => Err("a catalog row among the rows of a shard".into()),
+                RowKind::Pool | RowKind::Quota => Err("a catalog row among the rows of a shard".into()),
                 RowKind::Shard => match frame.body.map(row::decode_shard) {
                     Some(Ok(header)) => {
                         self.header = header;
                         Ok(())
                     }
                     Some(Err(error)) => Err(error.to_string()),
-                                        None => Err("the shard's own row was deleted".into()),
+                    None => Err("the shard's own row was deleted".into()),
                 },
             });
             if let Err(error) = replayed {
@@ -104,7 +104,7 @@ impl ShardReplay {
         let row = row::decode_worker(id, body).map_err(|e| e.to_string())?;
         let spec = row.to_spec(id).map_err(|e| e.to_string())?;
         if self.shard.shared.as_mut().is_some_and(|shared| !shared.register_model(&spec.capacity)) {
-                        return Err(format!("worker {id} exceeds the limit of {} GPU models in a shard", limits::SHARD_MODELS_MAX));
+            return Err(format!("worker {id} exceeds the limit of {} GPU models in a shard", limits::SHARD_MODELS_MAX));
         }
         let usage_index = self.shard.accounting.add_worker(&spec.capacity);
         let registration = Arc::new(WorkerRegistration { spec });
@@ -117,7 +117,7 @@ impl ShardReplay {
             None => self.shard.workers.insert(registration, usage_index),
         };
         let hot = self.shard.workers.get_mut(at);
-                hot.usage_index = usage_index;
+        hot.usage_index = usage_index;
         (hot.version, hot.idle_seq, hot.affinity, hot.deleted) = (row.version, row.idle_seq, row.affinity, row.deleted);
         hot.lookup_flags = 0;
         hot.unschedulable_bits = u8::try_from(row.unschedulable_bits)
@@ -125,7 +125,7 @@ impl ShardReplay {
             .filter(|stored| stored & !unschedulable_bits::PERSISTED == 0)
             .ok_or_else(|| {
                 format!(
-                                        "W1: worker {id} is unschedulable for reasons that this build does not know: {}",
+                    "W1: worker {id} is unschedulable for reasons that this build does not know: {}",
                     row.unschedulable_bits
                 )
             })?;
@@ -149,7 +149,7 @@ impl ShardReplay {
         let id = || self.shard.workers.registration(at).spec.id.clone();
         let limit = if self.shard.shared.is_some() { limits::WORKER_CLAIMS_MAX as usize } else { 1 };
         if row.claims.len() > limit || (row.deleted && !row.claims.is_empty()) {
-                        return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));
+            return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));
         }
         if !row.claims.is_empty() {
             self.shard.accounting.mark_held(self.shard.workers.get(at).usage_index);
@@ -162,9 +162,9 @@ impl ShardReplay {
     fn claim(&mut self, at: u32, claim: &ClaimRow) -> Result<(), String> {
         let id = || self.shard.workers.registration(at).spec.id.clone();
         let key = ClaimId::new(&self.namespace, &claim.tenant, &claim.key)
-                        .map_err(|e| format!("worker {} has a claim with an invalid name: {e}", id()))?;
+            .map_err(|e| format!("worker {} has a claim with an invalid name: {e}", id()))?;
         if claim.fence == 0 || claim.fence > limits::FENCE_MAX {
-                        return Err(format!("worker {} has a claim with an invalid fence: {}", id(), claim.fence));
+            return Err(format!("worker {} has a claim with an invalid fence: {}", id(), claim.fence));
         }
         let state = match (claim.active, claim.releasing) {
             (false, _) => ClaimState::Reserved,
@@ -176,7 +176,7 @@ impl ShardReplay {
         let shared = self.shard.shared.is_some();
         if shared && claim.gpu_mask.count_ones() != gpu_count {
             return Err(format!(
-                                "L2: a claim on worker {} requested {gpu_count} GPUs and holds the set {:b}",
+                "L2: a claim on worker {} requested {gpu_count} GPUs and holds the set {:b}",
                 id(),
                 claim.gpu_mask
             ));
@@ -188,7 +188,7 @@ impl ShardReplay {
         let ordinal = self.shard.claims.insert(Claim {
             id: key,
             fence: claim.fence,
-                        timestamps,
+            timestamps,
             term_ms: saturating_millis(claim.term_ms),
             worker: at,
             state,
@@ -201,8 +201,8 @@ impl ShardReplay {
             self.shard.restore_evicted(ordinal);
         }
         if claim.gang > 0 {
-            let shard =
-                                u16::try_from(claim.gang_shard).map_err(|_| format!("invalid home shard of a gang: {}", claim.gang_shard))?;
+            let shard = u16::try_from(claim.gang_shard)
+                .map_err(|_| format!("invalid home shard of a gang: {}", claim.gang_shard))?;
             self.shard.gangs.add_member(ordinal, GangRef { id: claim.gang, pool: claim.gang_pool, shard });
         }
         if shared {
@@ -217,7 +217,7 @@ impl ShardReplay {
     fn undo_row(&mut self, at: u32) {
         let (claim, usage_index, deleted) = {
             let hot = self.shard.workers.get_mut(at);
-                        (std::mem::replace(&mut hot.claim, NIL), hot.usage_index, hot.deleted)
+            (std::mem::replace(&mut hot.claim, NIL), hot.usage_index, hot.deleted)
         };
         if claim != NIL {
             self.shard.accounting.mark_free(usage_index);
@@ -246,11 +246,11 @@ impl ShardReplay {
         // before the last, and what the last one granted for their keys may be lost too.
         let from = (shard.fence_max.max(resume.previous_fence_floor) + 1).min(resume.fence_floor + 1);
         shard.lost_tail = from..resume.fence_floor + 1;
-                shard.header = ShardHeader {
-                    memory_acks: header.memory_acks,
-                    reserve_ms: header.reserve_ms,
-                    unclean_stops: header.unclean_stops,
-                };
+        shard.header = ShardHeader {
+            memory_acks: header.memory_acks,
+            reserve_ms: header.reserve_ms,
+            unclean_stops: header.unclean_stops,
+        };
         if header.memory_acks && !resume.restarted {
             shard.header.unclean_stops += 1;
             shard.seq += 1;
@@ -262,23 +262,23 @@ impl ShardReplay {
         let shard = &mut self.shard;
         let workers: Vec<u32> = shard.workers.iter_from(0).filter(|&at| !shard.workers.get(at).deleted).collect();
         for at in workers {
-                        let mut reasons = shard.workers.get(at).unschedulable_bits;
+            let mut reasons = shard.workers.get(at).unschedulable_bits;
             if self.vouched[at as usize] < shard.header.unclean_stops {
-                                reasons |= unschedulable_bits::UNVERIFIED;
+                reasons |= unschedulable_bits::UNVERIFIED;
                 shard.quarantine_until_ms = resume.now_ms + self.header.reserve_ms;
             }
             if let Some(expires_at_ms) = shard.workers.registration(at).spec.expires_at_ms {
-                                let remaining_ms = expires_at_ms.saturating_sub(resume.unix_ms);
-                                if remaining_ms == 0 {
-                                        reasons |= unschedulable_bits::ENDED;
+                let remaining_ms = expires_at_ms.saturating_sub(resume.unix_ms);
+                if remaining_ms == 0 {
+                    reasons |= unschedulable_bits::ENDED;
                 } else {
-                                        shard.liveness.get_mut(at).ends_ms = Some(resume.now_ms + remaining_ms);
+                    shard.liveness.get_mut(at).ends_ms = Some(resume.now_ms + remaining_ms);
                     shard.index_expiry(at);
                 }
                 shard.workers.get_mut(at).lookup_flags |= notes::ENDS;
             }
-                        shard.workers.get_mut(at).unschedulable_bits = reasons;
-                        if shard.liveness.get(at).ttl_ms > 0 && reasons & unschedulable_bits::LOST == 0 {
+            shard.workers.get_mut(at).unschedulable_bits = reasons;
+            if shard.liveness.get(at).ttl_ms > 0 && reasons & unschedulable_bits::LOST == 0 {
                 let life = shard.liveness.get_mut(at);
                 life.lost_at_ms = Some(resume.now_ms + life.ttl_ms);
             }
@@ -303,7 +303,7 @@ impl ShardReplay {
         for worker in shard.workers.iter_from(0) {
             let hot = shard.workers.get(worker);
             if hot.version > at {
-                                self.first_error.get_or_insert(format!("V1: a row has version {}, the shard {at}", hot.version));
+                self.first_error.get_or_insert(format!("V1: a row has version {}, the shard {at}", hot.version));
             }
             if hot.deleted {
                 tombstones.push((hot.version, worker));
@@ -331,9 +331,10 @@ impl ShardReplay {
         if shard.shared.is_some() {
             present.into_iter().for_each(|worker| shard.recompute_free(worker));
         }
-                shard.tombstones.extend(tombstones.into_iter().map(|(_, worker)| (now_ms + limits::TOMBSTONE_MS, worker)));
-                let to_handle = |(at, claim): (u32, &Claim)| ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence };
-                let handles: Vec<ClaimHandle> = shard.claims.iter_from(0).map(to_handle).collect();
+        shard.tombstones.extend(tombstones.into_iter().map(|(_, worker)| (now_ms + limits::TOMBSTONE_MS, worker)));
+        let to_handle =
+            |(at, claim): (u32, &Claim)| ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence };
+        let handles: Vec<ClaimHandle> = shard.claims.iter_from(0).map(to_handle).collect();
         for handle in handles {
             shard.index_evictable(handle.claim);
             if !shard.is_provisional(handle) {

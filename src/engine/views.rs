@@ -126,12 +126,12 @@ impl Shard {
     #[must_use]
     pub fn total_usage(&self) -> ResourceUsage {
         let saturated = |amount: u128| u64::try_from(amount).unwrap_or(u64::MAX);
-                let ResourceTotals { workers, cpu_milli, memory_bytes, gpu_milli, .. } = *self.accounting.total();
+        let ResourceTotals { workers, cpu_milli, memory_bytes, gpu_milli, .. } = *self.accounting.total();
         ResourceUsage {
             claims: workers,
             cpu_milli: saturated(cpu_milli),
             memory_bytes: saturated(memory_bytes),
-                        gpu_milli: saturated(gpu_milli),
+            gpu_milli: saturated(gpu_milli),
         }
     }
 
@@ -148,7 +148,8 @@ impl Shard {
     pub fn idle_longest(&self, limit: usize) -> Vec<IdleWorker> {
         let drained = self.drained.iter().map(|&at| (at, true)).take(limit);
         let idle = self.idle_queue.oldest(self.workers.all(), limit.saturating_sub(self.drained.len()));
-        let to_idle_worker = |(at, cordoned)| IdleWorker { id: self.workers.registration(at).spec.id.clone(), cordoned };
+        let to_idle_worker =
+            |(at, cordoned)| IdleWorker { id: self.workers.registration(at).spec.id.clone(), cordoned };
         drained.chain(idle.into_iter().map(|at| (at, false))).map(to_idle_worker).collect()
     }
 
@@ -348,7 +349,7 @@ impl Shard {
         if !passes(&shown) {
             return None;
         }
-                let grant = self.grant(ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence })?;
+        let grant = self.grant(ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence })?;
         Some((at, claim.id.clone(), grant))
     }
 

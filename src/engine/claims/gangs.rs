@@ -45,13 +45,13 @@ impl GangTable {
     }
 
     /// Loads the row of a committed gang.
-        pub fn load_row(&mut self, id: Fence) {
-            self.committed.insert(id);
-            }
+    pub fn load_row(&mut self, id: Fence) {
+        self.committed.insert(id);
+    }
 
-            /// Replays the deletion of a gang's row.
-            pub fn unload_row(&mut self, id: Fence) {
-                self.committed.remove(&id);
+    /// Replays the deletion of a gang's row.
+    pub fn unload_row(&mut self, id: Fence) {
+        self.committed.remove(&id);
     }
 
     /// Committed gangs whose home is this shard.
@@ -81,7 +81,7 @@ impl Shard {
     ) -> EngineReply {
         match action {
             GangAction::Record | GangAction::Forget | GangAction::Retract => {
-                                let changed = match action {
+                let changed = match action {
                     GangAction::Record => self.gangs.committed.insert(id),
                     _ => self.gangs.committed.remove(&id),
                 };
@@ -106,7 +106,7 @@ impl Shard {
                     self.index_evictable(handle.claim);
                     self.record_change_in_batch(handle.worker);
                     let Some(id) = self.claims.get(handle).map(|claim| claim.id.clone()) else { continue };
-                                        effects.push(Effect::ClaimCommitted { id: id.clone(), place: handle });
+                    effects.push(Effect::ClaimCommitted { id: id.clone(), place: handle });
                     committed.extend(self.grant(handle).map(|grant| (id, grant)));
                 }
                 self.end_batch();
@@ -116,11 +116,11 @@ impl Shard {
     }
 
     fn gang_members(&self, id: Fence) -> Vec<ClaimHandle> {
-                let ordinals = self.gangs.members.iter().filter(|(_, gang)| gang.id == id).map(|(&claim, _)| claim);
-                let mut handles: Vec<ClaimHandle> = ordinals
+        let ordinals = self.gangs.members.iter().filter(|(_, gang)| gang.id == id).map(|(&claim, _)| claim);
+        let mut handles: Vec<ClaimHandle> = ordinals
             .filter_map(|claim| {
-                                let live = self.claims.by_ordinal(claim)?;
-                                Some(ClaimHandle { claim, worker: live.worker, fence: live.fence })
+                let live = self.claims.by_ordinal(claim)?;
+                Some(ClaimHandle { claim, worker: live.worker, fence: live.fence })
             })
             .collect();
         // In the order of their grants.
@@ -137,8 +137,8 @@ impl Shard {
     /// Claims of gangs that are not committed.
     pub fn provisional(&self) -> impl Iterator<Item = (GangRef, &ClaimId, ClaimHandle)> {
         self.gangs.members.iter().filter_map(|(&claim, &gang)| {
-                        let live = self.claims.by_ordinal(claim)?;
-                        Some((gang, &live.id, ClaimHandle { claim, worker: live.worker, fence: live.fence }))
+            let live = self.claims.by_ordinal(claim)?;
+            Some((gang, &live.id, ClaimHandle { claim, worker: live.worker, fence: live.fence }))
         })
     }
 

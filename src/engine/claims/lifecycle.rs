@@ -207,7 +207,7 @@ impl Shard {
             worker.idle_seq = self.seq + 1;
             self.accounting.mark_free(worker.usage_index);
             self.busy -= 1;
-                        let (reasons, usage_index) = (worker.unschedulable_bits, worker.usage_index);
+            let (reasons, usage_index) = (worker.unschedulable_bits, worker.usage_index);
             if reasons != 0 {
                 self.accounting.mark_unschedulable(usage_index);
                 self.unschedulable.add_unclaimed(reasons);
@@ -221,8 +221,8 @@ impl Shard {
             self.forget_claim_notes(handle);
         }
         if claim.fence < self.lost_tail.end {
-                        let ended_fence_max = &mut self.liveness.get_mut(claim.worker).ended_fence_max;
-                        *ended_fence_max = claim.fence.max(*ended_fence_max);
+            let ended_fence_max = &mut self.liveness.get_mut(claim.worker).ended_fence_max;
+            *ended_fence_max = claim.fence.max(*ended_fence_max);
         }
         self.record_change(claim.worker);
         let times = claim.times();

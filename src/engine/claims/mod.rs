@@ -178,7 +178,7 @@ impl ClaimSlab {
         }
         let at = self.free_head;
         let SlabEntry::Free { next } = std::mem::replace(&mut self.entries[at as usize], SlabEntry::Live(claim)) else {
-                        unreachable!("L3: the free list contains free entries only")
+            unreachable!("L3: the free list contains free entries only")
         };
         self.free_head = next;
         at
@@ -225,7 +225,7 @@ impl ClaimSlab {
         let SlabEntry::Live(claim) =
             std::mem::replace(&mut self.entries[at as usize], SlabEntry::Free { next: self.free_head })
         else {
-                        unreachable!("L3: only a live claim is removed")
+            unreachable!("L3: only a live claim is removed")
         };
         self.free_head = at;
         self.len -= 1;

@@ -12,14 +12,14 @@ use crate::model::{ClaimSpec, ClaimState, GpuRequest, ResourceRequirements};
 
 /// Lowest `count` set bits of a GPU mask.
 fn lowest_bits(mask: u64, count: u32) -> u64 {
-        let mut lowest = 0;
-        let mut remaining = mask;
+    let mut lowest = 0;
+    let mut remaining = mask;
     for _ in 0..count {
-                let bit = remaining & remaining.wrapping_neg();
-                lowest |= bit;
-                remaining ^= bit;
+        let bit = remaining & remaining.wrapping_neg();
+        lowest |= bit;
+        remaining ^= bit;
     }
-        lowest
+    lowest
 }
 
 /// Whether a resize only frees resources. `granted`: model of the GPUs that the claim holds.
@@ -63,9 +63,9 @@ impl Shard {
         }
         let (gpu_mask, granted_model) = match &self.shared {
             None => (0, None),
-                        Some(shared) if shrinks => {
+            Some(shared) if shrinks => {
                 let count = resources.gpu.as_ref().map_or(0, |gpu| gpu.count);
-                                (lowest_bits(shared.gpu_mask(handle.claim), count), before.granted_model.clone().filter(|_| count > 0))
+                (lowest_bits(shared.gpu_mask(handle.claim), count), before.granted_model.clone().filter(|_| count > 0))
             }
             // It holds GPUs of the worker's present registration from now on.
             Some(_) => match self.reallocate_gpus(handle, &resources) {
@@ -77,8 +77,8 @@ impl Shard {
             if let Some(claim) = self.claims.get_mut(handle) {
                 claim.spec = Some(Arc::new(ClaimSpec { resources, granted_model, ..before }));
             }
-                        if let Some(shared) = &mut self.shared {
-                                shared.set_gpu_mask(handle.claim, gpu_mask);
+            if let Some(shared) = &mut self.shared {
+                shared.set_gpu_mask(handle.claim, gpu_mask);
                 self.recompute_free(at);
             }
             self.capacity_epoch += 1;
@@ -98,26 +98,26 @@ impl Shard {
         let others: Vec<ResourceAllocation> = self
             .handles_on(at)
             .iter()
-                        .filter(|other| **other != handle)
+            .filter(|other| **other != handle)
             .map(|other| self.allocation_of(other.claim))
             .collect();
         let capacity = &self.workers.registration(at).spec.capacity;
         let shared = self.shared.as_mut()?;
         let request = shared.resource_request(resources, &GpuFilter::Any)?;
-                let class_id = shared.fleet.free(at).class_id;
+        let class_id = shared.fleet.free(at).class_id;
         shared.fleet.remove(at);
-                let enough = shared.fleet.insert_with(at, capacity, class_id, others);
-                let (free, gpus) = (shared.fleet.free(at), shared.fleet.gpus(at));
+        let enough = shared.fleet.insert_with(at, capacity, class_id, others);
+        let (free, gpus) = (shared.fleet.free(at), shared.fleet.gpus(at));
         // The present GPUs, if they have enough free.
-                let has_free = |gpu: &usize| gpus.get(*gpu).is_some_and(|&milli| milli >= request.gpu_milli);
-                let keeps_gpus = own.gpu_mask.count_ones() == u32::from(request.gpu_count)
-                        && (0..64).filter(|gpu| own.gpu_mask & (1 << gpu) != 0).all(|gpu| has_free(&gpu));
-                let gpu_mask = match (enough && free.fits(&request), keeps_gpus) {
+        let has_free = |gpu: &usize| gpus.get(*gpu).is_some_and(|&milli| milli >= request.gpu_milli);
+        let keeps_gpus = own.gpu_mask.count_ones() == u32::from(request.gpu_count)
+            && (0..64).filter(|gpu| own.gpu_mask & (1 << gpu) != 0).all(|gpu| has_free(&gpu));
+        let gpu_mask = match (enough && free.fits(&request), keeps_gpus) {
             (false, _) => None,
             (true, true) => Some(own.gpu_mask),
-                        (true, false) => self.choose_allocation(at, &request).map(|allocation| allocation.gpu_mask),
+            (true, false) => self.choose_allocation(at, &request).map(|allocation| allocation.gpu_mask),
         };
         self.recompute_free(at);
-                gpu_mask
+        gpu_mask
     }
 }

@@ -52,8 +52,8 @@ impl ClaimTimestamps {
     /// Times of a claim that is not reserved (any more).
     #[inline]
     pub fn started(times: ClaimTimes) -> Self {
-                let compact = |at_ms: Option<Millis>| CompactMillis::new(at_ms.unwrap_or(0));
-                Self { created: compact(times.created_at_ms()), reserve_or_activated: compact(times.activated_at_ms()) }
+        let compact = |at_ms: Option<Millis>| CompactMillis::new(at_ms.unwrap_or(0));
+        Self { created: compact(times.created_at_ms()), reserve_or_activated: compact(times.activated_at_ms()) }
     }
 
     /// Times of a claim that is active from its creation on.
@@ -98,13 +98,13 @@ mod tests {
         timestamps.end_reservation(activated);
         assert_eq!(timestamps.times(ClaimState::Active), ClaimTimes::new(created, activated));
         let larger = ClaimTimes::new(created, Some(Millis::MAX));
-                assert_eq!(timestamps, ClaimTimestamps::started(larger), "larger values saturate");
+        assert_eq!(timestamps, ClaimTimestamps::started(larger), "larger values saturate");
         timestamps.end_reservation(None);
         assert_eq!(timestamps.times(ClaimState::Active), ClaimTimes::new(created, None));
         assert_eq!(
             ClaimTimestamps::started(ClaimTimes::default()).times(ClaimState::Active),
             ClaimTimes::default(),
-                        "an unknown time is not 0"
+            "an unknown time is not 0"
         );
     }
 }

@@ -104,20 +104,20 @@ impl PlacementConstraints {
     #[must_use]
     pub fn is_large_enough(&self, capacity: &WorkerCapacity) -> bool {
         self.gpus.passes(capacity) && self.spec.as_ref().is_none_or(|spec| spec.resources.fits_in(capacity))
-        }
+    }
 
-        /// Whether the worker is acceptable apart from its free resources, with or without regard to its node.
-        pub(in crate::engine) fn allows_with(&self, node_filter: NodeFilter, worker: &WorkerSpec) -> bool {
-            match node_filter {
-                NodeFilter::Enforced => self.allows(worker),
-                NodeFilter::Ignored => self.allows_ignoring_node(worker),
-            }
+    /// Whether the worker is acceptable apart from its free resources, with or without regard to its node.
+    pub(in crate::engine) fn allows_with(&self, node_filter: NodeFilter, worker: &WorkerSpec) -> bool {
+        match node_filter {
+            NodeFilter::Enforced => self.allows(worker),
+            NodeFilter::Ignored => self.allows_ignoring_node(worker),
         }
+    }
 
-        /// Whether workers are filtered by the fields that define their class.
-        pub(in crate::engine) fn has_class_filter(&self) -> bool {
-            self.selector.is_some() || !self.nodes.is_empty()
-        }
+    /// Whether workers are filtered by the fields that define their class.
+    pub(in crate::engine) fn has_class_filter(&self) -> bool {
+        self.selector.is_some() || !self.nodes.is_empty()
+    }
 
     /// Whether the worker is acceptable apart from its node and its free resources.
     pub(in crate::engine) fn allows_ignoring_node(&self, worker: &WorkerSpec) -> bool {

@@ -65,7 +65,7 @@ impl ExpiryTree {
 /// Direction of a search through a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SearchDirection {
-    /// From the least key on.
+    /// Ascending, from the smallest key.
     Ascending,
     /// Descending, from the largest key.
     Descending,
@@ -204,14 +204,14 @@ impl ExpiryForest {
         let all = self.all(tree);
         let key = |at: u32| (self.nodes[at as usize].key, at);
         if !all.is_sorted_by_key(|&at| key(at)) || all.len() != self.len(tree) {
-                        return Err(format!("Q1: {} of {} workers are in the order of their keys", all.len(), self.len(tree)));
+            return Err(format!("Q1: {} of {} workers are in the order of their keys", all.len(), self.len(tree)));
         }
         for &at in &all {
             let mut expected = self.nodes[at as usize];
             self.pull_node(&mut expected);
             let node = &self.nodes[at as usize];
             if (expected.size, expected.latest_ms) != (node.size, node.latest_ms) {
-                                return Err(format!("Q1: the tree node of worker {at} has wrong bounds"));
+                return Err(format!("Q1: the tree node of worker {at} has wrong bounds"));
             }
         }
         Ok(())

@@ -68,7 +68,16 @@ struct IdleClass {
 impl IdleClass {
     fn new(representative: Option<Arc<WorkerRegistration>>, node: u64) -> Self {
         let expiring = ExpiryTree::default();
-        Self { representative, node, members: 0, idle: 0, head: NIL, tail: NIL, unordered: Vec::new(), expiring: expiring }
+        Self {
+            representative,
+            node,
+            members: 0,
+            idle: 0,
+            head: NIL,
+            tail: NIL,
+            unordered: Vec::new(),
+            expiring: expiring,
+        }
     }
 }
 
@@ -157,7 +166,7 @@ impl IdleClasses {
     /// Removes a worker that is no longer idle.
     pub fn remove(&mut self, at: u32) {
         let links = &mut self.links;
-                let IdleLink { class, prev, next } = links[at as usize];
+        let IdleLink { class, prev, next } = links[at as usize];
         let class = &mut self.classes[class as usize];
         class.idle -= 1;
         if self.expiries.contains(at) {
@@ -187,13 +196,13 @@ impl IdleClasses {
         if class == NIL {
             return;
         }
-                let members = &mut self.classes[class as usize].members;
-                *members -= 1;
-                if *members > 0 || class == MIXED_CLASS {
+        let members = &mut self.classes[class as usize].members;
+        *members -= 1;
+        if *members > 0 || class == MIXED_CLASS {
             return;
         }
-                if let Some(representative) = self.classes[class as usize].representative.take()
-                        && let Ok(entry) = self.by_hash.find_entry(class_hash(&representative.spec), |&found| found == class)
+        if let Some(representative) = self.classes[class as usize].representative.take()
+            && let Ok(entry) = self.by_hash.find_entry(class_hash(&representative.spec), |&found| found == class)
         {
             entry.remove();
         }
@@ -201,27 +210,26 @@ impl IdleClasses {
     }
 
     /// Class of a worker with this registration, which becomes a member.
-        fn join(&mut self, registration: &Arc<WorkerRegistration>) -> u32 {
-                let hash = class_hash(&registration.spec);
-                let same = |&at: &u32| {
-                        let representative = self.classes[at as usize].representative.as_ref();
-                        representative.is_some_and(|known| same_class(&known.spec, &registration.spec))
+    fn join(&mut self, registration: &Arc<WorkerRegistration>) -> u32 {
+        let hash = class_hash(&registration.spec);
+        let same = |&at: &u32| {
+            let representative = self.classes[at as usize].representative.as_ref();
+            representative.is_some_and(|known| same_class(&known.spec, &registration.spec))
         };
         let at = match self.by_hash.find(hash, same) {
             Some(&at) => at,
             None if self.by_hash.len() >= limits::WORKER_CLASSES_MAX => MIXED_CLASS,
             None => {
-                                let node = node_hash(registration.spec.node.as_deref());
-                                let class = IdleClass::new(Some(Arc::clone(registration)), node);
+                let node = node_hash(registration.spec.node.as_deref());
+                let class = IdleClass::new(Some(Arc::clone(registration)), node);
                 let at = self.unused.pop().unwrap_or(self.classes.len() as u32);
                 match self.classes.get_mut(at as usize) {
-                                        Some(unused) => *unused = class,
-                                        None => self.classes.push(class),
+                    Some(unused) => *unused = class,
+                    None => self.classes.push(class),
                 }
-                                let classes = &self.classes;
-                                let hash_of = |&at: &u32| {
-                                    classes[at as usize].representative.as_ref().map_or(0, |known| class_hash(&known.spec))
-                                };
+                let classes = &self.classes;
+                let hash_of =
+                    |&at: &u32| classes[at as usize].representative.as_ref().map_or(0, |known| class_hash(&known.spec));
                 self.by_hash.insert_unique(hash, at, hash_of);
                 at
             }
@@ -240,11 +248,11 @@ impl IdleClasses {
     ) -> Option<u32> {
         let idle_seq = |at: &u32| workers[*at as usize].idle_seq;
         // Members of one class fit or not together, which was checked already.
-                let fits = |class: &IdleClass, at: u32| {
-                    class.representative.is_some() || wants.fits(&workers[at as usize].registration().spec)
-                };
-                let expiring =
-                        |class: &IdleClass, from| self.expiries.find(class.expiring, from, until_ms, &mut |at| fits(class, at));
+        let fits = |class: &IdleClass, at: u32| {
+            class.representative.is_some() || wants.fits(&workers[at as usize].registration().spec)
+        };
+        let expiring =
+            |class: &IdleClass, from| self.expiries.find(class.expiring, from, until_ms, &mut |at| fits(class, at));
         let fitting = self.classes.iter().filter(|class| class.idle > 0 && class.may_fit(wants));
         match self.policy {
             PlacementPolicy::Fifo => {
@@ -294,7 +302,9 @@ impl IdleClasses {
     pub fn fits_ignoring_node(&self, workers: &[Worker], wants: &PlacementConstraints, until_ms: Millis) -> bool {
         let fits = |at: u32| wants.fits_ignoring_node(&workers[at as usize].registration().spec);
         self.classes.iter().filter(|class| class.idle > 0).any(|class| match &class.representative {
-            Some(representative) => wants.fits_ignoring_node(&representative.spec) && self.has_outliving(class, until_ms),
+            Some(representative) => {
+                wants.fits_ignoring_node(&representative.spec) && self.has_outliving(class, until_ms)
+            }
             None => self.outliving(class, until_ms).any(fits),
         })
     }
@@ -339,34 +349,36 @@ impl IdleClasses {
             let idle: Vec<u32> = self.all(class).collect();
             total += idle.len();
             if idle.len() != class.idle as usize {
-                                return Err(format!("Q1: class {at} counts {} idle workers and holds {}", class.idle, idle.len()));
+                return Err(format!("Q1: class {at} counts {} idle workers and holds {}", class.idle, idle.len()));
             }
             let worker = |at: u32| &workers[at as usize];
             let is_stray = |&&member: &&u32| {
-                let same =
-                    class.representative.as_ref().is_none_or(|representative| same_class(&representative.spec, &worker(member).registration().spec));
+                let same = class
+                    .representative
+                    .as_ref()
+                    .is_none_or(|representative| same_class(&representative.spec, &worker(member).registration().spec));
                 !(same && worker(member).idle && self.links[member as usize].class == at as u32)
             };
             if let Some(&stray) = idle.iter().find(is_stray) {
-                                return Err(format!("Q1: worker {} is not idle in class {at}", worker(stray).registration().spec.id));
+                return Err(format!("Q1: worker {} is not idle in class {at}", worker(stray).registration().spec.id));
             }
             if let Some(&stray) = idle.iter().find(|&&member| self.expiries.ends_ms(member) != ends.ends_ms(member)) {
-                                return Err(format!("Q1: worker {} has two ends of life", worker(stray).registration().spec.id));
+                return Err(format!("Q1: worker {} has two ends of life", worker(stray).registration().spec.id));
             }
             self.expiries.check(class.expiring)?;
             let listed = idle[..idle.len() - self.expiries.len(class.expiring)].windows(2);
             let ordered = listed.into_iter().all(|pair| worker(pair[0]).idle_seq >= worker(pair[1]).idle_seq);
             if self.policy != PlacementPolicy::Random && !ordered {
-                                return Err(format!("Q1: class {at} is not in the order of becoming idle"));
+                return Err(format!("Q1: class {at} is not in the order of becoming idle"));
             }
             let members = self.links.iter().filter(|link| link.class == at as u32).count();
             if members != class.members as usize {
-                                return Err(format!("Q1: class {at} counts {} members and has {members}", class.members));
+                return Err(format!("Q1: class {at} counts {} members and has {members}", class.members));
             }
         }
         let idle = workers.iter().filter(|worker| worker.idle).count();
         if total != idle {
-                        return Err(format!("Q1: {idle} workers are idle, the classes hold {total}"));
+            return Err(format!("Q1: {idle} workers are idle, the classes hold {total}"));
         }
         Ok(())
     }

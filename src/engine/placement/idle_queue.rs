@@ -67,7 +67,7 @@ impl IdleQueue {
 
     /// Restarts under another policy, with no idle workers. Ends of life are kept.
     pub fn reset(&mut self, policy: PlacementPolicy) {
-                assert_eq!(self.len, 0, "Q1: only an empty idle queue is reset");
+        assert_eq!(self.len, 0, "Q1: only an empty idle queue is reset");
         let expiries = std::mem::take(&mut self.expiries);
         *self = Self { expiries, ..Self::new(policy) };
     }
@@ -189,7 +189,8 @@ impl IdleQueue {
         fence: Fence,
         until_ms: Millis,
     ) -> Option<u32> {
-        let fits = |at, worker: &Worker| self.expiries.outlives(at, until_ms) && wants.fits(&worker.registration().spec);
+        let fits =
+            |at, worker: &Worker| self.expiries.outlives(at, until_ms) && wants.fits(&worker.registration().spec);
         let warm = self.warmest(workers, affinity, fits);
         warm.or_else(|| self.classes(workers).pick(workers, wants, fence, until_ms))
     }
@@ -207,7 +208,7 @@ impl IdleQueue {
             }
             self.classes = Some(Box::new(classes));
         }
-                self.classes.as_ref().expect("the classes were built above")
+        self.classes.as_ref().expect("the classes were built above")
     }
 
     /// Updates the class of a worker whose registration changed. An idle worker keeps its position.
@@ -242,7 +243,7 @@ impl IdleQueue {
     /// Removes a worker that was claimed or became unschedulable.
     pub fn remove(&mut self, workers: &mut [Worker], at: u32) {
         let worker = &mut workers[at as usize];
-                debug_assert!(worker.idle, "Q1: only an idle worker leaves the queue");
+        debug_assert!(worker.idle, "Q1: only an idle worker leaves the queue");
         worker.idle = false;
         self.len -= 1;
         self.leave_order(workers, at);

@@ -48,12 +48,12 @@ pub struct EvictionPolicy {
 impl Shard {
     /// Updates the index of evictable claims after a change of this claim.
     pub(in crate::engine) fn index_evictable(&mut self, claim: u32) {
-                let Some(live) = self.claims.by_ordinal(claim) else { return };
-                let Some(spec) = live.spec.as_ref().filter(|spec| spec.preemptible) else { return };
-                let entry = (spec.priority, Reverse(live.fence), claim);
-                let is_evictable =
-                        matches!(live.state, ClaimState::Reserved | ClaimState::Active) && self.gangs.gang_of(claim).is_none();
-                if is_evictable {
+        let Some(live) = self.claims.by_ordinal(claim) else { return };
+        let Some(spec) = live.spec.as_ref().filter(|spec| spec.preemptible) else { return };
+        let entry = (spec.priority, Reverse(live.fence), claim);
+        let is_evictable =
+            matches!(live.state, ClaimState::Reserved | ClaimState::Active) && self.gangs.gang_of(claim).is_none();
+        if is_evictable {
             self.reservations.evictable.insert(entry);
         } else {
             self.reservations.evictable.remove(&entry);
@@ -137,9 +137,9 @@ impl Shard {
         !worker.deleted && worker.unschedulable_bits == 0 && wants.fits(spec) && self.outlives(at, until_ms)
     }
 
-        fn victims_below(&self, priority_limit: u16) -> impl Iterator<Item = ClaimHandle> {
-                let lower = self.reservations.evictable.iter().take_while(move |(priority, ..)| *priority < priority_limit);
-                lower.take(VICTIMS_SCANNED_MAX).filter_map(|&(_, Reverse(fence), claim)| {
+    fn victims_below(&self, priority_limit: u16) -> impl Iterator<Item = ClaimHandle> {
+        let lower = self.reservations.evictable.iter().take_while(move |(priority, ..)| *priority < priority_limit);
+        lower.take(VICTIMS_SCANNED_MAX).filter_map(|&(_, Reverse(fence), claim)| {
             Some(ClaimHandle { claim, worker: self.claims.by_ordinal(claim)?.worker, fence })
         })
     }
@@ -217,9 +217,9 @@ impl Shard {
             .collect();
         let Some(shared) = &mut self.shared else { return false };
         let capacity = &self.workers.registration(at).spec.capacity;
-                let class_id = shared.fleet.free(at).class_id;
+        let class_id = shared.fleet.free(at).class_id;
         shared.fleet.remove(at);
-                let enough = shared.fleet.insert_with(at, capacity, class_id, remaining);
+        let enough = shared.fleet.insert_with(at, capacity, class_id, remaining);
         let fits = enough && shared.fleet.free(at).fits(request);
         self.recompute_free(at);
         fits
@@ -227,24 +227,24 @@ impl Shard {
 
     /// Worker that lacks the smallest fraction of the request.
     fn smallest_shortfall(&self, wants: &PlacementConstraints, until_ms: Millis) -> Option<u32> {
-                let (request, shared) = (self.resource_request(wants)?, self.shared.as_ref()?);
-                let missing_milli = |free: u64, requested: u64| {
-                    requested.saturating_sub(free).saturating_mul(1_000).checked_div(requested).unwrap_or(0)
-                };
-                let shortfall = |at: u32| {
-                        let free = shared.fleet.free(at);
-                        let gpus = free.gpus.iter().filter(|&&milli| milli >= request.gpu_milli).count() as u64;
+        let (request, shared) = (self.resource_request(wants)?, self.shared.as_ref()?);
+        let missing_milli = |free: u64, requested: u64| {
+            requested.saturating_sub(free).saturating_mul(1_000).checked_div(requested).unwrap_or(0)
+        };
+        let shortfall = |at: u32| {
+            let free = shared.fleet.free(at);
+            let gpus = free.gpus.iter().filter(|&&milli| milli >= request.gpu_milli).count() as u64;
             [
-                                missing_milli(free.cpu_milli, request.cpu_milli),
-                                missing_milli(free.memory_bytes, request.memory_bytes),
-                                missing_milli(free.slots, request.slots),
-                                missing_milli(gpus, u64::from(request.gpu_count)),
+                missing_milli(free.cpu_milli, request.cpu_milli),
+                missing_milli(free.memory_bytes, request.memory_bytes),
+                missing_milli(free.slots, request.slots),
+                missing_milli(gpus, u64::from(request.gpu_count)),
             ]
             .into_iter()
             .max()
         };
-                let is_candidate = |at: &u32| self.can_reserve(*at, wants, until_ms);
-                self.workers.iter_from(0).filter(is_candidate).min_by_key(|&at| shortfall(at))
+        let is_candidate = |at: &u32| self.can_reserve(*at, wants, until_ms);
+        self.workers.iter_from(0).filter(is_candidate).min_by_key(|&at| shortfall(at))
     }
 
     /// Evicts a claim: it is being released from now on.
@@ -303,7 +303,8 @@ impl Shard {
     }
 
     fn reservation_fits(&self, at: u32, wants: &PlacementConstraints) -> bool {
-        let fits = |request: ResourceRequest| self.shared.as_ref().is_some_and(|shared| shared.fleet.free(at).fits(&request));
+        let fits =
+            |request: ResourceRequest| self.shared.as_ref().is_some_and(|shared| shared.fleet.free(at).fits(&request));
         self.resource_request(wants).is_some_and(fits)
     }
 

@@ -92,23 +92,23 @@ impl SharedCapacity {
     }
 
     fn mix(&mut self, config: &ShardConfig) -> Vec<(RequestShape, f64)> {
-                let total: f64 = config.typical_requests.iter().map(|typical| f64::from(typical.weight)).sum();
-                let shapes = config.typical_requests.iter().filter_map(|typical| {
-                        let gpu = typical.gpu.as_ref();
-                        let requested = gpu.map_or(&[][..], |gpu| &gpu.models);
-                        let models: SmallVec<[ModelId; 4]> = requested.iter().filter_map(|model| self.fleet.model(model)).collect();
-                        if models.is_empty() && !requested.is_empty() {
+        let total: f64 = config.typical_requests.iter().map(|typical| f64::from(typical.weight)).sum();
+        let shapes = config.typical_requests.iter().filter_map(|typical| {
+            let gpu = typical.gpu.as_ref();
+            let requested = gpu.map_or(&[][..], |gpu| &gpu.models);
+            let models: SmallVec<[ModelId; 4]> = requested.iter().filter_map(|model| self.fleet.model(model)).collect();
+            if models.is_empty() && !requested.is_empty() {
                 return None;
             }
-                        let shape = RequestShape {
-                                cpu_milli: typical.cpu_milli,
-                                gpu_milli: gpu.map_or(0, |gpu| gpu.milli as u16),
-                                gpu_count: gpu.map_or(0, |gpu| gpu.count as u16),
+            let shape = RequestShape {
+                cpu_milli: typical.cpu_milli,
+                gpu_milli: gpu.map_or(0, |gpu| gpu.milli as u16),
+                gpu_count: gpu.map_or(0, |gpu| gpu.count as u16),
                 models,
             };
-                        Some((shape, f64::from(typical.weight) / total))
+            Some((shape, f64::from(typical.weight) / total))
         });
-                shapes.collect()
+        shapes.collect()
     }
 
     /// Registers the GPU model of a worker. False: the limit of models is reached.
@@ -123,8 +123,8 @@ impl SharedCapacity {
 
     /// Number of a worker's claims, and whether it is overcommitted.
     pub fn load(&self, at: u32) -> (u32, bool) {
-                let WorkerLoad { claims, overcommitted } = self.loads[at as usize];
-                (claims, overcommitted)
+        let WorkerLoad { claims, overcommitted } = self.loads[at as usize];
+        (claims, overcommitted)
     }
 
     /// Sets the GPUs of a claim; the caller updates the worker's free resources.
@@ -161,8 +161,8 @@ impl SharedCapacity {
             (None, GpuFilter::Any) => {}
             (None, GpuFilter::NoGpus) => models.push(NO_MODEL),
             (None, GpuFilter::Model(_)) | (Some(_), GpuFilter::NoGpus) => return None,
-                        (Some(GpuRequest { models: requested, count, milli }), _) => {
-                                (gpu_count, gpu_milli) = (*count as u16, *milli as u16);
+            (Some(GpuRequest { models: requested, count, milli }), _) => {
+                (gpu_count, gpu_milli) = (*count as u16, *milli as u16);
                 match filter {
                     GpuFilter::Model(model) => models.push(self.fleet.known_model(model)?),
                     _ => models.extend(requested.iter().filter_map(|model| self.fleet.known_model(model))),
@@ -173,23 +173,15 @@ impl SharedCapacity {
             }
         }
         let ResourceRequirements { cpu_milli, memory_bytes, slots, .. } = *resources;
-        Some(ResourceRequest {
-            cpu_milli,
-            memory_bytes,
-            slots,
-                        gpu_count,
-                        gpu_milli,
-            models,
-            until_ms: 0,
-        })
+        Some(ResourceRequest { cpu_milli, memory_bytes, slots, gpu_count, gpu_milli, models, until_ms: 0 })
     }
 }
 
 /// Allocation of a claim with these resources and GPUs.
 fn allocation(resources: &ResourceRequirements, gpu_mask: u64) -> ResourceAllocation {
     let ResourceRequirements { cpu_milli, memory_bytes, slots, .. } = *resources;
-        let gpu_milli = resources.gpu.as_ref().map_or(0, |gpu| gpu.milli as u16);
-        ResourceAllocation { cpu_milli, memory_bytes, slots, gpu_milli, gpu_mask }
+    let gpu_milli = resources.gpu.as_ref().map_or(0, |gpu| gpu.milli as u16);
+    ResourceAllocation { cpu_milli, memory_bytes, slots, gpu_milli, gpu_mask }
 }
 
 impl Shard {
@@ -234,49 +226,49 @@ impl Shard {
         if let Some(id) = &wants.worker {
             return self.select_share_of(id, wants, resources, until_ms);
         }
-                let to_request = |shared: &SharedCapacity| {
-                        let request = shared.resource_request(resources, &wants.gpus)?;
-                        Some(ResourceRequest { until_ms: if shared.fleet.has_ends() { until_ms } else { 0 }, ..request })
+        let to_request = |shared: &SharedCapacity| {
+            let request = shared.resource_request(resources, &wants.gpus)?;
+            Some(ResourceRequest { until_ms: if shared.fleet.has_ends() { until_ms } else { 0 }, ..request })
         };
-                let Some(request) = self.shared.as_deref().and_then(to_request) else { return Err(PlacementFailure::Busy) };
-                if wants.has_class_filter() {
+        let Some(request) = self.shared.as_deref().and_then(to_request) else { return Err(PlacementFailure::Busy) };
+        if wants.has_class_filter() {
             self.build_classes();
         }
-                if let Some(found) = self.pick_share(&request, wants, NodeFilter::Enforced) {
+        if let Some(found) = self.pick_share(&request, wants, NodeFilter::Enforced) {
             return Ok(found);
         }
-                let elsewhere = !wants.nodes.is_empty() && self.pick_share(&request, wants, NodeFilter::Ignored).is_some();
+        let elsewhere = !wants.nodes.is_empty() && self.pick_share(&request, wants, NodeFilter::Ignored).is_some();
         Err(if elsewhere { PlacementFailure::OtherNode } else { PlacementFailure::Busy })
     }
 
     fn pick_share(
         &mut self,
-                request: &ResourceRequest,
+        request: &ResourceRequest,
         wants: &PlacementConstraints,
-                node_filter: NodeFilter,
+        node_filter: NodeFilter,
     ) -> Option<(u32, ResourceAllocation)> {
-                let mut shared = self.shared.take()?;
-                let SharedCapacity { fleet, placement, fgd, classes, .. } = &mut *shared;
+        let mut shared = self.shared.take()?;
+        let SharedCapacity { fleet, placement, fgd, classes, .. } = &mut *shared;
         let fleet = &*fleet;
-                let mut classes = classes.as_mut().filter(|_| wants.has_class_filter());
-                if let Some(classes) = &mut classes {
-                        classes.begin_query();
+        let mut classes = classes.as_mut().filter(|_| wants.has_class_filter());
+        if let Some(classes) = &mut classes {
+            classes.begin_query();
         }
-                let allows = |at: u32| wants.allows_with(node_filter, &self.workers.registration(at).spec);
+        let allows = |at: u32| wants.allows_with(node_filter, &self.workers.registration(at).spec);
         let mut member = |group: &WorkerGroup| {
-                        let passes = match &mut classes {
-                                Some(classes) => classes.passes(group.free.class_id, wants, node_filter),
+            let passes = match &mut classes {
+                Some(classes) => classes.passes(group.free.class_id, wants, node_filter),
                 None => Some(true),
             };
             match passes {
                 Some(false) => None,
-                                Some(true) => fleet.first_outliving(group, request.until_ms, |_| true),
-                                None => fleet.first_outliving(group, request.until_ms, allows),
+                Some(true) => fleet.first_outliving(group, request.until_ms, |_| true),
+                None => fleet.first_outliving(group, request.until_ms, allows),
             }
         };
-                let pick = fleet.pick_among(request, *placement, fgd, &mut member);
-                let found = pick.and_then(|pick| Some((pick.worker, fleet.allocation(request, pick)?)));
-                self.shared = Some(shared);
+        let pick = fleet.pick_among(request, *placement, fgd, &mut member);
+        let found = pick.and_then(|pick| Some((pick.worker, fleet.allocation(request, pick)?)));
+        self.shared = Some(shared);
         found
     }
 
@@ -299,21 +291,25 @@ impl Shard {
         let request = shared.resource_request(resources, &wants.gpus).ok_or(PlacementFailure::Busy)?;
         let has_capacity = self.is_offered(at) && self.outlives(at, until_ms) && shared.fleet.free(at).fits(&request);
         match (wants.allows(spec), has_capacity) {
-                        (true, true) => {
-                            let allocation = self.choose_allocation(at, &request);
-                            allocation.map(|allocation| (at, allocation)).ok_or(PlacementFailure::Busy)
-                        }
+            (true, true) => {
+                let allocation = self.choose_allocation(at, &request);
+                allocation.map(|allocation| (at, allocation)).ok_or(PlacementFailure::Busy)
+            }
             (false, true) if wants.allows_ignoring_node(spec) => Err(PlacementFailure::OtherNode),
             _ => Err(PlacementFailure::Busy),
         }
     }
 
     /// Chooses the GPUs of a request on a worker that fits it.
-    pub(in crate::engine) fn choose_allocation(&self, at: u32, request: &ResourceRequest) -> Option<ResourceAllocation> {
+    pub(in crate::engine) fn choose_allocation(
+        &self,
+        at: u32,
+        request: &ResourceRequest,
+    ) -> Option<ResourceAllocation> {
         let shared = self.shared.as_ref()?;
-                let packing = if shared.placement == FitStrategy::Spread { GpuPacking::Emptiest } else { GpuPacking::Fullest };
-                let free_milli = packing.free_milli_of_pick(&shared.fleet.free(at).gpus, request);
-                choose_gpus(shared.fleet.gpus(at), request, free_milli).map(|gpu_mask| request.allocation(gpu_mask))
+        let packing = if shared.placement == FitStrategy::Spread { GpuPacking::Emptiest } else { GpuPacking::Fullest };
+        let free_milli = packing.free_milli_of_pick(&shared.fleet.free(at).gpus, request);
+        choose_gpus(shared.fleet.gpus(at), request, free_milli).map(|gpu_mask| request.allocation(gpu_mask))
     }
 
     /// Attaches a claim to a worker and allocates its resources, which must be free.
@@ -335,7 +331,7 @@ impl Shard {
         if shared.loads.len() <= at as usize {
             shared.loads.resize(at as usize + 1, WorkerLoad::default());
         }
-                shared.links[claim as usize] = ClaimLink { prev: NIL, next: head, gpu_mask };
+        shared.links[claim as usize] = ClaimLink { prev: NIL, next: head, gpu_mask };
         if head != NIL {
             shared.links[head as usize].prev = claim;
         }
@@ -367,7 +363,8 @@ impl Shard {
     /// Recomputes the free resources of a worker from its capacity and its claims.
     pub(in crate::engine) fn recompute_free(&mut self, at: u32) {
         let handles = self.handles_on(at);
-        let allocations: Vec<ResourceAllocation> = handles.iter().map(|handle| self.allocation_of(handle.claim)).collect();
+        let allocations: Vec<ResourceAllocation> =
+            handles.iter().map(|handle| self.allocation_of(handle.claim)).collect();
         let Some(shared) = &mut self.shared else { return };
         let registration = self.workers.registration(at);
         let class_id = if shared.fleet.contains(at) { shared.fleet.free(at).class_id } else { MIXED_CLASS };
@@ -377,36 +374,37 @@ impl Shard {
         if shared.loads.len() <= at as usize {
             shared.loads.resize(at as usize + 1, WorkerLoad::default());
         }
-        shared.loads[at as usize].overcommitted = !shared.fleet.insert_with(at, &registration.spec.capacity, class_id, allocations);
+        shared.loads[at as usize].overcommitted =
+            !shared.fleet.insert_with(at, &registration.spec.capacity, class_id, allocations);
         self.offer_if_schedulable(at);
     }
 
     /// Indexes a worker that is new or whose registration changed.
     pub(in crate::engine) fn index_worker(&mut self, at: u32, before: Option<&WorkerCapacity>) {
         let Some(shared) = &mut self.shared else { return };
-                let class_id = shared.classes.as_mut().map(|classes| {
+        let class_id = shared.classes.as_mut().map(|classes| {
             if before.is_some() && shared.fleet.contains(at) {
-                                classes.leave(shared.fleet.free(at).class_id);
+                classes.leave(shared.fleet.free(at).class_id);
             }
-                        classes.join(self.workers.registration(at))
+            classes.join(self.workers.registration(at))
         });
         if before != Some(&self.workers.registration(at).spec.capacity) {
             self.recompute_free(at);
         }
-                if let (Some(shared), Some(class_id)) = (&mut self.shared, class_id) {
-                        shared.fleet.set_class(at, class_id);
+        if let (Some(shared), Some(class_id)) = (&mut self.shared, class_id) {
+            shared.fleet.set_class(at, class_id);
         }
     }
 
     /// Removes a worker without claims from the indexes.
     pub(in crate::engine) fn unindex_worker(&mut self, at: u32) {
         let Some(shared) = &mut self.shared else { return };
-                let class_id = shared.fleet.free(at).class_id;
+        let class_id = shared.fleet.free(at).class_id;
         shared.fleet.remove(at);
         shared.fleet.set_ends_ms(at, None);
         shared.loads[at as usize] = WorkerLoad::default();
-                if let Some(classes) = &mut shared.classes {
-                        classes.leave(class_id);
+        if let Some(classes) = &mut shared.classes {
+            classes.leave(class_id);
         }
     }
 
@@ -415,8 +413,8 @@ impl Shard {
         worker.unschedulable_bits == 0
             && !worker.deleted
             && self.shared.as_ref().is_some_and(|shared| {
-                                let WorkerLoad { claims, overcommitted } = shared.loads[at as usize];
-                                !overcommitted && claims < limits::WORKER_CLAIMS_MAX
+                let WorkerLoad { claims, overcommitted } = shared.loads[at as usize];
+                !overcommitted && claims < limits::WORKER_CLAIMS_MAX
             })
     }
 

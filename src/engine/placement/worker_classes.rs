@@ -45,10 +45,10 @@ impl WorkerClasses {
     /// Class of a worker with this registration, which becomes a member.
     pub fn join(&mut self, registration: &Arc<WorkerRegistration>) -> u32 {
         let hash = class_hash(&registration.spec);
-                let same = |&at: &u32| {
-                    let representative = self.all[at as usize].representative.as_ref();
-                    representative.is_some_and(|known| same_class(&known.spec, &registration.spec))
-                };
+        let same = |&at: &u32| {
+            let representative = self.all[at as usize].representative.as_ref();
+            representative.is_some_and(|known| same_class(&known.spec, &registration.spec))
+        };
         if let Some(&at) = self.by_hash.find(hash, same) {
             self.all[at as usize].members += 1;
             return at;
@@ -60,25 +60,25 @@ impl WorkerClasses {
             self.all.push(WorkerClass::default());
             (self.all.len() - 1) as u32
         });
-                let representative = Some(Arc::clone(registration));
-                self.all[at as usize] = WorkerClass { representative, members: 1, last_query: (0, false) };
+        let representative = Some(Arc::clone(registration));
+        self.all[at as usize] = WorkerClass { representative, members: 1, last_query: (0, false) };
         let all = &self.all;
-                let hash_of = |&at: &u32| all[at as usize].representative.as_ref().map_or(0, |known| class_hash(&known.spec));
+        let hash_of = |&at: &u32| all[at as usize].representative.as_ref().map_or(0, |known| class_hash(&known.spec));
         self.by_hash.insert_unique(hash, at, hash_of);
         at
     }
 
     /// Removes a worker from its class.
     pub fn leave(&mut self, at: u32) {
-                let class = &mut self.all[at as usize];
+        let class = &mut self.all[at as usize];
         if at == MIXED_CLASS {
             return;
         }
-                class.members -= 1;
-                if class.members == 0
-                        && let Some(representative) = class.representative.take()
+        class.members -= 1;
+        if class.members == 0
+            && let Some(representative) = class.representative.take()
         {
-                        if let Ok(entry) = self.by_hash.find_entry(class_hash(&representative.spec), |&found| found == at) {
+            if let Ok(entry) = self.by_hash.find_entry(class_hash(&representative.spec), |&found| found == at) {
                 entry.remove();
             }
             self.unused.push(at);
@@ -92,13 +92,13 @@ impl WorkerClasses {
 
     /// Whether workers of this class are acceptable; none: each must be examined. Each class is examined once per
     /// query.
-        pub fn passes(&mut self, at: u32, wants: &PlacementConstraints, node_filter: NodeFilter) -> Option<bool> {
-                let class = &mut self.all[at as usize];
-                let representative = class.representative.as_ref()?;
-                if class.last_query.0 != self.queries {
-                        class.last_query = (self.queries, wants.allows_with(node_filter, &representative.spec));
+    pub fn passes(&mut self, at: u32, wants: &PlacementConstraints, node_filter: NodeFilter) -> Option<bool> {
+        let class = &mut self.all[at as usize];
+        let representative = class.representative.as_ref()?;
+        if class.last_query.0 != self.queries {
+            class.last_query = (self.queries, wants.allows_with(node_filter, &representative.spec));
         }
-                Some(class.last_query.1)
+        Some(class.last_query.1)
     }
 }
 

@@ -133,14 +133,14 @@ impl Shard {
     /// change if there is one.
     pub(in crate::engine) fn update_unschedulable(&mut self, at: u32, set: u8, clear: u8) {
         let worker = self.workers.get_mut(at);
-                debug_assert!(!worker.deleted, "W1: a deleted worker has reasons to be unschedulable");
+        debug_assert!(!worker.deleted, "W1: a deleted worker has reasons to be unschedulable");
         let before = worker.unschedulable_bits;
         let after = (before & !clear) | set;
         if before == after {
             return;
         }
         worker.unschedulable_bits = after;
-                let (is_unclaimed, usage_index) = (worker.claim == NIL, worker.usage_index);
+        let (is_unclaimed, usage_index) = (worker.claim == NIL, worker.usage_index);
         self.capacity_epoch += u64::from(after == 0);
         self.unschedulable.remove(before);
         self.unschedulable.add(after);
@@ -201,7 +201,7 @@ impl Shard {
             WorkerCommand::Uncordon => self.update_unschedulable(at, 0, unschedulable_bits::CORDONED),
             WorkerCommand::Drain => self.update_unschedulable(at, unschedulable_bits::DRAINING, 0),
             WorkerCommand::Clear => {
-                                if let Some(left_ms) = self.quarantine_left(at, now_ms) {
+                if let Some(left_ms) = self.quarantine_left(at, now_ms) {
                     return EngineReply::Quarantined { left_ms };
                 }
                 self.mark_verified(at);
@@ -267,7 +267,8 @@ impl Shard {
     /// Schedules the deletion of a lost worker, once. A cordoned worker is kept: its cordon outlives incarnations,
     /// but would not outlive its deletion.
     pub(in crate::engine) fn schedule_deletion(&mut self, at: u32, now_ms: Millis) {
-        let deletable = self.workers.get(at).unschedulable_bits & (unschedulable_bits::LOST | unschedulable_bits::CORDONED)
+        let deletable = self.workers.get(at).unschedulable_bits
+            & (unschedulable_bits::LOST | unschedulable_bits::CORDONED)
             == unschedulable_bits::LOST;
         let before = self.liveness.get(at).deleted_at_ms;
         let after = self.config.lost_keep_ms.filter(|_| deletable).map(|keep_ms| before.unwrap_or(now_ms + keep_ms));

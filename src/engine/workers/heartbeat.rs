@@ -47,10 +47,10 @@ impl Shard {
         };
         let current = self.workers.registration(at).spec.incarnation;
         if beat.incarnation < current {
-                        return EngineReply::StaleIncarnation { known: current, deleted: false };
+            return EngineReply::StaleIncarnation { known: current, deleted: false };
         }
         if beat.incarnation > current {
-                        return EngineReply::UnknownIncarnation { known: current };
+            return EngineReply::UnknownIncarnation { known: current };
         }
         self.counters.lifecycle.heartbeats += 1;
         let last = self.liveness.get(at).heartbeat_seq;
@@ -65,7 +65,7 @@ impl Shard {
                 stop = self.reconcile_claims(at, reports, beat.ttl_ms, now_ms, effects);
             }
         }
-                EngineReply::HeartbeatHandled { claims: self.disclose_held(at), stop, superseded_by }
+        EngineReply::HeartbeatHandled { claims: self.disclose_held(at), stop, superseded_by }
     }
 
     /// Discloses the worker's claims to it. Grants that may still be rolled back are withheld.
@@ -85,27 +85,27 @@ impl Shard {
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
     ) -> Vec<ReportedClaim> {
-                let mut live: SmallVec<[(ClaimHandle, bool); 1]> =
-                        self.handles_on(at).into_iter().map(|handle| (handle, false)).collect();
+        let mut live: SmallVec<[(ClaimHandle, bool); 1]> =
+            self.handles_on(at).into_iter().map(|handle| (handle, false)).collect();
         // Sorted, so that a long report is matched by binary search.
-                live.sort_unstable_by_key(|(handle, _)| handle.fence);
-                let (mut reports_live, mut pending) = (false, false);
+        live.sort_unstable_by_key(|(handle, _)| handle.fence);
+        let (mut reports_live, mut pending) = (false, false);
         let mut stop: Vec<ReportedClaim> = Vec::new();
-                for report in reports {
-                        let found = live.binary_search_by_key(&report.fence, |(handle, _)| handle.fence).ok();
-                        let found = found.filter(|&i| self.claims.get(live[i].0).is_some_and(|claim| claim.id == report.id));
+        for report in reports {
+            let found = live.binary_search_by_key(&report.fence, |(handle, _)| handle.fence).ok();
+            let found = found.filter(|&i| self.claims.get(live[i].0).is_some_and(|claim| claim.id == report.id));
             if let Some(i) = found {
-                                (live[i].1, reports_live) = (true, true);
-                        } else if report.predecessor_pending {
+                (live[i].1, reports_live) = (true, true);
+            } else if report.predecessor_pending {
                 pending = true;
             } else {
-                                stop.push(report);
+                stop.push(report);
             }
         }
         let unverified = self.workers.get(at).unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
         let settled = !pending && self.quarantine_left(at, now_ms).is_none();
-                for (handle, is_reported) in live {
-                        if is_reported {
+        for (handle, is_reported) in live {
+            if is_reported {
                 self.mark_reported(handle, now_ms);
             } else if unverified && settled {
                 self.end_claim(handle, EndReason::NotReported, effects);
@@ -114,9 +114,9 @@ impl Shard {
                 self.mark_unreported(handle, ttl_ms, now_ms);
             }
         }
-                if !reports_live && let Some(adopted) = self.newest_adoptable(at, &stop) {
-                        let report = stop.swap_remove(adopted);
-                        self.adopt(at, report, now_ms, effects);
+        if !reports_live && let Some(adopted) = self.newest_adoptable(at, &stop) {
+            let report = stop.swap_remove(adopted);
+            self.adopt(at, report, now_ms, effects);
         }
         let mut clear = 0;
         if settled {
@@ -157,9 +157,9 @@ impl Shard {
         // Half of the silence limit is long enough for a later heartbeat to correct it.
         let grace_ms = if claim.reported { ttl_ms / 2 } else { self.config.unnamed_ms };
         let due = now_ms + grace_ms;
-                let unreported = &mut self.liveness.get_mut(handle.worker).unreported;
+        let unreported = &mut self.liveness.get_mut(handle.worker).unreported;
         // The first report that omits it counts, or a grace period that the pool shortened since.
-                unreported.entry(handle.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((handle, due));
+        unreported.entry(handle.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((handle, due));
         self.workers.get_mut(handle.worker).lookup_flags |= notes::CLAIM_NOTES;
     }
 
@@ -167,7 +167,10 @@ impl Shard {
     pub(in crate::engine) fn reset_report_grace(&mut self, handle: ClaimHandle) {
         let has_notes = self.workers.get(handle.worker).lookup_flags & notes::CLAIM_NOTES != 0;
         let never_reported = || self.claims.get(handle).is_some_and(|claim| !claim.reported);
-        if has_notes && never_reported() && self.liveness.get_mut(handle.worker).unreported.remove(&handle.fence).is_some() {
+        if has_notes
+            && never_reported()
+            && self.liveness.get_mut(handle.worker).unreported.remove(&handle.fence).is_some()
+        {
             self.schedule(handle.worker);
         }
     }
@@ -206,9 +209,9 @@ impl Shard {
         let worker = self.workers.get(at);
         // A later claim of the worker proves an earlier one over: it was released in the lost tail.
         let replaces_live = || {
-                        let live = self.claims.by_ordinal(worker.claim);
+            let live = self.claims.by_ordinal(worker.claim);
             worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0
-                                && live.is_none_or(|live| live.fence < fence)
+                && live.is_none_or(|live| live.fence < fence)
         };
         !worker.deleted
             && worker.lookup_flags & notes::GRANTED == 0
@@ -221,11 +224,12 @@ impl Shard {
         if self.lost_tail.is_empty() || self.shared.is_some() {
             return None;
         }
-                let is_eligible = |report: &ReportedClaim| {
-                        report.key_vacant && self.lost_tail.contains(&report.fence) && self.can_readopt(at, report.fence)
+        let is_eligible = |report: &ReportedClaim| {
+            report.key_vacant && self.lost_tail.contains(&report.fence) && self.can_readopt(at, report.fence)
         };
-                let newest = reports.iter().enumerate().filter(|(_, report)| is_eligible(report)).max_by_key(|(_, report)| report.fence);
-                newest.map(|(index, _)| index)
+        let newest =
+            reports.iter().enumerate().filter(|(_, report)| is_eligible(report)).max_by_key(|(_, report)| report.fence);
+        newest.map(|(index, _)| index)
     }
 
     fn adopt<R>(&mut self, at: u32, report: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
@@ -258,7 +262,7 @@ impl Shard {
     fn occupy_worker(&mut self, at: u32, claim: u32) {
         let worker = self.workers.get_mut(at);
         worker.claim = claim;
-                let (usage_index, reasons) = (worker.usage_index, worker.unschedulable_bits);
+        let (usage_index, reasons) = (worker.usage_index, worker.unschedulable_bits);
         if reasons == 0 {
             self.idle_queue.remove(self.workers.hot_mut(), at);
         } else {

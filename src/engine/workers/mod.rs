@@ -52,12 +52,12 @@ const _: () = assert!(size_of::<Worker>() == 64, "a worker's hot part is one cac
 impl Worker {
     const fn new(registration: Option<Arc<WorkerRegistration>>, usage_index: u32) -> Self {
         Self {
-                        registration,
+            registration,
             affinity: 0,
             version: 0,
             idle_seq: 0,
             claim: NIL,
-                        usage_index,
+            usage_index,
             idle_prev: NIL,
             idle_next: NIL,
             warm_prev: NIL,
@@ -72,7 +72,7 @@ impl Worker {
 
     /// Registration of a worker in use.
     pub fn registration(&self) -> &Arc<WorkerRegistration> {
-                self.registration.as_ref().expect("an ordinal in use has a registration")
+        self.registration.as_ref().expect("an ordinal in use has a registration")
     }
 }
 
@@ -97,7 +97,9 @@ impl WorkerTable {
     /// Ordinal of `id`, also of a deleted worker.
     pub fn find(&self, id: &WorkerId) -> Option<u32> {
         let hash = id.hash64();
-        let is = |&at: &u32| self.hot[at as usize].registration.as_ref().is_some_and(|registration| registration.spec.id == *id);
+        let is = |&at: &u32| {
+            self.hot[at as usize].registration.as_ref().is_some_and(|registration| registration.spec.id == *id)
+        };
         self.by_id.find(hash, is).copied()
     }
 
@@ -116,14 +118,15 @@ impl WorkerTable {
             }
         };
         let hot = &self.hot;
-        let hash_of = |&at: &u32| hot[at as usize].registration.as_ref().map_or(0, |registration| registration.spec.id.hash64());
+        let hash_of =
+            |&at: &u32| hot[at as usize].registration.as_ref().map_or(0, |registration| registration.spec.id.hash64());
         self.by_id.insert_unique(hash, at, hash_of);
         at
     }
 
     /// Removes a worker and its id.
     pub fn remove(&mut self, at: u32) -> Arc<WorkerRegistration> {
-                let registration = self.hot[at as usize].registration.take().expect("only a worker in the table is removed");
+        let registration = self.hot[at as usize].registration.take().expect("only a worker in the table is removed");
         if let Ok(entry) = self.by_id.find_entry(registration.spec.id.hash64(), |&found| found == at) {
             entry.remove();
         }

@@ -29,10 +29,10 @@ impl Shard {
                 let current = self.workers.registration(at).spec.incarnation;
                 let deleted = self.workers.get(at).deleted;
                 if spec.incarnation < current || (deleted && spec.incarnation == current) {
-                                        return EngineReply::StaleIncarnation { known: current, deleted };
+                    return EngineReply::StaleIncarnation { known: current, deleted };
                 }
                 if deleted {
-                                        self.tombstones.retain(|&(_, ordinal)| ordinal != at);
+                    self.tombstones.retain(|&(_, ordinal)| ordinal != at);
                     self.queue_row_removal(at);
                     (true, self.add_worker(spec, now_ms))
                 } else {
@@ -201,7 +201,7 @@ impl Shard {
 
     pub(in crate::engine) fn queue_row_removal(&mut self, at: u32) {
         self.record_change(at);
-                let registration = self.workers.remove(at);
-                self.removed.push(registration.spec.id.clone());
+        let registration = self.workers.remove(at);
+        self.removed.push(registration.spec.id.clone());
     }
 }
