@@ -3,30 +3,105 @@
 use smallvec::SmallVec;
 
 use super::NIL;
-use super::shard::{Shard, ShardHeader};
-use crate::model::Millis;
+use super::shard::Shard;
+use super::workers::WorkerTable;
 use crate::model::unschedulable_bits;
+use crate::model::{Millis, Seq, WorkerId};
 use crate::persist::row::{self, ClaimRowRef, RowKind, ShardRow, WorkerRowRef};
+
+/// Changes of a shard: the sequence number of the last, and the rows that the journal has not taken. A worker's version
+/// and its dirty flag change here only.
+#[derive(Debug)]
+pub struct ChangeLog {
+    seq: Seq,
+    /// Number of changes of workers.
+    worker_updates: u64,
+    /// Workers whose row changed since the journal last took it.
+    dirty: Vec<u32>,
+    /// Ids whose rows were deleted since then.
+    removed: Vec<WorkerId>,
+    /// Sequence number at which a batch of claims began: a worker that changed since is not recorded again. `Seq::MAX`: no
+    /// batch.
+    batch_start_seq: Seq,
+}
+
+impl ChangeLog {
+    /// Starts after the change with this sequence number.
+    pub const fn starting_at(seq: Seq) -> Self {
+        Self { seq, worker_updates: 0, dirty: Vec::new(), removed: Vec::new(), batch_start_seq: Seq::MAX }
+    }
+
+    /// Sequence number of the last change.
+    pub const fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// Number of changes of workers so far.
+    pub const fn worker_updates(&self) -> u64 {
+        self.worker_updates
+    }
+
+    /// Records a change of something other than a worker.
+    pub const fn record(&mut self) {
+        self.seq += 1;
+    }
+
+    /// Records a change of a worker: one sequence number, one dirty row.
+    pub fn record_worker(&mut self, workers: &mut WorkerTable, at: u32) {
+        self.seq += 1;
+        self.worker_updates += 1;
+        if workers.get_mut(at).mark_changed(self.seq) {
+            self.dirty.push(at);
+        }
+        debug_assert!(self.worker_updates <= self.seq, "V1: every change of a worker has its sequence number");
+    }
+
+    /// Records a change of a worker, but only the first within a batch.
+    pub fn record_worker_in_batch(&mut self, workers: &mut WorkerTable, at: u32) {
+        if workers.get(at).version() <= self.batch_start_seq {
+            self.record_worker(workers, at);
+        }
+    }
+
+    /// Records the deletion of a worker's row.
+    pub fn record_removal(&mut self, id: WorkerId) {
+        self.removed.push(id);
+    }
+
+    /// Begins a batch, which lasts until [`Self::end_batch`].
+    pub const fn begin_batch(&mut self) {
+        debug_assert!(self.batch_start_seq == Seq::MAX, "B03: batches do not nest");
+        self.batch_start_seq = self.seq;
+    }
+
+    /// Ends a batch.
+    pub const fn end_batch(&mut self) {
+        self.batch_start_seq = Seq::MAX;
+    }
+
+    const fn has_rows(&self) -> bool {
+        !self.dirty.is_empty() || !self.removed.is_empty()
+    }
+}
 
 impl Shard {
     /// Writes the rows of workers and gangs that changed since the last call and returns their number. The shard's
     /// own row is separate ([`Self::take_header`]): it changes with every grant, and a write batch carries only its
     /// last state.
     pub fn take_rows(&mut self, out: &mut Vec<u8>) -> usize {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        let mut removed = std::mem::take(&mut self.removed);
+        let mut dirty = std::mem::take(&mut self.changes.dirty);
+        let mut removed = std::mem::take(&mut self.changes.removed);
         let rows = dirty.len() + removed.len();
         // Deletions first: an id that was forgotten and registered again exists.
         for id in removed.drain(..) {
             row::put_deletion(out, RowKind::Worker, id.as_str());
         }
         for at in dirty.drain(..) {
-            let worker = self.workers.get_mut(at);
-            if std::mem::take(&mut worker.dirty) && self.workers.is_used(at) {
+            if self.workers.get_mut(at).take_dirty() && self.workers.is_used(at) {
                 self.put_row(at, out);
             }
         }
-        (self.dirty, self.removed) = (dirty, removed);
+        (self.changes.dirty, self.changes.removed) = (dirty, removed);
         let mut rows = rows;
         for (id, there) in self.gangs.take_changed() {
             rows += 1;
@@ -37,20 +112,10 @@ impl Shard {
 
     /// Takes the shard's own row, if it changed since the last call.
     pub fn take_header(&mut self) -> Option<ShardRow> {
-        let header = self.header_row();
-        (header != self.header_taken).then(|| {
-            self.header_taken = header;
-            header
+        (self.header != self.header_taken).then(|| {
+            self.header_taken = self.header;
+            self.header
         })
-    }
-
-    fn header_row(&self) -> ShardRow {
-        ShardRow {
-            fence_max: self.fence_max,
-            memory_acks: self.header.memory_acks,
-            reserve_ms: self.header.reserve_ms,
-            unclean_stops: self.header.unclean_stops,
-        }
     }
 
     /// Whether the shard's row says that claims are acknowledged from memory.
@@ -63,7 +128,7 @@ impl Shard {
     /// row changed: until it is stored, they must not be.
     pub fn set_memory_acks(&mut self, reserve_ms: Option<Millis>) -> bool {
         // Earlier claims may have longer reservations, and may still be lost.
-        let header = ShardHeader {
+        let header = ShardRow {
             memory_acks: reserve_ms.is_some(),
             reserve_ms: self.header.reserve_ms.max(reserve_ms.unwrap_or(0)),
             ..self.header
@@ -71,7 +136,7 @@ impl Shard {
         let changed = self.header != header;
         if changed {
             self.header = header;
-            self.seq += 1;
+            self.changes.record();
         }
         changed
     }
@@ -79,21 +144,18 @@ impl Shard {
     /// Whether [`Self::take_rows`] or [`Self::take_header`] has something to write.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        !self.dirty.is_empty()
-            || !self.removed.is_empty()
-            || self.gangs.has_changed()
-            || self.header_row() != self.header_taken
+        self.changes.has_rows() || self.gangs.has_changed() || self.header != self.header_taken
     }
 
     /// Discards the record of changed rows, for shards without a store.
     pub fn discard_changes(&mut self) {
-        self.removed.clear();
+        self.changes.removed.clear();
         if self.gangs.has_changed() {
             self.gangs.take_changed().for_each(drop);
         }
-        self.header_taken = self.header_row();
-        while let Some(at) = self.dirty.pop() {
-            self.workers.get_mut(at).dirty = false;
+        self.header_taken = self.header;
+        while let Some(at) = self.changes.dirty.pop() {
+            self.workers.get_mut(at).take_dirty();
         }
     }
 
@@ -107,7 +169,7 @@ impl Shard {
             self.put_row(at, out);
         }
         self.gangs.rows().for_each(|id| row::put_gang(out, id, true));
-        row::put_shard(out, &self.header_row());
+        row::put_shard(out, &self.header);
         None
     }
 
@@ -135,7 +197,7 @@ impl Shard {
         let unverified = worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
         let state = WorkerRowRef {
             registration: self.workers.registration(at),
-            version: worker.version,
+            version: worker.version(),
             idle_seq: worker.idle_seq,
             affinity: worker.affinity,
             deleted: worker.deleted,

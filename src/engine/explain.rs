@@ -91,7 +91,7 @@ impl Shard {
     ) -> Result<Arc<WorkerRegistration>, Option<PlacementFailure>> {
         let (unconstrained, until_ms) = (PlacementConstraints::default(), now_ms + needs_ms);
         let picked = match &self.shared {
-            None => self.pick_worker(affinity, self.fence_max + 1, until_ms, wants),
+            None => self.pick_worker(affinity, self.header.fence_max + 1, until_ms, wants),
             Some(_) => {
                 let picked = self.select_share(wants.unwrap_or(&unconstrained), until_ms);
                 picked.map(|(worker, _)| worker).map_err(EngineReply::NotPlaced)

@@ -52,6 +52,7 @@ pub use claims::timestamps::ClaimTimestamps;
 pub use counters::{LifecycleCounters, ShardCounters};
 pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};
 pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, ReportedClaim};
+pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
 pub use placement::reservations::EvictionPolicy;
 pub use replay::{ResumePoint, ShardReplay};

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 
 use super::NIL;
+use super::accounting::WorkerUse;
 use super::claims::timestamps::ClaimTimestamps;
 use super::claims::{Claim, DisclosureFlags};
+use super::dirty_rows::ChangeLog;
 use super::event::ClaimHandle;
-use super::shard::{Shard, ShardHeader, saturating_millis};
+use super::shard::{Shard, saturating_millis};
 use super::shard_config::ShardConfig;
 use super::workers::conditions::notes;
 use crate::limits;
@@ -118,7 +120,8 @@ impl ShardReplay {
         };
         let hot = self.shard.workers.get_mut(at);
         hot.usage_index = usage_index;
-        (hot.version, hot.idle_seq, hot.affinity, hot.deleted) = (row.version, row.idle_seq, row.affinity, row.deleted);
+        hot.restore_version(row.version);
+        (hot.idle_seq, hot.affinity, hot.deleted) = (row.idle_seq, row.affinity, row.deleted);
         hot.lookup_flags = 0;
         hot.unschedulable_bits = u8::try_from(row.unschedulable_bits)
             .ok()
@@ -130,7 +133,7 @@ impl ShardReplay {
                 )
             })?;
         if row.deleted {
-            self.shard.accounting.remove_worker(usage_index);
+            self.shard.accounting.remove_idle(usage_index);
         }
         self.vouched.resize(self.vouched.len().max(at as usize + 1), 0);
         self.vouched[at as usize] = row.vouched;
@@ -152,8 +155,7 @@ impl ShardReplay {
             return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));
         }
         if !row.claims.is_empty() {
-            self.shard.accounting.mark_held(self.shard.workers.get(at).usage_index);
-            self.shard.busy += 1;
+            self.shard.accounting.occupy_idle(self.shard.workers.get(at).usage_index);
         }
         // The first in the row is the head of the list, so it is linked last.
         row.claims.iter().rev().try_for_each(|claim| self.claim(at, claim))
@@ -220,8 +222,7 @@ impl ShardReplay {
             (std::mem::replace(&mut hot.claim, NIL), hot.usage_index, hot.deleted)
         };
         if claim != NIL {
-            self.shard.accounting.mark_free(usage_index);
-            self.shard.busy -= 1;
+            self.shard.accounting.vacate(usage_index, 0);
         }
         let mut next = claim;
         while next != NIL {
@@ -232,28 +233,24 @@ impl ShardReplay {
             self.shard.claims.remove(claim);
         }
         if !deleted {
-            self.shard.accounting.remove_worker(usage_index);
+            self.shard.accounting.remove_idle(usage_index);
         }
     }
 
     /// Restores the shard's own row, and decides whether the stop before this start may have lost claims.
     fn resume_header(&mut self, resume: ResumePoint) {
         let (shard, header) = (&mut self.shard, &self.header);
-        shard.seq = resume.seq;
+        shard.changes = ChangeLog::starting_at(resume.seq);
         shard.header_taken = *header;
-        shard.fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(header.fence_max, Fence::max);
+        let fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(header.fence_max, Fence::max);
+        shard.header = ShardRow { fence_max, ..*header };
         // The record of a claim in this range may be lost; later ones are of this owner. Earlier ones are of an owner
         // before the last, and what the last one granted for their keys may be lost too.
-        let from = (shard.fence_max.max(resume.previous_fence_floor) + 1).min(resume.fence_floor + 1);
+        let from = (fence_max.max(resume.previous_fence_floor) + 1).min(resume.fence_floor + 1);
         shard.lost_tail = from..resume.fence_floor + 1;
-        shard.header = ShardHeader {
-            memory_acks: header.memory_acks,
-            reserve_ms: header.reserve_ms,
-            unclean_stops: header.unclean_stops,
-        };
         if header.memory_acks && !resume.restarted {
             shard.header.unclean_stops += 1;
-            shard.seq += 1;
+            shard.changes.record();
         }
     }
 
@@ -302,24 +299,18 @@ impl ShardReplay {
         let mut present: Vec<u32> = Vec::new();
         for worker in shard.workers.iter_from(0) {
             let hot = shard.workers.get(worker);
-            if hot.version > at {
-                self.first_error.get_or_insert(format!("V1: a row has version {}, the shard {at}", hot.version));
+            if hot.version() > at {
+                self.first_error.get_or_insert(format!("V1: a row has version {}, the shard {at}", hot.version()));
             }
             if hot.deleted {
-                tombstones.push((hot.version, worker));
+                tombstones.push((hot.version(), worker));
                 continue;
             }
-            shard.worker_count += 1;
             present.push(worker);
-            shard.unschedulable.add(hot.unschedulable_bits);
-            shard.unschedulable_version += 1;
-            if hot.claim == NIL {
-                if hot.unschedulable_bits == 0 {
-                    idle.push((hot.idle_seq, worker));
-                } else {
-                    shard.accounting.mark_unschedulable(hot.usage_index);
-                    shard.unschedulable.add_unclaimed(hot.unschedulable_bits);
-                }
+            let usage = if hot.claim == NIL { WorkerUse::Idle } else { WorkerUse::Busy };
+            shard.accounting.change_reasons(hot.usage_index, usage, 0, hot.unschedulable_bits);
+            if hot.usage() == WorkerUse::Idle {
+                idle.push((hot.idle_seq, worker));
             }
         }
         shard.drained = shard.workers.iter_from(0).filter(|&at| shard.is_drained(at)).collect();
@@ -341,7 +332,7 @@ impl ShardReplay {
                 shard.start_state_timer(handle, now_ms);
             }
         }
-        match self.first_error.or_else(|| self.shard.check().err()) {
+        match self.first_error.or_else(|| self.shard.check().err().map(|violation| violation.to_string())) {
             None => Ok(self.shard),
             Some(error) => Err((error, Box::new(self.shard))),
         }

@@ -42,7 +42,7 @@ impl Shard {
     /// Sequence number of the last change.
     #[must_use]
     pub const fn seq(&self) -> Seq {
-        self.seq
+        self.changes.seq()
     }
 
     /// Number of idle workers: what the router may know.
@@ -60,7 +60,7 @@ impl Shard {
     /// Number of workers with claims.
     #[must_use]
     pub const fn busy(&self) -> usize {
-        self.busy
+        self.accounting.busy()
     }
 
     /// Number of live claims that are not active yet.
@@ -78,25 +78,25 @@ impl Shard {
     /// Number of workers that are not deleted.
     #[must_use]
     pub const fn workers(&self) -> usize {
-        self.worker_count
+        self.accounting.workers()
     }
 
     /// Number of unschedulable workers, by reason.
     #[must_use]
     pub const fn unschedulable(&self) -> UnschedulableSummary {
-        self.unschedulable
+        *self.accounting.unschedulable()
     }
 
     /// Version that advances with every change of [`Self::unschedulable`].
     #[must_use]
     pub const fn unschedulable_version(&self) -> u64 {
-        self.unschedulable_version
+        self.accounting.unschedulable_version()
     }
 
     /// Statistics since the shard was created or loaded.
     #[must_use]
     pub const fn counters(&self) -> ShardCounters {
-        self.counters
+        ShardCounters { worker_updates: self.changes.worker_updates(), ..self.counters }
     }
 
     /// Usage by capacity vector.
@@ -374,7 +374,7 @@ impl Shard {
         let claims = claims.filter_map(|handle| Some((self.claims.get(handle)?.id.clone(), self.grant(handle)?)));
         WorkerSnapshot {
             registration: Arc::clone(self.workers.registration(at)),
-            version: worker.version,
+            version: worker.version(),
             conditions: self.conditions(at),
             claims: claims.collect(),
         }

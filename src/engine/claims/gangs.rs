@@ -86,7 +86,7 @@ impl Shard {
                     _ => self.gangs.committed.remove(&id),
                 };
                 if changed {
-                    self.seq += 1;
+                    self.changes.record();
                     self.gangs.changed.insert(id);
                 }
                 EngineReply::Released

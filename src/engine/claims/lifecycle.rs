@@ -204,14 +204,10 @@ impl Shard {
         let worker = self.workers.get_mut(claim.worker);
         let has_notes = worker.lookup_flags & notes::CLAIM_NOTES != 0;
         if worker.claim == NIL {
-            worker.idle_seq = self.seq + 1;
-            self.accounting.mark_free(worker.usage_index);
-            self.busy -= 1;
-            let (reasons, usage_index) = (worker.unschedulable_bits, worker.usage_index);
+            worker.idle_seq = self.changes.seq() + 1;
+            let reasons = worker.unschedulable_bits;
+            self.accounting.vacate(worker.usage_index, reasons);
             if reasons != 0 {
-                self.accounting.mark_unschedulable(usage_index);
-                self.unschedulable.add_unclaimed(reasons);
-                self.unschedulable_version += 1;
                 self.note_drained(claim.worker);
             } else {
                 self.idle_queue.push(self.workers.hot_mut(), claim.worker);

@@ -12,6 +12,7 @@ use std::cell::Cell;
 
 use super::idle_queue::splitmix64;
 use crate::engine::NIL;
+use crate::engine::invariants::InvariantViolation;
 use crate::model::Millis;
 
 /// End of life of a worker that has none.
@@ -200,18 +201,20 @@ impl ExpiryForest {
     ///
     /// # Errors
     /// The first violated invariant.
-    pub fn check(&self, tree: ExpiryTree) -> Result<(), String> {
+    pub fn check(&self, tree: ExpiryTree) -> Result<(), InvariantViolation> {
         let all = self.all(tree);
         let key = |at: u32| (self.nodes[at as usize].key, at);
         if !all.is_sorted_by_key(|&at| key(at)) || all.len() != self.len(tree) {
-            return Err(format!("Q1: {} of {} workers are in the order of their keys", all.len(), self.len(tree)));
+            return Err(
+                format!("Q1: {} of {} workers are in the order of their keys", all.len(), self.len(tree)).into()
+            );
         }
         for &at in &all {
             let mut expected = self.nodes[at as usize];
             self.pull_node(&mut expected);
             let node = &self.nodes[at as usize];
             if (expected.size, expected.latest_ms) != (node.size, node.latest_ms) {
-                return Err(format!("Q1: the tree node of worker {at} has wrong bounds"));
+                return Err(format!("Q1: the tree node of worker {at} has wrong bounds").into());
             }
         }
         Ok(())

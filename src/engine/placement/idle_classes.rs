@@ -29,6 +29,7 @@ use super::constraints::{PlacementConstraints, node_hash};
 use super::expiries::{ExpiryForest, ExpiryTree, NEVER, SearchDirection};
 use super::idle_queue::{order_key, splitmix64};
 use crate::engine::NIL;
+use crate::engine::invariants::InvariantViolation;
 use crate::engine::workers::Worker;
 use crate::limits;
 use crate::model::{Fence, Millis, PlacementPolicy, WorkerRegistration, WorkerSpec};
@@ -343,13 +344,15 @@ impl IdleClasses {
     ///
     /// # Errors
     /// The first violated invariant.
-    pub fn check(&self, workers: &[Worker], ends: &ExpiryForest) -> Result<(), String> {
+    pub fn check(&self, workers: &[Worker], ends: &ExpiryForest) -> Result<(), InvariantViolation> {
         let mut total = 0;
         for (at, class) in self.classes.iter().enumerate() {
             let idle: Vec<u32> = self.all(class).collect();
             total += idle.len();
             if idle.len() != class.idle as usize {
-                return Err(format!("Q1: class {at} counts {} idle workers and holds {}", class.idle, idle.len()));
+                return Err(
+                    format!("Q1: class {at} counts {} idle workers and holds {}", class.idle, idle.len()).into()
+                );
             }
             let worker = |at: u32| &workers[at as usize];
             let is_stray = |&&member: &&u32| {
@@ -360,25 +363,27 @@ impl IdleClasses {
                 !(same && worker(member).idle && self.links[member as usize].class == at as u32)
             };
             if let Some(&stray) = idle.iter().find(is_stray) {
-                return Err(format!("Q1: worker {} is not idle in class {at}", worker(stray).registration().spec.id));
+                return Err(
+                    format!("Q1: worker {} is not idle in class {at}", worker(stray).registration().spec.id).into()
+                );
             }
             if let Some(&stray) = idle.iter().find(|&&member| self.expiries.ends_ms(member) != ends.ends_ms(member)) {
-                return Err(format!("Q1: worker {} has two ends of life", worker(stray).registration().spec.id));
+                return Err(format!("Q1: worker {} has two ends of life", worker(stray).registration().spec.id).into());
             }
             self.expiries.check(class.expiring)?;
             let listed = idle[..idle.len() - self.expiries.len(class.expiring)].windows(2);
             let ordered = listed.into_iter().all(|pair| worker(pair[0]).idle_seq >= worker(pair[1]).idle_seq);
             if self.policy != PlacementPolicy::Random && !ordered {
-                return Err(format!("Q1: class {at} is not in the order of becoming idle"));
+                return Err(format!("Q1: class {at} is not in the order of becoming idle").into());
             }
             let members = self.links.iter().filter(|link| link.class == at as u32).count();
             if members != class.members as usize {
-                return Err(format!("Q1: class {at} counts {} members and has {members}", class.members));
+                return Err(format!("Q1: class {at} counts {} members and has {members}", class.members).into());
             }
         }
         let idle = workers.iter().filter(|worker| worker.idle).count();
         if total != idle {
-            return Err(format!("Q1: {idle} workers are idle, the classes hold {total}"));
+            return Err(format!("Q1: {idle} workers are idle, the classes hold {total}").into());
         }
         Ok(())
     }

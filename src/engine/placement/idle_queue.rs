@@ -23,6 +23,7 @@ use super::constraints::PlacementConstraints;
 use super::expiries::{ExpiryForest, ExpiryTree, NEVER, SearchDirection};
 use super::idle_classes::IdleClasses;
 use crate::engine::NIL;
+use crate::engine::invariants::InvariantViolation;
 use crate::engine::workers::Worker;
 use crate::model::{Fence, Millis, PlacementPolicy, Seq};
 
@@ -235,7 +236,7 @@ impl IdleQueue {
     ///
     /// # Errors
     /// The first violated invariant.
-    pub fn check(&self, workers: &[Worker]) -> Result<(), String> {
+    pub fn check(&self, workers: &[Worker]) -> Result<(), InvariantViolation> {
         self.expiries.check(self.expiring)?;
         self.classes.as_ref().map_or(Ok(()), |classes| classes.check(workers, &self.expiries))
     }

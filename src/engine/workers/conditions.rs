@@ -139,22 +139,15 @@ impl Shard {
         if before == after {
             return;
         }
+        let usage = worker.usage();
         worker.unschedulable_bits = after;
-        let (is_unclaimed, usage_index) = (worker.claim == NIL, worker.usage_index);
+        let (usage_index, is_unclaimed) = (worker.usage_index, worker.claim == NIL);
         self.capacity_epoch += u64::from(after == 0);
-        self.unschedulable.remove(before);
-        self.unschedulable.add(after);
-        if is_unclaimed {
-            self.unschedulable.remove_unclaimed(before);
-            self.unschedulable.add_unclaimed(after);
-        }
-        self.unschedulable_version += 1;
+        self.accounting.change_reasons(usage_index, usage, before, after);
         if is_unclaimed && before == 0 {
             self.idle_queue.remove(self.workers.hot_mut(), at);
-            self.accounting.mark_unschedulable(usage_index);
         } else if is_unclaimed && after == 0 {
-            self.accounting.mark_schedulable(usage_index);
-            self.workers.get_mut(at).idle_seq = self.seq + 1;
+            self.workers.get_mut(at).idle_seq = self.changes.seq() + 1;
             self.idle_queue.push(self.workers.hot_mut(), at);
         }
         self.note_drained(at);
@@ -225,7 +218,7 @@ impl Shard {
         for at in cleared_workers {
             self.mark_verified(at);
         }
-        EngineReply::Cleared { cleared: cleared as u64, suspect: self.unschedulable.by_reason.suspect }
+        EngineReply::Cleared { cleared: cleared as u64, suspect: self.accounting.unschedulable().by_reason.suspect }
     }
 
     /// Remaining quarantine of a worker: claims that the last stop may have lost can still be started.

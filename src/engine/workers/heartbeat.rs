@@ -186,7 +186,7 @@ impl Shard {
     /// Number of unverified workers, which may report lost claims.
     #[must_use]
     pub const fn unverified(&self) -> usize {
-        if self.shared.is_some() { 0 } else { self.unschedulable.unverified as usize }
+        if self.shared.is_some() { 0 } else { self.accounting.unschedulable().unverified as usize }
     }
 
     /// Time for which a claim lost by the last stop may still be started, if that stop may have lost claims that can
@@ -252,7 +252,7 @@ impl Shard {
         });
         self.occupy_worker(at, claim);
         self.start_state_timer(ClaimHandle { claim, worker: at, fence }, now_ms);
-        self.fence_max = self.fence_max.max(fence);
+        self.header.fence_max = self.header.fence_max.max(fence);
         self.counters.lifecycle.adopted += 1;
         self.record_change(at);
         effects.push(Effect::ClaimAdopted { id: report.id, place: ClaimHandle { claim, worker: at, fence } });
@@ -261,17 +261,15 @@ impl Shard {
     /// Assigns an unclaimed worker to a claim, schedulable or not.
     fn occupy_worker(&mut self, at: u32, claim: u32) {
         let worker = self.workers.get_mut(at);
+        assert!(worker.claim == NIL && !worker.deleted, "L2: a claim is readopted on a worker that is not free for it");
         worker.claim = claim;
         let (usage_index, reasons) = (worker.usage_index, worker.unschedulable_bits);
         if reasons == 0 {
             self.idle_queue.remove(self.workers.hot_mut(), at);
+            self.accounting.occupy_idle(usage_index);
         } else {
-            self.accounting.mark_schedulable(usage_index);
-            self.unschedulable.remove_unclaimed(reasons);
-            self.unschedulable_version += 1;
+            self.accounting.occupy_unschedulable(usage_index, reasons);
             self.note_drained(at);
         }
-        self.accounting.mark_held(usage_index);
-        self.busy += 1;
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::NIL;
+use super::accounting::WorkerUse;
 use crate::limits;
 use crate::model::{Seq, WorkerId, WorkerRegistration};
 
@@ -20,7 +21,7 @@ pub struct Worker {
     /// Affinity of its last claim; 0: none.
     pub affinity: u64,
     /// Sequence number of its last change.
-    pub version: Seq,
+    version: Seq,
     /// Sequence number at which it became idle.
     pub idle_seq: Seq,
     /// Registration; none: the ordinal is free.
@@ -38,7 +39,7 @@ pub struct Worker {
     /// True if it is in the idle queue.
     pub idle: bool,
     /// True if its row changed since the journal last took it.
-    pub dirty: bool,
+    dirty: bool,
     /// True if it was deleted and its tombstone is kept.
     pub deleted: bool,
     /// Reasons why it is unschedulable ([`unschedulable_bits`](crate::model::unschedulable_bits)).
@@ -67,6 +68,37 @@ impl Worker {
             deleted: false,
             unschedulable_bits: 0,
             lookup_flags: 0,
+        }
+    }
+
+    /// Sequence number of its last change.
+    pub const fn version(&self) -> Seq {
+        self.version
+    }
+
+    /// Sets the version that the worker's row has.
+    pub const fn restore_version(&mut self, version: Seq) {
+        self.version = version;
+    }
+
+    /// Sets the version of a change. True if the worker's row was not dirty before.
+    pub fn mark_changed(&mut self, version: Seq) -> bool {
+        debug_assert!(version > self.version, "V1: a worker's version only grows");
+        self.version = version;
+        !std::mem::replace(&mut self.dirty, true)
+    }
+
+    /// Clears the dirty flag and returns whether it was set.
+    pub const fn take_dirty(&mut self) -> bool {
+        std::mem::replace(&mut self.dirty, false)
+    }
+
+    /// Use of the worker, as its capacity is accounted.
+    pub const fn usage(&self) -> WorkerUse {
+        match (self.claim, self.unschedulable_bits) {
+            (NIL, 0) => WorkerUse::Idle,
+            (NIL, _) => WorkerUse::Unschedulable,
+            _ => WorkerUse::Busy,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::NIL;
+use crate::engine::accounting::WorkerUse;
 use crate::engine::effect::{Effect, EngineReply, WorkerSnapshot};
 use crate::engine::event::ReportedClaim;
 use crate::engine::shard::Shard;
@@ -98,10 +98,9 @@ impl Shard {
         let usage_index = self.accounting.add_worker(&spec.capacity);
         let at = self.workers.insert(Arc::new(WorkerRegistration { spec }), usage_index);
         self.idle_queue.resize_buckets(self.workers.hot_mut());
-        self.workers.get_mut(at).idle_seq = self.seq + 1;
+        self.workers.get_mut(at).idle_seq = self.changes.seq() + 1;
         self.idle_queue.push(self.workers.hot_mut(), at);
         self.index_worker(at, None);
-        self.worker_count += 1;
         self.capacity_epoch += 1;
         self.record_change(at);
         if now_ms < self.quarantine_until_ms {
@@ -112,27 +111,13 @@ impl Shard {
     }
 
     fn replace_registration(&mut self, at: u32, spec: WorkerSpec) {
-        let (usage_index, busy, unschedulable) = {
-            let worker = self.workers.get(at);
-            (worker.usage_index, worker.claim != NIL, worker.unschedulable_bits != 0)
-        };
+        let worker = self.workers.get(at);
+        let (usage_index, usage) = (worker.usage_index, worker.usage());
         if self.accounting.usage(usage_index).capacity != spec.capacity {
-            if busy {
-                if self.shared.is_none() {
-                    self.retain_promised_capacity(at, &spec.capacity);
-                }
-                self.accounting.mark_free(usage_index);
-            } else if unschedulable {
-                self.accounting.mark_schedulable(usage_index);
+            if usage == WorkerUse::Busy && self.shared.is_none() {
+                self.retain_promised_capacity(at, &spec.capacity);
             }
-            self.accounting.remove_worker(usage_index);
-            let usage_index = self.accounting.add_worker(&spec.capacity);
-            if busy {
-                self.accounting.mark_held(usage_index);
-            } else if unschedulable {
-                self.accounting.mark_unschedulable(usage_index);
-            }
-            self.workers.get_mut(at).usage_index = usage_index;
+            self.workers.get_mut(at).usage_index = self.accounting.change_capacity(usage_index, &spec.capacity, usage);
         }
         let before = self.shared.is_some().then(|| self.workers.registration(at).spec.capacity.clone());
         if let Some(gpu) = before.as_ref().and_then(|before| before.gpu.as_ref())
@@ -174,11 +159,9 @@ impl Shard {
         worker.deleted = true;
         if reasons == 0 {
             self.idle_queue.remove(self.workers.hot_mut(), at);
+            self.accounting.remove_idle(usage_index);
         } else {
-            self.accounting.mark_schedulable(usage_index);
-            self.unschedulable.remove(reasons);
-            self.unschedulable.remove_unclaimed(reasons);
-            self.unschedulable_version += 1;
+            self.accounting.remove_unschedulable(usage_index, reasons);
             self.note_drained(at);
         }
         if reasons & unschedulable_bits::RESERVED != 0 {
@@ -186,10 +169,8 @@ impl Shard {
         }
         self.idle_queue.forget(at);
         self.unindex_worker(at);
-        self.accounting.remove_worker(usage_index);
         self.liveness.forget(at);
         self.liveness_timers.cancel(at);
-        self.worker_count -= 1;
         self.record_change(at);
     }
 
@@ -202,6 +183,6 @@ impl Shard {
     pub(in crate::engine) fn queue_row_removal(&mut self, at: u32) {
         self.record_change(at);
         let registration = self.workers.remove(at);
-        self.removed.push(registration.spec.id.clone());
+        self.changes.record_removal(registration.spec.id.clone());
     }
 }

@@ -21,6 +21,7 @@ use super::free_resources::{
 use super::index_node::{FreeBounds, life_bound};
 use super::total_free::FleetTotals;
 use crate::engine::NIL;
+use crate::engine::invariants::InvariantViolation;
 use crate::engine::placement::expiries::{ExpiryForest, ExpiryTree, NEVER, SearchDirection};
 use crate::limits;
 use crate::model::{Millis, WorkerCapacity};
@@ -472,7 +473,7 @@ impl FleetIndex {
     ///
     /// # Errors
     /// The first violated invariant.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), InvariantViolation> {
         let offered = self.slots.iter().flatten().filter(|slot| slot.group != NIL).count();
         let mut grouped = 0;
         for (at, slot) in self.slots.iter().enumerate() {
@@ -480,7 +481,7 @@ impl FleetIndex {
             let mut gpus: GpuMillis = slot.gpus.iter().copied().collect();
             gpus.sort_unstable_by(|first, second| second.cmp(first));
             if gpus != self.free(at as u32).gpus {
-                return Err(format!("L1: worker {at} has free GPUs {:?} and is indexed by {gpus:?}", slot.gpus));
+                return Err(format!("L1: worker {at} has free GPUs {:?} and is indexed by {gpus:?}", slot.gpus).into());
             }
         }
         for order in &self.orders {
@@ -492,10 +493,10 @@ impl FleetIndex {
                 let mut members = group.members.iter().copied().chain(self.expiries.all(group.expiring));
                 let has_stray = members.any(|member| self.slot(member).group != at);
                 if last.is_some_and(|last| last >= key) || has_stray || self.members(group) == 0 {
-                    violation = Some(format!("Q1: group {at} of {:?} is out of order", group.free));
+                    violation = Some(format!("Q1: group {at} of {:?} is out of order", group.free).into());
                 }
                 if group.latest != self.latest(group) {
-                    violation = Some(format!("Q1: group {at} of {:?} has a wrong latest end", group.free));
+                    violation = Some(format!("Q1: group {at} of {:?} has a wrong latest end", group.free).into());
                 }
                 if let Err(error) = self.expiries.check(group.expiring) {
                     violation = Some(error);
@@ -507,7 +508,7 @@ impl FleetIndex {
         let workers = (0..).zip(&self.slots).filter(|(_, slot)| slot.as_ref().is_some_and(|slot| slot.group != NIL));
         self.totals.check(workers.map(|(at, _)| self.free(at)))?;
         if grouped != offered {
-            return Err(format!("Q1: {offered} workers are offered, {grouped} are in groups"));
+            return Err(format!("Q1: {offered} workers are offered, {grouped} are in groups").into());
         }
         Ok(())
     }

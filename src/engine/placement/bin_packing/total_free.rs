@@ -6,6 +6,7 @@ use super::fleet::FleetIndex;
 use super::free_index::FreeIndex;
 use super::free_resources::{FreeResources, NO_MODEL};
 use super::index_node::FreeBounds;
+use crate::engine::invariants::InvariantViolation;
 use crate::model::WorkerCapacity;
 
 /// Sum of the resources of some workers.
@@ -70,13 +71,13 @@ impl FleetTotals {
     ///
     /// # Errors
     /// Both sums, if they differ.
-    pub fn check<'a>(&self, workers: impl Iterator<Item = &'a FreeResources>) -> Result<(), String> {
+    pub fn check<'a>(&self, workers: impl Iterator<Item = &'a FreeResources>) -> Result<(), InvariantViolation> {
         let mut fresh = Self { sums: [ResourceTotals::default(); 2], gpus: vec![FreeGpus::default(); self.gpus.len()] };
         workers.for_each(|free| fresh.add(free));
         if (fresh.sums, &fresh.gpus) == (self.sums, &self.gpus) {
             return Ok(());
         }
-        Err(format!("L1: free resources sum to {fresh:?}, counted is {self:?}"))
+        Err(format!("L1: free resources sum to {fresh:?}, counted is {self:?}").into())
     }
 }
 
