@@ -66,6 +66,7 @@ impl AccountingAudit {
                 self.mismatched += u64::from(!shard.is_worker_consistent(at));
             }
         }
+        assert!(self.pass_start_seq <= shard.seq(), "V1: the sequence number of a shard went back");
         (self.cursor, self.audited_seq) = (0, self.pass_start_seq);
         self.mismatched_last_pass = std::mem::take(&mut self.mismatched);
     }

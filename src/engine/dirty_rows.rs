@@ -102,6 +102,7 @@ impl Shard {
             }
         }
         (self.changes.dirty, self.changes.removed) = (dirty, removed);
+        debug_assert!(!self.changes.has_rows(), "V1: a taken row is still marked as changed");
         let mut rows = rows;
         for (id, there) in self.gangs.take_changed() {
             rows += 1;
@@ -194,7 +195,9 @@ impl Shard {
             next = self.shared.as_ref().map_or(NIL, |shared| shared.next_claim(next));
         }
         let life = self.liveness.get(at);
+        assert!(claims.len() <= crate::limits::WORKER_CLAIMS_MAX as usize, "L2: a row has more claims than the limit");
         let unverified = worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
+        debug_assert!(self.header.unclean_stops >= u64::from(unverified), "V1: a worker is unverified without a stop");
         let state = WorkerRowRef {
             registration: self.workers.registration(at),
             version: worker.version(),

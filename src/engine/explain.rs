@@ -123,6 +123,8 @@ impl Shard {
                 self.survey_worker(at, wants, now_ms + needs_ms, &mut survey);
             }
         }
+        let counted = survey.fits + survey.filtered.iter().sum::<u64>();
+        debug_assert_eq!(counted, survey.workers, "N1: each worker fits or is filtered for one reason");
         (survey, (end < self.workers.ordinals()).then_some(end))
     }
 

@@ -150,6 +150,7 @@ impl ShardReplay {
 
     fn claims(&mut self, at: u32, row: &WorkerRow) -> Result<(), String> {
         let id = || self.shard.workers.registration(at).spec.id.clone();
+        assert_eq!(self.shard.workers.get(at).claim, NIL, "V1: a replaced row keeps its claims");
         let limit = if self.shard.shared.is_some() { limits::WORKER_CLAIMS_MAX as usize } else { 1 };
         if row.claims.len() > limit || (row.deleted && !row.claims.is_empty()) {
             return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));

@@ -63,14 +63,17 @@ impl TimerWheel {
     pub fn cancel(&mut self, id: u32) {
         let Some(node) = self.nodes.get(id as usize).copied().filter(|node| node.bucket != NO_BUCKET) else { return };
         if node.prev == NIL {
+            debug_assert_eq!(self.heads[node.bucket as usize], id, "the first node is not the head of its bucket");
             self.heads[node.bucket as usize] = node.next;
             if node.next == NIL {
                 self.occupied[node.bucket as usize / SLOTS] &= !(1 << (node.bucket as usize % SLOTS));
             }
         } else {
+            debug_assert_eq!(self.nodes[node.prev as usize].next, id, "the previous node links another one");
             self.nodes[node.prev as usize].next = node.next;
         }
         if node.next != NIL {
+            debug_assert_eq!(self.nodes[node.next as usize].prev, id, "the next node links another one");
             self.nodes[node.next as usize].prev = node.prev;
         }
         self.nodes[id as usize] = IDLE_NODE;
@@ -84,8 +87,10 @@ impl TimerWheel {
                 return None;
             };
             self.now = self.now.max(at);
+            debug_assert!(self.heads[bucket] != NIL, "an occupied bucket is empty");
             if bucket < SLOTS {
                 let id = self.heads[bucket];
+                debug_assert_eq!(self.nodes[id as usize].deadline, at, "a deadline fires early or late");
                 self.cancel(id);
                 return Some(id);
             }
@@ -109,6 +114,12 @@ impl TimerWheel {
         let level = (highest / SLOT_BITS).min(LEVELS - 1);
         let slot = (deadline >> (level * SLOT_BITS)) as usize % SLOTS;
         let bucket = level * SLOTS + slot;
+        debug_assert!(deadline >= self.now, "a deadline is linked behind the wheel");
+        debug_assert!(
+            level == 0 || slot != (self.now >> (level * SLOT_BITS)) as usize % SLOTS,
+            "a deadline is linked into the current slot of a higher level"
+        );
+        debug_assert_eq!(self.nodes[id as usize].bucket, NO_BUCKET, "a deadline is linked twice");
         let next = std::mem::replace(&mut self.heads[bucket], id);
         if next != NIL {
             self.nodes[next as usize].prev = id;

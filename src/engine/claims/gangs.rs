@@ -34,7 +34,8 @@ impl GangTable {
 
     /// Marks a claim as provisional.
     pub fn add_member(&mut self, claim: u32, gang: GangRef) {
-        self.members.insert(claim, gang);
+        let before = self.members.insert(claim, gang);
+        debug_assert!(before.is_none(), "G1: a claim joins a second gang");
     }
 
     /// Ends the provisional state of a claim.
@@ -110,6 +111,7 @@ impl Shard {
                     committed.extend(self.grant(handle).map(|grant| (id, grant)));
                 }
                 self.end_batch();
+                debug_assert!(self.gang_members(id).is_empty(), "G1: a committed gang has provisional members");
                 EngineReply::Committed(committed)
             }
         }

@@ -203,6 +203,7 @@ impl Shard {
         self.timers.cancel(handle.claim);
         let worker = self.workers.get_mut(claim.worker);
         let has_notes = worker.lookup_flags & notes::CLAIM_NOTES != 0;
+        debug_assert!(!worker.idle, "Q1: a worker is idle while its claim ends");
         if worker.claim == NIL {
             worker.idle_seq = self.changes.seq() + 1;
             let reasons = worker.unschedulable_bits;
@@ -220,6 +221,9 @@ impl Shard {
             let ended_fence_max = &mut self.liveness.get_mut(claim.worker).ended_fence_max;
             *ended_fence_max = claim.fence.max(*ended_fence_max);
         }
+        debug_assert!(self.timers.get(handle.claim).is_none(), "L3: an ended claim keeps its deadline");
+        debug_assert!(!self.is_provisional(handle), "G1: an ended claim stays in its gang");
+        debug_assert!(!self.is_evicted(handle.claim), "Q12: an ended claim is still being evicted");
         self.record_change(claim.worker);
         let times = claim.times();
         effects.push(Effect::ClaimEnded { id: claim.id, fence: claim.fence, end, worker: claim.worker, times });

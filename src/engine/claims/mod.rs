@@ -169,10 +169,12 @@ impl ClaimSlab {
 
     /// Adds a claim and returns its ordinal.
     pub fn insert(&mut self, claim: Claim) -> u32 {
+        debug_assert!(claim.state != ClaimState::Lost, "L3: a lost claim is not live");
         self.len += 1;
         self.reserved += usize::from(claim.is_reserved());
         self.releasing += usize::from(claim.state == ClaimState::Releasing);
         if self.free_head == NIL {
+            assert!(self.entries.len() < NIL as usize, "L3: the ordinals of claims are exhausted");
             self.entries.push(SlabEntry::Live(claim));
             return (self.entries.len() - 1) as u32;
         }
@@ -181,6 +183,8 @@ impl ClaimSlab {
             unreachable!("L3: the free list contains free entries only")
         };
         self.free_head = next;
+        debug_assert!(next == NIL || (next as usize) < self.entries.len(), "L3: the free list leaves the slab");
+        debug_assert!(self.len <= self.entries.len(), "L2: more claims are live than have ordinals");
         at
     }
 
@@ -213,11 +217,14 @@ impl ClaimSlab {
     pub fn transition(&mut self, handle: ClaimHandle, state: ClaimState, activated_at_ms: Option<Millis>) {
         let Some(claim) = self.get_mut(handle) else { return };
         debug_assert!(state != ClaimState::Reserved, "L3: no claim becomes reserved again");
+        debug_assert!(state != ClaimState::Lost, "L3: a lost claim is removed and not kept");
+        debug_assert!(claim.state != ClaimState::Releasing, "L3: a claim in release changes its state");
         if std::mem::replace(&mut claim.state, state) == ClaimState::Reserved {
             claim.timestamps.end_reservation(activated_at_ms);
             self.reserved -= 1;
         }
         self.releasing += usize::from(state == ClaimState::Releasing);
+        debug_assert!(self.reserved + self.releasing <= self.len, "L2: a claim is counted in two states");
     }
 
     /// Removes the claim with this ordinal.
@@ -231,6 +238,7 @@ impl ClaimSlab {
         self.len -= 1;
         self.reserved -= usize::from(claim.is_reserved());
         self.releasing -= usize::from(claim.state == ClaimState::Releasing);
+        debug_assert!(self.reserved + self.releasing <= self.len, "L2: a claim is counted in two states");
         claim
     }
 

@@ -12,6 +12,7 @@ use crate::model::{ClaimSpec, ClaimState, GpuRequest, ResourceRequirements};
 
 /// Lowest `count` set bits of a GPU mask.
 fn lowest_bits(mask: u64, count: u32) -> u64 {
+    assert!(count <= mask.count_ones(), "L1: a resize keeps more GPUs than the claim holds");
     let mut lowest = 0;
     let mut remaining = mask;
     for _ in 0..count {
@@ -78,6 +79,9 @@ impl Shard {
                 claim.spec = Some(Arc::new(ClaimSpec { resources, granted_model, ..before }));
             }
             if let Some(shared) = &mut self.shared {
+                let own = self.claims.get(handle).and_then(|claim| claim.spec.as_ref()?.resources.gpu.as_ref());
+                let gpu_count = own.map_or(0, |gpu| gpu.count);
+                debug_assert_eq!(gpu_mask.count_ones(), gpu_count, "L1: a resize grants another number of GPUs");
                 shared.set_gpu_mask(handle.claim, gpu_mask);
                 self.recompute_free(at);
             }

@@ -119,12 +119,16 @@ impl ExpiryForest {
         let node = &mut self.nodes[at as usize];
         assert_eq!(node.size, 0, "Q1: a worker stands in one tree at most");
         *node = ExpiryNode { key, latest_ms: node.ends_ms, size: 1, ..ExpiryNode::outside(node.ends_ms) };
+        let before = self.len(*tree);
         tree.root = self.insert_below(tree.root, at);
+        debug_assert_eq!(self.len(*tree), before + 1, "Q1: an insertion changes the size of a tree by one");
     }
 
     /// Removes a worker that is in the tree.
     pub fn remove(&mut self, tree: &mut ExpiryTree, at: u32) {
+        let before = self.len(*tree);
         tree.root = self.remove_below(tree.root, at);
+        debug_assert_eq!(self.len(*tree) + 1, before, "Q1: a removal changes the size of a tree by one");
         self.nodes[at as usize] = ExpiryNode::outside(self.nodes[at as usize].ends_ms);
     }
 
@@ -256,6 +260,7 @@ impl ExpiryForest {
         if root == NIL {
             return at;
         }
+        debug_assert!(root != at, "Q1: a worker is inserted into a tree twice");
         if priority(at) > priority(root) {
             let (left, right) = self.split(root, at);
             (self.nodes[at as usize].left, self.nodes[at as usize].right) = (left, right);

@@ -169,17 +169,21 @@ impl IdleClasses {
         let links = &mut self.links;
         let IdleLink { class, prev, next } = links[at as usize];
         let class = &mut self.classes[class as usize];
+        debug_assert!(class.idle > 0, "Q1: a worker is removed from a class without idle ones");
         class.idle -= 1;
         if self.expiries.contains(at) {
             return self.expiries.remove(&mut class.expiring, at);
         }
         if self.policy == PlacementPolicy::Random {
+            debug_assert_eq!(class.unordered.get(prev as usize), Some(&at), "Q1: a position names another worker");
             class.unordered.swap_remove(prev as usize);
             if let Some(&moved) = class.unordered.get(prev as usize) {
                 links[moved as usize].prev = prev;
             }
             return;
         }
+        debug_assert!(prev != NIL || class.head == at, "Q1: the first worker is not the head of its class");
+        debug_assert!(next != NIL || class.tail == at, "Q1: the last worker is not the tail of its class");
         match prev {
             NIL => class.head = next,
             prev => links[prev as usize].next = next,
@@ -198,6 +202,7 @@ impl IdleClasses {
             return;
         }
         let members = &mut self.classes[class as usize].members;
+        assert!(*members > 0, "Q1: a worker leaves a class without members");
         *members -= 1;
         if *members > 0 || class == MIXED_CLASS {
             return;
@@ -208,6 +213,7 @@ impl IdleClasses {
             entry.remove();
         }
         self.unused.push(class);
+        debug_assert!(self.unused.len() < self.classes.len(), "Q1: more classes are unused than exist");
     }
 
     /// Class of a worker with this registration, which becomes a member.
@@ -225,7 +231,10 @@ impl IdleClasses {
                 let class = IdleClass::new(Some(Arc::clone(registration)), node);
                 let at = self.unused.pop().unwrap_or(self.classes.len() as u32);
                 match self.classes.get_mut(at as usize) {
-                    Some(unused) => *unused = class,
+                    Some(unused) => {
+                        assert_eq!(unused.members, 0, "Q1: a class with members is reused");
+                        *unused = class;
+                    }
                     None => self.classes.push(class),
                 }
                 let classes = &self.classes;

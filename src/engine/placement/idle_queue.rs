@@ -90,6 +90,10 @@ impl IdleQueue {
             self.head == NIL || workers[self.head as usize].idle_seq <= workers[at as usize].idle_seq,
             "Q1: workers become idle one after another"
         );
+        debug_assert!(
+            workers[at as usize].claim == NIL && workers[at as usize].unschedulable_bits == 0,
+            "Q1: a busy or unschedulable worker becomes idle"
+        );
         self.len += 1;
         workers[at as usize].idle = true;
         let ends_ms = self.expiries.ends_ms(at);
@@ -262,11 +266,14 @@ impl IdleQueue {
         let worker = &workers[at as usize];
         let (prev, next) = (worker.idle_prev, worker.idle_next);
         if self.policy == PlacementPolicy::Random {
+            debug_assert_eq!(self.unordered.get(prev as usize), Some(&at), "Q1: a position names another worker");
             self.unordered.swap_remove(prev as usize);
             if let Some(&moved) = self.unordered.get(prev as usize) {
                 workers[moved as usize].idle_prev = prev;
             }
         } else {
+            debug_assert!(prev != NIL || self.head == at, "Q1: the first worker is not the head of the queue");
+            debug_assert!(next != NIL || self.tail == at, "Q1: the last worker is not the tail of the queue");
             match prev {
                 NIL => self.head = next,
                 prev => workers[prev as usize].idle_next = next,
@@ -284,6 +291,7 @@ impl IdleQueue {
             return;
         }
         self.warm_buckets = vec![NIL; workers.len().next_power_of_two()];
+        assert!(self.warm_buckets.len().is_power_of_two(), "Q1: a mask selects the bucket");
         for at in self.oldest_first(workers) {
             self.warm_push(workers, at);
         }
@@ -333,6 +341,7 @@ impl IdleQueue {
         }
         let bucket = self.bucket(affinity);
         let next = std::mem::replace(&mut self.warm_buckets[bucket], at);
+        debug_assert!(next != at, "Q1: a worker is warm twice");
         workers[at as usize].warm_prev = NIL;
         workers[at as usize].warm_next = next;
         if next != NIL {
@@ -346,6 +355,7 @@ impl IdleQueue {
             return;
         }
         let (prev, next, bucket) = (worker.warm_prev, worker.warm_next, self.bucket(worker.affinity));
+        debug_assert!(prev != NIL || self.warm_buckets[bucket] == at, "Q1: the warmest worker is not the head");
         match prev {
             NIL => self.warm_buckets[bucket] = next,
             prev => workers[prev as usize].warm_next = next,

@@ -123,6 +123,7 @@ impl Shard {
             (None, true) => self.smallest_shortfall(wants, until_ms).map(|at| (at, Vec::new())),
         };
         let Some((at, victims)) = found else { return EngineReply::NotPlaced(PlacementFailure::Busy) };
+        debug_assert_eq!(self.workers.get(at).unschedulable_bits, 0, "Q12: an unschedulable worker is reserved");
         self.reservations.workers.insert(ticket, at);
         self.update_unschedulable(at, unschedulable_bits::RESERVED, 0);
         for handle in victims {
@@ -250,6 +251,8 @@ impl Shard {
     /// Evicts a claim: it is being released from now on.
     fn evict(&mut self, handle: ClaimHandle, releasing_ms: Millis, now_ms: Millis) {
         let Some(claim) = self.claims.get_mut(handle) else { return };
+        let is_preemptible = claim.spec.as_ref().is_some_and(|spec| spec.preemptible);
+        assert!(is_preemptible, "Q12: a claim is evicted that is not preemptible");
         (claim.confirmed, claim.term_ms) = (true, saturating_millis(releasing_ms));
         self.claims.transition(handle, ClaimState::Releasing, None);
         self.index_evictable(handle.claim);

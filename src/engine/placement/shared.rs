@@ -139,6 +139,7 @@ impl SharedCapacity {
 
     /// Unlinks the first claim of a worker whose row is replaced, and returns the next.
     pub fn unlink(&mut self, claim: u32, at: u32) -> u32 {
+        assert!(self.loads[at as usize].claims > 0, "L2: a claim is unlinked from a worker without claims");
         self.loads[at as usize].claims -= 1;
         self.links[claim as usize].next
     }
@@ -269,6 +270,7 @@ impl Shard {
         let pick = fleet.pick_among(request, *placement, fgd, &mut member);
         let found = pick.and_then(|pick| Some((pick.worker, fleet.allocation(request, pick)?)));
         self.shared = Some(shared);
+        debug_assert!(found.is_none_or(|(at, _)| self.is_offered(at)), "Q1: a withdrawn worker is picked");
         found
     }
 
@@ -335,7 +337,9 @@ impl Shard {
         if head != NIL {
             shared.links[head as usize].prev = claim;
         }
+        debug_assert!(head != claim, "L2: a claim is linked twice");
         shared.loads[at as usize].claims += 1;
+        debug_assert!(shared.loads[at as usize].claims <= limits::WORKER_CLAIMS_MAX, "L2: a worker exceeds its claims");
     }
 
     /// Detaches a claim from its worker and frees its resources. The worker's accounting is the caller's.
@@ -343,6 +347,10 @@ impl Shard {
         let freed = self.allocation_of(claim);
         let Some(shared) = &mut self.shared else { return };
         let ClaimLink { prev, next, .. } = shared.links[claim as usize];
+        debug_assert!(
+            prev != NIL || self.workers.get(at).claim == claim,
+            "L2: the first claim is not that of its worker"
+        );
         match prev {
             NIL => self.workers.get_mut(at).claim = next,
             prev => shared.links[prev as usize].next = next,
@@ -351,6 +359,7 @@ impl Shard {
             shared.links[next as usize].prev = prev;
         }
         let load = &mut shared.loads[at as usize];
+        debug_assert!(load.claims > 0, "L2: a claim is detached from a worker without claims");
         load.claims -= 1;
         if load.overcommitted {
             self.recompute_free(at);
@@ -402,7 +411,8 @@ impl Shard {
         let class_id = shared.fleet.free(at).class_id;
         shared.fleet.remove(at);
         shared.fleet.set_ends_ms(at, None);
-        shared.loads[at as usize] = WorkerLoad::default();
+        let load = std::mem::take(&mut shared.loads[at as usize]);
+        assert_eq!(load.claims, 0, "L2: a worker with claims is removed");
         if let Some(classes) = &mut shared.classes {
             classes.leave(class_id);
         }

@@ -61,6 +61,7 @@ impl WorkerClasses {
             (self.all.len() - 1) as u32
         });
         let representative = Some(Arc::clone(registration));
+        assert_eq!(self.all[at as usize].members, 0, "Q1: a class with members is reused");
         self.all[at as usize] = WorkerClass { representative, members: 1, last_query: (0, false) };
         let all = &self.all;
         let hash_of = |&at: &u32| all[at as usize].representative.as_ref().map_or(0, |known| class_hash(&known.spec));
@@ -74,6 +75,7 @@ impl WorkerClasses {
         if at == MIXED_CLASS {
             return;
         }
+        assert!(class.members > 0, "Q1: a worker leaves a class without members");
         class.members -= 1;
         if class.members == 0
             && let Some(representative) = class.representative.take()
@@ -82,6 +84,7 @@ impl WorkerClasses {
                 entry.remove();
             }
             self.unused.push(at);
+            debug_assert!(self.unused.len() < self.all.len(), "Q1: more classes are unused than exist");
         }
     }
 

@@ -113,7 +113,11 @@ impl UnschedulableSummary {
 
     /// Uncounts a worker that had these reasons.
     pub(in crate::engine) fn remove(&mut self, reasons: u8) {
-        unschedulable_bits::reasons(reasons).for_each(|reason| *self.by_reason.get_mut(reason) -= 1);
+        for reason in unschedulable_bits::reasons(reasons) {
+            let count = self.by_reason.get_mut(reason);
+            assert!(*count > 0, "W11: no worker is counted as {reason:?}");
+            *count -= 1;
+        }
         self.unverified -= u64::from(reasons & unschedulable_bits::UNVERIFIED != 0);
     }
 
@@ -124,7 +128,11 @@ impl UnschedulableSummary {
 
     /// Uncounts a worker with these reasons that gets a claim or leaves.
     pub(in crate::engine) fn remove_unclaimed(&mut self, reasons: u8) {
-        unschedulable_bits::reasons(reasons).take(1).for_each(|reason| *self.by_first_reason.get_mut(reason) -= 1);
+        if let Some(reason) = unschedulable_bits::reasons(reasons).next() {
+            let count = self.by_first_reason.get_mut(reason);
+            assert!(*count > 0, "W11: no worker without claims is counted as {reason:?}");
+            *count -= 1;
+        }
     }
 }
 
@@ -150,6 +158,7 @@ impl Shard {
             self.workers.get_mut(at).idle_seq = self.changes.seq() + 1;
             self.idle_queue.push(self.workers.hot_mut(), at);
         }
+        debug_assert_eq!(self.workers.get(at).idle, is_unclaimed && after == 0, "W1: idle, but busy or unschedulable");
         self.note_drained(at);
         if self.shared.is_some() {
             self.offer_if_schedulable(at);
@@ -315,6 +324,7 @@ impl Shard {
 
     /// Handles the deadlines of a worker that have passed.
     pub(in crate::engine) fn expire_worker<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        assert!(self.workers.is_used(at) && !self.workers.get(at).deleted, "W1: a deadline of a deleted worker fires");
         let due = |deadline: &mut Option<Millis>| deadline.take_if(|at| *at <= now_ms).is_some();
         let liveness = self.liveness.get_mut(at);
         let (silent, ended) = (due(&mut liveness.lost_at_ms), due(&mut liveness.ends_ms));
@@ -371,6 +381,7 @@ impl Shard {
         state: ClaimState,
         effects: &mut Vec<Effect<R>>,
     ) {
+        debug_assert!(matches!(state, ClaimState::Lost | ClaimState::Releasing), "L3: {state:?} is no final state");
         if self.is_provisional(handle) {
             // It was never disclosed.
             return;

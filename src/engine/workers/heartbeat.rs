@@ -89,6 +89,10 @@ impl Shard {
             self.handles_on(at).into_iter().map(|handle| (handle, false)).collect();
         // Sorted, so that a long report is matched by binary search.
         live.sort_unstable_by_key(|(handle, _)| handle.fence);
+        debug_assert!(
+            live.windows(2).all(|pair| pair[0].0.fence < pair[1].0.fence),
+            "L3: two claims of a worker have one fence"
+        );
         let (mut reports_live, mut pending) = (false, false);
         let mut stop: Vec<ReportedClaim> = Vec::new();
         for report in reports {
@@ -233,6 +237,8 @@ impl Shard {
     }
 
     fn adopt<R>(&mut self, at: u32, report: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        assert!(self.shared.is_none(), "L1: a claim is readopted without its resources");
+        assert!(self.lost_tail.contains(&report.fence), "L3: a claim with a record is readopted");
         for handle in self.handles_on(at) {
             self.end_claim(handle, EndReason::NotReported, effects);
             self.counters.lifecycle.not_reported += 1;

@@ -137,14 +137,17 @@ impl WorkerTable {
 
     /// Adds a worker whose id is not in the table.
     pub fn insert(&mut self, registration: Arc<WorkerRegistration>, usage_index: u32) -> u32 {
+        debug_assert!(self.find(&registration.spec.id).is_none(), "W1: two workers have one id");
         let hash = registration.spec.id.hash64();
         let worker = Worker::new(Some(registration), usage_index);
         let at = match self.free.pop() {
             Some(at) => {
+                assert!(!self.is_used(at), "W1: an ordinal in use is assigned again");
                 self.hot[at as usize] = worker;
                 at
             }
             None => {
+                assert!(self.ordinals() < NIL, "W1: the ordinals of workers are exhausted");
                 self.hot.push(worker);
                 (self.hot.len() - 1) as u32
             }
@@ -159,16 +162,16 @@ impl WorkerTable {
     /// Removes a worker and its id.
     pub fn remove(&mut self, at: u32) -> Arc<WorkerRegistration> {
         let registration = self.hot[at as usize].registration.take().expect("only a worker in the table is removed");
-        if let Ok(entry) = self.by_id.find_entry(registration.spec.id.hash64(), |&found| found == at) {
-            entry.remove();
-        }
+        let entry = self.by_id.find_entry(registration.spec.id.hash64(), |&found| found == at);
+        assert!(entry.map(|entry| entry.remove()).is_ok(), "W1: a worker is not indexed by its id");
         self.free.push(at);
+        debug_assert!(self.free.len() <= self.hot.len(), "W1: more ordinals are free than exist");
         registration
     }
 
     /// Replaces the registration of a worker; the id stays.
     pub fn set_registration(&mut self, at: u32, registration: Arc<WorkerRegistration>) {
-        debug_assert_eq!(self.registration(at).spec.id, registration.spec.id);
+        assert!(self.registration(at).spec.id == registration.spec.id, "W1: a registration moves to another worker");
         self.hot[at as usize].registration = Some(registration);
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::engine::NIL;
 use crate::engine::accounting::WorkerUse;
 use crate::engine::effect::{Effect, EngineReply, WorkerSnapshot};
 use crate::engine::event::ReportedClaim;
@@ -53,6 +54,7 @@ impl Shard {
             }
         };
         let Some(at) = at else { return EngineReply::ShardFull };
+        assert!(!self.workers.get(at).deleted, "W1: a registered worker is deleted");
         if created {
             self.set_expiry(at, ends_ms, now_ms);
         }
@@ -148,6 +150,7 @@ impl Shard {
         if self.tombstones.len() > limits::TOMBSTONES_MAX {
             self.drop_oldest_tombstone();
         }
+        debug_assert!(self.tombstones.len() <= limits::TOMBSTONES_MAX, "W1: more tombstones than the limit");
         EngineReply::Deleted { claims_lost }
     }
 
@@ -155,6 +158,7 @@ impl Shard {
     pub(in crate::engine) fn retire_worker<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
         self.end_all_claims(at, effects);
         let worker = self.workers.get_mut(at);
+        assert!(!worker.deleted && worker.claim == NIL, "W1: a worker is retired twice, or with a claim");
         let (reasons, usage_index) = (std::mem::take(&mut worker.unschedulable_bits), worker.usage_index);
         worker.deleted = true;
         if reasons == 0 {
@@ -181,6 +185,7 @@ impl Shard {
     }
 
     pub(in crate::engine) fn queue_row_removal(&mut self, at: u32) {
+        assert!(self.workers.get(at).deleted, "W1: the row of a live worker is removed");
         self.record_change(at);
         let registration = self.workers.remove(at);
         self.changes.record_removal(registration.spec.id.clone());

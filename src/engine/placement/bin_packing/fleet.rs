@@ -114,6 +114,7 @@ impl FleetIndex {
         class_id: u32,
         allocations: impl IntoIterator<Item = ResourceAllocation>,
     ) -> bool {
+        debug_assert!(!self.contains(at), "L1: a worker is added to the fleet twice");
         let model = capacity.gpu.as_ref().map_or(Some(NO_MODEL), |gpu| self.model(&gpu.model));
         let model = model.expect("the model of a worker is registered before the worker");
         let mut free = FreeResources { class_id, ..FreeResources::unallocated(capacity, model) };
@@ -369,6 +370,7 @@ impl FleetIndex {
 
     /// Adds a worker to the group of its free resources.
     fn join_group(&mut self, at: u32, free: FreeResources) {
+        debug_assert_eq!(self.slot(at).group, NIL, "Q1: a worker joins a second group");
         self.totals.add(&free);
         let fingerprint = free.fingerprint();
         let known = self.find(&free, fingerprint);
@@ -388,6 +390,7 @@ impl FleetIndex {
             return self.expiries.insert(&mut group.expiring, at, at.into());
         }
         let position = group.members.partition_point(|&member| member > at);
+        debug_assert!(group.members.get(position) != Some(&at), "Q1: a worker is a member twice");
         group.members.insert(position, at);
     }
 
@@ -426,6 +429,7 @@ impl FleetIndex {
         let generation = self.next_generation;
         match self.groups.get_mut(at as usize) {
             Some(group) => {
+                debug_assert!(group.members.is_empty() && group.expiring.is_empty(), "Q1: a group in use is reused");
                 (group.free, group.zorder_key, group.fingerprint, group.latest, group.generation) =
                     (free, zorder_key, fingerprint, latest, generation);
             }
@@ -466,6 +470,7 @@ impl FleetIndex {
             entry.remove();
         }
         self.unused.push(index);
+        debug_assert!(self.unused.len() <= self.groups.len(), "Q1: more groups are unused than exist");
         free
     }
 

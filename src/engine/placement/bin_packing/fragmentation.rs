@@ -103,6 +103,7 @@ impl ModelDemand {
     /// GPU thousandths that are of no use: those that a request of the mix cannot use on average, and those for which
     /// cores are missing. GPUs are sorted, largest first.
     fn fragmented_milli(&self, cpu_milli: u64, gpus: &[u16]) -> f64 {
+        debug_assert!(gpus.is_sorted_by(|first, second| first >= second), "L1: free GPUs are out of order");
         let free: u32 = gpus.iter().map(|&milli| u32::from(milli)).sum();
         if free == 0 {
             return 0.0;
@@ -266,6 +267,7 @@ fn steps(growth: f64) -> i32 {
 
 /// Smallest growth of fragmentation in steps, and the free thousandths of the GPU that causes it.
 fn growth(demand: &ModelDemand, free: &FreeResources, request: &ResourceRequest, before: f64) -> (i32, u16) {
+    debug_assert!(free.fits(request), "L1: a request is scored that does not fit");
     let cpu_milli = free.cpu_milli - request.cpu_milli;
     let after = |free_milli: u16| {
         let mut gpus = free.gpus.clone();

@@ -63,6 +63,7 @@ impl FreeIndex {
         while self.height > 0 && self.nodes[self.root as usize].len == 1 {
             let old = self.root;
             self.root = self.nodes[old as usize].children[0];
+            debug_assert!(old != self.root, "Q1: the root is its own child");
             self.unused.push(old);
             self.height -= 1;
         }
@@ -141,6 +142,7 @@ impl FreeIndex {
             position += 1;
         }
         let node = &mut self.nodes[at as usize];
+        debug_assert!(!node.keys[..node.len].contains(&inserted.key), "Q1: two entries have one key");
         if node.len < FANOUT {
             node.insert(position, inserted);
             return None;
@@ -218,6 +220,7 @@ impl FreeIndex {
         node.set(left, entry);
         node.remove(left + 1);
         self.unused.push(second);
+        debug_assert!(self.unused.len() < self.nodes.len(), "Q1: more nodes are unused than exist");
     }
 
     fn best_fit_below(

@@ -167,6 +167,7 @@ impl FreeResources {
     /// It must fit.
     #[must_use]
     pub fn after_allocating(&self, request: &ResourceRequest, gpu_free_milli: u16) -> Self {
+        debug_assert!(self.fits(request), "L1: a request is allocated that does not fit");
         let mut free = self.clone();
         free.cpu_milli -= request.cpu_milli;
         free.memory_bytes -= request.memory_bytes;
@@ -189,6 +190,7 @@ const fn quarter_log2(amount: u64) -> u32 {
 
 /// Allocates a request from GPUs that are sorted, largest first, and keeps them sorted.
 pub(super) fn allocate_gpus(gpus: &mut GpuMillis, request: &ResourceRequest, free_milli: u16) {
+    debug_assert!(gpus.is_sorted_by(|first, second| first >= second), "L1: free GPUs are out of order");
     match request.gpu_count {
         0 => {}
         1 => {
@@ -233,6 +235,7 @@ impl GpuPacking {
 /// there are too few.
 #[must_use]
 pub fn choose_gpus(gpus: &[u16], request: &ResourceRequest, free_milli: u16) -> Option<u64> {
+    debug_assert!(gpus.len() <= u64::BITS as usize, "L1: a mask has a bit for each GPU");
     let mut chosen = 0_u64;
     let mut missing = request.gpu_count;
     for (at, &milli) in gpus.iter().enumerate() {

@@ -232,18 +232,22 @@ impl IndexNode {
     }
 
     pub fn insert(&mut self, at: usize, entry: IndexEntry) {
+        debug_assert!(at <= self.len && self.len < FANOUT, "Q1: an entry is inserted outside of the node");
         self.shift(at, at + 1);
         self.set(at, entry);
         self.len += 1;
+        debug_assert!(self.keys[..self.len].is_sorted(), "Q1: the keys of a node are out of order");
     }
 
     pub fn remove(&mut self, at: usize) {
+        debug_assert!(at < self.len, "Q1: an entry is removed that does not exist");
         self.shift(at + 1, at);
         self.len -= 1;
     }
 
     /// Appends the entries of `other` from `first` on.
     pub fn append(&mut self, other: &Self, first: usize) {
+        debug_assert!(self.len + other.len - first <= FANOUT, "Q1: the entries of two nodes do not fit into one");
         for at in first..other.len {
             self.set(self.len, IndexEntry { bounds: other.bounds(at), key: other.keys[at], child: other.children[at] });
             self.len += 1;

@@ -84,6 +84,7 @@ impl LearnedMix {
         }
         *self.counts.entry(shape.clone()).or_insert(0) += 1;
         self.window.push_back(shape);
+        debug_assert!(self.window.len() <= WINDOW, "the window of requests exceeds its length");
         self.since_recompute += 1;
         // Early on it is updated at every doubling: the first requests say most.
         let early = self.window.len() < RECOMPUTE_INTERVAL && self.window.len().is_power_of_two();

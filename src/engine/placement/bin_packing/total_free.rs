@@ -108,6 +108,7 @@ impl ResourceTotals {
     }
 
     pub(super) fn subtract(&mut self, free: &FreeResources) {
+        debug_assert!(self.workers > 0, "L1: a worker is subtracted from an empty sum");
         self.workers -= 1;
         self.cpu_milli -= u128::from(free.cpu_milli);
         self.memory_bytes -= u128::from(free.memory_bytes);
