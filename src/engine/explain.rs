@@ -84,16 +84,16 @@ impl Shard {
     /// The reason why no worker fits; none if no worker is idle.
     pub fn preview_placement(
         &mut self,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         affinity: u64,
         needs_ms: Millis,
         now_ms: Millis,
     ) -> Result<Arc<WorkerRegistration>, Option<PlacementFailure>> {
         let (unconstrained, until_ms) = (PlacementConstraints::default(), now_ms + needs_ms);
         let picked = match &self.shared {
-            None => self.pick_worker(affinity, self.header.fence_max + 1, until_ms, wants),
+            None => self.pick_worker(affinity, self.header.fence_max + 1, until_ms, constraints),
             Some(_) => {
-                let picked = self.select_share(wants.unwrap_or(&unconstrained), until_ms);
+                let picked = self.select_allocation(constraints.unwrap_or(&unconstrained), until_ms);
                 picked.map(|(worker, _)| worker).map_err(EngineReply::NotPlaced)
             }
         };
@@ -108,19 +108,19 @@ impl Shard {
     #[must_use]
     pub fn survey(
         &self,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         needs_ms: Millis,
         now_ms: Millis,
         from: u32,
         limit: u32,
     ) -> (WorkerSurvey, Option<u32>) {
         let unconstrained = PlacementConstraints::default();
-        let wants = wants.unwrap_or(&unconstrained);
+        let constraints = constraints.unwrap_or(&unconstrained);
         let end = from.saturating_add(limit);
         let mut survey = WorkerSurvey::default();
         for at in from..end.min(self.workers.ordinals()) {
             if self.workers.is_used(at) && !self.workers.get(at).deleted {
-                self.survey_worker(at, wants, now_ms + needs_ms, &mut survey);
+                self.survey_worker(at, constraints, now_ms + needs_ms, &mut survey);
             }
         }
         let counted = survey.fits + survey.filtered.iter().sum::<u64>();
@@ -128,11 +128,11 @@ impl Shard {
         (survey, (end < self.workers.ordinals()).then_some(end))
     }
 
-    fn survey_worker(&self, at: u32, wants: &PlacementConstraints, until_ms: Millis, survey: &mut WorkerSurvey) {
+    fn survey_worker(&self, at: u32, constraints: &PlacementConstraints, until_ms: Millis, survey: &mut WorkerSurvey) {
         survey.workers += 1;
         let no_resources = ResourceRequirements::default();
-        let requested = wants.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
-        if let Some(reason) = self.filtered_before_fit(at, wants, requested) {
+        let requested = constraints.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
+        if let Some(reason) = self.filtered_before_fit(at, constraints, requested) {
             survey.filtered[reason as usize] += 1;
             return;
         }
@@ -164,7 +164,7 @@ impl Shard {
     fn filtered_before_fit(
         &self,
         at: u32,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         requested: &ResourceRequirements,
     ) -> Option<FilterReason> {
         let (worker, spec) = (self.workers.get(at), &self.workers.registration(at).spec);
@@ -174,19 +174,19 @@ impl Shard {
         {
             return Some(reason.into());
         }
-        if wants.selector.as_ref().is_some_and(|selector| !selector.matches(&spec.labels)) {
+        if constraints.selector.as_ref().is_some_and(|selector| !selector.matches(&spec.labels)) {
             return Some(FilterReason::Selector);
         }
-        if !wants.nodes.allows(spec.node.as_deref()) {
+        if !constraints.nodes.allows(spec.node.as_deref()) {
             return Some(FilterReason::Node);
         }
-        if wants.worker.as_ref().is_some_and(|id| *id != spec.id) {
+        if constraints.worker.as_ref().is_some_and(|id| *id != spec.id) {
             return Some(FilterReason::Worker);
         }
         let model = spec.capacity.gpu.as_ref().map(|gpu| &gpu.model);
         let models = requested.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
         let wrong_model = !models.is_empty() && !model.is_some_and(|model| models.contains(model));
-        let excluded = match &wants.gpus {
+        let excluded = match &constraints.gpus {
             GpuFilter::Any => false,
             GpuFilter::NoGpus => model.is_some(),
             GpuFilter::Model(only) => model != Some(only),

@@ -104,7 +104,7 @@ impl Shard {
     #[inline(always)]
     fn decide<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         let (to, answer) = match event {
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, reservation_ticket, to } => {
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants: constraints, reservation_ticket, to } => {
                 let ttl_ms = match self.effective_ttl(ttl_ms) {
                     Ok(ttl_ms) => ttl_ms,
                     Err(max_ms) => {
@@ -113,9 +113,9 @@ impl Shard {
                 };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
-                match self.place_claim(affinity, fence, reservation_ticket, until_ms, wants.as_deref()) {
+                match self.place_claim(affinity, fence, reservation_ticket, until_ms, constraints.as_deref()) {
                     Ok((worker, allocation)) => {
-                        let gang = wants.as_ref().and_then(|wants| wants.gang);
+                        let gang = constraints.as_ref().and_then(|constraints| constraints.gang);
                         let (state, timestamps) = self.initial_state(reserve_ms, now_ms);
                         let claim = Claim {
                             id,
@@ -127,7 +127,7 @@ impl Shard {
                             confirmed: false,
                             reported: false,
                             disclosure: DisclosureFlags::default(),
-                            spec: wants.and_then(|wants| wants.spec.clone()),
+                            spec: constraints.and_then(|constraints| constraints.spec.clone()),
                         };
                         (to, self.insert_grant(claim, affinity, allocation.as_ref(), gang))
                     }
@@ -138,8 +138,8 @@ impl Shard {
                 self.release(place, effects);
                 (to, EngineReply::Released)
             }
-            Event::Reacquire { place, satisfies, wants, to } => {
-                (to, self.reacquire(place, satisfies, wants.as_deref(), effects))
+            Event::Reacquire { place, satisfies, wants: constraints, to } => {
+                (to, self.reacquire(place, satisfies, constraints.as_deref(), effects))
             }
             Event::Confirm { place, to } => (to, self.confirm(place, now_ms)),
             Event::Get { place, to } => (to, self.disclose(place)),
@@ -150,8 +150,8 @@ impl Shard {
                 return;
             }
             Event::Tick => return self.expire_due(now_ms, effects),
-            Event::Reserve { ticket, wants, evict, until_ms, to } => {
-                (to, self.reserve_worker(ticket, &wants, evict, until_ms, now_ms))
+            Event::Reserve { ticket, wants: constraints, evict, until_ms, to } => {
+                (to, self.reserve_worker(ticket, &constraints, evict, until_ms, now_ms))
             }
             Event::CancelReservation { ticket } => return self.cancel_reservation(ticket),
             Event::Renew { place, ttl_ms, to } => (to, self.renew(place, ttl_ms, now_ms)),
@@ -180,16 +180,16 @@ impl Shard {
         fence: Fence,
         reservation_ticket: u64,
         until_ms: Millis,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
         if reservation_ticket > 0
-            && let Some(redeemed) = self.redeem_reservation(reservation_ticket, wants, until_ms)
+            && let Some(redeemed) = self.redeem_reservation(reservation_ticket, constraints, until_ms)
         {
             return redeemed;
         }
         match self.shared {
-            None => self.take_worker(affinity, fence, until_ms, wants).map(|worker| (worker, None)),
-            Some(_) => self.allocate_share(until_ms, wants),
+            None => self.take_worker(affinity, fence, until_ms, constraints).map(|worker| (worker, None)),
+            Some(_) => self.allocate_shared(until_ms, constraints),
         }
     }
 
@@ -226,9 +226,9 @@ impl Shard {
         affinity: u64,
         fence: Fence,
         until_ms: Millis,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
     ) -> Result<u32, EngineReply> {
-        let worker = self.pick_worker(affinity, fence, until_ms, wants)?;
+        let worker = self.pick_worker(affinity, fence, until_ms, constraints)?;
         self.idle_queue.remove(self.workers.hot_mut(), worker);
         Ok(worker)
     }
@@ -239,11 +239,11 @@ impl Shard {
         affinity: u64,
         fence: Fence,
         until_ms: Millis,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
     ) -> Result<u32, EngineReply> {
-        match wants {
-            Some(wants) if !wants.is_unconstrained() => {
-                self.select(wants, affinity, fence, until_ms).map_err(EngineReply::NotPlaced)
+        match constraints {
+            Some(constraints) if !constraints.is_unconstrained() => {
+                self.select(constraints, affinity, fence, until_ms).map_err(EngineReply::NotPlaced)
             }
             _ => match self.idle_queue.pick(self.workers.all(), affinity, fence, until_ms) {
                 Some(worker) => Ok(worker),
@@ -254,15 +254,15 @@ impl Shard {
 
     /// Picks a worker with enough free resources and removes it from the idle queue.
     #[cold]
-    pub(super) fn allocate_share(
+    pub(super) fn allocate_shared(
         &mut self,
         until_ms: Millis,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
         let unconstrained = PlacementConstraints::default();
-        let wants = wants.unwrap_or(&unconstrained);
-        let (worker, allocation) = self.select_share(wants, until_ms).map_err(EngineReply::NotPlaced)?;
-        self.record_request(wants);
+        let constraints = constraints.unwrap_or(&unconstrained);
+        let (worker, allocation) = self.select_allocation(constraints, until_ms).map_err(EngineReply::NotPlaced)?;
+        self.record_request(constraints);
         if self.workers.get(worker).idle {
             self.idle_queue.remove(self.workers.hot_mut(), worker);
         }
@@ -317,12 +317,12 @@ impl Shard {
     #[cold]
     fn select(
         &mut self,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         affinity: u64,
         fence: Fence,
         until_ms: Millis,
     ) -> Result<u32, PlacementFailure> {
-        if let Some(id) = &wants.worker {
+        if let Some(id) = &constraints.worker {
             let at = self
                 .workers
                 .find(id)
@@ -330,17 +330,17 @@ impl Shard {
                 .ok_or(PlacementFailure::UnknownWorker)?;
             let (worker, spec) = (self.workers.get(at), &self.workers.registration(at).spec);
             let offered = worker.idle && self.outlives(at, until_ms);
-            return match (wants.is_large_enough(&spec.capacity), wants.allows(spec), offered) {
+            return match (constraints.is_large_enough(&spec.capacity), constraints.allows(spec), offered) {
                 (false, ..) => Err(PlacementFailure::TooSmall),
                 (true, true, true) => Ok(at),
-                (true, false, true) if wants.fits_ignoring_node(spec) => Err(PlacementFailure::OtherNode),
+                (true, false, true) if constraints.fits_ignoring_node(spec) => Err(PlacementFailure::OtherNode),
                 _ => Err(PlacementFailure::Busy),
             };
         }
-        match self.idle_queue.select(self.workers.all(), wants, affinity, fence, until_ms) {
+        match self.idle_queue.select(self.workers.all(), constraints, affinity, fence, until_ms) {
             Some(worker) => Ok(worker),
-            None if wants.nodes.is_empty() => Err(PlacementFailure::Busy),
-            None if self.idle_queue.fits_ignoring_node(self.workers.all(), wants, until_ms) => {
+            None if constraints.nodes.is_empty() => Err(PlacementFailure::Busy),
+            None if self.idle_queue.fits_ignoring_node(self.workers.all(), constraints, until_ms) => {
                 Err(PlacementFailure::OtherNode)
             }
             None => Err(PlacementFailure::Busy),

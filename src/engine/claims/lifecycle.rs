@@ -7,17 +7,17 @@ use crate::engine::effect::{Effect, EndReason, EngineReply};
 use crate::engine::event::ClaimHandle;
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
-use crate::engine::workers::conditions::notes;
+use crate::engine::workers::conditions::{TimedOutCleanup, notes};
 use crate::limits;
 use crate::model::unschedulable_bits;
-use crate::model::{ClaimState, Fence, Millis, TtlBounds};
+use crate::model::{ClaimState, Millis, TtlBounds};
 
 impl Shard {
     pub(in crate::engine) fn reacquire<R>(
         &mut self,
         handle: ClaimHandle,
         satisfies: bool,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         effects: &mut Vec<Effect<R>>,
     ) -> EngineReply {
         let Some(claim) = self.claims.get(handle) else { return EngineReply::StaleHandle };
@@ -25,9 +25,9 @@ impl Shard {
             return self.releasing_reply(handle.claim);
         }
         let worker = &self.workers.registration(claim.worker).spec;
-        if satisfies && wants.is_none_or(|wants| wants.allows(worker)) {
-            return match wants {
-                Some(wants) if !wants.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
+        if satisfies && constraints.is_none_or(|constraints| constraints.allows(worker)) {
+            return match constraints {
+                Some(constraints) if !constraints.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
                 _ => self.disclose(handle),
             };
         }
@@ -260,8 +260,11 @@ impl Shard {
         *count += 1;
         if end == EndReason::CleanupTimedOut {
             // After several, no single late clean-up proves the worker clean: only an operator or a full report does.
-            let timed_out = &mut self.liveness.get_mut(handle.worker).cleanup_timed_out;
-            *timed_out = if *timed_out == 0 { handle.fence } else { Fence::MAX };
+            let cleanup = &mut self.liveness.get_mut(handle.worker).timed_out_cleanup;
+            *cleanup = match cleanup {
+                TimedOutCleanup::None => TimedOutCleanup::One(handle.fence),
+                TimedOutCleanup::One(_) | TimedOutCleanup::Several => TimedOutCleanup::Several,
+            };
             self.update_unschedulable(handle.worker, unschedulable_bits::SUSPECT, 0);
             self.retain_ended(handle, ClaimState::Releasing, effects);
         }

@@ -252,18 +252,18 @@ impl IdleClasses {
     pub fn pick(
         &self,
         workers: &[Worker],
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         fence: Fence,
         until_ms: Millis,
     ) -> Option<u32> {
         let idle_seq = |at: &u32| workers[*at as usize].idle_seq;
         // Members of one class fit or not together, which was checked already.
         let fits = |class: &IdleClass, at: u32| {
-            class.representative.is_some() || wants.fits(&workers[at as usize].registration().spec)
+            class.representative.is_some() || constraints.fits(&workers[at as usize].registration().spec)
         };
         let expiring =
             |class: &IdleClass, from| self.expiries.find(class.expiring, from, until_ms, &mut |at| fits(class, at));
-        let fitting = self.classes.iter().filter(|class| class.idle > 0 && class.may_fit(wants));
+        let fitting = self.classes.iter().filter(|class| class.idle > 0 && class.may_fit(constraints));
         match self.policy {
             PlacementPolicy::Fifo => {
                 let listed = |class: &IdleClass| self.oldest_first(class).find(|&at| fits(class, at));
@@ -309,11 +309,11 @@ impl IdleClasses {
     }
 
     /// Whether an idle worker that lives beyond `until_ms` would fit if it were on another node.
-    pub fn fits_ignoring_node(&self, workers: &[Worker], wants: &PlacementConstraints, until_ms: Millis) -> bool {
-        let fits = |at: u32| wants.fits_ignoring_node(&workers[at as usize].registration().spec);
+    pub fn fits_ignoring_node(&self, workers: &[Worker], constraints: &PlacementConstraints, until_ms: Millis) -> bool {
+        let fits = |at: u32| constraints.fits_ignoring_node(&workers[at as usize].registration().spec);
         self.classes.iter().filter(|class| class.idle > 0).any(|class| match &class.representative {
             Some(representative) => {
-                wants.fits_ignoring_node(&representative.spec) && self.has_outliving(class, until_ms)
+                constraints.fits_ignoring_node(&representative.spec) && self.has_outliving(class, until_ms)
             }
             None => self.outliving(class, until_ms).any(fits),
         })
@@ -400,9 +400,9 @@ impl IdleClasses {
 
 impl IdleClass {
     /// Whether a member may fit; with a representative, whether all do.
-    fn may_fit(&self, wants: &PlacementConstraints) -> bool {
+    fn may_fit(&self, constraints: &PlacementConstraints) -> bool {
         match &self.representative {
-            Some(representative) => wants.nodes.may_allow(self.node) && wants.fits(&representative.spec),
+            Some(representative) => constraints.nodes.may_allow(self.node) && constraints.fits(&representative.spec),
             None => true,
         }
     }

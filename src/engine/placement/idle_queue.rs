@@ -189,20 +189,25 @@ impl IdleQueue {
     pub fn select(
         &mut self,
         workers: &[Worker],
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         affinity: u64,
         fence: Fence,
         until_ms: Millis,
     ) -> Option<u32> {
         let fits =
-            |at, worker: &Worker| self.expiries.outlives(at, until_ms) && wants.fits(&worker.registration().spec);
+            |at, worker: &Worker| self.expiries.outlives(at, until_ms) && constraints.fits(&worker.registration().spec);
         let warm = self.warmest(workers, affinity, fits);
-        warm.or_else(|| self.classes(workers).pick(workers, wants, fence, until_ms))
+        warm.or_else(|| self.classes(workers).pick(workers, constraints, fence, until_ms))
     }
 
     /// Whether an idle worker that lives beyond `until_ms` would fit if it were on another node.
-    pub fn fits_ignoring_node(&mut self, workers: &[Worker], wants: &PlacementConstraints, until_ms: Millis) -> bool {
-        self.classes(workers).fits_ignoring_node(workers, wants, until_ms)
+    pub fn fits_ignoring_node(
+        &mut self,
+        workers: &[Worker],
+        constraints: &PlacementConstraints,
+        until_ms: Millis,
+    ) -> bool {
+        self.classes(workers).fits_ignoring_node(workers, constraints, until_ms)
     }
 
     fn classes(&mut self, workers: &[Worker]) -> &IdleClasses {

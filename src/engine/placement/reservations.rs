@@ -108,7 +108,7 @@ impl Shard {
     pub(in crate::engine) fn reserve_worker(
         &mut self,
         ticket: u64,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         evict: Option<EvictionPolicy>,
         until_ms: Millis,
         now_ms: Millis,
@@ -117,10 +117,10 @@ impl Shard {
             return EngineReply::WorkerReserved;
         }
         let found = match (evict, self.shared.is_some()) {
-            (Some(evict), false) => self.cheapest_victim(wants, evict, until_ms),
-            (Some(evict), true) => self.fewest_victims(wants, evict, until_ms),
+            (Some(evict), false) => self.cheapest_victim(constraints, evict, until_ms),
+            (Some(evict), true) => self.fewest_victims(constraints, evict, until_ms),
             (None, false) => None,
-            (None, true) => self.smallest_shortfall(wants, until_ms).map(|at| (at, Vec::new())),
+            (None, true) => self.smallest_shortfall(constraints, until_ms).map(|at| (at, Vec::new())),
         };
         let Some((at, victims)) = found else { return EngineReply::NotPlaced(PlacementFailure::Busy) };
         debug_assert_eq!(self.workers.get(at).unschedulable_bits, 0, "Q12: an unschedulable worker is reserved");
@@ -132,10 +132,10 @@ impl Shard {
         EngineReply::WorkerReserved
     }
 
-    fn can_reserve(&self, at: u32, wants: &PlacementConstraints, until_ms: Millis) -> bool {
+    fn can_reserve(&self, at: u32, constraints: &PlacementConstraints, until_ms: Millis) -> bool {
         let worker = self.workers.get(at);
         let spec = &self.workers.registration(at).spec;
-        !worker.deleted && worker.unschedulable_bits == 0 && wants.fits(spec) && self.outlives(at, until_ms)
+        !worker.deleted && worker.unschedulable_bits == 0 && constraints.fits(spec) && self.outlives(at, until_ms)
     }
 
     fn victims_below(&self, priority_limit: u16) -> impl Iterator<Item = ClaimHandle> {
@@ -147,26 +147,27 @@ impl Shard {
 
     fn cheapest_victim(
         &self,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         evict: EvictionPolicy,
         until_ms: Millis,
     ) -> Option<(u32, Vec<ClaimHandle>)> {
-        let found =
-            self.victims_below(evict.below_priority).find(|handle| self.can_reserve(handle.worker, wants, until_ms));
+        let found = self
+            .victims_below(evict.below_priority)
+            .find(|handle| self.can_reserve(handle.worker, constraints, until_ms));
         found.map(|handle| (handle.worker, vec![handle]))
     }
 
     fn fewest_victims(
         &mut self,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         evict: EvictionPolicy,
         until_ms: Millis,
     ) -> Option<(u32, Vec<ClaimHandle>)> {
-        let request = self.resource_request(wants)?;
+        let request = self.resource_request(constraints)?;
         let mut by_worker: BTreeMap<u32, Vec<ClaimHandle>> = BTreeMap::new();
         for handle in self.victims_below(evict.below_priority) {
             if by_worker.contains_key(&handle.worker)
-                || (by_worker.len() < WORKERS_COMPARED_MAX && self.can_reserve(handle.worker, wants, until_ms))
+                || (by_worker.len() < WORKERS_COMPARED_MAX && self.can_reserve(handle.worker, constraints, until_ms))
             {
                 by_worker.entry(handle.worker).or_default().push(handle);
             }
@@ -202,10 +203,10 @@ impl Shard {
         best.map(|(_, at, victims)| (at, victims))
     }
 
-    fn resource_request(&self, wants: &PlacementConstraints) -> Option<ResourceRequest> {
+    fn resource_request(&self, constraints: &PlacementConstraints) -> Option<ResourceRequest> {
         let no_resources = ResourceRequirements::default();
-        let resources = wants.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
-        self.shared.as_ref()?.resource_request(resources, &wants.gpus)
+        let resources = constraints.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
+        self.shared.as_ref()?.resource_request(resources, &constraints.gpus)
     }
 
     /// Whether the worker would fit the request without these claims.
@@ -227,8 +228,8 @@ impl Shard {
     }
 
     /// Worker that lacks the smallest fraction of the request.
-    fn smallest_shortfall(&self, wants: &PlacementConstraints, until_ms: Millis) -> Option<u32> {
-        let (request, shared) = (self.resource_request(wants)?, self.shared.as_ref()?);
+    fn smallest_shortfall(&self, constraints: &PlacementConstraints, until_ms: Millis) -> Option<u32> {
+        let (request, shared) = (self.resource_request(constraints)?, self.shared.as_ref()?);
         let missing_milli = |free: u64, requested: u64| {
             requested.saturating_sub(free).saturating_mul(1_000).checked_div(requested).unwrap_or(0)
         };
@@ -244,7 +245,7 @@ impl Shard {
             .into_iter()
             .max()
         };
-        let is_candidate = |at: &u32| self.can_reserve(*at, wants, until_ms);
+        let is_candidate = |at: &u32| self.can_reserve(*at, constraints, until_ms);
         self.workers.iter_from(0).filter(is_candidate).min_by_key(|&at| shortfall(at))
     }
 
@@ -267,17 +268,17 @@ impl Shard {
     pub(in crate::engine) fn redeem_reservation(
         &mut self,
         ticket: u64,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         until_ms: Millis,
     ) -> Option<Result<(u32, Option<ResourceAllocation>), EngineReply>> {
         let at = *self.reservations.workers.get(&ticket)?;
         let unconstrained = PlacementConstraints::default();
-        let wants = wants.unwrap_or(&unconstrained);
+        let constraints = constraints.unwrap_or(&unconstrained);
         let is_reserved =
             self.workers.is_used(at) && self.workers.get(at).unschedulable_bits & unschedulable_bits::RESERVED != 0;
         if !is_reserved
             || self.workers.get(at).unschedulable_bits != unschedulable_bits::RESERVED
-            || !wants.fits(&self.workers.registration(at).spec)
+            || !constraints.fits(&self.workers.registration(at).spec)
         {
             self.cancel_reservation(ticket);
             return None;
@@ -290,25 +291,25 @@ impl Shard {
         if self.shared.is_none() && self.workers.get(at).claim != NIL {
             return Some(Err(EngineReply::NotPlaced(PlacementFailure::Busy)));
         }
-        if self.shared.is_some() && !self.reservation_fits(at, wants) {
+        if self.shared.is_some() && !self.reservation_fits(at, constraints) {
             return Some(Err(EngineReply::NotPlaced(PlacementFailure::Busy)));
         }
         self.cancel_reservation(ticket);
         let only =
-            PlacementConstraints { worker: Some(self.workers.registration(at).spec.id.clone()), ..wants.clone() };
+            PlacementConstraints { worker: Some(self.workers.registration(at).spec.id.clone()), ..constraints.clone() };
         Some(match self.shared {
             None => {
                 self.idle_queue.remove(self.workers.hot_mut(), at);
                 Ok((at, None))
             }
-            Some(_) => self.allocate_share(until_ms, Some(&only)),
+            Some(_) => self.allocate_shared(until_ms, Some(&only)),
         })
     }
 
-    fn reservation_fits(&self, at: u32, wants: &PlacementConstraints) -> bool {
+    fn reservation_fits(&self, at: u32, constraints: &PlacementConstraints) -> bool {
         let fits =
             |request: ResourceRequest| self.shared.as_ref().is_some_and(|shared| shared.fleet.free(at).fits(&request));
-        self.resource_request(wants).is_some_and(fits)
+        self.resource_request(constraints).is_some_and(fits)
     }
 
     /// Voids the reservations of a worker that is gone: its ordinal may be reused.

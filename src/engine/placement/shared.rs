@@ -217,48 +217,49 @@ impl Shard {
     }
 
     /// Picks a worker with enough free resources, and the allocation on it.
-    pub(in crate::engine) fn select_share(
+    pub(in crate::engine) fn select_allocation(
         &mut self,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         until_ms: Millis,
     ) -> Result<(u32, ResourceAllocation), PlacementFailure> {
         let no_resources = ResourceRequirements::default();
-        let resources = wants.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
-        if let Some(id) = &wants.worker {
-            return self.select_share_of(id, wants, resources, until_ms);
+        let resources = constraints.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
+        if let Some(id) = &constraints.worker {
+            return self.select_allocation_on(id, constraints, resources, until_ms);
         }
         let to_request = |shared: &SharedCapacity| {
-            let request = shared.resource_request(resources, &wants.gpus)?;
+            let request = shared.resource_request(resources, &constraints.gpus)?;
             Some(ResourceRequest { until_ms: if shared.fleet.has_ends() { until_ms } else { 0 }, ..request })
         };
         let Some(request) = self.shared.as_deref().and_then(to_request) else { return Err(PlacementFailure::Busy) };
-        if wants.has_class_filter() {
+        if constraints.has_class_filter() {
             self.build_classes();
         }
-        if let Some(found) = self.pick_share(&request, wants, NodeFilter::Enforced) {
+        if let Some(found) = self.pick_allocation(&request, constraints, NodeFilter::Enforced) {
             return Ok(found);
         }
-        let elsewhere = !wants.nodes.is_empty() && self.pick_share(&request, wants, NodeFilter::Ignored).is_some();
+        let elsewhere =
+            !constraints.nodes.is_empty() && self.pick_allocation(&request, constraints, NodeFilter::Ignored).is_some();
         Err(if elsewhere { PlacementFailure::OtherNode } else { PlacementFailure::Busy })
     }
 
-    fn pick_share(
+    fn pick_allocation(
         &mut self,
         request: &ResourceRequest,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         node_filter: NodeFilter,
     ) -> Option<(u32, ResourceAllocation)> {
         let mut shared = self.shared.take()?;
         let SharedCapacity { fleet, placement, fgd, classes, .. } = &mut *shared;
         let fleet = &*fleet;
-        let mut classes = classes.as_mut().filter(|_| wants.has_class_filter());
+        let mut classes = classes.as_mut().filter(|_| constraints.has_class_filter());
         if let Some(classes) = &mut classes {
             classes.begin_query();
         }
-        let allows = |at: u32| wants.allows_with(node_filter, &self.workers.registration(at).spec);
+        let allows = |at: u32| constraints.allows_with(node_filter, &self.workers.registration(at).spec);
         let mut member = |group: &WorkerGroup| {
             let passes = match &mut classes {
-                Some(classes) => classes.passes(group.free.class_id, wants, node_filter),
+                Some(classes) => classes.passes(group.free.class_id, constraints, node_filter),
                 None => Some(true),
             };
             match passes {
@@ -276,28 +277,28 @@ impl Shard {
 
     /// Checks the requested worker, and picks the allocation on it.
     #[cold]
-    fn select_share_of(
+    fn select_allocation_on(
         &self,
         id: &crate::model::WorkerId,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         resources: &ResourceRequirements,
         until_ms: Millis,
     ) -> Result<(u32, ResourceAllocation), PlacementFailure> {
         let at =
             self.workers.find(id).filter(|&at| !self.workers.get(at).deleted).ok_or(PlacementFailure::UnknownWorker)?;
         let spec = &self.workers.registration(at).spec;
-        if !wants.is_large_enough(&spec.capacity) {
+        if !constraints.is_large_enough(&spec.capacity) {
             return Err(PlacementFailure::TooSmall);
         }
         let shared = self.shared.as_ref().ok_or(PlacementFailure::Busy)?;
-        let request = shared.resource_request(resources, &wants.gpus).ok_or(PlacementFailure::Busy)?;
+        let request = shared.resource_request(resources, &constraints.gpus).ok_or(PlacementFailure::Busy)?;
         let has_capacity = self.is_offered(at) && self.outlives(at, until_ms) && shared.fleet.free(at).fits(&request);
-        match (wants.allows(spec), has_capacity) {
+        match (constraints.allows(spec), has_capacity) {
             (true, true) => {
                 let allocation = self.choose_allocation(at, &request);
                 allocation.map(|allocation| (at, allocation)).ok_or(PlacementFailure::Busy)
             }
-            (false, true) if wants.allows_ignoring_node(spec) => Err(PlacementFailure::OtherNode),
+            (false, true) if constraints.allows_ignoring_node(spec) => Err(PlacementFailure::OtherNode),
             _ => Err(PlacementFailure::Busy),
         }
     }
@@ -450,11 +451,11 @@ impl Shard {
     }
 
     /// Records a granted request, from which the typical mix is learned.
-    pub(in crate::engine) fn record_request(&mut self, wants: &PlacementConstraints) {
+    pub(in crate::engine) fn record_request(&mut self, constraints: &PlacementConstraints) {
         let Some(shared) = &mut self.shared else { return };
         if shared.placement == FitStrategy::Fgd
             && let Some(request) =
-                wants.spec.as_ref().and_then(|spec| shared.resource_request(&spec.resources, &GpuFilter::Any))
+                constraints.spec.as_ref().and_then(|spec| shared.resource_request(&spec.resources, &GpuFilter::Any))
         {
             shared.fgd.record_request(&request);
         }

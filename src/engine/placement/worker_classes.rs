@@ -95,11 +95,11 @@ impl WorkerClasses {
 
     /// Whether workers of this class are acceptable; none: each must be examined. Each class is examined once per
     /// query.
-    pub fn passes(&mut self, at: u32, wants: &PlacementConstraints, node_filter: NodeFilter) -> Option<bool> {
+    pub fn passes(&mut self, at: u32, constraints: &PlacementConstraints, node_filter: NodeFilter) -> Option<bool> {
         let class = &mut self.all[at as usize];
         let representative = class.representative.as_ref()?;
         if class.last_query.0 != self.queries {
-            class.last_query = (self.queries, wants.allows_with(node_filter, &representative.spec));
+            class.last_query = (self.queries, constraints.allows_with(node_filter, &representative.spec));
         }
         Some(class.last_query.1)
     }

@@ -25,6 +25,16 @@ pub mod notes {
     pub const GRANTED: u8 = 4;
 }
 
+/// Clean-ups of a worker that timed out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TimedOutCleanup {
+    #[default]
+    None,
+    /// Clean-up after the claim with this fence: when it completes late, the worker is clean.
+    One(Fence),
+    Several,
+}
+
 /// Liveness of a worker, which claims do not read.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerLiveness {
@@ -40,8 +50,8 @@ pub struct WorkerLiveness {
     pub unreported: BTreeMap<Fence, (ClaimHandle, Millis)>,
     /// Engine time of its registered end of life.
     pub ends_ms: Option<Millis>,
-    /// Fence of the claim whose clean-up timed out; 0: none, `Fence::MAX`: several.
-    pub cleanup_timed_out: Fence,
+    /// Clean-ups that timed out since the worker was last trusted.
+    pub timed_out_cleanup: TimedOutCleanup,
     /// Highest fence of an ended claim from before the shard was loaded: up to it, none is readopted.
     pub ended_fence_max: Fence,
     /// Capacity granted to its claim, if that is more than it has now.
@@ -56,7 +66,7 @@ static NONE: WorkerLiveness = WorkerLiveness {
     deleted_at_ms: None,
     unreported: BTreeMap::new(),
     ends_ms: None,
-    cleanup_timed_out: 0,
+    timed_out_cleanup: TimedOutCleanup::None,
     ended_fence_max: 0,
     promised_capacity: None,
 };
@@ -239,7 +249,7 @@ impl Shard {
     /// Trusts the worker in its present state.
     fn mark_verified(&mut self, at: u32) {
         if self.workers.get(at).unschedulable_bits & unschedulable_bits::UNTRUSTED != 0 {
-            self.liveness.get_mut(at).cleanup_timed_out = 0;
+            self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         }
         self.update_unschedulable(at, 0, unschedulable_bits::UNTRUSTED | unschedulable_bits::STOPPING);
     }
@@ -247,8 +257,8 @@ impl Shard {
     /// Ends suspicion of the worker if the clean-up that timed out belonged to this handle.
     pub(in crate::engine) fn finish_late_cleanup(&mut self, handle: ClaimHandle) {
         let in_use = (handle.worker < self.workers.ordinals()) && self.workers.is_used(handle.worker);
-        if in_use && handle.fence != 0 && self.liveness.get(handle.worker).cleanup_timed_out == handle.fence {
-            self.liveness.get_mut(handle.worker).cleanup_timed_out = 0;
+        if in_use && self.liveness.get(handle.worker).timed_out_cleanup == TimedOutCleanup::One(handle.fence) {
+            self.liveness.get_mut(handle.worker).timed_out_cleanup = TimedOutCleanup::None;
             self.update_unschedulable(handle.worker, 0, unschedulable_bits::SUSPECT);
         }
     }

@@ -24,7 +24,7 @@
 
 use smallvec::SmallVec;
 
-use super::conditions::notes;
+use super::conditions::{TimedOutCleanup, notes};
 use crate::engine::NIL;
 use crate::engine::claims::timestamps::ClaimTimestamps;
 use crate::engine::claims::{Claim, DisclosureFlags};
@@ -125,7 +125,7 @@ impl Shard {
         let mut clear = 0;
         if settled {
             clear |= unschedulable_bits::UNTRUSTED;
-            self.liveness.get_mut(at).cleanup_timed_out = 0;
+            self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         }
         let set = if stop.is_empty() { 0 } else { unschedulable_bits::STOPPING };
         self.counters.lifecycle.revocations += stop.len() as u64;

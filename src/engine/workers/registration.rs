@@ -7,6 +7,7 @@ use crate::engine::accounting::WorkerUse;
 use crate::engine::effect::{Effect, EngineReply, WorkerSnapshot};
 use crate::engine::event::ReportedClaim;
 use crate::engine::shard::Shard;
+use crate::engine::workers::conditions::TimedOutCleanup;
 use crate::limits;
 use crate::model::unschedulable_bits;
 use crate::model::{Millis, WorkerId, WorkerRegistration, WorkerSpec};
@@ -70,7 +71,7 @@ impl Shard {
     /// Begins another incarnation: the claims of the old one are lost, and reasons tied to it are cleared.
     fn begin_incarnation<R>(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         self.end_all_claims(at, effects);
-        self.liveness.get_mut(at).cleanup_timed_out = 0;
+        self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         self.update_unschedulable(at, 0, unschedulable_bits::PER_INCARNATION);
         self.extend_liveness(at, ttl_ms, now_ms);
     }
