@@ -1,11 +1,12 @@
-//! The one reader of time. Everything else is handed a [`Clock`], so a test brings its own time.
+//! Clock: the only reader of system time, except that tokio has timers of its own and ids are UUIDs of version 7. All
+//! other code gets a [`Clock`], so a test controls its time.
 //!
 //! Four times, each for its purpose:
 //! - `mono_ns`: durations (metrics);
-//! - `boot_ns`: the lease on the store; runs while the machine sleeps;
+//! - `boot_ns`: the lease on the store; advances while the machine sleeps;
 //! - `unix_us`: fences and times shown to people; may jump, and nothing expires by it;
-//! - `engine_ms`: deadlines. It moves only in [`Clock::tick`], by at most [`TICK_STEP_MAX_MS`] a tick: a process that was
-//!   paused for an hour wakes up a moment later, so nobody is swept for its pause.
+//! - `engine_ms`: deadlines. Advances only in [`Clock::tick`], by at most [`TICK_STEP_MAX_MS`] a tick: a process that
+//! was paused for an hour continues a moment later, so its pause expires nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -15,48 +16,48 @@ use crossbeam::utils::CachePadded;
 
 use crate::model::Millis;
 
-/// Most that one tick moves the engine's time. Ticks come every [`TICK_MS`], so a larger gap is a pause.
+/// Largest step of engine time in one tick. Ticks come every [`TICK_MS`], so a larger gap is a pause.
 pub const TICK_STEP_MAX_MS: Millis = 250;
-/// How often the service ticks.
+/// Interval between two ticks, in milliseconds.
 pub const TICK_MS: Millis = 5;
-/// How far wall clock and engine may drift apart before times shown to people follow the wall clock again.
+/// Drift between wall clock and engine time at which times shown to people follow the wall clock again.
 const DRIFT_MAX_MS: u64 = 50;
 
-/// Cheap to clone; all clones show the same time.
+/// Shared clock, cheap to clone; all clones show the same time.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<ClockState>);
 
 #[derive(Debug)]
 struct ClockState {
     origin: Instant,
-    /// Nanoseconds since the origin, for a clock that only moves by hand; negative: the system's.
-    manual_ns: AtomicI64,
-    /// Added to the system's wall clock, in microseconds: tests set the clock back with it.
+    /// Nanoseconds since the origin of a manual clock; none: the system's clock.
+    manual_ns: Option<AtomicU64>,
+    /// Offset in microseconds that is added to the wall clock: tests set the clock back with it.
     unix_shift_us: AtomicI64,
     engine_ms: CachePadded<AtomicU64>,
     last_tick_ms: AtomicU64,
-    /// Wall clock less engine's time.
+    /// Wall clock minus engine time, in milliseconds.
     unix_ahead_ms: AtomicI64,
 }
 
 impl Clock {
-    /// The system's time.
+    /// Clock that follows the system's time.
     #[must_use]
     pub fn system() -> Self {
-        Self::starting(-1)
+        Self::starting(None)
     }
 
-    /// A clock that moves only by [`Clock::advance`].
+    /// Clock that advances only by [`Clock::advance`].
     #[must_use]
     pub fn manual() -> Self {
-        Self::starting(0)
+        Self::starting(Some(AtomicU64::new(0)))
     }
 
-    fn starting(manual_ns: i64) -> Self {
+    fn starting(manual_ns: Option<AtomicU64>) -> Self {
         let origin = Instant::now();
         let clock = Self(Arc::new(ClockState {
             origin,
-            manual_ns: AtomicI64::new(manual_ns),
+            manual_ns,
             unix_shift_us: AtomicI64::new(0),
             engine_ms: CachePadded::new(AtomicU64::new(1)),
             last_tick_ms: AtomicU64::new(0),
@@ -66,26 +67,26 @@ impl Clock {
         clock
     }
 
-    /// Monotonic nanoseconds since the clock was made.
+    /// Monotonic nanoseconds since the clock was created.
     #[must_use]
     pub fn mono_ns(&self) -> u64 {
-        match self.0.manual_ns.load(Ordering::Relaxed) {
-            system if system < 0 => u64::try_from(self.0.origin.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            manual => manual.unsigned_abs(),
+        match &self.0.manual_ns {
+            None => u64::try_from(self.0.origin.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Some(manual_ns) => manual_ns.load(Ordering::Relaxed),
         }
     }
 
-    /// Nanoseconds on a clock that also runs while the machine sleeps: what another machine may have counted meanwhile.
+    /// Nanoseconds on a clock that also advances while the machine sleeps, as other machines do.
     #[must_use]
     pub fn boot_ns(&self) -> u64 {
-        if self.0.manual_ns.load(Ordering::Relaxed) >= 0 {
+        if self.0.manual_ns.is_some() {
             return self.mono_ns();
         }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
     }
 
-    /// Microseconds since 1970. May jump either way.
+    /// Microseconds since 1970, which may jump either way.
     #[must_use]
     pub fn unix_us(&self) -> u64 {
         let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -99,34 +100,34 @@ impl Clock {
         self.unix_us() / 1000
     }
 
-    /// The wall clock at that moment of the engine's time. The same moment is shown as the same number, unless the wall
-    /// clock was set or the process was paused meanwhile.
+    /// Wall clock at a moment of engine time. Equal for equal moments, unless the wall clock was set or the process
+    /// was paused in between.
     #[must_use]
     pub fn unix_of(&self, engine_ms: Millis) -> Millis {
         engine_ms.saturating_add_signed(self.unix_ahead_ms())
     }
 
-    /// How far the wall clock is ahead of the engine's time, in milliseconds: what [`Self::unix_of`] goes by.
+    /// Offset of the wall clock from engine time in milliseconds, as [`Self::unix_of`] uses it.
     #[must_use]
     pub fn unix_ahead_ms(&self) -> i64 {
         self.0.unix_ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// The engine's time as of the last tick.
+    /// Engine time as of the last tick.
     #[must_use]
     pub fn engine_ms(&self) -> Millis {
         self.0.engine_ms.load(Ordering::Relaxed)
     }
 
-    /// The engine's time as the next tick will find it, so that a deadline that is counted from now is not early by what
-    /// passed since the last one.
+    /// Engine time that the next tick will show, so that a deadline set now does not fire early by the time since the
+    /// last tick.
     #[must_use]
     pub fn engine_now_ms(&self) -> Millis {
         let since = (self.mono_ns() / 1_000_000).saturating_sub(self.0.last_tick_ms.load(Ordering::Relaxed));
         self.engine_ms() + since.min(TICK_STEP_MAX_MS)
     }
 
-    /// Moves the engine's time on and returns it.
+    /// Advances engine time and returns it.
     pub fn tick(&self) -> Millis {
         let now = self.mono_ns() / 1_000_000;
         let last = self.0.last_tick_ms.swap(now, Ordering::Relaxed);
@@ -139,15 +140,15 @@ impl Clock {
         engine_ms
     }
 
-    /// Moves a manual clock; the engine sees it at the next tick.
+    /// Advances a manual clock; the engine sees it at the next tick.
     pub fn advance(&self, by: Duration) {
-        let by = i64::try_from(by.as_nanos()).unwrap_or(i64::MAX);
-        if self.0.manual_ns.load(Ordering::Relaxed) >= 0 {
-            self.0.manual_ns.fetch_add(by, Ordering::Relaxed);
+        let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(manual_ns) = &self.0.manual_ns {
+            manual_ns.fetch_add(by, Ordering::Relaxed);
         }
     }
 
-    /// Sets the wall clock off by `us` microseconds from the system's.
+    /// Shifts the wall clock by `us` microseconds from the system's.
     pub fn shift_unix_us(&self, us: i64) {
         self.0.unix_shift_us.store(us, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! What decisions and listings look at does not grow with the fleet: counted in steps, not in time, on shards of 1,000 and of
-//! 100,000 workers.
+//! Cost of decisions and listings does not grow with the fleet: counted in steps, not in time, on shards of 1,000 and
+//! of 100,000 workers.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use hotpool::model::{
 };
 
 const SIZES: [u32; 2] = [1_000, 100_000];
-/// End of workers that end soon, and how long claims need one.
+/// End of workers that end soon, and time for which claims need one.
 const NEAR_MS: u64 = 10_000;
 const NEEDS_MS: u64 = 50_000;
-/// Steps that a decision may take, however many workers there are: a few ways down a tree, each about as long as
+/// Steps that a decision may take, however many workers there are: a few descents of a tree, each about as long as
 /// twice the binary logarithm of 100,000.
 const STEPS_MAX: u64 = 200;
 
@@ -54,11 +54,11 @@ impl Fleet {
         self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
     }
 
-    fn steer(&mut self, number: u32, verb: WorkerCommand) {
-        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command: verb, to: () });
+    fn command(&mut self, number: u32, command: WorkerCommand) {
+        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command: command, to: () });
     }
 
-    /// What the claim was given, and the steps that it took.
+    /// Handle that the claim was granted, and the steps that it took.
     fn claim(&mut self, wants: Option<PlacementConstraints>, ttl_ms: u64) -> (Option<ClaimHandle>, u64) {
         self.fence += 1;
         let (fence, before) = (self.fence, self.shard.search_steps());
@@ -66,12 +66,12 @@ impl Fleet {
         let wants = wants.map(Arc::new);
         let event =
             Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, wants, reservation_ticket: 0, to: () };
-        let place = match self.on(event) {
+        let handle = match self.on(event) {
             Some(EngineReply::Granted(grant)) => Some(grant.handle),
             Some(EngineReply::NoCapacity | EngineReply::NotPlaced(_)) => None,
             other => panic!("{other:?}"),
         };
-        (place, self.shard.search_steps() - before)
+        (handle, self.shard.search_steps() - before)
     }
 }
 
@@ -86,47 +86,47 @@ fn wants(selector: Option<&str>) -> PlacementConstraints {
 
 /// C11: all workers but some end too soon, each at another time; then all do.
 #[test]
-fn c11_a_claim_that_needs_longer_passes_over_those_that_end_too_soon() {
+fn c11_a_claim_skips_workers_that_end_too_soon() {
     for policy in EXCLUSIVE.into_iter().chain(SHARED) {
         let shared = SHARED.contains(&policy);
         for workers in SIZES {
             let mut fleet = Fleet::new(policy);
-            let lasting = |number: u32| number % (workers / 4) == 7;
+            let outlives = |number: u32| number % (workers / 4) == 7;
             for number in 0..workers {
                 let ends_ms = NEAR_MS + u64::from(number % 5_000);
-                fleet.register(number, Some(if lasting(number) { 10 * NEEDS_MS } else { ends_ms }));
+                fleet.register(number, Some(if outlives(number) { 10 * NEEDS_MS } else { ends_ms }));
             }
             // Builds what the first claim of its kind does.
             fleet.claim(Some(wants(Some("zone=a"))), 0);
-            let asked = [Some(wants(None)), Some(wants(Some("zone in (a, b, c)"))), None];
-            for asked in asked.into_iter().filter(|asked| asked.is_some() || !shared) {
-                let (place, steps) = fleet.claim(asked.clone(), NEEDS_MS);
-                let place = place.expect("four last");
-                assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps beside {workers} idle workers for {asked:?}");
+            let request = [Some(wants(None)), Some(wants(Some("zone in (a, b, c)"))), None];
+            for request in request.into_iter().filter(|request| request.is_some() || !shared) {
+                let (handle, steps) = fleet.claim(request.clone(), NEEDS_MS);
+                let handle = handle.expect("four workers live for long enough");
+                assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps beside {workers} idle workers for {request:?}");
                 if !shared {
                     continue;
                 }
-                fleet.on(Event::Release { place, to: () });
+                fleet.on(Event::Release { place: handle, to: () });
             }
-            for number in (0..workers).filter(|&number| lasting(number)) {
-                fleet.steer(number, WorkerCommand::Cordon);
+            for number in (0..workers).filter(|&number| outlives(number)) {
+                fleet.command(number, WorkerCommand::Cordon);
             }
-            for asked in [Some(wants(None)), Some(wants(Some("zone!=a")))] {
-                let (place, steps) = fleet.claim(asked.clone(), NEEDS_MS);
-                assert_eq!(place, None, "all end too soon");
-                assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps to refuse among {workers} workers");
+            for request in [Some(wants(None)), Some(wants(Some("zone!=a")))] {
+                let (handle, steps) = fleet.claim(request.clone(), NEEDS_MS);
+                assert_eq!(handle, None, "all end too soon");
+                assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps to reject a claim among {workers} workers");
             }
-            let (place, _) = fleet.claim(Some(wants(None)), 0);
-            assert!(place.is_some(), "a short one is served");
+            let (handle, _) = fleet.claim(Some(wants(None)), 0);
+            assert!(handle.is_some(), "a short claim is granted");
         }
     }
 }
 
-/// C11 in a shared pool where hardly two workers have as much left.
+/// C11 in a shared pool where hardly two workers have equal free resources.
 #[test]
-fn c11_distinct_rooms_that_end_too_soon_are_passed_over_together() {
+fn c11_distinct_vectors_that_end_too_soon_are_skipped_together() {
     for policy in SHARED {
-        // Each event compares the ledger's lines, of which there are as many as workers.
+        // Each event compares the entries of the accounting, of which there are as many as workers.
         for workers in [1_000_u32, 8_000] {
             let mut fleet = Fleet::new(policy);
             for number in 0..workers {
@@ -136,22 +136,25 @@ fn c11_distinct_rooms_that_end_too_soon_are_passed_over_together() {
                 let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::with_id(id) };
                 fleet.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
             }
-            let (place, steps) = fleet.claim(Some(wants(None)), NEEDS_MS);
-            assert!(place.is_none() && steps <= STEPS_MAX, "{policy:?}: {steps} steps among {workers} rooms");
+            let (handle, steps) = fleet.claim(Some(wants(None)), NEEDS_MS);
+            assert!(
+                handle.is_none() && steps <= STEPS_MAX,
+                "{policy:?}: {steps} steps among {workers} distinct vectors"
+            );
         }
     }
 }
 
-/// D2: the list of those that were idle for longest looks at as many as it says.
+/// D2: the list of the workers that are idle for longest examines as many as it returns.
 #[test]
-fn d2_those_that_were_idle_for_longest_are_found_without_a_look_at_the_others() {
+fn d2_the_longest_idle_workers_are_found_without_visiting_the_others() {
     const LIMIT: usize = 100;
     for policy in EXCLUSIVE {
         for workers in SIZES {
             let mut fleet = Fleet::new(policy);
             // Every other one ends, some are cordoned.
             (0..workers).for_each(|number| fleet.register(number, (number % 2 == 0).then_some(NEEDS_MS)));
-            (0..7).for_each(|number| fleet.steer(number * 11, WorkerCommand::Cordon));
+            (0..7).for_each(|number| fleet.command(number * 11, WorkerCommand::Cordon));
             let before = fleet.shard.search_steps();
             let found = fleet.shard.idle_longest(LIMIT);
             let steps = fleet.shard.search_steps() - before;
@@ -162,16 +165,16 @@ fn d2_those_that_were_idle_for_longest_are_found_without_a_look_at_the_others() 
     }
 }
 
-/// W08: one run of a shard looks at a bounded number of claims, whatever passes, and a list has each claim once.
+/// W08: one run of a shard examines a bounded number of claims, whatever passes, and a list has each claim once.
 #[test]
 fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
     const CLAIMS: u32 = 20_000;
     let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..CLAIMS).for_each(|number| fleet.register(number, None));
-    let places: Vec<ClaimHandle> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
+    let handles: Vec<ClaimHandle> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
     // Holes, so that a slice is one of ordinals and not of claims.
-    for place in places.iter().filter(|place| place.fence % 7 == 0) {
-        fleet.on(Event::Release { place: *place, to: () });
+    for handle in handles.iter().filter(|handle| handle.fence % 7 == 0) {
+        fleet.on(Event::Release { place: *handle, to: () });
     }
     let fence = |id: &ClaimId| id.key()[1..].parse::<u64>().unwrap();
     type FenceFilter = fn(u64) -> bool;
@@ -181,32 +184,32 @@ fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
         ("some", |fence| fence.is_multiple_of(3)),
         ("all", |_| true),
     ];
-    for (what, filter) in filters {
+    for (label, filter) in filters {
         for limit in [1, 50, 1_000] {
             let (mut listed, mut from, mut runs) = (Vec::new(), Some(0), 0);
             while let Some(at) = from {
-                let looked_at = std::cell::Cell::new(0);
+                let examined = std::cell::Cell::new(0);
                 let slice = fleet.shard.claims_from(at, limit, |claim| {
-                    looked_at.set(looked_at.get() + 1);
+                    examined.set(examined.get() + 1);
                     filter(fence(claim.id))
                 });
-                assert!(looked_at.get() <= limits::SLICE_ENTRIES, "{what}: {} claims in a run", looked_at.get());
+                assert!(examined.get() <= limits::SLICE_ENTRIES, "{label}: {} claims in a run", examined.get());
                 assert!(slice.rows.len() <= limit);
                 listed.extend(slice.rows.iter().map(|(_, id, _)| fence(id)));
-                assert!(slice.next.is_none_or(|next| next > at), "it goes on");
+                assert!(slice.next.is_none_or(|next| next > at), "the listing advances");
                 (from, runs) = (slice.next, runs + 1);
             }
             let mut expected: Vec<u64> =
-                places.iter().map(|place| place.fence).filter(|fence| fence % 7 != 0).collect();
+                handles.iter().map(|handle| handle.fence).filter(|fence| fence % 7 != 0).collect();
             expected.retain(|&fence| filter(fence));
             listed.sort_unstable();
-            assert_eq!(listed, expected, "{what}, {limit} a time");
+            assert_eq!(listed, expected, "{label}, {limit} a time");
             assert!(runs as usize <= CLAIMS as usize / limits::SLICE_ENTRIES as usize + 1 + expected.len() / limit);
         }
     }
 }
 
-/// W08: the same of workers, with what they hold, and of ordinals that are free.
+/// W08: a list of workers with their claims, and unused ordinals, is bounded as well.
 #[test]
 fn w08_a_list_of_workers_is_taken_in_slices() {
     const WORKERS: u32 = 5_000;
@@ -221,26 +224,27 @@ fn w08_a_list_of_workers_is_taken_in_slices() {
     let (mut listed, mut from) = (Vec::new(), Some(0));
     while let Some(at) = from {
         let slice = fleet.shard.workers_from(at, usize::MAX);
-        let claims: usize = slice.rows.iter().map(|(_, look)| look.claims.len()).sum();
+        let claims: usize = slice.rows.iter().map(|(_, snapshot)| snapshot.claims.len()).sum();
         let slack = limits::WORKER_CLAIMS_MAX as usize;
         assert!(slice.rows.len() + claims < limits::SLICE_ENTRIES as usize + slack);
         assert!(slice.next.is_none_or(|next| next > at && next - at <= limits::SLICE_ENTRIES));
-        listed.extend(slice.rows.into_iter().map(|(_, look)| look.registration.spec.id.to_string()));
+        listed.extend(slice.rows.into_iter().map(|(_, snapshot)| snapshot.registration.spec.id.to_string()));
         from = slice.next;
     }
     let expected: Vec<String> = (0..500).chain(4_500..WORKERS).map(|number| format!("w{number}")).collect();
     assert_eq!(listed, expected);
 }
 
-/// C10: claims that expire at once are ended a bounded number at a time, each of them, in the order of their deadlines.
+/// C10: claims that expire at once are ended a bounded number at a time, each of them, in the order of their
+/// deadlines.
 #[test]
-fn c10_deadlines_that_pass_together_are_carried_out_in_slices() {
+fn c10_deadlines_that_pass_together_are_handled_in_slices() {
     const CLAIMS: usize = 3 * limits::EXPIRIES_PER_RUN_MAX + 10;
     let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..CLAIMS as u32).for_each(|number| fleet.register(number, None));
     for _ in 0..CLAIMS {
-        let place = fleet.claim(None, 100).0.unwrap();
-        fleet.on(Event::ReplySent { place, at_ms: 1 });
+        let handle = fleet.claim(None, 100).0.unwrap();
+        fleet.on(Event::ReplySent { place: handle, at_ms: 1 });
     }
     let mut ended = Vec::new();
     for run in 1..=4 {
@@ -260,7 +264,7 @@ fn c10_deadlines_that_pass_together_are_carried_out_in_slices() {
     assert_eq!((ended.len(), fleet.shard.held(), fleet.shard.next_tick_ms()), (CLAIMS, 0, None));
 }
 
-/// C10: workers that fall silent together hold many claims each; how many of those end in one run is bounded as well.
+/// C10: workers that fall silent together have many claims each; how many of those end in one run is bounded as well.
 #[test]
 fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     const WORKERS: u32 = 200;
@@ -273,14 +277,14 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     }
     let claims = WORKERS as usize * EACH;
     for _ in 0..claims {
-        fleet.claim(Some(wants(None)), 0).0.expect("each worker has eight times what a claim asks for");
+        fleet.claim(Some(wants(None)), 0).0.expect("each worker fits eight claims");
     }
     let (mut ended, mut runs) = (0, 0);
     while fleet.shard.next_tick_ms().is_some_and(|at| at <= 200) {
         let mut effects: Vec<Effect<()>> = Vec::new();
         fleet.shard.handle_event(Event::Tick, 200, &mut effects);
         fleet.shard.discard_changes();
-        // The last worker that a run deals with ends what it holds.
+        // The last worker of a run ends all its claims.
         assert!(effects.len() < limits::EXPIRIES_PER_RUN_MAX + 1 + 2 * EACH, "{} effects in one run", effects.len());
         ended += effects.iter().filter(|effect| matches!(effect, Effect::ClaimEnded { .. })).count();
         runs += 1;
@@ -289,9 +293,9 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     assert!(runs > 1, "all in one run");
 }
 
-/// N1: what a claim would find is looked up in slices of ordinals, also where most of them are free.
+/// N1: a survey proceeds in slices of ordinals, also where most of them are unused.
 #[test]
-fn n1_a_survey_looks_at_no_more_than_its_slice() {
+fn n1_a_survey_examines_no_more_than_its_slice() {
     const WORKERS: u32 = 5_000;
     let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..WORKERS).for_each(|number| fleet.register(number, None));

@@ -1,5 +1,6 @@
-//! One shard of a shared pool against a naive oracle: every share that is granted was free, "no room" is said only if no
-//! worker has it, nothing leaks, and rows give the same shard back. `PROPTEST_SEED` and the printed steps reproduce a run.
+//! Compares one shard of a shared pool with a naive oracle: every allocation was free, a rejection means that no
+//! worker has the resources, nothing leaks, and the rows give the same shard. `PROPTEST_SEED` and the printed steps
+//! reproduce a run.
 
 #[path = "shared_pool_oracle/asks.rs"]
 mod asks;
@@ -19,58 +20,59 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
 use crate::asks::{Step, steps, wants};
-use crate::oracle::World;
+use crate::oracle::Harness;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     /// C08, L1, L2, N1, V1 in a shared pool.
     #[test]
-    fn c08_shares_are_free_when_granted_and_nothing_leaks(steps in steps(), policy in 0..3usize) {
-        let mut world = World::new([PlacementPolicy::BestFit, PlacementPolicy::Spread, PlacementPolicy::Fgd][policy]);
+    fn c08_allocations_are_free_when_granted_and_nothing_leaks(steps in steps(), policy in 0..3usize) {
+        let mut harness = Harness::new([PlacementPolicy::BestFit, PlacementPolicy::Spread, PlacementPolicy::Fgd][policy]);
         for step in steps {
-            world.step(step);
+            harness.step(step);
         }
-        while world.claims.values().any(|held| held.gang.is_some()) {
-            world.step(Step::Decide { commit: false });
+        while harness.claims.values().any(|claim| claim.gang.is_some()) {
+            harness.step(Step::Decide { commit: false });
         }
-        let places: Vec<ClaimHandle> = world.claims.values().map(|held| held.place).collect();
-        for place in places {
-            world.on(Event::Release { place, to: () });
+        let handles: Vec<ClaimHandle> = harness.claims.values().map(|claim| claim.handle).collect();
+        for handle in handles {
+            harness.on(Event::Release { place: handle, to: () });
         }
-        prop_assert_eq!(world.shard.held(), 0);
-        world.restart();
-        // Uncordoned, every worker has all that it is registered with.
-        for id in world.workers.keys().cloned().collect::<Vec<_>>() {
+        prop_assert_eq!(harness.shard.held(), 0);
+        harness.restart();
+        // Uncordoned, every worker has its whole capacity free.
+        for id in harness.workers.keys().cloned().collect::<Vec<_>>() {
             let id = WorkerId::new(&id).unwrap();
-            world.on(Event::WorkerCommand { id, command: WorkerCommand::Uncordon, to: () });
+            harness.on(Event::WorkerCommand { id, command: WorkerCommand::Uncordon, to: () });
         }
-        let sums = world.shard.free_summary().unwrap().map(|(sum, _)| (sum.cpu_milli, sum.memory_bytes, sum.gpu_milli));
-        let all = |amount: fn(&WorkerCapacity) -> u64| world.workers.values().map(|worker| u128::from(amount(&worker.spec.capacity))).sum::<u128>();
+        let sums = harness.shard.free_summary().unwrap().map(|(sum, _)| (sum.cpu_milli, sum.memory_bytes, sum.gpu_milli));
+        let all = |amount: fn(&WorkerCapacity) -> u64| harness.workers.values().map(|worker| u128::from(amount(&worker.spec.capacity))).sum::<u128>();
         prop_assert_eq!(sums[0].0 + sums[1].0, all(|capacity| capacity.cpu_milli));
         prop_assert_eq!(sums[0].1 + sums[1].1, all(|capacity| capacity.memory_bytes));
         prop_assert_eq!(sums[1].2, all(|capacity| capacity.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * 1_000)));
     }
 }
 
-/// The runs above meet workers that end too soon: none, some of those that have room, and all of them.
+/// The runs above meet workers that end too soon: none, some of those that fit, and all of them.
 #[test]
 fn c11_random_runs_reach_every_mix_of_ends() {
     let mut runner = TestRunner::deterministic();
-    let mut seen = [0; 3];
+    let mut counts = [0; 3];
     for policy in [PlacementPolicy::BestFit, PlacementPolicy::Spread, PlacementPolicy::Fgd] {
         for _ in 0..100 {
-            let mut world = World::new(policy);
+            let mut harness = Harness::new(policy);
             for step in steps().new_tree(&mut runner).unwrap().current() {
-                world.step(step);
+                harness.step(step);
             }
-            seen.iter_mut().zip(world.seen).for_each(|(sum, more)| *sum += more);
+            counts.iter_mut().zip(harness.counts).for_each(|(sum, more)| *sum += more);
         }
     }
-    assert!(seen.iter().all(|&seen| seen > 20), "{seen:?}");
+    assert!(counts.iter().all(|&counts| counts > 20), "{counts:?}");
 }
 
-/// P03: 1,000 equal requests fill one worker exactly; 3 onto room for 2 place 2; 70 tiny ones pack onto one.
+/// P03: 1,000 equal requests fill one worker exactly; of 3 that need half a worker each, 2 are placed; 70 tiny ones
+/// pack onto one.
 #[test]
 fn p03_one_worker_is_filled_exactly() {
     let fill = |cpu_milli: u64, workers: u8, each: u64, count: u64| {
@@ -103,9 +105,9 @@ fn p03_one_worker_is_filled_exactly() {
     assert_eq!(fill(4_000, 8, 10, 70), (70, 1));
 }
 
-/// GPU models are numbered: past the bound a worker is refused by name, and nothing of it stays.
+/// GPU models are numbered: beyond the limit a worker is rejected, and nothing of it stays.
 #[test]
-fn b1_models_beyond_the_bound_are_refused() {
+fn b1_models_beyond_the_limit_are_rejected() {
     let mut shard = Shard::new(PlacementPolicy::BestFit, 1);
     let mut register = |number: usize| {
         let gpu = Some(GpuCapacity { model: format!("m{number}").into(), count: 1 });
@@ -113,19 +115,20 @@ fn b1_models_beyond_the_bound_are_refused() {
         let spec = WorkerSpec { capacity, ..WorkerSpec::with_id(WorkerId::new(&format!("w{number}")).unwrap()) };
         let mut effects = Vec::new();
         shard.handle_event(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () }, 1, &mut effects);
-        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
+        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
         (matches!(answer, EngineReply::TooManyModels), shard.workers())
     };
     for number in 0..4_096 {
         assert_eq!(register(number), (false, number + 1));
     }
     assert_eq!(register(4_096), (true, 4_096));
-    assert_eq!(register(7), (false, 4_096), "a known one is still an upsert");
+    assert_eq!(register(7), (false, 4_096), "a known model is still accepted");
 }
 
-/// Q12: a worker that is deleted because it was lost frees its ordinal, and the next worker with that has promised nothing.
+/// Q12: a worker that is deleted because it was lost frees its ordinal, and the next worker with that ordinal is not
+/// reserved.
 #[test]
-fn q12_a_promise_of_a_deleted_worker_is_not_one_of_the_next_with_its_ordinal() {
+fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordinal() {
     let rules = ShardConfig { lost_keep_ms: Some(10), ..PlacementPolicy::BestFit.into() };
     let mut shard = Shard::new(rules, 1);
     let mut on = |event, now_ms| {
@@ -139,21 +142,21 @@ fn q12_a_promise_of_a_deleted_worker_is_not_one_of_the_next_with_its_ordinal() {
         Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 10, to: () }
     };
     let wants = || Arc::new(wants(&ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() }, 0));
-    let promise = |ticket| Event::Reserve { ticket, wants: wants(), evict: None, until_ms: 100, to: () };
-    let promised = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
+    let reserve = |ticket| Event::Reserve { ticket, wants: wants(), evict: None, until_ms: 100, to: () };
+    let reserved = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
     on(register("w0"), 1);
     let beat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
     on(Event::Heartbeat { id: WorkerId::new("w0").unwrap(), beat, to: () }, 1);
-    assert_eq!(on(promise(1), 1), promised);
+    assert_eq!(on(reserve(1), 1), reserved);
     on(Event::Tick, 11);
     assert!(matches!(on(Event::Tick, 21), Some(Effect::WorkerDeleted { worker }) if worker.spec.id.as_str() == "w0"));
     on(register("w1"), 21);
-    assert_eq!(on(promise(2), 21), promised);
+    assert_eq!(on(reserve(2), 21), reserved);
     on(Event::CancelReservation { ticket: 1 }, 21);
     let id = ClaimId::new("ns", "default", "k").unwrap();
     let wants = Some(wants());
     let claim =
         Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () };
-    let refused = Some(Effect::Reply { to: (), answer: EngineReply::NotPlaced(PlacementFailure::Busy) });
-    assert_eq!(on(claim, 21), refused, "w1 is kept for the second");
+    let rejected = Some(Effect::Reply { to: (), answer: EngineReply::NotPlaced(PlacementFailure::Busy) });
+    assert_eq!(on(claim, 21), rejected, "w1 is reserved for the second");
 }

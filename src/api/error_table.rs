@@ -277,7 +277,7 @@ mod tests {
             ),
             (
                 RequestError::VersionConflict(7),
-                r#"409 {"error":{"code":"ABORTED","reason":"version","message":"it is at version 7 now; read it again, and decide anew"}}"#,
+                r#"409 {"error":{"code":"ABORTED","reason":"version","message":"the version is 7 now; read it again and retry"}}"#,
             ),
             (
                 RequestError::FailedPrecondition("it has workers".into()),
@@ -289,11 +289,11 @@ mod tests {
             ),
             (
                 RequestError::Exhausted(ExhaustionReason::NodeLocality),
-                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"node_locality","message":"a worker is free, but none on a node that the request requires"}}"#,
+                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"node_locality","message":"a worker is free, but none on a required node"}}"#,
             ),
             (
                 RequestError::Exhausted(ExhaustionReason::NoEligiblePool),
-                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"no_eligible_pool","message":"no pool has the class and the labels that the request asks for"}}"#,
+                r#"429 {"error":{"code":"RESOURCE_EXHAUSTED","reason":"no_eligible_pool","message":"no pool has the requested class and labels"}}"#,
             ),
             (
                 RequestError::Unsatisfiable,

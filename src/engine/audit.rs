@@ -1,52 +1,52 @@
-//! A recount of what a shard keeps as sums, some workers at a time, for as long as it may differ: `hotpool_accounting_mismatch`.
+//! Incremental audit of a shard's accounting while it changes: `hotpool_accounting_mismatch`.
 //!
-//! What a worker has left is changed by every claim and derived from nothing, so an error would stay. The recount takes one
-//! worker after the other and compares what it has left, card by card, with its capacity less what its claims hold. That is
-//! exact at any moment between two events, so a pass may take as long as it likes, and claims pay nothing for it. A pass
-//! that found no change of the shard since it began is the last until the next change.
+//! The free resources of a worker are changed by every claim and derived from nothing, so an error would persist. The
+//! audit takes one worker after the other and compares its free resources, GPU by GPU, with its capacity minus what
+//! its claims hold. That is exact between any two events, so a pass may take as long as it likes, and claims pay
+//! nothing for it. A pass during which the shard did not change is the last until the next change.
 //!
-//! Example: 10,000 workers of a shared pool with four claims each are 50,000 steps, of which a slice of [`AUDIT_STEPS`] is taken
-//! a second; in an exclusive pool a worker is one step, held or not, so these would be 10,000. A pass takes 49 seconds, and an
-//! error is found within two: the one that is under way may have gone by the worker already. It leaves the sum at the end of
-//! the pass that finds the worker right, and two wrong workers count as two.
+//! Example: 10,000 workers of a shared pool with four claims each are 50,000 steps, of which a slice of
+//! [`AUDIT_STEPS`] is taken a second; in an exclusive pool each worker is one step, so these would be 10,000. A pass
+//! takes 49 seconds, and an error is found within two passes: the current one may have passed the worker already. The
+//! error is cleared at the end of the pass that finds the worker consistent, and two wrong workers count as two.
 
 use super::NIL;
 use super::shard::Shard;
 use crate::model::Seq;
 
-/// Workers, ordinals that are free, and claims of shared workers that one slice of a recount looks at, about: each counts as
-/// one. Only the last worker of a slice may go beyond.
+/// Approximate size of a slice: workers, unused ordinals and claims of shared workers count as one each. Only the
+/// last worker of a slice may exceed it.
 pub const AUDIT_STEPS: u32 = 1_024;
 
-/// Recount of a shard that is under way, and what came of it.
+/// Audit of a shard and its findings.
 #[derive(Debug)]
 pub struct AccountingAudit {
     /// Ordinal at which the next slice begins.
     cursor: u32,
-    /// Change of the shard at which this pass began.
+    /// Sequence number at which this pass began.
     pass_start_seq: Seq,
-    /// Last change that a whole pass has seen.
+    /// Sequence number that a complete pass has covered.
     audited_seq: Seq,
-    /// Wrong workers of this pass so far, and of the whole one before.
+    /// Inconsistent workers in this pass so far, and in the last complete one.
     mismatched: u64,
     mismatched_last_pass: u64,
 }
 
 impl AccountingAudit {
-    /// Of a shard as it is now, which was checked as a whole.
+    /// Starts from a shard that was checked as a whole.
     #[must_use]
     pub const fn new(shard: &Shard) -> Self {
         let seq = shard.seq();
         Self { cursor: 0, pass_start_seq: seq, audited_seq: seq, mismatched: 0, mismatched_last_pass: 0 }
     }
 
-    /// Whether there is something that no pass has looked at yet.
+    /// Whether the shard has changes that no pass has covered.
     #[must_use]
     pub const fn is_pending(&self, shard: &Shard) -> bool {
         self.audited_seq != shard.seq()
     }
 
-    /// Looks at the next slice, if there is something to look at.
+    /// Audits the next slice, if there are changes to cover.
     pub fn advance(&mut self, shard: &Shard) {
         if !self.is_pending(shard) {
             return;
@@ -66,11 +66,12 @@ impl AccountingAudit {
                 self.mismatched += u64::from(!shard.is_worker_consistent(at));
             }
         }
+        assert!(self.pass_start_seq <= shard.seq(), "V1: the sequence number of a shard went back");
         (self.cursor, self.audited_seq) = (0, self.pass_start_seq);
         self.mismatched_last_pass = std::mem::take(&mut self.mismatched);
     }
 
-    /// How far the ledger is from the claims, as far as is known: 0, or the shard is wrong.
+    /// Number of errors found in the accounting; above 0 the shard is wrong.
     #[must_use]
     pub fn mismatch(&self, shard: &Shard) -> u64 {
         shard.accounting_mismatch() + self.mismatched.max(self.mismatched_last_pass)
@@ -78,15 +79,15 @@ impl AccountingAudit {
 }
 
 impl Shard {
-    /// Claims of a worker, as they are counted.
+    /// Number of claims of a worker, as counted by its shared capacity.
     fn claim_count(&self, at: u32) -> u32 {
         match &self.shared {
-            Some(shares) if !self.workers.get(at).deleted => shares.load(at).0,
+            Some(shared) if !self.workers.get(at).deleted => shared.load(at).0,
             _ => 0,
         }
     }
 
-    /// Whether what is kept of a worker is what follows from its registration and its claims.
+    /// Whether the accounting of a worker follows from its registration and its claims.
     fn is_worker_consistent(&self, at: u32) -> bool {
         let worker = self.workers.get(at);
         let claim = self.claims.by_ordinal(worker.claim);
@@ -96,15 +97,14 @@ impl Shard {
         is_linked && is_counted && self.check_allocation(at).is_ok()
     }
 
-    /// Takes something off what a worker of a shared pool has left, and has no claim for it: a fault, for tests that look
-    /// whether it is found.
+    /// Allocates resources of a shared worker without a claim: a fault for tests of the audit.
     #[doc(hidden)]
     pub fn inject_mismatch(
         &mut self,
         worker: &crate::model::WorkerId,
-        share: &super::placement::bin_packing::ResourceAllocation,
+        allocation: &super::placement::bin_packing::ResourceAllocation,
     ) {
-        let at = self.workers.find(worker).expect("a worker that is there");
-        self.shared.as_mut().expect("a shard of a shared pool").fleet.allocate(at, share);
+        let at = self.workers.find(worker).expect("the worker is registered");
+        self.shared.as_mut().expect("the pool is shared").fleet.allocate(at, allocation);
     }
 }

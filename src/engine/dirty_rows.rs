@@ -1,31 +1,108 @@
-//! What the journal takes of a shard: rows of workers that changed, all rows for a rewrite, and the shard's own row.
+//! Rows for the journal: those of changed workers and gangs, a snapshot of all, and the shard's own row.
 
 use smallvec::SmallVec;
 
 use super::NIL;
-use super::shard::{Shard, ShardHeader};
-use crate::model::Millis;
+use super::shard::Shard;
+use super::workers::WorkerTable;
 use crate::model::unschedulable_bits;
+use crate::model::{Millis, Seq, WorkerId};
 use crate::persist::row::{self, ClaimRowRef, RowKind, ShardRow, WorkerRowRef};
 
+/// Changes of a shard: the sequence number of the last, and the rows that the journal has not taken. A worker's version
+/// and its dirty flag change here only.
+#[derive(Debug)]
+pub struct ChangeLog {
+    seq: Seq,
+    /// Number of changes of workers.
+    worker_updates: u64,
+    /// Workers whose row changed since the journal last took it.
+    dirty: Vec<u32>,
+    /// Ids whose rows were deleted since then.
+    removed: Vec<WorkerId>,
+    /// Sequence number at which a batch of claims began: a worker that changed since is not recorded again. `Seq::MAX`: no
+    /// batch.
+    batch_start_seq: Seq,
+}
+
+impl ChangeLog {
+    /// Starts after the change with this sequence number.
+    pub const fn starting_at(seq: Seq) -> Self {
+        Self { seq, worker_updates: 0, dirty: Vec::new(), removed: Vec::new(), batch_start_seq: Seq::MAX }
+    }
+
+    /// Sequence number of the last change.
+    pub const fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// Number of changes of workers so far.
+    pub const fn worker_updates(&self) -> u64 {
+        self.worker_updates
+    }
+
+    /// Records a change of something other than a worker.
+    pub const fn record(&mut self) {
+        self.seq += 1;
+    }
+
+    /// Records a change of a worker: one sequence number, one dirty row.
+    pub fn record_worker(&mut self, workers: &mut WorkerTable, at: u32) {
+        self.seq += 1;
+        self.worker_updates += 1;
+        if workers.get_mut(at).mark_changed(self.seq) {
+            self.dirty.push(at);
+        }
+        debug_assert!(self.worker_updates <= self.seq, "V1: every change of a worker has its sequence number");
+    }
+
+    /// Records a change of a worker, but only the first within a batch.
+    pub fn record_worker_in_batch(&mut self, workers: &mut WorkerTable, at: u32) {
+        if workers.get(at).version() <= self.batch_start_seq {
+            self.record_worker(workers, at);
+        }
+    }
+
+    /// Records the deletion of a worker's row.
+    pub fn record_removal(&mut self, id: WorkerId) {
+        self.removed.push(id);
+    }
+
+    /// Begins a batch, which lasts until [`Self::end_batch`].
+    pub const fn begin_batch(&mut self) {
+        debug_assert!(self.batch_start_seq == Seq::MAX, "B03: batches do not nest");
+        self.batch_start_seq = self.seq;
+    }
+
+    /// Ends a batch.
+    pub const fn end_batch(&mut self) {
+        self.batch_start_seq = Seq::MAX;
+    }
+
+    const fn has_rows(&self) -> bool {
+        !self.dirty.is_empty() || !self.removed.is_empty()
+    }
+}
+
 impl Shard {
-    /// Writes the rows of workers and gangs that changed since the last call and returns how many there were. The
-    /// shard's own row is apart ([`Self::take_header`]): it changes with every grant, and a step carries only its last state.
+    /// Writes the rows of workers and gangs that changed since the last call and returns their number. The shard's
+    /// own row is separate ([`Self::take_header`]): it changes with every grant, and a write batch carries only its
+    /// last state.
     pub fn take_rows(&mut self, out: &mut Vec<u8>) -> usize {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        let mut removed = std::mem::take(&mut self.removed);
+        let mut dirty = std::mem::take(&mut self.changes.dirty);
+        let mut removed = std::mem::take(&mut self.changes.removed);
         let rows = dirty.len() + removed.len();
-        // Removals first: an id that was forgotten and registered again is there.
+        // Deletions first: an id that was forgotten and registered again exists.
         for id in removed.drain(..) {
             row::put_deletion(out, RowKind::Worker, id.as_str());
         }
         for at in dirty.drain(..) {
-            let worker = self.workers.get_mut(at);
-            if std::mem::take(&mut worker.dirty) && self.workers.is_used(at) {
+            if self.workers.get_mut(at).take_dirty() && self.workers.is_used(at) {
                 self.put_row(at, out);
             }
         }
-        (self.dirty, self.removed) = (dirty, removed);
+        (self.changes.dirty, self.changes.removed) = (dirty, removed);
+        debug_assert!(!self.changes.has_rows(), "V1: a taken row is still marked as changed");
         let mut rows = rows;
         for (id, there) in self.gangs.take_changed() {
             rows += 1;
@@ -34,69 +111,57 @@ impl Shard {
         rows
     }
 
-    /// The shard's own row, if it changed since the last call.
+    /// Takes the shard's own row, if it changed since the last call.
     pub fn take_header(&mut self) -> Option<ShardRow> {
-        let head = self.header_row();
-        (head != self.header_taken).then(|| {
-            self.header_taken = head;
-            head
+        (self.header != self.header_taken).then(|| {
+            self.header_taken = self.header;
+            self.header
         })
     }
 
-    fn header_row(&self) -> ShardRow {
-        ShardRow {
-            fence_max: self.fence_max,
-            memory_acks: self.header.memory_acks,
-            reserve_ms: self.header.reserve_ms,
-            unclean_stops: self.header.unclean_stops,
-        }
-    }
-
-    /// Whether its own row says that claims are acknowledged from memory.
+    /// Whether the shard's row says that claims are acknowledged from memory.
     #[must_use]
     pub const fn acks_from_memory(&self) -> bool {
         self.header.memory_acks
     }
 
-    /// Says whether claims are acknowledged from memory from now on, and how long one of them may stay reserved. True
-    /// if that is news: until the store has it, they must not be.
+    /// Sets whether claims are acknowledged from memory, and for how long one of them may stay reserved. True if the
+    /// row changed: until it is stored, they must not be.
     pub fn set_memory_acks(&mut self, reserve_ms: Option<Millis>) -> bool {
-        // Earlier claims may have been given more time, and may be lost yet.
-        let head = ShardHeader {
+        // Earlier claims may have longer reservations, and may still be lost.
+        let header = ShardRow {
             memory_acks: reserve_ms.is_some(),
             reserve_ms: self.header.reserve_ms.max(reserve_ms.unwrap_or(0)),
             ..self.header
         };
-        let news = self.header != head;
-        if news {
-            self.header = head;
-            self.seq += 1;
+        let changed = self.header != header;
+        if changed {
+            self.header = header;
+            self.changes.record();
         }
-        news
+        changed
     }
 
-    /// Whether [`Self::take_rows`] or [`Self::take_header`] has any.
+    /// Whether [`Self::take_rows`] or [`Self::take_header`] has something to write.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        !self.dirty.is_empty()
-            || !self.removed.is_empty()
-            || self.gangs.has_changed()
-            || self.header_row() != self.header_taken
+        self.changes.has_rows() || self.gangs.has_changed() || self.header != self.header_taken
     }
 
-    /// Forgets which rows changed, where no store wants them.
+    /// Discards the record of changed rows, for shards without a store.
     pub fn discard_changes(&mut self) {
-        self.removed.clear();
+        self.changes.removed.clear();
         if self.gangs.has_changed() {
             self.gangs.take_changed().for_each(drop);
         }
-        self.header_taken = self.header_row();
-        while let Some(at) = self.dirty.pop() {
-            self.workers.get_mut(at).dirty = false;
+        self.header_taken = self.header;
+        while let Some(at) = self.changes.dirty.pop() {
+            self.workers.get_mut(at).take_dirty();
         }
     }
 
-    /// Writes all rows from ordinal `from` on until about `bytes` are written; returns where to go on, if anywhere.
+    /// Writes rows from ordinal `from` on until about `bytes` are written; returns the ordinal to continue at, if
+    /// any.
     pub fn snapshot_rows(&self, from: u32, bytes: usize, out: &mut Vec<u8>) -> Option<u32> {
         for at in self.workers.iter_from(from) {
             if out.len() >= bytes {
@@ -105,7 +170,7 @@ impl Shard {
             self.put_row(at, out);
         }
         self.gangs.rows().for_each(|id| row::put_gang(out, id, true));
-        row::put_shard(out, &self.header_row());
+        row::put_shard(out, &self.header);
         None
     }
 
@@ -122,24 +187,26 @@ impl Shard {
                 term_ms: claim.term_ms.into(),
                 reported: claim.reported,
                 gang: self.gangs.gang_of(next),
-                gpu_mask: self.shared.as_ref().map_or(0, |shares| shares.gpu_mask(next)),
+                gpu_mask: self.shared.as_ref().map_or(0, |shared| shared.gpu_mask(next)),
                 spec: claim.spec.as_deref(),
                 evicted: self.is_evicted(next),
                 times: claim.times(),
             });
-            next = self.shared.as_ref().map_or(NIL, |shares| shares.next_claim(next));
+            next = self.shared.as_ref().map_or(NIL, |shared| shared.next_claim(next));
         }
         let life = self.liveness.get(at);
-        let unvouched = worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
+        assert!(claims.len() <= crate::limits::WORKER_CLAIMS_MAX as usize, "L2: a row has more claims than the limit");
+        let unverified = worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
+        debug_assert!(self.header.unclean_stops >= u64::from(unverified), "V1: a worker is unverified without a stop");
         let state = WorkerRowRef {
             registration: self.workers.registration(at),
-            version: worker.version,
+            version: worker.version(),
             idle_seq: worker.idle_seq,
             affinity: worker.affinity,
             deleted: worker.deleted,
             claims: &claims,
             unschedulable_bits: worker.unschedulable_bits & unschedulable_bits::PERSISTED,
-            vouched: self.header.unclean_stops - u64::from(unvouched),
+            vouched: self.header.unclean_stops - u64::from(unverified),
             heartbeat_ttl_ms: life.ttl_ms,
             promised: life.promised_capacity.as_deref(),
         };

@@ -1,4 +1,4 @@
-//! What must be done about an event, in order.
+//! Outputs of a shard, to be executed in order.
 
 use std::sync::Arc;
 
@@ -11,202 +11,203 @@ use crate::model::{
     WorkerRegistration,
 };
 
-/// Something to do.
+/// Output of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect<R> {
-    /// Answer a request.
+    /// Reply to a request.
     Reply {
-        /// Whom.
+        /// Port that receives the reply.
         to: R,
-        /// What.
+        /// Contents of the reply.
         answer: EngineReply,
     },
-    /// A claim is over: its key is free.
+    /// Reports the end of a claim: its key is free.
     ClaimEnded {
-        /// Whose.
+        /// Identity of the claim that ended.
         id: ClaimId,
-        /// Number of the grant that is over.
+        /// Fence of the grant that ended.
         fence: Fence,
-        /// Why.
+        /// Cause of the end.
         end: EndReason,
-        /// Ordinal of the worker that held it.
+        /// Ordinal of the worker that it held.
         worker: u32,
-        /// When it had been created, and had become active.
+        /// Unix times of its creation and activation.
         times: ClaimTimes,
     },
-    /// A worker was silent for too long. What it held ends with the next effects.
+    /// Reports that a worker was silent for too long. Its claims end with the next effects.
     WorkerLost {
-        /// Its ordinal.
+        /// Ordinal of the lost worker.
         worker: u32,
     },
-    /// A worker that had been lost for long was deleted.
+    /// Reports that a worker was deleted because it had been lost for too long.
     WorkerDeleted {
-        /// As it was registered.
+        /// Last registration of the worker.
         worker: Arc<WorkerRegistration>,
     },
-    /// The next effect ends a claim that callers may still ask about.
+    /// Announces that the next effect ends a claim that callers may still query.
     RetainEnded {
-        /// Whose.
+        /// Identity of the claim that ends.
         id: ClaimId,
-        /// As it was, in the state in which it is remembered: `lost`, or `releasing` if its clean-up was given up.
+        /// Grant in the final state to remember: `lost`, or `releasing` if its clean-up timed out.
         grant: ClaimGrant,
     },
-    /// A gang's member is a claim like any other: its key is held.
+    /// Reports that a gang's member became an ordinary claim that holds its key.
     ClaimCommitted {
-        /// Whose.
+        /// Identity of the committed claim.
         id: ClaimId,
-        /// Where.
+        /// Handle of the committed claim.
         place: ClaimHandle,
     },
-    /// A claim that a worker named was taken over: its key is held.
+    /// Reports that a claim was readopted from a worker's report and holds its key.
     ClaimAdopted {
-        /// Whose.
+        /// Identity of the readopted claim.
         id: ClaimId,
-        /// Where.
+        /// Handle of the readopted claim.
         place: ClaimHandle,
     },
 }
 
-/// What a request is told.
+/// Contents of a reply to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineReply {
-    /// The claim is made.
+    /// Grants a new claim.
     Granted(ClaimGrant),
-    /// No idle worker here; another shard may have one. Nothing was changed.
+    /// Finds no idle worker in this shard; others may have one. Nothing was changed.
     NoCapacity,
-    /// The same, for a claim that asked for certain workers.
+    /// Finds no worker that meets the constraints. Nothing was changed.
     NotPlaced(PlacementFailure),
-    /// It is held as it was; with the deadline as it stands.
+    /// Shows the live claim unchanged, with its present deadline.
     Held(ClaimGrant),
-    /// What was held at the place is gone. Nothing was changed.
+    /// Rejects a handle whose claim is gone. Nothing was changed.
     StaleHandle,
-    /// The held claim did not satisfy the request and was given back: the key may be claimed anew.
+    /// Reports that the live claim did not satisfy the request and was rolled back: the key can be claimed again.
     RolledBack,
-    /// The held claim does not satisfy the request and is active. Nothing was changed.
+    /// Rejects the request: the live claim does not satisfy it and is active. Nothing was changed.
     ActiveConflict,
-    /// The held claim asked for other resources, and the request must have the same. Nothing was changed.
+    /// Rejects the request: the live claim has other resources, and they must be the same. Nothing was changed.
     ResourceMismatch,
-    /// It is being released already. Nothing was changed.
+    /// Rejects the request: the claim is being released. Nothing was changed.
     Releasing,
-    /// The same, because a claim with a higher priority evicted it. Nothing was changed.
+    /// Rejects the request: the claim is being released because one of higher priority evicted it. Nothing was
+    /// changed.
     Evicted,
-    /// A worker is kept for whoever waits.
+    /// Confirms that a worker is reserved for the waiting claim.
     WorkerReserved,
-    /// It is not active yet. Nothing was changed.
+    /// Rejects the request: the claim is not active yet. Nothing was changed.
     NotActive,
-    /// It asks to stay active without a renewal for longer than the pool allows. Nothing was changed.
+    /// Rejects a time to live above the pool's limit. Nothing was changed.
     TtlTooLong {
-        /// Most that it may ask for.
+        /// Longest time to live that the pool allows.
         max_ms: Millis,
     },
-    /// The claim is over.
+    /// Confirms that the claim is over.
     Released,
-    /// So many members of a gang are held here. Nothing was changed.
+    /// Number of live members of a gang in this shard. Nothing was changed.
     GangMembers(usize),
-    /// The members of a gang that are held here, from now on as claims like any other.
+    /// Members of a gang in this shard, which are ordinary claims from now on.
     Committed(Vec<(ClaimId, ClaimGrant)>),
-    /// The worker is registered.
+    /// Confirms a worker's registration.
     Registered {
-        /// False if it was known.
+        /// True if the worker is new, false if it was registered before.
         created: bool,
-        /// As it stands now.
+        /// Snapshot after the registration.
         worker: Box<WorkerSnapshot>,
-        /// What it said that it runs and must not.
+        /// Reported claims that the worker must stop.
         stop: Vec<ReportedClaim>,
     },
-    /// A heartbeat was taken, or came too late for that.
+    /// Result of a heartbeat, also of one that was ignored as late.
     HeartbeatHandled {
-        /// What the worker holds.
+        /// Live claims of the worker.
         claims: Vec<(ClaimId, ClaimGrant)>,
-        /// What it said that it runs and must not.
+        /// Reported claims that the worker must stop.
         stop: Vec<ReportedClaim>,
-        /// Nothing of it was taken, because one with this higher number was.
+        /// Higher sequence number that was handled before; this heartbeat was ignored.
         superseded_by: Option<u64>,
     },
-    /// The owner's wish is done.
+    /// Confirms an operator command with the worker's new state.
     WorkerUpdated(Box<WorkerSnapshot>),
-    /// It is draining, which only a new incarnation ends. Nothing was changed.
+    /// Rejects the command: only a new incarnation ends draining. Nothing was changed.
     Draining,
-    /// Claims that the last stop may have lost can still be started. Nothing was changed.
+    /// Rejects the command: claims that the last stop may have lost can still start. Nothing was changed.
     Quarantined {
-        /// For this long.
+        /// Remaining quarantine in milliseconds.
         left_ms: Millis,
     },
-    /// All workers for which somebody may speak are trusted.
+    /// Confirms that all workers outside the quarantine are trusted.
     Cleared {
-        /// How many were not.
+        /// Number of workers that were cleared.
         cleared: u64,
-        /// How many are not yet.
+        /// Number of workers that stay suspect.
         suspect: u64,
     },
-    /// The worker is deleted.
+    /// Confirms that the worker is deleted.
     Deleted {
-        /// Claims that ended with it.
+        /// Number of claims that were lost with it.
         claims_lost: u64,
     },
-    /// There is no such worker.
+    /// Rejects an id that no worker has.
     UnknownWorker,
-    /// The registration comes from an older life of the worker. Nothing was changed.
+    /// Rejects a registration of an older incarnation. Nothing was changed.
     StaleIncarnation {
-        /// The incarnation that is known.
+        /// Incarnation on record.
         known: u64,
-        /// True: that one was deleted, so a higher one is needed.
+        /// True if the incarnation on record was deleted, so that a higher one is needed.
         deleted: bool,
     },
-    /// The heartbeat comes from a life of the worker that was never registered. Nothing was changed.
+    /// Rejects a heartbeat of an incarnation that was never registered. Nothing was changed.
     UnknownIncarnation {
-        /// The incarnation that is known.
+        /// Incarnation on record.
         known: u64,
     },
-    /// The shard holds as many workers as it can number.
+    /// Rejects a worker beyond the shard's limit.
     ShardFull,
-    /// The worker has a GPU model beside as many as the shard can number. Nothing was changed.
+    /// Rejects a GPU model beyond the shard's limit. Nothing was changed.
     TooManyModels,
-    /// The claim holds cards of this model, and was asked to hold others. Nothing was changed.
+    /// Rejects a resize to another GPU model than the claim holds. Nothing was changed.
     GpuModelMismatch {
-        /// Model of the cards that it holds.
+        /// Model of the GPUs that the claim holds.
         model: Arc<str>,
     },
 }
 
-/// A held claim.
+/// Snapshot of a live claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimGrant {
-    /// Where it is.
+    /// Handle of the claim.
     pub handle: ClaimHandle,
-    /// On which worker.
+    /// Registration of its worker.
     pub worker: Arc<WorkerRegistration>,
-    /// Where it is in its life.
+    /// State in the claim's lifecycle.
     pub state: ClaimState,
-    /// How long it may stay active without a renewal, or releasing; 0: for ever.
+    /// Time for which it may stay active without a renewal, or releasing, in milliseconds; 0: for ever.
     pub term_ms: Millis,
-    /// Its deadline, if it runs already.
+    /// Engine time of its deadline, if one is set.
     pub deadline_ms: Option<Millis>,
-    /// What it keeps of its request, if anything.
+    /// Parts of its request that it keeps, if any.
     pub spec: Option<Arc<ClaimSpec>>,
-    /// In a shared pool, which cards of the worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
+    /// GPUs that it holds in a shared pool: bit `i` stands for GPU `i`. None: it holds the whole worker.
     pub gpu_mask: Option<u64>,
-    /// It is being released because a claim with a higher priority evicted it.
+    /// True if it is being released because a claim of higher priority evicted it.
     pub evicted: bool,
-    /// Times in the form of the claim's own entry, as a grant is copied with every answer.
+    /// Times in the claim's compact form, as a grant is copied with every reply.
     pub timestamps: ClaimTimestamps,
 }
 
 impl ClaimGrant {
-    /// Time that it may stay unconfirmed from when the answer leaves; 0 once it is not reserved any more.
+    /// Time for which it may stay unconfirmed after the reply is sent; 0 once it is not reserved.
     #[must_use]
     pub fn reserve_ms(&self) -> Millis {
         self.timestamps.reserve_ms(self.state).into()
     }
 
-    /// Times at which it was created and became active.
+    /// Unix times of its creation and activation.
     #[must_use]
     pub fn times(&self) -> ClaimTimes {
         self.timestamps.times(self.state)
     }
 
-    /// Shows the claim as it ended: `lost`, or `releasing` if its clean-up was given up. A reservation has ended without
-    /// the claim becoming active.
+    /// Sets the final state: `lost`, or `releasing` if the clean-up timed out. A reservation ends without the claim
+    /// becoming active.
     pub fn mark_ended(&mut self, state: ClaimState) {
         if self.state == ClaimState::Reserved {
             self.timestamps.end_reservation(None);
@@ -214,7 +215,7 @@ impl ClaimGrant {
         (self.state, self.deadline_ms) = (state, None);
     }
 
-    /// How long it may stay in its state from when an answer that speaks of it leaves; none: for ever.
+    /// Time for which it may stay in its state after a reply that discloses it; none: for ever.
     #[must_use]
     pub fn state_ttl_ms(&self) -> Option<Millis> {
         match stay_ms(self.state, self.reserve_ms(), self.term_ms) {
@@ -224,49 +225,49 @@ impl ClaimGrant {
     }
 }
 
-/// A worker on its axes.
+/// State of a worker in each of its dimensions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WorkerConditions {
-    /// It holds a claim, or runs what it should not.
+    /// Whether it holds a claim, or runs one that it should not.
     pub busy: bool,
-    /// As its owner wishes.
+    /// Schedulability set by its operator.
     pub schedulability: SchedulingState,
-    /// Whether it is heard of.
+    /// Liveness by heartbeats and registrations.
     pub liveness: LivenessState,
-    /// Whether it can be what it is thought to be.
+    /// Trust in what the service knows of it.
     pub trust: TrustState,
-    /// It has less than its claim was promised.
+    /// Whether it has less capacity than its claim was granted.
     pub overcommitted: bool,
 }
 
-/// A worker as it stands.
+/// State of a worker at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerSnapshot {
-    /// Its registration.
+    /// Registration of the worker.
     pub registration: Arc<WorkerRegistration>,
     /// Sequence number of its last change.
     pub version: Seq,
-    /// Where it stands on each axis.
+    /// State in each dimension.
     pub conditions: WorkerConditions,
-    /// What it holds.
+    /// Live claims of the worker.
     pub claims: Vec<(ClaimId, ClaimGrant)>,
 }
 
-/// How a claim ended.
+/// Cause of the end of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// The holder released it.
+    /// Released by its holder.
     Released,
-    /// It was never confirmed.
+    /// Never confirmed within its reservation.
     ReservationExpired,
-    /// It was active, and nobody renewed it in time.
+    /// Active, but not renewed in time.
     Expired,
-    /// Its clean-up was not finished in time.
+    /// Clean-up not completed within its limit.
     CleanupTimedOut,
-    /// Its worker does not run it any more.
+    /// Not reported any more by its worker.
     NotReported,
-    /// Its worker is gone.
+    /// Lost together with its worker.
     Lost,
-    /// Nobody was ever told of it, or its key is held elsewhere.
+    /// Never disclosed to a caller, or its key is held elsewhere.
     RolledBack,
 }

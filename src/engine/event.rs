@@ -1,4 +1,4 @@
-//! What can happen to a shard.
+//! Inputs of a shard: requests, deadlines and recovery actions.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use super::placement::constraints::PlacementConstraints;
 use super::placement::reservations::EvictionPolicy;
 use crate::model::{ClaimId, Fence, Millis, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
 
-/// Where a claim is: the shard's own ordinals plus the fence that proves that it is still that claim. Ordinals are
-/// used again; the fence is not, so a stale place is recognised without a look at any name.
+/// Handle of a claim: the shard's own ordinals and the fence that proves that the claim is still the same. Ordinals
+/// are reused and fences are not, so a stale handle is recognised without comparing names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClaimHandle {
     /// Ordinal of the claim in its shard.
@@ -18,220 +18,222 @@ pub struct ClaimHandle {
     pub fence: Fence,
 }
 
-/// A claim that a worker says it runs.
+/// Claim that a worker reports as running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportedClaim {
-    /// Whose.
+    /// Identity of the reported claim.
     pub id: ClaimId,
-    /// Number of the grant, as the worker was told.
+    /// Fence of the grant, as disclosed to the worker.
     pub fence: Fence,
-    /// Nobody holds the key, and nobody can take it while this event is decided: the claim may be adopted.
+    /// True if the key is vacant and stays so while this event is decided: the claim may be readopted.
     pub key_vacant: bool,
-    /// An older claim of the key, which this one proves to be over, is about to end: nothing is decided before.
+    /// True if an older claim of the key, which this one proves to be over, is about to end: nothing is decided
+    /// before.
     pub predecessor_pending: bool,
 }
 
-/// What a worker says of itself.
+/// Contents of a worker's heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatReport {
-    /// Which life of the worker speaks.
+    /// Incarnation of the worker that sent it.
     pub incarnation: u64,
-    /// Grows from one to the next; what comes later with a lower one is ignored.
+    /// Sequence number, increasing within an incarnation; a lower one than before is ignored.
     pub seq: Option<u64>,
-    /// What it runs; none: it says nothing about that.
+    /// Claims that the worker runs; none: it does not report them.
     pub claims: Option<Vec<ReportedClaim>>,
-    /// How long the pool lets it be silent.
+    /// Silence that the pool allows before the worker is lost, in milliseconds.
     pub ttl_ms: Millis,
 }
 
-/// Something happened. `R` is where the answer goes; the engine only hands it back.
+/// Input of a shard. `R` is the reply port; the engine only passes it back.
 #[derive(Debug)]
 pub enum Event<R> {
-    /// A worker is there (again). Upsert.
+    /// Registers a worker, or updates its registration.
     Register {
-        /// As its registrar describes it.
+        /// Registration to store or to replace the present one with.
         spec: WorkerSpec,
-        /// The end of life that it describes, in engine time.
+        /// End of the worker's life in engine time, if it has one.
         ends_ms: Option<Millis>,
-        /// What it runs; none: nothing is said about that.
+        /// Claims that the worker runs; none: it does not report them.
         claims: Option<Vec<ReportedClaim>>,
-        /// How long the pool lets a worker be silent.
+        /// Silence that the pool allows before the worker is lost, in milliseconds.
         ttl_ms: Millis,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// A worker is gone; its claims are lost.
+    /// Deletes a worker; its claims are lost.
     Delete {
-        /// Which.
+        /// Id of the worker to delete.
         id: WorkerId,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// A worker says that it is there, and perhaps what it runs.
+    /// Reports that a worker is alive and, optionally, what it runs.
     Heartbeat {
-        /// Which.
+        /// Id of the reporting worker.
         id: WorkerId,
-        /// What it says.
+        /// Contents of the heartbeat.
         beat: HeartbeatReport,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The owner of a worker wishes.
+    /// Applies an operator command: cordon, uncordon, drain or clear.
     WorkerCommand {
-        /// Which.
+        /// Id of the commanded worker.
         id: WorkerId,
-        /// What.
+        /// Command to apply to it.
         command: WorkerCommand,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The owner of all workers speaks for them.
+    /// Clears suspicion of every worker at once.
     ClearAll {
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// A key wants a worker. The caller has made sure that nobody holds the key.
+    /// Claims a worker for a key. The caller has checked that the key is not held.
     Claim {
-        /// Whose.
+        /// Identity of the new claim.
         id: ClaimId,
-        /// Number of the grant, above every earlier one of the process.
+        /// Fence of the grant, above every earlier one of the process.
         fence: Fence,
-        /// An idle worker whose last claim had the same one is preferred.
+        /// Hash of the affinity; an idle worker whose last claim had the same is preferred. 0: none.
         affinity: u64,
-        /// How long it may stay unconfirmed; 0: active at once.
+        /// Time for which the claim may stay unconfirmed; 0: active at once.
         reserve_ms: Millis,
-        /// How long it may stay active without a renewal; 0: by the rules of the pool.
+        /// Time for which it may stay active without a renewal; 0: the pool's default.
         ttl_ms: Millis,
-        /// Which workers it may take; none: any.
+        /// Constraints on the worker; none: any worker will do.
         wants: Option<Arc<PlacementConstraints>>,
-        /// It waited with this ticket, and a worker may be promised to it; 0: it did not.
+        /// Ticket of a waiting claim that may have a reservation; 0: none.
         reservation_ticket: u64,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The key that is held at `place` is asked for once more.
+    /// Acquires the key that `place` holds once more.
     Reacquire {
-        /// Where it is held.
+        /// Handle of the claim that holds the key.
         place: ClaimHandle,
-        /// The request accepts the pool. What it does not accept is given back if it is reserved, and refused if active.
+        /// Whether the request accepts the pool. If not, a reserved claim is rolled back, and an active one is a
+        /// conflict.
         satisfies: bool,
-        /// Which workers it accepts; none: any.
+        /// Constraints on the worker; none: any worker will do.
         wants: Option<Arc<PlacementConstraints>>,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The holder has started.
+    /// Confirms that the holder has started.
     Confirm {
-        /// Where it is held.
+        /// Handle of the claim to confirm.
         place: ClaimHandle,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The holder still needs it.
+    /// Renews a claim that its holder still needs.
     Renew {
-        /// Where it is held.
+        /// Handle of the claim to renew.
         place: ClaimHandle,
-        /// From now on it may go without a renewal for this long; none: as long as before, within the rules of the pool.
+        /// New time to live without a renewal, within the rules of the pool; none: unchanged.
         ttl_ms: Option<Millis>,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The holder needs another share of its worker than before.
+    /// Changes the resources that a claim holds of its worker.
     Resize {
-        /// Where it is held.
+        /// Handle of the claim to resize.
         place: ClaimHandle,
-        /// All that it needs from now on.
+        /// Total resources of the claim from now on.
         resources: ResourceRequirements,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The holder is done. Also the end of what [`Event::BeginRelease`] began.
+    /// Releases a claim. Also completes what [`Event::BeginRelease`] began.
     Release {
-        /// Where it is held.
+        /// Handle of the claim to release.
         place: ClaimHandle,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// The holder is done, but the worker has to be cleaned before it can be used again.
+    /// Begins a release: the worker has to be cleaned up before it can be used again.
     BeginRelease {
-        /// Where it is held.
+        /// Handle of the claim to release.
         place: ClaimHandle,
-        /// How long that may take. Then the claim ends all the same, and its worker is suspect.
+        /// Time limit of the clean-up. After it the claim ends all the same, and its worker is suspect.
         releasing_ms: Millis,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// Somebody asks what is held at `place`.
+    /// Reads the claim at `place`.
     Get {
-        /// Where it is held.
+        /// Handle of the claim to read.
         place: ClaimHandle,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// An answer that speaks of the claim has left: the first deadline of a claim runs from then. One that an earlier
-    /// answer started moves on with it, unless the holder has confirmed since.
+    /// Reports that a reply that discloses the claim was sent: the claim's first deadline runs from then. A deadline
+    /// that an earlier reply started moves with it, unless the holder has confirmed since.
     ReplySent {
-        /// Where it is held.
+        /// Handle of the disclosed claim.
         place: ClaimHandle,
-        /// Engine time at which the answer left.
+        /// Engine time at which the reply was sent.
         at_ms: Millis,
     },
-    /// The answer that granted the claim can never reach its caller. Ends the claim, but only if nobody confirmed
-    /// it and no other answer spoke of it.
+    /// Rolls back a grant whose reply can never reach its caller. Ends the claim only if it is unconfirmed and no
+    /// other reply disclosed it.
     Rollback {
-        /// Where it is held.
+        /// Handle of the granted claim.
         place: ClaimHandle,
     },
-    /// Ends the claim without a question: the key is held elsewhere under a higher fence (recovery).
+    /// Ends the claim unconditionally: its key is held elsewhere under a higher fence (recovery).
     Relinquish {
-        /// Where it is held.
+        /// Handle of the claim to give up.
         place: ClaimHandle,
     },
-    /// Something happens to the members of a gang that this shard holds, or to the gang's row.
+    /// Acts on this shard's members of a gang, or on the gang's row.
     Gang {
-        /// Which.
+        /// Id of the gang.
         id: Fence,
-        /// What.
+        /// Transition of the gang.
         action: GangAction,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// A claim that waits wants a worker kept for it.
+    /// Reserves a worker for a waiting claim.
     Reserve {
-        /// Number of its wait.
+        /// Ticket of the waiting claim.
         ticket: u64,
-        /// Which workers it may take.
+        /// Constraints on the worker.
         wants: Arc<PlacementConstraints>,
-        /// Who may be evicted for it; none: nobody, and what comes free is kept.
+        /// Policy for evictions on its behalf; none: no evictions, capacity is kept as it comes free.
         evict: Option<EvictionPolicy>,
-        /// Until when it would need the worker.
+        /// Engine time until which the claim would need the worker.
         until_ms: Millis,
-        /// Who waits for the answer.
+        /// Port that receives the reply.
         to: R,
     },
-    /// Nobody waits with this ticket any more.
+    /// Cancels the reservation of a claim that no longer waits.
     CancelReservation {
-        /// Number of its wait.
+        /// Ticket of the claim that waited.
         ticket: u64,
     },
-    /// Time has passed: sweep what is due.
+    /// Expires what is due: time has passed.
     Tick,
 }
 
-/// What happens to a gang. Each may come twice: the second changes nothing.
+/// Transition of a gang. Each is idempotent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GangAction {
-    /// Its members are claims like any other from now on.
+    /// Commits the members: they become ordinary claims.
     Commit,
-    /// Its members are given back.
+    /// Aborts the gang: its members are rolled back.
     Abort,
-    /// Its home records that it is committed.
+    /// Records in the gang's home shard that it is committed.
     Record,
-    /// Its home forgets it: the store has all members as committed.
+    /// Forgets the gang in its home shard: the store has all members as committed.
     Forget,
-    /// Retraction: the home forgets a gang that is given up although its record may be stored. Nothing of it is undone before the
-    /// store has this.
+    /// Retracts the record of a gang that is aborted although the record may be stored. No member is rolled back
+    /// before the retraction is stored.
     Retract,
-    /// Counts the members that are held here: one whose worker has gone is not.
+    /// Counts the members that are live here, not those whose worker is gone.
     Count,
 }

@@ -1,9 +1,9 @@
-//! What a claim would find: which worker it would be given, and of the others why not. Takes nothing and changes nothing.
+//! Answers what a claim would get: its worker, and why the other workers are filtered out. Changes nothing.
 //!
-//! The worker is chosen by the very pick of the decision. The count looks at each worker by itself, at most
-//! [`limits::SLICE_ENTRIES`] at a time, so that a shard of a million workers is not kept from its claims; it asks the same
-//! questions as the pick ([`PlacementConstraints::allows`], room, bars, end of life), only one after another and by name. A test holds both
-//! together.
+//! The worker comes from the same pick as a real claim. The survey examines each worker by itself, at most
+//! [`limits::SLICE_ENTRIES`] at a time, so that a shard of a million workers still serves claims; it applies the same
+//! filters as the pick ([`PlacementConstraints::allows`], free resources, unschedulable reasons, end of life), but in
+//! sequence and by name. A test keeps both consistent.
 
 use std::sync::Arc;
 
@@ -17,55 +17,56 @@ use crate::model::{
     FilterReason, Millis, NearMiss, ResourceAmounts, ResourceRequirements, WorkerRegistration, WorkerSurvey,
 };
 
-/// What of a worker a claim can have: all of it, or what is left of it.
+/// Resources of a worker that a claim can have: its capacity if exclusive, its free resources if shared.
 #[derive(Debug, Default)]
 struct FreeAmounts {
     cpu_milli: u64,
     memory_bytes: u64,
     slots: u64,
-    /// Free thousandths of its cards, most first.
-    cards: Vec<u16>,
+    /// Free thousandths of each GPU, most first.
+    gpus: Vec<u16>,
 }
 
 impl FreeAmounts {
     fn amounts(&self) -> ResourceAmounts {
-        let whole = self.cards.iter().take_while(|&&milli| u32::from(milli) == limits::GPU_MILLI).count();
+        let whole = self.gpus.iter().take_while(|&&milli| u32::from(milli) == limits::GPU_MILLI).count();
         ResourceAmounts {
             cpu_milli: self.cpu_milli,
             memory_bytes: self.memory_bytes,
             slots: self.slots,
             gpu: whole as u64,
-            gpu_milli: self.cards.first().copied().map_or(0, u64::from),
+            gpu_milli: self.gpus.first().copied().map_or(0, u64::from),
         }
     }
 
-    /// What is missing for a claim, and how near that is.
-    fn shortfall(&self, asked: &ResourceRequirements) -> (ResourceAmounts, (u32, u64)) {
+    /// Resources that a claim lacks on this worker, and a rank by how little that is.
+    fn shortfall(&self, requested: &ResourceRequirements) -> (ResourceAmounts, (u32, u64)) {
         let mut short = ResourceAmounts {
-            cpu_milli: asked.cpu_milli.saturating_sub(self.cpu_milli),
-            memory_bytes: asked.memory_bytes.saturating_sub(self.memory_bytes),
-            slots: asked.slots.saturating_sub(self.slots),
+            cpu_milli: requested.cpu_milli.saturating_sub(self.cpu_milli),
+            memory_bytes: requested.memory_bytes.saturating_sub(self.memory_bytes),
+            slots: requested.slots.saturating_sub(self.slots),
             ..ResourceAmounts::default()
         };
         let have = self.amounts();
-        let mut of = [asked.cpu_milli, asked.memory_bytes, asked.slots, 0, 0];
-        if let Some(gpu) = &asked.gpu {
+        let mut amounts = [requested.cpu_milli, requested.memory_bytes, requested.slots, 0, 0];
+        if let Some(gpu) = &requested.gpu {
             if gpu.milli == limits::GPU_MILLI {
-                of[3] = gpu.count.into();
-                short.gpu = of[3].saturating_sub(have.gpu);
+                amounts[3] = gpu.count.into();
+                short.gpu = amounts[3].saturating_sub(have.gpu);
             } else {
-                of[4] = gpu.milli.into();
-                short.gpu_milli = of[4].saturating_sub(have.gpu_milli);
+                amounts[4] = gpu.milli.into();
+                short.gpu_milli = amounts[4].saturating_sub(have.gpu_milli);
             }
         }
-        let parts = short.parts().map(|(_, amount, _)| amount).into_iter().zip(of).filter(|(amount, _)| *amount > 0);
+        let missing =
+            short.parts().map(|(_, amount, _)| amount).into_iter().zip(amounts).filter(|(amount, _)| *amount > 0);
         let millionths = |(amount, of): (u64, u64)| (u128::from(amount) * 1_000_000 / u128::from(of)) as u64;
-        let rank = parts.fold((0, 0), |(kinds, sum), part| (kinds + 1, sum + millionths(part)));
+        let rank = missing.fold((0, 0), |(kinds, sum), part| (kinds + 1, sum + millionths(part)));
         (short, rank)
     }
 }
 
-/// The first of these that is missing.
+/// First resource of which a worker has too little.
 const fn first_shortage(short: &ResourceAmounts) -> Option<FilterReason> {
     match short {
         ResourceAmounts { cpu_milli: 1.., .. } => Some(FilterReason::CpuMilli),
@@ -77,142 +78,140 @@ const fn first_shortage(short: &ResourceAmounts) -> Option<FilterReason> {
 }
 
 impl Shard {
-    /// The worker that a claim would be given that needs it for `needs_ms`, or why there is none; no reason: none is free.
-    /// Under policy `random` it is one of those that it may be given.
+    /// Worker that a claim which needs it for `needs_ms` would get. Under policy `random` it is one of several.
     ///
     /// # Errors
-    /// As the claim would be answered.
+    /// The reason why no worker fits; none if no worker is idle.
     pub fn preview_placement(
         &mut self,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         affinity: u64,
         needs_ms: Millis,
         now_ms: Millis,
     ) -> Result<Arc<WorkerRegistration>, Option<PlacementFailure>> {
-        let (nothing, until_ms) = (PlacementConstraints::default(), now_ms + needs_ms);
+        let (unconstrained, until_ms) = (PlacementConstraints::default(), now_ms + needs_ms);
         let picked = match &self.shared {
-            None => self.pick_worker(affinity, self.fence_max + 1, until_ms, wants),
+            None => self.pick_worker(affinity, self.header.fence_max + 1, until_ms, constraints),
             Some(_) => {
-                let picked = self.select_share(wants.unwrap_or(&nothing), until_ms);
+                let picked = self.select_allocation(constraints.unwrap_or(&unconstrained), until_ms);
                 picked.map(|(worker, _)| worker).map_err(EngineReply::NotPlaced)
             }
         };
         match picked {
             Ok(worker) => Ok(Arc::clone(self.workers.registration(worker))),
-            Err(EngineReply::NotPlaced(why)) => Err(Some(why)),
+            Err(EngineReply::NotPlaced(failure)) => Err(Some(failure)),
             Err(_) => Err(None),
         }
     }
 
-    /// What a claim finds among the workers with ordinals `from..from + limit`, and where to go on.
+    /// Surveys the workers with ordinals `from..from + limit`; returns the ordinal to continue at, if any.
     #[must_use]
     pub fn survey(
         &self,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         needs_ms: Millis,
         now_ms: Millis,
         from: u32,
         limit: u32,
     ) -> (WorkerSurvey, Option<u32>) {
-        let nothing = PlacementConstraints::default();
-        let wants = wants.unwrap_or(&nothing);
+        let unconstrained = PlacementConstraints::default();
+        let constraints = constraints.unwrap_or(&unconstrained);
         let end = from.saturating_add(limit);
         let mut survey = WorkerSurvey::default();
         for at in from..end.min(self.workers.ordinals()) {
             if self.workers.is_used(at) && !self.workers.get(at).deleted {
-                self.survey_worker(at, wants, now_ms + needs_ms, &mut survey);
+                self.survey_worker(at, constraints, now_ms + needs_ms, &mut survey);
             }
         }
+        let counted = survey.fits + survey.filtered.iter().sum::<u64>();
+        debug_assert_eq!(counted, survey.workers, "N1: each worker fits or is filtered for one reason");
         (survey, (end < self.workers.ordinals()).then_some(end))
     }
 
-    fn survey_worker(&self, at: u32, wants: &PlacementConstraints, until_ms: Millis, survey: &mut WorkerSurvey) {
+    fn survey_worker(&self, at: u32, constraints: &PlacementConstraints, until_ms: Millis, survey: &mut WorkerSurvey) {
         survey.workers += 1;
-        let nothing = ResourceRequirements::default();
-        let asked = wants.spec.as_ref().map_or(&nothing, |spec| &spec.resources);
-        if let Some(why) = self.filtered_before_fit(at, wants, asked) {
-            survey.filtered[why as usize] += 1;
+        let no_resources = ResourceRequirements::default();
+        let requested = constraints.spec.as_ref().map_or(&no_resources, |spec| &spec.resources);
+        if let Some(reason) = self.filtered_before_fit(at, constraints, requested) {
+            survey.filtered[reason as usize] += 1;
             return;
         }
-        let room = self.free_amounts(at);
-        let (short, rank) = room.shortfall(asked);
-        let last = self.filtered_after_fit(at, until_ms);
-        if last.is_none() {
-            survey.most_free.merge_max(&room.amounts());
+        let free = self.free_amounts(at);
+        let (short, rank) = free.shortfall(requested);
+        let late_reason = self.filtered_after_fit(at, until_ms);
+        if late_reason.is_none() {
+            survey.most_free.merge_max(&free.amounts());
         }
-        match (first_shortage(&short), last) {
+        match (first_shortage(&short), late_reason) {
             (None, None) => survey.fits += 1,
-            (None, Some(why)) => survey.filtered[why as usize] += 1,
-            (Some(why), last) => {
-                survey.filtered[why as usize] += 1;
-                let card = self.workers.registration(at);
-                let small = !asked.fits_in(&card.spec.capacity);
-                survey.too_small += u64::from(small);
-                if last.is_none() {
-                    let rank = (small, rank.0, rank.1);
-                    let (worker, node) = (card.spec.id.clone(), card.spec.node.as_deref().map(Into::into));
+            (None, Some(reason)) => survey.filtered[reason as usize] += 1,
+            (Some(reason), late_reason) => {
+                survey.filtered[reason as usize] += 1;
+                let registration = self.workers.registration(at);
+                let too_small = !requested.fits_in(&registration.spec.capacity);
+                survey.too_small += u64::from(too_small);
+                if late_reason.is_none() {
+                    let rank = (too_small, rank.0, rank.1);
+                    let (worker, node) =
+                        (registration.spec.id.clone(), registration.spec.node.as_deref().map(Into::into));
                     survey.add_near_miss(NearMiss { worker, node, shortfall: short, rank });
                 }
             }
         }
     }
 
-    /// What room has nothing to do with, and comes before it.
+    /// First filter that rejects the worker before its free resources are compared.
     fn filtered_before_fit(
         &self,
         at: u32,
-        wants: &PlacementConstraints,
-        asked: &ResourceRequirements,
+        constraints: &PlacementConstraints,
+        requested: &ResourceRequirements,
     ) -> Option<FilterReason> {
         let (worker, spec) = (self.workers.get(at), &self.workers.registration(at).spec);
-        // One that is kept for another claim may still be too small for this one, or busy: that comes before.
+        // A worker reserved for another claim may still be too small for this one, or busy: those reasons come first.
         if let Some(reason) =
             unschedulable_bits::reasons(worker.unschedulable_bits & !unschedulable_bits::RESERVED).next()
         {
             return Some(reason.into());
         }
-        if wants.selector.as_ref().is_some_and(|selector| !selector.matches(&spec.labels)) {
+        if constraints.selector.as_ref().is_some_and(|selector| !selector.matches(&spec.labels)) {
             return Some(FilterReason::Selector);
         }
-        if !wants.nodes.allows(spec.node.as_deref()) {
+        if !constraints.nodes.allows(spec.node.as_deref()) {
             return Some(FilterReason::Node);
         }
-        if wants.worker.as_ref().is_some_and(|id| *id != spec.id) {
+        if constraints.worker.as_ref().is_some_and(|id| *id != spec.id) {
             return Some(FilterReason::Worker);
         }
         let model = spec.capacity.gpu.as_ref().map(|gpu| &gpu.model);
-        let models = asked.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
-        let other = !models.is_empty() && !model.is_some_and(|model| models.contains(model));
-        let kept_out = match &wants.gpus {
+        let models = requested.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
+        let wrong_model = !models.is_empty() && !model.is_some_and(|model| models.contains(model));
+        let excluded = match &constraints.gpus {
             GpuFilter::Any => false,
             GpuFilter::NoGpus => model.is_some(),
             GpuFilter::Model(only) => model != Some(only),
         };
-        (other || kept_out).then_some(FilterReason::GpuModel)
+        (wrong_model || excluded).then_some(FilterReason::GpuModel)
     }
 
-    /// What room has nothing to do with, and comes after it.
+    /// First filter that rejects the worker after its free resources are compared.
     fn filtered_after_fit(&self, at: u32, until_ms: Millis) -> Option<FilterReason> {
-        let why = match &self.shared {
+        let reason = match &self.shared {
             None => (self.workers.get(at).claim != NIL).then_some(FilterReason::Busy),
-            Some(shares) if shares.is_overcommitted(at) => Some(FilterReason::Overcommitted),
-            Some(shares) => shares.is_full(at).then_some(FilterReason::Claims),
+            Some(shared) if shared.is_overcommitted(at) => Some(FilterReason::Overcommitted),
+            Some(shared) => shared.is_full(at).then_some(FilterReason::Claims),
         };
         let reserved = self.workers.get(at).unschedulable_bits & unschedulable_bits::RESERVED != 0;
-        why.or_else(|| (!self.outlives(at, until_ms)).then_some(FilterReason::Expires))
+        reason
+            .or_else(|| (!self.outlives(at, until_ms)).then_some(FilterReason::Expires))
             .or_else(|| reserved.then_some(FilterReason::Reserved))
     }
 
     fn free_amounts(&self, at: u32) -> FreeAmounts {
-        if let Some(shares) = &self.shared {
-            let room = shares.fleet.free(at);
-            let cards = room.gpus.to_vec();
-            return FreeAmounts {
-                cpu_milli: room.cpu_milli,
-                memory_bytes: room.memory_bytes,
-                slots: room.slots,
-                cards,
-            };
+        if let Some(shared) = &self.shared {
+            let free = shared.fleet.free(at);
+            let gpus = free.gpus.to_vec();
+            return FreeAmounts { cpu_milli: free.cpu_milli, memory_bytes: free.memory_bytes, slots: free.slots, gpus };
         }
         let capacity = &self.workers.registration(at).spec.capacity;
         let count = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize);
@@ -220,7 +219,7 @@ impl Shard {
             cpu_milli: capacity.cpu_milli,
             memory_bytes: capacity.memory_bytes,
             slots: capacity.slots,
-            cards: vec![limits::GPU_MILLI as u16; count],
+            gpus: vec![limits::GPU_MILLI as u16; count],
         }
     }
 }

@@ -1,44 +1,32 @@
-//! The engine decides. One [`Shard`] is the only writer of its workers: their idle queue, their ledger, their
-//! claims. `Shard::on(event, now_ms, &mut effects)` changes the state and says what must be done about it; whoever
-//! owns the shard does it, in order, and nowhere else.
+//! Decides what happens in a shard. One [`Shard`] is the only writer of its workers, their idle queue, their
+//! accounting and their claims. [`Shard::handle_event`] changes the state and appends the effects that its owner must
+//! execute, in order.
 //!
-//! Purity contract: no clock, no I/O, no randomness, no locks, no task. Time is a number that is handed in
-//! (monotonic milliseconds), a fence is handed in, and "random" is a hash of that fence. So the same engine runs in
-//! the service, in tests against an oracle, and in somebody else's program, and a run can be repeated exactly. The
-//! lints below hold it to that (`.clippy.toml` says what is banned and why).
+//! Purity contract: no clock, no I/O, no randomness, no locks, no tasks. Time is a parameter (monotonic
+//! milliseconds), so is a fence, and "random" is a hash of that fence. So the same engine runs in the service, in
+//! tests against an oracle, and in an embedding program, and every run can be repeated exactly. The lints below
+//! enforce it (`.clippy.toml` lists what is banned and why).
 //!
-//! | file | question it answers |
+//! | file | what it decides |
 //! |---|---|
-//! | [`event`] | what can happen to a shard |
-//! | [`effect`] | what must be done about it |
-//! | `shard` | where each event goes; which worker a claim takes |
-//! | `claim_life` | what becomes of a claim that is held, and how it ends |
-//! | `roster` | which workers come and go |
-//! | `rules` | what the specification of the pool sets, and what changes with it |
-//! | `counters` | counts of what the shard did |
-//! | `rows` | what the journal takes |
-//! | `looks` | what is shown |
-//! | `workers` | which workers are there, and in which state |
-//! | `life` | may a worker be offered; what befalls it beside its claims |
-//! | `heartbeat` | what a worker says of itself |
-//! | `claims` | which claims are held |
-//! | `stamps` | when a claim was created and became active |
-//! | `idle` | which worker is taken next; which is warm for an affinity |
-//! | `expiries` | which worker of an order lives for long enough |
-//! | `shapes` | which worker is taken by a claim that asks for certain ones |
-//! | `shares` | in a shared pool: which worker a claim takes a share of, and what is left of it |
-//! | `resize` | a claim that needs more or less of its worker than before |
-//! | [`fit`] | which worker has room for a share, and which of those gives it |
-//! | `gangs` | claims that are all granted or none, over shards |
-//! | `promises` | workers that are kept for claims that wait, and who is evicted for them |
-//! | `profiles` | which workers have the same labels and node |
-//! | [`wants`] | what it asks of a worker |
-//! | `explain` | what a claim would find, and of the other workers why not |
-//! | `timers` | which deadline has passed |
-//! | `ledger` | how much there is and how much of it is held |
-//! | `replay` | how rows become a shard again |
-//! | `invariants` | what must be true between two events |
-//! | `audit` | whether it is, while the shard is in use |
+//! | [`event`] | inputs of a shard |
+//! | [`effect`] | outputs: replies and what else to execute |
+//! | `shard` | dispatch of events; how a claim gets a worker |
+//! | `shard_config` | rules from the pool's specification, and changes of them |
+//! | `claims` | the live claims; `claims::lifecycle` their states and ends, `timestamps` when they were created and
+//! activated, `gangs` all-or-nothing groups across shards, `resize` changes of their resources |
+//! | `workers` | the workers; `registration` adds, replaces and deletes them, `heartbeat` reconciles what they
+//! report, `conditions` decides whether they are schedulable |
+//! | [`placement`] | the worker for a claim: `constraints` of the request, `idle_queue`, `idle_classes` and
+//! `expiries` in exclusive pools, `shared` and [`bin_packing`](placement::bin_packing) in shared ones,
+//! `worker_classes`, `reservations` for waiting claims and evictions |
+//! | `explain` | what a claim would get, and why other workers are filtered out |
+//! | `timer_wheel` | which deadlines have passed |
+//! | `accounting` | total and used capacity |
+//! | `dirty_rows` | rows for the journal |
+//! | `replay` | a shard rebuilt from its rows |
+//! | `views`, `counters` | queries and statistics |
+//! | `invariants`, `audit` | what must hold between two events, and checks of it |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod accounting;
@@ -64,6 +52,7 @@ pub use claims::timestamps::ClaimTimestamps;
 pub use counters::{LifecycleCounters, ShardCounters};
 pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};
 pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, ReportedClaim};
+pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
 pub use placement::reservations::EvictionPolicy;
 pub use replay::{ResumePoint, ShardReplay};
@@ -72,5 +61,5 @@ pub use shard_config::ShardConfig;
 pub use views::{ListedClaim, ListingSlice};
 pub use workers::conditions::UnschedulableSummary;
 
-/// No worker, no claim, end of a list.
+/// Null ordinal: no worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

@@ -1,14 +1,16 @@
-//! How rows become a shard again. Rows are fed in the order in which they were written; a later one replaces an
-//! earlier one of the same id. Invariant `V1`: replaying a shard's rows gives the shard, up to its deadlines, which
-//! start anew in full.
+//! Rebuilds a shard from its rows. Rows are fed in the order in which they were written; a later one replaces an
+//! earlier one of the same id. Invariant `V1`: replaying a shard's rows gives the shard, except that its deadlines
+//! start again in full.
 
 use std::sync::Arc;
 
 use super::NIL;
+use super::accounting::WorkerUse;
 use super::claims::timestamps::ClaimTimestamps;
 use super::claims::{Claim, DisclosureFlags};
+use super::dirty_rows::ChangeLog;
 use super::event::ClaimHandle;
-use super::shard::{Shard, ShardHeader, saturating_millis};
+use super::shard::{Shard, saturating_millis};
 use super::shard_config::ShardConfig;
 use super::workers::conditions::notes;
 use crate::limits;
@@ -17,37 +19,37 @@ use crate::model::unschedulable_bits;
 use crate::model::{ClaimId, ClaimState, ClaimTimes, Fence, Millis, Seq, WorkerCapacity, WorkerId, WorkerRegistration};
 use crate::persist::row::{self, ClaimRow, RowFrames, RowKind, ShardRow, WorkerRow};
 
-/// Where a shard that was loaded goes on.
+/// Point at which a loaded shard resumes.
 #[derive(Debug, Clone, Copy)]
 pub struct ResumePoint {
-    /// Sequence number of its state.
+    /// Sequence number of the loaded state.
     pub seq: Seq,
-    /// Engine time: its deadlines are counted from here.
+    /// Engine time from which deadlines are counted.
     pub now_ms: Millis,
-    /// The same moment in unix time: ends of life are counted from here.
+    /// Unix time of the same moment, from which ends of life are counted.
     pub unix_ms: Millis,
-    /// No fence above this was given out before this owner took over.
+    /// Highest fence that was issued before this owner took over.
     pub fence_floor: Fence,
-    /// The owner before this one gave out none up to this.
+    /// Highest fence that was issued before the previous owner took over.
     pub previous_fence_floor: Fence,
-    /// It was this owner's already and panicked: nothing that anybody was told of is lost.
+    /// True if this owner had the shard already and it panicked: nothing that was disclosed is lost.
     pub restarted: bool,
 }
 
-/// A shard in the making.
+/// Builder of a shard from its rows.
 #[derive(Debug)]
 pub struct ShardReplay {
     shard: Shard,
     namespace: String,
     header: ShardRow,
-    /// Per ordinal what its row says that is not in the shard yet.
+    /// Count of unclean stops before which each worker was verified, by ordinal.
     vouched: Vec<u64>,
-    /// First thing that was wrong; the rest is read all the same, so that its keys are known.
+    /// First error; later rows are read all the same, so that their keys are known.
     first_error: Option<String>,
 }
 
 impl ShardReplay {
-    /// Of a shard of a pool in `namespace`.
+    /// Starts an empty replay for a shard of a pool in `namespace`.
     #[must_use]
     pub fn new(rules: impl Into<ShardConfig>, namespace: &str, now_ms: Millis) -> Self {
         Self {
@@ -59,30 +61,33 @@ impl ShardReplay {
         }
     }
 
-    /// Takes rows in. What cannot be read is remembered for [`Self::finish`].
+    /// Replays rows. Errors are kept for [`Self::finish`].
     pub fn rows(&mut self, frames: &[u8]) {
         for frame in RowFrames::new(frames) {
-            let taken = frame.map_err(|e| e.to_string()).and_then(|frame| match frame.kind {
+            let replayed = frame.map_err(|e| e.to_string()).and_then(|frame| match frame.kind {
                 RowKind::Worker => self.worker(frame.id, frame.body),
                 RowKind::Gang => match frame.id.parse() {
                     Ok(id) => {
-                        self.shard.gangs.load_row(id, frame.body.is_some());
+                        match frame.body {
+                            Some(_) => self.shard.gangs.load_row(id),
+                            None => self.shard.gangs.unload_row(id),
+                        }
                         Ok(())
                     }
-                    Err(_) => Err(format!("a gang's row has the id {:?}", frame.id)),
+                    Err(_) => Err(format!("the row of a gang has an invalid id: {:?}", frame.id)),
                 },
-                RowKind::Pool | RowKind::Quota => Err("a row of the catalogue among a shard's".into()),
+                RowKind::Pool | RowKind::Quota => Err("a catalog row among the rows of a shard".into()),
                 RowKind::Shard => match frame.body.map(row::decode_shard) {
-                    Some(Ok(head)) => {
-                        self.header = head;
+                    Some(Ok(header)) => {
+                        self.header = header;
                         Ok(())
                     }
-                    Some(Err(wrong)) => Err(wrong.to_string()),
-                    None => Err("the shard's own row is deleted".into()),
+                    Some(Err(error)) => Err(error.to_string()),
+                    None => Err("the shard's own row was deleted".into()),
                 },
             });
-            if let Err(wrong) = taken {
-                self.first_error.get_or_insert(wrong);
+            if let Err(error) = replayed {
+                self.first_error.get_or_insert(error);
             }
         }
     }
@@ -100,34 +105,35 @@ impl ShardReplay {
         };
         let row = row::decode_worker(id, body).map_err(|e| e.to_string())?;
         let spec = row.to_spec(id).map_err(|e| e.to_string())?;
-        if self.shard.shared.as_mut().is_some_and(|shares| !shares.register_model(&spec.capacity)) {
-            return Err(format!("worker {id} has one of more than {} GPU models", limits::SHARD_MODELS_MAX));
+        if self.shard.shared.as_mut().is_some_and(|shared| !shared.register_model(&spec.capacity)) {
+            return Err(format!("worker {id} exceeds the limit of {} GPU models in a shard", limits::SHARD_MODELS_MAX));
         }
-        let line = self.shard.accounting.add_worker(&spec.capacity);
-        let card = Arc::new(WorkerRegistration { spec });
+        let usage_index = self.shard.accounting.add_worker(&spec.capacity);
+        let registration = Arc::new(WorkerRegistration { spec });
         let at = match known {
             Some(at) => {
                 self.undo_row(at);
-                self.shard.workers.set_registration(at, card);
+                self.shard.workers.set_registration(at, registration);
                 at
             }
-            None => self.shard.workers.insert(card, line),
+            None => self.shard.workers.insert(registration, usage_index),
         };
         let hot = self.shard.workers.get_mut(at);
-        hot.usage_index = line;
-        (hot.version, hot.idle_seq, hot.affinity, hot.deleted) = (row.version, row.idle_seq, row.affinity, row.deleted);
+        hot.usage_index = usage_index;
+        hot.restore_version(row.version);
+        (hot.idle_seq, hot.affinity, hot.deleted) = (row.idle_seq, row.affinity, row.deleted);
         hot.lookup_flags = 0;
         hot.unschedulable_bits = u8::try_from(row.unschedulable_bits)
             .ok()
             .filter(|stored| stored & !unschedulable_bits::PERSISTED == 0)
             .ok_or_else(|| {
                 format!(
-                    "W1: worker {id} is barred for reasons that this build does not know: {}",
+                    "W1: worker {id} is unschedulable for reasons that this build does not know: {}",
                     row.unschedulable_bits
                 )
             })?;
         if row.deleted {
-            self.shard.accounting.remove_worker(line);
+            self.shard.accounting.remove_idle(usage_index);
         }
         self.vouched.resize(self.vouched.len().max(at as usize + 1), 0);
         self.vouched[at as usize] = row.vouched;
@@ -144,24 +150,24 @@ impl ShardReplay {
 
     fn claims(&mut self, at: u32, row: &WorkerRow) -> Result<(), String> {
         let id = || self.shard.workers.registration(at).spec.id.clone();
-        let most = if self.shard.shared.is_some() { limits::WORKER_CLAIMS_MAX as usize } else { 1 };
-        if row.claims.len() > most || (row.deleted && !row.claims.is_empty()) {
-            return Err(format!("L1: worker {} holds {} claims", id(), row.claims.len()));
+        assert_eq!(self.shard.workers.get(at).claim, NIL, "V1: a replaced row keeps its claims");
+        let limit = if self.shard.shared.is_some() { limits::WORKER_CLAIMS_MAX as usize } else { 1 };
+        if row.claims.len() > limit || (row.deleted && !row.claims.is_empty()) {
+            return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));
         }
         if !row.claims.is_empty() {
-            self.shard.accounting.mark_held(self.shard.workers.get(at).usage_index);
-            self.shard.busy += 1;
+            self.shard.accounting.occupy_idle(self.shard.workers.get(at).usage_index);
         }
-        // The first in the row is the head of the list: it comes last.
+        // The first in the row is the head of the list, so it is linked last.
         row.claims.iter().rev().try_for_each(|claim| self.claim(at, claim))
     }
 
     fn claim(&mut self, at: u32, claim: &ClaimRow) -> Result<(), String> {
         let id = || self.shard.workers.registration(at).spec.id.clone();
         let key = ClaimId::new(&self.namespace, &claim.tenant, &claim.key)
-            .map_err(|e| format!("worker {} holds a claim whose name is wrong: {e}", id()))?;
+            .map_err(|e| format!("worker {} has a claim with an invalid name: {e}", id()))?;
         if claim.fence == 0 || claim.fence > limits::FENCE_MAX {
-            return Err(format!("worker {} holds a claim with fence {}", id(), claim.fence));
+            return Err(format!("worker {} has a claim with an invalid fence: {}", id(), claim.fence));
         }
         let state = match (claim.active, claim.releasing) {
             (false, _) => ClaimState::Reserved,
@@ -169,23 +175,23 @@ impl ShardReplay {
             (true, true) => ClaimState::Releasing,
         };
         let spec = claim.spec.as_ref().map(|spec| Arc::new(spec.to_spec()));
-        let asked = spec.as_ref().and_then(|spec| spec.resources.gpu.as_ref()).map_or(0, |gpu| gpu.count);
+        let gpu_count = spec.as_ref().and_then(|spec| spec.resources.gpu.as_ref()).map_or(0, |gpu| gpu.count);
         let shared = self.shard.shared.is_some();
-        if shared && claim.gpu_mask.count_ones() != asked {
+        if shared && claim.gpu_mask.count_ones() != gpu_count {
             return Err(format!(
-                "L2: a claim of worker {} asked for {asked} cards and holds {:b}",
+                "L2: a claim on worker {} requested {gpu_count} GPUs and holds the set {:b}",
                 id(),
                 claim.gpu_mask
             ));
         }
-        let stamps = match state {
+        let timestamps = match state {
             ClaimState::Reserved => ClaimTimestamps::reserved(claim.created_at_ms, saturating_millis(claim.reserve_ms)),
             _ => ClaimTimestamps::started(ClaimTimes::new(claim.created_at_ms, claim.activated_at_ms)),
         };
-        let slot = self.shard.claims.insert(Claim {
+        let ordinal = self.shard.claims.insert(Claim {
             id: key,
             fence: claim.fence,
-            timestamps: stamps,
+            timestamps,
             term_ms: saturating_millis(claim.term_ms),
             worker: at,
             state,
@@ -195,87 +201,82 @@ impl ShardReplay {
             spec,
         });
         if claim.evicted {
-            self.shard.restore_evicted(slot);
+            self.shard.restore_evicted(ordinal);
         }
         if claim.gang > 0 {
-            let shard =
-                u16::try_from(claim.gang_shard).map_err(|_| format!("a gang's home is {}", claim.gang_shard))?;
-            self.shard.gangs.add_member(slot, GangRef { id: claim.gang, pool: claim.gang_pool, shard });
+            let shard = u16::try_from(claim.gang_shard)
+                .map_err(|_| format!("invalid home shard of a gang: {}", claim.gang_shard))?;
+            self.shard.gangs.add_member(ordinal, GangRef { id: claim.gang, pool: claim.gang_pool, shard });
         }
         if shared {
-            self.shard.link_claim(slot, at, claim.gpu_mask);
+            self.shard.link_claim(ordinal, at, claim.gpu_mask);
         } else {
-            self.shard.workers.get_mut(at).claim = slot;
+            self.shard.workers.get_mut(at).claim = ordinal;
         }
         Ok(())
     }
 
-    /// Takes back what an earlier row of the worker said.
+    /// Undoes an earlier row of the worker.
     fn undo_row(&mut self, at: u32) {
-        let (claim, line, deleted) = {
+        let (claim, usage_index, deleted) = {
             let hot = self.shard.workers.get_mut(at);
             (std::mem::replace(&mut hot.claim, NIL), hot.usage_index, hot.deleted)
         };
         if claim != NIL {
-            self.shard.accounting.mark_free(line);
-            self.shard.busy -= 1;
+            self.shard.accounting.vacate(usage_index, 0);
         }
         let mut next = claim;
         while next != NIL {
             let claim = next;
-            next = self.shard.shared.as_mut().map_or(NIL, |shares| shares.unlink(claim, at));
+            next = self.shard.shared.as_mut().map_or(NIL, |shared| shared.unlink(claim, at));
             self.shard.gangs.remove_member(claim);
             self.shard.unindex_evictable(claim);
             self.shard.claims.remove(claim);
         }
         if !deleted {
-            self.shard.accounting.remove_worker(line);
+            self.shard.accounting.remove_idle(usage_index);
         }
     }
 
-    /// What the shard remembers of itself; and whether the stop before this start may have lost claims.
+    /// Restores the shard's own row, and decides whether the stop before this start may have lost claims.
     fn resume_header(&mut self, resume: ResumePoint) {
-        let (shard, head) = (&mut self.shard, &self.header);
-        shard.seq = resume.seq;
-        shard.header_taken = *head;
-        shard.fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(head.fence_max, Fence::max);
-        // A claim in here may be one whose record was lost; later ones are of this owner. Earlier ones are of an owner
-        // before the last, and what the last one granted of their keys may be lost too.
-        let from = (shard.fence_max.max(resume.previous_fence_floor) + 1).min(resume.fence_floor + 1);
+        let (shard, header) = (&mut self.shard, &self.header);
+        shard.changes = ChangeLog::starting_at(resume.seq);
+        shard.header_taken = *header;
+        let fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(header.fence_max, Fence::max);
+        shard.header = ShardRow { fence_max, ..*header };
+        // The record of a claim in this range may be lost; later ones are of this owner. Earlier ones are of an owner
+        // before the last, and what the last one granted for their keys may be lost too.
+        let from = (fence_max.max(resume.previous_fence_floor) + 1).min(resume.fence_floor + 1);
         shard.lost_tail = from..resume.fence_floor + 1;
-        shard.header = ShardHeader {
-            memory_acks: head.memory_acks,
-            reserve_ms: head.reserve_ms,
-            unclean_stops: head.unclean_stops,
-        };
-        if head.memory_acks && !resume.restarted {
+        if header.memory_acks && !resume.restarted {
             shard.header.unclean_stops += 1;
-            shard.seq += 1;
+            shard.changes.record();
         }
     }
 
-    /// What rows say of workers beside their claims. Every deadline starts anew in full.
+    /// Restores the state of workers beside their claims. Every deadline starts again in full.
     fn resume_liveness(&mut self, resume: ResumePoint) {
         let shard = &mut self.shard;
         let workers: Vec<u32> = shard.workers.iter_from(0).filter(|&at| !shard.workers.get(at).deleted).collect();
         for at in workers {
-            let mut bars = shard.workers.get(at).unschedulable_bits;
+            let mut reasons = shard.workers.get(at).unschedulable_bits;
             if self.vouched[at as usize] < shard.header.unclean_stops {
-                bars |= unschedulable_bits::UNVERIFIED;
+                reasons |= unschedulable_bits::UNVERIFIED;
                 shard.quarantine_until_ms = resume.now_ms + self.header.reserve_ms;
             }
             if let Some(expires_at_ms) = shard.workers.registration(at).spec.expires_at_ms {
-                let left_ms = expires_at_ms.saturating_sub(resume.unix_ms);
-                if left_ms == 0 {
-                    bars |= unschedulable_bits::ENDED;
+                let remaining_ms = expires_at_ms.saturating_sub(resume.unix_ms);
+                if remaining_ms == 0 {
+                    reasons |= unschedulable_bits::ENDED;
                 } else {
-                    shard.liveness.get_mut(at).ends_ms = Some(resume.now_ms + left_ms);
+                    shard.liveness.get_mut(at).ends_ms = Some(resume.now_ms + remaining_ms);
                     shard.index_expiry(at);
                 }
                 shard.workers.get_mut(at).lookup_flags |= notes::ENDS;
             }
-            shard.workers.get_mut(at).unschedulable_bits = bars;
-            if shard.liveness.get(at).ttl_ms > 0 && bars & unschedulable_bits::LOST == 0 {
+            shard.workers.get_mut(at).unschedulable_bits = reasons;
+            if shard.liveness.get(at).ttl_ms > 0 && reasons & unschedulable_bits::LOST == 0 {
                 let life = shard.liveness.get_mut(at);
                 life.lost_at_ms = Some(resume.now_ms + life.ttl_ms);
             }
@@ -284,62 +285,57 @@ impl ShardReplay {
         }
     }
 
-    /// The shard as it goes on: its deadlines start anew in full.
+    /// Completes the replay: deadlines start again in full.
     ///
     /// # Errors
-    /// What was wrong, with the shard as far as it could be read: it must not serve, but its keys are known.
+    /// The first error, and the shard as far as it could be read: it must not serve, but its keys are known.
     pub fn finish(mut self, resume: ResumePoint) -> Result<Shard, (String, Box<Shard>)> {
         let ResumePoint { seq: at, now_ms, .. } = resume;
         self.resume_header(resume);
         self.resume_liveness(resume);
         let shard = &mut self.shard;
         shard.idle_queue.resize_buckets(shard.workers.hot_mut());
-        let mut free: Vec<(Seq, u32)> = Vec::new();
-        let mut dead: Vec<(Seq, u32)> = Vec::new();
-        let mut rooms: Vec<u32> = Vec::new();
+        let mut idle: Vec<(Seq, u32)> = Vec::new();
+        let mut tombstones: Vec<(Seq, u32)> = Vec::new();
+        let mut present: Vec<u32> = Vec::new();
         for worker in shard.workers.iter_from(0) {
             let hot = shard.workers.get(worker);
-            if hot.version > at {
-                self.first_error.get_or_insert(format!("V1: a row is of {}, the shard of {at}", hot.version));
+            if hot.version() > at {
+                self.first_error.get_or_insert(format!("V1: a row has version {}, the shard {at}", hot.version()));
             }
             if hot.deleted {
-                dead.push((hot.version, worker));
+                tombstones.push((hot.version(), worker));
                 continue;
             }
-            shard.worker_count += 1;
-            rooms.push(worker);
-            shard.unschedulable.add(hot.unschedulable_bits);
-            shard.unschedulable_version += 1;
-            if hot.claim == NIL {
-                if hot.unschedulable_bits == 0 {
-                    free.push((hot.idle_seq, worker));
-                } else {
-                    shard.accounting.mark_unschedulable(hot.usage_index);
-                    shard.unschedulable.add_unclaimed(hot.unschedulable_bits);
-                }
+            present.push(worker);
+            let usage = if hot.claim == NIL { WorkerUse::Idle } else { WorkerUse::Busy };
+            shard.accounting.change_reasons(hot.usage_index, usage, 0, hot.unschedulable_bits);
+            if hot.usage() == WorkerUse::Idle {
+                idle.push((hot.idle_seq, worker));
             }
         }
         shard.drained = shard.workers.iter_from(0).filter(|&at| shard.is_drained(at)).collect();
-        free.sort_unstable();
-        dead.sort_unstable();
-        for (_, worker) in free {
+        idle.sort_unstable();
+        tombstones.sort_unstable();
+        for (_, worker) in idle {
             shard.idle_queue.push(shard.workers.hot_mut(), worker);
         }
         if shard.shared.is_some() {
-            rooms.into_iter().for_each(|worker| shard.recompute_free(worker));
+            present.into_iter().for_each(|worker| shard.recompute_free(worker));
         }
-        shard.tombstones.extend(dead.into_iter().map(|(_, worker)| (now_ms + limits::TOMBSTONE_MS, worker)));
-        let place = |(at, claim): (u32, &Claim)| ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence };
-        let held: Vec<ClaimHandle> = shard.claims.iter_from(0).map(place).collect();
-        for place in held {
-            shard.index_evictable(place.claim);
-            if !shard.is_provisional(place) {
-                shard.start_state_timer(place, now_ms);
+        shard.tombstones.extend(tombstones.into_iter().map(|(_, worker)| (now_ms + limits::TOMBSTONE_MS, worker)));
+        let to_handle =
+            |(at, claim): (u32, &Claim)| ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence };
+        let handles: Vec<ClaimHandle> = shard.claims.iter_from(0).map(to_handle).collect();
+        for handle in handles {
+            shard.index_evictable(handle.claim);
+            if !shard.is_provisional(handle) {
+                shard.start_state_timer(handle, now_ms);
             }
         }
-        match self.first_error.or_else(|| self.shard.check().err()) {
+        match self.first_error.or_else(|| self.shard.check().err().map(|violation| violation.to_string())) {
             None => Ok(self.shard),
-            Some(wrong) => Err((wrong, Box::new(self.shard))),
+            Some(error) => Err((error, Box::new(self.shard))),
         }
     }
 }

@@ -1,20 +1,20 @@
-//! Rules that a pool's specification sets for its shards, and what changes in a shard when they do.
+//! Rules that a pool's specification sets for its shards, and their changes.
 
 use super::shard::Shard;
 use crate::model::{Millis, PlacementPolicy, PoolSpec, Seq, TtlBounds, TypicalRequest};
 
-/// What a pool's specification tells its shards.
+/// Rules from a pool's specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardConfig {
-    /// Which worker a claim takes; and so whether it takes all of it.
+    /// Policy that chooses workers; it also says whether a claim takes a whole one.
     pub policy: PlacementPolicy,
-    /// What policy `fgd` takes for usual; empty: it learns that.
+    /// Typical requests for policy `fgd`; empty: learned from the claims.
     pub typical_requests: Vec<TypicalRequest>,
-    /// How long the lists of a worker may leave out a claim that they never named.
+    /// Time for which a worker's reports may omit a claim that they never contained.
     pub unnamed_ms: Millis,
-    /// How long a lost worker is kept; none: for ever.
+    /// Time for which a lost worker is kept; none: for ever.
     pub lost_keep_ms: Option<Millis>,
-    /// Bounds of the time that a claim may stay active without a renewal.
+    /// Limits of a claim's time to live without a renewal.
     pub ttl: TtlBounds,
 }
 
@@ -37,18 +37,18 @@ impl From<&PoolSpec> for ShardConfig {
 }
 
 impl Shard {
-    /// Another way to choose workers: in an exclusive pool from the order in which they became idle. Other times hold from
-    /// now on.
-    pub fn set_config(&mut self, rules: &ShardConfig, now_ms: Millis) {
-        let before = std::mem::replace(&mut self.config, rules.clone());
-        if before.lost_keep_ms != rules.lost_keep_ms {
+    /// Applies another configuration. A new policy of an exclusive pool starts from the order in which workers became
+    /// idle; new durations apply from now on.
+    pub fn set_config(&mut self, config: &ShardConfig, now_ms: Millis) {
+        let before = std::mem::replace(&mut self.config, config.clone());
+        if before.lost_keep_ms != config.lost_keep_ms {
             self.reschedule_deletions(now_ms);
         }
-        if (before.policy, &before.typical_requests) != (rules.policy, &rules.typical_requests) {
-            if let Some(shares) = &mut self.shared {
-                shares.set_config(rules);
+        if (before.policy, &before.typical_requests) != (config.policy, &config.typical_requests) {
+            if let Some(shared) = &mut self.shared {
+                shared.set_config(config);
             } else {
-                self.set_policy(rules.policy);
+                self.set_policy(config.policy);
             }
         }
         #[cfg(debug_assertions)]

@@ -1,11 +1,11 @@
-//! Deadlines: a hierarchical timing wheel (Varghese and Lauck, SOSP 1987), 6 levels of 64 slots, 1 ms fine, over
-//! intrusive lists, so that setting and cancelling cost O(1) and a cancelled deadline leaves nothing behind (a heap
-//! with stale entries would grow with the claim rate, not with the claims).
+//! Deadlines in a hierarchical timing wheel (Varghese and Lauck, SOSP 1987) of 6 levels of 64 slots with a resolution
+//! of 1 ms. Slots are intrusive lists, so setting and cancelling cost O(1) and a cancelled deadline leaves nothing
+//! behind (a heap with stale entries would grow with the claim rate, not with the claims).
 //!
-//! Level 0 holds what is due within the present 64 ms, level 1 within the present 4,096 ms, and so on: the level is
-//! given by the highest bit in which deadline and `now` differ. When `now` enters a slot of a higher level, its
-//! entries move down. Example: at now = 100, a deadline of 30,100 differs first in bit 14, so it sits on level 2
-//! (slots of 4,096 ms) and moves down twice before it fires, exactly at 30,100.
+//! Level 0 holds what is due within the current 64 ms, level 1 within the current 4,096 ms, and so on: the highest
+//! bit in which the deadline and `now` differ gives the level. When `now` enters a slot of a higher level, its
+//! entries move down. Example: at now = 100, a deadline of 30,100 differs first in bit 14, so it is on level 2 (slots
+//! of 4,096 ms) and moves down twice before it fires, exactly at 30,100.
 
 use super::NIL;
 use crate::model::Millis;
@@ -13,8 +13,8 @@ use crate::model::Millis;
 const LEVELS: usize = 6;
 const SLOT_BITS: usize = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
-/// Furthest deadline: what lies beyond is taken as this far (2.1 years). One slot of the top level short of a full
-/// turn, so that a deadline never falls into the slot that `now` is in.
+/// Furthest deadline (2.1 years); later ones are clamped to it. One slot of the top level short of a full revolution,
+/// so that a deadline never falls into the slot of `now`.
 const HORIZON_MS: Millis = (1 << (LEVELS * SLOT_BITS)) - (1 << ((LEVELS - 1) * SLOT_BITS));
 const NO_BUCKET: u16 = u16::MAX;
 
@@ -23,13 +23,13 @@ struct TimerNode {
     deadline: Millis,
     prev: u32,
     next: u32,
-    /// `level * SLOTS + slot`, or `NO_BUCKET`.
+    /// Bucket of the node: `level * SLOTS + slot`, or `NO_BUCKET`.
     bucket: u16,
 }
 
 const IDLE_NODE: TimerNode = TimerNode { deadline: 0, prev: NIL, next: NIL, bucket: NO_BUCKET };
 
-/// Deadlines of things that are numbered densely.
+/// Deadlines by dense ordinal.
 #[derive(Debug)]
 pub struct TimerWheel {
     nodes: Vec<TimerNode>,
@@ -43,40 +43,43 @@ impl TimerWheel {
         Self { nodes: Vec::new(), heads: Box::new([NIL; LEVELS * SLOTS]), occupied: [0; LEVELS], now }
     }
 
-    /// Sets or moves the deadline of `id`. One that has passed fires at the next [`Self::expire`].
+    /// Sets or moves the deadline of `id`. A past deadline fires at the next [`Self::expire`].
     pub fn set(&mut self, id: u32, deadline: Millis) {
         self.cancel(id);
         if self.nodes.len() <= id as usize {
             self.nodes.resize(id as usize + 1, IDLE_NODE);
         }
-        // What is due this very millisecond or earlier goes to the next one: a slot behind `now` is never looked at.
+        // What is due now or earlier goes to the next millisecond: a slot behind `now` is never visited.
         let deadline = deadline.clamp(self.now + 1, self.now + HORIZON_MS);
         self.link(id, deadline);
     }
 
-    /// The deadline of `id`, if one is set.
+    /// Deadline of `id`, if one is set.
     pub fn get(&self, id: u32) -> Option<Millis> {
         self.nodes.get(id as usize).filter(|node| node.bucket != NO_BUCKET).map(|node| node.deadline)
     }
 
-    /// Forgets the deadline of `id`.
+    /// Cancels the deadline of `id`, if one is set.
     pub fn cancel(&mut self, id: u32) {
         let Some(node) = self.nodes.get(id as usize).copied().filter(|node| node.bucket != NO_BUCKET) else { return };
         if node.prev == NIL {
+            debug_assert_eq!(self.heads[node.bucket as usize], id, "the first node is not the head of its bucket");
             self.heads[node.bucket as usize] = node.next;
             if node.next == NIL {
                 self.occupied[node.bucket as usize / SLOTS] &= !(1 << (node.bucket as usize % SLOTS));
             }
         } else {
+            debug_assert_eq!(self.nodes[node.prev as usize].next, id, "the previous node links another one");
             self.nodes[node.prev as usize].next = node.next;
         }
         if node.next != NIL {
+            debug_assert_eq!(self.nodes[node.next as usize].prev, id, "the next node links another one");
             self.nodes[node.next as usize].prev = node.prev;
         }
         self.nodes[id as usize] = IDLE_NODE;
     }
 
-    /// Moves on to `now` and hands out one id whose deadline has passed, earliest slot first; none when done.
+    /// Advances to `now` and returns one id whose deadline has passed, earliest slot first; none when done.
     pub fn expire(&mut self, now: Millis) -> Option<u32> {
         loop {
             let Some((bucket, at)) = self.next_bucket().filter(|&(_, at)| at <= now) else {
@@ -84,12 +87,14 @@ impl TimerWheel {
                 return None;
             };
             self.now = self.now.max(at);
+            debug_assert!(self.heads[bucket] != NIL, "an occupied bucket is empty");
             if bucket < SLOTS {
                 let id = self.heads[bucket];
+                debug_assert_eq!(self.nodes[id as usize].deadline, at, "a deadline fires early or late");
                 self.cancel(id);
                 return Some(id);
             }
-            // The whole bucket moves down at once: with one entry moved, the lower level would hide the others.
+            // The whole bucket moves down at once: after one moved entry, the lower level would hide the others.
             while self.heads[bucket] != NIL {
                 let id = self.heads[bucket];
                 let deadline = self.nodes[id as usize].deadline;
@@ -99,7 +104,7 @@ impl TimerWheel {
         }
     }
 
-    /// A time before which nothing fires, if anything is set: the start of the next slot that holds something.
+    /// Lower bound of the next firing, if a deadline is set: the start of the next occupied slot.
     pub fn next_ms(&self) -> Option<Millis> {
         self.next_bucket().map(|(_, at)| at)
     }
@@ -109,6 +114,12 @@ impl TimerWheel {
         let level = (highest / SLOT_BITS).min(LEVELS - 1);
         let slot = (deadline >> (level * SLOT_BITS)) as usize % SLOTS;
         let bucket = level * SLOTS + slot;
+        debug_assert!(deadline >= self.now, "a deadline is linked behind the wheel");
+        debug_assert!(
+            level == 0 || slot != (self.now >> (level * SLOT_BITS)) as usize % SLOTS,
+            "a deadline is linked into the current slot of a higher level"
+        );
+        debug_assert_eq!(self.nodes[id as usize].bucket, NO_BUCKET, "a deadline is linked twice");
         let next = std::mem::replace(&mut self.heads[bucket], id);
         if next != NIL {
             self.nodes[next as usize].prev = id;
@@ -117,14 +128,14 @@ impl TimerWheel {
         self.nodes[id as usize] = TimerNode { deadline, prev: NIL, next, bucket: bucket as u16 };
     }
 
-    /// The first bucket that holds something, and the time at which its slot starts. Lower levels come first: what
-    /// they hold lies within the present slot of every higher level.
+    /// First occupied bucket, and the time at which its slot starts. Lower levels come first: their entries lie
+    /// within the current slot of every higher level.
     fn next_bucket(&self) -> Option<(usize, Millis)> {
         (0..LEVELS).find(|&level| self.occupied[level] != 0).map(|level| {
             let shift = level * SLOT_BITS;
-            let here = (self.now >> shift) as usize % SLOTS;
-            let ahead = self.occupied[level].rotate_right(here as u32).trailing_zeros() as usize;
-            let slot = (here + ahead) % SLOTS;
+            let current = (self.now >> shift) as usize % SLOTS;
+            let ahead = self.occupied[level].rotate_right(current as u32).trailing_zeros() as usize;
+            let slot = (current + ahead) % SLOTS;
             let at = ((self.now >> shift) + ahead as u64) << shift;
             (level * SLOTS + slot, at)
         })
@@ -154,7 +165,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a sorted map: everything fires at the first expiry at or after its deadline, once, and nothing else.
+        /// Compares with a sorted map: everything fires at the first expiry at or after its deadline, once, and
+        /// nothing else.
         #[test]
         fn fires_what_a_sorted_map_would(start in 0..1u64 << 40, ops in proptest::collection::vec(op(), 1..200)) {
             let mut timers = TimerWheel::new(start);

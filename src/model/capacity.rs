@@ -1,4 +1,4 @@
-//! What a worker has, and what a claim asks for.
+//! Capacity of workers, and resources that claims request.
 
 use std::sync::Arc;
 
@@ -8,42 +8,42 @@ use super::{check_name, present, some_object};
 use crate::limits;
 use crate::model::request_error::RequestError;
 
-/// What a worker has. A resource that was not reported is 0: it takes nothing that needs it.
+/// Capacity of a worker. A resource that was not reported is 0, so no claim that needs it fits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerCapacity {
-    /// Thousandths of a core.
+    /// Thousandths of cores in all.
     #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Bytes of memory in all.
     #[serde(skip_serializing_if = "is_zero")]
     pub memory_bytes: u64,
-    /// Places, in a unit that the pool's owner chooses.
+    /// Slots, in a unit that the pool's owner chooses.
     #[serde(skip_serializing_if = "is_zero")]
     pub slots: u64,
-    /// Cards of one model.
+    /// GPUs, all of one model.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub gpu: Option<GpuCapacity>,
 }
 
-/// For fields that are left out when there is nothing of them.
+/// Whether a field is 0 and is therefore omitted.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 pub(crate) fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-/// The cards of a worker.
+/// GPUs of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GpuCapacity {
-    /// Model name, e.g. `A10`.
+    /// Name of the model, e.g. `A10`.
     pub model: Arc<str>,
-    /// Number of cards, 1..=64.
+    /// Number of GPUs, 1..=64.
     pub count: u32,
 }
 
 impl WorkerCapacity {
-    /// Checks every amount against its limit. `name`: what the caller calls it, e.g. `capacity`.
+    /// Checks every amount against its limit. `name`: name of the field in the request, e.g. `capacity`.
     ///
     /// # Errors
     /// `Invalid` naming the field.
@@ -56,7 +56,7 @@ impl WorkerCapacity {
             }
         }
         if let Some(gpu) = &self.gpu {
-            check_name("gpu.model", &gpu.model).map_err(|refusal| refusal.with_field_prefix(name))?;
+            check_name("gpu.model", &gpu.model).map_err(|error| error.with_field_prefix(name))?;
             if gpu.count == 0 || gpu.count > limits::GPUS_MAX {
                 let message = format!("must be 1..={}", limits::GPUS_MAX);
                 return Err(RequestError::invalid(format!("{name}.gpu.count"), message));
@@ -65,29 +65,29 @@ impl WorkerCapacity {
         Ok(())
     }
 
-    /// Whether there is at least this much of everything.
+    /// Whether no amount is below that of `required`.
     #[must_use]
-    pub fn covers(&self, asked: &Self) -> bool {
-        let cards = |asked: &GpuCapacity| {
-            self.gpu.as_ref().is_some_and(|gpu| gpu.model == asked.model && gpu.count >= asked.count)
+    pub fn covers(&self, required: &Self) -> bool {
+        let has_gpus = |required: &GpuCapacity| {
+            self.gpu.as_ref().is_some_and(|gpu| gpu.model == required.model && gpu.count >= required.count)
         };
-        self.cpu_milli >= asked.cpu_milli
-            && self.memory_bytes >= asked.memory_bytes
-            && self.slots >= asked.slots
-            && asked.gpu.as_ref().is_none_or(cards)
+        self.cpu_milli >= required.cpu_milli
+            && self.memory_bytes >= required.memory_bytes
+            && self.slots >= required.slots
+            && required.gpu.as_ref().is_none_or(has_gpus)
     }
 }
 
-/// Largest amount of each resource that any of several workers has. No single worker needs to have all of them.
+/// Largest amount of each resource on any of several workers. No single worker needs to have all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MaxCapacity {
-    /// Thousandths of a core.
+    /// Largest amount of thousandths of cores.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Largest amount of bytes of memory.
     pub memory_bytes: u64,
-    /// Places, in the unit of the pool.
+    /// Largest number of slots, in the unit of the pool.
     pub slots: u64,
-    /// Number of cards, of whatever model.
+    /// Largest number of GPUs, of any model.
     pub gpus: u64,
 }
 
@@ -99,7 +99,7 @@ impl From<&WorkerCapacity> for MaxCapacity {
 }
 
 impl MaxCapacity {
-    /// Largest amounts of the workers of both.
+    /// Largest amounts of both sets of workers.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
@@ -110,48 +110,47 @@ impl MaxCapacity {
         }
     }
 
-    /// Whether no amount that is asked for exceeds the largest. If one does, none of the workers is large enough; otherwise
-    /// one may be.
+    /// Whether no requested amount exceeds the largest. If one does, no worker is large enough; otherwise one may be.
     #[must_use]
-    pub fn may_fit(self, asked: &ResourceRequirements) -> bool {
-        self.cpu_milli >= asked.cpu_milli
-            && self.memory_bytes >= asked.memory_bytes
-            && self.slots >= asked.slots
-            && asked.gpu.as_ref().is_none_or(|asked| self.gpus >= asked.count.into())
+    pub fn may_fit(self, requested: &ResourceRequirements) -> bool {
+        self.cpu_milli >= requested.cpu_milli
+            && self.memory_bytes >= requested.memory_bytes
+            && self.slots >= requested.slots
+            && requested.gpu.as_ref().is_none_or(|requested| self.gpus >= requested.count.into())
     }
 }
 
-/// What a claim asks for. All of it comes from one worker.
+/// Resources that a claim requests, all from one worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourceRequirements {
-    /// Thousandths of a core.
+    /// Requested thousandths of cores.
     #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Requested bytes of memory.
     #[serde(skip_serializing_if = "is_zero")]
     pub memory_bytes: u64,
-    /// Places.
+    /// Requested slots of the worker.
     #[serde(skip_serializing_if = "is_zero")]
     pub slots: u64,
-    /// Cards.
+    /// Requested GPUs, if any.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub gpu: Option<GpuRequest>,
 }
 
-/// Cards that a claim asks for: whole ones, or a part of one.
+/// GPUs that a claim requests: whole ones, or a fraction of one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "GpuRequestBody")]
 pub struct GpuRequest {
-    /// Models that will do, the most wanted first: at most [`limits::CLAIM_MODELS_MAX`]; empty: any.
+    /// Acceptable models, the preferred first: at most [`limits::CLAIM_MODELS_MAX`]; empty: any.
     pub models: Vec<Arc<str>>,
-    /// Number of cards, 1..=64.
+    /// Number of GPUs, 1..=64.
     pub count: u32,
-    /// Thousandths of each card, 1..=1000; 1000 if `count` is above 1.
+    /// Thousandths of each GPU, 1..=1000; 1000 if `count` is above 1.
     pub milli: u32,
 }
 
-/// As it is sent.
+/// GPU request in its JSON form.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GpuRequestBody {
@@ -178,7 +177,7 @@ impl TryFrom<GpuRequestBody> for GpuRequest {
     }
 }
 
-/// All that a worker of this capacity has.
+/// Resources of a claim that takes a whole worker of this capacity.
 impl From<WorkerCapacity> for ResourceRequirements {
     fn from(WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }: WorkerCapacity) -> Self {
         let gpu = gpu.map(|gpu| GpuRequest { models: vec![gpu.model], count: gpu.count, milli: limits::GPU_MILLI });
@@ -187,7 +186,7 @@ impl From<WorkerCapacity> for ResourceRequirements {
 }
 
 impl ResourceRequirements {
-    /// Checks every amount against its limit. `name`: what the caller calls it, e.g. `resources`.
+    /// Checks every amount against its limit. `name`: name of the field in the request, e.g. `resources`.
     ///
     /// # Errors
     /// `Invalid` naming the field.
@@ -200,17 +199,17 @@ impl ResourceRequirements {
             return invalid("count", format!("must be 1..={}", limits::GPUS_MAX));
         }
         if *milli == 0 || *milli > limits::GPU_MILLI {
-            return invalid("milli", format!("must be 1..={}: thousandths of each card", limits::GPU_MILLI));
+            return invalid("milli", format!("must be 1..={}: thousandths of each GPU", limits::GPU_MILLI));
         }
         if *count > 1 && *milli != limits::GPU_MILLI {
             let whole = limits::GPU_MILLI;
-            return invalid("milli", format!("must be {whole} with a count above 1: only one card can be shared"));
+            return invalid("milli", format!("must be {whole} with a count above 1: only a single GPU can be shared"));
         }
         if models.len() > limits::CLAIM_MODELS_MAX {
             return invalid("models", format!("must be at most {}, got {}", limits::CLAIM_MODELS_MAX, models.len()));
         }
         for (i, model) in models.iter().enumerate() {
-            check_name("gpu.model", model).map_err(|refusal| refusal.with_field_prefix(name))?;
+            check_name("gpu.model", model).map_err(|error| error.with_field_prefix(name))?;
             if models[..i].contains(model) {
                 return invalid(&format!("models[{i}]"), "is given twice".into());
             }
@@ -218,7 +217,7 @@ impl ResourceRequirements {
         Ok(())
     }
 
-    /// Checks also that it asks for anything.
+    /// Checks the amounts, and that at least one is requested.
     ///
     /// # Errors
     /// `Invalid` naming the field, under `resources`.
@@ -227,30 +226,30 @@ impl ResourceRequirements {
         if self.is_empty() {
             return Err(RequestError::invalid(
                 "resources",
-                "must ask for something: the claim holds just that of its worker",
+                "must not be empty: the claim holds exactly these resources of its worker",
             ));
         }
         Ok(())
     }
 
-    /// Whether it asks for nothing.
+    /// Whether no resource is requested.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.cpu_milli == 0 && self.memory_bytes == 0 && self.slots == 0 && self.gpu.is_none()
     }
 
-    /// Whether a worker of this capacity, holding nothing, has all of it.
+    /// Whether an empty worker of this capacity has all of it.
     #[must_use]
     pub fn fits_in(&self, capacity: &WorkerCapacity) -> bool {
-        let cards = |asked: &GpuRequest| {
+        let has_gpus = |requested: &GpuRequest| {
             let has = |gpu: &GpuCapacity| {
-                gpu.count >= asked.count && (asked.models.is_empty() || asked.models.contains(&gpu.model))
+                gpu.count >= requested.count && (requested.models.is_empty() || requested.models.contains(&gpu.model))
             };
             capacity.gpu.as_ref().is_some_and(has)
         };
         capacity.cpu_milli >= self.cpu_milli
             && capacity.memory_bytes >= self.memory_bytes
             && capacity.slots >= self.slots
-            && self.gpu.as_ref().is_none_or(cards)
+            && self.gpu.as_ref().is_none_or(has_gpus)
     }
 }

@@ -1,4 +1,4 @@
-//! Claims: the request for one, its life, and what the service says about it.
+//! Claims: requests, states, and their representation in replies.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -13,31 +13,31 @@ use crate::limits;
 use crate::model::claim_request::{ClaimConstraints, PoolChoice};
 use crate::model::request_error::RequestError;
 
-/// A request for one worker.
+/// Request for one worker.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest {
-    /// Who asks.
+    /// Identity of the claim to create.
     pub id: ClaimId,
-    /// Where.
+    /// Pools that it may use.
     pub pools: PoolChoice,
-    /// Hash of the affinity word ([`affinity_hash`]); by default that of the key.
+    /// Hash of the affinity string ([`affinity_hash`]); by default that of the key.
     pub affinity: u64,
-    /// How long the claim may stay unconfirmed, in milliseconds: at most that of every pool that it may use; by default
-    /// that of the pool that it is taken from. 0: active at once.
+    /// Time for which the claim may stay unconfirmed, in milliseconds: at most the limit of every pool that it may
+    /// use; by default that of the pool that grants it. 0: active at once.
     pub reserve_ms: Option<u64>,
-    /// How long it may stay active without a renewal, in milliseconds: at most that of every pool that it may use; by default
-    /// that of the pool that it is taken from, and without one as long as its worker lives.
+    /// Time for which it may stay active without a renewal, in milliseconds: at most the limit of every pool that it
+    /// may use; by default that of the pool that grants it, and without one as long as its worker lives.
     pub ttl_ms: Option<u64>,
-    /// A stronger acknowledgement than the pool's; a weaker one is refused.
+    /// Stronger acknowledgement than the pool's; a weaker one is rejected.
     pub ack: Option<AckLevel>,
-    /// How long it waits if there is no room, in milliseconds; 0: it does not.
+    /// Time for which it waits for capacity, in milliseconds; 0: not at all.
     pub wait_ms: u64,
-    /// What else it asks for; none: any worker will do.
+    /// Further constraints; none: any worker will do.
     pub constraints: Option<Box<ClaimConstraints>>,
 }
 
 impl ClaimRequest {
-    /// For any worker, with the defaults of the pool.
+    /// Creates a request for any worker, with the defaults of the pool.
     #[must_use]
     pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
         let affinity = affinity_hash(id.key());
@@ -53,55 +53,55 @@ impl ClaimRequest {
         }
     }
 
-    /// How long it may wait, for preferred nodes or for any, in milliseconds; 0: it does not.
+    /// Longest time for which it waits, for preferred nodes or for any, in milliseconds; 0: not at all.
     #[must_use]
     pub fn max_wait_ms(&self) -> Millis {
-        self.wait_ms.max(self.constraints.as_ref().map_or(0, |ask| ask.preferred_wait_ms))
+        self.wait_ms.max(self.constraints.as_ref().map_or(0, |constraints| constraints.preferred_wait_ms))
     }
 }
 
-/// What a claim keeps of its request.
+/// Parts of a request that its claim keeps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClaimSpec {
-    /// Free labels, shown with the claim.
+    /// User-defined labels, shown with the claim.
     pub labels: Labels,
-    /// What it asked for. In a shared pool it holds just that, in an exclusive one its whole worker.
+    /// Requested resources. In a shared pool the claim holds exactly these, in an exclusive one its whole worker.
     pub resources: ResourceRequirements,
-    /// Where it comes among those that wait, and whom it may evict: 0..=1000, the highest first.
+    /// Priority 0..=1000 in queues and for evictions, the highest first.
     pub priority: u16,
-    /// A claim with a higher priority may evict it, in a pool that allows that.
+    /// True if a claim of higher priority may evict it, in a pool that allows that.
     pub preemptible: bool,
-    /// In a shared pool, model of the cards that it was granted, once its worker was registered anew with others or none.
+    /// GPU model that a claim of a shared pool was granted, once its worker was registered with another or none.
     pub granted_model: Option<Arc<str>>,
 }
 
 impl ClaimSpec {
-    /// Whether nothing of it need be kept.
+    /// Whether there is nothing to keep.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty() && self.resources.is_empty() && self.priority == 0 && !self.preemptible
     }
 }
 
-/// Life of a claim.
+/// State in the lifecycle of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClaimState {
     /// Held until its deadline, unless confirmed.
     Reserved,
-    /// In use.
+    /// In use by its holder.
     Active,
-    /// Its holder is done; its worker is being cleaned.
+    /// Released by its holder while its worker is cleaned up.
     Releasing,
-    /// Its worker is gone. It is not held any more, only remembered for a while.
+    /// Lost with its worker. Not live any more, only remembered for a while.
     Lost,
 }
 
 impl ClaimState {
-    /// The states of a claim that is held, in their order: what a listing may ask for.
+    /// States of a live claim, in their order, by which a listing can be filtered.
     pub const HELD: [Self; 3] = [Self::Reserved, Self::Active, Self::Releasing];
 
-    /// The word on the wire.
+    /// Name of the state on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -113,8 +113,8 @@ impl ClaimState {
     }
 }
 
-/// Times at which a claim was created and became active, as far as they are known. A claim whose row is older than these fields,
-/// and one that was adopted because its worker named it, have none: they are not guessed.
+/// Creation and activation times of a claim, as far as known. A claim with a row older than these fields, or one that
+/// was readopted from its worker's report, has none: they are not guessed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClaimTimes {
     created: Option<NonZeroU64>,
@@ -122,7 +122,7 @@ pub struct ClaimTimes {
 }
 
 impl ClaimTimes {
-    /// Times in unix milliseconds, as far as they are known.
+    /// Stores unix times in milliseconds, as far as known.
     #[must_use]
     #[inline]
     pub fn new(created_at_ms: Option<Millis>, activated_at_ms: Option<Millis>) -> Self {
@@ -130,14 +130,14 @@ impl ClaimTimes {
         Self { created: known(created_at_ms), activated: known(activated_at_ms) }
     }
 
-    /// Unix time in milliseconds at which its worker was given to it.
+    /// Unix time in milliseconds at which it was granted.
     #[must_use]
     #[inline]
     pub fn created_at_ms(self) -> Option<Millis> {
         self.created.map(NonZeroU64::get)
     }
 
-    /// Unix time in milliseconds at which it became active; none also while it has not.
+    /// Unix time in milliseconds at which it became active; none while it has not.
     #[must_use]
     #[inline]
     pub fn activated_at_ms(self) -> Option<Millis> {
@@ -145,72 +145,72 @@ impl ClaimTimes {
     }
 }
 
-/// What the service says about a claim.
+/// Claim as replies show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimView {
-    /// Whose it is.
+    /// Identity of the claim.
     pub id: ClaimId,
-    /// Number of this grant.
+    /// Fence of this grant.
     pub fence: Fence,
-    /// The pool it was taken from.
+    /// Pool that granted it.
     pub pool: PoolName,
-    /// The worker: id, node, capacity.
+    /// Registration of its worker: id, node, capacity.
     pub worker: Arc<WorkerRegistration>,
-    /// Where it is in its life.
+    /// State in the claim's lifecycle.
     pub state: ClaimState,
-    /// Unix time in milliseconds at which it ends if nothing is heard, if it has one.
+    /// Unix time in milliseconds at which it ends unless renewed, if it has a deadline.
     pub expires_at_ms: Option<Millis>,
-    /// What it keeps of its request, if anything.
+    /// Parts of its request that it keeps, if any.
     pub spec: Option<Arc<ClaimSpec>>,
-    /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`. None: it holds the whole worker.
+    /// GPUs that it holds in a shared pool: bit `i` stands for GPU `i`. None: it holds the whole worker.
     pub gpu_mask: Option<u64>,
-    /// It is being released because a claim with a higher priority evicted it.
+    /// True if it is being released because a claim of higher priority evicted it.
     pub evicted: bool,
-    /// When it was created, and when it became active.
+    /// Times of its creation and activation.
     pub times: ClaimTimes,
 }
 
-/// What a claim holds.
+/// Resources that a claim holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum HeldResources<'a> {
-    /// All of a worker with this capacity.
+    /// Whole worker with this capacity.
     Whole(&'a WorkerCapacity),
-    /// A share of one.
+    /// Part of a shared worker.
     Share {
-        /// How much.
+        /// Amounts that it holds.
         resources: &'a ResourceRequirements,
-        /// Cards, if it holds any.
+        /// GPUs, if it holds any.
         gpu: Option<HeldGpus<'a>>,
     },
 }
 
-/// Cards that a claim holds a share of.
+/// GPUs that a claim holds, wholly or in part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeldGpus<'a> {
-    /// Model of the cards, as it was granted.
+    /// Model of the GPUs, as granted.
     pub model: &'a str,
-    /// Number of cards.
+    /// Number of GPUs.
     pub count: u32,
-    /// Thousandths of each card.
+    /// Thousandths of each GPU.
     pub milli: u32,
-    /// Which of its worker's cards: bit `i` stands for card `i`.
+    /// GPUs of the worker: bit `i` stands for GPU `i`.
     pub gpu_mask: u64,
 }
 
 impl ClaimView {
-    /// What it holds.
+    /// Resources that the claim holds.
     #[must_use]
     pub fn held(&self) -> HeldResources<'_> {
         let capacity = &self.worker.spec.capacity;
         match (self.gpu_mask, &self.spec) {
-            (Some(cards), Some(spec)) => {
-                // Without a model, which rows of an older version may lack, nothing can be said of them.
+            (Some(gpu_mask), Some(spec)) => {
+                // Rows of an older version may lack the model: then the GPUs are not shown.
                 let model = spec.granted_model.as_ref().or_else(|| Some(&capacity.gpu.as_ref()?.model));
                 let gpu = spec.resources.gpu.as_ref().zip(model).map(|(gpu, model)| HeldGpus {
                     model,
                     count: gpu.count,
                     milli: gpu.milli,
-                    gpu_mask: cards,
+                    gpu_mask,
                 });
                 HeldResources::Share { resources: &spec.resources, gpu }
             }
@@ -219,34 +219,34 @@ impl ClaimView {
     }
 }
 
-/// A claim that was taken, or found to be held already.
+/// Claim that was granted, or that held the key already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimResult {
-    /// The claim.
+    /// Claim as replies show it.
     pub claim: ClaimView,
-    /// False if the key held it before this request.
+    /// True if the claim is new, false if it held the key before this request.
     pub created: bool,
 }
 
-/// Which claims a listing shows.
+/// Filter of a claim listing.
 #[derive(Debug, Clone, Default)]
 pub struct ClaimFilter {
-    /// Only of this namespace.
+    /// Restricts to this namespace.
     pub namespace: Option<String>,
-    /// Only of this pool (needs `namespace`).
+    /// Restricts to this pool (needs `namespace`).
     pub pool: Option<String>,
-    /// Only on this worker.
+    /// Restricts to this worker.
     pub worker: Option<String>,
-    /// Only of this tenant.
+    /// Restricts to this tenant.
     pub tenant: Option<String>,
-    /// Only in one of these states; empty: in any.
+    /// Restricts to these states; empty: any.
     pub states: Vec<ClaimState>,
-    /// Only those that were created at least so many milliseconds ago. One whose age is not known is left out.
+    /// Restricts to claims created at least so many milliseconds ago. Claims of unknown age are omitted.
     pub older_than_ms: Option<Millis>,
 }
 
 impl ClaimFilter {
-    /// Checks every name, that a pool comes with its namespace, and that only states of held claims are asked for.
+    /// Checks every name, that a pool comes with its namespace, and that all states are those of live claims.
     ///
     /// # Errors
     /// `Invalid` naming the field.
@@ -262,25 +262,25 @@ impl ClaimFilter {
         if self.states.contains(&ClaimState::Lost) {
             return Err(RequestError::invalid(
                 "state",
-                "must be of reserved, active, releasing: a lost claim is not held",
+                "must be reserved, active or releasing: lost claims are not listed",
             ));
         }
         if self.older_than_ms.is_some_and(|ms| ms > limits::AMOUNT_MAX) {
             return Err(RequestError::invalid("older_than_ms", format!("must be at most {}", limits::AMOUNT_MAX)));
         }
-        // Each once, however often it was said: every claim is compared with all of them.
+        // Each state once: every claim is compared with all of them.
         self.states = ClaimState::HELD.into_iter().filter(|state| self.states.contains(state)).collect();
         Ok(self)
     }
 }
 
-/// A gang, and where its row is.
+/// Gang, and the shard that has its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GangRef {
-    /// Number; a fence, so never used twice.
+    /// Id of the gang: a fence, so never reused.
     pub id: Fence,
     /// Uid of its home's pool.
     pub pool: u64,
-    /// Index of its home there.
+    /// Index of its home in that pool.
     pub shard: u16,
 }

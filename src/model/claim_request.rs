@@ -1,4 +1,4 @@
-//! What a claim may ask for beyond any worker of one pool, as its caller says it; and whether that is within bounds.
+//! Constraints of a claim as its caller writes them, and checks of their limits.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use crate::limits;
 use crate::model::request_error::RequestError;
 use crate::model::{ClaimSpec, PoolName, WorkerId, check_labels, check_name};
 
-/// The pools that a claim may be taken from. All are in the claim's namespace.
+/// Pools that may grant a claim, all in the claim's namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PoolChoice {
-    /// This one.
+    /// Single pool, given by name.
     One(PoolName),
-    /// The first of these that has room, in this order: 1..=[`limits::CLAIM_POOLS_MAX`], none twice.
+    /// First of these with capacity, in this order: 1..=[`limits::CLAIM_POOLS_MAX`], without duplicates.
     Listed(Vec<PoolName>),
-    /// The first that has room of those whose labels pass this selector, in the order of their names.
+    /// First with capacity among those whose labels match this selector, in the order of their names.
     Selected(String),
 }
 
@@ -24,7 +24,7 @@ impl From<PoolName> for PoolChoice {
 }
 
 impl PoolChoice {
-    /// The first that it names, if it names any.
+    /// First pool that is named, if any is.
     #[must_use]
     pub fn first(&self) -> Option<&PoolName> {
         match self {
@@ -41,35 +41,35 @@ impl PoolChoice {
             return Err(RequestError::invalid("pools", message));
         }
         match (0..names.len()).find(|&i| names[..i].contains(&names[i])) {
-            Some(twice) => Err(RequestError::invalid(format!("pools[{twice}]"), "is given twice")),
+            Some(duplicate) => Err(RequestError::invalid(format!("pools[{duplicate}]"), "is given duplicate")),
             None => Ok(()),
         }
     }
 }
 
-/// What a claim asks of its worker and its pool. All that is asked must hold.
+/// Constraints of a claim on its worker and its pool. All of them must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClaimConstraints {
-    /// The worker's labels pass this selector.
+    /// Selector that the worker's labels must match.
     pub selector: Option<String>,
-    /// The worker is on one of these nodes; empty: no restriction.
+    /// Nodes of which the worker must be on one; empty: no restriction.
     pub nodes_required: Vec<Arc<str>>,
-    /// A worker on one of these nodes comes before any other; empty: no preference.
+    /// Nodes whose workers come before any other; empty: no preference.
     pub nodes_preferred: Vec<Arc<str>>,
-    /// The worker is this very one.
+    /// Id of the only acceptable worker.
     pub worker: Option<WorkerId>,
-    /// The pool has this class.
+    /// Class that the pool must have.
     pub class: Option<String>,
-    /// What the claim keeps: its labels, and the resources that its worker must at least have.
+    /// Labels of the claim, and the resources that its worker must have at least.
     pub spec: ClaimSpec,
-    /// For how long only preferred nodes will do, in milliseconds; it waits for them.
+    /// Time for which the claim waits for the preferred nodes only, in milliseconds.
     pub preferred_wait_ms: u64,
-    /// If the key is held already, it must have asked for the same resources.
+    /// True if a live claim of the key must have the same resources to be acquired again.
     pub require_same_resources: bool,
 }
 
 impl ClaimConstraints {
-    /// Checks every part against its limit; selectors are read, and so checked, by whoever evaluates them.
+    /// Checks every part against its limit; selectors are checked when they are parsed.
     ///
     /// # Errors
     /// `Invalid` naming the field.

@@ -1,87 +1,88 @@
-//! Demand: what waits for a pool, in a form that an autoscaler reads, and which workers are idle for longest.
+//! Demand: claims that wait for a pool, in a form for autoscalers, and the workers that are idle for longest.
 
 use super::{Millis, PoolName, ResourceRequirements, WorkerCapacity, WorkerId};
 use crate::limits;
 
-/// Claims that wait for the same thing.
+/// Waiting claims with equal requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DemandShape {
-    /// What each of them asks for; in an exclusive pool each needs a worker.
+    /// Resources that each of them requests; in an exclusive pool each needs a worker.
     pub resources: ResourceRequirements,
-    /// Which workers would do, by their labels.
+    /// Selector for the labels of acceptable workers.
     pub selector: Option<String>,
-    /// Nodes that would do; empty: any.
+    /// Acceptable nodes; empty: any.
     pub nodes: Vec<String>,
-    /// What they wait for: `pool_exhausted`, `node_locality` or `quota`.
+    /// Reason of the wait: `pool_exhausted`, `node_locality` or `quota`.
     pub reason: &'static str,
-    /// How many.
+    /// Number of waiting claims.
     pub waiting: u64,
-    /// For how long the first of them has.
+    /// Time for which the first of them has waited, in milliseconds.
     pub oldest_ms: Millis,
-    /// The highest of their priorities.
+    /// Highest of their priorities.
     pub priority: u16,
-    /// How many empty workers would hold them all; 0 for `quota`, which no worker clears.
+    /// Number of empty workers that could hold them all; 0 for `quota`, which no worker resolves.
     pub workers_needed: u64,
 }
 
-/// An idle worker.
+/// Worker without claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdleWorker {
-    /// Which.
+    /// Id of the worker.
     pub id: WorkerId,
-    /// It is cordoned already, so it can be deleted without anybody noticing.
+    /// True if it is cordoned already, so that it can be deleted at once.
     pub cordoned: bool,
 }
 
-/// What waits for a pool.
+/// Demand for a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolDemand {
-    /// Which pool.
+    /// Name of the pool.
     pub pool: PoolName,
-    /// How many claims wait for room in it.
+    /// Number of claims that wait for capacity in it.
     pub waiting: u64,
-    /// How many that could be taken from it wait for their tenant's quota.
+    /// Number of its potential claims that wait for their tenant's quota.
     pub waiting_for_quota: u64,
-    /// For how long the first of those that wait for room has.
+    /// Time for which the first claim that waits for capacity has waited, in milliseconds.
     pub oldest_ms: Millis,
-    /// Workers that hold something.
+    /// Number of workers with claims.
     pub workers_busy: u64,
-    /// How many workers, as large as the largest of the pool, would hold all that wait for room.
+    /// Number of workers, as large as the largest of the pool, that could hold all claims that wait for capacity.
     pub workers_needed: u64,
-    /// The same by what they ask for, the most wanted first; at most [`limits::DEMAND_SHAPES_MAX`].
+    /// Waiting claims by request, the largest group first; at most [`limits::DEMAND_SHAPES_MAX`].
     pub shapes: Vec<DemandShape>,
-    /// Workers that hold nothing: those that are cordoned, then those that became idle first; of each shard in turn.
+    /// Workers without claims: first the cordoned ones, then those that became idle first; from the shards in turn.
     pub idle: Vec<IdleWorker>,
 }
 
 impl PoolDemand {
-    /// How many workers it should have: those that are busy, and those that are needed.
+    /// Number of workers that it should have: the busy ones and those that are needed.
     #[must_use]
     pub const fn workers_wanted(&self) -> u64 {
         self.workers_busy + self.workers_needed
     }
 }
 
-/// How many claims that ask for this an empty worker of one of these capacities holds; at least 1, also if none is known.
+/// Number of such claims that an empty worker of one of these capacities could hold; at least 1, also if none is
+/// known.
 #[must_use]
 pub fn claims_per_worker<'a>(
-    asked: &ResourceRequirements,
+    requested: &ResourceRequirements,
     capacities: impl Iterator<Item = &'a WorkerCapacity>,
 ) -> u64 {
     let fit = |capacity: &WorkerCapacity| {
-        let of = |has: u64, wants: u64| has.checked_div(wants).unwrap_or(u64::MAX);
-        let cards = asked.gpu.as_ref().map_or(u64::MAX, |gpu| {
+        let quotient = |has: u64, requested: u64| has.checked_div(requested).unwrap_or(u64::MAX);
+        let gpus = requested.gpu.as_ref().map_or(u64::MAX, |gpu| {
             let has = capacity.gpu.as_ref().map_or(0, |has| u64::from(has.count));
-            // A share comes from one card, so what is left of a card is of no use to the next.
+            // A fraction comes from one GPU, so the remainder of a GPU is of no use to the next.
             has / u64::from(gpu.count.max(1)) * u64::from(limits::GPU_MILLI / gpu.milli.clamp(1, limits::GPU_MILLI))
         });
-        of(capacity.cpu_milli, asked.cpu_milli)
-            .min(of(capacity.memory_bytes, asked.memory_bytes))
-            .min(of(capacity.slots, asked.slots))
-            .min(cards)
+        quotient(capacity.cpu_milli, requested.cpu_milli)
+            .min(quotient(capacity.memory_bytes, requested.memory_bytes))
+            .min(quotient(capacity.slots, requested.slots))
+            .min(gpus)
     };
-    let most = capacities.filter(|capacity| asked.fits_in(capacity)).map(fit).max().unwrap_or(1);
-    most.clamp(1, u64::from(limits::WORKER_CLAIMS_MAX))
+    let largest = capacities.filter(|capacity| requested.fits_in(capacity)).map(fit).max().unwrap_or(1);
+    largest.clamp(1, u64::from(limits::WORKER_CLAIMS_MAX))
 }
 
 #[cfg(test)]
@@ -90,27 +91,27 @@ mod tests {
     use crate::model::{GpuCapacity, GpuRequest};
 
     #[test]
-    fn as_many_as_the_scarcest_amount_allows() {
-        let has = |cpu_milli, cards| WorkerCapacity {
+    fn a_worker_holds_as_many_claims_as_its_scarcest_resource_allows() {
+        let has = |cpu_milli, gpus| WorkerCapacity {
             cpu_milli,
-            gpu: (cards > 0).then(|| GpuCapacity { model: "a".into(), count: cards }),
+            gpu: (gpus > 0).then(|| GpuCapacity { model: "a".into(), count: gpus }),
             ..WorkerCapacity::default()
         };
-        let asks = |cpu_milli, count, milli| ResourceRequirements {
+        let request = |cpu_milli, count, milli| ResourceRequirements {
             cpu_milli,
             gpu: (count > 0).then(|| GpuRequest { models: Vec::new(), count, milli }),
             ..ResourceRequirements::default()
         };
         let fleet = [has(4_000, 0), has(16_000, 2)];
-        for (asked, expected) in [
-            (asks(1_000, 0, 0), 16),
-            (asks(3_000, 0, 0), 5),
-            (asks(1_000, 1, 1_000), 2),
-            (asks(1_000, 2, 1_000), 1),
-            (asks(1_000, 1, 300), 6),
-            (asks(99_000, 0, 0), 1),
+        for (requested, expected) in [
+            (request(1_000, 0, 0), 16),
+            (request(3_000, 0, 0), 5),
+            (request(1_000, 1, 1_000), 2),
+            (request(1_000, 2, 1_000), 1),
+            (request(1_000, 1, 300), 6),
+            (request(99_000, 0, 0), 1),
         ] {
-            assert_eq!(claims_per_worker(&asked, fleet.iter()), expected, "{asked:?}");
+            assert_eq!(claims_per_worker(&requested, fleet.iter()), expected, "{requested:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why a claim would be placed where it would be, or nowhere.
+//! Explanations: the worker that a claim would get, or the reasons why there is none.
 
 use std::sync::Arc;
 
@@ -7,79 +7,79 @@ use serde::Serialize;
 use super::{PoolName, UnschedulableReason, WorkerId, is_zero};
 use crate::model::request_error::RequestError;
 
-/// What would become of a claim at this moment, and why.
+/// Explanation of what a claim would get at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimExplanation {
-    /// The worker that it would be given, or why it would be refused.
+    /// Worker that it would get, or the error that it would get.
     pub outcome: Result<PlacementPreview, RequestError>,
-    /// The pools that it may use, in the order in which they would be tried.
+    /// Pools that it may use, in the order in which they would be tried.
     pub pools: Vec<PoolSurvey>,
 }
 
-/// A worker that a claim would be given. Among equal ones it may be another the next time.
+/// Worker that a claim would get. Among equal ones it may be another the next time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementPreview {
-    /// Its pool.
+    /// Pool of the worker.
     pub pool: PoolName,
-    /// Its id.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// The machine it runs on, if known.
+    /// Machine that it runs on, if known.
     pub node: Option<Arc<str>>,
 }
 
-/// What a claim finds in one pool.
+/// Workers of one pool, as a claim finds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolSurvey {
-    /// Its name.
+    /// Name of the pool.
     pub pool: PoolName,
-    /// Shards that could not be asked: what their workers are is not in the survey.
+    /// Number of shards that did not reply: their workers are not in the survey.
     pub silent_shards: u64,
-    /// Its workers.
+    /// Survey of the pool's workers.
     pub survey: WorkerSurvey,
 }
 
-/// Why a worker does not take a claim. Each worker counts under the first that applies, in this order, but for a drain,
-/// which comes before a cordon.
+/// Reason why a worker cannot take a claim. Each worker counts under the first that applies, in this order, except
+/// that draining comes before cordoned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FilterReason {
-    /// Its owner said so.
+    /// Cordoned by its operator.
     Cordoned,
-    /// Its owner said so, for the rest of this incarnation.
+    /// Drained by its operator, for the rest of this incarnation.
     Draining,
-    /// It was silent for too long.
+    /// Silent for too long.
     Lost,
-    /// Nothing has spoken for it yet.
+    /// Not verified since it became suspect.
     Suspect,
-    /// Its own end of life has come.
+    /// Past its registered end of life.
     Ended,
-    /// It runs what it was told to stop.
+    /// Running claims that it was asked to stop.
     Stopping,
-    /// Its labels do not pass.
+    /// Labels do not match the selector.
     Selector,
-    /// It is on another node.
+    /// Located on another node.
     Node,
-    /// It is not the one that is named.
+    /// Different from the requested worker.
     Worker,
-    /// Its cards are of another model.
+    /// Equipped with GPUs of another model.
     GpuModel,
-    /// Too few cores: in all, or in a shared pool left.
+    /// Too few cores: in all, or in a shared pool free.
     CpuMilli,
-    /// Too little memory.
+    /// Too little memory: in all, or in a shared pool free.
     MemoryBytes,
-    /// Too few places.
+    /// Too few slots: in all, or in a shared pool free.
     Slots,
-    /// Too few cards, or too little of one.
+    /// Too few GPUs, or too little of one.
     Gpu,
-    /// Exclusive pools: it is held.
+    /// Busy with another claim (exclusive pools).
     Busy,
-    /// Shared pools: it has less than its claims sum to.
+    /// Overcommitted: less capacity than its claims sum to (shared pools).
     Overcommitted,
-    /// Shared pools: it holds as many claims as one may.
+    /// Limit of claims per worker reached (shared pools).
     Claims,
-    /// Its own end of life comes before the claim is done with it.
+    /// End of life before the end of the claim.
     Expires,
-    /// It is kept for another claim, which waits.
+    /// Reserved for another claim, which waits.
     Reserved,
 }
 
@@ -98,7 +98,7 @@ impl From<UnschedulableReason> for FilterReason {
 }
 
 impl FilterReason {
-    /// All of them, in order.
+    /// All reasons in their order.
     pub const ALL: [Self; 19] = [
         Self::Cordoned,
         Self::Draining,
@@ -121,7 +121,7 @@ impl FilterReason {
         Self::Reserved,
     ];
 
-    /// The word on the wire.
+    /// Name of the reason on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -148,7 +148,7 @@ impl FilterReason {
     }
 }
 
-/// What workers have left, or what a claim is short of.
+/// Amounts of resources that workers have free, or that a claim lacks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ResourceAmounts {
     /// Thousandths of cores.
@@ -157,19 +157,19 @@ pub struct ResourceAmounts {
     /// Bytes of memory.
     #[serde(skip_serializing_if = "is_zero")]
     pub memory_bytes: u64,
-    /// Places.
+    /// Slots of workers.
     #[serde(skip_serializing_if = "is_zero")]
     pub slots: u64,
-    /// Whole cards.
+    /// Whole GPUs.
     #[serde(skip_serializing_if = "is_zero")]
     pub gpu: u64,
-    /// Thousandths of one card.
+    /// Thousandths of one GPU.
     #[serde(skip_serializing_if = "is_zero")]
     pub gpu_milli: u64,
 }
 
 impl ResourceAmounts {
-    /// Each of them, with its name and its unit for people.
+    /// All amounts, with their names and their units in words.
     #[must_use]
     pub const fn parts(&self) -> [(&'static str, u64, &'static str); 5] {
         [
@@ -181,7 +181,7 @@ impl ResourceAmounts {
         ]
     }
 
-    /// The larger of each.
+    /// Replaces each amount by the larger of both.
     pub fn merge_max(&mut self, other: &Self) {
         self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
@@ -191,22 +191,22 @@ impl ResourceAmounts {
     }
 }
 
-/// A worker that would take a claim if it had more room.
+/// Worker that could take a claim if it had more free resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearMiss {
-    /// Its id.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// The machine it runs on, if known.
+    /// Machine that it runs on, if known.
     pub node: Option<Arc<str>>,
-    /// What it is short of.
+    /// Amounts that are missing.
     pub shortfall: ResourceAmounts,
-    /// How near: whether it is too small in all, of how many kinds it is short, by how many millionths of what is asked for,
-    /// summed. Less is nearer.
+    /// Distance: whether the worker is too small in all, the number of resources that are missing, and the sum of the
+    /// missing millionths of the request. Less is nearer.
     pub rank: (bool, u32, u64),
 }
 
 impl NearMiss {
-    /// For people: `short by 1 GPU on w-17`.
+    /// Describes the shortfall in words: `short by 1 GPU on w-17`.
     #[must_use]
     pub fn describe(&self) -> String {
         let parts = self.shortfall.parts().into_iter().filter(|(_, amount, _)| *amount > 0);
@@ -215,45 +215,45 @@ impl NearMiss {
     }
 }
 
-/// What a claim finds among some workers. What [`FilterReason`] counts and `fits` sum to `workers`.
+/// Survey of some workers. The counts of all [`FilterReason`]s and `fits` sum to `workers`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkerSurvey {
-    /// How many they are.
+    /// Number of surveyed workers.
     pub workers: u64,
-    /// How many would take it now.
+    /// Number of workers that could take the claim now.
     pub fits: u64,
-    /// How many do not, by reason, in the order of [`FilterReason::ALL`].
+    /// Number of filtered workers by reason, in the order of [`FilterReason::ALL`].
     pub filtered: [u64; FilterReason::ALL.len()],
-    /// Of those that have too little of something, how many would have too little also if they held nothing.
+    /// Number of workers that lack a resource and would lack it without claims too.
     pub too_small: u64,
-    /// Those that lack nothing but room, the nearest first; at most [`Self::NEAREST`].
+    /// Workers that lack only free resources, the nearest first; at most [`Self::NEAREST`].
     pub nearest: Vec<NearMiss>,
-    /// Resource by resource, the most that any worker has left which lacks at most room.
+    /// Largest free amount of each resource on any worker that lacks at most free resources.
     pub most_free: ResourceAmounts,
 }
 
 impl WorkerSurvey {
-    /// Near misses that are told.
+    /// Number of near misses that are kept.
     pub const NEAREST: usize = 3;
 
-    /// How many a reason ruled out.
+    /// Number of workers that a reason filtered out.
     #[must_use]
-    pub const fn count(&self, why: FilterReason) -> u64 {
-        self.filtered[why as usize]
+    pub const fn count(&self, reason: FilterReason) -> u64 {
+        self.filtered[reason as usize]
     }
 
-    /// Adds one that would do if it had more.
+    /// Adds a worker that lacks only free resources.
     pub fn add_near_miss(&mut self, miss: NearMiss) {
         let order = |miss: &NearMiss| (miss.rank, miss.worker.as_str().to_owned());
         if self.nearest.len() == Self::NEAREST && self.nearest.last().is_some_and(|last| last.rank < miss.rank) {
             return;
         }
-        let at = self.nearest.partition_point(|known| order(known) <= order(&miss));
+        let at = self.nearest.partition_point(|other| order(other) <= order(&miss));
         self.nearest.insert(at, miss);
         self.nearest.truncate(Self::NEAREST);
     }
 
-    /// Adds other workers.
+    /// Adds the survey of other workers.
     pub fn merge(&mut self, other: Self) {
         self.workers += other.workers;
         self.fits += other.fits;
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_come_first_and_are_few() {
+    fn the_nearest_misses_come_first_and_are_limited() {
         let miss = |id: &str, rank| NearMiss {
             worker: WorkerId::new(id).unwrap(),
             node: None,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_stand_in_their_order() {
-        assert!(FilterReason::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+    fn reasons_are_listed_in_their_order() {
+        assert!(FilterReason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }
 }

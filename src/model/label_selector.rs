@@ -1,11 +1,11 @@
-//! Label selectors, in the syntax of Kubernetes: `zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot`.
+//! Label selectors in the syntax of Kubernetes: `zone=a, tier!=b, arch in (x,y), disk notin (z), gpu, !spot`.
 //!
-//! Terms are separated by commas and all must hold. Two terms about one key are two terms: each is looked at, none
-//! replaces the other. Keys are those of labels, so `topology.kubernetes.io/zone` is one. A bare key asks that the label is there, `!key` that it is not; `!=` and `notin` also hold
-//! where the label is not there. `==` is `=`. After `=`, `==` or `!=` nothing may stand: the empty value.
+//! Terms are separated by commas and all must hold. Two terms about one key are both evaluated. Keys are label keys,
+//! such as `topology.kubernetes.io/zone`. A bare key requires the label, `!key` forbids it; `!=` and `notin` also
+//! hold without the label. `==` is `=`. Nothing after `=`, `==` or `!=` stands for the empty value.
 //!
-//! A word ends at white space, `,` `(` `)` `=` `!` `<` `>` or a control character; a value that holds one of these cannot
-//! be named. `in` and `notin` are words like others where a key or a value is expected.
+//! A word ends at white space, `,` `(` `)` `=` `!` `<` `>` or a control character, so a value with one of these
+//! cannot be written. `in` and `notin` are ordinary words where a key or a value is expected.
 
 use parking_lot::RwLock;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::limits;
 use crate::model::{Labels, check_label_key};
 
-/// A selector that was read: pure data.
+/// Parsed label selector: pure data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSelector {
     text: Arc<str>,
@@ -30,65 +30,65 @@ struct LabelRequirement {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum LabelPredicate {
-    /// The value is one of these, which are sorted.
+    /// Value is one of these, which are sorted.
     In(Box<[Box<str>]>),
-    /// It is none of these, or the label is not there.
+    /// Value is none of these, or the label is missing.
     NotIn(Box<[Box<str>]>),
     Exists,
     DoesNotExist,
 }
 
-/// Why a text is no selector.
+/// Reason why a text is not a label selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
-    /// Nothing in it. Whoever wants no restriction leaves the selector out.
-    #[error("must not be empty; leave it out to ask for nothing")]
+    /// Empty text. A selector without restrictions is omitted instead.
+    #[error("must not be empty; omit it for no restriction")]
     Empty,
-    /// Too many bytes.
+    /// Text with too many bytes.
     #[error("must be at most {} bytes, got {got}", limits::SELECTOR_BYTES_MAX)]
     TooLong {
-        /// Its bytes.
+        /// Number of bytes in the text.
         got: usize,
     },
-    /// Too many terms.
+    /// Text with too many terms.
     #[error("must be at most {} terms", limits::SELECTOR_TERMS_MAX)]
     TooManyTerms,
-    /// What stands at this byte is not what must stand there.
+    /// Unexpected text at this byte.
     #[error("byte {at}: expected {expected}")]
     Syntax {
-        /// Where, in bytes from 0.
+        /// Position in bytes from 0.
         at: usize,
-        /// What must stand there.
+        /// Syntax that is expected there.
         expected: &'static str,
     },
-    /// A word is no label key, or a value is too long.
+    /// Invalid label key, or a value that is too long.
     #[error("byte {at}: {wrong}")]
     Word {
-        /// Where the word begins, in bytes from 0.
+        /// Position of the word in bytes from 0.
         at: usize,
-        /// What is wrong with it, with the limit.
+        /// Violated rule, with its limit.
         wrong: String,
     },
 }
 
 impl LabelSelector {
-    /// As it was given.
+    /// Text of the selector, as given.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Reads a selector.
+    /// Parses a selector.
     ///
     /// # Errors
-    /// What is wrong and where.
+    /// The first error and its position.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         if text.len() > limits::SELECTOR_BYTES_MAX {
             return Err(SelectorError::TooLong { got: text.len() });
         }
-        let mut reader = SelectorParser { text, at: 0 };
-        reader.skip_space();
-        if reader.rest().is_empty() {
+        let mut parser = SelectorParser { text, at: 0 };
+        parser.skip_space();
+        if parser.remainder().is_empty() {
             return Err(SelectorError::Empty);
         }
         let mut terms = Vec::new();
@@ -96,32 +96,32 @@ impl LabelSelector {
             if terms.len() == limits::SELECTOR_TERMS_MAX {
                 return Err(SelectorError::TooManyTerms);
             }
-            terms.push(reader.term()?);
-            if reader.rest().is_empty() {
+            terms.push(parser.term()?);
+            if parser.remainder().is_empty() {
                 return Ok(Self { text: text.into(), terms: terms.into() });
             }
-            if !reader.eat(',') {
-                return Err(reader.expected("a comma or the end"));
+            if !parser.eat(',') {
+                return Err(parser.expected("a comma or the end"));
             }
         }
     }
 
-    /// Whether these labels pass every term.
+    /// Whether the labels meet every term.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
-        let holds = |values: &[Box<str>], value: &str| values.binary_search_by(|known| (**known).cmp(value)).is_ok();
+        let contains = |values: &[Box<str>], value: &str| values.binary_search_by(|entry| (**entry).cmp(value)).is_ok();
         self.terms.iter().all(|LabelRequirement { key, test }| {
             let value = labels.get(&**key);
             match test {
-                LabelPredicate::In(values) => value.is_some_and(|value| holds(values, value)),
-                LabelPredicate::NotIn(values) => !value.is_some_and(|value| holds(values, value)),
+                LabelPredicate::In(values) => value.is_some_and(|value| contains(values, value)),
+                LabelPredicate::NotIn(values) => !value.is_some_and(|value| contains(values, value)),
                 LabelPredicate::Exists => value.is_some(),
                 LabelPredicate::DoesNotExist => value.is_none(),
             }
         })
     }
 
-    /// The text that was read.
+    /// Text from which it was parsed.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -140,7 +140,7 @@ struct SelectorParser<'a> {
 }
 
 impl<'a> SelectorParser<'a> {
-    fn rest(&self) -> &'a str {
+    fn remainder(&self) -> &'a str {
         &self.text[self.at..]
     }
 
@@ -149,39 +149,39 @@ impl<'a> SelectorParser<'a> {
     }
 
     fn skip_space(&mut self) {
-        self.at = self.text.len() - self.rest().trim_start().len();
+        self.at = self.text.len() - self.remainder().trim_start().len();
     }
 
-    /// Passes over this character and the space after it, if it stands here.
-    fn eat(&mut self, wanted: char) -> bool {
-        let here = self.rest().starts_with(wanted);
-        if here {
-            self.at += wanted.len_utf8();
+    /// Skips this character and the space after it, if it is next.
+    fn eat(&mut self, expected: char) -> bool {
+        let found = self.remainder().starts_with(expected);
+        if found {
+            self.at += expected.len_utf8();
             self.skip_space();
         }
-        here
+        found
     }
 
-    /// The word that begins here, maybe an empty one, and where it began.
+    /// Word at the current position, possibly empty, and the position.
     fn word(&mut self) -> (usize, &'a str) {
         let ends = |c: char| c.is_whitespace() || c.is_control() || ",()=!<>".contains(c);
-        let (at, rest) = (self.at, self.rest());
-        let word = &rest[..rest.find(ends).unwrap_or(rest.len())];
+        let (at, remainder) = (self.at, self.remainder());
+        let word = &remainder[..remainder.find(ends).unwrap_or(remainder.len())];
         self.at += word.len();
         self.skip_space();
         (at, word)
     }
 
     fn term(&mut self) -> Result<LabelRequirement, SelectorError> {
-        let missing = self.eat('!');
+        let negated = self.eat('!');
         let (at, key) = self.word();
         if key.is_empty() {
             return Err(SelectorError::Syntax { at, expected: "a label key" });
         }
-        if let Err(wrong) = check_label_key("selector", key) {
-            return Err(SelectorError::Word { at, wrong: wrong.to_string() });
+        if let Err(error) = check_label_key("selector", key) {
+            return Err(SelectorError::Word { at, wrong: error.to_string() });
         }
-        let test = if missing { LabelPredicate::DoesNotExist } else { self.test()? };
+        let test = if negated { LabelPredicate::DoesNotExist } else { self.test()? };
         Ok(LabelRequirement { key: key.into(), test })
     }
 
@@ -190,12 +190,12 @@ impl<'a> SelectorParser<'a> {
             self.eat('=');
             return Ok(LabelPredicate::In([self.value()?].into()));
         }
-        if self.rest().starts_with("!=") {
+        if self.remainder().starts_with("!=") {
             self.at += 2;
             self.skip_space();
             return Ok(LabelPredicate::NotIn([self.value()?].into()));
         }
-        match self.rest().chars().next() {
+        match self.remainder().chars().next() {
             None | Some(',') => Ok(LabelPredicate::Exists),
             _ => match self.word() {
                 (_, "in") => self.values().map(LabelPredicate::In),
@@ -236,9 +236,8 @@ impl<'a> SelectorParser<'a> {
     }
 }
 
-/// Selectors by their text, so that each is read once and not once a claim. Two generations: when the young one is
-/// full it becomes the old one, and what is asked for again comes back from there; so what is in use stays, and the
-/// memory is bounded whatever is asked for.
+/// Cache of parsed selectors by their text. Two generations: when the young one is full it replaces the old one, and
+/// entries in use return from there; so they stay, and the memory is bounded.
 #[derive(Debug, Default)]
 pub struct SelectorCache(RwLock<CacheGenerations>);
 
@@ -249,18 +248,18 @@ struct CacheGenerations {
 }
 
 impl SelectorCache {
-    /// The selector of this text.
+    /// Returns the selector with this text.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// The first error in the text.
     pub fn get(&self, text: &str) -> Result<Arc<LabelSelector>, SelectorError> {
-        if let Some(known) = self.0.read().young.get(text) {
-            return Ok(Arc::clone(known));
+        if let Some(cached) = self.0.read().young.get(text) {
+            return Ok(Arc::clone(cached));
         }
         let mut generations = self.0.write();
         let CacheGenerations { young, old } = &mut *generations;
         let selector = match old.get(text) {
-            Some(known) => Arc::clone(known),
+            Some(cached) => Arc::clone(cached),
             None => Arc::new(LabelSelector::parse(text)?),
         };
         if young.len() >= limits::SELECTORS_CACHED_MAX / 2 {
@@ -275,15 +274,15 @@ impl SelectorCache {
 mod tests {
     use super::*;
 
-    fn labels(of: &[(&str, &str)]) -> Labels {
-        of.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place() {
+    fn errors_are_reported_with_their_position() {
         let table = [
-            ("", "must not be empty; leave it out to ask for nothing"),
-            ("  ", "must not be empty; leave it out to ask for nothing"),
+            ("", "must not be empty; omit it for no restriction"),
+            ("  ", "must not be empty; omit it for no restriction"),
             ("a=b,", "byte 4: expected a label key"),
             (",a", "byte 0: expected a label key"),
             ("a=b c", "byte 4: expected a comma or the end"),
@@ -302,15 +301,15 @@ mod tests {
             ("a\u{0}=b", "byte 1: expected =, ==, !=, in, notin, a comma or the end"),
             ("\u{fc}=b", "byte 0: may hold only [A-Za-z0-9._-]; byte 0 is not one of them"),
         ];
-        for (text, said) in table {
-            assert_eq!(LabelSelector::parse(text).unwrap_err().to_string(), said, "{text:?}");
+        for (text, expected) in table {
+            assert_eq!(LabelSelector::parse(text).unwrap_err().to_string(), expected, "{text:?}");
         }
         let long = "x".repeat(256);
-        let said = |text: &str| LabelSelector::parse(text).unwrap_err().to_string();
-        assert_eq!(said(&format!("{long}=b")), "byte 0: must be 1..=255 bytes, got 256");
-        assert_eq!(said(&format!("a={long}")), "byte 2: a value must be at most 255 bytes");
-        assert_eq!(said(&vec!["a"; 65].join(",")), "must be at most 64 terms");
-        assert_eq!(said(&vec!["a"; 10_000].join(",")), "must be at most 4096 bytes, got 19999");
+        let error = |text: &str| LabelSelector::parse(text).unwrap_err().to_string();
+        assert_eq!(error(&format!("{long}=b")), "byte 0: must be 1..=255 bytes, got 256");
+        assert_eq!(error(&format!("a={long}")), "byte 2: a value must be at most 255 bytes");
+        assert_eq!(error(&vec!["a"; 65].join(",")), "must be at most 64 terms");
+        assert_eq!(error(&vec!["a"; 10_000].join(",")), "must be at most 4096 bytes, got 19999");
         assert!(LabelSelector::parse(&vec!["a"; 64].join(",")).is_ok());
     }
 
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_stays_and_the_rest_is_bounded() {
+    fn selectors_in_use_stay_cached_and_the_cache_is_bounded() {
         let selectors = SelectorCache::default();
         let kept = selectors.get("zone=a").unwrap();
         for i in 0..3 * limits::SELECTORS_CACHED_MAX {

@@ -1,4 +1,4 @@
-//! The nouns: names, amounts, specs, and what the service says about pools, workers and claims.
+//! Data types of the domain: names, amounts, specifications, and pools, workers and claims as replies show them.
 
 mod capacity;
 mod claim;
@@ -26,19 +26,19 @@ pub use strict::*;
 pub use unschedulable::*;
 pub use worker::*;
 
-/// Milliseconds: engine time (monotonic, pauses taken out) or unix time, as the name says.
+/// Milliseconds: engine time (monotonic, without pauses) or unix time, as the name says.
 pub type Millis = u64;
 
-/// Position in a shard's record stream; 0 is before the first change.
+/// Sequence number in a shard's stream of rows; 0 is before the first change.
 pub type Seq = u64;
 
-/// Grows with every grant of the process, also across restarts; below 2^53.
+/// Fencing token that increases with every grant, also across restarts; below 2^53.
 pub type Fence = u64;
 
-/// Page of a listing: some rows, and where the next page begins.
+/// Page of a listing: some rows, and the start of the next page.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListPage<T> {
-    /// The rows.
+    /// Rows of this page.
     pub items: Vec<T>,
     /// Opaque start of the next page; none on the last.
     pub next: Option<String>,

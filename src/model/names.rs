@@ -1,4 +1,4 @@
-//! What things are called: pools, workers, claims, and the words on them.
+//! Names of pools, workers and claims, and their labels.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::limits;
 use crate::model::request_error::RequestError;
 
-/// Seed of the worker hash, version 1. Pinned: it decides which shard owns a worker, on disk too.
+/// Seed of the worker hash, version 1. Pinned: it decides which shard owns a worker, in the store too.
 const WORKER_HASH_SEED: u64 = 0x686f_7470_6f6f_6c31;
 
 /// Version of the worker-to-shard hash; stored with every pool.
@@ -20,15 +20,15 @@ pub const HASH_VERSION: u32 = 1;
 /// Label key to value; sorted, so that equal sets are equal.
 pub type Labels = BTreeMap<String, String>;
 
-/// Which bytes a name may hold.
+/// Table of the bytes that a name may contain.
 const NAME_BYTES: [bool; 256] = {
-    let mut good = [false; 256];
+    let mut allowed = [false; 256];
     let mut b = 0;
     while b < 256 {
-        good[b] = (b as u8).is_ascii_alphanumeric() || matches!(b as u8, b'.' | b'_' | b'-');
+        allowed[b] = (b as u8).is_ascii_alphanumeric() || matches!(b as u8, b'.' | b'_' | b'-');
         b += 1;
     }
-    good
+    allowed
 };
 
 /// Checks one name: 1..=255 bytes of `[A-Za-z0-9._-]`.
@@ -42,8 +42,8 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), RequestError> 
             format!("must be 1..={} bytes, got {}", limits::NAME_BYTES_MAX, value.len()),
         ));
     }
-    // The common case is all good: one branch at the end instead of one a byte.
-    if value.bytes().fold(true, |good, b| good & NAME_BYTES[b as usize]) {
+    // Branchless in the common case that all bytes are allowed.
+    if value.bytes().fold(true, |all_allowed, b| all_allowed & NAME_BYTES[b as usize]) {
         return Ok(());
     }
     match value.bytes().position(|b| !NAME_BYTES[b as usize]) {
@@ -54,13 +54,13 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), RequestError> 
     }
 }
 
-/// `namespace/pool`.
+/// Name of a pool with its namespace, as `namespace/pool`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolName(Arc<str>);
 
 thread_local! {
-    /// The name that was last read here: most requests name the pool of the one before, so it is checked, joined and
-    /// allocated once, and its count is no other core's.
+    /// Name that this thread parsed last: most requests name the pool of the one before, so it is checked, joined and
+    /// allocated once, and no other core changes its reference count.
     static LAST_POOL: RefCell<Option<PoolName>> = const { RefCell::new(None) };
 }
 
@@ -82,13 +82,13 @@ impl PoolName {
         Ok(name)
     }
 
-    /// Whether it is made of these.
+    /// Whether the name consists of these parts.
     fn matches_parts(&self, namespace: &str, pool: &str) -> bool {
-        let rest = self.0.strip_prefix(namespace).and_then(|rest| rest.strip_prefix('/'));
-        rest == Some(pool)
+        let remainder = self.0.strip_prefix(namespace).and_then(|remainder| remainder.strip_prefix('/'));
+        remainder == Some(pool)
     }
 
-    /// Reads `ns/pool`.
+    /// Parses a name of the form `namespace/pool`.
     ///
     /// # Errors
     /// `Invalid` naming `pool`.
@@ -98,19 +98,19 @@ impl PoolName {
         Self::new(namespace, pool)
     }
 
-    /// The part before the slash.
+    /// Namespace, before the slash.
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.0.split_once('/').map_or("", |(ns, _)| ns)
     }
 
-    /// The part after the slash.
+    /// Pool without its namespace, after the slash.
     #[must_use]
     pub fn pool(&self) -> &str {
         self.0.split_once('/').map_or("", |(_, pool)| pool)
     }
 
-    /// `ns/pool`.
+    /// Text of the form `namespace/pool`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -129,12 +129,12 @@ impl fmt::Debug for PoolName {
     }
 }
 
-/// A worker's id, unique within its pool.
+/// Id of a worker, unique within its pool.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(Arc<str>);
 
 impl WorkerId {
-    /// Checks and takes the id.
+    /// Checks an id and stores it.
     ///
     /// # Errors
     /// `Invalid` naming `id`.
@@ -143,7 +143,7 @@ impl WorkerId {
         Ok(Self(id.into()))
     }
 
-    /// The text.
+    /// Text of the id.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -155,10 +155,10 @@ impl WorkerId {
         xxh3_64_with_seed(self.0.as_bytes(), WORKER_HASH_SEED)
     }
 
-    /// The shard that owns this worker, of `shards` (a power of two). Invariant `P1`.
+    /// Index of the shard that owns this worker, of `shards` (a power of two). Invariant `P1`.
     #[must_use]
     pub fn shard(&self, shards: u16) -> u16 {
-        debug_assert!(shards.is_power_of_two());
+        debug_assert!(shards.is_power_of_two(), "P1: the number of shards is a power of two");
         (self.hash64() & u64::from(shards - 1)) as u16
     }
 }
@@ -175,14 +175,14 @@ impl fmt::Debug for WorkerId {
     }
 }
 
-/// Bytes before the text of a [`ClaimId`].
+/// Number of length bytes before the text of a [`ClaimId`].
 const LENGTHS: usize = 2;
 
-/// Who a claim belongs to: `(namespace, tenant, key)`, one text and its hash.
+/// Identity of a claim: `(namespace, tenant, key)`, as one text and its hash.
 #[derive(Clone)]
 pub struct ClaimId {
-    /// Lengths of the first two parts, a byte each, then the parts, joined by slashes; bytes, so that joining need not
-    /// prove again that they are text.
+    /// Lengths of the first two parts, a byte each, then the parts joined by slashes; bytes, so that joining need not
+    /// validate UTF-8 again.
     text: Arc<[u8]>,
     hash: u64,
 }
@@ -199,9 +199,9 @@ impl ClaimId {
         Ok(Self::join(namespace, tenant, key))
     }
 
-    /// Joins parts that are good.
+    /// Joins parts that were checked.
     fn join(namespace: &str, tenant: &str, key: &str) -> Self {
-        // On the stack unless the names are long: the one allocation is that of the shared text.
+        // On the stack unless the names are long: the only allocation is that of the shared text.
         let mut text: SmallVec<[u8; 128]> = SmallVec::new();
         text.extend([namespace, tenant].map(|part| u8::try_from(part.len()).expect("names are at most 255 bytes")));
         for (i, part) in [namespace, tenant, key].into_iter().enumerate() {
@@ -213,12 +213,12 @@ impl ClaimId {
         Self { hash: xxh3_64(&text), text: text.as_slice().into() }
     }
 
-    /// From where on which part stands, and up to where.
+    /// Text between two positions.
     fn part(&self, from: usize, to: usize) -> &str {
-        std::str::from_utf8(&self.text[from..to]).expect("joined from texts")
+        std::str::from_utf8(&self.text[from..to]).expect("the parts were joined from texts")
     }
 
-    /// Ends of the first two parts.
+    /// End positions of the first two parts.
     fn ends(&self) -> (usize, usize) {
         let namespace = LENGTHS + usize::from(self.text[0]);
         (namespace, namespace + 1 + usize::from(self.text[1]))
@@ -231,38 +231,38 @@ impl ClaimId {
         pool.0.as_bytes().starts_with(&self.text[with_slash])
     }
 
-    /// First part.
+    /// Namespace of the claim.
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.part(LENGTHS, self.ends().0)
     }
 
-    /// Second part.
+    /// Tenant within the namespace.
     #[must_use]
     pub fn tenant(&self) -> &str {
         let (namespace, tenant) = self.ends();
         self.part(namespace + 1, tenant)
     }
 
-    /// Third part.
+    /// Key within the tenant.
     #[must_use]
     pub fn key(&self) -> &str {
         self.part(self.ends().1 + 1, self.text.len())
     }
 
-    /// First and second part: whose it is. `namespace/tenant`.
+    /// Owner of the claim, as `namespace/tenant`.
     #[must_use]
     pub fn owner(&self) -> &str {
         self.part(LENGTHS, self.ends().1)
     }
 
-    /// The same as bytes.
+    /// Owner of the claim, as bytes.
     #[must_use]
     pub fn owner_bytes(&self) -> &[u8] {
         &self.text[LENGTHS..self.ends().1]
     }
 
-    /// Hash of the whole identity; of this process only, never stored.
+    /// Hash of the whole identity, for this process only; never stored.
     #[must_use]
     pub const fn hash64(&self) -> u64 {
         self.hash
@@ -289,36 +289,36 @@ impl fmt::Debug for ClaimId {
     }
 }
 
-/// Hash of an affinity word; equal words are equal, and a collision only costs a preference.
+/// Hash of an affinity string; a collision only costs a preference.
 #[must_use]
 pub fn affinity_hash(word: &str) -> u64 {
     xxh3_64(word.as_bytes())
 }
 
-/// Checks a label key, which is one of Kubernetes (`topology.kubernetes.io/zone`: a DNS subdomain and a name), or without a
+/// Checks a label key: one of Kubernetes (`topology.kubernetes.io/zone`: a DNS subdomain and a name), or without a
 /// slash any name.
 ///
 /// # Errors
 /// `Invalid` naming `field` and the rule.
 pub fn check_label_key(field: &'static str, key: &str) -> Result<(), RequestError> {
     let Some((prefix, name)) = key.split_once('/') else { return check_name(field, key) };
-    let is_inner = |bytes: &[u8], good: fn(&u8) -> bool| match bytes {
+    let is_inner = |bytes: &[u8], is_allowed: fn(&u8) -> bool| match bytes {
         [] => false,
         [first, .., last] if !(first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric()) => false,
-        bytes => bytes.iter().all(good) && bytes[0].is_ascii_alphanumeric(),
+        bytes => bytes.iter().all(is_allowed) && bytes[0].is_ascii_alphanumeric(),
     };
     let is_dns = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
     let is_subdomain = prefix.split('.').all(|part| is_inner(part.as_bytes(), is_dns));
     if prefix.len() > limits::LABEL_PREFIX_BYTES_MAX || !is_subdomain {
         let message = format!(
-            "what stands before the slash must be a DNS subdomain (lower case letters, digits, - and .) of at most {} bytes",
+            "the part before the slash must be a DNS subdomain (lower case letters, digits, - and .) of at most {} bytes",
             limits::LABEL_PREFIX_BYTES_MAX
         );
         return Err(RequestError::invalid(field, message));
     }
     if name.len() > limits::LABEL_NAME_BYTES_MAX || !is_inner(name.as_bytes(), |byte| NAME_BYTES[usize::from(*byte)]) {
         let message = format!(
-            "what stands behind the slash must be 1..={} bytes of [A-Za-z0-9._-] that begin and end with a letter or digit",
+            "the part after the slash must be 1..={} bytes of [A-Za-z0-9._-] that begin and end with a letter or digit",
             limits::LABEL_NAME_BYTES_MAX
         );
         return Err(RequestError::invalid(field, message));
@@ -326,12 +326,12 @@ pub fn check_label_key(field: &'static str, key: &str) -> Result<(), RequestErro
     Ok(())
 }
 
-/// The beginning of a key, for an error, which stays small whatever somebody sends.
+/// Beginning of a key for an error message, which stays small whatever is sent.
 fn truncated(key: &str) -> String {
     key.chars().take(limits::LABEL_PREFIX_BYTES_MAX).collect()
 }
 
-/// Checks a label set: at most 64, keys as [`check_label_key`] has them, values at most 255 bytes without control characters.
+/// Checks a label set: at most 64, keys by [`check_label_key`], values at most 255 bytes without control characters.
 ///
 /// # Errors
 /// `Invalid` naming `labels`, and in its message the key.
@@ -339,12 +339,12 @@ pub fn check_labels(labels: &Labels) -> Result<(), RequestError> {
     if labels.len() > limits::LABELS_MAX {
         return Err(RequestError::invalid(
             "labels",
-            format!("at most {} labels, got {}", limits::LABELS_MAX, labels.len()),
+            format!("must be at most {} labels, got {}", limits::LABELS_MAX, labels.len()),
         ));
     }
     for (key, value) in labels {
-        if let Err(wrong) = check_label_key("labels", key) {
-            return Err(RequestError::invalid("labels", format!("key {:?}: {wrong}", truncated(key))));
+        if let Err(error) = check_label_key("labels", key) {
+            return Err(RequestError::invalid("labels", format!("key {:?}: {error}", truncated(key))));
         }
         if value.len() > limits::LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
             let message = format!(

@@ -1,4 +1,4 @@
-//! Pools: their specification, and what the service says about them.
+//! Pools: their specification, and their status in replies.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,39 +12,39 @@ use super::{
 use crate::limits;
 use crate::model::request_error::RequestError;
 
-/// How claims of a pool use workers. Never changes.
+/// Use of workers by the claims of a pool. Never changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolMode {
-    /// A claim takes a whole worker.
+    /// Claims take whole workers.
     #[default]
     Exclusive,
-    /// A claim takes a share of a worker: as much as it asks for.
+    /// Claims take the resources that they request, several on one worker.
     Shared,
 }
 
-/// Which worker a claim takes. The first three are of exclusive pools (when affinity does not say), the others of shared
-/// ones.
+/// Policy that chooses the worker of a claim. The first three are for exclusive pools (after affinity), the others
+/// for shared ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlacementPolicy {
-    /// The one that became idle last: the warmest.
+    /// Worker that became idle last: the warmest.
     #[default]
     Lifo,
-    /// The one that became idle first.
+    /// Worker that became idle first.
     Fifo,
-    /// Any, by a hash of the claim's fence.
+    /// Any idle worker, by a hash of the claim's fence.
     Random,
-    /// The one with the least left among those that fit.
+    /// Worker with the least free resources among those that fit.
     BestFit,
-    /// The one with the most left.
+    /// Worker with the most free resources.
     Spread,
-    /// The one of whose idle GPU cards the fewest become useless for what is usually asked.
+    /// Worker on which the least of the free GPUs becomes useless for typical requests.
     Fgd,
 }
 
 impl PlacementPolicy {
-    /// Whether pools of this mode may have it.
+    /// Whether pools of this mode may have the policy.
     #[must_use]
     pub const fn is_allowed_in(self, mode: PoolMode) -> bool {
         let shared = matches!(self, Self::BestFit | Self::Spread | Self::Fgd);
@@ -53,7 +53,7 @@ impl PlacementPolicy {
 }
 
 impl PoolMode {
-    /// The word on the wire.
+    /// Name of the mode on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl PoolMode {
         }
     }
 
-    /// The policy of a pool that does not say.
+    /// Policy of a pool whose specification omits it.
     #[must_use]
     pub const fn default_policy(self) -> PlacementPolicy {
         match self {
@@ -72,81 +72,84 @@ impl PoolMode {
     }
 }
 
-/// A kind of request that a pool usually gets.
+/// Typical request in a pool, for policy `fgd`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TypicalRequest {
-    /// Thousandths of a core.
+    /// Requested thousandths of cores.
     #[serde(default)]
     pub cpu_milli: u64,
-    /// Cards, if any.
+    /// Requested GPUs, if any.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub gpu: Option<GpuRequest>,
-    /// How often, beside the others: 1..=1,000,000.
+    /// Relative frequency among the others: 1..=1,000,000.
     pub weight: u32,
 }
 
-/// When an answer leaves.
+/// Moment at which a reply is sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AckLevel {
-    /// At once; lost with the process if the store does not have it yet.
+    /// At once; the change is lost with the process if it is not stored yet.
     Memory,
-    /// After the store has it.
+    /// After the change is stored.
     #[default]
     Durable,
 }
 
-/// A pool's specification. `shards` and `mode` never change.
+/// Specification of a pool. `shards` and `mode` never change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PoolSpec {
     /// Number of shards: a power of two, 1..=1024.
     pub shards: u16,
-    /// How claims use workers.
+    /// Use of workers by claims.
     pub mode: PoolMode,
-    /// Which worker a claim takes; none: [`Mode::default_policy`]. Always there once it is [settled](Self::settled).
+    /// Policy that chooses the worker of a claim; none: [`PoolMode::default_policy`]. Always set [with
+    /// defaults](Self::with_defaults).
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub policy: Option<PlacementPolicy>,
-    /// A claim that asks for resources and no GPU takes a worker with GPUs only when no other fits.
+    /// True if a claim that requests resources and no GPU takes a worker with GPUs only when no other fits.
     pub spare_gpu_workers: bool,
-    /// What policy `fgd` takes for usual; empty: it learns that from the claims that come.
+    /// Typical requests for policy `fgd`; empty: learned from the claims.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub typical_requests: Vec<TypicalRequest>,
-    /// When answers leave, unless a request asks for more.
+    /// Moment at which replies are sent, unless a request demands more.
     pub ack: AckLevel,
-    /// Free labels of the pool.
+    /// User-defined labels of the pool.
     #[serde(deserialize_with = "unique_keys")]
     pub labels: Labels,
     /// Class of the pool, if it has one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub class: Option<String>,
-    /// How long an unconfirmed claim is held, in milliseconds; also the most a request may ask for.
+    /// Time for which an unconfirmed claim is held, in milliseconds; also the limit for a request.
     pub reserve_ms: u64,
-    /// How long a claim that says no `ttl_ms` may stay active without a renewal, in milliseconds. None: `ttl_max_ms`, and without
-    /// that as long as its worker lives.
+    /// Time to live of a claim that sets no `ttl_ms`, without a renewal, in milliseconds. None: `ttl_max_ms`, and
+    /// without that as long as its worker lives.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub ttl_default_ms: Option<u64>,
-    /// Most that a claim or a renewal may ask for as its `ttl_ms`, in milliseconds; none: [`limits::TTL_MS_MAX`], or no ttl at all.
+    /// Largest `ttl_ms` that a claim or a renewal may request, in milliseconds; none: [`limits::TTL_MS_MAX`], or no
+    /// ttl at all.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub ttl_max_ms: Option<u64>,
-    /// How long a release that was begun may take, in milliseconds; then its worker is suspect.
+    /// Time limit of a clean-up after a release, in milliseconds; after it the worker is suspect.
     pub releasing_ms: u64,
-    /// How long a worker that sends heartbeats may be silent, in milliseconds; then it is lost.
+    /// Silence after which a worker that sends heartbeats is lost, in milliseconds.
     pub heartbeat_ttl_ms: u64,
-    /// How long the full lists of a worker may leave out an active claim that they never named, in milliseconds; then the
-    /// claim ends. None: the larger of `reserve_ms` and twice `heartbeat_ttl_ms` ([`Self::unnamed_ms`]).
+    /// Time for which the full reports of a worker may omit an active claim that they never contained, in
+    /// milliseconds; then the claim ends. None: the larger of `reserve_ms` and twice `heartbeat_ttl_ms`
+    /// ([`Self::unnamed_ms`]).
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub unnamed_ms: Option<u64>,
-    /// How long a worker that is lost, and so holds nothing, is kept, in milliseconds; then it is deleted. 0: for ever.
+    /// Time for which a lost worker is kept, in milliseconds; then it is deleted. 0: for ever.
     pub lost_keep_ms: u64,
-    /// How far the store may lag behind before memory-acknowledged claims are refused, in milliseconds.
+    /// Lag of the store at which memory-acknowledged claims are rejected, in milliseconds.
     pub lag_max_ms: u64,
-    /// A claim that waits may evict claims with a lower priority that are marked `preemptible`.
+    /// True if a waiting claim may evict claims of lower priority that are marked `preemptible`.
     pub preemption: bool,
-    /// Most claims that wait for room: 0..=1,000,000; the next is refused (`overloaded`).
+    /// Largest number of claims that wait for capacity: 0..=1,000,000; the next is rejected (`overloaded`).
     pub waiters_max: u32,
-    /// Of them most of one tenant.
+    /// Largest number of such claims of one tenant.
     pub waiters_tenant_max: u32,
 }
 
@@ -177,7 +180,7 @@ impl Default for PoolSpec {
 }
 
 impl PoolSpec {
-    /// With what it does not say filled in.
+    /// Completes the specification with the defaults.
     ///
     /// # Errors
     /// `Invalid` naming the field that is out of its limit.
@@ -186,26 +189,26 @@ impl PoolSpec {
         Ok(Self { policy: Some(self.policy()), ..self })
     }
 
-    /// Which worker a claim takes.
+    /// Policy that chooses the worker of a claim.
     #[must_use]
     pub fn policy(&self) -> PlacementPolicy {
         self.policy.unwrap_or(self.mode.default_policy())
     }
 
-    /// How long the full lists of a worker may leave out an active claim that they never named.
+    /// Time for which the full reports of a worker may omit an active claim that they never contained.
     #[must_use]
     pub fn unnamed_ms(&self) -> u64 {
         let default = self.reserve_ms.max(self.heartbeat_ttl_ms.saturating_mul(2)).min(limits::RESERVE_MS_MAX);
         self.unnamed_ms.unwrap_or(default)
     }
 
-    /// Bounds of the time that a claim may stay active without a renewal.
+    /// Limits of a claim's time to live without a renewal.
     #[must_use]
     pub fn ttl(&self) -> TtlBounds {
         TtlBounds { default_ms: self.ttl_default_ms.or(self.ttl_max_ms), max_ms: self.ttl_max_ms }
     }
 
-    /// How long a claim with these times needs its worker, in milliseconds: it may be confirmed at the last moment.
+    /// Time for which a claim needs its worker, in milliseconds: it may be confirmed at the last moment.
     #[must_use]
     pub fn needs_ms(&self, reserve_ms: Millis, ttl_ms: Option<Millis>) -> Millis {
         reserve_ms + ttl_ms.or(self.ttl().default_ms).unwrap_or(0)
@@ -217,11 +220,11 @@ impl PoolSpec {
     /// `Invalid` naming the field.
     pub fn check(&self) -> Result<(), RequestError> {
         if !self.policy().is_allowed_in(self.mode) {
-            let known = match self.mode {
+            let allowed = match self.mode {
                 PoolMode::Exclusive => "lifo, fifo, random",
                 PoolMode::Shared => "best_fit, spread, fgd",
             };
-            return Err(RequestError::invalid("policy", format!("of a pool of this mode it must be one of {known}")));
+            return Err(RequestError::invalid("policy", format!("must be one of {allowed} in a pool of this mode")));
         }
         check_typical_requests(self)?;
         if !self.shards.is_power_of_two() || self.shards > limits::SHARDS_MAX {
@@ -271,17 +274,18 @@ impl PoolSpec {
     }
 }
 
-/// Bounds that a pool sets on the time that its claims may stay active without a renewal.
+/// Limits of a pool for its claims' time to live without a renewal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TtlBounds {
-    /// Time of a claim that says none; none: as long as its worker lives. At most `max_ms`, and always there with that.
+    /// Time to live of a claim that sets none; none: as long as its worker lives. At most `max_ms`, and always set
+    /// with it.
     pub default_ms: Option<Millis>,
-    /// Most that may be asked for.
+    /// Largest time to live that may be requested.
     pub max_ms: Option<Millis>,
 }
 
 impl TtlBounds {
-    /// Refuses a ttl that is longer than the pool allows.
+    /// Rejects a ttl that is longer than the pool allows.
     ///
     /// # Errors
     /// `Invalid` naming `ttl_ms` and the limit.
@@ -292,7 +296,7 @@ impl TtlBounds {
         }
     }
 
-    /// The refusal of a ttl that is longer than `max_ms`.
+    /// Error for a ttl that is longer than `max_ms`.
     #[must_use]
     pub fn ttl_too_long(max_ms: Millis) -> RequestError {
         RequestError::invalid("ttl_ms", format!("must be at most the pool's {max_ms} (ttl_max_ms)"))
@@ -306,7 +310,7 @@ fn check_typical_requests(spec: &PoolSpec) -> Result<(), RequestError> {
         return Err(RequestError::invalid("typical_requests", message));
     }
     if !all.is_empty() && spec.policy() != PlacementPolicy::Fgd {
-        return Err(RequestError::invalid("typical_requests", "is of use with policy fgd only"));
+        return Err(RequestError::invalid("typical_requests", "is allowed with policy fgd only"));
     }
     for (i, TypicalRequest { cpu_milli, gpu, weight }) in all.iter().enumerate() {
         let resources =
@@ -319,125 +323,127 @@ fn check_typical_requests(spec: &PoolSpec) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// One shard's figures.
+/// Status of one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ShardStatus {
-    /// Index in the pool.
+    /// Index of the shard in its pool.
     pub shard: u16,
-    /// `loading`, `serving`, `refused` or `stopped`.
+    /// State: `loading`, `serving`, `refused` or `stopped`.
     pub state: Cow<'static, str>,
-    /// Why it does not serve.
+    /// Reason why it does not serve.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Workers it owns.
+    /// Number of workers that it owns.
     pub workers: u64,
-    /// Of them idle.
+    /// Number of idle workers.
     pub idle: u64,
-    /// Of them those that hold claims.
+    /// Number of workers with claims.
     pub busy: u64,
-    /// Claims that are held.
+    /// Number of live claims.
     pub claims: u64,
-    /// Of the workers cordoned.
+    /// Number of cordoned workers.
     pub cordoned: u64,
-    /// Of them draining.
+    /// Number of draining workers.
     pub draining: u64,
-    /// Of them lost.
+    /// Number of lost workers.
     pub lost: u64,
-    /// Of them suspect.
+    /// Number of suspect workers.
     pub suspect: u64,
-    /// Of them those whose own end of life has come.
+    /// Number of workers past their end of life.
     pub ended: u64,
-    /// Of them those that run what they were told to stop.
+    /// Number of workers that run claims that they were asked to stop.
     pub stopping: u64,
-    /// Of them those that are kept for claims that wait.
+    /// Number of workers reserved for waiting claims.
     pub workers_reserved: u64,
-    /// Of the workers those that are not offered and hold no claim, each under one reason: with the idle and the busy ones they
-    /// are all.
+    /// Unschedulable workers without claims, each under one reason: with the idle and the busy ones these are all
+    /// workers.
     pub unschedulable: UnschedulableCounts,
-    /// Claims not confirmed yet.
+    /// Number of claims that are not confirmed yet.
     pub reserved: u64,
-    /// Claims whose worker is being cleaned.
+    /// Number of claims whose worker is being cleaned up.
     pub releasing: u64,
-    /// Last change decided.
+    /// Sequence number of the last change.
     pub seq: Seq,
-    /// Last change that the store has.
+    /// Sequence number of the last stored change.
     pub applied_seq: Seq,
-    /// Age of the oldest change that the store does not have, in milliseconds.
+    /// Age of the oldest change that is not stored, in milliseconds.
     pub lag_ms: u64,
-    /// Requests waiting in the ring.
+    /// Number of requests in the mailbox.
     pub queue_depth: u64,
-    /// Durable answers that wait for the store.
+    /// Number of durable replies that wait for the store.
     pub answers_waiting: u64,
-    /// Times its actor was restarted after a panic.
+    /// Number of restarts of its actor after a panic.
     pub restarts: u64,
 }
 
-/// A pool: spec, counts and figures by shard.
+/// Status of a pool: specification, counts, and figures by shard.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PoolStatus {
-    /// Its name.
+    /// Name of the pool.
     pub name: PoolName,
-    /// Its specification.
+    /// Specification of the pool.
     pub spec: PoolSpec,
-    /// Number of this specification: grows with every change, and never comes back, also not with another pool of the name.
+    /// Version of this specification: grows with every change, and is never reused, not even by another pool of the
+    /// name.
     pub version: u64,
-    /// Sum of what the workers have. GPUs by model are summed in `gpus`.
+    /// Total capacity of the workers. GPUs by model are in `gpus`.
     pub capacity: WorkerCapacity,
-    /// Sum of what can be claimed: what idle workers have; in a shared pool, what the workers that are offered have left.
+    /// Total that can be claimed: of idle workers; in a shared pool, the free resources of schedulable workers.
     pub free: WorkerCapacity,
-    /// Per GPU model.
+    /// Totals of GPUs, by model.
     pub gpus: BTreeMap<String, GpuTotals>,
-    /// Figures by shard.
+    /// Status of each shard.
     pub shards: Vec<ShardStatus>,
 }
 
-/// The cards of one model in a pool.
+/// GPUs of one model in a pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GpuTotals {
-    /// In all.
+    /// Number of all GPUs.
     pub total: u64,
-    /// Of them those of which nothing is held and that can be claimed.
+    /// Number of wholly free GPUs that can be claimed.
     pub free: u64,
-    /// Thousandths of cards that can be claimed.
+    /// Thousandths of GPUs that can be claimed.
     pub free_milli: u64,
 }
 
-/// A pool's workers and claims by state.
+/// Counts of a pool's workers and claims by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolCounts {
-    /// Workers.
+    /// Number of workers.
     pub total: u64,
-    /// Of them idle.
+    /// Number of idle workers.
     pub idle: u64,
-    /// Of them held.
+    /// Number of workers with claims.
     pub busy: u64,
-    /// Claims not confirmed yet.
+    /// Number of claims that are not confirmed yet.
     pub reserved: u64,
-    /// Claims in use.
+    /// Number of active claims.
     pub active: u64,
-    /// Claims whose worker is being cleaned.
+    /// Number of claims whose worker is being cleaned up.
     pub releasing: u64,
-    /// Workers that are cordoned.
+    /// Number of cordoned workers.
     pub cordoned: u64,
-    /// Workers that are draining.
+    /// Number of draining workers.
     pub draining: u64,
-    /// Workers that were silent for too long.
+    /// Number of workers that were silent for too long.
     pub lost: u64,
-    /// Workers that nothing has spoken for.
+    /// Number of suspect workers.
     pub suspect: u64,
-    /// Workers whose own end of life has come.
+    /// Number of workers past their end of life.
     pub ended: u64,
-    /// Workers that run what they were told to stop.
+    /// Number of workers that run claims that they were asked to stop.
     pub stopping: u64,
-    /// Workers that are kept for claims that wait.
+    /// Number of workers reserved for waiting claims.
     pub workers_reserved: u64,
-    /// Workers that are not offered and hold no claim, each under one reason: with the idle and the busy ones they are all.
+    /// Unschedulable workers without claims, each under one reason: with the idle and the busy ones these are all
+    /// workers.
     pub unschedulable: UnschedulableCounts,
 }
 
 impl PoolStatus {
-    /// The sums over its shards.
+    /// Sums of the counts of its shards.
     #[must_use]
     pub fn counts(&self) -> PoolCounts {
         let sum = |figure: fn(&ShardStatus) -> u64| self.shards.iter().map(figure).sum::<u64>();
@@ -450,7 +456,7 @@ impl PoolStatus {
             idle: sum(|shard| shard.idle),
             busy,
             reserved,
-            // Shards are read one after another, so the difference is kept above zero.
+            // Shards are read one after another, so the difference is kept non-negative.
             active: sum(|shard| shard.claims).saturating_sub(reserved + releasing),
             releasing,
             cordoned: sum(|shard| shard.cordoned),
@@ -465,11 +471,11 @@ impl PoolStatus {
     }
 }
 
-/// Answer to [`WorkerCommand::Clear`] for a whole pool.
+/// Result of [`WorkerCommand::Clear`] for a whole pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClearResult {
-    /// Workers that are trusted since.
+    /// Number of workers that were cleared.
     pub cleared: u64,
-    /// Workers that are not yet: claims that the last stop may have lost can still be started.
+    /// Number of workers that stay suspect: claims that the last stop may have lost can still start.
     pub suspect: u64,
 }

@@ -1,4 +1,4 @@
-//! Quotas: how much a tenant may hold at a time, and its weight beside others.
+//! Quotas: the resources that a tenant may hold at a time, and its weight in queues.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,38 +6,38 @@ use super::{ClaimSpec, Millis, present};
 use crate::limits;
 use crate::model::request_error::RequestError;
 
-/// What claims hold, or may hold, in the four amounts that quotas count. Resources are those that claims ask for: one that
-/// asks for none counts as a claim only, whatever its worker has.
+/// Usage or limit of the four amounts that quotas count. Resources are those that claims request: a claim that
+/// requests none counts as a claim only, whatever its worker has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ResourceUsage {
-    /// Claims.
+    /// Number of live claims.
     pub claims: u64,
-    /// Thousandths of a core.
+    /// Thousandths of cores.
     pub cpu_milli: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
-    /// Thousandths of a GPU card.
+    /// Thousandths of GPUs.
     pub gpu_milli: u64,
 }
 
-/// One of the amounts that a quota bounds.
+/// Amount that a quota limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuotaResource {
-    /// Claims.
+    /// Number of live claims.
     Claims,
-    /// Cores.
+    /// Thousandths of cores.
     Cpu,
-    /// Memory.
+    /// Bytes of memory.
     Memory,
-    /// GPU cards.
+    /// Thousandths of GPUs.
     Gpu,
 }
 
 impl QuotaResource {
-    /// In the order of [`ResourceUsage::each`].
+    /// All amounts, in the order of [`ResourceUsage::to_array`].
     pub const ALL: [Self; 4] = [Self::Claims, Self::Cpu, Self::Memory, Self::Gpu];
 
-    /// The field of a quota.
+    /// Name of the field in a quota.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -50,11 +50,11 @@ impl QuotaResource {
 }
 
 impl ResourceUsage {
-    /// No bound.
+    /// Limit that is never reached.
     pub const UNBOUNDED: Self =
         Self { claims: u64::MAX, cpu_milli: u64::MAX, memory_bytes: u64::MAX, gpu_milli: u64::MAX };
 
-    /// What one claim counts for that keeps this of its request.
+    /// Usage by one claim with this spec.
     #[must_use]
     pub fn of_claim(spec: Option<&ClaimSpec>) -> Self {
         let Some(ClaimSpec { resources, .. }) = spec else { return Self { claims: 1, ..Self::default() } };
@@ -62,22 +62,22 @@ impl ResourceUsage {
         Self { claims: 1, cpu_milli: resources.cpu_milli, memory_bytes: resources.memory_bytes, gpu_milli }
     }
 
-    /// The four, in the order of [`Counted::ALL`].
+    /// Amounts in the order of [`QuotaResource::ALL`].
     #[must_use]
     pub const fn to_array(&self) -> [u64; 4] {
         [self.claims, self.cpu_milli, self.memory_bytes, self.gpu_milli]
     }
 
-    /// The amount that would pass `limit` if `more` came on top of `self`; one that does not grow never does.
+    /// First amount that would exceed `limit` if `more` were added; one that does not grow never does.
     #[must_use]
     pub fn first_exceeded(&self, more: &Self, limit: &Self) -> Option<QuotaResource> {
-        let over = |i: &usize| {
+        let exceeds = |i: &usize| {
             more.to_array()[*i] > 0 && self.to_array()[*i].saturating_add(more.to_array()[*i]) > limit.to_array()[*i]
         };
-        (0..4).find(over).map(|i| QuotaResource::ALL[i])
+        (0..4).find(exceeds).map(|i| QuotaResource::ALL[i])
     }
 
-    /// The sum.
+    /// Saturating sum of both usages.
     #[must_use]
     pub const fn plus(self, more: &Self) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl ResourceUsage {
         }
     }
 
-    /// What is left of it.
+    /// Difference of both usages, at least 0.
     #[must_use]
     pub const fn minus(self, less: &Self) -> Self {
         Self {
@@ -100,23 +100,23 @@ impl ResourceUsage {
     }
 }
 
-/// How much a tenant may hold at a time. None: no bound.
+/// Limits of what a tenant may hold at a time. None: no limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quota {
-    /// Claims.
+    /// Largest number of live claims.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub claims: Option<u64>,
-    /// Thousandths of a core that its claims ask for.
+    /// Thousandths of cores that its claims request, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub cpu_milli: Option<u64>,
-    /// Bytes of memory that its claims ask for.
+    /// Bytes of memory that its claims request, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub memory_bytes: Option<u64>,
-    /// Thousandths of GPU cards that its claims ask for.
+    /// Thousandths of GPUs that its claims request, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub gpu_milli: Option<u64>,
-    /// Its share beside other tenants, where claims wait: 1..=1000.
+    /// Weight relative to other tenants in queues: 1..=1000.
     pub weight: u32,
 }
 
@@ -133,9 +133,12 @@ impl Quota {
     /// `Invalid` naming the field.
     pub fn check(&self) -> Result<(), RequestError> {
         let amounts = [self.claims, self.cpu_milli, self.memory_bytes, self.gpu_milli];
-        for (counted, amount) in QuotaResource::ALL.into_iter().zip(amounts) {
+        for (resource, amount) in QuotaResource::ALL.into_iter().zip(amounts) {
             if amount.is_some_and(|amount| amount > limits::AMOUNT_MAX) {
-                return Err(RequestError::invalid(counted.as_str(), format!("must be at most {}", limits::AMOUNT_MAX)));
+                return Err(RequestError::invalid(
+                    resource.as_str(),
+                    format!("must be at most {}", limits::AMOUNT_MAX),
+                ));
             }
         }
         if self.weight == 0 || self.weight > limits::WEIGHT_MAX {
@@ -144,7 +147,7 @@ impl Quota {
         Ok(())
     }
 
-    /// As bounds.
+    /// Limits as amounts, where none is `u64::MAX`.
     #[must_use]
     pub fn limits(&self) -> ResourceUsage {
         ResourceUsage {
@@ -156,61 +159,61 @@ impl Quota {
     }
 }
 
-/// Where a quota comes from.
+/// Source of the quota that applies to a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuotaSource {
-    /// The tenant has its own.
+    /// Own quota of the tenant.
     Tenant,
-    /// It has none, and its namespace has one for such.
+    /// Default quota of its namespace.
     Namespace,
-    /// There is none: nothing is bounded.
+    /// No quota: nothing is limited.
     None,
 }
 
-/// What a tenant may hold, and what it holds.
+/// Quota of a tenant, and its usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuotaStatus {
-    /// Its namespace.
+    /// Namespace of the tenant.
     pub namespace: String,
-    /// Which; none: the namespace's quota for tenants without their own.
+    /// Name of the tenant; none: the namespace's default quota for its tenants.
     pub tenant: Option<String>,
-    /// What holds for it.
+    /// Quota that applies to it.
     pub quota: Quota,
-    /// Where that comes from.
+    /// Source of that quota.
     pub source: QuotaSource,
-    /// What it holds; of a namespace's default nothing is said.
+    /// Usage of the tenant; 0 for a namespace's default.
     pub used: ResourceUsage,
-    /// Its claims that wait because its quota is used up.
+    /// Number of its claims that wait because its quota is used up.
     pub waiting: u64,
 }
 
-/// A claim that waits.
+/// Claim that is queued for capacity or for its quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueuedClaimView {
-    /// Whose.
+    /// Identity of the queued claim.
     pub id: super::ClaimId,
-    /// Pools in whose queues it stands, in the order in which it prefers them.
+    /// Pools in whose queues it is, in its order of preference.
     pub pools: Vec<super::PoolName>,
-    /// What it waits for: the reason of the refusal that it would get now.
+    /// Reason of the wait: that of the error which it would get now.
     pub reason: &'static str,
-    /// Its priority.
+    /// Priority of the claim.
     pub priority: u16,
-    /// How many are ahead of it in the queue in which it stands best, as of now; who comes later may pass it.
+    /// Number of claims ahead of it in its best queue, as of now; later ones may pass it.
     pub ahead: u64,
-    /// For how long it has waited.
+    /// Time for which it has waited, in milliseconds.
     pub waited_ms: Millis,
-    /// How long until it is refused.
+    /// Time until it is rejected, in milliseconds.
     pub left_ms: Millis,
-    /// How long it would wait if it goes on as in the last minute; none: nothing to go by.
+    /// Estimate of its wait by the rate of the last minute, in milliseconds; none: no data.
     pub estimate_ms: Option<Millis>,
 }
 
-/// A key that is asked about.
+/// Status of a key that was queried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimStatus {
-    /// It holds this.
+    /// Key with a live claim.
     Held(super::ClaimView),
-    /// It waits.
+    /// Key with a queued claim.
     Queued(QueuedClaimView),
 }

@@ -1,74 +1,74 @@
-//! Why a request was not carried out. A refusal is a normal outcome: it has a reason, a metric and,
-//! where the caller can mend it, the field and the limit. The edges translate it in one table
-//! ([`crate::api::error_table`]).
+//! Reasons why a request was not executed. A rejection is a normal outcome: it has a reason, a metric and, where the
+//! caller can correct it, the field and the limit. The edges translate it by one table ([`crate::api::error_table`]).
 
 use std::borrow::Cow;
 
 use crate::model::QuotaResource;
 
-/// An outcome that is not success.
+/// Rejection or failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The request itself is wrong; `field` names where.
+    /// Malformed request; `field` names the wrong part.
     #[error("{message}")]
     Invalid {
-        /// Path of the offending field, e.g. `key` or `items[3].pool`.
+        /// Path of the wrong field, e.g. `key` or `items[3].pool`.
         field: Cow<'static, str>,
-        /// What is wrong and what the limit is.
+        /// Violated rule and its limit.
         message: Cow<'static, str>,
     },
-    /// The named thing does not exist.
+    /// Unknown name or id.
     #[error("{0} not found")]
     NotFound(ObjectKind),
-    /// The fence is not the holder's: the caller is not, or no longer, the holder.
+    /// Wrong fence: the caller is not, or no longer, the holder.
     #[error("the fence is not the holder's")]
     FenceMismatch,
-    /// The key's claim is being released: its worker is being cleaned.
+    /// Key whose claim is being released: its worker is being cleaned up.
     #[error("the key's claim is being released; try again when that is finished")]
     Releasing,
-    /// The same, because a claim with a higher priority evicted it.
-    #[error("a claim with a higher priority takes its place: stop the work and release it")]
+    /// Claim that is being released because one of higher priority evicted it.
+    #[error("a claim with a higher priority evicted it: stop the work and release the claim")]
     Preempted,
-    /// What was read is not what there is any more.
-    #[error("it is at version {0} now; read it again, and decide anew")]
+    /// Version in the request that is not the current one.
+    #[error("the version is {0} now; read it again and retry")]
     VersionConflict(u64),
-    /// What is there does not allow this.
+    /// State that does not allow the request.
     #[error("{0}")]
     FailedPrecondition(Cow<'static, str>),
-    /// No worker of any pool that it may use is large enough.
+    /// Request that no worker of any acceptable pool is large enough for.
     #[error("no worker of any pool that the request allows has these resources")]
     Unsatisfiable,
-    /// The pools that it may use are too small for the gang, whatever else they hold.
-    #[error("the pools that the gang may use are smaller than what it asks for in all")]
+    /// Gang that is larger than the pools that it may use, whatever they hold.
+    #[error("the gang requests more than the pools that it may use have in total")]
     GangTooLarge,
-    /// A member of the same gang was refused, so none was made.
-    #[error("nothing of the gang was made, because items[{0}] was refused")]
+    /// Gang of which a member was rejected, so no claim of it was created.
+    #[error("no claim of the gang was created: items[{0}] was rejected")]
     GangMemberRejected(usize),
-    /// Nothing that may hold the claim has room. Said only after every shard that could fit said no.
+    /// No free capacity. Reported only after every shard that could fit the claim rejected it.
     #[error("{0}")]
     Exhausted(ExhaustionReason),
-    /// So many watch the pool, or all pools together, that no more may.
-    #[error("too many watch the pool, or all pools together")]
+    /// Limit of watchers of the pool, or of all pools together.
+    #[error("the limit of watchers of the pool or of all pools is reached; close one and retry")]
     TooManyWatchers,
-    /// Cannot be answered now. A claim that says so holds nothing that nobody was told of, and a change of a pool or a quota
-    /// is undone; what a confirm, a release or a registration changed before the store failed to take it stays.
+    /// Temporary failure. A claim that gets it holds nothing that was not disclosed, and a change of a pool or a
+    /// quota is undone; the effect of a confirm, a release or a registration stays, even if the store failed to take
+    /// it.
     #[error("{0}")]
     Unavailable(UnavailableReason),
-    /// The answer did not come in time; the outcome is unknown, a retry with the same key finds it.
+    /// Deadline passed without a reply; the outcome is unknown, and a retry with the same key finds it.
     #[error("no answer within the deadline; the outcome is unknown, retry with the same key")]
     DeadlineExceeded,
 }
 
-/// What was not found.
+/// Kind of object that was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectKind {
-    /// No pool of that name.
+    /// Pool with that name.
     Pool,
-    /// No worker of that id in the pool.
+    /// Worker with that id in the pool.
     Worker,
-    /// No claim under that key.
+    /// Claim with that key.
     Claim,
-    /// No quota was set under that name.
+    /// Quota of that tenant or namespace.
     Quota,
 }
 
@@ -83,23 +83,23 @@ impl std::fmt::Display for ObjectKind {
     }
 }
 
-/// Which capacity is used up.
+/// Capacity that is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExhaustionReason {
-    /// No worker that the request allows is free.
+    /// No acceptable worker is free.
     Pool,
-    /// The claim's worker has not as much left.
+    /// The claim's worker has too little free.
     Worker,
-    /// One would be free if the request did not insist on its nodes.
+    /// Free workers only outside of the required nodes.
     NodeLocality,
-    /// No pool has the class or the labels that the request asks for.
+    /// No pool with the requested class and labels.
     NoEligiblePool,
-    /// The tenant would hold more of this than its quota allows.
+    /// Quota of the tenant for this resource.
     Quota(QuotaResource),
 }
 
 impl ExhaustionReason {
-    /// The word on the wire.
+    /// Name of the reason on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -115,9 +115,9 @@ impl std::fmt::Display for ExhaustionReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Pool => "no worker that the request allows is free",
-            Self::Worker => "the claim's worker has not as much left; release the claim and take it anew elsewhere",
-            Self::NodeLocality => "a worker is free, but none on a node that the request requires",
-            Self::NoEligiblePool => "no pool has the class and the labels that the request asks for",
+            Self::Worker => "the worker does not have enough free capacity; release the claim and claim again",
+            Self::NodeLocality => "a worker is free, but none on a required node",
+            Self::NoEligiblePool => "no pool has the requested class and labels",
             Self::Quota(QuotaResource::Claims) => "the tenant's quota of claims is used up",
             Self::Quota(QuotaResource::Cpu) => "the tenant's quota of cpu_milli is used up",
             Self::Quota(QuotaResource::Memory) => "the tenant's quota of memory_bytes is used up",
@@ -126,23 +126,23 @@ impl std::fmt::Display for ExhaustionReason {
     }
 }
 
-/// Why nothing can be said at the moment.
+/// Cause of a temporary failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnavailableReason {
-    /// A queue is full, or the store lags too far behind: slow down and retry.
+    /// Full queue, or a store that lags too far behind: slow down and retry.
     Overloaded,
-    /// A shard that must be asked is still loading, restarting, or refused to serve.
+    /// Required shard that is loading, restarting, or refused to serve.
     Loading,
-    /// The store did not take the record in time.
+    /// Store that did not confirm the write in time.
     Store,
-    /// Another process owns the store now.
+    /// Store that another process owns now.
     Fenced,
-    /// The service is shutting down.
+    /// Service that is shutting down.
     Stopping,
 }
 
 impl UnavailableReason {
-    /// The word on the wire.
+    /// Name of the cause on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -158,8 +158,8 @@ impl std::fmt::Display for UnavailableReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Overloaded => "a queue is full; retry later",
-            Self::Loading => "a shard that must be asked is not serving yet",
-            Self::Store => "the store did not take the record in time",
+            Self::Loading => "a required shard is not serving yet; retry later",
+            Self::Store => "the store did not confirm the write in time",
             Self::Fenced => "another process owns the store",
             Self::Stopping => "the service is shutting down",
         })
@@ -167,17 +167,17 @@ impl std::fmt::Display for UnavailableReason {
 }
 
 impl RequestError {
-    /// The key is being waited for by another request.
+    /// Key for which another request waits already.
     pub const KEY_ALREADY_WAITED_FOR: Self = Self::FailedPrecondition(Cow::Borrowed(
         "another request waits for this key; retry with wait_ms to wait with it",
     ));
 
-    /// A wrong request.
+    /// Creates the error of a wrong field.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
-    /// The same, its field being within `outer`.
+    /// Prefixes the field of the error with the object that contains it.
     #[must_use]
     pub fn with_field_prefix(self, outer: &str) -> Self {
         match self {

@@ -1,4 +1,4 @@
-//! Reading that takes no more than it should, for the derived readers of the model and of the edges.
+//! Strict deserialization: additions to what serde derives, for the model and the edges.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,18 +10,18 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// Deserializes an optional field that, when present, must not be `null`.
+/// Deserializes an optional field that must not be `null` when present.
 ///
 /// # Errors
-/// Those of `T`.
+/// Errors of `T`.
 pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// For a nested struct that must be an object: a derived one would also take an array of its fields in order.
+/// Deserializes a nested struct from an object only: a derived one would also accept an array of its fields in order.
 ///
 /// # Errors
-/// Those of `T`.
+/// Errors of `T`.
 pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     struct ObjectVisitor<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
@@ -38,10 +38,10 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
     deserializer.deserialize_map(ObjectVisitor(PhantomData))
 }
 
-/// Deserializes a map in which no key comes twice: a derived one would take the last.
+/// Deserializes a map without duplicate keys: a derived one would take the last.
 ///
 /// # Errors
-/// Those of `T`; `duplicate field` for a key that comes again.
+/// Errors of `T`; `duplicate field` for a key that is repeated.
 pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, T>, D::Error> {
@@ -57,8 +57,8 @@ pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
             let mut values = BTreeMap::new();
             while let Some(key) = map.next_key::<String>()? {
                 match values.entry(key) {
-                    Entry::Vacant(place) => drop(place.insert(map.next_value()?)),
-                    Entry::Occupied(twice) => return Err(duplicate_key_error(twice.key())),
+                    Entry::Vacant(entry) => drop(entry.insert(map.next_value()?)),
+                    Entry::Occupied(entry) => return Err(duplicate_key_error(entry.key())),
                 }
             }
             Ok(values)
@@ -67,12 +67,12 @@ pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer.deserialize_map(UniqueMapVisitor(PhantomData))
 }
 
-/// Error of a key that comes again, as a derived reader says it of a field.
+/// Error of a repeated key, worded as serde does for fields.
 fn duplicate_key_error<E: Error>(key: &str) -> E {
     E::custom(format_args!("duplicate field `{key}`"))
 }
 
-/// A JSON value, within which no object has a key twice.
+/// JSON value in which no object has a duplicate key.
 #[derive(Debug)]
 pub struct UniqueValue(pub Value);
 
@@ -127,7 +127,7 @@ impl<'de> Deserialize<'de> for UniqueValue {
     }
 }
 
-/// Names of the fields that a derived reader of a struct takes, none of which may be flattened.
+/// Names of the fields that a derived struct accepts, none of which may be flattened.
 #[must_use]
 pub fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     struct FieldsDeserializer<'a>(&'a mut &'static [&'static str]);
@@ -135,7 +135,7 @@ pub fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
         type Error = serde::de::value::Error;
 
         fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
-            Err(serde::de::Error::custom("asked for the names of a struct"))
+            Err(serde::de::Error::custom("only structs have field names"))
         }
 
         fn deserialize_struct<V: Visitor<'de>>(
@@ -159,10 +159,10 @@ pub fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     names
 }
 
-/// The same for an optional one.
+/// Deserializes an optional nested struct from an object only.
 ///
 /// # Errors
-/// Those of `T`.
+/// Errors of `T`.
 pub fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     json_object(deserializer).map(Some)
 }

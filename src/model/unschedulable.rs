@@ -1,33 +1,33 @@
-//! Reasons for which workers are not offered, and how many workers there are of each.
+//! Reasons for which workers are unschedulable, and numbers of workers by reason.
 
 use serde::{Deserialize, Serialize};
 
-/// Reason for which a worker is not offered. A worker may have several; the first of them, in this order, names the count
-/// that it is in while it holds no claim.
+/// Reason for which a worker is unschedulable. A worker may have several; the first of them, in this order, decides
+/// which count it is in while it has no claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UnschedulableReason {
-    /// Owner drains the worker, for the rest of this incarnation.
+    /// Drained by its operator, for the rest of this incarnation.
     Draining,
-    /// Owner keeps claims off the worker until an uncordon.
+    /// Cordoned by its operator until an uncordon.
     Cordoned,
-    /// Worker was silent for longer than its pool's `heartbeat_ttl_ms`.
+    /// Silent for longer than its pool's `heartbeat_ttl_ms`.
     Lost,
-    /// Worker may run what the service does not know of, and nothing has spoken for it since.
+    /// Possibly running claims that the service does not know, and not verified since.
     Suspect,
-    /// Worker has reached its `expires_at_ms`.
+    /// Past its `expires_at_ms`.
     Ended,
-    /// Worker runs a claim that it was told to stop.
+    /// Running a claim that it was asked to stop.
     Stopping,
-    /// Worker is kept for a claim that waits.
+    /// Reserved for a waiting claim.
     Reserved,
 }
 
 impl UnschedulableReason {
-    /// Every reason, the one that counts first in front.
+    /// All reasons, the one that counts first in front.
     pub const ALL: [Self; 7] =
         [Self::Draining, Self::Cordoned, Self::Lost, Self::Suspect, Self::Ended, Self::Stopping, Self::Reserved];
 
-    /// Word of the reason on the wire.
+    /// Name of the reason on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -46,19 +46,19 @@ impl UnschedulableReason {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnschedulableCounts {
-    /// Draining workers.
+    /// Number of draining workers.
     pub draining: u64,
-    /// Cordoned workers.
+    /// Number of cordoned workers.
     pub cordoned: u64,
-    /// Lost workers.
+    /// Number of lost workers.
     pub lost: u64,
-    /// Suspect workers.
+    /// Number of suspect workers.
     pub suspect: u64,
-    /// Workers whose own end of life has come.
+    /// Number of workers past their end of life.
     pub ended: u64,
-    /// Workers that run what they were told to stop.
+    /// Number of workers that run claims that they were asked to stop.
     pub stopping: u64,
-    /// Workers that are kept for claims that wait.
+    /// Number of workers reserved for waiting claims.
     pub reserved: u64,
 }
 
@@ -77,7 +77,7 @@ impl UnschedulableCounts {
         }
     }
 
-    /// Number of workers with this reason, to be changed.
+    /// Mutable number of workers with this reason.
     pub const fn get_mut(&mut self, reason: UnschedulableReason) -> &mut u64 {
         match reason {
             UnschedulableReason::Draining => &mut self.draining,
@@ -90,13 +90,13 @@ impl UnschedulableCounts {
         }
     }
 
-    /// Sum over all reasons.
+    /// Sum of the counts of all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
         UnschedulableReason::ALL.iter().map(|reason| self.get(*reason)).sum()
     }
 
-    /// Adds the workers of another shard.
+    /// Adds the counts of another shard.
     pub fn add(&mut self, other: &Self) {
         UnschedulableReason::ALL.iter().for_each(|reason| *self.get_mut(*reason) += other.get(*reason));
     }

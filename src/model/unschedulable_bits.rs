@@ -1,40 +1,40 @@
-//! Reasons for which a worker is not offered, as bits of one byte: the form in which the engine keeps them and rows store them.
+//! Reasons for which a worker is unschedulable, as bits of one byte: the form in the engine and in rows.
 
 use crate::model::UnschedulableReason;
 
-/// Its owner said so; it outlives registrations and restarts.
+/// Cordoned by its operator; outlives registrations and restarts.
 pub const CORDONED: u8 = 1;
-/// Its owner said so for the rest of this incarnation.
+/// Drained by its operator, for the rest of this incarnation.
 pub const DRAINING: u8 = 2;
-/// It was silent for too long.
+/// Silent for too long.
 pub const LOST: u8 = 4;
-/// Something ended on it in a way that proves nothing about what still runs there.
+/// Suspect: a claim ended in a way that does not prove that it stopped running.
 pub const SUSPECT: u8 = 8;
-/// Nothing has spoken for it since a stop that may have lost claims. Stored as a number (see `replay`).
+/// Not verified since a stop that may have lost claims. Stored as a number (see `replay`).
 pub const UNVERIFIED: u8 = 16;
-/// It runs what it should not, and was told to stop.
+/// Running claims that it was asked to stop.
 pub const STOPPING: u8 = 32;
-/// Its own end of life has come. Never stored: it follows from `expires_at_ms`.
+/// Past its end of life. Never stored: it follows from `expires_at_ms`.
 pub const ENDED: u8 = 64;
 
-/// It is kept for a claim that waits. Never stored: who waits does not outlive the process.
+/// Reserved for a waiting claim. Never stored: waiting claims do not outlive the process.
 pub const RESERVED: u8 = 128;
 
-/// What a row carries as it is.
+/// Bits that a row stores.
 pub const PERSISTED: u8 = CORDONED | DRAINING | LOST | SUSPECT | STOPPING;
-/// What a new life of the worker ends: all but what its owner wishes and what the registration itself says.
+/// Bits that a new incarnation clears: all except those of the operator's cordon and of the registration itself.
 pub const PER_INCARNATION: u8 = DRAINING | LOST | SUSPECT | UNVERIFIED | STOPPING;
-/// Both kinds of distrust.
+/// Both reasons to distrust a worker.
 pub const UNTRUSTED: u8 = SUSPECT | UNVERIFIED;
 
-/// Reasons that these bars stand for, the one that counts first in front. A drain goes beyond a cordon, and hides it.
+/// Reasons in these bits, the one that counts first in front. Draining includes a cordon, and hides it.
 #[must_use = "an iterator does nothing by itself"]
-pub fn reasons(bars: u8) -> impl Iterator<Item = UnschedulableReason> {
-    let shown = if bars & DRAINING != 0 { bars & !CORDONED } else { bars };
-    UnschedulableReason::ALL.into_iter().filter(move |reason| shown & of(*reason) != 0)
+pub fn reasons(bits: u8) -> impl Iterator<Item = UnschedulableReason> {
+    let visible = if bits & DRAINING != 0 { bits & !CORDONED } else { bits };
+    UnschedulableReason::ALL.into_iter().filter(move |reason| visible & bit(*reason) != 0)
 }
 
-const fn of(reason: UnschedulableReason) -> u8 {
+const fn bit(reason: UnschedulableReason) -> u8 {
     match reason {
         UnschedulableReason::Draining => DRAINING,
         UnschedulableReason::Cordoned => CORDONED,

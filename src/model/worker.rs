@@ -1,4 +1,4 @@
-//! Workers: how they are described, what they say of themselves, and what the service says about them.
+//! Workers: their registration, their reports, and their representation in replies.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use super::{ClaimId, ClaimView, Fence, Labels, Millis, Seq, WorkerCapacity, Work
 use crate::limits;
 use crate::model::request_error::RequestError;
 
-/// A worker as its registrar describes it.
+/// Description of a worker by its registrar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerSpec {
-    /// Unique within the pool.
+    /// Id, unique within the pool.
     pub id: WorkerId,
-    /// What it has.
+    /// Capacity of the worker.
     pub capacity: WorkerCapacity,
-    /// Free labels.
+    /// User-defined labels.
     pub labels: Labels,
-    /// The machine it runs on, if known.
+    /// Machine that it runs on, if known.
     pub node: Option<Arc<str>>,
-    /// Grows when the worker starts anew; a higher one ends what the old one held.
+    /// Incarnation, increased when the worker restarts; a higher one ends the claims of the one before.
     pub incarnation: u64,
-    /// Its own end of life, in unix milliseconds: it is not offered to a claim that needs it for longer.
+    /// End of its life in unix milliseconds: it is not offered to a claim that needs it for longer.
     pub expires_at_ms: Option<Millis>,
 }
 
 impl WorkerSpec {
-    /// A worker with nothing but its id.
+    /// Describes a worker by its id only.
     #[must_use]
     pub fn with_id(id: WorkerId) -> Self {
         Self {
@@ -59,21 +59,21 @@ impl WorkerSpec {
     }
 }
 
-/// A claim that a worker says it runs.
+/// Claim that a worker reports as running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningClaim {
-    /// Whose.
+    /// Identity of the running claim.
     pub id: ClaimId,
-    /// Number of the grant, as the worker was told.
+    /// Fence of the grant, as disclosed to the worker.
     pub fence: Fence,
 }
 
-/// A worker is there (again).
+/// Registration of a worker, new or known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistrationRequest {
-    /// As its registrar describes it.
+    /// Description by its registrar.
     pub spec: WorkerSpec,
-    /// What it runs; none: nothing is said about that.
+    /// Claims that the worker runs; none: it does not report them.
     pub claims: Option<Vec<RunningClaim>>,
 }
 
@@ -83,115 +83,115 @@ impl From<WorkerSpec> for RegistrationRequest {
     }
 }
 
-/// What a worker says of itself.
+/// Heartbeat of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatRequest {
-    /// Which life of the worker speaks.
+    /// Incarnation of the worker that sends it.
     pub incarnation: u64,
-    /// Grows from one to the next: what comes later with a lower one is ignored. A registration begins the count anew.
+    /// Sequence number, increasing: a lower one than before is ignored. A registration restarts it.
     pub seq: Option<u64>,
-    /// What it runs; none: it says nothing about that. Empty: nothing.
+    /// Claims that the worker runs; none: it does not report them. Empty: it runs none.
     pub claims: Option<Vec<RunningClaim>>,
 }
 
-/// Answer to a heartbeat.
+/// Reply to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatResponse {
-    /// What the worker holds, so what it should run.
+    /// Live claims of the worker, which it should run.
     pub claims: Vec<ClaimView>,
-    /// What it named and should not run.
+    /// Reported claims that it must stop.
     pub stop: Vec<RunningClaim>,
-    /// Nothing of it was taken, because one with this higher `seq` was: the next has to exceed it, or the worker to be
-    /// registered again.
+    /// Higher sequence number that was handled before; this heartbeat was ignored. The next must exceed it, or the
+    /// worker must register again.
     pub superseded_by: Option<u64>,
 }
 
-/// The registration of a worker, shared by the engine and the answers that name it.
+/// Registration of a worker, shared by the engine and the replies that show it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WorkerRegistration {
-    /// What the registrar said.
+    /// Description by its registrar.
     pub spec: WorkerSpec,
 }
 
-/// Whether a worker may be offered, as its owner wishes.
+/// Schedulability of a worker, as set by its operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchedulingState {
-    /// Offered.
+    /// Schedulable, as far as its operator is concerned.
     #[default]
     Open,
-    /// Not offered; keeps what it holds. Outlives registrations and restarts.
+    /// Not schedulable; keeps its claims. Outlives registrations and restarts.
     Cordoned,
-    /// Not offered any more in this incarnation; keeps what it holds.
+    /// Not schedulable in this incarnation; keeps its claims.
     Draining,
 }
 
-/// Whether a worker is heard of.
+/// Liveness of a worker by its heartbeats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LivenessState {
-    /// It is, or it never promised to be.
+    /// Heard from in time, or never expected to send heartbeats.
     #[default]
     Live,
-    /// It was silent for too long.
+    /// Silent for too long.
     Lost,
 }
 
-/// Whether a worker can be what it is thought to be.
+/// Trust in the recorded state of a worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrustState {
-    /// It can.
+    /// Trusted: it runs what is recorded.
     #[default]
     Trusted,
-    /// It may still run something: not offered until something has spoken for it.
+    /// Suspect: it may run something else, and is unschedulable until it is verified.
     Suspect,
 }
 
-/// What the owner of a worker may wish.
+/// Operator command for a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerCommand {
-    /// Offer it no more.
+    /// Makes the worker unschedulable.
     Cordon,
-    /// Offer it again.
+    /// Makes the worker schedulable again.
     Uncordon,
-    /// Offer it no more in this incarnation.
+    /// Makes the worker unschedulable for the rest of its incarnation.
     Drain,
-    /// Trust it as it stands.
+    /// Clears suspicion of the worker.
     Clear,
 }
 
-/// What the service says about a worker.
+/// Worker as replies show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerView {
-    /// Its registration.
+    /// Registration of the worker.
     pub registration: Arc<WorkerRegistration>,
-    /// It holds a claim, or runs what it should not.
+    /// Whether it holds a claim, or runs one that it should not.
     pub busy: bool,
-    /// As its owner wishes.
+    /// Schedulability set by its operator.
     pub schedulability: SchedulingState,
-    /// Whether it is heard of.
+    /// Liveness by its heartbeats and registrations.
     pub liveness: LivenessState,
-    /// Whether it can be what it is thought to be.
+    /// Trust in its recorded state.
     pub trust: TrustState,
-    /// It has less than its claim was promised.
+    /// Whether it has less capacity than its claims were granted.
     pub overcommitted: bool,
-    /// Sequence number, in its shard, of the last change to this worker.
+    /// Sequence number, in its shard, of its last change.
     pub version: Seq,
-    /// Its shard.
+    /// Index of its shard.
     pub shard: u16,
-    /// The claims that it holds.
+    /// Live claims of the worker.
     pub claims: Vec<ClaimView>,
 }
 
-/// Answer to a registration.
+/// Reply to a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistrationResponse {
-    /// False if the worker was known.
+    /// True if the worker is new, false if it was registered before.
     pub created: bool,
-    /// The worker after the registration.
+    /// Worker after the registration.
     pub worker: WorkerView,
-    /// What it said that it runs and should not.
+    /// Reported claims that it must stop.
     pub stop: Vec<RunningClaim>,
 }

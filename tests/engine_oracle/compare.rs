@@ -1,4 +1,4 @@
-//! Whether a shard, its rows and the oracle say the same.
+//! Comparison of a shard, its rows and the oracle.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use hotpool::engine::{ClaimGrant, EngineReply, Event, ResumePoint, Shard, ShardR
 use hotpool::model::{ClaimId, ClaimState, ClaimTimes, PlacementPolicy, UnschedulableReason};
 use hotpool::persist::row::{RowFrames, RowKind};
 
-use super::{Run, TTL_MS};
-use crate::asks::{self, Ask, spec};
+use super::{Driver, TTL_MS};
 use crate::ops::Op;
-use crate::oracle::{self, Oracle, Said, Terms};
-use crate::words::{said_by, split};
+use crate::oracle::{self, ClaimTerms, Oracle, Reply};
+use crate::replies::{split, to_reply};
+use crate::requests::{self, Request, spec};
 
-impl Run {
+impl Driver {
     pub(super) fn compare(&self, op: &Op) {
         self.shard.check().unwrap_or_else(|wrong| panic!("{op:?}: {wrong}"));
         let (shard, oracle) = (&self.shard, &self.oracle);
@@ -20,15 +20,15 @@ impl Run {
         let claims = (oracle.claims.len(), in_state(ClaimState::Reserved), in_state(ClaimState::Releasing));
         assert_eq!((shard.held(), shard.reserved(), shard.releasing()), claims, "{op:?}");
         assert_eq!((shard.idle(), shard.workers()), (oracle.idle.len(), oracle.workers.len()), "{op:?}");
-        assert_eq!(state(shard), known(oracle), "{op:?}");
-        let mut lines: BTreeMap<u8, (u32, u32)> = BTreeMap::new();
+        assert_eq!(state(shard), oracle_state(oracle), "{op:?}");
+        let mut usages: BTreeMap<u8, (u32, u32)> = BTreeMap::new();
         for (id, worker) in &oracle.workers {
-            let line = lines.entry(asks::slots(worker.card)).or_default();
-            line.0 += 1;
-            line.1 += u32::from(oracle.claims.iter().any(|claim| claim.worker == *id));
+            let usage = usages.entry(requests::slots(worker.kind)).or_default();
+            usage.0 += 1;
+            usage.1 += u32::from(oracle.claims.iter().any(|claim| claim.worker == *id));
         }
-        let ledger = shard.capacity_usage().map(|line| (line.capacity.slots as u8, (line.workers, line.held)));
-        assert_eq!(ledger.collect::<BTreeMap<_, _>>(), lines, "{op:?}");
+        let accounting = shard.capacity_usage().map(|usage| (usage.capacity.slots as u8, (usage.workers, usage.held)));
+        assert_eq!(accounting.collect::<BTreeMap<_, _>>(), usages, "{op:?}");
         self.compare_counts(op);
         self.compare_idle_longest(op);
     }
@@ -38,11 +38,11 @@ impl Run {
         let (mut by_each, mut by_first) = (BTreeMap::new(), BTreeMap::new());
         let mut busy = 0;
         for (id, worker) in &self.oracle.workers {
-            let held = self.oracle.claims.iter().any(|claim| claim.worker == *id);
+            let live = self.oracle.claims.iter().any(|claim| claim.worker == *id);
             let reasons = worker.reasons();
             reasons.iter().for_each(|reason| *by_each.entry(*reason).or_insert(0) += 1);
             match reasons.first() {
-                _ if held => busy += 1,
+                _ if live => busy += 1,
                 Some(first) => *by_first.entry(*first).or_insert(0) += 1,
                 None => {}
             }
@@ -61,15 +61,17 @@ impl Run {
         assert_eq!((self.shard.busy() as u64, sum), (busy, self.shard.workers() as u64), "{op:?}");
     }
 
-    /// D2: who holds nothing, in the order in which they should go.
+    /// D2: workers without claims, in the order in which they should be deleted.
     fn compare_idle_longest(&self, op: &Op) {
         let (shard, oracle) = (&self.shard, &self.oracle);
         let drained = |id: &String| {
             let worker = &oracle.workers[id];
-            let barred = worker.lost || worker.suspect || worker.unvouched || worker.stopping || worker.ended;
-            !barred && (worker.cordoned || worker.draining) && !oracle.claims.iter().any(|claim| claim.worker == *id)
+            let unschedulable = worker.lost || worker.suspect || worker.unverified || worker.stopping || worker.ended;
+            !unschedulable
+                && (worker.cordoned || worker.draining)
+                && !oracle.claims.iter().any(|claim| claim.worker == *id)
         };
-        let all = shard.list_workers().map(|(_, look)| look.registration.spec.id.to_string());
+        let all = shard.list_workers().map(|(_, snapshot)| snapshot.registration.spec.id.to_string());
         let drained = all.filter(drained).map(|id| (id, true));
         let expected: Vec<_> = drained.chain(oracle.idle.iter().map(|id| (id.clone(), false))).collect();
         for limit in [0, 1, 3, usize::MAX] {
@@ -84,24 +86,24 @@ impl Run {
         }
     }
 
-    /// V1: what rows say is the shard.
+    /// V1: replaying the rows gives the shard.
     pub(super) fn replicas(&self) {
-        let mut dump = Vec::new();
+        let mut snapshot = Vec::new();
         let mut from = 0;
-        // In pieces, as a rewrite takes it.
+        // In slices, as a snapshot is taken.
         while let Some(next) = {
-            let mut piece = Vec::new();
-            let next = self.shard.snapshot_rows(from, 200, &mut piece);
-            dump.extend(piece);
+            let mut slice = Vec::new();
+            let next = self.shard.snapshot_rows(from, 200, &mut slice);
+            snapshot.extend(slice);
             next
         } {
             from = next;
         }
         let mut expected = self.oracle.clone();
         expected.reload(self.now_ms, self.fence, 0, true);
-        for rows in [&dump, &self.stream, &folded(&self.stream)] {
+        for rows in [&snapshot, &self.stream, &compacted(&self.stream)] {
             let mut replay = ShardReplay::new(self.rules(), "ns", self.now_ms);
-            // Cut anywhere between two rows.
+            // Split anywhere between two rows.
             let half = RowFrames::new(rows).count() / 2;
             let mut frames = RowFrames::new(rows);
             frames.by_ref().take(half).for_each(drop);
@@ -118,51 +120,54 @@ impl Run {
                 restarted: true,
             };
             let replica = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
-            assert_eq!(state(&replica), known(&self.oracle));
+            assert_eq!(state(&replica), oracle_state(&self.oracle));
             assert_eq!(replica.idle(), expected.idle.len());
-            self.takes_the_same(replica, expected.clone());
+            self.grants_the_same(replica, expected.clone());
         }
     }
 
-    /// A replica is drained: it must take the workers that the oracle would, and refuse the dead.
-    fn takes_the_same(&self, mut replica: Shard, mut oracle: Oracle) {
-        for (id, (incarnation, _)) in &self.oracle.dead {
+    /// Drains a replica: it must grant the workers that the oracle would, and reject deleted ones.
+    fn grants_the_same(&self, mut replica: Shard, mut oracle: Oracle) {
+        for (id, (incarnation, _)) in &self.oracle.tombstones {
             let mut effects = Vec::new();
             let spec = spec(id, *incarnation, 0);
             let event = Event::Register { spec, ends_ms: None, claims: None, ttl_ms: TTL_MS, to: () };
             replica.handle_event(event, self.now_ms, &mut effects);
-            let stale = Said::Stale { known: *incarnation, deleted: true };
-            assert_eq!(split(&effects).1.map(said_by), Some(stale));
+            let stale = Reply::StaleIncarnation { known: *incarnation, deleted: true };
+            assert_eq!(split(&effects).1.map(to_reply), Some(stale));
         }
         // All of a small shard, the first of a large one.
         for i in 0..oracle.idle.len().min(12) as u64 {
             let (fence, affinity) = (self.fence + 1 + i, 1 + i % 5);
             let id = ClaimId::new("ns", "t", "replica").unwrap();
             let mut effects = Vec::new();
-            let ask = Ask::of_zone(i as usize);
-            let wants = Some(ask.wants());
+            let request = Request::for_zone(i as usize);
+            let wants = Some(request.wants());
             let event =
                 Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () };
             replica.handle_event(event, self.now_ms, &mut effects);
-            let term_ms = oracle.ttl_of(0).unwrap();
-            let may = oracle.may_take(affinity, self.now_ms + term_ms, &ask);
+            let term_ms = oracle.effective_ttl(0).unwrap();
+            let candidates = oracle.candidates(affinity, self.now_ms + term_ms, &request);
             let Some(EngineReply::Granted(grant)) = split(&effects).1 else {
-                assert_eq!(may, Vec::<String>::new(), "there is room for {ask:?}");
+                assert_eq!(candidates, Vec::<String>::new(), "a worker fits {request:?}");
                 continue;
             };
             let worker = grant.worker.spec.id.to_string();
-            assert!(may.contains(&worker), "the replica took {worker}, might take {may:?} of {ask:?}");
-            let terms = Terms { key: "replica".into(), reserve_ms: 0, term_ms, slots: 0 };
-            oracle.take(&worker, fence, affinity, terms, self.now_ms);
+            assert!(
+                candidates.contains(&worker),
+                "the replica granted {worker}, candidates of {request:?} are {candidates:?}"
+            );
+            let terms = ClaimTerms { key: "replica".into(), reserve_ms: 0, term_ms, slots: 0 };
+            oracle.grant(&worker, fence, affinity, terms, self.now_ms);
         }
     }
 }
 
-/// A claim: key, fence, state, the slots that it asked for, and its times.
-type Held = (String, u64, ClaimState, u8, ClaimTimes);
+/// Key, fence, state, requested slots and times of a claim.
+type ClaimSummary = (String, u64, ClaimState, u8, ClaimTimes);
 
-/// Per worker: incarnation, card, where it stands, and its claim.
-type State = BTreeMap<String, (u64, u8, WorkerConditions, Option<Held>)>;
+/// Incarnation, kind, conditions and claim of each worker.
+type State = BTreeMap<String, (u64, u8, WorkerConditions, Option<ClaimSummary>)>;
 
 fn state(shard: &Shard) -> State {
     let claim = |(id, grant): &(ClaimId, ClaimGrant)| {
@@ -172,31 +177,31 @@ fn state(shard: &Shard) -> State {
         });
         (id.key().to_owned(), grant.handle.fence, grant.state, slots, grant.times())
     };
-    let workers = shard.list_workers().map(|(_, look)| {
-        let spec = &look.registration.spec;
-        let held = look.claims.first().map(claim);
-        (spec.id.to_string(), (spec.incarnation, asks::card(spec), look.conditions, held))
+    let workers = shard.list_workers().map(|(_, snapshot)| {
+        let spec = &snapshot.registration.spec;
+        let live = snapshot.claims.first().map(claim);
+        (spec.id.to_string(), (spec.incarnation, requests::kind(spec), snapshot.conditions, live))
     });
     let workers: State = workers.collect();
     let listed = shard.list_claims().map(|(_, id, grant)| (grant.worker.spec.id.to_string(), claim(&(id, grant))));
-    let held = workers.iter().filter_map(|(id, (.., claim))| Some((id.clone(), claim.clone()?)));
-    assert_eq!(listed.collect::<BTreeMap<_, _>>(), held.collect(), "both listings say the same");
+    let live = workers.iter().filter_map(|(id, (.., claim))| Some((id.clone(), claim.clone()?)));
+    assert_eq!(listed.collect::<BTreeMap<_, _>>(), live.collect(), "both listings agree");
     workers
 }
 
-fn known(oracle: &Oracle) -> State {
+fn oracle_state(oracle: &Oracle) -> State {
     let claim = |id: &String| {
         let claim = oracle.claims.iter().find(|claim| claim.worker == *id)?;
         Some((claim.key.clone(), claim.fence, claim.state, claim.slots, claim.times))
     };
     let row = |(id, worker): (&String, &oracle::Worker)| {
-        (id.clone(), (worker.incarnation, worker.card, oracle.axes(id), claim(id)))
+        (id.clone(), (worker.incarnation, worker.kind, oracle.conditions(id), claim(id)))
     };
     oracle.workers.iter().map(row).collect()
 }
 
-/// The last row of each id, in the order of these.
-fn folded(stream: &[u8]) -> Vec<u8> {
+/// Last row of each id, in the order of these.
+fn compacted(stream: &[u8]) -> Vec<u8> {
     let mut kept: Vec<((RowKind, &str), &[u8])> = Vec::new();
     let mut walk = RowFrames::new(stream);
     loop {

@@ -1,4 +1,4 @@
-//! Leads a shard and the oracle through the same events.
+//! Driver that applies the same events to a shard and to the oracle.
 
 use std::collections::BTreeMap;
 
@@ -10,52 +10,52 @@ use hotpool::model::{ClaimId, ClaimState, PlacementPolicy, WorkerId, WorkerSpec}
 use hotpool::persist::row::put_shard;
 use proptest::prelude::*;
 
-use crate::asks::{Ask, spec};
-use crate::ops::{Names, Op, Who};
-use crate::oracle::{self, Card, Ended, Oracle, Said, Terms, Times};
-use crate::words::{end_word, engine_names, said_by, split};
+use crate::ops::{Op, ReportContents, Who};
+use crate::oracle::{self, ClaimTerms, Durations, Ended, Oracle, Registration, Reply};
+use crate::replies::{end_name, split, to_reply, to_reported_claims};
+use crate::requests::{Request, spec};
 
 #[path = "compare.rs"]
 mod compare;
 
-/// The pool's time of silence.
+/// Silence limit of the pool.
 const TTL_MS: u64 = 1_000;
-/// How many events back a store may be.
+/// Number of events that a store may lag behind.
 const BACK: usize = 14;
 
-fn rules(policy: PlacementPolicy, times: Times) -> ShardConfig {
+fn rules(policy: PlacementPolicy, times: Durations) -> ShardConfig {
     ShardConfig { unnamed_ms: times.unnamed_ms, lost_keep_ms: times.lost_keep_ms, ttl: times.ttl, ..policy.into() }
 }
 
-/// A few affinities, each in a bucket of its own.
+/// Few affinities, each in a bucket of its own.
 fn affinity(of: u8) -> u64 {
     u64::from(of) + 1
 }
 
-pub struct Run {
+pub struct Driver {
     policy: PlacementPolicy,
-    times: Times,
+    times: Durations,
     shard: Shard,
     oracle: Oracle,
-    /// Everything as it was after each of the last events: oracle, bytes of the stream, sequence number.
+    /// State after each of the last events: oracle, length of the stream, sequence number.
     past: Vec<(Oracle, usize, u64)>,
-    /// Every claim that was granted, by worker, key and fence.
+    /// Worker, key and fence of every grant.
     granted: Vec<(String, String, u64)>,
-    /// How often something befell a worker or a claim, and how often claims were answered how.
-    pub seen: BTreeMap<&'static str, usize>,
+    /// Number of occurrences of each outcome.
+    pub counts: BTreeMap<&'static str, usize>,
     now_ms: u64,
     fence: u64,
-    /// Where the last two reloads let fences begin.
+    /// First fences of the last two owners.
     floors: [u64; 2],
-    /// Where claims were granted, ended ones too; so stale places occur.
-    places: Vec<ClaimHandle>,
-    /// Every row that changed, as a store would be given it.
+    /// Handles of all grants, ended ones too; so stale handles occur.
+    handles: Vec<ClaimHandle>,
+    /// All changed rows, as a store would get them.
     stream: Vec<u8>,
     incarnations: BTreeMap<String, u64>,
 }
 
-impl Run {
-    pub fn new(policy: PlacementPolicy, times: Times, now_ms: u64) -> Self {
+impl Driver {
+    pub fn new(policy: PlacementPolicy, times: Durations, now_ms: u64) -> Self {
         Self {
             policy,
             times,
@@ -63,11 +63,11 @@ impl Run {
             oracle: Oracle::new(policy, times),
             past: Vec::new(),
             granted: Vec::new(),
-            seen: BTreeMap::new(),
+            counts: BTreeMap::new(),
             now_ms,
             fence: 0,
             floors: [0; 2],
-            places: Vec::new(),
+            handles: Vec::new(),
             stream: Vec::new(),
             incarnations: BTreeMap::new(),
         }
@@ -81,16 +81,16 @@ impl Run {
         self.oracle.workers.len()
     }
 
-    /// One event for both, and then everything is compared.
+    /// Applies one event to both, and compares everything.
     pub fn step(&mut self, op: &Op) {
         let before = self.shard.seq();
         let changed = self.event(op);
         if let Some(changed) = changed {
-            assert_eq!(self.shard.seq() > before, changed, "{op:?}: a version moves only if something changed");
+            assert_eq!(self.shard.seq() > before, changed, "{op:?}: the version advances only with a change");
         }
         self.compare(op);
         if self.times.lost_keep_ms.is_some() && self.oracle.workers.values().any(|w| w.lost && w.cordoned) {
-            self.count("kept");
+            self.count("kept by a cordon");
         }
         self.shard.take_rows(&mut self.stream);
         self.shard.take_header().iter().for_each(|head| put_shard(&mut self.stream, head));
@@ -102,16 +102,16 @@ impl Run {
         }
     }
 
-    /// What the store had is all that is left.
-    fn reload(&mut self, lost: u8, revived: bool) {
-        let keep = self.past.len().saturating_sub(if revived { 0 } else { lost.into() }).max(1);
+    /// Reloads the shard from what the store had.
+    fn reload(&mut self, lost: u8, restarted: bool) {
+        let keep = self.past.len().saturating_sub(if restarted { 0 } else { lost.into() }).max(1);
         self.past.truncate(keep);
         let Some((oracle, bytes, seq)) = self.past.pop() else { return };
         let unix_ahead_ms = self.oracle.unix_ahead_ms;
         self.oracle = Oracle { policy: self.policy, times: self.times, unix_ahead_ms, ..oracle };
         self.stream.truncate(bytes);
-        // A revival is no new owner.
-        if !revived {
+        // A restart does not change the owner.
+        if !restarted {
             self.floors = [self.floors[1], self.fence + 3];
         }
         let [previous_floor, floor] = self.floors;
@@ -123,21 +123,21 @@ impl Run {
             unix_ms: self.now_ms,
             fence_floor: floor,
             previous_fence_floor: previous_floor,
-            restarted: revived,
+            restarted: restarted,
         };
         self.shard = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
         self.shard.set_wall_clock(unix_ahead_ms);
-        self.oracle.reload(self.now_ms, floor, previous_floor, revived);
+        self.oracle.reload(self.now_ms, floor, previous_floor, restarted);
         self.fence = self.fence.max(floor);
         self.past.clear();
-        self.places = self.shard.list_claims().map(|(_, _, grant)| grant.handle).collect();
+        self.handles = self.shard.list_claims().map(|(_, _, grant)| grant.handle).collect();
     }
 
-    fn named(&self, worker: &str, names: &Names) -> Vec<oracle::Named> {
-        let own = self.oracle.claims.iter().filter(|claim| names.own && claim.worker == worker);
+    fn reports(&self, worker: &str, contents: &ReportContents) -> Vec<oracle::Report> {
+        let own = self.oracle.claims.iter().filter(|claim| contents.own && claim.worker == worker);
         let own = own.map(|claim| (claim.key.clone(), claim.fence));
         let any = |at: &prop::sample::Index| {
-            // Mostly what was once granted to this very worker, and of that the last.
+            // Mostly grants of this very worker, and of these the last.
             let mine: Vec<_> = self.granted.iter().filter(|(of, ..)| of == worker).collect();
             let all: Vec<_> = self.granted.iter().collect();
             let from = match at.index(4) {
@@ -148,8 +148,8 @@ impl Run {
             };
             (!from.is_empty()).then(|| (at.get(&from).1.clone(), at.get(&from).2))
         };
-        let named = own.chain(names.others.iter().filter_map(any));
-        named
+        let reports = own.chain(contents.others.iter().filter_map(any));
+        reports
             .map(|(key, fence)| {
                 let vacant = !self.oracle.claims.iter().any(|claim| claim.key == key);
                 (key, fence, vacant)
@@ -158,182 +158,189 @@ impl Run {
     }
 
     fn adopted(&mut self, adopted: Option<u64>, effects: &[Effect<()>]) {
-        let seen: Vec<ClaimHandle> = effects
+        let adopted_handles: Vec<ClaimHandle> = effects
             .iter()
             .filter_map(|effect| match effect {
-                Effect::ClaimAdopted { id, place } => {
-                    assert_eq!(id.key(), format!("k{}", place.fence));
-                    Some(*place)
+                Effect::ClaimAdopted { id, place: handle } => {
+                    assert_eq!(id.key(), format!("k{}", handle.fence));
+                    Some(*handle)
                 }
                 _ => None,
             })
             .collect();
-        assert_eq!(seen.iter().map(|place| place.fence).collect::<Vec<_>>(), Vec::from_iter(adopted));
-        *self.seen.entry("adopted").or_default() += seen.len();
-        // One that ended may be adopted again on another worker: then it is there and nowhere else.
-        self.places.retain(|place| Some(place.fence) != adopted);
-        self.places.extend(seen);
+        assert_eq!(adopted_handles.iter().map(|handle| handle.fence).collect::<Vec<_>>(), Vec::from_iter(adopted));
+        *self.counts.entry("readopted").or_default() += adopted_handles.len();
+        // An ended claim may be readopted on another worker: then only its new handle is valid.
+        self.handles.retain(|handle| Some(handle.fence) != adopted);
+        self.handles.extend(adopted_handles);
     }
 
-    /// Returns whether something had to change, where the oracle can tell.
+    /// Applies an event. Returns whether something had to change, where the oracle can tell.
     fn event(&mut self, op: &Op) -> Option<bool> {
         let now_ms = self.now_ms;
-        let place = |at: &prop::sample::Index| (!self.places.is_empty()).then(|| *at.get(&self.places));
+        let handle = |at: &prop::sample::Index| (!self.handles.is_empty()).then(|| *at.get(&self.handles));
         match op {
-            Op::Register { id, more, card, ends_in, names } => {
+            Op::Register { id, incarnation_step, kind, ends_in, contents } => {
                 let id = format!("w{id}");
                 let last = self.incarnations.entry(id.clone()).or_insert(1);
-                let incarnation = (*last + u64::from(*more)).saturating_sub(1);
+                let incarnation = (*last + u64::from(*incarnation_step)).saturating_sub(1);
                 *last = incarnation.max(*last);
                 let expires_at = ends_in.map(|ms| (now_ms + ms).max(1));
-                let claims = names.as_ref().map(|names| self.named(&id, names));
-                let to = claims.clone().map(engine_names);
-                let card = Card { incarnation, card: *card, expires_at, claims };
+                let claims = contents.as_ref().map(|contents| self.reports(&id, contents));
+                let to = claims.clone().map(to_reported_claims);
+                let registration = Registration { incarnation, kind: *kind, expires_at, claims };
                 if self.oracle.workers.get(&id).is_some_and(|worker| worker.lost && worker.incarnation == incarnation) {
-                    self.count("came back");
+                    self.count("registered again");
                 }
-                let spec = WorkerSpec { expires_at_ms: expires_at, ..spec(&id, incarnation, card.card) };
-                let (ended, said, adopted) = self.oracle.register(&id, card, TTL_MS, now_ms);
+                let spec = WorkerSpec { expires_at_ms: expires_at, ..spec(&id, incarnation, registration.kind) };
+                let (ended, reply, adopted) = self.oracle.register(&id, registration, TTL_MS, now_ms);
                 let event = Event::Register { spec, ends_ms: expires_at, claims: to, ttl_ms: TTL_MS, to: () };
-                let effects = self.same(event, &ended, Some(said));
+                let effects = self.same(event, &ended, Some(reply));
                 self.adopted(adopted, &effects);
                 None
             }
-            Op::Heartbeat { who, more, seq, names } => {
+            Op::Heartbeat { who, incarnation_step, seq, contents } => {
                 let id = match who {
-                    Who::Named(id) => format!("w{id}"),
+                    Who::Id(id) => format!("w{id}"),
                     Who::Holding(_) if self.oracle.claims.is_empty() => return None,
                     Who::Holding(at) => at.get(&self.oracle.claims).worker.clone(),
                     Who::Recent(_) if self.granted.is_empty() => return None,
                     Who::Recent(at) => at.get(&self.granted[self.granted.len().saturating_sub(8)..]).0.clone(),
                 };
                 let known = self.oracle.workers.get(&id).map_or(1, |worker| worker.incarnation);
-                let incarnation = (known + u64::from(*more)).saturating_sub(1);
-                let named = names.as_ref().map(|names| self.named(&id, names));
-                let claims = named.clone().map(engine_names);
-                let unnamed = self.unnamed(|claim| claim.worker == id);
-                let (ended, said, adopted) = self.oracle.heartbeat(&id, incarnation, *seq, named, TTL_MS, now_ms);
-                if matches!(said, Said::Heard { late_for: Some(_), .. }) {
-                    self.count("ignored");
+                let incarnation = (known + u64::from(*incarnation_step)).saturating_sub(1);
+                let reports = contents.as_ref().map(|contents| self.reports(&id, contents));
+                let claims = reports.clone().map(to_reported_claims);
+                let never_reported = self.never_reported(|claim| claim.worker == id);
+                let (ended, reply, adopted) = self.oracle.heartbeat(&id, incarnation, *seq, reports, TTL_MS, now_ms);
+                if matches!(reply, Reply::HeartbeatHandled { late_for: Some(_), .. }) {
+                    self.count("late heartbeat");
                 }
-                let now_named = |fence| self.oracle.claims.iter().any(|claim| claim.fence == fence && claim.named);
-                if unnamed.into_iter().any(now_named) {
-                    self.count("named in time");
+                let is_reported_now =
+                    |fence| self.oracle.claims.iter().any(|claim| claim.fence == fence && claim.reported);
+                if never_reported.into_iter().any(is_reported_now) {
+                    self.count("reported in time");
                 }
                 let beat = HeartbeatReport { incarnation, seq: *seq, claims, ttl_ms: TTL_MS };
                 let effects =
-                    self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), beat, to: () }, &ended, Some(said));
+                    self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), beat, to: () }, &ended, Some(reply));
                 self.adopted(adopted, &effects);
                 None
             }
-            Op::Steer(id, verb) => {
+            Op::Command(id, command) => {
                 let id = format!("w{id}");
-                let said = self.oracle.steer(&id, *verb, now_ms);
+                let reply = self.oracle.apply_command(&id, *command, now_ms);
                 self.same(
-                    Event::WorkerCommand { id: WorkerId::new(&id).unwrap(), command: *verb, to: () },
+                    Event::WorkerCommand { id: WorkerId::new(&id).unwrap(), command: *command, to: () },
                     &[],
-                    Some(said),
+                    Some(reply),
                 );
                 None
             }
             Op::ClearAll => {
                 let order: Vec<String> =
-                    self.shard.list_workers().map(|(_, look)| look.registration.spec.id.to_string()).collect();
-                let said = self.oracle.clear_all(&order, now_ms);
-                self.same(Event::ClearAll { to: () }, &[], Some(said));
+                    self.shard.list_workers().map(|(_, snapshot)| snapshot.registration.spec.id.to_string()).collect();
+                let reply = self.oracle.clear_all(&order, now_ms);
+                self.same(Event::ClearAll { to: () }, &[], Some(reply));
                 None
             }
             Op::Renew { at, ttl_ms } => {
-                let place = place(at)?;
-                self.count_spoken_for(place.fence);
-                let said = self.oracle.renew(place.fence, *ttl_ms, now_ms);
-                self.same(Event::Renew { place, ttl_ms: *ttl_ms, to: () }, &[], Some(said));
+                let handle = handle(at)?;
+                self.count_holder_contact(handle.fence);
+                let reply = self.oracle.renew(handle.fence, *ttl_ms, now_ms);
+                self.same(Event::Renew { place: handle, ttl_ms: *ttl_ms, to: () }, &[], Some(reply));
                 None
             }
             Op::BeginRelease { at, releasing_ms } => {
-                let place = place(at)?;
-                let begun = self.oracle.begin_release(place.fence, *releasing_ms, now_ms);
-                let event = Event::BeginRelease { place, releasing_ms: *releasing_ms, to: () };
-                self.same(event, &[], Some(Said::Released));
-                Some(begun)
+                let handle = handle(at)?;
+                let changed = self.oracle.begin_release(handle.fence, *releasing_ms, now_ms);
+                let event = Event::BeginRelease { place: handle, releasing_ms: *releasing_ms, to: () };
+                self.same(event, &[], Some(Reply::Released));
+                Some(changed)
             }
-            Op::SetMemory(reserve_ms) => {
+            Op::SetMemoryAcks(reserve_ms) => {
                 let news = self.shard.set_memory_acks(*reserve_ms);
-                let before = (self.oracle.memory, self.oracle.reserve_ms);
-                self.oracle.memory = reserve_ms.is_some();
+                let before = (self.oracle.memory_acks, self.oracle.reserve_ms);
+                self.oracle.memory_acks = reserve_ms.is_some();
                 self.oracle.reserve_ms = self.oracle.reserve_ms.max(reserve_ms.unwrap_or(0));
-                assert_eq!(news, before != (self.oracle.memory, self.oracle.reserve_ms));
+                assert_eq!(news, before != (self.oracle.memory_acks, self.oracle.reserve_ms));
                 Some(news)
             }
-            Op::Reload { lost, revived } => {
-                self.reload(*lost, *revived);
+            Op::Reload { lost, restarted } => {
+                self.reload(*lost, *restarted);
                 None
             }
             Op::Delete(id) => {
                 let id = format!("w{id}");
-                let (ended, said) = self.oracle.delete(&id, now_ms);
-                let changed = said == Said::Deleted;
-                self.same(Event::Delete { id: WorkerId::new(&id).unwrap(), to: () }, &ended, Some(said));
+                let (ended, reply) = self.oracle.delete(&id, now_ms);
+                let changed = reply == Reply::Deleted;
+                self.same(Event::Delete { id: WorkerId::new(&id).unwrap(), to: () }, &ended, Some(reply));
                 Some(changed)
             }
-            Op::Claim { affinity: of, reserve_ms, ttl_ms, ask } => {
-                self.claim(affinity(*of), *reserve_ms, *ttl_ms, ask.as_ref());
+            Op::Claim { affinity: of, reserve_ms, ttl_ms, request } => {
+                self.claim(affinity(*of), *reserve_ms, *ttl_ms, request.as_ref());
                 None
             }
-            Op::Repeat { at, satisfies, ask } => {
-                let place = place(at)?;
-                let (ended, said) =
-                    self.oracle.repeat(place.fence, *satisfies, ask.as_ref().unwrap_or(&Ask::default()));
-                match said {
-                    Said::Mismatch => self.count("mismatch"),
-                    Said::ActiveElsewhere | Said::GivenBack if *satisfies => self.count("not allowed"),
+            Op::Reacquire { at, satisfies, request } => {
+                let handle = handle(at)?;
+                let (ended, reply) =
+                    self.oracle.reacquire(handle.fence, *satisfies, request.as_ref().unwrap_or(&Request::default()));
+                match reply {
+                    Reply::ResourceMismatch => self.count("resource mismatch"),
+                    Reply::ActiveConflict | Reply::RolledBack if *satisfies => self.count("constraints not met"),
                     _ => {}
                 }
-                let wants = ask.as_ref().map(Ask::wants);
-                self.same(Event::Reacquire { place, satisfies: *satisfies, wants, to: () }, &ended, Some(said));
+                let wants = request.as_ref().map(Request::wants);
+                self.same(
+                    Event::Reacquire { place: handle, satisfies: *satisfies, wants, to: () },
+                    &ended,
+                    Some(reply),
+                );
                 Some(!ended.is_empty())
             }
             Op::Confirm(at) => {
-                let place = place(at)?;
-                let is = |claim: &&oracle::Claim| claim.fence == place.fence && claim.state == ClaimState::Reserved;
-                let reserved = self.oracle.claims.iter().any(|claim| is(&claim));
-                self.count_spoken_for(place.fence);
-                let said = self.oracle.confirm(place.fence, now_ms);
-                self.same(Event::Confirm { place, to: () }, &[], Some(said));
+                let handle = handle(at)?;
+                let is_reserved =
+                    |claim: &&oracle::Claim| claim.fence == handle.fence && claim.state == ClaimState::Reserved;
+                let reserved = self.oracle.claims.iter().any(|claim| is_reserved(&claim));
+                self.count_holder_contact(handle.fence);
+                let reply = self.oracle.confirm(handle.fence, now_ms);
+                self.same(Event::Confirm { place: handle, to: () }, &[], Some(reply));
                 Some(reserved)
             }
             Op::Release(at) => {
-                let place = place(at)?;
-                let worker = self.oracle.workers.iter().find(|(_, worker)| worker.uncleaned == Some(place.fence));
+                let handle = handle(at)?;
+                let worker =
+                    self.oracle.workers.iter().find(|(_, worker)| worker.cleanup_timed_out == Some(handle.fence));
                 let worker = worker.map(|(id, _)| id.clone());
                 let cleaned = worker.is_some();
-                let ended = self.oracle.release(worker, place.fence);
-                *self.seen.entry("cleaned late").or_default() += usize::from(cleaned);
-                self.same(Event::Release { place, to: () }, &ended, Some(Said::Released));
+                let ended = self.oracle.release(worker, handle.fence);
+                *self.counts.entry("late cleanup").or_default() += usize::from(cleaned);
+                self.same(Event::Release { place: handle, to: () }, &ended, Some(Reply::Released));
                 Some(!ended.is_empty() || cleaned)
             }
-            Op::Look(at) => {
-                let place = place(at)?;
-                let said = self.oracle.tell(place.fence);
-                self.same(Event::Get { place, to: () }, &[], Some(said));
+            Op::Get(at) => {
+                let handle = handle(at)?;
+                let reply = self.oracle.disclose(handle.fence);
+                self.same(Event::Get { place: handle, to: () }, &[], Some(reply));
                 Some(false)
             }
-            Op::GiveBack(at) => {
-                let place = place(at)?;
-                let ended = self.oracle.give_back(place.fence);
-                self.same(Event::Rollback { place }, &ended, None);
+            Op::Rollback(at) => {
+                let handle = handle(at)?;
+                let ended = self.oracle.rollback(handle.fence);
+                self.same(Event::Rollback { place: handle }, &ended, None);
                 Some(!ended.is_empty())
             }
-            Op::Departed(at) => {
-                let place = place(at)?;
-                self.oracle.departed(place.fence, now_ms);
-                self.same(Event::ReplySent { place, at_ms: now_ms }, &[], None);
+            Op::ReplySent(at) => {
+                let handle = handle(at)?;
+                self.oracle.reply_sent(handle.fence, now_ms);
+                self.same(Event::ReplySent { place: handle, at_ms: now_ms }, &[], None);
                 Some(false)
             }
-            Op::Yield(at) => {
-                let place = place(at)?;
-                let ended = self.oracle.end(place.fence, EndReason::RolledBack);
-                self.same(Event::Relinquish { place }, &ended, None);
+            Op::Relinquish(at) => {
+                let handle = handle(at)?;
+                let ended = self.oracle.end(handle.fence, EndReason::RolledBack);
+                self.same(Event::Relinquish { place: handle }, &ended, None);
                 Some(!ended.is_empty())
             }
             Op::Tick(by) => {
@@ -346,10 +353,10 @@ impl Run {
                 self.shard.set_config(&self.rules(), now_ms);
                 Some(false)
             }
-            Op::SetTimes(times) => {
+            Op::SetDurations(times) => {
                 self.times = *times;
                 self.shard.set_config(&self.rules(), now_ms);
-                self.oracle.set_times(*times, now_ms);
+                self.oracle.set_durations(*times, now_ms);
                 Some(false)
             }
             Op::SetWallClock(unix_ahead_ms) => {
@@ -360,79 +367,80 @@ impl Run {
         }
     }
 
-    fn claim(&mut self, affinity: u64, reserve_ms: u64, ttl_ms: u64, asked: Option<&Ask>) {
+    fn claim(&mut self, affinity: u64, reserve_ms: u64, ttl_ms: u64, requested: Option<&Request>) {
         self.fence += 1;
         let (fence, key) = (self.fence, format!("k{}", self.fence));
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
-        let wants = asked.map(Ask::wants);
+        let wants = requested.map(Request::wants);
         let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, reservation_ticket: 0, to: () };
         self.shard.handle_event(event, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);
-        let ask = asked.cloned().unwrap_or_default();
-        let ttl_ms = match self.oracle.ttl_of(ttl_ms) {
+        let request = requested.cloned().unwrap_or_default();
+        let ttl_ms = match self.oracle.effective_ttl(ttl_ms) {
             Ok(ttl_ms) => ttl_ms,
-            Err(said) => {
+            Err(reply) => {
                 self.count("ttl too long");
-                return assert_eq!(answer.map(said_by), Some(said));
+                return assert_eq!(answer.map(to_reply), Some(reply));
             }
         };
         let until = self.now_ms + reserve_ms + ttl_ms;
-        let may = self.oracle.may_take(affinity, until, &ask);
-        if !ask.is_for_any() && may != self.oracle.may_take(affinity, 0, &ask) {
-            self.count("too short a life");
+        let candidates = self.oracle.candidates(affinity, until, &request);
+        if !request.is_unconstrained() && candidates != self.oracle.candidates(affinity, 0, &request) {
+            self.count("candidate ends too soon");
         }
-        match (may.is_empty(), self.oracle.too_short(until, &ask)) {
+        match (candidates.is_empty(), self.oracle.count_expiring(until, &request)) {
             (_, 0) => {}
-            (true, 1..3) => self.count("few end too soon, none is left"),
-            (true, _) => self.count("many end too soon, none is left"),
+            (true, 1..3) => self.count("few end too soon, no candidate"),
+            (true, _) => self.count("many end too soon, no candidate"),
             (false, 1..3) => self.count("few end too soon"),
             (false, _) => self.count("many end too soon"),
         }
         let Some(EngineReply::Granted(grant)) = answer else {
-            let said = self.oracle.no_fit(until, &ask);
-            match said {
-                Said::NoFit(PlacementFailure::Busy) => self.count("Busy"),
-                Said::NoFit(PlacementFailure::OtherNode) => self.count("Node"),
-                Said::NoFit(PlacementFailure::TooSmall) => self.count("Small"),
-                Said::NoFit(PlacementFailure::UnknownWorker) => self.count("Unknown"),
+            let reply = self.oracle.placement_failure(until, &request);
+            match reply {
+                Reply::NotPlaced(PlacementFailure::Busy) => self.count("Busy"),
+                Reply::NotPlaced(PlacementFailure::OtherNode) => self.count("OtherNode"),
+                Reply::NotPlaced(PlacementFailure::TooSmall) => self.count("TooSmall"),
+                Reply::NotPlaced(PlacementFailure::UnknownWorker) => self.count("UnknownWorker"),
                 _ => {}
             }
-            assert_eq!((answer.map(said_by), may.len()), (Some(said), 0), "{ask:?}");
+            assert_eq!((answer.map(to_reply), candidates.len()), (Some(reply), 0), "{request:?}");
             return;
         };
-        self.count(if ask.is_for_any() { "plain" } else { "granted" });
+        self.count(if request.is_unconstrained() { "granted unconstrained" } else { "granted" });
         let worker = grant.worker.spec.id.to_string();
-        assert!(may.contains(&worker), "took {worker}, might take {may:?} of {ask:?}");
+        assert!(candidates.contains(&worker), "granted {worker}, candidates of {request:?} are {candidates:?}");
         assert_eq!((grant.handle.fence, grant.reserve_ms(), grant.term_ms), (fence, reserve_ms, ttl_ms));
-        self.places.push(grant.handle);
+        self.handles.push(grant.handle);
         self.granted.push((worker.clone(), key.clone(), fence));
-        let terms = Terms { key, reserve_ms, term_ms: ttl_ms, slots: ask.slots };
-        let said = self.oracle.take(&worker, fence, affinity, terms, self.now_ms);
-        let place = grant.handle;
-        assert_eq!(said_by(EngineReply::Granted(grant)), said);
-        // As a rule the answer leaves at once; of the others some leave later, and some never.
+        let terms = ClaimTerms { key, reserve_ms, term_ms: ttl_ms, slots: request.slots };
+        let reply = self.oracle.grant(&worker, fence, affinity, terms, self.now_ms);
+        let handle = grant.handle;
+        assert_eq!(to_reply(EngineReply::Granted(grant)), reply);
+        // As a rule the reply is sent at once; some of the others are sent later, some never.
         if !fence.is_multiple_of(4) {
-            self.oracle.departed(fence, self.now_ms);
-            self.same(Event::ReplySent { place, at_ms: self.now_ms }, &[], None);
+            self.oracle.reply_sent(fence, self.now_ms);
+            self.same(Event::ReplySent { place: handle, at_ms: self.now_ms }, &[], None);
         }
     }
 
     fn count(&mut self, what: &'static str) {
-        *self.seen.entry(what).or_default() += 1;
+        *self.counts.entry(what).or_default() += 1;
     }
 
-    /// Claims that lists have left out and that were never named.
-    fn unnamed(&self, of: impl Fn(&oracle::Claim) -> bool) -> Vec<u64> {
-        let left_out = |claim: &&oracle::Claim| self.oracle.workers[&claim.worker].missing_at.is_some();
-        let unnamed = self.oracle.claims.iter().filter(left_out).filter(|claim| !claim.named && of(claim));
-        unnamed.map(|claim| claim.fence).collect()
+    /// Claims that reports have omitted and never contained.
+    fn never_reported(&self, matches: impl Fn(&oracle::Claim) -> bool) -> Vec<u64> {
+        let omitted = |claim: &&oracle::Claim| self.oracle.workers[&claim.worker].unreported_until.is_some();
+        let never_reported =
+            self.oracle.claims.iter().filter(omitted).filter(|claim| !claim.reported && matches(claim));
+        never_reported.map(|claim| claim.fence).collect()
     }
 
-    fn count_spoken_for(&mut self, fence: u64) {
-        if !self.unnamed(|claim| claim.fence == fence).is_empty() {
-            self.count("spoken for");
+    fn count_holder_contact(&mut self, fence: u64) {
+        if !self.never_reported(|claim| claim.fence == fence).is_empty() {
+            self.count("renewed or confirmed");
         }
     }
 
@@ -441,31 +449,31 @@ impl Run {
             // Then a tick must have nothing to do.
             let claims = self.oracle.claims.iter().map(|claim| claim.deadline);
             let workers = self.oracle.workers.values();
-            let workers = workers.flat_map(|worker| [worker.silent_at, worker.deleted_at, worker.missing_at]);
+            let workers = workers.flat_map(|worker| [worker.lost_at, worker.deleted_at, worker.unreported_until]);
             assert_eq!(claims.chain(workers).flatten().filter(|at| *at <= self.now_ms).count(), 0);
         }
-        let unnamed = self.unnamed(|_| true);
+        let never_reported = self.never_reported(|_| true);
         let mut effects = Vec::new();
         self.shard.handle_event(Event::Tick, self.now_ms, &mut effects);
-        self.ended_with_their_times(&effects);
+        self.check_end_times(&effects);
         let (ended, answer) = split(&effects);
         assert_eq!(answer, None);
         let before = self.oracle.workers.len();
         assert_eq!(ended, self.oracle.tick(self.now_ms, &ended));
         for (_, fence, end) in &ended {
-            self.count(end_word(*end));
-            if *end == EndReason::NotReported && unnamed.contains(fence) {
-                self.count("never named");
+            self.count(end_name(*end));
+            if *end == EndReason::NotReported && never_reported.contains(fence) {
+                self.count("never reported");
             }
         }
         let deleted = before - self.oracle.workers.len();
-        let told = effects.iter().filter(|effect| matches!(effect, Effect::WorkerDeleted { .. })).count();
-        assert_eq!(told, deleted, "whoever watches is told of each");
-        *self.seen.entry("deleted as lost").or_default() += deleted;
+        let reported = effects.iter().filter(|effect| matches!(effect, Effect::WorkerDeleted { .. })).count();
+        assert_eq!(reported, deleted, "each deletion is reported");
+        *self.counts.entry("deleted as lost").or_default() += deleted;
     }
 
-    /// What ends is said to be as old as it was.
-    fn ended_with_their_times(&self, effects: &[Effect<()>]) {
+    /// Checks the times of ended claims.
+    fn check_end_times(&self, effects: &[Effect<()>]) {
         let before = self.past.last().map_or(&[][..], |(oracle, ..)| &oracle.claims);
         for effect in effects {
             let Effect::ClaimEnded { fence, times, .. } = effect else { continue };
@@ -474,16 +482,16 @@ impl Run {
         }
     }
 
-    fn same(&mut self, event: Event<()>, ended: &[Ended], said: Option<Said>) -> Vec<Effect<()>> {
-        let told = format!("{event:?}");
+    fn same(&mut self, event: Event<()>, ended: &[Ended], reply: Option<Reply>) -> Vec<Effect<()>> {
+        let description = format!("{event:?}");
         let mut effects = Vec::new();
         self.shard.handle_event(event, self.now_ms, &mut effects);
-        self.ended_with_their_times(&effects);
+        self.check_end_times(&effects);
         let (engine_ended, answer) = split(&effects);
-        assert_eq!(engine_ended, ended, "{told}");
-        assert_eq!(answer.map(said_by), said, "{told}");
+        assert_eq!(engine_ended, ended, "{description}");
+        assert_eq!(answer.map(to_reply), reply, "{description}");
         for (_, _, end) in ended {
-            self.count(end_word(*end));
+            self.count(end_name(*end));
         }
         effects
     }

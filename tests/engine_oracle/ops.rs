@@ -1,37 +1,37 @@
-//! What may befall a shard, as numbers that a generator can draw.
+//! Events of a shard, as numbers that a generator can draw.
 
 use hotpool::model::{PlacementPolicy, WorkerCommand};
 use proptest::prelude::*;
 
-use crate::asks::Ask;
-use crate::oracle::Times;
+use crate::oracle::Durations;
+use crate::requests::Request;
 
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// `more`: 0 an older incarnation, if there is one; 1 the same; 2 the next.
+    /// Registers a worker. `more`: 0 for an older incarnation, if there is one; 1 for the same; 2 for the next.
     Register {
         id: u8,
-        more: u8,
-        card: u8,
-        /// It says when its life ends: so long after now.
+        incarnation_step: u8,
+        kind: u8,
+        /// Remaining life of the worker, if it ends.
         ends_in: Option<u64>,
-        names: Option<Names>,
+        contents: Option<ReportContents>,
     },
-    /// `more` as above.
+    /// Sends a heartbeat, with `more` as above.
     Heartbeat {
         who: Who,
-        more: u8,
+        incarnation_step: u8,
         seq: Option<u64>,
-        names: Option<Names>,
+        contents: Option<ReportContents>,
     },
-    Steer(u8, WorkerCommand),
+    Command(u8, WorkerCommand),
     ClearAll,
     Delete(u8),
     Claim {
         affinity: u8,
         reserve_ms: u64,
         ttl_ms: u64,
-        ask: Option<Ask>,
+        request: Option<Request>,
     },
     Renew {
         at: prop::sample::Index,
@@ -41,48 +41,48 @@ pub enum Op {
         at: prop::sample::Index,
         releasing_ms: u64,
     },
-    SetMemory(Option<u64>),
-    /// The shard is loaded again from what the store had so many events ago.
+    SetMemoryAcks(Option<u64>),
+    /// Reloads the shard from what the store had `lost` events ago.
     Reload {
         lost: u8,
-        revived: bool,
+        restarted: bool,
     },
-    Repeat {
+    Reacquire {
         at: prop::sample::Index,
         satisfies: bool,
-        ask: Option<Ask>,
+        request: Option<Request>,
     },
     Confirm(prop::sample::Index),
     Release(prop::sample::Index),
-    Look(prop::sample::Index),
-    GiveBack(prop::sample::Index),
-    Departed(prop::sample::Index),
-    Yield(prop::sample::Index),
+    Get(prop::sample::Index),
+    Rollback(prop::sample::Index),
+    ReplySent(prop::sample::Index),
+    Relinquish(prop::sample::Index),
     Tick(u64),
     SetPolicy(PlacementPolicy),
-    SetTimes(Times),
-    /// The wall clock is so far ahead of the engine's time from now on.
+    SetDurations(Durations),
+    /// Sets the offset of the wall clock from engine time.
     SetWallClock(i64),
 }
 
-/// Which worker.
+/// Choice of a worker.
 #[derive(Debug, Clone)]
 pub enum Who {
-    Named(u8),
-    /// One that holds a claim, if any does.
+    Id(u8),
+    /// Worker with a claim, if there is one.
     Holding(prop::sample::Index),
-    /// One that was granted something a moment ago, whether or not the shard still knows.
+    /// Worker with a recent grant, whether or not it still exists.
     Recent(prop::sample::Index),
 }
 
-/// What a worker names: what it holds, and any that were ever granted.
+/// Contents of a report: the live claim of the worker, and any earlier grants.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub struct ReportContents {
     pub own: bool,
     pub others: Vec<prop::sample::Index>,
 }
 
-impl Names {
-    /// It denies all that it holds.
+impl ReportContents {
+    /// Report without any claim.
     pub const NONE: Self = Self { own: false, others: Vec::new() };
 }

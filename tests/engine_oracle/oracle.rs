@@ -1,19 +1,19 @@
-//! What a shard should do, said in the plainest way: lists, searched from end to end.
+//! Naive model of a shard: lists that are searched from end to end.
 
 use std::collections::BTreeMap;
 
 use hotpool::engine::{EndReason, PlacementFailure, WorkerConditions};
 use hotpool::model::{ClaimState, ClaimTimes, PlacementPolicy, TtlBounds};
 
-use crate::asks::Ask;
+use crate::requests::Request;
 
-#[path = "life.rs"]
-mod life;
+#[path = "lifecycle.rs"]
+mod lifecycle;
 
-/// How long a deleted worker is remembered.
+/// Time for which a deleted worker is remembered.
 const TOMBSTONE_MS: u64 = 60_000;
-/// Warm workers that are looked at before the policy decides.
-const WARM_LOOKS: usize = 8;
+/// Warm workers that are examined before the policy decides.
+const WARM_SCAN_MAX: usize = 8;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
@@ -21,58 +21,58 @@ pub struct Claim {
     pub key: String,
     pub fence: u64,
     pub reserve_ms: u64,
-    /// Of what comes after the reservation.
+    /// Limit of the states after the reservation.
     pub term_ms: u64,
     pub state: ClaimState,
     pub confirmed: bool,
-    pub named: bool,
-    pub told: bool,
-    /// An answer that speaks of it has left.
-    pub answered: bool,
+    pub reported: bool,
+    pub disclosed: bool,
+    /// True once a reply that discloses it was sent.
+    pub reply_sent: bool,
     pub deadline: Option<u64>,
-    /// Slots that it asked for.
+    /// Number of slots that it requested.
     pub slots: u8,
-    /// When it was created and became active, by the wall clock.
+    /// Times of its creation and activation, by the wall clock.
     pub times: ClaimTimes,
 }
 
-/// Kinds of workers are told apart by a number: their card.
+/// Worker, whose properties follow from a number: its kind.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Worker {
     pub incarnation: u64,
-    pub card: u8,
+    pub kind: u8,
     /// Affinity of its last claim.
     pub affinity: Option<u64>,
     pub cordoned: bool,
     pub draining: bool,
     pub lost: bool,
     pub suspect: bool,
-    pub unvouched: bool,
+    pub unverified: bool,
     pub stopping: bool,
     pub ended: bool,
-    /// Granted something since the shard was loaded.
+    /// True after a grant since the shard was loaded.
     pub granted: bool,
-    pub beat: Option<u64>,
+    pub heartbeat_seq: Option<u64>,
     pub ttl_ms: u64,
-    pub silent_at: Option<u64>,
+    pub lost_at: Option<u64>,
     pub deleted_at: Option<u64>,
-    pub missing_at: Option<u64>,
-    /// In the time of the engine, which here is also that of the world.
+    pub unreported_until: Option<u64>,
+    /// End of life in engine time, which is also unix time here.
     pub expires_at: Option<u64>,
-    pub uncleaned: Option<u64>,
-    pub settled: u64,
-    /// Slots.
-    pub promised: Option<u8>,
+    pub cleanup_timed_out: Option<u64>,
+    pub ended_fence_max: u64,
+    /// Slots that its claim was granted.
+    pub granted_slots: Option<u8>,
 }
 
 impl Worker {
-    /// Reasons for which it is not offered, the one that counts first in front.
+    /// Reasons why it is unschedulable, the one that counts first in front.
     pub fn reasons(&self) -> Vec<&'static str> {
         let all = [
             ("draining", self.draining),
             ("cordoned", self.cordoned && !self.draining),
             ("lost", self.lost),
-            ("suspect", self.suspect || self.unvouched),
+            ("suspect", self.suspect || self.unverified),
             ("ended", self.ended),
             ("stopping", self.stopping),
         ];
@@ -81,25 +81,25 @@ impl Worker {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Said {
+pub enum Reply {
     Registered { created: bool, busy: bool, stop: Vec<u64> },
-    Stale { known: u64, deleted: bool },
-    Newer { known: u64 },
+    StaleIncarnation { known: u64, deleted: bool },
+    UnknownIncarnation { known: u64 },
     Deleted,
     Unknown,
-    Steered(WorkerConditions),
+    Updated(WorkerConditions),
     Draining,
-    Settling(u64),
+    Quarantined(u64),
     Cleared { cleared: u64, suspect: u64 },
-    Heard { claims: Vec<u64>, stop: Vec<u64>, late_for: Option<u64> },
+    HeartbeatHandled { claims: Vec<u64>, stop: Vec<u64>, late_for: Option<u64> },
     Granted { worker: String, active: bool },
-    NoRoom,
-    NoFit(PlacementFailure),
-    Mismatch,
+    NoCapacity,
+    NotPlaced(PlacementFailure),
+    ResourceMismatch,
     Held { worker: String, state: ClaimState, deadline: Option<u64> },
-    Gone,
-    GivenBack,
-    ActiveElsewhere,
+    StaleHandle,
+    RolledBack,
+    ActiveConflict,
     Releasing,
     NotActive,
     TtlTooLong(u64),
@@ -108,30 +108,30 @@ pub enum Said {
 
 pub type Ended = (String, u64, EndReason);
 
-/// A claim that a worker names: key, fence, and whether the key is vacant.
-pub type Named = (String, u64, bool);
+/// Reported claim: key, fence, and whether the key is vacant.
+pub type Report = (String, u64, bool);
 
-/// A registration as the tests make them.
+/// Registration of a worker in the tests.
 #[derive(Debug, Clone)]
-pub struct Card {
+pub struct Registration {
     pub incarnation: u64,
-    pub card: u8,
+    pub kind: u8,
     pub expires_at: Option<u64>,
-    pub claims: Option<Vec<Named>>,
+    pub claims: Option<Vec<Report>>,
 }
 
-/// What a claim is made of, beside its worker.
+/// Parts of a claim beside its worker.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ClaimTerms {
     pub key: String,
     pub reserve_ms: u64,
     pub term_ms: u64,
     pub slots: u8,
 }
 
-/// Times of the pool that its shards know.
+/// Durations of the pool's specification.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Times {
+pub struct Durations {
     pub unnamed_ms: u64,
     pub lost_keep_ms: Option<u64>,
     pub ttl: TtlBounds,
@@ -140,25 +140,25 @@ pub struct Times {
 #[derive(Debug, Clone)]
 pub struct Oracle {
     pub policy: PlacementPolicy,
-    pub times: Times,
-    /// Wall clock less the time of the engine.
+    pub times: Durations,
+    /// Wall clock minus engine time, in milliseconds.
     pub unix_ahead_ms: i64,
     pub workers: BTreeMap<String, Worker>,
-    /// The offered ones, in the order in which they became idle.
+    /// Idle workers, in the order in which they became idle.
     pub idle: Vec<String>,
     pub claims: Vec<Claim>,
-    /// Deleted workers: incarnation, and until when it is remembered.
-    pub dead: BTreeMap<String, (u64, u64)>,
-    pub memory: bool,
+    /// Deleted workers: incarnation, and the time until which each is remembered.
+    pub tombstones: BTreeMap<String, (u64, u64)>,
+    pub memory_acks: bool,
     pub reserve_ms: u64,
-    pub settled_at: u64,
+    pub quarantine_until: u64,
     pub fence_max: u64,
-    /// Exclusive and inclusive.
-    pub tail: (u64, u64),
+    /// Lost tail of fences, as an exclusive and an inclusive bound.
+    pub lost_tail: (u64, u64),
 }
 
 impl Oracle {
-    pub fn new(policy: PlacementPolicy, times: Times) -> Self {
+    pub fn new(policy: PlacementPolicy, times: Durations) -> Self {
         Self {
             policy,
             times,
@@ -166,39 +166,39 @@ impl Oracle {
             workers: BTreeMap::new(),
             idle: Vec::new(),
             claims: Vec::new(),
-            dead: BTreeMap::new(),
-            memory: false,
+            tombstones: BTreeMap::new(),
+            memory_acks: false,
             reserve_ms: 0,
-            settled_at: 0,
+            quarantine_until: 0,
             fence_max: 0,
-            tail: (0, 0),
+            lost_tail: (0, 0),
         }
     }
 
-    /// What a claim shows of this moment: times have 48 bits.
+    /// Wall clock at this moment: times have 48 bits.
     fn unix(&self, now: u64) -> Option<u64> {
         Some(now.saturating_add_signed(self.unix_ahead_ms).min((1 << 48) - 1))
     }
 
-    /// How long a claim may be active without a renewal that asks for so long; 0: for ever.
-    pub fn ttl_of(&self, asked: u64) -> Result<u64, Said> {
-        match (asked, self.times.ttl.max_ms) {
+    /// Time to live of a claim that requests so much; 0: for ever.
+    pub fn effective_ttl(&self, requested: u64) -> Result<u64, Reply> {
+        match (requested, self.times.ttl.max_ms) {
             (0, _) => Ok(self.times.ttl.default_ms.unwrap_or(0)),
-            (_, Some(max)) if asked > max => Err(Said::TtlTooLong(max)),
-            _ => Ok(asked),
+            (_, Some(max)) if requested > max => Err(Reply::TtlTooLong(max)),
+            _ => Ok(requested),
         }
     }
 
-    fn is_held(&self, id: &str) -> bool {
+    fn is_busy(&self, id: &str) -> bool {
         self.claims.iter().any(|claim| claim.worker == id)
     }
 
     fn is_offered(&self, id: &str) -> bool {
         let Some(worker) = self.workers.get(id) else { return false };
-        worker.reasons().is_empty() && !self.is_held(id)
+        worker.reasons().is_empty() && !self.is_busy(id)
     }
 
-    /// Who is offered now and was not before comes last.
+    /// Appends workers that became idle.
     fn requeue(&mut self, order: &[String]) {
         let offered: Vec<String> = order.iter().filter(|id| self.is_offered(id)).cloned().collect();
         let kept: Vec<String> = self.idle.iter().filter(|id| self.is_offered(id)).cloned().collect();
@@ -210,34 +210,34 @@ impl Oracle {
         self.requeue(&[id.to_owned()]);
     }
 
-    fn lasts(&self, id: &str, until: u64) -> bool {
+    fn outlives(&self, id: &str, until: u64) -> bool {
         self.workers[id].expires_at.is_none_or(|at| at > until)
     }
 
-    /// Idle workers that would do but for the end of their life.
-    pub fn too_short(&self, until: u64, ask: &Ask) -> usize {
-        self.idle.iter().filter(|id| self.fits(id, ask) && !self.lasts(id, until)).count()
+    /// Number of idle workers that fit but for their end of life.
+    pub fn count_expiring(&self, until: u64, request: &Request) -> usize {
+        self.idle.iter().filter(|id| self.fits(id, request) && !self.outlives(id, until)).count()
     }
 
-    fn fits(&self, id: &str, ask: &Ask) -> bool {
-        ask.fits(id, self.workers[id].card)
+    fn fits(&self, id: &str, request: &Request) -> bool {
+        request.fits(id, self.workers[id].kind)
     }
 
-    /// The workers that a claim may take which needs its worker until then: one, but for the policy `random`.
-    pub fn may_take(&self, affinity: u64, until: u64, ask: &Ask) -> Vec<String> {
+    /// Workers that a claim which needs one until then may be granted: one, except with policy `random`.
+    pub fn candidates(&self, affinity: u64, until: u64, request: &Request) -> Vec<String> {
         let warm = |id: &&String| self.workers[*id].affinity == Some(affinity);
-        let fits = |id: &&String| self.fits(id, ask) && self.lasts(id, until);
+        let fits = |id: &&String| self.fits(id, request) && self.outlives(id, until);
         let mut fitting = self.idle.iter().filter(fits);
-        // The last that became idle among those that last ran the same; only some of these are looked at.
-        let warmest = self.idle.iter().rev().filter(warm).take(WARM_LOOKS).find(fits);
+        // The last that became idle among those with the same affinity; only some of these are examined.
+        let warmest = self.idle.iter().rev().filter(warm).take(WARM_SCAN_MAX).find(fits);
         match (warmest, self.policy) {
-            // A named worker is that one, warm or not.
-            _ if ask.worker().is_some() => fitting.cloned().collect(),
+            // A requested worker is that one, warm or not.
+            _ if request.worker().is_some() => fitting.cloned().collect(),
             (_, PlacementPolicy::Random) => {
-                let looked_at_all = self.idle.iter().filter(warm).count() <= WARM_LOOKS;
+                let all_examined = self.idle.iter().filter(warm).count() <= WARM_SCAN_MAX;
                 let warm: Vec<String> = fitting.clone().filter(warm).cloned().collect();
-                let all_fit = ask.is_for_any() && self.too_short(until, ask) == 0;
-                if warm.is_empty() || !(looked_at_all || all_fit) { fitting.cloned().collect() } else { warm }
+                let all_fit = request.is_unconstrained() && self.count_expiring(until, request) == 0;
+                if warm.is_empty() || !(all_examined || all_fit) { fitting.cloned().collect() } else { warm }
             }
             (Some(id), _) => vec![id.clone()],
             (None, PlacementPolicy::Fifo) => fitting.next().cloned().into_iter().collect(),
@@ -245,35 +245,37 @@ impl Oracle {
         }
     }
 
-    /// Why a claim that may take none takes none.
-    pub fn no_fit(&self, until: u64, ask: &Ask) -> Said {
-        if ask.is_for_any() {
-            return Said::NoRoom;
+    /// Reply to a claim for which there is no candidate.
+    pub fn placement_failure(&self, until: u64, request: &Request) -> Reply {
+        if request.is_unconstrained() {
+            return Reply::NoCapacity;
         }
-        let but_node = |id: &String| {
-            let card = self.workers[id].card;
-            !ask.is_small(card) && ask.labelled(card)
+        let fits_ignoring_node = |id: &String| {
+            let kind = self.workers[id].kind;
+            !request.is_too_small(kind) && request.matches_labels(kind)
         };
-        let why = match ask.worker() {
+        let failure = match request.worker() {
             Some(id) if !self.workers.contains_key(id) => PlacementFailure::UnknownWorker,
-            Some(id) if ask.is_small(self.workers[id].card) => PlacementFailure::TooSmall,
+            Some(id) if request.is_too_small(self.workers[id].kind) => PlacementFailure::TooSmall,
             Some(id) => {
-                let there = self.idle.contains(id) && self.lasts(id, until) && but_node(id);
-                if there && ask.has_nodes() { PlacementFailure::OtherNode } else { PlacementFailure::Busy }
+                let is_idle = self.idle.contains(id) && self.outlives(id, until) && fits_ignoring_node(id);
+                if is_idle && request.has_nodes() { PlacementFailure::OtherNode } else { PlacementFailure::Busy }
             }
-            None if ask.has_nodes() && self.idle.iter().any(|id| but_node(id) && self.lasts(id, until)) => {
+            None if request.has_nodes()
+                && self.idle.iter().any(|id| fits_ignoring_node(id) && self.outlives(id, until)) =>
+            {
                 PlacementFailure::OtherNode
             }
             None => PlacementFailure::Busy,
         };
-        Said::NoFit(why)
+        Reply::NotPlaced(failure)
     }
 
-    /// A claim takes `worker`, one of those that it may take.
-    pub fn take(&mut self, worker: &str, fence: u64, affinity: u64, terms: Terms, now: u64) -> Said {
-        let Terms { key, reserve_ms, term_ms, slots } = terms;
-        let taken = self.workers.get_mut(worker).unwrap();
-        (taken.affinity, taken.granted) = (Some(affinity), true);
+    /// Grants `worker`, one of the candidates, to a claim.
+    pub fn grant(&mut self, worker: &str, fence: u64, affinity: u64, terms: ClaimTerms, now: u64) -> Reply {
+        let ClaimTerms { key, reserve_ms, term_ms, slots } = terms;
+        let granted_worker = self.workers.get_mut(worker).unwrap();
+        (granted_worker.affinity, granted_worker.granted) = (Some(affinity), true);
         let active = reserve_ms == 0;
         let at = self.unix(now);
         self.claims.push(Claim {
@@ -284,16 +286,16 @@ impl Oracle {
             term_ms,
             state: if active { ClaimState::Active } else { ClaimState::Reserved },
             confirmed: false,
-            named: false,
-            told: false,
-            answered: false,
+            reported: false,
+            disclosed: false,
+            reply_sent: false,
             deadline: None,
             slots,
             times: ClaimTimes::new(at, at.filter(|_| active)),
         });
         self.fence_max = self.fence_max.max(fence);
         self.requeue_one(worker);
-        Said::Granted { worker: worker.into(), active }
+        Reply::Granted { worker: worker.into(), active }
     }
 
     fn claim(&mut self, fence: u64) -> Option<&mut Claim> {
@@ -304,9 +306,9 @@ impl Oracle {
         let Some(at) = self.claims.iter().position(|claim| claim.fence == fence) else { return Vec::new() };
         let claim = self.claims.remove(at);
         let worker = self.workers.get_mut(&claim.worker).unwrap();
-        (worker.missing_at, worker.promised) = (None, None);
-        if fence <= self.tail.1 {
-            worker.settled = worker.settled.max(fence);
+        (worker.unreported_until, worker.granted_slots) = (None, None);
+        if fence <= self.lost_tail.1 {
+            worker.ended_fence_max = worker.ended_fence_max.max(fence);
         }
         self.requeue_one(&claim.worker);
         vec![(claim.key, fence, end)]
@@ -317,9 +319,9 @@ impl Oracle {
         if ended.is_empty()
             && let Some(id) = worker
             && let Some(worker) = self.workers.get_mut(&id)
-            && worker.uncleaned == Some(fence)
+            && worker.cleanup_timed_out == Some(fence)
         {
-            (worker.uncleaned, worker.suspect) = (None, false);
+            (worker.cleanup_timed_out, worker.suspect) = (None, false);
             self.requeue_one(&id);
         }
         ended
@@ -328,7 +330,7 @@ impl Oracle {
     pub fn begin_release(&mut self, fence: u64, releasing_ms: u64, now: u64) -> bool {
         match self.claim(fence) {
             Some(claim) if claim.state != ClaimState::Releasing => {
-                (claim.state, claim.confirmed, claim.answered) = (ClaimState::Releasing, true, true);
+                (claim.state, claim.confirmed, claim.reply_sent) = (ClaimState::Releasing, true, true);
                 (claim.term_ms, claim.deadline) = (releasing_ms, Some(now + releasing_ms));
                 true
             }
@@ -336,51 +338,53 @@ impl Oracle {
         }
     }
 
-    pub fn tell(&mut self, fence: u64) -> Said {
-        let Some(claim) = self.claim(fence) else { return Said::Gone };
-        claim.told = true;
-        Said::Held { worker: claim.worker.clone(), state: claim.state, deadline: claim.deadline }
+    pub fn disclose(&mut self, fence: u64) -> Reply {
+        let Some(claim) = self.claim(fence) else { return Reply::StaleHandle };
+        claim.disclosed = true;
+        Reply::Held { worker: claim.worker.clone(), state: claim.state, deadline: claim.deadline }
     }
 
-    pub fn repeat(&mut self, fence: u64, satisfies: bool, ask: &Ask) -> (Vec<Ended>, Said) {
-        let Some(claim) = self.claim(fence).cloned() else { return (Vec::new(), Said::Gone) };
-        let allowed = satisfies && ask.allows(&claim.worker, self.workers[&claim.worker].card);
+    pub fn reacquire(&mut self, fence: u64, satisfies: bool, request: &Request) -> (Vec<Ended>, Reply) {
+        let Some(claim) = self.claim(fence).cloned() else { return (Vec::new(), Reply::StaleHandle) };
+        let allowed = satisfies && request.allows(&claim.worker, self.workers[&claim.worker].kind);
         match claim.state {
-            ClaimState::Releasing => (Vec::new(), Said::Releasing),
-            _ if allowed && ask.must_match && ask.slots != claim.slots => (Vec::new(), Said::Mismatch),
-            _ if allowed => (Vec::new(), self.tell(fence)),
-            ClaimState::Reserved => (self.end(fence, EndReason::RolledBack), Said::GivenBack),
-            _ => (Vec::new(), Said::ActiveElsewhere),
+            ClaimState::Releasing => (Vec::new(), Reply::Releasing),
+            _ if allowed && request.require_same_resources && request.slots != claim.slots => {
+                (Vec::new(), Reply::ResourceMismatch)
+            }
+            _ if allowed => (Vec::new(), self.disclose(fence)),
+            ClaimState::Reserved => (self.end(fence, EndReason::RolledBack), Reply::RolledBack),
+            _ => (Vec::new(), Reply::ActiveConflict),
         }
     }
 
-    pub fn confirm(&mut self, fence: u64, now: u64) -> Said {
+    pub fn confirm(&mut self, fence: u64, now: u64) -> Reply {
         let at = self.unix(now);
         match self.claim(fence) {
-            Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
+            Some(claim) if claim.state == ClaimState::Releasing => return Reply::Releasing,
             Some(claim) => {
-                (claim.confirmed, claim.answered) = (true, true);
+                (claim.confirmed, claim.reply_sent) = (true, true);
                 activate(claim, now, at);
             }
             None => {}
         }
-        self.excuse(fence);
-        self.tell(fence)
+        self.reset_report_grace(fence);
+        self.disclose(fence)
     }
 
-    pub fn renew(&mut self, fence: u64, ttl_ms: Option<u64>, now: u64) -> Said {
-        let asked = match ttl_ms.map(|ttl_ms| self.ttl_of(ttl_ms)).transpose() {
-            Ok(asked) => asked,
-            Err(said) => return said,
+    pub fn renew(&mut self, fence: u64, ttl_ms: Option<u64>, now: u64) -> Reply {
+        let requested = match ttl_ms.map(|ttl_ms| self.effective_ttl(ttl_ms)).transpose() {
+            Ok(requested) => requested,
+            Err(reply) => return reply,
         };
         let TtlBounds { default_ms, max_ms } = self.times.ttl;
         match self.claim(fence) {
-            Some(claim) if claim.state == ClaimState::Releasing => return Said::Releasing,
-            Some(claim) if claim.state == ClaimState::Reserved => return Said::NotActive,
+            Some(claim) if claim.state == ClaimState::Releasing => return Reply::Releasing,
+            Some(claim) if claim.state == ClaimState::Reserved => return Reply::NotActive,
             Some(claim) => {
-                (claim.confirmed, claim.answered) = (true, true);
-                claim.term_ms = match (asked, claim.term_ms) {
-                    (Some(asked), _) => asked,
+                (claim.confirmed, claim.reply_sent) = (true, true);
+                claim.term_ms = match (requested, claim.term_ms) {
+                    (Some(requested), _) => requested,
                     (None, 0) => default_ms.unwrap_or(0),
                     (None, before) => max_ms.map_or(before, |max_ms| max_ms.min(before)),
                 };
@@ -390,37 +394,37 @@ impl Oracle {
             }
             None => {}
         }
-        self.excuse(fence);
-        self.tell(fence)
+        self.reset_report_grace(fence);
+        self.disclose(fence)
     }
 
-    /// Its holder has spoken for a claim: its worker may leave it out for the whole time again, if it never named it.
-    fn excuse(&mut self, fence: u64) {
-        if let Some(claim) = self.claims.iter().find(|claim| claim.fence == fence && !claim.named) {
-            self.workers.get_mut(&claim.worker).unwrap().missing_at = None;
+    /// Restarts the grace period of a claim that its worker never reported.
+    fn reset_report_grace(&mut self, fence: u64) {
+        if let Some(claim) = self.claims.iter().find(|claim| claim.fence == fence && !claim.reported) {
+            self.workers.get_mut(&claim.worker).unwrap().unreported_until = None;
         }
     }
 
-    pub fn give_back(&mut self, fence: u64) -> Vec<Ended> {
+    pub fn rollback(&mut self, fence: u64) -> Vec<Ended> {
         match self.claim(fence) {
-            Some(claim) if !claim.confirmed && !claim.told => self.end(fence, EndReason::RolledBack),
+            Some(claim) if !claim.confirmed && !claim.disclosed => self.end(fence, EndReason::RolledBack),
             _ => Vec::new(),
         }
     }
 
-    pub fn departed(&mut self, fence: u64, now: u64) {
+    pub fn reply_sent(&mut self, fence: u64, now: u64) {
         if let Some(claim) = self.claim(fence) {
-            claim.answered = true;
+            claim.reply_sent = true;
             let until = stay(claim).map(|ms| now + ms);
-            let settled = claim.confirmed || claim.state == ClaimState::Releasing;
-            if claim.deadline.is_none_or(|deadline| !settled && until.is_some_and(|until| deadline < until)) {
+            let is_final = claim.confirmed || claim.state == ClaimState::Releasing;
+            if claim.deadline.is_none_or(|deadline| !is_final && until.is_some_and(|until| deadline < until)) {
                 claim.deadline = until;
             }
         }
     }
 }
 
-/// How long a claim may stay as it is.
+/// Time limit of the claim's state.
 fn stay(claim: &Claim) -> Option<u64> {
     let ms = if claim.state == ClaimState::Reserved { claim.reserve_ms } else { claim.term_ms };
     (ms > 0).then_some(ms)

@@ -1,4 +1,4 @@
-//! What may happen, and the few workers and requests that it happens with.
+//! Random steps, with few workers and requests.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use proptest::prelude::*;
 pub enum Step {
     Register {
         worker: u8,
-        card: u8,
-        ends: Ends,
+        kind: u8,
+        lifetime: Lifetime,
     },
     Delete {
         worker: u8,
@@ -25,7 +25,7 @@ pub enum Step {
     },
     Claim {
         key: u8,
-        ask: u8,
+        request: u8,
         filter: u8,
         needs_ms: u64,
     },
@@ -34,11 +34,11 @@ pub enum Step {
     },
     Resize {
         key: u8,
-        ask: u8,
+        request: u8,
     },
     Heartbeat {
         worker: u8,
-        names: u8,
+        reported: u8,
     },
     Batch {
         first: u8,
@@ -48,7 +48,7 @@ pub enum Step {
         first: u8,
         asks: Vec<u8>,
     },
-    /// Of the oldest gang that is open.
+    /// Commits or aborts the oldest open gang.
     Decide {
         commit: bool,
     },
@@ -57,13 +57,13 @@ pub enum Step {
 
 /// End of a worker's life, from its registration on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Ends {
+pub enum Lifetime {
     Never,
     Near,
     Far,
 }
 
-impl Ends {
+impl Lifetime {
     pub const fn in_ms(self) -> Option<u64> {
         match self {
             Self::Never => None,
@@ -73,8 +73,8 @@ impl Ends {
     }
 }
 
-fn ends() -> impl Strategy<Value = Ends> {
-    prop_oneof![1 => Just(Ends::Never), 2 => Just(Ends::Near), 1 => Just(Ends::Far)]
+fn lifetime() -> impl Strategy<Value = Lifetime> {
+    prop_oneof![1 => Just(Lifetime::Never), 2 => Just(Lifetime::Near), 1 => Just(Lifetime::Far)]
 }
 
 /// Beyond no end, beyond near ones, beyond all.
@@ -84,14 +84,14 @@ fn needs_ms() -> impl Strategy<Value = u64> {
 
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => (0..6u8, 0..10u8, ends()).prop_map(|(worker, card, ends)| Step::Register { worker, card, ends }),
+        3 => (0..6u8, 0..10u8, lifetime()).prop_map(|(worker, kind, lifetime)| Step::Register { worker, kind, lifetime }),
         1 => (0..6u8).prop_map(|worker| Step::Delete { worker }),
         1 => (0..6u8, any::<bool>()).prop_map(|(worker, on)| Step::Cordon { worker, on }),
         12 => (0..24u8, 0..14u8, 0..8u8, needs_ms())
-            .prop_map(|(key, ask, filter, needs_ms)| Step::Claim { key, ask, filter, needs_ms }),
+            .prop_map(|(key, request, filter, needs_ms)| Step::Claim { key, request, filter, needs_ms }),
         6 => (0..24u8).prop_map(|key| Step::Release { key }),
-        3 => (0..24u8, 0..14u8).prop_map(|(key, ask)| Step::Resize { key, ask }),
-        1 => (0..6u8, any::<u8>()).prop_map(|(worker, names)| Step::Heartbeat { worker, names }),
+        3 => (0..24u8, 0..14u8).prop_map(|(key, request)| Step::Resize { key, request }),
+        1 => (0..6u8, any::<u8>()).prop_map(|(worker, reported)| Step::Heartbeat { worker, reported }),
         1 => (0..24u8, prop::collection::vec(0..14u8, 1..12)).prop_map(|(first, asks)| Step::Batch { first, asks }),
         1 => (0..24u8, prop::collection::vec(0..14u8, 1..6)).prop_map(|(first, asks)| Step::Gang { first, asks }),
         1 => any::<bool>().prop_map(|commit| Step::Decide { commit }),
@@ -100,7 +100,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-pub fn worker(id: u8, card: u8) -> WorkerSpec {
+pub fn worker(id: u8, kind: u8) -> WorkerSpec {
     let (cpu_milli, memory_bytes, slots, gpu) = [
         (4_000, 8, 0, None),
         (8_000, 16, 4, None),
@@ -112,17 +112,17 @@ pub fn worker(id: u8, card: u8) -> WorkerSpec {
         (32_000, 64, 2, Some(("A10", 8))),
         (2_000, 1, 0, Some(("T4", 2))),
         (0, 0, 0, None),
-    ][card as usize];
+    ][kind as usize];
     let gpu = gpu.map(|(model, count): (&str, u32)| GpuCapacity { model: model.into(), count });
     WorkerSpec {
         capacity: WorkerCapacity { cpu_milli, memory_bytes, slots, gpu },
-        labels: Labels::from([("zone".into(), ["a", "b"][usize::from(card % 2)].into())]),
+        labels: Labels::from([("zone".into(), ["a", "b"][usize::from(kind % 2)].into())]),
         node: (!id.is_multiple_of(3)).then(|| format!("n{}", id % 3).into()),
         ..WorkerSpec::with_id(WorkerId::new(&format!("w{id}")).unwrap())
     }
 }
 
-pub fn ask(ask: u8) -> ResourceRequirements {
+pub fn request(request: u8) -> ResourceRequirements {
     let (cpu_milli, memory_bytes, slots, gpu) = [
         (1_000, 0, 0, None),
         (500, 1, 0, None),
@@ -138,7 +138,7 @@ pub fn ask(ask: u8) -> ResourceRequirements {
         (0, 0, 0, Some((&["none"][..], 1, 100))),
         (100, 0, 0, Some((&[][..], 1, 700))),
         (0, 0, 2, Some((&["A10"][..], 1, 1))),
-    ][ask as usize];
+    ][request as usize];
     let gpu = gpu.map(|(models, count, milli): (&[&str], u32, u32)| GpuRequest {
         models: models.iter().map(|&model| model.into()).collect(),
         count,

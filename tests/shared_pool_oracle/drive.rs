@@ -1,4 +1,4 @@
-//! Each step at the shard and at the oracle, and what both must say.
+//! Applies each step to the shard and to the oracle, and compares the replies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use hotpool::engine::{
 use hotpool::model::GangRef;
 use hotpool::model::{ClaimId, ClaimState, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
 
-use crate::asks::{Step, ask, id, wants, worker};
-use crate::oracle::{Held, UNIX_MS, Worker, World};
+use crate::asks::{Step, id, request, wants, worker};
+use crate::oracle::{Harness, OracleClaim, UNIX_MS, Worker};
 
-impl World {
-    pub fn claim_for(&mut self, key: u8, asked: u8, filter: u8, needs_ms: u64, gang: Option<GangRef>) -> Option<u64> {
+impl Harness {
+    pub fn claim_for(&mut self, key: u8, number: u8, filter: u8, needs_ms: u64, gang: Option<GangRef>) -> Option<u64> {
         let id = id(key);
         if self.claims.contains_key(id.key()) {
             return None;
         }
         self.fence += 1;
-        let (resources, fence) = (ask(asked), self.fence);
+        let (resources, fence) = (request(number), self.fence);
         let wants = PlacementConstraints { gang, ..wants(&resources, filter) };
-        let passes = |world: &Self, worker: &Worker| {
+        let passes = |harness: &Self, worker: &Worker| {
             let cards = wants.gpus != GpuFilter::NoGpus || worker.spec.capacity.gpu.is_none();
             !worker.cordoned && cards && wants.allows(&worker.spec) && {
                 let id = worker.spec.id.as_str();
-                world.has_room(id, &resources, None)
+                harness.has_capacity(id, &resources, None)
             }
         };
         let until_ms = self.now_ms + needs_ms;
@@ -34,9 +34,9 @@ impl World {
         let lasting = passing.iter().filter(|worker| worker.ends_ms.is_none_or(|ends_ms| ends_ms > until_ms));
         let fits: Vec<String> = lasting.map(|worker| worker.spec.id.to_string()).collect();
         match (fits.len(), passing.len()) {
-            (0, 1..) => self.seen[2] += 1,
-            (some, all) if some < all => self.seen[1] += 1,
-            (_, all) => self.seen[0] += u32::from(all > 0),
+            (0, 1..) => self.counts[2] += 1,
+            (some, all) if some < all => self.counts[1] += 1,
+            (_, all) => self.counts[0] += u32::from(all > 0),
         }
         let event = Event::Claim {
             id: id.clone(),
@@ -49,13 +49,13 @@ impl World {
             to: (),
         };
         let mut effects = Vec::new();
-        let version = |world: &Self, worker: &str| {
-            world.shard.find_worker(&WorkerId::new(worker).unwrap()).map_or(0, |look| look.version)
+        let version = |harness: &Self, worker: &str| {
+            harness.shard.find_worker(&WorkerId::new(worker).unwrap()).map_or(0, |snapshot| snapshot.version)
         };
         self.shard.handle_event(event, self.now_ms, &mut effects);
-        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
+        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
         match answer {
-            EngineReply::Granted(ClaimGrant { handle: place, worker, gpu_mask: cards, state, .. }) => {
+            EngineReply::Granted(ClaimGrant { handle, worker, gpu_mask, state, .. }) => {
                 let model = worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
                 let model = model.filter(|_| resources.gpu.is_some());
                 let worker = worker.spec.id.to_string();
@@ -63,14 +63,14 @@ impl World {
                 assert_eq!(state, ClaimState::Active);
                 let version = version(self, &worker);
                 let gang = gang.map(|gang| gang.id);
-                let held = Held { place, worker, resources, cards: cards.unwrap(), model, gang };
-                self.claims.insert(id.key().to_owned(), held);
+                let claim = OracleClaim { handle, worker, resources, gpu_mask: gpu_mask.unwrap(), model, gang };
+                self.claims.insert(id.key().to_owned(), claim);
                 Some(version)
             }
-            EngineReply::NotPlaced(why) => {
-                assert!(fits.is_empty(), "N1: {why:?} for {resources:?}, and {fits:?} have room");
+            EngineReply::NotPlaced(failure) => {
+                assert!(fits.is_empty(), "N1: {failure:?} for {resources:?}, but {fits:?} fit");
                 if filter != 6 {
-                    assert!(matches!(why, PlacementFailure::Busy | PlacementFailure::OtherNode));
+                    assert!(matches!(failure, PlacementFailure::Busy | PlacementFailure::OtherNode));
                 }
                 None
             }
@@ -80,20 +80,20 @@ impl World {
 
     pub fn step(&mut self, step: Step) {
         match step {
-            Step::Register { worker: number, card, ends } => {
-                let ends_ms = ends.in_ms().map(|ms| self.now_ms + ms);
-                let expires_at_ms = ends.in_ms().map(|ms| UNIX_MS + ms);
-                let spec = WorkerSpec { expires_at_ms, ..worker(number, card) };
+            Step::Register { worker: number, kind, lifetime } => {
+                let ends_ms = lifetime.in_ms().map(|ms| self.now_ms + ms);
+                let expires_at_ms = lifetime.in_ms().map(|ms| UNIX_MS + ms);
+                let spec = WorkerSpec { expires_at_ms, ..worker(number, kind) };
                 self.workers
                     .entry(spec.id.to_string())
-                    .and_modify(|known| (known.spec, known.ends_ms) = (spec.clone(), ends_ms))
+                    .and_modify(|worker| (worker.spec, worker.ends_ms) = (spec.clone(), ends_ms))
                     .or_insert_with(|| Worker {
                         spec: WorkerSpec { incarnation: 0, ..spec.clone() },
                         cordoned: false,
                         ends_ms,
                     });
                 let deleted = self.shard.find_worker(&spec.id).is_none();
-                // A tombstone wants a higher incarnation.
+                // A tombstone requires a higher incarnation.
                 let incarnation = if deleted {
                     self.fence + 1
                 } else {
@@ -114,33 +114,33 @@ impl World {
                 let id = WorkerId::new(&format!("w{number}")).unwrap();
                 if let Some(worker) = self.workers.get_mut(id.as_str()) {
                     worker.cordoned = on;
-                    let verb = if on { WorkerCommand::Cordon } else { WorkerCommand::Uncordon };
-                    self.on(Event::WorkerCommand { id, command: verb, to: () });
+                    let command = if on { WorkerCommand::Cordon } else { WorkerCommand::Uncordon };
+                    self.on(Event::WorkerCommand { id, command: command, to: () });
                 }
             }
-            Step::Claim { key, ask, filter, needs_ms } => {
-                self.claim_for(key, ask, filter, needs_ms, None);
+            Step::Claim { key, request, filter, needs_ms } => {
+                self.claim_for(key, request, filter, needs_ms, None);
                 self.on(Event::Tick);
             }
             Step::Release { key } => {
-                if let Some(held) = self.claims.get(id(key).key()).filter(|held| held.gang.is_none()) {
-                    let place = held.place;
-                    let (_, ended) = self.on(Event::Release { place, to: () });
+                if let Some(claim) = self.claims.get(id(key).key()).filter(|claim| claim.gang.is_none()) {
+                    let handle = claim.handle;
+                    let (_, ended) = self.on(Event::Release { place: handle, to: () });
                     assert_eq!(ended.len(), 1);
-                    // A late second one touches nobody.
-                    let (_, ended) = self.on(Event::Release { place, to: () });
+                    // A late duplicate changes nothing.
+                    let (_, ended) = self.on(Event::Release { place: handle, to: () });
                     assert!(ended.is_empty());
                 }
             }
-            Step::Resize { key, ask: asked } => self.resize(id(key).key(), &ask(asked)),
-            Step::Heartbeat { worker: number, names } => self.heartbeat(number, names),
+            Step::Resize { key, request: number } => self.resize(id(key).key(), &request(number)),
+            Step::Heartbeat { worker: number, reported } => self.heartbeat(number, reported),
             Step::Batch { first, asks } => {
                 let before = self.shard.counters().worker_updates;
                 self.shard.begin_batch();
                 let mut versions = BTreeMap::new();
-                for (i, asked) in (0..).zip(asks) {
+                for (i, number) in (0..).zip(asks) {
                     let key = (first + i) % 24;
-                    if let Some(version) = self.claim_for(key, asked, 0, 0, None) {
+                    if let Some(version) = self.claim_for(key, number, 0, 0, None) {
                         let worker = self.claims[id(key).key()].worker.clone();
                         let first = *versions.entry(worker).or_insert(version);
                         assert_eq!(first, version, "B03: one version a worker and batch");
@@ -150,7 +150,7 @@ impl World {
                 assert_eq!(
                     self.shard.counters().worker_updates - before,
                     versions.len() as u64,
-                    "B03: one touch a worker"
+                    "B03: one recorded change a worker"
                 );
                 self.on(Event::Tick);
             }
@@ -158,25 +158,25 @@ impl World {
                 self.fence += 1;
                 let gang = GangRef { id: self.fence, pool: 7, shard: 3 };
                 self.shard.begin_batch();
-                for (i, asked) in (0..).zip(asks) {
-                    self.claim_for((first + i) % 24, asked, 0, 0, Some(gang));
+                for (i, number) in (0..).zip(asks) {
+                    self.claim_for((first + i) % 24, number, 0, 0, Some(gang));
                 }
                 self.shard.end_batch();
                 self.on(Event::Tick);
             }
             Step::Decide { commit } => {
-                let Some(id) = self.claims.values().filter_map(|held| held.gang).min() else { return };
-                let members = self.claims.values().filter(|held| held.gang == Some(id)).count();
-                let act = if commit { GangAction::Commit } else { GangAction::Abort };
-                let (answer, ended) = self.on(Event::Gang { id, action: act, to: () });
+                let Some(id) = self.claims.values().filter_map(|claim| claim.gang).min() else { return };
+                let members = self.claims.values().filter(|claim| claim.gang == Some(id)).count();
+                let action = if commit { GangAction::Commit } else { GangAction::Abort };
+                let (answer, ended) = self.on(Event::Gang { id, action: action, to: () });
                 match answer {
                     Some(EngineReply::Committed(claims)) => {
                         assert_eq!((claims.len(), ended.len(), commit), (members, 0, true))
                     }
                     _ => assert_eq!((ended.len(), commit), (members, false)),
                 }
-                // It may come twice.
-                let (_, ended) = self.on(Event::Gang { id, action: act, to: () });
+                // Decisions are idempotent.
+                let (_, ended) = self.on(Event::Gang { id, action: action, to: () });
                 assert!(ended.is_empty());
             }
             Step::Restart => self.restart(),
@@ -184,10 +184,11 @@ impl World {
     }
 
     pub fn resize(&mut self, key: &str, to: &ResourceRequirements) {
-        let Some(held) = self.claims.get(key).filter(|held| held.gang.is_none()).cloned() else { return };
-        let fits = self.has_room(&held.worker, to, Some(key)) && to.fits_in(&self.workers[&held.worker].spec.capacity);
-        let from = &held.resources;
-        let present = self.workers[&held.worker].spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
+        let Some(claim) = self.claims.get(key).filter(|claim| claim.gang.is_none()).cloned() else { return };
+        let fits =
+            self.has_capacity(&claim.worker, to, Some(key)) && to.fits_in(&self.workers[&claim.worker].spec.capacity);
+        let from = &claim.resources;
+        let current = self.workers[&claim.worker].spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
         let allows = |model: &Option<Arc<str>>| {
             let named = to.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
             named.is_empty() || model.as_ref().is_some_and(|model| named.contains(model))
@@ -195,54 +196,55 @@ impl World {
         let cards = match (&from.gpu, &to.gpu) {
             (_, None) => true,
             (None, Some(_)) => false,
-            (Some(from), Some(to)) => allows(&held.model) && to.count <= from.count && to.milli <= from.milli,
+            (Some(from), Some(to)) => allows(&claim.model) && to.count <= from.count && to.milli <= from.milli,
         };
         let amounts = |of: &ResourceRequirements| [of.cpu_milli, of.memory_bytes, of.slots];
         let shrinks = cards && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
         let (answer, _) = {
             let mut effects = Vec::new();
-            let event = Event::Resize { place: held.place, resources: to.clone(), to: () };
+            let event = Event::Resize { place: claim.handle, resources: to.clone(), to: () };
             self.shard.handle_event(event, self.now_ms, &mut effects);
-            let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("one answer") };
+            let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
             (answer, ())
         };
         match answer {
             EngineReply::Held(grant) => {
                 assert!(fits || shrinks, "{from:?} to {to:?}");
-                assert_eq!(grant.handle, held.place, "the fence stays");
-                let model = if shrinks { held.model.clone() } else { present }.filter(|_| to.gpu.is_some());
+                assert_eq!(grant.handle, claim.handle, "the fence stays");
+                let model = if shrinks { claim.model.clone() } else { current }.filter(|_| to.gpu.is_some());
                 let shown = grant.spec.as_ref().and_then(|spec| spec.granted_model.clone());
                 let of_worker = grant.worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
                 assert_eq!(shown.or(of_worker).filter(|_| to.gpu.is_some()), model, "as it was granted");
-                let now = Held { resources: to.clone(), cards: grant.gpu_mask.unwrap(), model, ..held };
+                let now = OracleClaim { resources: to.clone(), gpu_mask: grant.gpu_mask.unwrap(), model, ..claim };
                 self.claims.insert(key.to_owned(), now);
             }
             EngineReply::GpuModelMismatch { .. } => {
-                assert!(!shrinks && !allows(&held.model) && !allows(&present), "{to:?}")
+                assert!(!shrinks && !allows(&claim.model) && !allows(&current), "{to:?}")
             }
-            EngineReply::NotPlaced(_) => assert!(!fits && !shrinks, "{from:?} to {to:?} has room"),
+            EngineReply::NotPlaced(_) => assert!(!fits && !shrinks, "{from:?} to {to:?} fits"),
             other => panic!("{other:?}"),
         }
         self.on(Event::Tick);
     }
 
-    /// Names half of what the worker holds: that is confirmed, and nothing is freed at once.
-    pub fn heartbeat(&mut self, number: u8, names: u8) {
+    /// Reports half of the worker's claims: these are confirmed, and nothing is freed at once.
+    pub fn heartbeat(&mut self, number: u8, reported: u8) {
         let id = WorkerId::new(&format!("w{number}")).unwrap();
-        // A worker is shown what answers have spoken of.
-        let places: Vec<_> = self.told().map(|(_, held)| held.place).collect();
-        for place in places {
-            self.on(Event::ReplySent { place, at_ms: self.now_ms });
+        // A worker is shown claims whose replies were sent.
+        let handles: Vec<_> = self.disclosed().map(|(_, claim)| claim.handle).collect();
+        for handle in handles {
+            self.on(Event::ReplySent { place: handle, at_ms: self.now_ms });
         }
         let Some(worker) = self.workers.get(id.as_str()) else { return };
-        let of: Vec<_> = self.told().filter(|(_, held)| held.worker == id.as_str()).collect();
-        let named =
-            of.iter().enumerate().filter(|(i, _)| names & (1 << (i % 8)) != 0).map(|(_, (key, held))| ReportedClaim {
+        let of: Vec<_> = self.disclosed().filter(|(_, claim)| claim.worker == id.as_str()).collect();
+        let named = of.iter().enumerate().filter(|(i, _)| reported & (1 << (i % 8)) != 0).map(|(_, (key, claim))| {
+            ReportedClaim {
                 id: ClaimId::new("ns", "default", key).unwrap(),
-                fence: held.place.fence,
+                fence: claim.handle.fence,
                 key_vacant: false,
                 predecessor_pending: false,
-            });
+            }
+        });
         let count = of.len();
         let beat = HeartbeatReport {
             incarnation: worker.spec.incarnation,

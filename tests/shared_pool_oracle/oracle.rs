@@ -1,4 +1,4 @@
-//! The naive oracle: workers and claims as lists, and what is left by adding up; beside it the shard.
+//! Naive oracle: workers and claims as lists, free resources by summation; and the shard beside it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use hotpool::engine::{ClaimGrant, ClaimHandle, Effect, EngineReply, Event, Resum
 use hotpool::model::{ClaimId, PlacementPolicy, ResourceRequirements, WorkerId, WorkerSpec};
 use hotpool::persist::row::put_shard;
 
-/// A worker as the oracle has it.
+/// Worker of the oracle.
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub spec: WorkerSpec,
@@ -16,42 +16,42 @@ pub struct Worker {
     pub ends_ms: Option<u64>,
 }
 
-/// Unix time of the world, which stands still.
+/// Unix time of all events.
 pub const UNIX_MS: u64 = 1_000_000;
 
-/// A claim as the oracle has it.
+/// Claim of the oracle.
 #[derive(Debug, Clone)]
-pub struct Held {
-    pub place: ClaimHandle,
+pub struct OracleClaim {
+    pub handle: ClaimHandle,
     pub worker: String,
     pub resources: ResourceRequirements,
-    pub cards: u64,
-    /// Model of the cards that it was granted, if any.
+    pub gpu_mask: u64,
+    /// Model of the GPUs that it was granted, if any.
     pub model: Option<Arc<str>>,
-    /// The gang for which it is held provisionally.
+    /// Gang for which it is held provisionally.
     pub gang: Option<u64>,
 }
 
-pub struct World {
+pub struct Harness {
     pub shard: Shard,
     pub policy: PlacementPolicy,
     pub now_ms: u64,
     pub fence: u64,
     pub rows: Vec<u8>,
     pub workers: BTreeMap<String, Worker>,
-    pub claims: BTreeMap<String, Held>,
-    /// Claims made while no worker with room ended too soon, while some did, and refused because all did.
-    pub seen: [u32; 3],
+    pub claims: BTreeMap<String, OracleClaim>,
+    /// Claims for which no fitting worker ended too soon, for which some did, and for which all did.
+    pub counts: [u32; 3],
 }
 
-/// What is left of a worker: cores, memory, places, and of each card.
+/// Free resources of a worker: cores, memory, slots, and each GPU.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Left {
+pub struct FreeResources {
     pub amounts: [i128; 3],
     pub cards: Vec<i64>,
 }
 
-impl World {
+impl Harness {
     pub fn new(policy: PlacementPolicy) -> Self {
         Self {
             shard: Shard::new(policy, 1),
@@ -61,7 +61,7 @@ impl World {
             rows: Vec::new(),
             workers: BTreeMap::new(),
             claims: BTreeMap::new(),
-            seen: [0; 3],
+            counts: [0; 3],
         }
     }
 
@@ -71,20 +71,20 @@ impl World {
         let (mut answer, mut ended) = (None, Vec::new());
         for effect in effects {
             match effect {
-                Effect::Reply { answer: said, .. } => answer = Some(said),
+                Effect::Reply { answer: reply, .. } => answer = Some(reply),
                 Effect::ClaimEnded { id, fence, .. } => ended.push((id, fence)),
                 Effect::RetainEnded { .. } | Effect::WorkerLost { .. } | Effect::WorkerDeleted { .. } => {}
-                Effect::ClaimAdopted { .. } => panic!("nothing is adopted in a shared pool"),
-                Effect::ClaimCommitted { id, place } => {
-                    let held = self.claims.get_mut(id.key()).expect("only what is held is committed");
-                    assert_eq!(held.place, place);
-                    assert!(held.gang.take().is_some(), "only a member is committed");
+                Effect::ClaimAdopted { .. } => panic!("no claim is readopted in a shared pool"),
+                Effect::ClaimCommitted { id, place: handle } => {
+                    let claim = self.claims.get_mut(id.key()).expect("only a live claim is committed");
+                    assert_eq!(claim.handle, handle);
+                    assert!(claim.gang.take().is_some(), "only a member is committed");
                 }
             }
         }
         for (id, fence) in &ended {
-            let gone = self.claims.remove(id.key()).expect("only what is held ends");
-            assert_eq!(gone.place.fence, *fence);
+            let ended_claim = self.claims.remove(id.key()).expect("only a live claim ends");
+            assert_eq!(ended_claim.handle.fence, *fence);
         }
         self.shard.check().unwrap();
         self.compare();
@@ -93,74 +93,75 @@ impl World {
         (answer, ended)
     }
 
-    pub fn left(&self, id: &str) -> Left {
+    pub fn free(&self, id: &str) -> FreeResources {
         let capacity = &self.workers[id].spec.capacity;
         let mut amounts = [capacity.cpu_milli, capacity.memory_bytes, capacity.slots].map(i128::from);
         let mut cards = vec![1_000_i64; capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize)];
-        for held in self.claims.values().filter(|held| held.worker == id) {
-            let ResourceRequirements { cpu_milli, memory_bytes, slots, gpu } = &held.resources;
-            for (left, amount) in amounts.iter_mut().zip([cpu_milli, memory_bytes, slots]) {
-                *left -= i128::from(*amount);
+        for claim in self.claims.values().filter(|claim| claim.worker == id) {
+            let ResourceRequirements { cpu_milli, memory_bytes, slots, gpu } = &claim.resources;
+            for (free, amount) in amounts.iter_mut().zip([cpu_milli, memory_bytes, slots]) {
+                *free -= i128::from(*amount);
             }
             let milli = gpu.as_ref().map_or(0, |gpu| i64::from(gpu.milli));
-            assert_eq!(held.cards.count_ones(), gpu.as_ref().map_or(0, |gpu| gpu.count));
-            for card in (0..64).filter(|card| held.cards & (1 << card) != 0) {
-                // A card that a later registration does not have is one that has nothing.
-                if cards.len() <= card {
-                    cards.resize(card + 1, 0);
+            assert_eq!(claim.gpu_mask.count_ones(), gpu.as_ref().map_or(0, |gpu| gpu.count));
+            for kind in (0..64).filter(|kind| claim.gpu_mask & (1 << kind) != 0) {
+                // A GPU that a later registration does not have has nothing free.
+                if cards.len() <= kind {
+                    cards.resize(kind + 1, 0);
                 }
-                cards[card] -= milli;
+                cards[kind] -= milli;
             }
         }
-        Left { amounts, cards }
+        FreeResources { amounts, cards }
     }
 
-    pub fn has_room(&self, id: &str, asked: &ResourceRequirements, without: Option<&str>) -> bool {
+    pub fn has_capacity(&self, id: &str, number: &ResourceRequirements, without: Option<&str>) -> bool {
         let worker = &self.workers[id];
-        let mut left = self.left(id);
-        if let Some(held) = without.map(|key| &self.claims[key]) {
-            let back = [held.resources.cpu_milli, held.resources.memory_bytes, held.resources.slots];
-            left.amounts.iter_mut().zip(back).for_each(|(left, amount)| *left += i128::from(amount));
-            let milli = held.resources.gpu.as_ref().map_or(0, |gpu| i64::from(gpu.milli));
-            let cards = left.cards.iter_mut().enumerate().filter(|(card, _)| held.cards & (1 << card) != 0);
-            cards.for_each(|(_, left)| *left += milli);
+        let mut free = self.free(id);
+        if let Some(claim) = without.map(|key| &self.claims[key]) {
+            let back = [claim.resources.cpu_milli, claim.resources.memory_bytes, claim.resources.slots];
+            free.amounts.iter_mut().zip(back).for_each(|(free, amount)| *free += i128::from(amount));
+            let milli = claim.resources.gpu.as_ref().map_or(0, |gpu| i64::from(gpu.milli));
+            let cards = free.cards.iter_mut().enumerate().filter(|(kind, _)| claim.gpu_mask & (1 << kind) != 0);
+            cards.for_each(|(_, free)| *free += milli);
         }
-        let over = left.amounts.iter().any(|&left| left < 0) || left.cards.iter().any(|&left| left < 0);
-        let cards = asked.gpu.as_ref().is_none_or(|gpu| {
+        let overcommitted = free.amounts.iter().any(|&free| free < 0) || free.cards.iter().any(|&free| free < 0);
+        let cards = number.gpu.as_ref().is_none_or(|gpu| {
             let model = worker.spec.capacity.gpu.as_ref().map(|gpu| &gpu.model);
             model.is_some_and(|model| gpu.models.is_empty() || gpu.models.contains(model))
-                && left.cards.iter().filter(|&&left| left >= i64::from(gpu.milli)).count() >= gpu.count as usize
+                && free.cards.iter().filter(|&&free| free >= i64::from(gpu.milli)).count() >= gpu.count as usize
         });
-        let needed = [asked.cpu_milli, asked.memory_bytes, asked.slots].map(i128::from);
-        !over && cards && left.amounts.iter().zip(needed).all(|(&left, needed)| left >= needed)
+        let needed = [number.cpu_milli, number.memory_bytes, number.slots].map(i128::from);
+        !overcommitted && cards && free.amounts.iter().zip(needed).all(|(&free, needed)| free >= needed)
     }
 
-    /// Claims that are nobody's but their gang's are not shown.
-    pub fn told(&self) -> impl Iterator<Item = (&String, &Held)> {
-        self.claims.iter().filter(|(_, held)| held.gang.is_none())
+    /// Claims that are not provisional.
+    pub fn disclosed(&self) -> impl Iterator<Item = (&String, &OracleClaim)> {
+        self.claims.iter().filter(|(_, claim)| claim.gang.is_none())
     }
 
     pub fn compare(&self) {
         assert_eq!(self.shard.held(), self.claims.len());
         let mut members: Vec<_> =
-            self.shard.provisional().map(|(gang, id, place)| (id.key().to_owned(), gang.id, place)).collect();
-        members.sort_by(|one, two| one.0.cmp(&two.0));
-        let expected = self.claims.iter().filter_map(|(key, held)| Some((key.clone(), held.gang?, held.place)));
+            self.shard.provisional().map(|(gang, id, handle)| (id.key().to_owned(), gang.id, handle)).collect();
+        members.sort_by(|first, second| first.0.cmp(&second.0));
+        let expected = self.claims.iter().filter_map(|(key, claim)| Some((key.clone(), claim.gang?, claim.handle)));
         assert!(members.into_iter().eq(expected), "provisional claims");
         for (id, worker) in &self.workers {
-            let look = self.shard.find_worker(&WorkerId::new(id).unwrap()).expect("it is registered");
-            let left = self.left(id);
-            let over = left.amounts.iter().any(|&left| left < 0) || left.cards.iter().any(|&left| left < 0);
-            assert_eq!(look.conditions.overcommitted, over, "{id}: {left:?}");
-            assert_eq!(look.registration.spec, worker.spec);
-            let mut keys: Vec<_> = look.claims.iter().map(|(id, _)| id.key().to_owned()).collect();
+            let snapshot = self.shard.find_worker(&WorkerId::new(id).unwrap()).expect("it is registered");
+            let free = self.free(id);
+            let overcommitted = free.amounts.iter().any(|&free| free < 0) || free.cards.iter().any(|&free| free < 0);
+            assert_eq!(snapshot.conditions.overcommitted, overcommitted, "{id}: {free:?}");
+            assert_eq!(snapshot.registration.spec, worker.spec);
+            let mut keys: Vec<_> = snapshot.claims.iter().map(|(id, _)| id.key().to_owned()).collect();
             keys.sort();
-            let held: Vec<_> = self.told().filter(|(_, held)| held.worker == *id).map(|(key, _)| key.clone()).collect();
-            assert_eq!(keys, held, "{id}");
+            let claim: Vec<_> =
+                self.disclosed().filter(|(_, claim)| claim.worker == *id).map(|(key, _)| key.clone()).collect();
+            assert_eq!(keys, claim, "{id}");
         }
     }
 
-    /// What rows make of it must be what it is.
+    /// Restarts the shard from its rows, and compares both.
     pub fn restart(&mut self) {
         let mut replay = ShardReplay::new(self.policy, "ns", self.now_ms);
         replay.rows(&self.rows);
@@ -172,14 +173,14 @@ impl World {
             previous_fence_floor: 0,
             restarted: true,
         };
-        let shard = replay.finish(resume).map_err(|(wrong, _)| wrong).unwrap();
+        let shard = replay.finish(resume).map_err(|(error, _)| error).unwrap();
         let claims = |shard: &Shard| {
             let mut all: Vec<_> = shard
                 .list_claims()
                 .map(|(_, id, grant)| {
                     let times = grant.times();
-                    let ClaimGrant { handle: place, gpu_mask: cards, spec, state, .. } = grant;
-                    (id.key().to_owned(), place.fence, cards, spec, state, times)
+                    let ClaimGrant { handle, gpu_mask, spec, state, .. } = grant;
+                    (id.key().to_owned(), handle.fence, gpu_mask, spec, state, times)
                 })
                 .collect();
             all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -189,13 +190,13 @@ impl World {
         assert_eq!(shard.free_summary(), self.shard.free_summary());
         self.shard = shard;
         for (_, id, grant) in self.shard.list_claims() {
-            self.claims.get_mut(id.key()).unwrap().place = grant.handle;
+            self.claims.get_mut(id.key()).unwrap().handle = grant.handle;
         }
-        for (_, id, place) in self.shard.provisional() {
-            self.claims.get_mut(id.key()).unwrap().place = place;
+        for (_, id, handle) in self.shard.provisional() {
+            self.claims.get_mut(id.key()).unwrap().handle = handle;
         }
         self.compare();
-        // All rows once more, as a rewrite takes them.
+        // All rows once more, as in a snapshot.
         self.rows.clear();
         assert_eq!(self.shard.snapshot_rows(0, usize::MAX, &mut self.rows), None);
     }

@@ -72,12 +72,12 @@ mod tests {
             (RequestError::Unavailable(UnavailableReason::Overloaded), "OVERLOADED a queue is full; retry later"),
             (
                 RequestError::Unavailable(UnavailableReason::Loading),
-                "LOADING a shard that must be asked is not serving yet",
+                "LOADING a required shard is not serving yet; retry later",
             ),
             (RequestError::Unavailable(UnavailableReason::Stopping), "LOADING the service is shutting down"),
             (
                 RequestError::Unavailable(UnavailableReason::Store),
-                "UNAVAILABLE store the store did not take the record in time",
+                "UNAVAILABLE store the store did not confirm the write in time",
             ),
             (RequestError::Unavailable(UnavailableReason::Fenced), "UNAVAILABLE fenced another process owns the store"),
             (

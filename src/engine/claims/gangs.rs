@@ -1,10 +1,10 @@
-//! Gangs: claims of one call that are all granted or none, over shards.
+//! Gangs: claims of one request that are granted all or none, across shards.
 //!
-//! A member is granted as *provisional*: it holds its worker, but its key stays pending, no deadline of it runs, and nobody
-//! is shown it. When the store has all members, one shard, the gang's *home*, records the gang's row: from then on the gang
-//! is committed, whatever happens. Then every shard makes its members claims like any other, and when the store has that,
-//! the row goes. Recovery reads it from the rows: a provisional member whose gang has its row is committed, any other is
-//! given back. So no crash leaves a gang in parts (`G1`).
+//! A member is granted as *provisional*: it holds its worker, but its key stays pending, none of its deadlines runs,
+//! and nobody is shown it. When the store has all members, one shard, the gang's *home*, records the gang's row: from
+//! then on the gang is committed. Then every shard makes its members ordinary claims, and when the store has that,
+//! the row is deleted. Recovery decides from the rows: a provisional member whose gang has its row is committed, any
+//! other is rolled back. So no crash leaves a partial gang (`G1`).
 
 use std::collections::BTreeSet;
 
@@ -15,55 +15,57 @@ use crate::engine::event::{ClaimHandle, GangAction};
 use crate::engine::shard::Shard;
 use crate::model::{ClaimId, Fence, GangRef};
 
-/// What a shard knows of gangs.
+/// Gangs of which a shard has members or is the home.
 #[derive(Debug, Default)]
 pub struct GangTable {
-    /// Provisional claims, by ordinal.
+    /// Gangs of provisional claims, by ordinal.
     members: HashMap<u32, GangRef>,
-    /// Gangs whose home this is and that are committed.
+    /// Committed gangs whose home is this shard.
     committed: BTreeSet<Fence>,
-    /// Of these the journal does not have the latest.
+    /// Gangs whose row changed since the journal last took it.
     changed: BTreeSet<Fence>,
 }
 
 impl GangTable {
-    /// The gang of a provisional claim.
+    /// Gang of a claim, if the claim is provisional.
     pub fn gang_of(&self, claim: u32) -> Option<GangRef> {
         if self.members.is_empty() { None } else { self.members.get(&claim).copied() }
     }
 
-    /// A claim is provisional.
+    /// Marks a claim as provisional.
     pub fn add_member(&mut self, claim: u32, gang: GangRef) {
-        self.members.insert(claim, gang);
+        let before = self.members.insert(claim, gang);
+        debug_assert!(before.is_none(), "G1: a claim joins a second gang");
     }
 
-    /// It is no more.
+    /// Ends the provisional state of a claim.
     pub fn remove_member(&mut self, claim: u32) {
         if !self.members.is_empty() {
             self.members.remove(&claim);
         }
     }
 
-    /// A row was read.
-    pub fn load_row(&mut self, id: Fence, there: bool) {
-        if there {
-            self.committed.insert(id);
-        } else {
-            self.committed.remove(&id);
-        }
+    /// Loads the row of a committed gang.
+    pub fn load_row(&mut self, id: Fence) {
+        self.committed.insert(id);
     }
 
-    /// Gangs that are committed, as far as this home knows.
+    /// Replays the deletion of a gang's row.
+    pub fn unload_row(&mut self, id: Fence) {
+        self.committed.remove(&id);
+    }
+
+    /// Committed gangs whose home is this shard.
     pub fn rows(&self) -> impl Iterator<Item = Fence> {
         self.committed.iter().copied()
     }
 
-    /// Whether the journal lacks rows.
+    /// Whether rows changed since the journal last took them.
     pub fn has_changed(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// The rows that it lacks, each with whether it is there.
+    /// Takes the changed rows, each with whether it exists.
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Fence, bool)> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|id| (id, self.committed.contains(&id)))
@@ -71,77 +73,78 @@ impl GangTable {
 }
 
 impl Shard {
-    /// Something happens to a gang.
+    /// Applies a transition to a gang.
     pub(in crate::engine) fn apply_gang_action<R>(
         &mut self,
         id: Fence,
-        act: GangAction,
+        action: GangAction,
         effects: &mut Vec<Effect<R>>,
     ) -> EngineReply {
-        match act {
+        match action {
             GangAction::Record | GangAction::Forget | GangAction::Retract => {
-                let moved = match act {
+                let changed = match action {
                     GangAction::Record => self.gangs.committed.insert(id),
                     _ => self.gangs.committed.remove(&id),
                 };
-                if moved {
-                    self.seq += 1;
+                if changed {
+                    self.changes.record();
                     self.gangs.changed.insert(id);
                 }
                 EngineReply::Released
             }
             GangAction::Count => EngineReply::GangMembers(self.gang_members(id).len()),
             GangAction::Abort => {
-                for place in self.gang_members(id) {
-                    self.end_claim(place, EndReason::RolledBack, effects);
+                for handle in self.gang_members(id) {
+                    self.end_claim(handle, EndReason::RolledBack, effects);
                 }
                 EngineReply::Released
             }
             GangAction::Commit => {
                 let mut committed = Vec::new();
                 self.begin_batch();
-                for place in self.gang_members(id) {
-                    self.gangs.remove_member(place.claim);
-                    self.index_evictable(place.claim);
-                    self.record_change_in_batch(place.worker);
-                    let Some(id) = self.claims.get(place).map(|claim| claim.id.clone()) else { continue };
-                    effects.push(Effect::ClaimCommitted { id: id.clone(), place });
-                    committed.extend(self.grant(place).map(|grant| (id, grant)));
+                for handle in self.gang_members(id) {
+                    self.gangs.remove_member(handle.claim);
+                    self.index_evictable(handle.claim);
+                    self.record_change_in_batch(handle.worker);
+                    let Some(id) = self.claims.get(handle).map(|claim| claim.id.clone()) else { continue };
+                    effects.push(Effect::ClaimCommitted { id: id.clone(), place: handle });
+                    committed.extend(self.grant(handle).map(|grant| (id, grant)));
                 }
                 self.end_batch();
+                debug_assert!(self.gang_members(id).is_empty(), "G1: a committed gang has provisional members");
                 EngineReply::Committed(committed)
             }
         }
     }
 
     fn gang_members(&self, id: Fence) -> Vec<ClaimHandle> {
-        let of = self.gangs.members.iter().filter(|(_, gang)| gang.id == id).map(|(&claim, _)| claim);
-        let mut places: Vec<ClaimHandle> = of
+        let ordinals = self.gangs.members.iter().filter(|(_, gang)| gang.id == id).map(|(&claim, _)| claim);
+        let mut handles: Vec<ClaimHandle> = ordinals
             .filter_map(|claim| {
-                let held = self.claims.by_ordinal(claim)?;
-                Some(ClaimHandle { claim, worker: held.worker, fence: held.fence })
+                let live = self.claims.by_ordinal(claim)?;
+                Some(ClaimHandle { claim, worker: live.worker, fence: live.fence })
             })
             .collect();
-        // As they were granted.
-        places.sort_unstable_by_key(|place| place.fence);
-        places
+        // In the order of their grants.
+        handles.sort_unstable_by_key(|handle| handle.fence);
+        handles
     }
 
-    /// Whether the claim is held for a gang that is not committed.
+    /// Whether the claim belongs to a gang that is not committed.
     #[must_use]
-    pub fn is_provisional(&self, place: ClaimHandle) -> bool {
-        self.gangs.gang_of(place.claim).is_some()
+    pub fn is_provisional(&self, handle: ClaimHandle) -> bool {
+        self.gangs.gang_of(handle.claim).is_some()
     }
 
-    /// Claims that are held for gangs that are not committed.
+    /// Claims of gangs that are not committed.
     pub fn provisional(&self) -> impl Iterator<Item = (GangRef, &ClaimId, ClaimHandle)> {
         self.gangs.members.iter().filter_map(|(&claim, &gang)| {
-            let held = self.claims.by_ordinal(claim)?;
-            Some((gang, &held.id, ClaimHandle { claim, worker: held.worker, fence: held.fence }))
+            let live = self.claims.by_ordinal(claim)?;
+            Some((gang, &live.id, ClaimHandle { claim, worker: live.worker, fence: live.fence }))
         })
     }
 
-    /// Gangs that are committed and whose home this is.
+    /// Committed gangs whose home is this shard.
     pub fn committed_gangs(&self) -> impl Iterator<Item = Fence> {
         self.gangs.rows()
     }

@@ -1,5 +1,5 @@
-//! What becomes of a claim that is held: it is confirmed, renewed, told of, released in one step or two, given back, swept
-//! when its time has passed. Every end goes through [`Shard::end`], and nothing else frees a worker.
+//! Lifecycle of a live claim: confirm, renew, disclose, release in one step or two, roll back, expire. Every end goes
+//! through [`Shard::end_claim`], and nothing else frees a worker.
 
 use crate::engine::NIL;
 use crate::engine::claims::{Claim, DisclosureState};
@@ -7,88 +7,89 @@ use crate::engine::effect::{Effect, EndReason, EngineReply};
 use crate::engine::event::ClaimHandle;
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
-use crate::engine::workers::conditions::notes;
+use crate::engine::workers::conditions::{TimedOutCleanup, notes};
 use crate::limits;
 use crate::model::unschedulable_bits;
-use crate::model::{ClaimState, Fence, Millis, TtlBounds};
+use crate::model::{ClaimState, Millis, TtlBounds};
 
 impl Shard {
     pub(in crate::engine) fn reacquire<R>(
         &mut self,
-        place: ClaimHandle,
+        handle: ClaimHandle,
         satisfies: bool,
-        wants: Option<&PlacementConstraints>,
+        constraints: Option<&PlacementConstraints>,
         effects: &mut Vec<Effect<R>>,
     ) -> EngineReply {
-        let Some(claim) = self.claims.get(place) else { return EngineReply::StaleHandle };
+        let Some(claim) = self.claims.get(handle) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
-            return self.releasing_reply(place.claim);
+            return self.releasing_reply(handle.claim);
         }
         let worker = &self.workers.registration(claim.worker).spec;
-        if satisfies && wants.is_none_or(|wants| wants.allows(worker)) {
-            return match wants {
-                Some(wants) if !wants.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
-                _ => self.disclose(place),
+        if satisfies && constraints.is_none_or(|constraints| constraints.allows(worker)) {
+            return match constraints {
+                Some(constraints) if !constraints.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
+                _ => self.disclose(handle),
             };
         }
         if !claim.is_reserved() {
             return EngineReply::ActiveConflict;
         }
-        self.end_claim(place, EndReason::RolledBack, effects);
+        self.end_claim(handle, EndReason::RolledBack, effects);
         EngineReply::RolledBack
     }
 
-    pub(in crate::engine) fn confirm(&mut self, place: ClaimHandle, now_ms: Millis) -> EngineReply {
-        let Some(claim) = self.claims.get_mut(place) else { return EngineReply::StaleHandle };
+    pub(in crate::engine) fn confirm(&mut self, handle: ClaimHandle, now_ms: Millis) -> EngineReply {
+        let Some(claim) = self.claims.get_mut(handle) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
-            return self.releasing_reply(place.claim);
+            return self.releasing_reply(handle.claim);
         }
         claim.confirmed = true;
         claim.disclosure.set_reply_sent();
-        self.activate(place, now_ms);
-        self.reset_report_grace(place);
-        self.disclose(place)
+        self.activate(handle, now_ms);
+        self.reset_report_grace(handle);
+        self.disclose(handle)
     }
 
-    /// Makes a reserved claim active; from now on it needs renewals, if it has a time. False: it was no reservation.
-    pub(in crate::engine) fn activate(&mut self, place: ClaimHandle, now_ms: Millis) -> bool {
-        if !self.claims.get(place).is_some_and(Claim::is_reserved) {
+    /// Activates a reserved claim; from now on it needs renewals if it has a time to live. False: it was not
+    /// reserved.
+    pub(in crate::engine) fn activate(&mut self, handle: ClaimHandle, now_ms: Millis) -> bool {
+        if !self.claims.get(handle).is_some_and(Claim::is_reserved) {
             return false;
         }
-        self.claims.transition(place, ClaimState::Active, Some(self.unix_ms(now_ms)));
-        self.timers.cancel(place.claim);
-        self.start_state_timer(place, now_ms);
-        self.record_change(place.worker);
+        self.claims.transition(handle, ClaimState::Active, Some(self.unix_ms(now_ms)));
+        self.timers.cancel(handle.claim);
+        self.start_state_timer(handle, now_ms);
+        self.record_change(handle.worker);
         true
     }
 
-    /// The claim may stay in its state for its time, from now on.
-    pub(in crate::engine) fn start_state_timer(&mut self, place: ClaimHandle, now_ms: Millis) {
-        let stay_ms = self.claims.get(place).map_or(0, Claim::state_ttl_ms);
-        if stay_ms > 0 {
-            self.timers.set(place.claim, now_ms + stay_ms);
+    /// Starts the timer of the claim's state, if the state has a limit.
+    pub(in crate::engine) fn start_state_timer(&mut self, handle: ClaimHandle, now_ms: Millis) {
+        let limit_ms = self.claims.get(handle).map_or(0, Claim::state_ttl_ms);
+        if limit_ms > 0 {
+            self.timers.set(handle.claim, now_ms + limit_ms);
         }
     }
 
     pub(in crate::engine) fn renew(
         &mut self,
-        place: ClaimHandle,
+        handle: ClaimHandle,
         ttl_ms: Option<Millis>,
         now_ms: Millis,
     ) -> EngineReply {
         let TtlBounds { default_ms, max_ms } = self.config.ttl;
-        let asked = match ttl_ms.map(|ttl_ms| self.effective_ttl(ttl_ms)).transpose() {
-            Ok(asked) => asked,
+        let requested = match ttl_ms.map(|ttl_ms| self.effective_ttl(ttl_ms)).transpose() {
+            Ok(requested) => requested,
             Err(max_ms) => return EngineReply::TtlTooLong { max_ms },
         };
-        let Some(claim) = self.claims.get_mut(place) else { return EngineReply::StaleHandle };
+        let Some(claim) = self.claims.get_mut(handle) else { return EngineReply::StaleHandle };
         match claim.state {
-            ClaimState::Releasing => return self.releasing_reply(place.claim),
+            ClaimState::Releasing => return self.releasing_reply(handle.claim),
             ClaimState::Reserved => return EngineReply::NotActive,
             ClaimState::Active | ClaimState::Lost => {}
         }
-        let after = match (asked, claim.term_ms.into()) {
-            (Some(asked), _) => asked,
+        let after = match (requested, claim.term_ms.into()) {
+            (Some(requested), _) => requested,
             (None, 0) => default_ms.unwrap_or(0),
             (None, before) => before.min(max_ms.unwrap_or(before)),
         };
@@ -96,26 +97,26 @@ impl Shard {
         claim.disclosure.set_reply_sent();
         let before = std::mem::replace(&mut claim.term_ms, saturating_millis(after));
         if claim.term_ms != before {
-            self.record_change(place.worker);
+            self.record_change(handle.worker);
         }
-        self.start_state_timer(place, now_ms);
-        self.reset_report_grace(place);
-        self.disclose(place)
+        self.start_state_timer(handle, now_ms);
+        self.reset_report_grace(handle);
+        self.disclose(handle)
     }
 
-    /// Says how far the wall clock is ahead of the engine's time, which claims are dated by from now on.
+    /// Sets the offset of the wall clock from engine time, which dates claims from now on.
     pub const fn set_wall_clock(&mut self, unix_ahead_ms: i64) {
         self.unix_ahead_ms = unix_ahead_ms;
     }
 
-    /// Unix time in milliseconds of that moment of the engine's time.
+    /// Unix time in milliseconds at a moment of engine time.
     #[inline]
     pub(in crate::engine) const fn unix_ms(&self, now_ms: Millis) -> Millis {
         now_ms.saturating_add_signed(self.unix_ahead_ms)
     }
 
-    /// Time that a claim may stay active without a renewal which asks for `ttl_ms`, or with 0 for none; 0: as long as its worker lives.
-    /// Fails with the most that is allowed.
+    /// Time to live of a claim that requests `ttl_ms`, where 0 requests the default; 0: as long as its worker lives.
+    /// Fails with the limit if that is exceeded.
     #[inline]
     pub(in crate::engine) fn effective_ttl(&self, ttl_ms: Millis) -> Result<Millis, Millis> {
         let TtlBounds { default_ms, max_ms } = self.config.ttl;
@@ -126,103 +127,103 @@ impl Shard {
         }
     }
 
-    pub(in crate::engine) fn release<R>(&mut self, place: ClaimHandle, effects: &mut Vec<Effect<R>>) {
-        if !self.end_claim(place, EndReason::Released, effects) {
-            self.finish_late_cleanup(place);
+    pub(in crate::engine) fn release<R>(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect<R>>) {
+        if !self.end_claim(handle, EndReason::Released, effects) {
+            self.finish_late_cleanup(handle);
         }
     }
 
-    pub(in crate::engine) fn begin_release(&mut self, place: ClaimHandle, releasing_ms: Millis, now_ms: Millis) {
-        let Some(claim) = self.claims.get_mut(place).filter(|claim| claim.state != ClaimState::Releasing) else {
+    pub(in crate::engine) fn begin_release(&mut self, handle: ClaimHandle, releasing_ms: Millis, now_ms: Millis) {
+        let Some(claim) = self.claims.get_mut(handle).filter(|claim| claim.state != ClaimState::Releasing) else {
             return;
         };
         (claim.confirmed, claim.term_ms) = (true, saturating_millis(releasing_ms));
         claim.disclosure.set_reply_sent();
-        self.claims.transition(place, ClaimState::Releasing, None);
-        self.index_evictable(place.claim);
-        self.timers.cancel(place.claim);
-        self.start_state_timer(place, now_ms);
-        self.record_change(place.worker);
+        self.claims.transition(handle, ClaimState::Releasing, None);
+        self.index_evictable(handle.claim);
+        self.timers.cancel(handle.claim);
+        self.start_state_timer(handle, now_ms);
+        self.record_change(handle.worker);
     }
 
-    /// Says what is held, and remembers that it was said.
-    pub(in crate::engine) fn disclose(&mut self, place: ClaimHandle) -> EngineReply {
-        match self.claims.get_mut(place) {
+    /// Shows the live claim and records its disclosure.
+    pub(in crate::engine) fn disclose(&mut self, handle: ClaimHandle) -> EngineReply {
+        match self.claims.get_mut(handle) {
             None => EngineReply::StaleHandle,
             Some(claim) => {
                 claim.disclosure.set_disclosed(DisclosureState::Disclosed);
-                self.grant(place).map_or(EngineReply::StaleHandle, EngineReply::Held)
+                self.grant(handle).map_or(EngineReply::StaleHandle, EngineReply::Held)
             }
         }
     }
 
-    pub(in crate::engine) fn reply_sent(&mut self, place: ClaimHandle, at_ms: Millis) {
-        let Some(claim) = self.claims.get(place) else { return };
-        let (stay_ms, settled) = (claim.state_ttl_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
-        let moves_on = match self.timers.get(place.claim) {
+    pub(in crate::engine) fn reply_sent(&mut self, handle: ClaimHandle, at_ms: Millis) {
+        let Some(claim) = self.claims.get(handle) else { return };
+        let (limit_ms, is_final) = (claim.state_ttl_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
+        let should_start = match self.timers.get(handle.claim) {
             None => true,
-            Some(deadline_ms) => !settled && deadline_ms < at_ms + stay_ms,
+            Some(deadline_ms) => !is_final && deadline_ms < at_ms + limit_ms,
         };
-        if self.is_provisional(place) {
+        if self.is_provisional(handle) {
             return;
         }
-        if let Some(claim) = self.claims.get_mut(place) {
+        if let Some(claim) = self.claims.get_mut(handle) {
             claim.disclosure.set_reply_sent();
         }
-        if moves_on {
-            self.start_state_timer(place, at_ms);
+        if should_start {
+            self.start_state_timer(handle, at_ms);
         }
     }
 
-    pub(in crate::engine) fn rollback<R>(&mut self, place: ClaimHandle, effects: &mut Vec<Effect<R>>) {
-        if self.claims.get(place).is_some_and(|claim| !claim.confirmed && !claim.disclosure.is_disclosed()) {
+    pub(in crate::engine) fn rollback<R>(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect<R>>) {
+        if self.claims.get(handle).is_some_and(|claim| !claim.confirmed && !claim.disclosure.is_disclosed()) {
             self.counters.rolled_back += 1;
-            self.end_claim(place, EndReason::RolledBack, effects);
+            self.end_claim(handle, EndReason::RolledBack, effects);
         }
     }
 
-    /// Ends the claim at `place`, if it is still that one: its key is free, its worker is idle unless it is barred.
-    /// False: it is gone.
+    /// Ends the claim unless the handle is stale: its key is free, its worker is idle unless it is unschedulable.
+    /// False: the handle is stale.
     pub(in crate::engine) fn end_claim<R>(
         &mut self,
-        place: ClaimHandle,
+        handle: ClaimHandle,
         end: EndReason,
         effects: &mut Vec<Effect<R>>,
     ) -> bool {
-        let Some(worker) = self.claims.get(place).map(|claim| claim.worker) else { return false };
+        let Some(worker) = self.claims.get(handle).map(|claim| claim.worker) else { return false };
         if self.shared.is_some() {
-            self.detach_claim(place.claim, worker);
+            self.detach_claim(handle.claim, worker);
         } else {
             self.workers.get_mut(worker).claim = NIL;
         }
         self.capacity_epoch += 1;
-        self.unindex_evictable(place.claim);
-        let claim = self.claims.remove(place.claim);
-        self.gangs.remove_member(place.claim);
-        self.timers.cancel(place.claim);
+        self.unindex_evictable(handle.claim);
+        let claim = self.claims.remove(handle.claim);
+        self.gangs.remove_member(handle.claim);
+        self.timers.cancel(handle.claim);
         let worker = self.workers.get_mut(claim.worker);
-        let noted = worker.lookup_flags & notes::CLAIM_NOTES != 0;
+        let has_notes = worker.lookup_flags & notes::CLAIM_NOTES != 0;
+        debug_assert!(!worker.idle, "Q1: a worker is idle while its claim ends");
         if worker.claim == NIL {
-            worker.idle_seq = self.seq + 1;
-            self.accounting.mark_free(worker.usage_index);
-            self.busy -= 1;
-            let (bars, line) = (worker.unschedulable_bits, worker.usage_index);
-            if bars != 0 {
-                self.accounting.mark_unschedulable(line);
-                self.unschedulable.add_unclaimed(bars);
-                self.unschedulable_version += 1;
+            worker.idle_seq = self.changes.seq() + 1;
+            let reasons = worker.unschedulable_bits;
+            self.accounting.vacate(worker.usage_index, reasons);
+            if reasons != 0 {
                 self.note_drained(claim.worker);
             } else {
                 self.idle_queue.push(self.workers.hot_mut(), claim.worker);
             }
         }
-        if noted {
-            self.forget_claim_notes(place);
+        if has_notes {
+            self.forget_claim_notes(handle);
         }
         if claim.fence < self.lost_tail.end {
-            let settled = &mut self.liveness.get_mut(claim.worker).ended_fence_max;
-            *settled = claim.fence.max(*settled);
+            let ended_fence_max = &mut self.liveness.get_mut(claim.worker).ended_fence_max;
+            *ended_fence_max = claim.fence.max(*ended_fence_max);
         }
+        debug_assert!(self.timers.get(handle.claim).is_none(), "L3: an ended claim keeps its deadline");
+        debug_assert!(!self.is_provisional(handle), "G1: an ended claim stays in its gang");
+        debug_assert!(!self.is_evicted(handle.claim), "Q12: an ended claim is still being evicted");
         self.record_change(claim.worker);
         let times = claim.times();
         effects.push(Effect::ClaimEnded { id: claim.id, fence: claim.fence, end, worker: claim.worker, times });
@@ -230,10 +231,10 @@ impl Shard {
     }
 
     pub(in crate::engine) fn expire_due<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        // What is left stays due, and the shard serves others in between. One silent worker may hold many claims, so what is done
-        // counts as well as the deadlines.
-        let (begun, mut deadlines) = (effects.len(), 0);
-        while deadlines.max(effects.len() - begun) < limits::EXPIRIES_PER_RUN_MAX {
+        // The remainder stays due, and the shard serves others in between. One lost worker may hold many claims, so
+        // effects count as well as deadlines.
+        let (effects_before, mut deadlines) = (effects.len(), 0);
+        while deadlines.max(effects.len() - effects_before) < limits::EXPIRIES_PER_RUN_MAX {
             deadlines += 1;
             if let Some(at) = self.timers.expire(now_ms) {
                 self.expire_claim(at, effects);
@@ -247,10 +248,10 @@ impl Shard {
         }
     }
 
-    /// A deadline of a claim has passed.
+    /// Ends a claim whose deadline has passed.
     fn expire_claim<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
         let Some(claim) = self.claims.by_ordinal(at) else { return };
-        let (place, state) = (ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
+        let (handle, state) = (ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
         let (count, end) = match state {
             ClaimState::Reserved => (&mut self.counters.lifecycle.reservations_expired, EndReason::ReservationExpired),
             ClaimState::Active | ClaimState::Lost => (&mut self.counters.lifecycle.expired, EndReason::Expired),
@@ -258,12 +259,15 @@ impl Shard {
         };
         *count += 1;
         if end == EndReason::CleanupTimedOut {
-            // Of several nobody knows which is clean: only who speaks for the whole worker does.
-            let uncleaned = &mut self.liveness.get_mut(place.worker).cleanup_timed_out;
-            *uncleaned = if *uncleaned == 0 { place.fence } else { Fence::MAX };
-            self.update_unschedulable(place.worker, unschedulable_bits::SUSPECT, 0);
-            self.retain_ended(place, ClaimState::Releasing, effects);
+            // After several, no single late clean-up proves the worker clean: only an operator or a full report does.
+            let cleanup = &mut self.liveness.get_mut(handle.worker).timed_out_cleanup;
+            *cleanup = match cleanup {
+                TimedOutCleanup::None => TimedOutCleanup::One(handle.fence),
+                TimedOutCleanup::One(_) | TimedOutCleanup::Several => TimedOutCleanup::Several,
+            };
+            self.update_unschedulable(handle.worker, unschedulable_bits::SUSPECT, 0);
+            self.retain_ended(handle, ClaimState::Releasing, effects);
         }
-        self.end_claim(place, end, effects);
+        self.end_claim(handle, end, effects);
     }
 }

@@ -1,5 +1,5 @@
-//! Which claims are held: a slab, so that a claim is reached by its ordinal in one step. Freed ordinals are used
-//! again, last freed first, so that the memory in use stays warm and its size is the most that was ever held.
+//! Live claims in a slab, so that a claim is reached by its ordinal in one step. Freed ordinals are reused, last
+//! freed first, so that the memory in use stays warm and its size is the largest number of claims at one time.
 
 pub(in crate::engine) mod gangs;
 pub(in crate::engine) mod lifecycle;
@@ -12,37 +12,37 @@ use super::claims::timestamps::ClaimTimestamps;
 use super::{ClaimHandle, NIL};
 use crate::model::{ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, Millis};
 
-/// A held claim.
+/// Live claim of a worker.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub id: ClaimId,
     pub fence: Fence,
-    /// When it was created and became active, or how long it may stay reserved.
+    /// Creation and activation times, or the time limit of the reservation.
     pub timestamps: ClaimTimestamps,
-    /// How long it may stay as it is once it is not reserved any more, in milliseconds: active without a renewal, or
-    /// releasing. 0: for ever.
+    /// Time limit of the state once it is not reserved, in milliseconds: active without a renewal, or releasing. 0:
+    /// none.
     pub term_ms: u32,
     pub worker: u32,
-    /// `Lost` is a state of memory only: a lost claim is not held.
+    /// State, of which `Lost` never occurs here: a lost claim is not live.
     pub state: ClaimState,
-    /// The holder itself confirmed it: it knows of the claim.
+    /// True if the holder itself confirmed the claim, so it knows of it.
     pub confirmed: bool,
-    /// Its worker named it.
+    /// True if its worker reported it.
     pub reported: bool,
-    /// Parties that know of the claim.
+    /// Parties to which the claim was disclosed.
     pub disclosure: DisclosureFlags,
-    /// What it keeps of its request, if anything.
+    /// Parts of its request that it keeps, if any.
     pub spec: Option<Arc<ClaimSpec>>,
 }
 
 const _: () = assert!(size_of::<SlabEntry>() <= 64, "a claim is at most a cache line");
 
-/// Parties that know of a claim.
+/// Parties to which a claim was disclosed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DisclosureFlags(u8);
 
 impl DisclosureFlags {
-    /// As of a claim that is read from its row: whoever may know of it does.
+    /// Flags of a claim that is read from its row: whoever may know of it does.
     pub const ALL: Self = Self(Self::DISCLOSED | Self::REPLY_SENT | Self::REFERENCED);
 
     const DISCLOSED: u8 = 1;
@@ -50,20 +50,20 @@ impl DisclosureFlags {
     const REFERENCED: u8 = 4;
     const ORPHAN: u8 = 8;
 
-    /// An answer other than the one that granted it spoke of it: it must not be undone silently.
+    /// Whether a reply other than the grant disclosed it: it must not be rolled back silently.
     pub const fn is_disclosed(self) -> bool {
         self.0 & Self::DISCLOSED != 0
     }
 
-    pub const fn set_disclosed(&mut self, told: DisclosureState) {
-        self.0 = match told {
+    pub const fn set_disclosed(&mut self, state: DisclosureState) {
+        self.0 = match state {
             DisclosureState::Disclosed => self.0 | Self::DISCLOSED,
             DisclosureState::Undisclosed => self.0 & !(Self::DISCLOSED | Self::ORPHAN),
         }
     }
 
-    /// The answer that grants it has left or ended: before that no clock of it runs, and its worker is not shown it, nor judged
-    /// by it.
+    /// Whether the reply that grants it was sent or dropped: before that no deadline runs, and its worker neither
+    /// sees it nor is judged by it.
     pub const fn is_reply_sent(self) -> bool {
         self.0 & Self::REPLY_SENT != 0
     }
@@ -72,12 +72,12 @@ impl DisclosureFlags {
         self.0 |= Self::REPLY_SENT;
     }
 
-    /// Another answer that speaks of it has left.
+    /// Records that another reply that discloses it was sent.
     pub const fn set_referenced(&mut self) {
         self.0 |= Self::DISCLOSED | Self::REFERENCED;
     }
 
-    /// The answer that grants it reached nobody, and others that speak of it are on their way.
+    /// Whether the granting reply reached nobody while other replies that disclose it are under way.
     pub const fn is_orphan(self) -> bool {
         self.0 & (Self::ORPHAN | Self::REFERENCED) == Self::ORPHAN
     }
@@ -87,7 +87,7 @@ impl DisclosureFlags {
     }
 }
 
-/// Whether others than its maker were told of a claim.
+/// Disclosure of a claim to callers other than the one that created it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DisclosureState {
     Undisclosed,
@@ -95,19 +95,19 @@ pub enum DisclosureState {
 }
 
 impl Claim {
-    /// How long it may stay in the state that it is in; 0: for ever.
+    /// Time limit of the present state in milliseconds; 0: none.
     #[inline]
     pub fn state_ttl_ms(&self) -> Millis {
         stay_ms(self.state, self.reserve_ms().into(), self.term_ms.into())
     }
 
-    /// How long it may stay reserved, in milliseconds; 0 once it is not reserved any more.
+    /// Time limit of the reservation in milliseconds; 0 once it is not reserved.
     #[inline]
     pub fn reserve_ms(&self) -> u32 {
         self.timestamps.reserve_ms(self.state)
     }
 
-    /// When it was created, and when it became active if it did.
+    /// Unix times of its creation and activation.
     #[inline]
     pub fn times(&self) -> ClaimTimes {
         self.timestamps.times(self.state)
@@ -119,7 +119,7 @@ impl Claim {
     }
 }
 
-/// How long a claim may stay in a state; 0: for ever.
+/// Time limit of a state in milliseconds; 0: none.
 pub const fn stay_ms(state: ClaimState, reserve_ms: Millis, term_ms: Millis) -> Millis {
     match state {
         ClaimState::Reserved => reserve_ms,
@@ -129,11 +129,11 @@ pub const fn stay_ms(state: ClaimState, reserve_ms: Millis, term_ms: Millis) -> 
 
 #[derive(Debug)]
 enum SlabEntry {
-    Held(Claim),
+    Live(Claim),
     Free { next: u32 },
 }
 
-/// The claims of a shard.
+/// Live claims of a shard, by ordinal.
 #[derive(Debug)]
 pub struct ClaimSlab {
     entries: Vec<SlabEntry>,
@@ -152,100 +152,108 @@ impl ClaimSlab {
         self.len
     }
 
-    /// Number of ordinals given out so far; each is a claim or free.
+    /// Number of ordinals used so far; each is live or free.
     pub const fn ordinals(&self) -> u32 {
         self.entries.len() as u32
     }
 
-    /// Claims that are not active yet.
+    /// Number of claims that are not active yet.
     pub const fn reserved(&self) -> usize {
         self.reserved
     }
 
-    /// Claims whose worker is being cleaned.
+    /// Number of claims whose worker is being cleaned up.
     pub const fn releasing(&self) -> usize {
         self.releasing
     }
 
-    /// Takes a claim in and numbers it.
+    /// Adds a claim and returns its ordinal.
     pub fn insert(&mut self, claim: Claim) -> u32 {
+        debug_assert!(claim.state != ClaimState::Lost, "L3: a lost claim is not live");
         self.len += 1;
         self.reserved += usize::from(claim.is_reserved());
         self.releasing += usize::from(claim.state == ClaimState::Releasing);
         if self.free_head == NIL {
-            self.entries.push(SlabEntry::Held(claim));
+            assert!(self.entries.len() < NIL as usize, "L3: the ordinals of claims are exhausted");
+            self.entries.push(SlabEntry::Live(claim));
             return (self.entries.len() - 1) as u32;
         }
         let at = self.free_head;
-        let SlabEntry::Free { next } = std::mem::replace(&mut self.entries[at as usize], SlabEntry::Held(claim)) else {
-            unreachable!("the free list holds free entries only")
+        let SlabEntry::Free { next } = std::mem::replace(&mut self.entries[at as usize], SlabEntry::Live(claim)) else {
+            unreachable!("L3: the free list contains free entries only")
         };
         self.free_head = next;
+        debug_assert!(next == NIL || (next as usize) < self.entries.len(), "L3: the free list leaves the slab");
+        debug_assert!(self.len <= self.entries.len(), "L2: more claims are live than have ordinals");
         at
     }
 
-    /// The claim at `place`, if it is still that one.
-    pub fn get(&self, place: ClaimHandle) -> Option<&Claim> {
-        match self.entries.get(place.claim as usize)? {
-            SlabEntry::Held(claim) if claim.fence == place.fence => Some(claim),
+    /// Claim behind a handle, unless the handle is stale.
+    pub fn get(&self, handle: ClaimHandle) -> Option<&Claim> {
+        match self.entries.get(handle.claim as usize)? {
+            SlabEntry::Live(claim) if claim.fence == handle.fence => Some(claim),
             _ => None,
         }
     }
 
-    /// The same, to be changed. Its state goes through [`Self::turn`].
-    pub fn get_mut(&mut self, place: ClaimHandle) -> Option<&mut Claim> {
-        match self.entries.get_mut(place.claim as usize)? {
-            SlabEntry::Held(claim) if claim.fence == place.fence => Some(claim),
+    /// Mutable claim behind a handle. Its state is changed by [`Self::transition`] only.
+    pub fn get_mut(&mut self, handle: ClaimHandle) -> Option<&mut Claim> {
+        match self.entries.get_mut(handle.claim as usize)? {
+            SlabEntry::Live(claim) if claim.fence == handle.fence => Some(claim),
             _ => None,
         }
     }
 
-    /// The claim with this ordinal, whichever it is.
+    /// Claim with this ordinal, regardless of its fence.
     pub fn by_ordinal(&self, at: u32) -> Option<&Claim> {
         match self.entries.get(at as usize)? {
-            SlabEntry::Held(claim) => Some(claim),
+            SlabEntry::Live(claim) => Some(claim),
             SlabEntry::Free { .. } => None,
         }
     }
 
-    /// Brings a claim into a later state. One that was reserved until then never becomes active, unless `activated_at_ms` says when
-    /// it does.
-    pub fn transition(&mut self, place: ClaimHandle, state: ClaimState, activated_at_ms: Option<Millis>) {
-        let Some(claim) = self.get_mut(place) else { return };
+    /// Moves a claim to a later state. A claim that leaves its reservation became active at `activated_at_ms`, or
+    /// never does.
+    pub fn transition(&mut self, handle: ClaimHandle, state: ClaimState, activated_at_ms: Option<Millis>) {
+        let Some(claim) = self.get_mut(handle) else { return };
         debug_assert!(state != ClaimState::Reserved, "L3: no claim becomes reserved again");
+        debug_assert!(state != ClaimState::Lost, "L3: a lost claim is removed and not kept");
+        debug_assert!(claim.state != ClaimState::Releasing, "L3: a claim in release changes its state");
         if std::mem::replace(&mut claim.state, state) == ClaimState::Reserved {
             claim.timestamps.end_reservation(activated_at_ms);
             self.reserved -= 1;
         }
         self.releasing += usize::from(state == ClaimState::Releasing);
+        debug_assert!(self.reserved + self.releasing <= self.len, "L2: a claim is counted in two states");
     }
 
-    /// Takes the claim with this ordinal out.
+    /// Removes the claim with this ordinal.
     pub fn remove(&mut self, at: u32) -> Claim {
-        let SlabEntry::Held(claim) =
+        let SlabEntry::Live(claim) =
             std::mem::replace(&mut self.entries[at as usize], SlabEntry::Free { next: self.free_head })
         else {
-            unreachable!("only a held claim is removed")
+            unreachable!("L3: only a live claim is removed")
         };
         self.free_head = at;
         self.len -= 1;
         self.reserved -= usize::from(claim.is_reserved());
         self.releasing -= usize::from(claim.state == ClaimState::Releasing);
+        debug_assert!(self.reserved + self.releasing <= self.len, "L2: a claim is counted in two states");
         claim
     }
 
-    /// Every held claim, to be changed. Its state goes through [`Self::turn`].
+    /// Mutable live claims. Their state is changed by [`Self::transition`] only.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Claim> {
         self.entries.iter_mut().filter_map(|entry| match entry {
-            SlabEntry::Held(claim) => Some(claim),
+            SlabEntry::Live(claim) => Some(claim),
             SlabEntry::Free { .. } => None,
         })
     }
 
-    /// Every held claim with its ordinal, from ordinal `from` on.
+    /// Live claims with their ordinals, from ordinal `from` on.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &Claim)> {
         self.entries.iter().enumerate().skip(from as usize).filter_map(|(at, entry)| match entry {
-            SlabEntry::Held(claim) => Some((at as u32, claim)),
+            SlabEntry::Live(claim) => Some((at as u32, claim)),
             SlabEntry::Free { .. } => None,
         })
     }

@@ -1,5 +1,5 @@
-//! A claim of a shared pool that needs more or less of its worker than before. It stays where it is and keeps its fence; what
-//! it gives back is always taken, and more only if the worker has it.
+//! Resizes a claim of a shared pool on its worker. The claim keeps its worker and its fence; less is always granted,
+//! more only if the worker has it free.
 
 use std::sync::Arc;
 
@@ -10,115 +10,118 @@ use crate::engine::placement::constraints::{GpuFilter, PlacementFailure};
 use crate::engine::shard::Shard;
 use crate::model::{ClaimSpec, ClaimState, GpuRequest, ResourceRequirements};
 
-/// Those of some cards with the lowest numbers.
-fn lowest_bits(cards: u64, count: u32) -> u64 {
-    let mut kept = 0;
-    let mut left = cards;
+/// Lowest `count` set bits of a GPU mask.
+fn lowest_bits(mask: u64, count: u32) -> u64 {
+    assert!(count <= mask.count_ones(), "L1: a resize keeps more GPUs than the claim holds");
+    let mut lowest = 0;
+    let mut remaining = mask;
     for _ in 0..count {
-        let bit = left & left.wrapping_neg();
-        kept |= bit;
-        left ^= bit;
+        let bit = remaining & remaining.wrapping_neg();
+        lowest |= bit;
+        remaining ^= bit;
     }
-    kept
+    lowest
 }
 
-/// Whether a claim that holds one gives something back, and takes nothing, by turning to the other. `granted`: model of the
-/// cards that it holds.
+/// Whether a resize only frees resources. `granted`: model of the GPUs that the claim holds.
 fn is_shrink(from: &ResourceRequirements, to: &ResourceRequirements, granted: Option<&Arc<str>>) -> bool {
-    let cards = match (&from.gpu, &to.gpu) {
+    let gpus = match (&from.gpu, &to.gpu) {
         (_, None) => true,
         (None, Some(_)) => false,
         (Some(from), Some(to)) => {
-            let same = to.models == from.models || allows(to, granted);
-            same && to.count <= from.count && to.milli <= from.milli
+            let same_model = to.models == from.models || allows(to, granted);
+            same_model && to.count <= from.count && to.milli <= from.milli
         }
     };
-    cards && to.cpu_milli <= from.cpu_milli && to.memory_bytes <= from.memory_bytes && to.slots <= from.slots
+    gpus && to.cpu_milli <= from.cpu_milli && to.memory_bytes <= from.memory_bytes && to.slots <= from.slots
 }
 
-/// Whether cards of this model will do.
-fn allows(asked: &GpuRequest, model: Option<&Arc<str>>) -> bool {
-    asked.models.is_empty() || model.is_some_and(|model| asked.models.contains(model))
+/// Whether a GPU request accepts this model.
+fn allows(request: &GpuRequest, model: Option<&Arc<str>>) -> bool {
+    request.models.is_empty() || model.is_some_and(|model| request.models.contains(model))
 }
 
 impl Shard {
-    /// The claim holds as much as is said now, on its worker, or what it held.
-    pub(in crate::engine) fn resize(&mut self, place: ClaimHandle, resources: ResourceRequirements) -> EngineReply {
-        let Some(claim) = self.claims.get(place) else { return EngineReply::StaleHandle };
+    /// Resizes a claim on its worker, or leaves it unchanged.
+    pub(in crate::engine) fn resize(&mut self, handle: ClaimHandle, resources: ResourceRequirements) -> EngineReply {
+        let Some(claim) = self.claims.get(handle) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
-            return self.releasing_reply(place.claim);
+            return self.releasing_reply(handle.claim);
         }
-        let nothing = ClaimSpec::default();
-        let held = claim.spec.as_deref().unwrap_or(&nothing).clone();
+        let no_spec = ClaimSpec::default();
+        let before = claim.spec.as_deref().unwrap_or(&no_spec).clone();
         let at = claim.worker;
         let capacity = &self.workers.registration(at).spec.capacity;
-        let present = capacity.gpu.as_ref().map(|gpu| &gpu.model);
-        let granted = held.granted_model.as_ref().or(present);
-        let shrinks = is_shrink(&held.resources, &resources, granted);
+        let current = capacity.gpu.as_ref().map(|gpu| &gpu.model);
+        let granted = before.granted_model.as_ref().or(current);
+        let shrinks = is_shrink(&before.resources, &resources, granted);
         if !resources.fits_in(capacity) && !shrinks {
-            let other = resources.gpu.as_ref().filter(|gpu| !allows(gpu, granted) && !allows(gpu, present));
-            return match other.and(granted) {
+            let mismatch = resources.gpu.as_ref().filter(|gpu| !allows(gpu, granted) && !allows(gpu, current));
+            return match mismatch.and(granted) {
                 Some(model) => EngineReply::GpuModelMismatch { model: Arc::clone(model) },
                 None => EngineReply::NotPlaced(PlacementFailure::TooSmall),
             };
         }
-        let (cards, granted_model) = match &self.shared {
+        let (gpu_mask, granted_model) = match &self.shared {
             None => (0, None),
-            Some(shares) if shrinks => {
+            Some(shared) if shrinks => {
                 let count = resources.gpu.as_ref().map_or(0, |gpu| gpu.count);
-                (lowest_bits(shares.gpu_mask(place.claim), count), held.granted_model.clone().filter(|_| count > 0))
+                (lowest_bits(shared.gpu_mask(handle.claim), count), before.granted_model.clone().filter(|_| count > 0))
             }
-            // From now on it holds cards that its worker has now.
-            Some(_) => match self.reallocate_gpus(place, &resources) {
-                Some(cards) => (cards, None),
+            // It holds GPUs of the worker's present registration from now on.
+            Some(_) => match self.reallocate_gpus(handle, &resources) {
+                Some(gpu_mask) => (gpu_mask, None),
                 None => return EngineReply::NotPlaced(PlacementFailure::Busy),
             },
         };
-        if resources != held.resources {
-            if let Some(claim) = self.claims.get_mut(place) {
-                claim.spec = Some(Arc::new(ClaimSpec { resources, granted_model, ..held }));
+        if resources != before.resources {
+            if let Some(claim) = self.claims.get_mut(handle) {
+                claim.spec = Some(Arc::new(ClaimSpec { resources, granted_model, ..before }));
             }
-            if let Some(shares) = &mut self.shared {
-                shares.set_gpu_mask(place.claim, cards);
+            if let Some(shared) = &mut self.shared {
+                let own = self.claims.get(handle).and_then(|claim| claim.spec.as_ref()?.resources.gpu.as_ref());
+                let gpu_count = own.map_or(0, |gpu| gpu.count);
+                debug_assert_eq!(gpu_mask.count_ones(), gpu_count, "L1: a resize grants another number of GPUs");
+                shared.set_gpu_mask(handle.claim, gpu_mask);
                 self.recompute_free(at);
             }
             self.capacity_epoch += 1;
             self.record_change(at);
         }
-        if let Some(claim) = self.claims.get_mut(place) {
+        if let Some(claim) = self.claims.get_mut(handle) {
             claim.confirmed = true;
             claim.disclosure.set_reply_sent();
         }
-        self.disclose(place)
+        self.disclose(handle)
     }
 
-    /// The cards that a claim holds if it is given that much, by what else is held of its worker; none: there is no room.
-    fn reallocate_gpus(&mut self, place: ClaimHandle, resources: &ResourceRequirements) -> Option<u64> {
-        let at = place.worker;
-        let own = self.allocation_of(place.claim);
+    /// GPUs that the claim would hold at the new size, given the other claims of its worker; none: it does not fit.
+    fn reallocate_gpus(&mut self, handle: ClaimHandle, resources: &ResourceRequirements) -> Option<u64> {
+        let at = handle.worker;
+        let own = self.allocation_of(handle.claim);
         let others: Vec<ResourceAllocation> = self
             .handles_on(at)
             .iter()
-            .filter(|other| **other != place)
+            .filter(|other| **other != handle)
             .map(|other| self.allocation_of(other.claim))
             .collect();
         let capacity = &self.workers.registration(at).spec.capacity;
-        let shares = self.shared.as_mut()?;
-        let need = shares.resource_request(resources, &GpuFilter::Any)?;
-        let profile = shares.fleet.free(at).class_id;
-        shares.fleet.remove(at);
-        let enough = shares.fleet.insert_with(at, capacity, profile, others);
-        let (room, cards) = (shares.fleet.free(at), shares.fleet.gpus(at));
-        // The cards that it has, if they will do.
-        let free = |card: &usize| cards.get(*card).is_some_and(|&milli| milli >= need.gpu_milli);
-        let same = own.gpu_mask.count_ones() == u32::from(need.gpu_count)
-            && (0..64).filter(|card| own.gpu_mask & (1 << card) != 0).all(|card| free(&card));
-        let found = match (enough && room.fits(&need), same) {
+        let shared = self.shared.as_mut()?;
+        let request = shared.resource_request(resources, &GpuFilter::Any)?;
+        let class_id = shared.fleet.free(at).class_id;
+        shared.fleet.remove(at);
+        let enough = shared.fleet.insert_with(at, capacity, class_id, others);
+        let (free, gpus) = (shared.fleet.free(at), shared.fleet.gpus(at));
+        // The present GPUs, if they have enough free.
+        let has_free = |gpu: &usize| gpus.get(*gpu).is_some_and(|&milli| milli >= request.gpu_milli);
+        let keeps_gpus = own.gpu_mask.count_ones() == u32::from(request.gpu_count)
+            && (0..64).filter(|gpu| own.gpu_mask & (1 << gpu) != 0).all(|gpu| has_free(&gpu));
+        let gpu_mask = match (enough && free.fits(&request), keeps_gpus) {
             (false, _) => None,
             (true, true) => Some(own.gpu_mask),
-            (true, false) => self.choose_allocation(at, &need).map(|share| share.gpu_mask),
+            (true, false) => self.choose_allocation(at, &request).map(|allocation| allocation.gpu_mask),
         };
         self.recompute_free(at);
-        found
+        gpu_mask
     }
 }

@@ -1,15 +1,16 @@
-//! Times of a claim, in the bytes that its entry has for them.
+//! Times of a claim in compact form.
 //!
-//! A claim keeps two unix times in milliseconds, of 48 bits each (until the year 10889), and the time for which it may stay reserved.
-//! That one is of no use from the moment at which the claim becomes active, so both share their bytes: 12 in all, which makes the
-//! entry of a claim one cache line. Which of the two is there is what the state of the claim says ([`super::Claim`]).
+//! A claim has two unix times in milliseconds of 48 bits each (until the year 10889), and a time limit of its
+//! reservation. The limit is useless once the claim is active, so it shares its bytes with the activation time: 12
+//! bytes in all, which makes the slab entry of a claim one cache line. The state of the claim says which of the two
+//! is present ([`super::Claim`]).
 
 use crate::model::{ClaimState, ClaimTimes, Millis};
 
-/// Most that [`CompactMillis`] holds.
+/// Largest value that [`CompactMillis`] holds.
 const MILLIS_MAX: Millis = (1 << 48) - 1;
 
-/// Milliseconds in six bytes; larger ones are the largest.
+/// Milliseconds in six bytes; larger values saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(Rust, packed(2))]
 struct CompactMillis {
@@ -30,8 +31,8 @@ impl CompactMillis {
     }
 }
 
-/// Time at which a claim was created, and beside it the time for which it may stay reserved or, once it is not reserved any more, the
-/// time at which it became active. One that is not known is kept as 0.
+/// Creation time of a claim, and either the time limit of its reservation or its activation time. An unknown time is
+/// 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClaimTimestamps {
     created: CompactMillis,
@@ -41,34 +42,34 @@ pub struct ClaimTimestamps {
 const _: () = assert!(size_of::<ClaimTimestamps>() == 12);
 
 impl ClaimTimestamps {
-    /// Stamps of a claim that is reserved for at most `reserve_ms`.
+    /// Times of a claim that is reserved for at most `reserve_ms`.
     #[inline]
     pub fn reserved(created_at_ms: Option<Millis>, reserve_ms: u32) -> Self {
         let created = CompactMillis::new(created_at_ms.unwrap_or(0));
         Self { created, reserve_or_activated: CompactMillis::new(reserve_ms.into()) }
     }
 
-    /// Stamps of a claim that is not reserved, or not any more.
+    /// Times of a claim that is not reserved (any more).
     #[inline]
     pub fn started(times: ClaimTimes) -> Self {
-        let kept = |at_ms: Option<Millis>| CompactMillis::new(at_ms.unwrap_or(0));
-        Self { created: kept(times.created_at_ms()), reserve_or_activated: kept(times.activated_at_ms()) }
+        let compact = |at_ms: Option<Millis>| CompactMillis::new(at_ms.unwrap_or(0));
+        Self { created: compact(times.created_at_ms()), reserve_or_activated: compact(times.activated_at_ms()) }
     }
 
-    /// Stamps of a claim that is active from the moment at which it is created.
+    /// Times of a claim that is active from its creation on.
     #[inline]
     pub fn active(created_at_ms: Millis) -> Self {
         let created = CompactMillis::new(created_at_ms);
         Self { created, reserve_or_activated: created }
     }
 
-    /// Time for which a claim in this state may stay reserved, in milliseconds; 0 if it is not reserved any more.
+    /// Time limit of the reservation in milliseconds; 0 in every other state.
     #[inline]
     pub fn reserve_ms(self, state: ClaimState) -> u32 {
         if state == ClaimState::Reserved { self.reserve_or_activated.low } else { 0 }
     }
 
-    /// Times of a claim in this state.
+    /// Unix times of a claim in this state.
     #[inline]
     pub fn times(self, state: ClaimState) -> ClaimTimes {
         let activated_at_ms = (state != ClaimState::Reserved).then(|| self.reserve_or_activated.get());
@@ -89,21 +90,21 @@ mod tests {
     #[test]
     fn c16_times_of_a_claim_are_kept_to_the_millisecond() {
         let (created, activated) = (Some(1_795_367_775_325), Some(MILLIS_MAX));
-        let mut stamps = ClaimTimestamps::reserved(created, u32::MAX);
+        let mut timestamps = ClaimTimestamps::reserved(created, u32::MAX);
         assert_eq!(
-            (stamps.reserve_ms(ClaimState::Reserved), stamps.times(ClaimState::Reserved)),
+            (timestamps.reserve_ms(ClaimState::Reserved), timestamps.times(ClaimState::Reserved)),
             (u32::MAX, ClaimTimes::new(created, None))
         );
-        stamps.end_reservation(activated);
-        assert_eq!(stamps.times(ClaimState::Active), ClaimTimes::new(created, activated));
+        timestamps.end_reservation(activated);
+        assert_eq!(timestamps.times(ClaimState::Active), ClaimTimes::new(created, activated));
         let larger = ClaimTimes::new(created, Some(Millis::MAX));
-        assert_eq!(stamps, ClaimTimestamps::started(larger), "what is larger is the largest");
-        stamps.end_reservation(None);
-        assert_eq!(stamps.times(ClaimState::Active), ClaimTimes::new(created, None));
+        assert_eq!(timestamps, ClaimTimestamps::started(larger), "larger values saturate");
+        timestamps.end_reservation(None);
+        assert_eq!(timestamps.times(ClaimState::Active), ClaimTimes::new(created, None));
         assert_eq!(
             ClaimTimestamps::started(ClaimTimes::default()).times(ClaimState::Active),
             ClaimTimes::default(),
-            "not known is not 0"
+            "an unknown time is not 0"
         );
     }
 }

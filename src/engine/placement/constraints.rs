@@ -1,5 +1,5 @@
-//! What a claim asks of a worker beyond being idle: pure data, made once per request and shared by all shards that it
-//! visits.
+//! Constraints of a claim on its worker beyond being idle: pure data, built once per request and shared by all shards
+//! that it visits.
 
 use std::sync::Arc;
 
@@ -9,34 +9,34 @@ use crate::model::GangRef;
 use crate::model::label_selector::LabelSelector;
 use crate::model::{ClaimSpec, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec};
 
-/// What a worker must be for a claim to take it.
+/// Constraints that a worker must meet to be claimed.
 #[derive(Debug, Clone, Default)]
 pub struct PlacementConstraints {
-    /// Its labels pass this.
+    /// Selector that the worker's labels must match.
     pub selector: Option<Arc<LabelSelector>>,
-    /// It is on one of these nodes; empty: on any, or on none.
+    /// Nodes of which the worker must be on one; empty: any, or none.
     pub nodes: NodeSet,
-    /// It is this very one.
+    /// Id of the only acceptable worker.
     pub worker: Option<WorkerId>,
-    /// What the claim keeps of its request; its worker has at least these resources.
+    /// Parts of the request that the claim keeps; the worker has at least these resources.
     pub spec: Option<Arc<ClaimSpec>>,
-    /// Which workers it prefers by their cards: of those that would do, only these.
+    /// Preference by GPUs: of the fitting workers, only these.
     pub gpus: GpuFilter,
-    /// It is granted as a member of this gang only.
+    /// Gang of which the claim is a member.
     pub gang: Option<GangRef>,
-    /// A claim that is held already is this request's only if it asked for the same resources.
+    /// True if a live claim of the key must have the same resources to be acquired again.
     pub require_same_resources: bool,
 }
 
-/// Which workers a claim looks at, by their cards.
+/// Filter of workers by their GPUs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum GpuFilter {
-    /// Whatever its resources ask for.
+    /// Accepts whatever the resources require.
     #[default]
     Any,
-    /// Those without cards.
+    /// Accepts workers without GPUs only.
     NoGpus,
-    /// Those with cards of this model.
+    /// Accepts workers with GPUs of this model only.
     Model(Arc<str>),
 }
 
@@ -50,8 +50,15 @@ impl GpuFilter {
     }
 }
 
+/// Treatment of the allowed nodes in a search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum NodeFilter {
+    Enforced,
+    Ignored,
+}
+
 impl PlacementConstraints {
-    /// Whether any idle worker will do.
+    /// Whether every idle worker is acceptable.
     #[must_use]
     pub fn is_unconstrained(&self) -> bool {
         self.selector.is_none()
@@ -61,36 +68,36 @@ impl PlacementConstraints {
             && !self.needs_resources()
     }
 
-    /// Whether it asks for resources.
+    /// Whether resources are required.
     #[must_use]
     pub fn needs_resources(&self) -> bool {
         self.spec.as_ref().is_some_and(|spec| !spec.resources.is_empty())
     }
 
-    /// Whether the worker may hold the claim, room aside: it is one of those that were asked for.
+    /// Whether the worker is acceptable apart from its free resources.
     #[must_use]
     pub fn allows(&self, worker: &WorkerSpec) -> bool {
         self.nodes.allows(worker.node.as_deref()) && self.allows_ignoring_node(worker)
     }
 
-    /// Whether the worker, if idle, may be taken.
+    /// Whether the worker, if idle, can be claimed.
     #[must_use]
     pub fn fits(&self, worker: &WorkerSpec) -> bool {
         self.is_large_enough(&worker.capacity) && self.allows(worker)
     }
 
-    /// The same, wherever it is.
+    /// Whether the worker could be claimed if it were on an acceptable node.
     #[must_use]
     pub fn fits_ignoring_node(&self, worker: &WorkerSpec) -> bool {
         self.is_large_enough(&worker.capacity) && self.allows_ignoring_node(worker)
     }
 
-    /// Whether a claim that keeps this of its request may be this request's.
+    /// Whether a live claim with this spec satisfies the request.
     #[must_use]
-    pub fn matches(&self, held: Option<&ClaimSpec>) -> bool {
-        let nothing = ResourceRequirements::default();
-        let held = held.map_or(&nothing, |spec| &spec.resources);
-        !self.require_same_resources || *held == *self.spec.as_deref().map_or(&nothing, |spec| &spec.resources)
+    pub fn matches(&self, claimed: Option<&ClaimSpec>) -> bool {
+        let no_resources = ResourceRequirements::default();
+        let claimed = claimed.map_or(&no_resources, |spec| &spec.resources);
+        !self.require_same_resources || *claimed == *self.spec.as_deref().map_or(&no_resources, |spec| &spec.resources)
     }
 
     /// Whether a worker of this capacity is large enough.
@@ -99,19 +106,32 @@ impl PlacementConstraints {
         self.gpus.passes(capacity) && self.spec.as_ref().is_none_or(|spec| spec.resources.fits_in(capacity))
     }
 
-    /// The same, wherever it is.
+    /// Whether the worker is acceptable apart from its free resources, with or without regard to its node.
+    pub(in crate::engine) fn allows_with(&self, node_filter: NodeFilter, worker: &WorkerSpec) -> bool {
+        match node_filter {
+            NodeFilter::Enforced => self.allows(worker),
+            NodeFilter::Ignored => self.allows_ignoring_node(worker),
+        }
+    }
+
+    /// Whether workers are filtered by the fields that define their class.
+    pub(in crate::engine) fn has_class_filter(&self) -> bool {
+        self.selector.is_some() || !self.nodes.is_empty()
+    }
+
+    /// Whether the worker is acceptable apart from its node and its free resources.
     pub(in crate::engine) fn allows_ignoring_node(&self, worker: &WorkerSpec) -> bool {
         self.worker.as_ref().is_none_or(|id| *id == worker.id)
             && self.selector.as_ref().is_none_or(|selector| selector.matches(&worker.labels))
     }
 }
 
-/// A set of nodes, by hash, so that most workers are told apart without a look at a name.
+/// Set of nodes with their hashes, so that most workers are excluded without comparing names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct NodeSet(Box<[(u64, Arc<str>)]>);
 
 impl NodeSet {
-    /// Of these names.
+    /// Builds the set of these names.
     pub fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {
         let mut nodes: Vec<_> = names.into_iter().map(|name| (node_hash(Some(&name)), name)).collect();
         nodes.sort_unstable();
@@ -119,29 +139,29 @@ impl NodeSet {
         Self(nodes.into())
     }
 
-    /// Whether it restricts nothing.
+    /// Whether the set restricts nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The names.
+    /// Names in the set.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(_, name)| &**name)
     }
 
-    /// Whether a worker on this node passes.
+    /// Whether a worker on this node is acceptable.
     #[must_use]
     pub fn allows(&self, node: Option<&str>) -> bool {
         self.0.is_empty() || node.is_some_and(|node| self.0.iter().any(|(_, name)| **name == *node))
     }
 
-    /// False only if no worker on a node with this hash passes.
+    /// Whether a node with this hash can be in the set; a false positive is possible.
     pub(in crate::engine) fn may_allow(&self, hash: u64) -> bool {
-        self.0.is_empty() || self.0.binary_search_by_key(&hash, |&(known, _)| known).is_ok()
+        self.0.is_empty() || self.0.binary_search_by_key(&hash, |&(member, _)| member).is_ok()
     }
 
-    /// Those of them that are also in `other`; all, if `other` restricts nothing.
+    /// Nodes that are also in `other`; all, if `other` restricts nothing.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         Self(self.0.iter().filter(|(_, name)| other.allows(Some(name))).cloned().collect())
@@ -153,15 +173,15 @@ pub(in crate::engine) fn node_hash(node: Option<&str>) -> u64 {
     node.map_or(0, |node| xxh3_64(node.as_bytes()).max(1))
 }
 
-/// Why no worker of the shard was taken by a claim that asked for more than room.
+/// Reason why no worker of a shard meets the constraints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlacementFailure {
-    /// None that it allows is idle and large enough.
+    /// No acceptable worker is idle and large enough.
     Busy,
-    /// One is idle and large enough, but on another node.
+    /// Only workers on other nodes are idle and large enough.
     OtherNode,
-    /// The one that it names is here and too small.
+    /// The requested worker is too small.
     TooSmall,
-    /// The one that it names is not here.
+    /// The requested worker does not exist here.
     UnknownWorker,
 }

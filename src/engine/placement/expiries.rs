@@ -1,50 +1,51 @@
-//! Workers in an order, each with the end of its life, so that the first in the order that lives for long enough is found
-//! without a look at those that do not.
+//! Ordered workers with their ends of life, so that the first that lives for long enough is found without visiting
+//! those that do not.
 //!
-//! Trees are treaps (Seidel and Aragon, Algorithmica 1996) whose nodes know the latest end and the number of workers below
-//! them. Several trees share one slab of nodes, by ordinal: a worker stands in one of them at a time. Priorities are
-//! a hash of the ordinal, so a tree is the same after every replay.
+//! Trees are treaps (Seidel and Aragon, Algorithmica 1996) whose nodes hold the latest end and the number of workers
+//! in their subtree. Several trees share one slab of nodes, by ordinal: a worker is in at most one of them.
+//! Priorities are a hash of the ordinal, so a tree is the same after every replay.
 //!
-//! Example: keys 1 to 5 with ends `9 3 7 2 4`. The last that ends after 3 is that with key 5; after 4 it is that with key 3,
+//! Example: keys 1 to 5 with ends `9 3 7 2 4`. The last that ends after 3 has key 5; the last after 4 has key 3,
 //! found past the subtree `2 4`, whose latest end is 4.
 
 use std::cell::Cell;
 
 use super::idle_queue::splitmix64;
 use crate::engine::NIL;
+use crate::engine::invariants::InvariantViolation;
 use crate::model::Millis;
 
-/// End of a worker that has none.
+/// End of life of a worker that has none.
 pub const NEVER: Millis = Millis::MAX;
 
 #[derive(Debug, Clone, Copy)]
 struct ExpiryNode {
     key: u64,
     ends_ms: Millis,
-    /// Latest end of this worker and those below.
+    /// Latest end in the subtree of this worker.
     latest_ms: Millis,
     left: u32,
     right: u32,
-    /// Number of workers here and below; 0: the worker stands in no tree.
+    /// Number of workers in the subtree; 0: the worker is in no tree.
     size: u32,
 }
 
 impl ExpiryNode {
-    /// Of a worker that stands in no tree.
+    /// Node of a worker that is in no tree.
     const fn outside(ends_ms: Millis) -> Self {
         Self { key: 0, ends_ms, latest_ms: 0, left: NIL, right: NIL, size: 0 }
     }
 }
 
-/// Ends of workers, and the nodes of all trees.
+/// Ends of life, and the nodes of all trees.
 #[derive(Debug, Default)]
 pub struct ExpiryForest {
     nodes: Vec<ExpiryNode>,
-    /// Nodes that searches looked at.
+    /// Nodes that searches visited.
     steps: Cell<u64>,
 }
 
-/// One order of workers, by key and then by ordinal.
+/// Order of workers, by key and then by ordinal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpiryTree {
     root: u32,
@@ -65,9 +66,9 @@ impl ExpiryTree {
 /// Direction of a search through a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SearchDirection {
-    /// From the least key on.
+    /// Ascending, from the smallest key.
     Ascending,
-    /// From the greatest key on.
+    /// Descending, from the largest key.
     Descending,
 }
 
@@ -88,7 +89,7 @@ impl ExpiryForest {
         self.ends_ms(at) > until_ms
     }
 
-    /// Sets the end of a worker that stands in no tree.
+    /// Sets the end of a worker that is in no tree.
     pub fn set_ends_ms(&mut self, at: u32, ends_ms: Millis) {
         if self.ends_ms(at) == ends_ms {
             return;
@@ -98,7 +99,7 @@ impl ExpiryForest {
         self.nodes[at as usize].ends_ms = ends_ms;
     }
 
-    /// Whether the worker stands in a tree.
+    /// Whether the worker is in a tree.
     #[inline]
     pub fn contains(&self, at: u32) -> bool {
         self.nodes.get(at as usize).is_some_and(|node| node.size > 0)
@@ -118,16 +119,20 @@ impl ExpiryForest {
         let node = &mut self.nodes[at as usize];
         assert_eq!(node.size, 0, "Q1: a worker stands in one tree at most");
         *node = ExpiryNode { key, latest_ms: node.ends_ms, size: 1, ..ExpiryNode::outside(node.ends_ms) };
+        let before = self.len(*tree);
         tree.root = self.insert_below(tree.root, at);
+        debug_assert_eq!(self.len(*tree), before + 1, "Q1: an insertion changes the size of a tree by one");
     }
 
-    /// Takes a worker out, which must be in the tree.
+    /// Removes a worker that is in the tree.
     pub fn remove(&mut self, tree: &mut ExpiryTree, at: u32) {
+        let before = self.len(*tree);
         tree.root = self.remove_below(tree.root, at);
+        debug_assert_eq!(self.len(*tree) + 1, before, "Q1: a removal changes the size of a tree by one");
         self.nodes[at as usize] = ExpiryNode::outside(self.nodes[at as usize].ends_ms);
     }
 
-    /// The first worker from one side that lives beyond `until_ms` and passes.
+    /// First worker from one side that lives beyond `until_ms` and passes.
     pub fn find(
         &self,
         tree: ExpiryTree,
@@ -138,7 +143,7 @@ impl ExpiryForest {
         self.find_below(tree.root, from, until_ms, passes)
     }
 
-    /// How many workers of a tree whose keys are their ends live beyond `until_ms`.
+    /// Number of workers that live beyond `until_ms`, in a tree whose keys are the ends.
     pub fn count_outliving(&self, tree: ExpiryTree, until_ms: Millis) -> usize {
         let (mut at, mut count) = (tree.root, 0);
         while let Some(node) = self.node(at) {
@@ -152,7 +157,7 @@ impl ExpiryForest {
         count
     }
 
-    /// The worker with so many behind it.
+    /// Worker with `nth` workers behind it.
     pub fn nth_last(&self, tree: ExpiryTree, mut nth: usize) -> Option<u32> {
         let mut at = tree.root;
         while let Some(node) = self.node(at) {
@@ -174,7 +179,7 @@ impl ExpiryForest {
         self.first(tree, usize::MAX)
     }
 
-    /// The first workers of a tree, in order.
+    /// First workers of a tree, in order.
     pub fn first(&self, tree: ExpiryTree, limit: usize) -> Vec<u32> {
         let mut first = Vec::with_capacity(self.len(tree).min(limit));
         if limit > 0 {
@@ -186,32 +191,34 @@ impl ExpiryForest {
         first
     }
 
-    /// Counts something that a search looked at.
+    /// Counts one step of a search.
     pub fn count_step(&self) {
         self.steps.set(self.steps.get() + 1);
     }
 
-    /// Nodes that searches have looked at so far.
+    /// Number of steps that searches took so far.
     pub fn steps(&self) -> u64 {
         self.steps.get()
     }
 
-    /// Whether keys are in order and bounds are those of what is below.
+    /// Checks the order of keys and the bounds of subtrees.
     ///
     /// # Errors
-    /// The first thing that is wrong.
-    pub fn check(&self, tree: ExpiryTree) -> Result<(), String> {
+    /// The first violated invariant.
+    pub fn check(&self, tree: ExpiryTree) -> Result<(), InvariantViolation> {
         let all = self.all(tree);
         let key = |at: u32| (self.nodes[at as usize].key, at);
         if !all.is_sorted_by_key(|&at| key(at)) || all.len() != self.len(tree) {
-            return Err(format!("Q1: {} of {} workers stand in the order of their keys", all.len(), self.len(tree)));
+            return Err(
+                format!("Q1: {} of {} workers are in the order of their keys", all.len(), self.len(tree)).into()
+            );
         }
         for &at in &all {
-            let mut pulled = self.nodes[at as usize];
-            self.pull_node(&mut pulled);
+            let mut expected = self.nodes[at as usize];
+            self.pull_node(&mut expected);
             let node = &self.nodes[at as usize];
-            if (pulled.size, pulled.latest_ms) != (node.size, node.latest_ms) {
-                return Err(format!("Q1: the node of worker {at} has bounds of other workers"));
+            if (expected.size, expected.latest_ms) != (node.size, node.latest_ms) {
+                return Err(format!("Q1: the tree node of worker {at} has wrong bounds").into());
             }
         }
         Ok(())
@@ -233,8 +240,8 @@ impl ExpiryForest {
         self.nodes.get(at as usize).map_or(0, |node| node.size)
     }
 
-    fn is_before(&self, one: u32, two: u32) -> bool {
-        (self.nodes[one as usize].key, one) < (self.nodes[two as usize].key, two)
+    fn is_before(&self, first: u32, second: u32) -> bool {
+        (self.nodes[first as usize].key, first) < (self.nodes[second as usize].key, second)
     }
 
     fn recompute(&mut self, at: u32) {
@@ -253,6 +260,7 @@ impl ExpiryForest {
         if root == NIL {
             return at;
         }
+        debug_assert!(root != at, "Q1: a worker is inserted into a tree twice");
         if priority(at) > priority(root) {
             let (left, right) = self.split(root, at);
             (self.nodes[at as usize].left, self.nodes[at as usize].right) = (left, right);
@@ -268,7 +276,7 @@ impl ExpiryForest {
         root
     }
 
-    /// Those before a worker, and those after it.
+    /// Splits a tree into the workers before `at` and those after it.
     fn split(&mut self, root: u32, at: u32) -> (u32, u32) {
         if root == NIL {
             return (NIL, NIL);
@@ -300,7 +308,7 @@ impl ExpiryForest {
         root
     }
 
-    /// One tree of two, of which the first is before the second.
+    /// Merges two trees, of which the first is before the second.
     fn merge(&mut self, left: u32, right: u32) -> u32 {
         if left == NIL || right == NIL {
             return if left == NIL { right } else { left };
@@ -344,9 +352,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Against lists: two trees on one slab find, count and number what a look at every worker would.
+        /// Compares with lists: two trees in one slab find, count and number what a linear search would.
         #[test]
-        fn c11_trees_find_what_a_look_at_every_worker_would(
+                fn c11_trees_find_what_a_linear_search_would(
             ops in prop::collection::vec((0..40_u32, 0..2_usize, 0..30_u64, 1..20_u64, any::<bool>()), 1..200),
         ) {
             let mut expiries = ExpiryForest::default();
@@ -354,13 +362,13 @@ mod tests {
             // By tree: key, worker, end.
             let mut oracle: [Vec<(u64, u32, u64)>; 2] = Default::default();
             for (at, tree, key, ends_ms, by_end) in ops {
-                match oracle.iter().position(|of| of.iter().any(|&(_, known, _)| known == at)) {
-                    Some(of) => {
-                        expiries.remove(&mut trees[of], at);
-                        oracle[of].retain(|&(_, known, _)| known != at);
+                match oracle.iter().position(|expected| expected.iter().any(|&(_, ordinal, _)| ordinal == at)) {
+                    Some(expected) => {
+                        expiries.remove(&mut trees[expected], at);
+                        oracle[expected].retain(|&(_, ordinal, _)| ordinal != at);
                     }
                     None => {
-                        // Keys of the first tree are ends.
+                        // Keys expected the first tree are ends.
                         let ends_ms = if by_end { NEVER } else { ends_ms };
                         let key = if tree == 0 { ends_ms } else { key };
                         expiries.set_ends_ms(at, ends_ms);
@@ -369,12 +377,12 @@ mod tests {
                         oracle[tree].sort_unstable();
                     }
                 }
-                for (tree, of) in trees.into_iter().zip(&oracle) {
+                for (tree, expected) in trees.into_iter().zip(&oracle) {
                     expiries.check(tree).unwrap();
-                    prop_assert_eq!(expiries.all(tree), of.iter().map(|&(_, at, _)| at).collect::<Vec<_>>());
-                    prop_assert_eq!(expiries.latest_ms(tree), of.iter().map(|&(.., ends_ms)| ends_ms).max().unwrap_or(0));
+                    prop_assert_eq!(expiries.all(tree), expected.iter().map(|&(_, at, _)| at).collect::<Vec<_>>());
+                    prop_assert_eq!(expiries.latest_ms(tree), expected.iter().map(|&(.., ends_ms)| ends_ms).max().unwrap_or(0));
                     for until_ms in [0, 5, 19, 20] {
-                        let passing = || of.iter().filter(|&&(_, at, ends_ms)| ends_ms > until_ms && at % 3 > 0);
+                        let passing = || expected.iter().filter(|&&(_, at, ends_ms)| ends_ms > until_ms && at % 3 > 0);
                         let find = |from| expiries.find(tree, from, until_ms, &mut |at| at % 3 > 0);
                         prop_assert_eq!(find(SearchDirection::Ascending), passing().next().map(|&(_, at, _)| at));
                         prop_assert_eq!(find(SearchDirection::Descending), passing().next_back().map(|&(_, at, _)| at));

@@ -1,19 +1,20 @@
 //! Queue of the idle workers, in the order in which claims take them.
 //!
-//! The idle queue is an intrusive list through the workers (`lifo`, `fifo`) or a vector of ordinals (`random`), so
-//! that a worker also leaves its middle in O(1). Beside it stand the warm buckets: a table of lists of idle workers
-//! by the affinity of their last claim, so that "an idle worker that last ran the same" is found without a scan. A
-//! bucket may hold several affinities; each worker remembers its own, and a look gives up after [`WARM_LOOKS`]:
-//! affinity is a preference and must not cost more than it saves.
+//! The queue is an intrusive list through the workers (`lifo`, `fifo`) or a vector of ordinals (`random`), so that a
+//! worker is removed from its middle in O(1). Beside it are the warm buckets: a hash table of lists of idle workers
+//! by the affinity of their last claim, so that an idle worker which last ran the same is found without a scan. A
+//! bucket may hold several affinities; each worker has its own, and a lookup gives up after [`WARM_SCAN_MAX`]
+//! entries: affinity is a preference and must not cost more than it saves.
 //!
-//! Workers with an end of life stand apart, in a tree that finds the first of them that lives for long enough
-//! ([`super::expiries`]); a claim compares that one with the first of the list, by when they became idle. So does a worker that
-//! comes into the middle of the order. A pool whose workers never end has an empty tree, and looks at the list alone.
+//! Workers with an end of life are in a tree that finds the first of them that lives for long enough
+//! ([`super::expiries`]); a claim compares it with the first of the list, by when they became idle. Workers inserted
+//! into the middle of the order are there too. A pool whose workers never end has an empty tree, and uses the list
+//! alone.
 //!
-//! Claims that ask for certain workers are served by [`super::idle_classes`], which holds the same workers once more, by shape.
+//! Claims with constraints are served by [`super::idle_classes`], which holds the same workers by class.
 //!
-//! Whether a worker may be offered at all is not decided here: whoever owns its state calls [`Idle::push`] when it may
-//! and [`Idle::remove`] when it may not, at most one after the other, and nothing else makes a worker idle.
+//! Whether a worker is schedulable is not decided here: the owner of its state calls [`IdleQueue::push`] when it is
+//! and [`IdleQueue::remove`] when it is not, alternately, and nothing else makes a worker idle.
 //!
 //! Example: policy `lifo`, idle from oldest to newest `a(x) b(y) c(x)`. A claim with affinity `y` takes `b`, though
 //! `c` is newer; one with affinity `z` takes `c`; one with `x` takes `c`, the most recent of its bucket.
@@ -22,14 +23,15 @@ use super::constraints::PlacementConstraints;
 use super::expiries::{ExpiryForest, ExpiryTree, NEVER, SearchDirection};
 use super::idle_classes::IdleClasses;
 use crate::engine::NIL;
+use crate::engine::invariants::InvariantViolation;
 use crate::engine::workers::Worker;
 use crate::model::{Fence, Millis, PlacementPolicy, Seq};
 
-/// Entries of a warm bucket that are looked at before the policy decides.
+/// Entries of a warm bucket that are examined before the policy decides.
 const WARM_SCAN_MAX: usize = 8;
 const BUCKETS_MIN: usize = 64;
 
-/// The idle workers of a shard.
+/// Idle workers of a shard.
 #[derive(Debug)]
 pub struct IdleQueue {
     policy: PlacementPolicy,
@@ -37,16 +39,16 @@ pub struct IdleQueue {
     /// Newest and oldest of the list.
     head: u32,
     tail: u32,
-    /// With policy `random`, in place of the list: in no order.
+    /// Unordered workers, with policy `random` instead of the list.
     unordered: Vec<u32>,
-    /// Ends of all workers, idle or not.
+    /// Ends of life of all workers, idle or not.
     expiries: ExpiryForest,
-    /// Idle workers that stand in neither list nor vector ([`order_key`]).
+    /// Idle workers that are in neither list nor vector ([`order_key`]).
     expiring: ExpiryTree,
     /// Most recent idle worker by affinity; a power of two.
     warm_buckets: Vec<u32>,
-    /// The same workers by shape, once a claim has asked for certain ones.
-    shapes: Option<Box<IdleClasses>>,
+    /// Idle workers by class, once a claim had constraints.
+    classes: Option<Box<IdleClasses>>,
 }
 
 impl IdleQueue {
@@ -60,13 +62,13 @@ impl IdleQueue {
             expiries: ExpiryForest::default(),
             expiring: ExpiryTree::default(),
             warm_buckets: vec![NIL; BUCKETS_MIN],
-            shapes: None,
+            classes: None,
         }
     }
 
-    /// Begins anew under another policy, with no idle workers. Ends of life are kept.
+    /// Restarts under another policy, with no idle workers. Ends of life are kept.
     pub fn reset(&mut self, policy: PlacementPolicy) {
-        assert_eq!(self.len, 0, "Q1: a queue that begins anew is empty");
+        assert_eq!(self.len, 0, "Q1: only an empty idle queue is reset");
         let expiries = std::mem::take(&mut self.expiries);
         *self = Self { expiries, ..Self::new(policy) };
     }
@@ -75,18 +77,22 @@ impl IdleQueue {
         self.len
     }
 
-    /// End of a worker's life, as it is known here.
+    /// End of a worker's life, as recorded here.
     pub fn ends_ms(&self, at: u32) -> Option<Millis> {
         Some(self.expiries.ends_ms(at)).filter(|&ends_ms| ends_ms != NEVER)
     }
 
-    /// A worker became idle: from now on it may be offered. Its `idle_seq` is above that of all that are idle. Keep the
-    /// buckets as many as the workers with [`Self::grow`].
+    /// Adds a worker that became idle: from now on it may be picked. Its `idle_seq` is above that of all idle
+    /// workers. The caller keeps as many buckets as workers with [`Self::resize_buckets`].
     pub fn push(&mut self, workers: &mut [Worker], at: u32) {
         debug_assert!(!workers[at as usize].idle, "Q1: a worker is idle at most once");
         debug_assert!(
             self.head == NIL || workers[self.head as usize].idle_seq <= workers[at as usize].idle_seq,
             "Q1: workers become idle one after another"
+        );
+        debug_assert!(
+            workers[at as usize].claim == NIL && workers[at as usize].unschedulable_bits == 0,
+            "Q1: a busy or unschedulable worker becomes idle"
         );
         self.len += 1;
         workers[at as usize].idle = true;
@@ -106,12 +112,12 @@ impl IdleQueue {
             self.head = at;
         }
         self.warm_push(workers, at);
-        if let Some(shapes) = &mut self.shapes {
-            shapes.push(workers, at, ends_ms);
+        if let Some(classes) = &mut self.classes {
+            classes.push(workers, at, ends_ms);
         }
     }
 
-    /// Sets the end of a worker's life. If it is idle, it keeps its place in the order.
+    /// Sets the end of a worker's life. An idle worker keeps its position in the order.
     pub fn set_ends_ms(&mut self, workers: &mut [Worker], at: u32, ends_ms: Option<Millis>) {
         let ends_ms = ends_ms.unwrap_or(NEVER);
         if self.expiries.ends_ms(at) == ends_ms {
@@ -123,8 +129,8 @@ impl IdleQueue {
         self.leave_order(workers, at);
         self.expiries.set_ends_ms(at, ends_ms);
         self.enter_tree(workers, at);
-        if let Some(shapes) = &mut self.shapes {
-            shapes.reindex(workers, at, ends_ms);
+        if let Some(classes) = &mut self.classes {
+            classes.reindex(workers, at, ends_ms);
         }
     }
 
@@ -133,13 +139,13 @@ impl IdleQueue {
         self.expiries.insert(&mut self.expiring, at, key);
     }
 
-    /// The worker that a claim with this affinity takes which needs it until `until_ms`: looks only, takes nothing.
+    /// Picks a worker for a claim with this affinity that lives beyond `until_ms`. Changes nothing.
     pub fn pick(&self, workers: &[Worker], affinity: u64, fence: Fence, until_ms: Millis) -> Option<u32> {
         if self.len == 0 {
             return None;
         }
         if !self.expiring.is_empty() {
-            return self.pick_lasting(workers, affinity, fence, until_ms);
+            return self.pick_outliving(workers, affinity, fence, until_ms);
         }
         if let Some(at) = self.warmest(workers, affinity, |_, _| true) {
             return Some(at);
@@ -151,103 +157,109 @@ impl IdleQueue {
         })
     }
 
-    /// The same where some idle workers stand in the tree.
+    /// Picks a worker when some idle ones are in the tree.
     #[cold]
-    fn pick_lasting(&self, workers: &[Worker], affinity: u64, fence: Fence, until_ms: Millis) -> Option<u32> {
+    fn pick_outliving(&self, workers: &[Worker], affinity: u64, fence: Fence, until_ms: Millis) -> Option<u32> {
         if let Some(at) = self.warmest(workers, affinity, |at, _| self.expiries.outlives(at, until_ms)) {
             return Some(at);
         }
-        let ending = |from| self.expiries.find(self.expiring, from, until_ms, &mut |_| true);
+        let expiring = |from| self.expiries.find(self.expiring, from, until_ms, &mut |_| true);
         let listed = |at: u32| Some(at).filter(|&at| at != NIL);
         let idle_seq = |at: &u32| workers[*at as usize].idle_seq;
         match self.policy {
             PlacementPolicy::Fifo => {
-                listed(self.tail).into_iter().chain(ending(SearchDirection::Ascending)).min_by_key(idle_seq)
+                listed(self.tail).into_iter().chain(expiring(SearchDirection::Ascending)).min_by_key(idle_seq)
             }
             PlacementPolicy::Random => {
-                let lasting = self.expiries.count_outliving(self.expiring, until_ms);
-                let all = (self.unordered.len() + lasting) as u64;
+                let outliving = self.expiries.count_outliving(self.expiring, until_ms);
+                let all = (self.unordered.len() + outliving) as u64;
                 let nth = splitmix64(fence).checked_rem(all)? as usize;
                 self.unordered
                     .get(nth)
                     .copied()
                     .or_else(|| self.expiries.nth_last(self.expiring, nth - self.unordered.len()))
             }
-            _ => listed(self.head).into_iter().chain(ending(SearchDirection::Descending)).max_by_key(idle_seq),
+            _ => listed(self.head).into_iter().chain(expiring(SearchDirection::Descending)).max_by_key(idle_seq),
         }
     }
 
-    /// The worker that a claim with these wants takes which needs it until `until_ms`; the wants may name no worker. Takes
-    /// nothing. The first such claim costs a walk over the idle workers.
+    /// Picks a worker that meets the constraints, which name no worker, and lives beyond `until_ms`. The first call
+    /// scans the idle workers.
     #[cold]
     pub fn select(
         &mut self,
         workers: &[Worker],
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         affinity: u64,
         fence: Fence,
         until_ms: Millis,
     ) -> Option<u32> {
-        let may = |at, worker: &Worker| self.expiries.outlives(at, until_ms) && wants.fits(&worker.registration().spec);
-        let warm = self.warmest(workers, affinity, may);
-        warm.or_else(|| self.shapes(workers).pick(workers, wants, fence, until_ms))
+        let fits =
+            |at, worker: &Worker| self.expiries.outlives(at, until_ms) && constraints.fits(&worker.registration().spec);
+        let warm = self.warmest(workers, affinity, fits);
+        warm.or_else(|| self.classes(workers).pick(workers, constraints, fence, until_ms))
     }
 
     /// Whether an idle worker that lives beyond `until_ms` would fit if it were on another node.
-    pub fn fits_ignoring_node(&mut self, workers: &[Worker], wants: &PlacementConstraints, until_ms: Millis) -> bool {
-        self.shapes(workers).fits_ignoring_node(workers, wants, until_ms)
+    pub fn fits_ignoring_node(
+        &mut self,
+        workers: &[Worker],
+        constraints: &PlacementConstraints,
+        until_ms: Millis,
+    ) -> bool {
+        self.classes(workers).fits_ignoring_node(workers, constraints, until_ms)
     }
 
-    fn shapes(&mut self, workers: &[Worker]) -> &IdleClasses {
-        if self.shapes.is_none() {
-            let mut shapes = IdleClasses::new(self.policy);
+    fn classes(&mut self, workers: &[Worker]) -> &IdleClasses {
+        if self.classes.is_none() {
+            let mut classes = IdleClasses::new(self.policy);
             for at in self.oldest_first(workers) {
-                shapes.push(workers, at, self.expiries.ends_ms(at));
+                classes.push(workers, at, self.expiries.ends_ms(at));
             }
-            self.shapes = Some(Box::new(shapes));
+            self.classes = Some(Box::new(classes));
         }
-        self.shapes.as_ref().expect("made just now")
+        self.classes.as_ref().expect("the classes were built above")
     }
 
-    /// The registration of a worker has changed. If it is idle, it keeps its place.
+    /// Updates the class of a worker whose registration changed. An idle worker keeps its position.
     pub fn reindex(&mut self, workers: &[Worker], at: u32) {
-        if let Some(shapes) = &mut self.shapes {
-            shapes.reindex(workers, at, self.expiries.ends_ms(at));
+        if let Some(classes) = &mut self.classes {
+            classes.reindex(workers, at, self.expiries.ends_ms(at));
         }
     }
 
-    /// The registration of a worker that is not idle has ended.
+    /// Forgets a worker that is not idle and whose registration ended.
     pub fn forget(&mut self, at: u32) {
         self.expiries.set_ends_ms(at, NEVER);
-        if let Some(shapes) = &mut self.shapes {
-            shapes.forget(at);
+        if let Some(classes) = &mut self.classes {
+            classes.forget(at);
         }
     }
 
-    /// Nodes of trees that searches for workers that live for long enough have looked at so far.
+    /// Number of tree nodes that searches visited so far.
     pub fn steps(&self) -> u64 {
-        self.expiries.steps() + self.shapes.as_ref().map_or(0, |shapes| shapes.steps())
+        self.expiries.steps() + self.classes.as_ref().map_or(0, |classes| classes.steps())
     }
 
-    /// Whether the tree is in order, and the shapes hold what the queue holds.
+    /// Checks that the tree is in order, and that the classes hold the workers of the queue.
     ///
     /// # Errors
-    /// The first thing that is wrong.
-    pub fn check(&self, workers: &[Worker]) -> Result<(), String> {
+    /// The first violated invariant.
+    pub fn check(&self, workers: &[Worker]) -> Result<(), InvariantViolation> {
         self.expiries.check(self.expiring)?;
-        self.shapes.as_ref().map_or(Ok(()), |shapes| shapes.check(workers, &self.expiries))
+        self.classes.as_ref().map_or(Ok(()), |classes| classes.check(workers, &self.expiries))
     }
 
-    /// A worker is idle no more: it was taken, or may not be offered.
+    /// Removes a worker that was claimed or became unschedulable.
     pub fn remove(&mut self, workers: &mut [Worker], at: u32) {
         let worker = &mut workers[at as usize];
-        debug_assert!(worker.idle, "only an idle worker leaves the queue");
+        debug_assert!(worker.idle, "Q1: only an idle worker leaves the queue");
         worker.idle = false;
         self.len -= 1;
         self.leave_order(workers, at);
         self.warm_remove(workers, at);
-        if let Some(shapes) = &mut self.shapes {
-            shapes.remove(at);
+        if let Some(classes) = &mut self.classes {
+            classes.remove(at);
         }
     }
 
@@ -259,11 +271,14 @@ impl IdleQueue {
         let worker = &workers[at as usize];
         let (prev, next) = (worker.idle_prev, worker.idle_next);
         if self.policy == PlacementPolicy::Random {
+            debug_assert_eq!(self.unordered.get(prev as usize), Some(&at), "Q1: a position names another worker");
             self.unordered.swap_remove(prev as usize);
             if let Some(&moved) = self.unordered.get(prev as usize) {
                 workers[moved as usize].idle_prev = prev;
             }
         } else {
+            debug_assert!(prev != NIL || self.head == at, "Q1: the first worker is not the head of the queue");
+            debug_assert!(next != NIL || self.tail == at, "Q1: the last worker is not the tail of the queue");
             match prev {
                 NIL => self.head = next,
                 prev => workers[prev as usize].idle_next = next,
@@ -281,6 +296,7 @@ impl IdleQueue {
             return;
         }
         self.warm_buckets = vec![NIL; workers.len().next_power_of_two()];
+        assert!(self.warm_buckets.len().is_power_of_two(), "Q1: a mask selects the bucket");
         for at in self.oldest_first(workers) {
             self.warm_push(workers, at);
         }
@@ -291,11 +307,11 @@ impl IdleQueue {
         self.oldest(workers, self.len)
     }
 
-    /// The idle workers that became idle first, at most so many (with policy `random` any, in no order).
+    /// Workers that became idle first, at most `limit` (with policy `random` any, in no order).
     pub fn oldest(&self, workers: &[Worker], limit: usize) -> Vec<u32> {
         let next = |&at: &u32| Some(workers[at as usize].idle_prev).filter(|&at| at != NIL);
         let listed = std::iter::successors(Some(self.tail).filter(|&at| at != NIL), next);
-        // Of list and vector one is empty.
+        // One of list and vector is empty.
         let mut oldest: Vec<u32> = listed.chain(self.unordered.iter().copied()).take(limit).collect();
         if !self.expiring.is_empty() {
             oldest.extend(self.expiries.first(self.expiring, limit));
@@ -307,7 +323,7 @@ impl IdleQueue {
         oldest
     }
 
-    /// Head of the bucket of this affinity, whatever it is.
+    /// Head of an affinity's bucket, regardless of its own affinity.
     pub fn warm_head(&self, affinity: u64) -> u32 {
         self.warm_buckets[self.bucket(affinity)]
     }
@@ -316,11 +332,11 @@ impl IdleQueue {
         affinity as usize & (self.warm_buckets.len() - 1)
     }
 
-    fn warmest(&self, workers: &[Worker], affinity: u64, may: impl Fn(u32, &Worker) -> bool) -> Option<u32> {
+    fn warmest(&self, workers: &[Worker], affinity: u64, passes: impl Fn(u32, &Worker) -> bool) -> Option<u32> {
         let next = |&at: &u32| Some(workers[at as usize].warm_next).filter(|&at| at != NIL);
         std::iter::successors(Some(self.warm_buckets[self.bucket(affinity)]).filter(|&at| at != NIL), next)
             .take(WARM_SCAN_MAX)
-            .find(|&at| workers[at as usize].affinity == affinity && may(at, &workers[at as usize]))
+            .find(|&at| workers[at as usize].affinity == affinity && passes(at, &workers[at as usize]))
     }
 
     fn warm_push(&mut self, workers: &mut [Worker], at: u32) {
@@ -330,6 +346,7 @@ impl IdleQueue {
         }
         let bucket = self.bucket(affinity);
         let next = std::mem::replace(&mut self.warm_buckets[bucket], at);
+        debug_assert!(next != at, "Q1: a worker is warm twice");
         workers[at as usize].warm_prev = NIL;
         workers[at as usize].warm_next = next;
         if next != NIL {
@@ -343,6 +360,7 @@ impl IdleQueue {
             return;
         }
         let (prev, next, bucket) = (worker.warm_prev, worker.warm_next, self.bucket(worker.affinity));
+        debug_assert!(prev != NIL || self.warm_buckets[bucket] == at, "Q1: the warmest worker is not the head");
         match prev {
             NIL => self.warm_buckets[bucket] = next,
             prev => workers[prev as usize].warm_next = next,
@@ -353,13 +371,13 @@ impl IdleQueue {
     }
 }
 
-/// Key of a worker in a tree of idle ones: with policy `random` its end, so that those that live for long enough are counted
-/// without a look at each; else the number by which it became idle.
+/// Key of a worker in a tree of idle ones: with policy `random` its end, so that the workers that live for long
+/// enough are counted without visiting each; else the number by which it became idle.
 pub(in crate::engine) const fn order_key(policy: PlacementPolicy, idle_seq: Seq, ends_ms: Millis) -> u64 {
     if matches!(policy, PlacementPolicy::Random) { ends_ms } else { idle_seq }
 }
 
-/// Spreads a fence over 64 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
+/// Hashes a fence to 64 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).
 pub(in crate::engine) const fn splitmix64(fence: Fence) -> u64 {
     let mut x = fence.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Placement: which worker a claim is given, by constraints, by class and by free capacity.
+//! Placement: the worker for a claim, by constraints, by class and by free resources.
 
 pub mod bin_packing;
 pub mod constraints;

@@ -1,8 +1,8 @@
-//! Which workers have the same labels and node, so that a claim which asks for certain ones looks at each such *profile*
-//! once and not at each worker.
+//! Classes of workers with the same labels and node, so that a claim with constraints examines each class once and
+//! not each worker.
 //!
-//! Caveat: a fleet may have a label that tells every worker from every other. Only [`limits::WORKER_CLASSES_MAX`] profiles are kept
-//! apart; workers beyond have the profile [`MIXED_CLASS`] and are looked at one by one.
+//! Caveat: a fleet may have a label that is different for every worker. Only [`limits::WORKER_CLASSES_MAX`] classes
+//! are kept apart; further workers have the class [`MIXED_CLASS`] and are examined one by one.
 
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::constraints::PlacementConstraints;
+use super::constraints::{NodeFilter, PlacementConstraints};
 use crate::limits;
 use crate::model::{WorkerRegistration, WorkerSpec};
 
-/// The profile of workers that have none of their own.
+/// Class of workers that have no class of their own.
 pub const MIXED_CLASS: u32 = 0;
 
 #[derive(Debug, Default)]
 struct WorkerClass {
-    /// One that has it. None: not in use.
-    card: Option<Arc<WorkerRegistration>>,
+    /// Registration of one member, which represents them all. None: unused.
+    representative: Option<Arc<WorkerRegistration>>,
     members: u32,
-    /// The look at which it was asked last, and what came of it.
+    /// Last query that examined the class, and its result.
     last_query: (u64, bool),
 }
 
-/// The profiles of a shard.
+/// Classes of a shard's workers.
 #[derive(Debug)]
 pub struct WorkerClasses {
     all: Vec<WorkerClass>,
@@ -42,11 +42,13 @@ impl Default for WorkerClasses {
 }
 
 impl WorkerClasses {
-    /// The profile of a worker with this registration, one more of which there is.
-    pub fn join(&mut self, card: &Arc<WorkerRegistration>) -> u32 {
-        let hash = class_hash(&card.spec);
-        let same =
-            |&at: &u32| self.all[at as usize].card.as_ref().is_some_and(|known| same_class(&known.spec, &card.spec));
+    /// Class of a worker with this registration, which becomes a member.
+    pub fn join(&mut self, registration: &Arc<WorkerRegistration>) -> u32 {
+        let hash = class_hash(&registration.spec);
+        let same = |&at: &u32| {
+            let representative = self.all[at as usize].representative.as_ref();
+            representative.is_some_and(|known| same_class(&known.spec, &registration.spec))
+        };
         if let Some(&at) = self.by_hash.find(hash, same) {
             self.all[at as usize].members += 1;
             return at;
@@ -58,55 +60,58 @@ impl WorkerClasses {
             self.all.push(WorkerClass::default());
             (self.all.len() - 1) as u32
         });
-        self.all[at as usize] = WorkerClass { card: Some(Arc::clone(card)), members: 1, last_query: (0, false) };
+        let representative = Some(Arc::clone(registration));
+        assert_eq!(self.all[at as usize].members, 0, "Q1: a class with members is reused");
+        self.all[at as usize] = WorkerClass { representative, members: 1, last_query: (0, false) };
         let all = &self.all;
-        let hash_of = |&at: &u32| all[at as usize].card.as_ref().map_or(0, |card| class_hash(&card.spec));
+        let hash_of = |&at: &u32| all[at as usize].representative.as_ref().map_or(0, |known| class_hash(&known.spec));
         self.by_hash.insert_unique(hash, at, hash_of);
         at
     }
 
-    /// A worker has this profile no more.
+    /// Removes a worker from its class.
     pub fn leave(&mut self, at: u32) {
-        let profile = &mut self.all[at as usize];
+        let class = &mut self.all[at as usize];
         if at == MIXED_CLASS {
             return;
         }
-        profile.members -= 1;
-        if profile.members == 0
-            && let Some(card) = profile.card.take()
+        assert!(class.members > 0, "Q1: a worker leaves a class without members");
+        class.members -= 1;
+        if class.members == 0
+            && let Some(representative) = class.representative.take()
         {
-            if let Ok(entry) = self.by_hash.find_entry(class_hash(&card.spec), |&found| found == at) {
+            if let Ok(entry) = self.by_hash.find_entry(class_hash(&representative.spec), |&found| found == at) {
                 entry.remove();
             }
             self.unused.push(at);
+            debug_assert!(self.unused.len() < self.all.len(), "Q1: more classes are unused than exist");
         }
     }
 
-    /// A claim begins to ask.
+    /// Begins the query of a claim.
     pub const fn begin_query(&mut self) {
         self.queries += 1;
     }
 
-    /// Whether workers with this profile may hold the claim, node aside if `anywhere`; none: each for itself. Each profile
-    /// is looked at once a claim.
-    pub fn passes(&mut self, at: u32, wants: &PlacementConstraints, anywhere: bool) -> Option<bool> {
-        let profile = &mut self.all[at as usize];
-        let card = profile.card.as_ref()?;
-        if profile.last_query.0 != self.queries {
-            let passes = if anywhere { wants.allows_ignoring_node(&card.spec) } else { wants.allows(&card.spec) };
-            profile.last_query = (self.queries, passes);
+    /// Whether workers of this class are acceptable; none: each must be examined. Each class is examined once per
+    /// query.
+    pub fn passes(&mut self, at: u32, constraints: &PlacementConstraints, node_filter: NodeFilter) -> Option<bool> {
+        let class = &mut self.all[at as usize];
+        let representative = class.representative.as_ref()?;
+        if class.last_query.0 != self.queries {
+            class.last_query = (self.queries, constraints.allows_with(node_filter, &representative.spec));
         }
-        Some(profile.last_query.1)
+        Some(class.last_query.1)
     }
 }
 
-/// Hash of what a profile is made of.
+/// Hash of the fields that define a class.
 fn class_hash(spec: &WorkerSpec) -> u64 {
     let mut hasher = Xxh3::new();
     (&spec.labels, &spec.node).hash(&mut hasher);
     hasher.finish()
 }
 
-fn same_class(one: &WorkerSpec, two: &WorkerSpec) -> bool {
-    one.node == two.node && one.labels == two.labels
+fn same_class(first: &WorkerSpec, second: &WorkerSpec) -> bool {
+    first.node == second.node && first.labels == second.labels
 }

@@ -1,27 +1,30 @@
-//! What a worker says of itself, and what is made of it.
+//! Heartbeats: what a worker reports, and its reconciliation with the claims on record.
 //!
-//! A *word* about its claims (a heartbeat with `claims`, a registration with them) is compared with what it holds:
+//! A *report* (a heartbeat with `claims`, or a registration with them) is compared with the worker's live claims:
 //!
-//! - what it names and holds becomes active;
-//! - what it holds and does not name ends after a grace, so one reordered word ends nothing: a short one if it named the
-//!   claim before, the pool's `unnamed_ms` if it never did and may not have got it yet;
-//! - what it names and does not hold is *adopted* if it can only be a claim whose record was lost: its fence lies in
-//!   the lost tail (above all that the shard had recorded, from the first fence of the owner before to below the first
-//!   of this one), nothing was granted to the worker since, and the key is vacant and was so since (`crate::admission::adoption`).
-//!   Anything else it has to stop; until a later word no longer names it, the worker is not offered.
+//! - a live claim that is reported becomes active;
+//! - a live claim that is not reported ends after a grace period, so that one reordered report ends nothing: a short
+//! one if it was reported before, the pool's `unnamed_ms` if it never was and the worker may not have received it
+//! yet;
+//! - a reported claim that is not live is *readopted* if it can only be a claim whose record was lost: its fence lies
+//! in the lost tail (above all that the shard had recorded, from the previous owner's first fence to below this
+//! owner's first), nothing was granted to the worker since, and the key is and was vacant
+//! (`crate::admission::adoption`). The worker must stop any other; until a later report omits them, it is
+//! unschedulable.
 //!
-//! A word also ends distrust. After a stop that may have lost claims it does so only when `settled_ms` has passed:
-//! until then whoever was told of a lost claim may still come and start it. That word ends what it does not name.
+//! A report also ends suspicion. After a stop that may have lost claims it does so only after the quarantine: until
+//! then, the caller to which a lost claim was disclosed may still start it. The report that ends the quarantine ends
+//! the claims that it omits.
 //!
-//! What is adopted has the pool's default for its time without a renewal, which begins then; when it was created is not known.
+//! A readopted claim has the pool's default time to live from its adoption on; its creation time is unknown.
 //!
-//! In a shared pool nothing is adopted: a worker names keys and fences, not how much of it they held.
+//! In a shared pool no claim is readopted: a worker reports keys and fences, not the resources that they held.
 //!
-//! No word makes room by itself where the ledger says that there is none, but for that last one.
+//! Except after a quarantine, no report frees capacity by itself.
 
 use smallvec::SmallVec;
 
-use super::conditions::notes;
+use super::conditions::{TimedOutCleanup, notes};
 use crate::engine::NIL;
 use crate::engine::claims::timestamps::ClaimTimestamps;
 use crate::engine::claims::{Claim, DisclosureFlags};
@@ -42,31 +45,30 @@ impl Shard {
         let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
             return EngineReply::UnknownWorker;
         };
-        let known = self.workers.registration(at).spec.incarnation;
-        if beat.incarnation < known {
-            return EngineReply::StaleIncarnation { known, deleted: false };
+        let current = self.workers.registration(at).spec.incarnation;
+        if beat.incarnation < current {
+            return EngineReply::StaleIncarnation { known: current, deleted: false };
         }
-        if beat.incarnation > known {
-            return EngineReply::UnknownIncarnation { known };
+        if beat.incarnation > current {
+            return EngineReply::UnknownIncarnation { known: current };
         }
         self.counters.lifecycle.heartbeats += 1;
         let last = self.liveness.get(at).heartbeat_seq;
-        let late_for = last.filter(|&last| beat.seq.is_some_and(|seq| seq < last));
+        let superseded_by = last.filter(|&last| beat.seq.is_some_and(|seq| seq < last));
         let mut stop = Vec::new();
-        if late_for.is_some() {
+        if superseded_by.is_some() {
             self.counters.lifecycle.late_heartbeats += 1;
         } else {
             self.liveness.get_mut(at).heartbeat_seq = beat.seq.or(last);
             self.refresh_liveness(at, beat.ttl_ms, now_ms);
-            if let Some(named) = beat.claims {
-                stop = self.reconcile_claims(at, named, beat.ttl_ms, now_ms, effects);
+            if let Some(reports) = beat.claims {
+                stop = self.reconcile_claims(at, reports, beat.ttl_ms, now_ms, effects);
             }
         }
-        EngineReply::HeartbeatHandled { claims: self.disclose_held(at), stop, superseded_by: late_for }
+        EngineReply::HeartbeatHandled { claims: self.disclose_held(at), stop, superseded_by }
     }
 
-    /// Claims of the worker that answers have spoken of, which are told from then on. A grant that may still be rolled back
-    /// is kept from the worker.
+    /// Discloses the worker's claims to it. Grants that may still be rolled back are withheld.
     pub(in crate::engine) fn disclose_held(&mut self, at: u32) -> Vec<(ClaimId, ClaimGrant)> {
         let mut claims = self.worker_snapshot(at).claims;
         claims.retain(|(_, grant)| self.is_reply_sent(grant.handle));
@@ -74,52 +76,56 @@ impl Shard {
         claims
     }
 
-    /// The worker, which may be silent for `ttl_ms`, says which claims it runs. Returns those that it has to stop.
+    /// Reconciles the worker's claims with its report. Returns the claims that it has to stop.
     pub(in crate::engine) fn reconcile_claims<R>(
         &mut self,
         at: u32,
-        named: Vec<ReportedClaim>,
+        reports: Vec<ReportedClaim>,
         ttl_ms: Millis,
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
     ) -> Vec<ReportedClaim> {
-        let mut held: SmallVec<[(ClaimHandle, bool); 1]> =
-            self.handles_on(at).into_iter().map(|place| (place, false)).collect();
-        // Few claims are looked through; many are found by their fences.
-        held.sort_unstable_by_key(|(place, _)| place.fence);
-        let (mut names_held, mut pending) = (false, false);
+        let mut live: SmallVec<[(ClaimHandle, bool); 1]> =
+            self.handles_on(at).into_iter().map(|handle| (handle, false)).collect();
+        // Sorted, so that a long report is matched by binary search.
+        live.sort_unstable_by_key(|(handle, _)| handle.fence);
+        debug_assert!(
+            live.windows(2).all(|pair| pair[0].0.fence < pair[1].0.fence),
+            "L3: two claims of a worker have one fence"
+        );
+        let (mut reports_live, mut pending) = (false, false);
         let mut stop: Vec<ReportedClaim> = Vec::new();
-        for name in named {
-            let found = held.binary_search_by_key(&name.fence, |(place, _)| place.fence).ok();
-            let found = found.filter(|&i| self.claims.get(held[i].0).is_some_and(|claim| claim.id == name.id));
+        for report in reports {
+            let found = live.binary_search_by_key(&report.fence, |(handle, _)| handle.fence).ok();
+            let found = found.filter(|&i| self.claims.get(live[i].0).is_some_and(|claim| claim.id == report.id));
             if let Some(i) = found {
-                (held[i].1, names_held) = (true, true);
-            } else if name.predecessor_pending {
+                (live[i].1, reports_live) = (true, true);
+            } else if report.predecessor_pending {
                 pending = true;
             } else {
-                stop.push(name);
+                stop.push(report);
             }
         }
-        let unvouched = self.workers.get(at).unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
+        let unverified = self.workers.get(at).unschedulable_bits & unschedulable_bits::UNVERIFIED != 0;
         let settled = !pending && self.quarantine_left(at, now_ms).is_none();
-        for (place, is_named) in held {
-            if is_named {
-                self.mark_reported(place, now_ms);
-            } else if unvouched && settled {
-                self.end_claim(place, EndReason::NotReported, effects);
+        for (handle, is_reported) in live {
+            if is_reported {
+                self.mark_reported(handle, now_ms);
+            } else if unverified && settled {
+                self.end_claim(handle, EndReason::NotReported, effects);
                 self.counters.lifecycle.not_reported += 1;
             } else {
-                self.mark_unreported(place, ttl_ms, now_ms);
+                self.mark_unreported(handle, ttl_ms, now_ms);
             }
         }
-        if !names_held && let Some(adopted) = self.newest_adoptable(at, &stop) {
-            let name = stop.swap_remove(adopted);
-            self.adopt(at, name, now_ms, effects);
+        if !reports_live && let Some(adopted) = self.newest_adoptable(at, &stop) {
+            let report = stop.swap_remove(adopted);
+            self.adopt(at, report, now_ms, effects);
         }
         let mut clear = 0;
         if settled {
             clear |= unschedulable_bits::UNTRUSTED;
-            self.liveness.get_mut(at).cleanup_timed_out = 0;
+            self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         }
         let set = if stop.is_empty() { 0 } else { unschedulable_bits::STOPPING };
         self.counters.lifecycle.revocations += stop.len() as u64;
@@ -130,47 +136,50 @@ impl Shard {
         stop
     }
 
-    /// The worker runs the claim that it holds.
-    fn mark_reported(&mut self, place: ClaimHandle, now_ms: Millis) {
-        if self.workers.get(place.worker).lookup_flags & notes::CLAIM_NOTES != 0 {
-            self.liveness.get_mut(place.worker).unreported.remove(&place.fence);
+    /// Handles a live claim that the worker reports.
+    fn mark_reported(&mut self, handle: ClaimHandle, now_ms: Millis) {
+        if self.workers.get(handle.worker).lookup_flags & notes::CLAIM_NOTES != 0 {
+            self.liveness.get_mut(handle.worker).unreported.remove(&handle.fence);
         }
-        let Some(claim) = self.claims.get_mut(place) else { return };
+        let Some(claim) = self.claims.get_mut(handle) else { return };
         claim.confirmed = true;
         claim.disclosure.set_reply_sent();
         let first = !std::mem::replace(&mut claim.reported, true);
-        if !self.activate(place, now_ms) && first {
-            self.record_change(place.worker);
+        if !self.activate(handle, now_ms) && first {
+            self.record_change(handle.worker);
         }
     }
 
-    /// The worker does not name the claim that it holds.
-    fn mark_unreported(&mut self, place: ClaimHandle, ttl_ms: Millis, now_ms: Millis) {
-        let Some(claim) = self.claims.get(place) else { return };
-        // What is being cleaned is not run any more, what is reserved has its own deadline, and nobody can run what nobody
-        // was told of: an item of a batch that is not answered yet, a member of a gang that is not committed.
-        if claim.state != ClaimState::Active || !claim.disclosure.is_reply_sent() || self.is_provisional(place) {
+    /// Handles a live claim that the worker does not report.
+    fn mark_unreported(&mut self, handle: ClaimHandle, ttl_ms: Millis, now_ms: Millis) {
+        let Some(claim) = self.claims.get(handle) else { return };
+        // A claim in clean-up does not run any more, a reserved one has its own deadline, and nobody can run an
+        // undisclosed one: an item of an unanswered batch, a member of an uncommitted gang.
+        if claim.state != ClaimState::Active || !claim.disclosure.is_reply_sent() || self.is_provisional(handle) {
             return;
         }
-        // Of the time that it may be silent, half: long enough for a later heartbeat to say otherwise.
+        // Half of the silence limit is long enough for a later heartbeat to correct it.
         let grace_ms = if claim.reported { ttl_ms / 2 } else { self.config.unnamed_ms };
         let due = now_ms + grace_ms;
-        let missing = &mut self.liveness.get_mut(place.worker).unreported;
-        // The first list that leaves it out counts, and a time of the pool that was made shorter since.
-        missing.entry(place.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((place, due));
-        self.workers.get_mut(place.worker).lookup_flags |= notes::CLAIM_NOTES;
+        let unreported = &mut self.liveness.get_mut(handle.worker).unreported;
+        // The first report that omits it counts, or a grace period that the pool shortened since.
+        unreported.entry(handle.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((handle, due));
+        self.workers.get_mut(handle.worker).lookup_flags |= notes::CLAIM_NOTES;
     }
 
-    /// The holder has spoken for a claim: its worker, if it never named it, has all the time for that anew.
-    pub(in crate::engine) fn reset_report_grace(&mut self, place: ClaimHandle) {
-        let noted = self.workers.get(place.worker).lookup_flags & notes::CLAIM_NOTES != 0;
-        let unnamed = || self.claims.get(place).is_some_and(|claim| !claim.reported);
-        if noted && unnamed() && self.liveness.get_mut(place.worker).unreported.remove(&place.fence).is_some() {
-            self.schedule(place.worker);
+    /// Restarts the grace period of a claim that its worker never reported, after the holder confirmed or renewed it.
+    pub(in crate::engine) fn reset_report_grace(&mut self, handle: ClaimHandle) {
+        let has_notes = self.workers.get(handle.worker).lookup_flags & notes::CLAIM_NOTES != 0;
+        let never_reported = || self.claims.get(handle).is_some_and(|claim| !claim.reported);
+        if has_notes
+            && never_reported()
+            && self.liveness.get_mut(handle.worker).unreported.remove(&handle.fence).is_some()
+        {
+            self.schedule(handle.worker);
         }
     }
 
-    /// Whether nothing that may has spoken for the worker yet, since a stop that may have lost claims.
+    /// Whether the worker was not verified since a stop that may have lost claims.
     #[must_use]
     pub fn is_unverified(&self, id: &WorkerId) -> bool {
         self.workers
@@ -178,20 +187,21 @@ impl Shard {
             .is_some_and(|at| self.workers.get(at).unschedulable_bits & unschedulable_bits::UNVERIFIED != 0)
     }
 
-    /// Workers that may name lost claims and for which nothing that may has spoken yet.
+    /// Number of unverified workers, which may report lost claims.
     #[must_use]
     pub const fn unverified(&self) -> usize {
-        if self.shared.is_some() { 0 } else { self.unschedulable.unverified as usize }
+        if self.shared.is_some() { 0 } else { self.accounting.unschedulable().unverified as usize }
     }
 
-    /// Whether the stop before the start may have lost claims that can be adopted; then how long one may still be started.
+    /// Time for which a claim lost by the last stop may still be started, if that stop may have lost claims that can
+    /// be readopted.
     #[must_use]
     pub fn may_have_lost(&self) -> Option<Millis> {
         (self.shared.is_none() && self.header.memory_acks).then_some(self.header.reserve_ms)
     }
 
-    /// Whether a claim with this fence, named by the worker, may be one whose record was lost. In a shared pool none may:
-    /// nobody knows how much of the worker it held.
+    /// Whether a claim that the worker reports with this fence may be one whose record was lost. Never in a shared
+    /// pool: the resources that it held are unknown.
     #[must_use]
     pub fn may_adopt(&self, id: &WorkerId, fence: Fence) -> bool {
         self.shared.is_none()
@@ -201,38 +211,41 @@ impl Shard {
 
     fn can_readopt(&self, at: u32, fence: Fence) -> bool {
         let worker = self.workers.get(at);
-        // A claim that it got later than what it holds proves that this is over: in the lost tail it was released.
-        let over = || {
-            let held = self.claims.by_ordinal(worker.claim);
+        // A later claim of the worker proves an earlier one over: it was released in the lost tail.
+        let replaces_live = || {
+            let live = self.claims.by_ordinal(worker.claim);
             worker.unschedulable_bits & unschedulable_bits::UNVERIFIED != 0
-                && held.is_none_or(|held| held.fence < fence)
+                && live.is_none_or(|live| live.fence < fence)
         };
         !worker.deleted
             && worker.lookup_flags & notes::GRANTED == 0
             && self.liveness.get(at).ended_fence_max < fence
-            && (worker.claim == NIL || over())
+            && (worker.claim == NIL || replaces_live())
     }
 
-    /// Which of these is adopted: the youngest that may.
-    fn newest_adoptable(&self, at: u32, named: &[ReportedClaim]) -> Option<usize> {
+    /// Index of the report to readopt: the newest that is eligible.
+    fn newest_adoptable(&self, at: u32, reports: &[ReportedClaim]) -> Option<usize> {
         if self.lost_tail.is_empty() || self.shared.is_some() {
             return None;
         }
-        let may = |name: &ReportedClaim| {
-            name.key_vacant && self.lost_tail.contains(&name.fence) && self.can_readopt(at, name.fence)
+        let is_eligible = |report: &ReportedClaim| {
+            report.key_vacant && self.lost_tail.contains(&report.fence) && self.can_readopt(at, report.fence)
         };
-        let youngest = named.iter().enumerate().filter(|(_, name)| may(name)).max_by_key(|(_, name)| name.fence);
-        youngest.map(|(index, _)| index)
+        let newest =
+            reports.iter().enumerate().filter(|(_, report)| is_eligible(report)).max_by_key(|(_, report)| report.fence);
+        newest.map(|(index, _)| index)
     }
 
-    fn adopt<R>(&mut self, at: u32, name: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        for place in self.handles_on(at) {
-            self.end_claim(place, EndReason::NotReported, effects);
+    fn adopt<R>(&mut self, at: u32, report: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+        assert!(self.shared.is_none(), "L1: a claim is readopted without its resources");
+        assert!(self.lost_tail.contains(&report.fence), "L3: a claim with a record is readopted");
+        for handle in self.handles_on(at) {
+            self.end_claim(handle, EndReason::NotReported, effects);
             self.counters.lifecycle.not_reported += 1;
         }
-        let fence = name.fence;
+        let fence = report.fence;
         let claim = self.claims.insert(Claim {
-            id: name.id.clone(),
+            id: report.id.clone(),
             fence,
             timestamps: ClaimTimestamps::started(ClaimTimes::default()),
             term_ms: saturating_millis(self.config.ttl.default_ms.unwrap_or(0)),
@@ -245,26 +258,24 @@ impl Shard {
         });
         self.occupy_worker(at, claim);
         self.start_state_timer(ClaimHandle { claim, worker: at, fence }, now_ms);
-        self.fence_max = self.fence_max.max(fence);
+        self.header.fence_max = self.header.fence_max.max(fence);
         self.counters.lifecycle.adopted += 1;
         self.record_change(at);
-        effects.push(Effect::ClaimAdopted { id: name.id, place: ClaimHandle { claim, worker: at, fence } });
+        effects.push(Effect::ClaimAdopted { id: report.id, place: ClaimHandle { claim, worker: at, fence } });
     }
 
-    /// A claim takes a worker that is free, offered or not.
+    /// Assigns an unclaimed worker to a claim, schedulable or not.
     fn occupy_worker(&mut self, at: u32, claim: u32) {
         let worker = self.workers.get_mut(at);
+        assert!(worker.claim == NIL && !worker.deleted, "L2: a claim is readopted on a worker that is not free for it");
         worker.claim = claim;
-        let (line, bars) = (worker.usage_index, worker.unschedulable_bits);
-        if bars == 0 {
+        let (usage_index, reasons) = (worker.usage_index, worker.unschedulable_bits);
+        if reasons == 0 {
             self.idle_queue.remove(self.workers.hot_mut(), at);
+            self.accounting.occupy_idle(usage_index);
         } else {
-            self.accounting.mark_schedulable(line);
-            self.unschedulable.remove_unclaimed(bars);
-            self.unschedulable_version += 1;
+            self.accounting.occupy_unschedulable(usage_index, reasons);
             self.note_drained(at);
         }
-        self.accounting.mark_held(line);
-        self.busy += 1;
     }
 }

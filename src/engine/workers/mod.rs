@@ -1,5 +1,5 @@
-//! Which workers are there. What a claim touches is one cache line a worker; what only people and registrars look at
-//! lies behind it, in the card.
+//! Workers of a shard. The part that claims read is one cache line a worker; what only people and registrars read is
+//! behind a pointer, in the registration.
 
 pub(in crate::engine) mod conditions;
 pub(in crate::engine) mod heartbeat;
@@ -10,54 +10,55 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::NIL;
+use super::accounting::WorkerUse;
 use crate::limits;
 use crate::model::{Seq, WorkerId, WorkerRegistration};
 
-/// One worker, hot part.
+/// Hot part of a worker.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
 pub struct Worker {
     /// Affinity of its last claim; 0: none.
     pub affinity: u64,
     /// Sequence number of its last change.
-    pub version: Seq,
-    /// Sequence number of its becoming idle.
+    version: Seq,
+    /// Sequence number at which it became idle.
     pub idle_seq: Seq,
-    /// Its registration; none: the ordinal is free.
+    /// Registration; none: the ordinal is free.
     registration: Option<Arc<WorkerRegistration>>,
-    /// The claim that holds it, or `NIL`.
+    /// Ordinal of its claim, or of the first of several; `NIL`: none.
     pub claim: u32,
-    /// Its line in the ledger.
+    /// Index of its capacity vector in the accounting.
     pub usage_index: u32,
     /// Neighbours in the idle list; with policy `random`, `idle_prev` is the position in the idle vector.
     pub idle_prev: u32,
     pub idle_next: u32,
-    /// Neighbours in its warm bucket.
+    /// Neighbours in the bucket of its affinity.
     pub warm_prev: u32,
     pub warm_next: u32,
-    /// In the idle queue.
+    /// True if it is in the idle queue.
     pub idle: bool,
-    /// Changed since the journal last took its row.
-    pub dirty: bool,
-    /// Deleted, and remembered for a while.
+    /// True if its row changed since the journal last took it.
+    dirty: bool,
+    /// True if it was deleted and its tombstone is kept.
     pub deleted: bool,
-    /// Why it is not offered, if it is not ([`super::workers::conditions::bars`]).
+    /// Reasons why it is unschedulable ([`unschedulable_bits`](crate::model::unschedulable_bits)).
     pub unschedulable_bits: u8,
-    /// What there is to look up about it elsewhere ([`super::workers::conditions::notes`]).
+    /// Bits that point to entries elsewhere ([`super::workers::conditions::notes`]).
     pub lookup_flags: u8,
 }
 
 const _: () = assert!(size_of::<Worker>() == 64, "a worker's hot part is one cache line");
 
 impl Worker {
-    const fn new(card: Option<Arc<WorkerRegistration>>, line: u32) -> Self {
+    const fn new(registration: Option<Arc<WorkerRegistration>>, usage_index: u32) -> Self {
         Self {
-            registration: card,
+            registration,
             affinity: 0,
             version: 0,
             idle_seq: 0,
             claim: NIL,
-            usage_index: line,
+            usage_index,
             idle_prev: NIL,
             idle_next: NIL,
             warm_prev: NIL,
@@ -70,13 +71,44 @@ impl Worker {
         }
     }
 
-    /// Its registration.
+    /// Sequence number of its last change.
+    pub const fn version(&self) -> Seq {
+        self.version
+    }
+
+    /// Sets the version that the worker's row has.
+    pub const fn restore_version(&mut self, version: Seq) {
+        self.version = version;
+    }
+
+    /// Sets the version of a change. True if the worker's row was not dirty before.
+    pub fn mark_changed(&mut self, version: Seq) -> bool {
+        debug_assert!(version > self.version, "V1: a worker's version only grows");
+        self.version = version;
+        !std::mem::replace(&mut self.dirty, true)
+    }
+
+    /// Clears the dirty flag and returns whether it was set.
+    pub const fn take_dirty(&mut self) -> bool {
+        std::mem::replace(&mut self.dirty, false)
+    }
+
+    /// Use of the worker, as its capacity is accounted.
+    pub const fn usage(&self) -> WorkerUse {
+        match (self.claim, self.unschedulable_bits) {
+            (NIL, 0) => WorkerUse::Idle,
+            (NIL, _) => WorkerUse::Unschedulable,
+            _ => WorkerUse::Busy,
+        }
+    }
+
+    /// Registration of a worker in use.
     pub fn registration(&self) -> &Arc<WorkerRegistration> {
-        self.registration.as_ref().expect("an ordinal in use has a card")
+        self.registration.as_ref().expect("an ordinal in use has a registration")
     }
 }
 
-/// The workers of a shard, by ordinal and by id. Ordinals of removed workers are used again.
+/// Workers of a shard, by ordinal and by id. Ordinals of removed workers are reused.
 #[derive(Debug, Default)]
 pub struct WorkerTable {
     hot: Vec<Worker>,
@@ -85,7 +117,7 @@ pub struct WorkerTable {
 }
 
 impl WorkerTable {
-    /// Number of ordinals given out so far; each is a worker or free.
+    /// Number of ordinals used so far; each is a worker or free.
     pub fn ordinals(&self) -> u32 {
         self.hot.len() as u32
     }
@@ -94,47 +126,53 @@ impl WorkerTable {
         self.free.is_empty() && self.ordinals() >= limits::SHARD_WORKERS_MAX
     }
 
-    /// The ordinal of `id`, of a deleted one too.
+    /// Ordinal of `id`, also of a deleted worker.
     pub fn find(&self, id: &WorkerId) -> Option<u32> {
         let hash = id.hash64();
-        let is = |&at: &u32| self.hot[at as usize].registration.as_ref().is_some_and(|card| card.spec.id == *id);
+        let is = |&at: &u32| {
+            self.hot[at as usize].registration.as_ref().is_some_and(|registration| registration.spec.id == *id)
+        };
         self.by_id.find(hash, is).copied()
     }
 
-    /// Takes a worker in whose id is not there.
-    pub fn insert(&mut self, card: Arc<WorkerRegistration>, line: u32) -> u32 {
-        let hash = card.spec.id.hash64();
-        let worker = Worker::new(Some(card), line);
+    /// Adds a worker whose id is not in the table.
+    pub fn insert(&mut self, registration: Arc<WorkerRegistration>, usage_index: u32) -> u32 {
+        debug_assert!(self.find(&registration.spec.id).is_none(), "W1: two workers have one id");
+        let hash = registration.spec.id.hash64();
+        let worker = Worker::new(Some(registration), usage_index);
         let at = match self.free.pop() {
             Some(at) => {
+                assert!(!self.is_used(at), "W1: an ordinal in use is assigned again");
                 self.hot[at as usize] = worker;
                 at
             }
             None => {
+                assert!(self.ordinals() < NIL, "W1: the ordinals of workers are exhausted");
                 self.hot.push(worker);
                 (self.hot.len() - 1) as u32
             }
         };
         let hot = &self.hot;
-        let hash_of = |&at: &u32| hot[at as usize].registration.as_ref().map_or(0, |card| card.spec.id.hash64());
+        let hash_of =
+            |&at: &u32| hot[at as usize].registration.as_ref().map_or(0, |registration| registration.spec.id.hash64());
         self.by_id.insert_unique(hash, at, hash_of);
         at
     }
 
-    /// Forgets a worker and its id.
+    /// Removes a worker and its id.
     pub fn remove(&mut self, at: u32) -> Arc<WorkerRegistration> {
-        let card = self.hot[at as usize].registration.take().expect("only a worker that is there is removed");
-        if let Ok(entry) = self.by_id.find_entry(card.spec.id.hash64(), |&found| found == at) {
-            entry.remove();
-        }
+        let registration = self.hot[at as usize].registration.take().expect("only a worker in the table is removed");
+        let entry = self.by_id.find_entry(registration.spec.id.hash64(), |&found| found == at);
+        assert!(entry.map(|entry| entry.remove()).is_ok(), "W1: a worker is not indexed by its id");
         self.free.push(at);
-        card
+        debug_assert!(self.free.len() <= self.hot.len(), "W1: more ordinals are free than exist");
+        registration
     }
 
     /// Replaces the registration of a worker; the id stays.
-    pub fn set_registration(&mut self, at: u32, card: Arc<WorkerRegistration>) {
-        debug_assert_eq!(self.registration(at).spec.id, card.spec.id);
-        self.hot[at as usize].registration = Some(card);
+    pub fn set_registration(&mut self, at: u32, registration: Arc<WorkerRegistration>) {
+        assert!(self.registration(at).spec.id == registration.spec.id, "W1: a registration moves to another worker");
+        self.hot[at as usize].registration = Some(registration);
     }
 
     pub fn registration(&self, at: u32) -> &Arc<WorkerRegistration> {
@@ -145,12 +183,12 @@ impl WorkerTable {
         &self.hot[at as usize]
     }
 
-    /// The affinity of a worker if there is one, read for the sake of the cache line.
+    /// Reads the affinity of a worker to load its cache line.
     pub fn prefetch(&self, at: u32) -> u64 {
         self.hot.get(at as usize).map_or(0, |worker| worker.affinity)
     }
 
-    /// The same for the line that a copy of its card writes to.
+    /// Reads the reference count of a registration to load the line that a clone writes to.
     pub fn prefetch_registration(&self, at: u32) -> usize {
         self.hot.get(at as usize).and_then(|worker| worker.registration.as_ref()).map_or(0, Arc::strong_count)
     }
@@ -168,12 +206,12 @@ impl WorkerTable {
         &self.hot
     }
 
-    /// Hot parts of all ordinals, for the lists that run through them.
+    /// Hot parts of all ordinals, for the lists that link them.
     pub fn hot_mut(&mut self) -> &mut [Worker] {
         &mut self.hot
     }
 
-    /// Ordinals in use from `from` on, deleted ones too.
+    /// Ordinals in use from `from` on, deleted workers included.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = u32> {
         let used = |(_, worker): &(usize, &Worker)| worker.registration.is_some();
         self.hot.iter().enumerate().skip(from as usize).filter(used).map(|(at, _)| at as u32)

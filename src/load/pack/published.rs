@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::input::{PackInput, PackRequest};
 use hotpool::engine::placement::bin_packing::{
-    Cards, FleetIndex, GPU_MILLI, GpuPacking, ModelId, ResourceAllocation, WorkerGroup, choose_gpus,
+    FleetIndex, GPU_MILLI, GpuMillis, GpuPacking, ModelId, ResourceAllocation, WorkerGroup, choose_gpus,
 };
 
 /// What a typical request asks for, and its share.
@@ -128,7 +128,7 @@ impl FragmentationGradient {
         }
         let room = fleet.free(worker);
         let before = fragments(&self.mix, room.cpu_milli, &room.gpus, room.model);
-        let mut cards: Cards = fleet.gpus(worker).iter().copied().collect();
+        let mut cards: GpuMillis = fleet.gpus(worker).iter().copied().collect();
         let mut best: Option<(i64, usize)> = None;
         for card in 0..cards.len() {
             if cards[card] < need.gpu_milli {

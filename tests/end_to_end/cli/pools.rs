@@ -113,7 +113,7 @@ fn set_changes_single_fields() {
     let at =
         |version: u64, flag: &str| -> Ran { server.cli(&format!("pools set demo/warm --version {version} {flag}")) };
     at(version, "--preemption false").good();
-    at(version, "--preemption true").failed(3, &["it is at version", "ABORTED, version"]);
+    at(version, "--preemption true").failed(3, &["the version is", "ABORTED, version"]);
     assert_eq!(client.get("/v1/pools/demo/warm").expect(200)["pool"]["spec"]["preemption"], false);
     let json = server.cli("pools set demo/warm --preemption true -o json").json();
     assert_eq!(json["pool"]["spec"]["preemption"], true);

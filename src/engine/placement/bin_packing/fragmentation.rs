@@ -1,182 +1,185 @@
-//! Fragmentation gradient descent: take the worker of whose idle cards the least becomes useless.
+//! Fragmentation gradient descent: takes the worker on which a claim makes the least of the free GPUs useless.
 //!
-//! After Weng et al., "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent",
-//! USENIX ATC 2023. A request of the typical mix can use of a worker's idle cards those thousandths that lie on cards
-//! with enough left for it, provided that its cores fit, its model matches and there are enough such cards; what it
-//! cannot use is *fragmented* for it. A claim goes where the mean of that over the mix grows least.
+//! After Weng et al., "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient
+//! Descent", USENIX ATC 2023. Of a worker's free GPU thousandths, a request of the typical mix can use those on GPUs
+//! with enough free for it, provided that its cores fit, its model matches and there are enough such GPUs; the
+//! remainder is *fragmented* for it. A claim goes where the mean of that over the mix grows least.
 //!
-//! Example: a worker has 1,000 and 400 left on its cards and cores for all; the mix asks for 500 or for 300, equally often.
-//! Who asks for 500 cannot use the 400, who asks for 300 can use all: 200 are fragmented on average. A claim for 300
-//! that takes the smaller card leaves 1,000 and 100, of which nobody can use the 100: 100. One that takes the larger
-//! leaves 700 and 400: 200 again. So it takes the smaller card, and this worker before one on which nothing becomes better.
+//! Example: a worker has 1,000 and 400 free on its GPUs and enough cores; the mix requests 500 or 300, equally often.
+//! A request for 500 cannot use the 400, one for 300 can use all: 200 are fragmented on average. A claim for 300 on
+//! the smaller GPU leaves 1,000 and 100, of which no request can use the 100: 100. On the larger GPU it leaves 700
+//! and 400: 200 again. So it takes the smaller GPU, and prefers this worker to one that does not improve.
 //!
-//! Three things are not in the paper. They were found on orders of arrival that are none of the published ones.
+//! Three rules are not in the paper. They were found on arrival orders other than the published ones.
 //!
-//! - **Cores run short too.** The mean says what the next request cannot use. A worker with many idle cards and few cores
-//!   has room for the next, and none for those after it. So what the cores left do not suffice for, at
-//!   [`CORES_FRACTION`] of the cores that the mix asks for with each thousandth of a card, counts as useless as well. This is
-//!   what keeps requests with many cores away from workers with few cores a card.
-//! - **Growth is told apart in steps of [`GROWTH_STEP_MILLI`]**, rounded down. Finer differences are noise of the mix, and obeying them
-//!   spreads work over more workers.
-//! - **Among equals the first worker is taken**, whichever has the least left: so those that come last stay empty for
-//!   requests that need much.
+//! - **Cores run short too.** The mean covers the next request only. A worker with many free GPUs and few cores fits
+//! the next one, and none of those after it. So GPU thousandths for which the free cores do not suffice, at
+//! [`CORES_FRACTION`] of the cores that the mix requests with each thousandth, count as fragmented as well. This
+//! keeps requests with many cores away from workers with few cores a GPU.
+//! - **Growth is compared in steps of [`GROWTH_STEP_MILLI`]**, rounded down. Finer differences are noise of the mix,
+//! and following them spreads claims over more workers.
+//! - **Of equal workers the first is taken**, whichever has the least free: so the last ones stay empty for large
+//! requests.
 //!
-//! What a look costs is bounded by remembering: per kind of request and room the result is kept until the room or the
-//! mix is another one. A mix is compiled, for each model, into what a room must be compared with: per demand for cards and
-//! number of cores the share of the mix for which so many cores are enough.
+//! A cache bounds the cost of a search: per request shape and group the result is kept until the group or the mix
+//! changes. A mix is compiled, for each model, into the terms of the comparison: per GPU demand and number of cores,
+//! the fraction of the mix for which so many cores suffice.
 
 use super::fleet::WorkerGroup;
-use super::free_resources::{Cards, FreeResources, GPU_MILLI, ModelId, ResourceRequest, allocate_gpus};
+use super::free_resources::{FreeResources, GPU_MILLI, ModelId, ResourceRequest, allocate_gpus};
 use super::request_mix::{LearnedMix, RequestShape};
 
-/// Results that are kept at most.
+/// Largest number of cached scores.
 const CACHED_SCORES_MAX: usize = 1 << 20;
 
-/// Growth of what is useless is told apart by this many thousandths of a card.
+/// Step in thousandths of a GPU by which growth of fragmentation is compared.
 const GROWTH_STEP_MILLI: f64 = 160.0;
-/// How many cores must be left for an idle card, as a part of those that the mix asks for with one.
+/// Cores to keep per free GPU, as a fraction of those that the mix requests with one.
 const CORES_FRACTION: f64 = 0.8;
 
-/// The typical mix as it looks from a worker with cards of one model.
+/// Typical mix, compiled for workers with GPUs of one model.
 #[derive(Debug)]
 struct ModelDemand {
-    /// Thousandths and number of the cards that are asked for, in order.
+    /// Requested thousandths and numbers of GPUs, in order.
     demands: Vec<(u16, u16)>,
-    /// The numbers of cores that are asked for, in order.
+    /// Requested numbers of cores, in order.
     cores: Vec<u64>,
-    /// Per number of cores, and for less than the first: per demand the share of the mix that asks for at most so many.
-    shares: Vec<f64>,
-    /// Thousandths of cards for which one thousandth of a core suffices.
-    cards_per_core: f64,
-    /// The share of the mix that can use no card of this model at all.
-    unusable_share: f64,
+    /// Fraction of the mix that requests at most so many cores: a row per number of cores, preceded by one for fewer
+    /// than the first, with an entry per demand.
+    fractions: Vec<f64>,
+    /// GPU thousandths for which one thousandth of a core suffices.
+    gpus_per_core: f64,
+    /// Fraction of the mix that can use no GPU of this model.
+    unusable_fraction: f64,
 }
 
-/// The typical mix, compiled.
+/// Typical mix with its compiled form for each model.
 #[derive(Debug, Default)]
 struct WorkloadMix {
     request_shapes: Vec<(RequestShape, f64)>,
-    /// By model.
+    /// Compiled mix, by model.
     by_model: Vec<ModelDemand>,
 }
 
 impl WorkloadMix {
-    const fn new(kinds: Vec<(RequestShape, f64)>) -> Self {
-        Self { request_shapes: kinds, by_model: Vec::new() }
+    const fn new(shapes: Vec<(RequestShape, f64)>) -> Self {
+        Self { request_shapes: shapes, by_model: Vec::new() }
     }
 
     fn view(&mut self, model: ModelId) -> &ModelDemand {
         while self.by_model.len() <= model as usize {
-            let view = ModelDemand::new(&self.request_shapes, self.by_model.len() as ModelId);
-            self.by_model.push(view);
+            let demand = ModelDemand::new(&self.request_shapes, self.by_model.len() as ModelId);
+            self.by_model.push(demand);
         }
         &self.by_model[model as usize]
     }
 }
 
 impl ModelDemand {
-    fn new(kinds: &[(RequestShape, f64)], model: ModelId) -> Self {
-        let asks = |kind: &RequestShape| kind.gpu_count > 0 && (kind.models.is_empty() || kind.models.contains(&model));
-        let kinds: Vec<&(RequestShape, f64)> = kinds.iter().filter(|(kind, _)| asks(kind)).collect();
-        let mut demands: Vec<(u16, u16)> = kinds.iter().map(|(kind, _)| (kind.gpu_milli, kind.gpu_count)).collect();
-        let mut cores: Vec<u64> = kinds.iter().map(|(kind, _)| kind.cpu_milli).collect();
+    fn new(shapes: &[(RequestShape, f64)], model: ModelId) -> Self {
+        let requests =
+            |shape: &RequestShape| shape.gpu_count > 0 && (shape.models.is_empty() || shape.models.contains(&model));
+        let shapes: Vec<&(RequestShape, f64)> = shapes.iter().filter(|(shape, _)| requests(shape)).collect();
+        let mut demands: Vec<(u16, u16)> = shapes.iter().map(|(shape, _)| (shape.gpu_milli, shape.gpu_count)).collect();
+        let mut cores: Vec<u64> = shapes.iter().map(|(shape, _)| shape.cpu_milli).collect();
         demands.sort_unstable();
         demands.dedup();
         cores.sort_unstable();
         cores.dedup();
-        let mut shares = vec![0.0; (cores.len() + 1) * demands.len()];
+        let mut fractions = vec![0.0; (cores.len() + 1) * demands.len()];
         let (mut cpu, mut milli) = (0.0, 0.0);
-        for (kind, share) in kinds.iter().copied() {
-            cpu += share * kind.cpu_milli as f64;
-            milli += share * f64::from(kind.gpu_count) * f64::from(kind.gpu_milli);
-            let demand = demands.partition_point(|&demand| demand < (kind.gpu_milli, kind.gpu_count));
-            let enough = cores.partition_point(|&cores| cores < kind.cpu_milli) + 1;
-            shares.chunks_exact_mut(demands.len()).skip(enough).for_each(|row| row[demand] += share);
+        for (shape, fraction) in shapes.iter().copied() {
+            cpu += fraction * shape.cpu_milli as f64;
+            milli += fraction * f64::from(shape.gpu_count) * f64::from(shape.gpu_milli);
+            let demand = demands.partition_point(|&demand| demand < (shape.gpu_milli, shape.gpu_count));
+            let enough = cores.partition_point(|&cores| cores < shape.cpu_milli) + 1;
+            fractions.chunks_exact_mut(demands.len()).skip(enough).for_each(|row| row[demand] += fraction);
         }
-        let cards_per_core = if cpu > 0.0 { milli / cpu / CORES_FRACTION } else { f64::INFINITY };
-        let without = 1.0 - kinds.iter().map(|(_, share)| share).sum::<f64>();
-        Self { demands, cores, shares, cards_per_core, unusable_share: without }
+        let gpus_per_core = if cpu > 0.0 { milli / cpu / CORES_FRACTION } else { f64::INFINITY };
+        let without = 1.0 - shapes.iter().map(|(_, fraction)| fraction).sum::<f64>();
+        Self { demands, cores, fractions, gpus_per_core, unusable_fraction: without }
     }
 
-    /// Thousandths of idle cards that are of no use: those that a request of the mix cannot use, on average, and those for
-    /// which there are no cores. Cards in order, largest first.
-    fn fragmented_milli(&self, cpu_milli: u64, cards: &[u16]) -> f64 {
-        let idle: u32 = cards.iter().map(|&milli| u32::from(milli)).sum();
-        if idle == 0 {
+    /// GPU thousandths that are of no use: those that a request of the mix cannot use on average, and those for which
+    /// cores are missing. GPUs are sorted, largest first.
+    fn fragmented_milli(&self, cpu_milli: u64, gpus: &[u16]) -> f64 {
+        debug_assert!(gpus.is_sorted_by(|first, second| first >= second), "L1: free GPUs are out of order");
+        let free: u32 = gpus.iter().map(|&milli| u32::from(milli)).sum();
+        if free == 0 {
             return 0.0;
         }
         let enough = self.cores.partition_point(|&cores| cores <= cpu_milli);
-        let shares = &self.shares[enough * self.demands.len()..];
+        let fractions = &self.fractions[enough * self.demands.len()..];
         let mut used = 0.0;
-        // From demand to demand a card needs more left: those that suffice become fewer.
-        let (mut many, mut usable) = (cards.len(), idle);
-        for (&(card_milli, count), share) in self.demands.iter().zip(shares) {
-            while many > 0 && cards[many - 1] < card_milli {
-                many -= 1;
-                usable -= u32::from(cards[many]);
+        // Each demand needs more of a GPU than the one before: fewer suffice.
+        let (mut count_usable, mut usable) = (gpus.len(), free);
+        for (&(gpu_milli, gpu_count), fraction) in self.demands.iter().zip(fractions) {
+            while count_usable > 0 && gpus[count_usable - 1] < gpu_milli {
+                count_usable -= 1;
+                usable -= u32::from(gpus[count_usable]);
             }
-            if many == 0 {
+            if count_usable == 0 {
                 break;
             }
-            used += if many >= count as usize { share * f64::from(usable) } else { 0.0 };
+            used += if count_usable >= gpu_count as usize { fraction * f64::from(usable) } else { 0.0 };
         }
-        let idle = f64::from(idle);
-        // Without cores nothing is left for cards, however few cores the mix asks for.
-        let served = if cpu_milli == 0 { 0.0 } else { cpu_milli as f64 * self.cards_per_core };
-        (idle - used) + (idle - served).max(0.0)
+        let free = f64::from(free);
+        // Without cores no GPU is usable, however few cores the mix requests.
+        let served = if cpu_milli == 0 { 0.0 } else { cpu_milli as f64 * self.gpus_per_core };
+        (free - used) + (free - served).max(0.0)
     }
 }
 
-/// How a room stands to one kind of request.
+/// Cached score of a group for one request shape.
 #[derive(Debug, Clone, Copy)]
 struct CachedScore {
-    /// Of the group; 0: nothing is kept.
+    /// Generation of the scored group; 0: empty entry.
     group_generation: u64,
-    /// Steps by which what is useless grows.
+    /// Growth of fragmentation, in steps.
     growth: i32,
-    /// From which card.
-    from: u16,
+    /// Free thousandths of the GPU to take from.
+    free_milli: u16,
 }
 
-const EMPTY_SCORE: CachedScore = CachedScore { group_generation: 0, growth: 0, from: 0 };
+const EMPTY_SCORE: CachedScore = CachedScore { group_generation: 0, growth: 0, free_milli: 0 };
 
-/// The state of FGD over one fleet: the mix, and what was worked out.
+/// State of FGD over one fleet: the mix, and cached results.
 #[derive(Debug, Default)]
 pub struct FragmentationScorer {
     mix: WorkloadMix,
     learned: Option<LearnedMix>,
-    /// Cores, cards and thousandths of requests, and what is kept for them by group.
+    /// Cached scores by group, for each request of cores, GPUs and thousandths.
     cached_scores: Vec<((u64, u16, u16), Vec<CachedScore>)>,
-    /// What is useless in groups, with their births.
+    /// Fragmentation of each group, with its generation.
     fragmented: Vec<(u64, f64)>,
 }
 
 impl FragmentationScorer {
-    /// With a mix that does not change.
+    /// Creates a scorer with a mix that does not change.
     #[must_use]
-    pub fn with_fixed_mix(kinds: Vec<(RequestShape, f64)>) -> Self {
-        Self { mix: WorkloadMix::new(kinds), ..Self::default() }
+    pub fn with_fixed_mix(shapes: Vec<(RequestShape, f64)>) -> Self {
+        Self { mix: WorkloadMix::new(shapes), ..Self::default() }
     }
 
-    /// With a mix that is learned from what is [noted](Self::note).
+    /// Creates a scorer with a mix that is learned from [recorded requests](Self::record_request).
     #[must_use]
     pub fn with_learned_mix() -> Self {
         Self { learned: Some(LearnedMix::default()), ..Self::default() }
     }
 
-    /// A request was made.
-    pub fn record_request(&mut self, need: &ResourceRequest) {
-        if let Some(kinds) = self.learned.as_mut().and_then(|learned| learned.record_request(need)) {
-            self.mix = WorkloadMix::new(kinds);
+    /// Records a request, from which the mix is learned.
+    pub fn record_request(&mut self, request: &ResourceRequest) {
+        if let Some(shapes) = self.learned.as_mut().and_then(|learned| learned.record_request(request)) {
+            self.mix = WorkloadMix::new(shapes);
             self.cached_scores.clear();
             self.fragmented.clear();
         }
     }
 
-    /// Looks for the best of some groups, of which there are `groups`.
-    pub(super) fn search<'a>(&'a mut self, need: &'a ResourceRequest, groups: usize) -> FragmentationSearch<'a> {
-        let key = (need.cpu_milli, need.gpu_count, need.gpu_milli);
-        let row = match self.cached_scores.iter().position(|(known, _)| *known == key) {
+    /// Starts a search for the best of `groups` groups.
+    pub(super) fn search<'a>(&'a mut self, request: &'a ResourceRequest, groups: usize) -> FragmentationSearch<'a> {
+        let key = (request.cpu_milli, request.gpu_count, request.gpu_milli);
+        let row = match self.cached_scores.iter().position(|(cached, _)| *cached == key) {
             Some(row) => row,
             None => {
                 if (self.cached_scores.len() + 1) * groups > CACHED_SCORES_MAX {
@@ -186,67 +189,69 @@ impl FragmentationScorer {
                 self.cached_scores.len() - 1
             }
         };
-        let kept = &mut self.cached_scores[row].1;
-        if kept.len() < groups {
-            kept.resize(groups, EMPTY_SCORE);
+        let scores = &mut self.cached_scores[row].1;
+        if scores.len() < groups {
+            scores.resize(groups, EMPTY_SCORE);
         }
         if self.fragmented.len() < groups {
             self.fragmented.resize(groups, (0, 0.0));
         }
-        FragmentationSearch { need, mix: &mut self.mix, kept, useless: &mut self.fragmented, best: None }
+        FragmentationSearch { request, mix: &mut self.mix, scores, fragmented: &mut self.fragmented, best: None }
     }
 }
 
-/// Steps by which what is useless grows, then the worker: less is better.
+/// Growth of fragmentation in steps, then the worker: less is better.
 type Rank = (i32, u32);
 
-/// One look for the best group.
+/// Search for the best group of one request.
 pub(super) struct FragmentationSearch<'a> {
-    need: &'a ResourceRequest,
+    request: &'a ResourceRequest,
     mix: &'a mut WorkloadMix,
-    kept: &'a mut [CachedScore],
-    useless: &'a mut [(u64, f64)],
+    scores: &'a mut [CachedScore],
+    fragmented: &'a mut [(u64, f64)],
     best: Option<(Rank, u16)>,
 }
 
 impl FragmentationSearch<'_> {
-    /// A group that fits, and the member that would be taken.
+    /// Compares a group that fits, of which `worker` would be taken, with the best so far.
     pub fn consider(&mut self, at: u32, group: &WorkerGroup, worker: u32) {
-        let mut kept = self.kept[at as usize];
-        if kept.group_generation != group.generation() {
+        let mut score = self.scores[at as usize];
+        if score.group_generation != group.generation() {
             let Some(found) = self.score(at, group, worker) else { return };
-            kept = found;
-            self.kept[at as usize] = kept;
+            score = found;
+            self.scores[at as usize] = score;
         }
-        let rank = rank(kept.growth, worker);
+        let rank = rank(score.growth, worker);
         if self.best.is_none_or(|(best, ..)| rank < best) {
-            self.best = Some((rank, kept.from));
+            self.best = Some((rank, score.free_milli));
         }
     }
 
-    /// The worker where the least becomes useless, the first of such; and from which card.
+    /// Worker on which fragmentation grows least, the first of equal ones, and the free thousandths of the GPU to
+    /// take from.
     pub fn best(self) -> Option<(u32, u16)> {
-        self.best.map(|((_, worker), from)| (worker, from))
+        self.best.map(|((_, worker), free_milli)| (worker, free_milli))
     }
 
-    /// How the group stands to the need; none if it cannot be the best, which is cheaper to say.
+    /// Score of the group for the request; none if a cheap bound shows that it cannot be the best.
     fn score(&mut self, at: u32, group: &WorkerGroup, worker: u32) -> Option<CachedScore> {
-        let (room, need) = (&group.free, self.need);
-        let view = self.mix.view(room.model);
-        let useless = &mut self.useless[at as usize];
-        if useless.0 != group.generation() {
-            *useless = (group.generation(), view.fragmented_milli(room.cpu_milli, &room.gpus));
+        let (free, request) = (&group.free, self.request);
+        let demand = self.mix.view(free.model);
+        let fragmented = &mut self.fragmented[at as usize];
+        if fragmented.0 != group.generation() {
+            *fragmented = (group.generation(), demand.fragmented_milli(free.cpu_milli, &free.gpus));
         }
-        let before = useless.1;
+        let before = fragmented.1;
         if let Some((best, ..)) = self.best {
-            // Whatever is left, for this share of the mix it is of no use. Sums of floats may differ by a little.
-            let left = f64::from(room.free_gpu_milli()) - f64::from(need.gpu_count) * f64::from(need.gpu_milli);
-            if rank(steps(view.unusable_share * left - before - 1e-6), worker) >= best {
+            // Whatever remains free is useless for this fraction of the mix. Sums of floats may differ by a little.
+            let remaining =
+                f64::from(free.free_gpu_milli()) - f64::from(request.gpu_count) * f64::from(request.gpu_milli);
+            if rank(steps(demand.unusable_fraction * remaining - before - 1e-6), worker) >= best {
                 return None;
             }
         }
-        let (growth, from) = growth(view, room, need, before);
-        Some(CachedScore { group_generation: group.generation(), growth, from })
+        let (growth, free_milli) = growth(demand, free, request, before);
+        Some(CachedScore { group_generation: group.generation(), growth, free_milli })
     }
 }
 
@@ -254,30 +259,31 @@ fn rank(growth: i32, worker: u32) -> Rank {
     (growth, worker)
 }
 
-/// Growth in steps, rounded down.
+/// Growth in whole steps, rounded down.
 fn steps(growth: f64) -> i32 {
     let steps = growth / GROWTH_STEP_MILLI;
     steps as i32 - i32::from(steps < f64::from(steps as i32))
 }
 
-/// By how many steps that which is useless in a room grows at least, and from which card that is.
-fn growth(view: &ModelDemand, room: &FreeResources, need: &ResourceRequest, before: f64) -> (i32, u16) {
-    let cpu_milli = room.cpu_milli - need.cpu_milli;
-    let after = |from: u16| {
-        let mut cards: Cards = room.gpus.clone();
-        allocate_gpus(&mut cards, need, from);
-        steps(view.fragmented_milli(cpu_milli, &cards) - before)
+/// Smallest growth of fragmentation in steps, and the free thousandths of the GPU that causes it.
+fn growth(demand: &ModelDemand, free: &FreeResources, request: &ResourceRequest, before: f64) -> (i32, u16) {
+    debug_assert!(free.fits(request), "L1: a request is scored that does not fit");
+    let cpu_milli = free.cpu_milli - request.cpu_milli;
+    let after = |free_milli: u16| {
+        let mut gpus = free.gpus.clone();
+        allocate_gpus(&mut gpus, request, free_milli);
+        steps(demand.fragmented_milli(cpu_milli, &gpus) - before)
     };
-    if need.gpu_count != 1 || need.gpu_milli == GPU_MILLI {
-        return (after(GPU_MILLI), if need.gpu_count == 0 { 0 } else { GPU_MILLI });
+    if request.gpu_count != 1 || request.gpu_milli == GPU_MILLI {
+        return (after(GPU_MILLI), if request.gpu_count == 0 { 0 } else { GPU_MILLI });
     }
     let mut best = (i32::MAX, 0);
     let mut last = 0;
-    // The fullest first, so that it is taken among equals.
-    for &from in room.gpus.iter().rev().filter(|&&milli| milli >= need.gpu_milli) {
-        if from != last {
-            last = from;
-            best = best.min((after(from), from));
+    // The fullest first, so that it wins among equals.
+    for &free_milli in free.gpus.iter().rev().filter(|&&milli| milli >= request.gpu_milli) {
+        if free_milli != last {
+            last = free_milli;
+            best = best.min((after(free_milli), free_milli));
         }
     }
     best

@@ -1,33 +1,34 @@
-//! Rooms by what they have, so that the lightest (or heaviest) that fits is found without a look at most others.
+//! Index of free resources, in which the lightest (or heaviest) entry that fits is found without visiting most
+//! others.
 //!
-//! A B+ tree whose items carry, beside the least key below them, the largest amount of each resource below them and the
-//! least and largest rank (weight and mark). A look passes over every subtree in which some resource is nowhere large
-//! enough, or whose ranks are no better than what was found already. Amounts are rounded up to fit into few cache lines, so
-//! at a leaf the caller looks at the room itself.
+//! A B+ tree whose entries have, beside the smallest key of their subtree, its largest amount of each resource and
+//! its smallest and largest sort key (weight and fingerprint). A search skips every subtree in which some resource is
+//! nowhere large enough, or whose sort keys are no better than the best so far. Amounts are rounded up to fit into
+//! few cache lines, so at a leaf the caller compares the exact amounts.
 //!
-//! Example, of cores and GiB, two rooms a leaf, weight the sum: `[1,1 2,1] [1,6 2,7] [6,1 7,2] [6,6 8,8]`. A need for 4 cores
-//! and 4 GiB passes over the first three leaves, because in each all have too few cores or too little memory.
+//! Example of cores and GiB, two entries a leaf, weight the sum: `[1,1 2,1] [1,6 2,7] [6,1 7,2] [6,6 8,8]`. A request
+//! for 4 cores and 4 GiB skips the first three leaves, because in each all have too few cores or too little memory.
 //!
-//! That works if rooms below one node are alike: then the largest amounts are nearly those of each. So the order is not
-//! that of weights, in which one with many cores stands beside one with much memory, but a curve that keeps
-//! neighbours in all resources together ([`Room::place`]).
+//! That works if the entries of a subtree are similar: then the largest amounts are nearly those of each. So the
+//! order is not that of weights, in which one with many cores is next to one with much memory, but a curve that keeps
+//! neighbours in all resources together ([`FreeResources::zorder_key`]).
 
 use super::free_resources::ResourceRequest;
 use super::index_node::{CompactRequest, FANOUT, FreeBounds, IndexEntry, IndexNode, argmin};
 
-/// Where a room stands ([`Room::place`]), and the number that the caller knows it by.
+/// Key of an entry: its point on the Z-order curve ([`FreeResources::zorder_key`]), and the caller's number for it.
 pub type Key = (u32, u32);
 
-/// Rank of a room ([`Room::rank`]), and its number.
+/// Sort key ([`FreeResources::sort_key`]) and number of an entry that was found.
 pub type Found = (u64, u32);
 
-/// Rooms in order of their keys.
+/// Index of free resources, in the order of the keys.
 #[derive(Debug)]
 pub struct FreeIndex {
     nodes: Vec<IndexNode>,
     unused: Vec<u32>,
     root: u32,
-    /// Levels above the leaves.
+    /// Number of levels above the leaves.
     height: u32,
 }
 
@@ -38,11 +39,11 @@ impl Default for FreeIndex {
 }
 
 impl FreeIndex {
-    /// Puts one in. No other may have this key.
-    pub fn insert(&mut self, key: Key, tops: FreeBounds, below: u32) {
-        let item = IndexEntry { bounds: tops, key, child: below };
-        if let Some(right) = self.insert_below(self.root, self.height, item) {
-            let left = self.item(self.root);
+    /// Inserts an entry with a new key.
+    pub fn insert(&mut self, key: Key, bounds: FreeBounds, child: u32) {
+        let entry = IndexEntry { bounds, key, child };
+        if let Some(right) = self.insert_below(self.root, self.height, entry) {
+            let left = self.entry(self.root);
             let mut root = IndexNode::EMPTY;
             root.insert(0, left);
             root.insert(1, right);
@@ -51,52 +52,53 @@ impl FreeIndex {
         }
     }
 
-    /// The one with this key, which must be there, has other amounts now.
-    pub fn update(&mut self, key: &Key, tops: &FreeBounds) {
-        self.update_below(self.root, self.height, key, tops);
+    /// Updates the amounts of the entry with this key.
+    pub fn update(&mut self, key: &Key, bounds: &FreeBounds) {
+        self.update_below(self.root, self.height, key, bounds);
     }
 
-    /// Takes the one with this key out. It must be there.
+    /// Removes the entry with this key.
     pub fn remove(&mut self, key: &Key) {
         self.remove_below(self.root, self.height, key);
         while self.height > 0 && self.nodes[self.root as usize].len == 1 {
             let old = self.root;
             self.root = self.nodes[old as usize].children[0];
+            debug_assert!(old != self.root, "Q1: the root is its own child");
             self.unused.push(old);
             self.height -= 1;
         }
     }
 
-    /// The one with the least rank that passes, if that is below `best`. It is for `may` to say whether it fits; those that
-    /// cannot are not asked about.
+    /// Entry with the smallest sort key that passes, if that is below `best`. `passes` compares the exact amounts of
+    /// entries that may fit.
     pub fn best_fit(
         &self,
-        need: &ResourceRequest,
-        may: &mut impl FnMut(u32) -> bool,
+        request: &ResourceRequest,
+        passes: &mut impl FnMut(u32) -> bool,
         best: Option<Found>,
     ) -> Option<Found> {
-        self.best_fit_below(self.root, self.height, &CompactRequest::of(need), may, best)
+        self.best_fit_below(self.root, self.height, &CompactRequest::of(request), passes, best)
     }
 
-    /// The one with the largest rank that passes, if that is above `best`.
+    /// Entry with the largest sort key that passes, if that is above `best`.
     pub fn worst_fit(
         &self,
-        need: &ResourceRequest,
-        may: &mut impl FnMut(u32) -> bool,
+        request: &ResourceRequest,
+        passes: &mut impl FnMut(u32) -> bool,
         best: Option<Found>,
     ) -> Option<Found> {
-        self.worst_fit_below(self.root, self.height, &CompactRequest::of(need), may, best)
+        self.worst_fit_below(self.root, self.height, &CompactRequest::of(request), passes, best)
     }
 
-    /// The largest amounts of all.
+    /// Upper bounds of all entries.
     pub fn bounds(&self) -> Option<FreeBounds> {
         let root = &self.nodes[self.root as usize];
-        (root.len > 0).then(|| self.item(self.root).bounds)
+        (root.len > 0).then(|| self.entry(self.root).bounds)
     }
 
-    /// Every one that may fit, in order.
-    pub fn for_each_fit(&self, need: &ResourceRequest, see: &mut impl FnMut(u32)) {
-        self.for_each_fit_below(self.root, self.height, &CompactRequest::of(need), see);
+    /// Visits every entry that may fit, in order.
+    pub fn for_each_fit(&self, request: &ResourceRequest, visit: &mut impl FnMut(u32)) {
+        self.for_each_fit_below(self.root, self.height, &CompactRequest::of(request), visit);
     }
 
     fn alloc_node(&mut self, node: IndexNode) -> u32 {
@@ -112,133 +114,135 @@ impl FreeIndex {
         }
     }
 
-    /// The item that stands for a node which is not empty.
-    fn item(&self, at: u32) -> IndexEntry {
+    /// Entry for a node, which is not empty.
+    fn entry(&self, at: u32) -> IndexEntry {
         let node = &self.nodes[at as usize];
-        let mut tops = FreeBounds::NONE;
-        (0..node.len).for_each(|at| tops.merge_max(&node.bounds(at)));
-        IndexEntry { bounds: tops, key: node.keys[0], child: at }
+        let mut bounds = FreeBounds::NONE;
+        (0..node.len).for_each(|at| bounds.merge_max(&node.bounds(at)));
+        IndexEntry { bounds, key: node.keys[0], child: at }
     }
 
-    /// What had to be split off, to stand right of this node.
-    fn insert_below(&mut self, at: u32, height: u32, item: IndexEntry) -> Option<IndexEntry> {
+    /// Inserts below a node. If the node is split, returns the entry for its right half.
+    fn insert_below(&mut self, at: u32, height: u32, entry: IndexEntry) -> Option<IndexEntry> {
         let node = &mut self.nodes[at as usize];
-        let mut place = node.find(&item.key);
-        let mut put = item;
+        let mut position = node.find(&entry.key);
+        let mut inserted = entry;
         if height > 0 {
-            node.keys[place] = node.keys[place].min(item.key);
-            let mut tops = node.bounds(place);
-            tops.merge_max(&item.bounds);
-            node.set_bounds(place, &tops);
-            let child = node.children[place];
-            let right = self.insert_below(child, height - 1, item)?;
-            let left = self.item(child);
-            self.nodes[at as usize].set(place, left);
-            put = right;
-            place += 1;
-        } else if place < node.len && node.keys[place] < item.key {
-            place += 1;
+            node.keys[position] = node.keys[position].min(entry.key);
+            let mut bounds = node.bounds(position);
+            bounds.merge_max(&entry.bounds);
+            node.set_bounds(position, &bounds);
+            let child = node.children[position];
+            let right = self.insert_below(child, height - 1, entry)?;
+            let left = self.entry(child);
+            self.nodes[at as usize].set(position, left);
+            inserted = right;
+            position += 1;
+        } else if position < node.len && node.keys[position] < entry.key {
+            position += 1;
         }
         let node = &mut self.nodes[at as usize];
+        debug_assert!(!node.keys[..node.len].contains(&inserted.key), "Q1: two entries have one key");
         if node.len < FANOUT {
-            node.insert(place, put);
+            node.insert(position, inserted);
             return None;
         }
         let mut right = IndexNode::EMPTY;
         right.append(node, FANOUT / 2);
         node.len = FANOUT / 2;
-        if place <= FANOUT / 2 {
-            node.insert(place, put)
+        if position <= FANOUT / 2 {
+            node.insert(position, inserted)
         } else {
-            right.insert(place - FANOUT / 2, put)
+            right.insert(position - FANOUT / 2, inserted)
         }
         let right = self.alloc_node(right);
-        Some(self.item(right))
+        Some(self.entry(right))
     }
 
-    /// False: nothing changes above.
-    fn update_below(&mut self, at: u32, height: u32, key: &Key, tops: &FreeBounds) -> bool {
+    /// Updates the bounds of a node's entry. False: nothing changes above.
+    fn update_below(&mut self, at: u32, height: u32, key: &Key, bounds: &FreeBounds) -> bool {
         let node = &self.nodes[at as usize];
-        let (place, child) = (node.find(key), node.children[node.find(key)]);
-        let now = if height == 0 {
-            assert!(node.len > 0 && node.keys[place] == *key, "only what is there changes");
-            *tops
-        } else if self.update_below(child, height - 1, key, tops) {
-            self.item(child).bounds
+        let (position, child) = (node.find(key), node.children[node.find(key)]);
+        let updated = if height == 0 {
+            assert!(node.len > 0 && node.keys[position] == *key, "Q1: only an existing entry is updated");
+            *bounds
+        } else if self.update_below(child, height - 1, key, bounds) {
+            self.entry(child).bounds
         } else {
             return false;
         };
         let node = &mut self.nodes[at as usize];
-        let changed = node.bounds(place) != now;
-        node.set_bounds(place, &now);
+        let changed = node.bounds(position) != updated;
+        node.set_bounds(position, &updated);
         changed
     }
 
     fn remove_below(&mut self, at: u32, height: u32, key: &Key) {
         let node = &mut self.nodes[at as usize];
-        let place = node.find(key);
+        let position = node.find(key);
         if height == 0 {
-            assert!(node.len > 0 && node.keys[place] == *key, "only what is there is taken out");
-            node.remove(place);
+            assert!(node.len > 0 && node.keys[position] == *key, "Q1: only an existing entry is removed");
+            node.remove(position);
             return;
         }
-        let child = node.children[place];
+        let child = node.children[position];
         self.remove_below(child, height - 1, key);
         if self.nodes[child as usize].len == 0 {
-            self.nodes[at as usize].remove(place);
+            self.nodes[at as usize].remove(position);
             self.unused.push(child);
             return;
         }
-        let item = self.item(child);
-        self.nodes[at as usize].set(place, item);
-        self.merge(at, place);
+        let entry = self.entry(child);
+        self.nodes[at as usize].set(position, entry);
+        self.merge(at, position);
     }
 
-    /// Two neighbours that are both nearly empty become one, so that a tree that shrinks grows no taller than it must.
-    fn merge(&mut self, at: u32, place: usize) {
+    /// Merges two neighbours that are both nearly empty, so that a shrinking tree is no taller than necessary.
+    fn merge(&mut self, at: u32, position: usize) {
         let node = &self.nodes[at as usize];
         if node.len < 2 {
             return;
         }
-        let left = place.min(node.len - 2);
-        let (one, two) = (node.children[left], node.children[left + 1]);
-        // Only then is it worth a look at the neighbour.
-        if self.nodes[node.children[place] as usize].len > FANOUT / 4 {
+        let left = position.min(node.len - 2);
+        let (first, second) = (node.children[left], node.children[left + 1]);
+        // The neighbour is read only if this node is nearly empty.
+        if self.nodes[node.children[position] as usize].len > FANOUT / 4 {
             return;
         }
-        let (many, more) = (self.nodes[one as usize].len, self.nodes[two as usize].len);
-        if many + more > FANOUT / 2 {
+        let (first_len, second_len) = (self.nodes[first as usize].len, self.nodes[second as usize].len);
+        if first_len + second_len > FANOUT / 2 {
             return;
         }
-        let moved = std::mem::replace(&mut self.nodes[two as usize], IndexNode::EMPTY);
-        self.nodes[one as usize].append(&moved, 0);
-        let item = self.item(one);
+        let moved = std::mem::replace(&mut self.nodes[second as usize], IndexNode::EMPTY);
+        self.nodes[first as usize].append(&moved, 0);
+        let entry = self.entry(first);
         let node = &mut self.nodes[at as usize];
-        node.set(left, item);
+        node.set(left, entry);
         node.remove(left + 1);
-        self.unused.push(two);
+        self.unused.push(second);
+        debug_assert!(self.unused.len() < self.nodes.len(), "Q1: more nodes are unused than exist");
     }
 
     fn best_fit_below(
         &self,
         at: u32,
         height: u32,
-        ask: &CompactRequest,
-        may: &mut impl FnMut(u32) -> bool,
+        request: &CompactRequest,
+        passes: &mut impl FnMut(u32) -> bool,
         mut best: Option<Found>,
     ) -> Option<Found> {
         let node = &self.nodes[at as usize];
-        let mut left = node.may_fit(ask);
-        while left != 0 {
-            // The most promising first: what it finds spares the looks at most others.
-            let at = argmin(&node.min_sort_key, left);
-            left &= !(1 << at);
-            if best.is_some_and(|(rank, _)| node.min_sort_key[at] >= rank) {
+        let mut candidates = node.may_fit(request);
+        while candidates != 0 {
+            // The most promising first: its result excludes most others.
+            let at = argmin(&node.min_sort_key, candidates);
+            candidates &= !(1 << at);
+            if best.is_some_and(|(sort_key, _)| node.min_sort_key[at] >= sort_key) {
                 break;
             }
             if height > 0 {
-                best = self.best_fit_below(node.children[at], height - 1, ask, may, best);
-            } else if may(node.children[at]) {
+                best = self.best_fit_below(node.children[at], height - 1, request, passes, best);
+            } else if passes(node.children[at]) {
                 return Some((node.min_sort_key[at], node.children[at]));
             }
         }
@@ -249,37 +253,37 @@ impl FreeIndex {
         &self,
         at: u32,
         height: u32,
-        ask: &CompactRequest,
-        may: &mut impl FnMut(u32) -> bool,
+        request: &CompactRequest,
+        passes: &mut impl FnMut(u32) -> bool,
         mut best: Option<Found>,
     ) -> Option<Found> {
         let node = &self.nodes[at as usize];
-        let from_above = node.max_sort_key.map(|rank| !rank);
-        let mut left = node.may_fit(ask);
-        while left != 0 {
-            let at = argmin(&from_above, left);
-            left &= !(1 << at);
-            if best.is_some_and(|(rank, _)| node.max_sort_key[at] <= rank) {
+        let inverted = node.max_sort_key.map(|sort_key| !sort_key);
+        let mut candidates = node.may_fit(request);
+        while candidates != 0 {
+            let at = argmin(&inverted, candidates);
+            candidates &= !(1 << at);
+            if best.is_some_and(|(sort_key, _)| node.max_sort_key[at] <= sort_key) {
                 break;
             }
             if height > 0 {
-                best = self.worst_fit_below(node.children[at], height - 1, ask, may, best);
-            } else if may(node.children[at]) {
+                best = self.worst_fit_below(node.children[at], height - 1, request, passes, best);
+            } else if passes(node.children[at]) {
                 return Some((node.max_sort_key[at], node.children[at]));
             }
         }
         best
     }
 
-    fn for_each_fit_below(&self, at: u32, height: u32, ask: &CompactRequest, see: &mut impl FnMut(u32)) {
+    fn for_each_fit_below(&self, at: u32, height: u32, request: &CompactRequest, visit: &mut impl FnMut(u32)) {
         let node = &self.nodes[at as usize];
-        let mut left = node.may_fit(ask);
-        while left != 0 {
-            let at = left.trailing_zeros() as usize;
-            left &= left - 1;
+        let mut candidates = node.may_fit(request);
+        while candidates != 0 {
+            let at = candidates.trailing_zeros() as usize;
+            candidates &= candidates - 1;
             match height {
-                0 => see(node.children[at]),
-                _ => self.for_each_fit_below(node.children[at], height - 1, ask, see),
+                0 => visit(node.children[at]),
+                _ => self.for_each_fit_below(node.children[at], height - 1, request, visit),
             }
         }
     }

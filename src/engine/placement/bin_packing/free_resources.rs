@@ -1,4 +1,4 @@
-//! What a worker has left, what a claim needs of it, and which cards that takes.
+//! Free resources of a worker, requests, allocations, and the choice of GPUs.
 
 use std::hash::{Hash as _, Hasher as _};
 
@@ -7,71 +7,71 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::{Millis, WorkerCapacity};
 
-/// A whole card, in thousandths.
+/// Thousandths of a whole GPU.
 pub const GPU_MILLI: u16 = 1_000;
 
-/// Number of a GPU model within its [`super::Fleet`]; [`NO_MODEL`] stands for a worker without cards.
+/// Number of a GPU model within its [`super::FleetIndex`]; [`NO_MODEL`] for a worker without GPUs.
 pub type ModelId = u16;
 
-/// The model of workers that have no cards.
+/// Model number of workers without GPUs.
 pub const NO_MODEL: ModelId = 0;
 
-/// Free thousandths of each card.
-pub type Cards = SmallVec<[u16; 8]>;
+/// Free thousandths of each GPU.
+pub type GpuMillis = SmallVec<[u16; 8]>;
 
-/// What a worker has left. Two workers with equal rooms are interchangeable for every decision about room.
+/// Free resources of a worker. Workers with equal ones are interchangeable in every placement decision.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct FreeResources {
-    /// Whatever tells its worker from others that have as much left; 0: nothing.
+    /// Class that separates its worker from others with equal amounts; 0: none.
     pub class_id: u32,
-    /// Model of its cards.
+    /// Model of its GPUs.
     pub model: ModelId,
-    /// Thousandths of a core.
+    /// Free thousandths of cores.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Free bytes of memory.
     pub memory_bytes: u64,
-    /// Places.
+    /// Free slots of the worker.
     pub slots: u64,
-    /// Free thousandths of each card, largest first. Which card is which is known to the worker only.
-    pub gpus: Cards,
+    /// Free thousandths of each GPU, largest first. Their numbers are known to the worker only.
+    pub gpus: GpuMillis,
 }
 
-/// What a claim needs of one worker. Either one share of a card, or some whole cards, or none.
+/// Resources that a claim needs of one worker: a fraction of one GPU, or some whole GPUs, or none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ResourceRequest {
-    /// Thousandths of a core.
+    /// Requested thousandths of cores.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Requested bytes of memory.
     pub memory_bytes: u64,
-    /// Places.
+    /// Requested slots of the worker.
     pub slots: u64,
-    /// Number of cards; 0: it needs none.
+    /// Number of GPUs; 0: none needed.
     pub gpu_count: u16,
-    /// Thousandths of each card: 1..=1000; 1000 if `cards` is above 1; 0 if it is 0.
+    /// Thousandths of each GPU: 1..=1000; 1000 if `gpu_count` is above 1; 0 if it is 0.
     pub gpu_milli: u16,
-    /// Models that will do; empty: any.
+    /// Acceptable GPU models; empty: any.
     pub models: SmallVec<[ModelId; 4]>,
-    /// Engine time beyond which its worker must live.
+    /// Engine time beyond which the worker must live.
     pub until_ms: Millis,
 }
 
-/// What one claim holds of its worker.
+/// Resources that one claim holds of its worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResourceAllocation {
-    /// Thousandths of a core.
+    /// Allocated thousandths of cores.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Allocated bytes of memory.
     pub memory_bytes: u64,
-    /// Places.
+    /// Allocated slots of the worker.
     pub slots: u64,
-    /// Thousandths of each of its cards.
+    /// Allocated thousandths of each of its GPUs.
     pub gpu_milli: u16,
-    /// Which cards: bit `i` stands for card `i` of the worker.
+    /// Allocated GPUs: bit `i` stands for GPU `i` of the worker.
     pub gpu_mask: u64,
 }
 
 impl FreeResources {
-    /// All that a worker has, with nothing held.
+    /// Capacity of a worker without allocations.
     #[must_use]
     pub fn unallocated(capacity: &WorkerCapacity, model: ModelId) -> Self {
         let count = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize);
@@ -85,41 +85,41 @@ impl FreeResources {
         }
     }
 
-    /// Free thousandths of all cards together.
+    /// Free thousandths of all GPUs together.
     #[must_use]
     pub fn free_gpu_milli(&self) -> u32 {
         self.gpus.iter().map(|&milli| u32::from(milli)).sum()
     }
 
-    /// Cards of which nothing is held.
+    /// Number of wholly free GPUs.
     #[must_use]
     pub fn idle_gpus(&self) -> u16 {
         self.gpus.iter().take_while(|&&milli| milli == GPU_MILLI).count() as u16
     }
 
-    /// Whether the need fits, the model aside.
+    /// Whether the request fits, its models aside.
     #[must_use]
-    pub fn fits(&self, need: &ResourceRequest) -> bool {
-        self.cpu_milli >= need.cpu_milli
-            && self.memory_bytes >= need.memory_bytes
-            && self.slots >= need.slots
-            && (need.gpu_count == 0
-                || self.gpus.get(need.gpu_count as usize - 1).is_some_and(|&milli| milli >= need.gpu_milli))
+    pub fn fits(&self, request: &ResourceRequest) -> bool {
+        self.cpu_milli >= request.cpu_milli
+            && self.memory_bytes >= request.memory_bytes
+            && self.slots >= request.slots
+            && (request.gpu_count == 0
+                || self.gpus.get(request.gpu_count as usize - 1).is_some_and(|&milli| milli >= request.gpu_milli))
     }
 
-    /// How much is left in all, in one number: thousandths of a core, where 4 MiB of memory count as one, a place as
-    /// 1,000 and a thousandth of a card as 16 (one card goes with 16 cores and 4 GiB with one core, as clouds sell them).
+    /// Free amounts in one number: thousandths of cores, where 4 MiB of memory count as one, a slot as 1,000 and a
+    /// thousandth of a GPU as 16 (one GPU goes with 16 cores and 4 GiB with one core, as clouds sell them).
     ///
-    /// A claim takes the same off the weight wherever it goes, so "what leaves the least behind" is the least weight
-    /// among those that fit: an order of rooms that no request changes, which is what makes an index possible.
+    /// A claim takes the same off the weight on every worker, so "leaves the least behind" is the smallest weight
+    /// among those that fit: an order that does not depend on the request, which makes an index possible.
     #[must_use]
     pub fn weight(&self) -> u64 {
         // At most 2^53 + 2^31 + 1000 * 2^53 + 2^20: no sum overflows.
         self.cpu_milli + (self.memory_bytes >> 22) + self.slots * 1_000 + u64::from(self.free_gpu_milli()) * 16
     }
 
-    /// Where the room stands in the index: near those that have about as much of everything. It is a point of a Z-order
-    /// curve (Morton, 1966) through cores, memory, places and cards, each by its logarithm in quarters.
+    /// Position in the index, near vectors with similar amounts of everything. A point of a Z-order curve (Morton,
+    /// 1966) through cores, memory, slots and GPUs, each by its logarithm in quarters.
     #[must_use]
     pub(super) fn zorder_key(&self) -> u32 {
         // Eight bits, spread to every fourth.
@@ -135,7 +135,7 @@ impl FreeResources {
             | spread(self.slots) << 3
     }
 
-    /// The same number for equal rooms, on every machine: orders those of equal weight.
+    /// Hash that is equal for equal vectors on every machine: orders those of equal weight.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Xxh3::new();
@@ -147,10 +147,10 @@ impl FreeResources {
         hasher.finish()
     }
 
-    /// Weight and mark in one number, which orders rooms: the weight as long as it is below 2^34, beyond that its first 34
-    /// bits; then the first 24 bits of the mark.
+    /// Weight and fingerprint in one number: the weight if it is below 2^34, else its first 34 bits; then the first
+    /// 24 bits of the fingerprint.
     #[must_use]
-    pub fn sort_key(&self, mark: u64) -> u64 {
+    pub fn sort_key(&self, fingerprint: u64) -> u64 {
         const BITS: u32 = 34;
         let weight = self.weight();
         let short = match weight.checked_ilog2() {
@@ -160,22 +160,24 @@ impl FreeResources {
             }
             _ => weight,
         };
-        short << 24 | mark >> 40
+        short << 24 | fingerprint >> 40
     }
 
-    /// What is left after the need is taken, with a share coming from a card that has `from` left. It must fit.
+    /// Free resources after the request is allocated, with a GPU fraction taken from one with `gpu_free_milli` free.
+    /// It must fit.
     #[must_use]
-    pub fn after_allocating(&self, need: &ResourceRequest, from: u16) -> Self {
-        let mut room = self.clone();
-        room.cpu_milli -= need.cpu_milli;
-        room.memory_bytes -= need.memory_bytes;
-        room.slots -= need.slots;
-        allocate_gpus(&mut room.gpus, need, from);
-        room
+    pub fn after_allocating(&self, request: &ResourceRequest, gpu_free_milli: u16) -> Self {
+        debug_assert!(self.fits(request), "L1: a request is allocated that does not fit");
+        let mut free = self.clone();
+        free.cpu_milli -= request.cpu_milli;
+        free.memory_bytes -= request.memory_bytes;
+        free.slots -= request.slots;
+        allocate_gpus(&mut free.gpus, request, gpu_free_milli);
+        free
     }
 }
 
-/// Logarithm to base two, in quarters: the exponent and the two bits after the leading one. At most 255.
+/// Logarithm to base two in quarters: the exponent and the two bits after the leading one. At most 255.
 const fn quarter_log2(amount: u64) -> u32 {
     match amount {
         0..4 => amount as u32,
@@ -186,40 +188,41 @@ const fn quarter_log2(amount: u64) -> u32 {
     }
 }
 
-/// Takes a need from cards in order, largest first, and keeps them so.
-pub(super) fn allocate_gpus(cards: &mut Cards, need: &ResourceRequest, from: u16) {
-    match need.gpu_count {
+/// Allocates a request from GPUs that are sorted, largest first, and keeps them sorted.
+pub(super) fn allocate_gpus(gpus: &mut GpuMillis, request: &ResourceRequest, free_milli: u16) {
+    debug_assert!(gpus.is_sorted_by(|first, second| first >= second), "L1: free GPUs are out of order");
+    match request.gpu_count {
         0 => {}
         1 => {
-            let at = cards.iter().position(|&milli| milli == from).expect("a card with this much left");
-            cards[at] -= need.gpu_milli;
-            let left = cards[at];
-            let end = cards[at..].iter().position(|&milli| milli < left).map_or(cards.len(), |beyond| at + beyond);
-            cards[at..end].rotate_left(1);
+            let at = gpus.iter().position(|&milli| milli == free_milli).expect("L1: a GPU with this much free");
+            gpus[at] -= request.gpu_milli;
+            let remaining = gpus[at];
+            let end = gpus[at..].iter().position(|&milli| milli < remaining).map_or(gpus.len(), |beyond| at + beyond);
+            gpus[at..end].rotate_left(1);
         }
         count => {
-            // Whole cards are the first ones.
-            cards[..count as usize].fill(0);
-            cards.rotate_left(count as usize);
+            // Wholly free GPUs are the first ones.
+            gpus[..count as usize].fill(0);
+            gpus.rotate_left(count as usize);
         }
     }
 }
 
-/// How a share chooses among the cards of its worker that fit.
+/// Choice among the GPUs of a worker on which a fraction fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GpuPacking {
-    /// The fullest.
+    /// Fullest GPU that fits.
     Fullest,
-    /// The emptiest.
+    /// Emptiest GPU that fits.
     Emptiest,
 }
 
 impl GpuPacking {
-    /// How much the card has left from which a need is taken, among cards in order, largest first. The need must fit.
+    /// Free thousandths of the GPU to take from, among GPUs sorted largest first. The request must fit.
     #[must_use]
-    pub fn free_milli_of_pick(self, cards: &[u16], need: &ResourceRequest) -> u16 {
-        let fitting = || cards.iter().copied().take_while(|&milli| milli >= need.gpu_milli);
-        match (need.gpu_count, self) {
+    pub fn free_milli_of_pick(self, gpus: &[u16], request: &ResourceRequest) -> u16 {
+        let fitting = || gpus.iter().copied().take_while(|&milli| milli >= request.gpu_milli);
+        match (request.gpu_count, self) {
             (1, Self::Fullest) => fitting().last().unwrap_or(0),
             (1, Self::Emptiest) => fitting().next().unwrap_or(0),
             (0, _) => 0,
@@ -228,14 +231,15 @@ impl GpuPacking {
     }
 }
 
-/// Which cards of a worker, whose cards stand in their own order, a need takes: those with the lowest numbers among
-/// them that have `from` left. None: there are too few.
+/// GPUs that a request takes, in the worker's order: those with the lowest numbers that have `free_milli` free. None:
+/// there are too few.
 #[must_use]
-pub fn choose_gpus(cards: &[u16], need: &ResourceRequest, from: u16) -> Option<u64> {
+pub fn choose_gpus(gpus: &[u16], request: &ResourceRequest, free_milli: u16) -> Option<u64> {
+    debug_assert!(gpus.len() <= u64::BITS as usize, "L1: a mask has a bit for each GPU");
     let mut chosen = 0_u64;
-    let mut missing = need.gpu_count;
-    for (at, &milli) in cards.iter().enumerate() {
-        if missing > 0 && milli == from {
+    let mut missing = request.gpu_count;
+    for (at, &milli) in gpus.iter().enumerate() {
+        if missing > 0 && milli == free_milli {
             chosen |= 1 << at;
             missing -= 1;
         }
@@ -244,15 +248,15 @@ pub fn choose_gpus(cards: &[u16], need: &ResourceRequest, from: u16) -> Option<u
 }
 
 impl ResourceRequest {
-    /// What it holds once it has these cards.
+    /// Allocation of the request with these GPUs.
     #[must_use]
-    pub const fn allocation(&self, cards: u64) -> ResourceAllocation {
+    pub const fn allocation(&self, gpu_mask: u64) -> ResourceAllocation {
         ResourceAllocation {
             cpu_milli: self.cpu_milli,
             memory_bytes: self.memory_bytes,
             slots: self.slots,
             gpu_milli: self.gpu_milli,
-            gpu_mask: cards,
+            gpu_mask,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A node of an [`super::free_index::FreeIndex`]: up to [`FANOUT`] items, each with bounds of the rooms below it.
+//! Node of a [`super::free_index::FreeIndex`]: up to [`FANOUT`] entries, each with bounds of its subtree.
 
 use super::free_index::Key;
 use super::free_resources::{FreeResources, GPU_MILLI, ResourceRequest};
@@ -6,70 +6,70 @@ use crate::engine::NIL;
 use crate::engine::placement::expiries::NEVER;
 use crate::model::Millis;
 
-/// Items of a node: a node is looked through in one go, so few enough for that to be quick.
+/// Entries of a node: few enough to be compared in one pass.
 pub const FANOUT: usize = 16;
 
-/// Bytes of memory that count as one here: amounts are kept small, so that a node is few cache lines.
+/// Bytes of memory in one unit: compact amounts keep a node in few cache lines.
 const MEMORY_UNIT: u64 = 1 << 20;
-/// Milliseconds of a life that count as one here.
+/// Milliseconds in one unit of an end of life.
 const LIFE_UNIT: Millis = 1_000;
 
-/// Bounds of the amounts of some rooms, rounded up; or of one.
+/// Upper bounds of the amounts of some free resources, rounded up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeBounds {
     cpu_milli: u32,
     memory: u32,
     slots: u32,
-    card_milli: u16,
-    idle_cards: u16,
-    /// Latest end of a life.
+    gpu_milli: u16,
+    idle_gpus: u16,
+    /// Latest end of life, in units.
     latest: u32,
-    /// Least and largest rank.
+    /// Smallest and largest sort key.
     min_sort_key: u64,
     max_sort_key: u64,
 }
 
-/// A need, or a bound of one, as small as bounds are.
+/// Request in the units of the bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct CompactRequest {
     cpu_milli: u32,
     memory: u32,
     slots: u32,
-    card_milli: u16,
-    idle_cards: u16,
+    gpu_milli: u16,
+    idle_gpus: u16,
     latest: u32,
 }
 
-/// As `u32`, where the most stands for that much or more.
+/// Saturates an amount at `u32::MAX`, which stands for any larger one.
 fn saturating_u32(amount: u64) -> u32 {
     u32::try_from(amount).unwrap_or(u32::MAX)
 }
 
-/// The most that such a number may stand for.
+/// Largest amount that a compact one may stand for.
 const fn upper_bound(amount: u32, unit: u64) -> u64 {
     if amount == u32::MAX { u64::MAX } else { (amount as u64).saturating_mul(unit) }
 }
 
 impl CompactRequest {
-    /// Whatever has room for the need is bounded by no less than this.
-    pub fn of(need: &ResourceRequest) -> Self {
-        let (card_milli, idle_cards) = match need.gpu_milli {
-            GPU_MILLI => (0, need.gpu_count),
-            share => (share, 0),
+    /// Compact form of a request: free resources that fit it are bounded by no less.
+    pub fn of(request: &ResourceRequest) -> Self {
+        let (gpu_milli, idle_gpus) = match request.gpu_milli {
+            GPU_MILLI => (0, request.gpu_count),
+            fraction => (fraction, 0),
         };
         Self {
-            cpu_milli: saturating_u32(need.cpu_milli),
-            memory: saturating_u32(need.memory_bytes.div_ceil(MEMORY_UNIT)),
-            slots: saturating_u32(need.slots),
-            card_milli,
-            idle_cards,
-            // Of who ends one millisecond later.
-            latest: saturating_u32(need.until_ms / LIFE_UNIT + 1),
+            cpu_milli: saturating_u32(request.cpu_milli),
+            memory: saturating_u32(request.memory_bytes.div_ceil(MEMORY_UNIT)),
+            slots: saturating_u32(request.slots),
+            gpu_milli,
+            idle_gpus,
+            // The bound of a worker that ends one millisecond later.
+            latest: saturating_u32(request.until_ms / LIFE_UNIT + 1),
         }
     }
 }
 
-/// An end of life as bounds have it.
+/// End of life in the units of the bounds.
 pub fn life_bound(ends_ms: Millis) -> u32 {
     if ends_ms == NEVER { u32::MAX } else { saturating_u32(ends_ms.div_ceil(LIFE_UNIT)) }
 }
@@ -79,25 +79,25 @@ impl FreeBounds {
         cpu_milli: 0,
         memory: 0,
         slots: 0,
-        card_milli: 0,
-        idle_cards: 0,
+        gpu_milli: 0,
+        idle_gpus: 0,
         latest: 0,
         min_sort_key: u64::MAX,
         max_sort_key: 0,
     };
 
-    /// Of workers with this room, the last of which ends then ([`life_bound`]).
-    pub fn of(room: &FreeResources, mark: u64, latest: u32) -> Self {
-        let rank = room.sort_key(mark);
+    /// Bounds of workers with these free resources, of which the last ends at `latest` ([`life_bound`]).
+    pub fn of(free: &FreeResources, fingerprint: u64, latest: u32) -> Self {
+        let sort_key = free.sort_key(fingerprint);
         Self {
-            cpu_milli: saturating_u32(room.cpu_milli),
-            memory: saturating_u32(room.memory_bytes.div_ceil(MEMORY_UNIT)),
-            slots: saturating_u32(room.slots),
-            card_milli: room.gpus.first().copied().unwrap_or(0),
-            idle_cards: room.idle_gpus(),
+            cpu_milli: saturating_u32(free.cpu_milli),
+            memory: saturating_u32(free.memory_bytes.div_ceil(MEMORY_UNIT)),
+            slots: saturating_u32(free.slots),
+            gpu_milli: free.gpus.first().copied().unwrap_or(0),
+            idle_gpus: free.idle_gpus(),
             latest,
-            min_sort_key: rank,
-            max_sort_key: rank,
+            min_sort_key: sort_key,
+            max_sort_key: sort_key,
         }
     }
 
@@ -105,38 +105,38 @@ impl FreeBounds {
         self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
         self.memory = self.memory.max(other.memory);
         self.slots = self.slots.max(other.slots);
-        self.card_milli = self.card_milli.max(other.card_milli);
-        self.idle_cards = self.idle_cards.max(other.idle_cards);
+        self.gpu_milli = self.gpu_milli.max(other.gpu_milli);
+        self.idle_gpus = self.idle_gpus.max(other.idle_gpus);
         self.latest = self.latest.max(other.latest);
         self.min_sort_key = self.min_sort_key.min(other.min_sort_key);
         self.max_sort_key = self.max_sort_key.max(other.max_sort_key);
     }
 
-    /// No room has more than this: cores, memory, places, one card, idle cards.
+    /// Upper bounds in full units: cores, memory, slots, one GPU, wholly free GPUs.
     pub fn upper_amounts(&self) -> (u64, u64, u64, u16, u16) {
         let (cpu, memory) = (upper_bound(self.cpu_milli, 1), upper_bound(self.memory, MEMORY_UNIT));
-        (cpu, memory, upper_bound(self.slots, 1), self.card_milli, self.idle_cards)
+        (cpu, memory, upper_bound(self.slots, 1), self.gpu_milli, self.idle_gpus)
     }
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct IndexEntry {
     pub bounds: FreeBounds,
-    /// Not above any key below.
+    /// Lower bound of the keys in the subtree.
     pub key: Key,
-    /// A node; at a leaf, what the caller put in.
+    /// Child node; at a leaf, the caller's number.
     pub child: u32,
 }
 
-/// Each amount lies apart: a look for room reads those lines only that the need asks about.
+/// Columns of a node: a search reads only the cache lines of the requested resources.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
 pub struct IndexNode {
     cpu_milli: [u32; FANOUT],
     memory: [u32; FANOUT],
     pub min_sort_key: [u64; FANOUT],
-    card_milli: [u16; FANOUT],
-    idle_cards: [u16; FANOUT],
+    gpu_milli: [u16; FANOUT],
+    idle_gpus: [u16; FANOUT],
     slots: [u32; FANOUT],
     latest: [u32; FANOUT],
     pub children: [u32; FANOUT],
@@ -150,8 +150,8 @@ impl IndexNode {
         cpu_milli: [0; FANOUT],
         memory: [0; FANOUT],
         min_sort_key: [u64::MAX; FANOUT],
-        card_milli: [0; FANOUT],
-        idle_cards: [0; FANOUT],
+        gpu_milli: [0; FANOUT],
+        idle_gpus: [0; FANOUT],
         slots: [0; FANOUT],
         latest: [0; FANOUT],
         children: [NIL; FANOUT],
@@ -160,22 +160,22 @@ impl IndexNode {
         len: 0,
     };
 
-    /// The items that may have room, as bits.
-    pub fn may_fit(&self, ask: &CompactRequest) -> u32 {
+    /// Entries that may fit, as bits.
+    pub fn may_fit(&self, request: &CompactRequest) -> u32 {
         let mut fit = [true; FANOUT];
-        fit.iter_mut().zip(self.cpu_milli).for_each(|(fit, has)| *fit = has >= ask.cpu_milli);
-        fit.iter_mut().zip(self.memory).for_each(|(fit, has)| *fit &= has >= ask.memory);
-        if ask.card_milli > 0 {
-            fit.iter_mut().zip(self.card_milli).for_each(|(fit, has)| *fit &= has >= ask.card_milli);
+        fit.iter_mut().zip(self.cpu_milli).for_each(|(fit, has)| *fit = has >= request.cpu_milli);
+        fit.iter_mut().zip(self.memory).for_each(|(fit, has)| *fit &= has >= request.memory);
+        if request.gpu_milli > 0 {
+            fit.iter_mut().zip(self.gpu_milli).for_each(|(fit, has)| *fit &= has >= request.gpu_milli);
         }
-        if ask.idle_cards > 0 {
-            fit.iter_mut().zip(self.idle_cards).for_each(|(fit, has)| *fit &= has >= ask.idle_cards);
+        if request.idle_gpus > 0 {
+            fit.iter_mut().zip(self.idle_gpus).for_each(|(fit, has)| *fit &= has >= request.idle_gpus);
         }
-        if ask.slots > 0 {
-            fit.iter_mut().zip(self.slots).for_each(|(fit, has)| *fit &= has >= ask.slots);
+        if request.slots > 0 {
+            fit.iter_mut().zip(self.slots).for_each(|(fit, has)| *fit &= has >= request.slots);
         }
-        if ask.latest > 1 {
-            fit.iter_mut().zip(self.latest).for_each(|(fit, has)| *fit &= has >= ask.latest);
+        if request.latest > 1 {
+            fit.iter_mut().zip(self.latest).for_each(|(fit, has)| *fit &= has >= request.latest);
         }
         let bits = fit.iter().enumerate().fold(0, |bits, (at, &fit)| bits | u32::from(fit) << at);
         bits & ((1 << self.len) - 1)
@@ -186,64 +186,68 @@ impl IndexNode {
             cpu_milli: self.cpu_milli[at],
             memory: self.memory[at],
             slots: self.slots[at],
-            card_milli: self.card_milli[at],
-            idle_cards: self.idle_cards[at],
+            gpu_milli: self.gpu_milli[at],
+            idle_gpus: self.idle_gpus[at],
             latest: self.latest[at],
             min_sort_key: self.min_sort_key[at],
             max_sort_key: self.max_sort_key[at],
         }
     }
 
-    pub const fn set_bounds(&mut self, at: usize, tops: &FreeBounds) {
-        self.cpu_milli[at] = tops.cpu_milli;
-        self.memory[at] = tops.memory;
-        self.slots[at] = tops.slots;
-        self.card_milli[at] = tops.card_milli;
-        self.idle_cards[at] = tops.idle_cards;
-        self.latest[at] = tops.latest;
-        self.min_sort_key[at] = tops.min_sort_key;
-        self.max_sort_key[at] = tops.max_sort_key;
+    pub const fn set_bounds(&mut self, at: usize, bounds: &FreeBounds) {
+        self.cpu_milli[at] = bounds.cpu_milli;
+        self.memory[at] = bounds.memory;
+        self.slots[at] = bounds.slots;
+        self.gpu_milli[at] = bounds.gpu_milli;
+        self.idle_gpus[at] = bounds.idle_gpus;
+        self.latest[at] = bounds.latest;
+        self.min_sort_key[at] = bounds.min_sort_key;
+        self.max_sort_key[at] = bounds.max_sort_key;
     }
 
-    /// Where a key belongs: the last item that is not above it, or the first.
+    /// Position of a key: the last entry that is not above it, or the first.
     pub fn find(&self, key: &Key) -> usize {
-        self.keys[..self.len].partition_point(|known| known <= key).saturating_sub(1)
+        self.keys[..self.len].partition_point(|entry_key| entry_key <= key).saturating_sub(1)
     }
 
-    pub const fn set(&mut self, at: usize, item: IndexEntry) {
-        self.set_bounds(at, &item.bounds);
-        self.keys[at] = item.key;
-        self.children[at] = item.child;
+    pub const fn set(&mut self, at: usize, entry: IndexEntry) {
+        self.set_bounds(at, &entry.bounds);
+        self.keys[at] = entry.key;
+        self.children[at] = entry.child;
     }
 
-    /// Moves items `from..len` so that they begin at `to`.
+    /// Moves entries `from..len` so that they begin at `to`.
     pub fn shift(&mut self, from: usize, to: usize) {
-        let items = from..self.len;
-        self.cpu_milli.copy_within(items.clone(), to);
-        self.memory.copy_within(items.clone(), to);
-        self.slots.copy_within(items.clone(), to);
-        self.card_milli.copy_within(items.clone(), to);
-        self.idle_cards.copy_within(items.clone(), to);
-        self.latest.copy_within(items.clone(), to);
-        self.min_sort_key.copy_within(items.clone(), to);
-        self.max_sort_key.copy_within(items.clone(), to);
-        self.keys.copy_within(items.clone(), to);
-        self.children.copy_within(items, to);
+        let entries = from..self.len;
+        self.cpu_milli.copy_within(entries.clone(), to);
+        self.memory.copy_within(entries.clone(), to);
+        self.slots.copy_within(entries.clone(), to);
+        self.gpu_milli.copy_within(entries.clone(), to);
+        self.idle_gpus.copy_within(entries.clone(), to);
+        self.latest.copy_within(entries.clone(), to);
+        self.min_sort_key.copy_within(entries.clone(), to);
+        self.max_sort_key.copy_within(entries.clone(), to);
+        self.keys.copy_within(entries.clone(), to);
+        self.children.copy_within(entries, to);
     }
 
-    pub fn insert(&mut self, at: usize, item: IndexEntry) {
+    pub fn insert(&mut self, at: usize, entry: IndexEntry) {
+        debug_assert!(at <= self.len && self.len < FANOUT, "Q1: an entry is inserted outside of the node");
         self.shift(at, at + 1);
-        self.set(at, item);
+        self.set(at, entry);
         self.len += 1;
+        debug_assert!(self.keys[..self.len].is_sorted(), "Q1: the keys of a node are out of order");
     }
 
     pub fn remove(&mut self, at: usize) {
+        debug_assert!(at < self.len, "Q1: an entry is removed that does not exist");
         self.shift(at + 1, at);
         self.len -= 1;
     }
 
-    /// Moves the items of `other` from `first` on to the end.
+    /// Appends the entries of `other` from `first` on.
     pub fn append(&mut self, other: &Self, first: usize) {
+        debug_assert!(self.len + other.len - first <= FANOUT, "Q1: the entries of two nodes do not fit into one");
         for at in first..other.len {
             self.set(self.len, IndexEntry { bounds: other.bounds(at), key: other.keys[at], child: other.children[at] });
             self.len += 1;
@@ -251,19 +255,19 @@ impl IndexNode {
     }
 }
 
-/// Item with the least of these amounts among those in `bits`, of which there is at least one; the first of equal ones.
+/// Entry with the smallest key among those in `bits`, which is not empty; the first of equal ones.
 #[inline]
-pub fn argmin(of: &[u64; FANOUT], bits: u32) -> usize {
-    debug_assert!(bits != 0 && bits >> FANOUT == 0);
+pub fn argmin(keys: &[u64; FANOUT], bits: u32) -> usize {
+    debug_assert!(bits != 0 && bits >> FANOUT == 0, "Q1: the set of candidates is empty or too large");
     let first = |bits: u32| bits.trailing_zeros() as usize % FANOUT;
     let mut best = first(bits);
-    let (mut amount, mut rest) = (of[best], bits & (bits - 1));
-    while rest != 0 {
-        let at = first(rest);
-        if of[at] < amount {
-            (best, amount) = (at, of[at]);
+    let (mut least, mut remaining) = (keys[best], bits & (bits - 1));
+    while remaining != 0 {
+        let at = first(remaining);
+        if keys[at] < least {
+            (best, least) = (at, keys[at]);
         }
-        rest &= rest - 1;
+        remaining &= remaining - 1;
     }
     best
 }

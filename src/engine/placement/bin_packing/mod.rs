@@ -1,25 +1,25 @@
-//! Which worker has room for a share, and which of those that have it gives it.
+//! Bin packing: the worker with enough free resources that a claim of a shared pool takes, and its GPUs.
 //!
 //! ```text
-//! need -> fleet: groups of workers with equal rooms -> worker
-//!         best fit: the lightest that fits   spread: the heaviest
-//!         fgd: the one of whose idle cards the fewest become useless, by the typical mix
-//!      -> cards                                     -> share
+//! request -> fleet: groups of workers with equal free resources -> worker
+//!            best fit: the lightest that fits   spread: the heaviest
+//!            fgd: the one on which the least of the free GPUs becomes useless, by the typical mix
+//!         -> GPUs                                                -> allocation
 //! ```
 //!
-//! | file | question it answers |
+//! | file | contents |
 //! |---|---|
-//! | `room` | what is left, what is needed, does it fit, which cards |
-//! | `pick` | which of those workers a need takes |
-//! | `left` | what is left of all workers together, and at most |
-//! | `node` | bounds of a few rooms, in few cache lines |
-//! | `order` | which is the lightest of all that fit |
-//! | `fleet` | which workers have equal rooms; what is taken and given back |
-//! | `mix` | what is usually asked |
-//! | `fgd` | how much idle capacity becomes useless |
+//! | `free_resources` | free resources, requests, allocations; what fits; which GPUs |
+//! | `pick` | the worker for a request |
+//! | `total_free` | free resources of all workers together, and at most |
+//! | `index_node` | bounds of a few vectors, in few cache lines |
+//! | `free_index` | the lightest of all that fit |
+//! | `fleet` | groups of workers with equal free resources; allocation and release |
+//! | `request_mix` | the typical requests |
+//! | `fragmentation` | GPU capacity that becomes useless |
 //!
-//! Everything here is decided by what was put in, in which order: equal weights are told apart by a hash of the room,
-//! equal rooms by the worker's ordinal.
+//! Every decision follows from the inputs and their order: equal weights are ordered by a hash of the free resources,
+//! equal free resources by the worker's ordinal.
 
 mod fleet;
 mod fragmentation;
@@ -33,7 +33,8 @@ mod total_free;
 pub use fleet::{FleetIndex, WorkerGroup};
 pub use fragmentation::FragmentationScorer;
 pub use free_resources::{
-    Cards, FreeResources, GPU_MILLI, GpuPacking, ModelId, NO_MODEL, ResourceAllocation, ResourceRequest, choose_gpus,
+    FreeResources, GPU_MILLI, GpuMillis, GpuPacking, ModelId, NO_MODEL, ResourceAllocation, ResourceRequest,
+    choose_gpus,
 };
 pub use pick::{FitStrategy, PlacementDecision};
 pub use request_mix::{COVERAGE_PERCENT, RequestShape, most_frequent};

@@ -1,4 +1,4 @@
-//! What is left of a fleet: of all offered workers together, and the most that any one of them has.
+//! Free resources of a fleet: of all offered workers together, and the largest of any one.
 
 use std::sync::Arc;
 
@@ -6,153 +6,154 @@ use super::fleet::FleetIndex;
 use super::free_index::FreeIndex;
 use super::free_resources::{FreeResources, NO_MODEL};
 use super::index_node::FreeBounds;
+use crate::engine::invariants::InvariantViolation;
 use crate::model::WorkerCapacity;
 
-/// What some workers have left together.
+/// Sum of the resources of some workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResourceTotals {
-    /// How many they are.
+    /// Number of workers in the sum.
     pub workers: u64,
-    /// Thousandths of cores.
+    /// Sum of thousandths of cores.
     pub cpu_milli: u128,
-    /// Bytes of memory.
+    /// Sum of bytes of memory.
     pub memory_bytes: u128,
-    /// Places.
+    /// Sum of the workers' slots.
     pub slots: u128,
-    /// Thousandths of cards.
+    /// Sum of thousandths of GPUs.
     pub gpu_milli: u128,
 }
 
-/// Cards of one model that offered workers have left.
+/// Free GPUs of one model on offered workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct FreeGpus {
-    /// Cards of which nothing is held.
+    /// Number of wholly free GPUs.
     idle: u64,
-    /// Thousandths of all cards.
+    /// Free thousandths of all GPUs.
     milli: u64,
 }
 
-/// What all offered workers have left together.
+/// Free resources of all offered workers together.
 #[derive(Debug, Default)]
 pub(super) struct FleetTotals {
-    /// Of those without cards, and of those with.
+    /// Sums of workers without GPUs, and of those with.
     sums: [ResourceTotals; 2],
-    /// By model; nothing of [`NO_MODEL`].
-    cards: Vec<FreeGpus>,
+    /// Free GPUs by model; nothing of [`NO_MODEL`].
+    gpus: Vec<FreeGpus>,
 }
 
 impl FleetTotals {
-    /// A worker with this room is offered.
-    pub fn add(&mut self, room: &FreeResources) {
-        let model = usize::from(room.model);
-        self.sums[usize::from(room.model != NO_MODEL)].add(room);
-        if room.model == NO_MODEL {
+    /// Adds the free resources of a worker that is offered.
+    pub fn add(&mut self, free: &FreeResources) {
+        let model = usize::from(free.model);
+        self.sums[usize::from(free.model != NO_MODEL)].add(free);
+        if free.model == NO_MODEL {
             return;
         }
-        if self.cards.len() <= model {
-            self.cards.resize(model + 1, FreeGpus::default());
+        if self.gpus.len() <= model {
+            self.gpus.resize(model + 1, FreeGpus::default());
         }
-        self.cards[model].idle += u64::from(room.idle_gpus());
-        self.cards[model].milli += u64::from(room.free_gpu_milli());
+        self.gpus[model].idle += u64::from(free.idle_gpus());
+        self.gpus[model].milli += u64::from(free.free_gpu_milli());
     }
 
-    /// A worker with this room is not offered any more.
-    pub fn take(&mut self, room: &FreeResources) {
-        self.sums[usize::from(room.model != NO_MODEL)].take(room);
-        if room.model != NO_MODEL {
-            let cards = &mut self.cards[usize::from(room.model)];
-            cards.idle -= u64::from(room.idle_gpus());
-            cards.milli -= u64::from(room.free_gpu_milli());
+    /// Subtracts the free resources of a worker that is withdrawn.
+    pub fn remove(&mut self, free: &FreeResources) {
+        self.sums[usize::from(free.model != NO_MODEL)].subtract(free);
+        if free.model != NO_MODEL {
+            let gpus = &mut self.gpus[usize::from(free.model)];
+            gpus.idle -= u64::from(free.idle_gpus());
+            gpus.milli -= u64::from(free.free_gpu_milli());
         }
     }
 
-    /// Whether this is what the rooms of all offered workers sum to.
+    /// Checks the sums against the free resources of all offered workers.
     ///
     /// # Errors
-    /// What they sum to, and what was counted.
-    pub fn check<'a>(&self, rooms: impl Iterator<Item = &'a FreeResources>) -> Result<(), String> {
-        let mut fresh =
-            Self { sums: [ResourceTotals::default(); 2], cards: vec![FreeGpus::default(); self.cards.len()] };
-        rooms.for_each(|room| fresh.add(room));
-        if (fresh.sums, &fresh.cards) == (self.sums, &self.cards) {
+    /// Both sums, if they differ.
+    pub fn check<'a>(&self, workers: impl Iterator<Item = &'a FreeResources>) -> Result<(), InvariantViolation> {
+        let mut fresh = Self { sums: [ResourceTotals::default(); 2], gpus: vec![FreeGpus::default(); self.gpus.len()] };
+        workers.for_each(|free| fresh.add(free));
+        if (fresh.sums, &fresh.gpus) == (self.sums, &self.gpus) {
             return Ok(());
         }
-        Err(format!("L1: what is left sums to {fresh:?}, counted is {self:?}"))
+        Err(format!("L1: free resources sum to {fresh:?}, counted is {self:?}").into())
     }
 }
 
-/// How many cores some workers have left for each card that they have left, all sums in thousandths. Of two shards the one
-/// with more is asked for a share: so cores and cards run out together, and in all shards at once.
+/// Free thousandths of cores for each free thousandth of GPUs. Of two shards the one with more is tried first for GPU
+/// fractions: so cores and GPUs run out together, and in all shards at once.
 #[must_use]
-pub fn cores_per_gpu(cpu_milli: u64, cards_milli: u64) -> f64 {
-    cpu_milli as f64 / (cards_milli as f64 + 1.0)
+pub fn cores_per_gpu(cpu_milli: u64, gpu_milli: u64) -> f64 {
+    cpu_milli as f64 / (gpu_milli as f64 + 1.0)
 }
 
 impl ResourceTotals {
-    /// Adds what a worker has in all.
+    /// Adds the capacity of a worker.
     pub(in crate::engine) fn add_capacity(&mut self, capacity: &WorkerCapacity) {
         self.add(&FreeResources::unallocated(capacity, NO_MODEL));
     }
 
-    /// Takes away what [`Self::add_capacity`] added.
-    pub(in crate::engine) fn take_capacity(&mut self, capacity: &WorkerCapacity) {
-        self.take(&FreeResources::unallocated(capacity, NO_MODEL));
+    /// Subtracts the capacity that [`Self::add_capacity`] added.
+    pub(in crate::engine) fn subtract_capacity(&mut self, capacity: &WorkerCapacity) {
+        self.subtract(&FreeResources::unallocated(capacity, NO_MODEL));
     }
 
-    pub(super) fn add(&mut self, room: &FreeResources) {
+    pub(super) fn add(&mut self, free: &FreeResources) {
         self.workers += 1;
-        self.cpu_milli += u128::from(room.cpu_milli);
-        self.memory_bytes += u128::from(room.memory_bytes);
-        self.slots += u128::from(room.slots);
-        self.gpu_milli += u128::from(room.free_gpu_milli());
+        self.cpu_milli += u128::from(free.cpu_milli);
+        self.memory_bytes += u128::from(free.memory_bytes);
+        self.slots += u128::from(free.slots);
+        self.gpu_milli += u128::from(free.free_gpu_milli());
     }
 
-    pub(super) fn take(&mut self, room: &FreeResources) {
+    pub(super) fn subtract(&mut self, free: &FreeResources) {
+        debug_assert!(self.workers > 0, "L1: a worker is subtracted from an empty sum");
         self.workers -= 1;
-        self.cpu_milli -= u128::from(room.cpu_milli);
-        self.memory_bytes -= u128::from(room.memory_bytes);
-        self.slots -= u128::from(room.slots);
-        self.gpu_milli -= u128::from(room.free_gpu_milli());
+        self.cpu_milli -= u128::from(free.cpu_milli);
+        self.memory_bytes -= u128::from(free.memory_bytes);
+        self.slots -= u128::from(free.slots);
+        self.gpu_milli -= u128::from(free.free_gpu_milli());
     }
 }
 
-/// The most that any one worker of some has left, resource by resource.
+/// Largest free amount on any one of some workers, for each resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MaxFree {
-    /// Thousandths of cores.
+    /// Thousandths of cores, at most.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Bytes of memory, at most.
     pub memory_bytes: u64,
-    /// Places.
+    /// Slots of a worker, at most.
     pub slots: u64,
-    /// Thousandths of one card.
+    /// Thousandths of one GPU, at most.
     pub gpu_milli: u16,
-    /// Cards of which nothing is held.
+    /// Wholly free GPUs of a worker, at most.
     pub idle_gpus: u16,
 }
 
 impl FleetIndex {
-    /// What the offered workers have left together: those without cards, and those with.
+    /// Free resources of the offered workers together: those without GPUs, and those with.
     #[must_use]
     pub const fn totals(&self) -> [ResourceTotals; 2] {
         self.totals.sums
     }
 
-    /// The most that any one of them has left, in the same two parts.
+    /// Largest free amounts of the offered workers: those without GPUs, and those with.
     #[must_use]
     pub fn max_free(&self) -> [MaxFree; 2] {
-        let most = |orders: &[FreeIndex]| {
-            let mut tops = FreeBounds::NONE;
-            orders.iter().filter_map(FreeIndex::bounds).for_each(|other| tops.merge_max(&other));
-            let (cpu_milli, memory_bytes, slots, card_milli, idle_cards) = tops.upper_amounts();
-            MaxFree { cpu_milli, memory_bytes, slots, gpu_milli: card_milli, idle_gpus: idle_cards }
+        let max_of = |orders: &[FreeIndex]| {
+            let mut bounds = FreeBounds::NONE;
+            orders.iter().filter_map(FreeIndex::bounds).for_each(|other| bounds.merge_max(&other));
+            let (cpu_milli, memory_bytes, slots, gpu_milli, idle_gpus) = bounds.upper_amounts();
+            MaxFree { cpu_milli, memory_bytes, slots, gpu_milli, idle_gpus }
         };
         let (without, with) = self.orders.split_at(self.orders.len().min(1));
-        [most(without), most(with)]
+        [max_of(without), max_of(with)]
     }
 
-    /// The cards that can be claimed: of each model, how many of which nothing is held, and their thousandths in all.
+    /// Free GPUs by model: the wholly free ones, and the thousandths of all.
     pub fn free_gpus(&self) -> impl Iterator<Item = (&Arc<str>, u64, u64)> {
-        self.models.iter().zip(self.totals.cards.iter().skip(1)).map(|(name, left)| (name, left.idle, left.milli))
+        self.models.iter().zip(self.totals.gpus.iter().skip(1)).map(|(name, free)| (name, free.idle, free.milli))
     }
 }
