@@ -226,7 +226,7 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
                     &ShardRow { fence_max: 4, memory_acks: true, reserve_ms: 30, unclean_stops: 2 },
                 );
             }
-            RowKind::Gang => row::put_gang(&mut shard, 77, true),
+            RowKind::Gang => row::put_gang(&mut shard, 77),
         }
     }
     let step = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
