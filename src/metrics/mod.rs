@@ -175,7 +175,7 @@ definitions! {
     RECONNECTS = "hotpool_store_reconnects_total", MetricKind::Counter, [], "Connections to the store's servers that had to be made again.";
     RETRIES = "hotpool_store_retries_total", MetricKind::Counter, [],
         "Times that steps were sent again because the store did not take them.";
-    NODE_STEPS = "hotpool_store_node_writes_total", MetricKind::Counter, ["node"],
+    NODE_WRITES = "hotpool_store_node_writes_total", MetricKind::Counter, ["node"],
         "Steps sent to one server of the store. From the 65th server on they are counted as `other`.";
     NODE_BYTES = "hotpool_store_node_bytes_total", MetricKind::Counter, ["node"], "Bytes of rows sent to one server of the store.";
     GANGS = "hotpool_gangs_total", MetricKind::Counter, ["outcome"], "Gangs asked for, by what became of them.";

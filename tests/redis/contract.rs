@@ -2,7 +2,9 @@
 
 use WriteOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
-use hotpool::persist::store::{FenceSpan, OwnershipRecord, RenewalOutcome, ShardKey, Store, StoreError, WriteOutcome};
+use hotpool::persist::store::{
+    FenceSpan, MissingRecord, OwnershipRecord, RenewalOutcome, ShardKey, Store, StoreError, WriteOutcome,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -61,7 +63,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_re
     assert_eq!(one(&old, flip(A, 2, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, chunk(A, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, drop_of(A)).await, Fenced);
-    assert_eq!(old.renew(true).await.expect("renew"), RenewalOutcome::Fenced);
+    assert_eq!(old.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Fenced);
     assert!(old.raise_fence_ceiling(span(0, u64::from(u32::MAX))).await.is_err());
     // The new owner has not read B: what the old one still writes there is found when it does.
     assert_eq!(one(&old, rows(B, 1, 2, &[(2, Some(1))])).await, Applied);
@@ -135,7 +137,7 @@ async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisSto
     let twin = RedisStore::open_read_only(options(&server.url(), dir)).expect("open");
     let _: i64 = server.ask(&["HSET", &owner_key(server), "node", ""]);
     twin.take_over(record[0].parse::<Uuid>().unwrap()).await.expect("take over");
-    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
+    assert_eq!(store.renew(MissingRecord::Report).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
     twin
 }
 
@@ -155,9 +157,13 @@ async fn s04_what_a_store_lost_is_a_gap_and_a_rewrite_mends_it() {
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, flip(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
     assert_eq!(load(&store, A).await, is(2, &[(1, 1), (2, 1)]));
-    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Missing, "the record was lost too");
-    assert_eq!(store.renew(true).await.expect("renew"), RenewalOutcome::Renewed);
-    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(
+        store.renew(MissingRecord::Report).await.expect("renew"),
+        RenewalOutcome::Missing,
+        "the record was lost too"
+    );
+    assert_eq!(store.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(store.renew(MissingRecord::Report).await.expect("renew"), RenewalOutcome::Renewed);
 }
 
 #[tokio::test]
@@ -221,7 +227,7 @@ async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
         let OwnershipRecord { fence_floor, fence_ceiling, .. } =
             store.take_over(Uuid::now_v7()).await.expect("take over");
         assert_eq!(
-            store.renew(true).await.expect("renew"),
+            store.renew(MissingRecord::Create).await.expect("renew"),
             RenewalOutcome::Renewed,
             "that alone says nothing of fences"
         );
@@ -244,7 +250,7 @@ async fn s19_a_record_that_is_written_again_has_its_floor() {
     let store = owned(&server.url(), &dir).await;
     store.raise_fence_ceiling(span(50, 77)).await.expect("raise");
     let _: () = server.ask(&["FLUSHALL"]);
-    assert_eq!(store.renew(true).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(store.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Renewed);
     drop(store);
     let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
     let taken = store.take_over(Uuid::now_v7()).await.expect("take over");

@@ -68,7 +68,10 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
             let mut pid = String::new();
             let read = file.read_to_string(&mut pid);
             let holder = if read.is_ok() && !pid.is_empty() { format!(" (pid {pid})") } else { String::new() };
-            return Err(StoreError::Unusable(format!("{} is in use by another process{holder}; stop it, or choose another directory", dir.display())));
+            return Err(StoreError::Unusable(format!(
+                "{} is in use by another process{holder}; stop it, or choose another directory",
+                dir.display()
+            )));
         }
         Err(TryLockError::Error(error)) => return Err(failed("cannot lock the data directory", &error)),
     }

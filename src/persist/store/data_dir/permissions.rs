@@ -55,7 +55,8 @@ fn restrict_path(path: &Path, leave_reason: Option<String>) {
     if mode & OTHERS_MASK == 0 {
         return;
     }
-    let leave_reason = leave_reason.or_else(|| (!is_of_this_user(&found)).then(|| "it belongs to another user".to_owned()));
+    let leave_reason =
+        leave_reason.or_else(|| (!is_of_this_user(&found)).then(|| "it belongs to another user".to_owned()));
     let reason = match leave_reason {
         Some(reason) => reason,
         None => match set(path, mode & !OTHERS_MASK) {
@@ -63,7 +64,12 @@ fn restrict_path(path: &Path, leave_reason: Option<String>) {
             Err(error) => format!("its mode cannot be changed: {error}"),
         },
     };
-    tracing::warn!(?path, mode = format!("{mode:04o}"), reason, "users other than the owner can read or change this path; remove their permissions");
+    tracing::warn!(
+        ?path,
+        mode = format!("{mode:04o}"),
+        reason,
+        "users other than the owner can read or change this path; remove their permissions"
+    );
 }
 
 fn is_of_this_user(found: &Metadata) -> bool {

@@ -103,7 +103,8 @@ pub async fn inspect(store: &dyn Store, pool: Option<&str>, detail: RowDetail) -
     for row in pool_rows.into_iter().filter(|row| pool.is_none_or(|pool| pool == row.name)) {
         let version = row.version();
         let PoolRow { uid, spec_json, hash_version, deleting, name, version: _ } = row;
-        let damaged = |error| StoreError::Unusable(format!("the row of the pool {name} in the catalog is damaged: {error}"));
+        let damaged =
+            |error| StoreError::Unusable(format!("the row of the pool {name} in the catalog is damaged: {error}"));
         let PoolSpec { shards, .. } = serde_json::from_str(&spec_json).map_err(damaged)?;
         let spec = serde_json::from_str(&spec_json).map_err(damaged)?;
         let shards = read_shards(store, uid, shards, detail).await?;
@@ -111,7 +112,8 @@ pub async fn inspect(store: &dyn Store, pool: Option<&str>, detail: RowDetail) -
     }
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     let quotas = quotas.into_iter().filter(|_| pool.is_none()).map(|QuotaRow { name, quota_json }| {
-        let damaged = |error| StoreError::Unusable(format!("the row of the quota {name} in the catalog is damaged: {error}"));
+        let damaged =
+            |error| StoreError::Unusable(format!("the row of the quota {name} in the catalog is damaged: {error}"));
         let quota = serde_json::from_str(&quota_json).map_err(damaged)?;
         Ok(QuotaContents { name, quota })
     });
@@ -228,7 +230,9 @@ impl ShardContents {
                     row::decode_shard(body).map_err(text)?;
                 (self.fence_max, self.memory, self.reserve_ms, self.unclean) = (fence_max, memory, reserve_ms, unclean);
             }
-            RowKind::Gang => self.gangs.push(id.parse().map_err(|_| format!("the row of a gang has the id {id:?}, which is not a number"))?),
+            RowKind::Gang => self
+                .gangs
+                .push(id.parse().map_err(|_| format!("the row of a gang has the id {id:?}, which is not a number"))?),
             RowKind::Pool | RowKind::Quota => {
                 return Err(format!("the shard holds the row {id:?} of the catalog"));
             }

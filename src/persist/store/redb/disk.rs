@@ -71,7 +71,9 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
             if !data_dir::is_ours(&name) {
                 let dir = dir.display();
                 let name = name.display();
-                return Err(StoreError::Unusable(format!("{dir} holds {name} and no {FILE}, so it is not a data directory; choose another")));
+                return Err(StoreError::Unusable(format!(
+                    "{dir} holds {name} and no {FILE}, so it is not a data directory; choose another"
+                )));
             }
         }
     }
@@ -160,7 +162,12 @@ fn create(disk: &StoreDir) -> Result<(), Error> {
 }
 
 fn meta(disk: &StoreDir, read: &ReadTransaction) -> Result<MetaRecord, StoreError> {
-    let foreign = || StoreError::Unusable(format!("{} was not written by hotpool; choose another directory", disk.path(FILE).display()));
+    let foreign = || {
+        StoreError::Unusable(format!(
+            "{} was not written by hotpool; choose another directory",
+            disk.path(FILE).display()
+        ))
+    };
     let table = match read.open_table(META) {
         Ok(table) => table,
         Err(redb::TableError::Storage(error)) => return Err(store_error(disk, error.into())),

@@ -136,7 +136,8 @@ fn read_chunks(
         let (found, value) = entry?;
         let rows = DiskRecord::read_single(value.value(), RecordKind::Part).and_then(|record| {
             let name = (record.shard, record.epoch, record.from, record.to);
-            let is_due = found.value() == key(expected) && name == (shard, base.epoch, base.generation, u64::from(expected));
+            let is_due =
+                found.value() == key(expected) && name == (shard, base.epoch, base.generation, u64::from(expected));
             if is_due { record.body(RecordKind::Part) } else { Err("it is another chunk".into()) }
         });
         match rows {

@@ -278,8 +278,12 @@ impl RedbShared {
                 return Ok(vec![WriteOutcome::Fenced; batches.len()]);
             }
             let outcomes: Vec<_> = batches.iter().map(|batch| index.outcome_of(batch, epoch)).collect();
-            let accepted: Vec<&WriteBatch> =
-                batches.iter().zip(&outcomes).filter(|(_, o)| **o == WriteOutcome::Ok).map(|(batch, _)| batch).collect();
+            let accepted: Vec<&WriteBatch> = batches
+                .iter()
+                .zip(&outcomes)
+                .filter(|(_, o)| **o == WriteOutcome::Ok)
+                .map(|(batch, _)| batch)
+                .collect();
             if !accepted.is_empty() {
                 commit(db, index, epoch, &accepted)?;
             }

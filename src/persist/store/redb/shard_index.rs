@@ -114,7 +114,8 @@ impl ShardIndex {
                 }
             }
             WriteKind::Chunk { generation, number, .. } => {
-                let stored = self.partial_snapshot(batch.shard, *generation).is_some_and(|r| r.chunks.contains_key(number));
+                let stored =
+                    self.partial_snapshot(batch.shard, *generation).is_some_and(|r| r.chunks.contains_key(number));
                 if stored || is_base(*generation) { WriteOutcome::Duplicate } else { WriteOutcome::Ok }
             }
             WriteKind::Install { generation, chunks, .. } => {
@@ -122,7 +123,8 @@ impl ShardIndex {
                     let done = entry.is_some_and(|entry| entry.at >= batch.to);
                     return if done { WriteOutcome::Duplicate } else { WriteOutcome::Gap };
                 }
-                let stored = self.partial_snapshot(batch.shard, *generation).map_or(0, |r| r.chunks.range(..chunks).count());
+                let stored =
+                    self.partial_snapshot(batch.shard, *generation).map_or(0, |r| r.chunks.range(..chunks).count());
                 if stored == *chunks as usize { WriteOutcome::Ok } else { WriteOutcome::Gap }
             }
             // When it is sent again after a lost answer the shard is unknown, so only the epoch is checked, as for an install.
@@ -138,7 +140,9 @@ impl ShardIndex {
     /// Base that an accepted install creates; `next` is the first log position after its commit.
     pub(super) fn installed_base(&self, batch: &WriteBatch, epoch: u64, next: u64) -> Option<BaseSnapshot> {
         let WriteKind::Install { generation, chunks, rows } = &batch.kind else { return None };
-        let old = self.partial_snapshot(batch.shard, *generation).map_or(0, |r| r.chunks.range(..chunks).map(|(_, b)| b).sum());
+        let old = self
+            .partial_snapshot(batch.shard, *generation)
+            .map_or(0, |r| r.chunks.range(..chunks).map(|(_, b)| b).sum());
         let bytes = old + rows.len() as u64;
         Some(BaseSnapshot { epoch, generation: *generation, parts: chunks + 1, at: batch.to, position: next, bytes })
     }
