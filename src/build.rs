@@ -1,5 +1,5 @@
-//! Makes Rust of the gRPC interface, without `protoc`: messages, clients and servers, and the descriptors for reflection.
-//! Takes the files of the API viewer from the crate that carries them, so that it works without any other network.
+//! Generates Rust code from the gRPC interface without `protoc`: messages, clients, servers, and the descriptors for reflection.
+//! Copies the files of the API viewer from a vendored crate, so that the viewer needs no other network.
 
 use std::error::Error;
 use std::io::{Cursor, Write as _};
@@ -11,28 +11,28 @@ use prost::Message as _;
 use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 use zip::ZipArchive;
 
-/// Imports are resolved from here, by clients that take the file as well.
+/// Root of the imports, also for clients that copy the file.
 const ROOT: &str = "src/api/grpc";
 const PROTO: &str = "src/api/grpc/hotpool/v1/hotpool.proto";
-/// All that Swagger UI needs in a page of our own.
+/// Files that Swagger UI needs in our page.
 const VIEWER: [&str; 2] = ["swagger-ui-bundle.js", "swagger-ui.css"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={PROTO}");
     println!("cargo:rerun-if-changed=src/build.rs");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    interface(&out)?;
-    viewer(&out)
+    generate_interface(&out)?;
+    copy_viewer(&out)
 }
 
-fn interface(out: &Path) -> Result<(), Box<dyn Error>> {
+fn generate_interface(out: &Path) -> Result<(), Box<dyn Error>> {
     let mut descriptors = protox::compile([PROTO], [ROOT])?;
     tonic_prost_build::configure()
         .codec_path("crate::api::grpc::codec::ProtoCodec")
-        // As the model has its labels.
+        // The model has ordered labels.
         .btree_map(".")
         .compile_fds(descriptors.clone())?;
-    // Reflection tells names and types; comments would be most of it.
+    // Reflection needs names and types only; comments would be most of its size.
     for file in &mut descriptors.file {
         file.source_code_info = None;
     }
@@ -40,13 +40,13 @@ fn interface(out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Compressed, as they are sent: half a megabyte in place of two.
-fn viewer(out: &Path) -> Result<(), Box<dyn Error>> {
+/// Writes the files of the viewer compressed, as they are served: half a megabyte instead of two.
+fn copy_viewer(out: &Path) -> Result<(), Box<dyn Error>> {
     let mut archive = ZipArchive::new(Cursor::new(SWAGGER_UI_VENDORED))?;
     for name in VIEWER {
-        let wanted = format!("/dist/{name}");
-        let inside = archive.file_names().flatten().find(|file| file.ends_with(&wanted)).map(String::from);
-        let mut file = archive.by_name(&inside.ok_or_else(|| format!("no {name} in the archive"))?)?;
+        let suffix = format!("/dist/{name}");
+        let inside = archive.file_names().flatten().find(|file| file.ends_with(&suffix)).map(String::from);
+        let mut file = archive.by_name(&inside.ok_or_else(|| format!("the archive of the viewer has no {name}"))?)?;
         let mut packed = GzEncoder::new(Vec::new(), Compression::best());
         std::io::copy(&mut file, &mut packed)?;
         packed.flush()?;
