@@ -21,16 +21,16 @@ mod viewer {
     use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
     use zip::ZipArchive;
 
-    /// All that Swagger UI needs in a page of our own.
+    /// Files that Swagger UI needs in our page.
     const FILES: [&str; 2] = ["swagger-ui-bundle.js", "swagger-ui.css"];
 
-    /// Writes the files into `out`, compressed as they are sent: half a megabyte instead of two.
+    /// Writes the files into `out`, compressed as they are served: half a megabyte instead of two.
     pub fn pack(out: &Path) -> Result<(), Box<dyn Error>> {
         let mut archive = ZipArchive::new(Cursor::new(SWAGGER_UI_VENDORED))?;
         for name in FILES {
             let suffix = format!("/dist/{name}");
             let path = archive.file_names().flatten().find(|path| path.ends_with(&suffix)).map(String::from);
-            let mut file = archive.by_name(&path.ok_or_else(|| format!("no {name} in the archive"))?)?;
+            let mut file = archive.by_name(&path.ok_or_else(|| format!("the archive of the viewer has no {name}"))?)?;
             let mut packed = GzEncoder::new(Vec::new(), Compression::best());
             std::io::copy(&mut file, &mut packed)?;
             packed.flush()?;

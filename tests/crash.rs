@@ -1,11 +1,11 @@
 //! S01: `kill -9` of the real binary in the middle of a load over real HTTP, and what a restart finds.
 //!
-//! Each client keeps a journal of what it was answered and of the one request that it was not. After the restart
-//! every durable answer must stand: what was granted and not asked back is held with the same fence by the same worker,
-//! what was released is gone; the request in doubt may have happened or not. The rounds share one directory, so a
-//! restart after a restart is part of it. `HOTPOOL_CRASH_ROUNDS` says how many (5), `HOTPOOL_CRASH_SEED` which.
+//! Each client keeps a journal of its replies and of the one request without a reply. After the restart every durable reply
+//! must still hold: granted claims are held with the same fence by the same worker, released ones are gone; the request in
+//! doubt may have happened or not. The rounds share one directory, so that restarts after restarts are covered.
+//! `HOTPOOL_CRASH_ROUNDS` sets the number of rounds (5), `HOTPOOL_CRASH_SEED` the seed.
 //!
-//! It caught, when broken on purpose: answers that leave before the store has their record (`may_leave` always true).
+//! Proved by breaking on purpose: replies that leave before the store has their record (`may_leave` always true).
 
 #[path = "crash/campaign.rs"]
 mod campaign;

@@ -1,5 +1,5 @@
-//! What Prometheus and Grafana are given, held to the service: the alert rules and their tests by promtool, every metric
-//! that a rule or a panel names, and a scrape by a real Prometheus.
+//! Configuration for Prometheus and Grafana, checked against the service: promtool runs the alert rules and their tests, every
+//! metric of a rule or panel must exist, and a real Prometheus scrapes the service.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hotpool::metrics::{ALL, ClaimOutcome, MetricKind, POOL_FAMILIES, SeriesVisibility};
 use tempfile::TempDir;
 
-/// A wait that takes this long has failed.
+/// Longest wait before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn file(path: &str) -> PathBuf {
@@ -27,18 +27,18 @@ fn run(command: &mut Command) -> Output {
 
 fn promtool(arguments: &[&str]) {
     let out = run(Command::new("promtool").args(arguments).current_dir(file("config/prometheus")));
-    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "promtool {arguments:?}: {said}");
+    let output = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "promtool {arguments:?}: {output}");
 }
 
 #[test]
-fn promtool_accepts_rules_and_configuration_and_the_rules_fire_as_their_tests_say() {
+fn promtool_accepts_the_configuration_and_the_tests_of_the_rules_pass() {
     promtool(&["check", "rules", "alerts.yml"]);
     promtool(&["check", "config", "prometheus.yml"]);
     promtool(&["test", "rules", "alerts_test.yml"]);
 }
 
-/// Names in a text that look like metrics of ours or of the process.
+/// Names in a text that look like metrics of the service or the process.
 fn names(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .filter(|word| word.starts_with("hotpool_") || word.starts_with("process_"))
@@ -56,9 +56,9 @@ fn exists(name: &str, scraped: &str) -> bool {
     ALL.iter().any(ours) || scraped.lines().any(|line| line.starts_with(&format!("{name} ")))
 }
 
-/// `increase()` sees no step from nothing to 1: what a rule or an autoscaler asks for is there before it counts.
+/// Checks that the series of rules and autoscalers exist before the first count, which `increase()` does not see otherwise.
 #[test]
-fn h04_rules_ask_for_what_is_there_before_it_counts() {
+fn h04_rules_use_series_that_exist_before_the_first_count() {
     let read = |path: &str| std::fs::read_to_string(file(path)).unwrap();
     let operating = read("docs/OPERATING.md");
     let query = operating.lines().find(|line| line.trim_start().starts_with("query: ")).expect("KEDA's query");
@@ -68,7 +68,7 @@ fn h04_rules_ask_for_what_is_there_before_it_counts() {
         if scaling.contains(family.name) {
             assert_eq!(family.visibility, SeriesVisibility::WithPool, "an unused pool is scaled too: {}", family.name);
         }
-        // A histogram is looked at by quantiles, which the first amount does not change.
+        // Histograms are used for quantiles, which the first amount does not change.
         let histogram =
             ALL.iter().any(|metric| metric.name == family.name && matches!(metric.kind, MetricKind::Histogram(_)));
         if names(&rules).contains(family.name) && !histogram {
@@ -85,12 +85,12 @@ fn h04_rules_ask_for_what_is_there_before_it_counts() {
     }
 }
 
-/// A child that ends with the test.
+/// Child process that ends with the test.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The child may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -100,7 +100,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// GET of a URL on this machine, once it answers.
+/// Gets a URL on this machine, once it answers.
 fn get(url: &str) -> String {
     let begun = Instant::now();
     loop {
@@ -133,7 +133,7 @@ fn post(url: &str, method: &str, body: &str) {
     assert!(out.status.success(), "{method} {url}");
 }
 
-/// Families in one piece, each series once, counters that end in `_total`: promtool reads the page as Prometheus does.
+/// Checks with promtool that families are in one block, series unique, and names of counters end in `_total`.
 fn accepted_by_promtool(scraped: &str) {
     let mut checker = Command::new("promtool")
         .args(["check", "metrics"])
@@ -144,12 +144,12 @@ fn accepted_by_promtool(scraped: &str) {
         .expect("tests/run.sh installs prometheus");
     checker.stdin.take().unwrap().write_all(scraped.as_bytes()).unwrap();
     let out = checker.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "promtool check metrics: {said}\n{scraped}");
+    let output = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "promtool check metrics: {output}\n{scraped}");
 }
 
 #[test]
-fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
+fn a_real_prometheus_scrapes_the_service_and_rules_and_panels_name_existing_metrics() {
     let dir = TempDir::new().unwrap();
     let (_service, base) = hotpool(dir.path());
     post(&format!("{base}/v1/pools/demo/warm"), "PUT", "{}");
@@ -184,10 +184,10 @@ fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
     let begun = Instant::now();
     while !query("hotpool_claims_total").contains(r#""outcome":"created""#) {
         if begun.elapsed() > PATIENCE {
-            let mut said = String::new();
+            let mut output = String::new();
             prometheus.0.kill().unwrap();
-            prometheus.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("Prometheus has scraped nothing: {said}");
+            prometheus.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+            panic!("Prometheus has scraped nothing: {output}");
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -195,7 +195,7 @@ fn a_real_prometheus_scrapes_it_and_rules_and_panels_name_what_is_there() {
     for expr in ["hotpool_ready", "hotpool_build_info", "hotpool_claim_seconds_bucket", "process_open_fds"] {
         assert!(query(expr).contains("\"value\":"), "{expr}: {}", query(expr));
     }
-    // The rules are evaluated, and none that pages is in order on a service that is well.
+    // The rules are evaluated, and none fires on a healthy service.
     let rules = get(&format!("http://127.0.0.1:{port}/api/v1/rules"));
     assert!(rules.contains("HotpoolAccountingMismatch") && !rules.contains(r#""state":"firing""#), "{rules}");
 }

@@ -1,5 +1,5 @@
-//! The Redis store, on real servers and clusters. The cases that speak of what a store has and lacks (S11, S12, S19, G1,
-//! and the journal's) run here as well as on the embedded one: the same text, with [`place`] for the other one's.
+//! Redis store on real servers and clusters. The behaviors about the contents of a store (S11, S12, S19, G1, and those of
+//! the journal) run here as well as on the embedded store, with another [`place`].
 
 #[path = "behavior/adoption.rs"]
 mod adoption;

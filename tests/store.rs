@@ -25,7 +25,7 @@ const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 const B: ShardKey = ShardKey { pool: 7, shard: 1 };
 const C: ShardKey = ShardKey { pool: 8, shard: 0 };
 
-/// What a load found: per shard its rows, one after the other, and where it stands.
+/// Result of a load: for each shard its sequence number and its concatenated rows.
 type Found = BTreeMap<ShardKey, (Result<u64, String>, Vec<u8>)>;
 
 fn dir() -> TempDir {
@@ -45,7 +45,7 @@ fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &str) -> WriteBatc
     WriteBatch { shard, from: 0, to: 0, kind: WriteKind::Chunk { generation, number, rows } }
 }
 
-fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &str) -> WriteBatch {
+fn install(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &str) -> WriteBatch {
     let rows = Bytes::copy_from_slice(rows.as_bytes());
     WriteBatch { shard, from: to, to, kind: WriteKind::Install { generation, chunks, rows } }
 }
@@ -72,13 +72,13 @@ async fn load(store: &RedbStore, shards: &[ShardKey]) -> Found {
     loaded.into_iter().map(|LoadedShard { shard, at }| (shard, (at, read.remove(&shard).unwrap_or_default()))).collect()
 }
 
-/// What a shard holds, which must be readable.
+/// State of a shard, which must be readable.
 async fn state(store: &RedbStore, shard: ShardKey) -> (u64, String) {
     let (at, rows) = load(store, &[shard]).await.remove(&shard).unwrap();
     (at.expect("readable"), String::from_utf8(rows).unwrap())
 }
 
-/// Opened and taken over by somebody new.
+/// Opens the store and takes it over as a new owner.
 async fn opened(dir: &Path) -> RedbStore {
     let store = RedbStore::open(dir).expect("open");
     store.take_over(Uuid::now_v7()).await.expect("take over");
@@ -89,7 +89,7 @@ fn is(at: u64, rows: &str) -> (u64, String) {
     (at, rows.to_owned())
 }
 
-/// As after `kill -9`: the files as they are, opened elsewhere.
+/// Copies the files as they are, as `kill -9` leaves them.
 fn copied(from: &Path) -> TempDir {
     let to = dir();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -108,7 +108,7 @@ fn unusable<T>(result: Result<T, StoreError>) -> String {
 }
 
 #[tokio::test]
-async fn the_answer_table_row_by_row() {
+async fn each_row_of_the_outcome_table_holds() {
     let dir = dir();
     let store = opened(dir.path()).await;
     // Unknown: at 0.
@@ -121,7 +121,7 @@ async fn the_answer_table_row_by_row() {
     assert_eq!(one(&store, rows(A, 1, 4, "x")).await, Duplicate, "to < at");
     assert_eq!(one(&store, rows(A, 4, 6, "b")).await, Applied, "from < at < to");
     assert_eq!(one(&store, rows(A, 6, 8, "c")).await, Applied, "from = at");
-    // Each step of a call gets its own answer, in order.
+    // Each batch of a call gets its own outcome, in order.
     let mixed = [rows(B, 3, 4, "x"), rows(A, 8, 9, "d"), rows(C, 0, 2, "e")];
     assert_eq!(apply(&store, &mixed).await, [Gap, Applied, Applied]);
     assert_eq!(state(&store, A).await, is(9, "abcd"));
@@ -130,7 +130,7 @@ async fn the_answer_table_row_by_row() {
 }
 
 #[tokio::test]
-async fn a_shard_of_an_earlier_epoch_answers_gap_until_it_is_loaded_or_rewritten() {
+async fn a_shard_of_an_earlier_epoch_answers_gap_until_it_is_loaded_or_gets_a_snapshot() {
     let dir = dir();
     let store = opened(dir.path()).await;
     assert_eq!(apply(&store, &[rows(A, 0, 1, "a"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
@@ -138,7 +138,7 @@ async fn a_shard_of_an_earlier_epoch_answers_gap_until_it_is_loaded_or_rewritten
     assert_eq!(apply(&store, &[rows(A, 1, 2, "x"), rows(B, 0, 1, "x")]).await, [Gap; 2], "duplicates too");
     assert_eq!(state(&store, A).await, is(1, "a"));
     assert_eq!(apply(&store, &[rows(A, 1, 2, "c"), rows(B, 1, 2, "x")]).await, [Applied, Gap]);
-    assert_eq!(one(&store, flip(B, 9, 1, 0, "d")).await, Applied, "a flip asks only for the epoch");
+    assert_eq!(one(&store, install(B, 9, 1, 0, "d")).await, Applied, "an install checks the epoch only");
     assert_eq!(one(&store, rows(B, 9, 10, "e")).await, Applied);
     assert_eq!(state(&store, B).await, is(10, "de"));
 }
@@ -155,7 +155,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced() {
     assert_eq!(one(&new, rows(A, 1, 2, "x")).await, Gap);
     let all = [rows(A, 1, 2, "x"), rows(B, 0, 1, "x"), drop_of(C, 0), chunk(ShardKey::CATALOG, 1, 0, "x")];
     assert_eq!(apply(&old, &all).await, [Fenced; 4]);
-    assert_eq!(one(&old, flip(A, 7, 1, 0, "x")).await, Fenced);
+    assert_eq!(one(&old, install(A, 7, 1, 0, "x")).await, Fenced);
     assert!(unusable(old.raise_fence_ceiling(span(0, 99)).await).contains("another owner"));
     assert_eq!(old.take_over(Uuid::now_v7()).await.unwrap().epoch, first.epoch + 1, "it grows with every take-over");
     assert_eq!(one(&new, rows(B, 0, 1, "x")).await, Fenced);
@@ -179,7 +179,7 @@ async fn s13_the_fence_ceiling_and_the_epoch_survive() {
 }
 
 #[tokio::test]
-async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
+async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_granted_any() {
     let dir = dir();
     let take = async |raise_to: Option<u64>| {
         let store = RedbStore::open(dir.path()).unwrap();
@@ -197,14 +197,14 @@ async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
 }
 
 #[tokio::test]
-async fn s02_steps_sent_again_after_a_lost_reply_change_nothing() {
+async fn s02_batches_sent_again_after_a_lost_answer_change_nothing() {
     let dir = dir();
     let store = opened(dir.path()).await;
     let calls = [
         vec![rows(A, 0, 3, "a"), rows(B, 0, 1, "b"), rows(C, 0, 1, "c")],
         vec![chunk(A, 1, 0, "[a0]"), rows(B, 1, 2, "d")],
         vec![chunk(A, 1, 1, "[a1]")],
-        vec![flip(A, 3, 1, 2, "[f]"), drop_of(C, 1)],
+        vec![install(A, 3, 1, 2, "[f]"), drop_of(C, 1)],
         vec![rows(A, 3, 4, "e")],
     ];
     for call in &calls {
@@ -219,18 +219,18 @@ async fn s02_steps_sent_again_after_a_lost_reply_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_rewrite_replaces_all_and_takes_steps_meanwhile() {
+async fn a_snapshot_replaces_all_rows_and_batches_are_accepted_meanwhile() {
     let dir = dir();
     let mut store = opened(dir.path()).await;
     assert_eq!(one(&store, rows(A, 0, 2, "old")).await, Applied);
     assert_eq!(one(&store, chunk(A, 1, 0, "[0]")).await, Applied);
     assert_eq!(apply(&store, &[rows(A, 2, 3, "new"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
     assert_eq!(one(&store, chunk(A, 1, 2, "[2]")).await, Applied);
-    assert_eq!(one(&store, flip(A, 3, 1, 3, "x")).await, Gap, "number 1 is missing");
-    assert_eq!(one(&store, flip(A, 3, 2, 1, "x")).await, Gap, "another generation");
+    assert_eq!(one(&store, install(A, 3, 1, 3, "x")).await, Gap, "number 1 is missing");
+    assert_eq!(one(&store, install(A, 3, 2, 1, "x")).await, Gap, "another generation");
     assert_eq!(state(&store, A).await, is(3, "oldnew"), "until the flip the old one stands");
     assert_eq!(one(&store, chunk(A, 1, 1, "[1]")).await, Applied);
-    assert_eq!(one(&store, flip(A, 3, 1, 3, "[new]")).await, Applied);
+    assert_eq!(one(&store, install(A, 3, 1, 3, "[new]")).await, Applied);
     assert_eq!(apply(&store, &[rows(A, 3, 4, "t"), rows(B, 1, 2, "c")]).await, [Applied; 2]);
     for _ in 0..2 {
         assert_eq!(state(&store, A).await, is(4, "[0][1][2][new]t"));
@@ -238,21 +238,21 @@ async fn a_rewrite_replaces_all_and_takes_steps_meanwhile() {
         drop(store);
         store = opened(dir.path()).await;
     }
-    // The same attempt number in another epoch is another generation, and does not touch what stands.
+    // The same number in another epoch is another generation, and does not change the stored one.
     assert_eq!(one(&store, chunk(A, 1, 0, "(0)")).await, Applied);
     assert_eq!(state(&store, A).await, is(4, "[0][1][2][new]t"));
-    // It is left unfinished; the next attempt succeeds.
+    // It stays unfinished; the next attempt succeeds.
     assert_eq!(one(&store, chunk(A, 2, 0, "{0}")).await, Applied);
-    assert_eq!(one(&store, flip(A, 5, 2, 1, "")).await, Applied);
+    assert_eq!(one(&store, install(A, 5, 2, 1, "")).await, Applied);
     assert_eq!(state(&store, A).await, is(5, "{0}"));
 }
 
 #[tokio::test]
-async fn dropped_is_forgotten_for_good() {
+async fn a_dropped_shard_stays_removed() {
     let dir = dir();
     let store = opened(dir.path()).await;
     assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
-    assert_eq!(one(&store, flip(A, 1, 1, 0, "base")).await, Applied);
+    assert_eq!(one(&store, install(A, 1, 1, 0, "base")).await, Applied);
     assert_eq!(apply(&store, &[rows(A, 1, 2, "a"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
     assert_eq!(apply(&store, &[drop_of(A, 2), drop_of(C, 0)]).await, [Applied, Duplicate]);
     assert_eq!(state(&store, A).await, is(0, ""));
@@ -266,7 +266,7 @@ async fn dropped_is_forgotten_for_good() {
 }
 
 #[tokio::test]
-async fn s07_all_is_there_after_a_crash_and_after_the_restart_after_it() {
+async fn s07_all_rows_survive_a_crash_and_the_restart_after_it() {
     let first = dir();
     let store = opened(first.path()).await;
     for n in 0..200 {
@@ -278,20 +278,20 @@ async fn s07_all_is_there_after_a_crash_and_after_the_restart_after_it() {
     let again = opened(crashed.path()).await;
     assert_eq!(state(&again, A).await, (200, "a".repeat(200)));
     assert_eq!(state(&again, B).await, (400, "b".repeat(200)));
-    assert_eq!(one(&again, flip(A, 200, 1, 1, "x")).await, Gap, "the rewrite died with its owner");
+    assert_eq!(one(&again, install(A, 200, 1, 1, "x")).await, Gap, "the rewrite died with its owner");
     assert_eq!(one(&again, rows(A, 200, 201, "!")).await, Applied);
     let twice = copied(crashed.path());
     assert_eq!(state(&opened(twice.path()).await, A).await, (201, "a".repeat(200) + "!"));
 }
 
 #[tokio::test]
-async fn s07_steps_after_the_log_was_emptied_and_reopened_still_count() {
+async fn s07_batches_after_the_log_was_emptied_and_reopened_are_kept() {
     let dir = dir();
     let mut store = opened(dir.path()).await;
     for n in 0..5 {
         assert_eq!(one(&store, rows(A, n, n + 1, "a")).await, Applied);
     }
-    assert_eq!(one(&store, flip(A, 5, 1, 0, "base")).await, Applied);
+    assert_eq!(one(&store, install(A, 5, 1, 0, "base")).await, Applied);
     assert_eq!(one(&store, chunk(B, 1, 0, "this commit removes the log")).await, Applied);
     for round in 0..2 {
         drop(store);
@@ -303,7 +303,7 @@ async fn s07_steps_after_the_log_was_emptied_and_reopened_still_count() {
 }
 
 #[tokio::test]
-async fn a_long_log_asks_for_rewrites_of_the_oldest_and_is_emptied() {
+async fn a_long_log_requests_snapshots_of_the_oldest_shards_and_is_emptied() {
     let dir = dir();
     let store = opened(dir.path()).await;
     let mib = "m".repeat(1 << 20);
@@ -313,10 +313,10 @@ async fn a_long_log_asks_for_rewrites_of_the_oldest_and_is_emptied() {
         assert_eq!(store.snapshot_candidate().is_some(), n == 63, "64 MiB are free, and a header is past them");
     }
     assert_eq!(store.snapshot_candidate(), Some(A), "the oldest, not the largest");
-    assert_eq!(one(&store, flip(A, 1, 1, 0, "base of a")).await, Applied);
+    assert_eq!(one(&store, install(A, 1, 1, 0, "base of a")).await, Applied);
     assert_eq!(store.snapshot_candidate(), Some(B));
     assert_eq!(one(&store, chunk(B, 1, 0, &mib)).await, Applied);
-    assert_eq!(one(&store, flip(B, 64, 1, 1, "base of b")).await, Applied);
+    assert_eq!(one(&store, install(B, 64, 1, 1, "base of b")).await, Applied);
     assert_eq!(store.snapshot_candidate(), None, "a shard without a tail never holds the log back");
     for n in 0..8 {
         assert_eq!(one(&store, rows(C, n, n + 1, "c")).await, Applied);
@@ -330,13 +330,13 @@ async fn a_long_log_asks_for_rewrites_of_the_oldest_and_is_emptied() {
 }
 
 #[tokio::test]
-async fn chunks_without_a_reference_go() {
+async fn orphan_chunks_are_removed() {
     let dir = dir();
     let mut store = opened(dir.path()).await;
     for number in 0..10 {
         assert_eq!(one(&store, chunk(A, 1, number, "1")).await, Applied);
     }
-    assert_eq!(one(&store, flip(A, 1, 1, 10, "")).await, Applied);
+    assert_eq!(one(&store, install(A, 1, 1, 10, "")).await, Applied);
     for number in 0..10 {
         assert_eq!(one(&store, chunk(A, 2, number, "2")).await, Applied, "abandoned");
     }
@@ -345,7 +345,7 @@ async fn chunks_without_a_reference_go() {
     assert_eq!(damage::chunks_len(dir.path()), 22);
     store = opened(dir.path()).await;
     assert_eq!(one(&store, chunk(A, 3, 0, "3")).await, Applied);
-    assert_eq!(one(&store, flip(A, 2, 3, 1, "!")).await, Applied);
+    assert_eq!(one(&store, install(A, 2, 3, 1, "!")).await, Applied);
     for n in 0..16 {
         assert_eq!(one(&store, rows(C, n, n + 1, "c")).await, Applied);
     }
@@ -356,13 +356,13 @@ async fn chunks_without_a_reference_go() {
 }
 
 #[tokio::test]
-async fn a_load_sees_one_moment_while_others_write() {
+async fn a_load_is_consistent_while_others_write() {
     let dir = dir();
     let store = Arc::new(opened(dir.path()).await);
     for n in 0..50 {
         assert_eq!(one(&store, rows(A, n, n + 1, "a")).await, Applied);
     }
-    // The competing steps run inside the load, between two rows: a flip, and enough commits to remove the log.
+    // The competing batches run inside the load, between two rows: an install, and enough commits to remove the log.
     let (writer, runtime) = (Arc::clone(&store), tokio::runtime::Handle::current());
     let seen = Arc::new(Mutex::new(0));
     let count = Arc::clone(&seen);
@@ -371,7 +371,7 @@ async fn a_load_sees_one_moment_while_others_write() {
         let mut count = count.lock().unwrap();
         *count += 1;
         if *count == 10 {
-            assert_eq!(runtime.block_on(one(&writer, flip(A, 50, 1, 0, "base"))), Applied);
+            assert_eq!(runtime.block_on(one(&writer, install(A, 50, 1, 0, "base"))), Applied);
             for n in 0..20 {
                 assert_eq!(runtime.block_on(one(&writer, rows_of_b(n))), Applied);
             }

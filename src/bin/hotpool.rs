@@ -1,5 +1,6 @@
-//! The service and its client commands. Service: arguments, then configuration, then [`Service::build`], then
-//! [`Service::run`]; exit codes 0 ok, 1 it could not start, 64 wrong usage or configuration. Commands: [`cli`].
+//! Program with the service and its client commands. The service parses arguments and configuration, then calls
+//! [`Service::build`] and [`Service::run`]; exit codes: 0 success, 1 startup failed, 64 usage or configuration error. The client
+//! commands are in [`cli`].
 #![warn(missing_docs)]
 
 use std::ffi::OsString;
@@ -21,15 +22,15 @@ use hotpool::server::{shutdown, telemetry};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Wrong usage or configuration, as in `sysexits.h`.
+/// Exit code for usage and configuration errors, as in `sysexits.h`.
 const EXIT_USAGE: u8 = 64;
-/// How long what still runs may delay the end.
+/// Longest time that remaining tasks may delay the exit.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Assigns work to warm workers: the service, and commands that speak to one.
+/// Assigns work to warm workers: the service, and commands for its clients.
 ///
-/// Exit codes of the commands: 0 done; 1 an error, or the service is away or not ready; 3 refused; 4 not found;
-/// 64 wrong usage or configuration.
+/// Exit codes of the commands: 0 success; 1 an error, or the service is unreachable or not ready; 3 rejected; 4 not found;
+/// 64 usage or configuration error.
 #[derive(Parser)]
 #[command(name = "hotpool", version, arg_required_else_help = true)]
 struct ProgramArgs {
@@ -45,14 +46,14 @@ enum ProgramCommand {
     Serve(ServeArgs),
     #[command(flatten)]
     Client(cli::ClientCommand),
-    /// Write a script that completes these commands, for a shell
-    #[command(after_help = "Example, for the present bash:\n  source <(hotpool completions bash)")]
+    /// Print a completion script for a shell
+    #[command(after_help = "Example, for the current bash:\n  source <(hotpool completions bash)")]
     Completions { shell: Shell },
 }
 
 #[derive(Args)]
 struct ServeArgs {
-    /// Configuration file (TOML). Without it no file is looked for.
+    /// Configuration file (TOML). Without it no file is read.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address and port to listen on, as in 127.0.0.1:7070, localhost:7070, or :7070 for all interfaces; port 0 takes any
@@ -62,24 +63,24 @@ struct ServeArgs {
     /// Address and port for Redis clients (RESP), or off.
     #[arg(long, value_name = "HOST:PORT|off")]
     resp_listen: Option<RespListen>,
-    /// Host names by which clients know the service, with commas between; localhost and addresses are always served.
+    /// Host names that clients use for the service, separated by commas; localhost and addresses are always served.
     #[arg(long, value_name = "NAME,...")]
     hosts: Option<HostNames>,
-    /// Keep records in this directory, which one process may use at a time. With a Redis store: only its lock and id,
-    /// by which a restart in this place takes the store over at once. With memory: it is not used.
+    /// Directory of the embedded store, which one process may use at a time. With a Redis store it holds only a lock and an id,
+    /// so that a restart with the same directory takes the store over at once. Not used with memory:.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where records go: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and the like.
-    // Read by hand: a message of the command line's reader would show it, password and all.
+    /// Store of the records: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and similar.
+    // Parsed by hand, because an error message of clap would show the password.
     #[arg(long, value_name = "URL")]
     store: Option<String>,
-    /// Wait for the end of another process that owns the Redis store, and take over then.
+    /// Wait until another process that owns the Redis store ends, and then take over.
     #[arg(long)]
     standby: bool,
-    /// Serve an address that other machines can reach, though nobody is asked who they are.
+    /// Allow an address that other machines can reach, although clients are not authenticated.
     #[arg(long)]
     insecure: bool,
-    /// How log lines are written: text or json.
+    /// Format of log lines: text or json.
     #[arg(long, value_name = "FORMAT")]
     log: Option<LogFormat>,
 }
@@ -90,7 +91,7 @@ fn main() -> ExitCode {
         match leading.unused_option(client) {
             None => Ok(command),
             Some(option) => {
-                let message = format!("{option} is of no use to this command, which speaks to no service");
+                let message = format!("{option} cannot be used with this command, which does not call a service");
                 Err(ProgramArgs::command().error(ErrorKind::UnknownArgument, message))
             }
         }
@@ -101,12 +102,12 @@ fn main() -> ExitCode {
         Ok(ProgramCommand::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut ProgramArgs::command(), "hotpool", &mut script);
-            // Nothing can be done about a closed stream.
+            // A closed stream cannot be reported.
             let _ = std::io::stdout().write_all(&script);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            // Nothing can be done about a closed stream.
+            // A closed stream cannot be reported.
             let _ = error.print();
             match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -117,7 +118,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: ServeArgs) -> ExitCode {
-    // First of all, because signals are caught from when there is a runtime.
+    // First, because signals can be caught only in a runtime.
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit_with_error(1, &error),
@@ -128,7 +129,7 @@ fn serve(arguments: ServeArgs) -> ExitCode {
     };
     let harmless = match caught {
         Ok(harmless) => harmless,
-        Err(error) => return exit_with_error(1, &format!("signals cannot be caught: {error}")),
+        Err(error) => return exit_with_error(1, &format!("cannot catch signals: {error}")),
     };
     let ServeArgs { config, listen, resp_listen, hosts, data_dir, store, standby, insecure, log } = arguments;
     let store = match store.map(|url| url.parse()).transpose() {
@@ -137,10 +138,13 @@ fn serve(arguments: ServeArgs) -> ExitCode {
     };
     let unused_dir = data_dir.clone().filter(|_| matches!(store, Some(StoreUrl::Memory)));
     if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_))) {
-        return exit_with_error(EXIT_USAGE, &"--data-dir goes with a Redis store, or stands alone for redb:DIR");
+        return exit_with_error(
+            EXIT_USAGE,
+            &"--data-dir cannot be used with --store redb:DIR; use one of them, or a Redis store",
+        );
     }
     let flags = ConfigOverrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log };
-    // Lossy: what is not Unicode is no good value of ours, and is refused where it is used.
+    // Lossy: a value that is not Unicode is invalid and is rejected where it is used.
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
     let config = match Config::load(config.as_deref(), environment, flags) {
@@ -170,12 +174,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn exit_with_error(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    // Nothing can be done about a closed stream.
+    // A closed stream cannot be reported.
     let _ = writeln!(std::io::stderr(), "hotpool: {error}");
     ExitCode::from(code)
 }
 
-/// Says where the service is and how to try it.
+/// Prints the addresses of the service and commands to try.
 fn print_welcome(addresses: ListenAddresses, store: &StoreUrl) {
     let ListenAddresses { http: address, resp } = addresses;
     let resp = resp.map_or_else(String::new, |resp| format!(" and redis://{resp}"));
@@ -186,7 +190,7 @@ fn print_welcome(addresses: ListenAddresses, store: &StoreUrl) {
          curl -X PUT http://{address}/v1/pools/demo/warm/workers/w1 -d '{{\"capacity\":{{\"cpu_milli\":1000}}}}'\n  \
          curl -X POST http://{address}/v1/claims -d '{{\"namespace\":\"demo\",\"pool\":\"warm\",\"key\":\"job-1\"}}'\n"
     );
-    // Whoever started it may have closed the stream; the service goes on.
+    // A closed stream does not stop the service.
     let _ = std::io::stdout().write_all(text.as_bytes());
     let _ = std::io::stdout().flush();
 }

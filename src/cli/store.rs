@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::client::{CommandExit, CommandFailure};
 use super::output::{OutputFormat, print, print_json, property_list, table};
-use crate::persist::store::inspect::{StoreContents, WorkerContents, inspect};
+use crate::persist::store::inspect::{RowDetail, StoreContents, WorkerContents, inspect};
 use crate::persist::store::redb::RedbStore;
 use crate::persist::store::redis::RedisStore;
 use crate::persist::store::{SharedStore, StoreError};
@@ -96,7 +96,8 @@ impl StoreCommand {
             }
         };
         let wrong = |error: StoreError| CommandFailure::from_local(format!("cannot read {shown}: {error}"));
-        let contents = inspect(&*opened.map_err(wrong)?, pool.as_deref(), rows).await.map_err(wrong)?;
+        let detail = if rows { RowDetail::Workers } else { RowDetail::Summary };
+        let contents = inspect(&*opened.map_err(wrong)?, pool.as_deref(), detail).await.map_err(wrong)?;
         if let (Some(pool), true) = (&pool, contents.pools.is_empty()) {
             return Err(CommandFailure::not_found(format!("no pool {pool} in {shown}")));
         }

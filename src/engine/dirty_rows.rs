@@ -106,7 +106,7 @@ impl Shard {
         let mut rows = rows;
         for (id, there) in self.gangs.take_changed() {
             rows += 1;
-            row::put_gang(out, id, there);
+            if there { row::put_gang(out, id) } else { row::put_gang_deletion(out, id) }
         }
         rows
     }
@@ -169,7 +169,7 @@ impl Shard {
             }
             self.put_row(at, out);
         }
-        self.gangs.rows().for_each(|id| row::put_gang(out, id, true));
+        self.gangs.rows().for_each(|id| row::put_gang(out, id));
         row::put_shard(out, &self.header);
         None
     }

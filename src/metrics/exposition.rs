@@ -1,7 +1,7 @@
-//! The series of pools in Prometheus' text format.
+//! Series of pools in Prometheus' text format.
 //!
-//! The exporter renders what belongs to the process. It keeps each series for ever, so what belongs to a pool is rendered
-//! here, from the pools that there are at the scrape: whole families, each in one piece under one HELP and TYPE.
+//! The exporter renders the metrics of the process. It keeps each series for ever, so the metrics of pools are rendered here,
+//! from the pools that exist at the scrape: whole families, each in one block under one HELP and TYPE.
 
 use std::fmt::Write as _;
 use std::io;
@@ -11,23 +11,23 @@ use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram};
 use super::*;
 use crate::model::UnschedulableReason;
 
-/// From when on a pool shows a series. It then stays until the pool is deleted.
+/// Moment from which a scrape shows a series of a pool. It then stays until the pool is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeriesVisibility {
-    /// As soon as there is the pool.
+    /// Creation of the pool.
     WithPool,
-    /// When the pool is used for the first time: a claim is asked for, ends, or is there from before a restart, or a worker
-    /// sends a heartbeat. The first value is what was counted until the first scrape after that.
+    /// First use of the pool: a claim is requested, ends or is recovered, or a worker sends a heartbeat. The first value
+    /// includes everything counted before the first scrape after that.
     WithUse,
-    /// When it is other than 0 for the first time.
+    /// First value other than 0.
     WhenNeeded,
 }
 
 impl SeriesVisibility {
-    /// Every value.
+    /// All values, from the earliest to the latest.
     pub const ALL: [Self; 3] = [Self::WithPool, Self::WithUse, Self::WhenNeeded];
 
-    /// In words, for documents.
+    /// Name of the moment, for documents.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -39,8 +39,8 @@ impl SeriesVisibility {
 }
 
 impl ClaimOutcome {
-    /// From when on a pool counts claims with this outcome visibly. An increase from 0 can be seen only of those that were
-    /// there before, and rules ask for it.
+    /// Visibility of the counter of this outcome. Prometheus sees an increase from 0 only in a series that existed before, so
+    /// the outcomes that alert rules use appear with the first use.
     #[must_use]
     pub const fn visibility(self) -> SeriesVisibility {
         match self {
@@ -52,21 +52,21 @@ impl ClaimOutcome {
     }
 }
 
-/// A metric that has a series or several per pool.
+/// Metric with one or several series for each pool.
 pub struct PoolFamily {
-    /// Its name in [`ALL`].
+    /// Name of the metric in [`ALL`].
     pub name: &'static str,
-    /// Of `hotpool_claims_total` it depends on the outcome: [`ClaimOutcome::appears`]. Of `hotpool_workers` only those that
-    /// are idle and busy come with the pool.
+    /// Visibility of the series. For `hotpool_claims_total` it depends on the outcome ([`ClaimOutcome::visibility`]); of
+    /// `hotpool_workers` only `idle` and `busy` appear with the pool.
     pub visibility: SeriesVisibility,
     write: fn(&PoolMetrics, &mut SeriesWriter<'_>),
 }
 
 macro_rules! families {
-    ($($name:ident, $appears:ident, $write:expr;)*) => {
-        /// Every metric of a pool, in the order of [`ALL`].
+    ($($name:ident, $visibility:ident, $write:expr;)*) => {
+        /// Families of all metrics of a pool, in the order of [`ALL`].
         pub const POOL_FAMILIES: &[PoolFamily] =
-            &[$(PoolFamily { name: $name, visibility: SeriesVisibility::$appears, write: $write }),*];
+            &[$(PoolFamily { name: $name, visibility: SeriesVisibility::$visibility, write: $write }),*];
     };
 }
 
@@ -88,7 +88,7 @@ families! {
     STORE_LAG, WithPool, |pool, series| series.gauge("", &pool.store_lag_seconds);
     EVICTIONS, WhenNeeded, |pool, series| series.counter("", &pool.evictions);
     CLAIMS_EXPIRED, WithUse, |pool, series| {
-        ExpiryReason::ALL.iter().for_each(|deadline| series.counter(deadline.as_str(), pool.claims_expired(*deadline)));
+        ExpiryReason::ALL.iter().for_each(|reason| series.counter(reason.as_str(), pool.claims_expired(*reason)));
     };
     CLAIMS_LOST, WithUse, |pool, series| series.counter("", &pool.claims_lost);
     WORKERS_LOST, WithPool, |pool, series| series.counter("", &pool.workers_lost);
@@ -107,26 +107,26 @@ families! {
     WATCH_EVENTS_DROPPED, WhenNeeded, |pool, series| series.counter("", &pool.watch_events_dropped);
     ACCOUNTING_MISMATCH, WithPool, |pool, series| series.gauge("", &pool.accounting_mismatch);
     SHARD_RESTARTS, WithPool, |pool, series| series.counter("", &pool.shard_restarts);
-    SHARD_WORKERS, WithUse, |pool, series| {
-        pool.shard_workers.gauges().for_each(|(stat, gauge)| series.gauge(stat, gauge));
-    };
-    SHARD_HELD, WithUse, |pool, series| {
-        pool.shard_busy_workers.gauges().for_each(|(stat, gauge)| series.gauge(stat, gauge));
-    };
+    SHARD_WORKERS_MIN, WithUse, |pool, series| series.gauge("", &pool.shard_workers.min);
+    SHARD_WORKERS_MEAN, WithUse, |pool, series| series.gauge("", &pool.shard_workers.mean);
+    SHARD_WORKERS_MAX, WithUse, |pool, series| series.gauge("", &pool.shard_workers.max);
+    SHARD_BUSY_WORKERS_MIN, WithUse, |pool, series| series.gauge("", &pool.shard_busy_workers.min);
+    SHARD_BUSY_WORKERS_MEAN, WithUse, |pool, series| series.gauge("", &pool.shard_busy_workers.mean);
+    SHARD_BUSY_WORKERS_MAX, WithUse, |pool, series| series.gauge("", &pool.shard_busy_workers.max);
 }
 
-/// Writes every series of these pools, and the claims that belong to none. Of a program that has a recorder of its own
-/// this is the way to them; [`super::MetricsExporter`] does it by itself.
+/// Writes all series of these pools, and the claims that belong to none. [`super::MetricsExporter`] calls it; a program with a
+/// recorder of its own may call it too.
 ///
 /// # Errors
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write_pools(pools: &[Arc<PoolMetrics>], out: &mut impl io::Write) -> io::Result<()> {
     let pools: Vec<(&PoolMetrics, bool)> = pools.iter().map(|pool| (&**pool, pool.is_in_use())).collect();
     let mut text = String::new();
     for family in POOL_FAMILIES {
-        let definition = ALL.iter().find(|known| known.name == family.name).expect("families are of defined metrics");
+        let definition = ALL.iter().find(|metric| metric.name == family.name).expect("every family has a definition");
         text.clear();
-        heading(definition, &mut text);
+        write_heading(definition, &mut text);
         let heading_bytes = text.len();
         if family.name == CLAIMS {
             let mut series = SeriesWriter {
@@ -139,11 +139,9 @@ pub fn write_pools(pools: &[Arc<PoolMetrics>], out: &mut impl io::Write) -> io::
             series.claims(&metrics().claims, |_| SeriesVisibility::WithPool);
         }
         for &(pool, in_use) in &pools {
-            let appears = family.visibility;
-            (family.write)(
-                pool,
-                &mut SeriesWriter { definition, visibility: appears, pool: &pool.label, in_use, out: &mut text },
-            );
+            let visibility = family.visibility;
+            let mut series = SeriesWriter { definition, visibility, pool: &pool.label, in_use, out: &mut text };
+            (family.write)(pool, &mut series);
         }
         if text.len() > heading_bytes {
             out.write_all(text.as_bytes())?;
@@ -152,17 +150,17 @@ pub fn write_pools(pools: &[Arc<PoolMetrics>], out: &mut impl io::Write) -> io::
     Ok(())
 }
 
-fn heading(definition: &MetricDefinition, out: &mut String) {
+pub(super) fn write_heading(definition: &MetricDefinition, out: &mut String) {
     let MetricDefinition { name, kind, help, .. } = definition;
     let kind = match kind {
         MetricKind::Counter => "counter",
         MetricKind::Gauge => "gauge",
         MetricKind::Histogram(_) => "histogram",
     };
-    write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n").expect("a string takes everything");
+    write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n").expect("writing to a string cannot fail");
 }
 
-/// Writes the series of one family of one pool.
+/// Writer of the series of one family of one pool.
 struct SeriesWriter<'a> {
     definition: &'a MetricDefinition,
     visibility: SeriesVisibility,
@@ -172,39 +170,40 @@ struct SeriesWriter<'a> {
 }
 
 impl SeriesWriter<'_> {
-    fn is_visible(&self, appears: SeriesVisibility, is_needed: bool) -> bool {
-        match appears {
+    /// Whether the series is shown; `is_needed` tells whether it ever had a value other than 0.
+    fn is_visible(&self, is_needed: impl FnOnce() -> bool) -> bool {
+        match self.visibility {
             SeriesVisibility::WithPool => true,
             SeriesVisibility::WithUse => self.in_use,
-            SeriesVisibility::WhenNeeded => is_needed,
+            SeriesVisibility::WhenNeeded => is_needed(),
         }
     }
 
-    fn claims(&mut self, claims: &ClaimCounters, appears: impl Fn(ClaimOutcome) -> SeriesVisibility) {
+    fn claims(&mut self, claims: &ClaimCounters, visibility: impl Fn(ClaimOutcome) -> SeriesVisibility) {
         for &outcome in ClaimOutcome::ALL {
-            self.visibility = appears(outcome);
+            self.visibility = visibility(outcome);
             self.counter(outcome.as_str(), claims.of(outcome));
         }
     }
 
-    /// `value`: of the label beside `pool`, if the family has one.
+    /// Writes a counter. `value` is that of the label beside `pool`, or empty if the family has none.
     fn counter(&mut self, value: &str, counter: &PoolCounter) {
         let total = counter.value();
-        if self.is_visible(self.visibility, total > 0) {
+        if self.is_visible(|| total > 0) {
             self.write_series("", value, "");
             self.write_integer(total);
         }
     }
 
     fn gauge(&mut self, value: &str, gauge: &PoolGauge) {
-        if self.is_visible(self.visibility, gauge.was_set()) {
+        if self.is_visible(|| gauge.was_set()) {
             self.write_series("", value, "");
             self.write_float(gauge.value());
         }
     }
 
     fn histogram(&mut self, histogram: &PoolHistogram) {
-        if !self.is_visible(self.visibility, !histogram.is_empty()) {
+        if !self.is_visible(|| !histogram.is_empty()) {
             return;
         }
         let mut count = 0;
@@ -220,7 +219,7 @@ impl SeriesWriter<'_> {
         self.write_integer(count);
     }
 
-    /// Name and labels, the labels in the order of their definition.
+    /// Writes name and labels, the labels in the order of their definition.
     fn write_series(&mut self, suffix: &str, value: &str, bound: &str) {
         let Self { definition, pool, out, .. } = self;
         out.push_str(definition.name);
@@ -228,11 +227,11 @@ impl SeriesWriter<'_> {
         let mut separator = '{';
         for label in definition.labels {
             let value = if *label == "pool" { *pool } else { value };
-            label_pair(out, separator, label, value);
+            write_label(out, separator, label, value);
             separator = ',';
         }
         if !bound.is_empty() {
-            label_pair(out, separator, "le", bound);
+            write_label(out, separator, "le", bound);
         }
         out.push_str("} ");
     }
@@ -243,11 +242,11 @@ impl SeriesWriter<'_> {
     }
 
     fn write_float(&mut self, number: f64) {
-        writeln!(self.out, "{number}").expect("a string takes everything");
+        writeln!(self.out, "{number}").expect("writing to a string cannot fail");
     }
 }
 
-fn label_pair(out: &mut String, separator: char, name: &str, value: &str) {
+fn write_label(out: &mut String, separator: char, name: &str, value: &str) {
     out.push(separator);
     out.push_str(name);
     out.push_str("=\"");

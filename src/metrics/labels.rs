@@ -1,66 +1,66 @@
-//! The labels whose values are known beforehand, so that no series comes from what a caller says.
+//! Labels with a fixed set of values, so that no request can create a series.
 
 use crate::model::ClaimResult;
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 
-/// Declares a label whose values are an enum.
+/// Declares the enum of a label with the text of each value.
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name { $($(#[$variant_doc])* $variant),* }
 
         impl $name {
-            /// Every value.
+            /// All values, in the order of their indices.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The word on the wire.
+            /// Text of the value in a scrape.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),* }
+                match self { $(Self::$variant => $text),* }
             }
         }
     };
 }
 
 label! {
-    /// What became of a claim.
+    /// Outcome of a claim request.
     ClaimOutcome {
-        /// A new claim.
+        /// Claim that was created.
         Created = "created",
-        /// The key held it already.
+        /// Claim that existed already under the key.
         Existing = "existing",
-        /// No worker was free.
+        /// Rejection because no worker was free.
         PoolExhausted = "pool_exhausted",
-        /// No worker was free on the nodes that it required, but one elsewhere.
+        /// Rejection because no worker on the required nodes was free, but one elsewhere.
         NodeLocality = "node_locality",
-        /// No pool had the class and labels that it asked for.
+        /// Rejection because no pool had the requested class and labels.
         NoEligiblePool = "no_eligible_pool",
-        /// No worker was large enough, busy ones included.
+        /// Rejection because no worker was large enough, busy ones included.
         Unsatisfiable = "unsatisfiable",
-        /// The tenant's quota was used up.
+        /// Rejection because the tenant's quota was used up.
         Quota = "quota",
-        /// A queue was full.
+        /// Rejection because a queue was full.
         Overloaded = "overloaded",
-        /// A shard was not serving.
+        /// Rejection because a shard was not serving.
         Loading = "loading",
-        /// The store did not take the record in time.
+        /// Rejection because the store did not confirm the record in time.
         Store = "store",
-        /// Another process owns the store.
+        /// Rejection because another process owns the store.
         Fenced = "fenced",
-        /// What is there did not allow it.
+        /// Rejection because of the state of the claim or key.
         Conflict = "conflict",
-        /// The request was wrong.
+        /// Rejection because the request was invalid.
         Invalid = "invalid",
-        /// No such pool.
+        /// Rejection because the pool does not exist.
         NotFound = "not_found",
-        /// No answer in time.
+        /// Rejection because no answer came in time.
         Deadline = "deadline",
     }
 }
 
 impl ClaimOutcome {
-    /// The outcome that an answer is counted under.
+    /// Outcome under which an answer is counted.
     #[must_use]
     pub const fn of(answer: &Result<ClaimResult, RequestError>) -> Self {
         match answer {
@@ -81,7 +81,7 @@ impl ClaimOutcome {
             Err(RequestError::Exhausted(ExhaustionReason::Quota(_))) => Self::Quota,
             Err(RequestError::Unsatisfiable | RequestError::GangTooLarge) => Self::Unsatisfiable,
             Err(RequestError::GangMemberRejected(_)) => Self::Conflict,
-            // No claim is refused for those who watch.
+            // A claim never fails because of watchers.
             Err(RequestError::Unavailable(UnavailableReason::Overloaded) | RequestError::TooManyWatchers) => {
                 Self::Overloaded
             }
@@ -94,412 +94,412 @@ impl ClaimOutcome {
 }
 
 label! {
-    /// What became of a gang.
+    /// Outcome of a gang request.
     GangOutcome {
-        /// All of its claims were made.
+        /// All claims of the gang were created.
         Committed = "committed",
-        /// None was.
+        /// No claim of the gang was created.
         Refused = "refused",
-        /// Unknown to its caller: a step of it was not answered.
+        /// Outcome that is unknown to the caller, because a part of the commit got no answer.
         InDoubt = "in_doubt",
     }
 }
 
 label! {
-    /// Which deadline ended a claim.
+    /// Deadline that ended a claim.
     ExpiryReason {
-        /// It was never confirmed.
+        /// Deadline for the confirmation of a reservation.
         Reserve = "reserve",
-        /// It was not renewed.
+        /// Deadline for the renewal of an active claim.
         Ttl = "ttl",
-        /// Its release was begun and not finished.
+        /// Deadline for the cleanup of a released claim.
         Releasing = "releasing",
-        /// Its worker did not name it any more.
+        /// Deadline for the worker to report the claim again.
         Missing = "missing",
     }
 }
 
 label! {
-    /// The store's answer to one step.
+    /// Outcome of one write batch.
     StoreWriteResult {
-        /// Applied.
+        /// Batch that was applied.
         Ok = "ok",
-        /// It had it already.
+        /// Batch that the store had already.
         Duplicate = "duplicate",
-        /// It lacks what the step builds on.
+        /// Batch that builds on records which the store lacks.
         Gap = "gap",
-        /// Another process owns it.
+        /// Batch for a store that another process owns.
         Fenced = "fenced",
-        /// It failed; the step is sent again.
+        /// Batch that failed and is sent again.
         Error = "error",
-        /// It is as it should be: the step carried nothing and only looked.
+        /// Empty batch that found the store complete.
         Checked = "checked",
     }
 }
 
 label! {
-    /// What became of a renewal of ownership.
+    /// Outcome of a renewal of ownership.
     RenewalResult {
-        /// Renewed.
+        /// Ownership that was renewed.
         Ok = "ok",
-        /// The record was gone; it is written anew.
+        /// Ownership record that was missing and is written anew.
         Missing = "missing",
-        /// Another process owns the store.
+        /// Store that another process owns.
         Fenced = "fenced",
-        /// The store did not answer.
+        /// Store that did not answer.
         Error = "error",
     }
 }
 
 label! {
-    /// Whether a shard answers.
+    /// State of a shard, by whether it serves.
     ShardState {
-        /// Being recovered or restarted.
+        /// Shard that is being recovered or restarted.
         Loading = "loading",
-        /// Answers.
+        /// Shard that serves requests.
         Serving = "serving",
-        /// Its records could not be used.
+        /// Shard whose records are unusable.
         Refused = "refused",
-        /// Stopped.
+        /// Shard that was stopped.
         Stopped = "stopped",
     }
 }
 
 label! {
-    /// The matched route of an HTTP request.
+    /// Matched route of an HTTP request.
     HttpRoute {
-        /// Where to go on from the address alone.
+        /// Overview with links to the other routes.
         Root = "/",
-        /// All pools.
+        /// List of all pools.
         Pools = "/v1/pools",
-        /// One pool.
+        /// One pool, by name.
         Pool = "/v1/pools/{ns}/{pool}",
-        /// The workers of a pool.
+        /// Workers of a pool.
         Workers = "/v1/pools/{ns}/{pool}/workers",
-        /// Many registrations.
+        /// Registration of many workers.
         WorkersBatch = "/v1/pools/{ns}/{pool}/workers:batch",
         /// Heartbeats of many workers.
         WorkersHeartbeat = "/v1/pools/{ns}/{pool}/workers:heartbeat",
-        /// One worker.
+        /// One worker, by id.
         Worker = "/v1/pools/{ns}/{pool}/workers/{id}",
-        /// Claim, and the list of claims.
+        /// New claim, and the list of claims.
         Claims = "/v1/claims",
-        /// Many claims.
+        /// Many claims in one request.
         ClaimsBatch = "/v1/claims:batch",
-        /// What a claim would find.
+        /// Dry run of a claim.
         Explain = "/v1/explain",
-        /// One claim.
+        /// One claim, by key.
         Claim = "/v1/claims/{ns}/{key}",
-        /// Confirm.
+        /// Confirmation of a claim.
         Confirm = "/v1/claims/{ns}/{key}:confirm",
-        /// Release.
+        /// Release of a claim.
         Release = "/v1/claims/{ns}/{key}:release",
-        /// Resize.
+        /// Resize of a claim.
         Resize = "/v1/claims/{ns}/{key}:resize",
-        /// Renew.
+        /// Renewal of a claim.
         Renew = "/v1/claims/{ns}/{key}:renew",
-        /// Heartbeat of a worker.
+        /// Heartbeat of one worker.
         Heartbeat = "/v1/pools/{ns}/{pool}/workers/{id}:heartbeat",
-        /// Cordon, uncordon, drain, clear.
+        /// Cordon, uncordon, drain or clear of a worker.
         Steer = "/v1/pools/{ns}/{pool}/workers/{id}:verb",
-        /// Trust all workers.
+        /// Clear of all suspect workers of a pool.
         ClearPool = "/v1/pools/{ns}/{pool}:clear",
-        /// What waits for a pool.
+        /// Pending demand of a pool.
         Demand = "/v1/pools/{ns}/{pool}/demand",
-        /// What happens in a pool.
+        /// Event stream of a pool.
         Events = "/v1/pools/{ns}/{pool}/events",
-        /// All quotas.
+        /// List of all quotas.
         Quotas = "/v1/quotas",
-        /// The quota of tenants of a namespace without their own.
+        /// Quota of the tenants of a namespace without their own.
         NamespaceQuota = "/v1/quotas/{ns}",
-        /// The quota of a tenant.
+        /// Quota of one tenant.
         Quota = "/v1/quotas/{ns}/{tenant}",
-        /// The description of this interface.
+        /// OpenAPI document of the service.
         OpenApi = "/v1/openapi.json",
-        /// Its viewer.
+        /// Viewer of the OpenAPI document.
         Docs = "/docs",
-        /// The files of the viewer.
+        /// File of the viewer.
         DocsFile = "/docs/{file}",
-        /// Whether the process lives.
+        /// Liveness probe of the process.
         Healthz = "/healthz",
-        /// Whether every shard serves.
+        /// Readiness probe of the service.
         Readyz = "/readyz",
-        /// The scrape.
+        /// Scrape of the metrics.
         Metrics = "/metrics",
-        /// Figures of every shard.
+        /// Internal state of every shard.
         DebugShards = "/debug/shards",
-        /// None of the above.
+        /// Path that matches no route.
         Unmatched = "unmatched",
     }
 }
 
 label! {
-    /// Why a request was refused by its head.
+    /// Reason for which a request was rejected because of its headers.
     RequestRefusal {
-        /// Not one host, or none that can be read.
+        /// Missing, repeated or malformed Host header.
         InvalidHost = "invalid_host",
-        /// A host that is not served.
+        /// Host name that is not served.
         Host = "host",
-        /// A page of another origin.
+        /// Page of another origin.
         Origin = "origin",
-        /// A page of another site.
+        /// Page of another site.
         FetchSite = "fetch_site",
-        /// A body in a form that nobody reads.
+        /// Body with an unsupported content encoding.
         ContentEncoding = "content_encoding",
     }
 }
 
 label! {
-    /// What became of a connection beyond `server.max_connections`.
+    /// Outcome of a connection above `server.max_connections`.
     ExcessOutcome {
-        /// A probe or a scrape was answered.
+        /// Probe or scrape that was answered.
         Answered = "answered",
-        /// Another request came, and was refused.
+        /// Other request, which was rejected.
         Refused = "refused",
-        /// No request came in time.
+        /// Connection without a request in time.
         Silent = "silent",
-        /// The answer could not be sent in time.
+        /// Connection that did not take its answer in time.
         Late = "late",
-        /// A newer connection beyond the limit took its place.
+        /// Connection that a newer excess one replaced.
         Displaced = "displaced",
     }
 }
 
 label! {
-    /// The method of a gRPC call.
+    /// Method of a gRPC call.
     GrpcMethod {
-        /// Put a pool.
+        /// Creation or replacement of a pool.
         PutPool = "hotpool.v1.PoolService/PutPool",
-        /// Change fields of a pool.
+        /// Change of some fields of a pool.
         UpdatePool = "hotpool.v1.PoolService/UpdatePool",
-        /// One pool.
+        /// One pool, by name.
         GetPool = "hotpool.v1.PoolService/GetPool",
-        /// All pools.
+        /// List of all pools.
         ListPools = "hotpool.v1.PoolService/ListPools",
-        /// Delete a pool.
+        /// Deletion of a pool.
         DeletePool = "hotpool.v1.PoolService/DeletePool",
-        /// Trust the workers of a pool.
+        /// Clear of all suspect workers of a pool.
         ClearPool = "hotpool.v1.PoolService/ClearPool",
-        /// What waits for a pool.
+        /// Pending demand of a pool.
         GetDemand = "hotpool.v1.PoolService/GetDemand",
-        /// What happens in a pool.
+        /// Event stream of a pool.
         WatchPool = "hotpool.v1.PoolService/WatchPool",
-        /// Register a worker.
+        /// Registration of one worker.
         RegisterWorker = "hotpool.v1.WorkerService/RegisterWorker",
-        /// Register many.
+        /// Registration of many workers.
         BatchRegisterWorkers = "hotpool.v1.WorkerService/BatchRegisterWorkers",
-        /// One worker.
+        /// One worker, by id.
         GetWorker = "hotpool.v1.WorkerService/GetWorker",
-        /// The workers of a pool.
+        /// Workers of a pool.
         ListWorkers = "hotpool.v1.WorkerService/ListWorkers",
-        /// Delete a worker.
+        /// Deletion of a worker.
         DeleteWorker = "hotpool.v1.WorkerService/DeleteWorker",
-        /// A worker's heartbeat.
+        /// Heartbeat of one worker.
         HeartbeatWorker = "hotpool.v1.WorkerService/HeartbeatWorker",
-        /// Heartbeats of many.
+        /// Heartbeats of many workers.
         BatchHeartbeatWorkers = "hotpool.v1.WorkerService/BatchHeartbeatWorkers",
-        /// Cordon a worker.
+        /// Cordon of one worker.
         CordonWorker = "hotpool.v1.WorkerService/CordonWorker",
-        /// Uncordon a worker.
+        /// Uncordon of one worker.
         UncordonWorker = "hotpool.v1.WorkerService/UncordonWorker",
-        /// Drain a worker.
+        /// Drain of one worker.
         DrainWorker = "hotpool.v1.WorkerService/DrainWorker",
-        /// Trust a worker.
+        /// Clear of one suspect worker.
         ClearWorker = "hotpool.v1.WorkerService/ClearWorker",
-        /// Claim.
+        /// New claim, or the existing one.
         TakeClaim = "hotpool.v1.ClaimService/TakeClaim",
-        /// Many claims.
+        /// Many claims in one request.
         BatchTakeClaims = "hotpool.v1.ClaimService/BatchTakeClaims",
-        /// What a claim would find.
+        /// Dry run of a claim.
         ExplainClaim = "hotpool.v1.ClaimService/ExplainClaim",
-        /// One claim.
+        /// One claim, by key.
         GetClaim = "hotpool.v1.ClaimService/GetClaim",
-        /// The list of claims.
+        /// List of all claims.
         ListClaims = "hotpool.v1.ClaimService/ListClaims",
-        /// Confirm.
+        /// Confirmation of a claim.
         ConfirmClaim = "hotpool.v1.ClaimService/ConfirmClaim",
-        /// Resize.
+        /// Resize of a claim.
         ResizeClaim = "hotpool.v1.ClaimService/ResizeClaim",
-        /// Renew.
+        /// Renewal of a claim.
         RenewClaim = "hotpool.v1.ClaimService/RenewClaim",
-        /// Release.
+        /// Release of a claim.
         ReleaseClaim = "hotpool.v1.ClaimService/ReleaseClaim",
-        /// Many of these in flight.
+        /// Stream of many requests in flight.
         ClaimStream = "hotpool.v1.ClaimService/ClaimStream",
-        /// Set a quota.
+        /// Creation or replacement of a quota.
         PutQuota = "hotpool.v1.QuotaService/PutQuota",
-        /// One quota.
+        /// One quota, by name.
         GetQuota = "hotpool.v1.QuotaService/GetQuota",
-        /// Take a quota away.
+        /// Deletion of a quota.
         DeleteQuota = "hotpool.v1.QuotaService/DeleteQuota",
-        /// All quotas.
+        /// List of all quotas.
         ListQuotas = "hotpool.v1.QuotaService/ListQuotas",
-        /// Whether a service can be asked.
+        /// Health of a service, once.
         HealthCheck = "grpc.health.v1.Health/Check",
-        /// The same, and from then on.
+        /// Health of a service, as a stream.
         HealthWatch = "grpc.health.v1.Health/Watch",
-        /// What is served.
+        /// Reflection of the served methods.
         Reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        /// The same, as older clients ask.
+        /// Reflection in the version of older clients.
         ReflectionAlpha = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        /// None of the above.
+        /// Path that is no method.
         Unmatched = "unmatched",
     }
 }
 
 impl GrpcMethod {
-    /// The method of a call to `path`.
+    /// Method of a call to `path`.
     #[must_use]
     pub fn of(path: &str) -> Self {
-        let word = path.strip_prefix('/').unwrap_or_default();
-        Self::ALL.iter().copied().find(|method| method.as_str() == word).unwrap_or(Self::Unmatched)
+        let name = path.strip_prefix('/').unwrap_or_default();
+        Self::ALL.iter().copied().find(|method| method.as_str() == name).unwrap_or(Self::Unmatched)
     }
 }
 
 label! {
-    /// A status of gRPC; in the order of their numbers, from 0.
+    /// Status code of gRPC, in the order of the numbers from 0.
     GrpcCode {
-        /// Done.
+        /// Call that was successful.
         Ok = "OK",
-        /// The caller went away.
+        /// Call that the caller cancelled.
         Cancelled = "CANCELLED",
-        /// None of the others.
+        /// Error without a more specific code.
         Unknown = "UNKNOWN",
-        /// The request is wrong.
+        /// Request that is invalid.
         InvalidArgument = "INVALID_ARGUMENT",
-        /// No answer in time.
+        /// Call without an answer in time.
         DeadlineExceeded = "DEADLINE_EXCEEDED",
-        /// No such thing.
+        /// Object that does not exist.
         NotFound = "NOT_FOUND",
-        /// It is there already.
+        /// Object that exists already.
         AlreadyExists = "ALREADY_EXISTS",
-        /// The caller may not.
+        /// Caller without the required permission.
         PermissionDenied = "PERMISSION_DENIED",
-        /// No room.
+        /// Capacity or quota that is used up.
         ResourceExhausted = "RESOURCE_EXHAUSTED",
-        /// What is there does not allow it.
+        /// State that does not allow the call.
         FailedPrecondition = "FAILED_PRECONDITION",
-        /// The caller is not the holder.
+        /// Caller that does not hold the claim.
         Aborted = "ABORTED",
-        /// Beyond what there is.
+        /// Value beyond the valid range.
         OutOfRange = "OUT_OF_RANGE",
-        /// No such method.
+        /// Method that does not exist.
         Unimplemented = "UNIMPLEMENTED",
-        /// A defect, or bytes that are not gRPC.
+        /// Defect, or bytes that are not gRPC.
         Internal = "INTERNAL",
-        /// Not now.
+        /// Service that cannot answer now.
         Unavailable = "UNAVAILABLE",
-        /// What was kept is broken.
+        /// Stored data that is damaged.
         DataLoss = "DATA_LOSS",
-        /// Nobody knows who the caller is.
+        /// Caller without valid credentials.
         Unauthenticated = "UNAUTHENTICATED",
     }
 }
 
 label! {
-    /// The command of a RESP client.
+    /// Command of a RESP client.
     RespCommand {
-        /// Claim.
+        /// New claim, or the existing one.
         Claim = "claim",
-        /// Release.
+        /// Release of a claim.
         Release = "release",
-        /// Many claims.
+        /// Many claims in one command.
         Claims = "claims",
-        /// Confirm.
+        /// Confirmation of a claim.
         Confirm = "confirm",
-        /// Renew.
+        /// Renewal of a claim.
         Renew = "renew",
-        /// Register a worker.
+        /// Registration of a worker.
         Register = "register",
-        /// A worker's heartbeat.
+        /// Heartbeat of a worker.
         Heartbeat = "heartbeat",
-        /// What a claim would find.
+        /// Dry run of a claim.
         Explain = "explain",
-        /// All pools.
+        /// List of all pools.
         Pools = "pools",
-        /// Protocol and name of the client.
+        /// Protocol version and name of the client.
         Hello = "hello",
-        /// A password.
+        /// Password, which is not needed.
         Auth = "auth",
-        /// Whether it lives.
+        /// Liveness check of the connection.
         Ping = "ping",
-        /// The same word again.
+        /// Echo of its argument.
         Echo = "echo",
-        /// What the service is.
+        /// Information about the service.
         Info = "info",
-        /// What it knows.
+        /// Information about the commands.
         Command = "command",
-        /// Settings that clients ask for.
+        /// Settings that clients query.
         Config = "config",
         /// Name and number of the connection.
         Client = "client",
-        /// The database.
+        /// Choice of the database.
         Select = "select",
-        /// The end.
+        /// End of the connection.
         Quit = "quit",
-        /// As if connected anew.
+        /// Reset of the connection state.
         Reset = "reset",
-        /// The beginning of a transaction.
+        /// Begin of a transaction.
         Multi = "multi",
-        /// The end of a transaction, which carries it out.
+        /// Execution of a transaction.
         Exec = "exec",
-        /// The end of a transaction, which forgets it.
+        /// Abort of a transaction.
         Discard = "discard",
         /// Keys that a transaction depends on.
         Watch = "watch",
-        /// No such keys any more.
+        /// Removal of the watched keys.
         Unwatch = "unwatch",
-        /// None of the above.
+        /// Command that does not exist.
         Unknown = "unknown",
     }
 }
 
 label! {
-    /// What a RESP client was answered: the first word of an error.
+    /// Outcome of a RESP command: `OK`, or the first word of the error.
     RespOutcome {
-        /// Done.
+        /// Command that was successful.
         Ok = "OK",
-        /// The request is wrong.
+        /// Request that is invalid.
         BadRequest = "BADREQ",
-        /// No such thing.
+        /// Object that does not exist.
         NotFound = "NOTFOUND",
-        /// The caller is not the holder.
+        /// Caller that does not hold the claim.
         Fenced = "FENCED",
-        /// What is there does not allow it.
+        /// State that does not allow the command.
         Conflict = "CONFLICT",
-        /// No room.
+        /// Capacity or quota that is used up.
         NoCapacity = "NOCAPACITY",
-        /// A queue is full.
+        /// Queue that is full.
         Overloaded = "OVERLOADED",
-        /// Not serving yet, or not any more.
+        /// Service that starts or stops.
         Loading = "LOADING",
-        /// The store is away.
+        /// Store that is unavailable.
         Unavailable = "UNAVAILABLE",
-        /// No answer in time.
+        /// Command without an answer in time.
         Timeout = "TIMEOUT",
-        /// No such command, or not so.
+        /// Command that does not exist or has wrong arguments.
         Error = "ERR",
     }
 }
 
 label! {
-    /// Why a RESP connection was ended by the service.
+    /// Reason for which the service closed a RESP connection.
     RespCloseReason {
-        /// Too many were open.
+        /// Limit of connections that is reached.
         TooMany = "too_many",
-        /// What came was no command.
+        /// Bytes that are not RESP.
         Protocol = "protocol",
-        /// What came was HTTP, as from a page in a browser.
+        /// HTTP request, as from a page in a browser.
         Http = "http",
-        /// Nothing came for too long.
+        /// Connection without a command for too long.
         Idle = "idle",
-        /// The client did not read its answers.
+        /// Client that does not read its replies.
         SlowReader = "slow_reader",
-        /// A command did not come to its end.
+        /// Command that is not completed in time.
         SlowWriter = "slow_writer",
-        /// No room for so large a command.
+        /// Command that exceeds the memory for requests.
         NoRoom = "no_room",
-        /// A defect.
+        /// Panic in the service, which is a defect.
         Panic = "panic",
     }
 }

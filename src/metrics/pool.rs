@@ -1,83 +1,83 @@
-//! What is counted of one pool.
+//! Metrics of one pool.
 
 use super::values::{ClaimCounters, PoolCounter, PoolGauge, PoolHistogram, ShardDistribution};
 use super::{CLAIM_SECONDS_BOUNDS, ExpiryReason, QUEUE_WAIT_BOUNDS, SHARDS_TRIED_BOUNDS, WAIT_SECONDS_BOUNDS};
 use crate::model::{PoolName, UnschedulableReason};
 
-/// Nanoseconds in a second.
+/// Number of nanoseconds in a second.
 const NS: f64 = 1e9;
-/// Milliseconds in a second.
+/// Number of milliseconds in a second.
 const MS: f64 = 1e3;
 
-/// Metrics of one pool, shared by its shards. They are the pool's own and in no registry: series are rendered from the
-/// pools that there are ([`super::write_pools`]), so they end with their pool, whoever still has it and counts on.
+/// Metrics of one pool, shared by its shards. They are in no registry: series are rendered from the existing pools
+/// ([`super::write_pools`]), so they end with their pool even if a holder of this goes on counting.
 #[derive(Debug)]
 pub struct PoolMetrics {
     /// Value of the label `pool`.
     pub(super) label: Box<str>,
-    /// `hotpool_claims_total`.
+    /// Counters `hotpool_claims_total`, by outcome.
     pub claims: ClaimCounters,
-    /// `hotpool_claim_seconds`, in nanoseconds.
+    /// Histogram `hotpool_claim_seconds`, recorded in nanoseconds.
     pub claim_seconds: PoolHistogram,
-    /// `hotpool_shard_queue_wait_seconds`, in nanoseconds.
+    /// Histogram `hotpool_shard_queue_wait_seconds`, recorded in nanoseconds.
     pub queue_wait_seconds: PoolHistogram,
-    /// `hotpool_releases_total`.
+    /// Counter `hotpool_releases_total`.
     pub releases: PoolCounter,
-    /// `hotpool_workers{state="idle"}`.
+    /// Gauge `hotpool_workers{state="idle"}`.
     pub workers_idle: PoolGauge,
-    /// `hotpool_workers{state="busy"}`.
+    /// Gauge `hotpool_workers{state="busy"}`.
     pub workers_busy: PoolGauge,
-    /// `hotpool_shard_workers`.
+    /// Gauges `hotpool_shard_workers_min`, `_mean` and `_max`.
     pub shard_workers: ShardDistribution,
-    /// `hotpool_shard_held`.
+    /// Gauges `hotpool_shard_busy_workers_min`, `_mean` and `_max`.
     pub shard_busy_workers: ShardDistribution,
-    /// `hotpool_shard_queue_depth`.
+    /// Gauge `hotpool_shard_queue_depth`.
     pub queue_depth: PoolGauge,
-    /// `hotpool_shard_queue_rejections_total`.
+    /// Counter `hotpool_shard_queue_rejections_total`.
     pub queue_rejections: PoolCounter,
-    /// `hotpool_claim_shards_tried`.
+    /// Histogram `hotpool_claim_shards_tried`.
     pub claim_shards_tried: PoolHistogram,
-    /// `hotpool_worker_updates_total`.
+    /// Counter `hotpool_worker_updates_total`.
     pub worker_updates: PoolCounter,
-    /// `hotpool_store_lag_seconds`.
+    /// Gauge `hotpool_store_lag_seconds`.
     pub store_lag_seconds: PoolGauge,
     claims_expired: [PoolCounter; ExpiryReason::ALL.len()],
-    /// `hotpool_claims_lost_total`.
+    /// Counter `hotpool_claims_lost_total`.
     pub claims_lost: PoolCounter,
-    /// `hotpool_workers_lost_total`.
+    /// Counter `hotpool_workers_lost_total`.
     pub workers_lost: PoolCounter,
-    /// `hotpool_lost_workers_deleted_total`.
+    /// Counter `hotpool_lost_workers_deleted_total`.
     pub lost_workers_deleted: PoolCounter,
     workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
     workers_unschedulable_idle: [PoolGauge; UnschedulableReason::ALL.len()],
-    /// `hotpool_heartbeats_total`.
+    /// Counter `hotpool_heartbeats_total`.
     pub heartbeats: PoolCounter,
-    /// `hotpool_heartbeats_ignored_total`.
+    /// Counter `hotpool_heartbeats_ignored_total`.
     pub heartbeats_ignored: PoolCounter,
-    /// `hotpool_claims_readopted_total`.
+    /// Counter `hotpool_claims_readopted_total`.
     pub claims_readopted: PoolCounter,
-    /// `hotpool_claim_revocations_total`.
+    /// Counter `hotpool_claim_revocations_total`.
     pub claim_revocations: PoolCounter,
-    /// `hotpool_claims_rolled_back_total`.
+    /// Counter `hotpool_claims_rolled_back_total`.
     pub claims_rolled_back: PoolCounter,
-    /// `hotpool_claims_pending`.
+    /// Gauge `hotpool_claims_pending`.
     pub claims_pending: PoolGauge,
-    /// `hotpool_wait_seconds`, in milliseconds.
+    /// Histogram `hotpool_wait_seconds`, recorded in milliseconds.
     pub wait_seconds: PoolHistogram,
-    /// `hotpool_watchers`.
+    /// Gauge `hotpool_watchers`.
     pub watchers: PoolGauge,
-    /// `hotpool_watch_events_dropped_total`.
+    /// Counter `hotpool_watch_events_dropped_total`.
     pub watch_events_dropped: PoolCounter,
-    /// `hotpool_evictions_total`.
+    /// Counter `hotpool_evictions_total`.
     pub evictions: PoolCounter,
-    /// `hotpool_accounting_mismatch`.
+    /// Gauge `hotpool_accounting_mismatch`.
     pub accounting_mismatch: PoolGauge,
-    /// `hotpool_shard_restarts_total`.
+    /// Counter `hotpool_shard_restarts_total`.
     pub shard_restarts: PoolCounter,
 }
 
 impl PoolMetrics {
-    /// Metrics of a pool of which nothing was counted yet. The shards of a pool share one.
+    /// Creates the metrics of a pool, all 0. The shards of a pool share them.
     #[must_use]
     pub fn new(pool: &PoolName) -> Self {
         let label = pool.to_string().into_boxed_str();
@@ -126,24 +126,23 @@ impl PoolMetrics {
 
     /// Counter of claims that this deadline ended.
     #[must_use]
-    pub fn claims_expired(&self, deadline: ExpiryReason) -> &PoolCounter {
-        &self.claims_expired[deadline as usize]
+    pub fn claims_expired(&self, reason: ExpiryReason) -> &PoolCounter {
+        &self.claims_expired[reason as usize]
     }
 
-    /// Gauge of workers that are not offered for this reason.
+    /// Gauge of workers that are unschedulable for this reason.
     #[must_use]
     pub fn workers_unschedulable(&self, reason: UnschedulableReason) -> &PoolGauge {
         &self.workers_unschedulable[reason as usize]
     }
 
-    /// Gauge of workers that hold no claim and are not offered, with this as the first reason.
+    /// Gauge of workers without a claim of which this is the first reason for being unschedulable.
     #[must_use]
     pub fn workers_unschedulable_idle(&self, reason: UnschedulableReason) -> &PoolGauge {
         &self.workers_unschedulable_idle[reason as usize]
     }
 
-    /// Whether anybody has claimed, released or sent a heartbeat, or a claim was there from before a restart. Workers that
-    /// are only there are no use.
+    /// Whether a claim was requested, ended or recovered, or a heartbeat was received. Registered workers alone are not use.
     pub(super) fn is_in_use(&self) -> bool {
         let ends = self.claims_expired.iter().chain([&self.claims_lost, &self.releases]);
         let counted = ends.chain([&self.heartbeats]).any(|counter| counter.value() > 0);

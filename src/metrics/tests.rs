@@ -11,17 +11,17 @@ fn page(pools: &[Arc<PoolMetrics>]) -> String {
     String::from_utf8(page).unwrap()
 }
 
-/// Bytes of the series of a pool, without the headings that all share.
+/// Size of the series of a pool in bytes, without the headings that all pools share.
 fn bytes(pool: &Arc<PoolMetrics>) -> usize {
     let label = format!("pool=\"{}\"", pool.label);
     page(std::slice::from_ref(pool)).lines().filter(|line| line.contains(&label)).map(|line| line.len() + 1).sum()
 }
 
-/// Counts whatever can be counted, in numbers of seven digits.
-fn use_up(pool: &PoolMetrics) {
+/// Sets every metric of a pool to numbers of seven digits.
+fn fill(pool: &PoolMetrics) {
     const MANY: u64 = 1_234_567;
     ClaimOutcome::ALL.iter().for_each(|outcome| pool.claims(*outcome).increment(MANY));
-    ExpiryReason::ALL.iter().for_each(|deadline| pool.claims_expired(*deadline).increment(MANY));
+    ExpiryReason::ALL.iter().for_each(|reason| pool.claims_expired(*reason).increment(MANY));
     UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_unschedulable(*reason).set(1e4));
     UnschedulableReason::ALL.iter().for_each(|reason| pool.workers_unschedulable_idle(*reason).set(1e4));
     let counters = [
@@ -59,7 +59,7 @@ fn use_up(pool: &PoolMetrics) {
 }
 
 #[test]
-fn what_is_counted_is_scraped_under_its_name_and_help() {
+fn counts_are_scraped_with_name_and_help() {
     let exporter = install().unwrap();
     let again = install().unwrap();
     let pool = pool("scraped");
@@ -89,10 +89,20 @@ fn what_is_counted_is_scraped_under_its_name_and_help() {
         r#"hotpool_store_writes_total{outcome="gap"} 1"#,
         r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="200"} 2"#,
         r#"hotpool_http_requests_total{route="/v1/claims/{ns}/{key}:release",status="other"} 1"#,
-        "# HELP hotpool_claims_total Claims asked for, by what became of them.\n# TYPE hotpool_claims_total counter\n",
+        "# HELP hotpool_claims_total Claim requests, by outcome.\n# TYPE hotpool_claims_total counter\n",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn the_busy_time_of_the_runtime_is_a_counter_of_seconds() {
+    let mut text = Vec::new();
+    install().unwrap().write(&[], &mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("# TYPE hotpool_runtime_busy_seconds_total counter\n"), "{text}");
+    let seconds = text.lines().find_map(|line| line.strip_prefix("hotpool_runtime_busy_seconds_total ")).unwrap();
+    assert!(seconds.parse::<f64>().is_ok_and(|seconds| seconds >= 0.0), "{seconds}");
 }
 
 #[test]
@@ -100,7 +110,7 @@ fn names_are_unique_and_buckets_grow() {
     for (i, metric) in ALL.iter().enumerate() {
         assert!(ALL[..i].iter().all(|other| other.name != metric.name), "{}", metric.name);
         assert!(metric.help.ends_with('.') && !metric.help.contains(['\\', '\n']), "{}", metric.name);
-        assert!(!metric.help.contains("  "), "stray blanks in the help text of {}", metric.name);
+        assert!(!metric.help.contains("  "), "double blanks in the help text of {}", metric.name);
         if let MetricKind::Histogram(buckets) = metric.kind {
             assert!(buckets.windows(2).all(|pair| pair[0] < pair[1]), "{}", metric.name);
         }
@@ -108,13 +118,13 @@ fn names_are_unique_and_buckets_grow() {
 }
 
 #[test]
-fn h04_every_metric_of_pools_is_written_once_in_one_piece() {
+fn h04_each_metric_of_pools_is_written_once_in_one_block() {
     let of_pools: Vec<_> =
         ALL.iter().filter(|metric| metric.labels.contains(&"pool")).map(|metric| metric.name).collect();
     let written: Vec<_> = POOL_FAMILIES.iter().map(|family| family.name).collect();
     assert_eq!(written, of_pools);
     let pools = ["a", "b", "c"].map(pool);
-    pools.iter().for_each(|pool| use_up(pool));
+    pools.iter().for_each(|pool| fill(pool));
     let page = page(&pools);
     let mut families = Vec::new();
     for line in page.lines() {
@@ -123,12 +133,12 @@ fn h04_every_metric_of_pools_is_written_once_in_one_piece() {
             None if line.starts_with("# TYPE ") => {}
             None => {
                 let (name, series) = families.last_mut().unwrap();
-                assert!(line.starts_with(*name), "{line} stands among those of {name}");
+                assert!(line.starts_with(*name), "{line} is among the series of {name}");
                 series.push(line.rsplit_once(' ').unwrap().0);
             }
         }
     }
-    assert_eq!(families.iter().map(|(name, _)| *name).collect::<Vec<_>>(), of_pools, "each has one heading");
+    assert_eq!(families.iter().map(|(name, _)| *name).collect::<Vec<_>>(), of_pools, "each family has one heading");
     for (name, mut series) in families {
         let all = series.len();
         series.sort_unstable();
@@ -141,12 +151,12 @@ fn h04_every_metric_of_pools_is_written_once_in_one_piece() {
 }
 
 #[test]
-fn h04_a_pool_is_as_large_as_its_use() {
+fn h04_the_series_of_a_pool_grow_with_its_use() {
     let (idle, used) = (pool("idle-pool"), pool("used-01"));
-    use_up(&used);
+    fill(&used);
     assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
-    // More than a pool ever shows: every outcome, every defect, and workers that are out for each of the reasons, which are a
-    // tenth of it. The name has ten bytes.
+    // More than any pool shows: every outcome, every defect, and unschedulable workers for every reason, which are a tenth of
+    // it. The name has ten bytes.
     assert!(bytes(&used) <= 6_800, "{}", bytes(&used));
     let reasons = page(std::slice::from_ref(&used));
     let reasons = reasons
@@ -155,12 +165,12 @@ fn h04_a_pool_is_as_large_as_its_use() {
         .filter(|line| !line.contains("\"idle\"") && !line.contains("\"busy\""));
     let reasons: usize = reasons.map(|line| line.len() + 1).sum();
     assert!(bytes(&used) - reasons <= 6_000, "{}", bytes(&used) - reasons);
-    // Workers that are there and nothing else are no use.
+    // Registered workers alone are not use.
     idle.workers_idle.set(100.0);
     idle.worker_updates.increment(100);
     idle.shard_workers.set([25, 25, 25, 25].into_iter());
     assert!(bytes(&idle) <= 400, "{}", bytes(&idle));
-    // The first use brings what rules ask for, also what is still 0, and all that was shown stays.
+    // The first use shows the series that rules need, even at 0, and everything that was shown stays.
     idle.heartbeats.increment(1);
     let after = page(std::slice::from_ref(&idle));
     for series in [
@@ -170,7 +180,7 @@ fn h04_a_pool_is_as_large_as_its_use() {
         assert!(after.contains(series), "{series} is not in\n{after}");
     }
     assert!(after.contains(r#"hotpool_claim_seconds_count{pool="ns/idle-pool"} 0"#));
-    assert!(!after.contains("hotpool_wait_seconds"), "the others come with their first amount");
+    assert!(!after.contains("hotpool_wait_seconds"), "the others appear with their first amount");
     idle.workers_unschedulable(UnschedulableReason::Lost).set(1.0);
     idle.workers_unschedulable(UnschedulableReason::Lost).set(0.0);
     let series = r#"hotpool_workers_unschedulable{reason="lost",pool="ns/idle-pool"} 0"#;
@@ -178,10 +188,10 @@ fn h04_a_pool_is_as_large_as_its_use() {
 }
 
 #[test]
-fn h04_four_thousand_pools_fit_into_five_megabytes() {
+fn h04_a_scrape_of_four_thousand_pools_has_at_most_five_megabytes() {
     let pools: Vec<_> = (0..crate::limits::POOLS_MAX).map(|i| pool(&format!("pool-{i:04}"))).collect();
-    pools.iter().take(100).for_each(|pool| use_up(pool));
+    pools.iter().take(100).for_each(|pool| fill(pool));
     let page = page(&pools);
     assert!(page.len() <= 5_000_000, "{}", page.len());
-    assert!(page.contains(&format!("pool=\"ns/pool-{:04}\"", pools.len() - 1)), "none is left out");
+    assert!(page.contains(&format!("pool=\"ns/pool-{:04}\"", pools.len() - 1)), "the last pool is included");
 }

@@ -1,5 +1,5 @@
-//! The catalogue: which pools and which quotas there are. A record stream like a shard's, with one row each, but no actor: it
-//! changes rarely, and one change waits for the other.
+//! Catalog of all pools and quotas. Its record stream is like a shard's, with one row for each, but it needs no actor: it
+//! changes rarely, and changes are serialized by a lock.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -12,16 +12,16 @@ use crate::persist::journal::{Journal, Outbox, RowSource};
 use crate::persist::row::{self, PoolRow, QuotaRow, RowKind};
 use crate::persist::store::ShardKey;
 
-/// What the catalogue holds.
+/// Rows of the catalog.
 #[derive(Debug, Default)]
 pub struct CatalogRows {
     /// Pools by uid.
     pub pools: BTreeMap<u64, PoolRow>,
-    /// Quotas by name; while they are being read, by the ids of their rows.
+    /// Quotas by name, or by row id while they are being loaded.
     pub quotas: BTreeMap<String, QuotaRow>,
 }
 
-/// The rows of the catalogue and their way to the store.
+/// Rows of the catalog, with the outbox that brings them to the store.
 #[derive(Debug)]
 pub struct PoolCatalog {
     rows: Mutex<CatalogRows>,
@@ -29,23 +29,23 @@ pub struct PoolCatalog {
 }
 
 impl PoolCatalog {
-    /// As the store has it at `at`.
+    /// Creates a catalog whose `rows` the store has at `at`.
     #[must_use]
     pub fn new(journal: &Arc<Journal>, at: Seq, rows: CatalogRows) -> Arc<Self> {
         let outbox = Outbox::new(journal, ShardKey::CATALOG, at);
-        let catalogue = Arc::new(Self { rows: Mutex::new(rows), outbox });
-        let source: Weak<dyn RowSource> = Arc::downgrade(&catalogue) as Weak<dyn RowSource>;
-        catalogue.outbox.attach(source);
-        catalogue
+        let catalog = Arc::new(Self { rows: Mutex::new(rows), outbox });
+        let source: Weak<dyn RowSource> = Arc::downgrade(&catalog) as Weak<dyn RowSource>;
+        catalog.outbox.attach(source);
+        catalog
     }
 
-    /// The row of a pool of that name.
+    /// Finds the row of the pool of that name.
     #[must_use]
     pub fn find(&self, name: &PoolName) -> Option<PoolRow> {
         self.lock().pools.values().find(|row| row.name == name.as_str()).cloned()
     }
 
-    /// Puts a pool's row; [`Self::stored`] of the result waits until the store has it.
+    /// Puts a pool's row; [`Self::wait_stored`] of the result waits until the store has it.
     pub fn put(&self, row: PoolRow) -> Seq {
         self.change(|rows, out| {
             row::put_pool(out, &row);
@@ -53,7 +53,7 @@ impl PoolCatalog {
         })
     }
 
-    /// Removes a pool's row.
+    /// Removes a pool's row, as [`Self::put`] puts it.
     pub fn remove(&self, uid: u64) -> Seq {
         self.change(|rows, out| {
             row::put_deletion(out, RowKind::Pool, &uid.to_string());
@@ -61,7 +61,7 @@ impl PoolCatalog {
         })
     }
 
-    /// Puts the quota of that name, or says that there is none.
+    /// Puts or removes the quota of that name.
     pub fn put_quota(&self, name: &str, quota: Option<&Quota>) -> Seq {
         self.change(|rows, out| match quota {
             Some(quota) => {
@@ -78,7 +78,7 @@ impl PoolCatalog {
     }
 
     fn change(&self, change: impl FnOnce(&mut CatalogRows, &mut Vec<u8>)) -> Seq {
-        // The lock makes "change and hand over" one step; nothing in it waits.
+        // The lock makes change and append one step; nothing in it waits.
         let mut rows = self.lock();
         let seq = self.outbox.appended_seq() + 1;
         self.outbox.append(seq, None, |out| {
@@ -88,12 +88,12 @@ impl PoolCatalog {
         seq
     }
 
-    /// Waits until the store has the change; false: it never will.
+    /// Waits until the store has the change. False: it never will.
     pub async fn wait_stored(&self, seq: Seq) -> bool {
         self.outbox.wait_stored(seq).await
     }
 
-    /// Its outbox.
+    /// Outbox of the catalog.
     #[must_use]
     pub const fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
@@ -105,11 +105,11 @@ impl PoolCatalog {
 }
 
 impl RowSource for PoolCatalog {
-    // Whoever waits for the catalogue waits on the outbox itself.
+    // Callers wait on the outbox itself.
     fn on_progress(&self) {}
 
     fn snapshot_rows(&self, _from: u32, _bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
-        // At most `POOLS_MAX` and `QUOTAS_MAX` rows: one piece.
+        // At most `POOLS_MAX` and `QUOTAS_MAX` rows: one chunk.
         let mut out = Vec::new();
         let rows = self.lock();
         rows.pools.values().for_each(|row| row::put_pool(&mut out, row));
@@ -119,15 +119,15 @@ impl RowSource for PoolCatalog {
     }
 }
 
-/// The row of a pool.
+/// Row of a pool that is not being deleted.
 #[must_use]
-pub fn pool_row(uid: u64, version: u64, name: &PoolName, spec: &PoolSpec, deleting: bool) -> PoolRow {
+pub fn pool_row(uid: u64, version: u64, name: &PoolName, spec: &PoolSpec) -> PoolRow {
     PoolRow {
         uid,
         version,
         name: name.as_str().into(),
         spec_json: serde_json::to_string(spec).expect("a spec is plain data"),
         hash_version: HASH_VERSION,
-        deleting,
+        deleting: false,
     }
 }

@@ -12,15 +12,15 @@ use crossbeam::utils::CachePadded;
 use crate::limits;
 use crate::model::Fence;
 
-/// How far ahead of the last fence a ceiling is set: ten minutes of microseconds.
+/// Distance from the last fence to a new ceiling: ten minutes, in microseconds.
 pub const CEILING_AHEAD: u64 = 600_000_000;
-/// A ceiling that is nearer than this wants to be raised.
+/// Distance to the ceiling below which it is raised, in microseconds.
 const CEILING_LOW_WATER: u64 = CEILING_AHEAD / 2;
 
-/// Time closer to the ceiling than this does not count.
+/// Distance to the ceiling below which time does not count, in microseconds.
 const TIME_MARGIN: u64 = CEILING_LOW_WATER / 2;
 
-/// Draws fences.
+/// Generator of fences that grow with every grant.
 #[derive(Debug)]
 pub struct FenceGenerator {
     floor: AtomicU64,
@@ -30,7 +30,7 @@ pub struct FenceGenerator {
 }
 
 impl FenceGenerator {
-    /// No fence can be drawn until [`Fences::start`].
+    /// Creates a generator that draws no fence until [`Self::start`].
     #[must_use]
     pub const fn new_closed() -> Self {
         Self {
@@ -41,31 +41,31 @@ impl FenceGenerator {
         }
     }
 
-    /// Starts above `floor`, the ceiling of whoever owned the store before, and who started above `previous_floor`.
+    /// Starts above `floor`, the ceiling of the previous owner of the store, which itself started above `previous_floor`.
     pub fn start(&self, floor: Fence, previous_floor: Fence) {
         self.previous_floor.fetch_max(previous_floor, Ordering::Relaxed);
         self.floor.fetch_max(floor, Ordering::Relaxed);
         self.last.fetch_max(floor, Ordering::Relaxed);
     }
 
-    /// The highest number that may have been given out before [`Fences::start`].
+    /// Highest fence that may have been granted before [`Self::start`].
     #[must_use]
     pub fn floor(&self) -> Fence {
         self.floor.load(Ordering::Relaxed)
     }
 
-    /// Whoever owned the store before, and gave out any, gave out only higher ones.
+    /// Fence above which the last owner that granted any granted all of its own.
     #[must_use]
     pub fn previous_floor(&self) -> Fence {
         self.previous_floor.load(Ordering::Relaxed)
     }
 
-    /// The store holds this ceiling now.
+    /// Notes the ceiling that the store now holds.
     pub fn set_ceiling(&self, ceiling: Fence) {
         self.ceiling.fetch_max(ceiling, Ordering::Release);
     }
 
-    /// The ceiling that the store should be told next, if the present one is near.
+    /// Ceiling to write to the store next, if the present one is near.
     #[must_use]
     pub fn next_ceiling(&self, unix_us: u64) -> Option<Fence> {
         let last = self.last.load(Ordering::Relaxed);
@@ -75,9 +75,9 @@ impl FenceGenerator {
             .then_some((front + CEILING_AHEAD).min(limits::FENCE_MAX))
     }
 
-    /// Draws `n` consecutive fences and returns the first; none if the ceiling is in the way.
+    /// Draws `n` consecutive fences and returns the first; none if they would pass the ceiling.
     ///
-    /// Draw after the request left the ring: whoever held the key before drew earlier, so the new fence is higher.
+    /// Draw after the request left the shard's queue: the previous holder of the key drew earlier, so the new fence is higher.
     #[must_use]
     pub fn allocate(&self, n: u64, unix_us: u64) -> Option<Fence> {
         let ceiling = self.ceiling.load(Ordering::Acquire);
@@ -117,6 +117,6 @@ mod tests {
         assert_eq!(fences.allocate(1, 10), Some(10));
         assert_eq!(fences.allocate(1, u64::MAX), Some(11), "a leap does not count");
         assert_eq!(fences.allocate(TIME_MARGIN + 989, 10), Some(12));
-        assert_eq!(fences.allocate(1, 10), None, "the ceiling is in the way");
+        assert_eq!(fences.allocate(1, 10), None, "the ceiling is reached");
     }
 }

@@ -1,4 +1,4 @@
-//! Persistence: rows, the journal that writes them, the stores that keep them, the catalog, and fences.
+//! Persistence: rows, the journal that writes them, the stores that keep them, the pool catalog, and fences.
 
 #[cfg(feature = "internals")]
 #[doc(hidden)]

@@ -319,7 +319,7 @@ impl Scheduler {
             pool.shards.iter().for_each(|port| by_state[port.state() as usize] += 1);
         }
         metrics().quota_claims_pending.set(self.shared.dispatch.quota_waiting_len() as f64);
-        metrics().store_lease.set(self.shared.dispatch.journal.lease().remaining_seconds().unwrap_or(-1.0));
+        metrics().set_store_lease(self.shared.dispatch.journal.lease().remaining_seconds());
         metrics().adoption_open.set(if self.keys().adoption.is_open() { 1.0 } else { 0.0 });
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         metrics().shards_max.set(self.shared.dispatch.settings.shards_max as f64);

@@ -9,7 +9,7 @@ use crate::admission::dispatch::ClaimDispatcher;
 use crate::metrics::{RenewalResult, metrics};
 use crate::model::Millis;
 use crate::persist::journal::StoreFault;
-use crate::persist::store::{OwnershipRecord, RenewalOutcome, StoreError};
+use crate::persist::store::{MissingRecord, OwnershipRecord, RenewalOutcome, StoreError};
 
 /// Renewals in one lease: two may fail.
 const RENEWALS_PER_LEASE: u64 = 3;
@@ -45,8 +45,9 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         let sent_ns = dispatch.clock.boot_ns();
         let waited = missing_since_ns.is_some_and(|since_ns| sent_ns - since_ns >= lease_ms * 1_000_000);
-        let create = journal.lease().is_valid() || waited;
-        let renewed = store.renew(create).await;
+        let may_create = journal.lease().is_valid() || waited;
+        let missing = if may_create { MissingRecord::Create } else { MissingRecord::Report };
+        let renewed = store.renew(missing).await;
         journal.set_fault(StoreFault::Renewal, renewed.as_ref().err().map(|error| error.text().to_owned()));
         let result = match renewed {
             Ok(RenewalOutcome::Renewed) => {

@@ -16,6 +16,7 @@ use crate::metrics::ShardState;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{PoolName, PoolSpec, PoolStatus, Seq, ShardStatus, WorkerCapacity};
 use crate::persist::catalog::{self, PoolCatalog};
+use crate::persist::row::PoolRow;
 use crate::scheduler::caller::with_current_caller;
 use crate::scheduler::recovery;
 use crate::shard::{Command, ReplyPayload, ReplySender, ShardHandle, ShardReport};
@@ -120,7 +121,7 @@ impl Scheduler {
         }
         // A fence, so never used before.
         let uid = self.dispatch().allocate_fences(1).map_err(RequestError::Unavailable)?;
-        let row = catalog::pool_row(uid, uid, &name, &spec, false);
+        let row = catalog::pool_row(uid, uid, &name, &spec);
         self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.remove(uid)).await?;
         let pool = recovery::make_pool(self.dispatch(), uid, uid, name, spec);
         if let Some(supervisor) = self.shared.supervisor.get() {
@@ -169,8 +170,8 @@ impl Scheduler {
         }
         // A fence, so above the one before, and never used again, whatever becomes of the pool.
         let version = self.dispatch().allocate_fences(1).map_err(RequestError::Unavailable)?;
-        let row = catalog::pool_row(pool.uid, version, &pool.name, &spec, false);
-        let row_before = catalog::pool_row(pool.uid, pool.versioned_spec().0, &pool.name, &old, false);
+        let row = catalog::pool_row(pool.uid, version, &pool.name, &spec);
+        let row_before = catalog::pool_row(pool.uid, pool.versioned_spec().0, &pool.name, &old);
         self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
         let rules = ShardConfig::from(&spec);
         // First, for a shard that is being loaded begins with what it finds here.
@@ -239,7 +240,7 @@ impl Scheduler {
             return Err(RequestError::FailedPrecondition(text.into()));
         }
         let (version, spec) = pool.versioned_spec();
-        let row = |deleting| catalog::pool_row(pool.uid, version, &pool.name, &spec, deleting);
+        let row = |deleting| PoolRow { deleting, ..catalog::pool_row(pool.uid, version, &pool.name, &spec) };
         let marked = self.change_catalogue(catalogue, |rows| rows.put(row(true)), |rows| rows.put(row(false))).await;
         if let Err(refusal) = marked {
             pool.closing.store(false, Ordering::Release);

@@ -1,4 +1,4 @@
-//! The service, wired in flow order: limits, port, store, scheduler, edge; and its end in the reverse order.
+//! Service process: wires limits, ports, store, scheduler and edges in this order, and stops them in reverse.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,66 +24,65 @@ use crate::persist::store::{SharedStore, StoreError};
 use crate::scheduler::{self, Scheduler, SchedulerSettings};
 use crate::server::config::{self, Config, PoolConfig, RespListen, ServerConfig, StoreUrl};
 
-/// How long the requests in flight may take to end once the service stops.
+/// Longest time for requests in flight to finish once the service stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(4);
-/// How long the scheduler may take to flush after that. Together below the 10 s that supervisors wait.
+/// Longest time for the scheduler to flush after that. Both together are below the 10 s that supervisors wait.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often histograms are folded into their buckets.
+/// Interval at which histogram samples are moved into their buckets.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause before an address that is in use is tried again.
+/// Pause before another attempt to bind an address that is in use.
 const BIND_RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How often it is tried again: for two seconds.
+/// Most attempts to bind an address: two seconds of them.
 const BIND_RETRIES_MAX: u32 = 40;
-/// File descriptors beside those of the connections: the store, the runtime, the standard streams, and the connections that
-/// are kept for probes.
+/// File descriptors reserved for the store, the runtime, the standard streams, and the excess connections of probes.
 const RESERVED_FILES: u64 = 128 + EXCESS_CONNECTIONS_MAX as u64;
 
 const _: () = assert!(SHUTDOWN_GRACE.as_secs() + FLUSH_TIMEOUT.as_secs() < 10);
 
-/// The service could not start.
+/// Reason for which the service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceStartError {
-    /// The port is taken, or the address is not ours.
+    /// Port that is in use, or address of another machine.
     #[error("cannot listen on {address} ({flag}): {error}")]
     Listen {
-        /// Where.
+        /// Address that cannot be bound.
         address: SocketAddr,
-        /// What says so.
+        /// Flag that sets the address.
         flag: &'static str,
-        /// Why.
+        /// Error of the operating system.
         error: std::io::Error,
     },
-    /// The store cannot be used.
+    /// Store that cannot be used.
     #[error("cannot use the store {url}: {error}")]
     Store {
-        /// Which.
+        /// URL of the store.
         url: StoreUrl,
-        /// Why.
+        /// Error of the store.
         error: StoreError,
     },
-    /// A pool of the configuration cannot be set up.
-    #[error("cannot set up the pool {name} of the configuration: {refusal}")]
+    /// Pool of the configuration that cannot be created.
+    #[error("cannot create the pool {name} of the configuration: {refusal}")]
     Pool {
-        /// Which.
+        /// Name of the pool.
         name: PoolName,
-        /// Why.
+        /// Error of the request that creates it.
         refusal: RequestError,
     },
-    /// Metrics cannot be set up.
+    /// Metrics that cannot be exported.
     #[error("{0}")]
     Metrics(#[from] MetricsInstallError),
 }
 
-/// Where a service listens.
+/// Addresses that a service listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenAddresses {
-    /// HTTP and gRPC.
+    /// Address of HTTP and gRPC.
     pub http: SocketAddr,
-    /// RESP, if it is served.
+    /// Address of RESP, if it is served.
     pub resp: Option<SocketAddr>,
 }
 
-/// A service that holds its ports and its store, and has not begun.
+/// Service that has bound its ports and opened its store, and does not serve yet.
 pub struct Service {
     http: TcpListener,
     resp: Option<TcpListener>,
@@ -95,16 +94,16 @@ pub struct Service {
     config: Config,
 }
 
-/// Called once, when calls are answered.
+/// Callback that is called once, when the service is ready.
 type ReadyCallback = Box<dyn FnOnce(ListenAddresses) + Send>;
 
 impl Service {
     /// Binds the ports, then opens the store.
     ///
     /// # Errors
-    /// One of them cannot be had.
+    /// [`ServiceStartError`] if one of them fails.
     pub fn build(config: Config) -> BoxFuture<'static, Result<Self, ServiceStartError>> {
-        // Boxed, so that the code of the service is made with the library and not with each program that runs it.
+        // Boxed, so that the code is compiled with the library and not in each program that runs the service.
         Self::bind(config).boxed()
     }
 
@@ -113,10 +112,10 @@ impl Service {
         let connections = allowed_connections(ports * config.server.max_connections);
         let exporter = metrics::install()?;
         let ServerConfig { listen: address, resp_listen: RespListen(resp_address), .. } = config.server;
-        let wrong = |flag, address| move |error| ServiceStartError::Listen { address, flag, error };
-        let (http, http_address) = bind_with_retry(address).await.map_err(wrong("--listen", address))?;
+        let failed = |flag, address| move |error| ServiceStartError::Listen { address, flag, error };
+        let (http, http_address) = bind_with_retry(address).await.map_err(failed("--listen", address))?;
         let resp = match resp_address {
-            Some(address) => Some(bind_with_retry(address).await.map_err(wrong("--resp-listen", address))?),
+            Some(address) => Some(bind_with_retry(address).await.map_err(failed("--resp-listen", address))?),
             None => None,
         };
         let (resp, resp_address) = resp.unzip();
@@ -128,11 +127,11 @@ impl Service {
         Ok(Self { http, resp, addresses, scheduler, exporter, connections, config })
     }
 
-    /// Serves until `stop` resolves. While the store is recovered every call is answered 503 `loading`; then
-    /// `ready` is called with the addresses.
+    /// Serves until `stop` resolves. During the recovery every call is answered 503 `loading`; after it `ready` is called
+    /// with the addresses.
     ///
     /// # Errors
-    /// The store cannot be recovered, or a pool of the configuration cannot be set up.
+    /// [`ServiceStartError`] if the store cannot be recovered, or a pool of the configuration cannot be created.
     pub fn run(
         self,
         ready: impl FnOnce(ListenAddresses) + Send + 'static,
@@ -162,11 +161,11 @@ impl Service {
         let max = config.server.max_connections;
         let (budget, resp) = match resp.zip(addresses.resp) {
             Some((resp, address)) => {
-                let [budget, of_resp] = ConnectionBudget::for_ports(max, connections);
-                let limits = ConnectionLimits { budget: of_resp, idle };
+                let [budget, resp_budget] = ConnectionBudget::for_ports(max, connections);
+                let limits = ConnectionLimits { budget: resp_budget, idle };
                 let started = edges.resp.clone().start(resp, limits, SHUTDOWN_GRACE, stopped.clone());
-                let wrong = |error| ServiceStartError::Listen { address, flag: "--resp-listen", error };
-                (budget, Some(started.map_err(wrong)?))
+                let failed = |error| ServiceStartError::Listen { address, flag: "--resp-listen", error };
+                (budget, Some(started.map_err(failed)?))
             }
             None => {
                 let [budget] = ConnectionBudget::for_ports(max, connections);
@@ -174,7 +173,7 @@ impl Service {
             }
         };
         let edge = tokio::spawn(listener::serve(http, edges, budget, SHUTDOWN_GRACE, async move {
-            // Either outcome means the end: a word, or nobody left to say it.
+            // A change and a closed channel both mean stop.
             let _ = stopped.changed().await;
         }));
         let upkeep = spawn_upkeep(exporter);
@@ -193,11 +192,13 @@ impl Service {
         drop(stopping);
         for edge in [Some(edge), resp].into_iter().flatten() {
             if let Err(error) = edge.await {
-                tracing::error!(%error, "an edge ended badly");
+                tracing::error!(%error, "an edge task failed");
             }
         }
         if !timeout(FLUSH_TIMEOUT, scheduler.stop()).await.unwrap_or(false) {
-            tracing::warn!("the store did not take everything; what was acknowledged as durable is in it");
+            tracing::warn!(
+                "the store did not accept every record in time; durable claims are stored, memory-acknowledged ones may be lost"
+            );
         }
         upkeep.abort();
         started.map(|_| ()).map_err(|error| match error {
@@ -207,7 +208,7 @@ impl Service {
     }
 }
 
-/// Takes an address. One that is in use is tried again for a while: a process that was just killed may hold it still.
+/// Binds an address. An address in use is retried for a while, because a process that was just killed may still hold it.
 async fn bind_with_retry(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     let mut tries = 0;
     let listener = loop {
@@ -215,7 +216,7 @@ async fn bind_with_retry(address: SocketAddr) -> std::io::Result<(TcpListener, S
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tries < BIND_RETRIES_MAX => {
                 if tries == 0 {
                     let for_ms = (BIND_RETRY_PAUSE * BIND_RETRIES_MAX).as_millis();
-                    tracing::warn!(%address, for_ms, "the address is in use; trying again");
+                    tracing::warn!(%address, for_ms, "the address is in use; retrying");
                 }
                 tries += 1;
                 sleep(BIND_RETRY_PAUSE).await;
@@ -227,10 +228,10 @@ async fn bind_with_retry(address: SocketAddr) -> std::io::Result<(TcpListener, S
     Ok((listener, bound))
 }
 
-/// Opens the store; on a thread of its own, as it reads and locks files.
+/// Opens the store on a blocking thread, because it reads and locks files.
 ///
 /// # Errors
-/// It cannot be used. A Redis that is away is none: it is connected to later.
+/// [`StoreError`] if the store cannot be used. An unreachable Redis is no error here: connections are made later.
 pub async fn open_store(settings: config::StoreConfig) -> Result<SharedStore, StoreError> {
     let opened = tokio::task::spawn_blocking(move || match settings.url.clone() {
         StoreUrl::Memory => Ok(Arc::new(MemoryStore) as SharedStore),
@@ -239,7 +240,7 @@ pub async fn open_store(settings: config::StoreConfig) -> Result<SharedStore, St
         }
         StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
     });
-    opened.await.unwrap_or_else(|error| Err(StoreError::Unusable(format!("opening it failed: {error}"))))
+    opened.await.unwrap_or_else(|error| Err(StoreError::Unusable(format!("opening the store failed: {error}"))))
 }
 
 fn spawn_upkeep(exporter: MetricsExporter) -> JoinHandle<()> {
@@ -253,14 +254,14 @@ fn spawn_upkeep(exporter: MetricsExporter) -> JoinHandle<()> {
     })
 }
 
-/// Connections of all ports together, at most `wanted`. Each takes an open file, of which the usual limit is 1,024; it is raised
-/// as far as it goes. With more connections than files nobody could be accepted for whom some are kept.
+/// Number of connections of all ports together, at most `wanted`. Each needs an open file, of which the usual limit is 1,024; the
+/// limit is raised as far as allowed. With more connections than files, the reserved probes could not be accepted.
 fn allowed_connections(wanted: usize) -> usize {
     let files = wanted as u64 + RESERVED_FILES;
     let limit = match rlimit::increase_nofile_limit(files) {
         Ok(limit) => limit,
         Err(error) => {
-            tracing::warn!(%error, "cannot raise the limit of open files");
+            tracing::warn!(%error, "cannot raise the limit of open files; raise it (ulimit -n) if connections fail");
             return wanted.max(1);
         }
     };
@@ -270,7 +271,7 @@ fn allowed_connections(wanted: usize) -> usize {
             limit,
             needed = files,
             connections = allowed,
-            "the limit of open files is below what server.max_connections needs: the ports together take fewer connections"
+            "the limit of open files is below what server.max_connections needs: fewer connections are accepted; raise it (ulimit -n)"
         );
     }
     allowed
@@ -281,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_wants_no_connections_is_allowed_one() {
+    fn at_least_one_connection_is_allowed() {
         assert_eq!(allowed_connections(0), 1);
     }
 }

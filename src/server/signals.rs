@@ -1,19 +1,19 @@
-//! Signals that would end the process by default, and that are sent for other reasons: supervisors and log rotation have
-//! settings or log files read again by them, a terminal that closes sends one to all that it started. None of them ends the
-//! service. One that is ignored when the process starts, as `nohup` has it, stays ignored.
+//! Signals that would end the process by default but are sent for other reasons: by supervisors and log rotation to reload
+//! settings or log files, and by a closing terminal. None of them ends the service. A signal that is ignored when the process
+//! starts, as under `nohup`, stays ignored.
 
 use futures::future::join_all;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Harmless signals, caught from when this is made until the process ends.
+/// Harmless signals, which are caught from the creation of this value until the process ends.
 #[derive(Debug)]
 pub struct HarmlessSignals(Vec<(&'static str, Signal)>);
 
 impl HarmlessSignals {
-    /// Catches them; before anything that takes time. Needs a tokio runtime.
+    /// Catches the signals. Call it before any slow work, in a tokio runtime.
     ///
     /// # Errors
-    /// The system does not let signals be caught.
+    /// Error of the operating system if the signals cannot be caught.
     pub fn catch() -> std::io::Result<Self> {
         let all = [
             ("SIGHUP", SignalKind::hangup()),
@@ -26,11 +26,11 @@ impl HarmlessSignals {
         Ok(Self(caught.map(|(name, kind)| Ok((name, signal(kind)?))).collect::<std::io::Result<_>>()?))
     }
 
-    /// Logs each that comes, and each that has come since they were caught.
+    /// Logs each signal, including those received since they were caught.
     pub async fn log(self) {
         join_all(self.0.into_iter().map(async |(name, mut signal)| {
             while signal.recv().await.is_some() {
-                tracing::info!(signal = name, "{name}: nothing is done; settings are read at the start, SIGTERM stops");
+                tracing::info!(signal = name, "{name}: ignored; settings are read at startup, send SIGTERM to stop");
             }
         }))
         .await;
@@ -41,7 +41,7 @@ const fn mask_of(kind: SignalKind) -> u64 {
     1 << (kind.as_raw_value() - 1)
 }
 
-/// Signals that this process ignores, a bit each.
+/// Mask of the signals that this process ignores.
 fn ignored_mask() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,4 +1,4 @@
-//! Logs: to stderr, as lines for people or as JSON. What is logged is `RUST_LOG`'s.
+//! Logs to stderr, as text for people or as JSON, filtered by `RUST_LOG`.
 
 use std::io::IsTerminal as _;
 
@@ -9,24 +9,24 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::server::config::LogFormat;
 
-/// What is logged when `RUST_LOG` does not say. ractor tells of every actor's start and stop.
+/// Filter without `RUST_LOG`. ractor logs the start and stop of every actor at info.
 const FILTER_DEFAULT: &str = "info,ractor=warn";
 
-/// Logging could not be set up.
+/// Reason for which logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// `RUST_LOG` cannot be read.
+    /// Invalid value of `RUST_LOG`.
     #[error("RUST_LOG: {0}")]
     Filter(String),
-    /// The program has set up logging already.
+    /// Logging that the program has set up already.
     #[error("logging: {0}")]
     AlreadyInstalled(String),
 }
 
-/// Starts logging; once per process.
+/// Starts logging, once per process.
 ///
 /// # Errors
-/// A filter that cannot be read.
+/// [`TelemetryError`] for an invalid filter, or if logging is set up already.
 pub fn start(format: LogFormat) -> Result<(), TelemetryError> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.is_empty() => parse_filter(&filter),
@@ -35,7 +35,7 @@ pub fn start(format: LogFormat) -> Result<(), TelemetryError> {
     }?;
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // Told of on stderr, a line that cannot be written there (its terminal is gone, its disk full) would panic.
+        // Reporting a failed write to stderr on stderr itself would panic (closed terminal, full disk).
         .log_internal_errors(false);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -45,18 +45,18 @@ pub fn start(format: LogFormat) -> Result<(), TelemetryError> {
     started.map_err(|error| TelemetryError::AlreadyInstalled(error.to_string()))
 }
 
-/// Reads directives such as `info,hotpool=debug`: a level for all targets, or for those that begin with a name.
+/// Parses directives such as `info,hotpool=debug`: a level for all targets, or for those that begin with a name.
 fn parse_filter(filter: &str) -> Result<Targets, TelemetryError> {
-    let wrong = |text: String| TelemetryError::Filter(text);
+    let invalid = |text: String| TelemetryError::Filter(text);
     for directive in filter.split(',').map(str::trim) {
         if directive.starts_with('=') {
-            return Err(wrong(format!("{directive:?} names no target before the =")));
+            return Err(invalid(format!("{directive:?} names no target before the =; use target=level")));
         }
         if directive.contains(['[', '{']) {
-            return Err(wrong(format!("{directive:?} chooses by a span; only targets and levels are understood")));
+            return Err(invalid(format!("{directive:?} filters by a span; only targets and levels are supported")));
         }
     }
-    filter.parse().map_err(|error: tracing_subscriber::filter::ParseError| wrong(error.to_string()))
+    filter.parse().map_err(|error: tracing_subscriber::filter::ParseError| invalid(error.to_string()))
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_levels_by_target_and_anything_else_is_refused_by_name() {
+    fn a_filter_has_levels_by_target_and_anything_else_is_rejected_by_name() {
         for good in ["info", "off", FILTER_DEFAULT, "warn, hotpool::change=debug", "hotpool=trace"] {
             assert!(parse_filter(good).is_ok(), "{good}");
         }

@@ -138,7 +138,7 @@ async fn w11_the_spread_over_shards_counts_workers_that_are_not_offered() {
     let spread = || {
         let scrape = world.scrape();
         let of = |stat: &str| {
-            let series = format!("hotpool_shard_workers{{stat=\"{stat}\",pool=\"ns/p\"}} ");
+            let series = format!("hotpool_shard_workers_{stat}{{pool=\"ns/p\"}} ");
             scrape.lines().find_map(|line| line.strip_prefix(&series)).map(str::to_owned)
         };
         ["min", "mean", "max"].map(|stat| of(stat).expect("a pool in use"))

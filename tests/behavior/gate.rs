@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use hotpool::model::{Millis, Seq};
 use hotpool::persist::row::{self, RowFrames, RowKind};
 use hotpool::persist::store::{
-    FenceSpan, LoadedShard, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, SharedStore, Store, StoreError,
-    WriteBatch, WriteKind, WriteOutcome,
+    FenceSpan, LoadedShard, MissingRecord, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, SharedStore, Store,
+    StoreError, WriteBatch, WriteKind, WriteOutcome,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -404,7 +404,7 @@ impl Store for GatedStore {
         self.inner.raise_fence_ceiling(span)
     }
 
-    fn renew(&self, create: bool) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
+    fn renew(&self, missing: MissingRecord) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
         if self.state().is_superseded {
             return std::future::ready(Ok(RenewalOutcome::Fenced)).boxed();
         }
@@ -412,7 +412,7 @@ impl Store for GatedStore {
             let refused = Err(StoreError::Unavailable("the gate refuses renewals".into()));
             return std::future::ready(refused).boxed();
         }
-        self.inner.renew(create)
+        self.inner.renew(missing)
     }
 
     fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -10,7 +10,7 @@ use hotpool::model::{
     ResourceRequirements, RunningClaim, WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
 };
 use hotpool::persist::row::{self, PoolRow, QuotaRow, RowKind, ShardRow};
-use hotpool::persist::store::inspect::inspect;
+use hotpool::persist::store::inspect::{RowDetail, inspect};
 use hotpool::persist::store::{FenceSpan, ShardKey, SharedStore, WriteBatch, WriteKind};
 use hotpool::scheduler::Scheduler;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use crate::world::{WAIT_MS, World, id, ids_on, name, request, spec, until, worke
 const MINUTE: u64 = 60_000;
 
 async fn contents(place: &Place) -> Value {
-    let contents = inspect(&*place.open(), None, true).await.expect("a healthy store");
+    let contents = inspect(&*place.open(), None, RowDetail::Workers).await.expect("a healthy store");
     let contents = serde_json::to_value(contents).unwrap();
     for shard in contents["pools"].as_array().unwrap().iter().flat_map(|pool| pool["shards"].as_array().unwrap()) {
         assert_eq!(shard["error"], Value::Null, "{shard}");
@@ -226,13 +226,13 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
                     &ShardRow { fence_max: 4, memory_acks: true, reserve_ms: 30, unclean_stops: 2 },
                 );
             }
-            RowKind::Gang => row::put_gang(&mut shard, 77, true),
+            RowKind::Gang => row::put_gang(&mut shard, 77),
         }
     }
     let step = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
     let of_pool = ShardKey { pool: 7, shard: 0 };
     store.apply(vec![step(ShardKey::CATALOG, catalogue), step(of_pool, shard)]).await.unwrap();
-    let contents = serde_json::to_value(inspect(&*store, None, true).await.unwrap()).unwrap();
+    let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     assert_eq!(contents["quotas"][0]["name"], "ns/acme");
     let pool = &contents["pools"][0];
     assert_eq!([&pool["name"], &pool["deleting"], &pool["version"]], [&json!("ns/p"), &json!(true), &json!(9)]);
@@ -256,7 +256,7 @@ async fn h07_a_row_that_cannot_be_read_is_said() {
     let step = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
     let of_pool = ShardKey { pool: 7, shard: 0 };
     store.apply(vec![step(ShardKey::CATALOG, catalogue), step(of_pool, stray)]).await.unwrap();
-    let contents = serde_json::to_value(inspect(&*store, None, true).await.unwrap()).unwrap();
+    let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     let error = contents["pools"][0]["shards"][0]["error"].as_str().unwrap_or_default();
     assert!(error.contains("catalogue"), "{contents}");
 }

@@ -1,4 +1,4 @@
-//! Clients that keep a journal of what they were told, and the comparison of all journals with what is there.
+//! Clients that keep a journal of their replies, and the comparison of all journals with the state of the service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::client::Client;
 
 const CLIENTS: u64 = 6;
-/// Keys of one client: few, so that a key is used again and again.
+/// Number of keys of one client: few, so that each is reused often.
 const KEYS: u64 = 5;
 pub const POOL: &str = "/v1/pools/ns/warm";
 
-/// What was asked and not answered.
+/// Request that got no answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Doubt {
     Claim,
@@ -22,13 +22,13 @@ enum Doubt {
     Release,
 }
 
-/// What a client knows of one of its keys.
+/// Knowledge of a client about one of its keys.
 #[derive(Debug, Clone, Default)]
 struct Key {
     /// Fence, worker, and whether it was confirmed.
     held: Option<(u64, String, bool)>,
     doubt: Option<Doubt>,
-    /// The highest fence that it ever had.
+    /// Highest fence that the key ever had.
     last: u64,
 }
 
@@ -36,11 +36,11 @@ struct Key {
 struct Journal {
     keys: BTreeMap<String, Key>,
     registered: BTreeSet<String>,
-    /// A registration without an answer.
+    /// Registration that got no answer.
     maybe: BTreeSet<String>,
 }
 
-/// SplitMix64.
+/// Random generator (SplitMix64).
 pub struct Seeded(pub u64);
 
 impl Seeded {
@@ -53,7 +53,7 @@ impl Seeded {
     }
 }
 
-/// One request; none: the service is gone, and nobody knows what became of it.
+/// Sends one request; none: the service is gone, and the outcome is unknown.
 pub fn ask(client: &mut Client, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
     let body = body.to_string();
     let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -62,7 +62,7 @@ pub fn ask(client: &mut Client, method: &str, path: &str, body: &Value) -> Optio
     Some((answer.status, answer.json()))
 }
 
-/// One client until the service is gone. `answered` hears of every answer.
+/// Runs one client until the service is gone. `answered` is notified of every answer.
 fn load(mut client: Client, me: u64, mut journal: Journal, mut random: Seeded, answered: &Sender<()>) -> Journal {
     loop {
         let name = format!("c{me}-{}", random.below(KEYS));
@@ -99,7 +99,7 @@ fn load(mut client: Client, me: u64, mut journal: Journal, mut random: Seeded, a
                 }
             };
             let Some((status, body)) = answer else { break };
-            // The store did not take it in time, or the owner may not speak: what became of it is not known.
+            // The store did not confirm it in time, or the lease lapsed: the outcome is unknown.
             if status != 503 {
                 key.doubt = None;
                 settle(key, verb, again, status, &body);
@@ -112,7 +112,7 @@ fn load(mut client: Client, me: u64, mut journal: Journal, mut random: Seeded, a
     journal
 }
 
-/// Takes an answer into the journal; it must fit what the client knew.
+/// Adds an answer to the journal; it must be consistent with it.
 fn settle(key: &mut Key, verb: Doubt, again: bool, status: u16, body: &Value) {
     match (verb, status) {
         (Doubt::Claim, 200 | 201) => {
@@ -138,7 +138,7 @@ fn settle(key: &mut Key, verb: Doubt, again: bool, status: u16, body: &Value) {
     }
 }
 
-/// All pages of a listing.
+/// Fetches all pages of a listing.
 pub fn list(client: &mut Client, path: &str) -> Vec<Value> {
     let (mut rows, mut token) = (Vec::new(), String::new());
     loop {
@@ -153,7 +153,7 @@ pub fn list(client: &mut Client, path: &str) -> Vec<Value> {
     }
 }
 
-/// Compares what is there with what everybody was told, and settles every doubt by it.
+/// Compares the state of the service with all journals, and resolves every doubt by it.
 fn compare(client: &mut Client, journals: &mut [Journal]) {
     let mut held: BTreeMap<String, (u64, String, bool)> = BTreeMap::new();
     let mut busy = BTreeSet::new();
@@ -202,7 +202,7 @@ pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Clients over several lives of the service.
+/// Campaign of clients over several restarts of the service.
 pub struct Campaign {
     seed: u64,
     pub rounds: u64,
@@ -212,21 +212,21 @@ pub struct Campaign {
     highest: u64,
 }
 
-/// Clients at work.
+/// Clients that are running.
 pub struct Load {
     answers: Receiver<()>,
     clients: Vec<JoinHandle<Journal>>,
 }
 
 impl Load {
-    /// Waits until so many answers have come.
+    /// Waits for this number of answers.
     pub fn answers(&self, n: u64) {
         assert_eq!(self.answers.iter().take(n as usize).count() as u64, n, "a client ended too early");
     }
 }
 
 impl Campaign {
-    /// `HOTPOOL_CRASH_ROUNDS` and `HOTPOOL_CRASH_SEED` say how many rounds, and which.
+    /// Reads the number of rounds and the seed from `HOTPOOL_CRASH_ROUNDS` and `HOTPOOL_CRASH_SEED`.
     pub fn new(rounds: u64) -> Self {
         let seed = number("HOTPOOL_CRASH_SEED", u64::from(std::process::id()));
         let rounds = number("HOTPOOL_CRASH_ROUNDS", rounds);
@@ -235,15 +235,15 @@ impl Campaign {
         Self { seed, rounds, random: Seeded(seed), journals, round: 0, highest: 0 }
     }
 
-    /// The pool, and some workers.
+    /// Creates the pool and some workers.
     pub fn prepare(&self, client: &mut Client) {
-        // The reservations must outlive the test: what is gone was released.
+        // The reservations must outlive the test, so that only released claims are gone.
         client.put(POOL, &json!({"shards": 4, "reserve_ms": 3_600_000})).expect(201);
         let workers: Vec<_> = (0..CLIENTS * 3).map(|i| json!({"id": format!("base{i}")})).collect();
         client.post(&format!("{POOL}/workers:batch"), &json!({"workers": workers})).expect(200);
     }
 
-    /// Sets the clients to work.
+    /// Starts all clients of a round.
     pub fn load(&mut self, address: SocketAddr) -> Load {
         let (answered, answers) = channel();
         let journals = (0..CLIENTS).zip(std::mem::take(&mut self.journals));
@@ -257,12 +257,12 @@ impl Campaign {
         Load { answers, clients }
     }
 
-    /// How many answers to wait for: early, late, or right at the beginning.
+    /// Number of answers to wait for: early, late, or right at the beginning.
     pub fn some_answers(&mut self) -> u64 {
         [3, 100, 1_000][self.random.below(3) as usize] + self.random.below(400)
     }
 
-    /// Ends the clients' work, if the end of the service has not done so, and collects what they know.
+    /// Stops the clients, unless the end of the service has, and collects their journals.
     pub fn end(&mut self, load: Load) {
         let Load { answers, clients } = load;
         drop(answers);
@@ -272,7 +272,7 @@ impl Campaign {
         println!("round {}: {} requests in doubt", self.round, doubts.count());
     }
 
-    /// Holds what is there against what everybody was told, and that fences grow, whatever was lost.
+    /// Checks the state of the service against all journals, and that fences grow whatever was lost.
     pub fn check(&mut self, client: &mut Client) {
         compare(client, &mut self.journals);
         let keys = self.journals.iter().flat_map(|journal| journal.keys.values());
@@ -287,7 +287,7 @@ impl Campaign {
         client.post(&format!("/v1/claims/ns/{spare}:release"), &json!({"fence": fence})).expect(200);
     }
 
-    /// Gives everything back: exactly nothing is held then.
+    /// Releases everything and checks that no claim is left.
     pub fn finish(self, client: &mut Client) {
         for (name, key) in self.journals.iter().flat_map(|journal| &journal.keys) {
             if let Some((fence, ..)) = key.held {

@@ -1,12 +1,11 @@
-//! The same for `ack: memory`, whose answers a kill may undo: no worker runs two claims, and what really runs comes
-//! back with its fence as soon as its worker says so.
+//! S01 for `ack: memory`, whose replies a kill may undo: no worker runs two claims, and a running claim is readopted with its
+//! fence as soon as its worker reports it.
 //!
-//! [`Truth`] is what the workers really run. Clients claim, start what they were given (some of it late, but within the
-//! reservation), stop and release. Then the service is killed; the work goes on. After the restart the workers send
-//! heartbeats that tell the truth, while others claim as hard as they can. At the end the service must know of
-//! everything that runs, and of nothing else.
+//! [`Truth`] is what the workers really run. Clients claim, start their claims (some late, but within the reservation), stop
+//! and release. Then the service is killed, and the work goes on. After the restart the workers send truthful heartbeats,
+//! while other clients claim as fast as they can. At the end the service must know everything that runs, and nothing else.
 //!
-//! It caught, when broken on purpose: a word that ends distrust before the reservations of before the kill have passed.
+//! Proved by breaking on purpose: a report that ends the suspicion before the reservations from before the kill have passed.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -23,10 +22,10 @@ use crate::server::Server;
 const POOL: &str = "/v1/pools/ns/memory";
 const WORKERS: usize = 24;
 const CLIENTS: u64 = 4;
-/// Long enough for a restart in the middle of it.
+/// Reservation that is long enough for a restart in the middle.
 const RESERVE_MS: u64 = 3_000;
 
-/// What each worker really runs.
+/// Claims that each worker really runs.
 #[derive(Default)]
 struct Truth(Mutex<BTreeMap<String, (String, u64)>>);
 
@@ -48,7 +47,7 @@ impl Truth {
     }
 }
 
-/// A claim in the hand of its client.
+/// Claim that a client was granted.
 #[derive(Debug, Clone)]
 struct Held {
     key: String,
@@ -58,7 +57,7 @@ struct Held {
     started: bool,
 }
 
-/// Claims, starts, stops and releases until the service is gone. What is held then is returned.
+/// Claims, starts, stops and releases until the service is gone, and returns the claims held then.
 fn work(mut client: Client, me: &str, seed: u64, truth: &Truth, done: &AtomicBool) -> Vec<Held> {
     let (mut random, mut held, mut next) = (Seeded(seed), Vec::<Held>::new(), 0);
     while !done.load(Ordering::Relaxed) {
@@ -84,7 +83,7 @@ fn work(mut client: Client, me: &str, seed: u64, truth: &Truth, done: &AtomicBoo
                 continue;
             }
             if !held[at].started {
-                // It takes its time, but not too long.
+                // Late, but within the reservation.
                 truth.start(&held[at].worker, &held[at].key, held[at].fence);
                 held[at].started = true;
             }
@@ -107,7 +106,7 @@ fn work(mut client: Client, me: &str, seed: u64, truth: &Truth, done: &AtomicBoo
     held
 }
 
-/// Every worker says what it runs.
+/// Sends a heartbeat of every worker with the claims that it runs.
 fn beat(client: &mut Client, truth: &Truth) {
     for i in 0..WORKERS {
         let worker = format!("m{i}");
@@ -115,7 +114,7 @@ fn beat(client: &mut Client, truth: &Truth) {
             truth.all().get(&worker).map(|(key, fence)| json!({"key": key, "fence": fence})).into_iter().collect();
         let heard = client.post(&format!("{POOL}/workers/{worker}:heartbeat"), &json!({"claims": running})).expect(200);
         for stop in heard["stop"].as_array().unwrap() {
-            // What has just been released may be among them; what still runs must not.
+            // Claims that were just released may be among them; running ones must not.
             let now =
                 truth.all().get(&worker).map(|(key, fence)| json!({"key": key, "tenant": "default", "fence": fence}));
             assert_ne!(Some(stop), now.as_ref(), "{worker} runs nothing that is wrong");
@@ -160,12 +159,12 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
         assert_eq!(suspects(&mut client), WORKERS as u64, "nothing has spoken for anybody yet");
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // Others want workers all the time.
+            // Other clients claim all the time.
             let (others, their_truth, their_end) = (server.client(), &truth, &over);
             let others =
                 scope.spawn(move || work(others, &format!("r{round}other"), seed ^ 77, their_truth, their_end));
             beat(&mut client, &truth);
-            // Those who were told of a claim before the kill may still start it.
+            // Clients that got a reply before the kill may still start their claims.
             for late in held.iter().filter(|late| !late.started) {
                 if late.since.elapsed() < Duration::from_millis(RESERVE_MS - 500) {
                     truth.start(&late.worker, &late.key, late.fence);

@@ -1,5 +1,5 @@
-//! The same over real Redis servers, and with the servers as the victims: whatever dies or is paused, every durable
-//! answer stands, no key is held twice, and no capacity leaks.
+//! Crash campaigns over real Redis servers, which are killed and paused too: every durable reply stays true, no key is held
+//! twice, and no capacity leaks.
 
 use std::path::Path;
 
@@ -11,21 +11,21 @@ use crate::client::Client;
 use crate::server::Server;
 use crate::servers::{Cluster, Server as Redis, signal, until};
 
-/// The service over this store, with a directory of its own in `dir`.
+/// Starts the service over this store, with a data directory of its own in `dir`.
 fn start(dir: &Path, url: &str, more: &[&str], environment: &[(&str, &str)]) -> Server {
     let data = dir.join("data");
     let arguments = [&["--store", url, "--data-dir", data.to_str().unwrap()], more].concat();
     Server::start_with(dir, &arguments, environment)
 }
 
-/// Short, so that a test sees a lease end.
+/// Short lease, so that a test sees it end.
 const SHORT: &[(&str, &str)] = &[("HOTPOOL__STORE__COMMAND_MS", "400"), ("HOTPOOL__STORE__LEASE_MS", "3000")];
 
 fn is_ready(server: &Server) -> bool {
     server.client().get("/readyz").status == 200
 }
 
-/// A counter of the service, over all its labels.
+/// Reads a counter of the service, summed over its labels.
 fn counted(client: &mut Client, metric: &str) -> f64 {
     let text = client.get("/metrics").text().to_owned();
     let lines = text.lines().filter(|line| line.starts_with(metric));
@@ -60,7 +60,7 @@ fn s01_every_durable_answer_survives_kill_9_of_the_service_on_a_cluster() {
 }
 
 #[test]
-fn s04_a_server_that_comes_back_without_its_last_writes_is_written_anew() {
+fn s04_a_server_that_restarts_without_its_last_writes_gets_snapshots() {
     let mut redis = Redis::start(&[]);
     let (dir, url) = (TempDir::new().unwrap(), redis.url());
     let mut server = start(dir.path(), &url, &[], SHORT);
@@ -70,7 +70,7 @@ fn s04_a_server_that_comes_back_without_its_last_writes_is_written_anew() {
         let load = campaign.load(server.address);
         load.answers(100);
         let _: () = redis.ask(&["SAVE"]);
-        // These are acknowledged, and then the server loses them.
+        // These claims are acknowledged, and then the server loses them.
         load.answers(300);
         redis.restart();
         load.answers(300);
@@ -78,7 +78,7 @@ fn s04_a_server_that_comes_back_without_its_last_writes_is_written_anew() {
         flushed(&mut server.client());
         assert!(counted(&mut server.client(), "hotpool_shard_snapshots_total") > 0.0, "nothing was lost: no test");
         campaign.check(&mut server.client());
-        // And now the store alone must know.
+        // Now only the store has them.
         server.kill();
         server = start(dir.path(), &url, &[], SHORT);
         campaign.check(&mut server.client());
@@ -88,7 +88,7 @@ fn s04_a_server_that_comes_back_without_its_last_writes_is_written_anew() {
 }
 
 #[test]
-fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_answer() {
+fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_reply() {
     let mut cluster = Cluster::start(3, 1, &["--cluster-replica-validity-factor", "0"]);
     let (dir, url) = (TempDir::new().unwrap(), cluster.url());
     let mut server = start(dir.path(), &url, &[], &[]);
@@ -96,7 +96,7 @@ fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_answer() {
     campaign.prepare(&mut server.client());
     let load = campaign.load(server.address);
     load.answers(200);
-    // From here on the replica of the first master learns nothing: it cannot log in any more.
+    // From here on the replica of the first master receives nothing, because it cannot log in.
     let victim = &cluster.masters[0];
     let _: () = victim.ask(&["CONFIG", "SET", "requirepass", "held-back"]);
     let _: i64 = victim_ask(victim, &["CLIENT", "KILL", "TYPE", "replica"]);
@@ -145,7 +145,7 @@ fn s03_a_standby_takes_over_from_a_paused_owner_which_stays_silent_when_it_wakes
     let mut client = second.client();
     client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "after"})).expect(201);
     signal(first.child.0.id(), "CONT");
-    // Whatever the old owner has to say now, it is no answer about a claim.
+    // The old owner must not answer about a claim any more.
     let mut old = first.client();
     for _ in 0..20 {
         let answer = old.get("/v1/claims/ns/after");
@@ -164,7 +164,7 @@ fn s03_a_standby_takes_over_from_a_paused_owner_which_stays_silent_when_it_wakes
 }
 
 #[test]
-fn s05_with_redis_away_memory_claims_go_on_until_the_lease_ends_and_all_is_caught_up() {
+fn s05_without_redis_memory_claims_go_on_until_the_lease_ends_and_all_are_stored_later() {
     let redis = Redis::start(&[]);
     let dir = TempDir::new().unwrap();
     let server = start(dir.path(), &redis.url(), &[], SHORT);
@@ -192,7 +192,7 @@ fn s05_with_redis_away_memory_claims_go_on_until_the_lease_ends_and_all_is_caugh
     client.post("/v1/claims", &claim("durable", "after".into())).expect(201);
     client.get("/v1/claims/ns/first").expect(200);
     let busy = client.get("/v1/pools/ns/memory").expect(200)["pool"]["workers"]["busy"].as_u64();
-    // What could not be told was given back.
+    // Claims without a reply were rolled back.
     assert_eq!(busy, Some(taken.min(100)));
     until("the store has everything", || {
         let shards = client.get("/v1/pools/ns/memory").expect(200)["pool"]["shards"].take();
@@ -202,7 +202,7 @@ fn s05_with_redis_away_memory_claims_go_on_until_the_lease_ends_and_all_is_caugh
 }
 
 #[test]
-fn flushall_under_a_running_owner_is_noticed_and_everything_is_written_anew() {
+fn flushall_under_a_running_owner_is_detected_and_everything_is_written_anew() {
     let cluster = Cluster::start(3, 0, &[]);
     let (dir, url) = (TempDir::new().unwrap(), cluster.url());
     let mut server = start(dir.path(), &url, &[], SHORT);
@@ -217,7 +217,7 @@ fn flushall_under_a_running_owner_is_noticed_and_everything_is_written_anew() {
     }
     load.answers(200);
     campaign.end(load);
-    // The catalogue, the record of ownership and the shards that nobody used come back within a third of the lease.
+    // The catalog, the ownership record and unused shards are written again within a third of the lease.
     until("all of it is there again: two pools, catalogue, owner", || {
         cluster.masters.iter().map(|master| master.ask::<i64>(&["DBSIZE"])).sum::<i64>() == 4 + 16 + 2
     });

@@ -1,4 +1,4 @@
-//! What an operator meets: each a clear error at the start or a clear state later, never a hang, never a silent loss.
+//! Operational failures: each causes a clear error at startup or a clear state later, never a hang or a silent loss.
 
 use std::io::Read as _;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::server::{Running, Server, command};
 use crate::servers::{Cluster, Server as Redis, free_port, until};
 
-/// Short, so that a test sees a lease end.
+/// Short lease, so that a test sees it end.
 const SHORT: &[(&str, &str)] = &[("HOTPOOL__STORE__COMMAND_MS", "400"), ("HOTPOOL__STORE__LEASE_MS", "3000")];
 
 fn dir() -> TempDir {
@@ -30,7 +30,7 @@ fn start(dir: &Path, url: &str, more: &[&str]) -> Server {
     Server::start_with(dir, &arguments(data.to_str().unwrap(), url, more), SHORT)
 }
 
-/// What the service says on stderr, when it ends by itself with exit code 1 within 10 s.
+/// Output on stderr of a service that ends by itself with exit code 1 within 10 s.
 fn refused(dir: &Path, url: &str, environment: &[(&str, &str)]) -> String {
     let data = dir.join("data");
     let mut child = Running(
@@ -45,7 +45,7 @@ fn refused(dir: &Path, url: &str, environment: &[(&str, &str)]) -> String {
     said
 }
 
-/// A service that waits for its store: its process and a client.
+/// Service that waits for its store: its process and a client.
 fn waiting(dir: &Path, url: &str) -> (Running, Client) {
     let (data, port) = (dir.join("data"), free_port());
     let listen = format!("127.0.0.1:{port}");
@@ -69,14 +69,14 @@ fn claim(client: &mut Client, pool: &str, key: &str) -> u16 {
     client.post("/v1/claims", &json!({"namespace": "ns", "pool": pool, "key": key})).status
 }
 
-/// Renewals that were acknowledged.
+/// Number of acknowledged renewals.
 fn renewals(client: &mut Client) -> u64 {
     let metrics = client.get("/metrics");
     let line = metrics.text().lines().find(|line| line.starts_with("hotpool_store_renewals_total{outcome=\"ok\"}"));
     line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
 }
 
-/// Renewals are a third of the lease apart.
+/// Waits for a renewal, of which a lease has three.
 fn a_lease_goes_by(client: &mut Client) {
     let before = renewals(client);
     until("a lease has gone by", || renewals(client) >= before + 4);
@@ -98,7 +98,7 @@ fn s10_a_wrong_password_ends_the_start_and_is_not_shown() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// Files of an authority, a server and a client.
+/// Certificate files of an authority, a server and a client.
 fn certificates(dir: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -157,7 +157,7 @@ fn s10_tls_on_one_side_only_ends_the_start_and_on_both_it_serves() {
 }
 
 #[test]
-fn another_kind_of_server_ends_the_start_with_the_url_that_it_wants() {
+fn another_kind_of_server_ends_the_start_and_names_the_right_url() {
     let (plain, cluster, dir) = (Redis::start(&[]), Cluster::start(1, 0, &[]), dir());
     let said = refused(dir.path(), &format!("redis-cluster://127.0.0.1:{}", plain.port), &[]);
     assert!(said.contains("its URL begins with redis://"), "{said}");
@@ -168,7 +168,7 @@ fn another_kind_of_server_ends_the_start_with_the_url_that_it_wants() {
 }
 
 #[test]
-fn s10_a_server_that_is_away_or_silent_at_the_start_is_waited_for_with_the_reason() {
+fn s10_the_start_waits_for_an_unreachable_or_silent_server_and_names_the_reason() {
     let (dir, silent_dir) = (dir(), dir());
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let (_silent, mut client) = waiting(silent_dir.path(), &format!("redis://{}", silent.local_addr().unwrap()));
@@ -186,7 +186,7 @@ fn s10_a_server_that_is_away_or_silent_at_the_start_is_waited_for_with_the_reaso
 }
 
 #[test]
-fn a_second_process_is_refused_while_the_owner_lives_and_serves_at_once_when_it_has_stopped() {
+fn a_second_process_fails_while_the_owner_lives_and_serves_at_once_after_it_stopped() {
     let (redis, first_dir, second_dir) = (Redis::start(&[]), dir(), dir());
     let first = start(first_dir.path(), &redis.url(), &[]);
     let said = refused(second_dir.path(), &redis.url(), SHORT);
@@ -203,7 +203,7 @@ fn a_second_process_is_refused_while_the_owner_lives_and_serves_at_once_when_it_
 }
 
 #[test]
-fn s10_a_full_server_is_a_reason_and_passes() {
+fn s10_a_full_server_is_reported_and_recovers() {
     let (redis, dir) = (Redis::start(&[]), dir());
     let server = start(dir.path(), &redis.url(), &[]);
     let mut client = server.client();
@@ -214,7 +214,7 @@ fn s10_a_full_server_is_a_reason_and_passes() {
     let _: () = redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
     assert_eq!(claim(&mut client, "warm", "full"), 503);
     assert!(why(&mut client).contains("maxmemory"), "{}", why(&mut client));
-    // Longer than the lease: being full does not end the ownership, so answers from memory go on.
+    // Longer than the lease: a full server does not end the ownership, so memory-acknowledged claims go on.
     a_lease_goes_by(&mut client);
     assert!(!why(&mut client).contains("lapsed"), "{}", why(&mut client));
     let body = json!({"namespace": "ns", "pool": "memory", "key": "m"});
@@ -227,7 +227,7 @@ fn s10_a_full_server_is_a_reason_and_passes() {
 }
 
 #[test]
-fn s06_what_cannot_be_read_stops_its_shard_by_name_and_no_other() {
+fn s06_unreadable_rows_stop_their_shard_by_name_and_no_other() {
     let (redis, dir) = (Redis::start(&[]), dir());
     let server = start(dir.path(), &redis.url(), &[]);
     pool(&mut server.client(), "warm", 4, 40);
@@ -250,7 +250,7 @@ fn s06_what_cannot_be_read_stops_its_shard_by_name_and_no_other() {
     let served = (0..60).filter(|i| claim(&mut client, "warm", &format!("k{i}")) == 201).count();
     assert!(served > 0, "the others serve");
     assert_eq!(claim(&mut client, "warm", "more"), 503, "and are not called full");
-    // What Redis loses of a shard that serves is mended, although two others never can be.
+    // Rows that Redis loses of a serving shard are written again, although two other shards stay unreadable.
     let lost = shard(0);
     let _: i64 = redis.ask(&["DEL", &lost]);
     until("the lost shard is written anew", || {
@@ -260,7 +260,7 @@ fn s06_what_cannot_be_read_stops_its_shard_by_name_and_no_other() {
 }
 
 #[test]
-fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
+fn a_pool_deleted_while_redis_is_unreachable_is_gone_when_it_is_back() {
     let (redis, dir) = (Redis::start(&[]), dir());
     let server = start(dir.path(), &redis.url(), &[]);
     let mut client = server.client();
@@ -269,7 +269,7 @@ fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
     redis.signal("STOP");
     let mut leaving = server.client();
     leaving.send(b"DELETE /v1/pools/ns/warm?force=true HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("sent");
-    // When it has begun, its caller does not wait for the end.
+    // Once it has begun, the caller does not wait for the end.
     until("its deletion has begun", || client.get("/v1/pools/ns/warm").status == 404);
     drop(leaving);
     redis.signal("CONT");
@@ -277,7 +277,7 @@ fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
     until("nothing is left of it", || redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 3);
     pool(&mut client, "warm", 4, 10);
     assert_eq!(claim(&mut client, "warm", "k"), 201);
-    // Several renewals later nothing has come back to life, and gaps are still mended.
+    // After several renewals no deleted key has reappeared, and gaps are still closed.
     a_lease_goes_by(&mut client);
     assert_eq!(redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalogue, the owner, five shards");
     let _: () = redis.ask(&["FLUSHALL"]);
@@ -286,7 +286,7 @@ fn a_pool_that_is_deleted_while_redis_is_away_is_gone_when_it_is_back() {
 }
 
 #[test]
-fn the_library_is_loaded_again_where_it_is_gone_and_a_paused_server_is_waited_for() {
+fn a_missing_library_is_loaded_again_and_a_paused_server_is_retried() {
     let (redis, dir) = (Redis::start(&[]), dir());
     let server = start(dir.path(), &redis.url(), &[]);
     let mut client = server.client();
@@ -308,7 +308,7 @@ fn the_library_is_loaded_again_where_it_is_gone_and_a_paused_server_is_waited_fo
 }
 
 #[test]
-fn a_unix_socket_a_database_and_a_prefix_of_ones_own() {
+fn a_unix_socket_a_database_and_a_prefix_can_be_chosen() {
     let (redis, dir, other_dir) = (Redis::start(&[]), dir(), dir());
     let socket = format!("redis+unix://{}", redis.socket().display());
     let server = start(dir.path(), &socket, &[]);
@@ -351,7 +351,7 @@ fn a_master_behind_a_sentinel_is_followed_when_it_changes() {
 }
 
 #[test]
-fn what_a_store_holds_is_printed_without_taking_it_over() {
+fn the_contents_of_a_store_are_printed_without_taking_it_over() {
     let (redis, dir) = (Redis::start(&[]), dir());
     let server = start(dir.path(), &redis.url(), &[]);
     let mut client = server.client();

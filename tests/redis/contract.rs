@@ -2,7 +2,9 @@
 
 use WriteOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
-use hotpool::persist::store::{FenceSpan, OwnershipRecord, RenewalOutcome, ShardKey, Store, StoreError, WriteOutcome};
+use hotpool::persist::store::{
+    FenceSpan, MissingRecord, OwnershipRecord, RenewalOutcome, ShardKey, Store, StoreError, WriteOutcome,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -21,7 +23,7 @@ fn span(floor: u64, ceiling: u64) -> FenceSpan {
 }
 
 #[tokio::test]
-async fn the_answer_table_row_by_row() {
+async fn each_row_of_the_outcome_table_holds() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(load(&store, A).await, is(0, &[]), "nothing there");
@@ -38,7 +40,7 @@ async fn the_answer_table_row_by_row() {
 }
 
 #[tokio::test]
-async fn a_step_puts_and_deletes_in_order_however_many_rows_it_has() {
+async fn a_batch_puts_and_deletes_in_order_however_many_rows_it_has() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     let mut many: Vec<(u64, Option<u32>)> = (0..10_000).map(|uid| (uid, Some(1))).collect();
@@ -61,9 +63,9 @@ async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_re
     assert_eq!(one(&old, flip(A, 2, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, chunk(A, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, drop_of(A)).await, Fenced);
-    assert_eq!(old.renew(true).await.expect("renew"), RenewalOutcome::Fenced);
+    assert_eq!(old.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Fenced);
     assert!(old.raise_fence_ceiling(span(0, u64::from(u32::MAX))).await.is_err());
-    // The new owner has not read B: what the old one still writes there is found when it does.
+    // The new owner has not loaded B: a late write of the old one is found when it does.
     assert_eq!(one(&old, rows(B, 1, 2, &[(2, Some(1))])).await, Applied);
     assert_eq!(load(&new, B).await, is(2, &[(1, 1), (2, 1)]));
     assert_eq!(one(&old, rows(B, 2, 3, &[(2, Some(9))])).await, Fenced);
@@ -71,7 +73,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_re
 }
 
 #[tokio::test]
-async fn a_rewrite_replaces_all_at_once_and_is_refused_unless_every_chunk_is_there() {
+async fn a_snapshot_replaces_all_rows_at_once_and_is_rejected_unless_every_chunk_is_stored() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1)), (2, Some(1))])).await, Applied);
@@ -88,14 +90,14 @@ async fn a_rewrite_replaces_all_at_once_and_is_refused_unless_every_chunk_is_the
     assert_eq!(one(&store, rows(A, 9, 10, &[(5, Some(1))])).await, Applied);
     let sides: Vec<String> = server.ask(&["KEYS", "*7.0*"]);
     assert_eq!(sides.len(), 1, "the old generation is gone: {sides:?}");
-    // And back to the first side.
+    // Back to the first side.
     assert_eq!(one(&store, chunk(A, 12, 0, &[(6, Some(1))])).await, Applied);
     assert_eq!(one(&store, flip(A, 11, 12, 1, &[])).await, Applied);
     assert_eq!(load(&store, A).await, is(11, &[(6, 1)]));
 }
 
 #[tokio::test]
-async fn a_late_copy_of_an_earlier_attempt_does_not_touch_the_live_side() {
+async fn a_late_copy_of_an_earlier_attempt_does_not_change_the_live_side() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
@@ -106,7 +108,7 @@ async fn a_late_copy_of_an_earlier_attempt_does_not_touch_the_live_side() {
     let other = format!("{}a", live.trim_end_matches('b'));
     let libraries: Vec<Vec<redis::Value>> = server.ask(&["FUNCTION", "LIST"]);
     let name: String = redis::from_redis_value(libraries[0][1].clone()).unwrap();
-    // Chunk 0 of generation 10, as it was sent when `b` was the side to fill.
+    // Chunk 0 of generation 10, as sent when `b` was the side to fill.
     let late = [&format!("{name}_chunk"), "2", &other, live, &record[1], &record[0], "10", "0", "P", "2", "p:9", "x"];
     let answer: String = server.ask(&[&["FCALL"], late.as_slice()].concat());
     assert_eq!(answer, "gap");
@@ -114,12 +116,12 @@ async fn a_late_copy_of_an_earlier_attempt_does_not_touch_the_live_side() {
 }
 
 #[tokio::test]
-async fn s02_a_flip_whose_reply_was_lost_is_a_duplicate() {
+async fn s02_an_install_whose_answer_was_lost_is_a_duplicate() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, chunk(A, 3, 0, &[(2, Some(1))])).await, Applied);
-    // The server takes it, this side never hears of it.
+    // The server applies it, but the answer is lost.
     let twin = twin_of(&store, &server, &dir).await;
     assert_eq!(one(&twin, flip(A, 2, 3, 1, &[])).await, Applied);
     assert_eq!(one(&store, flip(A, 2, 3, 1, &[])).await, Duplicate);
@@ -127,7 +129,7 @@ async fn s02_a_flip_whose_reply_was_lost_is_a_duplicate() {
     assert_eq!(load(&store, A).await, is(3, &[(2, 1), (3, 1)]));
 }
 
-/// Another handle of the same owner and epoch: as the same process would be whose connection broke.
+/// Creates another handle of the same owner and epoch, like the same process after a broken connection.
 async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisStore {
     let record: Vec<String> = server.ask(&["HMGET", owner_key(server).as_str(), "owner", "epoch"]);
     let epoch: u64 = record[1].parse().unwrap();
@@ -135,7 +137,7 @@ async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisSto
     let twin = RedisStore::open_read_only(options(&server.url(), dir)).expect("open");
     let _: i64 = server.ask(&["HSET", &owner_key(server), "node", ""]);
     twin.take_over(record[0].parse::<Uuid>().unwrap()).await.expect("take over");
-    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
+    assert_eq!(store.renew(MissingRecord::Report).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
     twin
 }
 
@@ -145,7 +147,7 @@ fn owner_key(server: &Server) -> String {
 }
 
 #[tokio::test]
-async fn s04_what_a_store_lost_is_a_gap_and_a_rewrite_mends_it() {
+async fn s04_lost_rows_are_a_gap_and_a_snapshot_closes_it() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
@@ -155,13 +157,17 @@ async fn s04_what_a_store_lost_is_a_gap_and_a_rewrite_mends_it() {
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, flip(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
     assert_eq!(load(&store, A).await, is(2, &[(1, 1), (2, 1)]));
-    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Missing, "the record was lost too");
-    assert_eq!(store.renew(true).await.expect("renew"), RenewalOutcome::Renewed);
-    assert_eq!(store.renew(false).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(
+        store.renew(MissingRecord::Report).await.expect("renew"),
+        RenewalOutcome::Missing,
+        "the record was lost too"
+    );
+    assert_eq!(store.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(store.renew(MissingRecord::Report).await.expect("renew"), RenewalOutcome::Renewed);
 }
 
 #[tokio::test]
-async fn a_key_of_another_type_is_refused_at_load_and_replaced_under_a_running_owner() {
+async fn a_key_of_another_type_is_rejected_at_load_and_replaced_under_a_running_owner() {
     let (server, first) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &first).await;
     for shard in [A, B] {
@@ -181,13 +187,13 @@ async fn a_key_of_another_type_is_refused_at_load_and_replaced_under_a_running_o
 }
 
 #[tokio::test]
-async fn s06_a_header_of_a_later_version_is_refused_and_one_of_a_later_epoch_fences() {
+async fn s06_a_header_of_a_later_version_is_rejected_and_one_of_a_later_epoch_fences() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
     let key = &server.ask::<Vec<String>>(&["KEYS", "*7.0:a"])[0];
     let _: i64 = server.ask(&["HSET", key, "#", "1 somebody 2 of the future"]);
-    // Same epoch, another owner.
+    // The epoch of another owner.
     assert_eq!(one(&store, rows(A, 1, 2, &[])).await, Fenced);
     let _: i64 = server.ask(&["HSET", key, "#", "0 somebody 2 of the future"]);
     let (at, _) = load(&store, A).await;
@@ -214,14 +220,14 @@ async fn s13_the_fence_ceiling_and_the_epoch_survive() {
 }
 
 #[tokio::test]
-async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
+async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_granted_any() {
     let (server, dir) = (Server::start(&[]), dir());
     let take = async |raise_to: Option<u64>| {
         let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
         let OwnershipRecord { fence_floor, fence_ceiling, .. } =
             store.take_over(Uuid::now_v7()).await.expect("take over");
         assert_eq!(
-            store.renew(true).await.expect("renew"),
+            store.renew(MissingRecord::Create).await.expect("renew"),
             RenewalOutcome::Renewed,
             "that alone says nothing of fences"
         );
@@ -237,14 +243,14 @@ async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_gave_any_out() {
     assert_eq!(take(Some(400)).await, (200, 300));
 }
 
-/// An owner whose record was emptied away writes it again as it was.
+/// Checks that an owner whose record was deleted writes it again unchanged.
 #[tokio::test]
-async fn s19_a_record_that_is_written_again_has_its_floor() {
+async fn s19_a_record_that_is_written_again_keeps_its_floor() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     store.raise_fence_ceiling(span(50, 77)).await.expect("raise");
     let _: () = server.ask(&["FLUSHALL"]);
-    assert_eq!(store.renew(true).await.expect("renew"), RenewalOutcome::Renewed);
+    assert_eq!(store.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Renewed);
     drop(store);
     let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
     let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
@@ -252,7 +258,7 @@ async fn s19_a_record_that_is_written_again_has_its_floor() {
 }
 
 #[tokio::test]
-async fn steps_of_all_shards_reach_their_masters_in_a_cluster() {
+async fn batches_of_all_shards_reach_their_masters_in_a_cluster() {
     let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
     let store = owned(&cluster.url(), &dir).await;
     let shards: Vec<ShardKey> = (0..64).map(|shard| ShardKey { pool: 42, shard }).collect();
@@ -263,7 +269,7 @@ async fn steps_of_all_shards_reach_their_masters_in_a_cluster() {
         assert_eq!(load(&store, shard).await, is(2, &[(1, 2)]));
     }
     let sizes: Vec<i64> = cluster.masters.iter().map(|server| server.ask(&["DBSIZE"])).collect();
-    // Beside the shards: the record of ownership.
+    // The ownership record, beside the shards.
     assert_eq!(sizes.iter().sum::<i64>(), 65);
     assert!(sizes.iter().all(|size| (21..=23).contains(size)), "{sizes:?}");
     let lanes: std::collections::BTreeSet<usize> = shards.iter().map(|&shard| store.writer_partition(shard)).collect();
@@ -271,10 +277,10 @@ async fn steps_of_all_shards_reach_their_masters_in_a_cluster() {
 }
 
 #[tokio::test]
-async fn s03_a_take_over_whose_answer_was_lost_keeps_others_waiting_and_not_its_sender() {
+async fn s03_a_takeover_whose_answer_was_lost_blocks_others_and_not_its_sender() {
     let (server, first, second, third) = (Server::start(&[]), dir(), dir(), dir());
     owned(&server.url(), &first).await.resign().await.expect("resign");
-    // As far as this one knows, nothing came of it.
+    // To this owner the takeover looks failed.
     drop(owned(&server.url(), &second).await);
     let other = RedisStore::open(options(&server.url(), &third)).expect("open");
     let held = other.take_over(Uuid::now_v7()).await.expect_err("it is not free any more");
@@ -284,10 +290,10 @@ async fn s03_a_take_over_whose_answer_was_lost_keeps_others_waiting_and_not_its_
 }
 
 #[tokio::test]
-async fn sentinels_that_are_silent_or_something_else_hold_nobody_up() {
+async fn silent_sentinels_and_other_servers_delay_nothing() {
     let (master, dir) = (Server::start(&[]), dir());
     let sentinel = Server::sentinel("main", master.port);
-    // They take connections and never say a word.
+    // They accept connections and never answer.
     let silent: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
     let ports: Vec<u16> = silent.iter().map(|one| one.local_addr().expect("bound").port()).collect();
     let [a, b] = ports[..] else { unreachable!("two") };

@@ -1,4 +1,4 @@
-//! Where the records of cases are that run on Redis too: three masters, and a key prefix each.
+//! Stores of the behaviors that run on Redis too: three masters, and a key prefix for each.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,11 +10,11 @@ use tempfile::TempDir;
 use crate::servers::Cluster;
 use crate::stores::options;
 
-/// The cluster of those tests of this process that run at the moment; it ends with the last of them.
+/// Cluster of the tests of this process that run at the moment; it ends with the last of them.
 static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 static PREFIXES: AtomicU64 = AtomicU64::new(0);
 
-/// A key prefix, and what is stored under it.
+/// Key prefix with the records under it.
 pub struct Place {
     cluster: Arc<Cluster>,
     prefix: String,
@@ -22,7 +22,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Nothing is stored here.
+    /// Creates a prefix without records.
     pub fn empty() -> Self {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let cluster = shared.upgrade().unwrap_or_else(|| Arc::new(Cluster::start(3, 0, &[])));
@@ -36,14 +36,14 @@ impl Place {
     }
 
     pub fn open(&self) -> SharedStore {
-        // Time is the test's own, and renewals come in the world's: no lease ends while minutes are let go by.
+        // The test controls its clock, but renewals use the real one: no lease may end while minutes are skipped.
         let (key_prefix, lease_ms) = (self.prefix.clone(), 3_600_000);
         let options = RedisOptions { key_prefix, lease_ms, ..options(&self.cluster.url(), &self.dir) };
         Arc::new(RedisStore::open(options).expect("open"))
     }
 
-    /// All keys as they are, under another prefix: it lies outside of their hash tags, so each stays on its server. The
-    /// copy of the directory has the id of this one, so its owner need not wait for this one's lease.
+    /// Copies all keys to another prefix, which is outside of their hash tags, so that each stays on its server. The copy of
+    /// the directory has the same id, so that its owner need not wait for the lease.
     pub fn copy(&self) -> Self {
         let to = Self::on(Arc::clone(&self.cluster));
         for entry in std::fs::read_dir(self.dir.path()).unwrap() {

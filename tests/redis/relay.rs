@@ -1,4 +1,4 @@
-//! A relay before a server: a step that competes with a command is carried out when that command comes by.
+//! Relay in front of a server that runs a competing action when a certain command passes.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::servers::{Cluster, Server, until};
 
-/// Called with the number, from 1, of each page that is asked for, before Redis hears of it.
+/// Callback with the number, from 1, of each requested page before Redis receives the request.
 type Hook = Box<dyn FnMut(usize) + Send>;
 
-/// Stands before a server for as long as the test runs.
+/// Relay in front of a server for the duration of a test.
 pub struct Relay {
     pub port: u16,
     hook: Arc<Mutex<Option<Hook>>>,
 }
 
 impl Relay {
-    /// Before a server by itself.
+    /// Starts a relay in front of a single server.
     pub fn before(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
@@ -44,7 +44,7 @@ impl Relay {
         Self { port, hook }
     }
 
-    /// Before a node of a cluster, which from now on calls itself by the relay's address.
+    /// Starts a relay in front of a cluster node, which announces the address of the relay from now on.
     pub fn before_node(cluster: &Cluster, node: &Server) -> Self {
         let relay = Self::before(node);
         let id: String = node.ask(&["CLUSTER", "MYID"]);

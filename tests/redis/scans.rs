@@ -1,4 +1,4 @@
-//! A load in whose middle the rows change their server, or their server its role: every row is there, or it begins anew.
+//! Loads during which rows change their server, or a server its role: every row is read, or the scan restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use crate::servers::{Cluster, Server, until};
 use crate::stores::{flip, is, load, one, options, owned, rows};
 
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
-/// Ten pages and a bit: the fifth is in the middle.
+/// Number of rows, slightly more than ten pages: the fifth is in the middle.
 const ROWS: u64 = 10_500;
 const MIDDLE: usize = 5;
 
@@ -28,7 +28,7 @@ fn all(mark: u32) -> Vec<(u64, Option<u32>)> {
     (0..ROWS).map(|uid| (uid, Some(mark))).collect()
 }
 
-/// A store with a shard of many pages at 1.
+/// Creates a store with a shard of many pages at 1.
 async fn filled(url: &str, dir: &TempDir) -> RedisStore {
     let store = owned(url, dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &all(1))).await, WriteOutcome::Ok);
@@ -42,14 +42,14 @@ fn holds(found: &(Result<u64, String>, BTreeMap<u64, u32>), at: u64, count: u64)
     assert_eq!((missing.len(), found.1.len() as u64), (0, count), "missing, and found in all");
 }
 
-/// The master that has the shard, its number, and the shard's key.
+/// Master that has the shard, its index, and the key of the shard.
 fn place_of(cluster: &Cluster) -> (usize, String) {
     let keys = |server: &Server| server.ask::<Vec<String>>(&["KEYS", "*:7.0:?"]);
     let at = cluster.masters.iter().position(|server| !keys(server).is_empty()).expect("somewhere");
     (at, keys(&cluster.masters[at]).remove(0))
 }
 
-/// A move of the shard's slot to the next master, in its two halves.
+/// Migration of the shard's slot to the next master, in two halves.
 struct Move {
     ports: Vec<u16>,
     ids: [String; 2],
@@ -74,7 +74,7 @@ impl Move {
         answer.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     }
 
-    /// The keys are there, and the slot is still on its way.
+    /// Moves the keys while the slot stays migrating.
     fn begin(&self) {
         self.ask(1, &["CLUSTER", "SETSLOT", &self.slot, "IMPORTING", &self.ids[0]]);
         self.ask(0, &["CLUSTER", "SETSLOT", &self.slot, "MIGRATING", &self.ids[1]]);
@@ -88,7 +88,7 @@ impl Move {
     }
 }
 
-/// Runs a step once, before the page in the middle.
+/// Runs an action once, before the page in the middle.
 fn once(mut step: impl FnMut() + Send + 'static) -> impl FnMut(usize) + Send + 'static {
     let mut done = false;
     move |page| {
@@ -99,7 +99,7 @@ fn once(mut step: impl FnMut() + Send + 'static) -> impl FnMut(usize) + Send + '
 }
 
 #[tokio::test]
-async fn s14_a_load_over_a_slot_move_has_every_row() {
+async fn s14_a_load_during_a_slot_migration_has_every_row() {
     let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
     drop(filled(&cluster.url(), &dir).await);
     let moving = Move::of(&cluster);
@@ -114,7 +114,7 @@ async fn s14_a_load_over_a_slot_move_has_every_row() {
 }
 
 #[tokio::test]
-async fn s14_a_slot_that_goes_on_moving_is_away_for_a_bounded_number_of_pages_and_then_every_row_is_there() {
+async fn s14_a_slot_that_keeps_migrating_is_unavailable_after_a_bounded_number_of_pages_and_later_has_every_row() {
     let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
     drop(filled(&cluster.url(), &dir).await);
     let (moving, pages) = (Arc::new(Move::of(&cluster)), Arc::new(AtomicUsize::new(0)));
@@ -136,13 +136,13 @@ async fn s14_a_slot_that_goes_on_moving_is_away_for_a_bounded_number_of_pages_an
 }
 
 #[tokio::test]
-async fn s14_a_load_over_a_planned_failover_has_every_row() {
+async fn s14_a_load_during_a_planned_failover_has_every_row() {
     let (cluster, dir) = (Cluster::start(3, 1, &[]), dir());
     drop(filled(&cluster.url(), &dir).await);
     cluster.settle();
     let (at, _) = place_of(&cluster);
     let relay = Relay::before_node(&cluster, &cluster.masters[at]);
-    // It has heard of the relay, and follows by way of it from then on.
+    // The replica now knows the address of the relay, and replicates through it.
     until("it follows again", || {
         let about: String = cluster.replicas[at].ask(&["INFO", "replication"]);
         about.contains(&format!("master_port:{}", relay.port)) && about.contains("master_link_status:up")
@@ -152,7 +152,7 @@ async fn s14_a_load_over_a_planned_failover_has_every_row() {
     relay.on_page(once(move || {
         let mut replica =
             redis::Client::open(format!("redis://127.0.0.1:{replica}")).unwrap().get_connection().unwrap();
-        // Its nodes may still be connecting anew to the one that changed its address.
+        // Nodes may still be reconnecting to the one that changed its address.
         until("it takes over", || redis::cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut replica).is_ok());
         until("it is promoted", || {
             let about: String = redis::cmd("INFO").arg("replication").query(&mut replica).unwrap();
@@ -164,7 +164,7 @@ async fn s14_a_load_over_a_planned_failover_has_every_row() {
     assert!(about.contains("role:slave"), "it was in the middle");
 }
 
-/// One server, a store filled directly, and a relay for whoever reads.
+/// Starts one server, a store filled directly, and a relay for readers.
 async fn single() -> (Server, TempDir, RedisStore, Relay) {
     let (server, dir) = (Server::start(&[]), dir());
     let store = filled(&server.url(), &dir).await;
@@ -177,7 +177,7 @@ fn reader(relay: &Relay, dir: &TempDir) -> RedisStore {
 }
 
 #[tokio::test]
-async fn s14_a_connection_that_breaks_in_the_middle_is_no_reason_to_go_on_there() {
+async fn s14_a_connection_that_breaks_during_a_scan_restarts_it() {
     let (server, dir, _owner, relay) = single().await;
     let (client, port) = (reader(&relay, &dir), server.port);
     relay.on_page(once(move || {
@@ -189,11 +189,11 @@ async fn s14_a_connection_that_breaks_in_the_middle_is_no_reason_to_go_on_there(
 }
 
 #[tokio::test]
-async fn s14_rows_that_come_behind_the_headers_back_are_missed_by_no_load() {
+async fn s14_rows_added_without_a_new_header_are_missed_by_no_load() {
     let (server, dir, _owner, relay) = single().await;
     let key = server.ask::<Vec<String>>(&["KEYS", "*:7.0:a"]).remove(0);
     let (client, port) = (reader(&relay, &dir), server.port);
-    // Most of them lie where the scan has been already; nobody but the count can know of them.
+    // Most of them are in parts that the scan has passed; only the count reveals them.
     relay.on_page(once(move || {
         let server = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
         let mut connection = server.get_connection().unwrap();
@@ -212,7 +212,7 @@ async fn s14_rows_that_come_behind_the_headers_back_are_missed_by_no_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s14_who_only_looks_is_given_no_row_of_a_side_that_was_replaced_meanwhile() {
+async fn s14_a_reader_gets_no_row_of_a_side_that_was_replaced_meanwhile() {
     let (_server, dir, owner, relay) = single().await;
     let (client, runtime, owner) = (reader(&relay, &dir), Handle::current(), Arc::new(owner));
     let flipping = Arc::clone(&owner);
@@ -223,7 +223,7 @@ async fn s14_who_only_looks_is_given_no_row_of_a_side_that_was_replaced_meanwhil
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s14_who_only_looks_sees_a_shard_that_is_written_all_the_time() {
+async fn s14_a_reader_sees_a_shard_that_is_written_all_the_time() {
     let (_server, dir, owner, relay) = single().await;
     let (client, runtime) = (reader(&relay, &dir), Handle::current());
     let mut at = 1;

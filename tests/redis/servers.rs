@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use redis::{Client, Connection, FromRedisValue};
 use tempfile::TempDir;
 
-/// A server that takes longer for anything has failed.
+/// Longest wait for a server in any operation.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A port below those that the system gives out by itself, from a row of this process: until it is used nobody else,
-/// no test beside this one and no outgoing connection, is given it.
+/// Returns a port below those that the system assigns, from a range of this process, so that no other test and no outgoing
+/// connection gets it before it is used.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let row = std::process::id().wrapping_mul(64);
@@ -23,7 +23,7 @@ pub fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("endless")
 }
 
-/// One `redis-server`.
+/// One `redis-server` process.
 pub struct Server {
     child: Child,
     pub port: u16,
@@ -33,7 +33,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// With these arguments beside port and directory.
+    /// Starts a server with these arguments beside port and directory.
     pub fn start(args: &[&str]) -> Self {
         let dir = TempDir::new().expect("a directory");
         let (port, bus) = (free_port(), free_port());
@@ -44,7 +44,7 @@ impl Server {
         server
     }
 
-    /// A sentinel that watches the master of this name at this port.
+    /// Starts a sentinel that watches the master of this name at this port.
     pub fn sentinel(name: &str, master: u16) -> Self {
         let (dir, port) = (TempDir::new().expect("a directory"), free_port());
         let lines = format!(
@@ -68,20 +68,20 @@ impl Server {
         self.dir.path().join("redis.sock")
     }
 
-    /// `kill -9`.
+    /// Kills the server with `kill -9`.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// The same server again, on what it has on its disk.
+    /// Restarts the server from its disk.
     pub fn restart(&mut self) {
         self.kill();
         self.child = spawn(self.port, self.bus, &self.args, self.dir.path());
         self.wait();
     }
 
-    /// Of its process.
+    /// Process id of the server.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -90,7 +90,7 @@ impl Server {
         signal(self.child.id(), name);
     }
 
-    /// One command; it must succeed.
+    /// Runs one command, which must succeed.
     pub fn ask<T: FromRedisValue>(&self, command: &[&str]) -> T {
         self.try_ask(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
@@ -116,7 +116,7 @@ impl Server {
         until("the server answers", || self.try_ask::<String>(&["PING"]).is_ok());
     }
 
-    /// Of a server that was started with `--tls-port`.
+    /// Waits for a server that was started with `--tls-port`.
     pub fn tls_port(&self) -> u16 {
         let at = self.args.iter().position(|arg| arg == "--tls-port").expect("a TLS server");
         self.args[at + 1].parse().expect("a port")
@@ -147,7 +147,7 @@ pub fn signal(pid: u32, name: &str) {
     assert!(sent.success(), "cannot send {name}");
 }
 
-/// Masters that share the slots, each with this many replicas.
+/// Cluster of masters that share the slots, each with this many replicas.
 pub struct Cluster {
     pub masters: Vec<Server>,
     pub replicas: Vec<Server>,
@@ -196,7 +196,7 @@ impl Cluster {
         }
     }
 
-    /// One more master, without slots.
+    /// Adds a master without slots.
     pub fn add(&self) -> Server {
         let server = Server::start(CLUSTERED);
         self.masters[0].meet(&server);
@@ -208,7 +208,7 @@ impl Cluster {
         server
     }
 
-    /// Gives every master as many slots as the others, one slot after the other, while it serves.
+    /// Rebalances the slots over all masters, one slot at a time, while the cluster serves.
     pub fn rebalance(&self) {
         let node = format!("127.0.0.1:{}", self.masters[0].port);
         let arguments = ["--cluster", "rebalance", &node, "--cluster-use-empty-masters"];
@@ -230,14 +230,14 @@ impl Server {
         line.unwrap_or_default().trim().to_owned()
     }
 
-    /// Makes another one known to this one.
+    /// Introduces another node to this one.
     pub fn meet(&self, other: &Self) {
         let (port, bus) = (other.port.to_string(), other.bus.to_string());
         let _: () = self.ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
     }
 }
 
-/// Looks again and again; the competing side is another process, so there is nothing to wait on.
+/// Polls a condition: the competing side is another process, so there is nothing to wait on.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {

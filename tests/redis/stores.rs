@@ -1,4 +1,4 @@
-//! Stores on a server, and the steps that they are given.
+//! Stores on a server, and batches for them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,20 +10,20 @@ use hotpool::server::config;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// As the configuration's defaults are, with a directory of its own.
+/// Default options, with a data directory of its own.
 pub fn options(url: &str, dir: &TempDir) -> RedisOptions {
     let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
     settings.redis_options(url.parse().expect("a URL"))
 }
 
-/// Opened and taken over.
+/// Opens a store and takes it over.
 pub async fn owned(url: &str, dir: &TempDir) -> RedisStore {
     let store = RedisStore::open(options(url, dir)).expect("open");
     store.take_over(Uuid::now_v7()).await.expect("take over");
     store
 }
 
-/// Rows as frames: `uid` to a mark, none deletes.
+/// Encodes rows as frames: `uid` with a mark, or a deletion without one.
 pub fn frames(rows: &[(u64, Option<u32>)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (uid, mark) in rows {
@@ -55,7 +55,7 @@ pub async fn one(store: &RedisStore, step: WriteBatch) -> WriteOutcome {
     store.apply(vec![step]).await.expect("apply")[0]
 }
 
-/// Where a shard stands, and its rows by uid.
+/// Sequence number of a shard, and its rows by uid.
 pub type State = (Result<u64, String>, BTreeMap<u64, u32>);
 
 pub async fn load(store: &RedisStore, shard: ShardKey) -> State {

@@ -1,4 +1,4 @@
-//! What is not ours, is damaged, or is full: refused with a message, for as few shards as can be.
+//! Foreign files, damage and full disks: rejected with a message, for as few shards as possible.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,10 +9,10 @@ use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, TableDef
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    A, Applied, B, C, Duplicate, Gap, apply, chunk, copied, dir, flip, is, load, one, opened, rows, state, unusable,
+    A, Applied, B, C, Duplicate, Gap, apply, chunk, copied, dir, install, is, load, one, opened, rows, state, unusable,
 };
 
-/// Makes another value of one, or none.
+/// Function that changes a value, or removes it.
 type Change = Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>;
 type ChunkKey = (u64, u16, u64, u64, u32);
 const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
@@ -52,7 +52,7 @@ fn alter<K: redb::Key + 'static>(
     write.commit().unwrap();
 }
 
-/// Another byte at an offset.
+/// Changes the byte at an offset.
 fn other_byte(at: usize) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     move |mut blob| {
         blob[at] ^= 0x20;
@@ -60,19 +60,19 @@ fn other_byte(at: usize) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     }
 }
 
-/// Log: 0 = A and B, 1 = A and C, 2 = B. B has a base from position 3 on, then 3 = B, 4 = A, B.
+/// Creates a log of 0 = A and B, 1 = A and C, 2 = B. B has a base from position 3 on, then 3 = B, 4 = A, B.
 async fn three_shards(dir: &Path) {
     let store = opened(dir).await;
     assert_eq!(apply(&store, &[rows(A, 0, 1, "a0"), rows(B, 0, 1, "b0")]).await, [Applied; 2]);
     assert_eq!(apply(&store, &[rows(A, 1, 2, "a1"), rows(C, 0, 1, "c0")]).await, [Applied; 2]);
     assert_eq!(one(&store, rows(B, 1, 2, "b1")).await, Applied);
     assert_eq!(one(&store, chunk(B, 1, 0, "[b]")).await, Applied);
-    assert_eq!(one(&store, flip(B, 2, 1, 1, "[f]")).await, Applied);
+    assert_eq!(one(&store, install(B, 2, 1, 1, "[f]")).await, Applied);
     assert_eq!(one(&store, rows(B, 2, 3, "b2")).await, Applied);
     assert_eq!(apply(&store, &[rows(A, 2, 3, "a2"), rows(B, 3, 4, "b3")]).await, [Applied; 2]);
 }
 
-/// What a load says: `None` for a shard that is as `three_shards` made it, otherwise why it is refused.
+/// Results of a load: `None` for a shard as `three_shards` created it, otherwise the error.
 async fn complaints(dir: &Path) -> [Option<String>; 3] {
     let store = opened(dir).await;
     let found = load(&store, &[A, B, C]).await;
@@ -87,7 +87,7 @@ async fn complaints(dir: &Path) -> [Option<String>; 3] {
 }
 
 #[tokio::test]
-async fn s06_damaged_rows_refuse_their_shard_alone_and_a_rewrite_mends_it() {
+async fn s06_damaged_rows_make_only_their_shard_unreadable_until_a_snapshot() {
     let dir = dir();
     three_shards(dir.path()).await;
     assert_eq!(complaints(dir.path()).await, [None, None, None]);
@@ -95,19 +95,19 @@ async fn s06_damaged_rows_refuse_their_shard_alone_and_a_rewrite_mends_it() {
     alter(dir.path(), LOG, 1, other_byte(HEADER_BYTES));
     let [a, b, c] = complaints(dir.path()).await;
     assert_eq!((b, c), (None, None));
-    assert_eq!(a.unwrap(), "damaged record at log position 1: checksum of the rows is wrong");
+    assert_eq!(a.unwrap(), "damaged record at log position 1: the checksum of the rows does not match");
 
     let store = opened(dir.path()).await;
     assert!(load(&store, &[A]).await[&A].0.is_err());
     assert_eq!(one(&store, rows(A, 3, 4, "x")).await, Gap, "refused, so not ours");
-    assert_eq!(one(&store, flip(A, 3, 1, 0, "a0a1a2")).await, Applied);
+    assert_eq!(one(&store, install(A, 3, 1, 0, "a0a1a2")).await, Applied);
     assert_eq!(one(&store, rows(A, 3, 4, "a3")).await, Applied);
     assert_eq!(state(&store, A).await, is(4, "a0a1a2a3"));
     drop(store);
     assert_eq!(state(&opened(dir.path()).await, A).await, is(4, "a0a1a2a3"));
 }
 
-/// Changes the header of the first record and makes its sum right again.
+/// Changes the header of the first record and corrects its checksum.
 fn other_header(at: usize, value: u8) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     move |mut blob| {
         blob[at] = value;
@@ -118,13 +118,13 @@ fn other_header(at: usize, value: u8) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>>
 }
 
 #[tokio::test]
-async fn s06_an_unknown_version_or_a_hole_between_steps_refuses_its_shard_alone() {
+async fn s06_an_unknown_version_or_a_gap_between_batches_makes_only_its_shard_unreadable() {
     let made = dir();
     three_shards(made.path()).await;
-    // Offset 0 is the version, 1 the kind, 20 the step's `from`.
+    // Offset 0 is the version, 1 the kind, 20 the `from` of the batch.
     let changes = [
-        (0, 2, "record version 2 is unknown, this program reads 1"),
-        (1, 9, "record kind 9 where 1 is expected"),
+        (0, 2, "record version 2 is unknown; this program reads version 1"),
+        (1, 9, "record kind 9, expected 1"),
         (20, 2, "it leads from 2 to 2, the state is at 1"),
     ];
     for (at, value, expected) in changes {
@@ -136,7 +136,7 @@ async fn s06_an_unknown_version_or_a_hole_between_steps_refuses_its_shard_alone(
 }
 
 #[tokio::test]
-async fn s06_where_it_is_unknown_whose_it_was_all_that_could_be_are_refused() {
+async fn s06_a_damaged_header_makes_every_shard_unreadable_that_could_be_concerned() {
     let changes: [(&str, Change); 6] = [
         ("header", Box::new(other_byte(3))),
         ("second header", Box::new(other_byte(HEADER_BYTES + 2 + 10))),
@@ -155,16 +155,16 @@ async fn s06_where_it_is_unknown_whose_it_was_all_that_could_be_are_refused() {
         for why in [a, c] {
             assert!(why.as_ref().is_some_and(|why| why.contains("log position 1: ")), "{name}: {why:?}");
         }
-        // A shard that nothing is known of could have been in it too. A rewrite puts it above the damage.
+        // An unknown shard could have been in it too. A snapshot puts it above the damage.
         let store = opened(dir.path()).await;
         let new = ShardKey { pool: 9, shard: 3 };
         assert!(load(&store, &[new]).await[&new].0.is_err(), "{name}");
         assert_eq!(one(&store, rows(new, 0, 1, "x")).await, Gap, "{name}");
-        assert_eq!(one(&store, flip(new, 1, 1, 0, "n")).await, Applied, "{name}");
+        assert_eq!(one(&store, install(new, 1, 1, 0, "n")).await, Applied, "{name}");
         for (shard, at) in [(A, 3), (C, 1)] {
-            assert_eq!(one(&store, flip(shard, at, 1, 0, "mended")).await, Applied, "{name}");
+            assert_eq!(one(&store, install(shard, at, 1, 0, "mended")).await, Applied, "{name}");
         }
-        // The rest of the log goes, the damage stays as long as the file.
+        // The other log entries are removed, the damaged one stays as long as the file.
         for n in 0..8 {
             assert_eq!(one(&store, rows(new, n + 1, n + 2, "n")).await, Applied, "{name}");
         }
@@ -179,7 +179,7 @@ async fn s06_where_it_is_unknown_whose_it_was_all_that_could_be_are_refused() {
 }
 
 #[tokio::test]
-async fn s06_damaged_chunks_and_bases_refuse_their_shard_alone() {
+async fn s06_damaged_chunks_and_bases_make_only_their_shard_unreadable() {
     let key: ChunkKey = (B.pool, B.shard, 1, 1, 0);
     let made = dir();
     three_shards(made.path()).await;
@@ -188,7 +188,7 @@ async fn s06_damaged_chunks_and_bases_refuse_their_shard_alone() {
         let expected = match number {
             0 => {
                 alter(dir.path(), CHUNKS, key, other_byte(HEADER_BYTES + 1));
-                "damaged chunk: number 0: checksum of the rows is wrong"
+                "damaged chunk: number 0: the checksum of the rows does not match"
             }
             1 => {
                 alter(dir.path(), CHUNKS, key, |_| None);
@@ -196,19 +196,19 @@ async fn s06_damaged_chunks_and_bases_refuse_their_shard_alone() {
             }
             _ => {
                 alter(dir.path(), BASES, (B.pool, B.shard), other_byte(HEADER_BYTES));
-                "damaged base: checksum of the rows is wrong"
+                "damaged base: the checksum of the rows does not match"
             }
         };
         assert_eq!(complaints(dir.path()).await, [None, Some(expected.to_owned()), None]);
         let store = opened(dir.path()).await;
         assert_eq!(one(&store, rows(B, 4, 5, "x")).await, Gap);
-        assert_eq!(one(&store, flip(B, 9, 1, 0, "mended")).await, Applied);
+        assert_eq!(one(&store, install(B, 9, 1, 0, "mended")).await, Applied);
         assert_eq!(state(&store, B).await, is(9, "mended"));
     }
 }
 
 #[tokio::test]
-async fn s06_a_file_damaged_anywhere_is_refused_or_read_but_never_a_panic() {
+async fn s06_a_file_damaged_anywhere_is_rejected_or_read_and_never_panics() {
     let made = dir();
     three_shards(made.path()).await;
     let sound = std::fs::read(made.path().join("hotpool.redb")).unwrap();
@@ -217,7 +217,7 @@ async fn s06_a_file_damaged_anywhere_is_refused_or_read_but_never_a_panic() {
     for round in 0..200_u64 {
         let mut bytes = sound.clone();
         let random = |n: u64| xxh3_64(&[round.to_le_bytes(), n.to_le_bytes()].concat());
-        // The header, then the pages that are in use.
+        // The header, then the used pages.
         let end = if round % 4 == 0 { 320 } else { bytes.iter().rposition(|b| *b != 0).unwrap() + 1 };
         for n in 0..=(round % 8) {
             let at = usize::try_from(random(n) % end as u64).unwrap();
@@ -237,7 +237,7 @@ async fn s06_a_file_damaged_anywhere_is_refused_or_read_but_never_a_panic() {
 }
 
 #[tokio::test]
-async fn s10_what_is_not_ours_is_refused_and_left_alone() {
+async fn s10_foreign_files_are_rejected_and_not_changed() {
     let dir = dir();
     std::fs::write(dir.path().join("letter.txt"), "dear").unwrap();
     let message = unusable(RedbStore::open(dir.path()));
@@ -266,7 +266,7 @@ async fn s10_what_is_not_ours_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn s07_another_format_is_refused() {
+async fn s07_another_format_is_rejected() {
     let dir = dir();
     drop(opened(dir.path()).await);
     let db = database(dir.path());
@@ -279,7 +279,7 @@ async fn s07_another_format_is_refused() {
 }
 
 #[tokio::test]
-async fn a_crash_while_the_file_was_made_leaves_nothing_in_the_way() {
+async fn a_crash_during_the_creation_does_not_block_the_next_one() {
     let dir = dir();
     std::fs::write(dir.path().join("hotpool.redb.new"), "half").unwrap();
     std::fs::write(dir.path().join("lock"), "4711").unwrap();
@@ -289,7 +289,7 @@ async fn a_crash_while_the_file_was_made_leaves_nothing_in_the_way() {
 }
 
 #[tokio::test]
-async fn a_second_open_is_refused_while_the_first_lives() {
+async fn a_second_open_fails_while_the_first_is_open() {
     let dir = dir();
     let store = opened(dir.path()).await;
     let message = unusable(RedbStore::open(dir.path()));
@@ -302,22 +302,25 @@ async fn a_second_open_is_refused_while_the_first_lives() {
 
 const FULL_DISK_DIR: &str = "HOTPOOL_TEST_FULL_DISK_DIR";
 
-/// A real write error needs a limit on the whole process, and its signal ignored: this test runs itself once more.
+/// Runs this test again in a process with a file size limit, whose signal is ignored, to get a real write error.
 #[tokio::test]
-async fn s10_a_full_disk_is_away_and_mends_without_a_restart() {
+async fn s10_a_full_disk_is_unavailable_and_recovers_without_a_restart() {
     if let Some(dir) = std::env::var_os(FULL_DISK_DIR) {
         return on_a_full_disk(Path::new(&dir)).await;
     }
     let dir = dir();
     let output = Command::new("sh")
-        .args(["-c", r#"trap '' XFSZ; exec "$0" --exact damage::s10_a_full_disk_is_away_and_mends_without_a_restart"#])
+        .args([
+            "-c",
+            r#"trap '' XFSZ; exec "$0" --exact damage::s10_a_full_disk_is_unavailable_and_recovers_without_a_restart"#,
+        ])
         .arg(std::env::current_exe().unwrap())
         .env(FULL_DISK_DIR, dir.path())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    // Every acknowledged step is there, for another process too.
+    // Another process finds every acknowledged batch.
     let store = opened(dir.path()).await;
     let (at, read) = state(&store, A).await;
     assert_eq!(read.len() as u64, 100_000 * at);
@@ -343,7 +346,7 @@ async fn on_a_full_disk(dir: &Path) {
     };
     assert!(matches!(&away, StoreError::Unavailable(message) if message.contains("hotpool.redb")), "{away:?}");
     assert!(at > 5, "some steps went in first");
-    // It is tried again and again, and stays away, until there is room.
+    // Retries fail until space is available.
     for _ in 0..3 {
         let again = store.apply(vec![rows(A, at, at + 1, &rows_a)]).await;
         assert!(matches!(again, Err(StoreError::Unavailable(_))), "{again:?}");
@@ -352,7 +355,7 @@ async fn on_a_full_disk(dir: &Path) {
     let outcome = one(&store, rows(A, at, at + 1, &rows_a)).await;
     assert!([Applied, Duplicate].contains(&outcome), "the same step: {outcome:?}");
     assert_eq!(one(&store, rows(A, 0, at + 1, "x")).await, Duplicate);
-    assert_eq!(one(&store, flip(B, 5, 1, 1, "!")).await, Applied, "an acknowledged chunk still counts");
+    assert_eq!(one(&store, install(B, 5, 1, 1, "!")).await, Applied, "an acknowledged chunk still counts");
     assert_eq!(state(&store, B).await, is(5, "b!"));
     assert_eq!(one(&store, rows(A, at + 1, at + 2, &rows_a)).await, Applied);
     assert_eq!(one(&store, rows(C, 1, 2, "c")).await, Applied, "what was loaded is still ours");

@@ -1,4 +1,4 @@
-//! Random steps, rewrites, restarts and crashes, beside a model that is too dumb to be wrong.
+//! Random batches, snapshots, restarts and crashes, compared with a naive model.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,12 +15,12 @@ use super::{Applied, Duplicate, Gap, apply, copied, dir, load, opened};
 const SHARDS: u16 = 3;
 const SEED: &str = "HOTPOOL_TEST_SEED";
 
-/// A row is two bytes: id and value. A later one of the same id replaces an earlier.
+/// Rows of two bytes, id and value: a later row of the same id replaces an earlier one.
 type Rows = Vec<(u8, u8)>;
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// Starts `behind - 1` before (or one after) where the shard stands, and goes `len` on.
+    /// Batch from `behind - 1` before (or one after) the state of the shard, over `len` changes.
     Rows {
         behind: u8,
         len: u8,
@@ -41,11 +41,11 @@ enum Op {
 
 #[derive(Debug, Clone)]
 enum Move {
-    /// Per shard at most one.
+    /// Call with at most one batch per shard.
     Apply(Vec<(u16, Op)>),
-    /// Sends the last call again.
+    /// Repetition of the last call.
     Again,
-    /// Closed or killed; then these shards are loaded by the new owner.
+    /// Close or kill, after which the new owner loads these shards.
     Restart {
         crash: bool,
         load: Vec<u16>,
@@ -80,11 +80,11 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     prop::collection::vec(some_move, 1..40)
 }
 
-/// One shard as the contract says.
+/// State of one shard according to the contract.
 #[derive(Debug, Clone, Default)]
 struct Shard {
     known: bool,
-    /// Its rows are of the present epoch.
+    /// Whether the rows are of the present epoch.
     current: bool,
     at: u64,
     rows: BTreeMap<u8, u8>,
@@ -93,7 +93,7 @@ struct Shard {
 }
 
 impl Shard {
-    /// The step that an op means here, its answer, and the change if that is `Ok`.
+    /// Batch of an op in this state, its outcome, and the change if that is `Ok`.
     fn step(&mut self, shard: ShardKey, op: &Op) -> (WriteBatch, WriteOutcome) {
         let bytes = |rows: &Rows| Bytes::from(rows.iter().flat_map(|(id, value)| [*id, *value]).collect::<Vec<_>>());
         let (mut from, mut to) = (self.at, self.at);
@@ -207,7 +207,7 @@ impl Run {
                 self.check(load).await?;
             }
             Move::Load(shard) => {
-                // What was refused before the load may be taken after it.
+                // A batch that was rejected before the load may be accepted after it.
                 self.last.clear();
                 self.check(&[*shard]).await?;
             }
@@ -242,7 +242,7 @@ fn random_histories_agree_with_the_model() {
     if let Err(error) = result {
         panic!("{SEED}={seed}: {error}");
     }
-    // A generator with a hole proves nothing.
+    // The generator must reach every case.
     let seen = seen.into_inner();
     for class in [
         "Rows Ok",

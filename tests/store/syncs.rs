@@ -1,4 +1,4 @@
-//! Disks that fail. What a failed sync covered is not there after a power failure, however the file looks until then.
+//! Failing disks. Data of a failed sync is lost after a power failure, however the file looks until then.
 
 use std::io;
 use std::path::Path;
@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use super::{A, Applied, Duplicate, apply, dir, is, one, opened, rows, state, unusable};
 
-/// A file as the disk has it: calls count once a sync after them succeeded, and never if it failed.
+/// File as stored on the disk: calls take effect once a later sync succeeded, and never if it failed.
 #[derive(Default)]
 struct Platter {
     durable: Vec<u8>,
     pending: Vec<Pending>,
-    /// The next call of this kind fails so.
+    /// Error of the next call of this kind.
     fault: Option<(Kind, Errno)>,
 }
 
@@ -72,7 +72,7 @@ impl Platter {
     }
 }
 
-/// A store's directory on such a disk.
+/// Directory of a store on a failing disk.
 struct Place {
     dir: TempDir,
     platter: Arc<Mutex<Platter>>,
@@ -97,7 +97,7 @@ impl Place {
         RedbStore::open_with_probe(self.dir.path(), probe)
     }
 
-    /// Opens the store as a process does that starts here.
+    /// Opens the store like a process that starts here.
     async fn open(&self) -> RedbStore {
         let store = self.try_open().expect("open");
         store.take_over(Uuid::now_v7()).await.expect("take over");
@@ -119,7 +119,7 @@ impl Place {
 const ERRNOS: [Errno; 5] = [Errno::NOSPC, Errno::DQUOT, Errno::INTR, Errno::NOMEM, Errno::IO];
 
 #[tokio::test]
-async fn s15_what_a_failed_sync_covered_is_answered_by_nobody_until_it_was_written_anew() {
+async fn s15_data_of_a_failed_sync_is_not_served_until_it_was_written_anew() {
     for errno in ERRNOS {
         let place = Place::empty();
         let store = place.open().await;
@@ -134,7 +134,7 @@ async fn s15_what_a_failed_sync_covered_is_answered_by_nobody_until_it_was_writt
         unusable(store.raise_fence_ceiling(FenceSpan { floor: 0, ceiling: 9 }).await);
         assert_eq!(place.after_a_power_failure().await, is(1, "a"), "{errno:?}: the disk has what was answered");
         drop(store);
-        // The machine stands, so the file shows what the disk lacks. Whatever counts from here on must reach it.
+        // Without a crash the file shows data that the disk lacks. All later writes must reach the disk.
         let store = place.open().await;
         let shown = state(&store, A).await;
         assert!([is(1, "a"), is(2, "ab")].contains(&shown), "{shown:?}");
@@ -147,7 +147,7 @@ async fn s15_what_a_failed_sync_covered_is_answered_by_nobody_until_it_was_writt
 }
 
 #[tokio::test]
-async fn s15_what_fails_before_a_sync_is_sent_again_and_counts() {
+async fn s15_a_write_that_fails_before_a_sync_is_retried_and_stored() {
     for kind in [Kind::Write, Kind::SetLen] {
         let place = Place::empty();
         let store = place.open().await;
@@ -167,7 +167,7 @@ async fn s15_what_fails_before_a_sync_is_sent_again_and_counts() {
 }
 
 #[tokio::test]
-async fn s15_a_sync_that_fails_while_the_file_is_closed_or_written_anew_leaves_nothing_half_done() {
+async fn s15_a_failed_sync_while_the_file_is_closed_or_copied_leaves_no_partial_state() {
     let place = Place::empty();
     for kind in [Kind::Sync, Kind::SyncNames] {
         place.fail(kind, Errno::NOSPC);
@@ -176,7 +176,7 @@ async fn s15_a_sync_that_fails_while_the_file_is_closed_or_written_anew_leaves_n
     }
     let store = place.open().await;
     assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
-    // Nobody hears of this one.
+    // This failure is not reported to any caller.
     place.fail(Kind::Sync, Errno::IO);
     drop(store);
     assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"));

@@ -1,5 +1,5 @@
-//! Folds rows to the last state of each: what waits for the store is bounded by the fleet, not by how long the store
-//! is away. Pure.
+//! Compaction of pending rows to the last state of each, so that their size is bounded by the fleet and not by how long the
+//! store is away. Pure.
 
 use hashbrown::HashMap;
 
@@ -8,38 +8,38 @@ use crate::persist::row::{RowFrames, RowKind};
 /// Keeps the last frame of every row, in the order of those last frames.
 ///
 /// # Panics
-/// If `frames` are not whole frames: they were written by this process a moment ago.
+/// If `frames` are not whole frames, which cannot happen to frames that this process wrote.
 pub fn compact(frames: &mut Vec<u8>) {
     let mut last: HashMap<(RowKind, &str), (usize, usize)> = HashMap::new();
-    let mut walk = RowFrames::new(frames);
+    let mut reader = RowFrames::new(frames);
     let mut start = 0;
-    while let Some(frame) = walk.next() {
+    while let Some(frame) = reader.next() {
         let frame = frame.expect("frames of this process are whole");
-        let end = frames.len() - walk.rest().len();
+        let end = frames.len() - reader.rest().len();
         last.insert((frame.kind, frame.id), (start, end));
         start = end;
     }
-    let mut kept: Vec<(usize, usize)> = last.into_values().collect();
-    kept.sort_unstable();
-    let mut folded = Vec::with_capacity(kept.iter().map(|(start, end)| end - start).sum());
-    for (start, end) in kept {
-        folded.extend_from_slice(&frames[start..end]);
+    let mut spans: Vec<(usize, usize)> = last.into_values().collect();
+    spans.sort_unstable();
+    let mut compacted = Vec::with_capacity(spans.iter().map(|(start, end)| end - start).sum());
+    for (start, end) in spans {
+        compacted.extend_from_slice(&frames[start..end]);
     }
-    *frames = folded;
+    *frames = compacted;
 }
 
-/// Takes whole frames from the front: at least `bytes`, if there are so many.
+/// Splits whole frames off the front: at least `bytes` of them, or all.
 ///
 /// # Panics
-/// As [`fold`].
+/// If `frames` are not whole frames, as in [`compact`].
 pub fn split_front(frames: &mut Vec<u8>, bytes: usize) -> Vec<u8> {
-    let mut walk = RowFrames::new(frames);
+    let mut reader = RowFrames::new(frames);
     let mut end = 0;
     while end < bytes
-        && let Some(frame) = walk.next()
+        && let Some(frame) = reader.next()
     {
         frame.expect("frames of this process are whole");
-        end = frames.len() - walk.rest().len();
+        end = frames.len() - reader.rest().len();
     }
     let rest = frames.split_off(end);
     std::mem::replace(frames, rest)
@@ -53,7 +53,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn cuts_between_frames() {
+    fn splits_between_frames() {
         let mut frames = Vec::new();
         for uid in 1..=3 {
             put_deletion(&mut frames, RowKind::Pool, &uid.to_string());
@@ -70,23 +70,23 @@ mod tests {
         fn keeps_the_last_state_of_each_row(ops in proptest::collection::vec((0..6u64, 0..3u32), 0..60)) {
             let mut frames = Vec::new();
             let mut oracle: BTreeMap<String, Option<u32>> = BTreeMap::new();
-            for (uid, what) in ops {
-                if what == 0 {
+            for (uid, version) in ops {
+                if version == 0 {
                     put_deletion(&mut frames, RowKind::Pool, &uid.to_string());
                     oracle.insert(uid.to_string(), None);
                 } else {
-                    put_pool(&mut frames, &PoolRow { uid, hash_version: what, ..PoolRow::default() });
-                    oracle.insert(uid.to_string(), Some(what));
+                    put_pool(&mut frames, &PoolRow { uid, hash_version: version, ..PoolRow::default() });
+                    oracle.insert(uid.to_string(), Some(version));
                 }
             }
             compact(&mut frames);
-            let mut seen = BTreeMap::new();
+            let mut states = BTreeMap::new();
             for frame in RowFrames::new(&frames) {
                 let frame = frame.expect("whole");
                 let state = frame.body.map(|body| prost::Message::decode(&body[1..]).map(|row: PoolRow| row.hash_version).expect("a pool"));
-                prop_assert!(seen.insert(frame.id.to_owned(), state).is_none(), "a row twice");
+                prop_assert!(states.insert(frame.id.to_owned(), state).is_none(), "a row twice");
             }
-            prop_assert_eq!(seen, oracle);
+            prop_assert_eq!(states, oracle);
         }
     }
 }

@@ -1,19 +1,19 @@
-//! When the lease on the store ends, and that whoever found it over is told when it does not.
+//! End of the lease on the store, and the signal to those that found it expired.
 //!
-//! A shard that may not answer sleeps, so the next renewal must wake it; and only a renewal that somebody needs should wake
-//! all shards. So who finds the lease over leaves a mark and looks once more, and a renewal is entered first and takes the
-//! mark then: one of the two sees the other. `tests/loom.rs` compiles this file with loom's atomics.
+//! A shard that may not reply sleeps, so the next renewal must wake it, and only a renewal that a shard needs should wake all
+//! of them. So a reader that finds the lease expired sets a mark and reads again; a renewal stores the new end first and
+//! takes the mark afterwards. One of the two sees the other. `tests/loom.rs` compiles this file with loom's atomics.
 
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// No lease: the store is ours for as long as the process lives.
+/// End of a lease that never expires: the process owns the store for as long as it lives.
 const NEVER_EXPIRES: u64 = u64::MAX;
 
-/// End of a lease, on a clock that the caller brings.
+/// End of a lease, on a clock that the caller supplies.
 #[derive(Debug)]
 pub struct LeaseDeadline {
     until_ns: AtomicU64,
-    /// Somebody found it over since it was last extended.
+    /// Whether a reader found the lease expired since it was last extended.
     observed_expired: AtomicBool,
 }
 
@@ -24,7 +24,7 @@ impl Default for LeaseDeadline {
 }
 
 impl LeaseDeadline {
-    /// Whether the lease holds. Whoever is told that it does not is owed a word at the next [`Self::extend`].
+    /// Whether the lease holds. After false, the next [`Self::extend`] returns true.
     pub fn is_valid(&self, now_ns: impl Fn() -> u64) -> bool {
         if self.is_ahead(&now_ns) {
             return true;
@@ -38,13 +38,13 @@ impl LeaseDeadline {
         until_ns == NEVER_EXPIRES || now_ns() < until_ns
     }
 
-    /// Moves the end. True if somebody found the lease over, and has to be told.
+    /// Moves the end. True if a reader found the lease expired, and must be woken.
     pub fn extend(&self, until_ns: u64) -> bool {
         self.until_ns.store(until_ns, Ordering::SeqCst);
         self.observed_expired.swap(false, Ordering::SeqCst)
     }
 
-    /// The end, if there is one.
+    /// End of the lease, if it has one.
     pub fn until_ns(&self) -> Option<u64> {
         Some(self.until_ns.load(Ordering::SeqCst)).filter(|&until_ns| until_ns != NEVER_EXPIRES)
     }

@@ -1,9 +1,9 @@
-//! Brings rows to the store: gathers, applies, tells.
+//! Writes rows to the store: gather a round, apply it, notify the shards.
 //!
-//! One round takes what every shard has handed over and applies it in one call, so many answers share one commit.
-//! The next round starts as soon as the last one is back. Before it does, the writer steps aside while more rows
-//! keep coming: those whose answers the last commit released ask again at once, and a commit that leaves without
-//! them would make them wait for two.
+//! One round takes what every shard of the partition has appended and applies it in one call, so that many replies share one
+//! commit. The next round starts as soon as the last one is back, but the writer first yields while more rows keep coming:
+//! callers whose replies the last commit released send their next requests at once, and a commit that starts without them
+//! would make them wait for two.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -19,37 +19,39 @@ use crate::metrics::{StoreWriteResult, metrics};
 use crate::model::Seq;
 use crate::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 
-/// Longest that the writer steps aside for more rows.
+/// Longest time for which the writer yields to gather more rows.
 const GATHER_NS_MAX: u64 = 400_000;
-/// Looks in a row that must find nothing new before the writer goes.
+/// Yields in a row that must bring no append before the writer goes on.
 const QUIET_POLLS: u32 = 2;
-/// Bytes of rows, and steps, in one round: more waits for the next, or no answer would come in time.
+/// Most bytes of rows in one round: more waits for the next, or no reply would leave in time.
 const ROUND_BYTES_MAX: usize = 8 << 20;
+/// Most batches in one round.
 const ROUND_WRITES_MAX: usize = 4_096;
-/// First and longest pause after a failed apply.
+/// Shortest pause after a failed apply.
 const RETRY_MS: u64 = 20;
+/// Longest pause after a failed apply.
 const RETRY_MS_MAX: u64 = 500;
 
-/// A step on its way.
+/// Batch that is sent to the store, with the outbox that it came from.
 pub(super) struct InFlightBatch {
     pub outbox: Arc<Outbox>,
     pub write: WriteBatch,
     pub rows: usize,
 }
 
-/// Steps that the store did not answer: they may or may not be applied, and go again unchanged.
+/// Batches without an answer: the store may have applied them, and they are sent again unchanged.
 #[derive(Default)]
 struct RetryQueue {
     batches: Vec<InFlightBatch>,
-    /// Until they go again.
+    /// Time until they are sent again.
     pause: Option<Pin<Box<Sleep>>>,
     pause_ms: u64,
-    /// All that is there to be sent stands behind them.
+    /// Whether all pending work is of shards that have a batch here.
     is_blocking: bool,
 }
 
 impl RetryQueue {
-    /// So much that nothing is added to it.
+    /// Whether a round of these alone is full.
     fn is_full(&self) -> bool {
         self.batches.len() >= ROUND_WRITES_MAX
             || self.batches.iter().map(InFlightBatch::bytes).sum::<usize>() > ROUND_BYTES_MAX
@@ -57,7 +59,7 @@ impl RetryQueue {
 
     fn back_off(&mut self, now_ns: u64) {
         self.pause_ms = (self.pause_ms * 2).clamp(RETRY_MS, RETRY_MS_MAX);
-        // Not all writers at the same moment.
+        // Jitter, so that the writers do not all retry at the same moment.
         let jitter_ms = now_ns % (self.pause_ms / 2);
         self.pause = Some(Box::pin(sleep(Duration::from_millis(self.pause_ms / 2 + jitter_ms))));
     }
@@ -77,24 +79,19 @@ impl RetryQueue {
 }
 
 impl InFlightBatch {
-    fn rows(outbox: Arc<Outbox>, waiting: PendingRows) -> Self {
-        let step = WriteBatch {
-            shard: outbox.key,
-            from: waiting.from,
-            to: waiting.to,
-            kind: WriteKind::Rows(waiting.rows.into()),
-        };
-        Self { outbox, write: step, rows: waiting.count }
+    fn rows(outbox: Arc<Outbox>, pending: PendingRows) -> Self {
+        let PendingRows { rows, count, from, to, .. } = pending;
+        let write = WriteBatch { shard: outbox.key(), from, to, kind: WriteKind::Rows(rows.into()) };
+        Self { outbox, write, rows: count }
     }
 
     fn drop_shard(outbox: Arc<Outbox>) -> Self {
-        let waiting = outbox.take();
-        let to = waiting.to + 1;
-        let step = WriteBatch { shard: outbox.key, from: waiting.from, to, kind: WriteKind::Drop };
-        Self { outbox, write: step, rows: 0 }
+        let PendingRows { from, to, .. } = outbox.take_dropped();
+        let write = WriteBatch { shard: outbox.key(), from, to: to + 1, kind: WriteKind::Drop };
+        Self { outbox, write, rows: 0 }
     }
 
-    /// How it is counted.
+    /// Label under which the outcome is counted.
     fn result(&self, outcome: WriteOutcome) -> StoreWriteResult {
         match outcome {
             WriteOutcome::Ok => StoreWriteResult::Ok,
@@ -115,213 +112,221 @@ impl InFlightBatch {
 }
 
 impl Journal {
-    /// One writer of [`Journal::writer_count`]: writes for ever, or until the store belongs to somebody else.
+    /// Runs one writer of [`Journal::writer_count`] for ever, or until another process owns the store.
     pub async fn run(self: Arc<Self>, writer: usize) {
-        let mut rewrites = SnapshotQueue::default();
-        let mut left = RetryQueue::default();
-        let lane = &self.partitions[writer];
+        let mut snapshots = SnapshotQueue::default();
+        let mut retries = RetryQueue::default();
+        let partition = &self.partitions[writer];
         while !self.is_fenced() {
-            let flights = self.gather(lane, &mut rewrites, &mut left).await;
-            if !flights.is_empty() {
-                self.apply(writer, flights, &mut rewrites, &mut left).await;
+            self.wait_for_work(partition, &mut snapshots, &mut retries).await;
+            let batches = self.gather(partition, &mut snapshots, &mut retries);
+            if !batches.is_empty() {
+                self.apply(writer, batches, &mut snapshots, &mut retries).await;
             }
         }
     }
 
-    async fn gather(
+    async fn wait_for_work(
         &self,
-        lane: &WriterPartition,
-        rewrites: &mut SnapshotQueue,
-        left: &mut RetryQueue,
-    ) -> Vec<InFlightBatch> {
-        let is_full = left.is_full();
-        if (lane.dirty.is_empty() && lane.drops.is_empty() && !rewrites.has_next()) || left.is_blocking || is_full {
+        partition: &WriterPartition,
+        snapshots: &mut SnapshotQueue,
+        retries: &mut RetryQueue,
+    ) {
+        let is_full = retries.is_full();
+        let is_idle = partition.dirty.is_empty() && partition.drops.is_empty() && !snapshots.has_next();
+        if is_idle || retries.is_blocking || is_full {
             tokio::select! {
-                () = lane.work.notified(), if !is_full => {}
-                () = rewrites.wait_batch(|| self.fresh_generation()) => {}
-                () = left.due() => {}
+                () = partition.work.notified(), if !is_full => {}
+                () = snapshots.wait_batch(|| self.fresh_generation()) => {}
+                () = retries.due() => {}
             }
         }
-        self.yield_for_appends(lane).await;
-        // While rows keep coming nobody waits above: look at the rewrite, and at what is left, once a round.
+        self.yield_for_appends(partition).await;
+        // While rows keep coming nothing waits above: poll the snapshot and the retries once a round.
         tokio::select! {
             biased;
-            () = rewrites.wait_batch(|| self.fresh_generation()) => {}
+            () = snapshots.wait_batch(|| self.fresh_generation()) => {}
             () = std::future::ready(()) => {}
         }
         tokio::select! {
             biased;
-            () = left.due() => {}
+            () = retries.due() => {}
             () = std::future::ready(()) => {}
         }
-        // One step of a shard at a time: what others have to say of these shards waits.
-        let mut busy: HashSet<ShardKey> = left.batches.iter().map(|flight| flight.outbox.key).collect();
-        let mut flights = left.take_due();
-        if let Some(flight) = rewrites.next_batch(&busy) {
-            busy.insert(flight.outbox.key);
-            flights.push(flight);
+    }
+
+    /// Takes the batches of one round, at most one of a shard: what else is pending for a busy shard stays queued.
+    fn gather(
+        &self,
+        partition: &WriterPartition,
+        snapshots: &mut SnapshotQueue,
+        retries: &mut RetryQueue,
+    ) -> Vec<InFlightBatch> {
+        let mut busy: HashSet<ShardKey> = retries.batches.iter().map(|batch| batch.outbox.key()).collect();
+        let mut batches = retries.take_due();
+        if let Some(batch) = snapshots.next_batch(&busy) {
+            busy.insert(batch.outbox.key());
+            batches.push(batch);
         }
-        for _ in 0..lane.drops.len() {
-            let Some(outbox) = lane.drops.pop() else { break };
-            if !busy.insert(outbox.key) {
-                lane.drops.push(outbox);
+        for _ in 0..partition.drops.len() {
+            let Some(outbox) = partition.drops.pop() else { break };
+            if !busy.insert(outbox.key()) {
+                partition.drops.push(outbox);
                 continue;
             }
-            rewrites.forget(outbox.key);
-            outbox.dropped.store(true, Ordering::Release);
-            flights.push(InFlightBatch::drop_shard(outbox));
+            snapshots.forget(outbox.key());
+            batches.push(InFlightBatch::drop_shard(outbox));
         }
-        let mut bytes: usize = flights.iter().chain(&left.batches).map(InFlightBatch::bytes).sum();
-        for _ in 0..lane.dirty.len() {
-            if bytes > ROUND_BYTES_MAX || flights.len() >= ROUND_WRITES_MAX {
+        let mut bytes: usize = batches.iter().chain(&retries.batches).map(InFlightBatch::bytes).sum();
+        for _ in 0..partition.dirty.len() {
+            if bytes > ROUND_BYTES_MAX || batches.len() >= ROUND_WRITES_MAX {
                 break;
             }
-            let Some(outbox) = lane.dirty.pop() else { break };
-            if busy.contains(&outbox.key) && !outbox.is_dropped() {
-                lane.dirty.push(outbox);
+            let Some(outbox) = partition.dirty.pop() else { break };
+            if busy.contains(&outbox.key()) && !outbox.is_dropped() {
+                partition.dirty.push(outbox);
                 continue;
             }
-            outbox.queued.store(false, Ordering::Release);
-            if outbox.is_dropped() {
-                continue;
-            }
-            let check = outbox.check.swap(false, Ordering::Relaxed);
-            let waiting = outbox.take();
-            if (waiting.to > waiting.from || check)
-                && let Some(waiting) = rewrites.record_rows(&outbox, waiting)
+            if let Some(pending) = outbox.dequeue()
+                && let Some(pending) = snapshots.record_rows(&outbox, pending)
             {
-                if waiting.rows.len() > self.store.batch_bytes_max() {
-                    rewrites.catch_up(outbox, self.fresh_generation(), waiting);
+                if pending.rows.len() > self.store.batch_bytes_max() {
+                    snapshots.catch_up(outbox, self.fresh_generation(), pending);
                 } else {
-                    bytes += waiting.rows.len();
-                    flights.push(InFlightBatch::rows(outbox, waiting));
+                    bytes += pending.rows.len();
+                    batches.push(InFlightBatch::rows(outbox, pending));
                 }
             }
         }
-        left.is_blocking = flights.is_empty() && !left.batches.is_empty();
-        flights
+        retries.is_blocking = batches.is_empty() && !retries.batches.is_empty();
+        batches
     }
 
-    /// Lets others run while they hand over more.
-    async fn yield_for_appends(&self, lane: &WriterPartition) {
-        let start = self.clock.mono_ns();
-        let (mut seen, mut quiet) = (lane.append_count.load(Ordering::Relaxed), 0);
-        while quiet < QUIET_POLLS && self.clock.mono_ns().saturating_sub(start) < GATHER_NS_MAX {
+    /// Yields to other tasks while they append more rows.
+    async fn yield_for_appends(&self, partition: &WriterPartition) {
+        let start_ns = self.clock.mono_ns();
+        let (mut last_count, mut quiet) = (partition.append_count.load(Ordering::Relaxed), 0);
+        while quiet < QUIET_POLLS && self.clock.mono_ns().saturating_sub(start_ns) < GATHER_NS_MAX {
             tokio::task::yield_now().await;
-            let hands = lane.append_count.load(Ordering::Relaxed);
-            quiet = if hands == seen { quiet + 1 } else { 0 };
-            seen = hands;
+            let count = partition.append_count.load(Ordering::Relaxed);
+            quiet = if count == last_count { quiet + 1 } else { 0 };
+            last_count = count;
         }
     }
 
-    /// Applies once. What the store did not answer is left for a later round.
+    /// Applies one round. Batches that the store does not answer are left for a later round.
     async fn apply(
         &self,
         writer: usize,
-        flights: Vec<InFlightBatch>,
-        rewrites: &mut SnapshotQueue,
-        left: &mut RetryQueue,
+        batches: Vec<InFlightBatch>,
+        snapshots: &mut SnapshotQueue,
+        retries: &mut RetryQueue,
     ) {
-        let start = self.clock.mono_ns();
-        let answer = self.store.apply(flights.iter().map(|flight| flight.write.clone()).collect()).await;
-        let now = self.clock.mono_ns();
-        metrics().store_write_seconds.record(Duration::from_nanos(now.saturating_sub(start)).as_secs_f64());
-        let (outcomes, trouble) = match answer {
+        let start_ns = self.clock.mono_ns();
+        let answer = self.store.apply(batches.iter().map(|batch| batch.write.clone()).collect()).await;
+        let now_ns = self.clock.mono_ns();
+        metrics().store_write_seconds.record(Duration::from_nanos(now_ns.saturating_sub(start_ns)).as_secs_f64());
+        let (outcomes, fault) = match answer {
             Ok(outcomes) => {
-                let away = outcomes.contains(&WriteOutcome::Unanswered);
-                (outcomes, away.then(|| self.store.last_fault()))
+                let any_unanswered = outcomes.contains(&WriteOutcome::Unanswered);
+                (outcomes, any_unanswered.then(|| self.store.last_fault()))
             }
-            Err(error) => (vec![WriteOutcome::Unanswered; flights.len()], Some(error.text().to_owned())),
+            Err(error) => (vec![WriteOutcome::Unanswered; batches.len()], Some(error.text().to_owned())),
         };
         if outcomes.contains(&WriteOutcome::Fenced) {
             metrics().store_writes(StoreWriteResult::Fenced).increment(1);
             self.mark_fenced();
             return;
         }
-        let (mut done, mut answers) = (Vec::with_capacity(flights.len()), Vec::with_capacity(flights.len()));
-        for (flight, outcome) in flights.into_iter().zip(outcomes) {
+        let (mut answered, mut answers) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
+        for (batch, outcome) in batches.into_iter().zip(outcomes) {
             if outcome == WriteOutcome::Unanswered {
                 metrics().store_writes(StoreWriteResult::Error).increment(1);
-                left.batches.push(flight);
+                retries.batches.push(batch);
             } else {
-                done.push(flight);
+                answered.push(batch);
                 answers.push(outcome);
             }
         }
-        if trouble.is_some() {
+        if fault.is_some() {
             metrics().store_retries.increment(1);
-            left.back_off(now);
-        } else if left.batches.is_empty() {
-            left.pause_ms = 0;
+            retries.back_off(now_ns);
+        } else if retries.batches.is_empty() {
+            retries.pause_ms = 0;
         }
-        let text = trouble.clone().unwrap_or_default();
-        if (trouble.is_some() || left.batches.is_empty())
-            && self.set_fault(StoreFault::Writes(writer), trouble)
+        let text = fault.clone().unwrap_or_default();
+        if (fault.is_some() || retries.batches.is_empty())
+            && self.set_fault(StoreFault::Writes(writer), fault)
             && !text.is_empty()
         {
-            tracing::warn!(store = self.store.kind(), error = text, "the store did not take steps; sending again");
+            tracing::warn!(store = self.store.kind(), error = text, "the store did not accept writes; retrying");
         }
-        self.finish_round(done, &answers, rewrites);
+        self.finish_round(answered, &answers, snapshots);
     }
 
-    fn finish_round(&self, flights: Vec<InFlightBatch>, outcomes: &[WriteOutcome], rewrites: &mut SnapshotQueue) {
-        debug_assert_eq!(flights.len(), outcomes.len(), "one outcome a step");
-        let mut moved = Vec::with_capacity(flights.len());
-        for (flight, &outcome) in flights.into_iter().zip(outcomes) {
-            metrics().store_writes(flight.result(outcome)).increment(1);
-            metrics().store_write_rows.record(flight.rows as f64);
-            metrics().store_write_bytes.record(flight.bytes() as f64);
-            if let Some((outbox, applied)) = self.complete(flight, outcome, rewrites)
+    fn finish_round(&self, batches: Vec<InFlightBatch>, outcomes: &[WriteOutcome], snapshots: &mut SnapshotQueue) {
+        debug_assert_eq!(batches.len(), outcomes.len(), "one outcome per batch");
+        let mut advanced = Vec::with_capacity(batches.len());
+        for (batch, &outcome) in batches.into_iter().zip(outcomes) {
+            metrics().store_writes(batch.result(outcome)).increment(1);
+            metrics().store_write_rows.record(batch.rows as f64);
+            metrics().store_write_bytes.record(batch.bytes() as f64);
+            if let Some((outbox, applied)) = self.complete(batch, outcome, snapshots)
                 && outbox.advance(applied)
             {
-                moved.push(outbox);
+                advanced.push(outbox);
             }
         }
-        // All shards move on before any of them is told: an answer may wait for the records of several.
+        // All shards advance before any is notified: a reply may wait for the records of several.
         self.progress.notify_waiters();
-        for outbox in moved {
+        for outbox in advanced {
             outbox.notify_source();
             outbox.notify_waiters();
         }
-        if rewrites.is_idle()
+        if snapshots.is_idle()
             && let Some(outbox) = self.store.snapshot_candidate().and_then(|key| self.outbox(key))
         {
-            rewrites.begin(outbox, self.fresh_generation(), None);
+            snapshots.begin(outbox, self.fresh_generation(), None);
         }
     }
 
     fn complete(
         &self,
-        flight: InFlightBatch,
+        batch: InFlightBatch,
         outcome: WriteOutcome,
-        rewrites: &mut SnapshotQueue,
+        snapshots: &mut SnapshotQueue,
     ) -> Option<(Arc<Outbox>, Seq)> {
-        let InFlightBatch { outbox, write: step, .. } = flight;
-        let good = matches!(outcome, WriteOutcome::Ok | WriteOutcome::Duplicate);
-        match step.kind {
-            WriteKind::Rows(_) if good => Some((outbox, step.to)),
-            WriteKind::Drop if good => {
-                self.outboxes.remove(&step.shard);
-                Some((outbox, step.to))
+        let InFlightBatch { outbox, write, .. } = batch;
+        let is_stored = matches!(outcome, WriteOutcome::Ok | WriteOutcome::Duplicate);
+        match write.kind {
+            WriteKind::Rows(_) if is_stored => Some((outbox, write.to)),
+            WriteKind::Drop if is_stored => {
+                self.outboxes.remove(&write.shard);
+                Some((outbox, write.to))
             }
             WriteKind::Rows(_) => {
-                tracing::warn!(shard = ?step.shard, from = step.from, to = step.to, "gap: the shard is rewritten");
-                rewrites.begin(outbox, self.fresh_generation(), Some(step.to));
+                let (shard, from, to) = (write.shard, write.from, write.to);
+                tracing::warn!(?shard, from, to, "the store lost records of the shard; writing a snapshot of it");
+                snapshots.begin(outbox, self.fresh_generation(), Some(to));
                 self.check_after_gap();
                 None
             }
             WriteKind::Drop => None,
-            WriteKind::Chunk { .. } => {
-                rewrites.chunk_done(good, self.fresh_generation());
+            WriteKind::Chunk { .. } if is_stored => {
+                snapshots.chunk_stored();
                 None
             }
-            WriteKind::Install { .. } if good => {
+            WriteKind::Chunk { .. } => {
+                snapshots.chunk_rejected(self.fresh_generation());
+                None
+            }
+            WriteKind::Install { .. } if is_stored => {
                 metrics().shard_snapshots.increment(1);
-                rewrites.finish();
-                Some((outbox, step.to))
+                snapshots.finish();
+                Some((outbox, write.to))
             }
             WriteKind::Install { .. } => {
-                rewrites.restart(step.to, self.fresh_generation());
+                snapshots.install_rejected(write.to, self.fresh_generation());
                 None
             }
         }

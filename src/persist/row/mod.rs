@@ -1,6 +1,6 @@
-//! The row format: what a store holds.
+//! Row format: the contents of a store.
 //!
-//! A row is the whole present state of one thing of a shard. Rows travel in *frames*, back to back:
+//! A row is the whole present state of one object of a shard. Rows are encoded as *frames*, back to back:
 //!
 //! ```text
 //! kind u8 (top bit: deleted) | id length u8 | id | body length u32 LE | body      (a deletion ends after the id)
@@ -9,7 +9,7 @@
 //!
 //! A later frame of the same kind and id replaces an earlier one, so replaying frames twice is harmless. Fields
 //! may be added to a message under the same version; a change of meaning takes a new version, and a reader
-//! refuses versions that it does not know.
+//! rejects versions that it does not know.
 
 mod worker;
 
@@ -22,16 +22,16 @@ const VERSION: u8 = 1;
 
 const DELETED: u8 = 0x80;
 
-/// Declares the kinds of rows, each once: number in a frame, letter in stores that name rows by text.
+/// Declares each kind of row once, with its number in a frame and its letter in stores that name rows by text.
 macro_rules! row_kinds {
     ($($(#[$doc:meta])* $kind:ident = $number:literal, $letter:literal;)*) => {
-        /// Kind of thing that a row describes.
+        /// Kind of object that a row describes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum RowKind { $($(#[$doc])* $kind = $number),* }
 
         impl RowKind {
-            /// Every kind that is written.
+            /// All kinds, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$kind),*];
 
             const fn of_number(number: u8) -> Option<Self> {
@@ -41,7 +41,7 @@ macro_rules! row_kinds {
                 }
             }
 
-            /// Kind that goes by a letter.
+            /// Kind with this letter, if there is one.
             #[must_use]
             pub const fn of_letter(letter: u8) -> Option<Self> {
                 match letter {
@@ -50,7 +50,7 @@ macro_rules! row_kinds {
                 }
             }
 
-            /// Letter of the kind.
+            /// Letter that stands for the kind.
             #[must_use]
             pub const fn letter(self) -> u8 {
                 match self { $(Self::$kind => $letter),* }
@@ -60,41 +60,41 @@ macro_rules! row_kinds {
 }
 
 row_kinds! {
-    /// A worker with its claims; id = worker id.
+    /// Worker with its claims; id = worker id.
     Worker = 1, b'w';
-    /// A pool of the catalogue; id = its uid.
+    /// Pool of the catalog; id = its uid.
     Pool = 2, b'p';
-    /// What a shard remembers of itself; no id.
+    /// Shard's own state; no id.
     Shard = 3, b's';
-    /// A committed gang whose members may still be provisional; id = its number.
+    /// Committed gang whose members may still be provisional; id = its number.
     Gang = 4, b'g';
-    /// A quota of the catalogue; id = a hash of its name.
+    /// Quota of the catalog; id = a hash of its name.
     Quota = 5, b'q';
 }
 
-/// Why a row cannot be read.
+/// Reason for which a row cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
-    /// The frame ends early.
+    /// Frame that ends early.
     #[error("a row ends early")]
     Truncated,
-    /// The kind is of a later build, or damaged.
+    /// Kind of a later build, or damage.
     #[error("row of unknown kind {0}")]
     Kind(u8),
-    /// The body is of a later build, or damaged.
+    /// Body of a later build, or damage.
     #[error("row {id} has unknown version {version}")]
     Version {
-        /// Id of the row.
+        /// Id of that row.
         id: String,
-        /// Its version.
+        /// Version that was found.
         version: u8,
     },
-    /// The body cannot be decoded.
+    /// Body that cannot be decoded.
     #[error("row {id} is damaged: {cause}")]
     Damaged {
-        /// Id of the row.
+        /// Id of that row.
         id: String,
-        /// What the decoder said.
+        /// Error of the decoder.
         cause: String,
     },
 }
@@ -102,28 +102,28 @@ pub enum RowError {
 /// One row, borrowed from its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowFrame<'a> {
-    /// What it describes.
+    /// Kind of object that it describes.
     pub kind: RowKind,
-    /// Which one.
+    /// Id of that object.
     pub id: &'a str,
-    /// Its state; none: it is gone.
+    /// State of the object; none: it was deleted.
     pub body: Option<&'a [u8]>,
 }
 
-/// Reads frames back to back. After an error it ends.
+/// Iterator over frames back to back, which ends after an error.
 #[derive(Debug, Clone)]
 pub struct RowFrames<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> RowFrames<'a> {
-    /// Over `bytes`.
+    /// Creates an iterator over the frames in `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// What is not read yet.
+    /// Bytes that are not read yet.
     #[must_use]
     pub const fn rest(&self) -> &'a [u8] {
         self.rest
@@ -174,11 +174,11 @@ fn put_frame(out: &mut Vec<u8>, kind: RowKind, id: &str, body: impl FnOnce(&mut 
 
 fn put_id(out: &mut Vec<u8>, tag: u8, id: &str) {
     out.push(tag);
-    out.push(u8::try_from(id.len()).expect("ids are checked at the rim to fit 255 bytes"));
+    out.push(u8::try_from(id.len()).expect("ids are checked at the edges to fit 255 bytes"));
     out.extend_from_slice(id.as_bytes());
 }
 
-/// Writes that the row is gone.
+/// Writes the deletion of a row.
 pub fn put_deletion(out: &mut Vec<u8>, kind: RowKind, id: &str) {
     put_id(out, kind as u8 | DELETED, id);
 }
@@ -191,120 +191,121 @@ fn decode_message<M: prost::Message + Default>(id: &str, body: &[u8]) -> Result<
     M::decode(rest).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })
 }
 
-/// What a shard remembers of itself.
+/// Row of a shard itself.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct ShardRow {
-    /// Highest fence that it granted.
+    /// Highest fence that the shard granted.
     #[prost(uint64, tag = "1")]
     pub fence_max: u64,
-    /// It acknowledges claims from memory: a stop that does not take this back may have lost some.
+    /// Whether claims are acknowledged from memory: a stop that does not clear this may have lost some.
     #[prost(bool, tag = "2")]
     pub memory_acks: bool,
-    /// How long one that was lost may still be started.
+    /// Time for which a lost claim may still be started, in milliseconds.
     #[prost(uint64, tag = "3")]
     pub reserve_ms: u64,
-    /// How many stops may have lost claims so far.
+    /// Number of stops so far that may have lost claims.
     #[prost(uint64, tag = "4")]
     pub unclean_stops: u64,
 }
 
-/// Writes a shard's own row.
+/// Writes the row of a shard itself.
 pub fn put_shard(out: &mut Vec<u8>, row: &ShardRow) {
     put_frame(out, RowKind::Shard, "", |out| row.encode(out).expect("a Vec grows as needed"));
 }
 
-/// Writes the row of a committed gang, or that it is gone. It says nothing but that it is there.
-pub fn put_gang(out: &mut Vec<u8>, id: u64, there: bool) {
-    if there {
-        put_frame(out, RowKind::Gang, &id.to_string(), |_| ());
-    } else {
-        put_deletion(out, RowKind::Gang, &id.to_string());
-    }
+/// Writes the row of a committed gang. Its body is empty: the row records that the gang was committed.
+pub fn put_gang(out: &mut Vec<u8>, id: u64) {
+    put_frame(out, RowKind::Gang, &id.to_string(), |_| ());
 }
 
-/// Reads a shard's own row.
+/// Writes the deletion of a committed gang's row.
+pub fn put_gang_deletion(out: &mut Vec<u8>, id: u64) {
+    put_deletion(out, RowKind::Gang, &id.to_string());
+}
+
+/// Reads the row of a shard itself.
 ///
 /// # Errors
-/// An unknown version, or damage.
+/// Unknown version of the body, or damage.
 pub fn decode_shard(body: &[u8]) -> Result<ShardRow, RowError> {
     decode_message("of the shard itself", body)
 }
 
-/// A pool as it is stored in the catalogue.
+/// Pool as it is stored in the catalog.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PoolRow {
-    /// Part of the keys of its shards; never used again for another pool.
+    /// Uid, part of the keys of the pool's shards and never reused for another pool.
     #[prost(uint64, tag = "1")]
     pub uid: u64,
-    /// The specification, as JSON: the form that the interface speaks, so that a new field needs no second schema.
+    /// Specification as JSON, the form of the API, so that a new field needs no second schema.
     #[prost(string, tag = "2")]
     pub spec_json: String,
     /// Version of the worker-to-shard hash.
     #[prost(uint32, tag = "3")]
     pub hash_version: u32,
-    /// True: it is being deleted; a recovery goes on with that.
+    /// Whether the pool is being deleted; a recovery continues that.
     #[prost(bool, tag = "4")]
     pub deleting: bool,
-    /// `ns/pool`.
+    /// Name of the pool, `ns/pool`.
     #[prost(string, tag = "5")]
     pub name: String,
-    /// Number of the specification: drawn where fences are. 0, of an older build: that of the pool, its uid.
+    /// Version of the specification, drawn like a fence. 0, as older builds wrote, stands for the uid.
     #[prost(uint64, tag = "6")]
     pub version: u64,
 }
 
 impl PoolRow {
-    /// Number of the specification.
+    /// Version of the specification: [`Self::version`], or the uid in rows of older builds.
     #[must_use]
     pub const fn version(&self) -> u64 {
         if self.version == 0 { self.uid } else { self.version }
     }
 }
 
-/// Writes a pool's row. Its id is the uid: `ns/pool` may be longer than a frame's id.
+/// Writes a pool's row. The id is the uid, because `ns/pool` may be longer than a frame's id.
 pub fn put_pool(out: &mut Vec<u8>, row: &PoolRow) {
     put_frame(out, RowKind::Pool, &row.uid.to_string(), |out| row.encode(out).expect("a Vec grows as needed"));
 }
 
-/// Reads a pool's row.
+/// Reads the row of a pool.
 ///
 /// # Errors
-/// An unknown version, or damage.
+/// Unknown version of the body, or damage.
 pub fn decode_pool(id: &str, body: &[u8]) -> Result<PoolRow, RowError> {
     decode_message(id, body)
 }
 
-/// A quota as it is stored in the catalogue.
+/// Quota as it is stored in the catalog.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct QuotaRow {
-    /// `namespace/tenant`, or `namespace` for its tenants without their own.
+    /// Name: `namespace/tenant`, or `namespace` for its tenants without their own quota.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// The quota, as JSON, for the same reason as [`PoolRow::spec_json`].
+    /// Quota as JSON, for the same reason as [`PoolRow::spec_json`].
     #[prost(string, tag = "2")]
     pub quota_json: String,
 }
 
-/// Id of the row of the quota of that name, which itself may be longer than a frame's id.
+/// Row id of the quota of that name: a hash, because the name may be longer than a frame's id.
 fn quota_id(name: &str) -> String {
     format!("{:032x}", xxhash_rust::xxh3::xxh3_128(name.as_bytes()))
 }
 
-/// Writes a quota's row.
+/// Writes the row of a quota.
 pub fn put_quota(out: &mut Vec<u8>, row: &QuotaRow) {
     let id = quota_id(&row.name);
     put_frame(out, RowKind::Quota, &id, |out| row.encode(out).expect("a Vec grows as needed"));
 }
 
-/// Writes that the quota of that name is gone.
+/// Writes the deletion of the quota of that name.
 pub fn put_quota_deletion(out: &mut Vec<u8>, name: &str) {
     put_deletion(out, RowKind::Quota, &quota_id(name));
 }
 
-/// Reads a quota's row.
+/// Reads the row of a quota.
 ///
 /// # Errors
-/// An unknown version, or damage.
+/// Unknown version of the body, or damage.
 pub fn decode_quota(id: &str, body: &[u8]) -> Result<QuotaRow, RowError> {
     decode_message(id, body)
 }
@@ -314,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_of_an_older_build_is_at_its_first_version() {
+    fn a_pool_row_of_an_older_build_has_its_uid_as_version() {
         let old = PoolRow { uid: 7, ..PoolRow::default() };
         let mut frames = Vec::new();
         put_pool(&mut frames, &old);

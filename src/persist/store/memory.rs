@@ -1,10 +1,10 @@
-//! `memory:` keeps nothing. For tests and `hotpool-load`: everything else runs as in the service.
+//! `memory:`, a store that keeps nothing, for tests and `hotpool-load`: everything else runs as in the service.
 
 use futures::future::{BoxFuture, FutureExt as _, ready};
 
 use super::{FenceSpan, LoadedShard, OwnershipRecord, RowSink, ShardKey, Store, StoreError, WriteBatch, WriteOutcome};
 
-/// A store that answers `Ok` and keeps nothing.
+/// Store that answers `Ok` and keeps nothing.
 #[derive(Debug, Default)]
 pub struct MemoryStore;
 
@@ -29,8 +29,8 @@ impl Store for MemoryStore {
         ready(Ok(shards.into_iter().map(|shard| LoadedShard { shard, at: Ok(0) }).collect())).boxed()
     }
 
-    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
-        ready(Ok(vec![WriteOutcome::Ok; steps.len()])).boxed()
+    fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
+        ready(Ok(vec![WriteOutcome::Ok; batches.len()])).boxed()
     }
 
     fn snapshot_candidate(&self) -> Option<ShardKey> {

@@ -1,22 +1,21 @@
-//! What a store must do. A store records; it never arbitrates, and it never reads a row's meaning.
+//! Contract of a store. A store records; it never arbitrates, and it never interprets a row.
 //!
-//! A shard's records are *rows* (see `crate::persist::row`) in *steps*. A step carries the present state of the rows
-//! that changed in `(from, to]` and is applied atomically, so the store always holds the exact state of the
-//! shard at some sequence number `at`. A step of `(owner, epoch)` meets a store at `(o, e, at)`:
+//! The records of a shard are *rows* (see `crate::persist::row`) in *write batches*. A batch carries the present state of the
+//! rows that changed in `(from, to]` and is applied atomically, so the store always holds the exact state of the shard
+//! at some sequence number `at`. A batch of `(owner, epoch)` is applied to a shard at `(o, e, at)`:
 //!
-//! | the store | the answer |
+//! | state in the store | outcome |
 //! |---|---|
-//! | a higher epoch than ours, or our epoch with another owner | [`WriteOutcome::FencedClaimArgs`] |
-//! | a lower epoch than ours, nothing there, or `at < from` | [`WriteOutcome::Gap`] |
+//! | a higher epoch than ours, or our epoch with another owner | [`WriteOutcome::Fenced`] |
+//! | a lower epoch than ours, no rows, or `at < from` | [`WriteOutcome::Gap`] |
 //! | `to <= at` | [`WriteOutcome::Duplicate`] |
 //! | `from <= at < to` | applied: [`WriteOutcome::Ok`] |
 //!
-//! A shard that the store does not know is at 0 of the present epoch, so its first step starts `from: 0`.
+//! A shard that the store does not know is at 0 of the present epoch, so its first batch starts `from: 0`.
 //!
-//! A rewrite replaces a shard's rows as a whole: numbered chunks of a new generation, then one flip that carries
-//! the rows that changed meanwhile. Until the flip the old generation stands and goes on taking steps; a flip is
-//! refused (`Gap`) unless every chunk of its generation is there. What an unfinished rewrite left is dropped by
-//! the next one.
+//! A snapshot replaces the rows of a shard as a whole: numbered chunks of a new generation, then one install with the rows
+//! that changed meanwhile. Until the install the old generation stays valid and accepts batches. An install is rejected
+//! (`Gap`) unless every chunk of its generation is stored. The next snapshot removes what an unfinished one left behind.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,127 +32,127 @@ pub mod redb;
 #[cfg(feature = "redis")]
 pub mod redis;
 
-/// Which record stream: a pool's uid and the shard's index. Pool 0 is the catalogue of pools.
+/// Key of a record stream: a pool's uid and the shard's index. Pool 0 is the catalog of pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardKey {
-    /// Uid of the pool, never reused; 0 is the catalogue.
+    /// Uid of the pool, never reused; 0 is the catalog.
     pub pool: u64,
     /// Index of the shard in its pool.
     pub shard: u16,
 }
 
 impl ShardKey {
-    /// The catalogue: pool specifications, one row a pool.
+    /// Key of the catalog, which has one row for each pool and quota.
     pub const CATALOG: Self = Self { pool: 0, shard: 0 };
 }
 
-/// A shard's change, ready to be applied.
+/// Change of one shard, ready to be applied.
 #[derive(Debug, Clone)]
 pub struct WriteBatch {
-    /// Whose.
+    /// Shard that the batch changes.
     pub shard: ShardKey,
-    /// The state that it starts from: every change up to here is in the store already.
+    /// Sequence number of the state that the batch builds on: the store has every change up to here.
     pub from: Seq,
-    /// The state that it leads to.
+    /// Sequence number of the state that the batch leads to.
     pub to: Seq,
-    /// What to do.
+    /// Kind of change, with its rows.
     pub kind: WriteKind,
 }
 
-/// What a step does. `rows` are frames as `crate::persist::row` writes them.
+/// Kind of change. `rows` are frames as `crate::persist::row` writes them.
 #[derive(Debug, Clone)]
 pub enum WriteKind {
     /// Puts and deletes rows.
     Rows(Bytes),
-    /// Part `number` (from 0) of a new generation. Does not move `at`; `from` and `to` are ignored.
+    /// Stores part `number` (from 0) of a new generation. Does not move `at`; `from` and `to` are ignored.
     Chunk {
-        /// Fresh for every attempt.
+        /// Generation, fresh for every attempt.
         generation: u64,
-        /// 0, 1, 2, ... without a hole.
+        /// Number of the chunk: 0, 1, 2, ... without a hole.
         number: u32,
         /// Rows of the shard.
         rows: Bytes,
     },
-    /// Makes the generation the shard's state: its `chunks` in order, then `rows`. Moves `at` to `to`
-    /// whatever it was before (only the epoch is checked), so it also mends a gap.
+    /// Makes the generation the state of the shard: its `chunks` in order, then `rows`. Moves `at` to `to`
+    /// whatever it was before (only the epoch is checked), so it also closes a gap.
     Install {
-        /// That of the chunks.
+        /// Generation of the chunks.
         generation: u64,
-        /// How many there must be.
+        /// Number of chunks that must be stored.
         chunks: u32,
-        /// The rows that changed while the chunks were written.
+        /// Rows that changed while the chunks were written.
         rows: Bytes,
     },
-    /// Forgets the shard.
+    /// Removes all rows of the shard.
     Drop,
 }
 
-/// What became of one step.
+/// Outcome of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// Applied.
+    /// Batch that was applied.
     Ok,
-    /// The store had it already.
+    /// Batch that the store had already.
     Duplicate,
-    /// The store lacks what the step builds on: the shard must be rewritten.
+    /// Store without the state that the batch builds on: the shard needs a snapshot.
     Gap,
-    /// Another owner has the store: stop answering.
+    /// Store with another owner: stop answering.
     Fenced,
-    /// Not answered: it may or may not be applied, and is to be sent again. Others of the same call are not touched by it.
+    /// No answer: the batch may or may not be applied, and must be sent again. Other batches of the call are not affected.
     Unanswered,
 }
 
-/// The ownership record after a take-over.
+/// Ownership record after a takeover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnershipRecord {
-    /// Grows with every take-over.
+    /// Epoch, which grows with every takeover.
     pub epoch: u64,
-    /// No fence was ever given out above this one.
+    /// Fence above which none was ever granted.
     pub fence_ceiling: Fence,
-    /// The last owner that gave any out gave out none up to this.
+    /// Fence above which the last owner that granted any granted all of its own.
     pub fence_floor: Fence,
 }
 
-/// Fences that an owner may give out: above `floor`, up to `ceiling`.
+/// Fences that an owner may grant: above `floor`, up to `ceiling`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FenceSpan {
-    /// The ceiling of the owner before.
+    /// Ceiling of the previous owner.
     pub floor: Fence,
-    /// The ceiling of this owner.
+    /// Ceiling of this owner.
     pub ceiling: Fence,
 }
 
-/// What [`Store::load`] found of one shard, after its rows went to the sink.
+/// Result of [`Store::load`] for one shard, after its rows went to the sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedShard {
-    /// Which.
+    /// Shard that was loaded.
     pub shard: ShardKey,
-    /// The sequence number of its state (0: nothing there), or why it cannot be read.
+    /// Sequence number of the state (0 without rows), or the reason for which it cannot be read.
     pub at: Result<Seq, String>,
 }
 
-/// Takes frames of rows in the order in which they must be replayed: a later row of the same id replaces an earlier.
+/// Receiver of frames in the order of their replay: a later row of the same id replaces an earlier one.
 pub type RowSink = Box<dyn FnMut(ShardKey, &[u8]) + Send>;
 
-/// A store failed as a whole.
+/// Failure of a store as a whole.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Trying again may help: the store is away, the disk is full.
+    /// Store that is unavailable at present, or a full disk: retrying may help.
     #[error("{0}")]
     Unavailable(String),
-    /// Somebody else owns it, perhaps not for long: trying again may help.
+    /// Store that another process owns, perhaps not for long: retrying may help.
     #[error("{0}")]
     OwnedElsewhere(String),
-    /// It was ours under an epoch that was given out before: take it over again, then try again.
+    /// Epoch that was assigned before: take the store over again, then retry.
     #[error("{0}")]
     Superseded(String),
-    /// Trying again cannot help: it is not ours, damaged, or of another version.
+    /// Store with another owner, with damage or of another version: retrying cannot help.
     #[error("{0}")]
     Unusable(String),
 }
 
 impl StoreError {
-    /// What is wrong, for people.
+    /// Text of the error, for people.
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
@@ -164,78 +163,88 @@ impl StoreError {
     }
 }
 
-/// What became of a renewal of ownership.
+/// Outcome of a renewal of ownership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenewalOutcome {
-    /// The store is ours for another lease.
+    /// Store that this process owns for another lease.
     Renewed,
-    /// The record is gone: somebody emptied the store.
+    /// Store without the ownership record: it was emptied.
     Missing,
-    /// Another owner has it: stop answering.
+    /// Store with another owner: stop answering.
     Fenced,
 }
 
-/// Where records go. All calls may take long; none is made from a shard.
+/// Whether a renewal may write an ownership record that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingRecord {
+    /// Report [`RenewalOutcome::Missing`].
+    Report,
+    /// Write the record anew.
+    Create,
+}
+
+/// Store of records. Every call may take long; none is made from a shard.
 pub trait Store: Send + Sync + 'static {
-    /// Scheme of its URL, for messages and metrics.
+    /// Scheme of the store's URL, for messages and metrics.
     fn kind(&self) -> &'static str;
 
-    /// False: every step is answered `Ok` and nothing is kept, so no row need be written for it.
+    /// Whether rows are kept. If not, every batch is answered `Ok`, and no row need be encoded.
     fn keeps_rows(&self) -> bool;
 
-    /// How long a take-over or a renewal makes this process the owner, in milliseconds, counted from when it was sent.
-    /// None: for as long as it lives.
+    /// Time for which a takeover or a renewal makes this process the owner, in milliseconds from when it was sent. None: for
+    /// as long as the process lives.
     fn lease_ms(&self) -> Option<Millis> {
         None
     }
 
-    /// Bytes of rows in one step; a shard with more to write is rewritten in chunks.
+    /// Most bytes of rows in one batch; a shard with more to write is written as a snapshot.
     fn batch_bytes_max(&self) -> usize {
         usize::MAX
     }
 
-    /// Why a step was answered `Away` last, for people.
+    /// Reason for the last [`WriteOutcome::Unanswered`], for people.
     fn last_fault(&self) -> String {
         String::new()
     }
 
-    /// Steps of shards of one lane go together, and lanes do not wait for each other. Any number.
+    /// Partition of a shard: batches of one partition go together, and partitions do not wait for each other. Any number.
     fn writer_partition(&self, _shard: ShardKey) -> usize {
         0
     }
 
-    /// Becomes the owner under a fresh epoch, durably. `Held` while somebody else may still be the owner.
+    /// Becomes the owner under a fresh epoch, durably. [`StoreError::OwnedElsewhere`] while another process may be the owner.
     fn take_over(&self, owner: uuid::Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>>;
 
-    /// Raises the ceiling of fences in the ownership record, and the floor with it, durably and in one step. Fails if it
-    /// is no longer ours.
+    /// Raises the ceiling and the floor of fences in the ownership record, durably and atomically. Fails if another process
+    /// owns the store.
     fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Renews a lease. `create`: writes the record anew if it is gone.
-    fn renew(&self, _create: bool) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
+    /// Renews the lease of this process.
+    fn renew(&self, _missing: MissingRecord) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
         ready(Ok(RenewalOutcome::Renewed)).boxed()
     }
 
-    /// Gives a lease back: the next owner need not wait for its end. Nothing may be answered afterwards.
+    /// Ends the lease early, so that the next owner need not wait. No reply may leave afterwards.
     fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         ready(Ok(())).boxed()
     }
 
-    /// Reads shards; those of an owner are its own from then on. Without a take-over it only reads. Damage of one shard is reported for that shard and does not stop the others.
+    /// Reads shards. After a takeover they belong to this owner from then on; without one nothing is changed. Damage of one
+    /// shard is reported for that shard and does not stop the others.
     fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>>;
 
-    /// Applies steps of many shards (at most one of a shard), each atomically, and returns when they are durable: one outcome a step, in order.
-    /// After `Err` any of them may or may not be applied; sending them again is safe.
-    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>>;
+    /// Applies batches of many shards (at most one of a shard), each atomically, and returns when they are durable: one outcome
+    /// per batch, in order. After `Err` any of them may or may not be applied; sending them again is safe.
+    fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>>;
 
-    /// What the store says of itself, such as who owns it; names and values for people.
+    /// Properties of the store such as its owner: names and values for people.
     fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
         ready(Ok(BTreeMap::new())).boxed()
     }
 
-    /// A shard whose rewrite would let the store free space, if there is one worth it.
+    /// Shard of which a snapshot would let the store free much space, if there is one.
     fn snapshot_candidate(&self) -> Option<ShardKey>;
 }
 
-/// A store, shared.
+/// Store that is shared between tasks.
 pub type SharedStore = Arc<dyn Store>;

@@ -1,4 +1,4 @@
-//! Addresses to listen on, as people write them.
+//! Parsing of addresses to listen on.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs as _};
@@ -9,10 +9,10 @@ use serde::{Deserialize, Deserializer};
 /// Reason for which a text is no address to listen on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Text in which a host and a port cannot be told apart.
+    /// Text that is not a host and a port.
     #[error("must be HOST:PORT, as in 127.0.0.1:7070, localhost:7070 or :7070 for all interfaces, got {0:?}")]
     Form(String),
-    /// Address of version 6 whose end cannot be told from a port.
+    /// IPv6 address without brackets, whose end could be a port.
     #[error("must have the address in brackets, as in [::1]:7070, got {0:?}")]
     Brackets(String),
     /// Name that has no address on this machine.
@@ -25,10 +25,10 @@ pub enum ListenError {
     },
 }
 
-/// Reads `HOST:PORT`. A name is resolved, and an address of version 4 preferred; no host at all means all interfaces.
+/// Parses `HOST:PORT`. A name is resolved, with IPv4 preferred; without a host it means all interfaces.
 ///
 /// # Errors
-/// The text is not of that form, or the name has no address.
+/// [`ListenError`] if the text is not of that form, or the name has no address.
 pub fn address(text: &str) -> Result<SocketAddr, ListenError> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -45,16 +45,16 @@ pub fn address(text: &str) -> Result<SocketAddr, ListenError> {
     if host.contains(|c: char| c.is_whitespace() || c.is_control() || "[]/@".contains(c)) {
         return Err(form());
     }
-    let wrong = |error| ListenError::Host { host: host.to_owned(), error };
-    let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(wrong)?.collect();
-    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    first.copied().ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))
+    let failed = |error| ListenError::Host { host: host.to_owned(), error };
+    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
-/// Deserializes what [`address`] reads.
+/// Deserializes an address with [`address`].
 ///
 /// # Errors
-/// Those of [`address`].
+/// Errors of [`address`].
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     address(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
 }

@@ -1,5 +1,5 @@
 //! Configuration: defaults, then a TOML file (only if one is named), then `HOTPOOL__SECTION__KEY` from the
-//! environment, then flags. Everything is checked, and every problem told at once, before a port is bound.
+//! environment, then flags. Everything is checked, and all problems are reported together, before a port is bound.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,27 +24,27 @@ pub use store::{LEASE_MS, STANDBY_LEASE_MS, StoreConfig, StoreUrl};
 
 use source_map::ConfigSourceMap;
 
-/// Prefix of the variables that are read.
+/// Prefix of the environment variables that are read.
 const ENV_PREFIX: &str = "HOTPOOL__";
 
-/// Longest `server.idle_ms`: a week. Who wants longer says 0.
+/// Longest `server.idle_ms`: a week; 0 is unlimited.
 const IDLE_MS_MAX: u64 = 7 * 86_400_000;
 
-/// The whole configuration.
+/// Configuration of the service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The HTTP server.
+    /// Settings of the servers, `[server]`.
     pub server: ServerConfig,
-    /// The store.
+    /// Settings of the store, `[store]`.
     pub store: StoreConfig,
-    /// Logging.
+    /// Settings of the log, `[log]`.
     pub log: LogConfig,
-    /// Pools that are there before the service is ready.
+    /// Pools that are created before the service is ready.
     pub pools: Vec<PoolConfig>,
 }
 
-/// `[server]`.
+/// Settings of the servers, section `[server]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
@@ -55,18 +55,18 @@ pub struct ServerConfig {
     pub resp_listen: RespListen,
     /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
     pub hosts: HostNames,
-    /// Most connections at a time, of HTTP and gRPC and again of RESP; of more, those of RESP are closed at once, and the
-    /// others are answered one probe.
+    /// Most open connections of HTTP and gRPC, and as many again of RESP. Excess connections of RESP are closed at once; others
+    /// may get the answer to one probe.
     pub max_connections: usize,
-    /// Longest silence of a RESP connection between two commands, in milliseconds; 0: for ever.
+    /// Longest time between two commands of a RESP connection, in milliseconds; 0: unlimited.
     pub idle_ms: u64,
-    /// Most shards of all pools together; a pool that would bring more is refused.
+    /// Most shards of all pools together; a pool that would exceed it is rejected.
     pub max_shards: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// From a request's head to its answer, in milliseconds.
+    /// Longest time from the headers of a request to its answer, in milliseconds.
     pub request_timeout_ms: u64,
-    /// Whether an address that is not loopback may be served, though nobody is asked who they are.
+    /// Whether an address that is not loopback may be served, although clients are not authenticated.
     pub insecure: bool,
 }
 
@@ -86,22 +86,22 @@ impl Default for ServerConfig {
     }
 }
 
-/// `[log]`.
+/// Settings of the log, section `[log]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// Form in which lines are written.
+    /// Format of log lines.
     pub format: LogFormat,
 }
 
-/// Form in which log lines are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -117,7 +117,7 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Values of flags, which go over everything else.
+/// Values of flags, which override everything else.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigOverrides {
     /// Value of `--listen`, if given.
@@ -161,21 +161,21 @@ fn key_of(variable: &str) -> String {
     variable.strip_prefix(ENV_PREFIX).unwrap_or(variable).to_lowercase().replace("__", ".")
 }
 
-/// Whether a key is `outer` or stands inside of its value, as `server.listen` does of `server`.
+/// Whether a key is `outer` or part of its value, as `server.listen` is of `server`.
 fn is_within(key: &str, outer: &str) -> bool {
     key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// Problems with the file's name and line in front, unless one of the `elsewhere` keys has set the value or part of it.
+/// Prefixes problems with file name and line, unless one of the `overridden` keys has set the value or part of it.
 fn with_locations(
     problems: Vec<String>,
     file: Option<&(&Path, ConfigSourceMap<'_>)>,
-    elsewhere: &[String],
+    overridden: &[String],
 ) -> Vec<String> {
     let locate = |problem: String| {
         let key = problem.split(": ").next().unwrap_or_default();
-        let is_elsewhere = elsewhere.iter().any(|other| is_within(key, other) || is_within(other, key));
-        let line = file.filter(|_| !is_elsewhere).and_then(|(path, lines)| Some((path, lines.line_of(key)?)));
+        let is_overridden = overridden.iter().any(|other| is_within(key, other) || is_within(other, key));
+        let line = file.filter(|_| !is_overridden).and_then(|(path, lines)| Some((path, lines.line_of(key)?)));
         match line {
             Some((path, line)) => format!("{}:{line}: {problem}", path.display()),
             None => problem,
@@ -184,10 +184,10 @@ fn with_locations(
     problems.into_iter().map(locate).collect()
 }
 
-/// The configuration cannot be used.
+/// Reason for which the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
+    /// File that cannot be read.
     #[error("cannot read {path}: {error}")]
     Read {
         /// Path of that file.
@@ -195,29 +195,29 @@ pub enum ConfigError {
         /// Error of the operating system.
         error: std::io::Error,
     },
-    /// The file is not TOML.
+    /// File that is not TOML.
     #[error("{path}:{line}: {message}")]
     Toml {
         /// Path of that file.
         path: PathBuf,
-        /// Line that is wrong, from 1.
+        /// Number of the invalid line, from 1.
         line: usize,
-        /// Complaint of the parser.
+        /// Message of the parser.
         message: String,
     },
-    /// The parts cannot be put together.
+    /// Sources that cannot be merged.
     #[error("{0}")]
     Parse(#[from] config::ConfigError),
-    /// Every problem, one a line.
+    /// All problems, one per line.
     #[error("{}", .0.join("\n"))]
     Problems(Vec<String>),
 }
 
 impl Config {
-    /// Puts the parts together and checks the result.
+    /// Merges the sources and checks the result.
     ///
     /// # Errors
-    /// Every problem that can be seen at once.
+    /// [`ConfigError`] with all problems that can be found together.
     pub fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -230,20 +230,20 @@ impl Config {
         let text = file.map(read).transpose()?;
         let mut lines = None;
         if let (Some(path), Some(text)) = (file, &text) {
-            let wrong = |(line, message)| ConfigError::Toml { path: path.to_owned(), line, message };
-            lines = Some((path, ConfigSourceMap::parse(text).map_err(wrong)?));
+            let invalid = |(line, message)| ConfigError::Toml { path: path.to_owned(), line, message };
+            lines = Some((path, ConfigSourceMap::parse(text).map_err(invalid)?));
             sources = sources.add_source(File::from_str(text, FileFormat::Toml));
         }
         let ours: HashMap<_, _> = environment.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
         let variables = Environment::with_prefix("HOTPOOL").prefix_separator("__").separator("__");
-        let mut elsewhere: Vec<String> = ours.keys().map(|name| key_of(name)).collect();
+        let mut overridden: Vec<String> = ours.keys().map(|name| key_of(name)).collect();
         sources = sources.add_source(variables.try_parsing(true).source(Some(ours)));
-        let (mut config, unread) = parse(sources.build()?.try_deserialize()?);
-        // What cannot be read is so whatever flags say: they come after it, and are read already.
-        let mut problems = with_locations(unread, lines.as_ref(), &elsewhere);
-        elsewhere.extend(flags.keys().map(str::to_owned));
+        let (mut config, parse_problems) = parse(sources.build()?.try_deserialize()?);
+        // Parse errors do not depend on flags, which are parsed already and applied later.
+        let mut problems = with_locations(parse_problems, lines.as_ref(), &overridden);
+        overridden.extend(flags.keys().map(str::to_owned));
         config.apply_overrides(flags);
-        problems.extend(with_locations(config.validation_errors(), lines.as_ref(), &elsewhere));
+        problems.extend(with_locations(config.validation_errors(), lines.as_ref(), &overridden));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Problems(problems)) }
     }
 
@@ -282,15 +282,15 @@ impl Config {
         range("store.command_ms", store.command_ms, 10, 60_000);
         range("store.lease_ms", store.lease_ms, 0, 3_600_000);
         if store.wait_ms > server.request_timeout_ms {
-            let message = "store.wait_ms: must not be above server.request_timeout_ms, or no answer could tell of it";
+            let message = "store.wait_ms: must not be above server.request_timeout_ms, or requests time out before they can report it";
             problems.push(message.to_owned());
         }
         let listens = [("listen", Some(server.listen)), ("resp_listen", server.resp_listen.0)];
         for (key, address) in listens.into_iter().filter_map(|(key, address)| Some((key, address?))) {
             if !address.ip().is_loopback() && !server.insecure {
                 problems.push(format!(
-                    "server.{key}: {address} can be reached from other machines, and this version asks nobody who they \
-                     are; say --insecure (server.insecure = true) if that is meant"
+                    "server.{key}: {address} can be reached from other machines, and clients are not authenticated; use \
+                     --insecure (server.insecure = true) to allow that"
                 ));
             }
         }
@@ -300,7 +300,7 @@ impl Config {
     }
 }
 
-/// Reads the tree; what cannot be read is told and taken out, until the rest can.
+/// Parses the tree. Each value that cannot be parsed is reported and removed, until the rest can be.
 fn parse(mut tree: Value) -> (Config, Vec<String>) {
     let mut problems = Vec::new();
     loop {
@@ -317,7 +317,7 @@ fn parse(mut tree: Value) -> (Config, Vec<String>) {
     }
 }
 
-/// Takes the value at this path out of the tree; false if there is none. `number` is one that no other call had.
+/// Removes the value at this path from the tree; false if it does not exist. `number` is unique per call.
 fn remove_value(tree: &mut Value, path: &[&Segment], number: usize) -> bool {
     let Some((last, before)) = path.split_last() else { return false };
     let inner = before.iter().try_fold(tree, |tree, step| match step {
@@ -326,11 +326,11 @@ fn remove_value(tree: &mut Value, path: &[&Segment], number: usize) -> bool {
         _ => None,
     });
     match (inner, last) {
-        // A pool without a name would be one more problem.
+        // Removing the name of a pool would cause another problem.
         (Some(pool), Segment::Map { key }) if key == "name" && matches!(before.last(), Some(Segment::Seq { .. })) => {
-            let wrong = pool.as_object_mut().and_then(|pool| pool.remove(key));
+            let removed = pool.as_object_mut().and_then(|pool| pool.remove(key));
             pools::replace_with_placeholder(pool, number);
-            wrong.is_some()
+            removed.is_some()
         }
         (Some(Value::Object(table)), Segment::Map { key }) => table.remove(key).is_some(),
         (Some(Value::Array(pools)), Segment::Seq { index }) => {

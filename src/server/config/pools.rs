@@ -1,4 +1,4 @@
-//! `[[pools]]`: pools that are there, as they are declared, before the service is ready.
+//! `[[pools]]`: declared pools, which exist before the service is ready.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use crate::limits;
 use crate::model::request_error::RequestError;
 use crate::model::{PoolName, PoolSpec};
 
-/// One pool: `name`, and beside it the fields of its specification.
+/// Declared pool: `name`, and the fields of its specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolConfig {
     /// Name of the pool, `namespace/pool`.
     pub name: PoolName,
-    /// Specification; a field that is left out has its default, as in `PUT /v1/pools/{ns}/{pool}`.
+    /// Specification; a missing field has its default, as in `PUT /v1/pools/{ns}/{pool}`.
     pub spec: PoolSpec,
 }
 
@@ -28,19 +28,20 @@ pub(super) fn validation_errors(pools: &[PoolConfig], shards_max: usize) -> Vec<
     }
     let shards: usize = pools.iter().map(|pool| usize::from(pool.spec.shards)).sum();
     if shards > shards_max {
-        problems.push(format!("pools: they have {shards} shards together, more than server.max_shards ({shards_max})"));
+        problems.push(format!("pools: have {shards} shards together, more than server.max_shards ({shards_max})"));
     }
     for (index, PoolConfig { name, spec }) in pools.iter().enumerate() {
         if let Some(first) = pools[..index].iter().position(|pool| pool.name == *name) {
             problems.push(format!("pools[{index}].name: {name} is declared by pools[{first}] already"));
         }
-        let of_spec = spec_problems(spec).into_iter();
-        problems.extend(of_spec.map(|problem| format!("pools[{index}].{problem}")));
+        let spec_problems = spec_problems(spec).into_iter();
+        problems.extend(spec_problems.map(|problem| format!("pools[{index}].{problem}")));
     }
     problems
 }
 
-/// A check ends at the first wrong field; with that one back at its default the next check finds the next.
+/// Problems of a specification. A check stops at the first invalid field; with that reset to its default, the next check
+/// finds the next one.
 fn spec_problems(spec: &PoolSpec) -> Vec<String> {
     let mut problems = Vec::new();
     let mut fields = serde_json::to_value(spec).unwrap_or_default();
@@ -55,7 +56,7 @@ fn spec_problems(spec: &PoolSpec) -> Vec<String> {
     problems
 }
 
-/// Puts something good in the place of a pool, or of its name, that is wrong, so that the rest can be read.
+/// Replaces an invalid pool, or its missing name, with a valid one, so that the rest can be parsed.
 pub(super) fn replace_with_placeholder(pool: &mut Value, number: usize) {
     let name = Value::String(format!("wrong/{number}"));
     match pool {
@@ -66,7 +67,7 @@ pub(super) fn replace_with_placeholder(pool: &mut Value, number: usize) {
     }
 }
 
-// By hand, because a flattened field takes unknown ones and loses the path of a wrong one.
+// Written by hand, because a flattened field accepts unknown fields and loses the path of an invalid one.
 impl<'de> Deserialize<'de> for PoolConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct PoolVisitor;
@@ -96,7 +97,7 @@ impl<'de> Deserialize<'de> for PoolNameField {
     }
 }
 
-/// The fields of a pool without its name, which goes aside.
+/// Access to the fields of a pool that stores its name aside.
 struct SpecMapAccess<'a, A> {
     map: A,
     name: &'a mut Option<PoolNameField>,
@@ -126,7 +127,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for SpecMapAccess<'_, A> {
 struct PoolKeySeed<K>(K);
 
 enum PoolKey<K, V> {
-    /// Key `name`, which did not need the seed.
+    /// Key `name`, with the unused seed.
     Name(K),
     Spec(V),
 }

@@ -1,8 +1,8 @@
-//! Where in the configuration file a key stands, so that a problem can say so.
+//! Line numbers of keys in the configuration file, for problems.
 
 use toml::de::{DeTable, DeValue};
 
-/// A configuration file that was read.
+/// Parsed configuration file with the positions of its keys.
 pub(super) struct ConfigSourceMap<'a> {
     text: &'a str,
     root: toml::Spanned<DeTable<'a>>,
@@ -12,7 +12,7 @@ impl<'a> ConfigSourceMap<'a> {
     /// Parses the file.
     ///
     /// # Errors
-    /// The number of the line that is not TOML, and why.
+    /// Number of the line that is not TOML, and the reason.
     pub(super) fn parse(text: &'a str) -> Result<Self, (usize, String)> {
         match DeTable::parse(text) {
             Ok(root) => Ok(Self { text, root }),
@@ -23,17 +23,17 @@ impl<'a> ConfigSourceMap<'a> {
         }
     }
 
-    /// The line on which the value of a key stands, as in `pools[1].shards`. Of what a declared pool lacks, that of the pool.
+    /// Line of a key such as `pools[1].shards`; for a key that a declared pool lacks, the line of the pool.
     pub(super) fn line_of(&self, key: &str) -> Option<usize> {
         let mut table = self.root.get_ref();
         let mut nearest = None;
-        let mut steps = key.split('.').peekable();
-        while let Some(step) = steps.next() {
-            let (name, index) = match step.split_once('[') {
-                Some((name, rest)) => (name, Some(rest.trim_end_matches(']').parse::<usize>().ok()?)),
-                None => (step, None),
+        let mut segments = key.split('.').peekable();
+        while let Some(segment) = segments.next() {
+            let (name, index) = match segment.split_once('[') {
+                Some((name, index)) => (name, Some(index.trim_end_matches(']').parse::<usize>().ok()?)),
+                None => (segment, None),
             };
-            let Some((found, value)) = table.iter().find(|(known, _)| known.get_ref() == name) else { return nearest };
+            let Some((found, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else { return nearest };
             let mut at = found.span().start;
             let mut value = value.get_ref();
             if let Some(index) = index {
@@ -43,7 +43,7 @@ impl<'a> ConfigSourceMap<'a> {
                 nearest = Some(line(self.text, at));
             }
             match value {
-                _ if steps.peek().is_none() => return Some(line(self.text, at)),
+                _ if segments.peek().is_none() => return Some(line(self.text, at)),
                 DeValue::Table(inner) => table = inner,
                 _ => return nearest,
             }
@@ -52,7 +52,7 @@ impl<'a> ConfigSourceMap<'a> {
     }
 }
 
-/// The number of the line of a byte, from 1.
+/// Line number of a byte, from 1.
 fn line(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }

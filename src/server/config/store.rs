@@ -1,4 +1,4 @@
-//! `[store]`: where records go, how long the process owns them, and what a Redis store must know beside that.
+//! `[store]`: the store of the records, the lease of the process, and options of a Redis store.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,36 +9,36 @@ use serde::{Deserialize, Serialize};
 use crate::persist::store::redis::{FORMS, RedisOptions, RedisUrl};
 use crate::scheduler;
 
-/// `[store]`.
+/// Settings of the store, section `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// Store that records go to.
+    /// Store of the records.
     pub url: StoreUrl,
-    /// Longest wait of a durable answer for the store, in milliseconds.
+    /// Longest wait of a durable reply for the store, in milliseconds.
     pub wait_ms: u64,
-    /// The rest is for Redis. Directory whose lock shows that the process that was the owner before is dead.
+    /// Directory whose lock proves that the previous owner is dead. This and the following fields are for Redis.
     pub data_dir: PathBuf,
     /// Prefix of all keys in Redis.
     pub key_prefix: String,
     /// Longest wait for a connection and for an answer of a server, in milliseconds.
     pub command_ms: u64,
-    /// Whether the process waits for the end of another owner and takes over then.
+    /// Whether the process waits until another owner ends, and then takes over.
     pub standby: bool,
     /// Time for which the process owns the store after its last renewal, in milliseconds; 0: [`LEASE_MS`], or with `standby`
     /// [`STANDBY_LEASE_MS`].
     pub lease_ms: u64,
-    /// Certificates of the authorities to trust, in PEM; empty: the system's.
+    /// File with the certificates of trusted authorities, in PEM; empty: the system's.
     pub tls_ca_file: PathBuf,
-    /// Certificate to show, in PEM; empty: none.
+    /// File with the client certificate, in PEM; empty: none.
     pub tls_cert_file: PathBuf,
-    /// Private key of that certificate, in PEM.
+    /// File with the private key of that certificate, in PEM.
     pub tls_key_file: PathBuf,
 }
 
-/// Lease of an owner that nobody waits for.
+/// Lease of an owner without a standby, in milliseconds.
 pub const LEASE_MS: u64 = 90_000;
-/// Lease of an owner that others stand by for, as each of them does for the other.
+/// Lease of an owner with a standby, in milliseconds.
 pub const STANDBY_LEASE_MS: u64 = 5_000;
 
 impl Default for StoreConfig {
@@ -76,7 +76,7 @@ impl StoreConfig {
         }
     }
 
-    /// Lease that holds, in milliseconds.
+    /// Effective lease, in milliseconds.
     const fn lease_ms(&self) -> u64 {
         match (self.lease_ms, self.standby) {
             (0, true) => STANDBY_LEASE_MS,
@@ -94,15 +94,15 @@ impl StoreConfig {
             problems.push(format!("store.key_prefix: must be 1..=64 bytes of [A-Za-z0-9._:-], got {prefix:?}"));
         }
         if self.lease_ms() < 3 * self.command_ms {
-            let least = 3 * self.command_ms;
+            let lease_ms_min = 3 * self.command_ms;
             problems.push(format!(
-                "store.lease_ms: must be at least 3 * store.command_ms ({least}), or one slow answer ends it, got {}",
+                "store.lease_ms: must be at least 3 * store.command_ms ({lease_ms_min}), or one slow answer ends the lease, got {}",
                 self.lease_ms()
             ));
         }
         let StoreUrl::Redis(url) = &self.url else {
             if self.standby {
-                problems.push(format!("store.standby: {} has one owner at a time by its lock; use Redis", self.url));
+                problems.push(format!("store.standby: {} does not support a standby; use a Redis store", self.url));
             }
             return problems;
         };
@@ -110,7 +110,7 @@ impl StoreConfig {
         for (name, path) in files.iter().filter(|(_, path)| !path.as_os_str().is_empty()) {
             if !url.tls {
                 problems.push(format!(
-                    "store.tls_{name}_file: {} is not encrypted; its TLS form begins with rediss",
+                    "store.tls_{name}_file: {} does not use TLS; use a URL that begins with rediss",
                     self.url
                 ));
             } else if let Err(error) = std::fs::File::open(path) {
@@ -118,19 +118,19 @@ impl StoreConfig {
             }
         }
         if self.tls_cert_file.as_os_str().is_empty() != self.tls_key_file.as_os_str().is_empty() {
-            problems.push("store.tls_cert_file: it and store.tls_key_file go together".to_owned());
+            problems.push("store.tls_cert_file: must be set together with store.tls_key_file".to_owned());
         }
         problems
     }
 }
 
-/// Store that records go to.
+/// Store of the records, as a URL.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum StoreUrl {
     /// Embedded store in a directory, `redb:DIR`.
     Redb(PathBuf),
-    /// No store, `memory:`, so that nothing is kept.
+    /// No store, `memory:`: nothing is kept.
     Memory,
     /// Redis in one of its forms, as in `redis://host:6379`.
     Redis(RedisUrl),

@@ -1,21 +1,21 @@
 use super::*;
 use crate::model::{AckLevel, Labels, PoolName, PoolSpec};
 
-fn here(path: &str) -> PathBuf {
+fn config_path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(path)
 }
 
 fn load(file: Option<&str>, environment: &[(&str, &str)], flags: ConfigOverrides) -> Result<Config, String> {
     let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
-    let file = file.map(here);
+    let file = file.map(config_path);
     Config::load(file.as_deref(), environment, flags).map_err(|error| error.to_string())
 }
 
 #[test]
-fn the_annotated_file_says_the_defaults() {
+fn the_annotated_file_has_the_defaults() {
     assert_eq!(load(Some("hotpool.toml"), &[], ConfigOverrides::default()).unwrap(), Config::default());
-    // It also names every key, so that none goes undocumented.
-    let text = std::fs::read_to_string(here("hotpool.toml")).unwrap();
+    // Every key is in it, so that each is documented.
+    let text = std::fs::read_to_string(config_path("hotpool.toml")).unwrap();
     for key in [
         "listen",
         "resp_listen",
@@ -36,7 +36,7 @@ fn the_annotated_file_says_the_defaults() {
 
 #[test]
 fn the_annotated_file_names_every_field_of_a_pool_with_its_default() {
-    let text = std::fs::read_to_string(here("hotpool.toml")).unwrap();
+    let text = std::fs::read_to_string(config_path("hotpool.toml")).unwrap();
     let (_, block) = text.split_once("\n# [[pools]]\n").unwrap();
     let lines: Vec<&str> =
         block.lines().map(|line| line.strip_prefix("# ").expect("the block ends the file")).collect();
@@ -44,16 +44,16 @@ fn the_annotated_file_names_every_field_of_a_pool_with_its_default() {
     std::fs::write(file.path(), format!("[[pools]]\n{}", lines.join("\n"))).unwrap();
     let pools = Config::load(Some(file.path()), [], ConfigOverrides::default()).unwrap().pools;
     assert_eq!(pools, [PoolConfig { name: PoolName::new("demo", "warm").unwrap(), spec: PoolSpec::default() }]);
-    // With a class, so that it is among them.
+    // With a class, so that the field is serialized.
     let spec = PoolSpec { class: Some("gold".into()), ..PoolSpec::default() };
     for field in serde_json::to_value(spec).unwrap().as_object().unwrap().keys() {
-        let said = |line: &&str| line.trim_start_matches("# ").starts_with(&format!("{field} = "));
-        assert!(lines.iter().any(said), "{field} is missing");
+        let is_listed = |line: &&str| line.trim_start_matches("# ").starts_with(&format!("{field} = "));
+        assert!(lines.iter().any(is_listed), "{field} is missing");
     }
 }
 
 #[test]
-fn h05_declared_pools_have_no_more_shards_than_there_may_be() {
+fn h05_declared_pools_may_not_exceed_the_limit_of_shards() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let text = "[server]\nmax_shards = 20\n[[pools]]\nname = \"demo/warm\"\n[[pools]]\nname = \"demo/cold\"\nshards = ";
     let load = |shards: u16| {
@@ -63,12 +63,12 @@ fn h05_declared_pools_have_no_more_shards_than_there_may_be() {
     assert_eq!(load(4).unwrap().server.max_shards, 20);
     let error = load(8).unwrap_err().to_string();
     let found =
-        format!("{}:3: pools: they have 24 shards together, more than server.max_shards (20)", file.path().display());
+        format!("{}:3: pools: have 24 shards together, more than server.max_shards (20)", file.path().display());
     assert_eq!(error, found);
 }
 
 #[test]
-fn a_pool_is_read_with_all_that_it_says() {
+fn a_declared_pool_is_parsed_with_all_fields() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let text = "[[pools]]\nname = \"demo/warm\"\nshards = 2\nack = \"memory\"\nclass = \"gold\"\n\
                 labels = { Zone = \"A\", \"example.com-x\" = \"y\" }\n[[pools]]\nname = \"demo/cold\"\n";
@@ -82,9 +82,9 @@ fn a_pool_is_read_with_all_that_it_says() {
 }
 
 #[test]
-fn every_invalid_file_is_refused_with_its_words() {
+fn every_invalid_file_is_rejected_with_the_expected_messages() {
     let mut seen = 0;
-    for entry in std::fs::read_dir(here("invalid")).unwrap() {
+    for entry in std::fs::read_dir(config_path("invalid")).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
         let error = Config::load(Some(&path), [], ConfigOverrides::default()).expect_err(&path.display().to_string());
@@ -94,7 +94,7 @@ fn every_invalid_file_is_refused_with_its_words() {
         for words in &words {
             assert!(error.to_string().contains(words), "{}: {words:?} is not in {error}", path.display());
         }
-        // No problem is told twice, and none is made up: a line for each of the words that name a field.
+        // No problem is reported twice, and none is made up: one line for each expected message.
         let of_fields = words.iter().filter(|words| words.contains(": ")).count();
         if of_fields == words.len() {
             assert_eq!(error.to_string().lines().count(), words.len(), "{}: {error}", path.display());
@@ -105,7 +105,7 @@ fn every_invalid_file_is_refused_with_its_words() {
 }
 
 #[test]
-fn variables_go_over_the_file_and_flags_over_both() {
+fn variables_override_the_file_and_flags_override_both() {
     let environment = [
         ("HOTPOOL__STORE__URL", "memory:"),
         ("HOTPOOL__SERVER__MAX_CONNECTIONS", "7"),
@@ -126,7 +126,7 @@ fn variables_go_over_the_file_and_flags_over_both() {
 }
 
 #[test]
-fn every_problem_is_told_at_once() {
+fn all_problems_are_reported_together() {
     let environment = [
         ("HOTPOOL__SERVER__LISTEN", "nowhere"),
         ("HOTPOOL__SERVER__LISTENN", "127.0.0.1:1"),
@@ -155,7 +155,7 @@ fn every_problem_is_told_at_once() {
     assert_eq!(error.lines().count(), environment.len());
 }
 
-/// What is wrong with a file of this text, with the name of the file cut down to `FILE`.
+/// Problems of a file with this text; the path of the file is replaced by `FILE`.
 fn problems_of(text: &str, environment: &[(&str, &str)], flags: ConfigOverrides) -> Vec<String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -165,39 +165,39 @@ fn problems_of(text: &str, environment: &[(&str, &str)], flags: ConfigOverrides)
 }
 
 #[test]
-fn a_problem_has_the_line_of_the_file_only_where_the_file_has_it() {
-    let is_in = |place: &str, problems: Vec<String>| {
-        assert!(matches!(&problems[..], [problem] if problem.starts_with(place)), "{place}: {problems:?}");
+fn a_problem_has_a_line_of_the_file_only_if_the_file_sets_the_value() {
+    let starts_with = |prefix: &str, problems: Vec<String>| {
+        assert!(matches!(&problems[..], [problem] if problem.starts_with(prefix)), "{prefix}: {problems:?}");
     };
     let open = || ConfigOverrides { listen: Some(SocketAddr::from(([0, 0, 0, 0], 1))), ..ConfigOverrides::default() };
     let (good, bad) = ("[server]\nlisten = \"127.0.0.1:1\"\n", "[server]\nlisten = \"nowhere\"\n");
     let other = [("HOTPOOL__SERVER__IDLE_MS", "1")];
-    is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &other, ConfigOverrides::default()));
-    // A flag goes over the value, and does not make the file right.
+    starts_with("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &other, ConfigOverrides::default()));
+    // A flag overrides the value, but the file stays invalid.
     let local = ConfigOverrides { listen: Some(SocketAddr::from(([127, 0, 0, 1], 1))), ..ConfigOverrides::default() };
-    is_in("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &[], local));
+    starts_with("FILE:2: server.listen: must be HOST:PORT", problems_of(bad, &[], local));
     let hosts = "[server]\nhosts = 7\n";
     let flag = ConfigOverrides { hosts: Some(HostNames::default()), ..ConfigOverrides::default() };
-    is_in("FILE:2: server.hosts: ", problems_of(hosts, &[], flag));
-    // The flag's own value is wrong.
-    is_in("server.listen: 0.0.0.0:1 can be reached", problems_of(good, &[], open()));
-    // Variables are wrong: at the key, below it, above it.
-    for (name, value, place) in [
+    starts_with("FILE:2: server.hosts: ", problems_of(hosts, &[], flag));
+    // The value of the flag is invalid.
+    starts_with("server.listen: 0.0.0.0:1 can be reached", problems_of(good, &[], open()));
+    // Variables are invalid: at the key, below it, above it.
+    for (name, value, prefix) in [
         ("HOTPOOL__SERVER__LISTEN", "nowhere", "server.listen: must be HOST:PORT"),
         ("HOTPOOL__SERVER__LISTEN", "0.0.0.0:1", "server.listen: 0.0.0.0:1 can be reached"),
         ("HOTPOOL__SERVER__LISTEN__PORT", "1", "server.listen: invalid type"),
         ("HOTPOOL__SERVER", "x", "server: invalid type"),
     ] {
-        is_in(place, problems_of(good, &[(name, value)], ConfigOverrides::default()));
+        starts_with(prefix, problems_of(good, &[(name, value)], ConfigOverrides::default()));
     }
-    // A variable that is named alike is not the key's.
+    // A variable with a similar name does not set the key.
     let alike = [("HOTPOOL__SERVER__LIS", "x")];
     let both = problems_of(bad, &alike, ConfigOverrides::default());
     assert_eq!(both.iter().filter(|problem| problem.starts_with("FILE:2: server.listen: ")).count(), 1, "{both:?}");
 }
 
 #[test]
-fn addresses_to_listen_on() {
+fn listen_addresses_are_parsed() {
     let read = |text: &str| address(text).map(|address| address.to_string()).map_err(|error| error.to_string());
     for (text, expected) in [
         ("127.0.0.1:7070", "127.0.0.1:7070"),
@@ -209,13 +209,13 @@ fn addresses_to_listen_on() {
         assert_eq!(read(text).as_deref(), Ok(expected));
     }
     for text in ["", ":", "localhost", "localhost:", "localhost:x", ":70000", "a b:1", "[::1:1", "h/x:1", "u@h:1"] {
-        assert!(read(text).is_err_and(|said| said.contains("as in")), "{text}: {:?}", read(text));
+        assert!(read(text).is_err_and(|error| error.contains("as in")), "{text}: {:?}", read(text));
     }
     assert!(read("::1:7070").unwrap_err().contains("[::1]:7070"));
 }
 
 #[test]
-fn other_machines_are_served_only_when_said() {
+fn other_machines_are_served_only_if_insecure() {
     let listen = |text: &str, insecure| {
         load(None, &[], ConfigOverrides { listen: Some(text.parse().unwrap()), insecure, ..ConfigOverrides::default() })
     };
@@ -237,7 +237,7 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn store_urls() {
+fn store_urls_are_parsed() {
     for good in ["redb:./hotpool-data", "redb:/var/lib/hotpool", "memory:", "redis://h:6379"] {
         assert_eq!(good.parse::<StoreUrl>().unwrap().to_string(), good);
     }

@@ -1,4 +1,4 @@
-//! Encoding of a worker's row from what the engine keeps, without an allocation.
+//! Encoding of a worker's row from the engine's state, without an allocation.
 
 use prost::bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -8,55 +8,55 @@ use crate::model::GangRef;
 use crate::model::{ClaimId, ClaimSpec, ClaimState, ClaimTimes, WorkerCapacity, WorkerRegistration};
 use crate::persist::row::{RowKind, put_frame};
 
-/// A worker's state to be written, borrowed from the engine. Writing it allocates nothing.
+/// State of a worker to be written, borrowed from the engine. Writing it allocates nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct WorkerRowRef<'a> {
-    /// Its registration.
+    /// Registration of the worker.
     pub registration: &'a WorkerRegistration,
-    /// Sequence number of its last change.
+    /// Sequence number of the last change.
     pub version: u64,
-    /// Sequence number of its becoming idle.
+    /// Sequence number at which the worker became idle.
     pub idle_seq: u64,
-    /// Affinity of its last claim.
+    /// Affinity hash of the last claim.
     pub affinity: u64,
-    /// Deleted and remembered.
+    /// Whether the worker is deleted; the row is kept for a while.
     pub deleted: bool,
-    /// The claims that it holds.
+    /// Claims that the worker holds.
     pub claims: &'a [ClaimRowRef<'a>],
-    /// Why it is not offered.
+    /// Reasons for which the worker is unschedulable, one bit each.
     pub unschedulable_bits: u8,
-    /// Unclean stops before something last spoke for it.
+    /// Number of unclean stops of the shard when the worker was last known to exist.
     pub vouched: u64,
-    /// How long it may be silent.
+    /// Longest time between heartbeats, in milliseconds.
     pub heartbeat_ttl_ms: u64,
-    /// What its claim was promised, if that is more than it has.
+    /// Capacity that was granted to the claim, if that is more than the worker has.
     pub promised: Option<&'a WorkerCapacity>,
 }
 
-/// A claim's state to be written.
+/// State of a claim to be written.
 #[derive(Debug, Clone, Copy)]
 pub struct ClaimRowRef<'a> {
-    /// Whose.
+    /// Identity of the claim.
     pub id: &'a ClaimId,
-    /// Number of the grant.
+    /// Fence of the grant.
     pub fence: u64,
-    /// Where it is in its life.
+    /// State in the life of the claim.
     pub state: ClaimState,
-    /// How long it may stay reserved.
+    /// Longest time that the claim stays reserved, in milliseconds.
     pub reserve_ms: u64,
-    /// What it keeps of its request, if anything.
+    /// Parts of the request that are kept, if any.
     pub spec: Option<&'a ClaimSpec>,
-    /// How long it may stay as it is once it is not reserved any more.
+    /// Longest time active without a renewal, or releasing, in milliseconds; 0: unlimited.
     pub term_ms: u64,
-    /// Its worker named it.
+    /// Whether the worker has reported the claim.
     pub reported: bool,
-    /// Which cards it holds.
+    /// GPUs that the claim holds: bit `i` stands for GPU `i`.
     pub gpu_mask: u64,
-    /// The gang for which it is held provisionally.
+    /// Gang of which the claim is a provisional member.
     pub gang: Option<GangRef>,
-    /// It is being released because another claim evicted it.
+    /// Whether the claim is being released because another evicted it.
     pub evicted: bool,
-    /// When it was created, and when it became active.
+    /// Times of the grant and of the confirmation.
     pub times: ClaimTimes,
 }
 
@@ -85,7 +85,7 @@ fn len_str(tag: u32, value: &str) -> usize {
     if value.is_empty() { 0 } else { key_len(tag) + encoded_len_varint(value.len() as u64) + value.len() }
 }
 
-/// Writes a worker's row.
+/// Writes the row of a worker.
 pub fn put_worker(out: &mut Vec<u8>, state: &WorkerRowRef<'_>) {
     let spec = &state.registration.spec;
     put_frame(out, RowKind::Worker, spec.id.as_str(), |out| {
@@ -113,7 +113,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerRowRef<'_>) {
         put_u64(out, 12, state.deleted.into());
         for claim in state.claims {
             let (tenant, key) = (claim.id.tenant(), claim.id.key());
-            // Few claims keep anything, so this part may allocate.
+            // Few claims keep parts of their request, so this may allocate.
             let spec = claim.spec.map(ClaimSpecRow::from);
             let (active, releasing) = (claim.state != ClaimState::Reserved, claim.state == ClaimState::Releasing);
             let created_at_ms = claim.times.created_at_ms().unwrap_or(0);

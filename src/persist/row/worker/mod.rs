@@ -1,4 +1,4 @@
-//! The row of a worker, with the claim that it holds.
+//! Row of a worker, with the claims that it holds.
 
 mod encode;
 
@@ -7,107 +7,107 @@ use super::{RowError, decode_message};
 use crate::limits;
 use crate::model::{ClaimSpec, GpuCapacity, GpuRequest, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec};
 
-/// A worker as it is stored.
+/// Worker as it is stored.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WorkerRow {
-    /// Grows when the worker starts anew.
+    /// Incarnation, which grows when the worker restarts.
     #[prost(uint64, tag = "1")]
     pub incarnation: u64,
-    /// Thousandths of a core.
+    /// CPU in thousandths of a core.
     #[prost(uint64, tag = "2")]
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Memory in bytes.
     #[prost(uint64, tag = "3")]
     pub memory_bytes: u64,
-    /// Places.
+    /// Number of claim slots.
     #[prost(uint64, tag = "4")]
     pub slots: u64,
-    /// Model of its cards.
+    /// Model of the GPUs.
     #[prost(string, tag = "5")]
     pub gpu_model: String,
-    /// Number of its cards; 0: none.
+    /// Number of GPUs; 0: none.
     #[prost(uint32, tag = "6")]
     pub gpu_count: u32,
-    /// Free labels.
+    /// Labels that the worker registered.
     #[prost(btree_map = "string, string", tag = "7")]
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Its machine; empty: unknown.
+    /// Node that the worker runs on; empty: unknown.
     #[prost(string, tag = "8")]
     pub node: String,
-    /// Sequence number of its last change.
+    /// Sequence number of the last change.
     #[prost(uint64, tag = "9")]
     pub version: u64,
-    /// Sequence number of its becoming idle, for the order of the idle queue.
+    /// Sequence number at which the worker became idle, for the order of the idle queue.
     #[prost(uint64, tag = "10")]
     pub idle_seq: u64,
-    /// Affinity of its last claim; 0: none.
+    /// Affinity hash of the last claim; 0: none.
     #[prost(fixed64, tag = "11")]
     pub affinity: u64,
-    /// True: deleted, and remembered for a while.
+    /// Whether the worker is deleted; the row is kept for a while.
     #[prost(bool, tag = "12")]
     pub deleted: bool,
-    /// What it holds.
+    /// Claims that the worker holds.
     #[prost(message, repeated, tag = "13")]
     pub claims: Vec<ClaimRow>,
-    /// Why it is not offered, one bit a reason.
+    /// Reasons for which the worker is unschedulable, one bit each.
     #[prost(uint32, tag = "14")]
     pub unschedulable_bits: u32,
-    /// How many unclean stops of its shard had been when something last spoke for it.
+    /// Number of unclean stops of the shard when the worker was last known to exist.
     #[prost(uint64, tag = "15")]
     pub vouched: u64,
-    /// How long it may be silent; 0: it never sent a heartbeat.
+    /// Longest time between heartbeats, in milliseconds; 0: none was ever sent.
     #[prost(uint64, tag = "16")]
     pub heartbeat_ttl_ms: u64,
-    /// Its own end of life, in unix milliseconds; 0: it said none.
+    /// Unix time in milliseconds at which the worker expires; 0: never.
     #[prost(uint64, tag = "17")]
     pub expires_at_ms: u64,
-    /// What its claim was promised, if that is more than it has now.
+    /// Capacity that was granted to the claim, if that is more than the worker has now.
     #[prost(message, optional, tag = "18")]
     pub promised: Option<CapacityRow>,
 }
 
-/// A capacity as it is stored, where it does not stand in the row itself.
+/// Capacity as it is stored, where it is not part of the row itself.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CapacityRow {
-    /// Thousandths of a core.
+    /// CPU in thousandths of a core.
     #[prost(uint64, tag = "1")]
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Memory in bytes.
     #[prost(uint64, tag = "2")]
     pub memory_bytes: u64,
-    /// Places.
+    /// Number of claim slots.
     #[prost(uint64, tag = "3")]
     pub slots: u64,
-    /// Model of its cards.
+    /// Model of the GPUs.
     #[prost(string, tag = "4")]
     pub gpu_model: String,
-    /// Number of its cards; 0: none.
+    /// Number of GPUs; 0: none.
     #[prost(uint32, tag = "5")]
     pub gpu_count: u32,
 }
 
-/// What a claim asked for, as it is stored.
+/// Requested resources of a claim, as they are stored.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ResourcesRow {
-    /// Thousandths of a core.
+    /// CPU in thousandths of a core.
     #[prost(uint64, tag = "1")]
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Memory in bytes.
     #[prost(uint64, tag = "2")]
     pub memory_bytes: u64,
-    /// Places.
+    /// Number of claim slots.
     #[prost(uint64, tag = "3")]
     pub slots: u64,
-    /// The first of the models that will do; empty: any.
+    /// First of the acceptable GPU models; empty: any.
     #[prost(string, tag = "4")]
     pub gpu_model: String,
-    /// Number of cards; 0: none.
+    /// Number of GPUs; 0: none.
     #[prost(uint32, tag = "5")]
     pub gpu_count: u32,
-    /// The other models that will do.
+    /// Other acceptable GPU models.
     #[prost(string, repeated, tag = "6")]
     pub gpu_models: Vec<String>,
-    /// Thousandths of a card; 0: whole cards.
+    /// Thousandths of a GPU; 0: whole GPUs.
     #[prost(uint32, tag = "7")]
     pub gpu_milli: u32,
 }
@@ -159,75 +159,75 @@ impl From<&CapacityRow> for WorkerCapacity {
     }
 }
 
-/// A claim as it is stored, inside its worker's row. Its namespace is the pool's.
+/// Claim as it is stored inside its worker's row. Its namespace is the pool's.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ClaimRow {
-    /// Whose.
+    /// Tenant that the claim belongs to.
     #[prost(string, tag = "1")]
     pub tenant: String,
-    /// Whose.
+    /// Key that the claim holds.
     #[prost(string, tag = "2")]
     pub key: String,
-    /// Number of the grant.
+    /// Fence of the grant.
     #[prost(uint64, tag = "3")]
     pub fence: u64,
-    /// False: reserved. True also while it is being released.
+    /// Whether the claim was confirmed; stays true while it is being released.
     #[prost(bool, tag = "4")]
     pub active: bool,
-    /// How long it may stay reserved, while it is; a deadline starts anew in full after a recovery.
+    /// Longest time that a reserved claim stays so, in milliseconds; a deadline restarts in full after a recovery.
     #[prost(uint64, tag = "5")]
     pub reserve_ms: u64,
-    /// It is being released.
+    /// Whether the claim is being released.
     #[prost(bool, tag = "6")]
     pub releasing: bool,
-    /// How long it may stay active without a renewal, or releasing; 0: for ever.
+    /// Longest time active without a renewal, or releasing, in milliseconds; 0: unlimited.
     #[prost(uint64, tag = "7")]
     pub term_ms: u64,
-    /// Its worker named it.
+    /// Whether the worker has reported the claim.
     #[prost(bool, tag = "8")]
     pub reported: bool,
-    /// In a shared pool, which cards of its worker it holds: bit `i` stands for card `i`.
+    /// GPUs of the worker that the claim holds in a shared pool: bit `i` stands for GPU `i`.
     #[prost(uint64, tag = "9")]
     pub gpu_mask: u64,
-    /// The gang for which it is held provisionally; 0: none.
+    /// Gang of which the claim is a provisional member; 0: none.
     #[prost(uint64, tag = "10")]
     pub gang: u64,
-    /// Uid of the pool of the gang's home.
+    /// Uid of the pool of the gang's home shard.
     #[prost(uint64, tag = "11")]
     pub gang_pool: u64,
-    /// Index of the home there.
+    /// Index of the gang's home shard in that pool.
     #[prost(uint32, tag = "12")]
     pub gang_shard: u32,
-    /// It is being released because another claim evicted it.
+    /// Whether the claim is being released because another evicted it.
     #[prost(bool, tag = "13")]
     pub evicted: bool,
-    /// Unix time in milliseconds at which its worker was given to it, if that is known: an older row does not say.
+    /// Unix time in milliseconds of the grant; rows of older builds do not have it.
     #[prost(uint64, optional, tag = "14")]
     pub created_at_ms: Option<u64>,
-    /// Unix time in milliseconds at which it became active, if it has and that is known.
+    /// Unix time in milliseconds at which the claim became active, if it did and that is known.
     #[prost(uint64, optional, tag = "15")]
     pub activated_at_ms: Option<u64>,
-    /// What it keeps of its request, if anything.
+    /// Parts of the request that are kept, if any.
     #[prost(message, optional, tag = "16")]
     pub spec: Option<ClaimSpecRow>,
 }
 
-/// What a claim keeps of its request, as it is stored.
+/// Parts of its request that a claim keeps, as they are stored.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ClaimSpecRow {
-    /// Its labels.
+    /// Labels of the claim.
     #[prost(btree_map = "string, string", tag = "1")]
     pub labels: std::collections::BTreeMap<String, String>,
-    /// What it asked for.
+    /// Resources that were requested.
     #[prost(message, optional, tag = "2")]
     pub resources: Option<ResourcesRow>,
-    /// Its priority.
+    /// Priority of the claim, from 0.
     #[prost(uint32, tag = "3")]
     pub priority: u32,
-    /// It may be evicted.
+    /// Whether the claim may be evicted.
     #[prost(bool, tag = "4")]
     pub preemptible: bool,
-    /// Model of the cards that it was granted, if its worker has others by now, or none; empty: those of its worker.
+    /// Model of the granted GPUs, if the worker has others or none by now; empty: the worker's model.
     #[prost(string, tag = "5")]
     pub granted_model: String,
 }
@@ -242,7 +242,7 @@ impl From<&ClaimSpec> for ClaimSpecRow {
 }
 
 impl ClaimSpecRow {
-    /// What is in it.
+    /// Specification that the row encodes.
     #[must_use]
     pub fn to_spec(&self) -> ClaimSpec {
         let resources = self.resources.as_ref().map(ResourceRequirements::from).unwrap_or_default();
@@ -257,19 +257,19 @@ fn capacity(cpu_milli: u64, memory_bytes: u64, slots: u64, gpu_model: &str, gpu_
     WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }
 }
 
-/// Reads a worker's row.
+/// Reads the row of a worker.
 ///
 /// # Errors
-/// An unknown version, or damage.
+/// Unknown version of the body, or damage.
 pub fn decode_worker(id: &str, body: &[u8]) -> Result<WorkerRow, RowError> {
     decode_message(id, body)
 }
 
 impl WorkerRow {
-    /// The registration in it.
+    /// Registration that the row encodes.
     ///
     /// # Errors
-    /// `Damaged` if the id is not a worker's id.
+    /// [`RowError::Damaged`] if the id is not a worker's id.
     pub fn to_spec(&self, id: &str) -> Result<WorkerSpec, RowError> {
         let id = WorkerId::new(id).map_err(|e| RowError::Damaged { id: id.into(), cause: e.to_string() })?;
         let capacity = capacity(self.cpu_milli, self.memory_bytes, self.slots, &self.gpu_model, self.gpu_count);

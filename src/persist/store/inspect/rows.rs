@@ -1,4 +1,4 @@
-//! Rows of workers and claims as they are shown.
+//! Rows of workers and claims, as they are shown.
 
 use std::num::NonZeroU64;
 
@@ -8,39 +8,39 @@ use crate::model::unschedulable_bits;
 use crate::model::{ClaimSpec, Labels, ResourceRequirements, WorkerCapacity};
 use crate::persist::row::{ClaimRow, ClaimSpecRow, WorkerRow};
 
-/// One worker, as its row has it.
+/// Worker, as stored in its row.
 #[derive(Debug, Serialize)]
 pub struct WorkerContents {
     /// Id of the worker.
     pub id: String,
     /// Version, which grows with every change of the worker.
     pub version: u64,
-    /// Incarnation, which grows when the worker starts anew.
+    /// Incarnation, which grows when the worker restarts.
     pub incarnation: u64,
-    /// Whether the worker is deleted; the row refuses what still comes from it.
+    /// Whether the worker is deleted; its row rejects late requests of the worker.
     pub deleted: bool,
-    /// Claims as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without the times that are not known.
+    /// Claims as `tenant/key#fence state created_at_ms=N activated_at_ms=N`, without unknown times.
     pub claims: Vec<String>,
-    /// Claims with all that is stored of them.
+    /// Claims with all of their stored fields.
     pub held: Vec<ClaimContents>,
     /// Capacity that the worker registered.
     pub capacity: WorkerCapacity,
-    /// Capacity that the claim was promised, if that is more than the worker has now.
+    /// Capacity that was granted to the claim, if that is more than the worker has now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promised: Option<WorkerCapacity>,
     /// Labels that the worker registered.
     pub labels: Labels,
-    /// Machine that the worker runs on, if that is known.
+    /// Node that the worker runs on, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Reasons for which the worker is not offered, as far as they follow from what is stored.
+    /// Reasons for which the worker is unschedulable, as far as they follow from its row.
     pub unschedulable: Vec<String>,
-    /// Number of unclean stops of the shard when something last spoke for the worker.
+    /// Number of unclean stops of the shard when the worker was last known to exist.
     pub vouched: u64,
-    /// Longest silence of the worker, in milliseconds; none before its first heartbeat.
+    /// Longest time between heartbeats, in milliseconds; none before the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_ttl_ms: Option<NonZeroU64>,
-    /// Unix time in milliseconds at which the worker ends by itself.
+    /// Unix time in milliseconds at which the worker expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at_ms: Option<u64>,
     /// Sequence number at which the worker became idle.
@@ -50,40 +50,40 @@ pub struct WorkerContents {
     pub affinity: Option<NonZeroU64>,
 }
 
-/// One claim, as the row of its worker has it.
+/// Claim, as stored in the row of its worker.
 #[derive(Debug, Serialize)]
 pub struct ClaimContents {
     /// Tenant that the claim belongs to.
     pub tenant: String,
     /// Key that the claim holds.
     pub key: String,
-    /// Fence, the number of the grant.
+    /// Fence of the grant.
     pub fence: u64,
     /// State: `reserved`, `active` or `releasing`.
     pub state: &'static str,
-    /// Longest time for which the claim stays reserved, in milliseconds.
+    /// Longest time that the claim stays reserved, in milliseconds.
     pub reserve_ms: u64,
-    /// Longest time for which the claim stays active without a renewal, or releasing, in milliseconds; none: for ever.
+    /// Longest time active without a renewal, or releasing, in milliseconds; none: unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub term_ms: Option<NonZeroU64>,
-    /// Whether a list of the worker has named the claim.
+    /// Whether the worker has reported the claim.
     pub named: bool,
     /// Indices of the worker's GPUs that the claim holds, in a shared pool.
     pub gpus: Vec<u32>,
-    /// Gang for which the claim is held provisionally.
+    /// Gang of which the claim is a provisional member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gang: Option<GangContents>,
     /// Whether the claim is being released because another one evicted it.
     pub evicted: bool,
     /// Labels of the claim's request.
     pub labels: Labels,
-    /// Resources that the claim asked for.
+    /// Resources that the claim requested.
     pub resources: ResourceRequirements,
     /// Priority of the claim; lower ones may be evicted for it.
     pub priority: u16,
     /// Whether the claim may be evicted.
     pub preemptible: bool,
-    /// Model of the GPUs that were granted, if the worker has others by now, or none.
+    /// Model of the granted GPUs, if the worker has others or none by now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub granted_model: Option<std::sync::Arc<str>>,
     /// Unix time in milliseconds at which the claim was granted, if that is known.
@@ -94,19 +94,19 @@ pub struct ClaimContents {
     pub activated_at_ms: Option<u64>,
 }
 
-/// A gang that a claim is a provisional member of.
+/// Gang that a claim is a provisional member of.
 #[derive(Debug, Serialize)]
 pub struct GangContents {
     /// Number of the gang.
     pub id: u64,
-    /// Uid of the pool that the gang's home is in.
+    /// Uid of the pool of the gang's home shard.
     pub pool: u64,
-    /// Index of the gang's home among the shards of that pool.
+    /// Index of the gang's home shard in that pool.
     pub shard: u32,
 }
 
 impl WorkerContents {
-    /// Contents of a worker's row, in a shard that had so many `unclean` stops.
+    /// Contents of a worker's row, in a shard with this number of `unclean` stops.
     ///
     /// # Errors
     /// The row does not describe a worker.
@@ -127,7 +127,7 @@ impl WorkerContents {
             affinity,
             deleted,
             claims,
-            unschedulable_bits: bars,
+            unschedulable_bits: stored_bits,
             vouched,
             heartbeat_ttl_ms,
             expires_at_ms: _,
@@ -141,7 +141,7 @@ impl WorkerContents {
             let (created, activated) = (time("created_at_ms", created_at_ms), time("activated_at_ms", activated_at_ms));
             format!("{tenant}/{key}#{fence} {state}{created}{activated}")
         });
-        let is_unvouched = !deleted && vouched < unclean;
+        let is_unverified = !deleted && vouched < unclean;
         Ok(Self {
             id: id.to_owned(),
             version,
@@ -153,7 +153,7 @@ impl WorkerContents {
             promised: promised.as_ref().map(WorkerCapacity::from),
             labels,
             node: Some(node).filter(|node| !node.is_empty()),
-            unschedulable: unschedulable(bars, if is_unvouched { unschedulable_bits::UNVERIFIED } else { 0 }),
+            unschedulable: unschedulable(stored_bits, if is_unverified { unschedulable_bits::UNVERIFIED } else { 0 }),
             vouched,
             heartbeat_ttl_ms: NonZeroU64::new(heartbeat_ttl_ms),
             expires_at_ms: spec.expires_at_ms,
@@ -174,7 +174,7 @@ impl ClaimContents {
             releasing,
             term_ms,
             reported: named,
-            gpu_mask: cards,
+            gpu_mask,
             gang,
             gang_pool,
             gang_shard,
@@ -191,7 +191,7 @@ impl ClaimContents {
         let gang = (gang != 0).then_some(GangContents { id: gang, pool: gang_pool, shard: gang_shard });
         let spec = spec.as_ref().map(ClaimSpecRow::to_spec).unwrap_or_default();
         let ClaimSpec { labels, resources, priority, preemptible, granted_model } = spec;
-        let gpus = (0..u64::BITS).filter(|card| cards >> card & 1 == 1).collect();
+        let gpus = (0..u64::BITS).filter(|gpu| gpu_mask >> gpu & 1 == 1).collect();
         Self {
             tenant,
             key,
@@ -214,10 +214,10 @@ impl ClaimContents {
     }
 }
 
-/// Words for reasons: for those that a row has as bits, and for the `derived` ones that follow from its other fields. A
-/// bit that is not known is of a later version.
+/// Names of the reasons that a row stores as bits and of the `derived` ones that follow from its other fields. An unknown bit
+/// is of a later version.
 fn unschedulable(stored: u32, derived: u8) -> Vec<String> {
-    let known = [
+    let names = [
         (unschedulable_bits::CORDONED, "cordoned"),
         (unschedulable_bits::DRAINING, "draining"),
         (unschedulable_bits::LOST, "lost"),
@@ -231,11 +231,11 @@ fn unschedulable(stored: u32, derived: u8) -> Vec<String> {
                 | unschedulable_bits::LOST
                 | unschedulable_bits::SUSPECT
                 | unschedulable_bits::STOPPING,
-        "every reason that is stored has a word"
+        "every stored reason has a name"
     );
-    let bars = stored & u32::from(unschedulable_bits::PERSISTED) | u32::from(derived);
-    let has = |bar: u8| bars & u32::from(bar) != 0;
-    let words = known.iter().filter(|(bar, _)| has(*bar)).map(|(_, word)| (*word).to_owned());
+    let bits = stored & u32::from(unschedulable_bits::PERSISTED) | u32::from(derived);
+    let is_set = |bit: u8| bits & u32::from(bit) != 0;
+    let reasons = names.iter().filter(|(bit, _)| is_set(*bit)).map(|(_, name)| (*name).to_owned());
     let unknown = stored & !u32::from(unschedulable_bits::PERSISTED);
-    words.chain((unknown != 0).then(|| format!("unknown ({unknown:#x})"))).collect()
+    reasons.chain((unknown != 0).then(|| format!("unknown ({unknown:#x})"))).collect()
 }

@@ -1,4 +1,4 @@
-//! The directory and the file: lock, creation, tables, the scan at opening, and what an error means.
+//! Directory and file of the store: lock, creation, tables, the scan at opening, and the meaning of errors.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,25 +19,25 @@ use super::record::{self, DiskRecord, DiskRecords, RecordKind, u64_at};
 use super::shard_index::{BaseSnapshot, LogPosition, ShardIndex};
 use crate::model::Fence;
 
-/// Version of the tables and of a record's header, stored in the file. Another one is refused.
+/// Version of the tables and of a record's header, stored in the file. Any other is rejected.
 pub(super) const FORMAT: u128 = 1;
-/// redb's cache: enough for the pages that commits touch again and again; the log and the chunks are read once.
+/// Size of redb's cache: enough for the pages that commits change repeatedly; the log and the chunks are read once.
 const CACHE_BYTES: usize = 64 << 20;
-/// Size of the blocks in which a file is written anew.
+/// Size of the blocks in which a file is copied.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// `format`, `owner`, `epoch`, `fence_ceiling`, and from the first owner on that knew of it `fence_floor`.
+/// Table of `format`, `owner`, `epoch`, `fence_ceiling`, and `fence_floor` unless an older build wrote last.
 pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
-/// Position -> the records of one commit. Positions have no holes.
+/// Table of log position -> records of one commit. Positions have no holes.
 pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// Pool, shard, epoch, generation, number -> one record.
+/// Table of pool, shard, epoch, generation, number -> one record.
 pub(super) const CHUNKS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("chunks");
-/// Pool, shard -> one record.
+/// Table of pool, shard -> one record.
 pub(super) const BASES: TableDefinition<'_, (u64, u16), &[u8]> = TableDefinition::new("bases");
-/// Key of [`CHUNKS`].
+/// Key of the table [`CHUNKS`].
 pub(super) type ChunkKey = (u64, u16, u64, u64, u32);
 
-/// The ownership record.
+/// Ownership record, as the meta table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MetaRecord {
     pub(super) owner: Uuid,
@@ -47,7 +47,7 @@ pub(super) struct MetaRecord {
 }
 
 impl MetaRecord {
-    /// Names and values, for people.
+    /// Names and values of the fields, for people.
     pub(super) fn properties(&self) -> BTreeMap<String, String> {
         let Self { owner, epoch, fence_ceiling, fence_floor } = self;
         let all = [
@@ -61,32 +61,34 @@ impl MetaRecord {
     }
 }
 
-/// Takes the directory for this process: makes it if it is not there, and holds its lock while the file lives.
+/// Locks the directory for this process, after creating it if it is missing. The lock is held until the file is dropped.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     data_dir::create(dir)?;
     if !dir.join(FILE).exists() && !dir.join(FILE_UNSYNCED).exists() {
-        let refused = |error| io_error(&format!("cannot read the data directory {}", dir.display()), &error);
-        for entry in std::fs::read_dir(dir).map_err(refused)? {
-            let name = entry.map_err(refused)?.file_name();
+        let failed = |error| io_error(&format!("cannot read the data directory {}", dir.display()), &error);
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
             if !data_dir::is_ours(&name) {
                 let dir = dir.display();
                 let name = name.display();
-                return Err(StoreError::Unusable(format!("{dir} holds {name} and no {FILE}: not a data directory")));
+                return Err(StoreError::Unusable(format!(
+                    "{dir} holds {name} and no {FILE}, so it is not a data directory; choose another"
+                )));
             }
         }
     }
     data_dir::lock(dir)
 }
 
-/// Opens the file (the caller has the lock) and reads what is in it; makes an empty one if there is none.
+/// Opens the file, or creates an empty one, and scans it. The caller holds the lock.
 pub(super) fn open(disk: &StoreDir) -> Result<(Database, MetaRecord, ShardIndex), StoreError> {
-    // redb trusts what its checksums do not cover, or covered last time: a damaged file can make it panic.
+    // redb trusts data that its checksums do not cover, so a damaged file can make it panic.
     catch_unwind(AssertUnwindSafe(|| {
         let failed = |error| store_error(disk, error);
         if !disk.path(FILE).exists() {
-            make(disk).map_err(failed)?;
+            create_durably(disk).map_err(failed)?;
         }
-        // Synced also where the file was found: whoever renamed it may have died before this.
+        // Sync also an existing file: the process that renamed it may have died before its sync.
         disk.sync_names(disk.dir()).map_err(|error| {
             let what = format!("cannot sync the data directory {}: {error}", disk.dir().display());
             StoreError::Unusable(what)
@@ -98,10 +100,10 @@ pub(super) fn open(disk: &StoreDir) -> Result<(Database, MetaRecord, ShardIndex)
         let db = builder().create_with_backend(file).map_err(|e| failed(e.into()))?;
         let read = db.begin_read().map_err(|e| failed(e.into()))?;
         let meta = meta(disk, &read)?;
-        let heads = scan(&read).map_err(failed)?;
-        Ok((db, meta, heads))
+        let index = scan(&read).map_err(failed)?;
+        Ok((db, meta, index))
     }))
-    .unwrap_or_else(|_| Err(damaged(disk, "reading it failed with a panic")))
+    .unwrap_or_else(|_| Err(damaged(disk, "reading it panicked")))
 }
 
 fn builder() -> Builder {
@@ -110,26 +112,26 @@ fn builder() -> Builder {
     builder
 }
 
-/// Makes the file under another name and renames it once it is durable: that of which a sync failed, written anew, or an
-/// empty one.
-fn make(disk: &StoreDir) -> Result<(), Error> {
+/// Creates the file under a temporary name and renames it once it is durable: a copy of the file whose sync failed, or an
+/// empty store.
+fn create_durably(disk: &StoreDir) -> Result<(), Error> {
     if disk.path(FILE_UNSYNCED).exists() {
         copy_unsynced(disk)?;
     } else {
         create(disk)?;
     }
     std::fs::rename(disk.path(FILE_NEW), disk.path(FILE))?;
-    let last = || {
+    let sync_names = || {
         disk.sync_names(disk.dir())?;
-        // The directory may be new too; its own name lasts only once its parent is synced.
+        // The directory may be new too; its own name is durable only once its parent is synced.
         disk.dir().canonicalize()?.parent().map_or(Ok(()), |parent| disk.sync_names(parent))
     };
-    // Without its name the file is made again by whoever tries again.
-    Ok(last().inspect_err(|_| drop(std::fs::rename(disk.path(FILE), disk.path(FILE_NEW))))?)
+    // Without its name, the next attempt creates the file again.
+    Ok(sync_names().inspect_err(|_| drop(std::fs::rename(disk.path(FILE), disk.path(FILE_NEW))))?)
 }
 
-/// Copies every byte as the system shows it: whatever of them is not on the disk, no sync would bring there but that of a file
-/// in which they were just written.
+/// Copies every byte as the system shows it. Bytes of the old file that did not reach the disk would not be written by
+/// another sync of it, only by that of a new file.
 fn copy_unsynced(disk: &StoreDir) -> Result<(), Error> {
     let mut from = File::open(disk.path(FILE_UNSYNCED))?;
     let to = DiskFile::create(disk, FILE_NEW)?;
@@ -142,7 +144,7 @@ fn copy_unsynced(disk: &StoreDir) -> Result<(), Error> {
     Ok(to.sync_data()?)
 }
 
-/// An empty store: the tables, and what the meta table has from the beginning.
+/// Creates an empty store: the tables, and the initial fields of the meta table.
 fn create(disk: &StoreDir) -> Result<(), Error> {
     let db = builder().create_with_backend(DiskFile::create(disk, FILE_NEW)?)?;
     let write = db.begin_write()?;
@@ -160,7 +162,12 @@ fn create(disk: &StoreDir) -> Result<(), Error> {
 }
 
 fn meta(disk: &StoreDir, read: &ReadTransaction) -> Result<MetaRecord, StoreError> {
-    let foreign = || StoreError::Unusable(format!("{} was not written by hotpool", disk.path(FILE).display()));
+    let foreign = || {
+        StoreError::Unusable(format!(
+            "{} was not written by hotpool; choose another directory",
+            disk.path(FILE).display()
+        ))
+    };
     let table = match read.open_table(META) {
         Ok(table) => table,
         Err(redb::TableError::Storage(error)) => return Err(store_error(disk, error.into())),
@@ -174,92 +181,92 @@ fn meta(disk: &StoreDir, read: &ReadTransaction) -> Result<MetaRecord, StoreErro
     let number = |key, value| u64::try_from(value).map_err(|_| damaged(disk, key));
     let format = get("format")?;
     if format != FORMAT {
-        let message = format!("{} has format {format}, this program reads {FORMAT}", disk.path(FILE).display());
+        let message = format!("{} has format {format}; this program reads format {FORMAT}", disk.path(FILE).display());
         return Err(StoreError::Unusable(message));
     }
     Ok(MetaRecord {
         owner: Uuid::from_u128(get("owner")?),
         epoch: number("epoch", get("epoch")?)?,
         fence_ceiling: number("fence_ceiling", get("fence_ceiling")?)?,
-        // Absent where an older build wrote last.
+        // Absent if an older build wrote last.
         fence_floor: number("fence_floor", find("fence_floor")?.unwrap_or(0))?,
     })
 }
 
-/// Finds where every shard stands: the bases, then the headers of the log in order, then which chunks are left over.
+/// Indexes every shard: the bases, then the headers of the log in order, then the chunks that nothing refers to.
 fn scan(read: &ReadTransaction) -> Result<ShardIndex, Error> {
-    let mut heads = ShardIndex::default();
+    let mut index = ShardIndex::default();
     for entry in read.open_table(BASES)?.iter()? {
         let (key, value) = entry?;
         let (pool, shard) = key.value();
         let shard = ShardKey { pool, shard };
         match read_base(shard, value.value()) {
             Ok(base) => {
-                heads.end.position = heads.end.position.max(base.position);
-                heads.base(shard, base);
+                index.end.position = index.end.position.max(base.position);
+                index.base(shard, base);
             }
-            Err(flaw) => heads.damaged(shard, format!("damaged base: {flaw}")),
+            Err(flaw) => index.damaged(shard, format!("damaged base: {flaw}")),
         }
     }
-    scan_log(read, &mut heads)?;
-    find_orphan_chunks(read, &mut heads)?;
-    Ok(heads)
+    scan_log(read, &mut index)?;
+    find_orphan_chunks(read, &mut index)?;
+    Ok(index)
 }
 
-fn scan_log(read: &ReadTransaction, heads: &mut ShardIndex) -> Result<(), Error> {
+fn scan_log(read: &ReadTransaction, index: &mut ShardIndex) -> Result<(), Error> {
     let log = read.open_table(LOG)?;
-    let (mut mark, mut first, mut due) = (LogPosition::default(), None, None);
+    let (mut location, mut first, mut expected) = (LogPosition::default(), None, None);
     for entry in log.iter()? {
         let (key, value) = entry?;
-        mark.position = key.value();
-        if due.is_some_and(|due| due != mark.position) {
-            heads.unreadable.insert(mark.position - 1, "the entry is missing".into());
+        location.position = key.value();
+        if expected.is_some_and(|expected| expected != location.position) {
+            index.unreadable.insert(location.position - 1, "the entry is missing".into());
         }
-        due = Some(mark.position + 1);
+        expected = Some(location.position + 1);
         for record in DiskRecords::new(value.value()) {
             match record {
-                Ok(record) => replay(heads, &record, mark),
+                Ok(record) => replay(index, &record, location),
                 Err(flaw) => {
-                    heads.unreadable.insert(mark.position, flaw);
-                    // What follows may have been removed as obsolete; this entry never is.
-                    due = None;
+                    index.unreadable.insert(location.position, flaw);
+                    // Entries after it may have been removed as obsolete; this one never is.
+                    expected = None;
                 }
             }
         }
-        if due.is_some() {
-            first.get_or_insert(mark.position);
+        if expected.is_some() {
+            first.get_or_insert(location.position);
         }
-        mark.offset += value.value().len() as u64;
+        location.offset += value.value().len() as u64;
     }
-    // Never below a base's position, also when the log is empty: a step there would not count.
-    let next = if log.is_empty()? { 0 } else { mark.position + 1 };
-    heads.end = LogPosition { position: heads.end.position.max(next), offset: mark.offset };
-    heads.first = first.unwrap_or(heads.end.position);
+    // Never below a base's position, also when the log is empty: a batch there would not count.
+    let next = if log.is_empty()? { 0 } else { location.position + 1 };
+    index.end = LogPosition { position: index.end.position.max(next), offset: location.offset };
+    index.first = first.unwrap_or(index.end.position);
     Ok(())
 }
 
-fn replay(heads: &mut ShardIndex, record: &DiskRecord<'_>, mark: LogPosition) {
-    let base = heads.get(record.shard).and_then(|head| head.base);
-    if base.is_some_and(|base| mark.position < base.position) {
+fn replay(index: &mut ShardIndex, record: &DiskRecord<'_>, location: LogPosition) {
+    let base = index.get(record.shard).and_then(|entry| entry.base);
+    if base.is_some_and(|base| location.position < base.position) {
         return;
     }
     if record.is_drop() {
-        heads.forget(record.shard);
+        index.forget(record.shard);
     } else {
-        heads.rows(record.shard, record.epoch, record.to, mark);
+        index.rows(record.shard, record.epoch, record.to, location);
     }
 }
 
-/// One look per generation, not per chunk: looking at a chunk reads it.
-fn find_orphan_chunks(read: &ReadTransaction, heads: &mut ShardIndex) -> Result<(), Error> {
+/// Finds chunks that no base refers to, with one lookup per generation, because a lookup reads the whole chunk.
+fn find_orphan_chunks(read: &ReadTransaction, index: &mut ShardIndex) -> Result<(), Error> {
     let chunks = read.open_table(CHUNKS)?;
     let mut from: ChunkKey = (0, 0, 0, 0, 0);
     while let Some(entry) = chunks.range(from..)?.next() {
         let (pool, shard, epoch, generation, _) = entry?.0.value();
         let shard = ShardKey { pool, shard };
-        // No rewrite is under way when the file has just been opened, so only the base keeps chunks.
-        if !heads.referenced_generations(shard, 0).contains(&(epoch, generation)) {
-            heads.orphan_chunks.insert(shard);
+        // No snapshot is under way when the file has just been opened, so only bases refer to chunks.
+        if !index.referenced_generations(shard, 0).contains(&(epoch, generation)) {
+            index.orphan_chunks.insert(shard);
         }
         from = (pool, shard.shard, epoch, generation.saturating_add(1), 0);
         if generation == u64::MAX {
@@ -269,7 +276,7 @@ fn find_orphan_chunks(read: &ReadTransaction, heads: &mut ShardIndex) -> Result<
     Ok(())
 }
 
-/// What the bases hold of a shard.
+/// Encodes the base of a shard for the table [`BASES`].
 pub(super) fn base_record(shard: ShardKey, base: &BaseSnapshot) -> Vec<u8> {
     let mut body = Vec::with_capacity(20);
     body.extend_from_slice(&base.position.to_le_bytes());
@@ -284,7 +291,7 @@ fn read_base(shard: ShardKey, blob: &[u8]) -> Result<BaseSnapshot, String> {
     let record = DiskRecord::read_single(blob, RecordKind::Base)?;
     let body = record.body(RecordKind::Base)?;
     if record.shard != shard || body.len() != 20 {
-        return Err(format!("it is that of shard {} of pool {}", record.shard.shard, record.shard.pool));
+        return Err(format!("it names shard {} of pool {}", record.shard.shard, record.shard.pool));
     }
     Ok(BaseSnapshot {
         epoch: record.epoch,
@@ -300,10 +307,10 @@ fn damaged(disk: &StoreDir, what: &str) -> StoreError {
     StoreError::Unusable(format!("{} is damaged: {what}", disk.path(FILE).display()))
 }
 
-/// What an error of redb means to the caller.
+/// Converts an error of redb to one of the store.
 pub(super) fn store_error(disk: &StoreDir, error: Error) -> StoreError {
-    if let Some(why) = disk.unsynced() {
-        return StoreError::Unusable(why.to_owned());
+    if let Some(cause) = disk.unsynced() {
+        return StoreError::Unusable(cause.to_owned());
     }
     let path = disk.path(FILE);
     match error {
@@ -312,7 +319,7 @@ pub(super) fn store_error(disk: &StoreDir, error: Error) -> StoreError {
         }
         Error::Io(error) => io_error(&format!("cannot use {}", path.display()), &error),
         Error::Corrupted(what) => damaged(disk, &what),
-        // Only after an error that was answered itself; the file is opened again.
+        // Follows an error that was returned already; the file is opened again.
         Error::PreviousIo | Error::DatabaseClosed => StoreError::Unavailable(format!("{}: {error}", path.display())),
         error => StoreError::Unusable(format!("{}: {error}", path.display())),
     }

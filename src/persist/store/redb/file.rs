@@ -1,6 +1,6 @@
-//! The file under redb. A sync of it that failed is never forgotten: the system may count what it covered as written and
-//! show it, no later sync would write it, and after a crash it is gone. So the file is set aside, nothing is answered any
-//! more, and the next start writes every byte of it anew ([`super::disk`]). What fails before a sync may be tried again.
+//! Storage backend of redb that remembers a failed sync. After one, the system may count the unwritten data as written and
+//! show it, no later sync writes it, and a crash loses it. So the file is set aside, no call succeeds any more, and the next
+//! start copies every byte of it to a new file ([`super::disk`]). A call that fails before a sync may be retried.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,41 +13,41 @@ use redb::{BackendError, StorageBackend};
 
 use super::super::data_dir;
 
-/// Name of the store's file.
+/// Name of the store file.
 pub(super) const FILE: &str = data_dir::STORE;
-/// Under this name the file is made, so that a crash meanwhile leaves no half of it.
+/// Temporary name under which the file is created, so that a crash leaves no partial file.
 pub(super) const FILE_NEW: &str = data_dir::STORE_NEW;
-/// Under this name stands a file of which a sync failed.
+/// Name of a file of which a sync failed.
 pub(super) const FILE_UNSYNCED: &str = data_dir::STORE_UNSYNCED;
 
-/// A call that is about to be made on the file.
+/// Call that is about to be made on the file.
 #[derive(Debug, Clone, Copy)]
 pub enum DiskOperation<'a> {
-    /// Bytes go to an offset.
+    /// Write of bytes at an offset.
     Write(u64, &'a [u8]),
-    /// The file gets this length.
+    /// Change of the length of the file.
     SetLen(u64),
-    /// All that was done before becomes durable.
+    /// Sync of all earlier changes of the file.
     Sync,
-    /// The names in a directory become durable.
+    /// Sync of the names in a directory.
     SyncNames,
 }
 
-/// Hears of each call before it is made; an error is that of the call, which is then not made. A disk that fails, for tests.
+/// Hook that is called before each call on the file and may fail it instead: a failing disk, for tests.
 pub type DiskProbe = Arc<dyn Fn(DiskOperation<'_>) -> io::Result<()> + Send + Sync>;
 
-/// The directory, and what became of its syncs.
+/// Directory of the store, and the first sync that failed.
 #[derive(Clone)]
 pub(super) struct StoreDir {
     dir: PathBuf,
     probe: Option<DiskProbe>,
-    /// Says which sync failed first, for people.
+    /// Description of the first failed sync, for people.
     unsynced: Arc<OnceLock<String>>,
 }
 
 impl std::fmt::Debug for StoreDir {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("dir", &self.dir).field("unsynced", &self.unsynced).finish_non_exhaustive()
+        f.debug_struct("StoreDir").field("dir", &self.dir).field("unsynced", &self.unsynced).finish_non_exhaustive()
     }
 }
 
@@ -64,7 +64,7 @@ impl StoreDir {
         self.dir.join(name)
     }
 
-    /// Says which sync failed, if one did: from then on nothing that is read proves anything.
+    /// Description of the first failed sync, if there is one: from then on reads prove nothing.
     pub(super) fn unsynced(&self) -> Option<&str> {
         self.unsynced.get().map(String::as_str)
     }
@@ -73,7 +73,7 @@ impl StoreDir {
         self.probe.as_ref().map_or(Ok(()), |probe| probe(call))
     }
 
-    /// Makes the names in a directory last.
+    /// Syncs the names in a directory.
     pub(super) fn sync_names(&self, dir: &Path) -> io::Result<()> {
         self.probe_call(DiskOperation::SyncNames)?;
         Ok(rustix::fs::fsync(File::open(dir)?)?)
@@ -82,38 +82,38 @@ impl StoreDir {
     fn set_aside(&self, error: &io::Error) {
         self.unsynced.get_or_init(|| {
             let file = self.path(FILE);
-            let what =
+            let failure =
                 format!("a sync of {} failed ({error}), so its last records may not be on the disk", file.display());
             match std::fs::rename(&file, self.path(FILE_UNSYNCED)) {
-                Ok(()) => format!("{what}: mend the disk and restart, which writes the file anew"),
-                Err(error) => format!("{what}, nor could it be set aside ({error}): restart the machine"),
+                Ok(()) => format!("{failure}: repair the disk and restart, which writes the file anew"),
+                Err(error) => format!("{failure}, and it could not be set aside ({error}): restart the machine"),
             }
         });
     }
 }
 
-/// An open file. redb's own does the work.
+/// Open file that delegates to redb's own backend.
 #[derive(Debug)]
 pub(super) struct DiskFile {
     disk: StoreDir,
     name: &'static str,
     inner: FileBackend,
-    /// Descriptor of that open file, to sync it.
+    /// Descriptor of the open file, for syncs.
     file: File,
 }
 
 impl DiskFile {
-    /// Opens a file that is there.
+    /// Opens an existing file.
     pub(super) fn open(disk: &StoreDir, name: &'static str) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(disk.path(name))?;
-        // redb would make a store of it.
+        // redb would turn it into a store.
         if file.metadata()?.len() == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
         }
         Self::with(disk, name, file)
     }
 
-    /// Makes an empty file in the place of whatever has the name.
+    /// Creates an empty file, replacing any that has the name.
     pub(super) fn create(disk: &StoreDir, name: &'static str) -> io::Result<Self> {
         let path = disk.path(name);
         match std::fs::remove_file(&path) {
@@ -121,9 +121,9 @@ impl DiskFile {
             _ => {}
         }
         let file = data_dir::open_private(OpenOptions::new().read(true).write(true).create_new(true), &path)?;
-        let made = Self::with(disk, name, file)?;
-        made.set_len(0)?;
-        Ok(made)
+        let created = Self::with(disk, name, file)?;
+        created.set_len(0)?;
+        Ok(created)
     }
 
     fn with(disk: &StoreDir, name: &'static str, file: File) -> io::Result<Self> {
@@ -152,9 +152,9 @@ impl StorageBackend for DiskFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        // Syncs once: the standard library would go on after EINTR, and a second sync does not prove what the first one missed.
+        // Sync once: the standard library would repeat it after EINTR, and a second sync does not prove what the first missed.
         let synced = self.disk.probe_call(DiskOperation::Sync).and_then(|()| Ok(rustix::fs::fdatasync(&self.file)?));
-        // Any other file is made anew by whoever tries again.
+        // Any other file is created anew by the next attempt.
         if let (FILE, Err(error)) = (self.name, &synced) {
             self.disk.set_aside(error);
         }

@@ -1,9 +1,9 @@
-//! How a step lies on disk: a fixed header, then the body. Pure.
+//! Encoding of a batch on disk: a fixed header, then the body. Pure.
 //!
 //! Little endian: `version u8 | kind u8 | pool u64 | shard u16 | epoch u64 | from u64 | to u64 | body length u32 |
-//! xxh3-64 of the body | xxh3-64 of the header so far`, then the body. The header has a sum of its own, so that a
-//! damaged body still says whose it was: then that shard alone is refused. Only where a header is damaged is it
-//! unknown what it and the rest of its blob said, and about whom.
+//! xxh3-64 of the body | xxh3-64 of the header so far`, then the body. The header has a checksum of its own, so
+//! that a record with a damaged body still names its shard, and that shard alone is unreadable. Only where a header is
+//! damaged is it unknown which shards it and the rest of its blob concern.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -12,25 +12,25 @@ use super::super::ShardKey;
 /// Version of a record's layout. The header keeps its shape in every version, so that a record names its shard to
 /// programs that cannot read its body; a change of the header is a change of [`super::disk::FORMAT`].
 pub(super) const VERSION: u8 = 1;
-/// Bytes before the body.
+/// Size of the header, in bytes.
 pub(super) const HEADER_BYTES: usize = 56;
-/// Bytes of the header that its own sum covers.
+/// Bytes of the header that its own checksum covers.
 const CHECKSUMMED_BYTES: usize = HEADER_BYTES - 8;
 
-/// What a record is. The numbers are on disk.
+/// Kind of a record. The numbers are stored on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordKind {
-    /// In the log: rows that changed in `(from, to]`.
+    /// Log record with the rows that changed in `(from, to]`.
     Rows = 1,
-    /// In the log: the shard is gone.
+    /// Log record that drops the shard.
     Drop = 2,
-    /// In the chunks: rows of a generation; `from` is the generation, `to` the number.
+    /// Chunk of a generation: `from` is the generation, `to` the number.
     Part = 3,
-    /// In the bases: `from` is the generation, `to` the state's sequence number.
+    /// Base of a shard: `from` is the generation, `to` the sequence number of the state.
     Base = 4,
 }
 
-/// One record as found: its header is sound, its body not yet checked.
+/// Record whose header is valid and whose body is not yet checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DiskRecord<'a> {
     pub(super) shard: ShardKey,
@@ -63,8 +63,8 @@ pub(super) fn write(
     out.extend_from_slice(&to.to_le_bytes());
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&xxh3_64(body).to_le_bytes());
-    let sum = xxh3_64(&out[start..]);
-    out.extend_from_slice(&sum.to_le_bytes());
+    let checksum = xxh3_64(&out[start..]);
+    out.extend_from_slice(&checksum.to_le_bytes());
     out.extend_from_slice(body);
 }
 
@@ -72,14 +72,14 @@ impl<'a> DiskRecord<'a> {
     /// Splits the first record off.
     fn split(blob: &'a [u8]) -> Result<(Self, &'a [u8]), String> {
         let Some((header, rest)) = blob.split_first_chunk::<HEADER_BYTES>() else {
-            return Err(format!("{} bytes where a header takes {HEADER_BYTES}", blob.len()));
+            return Err(format!("{} bytes, fewer than the {HEADER_BYTES} of a header", blob.len()));
         };
         if u64_at(header, CHECKSUMMED_BYTES) != xxh3_64(&header[..CHECKSUMMED_BYTES]) {
-            return Err("checksum of a header is wrong".into());
+            return Err("the checksum of a header does not match".into());
         }
         let length = u32::from_le_bytes([header[36], header[37], header[38], header[39]]) as usize;
         let Some((body, rest)) = rest.split_at_checked(length) else {
-            return Err(format!("a body of {length} bytes where {} are left", rest.len()));
+            return Err(format!("a body of {length} bytes, of which {} are present", rest.len()));
         };
         let shard = ShardKey { pool: u64_at(header, 2), shard: u16::from_le_bytes([header[10], header[11]]) };
         let record = Self {
@@ -95,49 +95,49 @@ impl<'a> DiskRecord<'a> {
         Ok((record, rest))
     }
 
-    /// The only record of a blob.
+    /// Reads the only record of a blob.
     ///
     /// # Errors
-    /// What is wrong with it, its body included.
+    /// Damage of the header or the body.
     pub(super) fn read_single(blob: &'a [u8], kind: RecordKind) -> Result<Self, String> {
         let (record, rest) = Self::split(blob)?;
         if !rest.is_empty() {
-            return Err(format!("{} bytes too many", rest.len()));
+            return Err(format!("{} bytes after the record", rest.len()));
         }
         record.body(kind)?;
         Ok(record)
     }
 
-    /// True if the shard was dropped here.
+    /// Whether the record drops its shard.
     pub(super) fn is_drop(&self) -> bool {
         self.kind == RecordKind::Drop as u8
     }
 
-    /// The body, checked.
+    /// Checks and returns the body.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Damage, another kind, or an unknown version.
     pub(super) fn body(&self, kind: RecordKind) -> Result<&'a [u8], String> {
         if self.version != VERSION {
-            return Err(format!("record version {} is unknown, this program reads {VERSION}", self.version));
+            return Err(format!("record version {} is unknown; this program reads version {VERSION}", self.version));
         }
         if self.kind != kind as u8 {
-            return Err(format!("record kind {} where {} is expected", self.kind, kind as u8));
+            return Err(format!("record kind {}, expected {}", self.kind, kind as u8));
         }
         if xxh3_64(self.body) != self.body_checksum {
-            return Err("checksum of the rows is wrong".into());
+            return Err("the checksum of the rows does not match".into());
         }
         Ok(self.body)
     }
 }
 
-/// The records of a blob, in order. After an error nothing more comes: where the next would start is unknown.
+/// Iterator over the records of a blob, which ends after an error because the start of the next record is unknown.
 pub(super) struct DiskRecords<'a> {
     rest: Option<&'a [u8]>,
 }
 
 impl<'a> DiskRecords<'a> {
-    /// Of a blob with at least one record.
+    /// Creates an iterator over a blob with at least one record.
     pub(super) fn new(blob: &'a [u8]) -> Self {
         Self { rest: Some(blob) }
     }
@@ -155,7 +155,7 @@ impl<'a> Iterator for DiskRecords<'a> {
     }
 }
 
-/// The number at an offset known to be inside.
+/// Number at an offset that is in range.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0; 8];
     number.copy_from_slice(&bytes[at..at + 8]);

@@ -1,83 +1,82 @@
-//! What the store holds, in memory: for every shard where its rows start and where its state stands. Pure.
+//! In-memory index of the store: for every shard the start of its rows and the sequence number of its state. Pure.
 //!
-//! [`ShardIndex::answer`] decides and changes nothing; [`ShardIndex::accept`] is called once the commit is durable. Rebuilt
-//! by one scan when the file is opened ([`super::disk`]), by the same `rows`, `base` and `forget`.
+//! [`ShardIndex::outcome_of`] decides and changes nothing; [`ShardIndex::apply_committed`] is called once the commit is
+//! durable. The scan that opens the file ([`super::disk`]) rebuilds the index with `rows`, `base` and `forget`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use crate::model::Seq;
 
-/// Log bytes that are let be before anything is rewritten: below this a restart reads the log in well under a
-/// second, and rewriting would only cost.
+/// Size of the log below which no snapshot is due: a restart reads it in well under a second.
 const LOG_BYTES_FREE: u64 = 64 << 20;
-/// Log bytes allowed per byte of base, beyond that. Rewriting everything writes each base byte once per so many log
+/// Log bytes allowed per byte of base, beyond that. Snapshots of everything write each base byte once per so many log
 /// bytes: write amplification stays <= 1.5, and the file and the time of a restart within about 3 times the state.
 const LOG_BYTES_PER_BASE_BYTE: u64 = 2;
 
-/// A place in the log.
+/// Location in the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct LogPosition {
-    /// Key in the log table.
+    /// Key of the entry in the log table.
     pub(super) position: u64,
-    /// Bytes of all log entries before it (since this process opened the file).
+    /// Bytes of all log entries before the location, since this process opened the file.
     pub(super) offset: u64,
 }
 
-/// The whole state of a shard at some moment, in chunks.
+/// Whole state of a shard at some moment, in chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BaseSnapshot {
-    /// Of the owner that wrote it. With `generation` it names the chunks, so an attempt number that a later
-    /// process uses again cannot touch them.
+    /// Epoch of the owner that wrote it. Together with `generation` it identifies the chunks, so that a generation that a later
+    /// process reuses cannot overwrite them.
     pub(super) epoch: u64,
-    /// Attempt within the epoch.
+    /// Number of the attempt within the epoch.
     pub(super) generation: u64,
-    /// Chunks `0..parts`; the last are the rows that came with the flip.
+    /// Number of chunks; the last one holds the rows of the install.
     pub(super) parts: u32,
-    /// Its sequence number.
+    /// Sequence number of the state.
     pub(super) at: Seq,
-    /// First log position that counts on top of it.
+    /// First log position that applies on top of the base.
     pub(super) position: u64,
-    /// Size of the chunks' rows.
+    /// Size of the rows in the chunks.
     pub(super) bytes: u64,
 }
 
-/// One shard.
+/// Index entry of one shard.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ShardIndexEntry {
-    /// Of the last step, or of the owner that has loaded it since.
+    /// Epoch of the last batch, or of the owner that has loaded the shard since.
     pub(super) epoch: u64,
-    /// Where its state stands.
+    /// Sequence number of the state.
     pub(super) at: Seq,
     pub(super) base: Option<BaseSnapshot>,
-    /// Its first step in the log on top of the base.
+    /// Location of the first batch on top of the base.
     pub(super) tail: Option<LogPosition>,
-    /// Why its base cannot be read.
+    /// Reason for which the base cannot be read.
     pub(super) damage: Option<String>,
 }
 
-/// A rewrite under way: the chunks that are durable, by number, with their sizes in bytes.
+/// Snapshot under way: sizes in bytes of the durable chunks, by number.
 #[derive(Debug, Default)]
 struct PartialSnapshot {
     generation: u64,
     chunks: BTreeMap<u32, u64>,
 }
 
-/// All shards.
+/// Index of all shards.
 #[derive(Debug, Default)]
 pub(super) struct ShardIndex {
     shards: HashMap<ShardKey, ShardIndexEntry>,
-    /// Where the tails start: the log is needed from the first of them on.
+    /// Log positions of the tails: the log is needed from the first of them on.
     tails: BTreeSet<(u64, ShardKey)>,
     base_bytes: u64,
-    /// First log entry that may still be there and is readable.
+    /// First log entry that may still be stored and is readable.
     pub(super) first: u64,
-    /// Where the next log entry goes.
+    /// Location of the next log entry.
     pub(super) end: LogPosition,
-    /// Log positions that cannot be read, so that nobody knows which shards they speak of. They are kept for ever.
+    /// Log positions that cannot be read, so that their shards are unknown. They are kept for ever.
     pub(super) unreadable: BTreeMap<u64, String>,
-    rewrites: HashMap<ShardKey, PartialSnapshot>,
-    /// Shards that may have chunks which nothing refers to.
+    snapshots: HashMap<ShardKey, PartialSnapshot>,
+    /// Shards that may have chunks that nothing refers to.
     pub(super) orphan_chunks: BTreeSet<ShardKey>,
 }
 
@@ -86,103 +85,107 @@ impl ShardIndex {
         self.shards.get(&shard)
     }
 
-    /// Log entries below this hold nothing that counts.
+    /// First log position that a shard needs.
     pub(super) fn needed_from(&self) -> u64 {
         self.tails.first().map_or(self.end.position, |&(position, _)| position)
     }
 
-    /// The answer to a step of the present owner, whose epoch it is (see the table in [`crate::persist::store`]).
-    pub(super) fn outcome_of(&self, step: &WriteBatch, epoch: u64) -> WriteOutcome {
-        let head = self.shards.get(&step.shard);
-        if head.is_some_and(|head| head.epoch > epoch) {
+    /// Outcome of a batch of the present owner in its `epoch` (see the table in [`crate::persist::store`]).
+    pub(super) fn outcome_of(&self, batch: &WriteBatch, epoch: u64) -> WriteOutcome {
+        let entry = self.shards.get(&batch.shard);
+        if entry.is_some_and(|entry| entry.epoch > epoch) {
             return WriteOutcome::Fenced;
         }
         let is_base = |generation| {
-            head.and_then(|head| head.base).is_some_and(|base| (base.epoch, base.generation) == (epoch, generation))
+            entry.and_then(|entry| entry.base).is_some_and(|base| (base.epoch, base.generation) == (epoch, generation))
         };
-        match &step.kind {
+        match &batch.kind {
             WriteKind::Rows(_) => {
-                // With part of the log unreadable, 'unknown' proves nothing: a rewrite gives the shard a base above it.
-                let at = match head {
+                // If part of the log is unreadable, an unknown shard may have records there: a snapshot gives it a base above them.
+                let at = match entry {
                     None if self.unreadable.is_empty() => Some(0),
-                    Some(head) if head.epoch == epoch && head.damage.is_none() => Some(head.at),
+                    Some(entry) if entry.epoch == epoch && entry.damage.is_none() => Some(entry.at),
                     None | Some(_) => None,
                 };
                 match at {
-                    Some(at) if at >= step.from && at >= step.to => WriteOutcome::Duplicate,
-                    Some(at) if at >= step.from => WriteOutcome::Ok,
+                    Some(at) if at >= batch.from && at >= batch.to => WriteOutcome::Duplicate,
+                    Some(at) if at >= batch.from => WriteOutcome::Ok,
                     Some(_) | None => WriteOutcome::Gap,
                 }
             }
             WriteKind::Chunk { generation, number, .. } => {
-                let there = self.rewrite(step.shard, *generation).is_some_and(|r| r.chunks.contains_key(number));
-                if there || is_base(*generation) { WriteOutcome::Duplicate } else { WriteOutcome::Ok }
+                let stored =
+                    self.partial_snapshot(batch.shard, *generation).is_some_and(|r| r.chunks.contains_key(number));
+                if stored || is_base(*generation) { WriteOutcome::Duplicate } else { WriteOutcome::Ok }
             }
             WriteKind::Install { generation, chunks, .. } => {
                 if is_base(*generation) {
-                    let done = head.is_some_and(|head| head.at >= step.to);
+                    let done = entry.is_some_and(|entry| entry.at >= batch.to);
                     return if done { WriteOutcome::Duplicate } else { WriteOutcome::Gap };
                 }
-                let there = self.rewrite(step.shard, *generation).map_or(0, |r| r.chunks.range(..chunks).count());
-                if there == *chunks as usize { WriteOutcome::Ok } else { WriteOutcome::Gap }
+                let stored =
+                    self.partial_snapshot(batch.shard, *generation).map_or(0, |r| r.chunks.range(..chunks).count());
+                if stored == *chunks as usize { WriteOutcome::Ok } else { WriteOutcome::Gap }
             }
-            // Sent again after a lost reply it meets an unknown shard, so only the epoch is checked, as for a flip.
-            WriteKind::Drop if head.is_none() && !self.rewrites.contains_key(&step.shard) => WriteOutcome::Duplicate,
+            // When it is sent again after a lost answer the shard is unknown, so only the epoch is checked, as for an install.
+            WriteKind::Drop if entry.is_none() && !self.snapshots.contains_key(&batch.shard) => WriteOutcome::Duplicate,
             WriteKind::Drop => WriteOutcome::Ok,
         }
     }
 
-    fn rewrite(&self, shard: ShardKey, generation: u64) -> Option<&PartialSnapshot> {
-        self.rewrites.get(&shard).filter(|rewrite| rewrite.generation == generation)
+    fn partial_snapshot(&self, shard: ShardKey, generation: u64) -> Option<&PartialSnapshot> {
+        self.snapshots.get(&shard).filter(|snapshot| snapshot.generation == generation)
     }
 
-    /// The base that an accepted flip makes; `next` is the first log position after its commit.
-    pub(super) fn installed_base(&self, step: &WriteBatch, epoch: u64, next: u64) -> Option<BaseSnapshot> {
-        let WriteKind::Install { generation, chunks, rows } = &step.kind else { return None };
-        let old = self.rewrite(step.shard, *generation).map_or(0, |r| r.chunks.range(..chunks).map(|(_, b)| b).sum());
+    /// Base that an accepted install creates; `next` is the first log position after its commit.
+    pub(super) fn installed_base(&self, batch: &WriteBatch, epoch: u64, next: u64) -> Option<BaseSnapshot> {
+        let WriteKind::Install { generation, chunks, rows } = &batch.kind else { return None };
+        let old = self
+            .partial_snapshot(batch.shard, *generation)
+            .map_or(0, |r| r.chunks.range(..chunks).map(|(_, b)| b).sum());
         let bytes = old + rows.len() as u64;
-        Some(BaseSnapshot { epoch, generation: *generation, parts: chunks + 1, at: step.to, position: next, bytes })
+        Some(BaseSnapshot { epoch, generation: *generation, parts: chunks + 1, at: batch.to, position: next, bytes })
     }
 
-    /// Takes in a step whose commit is durable: `mark` is where its log entry went, `next` the position after it.
-    pub(super) fn apply_committed(&mut self, step: &WriteBatch, epoch: u64, mark: LogPosition, next: u64) {
-        let shard = step.shard;
-        match &step.kind {
-            WriteKind::Rows(_) => self.rows(shard, epoch, step.to, mark),
+    /// Applies a batch whose commit is durable: `location` is that of its log entry, `next` the position after it.
+    pub(super) fn apply_committed(&mut self, batch: &WriteBatch, epoch: u64, location: LogPosition, next: u64) {
+        let shard = batch.shard;
+        match &batch.kind {
+            WriteKind::Rows(_) => self.rows(shard, epoch, batch.to, location),
             WriteKind::Chunk { generation, number, rows } => {
-                let rewrite = self.rewrites.entry(shard).or_default();
-                if rewrite.generation != *generation {
-                    *rewrite = PartialSnapshot { generation: *generation, ..PartialSnapshot::default() };
+                let snapshot = self.snapshots.entry(shard).or_default();
+                if snapshot.generation != *generation {
+                    *snapshot = PartialSnapshot { generation: *generation, ..PartialSnapshot::default() };
                     self.orphan_chunks.insert(shard);
                 }
-                rewrite.chunks.insert(*number, rows.len() as u64);
+                snapshot.chunks.insert(*number, rows.len() as u64);
             }
             WriteKind::Install { .. } => {
-                if let Some(base) = self.installed_base(step, epoch, next) {
+                if let Some(base) = self.installed_base(batch, epoch, next) {
                     self.base(shard, base);
                 }
-                self.rewrites.remove(&shard);
+                self.snapshots.remove(&shard);
                 self.orphan_chunks.insert(shard);
             }
             WriteKind::Drop => {
                 self.forget(shard);
-                self.rewrites.remove(&shard);
+                self.snapshots.remove(&shard);
                 self.orphan_chunks.insert(shard);
             }
         }
     }
 
-    /// A step in the log.
-    pub(super) fn rows(&mut self, shard: ShardKey, epoch: u64, to: Seq, mark: LogPosition) {
-        let head = self.shards.entry(shard).or_default();
-        (head.epoch, head.at) = (epoch, to);
-        if head.tail.is_none() {
-            head.tail = Some(mark);
-            self.tails.insert((mark.position, shard));
+    /// Adds a batch of the log.
+    pub(super) fn rows(&mut self, shard: ShardKey, epoch: u64, to: Seq, location: LogPosition) {
+        let entry = self.shards.entry(shard).or_default();
+        (entry.epoch, entry.at) = (epoch, to);
+        if entry.tail.is_none() {
+            entry.tail = Some(location);
+            self.tails.insert((location.position, shard));
         }
     }
 
-    /// A base: the shard starts anew from it.
+    /// Sets the base of a shard and forgets everything before it.
     pub(super) fn base(&mut self, shard: ShardKey, base: BaseSnapshot) {
         self.forget(shard);
         self.base_bytes += base.bytes;
@@ -192,51 +195,51 @@ impl ShardIndex {
         );
     }
 
-    /// The shard is gone.
+    /// Removes a shard from the index.
     pub(super) fn forget(&mut self, shard: ShardKey) {
-        let Some(head) = self.shards.remove(&shard) else { return };
-        self.base_bytes -= head.base.map_or(0, |base| base.bytes);
-        if let Some(tail) = head.tail {
+        let Some(entry) = self.shards.remove(&shard) else { return };
+        self.base_bytes -= entry.base.map_or(0, |base| base.bytes);
+        if let Some(tail) = entry.tail {
             self.tails.remove(&(tail.position, shard));
         }
     }
 
-    /// The shard has a base, and it cannot be read.
+    /// Marks the base of a shard as unreadable.
     pub(super) fn damaged(&mut self, shard: ShardKey, damage: String) {
         self.shards.insert(shard, ShardIndexEntry { damage: Some(damage), ..ShardIndexEntry::default() });
     }
 
-    /// The owner of `epoch` has read the shard as it stands.
+    /// Notes that the owner of `epoch` has loaded the shard.
     pub(super) fn adopt(&mut self, shard: ShardKey, epoch: u64) {
-        if let Some(head) = self.shards.get_mut(&shard).filter(|head| head.damage.is_none()) {
-            head.epoch = epoch;
+        if let Some(entry) = self.shards.get_mut(&shard).filter(|entry| entry.damage.is_none()) {
+            entry.epoch = epoch;
         }
     }
 
-    /// After the file was opened again: what only memory knew. `old` holds nothing that was not acknowledged.
+    /// Takes over, after the file was opened again, the state that only the `old` index has: which shards were loaded, and the
+    /// snapshots under way. All of it was acknowledged.
     pub(super) fn merge_reopened(&mut self, old: Self, epoch: u64) {
-        for (shard, _) in old.shards.into_iter().filter(|(_, head)| head.epoch == epoch) {
+        for (shard, _) in old.shards.into_iter().filter(|(_, entry)| entry.epoch == epoch) {
             self.adopt(shard, epoch);
         }
-        self.rewrites = old.rewrites;
+        self.snapshots = old.snapshots;
     }
 
-    /// Generations of the shard's chunks that something refers to, as (epoch, generation), sorted.
+    /// Generations of chunks that are in use, as sorted pairs of epoch and generation.
     pub(super) fn referenced_generations(&self, shard: ShardKey, epoch: u64) -> Vec<(u64, u64)> {
-        let base = self.shards.get(&shard).and_then(|head| head.base).map(|base| (base.epoch, base.generation));
-        let rewrite = self.rewrites.get(&shard).map(|rewrite| (epoch, rewrite.generation));
-        let mut kept: Vec<_> = base.into_iter().chain(rewrite).collect();
-        kept.sort_unstable();
-        kept
+        let base = self.shards.get(&shard).and_then(|entry| entry.base).map(|base| (base.epoch, base.generation));
+        let snapshot = self.snapshots.get(&shard).map(|snapshot| (epoch, snapshot.generation));
+        let mut generations: Vec<_> = base.into_iter().chain(snapshot).collect();
+        generations.sort_unstable();
+        generations
     }
 
-    /// The one rule: past the limit, the shard whose tail is the oldest. A shard that `epoch` has not read is not
-    /// asked for (its owner could not write it) and does not count, or one refused shard would have all the others
-    /// rewritten for ever.
+    /// Shard with the oldest tail, once the log exceeds its limit. A shard that the owner of `epoch` has not loaded is skipped,
+    /// because its rows are unknown, and does not count: one unreadable shard would cause endless snapshots of all others.
     pub(super) fn snapshot_candidate(&self, epoch: u64) -> Option<ShardKey> {
         let (shard, tail) = self.tails.iter().find_map(|(_, shard)| {
-            let head = self.shards.get(shard).filter(|head| head.epoch == epoch)?;
-            Some((*shard, head.tail?))
+            let entry = self.shards.get(shard).filter(|entry| entry.epoch == epoch)?;
+            Some((*shard, entry.tail?))
         })?;
         let limit = LOG_BYTES_FREE + LOG_BYTES_PER_BASE_BYTE * self.base_bytes;
         (self.end.offset - tail.offset > limit).then_some(shard)

@@ -1,4 +1,4 @@
-//! Connecting to one server, and what is wrong with it if that fails.
+//! Connections to one server, and the diagnosis of a failed one.
 
 use std::error::Error as _;
 use std::fmt;
@@ -19,18 +19,18 @@ use tokio::net::TcpStream;
 use super::super::StoreError;
 use super::url::{RedisTopology, RedisUrl, ServerAddress};
 
-/// First version with functions.
+/// First major version of Redis with functions.
 const MAJOR_MIN: u32 = 7;
-/// A server that closes so many connections in a row without a word, and never served one, is of another kind. By then
-/// some five seconds have passed: something between here and there may have been starting.
+/// Number of connections in a row that a server closes without an answer, and none ever served, after which it counts as
+/// another kind of server. That takes about five seconds, in which a proxy may still have been starting.
 const CLOSED_MAX: u32 = 12;
 
-/// Why a server cannot be asked.
+/// Reason for which a server cannot be used.
 #[derive(Debug, Clone)]
 pub(super) enum ServerFault {
-    /// It may come back.
+    /// Server that may recover, with the error text.
     Unavailable(String),
-    /// It will not: another kind of server, a wrong password.
+    /// Server that will not, such as one of another kind or with another password.
     Unusable(String),
 }
 
@@ -51,7 +51,7 @@ impl From<ServerFault> for StoreError {
     }
 }
 
-/// What a server must be.
+/// Mode in which a server must run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ServerMode {
     Standalone,
@@ -69,7 +69,7 @@ impl ServerMode {
     }
 }
 
-/// How to connect to one server.
+/// Address and credentials of one server.
 #[derive(Clone)]
 pub(super) struct RedisConnector {
     address: ConnectionAddr,
@@ -77,16 +77,17 @@ pub(super) struct RedisConnector {
     tls: Option<Arc<TlsCertificates>>,
     mode: ServerMode,
     limit: Duration,
-    /// Connections that were closed without a word, while none was ever served; shared by all.
+    /// Number of connections closed without an answer while none was ever served; shared by all connectors.
     closed: Arc<AtomicU32>,
-    /// How many it takes.
+    /// Number at which the server counts as unusable.
     closed_max: u32,
 }
 
+/// Value of [`RedisConnector::closed`] once a connection was served.
 const CONNECTED_ONCE: u32 = u32::MAX;
 
 impl RedisConnector {
-    /// To the first server of the URL; every connect and every answer takes at most `limit`.
+    /// Creates a connector to the first server of the URL; every connect and every answer takes at most `limit`.
     pub fn new(url: &RedisUrl, tls: Option<TlsCertificates>, limit: Duration) -> Self {
         let mut login = RedisConnectionInfo::default().set_db(url.db);
         if let Some(user) = &url.user {
@@ -99,35 +100,27 @@ impl RedisConnector {
             RedisTopology::Standalone(_) | RedisTopology::Unix(_) => 1,
             RedisTopology::Cluster(addresses) | RedisTopology::Sentinel(addresses, _) => addresses.len() as u32,
         };
+        let tls = tls.map(Arc::new);
         let (address, mode) = match &url.topology {
-            RedisTopology::Standalone(address) => (tcp(address, url.tls), ServerMode::Standalone),
+            RedisTopology::Standalone(address) => (tcp(address, tls.as_deref()), ServerMode::Standalone),
             RedisTopology::Unix(path) => (ConnectionAddr::Unix(path.clone()), ServerMode::Standalone),
-            RedisTopology::Cluster(addresses) => (tcp(&addresses[0], url.tls), ServerMode::Cluster),
-            RedisTopology::Sentinel(addresses, _) => (tcp(&addresses[0], url.tls), ServerMode::Standalone),
+            RedisTopology::Cluster(addresses) => (tcp(&addresses[0], tls.as_deref()), ServerMode::Cluster),
+            RedisTopology::Sentinel(addresses, _) => (tcp(&addresses[0], tls.as_deref()), ServerMode::Standalone),
         };
-        Self {
-            address,
-            login,
-            tls: tls.map(Arc::new),
-            mode,
-            limit,
-            closed: Arc::default(),
-            closed_max: CLOSED_MAX * servers,
-        }
+        Self { address, login, tls, mode, limit, closed: Arc::default(), closed_max: CLOSED_MAX * servers }
     }
 
-    /// The same, to another address.
+    /// Connector with these settings to another address.
     pub fn with_address(&self, address: &ServerAddress) -> Self {
-        let is_tls = matches!(self.address, ConnectionAddr::TcpTls { .. });
-        Self { address: tcp(address, is_tls), ..self.clone() }
+        Self { address: tcp(address, self.tls.as_deref()), ..self.clone() }
     }
 
-    /// To a sentinel. It has no users and databases of the servers that it watches.
+    /// Connector to a sentinel, which does not have the users and databases of the servers that it watches.
     pub fn to_sentinel(&self, address: &ServerAddress) -> Self {
         Self { login: RedisConnectionInfo::default(), mode: ServerMode::Sentinel, ..self.with_address(address) }
     }
 
-    /// The host, as it was given.
+    /// Host name or address, as configured.
     pub fn host(&self) -> String {
         match &self.address {
             ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
@@ -135,12 +128,12 @@ impl RedisConnector {
         }
     }
 
-    /// Connects, authenticates, and looks whether it is the server that it should be.
+    /// Connects, authenticates, and checks mode and version of the server.
     pub async fn connect(&self) -> Result<MultiplexedConnection, ServerFault> {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.limit))
             .set_response_timeout(Some(self.limit))
-            // A pipeline is as long as a batch of steps: the bound is the writer's.
+            // A pipeline is as long as a round of batches: the writer bounds it.
             .set_pipeline_buffer_size(1024);
         let connecting = async {
             let info = self.address.clone().into_connection_info()?.set_redis_settings(self.login.clone());
@@ -163,32 +156,32 @@ impl RedisConnector {
             Ok(Err(_)) | Err(_) if self.is_plaintext().await => {
                 Err(ServerFault::Unusable(format!("{self} speaks without TLS; its URL begins with redis, not rediss")))
             }
-            Ok(Err(_)) | Err(_) => Err(ServerFault::Unavailable(self.closed_message())),
+            Ok(Err(_)) | Err(_) => Err(ServerFault::Unavailable(self.timeout_message())),
         }
     }
 
-    /// A server without TLS takes the beginning of TLS for a line that has not ended, and waits: so this end asks it, once
-    /// it has never been served, in words that it knows.
+    /// Whether the server answers a plaintext PING. A server without TLS takes a TLS hello for an unfinished line and waits, so
+    /// a timeout alone does not tell. Asked only while no connection was ever served.
     async fn is_plaintext(&self) -> bool {
         let ConnectionAddr::TcpTls { host, port, .. } = &self.address else { return false };
         if self.closed.load(Ordering::Relaxed) == CONNECTED_ONCE {
             return false;
         }
-        let asking = async {
+        let ping = async {
             let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.write_all(b"PING\r\n").await?;
             let mut first = [0];
             stream.read_exact(&mut first).await?;
             Ok::<_, io::Error>(matches!(first[0], b'+' | b'-'))
         };
-        matches!(tokio::time::timeout(self.limit, asking).await, Ok(Ok(true)))
+        matches!(tokio::time::timeout(self.limit, ping).await, Ok(Ok(true)))
     }
 
-    /// The address of a master, by a sentinel.
+    /// Asks a sentinel for the address of a master.
     pub async fn ask_master(&self, name: &str) -> Result<ServerAddress, ServerFault> {
         let mut connection = self.connect().await?;
-        let asked = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
-        let answer: Result<Option<(String, u16)>, _> = asked.query_async(&mut connection).await;
+        let query = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
+        let answer: Result<Option<(String, u16)>, _> = query.query_async(&mut connection).await;
         match answer {
             Ok(Some((host, port))) => Ok(ServerAddress { host, port }),
             Ok(None) => Err(ServerFault::Unavailable(format!("the sentinel {self} knows no master {name:?}"))),
@@ -196,18 +189,18 @@ impl RedisConnector {
         }
     }
 
-    /// What a failure in the middle means.
+    /// Classifies the failure of a call.
     pub fn map_call_error(&self, error: &RedisError) -> ServerFault {
         match (error.kind(), error.code()) {
             (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) | (ErrorKind::AuthenticationFailed, _) => {
                 ServerFault::Unusable(format!("{self}: {error}"))
             }
-            _ if error.is_timeout() => ServerFault::Unavailable(self.closed_message()),
+            _ if error.is_timeout() => ServerFault::Unavailable(self.timeout_message()),
             _ => ServerFault::Unavailable(format!("{self}: {error}")),
         }
     }
 
-    /// What a failure to connect means.
+    /// Classifies a failure to connect.
     fn map_connect_error(&self, error: &RedisError) -> ServerFault {
         match error.kind() {
             ErrorKind::Io if is_tls(error) => ServerFault::Unusable(format!("{self}: TLS failed: {error}")),
@@ -215,10 +208,11 @@ impl RedisConnector {
                 ServerFault::Unavailable(format!("{self} refuses connections"))
             }
             ErrorKind::Io | ErrorKind::Parse => {
-                let count = |seen: u32| (seen != CONNECTED_ONCE).then_some(seen.saturating_add(1));
-                let seen = self.closed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count);
+                let increment = |count: u32| (count != CONNECTED_ONCE).then_some(count.saturating_add(1));
+                let closed = self.closed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, increment);
                 let is_plain = !matches!(self.address, ConnectionAddr::TcpTls { .. });
-                if error.is_connection_dropped() && seen.is_ok_and(|seen| seen + 1 >= self.closed_max) && is_plain {
+                if error.is_connection_dropped() && closed.is_ok_and(|before| before + 1 >= self.closed_max) && is_plain
+                {
                     let hint = "is it a TLS port (rediss://)?";
                     return ServerFault::Unusable(format!("{self} closes every connection without an answer: {hint}"));
                 }
@@ -227,24 +221,24 @@ impl RedisConnector {
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown,
             ) => ServerFault::Unavailable(format!("{self}: {error}")),
-            // It may pass. The library calls it a failure to authenticate if it was the answer to the password.
+            // Temporary, although the library reports a failure to authenticate if this answers the password.
             _ if error.to_string().contains("max number of clients") || error.code() == Some("BUSY") => {
                 ServerFault::Unavailable(format!("{self}: {error}"))
             }
             ErrorKind::AuthenticationFailed => {
-                ServerFault::Unusable(format!("{self} refuses user and password: {error}"))
+                ServerFault::Unusable(format!("{self} rejects the user or password of the URL: {error}"))
             }
             _ => ServerFault::Unusable(format!("{self}: {error}")),
         }
     }
 
-    fn closed_message(&self) -> String {
+    fn timeout_message(&self) -> String {
         format!("{self} does not answer within {} ms", self.limit.as_millis())
     }
 
     fn check(&self, about: &str) -> Result<(), ServerFault> {
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        // Valkey calls it by its own name.
+        // Valkey has its own name for the field.
         let mode = field("redis_mode").or_else(|| field("server_mode")).unwrap_or("standalone");
         if mode != self.mode.as_str() {
             let advice = match mode {
@@ -260,9 +254,7 @@ impl RedisConnector {
         let version = field("redis_version").unwrap_or("unknown");
         let major = version.split('.').next().and_then(|major| major.parse().ok());
         if self.mode != ServerMode::Sentinel && major.is_none_or(|major: u32| major < MAJOR_MIN) {
-            return Err(ServerFault::Unusable(format!(
-                "{self} is Redis {version}; version {MAJOR_MIN} or newer is needed"
-            )));
+            return Err(ServerFault::Unusable(format!("{self} is Redis {version}; use version {MAJOR_MIN} or newer")));
         }
         Ok(())
     }
@@ -274,16 +266,16 @@ impl fmt::Display for RedisConnector {
     }
 }
 
-fn tcp(address: &ServerAddress, tls: bool) -> ConnectionAddr {
+fn tcp(address: &ServerAddress, tls: Option<&TlsCertificates>) -> ConnectionAddr {
     let ServerAddress { host, port } = address.clone();
-    if tls {
+    if tls.is_some() {
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
     } else {
         ConnectionAddr::Tcp(host, port)
     }
 }
 
-/// What TLS says of the other side comes as invalid data.
+/// Whether the error comes from TLS, which reports invalid data.
 fn is_tls(error: &RedisError) -> bool {
     let inner = error.source().and_then(|error| error.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
     let io = inner.and_then(|error| error.downcast_ref::<io::Error>());
@@ -295,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn valkey_says_in_its_own_words_what_kind_of_server_it_is() {
+    fn the_mode_of_a_valkey_server_is_read_from_its_own_field() {
         let url = "redis://h".parse().expect("a URL");
         let connector = RedisConnector::new(&url, None, Duration::from_secs(1));
         let about = |mode: &str| format!("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\n{mode}\r\n");
@@ -303,8 +295,8 @@ mod tests {
             assert!(connector.check(&about(mode)).is_ok(), "{mode}");
         }
         for (mode, scheme) in [("cluster", "redis-cluster://"), ("sentinel", "redis-sentinel://")] {
-            let refused = connector.check(&about(&format!("server_mode:{mode}"))).expect_err("of another kind");
-            assert!(matches!(&refused, ServerFault::Unusable(why) if why.contains(scheme)), "{refused:?}");
+            let refused = connector.check(&about(&format!("server_mode:{mode}"))).expect_err("of another mode");
+            assert!(matches!(&refused, ServerFault::Unusable(text) if text.contains(scheme)), "{refused:?}");
         }
     }
 }

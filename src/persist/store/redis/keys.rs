@@ -1,9 +1,9 @@
-//! Names of keys, and the slots that they lie in. Pure.
+//! Names of keys and their slots. Pure.
 //!
-//! All keys of a shard share one hash tag, so that one step is one slot. Tags are chosen, not hashed: shard `i` of a
-//! pool sits at slot `(hash(pool) + i' * 16) mod 16384`, where `i'` is `i` with its ten bits reversed. The first `S`
-//! reversed numbers (`S` a power of two) are the multiples of `1024 / S`, so the shards of a pool stand at equal
-//! distances around the ring of slots whatever `S` is, and each of the masters gets its part of a hot pool.
+//! All keys of a shard share one hash tag, so that a batch touches one slot. Tags are chosen, not hashed: shard `i` of a
+//! pool has the slot `(hash(pool) + i' * 16) mod 16384`, where `i'` is `i` with its ten bits reversed. The first `S`
+//! reversed numbers (`S` a power of two) are the multiples of `1024 / S`, so the shards of a pool are at equal distances
+//! in the slots whatever `S` is, and each master gets its part of a hot pool.
 
 use std::sync::LazyLock;
 
@@ -12,19 +12,19 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::super::ShardKey;
 use crate::limits::SHARDS_MAX;
 
-/// Slots of a Redis Cluster.
+/// Number of slots of a Redis Cluster.
 pub(super) const SLOTS: u16 = 16_384;
 
 const _: () = assert!(SHARDS_MAX == 1 << 10, "the shards' bits are reversed as ten");
 
-/// The slot of a shard.
+/// Slot of a shard.
 pub(super) fn slot(key: ShardKey) -> u16 {
     let start = xxh3_64(&key.pool.to_le_bytes()) % u64::from(SLOTS);
-    let turn = (key.shard.reverse_bits() >> 6) * (SLOTS >> 10);
-    ((start + u64::from(turn)) % u64::from(SLOTS)) as u16
+    let offset = (key.shard.reverse_bits() >> 6) * (SLOTS >> 10);
+    ((start + u64::from(offset)) % u64::from(SLOTS)) as u16
 }
 
-/// Redis Cluster's slot of a tag: CRC16 (XMODEM) modulo the number of slots, as its specification says.
+/// Slot of a tag: CRC16 (XMODEM) modulo the number of slots, as Redis Cluster specifies.
 fn slot_of(tag: &str) -> u16 {
     crc16::State::<crc16::XMODEM>::calculate(tag.as_bytes()) % SLOTS
 }
@@ -32,28 +32,28 @@ fn slot_of(tag: &str) -> u16 {
 fn tag_number(number: u32) -> String {
     const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let mut tag = String::new();
-    let mut rest = number;
+    let mut quotient = number;
     loop {
-        tag.push(char::from(DIGITS[rest as usize % DIGITS.len()]));
-        rest /= DIGITS.len() as u32;
-        if rest == 0 {
+        tag.push(char::from(DIGITS[quotient as usize % DIGITS.len()]));
+        quotient /= DIGITS.len() as u32;
+        if quotient == 0 {
             return tag;
         }
     }
 }
 
-/// The tag of a slot: the first of all tags, counted up, that lies in it. The same in every build and process.
+/// Tag of a slot: the first of all tags, in counting order, that hashes to it. It never changes between builds.
 pub(super) fn tag(slot: u16) -> String {
     static TAGS: LazyLock<Vec<u32>> = LazyLock::new(|| {
         let mut tags = vec![u32::MAX; usize::from(SLOTS)];
-        let mut left = tags.len();
+        let mut missing = tags.len();
         for number in 0.. {
             let tag = &mut tags[usize::from(slot_of(&tag_number(number)))];
             if *tag == u32::MAX {
                 *tag = number;
-                left -= 1;
+                missing -= 1;
             }
-            if left == 0 {
+            if missing == 0 {
                 break;
             }
         }
@@ -62,13 +62,13 @@ pub(super) fn tag(slot: u16) -> String {
     tag_number(TAGS[usize::from(slot)])
 }
 
-/// The two keys of a shard: one holds its state, the other a rewrite that is under way, or nothing.
+/// Keys of a shard: one holds its state, the other a snapshot under way, or nothing.
 pub(super) fn sides(prefix: &str, key: ShardKey) -> [String; 2] {
     let tag = tag(slot(key));
     ["a", "b"].map(|side| format!("{prefix}:{{{tag}}}:{}.{}:{side}", key.pool, key.shard))
 }
 
-/// The key of the record of ownership; it lies beside the catalogue.
+/// Key of the ownership record, in the slot of the catalog.
 pub(super) fn owner(prefix: &str) -> String {
     format!("{prefix}:{{{}}}:owner", tag(slot(ShardKey::CATALOG)))
 }
@@ -79,7 +79,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn tags_lie_in_their_slots_and_never_change() {
+    fn tags_hash_to_their_slots_and_never_change() {
         for slot in 0..SLOTS {
             assert_eq!(slot_of(&tag(slot)), slot);
         }
@@ -91,7 +91,7 @@ mod tests {
     const PINNED: [&str; 2] = ["hotpool:{jw81}:7.3:a", "hotpool:{jw81}:7.3:b"];
 
     #[test]
-    fn shards_stand_at_equal_distances_whatever_their_number() {
+    fn shards_have_equally_spaced_slots_whatever_their_number() {
         for shards in [1_u16, 2, 16, 64, 1024] {
             let slots: BTreeSet<u16> = (0..shards).map(|shard| slot(ShardKey { pool: 42, shard })).collect();
             assert_eq!(slots.len(), usize::from(shards));

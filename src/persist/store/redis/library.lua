@@ -1,15 +1,15 @@
--- What Redis does for Hotpool. Loaded as a function library whose name carries a hash of this text, so that two
--- versions never meet. The schema is at the top of `store/redis.rs`.
+-- Functions of Hotpool inside Redis. The name of the library contains a hash of this text, so that two versions never
+-- share one. The schema is at the top of `persist/store/redis/mod.rs`.
 --
 -- A side of a shard is one hash. Its header is the field '#':
---   <epoch> <owner> 1 live <at> <generation>         the shard's state
---   <epoch> <owner> 1 new <chunks> <generation>      a rewrite that is under way
--- Epoch and owner come first in every version of the header, so that an older program sees a newer owner.
--- Numbers are below 2^53, which Lua holds exactly.
+--   <epoch> <owner> 1 live <at> <generation>         the state of the shard
+--   <epoch> <owner> 1 new <chunks> <generation>      a snapshot under way
+-- Epoch and owner come first in every version of the header, so that an older program recognizes a newer owner.
+-- Numbers are below 2^53, which Lua represents exactly.
 
 local function header(key)
   local read = redis.pcall('HGET', key, '#')
-  if type(read) ~= 'string' then return nil end -- nothing there, or a key of another type
+  if type(read) ~= 'string' then return nil end -- missing, or a key of another type
   local epoch, owner, rest = string.match(read, '^(%d+) (%S+) (.+)$')
   if not epoch then return nil end
   local state, number, generation = string.match(rest, '^1 (%a+) (%d+) (%d+)$')
@@ -19,13 +19,13 @@ local function header(key)
   }
 end
 
--- Somebody newer has it, or somebody else under our epoch.
+-- Whether a newer owner has the side, or another owner of our epoch.
 local function fenced(found, epoch, owner)
   return found ~= nil and (found.epoch > epoch or (found.epoch == epoch and found.owner ~= owner))
 end
 
 local function write(key, epoch, owner, state, number, generation, args, first)
-  -- Rows come as runs: 'P' <count> field value ..., or 'D' <count> field ... Runs are short enough for `unpack`.
+  -- Rows are encoded as runs: 'P' <count> field value ..., or 'D' <count> field ... Runs are short enough for `unpack`.
   local i = first
   while i <= #args do
     local count = tonumber(args[i + 1])
@@ -41,9 +41,9 @@ local function write(key, epoch, owner, state, number, generation, args, first)
 end
 
 -- keys: the live side. args: epoch, owner, from, to, rows.
-local function step(keys, args)
+local function write_rows(keys, args)
   local key, epoch, owner = keys[1], tonumber(args[1]), args[2]
-  -- Nearly always: ours, where the step begins, and one run of puts. Then header and rows are one command.
+  -- The usual case: our header, exactly at `from`, and one run of puts. Then header and rows are one command.
   local ours = args[1] .. ' ' .. owner .. ' 1 live '
   local expected = ours .. args[3] .. ' '
   local read = redis.pcall('HGET', key, '#')
@@ -66,26 +66,26 @@ local function step(keys, args)
 end
 
 -- keys: the live side, the other. args: epoch, owner, generation, number, rows.
-local function chunk(keys, args)
+local function write_chunk(keys, args)
   local key, epoch, owner = keys[2], tonumber(args[1]), args[2]
   if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
   local found = header(key)
   if fenced(found, epoch, owner) then return 'fenced' end
-  -- What is live is no place for a rewrite: the caller does not know the sides.
+  -- The caller is wrong about the sides: a snapshot must not overwrite the live one.
   if found and found.state == 'live' and found.generation ~= args[3] then return 'gap' end
-  local number, there = tonumber(args[4]), 0
+  local number, stored = tonumber(args[4]), 0
   if found and found.epoch == epoch and found.generation == args[3] then
     if found.state ~= 'new' or number < found.number then return 'duplicate' end
-    there = found.number
+    stored = found.number
   end
-  if number ~= there then return 'gap' end
+  if number ~= stored then return 'gap' end
   if number == 0 then redis.call('UNLINK', key) end
   write(key, args[1], owner, 'new', number + 1, args[3], args, 5)
   return 'ok'
 end
 
 -- keys: the live side, the other. args: epoch, owner, generation, chunks, to, rows.
-local function flip(keys, args)
+local function install(keys, args)
   local key, epoch, owner = keys[2], tonumber(args[1]), args[2]
   if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
   local found = header(key)
@@ -94,9 +94,9 @@ local function flip(keys, args)
   if ours and found.state == 'live' then
     return found.number >= tonumber(args[5]) and 'duplicate' or 'gap'
   end
-  local there = ours and found.number or 0
-  if there ~= tonumber(args[4]) then return 'gap' end
-  if there == 0 then redis.call('UNLINK', key) end
+  local stored = ours and found.number or 0
+  if stored ~= tonumber(args[4]) then return 'gap' end
+  if stored == 0 then redis.call('UNLINK', key) end
   write(key, args[1], owner, 'live', args[5], args[3], args, 6)
   redis.call('UNLINK', keys[1])
   return 'ok'
@@ -110,16 +110,16 @@ local function drop(keys, args)
   return redis.call('UNLINK', keys[1], keys[2]) == 0 and 'duplicate' or 'ok'
 end
 
--- Which side is live, its header and how many fields it has, the header among them; an owner (its epoch above 0) takes the
--- shard with it, and begins one that is not there. keys: both sides. args: epoch, owner. Answer: side, header, fields; or
--- 'fenced', the header that did it.
-local function look(keys, args)
+-- Returns the live side, its header and the number of its fields, the header included. An owner (epoch above 0) takes the
+-- shard, and creates a missing one. keys: both sides. args: epoch, owner. Answer: side, header, fields; or 'fenced' and the
+-- header of the newer owner.
+local function probe(keys, args)
   local epoch, owner = tonumber(args[1]), args[2]
   local live
   for side = 1, 2 do
     local found = header(keys[side])
     if epoch > 0 and fenced(found, epoch, owner) then return { 'fenced', found.text } end
-    -- What an owner of before began to rewrite will not be ended.
+    -- The unfinished snapshot of an earlier owner is never continued.
     if found and found.state == 'new' and found.epoch < epoch then redis.call('UNLINK', keys[side]) end
     if found and (found.state == 'live' or not found.state) then live = { side = side, found = found } end
   end
@@ -145,7 +145,7 @@ local function look(keys, args)
   return { tostring(side), redis.call('HGET', keys[side], '#'), redis.call('HLEN', keys[side]) }
 end
 
--- The record of ownership. keys: it. args: owner, epoch, the beat and epoch that were seen ('' if there was none),
+-- Takes the ownership record. keys: the record. args: owner, epoch, the beat and epoch that were read ('' if it was missing),
 -- node, who, lease_ms. Answer: 'ok' and the ceiling of fences, or 'changed'.
 local function take(keys, args)
   local key = keys[1]
@@ -156,12 +156,13 @@ local function take(keys, args)
   return { 'ok', redis.call('HGET', key, 'fence_ceiling') or '0' }
 end
 
--- keys: the record. args: owner, epoch, node, who, lease_ms, ceiling, '1' to write a record that is gone, floor.
+-- Renews the ownership record. keys: the record. args: owner, epoch, node, who, lease_ms, ceiling, '1' to create a missing
+-- record, floor.
 local function renew(keys, args)
   local key, epoch = keys[1], tonumber(args[2])
   local kind = redis.call('TYPE', key).ok
   if kind ~= 'hash' and kind ~= 'none' then
-    -- Somebody put something else under our name: as if it were gone.
+    -- A key of another type has our name: treat the record as missing.
     if args[7] ~= '1' then return 'missing' end
     redis.call('UNLINK', key)
   end
@@ -179,11 +180,11 @@ local function renew(keys, args)
   return 'ok'
 end
 
-redis.register_function('LIBRARY_step', step)
-redis.register_function('LIBRARY_chunk', chunk)
-redis.register_function('LIBRARY_flip', flip)
--- These write next to nothing, or free memory: a full server must not end ownership.
+redis.register_function('LIBRARY_write_rows', write_rows)
+redis.register_function('LIBRARY_write_chunk', write_chunk)
+redis.register_function('LIBRARY_install', install)
+-- These write very little, or free memory: a full server must not end the ownership.
 redis.register_function { function_name = 'LIBRARY_drop', callback = drop, flags = { 'allow-oom' } }
-redis.register_function { function_name = 'LIBRARY_look', callback = look, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'LIBRARY_probe', callback = probe, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'LIBRARY_take', callback = take, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'LIBRARY_renew', callback = renew, flags = { 'allow-oom' } }

@@ -1,10 +1,10 @@
-//! Reading shards: take each, read its rows page by page, and prove that all of them came.
+//! Loading of shards: take each, read its rows page by page, and verify that all of them were read.
 //!
-//! A cursor of `HSCAN` follows the hash seed and the table of the server that gave it; another server, also one with
-//! the very same rows, skips some. So a scan goes down one connection from its first page to its proof, and whatever
-//! breaks it off (a redirection, a slot on its way, a broken connection, another role) makes it begin anew at 0. Its
-//! proof is the header, which is as it was before the first page, and the number of rows, counted by Redis in the same
-//! call: it must be that of the distinct fields that came. Nobody is given a row that was not proved.
+//! A cursor of `HSCAN` depends on the hash seed and the table of the server that returned it; another server, even one with
+//! the same rows, skips some. So a scan uses one connection from its first page to its verification, and any interruption
+//! (a redirection, a migrating slot, a broken connection, another role) restarts it at 0. A scan is complete if the header
+//! is that of before the first page and the number of rows, which Redis counts in the same call, is that of the distinct
+//! fields that were read. No row leaves this file before that check.
 
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -21,29 +21,29 @@ use super::keys;
 use super::nodes::{Answer, RedisCall, RedisNodes};
 use super::writes::{self, KeySide, OwnerEpoch, ShardProbe, text};
 
-/// Rows asked for at a time: Redis is busy with a page for well under a millisecond.
+/// Rows in one page: Redis is busy with a page for well under a millisecond.
 const PAGE: usize = 1_000;
-/// Scans of one shard; then the load fails, and whoever wants it waits longer than [`PAUSE`].
+/// Scans of one shard before the load fails; the caller retries after more than [`PAUSE`].
 const SCANS: usize = 4;
-/// Pause before a shard is scanned once more.
+/// Pause before a shard is scanned again.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Shards read at the same time.
+/// Shards that are read at the same time.
 const SHARDS_AT_ONCE: usize = 16;
-/// Rows of all shards that are read at the same time, unless a single one has more: they are kept until they are proved.
+/// Rows of all shards that are read at the same time (unless one shard has more), because they are kept until verified.
 const ROWS_AT_ONCE: u32 = 1 << 17;
-/// Shards looked at in one call.
+/// Shards that are probed in one call.
 const PROBES_AT_ONCE: usize = 1_024;
 
-/// What became of one shard.
+/// Result of loading one shard.
 pub(super) enum ShardRead {
-    /// It is there, or nothing is; with an owner: its live side.
+    /// Loaded shard, which may be empty, and its live side.
     Done(LoadedShard, Option<KeySide>),
-    /// Somebody took it under this epoch.
+    /// Shard that a newer owner took under this epoch.
     Fenced(u64),
 }
 
-/// Reads shards; with an owner, takes them first. One that cannot even be looked at (its slot is moving) fails the load
-/// before a row is read: it may be tried again as long as that lasts.
+/// Reads shards, after taking them for `owner` if there is one. A shard that cannot be probed (its slot is migrating) fails the
+/// load before a row is read, so that it may be retried.
 pub(super) async fn load(
     nodes: &RedisNodes,
     prefix: &str,
@@ -51,16 +51,16 @@ pub(super) async fn load(
     shards: Vec<ShardKey>,
     sink: RowSink,
 ) -> Result<Vec<ShardRead>, StoreError> {
-    let looks: Vec<RedisCall> = shards.iter().map(|&shard| writes::probe(prefix, owner, shard)).collect();
-    let mut found = Vec::with_capacity(shards.len());
-    for looks in looks.chunks(PROBES_AT_ONCE) {
-        for answer in nodes.call(looks).await? {
-            found.push(writes::parse_probe(answer?).map_err(StoreError::Unusable)?);
+    let probes: Vec<RedisCall> = shards.iter().map(|&shard| writes::probe(prefix, owner, shard)).collect();
+    let mut results = Vec::with_capacity(shards.len());
+    for probes in probes.chunks(PROBES_AT_ONCE) {
+        for answer in nodes.call(probes).await? {
+            results.push(writes::parse_probe(answer?).map_err(StoreError::Unusable)?);
         }
     }
-    let room = Semaphore::new(ROWS_AT_ONCE as usize);
-    let reader = ShardReader { nodes, prefix, owner, sink: Mutex::new(sink), row_permits: room };
-    let read = futures::stream::iter(shards.into_iter().zip(found)).map(|(shard, seen)| reader.shard(shard, seen));
+    let row_permits = Semaphore::new(ROWS_AT_ONCE as usize);
+    let reader = ShardReader { nodes, prefix, owner, sink: Mutex::new(sink), row_permits };
+    let read = futures::stream::iter(shards.into_iter().zip(results)).map(|(shard, probe)| reader.shard(shard, probe));
     read.buffered(SHARDS_AT_ONCE).collect::<Vec<_>>().await.into_iter().collect()
 }
 
@@ -69,36 +69,36 @@ struct ShardReader<'a> {
     prefix: &'a str,
     owner: Option<OwnerEpoch>,
     sink: Mutex<RowSink>,
-    /// Holds a permit for each row.
+    /// Permits, one for each row.
     row_permits: Semaphore,
 }
 
 impl ShardReader<'_> {
-    async fn shard(&self, shard: ShardKey, mut seen: ShardProbe) -> Result<ShardRead, StoreError> {
+    async fn shard(&self, shard: ShardKey, mut probe: ShardProbe) -> Result<ShardRead, StoreError> {
         for _ in 1..SCANS {
-            match self.scan(shard, seen).await {
-                Err(ServerFault::Unavailable(why)) => tracing::info!(?shard, why, "the shard is read anew"),
+            match self.scan(shard, probe).await {
+                Err(ServerFault::Unavailable(error)) => tracing::info!(?shard, error, "reading the shard again"),
                 read => return Ok(read?),
             }
             tokio::time::sleep(PAUSE).await;
-            let look = self.nodes.call(&[writes::probe(self.prefix, self.owner, shard)]).await?.pop();
-            let gone = || Err(ServerFault::Unavailable("a call was left without an answer".to_owned()));
-            seen = writes::parse_probe(look.unwrap_or_else(gone)?).map_err(StoreError::Unusable)?;
+            let answer = self.nodes.call(&[writes::probe(self.prefix, self.owner, shard)]).await?.pop();
+            let missing = || Err(ServerFault::Unavailable("a call got no answer".to_owned()));
+            probe = writes::parse_probe(answer.unwrap_or_else(missing)?).map_err(StoreError::Unusable)?;
         }
-        Ok(self.scan(shard, seen).await?)
+        Ok(self.scan(shard, probe).await?)
     }
 
-    /// Scans one shard, from the first page to the proof. After `Away` a scan may be begun anew.
-    async fn scan(&self, shard: ShardKey, seen: ShardProbe) -> Result<ShardRead, ServerFault> {
+    /// Scans one shard, from the first page to the verification. After [`ServerFault::Unavailable`] a scan may be retried.
+    async fn scan(&self, shard: ShardKey, probe: ShardProbe) -> Result<ShardRead, ServerFault> {
         let done = |at, side| Ok(ShardRead::Done(LoadedShard { shard, at }, side));
-        let (side, at, header, count) = match seen {
+        let (side, at, header, count) = match probe {
             ShardProbe::Live { side, at, header, rows } => (side, at, header, rows),
             ShardProbe::Absent => return done(Ok(0), None),
             ShardProbe::Fenced { epoch } => return Ok(ShardRead::Fenced(epoch)),
-            ShardProbe::Damaged(why) => return done(Err(why), None),
+            ShardProbe::Damaged(reason) => return done(Err(reason), None),
         };
-        let room = u32::try_from(count).unwrap_or(u32::MAX).min(ROWS_AT_ONCE);
-        let _room = self.row_permits.acquire_many(room).await.expect("the semaphore is never closed");
+        let permits = u32::try_from(count).unwrap_or(u32::MAX).min(ROWS_AT_ONCE);
+        let _permits = self.row_permits.acquire_many(permits).await.expect("the semaphore is never closed");
         let names = keys::sides(self.prefix, shard);
         let key = side.key(&names);
         let slot = keys::slot(shard);
@@ -107,13 +107,13 @@ impl ShardReader<'_> {
         let mut cursor = "0".to_owned();
         loop {
             let scan = cmd("HSCAN").arg(key).arg(&cursor).arg("COUNT").arg(PAGE).take();
-            let page = match self.nodes.call_on(&connection, &RedisCall { slot, cmd: scan, step_bytes: 0 }).await? {
+            let page = match self.nodes.call_on(&connection, &RedisCall { slot, cmd: scan, batch_bytes: None }).await? {
                 Ok(page) => page,
-                Err(refused) => return done(Err(refused.text), None),
+                Err(error) => return done(Err(error.text), None),
             };
             cursor = match rows.add(&page) {
                 Ok(next) => next,
-                Err(why) => return done(Err(format!("{key}: {why}")), None),
+                Err(flaw) => return done(Err(format!("{key}: {flaw}")), None),
             };
             if cursor == "0" {
                 break;
@@ -123,7 +123,7 @@ impl ShardReader<'_> {
         self.verify_complete(key, side, &header, again, rows.fields.len())?;
         for page in rows.pages {
             (*self.sink.lock())(shard, &page);
-            // A shard may have a million rows, and this thread other things to do.
+            // A shard may have a million rows: let other tasks run.
             tokio::task::yield_now().await;
         }
         match rows.flaw {
@@ -132,9 +132,9 @@ impl ShardReader<'_> {
         }
     }
 
-    /// Whether `rows` distinct rows are what stood under `header`. Who only looks meets the owner at work: rows that were
-    /// there from the first page to the last all came, those that changed meanwhile as they were at some moment, and
-    /// their number says nothing. Only a side that was flipped is no whole any more.
+    /// Verifies that `rows` distinct rows are all that the key had under `header`. A reader that is not the owner sees the owner's
+    /// changes: rows that existed during the whole scan were all read, those that changed were read in some state, and their
+    /// number proves nothing. Only an install during the scan makes the result incomplete.
     fn verify_complete(
         &self,
         key: &str,
@@ -147,7 +147,8 @@ impl ShardReader<'_> {
         let generation = |header: &str| header.rsplit(' ').next().map(ToOwned::to_owned);
         match writes::parse_probe(again).map_err(ServerFault::Unavailable)? {
             ShardProbe::Live { side: now, header: then, rows: count, .. } if now == side && then == header => {
-                let differs = || ServerFault::Unavailable(format!("{rows} rows of {key} were read, it has {count}"));
+                let differs =
+                    || ServerFault::Unavailable(format!("{rows} rows of {key} were read, but it has {count}"));
                 if count == rows as u64 { Ok(()) } else { Err(differs()) }
             }
             ShardProbe::Live { side: now, header: then, .. }
@@ -163,23 +164,23 @@ impl ShardReader<'_> {
 /// Rows that a scan has brought so far.
 #[derive(Default)]
 struct ScannedRows {
-    /// Frames, a page each. A row may come more than once.
+    /// Frames of each page. A row may occur more than once.
     pages: Vec<Vec<u8>>,
-    /// Hashes of the fields that came.
+    /// Hashes of the fields that were read.
     fields: HashSet<u128>,
-    /// Says what is wrong with the first field that is none of ours.
+    /// Error of the first field that is not a row.
     flaw: Option<String>,
 }
 
 impl ScannedRows {
-    /// Takes one page of `HSCAN`; returns its cursor.
+    /// Adds one page of `HSCAN` and returns its cursor.
     fn add(&mut self, page: &Value) -> Result<String, String> {
-        let odd = || "HSCAN gave an odd answer".to_owned();
-        let Value::Array(parts) = page else { return Err(odd()) };
-        let [cursor, Value::Array(fields)] = parts.as_slice() else { return Err(odd()) };
+        let unexpected = || "HSCAN returned an unexpected answer".to_owned();
+        let Value::Array(parts) = page else { return Err(unexpected()) };
+        let [cursor, Value::Array(fields)] = parts.as_slice() else { return Err(unexpected()) };
         let mut frames = Vec::new();
         for pair in fields.chunks(2) {
-            let [Value::BulkString(field), Value::BulkString(body)] = pair else { return Err(odd()) };
+            let [Value::BulkString(field), Value::BulkString(body)] = pair else { return Err(unexpected()) };
             if field == b"#" {
                 continue;
             }
@@ -189,7 +190,7 @@ impl ScannedRows {
             }
         }
         self.pages.push(frames);
-        Ok(text(cursor).ok_or_else(odd)?.to_owned())
+        Ok(text(cursor).ok_or_else(unexpected)?.to_owned())
     }
 }
 
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_a_row_that_comes_twice_counts_once_and_the_header_not_at_all() {
+    fn s14_a_row_that_is_read_twice_counts_once_and_the_header_not_at_all() {
         let mut rows = ScannedRows::default();
         assert_eq!(rows.add(&page("7", &["#", "w:a", "w:b"])), Ok("7".to_owned()));
         assert_eq!(rows.add(&page("0", &["w:b", "w:c"])), Ok("0".to_owned()));
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn s14_a_field_that_is_none_of_ours_keeps_no_other_from_being_read() {
+    fn s14_a_field_that_is_not_a_row_does_not_keep_others_from_being_read() {
         let mut rows = ScannedRows::default();
         assert_eq!(rows.add(&page("0", &["w:a", "junk", "w:b"])), Ok("0".to_owned()));
         assert_eq!(rows.fields.len(), 3, "Redis counts it too");

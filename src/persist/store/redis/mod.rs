@@ -1,31 +1,31 @@
-//! `redis://` and its kin: one server, a cluster, or a master that sentinels watch. Redis records, it never arbitrates.
+//! `redis://` and similar URLs: one server, a cluster, or a master behind sentinels. Redis records, it never arbitrates.
 //!
 //! # Keys
 //!
 //! With the key prefix `hotpool`, pool uid 42 and shard 3:
 //!
 //! ```text
-//! hotpool:{TAG}:42.3:a     hash: the shard's state, or a rewrite under way, or not there
-//! hotpool:{TAG}:42.3:b     the same; exactly one of the two is live
-//! hotpool:{TAG}:0.0:a      pool 0 is the catalogue: one row a pool
-//! hotpool:{TAG}:owner      hash: the record of ownership (owner, epoch, beat, lease_ms, fence_ceiling, fence_floor, node, who)
+//! hotpool:{TAG}:42.3:a     hash: the state of the shard, or a snapshot under way, or missing
+//! hotpool:{TAG}:42.3:b     likewise; exactly one of the two is live
+//! hotpool:{TAG}:0.0:a      pool 0 is the catalog: one row for each pool and quota
+//! hotpool:{TAG}:owner      hash: the ownership record (owner, epoch, beat, lease_ms, fence_ceiling, fence_floor, node, who)
 //! ```
 //!
 //! Fields of a state: `#` is its header, `<epoch> <owner> 1 live <seq> <generation>`; `w:<worker id>` a worker with
-//! its claims, `p:<pool uid>` a pool of the catalogue, `q:<hash of its name>` a quota, `s:` what the shard remembers of itself,
-//! `g:<number>` a gang that is committed. A value is the body of the row as [`crate::persist::row`] writes it, its version first. `hotpool store inspect URL` prints them.
+//! its claims, `p:<pool uid>` a pool of the catalog, `q:<hash of its name>` a quota, `s:` the shard's own state,
+//! `g:<number>` a committed gang. A value is the body of the row as [`crate::persist::row`] writes it, its version first. `hotpool store inspect URL` prints them.
 //!
-//! Both keys of a shard have one hash tag, chosen so that the shards of a pool lie at equal distances around the slots
-//! ([`keys`]): one step is one slot, and a hot pool is written evenly to all masters.
+//! Both keys of a shard have one hash tag, chosen so that the shards of a pool are equally spaced in the slots ([`keys`]): a
+//! batch touches one slot, and a hot pool is written evenly to all masters.
 //!
-//! # Steps
+//! # Batches
 //!
-//! A step is one call of a function in Redis (`library.lua`), so it is applied wholly or not at all, and only if the
-//! header says that it continues what is there. A rewrite fills the side that is not live, chunk by chunk; the flip
-//! makes it live and unlinks the other in one call.
+//! A batch is one call of a function in Redis (`library.lua`), so it is applied atomically, and only if the header shows
+//! that it continues the stored state. A snapshot fills the side that is not live, chunk by chunk; the install makes it live
+//! and unlinks the other in one call.
 //!
-//! Redis keeps what it says that it keeps: how many writes a crash of Redis itself may lose is set by `appendfsync`
-//! and `min-replicas-to-write` there. While this process lives it finds out (a *gap*) and writes the shard anew.
+//! `appendfsync` and `min-replicas-to-write` determine how many writes a crash of Redis itself may lose. While this process
+//! lives it detects that (a *gap*) and writes a snapshot of the shard.
 
 mod connect;
 mod keys;
@@ -36,7 +36,7 @@ mod owner;
 mod url;
 mod writes;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
@@ -55,41 +55,41 @@ pub use self::url::{FORMS, RedisTopology, RedisUrl, ServerAddress};
 use self::writes::{KeySide, OwnerEpoch, ShardProbe};
 use super::data_dir;
 use super::{
-    FenceSpan, LoadedShard, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, Store, StoreError, WriteBatch,
-    WriteKind, WriteOutcome,
+    FenceSpan, LoadedShard, MissingRecord, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, Store, StoreError,
+    WriteBatch, WriteKind, WriteOutcome,
 };
 use crate::clock::Clock;
 use crate::model::Millis;
 
-/// Bytes of rows in one step; more goes as a rewrite. One step keeps a server busy for a few milliseconds.
-const STEP_BYTES_MAX: usize = 1 << 20;
-/// How long a take-over waits for a replica to have it.
+/// Most bytes of rows in one batch, which keeps a server busy for a few milliseconds; more goes as a snapshot.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Longest wait of a takeover for a replica to confirm it.
 const REPLICA_WAIT: Duration = Duration::from_millis(500);
 
-/// What a Redis store must know.
+/// Options of a Redis store.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
-    /// Where it is.
+    /// URL of the server or servers.
     pub url: RedisUrl,
-    /// What its keys begin with: two services may share a server under two prefixes.
+    /// Prefix of all keys: two services may share a server under two prefixes.
     pub key_prefix: String,
-    /// Longest wait for a connection, and for an answer, in milliseconds.
+    /// Longest wait for a connection and for an answer, in milliseconds.
     pub command_ms: Millis,
-    /// How long this process is the owner after the last renewal, in milliseconds.
+    /// Time for which this process is the owner after a renewal, in milliseconds.
     pub lease_ms: Millis,
-    /// Whether to wait for the end of another owner.
+    /// Whether to wait until another owner ends.
     pub standby: bool,
-    /// Directory whose lock shows that an earlier process of this place is dead.
+    /// Directory whose lock proves that the earlier process that used it is dead.
     pub data_dir: PathBuf,
-    /// Certificates of the authorities to trust, in PEM; none: the system's.
+    /// File with the certificates of trusted authorities, in PEM; none: the system's.
     pub tls_ca_file: Option<PathBuf>,
-    /// Certificate to show, in PEM.
+    /// File with the client certificate, in PEM.
     pub tls_cert_file: Option<PathBuf>,
-    /// Its private key, in PEM.
+    /// File with the private key of that certificate, in PEM.
     pub tls_key_file: Option<PathBuf>,
 }
 
-/// A Redis server, cluster, or master behind sentinels.
+/// Store in a Redis server, cluster, or master behind sentinels.
 pub struct RedisStore {
     options: RedisOptions,
     nodes: RedisNodes,
@@ -98,18 +98,18 @@ pub struct RedisStore {
     _lock: Option<File>,
     owner_label: String,
     clock: Clock,
-    ours: Mutex<Option<OwnerEpoch>>,
+    owner: Mutex<Option<OwnerEpoch>>,
     /// Held while ownership changes or is renewed.
     ownership_lock: tokio::sync::Mutex<()>,
     owner_watch: Mutex<OwnerWatch>,
-    /// An epoch that some shard was found at, above that of the record: a take-over that Redis lost.
+    /// Highest epoch of a shard above that of the ownership record, from a takeover that Redis lost.
     epoch_floor: AtomicU64,
     fence_ceiling: AtomicU64,
-    /// Of this owner; 0 until it is about to give fences out.
+    /// Floor of this owner; 0 until its first grant is near.
     fence_floor: AtomicU64,
-    /// Why a step was not taken last.
+    /// Reason for the last unanswered batch.
     fault: Mutex<String>,
-    /// Live sides, of the shards that this owner has taken.
+    /// Live sides of the shards that this owner has taken.
     sides: Mutex<HashMap<ShardKey, KeySide>>,
 }
 
@@ -123,16 +123,16 @@ impl RedisStore {
     /// Locks the data directory and reads the TLS files; connects later. Blocks.
     ///
     /// # Errors
-    /// `Unusable` if another process has the directory, or a file cannot be read.
+    /// [`StoreError::Unusable`] if another process uses the directory, or a file cannot be read.
     pub fn open(options: RedisOptions) -> Result<Self, StoreError> {
         let (lock, node) = data_dir::lock_and_identify(&options.data_dir)?;
         Self::with(options, Some(lock), node)
     }
 
-    /// To look only: takes no directory, and cannot take the store over.
+    /// Opens the store for reading only: uses no data directory, and cannot take the store over.
     ///
     /// # Errors
-    /// A TLS file cannot be read.
+    /// [`StoreError::Unusable`] if a TLS file cannot be read.
     pub fn open_read_only(options: RedisOptions) -> Result<Self, StoreError> {
         Self::with(options, None, String::new())
     }
@@ -147,7 +147,7 @@ impl RedisStore {
             _lock: lock,
             owner_label: format!("{host}, pid {}", std::process::id()),
             clock: Clock::system(),
-            ours: Mutex::default(),
+            owner: Mutex::default(),
             ownership_lock: tokio::sync::Mutex::new(()),
             fault: Mutex::default(),
             owner_watch: Mutex::default(),
@@ -164,12 +164,12 @@ impl RedisStore {
     }
 
     fn fence_span(&self) -> FenceSpan {
-        let of = |bound: &AtomicU64| bound.load(Ordering::Relaxed);
-        FenceSpan { floor: of(&self.fence_floor), ceiling: of(&self.fence_ceiling) }
+        let load = |bound: &AtomicU64| bound.load(Ordering::Relaxed);
+        FenceSpan { floor: load(&self.fence_floor), ceiling: load(&self.fence_ceiling) }
     }
 
     fn owner(&self) -> Option<OwnerEpoch> {
-        *lock_unpoisoned(&self.ours)
+        *self.owner.lock()
     }
 
     fn owner_fields(&self, owner: OwnerEpoch) -> OwnerFields<'_> {
@@ -177,99 +177,102 @@ impl RedisStore {
         OwnerFields { prefix, owner: owner.id, epoch: owner.epoch, node, who, lease_ms: self.options.lease_ms }
     }
 
-    /// One call in the slot of the record of ownership, which must be answered.
+    /// Sends one call in the slot of the ownership record; no answer is an error.
     async fn ask(&self, call: nodes::RedisCall) -> Result<Value, StoreError> {
         match self.nodes.call(&[call]).await?.pop() {
             Some(answer) => expect_reply(answer?),
-            None => Err(StoreError::Unavailable("a call was left without an answer".to_owned())),
+            None => Err(StoreError::Unavailable("a call got no answer".to_owned())),
         }
     }
 
     async fn take(&self, id: Uuid) -> Result<OwnershipRecord, StoreError> {
-        // A renewal in the middle of it would go out under the old epoch.
-        let _alone = self.ownership_lock.lock().await;
+        // A renewal during the takeover would use the old epoch.
+        let _exclusive = self.ownership_lock.lock().await;
         let read = self.ask(owner::read(self.prefix())).await?;
         let record = owner::parse_record(&read).map_err(StoreError::Unusable)?;
         let RedisOptions { standby, lease_ms, .. } = self.options;
         let candidate = TakeoverCandidate { node: self.node.clone(), standby, lease_ms };
         let now_ms = self.clock.mono_ns() / 1_000_000;
-        let verdict = lock_unpoisoned(&self.owner_watch).decide(&candidate, record.as_ref(), now_ms);
-        match verdict {
+        let decision = self.owner_watch.lock().decide(&candidate, record.as_ref(), now_ms);
+        match decision {
             TakeoverDecision::Take => {}
-            TakeoverDecision::Wait(why) => return Err(StoreError::OwnedElsewhere(why)),
-            TakeoverDecision::Refuse(why) => return Err(StoreError::Unusable(why)),
+            TakeoverDecision::Wait(text) => return Err(StoreError::OwnedElsewhere(text)),
+            TakeoverDecision::Refuse(text) => return Err(StoreError::Unusable(text)),
         }
-        let known = record.as_ref().map_or(0, |record| record.epoch).max(lock_unpoisoned(&self.owner_watch).epoch());
-        let owner = OwnerEpoch { id, epoch: known.max(self.epoch_floor.load(Ordering::Relaxed)) + 1 };
-        let taken = self.ask(self.owner_fields(owner).take(record.as_ref())).await?;
-        let Some(fence_ceiling) = owner::parse_take(&taken).map_err(StoreError::Unusable)? else {
-            return Err(StoreError::OwnedElsewhere("somebody else took the store over at this moment".to_owned()));
+        let last_epoch = record.as_ref().map_or(0, |record| record.epoch).max(self.owner_watch.lock().epoch());
+        let owner = OwnerEpoch { id, epoch: last_epoch.max(self.epoch_floor.load(Ordering::Relaxed)) + 1 };
+        let answer = self.ask(self.owner_fields(owner).take(record.as_ref())).await?;
+        let Some(fence_ceiling) = owner::parse_take(&answer).map_err(StoreError::Unusable)? else {
+            return Err(StoreError::OwnedElsewhere("another process has just taken the store over".to_owned()));
         };
-        lock_unpoisoned(&self.sides).clear();
+        self.sides.lock().clear();
         self.fence_ceiling.fetch_max(fence_ceiling, Ordering::Relaxed);
-        *lock_unpoisoned(&self.ours) = Some(owner);
+        *self.owner.lock() = Some(owner);
         self.reach_replica(owner).await?;
-        // What was taken is what was read.
+        // The record that was taken is the one that was read.
         let fence_floor = record.map_or(0, |record| record.fence_floor);
         Ok(OwnershipRecord { epoch: owner.epoch, fence_ceiling, fence_floor })
     }
 
-    /// An epoch counts once a replica has it, where there are replicas: a failover must not give it out again.
+    /// Waits until a replica has the new epoch, if there are replicas: a failover must not assign it again.
     async fn reach_replica(&self, owner: OwnerEpoch) -> Result<(), StoreError> {
-        // `WAIT` speaks of the writes of its own connection: so role, write and wait go down the same one.
+        // `WAIT` covers the writes of its own connection, so role, write and wait use the same one.
         let connection = self.nodes.connection(owner::slot()).await?;
         let about =
             expect_reply(self.nodes.call_on(&connection, &owner::call(cmd("INFO").arg("replication").take())).await?)?;
         let about: String = redis::from_redis_value(about).unwrap_or_default();
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         if field("role:") != Some("master") {
-            return Err(StoreError::Unavailable("the server that took the take-over is no master any more".to_owned()));
+            return Err(StoreError::Unavailable(
+                "the server that accepted the takeover is no longer the master".to_owned(),
+            ));
         }
         if field("connected_slaves:").is_none_or(|replicas| replicas == "0") {
             return Ok(());
         }
         let limit_ms = (REPLICA_WAIT.as_millis() as u64).min(self.options.command_ms / 2);
-        let write = self.owner_fields(owner).renew(self.fence_span(), false);
+        let write = self.owner_fields(owner).renew(self.fence_span(), MissingRecord::Report);
         let written =
             self.nodes.call_on(&connection, &write).await?.is_ok_and(|answer| writes::text(&answer) == Some("ok"));
         let wait = owner::call(cmd("WAIT").arg(1).arg(limit_ms).take());
         match self.nodes.call_on(&connection, &wait).await? {
             Ok(Value::Int(reached)) if written && reached > 0 => Ok(()),
-            _ => Err(StoreError::Unavailable("no replica has confirmed the take-over yet".to_owned())),
+            _ => Err(StoreError::Unavailable("no replica has confirmed the takeover yet".to_owned())),
         }
     }
 
-    async fn renewed(&self, lease_ms: Millis, create: bool) -> Result<RenewalOutcome, StoreError> {
-        let _alone = self.ownership_lock.lock().await;
-        let owner = self.owner().ok_or_else(|| StoreError::Unusable("nothing is owned before a take-over".into()))?;
-        let claimant = OwnerFields { lease_ms, ..self.owner_fields(owner) };
-        let answer = self.ask(claimant.renew(self.fence_span(), create)).await?;
+    async fn renew_for(&self, lease_ms: Millis, missing: MissingRecord) -> Result<RenewalOutcome, StoreError> {
+        let _exclusive = self.ownership_lock.lock().await;
+        let owner =
+            self.owner().ok_or_else(|| StoreError::Unusable("the store is not owned before a takeover".into()))?;
+        let fields = OwnerFields { lease_ms, ..self.owner_fields(owner) };
+        let answer = self.ask(fields.renew(self.fence_span(), missing)).await?;
         match writes::text(&answer) {
             Some("ok") => Ok(RenewalOutcome::Renewed),
             Some("missing") => Ok(RenewalOutcome::Missing),
             Some("fenced") => Ok(RenewalOutcome::Fenced),
-            _ => Err(StoreError::Unusable(format!("a renewal was answered {answer:?}"))),
+            _ => Err(StoreError::Unusable(format!("unexpected answer to a renewal: {answer:?}"))),
         }
     }
 
-    /// Finds the live sides of shards that are not known. Says what of that failed, by shard.
+    /// Finds the unknown live sides of the shards of these batches. Returns the outcomes of those that failed.
     async fn find_sides(
         &self,
         owner: OwnerEpoch,
-        steps: &[WriteBatch],
+        batches: &[WriteBatch],
     ) -> Result<HashMap<ShardKey, WriteOutcome>, StoreError> {
-        // To be dropped, a shard need not be there.
-        let sided = steps.iter().filter(|step| !matches!(step.kind, WriteKind::Drop)).map(|step| step.shard);
+        // A shard need not exist to be dropped.
+        let needed = batches.iter().filter(|batch| !matches!(batch.kind, WriteKind::Drop)).map(|batch| batch.shard);
         let unknown: Vec<ShardKey> = {
-            let sides = lock_unpoisoned(&self.sides);
-            sided.filter(|shard| !sides.contains_key(shard)).collect()
+            let sides = self.sides.lock();
+            needed.filter(|shard| !sides.contains_key(shard)).collect()
         };
         let mut failed = HashMap::new();
         if unknown.is_empty() {
             return Ok(failed);
         }
-        let looks: Vec<_> = unknown.iter().map(|&shard| writes::probe(self.prefix(), Some(owner), shard)).collect();
-        for (shard, answer) in unknown.into_iter().zip(self.nodes.call(&looks).await?) {
+        let probes: Vec<_> = unknown.iter().map(|&shard| writes::probe(self.prefix(), Some(owner), shard)).collect();
+        for (shard, answer) in unknown.into_iter().zip(self.nodes.call(&probes).await?) {
             let answer = match answer {
                 Ok(answer) => answer,
                 Err(fault) => {
@@ -279,14 +282,14 @@ impl RedisStore {
             };
             match writes::parse_probe(answer).map_err(StoreError::Unusable)? {
                 ShardProbe::Live { side, .. } => {
-                    lock_unpoisoned(&self.sides).insert(shard, side);
+                    self.sides.lock().insert(shard, side);
                 }
                 ShardProbe::Fenced { .. } => {
                     failed.insert(shard, WriteOutcome::Fenced);
                 }
-                // What this owner has in memory counts; a rewrite puts it in the place of what is there.
+                // This owner's memory is authoritative; a snapshot will replace the stored rows.
                 ShardProbe::Absent | ShardProbe::Damaged(_) => {
-                    lock_unpoisoned(&self.sides).insert(shard, KeySide::A);
+                    self.sides.lock().insert(shard, KeySide::A);
                 }
             }
         }
@@ -294,37 +297,37 @@ impl RedisStore {
     }
 
     fn unanswered(&self, fault: &str) -> WriteOutcome {
-        fault.clone_into(&mut lock_unpoisoned(&self.fault));
+        fault.clone_into(&mut self.fault.lock());
         WriteOutcome::Unanswered
     }
 
-    async fn apply_all(&self, steps: &[WriteBatch]) -> Result<Vec<WriteOutcome>, StoreError> {
+    async fn apply_all(&self, batches: &[WriteBatch]) -> Result<Vec<WriteOutcome>, StoreError> {
         let owner =
-            self.owner().ok_or_else(|| StoreError::Unusable("nothing may be applied before a take-over".into()))?;
-        let failed = self.find_sides(owner, steps).await?;
-        let side = |shard| lock_unpoisoned(&self.sides).get(&shard).copied().unwrap_or(KeySide::A);
-        let sent: Vec<&WriteBatch> = steps.iter().filter(|step| !failed.contains_key(&step.shard)).collect();
+            self.owner().ok_or_else(|| StoreError::Unusable("no batch may be applied before a takeover".into()))?;
+        let failed = self.find_sides(owner, batches).await?;
+        let side = |shard| self.sides.lock().get(&shard).copied().unwrap_or(KeySide::A);
+        let sent: Vec<&WriteBatch> = batches.iter().filter(|batch| !failed.contains_key(&batch.shard)).collect();
         let calls: Vec<_> =
-            sent.iter().map(|step| writes::call(self.prefix(), owner, step, side(step.shard))).collect();
+            sent.iter().map(|batch| writes::call(self.prefix(), owner, batch, side(batch.shard))).collect();
         let mut answers = self.nodes.call(&calls).await?.into_iter();
-        let mut outcomes = Vec::with_capacity(steps.len());
-        for step in steps {
-            if let Some(&outcome) = failed.get(&step.shard) {
+        let mut outcomes = Vec::with_capacity(batches.len());
+        for batch in batches {
+            if let Some(&outcome) = failed.get(&batch.shard) {
                 outcomes.push(outcome);
                 continue;
             }
             let outcome = match answers.next() {
                 Some(Ok(answer)) => writes::parse_outcome(answer).unwrap_or_else(|fault| self.unanswered(&fault)),
                 Some(Err(fault)) => self.unanswered(fault.text()),
-                None => self.unanswered("a step was left without an answer"),
+                None => self.unanswered("a batch got no answer"),
             };
-            let mut sides = lock_unpoisoned(&self.sides);
-            match (&step.kind, outcome) {
+            let mut sides = self.sides.lock();
+            match (&batch.kind, outcome) {
                 (_, WriteOutcome::Gap) | (WriteKind::Drop, _) => {
-                    sides.remove(&step.shard);
+                    sides.remove(&batch.shard);
                 }
                 (WriteKind::Install { .. }, WriteOutcome::Ok | WriteOutcome::Duplicate) => {
-                    sides.entry(step.shard).and_modify(|side| *side = side.other());
+                    sides.entry(batch.shard).and_modify(|side| *side = side.other());
                 }
                 _ => {}
             }
@@ -348,11 +351,11 @@ impl Store for RedisStore {
     }
 
     fn batch_bytes_max(&self) -> usize {
-        STEP_BYTES_MAX
+        BATCH_BYTES_MAX
     }
 
     fn last_fault(&self) -> String {
-        lock_unpoisoned(&self.fault).clone()
+        self.fault.lock().clone()
     }
 
     fn writer_partition(&self, shard: ShardKey) -> usize {
@@ -367,26 +370,26 @@ impl Store for RedisStore {
         async move {
             self.fence_floor.fetch_max(span.floor, Ordering::Relaxed);
             self.fence_ceiling.fetch_max(span.ceiling, Ordering::Relaxed);
-            match self.renewed(self.options.lease_ms, false).await? {
+            match self.renew_for(self.options.lease_ms, MissingRecord::Report).await? {
                 RenewalOutcome::Renewed => Ok(()),
-                RenewalOutcome::Missing => Err(StoreError::Unavailable("the record of ownership is gone".into())),
-                RenewalOutcome::Fenced => Err(StoreError::Unusable("the store has another owner".into())),
+                RenewalOutcome::Missing => Err(StoreError::Unavailable("the ownership record is gone".into())),
+                RenewalOutcome::Fenced => Err(StoreError::Unusable("another process owns the store".into())),
             }
         }
         .boxed()
     }
 
-    fn renew(&self, create: bool) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
-        self.renewed(self.options.lease_ms, create).boxed()
+    fn renew(&self, missing: MissingRecord) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
+        self.renew_for(self.options.lease_ms, missing).boxed()
     }
 
     fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        // A lease of nothing: whoever comes next need not wait.
+        // A lease of 0 ms: the next owner need not wait.
         async move {
             if self.owner().is_none() {
                 return Ok(());
             }
-            self.renewed(0, false).await.map(|_| ())
+            self.renew_for(0, MissingRecord::Report).await.map(|_| ())
         }
         .boxed()
     }
@@ -399,15 +402,15 @@ impl Store for RedisStore {
                 match read {
                     ShardRead::Done(one, side) => {
                         if let (Some(side), Some(_)) = (side, owner) {
-                            lock_unpoisoned(&self.sides).insert(one.shard, side);
+                            self.sides.lock().insert(one.shard, side);
                         }
                         loaded.push(one);
                     }
                     ShardRead::Fenced(epoch) => {
-                        // The record says that the store is ours, so its owner of that epoch lost it in a failover.
+                        // The record names this process, so a failover lost the takeover that assigned that epoch.
                         self.epoch_floor.fetch_max(epoch, Ordering::Relaxed);
-                        let why = format!("a shard is at epoch {epoch}, above ours: taking over once more");
-                        return Err(StoreError::Superseded(why));
+                        let text = format!("a shard is at epoch {epoch}, above that of this owner: taking over again");
+                        return Err(StoreError::Superseded(text));
                     }
                 }
             }
@@ -416,8 +419,8 @@ impl Store for RedisStore {
         .boxed()
     }
 
-    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
-        async move { self.apply_all(&steps).await }.boxed()
+    fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
+        async move { self.apply_all(&batches).await }.boxed()
     }
 
     fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
@@ -436,17 +439,17 @@ impl Store for RedisStore {
     }
 }
 
-/// What was answered to a call that no server has a reason to refuse.
+/// Value of an answer to a call that no server has a reason to reject.
 fn expect_reply(answer: nodes::Answer) -> Result<Value, StoreError> {
-    answer.map_err(|refused| StoreError::Unusable(refused.text))
+    answer.map_err(|error| StoreError::Unusable(error.text))
 }
 
 fn certificates(options: &RedisOptions) -> Result<TlsCertificates, StoreError> {
-    // The process may have a provider already.
+    // Fails if the process has a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let read = |path: &PathBuf| {
-        let wrong = |error| StoreError::Unusable(format!("cannot read {}: {error}", path.display()));
-        std::fs::read(path).map_err(wrong)
+        let failed = |error| StoreError::Unusable(format!("cannot read {}: {error}", path.display()));
+        std::fs::read(path).map_err(failed)
     };
     let client_tls = match (&options.tls_cert_file, &options.tls_key_file) {
         (Some(cert), Some(key)) => Some(ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? }),
@@ -454,8 +457,4 @@ fn certificates(options: &RedisOptions) -> Result<TlsCertificates, StoreError> {
     };
     let root_cert = options.tls_ca_file.as_ref().map(read).transpose()?;
     Ok(TlsCertificates { client_tls, root_cert })
-}
-
-fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }

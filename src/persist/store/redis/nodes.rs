@@ -1,9 +1,8 @@
-//! The servers: connections, which of them serves a slot, and calls that follow their slot wherever it moved.
+//! Servers: their connections, the map of slots, and calls that follow a slot when it moves.
 //!
-//! One pipelined connection per server. Calls go out together, grouped by server; a server that says that a slot has
-//! moved is believed, and the map of slots is read anew. Every connect and every answer has a time limit; after a
-//! failure the connection is dropped, since what it still owes is unknown. Whoever calls sends again: every call here
-//! may be repeated.
+//! There is one pipelined connection per server. Calls are sent together, grouped by server. When a server reports that a
+//! slot has moved, the map of slots is read again. Every connect and every answer has a time limit; after a failure the
+//! connection is dropped, since its outstanding answers are unknown. Callers retry: every call here is idempotent.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -24,33 +23,33 @@ use super::library::LIBRARY;
 use super::url::{RedisTopology, ServerAddress};
 use crate::metrics::{NodeMetrics, metrics};
 
-/// How often a call may be sent elsewhere before it counts as failed.
+/// Most redirections of a call before it fails.
 const REDIRECTS_MAX: usize = 6;
-/// Pause before a call whose keys are on their way to another server is tried again.
+/// Pause before a call whose slot is migrating is retried.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(20);
 
-/// One command and the slot of its keys.
+/// Command with the slot of its keys.
 #[derive(Debug, Clone)]
 pub(super) struct RedisCall {
     pub slot: u16,
     pub cmd: Cmd,
-    /// Size of the rows in it, for the metrics; 0: it is no step.
-    pub step_bytes: usize,
+    /// Size of the rows, for the metrics; none if the call is not a batch.
+    pub batch_bytes: Option<usize>,
 }
 
-/// The server understood a command and refused it.
+/// Error that a server returned for a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CommandError {
-    /// First word of the error, as in `WRONGTYPE`.
+    /// First word of the error, such as `WRONGTYPE`.
     pub code: String,
-    /// All of it.
+    /// Text of the error, with the server.
     pub text: String,
 }
 
-/// The answer to one call.
+/// Answer to one call.
 pub(super) type Answer = Result<Value, CommandError>;
 
-/// A server.
+/// One server, with its connection.
 pub(super) struct RedisNode {
     connector: RedisConnector,
     connection: tokio::sync::Mutex<Option<(u64, MultiplexedConnection)>>,
@@ -58,26 +57,26 @@ pub(super) struct RedisNode {
     metrics: NodeMetrics,
 }
 
-/// Connection to one server, for calls whose answers belong together: a cursor means nothing to another server, and
-/// a write is waited for where it was made. What is sent on it is answered there or fails.
+/// Connection to one server, for calls that must share one: a cursor means nothing to another server, and `WAIT` covers the
+/// writes of its own connection. A call on it is answered by that server or fails.
 pub(super) struct NodeConnection {
     node: Arc<RedisNode>,
     number: u64,
     connection: MultiplexedConnection,
 }
 
-/// Calls for one server: which of them, and whether it must be asked although the slot is still on its way there.
-type Group = (Arc<RedisNode>, Vec<(usize, bool)>);
+/// Indices of the calls for one server, each with whether it needs ASKING, because the slot is still migrating there.
+type CallGroup = (Arc<RedisNode>, Vec<(usize, bool)>);
 
-/// Which server has which slots.
+/// Map from slots to servers.
 struct SlotMap {
-    /// First and last slot, in order.
+    /// First slot, last slot and server, in order.
     ranges: Vec<(u16, u16, Arc<RedisNode>)>,
-    /// The servers, in the order of their first slots.
+    /// Servers, in the order of their first slots.
     nodes: Vec<Arc<RedisNode>>,
 }
 
-/// All of them.
+/// All servers of the store.
 pub(super) struct RedisNodes {
     kind: RedisTopology,
     connector: RedisConnector,
@@ -88,13 +87,13 @@ pub(super) struct RedisNodes {
 }
 
 impl RedisNode {
-    /// Sends `calls` down one connection; the flags say which must be asked for although the slot is still moving here.
+    /// Sends `calls` on one connection, with ASKING before those whose flag is set.
     async fn send(&self, calls: &[(&RedisCall, bool)]) -> Result<Vec<redis::RedisResult<Value>>, ServerFault> {
         let (number, connection) = self.connected().await?;
-        self.send_down(number, connection, calls).await
+        self.send_on(number, connection, calls).await
     }
 
-    async fn send_down(
+    async fn send_on(
         &self,
         number: u64,
         mut connection: MultiplexedConnection,
@@ -114,12 +113,11 @@ impl RedisNode {
                 let mut answers = answers.into_iter();
                 let per_call = calls.iter().map(|(_, ask)| if *ask { answers.nth(1) } else { answers.next() });
                 let answers: Option<Vec<_>> = per_call.collect();
-                let steps = calls.iter().filter(|(call, _)| call.step_bytes > 0);
-                self.metrics.steps.increment(steps.clone().count() as u64);
-                self.metrics.bytes.increment(steps.map(|(call, _)| call.step_bytes as u64).sum());
-                answers.ok_or_else(|| {
-                    ServerFault::Unavailable(format!("{} left commands without an answer", self.connector))
-                })
+                let batches = calls.iter().filter_map(|(call, _)| call.batch_bytes);
+                self.metrics.writes.increment(batches.clone().count() as u64);
+                self.metrics.bytes.increment(batches.map(|bytes| bytes as u64).sum());
+                answers
+                    .ok_or_else(|| ServerFault::Unavailable(format!("{} did not answer all commands", self.connector)))
             }
             Err(error) => {
                 self.drop_connection(number).await;
@@ -133,13 +131,13 @@ impl RedisNode {
         if let Some((number, connection)) = &*connection {
             return Ok((*number, connection.clone()));
         }
-        let made = self.connector.connect().await?;
+        let created = self.connector.connect().await?;
         let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         if number > 1 {
             metrics().store_reconnects.increment(1);
         }
-        *connection = Some((number, made.clone()));
-        Ok((number, made))
+        *connection = Some((number, created.clone()));
+        Ok((number, created))
     }
 
     async fn drop_connection(&self, number: u64) {
@@ -160,21 +158,21 @@ impl RedisNodes {
         }
     }
 
-    /// Sends calls to the servers that have their slots, all at once, and again where they are sent on to. Per call
-    /// its answer, in order, or why it has none: whether such a one was carried out is unknown.
+    /// Sends calls to the servers of their slots, all at once, and follows redirections. Returns for each call, in order, its
+    /// answer or the fault that prevented one; a call without an answer may have been executed.
     ///
     /// # Errors
-    /// It is not known which server has which slot.
+    /// The map of slots cannot be read.
     pub async fn call(&self, calls: &[RedisCall]) -> Result<Vec<Result<Answer, ServerFault>>, ServerFault> {
         let mut answers: Vec<Option<Result<Answer, ServerFault>>> = vec![None; calls.len()];
-        // Which are open, and where they were sent on to.
+        // Calls without an answer, and the server that each was redirected to.
         let mut open: Vec<(usize, Option<Arc<RedisNode>>)> = (0..calls.len()).map(|at| (at, None)).collect();
         for _ in 0..REDIRECTS_MAX {
             let map = self.map().await?;
-            let mut groups: Vec<Group> = Vec::new();
-            for (at, sent_to) in open.drain(..) {
-                let ask = sent_to.is_some();
-                let Some(node) = sent_to.or_else(|| map.node(calls[at].slot)) else {
+            let mut groups: Vec<CallGroup> = Vec::new();
+            for (at, redirect) in open.drain(..) {
+                let ask = redirect.is_some();
+                let Some(node) = redirect.or_else(|| map.node(calls[at].slot)) else {
                     self.mark_stale();
                     answers[at] = Some(Err(ServerFault::Unavailable(format!("no server has slot {}", calls[at].slot))));
                     continue;
@@ -230,11 +228,11 @@ impl RedisNodes {
                 tokio::time::sleep(MIGRATION_PAUSE).await;
             }
         }
-        let lost = || Err(ServerFault::Unavailable("its keys are on their way from one server to another".to_owned()));
-        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect())
+        let migrating = || Err(ServerFault::Unavailable("the slot is migrating between servers".to_owned()));
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(migrating)).collect())
     }
 
-    /// A connection to the server that has the slot at present.
+    /// Connection to the server that has the slot at present.
     pub async fn connection(&self, slot: u16) -> Result<NodeConnection, ServerFault> {
         let node = self.map().await?.node(slot).ok_or_else(|| {
             self.mark_stale();
@@ -244,9 +242,10 @@ impl RedisNodes {
         Ok(NodeConnection { node, number, connection })
     }
 
-    /// Sends one call on one connection. A redirect is not followed: it is `Away`, and so is a broken connection.
+    /// Sends one call on one connection. A redirection is not followed: like a broken connection it is
+    /// [`ServerFault::Unavailable`].
     pub async fn call_on(&self, to: &NodeConnection, call: &RedisCall) -> Result<Answer, ServerFault> {
-        let sent = to.node.send_down(to.number, to.connection.clone(), &[(call, false)]).await;
+        let sent = to.node.send_on(to.number, to.connection.clone(), &[(call, false)]).await;
         let error = match sent.inspect_err(|_| self.mark_stale())?.pop() {
             Some(Ok(value)) => return Ok(Ok(value)),
             Some(Err(error)) => error,
@@ -261,7 +260,7 @@ impl RedisNodes {
         }
     }
 
-    /// Which writer serves the slot best: those of one server should go together.
+    /// Writer partition of a slot: slots of one server share a partition.
     pub fn writer_partition(&self, slot: u16) -> usize {
         let map = self.map.load();
         let at = map.as_ref().and_then(|map| {
@@ -297,7 +296,7 @@ impl RedisNodes {
                         "{} is full (maxmemory): {error}",
                         node.connector
                     ))),
-                    // No replica is in reach, a save failed, a script is stuck: it may pass.
+                    // Temporary: no replica is reachable, a save failed, or a script is stuck.
                     "NOREPLICAS" | "MISCONF" | "BUSY" => CallAction::Fail(ServerFault::Unavailable(text())),
                     "NOAUTH" | "NOPERM" | "WRONGPASS" => CallAction::Fail(ServerFault::Unusable(text())),
                     _ => CallAction::Answer(CommandError { code, text: text() }),
@@ -339,7 +338,7 @@ impl RedisNodes {
         Ok(map)
     }
 
-    /// Asks all nodes that are known for the slots; the first that answers is believed.
+    /// Asks all known nodes for the map of slots and uses the first answer.
     async fn resolve_cluster(&self, seeds: &[ServerAddress]) -> Result<Vec<(u16, u16, Arc<RedisNode>)>, ServerFault> {
         let mut nodes: Vec<Arc<RedisNode>> = self.map.load_full().map(|map| map.nodes.clone()).unwrap_or_default();
         for seed in seeds {
@@ -348,32 +347,32 @@ impl RedisNodes {
                 nodes.push(node);
             }
         }
-        let asked = nodes.into_iter().map(|node| async move {
-            let call = RedisCall { slot: 0, cmd: cmd("CLUSTER").arg("SLOTS").take(), step_bytes: 0 };
+        let answers = nodes.into_iter().map(|node| async move {
+            let call = RedisCall { slot: 0, cmd: cmd("CLUSTER").arg("SLOTS").take(), batch_bytes: None };
             let answer = node.send(&[(&call, false)]).await?.pop();
             match answer {
                 Some(Ok(value)) => parse_cluster_slots(&value, &node.connector.host()).ok_or_else(|| {
-                    ServerFault::Unavailable(format!("{} knows of no slots: the cluster is not set up", node.connector))
+                    ServerFault::Unavailable(format!("{} reports no slots: create the cluster first", node.connector))
                 }),
                 Some(Err(error)) => Err(node.connector.map_call_error(&error)),
                 None => Err(ServerFault::Unavailable(format!("{} gave no answer", node.connector))),
             }
         });
-        let ranges = first_ok(asked).await?;
+        let ranges = first_ok(answers).await?;
         Ok(ranges.into_iter().map(|(from, to, at)| (from, to, self.node(&at))).collect())
     }
 
-    /// Asks all sentinels for the master; the first that knows it is believed.
+    /// Asks all sentinels for the master and uses the first answer.
     async fn resolve_sentinel(
         &self,
         sentinels: &[ServerAddress],
         master: &str,
     ) -> Result<Vec<(u16, u16, Arc<RedisNode>)>, ServerFault> {
-        let asked = sentinels.iter().map(|sentinel| {
+        let answers = sentinels.iter().map(|sentinel| {
             let sentinel = self.connector.to_sentinel(sentinel);
             async move { sentinel.ask_master(master).await }
         });
-        let address = first_ok(asked).await?;
+        let address = first_ok(answers).await?;
         Ok(vec![(0, SLOTS - 1, self.node(&address))])
     }
 
@@ -381,7 +380,7 @@ impl RedisNodes {
         self.node_named(&address.to_string(), || self.connector.with_address(address))
     }
 
-    /// The node at `host:port`, as a redirection names it.
+    /// Node at `host:port`, as a redirection names it.
     fn node_at(&self, text: &str) -> Option<Arc<RedisNode>> {
         let (host, port) = text.rsplit_once(':')?;
         Some(self.node(&ServerAddress { host: host.to_owned(), port: port.parse().ok()? }))
@@ -389,23 +388,23 @@ impl RedisNodes {
 
     fn node_named(&self, name: &str, connector: impl FnOnce() -> RedisConnector) -> Arc<RedisNode> {
         let mut known = self.known.lock();
-        let make = || {
+        let create = || {
             let connector = connector();
             let metrics = NodeMetrics::new(&connector.to_string());
             let (connection, connections) = Default::default();
             Arc::new(RedisNode { connector, connection, connections, metrics })
         };
-        Arc::clone(known.entry(name.to_owned()).or_insert_with(make))
+        Arc::clone(known.entry(name.to_owned()).or_insert_with(create))
     }
 }
 
 impl RedisNode {
     async fn load_library(&self) -> Result<(), ServerFault> {
         let load = cmd("FUNCTION").arg("LOAD").arg(&LIBRARY.code).take();
-        let call = RedisCall { slot: 0, cmd: load, step_bytes: 0 };
+        let call = RedisCall { slot: 0, cmd: load, batch_bytes: None };
         match self.send(&[(&call, false)]).await?.pop() {
             Some(Ok(_)) => Ok(()),
-            // Somebody else was faster; whatever has this name has this text.
+            // Another process loaded it first; the name determines the code.
             Some(Err(error)) if error.to_string().contains("already exists") => Ok(()),
             Some(Err(error)) => Err(self.connector.map_call_error(&error)),
             None => Err(ServerFault::Unavailable(format!("{} gave no answer", self.connector))),
@@ -420,26 +419,26 @@ impl SlotMap {
     }
 }
 
-/// The first that succeeds, of all at once: whoever is silent holds nobody up. If none does, a fault that will not pass
-/// is worth more than one that may.
+/// Returns the first success of concurrent calls, so that a silent server delays nothing. If none succeeds, a permanent fault
+/// takes precedence over a temporary one.
 async fn first_ok<T>(
-    asked: impl IntoIterator<Item = impl Future<Output = Result<T, ServerFault>>>,
+    calls: impl IntoIterator<Item = impl Future<Output = Result<T, ServerFault>>>,
 ) -> Result<T, ServerFault> {
-    let mut asked: FuturesUnordered<_> = asked.into_iter().collect();
-    let mut worst = ServerFault::Unavailable("no server is known that could be asked".to_owned());
-    let mut asked_any = false;
-    while let Some(answer) = asked.next().await {
+    let mut calls: FuturesUnordered<_> = calls.into_iter().collect();
+    let mut worst = ServerFault::Unavailable("no server is known".to_owned());
+    let mut any_answered = false;
+    while let Some(answer) = calls.next().await {
         match answer {
-            Ok(good) => return Ok(good),
-            Err(fault) if !asked_any || matches!(fault, ServerFault::Unusable(_)) => worst = fault,
+            Ok(value) => return Ok(value),
+            Err(fault) if !any_answered || matches!(fault, ServerFault::Unusable(_)) => worst = fault,
             Err(_) => {}
         }
-        asked_any = true;
+        any_answered = true;
     }
     Err(worst)
 }
 
-/// What becomes of a call that was answered with an error.
+/// Next action after a call was answered with an error.
 enum CallAction {
     Answer(CommandError),
     Redirect(Option<Arc<RedisNode>>),
@@ -448,7 +447,7 @@ enum CallAction {
     Fail(ServerFault),
 }
 
-/// Reads `CLUSTER SLOTS`: first and last slot, and the master. A node that does not name its own address has `host`.
+/// Parses `CLUSTER SLOTS`: first slot, last slot and master. A node that does not name its own address has `host`.
 fn parse_cluster_slots(value: &Value, host: &str) -> Option<Vec<(u16, u16, ServerAddress)>> {
     let Value::Array(entries) = value else { return None };
     let number = |value: &Value| if let Value::Int(n) = value { u16::try_from(*n).ok() } else { None };
@@ -479,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_read_with_and_without_an_address() {
+    fn cluster_slots_are_parsed_with_and_without_an_address() {
         let entry = |from, to, host, port| {
             let master = vec![host, Value::Int(port), text("id")];
             Value::Array(vec![Value::Int(from), Value::Int(to), Value::Array(master)])

@@ -1,4 +1,4 @@
-//! Where Redis is: `redis://`, `rediss://`, `redis+unix://`, `redis-cluster://`, `redis-sentinel://`.
+//! URLs of Redis: `redis://`, `rediss://`, `redis+unix://`, `redis-cluster://`, `redis-sentinel://`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,23 +6,24 @@ use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 
-/// Redis' own port, and the sentinels'.
+/// Default port of Redis.
 const PORT: u16 = 6379;
+/// Default port of a sentinel.
 const SENTINEL_PORT: u16 = 26_379;
-/// Addresses in one URL.
+/// Most addresses in one URL.
 const HOSTS_MAX: usize = 64;
 
-/// The forms that are understood, for messages.
+/// Accepted forms of a URL, for messages.
 pub const FORMS: &str = "redis://[user:password@]host[:port][/db], redis+unix:///path, \
                          redis-cluster://host:port,host:port, redis-sentinel://host:port,host:port/master; \
                          rediss, rediss-cluster and rediss-sentinel with TLS";
 
-/// A host and its port.
+/// Host and port of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerAddress {
-    /// Name or address; an IPv6 address without its brackets.
+    /// Name or address of the host; an IPv6 address is without its brackets.
     pub host: String,
-    /// TCP port.
+    /// TCP port of the server.
     pub port: u16,
 }
 
@@ -36,31 +37,31 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// What stands behind the addresses.
+/// Kind of deployment behind the addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedisTopology {
-    /// One server.
+    /// One server, over TCP.
     Standalone(ServerAddress),
     /// One server, over a Unix socket.
     Unix(PathBuf),
-    /// Some nodes of a cluster.
+    /// Some nodes of a cluster; the others are discovered.
     Cluster(Vec<ServerAddress>),
     /// Sentinels, and the name of the master that they watch.
     Sentinel(Vec<ServerAddress>, String),
 }
 
-/// A parsed URL. Shown without its password.
+/// Parsed URL. It is shown without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    /// Where.
+    /// Kind of deployment, with its addresses.
     pub topology: RedisTopology,
     /// Whether connections are encrypted.
     pub tls: bool,
-    /// The user to authenticate as; none: `default`.
+    /// User to authenticate as; none: `default`.
     pub user: Option<String>,
-    /// The user's password.
+    /// Password of the user.
     pub password: Option<String>,
-    /// Number of the database; a cluster has only 0.
+    /// Database number; a cluster has only 0.
     pub db: i64,
 }
 
@@ -74,9 +75,9 @@ impl FromStr for RedisUrl {
             None => (false, scheme.strip_prefix("redis").ok_or_else(|| format!("must be one of {FORMS}"))?),
         };
         if rest.contains(['?', '#']) {
-            return Err("takes no ?query: TLS files are store.tls_ca_file and the like".to_owned());
+            return Err("takes no ?query; set TLS files with store.tls_ca_file and the like".to_owned());
         }
-        // A password may hold an @ that nobody escaped, a path may not.
+        // A password may contain an unescaped @, a path may not.
         let (login, rest) = match rest.rsplit_once('@') {
             Some((login, rest)) => (Some(login), rest),
             None => (None, rest),
@@ -101,7 +102,7 @@ impl FromStr for RedisUrl {
         let db = match &kind {
             RedisTopology::Sentinel(..) => 0,
             RedisTopology::Cluster(_) if !matches!(path, "" | "0") => {
-                return Err(format!("a cluster has no databases, got /{path}"));
+                return Err(format!("a cluster has no databases; remove /{path}"));
             }
             _ if path.is_empty() => 0,
             _ => path.parse().map_err(|_| format!("the database must be a number, got /{path}"))?,
@@ -124,7 +125,7 @@ fn addresses(text: &str, port: u16) -> Result<Vec<ServerAddress>, String> {
 }
 
 fn address(text: &str, port: u16) -> Result<ServerAddress, String> {
-    let wrong = || format!("{text:?} is not host:port");
+    let wrong = || format!("must be host:port, got {text:?}");
     let (host, rest) = match text.strip_prefix('[') {
         Some(inner) => inner.split_once(']').ok_or_else(wrong)?,
         None => text.split_at(text.find(':').unwrap_or(text.len())),
@@ -192,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms_are_read_and_shown_without_the_password() {
+    fn urls_are_parsed_and_shown_without_the_password() {
         for (text, shown) in [
             ("redis://localhost", "redis://localhost:6379"),
             ("rediss://u:p%40ss@h:1/2", "rediss://u:***@h:1/2"),
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_what_is_wrong() {
+    fn invalid_urls_are_rejected_with_the_reason() {
         for (text, part) in [
             ("redis:h", "must be one of"),
             ("redis-x://h", "must be one of"),

@@ -1,4 +1,4 @@
-//! Steps as calls of the library, and its answers. Pure.
+//! Encoding of batches as calls of the library, and parsing of its answers. Pure.
 
 use redis::{Cmd, Value};
 
@@ -9,21 +9,21 @@ use super::nodes::{Answer, RedisCall};
 use crate::limits;
 use crate::model::Seq;
 use crate::persist::row::{RowFrame, RowFrames, RowKind};
-use crate::persist::store::WriteBatch;
+use crate::persist::store::{ShardKey, WriteBatch};
 
-/// Values in one run: Lua unpacks at most some 8,000.
+/// Most values in one run: Lua unpacks at most some 8,000.
 const FIELDS_PER_RUN_MAX: usize = 4_000;
-/// A field's name, at most: a letter, a colon, an id.
+/// Longest name of a field: a letter, a colon, an id.
 const FIELD_BYTES: usize = 2 + limits::NAME_BYTES_MAX;
 
-/// Who sends.
+/// Owner that sends a call, and its epoch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OwnerEpoch {
     pub id: uuid::Uuid,
     pub epoch: u64,
 }
 
-/// Which of a shard's keys is live.
+/// Key of a shard: one of the two is live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeySide {
     A,
@@ -51,11 +51,11 @@ impl KeySide {
     }
 }
 
-/// The call that applies a step to a shard whose live side is known.
-pub(super) fn call(prefix: &str, owner: OwnerEpoch, step: &WriteBatch, live: KeySide) -> RedisCall {
-    let names = keys::sides(prefix, step.shard);
+/// Call that applies a batch to a shard whose live side is known.
+pub(super) fn call(prefix: &str, owner: OwnerEpoch, batch: &WriteBatch, live: KeySide) -> RedisCall {
+    let names = keys::sides(prefix, batch.shard);
     let [live, other] = live.keys(&names);
-    let rows = match &step.kind {
+    let rows = match &batch.kind {
         WriteKind::Rows(rows) | WriteKind::Chunk { rows, .. } | WriteKind::Install { rows, .. } => rows,
         WriteKind::Drop => &[][..],
     };
@@ -66,26 +66,26 @@ pub(super) fn call(prefix: &str, owner: OwnerEpoch, step: &WriteBatch, live: Key
         push_owner(&mut cmd, owner);
         cmd
     };
-    let mut cmd = match &step.kind {
-        WriteKind::Rows(_) => call("step", &[live]).arg(step.from).arg(step.to).take(),
+    let mut cmd = match &batch.kind {
+        WriteKind::Rows(_) => call("write_rows", &[live]).arg(batch.from).arg(batch.to).take(),
         WriteKind::Chunk { generation, number, .. } => {
-            call("chunk", &[live, other]).arg(*generation).arg(*number).take()
+            call("write_chunk", &[live, other]).arg(*generation).arg(*number).take()
         }
         WriteKind::Install { generation, chunks, .. } => {
-            call("flip", &[live, other]).arg(*generation).arg(*chunks).arg(step.to).take()
+            call("install", &[live, other]).arg(*generation).arg(*chunks).arg(batch.to).take()
         }
         WriteKind::Drop => call("drop", &[&names[0], &names[1]]),
     };
     put_rows(&mut cmd, &frames);
-    RedisCall { slot: keys::slot(step.shard), cmd, step_bytes: rows.len().max(1) }
+    RedisCall { slot: keys::slot(batch.shard), cmd, batch_bytes: Some(rows.len()) }
 }
 
-/// The call that finds out which side of a shard is live. An owner takes the shard with it.
-pub(super) fn probe(prefix: &str, owner: Option<OwnerEpoch>, shard: crate::persist::store::ShardKey) -> RedisCall {
+/// Call that finds the live side of a shard. With an owner, the shard is taken by it.
+pub(super) fn probe(prefix: &str, owner: Option<OwnerEpoch>, shard: ShardKey) -> RedisCall {
     let [a, b] = keys::sides(prefix, shard);
-    let mut cmd = library::call("look", &[&a, &b]);
+    let mut cmd = library::call("probe", &[&a, &b]);
     push_owner(&mut cmd, owner.unwrap_or(OwnerEpoch { id: uuid::Uuid::nil(), epoch: 0 }));
-    RedisCall { slot: keys::slot(shard), cmd, step_bytes: 0 }
+    RedisCall { slot: keys::slot(shard), cmd, batch_bytes: None }
 }
 
 fn push_owner(cmd: &mut Cmd, owner: OwnerEpoch) -> &mut Cmd {
@@ -94,15 +94,15 @@ fn push_owner(cmd: &mut Cmd, owner: OwnerEpoch) -> &mut Cmd {
     cmd.arg(owner.epoch).arg(id)
 }
 
-/// Writes frames as runs of fields: the field is the row's kind and id, the value its body.
-fn put_rows(cmd: &mut Cmd, mut rest: &[RowFrame]) {
+/// Appends frames as runs of fields: the field is the row's kind and id, the value its body.
+fn put_rows(cmd: &mut Cmd, mut frames: &[RowFrame]) {
     let mut field = Vec::with_capacity(FIELD_BYTES);
-    while let Some(first) = rest.first() {
+    while let Some(first) = frames.first() {
         let is_put = first.body.is_some();
         let width = if is_put { 2 } else { 1 };
-        let same =
-            rest.iter().take(FIELDS_PER_RUN_MAX / width).take_while(|frame| frame.body.is_some() == is_put).count();
-        let (run, after) = rest.split_at(same);
+        let run_length =
+            frames.iter().take(FIELDS_PER_RUN_MAX / width).take_while(|frame| frame.body.is_some() == is_put).count();
+        let (run, after) = frames.split_at(run_length);
         cmd.arg(if is_put { "P" } else { "D" }).arg(run.len() * width);
         for frame in run {
             field.clear();
@@ -113,14 +113,14 @@ fn put_rows(cmd: &mut Cmd, mut rest: &[RowFrame]) {
                 cmd.arg(body);
             }
         }
-        rest = after;
+        frames = after;
     }
 }
 
-/// Turns a field (the letter of a row's kind, a colon, the row's id) and its value back into a frame. The error says which
-/// field is not one of ours.
+/// Turns a field (the letter of a row's kind, a colon, the row's id) and its value back into a frame. The error names a field
+/// that is not a row.
 pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-    let unknown = || format!("a row has the name {:?}", String::from_utf8_lossy(field));
+    let unknown = || format!("the field {:?} is not a row", String::from_utf8_lossy(field));
     let [letter, b':', id @ ..] = field else { return Err(unknown()) };
     let kind = RowKind::of_letter(*letter).ok_or_else(unknown)?;
     let id_len = u8::try_from(id.len()).map_err(|_| unknown())?;
@@ -132,35 +132,35 @@ pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), 
     Ok(())
 }
 
-/// What the library's answer to a step means.
+/// Parses the answer of the library to a batch.
 pub(super) fn parse_outcome(answer: Answer) -> Result<WriteOutcome, String> {
     let value = match answer {
         Ok(value) => value,
-        // Somebody put a key of another type under our name: what should be there is not.
-        Err(refused) if refused.code == "WRONGTYPE" => return Ok(WriteOutcome::Gap),
-        Err(refused) => return Err(refused.text),
+        // A key of another type has our name, so the rows are missing.
+        Err(error) if error.code == "WRONGTYPE" => return Ok(WriteOutcome::Gap),
+        Err(error) => return Err(error.text),
     };
     match text(&value) {
         Some("ok") => Ok(WriteOutcome::Ok),
         Some("duplicate") => Ok(WriteOutcome::Duplicate),
         Some("gap") => Ok(WriteOutcome::Gap),
         Some("fenced") => Ok(WriteOutcome::Fenced),
-        _ => Err(format!("a step was answered {value:?}")),
+        _ => Err(format!("unexpected answer to a batch: {value:?}")),
     }
 }
 
-/// What [`look`] found.
+/// Result of [`probe`] for one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ShardProbe {
     Live {
         side: KeySide,
         at: Seq,
         header: String,
-        /// Fields beside the header, counted in the call that read it.
+        /// Number of fields beside the header, counted in the call that read it.
         rows: u64,
     },
     Absent,
-    /// The header of somebody newer.
+    /// Shard of a newer owner, with its epoch.
     Fenced {
         epoch: u64,
     },
@@ -170,33 +170,33 @@ pub(super) enum ShardProbe {
 pub(super) fn parse_probe(answer: Answer) -> Result<ShardProbe, String> {
     let value = match answer {
         Ok(value) => value,
-        Err(refused) if refused.code == "WRONGTYPE" => return Ok(ShardProbe::Damaged(refused.text)),
-        Err(refused) => return Err(refused.text),
+        Err(error) if error.code == "WRONGTYPE" => return Ok(ShardProbe::Damaged(error.text)),
+        Err(error) => return Err(error.text),
     };
-    let odd = || format!("a look was answered {value:?}");
-    let redis::Value::Array(parts) = &value else { return Err(odd()) };
-    let [what, detail, counted @ ..] = parts.as_slice() else { return Err(odd()) };
-    let (what, detail) = (text(what).ok_or_else(odd)?, text(detail).ok_or_else(odd)?);
+    let unexpected = || format!("unexpected answer to a probe: {value:?}");
+    let redis::Value::Array(parts) = &value else { return Err(unexpected()) };
+    let [kind, detail, count @ ..] = parts.as_slice() else { return Err(unexpected()) };
+    let (kind, detail) = (text(kind).ok_or_else(unexpected)?, text(detail).ok_or_else(unexpected)?);
     let live = |side| {
-        let at = detail.split(' ').nth(4).and_then(|at| at.parse().ok()).ok_or_else(odd)?;
-        let [Value::Int(fields)] = counted else { return Err(odd()) };
-        let rows = u64::try_from(fields - 1).map_err(|_| odd())?;
+        let at = detail.split(' ').nth(4).and_then(|at| at.parse().ok()).ok_or_else(unexpected)?;
+        let [Value::Int(fields)] = count else { return Err(unexpected()) };
+        let rows = u64::try_from(fields - 1).map_err(|_| unexpected())?;
         Ok(ShardProbe::Live { side, at, header: detail.to_owned(), rows })
     };
-    match what {
+    match kind {
         "1" => live(KeySide::A),
         "2" => live(KeySide::B),
         "none" => Ok(ShardProbe::Absent),
         "fenced" => {
-            let epoch = detail.split(' ').next().and_then(|epoch| epoch.parse().ok()).ok_or_else(odd)?;
+            let epoch = detail.split(' ').next().and_then(|epoch| epoch.parse().ok()).ok_or_else(unexpected)?;
             Ok(ShardProbe::Fenced { epoch })
         }
         "bad" => Ok(ShardProbe::Damaged(detail.to_owned())),
-        _ => Err(odd()),
+        _ => Err(unexpected()),
     }
 }
 
-/// The text of a reply.
+/// Text of an answer, if it is one.
 pub(super) fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
@@ -212,7 +212,7 @@ mod tests {
     use crate::persist::row::{PoolRow, RowKind, put_deletion, put_pool};
 
     #[test]
-    fn rows_become_fields_and_frames_again_in_order() {
+    fn rows_are_encoded_as_fields_in_order_and_decoded_to_the_same_frames() {
         let mut rows = Vec::new();
         for uid in [1, 2] {
             put_pool(&mut rows, &PoolRow { uid, ..PoolRow::default() });
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!([&shape[7], &shape[8], &shape[9]], ["D", "1", "w:w1"]);
         assert_eq!([&shape[10], &shape[11], &shape[12]], ["P", "2", "p:1"]);
         let mut again = Vec::new();
-        frame(&args[3], &args[4], &mut again).expect("one of ours");
+        frame(&args[3], &args[4], &mut again).expect("a row");
         assert_eq!(again, rows[..again.len()]);
         assert!(frame(b"x:1", b"", &mut again).is_err() && frame(b"", b"", &mut again).is_err());
     }
