@@ -21,11 +21,11 @@ async fn the_shard_is_passed_once_for_all_and_each_has_its_own_answer() {
     drop(busy);
     let mut told = Vec::new();
     for claim in claims {
-        let taken = claim.taken().await.unwrap();
+        let taken = claim.result().await.unwrap();
         told.push((taken.claim.id.key().to_owned(), taken.created));
     }
     assert_eq!(told, [("x", true), ("x", false), ("y", true), ("z", true)].map(|(key, new)| (key.to_owned(), new)));
-    assert_eq!(lost.taken().await.unwrap_err(), RequestError::NotFound(ObjectKind::Pool));
+    assert_eq!(lost.result().await.unwrap_err(), RequestError::NotFound(ObjectKind::Pool));
     assert_eq!(world.counts("a").await.0, 0);
 }
 

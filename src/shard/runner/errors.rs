@@ -1,4 +1,4 @@
-//! What the engine's refusals are called.
+//! Request errors for the engine's rejections.
 
 use crate::engine::{EngineReply, PlacementFailure};
 use crate::limits;
