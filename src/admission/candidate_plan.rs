@@ -38,8 +38,8 @@ pub struct CandidatePlan {
     pool_index: usize,
     reserve_ms: Option<Millis>,
     ack: Option<AckLevel>,
-    /// Whether only preferred nodes are acceptable for now.
-    preferred_only: bool,
+    /// Nodes that are acceptable for now.
+    scope: NodeScope,
     failures: PlacementFailureSet,
 }
 
@@ -47,8 +47,28 @@ pub struct CandidatePlan {
 #[derive(Debug)]
 struct CandidateStage {
     constraints: Arc<PlacementConstraints>,
-    /// Whether the stage covers preferred nodes only.
-    preferred_only: bool,
+    /// Nodes that the stage covers.
+    scope: NodeScope,
+}
+
+/// Nodes on which a claim looks for a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeScope {
+    /// Only the preferred nodes of the claim.
+    PreferredOnly,
+    /// All nodes that the claim allows.
+    Allowed,
+}
+
+impl NodeScope {
+    /// Scope of a claim that accepts only preferred nodes until the given engine time.
+    pub(super) const fn until(preferred_until_ms: Millis, now_ms: Millis) -> Self {
+        if preferred_until_ms > now_ms { Self::PreferredOnly } else { Self::Allowed }
+    }
+
+    const fn covers(self, stage: Self) -> bool {
+        matches!((self, stage), (Self::Allowed, _) | (_, Self::PreferredOnly))
+    }
 }
 
 impl CandidateStage {
@@ -77,8 +97,8 @@ pub struct AdmittedClaim {
     pub pool: u32,
     /// Time to confirm in that pool, in milliseconds.
     pub reserve_ms: Millis,
-    /// Whether the reply waits for the store.
-    pub durable: bool,
+    /// Level at which the reply acknowledges the claim.
+    pub ack: AckLevel,
     /// Search plan, unless any worker of the one pool will do.
     pub plan: Option<Box<CandidatePlan>>,
 }
@@ -92,7 +112,7 @@ impl AdmittedClaim {
         if let (PoolChoice::One(name), None) = (&request.pools, &request.constraints) {
             let pool = open_pool(pools.get(name)).ok_or(RequestError::NotFound(ObjectKind::Pool))?;
             let terms = pool_terms(pool, request, "pool")?;
-            return Ok(Self { pool: pool.number, reserve_ms: terms.0, durable: terms.1, plan: None });
+            return Ok(Self { pool: pool.number, reserve_ms: terms.0, ack: terms.1, plan: None });
         }
         Self::with_plan(pools, selectors, request)
     }
@@ -108,7 +128,7 @@ impl AdmittedClaim {
         home: impl FnOnce(&Pool) -> GangRef,
     ) -> Result<Self, RequestError> {
         let mut admitted = Self::with_plan(pools, selectors, request)?;
-        admitted.durable = true;
+        admitted.ack = AckLevel::Durable;
         if let (Some(plan), Some(pool)) = (&mut admitted.plan, pools.by_number(admitted.pool)) {
             plan.set_gang(home(pool));
         }
@@ -158,11 +178,11 @@ impl AdmittedClaim {
             let terms = pool_terms(pool, request, field)?;
             first.get_or_insert((pool.number, terms));
         }
-        let (pool, (reserve_ms, durable)) = first.ok_or(RequestError::Exhausted(ExhaustionReason::NoEligiblePool))?;
+        let (pool, (reserve_ms, ack)) = first.ok_or(RequestError::Exhausted(ExhaustionReason::NoEligiblePool))?;
         let numbers = candidates.iter().map(|pool| pool.number).collect();
         let mut plan = CandidatePlan::new(requested, selector, numbers, request);
         plan.skip_empty_stages(candidates[0]);
-        Ok(Self { pool, reserve_ms, durable, plan: Some(Box::new(plan)) })
+        Ok(Self { pool, reserve_ms, ack, plan: Some(Box::new(plan)) })
     }
 }
 
@@ -170,8 +190,8 @@ fn open_pool(pool: Option<&Arc<Pool>>) -> Option<&Arc<Pool>> {
     pool.filter(|pool| !pool.is_closing())
 }
 
-/// Effective `reserve_ms` in this pool, and whether replies wait for the store.
-fn pool_terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Millis, bool), RequestError> {
+/// Effective `reserve_ms` and `ack` in this pool.
+fn pool_terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Millis, AckLevel), RequestError> {
     if !request.id.is_in(&pool.name) {
         return Err(RequestError::invalid(field, "must be in the claim's namespace"));
     }
@@ -193,7 +213,7 @@ fn pool_terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Resul
     if ack < spec.ack {
         return Err(RequestError::invalid("ack", "must not be weaker than the pool's ack"));
     }
-    Ok((reserve_ms, ack == AckLevel::Durable))
+    Ok((reserve_ms, ack))
 }
 
 impl CandidatePlan {
@@ -231,9 +251,9 @@ impl CandidatePlan {
             };
             if !preferred.is_empty() {
                 let constraints = Arc::new(PlacementConstraints { nodes: preferred.clone(), ..(*all_nodes).clone() });
-                stages.push(CandidateStage { constraints, preferred_only: true });
+                stages.push(CandidateStage { constraints, scope: NodeScope::PreferredOnly });
             }
-            stages.push(CandidateStage { constraints: all_nodes, preferred_only: false });
+            stages.push(CandidateStage { constraints: all_nodes, scope: NodeScope::Allowed });
         }
         Self {
             constraints,
@@ -243,7 +263,7 @@ impl CandidatePlan {
             pool_index: 0,
             reserve_ms: request.reserve_ms,
             ack: request.ack,
-            preferred_only: requested.preferred_wait_ms > 0,
+            scope: NodeScope::until(requested.preferred_wait_ms, 0),
             failures: PlacementFailureSet::default(),
         }
     }
@@ -259,16 +279,14 @@ impl CandidatePlan {
     }
 
     /// Restarts the search from the first pool.
-    pub fn reset(&mut self, preferred_only: bool) {
-        (self.pool_index, self.stage, self.preferred_only, self.failures) =
-            (0, 0, preferred_only, PlacementFailureSet::default());
+    pub fn reset(&mut self, scope: NodeScope) {
+        (self.pool_index, self.stage, self.scope, self.failures) = (0, 0, scope, PlacementFailureSet::default());
     }
 
     /// Skips stages of which the pool has no workers, beginning with the current one. Returns false when none is left.
     fn skip_empty_stages(&mut self, pool: &Pool) -> bool {
-        let (remaining, preferred_only) = (self.stages.iter().skip(self.stage), self.preferred_only);
-        self.stage +=
-            remaining.take_while(|stage| (preferred_only && !stage.preferred_only) || stage.is_empty_in(pool)).count();
+        let (remaining, scope) = (self.stages.iter().skip(self.stage), self.scope);
+        self.stage += remaining.take_while(|stage| !scope.covers(stage.scope) || stage.is_empty_in(pool)).count();
         self.stage < self.stages.len()
     }
 
@@ -350,8 +368,9 @@ impl PendingClaim {
 
     /// Records why a shard had no worker for the claim.
     pub fn record_failure(&mut self, reason: PlacementFailure) {
-        let is_preferred_stage =
-            |plan: &CandidatePlan| plan.stages.get(plan.stage).is_some_and(|stage| stage.preferred_only);
+        let is_preferred_stage = |plan: &CandidatePlan| {
+            plan.stages.get(plan.stage).is_some_and(|stage| stage.scope == NodeScope::PreferredOnly)
+        };
         if let Some(plan) = self.plan.as_mut().filter(|plan| !is_preferred_stage(plan)) {
             match reason {
                 PlacementFailure::Busy => plan.failures.busy = true,
@@ -392,17 +411,17 @@ impl PendingClaim {
     fn apply_pool_defaults(&mut self, spec: &PoolSpec) {
         if let Some(plan) = &self.plan {
             self.reserve_ms = plan.reserve_ms.unwrap_or(spec.reserve_ms);
-            self.durable = plan.ack.unwrap_or(spec.ack) == AckLevel::Durable;
+            self.ack = plan.ack.unwrap_or(spec.ack);
         }
     }
 
     /// Restarts the search in `pool`, one of the claim's candidates.
     pub fn restart_in_pool(&mut self, pool: &Pool, now_ms: Millis) {
-        let preferred_only = self.wait.as_ref().is_some_and(|wait| wait.preferred_until_ms > now_ms);
+        let scope = NodeScope::until(self.wait.as_ref().map_or(0, |wait| wait.preferred_until_ms), now_ms);
         (self.pool, self.tried_shards, self.unreachable) = (pool.number, ShardSet::default(), None);
         if let Some(plan) = &mut self.plan {
             plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
-            (plan.stage, plan.preferred_only, plan.failures) = (0, preferred_only, PlacementFailureSet::default());
+            (plan.stage, plan.scope, plan.failures) = (0, scope, PlacementFailureSet::default());
             plan.skip_empty_stages(pool);
         }
         self.apply_pool_defaults(&pool.spec.load());
@@ -411,7 +430,7 @@ impl PendingClaim {
     /// Whether only preferred nodes are acceptable for now.
     #[must_use]
     pub fn is_preferred_only(&self) -> bool {
-        self.plan.as_ref().is_some_and(|plan| plan.preferred_only)
+        self.plan.as_ref().is_some_and(|plan| plan.scope == NodeScope::PreferredOnly)
     }
 
     /// Whether all stages in the current pool have been tried.
@@ -424,7 +443,7 @@ impl PendingClaim {
     pub fn all_constraints(&self) -> impl Iterator<Item = &PlacementConstraints> {
         let plan = self.plan.iter();
         plan.flat_map(|plan| {
-            let allowed = |stage: &&CandidateStage| stage.preferred_only || !plan.preferred_only;
+            let allowed = |stage: &&CandidateStage| plan.scope.covers(stage.scope);
             plan.stages.iter().filter(allowed).map(|stage| &*stage.constraints)
         })
     }
@@ -435,15 +454,18 @@ impl PendingClaim {
         self.plan.as_ref()?.constraints.spec.as_ref()
     }
 
-    /// Hash of what must be free for the claim, in its pools or in its tenant's quota. Claims with the same hash are
-    /// placeable or not placeable together.
+    /// Hash of the quota that the claim needs. Claims of a tenant with the same hash fit its quota or not together.
     #[must_use]
-    pub fn request_class(&self, quota: bool) -> u64 {
+    pub fn quota_class(&self) -> u64 {
         let mut hash = std::hash::DefaultHasher::new();
-        if quota {
-            ResourceUsage::of_claim(self.spec().map(|spec| &**spec)).to_array().hash(&mut hash);
-            return hash.finish();
-        }
+        ResourceUsage::of_claim(self.spec().map(|spec| &**spec)).to_array().hash(&mut hash);
+        hash.finish()
+    }
+
+    /// Hash of the capacity that the claim needs. Claims with the same hash are placeable or not placeable together.
+    #[must_use]
+    pub fn request_class(&self) -> u64 {
+        let mut hash = std::hash::DefaultHasher::new();
         // A worker that ends soon may serve a short claim but not a long one.
         (self.reserve_ms, self.ttl_ms).hash(&mut hash);
         if let Some(plan) = &self.plan {
@@ -454,8 +476,8 @@ impl PendingClaim {
             constraints.worker.hash(&mut hash);
             constraints.spec.as_ref().map(|spec| &spec.resources).hash(&mut hash);
             plan.pools.hash(&mut hash);
-            plan.preferred_only.hash(&mut hash);
-            if plan.preferred_only {
+            plan.scope.hash(&mut hash);
+            if plan.scope == NodeScope::PreferredOnly {
                 plan.stages.iter().for_each(|stage| stage.constraints.nodes.hash(&mut hash));
             }
         }

@@ -42,9 +42,7 @@ impl Scheduler {
         }
         let ended = self.dispatch().ended_claims.get(id, self.dispatch().clock.engine_ms());
         match ended.filter(|ended| ended.grant.state == ClaimState::Lost) {
-            Some(EndedClaim { shard, pool, grant }) => {
-                Ok(claim_view(id, &pool, ClaimAnswer { grant, created: false, shard, expires_at_ms: None }))
-            }
+            Some(EndedClaim { shard, pool, grant }) => Ok(claim_view(id, &pool, ClaimAnswer::existing(grant, shard))),
             None => found,
         }
     }

@@ -1,6 +1,7 @@
 //! New claims: from a request to a pending claim, and to its result.
 
 use std::cell::Cell;
+use std::num::NonZeroU64;
 
 use tokio::sync::oneshot;
 
@@ -75,7 +76,7 @@ impl Scheduler {
     pub(super) fn prepare_claim(
         &self,
         request: ClaimRequest,
-        started_ns: u64,
+        started_ns: Option<NonZeroU64>,
         reply: ReplySender,
     ) -> Result<Box<PendingClaim>, RequestError> {
         let dispatch = self.dispatch();
@@ -95,10 +96,10 @@ impl Scheduler {
         &self,
         request: ClaimRequest,
         admitted: AdmittedClaim,
-        started_ns: u64,
+        started_ns: Option<NonZeroU64>,
         reply: ReplySender,
     ) -> Box<PendingClaim> {
-        let AdmittedClaim { pool, reserve_ms, durable, plan } = admitted;
+        let AdmittedClaim { pool, reserve_ms, ack, plan } = admitted;
         let preferred_wait_ms = request.constraints.as_ref().map_or(0, |constraints| constraints.preferred_wait_ms);
         let wait_ms = request.max_wait_ms();
         let wait = (wait_ms > 0).then(|| {
@@ -125,7 +126,7 @@ impl Scheduler {
             affinity: request.affinity,
             reserve_ms,
             ttl_ms: request.ttl_ms,
-            durable,
+            ack,
             tried_shards: ShardSet::default(),
             unreachable: None,
             started_ns,

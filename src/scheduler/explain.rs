@@ -24,7 +24,7 @@ impl Scheduler {
         self.check_serving()?;
         let pools = Arc::clone(&self.dispatch().pools.load());
         let reserve_ms = request.reserve_ms;
-        let mut item = match self.prepare_claim(request, 0, ReplySender::discard()) {
+        let mut item = match self.prepare_claim(request, None, ReplySender::discard()) {
             Ok(item) => item,
             Err(error @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
                 return Ok(ClaimExplanation { outcome: Err(error), pools: Vec::new() });
@@ -54,7 +54,7 @@ async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPr
             constraints: item.constraints().cloned(),
             affinity: item.affinity,
             duration_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
-            durable: item.durable,
+            ack: item.ack,
             from_ordinal: None,
         };
         let (reply, answer) = ReplySender::oneshot();
@@ -80,7 +80,7 @@ async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis
         constraints: item.accepts(),
         affinity: item.affinity,
         duration_ms: spec.needs_ms(reserve_ms.unwrap_or(spec.reserve_ms), item.ttl_ms),
-        durable: item.durable,
+        ack: item.ack,
         from_ordinal: Some(0),
     };
     let shards = join_all(pool.shards.iter().map(|handle| survey_shard(handle, query.clone()))).await;

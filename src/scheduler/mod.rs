@@ -22,6 +22,7 @@ mod workers;
 
 pub use self::claims::ClaimCall;
 pub use self::gather::ClaimBatchBuilder;
+pub use self::pools::DeleteMode;
 pub use self::request_stream::{ClaimVerb, RequestCompletion, RequestStream};
 
 use parking_lot::Mutex;

@@ -13,7 +13,7 @@ use crate::admission::pool_registry::Pool;
 use crate::engine::ShardConfig;
 use crate::limits;
 use crate::metrics::ShardState;
-use crate::model::request_error::{RequestError, UnavailableReason};
+use crate::model::request_error::{Precondition, RequestError, UnavailableReason};
 use crate::model::{PoolName, PoolSpec, PoolStatus, Seq, ShardStatus, WorkerCapacity};
 use crate::persist::catalog::{self, PoolCatalog};
 use crate::scheduler::caller::with_current_caller;
@@ -23,6 +23,15 @@ use crate::shard::{Command, ReplyPayload, ReplySender, ShardHandle, ShardReport}
 /// Attempts to end the workers of a shard that is overloaded or restarting, and the pause between two.
 const END_ATTEMPTS: u32 = 20;
 const END_PAUSE: Duration = Duration::from_millis(50);
+
+/// Treatment of a pool's workers when it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteMode {
+    /// Rejects the deletion if the pool has workers.
+    RequireEmpty,
+    /// Ends the pool's workers and their claims.
+    Force,
+}
 
 impl Scheduler {
     /// Creates a pool (true), or replaces the specification of an existing one. Durable on return.
@@ -111,7 +120,7 @@ impl Scheduler {
 
     async fn create_pool(&self, name: PoolName, spec: PoolSpec) -> Result<Arc<Pool>, RequestError> {
         if self.dispatch().pools.load().len() >= limits::POOLS_MAX {
-            return Err(RequestError::FailedPrecondition(format!("at most {} pools", limits::POOLS_MAX).into()));
+            return Err(Precondition::PoolLimit.into());
         }
         self.check_total_shards(spec.shards)?;
         let catalogue = self.catalogue()?;
@@ -133,16 +142,10 @@ impl Scheduler {
 
     /// Checks the total of shards, counted each time over existing pools and those being deleted, so that none can be
     /// missed.
-    fn check_total_shards(&self, more: u16) -> Result<(), RequestError> {
+    fn check_total_shards(&self, added: u16) -> Result<(), RequestError> {
         let (current, max) = (self.dispatch().pools.load().total_shards(), self.dispatch().settings.shards_max);
-        if current + usize::from(more) <= max {
-            return Ok(());
-        }
-        let text = format!(
-            "at most {max} shards over all pools (server.max_shards): there are {current}, and this pool would add {more}; \
-             give it fewer, delete pools, or raise server.max_shards"
-        );
-        Err(RequestError::FailedPrecondition(text.into()))
+        let fits = current + usize::from(added) <= max;
+        if fits { Ok(()) } else { Err(Precondition::ShardLimit { max, current, added }.into()) }
     }
 
     async fn replace_pool(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), RequestError> {
@@ -155,14 +158,11 @@ impl Scheduler {
 
     async fn store_specification(&self, pool: &Arc<Pool>, spec: PoolSpec) -> Result<(), RequestError> {
         let old = pool.spec.load_full();
-        if (old.shards, old.mode) != (spec.shards, spec.mode) {
-            let differs = match old.shards == spec.shards {
-                true => format!("it is {}, got {}", old.mode.as_str(), spec.mode.as_str()),
-                false => format!("it has {} shards, got {}", old.shards, spec.shards),
-            };
-            let text =
-                format!("shards and mode of a pool never change: {differs}; make a new pool and move its workers");
-            return Err(RequestError::FailedPrecondition(text.into()));
+        if old.shards != spec.shards {
+            return Err(Precondition::ShardsImmutable { current: old.shards, requested: spec.shards }.into());
+        }
+        if old.mode != spec.mode {
+            return Err(Precondition::ModeImmutable { current: old.mode, requested: spec.mode }.into());
         }
         let catalogue = self.catalogue()?;
         if *old == spec {
@@ -202,13 +202,13 @@ impl Scheduler {
     ///
     /// # Errors
     /// `NotFound`; `FailedPrecondition` if the pool has workers.
-    pub async fn delete_pool(&self, name: &PoolName, force: bool) -> Result<(), RequestError> {
+    pub async fn delete_pool(&self, name: &PoolName, mode: DeleteMode) -> Result<(), RequestError> {
         let (scheduler, name) = (self.clone(), name.clone());
         // Once begun it is completed even if the caller leaves: half a deletion would leave the pool closed.
         let deletion = tokio::spawn(with_current_caller(async move {
-            let details = ChangeDetails { forced: Some(force), ..ChangeDetails::of_pool(&name) };
+            let details = ChangeDetails { forced: Some(mode == DeleteMode::Force), ..ChangeDetails::of_pool(&name) };
             let mut change = scheduler.change(ChangeKind::DeletePool, details);
-            let deleted = scheduler.run_pool_deletion(&name, force).await;
+            let deleted = scheduler.run_pool_deletion(&name, mode).await;
             change.details().workers = deleted.as_ref().ok().copied();
             change.outcome(ChangeResult::Done, deleted)
         }));
@@ -216,7 +216,7 @@ impl Scheduler {
     }
 
     /// Deletes a pool and returns the number of workers deleted with it.
-    async fn run_pool_deletion(&self, name: &PoolName, force: bool) -> Result<u64, RequestError> {
+    async fn run_pool_deletion(&self, name: &PoolName, mode: DeleteMode) -> Result<u64, RequestError> {
         self.check_serving()?;
         let _one_at_a_time = self.shared.pool_change_lock.lock().await;
         let pool = self.pool(name)?;
@@ -226,20 +226,15 @@ impl Scheduler {
         let status = self.status(&pool).await;
         let workers: u64 = status.shards.iter().map(|shard| shard.workers).sum();
         let not_serving = status.shards.iter().find(|shard| shard.state != ShardState::Serving.as_str());
-        let refused = match not_serving {
-            _ if force => None,
-            _ if workers > 0 => {
-                Some(format!("the pool has {workers} workers; delete them first, or say force=true to end them"))
-            }
+        let failed = match not_serving {
+            _ if mode == DeleteMode::Force => None,
+            _ if workers > 0 => Some(Precondition::PoolNotEmpty { workers }),
             None => None,
-            Some(shard) => Some(format!(
-                "shard {} is {}, so its workers are not known; try again later, or say force=true to end them",
-                shard.shard, shard.state
-            )),
+            Some(shard) => Some(Precondition::ShardNotServing { shard: shard.shard, state: shard.state.clone() }),
         };
-        if let Some(text) = refused {
+        if let Some(precondition) = failed {
             pool.closing.store(false, Ordering::Release);
-            return Err(RequestError::FailedPrecondition(text.into()));
+            return Err(precondition.into());
         }
         let (version, spec) = pool.versioned_spec();
         let row = |deleting| catalog::pool_row(pool.uid, version, &pool.name, &spec, deleting);
@@ -338,7 +333,7 @@ impl Scheduler {
 }
 
 fn deletion_conflict() -> RequestError {
-    RequestError::FailedPrecondition("the pool is being deleted; try again when it is gone".into())
+    Precondition::PoolDeleting.into()
 }
 
 fn offline_report(handle: &crate::shard::ShardHandle) -> ShardReport {

@@ -4,7 +4,7 @@ use super::Scheduler;
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
 use super::listing::invalid_token;
 use crate::limits;
-use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::request_error::{ObjectKind, Precondition, RequestError};
 use crate::model::{ListPage, Quota, QuotaStatus, ResourceUsage, check_name};
 use crate::persist::catalog::PoolCatalog;
 use crate::scheduler::caller::with_current_caller;
@@ -85,7 +85,7 @@ impl Scheduler {
         match (&before, &quota) {
             (None, None) => return Err(RequestError::NotFound(ObjectKind::Quota)),
             (None, Some(_)) if tenants.quotas_len() >= limits::QUOTAS_MAX => {
-                return Err(RequestError::FailedPrecondition(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
+                return Err(Precondition::QuotaLimit.into());
             }
             _ => {}
         }

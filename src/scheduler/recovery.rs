@@ -19,6 +19,7 @@ use crate::admission::pool_registry::Pool;
 use crate::engine::{ClaimHandle, Effect, Event, GangAction, ResumePoint, Shard, ShardConfig, ShardReplay};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::GangRef;
+use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimSpec, Fence, HASH_VERSION, Millis, PoolName, PoolSpec, Quota, Seq};
 use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::journal::Outbox;
@@ -114,7 +115,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
         dispatch.keys.tenants.set_quota(&row.name, Some(quota));
     }
     for row in rows.pools.values() {
-        let (name, spec) = parse_pool_row(row).map_err(StoreError::Unusable)?;
+        let (name, spec) = parse_pool_row(row).map_err(|error| StoreError::Unusable(error.to_string()))?;
         let pool = make_pool(dispatch, row.uid, row.version(), name, spec);
         dispatch.pools.insert(&pool);
         if row.deleting {
@@ -211,23 +212,44 @@ struct RecoveredShard {
     relinquished: Vec<ClaimHandle>,
 }
 
-fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), String> {
-    let name = PoolName::parse(&row.name).map_err(|e| format!("the catalogue names a pool {:?}: {e}", row.name))?;
+/// Error in a row of the catalogue.
+#[derive(Debug, thiserror::Error)]
+enum CatalogueRowError {
+    #[error(transparent)]
+    Row(#[from] row::RowError),
+    #[error("the row of a pool has the id {0:?}, which is not a number")]
+    PoolId(String),
+    #[error("the row {0:?} of a shard is in the catalogue")]
+    ShardRow(String),
+    #[error("the row of a pool has the name {name:?}: {error}")]
+    PoolName { name: String, error: RequestError },
+    #[error("pool {name} uses version {version} of the worker hash, and this build {HASH_VERSION}")]
+    HashVersion { name: PoolName, version: u32 },
+    #[error("the specification of pool {name} is not JSON of this build: {error}")]
+    PoolJson { name: PoolName, error: serde_json::Error },
+    #[error("the specification of pool {name} is invalid: {error}")]
+    PoolSpec { name: PoolName, error: RequestError },
+}
+
+fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), CatalogueRowError> {
+    let name =
+        PoolName::parse(&row.name).map_err(|error| CatalogueRowError::PoolName { name: row.name.clone(), error })?;
     if row.hash_version != HASH_VERSION {
-        return Err(format!(
-            "pool {name} uses version {} of the worker hash, this build {HASH_VERSION}",
-            row.hash_version
-        ));
+        return Err(CatalogueRowError::HashVersion { name, version: row.hash_version });
     }
-    let spec: PoolSpec =
-        serde_json::from_str(&row.spec_json).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
-    let spec = spec.with_defaults().map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
-    Ok((name, spec))
+    let spec: PoolSpec = match serde_json::from_str(&row.spec_json) {
+        Ok(spec) => spec,
+        Err(error) => return Err(CatalogueRowError::PoolJson { name, error }),
+    };
+    match spec.with_defaults() {
+        Ok(spec) => Ok((name, spec)),
+        Err(error) => Err(CatalogueRowError::PoolSpec { name, error }),
+    }
 }
 
 async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::CatalogRows), StoreError> {
     /// Rows of the catalogue, and the first error in one of them.
-    type Read = (catalog::CatalogRows, Option<String>);
+    type Read = (catalog::CatalogRows, Option<CatalogueRowError>);
     let read: Arc<Mutex<Read>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
@@ -241,30 +263,33 @@ async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::Cat
     let loaded = dispatch.journal.store().load(vec![ShardKey::CATALOG], Box::new(sink)).await?;
     let (rows, error) = std::mem::take(&mut *read.lock());
     let applied_seq = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
+    let damaged = |error: String| StoreError::Unusable(format!("the catalogue is damaged: {error}"));
     match (applied_seq, error) {
         (Ok(applied_seq), None) => Ok((applied_seq, rows)),
-        (Err(error), _) | (_, Some(error)) => Err(StoreError::Unusable(format!("the catalogue is damaged: {error}"))),
+        (Err(error), _) => Err(damaged(error)),
+        (_, Some(error)) => Err(damaged(error.to_string())),
     }
 }
 
-fn take_row(rows: &mut catalog::CatalogRows, frame: Result<row::RowFrame<'_>, row::RowError>) -> Result<(), String> {
-    let frame = frame.map_err(|e| e.to_string())?;
+fn take_row(
+    rows: &mut catalog::CatalogRows,
+    frame: Result<row::RowFrame<'_>, row::RowError>,
+) -> Result<(), CatalogueRowError> {
+    let frame = frame?;
     match (frame.kind, frame.body) {
         (RowKind::Pool, body) => {
-            let uid: u64 = frame.id.parse().map_err(|_| format!("a pool's row has the id {:?}", frame.id))?;
+            let uid: u64 = frame.id.parse().map_err(|_| CatalogueRowError::PoolId(frame.id.to_owned()))?;
             match body {
-                Some(body) => {
-                    drop(rows.pools.insert(uid, row::decode_pool(frame.id, body).map_err(|e| e.to_string())?))
-                }
+                Some(body) => drop(rows.pools.insert(uid, row::decode_pool(frame.id, body)?)),
                 None => drop(rows.pools.remove(&uid)),
             }
         }
         (RowKind::Quota, Some(body)) => {
-            rows.quotas.insert(frame.id.to_owned(), row::decode_quota(frame.id, body).map_err(|e| e.to_string())?);
+            rows.quotas.insert(frame.id.to_owned(), row::decode_quota(frame.id, body)?);
         }
         (RowKind::Quota, None) => drop(rows.quotas.remove(frame.id)),
         (RowKind::Worker | RowKind::Shard | RowKind::Gang, _) => {
-            return Err(format!("a shard's row {:?} in the catalogue", frame.id));
+            return Err(CatalogueRowError::ShardRow(frame.id.to_owned()));
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 //! A caller that leaves, or stops waiting for a request, is treated like one that disconnects from a single call: an
 //! undisclosed claim is rolled back.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -84,7 +85,7 @@ pub struct RequestStream {
     free_slots: Vec<u32>,
     slot_by_number: HashMap<u64, u32>,
     run: RequestRun,
-    started_ns: u64,
+    started_ns: Option<NonZeroU64>,
     /// Requests that became individual calls.
     individual_calls: FuturesUnordered<BoxFuture<'static, (u32, RequestCompletion)>>,
     /// Buffer for completions from the queue.
@@ -104,7 +105,7 @@ impl Scheduler {
             free_slots: Vec::new(),
             slot_by_number: HashMap::new(),
             run: RequestRun::Nothing,
-            started_ns: 0,
+            started_ns: None,
             individual_calls: FuturesUnordered::new(),
             outcomes: Vec::new(),
         }

@@ -207,11 +207,8 @@ impl Scheduler {
     pub(super) fn worker_view(&self, pool: &Pool, shard: u16, snapshot: WorkerSnapshot) -> WorkerView {
         let claims = snapshot.claims.into_iter().map(|(id, grant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch().clock.unix_of(at));
-            claim_view(
-                &id,
-                &pool.name,
-                ClaimAnswer { grant, created: false, shard: ShardRef { pool: pool.number, shard }, expires_at_ms },
-            )
+            let shard = ShardRef { pool: pool.number, shard };
+            claim_view(&id, &pool.name, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
         });
         WorkerView {
             claims: claims.collect(),

@@ -1,5 +1,6 @@
 //! Commands that a shard executes.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -12,8 +13,8 @@ use crate::engine::{ClaimHandle, GangAction, ListedClaim, PlacementConstraints, 
 use crate::limits;
 use crate::model::request_error::UnavailableReason;
 use crate::model::{
-    ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest, ResourceRequirements,
-    WorkerCommand, WorkerId,
+    AckLevel, ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest,
+    ResourceRequirements, WorkerCommand, WorkerId,
 };
 
 /// Pending claim. It moves from shard to shard by itself until one grants it or none is left, whether or not its
@@ -34,16 +35,16 @@ pub struct PendingClaim {
     pub reserve_ms: Millis,
     /// Requested time to live without renewal, in milliseconds; `None` takes the pool's default.
     pub ttl_ms: Option<Millis>,
-    /// Whether the reply waits for the store.
-    pub durable: bool,
+    /// Level at which the reply acknowledges the claim.
+    pub ack: AckLevel,
     /// Random number that breaks ties between shards.
     pub tie_break: u64,
     /// Shards that were asked so far.
     pub tried_shards: ShardSet,
     /// Reason why an eligible shard could not be asked: the rejection cannot be "exhausted" then.
     pub unreachable: Option<UnavailableReason>,
-    /// Arrival time in nanoseconds; 0 if not timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
-    pub started_ns: u64,
+    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    pub started_ns: Option<NonZeroU64>,
     /// Sender of the reply to the caller.
     pub reply: ReplySender,
     /// Waiting state, if the claim waits or did. Boxed: most claims do not.
@@ -105,8 +106,8 @@ pub struct ClaimOp {
     pub id: ClaimId,
     /// Handle of the claim in the shard.
     pub handle: ClaimHandle,
-    /// Arrival time in nanoseconds; 0 if not timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
-    pub started_ns: u64,
+    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    pub started_ns: Option<NonZeroU64>,
     /// Sender of the reply to the caller.
     pub reply: ReplySender,
 }
@@ -203,8 +204,8 @@ pub struct ExplainQuery {
     pub affinity: u64,
     /// Time for which the claim would need the worker, in milliseconds.
     pub duration_ms: Millis,
-    /// Whether the reply would wait for the store.
-    pub durable: bool,
+    /// Level at which the reply would acknowledge the claim.
+    pub ack: AckLevel,
     /// Ordinal from which workers are surveyed; `None` previews the placement instead.
     pub from_ordinal: Option<u32>,
 }

@@ -2,6 +2,7 @@
 
 use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, PoolSpec, Quota};
+use hotpool::scheduler::DeleteMode;
 
 use crate::world::{STORE, World, name, spec, until};
 
@@ -52,7 +53,7 @@ async fn s11_what_the_store_kept_too_long_of_pools_and_quotas_is_undone() {
     let world = stalled().await;
     let before = world.s.get_pool(&name("q")).await.unwrap();
     assert_eq!(world.s.put_pool(name("new"), quick()).await, Err(STORE));
-    assert_eq!(world.s.delete_pool(&name("q"), false).await, Err(STORE));
+    assert_eq!(world.s.delete_pool(&name("q"), DeleteMode::RequireEmpty).await, Err(STORE));
     assert_eq!(world.s.put_quota("ns", None, claims(2)).await.unwrap_err(), STORE);
     assert_eq!(world.s.put_quota("ns", Some("t"), claims(3)).await.unwrap_err(), STORE);
     world.gate().open_gate();

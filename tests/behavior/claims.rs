@@ -148,8 +148,7 @@ async fn c06_a_refused_claim_leaves_nothing_behind() {
     invalid(world.s.claim(ClaimRequest { ack: Some(AckLevel::Memory), ..request("p", "k") }).await, "ack");
     assert_eq!(
         world.claim("empty", "held").await.unwrap_err().to_string(),
-        "the key holds an active claim that is not what the request asks for: another pool, or a worker that it does \
-         not allow; release it first"
+        "the key holds an active claim in another pool, or on a worker that the request does not allow; release it first"
     );
     let batch = world.s.claim_batch(vec![request("p", "k"), request("none", "l"), request("empty", "m")]).await;
     assert_eq!(batch, [Err(FULL), Err(RequestError::NotFound(ObjectKind::Pool)), Err(FULL)]);

@@ -7,7 +7,7 @@ use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimRequest, Quota, RegistrationRequest, WorkerId};
 use hotpool::persist::row::{RowKind, put_deletion};
 use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
-use hotpool::scheduler::Scheduler;
+use hotpool::scheduler::{DeleteMode, Scheduler};
 use hotpool::shard::{Command, ReplySender};
 
 use crate::place::Place;
@@ -46,7 +46,7 @@ async fn s17_keys_of_a_shard_that_cannot_be_read_are_free_when_its_pool_is_delet
     let world = World::on(damaged(&world, world.gate().key("ns/p", 0)).await).await;
     assert_eq!(world.claim("p", "k").await, Err(LOADING));
     assert_eq!(world.s.keys().tenants.in_use().len(), 1, "what it may hold counts");
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     assert!(world.s.keys().is_empty() && world.s.keys().tenants.in_use().is_empty());
     assert!(world.s.readiness().ready);
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
@@ -73,7 +73,7 @@ async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
     begun.abort();
     assert_eq!(after.claim(kept, key).await, Err(LOADING));
     assert_eq!(after.counts(kept).await, (1, 1, 1), "its worker is kept for it");
-    after.s.delete_pool(&name(lost), true).await.unwrap();
+    after.s.delete_pool(&name(lost), DeleteMode::Force).await.unwrap();
     until("it is given back", async || after.counts(kept).await == (2, 0, 0)).await;
     assert!(after.s.keys().tenants.in_use().is_empty());
     assert!(after.claim(kept, key).await.unwrap().created);
@@ -105,7 +105,7 @@ async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_i
     assert_eq!(done(joined).await, Err(LOADING));
     assert_eq!(world.claim(lost, key).await, Err(LOADING));
     assert_eq!(world.counts(home).await, (1, 1, 1), "the other member is a claim");
-    world.s.delete_pool(&name(lost), true).await.unwrap();
+    world.s.delete_pool(&name(lost), DeleteMode::Force).await.unwrap();
     assert_eq!(world.s.keys().len(), 1);
     let other = &world.s.list_claims(&hotpool::model::ClaimFilter::default(), None, 10).await.unwrap().items[0];
     world.s.release(&other.id, other.fence).await.unwrap();
@@ -122,7 +122,7 @@ async fn s17_a_registration_that_comes_after_a_deletion_counted_the_workers_is_r
     let pool = world.s.inject_pool(&name("p")).unwrap();
     let busy = world.busy("p").await;
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), false).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::RequireEmpty).await });
     until("the workers are being counted", async || busy.depth() == 2).await;
     let (reply, answer) = ReplySender::oneshot();
     let spec = worker(&ids_on(0, 2, 1, "w")[0]);
@@ -164,7 +164,7 @@ async fn b04_a_gang_in_doubt_is_undone_when_the_pool_of_its_home_is_deleted() {
     world.gate().leave_unanswered(home, usize::MAX);
     world.gate().hold(|_| false);
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name(lost), true).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name(lost), DeleteMode::Force).await });
     assert!(done(begun).await.iter().all(|outcome| *outcome == Err(RequestError::DeadlineExceeded)));
     world.gate().open_gate();
     assert_eq!(done(deleting).await, Ok(()));
@@ -184,10 +184,13 @@ async fn s17_a_shard_that_is_loaded_while_its_pool_is_deleted_leaves_no_keys() {
     world.s.inject_panic(&name("p"), 0);
     until("it is being loaded", async || world.shards("p").await[0].state == "loading").await;
     assert!(
-        matches!(world.s.delete_pool(&name("p"), false).await, Err(RequestError::FailedPrecondition(_))),
+        matches!(
+            world.s.delete_pool(&name("p"), DeleteMode::RequireEmpty).await,
+            Err(RequestError::FailedPrecondition(_))
+        ),
         "it may have workers"
     );
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     world.gate().open_gate();
     world.quiet().await;
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
@@ -220,7 +223,7 @@ async fn s17_everybody_who_waits_for_a_pool_that_is_deleted_is_told_so() {
     let both = PoolChoice::Listed(vec![name("p"), name("q")]);
     let both = world.begin_request(ClaimRequest { pools: both, ..waits("p", "both") }).await;
     until("all wait for the quota", async || quota_waiters() == 6).await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     for waited in [alone, along] {
         assert_eq!(done(waited).await, Err(GONE));
     }
@@ -245,7 +248,7 @@ async fn s17_those_who_wait_for_a_quota_held_elsewhere_are_told_too() {
     let alone = world.begin_request(waits("p", "alone")).await;
     let gang = world.begin(|s| async move { s.claim_gang(vec![waits("p", "g")]).await }.boxed()).await;
     until("both wait", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 2).await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     assert_eq!(done(alone).await, Err(GONE));
     assert_eq!(done(gang).await, [Err(GONE)]);
 }
@@ -263,7 +266,7 @@ async fn s17_a_quota_that_a_deletion_gives_back_is_of_no_use_in_the_same_pool() 
     until("it waits", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 1).await;
     world.gate().hold_all();
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), true).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
     world.gate().stopped().await;
     // The shard without workers does not close before the other one has.
     let seized = world.s.inject_busy(&name("p"), 1).unwrap();
@@ -284,7 +287,7 @@ async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_told_that_it_is_gon
     let pool = world.s.inject_pool(&name("p")).unwrap();
     let busy = world.busy("p").await;
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), true).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
     until("it is being looked at", async || busy.depth() == 1).await;
     drop(busy);
     assert_eq!(done(deleting).await, Ok(()));
@@ -305,7 +308,7 @@ async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one(
     assert!(world.scrape().contains(&(of_pool("created") + "2\n")), "{}", world.scrape());
     // Somebody looked the pool up before it was deleted, and counts after that.
     let old = world.s.inject_pool(&name("p")).unwrap();
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     old.metrics.claims(ClaimOutcome::Deadline).increment(1);
     old.update_metrics();
     assert!(!world.scrape().contains("ns/p"), "{}", world.scrape());
@@ -328,7 +331,7 @@ async fn w02_a_deleted_pool_refuses_those_who_wait_for_it_alone() {
     let alone = world.parked(waiting("p", "a")).await;
     let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
     let both = world.parked(ClaimRequest { pools, ..waiting("p", "b") }).await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     assert_eq!(done(alone).await, Err(RequestError::NotFound(ObjectKind::Pool)));
     world.s.release(&id("other"), other).await.unwrap();
     assert_eq!(done(both).await.unwrap().claim.pool, name("q"));

@@ -79,8 +79,7 @@ async fn what_follows_each_other_means_what_it_says() {
     flight.add_held_operation(7, id("nobody"), fence, ClaimVerb::Confirm);
     let mut got = landed(&mut flight).await;
     got.sort_unstable();
-    let not_active =
-        RequestError::FailedPrecondition("the claim is not active yet: confirm it first".into()).to_string();
+    let not_active = Precondition::ClaimNotActive.to_string();
     assert_eq!(got[..3], [said(1, &not_active), said(2, "Active"), said(3, "Active on")]);
     assert!(got[3].1.starts_with("must be 1..="), "{got:?}");
     let gone = RequestError::NotFound(ObjectKind::Claim).to_string();

@@ -104,7 +104,7 @@ async fn w04_another_life_of_the_worker_is_refused_by_its_number() {
     let older = world.try_beat("w", of(4)).await.unwrap_err().to_string();
     assert!(older.contains("at least 5"), "{older}");
     let newer = world.try_beat("w", of(6)).await.unwrap_err().to_string();
-    assert!(newer.contains("incarnation 5 is the last that was registered"), "{newer}");
+    assert!(newer.contains("the last one registered is 5"), "{newer}");
     assert_eq!(world.try_beat("v", of(0)).await, Err(RequestError::NotFound(ObjectKind::Worker)));
     assert_eq!(world.s.get_claim(&id("k")).await.unwrap().fence, fence);
     world.s.delete_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
@@ -165,7 +165,7 @@ async fn w04_a_heartbeat_with_a_hundred_thousand_claims_is_refused_by_name() {
     let beat = |claims| HeartbeatRequest { incarnation: 0, seq: None, claims: Some(claims) };
     match world.try_beat("w", beat(many)).await {
         Err(RequestError::Invalid { field, message }) => {
-            assert_eq!((&*field, &*message), ("claims", "at most 10000 claims"));
+            assert_eq!((&*field, &*message), ("claims", "must list at most 10000 claims"));
         }
         other => panic!("{other:?}"),
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use hotpool::limits;
 use hotpool::model::{AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimState};
+use hotpool::scheduler::DeleteMode;
 
 use crate::world::{Seeded, World, id, name, spec, worker};
 
@@ -104,7 +105,7 @@ async fn w08_a_list_of_one_workers_claims_is_that() {
 #[tokio::test]
 async fn l03_a_forced_deletion_ends_all_claims_of_a_large_shard() {
     let world = full().await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     for number in [0, 1, 7, CLAIMS - 1] {
         for tenant in ["few", "even", "odd"] {
             let id = ClaimId::new("ns", tenant, &format!("k{number}")).unwrap();

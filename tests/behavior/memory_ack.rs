@@ -51,7 +51,7 @@ async fn s01_a_lost_claim_is_not_given_out_again_and_its_worker_brings_it_back()
     world.s.register(&name("p"), RegistrationRequest { spec: worker(idle), claims: Some(Vec::new()) }).await.unwrap();
     let early =
         world.s.command_worker(&name("p"), &WorkerId::new(idle).unwrap(), WorkerCommand::Clear).await.unwrap_err();
-    assert!(early.to_string().contains("can still be started for 5000 ms"), "{early}");
+    assert!(early.to_string().contains("can still start for 5000 ms"), "{early}");
     assert_eq!(world.s.clear_pool(&name("p")).await, Ok(ClearResult { cleared: 0, suspect: 3 }));
     assert_eq!(world.claim("p", "new").await, Err(FULL));
     // The lost one is taken over, with its fence, as soon as its worker names it.

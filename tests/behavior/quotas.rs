@@ -7,7 +7,7 @@ use hotpool::model::{
     AckLevel, ClaimId, ClaimRequest, PlacementPolicy, PoolName, Quota, QuotaResource, QuotaSource, ResourceUsage,
 };
 use hotpool::persist::store::memory::MemoryStore;
-use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 
 use crate::sharing::{cards, cpu, shared, sized};
 use crate::waiting::waiting;
@@ -186,7 +186,7 @@ async fn q01_a_restart_counts_anew() {
     assert_eq!(after.used().claims, 2);
     assert_eq!(after.claim("p", "c").await, Err(CLAIMS));
     assert_eq!(after.s.list_quotas(None, 10).unwrap().items.len(), 2);
-    after.s.delete_pool(&name("q"), true).await.unwrap();
+    after.s.delete_pool(&name("q"), DeleteMode::Force).await.unwrap();
     assert_eq!(after.used().claims, 1);
     after.claim("p", "c").await.unwrap();
 }
@@ -258,7 +258,7 @@ async fn q02_a_panic_in_the_middle_of_a_quotas_queue_blocks_nobody_else_in_it() 
     let waiting = || world.s.get_quota("ns", Some("default")).unwrap().waiting;
     until("both wait for the quota", async || waiting() == 2).await;
     // The first is refused, because its pool is gone, and its caller panics: that ends no deletion. What comes free is the second's.
-    world.s.delete_pool(&name("q"), true).await.unwrap();
+    world.s.delete_pool(&name("q"), DeleteMode::Force).await.unwrap();
     assert_eq!(waiting(), 1);
     world.s.release(&id("held"), held).await.unwrap();
     let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("its turn comes");

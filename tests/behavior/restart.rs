@@ -163,7 +163,7 @@ async fn s07_another_shard_count_is_refused_with_advice() {
     let again = world.restarted().await;
     let refusal = again.s.put_pool(name("p"), spec(8, AckLevel::Durable)).await.unwrap_err();
     assert!(matches!(&refusal, RequestError::FailedPrecondition(_)), "{refusal:?}");
-    assert!(refusal.to_string().contains("it has 4 shards, got 8; make a new pool"), "{refusal}");
+    assert!(refusal.to_string().contains("it has 4, got 8; create another pool"), "{refusal}");
     assert_eq!(again.s.get_claim(&id("k")).await.unwrap().fence, fence);
     // The same count, and whatever may change.
     let changed = PoolSpec { reserve_ms: 1_234, ..spec(4, AckLevel::Memory) };

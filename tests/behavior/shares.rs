@@ -276,7 +276,7 @@ async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
         world.s.resize(&id("k"), first.fence, cpu(3_600)).await,
         Err(RequestError::Invalid {
             field: "resources".into(),
-            message: "must be within what the claim's worker has; release it and claim anew for more".into(),
+            message: "must fit the capacity of the claim's worker; release the claim and claim again for more".into(),
         })
     );
     let shrunk = ResourceRequirements { cpu_milli: 2_500, ..cards(&["T4"], 1, 1_000) };

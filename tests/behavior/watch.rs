@@ -6,6 +6,7 @@ use hotpool::events::{EventPosition, PoolWatcher, WatchItem};
 use hotpool::limits;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, PoolSpec};
+use hotpool::scheduler::DeleteMode;
 
 use crate::world::{WAIT_MS, World, done, id, name, request, spec, until};
 
@@ -167,7 +168,7 @@ async fn the_end_of_the_pool_is_the_end_of_the_watch() {
     world.pool("a", memory(), &["w"]).await;
     let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
     world.hold("a", "k").await;
-    world.s.delete_pool(&name("a"), true).await.unwrap();
+    world.s.delete_pool(&name("a"), DeleteMode::Force).await.unwrap();
     assert_eq!(told(&mut watcher).await.0, ["started", "claimed w k", "lost w k"]);
     assert!(!watcher.next(&mut Vec::new()).await);
     assert_eq!(

@@ -7,6 +7,7 @@ mod reply_sent;
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -305,11 +306,11 @@ impl ClaimDispatcher {
         self.fences.allocate(n, self.clock.unix_us()).ok_or(UnavailableReason::Store)
     }
 
-    /// Arrival time of a request for the histograms, in nanoseconds; 0 if the request is not timed. Under light load
+    /// Arrival time of a request for the histograms, in nanoseconds, or `None` if the request is not timed. Under light load
     /// every request is timed. Beyond [`TIMED_PER_TICK_MAX`] requests of a thread in one engine tick, one in
     /// [`SAMPLE_INTERVAL`] is: reading the clock and recording twice costs as much as deciding the claim.
     #[must_use]
-    pub fn arrival_ns(&self) -> u64 {
+    pub fn arrival_ns(&self) -> Option<NonZeroU64> {
         let now_ms = self.clock.engine_ms();
         let timed = TIMED.with(|timed| {
             let (tick_ms, n) = timed.get();
@@ -317,7 +318,7 @@ impl ClaimDispatcher {
             timed.set((now_ms, n));
             n < TIMED_PER_TICK_MAX || n.is_multiple_of(SAMPLE_INTERVAL)
         });
-        if timed { self.clock.mono_ns().max(1) } else { 0 }
+        if timed { NonZeroU64::new(self.clock.mono_ns().max(1)) } else { None }
     }
 
     /// Whether claims may no longer wait, because a shutdown is near.

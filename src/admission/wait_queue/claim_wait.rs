@@ -1,7 +1,7 @@
 //! Waiting state of a pending claim.
 
 use super::{ArrivalNumber, DequeueGuard, WaitState};
-use crate::admission::candidate_plan::CandidatePlan;
+use crate::admission::candidate_plan::NodeScope;
 use crate::model::Millis;
 use crate::shard::{PendingClaim, ShardSet};
 
@@ -72,7 +72,7 @@ impl PendingClaim {
     pub fn reset_for_wait(&mut self, now_ms: Millis, arrive: impl FnOnce() -> ArrivalNumber) -> Millis {
         (self.tried_shards, self.unreachable) = (ShardSet::default(), None);
         // Waiting time must not count as response time.
-        self.started_ns = 0;
+        self.started_ns = None;
         let wait = self.wait.get_or_insert_with(|| {
             Box::new(WaitState {
                 until_ms: 0,
@@ -87,10 +87,10 @@ impl PendingClaim {
         if wait.arrival == 0 {
             wait.arrival = arrive();
         }
-        let preferred_only = wait.preferred_until_ms > now_ms;
+        let scope = NodeScope::until(wait.preferred_until_ms, now_ms);
         if let Some(plan) = &mut self.plan {
-            CandidatePlan::reset(plan, preferred_only);
+            plan.reset(scope);
         }
-        if preferred_only { wait.preferred_until_ms } else { wait.until_ms }
+        if scope == NodeScope::PreferredOnly { wait.preferred_until_ms } else { wait.until_ms }
     }
 }

@@ -29,7 +29,7 @@ impl ClaimDispatcher {
             let slot = queued.lock();
             let Some(item) = slot.as_ref().filter(|item| item.may_use(pool.number)) else { continue };
             let reason = queued.exhausted.as_str();
-            let (_, shape) = by_hash.entry((item.request_class(false), reason)).or_insert_with(|| {
+            let (_, shape) = by_hash.entry((item.request_class(), reason)).or_insert_with(|| {
                 let constraints = item.accepts();
                 let resources = item.spec().map_or_else(ResourceRequirements::default, |spec| spec.resources.clone());
                 let selector =

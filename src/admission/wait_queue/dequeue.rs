@@ -62,7 +62,7 @@ impl ClaimDispatcher {
             return self.reject(item, RequestError::Unavailable(UnavailableReason::Overloaded));
         }
         let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival());
-        let queued = Arc::new(new_queued_claim(&item, pools, tenant, reason, false));
+        let queued = Arc::new(new_queued_claim(&item, pools, tenant, reason));
         let (id, ticket) = (item.id.clone(), item.ticket);
         *queued.lock() = Some(item);
         let Some((not_waiting, deadlines)) = self.keys.mark_queued(&id, ticket, &queued) else {
@@ -96,13 +96,9 @@ impl ClaimDispatcher {
         let now_ms = self.clock.engine_ms();
         let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival()).max(now_ms + SERVED_WINDOW_MS);
         let tenant = self.keys.tenants.get_or_insert(&item.id);
-        let queued = Arc::new(new_queued_claim(
-            &item,
-            SmallVec::from_iter([Arc::clone(pool)]),
-            tenant,
-            ExhaustionReason::Pool,
-            true,
-        ));
+        let pools = SmallVec::from_iter([Arc::clone(pool)]);
+        let claim = new_queued_claim(&item, pools, tenant, ExhaustionReason::Pool);
+        let queued = Arc::new(QueuedClaim { newcomer: true, ..claim });
         *queued.lock() = Some(item);
         self.insert_into_queues(&queued, due_ms);
     }
@@ -412,7 +408,6 @@ fn new_queued_claim(
     pools: SmallVec<[Arc<Pool>; 1]>,
     tenant: Arc<Tenant>,
     reason: ExhaustionReason,
-    newcomer: bool,
 ) -> QueuedClaim {
     let (arrival, since_ms) = item.queue_position();
     QueuedClaim {
@@ -424,9 +419,12 @@ fn new_queued_claim(
         exhausted: reason,
         pools,
         tenant,
-        newcomer,
+        newcomer: false,
         gang: None,
-        request_class: item.request_class(matches!(reason, ExhaustionReason::Quota(_))),
+        request_class: match reason {
+            ExhaustionReason::Quota(_) => item.quota_class(),
+            _ => item.request_class(),
+        },
         skipped: AtomicBool::new(false),
         seeking_reservation: AtomicBool::new(false),
     }

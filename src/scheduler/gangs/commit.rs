@@ -71,7 +71,8 @@ impl GrantedMembers {
         for (index, (member, outcome)) in members.iter().zip(outcomes).enumerate() {
             match outcome {
                 Ok(ReplyPayload::Claim(answer)) => {
-                    granted.by_shard.entry(answer.shard).or_default().push((member.id.clone(), member.ticket));
+                    let ticket = member.ticket.map(|ticket| (member.id.clone(), ticket));
+                    granted.by_shard.entry(answer.shard).or_default().extend(ticket);
                     granted.answers[index] = Some(answer);
                 }
                 Ok(_) => {}

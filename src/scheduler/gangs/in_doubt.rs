@@ -19,7 +19,7 @@ use crate::shard::{ClaimAnswer, ReplyPayload};
 pub(super) fn in_doubt_gang(home: GangRef, members: &[GangMember], answers: &[Option<ClaimAnswer>]) -> InDoubtGang {
     let granted = members.iter().zip(answers).filter_map(|(member, answer)| {
         let answer = answer.as_ref()?;
-        let (id, ticket) = (member.id.clone(), Some(member.ticket));
+        let (id, ticket) = (member.id.clone(), member.ticket);
         Some(InDoubtMember { id, ticket, shard: answer.shard, fence: answer.grant.handle.fence })
     });
     InDoubtGang { home, members: granted.collect() }

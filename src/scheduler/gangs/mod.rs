@@ -27,9 +27,9 @@ use crate::admission::wait_queue::QueuedGang;
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
-use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
+use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, WorkerCapacity};
-use crate::shard::{ReplyBatch, ReplySender};
+use crate::shard::{PendingClaim, ReplyBatch, ReplySender};
 
 use self::commit::GangDecision;
 
@@ -42,9 +42,26 @@ type GangResults = Vec<Result<ClaimResult, RequestError>>;
 /// Member of a gang that is being placed.
 struct GangMember {
     id: ClaimId,
-    ticket: KeyTicket,
+    /// Right to decide the key, once it is acquired.
+    ticket: Option<KeyTicket>,
     /// Numbers of the candidate pools.
     pools: Vec<u32>,
+}
+
+/// Gang whose members are checked and ready to be placed.
+struct PreparedGang {
+    home: GangRef,
+    items: Vec<Box<PendingClaim>>,
+    members: Vec<GangMember>,
+}
+
+/// Rank of a gang's members against queued claims.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum QueuePosition {
+    /// Queued claims come first.
+    Newcomer,
+    /// The gang was dequeued, so its members bypass the queue.
+    AtHead,
 }
 
 /// Gang whose caller waits for the results. When it is dropped with results unread, the caller has left and they are
@@ -122,7 +139,7 @@ impl Scheduler {
                 request.constraints.iter_mut().for_each(|constraints| constraints.preferred_wait_ms = 0);
             }
         }
-        let mut outcomes = self.place_gang(&requests, false).await;
+        let mut outcomes = self.place_gang(&requests, QueuePosition::Newcomer).await;
         let mut queued: Option<QueuedGang> = None;
         while let Some(reason) = queueable_reason(&outcomes).filter(|_| wait_ms > 0) {
             let requeued = queued.take().filter(|queued| queued.waits_for(reason)).inspect(QueuedGang::requeue);
@@ -139,7 +156,7 @@ impl Scheduler {
             if !dequeued {
                 break;
             }
-            outcomes = self.place_gang(&requests, true).await;
+            outcomes = self.place_gang(&requests, QueuePosition::AtHead).await;
             queued = Some(entry);
         }
         outcomes
@@ -169,9 +186,9 @@ impl Scheduler {
     }
 
     /// Places a gang, again if a worker is lost before the commit.
-    async fn place_gang(&self, requests: &[ClaimRequest], in_turn: bool) -> GangResults {
+    async fn place_gang(&self, requests: &[ClaimRequest], position: QueuePosition) -> GangResults {
         for _ in 0..ATTEMPTS {
-            if let Some(outcomes) = self.try_place_gang(requests, in_turn).await {
+            if let Some(outcomes) = self.try_place_gang(requests, position).await {
                 return outcomes;
             }
         }
@@ -179,67 +196,27 @@ impl Scheduler {
     }
 
     /// Places a gang once. Returns `None` if a worker was lost before the commit and everything was rolled back.
-    async fn try_place_gang(&self, requests: &[ClaimRequest], in_turn: bool) -> Option<GangResults> {
+    async fn try_place_gang(&self, requests: &[ClaimRequest], position: QueuePosition) -> Option<GangResults> {
         let dispatch = self.dispatch();
         let id = match dispatch.allocate_fences(1) {
             Ok(id) => id,
             Err(reason) => return Some(requests.iter().map(|_| Err(RequestError::Unavailable(reason))).collect()),
         };
         let (batch, answers) = ReplyBatch::new(requests.len());
-        let mut rejections: BTreeMap<usize, RequestError> = BTreeMap::new();
-        let mut keys: HashSet<&ClaimId> = HashSet::new();
-        let (mut items, mut members) = (Vec::new(), Vec::new());
-        let mut home = None;
-        for (index, request) in requests.iter().enumerate() {
-            if !keys.insert(&request.id) {
-                rejections.insert(index, RequestError::invalid("key", "must not be given twice in a gang"));
-                continue;
-            }
-            let pools = dispatch.pools.load();
-            let admission = super::claims::check_times(request).and_then(|()| {
-                AdmittedClaim::gang(&pools, &dispatch.selectors, request, |pool| {
-                    *home.get_or_insert(gang_ref(pool, id))
-                })
-            });
-            match admission {
-                Ok(admitted) => {
-                    let pools = admitted.pools();
-                    let reply = ReplySender::batch_part(Arc::clone(&batch), index as u32);
-                    let mut item = self.pending_claim(request.clone(), admitted, 0, reply);
-                    if in_turn {
-                        item.set_gang_at_head();
-                    }
-                    items.push(item);
-                    members.push(GangMember { id: request.id.clone(), ticket: 0, pools });
-                }
-                Err(error) => drop(rejections.insert(index, error)),
-            }
-        }
-        let Some(home) = home.filter(|_| rejections.is_empty()) else {
-            return Some(gang_rejections(requests.len(), rejections));
+        let PreparedGang { home, mut items, mut members } = match self.prepare_gang(requests, id, position, batch) {
+            Ok(prepared) => prepared,
+            Err(rejections) => return Some(gang_rejections(requests.len(), rejections)),
         };
         let Some(guards) = self.lock_pools(&members).await else {
             return Some(
                 requests.iter().map(|_| Err(RequestError::Unavailable(UnavailableReason::Overloaded))).collect(),
             );
         };
-        for (index, (member, item)) in members.iter_mut().zip(&mut items).enumerate() {
-            match dispatch.keys.acquire_for_member(item) {
-                Ok(()) => member.ticket = item.ticket,
-                Err(Some(exceeded)) => {
-                    drop(rejections.insert(index, RequestError::Exhausted(ExhaustionReason::Quota(exceeded))))
-                }
-                Err(None) => {
-                    let reason = "the key is held or being claimed; a gang needs keys that are free";
-                    rejections.insert(index, RequestError::FailedPrecondition(reason.into()));
-                }
-            }
-        }
+        let rejections = self.acquire_keys(&mut members, &mut items);
         if !rejections.is_empty() {
             self.release_tickets(&members);
             return Some(gang_rejections(requests.len(), rejections));
         }
-        drop(batch);
         dispatch.route_all(items);
         let granted = answers.await;
         let decision = self.decide_gang(home, &members, granted).await;
@@ -253,6 +230,71 @@ impl Scheduler {
                 Some(gang_rejections(requests.len(), rejections))
             }
         }
+    }
+
+    /// Checks the members of a gang and prepares their claims, or returns the rejections by member.
+    fn prepare_gang(
+        &self,
+        requests: &[ClaimRequest],
+        id: Fence,
+        position: QueuePosition,
+        batch: Arc<ReplyBatch>,
+    ) -> Result<PreparedGang, BTreeMap<usize, RequestError>> {
+        let dispatch = self.dispatch();
+        let pools = dispatch.pools.load();
+        let mut rejections: BTreeMap<usize, RequestError> = BTreeMap::new();
+        let mut keys: HashSet<&ClaimId> = HashSet::new();
+        let (mut items, mut members) = (Vec::new(), Vec::new());
+        let mut home = None;
+        for (index, request) in requests.iter().enumerate() {
+            if !keys.insert(&request.id) {
+                rejections.insert(index, RequestError::invalid("key", "must not be given twice in a gang"));
+                continue;
+            }
+            let admission = super::claims::check_times(request).and_then(|()| {
+                AdmittedClaim::gang(&pools, &dispatch.selectors, request, |pool| {
+                    *home.get_or_insert(gang_ref(pool, id))
+                })
+            });
+            match admission {
+                Ok(admitted) => {
+                    let pools = admitted.pools();
+                    let reply = ReplySender::batch_part(Arc::clone(&batch), index as u32);
+                    let mut item = self.pending_claim(request.clone(), admitted, None, reply);
+                    if position == QueuePosition::AtHead {
+                        item.set_gang_at_head();
+                    }
+                    items.push(item);
+                    members.push(GangMember { id: request.id.clone(), ticket: None, pools });
+                }
+                Err(error) => drop(rejections.insert(index, error)),
+            }
+        }
+        match home.filter(|_| rejections.is_empty()) {
+            Some(home) => Ok(PreparedGang { home, items, members }),
+            None => Err(rejections),
+        }
+    }
+
+    /// Acquires the keys of all members. Returns the rejections by member.
+    fn acquire_keys(
+        &self,
+        members: &mut [GangMember],
+        items: &mut [Box<PendingClaim>],
+    ) -> BTreeMap<usize, RequestError> {
+        let mut rejections = BTreeMap::new();
+        for (index, (member, item)) in members.iter_mut().zip(items).enumerate() {
+            let rejection = match self.dispatch().keys.acquire_for_member(item) {
+                Ok(()) => {
+                    member.ticket = Some(item.ticket);
+                    continue;
+                }
+                Err(Some(exceeded)) => RequestError::Exhausted(ExhaustionReason::Quota(exceeded)),
+                Err(None) => Precondition::GangKeyTaken.into(),
+            };
+            rejections.insert(index, rejection);
+        }
+        rejections
     }
 
     /// Acquires the gang locks of all candidate pools, ordered by name.
@@ -274,8 +316,8 @@ impl Scheduler {
 
     /// Releases the tickets of members; requests that wait for their keys continue.
     fn release_tickets<'m>(&self, members: impl IntoIterator<Item = &'m GangMember>) {
-        for member in members.into_iter().filter(|member| member.ticket > 0) {
-            if let Some(next) = self.dispatch().keys.release_ticket(&member.id, member.ticket) {
+        for GangMember { id, ticket, .. } in members {
+            if let Some(next) = ticket.and_then(|ticket| self.dispatch().keys.release_ticket(id, ticket)) {
                 self.dispatch().route(next);
             }
         }

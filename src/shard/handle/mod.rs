@@ -50,6 +50,15 @@ thread_local! {
     static RUNS: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Place where a pushed command runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RunPlace {
+    /// On the thread that pushes, if nobody runs the shard.
+    Inline,
+    /// In the shard's actor.
+    Actor,
+}
+
 /// Work that a run leaves over. Unless the shard is asleep, the caller keeps the right to run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunEnd {
@@ -162,7 +171,7 @@ impl ShardHandle {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, !self.should_batch())
+        self.enqueue(command, if self.should_batch() { RunPlace::Actor } else { RunPlace::Inline })
     }
 
     /// Whether so many replies wait for the store that requests should be batched: the actor lets them accumulate and
@@ -180,16 +189,16 @@ impl ShardHandle {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn post(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, false)
+        self.enqueue(command, RunPlace::Actor)
     }
 
-    fn enqueue(&self, command: Command, here: bool) -> Result<(), (Command, PushRejection)> {
+    fn enqueue(&self, command: Command, place: RunPlace) -> Result<(), (Command, PushRejection)> {
         if self.state() != ShardState::Serving {
             return Err((command, self.unavailable_reason()));
         }
         // A run within a run would have no bound.
-        let here = here && !RUNS.get();
-        if here && self.schedule.wake_needed() {
+        let inline = place == RunPlace::Inline && !RUNS.get();
+        if inline && self.schedule.wake_needed() {
             self.run_inline(Some(command));
         } else {
             if let Err(command) = self.mailbox.push(command) {
@@ -197,7 +206,7 @@ impl ShardHandle {
                 return Err((command, UnavailableReason::Overloaded));
             }
             if self.schedule.wake_needed() {
-                if here { self.run_inline(None) } else { self.wake_actor() }
+                if inline { self.run_inline(None) } else { self.wake_actor() }
             }
         }
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {

@@ -106,6 +106,20 @@ pub struct ClaimAnswer {
     pub expires_at_ms: Option<Millis>,
 }
 
+impl ClaimAnswer {
+    /// Answer to the request that created the claim.
+    #[must_use]
+    pub const fn created(grant: ClaimGrant, shard: ShardRef) -> Self {
+        Self { grant, created: true, shard, expires_at_ms: None }
+    }
+
+    /// Answer to a request about a claim that existed before.
+    #[must_use]
+    pub const fn existing(grant: ClaimGrant, shard: ShardRef) -> Self {
+        Self { grant, created: false, shard, expires_at_ms: None }
+    }
+}
+
 /// Outcome of a request to a shard.
 pub type ShardOutcome = Result<ReplyPayload, RequestError>;
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::{ReplyRoute, ShardRunner, rejection_of};
 use crate::admission::key_directory::{KeyHolder, PendingWrites};
 use crate::admission::wait_queue::ReservationRequest;
-use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event};
+use crate::engine::{ClaimHandle, EngineReply, Event};
 use crate::limits;
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
-use crate::model::{ClaimSpec, ResourceRequirements};
+use crate::model::{AckLevel, ClaimSpec, ResourceRequirements};
 use crate::shard::command::{ClaimOp, Command, PendingClaim};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload};
 
@@ -20,7 +20,7 @@ impl ShardRunner {
         if self.must_queue(&item) {
             return self.must_queue.push(item);
         }
-        if let Some(reason) = self.overload_reason(item.durable) {
+        if let Some(reason) = self.overload_reason(item.ack) {
             return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(reason));
         }
         let fence = match self.fences.next() {
@@ -51,7 +51,7 @@ impl ShardRunner {
         let queue = &self.pool.wait_queue;
         queue.waiting() > 0
             && !item.bypasses_queue()
-            && (self.shard.capacity_epoch() != self.capacity_epoch || queue.is_dispatch_pending())
+            && (Some(self.shard.capacity_epoch()) != self.capacity_epoch || queue.is_dispatch_pending())
     }
 
     /// Changes the resources of a claim, if its worker has enough free and the tenant's quota allows it.
@@ -107,13 +107,14 @@ impl ShardRunner {
     }
 
     /// Reason why this shard accepts no claims at present: the store lags too far behind.
-    pub(super) fn overload_reason(&self, durable: bool) -> Option<UnavailableReason> {
+    pub(super) fn overload_reason(&self, ack: AckLevel) -> Option<UnavailableReason> {
         if !self.keeps_rows {
             return None;
         }
-        let answers = self.pending_replies_len();
+        let durable = ack == AckLevel::Durable;
+        let replies = self.pending_replies_len();
         if self.pending_ends.len() >= limits::UNSTORED_ENDS_MAX
-            || (durable && answers + limits::DRAIN_MAX >= limits::PENDING_REPLIES_MAX)
+            || (durable && replies + limits::DRAIN_MAX >= limits::PENDING_REPLIES_MAX)
         {
             return Some(UnavailableReason::Store);
         }
@@ -128,7 +129,7 @@ impl ShardRunner {
         match answer {
             EngineReply::Granted(grant) if item.is_gang_member() => {
                 // The key stays pending until the gang is committed.
-                self.answer_claim(*item, grant, true, PendingWrites::new(), None);
+                self.answer_claim(*item, ClaimAnswer::created(grant, self.handle.shard), PendingWrites::new(), None);
             }
             EngineReply::Granted(grant) => {
                 let holder = KeyHolder { shard: self.handle.shard, handle: grant.handle };
@@ -140,7 +141,7 @@ impl ShardRunner {
                 if grant.gpu_mask.is_none() {
                     self.pool.board.record_affinity(item.affinity, self.handle.shard.shard);
                 }
-                if item.started_ns > 0 {
+                if item.started_ns.is_some() {
                     self.pool.metrics.claim_shards_tried.record(u64::from(item.tried_shards.len()));
                 }
                 if item.has_waited() {
@@ -149,7 +150,7 @@ impl ShardRunner {
                     self.pool.metrics.wait_seconds.record(waited_ms);
                 }
                 let granted = Some(grant.handle);
-                self.answer_claim(*item, grant, true, pending_writes, granted);
+                self.answer_claim(*item, ClaimAnswer::created(grant, self.handle.shard), pending_writes, granted);
             }
             EngineReply::NoCapacity => {
                 self.drop_lost_reservation(&mut item);
@@ -162,7 +163,7 @@ impl ShardRunner {
             }
             EngineReply::Held(grant) => {
                 let pending_writes = self.pending_writes(&item.id);
-                self.answer_claim(*item, grant, false, pending_writes, None);
+                self.answer_claim(*item, ClaimAnswer::existing(grant, self.handle.shard), pending_writes, None);
             }
             EngineReply::StaleHandle | EngineReply::RolledBack => self.dispatch.submit(item),
             // The pool's limit was higher when the request arrived.
@@ -177,27 +178,21 @@ impl ShardRunner {
     fn answer_claim(
         &mut self,
         item: PendingClaim,
-        grant: ClaimGrant,
-        created: bool,
+        answer: ClaimAnswer,
         pending_writes: PendingWrites,
         granted: Option<ClaimHandle>,
     ) {
-        let outcome =
-            Ok(ReplyPayload::Claim(ClaimAnswer { grant, created, shard: self.handle.shard, expires_at_ms: None }));
-        let durable = (item.durable || self.durable) && self.keeps_rows;
-        self.send_when_stored(item.reply, outcome, durable, pending_writes, granted);
-        if let Some(answer) = self.new_replies.last_mut() {
-            answer.started_ns = item.started_ns;
+        let ack = if self.keeps_rows { item.ack.max(self.ack) } else { AckLevel::Memory };
+        self.send_when_stored(item.reply, Ok(ReplyPayload::Claim(answer)), ack, pending_writes, granted);
+        if let Some(reply) = self.new_replies.last_mut() {
+            reply.started_ns = item.started_ns;
         }
     }
 
     pub(super) fn reply_key(&mut self, item: ClaimOp, answer: EngineReply) {
         let pending_writes = self.pending_writes(&item.id);
         let outcome = match answer {
-            EngineReply::Held(grant) => {
-                let shard = self.handle.shard;
-                Ok(ReplyPayload::Claim(ClaimAnswer { grant, created: false, shard, expires_at_ms: None }))
-            }
+            EngineReply::Held(grant) => Ok(ReplyPayload::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
             EngineReply::Released => Ok(ReplyPayload::Done),
             answer => Err(rejection_of(&answer)),
         };

@@ -8,7 +8,7 @@ use crate::admission::key_directory::PendingWrites;
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
-use crate::model::{ClaimId, Millis};
+use crate::model::{AckLevel, ClaimId, Millis};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 
 impl ShardRunner {
@@ -24,18 +24,19 @@ impl ShardRunner {
         pending_writes: PendingWrites,
         granted: Option<ClaimHandle>,
     ) {
-        let durable = self.keeps_rows && self.durable;
-        self.send_when_stored(reply, outcome, durable, pending_writes, granted);
+        let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
+        self.send_when_stored(reply, outcome, ack, pending_writes, granted);
     }
 
     pub(super) fn send_when_stored(
         &mut self,
         reply: ReplySender,
         outcome: ShardOutcome,
-        durable: bool,
+        ack: AckLevel,
         pending_writes: PendingWrites,
         granted: Option<ClaimHandle>,
     ) {
+        let durable = ack == AckLevel::Durable;
         if durable && self.pending_replies_len() >= limits::PENDING_REPLIES_MAX {
             // Claims are rejected before it comes to this. Other requests are carried out, but their replies do not
             // wait.
@@ -46,7 +47,15 @@ impl ShardRunner {
         let seq = if durable { self.shard.seq() } else { 0 };
         let pending_writes = if durable { pending_writes } else { PendingWrites::new() };
         let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
-        self.new_replies.push(PendingReply { reply, outcome, seq, pending_writes, granted, started_ns: 0, until_ms });
+        self.new_replies.push(PendingReply {
+            reply,
+            outcome,
+            seq,
+            pending_writes,
+            granted,
+            started_ns: None,
+            until_ms,
+        });
     }
 
     /// Number of replies that have not been sent.
@@ -141,9 +150,9 @@ impl ShardRunner {
         }
         self.created += u64::from(granted.is_some());
         // One claim of a run is timed for all: timing each would cost more than deciding it.
-        if started_ns > 0 && !self.timed {
+        if let Some(started_ns) = started_ns.filter(|_| !self.timed) {
             self.timed = true;
-            let elapsed = self.dispatch.clock.mono_ns().saturating_sub(started_ns);
+            let elapsed = self.dispatch.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
         if !reply.send(outcome)

@@ -3,7 +3,7 @@
 use super::{ReplyRoute, ShardRunner};
 use crate::admission::key_directory::{KeyHolder, PendingWrites};
 use crate::engine::{ClaimHandle, EngineReply, Event, GangAction};
-use crate::model::ClaimId;
+use crate::model::{AckLevel, ClaimId};
 use crate::shard::command::{Command, GangItem};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender};
 
@@ -32,7 +32,7 @@ impl ShardRunner {
         let shard = self.handle.shard;
         let payload = match answer {
             EngineReply::Committed(members) => {
-                let answer = |(id, grant)| (id, ClaimAnswer { grant, created: true, shard, expires_at_ms: None });
+                let answer = |(id, grant)| (id, ClaimAnswer::created(grant, shard));
                 ReplyPayload::Gang(members.into_iter().map(answer).collect())
             }
             EngineReply::GangMembers(members) => ReplyPayload::Members(members),
@@ -41,6 +41,7 @@ impl ShardRunner {
         // Durable whatever the pool's ack: the next action of the gang relies on this one. Nothing relies on the
         // others.
         let durable = self.keeps_rows && matches!(act, GangAction::Record | GangAction::Commit | GangAction::Retract);
-        self.send_when_stored(reply, Ok(payload), durable, pending_writes, None);
+        let ack = if durable { AckLevel::Durable } else { AckLevel::Memory };
+        self.send_when_stored(reply, Ok(payload), ack, pending_writes, None);
     }
 }

@@ -18,7 +18,10 @@ mod views;
 mod workers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
+
+use tokio::sync::oneshot;
 
 use self::errors::rejection_of;
 use self::publish::event_of_command;
@@ -37,8 +40,7 @@ use crate::engine::{
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
-use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{ClaimId, Fence, Millis, Seq};
+use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
 
 /// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
 /// arrived since.
@@ -73,8 +75,8 @@ struct PendingReply {
     pending_writes: PendingWrites,
     /// Claim that the reply grants, which is rolled back if it cannot be sent.
     granted: Option<ClaimHandle>,
-    /// Arrival time of the request in nanoseconds; 0 if it is not timed.
-    started_ns: u64,
+    /// Arrival time of the request in nanoseconds, if timed.
+    started_ns: Option<NonZeroU64>,
     /// Engine time after which the reply expires.
     until_ms: Millis,
 }
@@ -92,8 +94,8 @@ pub(crate) struct ShardRunner {
     /// Runs since deadlines became due.
     overdue_runs: u32,
     keeps_rows: bool,
-    /// Whether replies wait for the store by default, as of this run.
-    durable: bool,
+    /// Level at which replies acknowledge by default, as of this run.
+    ack: AckLevel,
     /// Sequence number that must be stored before anything is acknowledged from memory.
     memory_from: Seq,
     /// Whether the service is stopping.
@@ -113,8 +115,8 @@ pub(crate) struct ShardRunner {
     /// Claims that must not overtake queued ones.
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     must_queue: Vec<Box<PendingClaim>>,
-    /// Capacity epoch of which the wait queue was last notified.
-    capacity_epoch: u64,
+    /// Capacity epoch of which the wait queue was last notified, if any.
+    capacity_epoch: Option<u64>,
     /// Claims that this shard could not place.
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     unplaced: Vec<Box<PendingClaim>>,
@@ -129,8 +131,8 @@ pub(crate) struct ShardRunner {
     /// Keys that were freed here and whose record the store may lack.
     pending_ends: VecDeque<(Seq, ClaimId)>,
     published_counters: ShardCounters,
-    /// Version of the published counts of unschedulable workers.
-    published_unschedulable: u64,
+    /// Version of the published counts of unschedulable workers, if any.
+    published_unschedulable: Option<u64>,
     audit: AccountingAudit,
     audited_ms: Millis,
     /// Claims whose grant was sent, and requests to release, in this run.
@@ -154,14 +156,13 @@ impl ShardRunner {
         let SpawnArgs { dispatch, pool, handle: shard_handle, shard, pending_ends } = spawn;
         let mut runner = Self {
             keeps_rows: shard_handle.outbox.wants_rows(),
-            durable: true,
+            ack: AckLevel::Durable,
             memory_from: 0,
             sealed: false,
             adoption_tickets: Vec::new(),
             members: (HashMap::new(), PendingWrites::new()),
             published_counters: shard.counters(),
-            // Differs from every version, so that the first run publishes.
-            published_unschedulable: u64::MAX,
+            published_unschedulable: None,
             audit: AccountingAudit::new(&shard),
             dispatch,
             pool,
@@ -177,7 +178,7 @@ impl ShardRunner {
             follow_ups: VecDeque::new(),
             effects: Vec::new(),
             must_queue: Vec::new(),
-            capacity_epoch: u64::MAX,
+            capacity_epoch: None,
             unplaced: Vec::new(),
             new_replies: Vec::new(),
             rolled_back: Vec::new(),
@@ -263,7 +264,7 @@ impl ShardRunner {
             self.shard.prefetch(commands.iter().flat_map(Command::handles), affinities);
         }
         if let Some(started) = commands.iter().find_map(started_ns) {
-            let waited_ns = self.dispatch.clock.mono_ns().saturating_sub(started);
+            let waited_ns = self.dispatch.clock.mono_ns().saturating_sub(started.get());
             self.pool.metrics.queue_wait_seconds.record(waited_ns);
         }
     }
@@ -297,23 +298,10 @@ impl ShardRunner {
             Command::Reserve(request) => self.reserve(request),
             Command::Relinquish(place) => self.apply(Event::Relinquish { place }),
             Command::BeginRelease(item) => self.begin_release(item),
-            // The pool is marked before its workers are counted: registrations after the count are refused.
-            Command::Register(workers) if self.pool.is_closing() => {
-                for (_, reply) in workers {
-                    reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
-                }
-            }
-            Command::Register(workers) => {
-                for (registration, reply) in workers {
-                    let id = registration.spec.id.clone();
-                    self.record_worker_change(&id, Some(PoolEventKind::Registered), |run| {
-                        run.register(registration, reply)
-                    });
-                }
-            }
+            Command::Register(workers) => self.register_all(workers),
             Command::Heartbeat(workers) => {
-                for (id, beat, reply) in workers {
-                    self.heartbeat(id, beat, reply);
+                for (id, heartbeat, reply) in workers {
+                    self.heartbeat(id, heartbeat, reply);
                 }
             }
             Command::CommandWorker(id, verb, reply) => {
@@ -324,20 +312,12 @@ impl ShardRunner {
             Command::ClearWorkers(reply) => self.apply(Event::ClearAll { to: ReplyRoute::Reply(reply) }),
             Command::Seal(reply) => self.seal(reply),
             Command::DeleteWorker(id, reply) => {
-                let kind = Some(PoolEventKind::Deleted);
-                self.record_worker_change(&id.clone(), kind, |run| {
+                self.record_worker_change(&id.clone(), Some(PoolEventKind::Deleted), |run| {
                     run.apply(Event::Delete { id, to: ReplyRoute::Reply(reply) })
                 });
             }
             Command::GetWorker(id, reply) => {
-                let worker = self.shard.find_worker(&id);
-                let outcome = worker
-                    .map(|worker| ReplyPayload::Worker {
-                        created: false,
-                        worker: Box::new(worker),
-                        revoked: Vec::new(),
-                    })
-                    .ok_or(RequestError::NotFound(ObjectKind::Worker));
+                let outcome = self.get_worker(&id);
                 self.answer(reply, outcome, PendingWrites::new(), None);
             }
             Command::ListWorkers(from, limit, reply) => {
@@ -349,26 +329,26 @@ impl ShardRunner {
                 self.answer(reply, Ok(outcome), PendingWrites::new(), None);
             }
             Command::Report(reply) => {
-                let report = self.report();
-                reply.send(Ok(ReplyPayload::Report(Box::new(report))));
+                reply.send(Ok(ReplyPayload::Report(Box::new(self.report()))));
             }
             Command::IdleLongest(limit, reply) => {
                 reply.send(Ok(ReplyPayload::Idle(self.shard.idle_longest(limit))));
             }
             Command::Explain(query, reply) => {
-                let outcome = self.explain(&query);
-                reply.send(outcome);
+                reply.send(self.explain(&query));
             }
-            Command::SnapshotRows(from, bytes, to) => {
-                let mut rows = Vec::with_capacity(bytes + bytes / 8);
-                let next = self.shard.snapshot_rows(from, bytes, &mut rows);
-                // The rows must be handed over before the snapshot arrives: it replaces only older rows.
-                self.append_rows();
-                let _ = to.send((rows, next));
-            }
+            Command::SnapshotRows(from, bytes, to) => self.snapshot_rows(from, bytes, to),
             Command::EndWorkers(from, reply) => self.end_workers(from, reply),
             Command::Inject(InjectedStep(step)) => step(&mut self.shard),
         }
+    }
+
+    fn snapshot_rows(&mut self, from: u32, bytes: usize, to: oneshot::Sender<(Vec<u8>, Option<u32>)>) {
+        let mut rows = Vec::with_capacity(bytes + bytes / 8);
+        let next = self.shard.snapshot_rows(from, bytes, &mut rows);
+        // The rows must be handed over before the snapshot arrives: it replaces only older rows.
+        self.append_rows();
+        let _ = to.send((rows, next));
     }
 
     fn release(&mut self, item: ClaimOp) {
@@ -464,8 +444,8 @@ impl ShardRunner {
     /// overtake them.
     fn serve_wait_queue(&mut self) {
         let queue = &self.pool.wait_queue;
-        let raised =
-            std::mem::replace(&mut self.capacity_epoch, self.shard.capacity_epoch()) != self.shard.capacity_epoch();
+        let epoch = Some(self.shard.capacity_epoch());
+        let raised = std::mem::replace(&mut self.capacity_epoch, epoch) != epoch;
         if raised && queue.has_waiters() {
             queue.retry_all();
         }
@@ -508,7 +488,7 @@ impl ShardRunner {
 }
 
 /// Arrival time of the first request in the command, if it is timed.
-fn started_ns(command: &Command) -> Option<u64> {
+fn started_ns(command: &Command) -> Option<NonZeroU64> {
     let item = command.claim_items().next().map(|item| item.started_ns);
-    item.or_else(|| command.key_items().first().map(|item| item.started_ns)).filter(|&started_ns| started_ns > 0)
+    item.or_else(|| command.key_items().first().map(|item| item.started_ns)).flatten()
 }

@@ -27,7 +27,7 @@ impl ShardRunner {
         self.pool.board.publish_lowest_evictable(self.handle.shard.shard, self.shard.min_evictable_priority());
         self.pool.board.publish(self.handle.shard.shard, self.shard.idle(), self.shard.busy());
         // Before any reply is sent: a client that learned of a cordon finds the worker in one of the counts.
-        if self.shard.unschedulable_version() != self.published_unschedulable {
+        if self.published_unschedulable != Some(self.shard.unschedulable_version()) {
             self.publish_unschedulable();
         }
         if let Some(free) = self.shard.free_summary() {
@@ -75,7 +75,7 @@ impl ShardRunner {
 
     /// Publishes the numbers of unschedulable workers by reason.
     fn publish_unschedulable(&mut self) {
-        self.published_unschedulable = self.shard.unschedulable_version();
+        self.published_unschedulable = Some(self.shard.unschedulable_version());
         self.handle.set_unreconciled(self.shard.unverified());
         self.handle.set_unschedulable(&self.shard.unschedulable());
     }

@@ -6,12 +6,17 @@ use super::ShardRunner;
 use crate::engine::placement::bin_packing::ResourceTotals;
 use crate::engine::{ClaimGrant, ListedClaim, ListingSlice, UnschedulableSummary};
 use crate::limits;
-use crate::model::request_error::RequestError;
-use crate::model::{ClaimId, ShardStatus, WorkerCapacity};
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{ClaimId, ShardStatus, WorkerCapacity, WorkerId};
 use crate::shard::command::{ExplainQuery, ShardClaimFilter};
 use crate::shard::reply::{ClaimAnswer, ClaimableCapacity, ReplyPayload, ShardOutcome, ShardReport};
 
 impl ShardRunner {
+    pub(super) fn get_worker(&self, id: &WorkerId) -> ShardOutcome {
+        let worker = self.shard.find_worker(id).ok_or(RequestError::NotFound(ObjectKind::Worker))?;
+        Ok(ReplyPayload::Worker { created: false, worker: Box::new(worker), revoked: Vec::new() })
+    }
+
     pub(super) fn list_claims(&self, from: u32, limit: usize, filter: &ShardClaimFilter) -> ReplyPayload {
         let passes = |claim: &ListedClaim<'_>| filter.matches(claim);
         let ListingSlice { rows, next } = match &filter.worker {
@@ -21,7 +26,7 @@ impl ShardRunner {
         let shard = self.handle.shard;
         let answer = |(_, id, grant): (u32, ClaimId, ClaimGrant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-            (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
+            (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
         };
         ReplyPayload::Claims(ListingSlice { rows: rows.into_iter().map(answer).collect(), next })
     }
@@ -43,14 +48,14 @@ impl ShardRunner {
     }
 
     pub(super) fn explain(&mut self, query: &ExplainQuery) -> ShardOutcome {
-        let ExplainQuery { constraints, affinity, duration_ms, durable, from_ordinal: from } = query;
+        let ExplainQuery { constraints, affinity, duration_ms, ack, from_ordinal: from } = query;
         let constraints = constraints.as_deref();
         if let Some(from) = from {
             let (survey, next) =
                 self.shard.survey(constraints, *duration_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
             return Ok(ReplyPayload::Survey(Box::new(survey), next));
         }
-        if let Some(reason) = self.overload_reason(*durable) {
+        if let Some(reason) = self.overload_reason(*ack) {
             return Err(RequestError::Unavailable(reason));
         }
         Ok(ReplyPayload::WouldTake(self.shard.preview_placement(constraints, *affinity, *duration_ms, self.now_ms)))

@@ -4,8 +4,11 @@
 use super::{ReplyRoute, ShardRunner, rejection_of};
 use crate::admission::key_directory::{KeyHolder, KeyLookup, PendingWrites};
 use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event, HeartbeatReport, ReportedClaim};
-use crate::events::PoolEventReason;
-use crate::model::{ClaimId, ClearResult, Fence, HeartbeatRequest, RegistrationRequest, RunningClaim, WorkerId};
+use crate::events::{PoolEventKind, PoolEventReason};
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{
+    AckLevel, ClaimId, ClearResult, Fence, HeartbeatRequest, RegistrationRequest, RunningClaim, WorkerId,
+};
 use crate::shard::command::{ClaimOp, Command};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 
@@ -20,14 +23,15 @@ impl ShardRunner {
                 self.memory_from = self.shard.seq();
             }
         }
-        self.durable = !memory || self.applied_seq < self.memory_from;
+        let durable = !memory || self.applied_seq < self.memory_from;
+        self.ack = if durable { AckLevel::Durable } else { AckLevel::Memory };
     }
 
     /// Stops acknowledgements from memory. The reply is sent when that fact is on its way to the store.
     pub(super) fn seal(&mut self, reply: ReplySender) {
         self.sealed = true;
         self.update_ack_mode();
-        self.send_when_stored(reply, Ok(ReplyPayload::Done), false, PendingWrites::new(), None);
+        self.send_when_stored(reply, Ok(ReplyPayload::Done), AckLevel::Memory, PendingWrites::new(), None);
     }
 
     pub(super) fn begin_release(&mut self, item: ClaimOp) {
@@ -35,7 +39,20 @@ impl ShardRunner {
         self.apply_to_held(item, |place, to| Event::BeginRelease { place, releasing_ms, to });
     }
 
-    pub(super) fn register(&mut self, registration: RegistrationRequest, reply: ReplySender) {
+    pub(super) fn register_all(&mut self, workers: Vec<(RegistrationRequest, ReplySender)>) {
+        // The pool is marked before its workers are counted: registrations after the count are refused.
+        let is_closing = self.pool.is_closing();
+        for (registration, reply) in workers {
+            if is_closing {
+                reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
+                continue;
+            }
+            let id = registration.spec.id.clone();
+            self.record_worker_change(&id, Some(PoolEventKind::Registered), |run| run.register(registration, reply));
+        }
+    }
+
+    fn register(&mut self, registration: RegistrationRequest, reply: ReplySender) {
         let RegistrationRequest { spec, claims } = registration;
         // Unix time is read once; from then on the end of the worker is a deadline like any other.
         let ends_ms = spec.expires_at_ms.map(|at_ms| self.now_ms + at_ms.saturating_sub(self.dispatch.clock.unix_ms()));
@@ -128,7 +145,7 @@ impl ShardRunner {
                 let shard = self.handle.shard;
                 let answer_of = |(id, grant): (_, ClaimGrant)| {
                     let expires_at_ms = grant.deadline_ms.map(|at_ms| self.dispatch.clock.unix_of(at_ms));
-                    (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
+                    (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
                 };
                 let claims = claims.into_iter().map(answer_of).collect();
                 Ok(ReplyPayload::Heartbeat { claims, revoked: running(stop).collect(), late_for })
