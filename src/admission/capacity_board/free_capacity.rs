@@ -116,9 +116,6 @@ impl FreeCapacity {
     ///
     /// A few shards are drawn by `tie_break`, so a claim examines few shards while many have free capacity. Only if
     /// none of those qualifies are all of them scanned.
-    ///
-    /// Shards are drawn by `salt`, a few at most, so in a pool with room in many shards a claim looks at few. Only if none of
-    /// those drawn will do is each looked at.
     pub fn pick(
         &self,
         open: &[u64],

@@ -1,11 +1,11 @@
 //! Commit of a gang whose members are granted, or its abort: a two-phase commit over the shards that hold the members.
 //!
-//! | step | what the caller is told if it fails | what becomes of the gang |
+//! | event | reply if it fails | fate of the gang |
 //! |---|---|---|
-//! | a member is refused | why | its members are given back |
-//! | the home records the gang | outcome unknown | in doubt: the home retracts it first, then its members are given back ([`super::in_doubt`]) |
-//! | a member's worker has gone meanwhile | nothing: it is placed anew | the same |
-//! | a shard commits its members | outcome unknown | it is committed; the shard is asked until it answers |
+//! | a member is rejected | the reason | its members are rolled back |
+//! | the home records the gang | outcome unknown | in doubt: the home retracts it first, then its members are rolled back ([`super::in_doubt`]) |
+//! | a member's worker is lost before the commit | none: the gang is placed again | as above |
+//! | a shard commits its members | outcome unknown | committed; the shard is asked until it answers |
 //!
 //! The gang is committed when the store has the record of its home (`G1`). So while it is unknown whether the store
 //! has it, nothing is undone before the retraction is stored: a crash in between finds all of the gang or nothing. A
@@ -119,7 +119,7 @@ impl Scheduler {
             self.release_tickets(members);
             return GangDecision::Refused(rejections);
         };
-        match self.gang_step(home_shard, home.id, GangAction::Record, Vec::new()).await {
+        match self.send_gang_action(home_shard, home.id, GangAction::Record, Vec::new()).await {
             Ok(_) => {}
             Err(error) if is_rejected_unseen(&error) => {
                 self.abort_gang(home.id, shards).await;
@@ -133,7 +133,7 @@ impl Scheduler {
             }
         }
         if !self.holds_all(home.id, &by_shard).await {
-            if self.gang_step(home_shard, home.id, GangAction::Retract, Vec::new()).await.is_err() {
+            if self.send_gang_action(home_shard, home.id, GangAction::Retract, Vec::new()).await.is_err() {
                 self.spawn_retraction(home_shard, in_doubt_gang(home, members, &answers));
                 return GangDecision::InDoubt;
             }
@@ -154,7 +154,7 @@ impl Scheduler {
         answers: Vec<Option<ClaimAnswer>>,
     ) -> GangDecision {
         let commits = by_shard.iter().map(|(&shard, tickets)| async move {
-            (shard, self.retry_gang_step(shard, home.id, GangAction::Commit, tickets, RetryUntil::Decided).await)
+            (shard, self.retry_gang_action(shard, home.id, GangAction::Commit, tickets, RetryUntil::Decided).await)
         });
         let mut committed: HashMap<ClaimId, ClaimAnswer> = HashMap::new();
         let mut unanswered = TicketsByShard::new();
@@ -174,7 +174,7 @@ impl Scheduler {
             return GangDecision::InDoubt;
         }
         // Every member is stored as committed.
-        if self.gang_step(home_shard, home.id, GangAction::Forget, Vec::new()).await.is_err() {
+        if self.send_gang_action(home_shard, home.id, GangAction::Forget, Vec::new()).await.is_err() {
             tokio::spawn(self.clone().forget_gangs(vec![(home_shard, home.id)]));
         }
         let mut outcomes = Vec::with_capacity(members.len());
@@ -213,7 +213,7 @@ impl Scheduler {
     /// Whether the shards hold all members that they granted. A shard that cannot answer is asked again at the commit.
     async fn holds_all(&self, id: Fence, by_shard: &TicketsByShard) -> bool {
         let counts = by_shard.iter().map(|(&shard, tickets)| async move {
-            match self.retry_gang_step(shard, id, GangAction::Count, &[], RetryUntil::Decided).await {
+            match self.retry_gang_action(shard, id, GangAction::Count, &[], RetryUntil::Decided).await {
                 Ok(ReplyPayload::Members(count)) => count >= tickets.len(),
                 _ => true,
             }
@@ -225,7 +225,7 @@ impl Scheduler {
     pub(super) async fn abort_gang(&self, id: Fence, shards: Vec<ShardRef>) {
         let aborts = shards
             .into_iter()
-            .map(|shard| self.retry_gang_step(shard, id, GangAction::Abort, &[], RetryUntil::Decided));
+            .map(|shard| self.retry_gang_action(shard, id, GangAction::Abort, &[], RetryUntil::Decided));
         futures::future::join_all(aborts).await;
     }
 
@@ -248,7 +248,7 @@ impl Scheduler {
     }
 
     /// Sends an action of a gang to a shard.
-    pub(super) async fn gang_step(
+    pub(super) async fn send_gang_action(
         &self,
         shard: ShardRef,
         id: Fence,
@@ -263,7 +263,7 @@ impl Scheduler {
     }
 
     /// Repeats an action until it is answered, or cannot be answered before a restart.
-    pub(super) async fn retry_gang_step(
+    pub(super) async fn retry_gang_action(
         &self,
         shard: ShardRef,
         id: Fence,
@@ -273,7 +273,7 @@ impl Scheduler {
     ) -> ShardOutcome {
         let [mut pause, max] = RETRY_BACKOFF;
         loop {
-            let outcome = self.gang_step(shard, id, action, tickets.to_vec()).await;
+            let outcome = self.send_gang_action(shard, id, action, tickets.to_vec()).await;
             let must_retry = match &outcome {
                 Err(RequestError::DeadlineExceeded) => true,
                 Err(RequestError::Unavailable(reason)) => match reason {

@@ -31,7 +31,7 @@ impl Scheduler {
         let scheduler = self.clone();
         tokio::spawn(async move {
             match scheduler
-                .retry_gang_step(home_shard, gang.home.id, GangAction::Retract, &[], RetryUntil::Stored)
+                .retry_gang_action(home_shard, gang.home.id, GangAction::Retract, &[], RetryUntil::Stored)
                 .await
             {
                 // The record went with its pool.
@@ -59,7 +59,10 @@ impl Scheduler {
             let commits = unanswered.iter().map(|(&shard, tickets)| {
                 let scheduler = &scheduler;
                 async move {
-                    (shard, scheduler.retry_gang_step(shard, id, GangAction::Commit, tickets, RetryUntil::Stored).await)
+                    (
+                        shard,
+                        scheduler.retry_gang_action(shard, id, GangAction::Commit, tickets, RetryUntil::Stored).await,
+                    )
                 }
             });
             let outcomes = futures::future::join_all(commits).await;
@@ -80,7 +83,7 @@ impl Scheduler {
             let decided = gang.members.extract_if(.., |member| decided_shards.contains(&member.shard));
             scheduler.release_member_tickets(decided.collect());
             if decided_shards.len() == unanswered.len() {
-                let _ = scheduler.retry_gang_step(home_shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
+                let _ = scheduler.retry_gang_action(home_shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
             } else if !scheduler.is_stopped() {
                 // The gang is committed: its home no longer matters to these members.
                 scheduler.suspend_keys(&gang.members);
@@ -98,7 +101,7 @@ impl Scheduler {
         let outboxes: Vec<Arc<Outbox>> = handles.map(|handle| Arc::clone(&handle.outbox)).collect();
         self.dispatch().journal.wait_flushed(outboxes).await;
         for (shard, id) in gangs {
-            let _ = self.retry_gang_step(shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
+            let _ = self.retry_gang_action(shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
         }
     }
 
