@@ -51,6 +51,7 @@ struct GangMember {
 /// Gang whose members are checked and ready to be placed.
 struct PreparedGang {
     home: GangRef,
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     items: Vec<Box<PendingClaim>>,
     members: Vec<GangMember>,
 }
