@@ -1,10 +1,11 @@
-//! Every interleaving of a shard's one wake ([`schedule::RunSchedule`]): no push and no news is left behind by a sleeping drainer,
-//! and none keeps it awake that may not act on them ([`lease_deadline::LeaseDeadline`]); of the bound of its queue
-//! ([`schedule::QueueBound`]); and of the clock of its lag ([`lag::LagTracker`]): no change that the store lacks is forgotten.
+//! Every interleaving of a shard's one wake-up ([`schedule::RunSchedule`]): a sleeping drainer leaves no push and no
+//! change unhandled, and nothing keeps it awake that it may not act on ([`lease_deadline::LeaseDeadline`]); of the
+//! bound of its queue ([`schedule::QueueBound`]); and of the clock of its lag ([`lag::LagTracker`]): no change that
+//! the store lacks is forgotten.
 //!
-//! The files of the service are compiled here once more, with loom's atomics in the place of the standard ones; so this
-//! runs in an ordinary build. It failed when the second look in `must_run_again` was left out, and when that look came
-//! before the store of `false`.
+//! The files of the service are compiled here once more, with loom's atomics in place of the standard ones, so this
+//! runs in an ordinary build. It failed when the second check in `must_run_again` was left out, and when that check
+//! came before the store of `false`.
 
 #[path = "../src/persist/journal/lag.rs"]
 mod lag;
@@ -26,23 +27,24 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 use schedule::{QueueBound, RunSchedule};
 
-/// What stands around `RunSchedule` in the service: the ring, the actor's mailbox, and what was handled.
+/// Surroundings of `RunSchedule` in the service: the mailbox of the shard, that of its actor, and the handled
+/// requests.
 #[derive(Default)]
-struct Port {
+struct ShardModel {
     scheduled: RunSchedule,
     queue: Mutex<VecDeque<u32>>,
     wakes: AtomicUsize,
-    /// How far the store is, and how far the drainer knows it is.
+    /// Progress of the store, and the progress that the drainer knows.
     applied: AtomicUsize,
     seen: AtomicUsize,
-    /// How far it was when an answer left: none does while the lease does not hold.
+    /// Progress when a reply was sent: none is while the lease does not hold.
     answered: AtomicUsize,
     lease: LeaseDeadline,
     runs: AtomicUsize,
     handled: Mutex<Vec<u32>>,
 }
 
-impl Port {
+impl ShardModel {
     fn push(&self, item: u32) {
         self.queue.lock().unwrap().push_back(item);
         if self.scheduled.wake_needed() {
@@ -54,27 +56,27 @@ impl Port {
         self.queue.lock().unwrap().is_empty()
     }
 
-    /// The store moved on: nothing is pushed, but the drainer has something to do.
+    /// Makes progress of the store: nothing is pushed, but the drainer has something to do.
     fn progress(&self) {
         self.applied.store(1, Ordering::Release);
-        self.tell();
+        self.notify_change();
     }
 
-    /// The lease holds again. Whoever found it over is told.
+    /// Renews the lease, and wakes the drainer if it found the lease lapsed.
     fn renew(&self) {
         if self.lease.extend(u64::MAX) {
-            self.tell();
+            self.notify_change();
         }
     }
 
-    fn tell(&self) {
+    fn notify_change(&self) {
         if self.scheduled.wake_needed_for_change() {
             self.wakes.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// One message of the actor, if there is one: a run of at most `most` items.
-    fn run(&self, most: usize) -> bool {
+    /// Handles one message of the actor, if there is one: a run of at most `max` items.
+    fn run(&self, max: usize) -> bool {
         if self.wakes.load(Ordering::SeqCst) == 0 {
             return false;
         }
@@ -86,7 +88,7 @@ impl Port {
         if self.lease.is_valid(|| 0) {
             self.answered.store(applied, Ordering::Relaxed);
         }
-        for _ in 0..most {
+        for _ in 0..max {
             let Some(item) = self.queue.lock().unwrap().pop_front() else { break };
             self.handled.lock().unwrap().push(item);
         }
@@ -97,9 +99,9 @@ impl Port {
     }
 }
 
-fn two_push_one_drains(most: usize) {
+fn two_push_one_drains(max: usize) {
     loom::model(move || {
-        let port = Arc::new(Port::default());
+        let port = Arc::new(ShardModel::default());
         let pushers: Vec<_> = [1, 2]
             .into_iter()
             .map(|item| {
@@ -109,13 +111,13 @@ fn two_push_one_drains(most: usize) {
             .collect();
         // The drainer runs while they push, as often as it is woken at that moment...
         for _ in 0..2 {
-            port.run(most);
+            port.run(max);
         }
         for pusher in pushers {
             pusher.join().unwrap();
         }
-        // ...and afterwards while somebody has woken it. Nobody pushes any more: what is left now is left for ever.
-        while port.run(most) {}
+        // ...and afterwards while it has been woken. Nothing is pushed any more: what is left now is left for ever.
+        while port.run(max) {}
         assert!(port.is_empty(), "a push was not seen, and nobody wakes the drainer");
         let mut handled = port.handled.lock().unwrap().clone();
         handled.sort_unstable();
@@ -130,15 +132,15 @@ fn q05_no_wake_up_is_lost() {
 }
 
 #[test]
-fn q05_nor_when_a_run_takes_less_than_there_is() {
+fn q05_no_wake_up_is_lost_when_a_run_takes_less_than_all() {
     two_push_one_drains(1);
 }
 
-/// Who pushes while nobody runs the shard runs it there and then, as the service does: never two at once, and nothing is
-/// left behind. It failed when the right was given back before the run had ended.
+/// A thread that pushes while nobody runs the shard runs it inline, as the service does: never two at once, and
+/// nothing is left behind. It failed when the right was returned before the run had ended.
 #[test]
-fn q05_who_pushes_runs_the_shard_and_one_at_a_time_does() {
-    fn push_and_run(port: &Port, inside: &AtomicUsize, item: u32) {
+fn q05_a_pusher_runs_the_shard_and_only_one_at_a_time() {
+    fn push_and_run(port: &ShardModel, inside: &AtomicUsize, item: u32) {
         port.queue.lock().unwrap().push_back(item);
         if !port.scheduled.wake_needed() {
             return;
@@ -155,7 +157,7 @@ fn q05_who_pushes_runs_the_shard_and_one_at_a_time_does() {
         }
     }
     loom::model(|| {
-        let (port, inside) = (Arc::new(Port::default()), Arc::new(AtomicUsize::new(0)));
+        let (port, inside) = (Arc::new(ShardModel::default()), Arc::new(AtomicUsize::new(0)));
         let pushers: Vec<_> = [1, 2]
             .into_iter()
             .map(|item| {
@@ -171,12 +173,13 @@ fn q05_who_pushes_runs_the_shard_and_one_at_a_time_does() {
     });
 }
 
-/// The ring is not the only reason for a wake: what waits for the store must leave when the store has it. It failed
-/// when the second look covered the ring alone, and found an answer that waited for the next request or for 5 s.
+/// The mailbox is not the only reason to wake: a reply that waits for the store must be sent when the store has its
+/// record. It failed when the second check covered the mailbox alone, and a reply waited for the next request or for 5
+/// s.
 #[test]
-fn j1_the_store_moving_on_is_seen() {
+fn j1_progress_of_the_store_is_seen() {
     loom::model(|| {
-        let port = Arc::new(Port::default());
+        let port = Arc::new(ShardModel::default());
         let store = {
             let port = Arc::clone(&port);
             thread::spawn(move || port.progress())
@@ -189,12 +192,12 @@ fn j1_the_store_moving_on_is_seen() {
     });
 }
 
-/// News of which nothing may be made do not keep the drainer awake. It failed when what the drainer looked at before it slept was
-/// how far the store is: then it ran for ever.
+/// Changes that the drainer may not act on do not keep it awake. It failed when the drainer checked the store's
+/// progress before it slept: then it ran for ever.
 #[test]
 fn s18_a_drainer_that_may_not_answer_sleeps() {
     loom::model(|| {
-        let port = Arc::new(Port::default());
+        let port = Arc::new(ShardModel::default());
         port.lease.extend(0);
         let store = {
             let port = Arc::clone(&port);
@@ -212,12 +215,12 @@ fn s18_a_drainer_that_may_not_answer_sleeps() {
     });
 }
 
-/// The renewal wakes whoever found the lease over, at whatever moment it comes. It failed when the renewal asked for itself
-/// whether the lease had been over, and when the mark was left without a second look.
+/// The renewal wakes a drainer that found the lease lapsed, whenever it comes. It failed when the renewal itself
+/// checked whether the lease had lapsed, and when the mark was left without a second check.
 #[test]
-fn s18_the_renewal_is_seen() {
+fn s18_a_renewal_is_seen() {
     loom::model(|| {
-        let port = Arc::new(Port::default());
+        let port = Arc::new(ShardModel::default());
         port.lease.extend(0);
         let owner = {
             let port = Arc::clone(&port);
@@ -232,10 +235,10 @@ fn s18_the_renewal_is_seen() {
     });
 }
 
-/// The queue of a shard has no bound of its own: the count beside it never lets in more than it may, nor fewer once
-/// those that were refused are gone.
+/// The queue of a shard is unbounded itself: the count beside it never admits more than it may, nor fewer once the
+/// refused ones are gone.
 #[test]
-fn q05_no_more_wait_than_may() {
+fn q05_the_queue_never_exceeds_its_bound() {
     loom::model(|| {
         let (bound, inside) = (Arc::new(QueueBound::default()), Arc::new(AtomicUsize::new(0)));
         let pushers: Vec<_> = (0..2)
@@ -258,11 +261,11 @@ fn q05_no_more_wait_than_may() {
     });
 }
 
-/// A restarted shard: whatever the last one left, `reset` and one wake have it look at the ring.
+/// A restarted shard: whatever the last one left, `reset` and one wake-up make it check the mailbox.
 #[test]
-fn s08_a_new_drainer_sees_what_the_last_one_left() {
+fn s08_a_new_drainer_handles_what_the_last_one_left() {
     loom::model(|| {
-        let port = Arc::new(Port::default());
+        let port = Arc::new(ShardModel::default());
         // The last drainer was woken for this, and died.
         port.push(1);
         port.wakes.store(0, Ordering::SeqCst);
@@ -279,8 +282,8 @@ fn s08_a_new_drainer_sees_what_the_last_one_left() {
     });
 }
 
-/// A change that is handed over while the writer learns that the store has the rest is not forgotten. This failed when there was
-/// one time for both, which the writer worked out under the outbox's lock and stored after it.
+/// A change that is handed over while the writer learns that the store has the rest is not forgotten. This failed when
+/// there was one time for both, which the writer computed under the outbox's lock and stored after it.
 #[test]
 fn j2_a_change_that_is_handed_over_while_another_is_applied_counts_as_lag() {
     loom::model(|| {
@@ -304,9 +307,10 @@ fn j2_a_change_that_is_handed_over_while_another_is_applied_counts_as_lag() {
     });
 }
 
-/// Lag is seen at every moment of a take. This fails when the time is cleared at the one place before it stands at the other.
+/// Lag is visible at every moment of a take. This fails when the time is cleared in one cell before it is set in the
+/// other.
 #[test]
-fn j2_whoever_looks_while_a_change_is_taken_sees_its_lag() {
+fn j2_lag_is_visible_while_a_change_is_taken() {
     loom::model(|| {
         let lag = Arc::new(LagTracker::default());
         lag.mark_appended(10);
@@ -316,7 +320,7 @@ fn j2_whoever_looks_while_a_change_is_taken_sees_its_lag() {
         };
         assert_eq!(lag.since_ns(), Some(10));
         writer.join().unwrap();
-        // More of it may be taken before the store has the first, as a rewrite does.
+        // More of it may be taken before the store has the first, as a snapshot does.
         lag.mark_appended(30);
         lag.mark_in_flight();
         assert_eq!(lag.since_ns(), Some(10));

@@ -1,11 +1,11 @@
-//! Until when a claim that the last stop lost is adopted, and which keys must not be any more.
+//! Adoption of claims that the last crash lost: how long they may be readopted, and which keys are excluded.
 //!
-//! A worker that names a lost claim is believed while nobody had its key since this process owned the store. What the owner before
-//! last gave out is told apart by fences (the lost tail, see `crate::engine`); of what was granted twice within the life that
-//! crashed only records can tell, and those may be among what was lost. What ended since is remembered
-//! here: a hash of each key, with its fence. That takes memory and has a bound, so it goes on only until every worker that
-//! nothing has spoken for has spoken, and for [`limits::ADOPTION_MS`] at most; from then on nothing is adopted. A stop
-//! that can have lost nothing begins none of it.
+//! A worker that reports a lost claim is believed if nobody has held its key since this process took over the store.
+//! Claims granted by the owner before the last are recognised by their fences (the lost tail, see `crate::engine`). A
+//! key that was granted twice within the crashed life can only be recognised by its records, and those may be lost.
+//! Keys whose claims ended since the start are therefore recorded here: a hash of each key, with its fence. The memory
+//! is bounded, so recording goes on only until every unconfirmed worker has reported, and for [`limits::ADOPTION_MS`]
+//! at most. After that no claim is readopted. A clean stop, which can lose nothing, opens no window.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::hash::BuildHasherDefault;
@@ -17,19 +17,19 @@ use crate::admission::key_directory::PrehashedHasher;
 use crate::limits;
 use crate::model::{Fence, Millis};
 
-/// Maps that keys fall into by their hash.
+/// Number of maps that keys are spread over by hash.
 const STRIPE_COUNT: usize = 64;
 
 type Stripe = HashMap<u64, Fence, BuildHasherDefault<PrehashedHasher>>;
 
-/// Keys whose claim ended since the start.
+/// Period after a start in which lost claims are readopted, with the keys whose claims ended meanwhile.
 #[derive(Debug)]
 pub struct AdoptionWindow {
-    /// Engine time at which nothing is adopted any more; 0: nothing is.
+    /// Engine time at which the window closes; 0 while it is closed.
     until_ms: AtomicU64,
-    /// Until then a worker may come that the store never knew.
+    /// Engine time until which workers unknown to the store may still register.
     late_workers_until_ms: AtomicU64,
-    /// Keys that may still be remembered.
+    /// Number of further keys that may be recorded.
     free_entries: AtomicUsize,
     stripes: Box<[Mutex<Stripe>]>,
 }
@@ -46,35 +46,36 @@ impl Default for AdoptionWindow {
 }
 
 impl AdoptionWindow {
-    /// The last stop may have lost claims: they are adopted from now on. Before `settled_ms` a worker may come that the
-    /// store never knew. Called before anything is granted.
+    /// Opens the window, because the last stop may have lost claims. Until `settled_ms` workers that the store never
+    /// knew may register. Must be called before the first grant.
     pub fn open(&self, now_ms: Millis, settled_ms: Millis) {
         self.free_entries.store(limits::ADOPTION_KEYS_MAX, Ordering::Relaxed);
         self.late_workers_until_ms.store(settled_ms, Ordering::Relaxed);
         self.until_ms.store(now_ms + limits::ADOPTION_MS, Ordering::Release);
         let minutes = limits::ADOPTION_MS / 60_000;
-        tracing::info!(minutes, "lost claims are adopted when their workers name them, for so long at most");
+        tracing::info!(minutes, "readopting lost claims that their workers report, for at most this long");
     }
 
-    /// Whether ended keys are remembered.
+    /// Whether ended keys are recorded.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.until_ms.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether lost claims are adopted at this time.
+    /// Whether lost claims are readopted at this time.
     #[must_use]
     pub fn is_open_at(&self, now_ms: Millis) -> bool {
         now_ms < self.until_ms.load(Ordering::Relaxed)
     }
 
-    /// A claim with this fence held the key, and does no more. Called before anybody else can have the key.
+    /// Records that a claim with this fence held the key and has ended. Must be called before the key can be claimed
+    /// again.
     pub fn record_ended(&self, hash: u64, fence: Fence) {
         if !self.is_open() {
             return;
         }
         let mut stripe = self.stripe(hash);
-        // Under the lock: what `close` has emptied stays so.
+        // Checked again under the lock: a stripe that `close` emptied must stay empty.
         if !self.is_open() {
             return;
         }
@@ -82,52 +83,48 @@ impl AdoptionWindow {
             *last = fence.max(*last);
             return;
         }
-        if self.free_entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(1)).is_ok() {
+        if self.free_entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1)).is_ok() {
             stripe.insert(hash, fence);
             return;
         }
         drop(stripe);
-        self.close("more keys were held since the start than are remembered");
+        self.close("more keys ended since the start than can be recorded");
     }
 
-    /// Whether a lost claim with this fence may get the key, which nobody holds: no claim of that fence or a later one is
-    /// known to be over.
+    /// Whether a lost claim with this fence may take the vacant key: no claim with the same or a later fence is known
+    /// to have ended.
     #[must_use]
     pub fn allows(&self, hash: u64, fence: Fence) -> bool {
         let stripe = self.stripe(hash);
-        // Under the lock, so that what `close` has emptied is not taken for what never was.
+        // Checked under the lock, so that a stripe emptied by `close` is not mistaken for one without the key.
         self.is_open() && stripe.get(&hash).is_none_or(|last| *last < fence)
     }
 
-    /// Looks whether it is time to end this. `all_spoke`: no worker is left that nothing has spoken for.
-    pub fn close_if_due(&self, now_ms: Millis, all_spoke: impl FnOnce() -> bool) {
+    /// Closes the window if its time is over or every worker has reported. `all_reported`: no unconfirmed worker is
+    /// left.
+    pub fn close_if_due(&self, now_ms: Millis, all_reported: impl FnOnce() -> bool) {
         if !self.is_open() {
             return;
         }
         if !self.is_open_at(now_ms) {
-            self.close("some workers have not spoken in all the time that they had");
-        } else if now_ms >= self.late_workers_until_ms.load(Ordering::Relaxed) && all_spoke() {
-            self.close("every worker has spoken");
+            self.close("some workers did not report in time");
+        } else if now_ms >= self.late_workers_until_ms.load(Ordering::Relaxed) && all_reported() {
+            self.close("every worker has reported");
         }
     }
 
-    fn close(&self, why: &str) {
+    fn close(&self, reason: &str) {
         if self.until_ms.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
         for stripe in &self.stripes {
-            *locked(stripe) = Stripe::default();
+            *stripe.lock() = Stripe::default();
         }
-        tracing::info!("lost claims are not adopted any more: {why}");
+        tracing::info!(reason, "stopped readopting lost claims");
     }
 
     fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
-        // Other bits than those by which a map finds its place.
-        locked(&self.stripes[(hash >> 32) as usize % STRIPE_COUNT])
+        // Uses other bits of the hash than the map inside the stripe.
+        self.stripes[(hash >> 32) as usize % STRIPE_COUNT].lock()
     }
-}
-
-/// Nothing here is left half changed by a panic.
-fn locked(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
-    stripe.lock()
 }

@@ -1,10 +1,11 @@
-//! Which workers of which pools a claim may take, and how far it has come with them. A claim for any worker of one pool
-//! has none of this.
+//! Candidate plan of a claim: the pools and workers that it may use, and how far the search has come. A claim for any
+//! worker of one pool has no plan.
 //!
-//! Pools are visited in order, and each in *stages*: first the workers that the claim likes best are asked for, of all
-//! its shards, and last any that it allows. A GPU model that stands earlier in its list comes before one that stands
-//! later, and a worker without GPUs before one with them if it needs none; among equals a preferred node comes first. Only when every shard of a pool that could fit has said no does the claim fall back to the next; a
-//! shard that cannot be asked does not hold it up, but then the last word is `unavailable` and not "full" (`N1`).
+//! Pools are searched in order, each in *stages*: first the workers that the claim prefers, in all shards of the pool,
+//! then the less preferred ones. An earlier GPU model of the list comes before a later one; a claim without GPUs tries
+//! workers without GPUs first; among equals preferred nodes come first. The claim falls back to the next pool only
+//! when every shard that could fit it has said no. A shard that cannot be asked does not block the search, but then
+//! the claim is rejected as `unavailable` instead of "exhausted" (`N1`).
 
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -23,35 +24,55 @@ use crate::model::{
 };
 use crate::shard::{PendingClaim, ShardSet};
 
-/// What a claim asks beyond any worker of one pool.
+/// Search plan of a claim that is more selective than "any worker of one pool".
 #[derive(Debug)]
 pub struct CandidatePlan {
     constraints: Arc<PlacementConstraints>,
-    /// What is asked for, one after the other.
+    /// Stages of the search within a pool, in order of preference.
     stages: SmallVec<[CandidateStage; 1]>,
-    /// Which of them is being asked for.
+    /// Index of the stage that is being tried.
     stage: usize,
-    /// Numbers of the pools in the order in which they are tried.
+    /// Numbers of the candidate pools, in the order in which they are tried.
     pools: SmallVec<[u32; 4]>,
-    /// Which of them is being asked.
+    /// Index of the pool that is being tried.
     pool_index: usize,
     reserve_ms: Option<Millis>,
     ack: Option<AckLevel>,
-    /// Only preferred nodes will do, for now.
-    preferred_only: bool,
+    /// Nodes that are acceptable for now.
+    scope: NodeScope,
     failures: PlacementFailureSet,
 }
 
-/// A part of what a claim allows.
+/// One stage of the search: a subset of the workers that the claim allows.
 #[derive(Debug)]
 struct CandidateStage {
     constraints: Arc<PlacementConstraints>,
-    /// Only those on its preferred nodes.
-    preferred_only: bool,
+    /// Nodes that the stage covers.
+    scope: NodeScope,
+}
+
+/// Nodes on which a claim looks for a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeScope {
+    /// Only the preferred nodes of the claim.
+    PreferredOnly,
+    /// All nodes that the claim allows.
+    Allowed,
+}
+
+impl NodeScope {
+    /// Scope of a claim that accepts only preferred nodes until the given engine time.
+    pub(super) const fn until(preferred_until_ms: Millis, now_ms: Millis) -> Self {
+        if preferred_until_ms > now_ms { Self::PreferredOnly } else { Self::Allowed }
+    }
+
+    const fn covers(self, stage: Self) -> bool {
+        matches!((self, stage), (Self::Allowed, _) | (_, Self::PreferredOnly))
+    }
 }
 
 impl CandidateStage {
-    /// Whether no worker of the pool is of this stage, or none need be asked apart.
+    /// Whether the pool has no worker of this stage, or needs no separate stage for them.
     fn is_empty_in(&self, pool: &Pool) -> bool {
         match &self.constraints.gpus {
             GpuFilter::Any => false,
@@ -61,7 +82,7 @@ impl CandidateStage {
     }
 }
 
-/// What shards said that had no worker for it.
+/// Reasons of the shards that had no worker for the claim.
 #[derive(Debug, Default)]
 struct PlacementFailureSet {
     busy: bool,
@@ -69,21 +90,21 @@ struct PlacementFailureSet {
     small: bool,
 }
 
-/// How a claim begins.
+/// Claim that was checked against its candidate pools and may be submitted.
 #[derive(Debug)]
 pub struct AdmittedClaim {
-    /// Number of the pool that is asked first.
+    /// Number of the first pool that is tried.
     pub pool: u32,
-    /// How long it may stay unconfirmed there.
+    /// Time to confirm in that pool, in milliseconds.
     pub reserve_ms: Millis,
-    /// Its answer leaves after the store has it.
-    pub durable: bool,
-    /// What else it asks for, if anything.
+    /// Level at which the reply acknowledges the claim.
+    pub ack: AckLevel,
+    /// Search plan, unless any worker of the one pool will do.
     pub plan: Option<Box<CandidatePlan>>,
 }
 
 impl AdmittedClaim {
-    /// Checks a request against the pools that it may use.
+    /// Checks a request against its candidate pools.
     ///
     /// # Errors
     /// `Invalid` naming the field, `NotFound` for the pool, `no_eligible_pool`.
@@ -91,44 +112,44 @@ impl AdmittedClaim {
         if let (PoolChoice::One(name), None) = (&request.pools, &request.constraints) {
             let pool = open_pool(pools.get(name)).ok_or(RequestError::NotFound(ObjectKind::Pool))?;
             let terms = pool_terms(pool, request, "pool")?;
-            return Ok(Self { pool: pool.number, reserve_ms: terms.0, durable: terms.1, plan: None });
+            return Ok(Self { pool: pool.number, reserve_ms: terms.0, ack: terms.1, plan: None });
         }
         Self::with_plan(pools, selectors, request)
     }
 
-    /// The same for a member of a gang, whose home `home` names by the first pool that it may use.
+    /// Checks the request of a gang member. `home` names the gang's home, given the first candidate pool.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Fails like [`Self::new`].
     pub fn gang(
         pools: &PoolMap,
         selectors: &SelectorCache,
         request: &ClaimRequest,
         home: impl FnOnce(&Pool) -> GangRef,
     ) -> Result<Self, RequestError> {
-        let mut start = Self::with_plan(pools, selectors, request)?;
-        start.durable = true;
-        if let (Some(choice), Some(pool)) = (&mut start.plan, pools.by_number(start.pool)) {
-            choice.set_gang(home(pool));
+        let mut admitted = Self::with_plan(pools, selectors, request)?;
+        admitted.ack = AckLevel::Durable;
+        if let (Some(plan), Some(pool)) = (&mut admitted.plan, pools.by_number(admitted.pool)) {
+            plan.set_gang(home(pool));
         }
-        Ok(start)
+        Ok(admitted)
     }
 
-    /// Numbers of the pools that it may use.
+    /// Numbers of the candidate pools.
     #[must_use]
     pub fn pools(&self) -> Vec<u32> {
-        self.plan.as_ref().map_or_else(|| vec![self.pool], |choice| choice.pools.to_vec())
+        self.plan.as_ref().map_or_else(|| vec![self.pool], |plan| plan.pools.to_vec())
     }
 
     #[cold]
     fn with_plan(pools: &PoolMap, selectors: &SelectorCache, request: &ClaimRequest) -> Result<Self, RequestError> {
-        let nothing = ClaimConstraints::default();
-        let ask = request.constraints.as_deref().unwrap_or(&nothing);
-        ask.check(&request.pools)?;
-        let read = |field: &'static str, text: &str| {
-            selectors.get(text).map_err(|wrong: SelectorError| RequestError::invalid(field, wrong.to_string()))
+        let default = ClaimConstraints::default();
+        let requested = request.constraints.as_deref().unwrap_or(&default);
+        requested.check(&request.pools)?;
+        let parse = |field: &'static str, text: &str| {
+            selectors.get(text).map_err(|error: SelectorError| RequestError::invalid(field, error.to_string()))
         };
-        let selector = ask.selector.as_deref().map(|text| read("selector", text)).transpose()?;
+        let selector = requested.selector.as_deref().map(|text| parse("selector", text)).transpose()?;
         let mut candidates: SmallVec<[&Arc<Pool>; 4]> = SmallVec::new();
         match &request.pools {
             PoolChoice::One(name) => {
@@ -141,14 +162,14 @@ impl AdmittedClaim {
                 }
             }
             PoolChoice::Selected(text) => {
-                let selector: Arc<LabelSelector> = read("pool_selector", text)?;
-                let labelled = |pool: &&Arc<Pool>| selector.matches(&pool.spec.load().labels);
+                let selector: Arc<LabelSelector> = parse("pool_selector", text)?;
+                let is_selected = |pool: &&Arc<Pool>| selector.matches(&pool.spec.load().labels);
                 candidates.extend(
-                    pools.of_namespace(request.id.namespace()).filter(|pool| !pool.is_closing()).filter(labelled),
+                    pools.of_namespace(request.id.namespace()).filter(|pool| !pool.is_closing()).filter(is_selected),
                 );
             }
         }
-        if let Some(class) = &ask.class {
+        if let Some(class) = &requested.class {
             candidates.retain(|pool| pool.spec.load().class.as_ref() == Some(class));
         }
         let mut first = None;
@@ -157,11 +178,11 @@ impl AdmittedClaim {
             let terms = pool_terms(pool, request, field)?;
             first.get_or_insert((pool.number, terms));
         }
-        let (pool, (reserve_ms, durable)) = first.ok_or(RequestError::Exhausted(ExhaustionReason::NoEligiblePool))?;
+        let (pool, (reserve_ms, ack)) = first.ok_or(RequestError::Exhausted(ExhaustionReason::NoEligiblePool))?;
         let numbers = candidates.iter().map(|pool| pool.number).collect();
-        let mut choice = CandidatePlan::new(ask, selector, numbers, request);
-        choice.skip_empty_stages(candidates[0]);
-        Ok(Self { pool, reserve_ms, durable, plan: Some(Box::new(choice)) })
+        let mut plan = CandidatePlan::new(requested, selector, numbers, request);
+        plan.skip_empty_stages(candidates[0]);
+        Ok(Self { pool, reserve_ms, ack, plan: Some(Box::new(plan)) })
     }
 }
 
@@ -169,103 +190,107 @@ fn open_pool(pool: Option<&Arc<Pool>>) -> Option<&Arc<Pool>> {
     pool.filter(|pool| !pool.is_closing())
 }
 
-/// `reserve_ms` and whether it is durable, in this pool.
-fn pool_terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Millis, bool), RequestError> {
+/// Effective `reserve_ms` and `ack` in this pool.
+fn pool_terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Result<(Millis, AckLevel), RequestError> {
     if !request.id.is_in(&pool.name) {
         return Err(RequestError::invalid(field, "must be in the claim's namespace"));
     }
     let spec = pool.spec.load();
-    if spec.mode == PoolMode::Shared && request.constraints.as_ref().is_none_or(|ask| ask.spec.resources.is_empty()) {
-        let message = "is required: the pool is shared, and a claim holds as much of a worker as it asks for";
+    if spec.mode == PoolMode::Shared
+        && request.constraints.as_ref().is_none_or(|requested| requested.spec.resources.is_empty())
+    {
+        let message = "is required: the pool is shared, and a claim gets the resources that it requests";
         return Err(RequestError::invalid("resources", message));
     }
     let (reserve_ms, ack) = (request.reserve_ms.unwrap_or(spec.reserve_ms), request.ack.unwrap_or(spec.ack));
     if reserve_ms > spec.reserve_ms {
-        return Err(RequestError::invalid("reserve_ms", format!("must be at most the pool's {}", spec.reserve_ms)));
+        return Err(RequestError::invalid(
+            "reserve_ms",
+            format!("must be at most {}, the pool's reserve_ms", spec.reserve_ms),
+        ));
     }
     spec.ttl().check(request.ttl_ms)?;
     if ack < spec.ack {
-        return Err(RequestError::invalid("ack", "may ask for more than the pool promises (durable), not for less"));
+        return Err(RequestError::invalid("ack", "must not be weaker than the pool's ack"));
     }
-    Ok((reserve_ms, ack == AckLevel::Durable))
+    Ok((reserve_ms, ack))
 }
 
 impl CandidatePlan {
     fn new(
-        ask: &ClaimConstraints,
+        requested: &ClaimConstraints,
         selector: Option<Arc<LabelSelector>>,
         pools: SmallVec<[u32; 4]>,
         request: &ClaimRequest,
     ) -> Self {
-        let nodes = NodeSet::new(ask.nodes_required.iter().cloned());
-        let preferred = NodeSet::new(ask.nodes_preferred.iter().cloned()).intersection(&nodes);
-        let resources = &ask.spec.resources;
-        let keeps = !ask.spec.is_empty();
-        let wants = PlacementConstraints {
+        let nodes = NodeSet::new(requested.nodes_required.iter().cloned());
+        let preferred = NodeSet::new(requested.nodes_preferred.iter().cloned()).intersection(&nodes);
+        let resources = &requested.spec.resources;
+        let keeps_spec = !requested.spec.is_empty();
+        let constraints = PlacementConstraints {
             selector,
             nodes,
-            worker: ask.worker.clone(),
-            spec: keeps.then(|| Arc::new(ask.spec.clone())),
+            worker: requested.worker.clone(),
+            spec: keeps_spec.then(|| Arc::new(requested.spec.clone())),
             gpus: GpuFilter::Any,
             gang: None,
-            require_same_resources: ask.require_same_resources,
+            require_same_resources: requested.require_same_resources,
         };
-        let wants = Arc::new(wants);
-        let cards: SmallVec<[GpuFilter; 2]> = match &resources.gpu {
-            _ if ask.worker.is_some() => SmallVec::from_iter([GpuFilter::Any]),
+        let constraints = Arc::new(constraints);
+        let gpus: SmallVec<[GpuFilter; 2]> = match &resources.gpu {
+            _ if requested.worker.is_some() => SmallVec::from_iter([GpuFilter::Any]),
             None if !resources.is_empty() => SmallVec::from_iter([GpuFilter::NoGpus, GpuFilter::Any]),
             Some(gpu) if gpu.models.len() > 1 => gpu.models.iter().cloned().map(GpuFilter::Model).collect(),
             _ => SmallVec::from_iter([GpuFilter::Any]),
         };
         let mut stages = SmallVec::new();
-        for cards in cards {
-            let far = match cards {
-                GpuFilter::Any => Arc::clone(&wants),
-                cards => Arc::new(PlacementConstraints { gpus: cards, ..(*wants).clone() }),
+        for gpus in gpus {
+            let all_nodes = match gpus {
+                GpuFilter::Any => Arc::clone(&constraints),
+                gpus => Arc::new(PlacementConstraints { gpus, ..(*constraints).clone() }),
             };
             if !preferred.is_empty() {
-                let wants = Arc::new(PlacementConstraints { nodes: preferred.clone(), ..(*far).clone() });
-                stages.push(CandidateStage { constraints: wants, preferred_only: true });
+                let constraints = Arc::new(PlacementConstraints { nodes: preferred.clone(), ..(*all_nodes).clone() });
+                stages.push(CandidateStage { constraints, scope: NodeScope::PreferredOnly });
             }
-            stages.push(CandidateStage { constraints: far, preferred_only: false });
+            stages.push(CandidateStage { constraints: all_nodes, scope: NodeScope::Allowed });
         }
         Self {
-            constraints: wants,
+            constraints,
             stages,
             stage: 0,
             pools,
             pool_index: 0,
             reserve_ms: request.reserve_ms,
             ack: request.ack,
-            preferred_only: ask.preferred_wait_ms > 0,
+            scope: NodeScope::until(requested.preferred_wait_ms, 0),
             failures: PlacementFailureSet::default(),
         }
     }
 
-    /// It is for a gang: what is granted is provisional.
+    /// Makes it a search for a gang member, whose grant is provisional.
     fn set_gang(&mut self, gang: GangRef) {
-        let joined = |wants: &mut Arc<PlacementConstraints>| {
-            *wants = Arc::new(PlacementConstraints { gang: Some(gang), ..(**wants).clone() })
+        let add_gang = |constraints: &mut Arc<PlacementConstraints>| {
+            *constraints = Arc::new(PlacementConstraints { gang: Some(gang), ..(**constraints).clone() })
         };
-        joined(&mut self.constraints);
-        self.stages.iter_mut().for_each(|stage| joined(&mut stage.constraints));
+        add_gang(&mut self.constraints);
+        self.stages.iter_mut().for_each(|stage| add_gang(&mut stage.constraints));
         self.ack = Some(AckLevel::Durable);
     }
 
-    /// Its way will begin anew.
-    pub fn reset(&mut self, near_only: bool) {
-        (self.pool_index, self.stage, self.preferred_only, self.failures) =
-            (0, 0, near_only, PlacementFailureSet::default());
+    /// Restarts the search from the first pool.
+    pub fn reset(&mut self, scope: NodeScope) {
+        (self.pool_index, self.stage, self.scope, self.failures) = (0, 0, scope, PlacementFailureSet::default());
     }
 
-    /// Goes on to the first stage, from the present one on, of which the pool has workers. False: there is none.
+    /// Skips stages of which the pool has no workers, beginning with the current one. Returns false when none is left.
     fn skip_empty_stages(&mut self, pool: &Pool) -> bool {
-        let (rest, near_only) = (self.stages.iter().skip(self.stage), self.preferred_only);
-        self.stage += rest.take_while(|stage| (near_only && !stage.preferred_only) || stage.is_empty_in(pool)).count();
+        let (remaining, scope) = (self.stages.iter().skip(self.stage), self.scope);
+        self.stage += remaining.take_while(|stage| !scope.covers(stage.scope) || stage.is_empty_in(pool)).count();
         self.stage < self.stages.len()
     }
 
-    /// The next pool that is still there.
+    /// Advances to the next candidate pool that still exists.
     fn next_pool<'a>(&mut self, pools: &'a PoolMap) -> Option<&'a Arc<Pool>> {
         loop {
             self.pool_index += 1;
@@ -275,8 +300,8 @@ impl CandidatePlan {
         }
     }
 
-    /// What all the pools together said, every shard that could fit having been asked.
-    fn refusal(&self, pools: &PoolMap) -> RequestError {
+    /// Rejection after every shard that could fit the claim was asked.
+    fn rejection(&self, pools: &PoolMap) -> RequestError {
         let candidates = || self.pools.iter().filter_map(|&number| pools.by_number(number));
         let PlacementFailureSet { busy, node, small } = self.failures;
         if self.constraints.worker.is_some() {
@@ -293,10 +318,10 @@ impl CandidatePlan {
         if candidates().next().is_none() {
             return RequestError::NotFound(ObjectKind::Pool);
         }
-        let nothing = ResourceRequirements::default();
-        let asked = self.constraints.spec.as_ref().map_or(&nothing, |spec| &spec.resources);
+        let default = ResourceRequirements::default();
+        let requested = self.constraints.spec.as_ref().map_or(&default, |spec| &spec.resources);
         let is_large = |capacity: &WorkerCapacity| self.constraints.is_large_enough(capacity);
-        if !candidates().any(|pool| pool.board.capacities().may_have(asked, is_large)) {
+        if !candidates().any(|pool| pool.board.capacities().may_have(requested, is_large)) {
             return RequestError::Unsatisfiable;
         }
         RequestError::Exhausted(if node { ExhaustionReason::NodeLocality } else { ExhaustionReason::Pool })
@@ -304,75 +329,77 @@ impl CandidatePlan {
 }
 
 impl PendingClaim {
-    /// What it asks of a worker, at this point of its way; none: any will do.
+    /// Constraints of the current stage; `None` accepts any worker.
     #[must_use]
     pub fn constraints(&self) -> Option<&Arc<PlacementConstraints>> {
-        let choice = self.plan.as_ref()?;
-        Some(choice.stages.get(choice.stage).map_or(&choice.constraints, |stage| &stage.constraints))
+        let plan = self.plan.as_ref()?;
+        Some(plan.stages.get(plan.stage).map_or(&plan.constraints, |stage| &stage.constraints))
     }
 
-    /// What it accepts as its own, if its key is held already: preferences do not matter.
+    /// Constraints that a claim already held under the key must meet; preferences do not count.
     #[must_use]
     pub fn accepts(&self) -> Option<Arc<PlacementConstraints>> {
-        self.plan.as_ref().map(|choice| Arc::clone(&choice.constraints))
+        self.plan.as_ref().map(|plan| Arc::clone(&plan.constraints))
     }
 
-    /// The numbers of the pools that it may be taken from, in the order in which they are tried.
+    /// Numbers of the candidate pools, in the order in which they are tried.
     #[must_use]
     pub fn candidate_pools(&self) -> SmallVec<[u32; 4]> {
-        self.plan.as_ref().map_or_else(|| SmallVec::from_slice(&[self.pool]), |choice| choice.pools.clone())
+        self.plan.as_ref().map_or_else(|| SmallVec::from_slice(&[self.pool]), |plan| plan.pools.clone())
     }
 
-    /// Whether it may be taken from this pool.
+    /// Whether this pool is a candidate.
     #[must_use]
     pub fn may_use(&self, pool: u32) -> bool {
-        self.pool == pool || self.plan.as_ref().is_some_and(|choice| choice.pools.contains(&pool))
+        self.pool == pool || self.plan.as_ref().is_some_and(|plan| plan.pools.contains(&pool))
     }
 
-    /// Whether it is for a gang.
+    /// Whether the claim is a member of a gang.
     #[must_use]
     pub fn is_gang_member(&self) -> bool {
-        self.plan.as_ref().is_some_and(|choice| choice.constraints.gang.is_some())
+        self.plan.as_ref().is_some_and(|plan| plan.constraints.gang.is_some())
     }
 
-    /// The only worker that it wants, if there is one.
+    /// The only worker that the claim accepts, if it names one.
     #[must_use]
     pub fn pinned_worker(&self) -> Option<&WorkerId> {
         self.plan.as_ref()?.constraints.worker.as_ref()
     }
 
-    /// A shard had no worker for it.
-    pub fn record_failure(&mut self, why: PlacementFailure) {
-        let near = |choice: &CandidatePlan| choice.stages.get(choice.stage).is_some_and(|stage| stage.preferred_only);
-        if let Some(choice) = self.plan.as_mut().filter(|choice| !near(choice)) {
-            match why {
-                PlacementFailure::Busy => choice.failures.busy = true,
-                PlacementFailure::OtherNode => choice.failures.node = true,
-                PlacementFailure::TooSmall => choice.failures.small = true,
+    /// Records why a shard had no worker for the claim.
+    pub fn record_failure(&mut self, reason: PlacementFailure) {
+        let is_preferred_stage = |plan: &CandidatePlan| {
+            plan.stages.get(plan.stage).is_some_and(|stage| stage.scope == NodeScope::PreferredOnly)
+        };
+        if let Some(plan) = self.plan.as_mut().filter(|plan| !is_preferred_stage(plan)) {
+            match reason {
+                PlacementFailure::Busy => plan.failures.busy = true,
+                PlacementFailure::OtherNode => plan.failures.node = true,
+                PlacementFailure::TooSmall => plan.failures.small = true,
                 PlacementFailure::UnknownWorker => {}
             }
         }
     }
 
-    /// Every shard that it could ask said no: it goes on with what it likes less. False: there is nothing left, or not in the
-    /// pool in whose line it has its turn.
+    /// Advances to a less preferred stage after every eligible shard said no. Returns false when no stage is left, or
+    /// when the claim was dequeued for this pool alone.
     pub fn advance_stage(&mut self, pools: &PoolMap) -> bool {
-        let Some(choice) = &mut self.plan else { return false };
-        choice.stage += 1;
-        if pools.by_number(self.pool).is_some_and(|pool| choice.skip_empty_stages(pool)) {
+        let Some(plan) = &mut self.plan else { return false };
+        plan.stage += 1;
+        if pools.by_number(self.pool).is_some_and(|pool| plan.skip_empty_stages(pool)) {
             self.tried_shards = ShardSet::default();
             return true;
         }
-        self.turn().is_none() && self.advance_pool(pools)
+        self.dequeue_guard().is_none() && self.advance_pool(pools)
     }
 
-    /// It goes on to the next pool that may have something for it. False: there is none.
+    /// Advances to the next candidate pool that may have a worker for the claim. Returns false when none is left.
     pub fn advance_pool(&mut self, pools: &PoolMap) -> bool {
-        let Some(choice) = &mut self.plan else { return false };
+        let Some(plan) = &mut self.plan else { return false };
         loop {
-            let Some(pool) = choice.next_pool(pools) else { return false };
-            choice.stage = 0;
-            if choice.skip_empty_stages(pool) {
+            let Some(pool) = plan.next_pool(pools) else { return false };
+            plan.stage = 0;
+            if plan.skip_empty_stages(pool) {
                 self.pool = pool.number;
                 self.apply_pool_defaults(&pool.spec.load());
                 self.tried_shards = ShardSet::default();
@@ -382,85 +409,89 @@ impl PendingClaim {
     }
 
     fn apply_pool_defaults(&mut self, spec: &PoolSpec) {
-        if let Some(choice) = &self.plan {
-            self.reserve_ms = choice.reserve_ms.unwrap_or(spec.reserve_ms);
-            self.durable = choice.ack.unwrap_or(spec.ack) == AckLevel::Durable;
+        if let Some(plan) = &self.plan {
+            self.reserve_ms = plan.reserve_ms.unwrap_or(spec.reserve_ms);
+            self.ack = plan.ack.unwrap_or(spec.ack);
         }
     }
 
-    /// Its way begins anew in this pool, which is one of those that it may use.
+    /// Restarts the search in `pool`, one of the claim's candidates.
     pub fn restart_in_pool(&mut self, pool: &Pool, now_ms: Millis) {
-        let near_only = self.wait.as_ref().is_some_and(|wait| wait.preferred_until_ms > now_ms);
+        let scope = NodeScope::until(self.wait.as_ref().map_or(0, |wait| wait.preferred_until_ms), now_ms);
         (self.pool, self.tried_shards, self.unreachable) = (pool.number, ShardSet::default(), None);
-        if let Some(choice) = &mut self.plan {
-            choice.pool_index = choice.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
-            (choice.stage, choice.preferred_only, choice.failures) = (0, near_only, PlacementFailureSet::default());
-            choice.skip_empty_stages(pool);
+        if let Some(plan) = &mut self.plan {
+            plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
+            (plan.stage, plan.scope, plan.failures) = (0, scope, PlacementFailureSet::default());
+            plan.skip_empty_stages(pool);
         }
         self.apply_pool_defaults(&pool.spec.load());
     }
 
-    /// Whether only its preferred nodes will do, as yet.
+    /// Whether only preferred nodes are acceptable for now.
     #[must_use]
     pub fn is_preferred_only(&self) -> bool {
-        self.plan.as_ref().is_some_and(|choice| choice.preferred_only)
+        self.plan.as_ref().is_some_and(|plan| plan.scope == NodeScope::PreferredOnly)
     }
 
-    /// Whether there is nothing left that it could ask for in its pool.
+    /// Whether all stages in the current pool have been tried.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        self.plan.as_ref().is_some_and(|choice| choice.stage >= choice.stages.len())
+        self.plan.as_ref().is_some_and(|plan| plan.stage >= plan.stages.len())
     }
 
-    /// All that it asks for in its pool, one after the other.
+    /// Constraints of all stages that apply at present, in order.
     pub fn all_constraints(&self) -> impl Iterator<Item = &PlacementConstraints> {
-        let choice = self.plan.iter();
-        choice.flat_map(|choice| {
-            let allowed = |stage: &&CandidateStage| stage.preferred_only || !choice.preferred_only;
-            choice.stages.iter().filter(allowed).map(|stage| &*stage.constraints)
+        let plan = self.plan.iter();
+        plan.flat_map(|plan| {
+            let allowed = |stage: &&CandidateStage| plan.scope.covers(stage.scope);
+            plan.stages.iter().filter(allowed).map(|stage| &*stage.constraints)
         })
     }
 
-    /// What it keeps of its request, if anything.
+    /// Part of the request that is kept with the claim, if any.
     #[must_use]
     pub fn spec(&self) -> Option<&Arc<ClaimSpec>> {
         self.plan.as_ref()?.constraints.spec.as_ref()
     }
 
-    /// A hash of what it asks for: claims with the same find room, or do not, alike. `quota`: room in its tenant's quota.
+    /// Hash of the quota that the claim needs. Claims of a tenant with the same hash fit its quota or not together.
     #[must_use]
-    pub fn request_class(&self, quota: bool) -> u64 {
+    pub fn quota_class(&self) -> u64 {
         let mut hash = std::hash::DefaultHasher::new();
-        if quota {
-            ResourceUsage::of_claim(self.spec().map(|spec| &**spec)).to_array().hash(&mut hash);
-            return hash.finish();
-        }
-        // A worker with an end of life may do for a short claim and not for a long one.
+        ResourceUsage::of_claim(self.spec().map(|spec| &**spec)).to_array().hash(&mut hash);
+        hash.finish()
+    }
+
+    /// Hash of the capacity that the claim needs. Claims with the same hash are placeable or not placeable together.
+    #[must_use]
+    pub fn request_class(&self) -> u64 {
+        let mut hash = std::hash::DefaultHasher::new();
+        // A worker that ends soon may serve a short claim but not a long one.
         (self.reserve_ms, self.ttl_ms).hash(&mut hash);
-        if let Some(choice) = &self.plan {
-            let wants = &choice.constraints;
-            // Selectors are kept by their text, so equal ones are one.
-            wants.selector.as_ref().map(Arc::as_ptr).hash(&mut hash);
-            wants.nodes.hash(&mut hash);
-            wants.worker.hash(&mut hash);
-            wants.spec.as_ref().map(|spec| &spec.resources).hash(&mut hash);
-            choice.pools.hash(&mut hash);
-            choice.preferred_only.hash(&mut hash);
-            if choice.preferred_only {
-                choice.stages.iter().for_each(|stage| stage.constraints.nodes.hash(&mut hash));
+        if let Some(plan) = &self.plan {
+            let constraints = &plan.constraints;
+            // Selectors are interned by their text, so pointers can be compared.
+            constraints.selector.as_ref().map(Arc::as_ptr).hash(&mut hash);
+            constraints.nodes.hash(&mut hash);
+            constraints.worker.hash(&mut hash);
+            constraints.spec.as_ref().map(|spec| &spec.resources).hash(&mut hash);
+            plan.pools.hash(&mut hash);
+            plan.scope.hash(&mut hash);
+            if plan.scope == NodeScope::PreferredOnly {
+                plan.stages.iter().for_each(|stage| stage.constraints.nodes.hash(&mut hash));
             }
         }
         hash.finish()
     }
 
-    /// Why it is refused, nothing being left to ask.
+    /// Rejection of a claim that has no shard left to ask.
     #[must_use]
-    pub fn refusal(&self, pools: &PoolMap) -> RequestError {
-        if let Some(why) = self.unreachable {
-            return RequestError::Unavailable(why);
+    pub fn rejection(&self, pools: &PoolMap) -> RequestError {
+        if let Some(reason) = self.unreachable {
+            return RequestError::Unavailable(reason);
         }
         match (&self.plan, pools.by_number(self.pool)) {
-            (Some(choice), _) => choice.refusal(pools),
+            (Some(plan), _) => plan.rejection(pools),
             (None, None) => RequestError::NotFound(ObjectKind::Pool),
             (None, Some(pool)) if pool.has_unavailable_shard() => RequestError::Unavailable(UnavailableReason::Loading),
             (None, Some(_)) => RequestError::Exhausted(ExhaustionReason::Pool),

@@ -1,5 +1,5 @@
-//! Claims that ended without their holder's doing, for those who ask: what a lost worker held (`GET` says `lost`), and
-//! what was never cleaned up (a late finish is accepted). Kept in memory, for a while, and only so many.
+//! Recently ended claims whose holders did not end them: claims of lost workers (`GET` says `lost`), and claims that
+//! were never cleaned up (a late finish is accepted). Kept in memory, bounded in time and number.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -12,33 +12,33 @@ use crate::engine::ClaimGrant;
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, PoolName};
 
-/// A claim that is over.
+/// Claim that has ended without its holder.
 #[derive(Debug, Clone)]
 pub struct EndedClaim {
-    /// Where it was held.
+    /// Shard that held the claim.
     pub shard: ShardRef,
-    /// In which pool.
+    /// Pool that held the claim.
     pub pool: PoolName,
-    /// As it was, but for its state: `lost`, or `releasing` if its clean-up was given up.
+    /// Last state of the grant, except that it is `lost`, or `releasing` if its clean-up timed out.
     pub grant: ClaimGrant,
 }
 
 #[derive(Debug, Default)]
 struct EndedClaimIndex {
-    /// Each with the time at which it is forgotten.
+    /// Ended claims, each with the time at which it is forgotten.
     by_id: HashMap<ClaimId, (Millis, EndedClaim)>,
-    /// The same in the order of their ends.
+    /// Keys and fences in the order in which they are forgotten.
     order: VecDeque<(Millis, ClaimId, Fence)>,
 }
 
-/// Slots that keys fall into by their hash.
+/// Slots that keys are spread over by hash.
 const FILTER_SLOTS: usize = 4096;
 
-/// What is remembered.
+/// Ended claims of all pools, by key.
 #[derive(Debug)]
 pub struct EndedClaims {
     inner: Mutex<EndedClaimIndex>,
-    /// Remembered keys by slot: every grant asks whether its key is remembered, and nearly none is, so nearly none may
+    /// Count of remembered keys by slot. Every grant checks its key, and almost none is remembered, so almost none may
     /// take the lock that all shards share.
     filter: Box<[AtomicU32]>,
 }
@@ -58,7 +58,7 @@ impl EndedClaims {
         let mut inner = self.lock();
         let until_ms = now_ms + limits::ENDED_CLAIMS_MS;
         inner.order.push_back((until_ms, id.clone(), ended.grant.handle.fence));
-        // Before the entry is there: who finds the slot empty later than this has not missed it.
+        // Counted before the entry exists, so that a reader that finds the slot empty has not missed it.
         self.slot(&id).fetch_add(1, Ordering::AcqRel);
         if inner.by_id.insert(id.clone(), (until_ms, ended)).is_some() {
             self.slot(&id).fetch_sub(1, Ordering::AcqRel);
@@ -67,20 +67,20 @@ impl EndedClaims {
             || inner.order.len() > limits::ENDED_CLAIMS_MAX
         {
             let Some((_, id, fence)) = inner.order.pop_front() else { break };
-            // A later one of the same key stays.
+            // A later claim of the same key stays.
             if inner.by_id.get(&id).is_some_and(|(_, ended)| ended.grant.handle.fence == fence) {
                 self.remove(&mut inner, &id);
             }
         }
     }
 
-    /// The last claim of the key, if it ended so and nobody claimed the key since.
+    /// Last claim of the key, if it ended this way and the key was not claimed again.
     #[must_use]
     pub fn get(&self, id: &ClaimId, now_ms: Millis) -> Option<EndedClaim> {
         self.lock().by_id.get(id).filter(|(until_ms, _)| *until_ms > now_ms).map(|(_, ended)| ended.clone())
     }
 
-    /// The key is claimed again. Costs one load unless a key of its slot is remembered.
+    /// Forgets the ended claim of a key that is granted again. Costs one load unless the slot counts a remembered key.
     pub fn remove_on_grant(&self, id: &ClaimId) {
         if self.slot(id).load(Ordering::Acquire) > 0 {
             self.remove(&mut self.lock(), id);
@@ -124,23 +124,24 @@ mod tests {
         EndedClaim { shard: ShardRef { pool: 0, shard: 0 }, pool: PoolName::new("ns", "p").unwrap(), grant }
     }
 
-    /// A slot that is counted too low hides a key from `forget`; one counted too high costs every grant a lock for ever.
+    /// A slot that counts too low hides a key from `remove_on_grant`; one that counts too high costs every grant a
+    /// lock for ever.
     #[test]
-    fn slots_count_what_is_remembered() {
-        let remembered = EndedClaims::default();
+    fn the_filter_counts_remembered_keys() {
+        let ended_claims = EndedClaims::default();
         let id = |n: u64| ClaimId::new("ns", "t", &format!("k{n}")).unwrap();
-        let counted = || remembered.filter.iter().map(|slot| slot.load(Ordering::Relaxed)).sum::<u32>();
+        let counted = || ended_claims.filter.iter().map(|slot| slot.load(Ordering::Relaxed)).sum::<u32>();
         for n in 0..100 {
-            remembered.insert(id(n), ended(n), 0);
+            ended_claims.insert(id(n), ended(n), 0);
         }
-        remembered.insert(id(7), ended(107), 1);
+        ended_claims.insert(id(7), ended(107), 1);
         assert_eq!(counted(), 100, "the later claim of a key replaces the earlier");
-        remembered.remove_on_grant(&id(7));
-        remembered.remove_on_grant(&id(7));
-        remembered.remove_on_grant(&id(1_000));
+        ended_claims.remove_on_grant(&id(7));
+        ended_claims.remove_on_grant(&id(7));
+        ended_claims.remove_on_grant(&id(1_000));
         assert_eq!(counted(), 99);
-        assert!(remembered.get(&id(7), 1).is_none() && remembered.get(&id(8), 1).is_some());
-        remembered.insert(id(200), ended(200), limits::ENDED_CLAIMS_MS + 2);
-        assert_eq!(counted(), 1, "what is too old is gone");
+        assert!(ended_claims.get(&id(7), 1).is_none() && ended_claims.get(&id(8), 1).is_some());
+        ended_claims.insert(id(200), ended(200), limits::ENDED_CLAIMS_MS + 2);
+        assert_eq!(counted(), 1, "expired claims are forgotten");
     }
 }

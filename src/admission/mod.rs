@@ -1,6 +1,7 @@
-//! Admission: who may have a claim, in which order, and where the search for a worker goes.
+//! Admission: decides which claims may run, in which order, and which shards search for their workers.
 //!
-//! Shards and this layer still call each other (see the exceptions of the layer test); everything below imports neither.
+//! Shards and this layer still call each other (see the exceptions of the layer test). Everything below imports
+//! neither.
 
 pub mod adoption;
 pub mod candidate_plan;

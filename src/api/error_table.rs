@@ -145,7 +145,6 @@ impl From<RequestError> for ApiError {
         let outcome = ErrorStatus::from_refusal(&refusal);
         match refusal {
             RequestError::Invalid { field, message } => Self { status: outcome, field: Some(field), message },
-            RequestError::FailedPrecondition(message) => Self { status: outcome, field: None, message },
             RequestError::Unsatisfiable => {
                 Self { status: outcome, field: Some("resources".into()), message: refusal.to_string().into() }
             }
@@ -189,7 +188,7 @@ impl ErrorStatus {
     /// Every outcome that is not success, some of them twice.
     pub(in crate::api) fn all() -> Vec<Self> {
         use crate::model::QuotaResource;
-        use crate::model::request_error::{ExhaustionReason, ObjectKind};
+        use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition};
 
         let refusals = [
             RequestError::invalid("key", "x"),
@@ -198,7 +197,7 @@ impl ErrorStatus {
             RequestError::Releasing,
             RequestError::Preempted,
             RequestError::VersionConflict(1),
-            RequestError::FailedPrecondition("x".into()),
+            Precondition::PoolDeleting.into(),
             RequestError::Unsatisfiable,
             RequestError::GangTooLarge,
             RequestError::GangMemberRejected(0),
@@ -239,7 +238,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::model::request_error::{ExhaustionReason, ObjectKind};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition};
 
     #[test]
     fn the_table_in_the_docs_has_every_outcome() {
@@ -280,8 +279,8 @@ mod tests {
                 r#"409 {"error":{"code":"ABORTED","reason":"version","message":"the version is 7 now; read it again and retry"}}"#,
             ),
             (
-                RequestError::FailedPrecondition("it has workers".into()),
-                r#"409 {"error":{"code":"FAILED_PRECONDITION","reason":"state","message":"it has workers"}}"#,
+                Precondition::PoolNotEmpty { workers: 1 }.into(),
+                r#"409 {"error":{"code":"FAILED_PRECONDITION","reason":"state","message":"the pool has 1 workers; delete them first, or set force=true to end them"}}"#,
             ),
             (
                 RequestError::Exhausted(ExhaustionReason::Pool),

@@ -400,7 +400,7 @@ impl ApiClient {
 mod tests {
     use super::*;
     use crate::api;
-    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 
     #[test]
     fn every_refusal_has_its_exit_code() {
@@ -408,7 +408,7 @@ mod tests {
             (RequestError::invalid("key", "too long"), CommandExit::Usage),
             (RequestError::NotFound(ObjectKind::Claim), CommandExit::NotFound),
             (RequestError::FenceMismatch, CommandExit::Refused),
-            (RequestError::FailedPrecondition("it has workers".into()), CommandExit::Refused),
+            (Precondition::PoolNotEmpty { workers: 1 }.into(), CommandExit::Refused),
             (RequestError::Exhausted(ExhaustionReason::Pool), CommandExit::Refused),
             (RequestError::Unavailable(UnavailableReason::Overloaded), CommandExit::Error),
             (RequestError::DeadlineExceeded, CommandExit::Error),

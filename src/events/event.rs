@@ -1,32 +1,32 @@
-//! What can be told of a pool.
+//! Events of a pool that watchers receive.
 
 use std::sync::Arc;
 
 use crate::model::{ClaimId, ClaimTimes, Fence, Millis, WorkerRegistration};
 
-/// What happened.
+/// Kind of change that an event reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolEventKind {
-    /// A worker was given to a claim.
+    /// A worker was granted to a claim.
     Claimed,
-    /// A claim is over.
+    /// A claim ended and released its worker.
     Released,
     /// A worker was silent for too long, or a claim ended with its worker.
     Lost,
-    /// A worker is there, or is another than before.
+    /// A worker registered, or changed its registration.
     Registered,
-    /// A worker is gone.
+    /// A worker was deleted from the pool.
     Deleted,
-    /// A worker is not offered any more.
+    /// A worker was cordoned and gets no new claims.
     Cordoned,
-    /// A worker is offered again.
+    /// A worker was uncordoned and gets claims again.
     Uncordoned,
-    /// A worker is not offered any more in this incarnation.
+    /// A worker drains and gets no claims in this incarnation.
     Draining,
 }
 
 impl PoolEventKind {
-    /// Every one.
+    /// Every kind, in wire order.
     pub const ALL: [Self; 8] = [
         Self::Claimed,
         Self::Released,
@@ -38,7 +38,7 @@ impl PoolEventKind {
         Self::Draining,
     ];
 
-    /// The word on the wire.
+    /// Name of the kind on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -54,31 +54,31 @@ impl PoolEventKind {
     }
 }
 
-/// Why, where that is not what it mostly is.
+/// Reason of an event, where it differs from the usual one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolEventReason {
-    /// Claimed: the worker named a claim whose record was lost.
+    /// Claimed: the worker reported a claim whose record was lost.
     Adopted,
-    /// Released: it was never confirmed.
+    /// Released: the claim was never confirmed.
     Reserve,
-    /// Released: it was not renewed.
+    /// Released: the claim was not renewed.
     Ttl,
-    /// Released: its worker was not cleaned in time.
+    /// Released: the worker was not cleaned in time.
     Releasing,
-    /// Released: its worker does not run it any more.
+    /// Released: the worker no longer runs the claim.
     Missing,
-    /// Released: nobody was told of it, or its key is held elsewhere.
+    /// Released: the claim was rolled back undisclosed, or its key is held elsewhere.
     RolledBack,
-    /// Deleted: it had been lost for as long as its pool keeps it.
+    /// Deleted: the worker had been lost for as long as the pool keeps lost workers.
     Lost,
 }
 
 impl PoolEventReason {
-    /// Every one.
+    /// Every reason, in wire order.
     pub const ALL: [Self; 7] =
         [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::RolledBack, Self::Lost];
 
-    /// The word on the wire.
+    /// Name of the reason on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -93,30 +93,30 @@ impl PoolEventReason {
     }
 }
 
-/// One event of a pool.
+/// Event of a pool, as watchers receive it.
 #[derive(Debug, Clone)]
 pub struct PoolEvent {
-    /// What happened.
+    /// Kind of change that is reported.
     pub kind: PoolEventKind,
-    /// Why, where that is not what it mostly is.
+    /// Reason, where it differs from the usual one.
     pub reason: Option<PoolEventReason>,
-    /// Unix time, as of the run of the shard.
+    /// Unix time in milliseconds, as of the run of the shard.
     pub at_ms: Millis,
-    /// The shard of the worker.
+    /// Index of the worker's shard.
     pub shard: u16,
-    /// The worker.
+    /// Registration of the worker.
     pub worker: Arc<WorkerRegistration>,
-    /// The claim, if it is about one.
+    /// Claim that the event is about, if any.
     pub claim: Option<EventClaim>,
 }
 
 /// Claim that an event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventClaim {
-    /// Name of the claim.
+    /// Identity of the claim.
     pub id: ClaimId,
-    /// Number of the grant.
+    /// Fence of the grant.
     pub fence: Fence,
-    /// When it was created, and when it became active: with the time of its end, how long it was held.
+    /// Unix times of creation and activation; with the time of the end they give the duration.
     pub times: ClaimTimes,
 }

@@ -1,19 +1,21 @@
-//! What happens in a pool, for those who watch it.
+//! Events of a pool, for its watchers.
 //!
-//! The events of a pool stand in one ring, filled by its shards at the end of each run: what befalls one worker is told in
-//! order, and every event has a position. A watcher is a place in that ring and no more, so a slow one costs nothing; what
-//! the ring has dropped before the watcher came to it is told as a number ([`Told::Missed`]), and it goes on with the oldest
-//! that is left. Whoever comes back with the position of the last event that it saw gets what came since.
+//! The events of a pool are in one ring buffer, filled by its shards at the end of each run. Events of one worker are
+//! in order, and every event has a position. A watcher is only a position in the buffer, so a slow one costs nothing.
+//! Events that were overwritten before a watcher read them are reported as a count ([`WatchItem::Dropped`]), and the
+//! watcher continues with the oldest one left. A watcher that reconnects with the position of its last event gets
+//! everything since.
 //!
-//! Nobody watches most pools. So events are kept only while somebody does, and [`limits::WATCH_LINGER_MS`] longer for who
-//! comes back; else a run of a shard looks at one flag, and nothing is made. Positions begin with an *epoch*, which is
-//! another one whenever the thread of events was cut: the ring began anew, the process, or a shard after a panic. With
-//! a position of another epoch nobody knows how many were missed, so the watcher has to look at the pool as it is.
+//! Most pools have no watcher. So events are recorded only while there is one, and for [`limits::WATCH_LINGER_MS`]
+//! longer for watchers that reconnect. Otherwise a run of a shard reads one flag and allocates nothing. Positions
+//! begin with an *epoch*, which changes whenever continuity is lost: the buffer started over, the process restarted,
+//! or a shard panicked. For a position of another epoch the number of missed events is unknown, so the watcher must
+//! list the pool again.
 //!
-//! **A watch is for observation.** Events are told when they are decided, which may be before the store has them, and
-//! before or after the answer that speaks of them. What is undone because its record could not be stored is told as well
-//! (`given_back`); what a crash undoes is beyond an epoch. Who watches first and lists then has seen everything: what the
-//! list does not show is told after it.
+//! **A watch is for observation.** Events are published when they are decided, which may be before the store has them,
+//! and before or after the reply. Changes that are undone because their record could not be stored are reported as
+//! well (`given_back`); changes that a crash undoes lie in an earlier epoch. A client that watches first and lists
+//! then misses nothing: changes that the list does not show follow as events.
 
 mod event;
 mod position;
@@ -33,13 +35,13 @@ use crate::metrics::PoolMetrics;
 use crate::model::Millis;
 use crate::model::request_error::RequestError;
 
-/// Most events that a watcher is handed at a time.
+/// Most events that a watcher gets in one read.
 const READ_BATCH: usize = 256;
 
-/// The events of one pool.
+/// Events of one pool and their watchers.
 #[derive(Debug, Default)]
 pub struct PoolEventLog {
-    /// What shards look at.
+    /// Whether events are recorded; shards check it in every run.
     recording: AtomicBool,
     ring: Mutex<EventRing>,
     notify: Notify,
@@ -52,20 +54,20 @@ struct EventRing {
     /// Number of the next event.
     next: u64,
     watchers: usize,
-    /// Engine time when the last of them left.
+    /// Engine time at which the last watcher left.
     idle_since_ms: Millis,
-    /// The pool is gone.
+    /// Whether the pool was deleted.
     closed: bool,
 }
 
-/// What a watcher is told.
+/// Item that a watcher receives.
 #[derive(Debug, Clone)]
 pub enum WatchItem {
-    /// It sees what comes from here on.
+    /// The watch starts; later events follow.
     Started,
-    /// It did not see so many events; none: nobody knows how many, and the pool may be in any state.
+    /// Events were dropped: how many, or `None` if the number is unknown and the pool may be in any state.
     Dropped(Option<u64>),
-    /// Something happened.
+    /// An event of the pool.
     Event(PoolEvent),
 }
 
@@ -74,19 +76,19 @@ impl PoolEventLog {
         self.ring.lock()
     }
 
-    /// Whether events are kept: else there is nothing to tell them to.
+    /// Whether events are recorded.
     #[must_use]
     pub fn is_recording(&self) -> bool {
         self.recording.load(Ordering::Relaxed)
     }
 
-    /// How many watch.
+    /// Number of current watchers.
     #[must_use]
     pub fn watchers(&self) -> usize {
         self.ring().watchers
     }
 
-    /// Takes the events of one run of a shard.
+    /// Appends the events of one run of a shard and empties `events`.
     pub fn append(&self, events: &mut Vec<PoolEvent>) {
         {
             let mut ring = self.ring();
@@ -105,7 +107,7 @@ impl PoolEventLog {
         self.notify.notify_waiters();
     }
 
-    /// The thread of events is cut: a shard lost its mind, and what it had to tell.
+    /// Starts a new epoch because a shard lost its state and its unpublished events.
     pub fn reset(&self, unix_us: u64) {
         {
             let mut ring = self.ring();
@@ -117,13 +119,13 @@ impl PoolEventLog {
         self.notify.notify_waiters();
     }
 
-    /// The pool is gone: watchers get what there is, and then the end.
+    /// Closes the log of a deleted pool: watchers get the remaining events and then the end.
     pub fn close(&self) {
         self.ring().closed = true;
         self.notify.notify_waiters();
     }
 
-    /// Forgets events that nobody has watched for a while.
+    /// Drops the events if the last watcher left some time ago.
     pub fn tick(&self, now_ms: Millis) {
         if !self.is_recording() {
             return;
@@ -135,7 +137,7 @@ impl PoolEventLog {
         }
     }
 
-    /// Another watcher: of what comes from now on, or of what came after `from` as well.
+    /// Adds a watcher of later events, or of all events after `from`.
     fn subscribe(
         &self,
         from: Option<EventPosition>,
@@ -149,17 +151,20 @@ impl PoolEventLog {
             ring.start_epoch(clock.unix_us());
             self.recording.store(true, Ordering::Relaxed);
         }
-        let here = EventPosition { epoch: ring.epoch, number: ring.next - 1 };
-        let begins = match from {
-            None => (here, Some(WatchItem::Started)),
-            Some(from) if from.epoch != ring.epoch => (here, Some(WatchItem::Dropped(None))),
-            Some(from) if from.number > here.number => {
-                return Err(RequestError::invalid("from", "must be a position that was told, and this is yet to come"));
+        let current = EventPosition { epoch: ring.epoch, number: ring.next - 1 };
+        let start = match from {
+            None => (current, Some(WatchItem::Started)),
+            Some(from) if from.epoch != ring.epoch => (current, Some(WatchItem::Dropped(None))),
+            Some(from) if from.number > current.number => {
+                return Err(RequestError::invalid(
+                    "from",
+                    "must be the position of an earlier event; this one is in the future",
+                ));
             }
             Some(from) => (from, None),
         };
         ring.watchers += 1;
-        Ok(begins)
+        Ok(start)
     }
 
     fn unsubscribe(&self, clock: &Clock) {
@@ -170,46 +175,46 @@ impl PoolEventLog {
 }
 
 impl EventRing {
-    /// Nobody watches, and nobody has for so long that nobody will come back.
+    /// Whether the last watcher left so long ago that it is not expected back.
     fn is_expired(&self, now_ms: Millis) -> bool {
         self.watchers == 0 && now_ms >= self.idle_since_ms + limits::WATCH_LINGER_MS
     }
 
-    /// Another epoch, and no events.
+    /// Starts a new epoch without events.
     fn start_epoch(&mut self, unix_us: u64) {
         self.epoch = unix_us.max(self.epoch + 1);
         self.next = 1;
         self.events.clear();
     }
 
-    /// What comes after `at`, which moves on. False: there is nothing.
-    fn read_after(&self, at: &mut EventPosition, told: &mut Vec<(EventPosition, WatchItem)>) -> bool {
+    /// Reads the items after `position`, which advances. Returns false if there are none.
+    fn read_after(&self, position: &mut EventPosition, items: &mut Vec<(EventPosition, WatchItem)>) -> bool {
         let oldest = self.next - self.events.len() as u64;
-        let missed = if at.epoch != self.epoch {
-            *at = EventPosition { epoch: self.epoch, number: self.next - 1 };
+        let missed = if position.epoch != self.epoch {
+            *position = EventPosition { epoch: self.epoch, number: self.next - 1 };
             Some(None)
-        } else if at.number + 1 < oldest {
-            let missed = oldest - 1 - at.number;
-            at.number = oldest - 1;
+        } else if position.number + 1 < oldest {
+            let missed = oldest - 1 - position.number;
+            position.number = oldest - 1;
             Some(Some(missed))
         } else {
             None
         };
-        told.extend(missed.map(|missed| (*at, WatchItem::Dropped(missed))));
-        let seen = (at.number + 1 - oldest) as usize;
-        for event in self.events.range(seen.min(self.events.len())..).take(READ_BATCH) {
-            at.number += 1;
-            told.push((*at, WatchItem::Event(event.clone())));
+        items.extend(missed.map(|missed| (*position, WatchItem::Dropped(missed))));
+        let skip = (position.number + 1 - oldest) as usize;
+        for event in self.events.range(skip.min(self.events.len())..).take(READ_BATCH) {
+            position.number += 1;
+            items.push((*position, WatchItem::Event(event.clone())));
         }
-        !told.is_empty()
+        !items.is_empty()
     }
 }
 
-/// One who watches a pool.
+/// Watcher of a pool, which reads its events in order.
 pub struct PoolWatcher {
-    watch: Arc<PoolEventLog>,
+    log: Arc<PoolEventLog>,
     metrics: Arc<PoolMetrics>,
-    /// The last that it was told.
+    /// Position of the last item that was read.
     position: EventPosition,
     first: Option<WatchItem>,
     clock: Clock,
@@ -217,36 +222,37 @@ pub struct PoolWatcher {
 }
 
 impl PoolWatcher {
-    /// `from`: what it was told last; none: it wants what comes from now on.
+    /// Starts a watch after `from`, or with the next event if `from` is not given.
     ///
     /// # Errors
-    /// `TooManyWatchers` if too many watch the pool; `Invalid` naming `from`, which is yet to come.
+    /// `TooManyWatchers` if the pool has too many; `Invalid` naming `from` if it is in the future.
     pub fn new(
-        watch: Arc<PoolEventLog>,
+        log: Arc<PoolEventLog>,
         metrics: Arc<PoolMetrics>,
         from: Option<EventPosition>,
         clock: &Clock,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Self, RequestError> {
-        let (at, first) = watch.subscribe(from, clock)?;
-        Ok(Self { watch, metrics, position: at, first, clock: clock.clone(), _permit: place })
+        let (position, first) = log.subscribe(from, clock)?;
+        Ok(Self { log, metrics, position, first, clock: clock.clone(), _permit: permit })
     }
 
-    /// Waits for what comes next, and puts it with its position into `told`, which is empty. False: the pool is gone.
-    pub async fn next(&mut self, told: &mut Vec<(EventPosition, WatchItem)>) -> bool {
-        debug_assert!(told.is_empty(), "what was told before is dealt with");
+    /// Waits for the next items and adds them with their positions to `items`, which must be empty. Returns false when
+    /// the pool was deleted.
+    pub async fn next(&mut self, items: &mut Vec<(EventPosition, WatchItem)>) -> bool {
+        debug_assert!(items.is_empty(), "items of the last read must be consumed first");
         if let Some(first) = self.first.take() {
-            told.push((self.position, first));
+            items.push((self.position, first));
             return true;
         }
-        let watch = &self.watch;
+        let log = &self.log;
         loop {
-            let mut news = std::pin::pin!(watch.notify.notified());
-            // From here on none is overheard.
-            news.as_mut().enable();
+            let mut changed = std::pin::pin!(log.notify.notified());
+            // Registered from here on, so that no notification is missed.
+            changed.as_mut().enable();
             let closed = {
-                let ring = watch.ring();
-                if ring.read_after(&mut self.position, told) {
+                let ring = log.ring();
+                if ring.read_after(&mut self.position, items) {
                     break;
                 }
                 ring.closed
@@ -254,9 +260,9 @@ impl PoolWatcher {
             if closed {
                 return false;
             }
-            news.await;
+            changed.await;
         }
-        let missed = told.iter().filter_map(|(_, told)| match told {
+        let missed = items.iter().filter_map(|(_, item)| match item {
             WatchItem::Dropped(missed) => *missed,
             _ => None,
         });
@@ -267,7 +273,7 @@ impl PoolWatcher {
 
 impl Drop for PoolWatcher {
     fn drop(&mut self) {
-        self.watch.unsubscribe(&self.clock);
+        self.log.unsubscribe(&self.clock);
     }
 }
 
@@ -285,25 +291,25 @@ mod tests {
     }
 
     #[test]
-    fn without_a_watcher_nothing_is_kept_and_no_room_is() {
-        let (watch, clock) = (PoolEventLog::default(), Clock::manual());
-        watch.append(&mut vec![event()]);
-        assert!(!watch.is_recording() && watch.ring().events.capacity() == 0);
-        watch.subscribe(None, &clock).unwrap();
-        watch.append(&mut vec![event()]);
-        watch.unsubscribe(&clock);
-        watch.tick(clock.engine_ms() + limits::WATCH_LINGER_MS - 1);
-        assert!(watch.is_recording() && watch.ring().events.len() == 1);
-        watch.tick(clock.engine_ms() + limits::WATCH_LINGER_MS);
-        assert!(!watch.is_recording() && watch.ring().events.capacity() == 0);
-        // Who comes back later finds another epoch, also where the tick has not been yet.
-        let (first, _) = watch.subscribe(None, &clock).unwrap();
-        watch.unsubscribe(&clock);
+    fn unwatched_pools_keep_no_events_and_watched_ones_keep_them_for_a_minute() {
+        let (log, clock) = (PoolEventLog::default(), Clock::manual());
+        log.append(&mut vec![event()]);
+        assert!(!log.is_recording() && log.ring().events.capacity() == 0);
+        log.subscribe(None, &clock).unwrap();
+        log.append(&mut vec![event()]);
+        log.unsubscribe(&clock);
+        log.tick(clock.engine_ms() + limits::WATCH_LINGER_MS - 1);
+        assert!(log.is_recording() && log.ring().events.len() == 1);
+        log.tick(clock.engine_ms() + limits::WATCH_LINGER_MS);
+        assert!(!log.is_recording() && log.ring().events.capacity() == 0);
+        // A watcher that comes back later finds a new epoch, even before the next tick.
+        let (first, _) = log.subscribe(None, &clock).unwrap();
+        log.unsubscribe(&clock);
         for _ in 0..=limits::WATCH_LINGER_MS / 200 {
             clock.advance(Duration::from_millis(200));
             clock.tick();
         }
-        let (again, told) = watch.subscribe(Some(first), &clock).unwrap();
-        assert!(again.epoch > first.epoch && matches!(told, Some(WatchItem::Dropped(None))));
+        let (again, items) = log.subscribe(Some(first), &clock).unwrap();
+        assert!(again.epoch > first.epoch && matches!(items, Some(WatchItem::Dropped(None))));
     }
 }

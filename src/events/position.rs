@@ -1,16 +1,16 @@
-//! Where an event stands among all that a pool told: `epoch-number`. Opaque to callers, who hand it back.
+//! Position of an event among all events of a pool: `epoch-number`. Opaque to callers, who pass it back.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::model::request_error::RequestError;
 
-/// A position. Within one epoch numbers grow by 1.
+/// Position in a pool's events. Within one epoch numbers grow by 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventPosition {
-    /// Of one unbroken thread of events.
+    /// Epoch, within which events are numbered without gaps.
     pub epoch: u64,
-    /// Of the event in it, from 1.
+    /// Number of the event in its epoch, from 1.
     pub number: u64,
 }
 
@@ -25,12 +25,14 @@ impl FromStr for EventPosition {
 
     fn from_str(text: &str) -> Result<Self, RequestError> {
         let number = |text: &str| {
-            let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            text.parse().ok().filter(|_| plain)
+            let only_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|_| only_digits)
         };
         text.split_once('-')
-            .and_then(|(epoch, of)| Some(Self { epoch: number(epoch)?, number: number(of)? }))
-            .ok_or_else(|| RequestError::invalid("from", "must be a position that was told, as in 1795367775333526-42"))
+            .and_then(|(epoch, index)| Some(Self { epoch: number(epoch)?, number: number(index)? }))
+            .ok_or_else(|| {
+                RequestError::invalid("from", "must be the position of an earlier event, such as 1795367775333526-42")
+            })
     }
 }
 
@@ -39,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_read_as_it_is_written() {
+    fn a_position_is_parsed_as_it_is_printed() {
         let position = EventPosition { epoch: u64::MAX, number: 7 };
         assert_eq!(position.to_string().parse(), Ok(position));
         for text in ["", "-", "1", "1-", "-1", "1-2-3", "+1-2", "1- 2", "a-1", "18446744073709551616-1"] {

@@ -17,7 +17,7 @@ use super::url::TargetUrl;
 use hotpool::limits::BATCH_ITEMS_MAX;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{ClaimFilter, PoolName, WorkerCapacity, WorkerId, WorkerSpec};
-use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 use hotpool::server::config::{self, StoreUrl};
 use hotpool::server::service;
 
@@ -243,7 +243,7 @@ impl LoadTarget {
     /// The service's.
     pub async fn remove(&self) -> Result<()> {
         match &self.kind {
-            TargetKind::Inproc(scheduler) => match scheduler.delete_pool(&self.name()?, true).await {
+            TargetKind::Inproc(scheduler) => match scheduler.delete_pool(&self.name()?, DeleteMode::Force).await {
                 Ok(()) | Err(RequestError::NotFound(_)) => Ok(()),
                 Err(refusal) => Err(refusal.into()),
             },

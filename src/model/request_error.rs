@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 
-use crate::model::QuotaResource;
+use crate::limits;
+use crate::model::{PoolMode, QuotaResource};
 
 /// Rejection or failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,10 +32,10 @@ pub enum RequestError {
     /// Version in the request that is not the current one.
     #[error("the version is {0} now; read it again and retry")]
     VersionConflict(u64),
-    /// State that does not allow the request.
+    /// The present state does not allow the request.
     #[error("{0}")]
-    FailedPrecondition(Cow<'static, str>),
-    /// Request that no worker of any acceptable pool is large enough for.
+    FailedPrecondition(Precondition),
+    /// No worker of any pool that it may use is large enough.
     #[error("no worker of any pool that the request allows has these resources")]
     Unsatisfiable,
     /// Gang that is larger than the pools that it may use, whatever they hold.
@@ -59,7 +60,119 @@ pub enum RequestError {
     DeadlineExceeded,
 }
 
-/// Kind of object that was not found.
+/// State that does not allow a request, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Precondition {
+    /// Another request with the same key is queued, and this one does not wait.
+    #[error("another request is queued for this key; retry with wait_ms to wait with it")]
+    KeyQueued,
+    /// A gang needs a key that is held or pending.
+    #[error("the key is held or being claimed; a gang needs keys that are free")]
+    GangKeyTaken,
+    /// The key holds an active claim that does not satisfy the request.
+    #[error(
+        "the key holds an active claim in another pool, or on a worker that the request does not allow; release it first"
+    )]
+    ClaimConflict,
+    /// The key holds a claim with other resources, and the request sets `must_match`.
+    #[error("must_match: the key holds a claim with other resources; release it first")]
+    ResourceMismatch,
+    /// The claim was not confirmed.
+    #[error("the claim is not active yet; confirm it first")]
+    ClaimNotActive,
+    /// The worker drains, so that it cannot be uncordoned.
+    #[error("the worker is draining, which ends only when it registers with a higher incarnation")]
+    WorkerDraining,
+    /// Claims that the last stop may have lost can still start on the worker.
+    #[error("claims that the last stop may have lost can still start for {left_ms} ms; try again after that")]
+    Quarantined {
+        /// Remaining time in milliseconds.
+        left_ms: u64,
+    },
+    /// The incarnation in a heartbeat was never registered.
+    #[error("incarnation must be registered first; the last one registered is {registered}")]
+    UnknownIncarnation {
+        /// Incarnation that was registered last.
+        registered: u64,
+    },
+    /// A registration has a lower incarnation than the worker.
+    #[error("incarnation must be at least {registered}, the one registered last")]
+    StaleIncarnation {
+        /// Incarnation that was registered last.
+        registered: u64,
+    },
+    /// A registration has an incarnation that was deleted recently.
+    #[error(
+        "incarnation must be above {deleted}, which was deleted less than {} s ago; register a higher one, or wait",
+        limits::TOMBSTONE_MS / 1_000
+    )]
+    DeletedIncarnation {
+        /// Incarnation that was deleted.
+        deleted: u64,
+    },
+    /// The pool has workers, and its deletion does not end them.
+    #[error("the pool has {workers} workers; delete them first, or set force=true to end them")]
+    PoolNotEmpty {
+        /// Number of workers in the pool.
+        workers: u64,
+    },
+    /// A shard of a pool to be deleted does not serve, so its workers cannot be counted.
+    #[error(
+        "shard {shard} is {state}, so its workers cannot be counted; try again later, or set force=true to end them"
+    )]
+    ShardNotServing {
+        /// Index of the shard.
+        shard: u16,
+        /// State of the shard.
+        state: Cow<'static, str>,
+    },
+    /// The pool is being deleted, and its name is not free yet.
+    #[error("the pool is being deleted; try again when it is gone")]
+    PoolDeleting,
+    /// The number of shards of a pool would change.
+    #[error(
+        "shards of a pool must not change: it has {current}, got {requested}; create another pool and move the workers"
+    )]
+    ShardsImmutable {
+        /// Shards that the pool has.
+        current: u16,
+        /// Shards in the request.
+        requested: u16,
+    },
+    /// The mode of a pool would change.
+    #[error(
+        "mode of a pool must not change: it is {}, got {}; create another pool and move the workers",
+        current.as_str(),
+        requested.as_str()
+    )]
+    ModeImmutable {
+        /// Mode of the pool.
+        current: PoolMode,
+        /// Mode in the request.
+        requested: PoolMode,
+    },
+    /// As many pools exist as may.
+    #[error("at most {} pools are allowed; delete one first", limits::POOLS_MAX)]
+    PoolLimit,
+    /// The shards of all pools together would exceed the limit.
+    #[error(
+        "at most {max} shards are allowed over all pools (server.max_shards): there are {current}, and this pool would \
+         add {added}; give it fewer, delete pools, or raise server.max_shards"
+    )]
+    ShardLimit {
+        /// Limit on the shards of all pools.
+        max: usize,
+        /// Shards of all pools at present.
+        current: usize,
+        /// Shards that the new pool would have.
+        added: u16,
+    },
+    /// As many quotas exist as may.
+    #[error("at most {} quotas are allowed; delete one first", limits::QUOTAS_MAX)]
+    QuotaLimit,
+}
+
+/// What was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectKind {
     /// Pool with that name.
@@ -166,11 +279,15 @@ impl std::fmt::Display for UnavailableReason {
     }
 }
 
+impl From<Precondition> for RequestError {
+    fn from(precondition: Precondition) -> Self {
+        Self::FailedPrecondition(precondition)
+    }
+}
+
 impl RequestError {
-    /// Key for which another request waits already.
-    pub const KEY_ALREADY_WAITED_FOR: Self = Self::FailedPrecondition(Cow::Borrowed(
-        "another request waits for this key; retry with wait_ms to wait with it",
-    ));
+    /// The key is being waited for by another request.
+    pub const KEY_ALREADY_WAITED_FOR: Self = Self::FailedPrecondition(Precondition::KeyQueued);
 
     /// Creates the error of a wrong field.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {

@@ -1,5 +1,5 @@
-//! Id of a request, and the caller that it came from. Both are known to the task that carries the request out, so that a line of
-//! the log or the body of an error says them wherever that is made, and a claim that needs neither pays for neither.
+//! Request ids and callers. Both are stored in the task that carries out the request, so that log lines and error
+//! bodies can name them wherever they are made, and a claim that needs neither pays for neither.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,31 +13,32 @@ use uuid::Uuid;
 
 use crate::limits::REQUEST_ID_BYTES_MAX;
 
-/// Beginning of every id that this process makes: 32 bits drawn at random, as text.
+/// Prefix of every id that this process generates: 32 random bits as text.
 static PREFIX: LazyLock<[u8; PREFIX_BYTES]> = LazyLock::new(|| {
     let mut prefix = [b'-'; PREFIX_BYTES];
     let random = Uuid::now_v7().as_u128() as u64;
-    for (at, digit) in prefix[..PREFIX_BYTES - 1].iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[(random >> (4 * at)) as usize & 15];
+    for (index, digit) in prefix[..PREFIX_BYTES - 1].iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(random >> (4 * index)) as usize & 15];
     }
     prefix
 });
-/// Eight digits and a dash.
+/// Length of the prefix: eight digits and a dash.
 const PREFIX_BYTES: usize = 9;
-/// Bytes of the longest number in decimal.
+/// Digits of the longest number in decimal.
 const NUMBER_BYTES: usize = 20;
 
-/// Id of a request, for people who look for it in logs.
+/// Request id, by which people find a request in the logs.
 #[derive(Debug, Clone)]
 pub enum RequestId {
-    /// The caller's own.
+    /// Id that the caller sent.
     Received(HeaderValue),
-    /// Made by this process: a number, and text only where somebody reads it.
+    /// Id that this process generated: a number, formatted only when it is read.
     Generated(u64),
 }
 
 impl RequestId {
-    /// Id that a caller sent, if it is 1 to [`REQUEST_ID_BYTES_MAX`] bytes of visible ASCII; else one that is made.
+    /// Takes the id that a caller sent, if it is 1 to [`REQUEST_ID_BYTES_MAX`] bytes of visible ASCII, or generates
+    /// one.
     #[must_use]
     pub fn from_header_or_generate(sent: Option<&HeaderValue>) -> Self {
         let is_good = |id: &&HeaderValue| {
@@ -49,14 +50,14 @@ impl RequestId {
         }
     }
 
-    /// Id that nobody else has.
+    /// Generates an id that is unique in this process.
     #[must_use]
     pub fn generate() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self::Generated(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Lends the text of the id.
+    /// Passes the text of the id to `read`.
     fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         match self {
             Self::Received(sent) => read(sent.as_bytes()),
@@ -73,7 +74,7 @@ impl RequestId {
     }
 
     fn with_text<T>(&self, read: impl FnOnce(&str) -> T) -> T {
-        self.with_bytes(|text| read(std::str::from_utf8(text).expect("only visible ASCII is taken and made")))
+        self.with_bytes(|text| read(std::str::from_utf8(text).expect("ids are visible ASCII")))
     }
 
     /// Value of the header that carries the id.
@@ -98,19 +99,19 @@ impl Serialize for RequestId {
     }
 }
 
-/// Way in which a change came.
+/// Interface through which a change was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeSource {
-    /// HTTP/JSON.
+    /// HTTP with JSON bodies.
     Http,
-    /// gRPC.
+    /// gRPC, unary or streaming.
     Grpc,
-    /// The service's own configuration.
+    /// Configuration of the service itself.
     Configuration,
 }
 
 impl ChangeSource {
-    /// Word in the log.
+    /// Name of the source in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -124,9 +125,9 @@ impl ChangeSource {
 /// Caller of the request that a task carries out.
 #[derive(Debug, Clone)]
 pub struct CallerContext {
-    /// Way in which the request came.
+    /// Interface through which the request arrived.
     pub source: ChangeSource,
-    /// Id of the request; none: there was no request.
+    /// Id of the request; `None` if there was no request.
     pub request_id: Option<RequestId>,
     /// Address of the client's end of the connection.
     pub peer: Option<SocketAddr>,
@@ -137,24 +138,24 @@ tokio::task_local! {
 }
 
 impl CallerContext {
-    /// Caller of the present task's request. None: a program that embeds the library, or RESP, which changes nothing that is
-    /// an operator's.
+    /// Caller of the current task's request. `None` in a program that embeds the library, and for RESP, which makes no
+    /// operator changes.
     #[must_use]
     pub fn current() -> Option<Self> {
         CALLER.try_with(Clone::clone).ok()
     }
 
-    /// Carries out what this caller asked for.
+    /// Runs a future on behalf of this caller.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         CALLER.scope(self, work)
     }
 
-    /// Does what this caller asked for, which does not wait.
+    /// Runs a closure on behalf of this caller.
     pub fn sync_scope<T>(self, work: impl FnOnce() -> T) -> T {
         CALLER.sync_scope(self, work)
     }
 
-    /// Carries out `work`, which does not wait, for a caller that was kept, as a stream keeps its own; none: for nobody.
+    /// Runs a closure on behalf of a stored caller, such as that of a stream, if there is one.
     pub fn sync_scope_or_plain<T>(caller: Option<&Self>, work: impl FnOnce() -> T) -> T {
         match caller {
             Some(caller) => caller.clone().sync_scope(work),
@@ -162,19 +163,19 @@ impl CallerContext {
         }
     }
 
-    /// Lends the id of the present task's request, if it has one.
+    /// Passes the id of the current task's request to `read`, if there is one.
     pub fn with_request_id<T>(read: impl FnOnce(Option<&RequestId>) -> T) -> T {
         let mut read = Some(read);
-        let lent = CALLER.try_with(|caller| read.take().map(|read| read(caller.request_id.as_ref())));
-        match (lent, read) {
+        let result = CALLER.try_with(|caller| read.take().map(|read| read(caller.request_id.as_ref())));
+        match (result, read) {
             (Ok(Some(value)), _) => value,
             (_, Some(read)) => read(None),
-            _ => unreachable!("it was read once"),
+            _ => unreachable!("`read` is called once"),
         }
     }
 }
 
-/// Work that another task carries out for the caller of this one.
+/// Carries the current caller over to a future that another task runs.
 pub fn with_current_caller<F: Future>(work: F) -> impl Future<Output = F::Output> {
     match CallerContext::current() {
         Some(caller) => Either::Left(caller.scope(work)),
@@ -187,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_is_made_is_new_and_short() {
+    fn generated_ids_are_unique_and_short() {
         let ids = [RequestId::generate(), RequestId::generate()].map(|id| id.to_string());
         assert_ne!(ids[0], ids[1]);
         for id in ids {
@@ -200,13 +201,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_for_a_caller_knows_it_in_another_task_as_well() {
+    async fn the_caller_is_carried_over_to_another_task() {
         let id = || CallerContext::with_request_id(|id| id.map(ToString::to_string));
         assert_eq!(id(), None);
         let request_id = Some(RequestId::Received(HeaderValue::from_static("ticket-17")));
         let caller = CallerContext { source: ChangeSource::Http, request_id, peer: None };
-        let there = caller.scope(async { tokio::spawn(with_current_caller(async move { id() })).await.unwrap() }).await;
-        assert_eq!(there.as_deref(), Some("ticket-17"));
+        let remote =
+            caller.scope(async { tokio::spawn(with_current_caller(async move { id() })).await.unwrap() }).await;
+        assert_eq!(remote.as_deref(), Some("ticket-17"));
         assert_eq!(tokio::spawn(with_current_caller(async move { id() })).await.unwrap(), None);
     }
 }

@@ -1,6 +1,7 @@
-//! Claims that are taken: from a request to a claim on its way, and to its answer.
+//! New claims: from a request to a pending claim, and to its result.
 
 use std::cell::Cell;
+use std::num::NonZeroU64;
 
 use tokio::sync::oneshot;
 
@@ -16,19 +17,19 @@ use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis};
 use crate::shard::{BatchAnswers, PendingClaim, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardSet};
 
 impl Scheduler {
-    /// Takes a worker for a key, or finds what the key holds already.
+    /// Claims a worker for a key, or returns the claim that holds the key already.
     ///
     /// # Errors
-    /// Any [`RequestError`]; nothing is left behind by a refused claim.
+    /// Any [`RequestError`]. A rejected claim leaves nothing behind.
     pub async fn claim(&self, request: ClaimRequest) -> Result<ClaimResult, RequestError> {
-        let (item, claiming) = self.begin_claim(request)?;
+        let (item, call) = self.begin_claim(request)?;
         if let Some(item) = item {
             self.dispatch().submit(item);
         }
-        claiming.taken().await
+        call.result().await
     }
 
-    /// A claim that is about to be decided, unless it is refused already.
+    /// Prepares a claim that is about to be submitted; `None` if it was rejected already.
     pub(super) fn begin_claim(
         &self,
         request: ClaimRequest,
@@ -41,91 +42,91 @@ impl Scheduler {
         Ok((item, ClaimCall { scheduler: self, answer, id, pools, waits }))
     }
 
-    /// Many claims in one call: each its own outcome, in order. Each shard is visited once, unless it had less room
-    /// than it said.
+    /// Makes many claims in one call. Returns one result each, in order. Visits each shard once, unless it had less
+    /// free capacity than it published.
     pub async fn claim_batch(&self, requests: Vec<ClaimRequest>) -> Vec<Result<ClaimResult, RequestError>> {
-        if let Err(refusal) = self.check_serving() {
-            return requests.iter().map(|_| Err(refusal.clone())).collect();
+        if let Err(error) = self.check_serving() {
+            return requests.iter().map(|_| Err(error.clone())).collect();
         }
         let started_ns = self.dispatch().arrival_ns();
         if requests.is_empty() {
             return Vec::new();
         }
         let (batch, answers) = ReplyBatch::new(requests.len());
-        let mut claiming = ClaimingBatch {
+        let mut call = BatchCall {
             scheduler: self,
             answers,
             items: Vec::with_capacity(requests.len()),
-            begun_ms: self.dispatch().clock.engine_ms(),
+            started_ms: self.dispatch().clock.engine_ms(),
         };
         let mut items = Vec::with_capacity(requests.len());
-        for (place, request) in (0..).zip(requests) {
+        for (index, request) in (0..).zip(requests) {
             let waits = request.max_wait_ms() > 0;
-            claiming.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone(), waits });
-            let reply = ReplySender::batch_part(std::sync::Arc::clone(&batch), place);
-            // A refused item drops its reply; the outcome that counts is put there by `item`.
+            call.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone(), waits });
+            let reply = ReplySender::batch_part(std::sync::Arc::clone(&batch), index);
+            // A rejected item drops its reply; `prepare_claim` has sent the outcome that counts.
             items.extend(self.prepare_claim(request, started_ns, reply).ok());
         }
         drop(batch);
         self.dispatch().submit_all(items);
-        claiming.taken().await
+        call.result().await
     }
 
-    /// Checks a request against its pool and makes it a claim on its way. A refusal has been sent to `reply` as well.
+    /// Checks a request against its pools and prepares the claim. A rejection is also sent to `reply`.
     pub(super) fn prepare_claim(
         &self,
         request: ClaimRequest,
-        started_ns: u64,
+        started_ns: Option<NonZeroU64>,
         reply: ReplySender,
     ) -> Result<Box<PendingClaim>, RequestError> {
         let dispatch = self.dispatch();
-        let start = check_times(&request)
+        let admitted = check_times(&request)
             .and_then(|()| AdmittedClaim::new(&dispatch.pools.load(), &dispatch.selectors, &request));
-        match start {
-            Err(refusal) => {
-                reply.send(Err(refusal.clone()));
-                Err(refusal)
+        match admitted {
+            Err(error) => {
+                reply.send(Err(error.clone()));
+                Err(error)
             }
-            Ok(start) => Ok(self.pending_claim(request, start, started_ns, reply)),
+            Ok(admitted) => Ok(self.pending_claim(request, admitted, started_ns, reply)),
         }
     }
 
-    /// A claim that begins like this.
+    /// Builds the pending claim of an admitted request.
     pub(super) fn pending_claim(
         &self,
         request: ClaimRequest,
-        start: AdmittedClaim,
-        started_ns: u64,
+        admitted: AdmittedClaim,
+        started_ns: Option<NonZeroU64>,
         reply: ReplySender,
     ) -> Box<PendingClaim> {
-        let AdmittedClaim { pool, reserve_ms, durable, plan: choice } = start;
-        let near_ms = request.constraints.as_ref().map_or(0, |ask| ask.preferred_wait_ms);
-        let waits_ms = request.max_wait_ms();
-        let wait = (waits_ms > 0).then(|| {
+        let AdmittedClaim { pool, reserve_ms, ack, plan } = admitted;
+        let preferred_wait_ms = request.constraints.as_ref().map_or(0, |constraints| constraints.preferred_wait_ms);
+        let wait_ms = request.max_wait_ms();
+        let wait = (wait_ms > 0).then(|| {
             let now_ms = self.dispatch().clock.engine_now_ms();
-            let near_until_ms = if near_ms > 0 { now_ms + near_ms } else { 0 };
-            let until_ms = now_ms + waits_ms;
+            let preferred_until_ms = if preferred_wait_ms > 0 { now_ms + preferred_wait_ms } else { 0 };
+            let until_ms = now_ms + wait_ms;
             Box::new(WaitState {
                 until_ms,
-                preferred_until_ms: near_until_ms,
+                preferred_until_ms,
                 since_ms: now_ms,
                 arrival: 0,
-                turn: None,
+                dequeue_guard: None,
                 gang_at_head: false,
                 reservation: None,
             })
         });
         Box::new(PendingClaim {
-            // Key and turn spread claims over shards without a generator of random numbers.
+            // Key and number spread claims over shards without a random number generator.
             tie_break: (request.id.hash64() ^ next_claim_number()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             id: request.id,
             pool,
-            plan: choice,
+            plan,
             ticket: 0,
             affinity: request.affinity,
             reserve_ms,
             ttl_ms: request.ttl_ms,
-            durable,
+            ack,
             tried_shards: ShardSet::default(),
             unreachable: None,
             started_ns,
@@ -135,7 +136,7 @@ impl Scheduler {
         })
     }
 
-    /// Rolls back a claim whose answer did not arrive, unless it was confirmed or somebody else was told of it.
+    /// Rolls back a claim whose reply did not arrive, unless it was confirmed or disclosed to others.
     pub(crate) fn roll_back_undelivered(&self, id: &ClaimId, fence: Fence) {
         self.dispatch().roll_back(id, fence);
     }
@@ -151,7 +152,7 @@ impl Scheduler {
         let claim = match pools {
             PoolChoice::One(pool) => claim_view(id, pool, answer),
             _ => {
-                // If the pool was deleted meanwhile, the claim is gone with it.
+                // If the pool was deleted meanwhile, the claim ended with it.
                 let pool = self.dispatch().pools.load().by_number(answer.shard.pool).map(|pool| pool.name.clone());
                 claim_view(id, &pool.ok_or(RequestError::NotFound(ObjectKind::Pool))?, answer)
             }
@@ -159,23 +160,23 @@ impl Scheduler {
         Ok(ClaimResult { claim, created })
     }
 
-    /// Counts what became of a claim; those that were made are counted by the shard that made them.
-    pub(super) fn count_claim(&self, pools: &PoolChoice, taken: &Result<ClaimResult, RequestError>) {
-        if matches!(taken, Ok(ClaimResult { created: true, .. })) {
+    /// Counts the outcome of a claim. Created claims are counted by the shard that granted them.
+    pub(super) fn count_claim(&self, pools: &PoolChoice, result: &Result<ClaimResult, RequestError>) {
+        if matches!(result, Ok(ClaimResult { created: true, .. })) {
             return;
         }
-        let name = taken.as_ref().map_or(pools.first(), |taken| Some(&taken.claim.pool));
-        let known = self.dispatch().pools.load();
-        let outcome = ClaimOutcome::of(taken);
-        match name.and_then(|name| known.get(name)) {
+        let name = result.as_ref().map_or(pools.first(), |result| Some(&result.claim.pool));
+        let pools_now = self.dispatch().pools.load();
+        let outcome = ClaimOutcome::of(result);
+        match name.and_then(|name| pools_now.get(name)) {
             Some(pool) => pool.metrics.claims(outcome).increment(1),
             None => metrics().claims(outcome).increment(1),
         }
     }
 }
 
-/// A claim whose caller waits for its answer. Dropped, the caller has left: the claim waits for nothing any more, and
-/// what was granted and not read is rolled back.
+/// Claim whose caller waits for the result. When it is dropped the caller has left: a queued claim is cancelled, and
+/// an unread grant is rolled back.
 pub struct ClaimCall<'a> {
     scheduler: &'a Scheduler,
     answer: oneshot::Receiver<ShardOutcome>,
@@ -185,15 +186,15 @@ pub struct ClaimCall<'a> {
 }
 
 impl ClaimCall<'_> {
-    /// What became of it.
+    /// Waits for the result of the claim.
     ///
     /// # Errors
-    /// As of [`Scheduler::claim`].
-    pub async fn taken(mut self) -> Result<ClaimResult, RequestError> {
+    /// Fails like [`Scheduler::claim`].
+    pub async fn result(mut self) -> Result<ClaimResult, RequestError> {
         let outcome = recv_outcome(&mut self.answer).await;
-        let taken = outcome.and_then(|payload| self.scheduler.claim_result(&self.id, &self.pools, payload));
-        self.scheduler.count_claim(&self.pools, &taken);
-        taken
+        let result = outcome.and_then(|payload| self.scheduler.claim_result(&self.id, &self.pools, payload));
+        self.scheduler.count_claim(&self.pools, &result);
+        result
     }
 }
 
@@ -208,48 +209,48 @@ impl Drop for ClaimCall<'_> {
     }
 }
 
-/// A claim of a batch, as its answer needs it.
+/// Claim of a batch, with what is needed to interpret its reply.
 struct BatchItem {
     id: ClaimId,
     pools: PoolChoice,
     waits: bool,
 }
 
-/// A batch whose caller waits for its answers. Dropped before they are all there, the caller has left, as with
+/// Batch whose caller waits for the results. When it is dropped before all have arrived, the caller has left, as with
 /// [`ClaimCall`].
-struct ClaimingBatch<'a> {
+struct BatchCall<'a> {
     scheduler: &'a Scheduler,
     answers: BatchAnswers,
     items: Vec<BatchItem>,
-    /// When it was asked for, in engine time.
-    begun_ms: Millis,
+    /// Engine time at which the batch was requested.
+    started_ms: Millis,
 }
 
-impl ClaimingBatch<'_> {
-    async fn taken(mut self) -> Vec<Result<ClaimResult, RequestError>> {
+impl BatchCall<'_> {
+    async fn result(mut self) -> Vec<Result<ClaimResult, RequestError>> {
         let mut outcomes = (&mut self.answers).await;
         let dispatch = self.scheduler.dispatch();
-        let mut departures = dispatch.begin_reply(self.begun_ms);
+        let mut sent = dispatch.begin_reply(self.started_ms);
         for (item, outcome) in self.items.iter().zip(&mut outcomes) {
             if let Ok(ReplyPayload::Claim(answer)) = outcome {
-                dispatch.set_first_deadline(&mut departures, &item.id, answer);
+                dispatch.set_first_deadline(&mut sent, &item.id, answer);
             }
         }
-        dispatch.notify_reply_sent(departures);
-        let taken = |(BatchItem { id, pools, .. }, outcome): (BatchItem, ShardOutcome)| {
-            let taken = outcome.and_then(|payload| self.scheduler.claim_result(&id, &pools, payload));
-            self.scheduler.count_claim(&pools, &taken);
-            taken
+        dispatch.notify_reply_sent(sent);
+        let result = |(BatchItem { id, pools, .. }, outcome): (BatchItem, ShardOutcome)| {
+            let result = outcome.and_then(|payload| self.scheduler.claim_result(&id, &pools, payload));
+            self.scheduler.count_claim(&pools, &result);
+            result
         };
-        std::mem::take(&mut self.items).into_iter().zip(outcomes).map(taken).collect()
+        std::mem::take(&mut self.items).into_iter().zip(outcomes).map(result).collect()
     }
 }
 
-impl Drop for ClaimingBatch<'_> {
+impl Drop for BatchCall<'_> {
     fn drop(&mut self) {
         let dispatch = self.scheduler.dispatch();
-        for (place, outcome) in self.answers.close() {
-            dispatch.roll_back_unread(&self.items[place].id, &outcome);
+        for (index, outcome) in self.answers.close() {
+            dispatch.roll_back_unread(&self.items[index].id, &outcome);
         }
         for item in self.items.iter().filter(|item| item.waits) {
             dispatch.cancel_queued(&item.id);
@@ -257,15 +258,15 @@ impl Drop for ClaimingBatch<'_> {
     }
 }
 
-/// Another number for every claim of a thread.
+/// Number that differs for every claim of a thread.
 fn next_claim_number() -> u64 {
     thread_local! {
-        static TURN: Cell<u64> = const { Cell::new(0) };
+        static NEXT: Cell<u64> = const { Cell::new(0) };
     }
-    TURN.with(|turn| turn.replace(turn.get() + 1))
+    NEXT.with(|next| next.replace(next.get() + 1))
 }
 
-/// Checks the times of a request that no pool bounds.
+/// Checks the times of a request that no pool limits.
 pub(super) fn check_times(request: &ClaimRequest) -> Result<(), RequestError> {
     if request.wait_ms > limits::WAIT_MS_MAX {
         return Err(RequestError::invalid("wait_ms", format!("must be at most {}", limits::WAIT_MS_MAX)));

@@ -1,4 +1,4 @@
-//! What waits for a pool, for whoever adds and removes workers.
+//! Demand of a pool, for controllers that add and remove workers.
 
 use futures::future::join_all;
 
@@ -9,10 +9,11 @@ use crate::model::{IdleWorker, PoolDemand, PoolMode, PoolName, claims_per_worker
 use crate::shard::{Command, ReplyPayload, ReplySender};
 
 impl Scheduler {
-    /// What waits for a pool, by what it asks for; and workers that could go. Costs a walk over those that wait.
+    /// Claims that wait for a pool, grouped by what they request, and idle workers that could be removed. Walks the
+    /// wait queue.
     ///
     /// # Errors
-    /// `NotFound`; `loading`.
+    /// `NotFound`; `Unavailable` while the service is loading.
     pub async fn demand(&self, name: &PoolName) -> Result<PoolDemand, RequestError> {
         self.check_serving()?;
         let pool = self.pool(name)?;
@@ -20,26 +21,29 @@ impl Scheduler {
         let capacities = pool.board.capacities().distinct();
         let mut needed = 0.0;
         for shape in shapes.iter_mut().filter(|shape| shape.reason != "quota") {
-            let each = match pool.spec.load().mode {
+            let per_worker = match pool.spec.load().mode {
                 PoolMode::Exclusive => 1,
                 PoolMode::Shared => claims_per_worker(&shape.resources, capacities.iter()),
             };
-            shape.workers_needed = shape.waiting.div_ceil(each);
-            needed += shape.waiting as f64 / each as f64;
+            shape.workers_needed = shape.waiting.div_ceil(per_worker);
+            needed += shape.waiting as f64 / per_worker as f64;
         }
         shapes.sort_by_key(|shape| std::cmp::Reverse((shape.waiting, shape.oldest_ms)));
-        let room = || shapes.iter().filter(|shape| shape.reason != "quota");
-        let (waiting, oldest_ms) = (room().map(|shape| shape.waiting).sum(), room().map(|shape| shape.oldest_ms).max());
+        let waiting_for_capacity = || shapes.iter().filter(|shape| shape.reason != "quota");
+        let (waiting, oldest_ms) = (
+            waiting_for_capacity().map(|shape| shape.waiting).sum(),
+            waiting_for_capacity().map(|shape| shape.oldest_ms).max(),
+        );
         let waiting_for_quota = shapes.iter().map(|shape| shape.waiting).sum::<u64>() - waiting;
         shapes.truncate(limits::DEMAND_SHAPES_MAX);
-        let workers_busy = pool.shards.iter().map(|port| u64::from(pool.board.busy(port.shard.shard))).sum();
+        let workers_busy = pool.shards.iter().map(|handle| u64::from(pool.board.busy(handle.shard.shard))).sum();
         Ok(PoolDemand {
             pool: name.clone(),
             waiting,
             waiting_for_quota,
             oldest_ms: oldest_ms.unwrap_or(0),
             workers_busy,
-            // A little less than a whole number is that number: thirds do not add up.
+            // Thirds do not add up exactly: slightly less than a whole number counts as that number.
             workers_needed: (needed - 1e-6).ceil().max(0.0) as u64,
             shapes,
             idle: self.idle_longest(&pool).await,
@@ -47,9 +51,9 @@ impl Scheduler {
     }
 
     async fn idle_longest(&self, pool: &crate::admission::pool_registry::Pool) -> Vec<IdleWorker> {
-        let shards = join_all(pool.shards.iter().map(|port| async move {
+        let shards = join_all(pool.shards.iter().map(|handle| async move {
             let (reply, answer) = ReplySender::oneshot();
-            port.push_or_reject(Command::IdleLongest(limits::DEMAND_SHAPES_MAX, reply));
+            handle.push_or_reject(Command::IdleLongest(limits::DEMAND_SHAPES_MAX, reply));
             match recv_outcome(answer).await {
                 Ok(ReplyPayload::Idle(workers)) => workers,
                 _ => Vec::new(),
@@ -57,10 +61,10 @@ impl Scheduler {
         }));
         let mut all: Vec<(bool, usize, IdleWorker)> = Vec::new();
         for workers in shards.await {
-            all.extend(workers.into_iter().enumerate().map(|(turn, worker)| (!worker.cordoned, turn, worker)));
+            all.extend(workers.into_iter().enumerate().map(|(rank, worker)| (!worker.cordoned, rank, worker)));
         }
-        // Which of two shards' workers has been idle for longer is not known: they take turns.
-        all.sort_by_key(|(offered, turn, _)| (*offered, *turn));
+        // Which of two shards' workers has been idle longer is not known, so shards alternate.
+        all.sort_by_key(|(schedulable, rank, _)| (*schedulable, *rank));
         all.into_iter().take(limits::DEMAND_SHAPES_MAX).map(|(.., worker)| worker).collect()
     }
 }

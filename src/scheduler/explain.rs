@@ -1,5 +1,5 @@
-//! What a claim would find, and why. It goes the way of a claim, from shard to shard and from pool to pool, by the code
-//! that claims go by; only that it takes no key's ticket, and asks shards what they would give instead of taking it.
+//! Explanation of what a claim would find, and why. It follows the search of a claim from shard to shard and pool to
+//! pool, using the same code, except that it takes no ticket and previews placements instead of taking workers.
 
 use std::sync::Arc;
 
@@ -13,23 +13,23 @@ use crate::model::{ClaimExplanation, ClaimRequest, Millis, PlacementPreview, Poo
 use crate::shard::{Command, ExplainQuery, PendingClaim, ReplyPayload, ReplySender, ShardHandle};
 
 impl Scheduler {
-    /// What would become of a claim now, and why: the worker that it would be given or the reason of its refusal, and for
-    /// each pool that it may use which of its workers would do and what rules the others out. Changes nothing; whether
-    /// its key is held does not matter. A survey of a large pool takes a while, and is not of one moment.
+    /// Explains what would happen to a claim now: the worker that it would get or the reason of its rejection, and for
+    /// each candidate pool how many workers qualify and what rules out the others. Changes nothing, and ignores
+    /// whether the key is held. The survey of a large pool takes a while and is not a snapshot of one moment.
     ///
     /// # Errors
-    /// Those of a claim that have nothing to do with workers: `Invalid` naming the field, `NotFound` for the pool,
-    /// `loading`.
+    /// Rejections of a claim that do not depend on workers: `Invalid` naming the field, `NotFound` for the pool,
+    /// `Unavailable` while the service is loading.
     pub async fn explain(&self, request: ClaimRequest) -> Result<ClaimExplanation, RequestError> {
         self.check_serving()?;
         let pools = Arc::clone(&self.dispatch().pools.load());
         let reserve_ms = request.reserve_ms;
-        let mut item = match self.prepare_claim(request, 0, ReplySender::discard()) {
+        let mut item = match self.prepare_claim(request, None, ReplySender::discard()) {
             Ok(item) => item,
-            Err(refusal @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
-                return Ok(ClaimExplanation { outcome: Err(refusal), pools: Vec::new() });
+            Err(error @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
+                return Ok(ClaimExplanation { outcome: Err(error), pools: Vec::new() });
             }
-            Err(refusal) => return Err(refusal),
+            Err(error) => return Err(error),
         };
         let mut surveys = Vec::new();
         for pool in item.candidate_pools().iter().filter_map(|&number| pools.by_number(number)) {
@@ -40,69 +40,69 @@ impl Scheduler {
     }
 }
 
-/// The way of the claim, dry.
+/// Runs the search of the claim without effects.
 async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPreview, RequestError> {
     loop {
         let Some((pool, shard)) = next_shard(pools, item) else {
             if item.advance_stage(pools) {
                 continue;
             }
-            return Err(item.refusal(pools));
+            return Err(item.rejection(pools));
         };
         item.tried_shards.insert(shard);
-        let question = ExplainQuery {
+        let query = ExplainQuery {
             constraints: item.constraints().cloned(),
             affinity: item.affinity,
             duration_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
-            durable: item.durable,
+            ack: item.ack,
             from_ordinal: None,
         };
         let (reply, answer) = ReplySender::oneshot();
-        if let Err((_, why)) = pool.shards[shard as usize].push(Command::Explain(question, reply)) {
-            item.unreachable = Some(why);
+        if let Err((_, reason)) = pool.shards[shard as usize].push(Command::Explain(query, reply)) {
+            item.unreachable = Some(reason);
             continue;
         }
         match recv_outcome(answer).await? {
-            ReplyPayload::WouldTake(Ok(card)) => {
-                let node = card.spec.node.as_deref().map(Into::into);
-                return Ok(PlacementPreview { pool: pool.name.clone(), worker: card.spec.id.clone(), node });
+            ReplyPayload::WouldTake(Ok(worker)) => {
+                let node = worker.spec.node.as_deref().map(Into::into);
+                return Ok(PlacementPreview { pool: pool.name.clone(), worker: worker.spec.id.clone(), node });
             }
-            ReplyPayload::WouldTake(Err(Some(why))) => item.record_failure(why),
+            ReplyPayload::WouldTake(Err(Some(reason))) => item.record_failure(reason),
             _ => {}
         }
     }
 }
 
-/// Each of the pool's workers, looked at.
+/// Surveys all workers of a pool.
 async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis>) -> PoolSurvey {
     let spec = pool.spec.load();
-    let question = ExplainQuery {
+    let query = ExplainQuery {
         constraints: item.accepts(),
         affinity: item.affinity,
         duration_ms: spec.needs_ms(reserve_ms.unwrap_or(spec.reserve_ms), item.ttl_ms),
-        durable: item.durable,
+        ack: item.ack,
         from_ordinal: Some(0),
     };
-    let shards = join_all(pool.shards.iter().map(|port| survey_shard(port, question.clone()))).await;
-    let mut all = PoolSurvey { pool: pool.name.clone(), silent_shards: 0, survey: WorkerSurvey::default() };
+    let shards = join_all(pool.shards.iter().map(|handle| survey_shard(handle, query.clone()))).await;
+    let mut total = PoolSurvey { pool: pool.name.clone(), silent_shards: 0, survey: WorkerSurvey::default() };
     for shard in shards {
         match shard {
-            Some(survey) => all.survey.merge(survey),
-            None => all.silent_shards += 1,
+            Some(survey) => total.survey.merge(survey),
+            None => total.silent_shards += 1,
         }
     }
-    all
+    total
 }
 
-/// The same of one shard, some thousand at a time. None: it did not answer.
-async fn survey_shard(port: &ShardHandle, mut question: ExplainQuery) -> Option<WorkerSurvey> {
-    let mut all = WorkerSurvey::default();
-    while question.from_ordinal.is_some() {
+/// Surveys the workers of a shard, slice by slice. Returns `None` if the shard did not answer.
+async fn survey_shard(handle: &ShardHandle, mut query: ExplainQuery) -> Option<WorkerSurvey> {
+    let mut total = WorkerSurvey::default();
+    while query.from_ordinal.is_some() {
         let (reply, answer) = ReplySender::oneshot();
-        port.push_or_reject(Command::Explain(question.clone(), reply));
+        handle.push_or_reject(Command::Explain(query.clone(), reply));
         let Ok(ReplyPayload::Survey(survey, next)) = recv_outcome(answer).await else { return None };
-        all.merge(*survey);
-        question.from_ordinal = next;
+        total.merge(*survey);
+        query.from_ordinal = next;
     }
-    Some(all)
+    Some(total)
 }

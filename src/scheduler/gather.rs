@@ -1,4 +1,4 @@
-//! Single claims of several callers on one thread, decided in one go.
+//! Batches of single claims from several callers on one thread.
 
 use super::Scheduler;
 use super::claims::ClaimCall;
@@ -6,28 +6,28 @@ use crate::model::ClaimRequest;
 use crate::model::request_error::RequestError;
 use crate::shard::PendingClaim;
 
-/// Claims of several callers that are to be decided in one go, as those of a batch are.
+/// Claims of several callers that are submitted together, like those of a batch.
 #[derive(Debug, Default)]
 pub struct ClaimBatchBuilder(
-    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")] Vec<Box<PendingClaim>>,
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")] Vec<Box<PendingClaim>>,
 );
 
 impl Scheduler {
-    /// Adds a claim to those that [`Self::decide_gathered`] decides.
+    /// Adds a claim to the batch that [`Self::decide_gathered`] submits.
     ///
     /// # Errors
-    /// The service is not ready, or about to stop.
+    /// Fails if the service is not ready or about to stop.
     pub fn gather(&self, request: ClaimRequest, into: &mut ClaimBatchBuilder) -> Result<ClaimCall<'_>, RequestError> {
-        let (item, claiming) = self.begin_claim(request)?;
+        let (item, call) = self.begin_claim(request)?;
         into.0.extend(item);
-        Ok(claiming)
+        Ok(call)
     }
 
-    /// Decides what was gathered in one go: each shard is visited once, unless it had less room than it said.
-    pub fn decide_gathered(&self, gathered: &mut ClaimBatchBuilder) {
-        if !gathered.0.is_empty() {
-            let room = Vec::with_capacity(gathered.0.len());
-            self.dispatch().submit_all(std::mem::replace(&mut gathered.0, room));
+    /// Submits the batch: each shard is visited once, unless it had less free capacity than it published.
+    pub fn decide_gathered(&self, batch: &mut ClaimBatchBuilder) {
+        if !batch.0.is_empty() {
+            let empty = Vec::with_capacity(batch.0.len());
+            self.dispatch().submit_all(std::mem::replace(&mut batch.0, empty));
         }
     }
 }

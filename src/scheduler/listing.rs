@@ -1,5 +1,5 @@
-//! Pages: all rows once, while others come and go. A page starts at a cursor of places (shard, ordinal), not of
-//! counts, and a worker keeps its place while it lives, so what stays is seen exactly once.
+//! Listings in pages that show every row exactly once while others come and go. A page starts at a cursor of (shard,
+//! ordinal), not at a count, and a worker keeps its ordinal while it lives.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use crate::engine::ListingSlice;
 use crate::limits;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimFilter, ClaimView, ListPage, PoolName, PoolStatus, WorkerId, WorkerView};
-use crate::shard::{ClaimSieve, Command, ReplyPayload, ReplySender};
+use crate::shard::{Command, ReplyPayload, ReplySender, ShardClaimFilter};
 
 impl Scheduler {
-    /// Claims that wait for room in the pool; 0 if there is no such pool.
+    /// Number of claims that wait for capacity in the pool; 0 if there is no such pool.
     #[must_use]
     pub fn waiting(&self, pool: &PoolName) -> usize {
         self.dispatch().pools.load().get(pool).map_or(0, |pool| pool.wait_queue.waiting())
     }
 
-    /// Pools by name, from the one after `token` on.
+    /// Lists pools by name, after `token`.
     ///
     /// # Errors
-    /// `loading`; `Invalid` for a token that is no page's.
+    /// `Unavailable` while the service is loading; `Invalid` for a token of no page.
     pub async fn list_pools(&self, token: Option<&str>, limit: usize) -> Result<ListPage<PoolStatus>, RequestError> {
         self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
@@ -37,10 +37,10 @@ impl Scheduler {
         Ok(ListPage { items, next })
     }
 
-    /// Workers of a pool, from `token` on.
+    /// Lists workers of a pool, from `token` on.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a token that no page gave.
+    /// `NotFound`; `Invalid` for a token of no page.
     pub async fn list_workers(
         &self,
         pool: &PoolName,
@@ -61,18 +61,18 @@ impl Scheduler {
             let ReplyPayload::Workers(ListingSlice { rows, next }) = recv_outcome(answer).await? else {
                 unreachable!("workers are asked for")
             };
-            items.extend(rows.into_iter().map(|(_, look)| self.worker_view(&pool, shard, look)));
+            items.extend(rows.into_iter().map(|(_, worker)| self.worker_view(&pool, shard, worker)));
             (shard, from) = next.map_or((shard + 1, 0), |next| (shard, next));
         }
         let next = ((shard as usize) < pool.shards.len()).then(|| format!("{shard}-{from}"));
         Ok(ListPage { items, next })
     }
 
-    /// Held claims that pass the filter, from `token` on.
+    /// Lists held claims that pass the filter, from `token` on.
     ///
     /// # Errors
-    /// `Invalid` for a filter that names a pool without a namespace, or a token that no page gave; the reason of a
-    /// shard that does not serve.
+    /// `Invalid` for a filter with a pool but no namespace, or for a token of no page; the reason of a shard that does
+    /// not serve.
     pub async fn list_claims(
         &self,
         filter: &ClaimFilter,
@@ -85,14 +85,15 @@ impl Scheduler {
             return Err(RequestError::invalid("namespace", "must be given with pool"));
         }
         let worker = filter.worker.as_deref().map(WorkerId::new).transpose()?;
-        // By the clock that claims are dated by, so that no claim is younger than 0.
+        // Uses the clock that dates claims, so that no claim has a negative age.
         let clock = &self.dispatch().clock;
         let created_by_ms = filter.older_than_ms.map(|ms| clock.unix_of(clock.engine_now_ms()).saturating_sub(ms));
-        let sieve = ClaimSieve { worker, tenant: filter.tenant.clone(), states: filter.states.clone(), created_by_ms };
+        let shard_filter =
+            ShardClaimFilter { worker, tenant: filter.tenant.clone(), states: filter.states.clone(), created_by_ms };
         let (start, (mut shard, mut from)) = token.map_or(Ok(("", (0, 0))), |token| {
-            let (pool, rest) = token.split_once(':').ok_or_else(invalid_token)?;
+            let (pool, position) = token.split_once(':').ok_or_else(invalid_token)?;
             pool_name(pool)?;
-            cursor(rest).map(|cursor| (pool, cursor))
+            cursor(position).map(|cursor| (pool, cursor))
         })?;
         let pools = self.sorted_pools(|name| name >= start && matches_filter(filter, name));
         let mut items = Vec::new();
@@ -102,20 +103,26 @@ impl Scheduler {
                 (shard, from) = (0, 0);
             }
             while (shard as usize) < pool.shards.len() {
-                let elsewhere = sieve.worker.as_ref().is_some_and(|id| id.shard(pool.shards.len() as u16) != shard);
-                if !elsewhere {
+                let holds_no_match =
+                    shard_filter.worker.as_ref().is_some_and(|id| id.shard(pool.shards.len() as u16) != shard);
+                if !holds_no_match {
                     if items.len() == limit || slices == limits::PAGE_SLICES_MAX {
                         return Ok(ListPage { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
                     }
                     slices += 1;
                     let (reply, answer) = ReplySender::oneshot();
-                    let want = limit - items.len();
-                    pool.shards[shard as usize].push_or_reject(Command::ListClaims(from, want, sieve.clone(), reply));
+                    let remaining = limit - items.len();
+                    pool.shards[shard as usize].push_or_reject(Command::ListClaims(
+                        from,
+                        remaining,
+                        shard_filter.clone(),
+                        reply,
+                    ));
                     let ListingSlice { rows, next } = match recv_outcome(answer).await {
                         Ok(ReplyPayload::Claims(slice)) => slice,
-                        // Its claims are gone with it.
+                        // The claims ended with the pool.
                         Err(RequestError::NotFound(ObjectKind::Pool)) => ListingSlice { rows: Vec::new(), next: None },
-                        Err(refusal) => return Err(refusal),
+                        Err(error) => return Err(error),
                         Ok(_) => unreachable!("claims are asked for"),
                     };
                     items.extend(rows.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)));
@@ -130,7 +137,7 @@ impl Scheduler {
         Ok(ListPage { items, next: None })
     }
 
-    /// The figures of every shard.
+    /// Figures of every shard, as JSON.
     pub async fn debug_shards(&self) -> serde_json::Value {
         let mut pools = serde_json::Map::new();
         for pool in self.sorted_pools(|_| true) {
@@ -140,21 +147,21 @@ impl Scheduler {
         serde_json::json!({ "keys": self.dispatch().keys.len(), "pools": pools })
     }
 
-    fn sorted_pools(&self, keep: impl Fn(&str) -> bool) -> Vec<Arc<Pool>> {
+    fn sorted_pools(&self, matches: impl Fn(&str) -> bool) -> Vec<Arc<Pool>> {
         let pools = self.dispatch().pools.load();
-        let mut kept: Vec<Arc<Pool>> = pools.iter().filter(|pool| keep(pool.name.as_str())).cloned().collect();
-        kept.sort_by(|a, b| a.name.cmp(&b.name));
-        kept
+        let mut selected: Vec<Arc<Pool>> = pools.iter().filter(|pool| matches(pool.name.as_str())).cloned().collect();
+        selected.sort_by(|a, b| a.name.cmp(&b.name));
+        selected
     }
 }
 
 fn matches_filter(filter: &ClaimFilter, name: &str) -> bool {
     let (namespace, pool) = name.split_once('/').unwrap_or_default();
-    filter.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
-        && filter.pool.as_deref().is_none_or(|wanted| wanted == pool)
+    filter.namespace.as_deref().is_none_or(|expected| expected == namespace)
+        && filter.pool.as_deref().is_none_or(|expected| expected == pool)
 }
 
-/// Pages of pools, and of claims by pool, go on from a name.
+/// Checks that a token continues a listing that is ordered by pool name.
 fn pool_name(token: &str) -> Result<(), RequestError> {
     PoolName::parse(token).map(drop).map_err(|_| invalid_token())
 }

@@ -1,7 +1,7 @@
-//! The facade that every edge calls, and that a program which embeds the library calls too.
+//! Facade of the scheduler, which every edge calls, and every program that embeds the library.
 //!
-//! A call is checked here, finds its key or its shard, and waits for the shard's answer. What it began goes on
-//! without it: dropping the future of a call leaves nothing pending, and a claim that nobody is told of is given back.
+//! A call is checked here, finds its key or shard, and waits for the shard's reply. What it began continues without
+//! it: dropping the future of a call leaves nothing pending, and an undisclosed claim is rolled back.
 
 pub mod caller;
 mod change_log;
@@ -22,6 +22,7 @@ mod workers;
 
 pub use self::claims::ClaimCall;
 pub use self::gather::ClaimBatchBuilder;
+pub use self::pools::DeleteMode;
 pub use self::request_stream::{ClaimVerb, RequestCompletion, RequestStream};
 
 use parking_lot::Mutex;
@@ -55,10 +56,10 @@ use crate::persist::journal::{Journal, Outbox};
 use crate::persist::store::{SharedStore, StoreError};
 use crate::shard::ShardSupervisor;
 
-/// How often the ceiling of fences is looked at.
+/// Interval at which the fence ceiling is checked.
 const FENCE_CEILING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The scheduler. Cheap to clone; all clones are one.
+/// Scheduler of claims. Cheap to clone; all clones share one state.
 #[derive(Clone)]
 pub struct Scheduler {
     shared: Arc<SchedulerInner>,
@@ -69,11 +70,11 @@ struct SchedulerInner {
     started: AtomicBool,
     catalogue: OnceLock<Arc<PoolCatalog>>,
     supervisor: OnceLock<ActorCell>,
-    /// Changes of pools go one at a time.
+    /// Serialises changes of pools and quotas.
     pool_change_lock: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     changes: Arc<ChangeLog>,
-    /// Places for those who watch.
+    /// Permits for watchers of all pools together.
     watchers: Arc<Semaphore>,
 }
 
@@ -83,39 +84,40 @@ impl std::fmt::Debug for Scheduler {
     }
 }
 
-/// It could not start.
+/// Reason why the scheduler could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum SchedulerStartError {
     /// The store cannot be taken over or read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A pool that should be there cannot be.
-    #[error("cannot set up the pool {name}: {refusal}")]
+    /// A pool from the configuration cannot be set up.
+    #[error("cannot set up the pool {name}: {error}")]
     Pool {
-        /// Which.
+        /// Name of the pool.
         name: PoolName,
-        /// Why.
-        refusal: RequestError,
+        /// Reason of the rejection.
+        error: RequestError,
     },
 }
 
-/// Whether every shard serves.
+/// Readiness of the service to answer calls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReadinessStatus {
-    /// Every shard serves and the store takes records.
+    /// Whether every shard serves and the store accepts records.
     pub ready: bool,
-    /// Why not, if not; at most a handful.
+    /// Reasons for not being ready, up to a limit.
     pub reasons: Vec<String>,
 }
 
 impl Scheduler {
-    /// Over a store, on the system's clock. Answers `loading` until [`Scheduler::start`] is through.
+    /// Creates a scheduler over a store, on the system clock. Calls fail with `loading` until [`Scheduler::start`] has
+    /// finished.
     #[must_use]
     pub fn new(store: SharedStore, settings: SchedulerSettings) -> Self {
         Self::with_clock(store, settings, Clock::system())
     }
 
-    /// The same, on the caller's clock.
+    /// Creates a scheduler over a store, on the caller's clock.
     #[must_use]
     pub fn with_clock(store: SharedStore, settings: SchedulerSettings, clock: Clock) -> Self {
         let dispatch = ClaimDispatcher {
@@ -146,11 +148,11 @@ impl Scheduler {
         }
     }
 
-    /// Takes the store over, recovers, opens the rings. Starts the journal's writer, the ticker and the keeper of the
-    /// fences' ceiling on the present tokio runtime. Call it once; after an error it may be called again.
+    /// Takes the store over, recovers, and starts to serve. Spawns the writers of the journal, the ticker and the
+    /// renewal of the fence ceiling on the current tokio runtime. Call it once; after an error it may be called again.
     ///
     /// # Errors
-    /// The store cannot be taken over or read.
+    /// Fails if the store cannot be taken over or read.
     pub async fn start(&self) -> Result<(), StoreError> {
         for pool in self.recover().await? {
             self.spawn_deletion(pool);
@@ -159,14 +161,14 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The same; and before the first call is answered these pools are there, each with exactly this specification.
+    /// Starts like [`Self::start`], and creates or updates these pools before the first call is answered.
     ///
     /// # Errors
-    /// [`StartError::Pool`] if one cannot be, above all for other `shards` or another `mode` than the store has: those
-    /// never change.
+    /// [`SchedulerStartError::Pool`] if a pool cannot be set up, in particular because its stored `shards` or `mode`,
+    /// which never change, differ.
     pub async fn start_with(&self, pools: Vec<(PoolName, PoolSpec)>) -> Result<(), SchedulerStartError> {
         for pool in self.recover().await? {
-            // What is to be made anew must be gone first.
+            // A pool must be gone before it can be created again.
             if pools.iter().any(|(name, _)| *name == pool.name) {
                 self.finish_deletion(&pool).await;
             } else {
@@ -176,19 +178,19 @@ impl Scheduler {
         for (name, spec) in pools {
             let caller = CallerContext { source: ChangeSource::Configuration, request_id: None, peer: None };
             let set = caller.scope(self.set_pool(name.clone(), spec)).await;
-            set.map_err(|refusal| SchedulerStartError::Pool { name, refusal })?;
+            set.map_err(|error| SchedulerStartError::Pool { name, error })?;
         }
         self.shared.started.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Everything but answering calls. Returns the pools whose deletion was under way.
+    /// Does everything except to answer calls. Returns the pools whose deletion was in progress.
     async fn recover(&self) -> Result<Vec<Arc<Pool>>, StoreError> {
         let dispatch = &self.shared.dispatch;
-        let begun = dispatch.clock.mono_ns();
+        let started_ns = dispatch.clock.mono_ns();
         let supervisor = self.supervisor().await?;
         recovery::acquire_ownership(dispatch).await?;
-        // From now on, also while the records are read.
+        // Begins before the records are read, because reading may take longer than the lease.
         self.spawn(ownership::renew_loop(Arc::clone(dispatch)));
         let RecoveredState { catalogue, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
         let _ = self.shared.catalogue.set(catalogue);
@@ -198,7 +200,7 @@ impl Scheduler {
         }
         self.spawn(Self::tick(Arc::clone(dispatch), Arc::clone(&self.shared.changes)));
         self.spawn(Self::renew_fence_ceiling(Arc::clone(dispatch)));
-        let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - begun).as_secs_f64();
+        let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - started_ns).as_secs_f64();
         metrics().recovery_seconds.set(seconds);
         Ok(deleting)
     }
@@ -213,53 +215,53 @@ impl Scheduler {
             return Ok(supervisor.clone());
         }
         let dispatch = Arc::downgrade(&self.shared.dispatch);
-        let revive = move |pool, port, supervisor| -> futures::future::BoxFuture<'static, ()> {
+        let restart = move |pool, handle, supervisor| -> futures::future::BoxFuture<'static, ()> {
             match dispatch.upgrade() {
-                Some(dispatch) => Box::pin(recovery::restart_shard(dispatch, pool, port, supervisor)),
+                Some(dispatch) => Box::pin(recovery::restart_shard(dispatch, pool, handle, supervisor)),
                 None => Box::pin(async {}),
             }
         };
-        let supervisor = ShardSupervisor::new(&self.shared.dispatch, Box::new(revive));
+        let supervisor = ShardSupervisor::new(&self.shared.dispatch, Box::new(restart));
         let (actor, _) = ShardSupervisor::spawn(None, supervisor, ())
             .await
             .map_err(|error| StoreError::Unusable(format!("the supervisor did not start: {error}")))?;
         Ok(self.shared.supervisor.get_or_init(|| actor.get_cell()).clone())
     }
 
-    /// From now on it is not ready, so that nobody sends new calls; those that come are still answered, but nobody waits
-    /// any more. For the time between the wish to stop and [`Scheduler::stop`].
+    /// Makes the service unready, so that no new calls are sent to it. Calls are still answered, but claims no longer
+    /// wait. Used between the decision to stop and [`Scheduler::stop`].
     pub fn drain(&self) {
         self.dispatch().draining.store(true, Ordering::Release);
         self.dispatch().close_wait_queues();
     }
 
-    /// Lets what is in flight finish, brings everything to the store, ends all shards. New requests are refused. True
-    /// if the store has everything.
+    /// Finishes calls in flight, flushes everything to the store and ends all shards. New calls are rejected. Returns
+    /// true if the store has everything.
     pub async fn stop(&self) -> bool {
         self.drain();
         let dispatch = &self.shared.dispatch;
         dispatch.stopping.store(true, Ordering::Release);
         let pools: Vec<Arc<Pool>> = dispatch.pools.load().iter().cloned().collect();
-        let ports = || pools.iter().flat_map(|pool| pool.shards.iter());
-        for port in ports() {
-            // An answer from the shard says that it decided what was before it.
+        let handles = || pools.iter().flat_map(|pool| pool.shards.iter());
+        for handle in handles() {
+            // The reply says that the shard decided everything before it.
             let (reply, answer) = crate::shard::ReplySender::oneshot();
-            if port.push(crate::shard::Command::Seal(reply)).is_ok() {
+            if handle.push(crate::shard::Command::Seal(reply)).is_ok() {
                 let _ = answer.await;
             }
         }
-        let outboxes: Vec<Arc<Outbox>> = ports()
-            .map(|port| Arc::clone(&port.outbox))
+        let outboxes: Vec<Arc<Outbox>> = handles()
+            .map(|handle| Arc::clone(&handle.outbox))
             .chain(self.shared.catalogue.get().map(|catalogue| Arc::clone(catalogue.outbox())))
             .collect();
         let flushed = dispatch.journal.wait_flushed(outboxes).await;
-        for port in ports() {
-            // Once more, so that answers whose record has just been stored leave before the actor does.
+        for handle in handles() {
+            // Once more, so that replies whose record has just been stored are sent before the actor ends.
             let (reply, answer) = crate::shard::ReplySender::oneshot();
-            if port.push(crate::shard::Command::Report(reply)).is_ok() {
+            if handle.push(crate::shard::Command::Report(reply)).is_ok() {
                 let _ = answer.await;
             }
-            port.stop().await;
+            handle.stop().await;
         }
         if let Some(supervisor) = self.shared.supervisor.get() {
             supervisor.stop(None);
@@ -272,13 +274,13 @@ impl Scheduler {
         if flushed && !dispatch.journal.is_fenced() {
             dispatch.journal.lease().revoke();
             if let Err(error) = dispatch.journal.store().resign().await {
-                tracing::warn!(%error, "cannot give the store back: another place must wait for the end of the lease");
+                tracing::warn!(%error, "cannot release the store: the next owner must wait until the lease ends");
             }
         }
         flushed
     }
 
-    /// Whether every shard serves and the store takes records.
+    /// Reports whether every shard serves and the store accepts records.
     #[must_use]
     pub fn readiness(&self) -> ReadinessStatus {
         const REASONS_MAX: usize = 16;
@@ -293,30 +295,32 @@ impl Scheduler {
             reasons.push("another process owns the store".to_owned());
         }
         if !dispatch.journal.is_fenced() && !dispatch.journal.lease().is_valid() {
-            reasons.push("the ownership of the store has lapsed: nothing is answered until it is renewed".to_owned());
+            reasons.push("the lease of the store has lapsed: calls fail until it is renewed".to_owned());
         }
-        reasons.extend(dispatch.journal.faults().into_iter().map(|why| format!("the store takes no records: {why}")));
+        reasons.extend(
+            dispatch.journal.faults().into_iter().map(|reason| format!("the store accepts no records: {reason}")),
+        );
         for pool in dispatch.pools.load().iter() {
-            for port in pool.shards.iter().filter(|port| port.state() != ShardState::Serving) {
+            for handle in pool.shards.iter().filter(|handle| handle.state() != ShardState::Serving) {
                 if reasons.len() < REASONS_MAX {
                     let default =
-                        || format!("shard {} of {} is {}", port.shard.shard, pool.name, port.state().as_str());
-                    reasons.push(port.reason().unwrap_or_else(default));
+                        || format!("shard {} of {} is {}", handle.shard.shard, pool.name, handle.state().as_str());
+                    reasons.push(handle.reason().unwrap_or_else(default));
                 }
             }
         }
         ReadinessStatus { ready: reasons.is_empty(), reasons }
     }
 
-    /// Brings what mirrors something up to date, for a scrape, and returns the metrics of the pools that there are, in the
-    /// order of their names.
+    /// Updates the gauges that mirror other state, for a scrape, and returns the metrics of all pools, ordered by
+    /// name.
     #[must_use]
     pub fn observe(&self) -> Vec<Arc<PoolMetrics>> {
         let pools = self.shared.dispatch.pools.load_full();
         let mut by_state = [0_u32; ShardState::ALL.len()];
         for pool in pools.in_order() {
             pool.update_metrics();
-            pool.shards.iter().for_each(|port| by_state[port.state() as usize] += 1);
+            pool.shards.iter().for_each(|handle| by_state[handle.state() as usize] += 1);
         }
         metrics().quota_claims_pending.set(self.shared.dispatch.quota_waiting_len() as f64);
         metrics().set_store_lease(self.shared.dispatch.journal.lease().remaining_seconds());
@@ -329,13 +333,13 @@ impl Scheduler {
         pools.in_order().iter().map(|pool| Arc::clone(&pool.metrics)).collect()
     }
 
-    /// Panics one shard: fault injection for tests. No edge calls it.
+    /// Panics one shard, as fault injection for tests. No edge calls this.
     #[doc(hidden)]
     pub fn inject_panic(&self, pool: &PoolName, shard: u16) {
         self.inject_panic_after(pool, shard, || {});
     }
 
-    /// Panics one shard in a run that did `step` before: for tests that inject what competes. No edge calls it.
+    /// Panics one shard in a run after `step`, for tests that inject a competing step. No edge calls this.
     #[doc(hidden)]
     pub fn inject_panic_after(&self, pool: &PoolName, shard: u16, step: impl FnOnce() + Send + 'static) {
         self.inject_step(pool, shard, |_| {
@@ -344,8 +348,8 @@ impl Scheduler {
         });
     }
 
-    /// Does a step in the middle of a run of one shard: for tests that inject what competes, or a fault of the engine. No
-    /// edge calls it.
+    /// Executes a step in the middle of a run of one shard, for tests that inject a competing step or an engine fault.
+    /// No edge calls this.
     #[doc(hidden)]
     pub fn inject_step(
         &self,
@@ -359,21 +363,21 @@ impl Scheduler {
         }
     }
 
-    /// A pool as a call has it that looked it up before what competes happens. No edge calls it.
+    /// Pool as a call holds it that looked it up before a competing step. No edge calls this.
     #[doc(hidden)]
     #[must_use]
     pub fn inject_pool(&self, pool: &PoolName) -> Option<Arc<Pool>> {
         self.shared.dispatch.pools.load().get(pool).cloned()
     }
 
-    /// Keeps one shard from running, if it does not at this moment: for tests that inject what competes. No edge calls it.
+    /// Pauses one shard if it is not running, for tests that inject a competing step. No edge calls this.
     #[doc(hidden)]
     #[must_use]
     pub fn inject_busy(&self, pool: &crate::model::PoolName, shard: u16) -> Option<crate::shard::PausedShard> {
         self.shared.dispatch.pools.load().get(pool)?.shards[shard as usize].pause()
     }
 
-    /// The directory, for tests that look for leftovers.
+    /// Key directory, for tests that check for leaks.
     #[doc(hidden)]
     #[must_use]
     pub fn keys(&self) -> &KeyDirectory {
@@ -384,7 +388,7 @@ impl Scheduler {
         &self.shared.dispatch
     }
 
-    /// Refuses while there is nothing to ask yet, or no more.
+    /// Rejects calls before the service serves and after it stops.
     fn check_serving(&self) -> Result<(), RequestError> {
         if self.dispatch().is_stopping() {
             return Err(RequestError::Unavailable(UnavailableReason::Stopping));
@@ -392,7 +396,7 @@ impl Scheduler {
         if !self.shared.started.load(Ordering::Acquire) {
             return Err(RequestError::Unavailable(UnavailableReason::Loading));
         }
-        self.dispatch().journal.reply_blocker().map_or(Ok(()), |why| Err(RequestError::Unavailable(why)))
+        self.dispatch().journal.reply_blocker().map_or(Ok(()), |reason| Err(RequestError::Unavailable(reason)))
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -400,37 +404,37 @@ impl Scheduler {
     }
 
     async fn tick(dispatch: Arc<ClaimDispatcher>, changes: Arc<ChangeLog>) {
-        let mut every = tokio::time::interval(Duration::from_millis(TICK_MS));
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut interval = tokio::time::interval(Duration::from_millis(TICK_MS));
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            every.tick().await;
+            interval.tick().await;
             let now_ms = dispatch.clock.tick();
             for pool in dispatch.pools.load().iter() {
-                for port in &pool.shards {
-                    port.tick(now_ms);
+                for handle in &pool.shards {
+                    handle.tick(now_ms);
                 }
                 pool.event_log.tick(now_ms);
             }
             dispatch.tick_wait_queues(now_ms);
             changes.log_counted(now_ms);
             let pools = dispatch.pools.load();
-            let mut ports = pools.iter().flat_map(|pool| pool.shards.iter());
-            dispatch.keys.adoption.close_if_due(now_ms, || ports.all(|port| port.unreconciled() == 0));
+            let mut handles = pools.iter().flat_map(|pool| pool.shards.iter());
+            dispatch.keys.adoption.close_if_due(now_ms, || handles.all(|handle| handle.unreconciled() == 0));
         }
     }
 
     async fn renew_fence_ceiling(dispatch: Arc<ClaimDispatcher>) {
-        let mut every = tokio::time::interval(FENCE_CEILING_INTERVAL);
+        let mut interval = tokio::time::interval(FENCE_CEILING_INTERVAL);
         loop {
-            every.tick().await;
+            interval.tick().await;
             if let Err(error) = recovery::raise_fence_ceiling(&dispatch).await {
-                tracing::warn!(%error, "cannot raise the ceiling of fences");
+                tracing::warn!(%error, "cannot raise the fence ceiling");
             }
         }
     }
 }
 
-/// The answer of one call; if its shard could not keep it, the outcome is unknown.
+/// Outcome of one call; unknown if its shard did not keep the reply.
 async fn recv_outcome(
     answer: impl Future<Output = Result<crate::shard::ShardOutcome, tokio::sync::oneshot::error::RecvError>>,
 ) -> crate::shard::ShardOutcome {

@@ -1,4 +1,5 @@
-//! Keeps the store ours: renews its lease, has every shard looked at with each renewal, and notices who took it away.
+//! Ownership of the store: takes it over, renews the lease, checks every shard with each renewal, and notices when
+//! another process takes over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +12,18 @@ use crate::model::Millis;
 use crate::persist::journal::StoreFault;
 use crate::persist::store::{MissingRecord, OwnershipRecord, RenewalOutcome, StoreError};
 
-/// Renewals in one lease: two may fail.
+/// Number of renewals per lease: two may fail.
 const RENEWALS_PER_LEASE: u64 = 3;
-/// Longest pause before a renewal that failed is tried again.
+/// Longest pause before a failed renewal is retried, in milliseconds.
 const RETRY_MS_MAX: Millis = 500;
-/// Pause before a start that failed is tried again: at first, and at most.
+/// First and longest pause before a failed start is retried, in milliseconds.
 const START_MS: Millis = 50;
 const START_MS_MAX: Millis = 500;
 
 /// Takes the store over under a fresh epoch.
 ///
 /// # Errors
-/// Those of the store.
+/// Fails with the errors of the store.
 pub async fn take_over(dispatch: &ClaimDispatcher) -> Result<OwnershipRecord, StoreError> {
     let store = dispatch.journal.store();
     let sent_ns = dispatch.clock.boot_ns();
@@ -33,13 +34,13 @@ pub async fn take_over(dispatch: &ClaimDispatcher) -> Result<OwnershipRecord, St
     Ok(ownership)
 }
 
-/// Renews the lease for ever, or until somebody else has the store. Returns at once if the store has no lease.
+/// Renews the lease until another process takes over. Returns at once if the store has no lease.
 pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
     let journal = &dispatch.journal;
     let store = Arc::clone(journal.store());
     let Some(lease_ms) = store.lease_ms() else { return };
     let mut pause_ms = lease_ms / RENEWALS_PER_LEASE;
-    // Since when the record is gone and the lease has lapsed: an owner that came meanwhile would write it again.
+    // Time since which the record is gone. If another owner had taken over meanwhile, it would write the record again.
     let mut missing_since_ns = None;
     loop {
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
@@ -52,7 +53,7 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
         let result = match renewed {
             Ok(RenewalOutcome::Renewed) => {
                 if journal.extend_lease(sent_ns, lease_ms) {
-                    tracing::info!("the store is ours again: answers leave");
+                    tracing::info!("renewed the lapsed lease of the store: calls are answered again");
                 }
                 missing_since_ns = None;
                 pause_ms = lease_ms / RENEWALS_PER_LEASE;
@@ -70,7 +71,7 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
                 return;
             }
             Err(error) => {
-                tracing::warn!(%error, left = ?journal.lease().remaining_seconds(), "cannot renew the ownership of the store");
+                tracing::warn!(%error, left = ?journal.lease().remaining_seconds(), "cannot renew the lease of the store");
                 pause_ms = (lease_ms / (4 * RENEWALS_PER_LEASE)).min(RETRY_MS_MAX);
                 RenewalResult::Error
             }
@@ -79,11 +80,11 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
     }
 }
 
-/// Tries until it succeeds or cannot: a store that is away, or still somebody else's, is waited for, and readiness says
-/// why.
+/// Retries until the attempt succeeds or fails for good. An unavailable store, or one that is owned elsewhere, is
+/// waited for, and readiness names the reason.
 ///
 /// # Errors
-/// Those that waiting does not mend.
+/// Fails with errors that waiting does not cure.
 pub async fn retry_until_ready<'a, T>(
     dispatch: &ClaimDispatcher,
     mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>> + Send,
@@ -96,19 +97,19 @@ pub async fn retry_until_ready<'a, T>(
             Err(error @ (StoreError::Unavailable(_) | StoreError::OwnedElsewhere(_))) => Some(error.text().to_owned()),
             _ => None,
         };
-        let waits = text.is_some();
+        let must_wait = text.is_some();
         dispatch.journal.set_fault(StoreFault::Startup, text);
         if let Err(error) = &result
-            && waits
+            && must_wait
         {
-            // That another owner holds the store is said once: how long for is different each time.
+            // Waiting for another owner is logged once, although the time left differs in each message.
             let kind = if matches!(error, StoreError::OwnedElsewhere(_)) { String::new() } else { error.to_string() };
             if logged.as_ref() != Some(&kind) {
                 tracing::warn!(%error, "waiting for the store");
                 logged = Some(kind);
             }
         }
-        if !waits {
+        if !must_wait {
             return result;
         }
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;

@@ -1,20 +1,21 @@
-//! Quotas: put, look, take away. Kept in the catalogue, so as durable as a pool.
+//! Quotas: put, get, delete. Kept in the catalogue, and as durable as a pool.
 
 use super::Scheduler;
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
 use super::listing::invalid_token;
 use crate::limits;
-use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::request_error::{ObjectKind, Precondition, RequestError};
 use crate::model::{ListPage, Quota, QuotaStatus, ResourceUsage, check_name};
 use crate::persist::catalog::PoolCatalog;
 use crate::scheduler::caller::with_current_caller;
 
 impl Scheduler {
-    /// Sets the quota of a tenant; without one, that of all tenants of the namespace that have none of their own. True: there was
-    /// none. From then on nothing over it is admitted; what is held stays. Durable when it returns.
+    /// Sets the quota of a tenant; without a tenant, that of all tenants of the namespace without a quota of their
+    /// own. Returns true if none was set before. From then on no claim is admitted beyond it; held claims stay.
+    /// Durable on return.
     ///
     /// # Errors
-    /// `Invalid` naming the field; `State` past the most quotas of a service.
+    /// `Invalid` naming the field; `FailedPrecondition` beyond the limit of quotas.
     pub async fn put_quota(
         &self,
         namespace: &str,
@@ -26,16 +27,17 @@ impl Scheduler {
         Ok((created, self.quota_status(&name)))
     }
 
-    /// Quota of a tenant, and what the tenant holds; without a tenant, the quota of tenants of the namespace that have none of their own.
+    /// Quota of a tenant and its usage; without a tenant, the quota of tenants of the namespace without one of their
+    /// own.
     ///
     /// # Errors
-    /// `Invalid` for a name that is none.
+    /// `Invalid` for a malformed name.
     pub fn get_quota(&self, namespace: &str, tenant: Option<&str>) -> Result<QuotaStatus, RequestError> {
         self.check_serving()?;
         Ok(self.quota_status(&quota_name(namespace, tenant)?))
     }
 
-    /// Takes a quota away: the namespace's holds from then on, or none. Durable when it returns.
+    /// Removes a quota: that of the namespace applies from then on, if set. Durable on return.
     ///
     /// # Errors
     /// `NotFound` if none was set.
@@ -43,12 +45,12 @@ impl Scheduler {
         self.set_quota(quota_name(namespace, tenant)?, None).await.map(drop)
     }
 
-    /// Sets a quota, or takes it away; the one before.
+    /// Sets or removes a quota and returns the previous one.
     async fn set_quota(&self, name: String, quota: Option<Quota>) -> Result<Option<Quota>, RequestError> {
         let scheduler = self.clone();
-        // Once begun it goes to its end, whether the caller waits or not: else the store would have another one than this process.
-        let setting = tokio::spawn(with_current_caller(async move { scheduler.run_quota_change(&name, quota).await }));
-        setting.await.unwrap_or(Err(RequestError::DeadlineExceeded))
+        // Once begun it is completed even if the caller leaves, or the store and this process would disagree.
+        let task = tokio::spawn(with_current_caller(async move { scheduler.run_quota_change(&name, quota).await }));
+        task.await.unwrap_or(Err(RequestError::DeadlineExceeded))
     }
 
     async fn run_quota_change(&self, name: &str, quota: Option<Quota>) -> Result<Option<Quota>, RequestError> {
@@ -61,16 +63,16 @@ impl Scheduler {
             (None, Some(quota)) => Some(SpecDiff::from_defaults(quota)),
             (_, None) => None,
         };
-        let made = match (&before, &quota) {
+        let result = match (&before, &quota) {
             (_, None) => ChangeResult::Done,
             (None, Some(_)) => ChangeResult::Created,
             (before, quota) if before == quota => ChangeResult::Unchanged,
             _ => ChangeResult::Replaced,
         };
-        change.outcome(made, self.store_quota(name, quota, before).await)
+        change.outcome(result, self.store_quota(name, quota, before).await)
     }
 
-    /// Brings a quota, or that there is none, to the store and into effect; the caller lets one change go at a time.
+    /// Stores a quota, or its removal, and brings it into effect; the caller must hold the change lock.
     async fn store_quota(
         &self,
         name: &str,
@@ -83,7 +85,7 @@ impl Scheduler {
         match (&before, &quota) {
             (None, None) => return Err(RequestError::NotFound(ObjectKind::Quota)),
             (None, Some(_)) if tenants.quotas_len() >= limits::QUOTAS_MAX => {
-                return Err(RequestError::FailedPrecondition(format!("at most {} quotas", limits::QUOTAS_MAX).into()));
+                return Err(Precondition::QuotaLimit.into());
             }
             _ => {}
         }
@@ -95,10 +97,10 @@ impl Scheduler {
         Ok(before)
     }
 
-    /// Quotas that were set, by name, from the one after `token` on.
+    /// Lists the quotas that are set, by name, after `token`.
     ///
     /// # Errors
-    /// `loading`; `Invalid` for a token that is no page's.
+    /// `Unavailable` while the service is loading; `Invalid` for a token of no page.
     pub fn list_quotas(&self, token: Option<&str>, limit: usize) -> Result<ListPage<QuotaStatus>, RequestError> {
         self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
@@ -122,13 +124,13 @@ impl Scheduler {
                 QuotaStatus { namespace, tenant, quota, source, used, waiting }
             }
             None => {
-                let known = tenants.quota(name);
-                let source = if known.is_some() {
+                let quota_set = tenants.quota(name);
+                let source = if quota_set.is_some() {
                     crate::model::QuotaSource::Namespace
                 } else {
                     crate::model::QuotaSource::None
                 };
-                let quota = known.unwrap_or_default();
+                let quota = quota_set.unwrap_or_default();
                 let namespace = name.to_owned();
                 QuotaStatus { namespace, tenant: None, quota, source, used: ResourceUsage::default(), waiting: 0 }
             }

@@ -1,9 +1,9 @@
-//! Rows become shards again, before any ring opens: at start, and after a panic.
+//! Recovery: turns rows into shards, before any mailbox opens, at start and after a panic.
 //!
-//! At start: take the store over under a fresh epoch ([`own`]), read the catalogue, read all shards in one pass, replay and
-//! check each, rebuild the key directory, raise the ceiling of fences, open. A shard that cannot be read or
-//! violates an invariant is refused by name; the others serve. A key that two shards hold (freed here but not
-//! stored, claimed there and stored) stays with the higher fence and is given back by the other.
+//! At start: take the store over under a fresh epoch ([`acquire_ownership`]), read the catalogue, read all shards in
+//! one pass, replay and check each, rebuild the key directory, raise the fence ceiling, serve. A shard that cannot be
+//! read or violates an invariant is refused by name; the others serve. If two shards hold a key (freed in one but not
+//! stored, claimed and stored in the other), the higher fence keeps it and the other claim is relinquished.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -19,6 +19,7 @@ use crate::admission::pool_registry::Pool;
 use crate::engine::{ClaimHandle, Effect, Event, GangAction, ResumePoint, Shard, ShardConfig, ShardReplay};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::GangRef;
+use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimSpec, Fence, HASH_VERSION, Millis, PoolName, PoolSpec, Quota, Seq};
 use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::journal::Outbox;
@@ -27,28 +28,28 @@ use crate::persist::store::{FenceSpan, ShardKey, StoreError};
 use crate::scheduler::ownership;
 use crate::shard::{self, ShardHandle};
 
-/// Shards that are started at the same time.
+/// Number of shards that are started concurrently.
 const CONCURRENT_STARTS: usize = 64;
 
-/// A pool with handles that refuse until their shards are started.
+/// Creates a pool whose handles refuse commands until their shards start.
 #[must_use]
 pub fn make_pool(dispatch: &Arc<ClaimDispatcher>, uid: u64, version: u64, name: PoolName, spec: PoolSpec) -> Arc<Pool> {
     let number = dispatch.pools.next_number();
     let metrics = Arc::new(PoolMetrics::new(&name));
-    let ports = (0..spec.shards)
+    let handles = (0..spec.shards)
         .map(|shard| {
             let outbox = Outbox::new(&dispatch.journal, ShardKey { pool: uid, shard }, 0);
             ShardHandle::new(ShardRef { pool: number, shard }, outbox, Arc::clone(&metrics), dispatch)
         })
         .collect();
-    Arc::new(Pool::new(number, uid, version, name, spec, ports, metrics))
+    Arc::new(Pool::new(number, uid, version, name, spec, handles, metrics))
 }
 
-/// Raises the ceiling of fences in the store if it is near. The first time the store also learns where this owner's fences
-/// begin: from then on what was lost before the last owner is lost for good.
+/// Raises the stored fence ceiling if it is near. The first time it also stores where this owner's fences begin:
+/// claims lost before the previous owner are lost for good from then on.
 ///
 /// # Errors
-/// Those of the store.
+/// Fails with the errors of the store.
 pub async fn raise_fence_ceiling(dispatch: &ClaimDispatcher) -> Result<(), StoreError> {
     if let Some(ceiling) = dispatch.fences.next_ceiling(dispatch.clock.unix_us()) {
         let floor = dispatch.fences.floor();
@@ -58,10 +59,10 @@ pub async fn raise_fence_ceiling(dispatch: &ClaimDispatcher) -> Result<(), Store
     Ok(())
 }
 
-/// Becomes the owner of the store: waits while it is away or somebody else's.
+/// Acquires ownership of the store; waits while it is unavailable or owned elsewhere.
 ///
 /// # Errors
-/// It cannot be taken over.
+/// Fails if the store cannot be taken over.
 pub async fn acquire_ownership(dispatch: &ClaimDispatcher) -> Result<(), StoreError> {
     let attempt = || {
         async {
@@ -74,38 +75,38 @@ pub async fn acquire_ownership(dispatch: &ClaimDispatcher) -> Result<(), StoreEr
     ownership::retry_until_ready(dispatch, attempt).await
 }
 
-/// Reads as the owner; takes the store over once more if its epoch turns out to have been given out before.
+/// Reads as the owner. Takes the store over again if its epoch turns out to have been assigned before.
 async fn read<'a, T>(
     dispatch: &ClaimDispatcher,
     mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>> + Send,
 ) -> Result<T, StoreError> {
     loop {
         match ownership::retry_until_ready(dispatch, &mut attempt).await {
-            Err(StoreError::Superseded(why)) => {
-                tracing::warn!("{why}");
+            Err(StoreError::Superseded(reason)) => {
+                tracing::warn!("{reason}");
                 acquire_ownership(dispatch).await?;
             }
-            done => return done,
+            result => return result,
         }
     }
 }
 
-/// Result of a recovery.
+/// Result of a recovery at start.
 pub struct RecoveredState {
     /// Catalogue of pools and quotas.
     pub catalogue: Arc<PoolCatalog>,
-    /// Pools that were being deleted.
+    /// Pools whose deletion was in progress.
     pub deleting: Vec<Arc<Pool>>,
-    /// Committed gangs, to be forgotten when the store has their members.
+    /// Committed gangs that are forgotten once their members are stored.
     pub gangs: Vec<(ShardRef, Fence)>,
 }
 
-/// Reads everything from the store, which is ours, and starts the shards.
+/// Reads everything from the store, which this process owns, and starts the shards.
 ///
 /// # Errors
-/// The store cannot be read at all, or the catalogue is damaged.
+/// Fails if the store cannot be read at all, or the catalogue is damaged.
 pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) -> Result<RecoveredState, StoreError> {
-    let (at, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
+    let (applied_seq, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
     for row in rows.quotas.values() {
@@ -114,7 +115,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
         dispatch.keys.tenants.set_quota(&row.name, Some(quota));
     }
     for row in rows.pools.values() {
-        let (name, spec) = parse_pool_row(row).map_err(StoreError::Unusable)?;
+        let (name, spec) = parse_pool_row(row).map_err(|error| StoreError::Unusable(error.to_string()))?;
         let pool = make_pool(dispatch, row.uid, row.version(), name, spec);
         dispatch.pools.insert(&pool);
         if row.deleting {
@@ -124,144 +125,171 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
         }
     }
     warn_total_shards(dispatch);
-    // By name from now on: an id is that of a row only.
+    // Keyed by name from now on; ids identify rows only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
-    let catalogue = PoolCatalog::new(&dispatch.journal, at, catalog::CatalogRows { quotas, ..rows });
-    let shards = pools.iter().flat_map(|pool| pool.shards.iter().map(|port| (Arc::clone(pool), Arc::clone(port))));
+    let catalogue = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
+    let shards = pools.iter().flat_map(|pool| pool.shards.iter().map(|handle| (Arc::clone(pool), Arc::clone(handle))));
     let shards: Vec<_> = shards.collect();
-    let mut found = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
-    let gangs = resolve_gangs(dispatch, &mut found);
-    reconcile_keys(dispatch, &mut found);
-    warn_suspects(&found);
-    open_adoption(dispatch, &found);
-    // As late as can be: whoever dies before this has granted nothing, and leaves what was lost before it to be adopted.
+    let mut recovered = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
+    let gangs = resolve_gangs(dispatch, &mut recovered);
+    reconcile_keys(dispatch, &mut recovered);
+    warn_suspects(&recovered);
+    open_adoption(dispatch, &recovered);
+    // As late as possible: a process that dies before this has granted nothing, and claims lost before it can still be
+    // readopted.
     ownership::retry_until_ready(dispatch, || raise_fence_ceiling(dispatch).boxed()).await?;
-    futures::stream::iter(found)
-        .for_each_concurrent(CONCURRENT_STARTS, |found| open(Arc::clone(dispatch), found, supervisor.clone()))
+    futures::stream::iter(recovered)
+        .for_each_concurrent(CONCURRENT_STARTS, |recovered| open(Arc::clone(dispatch), recovered, supervisor.clone()))
         .await;
     Ok(RecoveredState { catalogue, deleting, gangs })
 }
 
-/// A shard that panicked, from its journal's tail over the store. Until it serves its port refuses.
+/// Restarts a shard that panicked, from the store and the tail in its journal. Its handle refuses commands until it
+/// serves.
 pub async fn restart_shard(
     dispatch: Arc<ClaimDispatcher>,
     pool: Arc<Pool>,
-    port: Arc<ShardHandle>,
+    handle: Arc<ShardHandle>,
     supervisor: ActorCell,
 ) {
-    // The tail: what was handed over before the panic is as good as stored, it only has to arrive.
-    if !port.outbox.wait_drained().await {
-        if port.outbox.is_unrecoverable() {
-            let why = "it panicked when the store lacked part of it, which it alone knew";
-            port.set_state(
+    // The tail counts as stored: rows handed over before the panic only have to arrive.
+    if !handle.outbox.wait_drained().await {
+        if handle.outbox.is_unrecoverable() {
+            let reason = "it panicked while only it had rows that the store lacks";
+            handle.set_state(
                 ShardState::Refused,
-                Some(format!("shard {} of {} does not serve: {why}", port.shard.shard, pool.name)),
+                Some(format!("shard {} of {} does not serve: {reason}", handle.shard.shard, pool.name)),
             );
-            port.reject_all();
+            handle.reject_all();
         }
         return;
     }
-    let mut found = loop {
-        match load(&dispatch, vec![(Arc::clone(&pool), Arc::clone(&port))]).await {
-            Ok(found) => break found,
+    let mut recovered = loop {
+        match load(&dispatch, vec![(Arc::clone(&pool), Arc::clone(&handle))]).await {
+            Ok(recovered) => break recovered,
             Err(error) => {
-                let why =
-                    format!("shard {} of {} panicked and cannot be read yet: {error}", port.shard.shard, pool.name);
-                tracing::warn!("{why}");
-                port.set_state(ShardState::Loading, Some(why));
+                let reason =
+                    format!("shard {} of {} panicked and cannot be read yet: {error}", handle.shard.shard, pool.name);
+                tracing::warn!("{reason}");
+                handle.set_state(ShardState::Loading, Some(reason));
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         }
-        if port.state() == ShardState::Stopped {
+        if handle.state() == ShardState::Stopped {
             return;
         }
     };
-    reconcile_keys(&dispatch, &mut found);
+    reconcile_keys(&dispatch, &mut recovered);
     if dispatch.pools.load().by_number(pool.number).is_none() {
-        // The pool was deleted meanwhile, and what it held is entered again.
+        // The pool was deleted meanwhile, and its keys were entered again.
         dispatch.keys.forget_pool(pool.number);
         return;
     }
-    // What the run that panicked had to tell is lost.
+    // Events of the run that panicked are lost.
     pool.event_log.reset(dispatch.clock.unix_us());
-    for found in found {
-        open(Arc::clone(&dispatch), found, supervisor.clone()).await;
+    for recovered in recovered {
+        open(Arc::clone(&dispatch), recovered, supervisor.clone()).await;
     }
 }
 
 /// Starts the empty shards of a new pool.
 pub async fn open_pool_shards(dispatch: &Arc<ClaimDispatcher>, pool: &Arc<Pool>, supervisor: &ActorCell) {
-    let rules = ShardConfig::from(&**pool.spec.load());
-    for port in &pool.shards {
-        let shard = Ok(Shard::new(rules.clone(), dispatch.clock.engine_ms()));
-        let found = RecoveredShard { pool: Arc::clone(pool), port: Arc::clone(port), shard, relinquished: Vec::new() };
-        open(Arc::clone(dispatch), found, supervisor.clone()).await;
+    let config = ShardConfig::from(&**pool.spec.load());
+    for handle in &pool.shards {
+        let shard = Ok(Shard::new(config.clone(), dispatch.clock.engine_ms()));
+        let recovered =
+            RecoveredShard { pool: Arc::clone(pool), handle: Arc::clone(handle), shard, relinquished: Vec::new() };
+        open(Arc::clone(dispatch), recovered, supervisor.clone()).await;
     }
 }
 
 struct RecoveredShard {
     pool: Arc<Pool>,
-    port: Arc<ShardHandle>,
-    /// Or why it must not serve, and what could be read of it.
+    handle: Arc<ShardHandle>,
+    /// Recovered shard, or the reason why it must not serve together with what could be read of it.
     shard: Result<Shard, (String, Box<Shard>)>,
     /// Claims whose keys are held elsewhere.
     relinquished: Vec<ClaimHandle>,
 }
 
-fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), String> {
-    let name = PoolName::parse(&row.name).map_err(|e| format!("the catalogue names a pool {:?}: {e}", row.name))?;
+/// Error in a row of the catalogue.
+#[derive(Debug, thiserror::Error)]
+enum CatalogueRowError {
+    #[error(transparent)]
+    Row(#[from] row::RowError),
+    #[error("the row of a pool has the id {0:?}, which is not a number")]
+    PoolId(String),
+    #[error("the row {0:?} of a shard is in the catalogue")]
+    ShardRow(String),
+    #[error("the row of a pool has the name {name:?}: {error}")]
+    PoolName { name: String, error: RequestError },
+    #[error("pool {name} uses version {version} of the worker hash, and this build {HASH_VERSION}")]
+    HashVersion { name: PoolName, version: u32 },
+    #[error("the specification of pool {name} is not JSON of this build: {error}")]
+    PoolJson { name: PoolName, error: serde_json::Error },
+    #[error("the specification of pool {name} is invalid: {error}")]
+    PoolSpec { name: PoolName, error: RequestError },
+}
+
+fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), CatalogueRowError> {
+    let name =
+        PoolName::parse(&row.name).map_err(|error| CatalogueRowError::PoolName { name: row.name.clone(), error })?;
     if row.hash_version != HASH_VERSION {
-        return Err(format!(
-            "pool {name} uses version {} of the worker hash, this build {HASH_VERSION}",
-            row.hash_version
-        ));
+        return Err(CatalogueRowError::HashVersion { name, version: row.hash_version });
     }
-    let spec: PoolSpec =
-        serde_json::from_str(&row.spec_json).map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
-    let spec = spec.with_defaults().map_err(|e| format!("the catalogue's row of {name}: {e}"))?;
-    Ok((name, spec))
+    let spec: PoolSpec = match serde_json::from_str(&row.spec_json) {
+        Ok(spec) => spec,
+        Err(error) => return Err(CatalogueRowError::PoolJson { name, error }),
+    };
+    match spec.with_defaults() {
+        Ok(spec) => Ok((name, spec)),
+        Err(error) => Err(CatalogueRowError::PoolSpec { name, error }),
+    }
 }
 
 async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::CatalogRows), StoreError> {
-    /// The rows, and the first thing that was wrong with one.
-    type Read = (catalog::CatalogRows, Option<String>);
+    /// Rows of the catalogue, and the first error in one of them.
+    type Read = (catalog::CatalogRows, Option<CatalogueRowError>);
     let read: Arc<Mutex<Read>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
         let mut read = into.lock();
         for frame in RowFrames::new(frames) {
-            if let Err(wrong) = take_row(&mut read.0, frame) {
-                read.1.get_or_insert(wrong);
+            if let Err(error) = take_row(&mut read.0, frame) {
+                read.1.get_or_insert(error);
             }
         }
     };
     let loaded = dispatch.journal.store().load(vec![ShardKey::CATALOG], Box::new(sink)).await?;
-    let (rows, wrong) = std::mem::take(&mut *read.lock());
-    let at = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
-    match (at, wrong) {
-        (Ok(at), None) => Ok((at, rows)),
-        (Err(wrong), _) | (_, Some(wrong)) => Err(StoreError::Unusable(format!("the catalogue is damaged: {wrong}"))),
+    let (rows, error) = std::mem::take(&mut *read.lock());
+    let applied_seq = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
+    let damaged = |error: String| StoreError::Unusable(format!("the catalogue is damaged: {error}"));
+    match (applied_seq, error) {
+        (Ok(applied_seq), None) => Ok((applied_seq, rows)),
+        (Err(error), _) => Err(damaged(error)),
+        (_, Some(error)) => Err(damaged(error.to_string())),
     }
 }
 
-fn take_row(rows: &mut catalog::CatalogRows, frame: Result<row::RowFrame<'_>, row::RowError>) -> Result<(), String> {
-    let frame = frame.map_err(|e| e.to_string())?;
+fn take_row(
+    rows: &mut catalog::CatalogRows,
+    frame: Result<row::RowFrame<'_>, row::RowError>,
+) -> Result<(), CatalogueRowError> {
+    let frame = frame?;
     match (frame.kind, frame.body) {
         (RowKind::Pool, body) => {
-            let uid: u64 = frame.id.parse().map_err(|_| format!("a pool's row has the id {:?}", frame.id))?;
+            let uid: u64 = frame.id.parse().map_err(|_| CatalogueRowError::PoolId(frame.id.to_owned()))?;
             match body {
-                Some(body) => {
-                    drop(rows.pools.insert(uid, row::decode_pool(frame.id, body).map_err(|e| e.to_string())?))
-                }
+                Some(body) => drop(rows.pools.insert(uid, row::decode_pool(frame.id, body)?)),
                 None => drop(rows.pools.remove(&uid)),
             }
         }
         (RowKind::Quota, Some(body)) => {
-            rows.quotas.insert(frame.id.to_owned(), row::decode_quota(frame.id, body).map_err(|e| e.to_string())?);
+            rows.quotas.insert(frame.id.to_owned(), row::decode_quota(frame.id, body)?);
         }
         (RowKind::Quota, None) => drop(rows.quotas.remove(frame.id)),
         (RowKind::Worker | RowKind::Shard | RowKind::Gang, _) => {
-            return Err(format!("a shard's row {:?} in the catalogue", frame.id));
+            return Err(CatalogueRowError::ShardRow(frame.id.to_owned()));
         }
     }
     Ok(())
@@ -274,7 +302,9 @@ async fn load(
     let now_ms = dispatch.clock.engine_ms();
     let replays: HashMap<ShardKey, ShardReplay> = shards
         .iter()
-        .map(|(pool, port)| (port.outbox.key(), ShardReplay::new(&**pool.spec.load(), pool.name.namespace(), now_ms)))
+        .map(|(pool, handle)| {
+            (handle.outbox.key(), ShardReplay::new(&**pool.spec.load(), pool.name.namespace(), now_ms))
+        })
         .collect();
     let replays = Arc::new(Mutex::new(replays));
     let into = Arc::clone(&replays);
@@ -283,67 +313,70 @@ async fn load(
             replay.rows(frames);
         }
     };
-    let keys = shards.iter().map(|(_, port)| port.outbox.key()).collect();
+    let keys = shards.iter().map(|(_, handle)| handle.outbox.key()).collect();
     let loaded = dispatch.journal.store().load(keys, Box::new(sink)).await?;
     let mut loaded: HashMap<ShardKey, Result<u64, String>> =
         loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
     let mut replays = std::mem::take(&mut *replays.lock());
-    let found = shards.into_iter().map(|(pool, port)| {
-        let key = port.outbox.key();
-        let at = loaded.remove(&key).unwrap_or(Ok(0));
+    let recovered = shards.into_iter().map(|(pool, handle)| {
+        let key = handle.outbox.key();
+        let applied_seq = loaded.remove(&key).unwrap_or(Ok(0));
         let replay = replays.remove(&key).unwrap_or_else(|| ShardReplay::new(&**pool.spec.load(), "", now_ms));
-        let seq = *at.as_ref().unwrap_or(&u64::MAX);
+        let seq = *applied_seq.as_ref().unwrap_or(&u64::MAX);
         let resume = ResumePoint {
             seq,
             now_ms,
             unix_ms: dispatch.clock.unix_ms(),
             fence_floor: dispatch.fences.floor(),
             previous_fence_floor: dispatch.fences.previous_floor(),
-            restarted: port.restarts() > 0,
+            restarted: handle.restarts() > 0,
         };
-        let shard = match (at, replay.finish(resume)) {
-            (Ok(at), Ok(mut shard)) => {
-                port.outbox.restart(at);
-                let untold = port.take_undisclosed();
-                if !untold.is_empty() {
-                    shard.restore_undisclosed(|fence| untold.contains(&fence));
+        let shard = match (applied_seq, replay.finish(resume)) {
+            (Ok(applied_seq), Ok(mut shard)) => {
+                handle.outbox.restart(applied_seq);
+                let undisclosed = handle.take_undisclosed();
+                if !undisclosed.is_empty() {
+                    shard.restore_undisclosed(|fence| undisclosed.contains(&fence));
                 }
                 Ok(shard)
             }
-            (Err(wrong), Ok(shard)) => Err((wrong, Box::new(shard))),
-            (Err(wrong), Err((_, shard))) | (Ok(_), Err((wrong, shard))) => Err((wrong, shard)),
+            (Err(error), Ok(shard)) => Err((error, Box::new(shard))),
+            (Err(error), Err((_, shard))) | (Ok(_), Err((error, shard))) => Err((error, shard)),
         };
-        RecoveredShard { pool, port, shard, relinquished: Vec::new() }
+        RecoveredShard { pool, handle, shard, relinquished: Vec::new() }
     });
-    Ok(found.collect())
+    Ok(recovered.collect())
 }
 
-/// Decides what a crash left undecided: provisional claims whose gang's home has its row are claims like any other, the
-/// rest is given back. Whose home cannot be read stays as it is, and its key is unreadable. Returns the gangs whose rows
-/// may go when the store has their members: none, if some member may not have been seen.
-fn resolve_gangs(dispatch: &ClaimDispatcher, found: &mut [RecoveredShard]) -> Vec<(ShardRef, Fence)> {
+/// Decides provisional claims that a crash left undecided: they are committed if their gang's home has its record, and
+/// relinquished otherwise. If the home cannot be read, they stay provisional and their keys are unreadable. Returns
+/// the gangs whose records can be deleted once their members are stored; none if a shard was not read.
+fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -> Vec<(ShardRef, Fence)> {
     let mut rows: Vec<(ShardRef, Fence)> = Vec::new();
     let mut homes: HashMap<ShardKey, HashSet<Fence>> = HashMap::new();
-    for found in &*found {
-        if let Ok(shard) = &found.shard {
+    for recovered in &*recovered {
+        if let Ok(shard) = &recovered.shard {
             let committed: HashSet<Fence> = shard.committed_gangs().collect();
-            rows.extend(committed.iter().map(|&id| (found.port.shard, id)));
-            homes.insert(found.port.outbox.key(), committed);
+            rows.extend(committed.iter().map(|&id| (recovered.handle.shard, id)));
+            homes.insert(recovered.handle.outbox.key(), committed);
         }
     }
-    let unread: HashSet<ShardKey> =
-        found.iter().filter(|found| found.shard.is_err()).map(|found| found.port.outbox.key()).collect();
+    let unread: HashSet<ShardKey> = recovered
+        .iter()
+        .filter(|recovered| recovered.shard.is_err())
+        .map(|recovered| recovered.handle.outbox.key())
+        .collect();
     let now_ms = dispatch.clock.engine_ms();
     let mut in_doubt: BTreeMap<Fence, InDoubtGang> = BTreeMap::new();
-    for found in found.iter_mut() {
-        let own = found.port.shard;
-        let Ok(shard) = &mut found.shard else { continue };
+    for recovered in recovered.iter_mut() {
+        let this_shard = recovered.handle.shard;
+        let Ok(shard) = &mut recovered.shard else { continue };
         let members: Vec<(GangRef, ClaimId, ClaimHandle)> =
             shard.provisional().map(|(gang, id, place)| (gang, id.clone(), place)).collect();
         for (gang, id, place) in members {
             let home = ShardKey { pool: gang.pool, shard: gang.shard };
             if homes.get(&home).is_some_and(|committed| committed.contains(&gang.id)) {
-                // Of a gang with several members here the first brings all.
+                // The first member of a gang in this shard commits all of them.
                 shard.handle_event(
                     Event::Gang { id: gang.id, action: GangAction::Commit, to: () },
                     now_ms,
@@ -351,12 +384,12 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, found: &mut [RecoveredShard]) -> Ve
                 );
             } else if unread.contains(&home) {
                 let spec = shard.grant(place).and_then(|grant| grant.spec);
-                dispatch.keys.recover_unreadable(id.clone(), own, place.fence, spec);
-                let member = InDoubtMember { id, ticket: None, shard: own, fence: place.fence };
-                let doubtful = in_doubt.entry(gang.id).or_insert(InDoubtGang { home: gang, members: Vec::new() });
-                doubtful.members.push(member);
+                dispatch.keys.recover_unreadable(id.clone(), this_shard, place.fence, spec);
+                let member = InDoubtMember { id, ticket: None, shard: this_shard, fence: place.fence };
+                let gang_in_doubt = in_doubt.entry(gang.id).or_insert(InDoubtGang { home: gang, members: Vec::new() });
+                gang_in_doubt.members.push(member);
             } else {
-                found.relinquished.push(place);
+                recovered.relinquished.push(place);
             }
         }
     }
@@ -364,131 +397,136 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, found: &mut [RecoveredShard]) -> Ve
     if unread.is_empty() { rows } else { Vec::new() }
 }
 
-/// Enters what the shards hold into the directory; of two holders of a key the lower fence yields.
-fn reconcile_keys(dispatch: &ClaimDispatcher, found: &mut [RecoveredShard]) {
+/// Enters the claims of the shards into the directory; of two holders of a key the lower fence is relinquished.
+fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) {
     let mut losers: Vec<KeyHolder> = Vec::new();
-    for found in &*found {
-        let own = found.port.shard;
-        match &found.shard {
+    for recovered in &*recovered {
+        let this_shard = recovered.handle.shard;
+        match &recovered.shard {
             Ok(shard) => {
-                let mut held: HashMap<ClaimId, Kept> = held_keys(shard).collect();
-                if found.port.restarts() > 0 {
-                    // A gang's member may be committed in the directory and not in the rows: then it stays, and whoever
-                    // commits does it again.
-                    let members: HashMap<ClaimId, Kept> = shard
+                let mut held: HashMap<ClaimId, HeldKey> = held_keys(shard).collect();
+                if recovered.handle.restarts() > 0 {
+                    // A member may be committed in the directory but not in the rows: it stays, and the commit is
+                    // repeated.
+                    let members: HashMap<ClaimId, HeldKey> = shard
                         .provisional()
                         .map(|(_, id, place)| (id.clone(), (place, shard.grant(place).and_then(|grant| grant.spec))))
                         .collect();
                     held.extend(members.clone());
-                    dispatch.keys.rebind_shard(|shard| shard == own, Some(&mut held));
+                    dispatch.keys.rebind_shard(|shard| shard == this_shard, Some(&mut held));
                     held.retain(|id, _| !members.contains_key(id));
                 }
-                let enter =
-                    |(id, (place, spec))| dispatch.keys.recover(id, KeyHolder { shard: own, handle: place }, spec);
+                let enter = |(id, (place, spec))| {
+                    dispatch.keys.recover(id, KeyHolder { shard: this_shard, handle: place }, spec)
+                };
                 losers.extend(held.into_iter().filter_map(enter));
             }
             Err((_, readable)) => {
-                if found.port.restarts() > 0 {
-                    dispatch.keys.rebind_shard(|shard| shard == own, None);
+                if recovered.handle.restarts() > 0 {
+                    dispatch.keys.rebind_shard(|shard| shard == this_shard, None);
                 }
-                let enter =
-                    |(id, (place, spec)): (ClaimId, Kept)| dispatch.keys.recover_unreadable(id, own, place.fence, spec);
+                let enter = |(id, (place, spec)): (ClaimId, HeldKey)| {
+                    dispatch.keys.recover_unreadable(id, this_shard, place.fence, spec)
+                };
                 losers.extend(held_keys(readable).filter_map(enter));
             }
         }
     }
     for loser in losers {
-        // A loser among shards that serve already (a revival) keeps its claim: it is not in `found`, and cannot be,
-        // because a serving shard's entry has the higher fence or is pending.
-        if let Some(found) = found.iter_mut().find(|found| found.port.shard == loser.shard) {
-            found.relinquished.push(loser.handle);
+        // A loser in a shard that serves already (when another is restarted) keeps its claim. It is not in
+        // `recovered`, and need not be: the entry of a serving shard has the higher fence or is pending.
+        if let Some(recovered) = recovered.iter_mut().find(|recovered| recovered.handle.shard == loser.shard) {
+            recovered.relinquished.push(loser.handle);
         }
     }
 }
 
-/// A bound that was lowered takes no pool away: what is there is served, and new pools are refused.
+/// Warns that the limit of shards was lowered below the stored total: existing pools are served, new ones are
+/// rejected.
 fn warn_total_shards(dispatch: &ClaimDispatcher) {
-    let (there, most) = (dispatch.pools.load().total_shards(), dispatch.settings.shards_max);
-    if there > most {
+    let (current, max) = (dispatch.pools.load().total_shards(), dispatch.settings.shards_max);
+    if current > max {
         tracing::warn!(
-            shards = there,
-            "the store has pools of more shards than server.max_shards ({most}): no more are made"
+            shards = current,
+            "the stored pools have more shards than server.max_shards ({max}): new pools are rejected"
         );
     }
 }
 
-/// Operators should not have to find out by claims that are refused.
-fn warn_suspects(found: &[RecoveredShard]) {
+/// Warns about suspect workers, so that operators do not learn of them from rejected claims.
+fn warn_suspects(recovered: &[RecoveredShard]) {
     let mut suspects: BTreeMap<&PoolName, u64> = BTreeMap::new();
-    for found in found {
-        let suspect = found.shard.as_ref().map_or(0, |shard| shard.unschedulable().by_reason.suspect);
-        *suspects.entry(&found.pool.name).or_default() += suspect;
+    for recovered in recovered {
+        let suspect = recovered.shard.as_ref().map_or(0, |shard| shard.unschedulable().by_reason.suspect);
+        *suspects.entry(&recovered.pool.name).or_default() += suspect;
     }
     for (pool, workers) in suspects.into_iter().filter(|&(_, workers)| workers > 0) {
-        tracing::warn!(%pool, workers, "suspect workers: not offered until something has spoken for them");
+        tracing::warn!(%pool, workers, "suspect workers get no claims until they are confirmed or cleared");
     }
 }
 
-/// Lost claims are adopted if there can be any. Workers that may name one are counted from now on.
-fn open_adoption(dispatch: &ClaimDispatcher, found: &[RecoveredShard]) {
-    let shards = || found.iter().filter_map(|found| Some((&found.port, found.shard.as_ref().ok()?)));
+/// Opens the adoption window if claims may have been lost, and counts the workers that may report one.
+fn open_adoption(dispatch: &ClaimDispatcher, recovered: &[RecoveredShard]) {
+    let shards = || recovered.iter().filter_map(|recovered| Some((&recovered.handle, recovered.shard.as_ref().ok()?)));
     let now_ms = dispatch.clock.engine_ms();
-    for (port, shard) in shards() {
-        port.set_unreconciled(shard.unverified());
+    for (handle, shard) in shards() {
+        handle.set_unreconciled(shard.unverified());
     }
     if let Some(reserve_ms) = shards().filter_map(|(_, shard)| shard.may_have_lost()).max() {
         dispatch.keys.adoption.open(now_ms, now_ms + reserve_ms);
     }
 }
 
-async fn open(dispatch: Arc<ClaimDispatcher>, found: RecoveredShard, supervisor: ActorCell) {
-    let RecoveredShard { pool, port, shard, relinquished: yields } = found;
+async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervisor: ActorCell) {
+    let RecoveredShard { pool, handle, shard, relinquished } = recovered;
     match shard {
         Ok(mut shard) => {
-            // These go to the store in the shard's first step, all at once. So whoever still waits for a record that a
-            // panic undid (which was above what had been handed over) waits at least until these are stored.
-            let gone = relinquish_claims(&mut shard, yields.into_iter(), dispatch.clock.engine_ms());
-            for (seq, id) in &gone {
-                dispatch.keys.add_pending_write(id, PendingWrite { shard: port.shard, seq: *seq });
+            // The ends are stored in the shard's first write batch, all at once. A caller that waits for a record that
+            // a panic undid (which was above what had been handed over) waits at least until they are stored.
+            let ended = relinquish_claims(&mut shard, relinquished.into_iter(), dispatch.clock.engine_ms());
+            for (seq, id) in &ended {
+                dispatch.keys.add_pending_write(id, PendingWrite { shard: handle.shard, seq: *seq });
             }
-            let started = shard::start_shard(Arc::clone(&dispatch), pool, Arc::clone(&port), shard, gone, supervisor);
+            let started =
+                shard::start_shard(Arc::clone(&dispatch), pool, Arc::clone(&handle), shard, ended, supervisor);
             if let Err(error) = started.await {
-                port.set_state(ShardState::Refused, Some(format!("its actor did not start: {error}")));
-                port.reject_all();
+                handle.set_state(ShardState::Refused, Some(format!("the actor did not start: {error}")));
+                handle.reject_all();
             }
         }
-        Err((wrong, _)) => {
-            let reason = format!("shard {} of {} does not serve: {wrong}", port.shard.shard, pool.name);
+        Err((error, _)) => {
+            let reason = format!("shard {} of {} does not serve: {error}", handle.shard.shard, pool.name);
             tracing::error!("{reason}");
-            port.set_state(ShardState::Refused, Some(reason));
-            port.reject_all();
+            handle.set_state(ShardState::Refused, Some(reason));
+            handle.reject_all();
         }
     }
 }
 
-/// What the directory must know of a shard that is about to serve.
-fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, Kept)> {
+/// Claims that the directory must know of a shard that is about to serve.
+fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, HeldKey)> {
     shard.list_claims().map(|(_, id, grant)| (id, (grant.handle, grant.spec)))
 }
 
-/// A held claim, and what it keeps of its request.
-type Kept = (ClaimHandle, Option<Arc<ClaimSpec>>);
+/// Handle of a held claim, and the part of its request that is kept.
+type HeldKey = (ClaimHandle, Option<Arc<ClaimSpec>>);
 
-/// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with its record.
+/// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with the sequence number
+/// of its record.
 fn relinquish_claims(
     shard: &mut Shard,
     places: impl Iterator<Item = ClaimHandle>,
     now_ms: Millis,
 ) -> VecDeque<(Seq, ClaimId)> {
     let mut effects: Vec<Effect<()>> = Vec::new();
-    let mut gone = VecDeque::new();
+    let mut ended = VecDeque::new();
     for place in places {
         shard.handle_event(Event::Relinquish { place }, now_ms, &mut effects);
         for effect in effects.drain(..) {
             if let Effect::ClaimEnded { id, .. } = effect {
-                gone.push_back((shard.seq(), id));
+                ended.push_back((shard.seq(), id));
             }
         }
     }
-    gone
+    ended
 }

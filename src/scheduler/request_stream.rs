@@ -1,11 +1,12 @@
-//! Many requests of one caller in flight, each answered as soon as it is decided: what a stream needs. What comes together
-//! is sent together: claims that follow each other are routed as a batch is, releases that follow each other reach each of
-//! their shards once. A request costs no task, no channel and no timer; its answer comes by an [`CompletionQueue`]. What a shard
-//! cannot answer alone (a key that is gone while the store does not know) goes the way of a single call.
+//! Streams of requests: many in flight for one caller, each completed as soon as it is decided. Requests that are
+//! added together are sent together: consecutive claims are routed as a batch, consecutive releases reach each shard
+//! once. A request costs no task, channel or timer; its completion arrives in a [`CompletionQueue`]. Requests that a
+//! shard cannot answer alone (a key that is free while the store does not know) become individual calls.
 //!
-//! A caller that leaves, or waits no longer for one request, is treated as one that hangs up on a single call: a claim of
-//! which nobody was told is given back.
+//! A caller that leaves, or stops waiting for a request, is treated like one that disconnects from a single call: an
+//! undisclosed claim is rolled back.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -24,75 +25,76 @@ use crate::shard::{
     ClaimOp, Command, CompletionQueue, PendingClaim, ReplyPayload, ReplySender, ShardHandle, ShardOutcome,
 };
 
-/// What became of a request.
+/// Completion of a request of the stream.
 #[derive(Debug)]
 pub enum RequestCompletion {
-    /// Of a claim.
+    /// Result of a claim.
     Claimed(Result<ClaimResult, RequestError>),
-    /// Of a release, or of its beginning; false: the key held nothing.
+    /// Result of a release, or of its beginning; false if the key held nothing.
     Released(Result<bool, RequestError>),
-    /// Of a confirm.
+    /// Result of a confirm.
     Confirmed(Result<ClaimView, RequestError>),
-    /// Of a renewal.
+    /// Result of a renewal.
     Renewed(Result<ClaimView, RequestError>),
 }
 
-/// What a holder asks of its claim, on its way.
+/// Operation on a held claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimVerb {
-    /// The holder is done.
+    /// Releases the claim and its worker.
     Release,
-    /// The holder is done, but the worker has to be cleaned.
+    /// Begins to release the claim; its worker must be cleaned first.
     BeginRelease,
-    /// The holder has started.
+    /// Confirms the claim: the holder has started.
     Confirm,
-    /// The holder still needs it, from now on for that long without a renewal.
+    /// Renews the claim, with another time to live if given.
     Renew(Option<Millis>),
 }
 
-/// A request that was sent.
+/// Request that was sent and is not completed.
 enum InFlightRequest {
     Claim { id: ClaimId, pools: PoolChoice, waits: bool },
     Held { id: ClaimId, pool: u32, verb: ClaimVerb },
 }
 
 struct OpenRequest {
-    /// As the caller calls it.
+    /// Number by which the caller identifies the request.
     number: u64,
     request: InFlightRequest,
-    /// Engine time after which nobody waits for its answer.
+    /// Engine time after which the caller no longer waits.
     until_ms: Millis,
-    /// Nobody does any more.
+    /// Whether the caller no longer waits.
     abandoned: bool,
 }
 
-/// Requests that go together.
+/// Consecutive requests that are sent together.
 enum RequestRun {
     Nothing,
-    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     Claims(Vec<Box<PendingClaim>>),
     Releases(Vec<(ShardRef, ClaimOp)>),
 }
 
-/// The requests of one caller. Dropped, it hangs up on all of them.
+/// Requests of one caller. Dropping the stream disconnects from all of them.
 pub struct RequestStream {
     scheduler: Scheduler,
-    /// How long one may take that does not wait.
+    /// Time limit of a request that does not wait, in milliseconds.
     limit_ms: Millis,
     completions: Arc<CompletionQueue>,
     requests: Vec<Option<OpenRequest>>,
     free_slots: Vec<u32>,
     slot_by_number: HashMap<u64, u32>,
     run: RequestRun,
-    started_ns: u64,
-    /// Those that go the way of a single call.
+    started_ns: Option<NonZeroU64>,
+    /// Requests that became individual calls.
     individual_calls: FuturesUnordered<BoxFuture<'static, (u32, RequestCompletion)>>,
-    /// As taken from the inbox.
+    /// Buffer for completions from the queue.
     outcomes: Vec<(u32, ShardOutcome)>,
 }
 
 impl Scheduler {
-    /// Room for requests in flight together, none of which may take longer than `limit_ms` beside the time that it waits.
+    /// Creates a stream of requests, none of which may take longer than `limit_ms` in addition to its own waiting
+    /// time.
     #[must_use]
     pub fn request_stream(&self, limit_ms: Millis) -> RequestStream {
         RequestStream {
@@ -103,7 +105,7 @@ impl Scheduler {
             free_slots: Vec::new(),
             slot_by_number: HashMap::new(),
             run: RequestRun::Nothing,
-            started_ns: 0,
+            started_ns: None,
             individual_calls: FuturesUnordered::new(),
             outcomes: Vec::new(),
         }
@@ -111,13 +113,13 @@ impl Scheduler {
 }
 
 impl RequestStream {
-    /// How many more may be sent.
+    /// Number of requests that may still be sent.
     #[must_use]
     pub fn free_capacity(&self) -> usize {
         limits::STREAM_REQUESTS_MAX - (self.requests.len() - self.free_slots.len())
     }
 
-    /// Whether nothing is in flight.
+    /// Whether no request is in flight.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.slot_by_number.is_empty()
@@ -129,21 +131,21 @@ impl RequestStream {
         self.slot_by_number.contains_key(&number)
     }
 
-    /// Adds a claim; [`Self::send`] sends it. That there is room, and that the number is not in flight, is for the caller to
-    /// see to.
+    /// Adds a claim, which [`Self::send`] sends. The caller must check that there is free capacity and that the number
+    /// is not in flight.
     pub fn add_claim(&mut self, number: u64, request: ClaimRequest) {
         if !matches!(self.run, RequestRun::Claims(_)) {
             self.begin_run();
         }
-        let waits_ms = request.max_wait_ms();
-        let asked =
-            InFlightRequest::Claim { id: request.id.clone(), pools: request.pools.clone(), waits: waits_ms > 0 };
-        let reply = self.reply_for(number, asked, waits_ms.min(limits::WAIT_MS_MAX));
-        if let Err(refusal) = self.scheduler.check_serving() {
-            reply.send(Err(refusal));
+        let wait_ms = request.max_wait_ms();
+        let in_flight =
+            InFlightRequest::Claim { id: request.id.clone(), pools: request.pools.clone(), waits: wait_ms > 0 };
+        let reply = self.reply_for(number, in_flight, wait_ms.min(limits::WAIT_MS_MAX));
+        if let Err(error) = self.scheduler.check_serving() {
+            reply.send(Err(error));
             return;
         }
-        // One that is refused was answered.
+        // A rejected claim was answered by `prepare_claim`.
         let Ok(item) = self.scheduler.prepare_claim(request, self.started_ns, reply) else { return };
         match &mut self.run {
             RequestRun::Claims(items) => items.push(item),
@@ -151,27 +153,29 @@ impl RequestStream {
         }
     }
 
-    /// Adds what a holder asks of its claim, in the same way.
+    /// Adds an operation on a held claim, under the same conditions.
     pub fn add_held_operation(&mut self, number: u64, id: ClaimId, fence: Fence, verb: ClaimVerb) {
         if verb != ClaimVerb::Release || !matches!(self.run, RequestRun::Releases(_)) {
             self.begin_run();
         }
-        let Some((hold, port)) = self.find_holder(&id, fence, verb) else { return self.call(number, id, fence, verb) };
-        let KeyHolder { shard, handle: place } = hold;
+        let Some((holder, shard_handle)) = self.find_holder(&id, fence, verb) else {
+            return self.call(number, id, fence, verb);
+        };
+        let KeyHolder { shard, handle } = holder;
         let reply = self.reply_for(number, InFlightRequest::Held { id: id.clone(), pool: shard.pool, verb }, 0);
-        let item = ClaimOp { id, handle: place, started_ns: self.started_ns, reply };
+        let item = ClaimOp { id, handle, started_ns: self.started_ns, reply };
         match verb {
             ClaimVerb::Release => match &mut self.run {
                 RequestRun::Releases(items) => items.push((shard, item)),
                 run => *run = RequestRun::Releases(vec![(shard, item)]),
             },
-            ClaimVerb::BeginRelease => port.push_or_reject(Command::BeginRelease(item)),
-            ClaimVerb::Confirm => port.push_or_reject(Command::Confirm(item)),
-            ClaimVerb::Renew(ttl_ms) => port.push_or_reject(Command::Renew(item, ttl_ms)),
+            ClaimVerb::BeginRelease => shard_handle.push_or_reject(Command::BeginRelease(item)),
+            ClaimVerb::Confirm => shard_handle.push_or_reject(Command::Confirm(item)),
+            ClaimVerb::Renew(ttl_ms) => shard_handle.push_or_reject(Command::Renew(item, ttl_ms)),
         }
     }
 
-    /// Sends what was added.
+    /// Sends the requests that were added.
     pub fn send(&mut self) {
         let dispatch = self.scheduler.dispatch();
         match std::mem::replace(&mut self.run, RequestRun::Nothing) {
@@ -181,33 +185,33 @@ impl RequestStream {
         }
     }
 
-    /// Takes what has landed since the last time, with the numbers that the caller gave. The next to land wakes the task,
-    /// unless there is something in `landed`: then there may be more.
-    pub fn poll_completions(&mut self, context: &mut Context<'_>, landed: &mut Vec<(u64, RequestCompletion)>) {
+    /// Takes the completions since the last call, with the caller's numbers. The next one wakes the task, unless
+    /// `completed` is not empty: then there may be more.
+    pub fn poll_completions(&mut self, context: &mut Context<'_>, completed: &mut Vec<(u64, RequestCompletion)>) {
         let mut outcomes = std::mem::take(&mut self.outcomes);
-        while landed.is_empty() && self.completions.poll_take(context, &mut outcomes).is_ready() {
-            landed.extend(outcomes.drain(..).filter_map(|(place, outcome)| self.complete(place, outcome)));
+        while completed.is_empty() && self.completions.poll_take(context, &mut outcomes).is_ready() {
+            completed.extend(outcomes.drain(..).filter_map(|(slot, outcome)| self.complete(slot, outcome)));
         }
         self.outcomes = outcomes;
-        while let Poll::Ready(Some((place, said))) = self.individual_calls.poll_next_unpin(context) {
-            landed.extend(self.release_slot(place).map(|open| (open.number, said)));
+        while let Poll::Ready(Some((slot, completion))) = self.individual_calls.poll_next_unpin(context) {
+            completed.extend(self.release_slot(slot).map(|in_flight| (in_flight.number, completion)));
         }
     }
 
-    /// Gives up waiting for those whose time is over. Returns in how many milliseconds to look again, if others are in
+    /// Expires requests whose time is over. Returns the milliseconds until the next check, if other requests are in
     /// flight.
-    pub fn expire(&mut self, landed: &mut Vec<(u64, RequestCompletion)>) -> Option<Millis> {
+    pub fn expire(&mut self, completed: &mut Vec<(u64, RequestCompletion)>) -> Option<Millis> {
         let now_ms = self.scheduler.dispatch().clock.engine_ms();
         let mut next_ms: Option<Millis> = None;
-        for open in self.requests.iter_mut().flatten().filter(|open| !open.abandoned) {
-            if open.until_ms > now_ms {
-                next_ms = Some(next_ms.map_or(open.until_ms, |next_ms| next_ms.min(open.until_ms)));
+        for in_flight in self.requests.iter_mut().flatten().filter(|in_flight| !in_flight.abandoned) {
+            if in_flight.until_ms > now_ms {
+                next_ms = Some(next_ms.map_or(in_flight.until_ms, |next_ms| next_ms.min(in_flight.until_ms)));
                 continue;
             }
-            // Its place stays taken until its answer is there.
-            open.abandoned = true;
-            self.slot_by_number.remove(&open.number);
-            landed.push((open.number, open.request.timed_out()));
+            // The slot stays in use until the reply arrives.
+            in_flight.abandoned = true;
+            self.slot_by_number.remove(&in_flight.number);
+            completed.push((in_flight.number, in_flight.request.timed_out()));
         }
         next_ms.map(|next_ms| next_ms - now_ms)
     }
@@ -217,18 +221,18 @@ impl RequestStream {
         self.started_ns = self.scheduler.dispatch().arrival_ns();
     }
 
-    /// Where the claim is held under this fence, if its shard can say all that there is to say.
+    /// Holder of the key under this fence, if its shard alone can answer the operation.
     fn find_holder(&self, id: &ClaimId, fence: Fence, verb: ClaimVerb) -> Option<(KeyHolder, Arc<ShardHandle>)> {
         let dispatch = self.scheduler.dispatch();
-        let KeyLookup::Held(hold) = dispatch.keys.lookup(id) else { return None };
-        let sound = hold.handle.fence == fence && verb.is_valid() && self.scheduler.check_serving().is_ok();
-        let port = if sound { dispatch.pools.load().shard(hold.shard).cloned() } else { None };
-        port.map(|port| (hold, port))
+        let KeyLookup::Held(holder) = dispatch.keys.lookup(id) else { return None };
+        let can_ask = holder.handle.fence == fence && verb.is_valid() && self.scheduler.check_serving().is_ok();
+        let shard_handle = if can_ask { dispatch.pools.load().shard(holder.shard).cloned() } else { None };
+        shard_handle.map(|shard_handle| (holder, shard_handle))
     }
 
-    /// A call of its own.
+    /// Starts an individual call.
     fn call(&mut self, number: u64, id: ClaimId, fence: Fence, verb: ClaimVerb) {
-        let place = self.allocate_slot(number, InFlightRequest::Held { id: id.clone(), pool: 0, verb }, 0);
+        let slot = self.allocate_slot(number, InFlightRequest::Held { id: id.clone(), pool: 0, verb }, 0);
         let scheduler = self.scheduler.clone();
         let call = async move {
             match verb {
@@ -240,54 +244,54 @@ impl RequestStream {
                 ClaimVerb::Renew(ttl_ms) => RequestCompletion::Renewed(scheduler.renew(&id, fence, ttl_ms).await),
             }
         };
-        self.individual_calls.push(call.map(move |said| (place, said)).boxed());
+        self.individual_calls.push(call.map(move |completion| (slot, completion)).boxed());
     }
 
-    fn reply_for(&mut self, number: u64, asked: InFlightRequest, waits_ms: Millis) -> ReplySender {
-        ReplySender::completion(Arc::clone(&self.completions), self.allocate_slot(number, asked, waits_ms))
+    fn reply_for(&mut self, number: u64, request: InFlightRequest, wait_ms: Millis) -> ReplySender {
+        ReplySender::completion(Arc::clone(&self.completions), self.allocate_slot(number, request, wait_ms))
     }
 
-    fn allocate_slot(&mut self, number: u64, asked: InFlightRequest, waits_ms: Millis) -> u32 {
-        let until_ms = self.scheduler.dispatch().clock.engine_ms() + self.limit_ms + waits_ms;
-        let open = Some(OpenRequest { number, request: asked, until_ms, abandoned: false });
-        let place = if let Some(place) = self.free_slots.pop() {
-            self.requests[place as usize] = open;
-            place
+    fn allocate_slot(&mut self, number: u64, request: InFlightRequest, wait_ms: Millis) -> u32 {
+        let until_ms = self.scheduler.dispatch().clock.engine_ms() + self.limit_ms + wait_ms;
+        let in_flight = Some(OpenRequest { number, request, until_ms, abandoned: false });
+        let slot = if let Some(slot) = self.free_slots.pop() {
+            self.requests[slot as usize] = in_flight;
+            slot
         } else {
-            self.requests.push(open);
+            self.requests.push(in_flight);
             (self.requests.len() - 1) as u32
         };
-        let before = self.slot_by_number.insert(number, place);
-        debug_assert!(before.is_none(), "R1: the numbers in flight are told apart");
-        place
+        let before = self.slot_by_number.insert(number, slot);
+        debug_assert!(before.is_none(), "R1: numbers in flight are unique");
+        slot
     }
 
-    /// The answer to a request is there. None: nobody waits for it any more.
-    fn release_slot(&mut self, place: u32) -> Option<OpenRequest> {
-        let open = self.requests[place as usize].take().expect("R1: a request is answered once");
-        self.free_slots.push(place);
-        if open.abandoned {
+    /// Frees the slot of a completed request. Returns `None` if the caller no longer waits for it.
+    fn release_slot(&mut self, slot: u32) -> Option<OpenRequest> {
+        let in_flight = self.requests[slot as usize].take().expect("R1: a request completes once");
+        self.free_slots.push(slot);
+        if in_flight.abandoned {
             return None;
         }
-        self.slot_by_number.remove(&open.number);
-        Some(open)
+        self.slot_by_number.remove(&in_flight.number);
+        Some(in_flight)
     }
 
-    fn complete(&mut self, place: u32, outcome: ShardOutcome) -> Option<(u64, RequestCompletion)> {
-        if self.requests[place as usize].as_ref().is_some_and(|open| open.abandoned) {
-            self.roll_back_unread(place, &outcome);
-            self.release_slot(place);
+    fn complete(&mut self, slot: u32, outcome: ShardOutcome) -> Option<(u64, RequestCompletion)> {
+        if self.requests[slot as usize].as_ref().is_some_and(|in_flight| in_flight.abandoned) {
+            self.roll_back_unread(slot, &outcome);
+            self.release_slot(slot);
             return None;
         }
-        let OpenRequest { number, request: asked, .. } = self.release_slot(place)?;
-        let said = match asked {
+        let OpenRequest { number, request, .. } = self.release_slot(slot)?;
+        let completion = match request {
             InFlightRequest::Claim { id, pools, .. } => {
-                let taken = outcome.and_then(|payload| self.scheduler.claim_result(&id, &pools, payload));
-                self.scheduler.count_claim(&pools, &taken);
-                RequestCompletion::Claimed(taken)
+                let result = outcome.and_then(|payload| self.scheduler.claim_result(&id, &pools, payload));
+                self.scheduler.count_claim(&pools, &result);
+                RequestCompletion::Claimed(result)
             }
             InFlightRequest::Held { id, pool, verb } => {
-                let seen = |outcome: ShardOutcome| match outcome? {
+                let view = |outcome: ShardOutcome| match outcome? {
                     ReplyPayload::Claim(answer) => self.scheduler.view_in(&id, pool, answer),
                     _ => Err(RequestError::NotFound(ObjectKind::Claim)),
                 };
@@ -295,20 +299,19 @@ impl RequestStream {
                     ClaimVerb::Release | ClaimVerb::BeginRelease => RequestCompletion::Released(match outcome {
                         Ok(_) => Ok(true),
                         Err(RequestError::NotFound(_)) => Ok(false),
-                        Err(refusal) => Err(refusal),
+                        Err(error) => Err(error),
                     }),
-                    ClaimVerb::Confirm => RequestCompletion::Confirmed(seen(outcome)),
-                    ClaimVerb::Renew(_) => RequestCompletion::Renewed(seen(outcome)),
+                    ClaimVerb::Confirm => RequestCompletion::Confirmed(view(outcome)),
+                    ClaimVerb::Renew(_) => RequestCompletion::Renewed(view(outcome)),
                 }
             }
         };
-        Some((number, said))
+        Some((number, completion))
     }
 
-    /// Nobody will be told of this. A claim that it made is given back, unless others were told.
-    fn roll_back_unread(&self, place: u32, outcome: &ShardOutcome) {
-        let Some(OpenRequest { request: InFlightRequest::Claim { id, .. }, .. }) = &self.requests[place as usize]
-        else {
+    /// Rolls back a claim whose completion nobody will read, unless it was disclosed to others.
+    fn roll_back_unread(&self, slot: u32, outcome: &ShardOutcome) {
+        let Some(OpenRequest { request: InFlightRequest::Claim { id, .. }, .. }) = &self.requests[slot as usize] else {
             return;
         };
         self.scheduler.dispatch().roll_back_unread(id, outcome);
@@ -317,11 +320,11 @@ impl RequestStream {
 
 impl Drop for RequestStream {
     fn drop(&mut self) {
-        for (place, outcome) in self.completions.close() {
-            self.roll_back_unread(place, &outcome);
+        for (slot, outcome) in self.completions.close() {
+            self.roll_back_unread(slot, &outcome);
         }
-        for open in self.requests.iter().flatten() {
-            if let InFlightRequest::Claim { id, waits: true, .. } = &open.request {
+        for in_flight in self.requests.iter().flatten() {
+            if let InFlightRequest::Claim { id, waits: true, .. } = &in_flight.request {
                 self.scheduler.dispatch().cancel_queued(id);
             }
         }
@@ -338,7 +341,7 @@ impl ClaimVerb {
 }
 
 impl InFlightRequest {
-    /// That no answer came in time.
+    /// Completion of a request that timed out.
     const fn timed_out(&self) -> RequestCompletion {
         const LATE: RequestError = RequestError::DeadlineExceeded;
         match self {

@@ -1,4 +1,4 @@
-//! Workers: register, hear, look, steer, delete.
+//! Workers: registration, heartbeats, queries, operator commands, deletion.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::model::{
 use crate::shard::{ClaimAnswer, Command, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome};
 
 impl Scheduler {
-    /// A worker is there. Upsert: what is said replaces what was known.
+    /// Registers a worker, or replaces its registration.
     ///
     /// # Errors
-    /// `Invalid` naming the field; `State` for an older incarnation than the known one.
+    /// `Invalid` naming the field; `FailedPrecondition` for an older incarnation than the registered one.
     pub async fn register(
         &self,
         pool: &PoolName,
@@ -38,10 +38,10 @@ impl Scheduler {
         registered
     }
 
-    /// Many workers in one call: each its own outcome, in order. Each shard is visited once.
+    /// Registers many workers in one call. Returns one result each, in order. Visits each shard once.
     ///
     /// # Errors
-    /// The pool does not exist.
+    /// Fails if the pool does not exist.
     pub async fn register_batch(
         &self,
         pool: &PoolName,
@@ -58,19 +58,19 @@ impl Scheduler {
         Ok(registered)
     }
 
-    /// A worker as it stands.
+    /// State of a worker and its claims.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound` if there is no such pool or worker.
     pub async fn get_worker(&self, pool: &PoolName, id: &WorkerId) -> Result<WorkerView, RequestError> {
         let (pool, shard, payload) = self.ask_worker_shard(pool, id, Command::GetWorker).await?;
         self.registered(&pool, shard, payload).map(|registered| registered.worker)
     }
 
-    /// A worker is gone; what it held is lost, and its keys are free.
+    /// Deletes a worker; its claims are lost and their keys are free.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound` if there is no such pool or worker.
     pub async fn delete_worker(&self, pool: &PoolName, id: &WorkerId) -> Result<(), RequestError> {
         let mut change = self.change(ChangeKind::DeleteWorker, ChangeDetails::of_worker(pool, id));
         let deleted = self.ask_worker_shard(pool, id, Command::DeleteWorker).await;
@@ -80,45 +80,46 @@ impl Scheduler {
         change.outcome(ChangeResult::Done, deleted).map(drop)
     }
 
-    /// A worker says that it is there, and perhaps what it runs. What it names and holds becomes active; what it
-    /// should not run it is told to stop.
+    /// Handles the heartbeat of a worker, which may report its claims. Reported claims that it holds become active;
+    /// the response lists those that it must stop.
     ///
     /// # Errors
-    /// `Invalid` for too many claims; `NotFound`; `State` for another incarnation than the registered one.
+    /// `Invalid` for too many claims; `NotFound`; `FailedPrecondition` for another incarnation than the registered
+    /// one.
     pub async fn heartbeat(
         &self,
         pool: &PoolName,
         id: &WorkerId,
-        beat: HeartbeatRequest,
+        heartbeat: HeartbeatRequest,
     ) -> Result<HeartbeatResponse, RequestError> {
-        check_reported_claims(beat.claims.as_deref())?;
-        let ask = |id, reply| Command::Heartbeat(vec![(id, beat, reply)]);
-        let (pool, _, payload) = self.ask_worker_shard(pool, id, ask).await?;
+        check_reported_claims(heartbeat.claims.as_deref())?;
+        let command = |id, reply| Command::Heartbeat(vec![(id, heartbeat, reply)]);
+        let (pool, _, payload) = self.ask_worker_shard(pool, id, command).await?;
         Ok(heartbeat_response(&pool, payload))
     }
 
-    /// Many heartbeats in one call: each its own outcome, in order. Each shard is visited once.
+    /// Handles many heartbeats in one call. Returns one result each, in order. Visits each shard once.
     ///
     /// # Errors
-    /// The pool does not exist.
+    /// Fails if the pool does not exist.
     pub async fn heartbeat_batch(
         &self,
         pool: &PoolName,
-        beats: Vec<(WorkerId, HeartbeatRequest)>,
+        heartbeats: Vec<(WorkerId, HeartbeatRequest)>,
     ) -> Result<Vec<Result<HeartbeatResponse, RequestError>>, RequestError> {
         self.check_serving()?;
         let pool = self.pool(pool)?;
-        let check = |(_, beat): &(WorkerId, HeartbeatRequest)| check_reported_claims(beat.claims.as_deref());
-        let beat = |(id, beat), reply| (id, beat, reply);
-        let outcomes = ask_shards(&pool, beats, |(id, _)| id, check, beat, Command::Heartbeat).await;
+        let check = |(_, heartbeat): &(WorkerId, HeartbeatRequest)| check_reported_claims(heartbeat.claims.as_deref());
+        let heartbeat = |(id, heartbeat), reply| (id, heartbeat, reply);
+        let outcomes = ask_shards(&pool, heartbeats, |(id, _)| id, check, heartbeat, Command::Heartbeat).await;
         Ok(outcomes.into_iter().map(|(_, outcome)| Ok(heartbeat_response(&pool, outcome?))).collect())
     }
 
-    /// The owner of a worker wishes.
+    /// Executes an operator command on a worker: cordon, uncordon, drain or clear.
     ///
     /// # Errors
-    /// `NotFound`; `State` for an uncordon while it drains, and for a clear while claims that the last stop may have
-    /// lost can still be started.
+    /// `NotFound`; `FailedPrecondition` for an uncordon while the worker drains, and for a clear while claims that the
+    /// last stop may have lost can still start.
     pub async fn command_worker(
         &self,
         pool: &PoolName,
@@ -126,13 +127,13 @@ impl Scheduler {
         verb: WorkerCommand,
     ) -> Result<WorkerView, RequestError> {
         let change = self.change(ChangeKind::CommandWorker(verb), ChangeDetails::of_worker(pool, id));
-        let ask = |id, reply| Command::CommandWorker(id, verb, reply);
-        let (pool, shard, payload) = change.outcome(ChangeResult::Done, self.ask_worker_shard(pool, id, ask).await)?;
+        let command = |id, reply| Command::CommandWorker(id, verb, reply);
+        let (pool, shard, payload) =
+            change.outcome(ChangeResult::Done, self.ask_worker_shard(pool, id, command).await)?;
         self.registered(&pool, shard, payload).map(|registered| registered.worker)
     }
 
-    /// The owner of all workers of a pool speaks for them, as they stand. Says how many were not trusted, and how many
-    /// are not yet.
+    /// Clears suspicion from all workers of a pool. Returns how many were cleared, and how many stay suspect.
     ///
     /// # Errors
     /// `NotFound`; the reason of a shard that does not serve.
@@ -148,9 +149,9 @@ impl Scheduler {
     async fn clear_shards(&self, pool: &PoolName) -> Result<ClearResult, RequestError> {
         self.check_serving()?;
         let pool = self.pool(pool)?;
-        let answers = futures::future::join_all(pool.shards.iter().map(|port| {
+        let answers = futures::future::join_all(pool.shards.iter().map(|handle| {
             let (reply, answer) = ReplySender::oneshot();
-            port.push_or_reject(Command::ClearWorkers(reply));
+            handle.push_or_reject(Command::ClearWorkers(reply));
             recv_outcome(answer)
         }));
         let mut sum = ClearResult::default();
@@ -167,13 +168,13 @@ impl Scheduler {
         &self,
         pool: &PoolName,
         id: &WorkerId,
-        ask: impl FnOnce(WorkerId, ReplySender) -> Command,
+        command: impl FnOnce(WorkerId, ReplySender) -> Command,
     ) -> Result<(Arc<Pool>, u16, ReplyPayload), RequestError> {
         self.check_serving()?;
         let pool = self.pool(pool)?;
         let shard = id.shard(pool.shards.len() as u16);
         let (reply, answer) = ReplySender::oneshot();
-        pool.shards[shard as usize].push_or_reject(ask(id.clone(), reply));
+        pool.shards[shard as usize].push_or_reject(command(id.clone(), reply));
         let payload = recv_outcome(answer).await?;
         Ok((pool, shard, payload))
     }
@@ -187,7 +188,7 @@ impl Scheduler {
         self.change(ChangeKind::RegisterWorkers, details).end(ChangeResult::Done);
     }
 
-    /// A pool that is not being deleted.
+    /// Pool with this name that is not being deleted.
     pub(super) fn pool(&self, name: &PoolName) -> Result<Arc<Pool>, RequestError> {
         let pools = self.dispatch().pools.load();
         pools.get(name).filter(|pool| !pool.is_closing()).cloned().ok_or(RequestError::NotFound(ObjectKind::Pool))
@@ -195,76 +196,73 @@ impl Scheduler {
 
     fn registered(&self, pool: &Pool, shard: u16, payload: ReplyPayload) -> Result<RegistrationResponse, RequestError> {
         match payload {
-            ReplyPayload::Worker { created, worker: look, revoked: stop } => {
-                Ok(RegistrationResponse { created, worker: self.worker_view(pool, shard, *look), stop })
+            ReplyPayload::Worker { created, worker: snapshot, revoked } => {
+                Ok(RegistrationResponse { created, worker: self.worker_view(pool, shard, *snapshot), stop: revoked })
             }
             _ => Err(RequestError::NotFound(ObjectKind::Worker)),
         }
     }
 
-    /// A worker as the service shows it.
-    pub(super) fn worker_view(&self, pool: &Pool, shard: u16, look: WorkerSnapshot) -> WorkerView {
-        let claims = look.claims.into_iter().map(|(id, grant)| {
+    /// View of a worker for callers.
+    pub(super) fn worker_view(&self, pool: &Pool, shard: u16, snapshot: WorkerSnapshot) -> WorkerView {
+        let claims = snapshot.claims.into_iter().map(|(id, grant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch().clock.unix_of(at));
-            claim_view(
-                &id,
-                &pool.name,
-                ClaimAnswer { grant, created: false, shard: ShardRef { pool: pool.number, shard }, expires_at_ms },
-            )
+            let shard = ShardRef { pool: pool.number, shard };
+            claim_view(&id, &pool.name, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
         });
         WorkerView {
             claims: claims.collect(),
-            registration: look.registration,
-            busy: look.conditions.busy,
-            schedulability: look.conditions.schedulability,
-            liveness: look.conditions.liveness,
-            trust: look.conditions.trust,
-            overcommitted: look.conditions.overcommitted,
-            version: look.version,
+            registration: snapshot.registration,
+            busy: snapshot.conditions.busy,
+            schedulability: snapshot.conditions.schedulability,
+            liveness: snapshot.conditions.liveness,
+            trust: snapshot.conditions.trust,
+            overcommitted: snapshot.conditions.overcommitted,
+            version: snapshot.version,
             shard,
         }
     }
 }
 
-/// Asks each shard once about those of `items` that are its own and pass `check`. Every item's shard and outcome, in
-/// order.
+/// Sends each shard one command with those of `items` that it owns and that pass `check`. Returns the shard and
+/// outcome of every item, in order.
 async fn ask_shards<T, A>(
     pool: &Pool,
     items: Vec<T>,
     id: impl Fn(&T) -> &WorkerId,
     check: impl Fn(&T) -> Result<(), RequestError>,
-    ask: impl Fn(T, ReplySender) -> A,
+    pair: impl Fn(T, ReplySender) -> A,
     command: impl Fn(Vec<A>) -> Command,
 ) -> Vec<(u16, ShardOutcome)> {
     if items.is_empty() {
         return Vec::new();
     }
     let (batch, answers) = ReplyBatch::new(items.len());
-    let mut asks: Vec<Vec<A>> = pool.shards.iter().map(|_| Vec::new()).collect();
+    let mut groups: Vec<Vec<A>> = pool.shards.iter().map(|_| Vec::new()).collect();
     let mut shards = Vec::with_capacity(items.len());
-    for (place, item) in (0..).zip(items) {
-        let reply = ReplySender::batch_part(Arc::clone(&batch), place);
+    for (index, item) in (0..).zip(items) {
+        let reply = ReplySender::batch_part(Arc::clone(&batch), index);
         let shard = id(&item).shard(pool.shards.len() as u16);
         shards.push(shard);
         match check(&item) {
-            Ok(()) => asks[shard as usize].push(ask(item, reply)),
-            Err(refusal) => drop(reply.send(Err(refusal))),
+            Ok(()) => groups[shard as usize].push(pair(item, reply)),
+            Err(error) => drop(reply.send(Err(error))),
         }
     }
     drop(batch);
-    for (port, asks) in pool.shards.iter().zip(asks).filter(|(_, asks)| !asks.is_empty()) {
-        port.push_or_reject(command(asks));
+    for (handle, groups) in pool.shards.iter().zip(groups).filter(|(_, groups)| !groups.is_empty()) {
+        handle.push_or_reject(command(groups));
     }
     shards.into_iter().zip(answers.await).collect()
 }
 
 fn heartbeat_response(pool: &Pool, payload: ReplyPayload) -> HeartbeatResponse {
     match payload {
-        ReplyPayload::Heartbeat { claims, revoked: stop, late_for } => {
+        ReplyPayload::Heartbeat { claims, revoked, late_for } => {
             let claims = claims.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)).collect();
-            HeartbeatResponse { claims, stop, superseded_by: late_for }
+            HeartbeatResponse { claims, stop: revoked, superseded_by: late_for }
         }
-        _ => unreachable!("a heartbeat is heard or refused"),
+        _ => unreachable!("a heartbeat is handled or rejected"),
     }
 }
 
@@ -276,7 +274,7 @@ fn check_registration(worker: &RegistrationRequest) -> Result<(), RequestError> 
 fn check_reported_claims(claims: Option<&[RunningClaim]>) -> Result<(), RequestError> {
     match claims {
         Some(claims) if claims.len() > limits::REPORTED_CLAIMS_MAX => {
-            Err(RequestError::invalid("claims", format!("at most {} claims", limits::REPORTED_CLAIMS_MAX)))
+            Err(RequestError::invalid("claims", format!("must list at most {} claims", limits::REPORTED_CLAIMS_MAX)))
         }
         _ => Ok(()),
     }

@@ -203,7 +203,7 @@ impl Service {
         upkeep.abort();
         started.map(|_| ()).map_err(|error| match error {
             scheduler::SchedulerStartError::Store(error) => ServiceStartError::Store { url: config.store.url, error },
-            scheduler::SchedulerStartError::Pool { name, refusal } => ServiceStartError::Pool { name, refusal },
+            scheduler::SchedulerStartError::Pool { name, error } => ServiceStartError::Pool { name, refusal: error },
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The ractor actor that owns a shard's life: it begins it, ends it, and runs the shard when nobody else stands there.
+//! Actor that owns the lifetime of a shard: starts it, stops it, and runs it when no caller is running it inline.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use crate::admission::pool_registry::Pool;
 use crate::engine::Shard;
 use crate::model::{ClaimId, Seq};
 
-/// What an actor is told.
+/// Message to a shard's actor.
 #[derive(Debug)]
 pub(crate) enum ActorMessage {
-    /// Run: something waits, and nobody else runs the shard.
+    /// Run the shard: there is work, and no caller runs it.
     Run,
-    /// Whoever ran the shard panicked in it: end as if it had happened here.
+    /// A caller that ran the shard panicked in it: fail as if the panic had happened here.
     Panicked(String),
 }
 
-/// What an actor starts from.
+/// Arguments from which an actor starts.
 pub(crate) struct SpawnArgs {
     pub dispatch: Arc<ClaimDispatcher>,
     pub pool: Arc<Pool>,
@@ -31,10 +31,10 @@ pub(crate) struct SpawnArgs {
     pub pending_ends: VecDeque<(Seq, ClaimId)>,
 }
 
-/// Owns one shard's life.
+/// Actor of one shard.
 pub(crate) struct ShardActor;
 
-/// A life of a shard: when the actor ends, however it does, the shard's state goes with it.
+/// Lifetime of a shard's state, which is dropped when the actor ends for any reason.
 pub(crate) struct ActorLifetime(Arc<ShardHandle>);
 
 impl Drop for ActorLifetime {
@@ -53,30 +53,30 @@ impl Actor for ShardActor {
         _me: ActorRef<ActorMessage>,
         spawn: SpawnArgs,
     ) -> Result<ActorLifetime, ActorProcessingErr> {
-        let port = Arc::clone(&spawn.handle);
-        port.install_runner(ShardRunner::new(spawn));
-        Ok(ActorLifetime(port))
+        let handle = Arc::clone(&spawn.handle);
+        handle.install_runner(ShardRunner::new(spawn));
+        Ok(ActorLifetime(handle))
     }
 
     async fn handle(
         &self,
         me: ActorRef<ActorMessage>,
-        wake: ActorMessage,
-        life: &mut ActorLifetime,
+        message: ActorMessage,
+        lifetime: &mut ActorLifetime,
     ) -> Result<(), ActorProcessingErr> {
-        match wake {
+        match message {
             ActorMessage::Run => {
-                if life.0.should_batch() {
-                    // Whoever is about to ask asks first.
+                if lifetime.0.should_batch() {
+                    // Requests that are about to arrive can then join this run.
                     tokio::task::yield_now().await;
                 }
-                let end = life.0.run(None);
+                let end = lifetime.0.run(None);
                 if end == RunEnd::MoreDeadlines {
-                    // A slice of deadlines takes long: other tasks of this thread, and what they ask, go before the next.
+                    // A slice of deadlines takes long: other tasks of this thread run before the next.
                     tokio::task::yield_now().await;
                 }
                 if end != RunEnd::Asleep {
-                    // Other messages (stop) and other actors have their turn in between.
+                    // Other messages (stop) and other actors get their chance in between.
                     let _ = me.send_message(ActorMessage::Run);
                 }
                 Ok(())

@@ -1,5 +1,6 @@
-//! What can be asked of a shard.
+//! Commands that a shard executes.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -12,47 +13,47 @@ use crate::engine::{ClaimHandle, GangAction, ListedClaim, PlacementConstraints, 
 use crate::limits;
 use crate::model::request_error::UnavailableReason;
 use crate::model::{
-    ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest, ResourceRequirements,
-    WorkerCommand, WorkerId,
+    AckLevel, ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest,
+    ResourceRequirements, WorkerCommand, WorkerId,
 };
 
-/// A claim on its way. It goes from shard to shard by itself until one grants or none is left to ask, whether or not
-/// its caller still listens; so a caller that hangs up leaves nothing pending.
+/// Pending claim. It moves from shard to shard by itself until one grants it or none is left, whether or not its
+/// caller still listens, so a caller that disconnects leaves nothing pending.
 #[derive(Debug)]
 pub struct PendingClaim {
-    /// Whose.
+    /// Identity of the claim.
     pub id: ClaimId,
-    /// Number, in this process, of the pool that it wants.
+    /// Number of the pool that is being tried, in this process.
     pub pool: u32,
-    /// What it asks beyond any worker of that pool. Boxed: most claims have none.
+    /// Search plan, unless any worker of the pool will do. Boxed: most claims have none.
     pub plan: Option<Box<CandidatePlan>>,
-    /// The right to decide for its key, once [`crate::admission::key_directory::KeyDirectory::begin`] gave it.
+    /// Right to decide the key, once [`crate::admission::key_directory::KeyDirectory::acquire`] granted it.
     pub ticket: KeyTicket,
-    /// Hash of its affinity word.
+    /// Hash of the affinity key.
     pub affinity: u64,
-    /// How long it may stay unconfirmed.
+    /// Time to confirm, in milliseconds.
     pub reserve_ms: Millis,
-    /// How long it asks to stay active without a renewal; none: as long as its pool says.
+    /// Requested time to live without renewal, in milliseconds; `None` takes the pool's default.
     pub ttl_ms: Option<Millis>,
-    /// Its answer leaves after the store has it.
-    pub durable: bool,
-    /// Breaks ties between shards.
+    /// Level at which the reply acknowledges the claim.
+    pub ack: AckLevel,
+    /// Random number that breaks ties between shards.
     pub tie_break: u64,
-    /// Shards asked so far.
+    /// Shards that were asked so far.
     pub tried_shards: ShardSet,
-    /// A shard that might have had room could not be asked: the answer cannot be "full".
+    /// Reason why an eligible shard could not be asked: the rejection cannot be "exhausted" then.
     pub unreachable: Option<UnavailableReason>,
-    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
-    pub started_ns: u64,
-    /// Where the answer goes.
+    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    pub started_ns: Option<NonZeroU64>,
+    /// Sender of the reply to the caller.
     pub reply: ReplySender,
-    /// How it waits, if it does or did. Boxed: most claims do not.
+    /// Waiting state, if the claim waits or did. Boxed: most claims do not.
     pub wait: Option<Box<WaitState>>,
-    /// What its tenant would hold too much of, if it got its ticket in spite of that.
+    /// Quota that the claim would exceed, if it got its ticket nevertheless.
     pub over_quota: Option<QuotaResource>,
 }
 
-/// A set of shards. Most claims need only the first; the rest is allocated when that one said no.
+/// Set of shards. Most claims need only the first; the bits of the others are allocated on demand.
 #[derive(Debug, Default)]
 pub struct ShardSet {
     first: Option<u16>,
@@ -62,7 +63,7 @@ pub struct ShardSet {
 impl ShardSet {
     const WORDS: usize = limits::SHARDS_MAX as usize / 64;
 
-    /// Adds a shard.
+    /// Adds a shard to the set.
     pub fn insert(&mut self, shard: u16) {
         if self.first.is_none() {
             self.first = Some(shard);
@@ -71,56 +72,56 @@ impl ShardSet {
         }
     }
 
-    /// The shards `64 * word ..` in it, as bits.
+    /// Members among the shards `64 * word ..`, as bits.
     #[must_use]
     pub fn bits(&self, word: usize) -> u64 {
         let first = self.first.filter(|&shard| shard as usize / 64 == word).map_or(0, |shard| 1 << (shard % 64));
         first | self.more.as_ref().map_or(0, |more| more[word])
     }
 
-    /// Whether the shard is in it.
+    /// Whether the set contains the shard.
     #[must_use]
     pub fn contains(&self, shard: u16) -> bool {
         self.bits(shard as usize / 64) & (1 << (shard % 64)) != 0
     }
 
-    /// How many.
+    /// Number of shards in the set.
     #[must_use]
     pub fn len(&self) -> u32 {
         u32::from(self.first.is_some())
             + self.more.as_ref().map_or(0, |more| more.iter().map(|word| word.count_ones()).sum())
     }
 
-    /// Whether there are none.
+    /// Whether the set has no shards.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 }
 
-/// Something about a key that is held.
+/// Operation on the claim that holds a key.
 #[derive(Debug)]
 pub struct ClaimOp {
-    /// Whose.
+    /// Identity of the claim.
     pub id: ClaimId,
-    /// Where it is held.
+    /// Handle of the claim in the shard.
     pub handle: ClaimHandle,
-    /// When it came in; 0: it is not timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
-    pub started_ns: u64,
-    /// Where the answer goes.
+    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    pub started_ns: Option<NonZeroU64>,
+    /// Sender of the reply to the caller.
     pub reply: ReplySender,
 }
 
-/// A step of a gang at one shard.
+/// Action of a gang's two-phase commit at one shard.
 #[derive(Debug)]
 pub struct GangItem {
-    /// Number of the gang.
+    /// Fence that identifies the gang.
     pub id: Fence,
-    /// What happens.
+    /// Action to take on the members in this shard.
     pub act: GangAction,
-    /// To commit: the members that were granted here, each with the right to decide for its key.
+    /// Tickets of the members that were granted here, for a commit.
     pub tickets: Vec<(ClaimId, KeyTicket)>,
-    /// Where the answer goes.
+    /// Sender of the reply to the gang's driver.
     pub reply: ReplySender,
 }
 
@@ -133,97 +134,97 @@ impl std::fmt::Debug for InjectedStep {
     }
 }
 
-/// A request to one shard.
+/// Request to one shard.
 #[derive(Debug)]
 pub enum Command {
-    /// Find it a worker.
+    /// Finds a worker for the claim.
     Claim(Box<PendingClaim>),
-    /// The same for many: one place in the ring, one wake.
+    /// Finds workers for many claims: one slot of the mailbox, one wake-up.
     Claims(Vec<Box<PendingClaim>>),
-    /// Its key is held here already.
+    /// Shows the holder of the key to a repeated claim, or rolls the holder back.
     Reacquire(Box<PendingClaim>, ClaimHandle),
-    /// The holder is done.
+    /// Releases the claim and its worker.
     Release(ClaimOp),
-    /// The same for many.
+    /// Releases many claims and their workers.
     Releases(Vec<ClaimOp>),
-    /// The holder has started.
+    /// Confirms the claim: the holder has started.
     Confirm(ClaimOp),
-    /// The holder still needs it, and may need it for another time than before.
+    /// Renews the claim, with another time to live if given.
     Renew(ClaimOp, Option<Millis>),
-    /// The holder needs that much from now on.
+    /// Changes the resources that the claim holds.
     Resize(ClaimOp, Box<ResourceRequirements>),
-    /// The holder is done, but the worker has to be cleaned.
+    /// Begins to release the claim; its worker must be cleaned before it is free.
     BeginRelease(ClaimOp),
-    /// Keep a worker for a claim that waits.
+    /// Reserves a worker for a queued claim.
     Reserve(Box<ReservationRequest>),
-    /// A step of a gang.
+    /// Takes an action on the members of a gang.
     Gang(Box<GangItem>),
-    /// The claim there is over: a worker runs a later one of its key, whose record was lost.
+    /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.
     Relinquish(ClaimHandle),
-    /// What is held?
+    /// Shows the claim without changing it.
     GetClaim(ClaimOp),
-    /// Workers are there.
+    /// Registers workers, or updates their registrations.
     Register(Vec<(RegistrationRequest, ReplySender)>),
-    /// Workers say that they are there.
+    /// Handles heartbeats of workers.
     Heartbeat(Vec<(WorkerId, HeartbeatRequest, ReplySender)>),
-    /// The owner of a worker wishes.
+    /// Operator command: cordon, uncordon, drain or clear.
     CommandWorker(WorkerId, WorkerCommand, ReplySender),
-    /// The owner of all workers speaks for them.
+    /// Clears suspicion from all workers of the shard.
     ClearWorkers(ReplySender),
-    /// A worker is gone.
+    /// Deletes a worker and ends its claims.
     DeleteWorker(WorkerId, ReplySender),
-    /// What about this worker?
+    /// Shows a worker of the shard.
     GetWorker(WorkerId, ReplySender),
-    /// A part of the list of workers, from an ordinal on.
+    /// Lists workers from an ordinal on, up to a limit.
     ListWorkers(u32, usize, ReplySender),
-    /// A part of the list of claims that pass the filter, from an ordinal on.
-    ListClaims(u32, usize, ClaimSieve, ReplySender),
-    /// The shard's figures.
+    /// Lists claims that pass the filter from an ordinal on, up to a limit.
+    ListClaims(u32, usize, ShardClaimFilter, ReplySender),
+    /// Reports the figures of the shard.
     Report(ReplySender),
-    /// Workers that hold nothing, at most so many.
+    /// Lists the workers that have been idle longest, up to a limit.
     IdleLongest(usize, ReplySender),
-    /// What would a claim find? Nothing is taken.
+    /// Explains what a claim would find, without taking anything.
     Explain(ExplainQuery, ReplySender),
-    /// Rows for a rewrite: from a cursor on, about so many bytes.
+    /// Serialises rows for a snapshot: from a cursor on, about this many bytes.
     SnapshotRows(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
-    /// The service stops: from now on no claim is acknowledged from memory, and the store is told so.
+    /// Stops acknowledging claims from memory, and records that, because the service stops.
     Seal(ReplySender),
-    /// End all workers from an ordinal on, a part at a time: the pool is being deleted.
+    /// Ends all workers from an ordinal on, a slice at a time, because the pool is being deleted.
     EndWorkers(u32, ReplySender),
-    /// Does this in the middle of a run, or panics in it: for tests. No edge can send it.
+    /// Executes a step of a test in the middle of a run, or panics in it. No edge can send this.
     Inject(InjectedStep),
 }
 
-/// What a claim would ask.
+/// Hypothetical claim to explain.
 #[derive(Debug, Clone)]
 pub struct ExplainQuery {
-    /// Of a worker; none: any will do.
+    /// Constraints on the worker; `None` accepts any.
     pub constraints: Option<Arc<PlacementConstraints>>,
-    /// Hash of its affinity word.
+    /// Hash of the affinity key.
     pub affinity: u64,
-    /// For how long it would need it.
+    /// Time for which the claim would need the worker, in milliseconds.
     pub duration_ms: Millis,
-    /// Its answer would wait for the store.
-    pub durable: bool,
-    /// Which workers would do, from this ordinal on; none: which one it would be given.
+    /// Level at which the reply would acknowledge the claim.
+    pub ack: AckLevel,
+    /// Ordinal from which workers are surveyed; `None` previews the placement instead.
     pub from_ordinal: Option<u32>,
 }
 
-/// Which claims a listing wants.
+/// Filter of a listing of claims.
 #[derive(Debug, Clone, Default)]
-pub struct ClaimSieve {
-    /// Only on this worker.
+pub struct ShardClaimFilter {
+    /// Only claims on this worker.
     pub worker: Option<WorkerId>,
-    /// Only of this tenant.
+    /// Only claims of this tenant.
     pub tenant: Option<String>,
-    /// Only in one of these states; empty: in any.
+    /// Only claims in one of these states; empty allows any.
     pub states: Vec<ClaimState>,
-    /// Only those of which it is known that they were created by then, in unix milliseconds.
+    /// Only claims known to be created by this unix time in milliseconds.
     pub created_by_ms: Option<Millis>,
 }
 
-impl ClaimSieve {
-    /// Whether the listing wants this claim.
+impl ShardClaimFilter {
+    /// Whether the claim passes the filter.
     #[must_use]
     pub fn matches(&self, claim: &ListedClaim<'_>) -> bool {
         let is_old = |by_ms| claim.times.created_at_ms().is_some_and(|at_ms| at_ms <= by_ms);
@@ -235,7 +236,7 @@ impl ClaimSieve {
 }
 
 impl Command {
-    /// The claims in it that want a worker.
+    /// Pending claims in the command.
     pub fn claim_items(&self) -> impl Iterator<Item = &PendingClaim> + Clone {
         let items = match self {
             Self::Claim(item) => std::slice::from_ref(item),
@@ -245,7 +246,7 @@ impl Command {
         items.iter().map(AsRef::as_ref)
     }
 
-    /// The requests in it about keys that are held.
+    /// Operations on held claims in the command.
     #[must_use]
     pub fn key_items(&self) -> &[ClaimOp] {
         match self {
@@ -260,12 +261,12 @@ impl Command {
         }
     }
 
-    /// The places that it is about.
+    /// Handles of the held claims in the command.
     pub fn handles(&self) -> impl Iterator<Item = ClaimHandle> + Clone {
         self.key_items().iter().map(|item| item.handle)
     }
 
-    /// How many fences it may need.
+    /// Number of fences that the command may need.
     #[must_use]
     pub const fn fences_needed(&self) -> u64 {
         match self {

@@ -1,36 +1,36 @@
-//! What a shard did, counted where nobody else writes: a counter that all shards of a pool increment would travel from
-//! core to core with every claim. The scrape adds them up.
+//! Counters of a shard, each with a single writer: a counter incremented by all shards of a pool would move from core
+//! to core with every claim. The scrape adds them up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that one thread at a time adds to.
+/// Counter that only one thread at a time adds to.
 #[derive(Debug, Default)]
 pub struct SingleWriterCounter(AtomicU64);
 
 impl SingleWriterCounter {
-    /// Adds, by whoever runs the shard.
+    /// Adds to the counter; only the runner of the shard may call it.
     pub(super) fn add(&self, n: u64) {
-        // No read-modify-write: only one adds.
+        // No read-modify-write is needed: there is one writer.
         self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
     }
 
-    /// All that was added.
+    /// Total of all additions.
     pub(crate) fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The counts of one shard.
+/// Counters of one shard.
 #[derive(Debug, Default)]
 pub struct RunnerCounters {
-    /// Claims whose grant left.
+    /// Claims whose grant was sent.
     pub(crate) created: SingleWriterCounter,
-    /// Requests to release.
+    /// Requests to release a claim.
     pub(crate) releases: SingleWriterCounter,
-    /// Changes of a worker.
+    /// Changes of a worker's state.
     pub(crate) worker_updates: SingleWriterCounter,
-    /// Grants that were undone because nobody was told of them.
+    /// Claims that were rolled back undisclosed.
     pub(crate) rolled_back: SingleWriterCounter,
-    /// Runs, whoever ran it. No metric: tests count by it what a shard does while there is nothing for it to do.
+    /// Runs of the shard. Not a metric: tests check that an idle shard does not run.
     pub(super) runs: SingleWriterCounter,
 }

@@ -1,4 +1,4 @@
-//! Requests that wait for a shard. Most shards have none most of the time, so a mailbox is as large as what is in it.
+//! Mailbox of a shard. Most are empty most of the time, so a mailbox allocates only for what it contains.
 
 use crossbeam::queue::SegQueue;
 
@@ -6,8 +6,8 @@ use super::command::Command;
 use super::schedule::QueueBound;
 use crate::limits;
 
-/// Queue of requests, bounded by [`limits::MAILBOX_SLOTS`], that many push to and one at a time pops from. Takes no
-/// lock; a pop waits for a push that is under way.
+/// Queue of requests with many producers and one consumer at a time, bounded by [`limits::MAILBOX_SLOTS`]. Takes no
+/// lock; a pop waits for a push that is in progress.
 #[derive(Debug, Default)]
 pub(super) struct ShardMailbox {
     bound: QueueBound,
@@ -15,10 +15,10 @@ pub(super) struct ShardMailbox {
 }
 
 impl ShardMailbox {
-    /// Takes a request in.
+    /// Adds a request to the mailbox.
     ///
     /// # Errors
-    /// The request back, if as many wait as may.
+    /// Returns the request if the mailbox is full.
     pub fn push(&self, command: Command) -> Result<(), Command> {
         if !self.bound.try_acquire(limits::MAILBOX_SLOTS) {
             return Err(command);
@@ -27,22 +27,22 @@ impl ShardMailbox {
         Ok(())
     }
 
-    /// Takes the oldest out, at most so many, and says how many. Their slots are given back together.
-    pub fn drain(&self, most: usize, into: &mut impl Extend<Command>) -> usize {
-        let mut taken = 0;
-        into.extend(std::iter::from_fn(|| self.queue.pop()).take(most).inspect(|_| taken += 1));
-        if taken > 0 {
-            self.bound.release(taken);
+    /// Removes up to `max` of the oldest requests and returns how many. Frees their slots together.
+    pub fn drain(&self, max: usize, into: &mut impl Extend<Command>) -> usize {
+        let mut drained = 0;
+        into.extend(std::iter::from_fn(|| self.queue.pop()).take(max).inspect(|_| drained += 1));
+        if drained > 0 {
+            self.bound.release(drained);
         }
-        taken
+        drained
     }
 
-    /// Requests that wait.
+    /// Number of requests in the mailbox.
     pub fn len(&self) -> usize {
         self.bound.in_use()
     }
 
-    /// Whether no request waits: every push that has returned is seen.
+    /// Whether the mailbox is empty: every push that has returned is visible.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn h05_a_mailbox_takes_as_many_as_it_may_and_gives_them_back_in_order() {
+    fn h05_a_mailbox_is_bounded_and_keeps_the_order() {
         let mailbox = ShardMailbox::default();
         for round in 0..3 {
             for fence in 0..limits::MAILBOX_SLOTS as u64 {
@@ -66,15 +66,18 @@ mod tests {
             }
             assert!(
                 matches!(mailbox.push(request(7)), Err(Command::Relinquish(ClaimHandle { fence: 7, .. }))),
-                "it is full"
+                "the mailbox is full"
             );
             assert_eq!(mailbox.len(), limits::MAILBOX_SLOTS);
-            let mut taken = Vec::new();
-            assert_eq!(mailbox.drain(1_000, &mut taken), 1_000);
+            let mut drained = Vec::new();
+            assert_eq!(mailbox.drain(1_000, &mut drained), 1_000);
             assert_eq!(mailbox.len(), limits::MAILBOX_SLOTS - 1_000);
-            assert_eq!(mailbox.drain(usize::MAX, &mut taken), limits::MAILBOX_SLOTS - 1_000);
-            for (expected, command) in taken.into_iter().enumerate() {
-                assert!(matches!(command, Command::Relinquish(place) if place.fence == expected as u64), "{expected}");
+            assert_eq!(mailbox.drain(usize::MAX, &mut drained), limits::MAILBOX_SLOTS - 1_000);
+            for (expected, command) in drained.into_iter().enumerate() {
+                assert!(
+                    matches!(command, Command::Relinquish(handle) if handle.fence == expected as u64),
+                    "{expected}"
+                );
             }
             assert_eq!((mailbox.drain(1, &mut Vec::new()), mailbox.len(), mailbox.is_empty()), (0, 0, true));
         }

@@ -1,9 +1,9 @@
-//! Shards as actors: `shard/` executes what the engine decides.
+//! Shards as actors: executes what the engine decides.
 //!
-//! Requests come through a bounded mailbox; who runs when is in [`ring`]: one at a time has the right to run the shard: it takes what is there,
-//! decides it all, hands the changed rows to the journal, and only then lets answers leave. That is whoever pushed
-//! while nobody ran it, or else the shard's actor, which also owns its life. The handle ([`ShardHandle`]) is the only way
-//! in.
+//! Requests arrive in a bounded mailbox. One thread at a time has the right to run the shard ([`schedule`]): it takes
+//! the requests, decides them, hands the changed rows to the journal, and only then sends the replies. That thread is
+//! the caller that pushed while the shard was not running, or else the shard's actor, which also owns its lifetime.
+//! The handle ([`ShardHandle`]) is the only way in.
 
 mod actor;
 mod command;
@@ -12,7 +12,7 @@ mod mailbox;
 mod notice;
 mod reason_cells;
 mod reply;
-/// What [`ring`] is made of; its model brings its own.
+/// Atomics used by [`schedule`]; its model brings its own.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 }
@@ -22,7 +22,7 @@ mod runner;
 pub mod schedule;
 mod supervisor;
 
-pub use command::{ClaimOp, ClaimSieve, Command, ExplainQuery, GangItem, InjectedStep, PendingClaim, ShardSet};
+pub use command::{ClaimOp, Command, ExplainQuery, GangItem, InjectedStep, PendingClaim, ShardClaimFilter, ShardSet};
 pub use handle::{PushRejection, ShardHandle};
 pub use paused_shard::PausedShard;
 pub use reply::{

@@ -1,15 +1,15 @@
-//! Notices to a shard, beside its ring: what became of its answers, and what the settings of its pool are.
+//! Notices to a shard that bypass its mailbox: the fate of its replies, and new settings of its pool.
 
 use crate::engine::{ClaimHandle, ShardConfig};
 use crate::model::{ClaimId, Fence, Millis};
 
-/// A message to a shard that must not be refused. Bounded by the answers that the shard gave, and by changes of its pool.
+/// Message to a shard that must not be refused. Bounded by the number of replies, and by changes of the pool.
 #[derive(Debug)]
 pub(crate) enum ShardNotice {
     /// The grant of this claim will reach nobody.
     Undelivered(ClaimId, Fence),
-    /// Answers that speak of these left, at this engine time.
+    /// Replies that cover these claims were sent at this engine time.
     ReplySent(Vec<ClaimHandle>, Millis),
-    /// Settings of the pool, from now on.
-    Rules(ShardConfig),
+    /// The settings of the pool changed.
+    Config(ShardConfig),
 }

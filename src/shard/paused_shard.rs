@@ -1,21 +1,19 @@
-//! A shard that is kept from running, for tests that inject what competes.
+//! Paused shard, for tests that inject a competing step.
 
 use std::sync::Arc;
 
 use super::handle::ShardHandle;
 
-/// The right to run a shard, kept from everybody.
+/// Right to run a shard, withheld from everybody until dropped.
 #[derive(Debug)]
 pub struct PausedShard(Arc<ShardHandle>);
 
 impl PausedShard {
-    pub(super) const fn of(port: Arc<ShardHandle>) -> Self {
-        Self(port)
+    pub(super) const fn of(handle: Arc<ShardHandle>) -> Self {
+        Self(handle)
     }
-}
 
-impl PausedShard {
-    /// Requests that wait in the ring.
+    /// Number of requests in the mailbox.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.0.queue_depth()

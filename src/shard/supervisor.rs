@@ -1,4 +1,4 @@
-//! Starts shards, and starts them again when they panic.
+//! Supervision of shards: starts them, and restarts them after a panic.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -14,31 +14,31 @@ use crate::engine::Shard;
 use crate::metrics::ShardState;
 use crate::model::{ClaimId, Seq};
 
-/// Restarts of one shard within [`WINDOW_MS`] after which it is left alone: something in it is broken for good.
+/// Restarts of one shard within [`WINDOW_MS`] after which it is given up as permanently broken.
 const RESTARTS_MAX: usize = 5;
 const WINDOW_MS: u64 = 60_000;
 
-/// Rebuilds a shard that panicked and starts it anew.
+/// Function that rebuilds a shard after a panic and starts it.
 pub type RestartShard = Box<dyn Fn(Arc<Pool>, Arc<ShardHandle>, ActorCell) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// The supervisor of all shards of one scheduler.
+/// Supervisor of all shards of one scheduler.
 pub struct ShardSupervisor {
     dispatch: Weak<ClaimDispatcher>,
     restart: RestartShard,
 }
 
 impl ShardSupervisor {
-    /// Rebuilds with `revive` what panics.
+    /// Creates a supervisor that rebuilds panicked shards with `restart`.
     #[must_use]
-    pub fn new(dispatch: &Arc<ClaimDispatcher>, revive: RestartShard) -> Self {
-        Self { dispatch: Arc::downgrade(dispatch), restart: revive }
+    pub fn new(dispatch: &Arc<ClaimDispatcher>, restart: RestartShard) -> Self {
+        Self { dispatch: Arc::downgrade(dispatch), restart }
     }
 
     fn find(&self, actor: &ActorCell) -> Option<(Arc<Pool>, Arc<ShardHandle>)> {
         let pools = Arc::clone(&self.dispatch.upgrade()?.pools.load());
         pools.iter().find_map(|pool| {
-            let port = pool.shards.iter().find(|port| port.is_run_by(actor.get_id()))?;
-            Some((Arc::clone(pool), Arc::clone(port)))
+            let handle = pool.shards.iter().find(|handle| handle.is_run_by(actor.get_id()))?;
+            Some((Arc::clone(pool), Arc::clone(handle)))
         })
     }
 }
@@ -59,47 +59,49 @@ impl Actor for ShardSupervisor {
         _state: &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let SupervisionEvent::ActorFailed(actor, error) = event else { return Ok(()) };
-        let (Some((pool, port)), Some(dispatch)) = (self.find(&actor), self.dispatch.upgrade()) else { return Ok(()) };
+        let (Some((pool, handle)), Some(dispatch)) = (self.find(&actor), self.dispatch.upgrade()) else {
+            return Ok(());
+        };
         let now_ms = dispatch.clock.engine_ms();
-        let reason = format!("shard {} of {} panicked: {error}", port.shard.shard, pool.name);
+        let reason = format!("shard {} of {} panicked: {error}", handle.shard.shard, pool.name);
         tracing::error!("{reason}");
-        port.set_state(ShardState::Loading, Some(reason.clone()));
-        // Nobody decides for these keys any more.
-        port.remove_runner();
-        port.outbox.mark_orphaned();
-        for (id, ticket) in port.empty_hand() {
+        handle.set_state(ShardState::Loading, Some(reason.clone()));
+        // The tickets of these claims have no decider any more.
+        handle.remove_runner();
+        handle.outbox.mark_orphaned();
+        for (id, ticket) in handle.take_undecided_tickets() {
             if let Some(next) = dispatch.keys.release_ticket(&id, ticket) {
                 dispatch.route(next);
             }
         }
-        if port.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
-            port.set_state(
+        if handle.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
+            handle.set_state(
                 ShardState::Refused,
-                Some(format!("{reason}; it did so {} times in a minute", RESTARTS_MAX + 1)),
+                Some(format!("{reason}; given up after {} panics in a minute", RESTARTS_MAX + 1)),
             );
-            port.reject_all();
+            handle.reject_all();
             return Ok(());
         }
-        // The store may take its time; other shards may need help meanwhile.
-        tokio::spawn((self.restart)(pool, port, me.get_cell()));
+        // Not awaited: the store may be slow, and other shards may fail meanwhile.
+        tokio::spawn((self.restart)(pool, handle, me.get_cell()));
         Ok(())
     }
 }
 
-/// Starts a shard under `supervisor`. It serves when this returns.
+/// Starts a shard under `supervisor`. The shard serves when this returns.
 ///
 /// # Errors
-/// Those of the actor runtime.
+/// Fails with the errors of the actor runtime.
 pub(crate) async fn start_shard(
     dispatch: Arc<ClaimDispatcher>,
     pool: Arc<Pool>,
-    port: Arc<ShardHandle>,
+    handle: Arc<ShardHandle>,
     shard: Shard,
-    gone: VecDeque<(Seq, ClaimId)>,
+    pending_ends: VecDeque<(Seq, ClaimId)>,
     supervisor: ActorCell,
 ) -> Result<(), ractor::SpawnErr> {
-    let spawn = SpawnArgs { dispatch, pool, handle: Arc::clone(&port), shard, pending_ends: gone };
+    let spawn = SpawnArgs { dispatch, pool, handle: Arc::clone(&handle), shard, pending_ends };
     let (actor, _) = ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await?;
-    port.serve(actor);
+    handle.serve(actor);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! C16: the times of a claim, which are those of the wall clock, whatever becomes of the claim; and how long a pool lets its
-//! claims stay without a renewal.
+//! C16: timestamps of a claim, which are those of the wall clock, whatever happens to the claim; and how long a pool
+//! lets claims stay without a renewal.
 
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
 use hotpool::model::request_error::RequestError;
@@ -12,7 +12,7 @@ use crate::sharing::{asking, cpu, shared, sized};
 use crate::world::{FULL, World, done, id, ids_on, name, request, spec, until, worker};
 
 const HOUR: u64 = 3_600_000;
-/// How loosely the service follows the wall clock.
+/// Tolerance with which the service follows the wall clock, in milliseconds.
 const SLACK_MS: u64 = 200;
 
 fn active(request: ClaimRequest) -> ClaimRequest {
@@ -28,7 +28,7 @@ fn too_long(max_ms: u64) -> RequestError {
 }
 
 impl World {
-    /// The wall clock is so far ahead of the system's from now on.
+    /// Sets the wall clock ahead of the system clock by `ms`.
     async fn shift(&self, ms: i64) {
         self.clock.shift_unix_us(ms * 1_000);
         self.pass(1).await;
@@ -40,24 +40,24 @@ impl World {
 
     async fn ttl_of(&self, request: ClaimRequest) -> Result<Option<u64>, RequestError> {
         let claim = self.s.claim(active(request)).await?.claim;
-        Ok(self.left_of(&claim))
+        Ok(self.remaining_of(&claim))
     }
 
-    /// How long until it ends, to the second.
-    fn left_of(&self, claim: &ClaimView) -> Option<u64> {
+    /// Time until the claim expires, in whole seconds.
+    fn remaining_of(&self, claim: &ClaimView) -> Option<u64> {
         let now_ms = self.clock.unix_of(self.clock.engine_ms());
         claim.expires_at_ms.map(|at| (at.saturating_sub(now_ms) + 500) / 1_000 * 1_000)
     }
 }
 
-/// Whether it is about so many hours after that.
+/// Whether the time is about this many hours after the other.
 fn is_after(at_ms: Option<u64>, since_ms: Option<u64>, hours: i64) -> bool {
     let (at_ms, since_ms) = (at_ms.unwrap(), since_ms.unwrap());
     at_ms.abs_diff(since_ms.saturating_add_signed(hours * HOUR.cast_signed())) <= SLACK_MS
 }
 
 #[tokio::test]
-async fn c16_a_claim_keeps_its_times_whatever_becomes_of_it() {
+async fn c16_a_claim_keeps_its_timestamps_whatever_happens() {
     let world = World::on_store().await;
     world.pool("p", PoolSpec { releasing_ms: 10_000, ..spec(1, AckLevel::Durable) }, &["v", "w"]).await;
     let taken = world.claim("p", "k").await.unwrap().claim;
@@ -81,14 +81,14 @@ async fn c16_a_claim_keeps_its_times_whatever_becomes_of_it() {
     world.s.delete_worker(&name("p"), &worker).await.unwrap();
     let lost = world.s.get_claim(&taken.id).await.unwrap();
     assert_eq!((lost.state, lost.times), (ClaimState::Lost, confirmed));
-    // The key's next claim has times of its own.
+    // The next claim of the key has timestamps of its own.
     world.shift(7 * HOUR.cast_signed()).await;
     let next = world.s.claim(active(request("p", "k"))).await.unwrap().claim.times;
     assert!(is_after(next.created_at_ms(), created, 7) && next.activated_at_ms() == next.created_at_ms());
 }
 
 #[tokio::test]
-async fn c16_a_claim_that_is_lost_while_it_is_reserved_was_never_active() {
+async fn c16_a_claim_lost_while_reserved_was_never_active() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
     let taken = world.claim("p", "k").await.unwrap().claim;
@@ -98,9 +98,9 @@ async fn c16_a_claim_that_is_lost_while_it_is_reserved_was_never_active() {
     assert_eq!(lost.times.activated_at_ms(), None);
 }
 
-/// Times are told as they were, also if the clock was wrong.
+/// Timestamps are reported as taken, even if the clock was wrong.
 #[tokio::test]
-async fn c16_a_clock_that_is_set_back_changes_no_time_that_was_taken() {
+async fn c16_a_clock_set_back_changes_no_earlier_timestamp() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w", "v"]).await;
     let taken = world.claim("p", "k").await.unwrap().claim;
@@ -108,14 +108,14 @@ async fn c16_a_clock_that_is_set_back_changes_no_time_that_was_taken() {
     let times = world.s.confirm(&taken.id, taken.fence).await.unwrap().times;
     assert_eq!(times.created_at_ms(), taken.times.created_at_ms());
     assert!(is_after(times.activated_at_ms(), times.created_at_ms(), -24), "{times:?}");
-    // A release that is begun before it was confirmed: it never was active.
+    // A release that begins before the confirm: the claim was never active.
     let other = world.claim("p", "other").await.unwrap().claim;
     world.s.begin_release(&other.id, other.fence).await.unwrap();
     assert_eq!(world.times("other").await, other.times);
 }
 
 #[tokio::test]
-async fn c16_a_worker_that_names_a_reserved_claim_makes_it_active_at_that_time() {
+async fn c16_a_worker_that_reports_a_reserved_claim_activates_it() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
     let taken = world.claim("p", "k").await.unwrap().claim;
@@ -133,7 +133,7 @@ async fn c16_a_worker_that_names_a_reserved_claim_makes_it_active_at_that_time()
 }
 
 #[tokio::test]
-async fn c16_resized_and_evicted_claims_and_those_of_gangs_keep_their_times() {
+async fn c16_resized_evicted_and_gang_claims_keep_their_timestamps() {
     let world = World::on_store().await;
     let pool = PoolSpec { preemption: true, ..shared(2, PlacementPolicy::BestFit) };
     let workers = ids_on(0, 2, 1, "w").into_iter().chain(ids_on(1, 2, 1, "w"));
@@ -166,7 +166,7 @@ async fn c16_resized_and_evicted_claims_and_those_of_gangs_keep_their_times() {
 }
 
 #[tokio::test]
-async fn c16_lists_leave_out_what_is_younger_or_in_another_state() {
+async fn c16_lists_filter_by_age_and_state() {
     let world = World::on_memory().await;
     world.pool("p", spec(2, AckLevel::Memory), &["u", "v", "w", "x"]).await;
     let listed = async |filter: ClaimFilter| {
@@ -190,7 +190,7 @@ async fn c16_lists_leave_out_what_is_younger_or_in_another_state() {
 }
 
 #[tokio::test]
-async fn c16_a_claim_has_the_ttl_of_the_pool_that_it_is_taken_from() {
+async fn c16_a_claim_has_the_ttl_of_the_pool_that_grants_it() {
     let world = World::on_memory().await;
     world.pool("p", bounded(Some(10_000), None), &["p1"]).await;
     world.pool("q", bounded(None, Some(20_000)), &["q1"]).await;
@@ -210,13 +210,13 @@ async fn c16_a_claim_has_the_ttl_of_the_pool_that_it_is_taken_from() {
     );
     let explained = world.s.explain(ClaimRequest { ttl_ms: Some(HOUR), ..request("q", "e") }).await;
     assert_eq!(explained, Err(too_long(20_000)));
-    // It ends when nobody renews it.
+    // The claim ends when it is not renewed.
     world.pass(10_000).await;
     assert!(world.is_vacant("a") && !world.is_vacant("b"));
 }
 
 #[tokio::test]
-async fn c16_other_bounds_hold_for_claims_that_are_decided_from_then_on() {
+async fn c16_new_limits_apply_to_later_claims() {
     let world = World::on_memory().await;
     let put = async |default_ms, max_ms| drop(world.s.put_pool(name("p"), bounded(default_ms, max_ms)).await.unwrap());
     world.pool("p", bounded(None, None), &["w"]).await;
@@ -228,10 +228,10 @@ async fn c16_other_bounds_hold_for_claims_that_are_decided_from_then_on() {
     let says_none = world.begin_request(waits("none", None)).await;
     until("both wait", async || world.s.waiting(&name("p")) == 2).await;
     put(Some(10_000), Some(20_000)).await;
-    // What is held keeps what it has, until it is renewed.
+    // A held claim keeps its time to live until it is renewed.
     assert_eq!(world.s.get_claim(&held.id).await.unwrap().expires_at_ms, None);
     assert_eq!(world.s.renew(&held.id, held.fence, Some(20_001)).await, Err(too_long(20_000)));
-    let left = async |ttl_ms| world.left_of(&world.s.renew(&held.id, held.fence, ttl_ms).await.unwrap());
+    let left = async |ttl_ms| world.remaining_of(&world.s.renew(&held.id, held.fence, ttl_ms).await.unwrap());
     assert_eq!(left(None).await, Some(10_000), "it had none");
     assert_eq!(left(Some(20_000)).await, Some(20_000));
     assert_eq!(left(None).await, Some(20_000), "as long as before");
@@ -240,11 +240,11 @@ async fn c16_other_bounds_hold_for_claims_that_are_decided_from_then_on() {
     world.s.release(&held.id, held.fence).await.unwrap();
     assert_eq!(done(asks).await, Err(too_long(15_000)), "it asked when more was allowed");
     let taken = done(says_none).await.unwrap().claim;
-    assert_eq!(world.left_of(&taken), Some(15_000));
+    assert_eq!(world.remaining_of(&taken), Some(15_000));
     assert_eq!(world.s.keys().pending_len(), 0);
 }
 
-/// A worker that ends before the time of the pool is over is not given to a claim that says no time.
+/// A worker that ends before the pool's time to live is not granted to a claim without a time of its own.
 #[tokio::test]
 async fn c16_a_claim_needs_its_worker_for_the_ttl_of_the_pool() {
     let world = World::on_memory().await;
@@ -259,9 +259,9 @@ async fn c16_a_claim_needs_its_worker_for_the_ttl_of_the_pool() {
     assert!(world.s.claim(brief).await.unwrap().created);
 }
 
-/// A gang is refused as any claim is.
+/// A gang is rejected like any claim.
 #[tokio::test]
-async fn c16_a_member_of_a_gang_asks_for_no_more_than_its_pool_allows() {
+async fn c16_a_gang_member_may_not_exceed_the_limits_of_its_pool() {
     let world = World::on_store().await;
     world.pool("p", PoolSpec { ack: AckLevel::Durable, ..bounded(None, Some(20_000)) }, &["v", "w"]).await;
     let member = |key: &str, ttl_ms| active(ClaimRequest { ttl_ms, ..request("p", key) });
@@ -269,7 +269,7 @@ async fn c16_a_member_of_a_gang_asks_for_no_more_than_its_pool_allows() {
     assert_eq!(outcomes, [Err(RequestError::GangMemberRejected(1)), Err(too_long(20_000))]);
     world.is_clean().await;
     let outcomes = world.s.claim_gang(vec![member("a", None), member("b", Some(5_000))]).await;
-    let left: Vec<_> = outcomes.iter().map(|taken| world.left_of(&taken.as_ref().unwrap().claim)).collect();
+    let left: Vec<_> = outcomes.iter().map(|taken| world.remaining_of(&taken.as_ref().unwrap().claim)).collect();
     assert_eq!(left, [Some(20_000), Some(5_000)]);
     let spec = ClaimSpec::default();
     let ask = Some(Box::new(ClaimConstraints { spec, require_same_resources: true, ..ClaimConstraints::default() }));

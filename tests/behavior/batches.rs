@@ -1,4 +1,5 @@
-//! Batches of shares: each item its own outcome, each shard asked once, each worker touched once.
+//! Batches of claims on shared workers: each item has its own outcome, each shard is asked once, each worker updated
+//! once.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::sharing::{asking, cards, cpu, shared, sized};
 use crate::world::{World, done, ids_on};
 
 #[tokio::test]
-async fn b01_a_bad_item_harms_no_other_and_the_order_is_kept() {
+async fn b01_a_bad_item_affects_no_other_and_the_order_is_kept() {
     let world = World::on_memory().await;
     world
         .shared(shared(4, PlacementPolicy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 2_000, None)).collect())
@@ -27,10 +28,10 @@ async fn b01_a_bad_item_harms_no_other_and_the_order_is_kept() {
     assert_eq!(outcomes.iter().flatten().count(), 7);
 }
 
-/// What a shard said that it has left is stale when the batch gets there: who loses the first choice gets a second in the
-/// same call, and both are placed.
+/// The free resources that a shard published are stale when the batch arrives: a claim that loses its first choice
+/// gets a second in the same call, and both are placed.
 #[tokio::test]
-async fn b01_who_loses_the_first_choice_gets_a_second_in_the_same_call() {
+async fn b01_a_claim_that_loses_its_first_choice_gets_a_second_in_the_same_call() {
     let world = World::on_memory().await;
     let (small, large) = (ids_on(0, 2, 1, "a").remove(0), ids_on(1, 2, 1, "b").remove(0));
     world
@@ -46,7 +47,7 @@ async fn b01_who_loses_the_first_choice_gets_a_second_in_the_same_call() {
         let batch = (0..2).map(|i| asking("p", &format!("k{round}-{i}"), &cpu(4_000))).collect();
         tokio::task::yield_now().await;
         let second = tokio::spawn(async move { s.claim_batch(batch).await });
-        // The first, and the batch in one command or two.
+        // The first claim, and the batch in one command or two.
         busy.until_asked_at_least(2).await;
         let first = done(first).await.unwrap().claim;
         let taken = done(second).await;
@@ -60,7 +61,7 @@ async fn b01_who_loses_the_first_choice_gets_a_second_in_the_same_call() {
 }
 
 #[tokio::test]
-async fn b03_a_hundred_claims_on_twenty_workers_touch_twenty_workers() {
+async fn b03_a_hundred_claims_on_twenty_workers_update_twenty_workers() {
     let world = World::on_store().await;
     world
         .shared(shared(4, PlacementPolicy::BestFit), (0..20).map(|i| sized(&format!("w{i}"), 5_000, None)).collect())
@@ -73,7 +74,7 @@ async fn b03_a_hundred_claims_on_twenty_workers_touch_twenty_workers() {
     assert_eq!(seq(&world.shards("p").await) - changes, 20, "each change is one row");
     let after = world.rows("p").await;
     assert!(after.iter().all(|row| row.2 > before[&row.0]), "each of them once");
-    // And all of that is in the store.
+    // All of that is in the store.
     let again = world.crashed().await;
     assert_eq!((again.all_held().await.len(), again.left().await), (100, (0, 0)));
 }

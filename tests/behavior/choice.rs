@@ -1,5 +1,5 @@
-//! What a claim may ask for: labels, nodes, one worker, a class, pools in order, resources; and when a claim that is
-//! held satisfies another request.
+//! Constraints of a claim: labels, nodes, one worker, a class, pools in order, resources; and when the holder of a key
+//! satisfies another request.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::world::{Claimed, FULL, LOADING, Seeded, World, done, id, ids_on, name
 const NODE_LOCALITY: RequestError = RequestError::Exhausted(ExhaustionReason::NodeLocality);
 const NO_POOL: RequestError = RequestError::Exhausted(ExhaustionReason::NoEligiblePool);
 
-fn labels(of: &[(&str, &str)]) -> Labels {
-    of.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 fn in_zone(id: &str, zone: &str) -> WorkerSpec {
@@ -42,7 +42,7 @@ fn selecting(selector: &str) -> ClaimConstraints {
     ClaimConstraints { selector: Some(selector.into()), ..ClaimConstraints::default() }
 }
 
-fn needing(resources: WorkerCapacity) -> ClaimConstraints {
+fn requiring(resources: WorkerCapacity) -> ClaimConstraints {
     ClaimConstraints {
         spec: ClaimSpec { resources: resources.into(), ..ClaimSpec::default() },
         ..ClaimConstraints::default()
@@ -53,13 +53,13 @@ fn listed(pools: &[&str]) -> PoolChoice {
     PoolChoice::Listed(pools.iter().map(|pool| name(pool)).collect())
 }
 
-/// A claim from these pools.
-fn from(pools: PoolChoice, key: &str, ask: ClaimConstraints) -> ClaimRequest {
-    ClaimRequest { pools, constraints: Some(Box::new(ask)), ..request("unused", key) }
+/// Builds a claim with these candidate pools.
+fn from_pools(pools: PoolChoice, key: &str, constraints: ClaimConstraints) -> ClaimRequest {
+    ClaimRequest { pools, constraints: Some(Box::new(constraints)), ..request("unused", key) }
 }
 
-fn asking(pool: &str, key: &str, ask: ClaimConstraints) -> ClaimRequest {
-    from(name(pool).into(), key, ask)
+fn request_with(pool: &str, key: &str, constraints: ClaimConstraints) -> ClaimRequest {
+    from_pools(name(pool).into(), key, constraints)
 }
 
 async fn add(world: &World, pool: &str, workers: Vec<WorkerSpec>) {
@@ -81,42 +81,47 @@ fn invalid(answer: Claimed, field: &str) {
 }
 
 #[tokio::test]
-async fn c04_the_same_key_with_other_resources_is_the_same_claim_or_refused() {
+async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &[]).await;
     add(&world, "p", (0..4).map(|i| sized(&format!("w{i}"), cpu(8_000))).collect()).await;
-    let must_match = |resources| ClaimConstraints { require_same_resources: true, ..needing(resources) };
-    let first = world.s.claim(asking("p", "k", needing(cpu(1_000)))).await.unwrap();
+    let must_match = |resources| ClaimConstraints { require_same_resources: true, ..requiring(resources) };
+    let first = world.s.claim(request_with("p", "k", requiring(cpu(1_000)))).await.unwrap();
     assert!(first.created);
     for confirmed in [false, true] {
-        // More than any worker has: room does not matter.
-        for ask in [needing(cpu(4_000)), needing(cpu(1 << 40)), must_match(cpu(1_000)), ClaimConstraints::default()] {
-            let again = world.s.claim(asking("p", "k", ask)).await.unwrap();
+        // More than any worker has: free resources do not matter.
+        for constraints in
+            [requiring(cpu(4_000)), requiring(cpu(1 << 40)), must_match(cpu(1_000)), ClaimConstraints::default()]
+        {
+            let again = world.s.claim(request_with("p", "k", constraints)).await.unwrap();
             assert_eq!((again.created, again.claim.fence), (false, first.claim.fence));
             assert_eq!(again.claim.spec.as_ref().unwrap().resources, cpu(1_000).into(), "as it was asked for");
         }
-        for ask in [must_match(cpu(4_000)), must_match(WorkerCapacity::default())] {
-            assert!(matches!(world.s.claim(asking("p", "k", ask)).await, Err(RequestError::FailedPrecondition(_))));
+        for constraints in [must_match(cpu(4_000)), must_match(WorkerCapacity::default())] {
+            assert!(matches!(
+                world.s.claim(request_with("p", "k", constraints)).await,
+                Err(RequestError::FailedPrecondition(_))
+            ));
         }
         assert_eq!(world.counts("p").await, (3, 1, u64::from(!confirmed)), "the ledger holds it once");
         world.s.confirm(&id("k"), first.claim.fence).await.unwrap();
     }
-    // A claim that asked for nothing matches one that asks for nothing.
+    // A claim without resources matches a request without resources.
     let plain = world.claim("p", "plain").await.unwrap();
-    let again = world.s.claim(asking("p", "plain", must_match(WorkerCapacity::default()))).await.unwrap();
+    let again = world.s.claim(request_with("p", "plain", must_match(WorkerCapacity::default()))).await.unwrap();
     assert_eq!(again.claim.fence, plain.claim.fence);
-    // What it asked for outlives a restart.
+    // Its resources survive a restart.
     let again = world.restarted().await;
     assert!(matches!(
-        again.s.claim(asking("p", "k", must_match(cpu(4_000)))).await,
+        again.s.claim(request_with("p", "k", must_match(cpu(4_000)))).await,
         Err(RequestError::FailedPrecondition(_))
     ));
-    let same = again.s.claim(asking("p", "k", must_match(cpu(1_000)))).await.unwrap();
+    let same = again.s.claim(request_with("p", "k", must_match(cpu(1_000)))).await.unwrap();
     assert_eq!(same.claim.fence, first.claim.fence);
 }
 
 #[tokio::test]
-async fn c09_what_is_no_longer_eligible_is_given_back_if_reserved_and_refused_if_active() {
+async fn c09_an_ineligible_claim_is_rolled_back_if_reserved_and_rejected_if_active() {
     let world = World::on_store().await;
     let class = |class: &str| PoolSpec { class: Some(class.into()), ..spec(2, AckLevel::Durable) };
     world.pool("old", class("small"), &[]).await;
@@ -127,14 +132,14 @@ async fn c09_what_is_no_longer_eligible_is_given_back_if_reserved_and_refused_if
     let both = || listed(&["old", "new"]);
     let on = |node: &str| ClaimConstraints { nodes_required: nodes(&[node]), ..ClaimConstraints::default() };
     let named = |id: &str| ClaimConstraints { worker: Some(WorkerId::new(id).unwrap()), ..ClaimConstraints::default() };
-    // Each is at odds with the claim that the one before it made.
+    // Each request conflicts with the claim that the one before it made.
     let steps = [
-        (asking("old", "k", selecting("zone=a")), "a"),
-        (asking("old", "k", selecting("zone=b")), "b"),
-        (asking("old", "k", on("n1")), "n"),
-        (asking("old", "k", named("a")), "a"),
-        (from(both(), "k", of_class("large")), "c"),
-        (from(both(), "k", of_class("small")), "any"),
+        (request_with("old", "k", selecting("zone=a")), "a"),
+        (request_with("old", "k", selecting("zone=b")), "b"),
+        (request_with("old", "k", on("n1")), "n"),
+        (request_with("old", "k", named("a")), "a"),
+        (from_pools(both(), "k", of_class("large")), "c"),
+        (from_pools(both(), "k", of_class("small")), "any"),
         (request("new", "k"), "c"),
     ];
     let mut fence = 0;
@@ -149,18 +154,20 @@ async fn c09_what_is_no_longer_eligible_is_given_back_if_reserved_and_refused_if
         assert_eq!(world.counts("old").await.1 + world.counts("new").await.1, 1, "one holder");
     }
     world.s.confirm(&id("k"), fence).await.unwrap();
-    for request in [asking("new", "k", selecting("zone=a")), request("old", "k"), asking("new", "k", on("n1"))] {
+    for request in
+        [request_with("new", "k", selecting("zone=a")), request("old", "k"), request_with("new", "k", on("n1"))]
+    {
         assert!(matches!(world.s.claim(request).await, Err(RequestError::FailedPrecondition(_))));
     }
     // No pool is eligible: nothing was decided about the key.
-    assert_eq!(world.s.claim(asking("old", "k", of_class("large"))).await, Err(NO_POOL));
+    assert_eq!(world.s.claim(request_with("old", "k", of_class("large"))).await, Err(NO_POOL));
     assert_eq!(world.held().await, [("k".into(), "c".into(), fence)]);
     world.s.release(&id("k"), fence).await.unwrap();
     world.is_clean().await;
 }
 
 #[tokio::test]
-async fn p01_a_class_is_a_gate_anded_with_labels_and_every_selector_is_evaluated() {
+async fn p01_class_and_labels_must_both_match_and_every_selector_is_evaluated() {
     let world = World::on_memory().await;
     let pool = |class: Option<&str>, tier: &str| PoolSpec {
         class: class.map(Into::into),
@@ -175,54 +182,57 @@ async fn p01_a_class_is_a_gate_anded_with_labels_and_every_selector_is_evaluated
         add(&world, pool, vec![in_zone(&format!("{pool}-1"), "x"), in_zone(&format!("{pool}-2"), "y")]).await;
     }
     let mut n = 0;
-    let mut ask = async |pools: PoolChoice, class: Option<&str>, selector: Option<&str>| {
+    let mut constraints = async |pools: PoolChoice, class: Option<&str>, selector: Option<&str>| {
         n += 1;
-        let ask = ClaimConstraints {
+        let constraints = ClaimConstraints {
             class: class.map(Into::into),
             selector: selector.map(Into::into),
             ..ClaimConstraints::default()
         };
-        worker_of(&world, from(pools, &format!("k{n}"), ask)).await
+        worker_of(&world, from_pools(pools, &format!("k{n}"), constraints)).await
     };
     let hot = || PoolChoice::Selected("tier=hot".into());
-    assert_eq!(ask(hot(), Some("gpu"), Some("zone=y")).await.as_deref(), Ok("b-gpu-2"));
-    assert_eq!(ask(hot(), Some("gpu"), Some("zone=y")).await, Err(FULL), "c-gpu has one, and is not hot");
-    assert_eq!(ask(PoolChoice::Selected("tier".into()), Some("gpu"), Some("zone=y")).await.as_deref(), Ok("c-gpu-2"));
-    assert_eq!(ask(hot(), Some("gpu"), Some("zone=x,zone=y")).await, Err(FULL), "both are evaluated");
-    assert_eq!(ask(hot(), Some("tpu"), None).await, Err(NO_POOL));
-    assert_eq!(ask(PoolChoice::Selected("tier=warm".into()), None, None).await, Err(NO_POOL));
-    // The gate stands before pools that are named as well.
-    assert_eq!(ask(name("a-cpu").into(), Some("gpu"), None).await, Err(NO_POOL));
-    assert_eq!(ask(name("d-none").into(), Some("gpu"), None).await, Err(NO_POOL), "no class is no class");
-    assert_eq!(ask(listed(&["a-cpu", "b-gpu"]), Some("gpu"), None).await.as_deref(), Ok("b-gpu-1"));
-    assert_eq!(ask(listed(&["a-cpu", "b-gpu"]), Some("gpu"), None).await, Err(FULL), "a-cpu is not allowed");
+    assert_eq!(constraints(hot(), Some("gpu"), Some("zone=y")).await.as_deref(), Ok("b-gpu-2"));
+    assert_eq!(constraints(hot(), Some("gpu"), Some("zone=y")).await, Err(FULL), "c-gpu has one, and is not hot");
+    assert_eq!(
+        constraints(PoolChoice::Selected("tier".into()), Some("gpu"), Some("zone=y")).await.as_deref(),
+        Ok("c-gpu-2")
+    );
+    assert_eq!(constraints(hot(), Some("gpu"), Some("zone=x,zone=y")).await, Err(FULL), "both are evaluated");
+    assert_eq!(constraints(hot(), Some("tpu"), None).await, Err(NO_POOL));
+    assert_eq!(constraints(PoolChoice::Selected("tier=warm".into()), None, None).await, Err(NO_POOL));
+    // The class also restricts pools that are listed by name.
+    assert_eq!(constraints(name("a-cpu").into(), Some("gpu"), None).await, Err(NO_POOL));
+    assert_eq!(constraints(name("d-none").into(), Some("gpu"), None).await, Err(NO_POOL), "no class is no class");
+    assert_eq!(constraints(listed(&["a-cpu", "b-gpu"]), Some("gpu"), None).await.as_deref(), Ok("b-gpu-1"));
+    assert_eq!(constraints(listed(&["a-cpu", "b-gpu"]), Some("gpu"), None).await, Err(FULL), "a-cpu is not allowed");
     assert_eq!(world.counts("a-cpu").await, (2, 0, 0));
 }
 
 #[tokio::test]
-async fn p01_one_worker_is_that_very_one() {
+async fn p01_a_pinned_worker_is_the_only_candidate() {
     let world = World::on_store().await;
     world.pool("p", spec(4, AckLevel::Durable), &["u", "v", "w"]).await;
     world.pool("q", spec(2, AckLevel::Durable), &["x"]).await;
     add(&world, "p", vec![sized("big", cpu(8_000))]).await;
     let named = |id: &str| ClaimConstraints { worker: Some(WorkerId::new(id).unwrap()), ..ClaimConstraints::default() };
-    assert_eq!(worker_of(&world, asking("p", "k1", named("v"))).await.as_deref(), Ok("v"));
-    assert_eq!(worker_of(&world, asking("p", "k2", named("v"))).await, Err(FULL), "it is busy");
+    assert_eq!(worker_of(&world, request_with("p", "k1", named("v"))).await.as_deref(), Ok("v"));
+    assert_eq!(worker_of(&world, request_with("p", "k2", named("v"))).await, Err(FULL), "it is busy");
     assert_eq!(
-        worker_of(&world, asking("p", "k2", named("none"))).await,
+        worker_of(&world, request_with("p", "k2", named("none"))).await,
         Err(RequestError::NotFound(ObjectKind::Worker))
     );
-    let large = ClaimConstraints { spec: needing(cpu(4_000)).spec, ..named("w") };
+    let large = ClaimConstraints { spec: requiring(cpu(4_000)).spec, ..named("w") };
     assert_eq!(
-        worker_of(&world, asking("p", "k2", large)).await,
+        worker_of(&world, request_with("p", "k2", large)).await,
         Err(RequestError::Unsatisfiable),
         "big is not the one"
     );
     let elsewhere = ClaimConstraints { nodes_required: nodes(&["n1"]), ..named("w") };
-    assert_eq!(worker_of(&world, asking("p", "k2", elsewhere)).await, Err(NODE_LOCALITY));
-    // Whichever pool has it.
-    assert_eq!(worker_of(&world, from(listed(&["p", "q"]), "k3", named("x"))).await.as_deref(), Ok("x"));
-    let batch = ["big", "none", "u"].map(|id| asking("p", &format!("b-{id}"), named(id)));
+    assert_eq!(worker_of(&world, request_with("p", "k2", elsewhere)).await, Err(NODE_LOCALITY));
+    // In whichever pool the worker is.
+    assert_eq!(worker_of(&world, from_pools(listed(&["p", "q"]), "k3", named("x"))).await.as_deref(), Ok("x"));
+    let batch = ["big", "none", "u"].map(|id| request_with("p", &format!("b-{id}"), named(id)));
     let answers = world.s.claim_batch(batch.into()).await;
     let took = |i: usize| answers[i].as_ref().map(|taken| taken.claim.worker.spec.id.as_str());
     assert_eq!((took(0), took(2)), (Ok("big"), Ok("u")));
@@ -231,7 +241,7 @@ async fn p01_one_worker_is_that_very_one() {
 }
 
 #[tokio::test]
-async fn p04_a_full_pool_falls_back_to_the_next_in_order_and_to_no_other() {
+async fn p04_an_exhausted_pool_falls_back_to_the_next_in_order_and_to_no_other() {
     let world = World::on_store().await;
     world.pool("a", spec(2, AckLevel::Durable), &["a1", "a2"]).await;
     world.pool("b", PoolSpec { reserve_ms: 10_000, ..spec(4, AckLevel::Durable) }, &["b1"]).await;
@@ -249,19 +259,19 @@ async fn p04_a_full_pool_falls_back_to_the_next_in_order_and_to_no_other() {
     assert_eq!(world.s.claim(plain("k4", order())).await, Err(FULL), "c was not allowed");
     assert_eq!(world.counts("c").await, (1, 0, 0));
     assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (3, 0));
-    // The first pool has room again: it comes first again.
+    // The first pool has free capacity again and is preferred again.
     world.s.release(&id("k1"), first.claim.fence).await.unwrap();
     assert_eq!(worker_of(&world, plain("k5", order())).await.as_deref(), Ok("b1"));
-    // The reservation is that of the pool it was taken from: b's ends first.
+    // The reservation time is that of the granting pool: `b`'s ends first.
     world.pass(10_000).await;
     assert_eq!((world.counts("b").await, world.counts("a").await), ((1, 0, 0), (0, 2, 2)));
-    // All of a batch, each pool being filled before the next is asked.
+    // The whole batch, filling each pool before the next is asked.
     world.pass(30_000).await;
     let all = listed(&["a", "b", "c"]);
     let answers = world.s.claim_batch((0..6).map(|i| plain(&format!("n{i}"), all.clone())).collect()).await;
     assert_eq!(answers.iter().flatten().count(), 4);
     assert_eq!(answers.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL, FULL]);
-    // More than one of the pools permits, and what is no list.
+    // Above the limit of one of the pools, and an empty list.
     invalid(world.s.claim(ClaimRequest { reserve_ms: Some(20_000), ..plain("k6", order()) }).await, "reserve_ms");
     invalid(world.s.claim(plain("k6", listed(&[]))).await, "pools");
     invalid(world.s.claim(plain("k6", listed(&["a", "b", "a"]))).await, "pools[2]");
@@ -270,23 +280,23 @@ async fn p04_a_full_pool_falls_back_to_the_next_in_order_and_to_no_other() {
 }
 
 #[tokio::test]
-async fn p04_a_pool_that_cannot_be_asked_holds_nobody_up_and_is_not_called_full() {
+async fn p04_an_unavailable_pool_blocks_nobody_and_is_not_called_exhausted() {
     let world = World::on_store().await;
     world.pool("away", spec(1, AckLevel::Memory), &["a1", "a2"]).await;
     world.pool("b", spec(1, AckLevel::Memory), &["b1"]).await;
     let first = world.hold("away", "first").await;
     world.stored("away").await;
     world.gate().hold_all();
-    // The last that it is known to have said is that nobody is idle.
+    // According to its last published bound it has no idle worker.
     world.hold("away", "tail").await;
     world.s.inject_panic(&name("away"), 0);
     until("it is away", async || world.shards("away").await[0].state == "loading").await;
     let plain = |key: &str| ClaimRequest { pools: listed(&["away", "b"]), ..request("unused", key) };
     assert_eq!(worker_of(&world, plain("k1")).await.as_deref(), Ok("b1"));
     assert_eq!(world.s.claim(plain("k2")).await, Err(LOADING));
-    let asked = from(listed(&["away", "b"]), "k2", selecting("!zone"));
+    let asked = from_pools(listed(&["away", "b"]), "k2", selecting("!zone"));
     assert_eq!(world.s.claim(asked).await, Err(LOADING));
-    let large = from(listed(&["away", "b"]), "k2", needing(cpu(1)));
+    let large = from_pools(listed(&["away", "b"]), "k2", requiring(cpu(1)));
     assert_eq!(world.s.claim(large).await, Err(LOADING), "who knows what it has");
     world.gate().open_gate();
     until("it is back", async || world.shards("away").await[0].state == "serving").await;
@@ -296,7 +306,7 @@ async fn p04_a_pool_that_cannot_be_asked_holds_nobody_up_and_is_not_called_full(
 }
 
 #[tokio::test]
-async fn p05_nodes_that_are_required_and_nodes_that_are_preferred() {
+async fn p05_required_nodes_restrict_and_preferred_nodes_rank() {
     let world = World::on_memory().await;
     world.pool("p", spec(8, AckLevel::Durable), &[]).await;
     let mut workers: Vec<_> = (0..40).map(|i| on_node(&format!("far{i}"), "far")).collect();
@@ -304,71 +314,74 @@ async fn p05_nodes_that_are_required_and_nodes_that_are_preferred() {
     workers.push(worker("nowhere"));
     add(&world, "p", workers).await;
     let mut n = 0;
-    let mut ask = async |required: &[&str], preferred: &[&str]| {
+    let mut constraints = async |required: &[&str], preferred: &[&str]| {
         n += 1;
-        let ask = ClaimConstraints {
+        let constraints = ClaimConstraints {
             nodes_required: nodes(required),
             nodes_preferred: nodes(preferred),
             ..ClaimConstraints::default()
         };
-        worker_of(&world, asking("p", &format!("k{n}"), ask)).await
+        worker_of(&world, request_with("p", &format!("k{n}"), constraints)).await
     };
-    // No such node: the pool is not full.
-    assert_eq!(ask(&["moon"], &[]).await, Err(NODE_LOCALITY));
-    // The preferred node is found in whichever shard it has workers, and not insisted on.
+    // There is no such node: the pool is not exhausted.
+    assert_eq!(constraints(&["moon"], &[]).await, Err(NODE_LOCALITY));
+    // The preferred node is found in whichever shard it has workers, and is not required.
     for _ in 0..2 {
-        assert!(ask(&[], &["near"]).await.unwrap().starts_with("near"));
+        assert!(constraints(&[], &["near"]).await.unwrap().starts_with("near"));
     }
-    assert!(ask(&["near", "moon"], &["far"]).await.unwrap().starts_with("near"), "required comes before preferred");
-    assert!(ask(&[], &["near"]).await.unwrap().starts_with("far") || world.counts("p").await.1 == 4);
-    assert_eq!(ask(&["near"], &[]).await, Err(NODE_LOCALITY), "there are others");
-    // Empty lists restrict nothing, so a worker without a node is taken too.
+    assert!(
+        constraints(&["near", "moon"], &["far"]).await.unwrap().starts_with("near"),
+        "required comes before preferred"
+    );
+    assert!(constraints(&[], &["near"]).await.unwrap().starts_with("far") || world.counts("p").await.1 == 4);
+    assert_eq!(constraints(&["near"], &[]).await, Err(NODE_LOCALITY), "there are others");
+    // Empty lists restrict nothing, so a worker without a node qualifies.
     for _ in 0..40 {
-        ask(&[], &[]).await.unwrap();
+        constraints(&[], &[]).await.unwrap();
     }
-    assert_eq!(ask(&[], &[]).await, Err(FULL));
-    assert_eq!(ask(&["near"], &[]).await, Err(FULL), "not only the node rules it out now");
+    assert_eq!(constraints(&[], &[]).await, Err(FULL));
+    assert_eq!(constraints(&["near"], &[]).await, Err(FULL), "not only the node rules it out now");
     // A label rules the others out, not the node.
     add(&world, "p", vec![in_zone("z", "a")]).await;
     let both = ClaimConstraints { nodes_required: nodes(&["near"]), ..selecting("zone=b") };
-    assert_eq!(worker_of(&world, asking("p", "last", both)).await, Err(FULL));
+    assert_eq!(worker_of(&world, request_with("p", "last", both)).await, Err(FULL));
 }
 
 #[tokio::test]
-async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
+async fn p06_held_claims_stay_valid_when_capacity_changes() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Durable), &[]).await;
     add(&world, "p", vec![WorkerSpec { capacity: cpu(4_000), ..in_zone("w", "a") }]).await;
-    let ask = || ClaimConstraints { spec: needing(cpu(4_000)).spec, ..selecting("zone=a") };
-    let fence = world.s.claim(asking("p", "k", ask())).await.unwrap().claim.fence;
-    let same = async || world.s.claim(asking("p", "k", ask())).await.map(|taken| taken.claim.fence);
+    let constraints = || ClaimConstraints { spec: requiring(cpu(4_000)).spec, ..selecting("zone=a") };
+    let fence = world.s.claim(request_with("p", "k", constraints())).await.unwrap().claim.fence;
+    let same = async || world.s.claim(request_with("p", "k", constraints())).await.map(|taken| taken.claim.fence);
     assert_eq!(same().await, Ok(fence), "no other worker is free");
-    // The worker shrinks below what was asked for.
+    // The worker shrinks below the claim's resources.
     add(&world, "p", vec![WorkerSpec { capacity: cpu(1_000), ..in_zone("w", "a") }]).await;
     assert_eq!(same().await, Ok(fence));
-    // Its labels change: they are what was asked for.
+    // Its labels change; the claim requested the old ones.
     add(&world, "p", vec![in_zone("w", "b")]).await;
     assert_eq!(same().await, Err(RequestError::Unsatisfiable), "given back, and there is no worker for it");
     assert_eq!(world.counts("p").await, (1, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p07_one_full_pool_starves_no_other() {
+async fn p07_an_exhausted_pool_does_not_starve_others() {
     let world = World::on_memory().await;
     world.pool("full", spec(4, AckLevel::Durable), &["f"]).await;
     world.pool("p", spec(4, AckLevel::Durable), &[]).await;
     add(&world, "p", (0..200).map(|i| in_zone(&format!("w{i}"), "a")).collect()).await;
     world.hold("full", "holder").await;
-    let ask = |pool: &str, i: usize| match i % 2 {
+    let constraints = |pool: &str, i: usize| match i % 2 {
         0 => request(pool, &format!("{pool}-{i}")),
-        _ => asking(pool, &format!("{pool}-{i}"), selecting("!zone")),
+        _ => request_with(pool, &format!("{pool}-{i}"), selecting("!zone")),
     };
     let mut hammering = Vec::new();
     for i in 0..2_000 {
-        let (s, refused) = (world.s.clone(), ask("full", i));
+        let (s, refused) = (world.s.clone(), constraints("full", i));
         hammering.push(tokio::spawn(async move { s.claim(refused).await }));
         if i % 10 == 0 {
-            let from_both = from(listed(&["full", "p"]), &format!("k{i}"), selecting("zone=a"));
+            let from_both = from_pools(listed(&["full", "p"]), &format!("k{i}"), selecting("zone=a"));
             assert!(worker_of(&world, from_both).await.unwrap().starts_with('w'));
         }
     }
@@ -380,48 +393,48 @@ async fn p07_one_full_pool_starves_no_other() {
 }
 
 #[tokio::test]
-async fn w07_a_worker_takes_nothing_that_needs_what_it_did_not_report() {
+async fn w07_a_worker_gets_no_claim_for_resources_that_it_did_not_report() {
     let world = World::on_memory().await;
     world.pool("p", spec(4, AckLevel::Durable), &["bare"]).await;
     let gpu = |count| WorkerCapacity { gpu: Some(GpuCapacity { model: "A10".into(), count }), ..cpu(1_000) };
     add(&world, "p", vec![sized("small", cpu(1_000)), sized("big", cpu(4_000)), sized("gpu", gpu(2))]).await;
     let mut n = 0;
-    let mut ask = async |resources: WorkerCapacity| {
+    let mut constraints = async |resources: WorkerCapacity| {
         n += 1;
-        worker_of(&world, asking("p", &format!("k{n}"), needing(resources))).await
+        worker_of(&world, request_with("p", &format!("k{n}"), requiring(resources))).await
     };
     let memory = WorkerCapacity { memory_bytes: 1, ..WorkerCapacity::default() };
-    assert_eq!(ask(memory.clone()).await, Err(RequestError::Unsatisfiable), "nobody reported memory");
-    assert_eq!(ask(WorkerCapacity { slots: 1, ..cpu(1) }).await, Err(RequestError::Unsatisfiable));
+    assert_eq!(constraints(memory.clone()).await, Err(RequestError::Unsatisfiable), "nobody reported memory");
+    assert_eq!(constraints(WorkerCapacity { slots: 1, ..cpu(1) }).await, Err(RequestError::Unsatisfiable));
     let l4 = WorkerCapacity { gpu: Some(GpuCapacity { model: "L4".into(), count: 1 }), ..WorkerCapacity::default() };
-    assert_eq!(ask(l4).await, Err(RequestError::Unsatisfiable), "another model");
-    assert_eq!(ask(gpu(3)).await, Err(RequestError::Unsatisfiable));
+    assert_eq!(constraints(l4).await, Err(RequestError::Unsatisfiable), "another model");
+    assert_eq!(constraints(gpu(3)).await, Err(RequestError::Unsatisfiable));
     assert_eq!(
-        ask(WorkerCapacity { cpu_milli: 4_000, ..gpu(1) }).await,
+        constraints(WorkerCapacity { cpu_milli: 4_000, ..gpu(1) }).await,
         Err(RequestError::Unsatisfiable),
         "not both on one"
     );
-    assert_eq!(ask(cpu(4_001)).await, Err(RequestError::Unsatisfiable));
-    assert_eq!(ask(cpu(4_000)).await.as_deref(), Ok("big"));
-    assert_eq!(ask(cpu(4_000)).await, Err(FULL), "one could, and is busy");
-    assert_eq!(ask(gpu(2)).await.as_deref(), Ok("gpu"));
-    assert_eq!(ask(cpu(1)).await.as_deref(), Ok("small"));
-    assert_eq!(ask(cpu(1)).await, Err(FULL), "the bare one takes nothing that needs it...");
-    assert_eq!(ask(WorkerCapacity::default()).await.as_deref(), Ok("bare"), "...and what does not");
-    // One that has it comes: what was unsatisfiable is not any more.
+    assert_eq!(constraints(cpu(4_001)).await, Err(RequestError::Unsatisfiable));
+    assert_eq!(constraints(cpu(4_000)).await.as_deref(), Ok("big"));
+    assert_eq!(constraints(cpu(4_000)).await, Err(FULL), "one could, and is busy");
+    assert_eq!(constraints(gpu(2)).await.as_deref(), Ok("gpu"));
+    assert_eq!(constraints(cpu(1)).await.as_deref(), Ok("small"));
+    assert_eq!(constraints(cpu(1)).await, Err(FULL), "the bare one takes nothing that needs it...");
+    assert_eq!(constraints(WorkerCapacity::default()).await.as_deref(), Ok("bare"), "...and what does not");
+    // A worker that has it registers: the request is satisfiable now.
     add(&world, "p", vec![sized("roomy", WorkerCapacity { memory_bytes: 1 << 30, ..WorkerCapacity::default() })]).await;
-    assert_eq!(ask(memory.clone()).await.as_deref(), Ok("roomy"));
+    assert_eq!(constraints(memory.clone()).await.as_deref(), Ok("roomy"));
     world.s.delete_worker(&name("p"), &WorkerId::new("roomy").unwrap()).await.unwrap();
-    assert_eq!(ask(memory.clone()).await, Err(RequestError::Unsatisfiable));
-    // Of a pool without workers nobody knows.
+    assert_eq!(constraints(memory.clone()).await, Err(RequestError::Unsatisfiable));
+    // Nothing is known about a pool without workers.
     world.pool("empty", spec(1, AckLevel::Durable), &[]).await;
-    assert_eq!(worker_of(&world, asking("empty", "k", needing(memory))).await, Err(FULL));
+    assert_eq!(worker_of(&world, request_with("empty", "k", requiring(memory))).await, Err(FULL));
 }
 
-/// N1 for claims that ask for certain workers: of each zone one worker more is free than is asked for at any time, and
-/// nobody is told that there is none.
+/// N1 for claims with constraints: in each zone one more worker is free than is ever requested, and no claim is told
+/// that there is none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn n1_a_worker_that_fits_and_stays_free_is_found() {
+async fn n1_a_matching_worker_that_stays_free_is_found() {
     const ZONES: u64 = 5;
     let world = World::on_memory().await;
     world.pool("p", spec(32, AckLevel::Durable), &[]).await;
@@ -432,7 +445,7 @@ async fn n1_a_worker_that_fits_and_stays_free_is_found() {
         ..worker(&format!("w{i}"))
     });
     add(&world, "p", workers.collect()).await;
-    // All are taken, then three of each zone come free: a round claims two and gives two others back.
+    // All are held, then three of each zone become free: a round claims two and releases two others.
     let requests = (0..1_000).map(|i| request("p", &format!("old{i}"))).collect();
     let taken = world.s.claim_batch(requests).await.into_iter().map(|taken| taken.unwrap().claim);
     let mut held: Vec<Vec<_>> = (0..ZONES).map(|_| Vec::new()).collect();
@@ -449,15 +462,16 @@ async fn n1_a_worker_that_fits_and_stays_free_is_found() {
     for round in 0..60 {
         let mut claims = Vec::new();
         let mut releases = Vec::new();
-        for of in 0..ZONES {
+        for pairs in 0..ZONES {
             for i in 0..2 {
-                let ask =
-                    ClaimConstraints { nodes_preferred: nodes(&["n1"]), ..selecting(&format!("zone={}", zone(of))) };
-                let ask = if dice.below(2) == 0 { ask } else { selecting(&format!("zone in ({})", zone(of))) };
-                let (s, request) = (world.s.clone(), asking("p", &format!("r{round}-{of}-{i}"), ask));
+                let constraints =
+                    ClaimConstraints { nodes_preferred: nodes(&["n1"]), ..selecting(&format!("zone={}", zone(pairs))) };
+                let constraints =
+                    if dice.below(2) == 0 { constraints } else { selecting(&format!("zone in ({})", zone(pairs))) };
+                let (s, request) = (world.s.clone(), request_with("p", &format!("r{round}-{pairs}-{i}"), constraints));
                 claims.push(tokio::spawn(async move { s.claim(request).await }));
-                let at = dice.below(held[of as usize].len() as u64) as usize;
-                let (s, (id, fence)) = (world.s.clone(), held[of as usize].swap_remove(at));
+                let at = dice.below(held[pairs as usize].len() as u64) as usize;
+                let (s, (id, fence)) = (world.s.clone(), held[pairs as usize].swap_remove(at));
                 releases.push(tokio::spawn(async move { s.release(&id, fence).await }));
             }
         }
@@ -472,24 +486,24 @@ async fn n1_a_worker_that_fits_and_stays_free_is_found() {
     assert_eq!(world.counts("p").await.0, 3 * ZONES);
 }
 
-/// More shapes than a shard keeps apart: slower, and the same workers.
+/// More classes of workers than a shard distinguishes: slower, with the same result.
 #[tokio::test]
-async fn p01_workers_that_all_look_different_are_found_as_well() {
+async fn p01_workers_of_many_classes_are_found_too() {
     const WORKERS: usize = hotpool::limits::WORKER_CLASSES_MAX + 200;
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Durable), &[]).await;
     let own = |i: usize| WorkerSpec { labels: labels(&[("own", &i.to_string())]), ..worker(&format!("w{i}")) };
-    for from in (0..WORKERS).step_by(500) {
-        add(&world, "p", (from..(from + 500).min(WORKERS)).map(own).collect()).await;
+    for from_pools in (0..WORKERS).step_by(500) {
+        add(&world, "p", (from_pools..(from_pools + 500).min(WORKERS)).map(own).collect()).await;
     }
     for i in (0..WORKERS).step_by(97).chain(WORKERS - 20..WORKERS) {
-        let found = worker_of(&world, asking("p", &format!("k{i}"), selecting(&format!("own={i}")))).await;
+        let found = worker_of(&world, request_with("p", &format!("k{i}"), selecting(&format!("own={i}")))).await;
         assert_eq!(found, Ok(format!("w{i}")));
-        let again = worker_of(&world, asking("p", &format!("again{i}"), selecting(&format!("own={i}")))).await;
+        let again = worker_of(&world, request_with("p", &format!("again{i}"), selecting(&format!("own={i}")))).await;
         assert_eq!(again, Err(FULL));
     }
-    // The policy is lifo, over both kinds: the newest that is left.
-    let newest = worker_of(&world, asking("p", "newest", selecting("own"))).await;
+    // The policy is lifo over both kinds: the newest one left.
+    let newest = worker_of(&world, request_with("p", "newest", selecting("own"))).await;
     assert_eq!(newest, Ok(format!("w{}", WORKERS - 21)));
 }
 
@@ -498,36 +512,36 @@ async fn a_claim_keeps_its_labels_and_shows_them() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["v", "w"]).await;
     let kept = labels(&[("job", "42"), ("note", "a b,c")]);
-    let ask = ClaimConstraints {
+    let constraints = ClaimConstraints {
         spec: ClaimSpec { labels: kept.clone(), ..ClaimSpec::default() },
         ..ClaimConstraints::default()
     };
-    let taken = world.s.claim(asking("p", "k", ask)).await.unwrap();
+    let taken = world.s.claim(request_with("p", "k", constraints)).await.unwrap();
     let shown = |spec: &Option<Arc<ClaimSpec>>| spec.as_ref().unwrap().labels.clone();
     assert_eq!(shown(&taken.claim.spec), kept);
     let big = labels(&[("a", &"x".repeat(200))]).into_iter().chain((0..20).map(|i| (format!("k{i}"), "y".repeat(200))));
-    let ask = ClaimConstraints {
+    let constraints = ClaimConstraints {
         spec: ClaimSpec { labels: big.collect(), ..ClaimSpec::default() },
         ..ClaimConstraints::default()
     };
-    invalid(world.s.claim(asking("p", "big", ask)).await, "labels");
+    invalid(world.s.claim(request_with("p", "big", constraints)).await, "labels");
     let again = world.crashed().await;
     assert_eq!(shown(&again.s.get_claim(&id("k")).await.unwrap().spec), kept);
-    // A repeat says nothing about labels: what is held stays as it was.
+    // A repeated claim without labels changes nothing.
     assert_eq!(shown(&again.claim("p", "k").await.unwrap().claim.spec), kept);
     again.s.release(&id("k"), taken.claim.fence).await.unwrap();
     assert_eq!(again.claim("p", "k").await.unwrap().claim.spec, None);
 }
 
 #[tokio::test]
-async fn a_named_worker_is_asked_for_in_its_shard_alone() {
+async fn a_pinned_worker_is_requested_from_its_shard_only() {
     let world = World::on_memory().await;
     world.pool("p", spec(4, AckLevel::Durable), &[]).await;
     let ids = ids_on(2, 4, 2, "w");
     world.add("p", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     world.hold("p", "k").await;
     world.hold("p", "l").await;
-    // No shard has anybody idle, and still it is known that this one is there and busy.
+    // No shard has an idle worker, and yet this one is known to exist and to be busy.
     let named = ClaimConstraints { worker: Some(WorkerId::new(&ids[0]).unwrap()), ..ClaimConstraints::default() };
-    assert_eq!(worker_of(&world, asking("p", "m", named)).await, Err(FULL));
+    assert_eq!(worker_of(&world, request_with("p", "m", named)).await, Err(FULL));
 }

@@ -1,4 +1,4 @@
-//! C10 and W05 for claims: two-step release, and claims that have to be renewed.
+//! C10 and W05: release in two steps, and claims that must be renewed.
 
 use hotpool::limits;
 use hotpool::model::request_error::{ObjectKind, RequestError};
@@ -15,7 +15,7 @@ async fn pool() -> World {
 }
 
 #[tokio::test]
-async fn w05_what_is_being_released_is_held_until_it_is_finished() {
+async fn w05_a_claim_being_released_is_held_until_it_is_finished() {
     let world = pool().await;
     let fence = world.hold("p", "k").await;
     assert_eq!(world.s.begin_release(&id("k"), fence + 1).await, Err(RequestError::FenceMismatch));
@@ -23,13 +23,13 @@ async fn w05_what_is_being_released_is_held_until_it_is_finished() {
     world.s.begin_release(&id("k"), fence).await.unwrap();
     assert_eq!((world.state("k").await, world.counts("p").await), (ClaimState::Releasing, (0, 1, 0)));
     assert_eq!(world.shards("p").await[0].releasing, 1);
-    // Nobody gets the worker, and nobody the key.
+    // Neither the worker nor the key is free.
     assert_eq!(world.claim("p", "other").await, Err(FULL));
     assert_eq!(world.claim("p", "k").await, Err(RequestError::Releasing));
     assert_eq!(world.s.confirm(&id("k"), fence).await, Err(RequestError::Releasing));
     assert_eq!(world.s.renew(&id("k"), fence, None).await, Err(RequestError::Releasing));
     assert_eq!(world.s.release(&id("k"), fence + 1).await, Err(RequestError::FenceMismatch));
-    // A crash changes nothing of that, but gives it its time anew.
+    // A crash changes nothing about it, but its time starts over.
     world.pass(9_000).await;
     let world = world.crashed().await;
     world.pass(9_999).await;
@@ -41,7 +41,7 @@ async fn w05_what_is_being_released_is_held_until_it_is_finished() {
 }
 
 #[tokio::test]
-async fn w05_a_clean_up_that_never_ends_frees_the_key_and_leaves_a_suspect() {
+async fn w05_a_clean_up_that_times_out_frees_the_key_and_leaves_a_suspect() {
     let world = pool().await;
     let fence = world.hold("p", "k").await;
     world.s.begin_release(&id("k"), fence).await.unwrap();
@@ -49,22 +49,22 @@ async fn w05_a_clean_up_that_never_ends_frees_the_key_and_leaves_a_suspect() {
     assert_eq!(world.counts("p").await, (0, 1, 0));
     world.pass(1).await;
     assert_eq!(world.s.get_claim(&id("k")).await, Err(GONE));
-    assert_eq!((world.counts("p").await, world.look("w").await.trust), ((0, 0, 0), TrustState::Suspect));
+    assert_eq!((world.counts("p").await, world.view_worker("w").await.trust), ((0, 0, 0), TrustState::Suspect));
     assert_eq!(world.claim("p", "k").await, Err(FULL), "the key is free, the worker is not offered");
-    // Another fence finishes nothing; the right one does, though it is late.
+    // Another fence finishes nothing; the right one does, even late.
     world.s.release(&id("k"), fence - 1).await.unwrap();
     assert_eq!(world.claim("p", "k").await, Err(FULL));
     world.s.release(&id("k"), fence).await.unwrap();
-    assert_eq!((world.counts("p").await, world.look("w").await.trust), ((1, 0, 0), TrustState::Trusted));
+    assert_eq!((world.counts("p").await, world.view_worker("w").await.trust), ((1, 0, 0), TrustState::Trusted));
     let next = world.hold("p", "k").await;
     // Later still it finds the next holder.
     assert_eq!(world.s.release(&id("k"), fence).await, Err(RequestError::FenceMismatch));
     assert_eq!(world.s.get_claim(&id("k")).await.unwrap().fence, next);
 }
 
-/// A batch of releases is so many releases: of what is held, of what is gone, and of a clean-up that was given up.
+/// A batch releases a held claim, an ended one, and one whose clean-up timed out.
 #[tokio::test]
-async fn w05_a_late_finish_in_a_batch_is_one_too() {
+async fn w05_a_late_finish_in_a_batch_counts_too() {
     let world = pool().await;
     world.add("p", &["v"]).await;
     let (late, held) = (world.hold("p", "late").await, world.hold("p", "held").await);
@@ -77,32 +77,32 @@ async fn w05_a_late_finish_in_a_batch_is_one_too() {
 }
 
 #[tokio::test]
-async fn w05_who_speaks_for_a_suspect_makes_a_late_finish_harmless() {
+async fn w05_a_cleared_suspect_makes_a_late_finish_harmless() {
     let world = pool().await;
     let fence = world.hold("p", "k").await;
     world.s.begin_release(&id("k"), fence).await.unwrap();
     world.pass(10_000).await;
     let world = world.restarted().await;
-    assert_eq!(world.look("w").await.trust, TrustState::Suspect, "a restart does not clean it");
+    assert_eq!(world.view_worker("w").await.trust, TrustState::Suspect, "a restart does not clean it");
     world.s.release(&id("k"), fence).await.unwrap();
     assert_eq!(world.claim("p", "x").await, Err(FULL), "nobody remembers whose clean-up that was");
     world.s.command_worker(&name("p"), &WorkerId::new("w").unwrap(), WorkerCommand::Clear).await.unwrap();
     let next = world.hold("p", "next").await;
     world.s.release(&id("k"), fence).await.unwrap();
     assert_eq!(world.s.get_claim(&id("next")).await.unwrap().fence, next);
-    // The same by a heartbeat.
+    // The same happens with a heartbeat.
     world.s.begin_release(&id("next"), next).await.unwrap();
     world.pass(10_000).await;
-    world.beat("w", None).await;
-    assert_eq!(world.look("w").await.trust, TrustState::Suspect, "it says nothing about what runs");
-    world.beat("w", Some(&[])).await;
+    world.heartbeat("w", None).await;
+    assert_eq!(world.view_worker("w").await.trust, TrustState::Suspect, "it says nothing about what runs");
+    world.heartbeat("w", Some(&[])).await;
     assert_eq!(world.counts("p").await, (1, 0, 0));
     world.s.release(&id("next"), next).await.unwrap();
     assert_eq!(world.counts("p").await, (1, 0, 0), "not twice");
 }
 
 #[tokio::test]
-async fn w05_a_reservation_can_be_released_in_two_steps_too_and_what_is_gone_in_none() {
+async fn w05_a_reservation_can_be_released_in_two_steps_and_an_ended_claim_in_none() {
     let world = pool().await;
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
     world.s.begin_release(&id("k"), fence).await.unwrap();
@@ -118,7 +118,7 @@ fn with_ttl(key: &str, reserve_ms: u64, ttl_ms: u64) -> ClaimRequest {
 }
 
 #[tokio::test]
-async fn c10_an_active_claim_with_a_time_needs_renewals() {
+async fn c10_an_active_claim_with_a_ttl_needs_renewals() {
     let world = pool().await;
     let taken = world.s.claim(with_ttl("k", 5_000, 2_000)).await.unwrap();
     let (k, fence) = (id("k"), taken.claim.fence);
@@ -133,7 +133,7 @@ async fn c10_an_active_claim_with_a_time_needs_renewals() {
     let renewed = world.s.renew(&k, fence, None).await.unwrap();
     assert_eq!(renewed.state, ClaimState::Active);
     world.pass(1_999).await;
-    // For longer from now on, and that is kept over a restart, which gives it all of it anew.
+    // From now on for longer; a restart keeps that, and its time starts over.
     world.s.renew(&k, fence, Some(8_000)).await.unwrap();
     world.pass(7_000).await;
     let world = world.crashed().await;
@@ -147,7 +147,7 @@ async fn c10_an_active_claim_with_a_time_needs_renewals() {
 }
 
 #[tokio::test]
-async fn c10_a_claim_that_is_active_at_once_has_its_time_from_when_its_answer_leaves() {
+async fn c10_the_ttl_of_a_claim_that_is_active_at_once_starts_with_the_reply() {
     let world = pool().await;
     world.stored("p").await;
     world.gate().hold_all();
@@ -165,7 +165,7 @@ async fn c10_a_claim_that_is_active_at_once_has_its_time_from_when_its_answer_le
 }
 
 #[tokio::test]
-async fn c10_a_claim_without_a_time_takes_one_and_renewing_without_one_is_harmless() {
+async fn c10_a_renewal_can_add_a_ttl_and_one_without_is_harmless() {
     let world = pool().await;
     let fence = world.hold("p", "k").await;
     assert_eq!(world.s.renew(&id("k"), fence, None).await.unwrap().expires_at_ms, None);
@@ -176,7 +176,7 @@ async fn c10_a_claim_without_a_time_takes_one_and_renewing_without_one_is_harmle
 }
 
 #[tokio::test]
-async fn c10_a_time_out_of_bounds_is_refused_by_name() {
+async fn c10_a_ttl_out_of_bounds_is_rejected_by_name() {
     let world = pool().await;
     const YEAR_MS: u64 = 365 * 86_400_000;
     let named = |answer: Result<(), RequestError>| match answer {

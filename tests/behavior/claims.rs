@@ -9,7 +9,7 @@ use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until};
 
 const GONE: RequestError = RequestError::NotFound(ObjectKind::Claim);
 
-/// All these at once; answers in order.
+/// Submits all requests at once; results in order.
 async fn race(world: &World, requests: Vec<ClaimRequest>) -> Vec<Claimed> {
     let begun: Vec<_> = requests
         .into_iter()
@@ -55,7 +55,7 @@ async fn c02_n_workers_and_m_claimants_make_exactly_min_winners() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c02_a_batch_wins_exactly_what_there_is() {
+async fn c02_a_batch_gets_exactly_the_free_workers() {
     let world = World::on_memory().await;
     let ids: Vec<_> = (0..40).map(|i| format!("w{i}")).collect();
     world.pool("p", spec(16, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -88,7 +88,7 @@ async fn c03_one_key_claimed_by_many_at_once_has_one_holder() {
 }
 
 #[tokio::test]
-async fn c05_a_lost_reply_and_a_late_release_harm_nobody() {
+async fn c05_a_lost_reply_and_a_late_release_are_harmless() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
     let first = world.claim("p", "k").await.unwrap();
@@ -102,7 +102,7 @@ async fn c05_a_lost_reply_and_a_late_release_harm_nobody() {
     let rows = world.rows("p").await;
     world.s.release(&id("k"), fence).await.unwrap();
     assert_eq!(world.rows("p").await, rows, "no version moved");
-    // The earlier holder's clean-up comes late.
+    // The late clean-up of the earlier holder.
     let next = world.hold("p", "k").await;
     assert!(next > fence);
     assert_eq!(world.s.release(&id("k"), fence).await, Err(RequestError::FenceMismatch));
@@ -113,7 +113,7 @@ async fn c05_a_lost_reply_and_a_late_release_harm_nobody() {
     world.is_clean().await;
 }
 
-/// The same in the ring: both were sent while the claim was held, and the confirm comes second.
+/// Both requests were sent while the claim was held, and the confirm is second in the mailbox.
 #[tokio::test]
 async fn c05_a_confirm_behind_a_release_finds_nothing() {
     let world = World::on_memory().await;
@@ -128,7 +128,7 @@ async fn c05_a_confirm_behind_a_release_finds_nothing() {
 }
 
 #[tokio::test]
-async fn c06_a_refused_claim_leaves_nothing_behind() {
+async fn c06_a_rejected_claim_leaves_nothing_behind() {
     let world = World::on_store().await;
     world.pool("p", PoolSpec { reserve_ms: 1_000, ..spec(4, AckLevel::Durable) }, &["w"]).await;
     world.pool("empty", spec(4, AckLevel::Durable), &[]).await;
@@ -142,14 +142,13 @@ async fn c06_a_refused_claim_leaves_nothing_behind() {
     assert_eq!(world.claim("p", "k").await, Err(FULL));
     assert_eq!(world.claim("empty", "k").await, Err(FULL));
     assert_eq!(world.claim("none", "k").await, Err(RequestError::NotFound(ObjectKind::Pool)));
-    let elsewhere = ClaimRequest { id: ClaimId::new("other", "default", "k").unwrap(), ..request("p", "k") };
-    invalid(world.s.claim(elsewhere).await, "pool");
+    let other_namespace = ClaimRequest { id: ClaimId::new("other", "default", "k").unwrap(), ..request("p", "k") };
+    invalid(world.s.claim(other_namespace).await, "pool");
     invalid(world.s.claim(ClaimRequest { reserve_ms: Some(1_001), ..request("p", "k") }).await, "reserve_ms");
     invalid(world.s.claim(ClaimRequest { ack: Some(AckLevel::Memory), ..request("p", "k") }).await, "ack");
     assert_eq!(
         world.claim("empty", "held").await.unwrap_err().to_string(),
-        "the key holds an active claim that is not what the request asks for: another pool, or a worker that it does \
-         not allow; release it first"
+        "the key holds an active claim in another pool, or on a worker that the request does not allow; release it first"
     );
     let batch = world.s.claim_batch(vec![request("p", "k"), request("none", "l"), request("empty", "m")]).await;
     assert_eq!(batch, [Err(FULL), Err(RequestError::NotFound(ObjectKind::Pool)), Err(FULL)]);
@@ -174,7 +173,7 @@ async fn c06_a_stronger_acknowledgement_and_a_shorter_reservation_are_granted() 
 }
 
 #[tokio::test]
-async fn c07_tenants_and_namespaces_are_apart() {
+async fn c07_tenants_and_namespaces_are_separate() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["u", "v", "w"]).await;
     let other_pool = hotpool::model::PoolName::new("other", "p").unwrap();
@@ -184,9 +183,9 @@ async fn c07_tenants_and_namespaces_are_apart() {
     let namespace = ClaimId::new("other", "default", "k").unwrap();
     let mine = world.claim("p", "k").await.unwrap();
     let theirs = world.s.claim(ClaimRequest { id: tenant.clone(), ..request("p", "k") }).await.unwrap();
-    let elsewhere = ClaimRequest { id: namespace.clone(), pools: other_pool.clone().into(), ..request("p", "k") };
-    let elsewhere = world.s.claim(elsewhere).await.unwrap();
-    assert!(mine.created && theirs.created && elsewhere.created);
+    let other_namespace = ClaimRequest { id: namespace.clone(), pools: other_pool.clone().into(), ..request("p", "k") };
+    let other_namespace = world.s.claim(other_namespace).await.unwrap();
+    assert!(mine.created && theirs.created && other_namespace.created);
     assert_ne!(mine.claim.worker, theirs.claim.worker);
     assert_eq!(world.s.release(&tenant, mine.claim.fence).await, Err(RequestError::FenceMismatch));
     world.s.release(&id("k"), mine.claim.fence).await.unwrap();
@@ -194,11 +193,11 @@ async fn c07_tenants_and_namespaces_are_apart() {
     let again = world.restarted().await;
     assert_eq!(again.s.get_claim(&id("k")).await, Err(GONE));
     assert_eq!(again.s.get_claim(&tenant).await.unwrap().fence, theirs.claim.fence);
-    assert_eq!(again.s.get_claim(&namespace).await.unwrap().fence, elsewhere.claim.fence);
+    assert_eq!(again.s.get_claim(&namespace).await.unwrap().fence, other_namespace.claim.fence);
 }
 
 #[tokio::test]
-async fn c10_a_reservation_is_swept_at_its_deadline_once() {
+async fn c10_a_reservation_expires_at_its_deadline_once() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let taken = world.claim("p", "k").await.unwrap();
@@ -215,16 +214,16 @@ async fn c10_a_reservation_is_swept_at_its_deadline_once() {
     assert_eq!(world.restarted().await.counts("p").await, (1, 0, 0));
 }
 
-/// The deadline has passed, and the confirm stands in the ring before the shard has looked at the time.
+/// The deadline has passed, and the confirm is in the mailbox before the shard has read the time.
 #[tokio::test]
-async fn c10_a_confirm_in_the_ring_wins_over_the_sweep() {
+async fn c10_a_confirm_in_the_mailbox_wins_over_the_deadline() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
     world.pass(29_999).await;
     world.clock.advance(std::time::Duration::from_millis(1));
     world.clock.tick();
-    // This thread is the only one: the shard sees the new time with the confirm in its ring.
+    // This thread is the only one: the shard sees the new time with the confirm in its mailbox.
     assert_eq!(world.s.confirm(&id("k"), fence).await.unwrap().state, ClaimState::Active);
     world.pass(60_000).await;
     assert_eq!(world.counts("p").await, (0, 1, 0));

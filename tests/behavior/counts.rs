@@ -1,4 +1,4 @@
-//! Every worker of a pool is in exactly one count: idle, busy, or one reason for which it is not offered.
+//! Every worker of a pool is in exactly one count: idle, busy, or one reason to be unschedulable.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::world::{FULL, World, id, ids_on, name, request, spec, until, worker};
 const MINUTE: u64 = 60_000;
 
 impl World {
-    /// Counts of the pool's shards that are not 0, by name; checks that they add up.
+    /// Non-zero counts of the pool's shards, by name; checks that they add up.
     async fn states(&self, pool: &str) -> BTreeMap<String, u64> {
         let all = self.s.debug_shards().await;
         let mut states = BTreeMap::new();
@@ -36,7 +36,7 @@ fn counted<const N: usize>(of: [(&str, u64); N]) -> BTreeMap<String, u64> {
 }
 
 #[tokio::test]
-async fn w11_a_worker_whose_end_has_come_is_counted_as_ended() {
+async fn w11_a_worker_past_its_end_is_counted_as_ended() {
     let world = World::on_memory().await;
     world.pool("p", PoolSpec { reserve_ms: 1_000, ..spec(2, AckLevel::Memory) }, &["stays"]).await;
     let ends = world.clock.unix_ms() + MINUTE;
@@ -47,7 +47,7 @@ async fn w11_a_worker_whose_end_has_come_is_counted_as_ended() {
     let ask = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };
     let request = ClaimRequest { constraints: Some(Box::new(ask)), reserve_ms: Some(0), ..request("p", "k") };
     let fence = world.s.claim(request).await.unwrap().claim.fence;
-    // The end comes by itself: nothing is asked for in between.
+    // The end comes by itself: no request in between.
     world.pass(MINUTE).await;
     assert_eq!(world.states("p").await, counted([("idle", 1), ("busy", 1), ("ended", 2)]));
     world.s.command_worker(&name("p"), &WorkerId::new("w1").unwrap(), WorkerCommand::Drain).await.unwrap();
@@ -56,7 +56,7 @@ async fn w11_a_worker_whose_end_has_come_is_counted_as_ended() {
     assert_eq!(world.states("p").await, counted([("idle", 1), ("draining", 1), ("ended", 2)]));
 }
 
-/// C11: the end of a worker is none of its claim: that stays held until something ends it.
+/// C11: the end of a worker does not end its claim, which stays held until something else ends it.
 #[tokio::test]
 async fn c11_a_claim_that_is_held_when_its_worker_ends_stays_held() {
     let world = World::on_memory().await;
@@ -74,9 +74,9 @@ async fn c11_a_claim_that_is_held_when_its_worker_ends_stays_held() {
     assert_eq!(world.claim("p", "l").await, Err(FULL));
 }
 
-/// C11: a worker that is kept for a claim that waits may be too near its end when the claim is served.
+/// C11: a worker that is reserved for a queued claim may be too near its end when the claim is served.
 #[tokio::test]
-async fn c11_a_worker_that_was_kept_is_not_given_to_a_claim_that_it_does_not_outlive() {
+async fn c11_a_reserved_worker_is_not_granted_to_a_claim_that_outlives_it() {
     let world = World::on_memory().await;
     let preempting = PoolSpec { preemption: true, releasing_ms: 10 * MINUTE, ..spec(1, AckLevel::Memory) };
     world.pool("p", preempting, &[]).await;
@@ -99,9 +99,9 @@ async fn c11_a_worker_that_was_kept_is_not_given_to_a_claim_that_it_does_not_out
     high.abort();
 }
 
-/// P02: an explanation names a worker that is kept for another claim, and does not say that it fits.
+/// P02: an explanation counts a worker that is reserved for another claim, and does not say that it fits.
 #[tokio::test]
-async fn w11_explain_counts_a_worker_that_is_kept_for_another_claim() {
+async fn w11_explain_counts_a_worker_that_is_reserved_for_another_claim() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
     let small = world.share("small", &cpu(1_000)).await.unwrap().claim;
@@ -127,9 +127,9 @@ async fn w11_explain_counts_a_worker_that_is_kept_for_another_claim() {
     assert!(crate::world::done(large).await.unwrap().created);
 }
 
-/// W11: how evenly workers are spread does not depend on whether they are offered.
+/// W11: the spread of workers over shards does not depend on whether they are schedulable.
 #[tokio::test]
-async fn w11_the_spread_over_shards_counts_workers_that_are_not_offered() {
+async fn w11_the_spread_over_shards_counts_unschedulable_workers() {
     let world = World::on_memory().await;
     let (first, second) = (ids_on(0, 2, 3, "w"), ids_on(1, 2, 1, "w"));
     let workers: Vec<&str> = first.iter().chain(&second).map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! What a deleted pool leaves behind: nothing, whatever it could not read, and whoever raced its deletion.
+//! Deletion of pools leaves nothing behind, whatever could not be read, and whoever raced it.
 
 use futures::FutureExt as _;
 use hotpool::metrics::ClaimOutcome;
@@ -7,14 +7,14 @@ use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimRequest, Quota, RegistrationRequest, WorkerId};
 use hotpool::persist::row::{RowKind, put_deletion};
 use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
-use hotpool::scheduler::Scheduler;
+use hotpool::scheduler::{DeleteMode, Scheduler};
 use hotpool::shard::{Command, ReplySender};
 
 use crate::place::Place;
 use crate::waiting::{one_full_worker, waiting};
 use crate::world::{LOADING, World, done, id, ids_on, name, request, spec, until, worker};
 
-/// A copy of what is stored, in which a row of the shard cannot be read.
+/// Copies the store, with a row of the shard that cannot be read.
 async fn damaged(world: &World, shard: ShardKey) -> Place {
     let place = world.gate().copy().await;
     {
@@ -23,7 +23,7 @@ async fn damaged(world: &World, shard: ShardKey) -> Place {
         let loaded = store.load(vec![shard], Box::new(|_, _| {})).await.unwrap();
         let at = loaded[0].at.clone().unwrap();
         let mut rows = Vec::new();
-        // A shard's rows have no pools among them.
+        // The rows of a shard include no pools.
         put_deletion(&mut rows, RowKind::Pool, "1");
         let step = WriteBatch { shard, from: at, to: at + 1, kind: WriteKind::Rows(rows.into()) };
         assert_eq!(store.apply(vec![step]).await.unwrap(), [WriteOutcome::Ok]);
@@ -46,14 +46,14 @@ async fn s17_keys_of_a_shard_that_cannot_be_read_are_free_when_its_pool_is_delet
     let world = World::on(damaged(&world, world.gate().key("ns/p", 0)).await).await;
     assert_eq!(world.claim("p", "k").await, Err(LOADING));
     assert_eq!(world.s.keys().tenants.in_use().len(), 1, "what it may hold counts");
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     assert!(world.s.keys().is_empty() && world.s.keys().tenants.in_use().is_empty());
     assert!(world.s.readiness().ready);
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
     assert!(world.claim("p", "k").await.unwrap().created);
 }
 
-/// The home of a gang that was in doubt at a crash cannot be read: members elsewhere are kept until its pool is deleted.
+/// The home of a gang in doubt at a crash cannot be read: members elsewhere are kept until its pool is deleted.
 #[tokio::test]
 async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
     let world = World::on_store().await;
@@ -73,14 +73,14 @@ async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
     begun.abort();
     assert_eq!(after.claim(kept, key).await, Err(LOADING));
     assert_eq!(after.counts(kept).await, (1, 1, 1), "its worker is kept for it");
-    after.s.delete_pool(&name(lost), true).await.unwrap();
+    after.s.delete_pool(&name(lost), DeleteMode::Force).await.unwrap();
     until("it is given back", async || after.counts(kept).await == (2, 0, 0)).await;
     assert!(after.s.keys().tenants.in_use().is_empty());
     assert!(after.claim(kept, key).await.unwrap().created);
 }
 
-/// A shard is refused for good when the gang is recorded and not committed there: the member's key is unavailable, and
-/// nobody waits for it, until its pool is deleted.
+/// A shard is refused for good when the gang is recorded and not yet committed there: the member's key is unavailable,
+/// and nobody waits for it, until its pool is deleted.
 #[tokio::test]
 async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_its_pool_is_deleted() {
     let world = World::on_store().await;
@@ -105,7 +105,7 @@ async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_i
     assert_eq!(done(joined).await, Err(LOADING));
     assert_eq!(world.claim(lost, key).await, Err(LOADING));
     assert_eq!(world.counts(home).await, (1, 1, 1), "the other member is a claim");
-    world.s.delete_pool(&name(lost), true).await.unwrap();
+    world.s.delete_pool(&name(lost), DeleteMode::Force).await.unwrap();
     assert_eq!(world.s.keys().len(), 1);
     let other = &world.s.list_claims(&hotpool::model::ClaimFilter::default(), None, 10).await.unwrap().items[0];
     world.s.release(&other.id, other.fence).await.unwrap();
@@ -113,16 +113,16 @@ async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_i
     assert!(world.claim(home, key).await.unwrap().created);
 }
 
-/// A registration that found its pool before the deletion counted its workers comes after it: it is refused, and nobody's
-/// worker is deleted without a word.
+/// A registration looks its pool up before the deletion counts the workers, and arrives after that: it is rejected, so
+/// that no worker is deleted silently.
 #[tokio::test]
-async fn s17_a_registration_that_comes_after_a_deletion_counted_the_workers_is_refused() {
+async fn s17_a_registration_after_a_deletion_counted_the_workers_is_rejected() {
     let world = World::on_memory().await;
     world.pool("p", spec(2, AckLevel::Memory), &[]).await;
     let pool = world.s.inject_pool(&name("p")).unwrap();
     let busy = world.busy("p").await;
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), false).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::RequireEmpty).await });
     until("the workers are being counted", async || busy.depth() == 2).await;
     let (reply, answer) = ReplySender::oneshot();
     let spec = worker(&ids_on(0, 2, 1, "w")[0]);
@@ -132,9 +132,9 @@ async fn s17_a_registration_that_comes_after_a_deletion_counted_the_workers_is_r
     assert_eq!(done(deleting).await, Ok(()));
 }
 
-/// Callers that leave in the middle of making a pool leave no half of one behind, whose number nobody could use again.
+/// Callers that leave while a pool is being created leave no half of one behind, whose number could not be used again.
 #[tokio::test]
-async fn s17_a_pool_whose_maker_leaves_is_made_all_the_same() {
+async fn s17_a_pool_whose_creator_leaves_is_created_nevertheless() {
     let world = World::on_store().await;
     world.gate().hold_all();
     let scheduler = world.s.clone();
@@ -164,7 +164,7 @@ async fn b04_a_gang_in_doubt_is_undone_when_the_pool_of_its_home_is_deleted() {
     world.gate().leave_unanswered(home, usize::MAX);
     world.gate().hold(|_| false);
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name(lost), true).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name(lost), DeleteMode::Force).await });
     assert!(done(begun).await.iter().all(|outcome| *outcome == Err(RequestError::DeadlineExceeded)));
     world.gate().open_gate();
     assert_eq!(done(deleting).await, Ok(()));
@@ -173,7 +173,7 @@ async fn b04_a_gang_in_doubt_is_undone_when_the_pool_of_its_home_is_deleted() {
     assert!(world.s.keys().tenants.in_use().is_empty());
 }
 
-/// A shard is being loaded again when its pool is deleted: what it held is entered nowhere.
+/// A shard is being loaded again when its pool is deleted: none of its claims are entered anywhere.
 #[tokio::test]
 async fn s17_a_shard_that_is_loaded_while_its_pool_is_deleted_leaves_no_keys() {
     let world = World::on_store().await;
@@ -184,10 +184,13 @@ async fn s17_a_shard_that_is_loaded_while_its_pool_is_deleted_leaves_no_keys() {
     world.s.inject_panic(&name("p"), 0);
     until("it is being loaded", async || world.shards("p").await[0].state == "loading").await;
     assert!(
-        matches!(world.s.delete_pool(&name("p"), false).await, Err(RequestError::FailedPrecondition(_))),
+        matches!(
+            world.s.delete_pool(&name("p"), DeleteMode::RequireEmpty).await,
+            Err(RequestError::FailedPrecondition(_))
+        ),
         "it may have workers"
     );
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     world.gate().open_gate();
     world.quiet().await;
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
@@ -201,9 +204,9 @@ fn waits(pool: &str, key: &str) -> ClaimRequest {
     ClaimRequest { wait_ms: 600_000, ..request(pool, key) }
 }
 
-/// Whoever waits for a pool, for whatever reason and in whatever company, is told that it is gone.
+/// All claims that wait for a pool, for whatever reason and with whatever others, are told that it is gone.
 #[tokio::test]
-async fn s17_everybody_who_waits_for_a_pool_that_is_deleted_is_told_so() {
+async fn s17_all_claims_that_wait_for_a_deleted_pool_are_rejected() {
     let world = World::on_memory().await;
     for pool in ["p", "q"] {
         world.pool(pool, spec(1, AckLevel::Memory), &["w"]).await;
@@ -220,22 +223,22 @@ async fn s17_everybody_who_waits_for_a_pool_that_is_deleted_is_told_so() {
     let both = PoolChoice::Listed(vec![name("p"), name("q")]);
     let both = world.begin_request(ClaimRequest { pools: both, ..waits("p", "both") }).await;
     until("all wait for the quota", async || quota_waiters() == 6).await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     for waited in [alone, along] {
         assert_eq!(done(waited).await, Err(GONE));
     }
     assert_eq!(done(batch).await, [Err(GONE), Err(GONE)]);
     assert_eq!(done(gang).await, [Err(GONE)]);
-    // Those who can be served elsewhere are, one after the other.
+    // Those that can be served elsewhere are, one after the other.
     let taken = done(elsewhere).await.unwrap().claim;
     world.s.release(&taken.id, taken.fence).await.unwrap();
     assert_eq!(done(both).await.unwrap().claim.pool, name("q"));
     assert_eq!(quota_waiters(), 0);
 }
 
-/// With the quota held elsewhere nothing comes free by the deletion: those who wait are told all the same.
+/// The quota is held elsewhere, so the deletion frees none: the claims that wait are told nevertheless.
 #[tokio::test]
-async fn s17_those_who_wait_for_a_quota_held_elsewhere_are_told_too() {
+async fn s17_claims_that_wait_for_a_quota_held_elsewhere_are_rejected_too() {
     let world = World::on_memory().await;
     for pool in ["p", "q"] {
         world.pool(pool, spec(1, AckLevel::Memory), &["w"]).await;
@@ -245,14 +248,14 @@ async fn s17_those_who_wait_for_a_quota_held_elsewhere_are_told_too() {
     let alone = world.begin_request(waits("p", "alone")).await;
     let gang = world.begin(|s| async move { s.claim_gang(vec![waits("p", "g")]).await }.boxed()).await;
     until("both wait", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 2).await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     assert_eq!(done(alone).await, Err(GONE));
     assert_eq!(done(gang).await, [Err(GONE)]);
 }
 
-/// The deletion of a pool gives quota back before all of it is gone: whoever gets that asks shards that do not serve any more.
+/// The deletion of a pool releases quota before it is complete: claims that get it ask shards that no longer serve.
 #[tokio::test]
-async fn s17_a_quota_that_a_deletion_gives_back_is_of_no_use_in_the_same_pool() {
+async fn s17_quota_released_by_a_deletion_is_of_no_use_in_the_same_pool() {
     let world = World::on_store().await;
     let workers = ids_on(0, 2, 2, "w");
     world.pool("p", spec(2, AckLevel::Memory), &[&workers[0], &workers[1]]).await;
@@ -263,9 +266,9 @@ async fn s17_a_quota_that_a_deletion_gives_back_is_of_no_use_in_the_same_pool() 
     until("it waits", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 1).await;
     world.gate().hold_all();
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), true).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
     world.gate().stopped().await;
-    // The shard without workers does not close before the other one has.
+    // The shard without workers must not close before the other one has.
     let seized = world.s.inject_busy(&name("p"), 1).unwrap();
     world.gate().open_gate();
     until("the claim is gone", async || world.s.get_quota("ns", Some("default")).unwrap().used.claims == 0).await;
@@ -275,20 +278,20 @@ async fn s17_a_quota_that_a_deletion_gives_back_is_of_no_use_in_the_same_pool() 
     assert_eq!(done(deleting).await, Ok(()));
 }
 
-/// What stands in the mailbox of a shard when its pool is deleted is answered as what comes after it is.
+/// Requests in the mailbox of a shard whose pool is deleted are answered like those that arrive later.
 #[tokio::test]
-async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_told_that_it_is_gone() {
+async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_rejected() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w", "v"]).await;
     let fence = world.hold("p", "held").await;
     let pool = world.s.inject_pool(&name("p")).unwrap();
     let busy = world.busy("p").await;
     let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), true).await });
+    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
     until("it is being looked at", async || busy.depth() == 1).await;
     drop(busy);
     assert_eq!(done(deleting).await, Ok(()));
-    // The pool was found before, and its shards are asked after.
+    // The pool was looked up before, and its shards are asked after.
     let (reply, answer) = ReplySender::oneshot();
     pool.shards[0].push_or_reject(Command::GetWorker(WorkerId::new("w").unwrap(), reply));
     assert_eq!(answer.await.unwrap(), Err(GONE));
@@ -296,16 +299,16 @@ async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_told_that_it_is_gon
 }
 
 #[tokio::test]
-async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one() {
+async fn h04_a_recreated_pool_counts_from_zero_whoever_still_has_the_old_one() {
     let world = World::on_memory().await;
     world.pool("p", spec(2, AckLevel::Memory), &["v", "w"]).await;
     world.s.claim(request("p", "a")).await.unwrap();
     world.s.claim(request("p", "b")).await.unwrap();
     let of_pool = |outcome: &str| format!("hotpool_claims_total{{pool=\"ns/p\",outcome=\"{outcome}\"}} ");
     assert!(world.scrape().contains(&(of_pool("created") + "2\n")), "{}", world.scrape());
-    // Somebody looked the pool up before it was deleted, and counts after that.
+    // The pool was looked up before it was deleted, and is counted in afterwards.
     let old = world.s.inject_pool(&name("p")).unwrap();
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     old.metrics.claims(ClaimOutcome::Deadline).increment(1);
     old.update_metrics();
     assert!(!world.scrape().contains("ns/p"), "{}", world.scrape());
@@ -321,14 +324,14 @@ async fn h04_a_pool_made_anew_counts_from_nothing_whoever_still_has_the_old_one(
 }
 
 #[tokio::test]
-async fn w02_a_deleted_pool_refuses_those_who_wait_for_it_alone() {
+async fn w02_a_deleted_pool_rejects_claims_that_wait_for_it_alone() {
     let (world, _) = one_full_worker().await;
     world.pool("q", spec(1, AckLevel::Memory), &["v0"]).await;
     let other = world.hold("q", "other").await;
-    let alone = world.parked(waiting("p", "a")).await;
+    let alone = world.begin_queued(waiting("p", "a")).await;
     let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
-    let both = world.parked(ClaimRequest { pools, ..waiting("p", "b") }).await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    let both = world.begin_queued(ClaimRequest { pools, ..waiting("p", "b") }).await;
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     assert_eq!(done(alone).await, Err(RequestError::NotFound(ObjectKind::Pool)));
     world.s.release(&id("other"), other).await.unwrap();
     assert_eq!(done(both).await.unwrap().claim.pool, name("q"));

@@ -1,4 +1,4 @@
-//! What waits for a pool, as an autoscaler reads it.
+//! Demand of a pool, as an autoscaler reads it.
 
 use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PlacementPolicy, Quota, WorkerCommand, WorkerId};
@@ -7,9 +7,9 @@ use crate::sharing::{asking, cpu, shared, sized};
 use crate::waiting::{MINUTE, with_priority};
 use crate::world::{World, id, name, spec};
 
-/// What an autoscaler reads: by what is asked for, and how many workers that would take.
+/// Groups by request, and the number of workers that would satisfy them.
 #[tokio::test]
-async fn demand_says_what_waits_and_what_would_clear_it() {
+async fn demand_shows_queued_claims_and_the_workers_that_they_need() {
     let world = World::on_memory().await;
     world.shared(shared(2, PlacementPolicy::BestFit), vec![sized("w0", 4_000, None), sized("w1", 2_000, None)]).await;
     world.share("h0", &cpu(4_000)).await.unwrap();
@@ -18,9 +18,9 @@ async fn demand_says_what_waits_and_what_would_clear_it() {
     let wait = |key: String, amount| ClaimRequest { wait_ms: MINUTE, ..asking("p", &key, &cpu(amount)) };
     let mut waits = Vec::new();
     for n in 0..5 {
-        waits.push(world.parked(wait(format!("s{n}"), 1_000)).await);
+        waits.push(world.begin_queued(wait(format!("s{n}"), 1_000)).await);
     }
-    waits.push(world.parked(with_priority(wait("l".into(), 3_000), 9)).await);
+    waits.push(world.begin_queued(with_priority(wait("l".into(), 3_000), 9)).await);
     world.pass(2_000).await;
     world.s.put_quota("ns", Some("poor"), Quota { claims: Some(0), ..Quota::default() }).await.unwrap();
     let poor = ClaimRequest { id: ClaimId::new("ns", "poor", "q").unwrap(), ..wait("q".into(), 1_000) };
@@ -28,7 +28,7 @@ async fn demand_says_what_waits_and_what_would_clear_it() {
     let demand = world.s.demand(&name("p")).await.unwrap();
     assert_eq!((demand.waiting, demand.waiting_for_quota), (6, 1));
     assert!(demand.oldest_ms >= 2_000);
-    // Five thousand in fours, and three thousand of another four.
+    // Five thousand in units of four, and three thousand of another four.
     let rows: Vec<_> = demand
         .shapes
         .iter()
@@ -43,7 +43,7 @@ async fn demand_says_what_waits_and_what_would_clear_it() {
 }
 
 #[tokio::test]
-async fn demand_names_workers_that_could_go() {
+async fn demand_lists_workers_that_could_be_removed() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w0", "w1", "w2", "w3"]).await;
     world.s.command_worker(&name("p"), &WorkerId::new("w2").unwrap(), WorkerCommand::Cordon).await.unwrap();
@@ -52,7 +52,7 @@ async fn demand_names_workers_that_could_go() {
         let demand = world.s.demand(&name("p")).await.unwrap();
         demand.idle.iter().map(|worker| (worker.id.to_string(), worker.cordoned)).collect::<Vec<_>>()
     };
-    // The warmest is held.
+    // The warmest worker is held.
     assert_eq!(idle().await, [("w2".into(), true), ("w0".into(), false), ("w1".into(), false)]);
     world.s.release(&id("a"), fence).await.unwrap();
     assert_eq!(idle().await.last().unwrap().0, "w3", "the last to become idle");

@@ -1,4 +1,4 @@
-//! Callers that hang up, and claims that move: the key directory keeps nothing that nobody decides.
+//! Callers that disconnect, and claims that move: the key directory keeps no key that nobody decides.
 
 use hotpool::model::AckLevel;
 use hotpool::model::request_error::RequestError;
@@ -6,11 +6,11 @@ use hotpool::model::request_error::RequestError;
 use crate::world::{FULL, World, done, id, request, spec, until};
 
 #[tokio::test]
-async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
+async fn k1_a_caller_that_disconnects_before_anything_ran_leaves_nothing() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["v", "w"]).await;
     let busy = world.busy("p").await;
-    // Polled once: its claim is in a ring, and no shard has run.
+    // Polled once: the claim is in a mailbox, and no shard has run.
     assert!(futures::FutureExt::now_or_never(world.s.claim(request("p", "k"))).is_none());
     assert_eq!(world.s.keys().pending_len(), 1);
     drop(busy);
@@ -19,7 +19,7 @@ async fn k1_a_caller_that_hangs_up_before_anything_ran_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
+async fn k1_a_batch_whose_caller_disconnects_leaves_nothing() {
     let world = World::on_store().await;
     world.pool("p", spec(4, AckLevel::Durable), &["u", "v", "w"]).await;
     let requests = (0..10).map(|i| request("p", &format!("k{i}"))).collect();
@@ -32,7 +32,7 @@ async fn k1_a_batch_whose_caller_hangs_up_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
+async fn k1_a_duplicate_takes_over_from_a_caller_that_disconnected() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["w"]).await;
     let busy = world.busy("p").await;
@@ -48,13 +48,13 @@ async fn k1_who_joined_takes_over_from_a_caller_that_hung_up() {
     world.is_clean().await;
 }
 
-/// The first is refused by a full pool; who joined wants another one, and decides for itself.
+/// The first claim is rejected by an exhausted pool; its duplicate wants another pool and is decided by itself.
 #[tokio::test]
-async fn k1_who_joined_decides_for_itself_after_a_refusal() {
+async fn k1_a_duplicate_is_decided_by_itself_after_a_rejection() {
     let world = World::on_store().await;
     world.pool("full", spec(2, AckLevel::Durable), &["f"]).await;
     world.pool("free", spec(2, AckLevel::Durable), &["w"]).await;
-    // Two claims in one ring: the second of them finds no room, and is not refused before the third has joined.
+    // Two claims in one mailbox: the second finds no free worker, and is not rejected before the third has joined.
     let busy = world.busy("full").await;
     let taker = world.s.clone();
     let taker = tokio::spawn(async move { taker.claim(request("full", "taker")).await });
@@ -70,9 +70,9 @@ async fn k1_who_joined_decides_for_itself_after_a_refusal() {
     assert_eq!(world.s.keys().pending_len(), 0);
 }
 
-/// C09: the old pool does not satisfy the request any more.
+/// C09: the old pool no longer satisfies the request.
 #[tokio::test]
-async fn c09_a_reservation_in_another_pool_is_given_back_and_taken_anew() {
+async fn c09_a_reservation_in_another_pool_is_rolled_back_and_claimed_again() {
     let world = World::on_store().await;
     world.pool("a", spec(2, AckLevel::Durable), &["wa"]).await;
     world.pool("b", spec(2, AckLevel::Durable), &["wb"]).await;
@@ -82,7 +82,7 @@ async fn c09_a_reservation_in_another_pool_is_given_back_and_taken_anew() {
     assert_eq!((world.counts("a").await, world.counts("b").await), ((1, 0, 0), (0, 1, 1)));
     assert_eq!(world.s.confirm(&id("k"), old.claim.fence).await, Err(RequestError::FenceMismatch));
     world.s.confirm(&id("k"), new.claim.fence).await.unwrap();
-    // Active: it stays.
+    // An active claim stays.
     assert!(matches!(world.claim("a", "k").await, Err(RequestError::FailedPrecondition(_))));
     let again = world.restarted().await;
     assert_eq!(again.held().await, [("k".into(), "wb".into(), new.claim.fence)]);

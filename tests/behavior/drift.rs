@@ -1,4 +1,5 @@
-//! L1 while the service runs: `hotpool_accounting_mismatch` sees what a worker has left that its claims do not explain.
+//! L1 while the service runs: `hotpool_accounting_mismatch` detects free resources that the claims of a worker do not
+//! explain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use hotpool::model::{PlacementPolicy, WorkerId};
 use crate::sharing::{cards, shared, sized};
 use crate::world::{World, name};
 
-/// More than debug builds check after every event: there the fault would end the shard at once.
+/// More workers than debug builds check after every event: there the fault would end the shard at once.
 const WORKERS: usize = 3_000;
 
 fn gauge(world: &World, pool: &str) -> f64 {
@@ -19,30 +20,30 @@ fn gauge(world: &World, pool: &str) -> f64 {
     line.parse().unwrap()
 }
 
-/// As many seconds as it takes to look at all, one more for a change in between, and some.
-async fn recount(world: &World) {
+/// Waits for as many seconds as a full audit takes, one more for a change in between, and some spare.
+async fn wait_for_audit(world: &World) {
     for _ in 0..5 * (2 * WORKERS / 1_024 + 2) {
         world.pass(200).await;
     }
 }
 
 #[tokio::test]
-async fn l1_drift_of_shares_and_of_cards_moves_the_gauge_until_it_is_mended() {
+async fn l1_a_mismatch_of_resources_or_gpus_moves_the_gauge_until_it_is_repaired() {
     let world = World::on_memory().await;
     let workers = (0..WORKERS).map(|i| sized(&format!("w{i}"), 8_000, Some(("T4", 2)))).collect();
     world.shared(shared(1, PlacementPolicy::BestFit), workers).await;
     world.share("k", &cards(&["T4"], 1, 500)).await.unwrap();
-    recount(&world).await;
+    wait_for_audit(&world).await;
     assert_eq!(gauge(&world, "p"), 0.0, "a claim explains its share");
     let cores = ResourceAllocation { cpu_milli: 1, ..ResourceAllocation::default() };
     let card = ResourceAllocation { gpu_milli: 1, gpu_mask: 0b10, ..ResourceAllocation::default() };
     for (expected, id, share) in [(1.0, "w1500", cores), (2.0, "w2999", card)] {
         let worker = WorkerId::new(id).unwrap();
         world.s.inject_step(&name("p"), 0, move |shard| shard.inject_mismatch(&worker, &share));
-        // A shard looks as long as something has changed.
+        // A shard audits as long as something has changed.
         let other = world.share(&format!("k{expected}"), &cards(&["T4"], 1, 1_000)).await.unwrap().claim;
         world.s.release(&other.id, other.fence).await.unwrap();
-        recount(&world).await;
+        wait_for_audit(&world).await;
         assert_eq!(gauge(&world, "p"), expected, "{share:?}");
     }
     let port = Arc::clone(&world.s.inject_pool(&name("p")).unwrap().shards[0]);
@@ -56,6 +57,6 @@ async fn l1_drift_of_shares_and_of_cards_moves_the_gauge_until_it_is_mended() {
     for id in ["w1500", "w2999"] {
         world.s.delete_worker(&name("p"), &WorkerId::new(id).unwrap()).await.unwrap();
     }
-    recount(&world).await;
+    wait_for_audit(&world).await;
     assert_eq!(gauge(&world, "p"), 0.0, "those that were wrong are gone");
 }

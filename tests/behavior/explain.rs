@@ -1,4 +1,4 @@
-//! What a claim would get, over all shards and pools; held against what the claim then gets.
+//! Explanation of a claim over all shards and pools, compared with the result of the claim.
 
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
 use hotpool::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
@@ -18,7 +18,7 @@ fn sized(id: &str, cpu_milli: u64, gpu: Option<(&str, u32)>) -> WorkerSpec {
     WorkerSpec { capacity: WorkerCapacity { cpu_milli, gpu, ..WorkerCapacity::default() }, ..worker(id) }
 }
 
-fn asking(pool: &str, key: &str, cpu_milli: u64, gpu: Option<(&[&str], u32, u32)>) -> ClaimRequest {
+fn request_for(pool: &str, key: &str, cpu_milli: u64, gpu: Option<(&[&str], u32, u32)>) -> ClaimRequest {
     let gpu = gpu.map(|(models, count, milli)| GpuRequest {
         models: models.iter().map(|&model| model.into()).collect(),
         count,
@@ -41,9 +41,9 @@ fn counted(survey: &WorkerSurvey) -> Vec<(&'static str, u64)> {
     all.map(|why| (why.as_str(), survey.count(why))).collect()
 }
 
-/// Whatever is asked, over many shards: the explanation is what the claim then gets, reason and all.
+/// Over many shards and requests, the explanation equals the result of the claim, including the reason.
 #[tokio::test]
-async fn p02_an_explanation_is_what_the_claim_gets() {
+async fn p02_an_explanation_equals_the_result_of_the_claim() {
     for (seed, policy) in [
         (1, PlacementPolicy::BestFit),
         (2, PlacementPolicy::Spread),
@@ -80,7 +80,7 @@ async fn p02_an_explanation_is_what_the_claim_gets() {
                 2 => Some((&["L4"], 1, 500)),
                 _ => None,
             };
-            let mut ask = asking("p", &format!("k{n}"), 100 + 100 * dice.below(60), gpu);
+            let mut ask = request_for("p", &format!("k{n}"), 100 + 100 * dice.below(60), gpu);
             let more = ask.constraints.as_mut().unwrap();
             match dice.below(6) {
                 0 => more.selector = Some("zone in (z0,z9)".into()),
@@ -100,7 +100,7 @@ async fn p02_an_explanation_is_what_the_claim_gets() {
                 (Ok(taken), Ok(would)) => {
                     placed += 1;
                     assert!(survey.fits > 0, "{survey:?}");
-                    // The way through the shards begins anywhere: where only one fits, it is that.
+                    // The search may start at any shard: where only one fits, it is that.
                     let worker = &taken.claim.worker.spec.id;
                     assert!(survey.fits > 1 || would.worker == *worker, "{would:?} is not {worker}");
                     if dice.below(3) == 0 {
@@ -119,21 +119,21 @@ async fn p02_an_explanation_is_what_the_claim_gets() {
 }
 
 #[tokio::test]
-async fn p02_p04_each_pool_says_what_is_missing() {
+async fn p02_p04_each_pool_shows_what_is_missing() {
     let world = World::on_memory().await;
     world.pool("gpu", shared(4, PlacementPolicy::BestFit), &[]).await;
     world.pool("cpu", spec(2, AckLevel::Durable), &["bare"]).await;
     let gpus = (0..20).map(|i| sized(&format!("g{i}"), 8_000, Some(("T4", 2)))).collect();
     enlist(&world, "gpu", gpus).await;
     enlist(&world, "cpu", vec![sized("c", 4_000, None)]).await;
-    // Of each worker one card is taken.
+    // One GPU of each worker is held.
     let batch = (0..20).map(|i| {
-        let mut ask = asking("gpu", &format!("k{i}"), 0, Some((&[], 1, 1_000)));
+        let mut ask = request_for("gpu", &format!("k{i}"), 0, Some((&[], 1, 1_000)));
         ask.constraints.as_mut().unwrap().worker = Some(WorkerId::new(&format!("g{i}")).unwrap());
         ask
     });
     assert!(world.s.claim_batch(batch.collect()).await.iter().all(Result::is_ok));
-    let mut both = asking("gpu", "both", 1_000, Some((&["T4"], 2, 1_000)));
+    let mut both = request_for("gpu", "both", 1_000, Some((&["T4"], 2, 1_000)));
     both.pools = PoolChoice::Listed(vec![name("gpu"), name("cpu")]);
     let said = world.s.explain(both).await.unwrap();
     assert_eq!(said.outcome, Err(FULL));
@@ -144,8 +144,8 @@ async fn p02_p04_each_pool_says_what_is_missing() {
     assert_eq!(near, ["short by 1 GPU on g0", "short by 1 GPU on g1", "short by 1 GPU on g10"]);
     assert_eq!((gpu.survey.most_free.gpu, gpu.survey.most_free.cpu_milli, gpu.survey.too_small), (1, 8_000, 0));
 
-    // It falls back, and says where it would go.
-    let mut either = asking("gpu", "either", 9_000, None);
+    // The claim falls back, and the explanation says where.
+    let mut either = request_for("gpu", "either", 9_000, None);
     either.pools = PoolChoice::Listed(vec![name("gpu"), name("cpu")]);
     assert_eq!(world.s.explain(either.clone()).await.unwrap().outcome, Err(RequestError::Unsatisfiable));
     either.constraints.as_mut().unwrap().spec.resources.cpu_milli = 4_000;
@@ -166,7 +166,7 @@ async fn p02_p04_each_pool_says_what_is_missing() {
 }
 
 #[tokio::test]
-async fn an_explanation_refuses_what_is_wrong_and_says_who_is_silent() {
+async fn an_explanation_rejects_bad_requests_and_names_silent_shards() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &[]).await;
     let ids: Vec<_> = (0..2).flat_map(|shard| ids_on(shard, 2, 3, "w")).collect();
@@ -178,12 +178,12 @@ async fn an_explanation_refuses_what_is_wrong_and_says_who_is_silent() {
     let nowhere = ClaimRequest { constraints: Some(Box::new(classy)), ..request("p", "k") };
     let said = world.s.explain(nowhere).await.unwrap();
     assert_eq!((said.outcome, said.pools.len()), (Err(RequestError::Exhausted(ExhaustionReason::NoEligiblePool)), 0));
-    // A plain claim: the workers that are held are busy, also for a key that holds one of them.
+    // A plain claim: held workers are busy, even for a key that holds one of them.
     world.hold("p", "held").await;
     let said = world.s.explain(request("p", "held")).await.unwrap();
     assert_eq!((said.pools[0].survey.fits, counted(&said.pools[0].survey)), (5, vec![("busy", 1)]));
     assert!(said.outcome.is_ok());
-    // Of a shard that is away nobody knows.
+    // Nothing is known about an unavailable shard.
     world.stored("p").await;
     world.gate().hold_all();
     for key in ["b", "c", "d", "e", "f"] {
@@ -198,9 +198,9 @@ async fn an_explanation_refuses_what_is_wrong_and_says_who_is_silent() {
     world.gate().open_gate();
 }
 
-/// More workers than one command looks at.
+/// More workers than one command surveys.
 #[tokio::test]
-async fn a_large_shard_is_looked_at_in_pieces() {
+async fn a_large_shard_is_surveyed_in_slices() {
     const WORKERS: usize = hotpool::limits::SLICE_ENTRIES as usize + 100;
     let world = World::on_memory().await;
     world.pool("p", shared(1, PlacementPolicy::BestFit), &[]).await;
@@ -208,9 +208,10 @@ async fn a_large_shard_is_looked_at_in_pieces() {
         let to = (from + 1_000).min(WORKERS);
         enlist(&world, "p", (from..to).map(|i| sized(&format!("w{i}"), 1_000 + (i as u64), None)).collect()).await;
     }
-    let survey = world.s.explain(asking("p", "k", 1_000, None)).await.unwrap().pools.remove(0).survey;
+    let survey = world.s.explain(request_for("p", "k", 1_000, None)).await.unwrap().pools.remove(0).survey;
     assert_eq!((survey.workers, survey.fits), (WORKERS as u64, WORKERS as u64));
-    let survey = world.s.explain(asking("p", "k", 1_000 + WORKERS as u64, None)).await.unwrap().pools.remove(0).survey;
+    let survey =
+        world.s.explain(request_for("p", "k", 1_000 + WORKERS as u64, None)).await.unwrap().pools.remove(0).survey;
     assert_eq!((counted(&survey), survey.too_small), (vec![("cpu_milli", WORKERS as u64)], WORKERS as u64));
     let last = format!("short by 1 thousandths of a core on w{}", WORKERS - 1);
     assert_eq!((survey.nearest[0].describe(), survey.most_free.cpu_milli), (last, 999 + WORKERS as u64));

@@ -1,8 +1,8 @@
-//! N1: no false "full". Ten thousand workers on 64 shards.
+//! N1: no false "exhausted". Ten thousand workers on 64 shards.
 //!
-//! A worker that stays free through the whole call is what the invariant speaks of. So each round knows how many
-//! workers are free when it begins, makes fewer claims than that, and releases others at the same time: at least one
-//! of those that were free is never taken in the round, and no claim of the round may be told that the pool is full.
+//! The invariant covers workers that stay free throughout the call. So each round knows how many workers are free at
+//! its start, makes fewer claims than that, and releases others at the same time: at least one of the free workers is
+//! never granted in the round, and no claim of the round may be told that the pool is exhausted.
 
 use hotpool::limits::CAPACITIES_MAX;
 use hotpool::model::request_error::RequestError;
@@ -15,7 +15,7 @@ use crate::world::{FULL, World, done, name, request, spec, worker};
 
 const WORKERS: usize = 10_000;
 
-/// A pool with all but `free` workers held, and the claims.
+/// Sets up a pool with all but `free` workers held. Returns the claims.
 async fn busy_pool(free: usize) -> (World, Vec<(ClaimId, Fence)>) {
     let world = World::on_memory().await;
     world.pool("p", spec(64, AckLevel::Durable), &[]).await;
@@ -26,7 +26,7 @@ async fn busy_pool(free: usize) -> (World, Vec<(ClaimId, Fence)>) {
     (world, held.into_iter().map(|claim| (claim.id, claim.fence)).collect())
 }
 
-/// `rounds` times: as many claims as leave one of the `free` workers alone, and as many releases, all at once.
+/// Repeats `rounds` times: as many claims as leave one of the `free` workers alone, and as many releases, all at once.
 async fn churn(free: usize, rounds: usize) {
     let (world, mut held) = busy_pool(free).await;
     for round in 0..rounds {
@@ -36,7 +36,7 @@ async fn churn(free: usize, rounds: usize) {
                 tokio::spawn(async move { s.claim(request("p", &format!("new-{round}-{i}"))).await })
             })
             .collect();
-        // The oldest go, so that what comes free is spread over all shards.
+        // The oldest are released, so that free workers are spread over all shards.
         let releases: Vec<_> = held
             .drain(..free - 1)
             .map(|(id, fence)| {
@@ -54,7 +54,7 @@ async fn churn(free: usize, rounds: usize) {
     }
     assert_eq!(world.counts("p").await, (free as u64, (WORKERS - free) as u64, (WORKERS - free) as u64));
     assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (WORKERS - free, 0));
-    // And when there is really none, it is said.
+    // When there is really none, the claim is told so.
     let requests = (0..=free).map(|i| request("p", &format!("last-{i}"))).collect();
     let answers = world.s.claim_batch(requests).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), free);
@@ -62,7 +62,7 @@ async fn churn(free: usize, rounds: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn n1_at_99_percent_busy_nobody_is_told_that_the_pool_is_full() {
+async fn n1_at_99_percent_busy_no_claim_is_told_that_the_pool_is_exhausted() {
     churn(100, 40).await;
 }
 
@@ -82,10 +82,10 @@ async fn n1_the_one_free_worker_of_ten_thousand_is_found() {
     }
 }
 
-/// N1, W07: with more distinct capacities than are told, in one shard or in all together, what exceeds the largest of an
-/// amount is still known to fit nowhere.
+/// N1, W07: with more distinct capacities than are published, in one shard or in all together, a request above the
+/// largest amount is still known to fit nowhere.
 #[tokio::test]
-async fn w07_what_exceeds_every_worker_is_unsatisfiable_however_many_capacities_there_are() {
+async fn w07_a_request_above_every_worker_is_unsatisfiable_however_many_capacities_there_are() {
     const WORKERS: u64 = CAPACITIES_MAX as u64 + 40;
     let (most_cpu, most_memory, most_slots) = (999 + WORKERS, 5_000, 7);
     let nothing = ResourceRequirements::default;

@@ -1,4 +1,5 @@
-//! B04, B05: a gang is whole or nowhere, whatever is lost of its steps, and whatever becomes of its members' workers.
+//! B04, B05: a gang is committed whole or not at all, whichever of its writes are lost, and whatever happens to its
+//! members' workers.
 
 use futures::FutureExt as _;
 use hotpool::model::request_error::RequestError;
@@ -18,7 +19,7 @@ async fn begin(world: &World, gang: Vec<ClaimRequest>) -> JoinHandle<Outcomes> {
     world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await
 }
 
-/// Pool `p` of two shards with this many workers on each, stored.
+/// Sets up pool `p` of two shards with this many workers on each, stored.
 async fn two_shards(spec: PoolSpec, each: usize) -> World {
     let world = World::on_store().await;
     let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, each, "w")).collect();
@@ -29,7 +30,7 @@ async fn two_shards(spec: PoolSpec, each: usize) -> World {
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 
-/// A gang whose row is stored while its home's master falls silent: whether it is committed is not known.
+/// Begins a gang whose row is stored while its home's master does not answer: whether it is committed is unknown.
 async fn in_doubt(world: &World) -> JoinHandle<Outcomes> {
     world.gate().hold_gang_rows();
     let begun = begin(world, gang(&KEYS)).await;
@@ -44,7 +45,7 @@ async fn in_doubt(world: &World) -> JoinHandle<Outcomes> {
 }
 
 #[tokio::test]
-async fn b04_a_gang_whose_record_was_not_answered_is_whole_or_nowhere_after_a_crash() {
+async fn b04_a_gang_whose_record_was_not_answered_is_committed_whole_or_not_at_all_after_a_crash() {
     let world = two_shards(spec(2, AckLevel::Durable), 2).await;
     let begun = in_doubt(&world).await;
     let outcomes = done(begun).await;
@@ -58,7 +59,7 @@ async fn b04_a_gang_whose_record_was_not_answered_is_whole_or_nowhere_after_a_cr
     .await;
     let after = world.crashed().await;
     assert_eq!(after.held().await.len(), 4, "the gang is recorded: all of it or, had it been forgotten, none");
-    // Without a crash it is none, and everything is free.
+    // Without a crash it is rolled back, and everything is free.
     world.gate().open_gate();
     until("it is given back", async || world.counts("p").await == (4, 0, 0)).await;
     world.stored("p").await;
@@ -68,9 +69,9 @@ async fn b04_a_gang_whose_record_was_not_answered_is_whole_or_nowhere_after_a_cr
     assert!(done(begin(&world, gang(&KEYS)).await).await.iter().all(Result::is_ok));
 }
 
-/// Other gangs go on while one is in doubt; its own keys and workers wait for what becomes of it.
+/// Other gangs proceed while one is in doubt; its own keys and workers are kept until its outcome is known.
 #[tokio::test]
-async fn b04_a_gang_in_doubt_keeps_its_own_and_nothing_else() {
+async fn b04_a_gang_in_doubt_keeps_only_its_own_keys_and_workers() {
     let world = two_shards(spec(2, AckLevel::Durable), 4).await;
     let begun = in_doubt(&world).await;
     done(begun).await;
@@ -83,7 +84,7 @@ async fn b04_a_gang_in_doubt_keeps_its_own_and_nothing_else() {
     }
     let joined = world.begin_claim("p", "a").await;
     world.gate().open_gate();
-    // It has the key's ticket now, and is a claim of its own.
+    // The key's ticket is its own now, and it is an ordinary claim.
     let joined = done(joined).await.unwrap();
     assert!(joined.created);
     world.s.release(&id("a"), joined.claim.fence).await.unwrap();
@@ -91,7 +92,7 @@ async fn b04_a_gang_in_doubt_keeps_its_own_and_nothing_else() {
     assert!(done(begin(&world, apart).await).await.iter().all(|outcome| outcome.is_ok() || *outcome == Err(FULL)));
 }
 
-/// A quota of as many claims as the gang has members, which are three of four that there is room for.
+/// Sets a quota of as many claims as the gang has members: three, while four workers are free.
 async fn with_quota(each: usize) -> World {
     let world = two_shards(spec(2, AckLevel::Durable), each).await;
 
@@ -99,17 +100,17 @@ async fn with_quota(each: usize) -> World {
     world
 }
 
-/// A member's worker goes while the gang's record is on its way: none is made, and nothing is left of it.
+/// A member's worker is lost while the gang's record is in flight: no claim is made, and nothing is left of the gang.
 #[tokio::test]
-async fn b05_a_gang_that_lost_a_worker_before_it_was_committed_is_placed_anew_or_nowhere() {
+async fn b05_a_gang_that_lost_a_worker_before_the_commit_is_placed_again_or_not_at_all() {
     for (each, placed) in [(2, false), (3, true)] {
         let world = with_quota(each).await;
         world.gate().hold_gang_rows();
         let begun = begin(&world, gang(&KEYS)).await;
         world.gate().stopped().await;
-        // Each shard has a member, and takes the worker first that became idle last.
+        // Each shard has a member, and grants the worker that became idle last.
         let gone = WorkerId::new(ids_on(0, 2, each, "w").last().unwrap()).unwrap();
-        // Decided there and then; its answer waits for the store.
+        // Decided inline; its reply waits for the store.
         assert!(world.s.delete_worker(&name("p"), &gone).now_or_never().is_none());
         world.gate().open_gate();
         let outcomes = done(begun).await;
@@ -129,7 +130,7 @@ async fn b05_a_gang_that_lost_a_worker_before_it_was_committed_is_placed_anew_or
     }
 }
 
-/// A worker that goes when the gang is committed takes its member with it, as it would any claim.
+/// A worker that is lost at the commit takes its member with it, like any claim.
 #[tokio::test]
 async fn b05_a_member_that_is_lost_after_the_commit_is_a_lost_claim() {
     let world = with_quota(2).await;

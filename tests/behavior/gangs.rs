@@ -1,4 +1,4 @@
-//! Gangs: all claims of a call or none, whatever comes in between.
+//! Gangs: all claims of a call or none, whatever happens in between.
 
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
@@ -37,8 +37,8 @@ fn granted(outcomes: &Outcomes) -> usize {
     outcomes.iter().filter(|outcome| outcome.is_ok()).count()
 }
 
-/// What one refused member says, and that all the others point to it.
-fn refused_by(outcomes: &Outcomes, culprit: usize) -> &RequestError {
+/// Reason of the one rejected member; checks that all others point to it.
+fn rejected_by(outcomes: &Outcomes, culprit: usize) -> &RequestError {
     for (at, outcome) in outcomes.iter().enumerate().filter(|&(at, _)| at != culprit) {
         let said = outcome.as_ref().unwrap_err();
         assert!(
@@ -61,12 +61,12 @@ async fn b02_all_or_none_over_shards() {
     fences.sort_unstable();
     fences.dedup();
     assert_eq!((fences.len(), world.held().await.len()), (8, 8));
-    // They are claims like any other.
+    // The members are ordinary claims.
     for taken in &all {
         let claim = &taken.as_ref().unwrap().claim;
         world.s.confirm(&claim.id, claim.fence).await.unwrap();
     }
-    // The same call again finds what it made.
+    // The same call again finds its claims.
     let again = world.s.claim_gang(gang("p", &keys("a", 8))).await;
     for (one, two) in all.iter().zip(&again) {
         let (one, two) = (one.as_ref().unwrap(), two.as_ref().unwrap());
@@ -76,41 +76,41 @@ async fn b02_all_or_none_over_shards() {
         let claim = &taken.as_ref().unwrap().claim;
         world.s.release(&claim.id, claim.fence).await.unwrap();
     }
-    // Four onto room for three: none, and nothing is left behind.
+    // Four members for three free workers: none is made, and nothing is left behind.
     let none = world.s.claim_gang(gang("p", &keys("b", 4))).await;
     let culprit = none.iter().position(|outcome| *outcome == Err(FULL)).expect("one found no room");
-    refused_by(&none, culprit);
+    rejected_by(&none, culprit);
     assert_eq!((world.held().await.len(), world.counts("p").await.0), (5, 3));
     assert!(keys("b", 4).iter().all(|key| world.is_vacant(key)));
     assert_eq!(granted(&world.s.claim_gang(gang("p", &keys("b", 3))).await), 3);
 }
 
 #[tokio::test]
-async fn b02_bad_gangs_are_refused_and_change_nothing() {
+async fn b02_bad_gangs_are_rejected_and_change_nothing() {
     let world = World::on_memory().await;
     pool_of(&world, spec(4, AckLevel::Durable), 4).await;
     // More than the pool could ever hold.
     let large = world.s.claim_gang(gang("p", &keys("a", 5))).await;
     assert!(large.contains(&Err(RequestError::GangTooLarge)), "{large:?}");
-    // The same key twice.
+    // The same key given twice.
     let twice = ["a", "b", "a"].map(str::to_owned);
     let outcomes = world.s.claim_gang(gang("p", &twice)).await;
-    assert!(matches!(refused_by(&outcomes, 2), RequestError::Invalid { field, .. } if field == "key"));
-    // A key that is held, and one that nobody may have.
+    assert!(matches!(rejected_by(&outcomes, 2), RequestError::Invalid { field, .. } if field == "key"));
+    // A key that is held, and one that cannot be claimed.
     world.hold("p", "held").await;
     let outcomes = world.s.claim_gang(gang("p", &["x".into(), "held".into()])).await;
-    assert!(matches!(refused_by(&outcomes, 1), RequestError::FailedPrecondition(_)));
+    assert!(matches!(rejected_by(&outcomes, 1), RequestError::FailedPrecondition(_)));
     let mut requests = gang("p", &keys("a", 2));
     requests[1].pools = name("none").into();
     let outcomes = world.s.claim_gang(requests).await;
-    assert!(matches!(refused_by(&outcomes, 1), RequestError::NotFound(_)));
+    assert!(matches!(rejected_by(&outcomes, 1), RequestError::NotFound(_)));
     assert_eq!((world.counts("p").await, world.held().await.len()), ((3, 1, 0), 1));
     assert_eq!(world.s.keys().len(), 1, "only what was held before");
     assert!(world.s.claim_gang(Vec::new()).await.is_empty());
 }
 
-/// Two gangs that together exceed the pool: at most one is placed, none sticks, nothing is left. `HOTPOOL_RACES` sets how
-/// often.
+/// Two gangs that together exceed the pool: at most one is placed, none is stuck, nothing is left. `HOTPOOL_RACES`
+/// sets the number of rounds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b02_two_gangs_race() {
     let races: usize = std::env::var("HOTPOOL_RACES").map_or(500, |text| text.parse().unwrap());
@@ -139,8 +139,8 @@ async fn b02_two_gangs_race() {
     world.is_clean().await;
 }
 
-/// Every state that the store was in is a place where the process might have died: each recovers to all or none, and to
-/// all from some point on.
+/// Every state of the store is one in which the process might have died: each recovers to all or none, and to all from
+/// some point on.
 #[tokio::test]
 async fn g1_a_gang_is_whole_after_any_crash() {
     let world = World::on_store().await;
@@ -161,7 +161,7 @@ async fn g1_a_gang_is_whole_after_any_crash() {
         assert!(members == 0 || members == 6, "{members} of 6 after a crash");
         assert_eq!(again.counts("p").await.1 as usize, members + 1, "no worker is held for nobody");
         assert_eq!(held.len(), members + 1);
-        // What was decided at the start is in the store, and so is that the gang is forgotten.
+        // Decisions of the start are in the store, and so is that the gang is forgotten.
         again.stored("p").await;
         let twice = World::on(again.gate().copy().await).await;
         assert_eq!(twice.held().await, held);
@@ -172,14 +172,14 @@ async fn g1_a_gang_is_whole_after_any_crash() {
     }
     assert!(seen.contains(&true) && seen.contains(&false), "{seen:?}");
     assert!(seen.is_sorted(), "once whole, always whole: {seen:?}");
-    let told: Vec<u64> = outcomes.iter().map(|taken| taken.as_ref().unwrap().claim.fence).collect();
+    let answered: Vec<u64> = outcomes.iter().map(|taken| taken.as_ref().unwrap().claim.fence).collect();
     let found = world.crashed().await.held().await;
-    assert!(told.iter().all(|fence| found.iter().any(|(.., held)| held == fence)), "what was answered stands");
+    assert!(answered.iter().all(|fence| found.iter().any(|(.., held)| held == fence)), "what was answered stands");
 }
 
-/// Between grant and commit nobody sees a member, and whoever asks for its key waits.
+/// Between grant and commit no member is visible, and claims of its key wait.
 #[tokio::test]
-async fn b02_members_are_nobodys_until_the_gang_is() {
+async fn b02_members_are_invisible_until_the_gang_is_committed() {
     let world = World::on_store().await;
     pool_of(&world, spec(2, AckLevel::Memory), 4).await;
     world.stored("p").await;
@@ -197,9 +197,9 @@ async fn b02_members_are_nobodys_until_the_gang_is() {
     assert_eq!((joined.created, joined.claim.fence), (false, outcomes[1].as_ref().unwrap().claim.fence));
 }
 
-/// The store takes the members too late: none is made, and the keys are free.
+/// The store accepts the members too late: no claim is made, and the keys are free.
 #[tokio::test]
-async fn s11_a_gang_that_the_store_kept_too_long_is_given_back() {
+async fn s11_a_gang_that_is_not_stored_in_time_is_rolled_back() {
     let world = World::on_store().await;
     pool_of(&world, spec(2, AckLevel::Durable), 4).await;
     world.stored("p").await;
@@ -220,7 +220,7 @@ async fn s11_a_gang_that_the_store_kept_too_long_is_given_back() {
     assert_eq!(world.counts("p").await, (4, 0, 0));
 }
 
-/// Whoever asked has gone: what was made for it is given back.
+/// The caller has left: its members are rolled back.
 #[tokio::test]
 async fn b02_a_caller_that_left_leaves_nothing() {
     let world = World::on_store().await;
@@ -265,7 +265,7 @@ async fn s08_a_gang_over_a_panic_is_whole() {
     assert_eq!(came_to.iter().sum::<i32>(), 6, "{came_to:?}");
 }
 
-/// Shares of workers over shards, and in two pools; each worker is touched once to grant and once to commit.
+/// Resources of shared workers over shards, and in two pools; each worker is updated once to grant and once to commit.
 #[tokio::test]
 async fn b02_a_gang_of_shares() {
     let world = World::on_memory().await;
@@ -292,11 +292,11 @@ async fn b02_a_gang_of_shares() {
     };
     let all = world.s.claim_gang(both("a", 32)).await;
     assert_eq!(granted(&all), 32, "{:?}", all.iter().find(|outcome| outcome.is_err()));
-    // Full: one more does not fit, and none is made of two of which one would.
+    // Full: one more does not fit, and of two of which one would fit none is made.
     let first = &all[0].as_ref().unwrap().claim;
     world.s.release(&first.id, first.fence).await.unwrap();
     let none = world.s.claim_gang(vec![share("p", "b0".into(), 1_000), share("q", "b1".into(), 1_000)]).await;
-    assert_eq!(refused_by(&none, 1), &RequestError::Exhausted(ExhaustionReason::Pool));
+    assert_eq!(rejected_by(&none, 1), &RequestError::Exhausted(ExhaustionReason::Pool));
     assert_eq!(world.held().await.len(), 31);
     assert_eq!(world.s.get_pool(&name("p")).await.unwrap().free.cpu_milli, 1_000);
     let large = world.s.claim_gang(both("c", 40)).await;
@@ -304,9 +304,10 @@ async fn b02_a_gang_of_shares() {
     assert_eq!(granted(&world.s.claim_gang(vec![share("p", "b0".into(), 1_000)]).await), 1);
 }
 
-/// A shard that will not come back holds no gang up: the gang is refused, its pool's turn passes on, nothing is left.
+/// A shard that does not come back blocks no gang: the gang is rejected, the pool's gang lock is released, nothing is
+/// left.
 #[tokio::test]
-async fn w06_a_refused_shard_holds_no_gang_up() {
+async fn w06_a_refused_shard_blocks_no_gang() {
     let world = World::on_store().await;
     pool_of(&world, spec(2, AckLevel::Durable), 8).await;
     world.stored("p").await;
@@ -328,9 +329,10 @@ fn waits(members: Vec<ClaimRequest>, wait_ms: u64) -> Vec<ClaimRequest> {
     members.into_iter().map(|request| ClaimRequest { wait_ms, ..request }).collect()
 }
 
-/// Two gangs that together exceed the pool: one is placed, the other waits for all of it, and is placed when that is there.
+/// Two gangs that together exceed the pool: one is placed, the other waits for all of its capacity, and is placed
+/// then.
 #[tokio::test]
-async fn b02_a_gang_waits_until_there_is_room_for_all_of_it() {
+async fn b02_a_gang_waits_until_there_is_capacity_for_all_of_it() {
     let world = World::on_store().await;
     pool_of(&world, spec(2, AckLevel::Durable), 4).await;
     let first = done(begin(&world, gang("p", &keys("a", 3))).await).await;
@@ -341,7 +343,7 @@ async fn b02_a_gang_waits_until_there_is_room_for_all_of_it() {
     let Ok(ClaimStatus::Queued(waiting)) = standing("b1").await else { panic!("a member waits with its gang") };
     assert_eq!((waiting.ahead, waiting.reason), (0, "pool_exhausted"));
     assert!(matches!(standing("a1").await, Ok(ClaimStatus::Held(_))));
-    // One by one is not enough.
+    // One worker at a time is not enough.
     let taken = first[0].as_ref().unwrap();
     world.s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
     world.quiet().await;
@@ -357,7 +359,7 @@ async fn b02_a_gang_waits_until_there_is_room_for_all_of_it() {
 }
 
 #[tokio::test]
-async fn b02_a_gang_that_waited_in_vain_leaves_nothing() {
+async fn b02_a_gang_that_gave_up_waiting_leaves_nothing() {
     let world = World::on_memory().await;
     pool_of(&world, spec(2, AckLevel::Memory), 2).await;
     let fence = world.hold("p", "held").await;
@@ -374,7 +376,8 @@ async fn b02_a_gang_that_waited_in_vain_leaves_nothing() {
     world.is_clean().await;
 }
 
-/// Small claims come and go; after a while what they give back is kept for the gang that has waited for longest.
+/// Small claims come and go; after a while the capacity that they release is reserved for the gang that waited
+/// longest.
 #[tokio::test]
 async fn q03_a_gang_is_not_starved_by_small_claims() {
     let world = World::on_memory().await;

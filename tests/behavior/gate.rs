@@ -1,4 +1,4 @@
-//! A store behind a gate: the competing step of a test.
+//! Store behind a gate, which injects the competing step of a test.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -16,21 +16,21 @@ use uuid::Uuid;
 
 use crate::place::Place;
 
-/// Which steps stop at the gate.
-pub type Which = Box<dyn Fn(&WriteBatch) -> bool + Send>;
+/// Selects the write batches that stop at the gate.
+pub type BatchFilter = Box<dyn Fn(&WriteBatch) -> bool + Send>;
 
-/// A step as it came.
+/// Write batch as it arrived.
 #[derive(Debug, Clone, Copy)]
-pub struct Sent {
+pub struct SentBatch {
     pub shard: ShardKey,
     pub from: Seq,
     pub to: Seq,
     pub kind: &'static str,
-    /// Of rows.
+    /// Number of rows in the batch.
     pub bytes: usize,
 }
 
-impl Sent {
+impl SentBatch {
     fn of(step: &WriteBatch) -> Self {
         let (kind, bytes) = match &step.kind {
             WriteKind::Rows(rows) => ("rows", rows.len()),
@@ -44,26 +44,26 @@ impl Sent {
 
 #[derive(Default)]
 struct State {
-    held: Option<Which>,
+    held: Option<BatchFilter>,
     holds_loads: bool,
-    /// How many more steps of a shard are answered `Gap`.
+    /// Number of further batches of a shard that are answered `Gap`.
     gaps: HashMap<ShardKey, usize>,
-    /// How many more steps of a shard are answered `Away`.
+    /// Number of further batches of a shard that are answered `Away`.
     unanswered: HashMap<ShardKey, usize>,
-    /// How many more steps of a shard are applied and answered `Away`.
+    /// Number of further batches of a shard that are applied and answered `Away`.
     lost_answers: HashMap<ShardKey, usize>,
-    /// Home of the last gang whose row came to the gate.
+    /// Home of the last gang whose row arrived at the gate.
     gang_home: Option<ShardKey>,
-    /// Rows of committed gangs that are stored.
+    /// Stored rows of committed gangs.
     gang_rows: BTreeSet<(ShardKey, String)>,
-    /// How many were removed again.
+    /// Number of gang rows that were removed again.
     gangs_forgotten: usize,
-    /// Calls that fail and change nothing; calls that are carried out and answered with a failure.
+    /// Calls that fail without effect, and calls that take effect and are answered with a failure.
     fail: usize,
     lose_reply: usize,
     wish: Option<ShardKey>,
     step_bytes_max: Option<usize>,
-    /// Instead of the inner store's.
+    /// Overrides the inner store's value.
     lease_ms: Option<Millis>,
     refuses_renewals: bool,
     is_superseded: bool,
@@ -72,18 +72,19 @@ struct State {
     copies: Vec<Place>,
     pools: HashMap<String, u64>,
     log: Vec<(ShardKey, &'static str, WriteOutcome)>,
-    /// Calls so far that were carried out, with their steps.
-    rounds: Vec<Vec<Sent>>,
+    /// Calls that were carried out so far, with their batches.
+    rounds: Vec<Vec<SentBatch>>,
 }
 
-/// A real store with a gate in front of it.
+/// Real store with a gate in front of it.
 pub struct GatedStore {
     inner: SharedStore,
-    /// The test's: tasks that outlive it keep the store, and must not keep a server running.
+    /// Owned by the test: tasks that outlive it hold the store, and must not keep a server running.
     place: Weak<Place>,
     state: Mutex<State>,
     moved: Notify,
-    /// Held while the inner store works, so that a copy never sees half a commit that nobody could have crashed into.
+    /// Locked while the inner store works, so that a copy never shows half a commit in which nobody could have
+    /// crashed.
     working: tokio::sync::Mutex<()>,
 }
 
@@ -111,7 +112,7 @@ impl GatedStore {
         self.moved.notify_waiters();
     }
 
-    /// From now on every call with such a step stops at the gate.
+    /// Stops every later call with such a batch at the gate.
     pub fn hold(&self, which: impl Fn(&WriteBatch) -> bool + Send + 'static) {
         self.change(|state| state.held = Some(Box::new(which)));
     }
@@ -124,47 +125,47 @@ impl GatedStore {
         self.change(|state| state.holds_loads = true);
     }
 
-    /// The next `times` steps of the shard, of whatever kind, are answered `Gap`; those of others are applied.
+    /// Answers the next `times` batches of the shard with `Gap`, of whatever kind; those of others are applied.
     pub fn gap(&self, shard: ShardKey, times: usize) {
         self.change(|state| state.gaps.extend([(shard, times)]));
     }
 
-    /// The next `times` steps of the shard are answered `Away`, and are not applied.
+    /// Answers the next `times` batches of the shard with `Away` without applying them.
     pub fn leave_unanswered(&self, shard: ShardKey, times: usize) {
         self.change(|state| state.unanswered.extend([(shard, times)]));
     }
 
-    /// The next `times` steps of the shard are applied, but answered `Away`.
+    /// Applies the next `times` batches of the shard, but answers `Away`.
     pub fn lose_answers(&self, shard: ShardKey, times: usize) {
         self.change(|state| state.lost_answers.extend([(shard, times)]));
     }
 
-    /// Stops the calls that carry the row of a committed gang.
+    /// Stops calls that carry the row of a committed gang.
     pub fn hold_gang_rows(&self) {
         self.hold(carries_gang_row);
     }
 
-    /// Lets the calls go that carry the row of a committed gang, and stops all others.
+    /// Lets calls pass that carry the row of a committed gang, and stops all others.
     pub fn hold_all_but_gang_rows(&self) {
         self.hold(|step| !carries_gang_row(step));
     }
 
-    /// The home of the last gang whose row came to the gate.
+    /// Home of the last gang whose row arrived at the gate.
     pub fn gang_home(&self) -> ShardKey {
         self.state().gang_home.expect("a gang's row has come to the gate")
     }
 
-    /// How many rows of committed gangs are stored.
+    /// Number of stored rows of committed gangs.
     pub fn gang_rows(&self) -> usize {
         self.state().gang_rows.len()
     }
 
-    /// How many rows of committed gangs were stored and removed again.
+    /// Number of rows of committed gangs that were stored and removed again.
     pub fn gangs_forgotten(&self) -> usize {
         self.state().gangs_forgotten
     }
 
-    /// Nothing is held, refused or failed any more.
+    /// Stops holding, refusing and failing calls.
     pub fn open_gate(&self) {
         self.change(|state| {
             state.held = None;
@@ -184,44 +185,44 @@ impl GatedStore {
         self.change(|state| state.lose_reply = calls);
     }
 
-    /// A step with more rows than this is to come in chunks.
-    pub fn limit_steps(&self, bytes: usize) {
+    /// Sets the limit above which a batch is sent in chunks.
+    pub fn limit_batches(&self, bytes: usize) {
         self.change(|state| state.step_bytes_max = Some(bytes));
     }
 
-    /// The store is owned for so long after each renewal. To be said before it is taken over.
+    /// Sets the lease of the store. Must be called before it is taken over.
     pub fn lease(&self, lease_ms: Millis) {
         self.change(|state| state.lease_ms = Some(lease_ms));
     }
 
-    /// Whether renewals fail from now on.
+    /// Sets whether renewals fail from now on.
     pub fn refuse_renewals(&self, refuse: bool) {
         self.change(|state| state.refuses_renewals = refuse);
     }
 
-    /// Lets the next renewal find another owner.
+    /// Makes the next renewal find another owner.
     pub fn supersede(&self) {
         self.change(|state| state.is_superseded = true);
     }
 
-    /// Asks for a rewrite of the shard, once.
-    pub fn wish_rewrite(&self, shard: ShardKey) {
+    /// Requests a snapshot of the shard, once.
+    pub fn request_snapshot(&self, shard: ShardKey) {
         self.change(|state| state.wish = Some(shard));
     }
 
-    /// Keeps a copy of what is stored after every commit.
+    /// Keeps a copy of the stored rows after every commit.
     pub fn keep_copies(&self) {
         self.change(|state| state.keeps_copies = true);
     }
 
-    /// They are kept no more.
+    /// Takes the copies and stops keeping them.
     pub fn take_copies(&self) -> Vec<Place> {
         let mut state = self.state();
         state.keeps_copies = false;
         std::mem::take(&mut state.copies)
     }
 
-    /// Waits until a call stands at the gate.
+    /// Waits until a call is stopped at the gate.
     pub async fn stopped(&self) {
         self.until(|state| state.stopped > 0).await;
     }
@@ -237,22 +238,22 @@ impl GatedStore {
         }
     }
 
-    /// Outcomes of the steps of a shard so far, each with the kind of its step.
+    /// Outcomes of the batches of a shard so far, each with the kind of its batch.
     pub fn log(&self, shard: ShardKey) -> Vec<(&'static str, WriteOutcome)> {
         self.state().log.iter().filter(|(of, ..)| *of == shard).map(|&(_, kind, outcome)| (kind, outcome)).collect()
     }
 
-    /// The steps of each call so far.
-    pub fn rounds(&self) -> Vec<Vec<Sent>> {
+    /// Batches of each call so far.
+    pub fn rounds(&self) -> Vec<Vec<SentBatch>> {
         self.state().rounds.clone()
     }
 
-    /// The key of a shard, from the catalogue's rows that went by.
+    /// Key of a shard, taken from the catalogue's rows that passed.
     pub fn key(&self, pool: &str, shard: u16) -> ShardKey {
         ShardKey { pool: self.state().pools[pool], shard }
     }
 
-    /// What `kill -9` would leave now.
+    /// Copies what `kill -9` would leave now.
     pub async fn copy(&self) -> Place {
         let _quiet = self.working.lock().await;
         self.place().copy()
@@ -274,7 +275,7 @@ impl GatedStore {
         if let (WriteKind::Rows(rows), ShardKey::CATALOG) = (&step.kind, step.shard) {
             self.learn(rows);
         }
-        let kind = Sent::of(step).kind;
+        let kind = SentBatch::of(step).kind;
         self.change(|state| {
             if matches!(outcome, WriteOutcome::Ok) {
                 for (id, is_put) in gang_rows_of(step) {
@@ -326,7 +327,7 @@ impl GatedStore {
                 }
             }
             if fails == 0 {
-                state.rounds.push(steps.iter().map(Sent::of).collect());
+                state.rounds.push(steps.iter().map(SentBatch::of).collect());
             }
             let loses = fails == 0 && state.lose_reply > 0;
             state.lose_reply -= usize::from(loses);
@@ -359,14 +360,14 @@ impl GatedStore {
     }
 }
 
-/// Rows of committed gangs in a step: the gang's number, and whether the row is put or removed.
+/// Rows of committed gangs in a batch: the gang's number, and whether the row is put or removed.
 fn gang_rows_of(step: &WriteBatch) -> Vec<(String, bool)> {
     let WriteKind::Rows(rows) = &step.kind else { return Vec::new() };
     let frames = RowFrames::new(rows).map(Result::unwrap).filter(|frame| frame.kind == RowKind::Gang);
     frames.map(|frame| (frame.id.to_owned(), frame.body.is_some())).collect()
 }
 
-/// Whether a step commits a gang.
+/// Whether a batch commits a gang.
 fn carries_gang_row(step: &WriteBatch) -> bool {
     gang_rows_of(step).iter().any(|(_, is_put)| *is_put)
 }

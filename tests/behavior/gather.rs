@@ -1,4 +1,4 @@
-//! Single claims of several callers that are decided in one go.
+//! Single claims of several callers that are submitted as one batch.
 
 use hotpool::model::AckLevel;
 use hotpool::model::request_error::{ObjectKind, RequestError};
@@ -7,7 +7,7 @@ use hotpool::scheduler::ClaimBatchBuilder;
 use crate::world::{World, request, spec};
 
 #[tokio::test]
-async fn the_shard_is_passed_once_for_all_and_each_has_its_own_answer() {
+async fn the_shard_is_visited_once_for_all_and_each_has_its_own_reply() {
     let world = World::on_memory().await;
     world.pool("a", spec(1, AckLevel::Memory), &["u", "v", "w"]).await;
     let mut gathered = ClaimBatchBuilder::default();
@@ -19,18 +19,18 @@ async fn the_shard_is_passed_once_for_all_and_each_has_its_own_answer() {
     world.s.decide_gathered(&mut gathered);
     assert_eq!(busy.depth(), 1);
     drop(busy);
-    let mut told = Vec::new();
+    let mut outcomes = Vec::new();
     for claim in claims {
-        let taken = claim.taken().await.unwrap();
-        told.push((taken.claim.id.key().to_owned(), taken.created));
+        let taken = claim.result().await.unwrap();
+        outcomes.push((taken.claim.id.key().to_owned(), taken.created));
     }
-    assert_eq!(told, [("x", true), ("x", false), ("y", true), ("z", true)].map(|(key, new)| (key.to_owned(), new)));
-    assert_eq!(lost.taken().await.unwrap_err(), RequestError::NotFound(ObjectKind::Pool));
+    assert_eq!(outcomes, [("x", true), ("x", false), ("y", true), ("z", true)].map(|(key, new)| (key.to_owned(), new)));
+    assert_eq!(lost.result().await.unwrap_err(), RequestError::NotFound(ObjectKind::Pool));
     assert_eq!(world.counts("a").await.0, 0);
 }
 
 #[tokio::test]
-async fn who_leaves_before_it_is_decided_is_given_nothing() {
+async fn a_caller_that_leaves_before_the_decision_gets_nothing() {
     let world = World::on_memory().await;
     world.pool("a", spec(1, AckLevel::Memory), &["w"]).await;
     let mut gathered = ClaimBatchBuilder::default();

@@ -1,4 +1,4 @@
-//! C12: what was granted to a caller that left is rolled back, wherever its answer had got to.
+//! C12: claims of a caller that left are rolled back, wherever the reply had got to.
 
 use futures::FutureExt as _;
 use hotpool::model::request_error::RequestError;
@@ -7,7 +7,7 @@ use hotpool::scheduler::{ClaimBatchBuilder, Scheduler};
 
 use crate::world::{STORE, WAIT_MS, World, done, id, ids_on, name, request, spec, until};
 
-/// A claim that is active at once: no deadline would ever end it.
+/// Builds a claim that is active at once: no deadline would ever end it.
 fn forever(key: &str) -> ClaimRequest {
     ClaimRequest { reserve_ms: Some(0), ..request("p", key) }
 }
@@ -21,7 +21,7 @@ async fn nothing_is_held(world: &World, workers: u64) {
     world.is_clean().await;
 }
 
-/// Two workers on each of two shards.
+/// Sets up two workers on each of two shards.
 async fn two_shards(world: &World, ack: AckLevel) {
     let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 2, "w")).collect();
     world.pool("p", spec(2, ack), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -48,9 +48,9 @@ async fn c12_a_batch_whose_caller_leaves_while_an_item_waits_is_rolled_back() {
     }
 }
 
-/// One shard's answers are there when the caller leaves, the other's come later.
+/// One shard has replied when the caller leaves, and the other replies later.
 #[tokio::test]
-async fn c12_a_batch_whose_caller_leaves_between_its_answers_is_rolled_back() {
+async fn c12_a_batch_whose_caller_leaves_between_its_replies_is_rolled_back() {
     for late in 0..2 {
         let world = World::on_store().await;
         two_shards(&world, AckLevel::Durable).await;
@@ -72,9 +72,9 @@ async fn c12_a_batch_whose_caller_leaves_between_its_answers_is_rolled_back() {
     }
 }
 
-/// A claim that others were told of stays: only its maker has left.
+/// A claim that was disclosed to others stays: only its creator has left.
 #[tokio::test]
-async fn c12_a_batch_that_is_rolled_back_leaves_what_others_were_told_of() {
+async fn c12_a_batch_that_is_rolled_back_leaves_disclosed_claims() {
     let world = World::on_memory().await;
     two_shards(&world, AckLevel::Memory).await;
     let batch =
@@ -82,16 +82,16 @@ async fn c12_a_batch_that_is_rolled_back_leaves_what_others_were_told_of() {
     let batch = batch.collect();
     let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
     until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
-    let told = world.s.claim(forever("k1")).await.unwrap();
-    assert!(!told.created);
+    let disclosed = world.s.claim(forever("k1")).await.unwrap();
+    assert!(!disclosed.created);
     begun.abort();
     until("the others are rolled back", async || world.counts("p").await == (3, 1, 0)).await;
-    assert_eq!(world.s.get_claim(&id("k1")).await.unwrap().fence, told.claim.fence);
+    assert_eq!(world.s.get_claim(&id("k1")).await.unwrap().fence, disclosed.claim.fence);
 }
 
-/// The answer lies there, and its caller leaves without having read it.
+/// The reply has arrived, and the caller leaves without reading it.
 #[tokio::test]
-async fn c12_a_claim_whose_caller_leaves_with_its_answer_unread_is_rolled_back() {
+async fn c12_a_claim_whose_caller_leaves_with_its_reply_unread_is_rolled_back() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     world.stored("p").await;
@@ -107,7 +107,7 @@ async fn c12_a_claim_whose_caller_leaves_with_its_answer_unread_is_rolled_back()
 }
 
 #[tokio::test]
-async fn c12_a_gathered_claim_whose_caller_leaves_with_its_answer_unread_is_rolled_back() {
+async fn c12_a_batched_claim_whose_caller_leaves_with_its_reply_unread_is_rolled_back() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
     let mut gathered = ClaimBatchBuilder::default();
@@ -119,7 +119,7 @@ async fn c12_a_gathered_claim_whose_caller_leaves_with_its_answer_unread_is_roll
 }
 
 #[tokio::test]
-async fn c12_a_gang_whose_caller_leaves_with_its_answer_unread_is_rolled_back() {
+async fn c12_a_gang_whose_caller_leaves_with_its_reply_unread_is_rolled_back() {
     let world = World::on_store().await;
     two_shards(&world, AckLevel::Durable).await;
     world.stored("p").await;
@@ -136,9 +136,9 @@ async fn c12_a_gang_whose_caller_leaves_with_its_answer_unread_is_rolled_back() 
     nothing_is_held(&world, 4).await;
 }
 
-/// A reservation that cannot be rolled back, because somebody else was told of it, has a deadline all the same.
+/// A reservation that cannot be rolled back, because it was disclosed to others, has a deadline nevertheless.
 #[tokio::test]
-async fn c16_a_reservation_that_outlives_its_maker_is_swept() {
+async fn c16_a_reservation_that_outlives_its_creator_expires() {
     let world = World::on_memory().await;
     world.pool("p", hotpool::model::PoolSpec { reserve_ms: 1_000, ..spec(1, AckLevel::Memory) }, &["v", "w"]).await;
     let batch = ["a", "b", "c"].map(|key| request("p", key));
@@ -156,7 +156,7 @@ async fn c16_a_reservation_that_outlives_its_maker_is_swept() {
     );
 }
 
-/// What nobody was told of yet is not shown to the worker either, so that it can still be rolled back.
+/// An undisclosed claim is not shown to its worker either, so that it can still be rolled back.
 #[tokio::test]
 async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     let world = World::on_memory().await;
@@ -164,7 +164,7 @@ async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     let batch = vec![forever("a"), forever("b"), waits(forever("c"))];
     let begun = world.begin(move |s: Scheduler| async move { s.claim_batch(batch).await }.boxed()).await;
     until("the last item waits", async || world.s.waiting(&name("p")) == 1).await;
-    // Nor do lists.
+    // Lists do not either.
     assert_eq!(world.held().await.len(), 2);
     world.s.list_workers(&name("p"), None, 10).await.unwrap();
     for worker in ["v", "w"] {
@@ -176,9 +176,9 @@ async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     nothing_is_held(&world, 2).await;
 }
 
-/// Answers that ask about a claim end like the one that grants it: nobody was told, so it is rolled back with the last.
+/// Replies to queries end like the one that grants the claim: nobody was told, so it is rolled back with the last.
 #[tokio::test]
-async fn s11_a_claim_that_only_refused_answers_spoke_of_is_rolled_back() {
+async fn s11_a_claim_that_only_failed_replies_covered_is_rolled_back() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     world.stored("p").await;

@@ -8,7 +8,7 @@ use crate::world::{World, done, id, spec, until};
 
 const GONE: RequestError = RequestError::NotFound(ObjectKind::Claim);
 
-/// Two pools of one shard and one worker each, and the key `k` held in the first.
+/// Sets up two pools of one shard and one worker each, and the key `k` held in the first.
 async fn held_on_a() -> (World, u64) {
     let world = World::on_store().await;
     world.pool("a", spec(1, AckLevel::Durable), &["wa"]).await;
@@ -17,12 +17,12 @@ async fn held_on_a() -> (World, u64) {
     (world, fence)
 }
 
-/// From now on the store takes nothing of pool `a`, and everything of the others.
-fn refuse_a(world: &World) {
+/// Makes the store accept nothing of pool `a` from now on, and everything of the others.
+fn hold_back_a(world: &World) {
     world.gate().gap(world.gate().key("ns/a", 0), usize::MAX);
 }
 
-/// Lets the store take some commits of `b`, and time go by, so that whatever may leave does.
+/// Lets the store accept some commits of `b` and time pass, so that every reply that may be sent is.
 async fn let_b_be_stored(world: &World) {
     let stored = async || world.shards("b").await.iter().all(|shard| shard.applied_seq == shard.seq);
     until("what b decided is stored", stored).await;
@@ -34,9 +34,9 @@ fn pending<T>(begun: &JoinHandle<T>) -> bool {
 }
 
 #[tokio::test]
-async fn s12_the_next_holder_is_told_only_when_the_release_before_it_is_stored() {
+async fn s12_the_next_holder_is_told_only_after_the_earlier_release_is_stored() {
     let (world, fence) = held_on_a().await;
-    refuse_a(&world);
+    hold_back_a(&world);
     let release = world.begin_release("k", fence).await;
     let claim = world.begin_claim("b", "k").await;
     let repeat = world.begin_claim("b", "k").await;
@@ -44,14 +44,14 @@ async fn s12_the_next_holder_is_told_only_when_the_release_before_it_is_stored()
     let_b_be_stored(&world).await;
     assert!(pending(&release) && pending(&claim) && pending(&repeat) && pending(&read));
     assert_eq!(world.counts("b").await, (0, 1, 1), "it is decided all the same");
-    // Now a crash would find the key twice: the higher fence stays.
+    // A crash now would find the key twice: the higher fence stays.
     let crashed = world.crashed().await;
     assert_eq!(crashed.held().await.len(), 1);
     assert_eq!(crashed.held().await[0].1, "wb");
     assert_eq!(crashed.counts("a").await, (1, 0, 0));
     world.gate().open_gate();
     done(release).await.unwrap();
-    // Who waits for another shard's record looks again when time goes by.
+    // A reply that waits for another shard's record is checked again as time passes.
     until("the record of a is stored", async || world.shards("a").await[0].answers_waiting == 0).await;
     world.pass(1).await;
     let taken = done(claim).await.unwrap();
@@ -64,7 +64,7 @@ async fn s12_the_next_holder_is_told_only_when_the_release_before_it_is_stored()
 #[tokio::test]
 async fn s12_released_on_b_before_the_release_on_a_is_stored() {
     let (world, fence) = held_on_a().await;
-    refuse_a(&world);
+    hold_back_a(&world);
     world.gate().keep_copies();
     let first = world.begin_release("k", fence).await;
     let claim = world.begin_claim("b", "k").await;
@@ -90,7 +90,7 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
     assert_eq!(done(batch).await, [Ok(())]);
     assert_eq!(done(read).await, Err(GONE));
     world.is_clean().await;
-    // The last of the copies is what a crash finds right after the first answer has left.
+    // The last copy is what a crash finds right after the first reply was sent.
     let commits = before_answers.len();
     assert!(commits > 3, "each step was a commit of its own: {commits}");
     for (commit, place) in before_answers.into_iter().enumerate() {
@@ -101,7 +101,7 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
             assert_eq!(held, [], "everybody was told that it is free");
             assert_eq!((crashed.counts("a").await, crashed.counts("b").await), ((1, 0, 0), (1, 0, 0)));
         }
-        // Whoever holds it, nobody else is in the way: it can be released, claimed and released again.
+        // Whoever holds the key, nobody else blocks it: it can be released, claimed and released again.
         for (key, _, fence) in held {
             crashed.s.release(&id(&key), fence).await.unwrap();
         }
@@ -111,7 +111,7 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
 }
 
 #[tokio::test]
-async fn s12_repeated_releases_and_reads_of_what_is_gone_wait_as_the_first_does() {
+async fn s12_repeated_releases_and_reads_of_an_ended_claim_wait_like_the_first() {
     let (world, fence) = held_on_a().await;
     world.gate().hold_all();
     let first = world.begin_release("k", fence).await;
@@ -132,11 +132,11 @@ async fn s12_repeated_releases_and_reads_of_what_is_gone_wait_as_the_first_does(
     assert_eq!(world.crashed().await.held().await, []);
 }
 
-/// An older holder that is told 'the fence is not yours' forgets its claim: a crash must not bring it back.
+/// An older holder that is told that the fence is not its own forgets its claim: a crash must not bring it back.
 #[tokio::test]
 async fn s12_a_refused_fence_is_as_durable_as_the_release_behind_it() {
     let (world, fence) = held_on_a().await;
-    refuse_a(&world);
+    hold_back_a(&world);
     let _release = world.begin_release("k", fence).await;
     let _claim = world.begin_claim("b", "k").await;
     let_b_be_stored(&world).await;
@@ -150,12 +150,12 @@ async fn s12_a_refused_fence_is_as_durable_as_the_release_behind_it() {
     assert_eq!(done(batch).await, [Err(RequestError::FenceMismatch)]);
 }
 
-/// After a crash that left the key in both: `a` gives its claim back, and until the store knows, no durable answer
-/// says that the key is free.
+/// After a crash that left the key in both pools: `a` relinquishes its claim, and until the store knows, no durable
+/// reply says that the key is free.
 #[tokio::test]
-async fn s12_what_recovery_gives_back_is_waited_for_too() {
+async fn s12_claims_that_recovery_relinquishes_are_waited_for_too() {
     let (world, fence) = held_on_a().await;
-    refuse_a(&world);
+    hold_back_a(&world);
     let _release = world.begin_release("k", fence).await;
     let _claim = world.begin_claim("b", "k").await;
     let_b_be_stored(&world).await;

@@ -42,14 +42,14 @@ fn all_settings() -> PoolSpec {
     .unwrap()
 }
 
-fn of_pool<'a>(contents: &'a Value, pool: &str) -> &'a Value {
+fn pool_contents<'a>(contents: &'a Value, pool: &str) -> &'a Value {
     let pools = contents["pools"].as_array().unwrap();
     pools.iter().find(|found| found["name"] == format!("ns/{pool}")).unwrap_or_else(|| panic!("{pool}"))
 }
 
 /// Rows of a pool's workers, by id.
 fn workers<'a>(contents: &'a Value, pool: &str) -> BTreeMap<&'a str, &'a Value> {
-    let shards = of_pool(contents, pool)["shards"].as_array().unwrap();
+    let shards = pool_contents(contents, pool)["shards"].as_array().unwrap();
     let rows = shards.iter().flat_map(|shard| shard["rows"].as_array().into_iter().flatten());
     rows.map(|row| (row["id"].as_str().unwrap(), row)).collect()
 }
@@ -61,7 +61,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn h07_quotas_do_no_damage_and_are_shown() {
+async fn h07_quotas_are_read_and_shown() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["w1"]).await;
     let (claims, gpu_milli) = (Some(7), Some(500));
@@ -73,11 +73,11 @@ async fn h07_quotas_do_no_damage_and_are_shown() {
     let quotas: Vec<_> = found["quotas"].as_array().unwrap().iter().map(|quota| quota["name"].clone()).collect();
     assert_eq!(quotas, ["ns", "ns/acme"]);
     assert_eq!(found["quotas"][1]["quota"]["claims"], 7);
-    assert_eq!(of_pool(&found, "p")["name"], "ns/p");
+    assert_eq!(pool_contents(&found, "p")["name"], "ns/p");
 }
 
 #[tokio::test]
-async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
+async fn h07_workers_and_claims_are_shown_with_all_stored_fields() {
     let world = World::on_store().await;
     world.s.put_pool(name("all"), all_settings()).await.unwrap();
     let gpu = Some(GpuCapacity { model: "T4".into(), count: 2 });
@@ -125,7 +125,7 @@ async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
     world.stored("all").await;
 
     let found = contents(&world.gate().copy().await).await;
-    assert_eq!(of_pool(&found, "all")["spec"]["typical_requests"][0]["weight"], 3);
+    assert_eq!(pool_contents(&found, "all")["spec"]["typical_requests"][0]["weight"], 3);
     let row = workers(&found, "all")["large"];
     assert_eq!(row["capacity"]["gpu"], json!({"model": "T4", "count": 2}));
     let plain = [&row["labels"]["zone"], &row["node"], &row["incarnation"], &row["expires_at_ms"]];
@@ -158,7 +158,7 @@ async fn h07_workers_and_claims_are_shown_with_all_that_is_stored_of_them() {
 }
 
 #[tokio::test]
-async fn h07_a_worker_that_nothing_speaks_for_since_an_unclean_stop_is_shown_as_suspect() {
+async fn h07_an_unconfirmed_worker_after_an_unclean_stop_is_shown_as_suspect() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["spoken", "silent"]).await;
     world.stored("p").await;
@@ -171,7 +171,7 @@ async fn h07_a_worker_that_nothing_speaks_for_since_an_unclean_stop_is_shown_as_
     assert_eq!(rows["spoken"]["unschedulable"], json!([]), "{rows:?}");
 }
 
-/// A gang whose row is stored while its home is silent.
+/// A gang whose row is stored while its home does not answer.
 #[tokio::test]
 async fn h07_gangs_and_their_provisional_members_are_shown() {
     let world = World::on_store().await;
@@ -188,7 +188,7 @@ async fn h07_gangs_and_their_provisional_members_are_shown() {
     world.gate().hold(|_| false);
     until("the gang's row is stored", async || world.gate().gang_rows() == 1).await;
     let found = contents(&world.gate().copy().await).await;
-    let shards = of_pool(&found, "p")["shards"].as_array().unwrap();
+    let shards = pool_contents(&found, "p")["shards"].as_array().unwrap();
     let gangs: Vec<&Value> = shards.iter().flat_map(|shard| shard["gangs"].as_array().unwrap()).collect();
     assert_eq!(gangs.len(), 1, "{shards:?}");
     let rows = workers(&found, "p");
@@ -198,7 +198,7 @@ async fn h07_gangs_and_their_provisional_members_are_shown() {
     begun.await.unwrap();
 }
 
-/// Every kind of row by itself: one that is new does not compile here until it is written and read.
+/// One row of every kind: a new kind does not compile here until it is written and read.
 #[tokio::test]
 async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     let place = Place::empty();
@@ -242,9 +242,9 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     assert_eq!([&contents["about"]["fence_floor"], &contents["about"]["fence_ceiling"]], [&json!("5"), &json!("9")]);
 }
 
-/// What is of a later version, or at the wrong end, is said and not passed over.
+/// Rows of a later version, or in the wrong place, are reported instead of skipped.
 #[tokio::test]
-async fn h07_a_row_that_cannot_be_read_is_said() {
+async fn h07_an_unreadable_row_is_reported() {
     let place = Place::empty();
     let store: SharedStore = place.open();
     store.take_over(Uuid::now_v7()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The journal between a scheduler and a store that fails it: what is stored in the end is exactly what was decided.
+//! Journal between a scheduler and a store that fails it: the stored rows are exactly what was decided in the end.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::world::{Row, Seeded, World, done, id, name, spec, until, worker};
 
 use WriteOutcome::{Gap, Ok as Applied};
 
-/// A worker whose row is long, so that few thousand of them are several chunks of a rewrite.
+/// Builds a worker with a long row, so that a few thousand of them fill several chunks of a snapshot.
 fn long(id: &str) -> WorkerSpec {
     let labels = BTreeMap::from([("l".to_owned(), "x".repeat(250))]);
     WorkerSpec { labels, ..worker(id) }
@@ -30,9 +30,9 @@ async fn pool_of_long(ack: AckLevel, n: usize) -> World {
     world
 }
 
-/// What the store holds is what lives, row by row.
+/// Checks that the store holds exactly the live state, row by row.
 async fn store_is_exact(world: &World) {
-    // As a durable pool for a moment, so that nobody is suspect after the crash.
+    // As a durable pool for a moment, so that no worker is suspect after the crash.
     let pool = world.s.get_pool(&name("p")).await.unwrap().spec;
     world.s.put_pool(name("p"), PoolSpec { ack: AckLevel::Durable, ..pool.clone() }).await.unwrap();
     world.quiet().await;
@@ -42,7 +42,7 @@ async fn store_is_exact(world: &World) {
     world.s.put_pool(name("p"), pool).await.unwrap();
     assert!(crashed.rows("p").await == live, "the reloaded state differs");
     assert_eq!(crashed.counts("p").await, world.counts("p").await);
-    // Also in the order in which idle workers are taken.
+    // Also in the order in which idle workers are granted.
     for i in 0..3 {
         let key = format!("order{i}");
         let (live, stored) = (world.claim("p", &key).await.unwrap(), crashed.claim("p", &key).await.unwrap());
@@ -50,8 +50,8 @@ async fn store_is_exact(world: &World) {
     }
 }
 
-/// Some of everything that changes a row.
-async fn steps(world: &World, seed: u64, n: usize) {
+/// Performs `n` random changes of every kind that changes a row.
+async fn random_changes(world: &World, seed: u64, n: usize) {
     println!("seed {seed}");
     let (mut random, mut held) = (Seeded(seed), Vec::new());
     for i in 0..n {
@@ -66,7 +66,7 @@ async fn steps(world: &World, seed: u64, n: usize) {
             }
             6 if !held.is_empty() => {
                 let (key, fence) = &held[random.below(held.len() as u64) as usize];
-                // Its worker may be gone.
+                // The worker of the claim may be gone.
                 let _ = world.s.confirm(key, *fence).await;
             }
             7 => {
@@ -76,19 +76,19 @@ async fn steps(world: &World, seed: u64, n: usize) {
             8 => drop(world.s.register(&name("p"), long(&format!("new{seed}-{i}"))).await.unwrap()),
             _ => {
                 let again = WorkerSpec { incarnation: 1 + i as u64, ..long(&format!("w{}", random.below(2_000))) };
-                // It may have been a newer one before.
+                // The previous incarnation may have been newer.
                 let _ = world.s.register(&name("p"), again).await;
             }
         }
         if random.below(50) == 0 {
-            // Deleted workers are forgotten, and their places used again.
+            // Deleted workers are forgotten, and their ordinals used again.
             world.pass(60_000).await;
         }
     }
 }
 
 #[tokio::test]
-async fn s02_a_flush_whose_reply_is_lost_is_sent_again_and_applied_once() {
+async fn s02_a_write_whose_reply_is_lost_is_sent_again_and_applied_once() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let key = world.gate().key("ns/p", 0);
@@ -116,29 +116,29 @@ async fn s02_a_store_that_fails_some_calls_gets_everything_in_the_end() {
 }
 
 #[tokio::test]
-async fn s04_a_gap_has_the_shard_rewritten_while_claims_go_on() {
+async fn s04_a_gap_causes_a_snapshot_while_claims_continue() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     world.gate().gap(key, 1);
-    // The second chunk stops at the gate: the first holds rows that change now.
+    // The second chunk stops at the gate: the first contains rows that change now.
     world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
-    steps(&world, 1, 1).await;
+    random_changes(&world, 1, 1).await;
     world.gate().stopped().await;
     assert!(world.gate().log(key).contains(&("rows", Gap)));
-    steps(&world, 2, 400).await;
+    random_changes(&world, 2, 400).await;
     world.gate().open_gate();
     store_is_exact(&world).await;
     let log = world.gate().log(key);
     assert!(log.iter().filter(|(kind, _)| *kind == "chunk").count() > 1, "several chunks: {log:?}");
     assert_eq!(log.iter().filter(|(kind, _)| *kind == "flip").collect::<Vec<_>>(), [&("flip", Applied)]);
-    // From here on it takes steps again.
-    steps(&world, 3, 50).await;
+    // From here on the store accepts batches again.
+    random_changes(&world, 3, 50).await;
     store_is_exact(&world).await;
     assert_eq!(world.gate().log(key).last(), Some(&("rows", Applied)));
 }
 
 #[tokio::test]
-async fn s04_durable_answers_wait_for_the_rewrite_after_a_gap() {
+async fn s04_durable_replies_wait_for_the_snapshot_after_a_gap() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["s", "t", "u", "v", "w"]).await;
     let key = world.gate().key("ns/p", 0);
@@ -157,31 +157,31 @@ async fn s04_durable_answers_wait_for_the_rewrite_after_a_gap() {
     store_is_exact(&world).await;
 }
 
-/// A flip that is refused begins anew, and loses nothing.
+/// An install that is refused starts over, and loses nothing.
 #[tokio::test]
-async fn s04_a_gap_under_the_flip_begins_the_rewrite_anew() {
+async fn s04_a_gap_during_the_install_restarts_the_snapshot() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
-    // The rows, a chunk, the chunks' beginning anew, a flip among them: whatever these are, they are refused.
+    // The rows, a chunk, the restart of the chunks, an install among them: whatever they are, they are refused.
     for refused in [1, 2, 3, 5, 8] {
         world.gate().gap(key, refused);
-        steps(&world, 100 + refused as u64, 60).await;
+        random_changes(&world, 100 + refused as u64, 60).await;
         store_is_exact(&world).await;
     }
     assert!(world.gate().log(key).contains(&("chunk", Gap)));
 }
 
 #[tokio::test]
-async fn j1_a_wanted_rewrite_under_load_keeps_the_exact_state() {
+async fn j1_a_requested_snapshot_under_load_keeps_the_exact_state() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     for (seed, stop_at) in [(11, 0), (12, 1), (13, 2)] {
         let flips = world.gate().log(key).iter().filter(|(kind, _)| *kind == "flip").count();
         world.gate().hold(move |step| matches!(step.kind, WriteKind::Chunk { number, .. } if number == stop_at));
-        world.gate().wish_rewrite(key);
-        steps(&world, seed, 5).await;
+        world.gate().request_snapshot(key);
+        random_changes(&world, seed, 5).await;
         world.gate().stopped().await;
-        steps(&world, 10 * seed, 300).await;
+        random_changes(&world, 10 * seed, 300).await;
         world.gate().open_gate();
         until("it is rewritten", async || {
             world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count() > flips
@@ -191,15 +191,15 @@ async fn j1_a_wanted_rewrite_under_load_keeps_the_exact_state() {
     }
 }
 
-/// Neither a chunk nor a flip carries more than 1 MiB.
-fn a_rewrite_goes_in_pieces(world: &World) {
+/// Checks that neither a chunk nor an install carries more than 1 MiB.
+fn assert_snapshot_in_chunks(world: &World) {
     let rounds = world.gate().rounds();
     let mut sent = rounds.iter().flatten().filter(|sent| matches!(sent.kind, "chunk" | "flip"));
     assert!(sent.clone().any(|sent| sent.kind == "flip") && sent.all(|sent| sent.bytes <= 1 << 20), "{rounds:?}");
 }
 
 #[tokio::test]
-async fn j1_what_changes_during_a_rewrite_and_is_too_much_for_the_flip_goes_ahead_of_it() {
+async fn j1_changes_during_a_snapshot_beyond_the_install_limit_are_written_ahead() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     for gap in [false, true] {
@@ -208,11 +208,11 @@ async fn j1_what_changes_during_a_rewrite_and_is_too_much_for_the_flip_goes_ahea
         if gap {
             world.gate().gap(key, 1);
         } else {
-            world.gate().wish_rewrite(key);
+            world.gate().request_snapshot(key);
         }
-        steps(&world, 30, 1).await;
+        random_changes(&world, 30, 1).await;
         world.gate().stopped().await;
-        // Rows that are dumped already change, and no chunk of the dump can carry them any more.
+        // Rows that were dumped already change, and no chunk of the snapshot can carry them any more.
         for round in 1..=2 {
             let again =
                 (0..6_000).map(|i| WorkerSpec { incarnation: round, ..long(&format!("w{i}")) }.into()).collect();
@@ -222,13 +222,13 @@ async fn j1_what_changes_during_a_rewrite_and_is_too_much_for_the_flip_goes_ahea
         until("it is rewritten", async || world.gate().log(key).last() == Some(&("flip", Applied))).await;
         let chunks = world.gate().log(key).iter().filter(|(kind, _)| *kind == "chunk").count() - before;
         assert!(chunks > 4, "{chunks} chunks");
-        a_rewrite_goes_in_pieces(&world);
+        assert_snapshot_in_chunks(&world);
         store_is_exact(&world).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn j1_rewrites_one_after_the_other_under_durable_load() {
+async fn j1_consecutive_snapshots_under_durable_load() {
     let world = pool_of_long(AckLevel::Durable, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     let tasks: Vec<_> = (0..4)
@@ -248,9 +248,9 @@ async fn j1_rewrites_one_after_the_other_under_durable_load() {
         .collect();
     let flips = || world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count();
     for round in 1..=3 {
-        world.gate().wish_rewrite(key);
+        world.gate().request_snapshot(key);
         until("it is rewritten", async || {
-            // The end of a round of the writer is when it looks for wishes.
+            // The end of a round of the writer is when it checks for requested snapshots.
             world.claim("p", "nudge").await.is_ok() && flips() >= round
         })
         .await;
@@ -262,9 +262,9 @@ async fn j1_rewrites_one_after_the_other_under_durable_load() {
     store_is_exact(&world).await;
 }
 
-/// A rewrite walks over the workers by their ordinals, and a shard that panicked numbers them anew.
+/// A snapshot walks over the workers by their ordinals, and a shard that panicked assigns new ones.
 #[tokio::test]
-async fn s08_a_panic_in_the_middle_of_a_rewrite_loses_no_row() {
+async fn s08_a_panic_in_the_middle_of_a_snapshot_loses_no_row() {
     let world = pool_of_long(AckLevel::Durable, 3_000).await;
     let key = world.gate().key("ns/p", 0);
     let flips = || world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count();
@@ -273,12 +273,12 @@ async fn s08_a_panic_in_the_middle_of_a_rewrite_loses_no_row() {
     }
     world.pass(60_000).await;
     world.stored("p").await;
-    // The store has no trace of the deleted ones; in the shard their places are free.
-    world.gate().wish_rewrite(key);
+    // The store has no trace of the deleted workers; in the shard their ordinals are free.
+    world.gate().request_snapshot(key);
     world.claim("p", "nudge").await.unwrap();
     until("it is rewritten", async || flips() == 1).await;
     world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
-    world.gate().wish_rewrite(key);
+    world.gate().request_snapshot(key);
     world.claim("p", "nudge-again").await.unwrap();
     world.gate().stopped().await;
     world.s.inject_panic(&name("p"), 0);
@@ -297,9 +297,9 @@ async fn s08_a_panic_in_the_middle_of_a_rewrite_loses_no_row() {
     store_is_exact(&world).await;
 }
 
-/// The store refuses the tail and the shard that could be rewritten is gone: it must not stay `loading` for ever.
+/// The store refuses the tail and the shard that could be snapshotted is gone: it must not stay `loading` for ever.
 #[tokio::test]
-async fn s08_a_panic_while_a_gap_is_being_mended_comes_to_an_end() {
+async fn s08_a_panic_while_a_gap_is_being_repaired_is_resolved() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     world.gate().gap(key, 1);
@@ -310,25 +310,25 @@ async fn s08_a_panic_while_a_gap_is_being_mended_comes_to_an_end() {
     until("it is refused", async || world.shards("p").await[0].state == "refused").await;
     assert!(world.s.readiness().reasons[0].starts_with("shard 0 of ns/p does not serve"));
     assert_eq!(world.claim("p", "k").await, Err(crate::world::LOADING));
-    // Nobody else's rewrite stands behind it.
+    // No other shard's snapshot waits behind it.
     world.gate().open_gate();
     world.pool("q", spec(1, AckLevel::Durable), &["w"]).await;
     world.gate().gap(world.gate().key("ns/q", 0), 1);
     world.claim("q", "l").await.unwrap();
 }
 
-/// What gathered while the store was away is more than a step may carry, so the shard is dumped, and panics: before
-/// the dump, or in the middle of it. The store has the rest of it, and the journal the tail.
+/// What accumulated while the store was unavailable is more than a batch may carry, so the shard is snapshotted and
+/// panics: before the snapshot, or in the middle of it. The store has the rest of it, and the journal the tail.
 #[tokio::test]
 async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {
     for dumped in [false, true] {
         let world = pool_of_long(AckLevel::Memory, 2_000).await;
         let key = world.gate().key("ns/p", 0);
-        world.gate().limit_steps(64 << 10);
+        world.gate().limit_batches(64 << 10);
         world.gate().hold_all();
         let fence = world.claim("p", "k").await.unwrap().claim.fence;
         world.gate().stopped().await;
-        // More than a flip may carry, too.
+        // More than an install may carry, too.
         add_long(&world, "late", 4_000).await;
         world.s.release(&id("k"), fence).await.unwrap();
         for i in 0..100 {
@@ -354,8 +354,8 @@ async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {
         store_is_exact(&world).await;
         let flips: Vec<_> = world.gate().log(key).into_iter().filter(|(kind, _)| *kind == "flip").collect();
         assert_eq!(flips, [("flip", Applied)]);
-        a_rewrite_goes_in_pieces(&world);
-        steps(&world, 20, 50).await;
+        assert_snapshot_in_chunks(&world);
+        random_changes(&world, 20, 50).await;
         store_is_exact(&world).await;
     }
 }

@@ -1,4 +1,4 @@
-//! W01, W03, C11, and capacity that shrinks: a worker through its life, as its owner and its registrar lead it.
+//! W01, W03, C11, and shrinking capacity: the lifecycle of a worker, as its operator and its registrar drive it.
 
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
@@ -11,7 +11,7 @@ use crate::heartbeats::running;
 use crate::world::{FULL, World, id, name, request, spec, worker};
 
 impl World {
-    async fn steer(&self, worker: &str, verb: WorkerCommand) -> Result<SchedulingState, RequestError> {
+    async fn command(&self, worker: &str, verb: WorkerCommand) -> Result<SchedulingState, RequestError> {
         let id = WorkerId::new(worker).unwrap();
         self.s.command_worker(&name("p"), &id, verb).await.map(|worker| worker.schedulability)
     }
@@ -22,12 +22,12 @@ fn incarnation(id: &str, incarnation: u64) -> WorkerSpec {
 }
 
 #[tokio::test]
-async fn w03_a_cordon_outlives_registrations_incarnations_and_restarts() {
+async fn w03_a_cordon_survives_registrations_incarnations_and_restarts() {
     use SchedulingState::{Cordoned, Open};
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
-    // Two who want the same, and one who wants the opposite in between: the last one wins, each is told.
+    // Two identical commands with the opposite one in between: the last one wins, and each caller is told.
     for (verb, says) in [
         (WorkerCommand::Cordon, Cordoned),
         (WorkerCommand::Cordon, Cordoned),
@@ -35,7 +35,7 @@ async fn w03_a_cordon_outlives_registrations_incarnations_and_restarts() {
         (WorkerCommand::Uncordon, Open),
         (WorkerCommand::Cordon, Cordoned),
     ] {
-        assert_eq!(world.steer("w", verb).await, Ok(says));
+        assert_eq!(world.command("w", verb).await, Ok(says));
     }
     assert_eq!(world.state("k").await, ClaimState::Active, "it keeps what it holds");
     world.s.release(&id("k"), fence).await.unwrap();
@@ -46,15 +46,15 @@ async fn w03_a_cordon_outlives_registrations_incarnations_and_restarts() {
     world.s.register(&name("p"), incarnation("w", 3)).await.unwrap();
     assert_eq!(world.claim("p", "k").await, Err(FULL));
     for world in [world.crashed().await, world.restarted().await] {
-        assert_eq!(world.look("w").await.schedulability, Cordoned);
+        assert_eq!(world.view_worker("w").await.schedulability, Cordoned);
         assert_eq!(world.claim("p", "k").await, Err(FULL));
-        assert_eq!(world.steer("w", WorkerCommand::Uncordon).await, Ok(Open));
+        assert_eq!(world.command("w", WorkerCommand::Uncordon).await, Ok(Open));
         world.hold("p", "k").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn w03_conflicting_cordons_at_once_leave_one_of_both() {
+async fn w03_concurrent_cordon_and_uncordon_leave_one_of_both() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     for _ in 0..50 {
@@ -66,7 +66,7 @@ async fn w03_conflicting_cordons_at_once_leave_one_of_both() {
         let off = tokio::spawn(async move { off.command_worker(&p, &w, WorkerCommand::Uncordon).await });
         assert_eq!(on.await.unwrap().unwrap().schedulability, SchedulingState::Cordoned);
         assert_eq!(off.await.unwrap().unwrap().schedulability, SchedulingState::Open);
-        let cordoned = world.look("w").await.schedulability == SchedulingState::Cordoned;
+        let cordoned = world.view_worker("w").await.schedulability == SchedulingState::Cordoned;
         assert_eq!(world.counts("p").await, (u64::from(!cordoned), 0, 0));
     }
 }
@@ -76,24 +76,24 @@ async fn w03_draining_is_one_way_and_ends_with_the_incarnation() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
-    assert_eq!(world.steer("w", WorkerCommand::Drain).await, Ok(SchedulingState::Draining));
-    assert_eq!(world.steer("w", WorkerCommand::Cordon).await, Ok(SchedulingState::Draining));
-    let refused = world.steer("w", WorkerCommand::Uncordon).await.unwrap_err();
+    assert_eq!(world.command("w", WorkerCommand::Drain).await, Ok(SchedulingState::Draining));
+    assert_eq!(world.command("w", WorkerCommand::Cordon).await, Ok(SchedulingState::Draining));
+    let refused = world.command("w", WorkerCommand::Uncordon).await.unwrap_err();
     assert!(refused.to_string().contains("higher incarnation"), "{refused}");
     assert_eq!(world.s.get_claim(&id("k")).await.unwrap().fence, fence, "it keeps what it holds");
     world.s.release(&id("k"), fence).await.unwrap();
     world.s.register(&name("p"), worker("w")).await.unwrap();
     let world = world.restarted().await;
     assert_eq!((world.claim("p", "k").await, world.shards("p").await[0].draining), (Err(FULL), 1));
-    // A new life ends the draining, but not what its owner had said besides.
+    // A new incarnation ends the draining, but not the cordon.
     world.s.register(&name("p"), incarnation("w", 1)).await.unwrap();
-    assert_eq!(world.look("w").await.schedulability, SchedulingState::Cordoned);
-    world.steer("w", WorkerCommand::Uncordon).await.unwrap();
+    assert_eq!(world.view_worker("w").await.schedulability, SchedulingState::Cordoned);
+    world.command("w", WorkerCommand::Uncordon).await.unwrap();
     world.hold("p", "k").await;
 }
 
 #[tokio::test]
-async fn w01_a_registration_that_says_what_runs_is_a_word() {
+async fn w01_a_registration_with_claims_confirms_the_worker() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
@@ -111,7 +111,7 @@ fn expires(id: &str, at_ms: u64) -> WorkerSpec {
 }
 
 #[tokio::test]
-async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer() {
+async fn c11_a_worker_near_its_end_is_not_granted_to_a_claim_that_needs_longer() {
     let world = World::on_store().await;
     let pool = PoolSpec { reserve_ms: 5_000, ..spec(1, AckLevel::Durable) };
     world.pool("p", pool, &["stays"]).await;
@@ -123,7 +123,7 @@ async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer()
         let s = world.s.clone();
         async move { s.claim(request).await.map(|taken| (taken.claim.worker.spec.id.to_string(), taken.claim.fence)) }
     };
-    // The last to come is the first to be taken, if it lives long enough.
+    // The last worker to register is the first to be granted, if it lives long enough.
     let (worker, fence) = on("a", 5_000, Some(54_000)).await.unwrap();
     assert_eq!(worker, "leaves");
     world.s.release(&id("a"), fence).await.unwrap();
@@ -131,7 +131,7 @@ async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer()
     assert_eq!(worker, "stays");
     world.s.confirm(&id("b"), fence).await.unwrap();
     assert_eq!(on("c", 5_000, Some(56_000)).await, Err(FULL), "the only one left ends before");
-    // Time goes by; the clock on the wall does what it likes.
+    // Time passes; the wall clock may do anything.
     world.clock.shift_unix_us(3_600_000_000);
     world.pass(50_000).await;
     assert_eq!(on("c", 5_000, Some(6_000)).await, Err(FULL));
@@ -141,14 +141,15 @@ async fn c11_a_worker_near_its_end_is_not_offered_to_a_claim_that_needs_longer()
     world.pass(10_000).await;
     assert_eq!((on("c", 0, None).await, world.counts("p").await), (Err(FULL), (0, 1, 0)), "it has ended");
     world.s.release(&id("b"), fence).await.unwrap();
-    // It says that it lives longer.
+    // The worker extends its end.
     let at = world.clock.unix_ms() + 100_000;
     world.s.register(&name("p"), expires("leaves", at)).await.unwrap();
     assert_eq!(world.counts("p").await, (2, 0, 0));
     assert_eq!(world.restarted().await.counts("p").await, (2, 0, 0));
 }
 
-/// Who ends too early is passed over, and the preference for a node stays: first the next one on it, then elsewhere.
+/// A worker that ends too early is skipped, and the preference for a node stays: first the next worker on it, then
+/// other nodes.
 #[tokio::test]
 async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
     for policy in [PlacementPolicy::Lifo, PlacementPolicy::Fifo, PlacementPolicy::Random] {
@@ -178,7 +179,7 @@ async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
 }
 
 #[tokio::test]
-async fn l1_capacity_that_shrinks_below_what_is_held_is_shown() {
+async fn l1_capacity_that_shrinks_below_the_held_resources_is_shown() {
     let world = World::on_store().await;
     let slots = |slots| WorkerSpec { capacity: WorkerCapacity { slots, ..WorkerCapacity::default() }, ..worker("w") };
     world.pool("p", spec(1, AckLevel::Durable), &[]).await;
@@ -191,25 +192,25 @@ async fn l1_capacity_that_shrinks_below_what_is_held_is_shown() {
     let status = world.s.get_pool(&name("p")).await.unwrap();
     assert_eq!((status.capacity.slots, status.free.slots), (2, 0));
     let world = world.crashed().await;
-    assert!(world.look("w").await.overcommitted);
+    assert!(world.view_worker("w").await.overcommitted);
     world.s.release(&id("k"), fence).await.unwrap();
-    assert!(!world.look("w").await.overcommitted);
+    assert!(!world.view_worker("w").await.overcommitted);
     assert_eq!(world.s.get_pool(&name("p")).await.unwrap().free.slots, 2);
 }
 
 #[tokio::test]
-async fn w01_a_new_life_is_trusted_and_a_deleted_worker_is_not_steered() {
+async fn w01_a_new_incarnation_is_trusted_and_a_deleted_worker_takes_no_commands() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     world.s.begin_release(&id("k"), fence).await.unwrap();
     world.pass(60_000).await;
-    assert_eq!(world.look("w").await.trust, TrustState::Suspect);
+    assert_eq!(world.view_worker("w").await.trust, TrustState::Suspect);
     world.s.register(&name("p"), incarnation("w", 1)).await.unwrap();
-    assert_eq!(world.look("w").await.trust, TrustState::Trusted);
+    assert_eq!(world.view_worker("w").await.trust, TrustState::Trusted);
     world.hold("p", "k").await;
     world.s.delete_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
     for verb in [WorkerCommand::Cordon, WorkerCommand::Uncordon, WorkerCommand::Drain, WorkerCommand::Clear] {
-        assert!(matches!(world.steer("w", verb).await, Err(RequestError::NotFound(_))));
+        assert!(matches!(world.command("w", verb).await, Err(RequestError::NotFound(_))));
     }
 }

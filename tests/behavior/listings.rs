@@ -1,21 +1,22 @@
-//! Lists and deletions that shards carry out in slices: each row that stays is there once, whatever passes, while others come
-//! and go; and of a pool that is deleted nothing stays.
+//! Lists and deletions that shards carry out in slices: every remaining row appears once while others come and go, and
+//! a deleted pool leaves nothing.
 
 use std::collections::BTreeMap;
 
 use hotpool::limits;
 use hotpool::model::{AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimState};
+use hotpool::scheduler::DeleteMode;
 
 use crate::world::{Seeded, World, id, name, spec, worker};
 
-/// Claims of one shard: of several slices.
+/// Number of claims in one shard: several slices.
 const CLAIMS: usize = 3 * limits::SLICE_ENTRIES as usize + 77;
 
 fn of_tenant(tenant: &str, key: &str) -> ClaimRequest {
     ClaimRequest::new(ClaimId::new("ns", tenant, key).unwrap(), name("p"))
 }
 
-/// One shard with as many claims as workers: few of one tenant, half of another.
+/// Sets up one shard with as many claims as workers: few of one tenant, half of another.
 async fn full() -> World {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &[]).await;
@@ -50,7 +51,7 @@ async fn w08_filtered_lists_of_claims_have_each_once_while_others_come_and_go() 
         for limit in [7, 100, 1_000] {
             let wanted = |id: &ClaimId| filter.tenant.as_ref().is_none_or(|tenant| id.tenant() == tenant);
             let before = world.listed(&ClaimFilter::default()).await;
-            // What has a number that nine divides goes while the list is read.
+            // Claims with a number divisible by nine are released while the list is read.
             let goes = |id: &ClaimId| id.key()[1..].parse::<usize>().unwrap().is_multiple_of(9);
             let mut going: Vec<_> = before.iter().filter(|(id, _)| goes(id)).cloned().collect();
             let stays: Vec<_> = before.iter().filter(|(id, _)| !goes(id) && wanted(id)).map(|(id, _)| id).collect();
@@ -70,7 +71,7 @@ async fn w08_filtered_lists_of_claims_have_each_once_while_others_come_and_go() 
                 for _ in 0..random.below(4) {
                     let Some((id, fence)) = going.pop() else { break };
                     world.s.release(&id, fence).await.unwrap();
-                    // Another takes its place in the list, which may have been passed or not.
+                    // Another claim takes its ordinal, which may have been passed or not.
                     fresh += 1;
                     let key = format!("k{}", 9 * (CLAIMS + fresh));
                     world.s.claim(of_tenant(["even", "odd"][fresh % 2], &key)).await.unwrap();
@@ -83,7 +84,7 @@ async fn w08_filtered_lists_of_claims_have_each_once_while_others_come_and_go() 
 }
 
 #[tokio::test]
-async fn w08_a_list_of_one_workers_claims_is_that() {
+async fn w08_a_list_can_be_limited_to_one_worker() {
     let world = full().await;
     for number in [0, 1_500, CLAIMS - 1] {
         let filter = ClaimFilter {
@@ -104,7 +105,7 @@ async fn w08_a_list_of_one_workers_claims_is_that() {
 #[tokio::test]
 async fn l03_a_forced_deletion_ends_all_claims_of_a_large_shard() {
     let world = full().await;
-    world.s.delete_pool(&name("p"), true).await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     for number in [0, 1, 7, CLAIMS - 1] {
         for tenant in ["few", "even", "odd"] {
             let id = ClaimId::new("ns", tenant, &format!("k{number}")).unwrap();

@@ -1,7 +1,6 @@
-//! The behaviours of the case list, held against the scheduler in process: on the memory store, and on the embedded
-//! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses what it wants to see missing.
-//! Those of S11, S12 and S19 and the journal's run on Redis as well (`tests/redis.rs`).
-//! Time is the test's own; nothing sleeps.
+//! Behaviours of the case list, tested against the scheduler in process: on the memory store, and on the embedded
+//! store behind a gate ([`gate::GatedStore`]) where a test holds back, refuses or loses writes. Those of S11, S12 and
+//! S19 and of the journal also run on Redis (`tests/redis.rs`). Time is the test's own; nothing sleeps.
 
 mod adoption;
 mod agents;

@@ -10,7 +10,7 @@ use hotpool::scheduler::Scheduler;
 
 use crate::world::{LOADING, Seeded, World, done, id, ids_on, name, request, spec, until};
 
-/// Pool `p` of two shards with `n` workers on each.
+/// Sets up pool `p` of two shards with `n` workers on each.
 async fn two_shards(n: usize, ack: AckLevel) -> World {
     let world = World::on_store().await;
     world.pool("p", spec(2, ack), &[]).await;
@@ -21,7 +21,7 @@ async fn two_shards(n: usize, ack: AckLevel) -> World {
     world
 }
 
-/// A key that is held on the shard.
+/// Claims a key that is held on the shard.
 async fn hold_on(world: &World, shard: u16, prefix: &str) -> (String, u64) {
     for i in 0.. {
         let key = format!("{prefix}{i}");
@@ -35,7 +35,7 @@ async fn hold_on(world: &World, shard: u16, prefix: &str) -> (String, u64) {
     unreachable!("there is room on every shard")
 }
 
-async fn restarted(world: &World, shard: usize, times: u64) {
+async fn wait_restarted(world: &World, shard: usize, times: u64) {
     until("the shard is back", async || {
         let status = &world.shards("p").await[shard];
         status.restarts == times && status.state == "serving"
@@ -51,7 +51,7 @@ async fn s08_a_shard_that_panics_is_restarted_with_its_claims_and_keys() {
     world.stored("p").await;
     let before = world.rows("p").await;
     world.s.inject_panic(&name("p"), 0);
-    restarted(&world, 0, 1).await;
+    wait_restarted(&world, 0, 1).await;
     assert_eq!(world.rows("p").await, before);
     assert_eq!(world.shards("p").await[1].restarts, 0);
     for (key, fence) in [(on_0, fence_0), (on_1, fence_1)] {
@@ -66,11 +66,11 @@ async fn s08_a_shard_that_panics_is_restarted_with_its_claims_and_keys() {
 }
 
 #[tokio::test]
-async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
+async fn s08_while_a_shard_is_unavailable_its_keys_are_and_others_are_not() {
     let world = two_shards(2, AckLevel::Memory).await;
     let (on_0, fence_0) = hold_on(&world, 0, "a").await;
     let (on_1, fence_1) = hold_on(&world, 1, "b").await;
-    // The last thing it decided is in the journal's tail only, so the restart has to wait for the store.
+    // The last decision is only in the journal's tail, so the restart has to wait for the store.
     world.gate().hold_all();
     let (tail, tail_fence) = hold_on(&world, 0, "t").await;
     world.s.inject_panic(&name("p"), 0);
@@ -83,7 +83,7 @@ async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
     assert_eq!(other.claim.worker.spec.id.shard(2), 1);
     // Shard 1 is full now, but nobody may say that the pool is.
     assert_eq!(world.claim("p", "one-too-many").await, Err(LOADING));
-    // Of heartbeats in one call those of shard 1 are heard.
+    // Of the heartbeats in one call those of shard 1 are handled.
     let silent = || HeartbeatRequest { incarnation: 0, seq: None, claims: None };
     let workers: Vec<WorkerId> =
         (0..2).map(|shard| WorkerId::new(&ids_on(shard, 2, 1, "w").remove(0)).unwrap()).collect();
@@ -94,22 +94,22 @@ async fn s08_while_it_is_away_its_keys_are_unavailable_and_others_unaffected() {
     let says = |reason: &String| reason.contains("shard 0 of ns/p panicked");
     until("readiness says so", async || world.s.readiness().reasons.iter().any(says)).await;
     world.gate().open_gate();
-    restarted(&world, 0, 1).await;
+    wait_restarted(&world, 0, 1).await;
     assert_eq!(world.s.get_claim(&id(&on_0)).await.unwrap().fence, fence_0);
     assert_eq!(world.s.get_claim(&id(&tail)).await.unwrap().fence, tail_fence, "the tail was not lost");
     assert_eq!(world.s.release(&id(&tail), tail_fence).await, Ok(()));
     until("readiness forgets", async || world.s.readiness().ready).await;
 }
 
-/// What a run decided before the panic was never handed over: its callers do not know, and it did not happen.
+/// Decisions of the run that panicked were never handed over: their callers get no result, and they did not happen.
 #[tokio::test]
-async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
+async fn s08_decisions_of_the_run_that_panics_are_undone() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
     let fence = world.hold("p", "held").await;
     world.stored("p").await;
     let before = world.rows("p").await;
-    // The shard does not run before all of these stand in the ring.
+    // The shard does not run before all of these are in its mailbox.
     let busy = world.busy("p").await;
     let claim = {
         let s = world.s.clone();
@@ -132,7 +132,7 @@ async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
     assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
     done(panic).await;
     assert_eq!(done(behind).await, Err(RequestError::DeadlineExceeded));
-    restarted(&world, 0, 1).await;
+    wait_restarted(&world, 0, 1).await;
     assert_eq!(world.rows("p").await, before);
     assert!(world.is_vacant("k") && world.is_vacant("behind"));
     assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (1, 0));
@@ -140,9 +140,10 @@ async fn s08_what_was_decided_in_the_run_that_panics_is_undone() {
     world.is_clean().await;
 }
 
-/// A release undone by the panic, and the key claimed elsewhere before the shard is back: it yields.
+/// A release is undone by the panic, and the key is claimed elsewhere before the shard is back: the shard relinquishes
+/// it.
 #[tokio::test]
-async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
+async fn s08_a_key_claimed_elsewhere_meanwhile_is_not_held_twice() {
     let world = World::on_store().await;
     world.pool("a", spec(1, AckLevel::Durable), &["wa"]).await;
     world.pool("b", spec(1, AckLevel::Durable), &["wb"]).await;
@@ -164,7 +165,7 @@ async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
     until("it is away", async || world.shards("a").await[0].state == "loading").await;
     let claim = world.begin_claim("b", "k").await;
     assert_eq!(world.counts("b").await, (0, 1, 1));
-    // Its answer waits for a record of the release that will never be: the shard has to give the claim back.
+    // The reply waits for a record of the release that will never exist: the shard has to relinquish the claim.
     world.gate().open_gate();
     until("it is back", async || world.shards("a").await[0].state == "serving").await;
     world.stored("a").await;
@@ -176,9 +177,9 @@ async fn s08_a_key_that_was_claimed_elsewhere_meanwhile_is_not_held_twice() {
     assert_eq!(world.crashed().await.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
 }
 
-/// The same release asked for again, while the key seems to be free and the shard is away.
+/// The release is requested again while the key seems to be free and the shard is unavailable.
 #[tokio::test]
-async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened() {
+async fn s08_an_undone_release_is_acknowledged_only_after_it_happened() {
     for by_batch in [false, true] {
         let world = World::on_store().await;
         world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
@@ -206,8 +207,8 @@ async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened
         let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
         assert!(!again.is_finished() && !read.is_finished());
         world.gate().open_gate();
-        restarted(&world, 0, 1).await;
-        // The shard goes on, past the sequence number that the release had.
+        wait_restarted(&world, 0, 1).await;
+        // The shard continues past the sequence number that the release had.
         world.add("p", &["x", "y", "z"]).await;
         let (again, read) = (done(again).await, done(read).await);
         match &again {
@@ -223,13 +224,13 @@ async fn s08_a_release_that_was_undone_is_acknowledged_only_when_it_has_happened
 }
 
 #[tokio::test]
-async fn s08_a_shard_that_panics_again_and_again_is_refused_by_name() {
+async fn s08_a_shard_that_panics_repeatedly_is_refused_by_name() {
     let world = two_shards(2, AckLevel::Durable).await;
     let (on_0, _) = hold_on(&world, 0, "a").await;
     let (on_1, fence_1) = hold_on(&world, 1, "b").await;
     for times in 1..=5 {
         world.s.inject_panic(&name("p"), 0);
-        restarted(&world, 0, times).await;
+        wait_restarted(&world, 0, times).await;
     }
     world.s.inject_panic(&name("p"), 0);
     until("it is refused", async || world.shards("p").await[0].state == "refused").await;
@@ -243,12 +244,12 @@ async fn s08_a_shard_that_panics_again_and_again_is_refused_by_name() {
     assert_eq!(world.s.keys().pending_len(), 0);
 }
 
-/// One task's claims, one after the other: every call gets an answer, and asking again settles every doubt.
+/// Claims of one task, one after the other: every call gets a reply, and retries resolve every doubt.
 async fn churn(s: Scheduler, task: u64, seed: u64, stop: Arc<AtomicBool>) -> u64 {
     let mut random = Seeded(seed ^ (task << 32));
     let (mut doubts, mut nth) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
-        // A fresh key goes anywhere; the same one would follow its affinity to the shard that is not hurt.
+        // A fresh key may go to any shard; the same one would follow its affinity to the unharmed shard.
         let request = request("p", &format!("t{task}-{nth}"));
         let key = request.id.clone();
         nth += 1;
@@ -291,7 +292,7 @@ async fn s08_with_claims_in_flight_from_many_tasks() {
         })
         .await;
         world.s.inject_panic(&name("p"), 0);
-        restarted(&world, 0, times).await;
+        wait_restarted(&world, 0, times).await;
     }
     stop.store(true, Ordering::Relaxed);
     until("all tasks end", async || {
@@ -309,16 +310,16 @@ async fn s08_with_claims_in_flight_from_many_tasks() {
     assert_eq!(world.crashed().await.rows("p").await, live);
 }
 
-/// Commands that came while the shard panicked are decided by its next life, which numbers its claims anew: each means
-/// the claim that it was given for.
+/// Commands that arrived while the shard panicked are decided by its next life, which assigns new ordinals: each
+/// refers to the claim that it was sent for.
 #[tokio::test]
-async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
+async fn s16_commands_that_survive_a_panic_refer_to_the_same_claims() {
     for verb in ["release", "batch", "confirm", "renew", "get", "begin release", "repeat"] {
         let world = World::on_store().await;
         world.pool("p", spec(1, AckLevel::Memory), &["u", "v", "w"]).await;
         world.stored("p").await;
-        // One run hands over the row of b's worker before that of a's, because that changed first. So the ordinals of the
-        // two claims are swapped when the rows are replayed.
+        // One run hands over the row of b's worker before that of a's, because that changed first. So the ordinals of
+        // the two claims are swapped when the rows are replayed.
         let busy = world.busy("p").await;
         let steer = |verb| {
             let worker = WorkerId::new("v").unwrap();
@@ -342,10 +343,10 @@ async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
             world.s.confirm(&id("a"), first).await.unwrap();
         }
         world.stored("p").await;
-        let (told, outcome) = tokio::sync::oneshot::channel();
+        let (sender, outcome) = tokio::sync::oneshot::channel();
         let scheduler = world.s.clone();
         world.s.inject_panic_after(&name("p"), 0, move || {
-            // Within the run, so it stands in the ring when the shard panics.
+            // Pushed within the run, so it is in the mailbox when the shard panics.
             let mut call: futures::future::BoxFuture<'static, Result<(), RequestError>> = match verb {
                 "release" => Box::pin(async move { scheduler.release(&id("a"), first).await }),
                 "batch" => Box::pin(async move { scheduler.release_batch(vec![(id("a"), first)]).await.remove(0) }),
@@ -356,10 +357,10 @@ async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
                 _ => Box::pin(async move { scheduler.claim(request("p", "a")).await.map(drop) }),
             };
             assert!((&mut call).now_or_never().is_none(), "it waits in the ring");
-            drop(told.send(call));
+            drop(sender.send(call));
         });
         let call = outcome.await.unwrap();
-        restarted(&world, 0, 1).await;
+        wait_restarted(&world, 0, 1).await;
         let outcome = tokio::time::timeout(std::time::Duration::from_secs(30), call).await.expect("an answer");
         assert_eq!(outcome, Ok(()), "{verb}");
         let held = world.s.get_claim(&id("a")).await;
@@ -374,34 +375,34 @@ async fn s16_commands_that_outlive_a_panic_mean_the_same_claims() {
 
 /// A claim whose caller leaves while its shard panics is rolled back by the next life.
 #[tokio::test]
-async fn s16_a_roll_back_outlives_a_panic() {
+async fn s16_a_roll_back_survives_a_panic() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["u", "v", "w"]).await;
     let other = world.s.claim(forever("other")).await.unwrap().claim.fence;
     let mut gathered = hotpool::scheduler::ClaimBatchBuilder::default();
-    // Leaked: the step of a test outlives it.
+    // Leaked: the injected step outlives the test.
     let scheduler: &'static Scheduler = Box::leak(Box::new(world.s.clone()));
     let claiming = scheduler.gather(forever("k"), &mut gathered).unwrap();
     world.s.decide_gathered(&mut gathered);
     world.s.release(&id("other"), other).await.unwrap();
-    let told = world.s.claim(forever("told")).await.unwrap().claim.fence;
-    assert!(!world.s.claim(forever("told")).await.unwrap().created);
+    let disclosed = world.s.claim(forever("disclosed")).await.unwrap().claim.fence;
+    assert!(!world.s.claim(forever("disclosed")).await.unwrap().created);
     world.stored("p").await;
     world.s.inject_panic_after(&name("p"), 0, move || drop(claiming));
-    restarted(&world, 0, 1).await;
+    wait_restarted(&world, 0, 1).await;
     until("it is rolled back", async || world.counts("p").await == (2, 1, 0)).await;
     until("its key is free", async || world.is_vacant("k")).await;
-    assert_eq!(world.s.get_claim(&id("told")).await.unwrap().fence, told);
+    assert_eq!(world.s.get_claim(&id("disclosed")).await.unwrap().fence, disclosed);
 }
 
-/// A claim that is active at once, which no deadline would ever end.
+/// Builds a claim that is active at once, which no deadline would ever end.
 fn forever(key: &str) -> hotpool::model::ClaimRequest {
     hotpool::model::ClaimRequest { reserve_ms: Some(0), ..request("p", key) }
 }
 
-/// The panic drops the answer that would have told of a claim, whose record is stored all the same.
+/// The panic drops the reply that would have disclosed a claim, whose record is stored nevertheless.
 #[tokio::test]
-async fn s16_a_claim_whose_answer_a_panic_dropped_is_rolled_back() {
+async fn s16_a_claim_whose_reply_a_panic_dropped_is_rolled_back() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     world.stored("p").await;
@@ -411,14 +412,14 @@ async fn s16_a_claim_whose_answer_a_panic_dropped_is_rolled_back() {
     world.s.inject_panic(&name("p"), 0);
     assert_eq!(done(claim).await, Err(RequestError::DeadlineExceeded));
     world.gate().open_gate();
-    restarted(&world, 0, 1).await;
+    wait_restarted(&world, 0, 1).await;
     until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
     world.is_clean().await;
 }
 
 /// The run that rolled a claim back panics before it has handed that over.
 #[tokio::test]
-async fn s16_a_roll_back_that_a_panic_undid_is_made_again() {
+async fn s16_a_roll_back_that_a_panic_undid_is_repeated() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
     let mut gathered = hotpool::scheduler::ClaimBatchBuilder::default();
@@ -429,7 +430,7 @@ async fn s16_a_roll_back_that_a_panic_undid_is_made_again() {
     drop(claiming);
     world.s.inject_panic(&name("p"), 0);
     drop(busy);
-    restarted(&world, 0, 1).await;
+    wait_restarted(&world, 0, 1).await;
     until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
     world.is_clean().await;
 }

@@ -1,4 +1,4 @@
-//! Where the records of these tests are: redb, in a directory of its own.
+//! Store of these tests: redb, in a directory of its own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::redb::RedbStore;
 use tempfile::TempDir;
 
-/// A directory, and what is stored in it.
+/// Directory with the files of a store.
 pub struct Place(TempDir);
 
 impl Place {
-    /// Nothing is stored here.
+    /// Creates an empty directory.
     pub fn empty() -> Self {
         Self(TempDir::new().unwrap())
     }
@@ -24,7 +24,7 @@ impl Place {
         Arc::new(RedbStore::open(self.path()).expect("open"))
     }
 
-    /// The files as they are, elsewhere.
+    /// Copies the files as they are to another directory.
     pub fn copy(&self) -> Self {
         let to = Self::empty();
         for entry in std::fs::read_dir(self.path()).unwrap() {

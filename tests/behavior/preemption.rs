@@ -1,4 +1,4 @@
-//! Claims that make room for others with a higher priority, and workers that are kept for claims that wait.
+//! Preemption of claims by others with a higher priority, and workers that are reserved for queued claims.
 
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
@@ -13,15 +13,15 @@ use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until};
 
 const MINUTE: u64 = 60_000;
 
-fn marked(request: ClaimRequest, priority: u16, preemptible: bool) -> ClaimRequest {
-    let mut ask = request.constraints.unwrap_or_default();
-    ask.spec.priority = priority;
-    ask.spec.preemptible = preemptible;
-    ClaimRequest { reserve_ms: Some(0), constraints: Some(ask), ..request }
+fn with_preemption(request: ClaimRequest, priority: u16, preemptible: bool) -> ClaimRequest {
+    let mut constraints = request.constraints.unwrap_or_default();
+    constraints.spec.priority = priority;
+    constraints.spec.preemptible = preemptible;
+    ClaimRequest { reserve_ms: Some(0), constraints: Some(constraints), ..request }
 }
 
-fn urgent(request: ClaimRequest, priority: u16) -> ClaimRequest {
-    ClaimRequest { wait_ms: 10 * MINUTE, ..marked(request, priority, false) }
+fn queued_with(request: ClaimRequest, priority: u16) -> ClaimRequest {
+    ClaimRequest { wait_ms: 10 * MINUTE, ..with_preemption(request, priority, false) }
 }
 
 fn preempting(spec: PoolSpec) -> PoolSpec {
@@ -47,23 +47,23 @@ impl World {
     }
 
     async fn low(&self, key: &str, priority: u16, preemptible: bool) -> u64 {
-        self.s.claim(marked(request("p", key), priority, preemptible)).await.unwrap().claim.fence
+        self.s.claim(with_preemption(request("p", key), priority, preemptible)).await.unwrap().claim.fence
     }
 }
 
 #[tokio::test]
-async fn a_higher_priority_evicts_and_gets_what_comes_free() {
+async fn a_higher_priority_evicts_and_gets_the_freed_worker() {
     let world = World::on_memory().await;
     world.pool("p", preempting(spec(2, AckLevel::Memory)), &["w0"]).await;
     let victim = world.low("victim", 1, true).await;
-    // Others have waited for longer, with a priority too low to evict.
-    let before = world.waits_with(urgent(request("p", "before"), 1)).await;
-    let high = world.waits_with(urgent(request("p", "high"), 2)).await;
+    // Others have waited longer, with a priority too low to evict.
+    let before = world.waits_with(queued_with(request("p", "before"), 1)).await;
+    let high = world.waits_with(queued_with(request("p", "high"), 2)).await;
     assert_eq!(world.evicted().await, ["victim"]);
     let seen = world.s.get_claim(&id("victim")).await.unwrap();
     assert_eq!((seen.state, seen.evicted), (ClaimState::Releasing, true));
     assert!(seen.expires_at_ms.is_some());
-    // Its worker is told with its heartbeat, its holder when it renews.
+    // The worker is told in its heartbeat, the holder when it renews.
     let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
     let heard = world.s.heartbeat(&name("p"), &WorkerId::new("w0").unwrap(), beat).await.unwrap();
     assert!(heard.claims[0].evicted);
@@ -76,47 +76,47 @@ async fn a_higher_priority_evicts_and_gets_what_comes_free() {
 }
 
 #[tokio::test]
-async fn nobody_is_evicted_who_is_not_marked_or_not_lower_or_in_a_pool_without() {
+async fn only_preemptible_claims_of_lower_priority_in_preempting_pools_are_evicted() {
     let world = World::on_memory().await;
     world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1"]).await;
     world.low("equal", 5, true).await;
     world.low("unmarked", 0, false).await;
-    let _waits = world.waits_with(urgent(request("p", "a"), 5)).await;
+    let _waits = world.waits_with(queued_with(request("p", "a"), 5)).await;
     assert!(world.evicted().await.is_empty());
-    // Who does not wait has no time for it either.
-    assert_eq!(world.s.claim(marked(request("p", "b"), 9, false)).await, Err(FULL));
+    // A claim that does not wait has no time for it either.
+    assert_eq!(world.s.claim(with_preemption(request("p", "b"), 9, false)).await, Err(FULL));
     assert!(world.evicted().await.is_empty());
     world.pool("q", spec(1, AckLevel::Memory), &["v0"]).await;
-    world.s.claim(marked(request("q", "low"), 0, true)).await.unwrap();
-    let _waits = world.begin_request(urgent(request("q", "c"), 9)).await;
+    world.s.claim(with_preemption(request("q", "low"), 0, true)).await.unwrap();
+    let _waits = world.begin_request(queued_with(request("q", "c"), 9)).await;
     until("it waits", async || world.s.waiting(&name("q")) == 1).await;
     world.quiet().await;
     assert!(world.evicted().await.is_empty());
 }
 
-/// The cheapest first: the lowest priority, and of those the youngest. Each who waits evicts one.
+/// The cheapest first: the lowest priority, and of those the youngest. Each queued claim evicts one.
 #[tokio::test]
-async fn the_cheapest_is_evicted_and_as_many_as_are_needed() {
+async fn the_cheapest_claims_are_evicted_as_many_as_needed() {
     let world = World::on_memory().await;
     world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1", "w2", "w3"]).await;
     for (key, priority) in [("old", 1), ("young", 1), ("dear", 3), ("dearer", 4)] {
         world.low(key, priority, true).await;
     }
-    let _a = world.waits_with(urgent(request("p", "a"), 9)).await;
+    let _a = world.waits_with(queued_with(request("p", "a"), 9)).await;
     assert_eq!(world.evicted().await, ["young"]);
-    let _b = world.waits_with(urgent(request("p", "b"), 9)).await;
+    let _b = world.waits_with(queued_with(request("p", "b"), 9)).await;
     assert_eq!(world.evicted().await, ["old", "young"]);
-    let _c = world.waits_with(urgent(request("p", "c"), 3)).await;
+    let _c = world.waits_with(queued_with(request("p", "c"), 3)).await;
     assert_eq!(world.evicted().await, ["old", "young"], "nobody is below it any more");
 }
 
 #[tokio::test]
-async fn in_a_shared_pool_the_fewest_are_evicted() {
+async fn a_shared_pool_evicts_as_few_as_possible() {
     let world = World::on_memory().await;
     let workers = vec![sized("many", 4_000, None), sized("one", 4_000, None)];
     world.shared(preempting(shared(1, PlacementPolicy::BestFit)), workers).await;
     let on = |worker: &str, key: &str, amount| {
-        let mut request = marked(asking("p", key, &cpu(amount)), 1, true);
+        let mut request = with_preemption(asking("p", key, &cpu(amount)), 1, true);
         request.constraints.as_mut().unwrap().worker = Some(WorkerId::new(worker).unwrap());
         request
     };
@@ -125,9 +125,9 @@ async fn in_a_shared_pool_the_fewest_are_evicted() {
     }
     world.s.claim(on("one", "small", 1_000)).await.unwrap();
     let large = world.s.claim(on("one", "large", 3_000)).await.unwrap();
-    let begun = world.waits_with(urgent(asking("p", "a", &cpu(3_000)), 5)).await;
+    let begun = world.waits_with(queued_with(asking("p", "a", &cpu(3_000)), 5)).await;
     assert_eq!(world.evicted().await, ["large"]);
-    // What is left of that worker meanwhile is nobody's.
+    // The free resources of that worker are reserved meanwhile.
     world.s.release(&large.claim.id, large.claim.fence).await.unwrap();
     assert_eq!(done(begun).await.unwrap().claim.worker.spec.id.as_str(), "one");
     assert!(world.share("b", &cpu(1_000)).await.is_err());
@@ -135,12 +135,12 @@ async fn in_a_shared_pool_the_fewest_are_evicted() {
 
 /// A victim that does not leave in time leaves a suspect worker: then another one is evicted.
 #[tokio::test]
-async fn a_victim_that_does_not_leave_is_not_waited_for_in_vain() {
+async fn a_victim_that_does_not_leave_is_replaced_by_another() {
     let world = World::on_memory().await;
     world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1"]).await;
     let first = world.low("first", 1, true).await;
     world.low("second", 1, true).await;
-    let begun = world.waits_with(urgent(request("p", "a"), 5)).await;
+    let begun = world.waits_with(queued_with(request("p", "a"), 5)).await;
     assert_eq!(world.evicted().await, ["second"]);
     world.pass(10_100).await;
     until("the other goes", async || world.evicted().await == ["first"]).await;
@@ -148,31 +148,31 @@ async fn a_victim_that_does_not_leave_is_not_waited_for_in_vain() {
     assert!(done(begun).await.is_ok());
 }
 
-/// Whoever evicted somebody and left: what comes free is anybody's.
+/// The claim that evicted another left: the freed worker is available to all.
 #[tokio::test]
-async fn a_promise_ends_with_the_wait() {
+async fn a_reservation_ends_with_the_wait() {
     let world = World::on_memory().await;
     world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0"]).await;
     let victim = world.low("victim", 1, true).await;
-    let begun = world.waits_with(urgent(request("p", "a"), 5)).await;
+    let begun = world.waits_with(queued_with(request("p", "a"), 5)).await;
     assert_eq!(world.evicted().await, ["victim"]);
     begun.abort();
     until("it has left", async || world.s.waiting(&name("p")) == 0).await;
     world.s.release(&id("victim"), victim).await.unwrap();
     world.quiet().await;
     world.hold("p", "b").await;
-    // Another way out: a worker comes, and the promise is not needed.
-    let other = world.s.claim(marked(request("p", "x"), 0, true)).await;
+    // Another way: a worker registers, and the reservation is not needed.
+    let other = world.s.claim(with_preemption(request("p", "x"), 0, true)).await;
     assert_eq!(other, Err(FULL));
 }
 
-/// That it was evicted, and for how long it has, is known after a crash; who it was for is not.
+/// The eviction and its deadline survive a crash; the claim that it was for does not.
 #[tokio::test]
-async fn s01_an_eviction_outlives_a_crash() {
+async fn s01_an_eviction_survives_a_crash() {
     let world = World::on_store().await;
     world.pool("p", preempting(spec(1, AckLevel::Durable)), &["w0"]).await;
     let victim = world.low("victim", 1, true).await;
-    let _begun = world.waits_with(urgent(request("p", "a"), 5)).await;
+    let _begun = world.waits_with(queued_with(request("p", "a"), 5)).await;
     world.stored("p").await;
     let after = world.crashed().await;
     assert_eq!(after.evicted().await, ["victim"]);
@@ -181,9 +181,10 @@ async fn s01_an_eviction_outlives_a_crash() {
     after.hold("p", "b").await;
 }
 
-/// Nothing of one core is ever free in fours while claims of one core come and go, until one worker is kept for it.
+/// Four cores are never free at once while claims of one core come and go, until one worker is reserved for the large
+/// claim.
 #[tokio::test]
-async fn q03_a_large_share_is_not_starved_by_small_ones() {
+async fn q03_a_large_claim_is_not_starved_by_small_ones() {
     let world = World::on_memory().await;
     let workers = vec![sized("w0", 4_000, None), sized("w1", 4_000, None)];
     world.shared(shared(2, PlacementPolicy::Spread), workers).await;
@@ -199,7 +200,7 @@ async fn q03_a_large_share_is_not_starved_by_small_ones() {
             break;
         }
         assert!(turn < 60, "it is starved");
-        // The oldest goes, and another comes at once if it may.
+        // The oldest is released, and another claims at once if it may.
         if !held.is_empty() {
             let gone = held.remove(0);
             world.s.release(&gone.id, gone.fence).await.unwrap();
@@ -220,14 +221,14 @@ async fn q03_a_large_share_is_not_starved_by_small_ones() {
 }
 
 #[tokio::test]
-async fn a_spec_says_whether_a_pool_preempts() {
+async fn the_specification_decides_whether_a_pool_preempts() {
     let world = World::on_memory().await;
     world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0"]).await;
     assert!(world.s.get_pool(&name("p")).await.unwrap().spec.preemption);
     world.low("victim", 1, true).await;
-    // Switched off, nobody is evicted any more.
+    // With preemption switched off, no claim is evicted.
     world.s.put_pool(name("p"), PoolSpec { preemption: false, ..preempting(spec(1, AckLevel::Memory)) }).await.unwrap();
-    let _waits = world.waits_with(urgent(request("p", "a"), 5)).await;
+    let _waits = world.waits_with(queued_with(request("p", "a"), 5)).await;
     assert!(world.evicted().await.is_empty());
     let nothing = ClaimConstraints { spec: ClaimSpec::default(), ..ClaimConstraints::default() };
     assert!(nothing.spec.is_empty());
@@ -235,14 +236,14 @@ async fn a_spec_says_whether_a_pool_preempts() {
 
 /// A shard panics with the request to evict in its mailbox: it is asked again when it is back.
 #[tokio::test]
-async fn s16_a_request_to_evict_that_a_panic_lost_is_made_again() {
+async fn s16_a_request_to_evict_that_a_panic_lost_is_repeated() {
     let world = World::on_store().await;
     world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0"]).await;
     let victim = world.low("victim", 1, true).await;
     world.stored("p").await;
     let busy = world.busy("p").await;
     world.s.inject_panic(&name("p"), 0);
-    let high = world.begin_request_alone(urgent(request("p", "high"), 2));
+    let high = world.begin_request_alone(queued_with(request("p", "high"), 2));
     busy.until_asked(2).await;
     until("the shard is back", async || world.shards("p").await[0].restarts == 1).await;
     until("it serves", async || world.shards("p").await[0].state == "serving").await;

@@ -1,4 +1,4 @@
-//! Quotas: exact under parallel claims, given back once, counted anew after a restart and a panic.
+//! Quotas: exact under parallel claims, released once, recounted after a restart and a panic.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use hotpool::model::{
     AckLevel, ClaimId, ClaimRequest, PlacementPolicy, PoolName, Quota, QuotaResource, QuotaSource, ResourceUsage,
 };
 use hotpool::persist::store::memory::MemoryStore;
-use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 
 use crate::sharing::{cards, cpu, shared, sized};
 use crate::waiting::waiting;
@@ -30,7 +30,7 @@ impl World {
     }
 }
 
-/// 120 at once over many shards under a quota of 100.
+/// 120 claims at once over many shards under a quota of 100.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn q01_exactly_as_many_are_admitted_as_the_quota_allows() {
     let s = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
@@ -43,7 +43,7 @@ async fn q01_exactly_as_many_are_admitted_as_the_quota_allows() {
         let all: Vec<_> = (0..120)
             .map(|n| {
                 let s = s.clone();
-                // Of a few the key is asked for twice: counted once.
+                // Some keys are claimed twice: counted once.
                 let key = format!("{round}-{}", if n < 10 { 0 } else { n });
                 tokio::spawn(async move { (n, s.claim(request("p", &key)).await) })
             })
@@ -70,7 +70,7 @@ async fn q01_exactly_as_many_are_admitted_as_the_quota_allows() {
 }
 
 #[tokio::test]
-async fn q01_what_is_refused_expires_or_is_lost_gives_back_once() {
+async fn q01_rejected_expired_and_lost_claims_release_quota_once() {
     let world = World::on_memory().await;
     world.pool("p", spec(2, AckLevel::Memory), &["w0", "w1"]).await;
     world.quota(claims(2)).await;
@@ -79,15 +79,15 @@ async fn q01_what_is_refused_expires_or_is_lost_gives_back_once() {
     assert_eq!(world.used().claims, 1, "a retry counts once");
     let b = world.hold("p", "b").await;
     assert_eq!(world.claim("p", "c").await, Err(CLAIMS));
-    // Swept.
+    // The reservation expires.
     world.pass(30_001).await;
     assert_eq!(world.used().claims, 1);
-    // Refused for want of room: nothing is kept.
+    // Rejected for lack of capacity: nothing is charged.
     world.claim("p", "c").await.unwrap();
     world.quota(claims(9)).await;
     assert!(world.claim("p", "d").await.is_err());
     assert_eq!(world.used().claims, 2);
-    // Released twice, gone once.
+    // Released twice, ended once.
     world.s.release(&id("b"), b).await.unwrap();
     world.s.release(&id("b"), b).await.unwrap();
     assert_eq!(world.used().claims, 1);
@@ -98,7 +98,7 @@ async fn q01_what_is_refused_expires_or_is_lost_gives_back_once() {
 }
 
 #[tokio::test]
-async fn q01_resources_count_as_they_are_asked_for_and_resized() {
+async fn q01_resources_are_charged_as_requested_and_resized() {
     let world = World::on_memory().await;
     world
         .shared(
@@ -117,7 +117,7 @@ async fn q01_resources_count_as_they_are_asked_for_and_resized() {
     );
     world.share("h", &cards(&[], 1, 500)).await.unwrap();
     assert_eq!(world.used(), ResourceUsage { claims: 4, cpu_milli: 5_000, memory_bytes: 0, gpu_milli: 2_500 });
-    // Over the quota, and over what the worker has: both change nothing.
+    // Above the quota, and above the worker's capacity: both change nothing.
     assert_eq!(world.s.resize(&id("a"), a.claim.fence, cpu(5_001)).await, Err(CPU));
     world.quota(Quota { cpu_milli: Some(100_000), ..Quota::default() }).await;
     assert!(world.s.resize(&id("a"), a.claim.fence, cpu(20_000)).await.is_err());
@@ -130,9 +130,9 @@ async fn q01_resources_count_as_they_are_asked_for_and_resized() {
     assert_eq!(world.used().cpu_milli, 1_000);
 }
 
-/// Below what is held: nothing is evicted, nothing is admitted, a claim may still shrink.
+/// Below the held resources: nothing is evicted, nothing is admitted, and a claim may still shrink.
 #[tokio::test]
-async fn a_quota_below_what_is_held_evicts_nobody() {
+async fn a_quota_below_the_held_resources_evicts_nothing() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w0", 16_000, None)]).await;
     let a = world.share("a", &cpu(4_000)).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_quota_below_what_is_held_evicts_nobody() {
 }
 
 #[tokio::test]
-async fn a_namespace_has_a_quota_for_tenants_without_their_own() {
+async fn a_namespace_quota_applies_to_tenants_without_their_own() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w0", "w1", "w2"]).await;
     let take = async |tenant: &str, key: &str| {
@@ -169,9 +169,9 @@ async fn a_namespace_has_a_quota_for_tenants_without_their_own() {
     assert!(matches!(wrong, Err(RequestError::Invalid { field, .. }) if field == "tenant"));
 }
 
-/// Quotas and use are there again after a crash; what a tenant holds in several pools is one sum.
+/// Quotas and usage are restored after a crash; a tenant's usage in several pools is one sum.
 #[tokio::test]
-async fn q01_a_restart_counts_anew() {
+async fn q01_a_restart_recounts_usage() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["w0", "w1"]).await;
     world.pool("q", spec(2, AckLevel::Durable), &["v0"]).await;
@@ -186,13 +186,13 @@ async fn q01_a_restart_counts_anew() {
     assert_eq!(after.used().claims, 2);
     assert_eq!(after.claim("p", "c").await, Err(CLAIMS));
     assert_eq!(after.s.list_quotas(None, 10).unwrap().items.len(), 2);
-    after.s.delete_pool(&name("q"), true).await.unwrap();
+    after.s.delete_pool(&name("q"), DeleteMode::Force).await.unwrap();
     assert_eq!(after.used().claims, 1);
     after.claim("p", "c").await.unwrap();
 }
 
 #[tokio::test]
-async fn s08_a_shard_that_panics_leaves_use_as_it_is_held() {
+async fn s08_a_panic_leaves_usage_equal_to_the_held_claims() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w0", "w1", "w2"]).await;
     world.quota(claims(3)).await;
@@ -208,7 +208,7 @@ async fn s08_a_shard_that_panics_leaves_use_as_it_is_held() {
 
 /// A gang is charged as a whole or not at all.
 #[tokio::test]
-async fn b02_a_gang_over_the_quota_is_refused_whole() {
+async fn b02_a_gang_over_the_quota_is_rejected_whole() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["w0", "w1", "w2", "w3"]).await;
     world.quota(claims(3)).await;
@@ -218,19 +218,19 @@ async fn b02_a_gang_over_the_quota_is_refused_whole() {
     assert_eq!(world.used(), ResourceUsage::default());
     assert!(world.s.claim_gang(gang(3)).await.iter().all(Result::is_ok));
     assert_eq!(world.used().claims, 3);
-    world.is_consistent().await;
+    world.assert_consistent().await;
 }
 
 impl World {
-    /// `U1`: what tenants use is what they hold.
-    async fn is_consistent(&self) {
+    /// Checks `U1`: the usage of tenants equals what they hold.
+    async fn assert_consistent(&self) {
         assert_eq!(self.used().claims, self.held().await.len() as u64);
         let pool: PoolName = name("p");
         assert!(self.s.get_pool(&pool).await.is_ok());
     }
 }
 
-/// A caller that panics when it is woken.
+/// Caller that panics when it is woken.
 struct PanickingCaller;
 
 impl futures::task::ArcWake for PanickingCaller {
@@ -240,7 +240,7 @@ impl futures::task::ArcWake for PanickingCaller {
 }
 
 #[tokio::test]
-async fn q02_a_panic_in_the_middle_of_a_quotas_queue_blocks_nobody_else_in_it() {
+async fn q02_a_panic_in_a_quota_queue_blocks_no_other_claim() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["v", "w"]).await;
     for (pool, worker) in [("q", "x"), ("r", "y")] {
@@ -257,8 +257,9 @@ async fn q02_a_panic_in_the_middle_of_a_quotas_queue_blocks_nobody_else_in_it() 
     let second = world.begin_request(waits("r", "second")).await;
     let waiting = || world.s.get_quota("ns", Some("default")).unwrap().waiting;
     until("both wait for the quota", async || waiting() == 2).await;
-    // The first is refused, because its pool is gone, and its caller panics: that ends no deletion. What comes free is the second's.
-    world.s.delete_pool(&name("q"), true).await.unwrap();
+    // The first claim is rejected, because its pool is gone, and its caller panics: the deletion continues. The freed
+    // quota goes to the second.
+    world.s.delete_pool(&name("q"), DeleteMode::Force).await.unwrap();
     assert_eq!(waiting(), 1);
     world.s.release(&id("held"), held).await.unwrap();
     let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("its turn comes");
@@ -266,7 +267,7 @@ async fn q02_a_panic_in_the_middle_of_a_quotas_queue_blocks_nobody_else_in_it() 
 }
 
 #[tokio::test]
-async fn q02_a_wait_for_quota_is_a_wait_too() {
+async fn q02_claims_wait_for_quota_too() {
     let world = World::on_memory().await;
     world.pool("p", spec(2, AckLevel::Memory), &["w0", "w1", "w2"]).await;
     world.s.put_quota("ns", Some("default"), Quota { claims: Some(1), ..Quota::default() }).await.unwrap();

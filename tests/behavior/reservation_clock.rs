@@ -1,4 +1,4 @@
-//! C13, C16: the times of a claim count from when its answer leaves, whichever way it leaves or ends.
+//! C13, C16: the times of a claim count from when its reply is sent, however it is sent or ends.
 
 use futures::FutureExt as _;
 use hotpool::model::request_error::RequestError;
@@ -14,7 +14,7 @@ const RESERVE_MS: u64 = 1_000;
 
 type Outcomes = Vec<Result<ClaimResult, RequestError>>;
 
-fn short(shards: u16, ack: AckLevel) -> PoolSpec {
+fn short_reservations(shards: u16, ack: AckLevel) -> PoolSpec {
     PoolSpec { reserve_ms: RESERVE_MS, ..spec(shards, ack) }
 }
 
@@ -35,14 +35,14 @@ fn workers(outcomes: &Outcomes) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn c13_no_item_of_a_batch_is_swept_while_another_waits() {
+async fn c13_no_item_of_a_batch_expires_while_another_waits() {
     for ack in [AckLevel::Memory, AckLevel::Durable] {
         let world = World::on_store().await;
-        world.pool("p", short(1, ack), &["v", "w"]).await;
+        world.pool("p", short_reservations(1, ack), &["v", "w"]).await;
         let held = world.hold("p", "held").await;
         let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
         until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
-        // Whoever asks meanwhile starts no clock: the answer that counts is still to come.
+        // A query meanwhile starts no deadline: the reply that counts is still to come.
         assert_eq!(world.s.get_claim(&id("e1")).await.unwrap().expires_at_ms, None);
         assert!(!world.claim("p", "e1").await.unwrap().created);
         world.pass(3 * RESERVE_MS).await;
@@ -50,8 +50,12 @@ async fn c13_no_item_of_a_batch_is_swept_while_another_waits() {
         let outcomes = done(begun).await;
         assert_eq!(workers(&outcomes).len(), 2, "never two items on one worker");
         let now = world.s.get_claim(&id("e1")).await.unwrap();
-        let told = outcomes[0].as_ref().unwrap().claim.expires_at_ms;
-        assert_eq!((now.expires_at_ms, told.is_some()), (told, true), "every answer gives the same deadline");
+        let expires_at_ms = outcomes[0].as_ref().unwrap().claim.expires_at_ms;
+        assert_eq!(
+            (now.expires_at_ms, expires_at_ms.is_some()),
+            (expires_at_ms, true),
+            "every answer gives the same deadline"
+        );
         // Just before its deadline each can still be confirmed.
         world.pass(RESERVE_MS - 200).await;
         for taken in outcomes.iter().flatten() {
@@ -61,9 +65,9 @@ async fn c13_no_item_of_a_batch_is_swept_while_another_waits() {
 }
 
 #[tokio::test]
-async fn c13_the_reservations_of_a_batch_run_from_when_its_answer_leaves() {
+async fn c13_the_reservations_of_a_batch_start_with_its_reply() {
     let world = World::on_memory().await;
-    world.pool("p", short(2, AckLevel::Memory), &["u", "v", "w"]).await;
+    world.pool("p", short_reservations(2, AckLevel::Memory), &["u", "v", "w"]).await;
     let held = world.hold("p", "held").await;
     let begun = begin_batch(&world, vec![request("p", "e1"), request("p", "e2"), waits("e3")]).await;
     until("the last waits", async || world.s.waiting(&name("p")) == 1).await;
@@ -75,13 +79,15 @@ async fn c13_the_reservations_of_a_batch_run_from_when_its_answer_leaves() {
     world.is_clean().await;
 }
 
-/// No item waits for capacity: one shard's answers wait for the store.
+/// No item waits for capacity: one shard's replies wait for the store.
 #[tokio::test]
-async fn c13_no_item_of_a_batch_is_swept_while_the_store_keeps_another() {
+async fn c13_no_item_of_a_batch_expires_while_another_waits_for_the_store() {
     for late in 0..2 {
         let world = World::on_store().await;
         let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 1, "w")).collect();
-        world.pool("p", short(2, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        world
+            .pool("p", short_reservations(2, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>())
+            .await;
         world.stored("p").await;
         let late = world.gate().key("ns/p", late);
         world.gate().leave_unanswered(late, usize::MAX);
@@ -103,9 +109,9 @@ async fn c13_no_item_of_a_batch_is_swept_while_the_store_keeps_another() {
 
 /// Active at once, to be renewed: the time to the first renewal counts in the same way.
 #[tokio::test]
-async fn c13_a_ttl_counts_from_when_the_answer_of_the_batch_leaves() {
+async fn c13_a_ttl_starts_with_the_reply_of_the_batch() {
     let world = World::on_memory().await;
-    world.pool("p", short(1, AckLevel::Memory), &["v", "w"]).await;
+    world.pool("p", short_reservations(1, AckLevel::Memory), &["v", "w"]).await;
     let held = world.hold("p", "held").await;
     let lives = |request| ClaimRequest { reserve_ms: Some(0), ttl_ms: Some(RESERVE_MS), ..request };
     let begun = begin_batch(&world, vec![lives(request("p", "e1")), lives(waits("e2"))]).await;
@@ -120,18 +126,20 @@ async fn c13_a_ttl_counts_from_when_the_answer_of_the_batch_leaves() {
     world.is_clean().await;
 }
 
-/// The commits of a gang's shards are stored at different times: no member is swept before the gang is answered.
+/// The commits of a gang's shards are stored at different times: no member expires before the gang is answered.
 #[tokio::test]
-async fn c16_the_reservations_of_a_gang_run_from_when_it_is_answered() {
+async fn c16_the_reservations_of_a_gang_start_with_its_reply() {
     let world = World::on_store().await;
     let ids: Vec<String> = (0..2).flat_map(|shard| ids_on(shard, 2, 2, "w")).collect();
-    world.pool("p", short(2, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    world
+        .pool("p", short_reservations(2, AckLevel::Durable), &ids.iter().map(String::as_str).collect::<Vec<_>>())
+        .await;
     world.stored("p").await;
     let gang: Vec<ClaimRequest> = ["a", "b", "c", "d"].map(|key| request("p", key)).to_vec();
     world.gate().hold_gang_rows();
     let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
     world.gate().stopped().await;
-    // The gang's row goes through; of the commits those of one shard do not.
+    // The gang's row passes the gate; the commits of one shard do not.
     let home = world.gate().gang_home();
     let other = world.gate().key("ns/p", 1 - home.shard);
     world.gate().open_gate();
@@ -151,11 +159,11 @@ async fn c16_the_reservations_of_a_gang_run_from_when_it_is_answered() {
     }
 }
 
-/// The commit is decided, its answer is too late: what the gang holds ends by itself.
+/// The commit is decided, its reply is too late: the claims of the gang end by themselves.
 #[tokio::test]
-async fn b06_a_gang_whose_commit_is_acknowledged_late_is_swept() {
+async fn b06_a_gang_whose_commit_is_acknowledged_late_expires() {
     let world = World::on_store().await;
-    world.pool("p", short(1, AckLevel::Durable), &["u", "v", "w"]).await;
+    world.pool("p", short_reservations(1, AckLevel::Durable), &["u", "v", "w"]).await;
     world.stored("p").await;
     let gang: Vec<ClaimRequest> = ["a", "b", "c"].map(|key| request("p", key)).to_vec();
     world.gate().hold_gang_rows();
@@ -163,7 +171,7 @@ async fn b06_a_gang_whose_commit_is_acknowledged_late_is_swept() {
     world.gate().stopped().await;
     world.gate().hold_all_but_gang_rows();
     until("the gang is recorded", async || world.gate().gang_rows() == 1).await;
-    // Its members are committed, and their rows stand at the gate.
+    // The members are committed, and their rows wait at the gate.
     world.gate().stopped().await;
     world.pass(WAIT_MS + 200).await;
     let outcomes = done(begun).await;
@@ -173,22 +181,22 @@ async fn b06_a_gang_whose_commit_is_acknowledged_late_is_swept() {
     world.pass(RESERVE_MS + 200).await;
     assert_eq!(world.counts("p").await, (3, 0, 0), "swept, though nobody asked for the keys");
     world.is_clean().await;
-    // The gang's row is of no use any more.
+    // The gang's row is no longer needed.
     until("the gang is forgotten", async || world.gate().gang_rows() == 0).await;
 }
 
-/// The commit finds no place among the answers that wait for the store: what it made ends in time all the same.
+/// The commit finds no free slot among the replies that wait for the store: its claims end in time nevertheless.
 #[tokio::test]
-async fn c16_a_gang_whose_commit_finds_too_many_answers_waiting_is_swept() {
+async fn c16_a_gang_whose_commit_finds_too_many_replies_waiting_expires() {
     let world = World::on_store().await;
-    world.pool("p", short(1, AckLevel::Durable), &["u", "v", "w"]).await;
+    world.pool("p", short_reservations(1, AckLevel::Durable), &["u", "v", "w"]).await;
     world.hold("p", "held").await;
     world.stored("p").await;
     world.gate().hold_gang_rows();
     let gang: Vec<ClaimRequest> = ["a", "b"].map(|key| request("p", key)).to_vec();
     let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
     world.gate().stopped().await;
-    // Decided after the gang's record, so answers from now on wait for more than that.
+    // Decided after the gang's record, so later replies wait for more than that.
     assert!(world.s.register(&name("p"), worker("x")).now_or_never().is_none());
     let read = || {
         let scheduler = world.s.clone();
@@ -203,7 +211,7 @@ async fn c16_a_gang_whose_commit_finds_too_many_answers_waiting_is_swept() {
         world.quiet().await;
     }
     world.gate().hold_all_but_gang_rows();
-    // The record's answer leaves, and makes a place, which the next one takes.
+    // The reply to the record is sent and frees a slot, which the next one takes.
     until("the gang is answered", async || {
         let mut call = read();
         let _ = futures::poll!(&mut call);
@@ -218,11 +226,11 @@ async fn c16_a_gang_whose_commit_finds_too_many_answers_waiting_is_swept() {
     assert_eq!(world.counts("p").await, (3, 1, 0), "swept, though nobody asked for the keys");
 }
 
-/// A worker's list says nothing of a claim of which nobody was told yet.
+/// A worker's list says nothing about an undisclosed claim.
 #[tokio::test]
 async fn c13_no_item_of_a_batch_ends_by_its_workers_list_while_another_waits() {
     let world = World::on_memory().await;
-    let pool = PoolSpec { unnamed_ms: Some(RESERVE_MS), ..short(1, AckLevel::Memory) };
+    let pool = PoolSpec { unnamed_ms: Some(RESERVE_MS), ..short_reservations(1, AckLevel::Memory) };
     world.pool("p", pool, &["v", "w"]).await;
     let held = world.hold("p", "held").await;
     let now = |request| ClaimRequest { reserve_ms: Some(0), ..request };
@@ -241,7 +249,7 @@ async fn c13_no_item_of_a_batch_ends_by_its_workers_list_while_another_waits() {
     world.s.release(&id("held"), held).await.unwrap();
     let outcomes = done(begun).await;
     assert_eq!(workers(&outcomes).len(), 2, "never two items on one worker");
-    // From now on it counts.
+    // From now on the list counts.
     for _ in 0..4 {
         runs(Vec::new()).await;
         world.pass(RESERVE_MS / 2 + 200).await;
@@ -249,11 +257,11 @@ async fn c13_no_item_of_a_batch_ends_by_its_workers_list_while_another_waits() {
     assert_eq!(world.counts("p").await, (2, 0, 0));
 }
 
-/// An item's worker goes and comes back while another item waits for it: the first is answered as lost.
+/// An item's worker is lost and comes back while another item waits for it: the first is answered as lost.
 #[tokio::test]
 async fn c13_an_item_that_was_lost_while_another_waited_is_answered_as_lost() {
     let world = World::on_memory().await;
-    world.pool("p", short(1, AckLevel::Memory), &["v"]).await;
+    world.pool("p", short_reservations(1, AckLevel::Memory), &["v"]).await;
     let begun = begin_batch(&world, vec![request("p", "e1"), waits("e2")]).await;
     until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
     world.pass(RESERVE_MS).await;

@@ -1,4 +1,4 @@
-//! S06, S07, S13: what a restart finds.
+//! S06, S07, S13: recovery after a restart.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use crate::world::{LOADING, World, id, ids_on, name, request, spec};
 
-/// A row as a store holds it, of whatever version.
+/// Encodes a row as a store holds it, of any version.
 fn frame(id: &str, version: u8, row: &WorkerRow) -> Vec<u8> {
     let body = row.encode_to_vec();
     let mut out = vec![1, u8::try_from(id.len()).unwrap()];
@@ -46,7 +46,7 @@ fn claim_row(key: &str, fence: u64) -> ClaimRow {
 }
 
 #[tokio::test]
-async fn s06_a_shard_that_cannot_be_trusted_is_refused_by_name_and_the_others_serve() {
+async fn s06_a_damaged_shard_is_refused_by_name_and_the_others_serve() {
     let twice = WorkerRow { claims: vec![claim_row("x", 5), claim_row("y", 6)], version: 1, ..WorkerRow::default() };
     let later = WorkerRow { version: 1 << 40, ..WorkerRow::default() };
     let no_fence = WorkerRow { claims: vec![claim_row("x", 0)], version: 1, ..WorkerRow::default() };
@@ -97,7 +97,7 @@ async fn s06_a_shard_that_cannot_be_trusted_is_refused_by_name_and_the_others_se
     }
 }
 
-/// Rows of a version that kept no times are read, and what they do not say is not made up.
+/// Rows of a version without timestamps are read, and the missing values are not invented.
 #[tokio::test]
 async fn c16_claims_of_rows_without_times_show_none() {
     let world = World::on_store().await;
@@ -142,7 +142,7 @@ async fn s07_restart_after_restart() {
             world.s.release(&id(&key), last).await.unwrap();
         }
         let rows = world.rows("p").await;
-        // With an orderly end, without one, and without having done anything.
+        // With a clean stop, without one, and without having done anything.
         world = if round % 3 == 0 { world.restarted().await } else { world.crashed().await };
         assert_eq!(world.rows("p").await, rows);
         world = world.crashed().await;
@@ -156,22 +156,22 @@ async fn s07_restart_after_restart() {
 }
 
 #[tokio::test]
-async fn s07_another_shard_count_is_refused_with_advice() {
+async fn s07_another_shard_count_is_rejected_with_advice() {
     let world = World::on_store().await;
     world.pool("p", spec(4, AckLevel::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
     let again = world.restarted().await;
     let refusal = again.s.put_pool(name("p"), spec(8, AckLevel::Durable)).await.unwrap_err();
     assert!(matches!(&refusal, RequestError::FailedPrecondition(_)), "{refusal:?}");
-    assert!(refusal.to_string().contains("it has 4 shards, got 8; make a new pool"), "{refusal}");
+    assert!(refusal.to_string().contains("it has 4, got 8; create another pool"), "{refusal}");
     assert_eq!(again.s.get_claim(&id("k")).await.unwrap().fence, fence);
-    // The same count, and whatever may change.
+    // The same count, and settings that may change.
     let changed = PoolSpec { reserve_ms: 1_234, ..spec(4, AckLevel::Memory) };
     assert!(!again.s.put_pool(name("p"), changed.clone()).await.unwrap().0);
     assert_eq!(again.restarted().await.s.get_pool(&name("p")).await.unwrap().spec, changed.with_defaults().unwrap());
 }
 
-/// The owner speaks for the workers of `p`, as soon as that may be.
+/// Clears the workers of `p`, as soon as that is allowed.
 async fn trust(world: &World) {
     world.stored("p").await;
     world.pass(30_000).await;
@@ -180,7 +180,7 @@ async fn trust(world: &World) {
 
 /// The tail of the records is lost, and the clock is an hour back: the next fence is still higher.
 #[tokio::test]
-async fn s13_fences_grow_over_a_lost_tail_and_a_clock_that_was_set_back() {
+async fn s13_fences_grow_despite_a_lost_tail_and_a_clock_set_back() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["v", "w"]).await;
     let old = world.hold("p", "old").await;
@@ -209,9 +209,9 @@ async fn s13_fences_grow_over_a_lost_tail_and_a_clock_that_was_set_back() {
     assert!(third.claim("p", "old").await.unwrap().claim.fence > next);
 }
 
-/// What one process wrote, another finds under the same path.
+/// The service that is about to stop is unready, and still answers.
 #[tokio::test]
-async fn w06_who_is_about_to_stop_is_not_ready_and_answers_still() {
+async fn w06_a_draining_service_is_unready_and_still_answers() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     assert!(world.s.readiness().ready);
@@ -236,7 +236,7 @@ async fn s07_the_directory_itself_is_opened_again() {
     }
 }
 
-/// Tasks of the last scheduler end in their own time, and with the last of them the lock.
+/// Opens the store once the tasks of the last scheduler have ended, and with them the lock.
 async fn open_when_free(dir: &Path) -> RedbStore {
     let mut opened = None;
     crate::world::until("the lock is free", async || {

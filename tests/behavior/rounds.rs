@@ -1,4 +1,4 @@
-//! Rounds of a writer: what one call carries, and what becomes of steps that it does not answer.
+//! Rounds of a writer: the limits of one call, and what happens to batches that it does not answer.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use crate::world::until;
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 const B: ShardKey = ShardKey { pool: 7, shard: 1 };
 
-/// A journal on a store of its own, whose writers do not run yet.
+/// Opens a journal on a store of its own, whose writers do not run yet.
 async fn journal() -> (Arc<Place>, Arc<GatedStore>, Arc<Journal>) {
     let place = Arc::new(Place::empty());
     let gate = Arc::new(GatedStore::open(&place));
@@ -30,7 +30,7 @@ fn run(journal: &Arc<Journal>) {
     }
 }
 
-/// Hands over so many rows, each of about a hundred bytes.
+/// Hands over this many rows, each of about a hundred bytes.
 fn hand(outbox: &Arc<Outbox>, to: u64, rows: usize) {
     outbox.append(to, None, |out| {
         (0..rows).for_each(|row| put_deletion(out, RowKind::Worker, &format!("{row:0100}")));
@@ -43,7 +43,7 @@ async fn all_stored(outboxes: &[Arc<Outbox>], to: u64) {
 }
 
 #[tokio::test]
-async fn b1_a_round_carries_4096_steps_at_most() {
+async fn b1_a_round_carries_4096_batches_at_most() {
     let (_place, gate, journal) = journal().await;
     let key = |n: u16| ShardKey { pool: 1 + u64::from(n / 1_024), shard: n % 1_024 };
     let outboxes: Vec<_> = (0..5_000).map(|n| Outbox::new(&journal, key(n), 0)).collect();
@@ -70,7 +70,7 @@ async fn b1_a_round_takes_no_more_once_it_has_8_mib() {
 }
 
 #[tokio::test]
-async fn s02_a_step_that_was_not_answered_goes_again_alone_and_unchanged() {
+async fn s02_an_unanswered_batch_is_sent_again_alone_and_unchanged() {
     let (_place, gate, journal) = journal().await;
     let (a, b) = (Outbox::new(&journal, A, 0), Outbox::new(&journal, B, 0));
     gate.leave_unanswered(A, 1);
@@ -80,7 +80,7 @@ async fn s02_a_step_that_was_not_answered_goes_again_alone_and_unchanged() {
     // The other one of the round counts at once.
     until("b's is stored", async || b.applied_seq() == 1).await;
     assert_eq!(a.applied_seq(), 0);
-    // What comes meanwhile waits for it.
+    // Later batches wait for it.
     hand(&a, 2, 1);
     until("a's are stored", async || a.applied_seq() == 2).await;
     let rounds: Vec<Vec<_>> =
@@ -89,7 +89,7 @@ async fn s02_a_step_that_was_not_answered_goes_again_alone_and_unchanged() {
 }
 
 #[tokio::test]
-async fn a_step_has_the_shards_own_row_once_and_in_its_last_state() {
+async fn a_batch_has_the_shards_own_row_once_and_in_its_last_state() {
     let (_place, gate, journal) = journal().await;
     let outbox = Outbox::new(&journal, A, 0);
     let rows = Arc::new(Mutex::new(Vec::new()));

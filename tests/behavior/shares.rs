@@ -1,4 +1,5 @@
-//! Shared pools over all their shards: what a claim holds, what is left, and that nobody is told "full" in vain.
+//! Shared pools over all their shards: what a claim holds, what is free, and that no claim is told "exhausted" in
+//! vain.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,10 @@ use hotpool::model::{
 use crate::sharing::{asking, cards, cpu, held, shared, sized};
 use crate::world::{FULL, Seeded, World, id, ids_on, name, worker};
 
-const NO_ROOM_ON_WORKER: RequestError = RequestError::Exhausted(ExhaustionReason::Worker);
+const WORKER_EXHAUSTED: RequestError = RequestError::Exhausted(ExhaustionReason::Worker);
 
 #[tokio::test]
-async fn c04_the_same_key_with_other_resources_is_the_same_share_or_refused() {
+async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() {
     let world = World::on_store().await;
     world
         .shared(shared(4, PlacementPolicy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 8_000, None)).collect())
@@ -33,14 +34,14 @@ async fn c04_the_same_key_with_other_resources_is_the_same_share_or_refused() {
         }
     }
     assert_eq!(world.left().await, (31_000, 0), "it is held once");
-    // Once it holds something else, that is what must match.
+    // Once the claim holds other resources, those must match.
     world.s.resize(&id("k"), first.fence, cpu(4_000)).await.unwrap();
     let mut request = asking("p", "k", &cpu(4_000));
     request.constraints.as_mut().unwrap().require_same_resources = true;
     assert_eq!(world.s.claim(request).await.unwrap().claim.fence, first.fence);
 }
 
-/// C08, L1: claims, resizes and releases in any order; after every step what is free is what the claims leave.
+/// C08, L1: claims, resizes and releases in any order; after every step the free resources are what the claims leave.
 #[tokio::test]
 async fn c08_after_300_steps_nothing_is_held() {
     for (seed, policy) in [(1, PlacementPolicy::BestFit), (2, PlacementPolicy::Spread), (3, PlacementPolicy::Fgd)] {
@@ -83,8 +84,8 @@ async fn c08_after_300_steps_nothing_is_held() {
                         seen[2] += 1;
                         assert_eq!((held(&claim), claim.fence), (&resources, fence));
                     }
-                    // More than is left there, or than the worker has in all.
-                    Err(NO_ROOM_ON_WORKER) => seen[3] += 1,
+                    // More than is free there, or than the worker's capacity.
+                    Err(WORKER_EXHAUSTED) => seen[3] += 1,
                     Err(RequestError::Invalid { .. }) => seen[4] += 1,
                     Err(other) => panic!("{other:?}"),
                 },
@@ -94,7 +95,7 @@ async fn c08_after_300_steps_nothing_is_held() {
                     keys.remove(&key);
                 }
             }
-            // No worker gives more than it has, no card is given twice, and what is free is the rest.
+            // No worker grants more than it has, no GPU is granted twice, and the rest is free.
             let (mut cpu_held, mut cards_held) = (0, 0);
             let mut on: BTreeMap<String, (u64, [u32; 8])> = BTreeMap::new();
             let claims = world.all_held().await;
@@ -130,7 +131,7 @@ async fn c08_after_300_steps_nothing_is_held() {
 }
 
 #[tokio::test]
-async fn w05_a_share_that_is_being_released_is_held() {
+async fn w05_resources_being_released_are_held() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
     let first = world.share("a", &ResourceRequirements { cpu_milli: 3_000, ..cards(&[], 1, 600) }).await.unwrap().claim;
@@ -140,7 +141,7 @@ async fn w05_a_share_that_is_being_released_is_held() {
     assert_eq!(world.share("c", &cards(&[], 1, 500)).await, Err(FULL));
     assert_eq!(world.s.resize(&id("a"), first.fence, cpu(1)).await, Err(RequestError::Releasing));
     assert_eq!(world.left().await, (500, 400));
-    // The others on the worker go on meanwhile.
+    // Other claims on the worker continue meanwhile.
     world.s.resize(&id("b"), other.fence, cpu(1_000)).await.unwrap();
     world.s.release(&id("a"), first.fence).await.unwrap();
     assert_eq!(world.left().await, (3_000, 1_000));
@@ -148,7 +149,7 @@ async fn w05_a_share_that_is_being_released_is_held() {
 }
 
 #[tokio::test]
-async fn w07_a_worker_takes_nothing_that_needs_what_it_did_not_report() {
+async fn w07_a_worker_gets_no_claim_for_resources_that_it_did_not_report() {
     let world = World::on_memory().await;
     let memory = WorkerCapacity { memory_bytes: 1 << 30, ..WorkerCapacity::default() };
     let only_memory = WorkerSpec { capacity: memory, ..worker("memory") };
@@ -172,9 +173,9 @@ async fn w07_a_worker_takes_nothing_that_needs_what_it_did_not_report() {
     assert_eq!(world.share("k", &memory(1)).await, Err(FULL));
 }
 
-/// The order of models counts for the whole pool, not only within the shard that happens to be asked first.
+/// The order of models applies to the whole pool, not only within the shard that happens to be asked first.
 #[tokio::test]
-async fn p02_the_most_wanted_model_is_found_in_whichever_shard_it_is() {
+async fn p02_the_preferred_model_is_found_in_whichever_shard() {
     let world = World::on_memory().await;
     let of = |shard, prefix: &str, model: &'static str| {
         ids_on(shard, 8, 3, prefix).into_iter().map(move |id| sized(&id, 8_000, Some((model, 2)))).collect::<Vec<_>>()
@@ -198,9 +199,9 @@ async fn p02_the_most_wanted_model_is_found_in_whichever_shard_it_is() {
     assert_eq!(model(&[], 300).await.as_deref(), Ok("t"));
 }
 
-/// Work without cards goes where no cards are while that fits, in whichever shard; unless the pool says otherwise.
+/// Claims without GPUs go to workers without GPUs while they fit, in whichever shard; unless the pool says otherwise.
 #[tokio::test]
-async fn p02_work_without_cards_leaves_cards_alone() {
+async fn p02_claims_without_gpus_leave_gpus_free() {
     for policy in [PlacementPolicy::BestFit, PlacementPolicy::Spread, PlacementPolicy::Fgd] {
         let world = World::on_memory().await;
         let mut workers: Vec<_> =
@@ -221,7 +222,7 @@ async fn p02_work_without_cards_leaves_cards_alone() {
             taken.into_iter().filter(|taken| taken.as_ref().unwrap().claim.worker.spec.id.as_str().starts_with('g'));
         assert_eq!(on_cards.count(), 2, "{policy:?}");
     }
-    // Switched off, best fit takes the fullest, which has cards.
+    // Switched off, best fit takes the fullest worker, which has GPUs.
     let world = World::on_memory().await;
     let workers = || vec![sized("g", 2_000, Some(("T4", 1))), sized("c", 64_000, None)];
     let spec = || shared(1, PlacementPolicy::BestFit);
@@ -241,7 +242,7 @@ async fn p03_workers_are_filled_exactly() {
     assert_eq!(taken.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL]);
     assert_eq!(world.left().await, (0, 0));
 
-    // Three onto room for two, over shards; 70 tiny ones onto one worker of each shard that is asked.
+    // Three claims for the capacity of two, over shards; 70 tiny ones on one worker of each shard that is asked.
     let world = World::on_memory().await;
     let two: Vec<_> = (0..2).flat_map(|shard| ids_on(shard, 2, 1, "w")).map(|id| sized(&id, 1_000, None)).collect();
     world.shared(shared(2, PlacementPolicy::BestFit), two).await;
@@ -257,26 +258,26 @@ async fn p03_workers_are_filled_exactly() {
 }
 
 #[tokio::test]
-async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
+async fn p06_held_claims_stay_valid_when_capacity_changes() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 2)))]).await;
     let ask = ResourceRequirements { cpu_milli: 3_000, ..cards(&["T4"], 1, 1_000) };
     let first = world.share("k", &ask).await.unwrap().claim;
     world.share("l", &cpu(1_000)).await.unwrap();
     assert_eq!(world.share("k", &ask).await.unwrap().claim, first, "there is no room for a second");
-    // The worker shrinks below what its claims sum to: shown, not offered, and the claims stay.
+    // The worker shrinks below the sum of its claims: shown, unschedulable, and the claims stay.
     world.enlist(vec![sized("w", 3_500, Some(("T4", 2)))]).await;
     let look = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
     assert!(look.overcommitted && look.claims.len() == 2);
     assert_eq!(world.share("k", &ask).await.unwrap().claim.fence, first.fence);
     assert_eq!(world.share("m", &cards(&[], 1, 1)).await, Err(FULL), "a card is left, and the worker is not offered");
     assert_eq!(world.left().await, (0, 0));
-    // What gives back makes it fit again, one that grows it does not.
+    // A claim that shrinks makes it fit again, one that grows does not.
     assert_eq!(
         world.s.resize(&id("k"), first.fence, cpu(3_600)).await,
         Err(RequestError::Invalid {
             field: "resources".into(),
-            message: "must be within what the claim's worker has; release it and claim anew for more".into(),
+            message: "must fit the capacity of the claim's worker; release the claim and claim again for more".into(),
         })
     );
     let shrunk = ResourceRequirements { cpu_milli: 2_500, ..cards(&["T4"], 1, 1_000) };
@@ -287,9 +288,9 @@ async fn p06_what_is_held_stays_valid_whatever_room_there_is() {
     world.share("m", &cards(&[], 1, 1)).await.unwrap();
 }
 
-/// Every field of a resize counts: one that names other cards than the claim holds is refused, and says so.
+/// Every field of a resize counts: one that names another GPU model than the claim holds is rejected, and says so.
 #[tokio::test]
-async fn c08_a_resize_to_cards_of_another_model_is_refused() {
+async fn c08_a_resize_to_another_gpu_model_is_rejected() {
     for policy in [PlacementPolicy::BestFit, PlacementPolicy::Lifo] {
         let world = World::on_memory().await;
         let shared = PoolSpec { mode: policy_mode(policy), ..shared(1, policy) };
@@ -314,10 +315,10 @@ fn policy_mode(policy: PlacementPolicy) -> hotpool::model::PoolMode {
     if policy == PlacementPolicy::Lifo { hotpool::model::PoolMode::Exclusive } else { hotpool::model::PoolMode::Shared }
 }
 
-/// N1: claims of all sizes until nothing fits any more. At no time is one refused that a worker has room for, and one that
-/// is granted never had none.
+/// N1: claims of all sizes until nothing fits. At no time is one rejected that a worker has capacity for, or granted
+/// without it.
 #[tokio::test]
-async fn n1_nobody_is_refused_while_a_worker_has_room() {
+async fn n1_no_claim_is_rejected_while_a_worker_has_capacity() {
     for (seed, shards, policy) in
         [(1, 4, PlacementPolicy::BestFit), (2, 16, PlacementPolicy::Spread), (3, 8, PlacementPolicy::Fgd)]
     {
@@ -372,7 +373,7 @@ async fn n1_nobody_is_refused_while_a_worker_has_room() {
 }
 
 #[tokio::test]
-async fn s01_a_restart_finds_the_same_cards_and_as_much_free() {
+async fn s01_a_restart_restores_the_same_gpus_and_free_resources() {
     let world = World::on_store().await;
     let workers = (0..6).map(|i| sized(&format!("g{i}"), 16_000, Some((["T4", "A10"][i % 2], 4)))).collect();
     world.shared(shared(4, PlacementPolicy::Fgd), workers).await;
@@ -385,7 +386,7 @@ async fn s01_a_restart_finds_the_same_cards_and_as_much_free() {
         };
         if let Ok(taken) = world.share(&format!("k{i}"), &resources).await {
             if i % 5 == 0 {
-                // There may be no room for it.
+                // There may be too little capacity for it.
                 let _ = world.s.resize(&id(&format!("k{i}")), taken.claim.fence, cards(&[], 1, 1_000)).await;
             }
             if i % 7 == 0 {
@@ -410,9 +411,10 @@ async fn s01_a_restart_finds_the_same_cards_and_as_much_free() {
     assert_eq!(again.left().await, (96_000, 24_000));
 }
 
-/// One heartbeat speaks for all that a worker holds: it confirms, and what it names no more ends after the grace, alone.
+/// One heartbeat reports all claims of a worker: it confirms them, and a claim no longer reported ends after the
+/// grace, alone.
 #[tokio::test]
-async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
+async fn w04_a_heartbeat_covers_each_claim_of_its_worker() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
     let mut fences = Vec::new();
@@ -421,7 +423,7 @@ async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
         fences.push(world.s.claim(request).await.unwrap().claim.fence);
     }
     let named = |keys: &[usize]| keys.iter().map(|&at| (["a", "b", "c"][at], fences[at])).collect::<Vec<_>>();
-    let heard = world.beat("w", Some(&named(&[0, 1]))).await;
+    let heard = world.heartbeat("w", Some(&named(&[0, 1]))).await;
     assert_eq!((heard.claims.len(), heard.stop.len()), (3, 0));
     let states = async |world: &World| {
         let mut states = Vec::new();
@@ -432,11 +434,11 @@ async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
     };
     assert_eq!(states(&world).await, [ClaimState::Active, ClaimState::Active, ClaimState::Reserved]);
     assert_eq!(world.left().await, (4_000, 400), "no heartbeat makes room");
-    // It names one less, and later the other two are still named.
-    world.beat("w", Some(&named(&[0, 2]))).await;
+    // It reports one less, and later still the other two.
+    world.heartbeat("w", Some(&named(&[0, 2]))).await;
     for _ in 0..4 {
         world.pass(10_000).await;
-        world.beat("w", Some(&named(&[0, 2]))).await;
+        world.heartbeat("w", Some(&named(&[0, 2]))).await;
     }
     assert_eq!(
         world.s.get_claim(&id("b")).await.map(|claim| claim.id),
@@ -444,16 +446,16 @@ async fn w04_a_heartbeat_speaks_for_each_claim_of_its_worker() {
     );
     assert_eq!((world.state("a").await, world.state("c").await), (ClaimState::Active, ClaimState::Active));
     assert_eq!(world.left().await, (4_000, 600));
-    // What it should not run it is told to stop; until it has, it is offered to nobody.
-    let heard = world.beat("w", Some(&[("a", fences[0]), ("b", fences[1]), ("c", fences[2])])).await;
+    // It must stop a claim that it should not run; until then it is unschedulable.
+    let heard = world.heartbeat("w", Some(&[("a", fences[0]), ("b", fences[1]), ("c", fences[2])])).await;
     assert_eq!((heard.claims.len(), heard.stop.len()), (2, 1));
     assert_eq!(world.share("d", &cpu(1)).await, Err(FULL));
-    world.beat("w", Some(&named(&[0, 2]))).await;
+    world.heartbeat("w", Some(&named(&[0, 2]))).await;
     world.share("d", &cpu(1)).await.unwrap();
 }
 
 #[tokio::test]
-async fn s01_a_worker_that_nothing_spoke_for_gives_no_shares() {
+async fn s01_an_unconfirmed_worker_grants_no_resources() {
     let world = World::on_store().await;
     let spec = PoolSpec { ack: AckLevel::Memory, reserve_ms: 2_000, ..shared(1, PlacementPolicy::BestFit) };
     world.shared(spec, vec![sized("w", 4_000, None)]).await;
@@ -461,22 +463,22 @@ async fn s01_a_worker_that_nothing_spoke_for_gives_no_shares() {
     let gone = world.share("gone", &cpu(1_000)).await.unwrap().claim.fence;
     world.stored("p").await;
     let world = world.crashed().await;
-    let look = world.look("w").await;
+    let look = world.view_worker("w").await;
     assert_eq!((look.trust, look.claims.len()), (TrustState::Suspect, 2));
     assert_eq!((world.share("new", &cpu(1)).await, world.left().await), (Err(FULL), (0, 0)));
-    // Not before what may have been lost can be started no more.
-    world.beat("w", Some(&[("kept", kept)])).await;
+    // Not before claims that may have been lost can no longer start.
+    world.heartbeat("w", Some(&[("kept", kept)])).await;
     assert_eq!(world.share("new", &cpu(1)).await, Err(FULL));
     world.pass(2_000).await;
-    // A claim that no record tells of is not taken over in a shared pool: nobody knows how much it holds.
+    // A claim without a record is not readopted in a shared pool: its resources are unknown.
     let unknown = gone + 1;
-    let heard = world.beat("w", Some(&[("kept", kept), ("unknown", unknown)])).await;
+    let heard = world.heartbeat("w", Some(&[("kept", kept), ("unknown", unknown)])).await;
     assert_eq!((heard.claims.len(), heard.stop.len()), (1, 1), "{heard:?}");
     assert_eq!(world.share("new", &cpu(1)).await, Err(FULL), "it still runs something");
-    world.beat("w", Some(&[("kept", kept)])).await;
+    world.heartbeat("w", Some(&[("kept", kept)])).await;
     assert_eq!(world.left().await, (3_000, 0));
     world.share("new", &cpu(3_000)).await.unwrap();
-    // A cordon keeps newcomers away, and nobody else.
+    // A cordon keeps new claims away, and no others.
     let w = WorkerId::new("w").unwrap();
     world.s.command_worker(&name("p"), &w, WorkerCommand::Cordon).await.unwrap();
     world.s.resize(&id("kept"), kept, cpu(500)).await.unwrap();

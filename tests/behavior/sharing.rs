@@ -1,4 +1,4 @@
-//! What tests of shared pools say: workers by size, claims by what they ask for, and what is left.
+//! Helpers for tests of shared pools: workers by size, claims by resources, and free resources.
 
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
@@ -50,14 +50,14 @@ impl World {
         self.s.claim(asking("p", key, resources)).await
     }
 
-    /// Which worker gave it a share, and which cards.
+    /// Claims resources. Returns the worker and the GPUs that were granted.
     pub async fn place(&self, key: &str, resources: &ResourceRequirements) -> Result<(String, u64), RequestError> {
         self.share(key, resources)
             .await
             .map(|taken| (taken.claim.worker.spec.id.to_string(), taken.claim.gpu_mask.unwrap()))
     }
 
-    /// Cores that can be claimed, and thousandths of cards.
+    /// Cores that can be claimed, and thousandths of GPUs.
     pub async fn left(&self) -> (u64, u64) {
         let status = self.s.get_pool(&name("p")).await.unwrap();
         (status.free.cpu_milli, status.gpus.values().map(|sum| sum.free_milli).sum())

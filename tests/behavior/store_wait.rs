@@ -1,4 +1,4 @@
-//! S11: an answer that waits for the store when its deadline passes, or whose caller is gone.
+//! S11: a reply that waits for the store when its deadline passes, or when its caller has left.
 
 use std::future::Future as _;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ async fn one_worker() -> World {
     world
 }
 
-/// The claim must be gone from memory now, and from the store too once it is back.
-async fn nothing_is_left(world: World) {
+/// Checks that the claim is gone from memory now, and from the store once it is back.
+async fn assert_nothing_left(world: World) {
     assert_eq!(world.counts("p").await, (1, 0, 0));
     world.gate().open_gate();
     world.is_clean().await;
@@ -28,7 +28,7 @@ async fn nothing_is_left(world: World) {
 }
 
 #[tokio::test]
-async fn s11_a_claim_that_the_store_kept_too_long_is_given_back() {
+async fn s11_a_claim_that_is_not_stored_in_time_is_rolled_back() {
     for reserve_ms in [None, Some(0)] {
         let world = one_worker().await;
         world.gate().hold_all();
@@ -38,7 +38,7 @@ async fn s11_a_claim_that_the_store_kept_too_long_is_given_back() {
         assert_eq!(world.counts("p").await.1, 1, "until then it is held");
         world.pass(1).await;
         assert_eq!(done(claim).await, Err(STORE));
-        nothing_is_left(world).await;
+        assert_nothing_left(world).await;
     }
 }
 
@@ -77,7 +77,7 @@ async fn s11_a_claim_stays_if_a_repeat_of_it_waits() {
 }
 
 #[tokio::test]
-async fn s11_a_claim_of_which_no_answer_told_is_given_back_with_the_last() {
+async fn s11_an_undisclosed_claim_is_rolled_back_with_its_last_reply() {
     let world = one_worker().await;
     world.gate().hold_all();
     let first = world.begin_claim("p", "k").await;
@@ -89,7 +89,7 @@ async fn s11_a_claim_of_which_no_answer_told_is_given_back_with_the_last() {
     world.pass(1_000).await;
     assert_eq!(done(repeat).await, Err(STORE));
     assert_eq!(world.counts("p").await, (1, 0, 0), "nobody was told of it, and nobody will be");
-    nothing_is_left(world).await;
+    assert_nothing_left(world).await;
 }
 
 #[tokio::test]
@@ -129,11 +129,11 @@ async fn s11_confirm_and_release_undo_nothing() {
     let release = world.begin_release("k", fence).await;
     world.pass(WAIT_MS).await;
     assert_eq!(done(release).await, Err(STORE));
-    nothing_is_left(world).await;
+    assert_nothing_left(world).await;
 }
 
 #[tokio::test]
-async fn s11_a_claim_whose_caller_left_is_given_back_when_its_answer_would_leave() {
+async fn s11_a_claim_whose_caller_left_is_rolled_back_when_its_reply_is_due() {
     for reserve_ms in [None, Some(0)] {
         let world = one_worker().await;
         world.gate().hold_all();
@@ -143,7 +143,7 @@ async fn s11_a_claim_whose_caller_left_is_given_back_when_its_answer_would_leave
         assert!(claim.await.unwrap_err().is_cancelled());
         world.gate().open_gate();
         until("it is given back", async || world.counts("p").await == (1, 0, 0)).await;
-        nothing_is_left(world).await;
+        assert_nothing_left(world).await;
     }
 }
 
@@ -158,7 +158,7 @@ async fn s11_a_caller_that_left_takes_nothing_from_a_repeat() {
     world.gate().open_gate();
     let repeat = done(repeat).await.unwrap();
     assert_eq!(world.held().await, [("k".into(), "w".into(), repeat.claim.fence)]);
-    // And a repeat whose caller left takes nothing either.
+    // A repeat whose caller left takes nothing either.
     world.s.confirm(&id("k"), repeat.claim.fence).await.unwrap();
     let third = world.begin_claim("p", "k").await;
     third.abort();
@@ -167,7 +167,7 @@ async fn s11_a_caller_that_left_takes_nothing_from_a_repeat() {
 }
 
 #[tokio::test]
-async fn s11_only_durable_answers_wait() {
+async fn s11_only_durable_replies_wait() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Memory), &["v", "w"]).await;
     world.gate().hold_all();
@@ -182,8 +182,8 @@ async fn s11_only_durable_answers_wait() {
     assert!(done(durable).await.unwrap().created);
 }
 
-/// Runs inside the shard's run, when that sends an answer: the store takes what was held back, and the shard is told of
-/// it while it is awake.
+/// Runs inside the shard's run, when that sends a reply: the store accepts what was held back, and the shard is told
+/// while it is awake.
 struct Inject {
     gate: Arc<GatedStore>,
     stored: Arc<AtomicBool>,
@@ -193,11 +193,12 @@ struct Inject {
 impl Wake for Inject {
     fn wake(self: Arc<Self>) {
         if !self.was_run.swap(true, Ordering::SeqCst) {
-            // By a thread of no runtime: what this one wakes would wait behind this very run.
+            // Done by a thread of no runtime: a task woken by this one would wait behind this very run.
             let gate = Arc::clone(&self.gate);
             std::thread::spawn(move || gate.open_gate()).join().unwrap();
-            // The watch runs when the writer has told its shards and rests. Seldom the runtime keeps a task behind this
-            // very run on the same thread; then the store moves on after it, and the answers must leave all the same.
+            // The watch runs after the writer has told its shards. Seldom the runtime keeps a task behind this very
+            // run on the same thread; then the store makes progress after it, and the replies must be sent all the
+            // same.
             let begun = std::time::Instant::now();
             while !self.stored.load(Ordering::SeqCst) && begun.elapsed().as_secs() < 2 {
                 std::thread::yield_now();
@@ -207,7 +208,7 @@ impl Wake for Inject {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
+async fn r1_a_reply_whose_record_is_stored_while_the_shard_runs_is_sent() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
     let fence = world.hold("p", "g").await;
@@ -229,13 +230,13 @@ async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
     let (pool, waker) = (name("p"), Waker::from(Arc::clone(&inject)));
     let busy = world.busy("p").await;
     let mut report = Box::pin(world.s.get_pool(&pool));
-    // It stands in the ring, and its answer will wake this.
+    // The request is in the mailbox, and its reply will wake this.
     assert!(report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     busy.until_asked(1).await;
     while report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
         std::thread::yield_now();
     }
-    // No time goes by and nobody asks anything more: only the store's progress can let these go.
+    // No time passes and there are no more requests: only the store's progress can release these replies.
     done(claim).await.unwrap();
     done(release).await.unwrap();
     done(watch).await;
@@ -243,7 +244,7 @@ async fn r1_an_answer_whose_record_is_stored_while_the_shard_runs_leaves() {
 }
 
 #[tokio::test]
-async fn s11_claims_go_on_being_decided_while_many_answers_wait() {
+async fn s11_claims_are_decided_while_many_replies_wait() {
     const CLAIMS: u64 = 40;
     let world = World::on_store().await;
     let workers: Vec<String> = (0..CLAIMS).map(|n| format!("w{n}")).collect();

@@ -1,4 +1,4 @@
-//! The order in which claims that wait are served, and what does not hold them up.
+//! Order in which queued claims are served, and what does not block them.
 
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::{AckLevel, ClaimRequest, PlacementPolicy, Quota, WorkerId, WorkerSpec};
@@ -8,16 +8,16 @@ use crate::sharing::{asking, cpu, shared, sized};
 use crate::waiting::{MINUTE, labelled, of, one_full_worker, waiting, with_priority};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
 
-/// Who wants what nobody has holds nobody up; and gets it when it is there.
+/// A claim that no worker fits blocks nobody, and is served when one registers.
 #[tokio::test]
-async fn q03_what_fits_nothing_does_not_block_those_behind_it() {
+async fn q03_a_claim_that_fits_nowhere_blocks_nobody_behind_it() {
     let (world, fence) = one_full_worker().await;
-    let odd = world.parked(ClaimRequest { constraints: labelled("kind=odd"), ..waiting("p", "odd") }).await;
-    let plain = world.parked(waiting("p", "plain")).await;
+    let odd = world.begin_queued(ClaimRequest { constraints: labelled("kind=odd"), ..waiting("p", "odd") }).await;
+    let plain = world.begin_queued(waiting("p", "plain")).await;
     world.s.release(&id("held0"), fence).await.unwrap();
     assert_eq!(done(plain).await.unwrap().claim.worker.spec.id.as_str(), "w0");
     assert!(world.view("odd").await.is_some());
-    // A newcomer takes what the one who waits has no use for.
+    // A newcomer gets the worker that the queued claim cannot use.
     world.add("p", &["w1"]).await;
     world.hold("p", "newcomer").await;
     let labels = [("kind".to_owned(), "odd".to_owned())].into();
@@ -25,9 +25,9 @@ async fn q03_what_fits_nothing_does_not_block_those_behind_it() {
     assert_eq!(done(odd).await.unwrap().claim.worker.spec.id.as_str(), "w2");
 }
 
-/// A share that fits goes before a larger one that does not yet; what comes free for the larger one is its.
+/// A claim that fits goes before a larger one that does not yet; the larger one gets what is freed for it.
 #[tokio::test]
-async fn q03_shares_wait_for_room_of_their_size() {
+async fn q03_claims_wait_for_free_resources_of_their_size() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w0", 4_000, None)]).await;
     let mut held = Vec::new();
@@ -35,8 +35,8 @@ async fn q03_shares_wait_for_room_of_their_size() {
         held.push(world.share(&format!("h{n}"), &cpu(1_000)).await.unwrap());
     }
     let wait = |key: &str, amount| ClaimRequest { wait_ms: MINUTE, ..asking("p", key, &cpu(amount)) };
-    let large = world.parked(wait("large", 2_000)).await;
-    let small = world.parked(wait("small", 1_000)).await;
+    let large = world.begin_queued(wait("large", 2_000)).await;
+    let small = world.begin_queued(wait("small", 1_000)).await;
     world.s.release(&held[0].claim.id, held[0].claim.fence).await.unwrap();
     done(small).await.unwrap();
     world.s.release(&held[1].claim.id, held[1].claim.fence).await.unwrap();
@@ -44,13 +44,13 @@ async fn q03_shares_wait_for_room_of_their_size() {
     assert!(!large.is_finished());
     world.s.release(&held[2].claim.id, held[2].claim.fence).await.unwrap();
     done(large).await.unwrap();
-    // What a claim gives back by a resize counts too.
-    let last = world.parked(wait("last", 500)).await;
+    // Resources released by a resize count too.
+    let last = world.begin_queued(wait("last", 500)).await;
     world.s.resize(&held[3].claim.id, held[3].claim.fence, cpu(500)).await.unwrap();
     done(last).await.unwrap();
 }
 
-/// The order in which claims that wait are served, as one worker after another comes free.
+/// Order in which queued claims are served, as one worker after another becomes free.
 async fn served(world: &World, mut fence: u64, waits: Vec<(&str, JoinHandle<Claimed>)>) -> Vec<String> {
     let mut held = id("held0");
     let mut order = Vec::new();
@@ -72,7 +72,7 @@ async fn q04_priority_goes_before_arrival() {
     let (world, fence) = one_full_worker().await;
     let mut waits = Vec::new();
     for (key, priority) in [("a", 0), ("b", 5), ("c", 1_000), ("d", 5)] {
-        waits.push((key, world.parked(with_priority(waiting("p", key), priority)).await));
+        waits.push((key, world.begin_queued(with_priority(waiting("p", key), priority)).await));
     }
     let ahead = world.view("d").await.unwrap().ahead;
     assert_eq!(ahead, 2, "c and b");
@@ -80,19 +80,19 @@ async fn q04_priority_goes_before_arrival() {
 }
 
 #[tokio::test]
-async fn q04_a_burst_of_one_tenant_does_not_keep_another_waiting() {
+async fn q04_a_burst_of_one_tenant_does_not_delay_another() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w0", "w1", "w2", "w3"]).await;
     let mut fences = world.full(4).await;
     let mut burst = Vec::new();
     for n in 0..8 {
-        burst.push(world.parked(of("burst", &format!("b{n}"))).await);
+        burst.push(world.begin_queued(of("burst", &format!("b{n}"))).await);
     }
     let mut calm = Vec::new();
     for n in 0..2 {
-        calm.push(world.parked(of("calm", &format!("c{n}"))).await);
+        calm.push(world.begin_queued(of("calm", &format!("c{n}"))).await);
     }
-    // Four come free: they take turns, although all of the burst came first.
+    // Four workers become free: tenants alternate, although the whole burst came first.
     for n in 0..4 {
         world.s.release(&id(&format!("held{n}")), fences.remove(0)).await.unwrap();
         world.quiet().await;
@@ -113,8 +113,8 @@ async fn q04_a_weight_is_a_larger_share() {
     let fences = world.full(8).await;
     let (mut light, mut heavy) = (Vec::new(), Vec::new());
     for n in 0..8 {
-        light.push(world.parked(of("light", &format!("l{n}"))).await);
-        heavy.push(world.parked(of("heavy", &format!("h{n}"))).await);
+        light.push(world.begin_queued(of("light", &format!("l{n}"))).await);
+        heavy.push(world.begin_queued(of("heavy", &format!("h{n}"))).await);
     }
     for (n, fence) in fences.into_iter().enumerate() {
         world.s.release(&id(&format!("held{n}")), fence).await.unwrap();
@@ -125,16 +125,16 @@ async fn q04_a_weight_is_a_larger_share() {
     assert_eq!((finished(&light), finished(&heavy)), (2, 6));
 }
 
-/// What comes free in a run is not for a claim that stands behind it in the same ring.
+/// A worker freed in a run must not go to a claim that comes later in the same mailbox.
 #[tokio::test]
-async fn q02_a_newcomer_does_not_pass_who_waits() {
+async fn q02_a_newcomer_does_not_overtake_queued_claims() {
     let (world, fence) = one_full_worker().await;
-    let waits = world.parked(waiting("p", "waits")).await;
+    let waits = world.begin_queued(waiting("p", "waits")).await;
     let busy = world.busy("p").await;
     let s = world.s.clone();
     let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
     until("it stands in the ring", async || busy.depth() == 1).await;
-    // It goes to the very shard, whatever that says of itself.
+    // The newcomer goes to that shard, whatever it publishes.
     let ask = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };
     let newcomer =
         world.begin_request_alone(ClaimRequest { constraints: Some(Box::new(ask)), ..request("p", "newcomer") });

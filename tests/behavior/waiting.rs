@@ -1,4 +1,4 @@
-//! Claims that wait for room: what wakes them, and what ends their wait.
+//! Claims that wait for capacity: what wakes them, and what ends their wait.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub fn labelled(selector: &str) -> Option<Box<ClaimConstraints>> {
 }
 
 impl World {
-    /// What a key waits for.
+    /// View of the claim that is queued under a key.
     pub async fn view(&self, key: &str) -> Option<QueuedClaimView> {
         match self.s.claim_status(&id(key)).await {
             Ok(ClaimStatus::Queued(view)) => Some(view),
@@ -46,8 +46,8 @@ impl World {
         self.s.waiting(&name(pool))
     }
 
-    /// A claim that waits by now.
-    pub async fn parked(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
+    /// Begins a claim and waits until it is queued.
+    pub async fn begin_queued(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
         let before = self.waiters("p").await;
         let begun = self.begin_request(request).await;
         until("it waits", async || self.waiters("p").await == before + 1).await;
@@ -71,9 +71,9 @@ pub async fn one_full_worker() -> (World, u64) {
 }
 
 #[tokio::test]
-async fn q02_a_release_wakes_who_waits() {
+async fn q02_a_release_wakes_a_queued_claim() {
     let (world, fence) = one_full_worker().await;
-    let begun = world.parked(waiting("p", "a")).await;
+    let begun = world.begin_queued(waiting("p", "a")).await;
     let view = world.view("a").await.unwrap();
     assert_eq!((view.reason, view.ahead, &view.pools[..]), ("pool_exhausted", 0, &[name("p")][..]));
     world.s.release(&id("held0"), fence).await.unwrap();
@@ -85,23 +85,23 @@ async fn q02_a_release_wakes_who_waits() {
 }
 
 #[tokio::test]
-async fn q02_a_registration_an_uncordon_and_a_clear_wake_who_waits() {
+async fn q02_a_registration_an_uncordon_and_a_clear_wake_queued_claims() {
     let (world, _) = one_full_worker().await;
-    let begun = world.parked(waiting("p", "a")).await;
+    let begun = world.begin_queued(waiting("p", "a")).await;
     world.add("p", &["w1"]).await;
     assert_eq!(done(begun).await.unwrap().claim.worker.spec.id.as_str(), "w1");
 
     world.s.register(&name("p"), worker("w2")).await.unwrap();
     let w2 = WorkerId::new("w2").unwrap();
     world.s.command_worker(&name("p"), &w2, WorkerCommand::Cordon).await.unwrap();
-    let begun = world.parked(waiting("p", "b")).await;
+    let begun = world.begin_queued(waiting("p", "b")).await;
     world.s.command_worker(&name("p"), &w2, WorkerCommand::Uncordon).await.unwrap();
     let b = done(begun).await.unwrap().claim;
     assert_eq!(b.worker.spec.id.as_str(), "w2");
 
-    // A clean-up that never finishes leaves the worker suspect.
+    // A clean-up that times out leaves the worker suspect.
     world.s.begin_release(&b.id, b.fence).await.unwrap();
-    let begun = world.parked(ClaimRequest { wait_ms: 10 * MINUTE, ..waiting("p", "c") }).await;
+    let begun = world.begin_queued(ClaimRequest { wait_ms: 10 * MINUTE, ..waiting("p", "c") }).await;
     world.pass(MINUTE + 1).await;
     assert!(world.is_vacant("b") && !begun.is_finished(), "nobody has spoken for the worker");
     world.s.command_worker(&name("p"), &w2, WorkerCommand::Clear).await.unwrap();
@@ -109,19 +109,19 @@ async fn q02_a_registration_an_uncordon_and_a_clear_wake_who_waits() {
 }
 
 #[tokio::test]
-async fn q02_a_sweep_wakes_who_waits() {
+async fn q02_an_expiry_wakes_a_queued_claim() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
     world.claim("p", "never-confirmed").await.unwrap();
-    let begun = world.parked(waiting("p", "a")).await;
+    let begun = world.begin_queued(waiting("p", "a")).await;
     world.pass(30_001).await;
     assert!(done(begun).await.is_ok());
 }
 
 #[tokio::test]
-async fn q02_a_wait_ends_at_its_deadline_with_what_it_waited_for() {
+async fn q02_a_wait_ends_at_its_deadline_with_its_reason() {
     let (world, fence) = one_full_worker().await;
-    let begun = world.parked(ClaimRequest { wait_ms: 1_000, ..waiting("p", "a") }).await;
+    let begun = world.begin_queued(ClaimRequest { wait_ms: 1_000, ..waiting("p", "a") }).await;
     world.pass(900).await;
     assert!(world.view("a").await.is_some());
     world.pass(101).await;
@@ -132,10 +132,10 @@ async fn q02_a_wait_ends_at_its_deadline_with_what_it_waited_for() {
 }
 
 #[tokio::test]
-async fn q02_a_caller_that_leaves_leaves_the_line() {
+async fn q02_a_caller_that_leaves_leaves_the_queue() {
     let (world, fence) = one_full_worker().await;
-    let gone = world.parked(waiting("p", "a")).await;
-    let stays = world.parked(waiting("p", "b")).await;
+    let gone = world.begin_queued(waiting("p", "a")).await;
+    let stays = world.begin_queued(waiting("p", "b")).await;
     gone.abort();
     until("it has left", async || world.waiters("p").await == 1).await;
     assert!(world.is_vacant("a"));
@@ -143,12 +143,12 @@ async fn q02_a_caller_that_leaves_leaves_the_line() {
     done(stays).await.unwrap();
 }
 
-/// Its turn has come, its claim is made, and then nobody is there: the next gets the worker.
+/// It is dequeued and granted, and then its caller has left: the next claim gets the worker.
 #[tokio::test]
-async fn q02_a_claim_made_for_a_caller_that_left_is_given_back_to_the_next() {
+async fn q02_a_grant_to_a_caller_that_left_is_rolled_back_for_the_next() {
     let (world, fence) = one_full_worker().await;
-    let gone = world.parked(waiting("p", "a")).await;
-    let stays = world.parked(waiting("p", "b")).await;
+    let gone = world.begin_queued(waiting("p", "a")).await;
+    let stays = world.begin_queued(waiting("p", "b")).await;
     let busy = world.busy("p").await;
     let s = world.s.clone();
     let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
@@ -161,7 +161,7 @@ async fn q02_a_claim_made_for_a_caller_that_left_is_given_back_to_the_next() {
 }
 
 #[tokio::test]
-async fn q02_thousands_that_leave_leave_nothing_behind() {
+async fn q02_thousands_of_callers_that_leave_leave_nothing_behind() {
     let (world, fence) = one_full_worker().await;
     let all: Vec<_> = (0..2_000).map(|n| world.begin_request_alone(waiting("p", &format!("k{n}")))).collect();
     until("all wait", async || world.waiters("p").await == 2_000).await;
@@ -172,7 +172,7 @@ async fn q02_thousands_that_leave_leave_nothing_behind() {
     world.is_clean().await;
 }
 
-/// A release that comes after a claim found nothing and before it stands in line.
+/// A release after a claim found no worker and before it is queued.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn q05_no_wake_up_is_lost() {
     let s = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
@@ -202,12 +202,12 @@ async fn q05_no_wake_up_is_lost() {
 }
 
 #[tokio::test]
-async fn p04_one_that_may_use_several_pools_is_served_once_by_whichever_comes_free() {
+async fn p04_a_claim_for_several_pools_is_served_once_by_whichever_is_free_first() {
     let (world, _) = one_full_worker().await;
     world.pool("q", spec(2, AckLevel::Memory), &["v0"]).await;
     let other = world.hold("q", "other").await;
     let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
-    let begun = world.parked(ClaimRequest { pools, ..waiting("p", "a") }).await;
+    let begun = world.begin_queued(ClaimRequest { pools, ..waiting("p", "a") }).await;
     assert_eq!(world.view("a").await.unwrap().pools, [name("p"), name("q")]);
     assert_eq!((world.waiters("p").await, world.waiters("q").await), (1, 1));
     world.s.release(&id("other"), other).await.unwrap();
@@ -216,10 +216,10 @@ async fn p04_one_that_may_use_several_pools_is_served_once_by_whichever_comes_fr
 }
 
 #[tokio::test]
-async fn p07_who_waits_for_one_pool_does_not_hold_up_another() {
+async fn p07_claims_that_wait_for_one_pool_do_not_block_another() {
     let (world, _) = one_full_worker().await;
     world.pool("q", spec(1, AckLevel::Memory), &["v0"]).await;
-    let _waits = world.parked(waiting("p", "a")).await;
+    let _waits = world.begin_queued(waiting("p", "a")).await;
     world.hold("q", "b").await;
     let pools = PoolChoice::Listed(vec![name("p"), name("q")]);
     world.add("q", &["v1"]).await;
@@ -228,9 +228,9 @@ async fn p07_who_waits_for_one_pool_does_not_hold_up_another() {
 }
 
 #[tokio::test]
-async fn c03_requests_for_a_key_that_waits_wait_with_it_or_are_told() {
+async fn c03_duplicates_of_a_queued_key_wait_with_it_or_are_rejected() {
     let (world, fence) = one_full_worker().await;
-    let first = world.parked(waiting("p", "a")).await;
+    let first = world.begin_queued(waiting("p", "a")).await;
     let short = world.begin_request(ClaimRequest { wait_ms: 100, ..waiting("p", "a") }).await;
     let joins = world.begin_request(waiting("p", "a")).await;
     assert!(matches!(world.claim("p", "a").await, Err(RequestError::FailedPrecondition(_))));
@@ -242,11 +242,11 @@ async fn c03_requests_for_a_key_that_waits_wait_with_it_or_are_told() {
     assert_eq!(first.claim.fence, joined.claim.fence);
 }
 
-/// The one whose ticket it was leaves: who joined waits on in its own right.
+/// The owner of the ticket leaves: the duplicate waits on in its own right.
 #[tokio::test]
-async fn q02_who_joined_waits_on_when_the_first_leaves() {
+async fn q02_a_duplicate_waits_on_when_the_first_leaves() {
     let (world, fence) = one_full_worker().await;
-    let first = world.parked(waiting("p", "a")).await;
+    let first = world.begin_queued(waiting("p", "a")).await;
     let joins = world.begin_request(waiting("p", "a")).await;
     first.abort();
     until("it has left", async || first.is_finished()).await;
@@ -255,11 +255,11 @@ async fn q02_who_joined_waits_on_when_the_first_leaves() {
     assert!(done(joins).await.unwrap().created);
 }
 
-/// A release speaks of a grant; one that waits has none, so it waits on.
+/// A release refers to a grant; a queued claim has none, so it waits on.
 #[tokio::test]
-async fn c05_a_release_of_a_key_that_waits_changes_nothing() {
+async fn c05_a_release_of_a_queued_key_changes_nothing() {
     let (world, fence) = one_full_worker().await;
-    let begun = world.parked(waiting("p", "a")).await;
+    let begun = world.begin_queued(waiting("p", "a")).await;
     world.s.release(&id("a"), 7).await.unwrap();
     assert!(world.view("a").await.is_some());
     world.s.release(&id("held0"), fence).await.unwrap();
@@ -267,24 +267,24 @@ async fn c05_a_release_of_a_key_that_waits_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_stop_answers_all_who_wait() {
+async fn a_stop_answers_all_queued_claims() {
     let (world, _) = one_full_worker().await;
-    let begun = world.parked(waiting("p", "a")).await;
+    let begun = world.begin_queued(waiting("p", "a")).await;
     assert!(world.s.stop().await);
     assert_eq!(done(begun).await, Err(RequestError::Unavailable(UnavailableReason::Stopping)));
 }
 
 #[tokio::test]
-async fn a_line_is_bounded_by_pool_and_by_tenant() {
+async fn a_queue_is_bounded_by_pool_and_by_tenant() {
     let world = World::on_memory().await;
     let spec = hotpool::model::PoolSpec { waiters_max: 3, waiters_tenant_max: 2, ..spec(1, AckLevel::Memory) };
     world.pool("p", spec, &["w0"]).await;
     world.hold("p", "held0").await;
     let overloaded = Err(RequestError::Unavailable(UnavailableReason::Overloaded));
-    let _a = world.parked(of("t", "a")).await;
-    let _b = world.parked(of("t", "b")).await;
+    let _a = world.begin_queued(of("t", "a")).await;
+    let _b = world.begin_queued(of("t", "b")).await;
     assert_eq!(world.s.claim(of("t", "c")).await, overloaded);
-    let _c = world.parked(of("u", "c")).await;
+    let _c = world.begin_queued(of("u", "c")).await;
     assert_eq!(world.s.claim(of("v", "d")).await, overloaded);
     assert!(
         world.s.keys().lookup(&ClaimId::new("ns", "v", "d").unwrap())
@@ -296,46 +296,46 @@ async fn a_line_is_bounded_by_pool_and_by_tenant() {
     assert!(matches!(world.s.claim(high).await, Err(RequestError::Invalid { field, .. }) if field == "priority"));
 }
 
-fn near(key: &str, node: &str, wait_ms: u64, ms: u64) -> ClaimRequest {
+fn preferring(key: &str, node: &str, wait_ms: u64, ms: u64) -> ClaimRequest {
     let ask =
         ClaimConstraints { nodes_preferred: vec![node.into()], preferred_wait_ms: ms, ..ClaimConstraints::default() };
     ClaimRequest { wait_ms, reserve_ms: Some(0), constraints: Some(Box::new(ask)), ..request("p", key) }
 }
 
 #[tokio::test]
-async fn p05_preferred_then_wait_waits_its_time_first() {
+async fn p05_preferred_wait_ms_waits_for_the_preferred_node_first() {
     let world = World::on_memory().await;
     world.pool("p", spec(2, AckLevel::Memory), &["far0", "far1"]).await;
     let on = |id: &str, node: &str| WorkerSpec { node: Some(node.into()), ..worker(id) };
     world.s.register(&name("p"), on("near0", "n1")).await.unwrap();
-    let first = world.s.claim(near("a", "n1", 0, 1_000)).await.unwrap();
+    let first = world.s.claim(preferring("a", "n1", 0, 1_000)).await.unwrap();
     assert_eq!(first.claim.worker.spec.id.as_str(), "near0");
-    // The preferred node has none left: it waits, though others are free, and then takes one of those.
-    let settles = world.parked(near("b", "n1", 0, 1_000)).await;
+    // The preferred node has no free worker: it waits, though others are free, and then takes one of those.
+    let settles = world.begin_queued(preferring("b", "n1", 0, 1_000)).await;
     world.pass(900).await;
     assert!(!settles.is_finished());
     world.pass(101).await;
     assert!(done(settles).await.unwrap().claim.worker.spec.id.as_str().starts_with("far"));
-    // If it comes free in time, it is that.
-    let lucky = world.parked(near("c", "n1", 0, 1_000)).await;
+    // If it becomes free in time, the claim gets it.
+    let lucky = world.begin_queued(preferring("c", "n1", 0, 1_000)).await;
     world.s.release(&first.claim.id, first.claim.fence).await.unwrap();
     assert_eq!(done(lucky).await.unwrap().claim.worker.spec.id.as_str(), "near0");
-    // With wait_ms on top it goes on to wait for any.
+    // With wait_ms in addition it continues to wait for any node.
     world.hold("p", "last").await;
-    let both = world.parked(near("d", "n1", 5_000, 1_000)).await;
+    let both = world.begin_queued(preferring("d", "n1", 5_000, 1_000)).await;
     world.pass(1_500).await;
     assert!(!both.is_finished());
     world.s.register(&name("p"), on("far2", "n2")).await.unwrap();
     assert_eq!(done(both).await.unwrap().claim.worker.spec.id.as_str(), "far2");
 }
 
-/// Durable claims wait like any other; what a crash finds is what was granted.
+/// Durable claims wait like any other; a crash finds only granted claims.
 #[tokio::test]
-async fn s01_who_waits_leaves_no_trace_in_the_store() {
+async fn s01_queued_claims_leave_no_trace_in_the_store() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["w0"]).await;
     let fence = world.hold("p", "held0").await;
-    let waits = world.parked(waiting("p", "a")).await;
+    let waits = world.begin_queued(waiting("p", "a")).await;
     world.stored("p").await;
     let after = world.crashed().await;
     assert_eq!(after.held().await.len(), 1);
@@ -357,7 +357,7 @@ async fn q02_claims_of_a_batch_wait_each_for_itself() {
     let outcomes = done(begun).await;
     assert!(outcomes[0].is_ok());
     assert_eq!(outcomes[1], Err(FULL));
-    // A batch whose caller leaves takes what waits with it.
+    // A batch whose caller leaves takes its queued claims with it.
     let s = world.s.clone();
     let begun = tokio::spawn(async move { s.claim_batch(vec![waiting("p", "c"), waiting("p", "d")]).await });
     until("both wait", async || world.waiters("p").await == 2).await;

@@ -1,4 +1,4 @@
-//! Watching a pool: what is kept and for how long, what a watcher misses, and what no one may miss.
+//! Watches on a pool: which events are kept and for how long, what a watcher misses, and what no watcher may miss.
 
 use std::time::Duration;
 
@@ -6,21 +6,22 @@ use hotpool::events::{EventPosition, PoolWatcher, WatchItem};
 use hotpool::limits;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, PoolSpec};
+use hotpool::scheduler::DeleteMode;
 
 use crate::world::{WAIT_MS, World, done, id, name, request, spec, until};
 
-/// What has been told by now, in a few words each, and where it stands.
-pub async fn told(watcher: &mut PoolWatcher) -> (Vec<String>, Option<EventPosition>) {
+/// Events so far, each as a short text, and the position of the last.
+pub async fn read_items(watcher: &mut PoolWatcher) -> (Vec<String>, Option<EventPosition>) {
     let (mut words, mut last) = (Vec::new(), None);
     let mut told = Vec::new();
     while tokio::time::timeout(Duration::ZERO, watcher.next(&mut told)).await == Ok(true) {
         last = told.last().map(|(at, _)| *at).or(last);
-        words.extend(told.drain(..).map(|(_, told)| word(&told)));
+        words.extend(told.drain(..).map(|(_, told)| describe(&told)));
     }
     (words, last)
 }
 
-fn word(told: &WatchItem) -> String {
+fn describe(told: &WatchItem) -> String {
     match told {
         WatchItem::Started => "started".to_owned(),
         WatchItem::Dropped(None) => "missed".to_owned(),
@@ -48,31 +49,31 @@ async fn claim_and_release(world: &World, key: &str) {
 }
 
 #[tokio::test]
-async fn nothing_is_kept_of_what_nobody_watches_and_for_a_minute_of_what_somebody_did() {
+async fn unwatched_pools_keep_no_events_and_watched_ones_keep_them_for_a_minute() {
     let world = World::on_memory().await;
     world.pool("a", memory(), &["w"]).await;
     claim_and_release(&world, "k").await;
     let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
-    let (words, first) = told(&mut watcher).await;
+    let (words, first) = read_items(&mut watcher).await;
     assert_eq!((words, first.unwrap().number), (vec!["started".to_owned()], 0), "what was before was not kept");
     claim_and_release(&world, "k").await;
-    let (words, seen) = told(&mut watcher).await;
+    let (words, seen) = read_items(&mut watcher).await;
     assert_eq!(words, ["claimed w k", "released w k"]);
     drop(watcher);
     world.pass(limits::WATCH_LINGER_MS / 2).await;
     claim_and_release(&world, "l").await;
     let mut again = world.s.watch_pool(&name("a"), seen).unwrap();
-    let (words, seen) = told(&mut again).await;
+    let (words, seen) = read_items(&mut again).await;
     assert_eq!(words, ["claimed w l", "released w l"]);
-    // The minute counts from when the last one left.
+    // The minute counts from when the last watcher left.
     world.pass(2 * limits::WATCH_LINGER_MS).await;
     claim_and_release(&world, "m").await;
-    assert_eq!(told(&mut again).await.0, ["claimed w m", "released w m"]);
+    assert_eq!(read_items(&mut again).await.0, ["claimed w m", "released w m"]);
     drop(again);
     world.pass(limits::WATCH_LINGER_MS + 1_000).await;
     claim_and_release(&world, "n").await;
     let mut late = world.s.watch_pool(&name("a"), seen).unwrap();
-    let (words, at) = told(&mut late).await;
+    let (words, at) = read_items(&mut late).await;
     assert_eq!(words, ["missed"]);
     assert!(at.unwrap().epoch > seen.unwrap().epoch && at.unwrap().number == 0);
     let yet_to_come = EventPosition { number: 1, ..at.unwrap() };
@@ -81,16 +82,16 @@ async fn nothing_is_kept_of_what_nobody_watches_and_for_a_minute_of_what_somebod
 }
 
 #[tokio::test]
-async fn a_slow_watcher_is_told_how_many_it_missed_and_goes_on_with_the_oldest() {
+async fn a_slow_watcher_learns_how_many_it_missed_and_continues_with_the_oldest() {
     let world = World::on_memory().await;
     world.pool("a", memory(), &["w"]).await;
     let mut slow = world.s.watch_pool(&name("a"), None).unwrap();
-    assert_eq!(told(&mut slow).await.0, ["started"]);
+    assert_eq!(read_items(&mut slow).await.0, ["started"]);
     let rounds = limits::WATCH_EVENTS_MAX / 2 + 50;
     for round in 0..rounds {
         claim_and_release(&world, &format!("k{round}")).await;
     }
-    let (words, last) = told(&mut slow).await;
+    let (words, last) = read_items(&mut slow).await;
     assert_eq!((words[0].as_str(), words[1].as_str()), ("missed 100", "claimed w k50"));
     assert_eq!(words.len(), 1 + limits::WATCH_EVENTS_MAX);
     assert_eq!(
@@ -98,55 +99,55 @@ async fn a_slow_watcher_is_told_how_many_it_missed_and_goes_on_with_the_oldest()
         (&format!("released w k{}", rounds - 1), 2 * rounds as u64)
     );
     claim_and_release(&world, "x").await;
-    assert_eq!(told(&mut slow).await.0, ["claimed w x", "released w x"]);
+    assert_eq!(read_items(&mut slow).await.0, ["claimed w x", "released w x"]);
 }
 
 #[tokio::test]
-async fn a_shard_that_panics_cuts_the_thread() {
+async fn a_shard_that_panics_starts_a_new_epoch() {
     let world = World::on_memory().await;
     world.pool("a", memory(), &["w"]).await;
     let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
     world.hold("a", "k").await;
-    let (words, seen) = told(&mut watcher).await;
+    let (words, seen) = read_items(&mut watcher).await;
     assert_eq!(words, ["started", "claimed w k"]);
     world.s.inject_panic(&name("a"), 0);
     let mut words = Vec::new();
     until("the watcher is told", async || {
-        words.extend(told(&mut watcher).await.0);
+        words.extend(read_items(&mut watcher).await.0);
         !words.is_empty()
     })
     .await;
     assert_eq!(words, ["missed"]);
     let mut again = world.s.watch_pool(&name("a"), seen).unwrap();
-    assert_eq!(told(&mut again).await.0, ["missed"]);
+    assert_eq!(read_items(&mut again).await.0, ["missed"]);
 }
 
 #[tokio::test]
-async fn what_is_undone_is_told_as_well() {
+async fn undone_changes_are_reported_too() {
     let world = World::on_store().await;
     world.pool("a", spec(1, AckLevel::Durable), &["w"]).await;
     world.stored("a").await;
     let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
     world.gate().hold_all();
     let claim = world.begin_claim("a", "k").await;
-    assert_eq!(told(&mut watcher).await.0, ["started", "claimed w k"], "it is decided, and not answered");
+    assert_eq!(read_items(&mut watcher).await.0, ["started", "claimed w k"], "it is decided, and not answered");
     world.pass(WAIT_MS + 1_000).await;
     done(claim).await.unwrap_err();
-    assert_eq!(told(&mut watcher).await.0, ["released w k given_back"]);
+    assert_eq!(read_items(&mut watcher).await.0, ["released w k given_back"]);
     world.gate().open_gate();
-    // A gang takes its workers, and gives them back if one of it has none.
+    // A gang gets its workers, and is rolled back if one member has none.
     world.pool("b", spec(1, AckLevel::Durable), &["w1"]).await;
     let mut gang = world.s.watch_pool(&name("b"), None).unwrap();
     let outcomes = world.s.claim_gang(vec![request("b", "x"), request("b", "y")]).await;
     assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
-    let (words, _) = told(&mut gang).await;
-    let taken = words.iter().filter(|word| word.starts_with("claimed")).count();
-    assert_eq!(words.iter().filter(|word| word.ends_with("given_back")).count(), taken, "{words:?}");
+    let (words, _) = read_items(&mut gang).await;
+    let taken = words.iter().filter(|describe| describe.starts_with("claimed")).count();
+    assert_eq!(words.iter().filter(|describe| describe.ends_with("given_back")).count(), taken, "{words:?}");
 }
 
-/// Whoever watches and lists then has seen everything: also what a shard does in the very run that answers the list.
+/// A client that watches and then lists misses nothing, not even what a shard does in the run that answers the list.
 #[tokio::test]
-async fn what_a_list_does_not_show_is_told_after_it() {
+async fn changes_that_a_list_does_not_show_follow_it() {
     let world = World::on_memory().await;
     world.pool("a", memory(), &["w"]).await;
     let busy = world.busy("a").await;
@@ -158,17 +159,17 @@ async fn what_a_list_does_not_show_is_told_after_it() {
     busy.until_asked(2).await;
     assert!(done(list).await.items[0].claims.is_empty());
     assert!(done(claim).await.unwrap().created);
-    assert_eq!(told(&mut watcher).await.0, ["started", "claimed w k"]);
+    assert_eq!(read_items(&mut watcher).await.0, ["started", "claimed w k"]);
 }
 
 #[tokio::test]
-async fn the_end_of_the_pool_is_the_end_of_the_watch() {
+async fn the_watch_ends_with_the_pool() {
     let world = World::on_memory().await;
     world.pool("a", memory(), &["w"]).await;
     let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
     world.hold("a", "k").await;
-    world.s.delete_pool(&name("a"), true).await.unwrap();
-    assert_eq!(told(&mut watcher).await.0, ["started", "claimed w k", "lost w k"]);
+    world.s.delete_pool(&name("a"), DeleteMode::Force).await.unwrap();
+    assert_eq!(read_items(&mut watcher).await.0, ["started", "claimed w k", "lost w k"]);
     assert!(!watcher.next(&mut Vec::new()).await);
     assert_eq!(
         world.s.watch_pool(&name("a"), None).err(),

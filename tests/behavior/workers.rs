@@ -1,4 +1,4 @@
-//! W01, W06, W08: workers come, go, come again, and are listed.
+//! W01, W06, W08: workers register, leave, return, and are listed.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ fn incarnation(id: &str, incarnation: u64) -> WorkerSpec {
 }
 
 #[tokio::test]
-async fn w01_a_new_incarnation_ends_what_the_old_one_held() {
+async fn w01_a_new_incarnation_ends_the_claims_of_the_old_one() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let old = world.hold("p", "k").await;
@@ -29,13 +29,13 @@ async fn w01_a_new_incarnation_ends_what_the_old_one_held() {
     let new = world.hold("p", "k").await;
     assert!(new > old);
     assert_eq!(world.s.release(&id("k"), old).await, Err(RequestError::FenceMismatch));
-    // An older life of it says something late.
+    // An older incarnation of it reports something late.
     assert!(matches!(
         world.s.register(&name("p"), incarnation("w", 0)).await,
         Err(RequestError::FailedPrecondition(_))
     ));
     assert_eq!(world.s.get_claim(&id("k")).await.unwrap().fence, new);
-    // The same life says the same again: nothing happens.
+    // The same incarnation registers again unchanged: nothing happens.
     let rows = world.rows("p").await;
     world.s.register(&name("p"), incarnation("w", 1)).await.unwrap();
     assert_eq!(world.rows("p").await, rows);
@@ -51,7 +51,7 @@ async fn w01_a_deleted_worker_comes_back_only_with_a_new_incarnation() {
     assert_eq!(world.s.delete_worker(&name("p"), &w).await, Err(RequestError::NotFound(ObjectKind::Worker)));
     assert_eq!(world.state("k").await, ClaimState::Lost);
     assert!(matches!(world.s.register(&name("p"), worker("w")).await, Err(RequestError::FailedPrecondition(_))));
-    // Also after a restart, and for its whole time.
+    // Also after a restart, and for the whole time.
     let world = world.restarted().await;
     world.pass(59_999).await;
     assert!(matches!(world.s.register(&name("p"), worker("w")).await, Err(RequestError::FailedPrecondition(_))));
@@ -66,7 +66,7 @@ async fn w01_a_deleted_worker_comes_back_only_with_a_new_incarnation() {
 }
 
 #[tokio::test]
-async fn w06_a_pool_that_is_still_loading_says_so_and_not_that_it_is_empty() {
+async fn w06_a_pool_that_is_loading_is_not_called_empty() {
     let world = World::on_store().await;
     world.pool("p", spec(2, AckLevel::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
@@ -117,7 +117,7 @@ async fn w08_pages_show_every_row_that_stays_once_while_others_come_and_go() {
             if token.is_none() {
                 break;
             }
-            // Between two pages: some leave, one comes, and takes the place of one that was forgotten.
+            // Between two pages: some leave, one registers, and takes the ordinal of a forgotten one.
             for _ in 0..random.below(4) {
                 if let Some(id) = left.pop() {
                     world.s.delete_worker(&name("p"), &WorkerId::new(&id).unwrap()).await.unwrap();

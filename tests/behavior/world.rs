@@ -1,4 +1,4 @@
-//! A scheduler with its own time and a store that the test holds in its hand.
+//! Scheduler with its own time and a store that the test controls.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use tokio::task::JoinHandle;
 use crate::gate::GatedStore;
 use crate::place::Place;
 
-/// How long a durable answer waits for the store, in engine time.
+/// How long a durable reply waits for the store, in engine milliseconds.
 pub const WAIT_MS: u64 = 5_000;
-/// A wait that takes this long has failed.
+/// Real time after which a wait has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Below the most that one tick moves the engine's time.
+/// Step below the most that one tick moves the engine's time.
 const STEP_MS: u64 = 200;
 
 pub type Claimed = Result<ClaimResult, RequestError>;
@@ -49,7 +49,7 @@ pub fn worker(id: &str) -> WorkerSpec {
     WorkerSpec::with_id(WorkerId::new(id).unwrap())
 }
 
-/// The first `n` of `prefix0`, `prefix1`, ... that belong to this shard.
+/// First `n` of `prefix0`, `prefix1`, ... that belong to this shard.
 pub fn ids_on(shard: u16, shards: u16, n: usize, prefix: &str) -> Vec<String> {
     let all = (0..).map(|i| format!("{prefix}{i}"));
     all.filter(|id| WorkerId::new(id).unwrap().shard(shards) == shard).take(n).collect()
@@ -59,24 +59,24 @@ pub fn spec(shards: u16, ack: AckLevel) -> PoolSpec {
     PoolSpec { shards, ack, ..PoolSpec::default() }
 }
 
-/// A worker as it is compared: id, incarnation, version, and of its claim the key, fence and whether it is active.
+/// Worker in comparable form: id, incarnation, version, and the key, fence and activity of its claim.
 pub type Row = (String, u64, u64, Option<(String, u64, bool)>);
 
-/// Shards that do not run until this is dropped.
+/// Shards that are paused until this is dropped.
 pub struct Busy(Vec<PausedShard>);
 
 impl Busy {
-    /// Lets them run when so many requests stand in their rings.
+    /// Lets the shards run once this many requests are in their mailboxes.
     pub async fn until_asked(self, requests: usize) {
         until("all stand in the rings", async || self.depth() == requests).await;
     }
 
-    /// The same for at least so many.
+    /// Lets the shards run once at least this many requests are in their mailboxes.
     pub async fn until_asked_at_least(self, requests: usize) {
         until("all stand in the rings", async || self.depth() >= requests).await;
     }
 
-    /// Requests that stand in their rings.
+    /// Number of requests in their mailboxes.
     pub fn depth(&self) -> usize {
         self.0.iter().map(PausedShard::depth).sum()
     }
@@ -98,24 +98,25 @@ impl World {
         Self { s, clock, gate: None, _place: None }
     }
 
-    /// On an empty store behind a gate.
+    /// Creates a world on an empty store behind a gate.
     pub async fn on_store() -> Self {
         Self::on(Place::empty()).await
     }
 
-    /// On what is there.
+    /// Creates a world on an existing store.
     pub async fn on(place: Place) -> Self {
         let world = Self::closed(place);
         world.s.start().await.unwrap();
         world
     }
 
-    /// The same, not started.
+    /// Creates a world that is not started.
     pub fn closed(place: Place) -> Self {
         Self::closed_with(place, WAIT_MS)
     }
 
-    /// A world that is not started, and in which changes of pools and quotas wait for the store for `store_wait_ms` of real time.
+    /// Creates a world that is not started, in which changes of pools and quotas wait for the store for
+    /// `store_wait_ms` of real time.
     pub fn closed_with(place: Place, store_wait_ms: u64) -> Self {
         let clock = Clock::manual();
         let place = Arc::new(place);
@@ -129,25 +130,25 @@ impl World {
         self.gate.as_ref().expect("a world on a store")
     }
 
-    /// Series of its pools, as a scrape shows them.
+    /// Series of the world's pools, as a scrape shows them.
     pub fn scrape(&self) -> String {
         let mut page = Vec::new();
         write_pools(&self.s.observe(), &mut page).unwrap();
         String::from_utf8(page).unwrap()
     }
 
-    /// Another world on a copy of what is stored now: what `kill -9` and a restart would find.
+    /// World on a copy of what is stored now: what `kill -9` and a restart would find.
     pub async fn crashed(&self) -> Self {
         Self::on(self.gate().copy().await).await
     }
 
-    /// The same after an orderly stop.
+    /// World on the same store after a clean stop.
     pub async fn restarted(self) -> Self {
         assert!(self.s.stop().await, "everything is stored");
         Self::on(self.gate().copy().await).await
     }
 
-    /// A pool of this many shards with these workers.
+    /// Creates a pool with this specification and these workers.
     pub async fn pool(&self, pool: &str, spec: PoolSpec, workers: &[&str]) {
         let (created, _) = self.s.put_pool(name(pool), spec).await.unwrap();
         assert!(created);
@@ -161,7 +162,7 @@ impl World {
         }
     }
 
-    /// Keeps the pool's shards from running: what is asked meanwhile stands in their rings.
+    /// Pauses the pool's shards: requests stay in their mailboxes meanwhile.
     pub async fn busy(&self, pool: &str) -> Busy {
         let shards = self.s.get_pool(&name(pool)).await.unwrap().shards.len() as u16;
         let mut seized = Vec::new();
@@ -180,14 +181,14 @@ impl World {
         self.s.claim(request(pool, key)).await
     }
 
-    /// A claim that stays.
+    /// Makes a claim and confirms it.
     pub async fn hold(&self, pool: &str, key: &str) -> u64 {
         let taken = self.claim(pool, key).await.unwrap();
         assert!(taken.created);
         self.s.confirm(&id(key), taken.claim.fence).await.unwrap().fence
     }
 
-    /// Begins a call and lets it get as far as it does.
+    /// Begins a call and lets it get as far as it can.
     pub async fn begin<T: Send + 'static>(
         &self,
         call: impl FnOnce(Scheduler) -> futures::future::BoxFuture<'static, T>,
@@ -205,7 +206,7 @@ impl World {
         self.begin(|s| Box::pin(async move { s.claim(request).await })).await
     }
 
-    /// The same, without asking the shards: they may be kept from running.
+    /// Begins a claim without asking the shards, which may be paused.
     pub fn begin_request_alone(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
         let s = self.s.clone();
         tokio::spawn(async move { s.claim(request).await })
@@ -216,7 +217,7 @@ impl World {
         self.begin(move |s| Box::pin(async move { s.release(&id, fence).await })).await
     }
 
-    /// Lets everything run that can: each shard is asked some times over, and answers behind what was before it.
+    /// Lets everything run that can: each shard is asked several times, and answers after what was before it.
     pub async fn quiet(&self) {
         for _ in 0..8 {
             self.s.list_pools(None, 100).await.unwrap();
@@ -224,7 +225,7 @@ impl World {
         }
     }
 
-    /// Engine time goes by, and every shard notices.
+    /// Lets engine time pass, so that every shard notices.
     pub async fn pass(&self, ms: u64) {
         let mut left = ms;
         while left > 0 {
@@ -240,7 +241,7 @@ impl World {
         self.s.get_pool(&name(pool)).await.unwrap().shards
     }
 
-    /// Idle, busy and reserved in all shards.
+    /// Idle, busy and reserved workers in all shards.
     pub async fn counts(&self, pool: &str) -> (u64, u64, u64) {
         let shards = self.shards(pool).await;
         let sum = |of: fn(&ShardStatus) -> u64| shards.iter().map(of).sum();
@@ -284,13 +285,13 @@ impl World {
         self.s.keys().lookup(&id(key)) == KeyLookup::Vacant
     }
 
-    /// Nothing is held, pending or remembered.
+    /// Checks that nothing is held, pending or remembered.
     pub async fn is_clean(&self) {
         until("the directory is empty", async || self.s.keys().is_empty()).await;
         assert_eq!(self.s.keys().pending_len(), 0);
     }
 
-    /// The store has all that was decided.
+    /// Waits until the store has everything that was decided.
     pub async fn stored(&self, pool: &str) {
         until("the store has everything", async || {
             self.shards(pool).await.iter().all(|shard| shard.applied_seq == shard.seq)
@@ -299,7 +300,7 @@ impl World {
     }
 }
 
-/// Waits for something that must come by itself.
+/// Waits for a condition that must come true by itself.
 pub async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is().await {
@@ -308,12 +309,12 @@ pub async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The answer of a call that was begun.
+/// Result of a call that was begun.
 pub async fn done<T: Debug>(begun: JoinHandle<T>) -> T {
     tokio::time::timeout(PATIENCE, begun).await.expect("an answer").expect("no panic")
 }
 
-/// A generator for tests that need many numbers from one seed (SplitMix64).
+/// Generator for tests that need many numbers from one seed (SplitMix64).
 pub struct Seeded(pub u64);
 
 impl Seeded {

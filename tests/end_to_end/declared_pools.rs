@@ -82,7 +82,8 @@ fn a_declaration_that_can_never_be_stops_the_start() {
     let other = declare(dir.path(), "[[pools]]\nname = \"demo/new\"\n[[pools]]\nname = \"demo/warm\"\nshards = 4\n");
     let (code, said) = refused(dir.path(), &["--config", &other], &[]);
     assert_eq!(code, Some(1), "{said}");
-    let words = "cannot create the pool demo/warm of the configuration: shards and mode of a pool never change: it has 2 shards, got 4";
+    let words =
+        "cannot set up the pool demo/warm of the configuration: shards of a pool must not change: it has 2, got 4";
     assert!(said.contains(words), "{said}");
     // The store is as good as before.
     let file = declare(dir.path(), WARM);

@@ -34,7 +34,7 @@ fn h05_shards_of_all_pools_together_are_bounded_and_no_pool_is_lost_to_a_lower_b
     let start = |most: &str| Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_SHARDS", most)]);
     let refusal = |most: usize, there: usize, more: usize| {
         format!(
-            "at most {most} shards over all pools (server.max_shards): there are {there}, and this pool would add {more}; \
+            "at most {most} shards are allowed over all pools (server.max_shards): there are {there}, and this pool would add {more}; \
              give it fewer, delete pools, or raise server.max_shards"
         )
     };

@@ -1,8 +1,8 @@
-//! Where an affinity was last seen: a pool's memory, lossy by design.
+//! Affinity hints of a pool: the shard on which each affinity was last seen. Lossy by design.
 //!
-//! One entry for each of 65,536 values of the affinity's hash, as a tag and a shard; of two affinities that share one, the
-//! later is remembered. The entries are in pages that are made when one is first written: a pool costs as much as it has
-//! affinities, and at most 260 KiB. A pool without claims has nothing here.
+//! There is one entry for each of 65,536 hash values, holding a tag and a shard. When two affinities share an entry,
+//! the later one replaces the earlier. Entries are allocated in pages on first write, so a pool pays for the
+//! affinities that it has, at most 260 KiB, and nothing without claims.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,24 +10,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const PAGES: usize = 256;
 const PAGE_ENTRIES: usize = 256;
 
-/// `tag << 16 | shard + 1` by affinity hash.
+/// Entries of a page: `tag << 16 | shard + 1`, by affinity hash.
 type HintPage = [AtomicU32; PAGE_ENTRIES];
 
-/// Memory of a pool's affinities.
+/// Hints for all affinities of a pool.
 #[derive(Debug, Default)]
 pub(super) struct AffinityHints {
     pages: OnceLock<Box<[OnceLock<Box<HintPage>>]>>,
 }
 
 impl AffinityHints {
-    /// The affinity was last seen on `shard`.
+    /// Records that the affinity was last seen on `shard`.
     pub fn remember(&self, affinity: u64, shard: u16) {
         let pages = self.pages.get_or_init(|| std::iter::repeat_with(OnceLock::new).take(PAGES).collect());
         let page = pages[page_of(affinity)].get_or_init(|| Box::new([const { AtomicU32::new(0) }; PAGE_ENTRIES]));
         page[entry_of(affinity)].store(tag(affinity) | (u32::from(shard) + 1), Ordering::Relaxed);
     }
 
-    /// The shard where the affinity was last seen, if it is known.
+    /// Shard on which the affinity was last seen, if known.
     pub fn last_seen(&self, affinity: u64) -> Option<u16> {
         let page = self.pages.get()?[page_of(affinity)].get()?;
         let hint = page[entry_of(affinity)].load(Ordering::Relaxed);
@@ -35,7 +35,7 @@ impl AffinityHints {
         (tag(affinity) == hint & 0xffff_0000).then_some(shard as u16)
     }
 
-    /// Pages that were made.
+    /// Number of allocated pages.
     #[cfg(test)]
     fn pages(&self) -> usize {
         self.pages.get().map_or(0, |pages| pages.iter().filter(|page| page.get().is_some()).count())
@@ -50,7 +50,7 @@ const fn page_of(affinity: u64) -> usize {
     (affinity as usize / PAGE_ENTRIES) % PAGES
 }
 
-/// Bits of the affinity that the index does not use.
+/// Bits of the affinity that do not select the entry.
 const fn tag(affinity: u64) -> u32 {
     (affinity >> 32) as u32 & 0xffff_0000
 }

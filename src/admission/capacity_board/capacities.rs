@@ -1,13 +1,13 @@
-//! Which capacities the workers of a pool have, busy ones too: what could ever hold a claim, and which GPU models there are.
+//! Distinct capacities and GPU models of a pool's workers, busy ones included: what could ever hold a claim.
 //!
-//! Each shard says which distinct capacities its workers have, whenever that changes. What a claim asks is kept for the whole
-//! pool: how many shards have each capacity is counted as they say it, so a question looks at each distinct capacity of the
-//! pool once, however many shards there are, and one about GPU models looks at models alone.
+//! Each shard publishes the distinct capacities of its workers whenever they change. The pool counts how many shards
+//! have each capacity, so a query visits each distinct capacity once, however many shards there are, and a query for a
+//! GPU model visits models only.
 //!
-//! With more than [`limits::CAPACITIES_MAX`] distinct capacities, in a shard or in all, the largest amount of each resource
-//! answers instead: what exceeds one of these fits nowhere, and of anything else nobody knows. Example: workers of 1 to 2,000
-//! cores that each have a memory of their own. 2,001 cores fit nowhere; 2,000 cores and the largest memory, which no worker
-//! has both of, may.
+//! With more than [`limits::CAPACITIES_MAX`] distinct capacities, in one shard or in all, the largest amount of each
+//! resource answers instead. A request above one of these fits nowhere; about any other request the answer is "maybe".
+//! Example: workers of 1 to 2,000 cores, each with a different memory size. 2,001 cores fit nowhere. 2,000 cores with
+//! the largest memory may fit, although no worker has both.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -19,44 +19,44 @@ use crate::limits;
 use crate::model::{MaxCapacity, ResourceRequirements, WorkerCapacity};
 use crate::shard::ShardSet;
 
-/// The capacities of a pool's workers, by shard and together.
+/// Capacities of a pool's workers, per shard and merged.
 #[derive(Debug)]
 pub struct WorkerCapacities {
-    /// None: too many to tell.
+    /// Capacities by shard; `None` where a shard has too many to publish.
     by_shard: Box<[ArcSwapOption<Vec<WorkerCapacity>>]>,
     counted: Mutex<CapacityCounts>,
     known: ArcSwap<KnownCapacities>,
 }
 
-/// What shards said, counted.
+/// Published capacities, with the number of shards that have each.
 #[derive(Debug, Default)]
 struct CapacityCounts {
-    /// Shards that have workers with a capacity.
+    /// Number of shards with workers of a capacity.
     shards: HashMap<WorkerCapacity, u32>,
-    /// Capacities with cards of a model.
+    /// Number of distinct capacities with GPUs of a model.
     models: BTreeMap<Arc<str>, u32>,
-    /// Shards with too many capacities to tell.
+    /// Number of shards with too many capacities to publish.
     overflowing: usize,
-    /// Largest amounts by shard, whether it told its capacities or not.
+    /// Largest amounts by shard, published in any case.
     largest: Box<[MaxCapacity]>,
 }
 
-/// What is known of the pool.
+/// Merged view of the pool that queries read.
 #[derive(Debug, Default)]
 struct KnownCapacities {
-    /// Every shard told its capacities.
+    /// Whether every shard published its capacities.
     complete: bool,
-    /// There are workers.
+    /// Whether the pool has any worker.
     has_workers: bool,
-    /// Largest amounts of all shards.
+    /// Largest amounts over all shards.
     largest: MaxCapacity,
     models: Vec<Arc<str>>,
-    /// None: more than [`limits::CAPACITIES_MAX`].
+    /// Distinct capacities; `None` above [`limits::CAPACITIES_MAX`].
     capacities: Option<Vec<WorkerCapacity>>,
 }
 
 impl WorkerCapacities {
-    /// Of `shards` shards without workers.
+    /// Creates the view of `shards` shards without workers.
     pub fn new(shards: u16) -> Self {
         let known = KnownCapacities { complete: true, capacities: Some(Vec::new()), ..KnownCapacities::default() };
         Self {
@@ -69,73 +69,76 @@ impl WorkerCapacities {
         }
     }
 
-    /// Shard `shard` says which capacities its workers have, each once; none: too many to tell. `largest`: the largest amounts
+    /// Publishes the distinct capacities of a shard's workers, `None` if there are too many, and the largest amounts
     /// among them in any case.
     pub fn publish(&self, shard: u16, capacities: Option<Vec<WorkerCapacity>>, largest: MaxCapacity) {
         let mut counted = self.counted.lock();
         let after = capacities.map(Arc::new);
         let before = self.by_shard[shard as usize].swap(after.clone());
-        // First what came, so that what stays is never thought gone.
-        let came = after.iter().flat_map(|told| told.iter()).filter(|capacity| counted.add(capacity)).count();
-        let went = before.iter().flat_map(|told| told.iter()).filter(|capacity| counted.remove(capacity)).count();
+        // Added first and removed second, so that a capacity present in both never disappears in between.
+        let added =
+            after.iter().flat_map(|published| published.iter()).filter(|capacity| counted.add(capacity)).count();
+        let removed =
+            before.iter().flat_map(|published| published.iter()).filter(|capacity| counted.remove(capacity)).count();
         counted.overflowing = counted.overflowing + usize::from(after.is_none()) - usize::from(before.is_none());
         let largest_before = std::mem::replace(&mut counted.largest[shard as usize], largest);
-        if came + went > 0 || before.is_none() != after.is_none() || largest_before != largest {
+        if added + removed > 0 || before.is_none() != after.is_none() || largest_before != largest {
             self.known.store(Arc::new(counted.known()));
         }
     }
 
-    /// False only if there are workers, idle or not, and none has a capacity that passes: then none ever will, until
-    /// others come. `asked`: resources without which no capacity passes; they decide alone where capacities are too many.
-    pub fn may_have(&self, asked: &ResourceRequirements, passes: impl Fn(&WorkerCapacity) -> bool) -> bool {
+    /// Returns false only if there are workers, idle or busy, and no capacity passes: then the request fits nowhere
+    /// until other workers register. `requested`: resources that every passing capacity has; they alone decide where
+    /// there are too many capacities.
+    pub fn may_have(&self, requested: &ResourceRequirements, passes: impl Fn(&WorkerCapacity) -> bool) -> bool {
         let known = self.known.load();
         if !known.has_workers {
             return true;
         }
         match &known.capacities {
             Some(capacities) if known.complete => capacities.iter().any(passes),
-            _ => known.largest.may_fit(asked),
+            _ => known.largest.may_fit(requested),
         }
     }
 
-    /// False only if there are workers and none has GPUs.
+    /// Returns false only if there are workers and none has GPUs.
     pub fn may_have_gpus(&self) -> bool {
         let known = self.known.load();
         !known.complete || !known.has_workers || !known.models.is_empty()
     }
 
-    /// False only if there are workers and none has GPUs of this model.
+    /// Returns false only if there are workers and none has GPUs of this model.
     pub fn may_have_model(&self, model: &Arc<str>) -> bool {
         let known = self.known.load();
         !known.complete || !known.has_workers || known.models.binary_search(model).is_ok()
     }
 
-    /// The distinct capacities of the pool's workers, as far as its shards tell.
+    /// Distinct capacities of the pool's workers, as far as shards publish them.
     pub fn distinct(&self) -> Vec<WorkerCapacity> {
         if let Some(capacities) = &self.known.load().capacities {
             return capacities.clone();
         }
-        let told = self.by_shard.iter().filter_map(ArcSwapOption::load_full);
-        let mut all: Vec<WorkerCapacity> = told.flat_map(|shard| shard.to_vec()).collect();
+        let published = self.by_shard.iter().filter_map(ArcSwapOption::load_full);
+        let mut all: Vec<WorkerCapacity> = published.flat_map(|shard| shard.to_vec()).collect();
         all.sort_unstable();
         all.dedup();
         all
     }
 
-    /// The shard, from the one with this number on and not visited yet, that has a worker whose capacity passes.
+    /// First shard from `from` on, wrapping around and skipping visited ones, that has a worker whose capacity passes.
     pub fn shard_with(&self, from: u16, visited: &ShardSet, passes: impl Fn(&WorkerCapacity) -> bool) -> Option<u16> {
         let shards = self.by_shard.len() as u16;
         let has = |shard: &u16| {
-            let told = self.by_shard[*shard as usize].load();
-            told.as_ref().is_none_or(|told| told.iter().any(&passes))
+            let published = self.by_shard[*shard as usize].load();
+            published.as_ref().is_none_or(|published| published.iter().any(&passes))
         };
-        let from_it = (0..shards).map(|step| (from + step) % shards);
-        from_it.filter(|shard| !visited.contains(*shard)).find(has)
+        let rotated = (0..shards).map(|step| (from + step) % shards);
+        rotated.filter(|shard| !visited.contains(*shard)).find(has)
     }
 }
 
 impl CapacityCounts {
-    /// One more shard has this capacity. True: it is the first.
+    /// Counts one more shard with this capacity. Returns true for the first.
     fn add(&mut self, capacity: &WorkerCapacity) -> bool {
         if let Some(shards) = self.shards.get_mut(capacity) {
             *shards += 1;
@@ -148,9 +151,9 @@ impl CapacityCounts {
         true
     }
 
-    /// A shard has this capacity no more. True: it was the last.
+    /// Counts one shard less with this capacity. Returns true for the last.
     fn remove(&mut self, capacity: &WorkerCapacity) -> bool {
-        let shards = self.shards.get_mut(capacity).expect("what was told was counted");
+        let shards = self.shards.get_mut(capacity).expect("a published capacity was counted");
         *shards -= 1;
         if *shards > 0 {
             return false;
@@ -196,15 +199,15 @@ mod tests {
         WorkerCapacity { cpu_milli: number.into(), gpu, ..WorkerCapacity::default() }
     }
 
-    /// Capacities of a shard, and whether it tells them: few, many, or more than it tells.
-    fn told() -> impl Strategy<Value = (Vec<u16>, bool)> {
+    /// Capacities of a shard, and whether it publishes them: few, many, or too many.
+    fn published() -> impl Strategy<Value = (Vec<u16>, bool)> {
         let few = prop::collection::btree_set(0..12u16, 0..6).prop_map(|few| few.into_iter().collect());
         let many = (0..700u16).prop_map(|from| (from..from + 600).collect::<Vec<_>>());
-        let untold = (0..900u16).prop_map(|from| (from..from + 1_100).collect::<Vec<_>>());
+        let unpublished = (0..900u16).prop_map(|from| (from..from + 1_100).collect::<Vec<_>>());
         prop_oneof![
             8 => few.prop_map(|few: Vec<u16>| (few, true)),
             1 => many.prop_map(|many| (many, true)),
-            1 => untold.prop_map(|untold| (untold, false)),
+            1 => unpublished.prop_map(|unpublished| (unpublished, false)),
         ]
     }
 
@@ -216,20 +219,20 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
-        /// N1: what is known of the pool is what a look at every capacity of every shard says; where these are too many, what
-        /// their largest amounts say; and no capacity is denied that some shard has.
+        /// N1: the pool answers like a scan of every capacity of every shard; with too many capacities, like their
+        /// largest amounts. No capacity that some shard has is ever denied.
         #[test]
-        fn n1_the_pool_knows_what_its_shards_told(steps in prop::collection::vec((0..4u16, told()), 1..40)) {
+        fn n1_the_pool_answers_like_a_scan_of_its_shards(steps in prop::collection::vec((0..4u16, published()), 1..40)) {
             let pool = WorkerCapacities::new(4);
             let mut shards: [(Vec<u16>, bool); 4] = std::array::from_fn(|_| (Vec::new(), true));
-            for (shard, (numbers, is_told)) in steps {
-                let capacities = is_told.then(|| numbers.iter().copied().map(capacity).collect());
+            for (shard, (numbers, is_published)) in steps {
+                let capacities = is_published.then(|| numbers.iter().copied().map(capacity).collect());
                 pool.publish(shard, capacities, largest(&numbers));
-                shards[usize::from(shard)] = (numbers, is_told);
-                let complete = shards.iter().all(|(_, is_told)| *is_told);
+                shards[usize::from(shard)] = (numbers, is_published);
+                let complete = shards.iter().all(|(_, is_published)| *is_published);
                 let sorted = |of: Vec<u16>| of.into_iter().collect::<std::collections::BTreeSet<_>>();
                 let every = sorted(shards.iter().flat_map(|(numbers, _)| numbers).copied().collect());
-                let all = sorted(shards.iter().filter(|(_, told)| *told).flat_map(|(of, _)| of).copied().collect());
+                let all = sorted(shards.iter().filter(|(_, published)| *published).flat_map(|(of, _)| of).copied().collect());
                 let unsure = !complete || all.is_empty();
                 let has = |passes: &dyn Fn(&WorkerCapacity) -> bool| all.iter().any(|&number| passes(&capacity(number)));
                 prop_assert_eq!(pool.may_have_gpus(), unsure || has(&|capacity| capacity.gpu.is_some()));
@@ -239,11 +242,12 @@ mod tests {
                 }
                 let largest = every.last().copied();
                 for least in [0, 5, 11, 12, 800, 1_400, 1_999, 2_000] {
-                    let asked = ResourceRequirements { cpu_milli: least, ..ResourceRequirements::default() };
-                    let may_have = pool.may_have(&asked, |capacity| asked.fits_in(capacity));
+                    let requested = ResourceRequirements { cpu_milli: least, ..ResourceRequirements::default() };
+                    let may_have = pool.may_have(&requested, |capacity| requested.fits_in(capacity));
                     prop_assert_eq!(may_have, largest.is_none_or(|largest| u64::from(largest) >= least));
                 }
-                // The last with a card is not the largest: what neither has together is denied only where each is looked at.
+                // The largest capacity with a GPU is not the largest of all: a combination that no worker has is
+                // denied only by the exact scan.
                 let gpu = Some(GpuRequest { models: Vec::new(), count: 1, milli: 1_000 });
                 let both = ResourceRequirements { cpu_milli: largest.unwrap_or(0).into(), gpu, ..ResourceRequirements::default() };
                 let has_both = every.iter().any(|&number| both.fits_in(&capacity(number)));

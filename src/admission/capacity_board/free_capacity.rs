@@ -1,8 +1,8 @@
-//! What the shards of a shared pool say that they have left.
+//! Free resources that the shards of a shared pool publish.
 //!
-//! Two kinds of numbers, each apart for workers without cards and with: the most that any one worker has, which proves
-//! that a claim does not fit (never below the truth, as [`super`] asks); and the sum, by which a batch is portioned so that
-//! each shard is asked once.
+//! Two kinds of figures, each separately for workers without and with GPUs. The maximum that any one worker has free
+//! proves that a claim does not fit (never below the truth, as [`super`] requires). The sum divides a batch among
+//! shards so that each shard is asked once.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
@@ -27,72 +27,72 @@ struct PublishedFree {
     sum_gpu_milli: AtomicU64,
 }
 
-/// Shards that a claim draws before it looks at each.
+/// Shards that are drawn at random before all of them are scanned.
 const SAMPLES_MAX: usize = 8;
-/// The golden ratio, as a multiplier that spreads bits.
+/// Golden ratio, used as a multiplier that mixes bits.
 const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Which of two shards with room is asked first.
+/// Preference between two shards with free resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardPreference {
-    /// The one with more cores left for each card ([`cores_per_card`]).
+    /// Shard with more free cores per GPU ([`cores_per_gpu`]).
     CoresPerGpu,
-    /// The one with more of everything.
+    /// Shard with more free resources overall.
     MostFree,
 }
 
-/// What all shards of a pool say.
+/// Free resources of a pool, by shard.
 #[derive(Debug)]
 pub struct FreeCapacity(Box<[CachePadded<[PublishedFree; 2]>]>);
 
 impl FreeCapacity {
-    /// Of `shards` shards, without workers.
+    /// Creates figures for `shards` shards without workers.
     pub fn new(shards: u16) -> Self {
         Self(std::iter::repeat_with(CachePadded::default).take(shards.into()).collect())
     }
 
-    /// Shard `shard` says what it has, before its answers leave.
-    pub fn publish(&self, shard: u16, rooms: &[(ResourceTotals, MaxFree); 2]) {
+    /// Publishes the free resources of a shard, before its replies leave.
+    pub fn publish(&self, shard: u16, free: &[(ResourceTotals, MaxFree); 2]) {
         let put = |to: &AtomicU64, amount: u64| to.store(amount, Ordering::Relaxed);
         let sum = |to: &AtomicU64, amount: u128| put(to, u64::try_from(amount).unwrap_or(u64::MAX));
-        for (part, (all, most)) in self.0[shard as usize].iter().zip(rooms) {
-            put(&part.cpu_milli, most.cpu_milli);
-            put(&part.memory_bytes, most.memory_bytes);
-            put(&part.slots, most.slots);
-            part.gpu_milli.store(most.gpu_milli, Ordering::Relaxed);
-            part.idle_gpus.store(most.idle_gpus, Ordering::Relaxed);
-            sum(&part.sum_cpu_milli, all.cpu_milli);
-            sum(&part.sum_memory_bytes, all.memory_bytes);
-            sum(&part.sum_slots, all.slots);
-            sum(&part.sum_gpu_milli, all.gpu_milli);
+        for (part, (total, max)) in self.0[shard as usize].iter().zip(free) {
+            put(&part.cpu_milli, max.cpu_milli);
+            put(&part.memory_bytes, max.memory_bytes);
+            put(&part.slots, max.slots);
+            part.gpu_milli.store(max.gpu_milli, Ordering::Relaxed);
+            part.idle_gpus.store(max.idle_gpus, Ordering::Relaxed);
+            sum(&part.sum_cpu_milli, total.cpu_milli);
+            sum(&part.sum_memory_bytes, total.memory_bytes);
+            sum(&part.sum_slots, total.slots);
+            sum(&part.sum_gpu_milli, total.gpu_milli);
         }
     }
 
-    /// The parts whose workers may take the claim.
-    fn parts(&self, shard: u16, wants: &PlacementConstraints) -> &[PublishedFree] {
+    /// Halves of the shard whose workers the claim may use.
+    fn parts(&self, shard: u16, constraints: &PlacementConstraints) -> &[PublishedFree] {
         let parts = &self.0[shard as usize];
-        let gpu = wants.spec.as_ref().is_some_and(|spec| spec.resources.gpu.is_some());
-        match (gpu, &wants.gpus) {
+        let gpu = constraints.spec.as_ref().is_some_and(|spec| spec.resources.gpu.is_some());
+        match (gpu, &constraints.gpus) {
             (true, _) | (_, GpuFilter::Model(_)) => &parts[1..],
             (false, GpuFilter::NoGpus) => &parts[..1],
             (false, GpuFilter::Any) => &parts[..],
         }
     }
 
-    /// False only if no worker of the shard has room for the claim.
-    pub fn may_fit(&self, shard: u16, wants: &PlacementConstraints) -> bool {
-        let Some(spec) = &wants.spec else { return true };
-        self.parts(shard, wants).iter().any(|part| part.may_fit(&spec.resources))
+    /// Returns false only if no worker of the shard has enough free resources for the claim.
+    pub fn may_fit(&self, shard: u16, constraints: &PlacementConstraints) -> bool {
+        let Some(spec) = &constraints.spec else { return true };
+        self.parts(shard, constraints).iter().any(|part| part.may_fit(&spec.resources))
     }
 
-    fn cores_per_gpu(&self, shard: u16, wants: &PlacementConstraints) -> f64 {
+    fn cores_per_gpu(&self, shard: u16, constraints: &PlacementConstraints) -> f64 {
         let get = |amount: &AtomicU64| amount.load(Ordering::Relaxed);
         let cores =
-            self.parts(shard, wants).iter().fold(0_u64, |sum, part| sum.saturating_add(get(&part.sum_cpu_milli)));
+            self.parts(shard, constraints).iter().fold(0_u64, |sum, part| sum.saturating_add(get(&part.sum_cpu_milli)));
         cores_per_gpu(cores, get(&self.0[shard as usize][1].sum_gpu_milli))
     }
 
-    /// What these shards have left in all: cores, memory, places, thousandths of cards.
+    /// Total free resources of these shards: cores, memory, slots, thousandths of GPUs.
     #[must_use]
     pub fn total(&self, shards: impl Iterator<Item = u16>) -> [u64; 4] {
         shards.fold([0; 4], |sum, shard| {
@@ -101,7 +101,7 @@ impl FreeCapacity {
         })
     }
 
-    /// What the shard can be asked for in one batch.
+    /// Free resources that one batch may request from the shard.
     pub fn budget(&self, shard: u16) -> BatchBudget {
         BatchBudget(std::array::from_fn(|i| {
             let part = &self.0[shard as usize][i];
@@ -111,38 +111,39 @@ impl FreeCapacity {
         }))
     }
 
-    /// Which of the shards in `open`, a set of bits, is asked next: of two that may have room and that `portion` has something
-    /// left for, the preferred one. None only if no shard of `open` may have room and something left.
+    /// Picks the shard to ask next from the bit set `open`: the preferred one of two that may fit the claim and that
+    /// `has_budget` accepts. Returns `None` only if no shard of `open` qualifies.
     ///
-    /// Shards are drawn by `salt`, a few at most, so in a pool with room in many shards a claim looks at few. Only if none of
-    /// those drawn will do is each looked at.
+    /// A few shards are drawn by `tie_break`, so a claim examines few shards while many have free capacity. Only if
+    /// none of those qualifies are all of them scanned.
     pub fn pick(
         &self,
         open: &[u64],
-        wants: &PlacementConstraints,
-        salt: u64,
+        constraints: &PlacementConstraints,
+        tie_break: u64,
         preference: ShardPreference,
-        portion: impl Fn(u16) -> bool,
+        has_budget: impl Fn(u16) -> bool,
     ) -> Option<u16> {
-        let fits = |&shard: &u16| self.may_fit(shard, wants) && portion(shard);
+        let fits = |&shard: &u16| self.may_fit(shard, constraints) && has_budget(shard);
         let count: u32 = open.iter().map(|bits| bits.count_ones()).sum();
-        let hashes = std::iter::successors(Some(salt), |hash| Some(hash.rotate_left(32).wrapping_mul(GOLDEN_RATIO)));
+        let hashes =
+            std::iter::successors(Some(tie_break), |hash| Some(hash.rotate_left(32).wrapping_mul(GOLDEN_RATIO)));
         let drawn =
             hashes.take(SAMPLES_MAX).filter_map(|hash| nth_shard(open, reduce_hash(hash, count as usize) as u32));
         let mut fitting = drawn.filter(fits);
         if let Some(one) = fitting.next() {
-            return Some(fitting.next().map_or(one, |two| self.prefer(one, two, wants, preference)));
+            return Some(fitting.next().map_or(one, |two| self.prefer(one, two, constraints, preference)));
         }
         let shards: SmallVec<[u16; 64]> = all_shards(open).filter(fits).collect();
-        let one = *shards.get(reduce_hash(salt, shards.len()))?;
-        let two = shards[reduce_hash(salt.rotate_left(32).wrapping_mul(GOLDEN_RATIO), shards.len())];
-        Some(self.prefer(one, two, wants, preference))
+        let one = *shards.get(reduce_hash(tie_break, shards.len()))?;
+        let two = shards[reduce_hash(tie_break.rotate_left(32).wrapping_mul(GOLDEN_RATIO), shards.len())];
+        Some(self.prefer(one, two, constraints, preference))
     }
 
-    fn prefer(&self, one: u16, two: u16, wants: &PlacementConstraints, preference: ShardPreference) -> u16 {
+    fn prefer(&self, one: u16, two: u16, constraints: &PlacementConstraints, preference: ShardPreference) -> u16 {
         let more = match preference {
             ShardPreference::MostFree => self.budget(two).weight() > self.budget(one).weight(),
-            ShardPreference::CoresPerGpu => self.cores_per_gpu(two, wants) > self.cores_per_gpu(one, wants),
+            ShardPreference::CoresPerGpu => self.cores_per_gpu(two, constraints) > self.cores_per_gpu(one, constraints),
         };
         if more { two } else { one }
     }
@@ -153,7 +154,7 @@ fn reduce_hash(hash: u64, count: usize) -> usize {
     ((u128::from(hash) * count as u128) >> 64) as usize
 }
 
-/// The `n`-th shard of a set of bits, from 0.
+/// The `n`-th shard of a bit set, counted from 0.
 fn nth_shard(open: &[u64], mut n: u32) -> Option<u16> {
     for (word, &bits) in open.iter().enumerate() {
         let ones = bits.count_ones();
@@ -167,53 +168,53 @@ fn nth_shard(open: &[u64], mut n: u32) -> Option<u16> {
 
 fn all_shards(open: &[u64]) -> impl Iterator<Item = u16> {
     open.iter().enumerate().flat_map(|(word, &bits)| {
-        let rest = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
-        rest.take_while(|&bits| bits != 0).map(move |bits| (word * 64) as u16 + bits.trailing_zeros() as u16)
+        let remaining = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
+        remaining.take_while(|&bits| bits != 0).map(move |bits| (word * 64) as u16 + bits.trailing_zeros() as u16)
     })
 }
 
 impl PublishedFree {
-    fn may_fit(&self, asked: &ResourceRequirements) -> bool {
-        let has = |most: &AtomicU64, amount: u64| most.load(Ordering::Relaxed) >= amount;
-        let cards = asked.gpu.as_ref().is_none_or(|gpu| match gpu.milli as u16 {
+    fn may_fit(&self, requested: &ResourceRequirements) -> bool {
+        let has = |max: &AtomicU64, amount: u64| max.load(Ordering::Relaxed) >= amount;
+        let gpus = requested.gpu.as_ref().is_none_or(|gpu| match gpu.milli as u16 {
             GPU_MILLI => u32::from(self.idle_gpus.load(Ordering::Relaxed)) >= gpu.count,
             share => self.gpu_milli.load(Ordering::Relaxed) >= share,
         });
-        cards
-            && has(&self.cpu_milli, asked.cpu_milli)
-            && has(&self.memory_bytes, asked.memory_bytes)
-            && has(&self.slots, asked.slots)
+        gpus && has(&self.cpu_milli, requested.cpu_milli)
+            && has(&self.memory_bytes, requested.memory_bytes)
+            && has(&self.slots, requested.slots)
     }
 }
 
-/// What is left of a shard while a batch is portioned: cores, memory, places, cards; in the two parts.
+/// Remaining budget of a shard while a batch is divided: cores, memory, slots and GPUs, without and with GPUs.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchBudget([[u64; 4]; 2]);
 
 impl BatchBudget {
-    /// Takes what the claim asks for out of the part that it would come from. False: there is not enough.
-    pub fn try_take(&mut self, wants: &PlacementConstraints) -> bool {
-        let Some(spec) = &wants.spec else { return true };
-        let asked = &spec.resources;
-        let cards = asked.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
-        let amounts = [asked.cpu_milli, asked.memory_bytes, asked.slots, cards];
-        let parts = match (&asked.gpu, &wants.gpus) {
+    /// Takes the request of the claim from the half that would serve it. Returns false if the budget does not cover
+    /// it.
+    pub fn try_take(&mut self, constraints: &PlacementConstraints) -> bool {
+        let Some(spec) = &constraints.spec else { return true };
+        let requested = &spec.resources;
+        let gpus = requested.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
+        let amounts = [requested.cpu_milli, requested.memory_bytes, requested.slots, gpus];
+        let parts = match (&requested.gpu, &constraints.gpus) {
             (Some(_), _) | (_, GpuFilter::Model(_)) => &mut self.0[1..],
             (None, GpuFilter::NoGpus) => &mut self.0[..1],
             (None, GpuFilter::Any) => &mut self.0[..],
         };
-        let enough = |part: &&mut [u64; 4]| part.iter().zip(amounts).all(|(left, amount)| *left >= amount);
+        let enough = |part: &&mut [u64; 4]| part.iter().zip(amounts).all(|(free, amount)| *free >= amount);
         let Some(part) = parts.iter_mut().find(enough) else { return false };
-        part.iter_mut().zip(amounts).for_each(|(left, amount)| *left -= amount);
+        part.iter_mut().zip(amounts).for_each(|(free, amount)| *free -= amount);
         true
     }
 
-    /// How much it is in one number, as [`crate::engine::placement::bin_packing::Room::weight`] counts.
+    /// Budget as one number, weighted like [`crate::engine::placement::bin_packing::FreeResources::weight`].
     fn weight(&self) -> u128 {
-        let of = |[cpu, memory, slots, cards]: [u64; 4]| {
-            u128::from(cpu) + u128::from(memory >> 22) + u128::from(slots) * 1_000 + u128::from(cards) * 16
+        let weight_of = |[cpu, memory, slots, gpus]: [u64; 4]| {
+            u128::from(cpu) + u128::from(memory >> 22) + u128::from(slots) * 1_000 + u128::from(gpus) * 16
         };
-        self.0.into_iter().map(of).sum()
+        self.0.into_iter().map(weight_of).sum()
     }
 }
 
@@ -228,7 +229,7 @@ mod tests {
     use crate::shard::ShardSet;
     use proptest::prelude::*;
 
-    fn wants(cpu_milli: u64) -> PlacementConstraints {
+    fn constraints(cpu_milli: u64) -> PlacementConstraints {
         let resources = ResourceRequirements { cpu_milli, ..ResourceRequirements::default() };
         PlacementConstraints {
             spec: Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() })),
@@ -236,14 +237,14 @@ mod tests {
         }
     }
 
-    /// Shards with as much left as is said, the most of one worker; none: they offer no worker.
-    fn board(left: &[Option<u64>]) -> CapacityBoard {
-        let board = CapacityBoard::new(left.len() as u16, PoolMode::Shared);
-        for (shard, cpu_milli) in (0..).zip(left) {
+    /// Builds a board with these free cores, the maximum of one worker by shard; `None` offers no worker.
+    fn board(free: &[Option<u64>]) -> CapacityBoard {
+        let board = CapacityBoard::new(free.len() as u16, PoolMode::Shared);
+        for (shard, cpu_milli) in (0..).zip(free) {
             let (workers, cpu_milli) = (u64::from(cpu_milli.is_some()), cpu_milli.unwrap_or(0));
             let sum = ResourceTotals { workers, cpu_milli: cpu_milli.into(), ..ResourceTotals::default() };
-            let most = MaxFree { cpu_milli, ..MaxFree::default() };
-            board.publish_free(shard, &[(sum, most), (ResourceTotals::default(), MaxFree::default())]);
+            let max = MaxFree { cpu_milli, ..MaxFree::default() };
+            board.publish_free(shard, &[(sum, max), (ResourceTotals::default(), MaxFree::default())]);
         }
         board
     }
@@ -253,54 +254,56 @@ mod tests {
     }
 
     proptest! {
-        /// N1: asking until there is nothing left reaches every shard that may have room, once, and no other; whether nearly
-        /// all have or one of many does.
+        /// N1: repeated picks reach every shard that may fit the claim exactly once, and no other shard, whether
+        /// nearly all fit or one of many does.
         #[test]
-        fn n1_every_shard_that_may_have_room_is_asked_once(
+        fn n1_every_shard_that_may_fit_is_asked_once(
             shards in (0..=10_u32).prop_map(|log| 1_usize << log),
             fits_of_64 in prop_oneof![Just(0_u64), 1..4_u64, 20..60_u64, Just(64)],
             seed: u64,
             preference in preference(),
         ) {
             let mut hash = seed;
-            let left: Vec<Option<u64>> = (0..shards).map(|_| {
+            let free: Vec<Option<u64>> = (0..shards).map(|_| {
                 hash = hash.wrapping_add(GOLDEN_RATIO).rotate_left(29).wrapping_mul(GOLDEN_RATIO);
                 let fits = hash >> 58 < fits_of_64;
                 if fits { Some(2_000) } else { [None, Some(0), Some(1_999)][(hash % 3) as usize] }
             }).collect();
-            let board = board(&left);
-            let wants = wants(2_000);
-            let expected: Vec<u16> = (0..).zip(&left).filter(|(_, left)| **left == Some(2_000)).map(|(at, _)| at).collect();
-            let (mut visited, mut asked) = (ShardSet::default(), Vec::new());
-            let mut salt = seed;
-            while let Some(shard) = board.pick_with_capacity(&visited, &wants, salt, preference, |_| true) {
-                prop_assert!(!asked.contains(&shard));
+            let board = board(&free);
+            let constraints = constraints(2_000);
+            let expected: Vec<u16> = (0..).zip(&free).filter(|(_, free)| **free == Some(2_000)).map(|(at, _)| at).collect();
+            let (mut visited, mut requested) = (ShardSet::default(), Vec::new());
+            let mut tie_break = seed;
+            while let Some(shard) = board.pick_with_capacity(&visited, &constraints, tie_break, preference, |_| true) {
+                prop_assert!(!requested.contains(&shard));
                 visited.insert(shard);
-                asked.push(shard);
-                salt = salt.rotate_left(7);
+                requested.push(shard);
+                tie_break = tie_break.rotate_left(7);
             }
-            asked.sort_unstable();
-            prop_assert_eq!(asked, expected);
+            requested.sort_unstable();
+            prop_assert_eq!(requested, expected);
         }
     }
 
-    /// N1: with room in all shards a claim looks at as few of 1,024 as of 16, and takes them all in turn.
+    /// N1: while all shards have free capacity, a claim examines as few of 1,024 as of 16, and the picks cover them
+    /// all.
     #[test]
-    fn n1_a_claim_looks_at_few_shards_while_there_is_room() {
+    fn n1_a_claim_examines_few_shards_while_capacity_is_free() {
         for shards in [16, 256, 1_024] {
             let board = board(&vec![Some(2_000); shards]);
-            let (wants, mut chosen) = (wants(1_000), std::collections::BTreeSet::new());
+            let (constraints, mut chosen) = (constraints(1_000), std::collections::BTreeSet::new());
             for n in 1..20_000_u64 {
-                let looked_at = Cell::new(0);
-                let portion = |_| {
-                    looked_at.set(looked_at.get() + 1);
+                let examined = Cell::new(0);
+                let has_budget = |_| {
+                    examined.set(examined.get() + 1);
                     true
                 };
-                let salt = n.wrapping_mul(GOLDEN_RATIO);
+                let tie_break = n.wrapping_mul(GOLDEN_RATIO);
                 let preference = ShardPreference::MostFree;
-                let shard = board.pick_with_capacity(&ShardSet::default(), &wants, salt, preference, portion);
-                chosen.insert(shard.expect("there is room"));
-                assert!(looked_at.get() <= SAMPLES_MAX, "{} of {shards} shards", looked_at.get());
+                let shard =
+                    board.pick_with_capacity(&ShardSet::default(), &constraints, tie_break, preference, has_budget);
+                chosen.insert(shard.expect("every shard has free capacity"));
+                assert!(examined.get() <= SAMPLES_MAX, "{} of {shards} shards", examined.get());
             }
             assert_eq!(chosen.len(), shards);
         }

@@ -1,13 +1,14 @@
-//! Where to try next, and when "no" is final.
+//! Capacity bounds that shards publish: they decide which shard to try next, and when "no" is final.
 //!
-//! Each shard publishes a bound: whether it has idle workers (a bit) and how many are idle and held (two numbers).
-//! The bound is never below the truth that anyone can know of: it is raised before any effect of a release is seen,
-//! and lowered only by the shard itself. So a shard may be skipped only while its bit is clear, and a claim is
-//! refused only when every shard has said no or had a clear bit at some moment of the call. If a worker stays free
-//! through the whole call, its shard's bit is set all the time, so the claim gets there (invariant `N1`).
+//! Each shard publishes a bit that says whether it has idle workers, and its numbers of idle and busy workers. The
+//! bound is never below the truth that anyone can observe: it is raised before any effect of a release becomes
+//! visible, and lowered only by the shard itself. So a shard may be skipped only while its bit is clear, and a claim
+//! is rejected only when every shard has said no or had a clear bit at some moment of the call. If a worker stays free
+//! throughout the call, the bit of its shard is set throughout, so the claim reaches it (invariant `N1`).
 //!
-//! First comes the shard where the claim's affinity was last seen, then, of two shards picked at random that have
-//! idle workers, the one with fewer held (two choices keep the fullest bin at `log log n`: Mitzenmacher, 2001).
+//! The shard on which the claim's affinity was last seen comes first. After that, of two random shards with idle
+//! workers, the one with fewer busy workers (the power of two choices keeps the fullest bin at `log log n`:
+//! Mitzenmacher, 2001).
 
 mod affinity_hints;
 mod capacities;
@@ -33,25 +34,25 @@ struct ShardUsage {
     busy: AtomicU32,
 }
 
-/// What a pool's shards publish.
+/// Bounds and figures that the shards of a pool publish.
 #[derive(Debug)]
 pub struct CapacityBoard {
-    /// One bit a shard: it has idle workers; in a shared pool, workers that are offered.
+    /// One bit per shard: it has idle workers or, in a shared pool, schedulable ones.
     idle: Box<[CachePadded<AtomicU64>]>,
-    /// In a shared pool: what they have left.
+    /// Free resources by shard, in a shared pool.
     free: Option<FreeCapacity>,
     loads: Box<[CachePadded<ShardUsage>]>,
     affinity_hints: AffinityHints,
-    /// By shard: one more than the lowest priority of a claim that may be evicted; 0: there is none.
+    /// Lowest priority of an evictable claim plus one, by shard; 0 if there is none.
     lowest_evictable: Box<[AtomicU32]>,
-    /// By shard: what its workers have in all: how many there are, cores, memory, thousandths of cards.
+    /// Total resources of the workers by shard: workers, cores, memory, thousandths of GPUs.
     totals: Box<[[AtomicU64; 4]]>,
-    /// The distinct capacities of workers, busy ones too.
+    /// Distinct capacities of the workers, busy ones included.
     capacities: WorkerCapacities,
 }
 
 impl CapacityBoard {
-    /// Of `shards` shards, all empty.
+    /// Creates the board of `shards` empty shards.
     #[must_use]
     pub fn new(shards: u16, mode: PoolMode) -> Self {
         let words = usize::from(shards).div_ceil(64);
@@ -66,22 +67,21 @@ impl CapacityBoard {
         }
     }
 
-    /// Shard `shard` says what it has: workers that are idle and that are held. Called by that shard alone, before its
-    /// answers leave.
-    pub fn publish(&self, shard: u16, idle: usize, held: usize) {
+    /// Publishes the numbers of idle and busy workers of a shard. Called only by that shard, before its replies leave.
+    pub fn publish(&self, shard: u16, idle: usize, busy: usize) {
         let load = &self.loads[shard as usize];
-        load.busy.store(held as u32, Ordering::Relaxed);
+        load.busy.store(busy as u32, Ordering::Relaxed);
         let before = load.idle.swap(idle as u32, Ordering::Relaxed);
         if self.free.is_none() && (before == 0) != (idle == 0) {
             self.set_open(shard, idle > 0);
         }
     }
 
-    /// In a shared pool, beside [`Self::publish`]: what it has left.
-    pub fn publish_free(&self, shard: u16, left: &[(ResourceTotals, MaxFree); 2]) {
-        if let Some(rooms) = &self.free {
-            rooms.publish(shard, left);
-            let open = left.iter().any(|(sum, _)| sum.workers > 0);
+    /// Publishes the free resources of a shard in a shared pool, in addition to [`Self::publish`].
+    pub fn publish_free(&self, shard: u16, free: &[(ResourceTotals, MaxFree); 2]) {
+        if let Some(capacity) = &self.free {
+            capacity.publish(shard, free);
+            let open = free.iter().any(|(sum, _)| sum.workers > 0);
             if open != self.is_open(shard) {
                 self.set_open(shard, open);
             }
@@ -101,44 +101,45 @@ impl CapacityBoard {
         self.idle[shard as usize / 64].load(Ordering::Acquire) & (1 << (shard % 64)) != 0
     }
 
-    /// What its shards have left, of a shared pool.
+    /// Free resources by shard, if the pool is shared.
     #[must_use]
     pub const fn free(&self) -> Option<&FreeCapacity> {
         self.free.as_ref()
     }
 
-    /// In a shared pool: the shard to ask next, of those with workers to offer that were not visited ([`Rooms::pick`]).
+    /// Picks the next shard to ask in a shared pool, among unvisited ones with schedulable workers
+    /// ([`FreeCapacity::pick`]).
     pub fn pick_with_capacity(
         &self,
         visited: &ShardSet,
-        wants: &PlacementConstraints,
-        salt: u64,
+        constraints: &PlacementConstraints,
+        tie_break: u64,
         preference: ShardPreference,
-        portion: impl Fn(u16) -> bool,
+        has_budget: impl Fn(u16) -> bool,
     ) -> Option<u16> {
         let open = |(word, bits): (usize, &CachePadded<AtomicU64>)| bits.load(Ordering::Acquire) & !visited.bits(word);
         let open: SmallVec<[u64; 16]> = self.idle.iter().enumerate().map(open).collect();
-        self.free.as_ref()?.pick(&open, wants, salt, preference, portion)
+        self.free.as_ref()?.pick(&open, constraints, tie_break, preference, has_budget)
     }
 
-    /// The shards that have workers to offer.
+    /// Shards that have schedulable workers.
     pub fn open_shards(&self) -> impl Iterator<Item = u16> {
         (0..self.loads.len() as u16).filter(|&shard| self.is_open(shard))
     }
 
-    /// Capacities of the pool's workers, busy ones too.
+    /// Capacities of the pool's workers, busy ones included.
     #[must_use]
     pub const fn capacities(&self) -> &WorkerCapacities {
         &self.capacities
     }
 
-    /// Shard `shard` says what the lowest priority of a claim is that may be evicted there.
+    /// Publishes the lowest priority of a claim that may be evicted on a shard.
     pub fn publish_lowest_evictable(&self, shard: u16, lowest: Option<u16>) {
         self.lowest_evictable[shard as usize]
             .store(lowest.map_or(0, |priority| u32::from(priority) + 1), Ordering::Relaxed);
     }
 
-    /// The shard not visited yet with the cheapest claim that has a lower priority than this; none: there is none.
+    /// Unvisited shard with the lowest evictable priority below this one, if any.
     #[must_use]
     pub fn shard_to_evict(&self, below: u16, visited: &ShardSet) -> Option<u16> {
         let lowest = |shard: &u16| self.lowest_evictable[*shard as usize].load(Ordering::Relaxed);
@@ -147,14 +148,14 @@ impl CapacityBoard {
         lower.min_by_key(lowest)
     }
 
-    /// Shard `shard` says what its workers have in all.
+    /// Publishes the total resources of a shard's workers.
     pub fn publish_total(&self, shard: u16, total: &ResourceUsage) {
         for (cell, amount) in self.totals[shard as usize].iter().zip(total.to_array()) {
             cell.store(amount, Ordering::Relaxed);
         }
     }
 
-    /// What the pool's workers have in all; as many claims as there are workers.
+    /// Total resources of the pool's workers; one claim per worker.
     #[must_use]
     pub fn total(&self) -> ResourceUsage {
         let each = |i: usize| self.totals.iter().map(move |shard| shard[i].load(Ordering::Relaxed));
@@ -162,28 +163,28 @@ impl CapacityBoard {
         ResourceUsage { claims: sum(0), cpu_milli: sum(1), memory_bytes: sum(2), gpu_milli: sum(3) }
     }
 
-    /// Idle workers that `shard` published.
+    /// Idle workers as published by `shard`.
     #[must_use]
     pub fn idle(&self, shard: u16) -> u32 {
         self.loads[shard as usize].idle.load(Ordering::Relaxed)
     }
 
-    /// Held claims that `shard` published.
+    /// Held claims as published by `shard`.
     #[must_use]
     pub fn busy(&self, shard: u16) -> u32 {
         self.loads[shard as usize].busy.load(Ordering::Relaxed)
     }
 
-    /// The affinity was last seen on `shard`.
+    /// Records that the affinity was last seen on `shard`.
     pub fn record_affinity(&self, affinity: u64, shard: u16) {
         if self.loads.len() > 1 {
             self.affinity_hints.remember(affinity, shard);
         }
     }
 
-    /// The shard to ask next; none: every shard that could have an idle worker was asked.
+    /// Shard to ask next; `None` once every shard with idle workers was asked.
     #[must_use]
-    pub fn pick(&self, visited: &ShardSet, affinity: u64, salt: u64) -> Option<u16> {
+    pub fn pick(&self, visited: &ShardSet, affinity: u64, tie_break: u64) -> Option<u16> {
         let open = |word: usize| self.idle[word].load(Ordering::Acquire) & !visited.bits(word);
         if self.loads.len() == 1 {
             return (open(0) != 0).then_some(0);
@@ -197,7 +198,7 @@ impl CapacityBoard {
         if count == 0 {
             return None;
         }
-        // Bits may clear between the two looks; then the pick falls short and takes the last there is, or none.
+        // Bits may clear between counting and picking. Then the pick takes the last set bit, if any.
         let nth = |mut n: u32| {
             let mut last = None;
             for word in 0..self.idle.len() {
@@ -215,9 +216,10 @@ impl CapacityBoard {
         };
         // Lemire's multiply-shift maps a hash to 0..count.
         let spread = |hash: u64| ((u128::from(hash) * u128::from(count)) >> 64) as u32;
-        let (one, two) = (nth(spread(salt))?, nth(spread(salt.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)))?);
-        let held = |shard: u16| self.loads[shard as usize].busy.load(Ordering::Relaxed);
-        Some(if held(two) < held(one) { two } else { one })
+        let (one, two) =
+            (nth(spread(tie_break))?, nth(spread(tie_break.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)))?);
+        let busy = |shard: u16| self.loads[shard as usize].busy.load(Ordering::Relaxed);
+        Some(if busy(two) < busy(one) { two } else { one })
     }
 
     fn last_seen(&self, affinity: u64) -> Option<u16> {
@@ -225,7 +227,7 @@ impl CapacityBoard {
     }
 }
 
-/// Position of the `n`-th set bit, from 0; there are more than `n`.
+/// Position of the `n`-th set bit, counted from 0; more than `n` bits must be set.
 const fn nth_bit(mut bits: u64, n: u32) -> u16 {
     let mut skip = n;
     while skip > 0 {
@@ -241,7 +243,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn totals_that_no_number_holds_are_the_largest_number() {
+    fn totals_saturate_instead_of_overflowing() {
         let board = CapacityBoard::new(2, PoolMode::Shared);
         let most = ResourceUsage { cpu_milli: u64::MAX, ..ResourceUsage::default() };
         (0..2).for_each(|shard| board.publish_total(shard, &most));
@@ -249,13 +251,13 @@ mod tests {
     }
 
     proptest! {
-        /// Asking until there is nothing left reaches every shard with idle workers, once, and no other.
+        /// N1: repeated picks reach every shard with idle workers exactly once, and no other.
         #[test]
         fn n1_every_shard_with_idle_workers_is_asked_once(
             shards in (0..=10u32).prop_map(|log| 1u16 << log),
             seed: u64,
             affinity: u64,
-            remembered: u16,
+            hinted: u16,
         ) {
             let board = CapacityBoard::new(shards, PoolMode::Exclusive);
             let mut expected = Vec::new();
@@ -268,15 +270,15 @@ mod tests {
                     expected.push(shard);
                 }
             }
-            board.record_affinity(affinity, remembered % shards);
+            board.record_affinity(affinity, hinted % shards);
             let (mut visited, mut asked) = (ShardSet::default(), Vec::new());
             while let Some(shard) = board.pick(&visited, affinity, seed ^ asked.len() as u64) {
                 prop_assert!(!asked.contains(&shard));
                 visited.insert(shard);
                 asked.push(shard);
             }
-            if expected.contains(&(remembered % shards)) {
-                prop_assert_eq!(asked[0], remembered % shards, "affinity goes first");
+            if expected.contains(&(hinted % shards)) {
+                prop_assert_eq!(asked[0], hinted % shards, "affinity goes first");
             }
             prop_assert_eq!(visited.len() as usize, expected.len());
             asked.sort_unstable();

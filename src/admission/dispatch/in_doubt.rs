@@ -1,5 +1,5 @@
-//! Gangs of which it is not known whether they are committed: a step of theirs was not answered, or their home cannot be
-//! read. Their workers and keys are kept until it is known.
+//! Gangs whose commit is in doubt: a write was not answered, or their home cannot be read. Their workers and keys are
+//! kept until the outcome is known.
 
 use parking_lot::MutexGuard;
 
@@ -8,30 +8,30 @@ use crate::admission::key_directory::{KeyTicket, ShardRef};
 use crate::model::GangRef;
 use crate::model::{ClaimId, Fence};
 
-/// A gang in doubt.
+/// Gang whose outcome is unknown.
 #[derive(Debug)]
 pub struct InDoubtGang {
-    /// The gang, and where its record is, if there is one.
+    /// Identity of the gang, and the shard of its record, if it has one.
     pub home: GangRef,
-    /// Claims that were granted for it.
+    /// Claims that were granted for the gang.
     pub members: Vec<InDoubtMember>,
 }
 
-/// A member of a gang in doubt.
+/// Member of a gang in doubt.
 #[derive(Debug)]
 pub struct InDoubtMember {
-    /// Key of the claim.
+    /// Key of the member's claim.
     pub id: ClaimId,
-    /// Right to decide for the key; none after a restart, which makes the key unreadable.
+    /// Ticket of the pending key; `None` after a restart, which makes the key unreadable.
     pub ticket: Option<KeyTicket>,
     /// Shard that holds the claim.
     pub shard: ShardRef,
-    /// Number of the grant.
+    /// Fence of the provisional grant.
     pub fence: Fence,
 }
 
 impl InDoubtGang {
-    /// The shards that hold its members, each once.
+    /// Shards that hold members, each listed once.
     #[must_use]
     pub fn shards(&self) -> Vec<ShardRef> {
         let mut shards: Vec<ShardRef> = self.members.iter().map(|member| member.shard).collect();
@@ -42,7 +42,7 @@ impl InDoubtGang {
 }
 
 impl ClaimDispatcher {
-    /// Gangs that cannot be decided before a restart, or until the pool of their home is deleted.
+    /// Gangs that stay undecided until a restart, or until the pool of their home is deleted.
     pub fn gangs_in_doubt(&self) -> MutexGuard<'_, Vec<InDoubtGang>> {
         self.gangs_in_doubt.lock()
     }

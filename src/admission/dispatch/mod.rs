@@ -1,6 +1,5 @@
-//! A claim's way: to its key, from shard to shard, to an answer. What the facade begins here, the shards go on with: a
-//! claim that one shard has no room for is handed to the next by the one that said so, so the caller only waits, and
-//! may leave.
+//! Dispatch of a claim: acquire its key, try shard after shard, reply. The facade starts the search and the shards
+//! continue it: a shard without a worker for the claim forwards it to the next. The caller only waits, and may leave.
 
 mod in_doubt;
 mod reply_sent;
@@ -8,6 +7,7 @@ mod reply_sent;
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,17 +27,17 @@ use crate::persist::fencing::FenceGenerator;
 use crate::persist::journal::Journal;
 use crate::shard::{Command, PendingClaim, ReplyPayload, ShardOutcome};
 
-/// Most claims of a batch that go to one shard in one command: enough to pay its wake, few enough to spread.
+/// Most claims of a batch in one command to a shard: enough to pay for waking it, few enough to spread the batch.
 const SHARD_BATCH_MAX: usize = 64;
 
-/// Bounds that the configuration sets.
+/// Limits that the configuration sets.
 #[derive(Debug, Clone)]
 pub struct SchedulerSettings {
-    /// How long a durable answer waits for the store, in milliseconds; then it is `unavailable`, and a claim that was
-    /// made by this very request is given back.
+    /// How long a durable reply waits for the store, in milliseconds. After that it is `unavailable`, and a claim
+    /// created by the same request is rolled back.
     pub store_wait_ms: u64,
-    /// Most shards of all pools together; a pool that would bring more is not made. Pools that a store has already are
-    /// served however many they have.
+    /// Most shards of all pools together. A pool that would exceed it is not created; pools already stored are served
+    /// in any case.
     pub shards_max: usize,
 }
 
@@ -47,65 +47,65 @@ impl Default for SchedulerSettings {
     }
 }
 
-/// Requests of a thread within one tick of the engine's time that are all timed.
+/// Requests of a thread within one engine tick that are all timed.
 const TIMED_PER_TICK_MAX: u32 = 32;
-/// Of the others one in so many.
+/// Beyond that, one request of this many is timed.
 const SAMPLE_INTERVAL: u32 = 16;
 
 thread_local! {
-    /// Engine time of the last request, and how many came in that tick.
+    /// Engine time of the last request, and the number of requests in that tick.
     static TIMED: Cell<(Millis, u32)> = const { Cell::new((0, 0)) };
 }
 
-/// What all shards share.
+/// State shared by the facade and all shards.
 pub struct ClaimDispatcher {
-    /// Who holds a key.
+    /// Directory of claim keys and their holders.
     pub keys: KeyDirectory,
-    /// The pools.
+    /// Registry of the pools in this process.
     pub pools: PoolRegistry,
-    /// Claims that wait.
+    /// State common to all wait queues.
     pub wait_queues: WaitQueues,
-    /// Selectors that requests brought.
+    /// Parsed label selectors of recent requests.
     pub selectors: SelectorCache,
-    /// Time.
+    /// Source of engine and wall-clock time.
     pub clock: Clock,
-    /// Claims that ended without their holder's doing.
+    /// Claims that ended without an action of their holders.
     pub ended_claims: EndedClaims,
     /// Gangs that cannot be decided at present.
     pub gangs_in_doubt: Mutex<Vec<InDoubtGang>>,
-    /// Numbers of grants.
+    /// Generator of fences for grants.
     pub fences: FenceGenerator,
-    /// The way to the store.
+    /// Journal that writes records to the store.
     pub journal: Arc<Journal>,
-    /// Bounds.
+    /// Limits that the configuration sets.
     pub settings: SchedulerSettings,
-    /// The service is about to shut down: calls are answered, but nobody waits any more.
+    /// Set before a shutdown: calls are answered, but claims no longer wait.
     pub draining: AtomicBool,
-    /// The service is shutting down.
+    /// Set while the service shuts down.
     pub stopping: AtomicBool,
 }
 
 impl std::fmt::Debug for ClaimDispatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dispatch").field("journal", &self.journal).finish_non_exhaustive()
+        f.debug_struct("ClaimDispatcher").field("journal", &self.journal).finish_non_exhaustive()
     }
 }
 
 impl ClaimDispatcher {
-    /// A claim begins, or begins anew after what it found was gone.
+    /// Submits a claim, or submits it again when the holder that it found has gone.
     pub fn submit(&self, item: Box<PendingClaim>) {
         if let Some(item) = self.acquire_key(item) {
             self.route(item);
         }
     }
 
-    /// The same for many: those whose keys are vacant go to the shards in groups.
+    /// Submits many claims; those whose keys are vacant go to the shards in groups.
     pub fn submit_all(&self, items: Vec<Box<PendingClaim>>) {
-        let ours: Vec<_> = items.into_iter().filter_map(|item| self.acquire_key(item)).collect();
-        self.route_all(ours);
+        let acquired: Vec<_> = items.into_iter().filter_map(|item| self.acquire_key(item)).collect();
+        self.route_all(acquired);
     }
 
-    /// Takes the key's ticket. None: the claim waits elsewhere, or is answered.
+    /// Acquires the key. Returns `None` if the claim waits elsewhere or was answered.
     fn acquire_key(&self, item: Box<PendingClaim>) -> Option<Box<PendingClaim>> {
         match self.keys.acquire(item) {
             KeyAcquire::Acquired(item) => return Some(item),
@@ -118,16 +118,16 @@ impl ClaimDispatcher {
             KeyAcquire::Unreadable(item) => {
                 self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Loading))
             }
-            KeyAcquire::Held(item, hold) => {
+            KeyAcquire::Held(item, holder) => {
                 let pools = self.pools.load();
-                match pools.shard(hold.shard) {
-                    // The pool is being deleted; its shard frees the key in a moment.
+                match pools.shard(holder.shard) {
+                    // The pool is being deleted; its shard is about to free the key.
                     None => self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Loading)),
-                    Some(port) => {
-                        if let Err((Command::Reacquire(item, _), why)) =
-                            port.push(Command::Reacquire(item, hold.handle))
+                    Some(shard_handle) => {
+                        if let Err((Command::Reacquire(item, _), reason)) =
+                            shard_handle.push(Command::Reacquire(item, holder.handle))
                         {
-                            self.reply_rejected(item, RequestError::Unavailable(why));
+                            self.reply_rejected(item, RequestError::Unavailable(reason));
                         }
                     }
                 }
@@ -136,10 +136,10 @@ impl ClaimDispatcher {
         None
     }
 
-    /// Sends a claim with a ticket to the next shard, or refuses it when none is left.
+    /// Routes a claim with a ticket to the next shard, or rejects it when none is left.
     pub fn route(&self, mut item: Box<PendingClaim>) {
         let pools = self.pools.load();
-        // A refusal hands the ticket on to whoever joined: then that one is routed.
+        // A rejection passes the ticket to the oldest duplicate, which is then routed.
         loop {
             if let Some(over) = item.over_quota.take() {
                 match self.queue_or_reject(item, RequestError::Exhausted(ExhaustionReason::Quota(over))) {
@@ -151,14 +151,14 @@ impl ClaimDispatcher {
             let next = match next_shard(&pools, &item) {
                 None if item.advance_stage(&pools) => Some(item),
                 None => {
-                    let refusal = item.refusal(&pools);
-                    self.queue_or_reject(item, refusal)
+                    let rejection = item.rejection(&pools);
+                    self.queue_or_reject(item, rejection)
                 }
                 Some((pool, shard)) => {
                     item.tried_shards.insert(shard);
                     match pool.shards[shard as usize].push(Command::Claim(item)) {
-                        Err((Command::Claim(mut item), why)) => {
-                            item.unreachable = Some(why);
+                        Err((Command::Claim(mut item), reason)) => {
+                            item.unreachable = Some(reason);
                             Some(item)
                         }
                         _ => None,
@@ -172,30 +172,31 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Sends claims with tickets to shards in groups, at most as many to each as it says it has idle workers.
+    /// Routes claims with tickets in groups, to each shard at most as many as it has idle workers.
     pub fn route_all(&self, mut items: Vec<Box<PendingClaim>>) {
         let over: Vec<_> = items.extract_if(.., |item| item.over_quota.is_some()).collect();
         over.into_iter().for_each(|item| self.route(item));
         let pools = self.pools.load();
-        let is_share = |item: &PendingClaim| pools.by_number(item.pool).is_some_and(|pool| pool.board.free().is_some());
-        if items.len() > 1 && items.iter().any(|item| is_share(item)) {
-            let (shares, whole): (Vec<_>, _) = items.into_iter().partition(|item| is_share(item));
-            self.route_shared(&pools, shares);
-            items = whole;
+        let is_shared =
+            |item: &PendingClaim| pools.by_number(item.pool).is_some_and(|pool| pool.board.free().is_some());
+        if items.len() > 1 && items.iter().any(|item| is_shared(item)) {
+            let (shared, exclusive): (Vec<_>, _) = items.into_iter().partition(|item| is_shared(item));
+            self.route_shared(&pools, shared);
+            items = exclusive;
         }
-        // They are taken from the end, and what is left goes to those that came first.
+        // Taken from the end, so that the earliest claims get the first workers.
         items.reverse();
         while items.len() > 1 {
             let last = &items[items.len() - 1];
             let picked = if last.pinned_worker().is_some() { None } else { next_shard(&pools, last) };
             let Some((pool, shard)) = picked else {
-                // It falls back, is refused, or goes to the shard of its worker.
+                // The claim falls back, is rejected, or goes to the shard of its pinned worker.
                 items.pop().into_iter().for_each(|item| self.route(item));
                 continue;
             };
-            let room = (pool.board.idle(shard) as usize).clamp(1, SHARD_BATCH_MAX);
-            let mut group = Vec::with_capacity(room.min(items.len()));
-            while group.len() < room
+            let group_max = (pool.board.idle(shard) as usize).clamp(1, SHARD_BATCH_MAX);
+            let mut group = Vec::with_capacity(group_max.min(items.len()));
+            while group.len() < group_max
                 && let Some(mut item) = items.pop_if(|item| {
                     item.pool == pool.number && !item.tried_shards.contains(shard) && item.pinned_worker().is_none()
                 })
@@ -203,9 +204,9 @@ impl ClaimDispatcher {
                 item.tried_shards.insert(shard);
                 group.push(item);
             }
-            if let Err((Command::Claims(group), why)) = pool.shards[shard as usize].push(Command::Claims(group)) {
+            if let Err((Command::Claims(group), reason)) = pool.shards[shard as usize].push(Command::Claims(group)) {
                 for mut item in group {
-                    item.unreachable = Some(why);
+                    item.unreachable = Some(reason);
                     self.route(item);
                 }
             }
@@ -215,12 +216,12 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Sends claims for shares with tickets to shards: portioned by what each says that it has left, so that each is asked
-    /// once. What does not fit there in spite of that goes on by itself.
-    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    /// Routes claims on shared pools: divides them by the free resources that each shard publishes, so that each shard
+    /// is asked once. A claim that does not fit after all continues on its own.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     fn route_shared(&self, pools: &PoolMap, items: Vec<Box<PendingClaim>>) {
         let mut portions = BatchPortions::default();
-        // Where the last one went: as many as fit go to one shard, and so to few workers.
+        // Shard of the previous claim: as many as fit go to one shard, and so to few workers.
         let mut last: Option<ShardRef> = None;
         for mut item in items {
             let picked = portion_shard(pools, &item, &mut portions, last);
@@ -233,61 +234,62 @@ impl ClaimDispatcher {
             last = Some(shard);
         }
         for (shard, group) in portions.items {
-            let Some(port) = pools.shard(shard) else { continue };
-            if let Err((Command::Claims(group), why)) = port.push(Command::Claims(group)) {
+            let Some(shard_handle) = pools.shard(shard) else { continue };
+            if let Err((Command::Claims(group), reason)) = shard_handle.push(Command::Claims(group)) {
                 for mut item in group {
-                    item.unreachable = Some(why);
+                    item.unreachable = Some(reason);
                     self.route(item);
                 }
             }
         }
     }
 
-    /// Gives the ticket up and answers. Whoever joined and takes over the ticket is returned, to be routed.
-    pub(crate) fn reject(&self, item: Box<PendingClaim>, refusal: RequestError) -> Option<Box<PendingClaim>> {
+    /// Releases the ticket and rejects the claim. Returns the duplicate that takes over the ticket, for the caller to
+    /// route.
+    pub(crate) fn reject(&self, item: Box<PendingClaim>, rejection: RequestError) -> Option<Box<PendingClaim>> {
         let mut next = self.keys.release_ticket(&item.id, item.ticket);
-        self.reply_rejected(item, refusal);
-        while let Some(joined) = next.take_if(|joined| self.has_no_pool(joined)) {
-            next = self.keys.release_ticket(&joined.id, joined.ticket);
-            self.reply_rejected(joined, RequestError::NotFound(ObjectKind::Pool));
+        self.reply_rejected(item, rejection);
+        while let Some(duplicate) = next.take_if(|duplicate| self.has_no_pool(duplicate)) {
+            next = self.keys.release_ticket(&duplicate.id, duplicate.ticket);
+            self.reply_rejected(duplicate, RequestError::NotFound(ObjectKind::Pool));
         }
         next
     }
 
-    /// Answers a claim that is not carried out. A shard that does not serve because its pool is deleted says no more than
-    /// that; here it is known.
+    /// Replies to a claim that is not served. A shard that stopped because its pool is deleted only says `loading`;
+    /// here the deletion is known.
     #[allow(clippy::boxed_local, reason = "claims travel boxed; unboxing here would copy one to drop it")]
-    pub(crate) fn reply_rejected(&self, item: Box<PendingClaim>, refusal: RequestError) {
-        let silent =
-            matches!(refusal, RequestError::Unavailable(UnavailableReason::Loading | UnavailableReason::Stopping));
-        let deleted = silent && !self.is_draining() && self.has_no_pool(&item);
-        item.reply.send(Err(if deleted { RequestError::NotFound(ObjectKind::Pool) } else { refusal }));
+    pub(crate) fn reply_rejected(&self, item: Box<PendingClaim>, rejection: RequestError) {
+        let may_be_deleted =
+            matches!(rejection, RequestError::Unavailable(UnavailableReason::Loading | UnavailableReason::Stopping));
+        let deleted = may_be_deleted && !self.is_draining() && self.has_no_pool(&item);
+        item.reply.send(Err(if deleted { RequestError::NotFound(ObjectKind::Pool) } else { rejection }));
     }
 
-    /// Whether every pool that the claim may be taken from is deleted, or about to be.
+    /// Whether every candidate pool of the claim is deleted or being deleted.
     pub(crate) fn has_no_pool(&self, item: &PendingClaim) -> bool {
         let pools = self.pools.load();
         item.candidate_pools().iter().all(|&number| pools.by_number(number).is_none_or(|pool| pool.is_closing()))
     }
 
-    /// The same, and routes whoever takes over.
-    pub fn reject_and_route_next(&self, item: Box<PendingClaim>, refusal: RequestError) {
-        if let Some(next) = self.reject(item, refusal) {
+    /// Rejects the claim and routes the duplicate that takes over its ticket.
+    pub fn reject_and_route_next(&self, item: Box<PendingClaim>, rejection: RequestError) {
+        if let Some(next) = self.reject(item, rejection) {
             self.route(next);
         }
     }
 
-    /// Rolls back a claim whose grant will reach nobody, unless others were told of it.
+    /// Rolls back a claim whose grant will reach nobody, unless it was disclosed to others.
     pub(crate) fn roll_back(&self, id: &ClaimId, fence: Fence) {
-        if let KeyLookup::Held(hold) = self.keys.lookup(id)
-            && hold.handle.fence == fence
-            && let Some(port) = self.pools.load().shard(hold.shard)
+        if let KeyLookup::Held(holder) = self.keys.lookup(id)
+            && holder.handle.fence == fence
+            && let Some(shard_handle) = self.pools.load().shard(holder.shard)
         {
-            port.roll_back(id.clone(), fence);
+            shard_handle.roll_back(id.clone(), fence);
         }
     }
 
-    /// Rolls back what an answer granted that nobody will read.
+    /// Rolls back the claim that an unread reply created.
     pub(crate) fn roll_back_unread(&self, id: &ClaimId, outcome: &ShardOutcome) {
         if let Ok(ReplyPayload::Claim(answer)) = outcome
             && answer.created
@@ -296,19 +298,19 @@ impl ClaimDispatcher {
         }
     }
 
-    /// A fence for `n` claims, or why there is none.
+    /// Allocates fences for `n` claims and returns the first.
     ///
     /// # Errors
-    /// `store` while the store does not hold a higher ceiling.
+    /// `Store` while the store does not confirm a higher ceiling.
     pub fn allocate_fences(&self, n: u64) -> Result<u64, UnavailableReason> {
         self.fences.allocate(n, self.clock.unix_us()).ok_or(UnavailableReason::Store)
     }
 
-    /// When a request came in, for the histograms; 0: this one is not timed. While load is light every request is,
-    /// past [`TIMED_PER_TICK_MAX`] of a thread within a tick of the engine's time one in [`SAMPLE_INTERVAL`]: reading the clock and
-    /// keeping the result twice costs as much as deciding the claim.
+    /// Arrival time of a request for the histograms, in nanoseconds, or `None` if the request is not timed. Under light load
+    /// every request is timed. Beyond [`TIMED_PER_TICK_MAX`] requests of a thread in one engine tick, one in
+    /// [`SAMPLE_INTERVAL`] is: reading the clock and recording twice costs as much as deciding the claim.
     #[must_use]
-    pub fn arrival_ns(&self) -> u64 {
+    pub fn arrival_ns(&self) -> Option<NonZeroU64> {
         let now_ms = self.clock.engine_ms();
         let timed = TIMED.with(|timed| {
             let (tick_ms, n) = timed.get();
@@ -316,10 +318,10 @@ impl ClaimDispatcher {
             timed.set((now_ms, n));
             n < TIMED_PER_TICK_MAX || n.is_multiple_of(SAMPLE_INTERVAL)
         });
-        if timed { self.clock.mono_ns().max(1) } else { 0 }
+        if timed { NonZeroU64::new(self.clock.mono_ns().max(1)) } else { None }
     }
 
-    /// Whether nobody may wait any more, because the service is about to shut down.
+    /// Whether claims may no longer wait, because a shutdown is near.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
@@ -332,7 +334,7 @@ impl ClaimDispatcher {
     }
 }
 
-/// The shard that a claim goes to next; none: every shard of its pool that could have a worker for it was asked.
+/// Next shard for the claim; `None` once every shard of its pool that could have a worker for it was asked.
 pub fn next_shard<'a>(pools: &'a PoolMap, item: &PendingClaim) -> Option<(&'a Arc<Pool>, u16)> {
     let pool = pools.by_number(item.pool)?;
     if item.is_exhausted() {
@@ -345,12 +347,12 @@ pub fn next_shard<'a>(pools: &'a PoolMap, item: &PendingClaim) -> Option<(&'a Ar
         let shard = worker.shard(pool.shards.len() as u16);
         return (!item.tried_shards.contains(shard)).then_some((pool, shard));
     }
-    let salt = item.tie_break.rotate_left(item.tried_shards.len() * 7);
+    let tie_break = item.tie_break.rotate_left(item.tried_shards.len() * 7);
     let shard = match (pool.board.free(), item.constraints()) {
-        (Some(_), Some(wants)) => {
-            pool.board.pick_with_capacity(&item.tried_shards, wants, salt, preference(pool), |_| true)?
+        (Some(_), Some(constraints)) => {
+            pool.board.pick_with_capacity(&item.tried_shards, constraints, tie_break, preference(pool), |_| true)?
         }
-        _ => pool.board.pick(&item.tried_shards, item.affinity, salt)?,
+        _ => pool.board.pick(&item.tried_shards, item.affinity, tie_break)?,
     };
     Some((pool, shard))
 }
@@ -362,49 +364,50 @@ fn preference(pool: &Pool) -> ShardPreference {
     }
 }
 
-/// Most needs of one batch that are remembered as having found nothing left.
+/// Most requests of one batch that are recorded as exhausted.
 const EXHAUSTED_MAX: usize = 16;
 
-/// Of a batch, what goes to each shard.
+/// Groups of a batch by shard.
 #[derive(Default)]
 struct BatchPortions {
-    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     items: BTreeMap<ShardRef, Vec<Box<PendingClaim>>>,
-    /// What is left there beside them.
+    /// Remaining budget of each shard.
     budgets: BTreeMap<ShardRef, BatchBudget>,
-    /// Needs for which no shard of a pool has anything left. What is left only shrinks while a batch is portioned.
+    /// Requests for which no shard of a pool has budget left. Budgets only shrink while a batch is divided.
     exhausted: Vec<(u32, Arc<PlacementConstraints>)>,
 }
 
 impl BatchPortions {
-    fn budget(&self, shard: ShardRef, rooms: &FreeCapacity) -> BatchBudget {
-        self.budgets.get(&shard).copied().unwrap_or_else(|| rooms.budget(shard.shard))
+    fn budget(&self, shard: ShardRef, free: &FreeCapacity) -> BatchBudget {
+        self.budgets.get(&shard).copied().unwrap_or_else(|| free.budget(shard.shard))
     }
 
-    /// Takes what the claim asks for out of what is left of the shard. False: there is not enough.
-    fn try_take(&mut self, shard: ShardRef, rooms: &FreeCapacity, wants: &PlacementConstraints) -> bool {
-        let mut budget = self.budget(shard, rooms);
-        let enough = budget.try_take(wants);
+    /// Takes the claim's request from the shard's budget. Returns false if the budget does not cover it.
+    fn try_take(&mut self, shard: ShardRef, free: &FreeCapacity, constraints: &PlacementConstraints) -> bool {
+        let mut budget = self.budget(shard, free);
+        let enough = budget.try_take(constraints);
         if enough {
             self.budgets.insert(shard, budget);
         }
         enough
     }
 
-    fn is_exhausted_for(&self, pool: u32, wants: &PlacementConstraints) -> bool {
-        let needs =
-            |wants: &PlacementConstraints| (wants.spec.as_ref().map(|spec| spec.resources.clone()), wants.gpus.clone());
-        self.exhausted.iter().any(|(of, known)| *of == pool && needs(known) == needs(wants))
+    fn is_exhausted_for(&self, pool: u32, constraints: &PlacementConstraints) -> bool {
+        let request = |constraints: &PlacementConstraints| {
+            (constraints.spec.as_ref().map(|spec| spec.resources.clone()), constraints.gpus.clone())
+        };
+        self.exhausted.iter().any(|(number, existing)| *number == pool && request(existing) == request(constraints))
     }
 
-    fn mark_exhausted_for(&mut self, pool: u32, wants: &Arc<PlacementConstraints>) {
+    fn mark_exhausted_for(&mut self, pool: u32, constraints: &Arc<PlacementConstraints>) {
         if self.exhausted.len() < EXHAUSTED_MAX {
-            self.exhausted.push((pool, Arc::clone(wants)));
+            self.exhausted.push((pool, Arc::clone(constraints)));
         }
     }
 }
 
-/// The shard of a batch's portion that a claim for a share goes to, and what it takes of that.
+/// Picks the shard of a batch's group for a claim on a shared pool, and takes its request from the shard's budget.
 fn portion_shard(
     pools: &PoolMap,
     item: &PendingClaim,
@@ -415,25 +418,28 @@ fn portion_shard(
     if item.pinned_worker().is_some() {
         return next_shard(pools, item).map(|(pool, shard)| ShardRef { pool: pool.number, shard });
     }
-    let (rooms, wants) = (pool.board.free()?, item.constraints()?);
-    let of = |shard: u16| ShardRef { pool: pool.number, shard };
+    let (free, constraints) = (pool.board.free()?, item.constraints()?);
+    let shard_ref = |shard: u16| ShardRef { pool: pool.number, shard };
     let preference = preference(pool);
-    let stay = last.filter(|last| last.pool == pool.number && !item.tried_shards.contains(last.shard));
-    let stay = stay.filter(|last| preference != ShardPreference::MostFree && rooms.may_fit(last.shard, wants));
-    if let Some(last) = stay.filter(|last| portions.try_take(*last, rooms, wants)) {
+    let same_shard = last.filter(|last| last.pool == pool.number && !item.tried_shards.contains(last.shard));
+    let same_shard =
+        same_shard.filter(|last| preference != ShardPreference::MostFree && free.may_fit(last.shard, constraints));
+    if let Some(last) = same_shard.filter(|last| portions.try_take(*last, free, constraints)) {
         return Some(last);
     }
-    if !portions.is_exhausted_for(pool.number, wants) {
-        let salt = item.tie_break.rotate_left(item.tried_shards.len() * 7);
-        let has = |shard: u16| portions.budget(of(shard), rooms).try_take(wants);
-        if let Some(shard) = pool.board.pick_with_capacity(&item.tried_shards, wants, salt, preference, has) {
-            let taken = portions.try_take(of(shard), rooms, wants);
-            return taken.then_some(of(shard));
+    if !portions.is_exhausted_for(pool.number, constraints) {
+        let tie_break = item.tie_break.rotate_left(item.tried_shards.len() * 7);
+        let has_budget = |shard: u16| portions.budget(shard_ref(shard), free).try_take(constraints);
+        if let Some(shard) =
+            pool.board.pick_with_capacity(&item.tried_shards, constraints, tie_break, preference, has_budget)
+        {
+            let fits = portions.try_take(shard_ref(shard), free, constraints);
+            return fits.then_some(shard_ref(shard));
         }
         if item.tried_shards.is_empty() {
-            portions.mark_exhausted_for(pool.number, wants);
+            portions.mark_exhausted_for(pool.number, constraints);
         }
     }
-    // What is left of each is spoken for, as far as is known. Whoever may have more is asked all the same.
-    next_shard(pools, item).map(|(_, shard)| of(shard))
+    // The published resources are all allotted. Shards that may have more are asked all the same.
+    next_shard(pools, item).map(|(_, shard)| shard_ref(shard))
 }

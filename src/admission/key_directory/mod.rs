@@ -1,16 +1,16 @@
-//! Who holds a key: the one thing that crosses shards and pools.
+//! Directory of claim keys and their holders: the only state that spans shards and pools.
 //!
-//! An entry goes `vacant -> pending(ticket) -> held -> gone -> vacant`. Who turns it pending gets the ticket and tries
-//! shards; requests that come meanwhile join. The shard that grants turns it held, in the same actor step as its
-//! ledger; whatever ends the claim turns it gone, again in that step. *Gone* is claimable at once, but remembers
-//! which shards' records the store still lacks about the key ([`PendingWrite`]): a durable answer about the key waits
-//! for all of them, whoever gives it, and a successor carries the list on. So a crash can never bring an older
-//! holder back after somebody was told durably that it is gone.
+//! An entry goes `vacant -> pending(ticket) -> held -> gone -> vacant`. The claim that makes it pending gets the
+//! ticket and tries shards; requests that arrive meanwhile wait as duplicates. The granting shard makes it held, in
+//! the same run as its accounting; whatever ends the claim makes it gone, again in that run. A *gone* key can be
+//! claimed at once, but its entry keeps the records about the key that the store still lacks ([`PendingWrite`]). A
+//! durable reply about the key waits for all of them, whichever shard sends it, and the next holder inherits the list.
+//! So a crash can never restore an older holder after somebody was durably told that it is gone.
 //!
-//! An entry carries what its claim counts for with its tenant ([`QuotaLease`]): taken with the ticket, given back with the entry.
+//! An entry carries the quota that its claim uses ([`QuotaLease`]): charged with the ticket, released with the entry.
 //!
-//! The directory is derived from the workers' rows and never stored. No guard of the map leaves this file
-//! and the directory beside it, where `rebuild` fills the map at a recovery.
+//! The directory is derived from the rows of workers and never stored. No guard of the map leaves this file and the
+//! folder beside it, where `rebuild` fills the map during recovery.
 
 mod prehashed;
 mod rebuild;
@@ -34,41 +34,41 @@ use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
 use crate::shard::PendingClaim;
 
-/// A shard in this process.
+/// Reference to a shard of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardRef {
     /// Number of the pool in this process.
     pub pool: u32,
-    /// Index of the shard in it.
+    /// Index of the shard in its pool.
     pub shard: u16,
 }
 
-/// Where a key is held.
+/// Holder of a key: the shard and the claim in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyHolder {
-    /// The shard.
+    /// Shard that holds the claim.
     pub shard: ShardRef,
-    /// The place in it.
+    /// Handle of the claim in that shard.
     pub handle: ClaimHandle,
 }
 
-/// A record about a key that the store does not have yet.
+/// Record about a key that the store does not have yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PendingWrite {
-    /// Whose record.
+    /// Shard that wrote the record.
     pub shard: ShardRef,
-    /// The store has it when it has this.
+    /// Sequence number at which the record is durable.
     pub seq: Seq,
 }
 
-/// The records that a durable answer about a key waits for, besides that of its own shard. Mostly none.
+/// Records that a durable reply about the key waits for, besides that of its own shard. Usually none.
 pub type PendingWrites = SmallVec<[PendingWrite; 1]>;
 
-/// The right to decide for a pending key.
+/// Right to decide a pending key.
 pub type KeyTicket = u64;
 
-/// Requests that wait for a key that is being decided. Boxed, because nearly always there are none and every entry
-/// of the directory has room for it.
+/// Requests that wait for a pending key. Boxed, because there are almost never any and every entry of the directory
+/// reserves the space.
 #[allow(clippy::box_collection, reason = "8 bytes an entry instead of 32")]
 type WaitingDuplicates = Option<Box<VecDeque<Box<PendingClaim>>>>;
 
@@ -78,9 +78,9 @@ enum KeyEntry {
         ticket: KeyTicket,
         waiting_duplicates: WaitingDuplicates,
         pending_writes: PendingWrites,
-        /// None: its tenant's quota is used up, it waits, or it is about to be adopted.
+        /// Quota of the claim; `None` while the quota is used up, the claim is queued, or it is about to be adopted.
         charge: Option<QuotaLease>,
-        /// The claim that has the ticket, while it waits for room or for its quota.
+        /// Claim that owns the ticket, while it is queued for capacity or quota.
         queued: Option<Arc<QueuedClaim>>,
     },
     Held {
@@ -91,7 +91,8 @@ enum KeyEntry {
     Gone {
         pending_writes: PendingWrites,
     },
-    /// Named by a row of a shard that does not serve, or by a member of a gang whose home does not. It counts all the same.
+    /// Key named by a row of a shard that does not serve, or by a gang member whose home does not. Quota is charged
+    /// all the same.
     Unreadable {
         fence: Fence,
         /// Shard of the row that names the key.
@@ -100,46 +101,46 @@ enum KeyEntry {
     },
 }
 
-/// What a claim finds.
+/// Result of an attempt to acquire a key.
 #[derive(Debug)]
 pub enum KeyAcquire {
-    /// The ticket is in the item: find it a worker.
+    /// The key is acquired and the ticket is in the claim, which now needs a worker.
     Acquired(Box<PendingClaim>),
-    /// It waits with the ticket's holder; if that is parked, until then.
+    /// The claim waits as a duplicate of the ticket's owner; with a deadline if that owner is queued.
     Joined(Option<(Millis, ClaimId)>),
-    /// The claim that has the ticket waits for room, and this one does not wait.
+    /// The ticket's owner is queued, and this request does not wait.
     HolderQueued(Box<PendingClaim>),
-    /// Ask there.
+    /// The key is held; the holder's shard answers.
     Held(Box<PendingClaim>, KeyHolder),
-    /// Too many wait for this key already.
+    /// Too many duplicates wait for this key already.
     TooManyDuplicates(Box<PendingClaim>),
-    /// Its shard does not serve.
+    /// The key is held by a shard that does not serve.
     Unreadable(Box<PendingClaim>),
 }
 
-/// What any other request finds.
+/// State of a key as other requests see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyLookup {
-    /// Nobody holds it, and the store knows.
+    /// The key is vacant, and the store has all records.
     Vacant,
-    /// Nobody holds it (or nobody yet), but the store still lacks these.
+    /// The key is vacant or pending, but the store still lacks these records.
     PendingWrites(PendingWrites),
-    /// Ask there.
+    /// The key is held; the holder's shard answers.
     Held(KeyHolder),
-    /// Its shard does not serve.
+    /// The key is held by a shard that does not serve.
     Unreadable,
 }
 
-/// Locks of the map. Far more than threads: two requests seldom meet at one.
+/// Locks of the map. Far more than threads, so that two requests seldom contend for one.
 const MAP_SHARDS: usize = 1024;
 
-/// The key directory.
+/// Directory of all keys that are claimed or were until recently.
 #[derive(Debug)]
 pub struct KeyDirectory {
     map: DashMap<ClaimId, KeyEntry, BuildHasherDefault<PrehashedHasher>>,
-    /// What tenants hold, and how much they may.
+    /// Quotas and usage of all tenants.
     pub tenants: TenantRegistry,
-    /// Keys that a lost claim may still get.
+    /// Keys that a lost claim may still readopt.
     pub adoption: AdoptionWindow,
 }
 
@@ -150,8 +151,8 @@ impl Default for KeyDirectory {
     }
 }
 
-/// A number that no other ticket of this process has. Each thread has a range of its own, so that claims on
-/// different cores do not meet at one counter.
+/// Allocates a ticket that is unique in this process. Each thread has a range of its own, so that threads do not
+/// contend for one counter.
 fn next_ticket() -> KeyTicket {
     static RANGES: AtomicU64 = AtomicU64::new(1);
     thread_local! {
@@ -160,12 +161,12 @@ fn next_ticket() -> KeyTicket {
     NEXT.with(|next| next.replace(next.get() + 1))
 }
 
-fn pending(ticket: KeyTicket, charge: Option<QuotaLease>, unstored: PendingWrites) -> KeyEntry {
-    KeyEntry::Pending { ticket, waiting_duplicates: None, pending_writes: unstored, charge, queued: None }
+fn pending(ticket: KeyTicket, charge: Option<QuotaLease>, pending_writes: PendingWrites) -> KeyEntry {
+    KeyEntry::Pending { ticket, waiting_duplicates: None, pending_writes, charge, queued: None }
 }
 
 impl KeyDirectory {
-    /// Gives the claim a ticket, and charges its tenant; past its quota the claim says so ([`PendingClaim::over_quota`]).
+    /// Gives the claim a ticket and charges its tenant. If the quota is used up, [`PendingClaim::over_quota`] says so.
     fn grant_ticket(&self, item: &mut PendingClaim) -> (KeyTicket, Option<QuotaLease>) {
         item.ticket = next_ticket();
         (item.ticket, self.charge(item))
@@ -177,7 +178,7 @@ impl KeyDirectory {
         charge.ok()
     }
 
-    /// A claim for `item.id`.
+    /// Acquires the key of a claim.
     pub fn acquire(&self, mut item: Box<PendingClaim>) -> KeyAcquire {
         match self.map.entry(item.id.clone()) {
             Slot::Vacant(slot) => {
@@ -186,44 +187,44 @@ impl KeyDirectory {
                 KeyAcquire::Acquired(item)
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
-                KeyEntry::Held { holder: hold, .. } => KeyAcquire::Held(item, *hold),
+                KeyEntry::Held { holder, .. } => KeyAcquire::Held(item, *holder),
                 KeyEntry::Unreadable { .. } => KeyAcquire::Unreadable(item),
-                KeyEntry::Gone { pending_writes: unstored } => {
-                    let unstored = std::mem::take(unstored);
+                KeyEntry::Gone { pending_writes } => {
+                    let pending_writes = std::mem::take(pending_writes);
                     let (ticket, charge) = self.grant_ticket(&mut item);
-                    slot.insert(pending(ticket, charge, unstored));
+                    slot.insert(pending(ticket, charge, pending_writes));
                     KeyAcquire::Acquired(item)
                 }
                 KeyEntry::Pending { queued: Some(_), .. } if !item.waits() => KeyAcquire::HolderQueued(item),
-                KeyEntry::Pending { waiting_duplicates: joiners, queued: parked, .. } => {
-                    let joiners = joiners.get_or_insert_default();
-                    if joiners.len() >= limits::WAITING_DUPLICATES_MAX {
-                        joiners.retain(|joiner| !joiner.reply.is_closed());
+                KeyEntry::Pending { waiting_duplicates: duplicates, queued, .. } => {
+                    let duplicates = duplicates.get_or_insert_default();
+                    if duplicates.len() >= limits::WAITING_DUPLICATES_MAX {
+                        duplicates.retain(|duplicate| !duplicate.reply.is_closed());
                     }
-                    if joiners.len() >= limits::WAITING_DUPLICATES_MAX {
+                    if duplicates.len() >= limits::WAITING_DUPLICATES_MAX {
                         return KeyAcquire::TooManyDuplicates(item);
                     }
-                    let until = parked.as_ref().map(|_| (item.wait_until_ms(), item.id.clone()));
-                    joiners.push_back(item);
+                    let until = queued.as_ref().map(|_| (item.wait_until_ms(), item.id.clone()));
+                    duplicates.push_back(item);
                     KeyAcquire::Joined(until)
                 }
             },
         }
     }
 
-    /// Takes the ticket of a key that nobody holds, wants or is known to hold, without a claim on its way: for one with
-    /// this fence that may be adopted. Whoever takes it calls [`KeyDirectory::hold`] or [`KeyDirectory::vacate`].
+    /// Acquires the ticket of a vacant key for a claim with this fence that may be adopted. The caller must follow
+    /// with [`KeyDirectory::set_held`] or [`KeyDirectory::release_ticket`].
     pub fn acquire_vacant(&self, id: &ClaimId, fence: Fence) -> Option<KeyTicket> {
         let ticket = next_ticket();
-        // Under the entry's guard: whoever held the key before has said so.
+        // Under the entry's guard: an earlier holder of the key has been recorded by now.
         let take = || if self.adoption.allows(id.hash64(), fence) { Ok((ticket, None)) } else { Err(None) };
         self.enter_vacant(id, take).is_ok().then_some(ticket)
     }
 
-    /// The same for a member of a gang, which is charged.
+    /// Acquires the key of a gang member and charges its tenant.
     ///
     /// # Errors
-    /// None: the key is not free. Or what would be over the tenant's quota.
+    /// `None` if the key is not vacant, or the resource that would exceed the tenant's quota.
     pub fn acquire_for_member(&self, item: &mut PendingClaim) -> Result<(), Option<QuotaResource>> {
         let id = item.id.clone();
         self.enter_vacant(&id, || {
@@ -244,10 +245,10 @@ impl KeyDirectory {
                 Ok(())
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
-                KeyEntry::Gone { pending_writes: unstored } => {
+                KeyEntry::Gone { pending_writes } => {
                     let (ticket, charge) = take()?;
-                    let unstored = std::mem::take(unstored);
-                    slot.insert(pending(ticket, charge, unstored));
+                    let pending_writes = std::mem::take(pending_writes);
+                    slot.insert(pending(ticket, charge, pending_writes));
                     Ok(())
                 }
                 KeyEntry::Held { .. } | KeyEntry::Unreadable { .. } | KeyEntry::Pending { .. } => Err(None),
@@ -255,8 +256,8 @@ impl KeyDirectory {
         }
     }
 
-    /// The claim with this ticket waits, and is not charged meanwhile. Those who joined and do not wait are returned, and when the
-    /// others give up. False: the ticket is not its any more.
+    /// Marks the claim with this ticket as queued and releases its quota. Returns the duplicates that do not wait, and
+    /// the deadlines of the others. Returns `None` if the ticket is no longer valid.
     pub fn mark_queued(
         &self,
         id: &ClaimId,
@@ -264,53 +265,52 @@ impl KeyDirectory {
         claim: &Arc<QueuedClaim>,
     ) -> Option<(Vec<Box<PendingClaim>>, Vec<Millis>)> {
         let mut entry = self.map.get_mut(id)?;
-        let KeyEntry::Pending { ticket: ours, waiting_duplicates: joiners, charge, queued: parked, .. } = &mut *entry
-        else {
+        let KeyEntry::Pending { ticket: ours, waiting_duplicates: duplicates, charge, queued, .. } = &mut *entry else {
             return None;
         };
         if *ours != ticket {
             return None;
         }
-        *parked = Some(Arc::clone(claim));
+        *queued = Some(Arc::clone(claim));
         drop(charge.take());
-        let Some(joiners) = joiners else { return Some((Vec::new(), Vec::new())) };
-        let (wait, leave): (Vec<_>, Vec<_>) = joiners.drain(..).partition(|item| item.waits());
-        **joiners = wait.into();
-        Some((leave, joiners.iter().map(|item| item.wait_until_ms()).collect()))
+        let Some(duplicates) = duplicates else { return Some((Vec::new(), Vec::new())) };
+        let (wait, leave): (Vec<_>, Vec<_>) = duplicates.drain(..).partition(|item| item.waits());
+        **duplicates = wait.into();
+        Some((leave, duplicates.iter().map(|item| item.wait_until_ms()).collect()))
     }
 
-    /// The claim that waited goes on its way: its tenant is charged again, or it says that its quota is used up.
+    /// Marks a queued claim as active: charges its tenant again, or notes that the quota is used up.
     pub fn mark_unqueued(&self, item: &mut PendingClaim) {
         let Some(mut entry) = self.map.get_mut(&item.id) else { return };
-        let KeyEntry::Pending { ticket, charge, queued: parked, .. } = &mut *entry else { return };
+        let KeyEntry::Pending { ticket, charge, queued, .. } = &mut *entry else { return };
         if *ticket == item.ticket {
-            *parked = None;
+            *queued = None;
             *charge = self.charge(item);
         }
     }
 
-    /// The claim that waits for this key to come free or to be given room.
+    /// Queued claim that owns the key's ticket, if any.
     #[must_use]
     pub fn queued_claim(&self, id: &ClaimId) -> Option<Arc<QueuedClaim>> {
         match self.map.get(id).as_deref() {
-            Some(KeyEntry::Pending { queued: parked, .. }) => parked.clone(),
+            Some(KeyEntry::Pending { queued, .. }) => queued.clone(),
             _ => None,
         }
     }
 
-    /// Those who joined a key that is waited for and have waited for long enough themselves.
+    /// Removes the duplicates whose own waiting time is over.
     pub fn take_expired_duplicates(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<PendingClaim>> {
         let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
-        let KeyEntry::Pending { waiting_duplicates: Some(joiners), .. } = &mut *entry else { return Vec::new() };
-        let (late, wait): (Vec<_>, Vec<_>) = joiners.drain(..).partition(|item| item.wait_until_ms() <= now_ms);
-        **joiners = wait.into();
+        let KeyEntry::Pending { waiting_duplicates: Some(duplicates), .. } = &mut *entry else { return Vec::new() };
+        let (late, wait): (Vec<_>, Vec<_>) = duplicates.drain(..).partition(|item| item.wait_until_ms() <= now_ms);
+        **duplicates = wait.into();
         late
     }
 
-    /// The claim with this fence counts for what `spec` asks for. Returns what it counted for.
+    /// Charges the claim with this fence for `spec`. Returns the specification charged before.
     ///
     /// # Errors
-    /// What would be over the tenant's quota; nothing changed.
+    /// The resource that would exceed the tenant's quota; nothing changed.
     pub fn resize(
         &self,
         id: &ClaimId,
@@ -318,205 +318,203 @@ impl KeyDirectory {
         spec: Option<Arc<ClaimSpec>>,
     ) -> Result<Option<Arc<ClaimSpec>>, QuotaResource> {
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Held { holder: hold, charge, .. }) if hold.handle.fence == fence => charge.resize(spec),
+            Some(KeyEntry::Held { holder, charge, .. }) if holder.handle.fence == fence => charge.resize(spec),
             _ => Ok(None),
         }
     }
 
-    /// Takes [`Self::resize`] back.
+    /// Reverts [`Self::resize`] to `spec`.
     pub fn revert_resize(&self, id: &ClaimId, fence: Fence, spec: Option<Arc<ClaimSpec>>) {
-        if let Some(KeyEntry::Held { holder: hold, charge, .. }) = self.map.get_mut(id).as_deref_mut()
-            && hold.handle.fence == fence
+        if let Some(KeyEntry::Held { holder, charge, .. }) = self.map.get_mut(id).as_deref_mut()
+            && holder.handle.fence == fence
         {
             charge.set(spec);
         }
     }
 
-    /// The holder of `ticket` granted: the key is held. Returns those who joined, and what a durable answer waits for.
+    /// Makes the key held after the owner of `ticket` was granted a worker. Returns the waiting duplicates, and the
+    /// records that a durable reply waits for.
     ///
     /// # Panics
-    /// If the ticket is not that of the entry: only its holder can take it away, so this cannot happen.
+    /// If the ticket is not that of the entry. Only its owner can release it, so this cannot happen.
     pub fn set_held(
         &self,
         id: &ClaimId,
         ticket: KeyTicket,
-        hold: KeyHolder,
+        holder: KeyHolder,
         spec: Option<&Arc<ClaimSpec>>,
     ) -> (VecDeque<Box<PendingClaim>>, PendingWrites) {
         let mut entry = self.map.get_mut(id).expect("K1: a key with a ticket is in the directory");
-        let KeyEntry::Pending { ticket: ours, waiting_duplicates: joiners, pending_writes: unstored, charge, .. } =
+        let KeyEntry::Pending { ticket: ours, waiting_duplicates: duplicates, pending_writes, charge, .. } =
             &mut *entry
         else {
             unreachable!("K1: a key with a ticket is pending")
         };
         assert_eq!(*ours, ticket, "K1: one ticket a key");
-        let (joiners, unstored) = (joiners.take(), std::mem::take(unstored));
-        let mut charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), hold.shard.pool));
-        charge.move_to_pool(hold.shard.pool);
-        *entry = KeyEntry::Held { holder: hold, pending_writes: unstored.clone(), charge };
-        (joiners.map(|joiners| *joiners).unwrap_or_default(), unstored)
+        let (duplicates, pending_writes) = (duplicates.take(), std::mem::take(pending_writes));
+        let mut charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
+        charge.move_to_pool(holder.shard.pool);
+        *entry = KeyEntry::Held { holder, pending_writes: pending_writes.clone(), charge };
+        (duplicates.map(|duplicates| *duplicates).unwrap_or_default(), pending_writes)
     }
 
-    /// A gang with this member, whose `ticket` was taken, is committed. The same as [`KeyDirectory::hold`], but it may come again,
-    /// if the shard panicked before the store had it.
+    /// Makes the key of a committed gang member held, like [`KeyDirectory::set_held`]. May be repeated if the shard
+    /// panicked before the record was stored.
     pub fn set_committed(
         &self,
         id: &ClaimId,
         ticket: KeyTicket,
-        hold: KeyHolder,
+        holder: KeyHolder,
         spec: Option<&Arc<ClaimSpec>>,
     ) -> (VecDeque<Box<PendingClaim>>, PendingWrites) {
         let again = match self.map.get(id).as_deref() {
-            Some(KeyEntry::Held { holder: known, .. }) => known.handle.fence == hold.handle.fence,
+            Some(KeyEntry::Held { holder: earlier, .. }) => earlier.handle.fence == holder.handle.fence,
             _ => false,
         };
-        if again { (VecDeque::new(), self.pending_writes(id)) } else { self.set_held(id, ticket, hold, spec) }
+        if again { (VecDeque::new(), self.pending_writes(id)) } else { self.set_held(id, ticket, holder, spec) }
     }
 
-    /// The holder of `ticket` gives up. The oldest who joined and still listens gets a fresh ticket and is returned.
+    /// Releases the ticket. The oldest duplicate that still listens gets a fresh ticket and is returned.
     pub fn release_ticket(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
-        let KeyEntry::Pending {
-            ticket: ours,
-            waiting_duplicates: joiners,
-            pending_writes: unstored,
-            charge,
-            queued: parked,
-        } = slot.get_mut()
+        let KeyEntry::Pending { ticket: ours, waiting_duplicates: duplicates, pending_writes, charge, queued } =
+            slot.get_mut()
         else {
             return None;
         };
         if *ours != ticket {
             return None;
         }
-        let next = joiners.as_mut().and_then(|joiners| {
-            while joiners.front().is_some_and(|joiner| joiner.reply.is_closed()) {
-                joiners.pop_front();
+        let next = duplicates.as_mut().and_then(|duplicates| {
+            while duplicates.front().is_some_and(|duplicate| duplicate.reply.is_closed()) {
+                duplicates.pop_front();
             }
-            joiners.pop_front()
+            duplicates.pop_front()
         });
         match next {
             Some(mut next) => {
-                // First given back, then taken: it may be just that.
+                // Released before it is charged again: the next claim may need exactly this quota.
                 drop(charge.take());
                 (*ours, *charge) = self.grant_ticket(&mut next);
-                *parked = None;
+                *queued = None;
                 Some(next)
             }
-            None if unstored.is_empty() => {
+            None if pending_writes.is_empty() => {
                 slot.remove();
                 None
             }
             None => {
-                let unstored = std::mem::take(unstored);
-                slot.insert(KeyEntry::Gone { pending_writes: unstored });
+                let pending_writes = std::mem::take(pending_writes);
+                slot.insert(KeyEntry::Gone { pending_writes });
                 None
             }
         }
     }
 
-    /// The claim with this fence is over. `record`: the store lacks that yet. Returns what a durable answer waits for.
+    /// Ends the claim with this fence. `record`: the record of the end that the store still lacks. Returns the earlier
+    /// records that a durable reply waits for.
     pub fn end_claim(&self, id: &ClaimId, fence: Fence, record: Option<PendingWrite>) -> PendingWrites {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return PendingWrites::new() };
-        let KeyEntry::Held { holder: hold, pending_writes: unstored, .. } = slot.get_mut() else {
+        let KeyEntry::Held { holder, pending_writes, .. } = slot.get_mut() else {
             return PendingWrites::new();
         };
-        if hold.handle.fence != fence {
+        if holder.handle.fence != fence {
             return PendingWrites::new();
         }
         self.adoption.record_ended(id.hash64(), fence);
-        let earlier = unstored.clone();
+        let earlier = pending_writes.clone();
         if let Some(record) = record {
-            // One record a shard is enough: a later one covers the earlier.
-            unstored.retain(|known| known.shard != record.shard);
-            unstored.push(record);
+            // One record per shard is enough: a later one covers the earlier.
+            pending_writes.retain(|write| write.shard != record.shard);
+            pending_writes.push(record);
         }
-        if unstored.is_empty() {
+        if pending_writes.is_empty() {
             slot.remove();
         } else {
-            let unstored = std::mem::take(unstored);
-            slot.insert(KeyEntry::Gone { pending_writes: unstored });
+            let pending_writes = std::mem::take(pending_writes);
+            slot.insert(KeyEntry::Gone { pending_writes });
         }
         earlier
     }
 
-    /// The store lacks a record about the key, whoever holds it now: a recovered shard gave its claim back.
+    /// Adds a record that the store lacks about the key, whoever holds it now: a recovered shard relinquished its
+    /// claim.
     pub fn add_pending_write(&self, id: &ClaimId, record: PendingWrite) {
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
                 drop(slot.insert(KeyEntry::Gone { pending_writes: PendingWrites::from_iter([record]) }))
             }
             Slot::Occupied(mut slot) => {
-                if let KeyEntry::Pending { pending_writes: unstored, .. }
-                | KeyEntry::Held { pending_writes: unstored, .. }
-                | KeyEntry::Gone { pending_writes: unstored } = slot.get_mut()
+                if let KeyEntry::Pending { pending_writes, .. }
+                | KeyEntry::Held { pending_writes, .. }
+                | KeyEntry::Gone { pending_writes } = slot.get_mut()
                 {
-                    unstored.retain(|known| known.shard != record.shard);
-                    unstored.push(record);
+                    pending_writes.retain(|write| write.shard != record.shard);
+                    pending_writes.push(record);
                 }
             }
         }
     }
 
-    /// The store has all of `shard` up to `seq`: nothing about this key waits for that any more.
+    /// Clears records of `shard` up to `seq`, which the store now has.
     pub fn clear_pending_write(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
-        let (KeyEntry::Pending { pending_writes: unstored, .. }
-        | KeyEntry::Held { pending_writes: unstored, .. }
-        | KeyEntry::Gone { pending_writes: unstored }) = slot.get_mut()
+        let (KeyEntry::Pending { pending_writes, .. }
+        | KeyEntry::Held { pending_writes, .. }
+        | KeyEntry::Gone { pending_writes }) = slot.get_mut()
         else {
             return;
         };
-        unstored.retain(|known| known.shard != shard || known.seq > seq);
+        pending_writes.retain(|write| write.shard != shard || write.seq > seq);
         if matches!(slot.get(), KeyEntry::Gone { pending_writes } if pending_writes.is_empty()) {
             slot.remove();
         }
     }
 
-    /// Who holds the key.
+    /// State of the key and its holder.
     #[must_use]
     pub fn lookup(&self, id: &ClaimId) -> KeyLookup {
         match self.map.get(id).as_deref() {
             None => KeyLookup::Vacant,
-            Some(KeyEntry::Held { holder: hold, .. }) => KeyLookup::Held(*hold),
+            Some(KeyEntry::Held { holder, .. }) => KeyLookup::Held(*holder),
             Some(KeyEntry::Unreadable { .. }) => KeyLookup::Unreadable,
-            Some(KeyEntry::Pending { pending_writes: unstored, .. } | KeyEntry::Gone { pending_writes: unstored })
-                if unstored.is_empty() =>
+            Some(KeyEntry::Pending { pending_writes, .. } | KeyEntry::Gone { pending_writes })
+                if pending_writes.is_empty() =>
             {
                 KeyLookup::Vacant
             }
-            Some(KeyEntry::Pending { pending_writes: unstored, .. } | KeyEntry::Gone { pending_writes: unstored }) => {
-                KeyLookup::PendingWrites(unstored.clone())
+            Some(KeyEntry::Pending { pending_writes, .. } | KeyEntry::Gone { pending_writes }) => {
+                KeyLookup::PendingWrites(pending_writes.clone())
             }
         }
     }
 
-    /// What a durable answer about the key waits for, besides its own shard's record.
+    /// Records that a durable reply about the key waits for, besides that of its own shard.
     #[must_use]
     pub fn pending_writes(&self, id: &ClaimId) -> PendingWrites {
         match self.map.get(id).as_deref() {
             Some(
-                KeyEntry::Pending { pending_writes: unstored, .. }
-                | KeyEntry::Held { pending_writes: unstored, .. }
-                | KeyEntry::Gone { pending_writes: unstored },
-            ) => unstored.clone(),
+                KeyEntry::Pending { pending_writes, .. }
+                | KeyEntry::Held { pending_writes, .. }
+                | KeyEntry::Gone { pending_writes },
+            ) => pending_writes.clone(),
             _ => PendingWrites::new(),
         }
     }
 
-    /// Entries, of whatever kind.
+    /// Number of entries in any state.
     #[must_use]
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether there are none.
+    /// Whether the directory has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
 
-    /// Keys that somebody is about to claim. Costs a walk; for tests and `/debug/shards`.
+    /// Number of keys that are being claimed. Walks the directory; for tests and `/debug/shards`.
     #[must_use]
     pub fn pending_len(&self) -> usize {
         self.map.iter().filter(|entry| matches!(entry.value(), KeyEntry::Pending { .. })).count()

@@ -1,8 +1,8 @@
-//! Hashing of keys that bring their hash along.
+//! Hasher for keys that carry their own hash.
 
 use std::hash::Hasher;
 
-/// Hasher of maps by claim identity, which brings its hash along.
+/// Hasher of maps keyed by claim identity, which carries its hash.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct PrehashedHasher(u64);
 

@@ -1,5 +1,5 @@
-//! How the directory comes to know what the shards hold without claims: at a recovery, when a shard was restarted, and when a
-//! pool is deleted.
+//! Rebuilds the directory from what the shards hold: during recovery, after a shard restart, and when a pool is
+//! deleted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,46 +11,46 @@ use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::PendingClaim;
 
-/// Keys that a shard holds: where, and what each claim keeps of its request.
+/// Keys that a shard holds: the handle of each claim, and the part of its request that is kept.
 pub type RecoveredKeys = HashMap<ClaimId, (ClaimHandle, Option<Arc<ClaimSpec>>)>;
 
 impl KeyDirectory {
-    /// A row names the key as held. Of two such the higher fence stays; the loser, which may be this very one, is
-    /// returned and must yield. A key that somebody is about to claim stays theirs.
-    pub fn recover(&self, id: ClaimId, hold: KeyHolder, spec: Option<Arc<ClaimSpec>>) -> Option<KeyHolder> {
-        let charge = |id: &ClaimId| self.tenants.charge(id, spec.clone(), hold.shard.pool);
+    /// Enters a key that a row names as held. Of two holders the one with the higher fence stays; the loser, possibly
+    /// this one, is returned and must relinquish its claim. A pending key stays with the owner of its ticket.
+    pub fn recover(&self, id: ClaimId, holder: KeyHolder, spec: Option<Arc<ClaimSpec>>) -> Option<KeyHolder> {
+        let charge = |id: &ClaimId| self.tenants.charge(id, spec.clone(), holder.shard.pool);
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
                 let charge = charge(slot.key());
-                slot.insert(KeyEntry::Held { holder: hold, pending_writes: PendingWrites::new(), charge });
+                slot.insert(KeyEntry::Held { holder, pending_writes: PendingWrites::new(), charge });
                 None
             }
             Slot::Occupied(mut slot) => {
                 let ours = match slot.get() {
                     KeyEntry::Pending { .. } => false,
-                    KeyEntry::Held { holder: other, .. } => other.handle.fence < hold.handle.fence,
-                    KeyEntry::Unreadable { fence, .. } => *fence <= hold.handle.fence,
+                    KeyEntry::Held { holder: other, .. } => other.handle.fence < holder.handle.fence,
+                    KeyEntry::Unreadable { fence, .. } => *fence <= holder.handle.fence,
                     KeyEntry::Gone { .. } => true,
                 };
                 if !ours {
-                    return Some(hold);
+                    return Some(holder);
                 }
                 let charge = charge(slot.key());
-                let (loser, unstored) = match slot.get_mut() {
-                    KeyEntry::Held { holder: other, pending_writes: unstored, .. } => {
-                        (Some(*other), std::mem::take(unstored))
+                let (loser, pending_writes) = match slot.get_mut() {
+                    KeyEntry::Held { holder: other, pending_writes, .. } => {
+                        (Some(*other), std::mem::take(pending_writes))
                     }
-                    KeyEntry::Gone { pending_writes: unstored } => (None, std::mem::take(unstored)),
+                    KeyEntry::Gone { pending_writes } => (None, std::mem::take(pending_writes)),
                     _ => (None, PendingWrites::new()),
                 };
-                slot.insert(KeyEntry::Held { holder: hold, pending_writes: unstored, charge });
+                slot.insert(KeyEntry::Held { holder, pending_writes, charge });
                 loser
             }
         }
     }
 
-    /// A row of a shard that does not serve names the key: nobody may claim it, unless a higher fence holds it.
-    /// Returns a hold with a lower fence, which must yield.
+    /// Enters a key that is named by a row of a shard that does not serve. It cannot be claimed unless a higher fence
+    /// holds it. Returns a holder with a lower fence, which must relinquish its claim.
     pub fn recover_unreadable(
         &self,
         id: ClaimId,
@@ -66,8 +66,8 @@ impl KeyDirectory {
                 None
             }
             Slot::Occupied(mut slot) => match slot.get() {
-                KeyEntry::Held { holder: hold, .. } if hold.handle.fence < fence => {
-                    let loser = *hold;
+                KeyEntry::Held { holder, .. } if holder.handle.fence < fence => {
+                    let loser = *holder;
                     let _charge = charge(slot.key());
                     slot.insert(KeyEntry::Unreadable { fence, shard, _charge });
                     Some(loser)
@@ -77,8 +77,8 @@ impl KeyDirectory {
         }
     }
 
-    /// The holder of `ticket` cannot decide for the key before the service is restarted, or a pool deleted: what its
-    /// claim became is a matter of rows that cannot be read. Returns those who joined.
+    /// Makes a pending key unreadable until the service restarts or a pool is deleted: the outcome of its claim
+    /// depends on rows that cannot be read. Returns the waiting duplicates.
     pub fn mark_unreadable(
         &self,
         id: &ClaimId,
@@ -87,26 +87,25 @@ impl KeyDirectory {
         fence: Fence,
     ) -> Vec<Box<PendingClaim>> {
         let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
-        let KeyEntry::Pending { ticket: ours, waiting_duplicates: joiners, charge, .. } = &mut *entry else {
+        let KeyEntry::Pending { ticket: ours, waiting_duplicates: duplicates, charge, .. } = &mut *entry else {
             return Vec::new();
         };
         if *ours != ticket {
             return Vec::new();
         }
-        let joiners = joiners.take().map_or_else(Vec::new, |joiners| (*joiners).into());
+        let duplicates = duplicates.take().map_or_else(Vec::new, |duplicates| (*duplicates).into());
         let _charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, None, shard.pool));
         *entry = KeyEntry::Unreadable { fence, shard, _charge };
-        joiners
+        duplicates
     }
 
-    /// The claim with this fence, which kept the key unreadable, is over.
+    /// Ends the claim with this fence that kept the key unreadable.
     pub fn end_unreadable(&self, id: &ClaimId, fence: Fence) {
         self.map
-            .remove_if(id, |_, entry| matches!(entry, KeyEntry::Unreadable { fence: known, .. } if *known == fence));
+            .remove_if(id, |_, entry| matches!(entry, KeyEntry::Unreadable { fence: record, .. } if *record == fence));
     }
 
-    /// Forgets all that the shards of a deleted pool held or were known to hold, and their records. Costs a walk over the
-    /// directory.
+    /// Forgets the keys and records of a deleted pool's shards. Walks the directory.
     pub fn forget_pool(&self, pool: u32) {
         self.rebind_shard(|shard| shard.pool == pool, None);
         self.map.retain(|id, entry| match entry {
@@ -118,40 +117,40 @@ impl KeyDirectory {
         });
     }
 
-    /// The shard was restarted from the store, which has all that it decided and kept: what it still holds is
-    /// `held`, under new ordinals; what else stood here was undone with it. Returns by way of `held` what is left:
-    /// claims whose keys are not held here as the shard's, for [`Self::recover`]. A key that stays held is never free
-    /// in between. None: nobody knows what it holds, and all that stood here is over. Costs a walk over the directory.
+    /// Rebinds the keys of a shard that was restarted from the store. `held` has the claims that it still holds, under
+    /// new ordinals; everything else that was held there is undone. What remains in `held` afterwards are claims whose
+    /// keys are not held by the shard, for [`Self::recover`]. A key that stays held is never vacant in between. `None`
+    /// means that the shard's claims are unknown and all its entries end. Walks the directory.
     pub fn rebind_shard(&self, restarted: impl Fn(ShardRef) -> bool, mut held: Option<&mut RecoveredKeys>) {
         self.map.retain(|id, entry| {
-            let (KeyEntry::Pending { pending_writes: unstored, .. }
-            | KeyEntry::Held { pending_writes: unstored, .. }
-            | KeyEntry::Gone { pending_writes: unstored }) = entry
+            let (KeyEntry::Pending { pending_writes, .. }
+            | KeyEntry::Held { pending_writes, .. }
+            | KeyEntry::Gone { pending_writes }) = entry
             else {
                 return true;
             };
-            unstored.retain(|known| !restarted(known.shard));
+            pending_writes.retain(|record| !restarted(record.shard));
             match entry {
-                KeyEntry::Held { holder: hold, pending_writes: unstored, charge } if restarted(hold.shard) => {
+                KeyEntry::Held { holder, pending_writes, charge } if restarted(holder.shard) => {
                     match &mut held {
                         Some(held) => {
-                            if let Some((place, _)) = held.get(id)
-                                && place.fence == hold.handle.fence
-                                && let Some((place, spec)) = held.remove(id)
+                            if let Some((handle, _)) = held.get(id)
+                                && handle.fence == holder.handle.fence
+                                && let Some((handle, spec)) = held.remove(id)
                             {
-                                hold.handle = place;
+                                holder.handle = handle;
                                 charge.set(spec);
                                 return true;
                             }
                         }
-                        None => self.adoption.record_ended(id.hash64(), hold.handle.fence),
+                        None => self.adoption.record_ended(id.hash64(), holder.handle.fence),
                     }
-                    let unstored = std::mem::take(unstored);
-                    let keep = !unstored.is_empty();
-                    *entry = KeyEntry::Gone { pending_writes: unstored };
+                    let pending_writes = std::mem::take(pending_writes);
+                    let keep = !pending_writes.is_empty();
+                    *entry = KeyEntry::Gone { pending_writes };
                     keep
                 }
-                KeyEntry::Gone { pending_writes: unstored } => !unstored.is_empty(),
+                KeyEntry::Gone { pending_writes } => !pending_writes.is_empty(),
                 _ => true,
             }
         });

@@ -1,4 +1,4 @@
-//! The pools of this process: by name, and by the number that a claim on its way carries.
+//! Pools of this process, by name and by the number that a pending claim carries.
 
 mod numbers;
 
@@ -18,33 +18,33 @@ use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
 use crate::model::{AckLevel, PoolName, PoolSpec, UnschedulableReason};
 use crate::shard::ShardHandle;
 
-/// A pool as it runs.
+/// Pool and its running state.
 pub struct Pool {
-    /// Number in this process.
+    /// Number of the pool in this process.
     pub number: u32,
-    /// Part of its keys in the store; never used again.
+    /// Part of the pool's keys in the store; never reused.
     pub uid: u64,
-    /// Its name.
+    /// Name of the pool, unique in its namespace.
     pub name: PoolName,
-    /// Its specification as of the last PUT.
+    /// Specification as of the last PUT.
     pub spec: ArcSwap<PoolSpec>,
-    /// Number of that specification.
+    /// Version of the specification.
     version: AtomicU64,
-    /// `spec.ack`, for the shards, which ask for it in every run.
+    /// Whether `spec.ack` is durable; shards read it in every run.
     durable: AtomicBool,
-    /// Its shards.
+    /// Handles of the pool's shards, by index.
     pub shards: Box<[Arc<ShardHandle>]>,
-    /// What they publish.
+    /// Bounds and figures that the shards publish.
     pub board: CapacityBoard,
-    /// Its metrics.
+    /// Metrics of the pool and its shards.
     pub metrics: Arc<PoolMetrics>,
-    /// Claims that wait for room in it.
+    /// Queue of claims that wait for capacity in the pool.
     pub wait_queue: WaitQueue,
-    /// What happens in it, for those who watch.
+    /// Events of the pool, for watchers.
     pub event_log: Arc<PoolEventLog>,
-    /// Held by the gang whose turn it is.
+    /// Lock of the gang that is being placed in the pool.
     pub gang_lock: Arc<tokio::sync::Mutex<()>>,
-    /// It is being deleted: nothing new comes in.
+    /// Set while the pool is being deleted and accepts nothing new.
     pub closing: AtomicBool,
 }
 
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// With one port a shard.
+    /// Creates a pool with one handle per shard.
     #[must_use]
     pub fn new(
         number: u32,
@@ -63,7 +63,7 @@ impl Pool {
         version: u64,
         name: PoolName,
         spec: PoolSpec,
-        ports: Box<[Arc<ShardHandle>]>,
+        handles: Box<[Arc<ShardHandle>]>,
         metrics: Arc<PoolMetrics>,
     ) -> Self {
         let durable = AtomicBool::new(spec.ack == AckLevel::Durable);
@@ -76,7 +76,7 @@ impl Pool {
             spec,
             version: AtomicU64::new(version),
             durable,
-            shards: ports,
+            shards: handles,
             board,
             metrics,
             wait_queue: WaitQueue::default(),
@@ -86,19 +86,19 @@ impl Pool {
         }
     }
 
-    /// Whether some shard does not answer, so that "full" cannot be said.
+    /// Whether some shard does not answer, so that "exhausted" cannot be said.
     #[must_use]
     pub fn has_unavailable_shard(&self) -> bool {
-        self.shards.iter().any(|port| port.state() != ShardState::Serving)
+        self.shards.iter().any(|handle| handle.state() != ShardState::Serving)
     }
 
-    /// Whether answers wait for the store, unless a request asks for more.
+    /// Whether replies wait for the store by default.
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Relaxed)
     }
 
-    /// From now on this specification holds. One at a time.
+    /// Replaces the specification. Calls must not overlap.
     pub fn set_spec(&self, version: u64, spec: PoolSpec) {
         debug_assert!(version > self.version.load(Ordering::Relaxed), "versions grow");
         self.durable.store(spec.ack == AckLevel::Durable, Ordering::Relaxed);
@@ -106,137 +106,137 @@ impl Pool {
         self.version.store(version, Ordering::Release);
     }
 
-    /// The specification and its number. While it changes the number may be the one before: whoever then says it is refused,
-    /// which is better than to change what was not seen.
+    /// Specification and its version. During a change the version may be the one before: a caller that relies on it is
+    /// rejected, which is better than changing a specification that it did not see.
     #[must_use]
     pub fn versioned_spec(&self) -> (u64, Arc<PoolSpec>) {
         let version = self.version.load(Ordering::Acquire);
         (version, self.spec.load_full())
     }
 
-    /// Brings its gauges up to date, and the counters that its shards keep for themselves.
+    /// Updates the pool's gauges, and the counters that shards keep for themselves.
     pub fn update_metrics(&self) {
         let metrics = &self.metrics;
-        let (mut idle, mut busy, mut depth, mut lag_ms, mut drift) = (0, 0, 0, 0, 0);
-        let (mut created, mut releases, mut touches, mut give_backs) = (0, 0, 0, 0);
-        for port in &self.shards {
-            depth += port.queue_depth();
-            lag_ms = lag_ms.max(port.outbox.lag_ms());
-            idle += self.board.idle(port.shard.shard);
-            busy += self.board.busy(port.shard.shard);
-            drift += port.accounting_mismatch();
-            created += port.counters.created.total();
-            releases += port.counters.releases.total();
-            touches += port.counters.worker_updates.total();
-            give_backs += port.counters.rolled_back.total();
+        let (mut idle, mut busy, mut depth, mut store_lag_ms, mut accounting_mismatch) = (0, 0, 0, 0, 0);
+        let (mut created, mut releases, mut worker_updates, mut rolled_back) = (0, 0, 0, 0);
+        for handle in &self.shards {
+            depth += handle.queue_depth();
+            store_lag_ms = store_lag_ms.max(handle.outbox.lag_ms());
+            idle += self.board.idle(handle.shard.shard);
+            busy += self.board.busy(handle.shard.shard);
+            accounting_mismatch += handle.accounting_mismatch();
+            created += handle.counters.created.total();
+            releases += handle.counters.releases.total();
+            worker_updates += handle.counters.worker_updates.total();
+            rolled_back += handle.counters.rolled_back.total();
         }
         metrics.claims(ClaimOutcome::Created).raise_to(created);
         metrics.releases.raise_to(releases);
-        metrics.worker_updates.raise_to(touches);
-        metrics.claims_rolled_back.raise_to(give_backs);
+        metrics.worker_updates.raise_to(worker_updates);
+        metrics.claims_rolled_back.raise_to(rolled_back);
         metrics.workers_idle.set(f64::from(idle));
         metrics.workers_busy.set(f64::from(busy));
         for reason in UnschedulableReason::ALL {
             let sum = |workers: fn(&ShardHandle, UnschedulableReason) -> u32| -> u64 {
-                self.shards.iter().map(|port| u64::from(workers(port, reason))).sum()
+                self.shards.iter().map(|handle| u64::from(workers(handle, reason))).sum()
             };
             metrics.workers_unschedulable(reason).set(sum(ShardHandle::unschedulable) as f64);
             metrics.workers_unschedulable_idle(reason).set(sum(ShardHandle::unschedulable_idle) as f64);
         }
-        let held = |port: &Arc<ShardHandle>| self.board.busy(port.shard.shard);
-        // Each worker is idle, busy, or not offered for a first reason.
-        let workers = |port: &Arc<ShardHandle>| {
+        let held = |handle: &Arc<ShardHandle>| self.board.busy(handle.shard.shard);
+        // Each worker is idle, busy, or counted under its first reason to be unschedulable.
+        let workers = |handle: &Arc<ShardHandle>| {
             let unschedulable: u32 =
-                UnschedulableReason::ALL.iter().map(|reason| port.unschedulable_idle(*reason)).sum();
-            self.board.idle(port.shard.shard) + held(port) + unschedulable
+                UnschedulableReason::ALL.iter().map(|reason| handle.unschedulable_idle(*reason)).sum();
+            self.board.idle(handle.shard.shard) + held(handle) + unschedulable
         };
         metrics.shard_workers.set(self.shards.iter().map(workers));
         metrics.shard_busy_workers.set(self.shards.iter().map(held));
         metrics.queue_depth.set(depth as f64);
-        metrics.store_lag_seconds.set(lag_ms as f64 / 1e3);
-        metrics.accounting_mismatch.set(drift as f64);
+        metrics.store_lag_seconds.set(store_lag_ms as f64 / 1e3);
+        metrics.accounting_mismatch.set(accounting_mismatch as f64);
         metrics.claims_pending.set(self.wait_queue.waiting() as f64);
         metrics.watchers.set(self.event_log.watchers() as f64);
     }
 
-    /// Whether it is being deleted.
+    /// Whether the pool is being deleted.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 }
 
-/// All pools at one moment.
+/// Snapshot of all pools at one moment.
 #[derive(Debug, Default)]
 pub struct PoolMap {
     by_name: HashMap<PoolName, Arc<Pool>>,
     by_number: NumberTable<Arc<Pool>>,
-    /// By name, for those who choose among all of a namespace, and for the scrape.
+    /// Pools by name, for selectors over a namespace and for the scrape.
     in_order: Vec<Arc<Pool>>,
 }
 
 impl PoolMap {
-    /// The pool of that name.
+    /// Pool with this name.
     #[must_use]
     pub fn get(&self, name: &PoolName) -> Option<&Arc<Pool>> {
         self.by_name.get(name)
     }
 
-    /// The pool with that number.
+    /// Pool with this number.
     #[must_use]
     pub fn by_number(&self, number: u32) -> Option<&Arc<Pool>> {
         self.by_number.get(number)
     }
 
-    /// All, in no order.
+    /// All pools, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.by_name.values()
     }
 
-    /// All, in the order of their names.
+    /// All pools, ordered by name.
     #[must_use]
     pub fn in_order(&self) -> &[Arc<Pool>] {
         &self.in_order
     }
 
-    /// Those of a namespace, in the order of their names.
+    /// Pools of a namespace, ordered by name.
     pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pool>> {
         let from = self.in_order.partition_point(|pool| pool.name.namespace() < namespace);
         self.in_order[from..].iter().take_while(move |pool| pool.name.namespace() == namespace)
     }
 
-    /// How many.
+    /// Number of pools in the snapshot.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no pools.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
     }
 
-    /// Shards of all pools.
+    /// Number of shards of all pools.
     #[must_use]
     pub fn total_shards(&self) -> usize {
         self.iter().map(|pool| pool.shards.len()).sum()
     }
 
-    /// The port of a shard.
+    /// Handle of a shard, if its pool exists.
     #[must_use]
     pub fn shard(&self, shard: ShardRef) -> Option<&Arc<ShardHandle>> {
         self.by_number(shard.pool)?.shards.get(shard.shard as usize)
     }
 
-    /// Whether the store has the record. Those of a deleted pool are gone with it.
+    /// Whether the store has the record. Records of a deleted pool have gone with it.
     #[must_use]
     pub fn is_stored(&self, record: &PendingWrite) -> bool {
-        self.shard(record.shard).is_none_or(|port| port.outbox.applied_seq() >= record.seq)
+        self.shard(record.shard).is_none_or(|handle| handle.outbox.applied_seq() >= record.seq)
     }
 }
 
-/// The pools, read without a lock by every request, changed rarely.
+/// Registry of pools: read without a lock by every request, seldom changed.
 #[derive(Debug, Default)]
 pub struct PoolRegistry {
     map: ArcSwap<PoolMap>,
@@ -244,12 +244,12 @@ pub struct PoolRegistry {
 }
 
 impl PoolRegistry {
-    /// All pools now.
+    /// Snapshot of all pools.
     pub fn load(&self) -> Guard<Arc<PoolMap>> {
         self.map.load()
     }
 
-    /// The same, to be kept over an await.
+    /// Snapshot of all pools that can be kept across an await.
     #[must_use]
     pub fn load_full(&self) -> Arc<PoolMap> {
         self.map.load_full()
@@ -268,7 +268,7 @@ impl PoolRegistry {
         });
     }
 
-    /// Takes a pool out.
+    /// Removes a pool from the registry.
     pub fn remove(&self, pool: &Pool) {
         self.update(|map| {
             map.by_name.remove(&pool.name);

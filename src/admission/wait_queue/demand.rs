@@ -1,4 +1,4 @@
-//! What waits for a pool, by what it asks for.
+//! Demand of a pool: its queued claims, grouped by what they request.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,24 +17,28 @@ impl WaitQueue {
 }
 
 impl ClaimDispatcher {
-    /// Those who wait for room in the pool, and those who would but for their tenant's quota. How many workers they need is not
-    /// said.
+    /// Groups the claims that wait for capacity of the pool, or would but for their tenant's quota. The number of
+    /// workers that they need is left out.
     pub(crate) fn demand(&self, pool: &Pool) -> Vec<DemandShape> {
         let now_ms = self.clock.engine_ms();
-        // Most ask for one of a few things: each is described once.
+        // Most claims request one of a few things: each is described once.
         let mut by_hash: HashMap<(u64, &'static str), (DemandKey, DemandShape)> = HashMap::new();
         let quota: Vec<_> = self.wait_queues.quota_queues().values().cloned().collect();
         let for_quota = quota.iter().flat_map(|tenant| tenant.wait_queue.queued_claims());
-        for parked in pool.wait_queue.queued_claims().into_iter().chain(for_quota) {
-            let slot = parked.lock();
+        for queued in pool.wait_queue.queued_claims().into_iter().chain(for_quota) {
+            let slot = queued.lock();
             let Some(item) = slot.as_ref().filter(|item| item.may_use(pool.number)) else { continue };
-            let reason = parked.exhausted.as_str();
-            let (_, shape) = by_hash.entry((item.request_class(false), reason)).or_insert_with(|| {
-                let wants = item.accepts();
+            let reason = queued.exhausted.as_str();
+            let (_, shape) = by_hash.entry((item.request_class(), reason)).or_insert_with(|| {
+                let constraints = item.accepts();
                 let resources = item.spec().map_or_else(ResourceRequirements::default, |spec| spec.resources.clone());
-                let selector = wants.as_ref().and_then(|wants| Some(wants.selector.as_ref()?.text().to_owned()));
-                let mut nodes: Vec<String> =
-                    wants.iter().flat_map(|wants| wants.nodes.names()).map(ToOwned::to_owned).collect();
+                let selector =
+                    constraints.as_ref().and_then(|constraints| Some(constraints.selector.as_ref()?.text().to_owned()));
+                let mut nodes: Vec<String> = constraints
+                    .iter()
+                    .flat_map(|constraints| constraints.nodes.names())
+                    .map(ToOwned::to_owned)
+                    .collect();
                 nodes.sort_unstable();
                 let key = (resources.clone(), selector.clone(), nodes.clone(), reason);
                 let shape = DemandShape {
@@ -49,12 +53,12 @@ impl ClaimDispatcher {
                 };
                 (key, shape)
             });
-            add_demand(shape, 1, now_ms.saturating_sub(parked.since_ms), parked.priority);
+            add_demand(shape, 1, now_ms.saturating_sub(queued.since_ms), queued.priority);
         }
         let mut shapes: HashMap<DemandKey, DemandShape> = HashMap::new();
         for (key, shape) in by_hash.into_values() {
             match shapes.get_mut(&key) {
-                Some(known) => add_demand(known, shape.waiting, shape.oldest_ms, shape.priority),
+                Some(existing) => add_demand(existing, shape.waiting, shape.oldest_ms, shape.priority),
                 None => drop(shapes.insert(key, shape)),
             }
         }

@@ -1,4 +1,4 @@
-//! How claims come into lines, and get their turns.
+//! How claims enter the wait queues and are dequeued.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,35 +16,44 @@ use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, Un
 use crate::model::{ClaimId, Millis, QueuedClaimView};
 use crate::shard::PendingClaim;
 
-/// Shares that one look brings up to date: of that many tenants, in turn.
+/// Number of tenants whose shares one dequeue refreshes, round robin.
 const SHARES_REFRESHED_MAX: usize = 16;
 
 impl ClaimDispatcher {
-    /// A claim with a ticket has nothing left to try: it waits, if it may, or is refused. Whoever joined and takes over its ticket is
-    /// returned, to be routed.
-    pub(crate) fn queue_or_reject(&self, item: Box<PendingClaim>, refusal: RequestError) -> Option<Box<PendingClaim>> {
-        if item.turn().is_some() {
-            return self.requeue_or_fall_back(item, &refusal);
+    /// Queues a claim with a ticket that has no shard left to try, if it may wait, or rejects it. Returns the
+    /// duplicate that takes over the ticket, for the caller to route.
+    pub(crate) fn queue_or_reject(
+        &self,
+        item: Box<PendingClaim>,
+        rejection: RequestError,
+    ) -> Option<Box<PendingClaim>> {
+        if item.dequeue_guard().is_some() {
+            return self.requeue_or_fall_back(item, &rejection);
         }
         let now_ms = self.clock.engine_ms();
-        let why = match refusal {
+        let reason = match rejection {
             RequestError::Exhausted(
-                why @ (ExhaustionReason::Pool | ExhaustionReason::NodeLocality | ExhaustionReason::Quota(_)),
-            ) => why,
-            // It may have been said of a claim that waits already: what could hold it may come back.
+                reason @ (ExhaustionReason::Pool | ExhaustionReason::NodeLocality | ExhaustionReason::Quota(_)),
+            ) => reason,
+            // The claim may be waiting already: workers that could hold it may register again.
             RequestError::Unsatisfiable if item.has_waited() => ExhaustionReason::Pool,
-            refusal => return self.reject(item, refusal),
+            rejection => return self.reject(item, rejection),
         };
         if item.wait_until_ms() <= now_ms {
-            return self.reject(item, refusal);
+            return self.reject(item, rejection);
         }
-        self.enqueue(item, why, now_ms)
+        self.enqueue(item, reason, now_ms)
     }
 
-    /// Puts a claim into the lines that it may wait in.
-    fn enqueue(&self, mut item: Box<PendingClaim>, why: ExhaustionReason, now_ms: Millis) -> Option<Box<PendingClaim>> {
+    /// Enters a claim into the queues that it may wait in.
+    fn enqueue(
+        &self,
+        mut item: Box<PendingClaim>,
+        reason: ExhaustionReason,
+        now_ms: Millis,
+    ) -> Option<Box<PendingClaim>> {
         let map = self.pools.load_full();
-        let pools: SmallVec<[Arc<Pool>; 1]> = match why {
+        let pools: SmallVec<[Arc<Pool>; 1]> = match reason {
             ExhaustionReason::Quota(_) => SmallVec::new(),
             _ => item.candidate_pools().iter().filter_map(|&number| map.by_number(number)).cloned().collect(),
         };
@@ -53,172 +62,169 @@ impl ClaimDispatcher {
             return self.reject(item, RequestError::Unavailable(UnavailableReason::Overloaded));
         }
         let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival());
-        let parked = Arc::new(new_queued_claim(&item, pools, tenant, why, false));
+        let queued = Arc::new(new_queued_claim(&item, pools, tenant, reason));
         let (id, ticket) = (item.id.clone(), item.ticket);
-        *parked.lock() = Some(item);
-        let Some((leave, others_due)) = self.keys.mark_queued(&id, ticket, &parked) else {
-            // Somebody took the ticket away: nobody can, but then it is not ours to wait with.
-            return parked.take().and_then(|item| self.reject(item, RequestError::DeadlineExceeded));
+        *queued.lock() = Some(item);
+        let Some((not_waiting, deadlines)) = self.keys.mark_queued(&id, ticket, &queued) else {
+            // Somebody else released the ticket. That cannot happen, but if it does the claim must not wait with it.
+            return queued.take().and_then(|item| self.reject(item, RequestError::DeadlineExceeded));
         };
-        for joiner in leave {
-            joiner.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
+        for duplicate in not_waiting {
+            duplicate.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
         }
-        for due_ms in others_due {
+        for due_ms in deadlines {
             self.schedule_duplicate_expiry(due_ms, &id);
         }
-        self.insert_into_queues(&parked, due_ms);
-        self.remove_if_closed(&parked);
-        if parked.lock().as_ref().is_some_and(|item| item.reply.is_abandoned()) {
+        self.insert_into_queues(&queued, due_ms);
+        self.remove_if_closed(&queued);
+        if queued.lock().as_ref().is_some_and(|item| item.reply.is_abandoned()) {
             self.cancel_queued(&id);
         }
-        for pool in &parked.pools {
+        for pool in &queued.pools {
             self.dispatch_next(pool);
         }
-        if parked.pools.is_empty() {
-            self.dispatch_next_for_quota(&parked.tenant);
+        if queued.pools.is_empty() {
+            self.dispatch_next_for_quota(&queued.tenant);
         }
-        self.request_reservation(&parked);
+        self.request_reservation(&queued);
         None
     }
 
-    /// A newcomer came to a shard that has something for those who wait, or may have: it is tried after those of them that go first.
+    /// Enters a newcomer into the queue of a pool whose queue is not settled: claims that rank before it are tried
+    /// first.
     pub(crate) fn enqueue_newcomer(&self, pool: &Arc<Pool>, mut item: Box<PendingClaim>) {
         let now_ms = self.clock.engine_ms();
         let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival()).max(now_ms + SERVED_WINDOW_MS);
         let tenant = self.keys.tenants.get_or_insert(&item.id);
-        let parked = Arc::new(new_queued_claim(
-            &item,
-            SmallVec::from_iter([Arc::clone(pool)]),
-            tenant,
-            ExhaustionReason::Pool,
-            true,
-        ));
-        *parked.lock() = Some(item);
-        self.insert_into_queues(&parked, due_ms);
+        let pools = SmallVec::from_iter([Arc::clone(pool)]);
+        let claim = new_queued_claim(&item, pools, tenant, ExhaustionReason::Pool);
+        let queued = Arc::new(QueuedClaim { newcomer: true, ..claim });
+        *queued.lock() = Some(item);
+        self.insert_into_queues(&queued, due_ms);
     }
 
-    pub(super) fn insert_into_queues(&self, parked: &Arc<QueuedClaim>, due_ms: Millis) {
-        let QueuedClaim { arrival, priority, request_class: shape, newcomer: once, .. } = **parked;
-        if parked.pools.is_empty() {
+    pub(super) fn insert_into_queues(&self, queued: &Arc<QueuedClaim>, due_ms: Millis) {
+        let QueuedClaim { arrival, priority, request_class, newcomer, .. } = **queued;
+        if queued.pools.is_empty() {
             let mut waited = self.wait_queues.quota_queues();
-            waited.insert(parked.tenant.number, Arc::clone(&parked.tenant));
+            waited.insert(queued.tenant.number, Arc::clone(&queued.tenant));
         }
-        for line in parked.queues() {
-            let (tenant, item) = (parked.tenant.number, Arc::clone(parked));
-            line.insert(QueueEntry { arrival, priority, tenant, request_class: shape, due_ms, newcomer: once, item });
+        for queue in queued.queues() {
+            let (tenant, item) = (queued.tenant.number, Arc::clone(queued));
+            queue.insert(QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, item });
         }
     }
 
-    /// There was no room for a claim that had its turn: it goes back to its place. One that does not wait goes on to its other pools.
-    fn requeue_or_fall_back(&self, mut item: Box<PendingClaim>, refusal: &RequestError) -> Option<Box<PendingClaim>> {
-        let Some(turn) = item.take_turn() else { return Some(item) };
-        let (parked, pool) = (Arc::clone(&turn.queued), Arc::clone(&turn.pool));
-        pool.wait_queue.mark_unplaceable(parked.request_class, turn.generation);
-        if matches!(refusal, RequestError::Unavailable(_)) {
+    /// Requeues a dequeued claim that found no free capacity. A newcomer falls back to its other pools instead.
+    fn requeue_or_fall_back(&self, mut item: Box<PendingClaim>, rejection: &RequestError) -> Option<Box<PendingClaim>> {
+        let Some(guard) = item.take_dequeue_guard() else { return Some(item) };
+        let (queued, pool) = (Arc::clone(&guard.queued), Arc::clone(&guard.pool));
+        pool.wait_queue.mark_unplaceable(queued.request_class, guard.generation);
+        if matches!(rejection, RequestError::Unavailable(_)) {
             pool.wait_queue.retry_on_tick.store(true, Ordering::Release);
         }
-        if parked.newcomer {
-            drop(turn);
+        if queued.newcomer {
+            drop(guard);
             return self.try_next_pool(item);
         }
         let now_ms = self.clock.engine_ms();
-        if matches!(refusal, RequestError::NotFound(_)) || parked.until_ms <= now_ms || item.reply.is_abandoned() {
-            drop(turn);
-            let refusal = if matches!(refusal, RequestError::NotFound(_)) {
-                refusal.clone()
+        if matches!(rejection, RequestError::NotFound(_)) || queued.until_ms <= now_ms || item.reply.is_abandoned() {
+            drop(guard);
+            let rejection = if matches!(rejection, RequestError::NotFound(_)) {
+                rejection.clone()
             } else {
-                RequestError::Exhausted(parked.exhausted)
+                RequestError::Exhausted(queued.exhausted)
             };
-            return self.reject(item, refusal);
+            return self.reject(item, rejection);
         }
-        item.reset_for_wait(now_ms, || parked.arrival);
-        self.requeue(&parked, item);
-        drop(turn);
-        if parked.skipped.swap(false, Ordering::AcqRel) {
-            // Lines that came to it meanwhile left it out.
-            for other in parked.pools.iter().filter(|other| other.number != pool.number) {
+        item.reset_for_wait(now_ms, || queued.arrival);
+        self.requeue(&queued, item);
+        drop(guard);
+        if queued.skipped.swap(false, Ordering::AcqRel) {
+            // Other queues skipped the claim while it was dequeued here.
+            for other in queued.pools.iter().filter(|other| other.number != pool.number) {
                 other.wait_queue.retry_all();
                 other.wait_queue.retry_on_tick.store(true, Ordering::Release);
             }
         }
-        self.request_reservation(&parked);
+        self.request_reservation(&queued);
         None
     }
 
-    /// A claim that was being tried waits again, where it stood.
-    fn requeue(&self, parked: &Arc<QueuedClaim>, item: Box<PendingClaim>) {
+    /// Requeues a claim that was being tried, at its old arrival.
+    fn requeue(&self, queued: &Arc<QueuedClaim>, item: Box<PendingClaim>) {
         let (id, ticket) = (item.id.clone(), item.ticket);
-        let joiners = self.keys.mark_queued(&id, ticket, parked);
-        *parked.lock() = Some(item);
-        if let Some((leave, others_due)) = joiners {
-            for joiner in leave {
-                joiner.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
+        let duplicates = self.keys.mark_queued(&id, ticket, queued);
+        *queued.lock() = Some(item);
+        if let Some((not_waiting, deadlines)) = duplicates {
+            for duplicate in not_waiting {
+                duplicate.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
             }
-            for due_ms in others_due {
+            for due_ms in deadlines {
                 self.schedule_duplicate_expiry(due_ms, &id);
             }
         }
-        self.remove_if_closed(parked);
-        if parked.lock().as_ref().is_some_and(|item| item.reply.is_abandoned()) {
+        self.remove_if_closed(queued);
+        if queued.lock().as_ref().is_some_and(|item| item.reply.is_abandoned()) {
             self.cancel_queued(&id);
         }
     }
 
-    /// A newcomer for which the line of its pool had nothing tries the next.
+    /// Routes a newcomer to its next pool after the queue of this pool had nothing for it.
     fn try_next_pool(&self, mut item: Box<PendingClaim>) -> Option<Box<PendingClaim>> {
         let pools = self.pools.load();
         if item.advance_pool(&pools) {
             return Some(item);
         }
-        let refusal = item.refusal(&pools);
-        self.queue_or_reject(item, refusal)
+        let rejection = item.rejection(&pools);
+        self.queue_or_reject(item, rejection)
     }
 
-    /// Gives turns, until one is on its way or nothing is left to try.
+    /// Dequeues claims until one is being tried or none is left.
     pub(crate) fn dispatch_next(&self, pool: &Arc<Pool>) {
         loop {
             let now_ms = self.clock.engine_ms();
-            let (parked, generation) = match self.next_candidate(pool, now_ms) {
+            let (queued, generation) = match self.next_candidate(pool, now_ms) {
                 NextCandidate::Busy => return,
-                NextCandidate::Drained(onces) => {
-                    for parked in onces {
-                        let Some(item) = parked.take() else { continue };
-                        parked.remove_from_queues();
+                NextCandidate::Drained(newcomers) => {
+                    for queued in newcomers {
+                        let Some(item) = queued.take() else { continue };
+                        queued.remove_from_queues();
                         if let Some(item) = self.try_next_pool(item) {
                             self.route(item);
                         }
                     }
                     return;
                 }
-                NextCandidate::Candidate(parked, generation) => (parked, generation),
+                NextCandidate::Candidate(queued, generation) => (queued, generation),
             };
-            if parked.gang.is_some() {
-                gang::offer_turn(pool, &parked, generation, now_ms);
+            if queued.gang.is_some() {
+                gang::offer_dequeue(pool, &queued, generation, now_ms);
                 continue;
             }
-            let Some(mut item) = parked.take() else {
-                parked.skipped.store(true, Ordering::Release);
-                pool.wait_queue.mark_unplaceable(parked.request_class, generation);
+            let Some(mut item) = queued.take() else {
+                queued.skipped.store(true, Ordering::Release);
+                pool.wait_queue.mark_unplaceable(queued.request_class, generation);
                 pool.wait_queue.end_dequeue();
                 continue;
             };
-            item.give_turn(DequeueGuard { pool: Arc::clone(pool), queued: Arc::clone(&parked), generation });
+            item.set_dequeue_guard(DequeueGuard { pool: Arc::clone(pool), queued: Arc::clone(&queued), generation });
             if item.reply.is_abandoned() {
                 self.reject_and_route_next(item, RequestError::DeadlineExceeded);
                 continue;
             }
             item.restart_in_pool(pool, now_ms);
             if !may_fit_pool(pool, &item) {
-                self.requeue_or_fall_back(item, &RequestError::Exhausted(parked.exhausted))
+                self.requeue_or_fall_back(item, &RequestError::Exhausted(queued.exhausted))
                     .into_iter()
                     .for_each(|item| self.route(item));
                 continue;
             }
-            if !parked.newcomer {
+            if !queued.newcomer {
                 self.keys.mark_unqueued(&mut item);
-                if let Some(over) = item.over_quota.take() {
-                    drop(item.take_turn());
-                    self.enqueue(item, ExhaustionReason::Quota(over), now_ms)
+                if let Some(exceeded) = item.over_quota.take() {
+                    drop(item.take_dequeue_guard());
+                    self.enqueue(item, ExhaustionReason::Quota(exceeded), now_ms)
                         .into_iter()
                         .for_each(|item| self.route(item));
                     continue;
@@ -229,8 +235,8 @@ impl ClaimDispatcher {
     }
 
     fn next_candidate(&self, pool: &Arc<Pool>, now_ms: Millis) -> NextCandidate {
-        let line = &pool.wait_queue;
-        let mut state = line.lock();
+        let queue = &pool.wait_queue;
+        let mut state = queue.lock();
         if state.dequeue_since_ms.is_some_and(|since| now_ms < since + DEQUEUE_TIMEOUT_MS) {
             return NextCandidate::Busy;
         }
@@ -240,7 +246,7 @@ impl ClaimDispatcher {
             state.refresh_share(tenant, pool.number, &total);
             state.share_cursor = tenant;
         }
-        // Of the first the share is right before it is taken for the first.
+        // The share of the first claim's tenant must be current before the claim counts as first.
         for _ in 0..SHARES_REFRESHED_MAX {
             let Some(first) = state.queue.peek().map(|waiter| waiter.tenant) else { break };
             state.refresh_share(first, pool.number, &total);
@@ -248,73 +254,73 @@ impl ClaimDispatcher {
                 break;
             }
         }
-        let kept_for = state.reserved_for;
-        let next = match kept_for {
+        let reserved_for = state.reserved_for;
+        let next = match reserved_for {
             Some(arrival) => state.queue.peek_arrival(arrival),
             None => state.queue.peek(),
         };
         match next.map(|waiter| Arc::clone(&waiter.item)) {
-            Some(parked) => {
+            Some(queued) => {
                 state.dequeue_since_ms = Some(now_ms);
-                NextCandidate::Candidate(parked, state.generation)
+                NextCandidate::Candidate(queued, state.generation)
             }
             None => {
-                // What is kept for one must not be had by a newcomer.
-                line.dispatch_pending.store(kept_for.is_some(), Ordering::Release);
+                // Capacity reserved for a queued claim must not go to a newcomer.
+                queue.dispatch_pending.store(reserved_for.is_some(), Ordering::Release);
                 NextCandidate::Drained(state.queue.newcomers().cloned().collect())
             }
         }
     }
 
-    /// A tenant may have room in its quota for claims of it that wait.
+    /// Retries claims that wait for the tenant's quota.
     pub(super) fn dispatch_next_for_quota(&self, tenant: &Arc<Tenant>) {
-        let line = &tenant.wait_queue;
+        let queue = &tenant.wait_queue;
         let now_ms = self.clock.engine_ms();
-        if line.lock().dequeue_since_ms.replace(now_ms).is_some() {
-            // Whoever is at it goes on until nothing is left to try.
+        if queue.lock().dequeue_since_ms.replace(now_ms).is_some() {
+            // The current holder of the guard continues until nothing is left to try.
             return;
         }
-        let turn = QuotaDequeueGuard(tenant);
+        let guard = QuotaDequeueGuard(tenant);
         loop {
-            let (parked, generation) = {
-                let mut state = line.lock();
+            let (queued, generation) = {
+                let mut state = queue.lock();
                 match state.queue.peek().map(|waiter| Arc::clone(&waiter.item)) {
-                    Some(parked) => (parked, state.generation),
+                    Some(queued) => (queued, state.generation),
                     None => {
-                        // In the same step: who waits from now on finds nobody at it.
+                        // In the same critical section: a claim that is queued from now on finds the guard free.
                         state.dequeue_since_ms = None;
-                        std::mem::forget(turn);
+                        std::mem::forget(guard);
                         return;
                     }
                 }
             };
-            if let Some(gang) = &parked.gang {
-                line.mark_unplaceable(parked.request_class, generation);
+            if let Some(gang) = &queued.gang {
+                queue.mark_unplaceable(queued.request_class, generation);
                 gang.wake();
                 continue;
             }
-            let Some(mut item) = parked.take() else {
-                // Whoever took it is about to take it out of here too.
-                drop(line.remove(parked.arrival));
+            let Some(mut item) = queued.take() else {
+                // The taker is about to remove it from this queue too.
+                drop(queue.remove(queued.arrival));
                 continue;
             };
             if item.reply.is_abandoned() {
-                parked.remove_from_queues();
+                queued.remove_from_queues();
                 self.reject_and_route_next(item, RequestError::DeadlineExceeded);
                 continue;
             }
             self.keys.mark_unqueued(&mut item);
             if item.over_quota.take().is_some() {
-                line.mark_unplaceable(parked.request_class, generation);
-                self.requeue(&parked, item);
+                queue.mark_unplaceable(queued.request_class, generation);
+                self.requeue(&queued, item);
                 continue;
             }
-            parked.remove_from_queues();
+            queued.remove_from_queues();
             self.restart_routing(item, now_ms);
         }
     }
 
-    /// A claim that waited goes its way from the beginning.
+    /// Restarts the search of a claim that waited, from its first pool.
     pub(super) fn restart_routing(&self, mut item: Box<PendingClaim>, now_ms: Millis) {
         let first = item.candidate_pools().iter().find_map(|&number| self.pools.load().by_number(number).cloned());
         match first {
@@ -326,7 +332,7 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Tenants were given something back: claims that wait for their quota go on.
+    /// Retries claims of tenants that released quota.
     pub(crate) fn dispatch_quota_queues(&self) {
         while let Some(tenant) = self.keys.tenants.next_retry() {
             tenant.wait_queue.retry_all();
@@ -334,44 +340,44 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Claims that wait for their tenants' quotas.
+    /// Number of claims that wait for their tenants' quotas.
     pub(crate) fn quota_waiting_len(&self) -> usize {
         self.wait_queues.quota_queues().values().map(|tenant| tenant.wait_queue.waiting()).sum()
     }
 
-    /// What a key waits for.
+    /// View of the claim that is queued under a key.
     #[must_use]
     pub(crate) fn queued_view(&self, id: &ClaimId) -> Option<QueuedClaimView> {
-        self.keys.queued_claim(id).map(|parked| self.view_waiting(id, &parked))
+        self.keys.queued_claim(id).map(|queued| self.view_waiting(id, &queued))
     }
 
-    /// What a gang waits for that has this key among its members, which is free meanwhile.
+    /// View of the queued gang that has this key among its members; the key itself is vacant meanwhile.
     #[must_use]
     pub(crate) fn queued_gang_view(&self, id: &ClaimId) -> Option<QueuedClaimView> {
-        let parked = self.wait_queues.gangs().get(id).cloned()?;
-        Some(self.view_waiting(id, &parked))
+        let queued = self.wait_queues.gangs().get(id).cloned()?;
+        Some(self.view_waiting(id, &queued))
     }
 
-    fn view_waiting(&self, id: &ClaimId, parked: &QueuedClaim) -> QueuedClaimView {
-        // Read in the middle of a tick it may be earlier than when the claim came.
-        let now_ms = self.clock.engine_now_ms().max(parked.since_ms);
-        let places = parked.queues().filter_map(|line| line.position(parked.arrival, now_ms));
-        let (ahead, served) = places.min().unwrap_or((0, 0));
+    fn view_waiting(&self, id: &ClaimId, queued: &QueuedClaim) -> QueuedClaimView {
+        // In the middle of a tick the cached time may be earlier than the arrival.
+        let now_ms = self.clock.engine_now_ms().max(queued.since_ms);
+        let positions = queued.queues().filter_map(|queue| queue.position(queued.arrival, now_ms));
+        let (ahead, served) = positions.min().unwrap_or((0, 0));
         let estimate_ms = (served > 0).then(|| (ahead as u64 + 1) * 2 * SERVED_WINDOW_MS / served);
         QueuedClaimView {
             id: id.clone(),
-            pools: parked.pools.iter().map(|pool| pool.name.clone()).collect(),
-            reason: parked.exhausted.as_str(),
-            priority: parked.priority,
+            pools: queued.pools.iter().map(|pool| pool.name.clone()).collect(),
+            reason: queued.exhausted.as_str(),
+            priority: queued.priority,
             ahead: ahead as u64,
-            waited_ms: now_ms.saturating_sub(parked.since_ms),
-            left_ms: parked.until_ms.saturating_sub(now_ms),
+            waited_ms: now_ms.saturating_sub(queued.since_ms),
+            left_ms: queued.until_ms.saturating_sub(now_ms),
             estimate_ms,
         }
     }
 }
 
-/// The right to try the claims that wait for a tenant's quota. Dropped by a panic, it lets others go on.
+/// Right to retry the claims that wait for a tenant's quota. When a panic drops it, others can continue.
 struct QuotaDequeueGuard<'a>(&'a Arc<Tenant>);
 
 impl Drop for QuotaDequeueGuard<'_> {
@@ -383,15 +389,15 @@ impl Drop for QuotaDequeueGuard<'_> {
 
 enum NextCandidate {
     Busy,
-    /// There is nothing left to try; these do not wait.
+    /// Nothing is left to try; these newcomers do not wait.
     Drained(Vec<Arc<QueuedClaim>>),
     Candidate(Arc<QueuedClaim>, u64),
 }
 
 impl super::WaitQueueState {
     fn refresh_share(&mut self, tenant: u64, pool: u32, total: &crate::model::ResourceUsage) {
-        if let Some(known) = self.tenants.get(&tenant) {
-            let share = known.dominant_share(pool, total);
+        if let Some(existing) = self.tenants.get(&tenant) {
+            let share = existing.dominant_share(pool, total);
             self.queue.set_share(tenant, share);
         }
     }
@@ -401,8 +407,7 @@ fn new_queued_claim(
     item: &PendingClaim,
     pools: SmallVec<[Arc<Pool>; 1]>,
     tenant: Arc<Tenant>,
-    why: ExhaustionReason,
-    once: bool,
+    reason: ExhaustionReason,
 ) -> QueuedClaim {
     let (arrival, since_ms) = item.queue_position();
     QueuedClaim {
@@ -411,18 +416,21 @@ fn new_queued_claim(
         priority: item.spec().map_or(0, |spec| spec.priority),
         since_ms,
         until_ms: item.wait_until_ms(),
-        exhausted: why,
+        exhausted: reason,
         pools,
         tenant,
-        newcomer: once,
+        newcomer: false,
         gang: None,
-        request_class: item.request_class(matches!(why, ExhaustionReason::Quota(_))),
+        request_class: match reason {
+            ExhaustionReason::Quota(_) => item.quota_class(),
+            _ => item.request_class(),
+        },
         skipped: AtomicBool::new(false),
         seeking_reservation: AtomicBool::new(false),
     }
 }
 
-/// Whether as many wait already as may.
+/// Whether as many claims wait already as may.
 pub(super) fn is_full(pools: &[Arc<Pool>], tenant: &Tenant) -> bool {
     if pools.is_empty() {
         return tenant.wait_queue.waiting() >= limits::QUOTA_WAITERS_MAX;
@@ -434,15 +442,15 @@ pub(super) fn is_full(pools: &[Arc<Pool>], tenant: &Tenant) -> bool {
     })
 }
 
-/// False only if no shard of the pool has room for the claim, whatever it settles for.
+/// Returns false only if no shard of the pool can fit the claim in any of its stages.
 fn may_fit_pool(pool: &Pool, item: &PendingClaim) -> bool {
     if item.pinned_worker().is_some() || item.reserved_shard(pool.number).is_some() {
         return true;
     }
     match pool.board.free() {
         None => pool.board.open_shards().next().is_some(),
-        Some(rooms) => {
-            let fits = |wants| pool.board.open_shards().any(|shard| rooms.may_fit(shard, wants));
+        Some(free) => {
+            let fits = |wants| pool.board.open_shards().any(|shard| free.may_fit(shard, wants));
             item.all_constraints().any(fits)
         }
     }

@@ -1,46 +1,46 @@
-//! Who is next, of those that wait. Pure: no clock, no locks.
+//! Order of the claims that wait. Pure: no clock, no locks.
 //!
-//! Order: priority; then the tenant with the smallest share; then arrival. Claims that ask for the same are one *shape*: if there is no
-//! room for one of them there is none for the others, so a look at the queue tries each shape once, and what fits nothing holds up
-//! nobody behind it.
+//! The order is priority, then the smallest share of a tenant, then arrival. Claims that request the same form a
+//! *request class*: if one of them does not fit, none does. So a scan tries each class once, and a claim that fits
+//! nowhere blocks nobody behind it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::model::Millis;
 
-/// Shapes that one look goes past before it gives up until the next: what bounds its time.
+/// Most request classes that one scan examines, which bounds its time.
 const CLASSES_SCANNED_MAX: usize = 1_024;
 
-/// When it came, among all that wait in this process; never used again.
+/// Arrival number of a claim, unique among all that wait in this process.
 pub type ArrivalNumber = u64;
 
-/// A claim that waits.
+/// Claim that waits, with what determines its rank.
 #[derive(Debug)]
 pub struct QueueEntry<T> {
-    /// When it came.
+    /// Arrival number of the claim.
     pub arrival: ArrivalNumber,
-    /// The highest goes first.
+    /// Priority; the highest goes first.
     pub priority: u16,
-    /// Number of its tenant.
+    /// Number of the tenant.
     pub tenant: u64,
-    /// What it asks for, as a hash: equal ones fit, or do not, alike.
+    /// Hash of the request: claims of the same class are placeable or not placeable together.
     pub request_class: u64,
-    /// When it is looked at in any case: it gives up, or settles for less.
+    /// Time at which the claim is revisited in any case: to give up, or to accept less preferred nodes.
     pub due_ms: Millis,
-    /// It does not wait: if a look finds nothing for it, it is refused.
+    /// Whether the claim does not wait: it is rejected if the scan finds nothing for it.
     pub newcomer: bool,
-    /// It.
+    /// The queued claim itself.
     pub item: T,
 }
 
-/// Place in the order: the lowest is next.
+/// Rank in the queue; the lowest is next.
 type QueueRank = (Reverse<u16>, u64, ArrivalNumber);
 
-/// Those of one tenant, priority and shape, by arrival. The tenant's share is the same for all.
+/// Claims of one request class, by tenant, priority and arrival. All claims of a tenant have the same share.
 #[derive(Debug, Default)]
 struct RequestClass {
-    /// First of each tenant and priority.
+    /// First claim of each tenant and priority.
     heads: BTreeSet<(QueueRank, u64)>,
     subqueues: HashMap<(u16, u64), BTreeSet<ArrivalNumber>>,
 }
@@ -49,20 +49,20 @@ struct RequestClass {
 struct TenantQueue {
     share: u64,
     waiting: usize,
-    /// Shape and priority of each of its lanes.
+    /// Request class and priority of each of the tenant's subqueues.
     subqueues: BTreeSet<(u64, u16)>,
 }
 
-/// Claims that wait for the same thing: a pool, or a tenant's quota.
+/// Fair queue of the claims that wait for a pool, or for a tenant's quota.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     waiters: HashMap<ArrivalNumber, QueueEntry<T>>,
     classes: HashMap<u64, RequestClass>,
-    /// The first of each shape.
+    /// First claim of each request class.
     ranked: BTreeSet<(QueueRank, u64)>,
     tenants: BTreeMap<u64, TenantQueue>,
     due: BTreeSet<(Millis, ArrivalNumber)>,
-    /// Shapes for which there was no room when they were last tried.
+    /// Request classes that did not fit when they were last tried.
     unplaceable: HashSet<u64>,
     newcomers: BTreeSet<ArrivalNumber>,
 }
@@ -82,184 +82,184 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// How many wait.
+    /// Number of entries, newcomers included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.waiters.len()
     }
 
-    /// Whether nobody waits.
+    /// Whether the queue has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.waiters.is_empty()
     }
 
-    /// How many of a tenant wait.
+    /// Number of entries of a tenant.
     #[must_use]
     pub fn waiting_of(&self, tenant: u64) -> usize {
         self.tenants.get(&tenant).map_or(0, |member| member.waiting)
     }
 
-    /// Somebody begins to wait, or goes on.
+    /// Adds an entry to the queue.
     pub fn insert(&mut self, waiter: QueueEntry<T>) {
-        let QueueEntry { arrival, priority, tenant, request_class: shape, due_ms, newcomer: once, .. } = waiter;
+        let QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, .. } = waiter;
         let member = self.tenants.entry(tenant).or_default();
         member.waiting += 1;
-        member.subqueues.insert((shape, priority));
-        self.unrank(shape);
-        let of = self.classes.entry(shape).or_default();
-        let lane = of.subqueues.entry((priority, tenant)).or_default();
-        let first = lane.first().copied();
-        lane.insert(arrival);
+        member.subqueues.insert((request_class, priority));
+        self.unrank(request_class);
+        let class = self.classes.entry(request_class).or_default();
+        let subqueue = class.subqueues.entry((priority, tenant)).or_default();
+        let first = subqueue.first().copied();
+        subqueue.insert(arrival);
         let share = self.tenants[&tenant].share;
         if first.is_none_or(|first| arrival < first) {
             if let Some(first) = first {
-                of.heads.remove(&((Reverse(priority), share, first), tenant));
+                class.heads.remove(&((Reverse(priority), share, first), tenant));
             }
-            of.heads.insert(((Reverse(priority), share, arrival), tenant));
+            class.heads.insert(((Reverse(priority), share, arrival), tenant));
         }
-        self.rank(shape);
+        self.rank(request_class);
         self.due.insert((due_ms, arrival));
-        if once {
+        if newcomer {
             self.newcomers.insert(arrival);
         }
         self.waiters.insert(arrival, waiter);
     }
 
-    /// It waits no longer.
+    /// Removes the entry with this arrival number.
     pub fn remove(&mut self, arrival: ArrivalNumber) -> Option<QueueEntry<T>> {
         let waiter = self.waiters.remove(&arrival)?;
-        let QueueEntry { priority, tenant, request_class: shape, due_ms, newcomer: once, .. } = waiter;
-        self.unrank(shape);
+        let QueueEntry { priority, tenant, request_class, due_ms, newcomer, .. } = waiter;
+        self.unrank(request_class);
         let member = self.tenants.get_mut(&tenant).expect("a waiter has a tenant");
         member.waiting -= 1;
-        let of = self.classes.get_mut(&shape).expect("a waiter has a shape");
-        let lane = of.subqueues.get_mut(&(priority, tenant)).expect("a waiter has a lane");
-        let was_first = lane.first() == Some(&arrival);
-        lane.remove(&arrival);
-        let next = lane.first().copied();
+        let class = self.classes.get_mut(&request_class).expect("a waiter has a shape");
+        let subqueue = class.subqueues.get_mut(&(priority, tenant)).expect("a waiter has a lane");
+        let was_first = subqueue.first() == Some(&arrival);
+        subqueue.remove(&arrival);
+        let next = subqueue.first().copied();
         if was_first {
-            of.heads.remove(&((Reverse(priority), member.share, arrival), tenant));
+            class.heads.remove(&((Reverse(priority), member.share, arrival), tenant));
             if let Some(next) = next {
-                of.heads.insert(((Reverse(priority), member.share, next), tenant));
+                class.heads.insert(((Reverse(priority), member.share, next), tenant));
             }
         }
         if next.is_none() {
-            of.subqueues.remove(&(priority, tenant));
-            member.subqueues.remove(&(shape, priority));
+            class.subqueues.remove(&(priority, tenant));
+            member.subqueues.remove(&(request_class, priority));
         }
-        if of.subqueues.is_empty() {
-            self.classes.remove(&shape);
-            self.unplaceable.remove(&shape);
+        if class.subqueues.is_empty() {
+            self.classes.remove(&request_class);
+            self.unplaceable.remove(&request_class);
         } else {
-            self.rank(shape);
+            self.rank(request_class);
         }
         if self.tenants[&tenant].waiting == 0 {
             self.tenants.remove(&tenant);
         }
         self.due.remove(&(due_ms, arrival));
-        if once {
+        if newcomer {
             self.newcomers.remove(&arrival);
         }
         Some(waiter)
     }
 
-    fn unrank(&mut self, shape: u64) {
-        if let Some(&(rank, _)) = self.classes.get(&shape).and_then(|of| of.heads.first()) {
-            self.ranked.remove(&(rank, shape));
+    fn unrank(&mut self, request_class: u64) {
+        if let Some(&(rank, _)) = self.classes.get(&request_class).and_then(|class| class.heads.first()) {
+            self.ranked.remove(&(rank, request_class));
         }
     }
 
-    fn rank(&mut self, shape: u64) {
-        if let Some(&(rank, _)) = self.classes.get(&shape).and_then(|of| of.heads.first()) {
-            self.ranked.insert((rank, shape));
+    fn rank(&mut self, request_class: u64) {
+        if let Some(&(rank, _)) = self.classes.get(&request_class).and_then(|class| class.heads.first()) {
+            self.ranked.insert((rank, request_class));
         }
     }
 
-    /// A tenant holds this share from now on.
+    /// Updates the share of a tenant.
     pub fn set_share(&mut self, tenant: u64, share: u64) {
         let Some(member) = self.tenants.get_mut(&tenant) else { return };
         let before = std::mem::replace(&mut member.share, share);
         if before == share {
             return;
         }
-        for (shape, priority) in member.subqueues.clone() {
-            self.unrank(shape);
-            if let Some(of) = self.classes.get_mut(&shape)
-                && let Some(&first) = of.subqueues.get(&(priority, tenant)).and_then(BTreeSet::first)
+        for (request_class, priority) in member.subqueues.clone() {
+            self.unrank(request_class);
+            if let Some(class) = self.classes.get_mut(&request_class)
+                && let Some(&first) = class.subqueues.get(&(priority, tenant)).and_then(BTreeSet::first)
             {
-                of.heads.remove(&((Reverse(priority), before, first), tenant));
-                of.heads.insert(((Reverse(priority), share, first), tenant));
+                class.heads.remove(&((Reverse(priority), before, first), tenant));
+                class.heads.insert(((Reverse(priority), share, first), tenant));
             }
-            self.rank(shape);
+            self.rank(request_class);
         }
     }
 
-    /// Up to `limit` tenants of which some wait, from the one after `from` on, and around.
+    /// Up to `limit` tenants with entries, beginning after `from` and wrapping around.
     #[must_use]
     pub fn tenants_after(&self, from: u64, limit: usize) -> Vec<u64> {
         let (after, before) = (self.tenants.range(from + 1..), self.tenants.range(..=from));
         after.chain(before).take(limit).map(|(tenant, _)| *tenant).collect()
     }
 
-    /// The next whose shape was not tried in vain. It stays where it is.
+    /// First entry whose request class may fit. Does not remove it.
     #[must_use]
     pub fn peek(&self) -> Option<&QueueEntry<T>> {
-        let untried = |(_, shape): &&(QueueRank, u64)| !self.unplaceable.contains(shape);
-        let (_, shape) = self.ranked.iter().take(CLASSES_SCANNED_MAX).find(untried)?;
-        let ((.., arrival), _) = self.classes.get(shape)?.heads.first()?;
+        let may_fit = |(_, request_class): &&(QueueRank, u64)| !self.unplaceable.contains(request_class);
+        let (_, request_class) = self.ranked.iter().take(CLASSES_SCANNED_MAX).find(may_fit)?;
+        let ((.., arrival), _) = self.classes.get(request_class)?.heads.first()?;
         self.waiters.get(arrival)
     }
 
-    /// The first of all, whether it was tried or not.
+    /// Arrival number of the first entry of all, whether it may fit or not.
     #[must_use]
     pub fn first(&self) -> Option<ArrivalNumber> {
         let ((.., arrival), _) = self.ranked.first()?;
         Some(*arrival)
     }
 
-    /// This one, unless its shape was tried in vain.
+    /// Entry with this arrival number, if its request class may fit.
     #[must_use]
     pub fn peek_arrival(&self, arrival: ArrivalNumber) -> Option<&QueueEntry<T>> {
         self.waiters.get(&arrival).filter(|waiter| !self.unplaceable.contains(&waiter.request_class))
     }
 
-    /// There is no room for this shape at present.
-    pub fn mark_unplaceable(&mut self, shape: u64) {
-        if self.classes.contains_key(&shape) {
-            self.unplaceable.insert(shape);
+    /// Marks a request class as not fitting at present.
+    pub fn mark_unplaceable(&mut self, request_class: u64) {
+        if self.classes.contains_key(&request_class) {
+            self.unplaceable.insert(request_class);
         }
     }
 
-    /// There may be room for whatever there was none before.
+    /// Forgets which request classes did not fit.
     pub fn clear_unplaceable(&mut self) {
         self.unplaceable.clear();
     }
 
-    /// Those that must be looked at by now, at most so many.
+    /// Up to `limit` entries that are due for a visit.
     pub fn due(&self, now_ms: Millis, limit: usize) -> impl Iterator<Item = &T> {
         let due = self.due.iter().take_while(move |(due_ms, _)| *due_ms <= now_ms).take(limit);
         due.filter_map(|(_, arrival)| self.waiters.get(arrival)).map(|waiter| &waiter.item)
     }
 
-    /// Those that do not wait.
+    /// Entries that do not wait.
     pub fn newcomers(&self) -> impl Iterator<Item = &T> {
         self.newcomers.iter().filter_map(|arrival| self.waiters.get(arrival)).map(|waiter| &waiter.item)
     }
 
-    /// How many go before this one as things stand: those with a higher priority, and of its own those whose turn comes earlier if
-    /// tenants take turns.
+    /// Number of claims ahead of this one at present: those with a higher priority, and of its own priority those that
+    /// are served earlier if tenants alternate.
     #[must_use]
     pub fn count_ahead(&self, arrival: ArrivalNumber) -> Option<usize> {
         let waiter = self.waiters.get(&arrival)?;
         let (mut higher, mut own) = (0, 0);
         let mut level: HashMap<u64, usize> = HashMap::new();
-        for of in self.classes.values() {
-            for (&(priority, tenant), lane) in &of.subqueues {
+        for class in self.classes.values() {
+            for (&(priority, tenant), subqueue) in &class.subqueues {
                 match priority.cmp(&waiter.priority) {
-                    std::cmp::Ordering::Greater => higher += lane.len(),
-                    std::cmp::Ordering::Equal if tenant == waiter.tenant => own += lane.range(..arrival).count(),
-                    std::cmp::Ordering::Equal => *level.entry(tenant).or_default() += lane.len(),
+                    std::cmp::Ordering::Greater => higher += subqueue.len(),
+                    std::cmp::Ordering::Equal if tenant == waiter.tenant => own += subqueue.range(..arrival).count(),
+                    std::cmp::Ordering::Equal => *level.entry(tenant).or_default() += subqueue.len(),
                     std::cmp::Ordering::Less => {}
                 }
             }
@@ -267,12 +267,12 @@ impl<T> FairQueue<T> {
         Some(higher + own + level.into_values().map(|waiting| waiting.min(own)).sum::<usize>())
     }
 
-    /// All that wait, in no order.
+    /// All entries, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &QueueEntry<T>> {
         self.waiters.values()
     }
 
-    /// Everybody leaves.
+    /// Removes and returns all entries.
     pub fn drain(&mut self) -> Vec<QueueEntry<T>> {
         let all = std::mem::take(self);
         all.waiters.into_values().collect()
@@ -286,7 +286,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Insert { priority: u16, tenant: u64, shape: u64, due_ms: Millis, once: bool },
+        Insert { priority: u16, tenant: u64, request_class: u64, due_ms: Millis, newcomer: bool },
         Remove(usize),
         Share(u64, u64),
         Fail(u64),
@@ -296,7 +296,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             6 => (0..3_u16, 0..4_u64, 0..4_u64, 0..50_u64, proptest::bool::weighted(0.2)).prop_map(
-                |(priority, tenant, shape, due_ms, once)| Step::Insert { priority, tenant, shape, due_ms, once }
+                |(priority, tenant, request_class, due_ms, newcomer)| Step::Insert { priority, tenant, request_class, due_ms, newcomer }
             ),
             4 => any::<usize>().prop_map(Step::Remove),
             2 => (0..4_u64, 0..3_u64).prop_map(|(tenant, share)| Step::Share(tenant, share)),
@@ -305,7 +305,7 @@ mod tests {
         ]
     }
 
-    /// All of them in a list, looked through each time.
+    /// Reference model: all entries in a list that is scanned each time.
     #[derive(Default)]
     struct Naive {
         all: Vec<(u16, u64, u64, Millis, bool, ArrivalNumber)>,
@@ -319,29 +319,29 @@ mod tests {
         }
 
         fn next(&self) -> Option<ArrivalNumber> {
-            let untried = self.all.iter().filter(|(_, _, shape, ..)| !self.failed.contains(shape));
-            untried
+            let may_fit = self.all.iter().filter(|(_, _, request_class, ..)| !self.failed.contains(request_class));
+            may_fit
                 .min_by_key(|(priority, tenant, .., arrival)| (Reverse(*priority), self.share(*tenant), *arrival))
                 .map(|(.., arrival)| *arrival)
         }
 
-        /// What is known of a shape or a tenant is forgotten with the last that has it.
+        /// Marks and shares are forgotten with the last entry that has them.
         fn forget(&mut self) {
             let all = &self.all;
-            self.failed.retain(|failed| all.iter().any(|(_, _, shape, ..)| shape == failed));
-            self.shares.retain(|known, _| all.iter().any(|(_, tenant, ..)| tenant == known));
+            self.failed.retain(|failed| all.iter().any(|(_, _, request_class, ..)| request_class == failed));
+            self.shares.retain(|existing, _| all.iter().any(|(_, tenant, ..)| tenant == existing));
         }
     }
 
     proptest! {
         #[test]
-        fn q04_the_next_is_the_one_that_a_list_gives(steps in prop::collection::vec(step(), 1..200)) {
+        fn q04_the_next_claim_is_the_one_that_a_list_gives(steps in prop::collection::vec(step(), 1..200)) {
             let (mut queue, mut naive) = (FairQueue::default(), Naive::default());
             for (step, arrival) in steps.into_iter().zip(1..) {
                 match step {
-                    Step::Insert { priority, tenant, shape, due_ms, once } => {
-                        queue.insert(QueueEntry { arrival, priority, tenant, request_class: shape, due_ms, newcomer: once, item: arrival });
-                        naive.all.push((priority, tenant, shape, due_ms, once, arrival));
+                    Step::Insert { priority, tenant, request_class, due_ms, newcomer } => {
+                        queue.insert(QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, item: arrival });
+                        naive.all.push((priority, tenant, request_class, due_ms, newcomer, arrival));
                     }
                     Step::Remove(which) => {
                         if !naive.all.is_empty() {
@@ -353,14 +353,14 @@ mod tests {
                     }
                     Step::Share(tenant, share) => {
                         queue.set_share(tenant, share);
-                        if naive.all.iter().any(|(_, known, ..)| *known == tenant) {
+                        if naive.all.iter().any(|(_, existing, ..)| *existing == tenant) {
                             naive.shares.insert(tenant, share);
                         }
                     }
-                    Step::Fail(shape) => {
-                        queue.mark_unplaceable(shape);
-                        if naive.all.iter().any(|(_, _, known, ..)| *known == shape) {
-                            naive.failed.insert(shape);
+                    Step::Fail(request_class) => {
+                        queue.mark_unplaceable(request_class);
+                        if naive.all.iter().any(|(_, _, existing, ..)| *existing == request_class) {
+                            naive.failed.insert(request_class);
                         }
                     }
                     Step::Retry => {
@@ -371,7 +371,7 @@ mod tests {
                 prop_assert_eq!(queue.len(), naive.all.len());
                 prop_assert_eq!(queue.peek().map(|waiter| waiter.arrival), naive.next());
                 for tenant in 0..4 {
-                    let waiting = naive.all.iter().filter(|(_, known, ..)| *known == tenant).count();
+                    let waiting = naive.all.iter().filter(|(_, existing, ..)| *existing == tenant).count();
                     prop_assert_eq!(queue.waiting_of(tenant), waiting);
                 }
                 let mut due: Vec<ArrivalNumber> = queue.due(25, 1_000).copied().collect();
@@ -379,13 +379,13 @@ mod tests {
                 let late: Vec<ArrivalNumber> =
                     naive.all.iter().filter(|(_, _, _, due_ms, ..)| *due_ms <= 25).map(|(.., arrival)| *arrival).collect();
                 prop_assert_eq!(due, late);
-                prop_assert_eq!(queue.newcomers().count(), naive.all.iter().filter(|(.., once, _)| *once).count());
+                prop_assert_eq!(queue.newcomers().count(), naive.all.iter().filter(|(.., newcomer, _)| *newcomer).count());
             }
         }
     }
 
     #[test]
-    fn tenants_take_turns_in_what_is_ahead() {
+    fn tenants_alternate_in_the_number_ahead() {
         let mut queue = FairQueue::default();
         for (arrival, tenant, priority) in [(1, 1, 0), (2, 1, 0), (3, 1, 0), (4, 2, 0), (5, 2, 0), (6, 3, 9)] {
             queue.insert(QueueEntry {
@@ -398,7 +398,7 @@ mod tests {
                 item: (),
             });
         }
-        // The urgent one; of its own tenant those before it; of the other as many.
+        // Ahead are the urgent claim, earlier claims of the same tenant, and as many of the other tenant.
         let ahead = |arrival| queue.count_ahead(arrival);
         assert_eq!([ahead(1), ahead(2), ahead(3)], [Some(1), Some(3), Some(5)]);
         assert_eq!([ahead(4), ahead(5), ahead(6), ahead(7)], [Some(1), Some(3), Some(0), None]);

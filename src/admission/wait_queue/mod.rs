@@ -1,15 +1,15 @@
-//! Claims that wait: for room in a pool, or for their tenant's quota.
+//! Wait queues: claims that wait for capacity in a pool, or for their tenant's quota.
 //!
-//! Each pool has a [`Line`], each tenant one for its quota. A claim that found no room is *parked*: it stands in the line of each pool
-//! that it may be taken from, and whoever takes it out of its [`QueuedClaim`] has it, so one of them does. When a shard has something to
-//! give (a release, a registration, ...) it says so after it published that, and the line is looked at: the next claim gets
-//! its *turn*, goes the way of any claim in that pool, and is granted, or is back at its place with its shape marked as
-//! having no room. One turn at a time, so that nobody passes; when nothing is left to try the line is *settled*, and whatever room a
-//! newcomer finds then is of no use to anybody who waits. While it is not, newcomers stand in the line too, if only until
-//! that look is over.
+//! Each pool has a [`WaitQueue`], and each tenant one for its quota. A claim without free capacity enters the queue of
+//! each candidate pool. Whoever takes it out of its [`QueuedClaim`] owns it, so exactly one does. When a shard has
+//! free capacity (a release, a registration, ...) it notifies the queue after publishing it. The next claim is
+//! *dequeued*, searches that pool like any claim, and is granted or requeued with its request class marked as
+//! unplaceable. One claim is dequeued at a time, so no claim overtakes another. When nothing is left to try the queue
+//! is *settled*: capacity that a newcomer finds then is of no use to any queued claim. Until then newcomers are queued
+//! too, if only for the rest of that scan.
 //!
-//! No wake-up is lost (`Q05`): a shard publishes first and looks then whether anybody waits; a claim stands in the line first, and
-//! is then tried once more, unless one of its shape just was.
+//! No wake-up is lost (`Q05`): a shard publishes first and then checks for waiters; a claim is queued first and then
+//! tried once more, unless its request class has just been tried.
 
 mod claim_wait;
 mod demand;
@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use smallvec::SmallVec;
 
 pub use self::fair_queue::{ArrivalNumber, FairQueue, QueueEntry};
-pub use self::gang::GangPlace;
+pub use self::gang::QueuedGang;
 pub use self::reservation::{CapacityReservation, ReservationRequest};
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenants::Tenant;
@@ -35,35 +35,35 @@ use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimId, Millis};
 use crate::shard::PendingClaim;
 
-/// A turn that takes longer holds nobody up any more: its shard does not run.
+/// Time after which a dequeued claim no longer blocks the queue: its shard does not run.
 const DEQUEUE_TIMEOUT_MS: Millis = 10;
 
-/// How a claim waits.
+/// Waiting state of a pending claim.
 #[derive(Debug)]
 pub struct WaitState {
-    /// Until when, in engine time.
+    /// Engine time until which the claim waits.
     pub until_ms: Millis,
-    /// Until when only its preferred nodes will do; 0: any will.
+    /// Engine time until which only preferred nodes are acceptable; 0 accepts any.
     pub preferred_until_ms: Millis,
-    /// When it was asked for: with what is left until its deadline, how long it waited is what it asked for.
+    /// Engine time of the request. Time waited plus time left equals the requested wait.
     pub since_ms: Millis,
-    /// Its place among all that were ever parked; 0: it was not.
+    /// Arrival number among all queued claims; 0 if the claim was never queued.
     pub arrival: ArrivalNumber,
-    /// It is its turn in the line of the pool that it is being tried in.
-    pub turn: Option<Box<DequeueGuard>>,
-    /// It is of a gang that has its turn.
+    /// Guard of the queue that the claim was dequeued from, while it is being tried.
+    pub dequeue_guard: Option<Box<DequeueGuard>>,
+    /// Whether the claim belongs to a gang that was dequeued.
     pub gang_at_head: bool,
-    /// A worker is kept for it.
+    /// Worker that is reserved for the claim.
     pub reservation: Option<CapacityReservation>,
 }
 
-/// The right of one claim of a line to be tried there. When it is dropped the line goes on; and unless the claim was put back
-/// before, it waits nowhere any more.
+/// Right of one claim to be tried in the pool whose queue it was taken from. Dropping it lets the queue continue.
+/// Unless the claim was requeued before, it leaves all queues.
 #[derive(Debug)]
 pub struct DequeueGuard {
     pool: Arc<Pool>,
     queued: Arc<QueuedClaim>,
-    /// [`State::generation`] when it began.
+    /// Value of `WaitQueueState::generation` at the time of the dequeue.
     generation: u64,
 }
 
@@ -76,38 +76,38 @@ impl Drop for DequeueGuard {
     }
 }
 
-/// A claim that stands in lines.
+/// A claim that is queued for capacity, in one queue per candidate pool.
 #[derive(Debug)]
 pub struct QueuedClaim {
     item: Mutex<Option<Box<PendingClaim>>>,
-    /// Its place in all of them.
+    /// Arrival number, the same in all queues.
     pub arrival: ArrivalNumber,
-    /// Its priority.
+    /// Priority of the claim, higher first.
     pub priority: u16,
-    /// When it began to wait.
+    /// Engine time at which the wait began.
     pub since_ms: Millis,
-    /// When it is refused.
+    /// Engine time at which the claim is rejected.
     pub until_ms: Millis,
-    /// What it would be refused with.
+    /// Reason given when the claim is rejected.
     pub exhausted: ExhaustionReason,
-    /// The pools in whose lines it stands; none: it waits for the quota of `tenant`.
+    /// Pools whose queues it is in; empty if it waits for the quota of `tenant`.
     pub pools: SmallVec<[Arc<Pool>; 1]>,
-    /// Its tenant.
+    /// Tenant that owns the claim.
     pub tenant: Arc<Tenant>,
-    /// It does not wait: it is a newcomer that must not pass those who do.
+    /// Whether the claim is a newcomer, queued only so that it does not overtake others.
     pub newcomer: bool,
-    /// It is a gang's place: whoever drives that is told of its turn.
+    /// Set for the entry of a gang: wakes the gang's driver.
     gang: Option<Box<gang::GangWaker>>,
-    /// What it asks for, as a hash.
+    /// Hash of the request.
     request_class: u64,
-    /// Another of its lines came to it while it had a turn.
+    /// Whether another queue skipped the claim while it was dequeued.
     skipped: AtomicBool,
-    /// A worker to be kept for it is being looked for.
+    /// Whether a shard is being asked to reserve a worker for the claim.
     seeking_reservation: AtomicBool,
 }
 
 impl QueuedClaim {
-    /// Wins it. Only one does.
+    /// Takes the claim. Only one caller succeeds.
     pub fn take(&self) -> Option<Box<PendingClaim>> {
         self.lock().take()
     }
@@ -116,27 +116,27 @@ impl QueuedClaim {
         self.item.lock()
     }
 
-    /// The lines in which it stands.
+    /// Queues that the claim is in.
     fn queues(&self) -> impl Iterator<Item = &WaitQueue> {
         let quota = self.pools.is_empty().then_some(&self.tenant.wait_queue);
         self.pools.iter().map(|pool| &pool.wait_queue).chain(quota)
     }
 
-    /// It stands in no line any more.
+    /// Removes the claim from all its queues.
     fn remove_from_queues(&self) {
-        self.queues().for_each(|line| drop(line.remove(self.arrival)));
+        self.queues().for_each(|queue| drop(queue.remove(self.arrival)));
     }
 }
 
-/// What all lines share.
+/// State common to all wait queues.
 #[derive(Debug, Default)]
 pub struct WaitQueues {
     arrivals: AtomicU64,
-    /// Tenants of whose claims some wait for their quota.
+    /// Tenants with claims that wait for their quota.
     quota_queues: Mutex<HashMap<u64, Arc<Tenant>>>,
-    /// Members of gangs that wait, for those who ask: their keys are free.
+    /// Members of queued gangs, for queries: their keys are vacant.
     gangs: Mutex<HashMap<ClaimId, Arc<QueuedClaim>>>,
-    /// When those who joined keys that are waited for give up.
+    /// Deadlines of duplicates whose keys are pending in a queue.
     duplicates_due: Mutex<BTreeMap<(Millis, ArrivalNumber), ClaimId>>,
 }
 
@@ -158,14 +158,14 @@ impl WaitQueues {
     }
 }
 
-/// What waits for one pool, or for one tenant's quota.
+/// Queue of the claims that wait for one pool, or for one tenant's quota.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
-    /// Who stands in it, also while they have a turn.
+    /// Number of entries, dequeued ones included.
     waiting: AtomicUsize,
-    /// There may be room for somebody who waits, and it is not known yet for whom.
+    /// Whether a queued claim may fit and has not been tried yet.
     dispatch_pending: AtomicBool,
-    /// A shard could not be asked: the next tick tries again.
+    /// Whether the next tick retries, because a shard could not be asked.
     retry_on_tick: AtomicBool,
     state: Mutex<WaitQueueState>,
 }
@@ -173,41 +173,41 @@ pub struct WaitQueue {
 #[derive(Debug, Default)]
 struct WaitQueueState {
     queue: FairQueue<Arc<QueuedClaim>>,
-    /// Grows whenever room may have come.
+    /// Number of times that capacity may have become free.
     generation: u64,
-    /// Since when somebody has a turn; none: nobody.
+    /// Engine time since which a claim is dequeued.
     dequeue_since_ms: Option<Millis>,
-    /// In a shared pool, the one for which a worker is kept because it is large.
+    /// Starved claim for which a worker of a shared pool is reserved.
     starved: Option<ArrivalNumber>,
-    /// What comes free is for this one alone.
+    /// Claim for which all capacity that becomes free is reserved.
     reserved_for: Option<ArrivalNumber>,
-    /// Tenants of those that wait, for their shares.
+    /// Tenants of the queued claims, for their shares.
     tenants: HashMap<u64, Arc<Tenant>>,
-    /// Whose share was looked at last.
+    /// Tenant whose share was refreshed last.
     share_cursor: u64,
-    /// Turns that ended in a grant within this window of time, and in the one before.
+    /// Dequeued claims that were granted, in the current time window and the one before.
     served: [u64; 2],
     window_ms: Millis,
 }
 
-/// How long served claims are counted, for estimates.
+/// Length of the window in which served claims are counted for estimates.
 const SERVED_WINDOW_MS: Millis = 30_000;
 
 impl WaitQueue {
-    /// Whether anybody waits here. After whatever might end that was made visible.
+    /// Whether any claim waits here. Must be called after the change that may serve it became visible.
     #[must_use]
     pub fn has_waiters(&self) -> bool {
         fence(Ordering::SeqCst);
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// How many wait.
+    /// Number of claims that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody who waits may have room just now.
+    /// Whether a queued claim may fit now.
     #[must_use]
     pub fn is_dispatch_pending(&self) -> bool {
         self.dispatch_pending.load(Ordering::Acquire)
@@ -217,21 +217,21 @@ impl WaitQueue {
         self.state.lock()
     }
 
-    /// A turn is over, however it was.
+    /// Ends a dequeue, whatever its result.
     fn end_dequeue(&self) {
         self.lock().dequeue_since_ms = None;
         self.dispatch_pending.store(true, Ordering::Release);
     }
 
-    /// There was no room for claims of this shape; unless some came since `generation`.
-    fn mark_unplaceable(&self, shape: u64, generation: u64) {
+    /// Marks a request class as unplaceable, unless capacity may have become free since `generation`.
+    fn mark_unplaceable(&self, request_class: u64, generation: u64) {
         let mut state = self.lock();
         if state.generation == generation {
-            state.queue.mark_unplaceable(shape);
+            state.queue.mark_unplaceable(request_class);
         }
     }
 
-    /// There may be room that was not there before.
+    /// Notes that capacity may have become free, so that every request class is tried again.
     pub fn retry_all(&self) {
         let mut state = self.lock();
         state.queue.clear_unplaceable();
@@ -239,7 +239,7 @@ impl WaitQueue {
         self.dispatch_pending.store(!state.queue.is_empty(), Ordering::Release);
     }
 
-    /// Somebody stands in it from now on.
+    /// Adds an entry to the queue.
     fn insert(&self, waiter: QueueEntry<Arc<QueuedClaim>>) {
         let mut state = self.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -254,8 +254,8 @@ impl WaitQueue {
     fn remove(&self, arrival: ArrivalNumber) -> Option<QueueEntry<Arc<QueuedClaim>>> {
         let mut state = self.lock();
         let removed = state.queue.remove(arrival)?;
-        state.starved.take_if(|large| *large == arrival);
-        if state.reserved_for.take_if(|kept_for| *kept_for == arrival).is_some() {
+        state.starved.take_if(|starved| *starved == arrival);
+        if state.reserved_for.take_if(|reserved_for| *reserved_for == arrival).is_some() {
             state.queue.clear_unplaceable();
             self.retry_on_tick.store(true, Ordering::Release);
         }
@@ -266,7 +266,7 @@ impl WaitQueue {
         Some(removed)
     }
 
-    /// Everybody leaves.
+    /// Removes and returns all claims.
     fn drain(&self) -> Vec<Arc<QueuedClaim>> {
         let mut state = self.lock();
         let all: Vec<_> = state.queue.drain().into_iter().map(|waiter| waiter.item).collect();
@@ -275,7 +275,7 @@ impl WaitQueue {
         all
     }
 
-    /// The place of one that waits, and how many were served here in a minute.
+    /// Number of claims ahead of this one, and number served in the last minute.
     fn position(&self, arrival: ArrivalNumber, now_ms: Millis) -> Option<(usize, u64)> {
         let mut state = self.lock();
         let ahead = state.queue.count_ahead(arrival)?;
@@ -283,7 +283,7 @@ impl WaitQueue {
         Some((ahead, state.served.iter().sum()))
     }
 
-    /// A claim that had waited was granted.
+    /// Counts a claim that waited and was granted.
     pub fn record_served(&self, now_ms: Millis) {
         let mut state = self.lock();
         state.rotate_window(now_ms);

@@ -1,6 +1,7 @@
-//! Workers that are kept for claims that wait: for one with a high priority, by evicting claims with a lower one, if the pool allows
-//! that; in a shared pool also for the first of the line, if it has waited for [`limits::RESERVE_AFTER_MS`], because what it needs
-//! comes free in pieces that smaller claims would take. One worker a pool is kept for such a one.
+//! Reservations of workers for queued claims. A claim with a high priority gets one by evicting claims of lower
+//! priority, if the pool allows that. In a shared pool the head of the queue gets one after
+//! [`limits::RESERVE_AFTER_MS`], because the capacity that it needs becomes free in pieces that smaller claims would
+//! take. One such worker is reserved per pool.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use crate::limits;
 use crate::model::{Millis, PoolMode, WorkerCapacity};
 use crate::shard::{Command, PendingClaim, ShardHandle, ShardSet};
 
-/// A worker is kept for a claim that waits, until this is dropped.
+/// Worker reserved for a queued claim, until this is dropped.
 #[derive(Debug)]
 pub struct CapacityReservation {
     handle: Arc<ShardHandle>,
@@ -27,71 +28,71 @@ impl Drop for CapacityReservation {
     }
 }
 
-/// A claim that waits looks for a shard that keeps a worker for it.
+/// Search of a queued claim for a shard that reserves a worker.
 #[derive(Debug)]
 pub struct ReservationRequest {
-    parked: Arc<QueuedClaim>,
+    queued: Arc<QueuedClaim>,
     pool: Arc<Pool>,
     visited: ShardSet,
-    /// Which workers would do.
+    /// Constraints that the worker must meet.
     pub constraints: Arc<PlacementConstraints>,
-    /// For how long it needs one.
+    /// Time for which the claim needs the worker, in milliseconds.
     pub duration_ms: Millis,
-    /// Who may be evicted for it, if anybody may.
+    /// Claims that may be evicted, if any.
     pub evict: Option<EvictionPolicy>,
-    /// A shard keeps a worker.
+    /// Whether a shard reserved a worker.
     reserved: bool,
 }
 
-/// However the search ends, also with the shard that was being asked, another may begin.
+/// Allows the next search when this one ends, whatever its result.
 impl Drop for ReservationRequest {
     fn drop(&mut self) {
         if self.evict.is_none() && !self.reserved {
             let mut state = self.pool.wait_queue.lock();
-            state.starved.take_if(|large| *large == self.parked.arrival);
+            state.starved.take_if(|starved| *starved == self.queued.arrival);
         }
-        self.parked.seeking_reservation.store(false, Ordering::Release);
+        self.queued.seeking_reservation.store(false, Ordering::Release);
     }
 }
 
 impl ReservationRequest {
-    /// Number of its wait.
+    /// Arrival number of the claim, which identifies the reservation.
     #[must_use]
     pub fn ticket(&self) -> u64 {
-        self.parked.arrival
+        self.queued.arrival
     }
 
-    /// A shard keeps a worker for it.
-    pub fn reserved_on(mut self, port: &Arc<ShardHandle>) {
+    /// Hands the reservation of a shard to the claim.
+    pub fn reserved_on(mut self, shard_handle: &Arc<ShardHandle>) {
         self.reserved = true;
-        let promise = CapacityReservation { handle: Arc::clone(port), arrival: self.ticket() };
-        let mut slot = self.parked.lock();
-        // One that has left, or has its turn, does without: dropped, the promise is taken back.
-        let unkept = match slot.as_mut().and_then(|item| item.wait.as_mut()) {
-            Some(wait) => wait.reservation.replace(promise),
-            None => Some(promise),
+        let reservation = CapacityReservation { handle: Arc::clone(shard_handle), arrival: self.ticket() };
+        let mut slot = self.queued.lock();
+        // A claim that has left or was dequeued does without: dropping the reservation cancels it.
+        let surplus = match slot.as_mut().and_then(|item| item.wait.as_mut()) {
+            Some(wait) => wait.reservation.replace(reservation),
+            None => Some(reservation),
         };
         drop(slot);
-        drop(unkept);
+        drop(surplus);
     }
 }
 
 impl PendingClaim {
-    /// The ticket with which a worker of this shard is kept for it.
+    /// Number under which this shard reserves a worker for the claim.
     #[must_use]
     pub fn reservation_at(&self, shard: ShardRef) -> Option<u64> {
-        let promise = self.wait.as_ref()?.reservation.as_ref()?;
-        (promise.handle.shard == shard).then_some(promise.arrival)
+        let reservation = self.wait.as_ref()?.reservation.as_ref()?;
+        (reservation.handle.shard == shard).then_some(reservation.arrival)
     }
 
-    /// The shard of this pool that keeps a worker for it.
+    /// Shard of this pool that reserves a worker for the claim.
     #[must_use]
     pub fn reserved_shard(&self, pool: u32) -> Option<u16> {
-        let promise = self.wait.as_ref()?.reservation.as_ref()?;
-        (promise.handle.shard.pool == pool).then_some(promise.handle.shard.shard)
+        let reservation = self.wait.as_ref()?.reservation.as_ref()?;
+        (reservation.handle.shard.pool == pool).then_some(reservation.handle.shard.shard)
     }
 
-    /// Its shard does not know of the promise any more.
+    /// Forgets a reservation that its shard no longer has.
     pub fn drop_reservation(&mut self) {
         if let Some(wait) = &mut self.wait {
             wait.reservation = None;
@@ -100,13 +101,13 @@ impl PendingClaim {
 }
 
 impl ClaimDispatcher {
-    /// A claim waits: if somebody may be evicted for it, or it has waited for long, a worker is to be kept for it.
-    pub(super) fn request_reservation(&self, parked: &Arc<QueuedClaim>) {
-        if parked.newcomer || parked.pools.is_empty() || parked.seeking_reservation.load(Ordering::Acquire) {
+    /// Requests a reservation for a queued claim that may evict others or is starved.
+    pub(super) fn request_reservation(&self, queued: &Arc<QueuedClaim>) {
+        if queued.newcomer || queued.pools.is_empty() || queued.seeking_reservation.load(Ordering::Acquire) {
             return;
         }
-        let (wants, reserve_ms, ttl_ms) = {
-            let slot = parked.lock();
+        let (constraints, reserve_ms, ttl_ms) = {
+            let slot = queued.lock();
             let Some(item) =
                 slot.as_ref().filter(|item| item.wait.as_ref().is_some_and(|wait| wait.reservation.is_none()))
             else {
@@ -117,23 +118,23 @@ impl ClaimDispatcher {
             }
             (item.accepts().unwrap_or_default(), item.reserve_ms, item.ttl_ms)
         };
-        for pool in &parked.pools {
+        for pool in &queued.pools {
             let spec = pool.spec.load();
-            let evict = (spec.preemption && parked.priority > 0)
-                .then_some(EvictionPolicy { below_priority: parked.priority, releasing_ms: spec.releasing_ms });
+            let evict = (spec.preemption && queued.priority > 0)
+                .then_some(EvictionPolicy { below_priority: queued.priority, releasing_ms: spec.releasing_ms });
             let evict =
                 evict.filter(|evict| pool.board.shard_to_evict(evict.below_priority, &ShardSet::default()).is_some());
-            if evict.is_none() && !(spec.mode == PoolMode::Shared && self.is_starved(pool, parked)) {
+            if evict.is_none() && !(spec.mode == PoolMode::Shared && self.is_starved(pool, queued)) {
                 continue;
             }
-            if !parked.seeking_reservation.swap(true, Ordering::AcqRel) {
-                let (parked, pool, wants) = (Arc::clone(parked), Arc::clone(pool), Arc::clone(&wants));
+            if !queued.seeking_reservation.swap(true, Ordering::AcqRel) {
+                let (queued, pool, constraints) = (Arc::clone(queued), Arc::clone(pool), Arc::clone(&constraints));
                 let (visited, needs_ms) = (ShardSet::default(), spec.needs_ms(reserve_ms, ttl_ms));
                 self.try_next_shard(Box::new(ReservationRequest {
-                    parked,
+                    queued,
                     pool,
                     visited,
-                    constraints: wants,
+                    constraints,
                     duration_ms: needs_ms,
                     evict,
                     reserved: false,
@@ -143,37 +144,38 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Whether it is the first of the line, has been for long, and nobody else in it has a worker kept for that. From now on it has.
-    fn is_starved(&self, pool: &Pool, parked: &QueuedClaim) -> bool {
-        if self.clock.engine_ms().saturating_sub(parked.since_ms) < limits::RESERVE_AFTER_MS {
+    /// Whether the claim has been at the head of the queue for long and no other claim of the queue is marked as
+    /// starved. Marks it as starved.
+    fn is_starved(&self, pool: &Pool, queued: &QueuedClaim) -> bool {
+        if self.clock.engine_ms().saturating_sub(queued.since_ms) < limits::RESERVE_AFTER_MS {
             return false;
         }
         let mut state = pool.wait_queue.lock();
-        let first =
-            state.queue.first() == Some(parked.arrival) && state.starved.is_none_or(|large| large == parked.arrival);
+        let first = state.queue.first() == Some(queued.arrival)
+            && state.starved.is_none_or(|starved| starved == queued.arrival);
         if first {
-            state.starved = Some(parked.arrival);
+            state.starved = Some(queued.arrival);
         }
         first
     }
 
-    /// It asks the next shard.
-    pub(crate) fn try_next_shard(&self, mut seek: Box<ReservationRequest>) {
+    /// Sends the request to the next shard.
+    pub(crate) fn try_next_shard(&self, mut request: Box<ReservationRequest>) {
         loop {
-            let board = &seek.pool.board;
-            let next = match seek.evict {
-                Some(evict) => board.shard_to_evict(evict.below_priority, &seek.visited),
+            let board = &request.pool.board;
+            let next = match request.evict {
+                Some(evict) => board.shard_to_evict(evict.below_priority, &request.visited),
                 None => {
-                    let from = (seek.ticket() % seek.pool.shards.len() as u64) as u16;
-                    let is_large = |capacity: &WorkerCapacity| seek.constraints.is_large_enough(capacity);
-                    board.capacities().shard_with(from, &seek.visited, is_large)
+                    let from = (request.ticket() % request.pool.shards.len() as u64) as u16;
+                    let is_large = |capacity: &WorkerCapacity| request.constraints.is_large_enough(capacity);
+                    board.capacities().shard_with(from, &request.visited, is_large)
                 }
             };
             let Some(shard) = next else { return };
-            seek.visited.insert(shard);
-            let port = Arc::clone(&seek.pool.shards[shard as usize]);
-            match port.push(Command::Reserve(seek)) {
-                Err((Command::Reserve(back), _)) => seek = back,
+            request.visited.insert(shard);
+            let shard_handle = Arc::clone(&request.pool.shards[shard as usize]);
+            match shard_handle.push(Command::Reserve(request)) {
+                Err((Command::Reserve(back), _)) => request = back,
                 _ => return,
             }
         }

@@ -16,6 +16,7 @@ use crate::api::http::json::PoolPatch;
 use crate::api::{event_stream, wait_for_stop};
 use crate::limits;
 use crate::model::{ClearResult, PoolName, PoolSpec};
+use crate::scheduler::DeleteMode;
 use crate::scheduler::caller::CallerContext;
 
 #[async_trait]
@@ -67,7 +68,8 @@ impl PoolService for GrpcHandlers {
     async fn delete_pool(&self, request: Request<DeletePoolRequest>) -> RpcResult<DeletePoolResponse> {
         let DeletePoolRequest { namespace, pool, force } = request.get_ref();
         let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
-        self.scheduler.delete_pool(&name, *force).await.map_err(ApiError::from)?;
+        let mode = if *force { DeleteMode::Force } else { DeleteMode::RequireEmpty };
+        self.scheduler.delete_pool(&name, mode).await.map_err(ApiError::from)?;
         Ok(Response::new(DeletePoolResponse {}))
     }
 

@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::api::error_table::ErrorStatus;
-    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 
     /// Code, reason, field, whether to retry; as a call says it, and as an item of a batch does.
     fn said(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
@@ -124,7 +124,10 @@ mod tests {
             (RequestError::invalid("key", "x").into(), (C::InvalidArgument, None, Some("key"), false)),
             (RequestError::NotFound(ObjectKind::Claim).into(), (C::NotFound, None, None, false)),
             (RequestError::FenceMismatch.into(), (C::Aborted, Some("FENCE"), None, false)),
-            (RequestError::FailedPrecondition("x".into()).into(), (C::FailedPrecondition, Some("STATE"), None, false)),
+            (
+                RequestError::from(Precondition::PoolDeleting).into(),
+                (C::FailedPrecondition, Some("STATE"), None, false),
+            ),
             (
                 RequestError::Exhausted(ExhaustionReason::Pool).into(),
                 (C::ResourceExhausted, Some("POOL_EXHAUSTED"), None, false),

@@ -10,6 +10,7 @@ use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
 use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::limits::FENCE_MAX;
 use crate::model::{ClearResult, PoolName, PoolSpec};
+use crate::scheduler::DeleteMode;
 
 /// Namespace and pool, as the path has them.
 pub(super) type PoolPath = PathSegments<(String, String)>;
@@ -46,7 +47,8 @@ pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: PoolPath
 pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     let force = QueryParams::parse(&uri, &["force"])?.flag("force")?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
-    api.scheduler.delete_pool(&name, force).await?;
+    let mode = if force { DeleteMode::Force } else { DeleteMode::RequireEmpty };
+    api.scheduler.delete_pool(&name, mode).await?;
     Ok(empty_response())
 }
 

@@ -48,7 +48,7 @@ impl ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 
     #[test]
     fn every_refusal_has_its_word() {
@@ -60,7 +60,7 @@ mod tests {
                 RequestError::Releasing,
                 "CONFLICT releasing the key's claim is being released; try again when that is finished",
             ),
-            (RequestError::FailedPrecondition("it is so".into()), "CONFLICT state it is so"),
+            (Precondition::ClaimNotActive.into(), "CONFLICT state the claim is not active yet; confirm it first"),
             (
                 RequestError::Unsatisfiable,
                 "BADREQ unsatisfiable resources no worker of any pool that the request allows has these resources",

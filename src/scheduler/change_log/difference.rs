@@ -1,4 +1,4 @@
-//! What a new specification changes, as text for the log.
+//! Difference between two specifications, as text for the log.
 
 use std::collections::BTreeSet;
 
@@ -15,16 +15,16 @@ pub(in crate::scheduler) struct SpecDiff {
 }
 
 impl SpecDiff {
-    /// Settings of something new: all that differ from the defaults.
+    /// Settings of a new object: all that differ from the defaults.
     pub fn from_defaults<T: Serialize + Default>(new: &T) -> Self {
         let (settings, _) = differing(&T::default(), new);
-        Self { settings: bounded(&settings), before: None }
+        Self { settings: truncated(&settings), before: None }
     }
 
-    /// Settings that `new` changes, with the values of both.
+    /// Settings that `new` changes, with their old and new values.
     pub fn between<T: Serialize>(old: &T, new: &T) -> Self {
         let (settings, before) = differing(old, new);
-        Self { settings: bounded(&settings), before: Some(bounded(&before)) }
+        Self { settings: truncated(&settings), before: Some(truncated(&before)) }
     }
 
     /// Changed fields with their new values, as JSON.
@@ -32,13 +32,13 @@ impl SpecDiff {
         &self.settings
     }
 
-    /// Changed fields with the values that `old` had, as JSON; none for something new.
+    /// Changed fields with their old values, as JSON; `None` for a new object.
     pub fn before(&self) -> Option<&str> {
         self.before.as_deref()
     }
 }
 
-/// Fields that differ: as in `new`, and as in `old`. A field that is left out is null.
+/// Fields that differ, as in `new` and as in `old`. A missing field is null.
 fn differing<T: Serialize>(old: &T, new: &T) -> (Value, Value) {
     let fields = |value: &T| match serde_json::to_value(value) {
         Ok(Value::Object(fields)) => fields,
@@ -49,17 +49,17 @@ fn differing<T: Serialize>(old: &T, new: &T) -> (Value, Value) {
     let (mut settings, mut before) = (Map::new(), Map::new());
     for name in names {
         let take = |fields: &mut Map<String, Value>| fields.remove(&name).unwrap_or_default();
-        let (then, now) = (take(&mut old), take(&mut new));
-        if then != now {
-            before.insert(name.clone(), then);
-            settings.insert(name, now);
+        let (old_value, new_value) = (take(&mut old), take(&mut new));
+        if old_value != new_value {
+            before.insert(name.clone(), old_value);
+            settings.insert(name, new_value);
         }
     }
     (settings.into(), before.into())
 }
 
-/// Text of a value, cut where it would fill the log: a specification may have many labels.
-fn bounded(value: &Value) -> String {
+/// Text of a value, truncated so that it does not flood the log: a specification may have many labels.
+fn truncated(value: &Value) -> String {
     let mut text = value.to_string();
     if text.len() > CHANGE_TEXT_BYTES_MAX {
         text.truncate(text.floor_char_boundary(CHANGE_TEXT_BYTES_MAX));
@@ -74,7 +74,7 @@ mod tests {
     use crate::model::{PoolSpec, Quota};
 
     #[test]
-    fn only_what_differs_is_said_and_never_too_much() {
+    fn only_differing_fields_are_logged_and_truncated() {
         let old = PoolSpec { reserve_ms: 5_000, class: Some("a".into()), ..PoolSpec::default() };
         let new = PoolSpec { preemption: true, class: None, ..old.clone() };
         let difference = SpecDiff::between(&old, &new);

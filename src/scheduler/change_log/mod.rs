@@ -1,10 +1,10 @@
-//! Log of what operators change: who asked, for what, and what became of it. Every edge goes through the facade, so the
-//! lines are written here, once for all of them. Claims and releases are not an operator's changes and have no line;
-//! registrations of workers have one at debug.
+//! Log of operator changes: who requested what, and with which result. Every edge calls the facade, so the lines are
+//! written here, once for all edges. Claims and releases are not operator changes and get no line; registrations of
+//! workers get one at debug.
 //!
-//! A change whose caller leaves before its outcome is known has a line as well: it may have been made. Of many changes of one
-//! kind that come in a row, [`ChangeBudget`] lets the first ones have a line of their own, and the rest a count; at debug each
-//! has its line.
+//! A change whose caller leaves before the outcome is known gets a line too: it may have been made. In a series of
+//! changes of one kind, [`ChangeBudget`] gives the first ones a line of their own and the others a count; at debug
+//! each gets its line.
 
 mod budget;
 mod difference;
@@ -19,10 +19,10 @@ use crate::model::request_error::RequestError;
 use crate::model::{Millis, PoolName, WorkerCommand, WorkerId};
 use crate::scheduler::caller::{CallerContext, ChangeSource};
 
-/// Target of the lines, by which `RUST_LOG` chooses them.
+/// Target of the lines, for selection with `RUST_LOG`.
 const TARGET: &str = "hotpool::change";
 
-/// Kind of change.
+/// Kind of an operator change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum ChangeKind {
     PutPool,
@@ -32,7 +32,7 @@ pub(super) enum ChangeKind {
     DeleteQuota,
     CommandWorker(WorkerCommand),
     DeleteWorker,
-    /// Registration of workers, which has a line at debug only.
+    /// Registration of workers, which is logged at debug only.
     RegisterWorkers,
 }
 
@@ -54,16 +54,16 @@ impl ChangeKind {
     }
 }
 
-/// Outcome of a change.
+/// Result of an operator change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum ChangeResult {
     Created,
     Replaced,
-    /// Everything was so before, so the line is one at debug only.
+    /// Nothing was different, so it is logged at debug only.
     Unchanged,
     Done,
     Rejected,
-    /// Begun, and with an outcome that is not known.
+    /// The change was begun, and its outcome is unknown.
     Unknown,
 }
 
@@ -80,7 +80,7 @@ impl ChangeResult {
     }
 }
 
-/// Details of a change, which its line has beside kind and result.
+/// Details of a change, logged in addition to kind and result.
 #[derive(Debug, Default)]
 pub(super) struct ChangeDetails {
     pub pool: Option<PoolName>,
@@ -89,17 +89,17 @@ pub(super) struct ChangeDetails {
     pub quota: Option<String>,
     /// Whether a pool may be deleted with its workers.
     pub forced: Option<bool>,
-    /// Workers that the change is about.
+    /// Number of workers that the change is about.
     pub workers: Option<u64>,
-    /// Workers that are trusted since.
+    /// Number of workers that were cleared.
     pub cleared: Option<u64>,
-    /// Workers that are not trusted yet.
+    /// Number of workers that stay suspect.
     pub suspect: Option<u64>,
-    /// Claims that ended with their worker.
+    /// Number of claims that ended with their worker.
     pub claims_lost: Option<u64>,
-    /// Settings that the change sets, and what they were.
+    /// Settings that the change sets, and their old values.
     pub difference: Option<SpecDiff>,
-    /// Reason for which the change was refused.
+    /// Reason why the change was rejected.
     pub error: Option<String>,
 }
 
@@ -120,7 +120,7 @@ impl ChangeDetails {
     }
 }
 
-/// A change that was begun. Dropped before its end, its outcome is not known, and the line says so.
+/// Change that was begun. If it is dropped early its outcome is unknown, and the line says so.
 #[must_use]
 pub(super) struct PendingChange<'s> {
     scheduler: &'s Scheduler,
@@ -131,24 +131,24 @@ pub(super) struct PendingChange<'s> {
 }
 
 impl PendingChange<'_> {
-    /// Details of the line, to be added to.
+    /// Details of the line, for additions.
     pub fn details(&mut self) -> &mut ChangeDetails {
         &mut self.details
     }
 
-    /// Writes the line of a change that was made.
+    /// Logs a change that was made.
     pub fn end(mut self, result: ChangeResult) {
         self.log(result);
     }
 
-    /// Writes the line of a change that was `made` or refused, and passes the outcome on.
-    pub fn outcome<T>(mut self, made: ChangeResult, outcome: Result<T, RequestError>) -> Result<T, RequestError> {
+    /// Logs a change with the result `success`, or as rejected, and passes the outcome on.
+    pub fn outcome<T>(mut self, success: ChangeResult, outcome: Result<T, RequestError>) -> Result<T, RequestError> {
         let result = match &outcome {
-            Ok(_) => made,
+            Ok(_) => success,
             Err(RequestError::DeadlineExceeded) => ChangeResult::Unknown,
             Err(_) => ChangeResult::Rejected,
         };
-        self.details.error = outcome.as_ref().err().map(|refusal| match refusal {
+        self.details.error = outcome.as_ref().err().map(|error| match error {
             RequestError::Invalid { field, message } => format!("{field}: {message}"),
             other => other.to_string(),
         });
@@ -172,13 +172,13 @@ impl Drop for PendingChange<'_> {
 }
 
 impl Scheduler {
-    /// Begins a change on behalf of the present task's caller.
+    /// Begins a change on behalf of the current task's caller.
     pub(super) fn change(&self, kind: ChangeKind, details: ChangeDetails) -> PendingChange<'_> {
         PendingChange { scheduler: self, kind, caller: CallerContext::current(), details, is_logged: false }
     }
 }
 
-/// Log of changes, with the counts that are still to be written.
+/// Log of changes, with the counts that are not yet logged.
 #[derive(Debug, Default)]
 pub(super) struct ChangeLog {
     budget: Mutex<ChangeBudget>,
@@ -205,7 +205,7 @@ impl ChangeLog {
         write_line(line, kind, result, caller, details);
     }
 
-    /// Writes the counts that are due.
+    /// Logs the counts that are due.
     pub(super) fn log_counted(&self, now_ms: Millis) {
         let due = self.budget().take_due(now_ms);
         for (ChangeGroup { kind, result, pool, peer }, more) in due {
@@ -226,7 +226,7 @@ impl ChangeLog {
     }
 }
 
-/// Whether registrations have lines: they are frequent, and an operator's only where a controller fails.
+/// Whether registrations are logged: they are frequent, and of interest to operators only when a controller fails.
 pub(super) fn are_registrations_logged() -> bool {
     tracing::enabled!(target: TARGET, tracing::Level::DEBUG)
 }
@@ -240,7 +240,7 @@ fn write_line(
 ) {
     let ChangeDetails { pool, worker, quota, forced, workers, cleared, suspect, claims_lost, difference, error } =
         details;
-    // Texts are written as such, not as they would be displayed: so whatever stands in them, they stay inside of their line.
+    // Texts are logged as quoted values, so that their contents cannot break out of the line.
     macro_rules! line {
         ($write:ident) => {
             tracing::$write!(

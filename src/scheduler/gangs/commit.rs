@@ -1,15 +1,16 @@
-//! How a gang whose members are granted is committed, or given up: a two-phase commit over the shards that hold them.
+//! Commit of a gang whose members are granted, or its abort: a two-phase commit over the shards that hold the members.
 //!
-//! | step | what the caller is told if it fails | what becomes of the gang |
+//! | event | reply if it fails | fate of the gang |
 //! |---|---|---|
-//! | a member is refused | why | its members are given back |
-//! | the home records the gang | outcome unknown | in doubt: the home retracts it first, then its members are given back ([`super::in_doubt`]) |
-//! | a member's worker has gone meanwhile | nothing: it is placed anew | the same |
-//! | a shard commits its members | outcome unknown | it is committed; the shard is asked until it answers |
+//! | a member is rejected | the reason | its members are rolled back |
+//! | the home records the gang | outcome unknown | in doubt: the home retracts it first, then its members are rolled back ([`super::in_doubt`]) |
+//! | a member's worker is lost before the commit | none: the gang is placed again | as above |
+//! | a shard commits its members | outcome unknown | committed; the shard is asked until it answers |
 //!
-//! The gang is committed when the store has its home's record (`G1`). So where it is not known whether it has, nothing is
-//! undone before the store has the retraction: a crash in between finds all of the gang or nothing. A worker that goes after
-//! its shard has counted its members takes its member with it like any claim: the answer shows it as lost.
+//! The gang is committed when the store has the record of its home (`G1`). So while it is unknown whether the store
+//! has it, nothing is undone before the retraction is stored: a crash in between finds all of the gang or nothing. A
+//! worker that is lost after its shard has counted the members takes its member with it like any claim: the reply
+//! shows it as lost.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimResult, ClaimState, Fence};
 use crate::shard::{ClaimAnswer, Command, GangItem, ReplyPayload, ReplySender, ShardOutcome};
 
-/// How long a step that was not answered waits before it goes again; doubled each time, up to the second.
+/// First and longest pause before an unanswered action is retried; doubled each time.
 const RETRY_BACKOFF: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];
 
 /// Tickets of a gang's members, by the shards that hold them.
@@ -35,47 +36,49 @@ type TicketsByShard = BTreeMap<ShardRef, Vec<(ClaimId, KeyTicket)>>;
 pub(super) enum GangDecision {
     /// The gang is committed.
     Committed(GangResults),
-    /// Nothing of it is left: why, by member.
+    /// The gang was aborted, with the reason by member.
     Refused(BTreeMap<usize, RequestError>),
-    /// Nothing of it is left, because a worker went before it was committed.
+    /// The gang was aborted, because a worker was lost before the commit.
     WorkerLost,
-    /// Nobody knows yet.
+    /// The outcome is not known yet.
     InDoubt,
 }
 
-/// Until when a step is repeated.
+/// Condition that ends the retries of an action.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryUntil {
-    /// The shard has decided it.
+    /// The shard has decided the action.
     Decided,
-    /// The store has it.
+    /// The store has the action's record.
     Stored,
 }
 
-/// The members of a gang as they were granted.
+/// Members of a gang as they were granted.
 struct GrantedMembers {
     by_shard: TicketsByShard,
-    /// By member.
+    /// Grants in the order of the members.
     answers: Vec<Option<ClaimAnswer>>,
-    refusals: BTreeMap<usize, RequestError>,
-    /// Of some member it is not known where it is.
+    rejections: BTreeMap<usize, RequestError>,
+    /// Whether some member may be held by an unknown shard.
     unknown: bool,
 }
 
 impl GrantedMembers {
     fn of(members: &[GangMember], outcomes: Vec<ShardOutcome>) -> Self {
         let answers = std::iter::repeat_with(|| None).take(members.len()).collect();
-        let mut granted = Self { by_shard: TicketsByShard::new(), answers, refusals: BTreeMap::new(), unknown: false };
-        for (at, (member, outcome)) in members.iter().zip(outcomes).enumerate() {
+        let mut granted =
+            Self { by_shard: TicketsByShard::new(), answers, rejections: BTreeMap::new(), unknown: false };
+        for (index, (member, outcome)) in members.iter().zip(outcomes).enumerate() {
             match outcome {
                 Ok(ReplyPayload::Claim(answer)) => {
-                    granted.by_shard.entry(answer.shard).or_default().push((member.id.clone(), member.ticket));
-                    granted.answers[at] = Some(answer);
+                    let ticket = member.ticket.map(|ticket| (member.id.clone(), ticket));
+                    granted.by_shard.entry(answer.shard).or_default().extend(ticket);
+                    granted.answers[index] = Some(answer);
                 }
                 Ok(_) => {}
-                Err(refusal) => {
-                    granted.unknown |= !matches!(refusal, RequestError::Exhausted(_) | RequestError::Unsatisfiable);
-                    granted.refusals.insert(at, refusal);
+                Err(error) => {
+                    granted.unknown |= !matches!(error, RequestError::Exhausted(_) | RequestError::Unsatisfiable);
+                    granted.rejections.insert(index, error);
                 }
             }
         }
@@ -83,10 +86,10 @@ impl GrantedMembers {
     }
 }
 
-/// Whether a step was refused before its shard saw it.
-const fn is_rejected_unseen(refusal: &RequestError) -> bool {
+/// Whether an action was rejected before its shard saw it.
+const fn is_rejected_unseen(error: &RequestError) -> bool {
     matches!(
-        refusal,
+        error,
         RequestError::NotFound(_)
             | RequestError::Unavailable(
                 UnavailableReason::Loading | UnavailableReason::Overloaded | UnavailableReason::Stopping
@@ -95,41 +98,42 @@ const fn is_rejected_unseen(refusal: &RequestError) -> bool {
 }
 
 impl Scheduler {
-    /// Commits a gang all of whose members were granted, and gives any other back.
+    /// Commits a gang if all members were granted, and aborts it otherwise.
     pub(super) async fn decide_gang(
         &self,
         home: GangRef,
         members: &[GangMember],
         outcomes: Vec<ShardOutcome>,
     ) -> GangDecision {
-        let GrantedMembers { by_shard, answers, mut refusals, unknown } = GrantedMembers::of(members, outcomes);
+        let GrantedMembers { by_shard, answers, mut rejections, unknown } = GrantedMembers::of(members, outcomes);
         let shards: Vec<ShardRef> =
             if unknown { self.candidate_shards(members) } else { by_shard.keys().copied().collect() };
         let home_shard = self.home_shard(home);
-        if refusals.is_empty() && home_shard.is_none() {
-            (0..members.len()).for_each(|at| drop(refusals.insert(at, RequestError::NotFound(ObjectKind::Pool))));
+        if rejections.is_empty() && home_shard.is_none() {
+            (0..members.len())
+                .for_each(|index| drop(rejections.insert(index, RequestError::NotFound(ObjectKind::Pool))));
         }
-        let Some(home_shard) = home_shard.filter(|_| refusals.is_empty()) else {
-            // No record of it was ever sent.
+        let Some(home_shard) = home_shard.filter(|_| rejections.is_empty()) else {
+            // No record of the gang was ever sent.
             self.abort_gang(home.id, shards).await;
             self.release_tickets(members);
-            return GangDecision::Refused(refusals);
+            return GangDecision::Refused(rejections);
         };
-        match self.gang_step(home_shard, home.id, GangAction::Record, Vec::new()).await {
+        match self.send_gang_action(home_shard, home.id, GangAction::Record, Vec::new()).await {
             Ok(_) => {}
-            Err(refusal) if is_rejected_unseen(&refusal) => {
+            Err(error) if is_rejected_unseen(&error) => {
                 self.abort_gang(home.id, shards).await;
                 self.release_tickets(members);
-                return GangDecision::Refused((0..members.len()).map(|at| (at, refusal.clone())).collect());
+                return GangDecision::Refused((0..members.len()).map(|index| (index, error.clone())).collect());
             }
             Err(_) => {
-                // The record may be stored in spite of that, or be on its way.
+                // The record may be stored nevertheless, or be in flight.
                 self.spawn_retraction(home_shard, in_doubt_gang(home, members, &answers));
                 return GangDecision::InDoubt;
             }
         }
         if !self.holds_all(home.id, &by_shard).await {
-            if self.gang_step(home_shard, home.id, GangAction::Retract, Vec::new()).await.is_err() {
+            if self.send_gang_action(home_shard, home.id, GangAction::Retract, Vec::new()).await.is_err() {
                 self.spawn_retraction(home_shard, in_doubt_gang(home, members, &answers));
                 return GangDecision::InDoubt;
             }
@@ -140,7 +144,7 @@ impl Scheduler {
         self.commit_gang(home, home_shard, members, by_shard, answers).await
     }
 
-    /// Makes the members of a recorded gang claims like any other.
+    /// Makes the members of a recorded gang ordinary claims.
     async fn commit_gang(
         &self,
         home: GangRef,
@@ -150,7 +154,7 @@ impl Scheduler {
         answers: Vec<Option<ClaimAnswer>>,
     ) -> GangDecision {
         let commits = by_shard.iter().map(|(&shard, tickets)| async move {
-            (shard, self.retry_gang_step(shard, home.id, GangAction::Commit, tickets, RetryUntil::Decided).await)
+            (shard, self.retry_gang_action(shard, home.id, GangAction::Commit, tickets, RetryUntil::Decided).await)
         });
         let mut committed: HashMap<ClaimId, ClaimAnswer> = HashMap::new();
         let mut unanswered = TicketsByShard::new();
@@ -162,15 +166,15 @@ impl Scheduler {
             }
         }
         let dispatch = self.dispatch();
-        let mut departures = dispatch.begin_reply(0);
-        committed.iter_mut().for_each(|(id, answer)| dispatch.set_first_deadline(&mut departures, id, answer));
-        dispatch.notify_reply_sent(departures);
+        let mut sent = dispatch.begin_reply(0);
+        committed.iter_mut().for_each(|(id, answer)| dispatch.set_first_deadline(&mut sent, id, answer));
+        dispatch.notify_reply_sent(sent);
         if !unanswered.is_empty() {
             self.spawn_commit(home_shard, unanswered, in_doubt_gang(home, members, &answers));
             return GangDecision::InDoubt;
         }
         // Every member is stored as committed.
-        if self.gang_step(home_shard, home.id, GangAction::Forget, Vec::new()).await.is_err() {
+        if self.send_gang_action(home_shard, home.id, GangAction::Forget, Vec::new()).await.is_err() {
             tokio::spawn(self.clone().forget_gangs(vec![(home_shard, home.id)]));
         }
         let mut outcomes = Vec::with_capacity(members.len());
@@ -187,7 +191,8 @@ impl Scheduler {
         self.view_in(id, answer.shard.pool, answer).map(|claim| ClaimResult { claim, created: true })
     }
 
-    /// A member that its shard did not commit now: it did before it panicked, or the member's worker has gone since.
+    /// Result of a member that its shard did not commit now: it was committed before the shard panicked, or its worker
+    /// was lost since.
     async fn recheck_member(
         &self,
         member: &GangMember,
@@ -205,30 +210,30 @@ impl Scheduler {
         }
     }
 
-    /// Whether the shards hold all members that they granted. A shard that cannot say is asked again at the commit.
+    /// Whether the shards hold all members that they granted. A shard that cannot answer is asked again at the commit.
     async fn holds_all(&self, id: Fence, by_shard: &TicketsByShard) -> bool {
         let counts = by_shard.iter().map(|(&shard, tickets)| async move {
-            match self.retry_gang_step(shard, id, GangAction::Count, &[], RetryUntil::Decided).await {
-                Ok(ReplyPayload::Members(held)) => held >= tickets.len(),
+            match self.retry_gang_action(shard, id, GangAction::Count, &[], RetryUntil::Decided).await {
+                Ok(ReplyPayload::Members(count)) => count >= tickets.len(),
                 _ => true,
             }
         });
         futures::future::join_all(counts).await.into_iter().all(|holds| holds)
     }
 
-    /// Gives the members of a gang back whose record the store does not have.
+    /// Rolls back the members of a gang that has no stored record.
     pub(super) async fn abort_gang(&self, id: Fence, shards: Vec<ShardRef>) {
         let aborts = shards
             .into_iter()
-            .map(|shard| self.retry_gang_step(shard, id, GangAction::Abort, &[], RetryUntil::Decided));
+            .map(|shard| self.retry_gang_action(shard, id, GangAction::Abort, &[], RetryUntil::Decided));
         futures::future::join_all(aborts).await;
     }
 
-    /// The shard that records the gang; none if its pool is gone.
+    /// Shard that records the gang; `None` if its pool is gone.
     pub(super) fn home_shard(&self, home: GangRef) -> Option<ShardRef> {
         let pools = self.dispatch().pools.load();
         let pool = pools.iter().find(|pool| pool.uid == home.pool)?;
-        pool.shards.get(home.shard as usize).map(|port| port.shard)
+        pool.shards.get(home.shard as usize).map(|handle| handle.shard)
     }
 
     /// All shards that may hold a member.
@@ -237,55 +242,56 @@ impl Scheduler {
         let mut numbers: Vec<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        let of = numbers.into_iter().filter_map(|number| pools.by_number(number)).flat_map(|pool| pool.shards.iter());
-        of.map(|port| port.shard).collect()
+        let shards =
+            numbers.into_iter().filter_map(|number| pools.by_number(number)).flat_map(|pool| pool.shards.iter());
+        shards.map(|handle| handle.shard).collect()
     }
 
-    /// Asks a shard for a step of a gang.
-    pub(super) async fn gang_step(
+    /// Sends an action of a gang to a shard.
+    pub(super) async fn send_gang_action(
         &self,
         shard: ShardRef,
         id: Fence,
-        act: GangAction,
+        action: GangAction,
         tickets: Vec<(ClaimId, KeyTicket)>,
     ) -> ShardOutcome {
-        let port = self.dispatch().pools.load().shard(shard).cloned();
-        let port = port.ok_or(RequestError::NotFound(ObjectKind::Pool))?;
+        let handle = self.dispatch().pools.load().shard(shard).cloned();
+        let handle = handle.ok_or(RequestError::NotFound(ObjectKind::Pool))?;
         let (reply, answer) = ReplySender::oneshot();
-        port.push_or_reject(Command::Gang(Box::new(GangItem { id, act, tickets, reply })));
+        handle.push_or_reject(Command::Gang(Box::new(GangItem { id, act: action, tickets, reply })));
         recv_outcome(answer).await
     }
 
-    /// Repeats a step until it is answered, or nobody can answer it before a restart.
-    pub(super) async fn retry_gang_step(
+    /// Repeats an action until it is answered, or cannot be answered before a restart.
+    pub(super) async fn retry_gang_action(
         &self,
         shard: ShardRef,
         id: Fence,
-        act: GangAction,
+        action: GangAction,
         tickets: &[(ClaimId, KeyTicket)],
         until: RetryUntil,
     ) -> ShardOutcome {
-        let [mut pause, longest] = RETRY_BACKOFF;
+        let [mut pause, max] = RETRY_BACKOFF;
         loop {
-            let outcome = self.gang_step(shard, id, act, tickets.to_vec()).await;
-            let again = match &outcome {
+            let outcome = self.send_gang_action(shard, id, action, tickets.to_vec()).await;
+            let must_retry = match &outcome {
                 Err(RequestError::DeadlineExceeded) => true,
-                Err(RequestError::Unavailable(why)) => match why {
+                Err(RequestError::Unavailable(reason)) => match reason {
                     UnavailableReason::Loading | UnavailableReason::Overloaded => true,
-                    // What was decided stays, only that it is stored is not known.
+                    // The decision stands; only its durability is unknown.
                     UnavailableReason::Store => until == RetryUntil::Stored,
                     UnavailableReason::Fenced | UnavailableReason::Stopping => false,
                 },
                 _ => false,
             };
-            // A shard that does not come back holds nobody up: what it has is recovery's matter.
-            let state = self.dispatch().pools.load().shard(shard).map(|port| port.state());
+            // A shard that does not come back must not block others: its rows are handled by recovery.
+            let state = self.dispatch().pools.load().shard(shard).map(|handle| handle.state());
             let comes_back = matches!(state, Some(ShardState::Serving | ShardState::Loading));
-            if !again || !comes_back || self.dispatch().is_stopping() || self.dispatch().journal.is_fenced() {
+            if !must_retry || !comes_back || self.dispatch().is_stopping() || self.dispatch().journal.is_fenced() {
                 return outcome;
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
+            pause = (pause * 2).min(max);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Resolution of gangs in doubt, whose callers have been told that the outcome is unknown: they are taken back, or
-//! committed in the end, as soon as the shards that know can be asked.
+//! Resolution of gangs in doubt, whose callers were told that the outcome is unknown. They are retracted or committed
+//! as soon as the shards that know can be asked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,35 +15,35 @@ use crate::model::{ClaimId, Fence};
 use crate::persist::journal::Outbox;
 use crate::shard::{ClaimAnswer, ReplyPayload};
 
-/// The gang with the members that were granted.
+/// Builds the gang in doubt from the members that were granted.
 pub(super) fn in_doubt_gang(home: GangRef, members: &[GangMember], answers: &[Option<ClaimAnswer>]) -> InDoubtGang {
     let granted = members.iter().zip(answers).filter_map(|(member, answer)| {
         let answer = answer.as_ref()?;
-        let (id, ticket) = (member.id.clone(), Some(member.ticket));
+        let (id, ticket) = (member.id.clone(), member.ticket);
         Some(InDoubtMember { id, ticket, shard: answer.shard, fence: answer.grant.handle.fence })
     });
     InDoubtGang { home, members: granted.collect() }
 }
 
 impl Scheduler {
-    /// Takes a gang back whose record may be stored.
+    /// Retracts a gang whose record may be stored.
     pub(super) fn spawn_retraction(&self, home_shard: ShardRef, gang: InDoubtGang) {
         let scheduler = self.clone();
         tokio::spawn(async move {
             match scheduler
-                .retry_gang_step(home_shard, gang.home.id, GangAction::Retract, &[], RetryUntil::Stored)
+                .retry_gang_action(home_shard, gang.home.id, GangAction::Retract, &[], RetryUntil::Stored)
                 .await
             {
-                // With its pool the record is gone.
+                // The record went with its pool.
                 Ok(_) | Err(RequestError::NotFound(ObjectKind::Pool)) => scheduler.abort_in_doubt(gang).await,
-                // Its shard is refused, or its pool is being deleted. The rest is the next start's matter.
+                // The shard is refused, or its pool is being deleted. The next start resolves the gang.
                 Err(_) if scheduler.is_stopped() => {}
                 Err(_) => scheduler.suspend_gang(gang).await,
             }
         });
     }
 
-    /// Commits the members of a recorded gang whose shards did not answer, and forgets the gang when the store has all.
+    /// Commits the members of a recorded gang whose shards did not answer, and forgets the gang once all are stored.
     pub(super) fn spawn_commit(
         &self,
         home_shard: ShardRef,
@@ -53,63 +53,64 @@ impl Scheduler {
         let scheduler = self.clone();
         tokio::spawn(async move {
             let id = gang.home.id;
-            // Of the others those are not held whose workers have gone.
+            // Members of shards that answered are free if their workers were lost.
             let answered = gang.members.extract_if(.., |member| !unanswered.contains_key(&member.shard));
             scheduler.release_member_tickets(answered.collect());
             let commits = unanswered.iter().map(|(&shard, tickets)| {
                 let scheduler = &scheduler;
                 async move {
-                    (shard, scheduler.retry_gang_step(shard, id, GangAction::Commit, tickets, RetryUntil::Stored).await)
+                    (
+                        shard,
+                        scheduler.retry_gang_action(shard, id, GangAction::Commit, tickets, RetryUntil::Stored).await,
+                    )
                 }
             });
             let outcomes = futures::future::join_all(commits).await;
             let dispatch = scheduler.dispatch();
-            let mut departures = dispatch.begin_reply(0);
-            let mut done = Vec::new();
+            let mut sent = dispatch.begin_reply(0);
+            let mut decided_shards = Vec::new();
             for (shard, outcome) in outcomes {
                 match outcome {
                     Ok(ReplyPayload::Gang(mut claims)) => {
-                        claims
-                            .iter_mut()
-                            .for_each(|(id, answer)| dispatch.set_first_deadline(&mut departures, id, answer));
-                        done.push(shard);
+                        claims.iter_mut().for_each(|(id, answer)| dispatch.set_first_deadline(&mut sent, id, answer));
+                        decided_shards.push(shard);
                     }
-                    Ok(_) | Err(RequestError::NotFound(ObjectKind::Pool)) => done.push(shard),
+                    Ok(_) | Err(RequestError::NotFound(ObjectKind::Pool)) => decided_shards.push(shard),
                     Err(_) => {}
                 }
             }
-            dispatch.notify_reply_sent(departures);
-            let decided = gang.members.extract_if(.., |member| done.contains(&member.shard));
+            dispatch.notify_reply_sent(sent);
+            let decided = gang.members.extract_if(.., |member| decided_shards.contains(&member.shard));
             scheduler.release_member_tickets(decided.collect());
-            if done.len() == unanswered.len() {
-                let _ = scheduler.retry_gang_step(home_shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
+            if decided_shards.len() == unanswered.len() {
+                let _ = scheduler.retry_gang_action(home_shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
             } else if !scheduler.is_stopped() {
-                // It is committed: what its home becomes changes nothing for them.
+                // The gang is committed: its home no longer matters to these members.
                 scheduler.suspend_keys(&gang.members);
             }
         });
     }
 
-    /// Has gangs forgotten whose members the store has as committed.
+    /// Forgets gangs whose members are all stored as committed.
     pub(in crate::scheduler) async fn forget_gangs(self, gangs: Vec<(ShardRef, Fence)>) {
         if gangs.is_empty() {
             return;
         }
         let pools = self.dispatch().pools.load_full();
-        let ports = pools.iter().flat_map(|pool| pool.shards.iter());
-        let outboxes: Vec<Arc<Outbox>> = ports.map(|port| Arc::clone(&port.outbox)).collect();
+        let handles = pools.iter().flat_map(|pool| pool.shards.iter());
+        let outboxes: Vec<Arc<Outbox>> = handles.map(|handle| Arc::clone(&handle.outbox)).collect();
         self.dispatch().journal.wait_flushed(outboxes).await;
         for (shard, id) in gangs {
-            let _ = self.retry_gang_step(shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
+            let _ = self.retry_gang_action(shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
         }
     }
 
-    /// Nothing is decided any more by this process.
+    /// Whether this process no longer decides anything.
     fn is_stopped(&self) -> bool {
         self.dispatch().is_stopping() || self.dispatch().journal.is_fenced()
     }
 
-    /// Gives the members of a gang back that is not committed, and never will be.
+    /// Rolls back the members of a gang that is not committed and never will be.
     async fn abort_in_doubt(&self, gang: InDoubtGang) {
         self.abort_gang(gang.home.id, gang.shards()).await;
         for member in &gang.members {
@@ -118,7 +119,7 @@ impl Scheduler {
         self.release_member_tickets(gang.members);
     }
 
-    /// Gives back the members of gangs in doubt whose home was in the deleted pool with this uid: their records went with it.
+    /// Rolls back gangs in doubt whose home was in the deleted pool with this uid: their records went with it.
     pub(in crate::scheduler) async fn abort_gangs_of_pool(&self, pool: u64) {
         let gangs: Vec<InDoubtGang> =
             self.dispatch().gangs_in_doubt().extract_if(.., |gang| gang.home.pool == pool).collect();
@@ -127,7 +128,7 @@ impl Scheduler {
         }
     }
 
-    /// The keys of a gang cannot be decided before a restart, or until the pool of its home is deleted.
+    /// Makes the keys of a gang unreadable until a restart, or until the pool of its home is deleted.
     async fn suspend_gang(&self, gang: InDoubtGang) {
         self.suspend_keys(&gang.members);
         let home = gang.home;
@@ -141,8 +142,8 @@ impl Scheduler {
     fn suspend_keys(&self, members: &[InDoubtMember]) {
         for member in members {
             let Some(ticket) = member.ticket else { continue };
-            for joiner in self.dispatch().keys.mark_unreadable(&member.id, ticket, member.shard, member.fence) {
-                joiner.reply.send(Err(RequestError::Unavailable(UnavailableReason::Loading)));
+            for duplicate in self.dispatch().keys.mark_unreadable(&member.id, ticket, member.shard, member.fence) {
+                duplicate.reply.send(Err(RequestError::Unavailable(UnavailableReason::Loading)));
             }
         }
     }

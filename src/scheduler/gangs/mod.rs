@@ -5,9 +5,9 @@
 //!               -> members are claims, stored -> home forgets the gang
 //! ```
 //!
-//! Who is between the first and the second arrow holds the pools' gang locks, so gangs of one pool go one after another
-//! and no two hold each other's halves. What follows, and what happens when a step is not answered, is `commit`'s matter; a
-//! crash is recovery's ([`crate::scheduler::recovery`]). Answers are durable, whatever the pool promises.
+//! Between the first and the second arrow a gang holds the gang locks of its pools, so that gangs of one pool go one
+//! after another and never block each other half-way. The rest, including unanswered actions, is up to `commit`; a
+//! crash is up to recovery ([`crate::scheduler::recovery`]). Replies are durable whatever the pool's ack.
 
 mod commit;
 mod in_doubt;
@@ -23,37 +23,56 @@ use super::Scheduler;
 use crate::admission::candidate_plan::AdmittedClaim;
 use crate::admission::key_directory::{KeyLookup, KeyTicket};
 use crate::admission::pool_registry::Pool;
-use crate::admission::wait_queue::GangPlace;
+use crate::admission::wait_queue::QueuedGang;
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
-use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
+use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, WorkerCapacity};
-use crate::shard::{ReplyBatch, ReplySender};
+use crate::shard::{PendingClaim, ReplyBatch, ReplySender};
 
 use self::commit::GangDecision;
 
-/// How often a gang is placed anew in one call because a worker of it went before it was committed.
+/// Attempts to place a gang in one call, if a worker is lost before the commit.
 const ATTEMPTS: usize = 3;
 
-/// What a gang came to: an outcome a member.
+/// Results of a gang, one per member.
 type GangResults = Vec<Result<ClaimResult, RequestError>>;
 
-/// A member of a gang on its way.
+/// Member of a gang that is being placed.
 struct GangMember {
     id: ClaimId,
-    ticket: KeyTicket,
-    /// Numbers of the pools that it may be taken from.
+    /// Right to decide the key, once it is acquired.
+    ticket: Option<KeyTicket>,
+    /// Numbers of the candidate pools.
     pools: Vec<u32>,
 }
 
-/// A gang whose caller waits for its outcomes. Dropped with them unread, the caller has left: they are rolled back.
-struct ClaimingGang<'a> {
+/// Gang whose members are checked and ready to be placed.
+struct PreparedGang {
+    home: GangRef,
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
+    items: Vec<Box<PendingClaim>>,
+    members: Vec<GangMember>,
+}
+
+/// Rank of a gang's members against queued claims.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum QueuePosition {
+    /// Queued claims come first.
+    Newcomer,
+    /// The gang was dequeued, so its members bypass the queue.
+    AtHead,
+}
+
+/// Gang whose caller waits for the results. When it is dropped with results unread, the caller has left and they are
+/// rolled back.
+struct GangCall<'a> {
     scheduler: &'a Scheduler,
     outcomes: oneshot::Receiver<GangResults>,
 }
 
-impl Drop for ClaimingGang<'_> {
+impl Drop for GangCall<'_> {
     fn drop(&mut self) {
         self.outcomes.close();
         if let Ok(unread) = self.outcomes.try_recv() {
@@ -63,14 +82,15 @@ impl Drop for ClaimingGang<'_> {
 }
 
 impl Scheduler {
-    /// All of these claims or none, in order. If any cannot be made none is: it has its own refusal, the others
-    /// [`RequestError::Gang`]. If the keys are all held already, what they hold is found, as by [`Scheduler::claim_batch`].
+    /// Makes all of these claims or none; returns results in order. If one is rejected all are: that one with its own
+    /// reason, the others with [`RequestError::GangMemberRejected`]. If all keys are held already, their claims are
+    /// returned, as by [`Scheduler::claim_batch`].
     pub async fn claim_gang(&self, requests: Vec<ClaimRequest>) -> GangResults {
         if requests.is_empty() {
             return Vec::new();
         }
-        if let Err(refusal) = self.check_serving() {
-            return requests.iter().map(|_| Err(refusal.clone())).collect();
+        if let Err(error) = self.check_serving() {
+            return requests.iter().map(|_| Err(error.clone())).collect();
         }
         let held = |request: &ClaimRequest| matches!(self.dispatch().keys.lookup(&request.id), KeyLookup::Held(_));
         if requests.iter().all(held) {
@@ -78,170 +98,207 @@ impl Scheduler {
         }
         let members = requests.len();
         let pools: Vec<_> = requests.iter().map(|request| request.pools.clone()).collect();
-        let (to, outcomes) = oneshot::channel();
+        let (sender, outcomes) = oneshot::channel();
         let scheduler = self.clone();
-        // It goes to its end, whether the caller waits or not.
+        // Completed even if the caller leaves.
         tokio::spawn(async move {
-            let mut to = to;
-            let outcomes = scheduler.queue_gang(requests, &mut to).await;
+            let mut sender = sender;
+            let outcomes = scheduler.queue_gang(requests, &mut sender).await;
             let outcome = match outcomes.first() {
                 Some(Ok(_)) => GangOutcome::Committed,
                 Some(Err(RequestError::DeadlineExceeded)) => GangOutcome::InDoubt,
                 _ => GangOutcome::Refused,
             };
             metrics().gangs(outcome).increment(1);
-            if let Err(untold) = to.send(outcomes) {
-                scheduler.roll_back_gang(untold);
+            if let Err(unread) = sender.send(outcomes) {
+                scheduler.roll_back_gang(unread);
             }
         });
-        let mut claiming = ClaimingGang { scheduler: self, outcomes };
-        let outcomes = (&mut claiming.outcomes).await;
+        let mut call = GangCall { scheduler: self, outcomes };
+        let outcomes = (&mut call.outcomes).await;
         let outcomes = outcomes.unwrap_or_else(|_| (0..members).map(|_| Err(RequestError::DeadlineExceeded)).collect());
         pools.iter().zip(&outcomes).for_each(|(pools, outcome)| self.count_claim(pools, outcome));
         outcomes
     }
 
-    /// Tries a gang, and if there is no room and it waits, whenever its turn comes.
-    async fn queue_gang(&self, mut requests: Vec<ClaimRequest>, to: &mut oneshot::Sender<GangResults>) -> GangResults {
-        let refuse =
-            |requests: &[ClaimRequest], why| requests.iter().map(|_| Err(RequestError::Unavailable(why))).collect();
+    /// Places a gang. If there is too little capacity and the gang waits, tries again whenever it is dequeued.
+    async fn queue_gang(
+        &self,
+        mut requests: Vec<ClaimRequest>,
+        sender: &mut oneshot::Sender<GangResults>,
+    ) -> GangResults {
+        let reject_all = |requests: &[ClaimRequest], reason| {
+            requests.iter().map(|_| Err(RequestError::Unavailable(reason))).collect()
+        };
         let wait_ms = requests.iter().map(|request| request.wait_ms).max().unwrap_or(0).min(limits::WAIT_MS_MAX + 1);
         let now_ms = self.dispatch().clock.engine_now_ms();
-        let waits_ms = now_ms..now_ms + wait_ms;
+        let wait_range = now_ms..now_ms + wait_ms;
         if wait_ms <= limits::WAIT_MS_MAX {
-            // All of it waits, in one place; no member does by itself.
+            // The gang waits as a whole; no member waits by itself.
             for request in &mut requests {
                 request.wait_ms = 0;
-                request.constraints.iter_mut().for_each(|ask| ask.preferred_wait_ms = 0);
+                request.constraints.iter_mut().for_each(|constraints| constraints.preferred_wait_ms = 0);
             }
         }
-        let mut outcomes = self.place_gang(&requests, false).await;
-        let mut place: Option<GangPlace> = None;
-        while let Some(why) = queueable_reason(&outcomes).filter(|_| wait_ms > 0) {
-            let kept = place.take().filter(|place| place.waits_for(why)).inspect(GangPlace::requeue);
-            let Some(here) = kept.or_else(|| self.enqueue_gang(&requests, why, waits_ms.clone())) else {
-                return refuse(&requests, UnavailableReason::Overloaded);
+        let mut outcomes = self.place_gang(&requests, QueuePosition::Newcomer).await;
+        let mut queued: Option<QueuedGang> = None;
+        while let Some(reason) = queueable_reason(&outcomes).filter(|_| wait_ms > 0) {
+            let requeued = queued.take().filter(|queued| queued.waits_for(reason)).inspect(QueuedGang::requeue);
+            let Some(entry) = requeued.or_else(|| self.enqueue_gang(&requests, reason, wait_range.clone())) else {
+                return reject_all(&requests, UnavailableReason::Overloaded);
             };
-            let turn = tokio::select! {
-                turn = here.wait_for_turn() => turn,
-                () = to.closed() => false,
+            let dequeued = tokio::select! {
+                dequeued = entry.wait_until_dequeued() => dequeued,
+                () = sender.closed() => false,
             };
             if self.dispatch().is_stopping() {
-                return refuse(&requests, UnavailableReason::Stopping);
+                return reject_all(&requests, UnavailableReason::Stopping);
             }
-            if !turn {
+            if !dequeued {
                 break;
             }
-            outcomes = self.place_gang(&requests, true).await;
-            place = Some(here);
+            outcomes = self.place_gang(&requests, QueuePosition::AtHead).await;
+            queued = Some(entry);
         }
         outcomes
     }
 
-    /// A place in the lines of all pools that the members may use.
+    /// Enters the gang into the queues of all its candidate pools.
     fn enqueue_gang(
         &self,
         requests: &[ClaimRequest],
-        why: ExhaustionReason,
-        waits_ms: Range<Millis>,
-    ) -> Option<GangPlace> {
+        reason: ExhaustionReason,
+        wait_range: Range<Millis>,
+    ) -> Option<QueuedGang> {
         let (dispatch, map) = (self.dispatch(), self.dispatch().pools.load_full());
-        let starts = requests.iter().filter_map(|request| AdmittedClaim::new(&map, &dispatch.selectors, request).ok());
-        let numbers: BTreeSet<u32> = starts.flat_map(|start| start.pools()).collect();
+        let admitted =
+            requests.iter().filter_map(|request| AdmittedClaim::new(&map, &dispatch.selectors, request).ok());
+        let numbers: BTreeSet<u32> = admitted.flat_map(|admitted| admitted.pools()).collect();
         let pools: Vec<Arc<Pool>> = numbers.into_iter().filter_map(|number| map.by_number(number)).cloned().collect();
-        let priority =
-            requests.iter().filter_map(|request| request.constraints.as_ref()).map(|ask| ask.spec.priority).max();
-        let needs = (requests.len(), total_request(requests).map(|amount| u64::try_from(amount).unwrap_or(u64::MAX)));
+        let priority = requests
+            .iter()
+            .filter_map(|request| request.constraints.as_ref())
+            .map(|constraints| constraints.spec.priority)
+            .max();
+        let required =
+            (requests.len(), total_request(requests).map(|amount| u64::try_from(amount).unwrap_or(u64::MAX)));
         let members = requests.iter().map(|request| request.id.clone()).collect();
-        GangPlace::new(dispatch, members, priority.unwrap_or(0), &pools, needs, why, waits_ms)
+        QueuedGang::new(dispatch, members, priority.unwrap_or(0), &pools, required, reason, wait_range)
     }
 
-    /// Places a gang, anew if a worker of it goes before it is committed. `in_turn`: those who wait do not come first.
-    async fn place_gang(&self, requests: &[ClaimRequest], in_turn: bool) -> GangResults {
+    /// Places a gang, again if a worker is lost before the commit.
+    async fn place_gang(&self, requests: &[ClaimRequest], position: QueuePosition) -> GangResults {
         for _ in 0..ATTEMPTS {
-            if let Some(outcomes) = self.try_place_gang(requests, in_turn).await {
+            if let Some(outcomes) = self.try_place_gang(requests, position).await {
                 return outcomes;
             }
         }
         requests.iter().map(|_| Err(RequestError::Unavailable(UnavailableReason::Overloaded))).collect()
     }
 
-    /// Places a gang once. None: a worker of the gang went before it was committed, and nothing of it is left.
-    async fn try_place_gang(&self, requests: &[ClaimRequest], in_turn: bool) -> Option<GangResults> {
+    /// Places a gang once. Returns `None` if a worker was lost before the commit and everything was rolled back.
+    async fn try_place_gang(&self, requests: &[ClaimRequest], position: QueuePosition) -> Option<GangResults> {
         let dispatch = self.dispatch();
         let id = match dispatch.allocate_fences(1) {
             Ok(id) => id,
-            Err(why) => return Some(requests.iter().map(|_| Err(RequestError::Unavailable(why))).collect()),
+            Err(reason) => return Some(requests.iter().map(|_| Err(RequestError::Unavailable(reason))).collect()),
         };
         let (batch, answers) = ReplyBatch::new(requests.len());
-        let mut refusals: BTreeMap<usize, RequestError> = BTreeMap::new();
-        let mut seen: HashSet<&ClaimId> = HashSet::new();
-        let (mut items, mut members) = (Vec::new(), Vec::new());
-        let mut home = None;
-        for (at, request) in requests.iter().enumerate() {
-            if !seen.insert(&request.id) {
-                refusals.insert(at, RequestError::invalid("key", "is given twice in the gang"));
-                continue;
-            }
-            let pools = dispatch.pools.load();
-            let started = super::claims::check_times(request).and_then(|()| {
-                AdmittedClaim::gang(&pools, &dispatch.selectors, request, |pool| {
-                    *home.get_or_insert(gang_ref(pool, id))
-                })
-            });
-            match started {
-                Ok(start) => {
-                    let pools = start.pools();
-                    let reply = ReplySender::batch_part(Arc::clone(&batch), at as u32);
-                    let mut item = self.pending_claim(request.clone(), start, 0, reply);
-                    if in_turn {
-                        item.set_gang_at_head();
-                    }
-                    items.push(item);
-                    members.push(GangMember { id: request.id.clone(), ticket: 0, pools });
-                }
-                Err(refusal) => drop(refusals.insert(at, refusal)),
-            }
-        }
-        let Some(home) = home.filter(|_| refusals.is_empty()) else {
-            return Some(gang_rejections(requests.len(), refusals));
+        let PreparedGang { home, mut items, mut members } = match self.prepare_gang(requests, id, position, batch) {
+            Ok(prepared) => prepared,
+            Err(rejections) => return Some(gang_rejections(requests.len(), rejections)),
         };
-        let Some(turn) = self.lock_pools(&members).await else {
+        let Some(guards) = self.lock_pools(&members).await else {
             return Some(
                 requests.iter().map(|_| Err(RequestError::Unavailable(UnavailableReason::Overloaded))).collect(),
             );
         };
-        for (at, (member, item)) in members.iter_mut().zip(&mut items).enumerate() {
-            match dispatch.keys.acquire_for_member(item) {
-                Ok(()) => member.ticket = item.ticket,
-                Err(Some(over)) => drop(refusals.insert(at, RequestError::Exhausted(ExhaustionReason::Quota(over)))),
-                Err(None) => {
-                    let why = "the key is held or being claimed; a gang takes only keys that are free";
-                    refusals.insert(at, RequestError::FailedPrecondition(why.into()));
-                }
-            }
-        }
-        if !refusals.is_empty() {
+        let rejections = self.acquire_keys(&mut members, &mut items);
+        if !rejections.is_empty() {
             self.release_tickets(&members);
-            return Some(gang_rejections(requests.len(), refusals));
+            return Some(gang_rejections(requests.len(), rejections));
         }
-        drop(batch);
         dispatch.route_all(items);
         let granted = answers.await;
         let decision = self.decide_gang(home, &members, granted).await;
-        drop(turn);
+        drop(guards);
         match decision {
             GangDecision::Committed(outcomes) => Some(outcomes),
             GangDecision::WorkerLost => None,
             GangDecision::InDoubt => Some(requests.iter().map(|_| Err(RequestError::DeadlineExceeded)).collect()),
-            GangDecision::Refused(refusals) => {
-                let refusals = self.replace_unsatisfiable(requests, &members, refusals).await;
-                Some(gang_rejections(requests.len(), refusals))
+            GangDecision::Refused(rejections) => {
+                let rejections = self.replace_unsatisfiable(requests, &members, rejections).await;
+                Some(gang_rejections(requests.len(), rejections))
             }
         }
     }
 
-    /// The gang locks of all pools that the members may use, in the order of their names.
+    /// Checks the members of a gang and prepares their claims, or returns the rejections by member.
+    fn prepare_gang(
+        &self,
+        requests: &[ClaimRequest],
+        id: Fence,
+        position: QueuePosition,
+        batch: Arc<ReplyBatch>,
+    ) -> Result<PreparedGang, BTreeMap<usize, RequestError>> {
+        let dispatch = self.dispatch();
+        let pools = dispatch.pools.load();
+        let mut rejections: BTreeMap<usize, RequestError> = BTreeMap::new();
+        let mut keys: HashSet<&ClaimId> = HashSet::new();
+        let (mut items, mut members) = (Vec::new(), Vec::new());
+        let mut home = None;
+        for (index, request) in requests.iter().enumerate() {
+            if !keys.insert(&request.id) {
+                rejections.insert(index, RequestError::invalid("key", "must not be given twice in a gang"));
+                continue;
+            }
+            let admission = super::claims::check_times(request).and_then(|()| {
+                AdmittedClaim::gang(&pools, &dispatch.selectors, request, |pool| {
+                    *home.get_or_insert(gang_ref(pool, id))
+                })
+            });
+            match admission {
+                Ok(admitted) => {
+                    let pools = admitted.pools();
+                    let reply = ReplySender::batch_part(Arc::clone(&batch), index as u32);
+                    let mut item = self.pending_claim(request.clone(), admitted, None, reply);
+                    if position == QueuePosition::AtHead {
+                        item.set_gang_at_head();
+                    }
+                    items.push(item);
+                    members.push(GangMember { id: request.id.clone(), ticket: None, pools });
+                }
+                Err(error) => drop(rejections.insert(index, error)),
+            }
+        }
+        match home.filter(|_| rejections.is_empty()) {
+            Some(home) => Ok(PreparedGang { home, items, members }),
+            None => Err(rejections),
+        }
+    }
+
+    /// Acquires the keys of all members. Returns the rejections by member.
+    fn acquire_keys(
+        &self,
+        members: &mut [GangMember],
+        items: &mut [Box<PendingClaim>],
+    ) -> BTreeMap<usize, RequestError> {
+        let mut rejections = BTreeMap::new();
+        for (index, (member, item)) in members.iter_mut().zip(items).enumerate() {
+            let rejection = match self.dispatch().keys.acquire_for_member(item) {
+                Ok(()) => {
+                    member.ticket = Some(item.ticket);
+                    continue;
+                }
+                Err(Some(exceeded)) => RequestError::Exhausted(ExhaustionReason::Quota(exceeded)),
+                Err(None) => Precondition::GangKeyTaken.into(),
+            };
+            rejections.insert(index, rejection);
+        }
+        rejections
+    }
+
+    /// Acquires the gang locks of all candidate pools, ordered by name.
     async fn lock_pools(&self, members: &[GangMember]) -> Option<Vec<OwnedMutexGuard<()>>> {
         let pools = self.dispatch().pools.load_full();
         let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
@@ -249,112 +306,117 @@ impl Scheduler {
         pools.sort_by(|one, two| one.name.cmp(&two.name));
         let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
         let all = async {
-            let mut turns = Vec::with_capacity(pools.len());
+            let mut guards = Vec::with_capacity(pools.len());
             for pool in pools {
-                turns.push(Arc::clone(&pool.gang_lock).lock_owned().await);
+                guards.push(Arc::clone(&pool.gang_lock).lock_owned().await);
             }
-            turns
+            guards
         };
         tokio::time::timeout(limit, all).await.ok()
     }
 
-    /// Gives up the tickets of members; who waits for one of their keys goes on.
+    /// Releases the tickets of members; requests that wait for their keys continue.
     fn release_tickets<'m>(&self, members: impl IntoIterator<Item = &'m GangMember>) {
-        for member in members.into_iter().filter(|member| member.ticket > 0) {
-            if let Some(next) = self.dispatch().keys.release_ticket(&member.id, member.ticket) {
+        for GangMember { id, ticket, .. } in members {
+            if let Some(next) = ticket.and_then(|ticket| self.dispatch().keys.release_ticket(id, ticket)) {
                 self.dispatch().route(next);
             }
         }
     }
 
-    /// Rolls back what nobody was told of.
+    /// Rolls back the claims of an undisclosed result.
     fn roll_back_gang(&self, outcomes: GangResults) {
-        for taken in outcomes.into_iter().flatten().filter(|taken| taken.created) {
-            self.dispatch().roll_back(&taken.claim.id, taken.claim.fence);
+        for result in outcomes.into_iter().flatten().filter(|result| result.created) {
+            self.dispatch().roll_back(&result.claim.id, result.claim.fence);
         }
     }
 
-    /// A gang that found no room: whether its pools could hold it if nothing else were held.
+    /// Replaces the rejections of a gang that its pools could not hold even if they were empty.
     async fn replace_unsatisfiable(
         &self,
         requests: &[ClaimRequest],
         members: &[GangMember],
-        refusals: BTreeMap<usize, RequestError>,
+        rejections: BTreeMap<usize, RequestError>,
     ) -> BTreeMap<usize, RequestError> {
-        if !refusals.values().any(|refusal| matches!(refusal, RequestError::Exhausted(ExhaustionReason::Pool))) {
-            return refusals;
+        if !rejections.values().any(|error| matches!(error, RequestError::Exhausted(ExhaustionReason::Pool))) {
+            return rejections;
         }
         let pools = self.dispatch().pools.load_full();
         let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
         let (mut workers, mut shared) = (0, false);
-        let (mut has, mut cards) = (WorkerCapacity::default(), 0_u64);
+        let (mut capacity, mut gpu_milli) = (WorkerCapacity::default(), 0_u64);
         for pool in numbers.into_iter().filter_map(|number| pools.by_number(number)) {
             let status = self.status(pool).await;
             if status.shards.iter().any(|shard| shard.state != ShardState::Serving.as_str()) {
-                // What its workers have is not known: the gang may fit.
-                return refusals;
+                // The capacity of the silent shard is unknown: the gang may fit.
+                return rejections;
             }
             shared |= status.spec.mode == PoolMode::Shared;
             workers += status.counts().total;
-            has.cpu_milli = has.cpu_milli.saturating_add(status.capacity.cpu_milli);
-            has.memory_bytes = has.memory_bytes.saturating_add(status.capacity.memory_bytes);
-            has.slots = has.slots.saturating_add(status.capacity.slots);
-            cards += status.gpus.values().map(|gpu| gpu.total * u64::from(crate::limits::GPU_MILLI)).sum::<u64>();
+            capacity.cpu_milli = capacity.cpu_milli.saturating_add(status.capacity.cpu_milli);
+            capacity.memory_bytes = capacity.memory_bytes.saturating_add(status.capacity.memory_bytes);
+            capacity.slots = capacity.slots.saturating_add(status.capacity.slots);
+            gpu_milli += status.gpus.values().map(|gpu| gpu.total * u64::from(crate::limits::GPU_MILLI)).sum::<u64>();
         }
-        let asked = total_request(requests);
-        let has = [has.cpu_milli, has.memory_bytes, has.slots, cards];
+        let requested = total_request(requests);
+        let capacity = [capacity.cpu_milli, capacity.memory_bytes, capacity.slots, gpu_milli];
         let fits = if shared {
-            asked.iter().zip(has).all(|(&asked, has)| u128::from(has) >= asked)
+            requested.iter().zip(capacity).all(|(&requested, capacity)| u128::from(capacity) >= requested)
         } else {
             workers >= requests.len() as u64
         };
         if fits {
-            return refusals;
+            return rejections;
         }
-        let larger = |(at, refusal)| match refusal {
-            RequestError::Exhausted(ExhaustionReason::Pool) => (at, RequestError::GangTooLarge),
-            other => (at, other),
+        let too_large = |(index, error)| match error {
+            RequestError::Exhausted(ExhaustionReason::Pool) => (index, RequestError::GangTooLarge),
+            other => (index, other),
         };
-        refusals.into_iter().map(larger).collect()
+        rejections.into_iter().map(too_large).collect()
     }
 }
 
-/// The gang with this number, at home in a shard of this pool; in one that serves, if any does.
+/// Reference to a gang whose home is in a shard of this pool, preferably one that serves.
 fn gang_ref(pool: &Pool, id: Fence) -> GangRef {
     let shards = pool.shards.len() as u64;
-    let from_it = (0..shards).map(|step| ((id + step) % shards) as u16);
-    let serves = |shard: &u16| pool.shards[*shard as usize].state() == ShardState::Serving;
-    GangRef { id, pool: pool.uid, shard: from_it.clone().find(serves).unwrap_or((id % shards) as u16) }
+    let candidates = (0..shards).map(|step| ((id + step) % shards) as u16);
+    let is_serving = |shard: &u16| pool.shards[*shard as usize].state() == ShardState::Serving;
+    GangRef { id, pool: pool.uid, shard: candidates.clone().find(is_serving).unwrap_or((id % shards) as u16) }
 }
 
-/// What a gang asks for in all: cores, memory, places, thousandths of cards.
+/// Total request of a gang: cores, memory, slots, thousandths of GPUs.
 fn total_request(requests: &[ClaimRequest]) -> [u128; 4] {
-    let asks = requests.iter().filter_map(|request| request.constraints.as_ref()).map(|ask| &ask.spec.resources);
-    asks.fold([0; 4], |sum, resources| {
-        let cards = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
-        let amounts = [resources.cpu_milli, resources.memory_bytes, resources.slots, cards];
+    let resources = requests
+        .iter()
+        .filter_map(|request| request.constraints.as_ref())
+        .map(|constraints| &constraints.spec.resources);
+    resources.fold([0; 4], |sum, resources| {
+        let gpu_milli = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
+        let amounts = [resources.cpu_milli, resources.memory_bytes, resources.slots, gpu_milli];
         std::array::from_fn(|i| sum[i] + u128::from(amounts[i]))
     })
 }
 
-/// What a gang would have to wait for; none: it is done, or waiting is of no use.
+/// Reason for which a gang can wait; `None` if it is done or waiting is of no use.
 fn queueable_reason(outcomes: &GangResults) -> Option<ExhaustionReason> {
-    let mut lacks = None;
+    let mut first = None;
     for outcome in outcomes {
         match outcome {
             Err(RequestError::Exhausted(
-                why @ (ExhaustionReason::Pool | ExhaustionReason::NodeLocality | ExhaustionReason::Quota(_)),
+                reason @ (ExhaustionReason::Pool | ExhaustionReason::NodeLocality | ExhaustionReason::Quota(_)),
             )) => {
-                lacks.get_or_insert(*why);
+                first.get_or_insert(*reason);
             }
             Err(RequestError::GangMemberRejected(_)) => {}
             _ => return None,
         }
     }
-    lacks
+    first
 }
 
-fn gang_rejections(members: usize, mut refusals: BTreeMap<usize, RequestError>) -> GangResults {
-    let first = refusals.keys().next().copied().unwrap_or(0);
-    (0..members).map(|at| Err(refusals.remove(&at).unwrap_or(RequestError::GangMemberRejected(first)))).collect()
+fn gang_rejections(members: usize, mut rejections: BTreeMap<usize, RequestError>) -> GangResults {
+    let first = rejections.keys().next().copied().unwrap_or(0);
+    (0..members)
+        .map(|index| Err(rejections.remove(&index).unwrap_or(RequestError::GangMemberRejected(first))))
+        .collect()
 }

@@ -1,11 +1,11 @@
-//! The only way into a shard: a bounded mailbox, and one right to run the shard. Outlives the actor: when that panics,
-//! what waits in the ring waits for the next one.
+//! The only way into a shard: a bounded mailbox, and one right to run the shard. Outlives the actor: after a panic the
+//! requests in the mailbox wait for the next one.
 //!
-//! Whoever pushes first while nobody runs the shard runs it, there and then: the state of an idle shard is a lock
-//! away, a task switch to its actor is ten times that. Whoever comes meanwhile leaves the request in the ring, and the
-//! runner takes it along (flat combining: Hendler, Incze, Shavit and Tzafrir, 2010). What nobody stands there for, the
-//! store's progress, deadlines, work that a run left behind, is the actor's. So are requests while many answers wait
-//! for the store: theirs would wait too, so they gather and share a run.
+//! A caller that pushes while nobody runs the shard runs it inline: the state of an idle shard is one lock away, and a
+//! task switch to its actor costs ten times as much. Callers that arrive meanwhile leave their requests in the
+//! mailbox, and the runner includes them (flat combining: Hendler, Incze, Shavit and Tzafrir, 2010). Work without a
+//! caller is the actor's: progress of the store, deadlines, and whatever a run left over. So are requests while many
+//! replies wait for the store: their replies would wait too, so they are batched into one run.
 
 mod reject;
 
@@ -39,69 +39,80 @@ use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
 use crate::persist::journal::{Outbox, RowSource};
 
-/// Runs in a row by one who pushed; then the actor goes on.
+/// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;
-/// From so many answers that wait for the store on, what is asked is decided many at a time.
+/// Number of replies waiting for the store from which requests are batched.
 const BATCH_MIN: usize = 16;
 
 thread_local! {
-    /// This thread runs a shard. What it pushes to others is theirs to run: a run within a run would have no bound.
+    /// Whether this thread runs a shard. Commands that it sends to other shards are left to their actors: a run within
+    /// a run would have no bound.
     static RUNS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a run leaves to do. Unless the shard is asleep, the right to run it is still the caller's.
+/// Place where a pushed command runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RunPlace {
+    /// On the thread that pushes, if nobody runs the shard.
+    Inline,
+    /// In the shard's actor.
+    Actor,
+}
+
+/// Work that a run leaves over. Unless the shard is asleep, the caller keeps the right to run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunEnd {
-    /// Nothing: the next push runs the shard, or wakes it.
+    /// No work is left: the next push runs the shard, or wakes it.
     Asleep,
-    /// Requests, notices or news that came meanwhile.
+    /// Requests, notices or changes arrived meanwhile.
     MoreRequests,
-    /// Deadlines that are due, beyond those that one run carries out.
+    /// More deadlines are due than one run fires.
     MoreDeadlines,
 }
 
-/// Why a command was not taken.
+/// Reason why a command was refused.
 pub type PushRejection = UnavailableReason;
 
-/// A shard's handle.
+/// Handle of a shard, shared by all callers.
 pub struct ShardHandle {
-    /// Which shard of this process.
+    /// Pool number and index of the shard.
     pub shard: ShardRef,
-    /// Its rows on their way to the store.
+    /// Rows of the shard on their way to the store.
     pub outbox: Arc<Outbox>,
     mailbox: CachePadded<ShardMailbox>,
     schedule: CachePadded<RunSchedule>,
     state: AtomicU8,
     reason: Mutex<Option<String>>,
     actor: RwLock<Option<ActorRef<ActorMessage>>>,
-    /// The shard. Locked by who has the right to run it ([`RunSchedule`]), so nobody waits here but the end of its life.
+    /// State of the shard. Locked by whoever has the right to run it ([`RunSchedule`]), so nobody waits here except at
+    /// the end of a life.
     runner: Mutex<Option<ShardRunner>>,
-    /// Tickets of claims that wait no longer and for which a worker may be kept here. Not in the ring, which may be full: a worker must
-    /// not stay kept for nobody.
+    /// Numbers of reservations that are no longer needed. Not in the mailbox, which may be full: a worker must not
+    /// stay reserved for nobody.
     cancelled_reservations: SegQueue<u64>,
-    /// Notices for the next run. Not in the ring, which may be full: a claim without a reservation would be held for ever.
+    /// Notices for the next run. Not in the mailbox, which may be full: an undelivered claim would be held for ever.
     notices: SegQueue<ShardNotice>,
-    /// Engine time before which a wake would find nothing due; `u64::MAX`: never.
+    /// Engine time before which a wake-up would find nothing due; `u64::MAX` if nothing is pending.
     next_tick_ms: AtomicU64,
-    /// Answers that wait for the store, after the last run.
+    /// Number of replies that wait for the store, as of the last run.
     answers_waiting: AtomicUsize,
-    /// Tickets of the claims that a life was deciding when it ended in a panic: its supervisor gives them up.
-    in_hand: Mutex<Vec<(ClaimId, KeyTicket)>>,
-    /// Claims of which a life had told nobody when it ended in a panic: the next one may still roll them back.
+    /// Tickets of claims that were being decided when the shard panicked; its supervisor releases them.
+    undecided_tickets: Mutex<Vec<(ClaimId, KeyTicket)>>,
+    /// Claims that were undisclosed when the shard panicked; the next life may still roll them back.
     undisclosed: Mutex<HashSet<Fence>>,
     restarts: Mutex<RestartHistory>,
-    /// Difference between ledger and claims, as the actor last saw it.
+    /// Difference between accounting and claims, as of the last audit.
     accounting_mismatch: AtomicU64,
-    /// Workers that are not offered, by each reason that applies, after the last run.
+    /// Unschedulable workers, by each reason that applies, as of the last run.
     unschedulable: ReasonCells,
-    /// Those of them that hold no claim, by the first reason that applies.
+    /// Idle unschedulable workers, by the first reason that applies.
     unschedulable_idle: ReasonCells,
-    /// Workers that may name lost claims, as the actor last saw them.
+    /// Workers that may still report lost claims, as of the last run.
     unreconciled: AtomicUsize,
     metrics: Arc<PoolMetrics>,
-    /// What it did, for the counters of its pool.
+    /// Counters of the shard, added up for its pool.
     pub counters: RunnerCounters,
-    /// For the tickets in commands that nobody will decide.
+    /// Dispatcher for the tickets in commands that nobody will decide.
     dispatch: Weak<ClaimDispatcher>,
 }
 
@@ -113,12 +124,12 @@ struct RestartHistory {
 
 impl std::fmt::Debug for ShardHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ShardPort").field("shard", &self.shard).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("ShardHandle").field("shard", &self.shard).field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
 impl ShardHandle {
-    /// A handle without an actor: it refuses until one serves.
+    /// Creates a handle without an actor, which refuses commands until one serves.
     #[must_use]
     pub fn new(
         shard: ShardRef,
@@ -126,7 +137,7 @@ impl ShardHandle {
         metrics: Arc<PoolMetrics>,
         dispatch: &Arc<ClaimDispatcher>,
     ) -> Arc<Self> {
-        let port = Arc::new(Self {
+        let handle = Arc::new(Self {
             shard,
             outbox,
             mailbox: CachePadded::new(ShardMailbox::default()),
@@ -139,7 +150,7 @@ impl ShardHandle {
             notices: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
             answers_waiting: AtomicUsize::new(0),
-            in_hand: Mutex::new(Vec::new()),
+            undecided_tickets: Mutex::new(Vec::new()),
             undisclosed: Mutex::default(),
             restarts: Mutex::default(),
             accounting_mismatch: AtomicU64::new(0),
@@ -150,21 +161,21 @@ impl ShardHandle {
             counters: RunnerCounters::default(),
             dispatch: Arc::downgrade(dispatch),
         });
-        let source: Weak<dyn RowSource> = Arc::downgrade(&port) as Weak<dyn RowSource>;
-        port.outbox.attach(source);
-        port
+        let source: Weak<dyn RowSource> = Arc::downgrade(&handle) as Weak<dyn RowSource>;
+        handle.outbox.attach(source);
+        handle
     }
 
-    /// Puts a command into the ring, and runs the shard if nobody does: at once, unless many answers wait for the store.
+    /// Pushes a command, and runs the shard inline if nobody runs it, unless many replies wait for the store.
     ///
     /// # Errors
-    /// The command back, and why: the shard does not serve, or the ring is full.
+    /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, !self.should_batch())
+        self.enqueue(command, if self.should_batch() { RunPlace::Actor } else { RunPlace::Inline })
     }
 
-    /// So many answers wait for the store that more of their kind must be on their way, to wait in their turn: the actor
-    /// lets them come and decides them in one run.
+    /// Whether so many replies wait for the store that requests should be batched: the actor lets them accumulate and
+    /// decides them in one run.
     pub(super) fn should_batch(&self) -> bool {
         self.answers_waiting.load(Ordering::Relaxed) >= BATCH_MIN
     }
@@ -173,21 +184,21 @@ impl ShardHandle {
         self.answers_waiting.store(answers, Ordering::Relaxed);
     }
 
-    /// Puts a command into the ring, and leaves it to the actor.
+    /// Pushes a command and leaves it to the actor.
     ///
     /// # Errors
-    /// The command back, and why: the shard does not serve, or the ring is full.
+    /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn post(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, false)
+        self.enqueue(command, RunPlace::Actor)
     }
 
-    fn enqueue(&self, command: Command, here: bool) -> Result<(), (Command, PushRejection)> {
+    fn enqueue(&self, command: Command, place: RunPlace) -> Result<(), (Command, PushRejection)> {
         if self.state() != ShardState::Serving {
             return Err((command, self.unavailable_reason()));
         }
         // A run within a run would have no bound.
-        let here = here && !RUNS.get();
-        if here && self.schedule.wake_needed() {
+        let inline = place == RunPlace::Inline && !RUNS.get();
+        if inline && self.schedule.wake_needed() {
             self.run_inline(Some(command));
         } else {
             if let Err(command) = self.mailbox.push(command) {
@@ -195,31 +206,31 @@ impl ShardHandle {
                 return Err((command, UnavailableReason::Overloaded));
             }
             if self.schedule.wake_needed() {
-                if here { self.run_inline(None) } else { self.wake_actor() }
+                if inline { self.run_inline(None) } else { self.wake_actor() }
             }
         }
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
-            // It stopped between the look and the push: nobody will drain the ring, so whoever comes does.
+            // The shard stopped between the check and the push: its mailbox will not be drained otherwise.
             self.reject_all();
         }
         Ok(())
     }
 
-    /// Pushes a command that carries a plain reply, or answers it.
+    /// Pushes a command that carries a plain reply, or rejects it.
     pub fn push_or_reject(&self, command: Command) {
-        if let Err((command, why)) = self.push(command) {
-            self.reject(command, &RequestError::Unavailable(why));
+        if let Err((command, reason)) = self.push(command) {
+            self.reject(command, &RequestError::Unavailable(reason));
         }
     }
 
-    /// Has the shard look at what changed around it: by its actor, unless somebody runs it or will.
+    /// Makes the shard handle a change: wakes its actor, unless it runs or is about to.
     pub fn wake(&self) {
         if self.schedule.wake_needed_for_change() {
             self.wake_actor();
         }
     }
 
-    /// Nobody waits with this ticket any more: a worker that is kept for it is anybody's.
+    /// Cancels a reservation, so that its worker is free for all claims.
     pub fn cancel_reservation(&self, ticket: u64) {
         self.cancelled_reservations.push(ticket);
         self.wake();
@@ -229,24 +240,24 @@ impl ShardHandle {
         self.cancelled_reservations.pop()
     }
 
-    /// The claim's grant will reach nobody: it is to be rolled back.
+    /// Rolls back a claim whose grant will reach nobody.
     pub fn roll_back(&self, id: ClaimId, fence: Fence) {
         self.notices.push(ShardNotice::Undelivered(id, fence));
         self.wake();
     }
 
-    /// Answers that grant these claims left at `at_ms`. Looked at by the next run, and in time for `due_ms`, the first of
-    /// their deadlines: a run for its own sake would cost a batch more than its claims do.
+    /// Notes that replies that grant these claims were sent at `at_ms`. Handled by the next run, in time for `due_ms`,
+    /// the first of their deadlines: a run of its own would cost a batch more than its claims do.
     pub fn notify_reply_sent(&self, claims: Vec<ClaimHandle>, at_ms: Millis, due_ms: Millis) {
         self.notices.push(ShardNotice::ReplySent(claims, at_ms));
-        // A run that is under way looks at the notices once more before it sleeps, so it cannot move this later unseen.
+        // A run in progress checks the notices again before it sleeps, so it cannot move this later unnoticed.
         self.next_tick_ms.fetch_min(due_ms, Ordering::SeqCst);
     }
 
-    /// The pool's specification changed. Not in the ring, where a shard that is loaded or busy would lose it.
-    pub fn set_rules(&self, rules: ShardConfig) {
+    /// Changes the settings of the pool. Not in the mailbox, where a loading or busy shard would lose them.
+    pub fn set_config(&self, config: ShardConfig) {
         if matches!(self.state(), ShardState::Serving | ShardState::Loading) {
-            self.notices.push(ShardNotice::Rules(rules));
+            self.notices.push(ShardNotice::Config(config));
             self.wake();
         }
     }
@@ -267,60 +278,60 @@ impl ShardHandle {
         self.next_tick_ms.load(Ordering::Relaxed) <= now_ms
     }
 
-    /// Runs of the shard so far.
+    /// Number of runs of the shard.
     #[must_use]
     pub fn runs(&self) -> u64 {
         self.counters.runs.total()
     }
 
-    /// Requests that wait.
+    /// Number of requests in the mailbox.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
         self.mailbox.len()
     }
 
-    /// Whether it answers.
+    /// Whether the shard serves, and if not, its state.
     #[must_use]
     pub fn state(&self) -> ShardState {
         ShardState::ALL[self.state.load(Ordering::SeqCst) as usize]
     }
 
-    /// Why it does not.
+    /// Explanation of a state other than serving.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         self.reason.lock().clone()
     }
 
-    /// Times it was restarted after a panic.
+    /// Number of restarts after a panic.
     #[must_use]
     pub fn restarts(&self) -> u64 {
         self.restarts.lock().total
     }
 
-    /// Difference between its ledger and its claims; must be 0.
+    /// Difference between accounting and claims; must be 0.
     #[must_use]
     pub fn accounting_mismatch(&self) -> u64 {
         self.accounting_mismatch.load(Ordering::Relaxed)
     }
 
-    /// Workers that are not offered for this reason, among others.
+    /// Number of workers for which this reason to be unschedulable applies.
     #[must_use]
     pub fn unschedulable(&self, reason: UnschedulableReason) -> u32 {
         self.unschedulable.get(reason)
     }
 
-    /// Workers that are not offered and hold no claim, and of which this is the first reason.
+    /// Number of idle workers whose first reason to be unschedulable is this one.
     #[must_use]
     pub fn unschedulable_idle(&self, reason: UnschedulableReason) -> u32 {
         self.unschedulable_idle.get(reason)
     }
 
-    pub(super) fn set_unschedulable(&self, barred: &UnschedulableSummary) {
-        self.unschedulable.set(&barred.by_reason);
-        self.unschedulable_idle.set(&barred.by_first_reason);
+    pub(super) fn set_unschedulable(&self, summary: &UnschedulableSummary) {
+        self.unschedulable.set(&summary.by_reason);
+        self.unschedulable_idle.set(&summary.by_first_reason);
     }
 
-    /// Workers that may name lost claims and for which nothing has spoken yet.
+    /// Number of workers that may still report lost claims.
     pub fn unreconciled(&self) -> usize {
         self.unreconciled.load(Ordering::Relaxed)
     }
@@ -329,20 +340,20 @@ impl ShardHandle {
         self.unreconciled.store(workers, Ordering::Relaxed);
     }
 
-    pub(super) fn set_accounting_mismatch(&self, drift: u64) {
-        self.accounting_mismatch.store(drift, Ordering::Relaxed);
+    pub(super) fn set_accounting_mismatch(&self, mismatch: u64) {
+        self.accounting_mismatch.store(mismatch, Ordering::Relaxed);
     }
 
-    /// Changes the state. One that is stopped stays so, whoever was still about to bring it back.
+    /// Changes the state. A stopped shard stays stopped, even if a restart was in progress.
     pub(crate) fn set_state(&self, state: ShardState, reason: Option<String>) {
-        let mut why = self.reason.lock();
+        let mut explanation = self.reason.lock();
         if self.state() != ShardState::Stopped {
-            *why = reason;
+            *explanation = reason;
             self.state.store(state as u8, Ordering::SeqCst);
         }
     }
 
-    /// Counts a restart and returns how many there were within the window.
+    /// Counts a restart and returns the number within the window.
     pub(super) fn count_restart(&self, now_ms: Millis, window_ms: Millis) -> usize {
         self.metrics.shard_restarts.increment(1);
         let mut restarts = self.restarts.lock();
@@ -356,18 +367,18 @@ impl ShardHandle {
         self.actor.read().as_ref().is_some_and(|own| own.get_id() == actor)
     }
 
-    /// Stops the actor, and waits until it has.
+    /// Stops the actor and waits until it has ended.
     pub(crate) async fn stop(&self) {
         self.set_state(ShardState::Stopped, None);
         let actor = self.actor.write().take();
         if let Some(actor) = actor {
-            // An actor that is gone already is as good as stopped.
+            // An actor that is gone counts as stopped.
             let _ = actor.stop_and_wait(None, None).await;
         }
         self.reject_all();
     }
 
-    /// A (new) actor serves from now on. It must look at the ring once, whatever the last one left.
+    /// Makes a new actor serve. It must check the mailbox once, whatever the last one left.
     pub(super) fn serve(&self, actor: ActorRef<ActorMessage>) {
         self.set_state(ShardState::Serving, None);
         if self.state() == ShardState::Stopped {
@@ -378,24 +389,25 @@ impl ShardHandle {
         self.wake_actor();
     }
 
-    /// Hands the right to run to the actor.
+    /// Hands the right to run the shard to the actor.
     pub(super) fn wake_actor(&self) {
         if let Some(actor) = &*self.actor.read() {
-            // An actor that is gone has a supervisor that knows.
+            // The supervisor already knows if the actor is gone.
             let _ = actor.send_message(ActorMessage::Run);
         }
     }
 
-    /// Uses the right to run, on this thread.
+    /// Uses the right to run on this thread.
     fn run_inline(&self, mut command: Option<Command>) {
-        // Whoever asks must not fall with the shard: its panic is the actor's, which has a supervisor.
+        // The caller must not fail with the shard: a panic is passed to the actor, which has a supervisor.
         let mut ends = (0..RUNS_MAX).map(|_| self.run(command.take()));
         match catch_unwind(AssertUnwindSafe(|| ends.find(|end| *end != RunEnd::MoreRequests))) {
             Ok(Some(RunEnd::Asleep)) => {}
-            // Deadlines are the actor's: whoever asks does not wait for those of others.
+            // Deadlines are left to the actor: a caller does not wait for those of others.
             Ok(Some(RunEnd::MoreDeadlines | RunEnd::MoreRequests) | None) => self.wake_actor(),
             Err(panic) => {
-                // Before anybody else asks: what comes until the supervisor knows must not wait for the next life.
+                // Before the next request: requests that arrive until the supervisor acts must not wait for the next
+                // life.
                 let (serving, loading) = (ShardState::Serving as u8, ShardState::Loading as u8);
                 let _ = self.state.compare_exchange(serving, loading, Ordering::SeqCst, Ordering::SeqCst);
                 self.remove_runner();
@@ -408,7 +420,7 @@ impl ShardHandle {
         }
     }
 
-    /// Runs the shard once; the caller has the right to.
+    /// Runs the shard once; the caller must have the right to.
     pub(super) fn run(&self, command: Option<Command>) -> RunEnd {
         struct RunGuard(bool);
         impl Drop for RunGuard {
@@ -416,9 +428,10 @@ impl ShardHandle {
                 RUNS.set(self.0);
             }
         }
-        let mut life = self.lock_runner();
-        let Some(running) = &mut *life else {
-            // Between two lives: the next one begins with a look at the ring. After the last, somebody empties it.
+        let mut runner_slot = self.lock_runner();
+        let Some(runner) = &mut *runner_slot else {
+            // Between two lives: the next one begins by draining the mailbox. After the last one it is emptied by
+            // `reject_all`.
             if let Some(Err(command)) = command.map(|command| self.mailbox.push(command)) {
                 self.reject(command, &RequestError::Unavailable(UnavailableReason::Overloaded));
             }
@@ -426,43 +439,43 @@ impl ShardHandle {
         };
         let _flag = RunGuard(RUNS.replace(true));
         self.schedule.begin_run();
-        let due = running.run(command);
-        drop(life);
+        let due = runner.run(command);
+        drop(runner_slot);
         if due == DueDeadlines::MoreDue {
             return RunEnd::MoreDeadlines;
         }
-        // What a run takes out in any case; what it may or may not act on is news ([`super::schedule`]).
+        // Only what a run always removes; what it may or may not act on is a change ([`super::schedule`]).
         let is_idle = || self.mailbox.is_empty() && self.cancelled_reservations.is_empty() && self.notices.is_empty();
         if self.schedule.must_run_again(is_idle) { RunEnd::MoreRequests } else { RunEnd::Asleep }
     }
 
-    /// Takes the right to run, if nobody has it: what is pushed stays in the ring until the guard is dropped. For tests
-    /// that inject what competes.
+    /// Takes the right to run, if nobody has it: requests stay in the mailbox until the guard is dropped. For tests
+    /// that inject a competing step.
     pub(crate) fn pause(self: &Arc<Self>) -> Option<PausedShard> {
         self.schedule.wake_needed().then(|| PausedShard::of(Arc::clone(self)))
     }
 
-    /// The shard has a state from now on.
-    pub(super) fn install_runner(&self, running: ShardRunner) {
-        *self.lock_runner() = Some(running);
+    /// Installs the state of a new life.
+    pub(super) fn install_runner(&self, runner: ShardRunner) {
+        *self.lock_runner() = Some(runner);
     }
 
-    /// The shard has none any more. Waits for a run to end.
+    /// Removes the state at the end of a life. Waits for a run to end.
     pub(super) fn remove_runner(&self) {
         let ended = self.lock_runner().take();
-        if let Some(mut running) = ended {
-            let mut in_hand = self.in_hand.lock();
-            in_hand.append(&mut running.in_hand);
-            // Read from a state that a panic left behind, which is sound: whatever tells of a claim marks it first.
-            *self.undisclosed.lock() = running.undisclosed();
-            running
+        if let Some(mut runner) = ended {
+            let mut undecided_tickets = self.undecided_tickets.lock();
+            undecided_tickets.append(&mut runner.undecided_tickets);
+            // Read from a state that a panic left behind. That is sound: a claim is marked before it is disclosed.
+            *self.undisclosed.lock() = runner.undisclosed();
+            runner
                 .undelivered()
                 .into_iter()
                 .for_each(|(id, fence)| self.notices.push(ShardNotice::Undelivered(id, fence)));
         }
     }
 
-    /// Claims of which the last life had told nobody.
+    /// Claims that were undisclosed when the last life ended.
     pub(crate) fn take_undisclosed(&self) -> HashSet<Fence> {
         std::mem::take(&mut self.undisclosed.lock())
     }
@@ -471,19 +484,19 @@ impl ShardHandle {
         self.runner.lock()
     }
 
-    /// Takes requests out of the mailbox, at most so many, and says how many.
-    pub(super) fn drain_mailbox(&self, most: usize, into: &mut Vec<Command>) -> usize {
-        self.mailbox.drain(most, into)
+    /// Removes up to `max` requests from the mailbox and returns how many.
+    pub(super) fn drain_mailbox(&self, max: usize, into: &mut Vec<Command>) -> usize {
+        self.mailbox.drain(max, into)
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {
-        // Before the last look at the notices: whoever brings one after that moves this time for its own deadline.
+        // Stored before the last check of the notices: a later notice moves this time forward for its own deadline.
         self.next_tick_ms.store(at_ms.unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
-    /// Tickets of claims whose decision ended in a panic.
-    pub(super) fn empty_hand(&self) -> Vec<(ClaimId, KeyTicket)> {
-        std::mem::take(&mut self.in_hand.lock())
+    /// Takes the tickets of claims whose decision ended in a panic.
+    pub(super) fn take_undecided_tickets(&self) -> Vec<(ClaimId, KeyTicket)> {
+        std::mem::take(&mut self.undecided_tickets.lock())
     }
 }
 
@@ -493,8 +506,8 @@ impl RowSource for ShardHandle {
     }
 
     fn snapshot_rows(&self, from: u32, bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
-        let (to, dumped) = oneshot::channel();
+        let (to, snapshot) = oneshot::channel();
         let pushed = self.post(Command::SnapshotRows(from, bytes, to)).is_ok();
-        async move { if pushed { dumped.await.ok() } else { None } }.boxed()
+        async move { if pushed { snapshot.await.ok() } else { None } }.boxed()
     }
 }

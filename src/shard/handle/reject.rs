@@ -1,4 +1,4 @@
-//! Answers to commands that no shard will decide: its queue is full, or the shard does not serve.
+//! Rejections of commands that no shard will decide: its mailbox is full, or the shard does not serve.
 
 use super::{PushRejection, ShardHandle};
 use crate::limits;
@@ -8,45 +8,45 @@ use crate::shard::command::{ClaimOp, Command, PendingClaim};
 use crate::shard::reply::ReplySender;
 
 impl ShardHandle {
-    /// Answers everything that waits: nobody else will.
+    /// Rejects all requests in the mailbox, because nobody else will reply to them.
     pub(crate) fn reject_all(&self) {
-        let refusal = RequestError::Unavailable(self.unavailable_reason());
+        let rejection = RequestError::Unavailable(self.unavailable_reason());
         let mut waiting = Vec::new();
         while self.mailbox.drain(limits::DRAIN_MAX, &mut waiting) > 0 {
-            waiting.drain(..).for_each(|command| self.reject(command, &refusal));
+            waiting.drain(..).for_each(|command| self.reject(command, &rejection));
         }
     }
 
-    /// Answers a command that no shard will decide, and gives up the tickets in it.
-    pub(super) fn reject(&self, command: Command, refusal: &RequestError) {
+    /// Rejects a command that no shard will decide, and releases its tickets.
+    pub(super) fn reject(&self, command: Command, rejection: &RequestError) {
         let dispatch = self.dispatch.upgrade();
-        // A shard stops with the service, or because its pool is deleted, and then for good: its claims are gone too.
-        let stopped = *refusal == RequestError::Unavailable(UnavailableReason::Stopping);
+        // A shard stops with the service, or because its pool is deleted. In the latter case its claims are gone too.
+        let stopped = *rejection == RequestError::Unavailable(UnavailableReason::Stopping);
         let deleted = stopped && dispatch.as_ref().is_some_and(|dispatch| !dispatch.is_draining());
-        let of = |what: ObjectKind| if deleted { RequestError::NotFound(what) } else { refusal.clone() };
-        let say = |reply: ReplySender| {
-            reply.send(Err(of(ObjectKind::Pool)));
+        let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
+        let reject_reply = |reply: ReplySender| {
+            reply.send(Err(rejection_for(ObjectKind::Pool)));
         };
-        let say_of_claim = |reply: ReplySender| {
-            reply.send(Err(of(ObjectKind::Claim)));
+        let reject_claim_reply = |reply: ReplySender| {
+            reply.send(Err(rejection_for(ObjectKind::Claim)));
         };
-        let give_up = |item: Box<PendingClaim>| match &dispatch {
-            Some(dispatch) => dispatch.reject_and_route_next(item, refusal.clone()),
-            None => say(item.reply),
+        let reject_pending = |item: Box<PendingClaim>| match &dispatch {
+            Some(dispatch) => dispatch.reject_and_route_next(item, rejection.clone()),
+            None => reject_reply(item.reply),
         };
         match command {
-            Command::Claim(item) => give_up(item),
-            Command::Claims(items) => items.into_iter().for_each(give_up),
+            Command::Claim(item) => reject_pending(item),
+            Command::Claims(items) => items.into_iter().for_each(reject_pending),
             Command::Reacquire(item, _) => match &dispatch {
-                Some(dispatch) => dispatch.reply_rejected(item, refusal.clone()),
-                None => say(item.reply),
+                Some(dispatch) => dispatch.reply_rejected(item, rejection.clone()),
+                None => reject_reply(item.reply),
             },
             Command::Release(ClaimOp { reply, .. })
             | Command::Confirm(ClaimOp { reply, .. })
             | Command::GetClaim(ClaimOp { reply, .. })
             | Command::Renew(ClaimOp { reply, .. }, _)
             | Command::Resize(ClaimOp { reply, .. }, _)
-            | Command::BeginRelease(ClaimOp { reply, .. }) => say_of_claim(reply),
+            | Command::BeginRelease(ClaimOp { reply, .. }) => reject_claim_reply(reply),
             Command::CommandWorker(_, _, reply)
             | Command::ClearWorkers(reply)
             | Command::Seal(reply)
@@ -57,17 +57,17 @@ impl ShardHandle {
             | Command::Report(reply)
             | Command::IdleLongest(_, reply)
             | Command::Explain(_, reply)
-            | Command::EndWorkers(_, reply) => say(reply),
-            Command::Releases(items) => items.into_iter().for_each(|item| say_of_claim(item.reply)),
-            Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| say(reply)),
-            Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| say(reply)),
-            // Whoever drives the gang finds out for itself what has become of it.
-            Command::Gang(item) => drop(item.reply.send(Err(refusal.clone()))),
+            | Command::EndWorkers(_, reply) => reject_reply(reply),
+            Command::Releases(items) => items.into_iter().for_each(|item| reject_claim_reply(item.reply)),
+            Command::Register(workers) => workers.into_iter().for_each(|(_, reply)| reject_reply(reply)),
+            Command::Heartbeat(workers) => workers.into_iter().for_each(|(_, _, reply)| reject_reply(reply)),
+            // The driver of the gang finds out the outcome by itself.
+            Command::Gang(item) => drop(item.reply.send(Err(rejection.clone()))),
             Command::Reserve(_) | Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
         }
     }
 
-    /// Reason for which a shard that does not serve answers nothing.
+    /// Reason that a shard that does not serve gives.
     pub(super) fn unavailable_reason(&self) -> PushRejection {
         match self.state() {
             ShardState::Stopped => UnavailableReason::Stopping,

@@ -1,4 +1,4 @@
-//! Answers that leave together, when the last of them is there.
+//! Replies of a batch, which are delivered together once the last has arrived.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
@@ -8,34 +8,34 @@ use std::task::{Context, Poll, Waker};
 use super::ShardOutcome;
 use crate::model::request_error::RequestError;
 
-/// Collects the answers to the items of one call.
+/// Collects the replies to the items of one call.
 #[derive(Debug)]
 pub struct ReplyBatch(Mutex<ReplySlots>);
 
 #[derive(Debug)]
 struct ReplySlots {
     outcomes: Vec<Option<ShardOutcome>>,
-    /// Answers that are not there yet.
+    /// Number of replies that have not arrived.
     missing: usize,
     waker: Option<Waker>,
-    /// Nobody takes the answers any more.
+    /// Whether nobody takes the replies any more.
     closed: bool,
 }
 
 impl ReplySlots {
-    /// Nobody takes anything from now on but what is returned.
-    fn end(&mut self) -> Vec<Option<ShardOutcome>> {
+    /// Closes the batch and returns the replies that arrived.
+    fn close(&mut self) -> Vec<Option<ShardOutcome>> {
         (self.closed, self.waker) = (true, None);
         std::mem::take(&mut self.outcomes)
     }
 }
 
-/// The receiving end of a [`ReplyBatch`]. Dropped, it closes the batch: what comes later finds nobody.
+/// Receiving end of a [`ReplyBatch`]. Dropping it closes the batch, so that later replies are refused.
 #[derive(Debug)]
 pub struct BatchAnswers(Arc<ReplyBatch>);
 
 impl ReplyBatch {
-    /// A batch of `len` items, which is at least one.
+    /// Creates a batch of `len` items, at least one.
     #[must_use]
     pub fn new(len: usize) -> (Arc<Self>, BatchAnswers) {
         let mut outcomes = Vec::new();
@@ -44,39 +44,39 @@ impl ReplyBatch {
         (Arc::clone(&batch), BatchAnswers(batch))
     }
 
-    fn places(&self) -> MutexGuard<'_, ReplySlots> {
+    fn slots(&self) -> MutexGuard<'_, ReplySlots> {
         self.0.lock()
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.places().closed
+        self.slots().closed
     }
 
-    /// Puts an answer in. False: nobody will take it.
-    pub(super) fn fill(&self, place: u32, outcome: ShardOutcome) -> bool {
+    /// Adds a reply. Returns false if nobody will take it.
+    pub(super) fn fill(&self, index: u32, outcome: ShardOutcome) -> bool {
         let waker = {
-            let mut places = self.places();
-            if places.closed {
+            let mut slots = self.slots();
+            if slots.closed {
                 return false;
             }
-            if places.outcomes[place as usize].replace(outcome).is_none() {
-                places.missing -= 1;
+            if slots.outcomes[index as usize].replace(outcome).is_none() {
+                slots.missing -= 1;
             }
-            if places.missing > 0 {
+            if slots.missing > 0 {
                 return true;
             }
-            places.waker.take()
+            slots.waker.take()
         };
-        // Without the lock, which whoever wakes up asks for first.
+        // After unlocking, because the woken task takes the lock first.
         waker.into_iter().for_each(Waker::wake);
         true
     }
 }
 
 impl BatchAnswers {
-    /// Closes the batch, and returns the answers that came before, each with its place.
+    /// Closes the batch and returns the replies that arrived, with their item indexes.
     pub fn close(&self) -> Vec<(usize, ShardOutcome)> {
-        self.0.places().end().into_iter().enumerate().filter_map(|(place, outcome)| Some((place, outcome?))).collect()
+        self.0.slots().close().into_iter().enumerate().filter_map(|(index, outcome)| Some((index, outcome?))).collect()
     }
 }
 
@@ -84,16 +84,16 @@ impl Future for BatchAnswers {
     type Output = Vec<ShardOutcome>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Vec<ShardOutcome>> {
-        let mut places = self.0.places();
-        if places.missing > 0 {
-            match &mut places.waker {
+        let mut slots = self.0.slots();
+        if slots.missing > 0 {
+            match &mut slots.waker {
                 Some(waker) => waker.clone_from(context.waker()),
                 none => *none = Some(context.waker().clone()),
             }
             return Poll::Pending;
         }
         Poll::Ready(
-            places.end().into_iter().map(|outcome| outcome.unwrap_or(Err(RequestError::DeadlineExceeded))).collect(),
+            slots.close().into_iter().map(|outcome| outcome.unwrap_or(Err(RequestError::DeadlineExceeded))).collect(),
         )
     }
 }
@@ -114,12 +114,12 @@ mod tests {
     }
 
     #[test]
-    fn answers_leave_together_in_the_order_of_their_items() {
+    fn replies_arrive_together_in_the_order_of_their_items() {
         let (batch, mut answers) = ReplyBatch::new(3);
         assert!(ReplySender::batch_part(Arc::clone(&batch), 2).send(Ok(ReplyPayload::Done)));
         assert!(poll(&mut answers).is_pending());
         assert!(ReplySender::batch_part(Arc::clone(&batch), 0).send(Err(RequestError::FenceMismatch)));
-        // The shard of the last one panicked.
+        // The shard of the last item panicked.
         drop(ReplySender::batch_part(batch, 1));
         let unknown = Err(RequestError::DeadlineExceeded);
         assert_eq!(
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn c12_a_closed_batch_hands_back_what_came_and_takes_nothing_more() {
+    fn c12_a_closed_batch_returns_its_replies_and_accepts_no_more() {
         let (batch, answers) = ReplyBatch::new(3);
         assert!(ReplySender::batch_part(Arc::clone(&batch), 1).send(Ok(ReplyPayload::Done)));
         assert_eq!(answers.close(), [(1, Ok(ReplyPayload::Done))]);
@@ -138,6 +138,6 @@ mod tests {
         assert!(late.is_abandoned() && !late.send(Ok(ReplyPayload::Done)));
         assert_eq!(answers.close(), []);
         drop(answers);
-        assert!(!ReplySender::batch_part(batch, 2).send(Ok(ReplyPayload::Done)), "the last one finds nobody either");
+        assert!(!ReplySender::batch_part(batch, 2).send(Ok(ReplyPayload::Done)), "the last reply is refused too");
     }
 }

@@ -1,5 +1,5 @@
-//! Where an answer goes: to one caller, into one place of a batch that answers when all of its places are filled, or into
-//! an inbox that has each as soon as it is there.
+//! Destinations of replies: one caller, one slot of a batch that is delivered when all slots are filled, or a
+//! completion queue that has each reply as soon as it arrives.
 
 mod batch;
 mod completion_queue;
@@ -19,94 +19,108 @@ use crate::model::{
 pub use self::batch::{BatchAnswers, ReplyBatch};
 pub use self::completion_queue::CompletionQueue;
 
-/// What a shard says.
+/// Payload of a successful reply.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReplyPayload {
-    /// A held claim.
+    /// A held claim, for requests about one claim.
     Claim(ClaimAnswer),
-    /// Members of a gang, which are claims from now on.
+    /// Members of a committed gang, which are ordinary claims from now on.
     Gang(Vec<(ClaimId, ClaimAnswer)>),
-    /// How many members of a gang the shard holds.
+    /// Number of members of a gang that the shard holds.
     Members(usize),
-    /// Done; there is nothing to add.
+    /// The request was carried out; there is nothing to add.
     Done,
-    /// A worker was deleted.
+    /// A worker was deleted from the shard.
     Deleted {
-        /// Claims that ended with it.
+        /// Claims that ended with the worker.
         claims_lost: u64,
     },
-    /// Done with workers up to this ordinal, at which it goes on.
+    /// Workers up to this ordinal are done; the request continues there.
     Unfinished(u32),
-    /// A worker.
+    /// State of a worker, after a registration, a command or a query.
     Worker {
-        /// False if it was known.
+        /// True if the worker is new, false if it was known.
         created: bool,
-        /// As it stands.
+        /// Current state of the worker.
         worker: Box<WorkerSnapshot>,
-        /// What it named and should not run.
+        /// Reported claims that the worker must stop.
         revoked: Vec<RunningClaim>,
     },
-    /// Of a worker that sent a heartbeat.
+    /// Result of a heartbeat.
     Heartbeat {
-        /// What it holds.
+        /// Claims that the worker holds.
         claims: Vec<(ClaimId, ClaimAnswer)>,
-        /// What it named and should not run.
+        /// Reported claims that the worker must stop.
         revoked: Vec<RunningClaim>,
-        /// Nothing of it was taken, because one with this higher number was.
+        /// Higher sequence number that was handled before; this heartbeat was ignored.
         late_for: Option<u64>,
     },
-    /// Workers of the shard that are trusted since, and those that are not yet.
+    /// Number of workers that were cleared, and of those that stay suspect.
     Cleared(ClearResult),
-    /// Workers with their ordinals, a part of the list.
+    /// Slice of the list of workers, with their ordinals.
     Workers(ListingSlice<(u32, WorkerSnapshot)>),
-    /// Claims, a part of the list.
+    /// Slice of the list of claims.
     Claims(ListingSlice<(ClaimId, ClaimAnswer)>),
-    /// The shard's figures.
+    /// Figures of the shard.
     Report(Box<ShardReport>),
     /// Workers that hold nothing.
     Idle(Vec<IdleWorker>),
-    /// The worker that a claim would be given, or why none; no reason: none is free.
+    /// Worker that the claim would get, or why not; no reason if none is free.
     WouldTake(Result<Arc<WorkerRegistration>, Option<PlacementFailure>>),
-    /// What a claim finds among some workers, and the ordinal at which to go on.
+    /// Survey of some workers for a claim, and the ordinal to continue at.
     Survey(Box<WorkerSurvey>, Option<u32>),
 }
 
-/// A shard's figures.
+/// Figures of a shard.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShardReport {
-    /// Counts and positions.
+    /// Counts, state and sequence numbers.
     pub status: ShardStatus,
-    /// Sums by capacity vector.
+    /// Usage by distinct capacity.
     pub accounting: Vec<CapacityUsage>,
-    /// In a shared pool: what can be claimed.
+    /// Free resources that can be claimed, in a shared pool.
     pub claimable: Option<ClaimableCapacity>,
-    /// Must be 0.
+    /// Difference between accounting and claims; must be 0.
     pub accounting_mismatch: u64,
 }
 
-/// What can be claimed of workers that are offered.
+/// Resources of schedulable workers that can be claimed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimableCapacity {
-    /// Cores, memory and places.
+    /// Free cores, memory and slots.
     pub capacity: WorkerCapacity,
-    /// Per GPU model: cards of which nothing is held, and thousandths of cards.
+    /// Idle GPUs and free thousandths of GPUs, per model.
     pub gpus: Vec<(Arc<str>, u64, u64)>,
 }
 
-/// A held claim as it is answered.
+/// Held claim as it is returned to callers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimAnswer {
-    /// What the engine said.
+    /// Grant as the engine reported it.
     pub grant: ClaimGrant,
-    /// It was made by this request.
+    /// Whether this request created the claim.
     pub created: bool,
-    /// Shard that holds it.
+    /// Shard that holds the claim.
     pub shard: ShardRef,
-    /// Unix time of its end if nothing is heard; set when the answer leaves.
+    /// Unix time at which the claim expires without further requests; set when the reply is sent.
     pub expires_at_ms: Option<Millis>,
 }
 
-/// An answer.
+impl ClaimAnswer {
+    /// Answer to the request that created the claim.
+    #[must_use]
+    pub const fn created(grant: ClaimGrant, shard: ShardRef) -> Self {
+        Self { grant, created: true, shard, expires_at_ms: None }
+    }
+
+    /// Answer to a request about a claim that existed before.
+    #[must_use]
+    pub const fn existing(grant: ClaimGrant, shard: ShardRef) -> Self {
+        Self { grant, created: false, shard, expires_at_ms: None }
+    }
+}
+
+/// Outcome of a request to a shard.
 pub type ShardOutcome = Result<ReplyPayload, RequestError>;
 
 #[derive(Debug)]
@@ -117,54 +131,54 @@ enum ReplyTarget {
     Nobody,
 }
 
-/// Sends one answer. Dropped without one (its shard panicked), it says that the outcome is unknown.
+/// Sender of one reply. If it is dropped unsent (its shard panicked), it reports that the outcome is unknown.
 #[derive(Debug)]
 pub struct ReplySender(ReplyTarget);
 
 impl ReplySender {
-    /// To one caller.
+    /// Creates a sender to one caller, and the receiver.
     #[must_use]
     pub fn oneshot() -> (Self, oneshot::Receiver<ShardOutcome>) {
         let (to, answer) = oneshot::channel();
         (Self(ReplyTarget::One(to)), answer)
     }
 
-    /// Into a place of a batch.
+    /// Creates a sender into a slot of a batch.
     #[must_use]
-    pub const fn batch_part(batch: Arc<ReplyBatch>, place: u32) -> Self {
-        Self(ReplyTarget::Part(batch, place))
+    pub const fn batch_part(batch: Arc<ReplyBatch>, index: u32) -> Self {
+        Self(ReplyTarget::Part(batch, index))
     }
 
-    /// To a caller who has many requests in flight, and calls this one `place`.
+    /// Creates a sender into a completion queue, under a token that the caller chose.
     #[must_use]
-    pub const fn completion(inbox: Arc<CompletionQueue>, place: u32) -> Self {
-        Self(ReplyTarget::Inbox(inbox, place))
+    pub const fn completion(queue: Arc<CompletionQueue>, index: u32) -> Self {
+        Self(ReplyTarget::Inbox(queue, index))
     }
 
-    /// To nobody: what is asked for is done for its own sake.
+    /// Creates a sender that discards the reply.
     #[must_use]
     pub const fn discard() -> Self {
         Self(ReplyTarget::Nobody)
     }
 
-    /// The caller is known to be gone: an answer would reach nobody.
+    /// Whether the caller is known to be gone. Does not check batches.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
             ReplyTarget::One(to) => to.is_closed(),
-            ReplyTarget::Inbox(inbox, _) => inbox.is_closed(),
-            // Whether anybody listens to a batch is seen when the answer is put there: a lock less.
+            ReplyTarget::Inbox(queue, _) => queue.is_closed(),
+            // A batch is checked when its slot is filled: that saves a lock.
             ReplyTarget::Part(..) | ReplyTarget::Nobody => false,
         }
     }
 
-    /// The answer leaves with others: when the last of them is there, not when this one is sent.
+    /// Whether the reply is delivered with others: when the last of them arrives, not when this one is sent.
     #[must_use]
     pub const fn is_part(&self) -> bool {
         matches!(self.0, ReplyTarget::Part(..))
     }
 
-    /// The same, also of a batch, at the price of its lock.
+    /// Whether the caller is gone. Checks batches too, at the price of their lock.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         match &self.0 {
@@ -173,12 +187,12 @@ impl ReplySender {
         }
     }
 
-    /// Sends. False: the caller is gone.
+    /// Sends the reply. Returns false if the caller is gone.
     pub fn send(mut self, outcome: ShardOutcome) -> bool {
         match std::mem::replace(&mut self.0, ReplyTarget::Nobody) {
             ReplyTarget::One(to) => to.send(outcome).is_ok(),
-            ReplyTarget::Part(batch, place) => batch.fill(place, outcome),
-            ReplyTarget::Inbox(inbox, place) => inbox.put(place, outcome),
+            ReplyTarget::Part(batch, index) => batch.fill(index, outcome),
+            ReplyTarget::Inbox(queue, index) => queue.put(index, outcome),
             ReplyTarget::Nobody => true,
         }
     }
@@ -188,8 +202,8 @@ impl Drop for ReplySender {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.0, ReplyTarget::Nobody) {
             ReplyTarget::One(to) => drop(to.send(Err(RequestError::DeadlineExceeded))),
-            ReplyTarget::Part(batch, place) => drop(batch.fill(place, Err(RequestError::DeadlineExceeded))),
-            ReplyTarget::Inbox(inbox, place) => drop(inbox.put(place, Err(RequestError::DeadlineExceeded))),
+            ReplyTarget::Part(batch, index) => drop(batch.fill(index, Err(RequestError::DeadlineExceeded))),
+            ReplyTarget::Inbox(queue, index) => drop(queue.put(index, Err(RequestError::DeadlineExceeded))),
             ReplyTarget::Nobody => {}
         }
     }

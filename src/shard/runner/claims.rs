@@ -1,14 +1,14 @@
-//! Claims, and what is asked about held ones: how each becomes an event, and what the engine says an outcome.
+//! Claims and operations on held claims: translates each into an event, and the engine's reply into an outcome.
 
 use std::sync::Arc;
 
 use super::{ReplyRoute, ShardRunner, rejection_of};
 use crate::admission::key_directory::{KeyHolder, PendingWrites};
 use crate::admission::wait_queue::ReservationRequest;
-use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event};
+use crate::engine::{ClaimHandle, EngineReply, Event};
 use crate::limits;
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
-use crate::model::{ClaimSpec, ResourceRequirements};
+use crate::model::{AckLevel, ClaimSpec, ResourceRequirements};
 use crate::shard::command::{ClaimOp, Command, PendingClaim};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload};
 
@@ -20,19 +20,19 @@ impl ShardRunner {
         if self.must_queue(&item) {
             return self.must_queue.push(item);
         }
-        if let Some(why) = self.overload_reason(item.durable) {
-            return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(why));
+        if let Some(reason) = self.overload_reason(item.ack) {
+            return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(reason));
         }
         let fence = match self.fences.next() {
             Some(fence) => fence,
             None => match self.dispatch.allocate_fences(1) {
                 Ok(fence) => fence,
-                Err(why) => return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(why)),
+                Err(reason) => return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(reason)),
             },
         };
-        let (id, affinity, wants) = (item.id.clone(), item.affinity, item.constraints().cloned());
+        let (id, affinity, constraints) = (item.id.clone(), item.affinity, item.constraints().cloned());
         let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms.unwrap_or(0));
-        let promise =
+        let reservation =
             item.reservation_at(self.handle.shard).filter(|&ticket| self.shard.has_reservation(ticket)).unwrap_or(0);
         self.apply(Event::Claim {
             id,
@@ -40,74 +40,81 @@ impl ShardRunner {
             affinity,
             reserve_ms,
             ttl_ms,
-            wants,
-            reservation_ticket: promise,
+            wants: constraints,
+            reservation_ticket: reservation,
             to: ReplyRoute::Claim(item),
         });
     }
 
-    /// Whether others wait who may have a better right to what is there.
+    /// Whether claims are queued that may rank before this one for the present capacity.
     fn must_queue(&self, item: &PendingClaim) -> bool {
-        let line = &self.pool.wait_queue;
-        line.waiting() > 0
+        let queue = &self.pool.wait_queue;
+        queue.waiting() > 0
             && !item.bypasses_queue()
-            && (self.shard.capacity_epoch() != self.capacity_epoch || line.is_dispatch_pending())
+            && (Some(self.shard.capacity_epoch()) != self.capacity_epoch || queue.is_dispatch_pending())
     }
 
-    /// The claim holds as much as is said now, if its worker has that and its tenant's quota allows it.
+    /// Changes the resources of a claim, if its worker has enough free and the tenant's quota allows it.
     pub(super) fn resize(&mut self, mut item: ClaimOp, resources: ResourceRequirements) {
         self.refresh_handle(&item.id, &mut item.handle);
         let ClaimOp { id, handle: place, .. } = &item;
         let (id, place) = (id.clone(), *place);
-        let asked = Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() });
-        let before = match self.dispatch.keys.resize(&id, place.fence, Some(Arc::clone(&asked))) {
+        let requested = Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() });
+        let before = match self.dispatch.keys.resize(&id, place.fence, Some(Arc::clone(&requested))) {
             Ok(before) => before,
-            Err(over) => {
-                let unstored = self.pending_writes(&id);
+            Err(exceeded) => {
+                let pending_writes = self.pending_writes(&id);
                 return self.answer(
                     item.reply,
-                    Err(RequestError::Exhausted(ExhaustionReason::Quota(over))),
-                    unstored,
+                    Err(RequestError::Exhausted(ExhaustionReason::Quota(exceeded))),
+                    pending_writes,
                     None,
                 );
             }
         };
         self.apply(Event::Resize { place, resources, to: ReplyRoute::Key(item) });
-        let holds = self.shard.grant(place).and_then(|grant| grant.spec);
-        if holds.is_none_or(|spec| spec.resources != asked.resources) {
+        let held_spec = self.shard.grant(place).and_then(|grant| grant.spec);
+        if held_spec.is_none_or(|spec| spec.resources != requested.resources) {
             self.dispatch.keys.revert_resize(&id, place.fence, before);
         }
     }
 
-    /// A promise of this shard that it could not keep, or has forgotten, is none.
+    /// Drops a reservation of this shard that it has cancelled or could not use.
     fn drop_lost_reservation(&self, item: &mut PendingClaim) {
         if item.reservation_at(self.handle.shard).is_some_and(|ticket| !self.shard.has_reservation(ticket)) {
             item.drop_reservation();
         }
     }
 
-    /// Keeps a worker for a claim that waits.
-    pub(super) fn reserve(&mut self, seek: Box<ReservationRequest>) {
-        let until_ms = self.now_ms + seek.duration_ms;
-        let (ticket, wants, evict) = (seek.ticket(), Arc::clone(&seek.constraints), seek.evict);
-        self.apply(Event::Reserve { ticket, wants, evict, until_ms, to: ReplyRoute::Seek(seek) });
+    /// Reserves a worker for a queued claim.
+    pub(super) fn reserve(&mut self, request: Box<ReservationRequest>) {
+        let until_ms = self.now_ms + request.duration_ms;
+        let (ticket, constraints, evict) = (request.ticket(), Arc::clone(&request.constraints), request.evict);
+        self.apply(Event::Reserve {
+            ticket,
+            wants: constraints,
+            evict,
+            until_ms,
+            to: ReplyRoute::Reservation(request),
+        });
     }
 
-    pub(super) fn reply_reservation(&self, seek: Box<ReservationRequest>, answer: &EngineReply) {
+    pub(super) fn reply_reservation(&self, request: Box<ReservationRequest>, answer: &EngineReply) {
         match answer {
-            EngineReply::WorkerReserved => seek.reserved_on(&self.handle),
-            _ => self.dispatch.try_next_shard(seek),
+            EngineReply::WorkerReserved => request.reserved_on(&self.handle),
+            _ => self.dispatch.try_next_shard(request),
         }
     }
 
-    /// Why this shard takes no claim at present: the store is too far behind.
-    pub(super) fn overload_reason(&self, durable: bool) -> Option<UnavailableReason> {
+    /// Reason why this shard accepts no claims at present: the store lags too far behind.
+    pub(super) fn overload_reason(&self, ack: AckLevel) -> Option<UnavailableReason> {
         if !self.keeps_rows {
             return None;
         }
-        let answers = self.pending_replies_len();
+        let durable = ack == AckLevel::Durable;
+        let replies = self.pending_replies_len();
         if self.pending_ends.len() >= limits::UNSTORED_ENDS_MAX
-            || (durable && answers + limits::DRAIN_MAX >= limits::PENDING_REPLIES_MAX)
+            || (durable && replies + limits::DRAIN_MAX >= limits::PENDING_REPLIES_MAX)
         {
             return Some(UnavailableReason::Store);
         }
@@ -121,18 +128,20 @@ impl ShardRunner {
         }
         match answer {
             EngineReply::Granted(grant) if item.is_gang_member() => {
-                // Its key stays pending until the gang is committed.
-                self.answer_claim(*item, grant, true, PendingWrites::new(), None);
+                // The key stays pending until the gang is committed.
+                self.answer_claim(*item, ClaimAnswer::created(grant, self.handle.shard), PendingWrites::new(), None);
             }
             EngineReply::Granted(grant) => {
-                let hold = KeyHolder { shard: self.handle.shard, handle: grant.handle };
-                let (joined, unstored) = self.dispatch.keys.set_held(&item.id, item.ticket, hold, grant.spec.as_ref());
+                let holder = KeyHolder { shard: self.handle.shard, handle: grant.handle };
+                let (duplicates, pending_writes) =
+                    self.dispatch.keys.set_held(&item.id, item.ticket, holder, grant.spec.as_ref());
                 self.dispatch.ended_claims.remove_on_grant(&item.id);
-                self.follow_ups.extend(joined.into_iter().map(|joiner| Command::Reacquire(joiner, grant.handle)));
+                self.follow_ups
+                    .extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, grant.handle)));
                 if grant.gpu_mask.is_none() {
                     self.pool.board.record_affinity(item.affinity, self.handle.shard.shard);
                 }
-                if item.started_ns > 0 {
+                if item.started_ns.is_some() {
                     self.pool.metrics.claim_shards_tried.record(u64::from(item.tried_shards.len()));
                 }
                 if item.has_waited() {
@@ -140,28 +149,28 @@ impl ShardRunner {
                     let waited_ms = self.now_ms.saturating_sub(item.queue_position().1);
                     self.pool.metrics.wait_seconds.record(waited_ms);
                 }
-                let made = Some(grant.handle);
-                self.answer_claim(*item, grant, true, unstored, made);
+                let granted = Some(grant.handle);
+                self.answer_claim(*item, ClaimAnswer::created(grant, self.handle.shard), pending_writes, granted);
             }
             EngineReply::NoCapacity => {
                 self.drop_lost_reservation(&mut item);
                 self.unplaced.push(item);
             }
-            EngineReply::NotPlaced(why) => {
+            EngineReply::NotPlaced(reason) => {
                 self.drop_lost_reservation(&mut item);
-                item.record_failure(why);
+                item.record_failure(reason);
                 self.unplaced.push(item);
             }
             EngineReply::Held(grant) => {
-                let unstored = self.pending_writes(&item.id);
-                self.answer_claim(*item, grant, false, unstored, None);
+                let pending_writes = self.pending_writes(&item.id);
+                self.answer_claim(*item, ClaimAnswer::existing(grant, self.handle.shard), pending_writes, None);
             }
             EngineReply::StaleHandle | EngineReply::RolledBack => self.dispatch.submit(item),
-            // The pool allowed more when the request came.
+            // The pool's limit was higher when the request arrived.
             EngineReply::TtlTooLong { .. } => self.dispatch.reject_and_route_next(item, rejection_of(&answer)),
             answer => {
-                let unstored = self.pending_writes(&item.id);
-                self.answer(item.reply, Err(rejection_of(&answer)), unstored, None);
+                let pending_writes = self.pending_writes(&item.id);
+                self.answer(item.reply, Err(rejection_of(&answer)), pending_writes, None);
             }
         }
     }
@@ -169,30 +178,24 @@ impl ShardRunner {
     fn answer_claim(
         &mut self,
         item: PendingClaim,
-        grant: ClaimGrant,
-        created: bool,
-        unstored: PendingWrites,
-        made: Option<ClaimHandle>,
+        answer: ClaimAnswer,
+        pending_writes: PendingWrites,
+        granted: Option<ClaimHandle>,
     ) {
-        let outcome =
-            Ok(ReplyPayload::Claim(ClaimAnswer { grant, created, shard: self.handle.shard, expires_at_ms: None }));
-        let durable = (item.durable || self.durable) && self.keeps_rows;
-        self.send_when_stored(item.reply, outcome, durable, unstored, made);
-        if let Some(answer) = self.new_replies.last_mut() {
-            answer.started_ns = item.started_ns;
+        let ack = if self.keeps_rows { item.ack.max(self.ack) } else { AckLevel::Memory };
+        self.send_when_stored(item.reply, Ok(ReplyPayload::Claim(answer)), ack, pending_writes, granted);
+        if let Some(reply) = self.new_replies.last_mut() {
+            reply.started_ns = item.started_ns;
         }
     }
 
     pub(super) fn reply_key(&mut self, item: ClaimOp, answer: EngineReply) {
-        let unstored = self.pending_writes(&item.id);
+        let pending_writes = self.pending_writes(&item.id);
         let outcome = match answer {
-            EngineReply::Held(grant) => {
-                let shard = self.handle.shard;
-                Ok(ReplyPayload::Claim(ClaimAnswer { grant, created: false, shard, expires_at_ms: None }))
-            }
+            EngineReply::Held(grant) => Ok(ReplyPayload::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
             EngineReply::Released => Ok(ReplyPayload::Done),
             answer => Err(rejection_of(&answer)),
         };
-        self.answer(item.reply, outcome, unstored, None);
+        self.answer(item.reply, outcome, pending_writes, None);
     }
 }

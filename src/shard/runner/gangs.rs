@@ -1,9 +1,9 @@
-//! Steps of gangs: how each becomes an event, and its answer an outcome.
+//! Two-phase commit of gangs: translates each action into an event, and the engine's reply into an outcome.
 
 use super::{ReplyRoute, ShardRunner};
 use crate::admission::key_directory::{KeyHolder, PendingWrites};
 use crate::engine::{ClaimHandle, EngineReply, Event, GangAction};
-use crate::model::ClaimId;
+use crate::model::{AckLevel, ClaimId};
 use crate::shard::command::{Command, GangItem};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender};
 
@@ -15,31 +15,33 @@ impl ShardRunner {
         self.members.0.clear();
     }
 
-    /// A member is a claim: its key is held.
+    /// Makes the key of a committed member held.
     pub(super) fn committed(&mut self, id: &ClaimId, place: ClaimHandle) {
         let Some(&ticket) = self.members.0.get(id) else { return };
-        let hold = KeyHolder { shard: self.handle.shard, handle: place };
+        let holder = KeyHolder { shard: self.handle.shard, handle: place };
         let spec = self.shard.grant(place).and_then(|grant| grant.spec);
-        let (joined, unstored) = self.dispatch.keys.set_committed(id, ticket, hold, spec.as_ref());
-        self.members.1.extend(unstored);
+        let (duplicates, pending_writes) = self.dispatch.keys.set_committed(id, ticket, holder, spec.as_ref());
+        self.members.1.extend(pending_writes);
         self.dispatch.ended_claims.remove_on_grant(id);
         self.created += 1;
-        self.follow_ups.extend(joined.into_iter().map(|joiner| Command::Reacquire(joiner, place)));
+        self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, place)));
     }
 
     pub(super) fn reply_gang(&mut self, reply: ReplySender, act: GangAction, answer: EngineReply) {
-        let unstored = std::mem::replace(&mut self.members.1, PendingWrites::new());
+        let pending_writes = std::mem::replace(&mut self.members.1, PendingWrites::new());
         let shard = self.handle.shard;
         let payload = match answer {
             EngineReply::Committed(members) => {
-                let answer = |(id, grant)| (id, ClaimAnswer { grant, created: true, shard, expires_at_ms: None });
+                let answer = |(id, grant)| (id, ClaimAnswer::created(grant, shard));
                 ReplyPayload::Gang(members.into_iter().map(answer).collect())
             }
-            EngineReply::GangMembers(held) => ReplyPayload::Members(held),
+            EngineReply::GangMembers(members) => ReplyPayload::Members(members),
             _ => ReplyPayload::Done,
         };
-        // Whatever the pool promises: the next step of the gang stands on this one. Nothing stands on the others.
+        // Durable whatever the pool's ack: the next action of the gang relies on this one. Nothing relies on the
+        // others.
         let durable = self.keeps_rows && matches!(act, GangAction::Record | GangAction::Commit | GangAction::Retract);
-        self.send_when_stored(reply, Ok(payload), durable, unstored, None);
+        let ack = if durable { AckLevel::Durable } else { AckLevel::Memory };
+        self.send_when_stored(reply, Ok(payload), ack, pending_writes, None);
     }
 }

@@ -1,10 +1,11 @@
-//! Runs a shard: carries out the effects of what the engine decides. Only a recovery does so as well,
-//! for claims that it ends before their shard serves (`crate::scheduler::recovery`).
+//! Runner of a shard: executes the effects that the engine returns. Recovery does so too, for claims that it ends
+//! before their shard serves (`crate::scheduler::recovery`).
 //!
-//! One run: answers that waited for the store and may leave now; what is in the mailbox, decided one by one; deadlines,
-//! unless requests that came before them still wait; then the changed rows go to the journal, the bounds to the router,
-//! and only then the new answers leave, or begin to wait for the store. Nothing in a run awaits, so a ledger change and the directory's step
-//! are one. Who runs it, the actor or whoever has just pushed, is the handle's matter ([`ShardHandle`]).
+//! A run handles, in this order: replies that the store made sendable; the requests in the mailbox, one by one;
+//! deadlines, unless requests that arrived before them still wait. Then it hands the changed rows to the journal and
+//! publishes the bounds, and only after that new replies are sent or begin to wait for the store. Nothing in a run
+//! awaits, so a change of the accounting and of the key directory are one step. Whether the actor or a caller runs it
+//! is up to the handle ([`ShardHandle`]).
 
 mod claims;
 mod durability;
@@ -17,7 +18,10 @@ mod views;
 mod workers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
+
+use tokio::sync::oneshot;
 
 use self::errors::rejection_of;
 use self::publish::event_of_command;
@@ -36,44 +40,44 @@ use crate::engine::{
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
-use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{ClaimId, Fence, Millis, Seq};
+use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
 
-/// Runs in a row after which all that stood in the mailbox before the first is decided, whatever has come since.
+/// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
+/// arrived since.
 const OVERDUE_RUNS_MAX: u32 = limits::MAILBOX_SLOTS.div_ceil(limits::DRAIN_MAX) as u32;
 
-/// Whether a run left deadlines that are due: one carries out a bounded number, and none while older requests wait.
+/// Whether a run left due deadlines over: each fires a bounded number, and none while older requests wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DueDeadlines {
-    /// Every deadline that was due is carried out.
+    /// All due deadlines were fired.
     AllFired,
-    /// More are due, and the next run goes on.
+    /// More deadlines are due; the next run continues.
     MoreDue,
 }
 
-/// Who waits for an answer of the engine.
+/// Recipient of a reply of the engine.
 enum ReplyRoute {
     Claim(Box<PendingClaim>),
     Key(ClaimOp),
     Reply(ReplySender),
     Gang(ReplySender, GangAction),
-    Seek(Box<ReservationRequest>),
-    Nobody,
+    Reservation(Box<ReservationRequest>),
+    Discard,
 }
 
-/// An answer on its way out.
+/// Reply that has not been sent.
 struct PendingReply {
     reply: ReplySender,
     outcome: ShardOutcome,
-    /// Leaves when the store has this...
+    /// Sequence number of this shard that must be stored first.
     seq: Seq,
-    /// ...and these.
+    /// Records of other shards that must be stored first.
     pending_writes: PendingWrites,
-    /// The claim that it grants: given back if it cannot leave.
+    /// Claim that the reply grants, which is rolled back if it cannot be sent.
     granted: Option<ClaimHandle>,
-    /// When the claim that it answers came in; 0: it answers none, or one that is not timed.
-    started_ns: u64,
-    /// Engine time after which it cannot leave as it is.
+    /// Arrival time of the request in nanoseconds, if timed.
+    started_ns: Option<NonZeroU64>,
+    /// Engine time after which the reply expires.
     until_ms: Millis,
 }
 
@@ -83,105 +87,104 @@ pub(crate) struct ShardRunner {
     handle: Arc<ShardHandle>,
     shard: Shard,
     now_ms: Millis,
-    /// How far the store was when this run looked.
+    /// Sequence number that the store had applied when this run began.
     applied_seq: Seq,
-    /// Shards that this run asked to be told by: answers here speak of records of theirs.
+    /// Shards whose store progress this run subscribed to, for replies that wait for their records.
     subscribed_shards: HashSet<ShardRef>,
-    /// Runs since the deadlines that are due came.
+    /// Runs since deadlines became due.
     overdue_runs: u32,
     keeps_rows: bool,
-    /// The pool answers durably, as of this run.
-    durable: bool,
-    /// The store has to have this before anything is acknowledged from memory.
+    /// Level at which replies acknowledge by default, as of this run.
+    ack: AckLevel,
+    /// Sequence number that must be stored before anything is acknowledged from memory.
     memory_from: Seq,
-    /// The service stops.
+    /// Whether the service is stopping.
     sealed: bool,
-    /// Tickets of keys that may be adopted in the event at hand.
+    /// Tickets of keys that may be adopted by the current event.
     adoption_tickets: Vec<(ClaimId, KeyTicket)>,
-    /// Of the gang that is being committed: the tickets of its members, and what its answer waits for beside this shard.
+    /// Gang being committed: the tickets of its members, and the records of other shards that its reply waits for.
     members: (HashMap<ClaimId, KeyTicket>, PendingWrites),
-    /// Fences drawn for the claims at hand.
+    /// Fences allocated for the current commands.
     fences: std::ops::Range<Fence>,
-    /// Tickets of the claims that are being decided: after a panic they are given up.
-    pub(super) in_hand: Vec<(ClaimId, KeyTicket)>,
+    /// Tickets of claims that are being decided; released after a panic.
+    pub(super) undecided_tickets: Vec<(ClaimId, KeyTicket)>,
     batch: Vec<Command>,
-    /// Commands that arose from others, in this run.
+    /// Commands that other commands caused in this run.
     follow_ups: VecDeque<Command>,
     effects: Vec<Effect<ReplyRoute>>,
-    /// Claims that must not pass those who wait.
-    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    /// Claims that must not overtake queued ones.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     must_queue: Vec<Box<PendingClaim>>,
-    /// How often room had come when those who wait were last told.
-    capacity_epoch: u64,
-    /// Claims that found no room here.
-    #[allow(clippy::vec_box, reason = "claims travel boxed from ring to ring")]
+    /// Capacity epoch of which the wait queue was last notified, if any.
+    capacity_epoch: Option<u64>,
+    /// Claims that this shard could not place.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     unplaced: Vec<Box<PendingClaim>>,
-    /// Answers decided in this run.
+    /// Replies decided in this run.
     new_replies: Vec<PendingReply>,
-    /// Claims that were rolled back and whose end is not handed over yet.
+    /// Claims that were rolled back and whose rows are not handed over yet.
     rolled_back: Vec<(ClaimId, Fence)>,
-    /// Answers that wait for the store, by sequence number.
+    /// Replies that wait for the store, by sequence number.
     awaiting_store: VecDeque<PendingReply>,
-    /// Of them those whose own record is stored and that wait for another shard's.
+    /// Replies whose own record is stored and that wait for another shard's.
     awaiting_other_shards: Vec<PendingReply>,
-    /// Keys that were freed here, whose record the store may lack.
+    /// Keys that were freed here and whose record the store may lack.
     pending_ends: VecDeque<(Seq, ClaimId)>,
     published_counters: ShardCounters,
-    /// Changes of the workers that are not offered, up to what was published.
-    published_unschedulable: u64,
+    /// Version of the published counts of unschedulable workers, if any.
+    published_unschedulable: Option<u64>,
     audit: AccountingAudit,
     audited_ms: Millis,
-    /// Claims whose grant left, and requests to release that came, in this run.
+    /// Claims whose grant was sent, and requests to release, in this run.
     created: u64,
     releases: u64,
-    /// A claim of this run was timed.
+    /// Whether a claim of this run was timed.
     timed: bool,
-    /// Somebody watches the pool, or did a while ago.
+    /// Whether events of the pool are recorded.
     watched: bool,
-    /// What this run has to tell them.
+    /// Events of this run for the watchers.
     pending_events: Vec<PoolEvent>,
-    /// Version of the ledger whose capacities are published; none yet.
+    /// Version of the published capacities, if any.
     published_capacities: Option<u64>,
-    /// Changes of workers that are in the sum of capacities that was published; none yet.
+    /// Version of the published resource totals, if any.
     published_workers: Option<u64>,
 }
 
 impl ShardRunner {
-    /// A shard that is about to serve; the router knows at once what it has.
+    /// Creates the runner of a shard that is about to serve, and publishes its bounds.
     pub(super) fn new(spawn: SpawnArgs) -> Self {
-        let SpawnArgs { dispatch, pool, handle: port, shard, pending_ends: gone } = spawn;
-        let mut running = Self {
-            keeps_rows: port.outbox.wants_rows(),
-            durable: true,
+        let SpawnArgs { dispatch, pool, handle: shard_handle, shard, pending_ends } = spawn;
+        let mut runner = Self {
+            keeps_rows: shard_handle.outbox.wants_rows(),
+            ack: AckLevel::Durable,
             memory_from: 0,
             sealed: false,
             adoption_tickets: Vec::new(),
             members: (HashMap::new(), PendingWrites::new()),
             published_counters: shard.counters(),
-            // None is as it was published.
-            published_unschedulable: u64::MAX,
+            published_unschedulable: None,
             audit: AccountingAudit::new(&shard),
             dispatch,
             pool,
-            handle: port,
+            handle: shard_handle,
             shard,
             now_ms: 0,
             applied_seq: 0,
             subscribed_shards: HashSet::new(),
             overdue_runs: 0,
             fences: 0..0,
-            in_hand: Vec::new(),
+            undecided_tickets: Vec::new(),
             batch: Vec::new(),
             follow_ups: VecDeque::new(),
             effects: Vec::new(),
             must_queue: Vec::new(),
-            capacity_epoch: u64::MAX,
+            capacity_epoch: None,
             unplaced: Vec::new(),
             new_replies: Vec::new(),
             rolled_back: Vec::new(),
             awaiting_store: VecDeque::new(),
             awaiting_other_shards: Vec::new(),
-            pending_ends: gone,
+            pending_ends,
             audited_ms: 0,
             created: 0,
             releases: 0,
@@ -191,11 +194,11 @@ impl ShardRunner {
             published_capacities: None,
             published_workers: None,
         };
-        running.publish();
-        running
+        runner.publish();
+        runner
     }
 
-    /// One run: of what is in the mailbox, then of `command`, which came without it.
+    /// Runs once: handles the mailbox, then `command`, which bypassed it.
     pub(super) fn run(&mut self, command: Option<Command>) -> DueDeadlines {
         self.now_ms = self.dispatch.clock.engine_ms();
         self.shard.set_wall_clock(self.dispatch.clock.unix_ahead_ms());
@@ -207,19 +210,19 @@ impl ShardRunner {
         while let Some(notice) = self.handle.pop_notice() {
             self.on_notice(notice);
         }
-        let mut taken = std::mem::take(&mut self.batch);
-        let taken_count = self.handle.drain_mailbox(limits::DRAIN_MAX, &mut taken);
+        let mut commands = std::mem::take(&mut self.batch);
+        let taken_count = self.handle.drain_mailbox(limits::DRAIN_MAX, &mut commands);
         self.refresh_watched();
-        if !taken.is_empty() {
-            self.prepare_batch(&taken);
-            taken.drain(..).for_each(|command| self.execute_with_follow_ups(command));
+        if !commands.is_empty() {
+            self.prepare_batch(&commands);
+            commands.drain(..).for_each(|command| self.execute_with_follow_ups(command));
         }
-        self.batch = taken;
+        self.batch = commands;
         if let Some(command) = command {
             self.prepare_batch(std::slice::from_ref(&command));
             self.execute_with_follow_ups(command);
         }
-        // What this run set is due later than now, so what the last one said holds.
+        // Deadlines set in this run lie in the future, so the time computed by the last run holds.
         let due = match self.handle.is_due(self.now_ms) {
             true => self.fire_deadlines(taken_count),
             false => DueDeadlines::AllFired,
@@ -228,38 +231,41 @@ impl ShardRunner {
         due
     }
 
-    /// Deadlines are due, and this run took so many requests. What had come before them goes first, for a renewal that waits
-    /// was in time: that is all if there were fewer than a run takes, and at the latest after [`OVERDUE_RUNS_MAX`] runs.
+    /// Fires due deadlines after a run that took `taken_count` requests. Requests that arrived before the deadlines go
+    /// first, because a renewal among them was in time: none are left if the run took fewer than it may, or after
+    /// [`OVERDUE_RUNS_MAX`] runs.
     fn fire_deadlines(&mut self, taken_count: usize) -> DueDeadlines {
         self.overdue_runs += 1;
         if taken_count < limits::DRAIN_MAX || self.overdue_runs >= OVERDUE_RUNS_MAX {
             self.overdue_runs = 0;
             self.apply(Event::Tick);
         }
-        // Of the engine's deadlines alone: what else is due the end of this run sees to.
+        // Only the engine's deadlines count here; other due work is done at the end of the run.
         match self.shard.next_tick_ms() {
             Some(at_ms) if at_ms <= self.now_ms => DueDeadlines::MoreDue,
             _ => DueDeadlines::AllFired,
         }
     }
 
-    /// Draws fences for what was taken: after it left the ring, so above every fence that its keys ever had.
-    fn prepare_batch(&mut self, taken: &[Command]) {
-        let claims: u64 = taken.iter().map(Command::fences_needed).sum();
+    /// Allocates fences for the commands. They have left the mailbox, so the fences are above all that their keys ever
+    /// had.
+    fn prepare_batch(&mut self, commands: &[Command]) {
+        let claims: u64 = commands.iter().map(Command::fences_needed).sum();
         if claims > 0 {
-            self.in_hand.extend(taken.iter().flat_map(Command::claim_items).map(|item| (item.id.clone(), item.ticket)));
+            self.undecided_tickets
+                .extend(commands.iter().flat_map(Command::claim_items).map(|item| (item.id.clone(), item.ticket)));
         }
         self.fences = match claims {
             0 => 0..0,
             n => self.dispatch.allocate_fences(n).map_or(0..0, |first| first..first + n),
         };
-        if taken.len() > 1 {
-            let affinities = taken.iter().flat_map(Command::claim_items).map(|item| item.affinity);
-            self.shard.prefetch(taken.iter().flat_map(Command::handles), affinities);
+        if commands.len() > 1 {
+            let affinities = commands.iter().flat_map(Command::claim_items).map(|item| item.affinity);
+            self.shard.prefetch(commands.iter().flat_map(Command::handles), affinities);
         }
-        if let Some(started) = taken.iter().find_map(started_ns) {
-            let waited = self.dispatch.clock.mono_ns().saturating_sub(started);
-            self.pool.metrics.queue_wait_seconds.record(waited);
+        if let Some(started) = commands.iter().find_map(started_ns) {
+            let waited_ns = self.dispatch.clock.mono_ns().saturating_sub(started.get());
+            self.pool.metrics.queue_wait_seconds.record(waited_ns);
         }
     }
 
@@ -289,26 +295,13 @@ impl ShardRunner {
             Command::Renew(item, ttl_ms) => self.apply_to_held(item, |place, to| Event::Renew { place, ttl_ms, to }),
             Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
-            Command::Reserve(seek) => self.reserve(seek),
+            Command::Reserve(request) => self.reserve(request),
             Command::Relinquish(place) => self.apply(Event::Relinquish { place }),
             Command::BeginRelease(item) => self.begin_release(item),
-            // The pool is marked before its workers are counted: whoever comes after the count is refused.
-            Command::Register(workers) if self.pool.is_closing() => {
-                for (_, reply) in workers {
-                    reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
-                }
-            }
-            Command::Register(workers) => {
-                for (registration, reply) in workers {
-                    let id = registration.spec.id.clone();
-                    self.record_worker_change(&id, Some(PoolEventKind::Registered), |run| {
-                        run.register(registration, reply)
-                    });
-                }
-            }
+            Command::Register(workers) => self.register_all(workers),
             Command::Heartbeat(workers) => {
-                for (id, beat, reply) in workers {
-                    self.heartbeat(id, beat, reply);
+                for (id, heartbeat, reply) in workers {
+                    self.heartbeat(id, heartbeat, reply);
                 }
             }
             Command::CommandWorker(id, verb, reply) => {
@@ -319,16 +312,12 @@ impl ShardRunner {
             Command::ClearWorkers(reply) => self.apply(Event::ClearAll { to: ReplyRoute::Reply(reply) }),
             Command::Seal(reply) => self.seal(reply),
             Command::DeleteWorker(id, reply) => {
-                let what = Some(PoolEventKind::Deleted);
-                self.record_worker_change(&id.clone(), what, |run| {
+                self.record_worker_change(&id.clone(), Some(PoolEventKind::Deleted), |run| {
                     run.apply(Event::Delete { id, to: ReplyRoute::Reply(reply) })
                 });
             }
             Command::GetWorker(id, reply) => {
-                let look = self.shard.find_worker(&id);
-                let outcome = look
-                    .map(|look| ReplyPayload::Worker { created: false, worker: Box::new(look), revoked: Vec::new() })
-                    .ok_or(RequestError::NotFound(ObjectKind::Worker));
+                let outcome = self.get_worker(&id);
                 self.answer(reply, outcome, PendingWrites::new(), None);
             }
             Command::ListWorkers(from, limit, reply) => {
@@ -340,26 +329,26 @@ impl ShardRunner {
                 self.answer(reply, Ok(outcome), PendingWrites::new(), None);
             }
             Command::Report(reply) => {
-                let report = self.report();
-                reply.send(Ok(ReplyPayload::Report(Box::new(report))));
+                reply.send(Ok(ReplyPayload::Report(Box::new(self.report()))));
             }
             Command::IdleLongest(limit, reply) => {
                 reply.send(Ok(ReplyPayload::Idle(self.shard.idle_longest(limit))));
             }
-            Command::Explain(question, reply) => {
-                let outcome = self.explain(&question);
-                reply.send(outcome);
+            Command::Explain(query, reply) => {
+                reply.send(self.explain(&query));
             }
-            Command::SnapshotRows(from, bytes, to) => {
-                let mut rows = Vec::with_capacity(bytes + bytes / 8);
-                let next = self.shard.snapshot_rows(from, bytes, &mut rows);
-                // What the dump shows must be handed over before the dump arrives: a flip carries only what was.
-                self.append_rows();
-                let _ = to.send((rows, next));
-            }
+            Command::SnapshotRows(from, bytes, to) => self.snapshot_rows(from, bytes, to),
             Command::EndWorkers(from, reply) => self.end_workers(from, reply),
             Command::Inject(InjectedStep(step)) => step(&mut self.shard),
         }
+    }
+
+    fn snapshot_rows(&mut self, from: u32, bytes: usize, to: oneshot::Sender<(Vec<u8>, Option<u32>)>) {
+        let mut rows = Vec::with_capacity(bytes + bytes / 8);
+        let next = self.shard.snapshot_rows(from, bytes, &mut rows);
+        // The rows must be handed over before the snapshot arrives: it replaces only older rows.
+        self.append_rows();
+        let _ = to.send((rows, next));
     }
 
     fn release(&mut self, item: ClaimOp) {
@@ -367,7 +356,7 @@ impl ShardRunner {
         self.apply_to_held(item, |place, to| Event::Release { place, to });
     }
 
-    /// Decides a command about a claim that is held.
+    /// Applies an operation to a held claim.
     fn apply_to_held(&mut self, mut item: ClaimOp, event: impl FnOnce(ClaimHandle, ReplyRoute) -> Event<ReplyRoute>) {
         self.refresh_handle(&item.id, &mut item.handle);
         self.apply(event(item.handle, ReplyRoute::Key(item)));
@@ -410,57 +399,60 @@ impl ShardRunner {
             ReplyRoute::Key(item) => self.reply_key(item, answer),
             ReplyRoute::Gang(reply, act) => self.reply_gang(reply, act, answer),
             ReplyRoute::Reply(reply) => {
-                let (outcome, unstored) = self.worker_outcome(answer);
-                self.answer(reply, outcome, unstored, None);
+                let (outcome, pending_writes) = self.worker_outcome(answer);
+                self.answer(reply, outcome, pending_writes, None);
             }
-            ReplyRoute::Seek(seek) => self.reply_reservation(seek, &answer),
-            ReplyRoute::Nobody => {}
+            ReplyRoute::Reservation(request) => self.reply_reservation(request, &answer),
+            ReplyRoute::Discard => {}
         }
     }
 
-    /// The end of a run: rows, bounds, answers, in this order.
+    /// Ends a run: rows, bounds, replies, in this order.
     fn finish_run(&mut self) {
         self.append_rows();
         self.publish();
-        // Whatever panics from here on panics without a ticket in hand: what is left of them goes to other shards.
-        self.in_hand.clear();
+        // A panic from here on leaves no ticket undecided: unplaced claims move on to other shards.
+        self.undecided_tickets.clear();
         if !self.unplaced.is_empty() {
             self.dispatch.route_all(std::mem::take(&mut self.unplaced));
         }
         self.serve_wait_queue();
-        let mut outgoing = std::mem::take(&mut self.new_replies);
-        outgoing.drain(..).for_each(|answer| self.send_or_await_store(answer));
-        self.new_replies = outgoing;
+        let mut new_replies = std::mem::take(&mut self.new_replies);
+        new_replies.drain(..).for_each(|answer| self.send_or_await_store(answer));
+        self.new_replies = new_replies;
         self.expire_replies();
         if self.keeps_rows {
             self.clear_stored_ends();
         }
-        // What could not leave was given back: those rows go too. No answer comes of them.
+        // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.append_rows() {
             self.publish();
             self.serve_wait_queue();
         }
         self.update_counters();
         self.publish_events();
-        let answers = self.awaiting_store.front().map(|answer| answer.until_ms);
-        let blocked = self.awaiting_other_shards.iter().map(|answer| answer.until_ms).min();
-        let recount = self.audit.is_pending(&self.shard).then_some(self.audited_ms + AUDIT_INTERVAL_MS);
+        let next_expiry = self.awaiting_store.front().map(|answer| answer.until_ms);
+        let next_blocked_expiry = self.awaiting_other_shards.iter().map(|answer| answer.until_ms).min();
+        let next_audit = self.audit.is_pending(&self.shard).then_some(self.audited_ms + AUDIT_INTERVAL_MS);
         self.handle.set_answers_waiting(self.awaiting_store.len());
-        self.handle.set_next_tick([self.shard.next_tick_ms(), answers, blocked, recount].into_iter().flatten().min());
+        self.handle.set_next_tick(
+            [self.shard.next_tick_ms(), next_expiry, next_blocked_expiry, next_audit].into_iter().flatten().min(),
+        );
     }
 
-    /// Room that came, and is published, is for those who wait; so is what came in and must not pass them.
+    /// Offers capacity that became free, and is published, to queued claims, and queues newcomers that must not
+    /// overtake them.
     fn serve_wait_queue(&mut self) {
-        let line = &self.pool.wait_queue;
-        let raised =
-            std::mem::replace(&mut self.capacity_epoch, self.shard.capacity_epoch()) != self.shard.capacity_epoch();
-        if raised && line.has_waiters() {
-            line.retry_all();
+        let queue = &self.pool.wait_queue;
+        let epoch = Some(self.shard.capacity_epoch());
+        let raised = std::mem::replace(&mut self.capacity_epoch, epoch) != epoch;
+        if raised && queue.has_waiters() {
+            queue.retry_all();
         }
         for item in std::mem::take(&mut self.must_queue) {
             self.dispatch.enqueue_newcomer(&self.pool, item);
         }
-        if line.waiting() > 0 && line.is_dispatch_pending() {
+        if queue.waiting() > 0 && queue.is_dispatch_pending() {
             self.dispatch.dispatch_next(&self.pool);
         }
         if raised {
@@ -469,7 +461,7 @@ impl ShardRunner {
     }
 
     fn append_rows(&mut self) -> bool {
-        // From here on no panic brings back what was rolled back.
+        // From here on a panic cannot revive the claims that were rolled back.
         self.rolled_back.clear();
         let shard = &mut self.shard;
         if !shard.has_rows() {
@@ -483,20 +475,20 @@ impl ShardRunner {
         true
     }
 
-    /// Ends workers from an ordinal on and what they hold, as many as one run may. The rows need not go one by one: the store is told to forget
-    /// the shard.
+    /// Ends workers and their claims from an ordinal on, as many as one run may. Rows need not be deleted one by one: the
+    /// store forgets the whole shard.
     fn end_workers(&mut self, from: u32, reply: ReplySender) {
         let ListingSlice { rows, next } = self.shard.workers_from(from, usize::MAX);
-        for (_, look) in rows {
-            self.apply(Event::Delete { id: look.registration.spec.id.clone(), to: ReplyRoute::Nobody });
+        for (_, worker) in rows {
+            self.apply(Event::Delete { id: worker.registration.spec.id.clone(), to: ReplyRoute::Discard });
         }
         self.append_rows();
         reply.send(Ok(next.map_or(ReplyPayload::Done, ReplyPayload::Unfinished)));
     }
 }
 
-/// When the first request in it came in, if it is timed.
-fn started_ns(command: &Command) -> Option<u64> {
+/// Arrival time of the first request in the command, if it is timed.
+fn started_ns(command: &Command) -> Option<NonZeroU64> {
     let item = command.claim_items().next().map(|item| item.started_ns);
-    item.or_else(|| command.key_items().first().map(|item| item.started_ns)).filter(|&started_ns| started_ns > 0)
+    item.or_else(|| command.key_items().first().map(|item| item.started_ns)).flatten()
 }

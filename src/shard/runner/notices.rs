@@ -1,4 +1,4 @@
-//! Notices as the shard acts on them, and the claims that commands mean which outlived a panic.
+//! Notices, and handles that became stale in a panic.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::model::{ClaimId, Fence};
 use crate::shard::notice::ShardNotice;
 
 impl ShardRunner {
-    /// Fences of claims of which nobody was told.
+    /// Fences of claims that were not disclosed to anybody.
     pub(in crate::shard) fn undisclosed(&self) -> HashSet<Fence> {
         self.shard.undisclosed().chain(self.rolled_back.iter().map(|(_, fence)| *fence)).collect()
     }
@@ -17,14 +17,14 @@ impl ShardRunner {
     /// Claims whose grants a panic keeps from their callers, or whose roll-back it undoes.
     pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence)> {
         let answers = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
-        let made = answers.filter_map(|answer| {
+        let granted = answers.filter_map(|answer| {
             let place = answer.granted?;
             Some((self.shard.claim_id(place)?.clone(), place.fence))
         });
-        made.chain(self.rolled_back.iter().cloned()).collect()
+        granted.chain(self.rolled_back.iter().cloned()).collect()
     }
 
-    /// Learns what became of answers.
+    /// Handles a notice to the shard.
     pub(super) fn on_notice(&mut self, notice: ShardNotice) {
         match notice {
             ShardNotice::Undelivered(id, fence) => {
@@ -32,24 +32,27 @@ impl ShardRunner {
                     self.roll_back(place);
                 }
             }
-            ShardNotice::Rules(rules) => self.shard.set_config(&rules, self.now_ms),
-            // A place of a life before is of no claim any more, or of that very one; and the deadlines of all started anew.
+            ShardNotice::Config(config) => self.shard.set_config(&config, self.now_ms),
+            // A handle of an earlier life belongs to no claim, or to the same one; and deadlines started over after
+            // the panic.
             ShardNotice::ReplySent(places, at_ms) => {
                 places.into_iter().for_each(|place| self.apply(Event::ReplySent { place, at_ms }));
             }
         }
     }
 
-    /// Where the shard holds the claim with this fence, as the directory knows it.
+    /// Handle of the claim with this fence, if the directory says that this shard holds it.
     fn find_held(&self, id: &ClaimId, fence: Fence) -> Option<ClaimHandle> {
         match self.dispatch.keys.lookup(id) {
-            KeyLookup::Held(hold) if hold.shard == self.handle.shard && hold.handle.fence == fence => Some(hold.handle),
+            KeyLookup::Held(holder) if holder.shard == self.handle.shard && holder.handle.fence == fence => {
+                Some(holder.handle)
+            }
             _ => None,
         }
     }
 
-    /// Brings the place of a command up to date that outlived a panic: ordinals are drawn anew with each life of the
-    /// shard, and what the command means is the claim with its fence.
+    /// Refreshes the handle in a command that outlived a panic: each life of the shard assigns new ordinals, and the
+    /// command refers to the claim with its fence.
     pub(super) fn refresh_handle(&self, id: &ClaimId, place: &mut ClaimHandle) {
         if !self.shard.is_held(*place) {
             self.find_current_handle(id, place);
@@ -58,8 +61,8 @@ impl ShardRunner {
 
     #[cold]
     fn find_current_handle(&self, id: &ClaimId, place: &mut ClaimHandle) {
-        if let Some(found) = self.find_held(id, place.fence) {
-            *place = found;
+        if let Some(current) = self.find_held(id, place.fence) {
+            *place = current;
         }
     }
 }

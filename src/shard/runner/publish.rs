@@ -1,4 +1,4 @@
-//! What a run tells those who watch its pool. While nobody does, nothing is made.
+//! Events of a run for the pool's watchers. Nothing is allocated while there are none.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use crate::events::{EventClaim, PoolEvent, PoolEventKind, PoolEventReason};
 use crate::model::{ClaimId, ClaimTimes, Fence, WorkerCommand, WorkerId, WorkerRegistration};
 
 impl ShardRunner {
-    /// After the ring was looked at: who watched before it asked is seen before it is answered.
+    /// Checks after the mailbox was drained whether events are recorded: a client that started to watch before its
+    /// request sees the change before the reply.
     pub(super) fn refresh_watched(&mut self) {
         self.watched = self.pool.event_log.is_recording();
     }
 
-    /// The end of a run.
     pub(super) fn publish_events(&mut self) {
         if !self.pending_events.is_empty() {
             self.pool.event_log.append(&mut self.pending_events);
@@ -23,20 +23,20 @@ impl ShardRunner {
     #[cold]
     fn record_event(
         &mut self,
-        what: PoolEventKind,
-        why: Option<PoolEventReason>,
+        kind: PoolEventKind,
+        reason: Option<PoolEventReason>,
         worker: Arc<WorkerRegistration>,
         claim: Option<EventClaim>,
     ) {
         let at_ms = self.dispatch.clock.unix_of(self.now_ms);
         let shard = self.handle.shard.shard;
-        self.pending_events.push(PoolEvent { kind: what, reason: why, at_ms, shard, worker, claim });
+        self.pending_events.push(PoolEvent { kind, reason, at_ms, shard, worker, claim });
     }
 
-    pub(super) fn record_claimed(&mut self, id: &ClaimId, grant: &ClaimGrant, why: Option<PoolEventReason>) {
+    pub(super) fn record_claimed(&mut self, id: &ClaimId, grant: &ClaimGrant, reason: Option<PoolEventReason>) {
         if self.watched {
             let claim = Some(EventClaim { id: id.clone(), fence: grant.handle.fence, times: grant.times() });
-            self.record_event(PoolEventKind::Claimed, why, Arc::clone(&grant.worker), claim);
+            self.record_event(PoolEventKind::Claimed, reason, Arc::clone(&grant.worker), claim);
         }
     }
 
@@ -44,8 +44,8 @@ impl ShardRunner {
         if self.watched
             && let Some(worker) = self.shard.registration(worker)
         {
-            let (worker, (what, why)) = (Arc::clone(worker), event_of_end(end));
-            self.record_event(what, why, worker, Some(EventClaim { id: id.clone(), fence, times }));
+            let (worker, (kind, reason)) = (Arc::clone(worker), event_of_end(end));
+            self.record_event(kind, reason, worker, Some(EventClaim { id: id.clone(), fence, times }));
         }
     }
 
@@ -66,26 +66,26 @@ impl ShardRunner {
         }
     }
 
-    /// Does something about a worker, and tells of it if that changed anything.
+    /// Executes a change of a worker, and records an event if it changed anything.
     pub(super) fn record_worker_change(
         &mut self,
         id: &WorkerId,
-        what: Option<PoolEventKind>,
-        deed: impl FnOnce(&mut Self),
+        kind: Option<PoolEventKind>,
+        change: impl FnOnce(&mut Self),
     ) {
-        let Some(what) = what.filter(|_| self.watched) else { return deed(self) };
+        let Some(kind) = kind.filter(|_| self.watched) else { return change(self) };
         let seq = self.shard.seq();
         let before = self.shard.registration_of(id).cloned();
-        deed(self);
+        change(self);
         if self.shard.seq() != seq
             && let Some(worker) = self.shard.registration_of(id).cloned().or(before)
         {
-            self.record_event(what, None, worker, None);
+            self.record_event(kind, None, worker, None);
         }
     }
 }
 
-/// What a wish brings about, as far as it is told.
+/// Kind of event that an operator command causes, if any.
 pub(super) const fn event_of_command(verb: WorkerCommand) -> Option<PoolEventKind> {
     match verb {
         WorkerCommand::Cordon => Some(PoolEventKind::Cordoned),
@@ -95,7 +95,7 @@ pub(super) const fn event_of_command(verb: WorkerCommand) -> Option<PoolEventKin
     }
 }
 
-/// How the end of a claim is told.
+/// Kind and reason of the event for the end of a claim.
 const fn event_of_end(end: EndReason) -> (PoolEventKind, Option<PoolEventReason>) {
     match end {
         EndReason::Released => (PoolEventKind::Released, None),

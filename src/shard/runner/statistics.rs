@@ -1,4 +1,4 @@
-//! Figures that a run leaves for others: bounds for the router, counts for metrics and status.
+//! Figures that a run publishes: bounds for the router, counts for metrics and status.
 
 use super::ShardRunner;
 use crate::engine::LifecycleCounters;
@@ -6,17 +6,17 @@ use crate::limits;
 use crate::metrics::ExpiryReason;
 use crate::model::Millis;
 
-/// How often the ledger is compared with the claims.
+/// Interval between audits of the accounting, in milliseconds.
 pub(super) const AUDIT_INTERVAL_MS: Millis = 1_000;
 
 impl ShardRunner {
-    /// Tells the router what the shard has. Before any answer of the run leaves.
+    /// Publishes the bounds of the shard. Must precede every reply of the run.
     pub(super) fn publish(&mut self) {
         let version = Some(self.shard.capacity_version());
         if self.published_capacities != version {
             self.published_capacities = version;
             let are_few = self.shard.capacity_usage().nth(limits::CAPACITIES_MAX).is_none();
-            let capacities = are_few.then(|| self.shard.capacity_usage().map(|line| line.capacity.clone()).collect());
+            let capacities = are_few.then(|| self.shard.capacity_usage().map(|usage| usage.capacity.clone()).collect());
             let largest = self.shard.max_capacity();
             self.pool.board.capacities().publish(self.handle.shard.shard, capacities, largest);
         }
@@ -26,30 +26,30 @@ impl ShardRunner {
         }
         self.pool.board.publish_lowest_evictable(self.handle.shard.shard, self.shard.min_evictable_priority());
         self.pool.board.publish(self.handle.shard.shard, self.shard.idle(), self.shard.busy());
-        // Beside the others, before any answer leaves: whoever was told of a cordon finds the worker in one of the counts.
-        if self.shard.unschedulable_version() != self.published_unschedulable {
+        // Before any reply is sent: a client that learned of a cordon finds the worker in one of the counts.
+        if self.published_unschedulable != Some(self.shard.unschedulable_version()) {
             self.publish_unschedulable();
         }
-        if let Some(left) = self.shard.free_summary() {
-            self.pool.board.publish_free(self.handle.shard.shard, &left);
+        if let Some(free) = self.shard.free_summary() {
+            self.pool.board.publish_free(self.handle.shard.shard, &free);
         }
     }
 
-    /// Counts what the run did, and now and then compares the ledger with the claims.
+    /// Counts the work of the run, and periodically audits the accounting.
     pub(super) fn update_counters(&mut self) {
         let now = self.shard.counters();
-        let tally = &self.handle.counters;
-        tally.runs.add(1);
-        tally.worker_updates.add(now.worker_updates - self.published_counters.worker_updates);
-        tally.rolled_back.add(now.rolled_back - self.published_counters.rolled_back);
-        tally.created.add(std::mem::take(&mut self.created));
-        tally.releases.add(std::mem::take(&mut self.releases));
+        let counters = &self.handle.counters;
+        counters.runs.add(1);
+        counters.worker_updates.add(now.worker_updates - self.published_counters.worker_updates);
+        counters.rolled_back.add(now.rolled_back - self.published_counters.rolled_back);
+        counters.created.add(std::mem::take(&mut self.created));
+        counters.releases.add(std::mem::take(&mut self.releases));
         if now.lifecycle != self.published_counters.lifecycle {
             self.update_lifecycle_counters(&now.lifecycle);
         }
         self.timed = false;
         self.published_counters = now;
-        // A recount costs a look at every ledger line and at some workers: now and then is enough to be noticed.
+        // An audit reads every accounting entry and some workers, so it is done at intervals.
         if self.now_ms >= self.audited_ms + AUDIT_INTERVAL_MS {
             self.audited_ms = self.now_ms;
             self.audit.advance(&self.shard);
@@ -73,9 +73,9 @@ impl ShardRunner {
         metrics.evictions.increment(now.evicted - before.evicted);
     }
 
-    /// Publishes how many workers are not offered, and why.
+    /// Publishes the numbers of unschedulable workers by reason.
     fn publish_unschedulable(&mut self) {
-        self.published_unschedulable = self.shard.unschedulable_version();
+        self.published_unschedulable = Some(self.shard.unschedulable_version());
         self.handle.set_unreconciled(self.shard.unverified());
         self.handle.set_unschedulable(&self.shard.unschedulable());
     }

@@ -1,4 +1,4 @@
-//! What a shard shows of itself: listings and figures. Decides nothing.
+//! Read-only views of a shard: listings and figures.
 
 use std::sync::Arc;
 
@@ -6,59 +6,64 @@ use super::ShardRunner;
 use crate::engine::placement::bin_packing::ResourceTotals;
 use crate::engine::{ClaimGrant, ListedClaim, ListingSlice, UnschedulableSummary};
 use crate::limits;
-use crate::model::request_error::RequestError;
-use crate::model::{ClaimId, ShardStatus, WorkerCapacity};
-use crate::shard::command::{ClaimSieve, ExplainQuery};
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{ClaimId, ShardStatus, WorkerCapacity, WorkerId};
+use crate::shard::command::{ExplainQuery, ShardClaimFilter};
 use crate::shard::reply::{ClaimAnswer, ClaimableCapacity, ReplyPayload, ShardOutcome, ShardReport};
 
 impl ShardRunner {
-    pub(super) fn list_claims(&self, from: u32, limit: usize, sieve: &ClaimSieve) -> ReplyPayload {
-        let passes = |claim: &ListedClaim<'_>| sieve.matches(claim);
-        let ListingSlice { rows, next } = match &sieve.worker {
+    pub(super) fn get_worker(&self, id: &WorkerId) -> ShardOutcome {
+        let worker = self.shard.find_worker(id).ok_or(RequestError::NotFound(ObjectKind::Worker))?;
+        Ok(ReplyPayload::Worker { created: false, worker: Box::new(worker), revoked: Vec::new() })
+    }
+
+    pub(super) fn list_claims(&self, from: u32, limit: usize, filter: &ShardClaimFilter) -> ReplyPayload {
+        let passes = |claim: &ListedClaim<'_>| filter.matches(claim);
+        let ListingSlice { rows, next } = match &filter.worker {
             Some(worker) => self.shard.worker_claims_from(worker, from, limit, passes),
             None => self.shard.claims_from(from, limit, passes),
         };
         let shard = self.handle.shard;
         let answer = |(_, id, grant): (u32, ClaimId, ClaimGrant)| {
             let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-            (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
+            (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
         };
         ReplyPayload::Claims(ListingSlice { rows: rows.into_iter().map(answer).collect(), next })
     }
 
-    /// What can be claimed, if it is shares.
+    /// Resources that can be claimed, if the pool is shared.
     fn claimable(&self) -> Option<ClaimableCapacity> {
-        let sums = self.shard.free_summary()?.map(|(sum, _)| sum);
-        let all = |amount: fn(&ResourceTotals) -> u128| {
-            u64::try_from(sums.iter().map(amount).sum::<u128>()).unwrap_or(u64::MAX)
+        let totals = self.shard.free_summary()?.map(|(sum, _)| sum);
+        let total = |amount: fn(&ResourceTotals) -> u128| {
+            u64::try_from(totals.iter().map(amount).sum::<u128>()).unwrap_or(u64::MAX)
         };
         let capacity = WorkerCapacity {
-            cpu_milli: all(|sum| sum.cpu_milli),
-            memory_bytes: all(|sum| sum.memory_bytes),
-            slots: all(|sum| sum.slots),
+            cpu_milli: total(|sum| sum.cpu_milli),
+            memory_bytes: total(|sum| sum.memory_bytes),
+            slots: total(|sum| sum.slots),
             gpu: None,
         };
-        let cards = self.shard.free_gpus().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
-        Some(ClaimableCapacity { capacity, gpus: cards })
+        let gpus = self.shard.free_gpus().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
+        Some(ClaimableCapacity { capacity, gpus })
     }
 
-    pub(super) fn explain(&mut self, question: &ExplainQuery) -> ShardOutcome {
-        let ExplainQuery { constraints: wants, affinity, duration_ms: needs_ms, durable, from_ordinal: from } =
-            question;
-        let wants = wants.as_deref();
+    pub(super) fn explain(&mut self, query: &ExplainQuery) -> ShardOutcome {
+        let ExplainQuery { constraints, affinity, duration_ms, ack, from_ordinal: from } = query;
+        let constraints = constraints.as_deref();
         if let Some(from) = from {
-            let (survey, next) = self.shard.survey(wants, *needs_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
+            let (survey, next) =
+                self.shard.survey(constraints, *duration_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
             return Ok(ReplyPayload::Survey(Box::new(survey), next));
         }
-        if let Some(why) = self.overload_reason(*durable) {
-            return Err(RequestError::Unavailable(why));
+        if let Some(reason) = self.overload_reason(*ack) {
+            return Err(RequestError::Unavailable(reason));
         }
-        Ok(ReplyPayload::WouldTake(self.shard.preview_placement(wants, *affinity, *needs_ms, self.now_ms)))
+        Ok(ReplyPayload::WouldTake(self.shard.preview_placement(constraints, *affinity, *duration_ms, self.now_ms)))
     }
 
     pub(super) fn report(&self) -> ShardReport {
         let outbox = &self.handle.outbox;
-        let UnschedulableSummary { by_reason: by_each, by_first_reason: by_first, .. } = self.shard.unschedulable();
+        let UnschedulableSummary { by_reason, by_first_reason, .. } = self.shard.unschedulable();
         ShardReport {
             status: ShardStatus {
                 shard: self.handle.shard.shard,
@@ -68,14 +73,14 @@ impl ShardRunner {
                 idle: self.shard.idle() as u64,
                 busy: self.shard.busy() as u64,
                 claims: self.shard.held() as u64,
-                cordoned: by_each.cordoned,
-                draining: by_each.draining,
-                lost: by_each.lost,
-                suspect: by_each.suspect,
-                ended: by_each.ended,
-                stopping: by_each.stopping,
-                workers_reserved: by_each.reserved,
-                unschedulable: by_first,
+                cordoned: by_reason.cordoned,
+                draining: by_reason.draining,
+                lost: by_reason.lost,
+                suspect: by_reason.suspect,
+                ended: by_reason.ended,
+                stopping: by_reason.stopping,
+                workers_reserved: by_reason.reserved,
+                unschedulable: by_first_reason,
                 reserved: self.shard.reserved() as u64,
                 releasing: self.shard.releasing() as u64,
                 seq: self.shard.seq(),

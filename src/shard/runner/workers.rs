@@ -1,17 +1,20 @@
-//! Workers that say something of themselves, owners that wish, and claims that are released in two steps: how each
-//! becomes an event, and its answer an outcome. Also whether this shard may acknowledge from memory.
+//! Workers, operator commands, and releases in two steps: translates each into an event, and the engine's reply into
+//! an outcome. Also decides whether this shard may acknowledge from memory.
 
 use super::{ReplyRoute, ShardRunner, rejection_of};
 use crate::admission::key_directory::{KeyHolder, KeyLookup, PendingWrites};
 use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event, HeartbeatReport, ReportedClaim};
-use crate::events::PoolEventReason;
-use crate::model::{ClaimId, ClearResult, Fence, HeartbeatRequest, RegistrationRequest, RunningClaim, WorkerId};
+use crate::events::{PoolEventKind, PoolEventReason};
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{
+    AckLevel, ClaimId, ClearResult, Fence, HeartbeatRequest, RegistrationRequest, RunningClaim, WorkerId,
+};
 use crate::shard::command::{ClaimOp, Command};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 
 impl ShardRunner {
-    /// Claims are acknowledged from memory only when the store knows that they are: what finds the store after a kill
-    /// must know that claims may be lost.
+    /// Updates whether claims may be acknowledged from memory: only after the store knows that they are, so that a
+    /// start after a kill knows that claims may be lost.
     pub(super) fn update_ack_mode(&mut self) {
         let memory = !self.pool.is_durable() && !self.sealed;
         if self.keeps_rows && (memory || self.shard.acks_from_memory()) {
@@ -20,14 +23,15 @@ impl ShardRunner {
                 self.memory_from = self.shard.seq();
             }
         }
-        self.durable = !memory || self.applied_seq < self.memory_from;
+        let durable = !memory || self.applied_seq < self.memory_from;
+        self.ack = if durable { AckLevel::Durable } else { AckLevel::Memory };
     }
 
-    /// The last of what is acknowledged from memory has been; this answer leaves when that is on its way to the store.
+    /// Stops acknowledgements from memory. The reply is sent when that fact is on its way to the store.
     pub(super) fn seal(&mut self, reply: ReplySender) {
         self.sealed = true;
         self.update_ack_mode();
-        self.send_when_stored(reply, Ok(ReplyPayload::Done), false, PendingWrites::new(), None);
+        self.send_when_stored(reply, Ok(ReplyPayload::Done), AckLevel::Memory, PendingWrites::new(), None);
     }
 
     pub(super) fn begin_release(&mut self, item: ClaimOp) {
@@ -35,67 +39,83 @@ impl ShardRunner {
         self.apply_to_held(item, |place, to| Event::BeginRelease { place, releasing_ms, to });
     }
 
-    pub(super) fn register(&mut self, registration: RegistrationRequest, reply: ReplySender) {
+    pub(super) fn register_all(&mut self, workers: Vec<(RegistrationRequest, ReplySender)>) {
+        // The pool is marked before its workers are counted: registrations after the count are refused.
+        let is_closing = self.pool.is_closing();
+        for (registration, reply) in workers {
+            if is_closing {
+                reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
+                continue;
+            }
+            let id = registration.spec.id.clone();
+            self.record_worker_change(&id, Some(PoolEventKind::Registered), |run| run.register(registration, reply));
+        }
+    }
+
+    fn register(&mut self, registration: RegistrationRequest, reply: ReplySender) {
         let RegistrationRequest { spec, claims } = registration;
-        // Unix time is looked at once; from then on the end of life is a deadline like any other.
-        let ends_ms = spec.expires_at_ms.map(|at| self.now_ms + at.saturating_sub(self.dispatch.clock.unix_ms()));
+        // Unix time is read once; from then on the end of the worker is a deadline like any other.
+        let ends_ms = spec.expires_at_ms.map(|at_ms| self.now_ms + at_ms.saturating_sub(self.dispatch.clock.unix_ms()));
         let claims = claims.map(|claims| self.reported_claims(&spec.id, claims));
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
         self.apply(Event::Register { spec, ends_ms, claims, ttl_ms, to: ReplyRoute::Reply(reply) });
         self.release_adoption_tickets();
     }
 
-    pub(super) fn heartbeat(&mut self, id: WorkerId, beat: HeartbeatRequest, reply: ReplySender) {
-        let HeartbeatRequest { incarnation, seq, claims } = beat;
+    pub(super) fn heartbeat(&mut self, id: WorkerId, heartbeat: HeartbeatRequest, reply: ReplySender) {
+        let HeartbeatRequest { incarnation, seq, claims } = heartbeat;
         let claims = claims.map(|claims| self.reported_claims(&id, claims));
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
-        let beat = HeartbeatReport { incarnation, seq, claims, ttl_ms };
-        self.apply(Event::Heartbeat { id, beat, to: ReplyRoute::Reply(reply) });
+        let heartbeat = HeartbeatReport { incarnation, seq, claims, ttl_ms };
+        self.apply(Event::Heartbeat { id, beat: heartbeat, to: ReplyRoute::Reply(reply) });
         self.release_adoption_tickets();
     }
 
-    /// What the worker names, and which of it may be adopted. The keys of these are taken, so that nobody else claims
-    /// them before the engine has decided.
+    /// Converts the reported claims and notes which may be adopted. Their keys are acquired, so that nobody else
+    /// claims them before the engine has decided.
     fn reported_claims(&mut self, worker: &WorkerId, claims: Vec<RunningClaim>) -> Vec<ReportedClaim> {
-        let unvouched = self.shard.is_unverified(worker);
-        let name = |RunningClaim { id, fence }| {
-            let may = self.dispatch.keys.adoption.is_open_at(self.now_ms) && self.shard.may_adopt(worker, fence);
-            let ticket = may.then(|| self.dispatch.keys.acquire_vacant(&id, fence)).flatten();
+        let unverified = self.shard.is_unverified(worker);
+        let report = |RunningClaim { id, fence }| {
+            let may_adopt = self.dispatch.keys.adoption.is_open_at(self.now_ms) && self.shard.may_adopt(worker, fence);
+            let ticket = may_adopt.then(|| self.dispatch.keys.acquire_vacant(&id, fence)).flatten();
             if let Some(ticket) = ticket {
-                self.in_hand.push((id.clone(), ticket));
+                self.undecided_tickets.push((id.clone(), ticket));
                 self.adoption_tickets.push((id.clone(), ticket));
             }
-            let pending = may && unvouched && ticket.is_none() && self.relinquish_older(&id, fence);
-            ReportedClaim { id, fence, key_vacant: ticket.is_some(), predecessor_pending: pending }
+            let predecessor_pending = may_adopt && unverified && ticket.is_none() && self.relinquish_older(&id, fence);
+            ReportedClaim { id, fence, key_vacant: ticket.is_some(), predecessor_pending }
         };
-        claims.into_iter().map(name).collect()
+        claims.into_iter().map(report).collect()
     }
 
-    /// The key is held by a claim from before this owner, with a lower fence. So that one was over when this one was
-    /// granted, and only the record of its end was lost: its shard is told. The next heartbeat finds the key vacant.
+    /// Relinquishes an older claim of the key, from before this process owned the store, with a lower fence. It had
+    /// ended when the reported claim was granted, and only the record of its end was lost. The next heartbeat finds
+    /// the key vacant.
     fn relinquish_older(&self, id: &ClaimId, fence: Fence) -> bool {
         let KeyLookup::Held(older) = self.dispatch.keys.lookup(id) else { return false };
         if older.handle.fence >= fence {
             return false;
         }
         let pools = self.dispatch.pools.load();
-        pools.shard(older.shard).is_some_and(|port| port.push(Command::Relinquish(older.handle)).is_ok())
+        pools
+            .shard(older.shard)
+            .is_some_and(|shard_handle| shard_handle.push(Command::Relinquish(older.handle)).is_ok())
     }
 
     pub(super) fn adopted(&mut self, id: &ClaimId, place: ClaimHandle) {
-        let Some(at) = self.adoption_tickets.iter().position(|(taken, _)| taken == id) else {
+        let Some(index) = self.adoption_tickets.iter().position(|(acquired, _)| acquired == id) else {
             unreachable!("K1: only a key whose ticket was taken is adopted")
         };
-        let (_, ticket) = self.adoption_tickets.swap_remove(at);
-        let hold = KeyHolder { shard: self.handle.shard, handle: place };
+        let (_, ticket) = self.adoption_tickets.swap_remove(index);
+        let holder = KeyHolder { shard: self.handle.shard, handle: place };
         let grant = self.shard.grant(place);
         if let Some(grant) = &grant {
             self.record_claimed(id, grant, Some(PoolEventReason::Adopted));
         }
         let spec = grant.and_then(|grant| grant.spec);
-        let (joined, _) = self.dispatch.keys.set_held(id, ticket, hold, spec.as_ref());
+        let (duplicates, _) = self.dispatch.keys.set_held(id, ticket, holder, spec.as_ref());
         self.dispatch.ended_claims.remove_on_grant(id);
-        self.follow_ups.extend(joined.into_iter().map(|joiner| Command::Reacquire(joiner, place)));
+        self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, place)));
     }
 
     fn release_adoption_tickets(&mut self) {
@@ -106,34 +126,34 @@ impl ShardRunner {
         }
     }
 
-    /// What the engine says about a worker, and what a durable answer with it waits for.
+    /// Outcome of the engine's reply about a worker, and the records that a durable reply waits for.
     pub(super) fn worker_outcome(&self, answer: EngineReply) -> (ShardOutcome, PendingWrites) {
-        let running = |named: Vec<ReportedClaim>| {
-            named.into_iter().map(|ReportedClaim { id, fence, .. }| RunningClaim { id, fence })
+        let running = |reported: Vec<ReportedClaim>| {
+            reported.into_iter().map(|ReportedClaim { id, fence, .. }| RunningClaim { id, fence })
         };
-        let mut unstored = PendingWrites::new();
+        let mut pending_writes = PendingWrites::new();
         let outcome = match answer {
             EngineReply::Registered { created, worker, stop } => {
-                unstored.extend(worker.claims.iter().flat_map(|(id, _)| self.pending_writes(id)));
+                pending_writes.extend(worker.claims.iter().flat_map(|(id, _)| self.pending_writes(id)));
                 Ok(ReplyPayload::Worker { created, worker, revoked: running(stop).collect() })
             }
-            EngineReply::WorkerUpdated(look) => {
-                Ok(ReplyPayload::Worker { created: false, worker: look, revoked: Vec::new() })
+            EngineReply::WorkerUpdated(worker) => {
+                Ok(ReplyPayload::Worker { created: false, worker, revoked: Vec::new() })
             }
             EngineReply::HeartbeatHandled { claims, stop, superseded_by: late_for } => {
-                unstored.extend(claims.iter().flat_map(|(id, _)| self.pending_writes(id)));
+                pending_writes.extend(claims.iter().flat_map(|(id, _)| self.pending_writes(id)));
                 let shard = self.handle.shard;
-                let dated = |(id, grant): (_, ClaimGrant)| {
-                    let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
-                    (id, ClaimAnswer { grant, created: false, shard, expires_at_ms })
+                let answer_of = |(id, grant): (_, ClaimGrant)| {
+                    let expires_at_ms = grant.deadline_ms.map(|at_ms| self.dispatch.clock.unix_of(at_ms));
+                    (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
                 };
-                let claims = claims.into_iter().map(dated).collect();
+                let claims = claims.into_iter().map(answer_of).collect();
                 Ok(ReplyPayload::Heartbeat { claims, revoked: running(stop).collect(), late_for })
             }
             EngineReply::Cleared { cleared, suspect } => Ok(ReplyPayload::Cleared(ClearResult { cleared, suspect })),
             EngineReply::Deleted { claims_lost } => Ok(ReplyPayload::Deleted { claims_lost }),
             answer => Err(rejection_of(&answer)),
         };
-        (outcome, unstored)
+        (outcome, pending_writes)
     }
 }

@@ -281,7 +281,7 @@ impl<'a> RespConnection<'a> {
         };
         self.yield_once().await;
         CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
-        self.await_reply(claiming.taken()).await
+        self.await_reply(claiming.result()).await
     }
 
     /// Takes commands until something must be waited for. What is answered on the spot is.
