@@ -213,7 +213,8 @@ fn sources(dir: &str) -> Vec<String> {
 
 #[test]
 fn every_source_file_says_what_it_is_for() {
-    let silent: Vec<_> = sources("src").into_iter().filter(|path| !path.contains("tests") && !text(path).starts_with("//! ")).collect();
+    let silent: Vec<_> =
+        sources("src").into_iter().filter(|path| !path.contains("tests") && !text(path).starts_with("//! ")).collect();
     assert!(silent.is_empty(), "these files do not begin with a comment that says what they are for: {silent:?}");
 }
 
@@ -237,7 +238,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     (
         "Uuid::now_v7",
         &[
-            "src/api/http/json/claims.rs",
+            "src/api/request/claims.rs",
             "src/scheduler/caller.rs",
             "src/scheduler/ownership.rs",
             "src/persist/store/data_dir/mod.rs",

@@ -15,6 +15,8 @@ pub use self::response_budget::ResponseBudget;
 use crate::metrics::MetricsExporter;
 use crate::scheduler::Scheduler;
 
+mod batch;
+mod body_budget;
 mod connection_budget;
 mod deadline;
 pub mod error_table;
@@ -25,9 +27,11 @@ mod half_close;
 mod host;
 pub mod http;
 pub mod listener;
+mod request;
 mod request_guard;
 mod request_id;
 pub mod resp;
+mod response;
 mod response_body;
 mod response_budget;
 mod routing;
@@ -83,7 +87,7 @@ impl ApiEdges {
         stopping: tokio::sync::watch::Receiver<()>,
     ) -> Self {
         // Many connections times the largest body would be all of memory.
-        let bodies = Arc::new(Semaphore::new(http::BODY_BUDGET_KIB));
+        let bodies = Arc::new(Semaphore::new(body_budget::BODY_BUDGET_KIB));
         let answers = ResponseBudget::default();
         let rooms = MemoryBudgets { bodies: Arc::clone(&bodies), responses: answers.clone() };
         let api = http::HttpState::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());

@@ -16,9 +16,9 @@ use super::proto::{
 };
 use super::unary_body::release_before_waiting;
 use super::{GrpcHandlers, RpcResult, from_proto, stream};
+use crate::api::batch::{submit_all_or_none, submit_valid};
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{submit_all_or_none, submit_valid};
-use crate::api::http::json::ReleasePhase;
+use crate::api::request::ReleasePhase;
 use crate::api::{deadline, wait_for_stop};
 use crate::limits;
 use crate::model::{ClaimResult, ClaimStatus};

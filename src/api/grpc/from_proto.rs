@@ -1,15 +1,12 @@
 //! From messages to checked values. Where HTTP has the same request, it is filled in and checked there, so that both
 //! edges refuse the same and name the same field.
 
-use std::borrow::Cow;
-
 use super::proto;
 use super::proto::take_claim_request::Candidates;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{BoundedList, BoundedTexts};
-use crate::api::http::json::{
-    BorrowedText, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody, PreferredWaitBody,
-    ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody,
+use crate::api::request::{
+    BoundedList, BoundedTexts, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody,
+    PreferredWaitBody, ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody,
 };
 use crate::limits;
 use crate::model::{
@@ -18,16 +15,12 @@ use crate::model::{
     WorkerCapacity, WorkerId,
 };
 
-fn text(value: &str) -> BorrowedText<'_> {
-    BorrowedText(Cow::Borrowed(value))
-}
-
 /// At most `MAX` of them, as HTTP takes them.
 fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Result<BoundedTexts<'a, MAX>, ApiError> {
     if values.len() > MAX {
         return Err(ApiError::invalid(field, format!("at most {MAX} items")));
     }
-    Ok(BoundedTexts(values.iter().map(|value| text(value)).collect()))
+    Ok(BoundedTexts(values.iter().map(|value| (&**value).into()).collect()))
 }
 
 /// The value of an enumeration, or that there is no such value.
@@ -69,9 +62,9 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
     let (mut pool, mut pools, mut pool_selector) = (None, None, None);
     match candidates {
         None => {}
-        Some(Candidates::Pool(name)) => pool = Some(text(name)),
+        Some(Candidates::Pool(name)) => pool = Some((&**name).into()),
         Some(Candidates::Pools(list)) => pools = Some(texts("pools", &list.names)?),
-        Some(Candidates::PoolSelector(selector)) => pool_selector = Some(text(selector)),
+        Some(Candidates::PoolSelector(selector)) => pool_selector = Some((&**selector).into()),
     }
     let node = node.as_ref().map(|node| {
         let then_wait = node.preferred_then_wait.as_ref().map(|wait| {
@@ -85,18 +78,18 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
         Ok::<_, ApiError>(NodeConstraintsBody { required, preferred, preferred_then_wait: then_wait.transpose()? })
     });
     let body = ClaimBody {
-        namespace: text(namespace),
-        key: key.as_deref().map(text),
-        tenant: tenant.as_deref().map(text),
+        namespace: (&**namespace).into(),
+        key: key.as_deref().map(Into::into),
+        tenant: tenant.as_deref().map(Into::into),
         pool,
         pools,
         pool_selector,
-        class: class.as_deref().map(text),
+        class: class.as_deref().map(Into::into),
         resources: resources.clone().map(self::resources).transpose()?,
-        selector: selector.as_deref().map(text),
+        selector: selector.as_deref().map(Into::into),
         node: node.transpose()?,
-        worker: worker.as_deref().map(text),
-        affinity: affinity.as_deref().map(text),
+        worker: worker.as_deref().map(Into::into),
+        affinity: affinity.as_deref().map(Into::into),
         reserve_ms: *reserve_ms,
         ttl_ms: *ttl_ms,
         ack: ack(*ack_number)?,
@@ -140,7 +133,7 @@ pub(super) fn claim_and_fence(
     key: &str,
     fence: Fence,
 ) -> Result<(ClaimId, Fence), ApiError> {
-    HolderBody { fence, tenant: tenant.map(text) }.claim_and_fence(namespace, key)
+    HolderBody { fence, tenant: tenant.map(Into::into) }.claim_and_fence(namespace, key)
 }
 
 /// Which step of a release, if it is done in two.
@@ -160,7 +153,11 @@ fn reported_claims(claims: Option<&proto::HeldClaims>) -> Result<Option<Reported
     }
     let mut named = Vec::with_capacity(claims.len());
     for proto::HeldClaim { tenant, key, fence } in claims {
-        named.push(ReportedClaimBody { tenant: tenant.as_deref().map(text), key: text(key), fence: *fence });
+        named.push(ReportedClaimBody {
+            tenant: tenant.as_deref().map(Into::into),
+            key: (&**key).into(),
+            fence: *fence,
+        });
     }
     Ok(Some(BoundedList(named)))
 }

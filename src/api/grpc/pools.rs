@@ -12,7 +12,7 @@ use super::proto::{
 use super::to_proto::pool_with_shards;
 use super::{GrpcHandlers, RpcResult, from_proto};
 use crate::api::error_table::ApiError;
-use crate::api::http::json::PoolPatch;
+use crate::api::request::PoolPatch;
 use crate::api::{event_stream, wait_for_stop};
 use crate::limits;
 use crate::model::{ClearResult, PoolName, PoolSpec};

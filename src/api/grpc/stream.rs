@@ -20,9 +20,9 @@ use super::proto::{
     self, ClaimStreamRequest, ClaimStreamResponse, ConfirmClaimResponse, ReleaseClaimResponse, RenewClaimResponse,
 };
 use super::status::with_request_id;
+use crate::api::body_budget::body_too_large;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::body_too_large;
-use crate::api::http::json::ReleasePhase;
+use crate::api::request::ReleasePhase;
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::model::ClaimView;

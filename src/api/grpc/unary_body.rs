@@ -11,8 +11,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Status};
 
+use crate::api::body_budget::{BODY_BUDGET_KIB, SMALL_BODY_BYTES, body_budget_exceeded, body_too_large};
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{BODY_BUDGET_KIB, SMALL_BODY_BYTES, body_budget_exceeded, body_too_large};
 
 /// Bytes before each message: a flag, and its length.
 const PREFIX_BYTES: usize = 5;

@@ -13,8 +13,8 @@ use super::proto::{
     RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest, UncordonWorkerResponse, Worker,
 };
 use super::{GrpcHandlers, RpcResult, from_proto};
+use crate::api::batch::submit_valid;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::submit_valid;
 use crate::model::{HeartbeatResponse, PoolName, RegistrationResponse, WorkerCommand};
 
 #[async_trait]

@@ -4,17 +4,18 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{
-    PathSegments, QueryParams, parse_item, parse_object, read_body, submit_all_or_none, submit_valid,
-};
+use super::extract::{PathSegments, QueryParams, read_body};
 use super::json::{
-    BatchMode, BatchOutcomes, ClaimBody, ClaimJson, ClaimOutcome, ClaimResponseBody, ClaimsBatch, DEFAULT_TENANT,
-    ExplainResponseBody, HolderBody, PageJson, ReleaseBody, ReleasePhase, ReleaseResponseBody, RenewBody, ResizeBody,
-    WaitingResponseBody, holder,
+    BatchOutcomes, ClaimJson, ClaimOutcome, ClaimResponseBody, ReleaseResponseBody, WaitingResponseBody,
 };
-use super::parse_errors::truncate;
 use super::{HandlerResult, SharedState, created_or_ok, json};
+use crate::api::batch::{submit_all_or_none, submit_valid};
 use crate::api::error_table::{ApiError, ErrorStatus};
+use crate::api::request::{
+    BatchMode, ClaimBody, ClaimsBatch, DEFAULT_TENANT, HolderBody, ReleaseBody, ReleasePhase, RenewBody, ResizeBody,
+    holder, parse_item, parse_object, truncate,
+};
+use crate::api::response::{ExplainResponseBody, PageJson};
 use crate::api::{deadline, half_close};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimId, ClaimState, ClaimStatus};

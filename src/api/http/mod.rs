@@ -19,18 +19,16 @@ use crate::scheduler::caller::CallerContext;
 mod admin;
 mod claims;
 mod events;
-pub(in crate::api) mod extract;
+mod extract;
 mod guard;
-pub(in crate::api) mod json;
+mod json;
 mod openapi;
-mod parse_errors;
 mod pools;
 mod quotas;
 mod scrape;
 mod security_headers;
 mod workers;
 
-pub(in crate::api) use extract::BODY_BUDGET_KIB;
 pub(in crate::api) use security_headers::{CachePolicy, add_security_headers, reject_unrouted};
 
 /// What the edge needs.

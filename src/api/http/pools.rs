@@ -4,10 +4,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, parse_object, read_body};
-use super::json::{ClearResponseBody, DemandResponseBody, NoBody, PageJson, PoolJson, PoolPatch, PoolResponseBody};
+use super::extract::{PathSegments, QueryParams, read_body};
+use super::json::DemandResponseBody;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
 use crate::api::error_table::{ApiError, ErrorStatus};
+use crate::api::request::{NoBody, PoolPatch, parse_object};
+use crate::api::response::{ClearResponseBody, PageJson, PoolJson, PoolResponseBody};
 use crate::limits::FENCE_MAX;
 use crate::model::{ClearResult, PoolName, PoolSpec};
 

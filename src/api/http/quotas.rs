@@ -4,9 +4,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, parse_object, read_body};
-use super::json::{PageJson, QuotaJson, QuotaResponseBody};
+use super::extract::{PathSegments, QueryParams, read_body};
+use super::json::{QuotaJson, QuotaResponseBody};
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
+use crate::api::request::parse_object;
+use crate::api::response::PageJson;
 use crate::model::Quota;
 
 /// Namespace and tenant, as the path has them.

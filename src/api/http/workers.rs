@@ -4,14 +4,18 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, parse_item, parse_object, read_body, submit_valid};
+use super::extract::{PathSegments, QueryParams, read_body};
 use super::json::{
-    BatchOutcomes, HeartbeatBody, HeartbeatItem, HeartbeatOutcome, HeartbeatResponseBody, NoBody, PageJson, WorkerBody,
-    WorkerItem, WorkerJson, WorkerOutcome, WorkerResponseBody, WorkersBatch,
+    BatchOutcomes, HeartbeatOutcome, HeartbeatResponseBody, WorkerJson, WorkerOutcome, WorkerResponseBody,
 };
 use super::pools::PoolPath;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
+use crate::api::batch::submit_valid;
 use crate::api::error_table::{ApiError, ErrorStatus};
+use crate::api::request::{
+    HeartbeatBody, HeartbeatItem, NoBody, WorkerBody, WorkerItem, WorkersBatch, parse_item, parse_object,
+};
+use crate::api::response::PageJson;
 use crate::model::{PoolName, WorkerCommand, WorkerId};
 
 /// Namespace, pool and worker, as the path has them.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::frame::CommandArgs;
 use crate::api::error_table::ApiError;
-use crate::api::http::json::{BorrowedText, ClaimBody, DEFAULT_TENANT, check_fence, generate_key};
+use crate::api::request::{ClaimBody, DEFAULT_TENANT, check_fence, generate_key};
 use crate::limits;
 use crate::model::{
     AckLevel, ClaimId, ClaimRequest, Fence, GpuCapacity, GpuRequest, HeartbeatRequest, Millis, PoolName,
@@ -108,10 +108,6 @@ fn set_once<T>(slot: &mut Option<T>, field: &'static str, value: T) -> Result<()
     }
 }
 
-const fn text(word: &str) -> BorrowedText<'_> {
-    BorrowedText(Cow::Borrowed(word))
-}
-
 #[derive(Clone, Copy, PartialEq)]
 enum ClaimOption {
     Key,
@@ -200,19 +196,19 @@ fn claim_body<'a>(
     n: usize,
 ) -> Result<ClaimBody<'a>, ApiError> {
     let (namespace, pool) = words.namespace_and_pool()?;
-    let mut body = ClaimBody { namespace: text(namespace), pool: Some(text(pool)), ..ClaimBody::default() };
+    let mut body = ClaimBody { namespace: namespace.into(), pool: Some(pool.into()), ..ClaimBody::default() };
     let mut amounts = ResourceOptions::default();
     while let Some(option) = words.option(known)? {
         match option {
-            ClaimOption::Key => set_once(&mut body.key, "key", text(words.text("key")?))?,
+            ClaimOption::Key => set_once(&mut body.key, "key", words.text("key")?.into())?,
             ClaimOption::Keys if keys.is_empty() => {
                 for _ in 0..n {
                     keys.push(words.text("keys")?);
                 }
             }
             ClaimOption::Keys => return Err(ApiError::invalid("keys", "is given twice")),
-            ClaimOption::Tenant => set_once(&mut body.tenant, "tenant", text(words.text("tenant")?))?,
-            ClaimOption::Affinity => set_once(&mut body.affinity, "affinity", text(words.text("affinity")?))?,
+            ClaimOption::Tenant => set_once(&mut body.tenant, "tenant", words.text("tenant")?.into())?,
+            ClaimOption::Affinity => set_once(&mut body.affinity, "affinity", words.text("affinity")?.into())?,
             ClaimOption::Wait => set_once(&mut body.wait_ms, "wait_ms", words.number("wait_ms", limits::WAIT_MS_MAX)?)?,
             ClaimOption::Ttl => set_once(&mut body.ttl_ms, "ttl_ms", words.number("ttl_ms", limits::TTL_MS_MAX)?)?,
             ClaimOption::Reserve => {

@@ -5,9 +5,9 @@ use serde::Serialize;
 use super::frame::CommandArgs;
 use super::parse_args::{self, RespClaimRef};
 use super::reply_buffer::ReplyBuffer;
+use crate::api::batch::submit_valid;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::submit_valid;
-use crate::api::http::json::{ExplainResponseBody, PageJson, PoolJson};
+use crate::api::response::{ExplainResponseBody, PageJson, PoolJson};
 use crate::metrics::{RespCommand, RespOutcome, metrics};
 use crate::model::request_error::RequestError;
 use crate::model::{

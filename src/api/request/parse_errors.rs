@@ -105,7 +105,7 @@ fn expected_type(path: &str, wanted: &str) -> String {
 }
 
 /// The beginning of a text that a caller chose, so that an error stays small.
-pub(super) fn truncate(text: &str) -> String {
+pub(in crate::api) fn truncate(text: &str) -> String {
     if text.len() <= ECHO_BYTES_MAX {
         return text.to_owned();
     }
@@ -116,8 +116,7 @@ pub(super) fn truncate(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::http::extract::parse_object;
-    use crate::api::http::json::{ClaimBody, ClaimsBatch, WorkerBody};
+    use crate::api::request::{ClaimBody, ClaimsBatch, WorkerBody, parse_object};
     use crate::model::PoolSpec;
 
     fn said<'a, T: Deserialize<'a>>(body: &'a str) -> String {

@@ -1,19 +1,15 @@
-//! Pools on the wire.
+//! Requests about pools. A specification is read as [`PoolSpec`] itself.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::{parse_object, truncate};
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::parse_object;
-use crate::api::http::parse_errors::truncate;
 use crate::model::request_error::RequestError;
-use crate::model::{
-    GpuTotals, PoolSpec, PoolStatus, ShardStatus, UniqueValue, UnschedulableCounts, WorkerCapacity, field_names,
-};
+use crate::model::{PoolSpec, UniqueValue, field_names};
 
 /// Fields of a specification that are to change, with what they are to be; null is the default.
 #[derive(Debug)]
@@ -70,7 +66,7 @@ impl PoolPatch {
     ///
     /// # Errors
     /// `Invalid` naming the field.
-    pub(in crate::api::http) fn apply_merge(mut self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
+    pub(in crate::api) fn apply_merge(mut self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
         if let Some(Value::Object(change)) = self.0.get_mut("labels") {
             let of_pool = spec.labels.iter().filter(|(key, _)| !change.contains_key(*key));
             let kept: Vec<_> = of_pool.map(|(key, value)| (key.clone(), value.as_str().into())).collect();
@@ -107,106 +103,5 @@ impl<'de> Deserialize<'de> for PoolPatch {
             }
         }
         deserializer.deserialize_map(PoolPatchVisitor)
-    }
-}
-
-/// `{"cleared":n,"suspect":n}`.
-#[derive(Serialize)]
-pub(in crate::api::http) struct ClearResponseBody {
-    pub(in crate::api::http) cleared: u64,
-    pub(in crate::api::http) suspect: u64,
-}
-
-#[derive(Serialize)]
-struct WorkerCounts {
-    total: u64,
-    idle: u64,
-    busy: u64,
-    cordoned: u64,
-    draining: u64,
-    lost: u64,
-    suspect: u64,
-    ended: u64,
-    stopping: u64,
-    reserved: u64,
-}
-
-#[derive(Serialize)]
-struct ClaimCounts {
-    reserved: u64,
-    active: u64,
-    releasing: u64,
-}
-
-#[derive(Serialize)]
-struct GpuCounts {
-    total: u64,
-    free: u64,
-    free_milli: u64,
-}
-
-impl From<&GpuTotals> for GpuCounts {
-    fn from(&GpuTotals { total, free, free_milli }: &GpuTotals) -> Self {
-        Self { total, free, free_milli }
-    }
-}
-
-/// A pool with its figures.
-#[derive(Serialize)]
-pub(in crate::api) struct PoolJson<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    spec: &'a PoolSpec,
-    version: u64,
-    workers: WorkerCounts,
-    unschedulable: UnschedulableCounts,
-    claims: ClaimCounts,
-    capacity: &'a WorkerCapacity,
-    free: &'a WorkerCapacity,
-    gpus: BTreeMap<&'a str, GpuCounts>,
-    /// Not in listings: a page of them could be hundreds of megabytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    shards: Option<&'a [ShardStatus]>,
-}
-
-impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
-    fn from(pool: &'a PoolStatus) -> Self {
-        let counts = pool.counts();
-        Self {
-            namespace: pool.name.namespace(),
-            name: pool.name.pool(),
-            spec: &pool.spec,
-            version: pool.version,
-            workers: WorkerCounts {
-                total: counts.total,
-                idle: counts.idle,
-                busy: counts.busy,
-                cordoned: counts.cordoned,
-                draining: counts.draining,
-                lost: counts.lost,
-                suspect: counts.suspect,
-                ended: counts.ended,
-                stopping: counts.stopping,
-                reserved: counts.workers_reserved,
-            },
-            unschedulable: counts.unschedulable,
-            claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
-            capacity: &pool.capacity,
-            free: &pool.free,
-            gpus: pool.gpus.iter().map(|(model, sum)| (model.as_str(), sum.into())).collect(),
-            shards: None,
-        }
-    }
-}
-
-/// `{"pool":{...}}`.
-#[derive(Serialize)]
-pub(in crate::api::http) struct PoolResponseBody<'a> {
-    pool: PoolJson<'a>,
-}
-
-impl<'a> From<&'a PoolStatus> for PoolResponseBody<'a> {
-    fn from(pool: &'a PoolStatus) -> Self {
-        Self { pool: PoolJson { shards: Some(&pool.shards), ..pool.into() } }
     }
 }

@@ -1,0 +1,277 @@
+//! Requests about claims.
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{BorrowedText, BoundedTexts, DEFAULT_TENANT, RawItems};
+use crate::api::error_table::ApiError;
+use crate::limits;
+use crate::model::claim_request::{ClaimConstraints, PoolChoice};
+use crate::model::{
+    AckLevel, ClaimId, ClaimRequest, ClaimSpec, Fence, Labels, Millis, PoolName, ResourceRequirements, WorkerId,
+    affinity_hash, check_name, json_object, present, some_object, unique_keys,
+};
+
+/// A key for a claim that brings none.
+pub(in crate::api) fn generate_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) -> &str {
+    Uuid::now_v7().hyphenated().encode_lower(text)
+}
+
+/// A request for one worker.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct ClaimBody<'a> {
+    #[serde(borrow)]
+    pub(in crate::api) namespace: BorrowedText<'a>,
+    // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) key: Option<BorrowedText<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) pool: Option<BorrowedText<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) pools: Option<BoundedTexts<'a, { limits::CLAIM_POOLS_MAX }>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) pool_selector: Option<BorrowedText<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) class: Option<BorrowedText<'a>>,
+    #[serde(default, deserialize_with = "some_object")]
+    pub(in crate::api) resources: Option<ResourceRequirements>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) selector: Option<BorrowedText<'a>>,
+    #[serde(borrow, default, deserialize_with = "some_object")]
+    pub(in crate::api) node: Option<NodeConstraintsBody<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) worker: Option<BorrowedText<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) affinity: Option<BorrowedText<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) reserve_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) ttl_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) ack: Option<AckLevel>,
+    #[serde(default)]
+    pub(in crate::api) must_match: bool,
+    #[serde(default, deserialize_with = "unique_keys")]
+    pub(in crate::api) labels: Labels,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) wait_ms: Option<Millis>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) priority: Option<u64>,
+    #[serde(default)]
+    pub(in crate::api) preemptible: bool,
+}
+
+/// On which nodes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct NodeConstraintsBody<'a> {
+    #[serde(borrow, default)]
+    pub(in crate::api) required: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
+    #[serde(borrow, default)]
+    pub(in crate::api) preferred: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
+    #[serde(borrow, default, deserialize_with = "some_object")]
+    pub(in crate::api) preferred_then_wait: Option<PreferredWaitBody<'a>>,
+}
+
+/// Preferred nodes, and for how long only they will do.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct PreferredWaitBody<'a> {
+    #[serde(borrow)]
+    pub(in crate::api) nodes: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
+    pub(in crate::api) ms: Millis,
+}
+
+impl ClaimBody<'_> {
+    /// Checks every name.
+    pub(in crate::api) fn into_request(self) -> Result<ClaimRequest, ApiError> {
+        let tenant = self.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
+        let mut made = [0; _];
+        let key = match &self.key {
+            Some(text) => &*text.0,
+            None => generate_key(&mut made),
+        };
+        let affinity = match &self.affinity {
+            Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
+            None => key,
+        };
+        Ok(ClaimRequest {
+            id: ClaimId::new(&self.namespace.0, tenant, key)?,
+            pools: self.pool_choice()?,
+            affinity: affinity_hash(affinity),
+            reserve_ms: self.reserve_ms,
+            ttl_ms: self.ttl_ms,
+            ack: self.ack,
+            wait_ms: self.wait_ms.unwrap_or(0),
+            constraints: self.into_constraints()?,
+        })
+    }
+
+    /// Exactly one of the three ways to name pools.
+    fn pool_choice(&self) -> Result<PoolChoice, ApiError> {
+        let namespace = &self.namespace.0;
+        match (&self.pool, &self.pools, &self.pool_selector) {
+            (Some(pool), None, None) => Ok(PoolName::new(namespace, &pool.0)?.into()),
+            (None, Some(pools), None) => {
+                let name = |(i, pool): (usize, &BorrowedText<'_>)| {
+                    let wrong =
+                        |refusal| ApiError { field: Some(format!("pools[{i}]").into()), ..ApiError::from(refusal) };
+                    check_name("pools", &pool.0).map_err(wrong)?;
+                    Ok(PoolName::new(namespace, &pool.0)?)
+                };
+                Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, ApiError>>()?))
+            }
+            (None, None, Some(selector)) => {
+                check_name("namespace", namespace)?;
+                Ok(PoolChoice::Selected(selector.0.to_string()))
+            }
+            (None, None, None) => Err(ApiError::invalid("pool", "is required, or else pools or pool_selector")),
+            (pool, _, selector) => {
+                let field = if pool.is_none() || selector.is_none() { "pools" } else { "pool_selector" };
+                Err(ApiError::invalid(field, "only one of pool, pools and pool_selector may be given"))
+            }
+        }
+    }
+
+    /// What it asks beyond any worker, if anything.
+    fn into_constraints(self) -> Result<Option<Box<ClaimConstraints>>, ApiError> {
+        let Self { class, resources, selector, node, worker, must_match, labels, priority, preemptible, .. } = self;
+        let priority = u16::try_from(priority.unwrap_or(0)).unwrap_or(u16::MAX);
+        let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
+        if !asks && !must_match && !preemptible && priority == 0 && labels.is_empty() {
+            return Ok(None);
+        }
+        let text = |text: BorrowedText<'_>| text.0.into_owned();
+        let (required, mut preferred, then_wait) =
+            node.map_or_else(Default::default, |node| (node.required, node.preferred, node.preferred_then_wait));
+        let mut preferred_wait_ms = 0;
+        if let Some(PreferredWaitBody { nodes, ms }) = then_wait {
+            if !preferred.0.is_empty() || nodes.0.is_empty() || ms == 0 {
+                let message = "needs nodes and ms, and no node.preferred beside it";
+                return Err(ApiError::invalid("node.preferred_then_wait", message));
+            }
+            (preferred, preferred_wait_ms) = (nodes, ms);
+        }
+        let worker = worker.map(|id| {
+            let wrong = |refusal| ApiError { field: Some("worker".into()), ..ApiError::from(refusal) };
+            WorkerId::new(&id.0).map_err(wrong)
+        });
+        Ok(Some(Box::new(ClaimConstraints {
+            selector: selector.map(text),
+            nodes_required: required.0.into_iter().map(|node| node.0.into()).collect(),
+            nodes_preferred: preferred.0.into_iter().map(|node| node.0.into()).collect(),
+            worker: worker.transpose()?,
+            class: class.map(text),
+            preferred_wait_ms,
+            spec: ClaimSpec {
+                labels,
+                resources: resources.unwrap_or_default(),
+                priority,
+                preemptible,
+                ..ClaimSpec::default()
+            },
+            require_same_resources: must_match,
+        })))
+    }
+}
+
+/// How a batch of claims is carried out.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::api) enum BatchMode {
+    /// Each item for itself.
+    Independent,
+    /// All items or none.
+    AllOrNothing,
+}
+
+/// Many claims.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct ClaimsBatch<'a> {
+    pub(in crate::api) mode: BatchMode,
+    #[serde(borrow)]
+    pub(in crate::api) items: RawItems<'a>,
+}
+
+/// The body of `:confirm`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct HolderBody<'a> {
+    pub(in crate::api) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
+}
+
+impl HolderBody<'_> {
+    /// Whose claim, and under which fence.
+    pub(in crate::api) fn claim_and_fence(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), ApiError> {
+        holder(namespace, self.tenant.as_ref(), key, self.fence)
+    }
+}
+
+/// Whose claim, and under which fence.
+pub(in crate::api) fn holder(
+    namespace: &str,
+    tenant: Option<&BorrowedText<'_>>,
+    key: &str,
+    number: Fence,
+) -> Result<(ClaimId, Fence), ApiError> {
+    let fence = check_fence(number)?;
+    let tenant = tenant.map_or(DEFAULT_TENANT, |text| &text.0);
+    Ok((ClaimId::new(namespace, tenant, key)?, fence))
+}
+
+/// The body of `:renew`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct RenewBody<'a> {
+    pub(in crate::api) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) ttl_ms: Option<Millis>,
+}
+
+/// The body of `:resize`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct ResizeBody<'a> {
+    pub(in crate::api) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
+    #[serde(deserialize_with = "json_object")]
+    pub(in crate::api) resources: ResourceRequirements,
+}
+
+/// One of two steps of a release.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::api) enum ReleasePhase {
+    /// The holder is done; the worker has to be cleaned.
+    Begin,
+    /// The worker is clean.
+    Finish,
+}
+
+/// The body of `:release`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct ReleaseBody<'a> {
+    pub(in crate::api) fence: Fence,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(in crate::api) phase: Option<ReleasePhase>,
+}
+
+/// Checks a fence.
+pub(in crate::api) fn check_fence(fence: Fence) -> Result<Fence, ApiError> {
+    if fence > limits::FENCE_MAX {
+        return Err(ApiError::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
+    }
+    Ok(fence)
+}
