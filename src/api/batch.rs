@@ -3,14 +3,14 @@
 use super::error_table::ApiError;
 use crate::model::request_error::RequestError;
 
-/// Sends the good items of a batch on and puts every outcome in its place.
+/// Submits the valid items of a batch and returns every outcome at the index of its item.
 pub(in crate::api) async fn submit_valid<R, T>(
     items: &str,
     read: impl Iterator<Item = Result<R, ApiError>>,
     send: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, RequestError>>, RequestError>,
 ) -> Result<Vec<Result<T, ApiError>>, ApiError> {
     let mut good = Vec::new();
-    // `None` marks the place of a good one.
+    // `None` stands for a valid item.
     let places: Vec<Option<ApiError>> = read.map(|read| read.map(|request| good.push(request)).err()).collect();
     let mut answers = if good.is_empty() { Vec::new() } else { send(good).await? }.into_iter();
     let mut fill = |(index, bad): (usize, Option<ApiError>)| match bad {
@@ -23,7 +23,7 @@ pub(in crate::api) async fn submit_valid<R, T>(
     Ok(places.into_iter().enumerate().map(&mut fill).collect())
 }
 
-/// The same for items that are carried out all or not at all: with a bad one none is sent on.
+/// Submits a batch that is all or nothing: one invalid item rejects every other.
 pub(in crate::api) async fn submit_all_or_none<R, T>(
     items: &str,
     read: impl Iterator<Item = Result<R, ApiError>>,

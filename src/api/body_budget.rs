@@ -2,12 +2,12 @@
 
 use super::error_table::{ApiError, ErrorStatus};
 
-/// Largest body that is read without asking for room, in bytes: that of any call but a batch.
+/// Largest body, in bytes, that is read without a permit from the budget: that of any call but a batch.
 pub(in crate::api) const SMALL_BODY_BYTES: u64 = 16 << 10;
-/// Most that larger bodies may take together, in KiB. Past it they are refused (`overloaded`).
+/// Limit on the sum of all larger bodies, in KiB. Beyond it they are rejected (`overloaded`).
 pub(in crate::api) const BODY_BUDGET_KIB: usize = 256 << 10;
 
-/// Answer to a body that is not small and finds no room.
+/// Error for a large body that does not fit into the budget.
 pub(in crate::api) fn body_budget_exceeded() -> ApiError {
     ApiError::overloaded(format!(
         "bodies over {} KiB take all of the {} MiB that they may take together, where gRPC messages count eightfold; retry \
@@ -17,7 +17,7 @@ pub(in crate::api) fn body_budget_exceeded() -> ApiError {
     ))
 }
 
-/// A body past the limit.
+/// Error for a body beyond `server.max_body_bytes`.
 pub(in crate::api) fn body_too_large(max_bytes: usize) -> ApiError {
     ApiError::new(ErrorStatus::BODY_TOO_LARGE, format!("the body is larger than {max_bytes} bytes"))
 }

@@ -1,4 +1,4 @@
-//! What a watcher is told, as a stream that any edge can write: it ends when the pool is gone or the service stops.
+//! Event stream of a pool, in a form that every edge can write. It ends when the pool is deleted or the service stops.
 
 use futures::future::BoxFuture;
 use futures::stream::{self, Stream, StreamExt as _};
@@ -6,7 +6,8 @@ use futures::stream::{self, Stream, StreamExt as _};
 use crate::events::{EventPosition, PoolWatcher, WatchItem};
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 
-/// Everything with its position; the last says why there is no more. `stop` resolves when the service begins to stop.
+/// Yields every event with its position; the last item is the reason for the end. `stop` resolves when the service
+/// begins to stop.
 pub(super) fn event_stream(
     watcher: PoolWatcher,
     stop: BoxFuture<'static, ()>,

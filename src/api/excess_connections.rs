@@ -1,9 +1,10 @@
-//! Connections beyond `server.max_connections`: each is answered one probe or one scrape and closed, so that whoever holds
-//! all connections neither blinds those who watch the service nor has it restarted by them.
+//! Connections beyond `server.max_connections`: each may send one probe or one scrape and is then closed, so that
+//! clients that use up all connections cannot hide the service from its monitoring, or have it restarted by a failing
+//! probe.
 //!
-//! Excess connections are few, and each has a second to ask and a second to be answered. When all are taken the next one displaces
-//! the one that has asked for nothing for longest, so idle ones keep nobody out: it would take [`EXCESS_CONNECTIONS_MAX`] new ones
-//! in the moment that a probe needs to send its request.
+//! Excess connections are few, and each has one second to send a request and one to receive the response. When all are
+//! in use, the next one evicts the connection that has been idle for longest, so idle ones keep nobody out: it would
+//! take [`EXCESS_CONNECTIONS_MAX`] new ones in the moment that a probe needs to send its request.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -32,20 +33,20 @@ use super::socket::{ClientSocket, linger};
 use crate::limits::EXCESS_CONNECTIONS_MAX;
 use crate::metrics::{ExcessOutcome, HttpRoute, metrics};
 
-/// How long a connection may take to send its request, and again to be answered.
+/// Time limit for receiving the request, and again for sending the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The connections beyond those that the service takes.
+/// Connections beyond the configured limit.
 pub(super) struct ExcessConnections {
     queue: Mutex<ExcessQueue<oneshot::Sender<()>>>,
-    /// Sockets that are open. One that was displaced is, until its task has seen it.
+    /// Permits for open sockets; an evicted one keeps its permit until its task has noticed.
     open: Arc<Semaphore>,
     http: auto::Builder<TokioExecutor>,
     max_connections: usize,
 }
 
 impl ExcessConnections {
-    /// `max_connections`: how many there may be before one is an excess.
+    /// Creates the set for a service with `max_connections` regular connections.
     pub(super) fn new(max_connections: usize) -> Arc<Self> {
         let mut http = listener::http_builder();
         http.http1().keep_alive(false);
@@ -54,11 +55,11 @@ impl ExcessConnections {
         Arc::new(Self { queue: Mutex::default(), open, http, max_connections })
     }
 
-    /// Serves one in a task of its own, once the one that it displaces is closed.
+    /// Serves a connection in its own task, once the connection that it evicts is closed.
     pub(super) async fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, edges: ApiEdges) {
         let (displace, displaced) = oneshot::channel();
         let (id, oldest) = self.queue().admit(displace);
-        // Ends that connection.
+        // Closes that connection.
         drop(oldest);
         let permit = Arc::clone(&self.open).acquire_owned().await.expect("nobody closes it");
         let excess = Arc::clone(self);
@@ -142,16 +143,15 @@ impl ExcessConnections {
     }
 }
 
-/// Whether those who watch the service ask.
+/// Whether the request is a probe or a scrape.
 fn is_monitoring_request(request: &Request<Incoming>) -> bool {
     is_probe(&RequestHead::from(request))
         || (request.method() == Method::GET && request.uri().path() == HttpRoute::Metrics.as_str())
 }
 
-/// Register of the connections beyond the limit, which chooses the one that goes for the next.
+/// Queue of excess connections, which decides which one is evicted for the next.
 #[derive(Debug)]
 struct ExcessQueue<H> {
-    /// In the order in which they came.
     entries: VecDeque<ExcessEntry<H>>,
     next_id: u64,
 }
@@ -170,8 +170,8 @@ impl<H> Default for ExcessQueue<H> {
 }
 
 impl<H> ExcessQueue<H> {
-    /// Takes one, and gives it a number. The other handle is of the one that goes for it: the first of those that have not
-    /// asked for anything, or of all.
+    /// Adds a connection and returns its id, with the handle of the one to evict: the oldest without a request, or else
+    /// the oldest of all.
     fn admit(&mut self, handle: H) -> (u64, Option<H>) {
         let displaced = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
             let at = self.entries.iter().position(|entry| !entry.has_requested).unwrap_or(0);
@@ -209,11 +209,11 @@ mod tests {
         queue.note_request(2);
         assert_eq!(queue.admit(100).1, Some(1));
         assert_eq!(queue.admit(101).1, Some(3));
-        // A place that is given back displaces nobody.
+        // A removed entry leaves space, so nothing is evicted.
         queue.remove(4);
         queue.remove(1);
         assert_eq!(queue.admit(102).1, None);
-        // When all have asked, the one that came first goes.
+        // When all have sent a request, the oldest is evicted.
         (0..queue.next_id).for_each(|id| queue.note_request(id));
         assert_eq!(queue.admit(103).1, Some(0));
         assert_eq!(queue.admit(104).1, Some(103));

@@ -1,7 +1,7 @@
-//! Hosts, as a request's head, the origin of a page and the configuration name them.
+//! Host names and addresses, as request heads, origins of pages and the configuration contain them.
 //!
-//! Read strictly and by hand: `http::uri::Authority` takes user names and ports that are none, and `url::HostAddress` turns `127.1`
-//! and `0x7f.1` into addresses. Browsers write addresses in their usual form before they send them, so whatever else
+//! Parsed strictly and by hand: `http::uri::Authority` accepts user names and invalid ports, and `url::Host` turns
+//! `127.1` and `0x7f.1` into addresses. Browsers normalise addresses before they send them, so everything else that
 //! arrives here is a name.
 
 use std::fmt;
@@ -12,22 +12,22 @@ use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::limits::{HOST_BYTES_MAX, HOST_LABEL_BYTES_MAX, HOSTS_MAX};
 
-/// Name by which every machine knows itself.
+/// Host name that always means this machine.
 const LOCALHOST: &str = "localhost";
 
-/// A host and perhaps a port: the value of `HostAddress`, an `:authority`, the end of an origin.
+/// Host with an optional port: the value of `Host`, of `:authority`, or the end of an origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostPort<'a> {
     pub(super) host: HostAddress<'a>,
     pub(super) port: Option<u16>,
 }
 
-/// A host by address or by name.
+/// Host by address or by name.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum HostAddress<'a> {
-    /// An address in its usual form.
+    /// IP address in its usual notation.
     Address(IpAddr),
-    /// A name without its final dot, in the case in which it came.
+    /// Name without its final dot, in its original case.
     Name(&'a str),
 }
 
@@ -44,7 +44,7 @@ impl PartialEq for HostAddress<'_> {
 impl Eq for HostAddress<'_> {}
 
 impl<'a> HostPort<'a> {
-    /// Reads an authority. None: it is none, or has a user name.
+    /// Parses an authority. Returns `None` if it is invalid or has a user name.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -70,7 +70,7 @@ impl<'a> HostPort<'a> {
 }
 
 impl<'a> HostAddress<'a> {
-    /// Reads an IPv4 address or a name, which may be empty.
+    /// Parses an IPv4 address or a name, which may be empty.
     fn parse(text: &'a str) -> Option<Self> {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return Some(Self::Address(address.into()));
@@ -79,7 +79,7 @@ impl<'a> HostAddress<'a> {
         text.bytes().all(is_plain).then(|| Self::Name(text.strip_suffix('.').unwrap_or(text)))
     }
 
-    /// Whether no one but this machine's administrator decides what the host means: rebinding always carries a name.
+    /// Whether only this machine's administrator decides what the host means: DNS rebinding always carries a name.
     pub(super) fn is_local_or_address(&self) -> bool {
         match self {
             Self::Address(_) => true,
@@ -87,7 +87,7 @@ impl<'a> HostAddress<'a> {
         }
     }
 
-    /// Whether it is one of these names.
+    /// Whether the host is one of these names.
     pub(super) fn matches_any(&self, names: &[HostName]) -> bool {
         match self {
             Self::Address(_) => false,
@@ -96,7 +96,7 @@ impl<'a> HostAddress<'a> {
     }
 }
 
-/// A host name of the configuration: lower case, without a final dot.
+/// Host name from the configuration: lower case, without a final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostName(Box<str>);
 
@@ -141,7 +141,7 @@ impl FromStr for HostName {
     }
 }
 
-/// The host names of the configuration, a bounded number.
+/// Host names from the configuration, a bounded number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostNames(pub Vec<HostName>);
 
@@ -164,7 +164,7 @@ impl HostNames {
 impl FromStr for HostNames {
     type Err = String;
 
-    /// Names with commas between; nothing at all means none.
+    /// Parses names separated by commas; an empty text means none.
     fn from_str(text: &str) -> Result<Self, String> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -189,7 +189,7 @@ impl<'de> Deserialize<'de> for HostNames {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<HostNames, A::Error> {
                 let mut names: Vec<String> = Vec::new();
-                // Whatever is wrong is the list's fault, so that its path is the key of the configuration.
+                // Every error is reported for the whole list, so that its path is the configuration key.
                 while let Some(value) = seq.next_element::<serde_json::Value>()? {
                     match value {
                         serde_json::Value::String(name) if names.len() <= HOSTS_MAX => names.push(name),

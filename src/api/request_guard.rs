@@ -1,16 +1,16 @@
-//! Decides from a request's head, and nothing else, whether it may be carried out at all: HTTP, server-sent events and gRPC
-//! alike. Nobody is asked who they are, so everything that reaches the port is believed; what a browser sends on behalf of a
-//! page must not be.
+//! Decides from the head of a request whether it may be executed at all: HTTP, server-sent events and gRPC alike. The
+//! service does not authenticate, so it trusts everything that reaches the port, except what a browser sends on behalf
+//! of a page.
 //!
-//! **Host.** A page whose name its owner lets point at this machine ("DNS rebinding") is of the same origin as the service
-//! to its browser, and may read and change everything. Such a request always carries that name, so only `localhost`,
-//! addresses, and names of the configuration are served.
+//! **Host.** A page whose name its owner points at this machine ("DNS rebinding") has the same origin as the service to
+//! its browser, and could read and change everything. Such a request always carries that name, so the service accepts
+//! only `localhost`, IP addresses, and names from the configuration.
 //!
-//! **Origin.** Some requests a page may send anywhere without asking (a POST of plain text, a form), though it cannot read
-//! the answers. Browsers say so: in `ServiceOrigin`, or in `Sec-Fetch-Site`. Programs that are no browsers send neither.
+//! **Origin.** A page may send some requests anywhere (a POST of plain text, a form), though it cannot read the
+//! responses. Browsers mark them with `Origin` or `Sec-Fetch-Site`. Programs that are no browsers send neither.
 //!
-//! Probes are let through whatever they say: load balancers send any host or none. Under a host that is not known they are
-//! answered with the status alone, for a page may read it; reasons name pools.
+//! Probes are accepted under any host, because load balancers send any host or none. Under an unknown host the response
+//! is only the status, because a page may read it and reasons contain pool names.
 
 use std::sync::Arc;
 
@@ -22,20 +22,20 @@ use super::host::{HostName, HostNames, HostPort};
 use crate::metrics::RequestRefusal;
 use crate::model::request_error::RequestError;
 
-/// Paths of probes, which are answered under any host.
+/// Paths of probes, which are served under any host.
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];
-/// Method of gRPC that probes call.
+/// gRPC method that probes call.
 pub(super) const GRPC_PROBE: &str = "/grpc.health.v1.Health/Check";
-/// Paths of pages, to which others may link.
+/// Paths of pages that other sites may link to.
 const LINKABLE_PATHS: [&str; 2] = ["/", "/docs"];
-/// Most bytes of a foreign value that are repeated to whoever sent it.
+/// Limit on the echo of a rejected value, in bytes.
 const ECHO_BYTES_MAX: usize = 100;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 static SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// What comes before the body of a request.
+/// Head of a request, as far as the guard checks it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestHead<'a> {
     pub(super) version: Version,
@@ -51,38 +51,38 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
     }
 }
 
-/// Why a request is not carried out.
+/// Reason why a request is rejected before it is routed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RequestRejection {
-    /// A `HostAddress` is required and there is none, there are several, it is none, or the target says another.
+    /// `Host` is missing, repeated, malformed, or differs from the request target.
     InvalidHost(&'static str),
-    /// The service is not known by this name.
+    /// Host is not one of the service's names.
     ForeignHost(String),
-    /// The page behind it is of another origin.
+    /// Page that sent the request has another origin.
     ForeignOrigin(String),
-    /// The page behind it is of another site.
+    /// Page that sent the request belongs to another site.
     ForeignSite,
-    /// The body has a content encoding that the service does not read.
+    /// Body has a content encoding that the service does not support.
     UnknownEncoding(String),
 }
 
-/// Extension of a probe's request under a host by which the service is not known.
+/// Request extension that marks a probe under an unknown host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UnknownHost;
 
-/// The decision about requests, for one configuration. Cheap to clone.
+/// Guard of one configuration. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct RequestGuard {
     hosts: Arc<[HostName]>,
 }
 
 impl RequestGuard {
-    /// `hosts`: names by which the service is known beside `localhost`.
+    /// Creates a guard that accepts `hosts` in addition to `localhost` and IP addresses.
     pub(super) fn new(hosts: HostNames) -> Self {
         Self { hosts: hosts.0.into() }
     }
 
-    /// Lets a request through, or says why not.
+    /// Accepts a request, or returns why it is rejected.
     pub(super) fn check(&self, head: &RequestHead<'_>) -> Result<(), RequestRejection> {
         let host = host_header(head)?;
         if is_probe(head) {
@@ -93,12 +93,12 @@ impl RequestGuard {
         check_encoding(head.headers)
     }
 
-    /// Whether a probe is let through though the service is not known by its host.
+    /// Whether the request is a probe under an unknown host, which is accepted nevertheless.
     pub(super) fn is_probe_of_unknown_host(&self, head: &RequestHead<'_>) -> bool {
         is_probe(head) && host_header(head).and_then(|host| self.check_host(head, host)).is_err()
     }
 
-    /// The host and port that the request is for.
+    /// Returns the host and port of the request, or why they are rejected.
     fn check_host<'a>(
         &self,
         head: &RequestHead<'a>,
@@ -123,7 +123,7 @@ impl RequestGuard {
         Err(RequestRejection::ForeignHost(escape_for_message(said.unwrap_or_default())))
     }
 
-    /// Checks what a browser says of the page that sends the request.
+    /// Checks what a browser says about the page that sends the request.
     fn check_origin(&self, head: &RequestHead<'_>, own: HostPort<'_>) -> Result<(), RequestRejection> {
         let foreign = head.headers.get_all(ORIGIN).iter().find(|origin| !self.is_same_origin(origin, own));
         if let Some(origin) = foreign {
@@ -148,7 +148,7 @@ impl RequestGuard {
     }
 }
 
-/// The one `HostAddress` of a request.
+/// Value of the only `Host` header of a request.
 fn host_header<'a>(head: &RequestHead<'a>) -> Result<Option<&'a HeaderValue>, RequestRejection> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -163,7 +163,7 @@ fn host_header<'a>(head: &RequestHead<'a>) -> Result<Option<&'a HeaderValue>, Re
     if is_missing { Err(RequestRejection::InvalidHost("is required")) } else { Ok(host) }
 }
 
-/// Whether a load balancer or a supervisor asks how the service is.
+/// Whether the request is a health check of a load balancer or a supervisor.
 pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
     let path = head.uri.path();
     match *head.method {
@@ -173,7 +173,7 @@ pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
     }
 }
 
-/// Whether somebody follows a link to a page: the window shows it, and the page with the link learns nothing.
+/// Whether the request follows a link to a page: the window shows the page, and the page with the link learns nothing.
 fn is_navigation(head: &RequestHead<'_>) -> bool {
     let says = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|said| said == value);
     head.method == Method::GET
@@ -193,14 +193,14 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), RequestRejection> {
     }
 }
 
-/// A foreign value as an answer may repeat it: bounded, and nothing but printable ASCII.
+/// Makes a rejected value safe to echo: bounded, and printable ASCII only.
 fn escape_for_message(value: &[u8]) -> String {
     let rest = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
     format!("{}{rest}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
 }
 
 impl RequestRejection {
-    /// Label of the metric that counts it.
+    /// Label of this rejection in the metrics.
     pub(super) const fn label(&self) -> RequestRefusal {
         match self {
             Self::InvalidHost(_) => RequestRefusal::InvalidHost,

@@ -1,5 +1,5 @@
-//! What gives up on clients that read nothing of what is sent to them. A peer that is gone is found by its system, which
-//! acknowledges nothing; these find the one that is there and does not read.
+//! Timeouts for clients that do not read what is sent to them. The kernel finds a peer that is gone, because nothing is
+//! acknowledged; these find one that is alive but does not read.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -15,34 +15,34 @@ use tokio::time::{Sleep, sleep};
 use super::socket::ClientSocket;
 
 tokio::task_local! {
-    /// State of the answer of the HTTP/2 stream that this task serves.
+    /// State of the response on the HTTP/2 stream that this task serves.
     static LAST_FRAME: Cell<FrameState>;
 }
 
-/// What became of the last frame that a body gave.
+/// State of the last frame that a body yielded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FrameState {
-    /// Frame taken, or none given yet.
+    /// Frame was consumed, or none was yielded yet.
     Consumed,
-    /// Frame given since the clock was looked at.
+    /// Frame was yielded since the last check of the timer.
     Yielded,
-    /// Frame that waits, with the clock running.
+    /// Frame is waiting, with the timer running.
     Stalled,
 }
 
-/// Notes that a body is asked for a frame: the last one waits no more.
+/// Records that a body is polled for a frame, so the last one was consumed.
 pub(super) fn record_frame_consumed() {
-    // Where nobody looks at the clock there is nothing to note.
+    // Outside of a timed stream there is nothing to record.
     let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Consumed));
 }
 
-/// Notes that a body gives a frame.
+/// Records that a body yields a frame.
 pub(super) fn record_frame_yielded() {
     let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Yielded));
 }
 
-/// Runs each HTTP/2 stream in a task, and ends one whose client lets the same frame wait for `patience`: dropping it resets
-/// the stream.
+/// Runs each HTTP/2 stream in a task, and drops one whose client leaves a frame waiting for `write_timeout`, which
+/// resets the stream.
 #[derive(Debug, Clone)]
 pub(super) struct WriteTimeoutExecutor {
     pub(super) write_timeout: Duration,
@@ -81,11 +81,10 @@ async fn run_with_write_timeout<F: Future>(patience: Duration, stream: F) {
     LAST_FRAME.scope(Cell::new(FrameState::Consumed), run).await;
 }
 
-/// A socket on which writing fails when the peer has taken nothing for `patience`.
+/// Socket on which writing fails when the peer has accepted nothing for `write_timeout`.
 pub(super) struct WriteTimeoutSocket {
     socket: ClientSocket,
     write_timeout: Duration,
-    /// Runs while something waits to be written.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,4 +1,4 @@
-//! Claims.
+//! Methods of `ClaimService`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Protocol Buffers on the wire: as tonic's own codec, but a message is counted before it is taken apart, and one that is
-//! none is the caller's mistake.
+//! Protocol Buffers codec. Works like tonic's own, but limits the fields of a message before decoding, and reports an
+//! invalid message as the caller's error.
 
 use std::marker::PhantomData;
 
@@ -13,11 +13,11 @@ use tonic_prost::ProstEncoder;
 use crate::api::error_table::ApiError;
 use crate::limits;
 
-/// Most fields of one message, counted at its top: the items of the largest batch, and room for what stands beside them. Two
-/// bytes of an empty item become hundreds in memory, so a message is not taken apart before it is known to be small.
+/// Limit on top-level fields of one message: the items of the largest batch, and some more. Two bytes of an empty item
+/// become hundreds in memory, so the fields are counted before decoding.
 const FIELDS_MAX: usize = limits::BATCH_ITEMS_MAX + 256;
 
-/// The codec of every method.
+/// Codec of every method.
 pub(crate) struct ProtoCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for ProtoCodec<T, U> {
@@ -41,7 +41,7 @@ impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> Codec f
     }
 }
 
-/// Reads messages.
+/// Decoder that checks a message before decoding it.
 pub(crate) struct ProtoDecoder<U>(PhantomData<U>);
 
 impl<U: Message + Default> Decoder for ProtoDecoder<U> {
@@ -88,7 +88,7 @@ mod tests {
             let failure = read::<GetClaimRequest>(Bytes::copy_from_slice(bytes)).unwrap_err();
             assert_eq!(failure.field.as_deref(), Some("body"), "{bytes:?}");
         }
-        // A field of a later version is no mistake.
+        // An unknown field comes from a later version.
         let later = b"\x0a\x02ns\x12\x01k\xfa\x06\x01x";
         let read = read::<GetClaimRequest>(Bytes::from_static(later)).unwrap();
         assert_eq!((read.namespace.as_str(), read.key.as_str(), read.tenant), ("ns", "k", None));

@@ -1,5 +1,5 @@
-//! From messages to checked values. Where HTTP has the same request, it is filled in and checked there, so that both
-//! edges refuse the same and name the same field.
+//! Converts messages to checked values. Where HTTP has the same request, its form is filled in and checked, so that
+//! both edges reject the same values and name the same field.
 
 use super::proto;
 use super::proto::take_claim_request::Candidates;
@@ -15,7 +15,7 @@ use crate::model::{
     WorkerCapacity, WorkerId,
 };
 
-/// At most `MAX` of them, as HTTP takes them.
+/// Converts at most `MAX` texts, the limit that HTTP has too.
 fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Result<BoundedTexts<'a, MAX>, ApiError> {
     if values.len() > MAX {
         return Err(ApiError::invalid(field, format!("at most {MAX} items")));
@@ -23,7 +23,7 @@ fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Res
     Ok(BoundedTexts(values.iter().map(|value| (&**value).into()).collect()))
 }
 
-/// The value of an enumeration, or that there is no such value.
+/// Converts the number of an enumeration, or rejects an unknown value.
 fn parse_enum<E: TryFrom<i32>>(field: &'static str, number: i32) -> Result<E, ApiError> {
     E::try_from(number).map_err(|_| ApiError::invalid(field, format!("has no value {number}")))
 }
@@ -36,7 +36,7 @@ fn ack(number: i32) -> Result<Option<AckLevel>, ApiError> {
     })
 }
 
-/// A request for one worker.
+/// Converts a claim of one worker.
 pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, ApiError> {
     let proto::TakeClaimRequest {
         namespace,
@@ -102,7 +102,7 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
     body.into_request()
 }
 
-/// How a batch is carried out: true for all or nothing.
+/// Converts the mode of a batch, and checks its size.
 pub(super) fn is_all_or_nothing(mode: i32, items: usize) -> Result<bool, ApiError> {
     let whole = match parse_enum("mode", mode)? {
         proto::BatchMode::Unspecified => return Err(ApiError::invalid("mode", "is required")),
@@ -113,7 +113,7 @@ pub(super) fn is_all_or_nothing(mode: i32, items: usize) -> Result<bool, ApiErro
     Ok(whole)
 }
 
-/// Whether a batch is small enough.
+/// Checks that a batch has at most [`limits::BATCH_ITEMS_MAX`] items.
 pub(super) fn check_batch_size(field: &'static str, items: usize) -> Result<(), ApiError> {
     if items > limits::BATCH_ITEMS_MAX {
         return Err(ApiError::invalid(field, format!("at most {} items", limits::BATCH_ITEMS_MAX)));
@@ -121,12 +121,12 @@ pub(super) fn check_batch_size(field: &'static str, items: usize) -> Result<(), 
     Ok(())
 }
 
-/// Whose claim.
+/// Checks and builds the identity of a claim.
 pub(super) fn claim_id(namespace: &str, tenant: Option<&str>, key: &str) -> Result<ClaimId, ApiError> {
     Ok(ClaimId::new(namespace, tenant.unwrap_or(DEFAULT_TENANT), key)?)
 }
 
-/// Whose claim, and under which fence.
+/// Checks and builds the identity of a claim with its fence.
 pub(super) fn claim_and_fence(
     namespace: &str,
     tenant: Option<&str>,
@@ -136,7 +136,7 @@ pub(super) fn claim_and_fence(
     HolderBody { fence, tenant: tenant.map(Into::into) }.claim_and_fence(namespace, key)
 }
 
-/// Which step of a release, if it is done in two.
+/// Converts the phase of a release, if it is done in two calls.
 pub(super) fn phase(number: i32) -> Result<Option<ReleasePhase>, ApiError> {
     Ok(match parse_enum("phase", number)? {
         proto::ReleasePhase::Unspecified => None,
@@ -145,7 +145,7 @@ pub(super) fn phase(number: i32) -> Result<Option<ReleasePhase>, ApiError> {
     })
 }
 
-/// What a worker says that it runs.
+/// Converts the claims that a worker reports as running.
 fn reported_claims(claims: Option<&proto::HeldClaims>) -> Result<Option<ReportedClaimBodies<'_>>, ApiError> {
     let Some(proto::HeldClaims { claims }) = claims else { return Ok(None) };
     if claims.len() > limits::REPORTED_CLAIMS_MAX {
@@ -162,14 +162,14 @@ fn reported_claims(claims: Option<&proto::HeldClaims>) -> Result<Option<Reported
     Ok(Some(BoundedList(named)))
 }
 
-/// What a worker says of itself.
+/// Converts the heartbeat of one worker.
 pub(super) fn heartbeat(request: &proto::HeartbeatWorkerRequest) -> Result<HeartbeatRequest, ApiError> {
     let proto::HeartbeatWorkerRequest { namespace, pool: _, id: _, incarnation, seq, claims } = request;
     HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: reported_claims(claims.as_ref())? }
         .heartbeat(namespace)
 }
 
-/// What one of many workers says of itself.
+/// Converts the heartbeat of one worker in a batch.
 pub(super) fn batch_heartbeat(
     namespace: &str,
     beat: &proto::WorkerHeartbeat,
@@ -179,7 +179,7 @@ pub(super) fn batch_heartbeat(
     Ok((WorkerId::new(id)?, body.heartbeat(namespace)?))
 }
 
-/// Which claims a listing shows.
+/// Converts the filter of a listing of claims.
 pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, ApiError> {
     let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _, states, older_than_ms } =
         request;
@@ -195,7 +195,7 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
     Ok(ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?)
 }
 
-/// Items on a page.
+/// Checks the number of items on a page.
 pub(super) fn limit(limit: Option<u32>) -> Result<usize, ApiError> {
     match limit.map_or(limits::PAGE_ITEMS_DEFAULT, |limit| limit as usize) {
         limit if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
@@ -203,7 +203,7 @@ pub(super) fn limit(limit: Option<u32>) -> Result<usize, ApiError> {
     }
 }
 
-/// What a claim asks for.
+/// Converts the resources that a claim requests.
 pub(super) fn resources(resources: proto::Resources) -> Result<ResourceRequirements, ApiError> {
     let proto::Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
     let gpu = gpu.map(|gpu| gpu_request("resources.gpu", gpu)).transpose()?;
@@ -231,7 +231,7 @@ fn capacity(capacity: Option<proto::Capacity>) -> WorkerCapacity {
     WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }
 }
 
-/// A registration.
+/// Converts the registration of a worker.
 pub(super) fn worker(namespace: &str, spec: proto::WorkerSpec) -> Result<RegistrationRequest, ApiError> {
     let proto::WorkerSpec { id, capacity: has, labels, node, incarnation, expires_at_ms, claims } = spec;
     let claims = reported_claims(claims.as_ref())?;
@@ -239,18 +239,18 @@ pub(super) fn worker(namespace: &str, spec: proto::WorkerSpec) -> Result<Registr
         .into_registration(namespace, &id)
 }
 
-/// A quota; what is left out is not bounded.
+/// Converts a quota; an omitted resource is unlimited.
 pub(super) fn quota(spec: proto::QuotaSpec) -> Quota {
     let proto::QuotaSpec { claims, cpu_milli, memory_bytes, gpu_milli, weight } = spec;
     Quota { claims, cpu_milli, memory_bytes, gpu_milli, weight: weight.unwrap_or(Quota::default().weight) }
 }
 
-/// A pool and one of its workers.
+/// Checks a pool's name and a worker's id.
 pub(super) fn worker_id(namespace: &str, pool: &str, id: &str) -> Result<(PoolName, WorkerId), ApiError> {
     Ok((PoolName::new(namespace, pool)?, WorkerId::new(id)?))
 }
 
-/// A specification, not checked yet; what is left out has its default.
+/// Converts a specification without checking it; omitted fields get their defaults.
 pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, ApiError> {
     let default = PoolSpec::default();
     let proto::PoolSpec {
@@ -280,7 +280,7 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, ApiError> {
         Ok(TypicalRequest { cpu_milli, gpu: gpu.map(|gpu| gpu_request(&field, gpu)).transpose()?, weight })
     });
     Ok(PoolSpec {
-        // What does not fit is no power of two that a pool may have.
+        // Too large values become one that the check of the specification rejects.
         shards: shards.map_or(default.shards, |shards| u16::try_from(shards).unwrap_or(u16::MAX)),
         mode: match parse_enum("mode", mode)? {
             proto::Mode::Unspecified => default.mode,

@@ -1,4 +1,4 @@
-//! What stands around every call: a deadline, a net for panics, and the count of answers.
+//! Wraps every call: deadline, panics, and counting of responses.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::model::request_error::RequestError;
 use crate::scheduler::caller::CallerContext;
 
-/// How long the caller wants to wait.
+/// Header with the caller's deadline.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
-/// Most digits that it may have.
+/// Limit on digits of the caller's deadline.
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 impl GrpcEdge {
-    /// Runs one call.
+    /// Runs one call, with its deadline.
     pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -55,8 +55,8 @@ impl GrpcEdge {
     }
 }
 
-/// The status that an answer begins with. One that has a message says it at its end, and then it is OK: a stream that
-/// breaks later is counted as what it began as.
+/// Status in the head of a response. A response with a message has its status in the trailers, and counts as OK: a
+/// stream that breaks later is counted by how it began.
 fn initial_code(headers: &HeaderMap) -> GrpcCode {
     headers
         .get("grpc-status")
@@ -64,7 +64,7 @@ fn initial_code(headers: &HeaderMap) -> GrpcCode {
         .map_or(GrpcCode::Ok, |number| GrpcCode::ALL.get(number).copied().unwrap_or(GrpcCode::Unknown))
 }
 
-/// How long the caller waits, if it says.
+/// Parses the caller's deadline, if there is one.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(|text| {
@@ -106,7 +106,7 @@ mod tests {
     use crate::persist::store::memory::MemoryStore;
     use crate::scheduler::{Scheduler, SchedulerSettings};
 
-    /// Panics when it is read, or never comes.
+    /// Body that panics when it is polled, or never becomes ready.
     enum Bad {
         Panics,
         Hangs,

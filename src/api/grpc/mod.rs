@@ -1,7 +1,7 @@
-//! gRPC, `hotpool.v1`. `guard` stands around every call (deadline, panics, counting), `body` and `codec` bound what comes
-//! in, `read` and `write` turn messages into what the scheduler takes and back, `status` says what went wrong.
+//! gRPC edge, package `hotpool.v1`. `guard` wraps every call (deadline, panics, counting), `unary_body` and `codec`
+//! limit the input, `from_proto` and `to_proto` convert messages, `status` converts errors.
 //!
-//! The interface is `src/api/grpc/hotpool/v1/hotpool.proto`: its comments are the client author's reference.
+//! The interface is `src/api/grpc/hotpool/v1/hotpool.proto`: its comments are the reference for client authors.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -40,13 +40,13 @@ use health::GrpcHealth;
 use long_lived::LongLivedStreams;
 use unary_body::{BodyError, MessagePermit, UnaryBody};
 
-/// What is made of the `.proto` file: messages, clients and servers.
+/// Code generated from the `.proto` file: messages, clients and servers.
 #[allow(missing_docs, reason = "generated")]
 #[allow(clippy::all, clippy::pedantic, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("hotpool.v1");
 
-    /// The descriptors of the file, encoded.
+    /// Encoded descriptors of the `.proto` file.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hotpool.v1.bin"));
 }
 
@@ -55,32 +55,32 @@ use proto::pool_service_server::PoolServiceServer;
 use proto::quota_service_server::QuotaServiceServer;
 use proto::worker_service_server::WorkerServiceServer;
 
-/// Largest message to the services that are not ours: each asks for a name.
+/// Largest message to third-party services, in bytes: each message is a name.
 const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
-/// The method whose requests are not one message each.
+/// Method whose request is a stream of messages.
 const CLAIM_STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
 
-/// The method of health that answers for as long as its client listens.
+/// Health method that replies for as long as its client listens.
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
-/// What a handler says.
+/// Result of a gRPC handler.
 type RpcResult<T> = Result<GrpcResponse<T>, Status>;
 
-/// What the handlers of all services need.
+/// State that the handlers of all services share.
 pub(crate) struct GrpcHandlers {
     scheduler: Scheduler,
     bounds: RequestLimits,
-    /// Places for claim streams.
+    /// Permits for claim streams.
     streams: Arc<Semaphore>,
     answers: ResponseBudget,
     stopping: watch::Receiver<()>,
 }
 
-/// A service whose type the library keeps to itself.
+/// Service whose concrete type its library does not export.
 type BoxedService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// Answer to a call that is refused before any service sees it. It is counted, as every answer is.
+/// Builds and counts the response to a call that is rejected before any service sees it.
 pub(in crate::api) fn reject(path: &str, failure: &ApiError) -> Response<Body> {
     let status = failure.to_status();
     let code = GrpcCode::ALL.get(status.code() as usize).copied().unwrap_or(GrpcCode::Unknown);
@@ -88,7 +88,7 @@ pub(in crate::api) fn reject(path: &str, failure: &ApiError) -> Response<Body> {
     status.into_http()
 }
 
-/// What the answer to a call of this method may be, or none: it is a stream that lasts, with bounds of its own.
+/// Treatment of a method's response when the budget is used up. `None`: a long-lived stream with its own limits.
 pub(in crate::api) fn response_class(path: &str) -> Option<ResponseClass> {
     match GrpcMethod::of(path) {
         GrpcMethod::ClaimStream
@@ -111,10 +111,10 @@ pub(in crate::api) fn response_class(path: &str) -> Option<ResponseClass> {
     }
 }
 
-/// The gRPC edge.
+/// Edge that serves gRPC calls.
 pub struct GrpcEdge {
     claims: ClaimServiceServer<GrpcHandlers>,
-    /// The same, for the one of its methods that takes more than one message.
+    /// Server of `ClaimService` for its streaming method.
     claim_stream: ClaimServiceServer<GrpcHandlers>,
     workers: WorkerServiceServer<GrpcHandlers>,
     pools: PoolServiceServer<GrpcHandlers>,
@@ -128,9 +128,8 @@ pub struct GrpcEdge {
 }
 
 impl GrpcEdge {
-    /// `rooms` are shared with the other edges.
-    /// `stopping` closes when the service begins to stop. Until then a task of the present tokio runtime looks out for
-    /// those who watch the health of the service.
+    /// Creates the edge. `budgets` are shared with the other edges. `stopping` closes when the service begins to stop.
+    /// Until then a task of the current tokio runtime polls readiness for watchers of the health service.
     #[must_use]
     pub fn new(
         scheduler: Scheduler,
@@ -172,7 +171,7 @@ impl GrpcEdge {
         }
     }
 
-    /// One call, to its service: a copy of it, which costs a few counted references.
+    /// Dispatches one call to a clone of its service, which costs a few counted references.
     async fn dispatch<B>(&self, request: Request<B>, permit: MessagePermit) -> Response<Body>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,

@@ -1,4 +1,4 @@
-//! Pools.
+//! Methods of `PoolService`.
 
 use futures::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};
@@ -86,7 +86,7 @@ impl PoolService for GrpcHandlers {
         let from = from.as_deref().map(str::parse).transpose().map_err(ApiError::from)?;
         let watcher = self.scheduler.watch_pool(&name, from).map_err(ApiError::from)?;
         let told = event_stream::event_stream(watcher, wait_for_stop(&self.stopping));
-        // The end comes after the call was answered, when the task does not know the caller any more.
+        // The stream ends after the call was answered, when the task no longer knows the caller.
         let caller = CallerContext::current();
         let end = move |why| CallerContext::sync_scope_or_plain(caller.as_ref(), || ApiError::from(why).to_status());
         let events = told.map(move |told| told.map(PoolEvent::from).map_err(&end));

@@ -1,4 +1,4 @@
-//! What a failure is called in gRPC: the code of the outcome table, and details as google.rpc has them.
+//! gRPC statuses of errors: the code of the error table, and details of `google.rpc`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use super::proto::{self, Reason};
 use crate::api::error_table::{ApiError, ErrorCode};
 use crate::scheduler::caller::CallerContext;
 
-/// `ErrorInfo.domain`: who gave the reason.
+/// Value of `ErrorInfo.domain`, the source of the reason.
 const DOMAIN: &str = "hotpool";
-/// When to try again what was refused for now: as HTTP's Retry-After.
+/// Delay before a retry, like HTTP's Retry-After.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl ErrorCode {
-    /// The same word in gRPC.
+    /// Maps the error code to gRPC's code.
     const fn grpc_code(self) -> GrpcCode {
         match self {
             Self::InvalidArgument => GrpcCode::InvalidArgument,
@@ -33,7 +33,7 @@ impl ErrorCode {
 }
 
 impl Reason {
-    /// The value for a word of the outcome table.
+    /// Maps a reason of the error table to the enumeration.
     pub(super) fn from_word(word: Option<&str>) -> Self {
         let Some(word) = word else { return Self::Unspecified };
         let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
@@ -43,7 +43,7 @@ impl Reason {
 }
 
 impl ApiError {
-    /// The answer to a call.
+    /// Status of a call that failed.
     pub(in crate::api) fn to_status(&self) -> Status {
         let mut details = ErrorDetails::new();
         let reason = Reason::from_word(self.status.reason);
@@ -63,7 +63,7 @@ impl ApiError {
     }
 }
 
-/// A status that was made where the caller is not known, or by the library, with the id of the request in its details.
+/// Adds the request id to the details of a status that was made without a caller, or by the library.
 pub(super) fn with_request_id(status: Status) -> Status {
     let Some(request_id) = CallerContext::with_request_id(|id| id.map(ToString::to_string)) else { return status };
     let mut details = status.get_error_details();
@@ -96,7 +96,7 @@ mod tests {
     use crate::api::error_table::ErrorStatus;
     use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 
-    /// Code, reason, field, whether to retry; as a call says it, and as an item of a batch does.
+    /// Code, reason, field and retry hint, checked to be the same for a call and for an item of a batch.
     fn said(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
         let status = failure.to_status();
         let details = status.get_error_details();
@@ -146,7 +146,7 @@ mod tests {
         }
     }
 
-    /// Reasons in the head of hotpool.proto, each behind its code.
+    /// Parses the reasons in the header of hotpool.proto, each after its code.
     #[test]
     fn the_list_of_errors_in_the_interface_has_every_outcome() {
         let text = include_str!("hotpool/v1/hotpool.proto");
@@ -167,7 +167,7 @@ mod tests {
         let mut wanted: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
         let words: Vec<_> = ErrorStatus::all()
             .into_iter()
-            // Outcomes that only HTTP has.
+            // Rows that only HTTP has.
             .filter(|outcome| ![ErrorStatus::ROUTE, ErrorStatus::METHOD].contains(outcome))
             .map(|ErrorStatus { code, reason, .. }| {
                 let code = serde_json::to_value(code).unwrap();
@@ -178,7 +178,7 @@ mod tests {
             wanted.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
         }
         assert_eq!(said, wanted);
-        // A reason of the enumeration that no outcome has would be missing above.
+        // A reason of the enumeration without a row would be missing above.
         let named = (1..).map_while(|number| Reason::try_from(number).ok());
         for reason in named.map(|reason| reason.as_str_name().trim_start_matches("REASON_")) {
             assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is no reason of the outcome table");

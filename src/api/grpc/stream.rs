@@ -1,6 +1,6 @@
-//! The claim stream: many requests of one call in flight, answered by id. No task and no timer per request: the stream reads
-//! what has come, sends it to the scheduler together, and says what has been decided, whenever it is asked for more to
-//! write. So a client that does not read is not read from, and what it may have in flight is bounded twice.
+//! Claim stream: many requests of one call in flight, answered by id. There is no task and no timer for each request:
+//! whenever the stream is polled for responses, it reads requests, submits them together, and returns completed ones.
+//! So it does not read from a client that does not read, and requests in flight are limited twice.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -30,25 +30,24 @@ use crate::model::request_error::UnavailableReason;
 use crate::scheduler::caller::CallerContext;
 use crate::scheduler::{ClaimVerb, RequestCompletion, RequestStream};
 
-/// The answers of one call, in the order in which they are decided.
+/// Responses of one call, in the order of completion.
 pub(crate) struct ClaimStreamResponses {
     input: Streaming<ClaimStreamRequest>,
-    /// How the input ended: no more is read.
     end: Option<Result<(), Status>>,
     flight: RequestStream,
     completions: Vec<(u64, RequestCompletion)>,
     responses: VecDeque<ClaimStreamResponse>,
-    /// Runs while something is in flight.
     deadline: Option<Pin<Box<Sleep>>>,
     limit: Duration,
     stop: BoxFuture<'static, ()>,
-    /// Caller of the stream, for the status that ends it, which is made after the call was answered.
+    /// Caller for the stream's final status, which is made after the call was answered.
     caller: Option<CallerContext>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl ClaimStreamResponses {
-    /// `stop` resolves when the service begins to stop; `limit` is how long a request may take that does not wait.
+    /// Creates the stream. `stop` resolves when the service begins to stop; `limit` is the timeout of a request that is
+    /// not queued.
     pub(super) fn new(
         input: Streaming<ClaimStreamRequest>,
         flight: RequestStream,
@@ -72,7 +71,7 @@ impl ClaimStreamResponses {
         }
     }
 
-    /// Takes what has come, as far as there is room for it, and sends it together.
+    /// Reads requests, as far as capacity allows, and submits them together.
     fn read_requests(&mut self, context: &mut Context<'_>) {
         if self.end.is_none() && self.stop.poll_unpin(context).is_ready() {
             let status = || ApiError::from(UnavailableReason::Stopping).to_status();
@@ -139,7 +138,7 @@ impl ClaimStreamResponses {
         Ok(())
     }
 
-    /// Makes answers of what has been decided, and of what nobody waits for any more.
+    /// Turns completed and timed out requests into responses.
     fn collect_completions(&mut self, context: &mut Context<'_>) {
         let mut landed = std::mem::take(&mut self.completions);
         self.flight.poll_completions(context, &mut landed);
@@ -155,11 +154,11 @@ impl ClaimStreamResponses {
             self.deadline = None;
             return;
         }
-        // None is due before the first could be.
+        // No request is due before the first could be.
         let late = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
         while late.poll_unpin(context).is_ready() {
             let next_ms = self.flight.expire(landed);
-            // The time that deadlines are counted in may be a tick behind the timer's.
+            // The clock of the deadlines may be a tick behind the timer's.
             let next = next_ms.map_or(self.limit, Duration::from_millis).max(Duration::from_millis(1));
             let until = late.deadline() + next;
             late.as_mut().reset(until);
@@ -188,7 +187,7 @@ impl ClaimStreamResponses {
         self.push_response(id, method, outcome.map_err(ApiError::from));
     }
 
-    /// Each is counted as the call of its own that it could be.
+    /// Each request is counted as the unary call that it could be.
     fn push_response(&mut self, id: u64, method: GrpcMethod, outcome: Result<Outcome, ApiError>) {
         let (code, outcome) = match outcome {
             Ok(outcome) => (GrpcCode::Ok, outcome),
@@ -214,7 +213,7 @@ impl Stream for ClaimStreamResponses {
             let full = this.flight.free_capacity() == 0;
             this.read_requests(context);
             this.collect_completions(context);
-            // Places may come free without an answer, and then nobody has looked at the input.
+            // Capacity may become free without a response, and then nothing has read the input.
             let more = full && this.flight.free_capacity() > 0;
             if this.responses.is_empty() && !more {
                 return match &mut this.end {
@@ -226,7 +225,7 @@ impl Stream for ClaimStreamResponses {
     }
 }
 
-/// Where a request stands in its message.
+/// Field of a request's message that its errors are about.
 const fn request_field(method: GrpcMethod) -> &'static str {
     match method {
         GrpcMethod::TakeClaim => "take",
@@ -237,7 +236,7 @@ const fn request_field(method: GrpcMethod) -> &'static str {
     }
 }
 
-/// What ended the input: mostly a message that is none, or too large.
+/// Status for a failed input, mostly a message that is invalid or too large.
 fn input_error(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => body_too_large(limits::STREAM_MESSAGE_BYTES_MAX).to_status(),

@@ -1,4 +1,4 @@
-//! Workers.
+//! Methods of `WorkerService`.
 
 use tonic::{Request, Response, async_trait};
 
@@ -83,7 +83,7 @@ impl WorkerService for GrpcHandlers {
         &self,
         request: Request<BatchHeartbeatWorkersRequest>,
     ) -> RpcResult<BatchHeartbeatWorkersResponse> {
-        // Never refused for answers that others do not read: workers would be lost.
+        // Never rejected because other clients do not read their responses: workers would be lost.
         let BatchHeartbeatWorkersRequest { namespace, pool, workers } = request.get_ref();
         let pool = PoolName::new(namespace, pool).map_err(ApiError::from)?;
         from_proto::check_batch_size("workers", workers.len())?;

@@ -1,4 +1,4 @@
-//! Claims.
+//! Handlers of `/v1/claims`.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -20,14 +20,14 @@ use crate::api::{deadline, half_close};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimId, ClaimState, ClaimStatus};
 
-/// Namespace and key, as the path has them.
+/// Path parameters: namespace and key.
 type KeyPath = PathSegments<(String, String)>;
 
-/// Takes a worker, or finds that the key has one.
+/// Claims a worker, or returns the claim that the key already has.
 pub(super) async fn claim(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let request = {
-        // A claim may wait for a day: nothing of its body is kept meanwhile.
+        // A claim may be queued for a day: nothing of its body is kept meanwhile.
         let bytes = read_body(&api, sent).await?;
         parse_object::<ClaimBody<'_>>(&bytes)?.into_request().and_then(deadline::extend_for_wait)?
     };
@@ -36,7 +36,7 @@ pub(super) async fn claim(State(api): State<SharedState>, uri: Uri, sent: Body) 
     Ok(json(created_or_ok(taken.created), &ClaimResponseBody::from(&taken.claim)))
 }
 
-/// What a claim would find.
+/// Explains what a claim would get, without making it.
 pub(super) async fn explain(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let bytes = read_body(&api, sent).await?;
@@ -45,11 +45,11 @@ pub(super) async fn explain(State(api): State<SharedState>, uri: Uri, sent: Body
     Ok(json(StatusCode::OK, &ExplainResponseBody::from(&explanation)))
 }
 
-/// Many claims; a bad one harms no other.
+/// Makes many claims; an invalid one does not affect the others.
 pub(super) async fn claim_batch(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let (mode, requests) = {
-        // Its claims may wait for a day: nothing of the body is kept meanwhile.
+        // The claims may be queued for a day: nothing of the body is kept meanwhile.
         let bytes = read_body(&api, sent).await?;
         api.budgets.responses.check_available()?;
         let batch: ClaimsBatch<'_> = parse_object(&bytes)?;
@@ -69,7 +69,7 @@ pub(super) async fn claim_batch(State(api): State<SharedState>, uri: Uri, sent: 
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
 }
 
-/// Who holds the key, or what it waits for.
+/// Returns the claim of a key, or its state in the queue.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: KeyPath) -> HandlerResult {
     let tenant = QueryParams::parse(&uri, &["tenant"])?.take("tenant");
     let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(DEFAULT_TENANT), &path.0.1)?;
@@ -79,7 +79,8 @@ pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: KeyPath)
     })
 }
 
-/// `{key}:confirm`, `{key}:renew`, `{key}:resize` and `{key}:release`. A key holds no colon, so the last one begins the verb.
+/// Dispatches `{key}:confirm`, `:renew`, `:resize` and `:release`. A key cannot contain a colon, so the last one starts
+/// the verb.
 pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path: KeyPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let PathSegments((namespace, segment)) = path;
@@ -116,7 +117,7 @@ pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path:
     Ok(json(StatusCode::OK, &ClaimResponseBody::from(&claim)))
 }
 
-/// States with commas between them; none: any.
+/// Parses states separated by commas; without the parameter any state matches.
 fn parse_states(words: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
     let Some(words) = words else { return Ok(Vec::new()) };
     let state = |word: &str| {
@@ -132,7 +133,7 @@ fn parse_states(words: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
     words.split(',').map(state).collect()
 }
 
-/// Page by page.
+/// Lists claims that match the filter, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
     let known = ["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"];
     let mut params = QueryParams::parse(&uri, &known)?;

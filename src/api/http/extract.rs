@@ -1,4 +1,4 @@
-//! From bytes to checked values: body, JSON, query and path, each refusal naming its field.
+//! Extractors of the HTTP edge: body, query and path. Each error names its field.
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query};
@@ -16,7 +16,7 @@ use crate::api::error_table::ApiError;
 use crate::api::request::truncate;
 use crate::limits;
 
-/// A body that was read, and its place among the large ones. A handler that waits for long drops it before.
+/// Body of a request with its permit. A handler that waits for long drops it first.
 pub(super) struct RequestBody<'a> {
     bytes: Bytes,
     _permit: BodyPermit<'a>,
@@ -30,7 +30,7 @@ impl std::ops::Deref for RequestBody<'_> {
     }
 }
 
-/// Room that one body takes of that for large ones.
+/// Permit of one body from the budget for large bodies.
 struct BodyPermit<'a> {
     bodies: &'a Semaphore,
     permit: Option<SemaphorePermit<'a>>,
@@ -41,7 +41,7 @@ impl<'a> BodyPermit<'a> {
         Self { bodies, permit: None }
     }
 
-    /// Takes as much as a body of so many bytes needs in all.
+    /// Extends the permit to a body of so many bytes in all.
     fn grow_to(&mut self, bytes: u64) -> Result<(), ApiError> {
         if bytes <= SMALL_BODY_BYTES {
             return Ok(());
@@ -60,11 +60,11 @@ impl<'a> BodyPermit<'a> {
     }
 }
 
-/// Reads a body. One that announces its length has room for all of it before it is read; another as it comes, so that whoever
-/// sends little keeps no room from others.
+/// Reads a body. One with a content length takes its whole permit before it is read; a chunked one takes it as data
+/// arrives, so that a slow sender does not reserve memory that others need.
 pub(super) async fn read_body(api: &HttpState, mut body: Body) -> Result<RequestBody<'_>, ApiError> {
     let max = api.bounds.body_bytes_max;
-    // What announces its length is refused unread.
+    // A body whose announced length exceeds the limit is rejected unread.
     let announced = body.size_hint();
     if announced.lower() > max as u64 {
         return Err(body_too_large(max));
@@ -72,7 +72,7 @@ pub(super) async fn read_body(api: &HttpState, mut body: Body) -> Result<Request
     let mut room = BodyPermit::new(&api.budgets.bodies);
     let announced_bytes = announced.upper().unwrap_or(announced.lower());
     room.grow_to(announced_bytes)?;
-    // Most bodies are one piece, which is not copied.
+    // Most bodies are a single frame, which is not copied.
     let (mut first, mut joined) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::invalid("body", format!("could not be read: {error}")))?;
@@ -96,7 +96,7 @@ pub(super) async fn read_body(api: &HttpState, mut body: Body) -> Result<Request
     Ok(RequestBody { bytes, _permit: room })
 }
 
-/// The segments of a path, percent-decoded.
+/// Segments of a path, percent-decoded.
 pub(super) struct PathSegments<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathSegments<T> {
@@ -110,11 +110,11 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathSeg
     }
 }
 
-/// The query, as pairs that a handler takes by name.
+/// Query parameters, which a handler takes by name.
 pub(super) struct QueryParams(Vec<(String, String)>);
 
 impl QueryParams {
-    /// Reads the query; a parameter that is not in `known` or comes twice is refused.
+    /// Parses the query; unknown and repeated parameters are rejected.
     pub(super) fn parse(uri: &Uri, known: &[&str]) -> Result<Self, ApiError> {
         let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) else {
             return Err(ApiError::invalid("query", "must be name=value pairs"));
@@ -132,13 +132,13 @@ impl QueryParams {
         Ok(Self(pairs))
     }
 
-    /// Takes one parameter.
+    /// Takes one parameter by its name.
     pub(super) fn take(&mut self, name: &str) -> Option<String> {
         let at = self.0.iter().position(|(known, _)| known == name)?;
         Some(self.0.swap_remove(at).1)
     }
 
-    /// Takes `limit`: items on a page.
+    /// Takes `limit`, the number of items on a page.
     pub(super) fn limit(&mut self) -> Result<usize, ApiError> {
         let Some(text) = self.take("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
         match text.parse() {
@@ -147,7 +147,7 @@ impl QueryParams {
         }
     }
 
-    /// Takes a whole number that is at most `max`.
+    /// Takes an integer that is at most `max`.
     pub(super) fn number(&mut self, name: &'static str, max: u64) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.take(name) else { return Ok(None) };
         match text.parse() {
@@ -156,7 +156,7 @@ impl QueryParams {
         }
     }
 
-    /// Takes a yes or no.
+    /// Takes a parameter that is `true` or `false`.
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, ApiError> {
         match self.take(name).as_deref() {
             None | Some("false") => Ok(false),

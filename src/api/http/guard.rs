@@ -1,4 +1,4 @@
-//! What stands around every request: a deadline, a net for panics, and the count of answers.
+//! Wraps every request: deadline, panics, and counting of responses.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::metrics::{HttpRoute, metrics};
 use crate::model::request_error::RequestError;
 use crate::scheduler::caller::CallerContext;
 
-/// Runs one request.
+/// Runs one request, with its deadline.
 pub(super) async fn guard(State(api): State<SharedState>, request: Request, next: Next) -> Response {
     let route = route_of(&request);
     // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
@@ -52,7 +52,7 @@ fn route_of(request: &Request) -> HttpRoute {
     }
 }
 
-/// A name and its verb are one segment to the router, and two things to people.
+/// Distinguishes the verb of a `{name}:{verb}` segment, which is a single segment to the router.
 fn action_route(route: HttpRoute, path: &str) -> HttpRoute {
     let verb = path.rsplit_once(':').map_or("", |(_, verb)| verb);
     match (route, verb) {

@@ -1,4 +1,4 @@
-//! Pools.
+//! Handlers of `/v1/pools`.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -13,10 +13,10 @@ use crate::api::response::{ClearResponseBody, PageJson, PoolJson, PoolResponseBo
 use crate::limits::FENCE_MAX;
 use crate::model::{ClearResult, PoolName, PoolSpec};
 
-/// Namespace and pool, as the path has them.
+/// Path parameters: namespace and pool.
 pub(super) type PoolPath = PathSegments<(String, String)>;
 
-/// Creates or replaces.
+/// Creates a pool, or replaces its specification.
 pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -26,7 +26,7 @@ pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: PoolPath
     Ok(json(created_or_ok(new), &PoolResponseBody::from(&status)))
 }
 
-/// Changes single fields, if the pool is still at the version that was read.
+/// Changes single fields of a specification, if the pool still has the given version.
 pub(super) async fn patch(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     let version = QueryParams::parse(&uri, &["version"])?.number("version", FENCE_MAX)?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -36,7 +36,7 @@ pub(super) async fn patch(State(api): State<SharedState>, uri: Uri, path: PoolPa
     Ok(json(StatusCode::OK, &PoolResponseBody::from(&status)))
 }
 
-/// Spec, counts and figures by shard.
+/// Returns a pool with its specification, counts and shards.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -52,7 +52,7 @@ pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: PoolP
     Ok(empty_response())
 }
 
-/// `{pool}:clear`: its owner speaks for all workers.
+/// Dispatches `{pool}:clear`, by which the owner vouches for all workers.
 pub(super) async fn pool_action(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let PathSegments((namespace, segment)) = path;
@@ -65,7 +65,7 @@ pub(super) async fn pool_action(State(api): State<SharedState>, uri: Uri, path: 
     Ok(json(StatusCode::OK, &ClearResponseBody { cleared, suspect }))
 }
 
-/// What waits for a pool.
+/// Returns the demand of a pool.
 pub(super) async fn demand(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -73,7 +73,7 @@ pub(super) async fn demand(State(api): State<SharedState>, uri: Uri, path: PoolP
     Ok(json(StatusCode::OK, &DemandResponseBody::from(&demand)))
 }
 
-/// Page by page.
+/// Lists all pools, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
     let mut params = QueryParams::parse(&uri, &["page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);

@@ -1,4 +1,4 @@
-//! Workers.
+//! Handlers of `/v1/pools/{ns}/{pool}/workers`.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -18,10 +18,10 @@ use crate::api::request::{
 use crate::api::response::PageJson;
 use crate::model::{PoolName, WorkerCommand, WorkerId};
 
-/// Namespace, pool and worker, as the path has them.
+/// Path parameters: namespace, pool and worker.
 type WorkerPath = PathSegments<(String, String, String)>;
 
-/// Registers one.
+/// Registers a worker under the id in the path.
 pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: WorkerPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let PathSegments((namespace, pool, id)) = path;
@@ -32,7 +32,7 @@ pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: WorkerPa
     Ok(json(created_or_ok(registered.created), &WorkerResponseBody::from(&registered)))
 }
 
-/// Registers many; a bad one harms no other.
+/// Registers many workers; an invalid one does not affect the others.
 pub(super) async fn put_batch(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let pool = PoolName::new(&path.0.0, &path.0.1)?;
@@ -45,7 +45,7 @@ pub(super) async fn put_batch(State(api): State<SharedState>, uri: Uri, path: Po
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(WorkerOutcome::from).collect() }))
 }
 
-/// Many that are there; a bad one harms no other.
+/// Records heartbeats of many workers; an invalid one does not affect the others.
 pub(super) async fn heartbeat_batch(
     State(api): State<SharedState>,
     uri: Uri,
@@ -55,7 +55,7 @@ pub(super) async fn heartbeat_batch(
     QueryParams::parse(&uri, &[])?;
     let pool = PoolName::new(&path.0.0, &path.0.1)?;
     let bytes = read_body(&api, sent).await?;
-    // Never refused for answers that others do not read: workers would be lost.
+    // Never rejected because other clients do not read their responses: workers would be lost.
     let batch: WorkersBatch<'_> = parse_object(&bytes)?;
     let read = batch.workers.0.iter().map(|raw| parse_item::<HeartbeatItem<'_>>(raw)?.into_heartbeat(pool.namespace()));
     let outcomes =
@@ -63,7 +63,7 @@ pub(super) async fn heartbeat_batch(
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(HeartbeatOutcome::from).collect() }))
 }
 
-/// One, with what it holds.
+/// Returns a worker with its claims.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: WorkerPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
@@ -71,7 +71,7 @@ pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: WorkerPa
     Ok(json(StatusCode::OK, &WorkerResponseBody::from(&worker)))
 }
 
-/// Ends one and what it holds.
+/// Deletes a worker and ends its claims.
 pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: WorkerPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
@@ -79,7 +79,8 @@ pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: Worke
     Ok(empty_response())
 }
 
-/// `{id}:heartbeat` and what its owner wishes. An id holds no colon, so the last one begins the verb.
+/// Dispatches `{id}:heartbeat` and the operator's commands. An id cannot contain a colon, so the last one starts the
+/// verb.
 pub(super) async fn worker_action(
     State(api): State<SharedState>,
     uri: Uri,
@@ -112,7 +113,7 @@ pub(super) async fn worker_action(
     Ok(json(StatusCode::OK, &HeartbeatResponseBody::from(&heard)))
 }
 
-/// Page by page.
+/// Lists the workers of a pool, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     let mut params = QueryParams::parse(&uri, &["page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);

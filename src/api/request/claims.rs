@@ -12,18 +12,18 @@ use crate::model::{
     affinity_hash, check_name, json_object, present, some_object, unique_keys,
 };
 
-/// A key for a claim that brings none.
+/// Generates a key for a claim without one.
 pub(in crate::api) fn generate_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) -> &str {
     Uuid::now_v7().hyphenated().encode_lower(text)
 }
 
-/// A request for one worker.
+/// Claim of one worker.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ClaimBody<'a> {
     #[serde(borrow)]
     pub(in crate::api) namespace: BorrowedText<'a>,
-    // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
+    // `null` is rejected: a caller that meant to send a key would get a new claim with every retry.
     #[serde(borrow, default, deserialize_with = "present")]
     pub(in crate::api) key: Option<BorrowedText<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -64,7 +64,7 @@ pub(in crate::api) struct ClaimBody<'a> {
     pub(in crate::api) preemptible: bool,
 }
 
-/// On which nodes.
+/// Node constraints of a claim.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct NodeConstraintsBody<'a> {
@@ -76,7 +76,7 @@ pub(in crate::api) struct NodeConstraintsBody<'a> {
     pub(in crate::api) preferred_then_wait: Option<PreferredWaitBody<'a>>,
 }
 
-/// Preferred nodes, and for how long only they will do.
+/// Preferred nodes, and the time in milliseconds for which no other node is acceptable.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct PreferredWaitBody<'a> {
@@ -86,7 +86,7 @@ pub(in crate::api) struct PreferredWaitBody<'a> {
 }
 
 impl ClaimBody<'_> {
-    /// Checks every name.
+    /// Checks every name and converts the body.
     pub(in crate::api) fn into_request(self) -> Result<ClaimRequest, ApiError> {
         let tenant = self.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
         let mut made = [0; _];
@@ -110,7 +110,7 @@ impl ClaimBody<'_> {
         })
     }
 
-    /// Exactly one of the three ways to name pools.
+    /// Chooses exactly one of the three fields that name pools.
     fn pool_choice(&self) -> Result<PoolChoice, ApiError> {
         let namespace = &self.namespace.0;
         match (&self.pool, &self.pools, &self.pool_selector) {
@@ -136,7 +136,7 @@ impl ClaimBody<'_> {
         }
     }
 
-    /// What it asks beyond any worker, if anything.
+    /// Collects constraints beyond any worker; `None` if the claim has none.
     fn into_constraints(self) -> Result<Option<Box<ClaimConstraints>>, ApiError> {
         let Self { class, resources, selector, node, worker, must_match, labels, priority, preemptible, .. } = self;
         let priority = u16::try_from(priority.unwrap_or(0)).unwrap_or(u16::MAX);
@@ -178,17 +178,17 @@ impl ClaimBody<'_> {
     }
 }
 
-/// How a batch of claims is carried out.
+/// Execution mode of a batch of claims.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::api) enum BatchMode {
-    /// Each item for itself.
+    /// Each item succeeds or fails separately.
     Independent,
-    /// All items or none.
+    /// Either all items succeed, or none.
     AllOrNothing,
 }
 
-/// Many claims.
+/// Batch of claims with their mode.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ClaimsBatch<'a> {
@@ -197,7 +197,7 @@ pub(in crate::api) struct ClaimsBatch<'a> {
     pub(in crate::api) items: RawItems<'a>,
 }
 
-/// The body of `:confirm`.
+/// Body of `:confirm`: the fence that identifies the holder.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct HolderBody<'a> {
@@ -207,13 +207,13 @@ pub(in crate::api) struct HolderBody<'a> {
 }
 
 impl HolderBody<'_> {
-    /// Whose claim, and under which fence.
+    /// Returns the claim's identity and its fence, both checked.
     pub(in crate::api) fn claim_and_fence(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), ApiError> {
         holder(namespace, self.tenant.as_ref(), key, self.fence)
     }
 }
 
-/// Whose claim, and under which fence.
+/// Returns a claim's identity and its fence, both checked.
 pub(in crate::api) fn holder(
     namespace: &str,
     tenant: Option<&BorrowedText<'_>>,
@@ -225,7 +225,7 @@ pub(in crate::api) fn holder(
     Ok((ClaimId::new(namespace, tenant, key)?, fence))
 }
 
-/// The body of `:renew`.
+/// Body of `:renew`, with a new lifetime.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct RenewBody<'a> {
@@ -236,7 +236,7 @@ pub(in crate::api) struct RenewBody<'a> {
     pub(in crate::api) ttl_ms: Option<Millis>,
 }
 
-/// The body of `:resize`.
+/// Body of `:resize`, with the new resources.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ResizeBody<'a> {
@@ -247,17 +247,17 @@ pub(in crate::api) struct ResizeBody<'a> {
     pub(in crate::api) resources: ResourceRequirements,
 }
 
-/// One of two steps of a release.
+/// Phase of a release in two calls.
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::api) enum ReleasePhase {
-    /// The holder is done; the worker has to be cleaned.
+    /// Holder is done; the worker needs cleaning.
     Begin,
-    /// The worker is clean.
+    /// Worker is clean and can be claimed again.
     Finish,
 }
 
-/// The body of `:release`.
+/// Body of `:release`, with the phase.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ReleaseBody<'a> {
@@ -268,7 +268,7 @@ pub(in crate::api) struct ReleaseBody<'a> {
     pub(in crate::api) phase: Option<ReleasePhase>,
 }
 
-/// Checks a fence.
+/// Checks that a fence is within its limit.
 pub(in crate::api) fn check_fence(fence: Fence) -> Result<Fence, ApiError> {
     if fence > limits::FENCE_MAX {
         return Err(ApiError::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));

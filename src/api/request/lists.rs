@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use super::BorrowedText;
 use crate::limits;
 
-/// The items of a batch, unparsed, so that a bad one harms no other.
+/// Items of a batch, unparsed, so that an invalid one does not affect the others.
 pub(in crate::api) type RawItems<'a> = BoundedList<&'a RawValue, { limits::BATCH_ITEMS_MAX }>;
 
-/// A list of at most `MAX` values; what is longer is refused while it is read.
+/// List of at most `MAX` values; a longer one is rejected while it is read.
 pub(in crate::api) struct BoundedList<T, const MAX: usize>(pub(in crate::api) Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for BoundedList<T, MAX> {
@@ -22,7 +22,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for BoundedLis
     }
 }
 
-/// At most `MAX` texts.
+/// List of at most `MAX` texts.
 #[derive(Default)]
 pub(in crate::api) struct BoundedTexts<'a, const MAX: usize>(pub(in crate::api) Vec<BorrowedText<'a>>);
 
@@ -32,7 +32,7 @@ impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for BoundedTexts<'a, MAX> {
     }
 }
 
-/// Reads an array, and counts while reading: a body of 8 MiB holds four million empty items.
+/// Reads an array and counts while reading: a body of 8 MiB can hold four million empty items.
 fn deserialize_bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
     max: usize,

@@ -1,4 +1,4 @@
-//! From JSON to a request form, or to the error that names its field.
+//! Parses JSON into a request form, or into an error that names the field.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -6,13 +6,13 @@ use serde_json::value::RawValue;
 use super::parse_errors::parse_error;
 use crate::api::error_table::ApiError;
 
-/// Parses one JSON object, whatever the content type says (`curl -d` says form). Nothing at all means `{}`.
+/// Parses one JSON object, whatever the content type (`curl -d` sends a form's). An empty body means `{}`.
 pub(in crate::api) fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     let start = body.iter().position(|b| !b.is_ascii_whitespace());
     match start.map(|at| body[at]) {
         None => serde_json::from_slice(b"{}").map_err(|_| parse_error::<T>(b"{}")),
         Some(b'{') => serde_json::from_slice(body).map_err(|_| parse_error::<T>(body)),
-        // A derived struct would take `["a", "b"]` as its fields in order.
+        // A derived struct would accept `["a", "b"]` as its fields in order.
         Some(_) => match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
             Ok(_) => Err(ApiError::invalid("body", "must be a JSON object")),
             Err(_) => Err(parse_error::<serde::de::IgnoredAny>(body)),
@@ -20,7 +20,7 @@ pub(in crate::api) fn parse_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Re
     }
 }
 
-/// Parses one item of a batch. Its own failures have the field relative to the item.
+/// Parses one item of a batch. Errors name the field relative to the item.
 pub(in crate::api) fn parse_item<'a, T: Deserialize<'a>>(item: &'a RawValue) -> Result<T, ApiError> {
     parse_object(item.get().as_bytes()).map_err(|mut failure| {
         if failure.field.as_deref() == Some("body") {

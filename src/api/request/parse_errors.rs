@@ -1,5 +1,5 @@
-//! Says in a caller's words what serde found wrong: the path of the field, what it must be, its limit.
-//! Runs only for a body that did not parse, which it parses again to learn the path.
+//! Explains parse errors to the caller: path of the field, expected type, limit. Runs only for a body that did not
+//! parse, and parses it again to learn the path.
 
 use serde::Deserialize;
 use serde_json::error::Category;
@@ -7,10 +7,10 @@ use serde_json::error::Category;
 use crate::api::error_table::ApiError;
 use crate::limits;
 
-/// Longest piece of a caller's own text that is said back, in bytes.
+/// Limit on the echo of a caller's text, in bytes.
 const ECHO_BYTES_MAX: usize = 100;
 
-/// Why `body` is not a `T`.
+/// Explains why `body` is not a `T`.
 #[cold]
 pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
     let mut reader = serde_json::Deserializer::from_slice(body);
@@ -26,13 +26,13 @@ pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
     }
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _where)| what);
-    // serde_path_to_error calls the root `.` and an unknown step `?`.
+    // serde_path_to_error writes the root as `.` and an unknown segment as `?`.
     let path = path.trim_matches(['.', '?']);
     let (field, message) = describe(path, text);
     ApiError::invalid(truncate(if field.is_empty() { "body" } else { &field }), message)
 }
 
-/// The field and the message for serde's words about `path`.
+/// Returns the field and the message for serde's error at `path`.
 fn describe(path: &str, text: &str) -> (String, String) {
     let inside = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     if let Some(name) = quoted(text, "missing field `") {
@@ -49,7 +49,7 @@ fn describe(path: &str, text: &str) -> (String, String) {
         return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), expected(text)));
     }
     let wrong = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
-    // A caller's own text may hold the words, so the last ones count.
+    // The caller's own text may contain the separator, so the last one counts.
     if let Some((got, wanted)) = wrong.and_then(|rest| rest.rsplit_once(", expected ")) {
         let got = got.trim_start_matches("integer ").trim_start_matches("floating point ");
         return (path.to_owned(), format!("must be {}, got {}", expected_type(path, wanted), truncate(got)));
@@ -63,7 +63,7 @@ fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
     Some(end("`, expected ").or_else(|| end("`, there are no ")).unwrap_or_else(|| rest.trim_end_matches('`')))
 }
 
-/// serde's list of what it knows, without its backticks.
+/// Lists the names that serde expected, without backticks.
 fn expected(text: &str) -> String {
     let known = text.rsplit_once(", expected ").map_or("", |(_, known)| known);
     let known = known.trim_start_matches("one of ").replace('`', "");
@@ -74,7 +74,7 @@ fn expected(text: &str) -> String {
     }
 }
 
-/// What a field must be, with its limit if it is a number.
+/// Describes the type of a field, with its limit if it is a number.
 fn expected_type(path: &str, wanted: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
@@ -104,7 +104,7 @@ fn expected_type(path: &str, wanted: &str) -> String {
     }
 }
 
-/// The beginning of a text that a caller chose, so that an error stays small.
+/// Shortens a caller's text for use in an error message.
 pub(in crate::api) fn truncate(text: &str) -> String {
     if text.len() <= ECHO_BYTES_MAX {
         return text.to_owned();

@@ -11,15 +11,15 @@ use crate::api::error_table::ApiError;
 use crate::model::request_error::RequestError;
 use crate::model::{PoolSpec, UniqueValue, field_names};
 
-/// Fields of a specification that are to change, with what they are to be; null is the default.
+/// Fields of a specification to change, with their new values; null means the default.
 #[derive(Debug)]
 pub(in crate::api) struct PoolPatch(Map<String, Value>);
 
 impl PoolPatch {
-    /// The fields of this name, as `spec` has them.
+    /// Takes the named fields from `spec`.
     ///
     /// # Errors
-    /// `Invalid` naming `field` for a name that no field has, or that is given twice.
+    /// `Invalid` naming `field` for an unknown or repeated name.
     pub(in crate::api) fn from_fields(
         spec: &PoolSpec,
         names: Vec<String>,
@@ -43,7 +43,7 @@ impl PoolPatch {
         Ok(Self(patch))
     }
 
-    /// The specification with these fields instead of its own.
+    /// Replaces these fields in `spec`.
     ///
     /// # Errors
     /// `Invalid` naming the field.
@@ -62,7 +62,8 @@ impl PoolPatch {
         })
     }
 
-    /// Specification after a JSON merge patch (RFC 7396): fields that are named replace those of `spec`, and so does each label.
+    /// Applies these fields to `spec` as a JSON merge patch (RFC 7396): named fields replace those of `spec`, as does
+    /// each label.
     ///
     /// # Errors
     /// `Invalid` naming the field.

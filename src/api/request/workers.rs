@@ -10,7 +10,7 @@ use crate::model::{
     WorkerSpec, json_object, present, unique_keys,
 };
 
-/// A claim that a worker says it runs. Its namespace is the pool's.
+/// Claim that a worker reports as running, in the namespace of its pool.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct ReportedClaimBody<'a> {
@@ -21,7 +21,7 @@ pub(in crate::api) struct ReportedClaimBody<'a> {
     pub(in crate::api) fence: Fence,
 }
 
-/// What a worker says it runs.
+/// Claims that a worker reports as running.
 pub(in crate::api) type ReportedClaimBodies<'a> = BoundedList<ReportedClaimBody<'a>, { limits::REPORTED_CLAIMS_MAX }>;
 
 fn reported_claims(namespace: &str, claims: &ReportedClaimBodies<'_>) -> Result<Vec<RunningClaim>, ApiError> {
@@ -34,7 +34,7 @@ fn reported_claims(namespace: &str, claims: &ReportedClaimBodies<'_>) -> Result<
     read.collect()
 }
 
-/// What a worker says of itself.
+/// Heartbeat of one worker, whose id is in the path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct HeartbeatBody<'a> {
@@ -47,14 +47,14 @@ pub(in crate::api) struct HeartbeatBody<'a> {
 }
 
 impl HeartbeatBody<'_> {
-    /// Checks every name.
+    /// Checks every name and converts the body.
     pub(in crate::api) fn heartbeat(&self, namespace: &str) -> Result<HeartbeatRequest, ApiError> {
         let claims = self.claims.as_ref().map(|claims| reported_claims(namespace, claims)).transpose()?;
         Ok(HeartbeatRequest { incarnation: self.incarnation, seq: self.seq, claims })
     }
 }
 
-/// A heartbeat in a batch.
+/// Heartbeat of one worker in a batch.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct HeartbeatItem<'a> {
@@ -69,14 +69,14 @@ pub(in crate::api) struct HeartbeatItem<'a> {
 }
 
 impl HeartbeatItem<'_> {
-    /// Checks every name.
+    /// Checks every name and converts the item.
     pub(in crate::api) fn into_heartbeat(self, namespace: &str) -> Result<(WorkerId, HeartbeatRequest), ApiError> {
         let Self { id, incarnation, seq, claims } = self;
         Ok((WorkerId::new(&id.0)?, HeartbeatBody { incarnation, seq, claims }.heartbeat(namespace)?))
     }
 }
 
-/// A registration; the id is in the path.
+/// Registration of a worker whose id is in the path.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::api) struct WorkerBody<'a> {
@@ -94,7 +94,7 @@ pub(in crate::api) struct WorkerBody<'a> {
 }
 
 impl WorkerBody<'_> {
-    /// Checks every field.
+    /// Checks every field and converts the body.
     pub(in crate::api) fn into_registration(self, namespace: &str, id: &str) -> Result<RegistrationRequest, ApiError> {
         let Self { capacity, labels, node, incarnation, expires_at_ms, claims } = self;
         let (id, node) = (WorkerId::new(id)?, node.map(Into::into));
@@ -104,7 +104,7 @@ impl WorkerBody<'_> {
     }
 }
 
-/// A registration in a batch.
+/// Registration of one worker in a batch.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct WorkerItem<'a> {
@@ -125,14 +125,14 @@ pub(in crate::api) struct WorkerItem<'a> {
 }
 
 impl WorkerItem<'_> {
-    /// Checks every field.
+    /// Checks every field and converts the item.
     pub(in crate::api) fn into_registration(self, namespace: &str) -> Result<RegistrationRequest, ApiError> {
         let Self { id, capacity, labels, node, incarnation, expires_at_ms, claims } = self;
         WorkerBody { capacity, labels, node, incarnation, expires_at_ms, claims }.into_registration(namespace, &id.0)
     }
 }
 
-/// Many registrations, or many heartbeats.
+/// Batch of registrations, or of heartbeats.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::api) struct WorkersBatch<'a> {

@@ -1,23 +1,23 @@
-//! What commands become on their way to the scheduler: alone, or in runs that it is asked for together.
+//! Commands on their way to the scheduler: single calls, or batches that are submitted together.
 
 use super::parse_args::{ReleaseStep, RespClaimRef};
 use super::single_call::SingleCall;
 use crate::metrics::RespCloseReason;
 use crate::model::{ClaimId, ClaimRequest, Fence};
 
-/// Why a connection is over.
+/// Reason why a connection ends.
 pub(super) enum ConnectionEnd {
-    /// The client is gone, or was asked to be.
+    /// Client is gone, or asked to close.
     ClientGone,
-    /// By the service.
+    /// Service closes the connection for this reason.
     Closed(RespCloseReason),
 }
 
-/// What was taken, and must be waited for.
+/// Next step of a connection, which it has to wait for.
 pub(super) enum ConnectionStep {
-    /// Nothing: more must come.
+    /// Read more input: no complete command is left.
     Read,
-    /// Nothing more before the answers are written.
+    /// Write the replies before anything else.
     Write,
     Claim(ClaimRequest),
     Claims(Vec<ClaimRequest>),
@@ -27,7 +27,7 @@ pub(super) enum ConnectionStep {
     End(ConnectionEnd),
 }
 
-/// A command for the scheduler.
+/// Command that needs the scheduler.
 pub(super) enum SchedulerRequest {
     Claim(ClaimRequest),
     Release(ClaimId, Option<Fence>),
@@ -46,7 +46,7 @@ impl SchedulerRequest {
         matches!(self, Self::Claim(request) if request.wait_ms > 0)
     }
 
-    /// Of its key.
+    /// Hash of the command's key.
     pub(super) fn key_hash(&self) -> u64 {
         match self {
             Self::Claim(request) => request.id.hash64(),
@@ -64,7 +64,7 @@ impl SchedulerRequest {
     }
 }
 
-/// Commands that are carried out together.
+/// Commands that are executed together.
 pub(super) enum CommandBatch {
     Nothing,
     Claims(Vec<ClaimRequest>),

@@ -1,15 +1,15 @@
-//! Every command: its words, and what it says of itself in `COMMAND`.
+//! All commands: arguments, and their description in `COMMAND`.
 
 use super::frame::CommandArgs;
 use super::reply_buffer::ReplyBuffer;
 use crate::metrics::RespCommand;
 
-/// A command.
+/// Description of one command.
 pub(super) struct CommandSpec {
     pub(super) command: RespCommand,
-    /// Number of its words, its name among them; negative: at least so many.
+    /// Number of arguments including the name; negative: at least so many.
     arity: i8,
-    /// What follows the name.
+    /// Syntax of the arguments after the name.
     syntax: &'static str,
     summary: &'static str,
     group: &'static str,
@@ -27,7 +27,7 @@ const WRITE: &[&str] = &["write", "fast"];
 const READ: &[&str] = &["readonly"];
 const FAST: &[&str] = &["fast", "loading", "stale"];
 
-/// All of them, what comes most often first.
+/// Every command, the most frequent first.
 pub(super) const ALL: &[CommandSpec] = &[
     spec(RespCommand::Claim, -2, CLAIM, "Takes a worker for a key, or finds the one that it has.", "hotpool", WRITE),
     spec(
@@ -109,7 +109,7 @@ const fn spec(
     CommandSpec { command, arity, syntax, summary, group, flags }
 }
 
-/// The command of this name.
+/// Finds a command by its name.
 #[inline]
 pub(super) fn find(name: &[u8]) -> Option<&'static CommandSpec> {
     ALL.iter().find(|spec| name.eq_ignore_ascii_case(spec.name().as_bytes()))
@@ -120,13 +120,13 @@ impl CommandSpec {
         self.command.as_str()
     }
 
-    /// Whether it can have so many words.
+    /// Whether the command accepts so many arguments.
     pub(super) const fn accepts_arity(&self, words: usize) -> bool {
         let least = self.arity.unsigned_abs() as usize;
         if self.arity < 0 { words >= least } else { words == least }
     }
 
-    /// What to say of another number of words.
+    /// Error text for a wrong number of arguments.
     #[cold]
     pub(super) fn usage(&self) -> String {
         let Self { syntax, .. } = self;
@@ -134,7 +134,8 @@ impl CommandSpec {
         format!("wrong number of arguments for '{name}' command: {} {syntax}", name.to_uppercase())
     }
 
-    /// As `COMMAND INFO` has it: name, arity, flags, no keys, and what Hotpool has none of.
+    /// Writes the entry of `COMMAND INFO`: name, arity, flags, no keys, and empty values for features that Hotpool does
+    /// not have.
     fn info(&self, answers: &mut ReplyBuffer) {
         answers.array(10);
         answers.bulk_string(self.name());
@@ -145,7 +146,7 @@ impl CommandSpec {
         (0..4).for_each(|_| answers.array(0));
     }
 
-    /// As `COMMAND DOCS` has it.
+    /// Writes the entry of `COMMAND DOCS`.
     fn docs(&self, answers: &mut ReplyBuffer) {
         let words = syntax_parts(self.syntax);
         answers.bulk_string(self.name());
@@ -182,7 +183,7 @@ impl CommandSpec {
     }
 }
 
-/// One part of a command's syntax.
+/// Part of a command's syntax.
 struct SyntaxPart {
     name: String,
     token: Option<&'static str>,
@@ -190,13 +191,13 @@ struct SyntaxPart {
     multiple: bool,
 }
 
-/// The parts of a syntax: what stands in brackets may be left out, and a word in capitals in there stands for itself.
+/// Splits a syntax into its parts: brackets mark an optional part, and a word in capitals inside is a literal.
 fn syntax_parts(syntax: &'static str) -> Vec<SyntaxPart> {
     let mut parts: Vec<(&str, bool)> = Vec::new();
     let mut rest = syntax;
     while let Some(at) = rest.find(|c: char| c != ' ') {
         rest = &rest[at..];
-        // Brackets within brackets are part of what they stand in.
+        // Nested brackets belong to the part around them.
         let mut depth = 0_usize;
         let end = rest.find(|c: char| {
             depth = (depth + usize::from(c == '[')).saturating_sub(usize::from(c == ']'));
@@ -221,15 +222,15 @@ fn syntax_parts(syntax: &'static str) -> Vec<SyntaxPart> {
     parts.into_iter().map(word).collect()
 }
 
-/// Why a `COMMAND` is refused.
+/// Reason why a `COMMAND` is rejected.
 pub(super) enum CommandQueryError {
-    /// The word after it is none that it takes.
+    /// Subcommand is unknown.
     Subcommand,
-    /// So many of its names are those of commands that its answer would be of any length.
+    /// Number of repeated or known names, which would make the reply arbitrarily long.
     Names(usize),
 }
 
-/// `COMMAND` and what may follow it.
+/// Replies to `COMMAND` and its subcommands.
 pub(super) fn write_command_reply(args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), CommandQueryError> {
     let Some(verb) = args.get(1) else {
         answers.array(ALL.len());
@@ -260,7 +261,7 @@ pub(super) fn write_command_reply(args: &CommandArgs<'_>, answers: &mut ReplyBuf
         }
         b"DOCS" => {
             let specs: Vec<Option<&CommandSpec>> = all_or_named();
-            // A map has each of its keys once.
+            // Each key occurs once in a map.
             let mut known: Vec<&CommandSpec> = Vec::with_capacity(ALL.len());
             for spec in specs.into_iter().flatten() {
                 if !known.iter().any(|other| std::ptr::eq(*other, spec)) {

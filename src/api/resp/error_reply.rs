@@ -1,4 +1,4 @@
-//! The outcome table in RESP: the first word of an error is what clients tell errors apart by.
+//! RESP replies of errors: clients distinguish errors by the first word, the prefix.
 
 use std::borrow::Cow;
 
@@ -6,12 +6,12 @@ use crate::api::error_table::{ApiError, ErrorCode};
 use crate::metrics::RespOutcome;
 
 impl ApiError {
-    /// What it is counted as.
+    /// Label of the error in the metrics.
     pub(super) const fn resp_outcome(&self) -> RespOutcome {
         match self.status.code {
             ErrorCode::InvalidArgument => RespOutcome::BadRequest,
             ErrorCode::NotFound => RespOutcome::NotFound,
-            // Of what RESP has, only a fence can be wrong so.
+            // Of the RESP commands, only a fence can be stale.
             ErrorCode::Aborted => RespOutcome::Fenced,
             ErrorCode::FailedPrecondition => RespOutcome::Conflict,
             ErrorCode::ResourceExhausted => RespOutcome::NoCapacity,
@@ -21,17 +21,17 @@ impl ApiError {
                 _ => RespOutcome::Unavailable,
             },
             ErrorCode::DeadlineExceeded => RespOutcome::Timeout,
-            // Nothing that RESP carries is denied to anybody.
+            // RESP has no command that is denied.
             ErrorCode::Internal | ErrorCode::PermissionDenied => RespOutcome::Error,
         }
     }
 
-    /// The error's first word.
+    /// Prefix of the error reply.
     pub(super) const fn resp_prefix(&self) -> &'static str {
         self.resp_outcome().as_str()
     }
 
-    /// What follows it: the reason unless the word says it, the field, the message.
+    /// Text after the prefix: the reason unless the prefix says it, the field, the message.
     pub(super) fn resp_message(&self) -> Cow<'_, str> {
         let says_it =
             matches!(self.resp_outcome(), RespOutcome::Fenced | RespOutcome::Overloaded | RespOutcome::Loading);

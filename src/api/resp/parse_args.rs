@@ -1,5 +1,5 @@
-//! From the words of a command to checked values. Where HTTP has the same request, it is filled in and checked there, so
-//! that both edges refuse the same and name the same field.
+//! Converts the arguments of a command to checked values. Where HTTP has the same request, its form is filled in and
+//! checked, so that both edges reject the same values and name the same field.
 
 use std::borrow::Cow;
 
@@ -12,16 +12,16 @@ use crate::model::{
     RegistrationRequest, ResourceRequirements, RunningClaim, WorkerCapacity, WorkerId, WorkerSpec, affinity_hash,
 };
 
-/// Longest word that an error says back, in bytes.
+/// Limit on the echo of an argument, in bytes.
 const ECHO_BYTES_MAX: usize = 64;
 
-/// A word of the caller's, as an error can say it.
+/// Makes an argument printable for an error message.
 pub(super) fn escape_for_message(word: &[u8]) -> Cow<'_, str> {
     let shown = String::from_utf8_lossy(&word[..word.len().min(ECHO_BYTES_MAX)]);
     if word.len() > ECHO_BYTES_MAX { format!("{shown}...").into() } else { shown }
 }
 
-/// The words behind a command's name, one after the other.
+/// Cursor over the arguments after a command's name.
 pub(super) struct ArgCursor<'a> {
     args: CommandArgs<'a>,
     at: usize,
@@ -47,7 +47,7 @@ impl<'a> ArgCursor<'a> {
         std::str::from_utf8(word).map_err(|_| ApiError::invalid(field, "must be UTF-8"))
     }
 
-    /// A number. That it is at most `max` is for whoever takes it to see, as over HTTP.
+    /// Parses an integer. `max` is only for the message: the form checks the limit, as over HTTP.
     fn number(&mut self, field: &'static str, max: u64) -> Result<u64, ApiError> {
         let word = self.required(field)?;
         let add = |sum: u64, digit: &u8| {
@@ -60,7 +60,7 @@ impl<'a> ArgCursor<'a> {
         })
     }
 
-    /// How many of something follow, or there may be.
+    /// Parses a number of items, at most `max`.
     fn count(&mut self, field: &'static str, max: usize) -> Result<usize, ApiError> {
         let count = self.number(field, max as u64)?;
         match usize::try_from(count) {
@@ -69,12 +69,12 @@ impl<'a> ArgCursor<'a> {
         }
     }
 
-    /// A number that is kept in 32 bits; a larger one is too large for whoever takes it.
+    /// Parses an integer for a 32-bit field; a larger value becomes the maximum, which the form rejects.
     fn number_u32(&mut self, field: &'static str, max: u32) -> Result<u32, ApiError> {
         Ok(u32::try_from(self.number(field, max.into())?).unwrap_or(u32::MAX))
     }
 
-    /// `ns/pool`, its parts still to be checked.
+    /// Splits `ns/pool`; the parts are not checked yet.
     fn namespace_and_pool(&mut self) -> Result<(&'a str, &'a str), ApiError> {
         self.text("pool")?.split_once('/').ok_or_else(|| ApiError::invalid("pool", "must be namespace/pool"))
     }
@@ -84,7 +84,7 @@ impl<'a> ArgCursor<'a> {
         Ok(PoolName::new(namespace, pool)?)
     }
 
-    /// The next option, if there is one.
+    /// Parses the next option, if there is one.
     fn option<O: Copy>(&mut self, known: &[(&'static str, O)]) -> Result<Option<O>, ApiError> {
         let Some(word) = self.next() else { return Ok(None) };
         match known.iter().find(|(name, _)| word.eq_ignore_ascii_case(name.as_bytes())) {
@@ -100,7 +100,7 @@ fn unknown_option<O>(word: &[u8], known: &[(&'static str, O)]) -> ApiError {
     ApiError::invalid(escape_for_message(word).into_owned(), format!("unknown option; known: {}", known.join(", ")))
 }
 
-/// Fills a field that may be given once.
+/// Sets a field that may be given once.
 fn set_once<T>(slot: &mut Option<T>, field: &'static str, value: T) -> Result<(), ApiError> {
     match slot.replace(value) {
         None => Ok(()),
@@ -138,14 +138,14 @@ const CLAIM: [(&str, ClaimOption); 11] = [
     ("GPU", ClaimOption::Gpu),
 ];
 
-/// The same for many.
+/// Options of `CLAIMS`, which has `KEYS` instead of `KEY`.
 const CLAIMS: [(&str, ClaimOption); 11] = {
     let mut options = CLAIM;
     options[0] = ("KEYS", ClaimOption::Keys);
     options
 };
 
-/// `CLAIM ns/pool ...`, also behind `EXPLAIN`.
+/// Parses `CLAIM ns/pool ...`, also after `EXPLAIN`.
 pub(super) fn claim(args: CommandArgs<'_>) -> Result<ClaimRequest, ApiError> {
     if let Some(plain) = parse_plain_claim(args) {
         return plain;
@@ -153,7 +153,7 @@ pub(super) fn claim(args: CommandArgs<'_>) -> Result<ClaimRequest, ApiError> {
     claim_body(&mut ArgCursor::new(args), &CLAIM, &mut Vec::new(), 0)?.into_request()
 }
 
-/// `CLAIM ns/pool` and `CLAIM ns/pool KEY k`, which most are, without the way past all that a claim may ask for.
+/// Parses `CLAIM ns/pool` and `CLAIM ns/pool KEY k`, the usual claims, without the cost of the general form.
 fn parse_plain_claim(args: CommandArgs<'_>) -> Option<Result<ClaimRequest, ApiError>> {
     let text = |word| std::str::from_utf8(word).ok();
     let mut made = [0; _];
@@ -168,7 +168,7 @@ fn parse_plain_claim(args: CommandArgs<'_>) -> Option<Result<ClaimRequest, ApiEr
     Some(request())
 }
 
-/// `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
+/// Parses `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
 pub(super) fn claims(args: CommandArgs<'_>) -> Result<Vec<Result<ClaimRequest, ApiError>>, ApiError> {
     let mut words = ArgCursor::new(args);
     let n = words.count("n", limits::BATCH_ITEMS_MAX)?;
@@ -240,7 +240,7 @@ fn ack(words: &mut ArgCursor<'_>) -> Result<AckLevel, ApiError> {
     }
 }
 
-/// `model n milli`: of any model with `*`; of several, the most wanted first, with commas between them.
+/// Parses `model n milli`: `*` for any model, or several models separated by commas, in order of preference.
 fn parse_gpu(words: &mut ArgCursor<'_>) -> Result<GpuRequest, ApiError> {
     let models = match words.text("resources.gpu.models")? {
         "*" => Vec::new(),
@@ -251,7 +251,7 @@ fn parse_gpu(words: &mut ArgCursor<'_>) -> Result<GpuRequest, ApiError> {
     Ok(GpuRequest { models, count, milli })
 }
 
-/// Cores, memory and places.
+/// Amounts of CPU, memory and slots.
 #[derive(Default, PartialEq)]
 struct ResourceOptions {
     cpu_milli: Option<u64>,
@@ -275,14 +275,14 @@ impl ResourceOptions {
     }
 }
 
-/// Whose claim, under which fence.
+/// Reference to a claim by identity and fence.
 pub(super) struct RespClaimRef {
     pub(super) id: ClaimId,
-    /// None: whoever has it.
+    /// Fence of the holder; `None` for any holder.
     pub(super) fence: Option<Fence>,
 }
 
-/// A step of a release.
+/// Phase of a release in two calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum ReleaseStep {
     Begin,
@@ -296,14 +296,14 @@ enum HolderOption {
     Step(ReleaseStep),
 }
 
-/// `ns key fence` and those of `known` that follow.
+/// Parses `ns key fence` and the options of `known` after it.
 fn holder(
     args: CommandArgs<'_>,
     known: &[(&'static str, HolderOption)],
 ) -> Result<(RespClaimRef, Option<Millis>, Option<ReleaseStep>), ApiError> {
     let mut words = ArgCursor::new(args);
     let (namespace, key) = (words.text("namespace")?, words.text("key")?);
-    // Without an option that says so, a release of whoever holds it cannot be asked for by mistake.
+    // Only with an option, so that nobody releases the claim of an arbitrary holder by mistake.
     let any = args.get(3) == Some(b"*") && known.iter().any(|(_, option)| matches!(option, HolderOption::Step(_)));
     let fence = if any {
         words.next();
@@ -323,7 +323,7 @@ fn holder(
     Ok((RespClaimRef { id, fence }, ttl_ms, step))
 }
 
-/// `RELEASE ns key fence|* [TENANT t] [BEGIN|FINISH]`.
+/// Parses `RELEASE ns key fence|* [TENANT t] [BEGIN|FINISH]`.
 pub(super) fn release(args: CommandArgs<'_>) -> Result<(RespClaimRef, ReleaseStep), ApiError> {
     let known = [
         ("TENANT", HolderOption::Tenant),
@@ -334,12 +334,12 @@ pub(super) fn release(args: CommandArgs<'_>) -> Result<(RespClaimRef, ReleaseSte
     Ok((holder, step.unwrap_or(ReleaseStep::Finish)))
 }
 
-/// `CONFIRM ns key fence [TENANT t]`.
+/// Parses `CONFIRM ns key fence [TENANT t]`.
 pub(super) fn confirm(args: CommandArgs<'_>) -> Result<RespClaimRef, ApiError> {
     Ok(holder(args, &[("TENANT", HolderOption::Tenant)])?.0)
 }
 
-/// `RENEW ns key fence [TTL ms] [TENANT t]`.
+/// Parses `RENEW ns key fence [TTL ms] [TENANT t]`.
 pub(super) fn renew(args: CommandArgs<'_>) -> Result<(RespClaimRef, Option<Millis>), ApiError> {
     let (holder, ttl_ms, _) = holder(args, &[("TTL", HolderOption::Ttl), ("TENANT", HolderOption::Tenant)])?;
     Ok((holder, ttl_ms))
@@ -355,7 +355,7 @@ enum RegisterOption {
     Expires,
 }
 
-/// `REGISTER ns/pool id ...`.
+/// Parses `REGISTER ns/pool id ...`, a worker's registration.
 pub(super) fn register(args: CommandArgs<'_>) -> Result<(PoolName, RegistrationRequest), ApiError> {
     const KNOWN: [(&str, RegisterOption); 8] = [
         ("CPU", RegisterOption::Amount(ClaimOption::Cpu)),
@@ -409,7 +409,7 @@ enum HeartbeatOption {
     Claims,
 }
 
-/// `HEARTBEAT ns/pool id ...`.
+/// Parses `HEARTBEAT ns/pool id ...`, a worker's heartbeat.
 pub(super) fn heartbeat(args: CommandArgs<'_>) -> Result<(PoolName, WorkerId, HeartbeatRequest), ApiError> {
     const KNOWN: [(&str, HeartbeatOption); 3] = [
         ("INCARNATION", HeartbeatOption::Incarnation),
@@ -438,7 +438,7 @@ pub(super) fn heartbeat(args: CommandArgs<'_>) -> Result<(PoolName, WorkerId, He
     Ok((pool, id, HeartbeatRequest { incarnation: incarnation.unwrap_or_default(), seq, claims }))
 }
 
-/// `[tenant/]key fence`.
+/// Parses `[tenant/]key fence`, a reported claim.
 fn parse_reported_claim(namespace: &str, words: &mut ArgCursor<'_>) -> Result<RunningClaim, ApiError> {
     let word = words.text("key")?;
     let (tenant, key) = word.split_once('/').unwrap_or((DEFAULT_TENANT, word));
@@ -452,7 +452,7 @@ enum ListOption {
     After,
 }
 
-/// `POOLS [LIMIT n] [AFTER ns/pool]`.
+/// Parses `POOLS [LIMIT n] [AFTER ns/pool]`.
 pub(super) fn pools(args: CommandArgs<'_>) -> Result<(Option<String>, usize), ApiError> {
     let mut words = ArgCursor::new(args);
     let (mut after, mut limit) = (None, None);

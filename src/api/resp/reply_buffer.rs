@@ -1,4 +1,4 @@
-//! What goes out: RESP2, or RESP3 for connections that said `HELLO 3`.
+//! Encoder of replies: RESP2, or RESP3 for connections that sent `HELLO 3`.
 
 use itoa::Buffer;
 use serde_json::Value;
@@ -6,29 +6,29 @@ use serde_json::Value;
 use crate::api::error_table::ApiError;
 use crate::model::ClaimView;
 
-/// Room that is kept between two answers; what needed more gives the memory back.
+/// Capacity that is kept between two replies, in bytes; a larger buffer is freed.
 const RETAINED_BYTES: usize = 4 << 10;
 
-/// Answers on their way out.
+/// Buffer of encoded replies.
 #[derive(Debug)]
 pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
-    /// `HELLO 3` was said.
+    /// Protocol version, chosen by `HELLO`.
     pub(super) resp3: bool,
 }
 
 impl ReplyBuffer {
-    /// None yet, in this protocol.
+    /// Creates an empty buffer.
     pub(super) const fn new(resp3: bool) -> Self {
         Self { bytes: Vec::new(), resp3 }
     }
 
-    /// What waits to be written.
+    /// Bytes that are not written yet.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// All of it was written.
+    /// Empties the buffer after everything was written.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(RETAINED_BYTES);
@@ -40,7 +40,7 @@ impl ReplyBuffer {
         self.bytes.extend_from_slice(b"\r\n");
     }
 
-    /// A word of the protocol's own.
+    /// Appends a simple string of the protocol.
     pub(super) fn simple_string(&mut self, word: &'static str) {
         self.bytes.push(b'+');
         self.bytes.extend_from_slice(word.as_bytes());
@@ -51,7 +51,7 @@ impl ReplyBuffer {
         self.simple_string("OK");
     }
 
-    /// `-WORD text`, on one line whatever the text holds.
+    /// Appends `-PREFIX text`, on one line whatever the text contains.
     pub(super) fn error(&mut self, word: &str, text: &str) {
         self.bytes.push(b'-');
         self.bytes.extend_from_slice(word.as_bytes());
@@ -79,18 +79,18 @@ impl ReplyBuffer {
         self.bytes.extend_from_slice(if self.resp3 { b"_\r\n" } else { b"$-1\r\n" });
     }
 
-    /// So many values follow.
+    /// Starts an array of so many values.
     pub(super) fn array(&mut self, values: usize) {
         self.push_header(b'*', values);
     }
 
-    /// So many pairs of a name and a value follow; in RESP2 one after the other in an array.
+    /// Starts a map of so many name and value pairs; in RESP2 a flat array.
     pub(super) fn map(&mut self, pairs: usize) {
         if self.resp3 { self.push_header(b'%', pairs) } else { self.array(2 * pairs) }
     }
 
-    /// `key, fence, worker, node`: in RESP2 an array of the four, and no more, for callers who take it apart by its length. In RESP3 a
-    /// map, with the times of the claim that are known.
+    /// Appends `key, fence, worker, node`: in RESP2 an array of exactly four, for callers that rely on its length. In
+    /// RESP3 a map, with the known times of the claim.
     pub(super) fn claim(&mut self, claim: &ClaimView) {
         let spec = &claim.worker.spec;
         let resp3 = self.resp3;
@@ -122,7 +122,7 @@ impl ReplyBuffer {
         }
     }
 
-    /// What HTTP answers, in this protocol: objects are maps, and RESP2 has 1 and 0 for true and false.
+    /// Appends a JSON value of the HTTP API: objects become maps, and RESP2 has 1 and 0 for true and false.
     pub(super) fn json(&mut self, value: &Value) {
         match value {
             Value::Null => self.null(),

@@ -1,4 +1,5 @@
-//! What clients say to each other before the first claim: protocol, names, settings. Answered on the spot.
+//! Session of a connection: protocol version, names and settings, which clients set up before their first claim.
+//! Answered without the scheduler.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,19 +14,20 @@ use super::transaction::RespTransaction;
 use crate::limits;
 use crate::metrics::{RespCloseReason, RespCommand, RespOutcome};
 
-/// Settings that clients ask for, with what is true here: nothing is saved the way Redis does.
+/// Settings that clients query, with values that are true here: nothing is persisted the way Redis does it.
 const SETTINGS: [(&str, &str); 3] = [("appendonly", "no"), ("databases", "1"), ("save", "")];
 
-/// One connection's own.
+/// State of one connection's session.
 pub(super) struct RespSession {
     id: u64,
     peer: SocketAddr,
     name: Box<str>,
     /// Commands that were queued since `MULTI`.
     pub(super) transaction: Option<Box<RespTransaction>>,
-    /// A `WATCH` was refused: the transaction that it was meant for must not be carried out.
+    /// Set when a `WATCH` was rejected: the transaction it was meant for must not be executed.
     watch_refused: bool,
-    /// Why it ends when what came before is answered: `QUIT` was said, or what would leave the client guessing.
+    /// Reason to end the connection once earlier commands are answered: `QUIT`, or a state that would mislead the
+    /// client.
     pub(super) end: Option<ConnectionEnd>,
 }
 
@@ -36,7 +38,7 @@ impl RespSession {
         Self { id, peer, name: Box::default(), transaction: None, watch_refused: false, end: None }
     }
 
-    /// Answers a command that is about the connection or the service.
+    /// Answers a command about the connection or the service.
     pub(super) fn answer(
         &mut self,
         command: RespCommand,
@@ -120,7 +122,7 @@ impl RespSession {
         Ok(())
     }
 
-    /// Takes the commands that `EXEC` is to carry out. None: an error was answered.
+    /// Takes the commands that `EXEC` executes. `None`: an error was answered.
     pub(super) fn exec(&mut self, answers: &mut ReplyBuffer) -> Option<RespTransaction> {
         let Some(transaction) = self.transaction.take() else {
             answers.error("ERR", "EXEC without MULTI");
@@ -187,11 +189,11 @@ impl RespSession {
                 self.name = client_name(args.get(2))?;
                 answers.ok();
             }
-            // What library it is: nothing depends on it.
+            // The client library's name and version have no effect.
             (b"SETINFO", 4) => answers.ok(),
             (b"REPLY", 3) if args.get(2).is_some_and(|word| word.eq_ignore_ascii_case(b"ON")) => answers.ok(),
             (b"REPLY", 3) => {
-                // A client that reads no answers would take those of now for those of later.
+                // A client that reads no replies would confuse the current ones with later ones.
                 self.end = Some(ConnectionEnd::Closed(RespCloseReason::Protocol));
                 return Err(SessionError::new(
                     "CLIENT REPLY is always ON: every command is answered; the connection ends",
@@ -209,7 +211,7 @@ impl RespSession {
     }
 }
 
-/// An error that is not of the outcome table: of the protocol, not of a claim.
+/// Error outside of the error table: about the protocol, not about a claim.
 struct SessionError {
     word: &'static str,
     text: String,
@@ -231,7 +233,7 @@ impl SessionError {
         ))
     }
 
-    /// Who set a password for this service believes that it is asked for.
+    /// An operator who set a password for this service believes that it is checked.
     fn auth_unsupported() -> Self {
         Self::new("AUTH called without any password configured: this version asks nobody who they are")
     }
@@ -254,7 +256,7 @@ fn settings(args: &CommandArgs<'_>, shared: &RespContext, answers: &mut ReplyBuf
     let asked = |name: &str| {
         args.iter().skip(2).any(|pattern| pattern == b"*" || pattern.eq_ignore_ascii_case(name.as_bytes()))
     };
-    // In seconds, as in Redis; 0: for ever.
+    // In seconds, as in Redis; 0 means no timeout.
     let idle_ms = shared.limits.idle.map_or(0, |idle| idle.as_millis());
     let timeout = idle_ms.div_ceil(1_000).to_string();
     let found = || SETTINGS.into_iter().chain([("timeout", timeout.as_str())]).filter(|(name, _)| asked(name));
@@ -266,7 +268,7 @@ fn settings(args: &CommandArgs<'_>, shared: &RespContext, answers: &mut ReplyBuf
     Ok(())
 }
 
-/// Whatever section is asked for: there is one page.
+/// Text of `INFO`, the same for every section.
 fn info(shared: &RespContext) -> String {
     let readiness = shared.scheduler.readiness();
     let ready = u8::from(readiness.ready);

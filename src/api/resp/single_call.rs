@@ -1,4 +1,4 @@
-//! Calls that come one at a time: everything but a run of claims or releases.
+//! Calls that are executed one at a time: all except batches of claims or releases.
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::scheduler::Scheduler;
 
-/// What is asked.
+/// Call with its parsed arguments.
 pub(super) enum SingleCall {
     Claims(Vec<Result<ClaimRequest, ApiError>>),
     BeginRelease(RespClaimRef),
@@ -28,13 +28,13 @@ pub(super) enum SingleCall {
 }
 
 impl SingleCall {
-    /// Whether a command is one of these.
+    /// Whether a command is executed as a single call.
     pub(super) const fn handles(command: RespCommand) -> bool {
         use RespCommand::{Claims, Confirm, Explain, Heartbeat, Pools, Register, Renew};
         matches!(command, Claims | Confirm | Renew | Register | Heartbeat | Explain | Pools)
     }
 
-    /// Reads one.
+    /// Parses the arguments of a command.
     pub(super) fn parse(command: RespCommand, args: CommandArgs<'_>) -> Result<Self, ApiError> {
         Ok(match command {
             RespCommand::Claims => Self::Claims(parse_args::claims(args)?),
@@ -60,7 +60,7 @@ impl SingleCall {
         })
     }
 
-    /// What it is counted as.
+    /// Label of the call in the metrics.
     pub(super) const fn command(&self) -> RespCommand {
         match self {
             Self::Claims(_) => RespCommand::Claims,
@@ -74,7 +74,7 @@ impl SingleCall {
         }
     }
 
-    /// How long it may wait for room.
+    /// Longest time for which the call may be queued, in milliseconds.
     pub(super) fn wait_ms(&self) -> Millis {
         match self {
             Self::Claims(read) => read.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
@@ -82,14 +82,14 @@ impl SingleCall {
         }
     }
 
-    /// Takes the time to wait from its claims.
+    /// Removes the wait from all claims.
     pub(super) fn clear_wait(&mut self) {
         if let Self::Claims(read) = self {
             read.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
         }
     }
 
-    /// Carries it out.
+    /// Executes the call and returns its reply.
     pub(super) async fn run(self, scheduler: &Scheduler) -> Result<CallReply, ApiError> {
         Ok(match self {
             Self::Claims(read) => {
@@ -134,7 +134,7 @@ fn json(answer: &impl Serialize) -> CallReply {
     CallReply::Json(serde_json::to_value(answer).expect("every body is structs, strings and numbers"))
 }
 
-/// What is answered.
+/// Reply to a call, before it is encoded.
 pub(super) enum CallReply {
     Claims(Vec<Result<ClaimResult, ApiError>>),
     Claim(Box<crate::model::ClaimView>),
@@ -145,7 +145,7 @@ pub(super) enum CallReply {
 }
 
 impl CallReply {
-    /// Writes it down.
+    /// Encodes the reply into the buffer.
     pub(super) fn write(&self, answers: &mut ReplyBuffer) {
         match self {
             Self::Claims(outcomes) => {
@@ -181,7 +181,7 @@ impl CallReply {
         }
     }
 
-    /// Counts what became of it.
+    /// Counts the reply by its outcome.
     pub(super) fn record_replies(&self, command: RespCommand) {
         match self {
             Self::Claims(outcomes) => {
@@ -194,12 +194,12 @@ impl CallReply {
     }
 }
 
-/// Counts answers.
+/// Counts so many replies of one outcome.
 pub(super) fn count(command: RespCommand, outcome: RespOutcome, answers: u64) {
     metrics().resp_commands(command, outcome).increment(answers);
 }
 
-/// The deadline has passed.
+/// Error of a call whose deadline has passed.
 pub(super) fn deadline_exceeded() -> ApiError {
     RequestError::DeadlineExceeded.into()
 }

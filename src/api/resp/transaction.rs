@@ -1,8 +1,8 @@
-//! Transactions: what comes between `MULTI` and `EXEC` is kept as it came, and read again when `EXEC` comes.
+//! Transactions: commands between `MULTI` and `EXEC` are stored as they arrived, and parsed again on `EXEC`.
 //!
-//! A queued command so goes the way of any other, in runs too, and its answer is one value of the array that `EXEC` is
-//! answered with. Whatever can be refused without asking the scheduler is refused when it is queued, and then none of the
-//! transaction is carried out. As in Redis there is no roll-back: each command stands for itself.
+//! So a queued command is executed like any other, in batches too, and its reply is one value of the array that answers
+//! `EXEC`. Everything that can be rejected without the scheduler is rejected when it is queued, and then the whole
+//! transaction is discarded. As in Redis there is no rollback: each command stands alone.
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -16,31 +16,31 @@ use crate::api::error_table::ApiError;
 use crate::limits;
 use crate::metrics::{RespCommand, RespOutcome};
 
-/// Commands that wait for their `EXEC`.
+/// Commands that are queued until `EXEC`.
 #[derive(Default)]
 pub(super) struct RespTransaction {
-    /// Frames of the commands, one behind the other.
+    /// Frames of the commands, concatenated.
     pub(super) frames: Vec<u8>,
     pub(super) commands: usize,
-    /// Room for frames beyond [`READ_BYTES`].
+    /// Permit for frames beyond [`READ_BYTES`](super::connection::READ_BYTES).
     pub(super) permit: Option<OwnedSemaphorePermit>,
-    /// Set once a command was refused: none will be carried out.
+    /// Set once a command was rejected: the transaction is discarded.
     is_aborted: bool,
 }
 
 impl RespTransaction {
-    /// A transaction that will not be carried out, whatever comes.
+    /// Creates a transaction that is discarded in any case.
     pub(super) fn aborted() -> Self {
         Self { is_aborted: true, ..Self::default() }
     }
 
-    /// Whether a command is queued, and not carried out at once.
+    /// Whether a command is queued instead of executed.
     pub(super) const fn is_queued(command: RespCommand) -> bool {
         use RespCommand::{Discard, Exec, Multi, Quit, Reset, Watch};
         !matches!(command, Multi | Exec | Discard | Watch | Quit | Reset)
     }
 
-    /// Keeps a command, or says why not.
+    /// Queues a command, or returns why it is rejected.
     pub(super) fn queue(
         &mut self,
         command: RespCommand,
@@ -67,7 +67,7 @@ impl RespTransaction {
     }
 
     fn push_frame(&mut self, frame: &[u8], shared: &RespContext) -> Result<(), (&'static str, String)> {
-        // Nothing of it will be needed.
+        // A discarded transaction needs no frames.
         if self.is_aborted {
             return Ok(());
         }
@@ -89,13 +89,13 @@ impl RespTransaction {
         Ok(())
     }
 
-    /// Ends the queue: what is to be carried out, or nothing because something was refused.
+    /// Ends the queue: returns the transaction to execute, or `None` if it is discarded.
     pub(super) fn exec(self) -> Option<Self> {
         (!self.is_aborted).then_some(self)
     }
 }
 
-/// Adds one permit to another.
+/// Merges one permit into another.
 pub(super) fn merge_permits(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
     match room {
         Some(room) => room.merge(more),
@@ -103,7 +103,7 @@ pub(super) fn merge_permits(room: &mut Option<OwnedSemaphorePermit>, more: Owned
     }
 }
 
-/// Checks a command as far as possible before it is carried out.
+/// Checks a command as far as possible before it is executed.
 fn check(command: RespCommand, args: CommandArgs<'_>) -> Result<(), ApiError> {
     match command {
         RespCommand::Claim => parse_args::claim(args).map(drop),

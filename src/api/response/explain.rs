@@ -1,4 +1,4 @@
-//! Explanations on the wire.
+//! Explanations of claims as responses.
 
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
@@ -7,13 +7,13 @@ use crate::model::{
     ClaimExplanation, FilterReason, NearMiss, PlacementPreview, PoolSurvey, ResourceAmounts, WorkerSurvey, is_zero,
 };
 
-/// `{"outcome","would_take"?,"error"?,"pools"}`.
+/// `{"outcome","would_take"?,"error"?,"pools"}`: what a claim would get.
 #[derive(serde::Serialize)]
 pub(in crate::api) struct ExplainResponseBody<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     would_take: Option<WouldTakeJson<'a>>,
-    /// As the claim would be answered: `{"error":{...}}`.
+    /// Error that the claim would get: `{"error":{...}}`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     error: Option<ApiError>,
     pools: Vec<PoolSurveyJson<'a>>,
@@ -41,7 +41,7 @@ struct PoolSurveyJson<'a> {
     silent_shards: u64,
 }
 
-/// Reasons that ruled anybody out, in their order.
+/// Counts of the filters that excluded any worker, in the order of the filters.
 struct RuledOutJson<'a>(&'a WorkerSurvey);
 
 impl Serialize for RuledOutJson<'_> {

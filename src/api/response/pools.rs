@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::model::{GpuTotals, PoolSpec, PoolStatus, ShardStatus, UnschedulableCounts, WorkerCapacity};
 
-/// `{"cleared":n,"suspect":n}`.
+/// `{"cleared":n,"suspect":n}`: the result of clearing a pool.
 #[derive(Serialize)]
 pub(in crate::api) struct ClearResponseBody {
     pub(in crate::api) cleared: u64,
@@ -47,7 +47,7 @@ impl From<&GpuTotals> for GpuCounts {
     }
 }
 
-/// A pool with its figures.
+/// Pool with its specification and its counts.
 #[derive(Serialize)]
 pub(in crate::api) struct PoolJson<'a> {
     namespace: &'a str,
@@ -60,7 +60,7 @@ pub(in crate::api) struct PoolJson<'a> {
     capacity: &'a WorkerCapacity,
     free: &'a WorkerCapacity,
     gpus: BTreeMap<&'a str, GpuCounts>,
-    /// Not in listings: a page of them could be hundreds of megabytes.
+    /// Absent in listings, where a page could take hundreds of megabytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     shards: Option<&'a [ShardStatus]>,
 }
@@ -95,7 +95,7 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
     }
 }
 
-/// `{"pool":{...}}`.
+/// `{"pool":{...}}`: a single pool with its shards.
 #[derive(Serialize)]
 pub(in crate::api) struct PoolResponseBody<'a> {
     pool: PoolJson<'a>,

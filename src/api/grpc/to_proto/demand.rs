@@ -1,4 +1,4 @@
-//! What waits, demand and quotas, as messages.
+//! Converts queued claims, demand and quotas to messages.
 
 use crate::api::grpc::proto;
 use crate::model::{

@@ -1,4 +1,4 @@
-//! The events of a pool as messages.
+//! Converts the events of a pool to messages.
 
 use super::super::proto::{self, PoolEventType};
 use crate::events::{EventPosition, PoolEventKind, PoolEventReason, WatchItem};

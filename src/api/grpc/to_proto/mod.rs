@@ -1,4 +1,4 @@
-//! From what the scheduler says to messages.
+//! Converts the scheduler's results to messages.
 
 use super::proto;
 use super::proto::explain_claim_response::Outcome as Explained;
@@ -130,7 +130,7 @@ impl From<&PoolSurvey> for proto::PoolSurvey {
             pool: pool.pool().to_owned(),
             workers: survey.workers,
             fits: survey.fits,
-            // The same words in the same order, after the one that is never sent.
+            // The enumeration has the same order, after the value that is never sent.
             ruled_out: counted.map(|why| proto::RuledOut { by: why as i32 + 1, workers: survey.count(why) }).collect(),
             too_small: survey.too_small,
             nearest: survey.nearest.iter().map(near).collect(),
@@ -326,7 +326,7 @@ impl From<&UnschedulableCounts> for proto::UnschedulableCounts {
     }
 }
 
-/// A pool without its shards: a page of them could be hundreds of megabytes.
+/// Converts a pool without its shards: a page of them could take hundreds of megabytes.
 impl From<&PoolStatus> for proto::Pool {
     fn from(pool: &PoolStatus) -> Self {
         let counts = pool.counts();
@@ -364,7 +364,7 @@ impl From<&PoolStatus> for proto::Pool {
     }
 }
 
-/// A pool with its shards.
+/// Converts a pool with its shards.
 pub(super) fn pool_with_shards(pool: &PoolStatus) -> proto::Pool {
     proto::Pool { shards: pool.shards.iter().map(Into::into).collect(), ..pool.into() }
 }

@@ -14,7 +14,7 @@ pub(in crate::api::http) struct ReleaseResponseBody {
     pub(in crate::api::http) released: bool,
 }
 
-/// A claim.
+/// Claim with its worker, state and resources.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ClaimJson<'a> {
     key: &'a str,
@@ -67,7 +67,7 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
     }
 }
 
-/// What a claim holds.
+/// Resources that a claim holds: a whole worker, or an allocation on a shared one.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum HeldResourcesJson<'a> {
@@ -75,7 +75,7 @@ enum HeldResourcesJson<'a> {
     Share(Box<AllocationJson<'a>>),
 }
 
-/// A share of a worker.
+/// Allocation of a claim on a shared worker.
 #[derive(Serialize)]
 struct AllocationJson<'a> {
     #[serde(skip_serializing_if = "is_zero")]
@@ -88,7 +88,7 @@ struct AllocationJson<'a> {
     gpu: Option<GpusJson<'a>>,
 }
 
-/// Which cards of the worker, and how much of each.
+/// GPUs that a claim holds, by index on the worker, and the share of each.
 #[derive(Serialize)]
 struct GpusJson<'a> {
     model: &'a str,
@@ -116,7 +116,7 @@ impl<'a> From<HeldResources<'a>> for HeldResourcesJson<'a> {
     }
 }
 
-/// `{"claim":{...}}`.
+/// `{"claim":{...}}`: a single claim.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ClaimResponseBody<'a> {
     claim: ClaimJson<'a>,
@@ -128,7 +128,7 @@ impl<'a> From<&'a ClaimView> for ClaimResponseBody<'a> {
     }
 }
 
-/// A claim that waits.
+/// Claim that is queued for capacity or quota.
 #[derive(Serialize)]
 struct WaitingJson<'a> {
     key: &'a str,
@@ -144,7 +144,7 @@ struct WaitingJson<'a> {
     estimate_ms: Option<Millis>,
 }
 
-/// `{"waiting":{...}}`.
+/// `{"waiting":{...}}`: a single queued claim.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WaitingResponseBody<'a> {
     waiting: WaitingJson<'a>,
@@ -170,7 +170,7 @@ impl<'a> From<&'a QueuedClaimView> for WaitingResponseBody<'a> {
     }
 }
 
-/// `{"claim","created"}` or `{"error"}`.
+/// `{"claim","created"}` or `{"error"}`: outcome of one claim of a batch.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum ClaimOutcome<'a> {

@@ -1,14 +1,14 @@
-//! The shape of an event of a pool.
+//! Event of a pool as a response.
 
 use serde::Serialize;
 
 use crate::events::{EventClaim, WatchItem};
 use crate::model::{Fence, Millis};
 
-/// One event.
+/// Event with its position in the stream.
 #[derive(Serialize)]
 pub(in crate::api::http) struct EventJson<'a> {
-    /// What happened: a word of [`crate::events::PoolEventKind`], `started` or `missed`.
+    /// Kind of the event: a word of [`crate::events::PoolEventKind`], `started` or `missed`.
     pub(in crate::api::http) event: &'static str,
     position: &'a str,
     #[serde(flatten)]

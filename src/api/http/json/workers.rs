@@ -9,7 +9,7 @@ use crate::model::{
     TrustState, WorkerCapacity, WorkerView,
 };
 
-/// A worker.
+/// Worker with its state and its claims.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WorkerJson<'a> {
     id: &'a str,
@@ -52,7 +52,7 @@ impl<'a> From<&'a WorkerView> for WorkerJson<'a> {
     }
 }
 
-/// `{"worker":{...}}`; after a registration that named claims also those that the worker should not run.
+/// `{"worker":{...}}`; after a registration that reported claims also those that the worker must stop.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WorkerResponseBody<'a> {
     worker: WorkerJson<'a>,
@@ -73,7 +73,7 @@ impl<'a> From<&'a RegistrationResponse> for WorkerResponseBody<'a> {
     }
 }
 
-/// A claim by its name and number.
+/// Claim by its key, tenant and fence.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ReportedClaimJson<'a> {
     key: &'a str,
@@ -87,7 +87,8 @@ impl<'a> From<&'a RunningClaim> for ReportedClaimJson<'a> {
     }
 }
 
-/// `{"claims":[...],"stop":[...]}`; of one that came late also `"ignored":true` and the `last_seq` that it has to exceed.
+/// `{"claims":[...],"stop":[...]}`; for a heartbeat that arrived out of order also `"ignored":true` and the `last_seq`
+/// that the next one must exceed.
 #[derive(Serialize)]
 pub(in crate::api::http) struct HeartbeatResponseBody<'a> {
     claims: Vec<ClaimJson<'a>>,
@@ -109,7 +110,7 @@ impl<'a> From<&'a HeartbeatResponse> for HeartbeatResponseBody<'a> {
     }
 }
 
-/// `{"claims","stop"}` or `{"error"}`.
+/// `{"claims","stop"}` or `{"error"}`: outcome of one heartbeat of a batch.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum HeartbeatOutcome<'a> {
@@ -126,7 +127,7 @@ impl<'a> From<&'a Result<HeartbeatResponse, ApiError>> for HeartbeatOutcome<'a> 
     }
 }
 
-/// `{"worker","created"}` or `{"error"}`.
+/// `{"worker","created"}` or `{"error"}`: outcome of one registration of a batch.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum WorkerOutcome<'a> {

@@ -1,6 +1,6 @@
-//! The description of this interface in OpenAPI 3.1, and a viewer for it that needs no other host.
+//! OpenAPI 3.1 description of this API, and a viewer for it that loads nothing from other hosts.
 //!
-//! Operations stand in one table, schemas in `schemas`; a test compares both with what a running service takes and says.
+//! One table lists the operations, `schemas` the schemas; a test compares both with the behaviour of a running service.
 
 use std::sync::LazyLock;
 
@@ -17,19 +17,19 @@ use crate::api::error_table::{ApiError, ErrorStatus};
 mod examples;
 mod schemas;
 
-/// `GET /v1/openapi.json`.
+/// Serves `GET /v1/openapi.json`.
 pub(super) async fn document() -> Response {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| serialize_in_order(&describe()).into());
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json)], DOCUMENT.clone()).into_response()
 }
 
-/// `GET /docs`.
+/// Serves the viewer at `GET /docs`.
 pub(super) async fn viewer() -> Html<&'static str> {
     Html(include_str!("viewer.html"))
 }
 
-/// `GET /docs/{file}`: what the viewer consists of; its library is always compressed.
+/// Serves `GET /docs/{file}`: the files of the viewer; its library is always compressed.
 pub(super) async fn viewer_file(Path(name): Path<String>) -> HandlerResult {
     let (kind, packed): (_, &'static [u8]) = match name.as_str() {
         "viewer.js" => {
@@ -46,26 +46,26 @@ pub(super) async fn viewer_file(Path(name): Path<String>) -> HandlerResult {
     Ok((headers.map(|(name, value)| (name, HeaderValue::from_static(value))), packed).into_response())
 }
 
-/// One operation.
+/// Operation of the API, as a row of the table.
 struct OperationSpec {
     method: &'static str,
     path: &'static str,
     id: &'static str,
     tag: &'static str,
     summary: &'static str,
-    /// Query parameters, by their names among the components.
+    /// Names of the query parameters among the components.
     query: &'static [&'static str],
-    /// Schema of the body.
+    /// Name of the body's schema.
     body: Option<&'static str>,
-    /// Status, what it means, schema of the answer.
+    /// Success statuses: status, meaning, and name of the response's schema.
     success: &'static [(u16, &'static str, &'static str)],
-    /// Statuses of the errors that it may end with, beside those that any may.
+    /// Error statuses beyond those of every operation.
     errors: &'static [u16],
 }
 
-/// Errors that any operation of `/v1` may end with.
+/// Error statuses of every operation under `/v1`.
 const ERRORS_OF_ALL: [u16; 6] = [400, 403, 421, 500, 503, 504];
-/// Errors of an operation that has a body.
+/// Error statuses of an operation with a body.
 const ERRORS_OF_BODY: [u16; 2] = [413, 415];
 const PAGE: &[&str] = &["page_token", "limit"];
 
@@ -219,7 +219,7 @@ impl OperationSpec {
             "responses": responses,
         });
         if let Some(schema) = self.body {
-            // Nothing at all is taken for `{}`, which is enough where nothing is required.
+            // An empty body means `{}`, which is enough where no field is required.
             let required = schemas::schemas()[schema]["required"] != json!([]);
             let example = examples::body(self.id);
             let content = json!({"application/json": {"schema": reference("schemas", schema), "example": example}});
@@ -229,7 +229,7 @@ impl OperationSpec {
     }
 }
 
-/// The document with its paths in the order of the table, as viewers show them; a map would have them by the alphabet.
+/// Serialises the document with its paths in the order of the table, as viewers show them; a map would sort them.
 fn serialize_in_order(document: &Value) -> String {
     struct OrderedPaths<'a>(&'a Value);
     impl Serialize for OrderedPaths<'_> {
@@ -350,7 +350,7 @@ mod tests {
         let beside = [HttpRoute::Root, HttpRoute::OpenApi, HttpRoute::Docs, HttpRoute::DocsFile, HttpRoute::Unmatched];
         let routes =
             HttpRoute::ALL.iter().filter(|route| !beside.contains(route)).map(|route| template(route.as_str()));
-        // One word for four verbs.
+        // One route serves four verbs.
         let verbs = |path: String| match path.strip_suffix(":verb") {
             Some(path) => ["cordon", "uncordon", "drain", "clear"].map(|verb| format!("{path}:{verb}")).to_vec(),
             None => vec![path],

@@ -1,13 +1,13 @@
-//! One connection: what has come is taken command by command, decided, and answered with one write.
+//! Connection of one RESP client: input is split into commands, executed, and answered with one write.
 //!
-//! **Runs.** Claims that follow each other go to the facade together, and so do releases: each shard is passed once for
-//! all of them. A pipeline must mean what its commands mean one after the other, so a run ends where the kind of command
-//! changes, and where a key comes again; what follows is read anew after its answers are there. `CLAIM a, CLAIM b,
-//! RELEASE a *, RELEASE a *` is three runs: two claims, a release, a release.
+//! **Batches.** Consecutive claims go to the scheduler together, and so do consecutive releases: each shard is entered
+//! once for all of them. A pipeline must mean the same as its commands one after the other, so a batch ends where the
+//! kind of command changes, and where a key repeats; the rest is parsed again once the replies are there. `CLAIM a,
+//! CLAIM b, RELEASE a *, RELEASE a *` is three batches: two claims, a release, a release.
 //!
-//! **Room.** An idle connection keeps a few hundred bytes: what comes is read into the thread's own buffer, and what did
-//! not make a whole command yet is copied from there. Answers are written before more is taken, so what waits to be
-//! written is bounded; a client that reads nothing is not read from, and after a while dropped.
+//! **Memory.** An idle connection keeps a few hundred bytes: input is read into the thread's own buffer, and only an
+//! incomplete command is copied from there. Replies are written before more commands are parsed, so pending output is
+//! bounded; a client that does not read is not read from, and dropped after a timeout.
 
 mod idle;
 mod io;
@@ -41,34 +41,35 @@ use crate::model::request_error::RequestError;
 use crate::model::{ClaimRequest, ClaimResult};
 use crate::scheduler::ClaimBatchBuilder;
 
-/// Bytes read at a time.
+/// Size of one read, in bytes.
 pub(super) const READ_BYTES: usize = 16 << 10;
-/// Bytes of answers that are written before more is taken.
+/// Size of pending replies, in bytes, beyond which they are written before more commands are parsed.
 const WRITE_THRESHOLD_BYTES: usize = 64 << 10;
-/// Most commands that are taken before what they are answered is written.
+/// Limit on commands that are parsed before their replies are written.
 const COMMANDS_PER_WRITE_MAX: usize = 1024;
-/// Room that a connection keeps without asking for it; a longer command takes part in the room for large bodies.
+/// Capacity, in bytes, that a connection keeps without a permit; a longer command is charged to the budget for large
+/// bodies.
 const RETAINED_INPUT_BYTES: usize = 4 << 10;
-/// Commands in a read that make it a deep one, and how many of those in a row make a deep connection.
+/// Number of commands that make a read deep, and of consecutive deep reads that make a connection deep.
 const DEEP_PIPELINE_COMMANDS: usize = 4;
 const DEEP_PIPELINE_READS: u32 = 8;
-/// How long the rest of what an erring client sends is read, so that it sees the error and not a reset.
+/// Time for which the input of an erring client is discarded, so that it sees the error and not a reset.
 const LINGER: Duration = Duration::from_millis(500);
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-    /// Keys of a run.
+    /// Hashes of the keys of a batch.
     static BATCH_KEYS: RefCell<HashSet<u64>> = RefCell::default();
-    /// Claims of the thread's connections that are decided in one go.
+    /// Claims of the thread's connections that are submitted together.
     static CLAIM_BATCH: RefCell<ClaimBatchBuilder> = RefCell::default();
 }
 
-/// A connection with nothing under way, which may go to another thread.
+/// Connection with nothing in flight, which may move to another thread.
 pub(super) struct IdleConnection {
     stream: TcpStream,
     session: RespSession,
     resp3: bool,
-    /// Claims that may have to be given back, as [`Connection`] keeps them.
+    /// Claims that may have to be rolled back, as [`Connection`] has them.
     undelivered: Option<UndeliveredClaims>,
     written: WrittenClaims,
 }
@@ -79,7 +80,7 @@ impl IdleConnection {
         Self { stream, session: RespSession::new(peer), resp3: false, undelivered: untold, written }
     }
 
-    /// The same, its events told to the runtime that calls this.
+    /// Registers the socket with the runtime that calls this.
     pub(super) fn reregister(self) -> std::io::Result<Self> {
         let stream = TcpStream::from_std(self.stream.into_std()?)?;
         Ok(Self { stream, ..self })
@@ -95,38 +96,37 @@ pub(super) struct RespConnection<'a> {
     stream: TcpStream,
     parser: FrameParser,
     input: Vec<u8>,
-    /// Of the input, what was taken.
+    /// Number of input bytes that were parsed.
     consumed: usize,
-    /// Commands taken since the last write.
+    /// Commands since the last write.
     pending_commands: usize,
     replies: ReplyBuffer,
     session: RespSession,
-    /// For an input beyond [`READ_BYTES`].
+    /// Permit for an input beyond [`READ_BYTES`].
     permit: Option<OwnedSemaphorePermit>,
-    /// Until then the command whose beginning was read must be complete.
+    /// Deadline for the rest of an incomplete command.
     command_deadline: Option<Pin<Box<Sleep>>>,
-    /// Commands taken since the last read.
+    /// Commands since the last read.
     pipeline_depth: usize,
-    /// Reads in a row that brought [`DEEP_PIPELINE_COMMANDS`] commands and more.
+    /// Consecutive reads with at least [`DEEP_PIPELINE_COMMANDS`] commands.
     deep_reads: u32,
     is_movable: bool,
-    /// Others went first since the last write.
+    /// Whether other tasks have run since the last write.
     has_yielded: bool,
-    /// Where in the input the commands end that an `EXEC` carries out; 0: there are none.
+    /// End of the commands that an `EXEC` executes, in input bytes; 0: no `EXEC` is running.
     exec_end: usize,
     /// Set while the command that is being answered was waited for: its client may have left meanwhile.
     has_waited: bool,
-    /// Claims that were made, and are given back unless their answers arrive; only kept while that is in doubt.
+    /// New claims that are rolled back unless their replies arrive; only kept while that is in doubt.
     undelivered: Option<UndeliveredClaims>,
-    /// Claims whose answers were written since the client sent something last.
+    /// Claims whose replies were written since the last input.
     written: WrittenClaims,
-    /// Since the client has closed its sending side: until then its claims may wait.
+    /// Timer for queued claims, once the client has closed its sending side.
     grace: Option<Pin<Box<Sleep>>>,
     idle: IdleTimer,
 }
 
 impl<'a> RespConnection<'a> {
-    /// `may_move`: it may end for its thread by moving to another.
     pub(super) fn new(shared: &'a RespContext, client: IdleConnection, may_move: bool) -> Self {
         let IdleConnection { stream, session, resp3, undelivered: untold, written } = client;
         Self {
@@ -153,10 +153,11 @@ impl<'a> RespConnection<'a> {
         }
     }
 
-    /// Until the client leaves, errs, or the service stops. Gives it back when it shows itself to be deep, if it may move.
+    /// Serves until the client leaves, errs, or the service stops. Returns the client if it should move to another
+    /// thread and may.
     pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) -> Option<IdleConnection> {
         let mut stop = pin!(async move {
-            // Either outcome means the end: a word, or nobody left to say it.
+            // Both outcomes mean stop: a message, or a dropped sender.
             let _ = stopping.changed().await;
         });
         let end = loop {
@@ -168,7 +169,7 @@ impl<'a> RespConnection<'a> {
                 return Some(IdleConnection { stream, session, resp3: answers.resp3, undelivered: untold, written });
             }
         };
-        // What was decided is told, if the client still listens.
+        // Decided commands are answered, if the client still listens.
         let told = self.write().await.is_ok();
         self.finish_undelivered().await;
         if let ConnectionEnd::Closed(reason) = end {
@@ -180,7 +181,7 @@ impl<'a> RespConnection<'a> {
         None
     }
 
-    /// Whether it is deep, and nothing is half read, half decided or half written.
+    /// Whether the pipelines are deep, and nothing is in flight.
     fn should_move(&self) -> bool {
         self.is_movable
             && self.deep_reads >= DEEP_PIPELINE_READS
@@ -260,16 +261,16 @@ impl<'a> RespConnection<'a> {
         Ok(())
     }
 
-    /// Others that have something to read go first, once before each write: reading, deciding and writing by turns for each
-    /// connection is dearer than each of them for all.
+    /// Lets other tasks of the thread run, once before each write: reading, deciding and writing in turn for each
+    /// connection is more expensive than each for all.
     async fn yield_once(&mut self) {
         if !std::mem::replace(&mut self.has_yielded, true) {
             tokio::task::yield_now().await;
         }
     }
 
-    /// A claim that does not wait: decided in one go with what other connections of the thread ask for at the same time, as a
-    /// batch is. Whoever of them comes first decides for all.
+    /// Decides a claim that is not queued, as a batch with the claims of the thread's other connections. The first of
+    /// them decides for all.
     async fn claim(
         &mut self,
         request: ClaimRequest,
@@ -284,7 +285,7 @@ impl<'a> RespConnection<'a> {
         self.await_reply(claiming.taken()).await
     }
 
-    /// Takes commands until something must be waited for. What is answered on the spot is.
+    /// Parses commands until one has to be waited for. Commands without the scheduler are answered inline.
     fn next_step(&mut self) -> ConnectionStep {
         BATCH_KEYS.with_borrow_mut(|seen| {
             let mut run = CommandBatch::Nothing;
@@ -308,7 +309,7 @@ impl<'a> RespConnection<'a> {
                 && session.end.is_none()
             {
                 if *exec_end > 0 && *taken == *exec_end && !run.is_empty() {
-                    // The answers of an `EXEC` leave together, and nothing that comes behind it has to do with them.
+                    // The replies of an `EXEC` leave together, independent of later commands.
                     break;
                 }
                 let rest = &input[*taken..];
@@ -351,7 +352,7 @@ impl<'a> RespConnection<'a> {
                     RespCommand::Release if run.accepts_releases() => {
                         parse_args::release(args).map(SchedulerRequest::release)
                     }
-                    // Its turn comes when the run is answered.
+                    // Executed after the batch is answered.
                     _ if !run.is_empty() => break,
                     RespCommand::Unknown => {
                         accept();
@@ -390,7 +391,7 @@ impl<'a> RespConnection<'a> {
                         accept();
                         return ConnectionStep::Call(call);
                     }
-                    // Alone, as most are. One that waits must not keep the answers of others.
+                    // A single claim is the usual case. One that is queued must not delay the replies of others.
                     Ok(asked) if run.is_empty() && (rest.len() == length || asked.may_wait()) => {
                         accept();
                         return asked.into_step();
@@ -406,7 +407,7 @@ impl<'a> RespConnection<'a> {
         })
     }
 
-    /// Waits for what was asked. What is answered already is written first, unless this is answered at once too. None: the
+    /// Waits for the reply to a call. Earlier replies are written first, unless this one is ready at once. `None`: the
     /// deadline has passed.
     async fn await_reply<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, ConnectionEnd> {
         // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.

@@ -1,4 +1,4 @@
-//! Clients that may leave before they are answered: claims that wait, and claims whose answers may not arrive.
+//! Clients that may leave before their reply: queued claims, and claims whose replies may not arrive.
 
 use std::pin::{Pin, pin};
 
@@ -12,8 +12,8 @@ use crate::metrics::RespCommand;
 use crate::model::request_error::UnavailableReason;
 use crate::model::{ClaimResult, ClaimState, Millis};
 
-/// Claims that no deadline ends, by the write that carried their answers: a client that is gone before it sends anything more
-/// may not have had the last of them.
+/// Claims without a deadline, by the write that carried their replies: a client that leaves before it sends anything
+/// more may have missed the last of them.
 #[derive(Default)]
 pub(super) struct WrittenClaims {
     pending: UndeliveredClaims,
@@ -26,31 +26,31 @@ impl WrittenClaims {
         self.pending.clear();
     }
 
-    /// Forgets them: the client has sent something since.
+    /// Forgets all claims, because the client has sent something since.
     pub(super) fn clear(&mut self) {
         self.written.clear();
     }
 }
 
 impl RespConnection<'_> {
-    /// Part of `wait_ms` that a claim may wait.
+    /// Part of `wait_ms` for which a claim may be queued.
     pub(super) fn allowed_wait(&self, wait_ms: Millis) -> Millis {
         match &self.grace {
             Some(grace) if grace.is_elapsed() => 0,
-            // As in Redis nothing blocks within a transaction: its answers leave together, and those that are there would
-            // grow old meanwhile.
+            // As in Redis nothing blocks within a transaction: its replies leave together, and would grow stale
+            // meanwhile.
             _ if self.exec_end > 0 && self.consumed <= self.exec_end => 0,
             _ => wait_ms,
         }
     }
 
-    /// Writes the answers that are there before something is waited for; those of an `EXEC` leave together.
+    /// Writes pending replies before waiting; those of an `EXEC` leave together.
     pub(super) async fn write_before_waiting(&mut self) -> Result<(), ConnectionEnd> {
         if self.exec_end > 0 && self.consumed <= self.exec_end { Ok(()) } else { self.write().await }
     }
 
-    /// Waits for what may wait for room, so long that its client may leave meanwhile, or the service stop. None: it
-    /// did not come to its end, and why not is answered.
+    /// Waits for a call that may be queued, so long that its client may leave or the service stop. `None`: the call was
+    /// abandoned, and the reason is answered.
     pub(super) async fn await_capacity<T>(
         &mut self,
         wait_ms: Millis,
@@ -82,22 +82,22 @@ impl RespConnection<'_> {
         Ok(None)
     }
 
-    /// Notes claims that were made while it is in doubt whether their answers arrive.
+    /// Records new claims while it is in doubt whether their replies arrive.
     #[inline]
     pub(super) fn record_undelivered<'t>(&mut self, taken: impl Iterator<Item = &'t ClaimResult>) {
-        // What was decided at once is answered at once, as if its client had left a moment later.
+        // A claim that was decided at once is answered at once, as if its client had left a moment later.
         let waited = std::mem::take(&mut self.has_waited);
         if self.undelivered.is_some() || self.grace.is_some() || (waited && half_close::is_half_closed(&self.stream)) {
             self.undelivered.get_or_insert_default().extend(half_close::created_claims(taken));
         } else {
-            // One that is reserved ends by itself.
+            // A reserved claim expires by itself.
             self.written
                 .pending
                 .extend(half_close::created_claims(taken.filter(|taken| taken.claim.state == ClaimState::Active)));
         }
     }
 
-    /// Forgets claims whose answers have been written, unless the client may be gone.
+    /// Forgets claims whose replies have been written, unless the client may be gone.
     #[inline]
     pub(super) fn forget_delivered(&mut self) {
         self.written.mark_written();
@@ -107,7 +107,7 @@ impl RespConnection<'_> {
         }
     }
 
-    /// Gives claims back whose answers could not be written.
+    /// Rolls back claims whose replies could not be written.
     #[cold]
     pub(super) fn roll_back_undelivered(&mut self) {
         let mut untold = self.undelivered.take().unwrap_or_default();
@@ -115,8 +115,7 @@ impl RespConnection<'_> {
         half_close::roll_back_all(&self.shared.scheduler, untold);
     }
 
-    /// The connection ends: claims whose answers do not arrive are given back. So are those of a transaction that did
-    /// not come to its end.
+    /// Ends the connection: rolls back claims whose replies do not arrive, and those of an unfinished transaction.
     pub(super) async fn finish_undelivered(&mut self) {
         if self.consumed < self.exec_end {
             return self.roll_back_undelivered();

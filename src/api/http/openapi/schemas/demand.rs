@@ -1,4 +1,4 @@
-//! The shapes of what waits, of demand, and of quotas.
+//! Schemas of queued claims, demand and quotas.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Answers that say why a request was not carried out.
+//! Schemas of error responses.
 
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ pub(super) fn schemas() -> Value {
     })
 }
 
-/// Answers by status, with the reasons that each may have.
+/// Error responses by status, with the reasons that each may have.
 #[rustfmt::skip]
 pub(in crate::api::http::openapi) fn responses() -> Value {
     let error = |description: &str| json!({"description": description, "content": {"application/json": {"schema": schema("Error")}}});
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
     use crate::api::error_table::ErrorStatus;
 
-    /// Reasons that a description explains.
+    /// Returns the reasons that a description explains.
     fn explained(description: &str) -> BTreeSet<&str> {
         let (mut rest, mut reasons) = (description, BTreeSet::new());
         while let Some((_, from)) = rest.split_once("Reason ") {
@@ -64,7 +64,7 @@ mod tests {
         let responses = responses();
         let mut wanted: BTreeSet<(String, &str)> = BTreeSet::new();
         for outcome in ErrorStatus::all() {
-            // No operation of the document has a method that its path does not take.
+            // The document has no operation with a method that its path does not support.
             if outcome != ErrorStatus::METHOD {
                 let status = outcome.status.to_string();
                 assert!(responses.get(&status).is_some(), "{outcome:?}");

@@ -1,4 +1,4 @@
-//! The shape of an event of a pool.
+//! Schema of a pool's events.
 
 use serde_json::{Value, json};
 

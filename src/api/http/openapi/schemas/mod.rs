@@ -1,4 +1,4 @@
-//! The shapes of bodies, parameters and errors. Limits are those of the code.
+//! Schemas of bodies, parameters and errors. Limits come from [`crate::limits`].
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ fn schema(name: &str) -> Value {
     reference("schemas", name)
 }
 
-/// A whole number up to `max`.
+/// Schema of an integer from 0 to `max`.
 fn number(max: u64, description: &str) -> Value {
     json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": max, "description": description})
 }
@@ -34,12 +34,12 @@ fn ttl_ms(description: &str) -> Value {
     at_least_1(number(limits::TTL_MS_MAX, description))
 }
 
-/// A schema with a description of its own.
+/// Refers to a schema, with a description of its own.
 fn described(name: &str, description: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}"), "description": description})
 }
 
-/// An object that takes no other fields.
+/// Schema of a request object, which accepts no other fields.
 fn closed_object(description: &str, required: &[&str], properties: Value) -> Value {
     json!({
         "type": "object", "description": description, "required": required, "properties": properties,
@@ -47,7 +47,7 @@ fn closed_object(description: &str, required: &[&str], properties: Value) -> Val
     })
 }
 
-/// An object of an answer: later versions may say more.
+/// Schema of a response object; later versions may add fields.
 fn open_object(description: &str, required: &[&str], properties: Value) -> Value {
     json!({"type": "object", "description": description, "required": required, "properties": properties})
 }
@@ -63,7 +63,7 @@ fn page(of: &str) -> Value {
     )
 }
 
-/// `{name, created}` or an error, one each.
+/// Schema of a batch response: `{name, created}` or an error for each item.
 fn outcomes(name: &str, of: &str) -> Value {
     let done = open_object(
         "Done.",
@@ -76,7 +76,7 @@ fn outcomes(name: &str, of: &str) -> Value {
     done_or_error(done)
 }
 
-/// `done` or an error, one each.
+/// Schema of a batch response: `done` or an error for each item.
 fn done_or_error(done: Value) -> Value {
     open_object(
         "One outcome each, in order.",
@@ -150,7 +150,7 @@ fn pool_patch() -> Value {
     let or_null = |schema: Value| json!({"oneOf": [schema, {"type": "null"}]});
     for (name, field) in patch["properties"].as_object_mut().expect("a specification has fields") {
         let labels = json!({"type": "object", "propertyNames": schema("LabelKey"), "additionalProperties": {"type": ["string", "null"]}, "description": "Labels to set; null takes one away."});
-        // What is left out stays as it is.
+        // Omitted fields keep their value, so there are no defaults.
         field.as_object_mut().expect("a schema").remove("default");
         *field = or_null(if name == "labels" { labels } else { field.take() });
     }
@@ -221,7 +221,7 @@ pub(super) fn schemas() -> Value {
     schemas
 }
 
-/// Counts of workers, one for each [`UnschedulableReason`] in its order.
+/// Schema of worker counts, one for each [`UnschedulableReason`] in its order.
 fn unschedulable_counts() -> Value {
     let of = UnschedulableReason::ALL.map(|reason| (reason.as_str().to_owned(), count("Workers.")));
     let names = UnschedulableReason::ALL.map(UnschedulableReason::as_str);
@@ -229,7 +229,7 @@ fn unschedulable_counts() -> Value {
     open_object(about, &names, Value::Object(of.into_iter().collect()))
 }
 
-/// Counts of workers, one for each [`FilterReason`] in its order.
+/// Schema of worker counts, one for each [`FilterReason`] in its order.
 fn ruled_out() -> Value {
     let of = FilterReason::ALL.map(|why| (why.as_str().to_owned(), count("Workers.")));
     let description =
@@ -470,7 +470,7 @@ fn miscellaneous() -> Value {
 pub(super) fn parameters() -> Value {
     let query = |name: &str, schema: Value, description: &str| json!({"name": name, "in": "query", "schema": schema, "description": description});
     let mut force = query("force", json!({"type": "boolean", "default": false}), "Also ends its workers and their claims.");
-    // That of the operations has workers.
+    // The pool of the example operations has workers.
     force["example"] = true.into();
     json!({
         "page_token": query("page_token", json!({"type": "string"}), "What the page before gave as next_page_token."),
