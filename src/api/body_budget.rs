@@ -10,8 +10,8 @@ pub(in crate::api) const BODY_BUDGET_KIB: usize = 256 << 10;
 /// Error for a large body that does not fit into the budget.
 pub(in crate::api) fn body_budget_exceeded() -> ApiError {
     ApiError::overloaded(format!(
-        "bodies over {} KiB take all of the {} MiB that they may take together, where gRPC messages count eightfold; retry \
-         later, or send smaller batches",
+        "bodies over {} KiB use up their budget of {} MiB, in which gRPC messages count eightfold; retry later, or send \
+         smaller batches",
         SMALL_BODY_BYTES >> 10,
         BODY_BUDGET_KIB >> 10
     ))

@@ -39,7 +39,7 @@ impl ConnectionBudget {
     /// port.
     #[must_use]
     pub fn for_ports<const PORTS: usize>(max: usize, all: usize) -> [Self; PORTS] {
-        const { assert!(PORTS <= RESERVED_DIVISOR, "the ports' own parts are no more than the whole") };
+        const { assert!(PORTS <= RESERVED_DIVISOR, "the reserved parts fit into the total") };
         let own = (all / RESERVED_DIVISOR).max(1).min(max);
         let shared = Arc::new(Semaphore::new(all.saturating_sub(PORTS * own)));
         [(); PORTS].map(|()| Self {

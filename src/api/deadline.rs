@@ -137,8 +137,8 @@ pub(super) fn extend_for_wait(claim: ClaimRequest) -> Result<ClaimRequest, ApiEr
         return Ok(claim);
     }
     Err(ApiError::overloaded(format!(
-        "{} requests of this connection wait for room, which is as many as may: let some of them end, or open another \
-         connection",
+        "{} requests of this connection are queued for capacity, which is the limit: wait until some of them end, or open \
+         another connection",
         limits::CONNECTION_WAITING_MAX
     )))
 }

@@ -61,7 +61,7 @@ impl ExcessConnections {
         let (id, oldest) = self.queue().admit(displace);
         // Closes that connection.
         drop(oldest);
-        let permit = Arc::clone(&self.open).acquire_owned().await.expect("nobody closes it");
+        let permit = Arc::clone(&self.open).acquire_owned().await.expect("the semaphore is never closed");
         let excess = Arc::clone(self);
         tokio::spawn(async move {
             let outcome = match listener::configure_socket(&stream) {
@@ -135,8 +135,8 @@ impl ExcessConnections {
 
     fn refusal(&self) -> ApiError {
         let message = format!(
-            "as many connections are open as may be (server.max_connections: {}, fewer if open files are): on others only \
-             probes and /metrics are answered; retry later",
+            "all connections are in use (server.max_connections: {}, or fewer if the limit of open files is lower): others \
+             are only for probes and /metrics; retry later",
             self.max_connections
         );
         ApiError::new(ErrorStatus::CONNECTIONS, message)

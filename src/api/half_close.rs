@@ -139,7 +139,7 @@ pub(super) async fn departure(stream: &TcpStream, grace: &mut Option<Pin<Box<Sle
 pub(super) fn wait_abandoned_error() -> ApiError {
     let grace_ms = HALF_CLOSE_GRACE.as_millis();
     let message =
-        format!("the client has closed its sending side, and a claim waits at most {grace_ms} ms from then on");
+        format!("the client has closed its sending side, after which a claim is queued for at most {grace_ms} ms");
     ApiError::new(ErrorStatus::from_refusal(&RequestError::DeadlineExceeded), message)
 }
 

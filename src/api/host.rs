@@ -96,38 +96,66 @@ impl<'a> HostAddress<'a> {
     }
 }
 
+/// Reason why a text is not a host name for the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostNameError {
+    /// Name contains a wildcard.
+    #[error("{0:?} is a pattern: list each name, wildcards are not supported")]
+    Wildcard(String),
+    /// Name contains characters outside of ASCII.
+    #[error("{0:?} is not ASCII: write the name as browsers send it, as in xn--e1afmkfd.example")]
+    NotAscii(String),
+    /// Text is an IP address, which needs no entry.
+    #[error("{0:?} is an IP address: addresses are always accepted, list only names")]
+    Address(String),
+    /// Text has a scheme, a user or a port.
+    #[error("{0:?} is more than a name: leave out scheme, user and port; any port is accepted")]
+    NotOnlyName(String),
+    /// Name or one of its labels has a wrong length or character.
+    #[error(
+        "{0:?} is not a host name: 1..={HOST_BYTES_MAX} bytes, labels of 1..={HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] \
+         separated by dots"
+    )]
+    Malformed(String),
+    /// Last label is a number, so browsers take the text for an address.
+    #[error("{0:?} ends like an IP address: browsers take it for one, and addresses are always accepted")]
+    EndsInNumber(String),
+    /// List is longer than [`HOSTS_MAX`].
+    #[error("at most {HOSTS_MAX} names")]
+    TooMany,
+    /// Several names of a list are invalid.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Self>),
+}
+
 /// Host name from the configuration: lower case, without a final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostName(Box<str>);
 
 impl FromStr for HostName {
-    type Err = String;
+    type Err = HostNameError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| Err(format!("{text:?} {why}"));
+    fn from_str(text: &str) -> Result<Self, HostNameError> {
+        let reject = |error: fn(String) -> HostNameError| Err(error(text.to_owned()));
         let name = text.strip_suffix('.').unwrap_or(text);
         if text.contains('*') {
-            return wrong("is a pattern: list each name, there are no wildcards");
+            return reject(HostNameError::Wildcard);
         }
         if !text.is_ascii() {
-            return wrong("is not ASCII: write the name as browsers send it, as in xn--e1afmkfd.example");
+            return reject(HostNameError::NotAscii);
         }
         if text.parse::<IpAddr>().is_ok() || text.starts_with('[') {
-            return wrong("is an address: addresses are always served, list names alone");
+            return reject(HostNameError::Address);
         }
         if text.contains(['/', ':', '@']) {
-            return wrong("is more than a name: leave out scheme, user and port, any port is served");
+            return reject(HostNameError::NotOnlyName);
         }
         let is_label = |label: &str| {
             (1..=HOST_LABEL_BYTES_MAX).contains(&label.len())
                 && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
         };
         if name.len() > HOST_BYTES_MAX || !name.split('.').all(is_label) {
-            return Err(format!(
-                "{:?} is no host name: 1..={HOST_BYTES_MAX} bytes, labels of 1..={HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] with dots \
-                 between",
-                &text[..text.len().min(HOST_BYTES_MAX)]
-            ));
+            return Err(HostNameError::Malformed(text[..text.len().min(HOST_BYTES_MAX)].to_owned()));
         }
         let last = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
         let is_number = match last.strip_prefix("0x") {
@@ -135,7 +163,7 @@ impl FromStr for HostName {
             None => last.bytes().all(|byte| byte.is_ascii_digit()),
         };
         if is_number {
-            return wrong("ends like an address: browsers take it for one, and addresses are always served");
+            return reject(HostNameError::EndsInNumber);
         }
         Ok(Self(name.to_ascii_lowercase().into()))
     }
@@ -146,26 +174,26 @@ impl FromStr for HostName {
 pub struct HostNames(pub Vec<HostName>);
 
 impl HostNames {
-    fn parse_all<'t>(names: impl Iterator<Item = &'t str>) -> Result<Self, String> {
-        let (mut good, mut problems) = (Vec::new(), Vec::new());
-        for (number, name) in names.enumerate() {
-            if number == HOSTS_MAX {
-                return Err(format!("at most {HOSTS_MAX} names"));
+    fn parse_all<'t>(texts: impl Iterator<Item = &'t str>) -> Result<Self, HostNameError> {
+        let (mut names, mut errors) = (Vec::new(), Vec::new());
+        for (index, text) in texts.enumerate() {
+            if index == HOSTS_MAX {
+                return Err(HostNameError::TooMany);
             }
-            match name.parse() {
-                Ok(name) => good.push(name),
-                Err(problem) => problems.push(problem),
+            match text.parse() {
+                Ok(name) => names.push(name),
+                Err(error) => errors.push(error),
             }
         }
-        if problems.is_empty() { Ok(Self(good)) } else { Err(problems.join("; ")) }
+        if errors.is_empty() { Ok(Self(names)) } else { Err(HostNameError::Several(errors)) }
     }
 }
 
 impl FromStr for HostNames {
-    type Err = String;
+    type Err = HostNameError;
 
     /// Parses names separated by commas; an empty text means none.
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, HostNameError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
@@ -194,7 +222,7 @@ impl<'de> Deserialize<'de> for HostNames {
                     match value {
                         serde_json::Value::String(name) if names.len() <= HOSTS_MAX => names.push(name),
                         serde_json::Value::String(_) => {}
-                        other => return Err(serde::de::Error::custom(format!("{other} is no host name"))),
+                        other => return Err(serde::de::Error::custom(format!("{other} is not a host name"))),
                     }
                 }
                 HostNames::parse_all(names.iter().map(String::as_str)).map_err(serde::de::Error::custom)
@@ -222,44 +250,44 @@ mod tests {
         }
         let (long_label, long_name) = (format!("{}.example", "a".repeat(64)), "a.".repeat(127) + "example");
         for (text, why) in [
-            ("", "is no host name"),
-            (".", "is no host name"),
-            ("a..b", "is no host name"),
-            ("a b", "is no host name"),
-            ("a,b", "is no host name"),
-            (long_label.as_str(), "is no host name"),
-            (long_name.as_str(), "is no host name"),
-            ("*.example.com", "there are no wildcards"),
+            ("", "is not a host name"),
+            (".", "is not a host name"),
+            ("a..b", "is not a host name"),
+            ("a b", "is not a host name"),
+            ("a,b", "is not a host name"),
+            (long_label.as_str(), "is not a host name"),
+            (long_name.as_str(), "is not a host name"),
+            ("*.example.com", "wildcards are not supported"),
             ("pool.example.com:7070", "leave out scheme, user and port"),
             ("http://pool.example.com", "leave out scheme, user and port"),
             ("user@pool.example.com", "leave out scheme, user and port"),
-            ("127.0.0.1", "addresses are always served"),
-            ("::1", "addresses are always served"),
-            ("[::1]", "addresses are always served"),
-            ("127.1", "addresses are always served"),
-            ("0x7f", "addresses are always served"),
+            ("127.0.0.1", "addresses are always accepted"),
+            ("::1", "addresses are always accepted"),
+            ("[::1]", "addresses are always accepted"),
+            ("127.1", "addresses are always accepted"),
+            ("0x7f", "addresses are always accepted"),
             ("пример.example", "is not ASCII"),
         ] {
-            let error = text.parse::<HostName>().expect_err(text);
+            let error = text.parse::<HostName>().expect_err(text).to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
     }
 
     #[test]
-    fn h01_lists_of_names_are_bounded_and_tell_every_problem() {
+    fn h01_lists_of_names_are_bounded_and_report_every_problem() {
         let names = |text: &str| text.parse::<HostNames>().map(|names| names.0.len());
         assert_eq!((names(""), names(" "), names("a"), names("a, b ,c.d")), (Ok(0), Ok(0), Ok(1), Ok(3)));
-        let problems = names("a:1,b,*").unwrap_err();
+        let problems = names("a:1,b,*").unwrap_err().to_string();
         assert!(
             problems.contains("\"a:1\"") && problems.contains("\"*\"") && !problems.contains("\"b\""),
             "{problems}"
         );
         assert_eq!(names(&vec!["a"; HOSTS_MAX].join(",")), Ok(HOSTS_MAX));
-        assert!(names(&vec!["a"; HOSTS_MAX + 1].join(",")).unwrap_err().contains("at most 64"));
+        assert!(names(&vec!["a"; HOSTS_MAX + 1].join(",")).unwrap_err().to_string().contains("at most 64"));
         let list = |json: serde_json::Value| serde_json::from_value::<HostNames>(json).map(|names| names.0.len());
         assert_eq!(list(serde_json::json!(["a", "b"])).unwrap(), 2);
         assert_eq!(list(serde_json::json!("a,b")).unwrap(), 2);
-        assert!(list(serde_json::json!(["a", 1])).unwrap_err().to_string().contains("1 is no host name"));
+        assert!(list(serde_json::json!(["a", 1])).unwrap_err().to_string().contains("1 is not a host name"));
         assert!(list(serde_json::json!(7)).unwrap_err().to_string().contains("a list of host names"));
         assert!(list(serde_json::json!(vec!["a"; 100])).unwrap_err().to_string().contains("at most 64"));
     }

@@ -106,7 +106,7 @@ pub async fn serve(
     }
     drop(listener);
     if timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight at the deadline of the shutdown");
+        tracing::warn!("requests were still in flight at the shutdown deadline");
     }
 }
 
@@ -181,7 +181,7 @@ async fn connection(
     _permit: ConnectionPermit,
 ) {
     if let Err(error) = configure_socket(&stream).and_then(|()| set_write_timeout(&stream, edges.write_timeout)) {
-        tracing::debug!(%error, "a connection was gone before it was served");
+        tracing::debug!(%error, "connection closed before it was served");
         return;
     }
     let open = OpenConnection::count();
@@ -207,7 +207,7 @@ async fn connection(
         }
     };
     let ended = tokio::select! {
-        ended = serving => ended.inspect_err(|error| tracing::debug!(%error, "a connection ended early")).is_ok(),
+        ended = serving => ended.inspect_err(|error| tracing::debug!(%error, "connection ended early")).is_ok(),
         () = half_close::reset_by_peer(&client.stream) => false,
         () = silence => false,
     };

@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Semaphore;
 
 pub use self::connection_budget::ConnectionBudget;
-pub use self::host::{HostName, HostNames};
+pub use self::host::{HostName, HostNameError, HostNames};
 use self::request_guard::RequestGuard;
 pub use self::response_budget::ResponseBudget;
 use crate::metrics::MetricsExporter;

@@ -104,7 +104,7 @@ impl RequestGuard {
         head: &RequestHead<'a>,
         header: Option<&'a HeaderValue>,
     ) -> Result<HostPort<'a>, RequestRejection> {
-        let malformed = RequestRejection::InvalidHost("must be a host name or an address, and perhaps a port");
+        let malformed = RequestRejection::InvalidHost("must be a host name or an IP address, with an optional port");
         let read = |text: Option<&'a str>| text.and_then(HostPort::parse).ok_or_else(|| malformed.clone());
         let header = header.map(|value| read(value.to_str().ok())).transpose()?;
         let target = head.uri.authority().map(|authority| read(Some(authority.as_str()))).transpose()?;
@@ -222,26 +222,26 @@ impl From<RequestRejection> for ApiError {
             RequestRejection::InvalidHost(message) => RequestError::invalid("host", message).into(),
             RequestRejection::ForeignHost(host) => {
                 let message = format!(
-                    "this service is not known as \"{host}\"; it is served as localhost, under addresses, and under the names in \
-                     server.hosts: to serve another, add it there (hosts = [...] in [server], \
+                    "\"{host}\" is not a name of this service: it accepts localhost, IP addresses, and the names in \
+                     server.hosts; to accept another name, add it there (hosts = [...] in [server], \
                      HOTPOOL__SERVER__HOSTS, or --hosts)"
                 );
                 of_field(ErrorStatus::HOST, "host", message)
             }
             RequestRejection::ForeignOrigin(origin) => {
                 let message = format!(
-                    "a page of \"{origin}\" may not use this service: that is neither the host and port of the request \
-                     nor a name in server.hosts"
+                    "pages of \"{origin}\" may not use this service: their origin is neither the host and port of the \
+                     request nor a name in server.hosts"
                 );
                 Self::new(ErrorStatus::ORIGIN, message)
             }
             RequestRejection::ForeignSite => {
                 let message =
-                    "a page of another site may not use this service; type its address, or begin at its own page";
+                    "pages of other sites may not use this service; enter its address, or start at its own page";
                 Self::new(ErrorStatus::ORIGIN, message)
             }
             RequestRejection::UnknownEncoding(coding) => {
-                let message = format!("the content coding \"{coding}\" is not understood: send the body as it is");
+                let message = format!("content encoding \"{coding}\" is not supported: send the body unencoded");
                 of_field(ErrorStatus::CONTENT_ENCODING, "content-encoding", message)
             }
         }

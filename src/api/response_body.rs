@@ -157,7 +157,7 @@ impl LargeBody {
 
 /// Error of a response that its client did not read in time.
 #[derive(Debug, thiserror::Error)]
-#[error("the client has not read the answer in time")]
+#[error("the client has not read the response in time")]
 struct ClientReadTimeout;
 
 impl<B> Body for ResponseBody<B>

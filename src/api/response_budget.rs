@@ -59,8 +59,8 @@ impl Drop for ResponsePermit {
 
 fn response_budget_exceeded() -> ApiError {
     ApiError::overloaded(format!(
-        "answers over {} KiB that their clients have not read take all of the {} MiB that they may take together; read \
-         them, retry later, or ask for smaller pages and batches",
+        "unread responses over {} KiB use up their budget of {} MiB; read them, retry later, or request smaller pages \
+         and batches",
         SMALL_RESPONSE_BYTES >> 10,
         RESPONSE_BUDGET_BYTES >> 20
     ))

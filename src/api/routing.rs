@@ -23,7 +23,7 @@ impl ApiEdges {
     pub(super) async fn route(mut self, mut request: Request<Incoming>) -> Result<Response<EdgeBody>, Infallible> {
         if let Err(rejection) = self.guard.check(&RequestHead::from(&request)) {
             metrics().requests_refused(rejection.label()).increment(1);
-            tracing::debug!(?rejection, method = %request.method(), "a request was refused");
+            tracing::debug!(?rejection, method = %request.method(), "rejected a request");
             return Ok(reject(&request, &rejection.into()));
         }
         if self.guard.is_probe_of_unknown_host(&RequestHead::from(&request)) {

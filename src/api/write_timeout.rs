@@ -74,7 +74,7 @@ async fn run_with_write_timeout<F: Future>(patience: Duration, stream: F) {
                 FrameState::Stalled => {}
             }
             let Some(late) = &mut late else { return Poll::Pending };
-            late.as_mut().poll(context).map(|()| tracing::debug!("an answer was not read in time"))
+            late.as_mut().poll(context).map(|()| tracing::debug!("a response was not read in time"))
         })
         .await;
     };

@@ -121,7 +121,7 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     // No worker comes.
     let said = answers(only(server.address, &claim("c", 60_000)));
     assert!(said.starts_with("HTTP/1.1 504 "), "{said}");
-    let why = "the client has closed its sending side, and a claim waits at most 2000 ms from then on";
+    let why = "the client has closed its sending side, after which a claim is queued for at most 2000 ms";
     assert!(said.contains(why), "{said}");
     until("the claim waits no more", || !waiting(&mut client));
 }

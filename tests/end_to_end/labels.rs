@@ -102,7 +102,7 @@ fn a_label_that_is_given_twice_is_refused_on_every_edge() {
         Some("typical_requests[0].weight"),
     );
     let mut wire = Wire::connect(server.resp.unwrap());
-    assert!(wire.said("REGISTER ns/warm w LABEL a 1 LABEL a 2").starts_with("-BADREQ labels one is given twice"));
+    assert!(wire.said("REGISTER ns/warm w LABEL a 1 LABEL a 2").starts_with("-BADREQ labels a label is given twice"));
     let pool = client.get(POOL).expect(200)["pool"].take();
     assert_eq!((&pool["spec"]["labels"], &pool["workers"]["total"]), (&json!({"a": "0"}), &json!(0)));
 }

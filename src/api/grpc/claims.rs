@@ -34,7 +34,7 @@ impl ClaimService for GrpcHandlers {
         let place = Arc::clone(&self.streams).try_acquire_owned();
         let place = place.map_err(|_| {
             ApiError::overloaded(format!(
-                "{} claim streams are open, which is as many as may be: close one, or make calls of one request each",
+                "{} claim streams are open, which is the limit: close one, or use unary calls",
                 limits::STREAMS_MAX
             ))
         })?;

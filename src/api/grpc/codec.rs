@@ -54,7 +54,7 @@ impl<U: Message + Default> Decoder for ProtoDecoder<U> {
 }
 
 fn read<U: Message + Default>(message: Bytes) -> Result<U, ApiError> {
-    let broken = |error: DecodeError| ApiError::invalid("body", format!("is no message of this method: {error}"));
+    let broken = |error: DecodeError| ApiError::invalid("body", format!("is not a message of this method: {error}"));
     let mut rest = message.clone();
     let mut fields = 0;
     while rest.has_remaining() {

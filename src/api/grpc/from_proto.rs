@@ -25,7 +25,7 @@ fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Res
 
 /// Converts the number of an enumeration, or rejects an unknown value.
 fn parse_enum<E: TryFrom<i32>>(field: &'static str, number: i32) -> Result<E, ApiError> {
-    E::try_from(number).map_err(|_| ApiError::invalid(field, format!("has no value {number}")))
+    E::try_from(number).map_err(|_| ApiError::invalid(field, format!("unknown value {number}")))
 }
 
 fn ack(number: i32) -> Result<Option<AckLevel>, ApiError> {
@@ -188,7 +188,7 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
         proto::ClaimState::Active => Ok(ClaimState::Active),
         proto::ClaimState::Releasing => Ok(ClaimState::Releasing),
         proto::ClaimState::Unspecified | proto::ClaimState::Lost => {
-            Err(ApiError::invalid("states", "must be of RESERVED, ACTIVE, RELEASING: others are not listed"))
+            Err(ApiError::invalid("states", "must be RESERVED, ACTIVE or RELEASING: claims in other states are not listed"))
         }
     };
     let states = states.into_iter().map(state).collect::<Result<_, ApiError>>()?;
@@ -213,7 +213,7 @@ pub(super) fn resources(resources: proto::Resources) -> Result<ResourceRequireme
 fn gpu_request(field: &str, gpu: proto::GpuShare) -> Result<GpuRequest, ApiError> {
     let proto::GpuShare { model, count, milli, models, cards } = gpu;
     if !cards.is_empty() {
-        return Err(ApiError::invalid(format!("{field}.cards"), "is the service's to say"));
+        return Err(ApiError::invalid(format!("{field}.cards"), "is set by the service: leave it out"));
     }
     let models = match model {
         Some(_) if !models.is_empty() => {

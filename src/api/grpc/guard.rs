@@ -43,7 +43,7 @@ impl GrpcEdge {
                     Err(_panic) => {
                         let request_id = CallerContext::with_request_id(|id| id.map(ToString::to_string));
                         tracing::error!(method = method.as_str(), request_id, "a handler panicked");
-                        Err(ApiError::new(ErrorStatus::PANIC, "a defect of the service; the process goes on"))
+                        Err(ApiError::new(ErrorStatus::PANIC, "a defect of the service, which keeps running"))
                     }
                 }
             }

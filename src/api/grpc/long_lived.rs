@@ -36,8 +36,8 @@ impl LongLivedStreams {
     ) -> Result<Response<Body>, Infallible> {
         let Ok(place) = Arc::clone(&self.permits).try_acquire_owned() else {
             let message = format!(
-                "{} streams of health and reflection are open, which is as many as may be: close one, or ask \
-                 grpc.health.v1.Health/Check now and then",
+                "{} streams of health and reflection are open, which is the limit: close one, or call \
+                 grpc.health.v1.Health/Check at intervals",
                 limits::LASTING_STREAMS_MAX
             );
             return Ok(ApiError::overloaded(message).to_status().into_http());

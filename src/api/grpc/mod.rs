@@ -144,8 +144,8 @@ impl GrpcEdge {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let reflection = described().build_v1().expect("descriptors that the build has made");
-        let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
+        let reflection = described().build_v1().expect("the build generates valid descriptors");
+        let reflection_alpha = described().build_v1alpha().expect("the build generates valid descriptors");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
         let calls = Arc::new(GrpcHandlers {
             scheduler: scheduler.clone(),

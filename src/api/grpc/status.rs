@@ -37,7 +37,7 @@ impl Reason {
     pub(super) fn from_word(word: Option<&str>) -> Self {
         let Some(word) = word else { return Self::Unspecified };
         let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
-        debug_assert!(found.is_some(), "{word} is a reason of the outcome table and not of hotpool.proto");
+        debug_assert!(found.is_some(), "{word} is a reason of the error table and not of hotpool.proto");
         found.unwrap_or_default()
     }
 }
@@ -181,7 +181,7 @@ mod tests {
         // A reason of the enumeration without a row would be missing above.
         let named = (1..).map_while(|number| Reason::try_from(number).ok());
         for reason in named.map(|reason| reason.as_str_name().trim_start_matches("REASON_")) {
-            assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is no reason of the outcome table");
+            assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is not a reason of the error table");
         }
     }
 

@@ -101,7 +101,7 @@ impl ClaimStreamResponses {
         let unnamed = |field, message| (GrpcMethod::ClaimStream, ApiError::invalid(field, message));
         let request = request.ok_or_else(|| unnamed("request", "is required"))?;
         if self.flight.contains(id) {
-            return Err(unnamed("id", "is that of a request in flight"));
+            return Err(unnamed("id", "is in use by a request in flight"));
         }
         let method = match request {
             Request::Take(_) => GrpcMethod::TakeClaim,

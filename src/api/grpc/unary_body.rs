@@ -77,7 +77,7 @@ impl<B> UnaryBody<B> {
         self.rest_bytes = self
             .rest_bytes
             .checked_sub(data.len())
-            .ok_or_else(|| ApiError::invalid("body", "must be one message, and no more"))?;
+            .ok_or_else(|| ApiError::invalid("body", "must be exactly one message"))?;
         Ok(())
     }
 

@@ -37,11 +37,11 @@ const INDEX_TEXT: &str = concat!(
     "Hotpool ",
     env!("CARGO_PKG_VERSION"),
     "\n\
-     /docs              the API, to read and to try in a browser\n\
-     /v1/openapi.json   the same for programs\n\
-     /readyz            whether it serves\n\
-     /metrics           what it does\n\
-     hotpool --help     the commands; hotpool status says how its pools are\n"
+     /docs              the API, documented and ready to try in a browser\n\
+     /v1/openapi.json   the API as an OpenAPI document\n\
+     /readyz            readiness of the service\n\
+     /metrics           metrics for Prometheus\n\
+     hotpool --help     the commands; hotpool status shows the pools\n"
 );
 
 /// Reports whether every shard serves. Under an unknown host the reasons are omitted.
@@ -73,5 +73,5 @@ pub(super) async fn route_not_found(request: Request) -> ApiError {
 
 /// Rejects a method that the path does not support.
 pub(super) async fn method_not_allowed() -> ApiError {
-    ApiError::new(ErrorStatus::METHOD, "this route does not take this method; see the Allow header")
+    ApiError::new(ErrorStatus::METHOD, "this route does not support this method; see the Allow header")
 }

@@ -126,7 +126,7 @@ fn parse_states(words: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
             let known = ClaimState::HELD.map(ClaimState::as_str).join(", ");
             ApiError::invalid(
                 "state",
-                format!("must be of {known}, with commas between them, got {:?}", truncate(word)),
+                format!("must be one or more of {known}, separated by commas, got {:?}", truncate(word)),
             )
         })
     };

@@ -37,7 +37,7 @@ pub(super) async fn guard(State(api): State<SharedState>, request: Request, next
         Err(_panic) => {
             let request_id = CallerContext::with_request_id(|id| id.map(ToString::to_string));
             tracing::error!(route = route.as_str(), request_id, "a handler panicked");
-            ApiError::new(ErrorStatus::PANIC, "a defect of the service; the process goes on").into_response()
+            ApiError::new(ErrorStatus::PANIC, "a defect of the service, which keeps running").into_response()
         }
     };
     metrics().http_requests(route, response.status().as_u16()).increment(1);

@@ -128,7 +128,7 @@ impl ClaimBody<'_> {
                 check_name("namespace", namespace)?;
                 Ok(PoolChoice::Selected(selector.0.to_string()))
             }
-            (None, None, None) => Err(ApiError::invalid("pool", "is required, or else pools or pool_selector")),
+            (None, None, None) => Err(ApiError::invalid("pool", "is required, unless pools or pool_selector is given")),
             (pool, _, selector) => {
                 let field = if pool.is_none() || selector.is_none() { "pools" } else { "pool_selector" };
                 Err(ApiError::invalid(field, "only one of pool, pools and pool_selector may be given"))
@@ -150,7 +150,7 @@ impl ClaimBody<'_> {
         let mut preferred_wait_ms = 0;
         if let Some(PreferredWaitBody { nodes, ms }) = then_wait {
             if !preferred.0.is_empty() || nodes.0.is_empty() || ms == 0 {
-                let message = "needs nodes and ms, and no node.preferred beside it";
+                let message = "needs nodes and ms, and excludes node.preferred";
                 return Err(ApiError::invalid("node.preferred_then_wait", message));
             }
             (preferred, preferred_wait_ms) = (nodes, ms);

@@ -98,7 +98,7 @@ fn expected_type(path: &str, wanted: &str) -> String {
         "a boolean" => "true or false".to_owned(),
         other if other.starts_with("struct ") => "an object".to_owned(),
         other if other.starts_with("string or ") || other.contains("enum") => {
-            "one of its words, as a string".to_owned()
+            "one of its values, as a string".to_owned()
         }
         other => other.to_owned(),
     }

@@ -25,13 +25,13 @@ impl PoolPatch {
         names: Vec<String>,
         field: &'static str,
     ) -> Result<Self, ApiError> {
-        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a spec is an object") };
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a specification is an object") };
         let known = field_names::<PoolSpec>();
         let mut patch = Map::new();
         for name in names {
             if !known.contains(&&*name) {
                 let name = truncate(&name);
-                let message = format!("{name:?} is no field of a specification; known: {}", known.join(", "));
+                let message = format!("{name:?} is not a field of a specification; known: {}", known.join(", "));
                 return Err(ApiError::invalid(field, message));
             }
             if patch.contains_key(&name) {
@@ -48,7 +48,7 @@ impl PoolPatch {
     /// # Errors
     /// `Invalid` naming the field.
     pub(in crate::api) fn apply_replace(self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
-        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a spec is an object") };
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a specification is an object") };
         for (name, value) in self.0 {
             match value {
                 Value::Null => fields.remove(&name),

@@ -90,7 +90,7 @@ impl CommandBatch {
             (Self::Releases(claims), SchedulerRequest::Release(id, fence)) => claims.push((id, fence)),
             (_, SchedulerRequest::Claim(request)) => *self = Self::Claims(vec![request]),
             (_, SchedulerRequest::Release(id, fence)) => *self = Self::Releases(vec![(id, fence)]),
-            (_, SchedulerRequest::Call(_)) => unreachable!("a call is no part of a run"),
+            (_, SchedulerRequest::Call(_)) => unreachable!("a call is never part of a batch"),
         }
     }
 

@@ -33,10 +33,10 @@ pub enum ProtocolError {
     #[error("expected '$', got {}", display_byte(*.0))]
     ExpectedBulkString(u8),
     /// Argument is not followed by CRLF at its announced end.
-    #[error("expected CRLF behind a bulk string of {0} bytes")]
+    #[error("expected CRLF after a bulk string of {0} bytes")]
     MissingTerminator(u32),
     /// First byte starts neither an array nor a line of words.
-    #[error("expected '*' or a command's name, got {}", display_byte(*.0))]
+    #[error("expected '*' or a command name, got {}", display_byte(*.0))]
     UnexpectedByte(u8),
     /// Inline command exceeds [`INLINE_BYTES_MAX`].
     #[error("too big inline request: at most {INLINE_BYTES_MAX} bytes")]

@@ -38,7 +38,7 @@ use connection::{IdleConnection, RespConnection};
 use threads::{AcceptedConnection, RespThreads};
 
 /// Error text when the budget for large commands is used up.
-const BODY_BUDGET_EXCEEDED: &str = "too many large requests at a time; retry later";
+const BODY_BUDGET_EXCEEDED: &str = "large requests use up their memory budget; retry later";
 
 /// State that all connections share.
 pub(super) struct RespContext {
@@ -124,7 +124,7 @@ async fn accept(
     }
     drop(listener);
     if threads.join(grace).await.is_err() {
-        tracing::warn!("commands were still in flight at the deadline of the shutdown");
+        tracing::warn!("commands were still in flight at the shutdown deadline");
     }
 }
 
@@ -136,7 +136,7 @@ async fn serve(
     may_move: bool,
 ) -> Option<IdleConnection> {
     if let Err(error) = listener::configure_socket(client.stream()) {
-        tracing::debug!(%error, "a connection was gone before it was served");
+        tracing::debug!(%error, "connection closed before it was served");
         return None;
     }
     metrics().resp_connections.increment(1.0);

@@ -383,7 +383,7 @@ pub(super) fn register(args: CommandArgs<'_>) -> Result<(PoolName, RegistrationR
             RegisterOption::Label => {
                 let (name, value) = (words.text("labels")?.to_owned(), words.text("labels")?.to_owned());
                 if spec.labels.insert(name, value).is_some() {
-                    return Err(ApiError::invalid("labels", "one is given twice"));
+                    return Err(ApiError::invalid("labels", "a label is given twice"));
                 }
             }
             RegisterOption::Incarnation => {

@@ -153,9 +153,9 @@ mod tests {
     use super::*;
 
     fn said(resp3: bool, say: impl FnOnce(&mut ReplyBuffer)) -> String {
-        let mut answers = ReplyBuffer::new(resp3);
-        say(&mut answers);
-        String::from_utf8(answers.bytes).unwrap()
+        let mut replies = ReplyBuffer::new(resp3);
+        say(&mut replies);
+        String::from_utf8(replies.bytes).unwrap()
     }
 
     #[test]

@@ -44,12 +44,12 @@ impl RespSession {
         command: RespCommand,
         args: &CommandArgs<'_>,
         shared: &RespContext,
-        answers: &mut ReplyBuffer,
+        replies: &mut ReplyBuffer,
     ) -> RespOutcome {
-        match self.execute(command, args, shared, answers) {
+        match self.execute(command, args, shared, replies) {
             Ok(()) => RespOutcome::Ok,
             Err(SessionError { word, text }) => {
-                answers.error(word, &text);
+                replies.error(word, &text);
                 RespOutcome::Error
             }
         }
@@ -60,36 +60,36 @@ impl RespSession {
         command: RespCommand,
         args: &CommandArgs<'_>,
         shared: &RespContext,
-        answers: &mut ReplyBuffer,
+        replies: &mut ReplyBuffer,
     ) -> Result<(), SessionError> {
         match (command, args.get(1)) {
-            (RespCommand::Ping, None) => answers.simple_string("PONG"),
+            (RespCommand::Ping, None) => replies.simple_string("PONG"),
             (RespCommand::Ping, Some(_)) if args.len() > 2 => return Err(SessionError::wrong_arity("ping")),
-            (RespCommand::Ping | RespCommand::Echo, message) => answers.bulk_string(message.unwrap_or_default()),
-            (RespCommand::Hello, _) => self.hello(args, answers)?,
+            (RespCommand::Ping | RespCommand::Echo, message) => replies.bulk_string(message.unwrap_or_default()),
+            (RespCommand::Hello, _) => self.hello(args, replies)?,
             (RespCommand::Auth, _) => return Err(SessionError::auth_unsupported()),
-            (RespCommand::Info, _) => answers.bulk_string(info(shared)),
+            (RespCommand::Info, _) => replies.bulk_string(info(shared)),
             (RespCommand::Command, _) => {
-                commands::write_command_reply(args, answers).map_err(|wrong| match wrong {
+                commands::write_command_reply(args, replies).map_err(|wrong| match wrong {
                     CommandQueryError::Subcommand => SessionError::unknown_subcommand(args, "COUNT, LIST, INFO, DOCS"),
                     CommandQueryError::Names(names) => {
-                        SessionError::new(format!("{names} commands are named: name each once"))
+                        SessionError::new(format!("{names} names given: name each command once"))
                     }
                 })?;
             }
-            (RespCommand::Config, _) => settings(args, shared, answers)?,
-            (RespCommand::Client, _) => self.client(args, answers)?,
-            (RespCommand::Select, Some(b"0")) => answers.ok(),
-            (RespCommand::Select, _) => return Err(SessionError::new("DB index is out of range: there is database 0")),
+            (RespCommand::Config, _) => settings(args, shared, replies)?,
+            (RespCommand::Client, _) => self.client(args, replies)?,
+            (RespCommand::Select, Some(b"0")) => replies.ok(),
+            (RespCommand::Select, _) => return Err(SessionError::new("DB index is out of range: only database 0 exists")),
             (RespCommand::Quit, _) => {
                 self.end = Some(ConnectionEnd::ClientGone);
-                answers.ok();
+                replies.ok();
             }
             (RespCommand::Reset, _) => {
-                answers.resp3 = false;
+                replies.resp3 = false;
                 self.name = Box::default();
                 (self.transaction, self.watch_refused) = (None, false);
-                answers.simple_string("RESET");
+                replies.simple_string("RESET");
             }
             (RespCommand::Multi, _) if self.transaction.is_some() => {
                 return Err(SessionError::new("MULTI calls can not be nested"));
@@ -98,11 +98,11 @@ impl RespSession {
                 let refused = std::mem::take(&mut self.watch_refused);
                 let begun = if refused { RespTransaction::aborted() } else { RespTransaction::default() };
                 self.transaction = Some(Box::new(begun));
-                answers.ok();
+                replies.ok();
             }
             (RespCommand::Discard, _) => {
                 self.transaction.take().ok_or_else(|| SessionError::new("DISCARD without MULTI"))?;
-                answers.ok();
+                replies.ok();
             }
             (RespCommand::Watch, _) if self.transaction.is_some() => {
                 return Err(SessionError::new("WATCH inside MULTI is not allowed"));
@@ -110,12 +110,12 @@ impl RespSession {
             (RespCommand::Watch, _) => {
                 self.watch_refused = true;
                 return Err(SessionError::new(
-                    "WATCH is not supported: there are no values to watch; the next EXEC is refused",
+                    "WATCH is not supported: there are no values to watch; the next EXEC will be discarded",
                 ));
             }
             (RespCommand::Unwatch, _) => {
                 self.watch_refused = false;
-                answers.ok();
+                replies.ok();
             }
             _ => unreachable!("the others go to the scheduler"),
         }
@@ -123,25 +123,25 @@ impl RespSession {
     }
 
     /// Takes the commands that `EXEC` executes. `None`: an error was answered.
-    pub(super) fn exec(&mut self, answers: &mut ReplyBuffer) -> Option<RespTransaction> {
+    pub(super) fn exec(&mut self, replies: &mut ReplyBuffer) -> Option<RespTransaction> {
         let Some(transaction) = self.transaction.take() else {
-            answers.error("ERR", "EXEC without MULTI");
+            replies.error("ERR", "EXEC without MULTI");
             return None;
         };
         let queued = transaction.exec();
         if queued.is_none() {
-            answers.error("EXECABORT", "Transaction discarded because of previous errors.");
+            replies.error("EXECABORT", "Transaction discarded because of previous errors.");
         }
         queued
     }
 
-    fn hello(&mut self, args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), SessionError> {
+    fn hello(&mut self, args: &CommandArgs<'_>, replies: &mut ReplyBuffer) -> Result<(), SessionError> {
         let resp3 = match args.get(1) {
-            None => answers.resp3,
+            None => replies.resp3,
             Some(b"2") => false,
             Some(b"3") => true,
             Some(_) => {
-                return Err(SessionError { word: "NOPROTO", text: "unsupported protocol version: 2 or 3".into() });
+                return Err(SessionError { word: "NOPROTO", text: "unsupported protocol version: use 2 or 3".into() });
             }
         };
         let mut name = None;
@@ -160,38 +160,38 @@ impl RespSession {
             }
         }
         self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
-        answers.resp3 = resp3;
-        answers.map(7);
+        replies.resp3 = resp3;
+        replies.map(7);
         let mut pair = |name: &str, value: &str| {
-            answers.bulk_string(name);
-            answers.bulk_string(value);
+            replies.bulk_string(name);
+            replies.bulk_string(value);
         };
         pair("server", "hotpool");
         pair("version", env!("CARGO_PKG_VERSION"));
         pair("mode", "standalone");
         pair("role", "master");
-        answers.bulk_string("proto");
-        answers.integer(if resp3 { 3 } else { 2 });
-        answers.bulk_string("id");
-        answers.integer(self.id);
-        answers.bulk_string("modules");
-        answers.array(0);
+        replies.bulk_string("proto");
+        replies.integer(if resp3 { 3 } else { 2 });
+        replies.bulk_string("id");
+        replies.integer(self.id);
+        replies.bulk_string("modules");
+        replies.array(0);
         Ok(())
     }
 
-    fn client(&mut self, args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), SessionError> {
+    fn client(&mut self, args: &CommandArgs<'_>, replies: &mut ReplyBuffer) -> Result<(), SessionError> {
         let verb = args.get(1).unwrap_or_default().to_ascii_uppercase();
         match (verb.as_slice(), args.len()) {
-            (b"ID", 2) => answers.integer(self.id),
-            (b"GETNAME", 2) if self.name.is_empty() => answers.null(),
-            (b"GETNAME", 2) => answers.bulk_string(self.name.as_bytes()),
+            (b"ID", 2) => replies.integer(self.id),
+            (b"GETNAME", 2) if self.name.is_empty() => replies.null(),
+            (b"GETNAME", 2) => replies.bulk_string(self.name.as_bytes()),
             (b"SETNAME", 3) => {
                 self.name = client_name(args.get(2))?;
-                answers.ok();
+                replies.ok();
             }
             // The client library's name and version have no effect.
-            (b"SETINFO", 4) => answers.ok(),
-            (b"REPLY", 3) if args.get(2).is_some_and(|word| word.eq_ignore_ascii_case(b"ON")) => answers.ok(),
+            (b"SETINFO", 4) => replies.ok(),
+            (b"REPLY", 3) if args.get(2).is_some_and(|word| word.eq_ignore_ascii_case(b"ON")) => replies.ok(),
             (b"REPLY", 3) => {
                 // A client that reads no replies would confuse the current ones with later ones.
                 self.end = Some(ConnectionEnd::Closed(RespCloseReason::Protocol));
@@ -201,8 +201,8 @@ impl RespSession {
             }
             (b"LIST" | b"INFO", _) => {
                 let Self { id, peer, name, .. } = self;
-                let resp = if answers.resp3 { 3 } else { 2 };
-                answers.bulk_string(format!("id={id} addr={peer} name={name} db=0 resp={resp}\n"));
+                let resp = if replies.resp3 { 3 } else { 2 };
+                replies.bulk_string(format!("id={id} addr={peer} name={name} db=0 resp={resp}\n"));
             }
             (b"ID" | b"GETNAME" | b"SETNAME" | b"SETINFO", _) => return Err(SessionError::wrong_arity("client")),
             _ => return Err(SessionError::unknown_subcommand(args, "ID, GETNAME, SETNAME, SETINFO, LIST, INFO")),
@@ -235,7 +235,7 @@ impl SessionError {
 
     /// An operator who set a password for this service believes that it is checked.
     fn auth_unsupported() -> Self {
-        Self::new("AUTH called without any password configured: this version asks nobody who they are")
+        Self::new("AUTH called without any password configured: this version does not authenticate clients")
     }
 }
 
@@ -249,7 +249,7 @@ fn client_name(name: Option<&[u8]>) -> Result<Box<str>, SessionError> {
     }
 }
 
-fn settings(args: &CommandArgs<'_>, shared: &RespContext, answers: &mut ReplyBuffer) -> Result<(), SessionError> {
+fn settings(args: &CommandArgs<'_>, shared: &RespContext, replies: &mut ReplyBuffer) -> Result<(), SessionError> {
     if !args.get(1).unwrap_or_default().eq_ignore_ascii_case(b"GET") {
         return Err(SessionError::unknown_subcommand(args, "GET"));
     }
@@ -260,10 +260,10 @@ fn settings(args: &CommandArgs<'_>, shared: &RespContext, answers: &mut ReplyBuf
     let idle_ms = shared.limits.idle.map_or(0, |idle| idle.as_millis());
     let timeout = idle_ms.div_ceil(1_000).to_string();
     let found = || SETTINGS.into_iter().chain([("timeout", timeout.as_str())]).filter(|(name, _)| asked(name));
-    answers.map(found().count());
+    replies.map(found().count());
     for (name, value) in found() {
-        answers.bulk_string(name);
-        answers.bulk_string(value);
+        replies.bulk_string(name);
+        replies.bulk_string(value);
     }
     Ok(())
 }

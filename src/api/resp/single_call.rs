@@ -146,38 +146,38 @@ pub(super) enum CallReply {
 
 impl CallReply {
     /// Encodes the reply into the buffer.
-    pub(super) fn write(&self, answers: &mut ReplyBuffer) {
+    pub(super) fn write(&self, replies: &mut ReplyBuffer) {
         match self {
             Self::Claims(outcomes) => {
-                answers.array(outcomes.len());
+                replies.array(outcomes.len());
                 for outcome in outcomes {
                     match outcome {
-                        Ok(taken) => answers.claim(&taken.claim),
-                        Err(failure) => answers.failure(failure),
+                        Ok(taken) => replies.claim(&taken.claim),
+                        Err(failure) => replies.failure(failure),
                     }
                 }
             }
-            Self::Claim(claim) => answers.claim(claim),
-            Self::Number(number) | Self::ExpiresAt(Some(number)) => answers.integer(*number),
-            Self::ExpiresAt(None) => answers.null(),
+            Self::Claim(claim) => replies.claim(claim),
+            Self::Number(number) | Self::ExpiresAt(Some(number)) => replies.integer(*number),
+            Self::ExpiresAt(None) => replies.null(),
             Self::Heartbeat { held, stop, late_for } => {
-                answers.map(2 + usize::from(late_for.is_some()));
+                replies.map(2 + usize::from(late_for.is_some()));
                 for (name, claims) in [("claims", held), ("stop", stop)] {
-                    answers.bulk_string(name);
-                    answers.array(claims.len());
+                    replies.bulk_string(name);
+                    replies.array(claims.len());
                     for RunningClaim { id, fence } in claims {
-                        answers.array(3);
-                        answers.bulk_string(id.tenant());
-                        answers.bulk_string(id.key());
-                        answers.integer(*fence);
+                        replies.array(3);
+                        replies.bulk_string(id.tenant());
+                        replies.bulk_string(id.key());
+                        replies.integer(*fence);
                     }
                 }
                 if let Some(last_seq) = late_for {
-                    answers.bulk_string("last_seq");
-                    answers.integer(*last_seq);
+                    replies.bulk_string("last_seq");
+                    replies.integer(*last_seq);
                 }
             }
-            Self::Json(value) => answers.json(value),
+            Self::Json(value) => replies.json(value),
         }
     }
 
@@ -195,8 +195,8 @@ impl CallReply {
 }
 
 /// Counts so many replies of one outcome.
-pub(super) fn count(command: RespCommand, outcome: RespOutcome, answers: u64) {
-    metrics().resp_commands(command, outcome).increment(answers);
+pub(super) fn count(command: RespCommand, outcome: RespOutcome, replies: u64) {
+    metrics().resp_commands(command, outcome).increment(replies);
 }
 
 /// Error of a call whose deadline has passed.

@@ -47,20 +47,20 @@ impl RespTransaction {
         frame: &[u8],
         args: CommandArgs<'_>,
         shared: &RespContext,
-        answers: &mut ReplyBuffer,
+        replies: &mut ReplyBuffer,
     ) {
-        let refused = answers.bytes().len();
+        let refused = replies.bytes().len();
         if command == RespCommand::Unknown {
             count(command, RespOutcome::Error, 1);
-            reply_unknown_command(args.get(0).unwrap_or_default(), answers);
+            reply_unknown_command(args.get(0).unwrap_or_default(), replies);
         } else if let Err(failure) = check(command, args) {
-            reply_error(command, &failure, answers);
+            reply_error(command, &failure, replies);
         } else if let Err((word, text)) = self.push_frame(frame, shared) {
             count(command, RespOutcome::Error, 1);
-            answers.error(word, &text);
+            replies.error(word, &text);
         }
-        if answers.bytes().len() == refused {
-            answers.simple_string("QUEUED");
+        if replies.bytes().len() == refused {
+            replies.simple_string("QUEUED");
         } else {
             *self = Self::aborted();
         }

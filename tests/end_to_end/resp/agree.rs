@@ -111,7 +111,7 @@ fn what_only_resp_can_get_wrong_names_its_field_too() {
         ("RELEASE ns a 1 NOW", "-BADREQ NOW unknown option; known: TENANT, BEGIN, FINISH"),
         ("REGISTER ns/warm w GPU A10 65", "-BADREQ capacity.gpu.count must be 1..=64"),
         ("REGISTER ns/warm w GPU A10 4294967297", "-BADREQ capacity.gpu.count must be 1..=64"),
-        ("REGISTER ns/warm w LABEL a b LABEL a c", "-BADREQ labels one is given twice"),
+        ("REGISTER ns/warm w LABEL a b LABEL a c", "-BADREQ labels a label is given twice"),
         ("HEARTBEAT ns/warm w0 CLAIMS 10001", "-BADREQ claims must be a whole number, 0..=10000, got 10001"),
     ] {
         assert_eq!(wire.said(command), said, "{command}");

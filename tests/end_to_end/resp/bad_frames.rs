@@ -25,7 +25,7 @@ fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
         (b"*1\r\n$9\r\nPING\r\n*1\r\n$4\r\nPING\r\n", "expected CRLF"),
         (b"*1\r\n:5\r\n", "expected '$', got ':'"),
         (b"*2\r\n$4\r\nPING\r\n#t\r\n", "expected '$', got '#'"),
-        (b"%1\r\n+a\r\n+b\r\n", "expected '*' or a command's name, got '%'"),
+        (b"%1\r\n+a\r\n+b\r\n", "expected '*' or a command name, got '%'"),
         (b"\x16\x03\x01\x02\x00\x01", "got 0x16"),
         (&[b'a'; (64 << 10) + 1], "too big inline request"),
     ];
@@ -96,7 +96,7 @@ fn a_command_that_never_ends_is_ended() {
     let (_dir, _server, mut client, mut idle) = with_pool_in(1, &waits);
     let mut wire = Wire::connect(idle.stream().peer_addr().unwrap());
     wire.send(b"*2\r\n$4\r\nPING\r\n$2\r\nh");
-    assert_eq!(wire.rest(), "-ERR Protocol error: the command did not come to its end in time\r\n");
+    assert_eq!(wire.rest(), "-ERR Protocol error: the command was not complete in time\r\n");
     assert_eq!(ended(&mut client, "slow_writer"), 1);
     // Silence between commands is no harm.
     assert_eq!(idle.said("PING"), "PONG");

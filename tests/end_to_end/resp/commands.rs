@@ -161,7 +161,7 @@ fn hello_chooses_the_protocol() {
     assert_eq!(wire.said("CLAIM ns/warm KEY a"), format!("[a {fence} w0 nil]"), "four, for who takes them by number");
     assert_eq!(wire.said("CLIENT GETNAME"), "nil");
     assert!(wire.said("HELLO 2").starts_with("[server hotpool"));
-    assert_eq!(wire.said("HELLO 4"), "-NOPROTO unsupported protocol version: 2 or 3");
+    assert_eq!(wire.said("HELLO 4"), "-NOPROTO unsupported protocol version: use 2 or 3");
     for asked in ["AUTH secret", "AUTH user secret", "HELLO 3 AUTH user secret SETNAME me"] {
         assert!(wire.said(asked).starts_with("-ERR AUTH called without any password configured"), "{asked}");
     }
@@ -176,7 +176,7 @@ fn clients_are_answered_what_they_ask_at_first() {
         ("ping hi", "hi"),
         ("ECHO hi", "hi"),
         ("SELECT 0", "OK"),
-        ("SELECT 1", "-ERR DB index is out of range: there is database 0"),
+        ("SELECT 1", "-ERR DB index is out of range: only database 0 exists"),
         ("CLIENT SETNAME a", "OK"),
         ("CLIENT SETINFO LIB-NAME x", "OK"),
         ("CLIENT SETINFO LIB-NAME", "-ERR wrong number of arguments for 'client' command"),

@@ -80,7 +80,7 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     let mut late = only(address, &commands);
     assert_eq!(
         text(&late.receive()),
-        "-TIMEOUT the client has closed its sending side, and a claim waits at most 2000 ms from then on"
+        "-TIMEOUT the client has closed its sending side, after which a claim is queued for at most 2000 ms"
     );
     assert_eq!(text(&late.receive()), "[-NOCAPACITY pool_exhausted no worker that the request allows is free]");
     assert_eq!(late.receive(), Value::Int(1));

@@ -104,7 +104,7 @@ impl RespConnection<'_> {
             self.written.clear();
         }
         if let Err(ConnectionEnd::Closed(RespCloseReason::SlowWriter)) = read {
-            self.replies.error("ERR", "Protocol error: the command did not come to its end in time");
+            self.replies.error("ERR", "Protocol error: the command was not complete in time");
         }
         read
     }

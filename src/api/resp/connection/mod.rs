@@ -76,8 +76,8 @@ pub(super) struct IdleConnection {
 
 impl IdleConnection {
     pub(super) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
-        let (untold, written) = (None, WrittenClaims::default());
-        Self { stream, session: RespSession::new(peer), resp3: false, undelivered: untold, written }
+        let (undelivered, written) = (None, WrittenClaims::default());
+        Self { stream, session: RespSession::new(peer), resp3: false, undelivered, written }
     }
 
     /// Registers the socket with the runtime that calls this.
@@ -128,7 +128,7 @@ pub(super) struct RespConnection<'a> {
 
 impl<'a> RespConnection<'a> {
     pub(super) fn new(shared: &'a RespContext, client: IdleConnection, may_move: bool) -> Self {
-        let IdleConnection { stream, session, resp3, undelivered: untold, written } = client;
+        let IdleConnection { stream, session, resp3, undelivered, written } = client;
         Self {
             shared,
             stream,
@@ -146,7 +146,7 @@ impl<'a> RespConnection<'a> {
             has_yielded: false,
             exec_end: 0,
             has_waited: false,
-            undelivered: untold,
+            undelivered,
             written,
             grace: None,
             idle: IdleTimer::default(),
@@ -165,8 +165,8 @@ impl<'a> RespConnection<'a> {
                 break end;
             }
             if self.should_move() {
-                let Self { stream, session, replies: answers, undelivered: untold, written, .. } = self;
-                return Some(IdleConnection { stream, session, resp3: answers.resp3, undelivered: untold, written });
+                let Self { stream, session, replies, undelivered, written, .. } = self;
+                return Some(IdleConnection { stream, session, resp3: replies.resp3, undelivered, written });
             }
         };
         // Decided commands are answered, if the client still listens.
@@ -296,16 +296,16 @@ impl<'a> RespConnection<'a> {
                 input,
                 consumed: taken,
                 pending_commands: round,
-                replies: answers,
+                replies,
                 session,
                 command_deadline: patience,
                 permit: room,
                 exec_end,
-                undelivered: untold,
+                undelivered,
                 ..
             } = self;
             while *round < COMMANDS_PER_WRITE_MAX
-                && answers.bytes().len() < WRITE_THRESHOLD_BYTES
+                && replies.bytes().len() < WRITE_THRESHOLD_BYTES
                 && session.end.is_none()
             {
                 if *exec_end > 0 && *taken == *exec_end && !run.is_empty() {
@@ -318,7 +318,7 @@ impl<'a> RespConnection<'a> {
                     Ok(None) => return run.into_step().unwrap_or(ConnectionStep::Read),
                     Err(error) => {
                         return run.into_step().unwrap_or_else(|| {
-                            answers.error("ERR", &format!("Protocol error: {error}"));
+                            replies.error("ERR", &format!("Protocol error: {error}"));
                             let is_http = error == ProtocolError::Http;
                             ConnectionStep::End(ConnectionEnd::Closed(if is_http {
                                 RespCloseReason::Http
@@ -344,7 +344,7 @@ impl<'a> RespConnection<'a> {
                     && RespTransaction::is_queued(command)
                 {
                     accept();
-                    transaction.queue(command, &rest[..length], args, shared, answers);
+                    transaction.queue(command, &rest[..length], args, shared, replies);
                     continue;
                 }
                 let read = match command {
@@ -357,26 +357,26 @@ impl<'a> RespConnection<'a> {
                     RespCommand::Unknown => {
                         accept();
                         count(command, RespOutcome::Error, 1);
-                        reply_unknown_command(name, answers);
+                        reply_unknown_command(name, replies);
                         continue;
                     }
                     call if SingleCall::handles(call) => SingleCall::parse(call, args).map(SchedulerRequest::Call),
                     RespCommand::Exec => {
                         accept();
-                        let queued = session.exec(answers);
+                        let queued = session.exec(replies);
                         count(command, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
                         if let Some(RespTransaction { frames, commands, permit: more, .. }) = queued {
-                            answers.array(commands);
+                            replies.array(commands);
                             more.into_iter().for_each(|more| merge_permits(room, more));
                             *exec_end = frames.len();
-                            untold.get_or_insert_default();
+                            undelivered.get_or_insert_default();
                             input.splice(..std::mem::take(taken), frames);
                         }
                         continue;
                     }
                     other => {
                         accept();
-                        count(other, session.answer(other, &args, shared, answers), 1);
+                        count(other, session.answer(other, &args, shared, replies), 1);
                         continue;
                     }
                 };
@@ -384,7 +384,7 @@ impl<'a> RespConnection<'a> {
                     Err(_) if !run.is_empty() => break,
                     Err(failure) => {
                         accept();
-                        reply_error(command, &failure, answers);
+                        reply_error(command, &failure, replies);
                     }
                     Ok(SchedulerRequest::Call(_)) if !run.is_empty() => break,
                     Ok(SchedulerRequest::Call(call)) => {
@@ -422,49 +422,49 @@ impl<'a> RespConnection<'a> {
 
     fn reply_claimed(&mut self, outcomes: &[Result<ClaimResult, RequestError>]) {
         self.record_undelivered(outcomes.iter().flatten());
-        let answers = &mut self.replies;
+        let replies = &mut self.replies;
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
                 Ok(taken) => {
                     done += 1;
-                    answers.claim(&taken.claim);
+                    replies.claim(&taken.claim);
                 }
-                Err(refusal) => reply_error(RespCommand::Claim, &refusal.clone().into(), answers),
+                Err(refusal) => reply_error(RespCommand::Claim, &refusal.clone().into(), replies),
             }
         }
         count(RespCommand::Claim, RespOutcome::Ok, done);
     }
 
     fn reply_released(&mut self, outcomes: &[Result<bool, RequestError>]) {
-        let answers = &mut self.replies;
+        let replies = &mut self.replies;
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
                 Ok(was_held) => {
                     done += 1;
-                    answers.integer(u64::from(*was_held));
+                    replies.integer(u64::from(*was_held));
                 }
-                Err(refusal) => reply_error(RespCommand::Release, &refusal.clone().into(), answers),
+                Err(refusal) => reply_error(RespCommand::Release, &refusal.clone().into(), replies),
             }
         }
         count(RespCommand::Release, RespOutcome::Ok, done);
     }
 }
 
-pub(super) fn reply_error(command: RespCommand, failure: &ApiError, answers: &mut ReplyBuffer) {
+pub(super) fn reply_error(command: RespCommand, failure: &ApiError, replies: &mut ReplyBuffer) {
     count(command, failure.resp_outcome(), 1);
-    answers.failure(failure);
+    replies.failure(failure);
 }
 
 #[cold]
-pub(super) fn reply_unknown_command(name: &[u8], answers: &mut ReplyBuffer) {
+pub(super) fn reply_unknown_command(name: &[u8], replies: &mut ReplyBuffer) {
     match commands::find(name) {
-        Some(spec) => answers.error("ERR", &spec.usage()),
+        Some(spec) => replies.error("ERR", &spec.usage()),
         None => {
             let name = escape_for_message(name);
             let hint = "Hotpool assigns workers and keeps no values: COMMAND LIST names what it answers";
-            answers.error("ERR", &format!("unknown command '{name}'. {hint}"));
+            replies.error("ERR", &format!("unknown command '{name}'. {hint}"));
         }
     }
 }

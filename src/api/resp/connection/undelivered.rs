@@ -61,7 +61,7 @@ impl RespConnection<'_> {
         self.has_waited = true;
         self.write_before_waiting().await?;
         let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
-        let Self { stream, grace, replies: answers, .. } = self;
+        let Self { stream, grace, replies, .. } = self;
         let mut departure = pin!(half_close::departure(stream, grace));
         let failure = tokio::select! {
             biased;
@@ -74,11 +74,11 @@ impl RespConnection<'_> {
                 ClientDeparture::HalfClosed => half_close::wait_abandoned_error(),
             },
             () = stop => {
-                reply_error(command, &UnavailableReason::Stopping.into(), answers);
+                reply_error(command, &UnavailableReason::Stopping.into(), replies);
                 return Err(ConnectionEnd::ClientGone);
             }
         };
-        reply_error(command, &failure, answers);
+        reply_error(command, &failure, replies);
         Ok(None)
     }
 
@@ -110,9 +110,9 @@ impl RespConnection<'_> {
     /// Rolls back claims whose replies could not be written.
     #[cold]
     pub(super) fn roll_back_undelivered(&mut self) {
-        let mut untold = self.undelivered.take().unwrap_or_default();
-        untold.append(&mut self.written.pending);
-        half_close::roll_back_all(&self.shared.scheduler, untold);
+        let mut undelivered = self.undelivered.take().unwrap_or_default();
+        undelivered.append(&mut self.written.pending);
+        half_close::roll_back_all(&self.shared.scheduler, undelivered);
     }
 
     /// Ends the connection: rolls back claims whose replies do not arrive, and those of an unfinished transaction.
@@ -120,11 +120,11 @@ impl RespConnection<'_> {
         if self.consumed < self.exec_end {
             return self.roll_back_undelivered();
         }
-        let mut untold = self.undelivered.take().unwrap_or_default();
+        let mut undelivered = self.undelivered.take().unwrap_or_default();
         if !self.written.written.is_empty() && half_close::is_half_closed(&self.stream) {
-            untold.append(&mut self.written.written);
+            undelivered.append(&mut self.written.written);
         }
-        half_close::roll_back_unacknowledged(&self.shared.scheduler, untold, &self.stream, self.shared.bounds.timeout)
+        half_close::roll_back_unacknowledged(&self.shared.scheduler, undelivered, &self.stream, self.shared.bounds.timeout)
             .await;
     }
 }
