@@ -187,9 +187,10 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
         proto::ClaimState::Reserved => Ok(ClaimState::Reserved),
         proto::ClaimState::Active => Ok(ClaimState::Active),
         proto::ClaimState::Releasing => Ok(ClaimState::Releasing),
-        proto::ClaimState::Unspecified | proto::ClaimState::Lost => {
-            Err(ApiError::invalid("states", "must be RESERVED, ACTIVE or RELEASING: claims in other states are not listed"))
-        }
+        proto::ClaimState::Unspecified | proto::ClaimState::Lost => Err(ApiError::invalid(
+            "states",
+            "must be RESERVED, ACTIVE or RELEASING: claims in other states are not listed",
+        )),
     };
     let states = states.into_iter().map(state).collect::<Result<_, ApiError>>()?;
     Ok(ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?)

@@ -25,7 +25,9 @@ impl PoolPatch {
         names: Vec<String>,
         field: &'static str,
     ) -> Result<Self, ApiError> {
-        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a specification is an object") };
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else {
+            unreachable!("a specification is an object")
+        };
         let known = field_names::<PoolSpec>();
         let mut patch = Map::new();
         for name in names {
@@ -48,7 +50,9 @@ impl PoolPatch {
     /// # Errors
     /// `Invalid` naming the field.
     pub(in crate::api) fn apply_replace(self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
-        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else { unreachable!("a specification is an object") };
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(spec) else {
+            unreachable!("a specification is an object")
+        };
         for (name, value) in self.0 {
             match value {
                 Value::Null => fields.remove(&name),

@@ -42,8 +42,13 @@ impl SchedulerRequest {
         }
     }
 
-    pub(super) const fn may_wait(&self) -> bool {
-        matches!(self, Self::Claim(request) if request.wait_ms > 0)
+    /// Whether the command is executed alone: a call, or a claim that may be queued.
+    pub(super) const fn is_single(&self) -> bool {
+        match self {
+            Self::Claim(request) => request.wait_ms > 0,
+            Self::Release(..) => false,
+            Self::Call(_) => true,
+        }
     }
 
     /// Hash of the command's key.
@@ -84,8 +89,8 @@ impl CommandBatch {
         matches!(self, Self::Nothing | Self::Releases(_))
     }
 
-    pub(super) fn push(&mut self, asked: SchedulerRequest) {
-        match (&mut *self, asked) {
+    pub(super) fn push(&mut self, request: SchedulerRequest) {
+        match (&mut *self, request) {
             (Self::Claims(requests), SchedulerRequest::Claim(request)) => requests.push(request),
             (Self::Releases(claims), SchedulerRequest::Release(id, fence)) => claims.push((id, fence)),
             (_, SchedulerRequest::Claim(request)) => *self = Self::Claims(vec![request]),

@@ -29,7 +29,14 @@ const FAST: &[&str] = &["fast", "loading", "stale"];
 
 /// Every command, the most frequent first.
 pub(super) const ALL: &[CommandSpec] = &[
-    spec(RespCommand::Claim, -2, CLAIM, "Claims a worker for a key, or returns the claim that the key has.", "hotpool", WRITE),
+    spec(
+        RespCommand::Claim,
+        -2,
+        CLAIM,
+        "Claims a worker for a key, or returns the claim that the key has.",
+        "hotpool",
+        WRITE,
+    ),
     spec(
         RespCommand::Release,
         -4,
@@ -55,7 +62,14 @@ pub(super) const ALL: &[CommandSpec] = &[
         "hotpool",
         WRITE,
     ),
-    spec(RespCommand::Register, -3, REGISTER, "Registers a worker: 1, or 0 if it was registered already.", "hotpool", WRITE),
+    spec(
+        RespCommand::Register,
+        -3,
+        REGISTER,
+        "Registers a worker: 1, or 0 if it was registered already.",
+        "hotpool",
+        WRITE,
+    ),
     spec(
         RespCommand::Heartbeat,
         -3,

@@ -33,9 +33,9 @@ impl ApiError {
 
     /// Text after the prefix: the reason unless the prefix says it, the field, the message.
     pub(super) fn resp_message(&self) -> Cow<'_, str> {
-        let says_it =
+        let prefix_is_reason =
             matches!(self.resp_outcome(), RespOutcome::Fenced | RespOutcome::Overloaded | RespOutcome::Loading);
-        let reason = self.status.reason.filter(|_| !says_it);
+        let reason = self.status.reason.filter(|_| !prefix_is_reason);
         let words = [reason, self.field.as_deref().filter(|field| !field.is_empty())];
         let mut text = Cow::Borrowed(&*self.message);
         for word in words.into_iter().flatten().rev() {
@@ -51,7 +51,7 @@ mod tests {
     use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 
     #[test]
-    fn every_refusal_has_its_word() {
+    fn every_error_has_its_prefix() {
         let table = [
             (RequestError::invalid("key", "must be 1..=255 bytes, got 0"), "BADREQ key must be 1..=255 bytes, got 0"),
             (RequestError::NotFound(ObjectKind::Pool), "NOTFOUND pool not found"),
@@ -85,9 +85,9 @@ mod tests {
                 "TIMEOUT no answer within the deadline; the outcome is unknown, retry with the same key",
             ),
         ];
-        for (refusal, said) in table {
-            let failure = ApiError::from(refusal);
-            assert_eq!(format!("{} {}", failure.resp_prefix(), failure.resp_message()), said);
+        for (error, reply) in table {
+            let failure = ApiError::from(error);
+            assert_eq!(format!("{} {}", failure.resp_prefix(), failure.resp_message()), reply);
         }
     }
 }

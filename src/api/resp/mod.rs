@@ -35,7 +35,7 @@ mod threads;
 mod transaction;
 
 use connection::{IdleConnection, RespConnection};
-use threads::{AcceptedConnection, RespThreads};
+use threads::{AcceptedConnection, RespThreads, ThreadAffinity};
 
 /// Error text when the budget for large commands is used up.
 const BODY_BUDGET_EXCEEDED: &str = "large requests use up their memory budget; retry later";
@@ -109,14 +109,14 @@ async fn accept(
         let _ = stopping.changed().await;
     });
     while let Some((stream, peer)) = listener::next_connection(&listener, stop.as_mut()).await {
-        let refused = match shared.limits.budget.try_acquire() {
+        let rejected = match shared.limits.budget.try_acquire() {
             Some(permit) => {
                 let accepted = Box::new(AcceptedConnection { client: IdleConnection::new(stream, peer), permit });
                 threads.assign(accepted).await.err().map(|accepted| accepted.client)
             }
             None => Some(IdleConnection::new(stream, peer)),
         };
-        if let Some(client) = refused {
+        if let Some(client) = rejected {
             metrics().resp_ended(RespCloseReason::TooMany).increment(1);
             // A client that cannot take the error at once does not get it.
             let _ = client.stream().try_write(b"-ERR max number of clients reached\r\n");
@@ -133,14 +133,14 @@ async fn serve(
     shared: &RespContext,
     client: IdleConnection,
     stopping: watch::Receiver<()>,
-    may_move: bool,
+    affinity: ThreadAffinity,
 ) -> Option<IdleConnection> {
     if let Err(error) = listener::configure_socket(client.stream()) {
         tracing::debug!(%error, "connection closed before it was served");
         return None;
     }
     metrics().resp_connections.increment(1.0);
-    let served = AssertUnwindSafe(RespConnection::new(shared, client, may_move).serve(stopping)).catch_unwind().await;
+    let served = AssertUnwindSafe(RespConnection::new(shared, client, affinity).serve(stopping)).catch_unwind().await;
     metrics().resp_connections.decrement(1.0);
     served.unwrap_or_else(|_| {
         tracing::error!("the handler of a RESP connection panicked");

@@ -9,18 +9,27 @@ use crate::model::ClaimView;
 /// Capacity that is kept between two replies, in bytes; a larger buffer is freed.
 const RETAINED_BYTES: usize = 4 << 10;
 
+/// Version of the protocol on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RespVersion {
+    /// Version of every new connection.
+    Resp2,
+    /// Version after `HELLO 3`, with maps, booleans and null.
+    Resp3,
+}
+
 /// Buffer of encoded replies.
 #[derive(Debug)]
 pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
     /// Protocol version, chosen by `HELLO`.
-    pub(super) resp3: bool,
+    pub(super) version: RespVersion,
 }
 
 impl ReplyBuffer {
     /// Creates an empty buffer.
-    pub(super) const fn new(resp3: bool) -> Self {
-        Self { bytes: Vec::new(), resp3 }
+    pub(super) const fn new(version: RespVersion) -> Self {
+        Self { bytes: Vec::new(), version }
     }
 
     /// Bytes that are not written yet.
@@ -47,14 +56,18 @@ impl ReplyBuffer {
         self.bytes.extend_from_slice(b"\r\n");
     }
 
+    pub(super) fn is_resp3(&self) -> bool {
+        self.version == RespVersion::Resp3
+    }
+
     pub(super) fn ok(&mut self) {
         self.simple_string("OK");
     }
 
     /// Appends `-PREFIX text`, on one line whatever the text contains.
-    pub(super) fn error(&mut self, word: &str, text: &str) {
+    pub(super) fn error(&mut self, prefix: &str, text: &str) {
         self.bytes.push(b'-');
-        self.bytes.extend_from_slice(word.as_bytes());
+        self.bytes.extend_from_slice(prefix.as_bytes());
         self.bytes.push(b' ');
         self.bytes.extend(text.bytes().map(|byte| if byte.is_ascii_control() { b' ' } else { byte }));
         self.bytes.extend_from_slice(b"\r\n");
@@ -76,7 +89,7 @@ impl ReplyBuffer {
     }
 
     pub(super) fn null(&mut self) {
-        self.bytes.extend_from_slice(if self.resp3 { b"_\r\n" } else { b"$-1\r\n" });
+        self.bytes.extend_from_slice(if self.is_resp3() { b"_\r\n" } else { b"$-1\r\n" });
     }
 
     /// Starts an array of so many values.
@@ -86,14 +99,14 @@ impl ReplyBuffer {
 
     /// Starts a map of so many name and value pairs; in RESP2 a flat array.
     pub(super) fn map(&mut self, pairs: usize) {
-        if self.resp3 { self.push_header(b'%', pairs) } else { self.array(2 * pairs) }
+        if self.is_resp3() { self.push_header(b'%', pairs) } else { self.array(2 * pairs) }
     }
 
     /// Appends `key, fence, worker, node`: in RESP2 an array of exactly four, for callers that rely on its length. In
     /// RESP3 a map, with the known times of the claim.
     pub(super) fn claim(&mut self, claim: &ClaimView) {
         let spec = &claim.worker.spec;
-        let resp3 = self.resp3;
+        let resp3 = self.is_resp3();
         let times = [
             (&b"$13\r\ncreated_at_ms\r\n"[..], claim.times.created_at_ms()),
             (&b"$15\r\nactivated_at_ms\r\n"[..], claim.times.activated_at_ms()),
@@ -126,7 +139,9 @@ impl ReplyBuffer {
     pub(super) fn json(&mut self, value: &Value) {
         match value {
             Value::Null => self.null(),
-            Value::Bool(yes) if self.resp3 => self.bytes.extend_from_slice(if *yes { b"#t\r\n" } else { b"#f\r\n" }),
+            Value::Bool(yes) if self.is_resp3() => {
+                self.bytes.extend_from_slice(if *yes { b"#t\r\n" } else { b"#f\r\n" })
+            }
             Value::Bool(yes) => self.integer(u64::from(*yes)),
             Value::Number(number) => match number.as_u64() {
                 Some(number) => self.integer(number),
@@ -152,28 +167,31 @@ impl ReplyBuffer {
 mod tests {
     use super::*;
 
-    fn said(resp3: bool, say: impl FnOnce(&mut ReplyBuffer)) -> String {
-        let mut replies = ReplyBuffer::new(resp3);
-        say(&mut replies);
+    fn encode(version: RespVersion, write: impl FnOnce(&mut ReplyBuffer)) -> String {
+        let mut replies = ReplyBuffer::new(version);
+        write(&mut replies);
         String::from_utf8(replies.bytes).unwrap()
     }
 
     #[test]
-    fn an_error_stays_on_its_line() {
-        assert_eq!(said(false, |to| to.error("ERR", "a\r\n+OK\r\n\u{1}b")), "-ERR a  +OK   b\r\n");
+    fn an_error_is_one_line() {
+        assert_eq!(
+            encode(RespVersion::Resp2, |replies| replies.error("ERR", "a\r\n+OK\r\n\u{1}b")),
+            "-ERR a  +OK   b\r\n"
+        );
     }
 
     #[test]
-    fn json_in_both_protocols() {
+    fn json_is_encoded_in_both_versions() {
         let value = serde_json::json!({"a": [1, -2, 1.5, true, null], "b": {"c": "d"}});
-        let say = |to: &mut ReplyBuffer| to.json(&value);
+        let write = |replies: &mut ReplyBuffer| replies.json(&value);
         let numbers = ":1\r\n$2\r\n-2\r\n$3\r\n1.5\r\n";
         assert_eq!(
-            said(true, say),
+            encode(RespVersion::Resp3, write),
             format!("%2\r\n$1\r\na\r\n*5\r\n{numbers}#t\r\n_\r\n$1\r\nb\r\n%1\r\n$1\r\nc\r\n$1\r\nd\r\n")
         );
         assert_eq!(
-            said(false, say),
+            encode(RespVersion::Resp2, write),
             format!("*4\r\n$1\r\na\r\n*5\r\n{numbers}:1\r\n$-1\r\n$1\r\nb\r\n*2\r\n$1\r\nc\r\n$1\r\nd\r\n")
         );
     }

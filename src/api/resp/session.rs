@@ -9,7 +9,7 @@ use super::command_batch::ConnectionEnd;
 use super::commands::{self, CommandQueryError};
 use super::frame::CommandArgs;
 use super::parse_args::escape_for_message;
-use super::reply_buffer::ReplyBuffer;
+use super::reply_buffer::{ReplyBuffer, RespVersion};
 use super::transaction::RespTransaction;
 use crate::limits;
 use crate::metrics::{RespCloseReason, RespCommand, RespOutcome};
@@ -25,7 +25,7 @@ pub(super) struct RespSession {
     /// Commands that were queued since `MULTI`.
     pub(super) transaction: Option<Box<RespTransaction>>,
     /// Set when a `WATCH` was rejected: the transaction it was meant for must not be executed.
-    watch_refused: bool,
+    watch_rejected: bool,
     /// Reason to end the connection once earlier commands are answered: `QUIT`, or a state that would mislead the
     /// client.
     pub(super) end: Option<ConnectionEnd>,
@@ -35,7 +35,7 @@ impl RespSession {
     pub(super) fn new(peer: SocketAddr) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { id, peer, name: Box::default(), transaction: None, watch_refused: false, end: None }
+        Self { id, peer, name: Box::default(), transaction: None, watch_rejected: false, end: None }
     }
 
     /// Answers a command about the connection or the service.
@@ -48,8 +48,8 @@ impl RespSession {
     ) -> RespOutcome {
         match self.execute(command, args, shared, replies) {
             Ok(()) => RespOutcome::Ok,
-            Err(SessionError { word, text }) => {
-                replies.error(word, &text);
+            Err(SessionError { prefix, text }) => {
+                replies.error(prefix, &text);
                 RespOutcome::Error
             }
         }
@@ -70,7 +70,7 @@ impl RespSession {
             (RespCommand::Auth, _) => return Err(SessionError::auth_unsupported()),
             (RespCommand::Info, _) => replies.bulk_string(info(shared)),
             (RespCommand::Command, _) => {
-                commands::write_command_reply(args, replies).map_err(|wrong| match wrong {
+                commands::write_command_reply(args, replies).map_err(|error| match error {
                     CommandQueryError::Subcommand => SessionError::unknown_subcommand(args, "COUNT, LIST, INFO, DOCS"),
                     CommandQueryError::Names(names) => {
                         SessionError::new(format!("{names} names given: name each command once"))
@@ -80,24 +80,28 @@ impl RespSession {
             (RespCommand::Config, _) => settings(args, shared, replies)?,
             (RespCommand::Client, _) => self.client(args, replies)?,
             (RespCommand::Select, Some(b"0")) => replies.ok(),
-            (RespCommand::Select, _) => return Err(SessionError::new("DB index is out of range: only database 0 exists")),
+            (RespCommand::Select, _) => {
+                return Err(SessionError::new("DB index is out of range: only database 0 exists"));
+            }
             (RespCommand::Quit, _) => {
                 self.end = Some(ConnectionEnd::ClientGone);
                 replies.ok();
             }
             (RespCommand::Reset, _) => {
-                replies.resp3 = false;
+                replies.version = RespVersion::Resp2;
                 self.name = Box::default();
-                (self.transaction, self.watch_refused) = (None, false);
+                (self.transaction, self.watch_rejected) = (None, false);
                 replies.simple_string("RESET");
             }
             (RespCommand::Multi, _) if self.transaction.is_some() => {
                 return Err(SessionError::new("MULTI calls can not be nested"));
             }
             (RespCommand::Multi, _) => {
-                let refused = std::mem::take(&mut self.watch_refused);
-                let begun = if refused { RespTransaction::aborted() } else { RespTransaction::default() };
-                self.transaction = Some(Box::new(begun));
+                let transaction = match std::mem::take(&mut self.watch_rejected) {
+                    true => RespTransaction::aborted(),
+                    false => RespTransaction::default(),
+                };
+                self.transaction = Some(Box::new(transaction));
                 replies.ok();
             }
             (RespCommand::Discard, _) => {
@@ -108,16 +112,16 @@ impl RespSession {
                 return Err(SessionError::new("WATCH inside MULTI is not allowed"));
             }
             (RespCommand::Watch, _) => {
-                self.watch_refused = true;
+                self.watch_rejected = true;
                 return Err(SessionError::new(
                     "WATCH is not supported: there are no values to watch; the next EXEC will be discarded",
                 ));
             }
             (RespCommand::Unwatch, _) => {
-                self.watch_refused = false;
+                self.watch_rejected = false;
                 replies.ok();
             }
-            _ => unreachable!("the others go to the scheduler"),
+            _ => unreachable!("other commands go to the scheduler"),
         }
         Ok(())
     }
@@ -136,12 +140,15 @@ impl RespSession {
     }
 
     fn hello(&mut self, args: &CommandArgs<'_>, replies: &mut ReplyBuffer) -> Result<(), SessionError> {
-        let resp3 = match args.get(1) {
-            None => replies.resp3,
-            Some(b"2") => false,
-            Some(b"3") => true,
+        let version = match args.get(1) {
+            None => replies.version,
+            Some(b"2") => RespVersion::Resp2,
+            Some(b"3") => RespVersion::Resp3,
             Some(_) => {
-                return Err(SessionError { word: "NOPROTO", text: "unsupported protocol version: use 2 or 3".into() });
+                return Err(SessionError {
+                    prefix: "NOPROTO",
+                    text: "unsupported protocol version: use 2 or 3".into(),
+                });
             }
         };
         let mut name = None;
@@ -160,7 +167,7 @@ impl RespSession {
             }
         }
         self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
-        replies.resp3 = resp3;
+        replies.version = version;
         replies.map(7);
         let mut pair = |name: &str, value: &str| {
             replies.bulk_string(name);
@@ -171,7 +178,7 @@ impl RespSession {
         pair("mode", "standalone");
         pair("role", "master");
         replies.bulk_string("proto");
-        replies.integer(if resp3 { 3 } else { 2 });
+        replies.integer(if replies.is_resp3() { 3 } else { 2 });
         replies.bulk_string("id");
         replies.integer(self.id);
         replies.bulk_string("modules");
@@ -201,7 +208,7 @@ impl RespSession {
             }
             (b"LIST" | b"INFO", _) => {
                 let Self { id, peer, name, .. } = self;
-                let resp = if replies.resp3 { 3 } else { 2 };
+                let resp = if replies.is_resp3() { 3 } else { 2 };
                 replies.bulk_string(format!("id={id} addr={peer} name={name} db=0 resp={resp}\n"));
             }
             (b"ID" | b"GETNAME" | b"SETNAME" | b"SETINFO", _) => return Err(SessionError::wrong_arity("client")),
@@ -212,14 +219,14 @@ impl RespSession {
 }
 
 /// Error outside of the error table: about the protocol, not about a claim.
-struct SessionError {
-    word: &'static str,
-    text: String,
+pub(super) struct SessionError {
+    pub(super) prefix: &'static str,
+    pub(super) text: String,
 }
 
 impl SessionError {
-    fn new(text: impl Into<String>) -> Self {
-        Self { word: "ERR", text: text.into() }
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self { prefix: "ERR", text: text.into() }
     }
 
     fn wrong_arity(command: &str) -> Self {
@@ -253,15 +260,16 @@ fn settings(args: &CommandArgs<'_>, shared: &RespContext, replies: &mut ReplyBuf
     if !args.get(1).unwrap_or_default().eq_ignore_ascii_case(b"GET") {
         return Err(SessionError::unknown_subcommand(args, "GET"));
     }
-    let asked = |name: &str| {
+    let is_requested = |name: &str| {
         args.iter().skip(2).any(|pattern| pattern == b"*" || pattern.eq_ignore_ascii_case(name.as_bytes()))
     };
     // In seconds, as in Redis; 0 means no timeout.
     let idle_ms = shared.limits.idle.map_or(0, |idle| idle.as_millis());
     let timeout = idle_ms.div_ceil(1_000).to_string();
-    let found = || SETTINGS.into_iter().chain([("timeout", timeout.as_str())]).filter(|(name, _)| asked(name));
-    replies.map(found().count());
-    for (name, value) in found() {
+    let settings =
+        || SETTINGS.into_iter().chain([("timeout", timeout.as_str())]).filter(|(name, _)| is_requested(name));
+    replies.map(settings().count());
+    for (name, value) in settings() {
         replies.bulk_string(name);
         replies.bulk_string(value);
     }

@@ -11,7 +11,8 @@ use crate::api::response::{ExplainResponseBody, PageJson, PoolJson};
 use crate::metrics::{RespCommand, RespOutcome, metrics};
 use crate::model::request_error::RequestError;
 use crate::model::{
-    ClaimRequest, ClaimResult, HeartbeatRequest, Millis, PoolName, RegistrationRequest, RunningClaim, WorkerId,
+    ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, HeartbeatRequest, Millis, PoolName, RegistrationRequest,
+    RunningClaim, WorkerId,
 };
 use crate::scheduler::Scheduler;
 
@@ -48,15 +49,15 @@ impl SingleCall {
                 Self::Register(pool, worker)
             }
             RespCommand::Heartbeat => {
-                let (pool, id, beat) = parse_args::heartbeat(args)?;
-                Self::Heartbeat(pool, id, beat)
+                let (pool, id, heartbeat) = parse_args::heartbeat(args)?;
+                Self::Heartbeat(pool, id, heartbeat)
             }
             RespCommand::Explain => Self::Explain(parse_args::claim(args)?),
             RespCommand::Pools => {
                 let (after, limit) = parse_args::pools(args)?;
                 Self::Pools(after, limit)
             }
-            _ => unreachable!("the others are claims, releases, or about the connection"),
+            _ => unreachable!("all others are claims, releases, or about the connection"),
         })
     }
 
@@ -77,24 +78,24 @@ impl SingleCall {
     /// Longest time for which the call may be queued, in milliseconds.
     pub(super) fn wait_ms(&self) -> Millis {
         match self {
-            Self::Claims(read) => read.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
+            Self::Claims(requests) => requests.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
             _ => 0,
         }
     }
 
     /// Removes the wait from all claims.
     pub(super) fn clear_wait(&mut self) {
-        if let Self::Claims(read) = self {
-            read.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
+        if let Self::Claims(requests) = self {
+            requests.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
         }
     }
 
     /// Executes the call and returns its reply.
     pub(super) async fn run(self, scheduler: &Scheduler) -> Result<CallReply, ApiError> {
         Ok(match self {
-            Self::Claims(read) => {
-                let send = async |requests| Ok(scheduler.claim_batch(requests).await);
-                CallReply::Claims(submit_valid("keys", read.into_iter(), send).await?)
+            Self::Claims(requests) => {
+                let submit = async |valid| Ok(scheduler.claim_batch(valid).await);
+                CallReply::Claims(submit_valid("keys", requests.into_iter(), submit).await?)
             }
             Self::BeginRelease(RespClaimRef { id, fence }) => {
                 CallReply::Number(u64::from(scheduler.begin_release_held(&id, fence).await?))
@@ -110,10 +111,14 @@ impl SingleCall {
             Self::Register(pool, worker) => {
                 CallReply::Number(u64::from(scheduler.register(&pool, worker).await?.created))
             }
-            Self::Heartbeat(pool, id, beat) => {
-                let heard = scheduler.heartbeat(&pool, &id, beat).await?;
-                let held = heard.claims.into_iter().map(|claim| RunningClaim { id: claim.id, fence: claim.fence });
-                CallReply::Heartbeat { held: held.collect(), stop: heard.stop, late_for: heard.superseded_by }
+            Self::Heartbeat(pool, id, heartbeat) => {
+                let response = scheduler.heartbeat(&pool, &id, heartbeat).await?;
+                let claims = response.claims.into_iter().map(|claim| RunningClaim { id: claim.id, fence: claim.fence });
+                CallReply::Heartbeat {
+                    claims: claims.collect(),
+                    stop: response.stop,
+                    superseded_by: response.superseded_by,
+                }
             }
             Self::Explain(request) => json(&ExplainResponseBody::from(&scheduler.explain(request).await?)),
             Self::Pools(after, limit) => {
@@ -123,24 +128,22 @@ impl SingleCall {
     }
 }
 
-fn require_fence(
-    RespClaimRef { id, fence }: RespClaimRef,
-) -> Result<(crate::model::ClaimId, crate::model::Fence), ApiError> {
+fn require_fence(RespClaimRef { id, fence }: RespClaimRef) -> Result<(ClaimId, Fence), ApiError> {
     let fence = fence.ok_or_else(|| ApiError::invalid("fence", "is required"))?;
     Ok((id, fence))
 }
 
-fn json(answer: &impl Serialize) -> CallReply {
-    CallReply::Json(serde_json::to_value(answer).expect("every body is structs, strings and numbers"))
+fn json(body: &impl Serialize) -> CallReply {
+    CallReply::Json(serde_json::to_value(body).expect("every body is structs, strings and numbers"))
 }
 
 /// Reply to a call, before it is encoded.
 pub(super) enum CallReply {
     Claims(Vec<Result<ClaimResult, ApiError>>),
-    Claim(Box<crate::model::ClaimView>),
+    Claim(Box<ClaimView>),
     Number(u64),
     ExpiresAt(Option<Millis>),
-    Heartbeat { held: Vec<RunningClaim>, stop: Vec<RunningClaim>, late_for: Option<u64> },
+    Heartbeat { claims: Vec<RunningClaim>, stop: Vec<RunningClaim>, superseded_by: Option<u64> },
     Json(serde_json::Value),
 }
 
@@ -160,9 +163,9 @@ impl CallReply {
             Self::Claim(claim) => replies.claim(claim),
             Self::Number(number) | Self::ExpiresAt(Some(number)) => replies.integer(*number),
             Self::ExpiresAt(None) => replies.null(),
-            Self::Heartbeat { held, stop, late_for } => {
-                replies.map(2 + usize::from(late_for.is_some()));
-                for (name, claims) in [("claims", held), ("stop", stop)] {
+            Self::Heartbeat { claims, stop, superseded_by } => {
+                replies.map(2 + usize::from(superseded_by.is_some()));
+                for (name, claims) in [("claims", claims), ("stop", stop)] {
                     replies.bulk_string(name);
                     replies.array(claims.len());
                     for RunningClaim { id, fence } in claims {
@@ -172,7 +175,7 @@ impl CallReply {
                         replies.integer(*fence);
                     }
                 }
-                if let Some(last_seq) = late_for {
+                if let Some(last_seq) = superseded_by {
                     replies.bulk_string("last_seq");
                     replies.integer(*last_seq);
                 }

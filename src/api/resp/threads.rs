@@ -36,12 +36,21 @@ struct ConnectionHandoff {
     accepted: Box<AcceptedConnection>,
     /// Counts the connection as long as the thread serves it.
     load: Arc<()>,
-    is_pinned: bool,
+    affinity: ThreadAffinity,
+}
+
+/// Whether a connection may move to another thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ThreadAffinity {
+    /// Moves once its pipelines are deep.
+    Movable,
+    /// Stays on its thread: it has moved already, or there is no other.
+    Pinned,
 }
 
 /// Thread, as other threads see it.
 struct ThreadHandle {
-    handed: mpsc::Sender<ConnectionHandoff>,
+    queue: mpsc::Sender<ConnectionHandoff>,
     /// Reference count is the number of the thread's connections, plus one.
     load: Arc<()>,
 }
@@ -51,12 +60,16 @@ impl ThreadHandle {
         Arc::strong_count(&self.load)
     }
 
-    /// Hands a connection to the thread. Returns it if the thread's queue is full.
-    fn try_assign(&self, accepted: Box<AcceptedConnection>, stays: bool) -> Result<(), Box<AcceptedConnection>> {
-        let handed = ConnectionHandoff { accepted, load: Arc::clone(&self.load), is_pinned: stays };
-        self.handed.try_send(handed).map_err(|refused| match refused {
-            TrySendError::Full(handed) | TrySendError::Closed(handed) => handed.accepted,
+    /// Moves a connection to the thread for good. Returns it if the thread's queue is full.
+    fn try_move(&self, accepted: Box<AcceptedConnection>) -> Result<(), Box<AcceptedConnection>> {
+        let handoff = self.handoff(accepted, ThreadAffinity::Pinned);
+        self.queue.try_send(handoff).map_err(|error| match error {
+            TrySendError::Full(handoff) | TrySendError::Closed(handoff) => handoff.accepted,
         })
+    }
+
+    fn handoff(&self, accepted: Box<AcceptedConnection>, affinity: ThreadAffinity) -> ConnectionHandoff {
+        ConnectionHandoff { accepted, load: Arc::clone(&self.load), affinity }
     }
 }
 
@@ -84,12 +97,12 @@ impl RespThreads {
         let all = Arc::new(OnceLock::new());
         let start = |number: usize| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let (handed, accepted) = mpsc::channel(HANDOFF_QUEUE_MAX);
+            let (queue, accepted) = mpsc::channel(HANDOFF_QUEUE_MAX);
             let (shared, stopping, all, life) = (Arc::clone(shared), stopping.clone(), Arc::clone(&all), life.clone());
             let own = Arc::new(ThreadContext { shared, stopping, number, threads: all });
             let run = move || runtime.block_on(run(own, accepted, life));
             thread::Builder::new().name(format!("resp-{number}")).spawn(run)?;
-            Ok(ThreadHandle { handed, load: Arc::new(()) })
+            Ok(ThreadHandle { queue, load: Arc::new(()) })
         };
         let threads = Arc::new((0..cores).map(start).collect::<io::Result<Vec<_>>>()?);
         // Set once, here.
@@ -100,10 +113,10 @@ impl RespThreads {
     /// Hands a connection to the thread with the fewest, among those for new connections, once its queue is empty:
     /// until then connections wait in the kernel's accept queue. Returns the connection if the thread has ended.
     pub(super) async fn assign(&self, accepted: Box<AcceptedConnection>) -> Result<(), Box<AcceptedConnection>> {
-        let first = &self.threads[..self.threads.len().div_ceil(2)];
-        let Some(thread) = first.iter().min_by_key(|thread| thread.load()) else { return Err(accepted) };
-        let handed = ConnectionHandoff { accepted, load: Arc::clone(&thread.load), is_pinned: self.threads.len() == 1 };
-        thread.handed.send(handed).await.map_err(|refused| refused.0.accepted)
+        let for_new = &self.threads[..self.threads.len().div_ceil(2)];
+        let Some(thread) = for_new.iter().min_by_key(|thread| thread.load()) else { return Err(accepted) };
+        let affinity = if self.threads.len() == 1 { ThreadAffinity::Pinned } else { ThreadAffinity::Movable };
+        thread.queue.send(thread.handoff(accepted, affinity)).await.map_err(|error| error.0.accepted)
     }
 
     /// Waits at most `grace` until all connections are served, when no more will arrive.
@@ -117,10 +130,10 @@ impl RespThreads {
 /// Serves connections until no more arrive and all have ended. Dropping `_life` signals the end.
 async fn run(own: Arc<ThreadContext>, mut accepted: mpsc::Receiver<ConnectionHandoff>, _life: mpsc::Sender<()>) {
     let (serving, mut served) = mpsc::channel::<()>(1);
-    while let Some(handed) = accepted.recv().await {
+    while let Some(handoff) = accepted.recv().await {
         let (own, serving) = (Arc::clone(&own), serving.clone());
         tokio::spawn(async move {
-            own.serve(handed).await;
+            own.serve(handoff).await;
             drop(serving);
         });
     }
@@ -130,15 +143,15 @@ async fn run(own: Arc<ThreadContext>, mut accepted: mpsc::Receiver<ConnectionHan
 
 impl ThreadContext {
     /// Serves one connection, until its end or until it moves.
-    async fn serve(&self, ConnectionHandoff { accepted, load, is_pinned: mut stays }: ConnectionHandoff) {
+    async fn serve(&self, ConnectionHandoff { accepted, load, mut affinity }: ConnectionHandoff) {
         let AcceptedConnection { client, mut permit } = *accepted;
         // The socket moves from the event loop of the previous thread to this one's.
         let mut client = match client.reregister() {
             Ok(client) => client,
             Err(error) => return tracing::warn!(%error, "cannot serve a connection"),
         };
-        while let Some(back) = serve(&self.shared, client, self.stopping.clone(), !stays).await {
-            (client, stays) = (back, true);
+        while let Some(returned) = serve(&self.shared, client, self.stopping.clone(), affinity).await {
+            (client, affinity) = (returned, ThreadAffinity::Pinned);
             // While the service stops, connections cannot move.
             let Some(all) = self.threads.get().and_then(Weak::upgrade) else { continue };
             let Some((number, least)) = all.iter().enumerate().min_by_key(|(_, thread)| thread.load()) else {
@@ -147,9 +160,9 @@ impl ThreadContext {
             if number == self.number || least.load() + 1 >= Arc::strong_count(&load) {
                 continue;
             }
-            match least.try_assign(Box::new(AcceptedConnection { client, permit }), true) {
+            match least.try_move(Box::new(AcceptedConnection { client, permit })) {
                 Ok(()) => return,
-                Err(refused) => AcceptedConnection { client, permit } = *refused,
+                Err(returned) => AcceptedConnection { client, permit } = *returned,
             }
         }
         drop(permit);

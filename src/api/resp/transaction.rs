@@ -11,6 +11,7 @@ use super::connection::{READ_BYTES, reply_error, reply_unknown_command};
 use super::frame::CommandArgs;
 use super::parse_args;
 use super::reply_buffer::ReplyBuffer;
+use super::session::SessionError;
 use super::single_call::{SingleCall, count};
 use crate::api::error_table::ApiError;
 use crate::limits;
@@ -22,7 +23,7 @@ pub(super) struct RespTransaction {
     /// Frames of the commands, concatenated.
     pub(super) frames: Vec<u8>,
     pub(super) commands: usize,
-    /// Permit for frames beyond [`READ_BYTES`](super::connection::READ_BYTES).
+    /// Permit for frames beyond [`READ_BYTES`].
     pub(super) permit: Option<OwnedSemaphorePermit>,
     /// Set once a command was rejected: the transaction is discarded.
     is_aborted: bool,
@@ -49,40 +50,38 @@ impl RespTransaction {
         shared: &RespContext,
         replies: &mut ReplyBuffer,
     ) {
-        let refused = replies.bytes().len();
+        let bytes_before = replies.bytes().len();
         if command == RespCommand::Unknown {
             count(command, RespOutcome::Error, 1);
             reply_unknown_command(args.get(0).unwrap_or_default(), replies);
         } else if let Err(failure) = check(command, args) {
             reply_error(command, &failure, replies);
-        } else if let Err((word, text)) = self.push_frame(frame, shared) {
+        } else if let Err(SessionError { prefix, text }) = self.push_frame(frame, shared) {
             count(command, RespOutcome::Error, 1);
-            replies.error(word, &text);
+            replies.error(prefix, &text);
         }
-        if replies.bytes().len() == refused {
+        if replies.bytes().len() == bytes_before {
             replies.simple_string("QUEUED");
         } else {
             *self = Self::aborted();
         }
     }
 
-    fn push_frame(&mut self, frame: &[u8], shared: &RespContext) -> Result<(), (&'static str, String)> {
+    fn push_frame(&mut self, frame: &[u8], shared: &RespContext) -> Result<(), SessionError> {
         // A discarded transaction needs no frames.
         if self.is_aborted {
             return Ok(());
         }
         let (commands, bytes) = (self.commands + 1, self.frames.len() + frame.len());
         if commands > limits::TRANSACTION_COMMANDS_MAX || bytes > limits::TRANSACTION_BYTES_MAX {
-            let (most, most_bytes) = (limits::TRANSACTION_COMMANDS_MAX, limits::TRANSACTION_BYTES_MAX);
-            let text = format!("a transaction is at most {most} commands of {most_bytes} bytes together");
-            return Err(("ERR", text));
+            let (max, max_bytes) = (limits::TRANSACTION_COMMANDS_MAX, limits::TRANSACTION_BYTES_MAX);
+            return Err(SessionError::new(format!("a transaction has at most {max} commands and {max_bytes} bytes")));
         }
-        let has = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let needs = (bytes.saturating_sub(READ_BYTES)).div_ceil(1 << 10).saturating_sub(has);
-        if needs > 0 {
-            let more =
-                shared.try_reserve(needs).ok_or_else(|| ("OVERLOADED", super::BODY_BUDGET_EXCEEDED.to_owned()))?;
-            merge_permits(&mut self.permit, more);
+        let permit_kib = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing_kib = (bytes.saturating_sub(READ_BYTES)).div_ceil(1 << 10).saturating_sub(permit_kib);
+        if missing_kib > 0 {
+            let overloaded = || SessionError { prefix: "OVERLOADED", text: super::BODY_BUDGET_EXCEEDED.to_owned() };
+            merge_permits(&mut self.permit, shared.try_reserve(missing_kib).ok_or_else(overloaded)?);
         }
         self.commands = commands;
         self.frames.extend_from_slice(frame);
@@ -96,9 +95,9 @@ impl RespTransaction {
 }
 
 /// Merges one permit into another.
-pub(super) fn merge_permits(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
-    match room {
-        Some(room) => room.merge(more),
+pub(super) fn merge_permits(permit: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
+    match permit {
+        Some(permit) => permit.merge(more),
         none => *none = Some(more),
     }
 }

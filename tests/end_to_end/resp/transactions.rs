@@ -147,7 +147,7 @@ fn c14_a_transaction_is_bounded() {
     commands.push("EXEC");
     let said = all(&mut wire, &commands);
     assert_eq!(said[10_000], "QUEUED");
-    assert_eq!(said[10_001], "-ERR a transaction is at most 10000 commands of 4194304 bytes together");
+    assert_eq!(said[10_001], "-ERR a transaction has at most 10000 commands and 4194304 bytes");
     assert_eq!(said[10_002], ABORTED);
     assert_eq!(held(&mut client), [""; 0]);
     let commands = [vec!["MULTI"], vec!["PING"; 10_000], vec!["EXEC"]].concat();
@@ -157,7 +157,7 @@ fn c14_a_transaction_is_bounded() {
     let commands = [vec!["MULTI"], vec![&*long; 70], vec!["EXEC"]].concat();
     let said = all(&mut wire, &commands);
     assert_eq!((&*said[69], &*said[71]), ("QUEUED", ABORTED));
-    assert!(said[70].starts_with("-ERR a transaction is at most "), "{}", said[70]);
+    assert!(said[70].starts_with("-ERR a transaction has at most "), "{}", said[70]);
     assert_eq!(wire.said("PING"), "PONG");
 }
 

@@ -40,13 +40,13 @@ pub(super) struct IdleTimer {
 #[derive(Default)]
 struct QuietIntervals {
     consecutive: u32,
-    was_used: bool,
+    had_activity: bool,
 }
 
 impl QuietIntervals {
     /// Ends an interval. Returns true after as many quiet intervals as a connection may have.
     fn end_interval(&mut self, phase: IdlePhase) -> bool {
-        self.consecutive = if std::mem::take(&mut self.was_used) { 0 } else { self.consecutive + 1 };
+        self.consecutive = if std::mem::take(&mut self.had_activity) { 0 } else { self.consecutive + 1 };
         self.consecutive >= phase.intervals()
     }
 }
@@ -54,20 +54,20 @@ impl QuietIntervals {
 impl IdleTimer {
     /// Records that input has arrived.
     pub(super) fn record_activity(&mut self) {
-        self.quiet.was_used = true;
+        self.quiet.had_activity = true;
     }
 
     /// Becomes ready when no input has arrived for `limit`, or a multiple of it within a transaction.
     pub(super) fn poll(&mut self, limit: Duration, phase: IdlePhase, context: &mut Context<'_>) -> Poll<()> {
-        let part = limit / IDLE_INTERVALS;
-        let timer = self.interval.get_or_insert_with(|| Box::pin(sleep(part)));
+        let interval = limit / IDLE_INTERVALS;
+        let timer = self.interval.get_or_insert_with(|| Box::pin(sleep(interval)));
         loop {
             ready!(timer.as_mut().poll(context));
             if self.quiet.end_interval(phase) {
                 return Poll::Ready(());
             }
             // Starts now: time without polling does not count as idle.
-            timer.set(sleep(part));
+            timer.set(sleep(interval));
         }
     }
 }
@@ -77,12 +77,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_a_connection_is_idle_after_a_row_of_quiet_parts() {
+    fn h06_a_connection_is_idle_after_consecutive_quiet_intervals() {
         let mut quiet = QuietIntervals::default();
         let ends: Vec<bool> = (0..4).map(|_| quiet.end_interval(IdlePhase::Commands)).collect();
         assert_eq!(ends, [false, false, false, true]);
         // Within a transaction the limit is four times as long, and quiet intervals before it do not count.
-        let mut quiet = QuietIntervals { consecutive: 3, was_used: true };
+        let mut quiet = QuietIntervals { consecutive: 3, had_activity: true };
         assert!(
             (0..16).all(|_| !quiet.end_interval(IdlePhase::Transaction)) && quiet.end_interval(IdlePhase::Transaction)
         );
@@ -90,7 +90,7 @@ mod tests {
         let mut quiet = QuietIntervals::default();
         for _ in 0..10 {
             assert!((0..3).all(|_| !quiet.end_interval(IdlePhase::Commands)));
-            quiet.was_used = true;
+            quiet.had_activity = true;
             assert!(!quiet.end_interval(IdlePhase::Commands));
         }
         assert!((0..3).all(|_| !quiet.end_interval(IdlePhase::Commands)) && quiet.end_interval(IdlePhase::Commands));

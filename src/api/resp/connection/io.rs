@@ -20,11 +20,11 @@ impl RespConnection<'_> {
     pub(super) async fn write(&mut self) -> Result<(), ConnectionEnd> {
         self.pipeline_depth += std::mem::take(&mut self.pending_commands);
         self.has_yielded = false;
-        let nothing = self.replies.bytes().is_empty();
+        let is_empty = self.replies.bytes().is_empty();
         let written = self.write_all().await;
         self.replies.clear();
         match written {
-            Ok(()) if nothing => {}
+            Ok(()) if is_empty => {}
             Ok(()) => self.forget_delivered(),
             Err(_) => self.roll_back_undelivered(),
         }
@@ -54,15 +54,15 @@ impl RespConnection<'_> {
     pub(super) async fn read(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), ConnectionEnd> {
         self.input.drain(..std::mem::take(&mut self.consumed));
         self.exec_end = 0;
-        let within = !self.input.is_empty();
-        if !within {
+        let is_mid_command = !self.input.is_empty();
+        if !is_mid_command {
             self.input.shrink_to(RETAINED_INPUT_BYTES);
             self.permit = None;
         }
         self.reserve_input()?;
         let idle_limit = self.shared.limits.idle;
         let phase = if self.session.transaction.is_none() { IdlePhase::Commands } else { IdlePhase::Transaction };
-        let Self { stream, input, command_deadline: patience, shared, idle, .. } = self;
+        let Self { stream, input, command_deadline, shared, idle, .. } = self;
         let more = poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let mut into = ReadBuf::new(scratch);
@@ -78,11 +78,11 @@ impl RespConnection<'_> {
             })
         });
         let (mut more, mut stop) = (pin!(more), stop);
-        let patience = within.then(|| patience.get_or_insert_with(|| Box::pin(sleep(shared.bounds.timeout))));
-        let mut patience = patience;
-        let mut ended = poll_fn(|context| match &mut patience {
-            Some(patience) => {
-                patience.as_mut().poll(context).map(|()| ConnectionEnd::Closed(RespCloseReason::SlowWriter))
+        let mut deadline =
+            is_mid_command.then(|| command_deadline.get_or_insert_with(|| Box::pin(sleep(shared.bounds.timeout))));
+        let mut ended = poll_fn(|context| match &mut deadline {
+            Some(deadline) => {
+                deadline.as_mut().poll(context).map(|()| ConnectionEnd::Closed(RespCloseReason::SlowWriter))
             }
             // Between two commands the service may stop, or the idle timeout elapse.
             None => match (stop.as_mut().poll(context), idle_limit) {
@@ -115,9 +115,8 @@ impl RespConnection<'_> {
             return Ok(());
         }
         self.input.reserve(READ_BYTES);
-        let has = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let needs = (self.input.capacity() >> 10).saturating_sub(has);
-        match self.shared.try_reserve(needs) {
+        let permit_kib = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        match self.shared.try_reserve((self.input.capacity() >> 10).saturating_sub(permit_kib)) {
             Some(more) => {
                 merge_permits(&mut self.permit, more);
                 Ok(())

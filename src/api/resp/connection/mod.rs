@@ -30,9 +30,10 @@ use super::command_batch::{CommandBatch, ConnectionEnd, ConnectionStep, Schedule
 use super::commands;
 use super::frame::{FrameParser, ProtocolError};
 use super::parse_args::{self, escape_for_message};
-use super::reply_buffer::ReplyBuffer;
+use super::reply_buffer::{ReplyBuffer, RespVersion};
 use super::session::RespSession;
 use super::single_call::{CallReply, SingleCall, count, deadline_exceeded};
+use super::threads::ThreadAffinity;
 use super::transaction::{RespTransaction, merge_permits};
 use crate::api::error_table::ApiError;
 use crate::api::half_close::UndeliveredClaims;
@@ -68,7 +69,7 @@ thread_local! {
 pub(super) struct IdleConnection {
     stream: TcpStream,
     session: RespSession,
-    resp3: bool,
+    version: RespVersion,
     /// Claims that may have to be rolled back, as [`Connection`] has them.
     undelivered: Option<UndeliveredClaims>,
     written: WrittenClaims,
@@ -77,7 +78,7 @@ pub(super) struct IdleConnection {
 impl IdleConnection {
     pub(super) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
         let (undelivered, written) = (None, WrittenClaims::default());
-        Self { stream, session: RespSession::new(peer), resp3: false, undelivered, written }
+        Self { stream, session: RespSession::new(peer), version: RespVersion::Resp2, undelivered, written }
     }
 
     /// Registers the socket with the runtime that calls this.
@@ -110,7 +111,7 @@ pub(super) struct RespConnection<'a> {
     pipeline_depth: usize,
     /// Consecutive reads with at least [`DEEP_PIPELINE_COMMANDS`] commands.
     deep_reads: u32,
-    is_movable: bool,
+    affinity: ThreadAffinity,
     /// Whether other tasks have run since the last write.
     has_yielded: bool,
     /// End of the commands that an `EXEC` executes, in input bytes; 0: no `EXEC` is running.
@@ -127,8 +128,8 @@ pub(super) struct RespConnection<'a> {
 }
 
 impl<'a> RespConnection<'a> {
-    pub(super) fn new(shared: &'a RespContext, client: IdleConnection, may_move: bool) -> Self {
-        let IdleConnection { stream, session, resp3, undelivered, written } = client;
+    pub(super) fn new(shared: &'a RespContext, client: IdleConnection, affinity: ThreadAffinity) -> Self {
+        let IdleConnection { stream, session, version, undelivered, written } = client;
         Self {
             shared,
             stream,
@@ -136,13 +137,13 @@ impl<'a> RespConnection<'a> {
             input: Vec::new(),
             consumed: 0,
             pending_commands: 0,
-            replies: ReplyBuffer::new(resp3),
+            replies: ReplyBuffer::new(version),
             session,
             permit: None,
             command_deadline: None,
             pipeline_depth: 0,
             deep_reads: 0,
-            is_movable: may_move,
+            affinity,
             has_yielded: false,
             exec_end: 0,
             has_waited: false,
@@ -166,15 +167,15 @@ impl<'a> RespConnection<'a> {
             }
             if self.should_move() {
                 let Self { stream, session, replies, undelivered, written, .. } = self;
-                return Some(IdleConnection { stream, session, resp3: replies.resp3, undelivered, written });
+                return Some(IdleConnection { stream, session, version: replies.version, undelivered, written });
             }
         };
         // Decided commands are answered, if the client still listens.
-        let told = self.write().await.is_ok();
+        let is_written = self.write().await.is_ok();
         self.finish_undelivered().await;
         if let ConnectionEnd::Closed(reason) = end {
             metrics().resp_ended(reason).increment(1);
-            if told {
+            if is_written {
                 self.linger().await;
             }
         }
@@ -183,7 +184,7 @@ impl<'a> RespConnection<'a> {
 
     /// Whether the pipelines are deep, and nothing is in flight.
     fn should_move(&self) -> bool {
-        self.is_movable
+        self.affinity == ThreadAffinity::Movable
             && self.deep_reads >= DEEP_PIPELINE_READS
             && self.consumed == self.input.len()
             && self.replies.bytes().is_empty()
@@ -237,22 +238,22 @@ impl<'a> RespConnection<'a> {
             ConnectionStep::Call(mut call) => {
                 let command = call.command();
                 let wait_ms = self.allowed_wait(call.wait_ms());
-                let said = if wait_ms == 0 {
+                let outcome = if wait_ms == 0 {
                     call.clear_wait();
                     self.await_reply(Box::pin(call.run(scheduler))).await?.unwrap_or_else(|| Err(deadline_exceeded()))
                 } else {
                     match self.await_capacity(wait_ms, command, Box::pin(call.run(scheduler)), stop).await? {
-                        Some(said) => said,
+                        Some(outcome) => outcome,
                         None => return Ok(()),
                     }
                 };
-                match said {
-                    Ok(said) => {
-                        if let CallReply::Claims(outcomes) = &said {
+                match outcome {
+                    Ok(reply) => {
+                        if let CallReply::Claims(outcomes) = &reply {
                             self.record_undelivered(outcomes.iter().flatten());
                         }
-                        said.record_replies(command);
-                        said.write(&mut self.replies);
+                        reply.record_replies(command);
+                        reply.write(&mut self.replies);
                     }
                     Err(failure) => reply_error(command, &failure, &mut self.replies),
                 }
@@ -276,135 +277,129 @@ impl<'a> RespConnection<'a> {
         request: ClaimRequest,
     ) -> Result<Option<Result<ClaimResult, RequestError>>, ConnectionEnd> {
         let scheduler = &self.shared.scheduler;
-        let claiming = match CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.gather(request, gathered)) {
-            Ok(claiming) => claiming,
+        let pending = match CLAIM_BATCH.with_borrow_mut(|batch| scheduler.gather(request, batch)) {
+            Ok(pending) => pending,
             Err(refusal) => return Ok(Some(Err(refusal))),
         };
         self.yield_once().await;
-        CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
-        self.await_reply(claiming.taken()).await
+        CLAIM_BATCH.with_borrow_mut(|batch| scheduler.decide_gathered(batch));
+        self.await_reply(pending.taken()).await
+    }
+
+    /// Whether another command may be parsed before the replies are written.
+    fn may_parse(&self, batch: &CommandBatch) -> bool {
+        // The replies of an `EXEC` leave together, independent of later commands.
+        let ends_exec = self.exec_end > 0 && self.consumed == self.exec_end && !batch.is_empty();
+        self.pending_commands < COMMANDS_PER_WRITE_MAX
+            && self.replies.bytes().len() < WRITE_THRESHOLD_BYTES
+            && self.session.end.is_none()
+            && !ends_exec
+    }
+
+    /// Marks the next command of the input, of so many bytes, as parsed.
+    fn accept(&mut self, length: usize) {
+        self.consumed += length;
+        self.pending_commands += 1;
+        self.command_deadline = None;
     }
 
     /// Parses commands until one has to be waited for. Commands without the scheduler are answered inline.
     fn next_step(&mut self) -> ConnectionStep {
-        BATCH_KEYS.with_borrow_mut(|seen| {
-            let mut run = CommandBatch::Nothing;
-            seen.clear();
-            let Self {
-                shared,
-                parser,
-                input,
-                consumed: taken,
-                pending_commands: round,
-                replies,
-                session,
-                command_deadline: patience,
-                permit: room,
-                exec_end,
-                undelivered,
-                ..
-            } = self;
-            while *round < COMMANDS_PER_WRITE_MAX
-                && replies.bytes().len() < WRITE_THRESHOLD_BYTES
-                && session.end.is_none()
-            {
-                if *exec_end > 0 && *taken == *exec_end && !run.is_empty() {
-                    // The replies of an `EXEC` leave together, independent of later commands.
-                    break;
-                }
-                let rest = &input[*taken..];
-                let length = match parser.next(rest) {
+        BATCH_KEYS.with_borrow_mut(|keys| {
+            let mut batch = CommandBatch::Nothing;
+            keys.clear();
+            while self.may_parse(&batch) {
+                let rest = &self.input[self.consumed..];
+                let length = match self.parser.next(rest) {
                     Ok(Some(length)) => length,
-                    Ok(None) => return run.into_step().unwrap_or(ConnectionStep::Read),
-                    Err(error) => {
-                        return run.into_step().unwrap_or_else(|| {
-                            replies.error("ERR", &format!("Protocol error: {error}"));
-                            let is_http = error == ProtocolError::Http;
-                            ConnectionStep::End(ConnectionEnd::Closed(if is_http {
-                                RespCloseReason::Http
-                            } else {
-                                RespCloseReason::Protocol
-                            }))
-                        });
-                    }
+                    Ok(None) => return batch.into_step().unwrap_or(ConnectionStep::Read),
+                    Err(error) => return batch.into_step().unwrap_or_else(|| self.reject_input(error)),
                 };
-                let args = parser.args(rest);
-                let mut accept = || {
-                    *taken += length;
-                    *round += 1;
-                    *patience = None;
-                };
+                let is_last = rest.len() == length;
+                let args = self.parser.args(rest);
                 let Some(name) = args.get(0) else {
-                    accept();
+                    self.accept(length);
                     continue;
                 };
                 let spec = commands::find(name).filter(|spec| spec.accepts_arity(args.len()));
                 let command = spec.map_or(RespCommand::Unknown, |spec| spec.command);
-                if let Some(transaction) = &mut session.transaction
+                if let Some(transaction) = &mut self.session.transaction
                     && RespTransaction::is_queued(command)
                 {
-                    accept();
-                    transaction.queue(command, &rest[..length], args, shared, replies);
+                    transaction.queue(command, &rest[..length], args, self.shared, &mut self.replies);
+                    self.accept(length);
                     continue;
                 }
-                let read = match command {
-                    RespCommand::Claim if run.accepts_claims() => parse_args::claim(args).map(SchedulerRequest::Claim),
-                    RespCommand::Release if run.accepts_releases() => {
+                let parsed = match command {
+                    RespCommand::Claim if batch.accepts_claims() => {
+                        parse_args::claim(args).map(SchedulerRequest::Claim)
+                    }
+                    RespCommand::Release if batch.accepts_releases() => {
                         parse_args::release(args).map(SchedulerRequest::release)
                     }
                     // Executed after the batch is answered.
-                    _ if !run.is_empty() => break,
-                    RespCommand::Unknown => {
-                        accept();
-                        count(command, RespOutcome::Error, 1);
-                        reply_unknown_command(name, replies);
-                        continue;
-                    }
+                    _ if !batch.is_empty() => break,
                     call if SingleCall::handles(call) => SingleCall::parse(call, args).map(SchedulerRequest::Call),
-                    RespCommand::Exec => {
-                        accept();
-                        let queued = session.exec(replies);
-                        count(command, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
-                        if let Some(RespTransaction { frames, commands, permit: more, .. }) = queued {
-                            replies.array(commands);
-                            more.into_iter().for_each(|more| merge_permits(room, more));
-                            *exec_end = frames.len();
-                            undelivered.get_or_insert_default();
-                            input.splice(..std::mem::take(taken), frames);
+                    inline => {
+                        match inline {
+                            RespCommand::Unknown => {
+                                count(command, RespOutcome::Error, 1);
+                                reply_unknown_command(name, &mut self.replies);
+                            }
+                            RespCommand::Exec => {
+                                self.accept(length);
+                                self.start_exec();
+                                continue;
+                            }
+                            _ => count(inline, self.session.answer(inline, &args, self.shared, &mut self.replies), 1),
                         }
-                        continue;
-                    }
-                    other => {
-                        accept();
-                        count(other, session.answer(other, &args, shared, replies), 1);
+                        self.accept(length);
                         continue;
                     }
                 };
-                match read {
-                    Err(_) if !run.is_empty() => break,
-                    Err(failure) => {
-                        accept();
-                        reply_error(command, &failure, replies);
+                match parsed {
+                    Err(failure) if batch.is_empty() => {
+                        self.accept(length);
+                        reply_error(command, &failure, &mut self.replies);
                     }
-                    Ok(SchedulerRequest::Call(_)) if !run.is_empty() => break,
-                    Ok(SchedulerRequest::Call(call)) => {
-                        accept();
-                        return ConnectionStep::Call(call);
-                    }
+                    Err(_) => break,
                     // A single claim is the usual case. One that is queued must not delay the replies of others.
-                    Ok(asked) if run.is_empty() && (rest.len() == length || asked.may_wait()) => {
-                        accept();
-                        return asked.into_step();
+                    Ok(request) if batch.is_empty() && (is_last || request.is_single()) => {
+                        self.accept(length);
+                        return request.into_step();
                     }
-                    Ok(asked) if asked.may_wait() || !seen.insert(asked.key_hash()) => break,
-                    Ok(asked) => {
-                        accept();
-                        run.push(asked);
+                    Ok(request) if request.is_single() || !keys.insert(request.key_hash()) => break,
+                    Ok(request) => {
+                        self.accept(length);
+                        batch.push(request);
                     }
                 }
             }
-            run.into_step().unwrap_or_else(|| session.end.take().map_or(ConnectionStep::Write, ConnectionStep::End))
+            batch
+                .into_step()
+                .unwrap_or_else(|| self.session.end.take().map_or(ConnectionStep::Write, ConnectionStep::End))
         })
+    }
+
+    #[cold]
+    fn reject_input(&mut self, error: ProtocolError) -> ConnectionStep {
+        self.replies.error("ERR", &format!("Protocol error: {error}"));
+        let is_http = error == ProtocolError::Http;
+        let reason = if is_http { RespCloseReason::Http } else { RespCloseReason::Protocol };
+        ConnectionStep::End(ConnectionEnd::Closed(reason))
+    }
+
+    /// Puts the commands of the transaction in front of the input, so that they are parsed next.
+    fn start_exec(&mut self) {
+        let queued = self.session.exec(&mut self.replies);
+        count(RespCommand::Exec, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
+        if let Some(RespTransaction { frames, commands, permit, .. }) = queued {
+            self.replies.array(commands);
+            permit.into_iter().for_each(|permit| merge_permits(&mut self.permit, permit));
+            self.exec_end = frames.len();
+            self.undelivered.get_or_insert_default();
+            self.input.splice(..std::mem::take(&mut self.consumed), frames);
+        }
     }
 
     /// Waits for the reply to a call. Earlier replies are written first, unless this one is ready at once. `None`: the
@@ -463,7 +458,7 @@ pub(super) fn reply_unknown_command(name: &[u8], replies: &mut ReplyBuffer) {
         Some(spec) => replies.error("ERR", &spec.usage()),
         None => {
             let name = escape_for_message(name);
-            let hint = "Hotpool assigns workers and keeps no values: COMMAND LIST names what it answers";
+            let hint = "Hotpool assigns workers and stores no values: COMMAND LIST shows its commands";
             replies.error("ERR", &format!("unknown command '{name}'. {hint}"));
         }
     }

@@ -69,7 +69,7 @@ impl RespConnection<'_> {
                 Ok(done) => return Ok(Some(done)),
                 Err(_elapsed) => deadline_exceeded(),
             },
-            why = &mut departure => match why {
+            departed = &mut departure => match departed {
                 ClientDeparture::Gone => return Err(ConnectionEnd::ClientGone),
                 ClientDeparture::HalfClosed => half_close::wait_abandoned_error(),
             },
@@ -101,8 +101,8 @@ impl RespConnection<'_> {
     #[inline]
     pub(super) fn forget_delivered(&mut self) {
         self.written.mark_written();
-        let is_sure = || self.grace.is_none() && !half_close::is_half_closed(&self.stream);
-        if self.undelivered.is_some() && self.consumed >= self.exec_end && is_sure() {
+        let is_connected = || self.grace.is_none() && !half_close::is_half_closed(&self.stream);
+        if self.undelivered.is_some() && self.consumed >= self.exec_end && is_connected() {
             self.undelivered = None;
         }
     }
@@ -124,7 +124,12 @@ impl RespConnection<'_> {
         if !self.written.written.is_empty() && half_close::is_half_closed(&self.stream) {
             undelivered.append(&mut self.written.written);
         }
-        half_close::roll_back_unacknowledged(&self.shared.scheduler, undelivered, &self.stream, self.shared.bounds.timeout)
-            .await;
+        half_close::roll_back_unacknowledged(
+            &self.shared.scheduler,
+            undelivered,
+            &self.stream,
+            self.shared.bounds.timeout,
+        )
+        .await;
     }
 }
