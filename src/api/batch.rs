@@ -6,36 +6,37 @@ use crate::model::request_error::RequestError;
 /// Submits the valid items of a batch and returns every outcome at the index of its item.
 pub(in crate::api) async fn submit_valid<R, T>(
     items: &str,
-    read: impl Iterator<Item = Result<R, ApiError>>,
-    send: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, RequestError>>, RequestError>,
+    requests: impl Iterator<Item = Result<R, ApiError>>,
+    submit: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, RequestError>>, RequestError>,
 ) -> Result<Vec<Result<T, ApiError>>, ApiError> {
-    let mut good = Vec::new();
+    let mut valid = Vec::new();
     // `None` stands for a valid item.
-    let places: Vec<Option<ApiError>> = read.map(|read| read.map(|request| good.push(request)).err()).collect();
-    let mut answers = if good.is_empty() { Vec::new() } else { send(good).await? }.into_iter();
-    let mut fill = |(index, bad): (usize, Option<ApiError>)| match bad {
-        Some(failure) => Err(failure.for_item(items, index)),
+    let errors: Vec<Option<ApiError>> =
+        requests.map(|request| request.map(|request| valid.push(request)).err()).collect();
+    let mut results = if valid.is_empty() { Vec::new() } else { submit(valid).await? }.into_iter();
+    let mut outcome = |(index, error): (usize, Option<ApiError>)| match error {
+        Some(error) => Err(error.for_item(items, index)),
         None => {
-            let answer = answers.next().expect("one answer for each request that was sent");
-            answer.map_err(|refusal| ApiError::from(refusal).for_item(items, index))
+            let result = results.next().expect("one result for each request");
+            result.map_err(|error| ApiError::from(error).for_item(items, index))
         }
     };
-    Ok(places.into_iter().enumerate().map(&mut fill).collect())
+    Ok(errors.into_iter().enumerate().map(&mut outcome).collect())
 }
 
 /// Submits a batch that is all or nothing: one invalid item rejects every other.
 pub(in crate::api) async fn submit_all_or_none<R, T>(
     items: &str,
-    read: impl Iterator<Item = Result<R, ApiError>>,
-    send: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, RequestError>>, RequestError>,
+    requests: impl Iterator<Item = Result<R, ApiError>>,
+    submit: impl AsyncFnOnce(Vec<R>) -> Result<Vec<Result<T, RequestError>>, RequestError>,
 ) -> Result<Vec<Result<T, ApiError>>, ApiError> {
-    let read: Vec<Result<R, ApiError>> = read.collect();
-    let Some(first) = read.iter().position(Result::is_err) else {
-        return submit_valid(items, read.into_iter(), send).await;
+    let requests: Vec<Result<R, ApiError>> = requests.collect();
+    let Some(first) = requests.iter().position(Result::is_err) else {
+        return submit_valid(items, requests.into_iter(), submit).await;
     };
-    let outcome = |(index, read): (usize, Result<R, ApiError>)| {
-        let failure = read.err().unwrap_or_else(|| RequestError::GangMemberRejected(first).into());
-        Err(failure.for_item(items, index))
+    let outcome = |(index, request): (usize, Result<R, ApiError>)| {
+        let error = request.err().unwrap_or_else(|| RequestError::GangMemberRejected(first).into());
+        Err(error.for_item(items, index))
     };
-    Ok(read.into_iter().enumerate().map(outcome).collect())
+    Ok(requests.into_iter().enumerate().map(outcome).collect())
 }

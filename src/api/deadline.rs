@@ -41,8 +41,8 @@ impl Default for WaitPermits {
 }
 
 impl WaitPermits {
-    fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+    fn new(max: usize) -> Self {
+        Self(Arc::new(Semaphore::new(max)))
     }
 }
 
@@ -63,54 +63,54 @@ pub(super) enum AbandonReason {
     ClientGone,
 }
 
-/// Runs a request to completion. Returns `None` if it exceeds `limit` plus its [extension](extend_for_wait), or `most`
+/// Runs a request to completion. Returns `None` if it exceeds `limit` plus its [extension](extend_for_wait), or `max`
 /// in all.
 pub(super) async fn run_with_deadline<F: Future>(
     limit: Duration,
-    most: Option<Duration>,
+    max: Option<Duration>,
     request: F,
 ) -> Option<F::Output> {
-    run_until_client_leaves(std::future::pending(), limit, most, request).await.ok()
+    run_until_client_leaves(std::future::pending(), limit, max, request).await.ok()
 }
 
 /// Runs a request like [`run_with_deadline`], and abandons one that is queued when its client `departs`.
 pub(super) async fn run_until_client_leaves<F: Future>(
     departs: impl Future<Output = ()>,
     limit: Duration,
-    most: Option<Duration>,
+    max: Option<Duration>,
     request: F,
 ) -> Result<F::Output, AbandonReason> {
-    let watched = async {
+    let supervised = async {
         let allowed = || {
-            let all = limit + WAIT_ALLOWANCE.with(|waits| waits.longest.get());
-            most.map_or(all, |most| all.min(most))
+            let all = limit + WAIT_ALLOWANCE.with(|allowance| allowance.longest.get());
+            max.map_or(all, |max| all.min(max))
         };
-        let (mut request, mut departs, mut is_there) = (pin!(request), pin!(departs), true);
-        let mut so_far = allowed();
-        let mut late = pin!(sleep(so_far));
+        let (mut request, mut departs, mut is_connected) = (pin!(request), pin!(departs), true);
+        let mut limit_so_far = allowed();
+        let mut timer = pin!(sleep(limit_so_far));
         loop {
             tokio::select! {
                 biased;
-                answer = &mut request => return Ok(answer),
-                () = &mut departs, if is_there => match WAIT_ALLOWANCE.with(|waits| waits.longest.get()) {
+                output = &mut request => return Ok(output),
+                () = &mut departs, if is_connected => match WAIT_ALLOWANCE.with(|allowance| allowance.longest.get()) {
                     Duration::ZERO => {
-                        is_there = false;
+                        is_connected = false;
                         continue;
                     }
                     _ => return Err(AbandonReason::ClientGone),
                 },
-                () = &mut late => {}
+                () = &mut timer => {}
             }
-            let more = allowed().saturating_sub(so_far);
+            let more = allowed().saturating_sub(limit_so_far);
             if more.is_zero() {
                 return Err(AbandonReason::TimedOut);
             }
-            so_far += more;
-            let until = late.deadline() + more;
-            late.as_mut().reset(until);
+            limit_so_far += more;
+            let until = timer.deadline() + more;
+            timer.as_mut().reset(until);
         }
     };
-    WAIT_ALLOWANCE.scope(WaitAllowance::default(), watched).await
+    WAIT_ALLOWANCE.scope(WaitAllowance::default(), supervised).await
 }
 
 /// Extends the deadline of the current request by the wait of `claim`; the longest wait of several counts.
@@ -120,17 +120,17 @@ pub(super) async fn run_until_client_leaves<F: Future>(
 pub(super) fn extend_for_wait(claim: ClaimRequest) -> Result<ClaimRequest, ApiError> {
     let wait = Duration::from_millis(claim.max_wait_ms().min(limits::WAIT_MS_MAX));
     // Outside of `run_with_deadline` there is no deadline to extend.
-    let allowed = WAIT_ALLOWANCE.try_with(|waits| {
-        if !wait.is_zero() && waits.permit.get().is_none() {
+    let allowed = WAIT_ALLOWANCE.try_with(|allowance| {
+        if !wait.is_zero() && allowance.permit.get().is_none() {
             let permit = CONNECTION_WAITS.try_with(|connection| Arc::clone(&connection.0).try_acquire_owned());
             match permit {
-                Ok(Ok(permit)) => drop(waits.permit.set(permit)),
+                Ok(Ok(permit)) => drop(allowance.permit.set(permit)),
                 Ok(Err(_)) => return false,
                 // The request came from inside the process.
                 Err(_) => {}
             }
         }
-        waits.longest.set(waits.longest.get().max(wait));
+        allowance.longest.set(allowance.longest.get().max(wait));
         true
     });
     if allowed.unwrap_or(true) {
@@ -152,7 +152,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(20);
 
-    fn waits(wait_ms: u64) {
+    fn extend(wait_ms: u64) {
         claim(wait_ms).unwrap();
     }
 
@@ -163,39 +163,39 @@ mod tests {
 
     /// Runs a request that waits and takes a while. Returns whether it completed; `None`: it is still running after ten
     /// times the limit.
-    async fn ends(most: Option<Duration>, wait_ms: &[u64], takes: Duration) -> Option<bool> {
+    async fn completes(max: Option<Duration>, wait_ms: &[u64], duration: Duration) -> Option<bool> {
         let request = async {
-            wait_ms.iter().for_each(|ms| waits(*ms));
-            sleep(takes).await;
+            wait_ms.iter().for_each(|ms| extend(*ms));
+            sleep(duration).await;
         };
-        timeout(LIMIT * 10, run_with_deadline(LIMIT, most, request)).await.ok().map(|answer| answer.is_some())
+        timeout(LIMIT * 10, run_with_deadline(LIMIT, max, request)).await.ok().map(|output| output.is_some())
     }
 
     #[tokio::test]
-    async fn a_request_that_waits_has_its_wait_on_top() {
+    async fn a_queued_request_has_its_wait_on_top_of_the_timeout() {
         let never = Duration::MAX;
-        assert_eq!(ends(None, &[], never).await, Some(false));
-        assert_eq!(ends(None, &[], Duration::ZERO).await, Some(true));
-        assert_eq!(ends(None, &[7], LIMIT * 5).await, Some(false));
-        assert_eq!(ends(None, &[5, 1_000, 7], LIMIT * 5).await, Some(true));
-        assert_eq!(ends(None, &[u64::MAX], never).await, None);
+        assert_eq!(completes(None, &[], never).await, Some(false));
+        assert_eq!(completes(None, &[], Duration::ZERO).await, Some(true));
+        assert_eq!(completes(None, &[7], LIMIT * 5).await, Some(false));
+        assert_eq!(completes(None, &[5, 1_000, 7], LIMIT * 5).await, Some(true));
+        assert_eq!(completes(None, &[u64::MAX], never).await, None);
         // The caller's own limit stays.
-        assert_eq!(ends(Some(LIMIT * 3), &[60_000], never).await, Some(false));
-        assert_eq!(ends(Some(LIMIT / 10), &[60_000], LIMIT).await, Some(false));
-        assert_eq!(ends(Some(LIMIT * 99), &[], never).await, Some(false));
+        assert_eq!(completes(Some(LIMIT * 3), &[60_000], never).await, Some(false));
+        assert_eq!(completes(Some(LIMIT / 10), &[60_000], LIMIT).await, Some(false));
+        assert_eq!(completes(Some(LIMIT * 99), &[], never).await, Some(false));
         // Recorded late, but before the timeout.
         let late = async {
             sleep(LIMIT / 2).await;
-            waits(1_000);
+            extend(1_000);
             sleep(LIMIT * 3).await;
         };
         assert!(run_with_deadline(LIMIT, None, late).await.is_some());
-        waits(1);
+        extend(1);
     }
 
     /// Queued calls leave streams of their connection for other calls; a queued batch counts as one call.
     #[tokio::test]
-    async fn q02_a_connection_bears_so_many_calls_that_wait() {
+    async fn q02_a_connection_has_a_limit_of_queued_calls() {
         let connection = WaitPermits::new(2);
         let call = |waits: &'static [u64]| {
             let request = async move {

@@ -64,8 +64,8 @@ impl ErrorStatus {
 
     /// Looks up the code, status and reason of an error.
     #[must_use]
-    pub const fn from_refusal(refusal: &RequestError) -> Self {
-        let (code, status, reason) = match refusal {
+    pub const fn from_error(error: &RequestError) -> Self {
+        let (code, status, reason) = match error {
             RequestError::Invalid { .. } => (ErrorCode::InvalidArgument, 400, None),
             RequestError::NotFound(_) => (ErrorCode::NotFound, 404, None),
             RequestError::FenceMismatch => (ErrorCode::Aborted, 409, Some("fence")),
@@ -76,9 +76,9 @@ impl ErrorStatus {
             RequestError::GangTooLarge => (ErrorCode::InvalidArgument, 400, Some("unsatisfiable")),
             RequestError::GangMemberRejected(_) => (ErrorCode::Aborted, 409, Some("gang")),
             RequestError::Unsatisfiable => (ErrorCode::InvalidArgument, 400, Some("unsatisfiable")),
-            RequestError::Exhausted(what) => (ErrorCode::ResourceExhausted, 429, Some(what.as_str())),
+            RequestError::Exhausted(reason) => (ErrorCode::ResourceExhausted, 429, Some(reason.as_str())),
             RequestError::TooManyWatchers => (ErrorCode::ResourceExhausted, 429, Some("watchers")),
-            RequestError::Unavailable(why) => (ErrorCode::Unavailable, 503, Some(why.as_str())),
+            RequestError::Unavailable(reason) => (ErrorCode::Unavailable, 503, Some(reason.as_str())),
             RequestError::DeadlineExceeded => (ErrorCode::DeadlineExceeded, 504, None),
         };
         Self { code, status, reason }
@@ -99,8 +99,8 @@ pub struct ApiError {
 
 impl ApiError {
     /// Creates an error that names no field.
-    pub fn new(outcome: ErrorStatus, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status: outcome, field: None, message: message.into() }
+    pub fn new(status: ErrorStatus, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, field: None, message: message.into() }
     }
 
     /// Creates the error for an invalid field.
@@ -110,7 +110,7 @@ impl ApiError {
 
     /// Creates an `overloaded` error for a limit of the edges. `message` names the limit and what to do.
     pub(in crate::api) fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(ErrorStatus::from_refusal(&RequestError::Unavailable(UnavailableReason::Overloaded)), message)
+        Self::new(ErrorStatus::from_error(&RequestError::Unavailable(UnavailableReason::Overloaded)), message)
     }
 
     /// Serialises as the body of a response to the request with this id.
@@ -141,22 +141,22 @@ impl ApiError {
 }
 
 impl From<RequestError> for ApiError {
-    fn from(refusal: RequestError) -> Self {
-        let outcome = ErrorStatus::from_refusal(&refusal);
-        match refusal {
-            RequestError::Invalid { field, message } => Self { status: outcome, field: Some(field), message },
-            RequestError::FailedPrecondition(message) => Self { status: outcome, field: None, message },
+    fn from(error: RequestError) -> Self {
+        let status = ErrorStatus::from_error(&error);
+        match error {
+            RequestError::Invalid { field, message } => Self { status, field: Some(field), message },
+            RequestError::FailedPrecondition(message) => Self { status, field: None, message },
             RequestError::Unsatisfiable => {
-                Self { status: outcome, field: Some("resources".into()), message: refusal.to_string().into() }
+                Self { status, field: Some("resources".into()), message: error.to_string().into() }
             }
-            other => Self { status: outcome, field: None, message: other.to_string().into() },
+            other => Self { status, field: None, message: other.to_string().into() },
         }
     }
 }
 
 impl From<UnavailableReason> for ApiError {
-    fn from(why: UnavailableReason) -> Self {
-        RequestError::Unavailable(why).into()
+    fn from(reason: UnavailableReason) -> Self {
+        RequestError::Unavailable(reason).into()
     }
 }
 
@@ -191,7 +191,7 @@ impl ErrorStatus {
         use crate::model::QuotaResource;
         use crate::model::request_error::{ExhaustionReason, ObjectKind};
 
-        let refusals = [
+        let of_requests = [
             RequestError::invalid("key", "x"),
             RequestError::NotFound(ObjectKind::Pool),
             RequestError::FenceMismatch,
@@ -230,7 +230,7 @@ impl ErrorStatus {
             Self::CONNECTIONS,
             Self::PANIC,
         ];
-        refusals.into_iter().chain(more).map(|refusal| Self::from_refusal(&refusal)).chain(of_edges).collect()
+        of_requests.into_iter().chain(more).map(|error| Self::from_error(&error)).chain(of_edges).collect()
     }
 }
 
@@ -242,25 +242,25 @@ mod tests {
     use crate::model::request_error::{ExhaustionReason, ObjectKind};
 
     #[test]
-    fn the_table_in_the_docs_has_every_outcome() {
+    fn the_table_in_the_docs_has_every_error() {
         let (_, table) = include_str!("../../docs/API.md").split_once("| status | code | reason |").expect("the table");
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-        let said: BTreeSet<String> = rows
+        let documented: BTreeSet<String> = rows
             .map(|row| row.split('|').skip(1).take(3).map(|cell| cell.trim_matches(['`', ' '])))
             .map(|cells| cells.collect::<Vec<_>>().join(" ").trim_end().to_owned())
             .collect();
-        let wanted = ErrorStatus::all().into_iter().map(|ErrorStatus { code, status, reason }| {
+        let expected = ErrorStatus::all().into_iter().map(|ErrorStatus { code, status, reason }| {
             let code = serde_json::to_value(code).unwrap();
             format!("{status} {} {}", code.as_str().unwrap(), reason.unwrap_or_default()).trim_end().to_owned()
         });
-        assert_eq!(said, wanted.collect());
+        assert_eq!(documented, expected.collect());
     }
 
     #[test]
-    fn every_refusal_has_its_words() {
-        let said = |refusal: RequestError| {
-            let status = ErrorStatus::from_refusal(&refusal).status;
-            format!("{status} {}", serde_json::to_string(&ApiError::from(refusal)).unwrap())
+    fn every_error_has_its_status_and_body() {
+        let response = |error: RequestError| {
+            let status = ErrorStatus::from_error(&error).status;
+            format!("{status} {}", serde_json::to_string(&ApiError::from(error)).unwrap())
         };
         let table = [
             (
@@ -308,13 +308,13 @@ mod tests {
                 r#"504 {"error":{"code":"DEADLINE_EXCEEDED","message":"no answer within the deadline; the outcome is unknown, retry with the same key"}}"#,
             ),
         ];
-        for (refusal, words) in table {
-            assert_eq!(said(refusal), words);
+        for (error, expected) in table {
+            assert_eq!(response(error), expected);
         }
     }
 
     #[test]
-    fn an_item_is_named_by_its_index() {
+    fn errors_of_items_name_the_index() {
         let field = |f: ApiError| f.for_item("items", 3).field.unwrap();
         assert_eq!(field(ApiError::invalid("pool", "is required")), "items[3].pool");
         assert_eq!(field(ApiError::invalid("", "must be an object")), "items[3]");

@@ -12,17 +12,17 @@ pub(super) fn event_stream(
     watcher: PoolWatcher,
     stop: BoxFuture<'static, ()>,
 ) -> impl Stream<Item = Result<(EventPosition, WatchItem), RequestError>> + Send + 'static {
-    let batches = stream::unfold(Some((watcher, stop)), async |watching| {
-        let (mut watcher, mut stop) = watching?;
-        let mut told = Vec::new();
+    let batches = stream::unfold(Some((watcher, stop)), async |state| {
+        let (mut watcher, mut stop) = state?;
+        let mut events = Vec::new();
         let end = tokio::select! {
             biased;
             () = &mut stop => Some(RequestError::Unavailable(UnavailableReason::Stopping)),
-            more = watcher.next(&mut told) => (!more).then_some(RequestError::NotFound(ObjectKind::Pool)),
+            more = watcher.next(&mut events) => (!more).then_some(RequestError::NotFound(ObjectKind::Pool)),
         };
         Some(match end {
-            Some(why) => (vec![Err(why)], None),
-            None => (told.into_iter().map(Ok).collect(), Some((watcher, stop))),
+            Some(end) => (vec![Err(end)], None),
+            None => (events.into_iter().map(Ok).collect(), Some((watcher, stop))),
         })
     });
     batches.flat_map(stream::iter)

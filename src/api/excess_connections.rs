@@ -57,15 +57,15 @@ impl ExcessConnections {
 
     /// Serves a connection in its own task, once the connection that it evicts is closed.
     pub(super) async fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, edges: ApiEdges) {
-        let (displace, displaced) = oneshot::channel();
-        let (id, oldest) = self.queue().admit(displace);
+        let (evict, evicted) = oneshot::channel();
+        let (id, oldest) = self.queue().admit(evict);
         // Closes that connection.
         drop(oldest);
         let permit = Arc::clone(&self.open).acquire_owned().await.expect("the semaphore is never closed");
         let excess = Arc::clone(self);
         tokio::spawn(async move {
             let outcome = match listener::configure_socket(&stream) {
-                Ok(()) => excess.serve(id, stream, peer, edges, displaced).await,
+                Ok(()) => excess.serve(id, stream, peer, edges, evicted).await,
                 Err(_) => {
                     drop(stream);
                     ExcessOutcome::Silent
@@ -90,36 +90,36 @@ impl ExcessConnections {
         stream: TcpStream,
         peer: SocketAddr,
         edges: ApiEdges,
-        displaced: oneshot::Receiver<()>,
+        evicted: oneshot::Receiver<()>,
     ) -> ExcessOutcome {
         let client = Arc::new(HttpPeer::new(stream));
-        let (asked, answer) = (Notify::new(), OnceLock::new());
+        let (requested, served) = (Notify::new(), OnceLock::new());
         let service = service_fn(|request: Request<Incoming>| {
             let is_served = is_monitoring_request(&request);
             let outcome = if is_served { ExcessOutcome::Answered } else { ExcessOutcome::Refused };
-            let is_served = answer.set(outcome).is_ok() && is_served;
-            asked.notify_one();
-            let (edges, refusal) = (edges.clone(), self.refusal());
+            let is_served = served.set(outcome).is_ok() && is_served;
+            requested.notify_one();
+            let (edges, rejection) = (edges.clone(), self.rejection());
             with_request_id(peer, request, async move |request| {
-                if is_served { edges.route(request).await } else { Ok(reject(&request, &refusal)) }
+                if is_served { edges.route(request).await } else { Ok(reject(&request, &rejection)) }
             })
         });
-        let mut displaced = pin!(displaced);
+        let mut evicted = pin!(evicted);
         let outcome = {
             let serving = self.http.serve_connection(TokioIo::new(ClientSocket(Arc::clone(&client))), service);
-            let (mut serving, mut late) = (pin!(serving), pin!(sleep(REQUEST_TIMEOUT)));
+            let (mut serving, mut timer) = (pin!(serving), pin!(sleep(REQUEST_TIMEOUT)));
             loop {
                 tokio::select! {
                     biased;
-                    _ = &mut serving => break answer.get().copied().unwrap_or(ExcessOutcome::Silent),
-                    () = asked.notified() => {
+                    _ = &mut serving => break served.get().copied().unwrap_or(ExcessOutcome::Silent),
+                    () = requested.notified() => {
                         self.queue().note_request(id);
                         serving.as_mut().graceful_shutdown();
-                        late.set(sleep(REQUEST_TIMEOUT));
+                        timer.set(sleep(REQUEST_TIMEOUT));
                     }
-                    _ = &mut displaced => break ExcessOutcome::Displaced,
-                    () = &mut late => {
-                        break if answer.get().is_some() { ExcessOutcome::Late } else { ExcessOutcome::Silent };
+                    _ = &mut evicted => break ExcessOutcome::Displaced,
+                    () = &mut timer => {
+                        break if served.get().is_some() { ExcessOutcome::Late } else { ExcessOutcome::Silent };
                     }
                 }
             }
@@ -127,13 +127,13 @@ impl ExcessConnections {
         if matches!(outcome, ExcessOutcome::Answered | ExcessOutcome::Refused) {
             tokio::select! {
                 () = linger(&client.stream, LINGER) => {}
-                _ = displaced => {}
+                _ = evicted => {}
             }
         }
         outcome
     }
 
-    fn refusal(&self) -> ApiError {
+    fn rejection(&self) -> ApiError {
         let message = format!(
             "all connections are in use (server.max_connections: {}, or fewer if the limit of open files is lower): others \
              are only for probes and /metrics; retry later",
@@ -173,7 +173,7 @@ impl<H> ExcessQueue<H> {
     /// Adds a connection and returns its id, with the handle of the one to evict: the oldest without a request, or else
     /// the oldest of all.
     fn admit(&mut self, handle: H) -> (u64, Option<H>) {
-        let displaced = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
+        let evicted = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
             let at = self.entries.iter().position(|entry| !entry.has_requested).unwrap_or(0);
             self.entries.remove(at).expect("the queue is full").handle
         });
@@ -181,7 +181,7 @@ impl<H> ExcessQueue<H> {
         self.next_id += 1;
         self.entries.push_back(ExcessEntry { id, has_requested: false, handle });
         assert!(self.entries.len() <= EXCESS_CONNECTIONS_MAX, "excess connections are bounded");
-        (id, displaced)
+        (id, evicted)
     }
 
     fn note_request(&mut self, id: u64) {
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_who_has_asked_for_nothing_goes_first() {
+    fn h06_connections_without_a_request_are_evicted_first() {
         let mut queue = ExcessQueue::default();
         for handle in 0..EXCESS_CONNECTIONS_MAX {
             assert_eq!(queue.admit(handle), (handle as u64, None));

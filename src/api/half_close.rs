@@ -80,9 +80,9 @@ pub(super) fn record_undelivered<'t>(taken: impl Iterator<Item = &'t ClaimResult
     // Outside of a connection there is no client.
     let _ = CLIENT.try_with(|client| {
         let Some(client) = client else { return };
-        let mut made = created_claims(taken).peekable();
-        if made.peek().is_some() && is_half_closed(&client.stream) {
-            client.undelivered.lock().extend(made);
+        let mut created = created_claims(taken).peekable();
+        if created.peek().is_some() && is_half_closed(&client.stream) {
+            client.undelivered.lock().extend(created);
         }
     });
 }
@@ -140,12 +140,12 @@ pub(super) fn wait_abandoned_error() -> ApiError {
     let grace_ms = HALF_CLOSE_GRACE.as_millis();
     let message =
         format!("the client has closed its sending side, after which a claim is queued for at most {grace_ms} ms");
-    ApiError::new(ErrorStatus::from_refusal(&RequestError::DeadlineExceeded), message)
+    ApiError::new(ErrorStatus::from_error(&RequestError::DeadlineExceeded), message)
 }
 
 /// Whether the client's system acknowledged everything that was written, once both sides have closed their sending
 /// side.
-async fn was_acknowledged(stream: &TcpStream, within: Duration) -> bool {
+async fn was_acknowledged(stream: &TcpStream, limit: Duration) -> bool {
     let acknowledged = async {
         let (mut pause, longest) = ACK_POLL_BACKOFF;
         loop {
@@ -161,29 +161,29 @@ async fn was_acknowledged(stream: &TcpStream, within: Duration) -> bool {
             pause = (pause * 2).min(longest);
         }
     };
-    timeout(within, acknowledged).await.unwrap_or(false)
+    timeout(limit, acknowledged).await.unwrap_or(false)
 }
 
 /// Rolls back claims whose responses did not arrive. The caller must have written everything.
 pub(super) async fn roll_back_unacknowledged(
     scheduler: &Scheduler,
-    untold: UndeliveredClaims,
+    undelivered: UndeliveredClaims,
     stream: &TcpStream,
-    within: Duration,
+    limit: Duration,
 ) {
-    if untold.is_empty() {
+    if undelivered.is_empty() {
         return;
     }
     // An error here shows up again in the check of the socket.
     let _ = rustix::net::shutdown(stream, Shutdown::Write);
-    if !was_acknowledged(stream, within).await {
-        roll_back_all(scheduler, untold);
+    if !was_acknowledged(stream, limit).await {
+        roll_back_all(scheduler, undelivered);
     }
 }
 
 /// Rolls back claims that their client never received.
-pub(super) fn roll_back_all(scheduler: &Scheduler, untold: UndeliveredClaims) {
-    for (id, fence) in untold {
+pub(super) fn roll_back_all(scheduler: &Scheduler, undelivered: UndeliveredClaims) {
+    for (id, fence) in undelivered {
         scheduler.roll_back_undelivered(&id, fence);
     }
 }

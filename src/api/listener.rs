@@ -146,10 +146,10 @@ pub(super) fn configure_socket(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes the connection when the peer's kernel acknowledges nothing for `timeout`. A peer whose kernel acknowledges
+/// Closes the connection when the peer's kernel acknowledges nothing for `limit`. A peer whose kernel acknowledges
 /// but which reads nothing is closed by [`WriteTimeoutSocket`].
-fn set_write_timeout(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    let limit_ms = patience.max(USER_TIMEOUT).as_millis();
+fn set_write_timeout(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+    let limit_ms = limit.max(USER_TIMEOUT).as_millis();
     rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(limit_ms).unwrap_or(u32::MAX))?;
     Ok(())
 }
@@ -185,11 +185,11 @@ async fn connection(
         return;
     }
     let open = OpenConnection::count();
-    let asked = Arc::new(AtomicBool::new(false));
+    let has_requested = Arc::new(AtomicBool::new(false));
     let client = Arc::new(HttpPeer::new(stream));
     let waiting = WaitPermits::default();
     let service = service_fn(|mut request: Request<Incoming>| {
-        asked.store(true, Ordering::Relaxed);
+        has_requested.store(true, Ordering::Relaxed);
         // An HTTP/2 client that closes its sending side cannot follow the protocol any more: it is gone.
         if request.version() != Version::HTTP_2 {
             request.extensions_mut().insert(Arc::clone(&client));
@@ -202,7 +202,7 @@ async fn connection(
     // Hyper's timeout starts when the version is known, so a peer that sends nothing would hold its connection forever.
     let silence = async {
         sleep(HEAD_TIMEOUT).await;
-        if asked.load(Ordering::Relaxed) {
+        if has_requested.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
     };
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_a_probe_that_is_lost_ends_no_connection() {
+    fn h06_a_lost_probe_does_not_close_a_connection() {
         assert_eq!(USER_TIMEOUT, KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES);
     }
 

@@ -87,19 +87,18 @@ impl ApiEdges {
     ) -> Self {
         // Many connections times the largest body would exceed all memory.
         let bodies = Arc::new(Semaphore::new(body_budget::BODY_BUDGET_KIB));
-        let answers = ResponseBudget::default();
-        let rooms = MemoryBudgets { bodies: Arc::clone(&bodies), responses: answers.clone() };
-        let api = http::HttpState::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());
+        let responses = ResponseBudget::default();
+        let budgets = MemoryBudgets { bodies: Arc::clone(&bodies), responses: responses.clone() };
+        let api = http::HttpState::new(scheduler.clone(), exporter, bounds, budgets.clone(), stopping.clone());
         let resp = resp::RespEdge::new(scheduler.clone(), bounds, bodies);
-        let (patience, answer_patience) = (bounds.timeout, bounds.timeout * RESPONSE_TIMEOUT_FACTOR);
         Self {
             guard: RequestGuard::new(HostNames::default()),
-            write_timeout: patience,
-            response_timeout: answer_patience,
+            write_timeout: bounds.timeout,
+            response_timeout: bounds.timeout * RESPONSE_TIMEOUT_FACTOR,
             http: http::router(api),
-            grpc: Arc::new(grpc::GrpcEdge::new(scheduler.clone(), bounds, rooms, stopping)),
+            grpc: Arc::new(grpc::GrpcEdge::new(scheduler.clone(), bounds, budgets, stopping)),
             scheduler,
-            response_budget: answers,
+            response_budget: responses,
             resp,
         }
     }

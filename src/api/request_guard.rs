@@ -105,9 +105,9 @@ impl RequestGuard {
         header: Option<&'a HeaderValue>,
     ) -> Result<HostPort<'a>, RequestRejection> {
         let malformed = RequestRejection::InvalidHost("must be a host name or an IP address, with an optional port");
-        let read = |text: Option<&'a str>| text.and_then(HostPort::parse).ok_or_else(|| malformed.clone());
-        let header = header.map(|value| read(value.to_str().ok())).transpose()?;
-        let target = head.uri.authority().map(|authority| read(Some(authority.as_str()))).transpose()?;
+        let parse = |text: Option<&'a str>| text.and_then(HostPort::parse).ok_or_else(|| malformed.clone());
+        let header = header.map(|value| parse(value.to_str().ok())).transpose()?;
+        let target = head.uri.authority().map(|authority| parse(Some(authority.as_str()))).transpose()?;
         let own = match (target, header) {
             (Some(target), Some(header)) if target != header => {
                 return Err(RequestRejection::InvalidHost("must be the host and port of the request's target"));
@@ -118,9 +118,9 @@ impl RequestGuard {
         if own.host.is_local_or_address() || own.host.matches_any(&self.hosts) {
             return Ok(own);
         }
-        let said = head.uri.authority().map(|authority| authority.as_str().as_bytes());
-        let said = said.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
-        Err(RequestRejection::ForeignHost(escape_for_message(said.unwrap_or_default())))
+        let host = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let host = host.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
+        Err(RequestRejection::ForeignHost(escape_for_message(host.unwrap_or_default())))
     }
 
     /// Checks what a browser says about the page that sends the request.
@@ -175,19 +175,19 @@ pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
 
 /// Whether the request follows a link to a page: the window shows the page, and the page with the link learns nothing.
 fn is_navigation(head: &RequestHead<'_>) -> bool {
-    let says = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|said| said == value);
+    let has = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|sent| sent == value);
     head.method == Method::GET
         && LINKABLE_PATHS.contains(&head.uri.path())
-        && says(&SEC_FETCH_MODE, "navigate")
-        && says(&SEC_FETCH_DEST, "document")
+        && has(&SEC_FETCH_MODE, "navigate")
+        && has(&SEC_FETCH_DEST, "document")
 }
 
 fn check_encoding(headers: &HeaderMap) -> Result<(), RequestRejection> {
     let is_identity = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
-    let is_understood = |value: &&HeaderValue| {
+    let is_supported = |value: &&HeaderValue| {
         value.to_str().is_ok_and(|codings| codings.split(',').all(|coding| is_identity(coding.trim())))
     };
-    match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_understood(value)) {
+    match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_supported(value)) {
         Some(value) => Err(RequestRejection::UnknownEncoding(escape_for_message(value.as_bytes()))),
         None => Ok(()),
     }
@@ -195,8 +195,8 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), RequestRejection> {
 
 /// Makes a rejected value safe to echo: bounded, and printable ASCII only.
 fn escape_for_message(value: &[u8]) -> String {
-    let rest = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
-    format!("{}{rest}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
+    let ellipsis = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
+    format!("{}{ellipsis}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
 }
 
 impl RequestRejection {
@@ -214,9 +214,9 @@ impl RequestRejection {
 
 impl From<RequestRejection> for ApiError {
     fn from(rejection: RequestRejection) -> Self {
-        let of_field = |outcome, field: &'static str, message: String| Self {
+        let with_field = |status, field: &'static str, message: String| Self {
             field: Some(field.into()),
-            ..Self::new(outcome, message)
+            ..Self::new(status, message)
         };
         match rejection {
             RequestRejection::InvalidHost(message) => RequestError::invalid("host", message).into(),
@@ -226,7 +226,7 @@ impl From<RequestRejection> for ApiError {
                      server.hosts; to accept another name, add it there (hosts = [...] in [server], \
                      HOTPOOL__SERVER__HOSTS, or --hosts)"
                 );
-                of_field(ErrorStatus::HOST, "host", message)
+                with_field(ErrorStatus::HOST, "host", message)
             }
             RequestRejection::ForeignOrigin(origin) => {
                 let message = format!(
@@ -242,7 +242,7 @@ impl From<RequestRejection> for ApiError {
             }
             RequestRejection::UnknownEncoding(coding) => {
                 let message = format!("content encoding \"{coding}\" is not supported: send the body unencoded");
-                of_field(ErrorStatus::CONTENT_ENCODING, "content-encoding", message)
+                with_field(ErrorStatus::CONTENT_ENCODING, "content-encoding", message)
             }
         }
     }

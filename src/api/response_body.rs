@@ -42,7 +42,7 @@ pub(super) enum ResponseClass {
     Shared,
 }
 
-/// Body that is abandoned when its client does not read for `timeout`.
+/// Body that is abandoned when its client does not read for `read_timeout`.
 struct ResponseBody<B> {
     /// Remaining bytes of the first frame.
     data: Bytes,
@@ -98,8 +98,8 @@ pub(super) fn bound_response<B>(
     mut body: B,
     version: Version,
     class: ResponseClass,
-    room: &ResponseBudget,
-    patience: Duration,
+    budget: &ResponseBudget,
+    read_timeout: Duration,
 ) -> Result<axum::body::Body, ApiError>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -110,10 +110,10 @@ where
     }
     // Bodies are complete. A gRPC response would otherwise be encoded only when its client opens the window, with its
     // size unknown until then.
-    let (data, other) = match body.frame().now_or_never() {
+    let (data, trailers) = match body.frame().now_or_never() {
         Some(Some(Ok(frame))) => match frame.into_data() {
             Ok(data) => (data, None),
-            Err(other) => (Bytes::new(), Some(other)),
+            Err(trailers) => (Bytes::new(), Some(trailers)),
         },
         Some(Some(Err(error))) => return Ok(axum::body::Body::new(FailedBody(Some(error.into())))),
         Some(None) => return Ok(axum::body::Body::empty()),
@@ -123,19 +123,19 @@ where
         None
     } else {
         let charge = match class {
-            ResponseClass::Refusable => Some(room.try_acquire(data.len())?),
-            ResponseClass::MustDeliver => Some(room.acquire(data.len())),
+            ResponseClass::Refusable => Some(budget.try_acquire(data.len())?),
+            ResponseClass::MustDeliver => Some(budget.acquire(data.len())),
             ResponseClass::Shared => None,
         };
         Some(LargeBody { permit: charge.map(Arc::new), chunk: Arc::default(), version, read_timeout: None })
     };
-    Ok(axum::body::Body::new(ResponseBody { data, trailers: other, rest: body, large, read_timeout: patience }))
+    Ok(axum::body::Body::new(ResponseBody { data, trailers, rest: body, large, read_timeout }))
 }
 
 impl LargeBody {
     /// Size of the next chunk, in bytes.
-    fn chunk_bytes(&self, left: usize) -> usize {
-        if self.version == Version::HTTP_2 { left.min(CHUNK_BYTES_MAX) } else { left }
+    fn chunk_bytes(&self, remaining: usize) -> usize {
+        if self.version == Version::HTTP_2 { remaining.min(CHUNK_BYTES_MAX) } else { remaining }
     }
 
     fn next_chunk(&self, bytes: Bytes) -> Bytes {
@@ -144,14 +144,14 @@ impl LargeBody {
     }
 
     /// Becomes ready when the previous chunk is sent, or its timeout has elapsed.
-    fn poll_sent(&mut self, context: &mut Context<'_>, patience: Duration) -> Poll<Result<(), ClientReadTimeout>> {
+    fn poll_sent(&mut self, context: &mut Context<'_>, limit: Duration) -> Poll<Result<(), ClientReadTimeout>> {
         self.chunk.dropped.register(context.waker());
         if !self.chunk.in_flight.load(Ordering::Acquire) {
             self.read_timeout = None;
             return Poll::Ready(Ok(()));
         }
-        let late = self.read_timeout.get_or_insert_with(|| Box::pin(sleep(patience)));
-        late.as_mut().poll(context).map(|()| Err(ClientReadTimeout))
+        let timer = self.read_timeout.get_or_insert_with(|| Box::pin(sleep(limit)));
+        timer.as_mut().poll(context).map(|()| Err(ClientReadTimeout))
     }
 }
 
@@ -177,15 +177,15 @@ where
             return Poll::Ready(Some(Err(unread.into())));
         }
         if !this.data.is_empty() {
-            let piece = match &this.large {
+            let chunk = match &this.large {
                 Some(large) => large.next_chunk(this.data.split_to(large.chunk_bytes(this.data.len()))),
                 None => std::mem::take(&mut this.data),
             };
             write_timeout::record_frame_yielded();
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
-        if let Some(other) = this.trailers.take() {
-            return Poll::Ready(Some(Ok(other)));
+        if let Some(trailers) = this.trailers.take() {
+            return Poll::Ready(Some(Ok(trailers)));
         }
         let frame = ready!(Pin::new(&mut this.rest).poll_frame(context));
         if frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data)) {
@@ -232,53 +232,53 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(20);
+    const READ_TIMEOUT: Duration = Duration::from_millis(20);
 
-    fn body(bytes: usize, version: Version, room: &ResponseBudget) -> axum::body::Body {
+    fn body(bytes: usize, version: Version, budget: &ResponseBudget) -> axum::body::Body {
         let full = Full::new(Bytes::from(vec![b'x'; bytes]));
-        bound_response(full, version, ResponseClass::Refusable, room, PATIENCE).unwrap()
+        bound_response(full, version, ResponseClass::Refusable, budget, READ_TIMEOUT).unwrap()
     }
 
-    async fn piece(body: &mut axum::body::Body) -> Option<Result<usize, String>> {
+    async fn next_bytes(body: &mut axum::body::Body) -> Option<Result<usize, String>> {
         let frame = body.frame().await?;
         Some(frame.map(|frame| frame.into_data().unwrap().len()).map_err(|error| error.to_string()))
     }
 
     #[tokio::test]
-    async fn h06_the_next_piece_is_there_when_the_last_is_sent() {
-        let room = ResponseBudget::default();
-        let mut body = body(CHUNK_BYTES_MAX + 1, Version::HTTP_2, &room);
+    async fn h06_the_next_chunk_follows_when_the_previous_one_is_sent() {
+        let budget = ResponseBudget::default();
+        let mut body = body(CHUNK_BYTES_MAX + 1, Version::HTTP_2, &budget);
         assert_eq!(body.size_hint().exact(), Some(CHUNK_BYTES_MAX as u64 + 1));
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert_eq!(first.len(), CHUNK_BYTES_MAX);
         assert!(body.frame().now_or_never().is_none() && !body.is_end_stream());
         drop(first);
-        assert_eq!(piece(&mut body).await, Some(Ok(1)));
-        assert!(!body.is_end_stream(), "the end comes by itself");
-        assert_eq!(piece(&mut body).await, None);
+        assert_eq!(next_bytes(&mut body).await, Some(Ok(1)));
+        assert!(!body.is_end_stream(), "the end is a frame of its own");
+        assert_eq!(next_bytes(&mut body).await, None);
     }
 
     #[tokio::test]
-    async fn h06_a_piece_that_is_not_sent_breaks_the_answer_and_keeps_its_room() {
-        let room = ResponseBudget::default();
+    async fn h06_an_unsent_chunk_fails_the_response_and_stays_charged() {
+        let budget = ResponseBudget::default();
         for bytes in [CHUNK_BYTES_MAX, 3 * CHUNK_BYTES_MAX] {
-            let mut body = body(bytes, Version::HTTP_2, &room);
-            let held = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            assert_eq!(piece(&mut body).await, Some(Err(ClientReadTimeout.to_string())));
+            let mut body = body(bytes, Version::HTTP_2, &budget);
+            let unsent = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(next_bytes(&mut body).await, Some(Err(ClientReadTimeout.to_string())));
             drop(body);
             let all = 256 << 20;
-            assert!(room.try_acquire(all).is_err(), "the piece is still in memory");
-            drop(held);
-            drop(room.try_acquire(all).unwrap());
+            assert!(budget.try_acquire(all).is_err(), "the chunk is still in memory");
+            drop(unsent);
+            drop(budget.try_acquire(all).unwrap());
         }
     }
 
     #[tokio::test]
-    async fn h06_over_http_1_and_in_small_an_answer_is_one_frame() {
-        let room = ResponseBudget::default();
+    async fn h06_small_responses_and_those_over_http_1_are_one_frame() {
+        let budget = ResponseBudget::default();
         for (bytes, version) in [(1 << 20, Version::HTTP_11), (SMALL_RESPONSE_BYTES, Version::HTTP_2)] {
-            let mut body = body(bytes, version, &room);
-            assert_eq!(piece(&mut body).await, Some(Ok(bytes)));
+            let mut body = body(bytes, version, &budget);
+            assert_eq!(next_bytes(&mut body).await, Some(Ok(bytes)));
             assert!(body.is_end_stream());
         }
     }

@@ -43,7 +43,7 @@ impl ResponseBudget {
     /// # Errors
     /// `overloaded`: the budget cannot take it.
     pub(super) fn try_acquire(&self, bytes: usize) -> Result<ResponsePermit, ApiError> {
-        let sum = |taken: usize| taken.checked_add(bytes).filter(|&taken| taken <= RESPONSE_BUDGET_BYTES);
+        let sum = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= RESPONSE_BUDGET_BYTES);
         match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum) {
             Ok(_) => Ok(ResponsePermit { budget: self.clone(), bytes }),
             Err(_) => Err(response_budget_exceeded()),
@@ -71,17 +71,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_reads_are_refused_past_the_room_and_writes_before_they_are_carried_out() {
-        let room = ResponseBudget::default();
-        let half = room.try_acquire(RESPONSE_BUDGET_BYTES / 2).unwrap();
-        assert!(room.try_acquire(RESPONSE_BUDGET_BYTES).is_err());
-        room.check_available().unwrap();
-        let more = room.acquire(RESPONSE_BUDGET_BYTES);
-        assert!(room.check_available().is_err() && room.try_acquire(1).is_err());
+    fn h06_reads_are_rejected_beyond_the_budget_and_writes_before_they_are_executed() {
+        let budget = ResponseBudget::default();
+        let half = budget.try_acquire(RESPONSE_BUDGET_BYTES / 2).unwrap();
+        assert!(budget.try_acquire(RESPONSE_BUDGET_BYTES).is_err());
+        budget.check_available().unwrap();
+        let more = budget.acquire(RESPONSE_BUDGET_BYTES);
+        assert!(budget.check_available().is_err() && budget.try_acquire(1).is_err());
         drop(half);
-        assert!(room.check_available().is_err());
+        assert!(budget.check_available().is_err());
         drop(more);
-        room.check_available().unwrap();
-        assert_eq!(room.0.load(Ordering::Relaxed), 0);
+        budget.check_available().unwrap();
+        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -38,9 +38,9 @@ impl ClientSocket {
     }
 }
 
-/// Closes the sending side, then discards input for at most `timeout`: a connection that is closed with unread input is
+/// Closes the sending side, then discards input for at most `limit`: a connection that is closed with unread input is
 /// reset, and its last response lost.
-pub(super) async fn linger(stream: &TcpStream, patience: Duration) {
+pub(super) async fn linger(stream: &TcpStream, limit: Duration) {
     // An error here shows up again when reading.
     let _ = rustix::net::shutdown(stream, Shutdown::Write);
     let mut unread = [0; UNREAD_BYTES];
@@ -54,7 +54,7 @@ pub(super) async fn linger(stream: &TcpStream, patience: Duration) {
             }
         }
     };
-    let _ = timeout(patience, read_all).await;
+    let _ = timeout(limit, read_all).await;
 }
 
 impl AsyncRead for ClientSocket {

@@ -33,12 +33,12 @@ enum FrameState {
 /// Records that a body is polled for a frame, so the last one was consumed.
 pub(super) fn record_frame_consumed() {
     // Outside of a timed stream there is nothing to record.
-    let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Consumed));
+    let _ = LAST_FRAME.try_with(|frame| frame.set(FrameState::Consumed));
 }
 
 /// Records that a body yields a frame.
 pub(super) fn record_frame_yielded() {
-    let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Yielded));
+    let _ = LAST_FRAME.try_with(|frame| frame.set(FrameState::Yielded));
 }
 
 /// Runs each HTTP/2 stream in a task, and drops one whose client leaves a frame waiting for `write_timeout`, which
@@ -57,24 +57,24 @@ where
     }
 }
 
-async fn run_with_write_timeout<F: Future>(patience: Duration, stream: F) {
+async fn run_with_write_timeout<F: Future>(limit: Duration, stream: F) {
     let run = async move {
         let mut stream = pin!(stream);
-        let mut late: Option<Pin<Box<Sleep>>> = None;
+        let mut timer: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|context| {
             if stream.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
             }
             match LAST_FRAME.with(Cell::get) {
-                FrameState::Consumed => late = None,
+                FrameState::Consumed => timer = None,
                 FrameState::Yielded => {
-                    LAST_FRAME.with(|handed| handed.set(FrameState::Stalled));
-                    late = Some(Box::pin(sleep(patience)));
+                    LAST_FRAME.with(|frame| frame.set(FrameState::Stalled));
+                    timer = Some(Box::pin(sleep(limit)));
                 }
                 FrameState::Stalled => {}
             }
-            let Some(late) = &mut late else { return Poll::Pending };
-            late.as_mut().poll(context).map(|()| tracing::debug!("a response was not read in time"))
+            let Some(timer) = &mut timer else { return Poll::Pending };
+            timer.as_mut().poll(context).map(|()| tracing::debug!("a response was not read in time"))
         })
         .await;
     };
@@ -89,17 +89,17 @@ pub(super) struct WriteTimeoutSocket {
 }
 
 impl WriteTimeoutSocket {
-    pub(super) const fn new(socket: ClientSocket, patience: Duration) -> Self {
-        Self { socket, write_timeout: patience, deadline: None }
+    pub(super) const fn new(socket: ClientSocket, write_timeout: Duration) -> Self {
+        Self { socket, write_timeout, deadline: None }
     }
 
-    fn check_write<T>(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if wrote.is_ready() {
+    fn check_write<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
             self.deadline = None;
-            return wrote;
+            return written;
         }
-        let late = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
-        late.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        let timer = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
+        timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -112,8 +112,8 @@ impl AsyncRead for WriteTimeoutSocket {
 impl AsyncWrite for WriteTimeoutSocket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let wrote = Pin::new(&mut this.socket).poll_write(context, bytes);
-        this.check_write(context, wrote)
+        let written = Pin::new(&mut this.socket).poll_write(context, bytes);
+        this.check_write(context, written)
     }
 
     fn poll_write_vectored(
@@ -122,8 +122,8 @@ impl AsyncWrite for WriteTimeoutSocket {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let wrote = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
-        this.check_write(context, wrote)
+        let written = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
+        this.check_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

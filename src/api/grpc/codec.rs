@@ -54,7 +54,7 @@ impl<U: Message + Default> Decoder for ProtoDecoder<U> {
 }
 
 fn read<U: Message + Default>(message: Bytes) -> Result<U, ApiError> {
-    let broken = |error: DecodeError| ApiError::invalid("body", format!("is not a message of this method: {error}"));
+    let invalid = |error: DecodeError| ApiError::invalid("body", format!("is not a message of this method: {error}"));
     let mut rest = message.clone();
     let mut fields = 0;
     while rest.has_remaining() {
@@ -62,10 +62,10 @@ fn read<U: Message + Default>(message: Bytes) -> Result<U, ApiError> {
             return Err(ApiError::invalid("body", format!("at most {} items", limits::BATCH_ITEMS_MAX)));
         }
         fields += 1;
-        let (tag, kind) = decode_key(&mut rest).map_err(broken)?;
-        skip_field(kind, tag, &mut rest, DecodeContext::default()).map_err(broken)?;
+        let (tag, kind) = decode_key(&mut rest).map_err(invalid)?;
+        skip_field(kind, tag, &mut rest, DecodeContext::default()).map_err(invalid)?;
     }
-    U::decode(message).map_err(broken)
+    U::decode(message).map_err(invalid)
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     use crate::api::grpc::proto::{BatchTakeClaimsRequest, GetClaimRequest, TakeClaimRequest};
 
     #[test]
-    fn a_message_of_too_many_fields_is_not_taken_apart() {
+    fn a_message_with_too_many_fields_is_not_decoded() {
         let mut batch = BatchTakeClaimsRequest { mode: 1, items: vec![TakeClaimRequest::default(); FIELDS_MAX - 1] };
         assert_eq!(read::<BatchTakeClaimsRequest>(batch.encode_to_vec().into()).unwrap(), batch);
         batch.items.push(TakeClaimRequest::default());
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_the_callers_mistake() {
+    fn an_invalid_message_is_the_callers_error() {
         for bytes in [&b"\xff"[..], b"\x0a\x05ab", b"\x0a\x01\xff", b"\x08\x01", b"\x0b", b"\x00"] {
             let failure = read::<GetClaimRequest>(Bytes::copy_from_slice(bytes)).unwrap_err();
             assert_eq!(failure.field.as_deref(), Some("body"), "{bytes:?}");

@@ -5,7 +5,7 @@ use super::proto;
 use super::proto::take_claim_request::Candidates;
 use crate::api::error_table::ApiError;
 use crate::api::request::{
-    BoundedList, BoundedTexts, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody,
+    BatchMode, BoundedList, BoundedTexts, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody,
     PreferredWaitBody, ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody,
 };
 use crate::limits;
@@ -103,14 +103,14 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
 }
 
 /// Converts the mode of a batch, and checks its size.
-pub(super) fn is_all_or_nothing(mode: i32, items: usize) -> Result<bool, ApiError> {
-    let whole = match parse_enum("mode", mode)? {
+pub(super) fn batch_mode(mode: i32, items: usize) -> Result<BatchMode, ApiError> {
+    let mode = match parse_enum("mode", mode)? {
         proto::BatchMode::Unspecified => return Err(ApiError::invalid("mode", "is required")),
-        proto::BatchMode::Independent => false,
-        proto::BatchMode::AllOrNothing => true,
+        proto::BatchMode::Independent => BatchMode::Independent,
+        proto::BatchMode::AllOrNothing => BatchMode::AllOrNothing,
     };
     check_batch_size("items", items)?;
-    Ok(whole)
+    Ok(mode)
 }
 
 /// Checks that a batch has at most [`limits::BATCH_ITEMS_MAX`] items.
@@ -151,15 +151,15 @@ fn reported_claims(claims: Option<&proto::HeldClaims>) -> Result<Option<Reported
     if claims.len() > limits::REPORTED_CLAIMS_MAX {
         return Err(ApiError::invalid("claims", format!("at most {} items", limits::REPORTED_CLAIMS_MAX)));
     }
-    let mut named = Vec::with_capacity(claims.len());
+    let mut reported = Vec::with_capacity(claims.len());
     for proto::HeldClaim { tenant, key, fence } in claims {
-        named.push(ReportedClaimBody {
+        reported.push(ReportedClaimBody {
             tenant: tenant.as_deref().map(Into::into),
             key: (&**key).into(),
             fence: *fence,
         });
     }
-    Ok(Some(BoundedList(named)))
+    Ok(Some(BoundedList(reported)))
 }
 
 /// Converts the heartbeat of one worker.
@@ -172,9 +172,9 @@ pub(super) fn heartbeat(request: &proto::HeartbeatWorkerRequest) -> Result<Heart
 /// Converts the heartbeat of one worker in a batch.
 pub(super) fn batch_heartbeat(
     namespace: &str,
-    beat: &proto::WorkerHeartbeat,
+    heartbeat: &proto::WorkerHeartbeat,
 ) -> Result<(WorkerId, HeartbeatRequest), ApiError> {
-    let proto::WorkerHeartbeat { id, incarnation, seq, claims } = beat;
+    let proto::WorkerHeartbeat { id, incarnation, seq, claims } = heartbeat;
     let body = HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: reported_claims(claims.as_ref())? };
     Ok((WorkerId::new(id)?, body.heartbeat(namespace)?))
 }
@@ -234,9 +234,9 @@ fn capacity(capacity: Option<proto::Capacity>) -> WorkerCapacity {
 
 /// Converts the registration of a worker.
 pub(super) fn worker(namespace: &str, spec: proto::WorkerSpec) -> Result<RegistrationRequest, ApiError> {
-    let proto::WorkerSpec { id, capacity: has, labels, node, incarnation, expires_at_ms, claims } = spec;
+    let proto::WorkerSpec { id, capacity, labels, node, incarnation, expires_at_ms, claims } = spec;
     let claims = reported_claims(claims.as_ref())?;
-    WorkerBody { capacity: capacity(has), labels, node, incarnation, expires_at_ms, claims }
+    WorkerBody { capacity: self::capacity(capacity), labels, node, incarnation, expires_at_ms, claims }
         .into_registration(namespace, &id)
 }
 
@@ -275,8 +275,8 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, ApiError> {
         ttl_default_ms,
         ttl_max_ms,
     } = spec;
-    let typical = typical_requests.into_iter().enumerate().map(|(i, kind)| {
-        let proto::TypicalRequest { cpu_milli, gpu, weight } = kind;
+    let typical = typical_requests.into_iter().enumerate().map(|(i, typical)| {
+        let proto::TypicalRequest { cpu_milli, gpu, weight } = typical;
         let field = format!("typical_requests[{i}].gpu");
         Ok(TypicalRequest { cpu_milli, gpu: gpu.map(|gpu| gpu_request(&field, gpu)).transpose()?, weight })
     });

@@ -31,7 +31,7 @@ impl GrpcEdge {
     {
         let method = GrpcMethod::of(request.uri().path());
         let permit = MessagePermit::default();
-        let answer = match timeout(request.headers()) {
+        let result = match timeout(request.headers()) {
             Ok(limit) => {
                 // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing
                 // half done.
@@ -49,7 +49,7 @@ impl GrpcEdge {
             }
             Err(failure) => Err(failure),
         };
-        let response = answer.unwrap_or_else(|failure| failure.to_status().into_http());
+        let response = result.unwrap_or_else(|failure| failure.to_status().into_http());
         metrics().grpc_requests(method, initial_code(response.headers())).increment(1);
         response
     }
@@ -125,13 +125,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_and_a_hang_are_answered_and_counted() {
+    async fn panics_and_timeouts_are_answered_and_counted() {
         let exporter = install().unwrap();
         let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
         let bounds = RequestLimits { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = watch::channel(());
-        let rooms = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
-        let grpc = GrpcEdge::new(scheduler, bounds, rooms, stopping);
+        let budgets = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
+        let grpc = GrpcEdge::new(scheduler, bounds, budgets, stopping);
         for (body, method, code, reason) in [
             (Bad::Panics, "hotpool.v1.ClaimService/RenewClaim", "INTERNAL", Some("PANIC")),
             (Bad::Hangs, "hotpool.v1.ClaimService/GetClaim", "DEADLINE_EXCEEDED", None),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_limit_is_read_or_refused() {
+    fn the_callers_deadline_is_parsed_or_rejected() {
         let limit = |value: &'static [u8]| {
             timeout(&HeaderMap::from_iter([(TIMEOUT_HEADER.parse().unwrap(), HeaderValue::from_bytes(value).unwrap())]))
         };

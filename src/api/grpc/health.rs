@@ -35,21 +35,21 @@ pub(super) struct GrpcHealth {
 impl GrpcHealth {
     /// Starts the task that polls readiness for watchers; it ends when `stopping` closes, and so do their streams.
     pub(super) fn new(scheduler: Scheduler, mut stopping: watch::Receiver<()>) -> Self {
-        let (tell, watched) = watch::channel(ServingStatus::NotServing);
+        let (sender, watched) = watch::channel(ServingStatus::NotServing);
         let health = Self { scheduler: scheduler.clone(), stopping: stopping.clone(), watched };
         tokio::spawn(async move {
-            let mut looks = interval(POLL_INTERVAL);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut ticks = interval(POLL_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                let seen = tokio::select! {
-                    _ = looks.tick() => serving_status(&scheduler),
+                let status = tokio::select! {
+                    _ = ticks.tick() => serving_status(&scheduler),
                     // The channel carries no values: it can only close.
                     _ = stopping.changed() => break,
                 };
-                tell.send_if_modified(|told| std::mem::replace(told, seen) != seen);
+                sender.send_if_modified(|last| std::mem::replace(last, status) != status);
             }
-            tell.send_if_modified(|told| {
-                std::mem::replace(told, ServingStatus::NotServing) != ServingStatus::NotServing
+            sender.send_if_modified(|last| {
+                std::mem::replace(last, ServingStatus::NotServing) != ServingStatus::NotServing
             });
         });
         health
@@ -85,8 +85,8 @@ impl HealthService for GrpcHealth {
             // The protocol wants a stream for an unknown name too, which may become known. Here it never does.
             let mut stopping = self.stopping.clone();
             let unknown = stream::once(async { Ok(health_response(ServingStatus::ServiceUnknown)) });
-            let until_the_end = stream::once(async move { stopping.changed().await }).filter_map(async |_| None);
-            return Ok(Response::new(Box::pin(unknown.chain(until_the_end))));
+            let until_stop = stream::once(async move { stopping.changed().await }).filter_map(async |_| None);
+            return Ok(Response::new(Box::pin(unknown.chain(until_stop))));
         }
         let mut watched = self.watched.clone();
         // The first state is sent whether it has changed or not.

@@ -34,7 +34,7 @@ impl LongLivedStreams {
         &self,
         call: impl Future<Output = Result<Response<Body>, Infallible>>,
     ) -> Result<Response<Body>, Infallible> {
-        let Ok(place) = Arc::clone(&self.permits).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             let message = format!(
                 "{} streams of health and reflection are open, which is the limit: close one, or call \
                  grpc.health.v1.Health/Check at intervals",
@@ -42,7 +42,7 @@ impl LongLivedStreams {
             );
             return Ok(ApiError::overloaded(message).to_status().into_http());
         };
-        Ok(call.await?.map(|stream| Body::new(PermittedBody { stream, _permit: place })))
+        Ok(call.await?.map(|stream| Body::new(PermittedBody { stream, _permit: permit })))
     }
 
     /// Ends the requests of a call once the service begins to stop, so that its handler ends as well.
@@ -52,7 +52,7 @@ impl LongLivedStreams {
         B::Error: Into<tonic::codegen::StdError>,
     {
         let stop = wait_for_stop(&self.stopping);
-        call.map(|questions| Body::new(StoppableBody { requests: questions, stop: Some(stop) }))
+        call.map(|requests| Body::new(StoppableBody { requests, stop: Some(stop) }))
     }
 }
 

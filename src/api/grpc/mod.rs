@@ -73,7 +73,7 @@ pub(crate) struct GrpcHandlers {
     bounds: RequestLimits,
     /// Permits for claim streams.
     streams: Arc<Semaphore>,
-    answers: ResponseBudget,
+    responses: ResponseBudget,
     stopping: watch::Receiver<()>,
 }
 
@@ -134,33 +134,34 @@ impl GrpcEdge {
     pub fn new(
         scheduler: Scheduler,
         bounds: RequestLimits,
-        rooms: MemoryBudgets,
+        budgets: MemoryBudgets,
         stopping: watch::Receiver<()>,
     ) -> Self {
-        let MemoryBudgets { bodies, responses: answers } = rooms;
+        let MemoryBudgets { bodies, responses } = budgets;
         let max_bytes = bounds.body_bytes_max;
-        let described = || {
+        let builder = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let reflection = described().build_v1().expect("the build generates valid descriptors");
-        let reflection_alpha = described().build_v1alpha().expect("the build generates valid descriptors");
+        let reflection = builder().build_v1().expect("the build generates valid descriptors");
+        let reflection_alpha = builder().build_v1alpha().expect("the build generates valid descriptors");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
-        let calls = Arc::new(GrpcHandlers {
+        let handlers = Arc::new(GrpcHandlers {
             scheduler: scheduler.clone(),
             bounds,
             streams,
-            answers,
+            responses,
             stopping: stopping.clone(),
         });
-        let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
+        let claims =
+            |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes);
         Self {
             claims: claims(max_bytes),
             claim_stream: claims(limits::STREAM_MESSAGE_BYTES_MAX),
-            workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            quotas: QuotaServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            workers: WorkerServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes),
+            pools: PoolServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes),
+            quotas: QuotaServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes),
             long_lived: LongLivedStreams::new(stopping.clone()),
             health: HealthServer::new(GrpcHealth::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
@@ -179,11 +180,11 @@ impl GrpcEdge {
     {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let bounded = |mut request: Request<B>| {
-            let room = Arc::clone(&self.bodies);
+            let budget = Arc::clone(&self.bodies);
             request.extensions_mut().insert(MessagePermit::clone(&permit));
-            request.map(|body| UnaryBody::new(body, self.bounds.body_bytes_max, room, permit))
+            request.map(|body| UnaryBody::new(body, self.bounds.body_bytes_max, budget, permit))
         };
-        let answer = match service {
+        let response = match service {
             "hotpool.v1.ClaimService" if request.uri().path() == CLAIM_STREAM => {
                 self.claim_stream.clone().call(request.map(Body::new)).await
             }
@@ -203,6 +204,6 @@ impl GrpcEdge {
             }
             _ => Ok(Status::unimplemented("no such service; see grpc.reflection.v1.ServerReflection").into_http()),
         };
-        answer.unwrap_or_else(|never| match never {})
+        response.unwrap_or_else(|never| match never {})
     }
 }

@@ -21,7 +21,7 @@ use crate::scheduler::caller::CallerContext;
 #[async_trait]
 impl PoolService for GrpcHandlers {
     async fn put_pool(&self, request: Request<PutPoolRequest>) -> RpcResult<PutPoolResponse> {
-        self.answers.check_available()?;
+        self.responses.check_available()?;
         let PutPoolRequest { namespace, pool, spec } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
@@ -31,7 +31,7 @@ impl PoolService for GrpcHandlers {
     }
 
     async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> RpcResult<UpdatePoolResponse> {
-        self.answers.check_available()?;
+        self.responses.check_available()?;
         let UpdatePoolRequest { namespace, pool, spec, update_mask, version } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
@@ -85,11 +85,12 @@ impl PoolService for GrpcHandlers {
         let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
         let from = from.as_deref().map(str::parse).transpose().map_err(ApiError::from)?;
         let watcher = self.scheduler.watch_pool(&name, from).map_err(ApiError::from)?;
-        let told = event_stream::event_stream(watcher, wait_for_stop(&self.stopping));
+        let events = event_stream::event_stream(watcher, wait_for_stop(&self.stopping));
         // The stream ends after the call was answered, when the task no longer knows the caller.
         let caller = CallerContext::current();
-        let end = move |why| CallerContext::sync_scope_or_plain(caller.as_ref(), || ApiError::from(why).to_status());
-        let events = told.map(move |told| told.map(PoolEvent::from).map_err(&end));
+        let end_status =
+            move |end| CallerContext::sync_scope_or_plain(caller.as_ref(), || ApiError::from(end).to_status());
+        let events = events.map(move |event| event.map(PoolEvent::from).map_err(&end_status));
         Ok(Response::new(events.boxed()))
     }
 

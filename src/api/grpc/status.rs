@@ -34,10 +34,10 @@ impl ErrorCode {
 
 impl Reason {
     /// Maps a reason of the error table to the enumeration.
-    pub(super) fn from_word(word: Option<&str>) -> Self {
-        let Some(word) = word else { return Self::Unspecified };
-        let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
-        debug_assert!(found.is_some(), "{word} is a reason of the error table and not of hotpool.proto");
+    pub(super) fn from_name(name: Option<&str>) -> Self {
+        let Some(name) = name else { return Self::Unspecified };
+        let found = Self::from_str_name(&format!("REASON_{}", name.to_ascii_uppercase()));
+        debug_assert!(found.is_some(), "{name} is a reason of the error table and not of hotpool.proto");
         found.unwrap_or_default()
     }
 }
@@ -46,7 +46,7 @@ impl ApiError {
     /// Status of a call that failed.
     pub(in crate::api) fn to_status(&self) -> Status {
         let mut details = ErrorDetails::new();
-        let reason = Reason::from_word(self.status.reason);
+        let reason = Reason::from_name(self.status.reason);
         if reason != Reason::Unspecified {
             details.set_error_info(reason.as_str_name().trim_start_matches("REASON_"), DOMAIN, HashMap::new());
         }
@@ -81,7 +81,7 @@ impl From<&ApiError> for proto::Error {
     fn from(failure: &ApiError) -> Self {
         Self {
             code: failure.status.code.grpc_code() as i32,
-            reason: Reason::from_word(failure.status.reason) as i32,
+            reason: Reason::from_name(failure.status.reason) as i32,
             field: failure.field.as_deref().unwrap_or_default().to_owned(),
             message: failure.message.to_string(),
         }
@@ -148,7 +148,7 @@ mod tests {
 
     /// Parses the reasons in the header of hotpool.proto, each after its code.
     #[test]
-    fn the_list_of_errors_in_the_interface_has_every_outcome() {
+    fn the_list_of_errors_in_the_interface_is_complete() {
         let text = include_str!("hotpool/v1/hotpool.proto");
         let (_, list) = text.split_once("//\n//   INVALID_ARGUMENT").expect("the list of errors");
         let (list, _) = list.split_once("\n//\n").expect("the end of the list");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_named_by_its_whole_path() {
+    fn a_field_is_named_by_its_full_path() {
         let failure = ApiError::invalid("labels", "x").nested_in("spec");
         assert_eq!(failure.field.as_deref(), Some("spec.labels"));
         assert_eq!(ApiError::from(RequestError::FenceMismatch).nested_in("spec").field, None);

@@ -34,7 +34,7 @@ use crate::scheduler::{ClaimVerb, RequestCompletion, RequestStream};
 pub(crate) struct ClaimStreamResponses {
     input: Streaming<ClaimStreamRequest>,
     end: Option<Result<(), Status>>,
-    flight: RequestStream,
+    requests: RequestStream,
     completions: Vec<(u64, RequestCompletion)>,
     responses: VecDeque<ClaimStreamResponse>,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -50,24 +50,23 @@ impl ClaimStreamResponses {
     /// not queued.
     pub(super) fn new(
         input: Streaming<ClaimStreamRequest>,
-        flight: RequestStream,
+        requests: RequestStream,
         limit: Duration,
         stop: BoxFuture<'static, ()>,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Self {
-        let (landed, ready) = (Vec::new(), VecDeque::new());
         let caller = CallerContext::current();
         Self {
             input,
             end: None,
-            flight,
-            completions: landed,
-            responses: ready,
+            requests,
+            completions: Vec::new(),
+            responses: VecDeque::new(),
             deadline: None,
             limit,
             stop,
             caller,
-            _permit: place,
+            _permit: permit,
         }
     }
 
@@ -77,7 +76,7 @@ impl ClaimStreamResponses {
             let status = || ApiError::from(UnavailableReason::Stopping).to_status();
             self.end = Some(Err(CallerContext::sync_scope_or_plain(self.caller.as_ref(), status)));
         }
-        while self.end.is_none() && self.flight.free_capacity() > 0 {
+        while self.end.is_none() && self.requests.free_capacity() > 0 {
             match Pin::new(&mut self.input).poll_next(context) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.end = Some(Ok(())),
@@ -93,15 +92,15 @@ impl ClaimStreamResponses {
                 }
             }
         }
-        self.flight.send();
+        self.requests.send();
     }
 
     fn accept_request(&mut self, request: ClaimStreamRequest) -> Result<(), (GrpcMethod, ApiError)> {
         let ClaimStreamRequest { id, request } = request;
-        let unnamed = |field, message| (GrpcMethod::ClaimStream, ApiError::invalid(field, message));
-        let request = request.ok_or_else(|| unnamed("request", "is required"))?;
-        if self.flight.contains(id) {
-            return Err(unnamed("id", "is in use by a request in flight"));
+        let stream_error = |field, message| (GrpcMethod::ClaimStream, ApiError::invalid(field, message));
+        let request = request.ok_or_else(|| stream_error("request", "is required"))?;
+        if self.requests.contains(id) {
+            return Err(stream_error("id", "is in use by a request in flight"));
         }
         let method = match request {
             Request::Take(_) => GrpcMethod::TakeClaim,
@@ -115,7 +114,7 @@ impl ClaimStreamResponses {
     fn submit(&mut self, id: u64, request: &Request) -> Result<(), ApiError> {
         let ((claim, fence), verb) = match request {
             Request::Take(take) => {
-                self.flight.add_claim(id, from_proto::claim(take)?);
+                self.requests.add_claim(id, from_proto::claim(take)?);
                 return Ok(());
             }
             Request::Release(of) => {
@@ -134,45 +133,45 @@ impl ClaimStreamResponses {
                 ClaimVerb::Renew(of.ttl_ms),
             ),
         };
-        self.flight.add_held_operation(id, claim, fence, verb);
+        self.requests.add_held_operation(id, claim, fence, verb);
         Ok(())
     }
 
     /// Turns completed and timed out requests into responses.
     fn collect_completions(&mut self, context: &mut Context<'_>) {
-        let mut landed = std::mem::take(&mut self.completions);
-        self.flight.poll_completions(context, &mut landed);
-        self.expire(context, &mut landed);
-        for (id, said) in landed.drain(..) {
-            self.complete(id, said);
+        let mut completions = std::mem::take(&mut self.completions);
+        self.requests.poll_completions(context, &mut completions);
+        self.expire(context, &mut completions);
+        for (id, completion) in completions.drain(..) {
+            self.complete(id, completion);
         }
-        self.completions = landed;
+        self.completions = completions;
     }
 
-    fn expire(&mut self, context: &mut Context<'_>, landed: &mut Vec<(u64, RequestCompletion)>) {
-        if self.flight.is_empty() {
+    fn expire(&mut self, context: &mut Context<'_>, completions: &mut Vec<(u64, RequestCompletion)>) {
+        if self.requests.is_empty() {
             self.deadline = None;
             return;
         }
         // No request is due before the first could be.
-        let late = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        while late.poll_unpin(context).is_ready() {
-            let next_ms = self.flight.expire(landed);
+        let timer = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        while timer.poll_unpin(context).is_ready() {
+            let next_ms = self.requests.expire(completions);
             // The clock of the deadlines may be a tick behind the timer's.
             let next = next_ms.map_or(self.limit, Duration::from_millis).max(Duration::from_millis(1));
-            let until = late.deadline() + next;
-            late.as_mut().reset(until);
+            let until = timer.deadline() + next;
+            timer.as_mut().reset(until);
         }
     }
 
-    fn complete(&mut self, id: u64, said: RequestCompletion) {
-        let (method, outcome) = match said {
+    fn complete(&mut self, id: u64, completion: RequestCompletion) {
+        let (method, outcome) = match completion {
             RequestCompletion::Claimed(taken) => {
                 (GrpcMethod::TakeClaim, taken.map(|taken| Outcome::Taken((&taken).into())))
             }
             RequestCompletion::Released(released) => {
-                let said = released.map(|released| Outcome::Released(ReleaseClaimResponse { released }));
-                (GrpcMethod::ReleaseClaim, said)
+                let outcome = released.map(|released| Outcome::Released(ReleaseClaimResponse { released }));
+                (GrpcMethod::ReleaseClaim, outcome)
             }
             RequestCompletion::Confirmed(claim) => {
                 let confirmed =
@@ -187,7 +186,7 @@ impl ClaimStreamResponses {
         self.push_response(id, method, outcome.map_err(ApiError::from));
     }
 
-    /// Each request is counted as the unary call that it could be.
+    /// Queues a response, counted as that of the unary call that the request could be.
     fn push_response(&mut self, id: u64, method: GrpcMethod, outcome: Result<Outcome, ApiError>) {
         let (code, outcome) = match outcome {
             Ok(outcome) => (GrpcCode::Ok, outcome),
@@ -207,17 +206,17 @@ impl Stream for ClaimStreamResponses {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Some(answer) = this.responses.pop_front() {
-                return Poll::Ready(Some(Ok(answer)));
+            if let Some(response) = this.responses.pop_front() {
+                return Poll::Ready(Some(Ok(response)));
             }
-            let full = this.flight.free_capacity() == 0;
+            let was_full = this.requests.free_capacity() == 0;
             this.read_requests(context);
             this.collect_completions(context);
             // Capacity may become free without a response, and then nothing has read the input.
-            let more = full && this.flight.free_capacity() > 0;
-            if this.responses.is_empty() && !more {
+            let can_read_more = was_full && this.requests.free_capacity() > 0;
+            if this.responses.is_empty() && !can_read_more {
                 return match &mut this.end {
-                    Some(end) if this.flight.is_empty() => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
+                    Some(end) if this.requests.is_empty() => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
                     _ => Poll::Pending,
                 };
             }

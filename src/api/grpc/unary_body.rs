@@ -48,19 +48,19 @@ impl MessagePermit {
 
 /// Converts a message to what its call needs, then drops the message and its permit, because the call may be queued for
 /// a day.
-pub(super) fn release_before_waiting<M, T>(request: Request<M>, read: impl FnOnce(M) -> T) -> T {
+pub(super) fn release_before_waiting<M, T>(request: Request<M>, convert: impl FnOnce(M) -> T) -> T {
     let (_, mut extensions, message) = request.into_parts();
-    let read = read(message);
+    let converted = convert(message);
     if let Some(permit) = extensions.remove::<MessagePermit>() {
         permit.set(None);
     }
-    read
+    converted
 }
 
 impl<B> UnaryBody<B> {
     /// Wraps a body. `budget` has the KiB that large messages may take.
-    pub(super) fn new(body: B, max_bytes: usize, room: Arc<Semaphore>, permit: MessagePermit) -> Self {
-        Self { body, max_bytes, budget: room, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, rest_bytes: 0, permit }
+    pub(super) fn new(body: B, max_bytes: usize, budget: Arc<Semaphore>, permit: MessagePermit) -> Self {
+        Self { body, max_bytes, budget, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, rest_bytes: 0, permit }
     }
 
     /// Checks data as it arrives, before anything allocates memory for it.

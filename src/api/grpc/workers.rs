@@ -33,7 +33,7 @@ impl WorkerService for GrpcHandlers {
         &self,
         request: Request<BatchRegisterWorkersRequest>,
     ) -> RpcResult<BatchRegisterWorkersResponse> {
-        self.answers.check_available()?;
+        self.responses.check_available()?;
         let BatchRegisterWorkersRequest { namespace, pool, workers } = request.into_inner();
         let pool = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         from_proto::check_batch_size("workers", workers.len())?;
@@ -74,9 +74,9 @@ impl WorkerService for GrpcHandlers {
     async fn heartbeat_worker(&self, request: Request<HeartbeatWorkerRequest>) -> RpcResult<HeartbeatWorkerResponse> {
         let request = request.get_ref();
         let (pool, id) = from_proto::worker_id(&request.namespace, &request.pool, &request.id)?;
-        let heard =
+        let response =
             self.scheduler.heartbeat(&pool, &id, from_proto::heartbeat(request)?).await.map_err(ApiError::from)?;
-        Ok(Response::new((&heard).into()))
+        Ok(Response::new((&response).into()))
     }
 
     async fn batch_heartbeat_workers(
@@ -87,11 +87,11 @@ impl WorkerService for GrpcHandlers {
         let BatchHeartbeatWorkersRequest { namespace, pool, workers } = request.get_ref();
         let pool = PoolName::new(namespace, pool).map_err(ApiError::from)?;
         from_proto::check_batch_size("workers", workers.len())?;
-        let beats = workers.iter().map(|beat| from_proto::batch_heartbeat(namespace, beat));
+        let requests = workers.iter().map(|heartbeat| from_proto::batch_heartbeat(namespace, heartbeat));
         let outcomes =
-            submit_valid("workers", beats, async |beats| self.scheduler.heartbeat_batch(&pool, beats).await).await?;
+            submit_valid("workers", requests, async |valid| self.scheduler.heartbeat_batch(&pool, valid).await).await?;
         let item = |outcome: &Result<HeartbeatResponse, ApiError>| match outcome {
-            Ok(heard) => heartbeats::item::Outcome::Heard(heard.into()),
+            Ok(response) => heartbeats::item::Outcome::Heard(response.into()),
             Err(failure) => heartbeats::item::Outcome::Error(failure.into()),
         };
         let items = outcomes.iter().map(|outcome| heartbeats::Item { outcome: Some(item(outcome)) }).collect();

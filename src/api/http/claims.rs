@@ -118,19 +118,19 @@ pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path:
 }
 
 /// Parses states separated by commas; without the parameter any state matches.
-fn parse_states(words: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
-    let Some(words) = words else { return Ok(Vec::new()) };
-    let state = |word: &str| {
-        let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == word);
+fn parse_states(text: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
+    let Some(text) = text else { return Ok(Vec::new()) };
+    let state = |name: &str| {
+        let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == name);
         found.ok_or_else(|| {
             let known = ClaimState::HELD.map(ClaimState::as_str).join(", ");
             ApiError::invalid(
                 "state",
-                format!("must be one or more of {known}, separated by commas, got {:?}", truncate(word)),
+                format!("must be one or more of {known}, separated by commas, got {:?}", truncate(name)),
             )
         })
     };
-    words.split(',').map(state).collect()
+    text.split(',').map(state).collect()
 }
 
 /// Lists claims that match the filter, page by page.

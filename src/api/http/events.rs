@@ -34,9 +34,10 @@ pub(super) async fn events(
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let watcher = api.scheduler.watch_pool(&name, start_position(params.take("from"), &headers)?)?;
     // The last item is the reason for the end, which the end of the stream stands for here.
-    let told = event_stream::event_stream(watcher, wait_for_stop(&api.stopping))
-        .take_while(|told| std::future::ready(told.is_ok()));
-    let events = told.filter_map(async |told| told.ok()).map(|(at, told)| Ok::<_, Infallible>(sse_event(at, &told)));
+    let events = event_stream::event_stream(watcher, wait_for_stop(&api.stopping))
+        .take_while(|event| std::future::ready(event.is_ok()));
+    let events =
+        events.filter_map(async |event| event.ok()).map(|(at, item)| Ok::<_, Infallible>(sse_event(at, &item)));
     let events = Box::pin(end_with_comment(events, half_close::client_half_closed()));
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
@@ -61,9 +62,9 @@ fn start_position(param: Option<String>, headers: &HeaderMap) -> Result<Option<E
     last.map(Some).map_err(|failure| ApiError { field: Some("Last-Event-ID".into()), ..failure })
 }
 
-fn sse_event(at: EventPosition, told: &WatchItem) -> Event {
+fn sse_event(at: EventPosition, item: &WatchItem) -> Event {
     let at = at.to_string();
-    let body = EventJson::new(&at, told);
+    let body = EventJson::new(&at, item);
     let data = serde_json::to_string(&body).expect("every body is structs, strings and numbers");
     Event::default().event(body.event).data(data).id(at)
 }

@@ -46,8 +46,8 @@ impl<'a> BodyPermit<'a> {
         if bytes <= SMALL_BODY_BYTES {
             return Ok(());
         }
-        let has_kib = self.permit.as_ref().map_or(0, SemaphorePermit::num_permits) as u64;
-        let more_kib = bytes.div_ceil(1 << 10).saturating_sub(has_kib);
+        let held_kib = self.permit.as_ref().map_or(0, SemaphorePermit::num_permits) as u64;
+        let more_kib = bytes.div_ceil(1 << 10).saturating_sub(held_kib);
         let more = self
             .bodies
             .try_acquire_many(u32::try_from(more_kib).unwrap_or(u32::MAX))
@@ -69,9 +69,9 @@ pub(super) async fn read_body(api: &HttpState, mut body: Body) -> Result<Request
     if announced.lower() > max as u64 {
         return Err(body_too_large(max));
     }
-    let mut room = BodyPermit::new(&api.budgets.bodies);
+    let mut permit = BodyPermit::new(&api.budgets.bodies);
     let announced_bytes = announced.upper().unwrap_or(announced.lower());
-    room.grow_to(announced_bytes)?;
+    permit.grow_to(announced_bytes)?;
     // Most bodies are a single frame, which is not copied.
     let (mut first, mut joined) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
@@ -81,7 +81,7 @@ pub(super) async fn read_body(api: &HttpState, mut body: Body) -> Result<Request
         if bytes > max {
             return Err(body_too_large(max));
         }
-        room.grow_to(bytes as u64)?;
+        permit.grow_to(bytes as u64)?;
         if first.is_empty() && joined.is_empty() {
             first = data;
             continue;
@@ -93,7 +93,7 @@ pub(super) async fn read_body(api: &HttpState, mut body: Body) -> Result<Request
         joined.extend_from_slice(&data);
     }
     let bytes = if joined.is_empty() { first } else { joined.freeze() };
-    Ok(RequestBody { bytes, _permit: room })
+    Ok(RequestBody { bytes, _permit: permit })
 }
 
 /// Segments of a path, percent-decoded.

@@ -51,10 +51,10 @@ impl HttpState {
         scheduler: Scheduler,
         exporter: MetricsExporter,
         bounds: RequestLimits,
-        rooms: MemoryBudgets,
+        budgets: MemoryBudgets,
         stopping: StopReceiver,
     ) -> Self {
-        Self { scheduler, exporter, bounds, budgets: rooms, scrape_cache: scrape::ScrapeCache::default(), stopping }
+        Self { scheduler, exporter, bounds, budgets, scrape_cache: scrape::ScrapeCache::default(), stopping }
     }
 }
 

@@ -39,9 +39,10 @@ pub(super) async fn put_batch(State(api): State<SharedState>, uri: Uri, path: Po
     let bytes = read_body(&api, sent).await?;
     api.budgets.responses.check_available()?;
     let batch: WorkersBatch<'_> = parse_object(&bytes)?;
-    let read = batch.workers.0.iter().map(|raw| parse_item::<WorkerItem<'_>>(raw)?.into_registration(pool.namespace()));
+    let requests =
+        batch.workers.0.iter().map(|raw| parse_item::<WorkerItem<'_>>(raw)?.into_registration(pool.namespace()));
     let outcomes =
-        submit_valid("workers", read, async |workers| api.scheduler.register_batch(&pool, workers).await).await?;
+        submit_valid("workers", requests, async |workers| api.scheduler.register_batch(&pool, workers).await).await?;
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(WorkerOutcome::from).collect() }))
 }
 
@@ -57,9 +58,10 @@ pub(super) async fn heartbeat_batch(
     let bytes = read_body(&api, sent).await?;
     // Never rejected because other clients do not read their responses: workers would be lost.
     let batch: WorkersBatch<'_> = parse_object(&bytes)?;
-    let read = batch.workers.0.iter().map(|raw| parse_item::<HeartbeatItem<'_>>(raw)?.into_heartbeat(pool.namespace()));
+    let requests =
+        batch.workers.0.iter().map(|raw| parse_item::<HeartbeatItem<'_>>(raw)?.into_heartbeat(pool.namespace()));
     let outcomes =
-        submit_valid("workers", read, async |beats| api.scheduler.heartbeat_batch(&pool, beats).await).await?;
+        submit_valid("workers", requests, async |valid| api.scheduler.heartbeat_batch(&pool, valid).await).await?;
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(HeartbeatOutcome::from).collect() }))
 }
 
@@ -97,8 +99,8 @@ pub(super) async fn worker_action(
         "drain" => Some(WorkerCommand::Drain),
         "clear" => Some(WorkerCommand::Clear),
         _ => {
-            let known = "no such verb; known: :heartbeat, :cordon, :uncordon, :drain, :clear";
-            return Err(ApiError::new(ErrorStatus::ROUTE, known));
+            let message = "no such verb; known: :heartbeat, :cordon, :uncordon, :drain, :clear";
+            return Err(ApiError::new(ErrorStatus::ROUTE, message));
         }
     };
     let (pool, id) = (PoolName::new(&namespace, &pool)?, WorkerId::new(id)?);
@@ -108,9 +110,9 @@ pub(super) async fn worker_action(
         let worker = api.scheduler.command_worker(&pool, &id, verb).await?;
         return Ok(json(StatusCode::OK, &WorkerResponseBody::from(&worker)));
     }
-    let beat = parse_object::<HeartbeatBody<'_>>(&bytes)?.heartbeat(&namespace)?;
-    let heard = api.scheduler.heartbeat(&pool, &id, beat).await?;
-    Ok(json(StatusCode::OK, &HeartbeatResponseBody::from(&heard)))
+    let heartbeat = parse_object::<HeartbeatBody<'_>>(&bytes)?.heartbeat(&namespace)?;
+    let response = api.scheduler.heartbeat(&pool, &id, heartbeat).await?;
+    Ok(json(StatusCode::OK, &HeartbeatResponseBody::from(&response)))
 }
 
 /// Lists the workers of a pool, page by page.

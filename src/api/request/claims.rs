@@ -89,10 +89,10 @@ impl ClaimBody<'_> {
     /// Checks every name and converts the body.
     pub(in crate::api) fn into_request(self) -> Result<ClaimRequest, ApiError> {
         let tenant = self.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
-        let mut made = [0; _];
+        let mut key_buffer = [0; _];
         let key = match &self.key {
             Some(text) => &*text.0,
-            None => generate_key(&mut made),
+            None => generate_key(&mut key_buffer),
         };
         let affinity = match &self.affinity {
             Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
@@ -117,9 +117,9 @@ impl ClaimBody<'_> {
             (Some(pool), None, None) => Ok(PoolName::new(namespace, &pool.0)?.into()),
             (None, Some(pools), None) => {
                 let name = |(i, pool): (usize, &BorrowedText<'_>)| {
-                    let wrong =
-                        |refusal| ApiError { field: Some(format!("pools[{i}]").into()), ..ApiError::from(refusal) };
-                    check_name("pools", &pool.0).map_err(wrong)?;
+                    let invalid =
+                        |error| ApiError { field: Some(format!("pools[{i}]").into()), ..ApiError::from(error) };
+                    check_name("pools", &pool.0).map_err(invalid)?;
                     Ok(PoolName::new(namespace, &pool.0)?)
                 };
                 Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, ApiError>>()?))
@@ -140,8 +140,9 @@ impl ClaimBody<'_> {
     fn into_constraints(self) -> Result<Option<Box<ClaimConstraints>>, ApiError> {
         let Self { class, resources, selector, node, worker, must_match, labels, priority, preemptible, .. } = self;
         let priority = u16::try_from(priority.unwrap_or(0)).unwrap_or(u16::MAX);
-        let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
-        if !asks && !must_match && !preemptible && priority == 0 && labels.is_empty() {
+        let is_constrained =
+            class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
+        if !is_constrained && !must_match && !preemptible && priority == 0 && labels.is_empty() {
             return Ok(None);
         }
         let text = |text: BorrowedText<'_>| text.0.into_owned();
@@ -156,8 +157,8 @@ impl ClaimBody<'_> {
             (preferred, preferred_wait_ms) = (nodes, ms);
         }
         let worker = worker.map(|id| {
-            let wrong = |refusal| ApiError { field: Some("worker".into()), ..ApiError::from(refusal) };
-            WorkerId::new(&id.0).map_err(wrong)
+            let invalid = |error| ApiError { field: Some("worker".into()), ..ApiError::from(error) };
+            WorkerId::new(&id.0).map_err(invalid)
         });
         Ok(Some(Box::new(ClaimConstraints {
             selector: selector.map(text),
@@ -218,9 +219,9 @@ pub(in crate::api) fn holder(
     namespace: &str,
     tenant: Option<&BorrowedText<'_>>,
     key: &str,
-    number: Fence,
+    fence: Fence,
 ) -> Result<(ClaimId, Fence), ApiError> {
-    let fence = check_fence(number)?;
+    let fence = check_fence(fence)?;
     let tenant = tenant.map_or(DEFAULT_TENANT, |text| &text.0);
     Ok((ClaimId::new(namespace, tenant, key)?, fence))
 }

@@ -25,7 +25,7 @@ pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
         return ApiError::invalid("body", format!("is not valid JSON: {error}"));
     }
     let text = error.to_string();
-    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _where)| what);
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _position)| text);
     // serde_path_to_error writes the root as `.` and an unknown segment as `?`.
     let path = path.trim_matches(['.', '?']);
     let (field, message) = describe(path, text);
@@ -43,16 +43,16 @@ fn describe(path: &str, text: &str) -> (String, String) {
     }
     if let Some(name) = quoted(text, "unknown field `") {
         let field = if path == name || path.ends_with(&format!(".{name}")) { path.to_owned() } else { inside(name) };
-        return (field, format!("unknown field; {}", expected(text)));
+        return (field, format!("unknown field; {}", known_names(text)));
     }
     if let Some(name) = quoted(text, "unknown variant `") {
-        return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), expected(text)));
+        return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), known_names(text)));
     }
-    let wrong = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
+    let mismatch = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
     // The caller's own text may contain the separator, so the last one counts.
-    if let Some((got, wanted)) = wrong.and_then(|rest| rest.rsplit_once(", expected ")) {
+    if let Some((got, expected)) = mismatch.and_then(|rest| rest.rsplit_once(", expected ")) {
         let got = got.trim_start_matches("integer ").trim_start_matches("floating point ");
-        return (path.to_owned(), format!("must be {}, got {}", expected_type(path, wanted), truncate(got)));
+        return (path.to_owned(), format!("must be {}, got {}", expected_type(path, expected), truncate(got)));
     }
     (path.to_owned(), truncate(text))
 }
@@ -64,7 +64,7 @@ fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
 }
 
 /// Lists the names that serde expected, without backticks.
-fn expected(text: &str) -> String {
+fn known_names(text: &str) -> String {
     let known = text.rsplit_once(", expected ").map_or("", |(_, known)| known);
     let known = known.trim_start_matches("one of ").replace('`', "");
     if known.is_empty() || known.starts_with("there are no") {
@@ -75,7 +75,7 @@ fn expected(text: &str) -> String {
 }
 
 /// Describes the type of a field, with its limit if it is a number.
-fn expected_type(path: &str, wanted: &str) -> String {
+fn expected_type(path: &str, expected: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
         "count" => return format!("a whole number, 1..={}", limits::GPUS_MAX),
@@ -90,7 +90,7 @@ fn expected_type(path: &str, wanted: &str) -> String {
         "fence" => limits::FENCE_MAX,
         _ => limits::AMOUNT_MAX,
     };
-    match wanted {
+    match expected {
         "u16" | "u32" | "u64" | "usize" => format!("a whole number, 0..={max}"),
         "a string" | "a borrowed string" | "str" => "a string".to_owned(),
         "a sequence" => "an array".to_owned(),
@@ -120,12 +120,12 @@ mod tests {
     use crate::model::PoolSpec;
 
     fn said<'a, T: Deserialize<'a>>(body: &'a str) -> String {
-        let failure = parse_object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was taken"));
+        let failure = parse_object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was accepted"));
         format!("{}: {}", failure.field.unwrap_or_default(), failure.message)
     }
 
     #[test]
-    fn a_claim_that_is_wrong_names_its_field_and_limit() {
+    fn an_invalid_claim_names_its_field_and_limit() {
         let said = |body: &str| said::<ClaimBody<'_>>(body);
         assert_eq!(said(""), "namespace: is required");
         assert_eq!(said(r#"{"namespace":null,"pool":"p"}"#), "namespace: must be a string, got null");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_utf8_is_refused() {
+    fn invalid_utf8_is_rejected() {
         for body in [&b"{\"namespace\":\"\xff\"}"[..], b"{\"\xff\":1}", b"\xff"] {
             assert_eq!(parse_object::<ClaimBody<'_>>(body).err().unwrap().field.unwrap(), "body");
         }

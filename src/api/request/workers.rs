@@ -25,13 +25,13 @@ pub(in crate::api) struct ReportedClaimBody<'a> {
 pub(in crate::api) type ReportedClaimBodies<'a> = BoundedList<ReportedClaimBody<'a>, { limits::REPORTED_CLAIMS_MAX }>;
 
 fn reported_claims(namespace: &str, claims: &ReportedClaimBodies<'_>) -> Result<Vec<RunningClaim>, ApiError> {
-    let read = claims.0.iter().enumerate().map(|(index, named)| {
-        let tenant = named.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
-        let id = ClaimId::new(namespace, tenant, &named.key.0).map_err(ApiError::from);
-        let fence = check_fence(named.fence);
+    let reported = claims.0.iter().enumerate().map(|(index, claim)| {
+        let tenant = claim.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
+        let id = ClaimId::new(namespace, tenant, &claim.key.0).map_err(ApiError::from);
+        let fence = check_fence(claim.fence);
         id.and_then(|id| Ok(RunningClaim { id, fence: fence? })).map_err(|failure| failure.for_item("claims", index))
     });
-    read.collect()
+    reported.collect()
 }
 
 /// Heartbeat of one worker, whose id is in the path.

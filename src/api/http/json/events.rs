@@ -46,8 +46,8 @@ struct EventClaimJson<'a> {
 }
 
 impl<'a> EventJson<'a> {
-    pub(in crate::api::http) fn new(position: &'a str, told: &'a WatchItem) -> Self {
-        let (event, more) = match told {
+    pub(in crate::api::http) fn new(position: &'a str, item: &'a WatchItem) -> Self {
+        let (event, details) = match item {
             WatchItem::Started => ("started", EventDetailsJson::Nothing {}),
             WatchItem::Dropped(count) => ("missed", EventDetailsJson::Missed { count: *count }),
             WatchItem::Event(event) => {
@@ -61,10 +61,10 @@ impl<'a> EventJson<'a> {
                 });
                 let worker = event.worker.spec.id.as_str();
                 let reason = event.reason.map(crate::events::PoolEventReason::as_str);
-                let more = EventDetailsJson::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
-                (event.kind.as_str(), more)
+                let details = EventDetailsJson::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
+                (event.kind.as_str(), details)
             }
         };
-        Self { event, position, details: more }
+        Self { event, position, details }
     }
 }

@@ -100,12 +100,12 @@ pub(in crate::api::http) struct HeartbeatResponseBody<'a> {
 }
 
 impl<'a> From<&'a HeartbeatResponse> for HeartbeatResponseBody<'a> {
-    fn from(heard: &'a HeartbeatResponse) -> Self {
+    fn from(response: &'a HeartbeatResponse) -> Self {
         Self {
-            claims: heard.claims.iter().map(Into::into).collect(),
-            stop: heard.stop.iter().map(Into::into).collect(),
-            ignored: heard.superseded_by.is_some(),
-            last_seq: heard.superseded_by,
+            claims: response.claims.iter().map(Into::into).collect(),
+            stop: response.stop.iter().map(Into::into).collect(),
+            ignored: response.superseded_by.is_some(),
+            last_seq: response.superseded_by,
         }
     }
 }
@@ -121,7 +121,7 @@ pub(in crate::api::http) enum HeartbeatOutcome<'a> {
 impl<'a> From<&'a Result<HeartbeatResponse, ApiError>> for HeartbeatOutcome<'a> {
     fn from(outcome: &'a Result<HeartbeatResponse, ApiError>) -> Self {
         match outcome {
-            Ok(heard) => Self::Done(heard.into()),
+            Ok(response) => Self::Done(response.into()),
             Err(failure) => Self::Failed(failure),
         }
     }
