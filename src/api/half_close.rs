@@ -76,11 +76,11 @@ pub(super) fn client_half_closed() -> impl Future<Output = ()> + Send + 'static 
 }
 
 /// Records claims that are about to be answered, if their client has closed its sending side.
-pub(super) fn record_undelivered<'t>(taken: impl Iterator<Item = &'t ClaimResult>) {
+pub(super) fn record_undelivered<'t>(results: impl Iterator<Item = &'t ClaimResult>) {
     // Outside of a connection there is no client.
     let _ = CLIENT.try_with(|client| {
         let Some(client) = client else { return };
-        let mut created = created_claims(taken).peekable();
+        let mut created = created_claims(results).peekable();
         if created.peek().is_some() && is_half_closed(&client.stream) {
             client.undelivered.lock().extend(created);
         }
@@ -89,9 +89,9 @@ pub(super) fn record_undelivered<'t>(taken: impl Iterator<Item = &'t ClaimResult
 
 /// Claims among the answered ones that were newly created.
 pub(super) fn created_claims<'t>(
-    taken: impl Iterator<Item = &'t ClaimResult>,
+    results: impl Iterator<Item = &'t ClaimResult>,
 ) -> impl Iterator<Item = (ClaimId, Fence)> {
-    taken.filter(|taken| taken.created).map(|taken| (taken.claim.id.clone(), taken.claim.fence))
+    results.filter(|result| result.created).map(|result| (result.claim.id.clone(), result.claim.fence))
 }
 
 /// Reason why a queued claim is abandoned.

@@ -249,7 +249,7 @@ mod tests {
             assert_eq!(text.parse(), Ok(HostName(name.into())), "{text}");
         }
         let (long_label, long_name) = (format!("{}.example", "a".repeat(64)), "a.".repeat(127) + "example");
-        for (text, why) in [
+        for (text, reason) in [
             ("", "is not a host name"),
             (".", "is not a host name"),
             ("a..b", "is not a host name"),
@@ -269,7 +269,7 @@ mod tests {
             ("пример.example", "is not ASCII"),
         ] {
             let error = text.parse::<HostName>().expect_err(text).to_string();
-            assert!(error.contains(why), "{text}: {error}");
+            assert!(error.contains(reason), "{text}: {error}");
         }
     }
 

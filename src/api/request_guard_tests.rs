@@ -10,9 +10,9 @@ fn guard(hosts: &str) -> RequestGuard {
 /// Checks a request that is given as `METHOD TARGET VERSION` and one header per line.
 fn verdict(guard: &RequestGuard, head: &str) -> Result<(), &'static str> {
     let mut lines = head.lines().map(str::trim);
-    let mut words = lines.next().unwrap().split(' ');
-    let mut word = || words.next().unwrap();
-    let (method, target, version) = (word(), word(), word());
+    let mut parts = lines.next().unwrap().split(' ');
+    let mut part = || parts.next().unwrap();
+    let (method, target, version) = (part(), part(), part());
     let version = match version {
         "1.0" => Version::HTTP_10,
         "1.1" => Version::HTTP_11,
@@ -41,7 +41,7 @@ fn documented() -> Vec<(String, Result<(), &'static str>)> {
             "400" => Err("invalid_host"),
             other => panic!("{other}"),
         };
-        let hosts = cells[0].split('`').skip(1).step_by(2).filter(|word| *word != "server.hosts");
+        let hosts = cells[0].split('`').skip(1).step_by(2).filter(|part| *part != "server.hosts");
         hosts.map(move |host| (host.to_owned(), answer)).collect::<Vec<_>>()
     })
     .collect()

@@ -53,8 +53,8 @@ impl ClaimService for GrpcHandlers {
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> RpcResult<TakeClaimResponse> {
         let request =
             release_before_waiting(request, |claim| from_proto::claim(&claim).and_then(deadline::extend_for_wait))?;
-        let taken = self.scheduler.claim(request).await.map_err(ApiError::from)?;
-        Ok(Response::new((&taken).into()))
+        let result = self.scheduler.claim(request).await.map_err(ApiError::from)?;
+        Ok(Response::new((&result).into()))
     }
 
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> RpcResult<BatchTakeClaimsResponse> {
@@ -75,7 +75,7 @@ impl ClaimService for GrpcHandlers {
             }
         };
         let item = |outcome: &Result<ClaimResult, ApiError>| match outcome {
-            Ok(taken) => Outcome::Taken(taken.into()),
+            Ok(result) => Outcome::Taken(result.into()),
             Err(failure) => Outcome::Error(failure.into()),
         };
         let items = outcomes.iter().map(|outcome| Item { outcome: Some(item(outcome)) }).collect();

@@ -26,7 +26,7 @@ impl PoolService for GrpcHandlers {
         let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
         let put = self.scheduler.put_pool(name, spec).await;
-        let (created, status) = put.map_err(|refusal| refusal.with_field_prefix("spec")).map_err(ApiError::from)?;
+        let (created, status) = put.map_err(|error| error.with_field_prefix("spec")).map_err(ApiError::from)?;
         Ok(Response::new(PutPoolResponse { pool: Some(pool_with_shards(&status)), created }))
     }
 
@@ -43,7 +43,7 @@ impl PoolService for GrpcHandlers {
         }
         let change = move |spec: &PoolSpec| {
             let changed = patch.apply_replace(spec)?;
-            changed.check().map(|()| changed).map_err(|refusal| refusal.with_field_prefix("spec"))
+            changed.check().map(|()| changed).map_err(|error| error.with_field_prefix("spec"))
         };
         let status = self.scheduler.update_pool(name, version, change).await.map_err(ApiError::from)?;
         Ok(Response::new(UpdatePoolResponse { pool: Some(pool_with_shards(&status)) }))

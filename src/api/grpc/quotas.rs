@@ -20,7 +20,7 @@ impl QuotaService for GrpcHandlers {
         check_name("namespace", namespace).map_err(ApiError::from)?;
         tenant.as_ref().map_or(Ok(()), |tenant| check_name("tenant", tenant)).map_err(ApiError::from)?;
         let put = self.scheduler.put_quota(namespace, tenant.as_deref(), quota).await;
-        let (created, status) = put.map_err(|refusal| refusal.with_field_prefix("spec")).map_err(ApiError::from)?;
+        let (created, status) = put.map_err(|error| error.with_field_prefix("spec")).map_err(ApiError::from)?;
         Ok(Response::new(PutQuotaResponse { quota: Some((&status).into()), created }))
     }
 

@@ -97,7 +97,7 @@ mod tests {
     use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 
     /// Code, reason, field and retry hint, checked to be the same for a call and for an item of a batch.
-    fn said(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
+    fn summary(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
         let status = failure.to_status();
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| {
@@ -111,8 +111,8 @@ mod tests {
         assert_eq!(status.message(), failure.message);
         let item = proto::Error::from(failure);
         assert_eq!(item.code, status.code() as i32);
-        let word = Reason::try_from(item.reason).unwrap().as_str_name();
-        assert_eq!(word, format!("REASON_{}", reason.as_deref().unwrap_or("UNSPECIFIED")));
+        let name = Reason::try_from(item.reason).unwrap().as_str_name();
+        assert_eq!(name, format!("REASON_{}", reason.as_deref().unwrap_or("UNSPECIFIED")));
         assert_eq!((item.field, item.message), (field.clone().unwrap_or_default(), failure.message.to_string()));
         (status.code(), reason, field, details.retry_info().is_some())
     }
@@ -142,7 +142,7 @@ mod tests {
             (ApiError::new(ErrorStatus::PANIC, "x"), (C::Internal, Some("PANIC"), None, false)),
         ];
         for (failure, (code, reason, field, retry)) in table {
-            assert_eq!(said(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
+            assert_eq!(summary(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
         }
     }
 
@@ -153,18 +153,18 @@ mod tests {
         let (_, list) = text.split_once("//\n//   INVALID_ARGUMENT").expect("the list of errors");
         let (list, _) = list.split_once("\n//\n").expect("the end of the list");
         let list = format!("   INVALID_ARGUMENT{list}");
-        let (mut code, mut said) = ("", BTreeSet::new());
+        let (mut code, mut documented) = ("", BTreeSet::new());
         for line in list.lines() {
             let line = line.trim_start_matches("//");
             let is_word = |word: &&str| word.len() > 3 && word.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_'));
             let mut words = line.split([' ', ',', ':', ';', '.']).filter(is_word);
             if line.starts_with("   ") && !line.starts_with("    ") {
                 code = words.next().expect("a code begins the line");
-                said.insert((code, ""));
+                documented.insert((code, ""));
             }
-            said.extend(words.map(|word| (code, word)));
+            documented.extend(words.map(|word| (code, word)));
         }
-        let mut wanted: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
+        let mut expected: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
         let words: Vec<_> = ErrorStatus::all()
             .into_iter()
             // Rows that only HTTP has.
@@ -175,13 +175,13 @@ mod tests {
             })
             .collect();
         for (code, reason) in &words {
-            wanted.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
+            expected.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
         }
-        assert_eq!(said, wanted);
+        assert_eq!(documented, expected);
         // A reason of the enumeration without a row would be missing above.
         let named = (1..).map_while(|number| Reason::try_from(number).ok());
         for reason in named.map(|reason| reason.as_str_name().trim_start_matches("REASON_")) {
-            assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is not a reason of the error table");
+            assert!(expected.iter().any(|(_, word)| *word == reason), "{reason} is not a reason of the error table");
         }
     }
 

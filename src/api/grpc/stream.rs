@@ -166,8 +166,8 @@ impl ClaimStreamResponses {
 
     fn complete(&mut self, id: u64, completion: RequestCompletion) {
         let (method, outcome) = match completion {
-            RequestCompletion::Claimed(taken) => {
-                (GrpcMethod::TakeClaim, taken.map(|taken| Outcome::Taken((&taken).into())))
+            RequestCompletion::Claimed(result) => {
+                (GrpcMethod::TakeClaim, result.map(|result| Outcome::Taken((&result).into())))
             }
             RequestCompletion::Released(released) => {
                 let outcome = released.map(|released| Outcome::Released(ReleaseClaimResponse { released }));

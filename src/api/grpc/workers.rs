@@ -25,7 +25,7 @@ impl WorkerService for GrpcHandlers {
         let worker = worker.ok_or_else(|| ApiError::invalid("worker", "is required"))?;
         let spec = from_proto::worker(&namespace, worker).map_err(|failure| failure.nested_in("worker"))?;
         let registered = self.scheduler.register(&pool, spec).await;
-        let registered = registered.map_err(|refusal| ApiError::from(refusal).nested_in("worker"))?;
+        let registered = registered.map_err(|error| ApiError::from(error).nested_in("worker"))?;
         Ok(Response::new((&registered).into()))
     }
 

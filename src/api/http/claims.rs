@@ -31,9 +31,9 @@ pub(super) async fn claim(State(api): State<SharedState>, uri: Uri, sent: Body) 
         let bytes = read_body(&api, sent).await?;
         parse_object::<ClaimBody<'_>>(&bytes)?.into_request().and_then(deadline::extend_for_wait)?
     };
-    let taken = api.scheduler.claim(request).await?;
-    half_close::record_undelivered(std::iter::once(&taken));
-    Ok(json(created_or_ok(taken.created), &ClaimResponseBody::from(&taken.claim)))
+    let result = api.scheduler.claim(request).await?;
+    half_close::record_undelivered(std::iter::once(&result));
+    Ok(json(created_or_ok(result.created), &ClaimResponseBody::from(&result.claim)))
 }
 
 /// Explains what a claim would get, without making it.
@@ -75,7 +75,7 @@ pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: KeyPath)
     let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(DEFAULT_TENANT), &path.0.1)?;
     Ok(match api.scheduler.claim_status(&id).await? {
         ClaimStatus::Held(claim) => json(StatusCode::OK, &ClaimResponseBody::from(&claim)),
-        ClaimStatus::Queued(waiting) => json(StatusCode::OK, &WaitingResponseBody::from(&waiting)),
+        ClaimStatus::Queued(queued) => json(StatusCode::OK, &WaitingResponseBody::from(&queued)),
     })
 }
 

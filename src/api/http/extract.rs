@@ -47,14 +47,14 @@ impl<'a> BodyPermit<'a> {
             return Ok(());
         }
         let held_kib = self.permit.as_ref().map_or(0, SemaphorePermit::num_permits) as u64;
-        let more_kib = bytes.div_ceil(1 << 10).saturating_sub(held_kib);
-        let more = self
+        let missing_kib = bytes.div_ceil(1 << 10).saturating_sub(held_kib);
+        let extension = self
             .bodies
-            .try_acquire_many(u32::try_from(more_kib).unwrap_or(u32::MAX))
+            .try_acquire_many(u32::try_from(missing_kib).unwrap_or(u32::MAX))
             .map_err(|_| body_budget_exceeded())?;
         match &mut self.permit {
-            Some(permit) => permit.merge(more),
-            None => self.permit = Some(more),
+            Some(permit) => permit.merge(extension),
+            None => self.permit = Some(extension),
         }
         Ok(())
     }

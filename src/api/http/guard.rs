@@ -100,8 +100,8 @@ mod tests {
         let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
         let bounds = RequestLimits { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = tokio::sync::watch::channel(());
-        let rooms = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
-        let api = Arc::new(HttpState::new(scheduler, exporter.clone(), bounds, rooms, stopping));
+        let budgets = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
+        let api = Arc::new(HttpState::new(scheduler, exporter.clone(), bounds, budgets, stopping));
         let router = Router::new()
             .route(HttpRoute::DebugShards.as_str(), get(panics))
             .route(HttpRoute::Readyz.as_str(), get(hangs))
@@ -111,12 +111,12 @@ mod tests {
             (HttpRoute::DebugShards, 500, r#"{"error":{"code":"INTERNAL","reason":"panic","message":"#),
             (HttpRoute::Readyz, 504, r#"{"error":{"code":"DEADLINE_EXCEEDED","message":"#),
         ];
-        for (route, status, words) in table {
+        for (route, status, prefix) in table {
             let request = Request::get(route.as_str()).body(Body::empty()).unwrap();
             let response = router.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), status);
             let body = response.into_body().collect().await.unwrap().to_bytes();
-            assert!(body.starts_with(words.as_bytes()), "{body:?}");
+            assert!(body.starts_with(prefix.as_bytes()), "{body:?}");
             let counted = format!(r#"http_requests_total{{route="{}",status="{status}"}} 1"#, route.as_str());
             let mut text = Vec::new();
             exporter.write(&[], &mut text).unwrap();

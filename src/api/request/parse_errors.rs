@@ -119,48 +119,53 @@ mod tests {
     use crate::api::request::{ClaimBody, ClaimsBatch, WorkerBody, parse_object};
     use crate::model::PoolSpec;
 
-    fn said<'a, T: Deserialize<'a>>(body: &'a str) -> String {
+    fn explain<'a, T: Deserialize<'a>>(body: &'a str) -> String {
         let failure = parse_object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was accepted"));
         format!("{}: {}", failure.field.unwrap_or_default(), failure.message)
     }
 
     #[test]
     fn an_invalid_claim_names_its_field_and_limit() {
-        let said = |body: &str| said::<ClaimBody<'_>>(body);
-        assert_eq!(said(""), "namespace: is required");
-        assert_eq!(said(r#"{"namespace":null,"pool":"p"}"#), "namespace: must be a string, got null");
-        assert_eq!(said(r#"{"namespace":"a","pool":"p","key":null}"#), "key: must be a string, got null");
-        assert_eq!(said(r#"{"namespace":"a","pool":7}"#), "pool: must be a string, got `7`");
+        let explain = |body: &str| explain::<ClaimBody<'_>>(body);
+        assert_eq!(explain(""), "namespace: is required");
+        assert_eq!(explain(r#"{"namespace":null,"pool":"p"}"#), "namespace: must be a string, got null");
+        assert_eq!(explain(r#"{"namespace":"a","pool":"p","key":null}"#), "key: must be a string, got null");
+        assert_eq!(explain(r#"{"namespace":"a","pool":7}"#), "pool: must be a string, got `7`");
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","reserve_ms":-1}"#),
+            explain(r#"{"namespace":"a","pool":"p","reserve_ms":-1}"#),
             "reserve_ms: must be a whole number, 0..=86400000, got `-1`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","reserve_ms":1.5}"#),
+            explain(r#"{"namespace":"a","pool":"p","reserve_ms":1.5}"#),
             "reserve_ms: must be a whole number, 0..=86400000, got `1.5`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","reserve_ms":18446744073709551616}"#),
+            explain(r#"{"namespace":"a","pool":"p","reserve_ms":18446744073709551616}"#),
             "reserve_ms: must be a whole number, 0..=86400000, got `1.8446744073709552e+19`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","waits":1}"#),
+            explain(r#"{"namespace":"a","pool":"p","waits":1}"#),
             "waits: unknown field; known: namespace, key, tenant, pool, pools, pool_selector, class, resources, selector, \
              node, worker, affinity, reserve_ms, ttl_ms, ack, must_match, labels, wait_ms, priority, preemptible"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","ack":"never"}"#),
+            explain(r#"{"namespace":"a","pool":"p","ack":"never"}"#),
             "ack: unknown value \"never\"; known: memory or durable"
         );
-        assert_eq!(said(r#"{"namespace":"a","namespace":"b","pool":"p"}"#), "namespace: is given twice");
-        assert_eq!(said("[]"), "body: must be a JSON object");
-        assert_eq!(said(r#"{"namespace":"#), "body: is not valid JSON: EOF while parsing a value at line 1 column 13");
-        assert!(said(r#"{"namespace":"a","pool":"p"} x"#).starts_with("body: is not valid JSON: trailing characters"));
-        assert!(said(&format!("{}1", "[".repeat(100_000))).starts_with("body: is not valid JSON"));
+        assert_eq!(explain(r#"{"namespace":"a","namespace":"b","pool":"p"}"#), "namespace: is given twice");
+        assert_eq!(explain("[]"), "body: must be a JSON object");
+        assert_eq!(
+            explain(r#"{"namespace":"#),
+            "body: is not valid JSON: EOF while parsing a value at line 1 column 13"
+        );
+        assert!(
+            explain(r#"{"namespace":"a","pool":"p"} x"#).starts_with("body: is not valid JSON: trailing characters")
+        );
+        assert!(explain(&format!("{}1", "[".repeat(100_000))).starts_with("body: is not valid JSON"));
         let huge = format!(r#"{{"namespace":"a","pool":"p","{}":1}}"#, "x".repeat(1_000_000));
-        assert!(said(&huge).len() < 1_000);
+        assert!(explain(&huge).len() < 1_000);
         let huge = format!(r#"{{"namespace":"a","pool":"p","reserve_ms":"{}"}}"#, "x".repeat(1_000_000));
-        assert!(said(&huge).len() < 1_000);
+        assert!(explain(&huge).len() < 1_000);
     }
 
     #[test]
@@ -173,40 +178,46 @@ mod tests {
     #[test]
     fn nested_fields_are_named_by_path() {
         assert_eq!(
-            said::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10","count":1.5}}}"#),
+            explain::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10","count":1.5}}}"#),
             "capacity.gpu.count: must be a whole number, 1..=64, got `1.5`"
         );
-        assert_eq!(said::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10"}}}"#), "capacity.gpu.count: is required");
-        assert_eq!(said::<WorkerBody>(r#"{"capacity":[]}"#), "capacity: must be an object, got sequence");
+        assert_eq!(explain::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10"}}}"#), "capacity.gpu.count: is required");
+        assert_eq!(explain::<WorkerBody>(r#"{"capacity":[]}"#), "capacity: must be an object, got sequence");
         assert_eq!(
-            said::<WorkerBody>(r#"{"capacity":{"disk":1}}"#),
+            explain::<WorkerBody>(r#"{"capacity":{"disk":1}}"#),
             "capacity.disk: unknown field; known: cpu_milli, memory_bytes, slots, gpu"
         );
-        assert_eq!(said::<WorkerBody>(r#"{"labels":{"a":1}}"#), "labels.a: must be a string, got `1`");
+        assert_eq!(explain::<WorkerBody>(r#"{"labels":{"a":1}}"#), "labels.a: must be a string, got `1`");
         assert_eq!(
-            said::<PoolSpec>(r#"{"shards":-1}"#),
+            explain::<PoolSpec>(r#"{"shards":-1}"#),
             "shards: must be a whole number, a power of two, 1..=1024, got `-1`"
         );
-        assert_eq!(said::<PoolSpec>(r#"{"mode":"both"}"#), "mode: unknown value \"both\"; known: exclusive or shared");
         assert_eq!(
-            said::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","resources":{"gpu":{"milli":-1}}}"#),
+            explain::<PoolSpec>(r#"{"mode":"both"}"#),
+            "mode: unknown value \"both\"; known: exclusive or shared"
+        );
+        assert_eq!(
+            explain::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","resources":{"gpu":{"milli":-1}}}"#),
             "resources.gpu.milli: must be a whole number, 1..=1000, got `-1`"
         );
         assert_eq!(
-            said::<ClaimBody<'_>>(
+            explain::<ClaimBody<'_>>(
                 r#"{"namespace":"a","pool":"p","resources":{"gpu":{"model":"A10","models":["T4"]}}}"#
             ),
             "resources.gpu: only one of model and models may be given"
         );
-        assert_eq!(said::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got sequence");
+        assert_eq!(explain::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got sequence");
     }
 
     #[test]
     fn a_batch_is_bounded_and_its_items_stay_unparsed() {
         let items = |n: usize| format!(r#"{{"mode":"independent","items":[{}]}}"#, vec!["0"; n].join(","));
-        assert_eq!(said::<ClaimsBatch<'_>>(&items(10_001)), "items: at most 10000 items");
+        assert_eq!(explain::<ClaimsBatch<'_>>(&items(10_001)), "items: at most 10000 items");
         assert_eq!(parse_object::<ClaimsBatch<'_>>(items(10_000).as_bytes()).unwrap().items.0.len(), 10_000);
-        assert_eq!(said::<ClaimsBatch<'_>>(r#"{"mode":"independent"}"#), "items: is required");
-        assert_eq!(said::<ClaimsBatch<'_>>(r#"{"mode":"independent","items":{}}"#), "items: must be an array, got map");
+        assert_eq!(explain::<ClaimsBatch<'_>>(r#"{"mode":"independent"}"#), "items: is required");
+        assert_eq!(
+            explain::<ClaimsBatch<'_>>(r#"{"mode":"independent","items":{}}"#),
+            "items: must be an array, got map"
+        );
     }
 }

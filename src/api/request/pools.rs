@@ -74,9 +74,9 @@ impl PoolPatch {
     pub(in crate::api) fn apply_merge(mut self, spec: &PoolSpec) -> Result<PoolSpec, RequestError> {
         if let Some(Value::Object(change)) = self.0.get_mut("labels") {
             let of_pool = spec.labels.iter().filter(|(key, _)| !change.contains_key(*key));
-            let kept: Vec<_> = of_pool.map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+            let unchanged: Vec<_> = of_pool.map(|(key, value)| (key.clone(), value.as_str().into())).collect();
             change.retain(|_, value| !value.is_null());
-            change.extend(kept);
+            change.extend(unchanged);
         }
         self.apply_replace(spec)
     }

@@ -155,7 +155,7 @@ impl CallReply {
                 replies.array(outcomes.len());
                 for outcome in outcomes {
                     match outcome {
-                        Ok(taken) => replies.claim(&taken.claim),
+                        Ok(result) => replies.claim(&result.claim),
                         Err(failure) => replies.failure(failure),
                     }
                 }

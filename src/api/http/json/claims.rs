@@ -98,8 +98,8 @@ struct GpusJson<'a> {
 }
 
 impl<'a> From<HeldResources<'a>> for HeldResourcesJson<'a> {
-    fn from(held: HeldResources<'a>) -> Self {
-        match held {
+    fn from(resources: HeldResources<'a>) -> Self {
+        match resources {
             HeldResources::Whole(capacity) => Self::Whole(capacity),
             HeldResources::Share { resources, gpu } => Self::Share(Box::new(AllocationJson {
                 cpu_milli: resources.cpu_milli,
@@ -181,7 +181,7 @@ pub(in crate::api::http) enum ClaimOutcome<'a> {
 impl<'a> From<&'a Result<ClaimResult, ApiError>> for ClaimOutcome<'a> {
     fn from(outcome: &'a Result<ClaimResult, ApiError>) -> Self {
         match outcome {
-            Ok(taken) => Self::Done { claim: Box::new((&taken.claim).into()), created: taken.created },
+            Ok(result) => Self::Done { claim: Box::new((&result.claim).into()), created: result.created },
             Err(failure) => Self::Failed(failure),
         }
     }

@@ -140,9 +140,9 @@ mod tests {
         assert!(texts.into_iter().all(|text| text.unwrap() == "1"));
         assert_eq!(gzip.await.unwrap(), "2", "another coding is another text");
         // Without a waiting request nothing is cached, and a later request renders anew.
-        let kept = renders.latest.lock().await;
-        assert!(kept.identity.is_none() && kept.gzip.is_none());
-        drop(kept);
+        let latest = renders.latest.lock().await;
+        assert!(latest.identity.is_none() && latest.gzip.is_none());
+        drop(latest);
         assert_eq!(ask(ContentCoding::Identity).await.unwrap(), "3");
         // A rendering that fails does not block others.
         let failed = renders.get_or_render(ContentCoding::Identity, || panic!("a test's own")).await;

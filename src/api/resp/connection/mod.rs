@@ -212,12 +212,12 @@ impl<'a> RespConnection<'a> {
                 let wait_ms = self.allowed_wait(request.wait_ms);
                 let request = ClaimRequest { wait_ms, ..request };
                 if wait_ms == 0 {
-                    let taken = self.claim(request).await?;
-                    self.reply_claimed(&[taken.unwrap_or(Err(RequestError::DeadlineExceeded))]);
+                    let result = self.claim(request).await?;
+                    self.reply_claimed(&[result.unwrap_or(Err(RequestError::DeadlineExceeded))]);
                 } else {
                     let work = Box::pin(scheduler.claim(request));
-                    if let Some(taken) = self.await_capacity(wait_ms, RespCommand::Claim, work, stop).await? {
-                        self.reply_claimed(&[taken]);
+                    if let Some(result) = self.await_capacity(wait_ms, RespCommand::Claim, work, stop).await? {
+                        self.reply_claimed(&[result]);
                     }
                 }
             }
@@ -227,8 +227,8 @@ impl<'a> RespConnection<'a> {
             }
             ConnectionStep::Claims(requests) => {
                 let len = requests.len();
-                let taken = self.await_reply(Box::pin(scheduler.claim_batch(requests))).await?;
-                self.reply_claimed(&taken.unwrap_or_else(|| vec![Err(RequestError::DeadlineExceeded); len]));
+                let results = self.await_reply(Box::pin(scheduler.claim_batch(requests))).await?;
+                self.reply_claimed(&results.unwrap_or_else(|| vec![Err(RequestError::DeadlineExceeded); len]));
             }
             ConnectionStep::Releases(claims) => {
                 let len = claims.len();
@@ -279,7 +279,7 @@ impl<'a> RespConnection<'a> {
         let scheduler = &self.shared.scheduler;
         let pending = match CLAIM_BATCH.with_borrow_mut(|batch| scheduler.gather(request, batch)) {
             Ok(pending) => pending,
-            Err(refusal) => return Ok(Some(Err(refusal))),
+            Err(error) => return Ok(Some(Err(error))),
         };
         self.yield_once().await;
         CLAIM_BATCH.with_borrow_mut(|batch| scheduler.decide_gathered(batch));
@@ -421,11 +421,11 @@ impl<'a> RespConnection<'a> {
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
-                Ok(taken) => {
+                Ok(result) => {
                     done += 1;
-                    replies.claim(&taken.claim);
+                    replies.claim(&result.claim);
                 }
-                Err(refusal) => reply_error(RespCommand::Claim, &refusal.clone().into(), replies),
+                Err(error) => reply_error(RespCommand::Claim, &error.clone().into(), replies),
             }
         }
         count(RespCommand::Claim, RespOutcome::Ok, done);
@@ -440,7 +440,7 @@ impl<'a> RespConnection<'a> {
                     done += 1;
                     replies.integer(u64::from(*was_held));
                 }
-                Err(refusal) => reply_error(RespCommand::Release, &refusal.clone().into(), replies),
+                Err(error) => reply_error(RespCommand::Release, &error.clone().into(), replies),
             }
         }
         count(RespCommand::Release, RespOutcome::Ok, done);
