@@ -1,4 +1,4 @@
-//! What a claim may ask for, as a client says it.
+//! Constraints of claims, as a client sends them.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ fn ask(client: &mut Client, more: Value) -> Response {
     client.post("/v1/claims", &body)
 }
 
-/// Two pools: `cpu` with w1 (zone a, node n1, 1 core) and w2 (zone b), `gpu` with g1.
+/// Creates two pools: `cpu` with w1 (zone a, node n1, 1 core) and w2 (zone b), `gpu` with g1.
 fn pools(client: &mut Client) {
     client.put("/v1/pools/ns/cpu", &json!({"shards": 2, "class": "small", "labels": {"tier": "hot"}})).expect(201);
     client.put("/v1/pools/ns/gpu", &json!({"shards": 2, "class": "large", "labels": {"tier": "hot"}})).expect(201);
@@ -23,7 +23,7 @@ fn pools(client: &mut Client) {
 }
 
 #[test]
-fn p01_p04_p05_w07_a_claim_gets_what_it_asks_for_or_hears_why_not() {
+fn p01_p04_p05_w07_a_claim_gets_what_it_requests_or_the_reason_why_not() {
     let (_dir, _server, mut client) = fresh();
     pools(&mut client);
     let exhausted = |answer: Response, reason: &str| {
@@ -74,7 +74,7 @@ fn p01_p04_p05_w07_a_claim_gets_what_it_asks_for_or_hears_why_not() {
 }
 
 #[test]
-fn c04_what_a_claim_asked_for_and_its_labels_outlive_kill_9() {
+fn c04_requested_resources_and_labels_survive_kill_9() {
     let (dir, server, mut client) = fresh();
     pools(&mut client);
     let body =
@@ -91,7 +91,7 @@ fn c04_what_a_claim_asked_for_and_its_labels_outlive_kill_9() {
 }
 
 #[test]
-fn b01_a_batch_mixes_what_its_items_ask_for() {
+fn b01_a_batch_mixes_different_requests() {
     let (_dir, _server, mut client) = fresh();
     pools(&mut client);
     let items = json!([

@@ -35,7 +35,7 @@ fn gpus(count: u32) -> Value {
 }
 
 #[test]
-fn c04_a_share_is_taken_found_resized_and_given_back() {
+fn c04_an_allocation_is_created_repeated_resized_and_released() {
     let (dir, server, mut client) = fresh();
     shared(&mut client, 2, &json!([gpus(2)]));
     assert_eq!(
@@ -46,12 +46,12 @@ fn c04_a_share_is_taken_found_resized_and_given_back() {
     let taken = share(&mut client, "a", &ask).expect(201)["claim"].take();
     let held = json!({"cpu_milli": 2000, "gpu": {"model": "a100", "count": 1, "milli": 250, "cards": [0]}});
     assert_eq!((&taken["resources"], &taken["worker"]), (&held, &json!("g1")));
-    // Other resources: the claim as it is, or 409 if they must match.
+    // Other resources: the existing claim, or 409 if they must match.
     let mut other = item("a", &json!({"cpu_milli": 1}));
     assert_eq!(client.post("/v1/claims", &other).expect(200)["claim"], taken);
     other["must_match"] = json!(true);
     client.post("/v1/claims", &other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
-    // Best fit: the card that is in use already.
+    // Best fit: the GPU that is in use already.
     let second = share(&mut client, "b", &json!({"gpu": {"milli": 500}})).expect(201)["claim"].take();
     assert_eq!(second["resources"]["gpu"]["cards"], json!([0]));
     share(&mut client, "c", &json!({"gpu": {"count": 2}})).expect_error(
@@ -88,7 +88,7 @@ fn c04_a_share_is_taken_found_resized_and_given_back() {
     stranger["fence"] = json!(1);
     resize(&mut client, &stranger, &whole).expect_error(409, "ABORTED", Some("fence"), None);
 
-    // It outlives kill -9, cards and all.
+    // The allocation survives kill -9, GPU indexes included.
     let before = pool(&mut client);
     server.kill();
     let server = Server::start(dir.path());
@@ -105,7 +105,7 @@ fn c04_a_share_is_taken_found_resized_and_given_back() {
     assert_eq!(pool(&mut client)["gpus"]["a100"]["free_milli"], 2000);
 }
 
-/// Lines of the scrape about the pool, summed.
+/// Sums the lines of the scrape about the pool.
 fn scraped(client: &mut Client, name: &str) -> u64 {
     let scrape = client.get("/metrics");
     let lines = scrape.text().lines().filter(|line| line.starts_with(name) && line.contains(r#"pool="ns/p""#));
@@ -113,7 +113,7 @@ fn scraped(client: &mut Client, name: &str) -> u64 {
 }
 
 #[test]
-fn b03_a_hundred_claims_on_twenty_workers_are_twenty_touches() {
+fn b03_a_hundred_claims_on_twenty_workers_are_twenty_worker_updates() {
     let (_dir, _server, mut client) = fresh();
     let workers: Vec<_> = (0..20).map(|i| json!({"id": format!("w{i}"), "capacity": {"slots": 5}})).collect();
     shared(&mut client, 4, &json!(workers));
@@ -137,7 +137,7 @@ fn b03_a_hundred_claims_on_twenty_workers_are_twenty_touches() {
 }
 
 #[test]
-fn b01_bad_items_are_named_by_index_and_harm_no_other() {
+fn b01_invalid_items_are_named_by_index_and_affect_no_other() {
     let (_dir, _server, mut client) = fresh();
     shared(&mut client, 4, &json!([gpus(2)]));
     let terms = vec!["a"; 10_000].join(",");
@@ -179,7 +179,7 @@ fn a_pool_stays_in_its_mode() {
     let refused = client.put(POOL, &json!({"shards": 2}));
     refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
     assert!(refused.text().contains("it is shared, got exclusive"), "{}", refused.text());
-    // The policy may change, while claims are held.
+    // The policy may change while claims are held.
     share(&mut client, "a", &json!({"gpu": {"milli": 300}})).expect(201);
     for policy in ["spread", "fgd", "best_fit"] {
         let spec = json!({"mode": "shared", "shards": 2, "policy": policy});
@@ -195,23 +195,23 @@ fn a_pool_stays_in_its_mode() {
 }
 
 #[test]
-fn the_commands_take_shares_and_show_them() {
+fn the_commands_claim_resources_and_show_them() {
     let (_dir, server, mut client) = fresh();
-    server.cli("pools put ns/p --mode shared --policy fgd --shards 1 --spare-gpu-workers false").good();
+    server.cli("pools put ns/p --mode shared --policy fgd --shards 1 --spare-gpu-workers false").stdout();
     assert_eq!(pool(&mut client)["spec"]["spare_gpu_workers"], false);
-    server.cli("workers add ns/p g1 --cpu-milli 8000 --memory-bytes 16Gi --gpu a100=2").good();
+    server.cli("workers add ns/p g1 --cpu-milli 8000 --memory-bytes 16Gi --gpu a100=2").stdout();
     let taken = server.cli("claims take ns/p --key a --reserve-ms 0 --cpu-milli 1500 --gpu h100,a100:1:250");
-    taken.good();
+    taken.stdout();
     assert_eq!(taken.row("holds")[1..], ["cpu", "1.5,", "gpu", "0.25", "a100", "(card", "0)"]);
     let resized = server.cli("claims resize ns/a --current --memory-bytes 4Gi --gpu a100:2");
-    resized.good();
+    resized.stdout();
     assert_eq!(resized.row("holds")[1..].join(" "), "memory 4Gi, gpu 2 a100 (cards 0,1)");
     assert_eq!(resized.row("fence"), taken.row("fence"));
     server.cli("claims resize ns/a --current --gpu a100:3").failed(64, &["resources: "]);
     server.cli("claims resize ns/a --current").failed(64, &["resources: is required"]);
     server.cli("claims take ns/p --key b --gpu a100:1").failed(3, &["pool_exhausted"]);
     server.cli("claims take ns/p --key b").failed(64, &["resources: is required: the pool is shared"]);
-    server.cli("claims resize ns/a --current --gpu a100:1:700").good();
+    server.cli("claims resize ns/a --current --gpu a100:1:700").stdout();
     assert!(server.cli("claims ls ns").row("ns/a").join(" ").contains("gpu 0.7 a100 (card 0)"));
     let shown = server.cli("pools show ns/p");
     assert_eq!(shown.row("free")[1..].join(" "), "cpu 8, memory 16Gi, gpu 1 a100 (1.3 in all)");
@@ -219,15 +219,15 @@ fn the_commands_take_shares_and_show_them() {
     assert_eq!(worker.row("left")[1..].join(" "), "cpu 8, memory 16Gi, gpu 1 a100 (1.3 in all)");
     assert!(worker.row("holds").join(" ").ends_with("gpu 0.7 a100 (card 0)"), "{worker:?}");
     for key in ["c", "d", "e", "f"] {
-        server.cli(&format!("claims take ns/p --key {key} --cpu-milli 1")).good();
+        server.cli(&format!("claims take ns/p --key {key} --cpu-milli 1")).stdout();
     }
     assert!(server.cli("workers ls ns/p").row("g1")[2].ends_with(",+2"), "{:?}", server.cli("workers ls ns/p"));
 }
 
-/// A worker is registered anew with other cards, or with none: its claims show those that they were granted, over every
-/// restart, and no view says a word that is empty.
+/// A worker is registered again with other GPUs, or with none: its claims still show those that they were granted,
+/// across every restart, and no view has an empty name.
 #[test]
-fn c04_a_claim_shows_the_cards_that_it_was_granted_when_its_worker_has_lost_them() {
+fn c04_a_claim_shows_its_granted_gpus_after_its_worker_has_lost_them() {
     let (dir, server, mut client) = fresh();
     shared(&mut client, 1, &json!([gpus(2)]));
     let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
@@ -261,12 +261,12 @@ fn c04_a_claim_shows_the_cards_that_it_was_granted_when_its_worker_has_lost_them
     for view in views(&mut client) {
         assert_eq!(view, taken);
     }
-    // What it gives back is taken, and what it keeps is shown as before.
+    // The released part is free, and the kept part is shown as before.
     let resized = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "a100", "milli": 250}}));
     assert_eq!(resized.expect(200)["claim"]["resources"]["gpu"], taken["resources"]["gpu"]);
     let other = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "h100", "milli": 250}}));
     other.expect_error(400, "INVALID_ARGUMENT", None, Some("resources.gpu.models"));
-    // Other cards in their place are not those that it was granted; once it asks for them it has them.
+    // Other GPUs are not those that were granted; once the claim requests them it gets them.
     let others = json!({"capacity": {"cpu_milli": 8000, "gpu": {"model": "h100", "count": 1}}});
     client.put(&format!("{POOL}/workers/g1"), &others).expect(200);
     let seen = client.get("/v1/claims/ns/a").expect(200)["claim"].take();

@@ -16,15 +16,15 @@ use crate::server::{Running, Server, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
 const EVENTS: &str = "/v1/pools/ns/warm/events";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One who watches over HTTP.
+/// Watcher of a pool over HTTP.
 pub struct Watcher(BufReader<TcpStream>);
 
 impl Watcher {
     pub fn open(address: SocketAddr, path: &str, headers: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n").unwrap();
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
@@ -35,7 +35,7 @@ impl Watcher {
         Self(reader)
     }
 
-    /// The next event; none: the stream has ended. What is between the fields are comments and sizes of chunks.
+    /// Returns the next event, or `None` at the end of the stream. Comments and chunk sizes are skipped.
     fn next(&mut self) -> Option<Value> {
         let (mut id, mut kind, mut data) = (None, None, None::<Value>);
         loop {
@@ -60,7 +60,7 @@ impl Watcher {
         self.next().expect("an event")
     }
 
-    /// So many, in a few words each.
+    /// Returns so many events in short form.
     fn words(&mut self, n: usize) -> Vec<String> {
         (0..n).map(|_| words(&self.event())).collect()
     }
@@ -88,7 +88,7 @@ fn release(client: &mut Client, key: &str, fence: &Value) {
 }
 
 #[test]
-fn everything_that_happens_is_told_in_order() {
+fn all_events_arrive_in_order() {
     let (_dir, server, mut client) = with_pool(1);
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     let started = watcher.event();
@@ -110,7 +110,7 @@ fn everything_that_happens_is_told_in_order() {
     client.put(&format!("{POOL}/workers/w9"), &json!({})).expect(201);
     let told: Vec<Value> = (0..13).map(|_| watcher.event()).collect();
     let all: Vec<String> = told.iter().map(words).collect();
-    // What changes nothing is not told.
+    // An upsert without a change is no event.
     assert_eq!(
         all,
         [
@@ -141,7 +141,7 @@ fn everything_that_happens_is_told_in_order() {
 }
 
 #[test]
-fn what_ends_by_itself_says_why() {
+fn claims_that_end_by_themselves_have_a_reason() {
     let (_dir, server, mut client) = with_pool(3);
     client
         .put(POOL, &json!({"shards": 4, "reserve_ms": 100, "releasing_ms": 100, "heartbeat_ttl_ms": 1000}))
@@ -157,14 +157,14 @@ fn what_ends_by_itself_says_why() {
     let fence = take(&mut client, "c", "w0");
     client.post("/v1/claims/ns/c:release", &json!({"fence": fence, "phase": "begin"})).expect(200);
     assert_eq!(watcher.words(2), ["claimed w0 c", "released w0 c releasing"]);
-    // A silent worker is lost, and what it held with it.
+    // A silent worker is lost, and so are its claims.
     take(&mut client, "d", "w1");
     client.post(&format!("{POOL}/workers/w1:heartbeat"), &json!({})).expect(200);
     assert_eq!(watcher.words(3), ["claimed w1 d", "lost w1", "lost w1 d"]);
 }
 
 #[test]
-fn who_comes_back_gets_exactly_what_it_missed() {
+fn a_reconnecting_watcher_gets_exactly_what_it_missed() {
     let (_dir, server, mut client) = with_pool(1);
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     watcher.event();
@@ -177,7 +177,7 @@ fn who_comes_back_gets_exactly_what_it_missed() {
         .collect();
     let seen: Vec<Value> = (0..7).map(|_| watcher.event()).collect();
     drop(watcher);
-    // By the header as a browser does, which stands above the address; or by the address.
+    // By the header as a browser does, which takes precedence over the address; or by the address.
     let from = position(&seen[6]);
     let header = format!("Last-Event-ID: {from}\r\n");
     let first = position(&seen[0]);
@@ -190,18 +190,18 @@ fn who_comes_back_gets_exactly_what_it_missed() {
             assert_eq!(event["fence"], fences[i / 2]);
         }
     }
-    // Those who follow two threads of events at once see the same.
+    // Two watchers of two event streams see the same.
     let last = Watcher::open(server.address, EVENTS, "").event();
     assert_eq!(position(&last).split_once('-').unwrap().1, "40");
 }
 
 #[test]
-fn beyond_the_ring_and_beyond_a_restart_it_is_told_what_it_missed() {
+fn a_watcher_beyond_the_event_buffer_or_a_restart_learns_what_it_missed() {
     let (dir, server, mut client) = with_pool(10);
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     let started = position(&watcher.event());
     drop(watcher);
-    // Ten claims and ten releases a round, in two calls.
+    // Ten claims and ten releases in each round, in two calls.
     let items: Vec<Value> = (0..10).map(|i| claim(&format!("k{i}"), &format!("w{i}"))).collect();
     let rounds = limits::WATCH_EVENTS_MAX / 20 + 5;
     for round in 0..rounds {
@@ -231,7 +231,7 @@ fn beyond_the_ring_and_beyond_a_restart_it_is_told_what_it_missed() {
 }
 
 #[test]
-fn bad_positions_are_refused_and_watchers_are_bounded() {
+fn invalid_positions_are_rejected_and_watchers_are_limited() {
     let (_dir, server, mut client) = with_pool(1);
     client.get("/v1/pools/ns/none/events").expect_error(404, "NOT_FOUND", None, None);
     for from in ["", "x", "1-", "1-2-3", "-1-1"] {
@@ -252,25 +252,25 @@ fn bad_positions_are_refused_and_watchers_are_bounded() {
     let watching = format!(r#"hotpool_watchers{{pool="ns/warm"}} {}"#, limits::POOL_WATCHERS_MAX);
     assert!(client.get("/metrics").text().contains(&watching), "{}", client.get("/metrics").text());
     let early = format!("{EVENTS}?from={epoch}-1");
-    // Who leaves makes room.
+    // A watcher that leaves makes space for another.
     watchers.truncate(1);
     let begun = Instant::now();
     let refused = loop {
-        // A watcher is seen to be gone when it is written to.
+        // A closed watcher is noticed by the next write.
         let fence = take(&mut client, "k", "w0");
         release(&mut client, "k", &fence);
         let answer = client.get("/metrics");
         if answer.text().contains("hotpool_watchers{pool=\"ns/warm\"} 1\n") {
             break client.get(&format!("{EVENTS}?from={epoch}-99999999"));
         }
-        assert!(begun.elapsed() < PATIENCE, "{}", answer.text());
+        assert!(begun.elapsed() < TIMEOUT, "{}", answer.text());
     };
     refused.expect_error(400, "INVALID_ARGUMENT", None, Some("from"));
     drop(Watcher::open(server.address, &early, ""));
 }
 
 #[test]
-fn a_stop_and_the_end_of_the_pool_end_the_stream() {
+fn a_shutdown_and_the_end_of_the_pool_end_the_stream() {
     let (_dir, server, mut client) = with_pool(1);
     client.put("/v1/pools/ns/other", &json!({"shards": 1})).expect(201);
     let mut other = Watcher::open(server.address, "/v1/pools/ns/other/events", "");
@@ -278,7 +278,7 @@ fn a_stop_and_the_end_of_the_pool_end_the_stream() {
     assert_eq!((words(&other.event()), words(&warm.event())), ("started".to_owned(), "started".to_owned()));
     client.delete("/v1/pools/ns/other").expect(200);
     // The last chunk of the body ends it.
-    other.0.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    other.0.get_ref().set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut rest = String::new();
     while other.0.read_line(&mut rest).unwrap() > 0 && !rest.ends_with("0\r\n") {}
     assert!(rest.ends_with("0\r\n"), "{rest:?}");
@@ -288,7 +288,7 @@ fn a_stop_and_the_end_of_the_pool_end_the_stream() {
 }
 
 #[test]
-fn who_does_not_read_is_dropped_and_holds_nobody_up() {
+fn a_client_that_does_not_read_is_dropped_and_blocks_nobody() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1000"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -313,7 +313,7 @@ fn who_does_not_read_is_dropped_and_holds_nobody_up() {
         if client.get("/metrics").text().contains("hotpool_watchers{pool=\"ns/warm\"} 1\n") {
             break;
         }
-        assert!(begun.elapsed() < 2 * PATIENCE, "the one who does not read is still there");
+        assert!(begun.elapsed() < 2 * TIMEOUT, "the one who does not read is still there");
     }
 }
 
@@ -380,7 +380,7 @@ async fn grpc_tells_the_same() {
 }
 
 #[test]
-fn the_command_writes_a_line_an_event() {
+fn the_command_writes_one_line_for_each_event() {
     let (_dir, server, mut client) = with_pool(1);
     let watch = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));

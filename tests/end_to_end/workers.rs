@@ -26,7 +26,7 @@ fn a_worker_is_registered_replaced_read_and_deleted() {
     );
     client.put(WORKER, &spec).expect(200);
     assert_eq!(client.get(WORKER).expect(200)["worker"]["claims"], json!([]));
-    // No body at all is a worker with nothing but its id.
+    // Without a body the worker has only its id.
     assert_eq!(client.request("PUT", "/v1/pools/ns/warm/workers/w1", b"").expect(201)["worker"]["capacity"], json!({}));
     assert_eq!(client.delete(WORKER).expect(200), json!({}));
     client.get(WORKER).expect_error(404, "NOT_FOUND", None, None);
@@ -47,7 +47,7 @@ fn a_busy_worker_shows_its_claim() {
 }
 
 #[test]
-fn a_bad_registration_harms_no_other() {
+fn an_invalid_registration_affects_no_other() {
     let (_dir, _server, mut client) = with_pool(0);
     let batch = br#"{"workers":[{"id":"a"},{"id":"b","capacity":{"slots":-1}},{"id":"c","disk":1},{},7,
         {"id":""},{"id":"d","capacity":{"gpu":{"model":"A10","count":65}}},{"id":"e","node":"n"}]}"#;

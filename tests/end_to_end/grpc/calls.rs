@@ -37,7 +37,7 @@ async fn pools_are_put_shown_listed_and_deleted() {
     assert_eq!((pool.namespace.as_str(), pool.name.as_str(), said), ("ns", "warm", filled));
     assert_eq!(pool.shards.len(), 2);
     assert!(pool.shards.iter().all(|shard| shard.state() == ShardState::Serving), "{pool:?}");
-    // Left out: the defaults, as over HTTP.
+    // Omitted fields get their defaults, as over HTTP.
     let again = link.pools.put_pool(put_pool("warm", PoolSpec { shards: Some(2), ..PoolSpec::default() })).await;
     let again = again.unwrap().into_inner();
     let spec = again.pool.unwrap().spec.unwrap();
@@ -124,7 +124,7 @@ async fn workers_are_registered_shown_listed_and_deleted() {
 }
 
 #[tokio::test]
-async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
+async fn c03_c05_a_claim_is_created_repeated_confirmed_and_released() {
     let (_dir, server, _http) = with_pool(2);
     let mut link = Link::open(server.address).await;
     let request = TakeClaimRequest { reserve_ms: Some(20_000), affinity: Some("fn".into()), ..take("a") };
@@ -138,7 +138,7 @@ async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
     assert!(!again.created);
     let again = again.claim.unwrap();
     assert_eq!((again.fence, &again.worker), (claim.fence, &claim.worker));
-    // Another tenant, another claim; no key, a new one; no reservation, active.
+    // Another tenant makes another claim; without a key a new one; without a reservation an active one.
     let other = TakeClaimRequest { tenant: Some("acme".into()), key: None, reserve_ms: Some(0), ..take("") };
     let other = link.claims.take_claim(other).await.unwrap().into_inner().claim.unwrap();
     assert_eq!((other.tenant.as_str(), other.state()), ("acme", ClaimState::Active));
@@ -185,7 +185,7 @@ async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
 }
 
 #[tokio::test]
-async fn b01_a_bad_item_of_a_batch_harms_no_other() {
+async fn b01_an_invalid_item_of_a_batch_affects_no_other() {
     let (_dir, server, _http) = with_pool(2);
     let mut link = Link::open(server.address).await;
     let items = vec![
@@ -215,12 +215,12 @@ async fn b01_a_bad_item_of_a_batch_harms_no_other() {
         (Code::NotFound as i32, Reason::Unspecified, ""),
     ];
     assert_eq!(said, expected.map(|(code, reason, field)| (code, reason, field.to_owned())));
-    // The pool is full now: so is what the next item hears.
+    // The pool is full now, so the next item fails.
     let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items: vec![take("g")] };
     let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
     let Some(Taken::Error(error)) = &items[0].outcome else { panic!("{items:?}") };
     assert_eq!((error.code, error.reason()), (Code::ResourceExhausted as i32, Reason::PoolExhausted));
-    // And none at all is no mistake.
+    // An empty batch is valid.
     let none = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items: Vec::new() };
     assert!(link.claims.batch_take_claims(none).await.unwrap().into_inner().items.is_empty());
 }

@@ -43,7 +43,7 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
     let pool = updated.pool.unwrap();
     assert_eq!((Some(pool.version), pool.shards.len()), (after["version"].as_u64(), 2));
     assert_eq!(pool.spec.unwrap().reserve_ms(), 7);
-    // Left out of the specification and named: the default.
+    // Named in the mask and omitted from the specification: the default.
     link.pools.update_pool(update(PoolSpec::default(), &["reserve_ms", "policy"], None)).await.unwrap();
     let spec = http.get("/v1/pools/ns/warm").expect(200)["pool"]["spec"].take();
     assert_eq!(
@@ -82,7 +82,7 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_release_says_whether_the_key_held_a_claim() {
+async fn a_release_reports_whether_the_key_had_a_claim() {
     let (_dir, server, _http) = crate::server::with_pool(1);
     let mut link = Link::open(server.address).await;
     let fence = link.claims.take_claim(super::link::take("a")).await.unwrap().into_inner().claim.unwrap().fence;

@@ -1,4 +1,4 @@
-//! Waiting, quotas and demand over gRPC.
+//! Queued claims, quotas and demand over gRPC.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn waits(key: &str, wait_ms: u64) -> TakeClaimRequest {
     TakeClaimRequest { wait_ms: Some(wait_ms), reserve_ms: Some(0), ..take(key) }
 }
 
-/// What the key waits for, as soon as it does.
+/// Returns the queued claim of a key, once it is queued.
 async fn waiting(link: &mut Link, key: &str) -> Waiting {
     loop {
         let get = GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
@@ -33,7 +33,7 @@ fn begin(link: &Link, request: impl tonic::IntoRequest<TakeClaimRequest>) -> Joi
 }
 
 #[tokio::test]
-async fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
+async fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     link.claims.take_claim(waits("held", 0)).await.unwrap();
@@ -61,7 +61,7 @@ async fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
 }
 
 #[tokio::test]
-async fn q01_a_quota_is_met_waited_for_and_raised() {
+async fn q01_a_quota_is_used_up_waited_for_and_raised() {
     let (_dir, server, _http) = with_pool(3);
     let mut link = Link::open(server.address).await;
     let put = |claims| PutQuotaRequest {
@@ -94,7 +94,7 @@ async fn q01_a_quota_is_met_waited_for_and_raised() {
 }
 
 #[tokio::test]
-async fn a_wait_outlasts_the_services_deadline_and_not_the_callers() {
+async fn a_wait_extends_the_request_timeout_but_not_the_callers_deadline() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -109,15 +109,15 @@ async fn a_wait_outlasts_the_services_deadline_and_not_the_callers() {
     let mut request = Request::new(waits("d", 60_000));
     request.set_timeout(Duration::from_millis(300));
     let status = begin(&link, request).await.unwrap().unwrap_err();
-    // Whoever looks at the clock first: the client's own is CANCELLED.
+    // Either timer may be first: the client's own yields CANCELLED.
     assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&status.code()), "{status:?}");
-    // It has left the line.
+    // The claim has left the queue.
     let get = GetClaimRequest { namespace: "ns".into(), key: "d".into(), tenant: None };
     while link.claims.get_claim(get.clone()).await.is_ok() {}
 }
 
 #[tokio::test]
-async fn a_stop_answers_those_who_wait_at_once() {
+async fn a_shutdown_answers_queued_claims_at_once() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     link.claims.take_claim(waits("held", 0)).await.unwrap();
@@ -131,10 +131,10 @@ async fn a_stop_answers_those_who_wait_at_once() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// Calls that wait take streams of their channel, and leave some for calls that do not: a release is answered beside as
-/// many waiting claims as a channel may hold.
+/// Queued calls occupy streams of their channel and leave some for other calls: a release is answered next to as many
+/// queued claims as a channel may hold.
 #[tokio::test]
-async fn q02_a_release_passes_the_claims_that_wait_on_its_channel() {
+async fn q02_a_release_overtakes_the_queued_claims_of_its_channel() {
     const WAIT: usize = 1_500;
     let (_dir, server, mut http) = with_pool(1);
     let mut link = Link::open(server.address).await;

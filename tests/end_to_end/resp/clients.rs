@@ -1,4 +1,4 @@
-//! Programs that nobody here wrote: `redis-cli`, `redis-benchmark` and the `redis` crate.
+//! Third-party clients: `redis-cli`, `redis-benchmark` and the `redis` crate.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -36,9 +36,9 @@ fn redis_cli_drives_a_claim() {
     assert_eq!(cli(&["--no-raw", "RELEASE", "ns", "a", fence]), "(integer) 1");
     assert!(cli(&["FLUSHALL"]).starts_with("ERR unknown command 'FLUSHALL'"));
     assert!(cli(&["INFO"]).contains("hotpool_version:"));
-    // Its help knows the commands from COMMAND DOCS.
+    // The client's help gets the commands from COMMAND DOCS.
     assert!(cli(&["COMMAND", "DOCS", "CLAIM"]).contains("AFFINITY"));
-    // Its own way of many at once.
+    // The client's own pipelining.
     let repeated = cli(&["-r", "3", "PING"]);
     assert_eq!(repeated.lines().count(), 3);
 }
@@ -54,7 +54,7 @@ fn redis_benchmark_loads_it() {
         assert!(!said.contains("WARNING") && !said.to_lowercase().contains("error"), "{said}");
     }
     assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="claim",outcome="OK"}"#), 20_000);
-    assert!(wire.said("POOLS").contains("reserved 20000"), "every one of them holds a worker");
+    assert!(wire.reply_text("POOLS").contains("reserved 20000"), "every one of them holds a worker");
     let release = ["-c", "50", "-n", "10000", "-P", "16", "-r", "1000", "-q", "RELEASE", "ns", "__rand_int__", "*"];
     let said = program("redis-benchmark", port, &release);
     assert!(said.contains("requests per second"), "{said}");
@@ -101,12 +101,12 @@ fn the_redis_crate_speaks_both_protocols() {
     }
 }
 
-/// What a script that drives a client library of another language prints.
+/// Returns the output of a script that uses a client library of another language.
 fn script(interpreter: &str, arguments: &[&str], port: u16) -> String {
     let output = Command::new(interpreter)
         .args(arguments)
         .env("PORT", port.to_string())
-        // Where Debian puts what its packages bring for Node.
+        // Directory of Debian's packages for Node.
         .env("NODE_PATH", "/usr/share/nodejs:/usr/lib/nodejs")
         .stdin(Stdio::null())
         .output()

@@ -1,17 +1,17 @@
-//! `MULTI` to `EXEC`: all of the commands with their answers, or none of them.
+//! Transactions from `MULTI` to `EXEC`: all commands with their replies, or none of them.
 
 use super::wire::{Wire, frame, metric, text, texts, with_pool};
 use crate::client::Client;
 
 const ABORTED: &str = "-EXECABORT Transaction discarded because of previous errors.";
 
-/// Sends all at once, and reads as many answers.
+/// Sends all commands at once, and reads as many replies.
 fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
     wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
     commands.iter().map(|_| text(&wire.receive())).collect()
 }
 
-/// Keys of all claims that are held.
+/// Returns the keys of all claims that are held.
 fn held(client: &mut Client) -> Vec<String> {
     let page = client.get("/v1/claims?limit=1000").expect(200)["items"].take();
     let mut keys: Vec<_> =
@@ -27,12 +27,12 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "ECHO hi", "CLAIM ns/warm KEY b", "CLAIM ns/warm KEY c"]);
     assert_eq!(said, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
     assert_eq!(held(&mut client), [""; 0], "nothing is carried out before EXEC");
-    let answers = texts(&wire.ask("EXEC"));
+    let answers = texts(&wire.call("EXEC"));
     assert!(answers[0].starts_with("[a ") && answers[2].starts_with("[b "), "{answers:?}");
     assert_eq!((&*answers[1], answers.len()), ("hi", 4));
     assert_eq!(answers[3], "-NOCAPACITY pool_exhausted no worker that the request allows is free");
-    // Nothing is left of it on the connection.
-    assert_eq!(wire.said("EXEC"), "-ERR EXEC without MULTI");
+    // The connection keeps nothing of it.
+    assert_eq!(wire.reply_text("EXEC"), "-ERR EXEC without MULTI");
     let said = all(
         &mut wire,
         &[
@@ -55,7 +55,7 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
 }
 
 #[test]
-fn c14_a_refused_command_discards_the_transaction() {
+fn c14_a_rejected_command_discards_the_transaction() {
     let (_dir, _server, mut client, mut wire) = with_pool(3);
     for wrong in ["SET a b", "CLAIM", "CLAIM ns/warm TTL soon", "RELEASE ns a", "CONFIRM ns a *", "MULTI x"] {
         let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", wrong, "CLAIM ns/warm KEY b", "EXEC"]);
@@ -67,26 +67,26 @@ fn c14_a_refused_command_discards_the_transaction() {
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "DISCARD", "EXEC"])[2..],
         ["OK", "-ERR EXEC without MULTI"]
     );
-    assert_eq!(wire.said("DISCARD"), "-ERR DISCARD without MULTI");
+    assert_eq!(wire.reply_text("DISCARD"), "-ERR DISCARD without MULTI");
     assert_eq!(
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "RESET", "EXEC"])[2..],
         ["RESET", "-ERR EXEC without MULTI"]
     );
     assert_eq!(held(&mut client), [""; 0]);
     assert_eq!(all(&mut wire, &["MULTI", "EXEC"]), ["OK", "[]"]);
-    // An error of the protocol ends it all.
+    // A protocol error ends all of it.
     wire.send(&[frame("MULTI"), frame("CLAIM ns/warm KEY a"), b"*1\r\n:1\r\n".to_vec()].concat());
     assert!(wire.rest().contains("Protocol error"));
     assert_eq!(held(&mut client), [""; 0]);
 }
 
 #[test]
-fn c14_nested_and_watched_transactions_are_answered_as_redis_does() {
+fn c14_nested_and_watched_transactions_are_answered_as_by_redis() {
     let (_dir, _server, mut client, mut wire) = with_pool(3);
     let said = all(&mut wire, &["MULTI", "MULTI", "WATCH a", "UNWATCH", "CLAIM ns/warm KEY a", "EXEC"]);
     assert_eq!(said[1..4], ["-ERR MULTI calls can not be nested", "-ERR WATCH inside MULTI is not allowed", "QUEUED"]);
     assert!(said[5].starts_with("[OK [a "), "{said:?}");
-    // Whoever watched something would not want this to be carried out unwatched.
+    // A client that watches something does not want this to be executed unwatched.
     let said =
         all(&mut wire, &["WATCH a", "MULTI", "CLAIM ns/warm KEY b", "EXEC", "MULTI", "CLAIM ns/warm KEY b", "EXEC"]);
     assert!(said[0].starts_with("-ERR WATCH "), "{said:?}");
@@ -109,9 +109,9 @@ fn c14_a_transaction_that_is_not_executed_changes_nothing() {
     assert_eq!(held(&mut client), [""; 0]);
 }
 
-/// Byte by byte, as lines, in both protocols, and from a connection that has moved to another thread meanwhile.
+/// Sent byte by byte, inline, in both protocol versions, and on a connection that has moved to another thread.
 #[test]
-fn c14_a_transaction_may_come_in_any_way() {
+fn c14_a_transaction_may_be_sent_in_any_form() {
     let (_dir, server, _client, mut wire) = with_pool(8);
     let bytes =
         [frame("HELLO 3"), frame("MULTI"), frame("CLAIM ns/warm KEY a"), b"ECHO hi\r\n\r\n".to_vec(), frame("EXEC")]
@@ -125,7 +125,7 @@ fn c14_a_transaction_may_come_in_any_way() {
         said[3].starts_with("[{key=a ") && said[3].contains(" node=nil created_at_ms=") && said[3].ends_with("} hi]"),
         "{said:?}"
     );
-    // The protocol changes where the transaction says so.
+    // The protocol version changes at its command in the transaction.
     let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "HELLO 2", "CLAIM ns/warm KEY a", "EXEC"]);
     assert!(said[4].starts_with("[{key=a ") && said[4].contains("] [a "), "{said:?}");
     let mut deep = Wire::connect(server.resp.unwrap());
@@ -133,10 +133,10 @@ fn c14_a_transaction_may_come_in_any_way() {
     for _ in 0..20 {
         assert_eq!(all(&mut deep, &["PING"; 8]), ["QUEUED"; 8]);
     }
-    let answers = texts(&deep.ask("EXEC"));
+    let answers = texts(&deep.call("EXEC"));
     assert!(answers[0].starts_with("[b "), "{answers:?}");
     assert_eq!(answers[1..], ["PONG"; 160]);
-    assert_eq!(deep.said("CLIENT GETNAME"), "me");
+    assert_eq!(deep.reply_text("CLIENT GETNAME"), "me");
 }
 
 #[test]
@@ -158,15 +158,15 @@ fn c14_a_transaction_is_bounded() {
     let said = all(&mut wire, &commands);
     assert_eq!((&*said[69], &*said[71]), ("QUEUED", ABORTED));
     assert!(said[70].starts_with("-ERR a transaction has at most "), "{}", said[70]);
-    assert_eq!(wire.said("PING"), "PONG");
+    assert_eq!(wire.reply_text("PING"), "PONG");
 }
 
-/// As in Redis nothing blocks within a transaction: what was granted before would grow old in an array that is not complete.
+/// As in Redis nothing blocks within a transaction: earlier replies would grow stale in an incomplete array.
 #[test]
 fn c14_no_command_waits_within_a_transaction() {
     let (_dir, server, mut client, mut wire) = with_pool(1);
     let mut other = Wire::connect(server.resp.unwrap());
-    assert!(other.said("CLAIM ns/warm KEY held").starts_with("[held "));
+    assert!(other.reply_text("CLAIM ns/warm KEY held").starts_with("[held "));
     wire.send(
         &["MULTI", "PING", "CLAIM ns/warm KEY a WAIT 60000", "CLAIMS 1 ns/warm KEYS b WAIT 60000", "EXEC"]
             .map(frame)
@@ -176,15 +176,15 @@ fn c14_no_command_waits_within_a_transaction() {
     let full = "-NOCAPACITY pool_exhausted no worker that the request allows is free";
     assert_eq!(said[4], format!("[PONG {full} [{full}]]"));
     assert_eq!(metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#), 0);
-    assert_eq!(other.said("RELEASE ns held *"), "1");
-    assert!(other.said("CLAIM ns/warm KEY d").starts_with("[d "));
+    assert_eq!(other.reply_text("RELEASE ns held *"), "1");
+    assert!(other.reply_text("CLAIM ns/warm KEY d").starts_with("[d "));
 }
 
-/// A refusal of one command must not leave the next with another meaning.
+/// A rejected command must not change the meaning of the next.
 #[test]
-fn c14_a_client_that_wants_no_answers_is_not_served() {
+fn c14_a_client_that_disables_replies_is_not_served() {
     let (_dir, server, mut client, mut wire) = with_pool(1);
-    assert_eq!(wire.said("CLIENT REPLY ON"), "OK");
+    assert_eq!(wire.reply_text("CLIENT REPLY ON"), "OK");
     for mode in ["OFF", "SKIP"] {
         let mut wire = Wire::connect(server.resp.unwrap());
         wire.send(&[frame(&format!("CLIENT REPLY {mode}")), frame("CLAIM ns/warm KEY a")].concat());
